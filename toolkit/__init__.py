@@ -1,0 +1,1 @@
+"""The library: everything a process is wired from. Knows nothing of jobs or extensions."""

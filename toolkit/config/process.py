@@ -1,0 +1,64 @@
+"""What every process section can tell the program before any heavy import: the `ProcessConfig` contract.
+
+`--dry-run` and validation use only this. A drop-in's `get_config()` may return any pydantic model;
+one that extends `ProcessConfig` can also check the file system and print a plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.config.base import Key, StrictModel
+
+
+@dataclass(frozen=True)
+class JobContext:
+    """What a section may know of the job it stands in."""
+
+    name: str
+    """The job's name."""
+
+    earlier_outputs: frozenset[Path] = frozenset()
+    """Resolved folders that earlier processes of this job will write (a model, say): not missing, only later."""
+
+
+@dataclass(frozen=True)
+class Finding:
+    """A mistake found by a section's `check`: where in the section, and what to do about it."""
+
+    key: Key
+    """Path from the section, such as ("datasets", 0, "folder_path")."""
+
+    message: str
+
+
+class ProcessConfig(StrictModel):
+    """One entry of `config.process`."""
+
+    type: str
+    """Which process runs: the uid of an extension."""
+
+    name: str | None = None
+    """Name of this process, unique within the job; its files then go to `<job>/<name>/`."""
+
+    def display_name(self, job: JobContext) -> str:
+        """The process's name, or the job's."""
+        return self.name or job.name
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """Folders that this process writes and that a later process may read."""
+        return frozenset()
+
+    def run_folder(self, job: JobContext) -> Path | None:
+        """The folder of run files this process owns alone, if it owns one."""
+        return None
+
+    def check(self, job: JobContext) -> Iterable[Finding]:
+        """Mistakes that need the file system or several keys to see. Fast: no image is opened."""
+        return ()
+
+    def plan(self, job: JobContext):
+        """What a run would do, as a `toolkit.data.plan.RunPlan`, or None. May scan the dataset; writes nothing."""
+        return None

@@ -1,0 +1,322 @@
+"""What the rooms of the toolkit exchange: small frozen dataclasses and two abstract classes.
+
+Torch is named for the type checker only, so that planning a run never imports it.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 8),
+L text tokens, D text embedding width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+
+class Size(NamedTuple):
+    """Width and height; pixels unless said otherwise."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True)
+class CaptionRules:
+    """What happens to a caption each time it is used; everything else is done once, at the scan."""
+
+    dropout_rate: float = 0.0
+    """Probability in [0, 1] that the caption of one use is empty."""
+
+    shuffle_tokens: bool = False
+    """Shuffle the comma-separated parts, drawn anew per use."""
+
+    keep_tokens: int = 0
+    """Leading parts that `shuffle_tokens` leaves in place (a prepended trigger word is not a part)."""
+
+    trigger: str = ""
+    """Trigger word the caption starts with after injection, or empty: it is never moved."""
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One image of a dataset with all that belongs to it. Paths and numbers only, no pixels."""
+
+    image: Path
+    caption: str
+    """With the trigger word in place; empty when there is none."""
+
+    repeats: int
+    """How often the image is used in one epoch, per size; at least 1."""
+
+    size: Size
+    """Pixels of the image after EXIF rotation."""
+
+    folder: str
+    """The folder that holds the image, as the user wrote it (a subfolder appended with /)."""
+
+    controls: tuple[Path, ...] = ()
+    """0 to 3 reference images in slot order."""
+
+    rules: CaptionRules = CaptionRules()
+    mask: Path | None = None
+    loss_weight: float = 1.0
+    background: str = "white"
+    """Colour that transparent pixels of the image and its references are composited on."""
+
+
+@dataclass(frozen=True)
+class Crop:
+    """How an image reaches its bucket: resized to `scaled`, then cut to `bucket` at (left, top)."""
+
+    scaled: Size
+    left: int
+    top: int
+    bucket: Size
+
+
+@dataclass(frozen=True)
+class Item:
+    """One image at one training size."""
+
+    sample: Sample
+    crop: Crop
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which items form one micro-batch; a pure function of (seed, epoch, batch size)."""
+
+    epoch: int
+    """Counted from 0."""
+
+    items: tuple[int, ...]
+    """Indices into the list of items, all of one bucket."""
+
+    positions: tuple[int, ...]
+    """Index of each use in the epoch's global order: with the epoch, the key of all its draws."""
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Text embeddings of a batch, padded at the end to the longest."""
+
+    embeds_BLD: Tensor
+    lengths: tuple[int, ...]
+    """Valid tokens of each item."""
+
+    def mask_BL(self) -> Tensor | None:
+        """True on valid tokens, or None when nothing is padded: a mask would rule out the fast kernels."""
+        import torch
+
+        if all(length == self.embeds_BLD.shape[1] for length in self.lengths):
+            return None
+        token_L = torch.arange(self.embeds_BLD.shape[1], device=self.embeds_BLD.device)
+        lengths_B = torch.tensor(self.lengths, device=self.embeds_BLD.device)
+        return token_L[None, :] < lengths_B[:, None]
+
+    def select(self, rows: Sequence[int]) -> PromptEmbeds:
+        """The given items, padded only as far as the longest of them."""
+        lengths = tuple(self.lengths[row] for row in rows)
+        return PromptEmbeds(self.embeds_BLD[list(rows), : max(lengths)], lengths)
+
+    @staticmethod
+    def stack(embeds_LD: Sequence[Tensor]) -> PromptEmbeds:
+        """Unpadded embeddings of single prompts as one batch."""
+        from torch.nn.utils.rnn import pad_sequence
+
+        padded_BLD = pad_sequence(list(embeds_LD), batch_first=True)
+        return PromptEmbeds(padded_BLD, tuple(len(embed_LD) for embed_LD in embeds_LD))
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What one micro-step trains on: items of one target size, everything already encoded."""
+
+    latents_BCHW: Tensor
+    """Normalised latents of the targets."""
+
+    prompts: PromptEmbeds
+    references: tuple[tuple[Tensor, ...], ...]
+    """For each item 0 to 3 latents [C, h, w], each of its own size."""
+
+    spec: BatchSpec
+    names: tuple[str, ...]
+    """The image file of each item, for messages."""
+
+    loss_weight_B: Tensor
+    loss_mask_B1HW: Tensor | None = None
+    """Weight of each latent pixel in the loss, in [0, 1]; None weighs all alike."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+
+# ---------------------------------------------------------------- models
+
+
+@dataclass(frozen=True)
+class DynamicShift:
+    """The sampler's resolution-dependent time shift, as diffusers' FlowMatchEulerDiscreteScheduler names it."""
+
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 8192
+    base_shift: float = 0.5
+    max_shift: float = 0.9
+    shift_terminal: float | None = 0.02
+
+
+class ModelAdapter(ABC):
+    """One model family behind one interface. Nothing outside `toolkit/models` knows which it is."""
+
+    dynamic_shift: DynamicShift
+    network_module: torch.nn.Module
+    """The module that is trained or carries the adapter (the transformer); absent until loaded."""
+
+    @abstractmethod
+    def identity(self, part: str) -> str:
+        """What decides the result of encoding: a hash of the weights and settings of `vae` or `text_encoder`."""
+
+    @abstractmethod
+    def reference_size(self, image: Size, target: Size) -> Size:
+        """Pixels a reference of size `image` is resized to before `encode_images`, for a target of this size."""
+
+    @abstractmethod
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] [B, 3, 8H, 8W] to normalised latents [B, C, H, W]. Deterministic (the mean)."""
+
+    @abstractmethod
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """The inverse: float32 pixels [B, 3, 8H, 8W], clamped to [-1, 1]."""
+
+    @abstractmethod
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        """Embeddings [L, D] of one prompt seen with 0 to 3 RGB pictures of any size."""
+
+    @abstractmethod
+    def predict_velocity(
+        self,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        """Velocity [B, C, H, W] (noise - image) at noise fraction t in [0, 1], 1 = pure noise."""
+
+    @abstractmethod
+    def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance as this family's own pipeline combines the two velocities."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The repeated blocks, in order: the unit of quantization, checkpointing, compiling and swapping."""
+
+    @abstractmethod
+    def lora_targets(self) -> Sequence[str]:
+        """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
+
+    @abstractmethod
+    def drop_encoders(self, keep: Iterable[str] = ()) -> None:
+        """Frees the encoders that training no longer needs; `keep` names parts that stay."""
+
+
+# ---------------------------------------------------------------- training
+
+
+class Network(ABC):
+    """What is trained: an adapter on a frozen model, or the model itself."""
+
+    @abstractmethod
+    def attach(self, model: torch.nn.Module) -> None:
+        """Adds the trainable weights to `model`; the rest of it is frozen. A no-op on its output."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Trainable float32 parameters by a name that is stable across runs."""
+
+    @abstractmethod
+    def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`weights` (as named by `parameters`) under the names of the file format that users take away."""
+
+
+@dataclass
+class TrainState:
+    """Everything a resume needs that is not a tensor. Only the loop changes it."""
+
+    step: int = 0
+    """Optimizer steps done."""
+
+    epoch: int = 0
+    """Epoch of the next micro-batch, counted from 0."""
+
+    batch: int = 0
+    """Index of the next micro-batch in that epoch."""
+
+    samples: int = 0
+    """Samples trained on, repeats included."""
+
+    skipped: int = 0
+    """Optimizer steps skipped because the loss was not finite."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """What a hook asks to find again after a resume, by the hook's name; JSON values only."""
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What a `TrainStep` returns: one loss per sample and role, and numbers worth logging."""
+
+    by_role: dict[str, Tensor]
+    """Role -> differentiable float32 losses [B]."""
+
+    stats: dict[str, float] = field(default_factory=dict)
+    """Means over the batch, such as t_mean."""
+
+
+class TrainStep(Protocol):
+    """The mathematics of one micro-batch. The loop calls it and knows nothing else of the model."""
+
+    def __call__(self, batch: Batch) -> StepLosses: ...
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, as hooks see it."""
+
+    step: int
+    """Number of the step just done, from 1."""
+
+    epoch: int
+    """Epoch the step's last micro-batch belongs to, counted from 0."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+    samples: int
+    """Samples trained on since the run began."""
+
+    step_s: float
+    """Wall seconds since the previous optimizer step ended; saving and sampling excluded."""
+
+    data_s: float
+    """Of these, seconds spent waiting for batches."""
+
+    stats: dict[str, float]
+    skipped: bool = False
+    """The loss was not finite: nothing was learned in this step."""
+
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, done, total) by long work that is not training."""

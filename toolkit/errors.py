@@ -1,0 +1,73 @@
+"""What can go wrong in a way the user can act on, and the exit code that says so.
+
+`UserError` is shown as its message alone, `RunError` too; any other exception is a bug and
+keeps its traceback. `Stopped` is not an error: it carries the signal that ended the program.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+
+EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE = 0, 1, 2
+EXIT_SIGINT, EXIT_SIGTERM = 130, 75
+
+
+class UserError(Exception):
+    """The input (config, dataset, extension) is wrong; nothing expensive has started. Exit code 2."""
+
+    exit_code = EXIT_MISTAKE
+
+
+class RunError(Exception):
+    """The run cannot go on, for a reason the message explains. Exit code 1."""
+
+    exit_code = EXIT_FAILURE
+
+
+class Stopped(BaseException):
+    """A signal asked the program to end. Not an `Exception`, so that no handler swallows it."""
+
+    def __init__(self, exit_code: int) -> None:
+        super().__init__(f"stopped, exit code {exit_code}")
+        self.exit_code = exit_code
+
+
+@dataclass(frozen=True)
+class Mistake:
+    """One mistake in the user's input, printed as `place: message`."""
+
+    place: str
+    """file:line:column and the dotted key for a config, a path for a dataset."""
+
+    message: str
+    """The value that was found and what to write instead."""
+
+    def __str__(self) -> str:
+        return f"{self.place}: {self.message}"
+
+
+class InputErrors(UserError):
+    """All mistakes found in one pass over the input, one line each."""
+
+    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+        super().__init__("\n".join(str(mistake) for mistake in mistakes))
+        self.mistakes = tuple(mistakes)
+
+
+class ConfigErrors(InputErrors):
+    """Mistakes in a config file."""
+
+
+class DataErrors(InputErrors):
+    """Mistakes in a dataset: every offending file, not only the first."""
+
+
+def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> str:
+    """The remedy for an unknown name: the nearest known one, then (with `list_all`) all of them."""
+    known = sorted(known)
+    close = get_close_matches(str(name), known, n=1)
+    hint = f"Did you mean {close[0]!r}? " if close else ""
+    listing = f"Known names: {', '.join(known)}." if list_all or not close else ""
+    return (hint + listing).strip()

@@ -1,0 +1,23 @@
+"""Tables from a name in the YAML to "module:attribute"; a module is imported only when its name is used."""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+from toolkit.errors import UserError, did_you_mean
+
+
+class Registry(dict[str, str]):
+    """Maps a name to "module:attribute". `what` names the kind of thing in error messages."""
+
+    def __init__(self, what: str, entries: dict[str, str]) -> None:
+        super().__init__(entries)
+        self.what = what
+
+    def load(self, name: str) -> Any:
+        """The object behind `name`. Raises UserError with a did-you-mean when the name is unknown."""
+        if name not in self:
+            raise UserError(f"unknown {self.what} {name!r}. {did_you_mean(name, self)}")
+        module_path, attribute = self[name].split(":")
+        return getattr(import_module(module_path), attribute)
