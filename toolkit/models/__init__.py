@@ -1,0 +1,1 @@
+"""Model families, each a folder behind `toolkit.contracts.ModelAdapter`. Light: imports no torch."""

@@ -1,0 +1,87 @@
+"""Which model families exist and how to tell which one a model folder holds. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from toolkit.errors import UserError, did_you_mean
+from toolkit.registry import Registry
+
+
+@dataclass(frozen=True)
+class ModelFamily:
+    """The facts about a family that planning needs before anything is loaded."""
+
+    arch: str
+    """Its name in `model.arch`."""
+
+    adapter: str
+    """Name of its adapter in `ADAPTERS`."""
+
+    size_multiple: int
+    """Training widths and heights are multiples of this many pixels."""
+
+    max_references: int
+    """Reference images one item may have."""
+
+    estimate: str
+    """Name of its entry in `ESTIMATES`."""
+
+
+FAMILIES = {
+    "qwen_image_edit_plus": ModelFamily(
+        arch="qwen_image_edit_plus",
+        adapter="qwen_edit",
+        size_multiple=32,
+        max_references=3,
+        estimate="qwen_edit",
+    ),
+}
+
+ADAPTERS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.adapter:QwenEditAdapter"})
+ESTIMATES = Registry("model estimate", {"qwen_edit": "toolkit.models.qwen_edit.estimate:estimate"})
+
+ARCH_OF_PIPELINE = {
+    "QwenImageEditPlusPipeline": "qwen_image_edit_plus",
+    "QwenImageEditPipeline": "qwen_image_edit",
+    "QwenImagePipeline": "qwen_image",
+}
+"""`_class_name` in a model folder's model_index.json -> arch."""
+
+DEFAULT_ARCH = "qwen_image_edit_plus"
+
+
+class ModelSection(Protocol):
+    """The keys of the `model:` section that decide the family."""
+
+    name_or_path: str
+    arch: str | None
+
+
+def arch_of_folder(folder: Path) -> str | None:
+    """The arch a local diffusers folder says it is, or None when it holds no model_index.json."""
+    index = folder / "model_index.json"
+    if not index.is_file():
+        return None
+    class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    if class_name not in ARCH_OF_PIPELINE:
+        raise UserError(f"{index}: pipeline {class_name!r} is not a model family this program trains.")
+    return ARCH_OF_PIPELINE[class_name]
+
+
+def family_for(model: ModelSection) -> ModelFamily:
+    """The family of a `model:` section, from the model's own files or from `arch`.
+
+    Raises UserError when the two contradict each other or the family is not supported.
+    """
+    found = arch_of_folder(Path(model.name_or_path).expanduser())
+    wanted = model.arch
+    if found and wanted and found != wanted:
+        raise UserError(f"model.arch: {wanted!r}, but the files in {model.name_or_path} are {found!r}. Remove arch.")
+    arch = found or wanted or DEFAULT_ARCH
+    if arch not in FAMILIES:
+        raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
+    return FAMILIES[arch]

@@ -1,0 +1,219 @@
+"""`ModelAdapter` for Qwen-Image-Edit-2509 (and 2511, which differs only in its config files).
+
+Parts are loaded when they are first used and dropped when training no longer needs them.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 8), F frames (1),
+S tokens, P token width, L text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import nn
+
+from toolkit.contracts import ModelAdapter, PromptEmbeds, Size
+from toolkit.errors import RunError
+from toolkit.models.qwen_edit import loading, prompts, sizes
+from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+LINEARS_OF_A_BLOCK = (
+    "attn.to_q",
+    "attn.to_k",
+    "attn.to_v",
+    "attn.to_out.0",
+    "attn.add_q_proj",
+    "attn.add_k_proj",
+    "attn.add_v_proj",
+    "attn.to_add_out",
+    "img_mlp.net.0.proj",
+    "img_mlp.net.2",
+    "txt_mlp.net.0.proj",
+    "txt_mlp.net.2",
+    "img_mod.1",
+    "txt_mod.1",
+)
+"""The 14 linear layers of one transformer block."""
+
+IDENTITY_PARTS = {"vae": ["vae"], "text_encoder": ["text_encoder", "tokenizer", "processor"]}
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """How a model folder is loaded."""
+
+    folder: Path
+    """A local folder in diffusers layout."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Compute dtype of every part."""
+
+    match_target_res: bool = False
+    """References at the target's pixel area instead of 1024x1024."""
+
+    transform_block: loading.BlockTransform | None = None
+    """Quantizes a transformer block in place."""
+
+    transform_text_block: loading.BlockTransform | None = None
+    """The same for the text encoder's layers."""
+
+    text_variant: str = ""
+    """Names what `transform_text_block` does to the text embeddings, for their cache key."""
+
+
+class QwenEditAdapter(ModelAdapter):
+    """One Qwen-Image-Edit model folder; see `ModelAdapter` for what the methods promise."""
+
+    def __init__(self, options: AdapterOptions) -> None:
+        self.options = options
+        self._parts: dict[str, object] = {}
+
+    # ------------------------------------------------------------ parts, loaded on first use
+
+    @property
+    def network_module(self) -> nn.Module:
+        return self._part("transformer")
+
+    @property
+    def vae(self):
+        return self._part("vae")
+
+    def _part(self, name: str):
+        if name not in self._parts:
+            self._parts[name] = self._load(name)
+        return self._parts[name]
+
+    def _load(self, name: str) -> object:
+        o = self.options
+        try:
+            if name == "transformer":
+                return loading.load_transformer(o.folder, o.dtype, o.device, o.transform_block)
+            if name == "vae":
+                return loading.load_vae(o.folder, o.dtype, o.device)
+            if name == "text_encoder":
+                return loading.load_text_model(o.folder, o.dtype, o.device, o.transform_text_block)
+            if name == "tokenizer":
+                return loading.load_tokenizer(o.folder)
+            return loading.load_image_processor(o.folder)
+        except (OSError, ValueError, KeyError) as error:
+            raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
+
+    def drop_encoders(self, keep: Iterable[str] = ()) -> None:
+        for name in {"vae", "text_encoder", "tokenizer", "processor"} - set(keep):
+            self._parts.pop(name, None)
+        if self.options.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def dynamic_shift(self):
+        return loading.load_dynamic_shift(self.options.folder)
+
+    def identity(self, part: str) -> str:
+        variant = self.options.text_variant if part == "text_encoder" else ""
+        return self._identities[part] + variant
+
+    @cached_property
+    def _identities(self) -> dict[str, str]:
+        return {part: loading.part_identity(self.options.folder, files) for part, files in IDENTITY_PARTS.items()}
+
+    # ------------------------------------------------------------ images
+
+    def reference_size(self, image: Size, target: Size) -> Size:
+        return sizes.reference_size(image, target, self.options.match_target_res)
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        pixels_BCFHW = pixels_BCHW.to(self.options.device, self.options.dtype).unsqueeze(2)
+        latents_BCHW = self.vae.encode(pixels_BCFHW).latent_dist.mode().squeeze(2)
+        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
+        return (latents_BCHW - mean_C11) / std_C11
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
+        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
+        pixels_BCFHW = self.vae.decode((latents_BCHW * std_C11 + mean_C11).unsqueeze(2), return_dict=False)[0]
+        return pixels_BCFHW[:, :, 0].float().clamp(-1, 1)
+
+    def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.vae.config
+        return tuple(like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std))
+
+    # ------------------------------------------------------------ text
+
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        processor = self._part("processor") if references else None
+        inputs = prompts.encoder_inputs(prompt, references, self._part("tokenizer"), processor)
+        return prompts.prompt_embedding(inputs, self._part("text_encoder"))
+
+    # ------------------------------------------------------------ the transformer
+
+    def predict_velocity(
+        self,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        # diffusers computes positions from the first item's shapes, so items of unlike shapes go separately.
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for row, latents in enumerate(references):
+            groups[tuple(image_shapes(latents))].append(row)
+        velocity = [None] * len(x_t_BCHW)
+        for rows in groups.values():
+            of_group = self._predict_group(
+                x_t_BCHW[rows], t_B[rows], prompts.select(rows), [references[row] for row in rows]
+            )
+            for row, velocity_CHW in zip(rows, of_group, strict=True):
+                velocity[row] = velocity_CHW
+        return torch.stack(velocity)
+
+    def _predict_group(
+        self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]
+    ) -> Tensor:
+        """One forward for items that share the target size and every reference size."""
+        to_model = {"device": self.options.device, "dtype": self.options.dtype}
+        height, width = x_t_BCHW.shape[-2:]
+        target_BSP = pack(x_t_BCHW.to(**to_model))
+        slots = [torch.stack(slot_B).to(**to_model) for slot_B in zip(*references, strict=True)]
+        tokens_BSP = torch.cat([target_BSP, *map(pack, slots)], dim=1)
+        mask_BL = prompts.mask_BL()
+        velocity_BSP = self.network_module(
+            hidden_states=tokens_BSP,
+            timestep=t_B.to(**to_model),
+            encoder_hidden_states=prompts.embeds_BLD.to(**to_model),
+            encoder_hidden_states_mask=None if mask_BL is None else mask_BL.to(self.options.device),
+            img_shapes=[image_shapes([x_t_BCHW, *slots])] * len(x_t_BCHW),
+            return_dict=False,
+        )[0]
+        return unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width).float()
+
+    def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+        """Guidance with each token's length restored to the conditional one's.
+
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`, `cond_norm`).
+        """
+        height, width = cond_BCHW.shape[-2:]
+        cond_BSP, uncond_BSP = pack(cond_BCHW), pack(uncond_BCHW)
+        guided_BSP = uncond_BSP + scale * (cond_BSP - uncond_BSP)
+        length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True)
+        return unpack(guided_BSP * length_BS1, height, width)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.network_module.transformer_blocks)
+
+    def lora_targets(self) -> Sequence[str]:
+        return [
+            f"{loading.BLOCKS}.{index}.{name}" for index in range(len(self.blocks())) for name in LINEARS_OF_A_BLOCK
+        ]

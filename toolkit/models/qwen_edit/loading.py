@@ -1,0 +1,181 @@
+"""Reads the parts of a Qwen-Image-Edit folder, each when it is needed; every size comes from its config files.
+
+The transformer is built empty and filled block by block straight from the memory-mapped shards, so that at
+most one block stands in memory in its stored precision while the rest is already quantized.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from accelerate import init_empty_weights
+from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
+from safetensors import safe_open
+from torch import nn
+
+from toolkit.contracts import DynamicShift
+from toolkit.errors import RunError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, Qwen2Tokenizer
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+BlockTransform = Callable[[nn.Module], None]
+"""Changes a filled block in place, such as quantizing its linears."""
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+BLOCKS = "transformer_blocks"
+
+
+def load_transformer(
+    folder: Path, dtype: torch.dtype, device: torch.device, transform_block: BlockTransform | None = None
+) -> QwenImageTransformer2DModel:
+    """The transformer of a model folder, frozen, in `dtype`, on `device`.
+
+    transform_block: called once per transformer block, after its weights are in place.
+    Raises RunError when weights are missing, unknown, or of another shape than config.json says.
+    """
+    part = folder / "transformer"
+    with init_empty_weights(include_buffers=False):
+        model = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(part))
+    with ExitStack() as stack:
+        reader = _ShardReader(part, stack)
+        for index, block in enumerate(model.transformer_blocks):
+            _fill(block, reader, f"{BLOCKS}.{index}.", dtype)
+            if transform_block:
+                transform_block(block)
+            block.to(device)
+        _fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
+    if reader.names:
+        raise RunError(f"{part}: weights that config.json does not account for: {_some(reader.names)}.")
+    return model.to(device).requires_grad_(False).eval()
+
+
+class _ShardReader:
+    """Tensors of a single or sharded safetensors folder by name; each is read once, straight from the map."""
+
+    def __init__(self, folder: Path, stack: ExitStack) -> None:
+        self.folder = folder
+        index = folder / f"{WEIGHTS}.index.json"
+        files = (
+            sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+            if index.is_file()
+            else [WEIGHTS]
+        )
+        missing = [name for name in files if not (folder / name).is_file()]
+        if missing:
+            raise RunError(f"{folder}: missing weight files: {_some(missing)}. Copy or download the model again.")
+        shards = [stack.enter_context(safe_open(folder / name, framework="pt")) for name in files]
+        self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
+        self.names = set(self._shard_of)
+
+    def take(self, name: str) -> torch.Tensor:
+        self.names.discard(name)
+        return self._shard_of[name].get_tensor(name)
+
+
+def _fill(module: nn.Module, reader: _ShardReader, prefix: str, dtype: torch.dtype, skip: str = "\0") -> None:
+    """Gives `module` its weights, copied out of the map in `dtype`; names under `skip` are left alone."""
+    wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(skip)}
+    absent = [prefix + name for name in wanted if prefix + name not in reader.names]
+    if absent:
+        raise RunError(f"{reader.folder}: missing weights: {_some(absent)}. Copy or download the model again.")
+    state = {name: reader.take(prefix + name).to(dtype, copy=True) for name in wanted}
+    for name, tensor in state.items():
+        if tensor.shape != wanted[name].shape:
+            raise RunError(
+                f"{reader.folder}: {prefix}{name} is {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}."
+            )
+    module.load_state_dict(state, strict=False, assign=True)
+
+
+def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> AutoencoderKLQwenImage:
+    """The VAE, frozen."""
+    vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
+    return vae.to(device).requires_grad_(False).eval()
+
+
+def load_text_model(
+    folder: Path, dtype: torch.dtype, device: torch.device, transform_block: BlockTransform | None = None
+) -> PreTrainedModel:
+    """The text encoder with its vision tower and without its language-model head, frozen."""
+    from transformers import Qwen2_5_VLForConditionalGeneration
+
+    part = folder / "text_encoder"
+    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(part, dtype=dtype, local_files_only=True)
+    model = encoder.model
+    if transform_block:
+        for block in model.language_model.layers:
+            transform_block(block)
+    return model.to(device).requires_grad_(False).eval()
+
+
+def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
+    """The tokenizer, from tokenizer.json or from vocab.json and merges.txt."""
+    from transformers import Qwen2Tokenizer
+
+    return Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+
+
+def load_image_processor(folder: Path) -> Qwen2VLImageProcessorPil:
+    """The preprocessing of pictures for the text encoder's vision tower."""
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    return Qwen2VLImageProcessorPil.from_pretrained(folder / "processor", local_files_only=True)
+
+
+def load_dynamic_shift(folder: Path) -> DynamicShift:
+    """The sampler's time shift from scheduler/scheduler_config.json, with diffusers' defaults for absent keys."""
+    config = json.loads((folder / "scheduler" / "scheduler_config.json").read_text(encoding="utf-8"))
+    return DynamicShift(
+        base_image_seq_len=config.get("base_image_seq_len", 256),
+        max_image_seq_len=config.get("max_image_seq_len", 4096),
+        base_shift=config.get("base_shift", 0.5),
+        max_shift=config.get("max_shift", 1.15),
+        shift_terminal=config.get("shift_terminal"),
+    )
+
+
+FULL_HASH_BYTES = 512 * 2**20
+SAMPLE_BYTES = 2**16
+SAMPLES = 256
+
+
+def part_identity(folder: Path, parts: list[str]) -> str:
+    """A hash of the named subfolders' files: what decides the numbers that a part computes.
+
+    Files over 512 MiB are represented by their size, their safetensors header and 256 evenly spaced
+    64 KiB samples: reading 16 GB at each start would cost more than it protects from.
+    """
+    digest = hashlib.sha256()
+    for part in parts:
+        for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):
+            digest.update(f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode())
+            for piece in _pieces(path):
+                digest.update(piece)
+    return digest.hexdigest()
+
+
+def _pieces(path: Path) -> Iterator[bytes]:
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        if size <= FULL_HASH_BYTES:
+            while chunk := file.read(2**20):
+                yield chunk
+            return
+        yield file.read(2**20)
+        for index in range(SAMPLES):
+            file.seek((size - SAMPLE_BYTES) * index // (SAMPLES - 1))
+            yield file.read(SAMPLE_BYTES)
+
+
+def _some(names: object, most: int = 5) -> str:
+    ordered = sorted(names)
+    more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
+    return ", ".join(ordered[:most]) + more
