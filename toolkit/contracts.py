@@ -9,7 +9,8 @@ L text tokens, D text embedding width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
@@ -182,6 +183,7 @@ class ModelAdapter(ABC):
     """One model family behind one interface. Nothing outside `toolkit/models` knows which it is."""
 
     dynamic_shift: DynamicShift
+    latent_channels: int
     network_module: torch.nn.Module
     """The module that is trained or carries the adapter (the transformer); absent until loaded."""
 
@@ -228,6 +230,10 @@ class ModelAdapter(ABC):
         """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
 
     @abstractmethod
+    def use_checkpointing(self, on: bool) -> None:
+        """Whether each block computes its activations again in the backward pass instead of keeping them."""
+
+    @abstractmethod
     def drop_encoders(self, keep: Iterable[str] = ()) -> None:
         """Frees the encoders that training no longer needs; `keep` names parts that stay."""
 
@@ -245,6 +251,11 @@ class Network(ABC):
     @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Trainable float32 parameters by a name that is stable across runs."""
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Inside the block nothing random (dropout) happens; for drawing samples while training goes on."""
+        yield
 
     @abstractmethod
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import ClassVar
 
 from toolkit.config.base import Key, StrictModel
 
@@ -26,7 +27,7 @@ class JobContext:
 
 @dataclass(frozen=True)
 class Finding:
-    """A mistake found by a section's `check`: where in the section, and what to do about it."""
+    """What a section's `check` or `notes` found: where in the section, and what to do about it."""
 
     key: Key
     """Path from the section, such as ("datasets", 0, "folder_path")."""
@@ -36,6 +37,9 @@ class Finding:
 
 class ProcessConfig(StrictModel):
     """One entry of `config.process`."""
+
+    process_types: ClassVar[tuple[str, ...]] = ()
+    """The values of `type:` under which the reference page and the JSON Schema list this section."""
 
     type: str
     """Which process runs: the uid of an extension."""
@@ -57,6 +61,10 @@ class ProcessConfig(StrictModel):
 
     def check(self, job: JobContext) -> Iterable[Finding]:
         """Mistakes that need the file system or several keys to see. Fast: no image is opened."""
+        return ()
+
+    def notes(self, job: JobContext) -> Iterable[Finding]:
+        """What the user should know though it is allowed; each becomes one warning line."""
         return ()
 
     def plan(self, job: JobContext):

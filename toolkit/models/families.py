@@ -19,7 +19,7 @@ class ModelFamily:
     """Its name in `model.arch`."""
 
     adapter: str
-    """Name of its adapter in `ADAPTERS`."""
+    """Its name in `ADAPTERS`, `LINEAR_LAYERS` and `WEIGHTS_BYTES`."""
 
     size_multiple: int
     """Training widths and heights are multiples of this many pixels."""
@@ -27,22 +27,24 @@ class ModelFamily:
     max_references: int
     """Reference images one item may have."""
 
-    estimate: str
-    """Name of its entry in `ESTIMATES`."""
+    def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
+        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's config files alone."""
+        return LINEAR_LAYERS.load(self.adapter)(folder)
+
+    def weights_bytes(self, folder: Path, qtype: str | None) -> int:
+        """Bytes of the trained module in memory, quantized to `qtype` or (None) in 16 bit."""
+        return WEIGHTS_BYTES.load(self.adapter)(folder, qtype)
 
 
 FAMILIES = {
     "qwen_image_edit_plus": ModelFamily(
-        arch="qwen_image_edit_plus",
-        adapter="qwen_edit",
-        size_multiple=32,
-        max_references=3,
-        estimate="qwen_edit",
+        arch="qwen_image_edit_plus", adapter="qwen_edit", size_multiple=32, max_references=3
     ),
 }
 
 ADAPTERS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.adapter:QwenEditAdapter"})
-ESTIMATES = Registry("model estimate", {"qwen_edit": "toolkit.models.qwen_edit.estimate:estimate"})
+LINEAR_LAYERS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:linear_layers"})
+WEIGHTS_BYTES = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:weights_bytes"})
 
 ARCH_OF_PIPELINE = {
     "QwenImageEditPlusPipeline": "qwen_image_edit_plus",
@@ -80,7 +82,9 @@ def family_for(model: ModelSection) -> ModelFamily:
     found = arch_of_folder(Path(model.name_or_path).expanduser())
     wanted = model.arch
     if found and wanted and found != wanted:
-        raise UserError(f"model.arch: {wanted!r}, but the files in {model.name_or_path} are {found!r}. Remove arch.")
+        raise UserError(
+            f"model.arch: {wanted!r}, but the files in {model.name_or_path} are {found!r}. Remove arch."
+        )
     arch = found or wanted or DEFAULT_ARCH
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")

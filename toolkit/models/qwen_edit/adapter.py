@@ -9,67 +9,26 @@ S tokens, P token width, L text tokens, D text width.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from functools import cached_property
-from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from toolkit.contracts import ModelAdapter, PromptEmbeds, Size
 from toolkit.errors import RunError
+from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading, prompts, sizes
+from toolkit.models.qwen_edit.estimate import block_linears
 from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-LINEARS_OF_A_BLOCK = (
-    "attn.to_q",
-    "attn.to_k",
-    "attn.to_v",
-    "attn.to_out.0",
-    "attn.add_q_proj",
-    "attn.add_k_proj",
-    "attn.add_v_proj",
-    "attn.to_add_out",
-    "img_mlp.net.0.proj",
-    "img_mlp.net.2",
-    "txt_mlp.net.0.proj",
-    "txt_mlp.net.2",
-    "img_mod.1",
-    "txt_mod.1",
-)
-"""The 14 linear layers of one transformer block."""
-
 IDENTITY_PARTS = {"vae": ["vae"], "text_encoder": ["text_encoder", "tokenizer", "processor"]}
-
-
-@dataclass(frozen=True)
-class AdapterOptions:
-    """How a model folder is loaded."""
-
-    folder: Path
-    """A local folder in diffusers layout."""
-
-    device: torch.device
-    dtype: torch.dtype
-    """Compute dtype of every part."""
-
-    match_target_res: bool = False
-    """References at the target's pixel area instead of 1024x1024."""
-
-    transform_block: loading.BlockTransform | None = None
-    """Quantizes a transformer block in place."""
-
-    transform_text_block: loading.BlockTransform | None = None
-    """The same for the text encoder's layers."""
-
-    text_variant: str = ""
-    """Names what `transform_text_block` does to the text embeddings, for their cache key."""
 
 
 class QwenEditAdapter(ModelAdapter):
@@ -85,10 +44,6 @@ class QwenEditAdapter(ModelAdapter):
     def network_module(self) -> nn.Module:
         return self._part("transformer")
 
-    @property
-    def vae(self):
-        return self._part("vae")
-
     def _part(self, name: str):
         if name not in self._parts:
             self._parts[name] = self._load(name)
@@ -98,16 +53,28 @@ class QwenEditAdapter(ModelAdapter):
         o = self.options
         try:
             if name == "transformer":
-                return loading.load_transformer(o.folder, o.dtype, o.device, o.transform_block)
+                return loading.load_transformer(o)
             if name == "vae":
-                return loading.load_vae(o.folder, o.dtype, o.device)
+                return loading.load_vae(o.folder, o.dtype)
             if name == "text_encoder":
-                return loading.load_text_model(o.folder, o.dtype, o.device, o.transform_text_block)
+                return loading.load_text_model(o.folder, o.dtype, o.transform_text_block)
             if name == "tokenizer":
                 return loading.load_tokenizer(o.folder)
             return loading.load_image_processor(o.folder)
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
+
+    @property
+    def latent_channels(self) -> int:
+        return self.network_module.config.out_channels
+
+    @contextmanager
+    def _on_device(self, name: str) -> Iterator[Any]:
+        """An encoder while it is used; with `low_vram` it leaves the device again afterwards."""
+        part = self._part(name).to(self.options.device)
+        yield part
+        if self.options.low_vram:
+            part.to("cpu")
 
     def drop_encoders(self, keep: Iterable[str] = ()) -> None:
         for name in {"vae", "text_encoder", "tokenizer", "processor"} - set(keep):
@@ -125,7 +92,9 @@ class QwenEditAdapter(ModelAdapter):
 
     @cached_property
     def _identities(self) -> dict[str, str]:
-        return {part: loading.part_identity(self.options.folder, files) for part, files in IDENTITY_PARTS.items()}
+        return {
+            part: loading.part_identity(self.options.folder, files) for part, files in IDENTITY_PARTS.items()
+        }
 
     # ------------------------------------------------------------ images
 
@@ -135,7 +104,8 @@ class QwenEditAdapter(ModelAdapter):
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         pixels_BCFHW = pixels_BCHW.to(self.options.device, self.options.dtype).unsqueeze(2)
-        latents_BCHW = self.vae.encode(pixels_BCFHW).latent_dist.mode().squeeze(2)
+        with self._on_device("vae") as vae:
+            latents_BCHW = vae.encode(pixels_BCFHW).latent_dist.mode().squeeze(2)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
         return (latents_BCHW - mean_C11) / std_C11
 
@@ -143,19 +113,23 @@ class QwenEditAdapter(ModelAdapter):
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
-        pixels_BCFHW = self.vae.decode((latents_BCHW * std_C11 + mean_C11).unsqueeze(2), return_dict=False)[0]
+        with self._on_device("vae") as vae:
+            pixels_BCFHW = vae.decode((latents_BCHW * std_C11 + mean_C11).unsqueeze(2), return_dict=False)[0]
         return pixels_BCFHW[:, :, 0].float().clamp(-1, 1)
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self.vae.config
-        return tuple(like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        config = self._part("vae").config
+        return tuple(
+            like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std)
+        )
 
     # ------------------------------------------------------------ text
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         processor = self._part("processor") if references else None
         inputs = prompts.encoder_inputs(prompt, references, self._part("tokenizer"), processor)
-        return prompts.prompt_embedding(inputs, self._part("text_encoder"))
+        with self._on_device("text_encoder") as text_model:
+            return prompts.prompt_embedding(inputs, text_model)
 
     # ------------------------------------------------------------ the transformer
 
@@ -213,7 +187,12 @@ class QwenEditAdapter(ModelAdapter):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.transformer_blocks)
 
+    def use_checkpointing(self, on: bool) -> None:
+        if on:
+            self.network_module.enable_gradient_checkpointing()
+        else:
+            self.network_module.disable_gradient_checkpointing()
+
     def lora_targets(self) -> Sequence[str]:
-        return [
-            f"{loading.BLOCKS}.{index}.{name}" for index in range(len(self.blocks())) for name in LINEARS_OF_A_BLOCK
-        ]
+        names = block_linears(dim=1)
+        return [f"{loading.BLOCKS}.{index}.{name}" for index in range(len(self.blocks())) for name in names]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -21,40 +21,37 @@ from torch import nn
 
 from toolkit.contracts import DynamicShift
 from toolkit.errors import RunError
+from toolkit.models.options import AdapterOptions, BlockTransform
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen2Tokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-BlockTransform = Callable[[nn.Module], None]
-"""Changes a filled block in place, such as quantizing its linears."""
-
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BLOCKS = "transformer_blocks"
 
 
-def load_transformer(
-    folder: Path, dtype: torch.dtype, device: torch.device, transform_block: BlockTransform | None = None
-) -> QwenImageTransformer2DModel:
-    """The transformer of a model folder, frozen, in `dtype`, on `device`.
+def load_transformer(options: AdapterOptions) -> QwenImageTransformer2DModel:
+    """The transformer of a model folder: frozen, in the options' dtype, each block transformed as it is filled.
 
-    transform_block: called once per transformer block, after its weights are in place.
     Raises RunError when weights are missing, unknown, or of another shape than config.json says.
     """
-    part = folder / "transformer"
+    part = options.folder / "transformer"
     with init_empty_weights(include_buffers=False):
         model = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(part))
     with ExitStack() as stack:
         reader = _ShardReader(part, stack)
         for index, block in enumerate(model.transformer_blocks):
-            _fill(block, reader, f"{BLOCKS}.{index}.", dtype)
-            if transform_block:
-                transform_block(block)
-            block.to(device)
-        _fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
+            _fill(block, reader, f"{BLOCKS}.{index}.", options.dtype)
+            if not options.low_vram:  # quantizing is faster there
+                block.to(options.device)
+            if options.transform_block:
+                options.transform_block(block)
+            block.to(options.device)
+        _fill(model, reader, "", options.dtype, skip=f"{BLOCKS}.")
     if reader.names:
         raise RunError(f"{part}: weights that config.json does not account for: {_some(reader.names)}.")
-    return model.to(device).requires_grad_(False).eval()
+    return model.to(options.device).requires_grad_(False).eval()
 
 
 class _ShardReader:
@@ -70,7 +67,9 @@ class _ShardReader:
         )
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
-            raise RunError(f"{folder}: missing weight files: {_some(missing)}. Copy or download the model again.")
+            raise RunError(
+                f"{folder}: missing weight files: {_some(missing)}. Copy or download the model again."
+            )
         shards = [stack.enter_context(safe_open(folder / name, framework="pt")) for name in files]
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
         self.names = set(self._shard_of)
@@ -85,7 +84,9 @@ def _fill(module: nn.Module, reader: _ShardReader, prefix: str, dtype: torch.dty
     wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(skip)}
     absent = [prefix + name for name in wanted if prefix + name not in reader.names]
     if absent:
-        raise RunError(f"{reader.folder}: missing weights: {_some(absent)}. Copy or download the model again.")
+        raise RunError(
+            f"{reader.folder}: missing weights: {_some(absent)}. Copy or download the model again."
+        )
     state = {name: reader.take(prefix + name).to(dtype, copy=True) for name in wanted}
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
@@ -95,16 +96,16 @@ def _fill(module: nn.Module, reader: _ShardReader, prefix: str, dtype: torch.dty
     module.load_state_dict(state, strict=False, assign=True)
 
 
-def load_vae(folder: Path, dtype: torch.dtype, device: torch.device) -> AutoencoderKLQwenImage:
-    """The VAE, frozen."""
+def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:
+    """The VAE, frozen, on the CPU."""
     vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
-    return vae.to(device).requires_grad_(False).eval()
+    return vae.requires_grad_(False).eval()
 
 
 def load_text_model(
-    folder: Path, dtype: torch.dtype, device: torch.device, transform_block: BlockTransform | None = None
+    folder: Path, dtype: torch.dtype, transform_block: BlockTransform | None = None
 ) -> PreTrainedModel:
-    """The text encoder with its vision tower and without its language-model head, frozen."""
+    """The text encoder with its vision tower and without its language-model head, frozen, on the CPU."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     part = folder / "text_encoder"
@@ -113,7 +114,7 @@ def load_text_model(
     if transform_block:
         for block in model.language_model.layers:
             transform_block(block)
-    return model.to(device).requires_grad_(False).eval()
+    return model.requires_grad_(False).eval()
 
 
 def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
@@ -156,7 +157,9 @@ def part_identity(folder: Path, parts: list[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):
-            digest.update(f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode())
+            digest.update(
+                f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode()
+            )
             for piece in _pieces(path):
                 digest.update(piece)
     return digest.hexdigest()
@@ -175,7 +178,7 @@ def _pieces(path: Path) -> Iterator[bytes]:
             yield file.read(SAMPLE_BYTES)
 
 
-def _some(names: object, most: int = 5) -> str:
+def _some(names: Iterable[str], most: int = 5) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return ", ".join(ordered[:most]) + more

@@ -182,7 +182,9 @@ def _tokenizer() -> Tokenizer:
     for token in SPECIAL_TOKENS:
         plain = [text.replace(token, "") for text in plain]
     tokenizer.train_from_iterator(plain, trainer)
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
+    )
     return tokenizer
 
 
@@ -197,7 +199,14 @@ def _save_tokenizer(folder: Path) -> None:
     (folder / "merges.txt").write_text("#version: 0.2\n" + merges, encoding="utf-8")
     _write_json(folder / "added_tokens.json", added)
     decoder = {
-        str(i): {"content": token, "lstrip": False, "normalized": False, "rstrip": False, "single_word": False, "special": True}
+        str(i): {
+            "content": token,
+            "lstrip": False,
+            "normalized": False,
+            "rstrip": False,
+            "single_word": False,
+            "special": True,
+        }
         for token, i in added.items()
     }
     _write_json(

@@ -1,0 +1,43 @@
+"""Writes docs/config.md and docs/job.schema.json from the section models: `python docs/generate.py`."""
+
+from __future__ import annotations
+
+import json
+import sys
+from importlib import import_module
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from toolkit.config.process import ProcessConfig  # noqa: E402
+from toolkit.config.reference import render, schema  # noqa: E402
+
+FIRST = ("sd_trainer", "cache", "tiny_model")
+
+
+def section_models() -> dict[str, type[ProcessConfig]]:
+    """Process type -> section model, of every `extensions/*/config.py` whose models name their types."""
+    folders = {path.parent.name for path in (ROOT / "extensions").glob("*/config.py")}
+    models: dict[str, type[ProcessConfig]] = {}
+    for folder in sorted(folders, key=lambda name: (name not in FIRST, FIRST.index(name) if name in FIRST else name)):
+        for model in vars(import_module(f"extensions.{folder}.config")).values():
+            if isinstance(model, type) and issubclass(model, ProcessConfig):
+                models.update(dict.fromkeys(model.process_types, model))
+    return models
+
+
+def pages() -> dict[Path, str]:
+    """Each generated file and what it must hold."""
+    models = section_models()
+    return {
+        ROOT / "docs" / "config.md": render(models),
+        ROOT / "docs" / "job.schema.json": json.dumps(schema(models), indent=2, ensure_ascii=False) + "\n",
+    }
+
+
+if __name__ == "__main__":
+    for path, text in pages().items():
+        path.write_text(text, encoding="utf-8", newline="\n")
+        print(path.relative_to(ROOT))

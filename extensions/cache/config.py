@@ -1,0 +1,33 @@
+"""The section of `type: cache`."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+from toolkit.config.datasets_job import DatasetsJob, place_in
+from toolkit.config.node import Node
+from toolkit.config.report import Report
+
+
+class CacheConfig(DatasetsJob):
+    """`type: cache`: encodes the datasets of a training job and stops.
+
+    It takes every key of `sd_trainer`; those that only concern training are checked and not used.
+    """
+
+    process_types: ClassVar[tuple[str, ...]] = ("cache",)
+
+    shapes: ClassVar = {**DatasetsJob.shapes, "dtype": "train.dtype"}
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """`dtype` may stand in the process itself, where a cache needs no `train` section."""
+        dtype = entries.pop("dtype", None)
+        if dtype is not None:
+            place_in(entries, "train", "dtype", dtype, report)
+        return super().reshape(entries, report)
+
+    @property
+    def dtype(self) -> str:
+        """Number type of the cached tensors."""
+        return self.train.dtype

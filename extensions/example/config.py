@@ -1,0 +1,29 @@
+"""The keys of `type: example`. Imports no torch: checking a job and --dry-run use only this file."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+
+from pydantic import Field
+
+from toolkit.config.process import Finding, JobContext, ProcessConfig
+
+
+class ExampleConfig(ProcessConfig):
+    """`type: example`: counts the images of each folder and writes the numbers to a file."""
+
+    folder_path: str
+    """Folder whose images are counted, those in its subfolders too."""
+
+    output: str = "output/example.json"
+    """File the report is written to, as JSON."""
+
+    suffixes: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp"), min_length=1)
+    """Endings of the file names that count as images, in either case."""
+
+    def check(self, job: JobContext) -> Iterable[Finding]:
+        folder = Path(self.folder_path)
+        if not folder.is_dir() and folder.resolve() not in job.earlier_outputs:
+            where = f"does not exist (working directory: {Path.cwd()})"
+            yield Finding(("folder_path",), f"{self.folder_path!r} {where}. Give a folder of images.")

@@ -1,0 +1,21 @@
+"""events.jsonl: what happened and when, one line each, for readers that show a run's history."""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+from toolkit.files import append_json_line
+
+
+class EventLog:
+    """Appends events; each line is written at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, event: str, **details: object) -> None:
+        """One event with its details (JSON values) and the time in UTC."""
+        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
+        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+            append_json_line(file, {"time": now, "event": event, **details})

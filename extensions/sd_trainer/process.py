@@ -1,0 +1,235 @@
+"""`type: sd_trainer`: wires the toolkit together. Each step of `run` is a room of its own."""
+
+from __future__ import annotations
+
+import secrets
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from extensions.sd_trainer.events import EventLog
+from extensions.sd_trainer.export import NetworkWriter
+from extensions.sd_trainer.plan import plan_items, scan_items
+from jobs.process import BaseTrainProcess
+from toolkit import interrupt
+from toolkit.config.process import JobContext
+from toolkit.contracts import Item, ModelAdapter, Network, Size
+from toolkit.data.batches import BatchLoader
+from toolkit.data.captions import inject_trigger
+from toolkit.data.encode import EncodedDataset, encode_items
+from toolkit.data.folder import Scan
+from toolkit.data.order import epoch_batches
+from toolkit.data.plan import RunPlan
+from toolkit.data.stores import CacheStores
+from toolkit.device import DTYPES, pick_device
+from toolkit.errors import Stopped
+from toolkit.log import StatusLine, copy_output
+from toolkit.memory.quantize import quantize_block
+from toolkit.models.opening import open_adapter
+from toolkit.networks.registry import NETWORKS
+from toolkit.networks.targets import select_targets
+from toolkit.optim.ema import Ema
+from toolkit.optim.optimizers import build_optimizer
+from toolkit.optim.schedules import build_schedule
+from toolkit.train.checkpoint import load_state, newest_state, recorded_seed, recorded_step
+from toolkit.train.flow_step import ROLE, FlowMatchingStep
+from toolkit.train.hook import Hook
+from toolkit.train.hooks.control import ControlHook, ask_to_stop
+from toolkit.train.hooks.metrics import MetricsHook
+from toolkit.train.hooks.sample import SampleHook
+from toolkit.train.hooks.save import SaveHook
+from toolkit.train.hooks.status import StatusHook
+from toolkit.train.loop import train
+from toolkit.train.run import Role, Run
+from toolkit.train.sampling import PIXELS_PER_TOKEN, SamplePrompt, Sampler
+
+
+class SdTrainerProcess(BaseTrainProcess):
+    """Trains a network on folders of images; see README.md in this folder for the files it leaves."""
+
+    def run(self) -> None:
+        super().run()
+        with copy_output(self.save_root / "log.txt"):
+            self.status = StatusLine()
+            scan, items = scan_items(self.section)
+            plan = plan_items(self.section, JobContext(self.job.name), scan, items)
+            self.print(plan.render())
+            state = newest_state(self.save_root, self.print)
+            if state and recorded_step(state) >= plan.optimizer_steps and self._final_file().is_file():
+                self.print(f"{self._final_file()} is complete at step {recorded_step(state)}: nothing to do.")
+                return
+            self._train(scan, items, plan, state)
+
+    def _train(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, state: Path | None) -> None:
+        seed = self._seed(state)
+        adapter = self._open_model()
+        stores = CacheStores(self.training_folder, self.print)
+        dataset = self._encode(scan, items, adapter, stores)
+        sampler = self._sampler(adapter, dataset, stores)
+        adapter.drop_encoders(keep=self._encoders_in_use(dataset, sampler))
+        network = self._attach_network(adapter, seed)
+        run = self._assemble(network, sampler, plan.optimizer_steps, seed)
+        if state:
+            load_state(state, run)
+            self.print(f"going on from {state}")
+        self._loop(run, items, BatchLoader(dataset, seed), adapter)
+
+    # ------------------------------------------------------------ model and data
+
+    def _open_model(self) -> ModelAdapter:
+        device = pick_device(self.section.device, self.print)
+        self.print(f"device {device}, {self.section.train.dtype}")
+        return open_adapter(self.section.model, device, self._dtype, quantize_block, self.print)
+
+    @property
+    def _dtype(self):
+        return DTYPES[self.section.train.dtype]
+
+    def _encode(
+        self, scan: Scan, items: tuple[Item, ...], adapter: ModelAdapter, stores: CacheStores
+    ) -> EncodedDataset:
+        of_sample = stores.of_samples(scan, self.section.datasets)
+        dataset = encode_items(items, adapter, of_sample, self._dtype, self._progress)
+        self.status.finish(f"encoded {len(items)} items (cache: {self.training_folder / '_cache'})")
+        return dataset
+
+    def _sampler(self, adapter: ModelAdapter, dataset: EncodedDataset, stores: CacheStores) -> Sampler | None:
+        prompts = self._sample_prompts()
+        if not prompts or self.section.train.disable_sampling:
+            return None
+        sampler = Sampler(adapter, prompts, dataset.encoder, stores.on_disk)
+        sampler.encode(self._progress)
+        self.status.finish()
+        return sampler
+
+    def _sample_prompts(self) -> list[SamplePrompt]:
+        pictures = self.section.sample.pictures() if self.section.sample else ()
+        return [
+            SamplePrompt(
+                prompt=inject_trigger(item.prompt, self.section.trigger_word, add=False),
+                negative=inject_trigger(item.neg, self.section.trigger_word, add=False),
+                size=Size(_floor(item.width), _floor(item.height)),
+                seed=item.seed,
+                guidance_scale=item.guidance_scale,
+                steps=item.sample_steps,
+                references=tuple(Path(path).expanduser() for path in item.ctrl_img),
+            )
+            for item in pictures
+        ]
+
+    @staticmethod
+    def _encoders_in_use(dataset: EncodedDataset, sampler: Sampler | None) -> list[str]:
+        """Parts that training still needs: a text encoder for shuffled captions, the VAE to see samples."""
+        text = ["text_encoder", "tokenizer", "processor"] if dataset.needs_text_encoder else []
+        return text + (["vae"] if sampler else [])
+
+    def _progress(self, what: str, done: int, total: int) -> None:
+        self.status.update(f"{what} {done}/{total}")
+
+    # ------------------------------------------------------------ what is trained
+
+    def _seed(self, state: Path | None) -> int:
+        """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
+        seed = self.training_seed or (recorded_seed(state) if state else secrets.randbelow(2**31 - 1) + 1)
+        self.print(f"training_seed {seed}")
+        return seed
+
+    def _attach_network(self, adapter: ModelAdapter, seed: int) -> Network:
+        settings = self.section.network
+        only, ignore = settings.network_kwargs.only_if_contains, settings.network_kwargs.ignore_if_contains
+        targets = select_targets(adapter.lora_targets(), only, ignore)
+        network = NETWORKS.load(settings.type)(
+            targets, settings.linear, settings.linear_alpha, settings.dropout, seed
+        )
+        network.attach(adapter.network_module)
+        adapter.use_checkpointing(self._wants_checkpointing())
+        count = sum(p.numel() for p in network.parameters().values())
+        self.print(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")
+        return network
+
+    def _wants_checkpointing(self) -> bool:
+        wanted = self.section.train.gradient_checkpointing
+        # "auto" keeps activations only where memory is certainly no matter; a measured choice comes with the engine.
+        return pick_device(self.section.device, lambda _: None).type == "cuda" if wanted == "auto" else wanted
+
+    def _assemble(self, network: Network, sampler: Sampler | None, steps: int, seed: int) -> Run:
+        settings = self.section.train
+        parameters = network.parameters()
+        ema = settings.ema_config
+        role = Role(
+            parameters=parameters,
+            optimizer=build_optimizer(
+                settings.optimizer, parameters.values(), settings.lr, settings.optimizer_params
+            ),
+            lr=settings.lr,
+            schedule=build_schedule(
+                settings.lr_scheduler, steps, settings.lr_warmup_steps, settings.lr_scheduler_params
+            ),
+            max_grad_norm=settings.max_grad_norm,
+            ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
+        )
+        return Run(
+            name=self.name,
+            folder=self.save_root,
+            steps=steps,
+            accumulation=settings.gradient_accumulation,
+            seed=seed,
+            roles={ROLE: role},
+            hooks=self._hooks(network, sampler),
+        )
+
+    # ------------------------------------------------------------ who watches
+
+    def _hooks(self, network: Network, sampler: Sampler | None) -> list[Hook]:
+        event = EventLog(self.save_root / "events.jsonl").add
+        save = self.section.save
+        writer = NetworkWriter(network, self.section, self.meta)
+        saving = SaveHook(writer.write, save.save_every, save.max_step_saves_to_keep, self.status.note, event)
+        actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
+        # Saving comes before sampling: a crash in the less important one loses nothing.
+        hooks: list[Hook] = [MetricsHook(), saving]
+        if sampler:
+            sampling = self._sample_hook(network, sampler, event)
+            actions["sample_now"] = sampling.sample_now
+            hooks.append(sampling)
+        # The status comes last: "finished" means that every file is there.
+        return [*hooks, ControlHook(actions), StatusHook(self.status)]
+
+    def _sample_hook(self, network: Network, sampler: Sampler, event: Any) -> SampleHook:
+        settings = self.section.sample
+
+        def draw(index: int):
+            with network.inference():
+                return sampler.draw(index)
+
+        return SampleHook(
+            draw,
+            count=len(sampler.prompts),
+            every=settings.sample_every,
+            start=settings.sample_start_step,
+            first=not self.section.train.skip_first_sample,
+            picture_format=settings.format,
+            note=self.status.note,
+            event=event,
+        )
+
+    # ------------------------------------------------------------ the loop
+
+    def _loop(self, run: Run, items: tuple[Item, ...], loader: BatchLoader, adapter: ModelAdapter) -> None:
+        settings = self.section.train
+        workers = max(dataset.num_workers for dataset in self.section.datasets)
+        batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
+        step = FlowMatchingStep(adapter, run.seed, settings.timestep_type)
+        with interrupt.deferred() as request:
+            run.stop_asked = lambda: request.asked
+            finished = train(run, batches_of_epoch, partial(loader.prefetch, workers=workers), step)
+        if request.exit_code is not None and not finished:
+            raise Stopped(request.exit_code)
+
+    def _final_file(self) -> Path:
+        return self.save_root / f"{self.name}.safetensors"
+
+
+def _floor(pixels: int) -> int:
+    """The next size below that the model can draw, as diffusers' pipeline rounds."""
+    return pixels // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN

@@ -1,0 +1,45 @@
+"""The section of `type: tiny_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from toolkit.config.process import Finding, JobContext, ProcessConfig
+
+
+class TinyModelConfig(ProcessConfig):
+    """`type: tiny_model`: writes a small random model folder in the published layout."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
+
+    path: str
+    """Folder to write, relative to the working directory."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the random weights; 0 is a seed like any other."""
+
+    layers: int = Field(default=2, ge=1)
+    """Blocks of the transformer."""
+
+    heads: int = Field(default=2, ge=1)
+    """Attention heads of each block."""
+
+    overwrite: bool = False
+    """Replace what is there. Off: a complete model with the same settings is kept."""
+
+    def folder(self) -> Path:
+        """`path` as an absolute path."""
+        return Path(self.path).expanduser().resolve()
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The model folder."""
+        return frozenset({self.folder()})
+
+    def check(self, job: JobContext) -> Iterable[Finding]:
+        """The folder must not be a file."""
+        if self.folder().is_file():
+            yield Finding(("path",), f"{self.path!r} is a file. Give a folder to write.")

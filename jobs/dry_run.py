@@ -1,0 +1,63 @@
+"""`--dry-run`: what a job would do, in words or as JSON. Scans datasets; writes and downloads nothing."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
+from toolkit.data.plan import RunPlan
+from toolkit.errors import InputErrors, UserError
+
+
+@dataclass(frozen=True)
+class JobPlan:
+    """What the processes of a job would do, in order."""
+
+    job: str
+    processes: tuple[RunPlan, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        return {"job": self.job, "processes": [plan.to_json() for plan in self.processes]}
+
+    def render(self) -> str:
+        return "\n".join([f"Job {self.job}", *(plan.render() for plan in self.processes)])
+
+
+def plan_job(config: JobConfig) -> JobPlan:
+    """Asks every process for its plan. Raises UserError with the mistakes of all of them."""
+    plans: list[RunPlan] = []
+    refused: list[UserError] = []
+    job = JobContext(config.name)
+    for entry in config.processes:
+        try:
+            plans.append(_plan_process(entry, job))
+        except UserError as error:
+            refused.append(error)
+        if isinstance(entry.section, ProcessConfig):
+            job = JobContext(job.name, job.earlier_outputs | entry.section.outputs(job))
+    if refused:
+        raise _all_in_one(refused)
+    return JobPlan(config.name, tuple(plans))
+
+
+def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
+    """The section's own plan; an empty one for a process that makes none."""
+    plan = entry.section.plan(job) if isinstance(entry.section, ProcessConfig) else None
+    return plan or RunPlan(
+        type=entry.type,
+        name=entry.name or job.name,
+        datasets=(),
+        samples_per_epoch=0,
+        micro_batches_per_epoch=0,
+        optimizer_steps=0,
+    )
+
+
+def _all_in_one(errors: list[UserError]) -> UserError:
+    """One error with every line once: two processes may well look at the same dataset."""
+    lines: dict[str, None] = {}
+    for error in errors:
+        found = error.mistakes if isinstance(error, InputErrors) else [error]
+        lines |= dict.fromkeys(map(str, found))
+    return UserError("\n".join(lines))

@@ -1,0 +1,74 @@
+"""How the program ends: what a person reads about it, and the exit code.
+
+A mistake of the user and a run that cannot go on have a message written for people, so that is all
+that is shown; anything else is a defect of the program (or an extension) and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, RunError, Stopped, UserError
+
+OWN_PACKAGES = ("toolkit", "jobs", "extensions")
+"""A module missing from these is a mistake in code; nothing that could be installed brings it."""
+
+
+def report(error: BaseException) -> int:
+    """Says on standard error why the program ends, and returns its exit code."""
+    if isinstance(error, UserError | RunError):
+        say(str(error))
+        _hint_at_missing_module(error)
+        return error.exit_code
+    if isinstance(error, Stopped):
+        say("Stopped.")
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        say("Stopped.")
+        return EXIT_SIGINT
+    if isinstance(error, SystemExit):
+        return _exit_code_of(error)
+    say("".join(traceback.format_exception(error)).rstrip())
+    say(f"Failed: {type(error).__name__}: {error}")
+    _hint_at_missing_module(error)
+    return EXIT_FAILURE
+
+
+def guarded(action: Callable[..., int], *arguments: object) -> int:
+    """The exit code of `action(*arguments)`, or of what it raised, after saying what went wrong."""
+    try:
+        return action(*arguments)
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: every end becomes an exit code
+        return report(error)
+
+
+def say(text: str) -> None:
+    """One message on standard error."""
+    print(text, file=sys.stderr, flush=True)
+
+
+def _exit_code_of(error: SystemExit) -> int:
+    """The code of a process that called `sys.exit`, which also takes None and a message."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    say(str(error.code))
+    return EXIT_FAILURE
+
+
+def _hint_at_missing_module(error: BaseException) -> None:
+    missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
+    if missing is not None and (missing.name or "").split(".")[0] not in OWN_PACKAGES:
+        say(
+            f"The Python package {missing.name!r} is not installed. Install what the program needs: "
+            "pip install -r requirements.txt (a package of an extension: see the extension's README)."
+        )
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

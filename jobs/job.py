@@ -1,0 +1,74 @@
+"""`job: extension`: builds the processes of a config by their types and runs them in order."""
+
+from __future__ import annotations
+
+import copy
+import gc
+import sys
+import traceback
+from collections import OrderedDict
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from toolkit.config import JobConfig, ProcessEntry
+    from toolkit.extension import ExtensionTable
+
+
+class BaseJob:
+    """What a process may ask of the job it belongs to."""
+
+    def __init__(self, config: JobConfig) -> None:
+        self.job_config = config
+        self.job: str = config.job
+        """The kind of job: what the file says under `job`."""
+        self.name: str = config.name
+        self.meta: dict[str, Any] = copy.deepcopy(dict(config.meta))
+        self.config = OrderedDict(name=config.name, process=[_section_of(entry) for entry in config.processes])
+        """The file's `config` section after checking: the name, and each process as plain data."""
+        self.raw_config = OrderedDict(job=config.job, config=self.config, meta=self.meta)
+        self.process: list[Any] = []
+
+    @property
+    def processes(self) -> list[Any]:
+        """The same list as `process`."""
+        return self.process
+
+    def run(self) -> None:
+        """Runs the processes in order. The first that fails hears of it and ends the job."""
+        for process in self.process:
+            try:
+                process.run()
+            except Exception as error:
+                _tell(process, error)
+                raise
+
+    def cleanup(self) -> None:
+        """Lets go of the processes and of what they hold in memory. Always called, however the job ended."""
+        self.process.clear()
+        gc.collect()
+
+
+class ExtensionJob(BaseJob):
+    """Processes by their `type`, each built by the extension of that uid. All are built before any runs."""
+
+    def __init__(self, config: JobConfig, extensions: ExtensionTable) -> None:
+        super().__init__(config)
+        for entry, section in zip(config.processes, self.config["process"], strict=True):
+            process_class = extensions.process_class(entry.type)
+            self.process.append(process_class(entry.index, self, section))
+
+
+def _section_of(entry: ProcessEntry) -> OrderedDict[str, Any]:
+    return OrderedDict(copy.deepcopy(dict(entry.raw)))
+
+
+def _tell(process: Any, error: Exception) -> None:
+    """Calls the process's `on_error`, if it has one. A failure in there is shown, `error` counts."""
+    on_error = getattr(process, "on_error", None)
+    if on_error is None:
+        return
+    try:
+        on_error(error)
+    except Exception:  # noqa: BLE001 - it must not hide the error it was called for
+        print(f"on_error of {type(process).__name__} failed too:", file=sys.stderr)
+        traceback.print_exc()

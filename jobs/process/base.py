@@ -1,0 +1,96 @@
+"""One entry of a job's `process` list as an object: its settings, its name, and `run`."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import UserError
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+    from jobs.job import BaseJob
+
+
+class BaseProcess:
+    """Built as `(process_id, job, config)` for every process of a job before any of them runs."""
+
+    def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
+        self.process_id = process_id
+        """Index in the job's `process` list."""
+        self.job = job
+        self.config = config
+        """The section as plain data, `type` included."""
+        self.raw_process_config = config
+        self.section = self._typed_section()
+        """The section as the extension's own model, when it has one (`get_config`)."""
+        self.name: str = self.get_conf("name") or job.name
+        self.meta: dict[str, Any] = copy.deepcopy(dict(job.meta))
+        self.performance_log_every: int = self.get_conf("performance_log_every", 0)
+
+    def run(self) -> None:
+        """Does the work. A subclass begins with `super().run()`."""
+
+    def on_error(self, error: Exception) -> None:
+        """Called when `run` has raised, before the job ends."""
+
+    def add_meta(self, additional_meta: Mapping[str, Any]) -> None:
+        """Adds to what is written into the files this process saves."""
+        self.meta.update(additional_meta)
+
+    def get_conf(
+        self,
+        key: str,
+        default: Any = None,
+        required: bool = False,
+        as_type: Callable[[Any], Any] | None = None,
+    ) -> Any:
+        """The value at a dotted key such as "train.lr" or "datasets.0.folder_path".
+
+        A key that is absent or null gives `default`, or a UserError when it is `required`.
+        `as_type` converts what is found (and a default that is not None); UserError when it cannot.
+        """
+        value = _look_up(self.config, key)
+        if value is None and required:
+            raise UserError(f"{self._place(key)}: required, but not given.")
+        if value is None:
+            value = default
+        if value is None or as_type is None:
+            return value
+        return self._convert(key, value, as_type)
+
+    def _convert(self, key: str, value: Any, as_type: Callable[[Any], Any]) -> Any:
+        wanted = getattr(as_type, "__name__", str(as_type))
+        if as_type is bool and isinstance(value, str):
+            # bool("false") is True: YAML's own true and false are the only safe spelling.
+            raise UserError(f"{self._place(key)}: {value!r} is text. Write true or false, without quotes.")
+        try:
+            return as_type(value)
+        except (TypeError, ValueError, AttributeError, LookupError) as error:
+            raise UserError(f"{self._place(key)}: {value!r} cannot be read as {wanted}: {error}") from error
+
+    def _place(self, key: str) -> str:
+        return f"process[{self.process_id}].{key}"
+
+    def _typed_section(self) -> BaseModel | None:
+        job_config = getattr(self.job, "job_config", None)
+        return job_config.processes[self.process_id].section if job_config else None
+
+
+class BaseExtensionProcess(BaseProcess):
+    """What a process from `extensions/` extends."""
+
+
+def _look_up(value: Any, key: str) -> Any:
+    """The value at the end of a dotted path through mappings and lists; None when the path breaks off."""
+    for part in key.split("."):
+        if isinstance(value, Mapping):
+            value = value.get(part)
+        elif isinstance(value, list | tuple) and part.isdigit() and int(part) < len(value):
+            value = value[int(part)]
+        else:
+            return None
+    return value

@@ -1,0 +1,158 @@
+"""The command line: `python run.py config/my_char.yaml`.
+
+One config runs in this process. Several run one after another, each in a fresh interpreter.
+Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C and 75 SIGTERM after a clean save.
+
+Imports are late on purpose: --dry-run never loads torch, and a missing package gets a plain message.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from contextlib import nullcontext, redirect_stdout
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from jobs import ExtensionJob, failure, series
+from toolkit import interrupt, log
+from toolkit.errors import EXIT_DONE
+from toolkit.extension import discover
+from toolkit.paths import find_config
+
+if TYPE_CHECKING:
+    from toolkit.config import JobConfig
+    from toolkit.extension import ExtensionTable
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Does what the arguments ask for and returns the exit code."""
+    arguments = parse_arguments(argv)
+    prepare_streams()
+    return failure.guarded(dispatch_logged, arguments)
+
+
+def dispatch_logged(arguments: argparse.Namespace) -> int:
+    """`dispatch`, with a copy of all output (of a failure too) in the file of --log."""
+    with log.copy_output(Path(arguments.log)) if arguments.log else nullcontext():
+        return failure.guarded(dispatch, arguments)
+
+
+def dispatch(arguments: argparse.Namespace) -> int:
+    if arguments.list_extensions:
+        return list_extensions()
+    if arguments.print_schema:
+        return print_schema()
+    if arguments.dry_run:
+        return dry_run(arguments)
+    if len(arguments.configs) == 1:
+        return run_job(arguments.configs[0], arguments.name)
+    return run_series(arguments)
+
+
+def run_job(argument: str, name: str | None) -> int:
+    """Runs one config in this process."""
+    interrupt.install()
+    extensions = discover()
+    job = ExtensionJob(load(argument, name, extensions), extensions)
+    try:
+        job.run()
+    finally:
+        job.cleanup()
+    return EXIT_DONE
+
+
+def run_series(arguments: argparse.Namespace) -> int:
+    """Runs several configs, each in an interpreter of its own; every child appends to the same log."""
+    command = [sys.executable, str(Path(__file__).resolve())]
+    if arguments.log:
+        command += ["--log", arguments.log]
+    return series.run_series(arguments.configs, series.ChildRunner(command), recover=arguments.recover)
+
+
+def dry_run(arguments: argparse.Namespace) -> int:
+    """Checks the configs and prints what they would do: words, or one JSON object (a list for several)."""
+    from jobs.dry_run import plan_job
+
+    sys.dont_write_bytecode = True  # importing an extension would otherwise write next to it
+    output, plans = sys.stdout, []
+
+    def plan_one(argument: str) -> int:
+        plans.append(plan_job(load(argument, arguments.name, extensions)))
+        if not arguments.json:
+            print(plans[-1].render(), file=output)
+        return EXIT_DONE
+
+    with redirect_stdout(sys.stderr):  # standard output is for the plans alone
+        extensions = discover()
+        guarded = partial(failure.guarded, plan_one)
+        code = series.run_series(arguments.configs, guarded, recover=arguments.recover)
+    if arguments.json and len(arguments.configs) > 1:
+        print(json.dumps([plan.to_json() for plan in plans], indent=2))
+    elif arguments.json and plans:
+        print(json.dumps(plans[0].to_json(), indent=2))
+    return code
+
+
+def list_extensions() -> int:
+    print(discover().render())
+    return EXIT_DONE
+
+
+def print_schema() -> int:
+    from toolkit.config.reference import schema
+
+    with redirect_stdout(sys.stderr):
+        text = json.dumps(schema(discover().configs()), indent=2)
+    print(text)
+    return EXIT_DONE
+
+
+def load(argument: str, name: str | None, extensions: ExtensionTable) -> JobConfig:
+    """Finds, reads and checks one config; its warnings go to standard error."""
+    from toolkit.config import load_job
+
+    config = load_job(find_config(argument), extensions.find_config, name=name)
+    for warning in config.warnings:
+        failure.say(f"warning: {warning}")
+    return config
+
+
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="run.py",
+        description="Runs jobs: YAML, JSON or JSONC files that list processes.",
+        epilog="Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM.",
+    )
+    add = parser.add_argument
+    add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
+    add("-r", "--recover", action="store_true", help="go on with the next config after a failure")
+    add("-n", "--name", metavar="NAME", help="replaces config.name")
+    add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
+    add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
+    add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
+    add("--list-extensions", action="store_true", help="print the process types that were found")
+    add("--print-schema", action="store_true", help="print the JSON Schema of a config")
+    # Intermixed: flags may stand between two configs.
+    arguments = parser.parse_intermixed_args(argv)
+    if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
+        parser.error("give a config to run, for example config/examples/quickstart.yaml")
+    if arguments.name and len(arguments.configs) > 1:
+        parser.error("--name with several configs: they would all write to one folder. Give one config.")
+    if arguments.json and not arguments.dry_run:
+        parser.error("--json goes with --dry-run")
+    return arguments
+
+
+def prepare_streams() -> None:
+    """Lines appear when they are complete, in a pipe too; what cannot be encoded is escaped, not fatal."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(line_buffering=True, errors="backslashreplace")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,87 @@
+"""What many tests share: running the command line, writing jobs and drop-in extensions."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture
+def run_py(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `run.py`, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment."""
+
+    def run(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None):
+        command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
+        return subprocess.run(command, cwd=cwd, env=child_environment(env), capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:
+    return {**os.environ, "OMP_NUM_THREADS": "1", **(extra or {})}
+
+
+@pytest.fixture
+def write_job(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a job with these processes as `<name>.yaml` (JSON is YAML) and returns its path."""
+
+    def write(*processes: dict, name: str = "job", **top: object) -> Path:
+        path = tmp_path / f"{name}.yaml"
+        job = {"job": "extension", "config": {"name": name, "process": list(processes)}, **top}
+        path.write_text(json.dumps(job), encoding="utf-8")
+        return path
+
+    return write
+
+
+@pytest.fixture
+def write_extension(tmp_path: Path) -> Callable[..., Path]:
+    """Writes a package `<folder>/<name>` with these files and returns it; `init` is its `__init__.py`."""
+
+    def write(name: str, init: str, folder: str = "drop_ins", **modules: str) -> Path:
+        package = tmp_path / folder / name
+        package.mkdir(parents=True)
+        for module, source in {"__init__": init, **modules}.items():
+            (package / f"{module}.py").write_text(dedent(source), encoding="utf-8")
+        return package
+
+    return write
+
+
+@pytest.fixture
+def simple_extension(write_extension: Callable[..., Path]) -> Callable[..., Path]:
+    """Writes an extension whose process runs these lines; `uid` is also the folder's name."""
+
+    def write(uid: str, run: str = "pass", folder: str = "drop_ins", package: str | None = None) -> Path:
+        init = f"""
+            from toolkit.extension import Extension
+
+            class Simple(Extension):
+                uid = {uid!r}
+                name = "simple"
+
+                @classmethod
+                def get_process(cls):
+                    from .process import SimpleProcess
+                    return SimpleProcess
+
+            AI_TOOLKIT_EXTENSIONS = [Simple]
+        """
+        process = (
+            "from jobs.process import BaseExtensionProcess\n\n\n"
+            "class SimpleProcess(BaseExtensionProcess):\n"
+            "    def run(self):\n"
+            "        super().run()\n" + "".join(f"        {line}\n" for line in dedent(run).splitlines())
+        )
+        return write_extension(package or uid, init, folder, process=process)
+
+    return write

@@ -1,0 +1,74 @@
+"""The plan of a whole job."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import Field
+
+from jobs.dry_run import plan_job
+from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
+from toolkit.data.plan import RunPlan
+from toolkit.errors import DataErrors, Mistake, UserError
+
+
+class Writer(ProcessConfig):
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        return frozenset([Path("/model")])
+
+
+class Trainer(ProcessConfig):
+    seen: list = Field(default_factory=list)
+    mistakes: tuple[str, ...] = ()
+
+    def plan(self, job: JobContext) -> RunPlan:
+        self.seen.append(job)
+        if self.mistakes:
+            raise DataErrors([Mistake(place, "bad") for place in self.mistakes])
+        return RunPlan(self.type, self.display_name(job), (), 8, 4, 12, epochs_asked=3)
+
+
+def job(*sections: ProcessConfig | None) -> JobConfig:
+    entries = tuple(
+        ProcessEntry(index, section.type if section else "drop_in", section and section.name, {}, section)
+        for index, section in enumerate(sections)
+    )
+    return JobConfig("extension", "my_job", {}, entries, (), Path("my_job.yaml"), "")
+
+
+EMPTY = {
+    "datasets": [],
+    "samples_per_epoch": 0,
+    "micro_batches_per_epoch": 0,
+    "optimizer_steps": 0,
+    "epochs": 0,
+}
+
+
+def test_every_process_has_an_entry() -> None:
+    plan = plan_job(job(Writer(type="writer"), Trainer(type="trainer", name="one"), None))
+    writer, trainer, drop_in = plan.to_json()["processes"]
+    assert plan.to_json()["job"] == "my_job"
+    assert writer == {"type": "writer", "name": "my_job", **EMPTY}
+    assert drop_in == {"type": "drop_in", "name": "my_job", **EMPTY}
+    assert (trainer["name"], trainer["optimizer_steps"], trainer["epochs"]) == ("one", 12, 3)
+
+
+def test_words_name_the_job_and_each_process() -> None:
+    words = plan_job(job(Trainer(type="trainer", name="one"), None)).render().splitlines()
+    assert words == ["Job my_job", "one (trainer)", "my_job (drop_in)"]
+
+
+def test_a_process_knows_what_earlier_ones_will_write() -> None:
+    before, after = Trainer(type="trainer", seen=[]), Trainer(type="trainer", seen=[])
+    plan_job(job(before, Writer(type="writer"), after))
+    assert before.seen == [JobContext("my_job")]
+    assert after.seen == [JobContext("my_job", frozenset([Path("/model")]))]
+
+
+def test_mistakes_of_all_processes_come_at_once_each_line_once() -> None:
+    sections = [Trainer(type="t", mistakes=("a", "b")), Trainer(type="t", mistakes=("b", "c"))]
+    with pytest.raises(UserError) as caught:
+        plan_job(job(*sections))
+    assert str(caught.value) == "a: bad\nb: bad\nc: bad"

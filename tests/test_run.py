@@ -1,0 +1,409 @@
+"""The command line as a user meets it: real runs of `run.py`, their output and exit codes."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess]
+Write = Callable[..., Path]
+
+pytestmark = pytest.mark.skipif(os.name == "nt", reason="signals and exit codes of POSIX")
+
+
+@pytest.fixture
+def run(run_py: Run, tmp_path: Path) -> Run:
+    """`run.py` with the test's own extensions."""
+    environment = {"EXTENSIONS_PATH": str(tmp_path / "drop_ins")}
+    return lambda *arguments, **options: run_py(*arguments, env=environment | options.pop("env", {}), **options)
+
+
+@pytest.fixture
+def steps(simple_extension: Write) -> None:
+    """Process types that end in different ways."""
+    simple_extension("good", "print('good', self.name)")
+    simple_extension("crash", "raise ValueError('boom')")
+    simple_extension("cannot", "from toolkit.errors import RunError\nraise RunError('disk full')")
+    simple_extension("torchless", "import sys\nassert 'torch' not in sys.modules")
+
+
+@pytest.fixture
+def job(write_job: Write, steps: None) -> Callable[[str], Path]:
+    """A job named after the type of its only process."""
+    return lambda kind, **section: write_job({"type": kind, **section}, name=kind)
+
+
+# ---------------------------------------------------------------- one config
+
+
+def test_a_job_runs(run: Run, job) -> None:
+    result = run(job("good"))
+    assert (result.returncode, result.stdout, result.stderr) == (0, "good good\n", "")
+
+
+def test_the_name_can_be_replaced(run: Run, job) -> None:
+    assert run(job("good"), "-n", "other").stdout == "good other\n"
+
+
+def test_a_config_is_found_in_the_config_folder(run: Run, job, tmp_path: Path) -> None:
+    (tmp_path / "config").mkdir()
+    job("good").rename(tmp_path / "config" / "mine.yaml")
+    assert run("mine").returncode == run("mine.yaml").returncode == 0
+    missing = run("nowhere")
+    assert missing.returncode == 2
+    assert "config/nowhere" in missing.stderr
+
+
+def test_a_mistake_is_exit_2_without_traceback(run: Run, job) -> None:
+    path = job("example", folder_path="no_such_folder", colour="red")
+    result = run(path)
+    lines = result.stderr.splitlines()
+    assert result.returncode == 2
+    assert len(lines) == 2
+    assert all(line.startswith(f"{path}:1:") for line in lines)
+    assert "Traceback" not in result.stderr
+
+
+def test_a_crash_is_exit_1_with_traceback_and_a_last_line(run: Run, job) -> None:
+    result = run(job("crash"))
+    assert result.returncode == 1
+    assert "Traceback" in result.stderr
+    assert result.stderr.splitlines()[-1] == "Failed: ValueError: boom"
+
+
+def test_a_run_that_cannot_go_on_is_exit_1_with_its_message(run: Run, job) -> None:
+    result = run(job("cannot"))
+    assert (result.returncode, result.stderr) == (1, "disk full\n")
+
+
+def test_processes_run_in_order_in_this_process(run: Run, write_job: Write, steps: None) -> None:
+    path = write_job({"type": "good", "name": "a"}, {"type": "torchless"}, {"type": "good", "name": "b"})
+    assert run(path).stdout == "good a\ngood b\n"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [[], ["--no-such-flag"], ["a.yaml", "--json"], ["a.yaml", "b.yaml", "-n", "x"], ["a.yaml", "-l"]],
+)
+def test_wrong_arguments_are_exit_2(run_py: Run, arguments: list[str]) -> None:
+    result = run_py(*arguments)
+    assert result.returncode == 2
+    assert result.stderr.startswith("usage: run.py")
+
+
+# ---------------------------------------------------------------- drop-ins
+
+
+DROP_IN = """
+    from toolkit.extension import Extension
+
+    class MyExt(Extension):
+        uid = "my_uid"
+        name = "My Ext"
+
+        @classmethod
+        def get_process(cls):
+            from .MyProc import MyProc
+            return MyProc
+
+    AI_TOOLKIT_EXTENSIONS = [
+        # you can put a list of extensions here
+        MyExt
+    ]
+"""
+
+DROP_IN_PROCESS = """
+    from collections import OrderedDict
+    from jobs.process import BaseExtensionProcess
+    from .words import WORD
+
+    class MyProc(BaseExtensionProcess):
+        def __init__(self, process_id: int, job, config: OrderedDict):
+            super().__init__(process_id, job, config)
+            assert isinstance(config, OrderedDict)
+            self.count = self.get_conf('deep.count', 1, as_type=int)
+            self.path = self.get_conf('some_path', required=True)
+
+        def run(self):
+            super().run()
+            self.add_meta(OrderedDict(done=True))
+            print(WORD, self.process_id, self.name, self.job.name, self.count, self.path, dict(self.meta))
+            raise KeyError('on purpose')
+
+        def on_error(self, e):
+            print('heard', repr(e))
+"""
+
+
+def test_an_ostris_style_drop_in_runs(run: Run, write_extension: Write, write_job: Write) -> None:
+    write_extension("my_ext", DROP_IN, MyProc=DROP_IN_PROCESS, words="WORD = 'hello'")
+    path = write_job({"type": "my_uid", "deep": {"count": "3"}, "some_path": "x"}, meta={"by": "me"})
+    result = run(path)
+    assert result.stdout.splitlines() == [
+        "hello 0 job job 3 x {'by': 'me', 'done': True}",
+        "heard KeyError('on purpose')",
+    ]
+    assert result.returncode == 1
+
+
+def test_an_unknown_type_names_the_nearest(run: Run, job) -> None:
+    result = run(job("goood"))
+    assert result.returncode == 2
+    assert "Did you mean 'good'?" in result.stderr
+
+
+def test_a_broken_neighbour_changes_nothing(run: Run, job, write_extension: Write) -> None:
+    before = run(job("good"))
+    write_extension("broken", "import sys\nprint('noise')\nsys.exit(5)")
+    after = run(job("good"))
+    assert (after.returncode, after.stdout) == (before.returncode, before.stdout)
+    asked = run(job("broken"))
+    assert asked.returncode == 2
+    assert "sys.exit(5)" in asked.stderr
+
+
+def test_equal_uids_are_refused_naming_both_folders(run: Run, job, simple_extension: Write) -> None:
+    path = job("good")
+    simple_extension("good", package="other_folder")
+    result = run(path)
+    assert result.returncode == 2
+    assert "drop_ins/good" in result.stderr
+    assert "drop_ins/other_folder" in result.stderr
+
+
+def test_list_extensions(run: Run, steps: None, write_extension: Write) -> None:
+    write_extension("broken", "1 / 0")
+    result = run("--list-extensions")
+    assert result.returncode == 0
+    rows = {line.split()[0]: line for line in result.stdout.splitlines()}
+    assert rows["good"].endswith("drop_ins/good")
+    assert "ZeroDivisionError: division by zero" in rows["broken"]
+    assert "example" in rows
+
+
+def test_a_missing_package_says_what_to_install(run: Run, job, simple_extension: Write) -> None:
+    simple_extension("needy", "import no_such_package")
+    result = run(job("needy"))
+    assert result.returncode == 1
+    assert "pip install -r requirements.txt" in result.stderr.splitlines()[-1]
+
+
+# ---------------------------------------------------------------- plans and schema
+
+FORBID = """
+import sys
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "diffusers", "peft"}:
+            raise ImportError(f"{name} is imported")
+
+def no_network(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise PermissionError(f"{event} {arguments}")
+
+sys.meta_path.insert(0, Forbidden())
+sys.addaudithook(no_network)
+"""
+
+
+@pytest.fixture
+def without_torch(tmp_path: Path) -> dict[str, str]:
+    """An environment in which importing torch fails, and so does using the network."""
+    folder = tmp_path / "site"
+    folder.mkdir()
+    (folder / "sitecustomize.py").write_text(FORBID)
+    return {"PYTHONPATH": str(folder), "EXTENSIONS_PATH": str(tmp_path / "drop_ins")}
+
+
+@pytest.mark.parametrize("arguments", [["--dry-run"], ["--dry-run", "--json"], ["--list-extensions"]])
+def test_planning_needs_neither_torch_nor_network(
+    run_py: Run, job, without_torch: dict[str, str], arguments: list[str], tmp_path: Path
+) -> None:
+    path = job("example", folder_path=str(tmp_path))
+    result = run_py(path, *arguments, env=without_torch)
+    assert (result.returncode, result.stderr) == (0, "")
+
+
+def test_the_schema_needs_no_torch_and_names_the_types(run_py: Run, without_torch: dict[str, str]) -> None:
+    result = run_py("--print-schema", env=without_torch)
+    assert result.returncode == 0
+    assert "folder_path" in json.dumps(json.loads(result.stdout))
+
+
+def test_dry_run_writes_nothing(run: Run, job, tmp_path: Path) -> None:
+    path = job("good")
+    before = sorted(tmp_path.rglob("*"))
+    result = run(path, "--dry-run", env={"PYTHONDONTWRITEBYTECODE": ""})
+    assert result.stdout == "Job good\ngood (good)\n"
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_json_holds_one_object_and_nothing_else(run: Run, job, write_extension: Write) -> None:
+    write_extension("loud", "print('noise')")
+    result = run(job("good", name="first"), "--dry-run", "--json")
+    assert json.loads(result.stdout) == {
+        "job": "good",
+        "processes": [
+            {
+                "type": "good",
+                "name": "first",
+                "datasets": [],
+                "samples_per_epoch": 0,
+                "micro_batches_per_epoch": 0,
+                "optimizer_steps": 0,
+                "epochs": 0,
+            }
+        ],
+    }
+    assert result.stderr == "noise\n"
+
+
+def test_json_of_a_mistake_leaves_standard_output_empty(run: Run, job) -> None:
+    result = run(job("nobody"), "--dry-run", "--json")
+    assert (result.returncode, result.stdout) == (2, "")
+
+
+def test_json_of_several_is_a_list_of_the_good_ones(run: Run, job) -> None:
+    configs = [job("good"), job("nobody"), job("crash")]
+    result = run(*configs, "--dry-run", "--json", "-r")
+    assert result.returncode == 2
+    assert [plan["job"] for plan in json.loads(result.stdout)] == ["good", "crash"]
+    assert "crash.yaml: done" in result.stderr
+
+
+# ---------------------------------------------------------------- several configs
+
+
+def test_the_first_failure_ends_a_series(run: Run, job) -> None:
+    result = run(job("good"), job("crash"), job("torchless"))
+    assert result.returncode == 1
+    assert [line.split("/")[-1] for line in result.stdout.splitlines()[-3:]] == [
+        "good.yaml: done",
+        "crash.yaml: failed (exit code 1)",
+        "torchless.yaml: not run",
+    ]
+
+
+def test_recover_runs_the_rest_and_still_returns_the_first_failure(run: Run, job) -> None:
+    result = run(job("nobody"), "-r", job("crash"), job("good"))
+    assert result.returncode == 2
+    assert "good good" in result.stdout
+    assert [line.split(": ")[-1] for line in result.stdout.splitlines()[-3:]] == [
+        "mistake in the config (exit code 2)",
+        "failed (exit code 1)",
+        "done",
+    ]
+
+
+def test_each_config_of_a_series_has_an_interpreter_of_its_own(
+    run: Run, write_job: Write, simple_extension: Write
+) -> None:
+    simple_extension("pid", "import os\nprint('pid', os.getpid(), os.getppid())")
+    result = run(write_job({"type": "pid"}, name="a"), write_job({"type": "pid"}, name="b"))
+    pids, parents = zip(*(line.split()[1:] for line in result.stdout.splitlines()[:2]), strict=True)
+    assert len(set(pids)) == 2
+    assert len(set(parents)) == 1
+
+
+# ---------------------------------------------------------------- the log
+
+
+def test_the_log_holds_all_output_of_a_series_and_is_appended_to(run: Run, job, tmp_path: Path) -> None:
+    for _ in range(2):
+        run(job("good"), job("crash"), "--log", "logs/all.txt")
+    text = (tmp_path / "logs" / "all.txt").read_text()
+    for words in ("good good\n", "Traceback", "Failed: ValueError: boom\n", "good.yaml: done\n"):
+        assert text.count(words) == 2
+
+
+def test_a_bare_log_name_works_for_one_config(run: Run, job, tmp_path: Path) -> None:
+    result = run(job("crash"), "-l", "bare.txt")
+    assert (tmp_path / "bare.txt").read_text() == result.stderr
+
+
+def test_a_log_that_cannot_be_written_is_exit_2(run: Run, job, tmp_path: Path) -> None:
+    result = run(job("good"), "-l", tmp_path)
+    assert result.returncode == 2
+    assert "cannot write the log" in result.stderr
+
+
+# ---------------------------------------------------------------- signals
+
+WAITS = """
+import time
+try:
+    print('ready', flush=True)
+    time.sleep(60)
+finally:
+    print('cleaned up', flush=True)
+"""
+
+SAVES = """
+import time
+from toolkit import interrupt
+from toolkit.errors import Stopped
+with interrupt.deferred() as request:
+    print('ready', flush=True)
+    while not request.asked:
+        time.sleep(0.01)
+    print('saved', flush=True)
+raise Stopped(request.exit_code)
+"""
+
+
+@pytest.fixture
+def start(tmp_path: Path, write_job: Write, simple_extension: Write):
+    """Starts `run.py` on jobs that wait for a signal, and returns it once the first of them is ready."""
+    simple_extension("waits", WAITS)
+    simple_extension("saves", SAVES)
+    started = []
+
+    def start(*kinds: str) -> subprocess.Popen:
+        root = Path(__file__).resolve().parent.parent
+        jobs = [write_job({"type": kind}, name=f"{index}_{kind}") for index, kind in enumerate(kinds)]
+        process = subprocess.Popen(
+            [sys.executable, str(root / "run.py"), *map(str, jobs)],
+            cwd=tmp_path,
+            env={**os.environ, "EXTENSIONS_PATH": str(tmp_path / "drop_ins")},
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        started.append(process)
+        assert process.stdout.readline() == "ready\n"
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.communicate()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+@pytest.mark.parametrize("kind", ["waits", "saves"])
+def test_a_signal_ends_one_config_with_its_code(start, kind: str, number: int, code: int) -> None:
+    process = start(kind)
+    process.send_signal(number)
+    output, errors = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert output == {"waits": "cleaned up\n", "saves": "saved\n"}[kind]
+    assert "Traceback" not in errors
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 75)])
+def test_a_series_forwards_the_signal_and_starts_no_further_one(start, number: int, code: int) -> None:
+    process = start("saves", "waits")
+    os.killpg(process.pid, number)  # as a terminal does: the child must not get it a second time
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == code
+    assert output.splitlines()[0] == "saved"
+    assert output.splitlines()[-1].endswith("not run")

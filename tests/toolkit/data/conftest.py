@@ -1,0 +1,96 @@
+"""Datasets made on the spot, a stand-in for the `datasets[]` section of a job, a model family of a few lines."""
+
+import hashlib
+from collections import Counter
+from collections.abc import Sequence
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn.functional import avg_pool2d
+
+from toolkit.contracts import ModelAdapter, Size
+from toolkit.errors import RunError
+
+
+def make_image(path: Path, width: int = 64, height: int = 48, colour: str = "red") -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height), colour).save(path)
+    return path
+
+
+def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
+    section = {
+        "folder_path": str(folder),
+        "num_repeats": None,
+        "caption_ext": (".txt",),
+        "default_caption": None,
+        "caption_dropout_rate": 0.0,
+        "shuffle_tokens": False,
+        "keep_tokens": 0,
+        "trigger_word": None,
+        "resolution": (512,),
+        "control_path": (),
+        "control_optional": False,
+        "background": "white",
+    }
+    assert set(changes) <= set(section)
+    return SimpleNamespace(**(section | changes))
+
+
+class FakeAdapter(ModelAdapter):
+    """The "VAE" averages 8 x 8 pixels, the "text encoder" hashes words. Counts its calls; `dropped` encoders refuse to work."""
+
+    def __init__(self, vae: str = "vae-1", text_encoder: str = "te-1") -> None:
+        self.identities = {"vae": vae, "text_encoder": text_encoder}
+        self.calls: Counter[str] = Counter()
+        self.prompts: list[tuple[str, int]] = []
+        self.dropped = False
+
+    def identity(self, part: str) -> str:
+        return self.identities[part]
+
+    def reference_size(self, image: Size, target: Size) -> Size:
+        return Size(64, 32) if image.width > image.height else Size(32, 64)
+
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        self._work("images")
+        return avg_pool2d(pixels_BCHW, 8)
+
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        self._work("prompts")
+        self.prompts.append((prompt, len(references)))
+        words = [f"<{image.size}>" for image in references] + prompt.split() + ["<end>"]
+        return torch.tensor([[byte / 255 for byte in hashlib.sha256(w.encode()).digest()[:4]] for w in words])
+
+    def drop_encoders(self, keep=()) -> None:
+        self.dropped = True
+
+    def _work(self, kind: str) -> None:
+        if self.dropped:
+            raise RunError("the encoders were dropped")
+        assert not torch.is_grad_enabled()
+        self.calls[kind] += 1
+
+    def _unused(self, *_: object) -> None:
+        raise NotImplementedError
+
+    decode_latents = predict_velocity = guide = blocks = lora_targets = _unused
+
+
+@pytest.fixture
+def image():
+    return make_image
+
+
+@pytest.fixture
+def dataset():
+    return make_dataset
+
+
+@pytest.fixture
+def fake_adapter():
+    return FakeAdapter

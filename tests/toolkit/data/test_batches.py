@@ -1,0 +1,135 @@
+import threading
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.contracts import CaptionRules
+from toolkit.data.batches import BatchLoader
+from toolkit.data.buckets import make_items
+from toolkit.data.cache import TensorCache
+from toolkit.data.captions import caption_for_use
+from toolkit.data.encode import Stores, encode_items
+from toolkit.data.folder import scan_datasets
+from toolkit.data.order import epoch_batches
+
+
+SEED = 3
+
+
+@pytest.fixture
+def load_photos(tmp_path: Path, dataset, fake_adapter):
+    """The photographs at 64 px on disk, encoded by the fake model; coffee and rocket are references too."""
+
+    def load(**rules) -> tuple:
+        scan = scan_datasets([dataset("config/examples/photos", num_repeats=3)], None)
+        coffee, rocket = (s.image for s in scan.samples if s.image.stem in ("coffee", "rocket"))
+        controls = {"astronaut": (coffee, rocket), "chelsea": (rocket,)}
+        samples = [
+            replace(s, controls=controls.get(s.image.stem, ()), rules=CaptionRules(**rules), loss_weight=0.5)
+            for s in scan.samples
+        ]
+        items = make_items(samples, lambda _: (64,), 32)
+        stores = Stores(TensorCache(tmp_path / "latents"), TensorCache(tmp_path / "text"))
+        adapter = fake_adapter()
+        return BatchLoader(encode_items(items, adapter, lambda _: stores, torch.float32), SEED), adapter
+
+    return load
+
+
+def all_specs(loader: BatchLoader, batch_size: int = 2, epoch: int = 0):
+    return epoch_batches(loader.dataset.items, batch_size, SEED, epoch)
+
+
+def test_a_batch_holds_what_its_spec_says(load_photos) -> None:
+    loader, adapter = load_photos()
+    adapter.drop_encoders()
+    for batch_spec in all_specs(loader):
+        batch = loader.load(batch_spec)
+        samples = [loader.dataset.items[index].sample for index in batch_spec.items]
+        bucket = loader.dataset.items[batch_spec.items[0]].crop.bucket
+        assert batch.latents_BCHW.shape == (len(samples), 3, bucket.height // 8, bucket.width // 8)
+        assert batch.names == tuple(str(sample.image) for sample in samples) and batch.spec == batch_spec
+        assert [len(references) for references in batch.references] == [len(s.controls) for s in samples]
+        assert batch.prompts.lengths == tuple(len(s.controls) + len(s.caption.split()) + 1 for s in samples)
+        assert batch.loss_weight_B.tolist() == [0.5] * len(samples)
+
+
+def test_references_keep_their_slot_order_and_own_size(load_photos) -> None:
+    loader, _ = load_photos()
+    index = next(i for i, item in enumerate(loader.dataset.items) if len(item.sample.controls) == 2)
+    batch_spec = next(s for s in all_specs(loader, 1) if s.items == (index,))
+    (references,) = loader.load(batch_spec).references
+    assert [tuple(latents.shape) for latents in references] == [(3, 4, 8), (3, 4, 8)]
+    entries = loader.dataset.entries[index].references
+    torch.testing.assert_close(references[1], loader.dataset.read(entries[1]), rtol=0, atol=0)
+    assert not torch.equal(references[0], references[1])
+
+
+def test_a_dropped_caption_uses_the_cached_empty_one(load_photos) -> None:
+    loader, adapter = load_photos(dropout_rate=0.5)
+    adapter.drop_encoders()
+    dropped = 0
+    for batch_spec in all_specs(loader, 1):
+        sample = loader.dataset.items[batch_spec.items[0]].sample
+        caption = caption_for_use(sample.caption, sample.rules, SEED, 0, batch_spec.positions[0])
+        assert loader.load(batch_spec).prompts.lengths == (len(sample.controls) + len(caption.split()) + 1,)
+        dropped += not caption
+    assert 0 < dropped < 15
+
+
+def test_shuffled_captions_are_encoded_as_they_are_used(load_photos) -> None:
+    loader, adapter = load_photos(shuffle_tokens=True, dropout_rate=0.3)
+    expected = []
+    for batch_spec in all_specs(loader, 1):
+        loader.load(batch_spec)
+        sample = loader.dataset.items[batch_spec.items[0]].sample
+        caption = caption_for_use(sample.caption, sample.rules, SEED, 0, batch_spec.positions[0])
+        expected.append((caption, len(sample.controls)))
+    assert adapter.prompts == expected
+
+    live = replace(loader, encode_prompt=lambda prompt, sample: torch.zeros(7, 4))
+    assert live.load(batch_spec).prompts.lengths == (7,)
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_workers_change_neither_order_nor_contents(load_photos, workers: int) -> None:
+    loader, _ = load_photos(dropout_rate=0.3)
+    specs = all_specs(loader)
+    plain, threaded = list(loader.prefetch(specs, 0)), list(loader.prefetch(specs, workers))
+    assert [batch.spec for batch in threaded] == specs
+    for one, two in zip(plain, threaded, strict=True):
+        torch.testing.assert_close(one.latents_BCHW, two.latents_BCHW, rtol=0, atol=0)
+        torch.testing.assert_close(one.prompts.embeds_BLD, two.prompts.embeds_BLD, rtol=0, atol=0)
+
+
+def test_prefetch_loads_ahead_but_not_everything_and_ends_its_threads(load_photos) -> None:
+    loader, _ = load_photos()
+    asked = []
+
+    def specs():
+        for batch_spec in all_specs(loader, 1):
+            asked.append(batch_spec)
+            yield batch_spec
+
+    batches = loader.prefetch(specs(), 2)
+    next(batches)
+    assert 2 < len(asked) < 8
+    batches.close()
+    deadline = time.monotonic() + 5
+    while any(t.name.startswith("batches") for t in threading.enumerate()):
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+
+
+def test_an_error_in_a_worker_reaches_the_caller(load_photos, tmp_path: Path) -> None:
+    from toolkit.errors import RunError
+
+    loader, adapter = load_photos()
+    adapter.drop_encoders()
+    for path in (tmp_path / "latents").rglob("*.safetensors"):
+        path.unlink()
+    with pytest.raises(RunError, match="cannot be made again"):
+        list(loader.prefetch(all_specs(loader), 2))

@@ -1,0 +1,68 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from toolkit.contracts import CaptionRules
+from toolkit.data.captions import caption_for_use, inject_trigger
+
+CASES = json.loads(Path("tests/golden/captions.json").read_text(encoding="utf-8"))["cases"]
+# `to_replace_list` is an option of the peer that jobs here do not have.
+INJECT = [case for case in CASES if case["table"] == "inject" and not case["to_replace_list"]]
+
+
+@pytest.mark.parametrize("case", INJECT, ids=lambda case: repr(case["prompt"]))
+def test_golden_injection(case: dict) -> None:
+    assert inject_trigger(case["prompt"], case["trigger"], case["add_if_not_present"]) == case["result"]
+
+
+def uses(caption: str, rules: CaptionRules, count: int = 400, seed: int = 1) -> list[str]:
+    return [caption_for_use(caption, rules, seed, 0, position) for position in range(count)]
+
+
+def test_a_caption_without_rules_is_left_as_written() -> None:
+    assert set(uses("a,b ,, c", CaptionRules(trigger="sks"))) == {"a,b ,, c"}
+
+
+@pytest.mark.parametrize("rate", [0.05, 0.9])
+def test_dropout_rate_is_a_probability_per_use(rate: float) -> None:
+    captions = uses("sks a cat", CaptionRules(dropout_rate=rate, trigger="sks"), 20_000)
+    assert set(captions) == {"", "sks a cat"}
+    assert captions.count("") / 20_000 == pytest.approx(rate, abs=0.01)
+
+
+def test_dropout_at_both_ends() -> None:
+    assert set(uses("a", CaptionRules(dropout_rate=1.0))) == {""}
+    assert set(uses("a", CaptionRules(dropout_rate=0.0))) == {"a"}
+
+
+def test_draws_depend_on_seed_epoch_and_position_and_repeat() -> None:
+    rules = CaptionRules(dropout_rate=0.5)
+    first = uses("a", rules)
+    assert first == uses("a", rules)
+    assert first != uses("a", rules, seed=2)
+    assert first != [caption_for_use("a", rules, 1, 1, position) for position in range(400)]
+
+
+def test_shuffling_reaches_every_order_and_loses_nothing() -> None:
+    captions = set(uses("red hat,blue coat , green shoe", CaptionRules(shuffle_tokens=True)))
+    assert len(captions) == 6
+    assert all(sorted(caption.split(", ")) == ["blue coat", "green shoe", "red hat"] for caption in captions)
+
+
+def test_keep_tokens_stay_in_front_and_the_prepended_trigger_is_no_part() -> None:
+    rules = CaptionRules(shuffle_tokens=True, keep_tokens=1, trigger="zxq man")
+    captions = set(uses("zxq man a, b, c, d", rules))
+    assert len(captions) == 6
+    assert all(caption.startswith("zxq man a, ") for caption in captions)
+
+
+def test_trigger_is_never_moved_wherever_it_stands() -> None:
+    rules = CaptionRules(shuffle_tokens=True, trigger="sks")
+    assert all(caption.startswith("sks ") for caption in uses("sks a, b, c", rules))
+    assert {caption.split(", ")[1] for caption in uses("a, photo of sks, b, c", rules)} == {"photo of sks"}
+    assert {caption.split(", ")[0] for caption in uses("sks, a, b", rules)} == {"sks"}
+
+
+def test_keep_tokens_beyond_the_caption() -> None:
+    assert set(uses("a, b", CaptionRules(shuffle_tokens=True, keep_tokens=9))) == {"a, b"}

@@ -1,0 +1,175 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.contracts import CaptionRules
+from toolkit.data.buckets import make_items
+from toolkit.data.cache import TensorCache
+from toolkit.data.encode import EncodedDataset, Stores, encode_items
+from toolkit.data.folder import scan_datasets
+from toolkit.errors import RunError
+
+
+@pytest.fixture
+def items(tmp_path: Path, image, dataset):
+    """a, b with captions and one reference each (equal bytes), c without either; 40 repeats."""
+    for name, colour in (("a", "red"), ("b", "blue"), ("c", "green")):
+        image(tmp_path / "40_x" / f"{name}.png", 64, 48, colour)
+        if name != "c":
+            image(tmp_path / "ref" / f"{name}.png", 90, 60, "white")
+            (tmp_path / "40_x" / f"{name}.txt").write_text(f"picture {name}")
+    paths = (str(tmp_path / "ref"),)
+    scan = scan_datasets([dataset(tmp_path / "40_x", control_path=paths, control_optional=True)], None)
+    return make_items(scan.samples, lambda _: (64,), 32)
+
+
+def on_disk(folder: Path):
+    stores = Stores(TensorCache(folder / "latents"), TensorCache(folder / "text"))
+    return lambda _: stores
+
+
+def in_memory():
+    stores = Stores(TensorCache(None), TensorCache(None))
+    return lambda _: stores
+
+
+def with_rules(items, **rules):
+    return [replace(i, sample=replace(i.sample, rules=CaptionRules(**rules))) for i in items]
+
+
+def test_each_distinct_tensor_is_encoded_once(items, fake_adapter) -> None:
+    adapter = fake_adapter()
+    encoded = encode_items([*items, *items], adapter, in_memory(), torch.float32)
+    assert adapter.calls == {"images": 3 + 1, "prompts": 3}  # the two references hold the same bytes
+    assert adapter.prompts == [("picture a", 1), ("picture b", 1), ("", 0)]
+    assert encoded.read(encoded.entries[0].latents).shape == (3, 4, 8)
+    assert encoded.read(encoded.entries[0].references[0]).mean() == 1.0
+    assert encoded.entries[2].references == () and not encoded.needs_text_encoder
+
+
+def test_latents_are_those_of_the_bucket(items, fake_adapter) -> None:
+    encoded = encode_items(items, fake_adapter(), in_memory(), torch.bfloat16)
+    latents_CHW = encoded.read(encoded.entries[0].latents)
+    assert latents_CHW.dtype == torch.bfloat16
+    torch.testing.assert_close(latents_CHW[:, 0, 0].float(), torch.tensor([1.0, -1.0, -1.0]))
+
+
+def test_a_second_run_calls_no_encoder(items, tmp_path: Path, fake_adapter) -> None:
+    first = encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    adapter = fake_adapter()
+    adapter.dropped = True
+    second = encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    for one, two in zip(first.entries, second.entries, strict=True):
+        for a, b in zip([*one.images(), *one.texts()], [*two.images(), *two.texts()], strict=True):
+            torch.testing.assert_close(first.read(a), second.read(b), rtol=0, atol=0)
+
+
+def test_broken_off_encoding_goes_on_where_it_stopped(items, tmp_path: Path, fake_adapter) -> None:
+    class Halt(Exception):
+        pass
+
+    def halt(what: str, done: int, total: int) -> None:
+        if (what, done) == ("latents", 2):
+            raise Halt
+
+    with pytest.raises(Halt):
+        encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32, halt)
+    adapter = fake_adapter()
+    encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    assert adapter.calls == {"images": 1, "prompts": 3}
+
+
+def test_progress_counts_items(items, fake_adapter) -> None:
+    seen = []
+    encode_items(items, fake_adapter(), in_memory(), torch.float32, lambda *report: seen.append(report))
+    assert seen == [(what, i, 3) for what in ("latents", "text embeddings") for i in (1, 2, 3)]
+
+
+def test_empty_caption_is_cached_where_it_may_be_drawn(items, fake_adapter) -> None:
+    adapter = fake_adapter()
+    encode_items(with_rules(items, dropout_rate=0.1), adapter, in_memory(), torch.float32)
+    # the references hold the same bytes, so a and b share the empty caption seen with them
+    assert sorted(adapter.prompts) == [("", 0), ("", 1), ("picture a", 1), ("picture b", 1)]
+
+
+def test_shuffled_captions_are_not_cached(items, fake_adapter) -> None:
+    adapter = fake_adapter()
+    encoded = encode_items(with_rules(items, shuffle_tokens=True), adapter, in_memory(), torch.float32)
+    assert adapter.calls == {"images": 4} and encoded.needs_text_encoder
+
+
+CHANGES = {
+    "vae": ({"images": 4}, {}),
+    "text_encoder": ({"prompts": 3}, {}),
+    "dtype": ({"images": 4, "prompts": 3}, {"dtype": torch.float16}),
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_what_decides_the_result_is_in_the_key(items, tmp_path: Path, change: str, fake_adapter) -> None:
+    calls, options = CHANGES[change]
+    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    adapter = fake_adapter(**({} if change == "dtype" else {change: "other"}))
+    encode_items(items, adapter, on_disk(tmp_path / "cache"), options.get("dtype", torch.float32))
+    assert adapter.calls == calls
+
+
+def test_changed_files_and_captions_are_encoded_again(items, tmp_path: Path, image, fake_adapter) -> None:
+    folder = on_disk(tmp_path / "cache")
+    encode_items(items, fake_adapter(), folder, torch.float32)
+    image(tmp_path / "ref" / "a.png", 90, 60, "black")
+    adapter = fake_adapter()
+    encode_items(items, adapter, folder, torch.float32)
+    assert adapter.calls == {"images": 1, "prompts": 1}  # a's reference, and a's text seen with it
+
+    other_caption = [replace(items[0], sample=replace(items[0].sample, caption="new")), *items[1:]]
+    adapter = fake_adapter()
+    encode_items(other_caption, adapter, folder, torch.float32)
+    assert adapter.prompts == [("new", 1)]
+
+    other_background = [replace(i, sample=replace(i.sample, background="black")) for i in items]
+    adapter = fake_adapter()
+    encode_items(other_background, adapter, folder, torch.float32)
+    assert adapter.calls == {"images": 5, "prompts": 2}  # c's text has no picture
+
+
+def test_another_size_needs_new_latents_only(items, tmp_path: Path, fake_adapter) -> None:
+    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    smaller = make_items([item.sample for item in items], lambda _: (32,), 32)
+    adapter = fake_adapter()
+    encode_items(smaller, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    assert adapter.calls == {"images": 3}
+
+
+def test_a_moved_dataset_needs_nothing_new(items, tmp_path: Path, fake_adapter) -> None:
+    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    (tmp_path / "40_x").rename(tmp_path / "7_y")
+    moved = [replace(i, sample=replace(i.sample, image=tmp_path / "7_y" / i.sample.image.name)) for i in items]
+    adapter = fake_adapter()
+    encode_items(moved, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    assert not adapter.calls
+
+
+def test_damaged_entry_is_made_again_at_the_start(items, tmp_path: Path, fake_adapter) -> None:
+    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    victim = next((tmp_path / "cache" / "latents").rglob("*.safetensors"))
+    victim.write_bytes(victim.read_bytes()[:-3])
+    adapter = fake_adapter()
+    encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    assert adapter.calls == {"images": 1}
+
+
+def test_entry_that_vanishes_during_the_run(items, tmp_path: Path, fake_adapter) -> None:
+    adapter = fake_adapter()
+    encoded = encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    entry = encoded.entries[0].latents
+    before = encoded.read(entry)
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.unlink()
+    torch.testing.assert_close(EncodedDataset.read(entry), before, rtol=0, atol=0)
+    adapter.drop_encoders()
+    assert encoded.read(entry) is not None  # stored again by the read before
+    with pytest.raises(RunError, match=r"latents of .*b\.png.*the encoders were dropped"):
+        encoded.read(encoded.entries[1].latents)

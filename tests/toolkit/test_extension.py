@@ -1,0 +1,210 @@
+"""Finding process types, and keeping broken or equal-named ones from disturbing the others."""
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import RunError, UserError
+from toolkit.extension import Extension, discover
+from toolkit.paths import EXTENSIONS_ROOT
+
+Write = Callable[..., Path]
+
+
+@pytest.fixture
+def drop_ins(tmp_path: Path) -> Path:
+    return tmp_path / "drop_ins"
+
+
+@pytest.fixture(autouse=True)
+def forget_imports() -> Iterator[None]:
+    before = set(sys.modules)
+    yield
+    for name in set(sys.modules) - before:
+        if name.startswith("extension_"):
+            del sys.modules[name]
+
+
+def test_the_projects_own_extensions_are_whole() -> None:
+    table = discover([EXTENSIONS_ROOT])
+    assert table.broken == ()
+    assert {found.folder.parent for found in table.found} == {EXTENSIONS_ROOT}
+    assert table.process_class("example").__name__ == "ExampleProcess"
+    assert table.find_config("example").__name__ == "ExampleConfig"
+
+
+def test_extensions_path_adds_folders(tmp_path: Path, simple_extension: Write, monkeypatch: pytest.MonkeyPatch) -> None:
+    simple_extension("one", folder="a")
+    itself = simple_extension("two", folder="b")
+    monkeypatch.setenv("EXTENSIONS_PATH", os.pathsep.join([str(tmp_path / "a"), "", str(itself)]))
+    uids = {found.uid for found in discover().found}
+    assert {"example", "one", "two"} <= uids
+
+
+def test_a_folder_named_twice_counts_once(drop_ins: Path, simple_extension: Write) -> None:
+    package = simple_extension("one")
+    assert [found.uid for found in discover([drop_ins, drop_ins / ".." / "drop_ins", package]).found] == ["one"]
+
+
+def test_only_packages_are_looked_at(drop_ins: Path, simple_extension: Write) -> None:
+    simple_extension("good")
+    for hidden in ("_private", ".hidden", "__pycache__"):
+        simple_extension(f"uid{hidden}", package=hidden)
+    (drop_ins / "loose.py").write_text("raise SystemExit")
+    (drop_ins / "no_init").mkdir()
+    table = discover([drop_ins])
+    assert [found.uid for found in table.found] == ["good"]
+    assert table.broken == table.skipped == ()
+
+
+def test_equal_folder_names_in_two_places_both_work(tmp_path: Path, simple_extension: Write) -> None:
+    simple_extension("one", package="same", folder="a")
+    simple_extension("two", package="same", folder="b")
+    table = discover([tmp_path / "a", tmp_path / "b"])
+    first, second = table.process_class("one"), table.process_class("two")
+    assert first is not second
+    assert first.__module__ != second.__module__
+
+
+def test_a_folder_name_need_not_be_an_identifier(drop_ins: Path, simple_extension: Write) -> None:
+    simple_extension("one", package="my-ext v1.2")
+    assert discover([drop_ins]).process_class("one").__name__ == "SimpleProcess"
+
+
+@pytest.mark.parametrize(
+    ("source", "reason"),
+    [
+        ("import no_such_module", "No module named 'no_such_module'"),
+        ("def broken(:", "SyntaxError"),
+        ("raise SystemExit(3)", "SystemExit: 3"),
+        ("AI_TOOLKIT_EXTENSIONS = 3", "not a list of classes"),
+        ("class A: pass\nAI_TOOLKIT_EXTENSIONS = [A]", "not a class with a uid"),
+        ("class A:\n    uid = 'a'\nAI_TOOLKIT_EXTENSIONS = [A()]", "not a class with a uid"),
+    ],
+)
+def test_a_broken_one_is_recorded_and_disturbs_no_other(
+    drop_ins: Path, simple_extension: Write, write_extension: Write, source: str, reason: str
+) -> None:
+    write_extension("a_broken", source)
+    simple_extension("good")
+    table = discover([drop_ins])
+    assert table.process_class("good").__name__ == "SimpleProcess"
+    (broken,) = table.broken
+    assert broken.folder.name == "a_broken"
+    assert reason in broken.reason
+    assert reason in table.render()
+
+
+def test_a_broken_one_is_shown_with_its_traceback_to_who_asks(drop_ins: Path, write_extension: Write) -> None:
+    write_extension("folder_name", "class A:\n    uid = 'its_uid'\nimport no_such_module")
+    table = discover([drop_ins])
+    for asked in ("its_uid", "folder_name"):
+        with pytest.raises(UserError) as caught:
+            table.find_config(asked)
+        assert "Traceback" in str(caught.value)
+        assert "import no_such_module" in str(caught.value)
+        assert "importlib" not in str(caught.value)
+
+
+def test_an_unknown_type_gets_the_nearest_and_the_broken_ones(
+    drop_ins: Path, simple_extension: Write, write_extension: Write
+) -> None:
+    simple_extension("trainer")
+    write_extension("other", "1 / 0")
+    with pytest.raises(UserError) as caught:
+        discover([drop_ins]).find_config("trianer")
+    assert "Did you mean 'trainer'?" in str(caught.value)
+    assert "ZeroDivisionError" in str(caught.value)
+
+
+def test_equal_uids_are_refused_only_when_asked_for(tmp_path: Path, simple_extension: Write) -> None:
+    folders = [simple_extension("twice", folder="a"), simple_extension("twice", folder="b")]
+    simple_extension("once", folder="a")
+    table = discover([tmp_path / "a", tmp_path / "b"])
+    table.process_class("once")
+    for ask in (table.find_config, table.process_class):
+        with pytest.raises(UserError) as caught:
+            ask("twice")
+        assert all(str(folder) in str(caught.value) for folder in folders)
+
+
+def test_a_package_without_the_list_is_skipped(drop_ins: Path, write_extension: Write) -> None:
+    package = write_extension("models_only", "AI_TOOLKIT_MODELS = []")
+    table = discover([drop_ins])
+    assert (table.found, table.broken, table.skipped) == ((), (), (package.resolve(),))
+
+
+def test_what_an_extension_prints_stays_off_standard_output(
+    drop_ins: Path, write_extension: Write, capsys: pytest.CaptureFixture[str]
+) -> None:
+    write_extension("loud", "print('hello')\nAI_TOOLKIT_EXTENSIONS = []")
+    discover([drop_ins])
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("", "hello\n")
+
+
+def test_a_missing_folder_is_reported_not_fatal(tmp_path: Path) -> None:
+    table = discover([tmp_path / "nowhere"])
+    assert "nowhere" in table.broken[0].reason
+
+
+def test_the_process_is_imported_only_when_asked_for(drop_ins: Path, simple_extension: Write) -> None:
+    package = simple_extension("late")
+    (package / "process.py").write_text("import no_such_module")
+    table = discover([drop_ins])
+    assert table.find_config("late") is None
+    with pytest.raises(RunError) as caught:
+        table.process_class("late")
+    assert str(package) in str(caught.value)
+    assert "No module named 'no_such_module'" in str(caught.value)
+    assert isinstance(caught.value.__cause__, ModuleNotFoundError)
+
+
+CONFIGS = """
+    class Base:
+        @classmethod
+        def get_process(cls): return dict
+    class Fails(Base):
+        uid = "fails"
+        @classmethod
+        def get_config(cls): raise KeyError("lost")
+    class Wrong(Base):
+        uid = "wrong"
+        @classmethod
+        def get_config(cls): return dict
+    class Right(Base):
+        uid = "right"
+        @classmethod
+        def get_config(cls):
+            from pydantic import BaseModel
+            return BaseModel
+    AI_TOOLKIT_EXTENSIONS = [Fails, Wrong, Right]
+"""
+
+
+def test_a_config_that_cannot_be_given_is_reported_with_its_folder(drop_ins: Path, write_extension: Write) -> None:
+    package = write_extension("models", CONFIGS)
+    table = discover([drop_ins])
+    with pytest.raises(UserError, match="KeyError: 'lost'") as caught:
+        table.find_config("fails")
+    assert str(package) in str(caught.value)
+    with pytest.raises(UserError, match="not a pydantic model"):
+        table.find_config("wrong")
+
+
+def test_configs_leaves_out_what_has_none(drop_ins: Path, write_extension: Write, simple_extension: Write) -> None:
+    simple_extension("unchecked")
+    write_extension("models", CONFIGS)
+    assert list(discover([drop_ins]).configs()) == ["right"]
+
+
+def test_an_extension_without_a_process_says_so() -> None:
+    class Empty(Extension):
+        uid = "empty"
+
+    assert Empty.get_config() is None
+    with pytest.raises(NotImplementedError, match="Empty needs get_process"):
+        Empty.get_process()

@@ -1,0 +1,129 @@
+"""The copy of the output in a file, and the status line."""
+
+import io
+import sys
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.log import StatusLine, copy_output
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+    def shown(self) -> list[str]:
+        """The lines a person sees."""
+        lines = []
+        for line in self.getvalue().split("\n"):
+            cells: list[str] = []
+            for part in line.split("\r"):
+                cells[: len(part)] = part
+            lines.append("".join(cells).rstrip())
+        return lines
+
+
+def test_both_streams_are_copied_and_still_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    path = tmp_path / "new" / "folder" / "log.txt"
+    with copy_output(path):
+        print("out")
+        print("err", file=sys.stderr)
+        assert path.read_text() == "out\nerr\n"  # a line is in the file when it is complete
+    captured = capsys.readouterr()
+    assert (captured.out, captured.err) == ("out\n", "err\n")
+
+
+def test_the_file_is_appended_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    for word in ("first", "second"):
+        with copy_output(Path("bare.txt")):
+            print(word)
+    assert Path("bare.txt").read_text() == "first\nsecond\n"
+
+
+def test_overwritten_status_is_dropped(tmp_path: Path) -> None:
+    path = tmp_path / "log.txt"
+    with copy_output(path):
+        for step in range(1000):
+            sys.stdout.write(f"\rstep {step}")
+        sys.stdout.write("\rdone     \r\n")
+        sys.stdout.write("unfinished")
+    assert path.read_text() == "done\nunfinished\n"
+
+
+def test_a_long_lived_status_line_does_not_pile_up(tmp_path: Path) -> None:
+    with copy_output(tmp_path / "log.txt"):
+        for step in range(1000):
+            sys.stdout.write(f"step {step}\r")
+        assert len(sys.stdout._pending) < 20
+
+
+def test_a_terminal_stays_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", Terminal())
+    with copy_output(tmp_path / "log.txt"):
+        assert sys.stdout.isatty()
+        status = StatusLine()
+        status.update("step 1")
+        status.note("saved")
+        status.update("step 2")
+        status.finish("done")
+    assert (tmp_path / "log.txt").read_text() == "saved\ndone\n"
+
+
+def test_an_exception_is_written_too(tmp_path: Path) -> None:
+    with pytest.raises(ZeroDivisionError), copy_output(tmp_path / "log.txt"):
+        _ = 1 / 0
+    assert "Traceback" in (tmp_path / "log.txt").read_text()
+    assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()
+
+
+def test_nested_copies_each_get_their_part(tmp_path: Path) -> None:
+    with copy_output(tmp_path / "all.txt"):
+        print("before")
+        with copy_output(tmp_path / "run.txt"):
+            print("within")
+    assert (tmp_path / "all.txt").read_text() == "before\nwithin\n"
+    assert (tmp_path / "run.txt").read_text() == "within\n"
+
+
+def test_text_that_utf8_cannot_hold_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with copy_output(tmp_path / "log.txt"):
+        print("caf\udce9.jpg ü")
+    assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "caf\\udce9.jpg ü\n"
+
+
+def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="cannot write the log"), copy_output(tmp_path):
+        pass
+
+
+def test_status_is_one_line_on_a_terminal() -> None:
+    terminal = Terminal()
+    status = StatusLine(terminal)
+    status.update("a long state")
+    status.update("short")
+    assert terminal.shown() == ["short"]
+    status.note("a note")
+    assert terminal.shown() == ["a note", "short"]
+    status.finish("done")
+    assert terminal.shown() == ["a note", "done", ""]
+
+
+def test_status_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "20")
+    terminal = Terminal()
+    StatusLine(terminal).update("x" * 100)
+    assert terminal.shown() == ["x" * 19]
+
+
+def test_status_elsewhere_is_a_plain_line_every_ten_seconds() -> None:
+    stream, now = io.StringIO(), [0.0]
+    status = StatusLine(stream, clock=lambda: now[0])
+    for now[0] in (0.0, 9.9, 10.0, 19.9, 25.0):
+        status.update(f"at {now[0]}")
+    status.note("note")
+    status.finish("end")
+    assert stream.getvalue() == "at 0.0\nat 10.0\nat 25.0\nnote\nend\n"

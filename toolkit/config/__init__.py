@@ -1,0 +1,22 @@
+"""YAML in, typed job out. Never imports torch: validation and `--dry-run` end here in a second.
+
+`load_job` is the door; `loader.py` lists its steps, one file each. The sections of a job
+(`network`, `train`, ...) are one file each as well.
+"""
+
+from toolkit.config.base import StrictModel
+from toolkit.config.job import JobConfig, ProcessEntry
+from toolkit.config.loader import load_job
+from toolkit.config.process import Finding, JobContext, ProcessConfig
+from toolkit.config.redact import redact
+
+__all__ = [
+    "Finding",
+    "JobConfig",
+    "JobContext",
+    "ProcessConfig",
+    "ProcessEntry",
+    "StrictModel",
+    "load_job",
+    "redact",
+]

@@ -1,0 +1,48 @@
+"""`StrictModel`, the base of every config section, and the tables by which a section knows names it does not use."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+
+if TYPE_CHECKING:
+    from toolkit.config.node import Node
+    from toolkit.config.report import Report
+
+Key = tuple[str | int, ...]
+"""Path of a value: mapping keys and list indices from the outside in."""
+
+
+class StrictModel(BaseModel):
+    """A section: unknown keys are refused, it cannot change, and the docstring under a field describes it."""
+
+    model_config = ConfigDict(
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+        validate_default=True,
+        allow_inf_nan=False,
+        protected_namespaces=(),
+    )
+
+    aliases: ClassVar[Mapping[str, str]] = {}
+    """Other names of fields: old name -> field."""
+
+    shapes: ClassVar[Mapping[str, str]] = {}
+    """Names that are no fields but that `reshape` turns into fields -> what they stand for."""
+
+    no_effect: ClassVar[Mapping[str, str]] = {}
+    """Names that are accepted with a warning -> why they do nothing here."""
+
+    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
+    """Names that are known and refused -> the values that ask for nothing and therefore pass."""
+
+    may_be_empty: ClassVar[frozenset[str]] = frozenset()
+    """Fields for which an empty string is a value; for all others it means "not given"."""
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """Turns other shapes of this section into its fields. Gets known and given keys only."""
+        return entries

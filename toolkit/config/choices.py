@@ -1,0 +1,81 @@
+"""Field types that several sections share: a value out of a list of names, a list that may be a single value."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Annotated, Any, Literal
+
+from pydantic import BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+from toolkit.errors import did_you_mean
+
+
+def mistake(message: str) -> PydanticCustomError:
+    """An error that a validator raises; the message reaches the user as it is."""
+    return PydanticCustomError("mistake", "{message}", {"message": message})
+
+
+def one_of(
+    *names: str,
+    later: str = "",
+    spellings: Mapping[str, str] | None = None,
+    refusal: str = "is not supported yet",
+) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Annotations of a Literal: other `spellings` of its names, and names that are known but not built.
+
+    Upper and lower case are alike. `later` holds names separated by spaces; `refusal` says what is
+    wrong with them.
+    """
+    spellings = spellings or {}
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, str):
+            raise mistake(f"{value!r} is not one of {_listed(names)}.")
+        folded = value.strip().lower()
+        if folded in names:
+            return folded
+        if folded in spellings:
+            return spellings[folded]
+        if folded in later.split():
+            raise mistake(f"{value!r} {refusal}. Use {_listed(names)}.")
+        raise mistake(
+            f"{value!r} is unknown. {did_you_mean(folded, [*names, *spellings, *later.split()], list_all=False)}"
+        )
+
+    return BeforeValidator(read), WithJsonSchema({"type": "string", "enum": [*names, *spellings]})
+
+
+def _listed(names: Sequence[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def as_list(value: Any) -> Any:
+    """A single value as a list of one; lists and mappings as they are."""
+    return value if isinstance(value, list | tuple | dict) else [value]
+
+
+def schema_of_list(item: dict[str, Any]) -> WithJsonSchema:
+    """The JSON Schema of a field that takes one item or a list of them."""
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item}]})
+
+
+Texts = Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+"""One string or a list of strings."""
+
+Dtype = Annotated[
+    Literal["float16", "bfloat16", "float32"],
+    *one_of(
+        "float16",
+        "bfloat16",
+        "float32",
+        spellings={
+            "fp16": "float16",
+            "half": "float16",
+            "bf16": "bfloat16",
+            "fp32": "float32",
+            "float": "float32",
+        },
+    ),
+]
+"""A floating-point type under its usual names."""

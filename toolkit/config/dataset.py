@@ -1,0 +1,179 @@
+"""`datasets[]`: one folder of images with captions and references."""
+
+from __future__ import annotations
+
+import re
+from dataclasses import replace
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from toolkit.config.base import StrictModel
+from toolkit.config.choices import as_list, mistake, schema_of_list
+from toolkit.config.node import Node
+from toolkit.config.report import Report
+from toolkit.config.slots import Slots, gather_slots, slot_names
+
+_COLOURS = (
+    "white black gray grey silver red green blue yellow cyan aqua magenta fuchsia maroon navy olive purple teal "
+    "lime orange pink brown"
+)
+
+
+def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys("." + extension.strip().lstrip(".") for extension in extensions))
+
+
+def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _colour(value: str) -> str:
+    folded = value.strip().lower()
+    if folded not in _COLOURS.split() and not re.fullmatch(r"#[0-9a-f]{6}", folded):
+        raise mistake(f"{value!r} is no colour. Write a name such as 'white' or '#rrggbb'.")
+    return folded
+
+
+Resolution = Annotated[
+    tuple[Annotated[int, Field(ge=32)], ...],
+    BeforeValidator(as_list),
+    AfterValidator(_distinct),
+    Field(min_length=1),
+    schema_of_list({"type": "integer", "minimum": 32}),
+]
+
+Extensions = Annotated[
+    tuple[str, ...],
+    BeforeValidator(as_list),
+    AfterValidator(_with_dots),
+    Field(min_length=1),
+    schema_of_list({"type": "string"}),
+]
+
+
+class DatasetConfig(StrictModel):
+    """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`."""
+
+    folder_path: str
+    """Folder of the images, relative to the working directory."""
+
+    num_repeats: int | None = Field(default=None, ge=1)
+    """How often each image is used per epoch and size. Not given: the leading `<int>_` of the folder's
+    name, else 1."""
+
+    resolution: Resolution = (1024,)
+    """Training size in pixels, one or a list: an image has at most this number squared, its aspect ratio
+    kept. Each distinct size is one more sample per image. At least 32."""
+
+    caption_ext: Extensions = (".txt",)
+    """Extension of the caption files, with or without the dot; of a list the first that exists is read."""
+
+    default_caption: str = ""
+    """Caption of images that have no caption file or an empty one."""
+
+    trigger_word: str | None = None
+    """Trigger word of this dataset instead of the process's."""
+
+    caption_dropout_rate: float = Field(default=0.0, ge=0, le=1)
+    """Probability, drawn per use, that the caption is empty; 0: off."""
+
+    shuffle_tokens: bool = False
+    """Shuffle the comma-separated parts of the caption per use. The text encoder then stays loaded."""
+
+    keep_tokens: int = Field(default=0, ge=0)
+    """Leading parts that `shuffle_tokens` leaves in place."""
+
+    control_path: Slots = ()
+    """Folder, or list of up to 3 folders in slot order, of reference images matched by file stem. None is
+    fine."""
+
+    control_optional: bool = False
+    """Images without a partner in a control folder train without that reference instead of being errors."""
+
+    cache_latents: bool = True
+    """Compute the latents of images and references once, before training."""
+
+    cache_latents_to_disk: bool = True
+    """Keep what was cached for later runs."""
+
+    cache_text_embeddings: bool | None = None
+    """Compute the text embeddings once, before training. Not given: yes, unless `shuffle_tokens` is on."""
+
+    background: Annotated[str, AfterValidator(_colour)] = "white"
+    """Colour under transparent pixels of images and references: a name or "#rrggbb"."""
+
+    num_workers: int = Field(default=0, ge=0)
+    """Processes that load batches; 0: the main process does."""
+
+    aliases: ClassVar = {"caption_type": "caption_ext"}
+    shapes: ClassVar = dict.fromkeys(slot_names("control_path"), "control_path") | {
+        "control_transparent_color": "background, as [red, green, blue] of 0 to 255",
+    }
+    no_effect: ClassVar = {
+        "buckets": "images are always grouped by size",
+        "bucket_tolerance": "sides are always multiples of 32",
+        "prefetch_factor": "batches are small, everything is encoded before",
+        "persistent_workers": "loaders always live as long as the run",
+        "full_size_control_images": "references always keep their own size",
+        "fps": "it concerns videos",
+        "clip_image_path": "the model has no CLIP image encoder",
+        "cache_clip_vision_to_disk": "the model has no CLIP image encoder",
+        "use_short_captions": "a caption is one text file",
+        "short_and_long_captions": "a caption is one text file",
+    }
+    unsupported: ClassVar = {
+        "dataset_path": (),
+        "mask_path": (),
+        "mask_min_value": (0,),
+        "alpha_mask": (False,),
+        "invert_mask": (False,),
+        "is_reg": (False,),
+        "prior_reg": (False,),
+        "flip_x": (False,),
+        "flip_y": (False,),
+        "loss_multiplier": (1,),
+        "network_weight": (1,),
+        "random_crop": (False,),
+        "random_scale": (False,),
+        "square_crop": (False,),
+        "scale": (1,),
+        "token_dropout_rate": (0,),
+        "random_triggers": (),
+        "random_triggers_max": (1,),
+        "replacements": (),
+        "augments": (),
+        "augmentations": (),
+        "controls": (),
+        "control_from_same_folder": (False,),
+        "num_controls_from_same_folder": (0, 1),
+        "unconditional_path": (),
+        "inpaint_path": (),
+        "batch_size": (),
+        "num_frames": (1,),
+        "shrink_video_to_frames": (True, False),
+        "standardize_images": (False,),
+        "poi": (),
+        "type": ("image",),
+    }
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """`control_path_1..3` become one list, a colour of three numbers becomes "#rrggbb"."""
+        gather_slots(entries, "control_path", report)
+        colour = entries.pop("control_transparent_color", None)
+        if colour is not None and "background" not in entries:
+            if rgb := _rgb(colour.data()):
+                entries["background"] = replace(colour, value=rgb)
+            else:
+                report.mistake(colour, "is no colour. Write [red, green, blue], each 0 to 255.")
+        elif colour is not None:
+            report.mistake(colour, "'background' is given as well. Keep one.", at_key=True)
+        return entries
+
+
+def _rgb(value: Any) -> str:
+    parts = value if isinstance(value, list) else []
+    if len(parts) != 3 or not all(type(part) is int and 0 <= part <= 255 for part in parts):
+        return ""
+    return "#" + "".join(f"{part:02x}" for part in parts)

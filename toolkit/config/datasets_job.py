@@ -1,0 +1,215 @@
+"""`DatasetsJob`: the keys of every process that works on the datasets of a training job.
+
+Training and caching share them, so that a user can copy a job and change only its `type`.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+
+from toolkit.config.base import Key
+from toolkit.config.choices import mistake
+from toolkit.config.dataset import DatasetConfig
+from toolkit.config.logging import LoggingConfig
+from toolkit.config.model import ModelConfig
+from toolkit.config.network import NetworkConfig
+from toolkit.config.node import Node
+from toolkit.config.normalise import prefer
+from toolkit.config.process import Finding, JobContext, ProcessConfig
+from toolkit.config.report import Report
+from toolkit.config.sample import SampleConfig
+from toolkit.config.save import SaveConfig
+from toolkit.config.train import TrainConfig
+
+Found = Iterable[Finding]
+
+_DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(_DEVICE, value):
+        raise mistake(f"{value!r} is no device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'.")
+    return value
+
+
+def _resume(value: Any) -> Any:
+    if value != "auto":
+        raise mistake(f"{value!r} is not supported yet. Write 'auto' or leave it out.")
+    return value
+
+
+class DatasetsJob(ProcessConfig):
+    """What a training job says of its datasets, its model and its training."""
+
+    training_folder: str = "output"
+    """The run's files go to `<training_folder>/<name>/`."""
+
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu. Without CUDA: one warning, then the CPU."""
+
+    trigger_word: str = ""
+    """Replaces `[trigger]` in captions and prompts; put before captions that do not contain it."""
+
+    training_seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of order, noise, dropout and initial weights. 0: a random one, printed and recorded."""
+
+    resume: Annotated[Literal["auto"], BeforeValidator(_resume), WithJsonSchema({"enum": ["auto"]})] = "auto"
+    """auto: go on from the newest good state of the run's folder, if there is one."""
+
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    """The adapter that is trained."""
+
+    save: SaveConfig = Field(default_factory=SaveConfig)
+    """When the LoRA is written, and how."""
+
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """Folders of images; at least one."""
+
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """Length, optimizer, loss and precision."""
+
+    model: ModelConfig
+    """The model that is trained."""
+
+    sample: SampleConfig | None = None
+    """Pictures drawn during training; none without this section."""
+
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """What is printed."""
+
+    shapes: ClassVar = {
+        "optimizer": "train.optimizer, train.lr and train.optimizer_params, as {name, lr, ...}",
+        "training": "train, as {steps, epochs}",
+    }
+    no_effect: ClassVar = {
+        "performance_log_every": "metrics.jsonl has the times of every step",
+        "log_dir": "logs are kept in the run's folder",
+        "sqlite_db_path": "the web page reads the run's folder",
+        "torch_profiler": "metrics.jsonl has the times of every step",
+    }
+    unsupported: ClassVar = {
+        "first_sample": (),
+        "guidance": (),
+        "embedding": (),
+        "decorator": (),
+        "adapter": (),
+        "slider": (),
+        "validation": (),
+    }
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """`optimizer`, `training` and `train.seed` go where they belong."""
+        optimizer = entries.pop("optimizer", None)
+        if optimizer is not None:
+            place_in(entries, "train", "optimizer", optimizer, report)
+        training = entries.pop("training", None)
+        if training is not None and isinstance(training.value, dict):
+            for key, child in training.value.items():
+                place_in(entries, "train", key, child, report)
+        elif training is not None:
+            report.mistake(training, "is not a mapping of keys and values.")
+        train = entries.get("train")
+        if train is not None and isinstance(train.value, dict) and "seed" in train.value:
+            rest = dict(train.value)
+            seed = rest.pop("seed")
+            entries["train"] = replace(train, value=rest)
+            if not seed.is_blank:
+                entries["training_seed"] = prefer(entries.get("training_seed"), seed, report)
+        return entries
+
+    # ------------------------------------------------------------ what the rooms ask
+
+    def trigger_of(self, dataset: DatasetConfig) -> str:
+        """The dataset's trigger word, or the process's."""
+        return self.trigger_word if dataset.trigger_word is None else dataset.trigger_word
+
+    def asked_text_cache(self, dataset: DatasetConfig) -> bool | None:
+        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
+        own = dataset.cache_text_embeddings
+        return self.train.cache_text_embeddings if own is None else own
+
+    def caches_text(self, dataset: DatasetConfig) -> bool:
+        """Whether the dataset's text embeddings are computed once: unless captions are shuffled or it is off."""
+        asked = self.asked_text_cache(dataset)
+        return not dataset.shuffle_tokens if asked is None else asked
+
+    def job_folder(self, job: JobContext) -> Path:
+        """`<training_folder>/<job>`, with the process's name below it where it has one."""
+        folder = Path(self.training_folder).expanduser() / job.name
+        return folder / self.name if self.name else folder
+
+    # ------------------------------------------------------------ checks
+
+    def check(self, job: JobContext) -> Found:
+        """Files and folders that are missing, and keys that contradict each other."""
+        if self.train.steps == 0 and self.train.epochs == 0:
+            yield Finding(("train", "steps"), "0 optimizer steps. Give steps or epochs a value above 0.")
+        yield from self._check_model(job)
+        for index, dataset in enumerate(self.datasets):
+            yield from self._check_dataset(("datasets", index), dataset, job)
+        pretrained = self.network.pretrained_lora_path
+        if pretrained is not None:
+            key = ("network", "pretrained_lora_path")
+            yield from _check_path(key, pretrained, "Give a LoRA file.", job, file=True)
+        for index, item in enumerate(self.sample.samples if self.sample else ()):
+            for slot, path in enumerate(item.ctrl_img):
+                key = ("sample", "samples", index, "ctrl_img", slot)
+                yield from _check_path(key, path, "Give an image file.", job, file=True)
+
+    def _check_model(self, job: JobContext) -> Found:
+        key, name = ("model", "name_or_path"), self.model.name_or_path
+        folder = self.model.folder()
+        if folder in job.earlier_outputs:
+            return
+        if not self.model.is_path():
+            if name.count("/") != 1 or not all(name.split("/")):
+                remedy = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
+                yield Finding(key, f"{name!r} is neither a folder nor a hub id. {remedy}")
+            return
+        if not folder.is_dir():
+            yield Finding(key, _missing(name, "Give a model folder in diffusers layout."))
+        elif not (folder / "model_index.json").is_file():
+            yield Finding(key, f"{name!r} holds no model_index.json. Give a model folder in diffusers layout.")
+
+    def _check_dataset(self, at: Key, dataset: DatasetConfig, job: JobContext) -> Found:
+        yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
+        for slot, path in enumerate(dataset.control_path):
+            yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
+        if dataset.shuffle_tokens and self.asked_text_cache(dataset):
+            own = dataset.cache_text_embeddings is not None
+            key = (*at, "cache_text_embeddings") if own else ("train", "cache_text_embeddings")
+            yield Finding(
+                key,
+                "'cache_text_embeddings: true' and 'shuffle_tokens: true' exclude each other: a shuffled caption "
+                "is a new text at each use. Keep one.",
+            )
+
+
+def place_in(entries: dict[str, Node], section: str, key: str, node: Node, report: Report) -> None:
+    """Puts `node` into a section under `key`, unless the section has it already."""
+    target = entries.get(section) or replace(node, value={}, path=(*node.path[:3], section))
+    if not isinstance(target.value, dict) or node.is_blank:
+        return
+    chosen = prefer(target.value.get(key), node, report)
+    entries[section] = replace(target, value={**target.value, key: chosen})
+
+
+def _check_path(key: Key, path: str, remedy: str, job: JobContext, *, file: bool = False) -> Found:
+    resolved = Path(path).expanduser().resolve()
+    if any(folder in job.earlier_outputs for folder in (resolved, *resolved.parents)):
+        return
+    if not resolved.exists():
+        yield Finding(key, _missing(path, remedy))
+    elif file != resolved.is_file():
+        yield Finding(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")
+
+
+def _missing(path: str, remedy: str) -> str:
+    return f"{path!r} does not exist (working directory: {Path.cwd()}). {remedy}"

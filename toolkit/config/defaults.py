@@ -1,0 +1,46 @@
+"""`config.defaults`, merged under each process."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from toolkit.config.node import Node
+from toolkit.config.report import Report
+
+
+def merge_defaults(process: Node, defaults: Node | None) -> Node:
+    """The process with what it does not give taken from `defaults`: mappings merge, all else is replaced."""
+    if defaults is None or not isinstance(process.value, dict) or not isinstance(defaults.value, dict):
+        return process
+    entries = dict(process.value)
+    for key, default in defaults.value.items():
+        own = entries.get(key)
+        if own is None or own.is_blank:
+            entries[key] = default
+        elif isinstance(own.value, dict):
+            entries[key] = merge_defaults(own, default)
+    return replace(process, value=entries)
+
+
+class DefaultsWatch:
+    """Finds the keys of `config.defaults` that no process of the job knows.
+
+    A job may hold processes of different types; a default that only one of them knows is left out for the
+    others. One that none knows is a mistake.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._unknown: dict[str, tuple[Node, str]] = {}
+
+    def known(self, node: Node) -> None:
+        self._known.add(str(node.path))
+
+    def unknown(self, node: Node, message: str) -> None:
+        self._unknown.setdefault(str(node.path), (node, message))
+
+    def report(self, report: Report) -> None:
+        """Adds a mistake for each default that nobody knew."""
+        for path, (node, message) in self._unknown.items():
+            if path not in self._known:
+                report.mistake(node, message, at_key=True)

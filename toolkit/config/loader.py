@@ -1,0 +1,251 @@
+"""`load_job`: a config file to a checked `JobConfig`, or all of its mistakes at once."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pydantic import BaseModel
+
+from toolkit.config.defaults import DefaultsWatch, merge_defaults
+from toolkit.config.job import JobConfig, ProcessEntry
+from toolkit.config.node import Node, show
+from toolkit.config.normalise import Normaliser
+from toolkit.config.process import JobContext, ProcessConfig
+from toolkit.config.report import Report
+from toolkit.config.saved import saved_text
+from toolkit.config.source import is_json, read_text, strip_json_comments
+from toolkit.config.validate import validate
+from toolkit.config.variables import expand_variables, replace_name
+from toolkit.config.yaml_reader import read_yaml, scalar_value
+from toolkit.errors import ConfigErrors, Mistake, UserError, did_you_mean
+
+FindModel = Callable[[str], type[BaseModel] | None]
+"""A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
+
+_BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True)
+class _Process:
+    """A process on its way: what the file says, what it is checked against, what came of it."""
+
+    node: Node
+    entry: ProcessEntry
+    checked: Node
+    complete: bool
+    """False when the section has mistakes that leave nothing to look at."""
+
+
+def load_job(
+    path: str | Path,
+    find_model: FindModel,
+    *,
+    name: str | None = None,
+    env: Mapping[str, str] = os.environ,
+) -> JobConfig:
+    """Reads and checks a config. `name` replaces `config.name`. Raises ConfigErrors holding every mistake."""
+    if name is not None and (fault := folder_name_fault(name)):
+        raise ConfigErrors([Mistake("-n", f"{name!r} {fault}")])
+    report = Report(str(path))
+    text = read_text(path, report)
+    written = read_yaml(strip_json_comments(text) if is_json(path) else text, report)
+    root = expand_variables(written, env, report)
+    config = check_frame(root, report)
+    job_name = name if name is not None else read_name(config, report)
+    root = replace_name(root, job_name)
+    processes = read_processes(root.value["config"], find_model, report)
+    job = JobContext(job_name)
+    check_processes(processes, job, report)
+    report.raise_mistakes()
+    note_processes(processes, job, report)
+    meta = root.value.get("meta")
+    return JobConfig(
+        job=root.value["job"].value,
+        name=job_name,
+        meta=meta.data() if meta and meta.value else {},
+        processes=tuple(process.entry for process in processes),
+        warnings=report.warnings,
+        path=Path(path),
+        unexpanded_text=saved_text(text, written, name, json_input=is_json(path)),
+    )
+
+
+# ---------------------------------------------------------------- the frame: job, config, meta
+
+
+def check_frame(root: Node, report: Report) -> Node:
+    """The `config` mapping. Raises when there is none; all else outside the processes is reported."""
+    refuse_unknown(root, ("job", "config", "meta"), report)
+    job = root.value.get("job")
+    if job is None or job.is_blank:
+        report.mistake(job or root, "is required. Write 'job: extension'.", path=("job",))
+    elif job.value != "extension":
+        report.mistake(job, f"{show(job)} is not a kind of job here. Write 'extension'.")
+    meta = root.value.get("meta")
+    if meta is not None and meta.value is not None and not isinstance(meta.value, dict):
+        report.mistake(meta, f"{show(meta)} is not a mapping of keys and values.")
+    config = root.value.get("config")
+    if config is None or not isinstance(config.value, dict):
+        message = "is required: a mapping with 'name' and 'process'."
+        report.fatal((config or root).value_at, ("config",), message)
+    refuse_unknown(config, ("name", "process", "defaults"), report)
+    defaults = config.value.get("defaults")
+    if defaults is not None and defaults.value is not None and not isinstance(defaults.value, dict):
+        report.mistake(defaults, f"{show(defaults)} is not a mapping of keys and values.")
+    return config
+
+
+def refuse_unknown(node: Node, known: tuple[str, ...], report: Report) -> None:
+    for key, child in node.value.items():
+        if key not in known:
+            report.mistake(child, f"unknown key. {did_you_mean(key, known)}", at_key=True)
+
+
+def read_name(config: Node, report: Report) -> str:
+    """`config.name`, checked: it becomes a folder's name."""
+    node = config.value.get("name")
+    if node is None or node.is_blank:
+        report.mistake(node or config, "is required: the run's folder gets this name.", path=("config", "name"))
+        return "job"
+    check_folder_name(node, report)
+    return str(node.value)
+
+
+def check_folder_name(node: Node, report: Report) -> None:
+    if not isinstance(node.value, str):
+        report.mistake(node, f'{show(node)} is not text. Put it in quotes: "{node.text}"')
+    elif (fault := folder_name_fault(node.value)) and not report.reported(node.path):
+        report.mistake(node, f"{show(node)} {fault}")
+
+
+def folder_name_fault(name: str) -> str:
+    """Why a name cannot be a folder's name, or an empty string."""
+    if not name.strip() or name in (".", ".."):
+        return "cannot be the name of a folder."
+    if _BAD_IN_FOLDER.search(name):
+        return "cannot be the name of a folder: leave out '/', '\\' and control characters."
+    return ""
+
+
+# ---------------------------------------------------------------- processes
+
+
+def read_processes(config: Node, find_model: FindModel, report: Report) -> list[_Process]:
+    """Every entry of `config.process`, checked against the model of its type."""
+    listed = config.value.get("process")
+    if listed is None or not isinstance(listed.value, list) or not listed.value:
+        node = listed or config
+        report.mistake(node, "is required: a list of at least one process.", path=("config", "process"))
+        return []
+    watch = DefaultsWatch()
+    normaliser = Normaliser(report, watch)
+    defaults = config.value.get("defaults")
+    processes = [
+        read_process(index, merge_defaults(node, defaults), find_model, normaliser)
+        for index, node in enumerate(listed.value)
+    ]
+    watch.report(report)
+    refuse_equal_names(processes, report)
+    return [process for process in processes if process is not None]
+
+
+def read_process(index: int, node: Node, find_model: FindModel, normaliser: Normaliser) -> _Process | None:
+    """One process, or None when not even its type is known."""
+    report = normaliser.report
+    if not isinstance(node.value, dict):
+        report.mistake(node, f"{show(node)} is not a mapping. A process has a 'type' and its keys.")
+        return None
+    type_node = node.value.get("type")
+    if type_node is None or type_node.is_blank:
+        report.mistake(type_node or node, "is required: which process runs.", path=(*node.path, "type"))
+        return None
+    if report.reported(type_node.path):
+        return None
+    name_node = node.value.get("name")
+    has_name = name_node is not None and not name_node.is_blank
+    if has_name:
+        check_folder_name(name_node, report)
+    try:
+        model = find_model(str(type_node.value))
+    except UserError as error:
+        report.mistake(type_node, str(error))
+        return None
+    section, checked = None, node
+    if model is None:
+        for child in node.walk():
+            normaliser.defaults.known(child)
+    else:
+        checked = normaliser.section(model, node, frozenset({"type", "name"}))
+        section, checked = validate(model, checked, report)
+    entry = ProcessEntry(
+        index=index,
+        type=str(type_node.value),
+        name=str(name_node.value) if has_name else None,
+        raw=node.data(_resolved),
+        section=section,
+    )
+    return _Process(node, entry, checked, complete=model is None or section is not None)
+
+
+def _resolved(node: Node) -> Any:
+    """A scalar as an unchecked section reads it: an unquoted `${STEPS}` is a number if its value is one."""
+    return scalar_value(node.value) if node.plain and node.expanded else node.value
+
+
+def refuse_equal_names(processes: list[_Process | None], report: Report) -> None:
+    seen: dict[str, int] = {}
+    for process in filter(None, processes):
+        name, index = process.entry.name, process.entry.index
+        if name is not None and name in seen:
+            node = process.node.value["name"]
+            report.mistake(node, f"{name!r} is already the name of process[{seen[name]}]. Names are unique.")
+        elif name is not None:
+            seen[name] = index
+
+
+# ---------------------------------------------------------------- what needs the file system
+
+
+def check_processes(processes: list[_Process], job: JobContext, report: Report) -> None:
+    """Each section's own checks, in order; a section knows what earlier processes will write."""
+    folders: dict[Path, int] = {}
+    for process in processes:
+        # Without this section nothing is known of what it writes; later checks would see ghosts.
+        if not process.complete:
+            return
+        section = process.entry.section
+        if not isinstance(section, ProcessConfig):
+            continue
+        for finding in section.check(job):
+            node, rest = process.checked.find(finding.key)
+            path = (*node.path, *rest)
+            if not report.reported(path):
+                report.mistake(node, finding.message, path=path)
+        refuse_shared_folder(process, section.run_folder(job), folders, report)
+        job = JobContext(job.name, job.earlier_outputs | section.outputs(job))
+
+
+def refuse_shared_folder(process: _Process, folder: Path | None, folders: dict[Path, int], report: Report) -> None:
+    if folder is None:
+        return
+    folder = folder.expanduser().resolve()
+    index = process.entry.index
+    if folder in folders:
+        report.mistake(
+            process.node,
+            f"writes to '{folder}' as process[{folders[folder]}] does. Give process[{index}] a 'name' of its own.",
+        )
+    folders.setdefault(folder, index)
+
+
+def note_processes(processes: list[_Process], job: JobContext, report: Report) -> None:
+    """Adds each section's notes to the warnings."""
+    for process in processes:
+        if isinstance(process.entry.section, ProcessConfig):
+            for note in process.entry.section.notes(job):
+                report.warn(process.checked.find(note.key)[0], note.message)

@@ -1,0 +1,159 @@
+"""A section as written -> the section as its model names it.
+
+Old names become new ones, keys without a value go, names nobody knows are reported and left out,
+so that the model can then report every other mistake in the same pass.
+"""
+
+from __future__ import annotations
+
+import types
+from dataclasses import replace
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic import AliasChoices, BaseModel
+
+from toolkit.config.base import StrictModel
+from toolkit.config.defaults import DefaultsWatch
+from toolkit.config.node import Node, dotted, show
+from toolkit.config.report import Report
+from toolkit.errors import did_you_mean
+
+
+class Normaliser:
+    """Walks a section along its model. One instance serves all processes of a job."""
+
+    def __init__(self, report: Report, defaults: DefaultsWatch) -> None:
+        self.report = report
+        self.defaults = defaults
+
+    def section(self, model: type[BaseModel], node: Node, also_known: frozenset[str] = frozenset()) -> Node:
+        """`node` under the names of `model`; `also_known` are keys that are kept though it lacks them."""
+        if not isinstance(node.value, dict):
+            return node
+        fields = field_names(model)
+        strict = model if issubclass(model, StrictModel) else StrictModel
+        known = {*fields, *also_known, *strict.aliases, *strict.shapes, *strict.no_effect, *strict.unsupported}
+        open_ended = model.model_config.get("extra") == "allow"
+        entries: dict[str, Node] = {}
+        for key, child in node.value.items():
+            if key not in known and not open_ended:
+                self.unknown(child, f"unknown key. {did_you_mean(key, known, list_all=False)}".strip())
+                continue
+            self.defaults.known(child)
+            if self.is_given(model, key, child) and self.is_built(strict, key, child):
+                entries[key] = child
+        entries = self.fold_aliases(strict, strict.reshape(entries, self.report))
+        walked = {
+            key: self.field(model.model_fields[fields[key]].annotation, child) if key in fields else child
+            for key, child in entries.items()
+        }
+        return replace(node, value={key: child for key, child in walked.items() if child is not None})
+
+    def unknown(self, child: Node, message: str) -> None:
+        if child.from_defaults:
+            self.defaults.unknown(child, message)
+        else:
+            self.report.mistake(child, message, at_key=True)
+
+    def is_given(self, model: type[BaseModel], key: str, child: Node) -> bool:
+        """False for null and "": the default applies. A mistake where there is no default."""
+        strict = issubclass(model, StrictModel)
+        if not child.is_blank or (child.value == "" and strict and key in model.may_be_empty):
+            return True
+        name = field_names(model).get(key)
+        if name and model.model_fields[name].is_required():
+            self.report.mistake(child, "needs a value.")
+        return False
+
+    def is_built(self, model: type[StrictModel], key: str, child: Node) -> bool:
+        """False for names that do nothing here (one warning) and for those not built yet (a mistake)."""
+        if key in model.no_effect:
+            self.report.warn(child, f"has no effect: {model.no_effect[key]}.")
+            return False
+        if key in model.unsupported:
+            value = child.data()
+            if value not in ([], {}) and value not in model.unsupported[key]:
+                self.report.mistake(child, f"{show(child)} is not supported yet. Leave this key out.")
+            return False
+        return True
+
+    def fold_aliases(self, model: type[StrictModel], entries: dict[str, Node]) -> dict[str, Node]:
+        for old, new in model.aliases.items():
+            if old in entries:
+                entries[new] = prefer(entries.get(new), entries.pop(old), self.report)
+        return entries
+
+    def field(self, annotation: Any, node: Node) -> Node | None:
+        """A field's value with the sections inside it normalised; None when it was reported here."""
+        if isinstance(node.value, bool) and is_number(annotation):
+            self.report.mistake(node, f"{show(node)} is not a number.")
+            return None
+        if isinstance(node.value, list):
+            inner = item_annotation(annotation)
+            items = [self.field(inner, item) for item in node.value]
+            return replace(node, value=[item for item in items if item is not None])
+        model = section_model(annotation)
+        if model and isinstance(node.value, dict):
+            return self.section(model, node)
+        return node
+
+
+def prefer(current: Node | None, other: Node, report: Report) -> Node:
+    """Of two nodes that mean one field the one to keep: the process's own before a default's."""
+    if current is None or (current.from_defaults and not other.from_defaults):
+        return other
+    differs = current.data() != other.data()
+    if differs and current.from_defaults == other.from_defaults:
+        names = [str(node.path[-1]) for node in (other, current)]
+        if names[0] == names[1]:
+            names = [dotted(node.path) for node in (other, current)]
+        report.mistake(
+            other,
+            f"{names[0]!r} and {names[1]!r} mean the same, but {show(other)} and {show(current)} were given. Keep one.",
+            at_key=True,
+        )
+    return current
+
+
+def field_names(model: type[BaseModel]) -> dict[str, str]:
+    """Key in the file -> field: each field's name and the aliases pydantic accepts for it."""
+    names = {}
+    for name, field in model.model_fields.items():
+        names[name] = name
+        for alias in (field.alias, field.validation_alias):
+            choices = alias.choices if isinstance(alias, AliasChoices) else [alias]
+            names.update({choice: name for choice in choices if isinstance(choice, str)})
+    return names
+
+
+def section_model(annotation: Any) -> type[BaseModel] | None:
+    """The one model a field holds, through Optional and Annotated; None when there is none or several."""
+    models = [part for part in _parts(annotation) if isinstance(part, type) and issubclass(part, BaseModel)]
+    return models[0] if len(models) == 1 else None
+
+
+def item_annotation(annotation: Any) -> Any:
+    """What the items of a list or tuple field are."""
+    for part in _parts(annotation):
+        if get_origin(part) in (list, tuple):
+            return get_args(part)[0]
+    return Any
+
+
+def is_number(annotation: Any) -> bool:
+    """Whether the field wants a number and has no use for true or false."""
+    parts = list(_parts(annotation))
+    return any(part in (int, float) for part in parts) and bool not in parts
+
+
+def _parts(annotation: Any):
+    origin = get_origin(annotation)
+    if origin is Annotated:
+        yield from _parts(get_args(annotation)[0])
+    elif origin in (Union, types.UnionType):
+        for part in get_args(annotation):
+            yield from _parts(part)
+    elif origin is Literal:
+        yield from {type(value) for value in get_args(annotation)}
+    else:
+        yield annotation

@@ -1,0 +1,62 @@
+"""`${VAR}`, `${VAR:-default}` and `[name]`, filled in on values after parsing, so never in comments."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
+from toolkit.config.base import Key
+from toolkit.config.node import Node
+from toolkit.config.report import Report
+
+_REFERENCE = re.compile(r"\$?\$\{([^}]*)\}")
+_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+
+
+def expand_variables(root: Node, env: Mapping[str, str], report: Report) -> Node:
+    """Environment variables in every string but those of `meta`. `$${X}` stands for the text `${X}`."""
+
+    def expand(node: Node) -> Node:
+        if "${" not in node.value:
+            return node
+        value = _REFERENCE.sub(lambda match: _expand_one(match, node, env, report), node.value)
+        return replace(node, value=value, expanded=True)
+
+    return map_strings(root, expand, skip=("meta",))
+
+
+def _expand_one(match: re.Match[str], node: Node, env: Mapping[str, str], report: Report) -> str:
+    if match.group().startswith("$$"):
+        return match.group()[1:]
+    variable = _VARIABLE.fullmatch(match.group(1))
+    if not variable:
+        report.mistake(node, f"{match.group()!r} does not name an environment variable. Write ${{NAME}}.")
+        return match.group()
+    name, default = variable.groups()
+    if default is not None:
+        return env.get(name) or default
+    if name not in env:
+        report.mistake(node, f"the environment variable {name!r} is not set. Set it, or write ${{{name}:-default}}.")
+        return match.group()
+    return env[name]
+
+
+def replace_name(root: Node, name: str) -> Node:
+    """`[name]` in every string but `config.name` itself."""
+
+    def fill(node: Node) -> Node:
+        return replace(node, value=node.value.replace("[name]", name)) if "[name]" in node.value else node
+
+    return map_strings(root, fill, skip=("config", "name"))
+
+
+def map_strings(node: Node, change: Callable[[Node], Node], skip: Key) -> Node:
+    """The tree with `change` applied to each string; the part at `skip` stays as it is."""
+    if node.path == skip:
+        return node
+    if isinstance(node.value, dict):
+        return replace(node, value={k: map_strings(v, change, skip) for k, v in node.value.items()})
+    if isinstance(node.value, list):
+        return replace(node, value=[map_strings(item, change, skip) for item in node.value])
+    return change(node) if isinstance(node.value, str) else node

@@ -1,0 +1,141 @@
+"""A content-addressed store of tensors: the key says what was encoded and how, so nothing is ever stale.
+
+One safetensors file per entry, written under a temporary name and renamed, with a hash of its
+contents inside. What does not verify counts as missing.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import safetensors.torch
+from torch import Tensor
+
+from toolkit.errors import RunError
+
+_LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
+_digests: dict[tuple[str, int, int], str] = {}
+
+
+class TensorCache:
+    """Named tensors by key, in `folder` or, when that is None, in memory for as long as this object lives.
+
+    `note` is told of each damaged entry. Safe to use from several threads and processes: equal keys
+    mean equal contents, so it does not matter who writes last.
+    """
+
+    def __init__(self, folder: Path | None, note: Callable[[str], None] = lambda _: None) -> None:
+        self.folder = folder
+        self._note = note
+        self._memory: dict[str, dict[str, Tensor]] = {}
+
+    def get(self, key: str) -> dict[str, Tensor] | None:
+        """The entry, on the CPU and not to be written to; None when it is missing or damaged."""
+        if self.folder is None:
+            return self._memory.get(key)
+        path = self._path(key)
+        try:
+            raw = path.read_bytes()
+        except FileNotFoundError:
+            return None
+        except OSError as error:
+            self._note(f"{path}: cache entry cannot be read ({error}), it is made again")
+            return None
+        if not _verifies(raw, key):
+            self._note(f"{path}: cache entry is damaged, it is made again")
+            return None
+        return safetensors.torch.load(raw)
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        """Stores the entry; it is there completely or not at all."""
+        tensors = {
+            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
+        }
+        if self.folder is None:
+            self._memory[key] = tensors
+            return
+        try:
+            self._write(self._path(key), _serialize(key, tensors))
+        except OSError as error:
+            raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
+
+    def _path(self, key: str) -> Path:
+        return self.folder / key[:2] / f"{key}.safetensors"
+
+    @staticmethod
+    def _write(path: Path, contents: bytes) -> None:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # The name of a temporary file never ends in .safetensors: what a killed writer leaves is never read.
+        temporary = path.with_name(f"{path.stem[:16]}.{uuid4().hex}.tmp")
+        try:
+            with temporary.open("xb") as file:
+                file.write(contents)
+                file.flush()
+                os.fsync(file.fileno())
+            try:
+                os.replace(temporary, path)
+            except PermissionError:
+                # Windows, while another process reads the target: it holds the same contents already.
+                if not path.exists():
+                    raise
+        finally:
+            temporary.unlink(missing_ok=True)
+
+
+def key_of(**parts: Any) -> str:
+    """SHA-256 (hex) over everything that decides an entry's contents; JSON values and tuples of them."""
+    return hashlib.sha256(_canonical(parts)).hexdigest()
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 (hex) of a file's bytes; computed again only when its size or time of change differs."""
+    stat = path.stat()
+    memo = (str(path), stat.st_size, stat.st_mtime_ns)
+    if memo not in _digests:
+        with path.open("rb") as file:
+            _digests[memo] = hashlib.file_digest(file, "sha256").hexdigest()
+    return _digests[memo]
+
+
+def _canonical(value: Any) -> bytes:
+    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+
+
+def _content_hash(key: str, header: dict[str, Any], data: bytes | memoryview) -> str:
+    """Over the key, the tensors' names, dtypes, shapes and places, and their bytes."""
+    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    digest = hashlib.sha256(_canonical([key, tensors]))
+    digest.update(data)
+    return digest.hexdigest()
+
+
+def _split(raw: bytes) -> tuple[dict[str, Any], memoryview]:
+    """Header and tensor bytes of a safetensors file. Raises ValueError when the header is no JSON object."""
+    length = int.from_bytes(raw[:_LENGTH_BYTES], "little")
+    header = json.loads(raw[_LENGTH_BYTES : _LENGTH_BYTES + length])
+    if not isinstance(header, dict):
+        raise ValueError("the header is no object")
+    return header, memoryview(raw)[_LENGTH_BYTES + length :]
+
+
+def _serialize(key: str, tensors: dict[str, Tensor]) -> bytes:
+    header, data = _split(safetensors.torch.save(tensors))
+    header["__metadata__"] = {"sha256": _content_hash(key, header, data)}
+    header_bytes = json.dumps(header).encode()
+    header_bytes += b" " * (-len(header_bytes) % 8)  # the format aligns the tensors to 8 bytes
+    return len(header_bytes).to_bytes(_LENGTH_BYTES, "little") + header_bytes + bytes(data)
+
+
+def _verifies(raw: bytes, key: str) -> bool:
+    try:
+        header, data = _split(raw)
+    except ValueError:
+        return False
+    metadata = header.get("__metadata__")
+    return isinstance(metadata, dict) and metadata.get("sha256") == _content_hash(key, header, data)

@@ -1,0 +1,214 @@
+"""Everything the encoders are needed for, done once before training: latents and text embeddings.
+
+Each entry is stored as soon as it is made, so encoding that was broken off goes on where it
+stopped. When nothing is missing no encoder is called, and so none is loaded.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from threading import RLock
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolkit.contracts import Crop, Item, ModelAdapter, Progress, Sample, Size
+from toolkit.data.cache import TensorCache, file_digest, key_of
+from toolkit.data.images import image_size, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.errors import RunError
+
+FORMAT = 1
+"""Part of every key: raised when the way from file to tensor changes, so that old entries are not used."""
+
+_TENSOR = "tensor"
+
+
+class Stores(NamedTuple):
+    """Where the entries of one dataset are kept."""
+
+    latents: TensorCache
+    text: TensorCache
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One tensor of an item: where it is kept, under which key, and how to make it."""
+
+    what: str
+    """For messages: the kind and the file it is made from."""
+
+    store: TensorCache
+    key: str
+    make: Callable[[], Tensor]
+
+
+class ItemEncoder:
+    """Knows the entries of an item; makes a tensor only when asked to. All keys are by content."""
+
+    def __init__(self, adapter: ModelAdapter, dtype: torch.dtype) -> None:
+        self._adapter = adapter
+        self._dtype = dtype
+        self._identity = cache(adapter.identity)
+        self._sizes: dict[Path, Size] = {}
+        self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time
+
+    def latents(self, item: Item, stores: Stores) -> Entry:
+        """Target latents [C, H, W] of the image at its bucket."""
+        sample, crop = item.sample, item.crop
+        key = self._key("vae", "latents", sample, file_digest(sample.image), crop=_plain(crop))
+
+        def make() -> Tensor:
+            image = open_image(sample.image, sample.background)
+            return self._encode_image(to_tensor(resize_cover_crop(image, crop)))
+
+        return Entry(f"latents of {sample.image}", stores.latents, key, make)
+
+    def references(self, item: Item, stores: Stores) -> tuple[Entry, ...]:
+        """Latents [C, h, w] of each reference, in slot order, each of its own size."""
+        return tuple(self._reference(path, item, stores) for path in item.sample.controls)
+
+    def text(self, sample: Sample, prompt: str, stores: Stores) -> Entry:
+        """Embeddings [L, D] of the prompt seen with the sample's references."""
+        digests = [file_digest(path) for path in sample.controls]
+        key = self._key("text_encoder", "text", sample, digests, prompt=prompt)
+        what = f"text of {sample.image}"
+        return Entry(what, stores.text, key, lambda: self.encode_prompt(prompt, sample))
+
+    def encode_prompt(self, prompt: str, sample: Sample) -> Tensor:
+        """Embeddings [L, D] made now, nothing stored."""
+        pictures = [open_image(path, sample.background) for path in sample.controls]
+        with self._lock, torch.no_grad():
+            return self._adapter.encode_prompt(prompt, pictures).to("cpu", self._dtype)
+
+    def _reference(self, path: Path, item: Item, stores: Stores) -> Entry:
+        if path not in self._sizes:
+            self._sizes[path] = image_size(path)
+        size = self._adapter.reference_size(self._sizes[path], item.crop.bucket)
+        background = item.sample.background
+        key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
+
+        def make() -> Tensor:
+            return self._encode_image(to_tensor(resize(open_image(path, background), size)))
+
+        return Entry(f"latents of reference {path}", stores.latents, key, make)
+
+    def _encode_image(self, pixels_3HW: Tensor) -> Tensor:
+        with self._lock, torch.no_grad():
+            return self._adapter.encode_images(pixels_3HW[None])[0].to("cpu", self._dtype)
+
+    def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts) -> str:
+        return key_of(
+            kind=kind,
+            source=source,
+            # text without pictures does not depend on the background
+            background=sample.background if source else "",
+            encoder=self._identity(part),
+            dtype=str(self._dtype),
+            format=FORMAT,
+            **parts,
+        )
+
+
+@dataclass(frozen=True)
+class ItemEntries:
+    """The entries of one item. A text that is not cached is None: it is encoded anew at each use."""
+
+    latents: Entry
+    references: tuple[Entry, ...]
+    caption: Entry | None
+    empty: Entry | None
+    """The empty caption: present when a use may drop the caption, or when there is none."""
+
+    def images(self) -> tuple[Entry, ...]:
+        return (self.latents, *self.references)
+
+    def texts(self) -> tuple[Entry, ...]:
+        return tuple(entry for entry in (self.caption, self.empty) if entry)
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """Items whose tensors are all in the stores."""
+
+    items: tuple[Item, ...]
+    entries: tuple[ItemEntries, ...]
+    encoder: ItemEncoder
+
+    @property
+    def needs_text_encoder(self) -> bool:
+        """Whether some text is encoded during training, so that the text encoder has to stay."""
+        return any(not entries.texts() for entries in self.entries)
+
+    @staticmethod
+    def read(entry: Entry) -> Tensor:
+        """The stored tensor. One that vanished or was damaged since is made again.
+
+        Raises RunError when the encoder for that is no longer there.
+        """
+        stored = entry.store.get(entry.key)
+        if stored is not None:
+            return stored[_TENSOR]
+        try:
+            return _make(entry)
+        except RunError as error:
+            raise RunError(
+                f"{entry.what}: its cache entry is gone and cannot be made again: {error}"
+            ) from error
+
+
+def encode_items(
+    items: Sequence[Item],
+    adapter: ModelAdapter,
+    stores_for: Callable[[Sample], Stores],
+    dtype: torch.dtype,
+    progress: Progress = lambda what, done, total: None,
+) -> EncodedDataset:
+    """Makes sure that every tensor of every item is stored, each distinct one encoded once.
+
+    All images come first, then all texts, so that only one encoder need be loaded at a time.
+    `progress` is called after each item as ("latents" or "text embeddings", done, total).
+    """
+    encoder = ItemEncoder(adapter, dtype)
+    entries = tuple(_entries(item, encoder, stores_for(item.sample)) for item in items)
+    _ensure("latents", [entry.images() for entry in entries], progress)
+    _ensure("text embeddings", [texts for entry in entries if (texts := entry.texts())], progress)
+    return EncodedDataset(tuple(items), entries, encoder)
+
+
+def _entries(item: Item, encoder: ItemEncoder, stores: Stores) -> ItemEntries:
+    sample = item.sample
+    caption = empty = None
+    if not sample.rules.shuffle_tokens:
+        caption = encoder.text(sample, sample.caption, stores) if sample.caption else None
+        if sample.rules.dropout_rate > 0 or caption is None:
+            empty = encoder.text(sample, "", stores)
+    return ItemEntries(encoder.latents(item, stores), encoder.references(item, stores), caption, empty)
+
+
+def _ensure(what: str, groups: Sequence[Sequence[Entry]], progress: Progress) -> None:
+    """Verifies every stored entry and makes the missing ones, each once however often it is used."""
+    seen: set[tuple[int, str]] = set()
+    for done, group in enumerate(groups, start=1):
+        for entry in group:
+            place = (id(entry.store), entry.key)
+            if place not in seen and entry.store.get(entry.key) is None:
+                _make(entry)
+            seen.add(place)
+        progress(what, done, len(groups))
+
+
+def _make(entry: Entry) -> Tensor:
+    tensor = entry.make()
+    entry.store.put(entry.key, {_TENSOR: tensor})
+    return tensor
+
+
+def _plain(crop: Crop) -> list:
+    """A crop as JSON values."""
+    return [list(crop.scaled), crop.left, crop.top, list(crop.bucket)]

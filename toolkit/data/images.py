@@ -1,0 +1,296 @@
+"""The one way a picture file becomes pixels: targets, references and masks all come through here.
+
+Whatever the file holds (16-bit grey, CMYK, a colour profile, transparency, an EXIF rotation), the
+result is an upright 8-bit sRGB image. What cannot become one faithfully is refused by name:
+animations, several pages, floating point, truncated or oversized files.
+
+Shape suffixes: H/W height and width in pixels; 3 is red, green, blue.
+"""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from PIL import Image, ImageCms, ImageColor, TiffImagePlugin
+
+from toolkit.contracts import Crop, Size
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+"""File name endings (lower case) that are read as images."""
+
+MAX_PIXELS = 120_000_000
+"""Largest picture that is read, in pixels: about 480 MB while it is decoded."""
+
+# Pillow's own guard warns from its limit on and refuses at twice that; ours names the file and the remedy.
+Image.MAX_IMAGE_PIXELS = MAX_PIXELS
+
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+_ORIENTATION = 0x0112
+_PROFILE_MODES = {"GRAY": "L", "RGB": "RGB", "CMYK": "CMYK", "Lab": "LAB"}
+# What Pillow's decoders are known to raise on damaged files; its documentation promises only OSError.
+_DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+Note = Callable[[str], None]
+"""Is told what is worth knowing about a file that could be read all the same."""
+
+
+class ImageError(ValueError):
+    """A picture that cannot be used: which file, and what is wrong with it."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.reason = reason
+
+
+def open_image(path: Path | str, background: str = "white", note: Note | None = None) -> Image.Image:
+    """The picture as upright 8-bit sRGB (mode RGB); transparency is composited on `background`.
+
+    Raises ImageError, and only that, for a file that cannot be used.
+    """
+    canvas_colour = ImageColor.getrgb(background)
+    with _reading(path) as image:
+        image.load()
+        upright = _turn(image, _orientation(image))
+        return _flatten(_to_eight_bit(upright, path), canvas_colour, note or _silent)
+
+
+def image_size(path: Path | str) -> Size:
+    """Width and height after EXIF rotation. Reads the header only, where the format keeps EXIF there."""
+    with _reading(path) as image:
+        return _upright_size(image)
+
+
+def inspect_image(path: Path | str, note: Note | None = None) -> Size:
+    """Reads the whole file as cheaply as its format allows. Returns the upright size or raises ImageError."""
+    with _reading(path) as image:
+        size = _upright_size(image)
+        image.draft(None, (1, 1))  # JPEG: every byte is still read, only an eighth of each side computed
+        image.load()
+        _refuse_wide_values(image, path)
+        if image.info.get("icc_profile"):
+            _read_profile(image.info["icc_profile"], note or _silent)
+        return size
+
+
+def check_image(path: Path | str) -> str | None:
+    """Why this file cannot be used, or None when it can. Reads the whole file."""
+    try:
+        inspect_image(path)
+    except ImageError as error:
+        return error.reason
+    return None
+
+
+def resize_cover_crop(image: Image.Image, crop: Crop) -> Image.Image:
+    """The image as its bucket wants it: bicubic to `crop.scaled`, then the bucket cut out."""
+    box = (crop.left, crop.top, crop.left + crop.bucket.width, crop.top + crop.bucket.height)
+    return image.resize(crop.scaled, Image.Resampling.BICUBIC).crop(box)
+
+
+def resize(image: Image.Image, size: Size) -> Image.Image:
+    """A reference at exactly this size, by Lanczos as diffusers' `VaeImageProcessor.resize` does."""
+    return image.resize(size, Image.Resampling.LANCZOS)
+
+
+def to_tensor(image: Image.Image) -> Tensor:
+    """Pixels [3, H, W] float32 in [-1, 1] of an RGB image; as diffusers' `VaeImageProcessor.preprocess`."""
+    import numpy
+    import torch
+
+    unit_HW3 = numpy.array(image, dtype=numpy.float32) / 255.0
+    return 2.0 * torch.from_numpy(unit_HW3.transpose(2, 0, 1).copy()) - 1.0
+
+
+# ---------------------------------------------------------------- reading
+
+
+def _silent(_: str) -> None:
+    """The note nobody asked for."""
+
+
+@contextmanager
+def _reading(path: Path | str) -> Iterator[Image.Image]:
+    """The opened, not yet decoded file; every way in which it can be unusable becomes an ImageError."""
+    try:
+        with Image.open(path, formats=_FORMATS) as image:
+            _refuse_unusable(image, path)
+            yield image
+    except ImageError:
+        raise
+    except Image.UnidentifiedImageError as error:
+        raise ImageError(path, "is not a JPEG, PNG, WebP, BMP or TIFF image, or is damaged") from error
+    except FileNotFoundError as error:
+        raise ImageError(path, "does not exist") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed") from error
+    except _DECODE_ERRORS as error:
+        raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
+
+
+def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
+    """Raises ImageError for what the header alone rules out."""
+    if image.width * image.height > MAX_PIXELS:
+        megapixels = image.width * image.height / 1e6
+        limit = f"at most {MAX_PIXELS // 10**6} are allowed"
+        raise ImageError(path, f"has {megapixels:.0f} megapixels, {limit}. Make it smaller")
+    # A JPEG with several pictures (MPO) is a photograph with previews: its first picture is meant.
+    frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
+    if frames > 1:
+        kind = "pages" if image.format == "TIFF" else "frames"
+        state = "holds" if image.format == "TIFF" else "is animated:"
+        raise ImageError(path, f"{state} {frames} {kind}. Give one still image")
+    if image.format == "GIF":
+        raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
+    if image.mode == "F":
+        raise ImageError(
+            path, "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits"
+        )
+
+
+def _orientation(image: Image.Image) -> int:
+    """EXIF orientation that is still to be applied, 1 to 8; 1 is upright."""
+    if isinstance(image, TiffImagePlugin.TiffImageFile):
+        return 1  # Pillow turns TIFF by itself and already reports the turned size
+    try:
+        return image.getexif().get(_ORIENTATION, 1)
+    except (SyntaxError, struct.error, LookupError):
+        return 1  # the metadata is damaged, the picture need not be
+
+
+def _upright_size(image: Image.Image) -> Size:
+    turned = _orientation(image) in (5, 6, 7, 8)
+    return Size(image.height, image.width) if turned else Size(image.width, image.height)
+
+
+def _turn(image: Image.Image, orientation: int) -> Image.Image:
+    return image.transpose(_UPRIGHT[orientation]) if orientation in _UPRIGHT else image
+
+
+# ---------------------------------------------------------------- colour
+
+
+def _refuse_wide_values(image: Image.Image, path: Path | str) -> None:
+    """Mode I is either 16 bits in a wider type or truly 32 bits; only the pixels tell."""
+    low, high = image.getextrema() if image.mode == "I" else (0, 0)
+    if low < 0 or high > 65535:
+        raise ImageError(path, f"holds 32-bit values ({low} to {high}). Save it with 8 or 16 bits")
+
+
+def _to_eight_bit(image: Image.Image, path: Path | str) -> Image.Image:
+    """Scales grey of 16 bits to 8 (65535 becomes 255); everything else passes.
+
+    Pillow reads 16-bit colour as 8 bits by itself, but `convert("RGB")` would clip 16-bit grey to white.
+    """
+    if image.mode not in _SIXTEEN_BIT:
+        return image
+    _refuse_wide_values(image, path)
+    import numpy
+
+    wide_HW = numpy.asarray(image).astype(numpy.int64)
+    grey = Image.fromarray(((wide_HW * 255 + 32767) // 65535).astype(numpy.uint8))
+    if "icc_profile" in image.info:
+        grey.info["icc_profile"] = image.info["icc_profile"]
+    clear = image.info.get("transparency")
+    if clear is None:
+        return grey
+    grey.putalpha(Image.fromarray(numpy.where(wide_HW == clear, 0, 255).astype(numpy.uint8)))
+    return grey
+
+
+def _flatten(image: Image.Image, background: tuple[int, ...], note: Note) -> Image.Image:
+    """sRGB without transparency, from any 8-bit mode."""
+    profile = image.info.get("icc_profile")
+    colour, alpha = _split_alpha(image)
+    rgb = _to_srgb(colour, profile, note)
+    if alpha is None:
+        return rgb
+    canvas = Image.new("RGB", rgb.size, background[:3])
+    canvas.paste(rgb, mask=alpha)
+    return canvas
+
+
+def _split_alpha(image: Image.Image) -> tuple[Image.Image, Image.Image | None]:
+    """Colour as L, RGB, CMYK or LAB, and its opacity (L) when the file has one."""
+    if image.has_transparency_data:
+        if image.mode != "LA":
+            image = image.convert("RGBA")
+        *bands, alpha = image.split()
+        return (bands[0] if len(bands) == 1 else Image.merge("RGB", bands)), alpha
+    if image.mode == "1":
+        return image.convert("L"), None
+    if image.mode not in _PROFILE_MODES.values():
+        return image.convert("RGB"), None  # palettes, YCbCr, HSV
+    return image, None
+
+
+def _to_srgb(colour: Image.Image, profile_bytes: bytes | None, note: Note) -> Image.Image:
+    """Applies the embedded profile; a file without a usable one is taken to be sRGB already."""
+    profile = _read_profile(profile_bytes, note) if profile_bytes else None
+    if profile is None and colour.mode == "LAB":
+        profile = ImageCms.ImageCmsProfile(ImageCms.createProfile("LAB"))
+    if profile is None:
+        return colour.convert("RGB")
+    mode = _profile_mode(profile)
+    if colour.mode == "L" and mode == "RGB":
+        colour = colour.convert("RGB")
+    if colour.mode != mode:
+        note(f"its colour profile is for {mode}, its pixels are {colour.mode}: taken as sRGB")
+        return colour.convert("RGB")
+    try:
+        return ImageCms.profileToProfile(colour, profile, _srgb(), outputMode="RGB")
+    except ImageCms.PyCMSError as error:
+        note(f"its colour profile cannot be applied ({error}): taken as sRGB")
+        return colour.convert("RGB")
+
+
+def _read_profile(profile_bytes: bytes, note: Note) -> ImageCms.ImageCmsProfile | None:
+    """The embedded profile, or None (with a note) when it is damaged or of a kind no image mode has."""
+    try:
+        profile = ImageCms.ImageCmsProfile(io.BytesIO(profile_bytes))
+    except OSError:
+        note("its colour profile is damaged: taken as sRGB")
+        return None
+    if _profile_mode(profile) is None:
+        note("its colour profile is of an unknown kind: taken as sRGB")
+        return None
+    return profile
+
+
+def _profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
+    return _PROFILE_MODES.get(profile.profile.xcolor_space.strip())
+
+
+@cache
+def _srgb() -> ImageCms.ImageCmsProfile:
+    return ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB"))

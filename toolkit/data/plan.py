@@ -1,0 +1,171 @@
+"""What a run will do, in numbers: images, repeats, buckets, batches, optimizer steps. No torch, no pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any
+
+from toolkit.contracts import Item
+from toolkit.data.folder import FolderInfo
+
+
+@dataclass(frozen=True)
+class BucketCount:
+    """Images of one folder that train at one size, repeats not counted. Pixels."""
+
+    width: int
+    height: int
+    images: int
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """One folder of images."""
+
+    folder: str
+    images: int
+    repeats: int
+    missing_captions: int
+    references: dict[int, int]
+    """Number of references -> images that have so many."""
+
+    buckets: tuple[BucketCount, ...]
+
+    @property
+    def sizes(self) -> int:
+        """Distinct training sizes asked for; each image is one sample per size."""
+        return sum(bucket.images for bucket in self.buckets) // max(1, self.images)
+
+    @property
+    def samples(self) -> int:
+        """Samples this folder gives to one epoch."""
+        return self.repeats * sum(bucket.images for bucket in self.buckets)
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One process of a job, counted."""
+
+    type: str
+    name: str
+    datasets: tuple[FolderPlan, ...]
+    samples_per_epoch: int
+    micro_batches_per_epoch: int
+    optimizer_steps: int
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+
+    epochs_asked: float = 0
+    """`epochs` of the config when it decided, 0 when `steps` did."""
+
+    lines: tuple[str, ...] = ()
+    """Further lines to print: estimates, notes of the scan."""
+
+    @property
+    def epochs(self) -> int | float:
+        """Passes over the data, rounded to 4 places; an int when whole."""
+        if not self.micro_batches_per_epoch:
+            return 0
+        epochs = round(self.optimizer_steps * self.accumulation / self.micro_batches_per_epoch, 4)
+        return int(epochs) if epochs == int(epochs) else epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """The process's entry in the object that `--dry-run --json` prints."""
+        return {
+            "type": self.type,
+            "name": self.name,
+            "datasets": [_folder_json(folder) for folder in self.datasets],
+            "samples_per_epoch": self.samples_per_epoch,
+            "micro_batches_per_epoch": self.micro_batches_per_epoch,
+            "optimizer_steps": self.optimizer_steps,
+            "epochs": self.epochs,
+        }
+
+    def render(self) -> str:
+        """The plan as it is printed: a block per folder, then the arithmetic of the run."""
+        blocks = [f"{self.name} ({self.type})", *map(_folder_lines, self.datasets)]
+        if self.datasets:
+            blocks.append(f"  {self._arithmetic()}")
+        return "\n".join([*blocks, *(f"  {line}" for line in self.lines)])
+
+    def _arithmetic(self) -> str:
+        terms = " + ".join(_product(folder) for folder in self.datasets)
+        per_epoch = self.micro_batches_per_epoch / self.accumulation
+        if self.epochs_asked:
+            duration = f"epochs: {self.epochs_asked:g} is {self.optimizer_steps:,} optimizer steps"
+        else:
+            unit = "epoch" if self.epochs == 1 else "epochs"
+            duration = f"steps: {self.optimizer_steps} is {self.epochs:g} {unit}"
+        return (
+            f"{terms} = {self.samples_per_epoch:,} samples per epoch; "
+            f"{self.micro_batches_per_epoch:,} micro-batches; with accumulation {self.accumulation}, "
+            f"{_number(per_epoch)} optimizer steps per epoch; {duration}"
+        )
+
+
+def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int) -> int:
+    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step; else `steps`."""
+    if epochs > 0:
+        return ceil(epochs * micro_batches_per_epoch / accumulation)
+    return steps
+
+
+def folder_plans(folders: Sequence[FolderInfo], items: Iterable[Item]) -> tuple[FolderPlan, ...]:
+    """Counts per folder; `items` are those made from the folders' samples."""
+    # By identity: two dataset entries over one folder give samples that compare equal.
+    owner = {id(sample): index for index, folder in enumerate(folders) for sample in folder.samples}
+    buckets: list[Counter] = [Counter() for _ in folders]
+    for item in items:
+        buckets[owner[id(item.sample)]][item.crop.bucket] += 1
+    return tuple(
+        FolderPlan(
+            folder=folder.folder,
+            images=len(folder.samples),
+            repeats=folder.repeats,
+            missing_captions=folder.missing_captions,
+            references=dict(sorted(Counter(len(sample.controls) for sample in folder.samples).items())),
+            buckets=tuple(BucketCount(*size, count) for size, count in sorted(counts.items())),
+        )
+        for folder, counts in zip(folders, buckets, strict=True)
+    )
+
+
+def _folder_json(folder: FolderPlan) -> dict[str, Any]:
+    return {
+        "folder": folder.folder,
+        "images": folder.images,
+        "repeats": folder.repeats,
+        "missing_captions": folder.missing_captions,
+        "references": {str(count): images for count, images in folder.references.items()},
+        "buckets": [
+            {"width": bucket.width, "height": bucket.height, "images": bucket.images}
+            for bucket in folder.buckets
+        ],
+    }
+
+
+def _folder_lines(folder: FolderPlan) -> str:
+    references = ", ".join(f"{images} with {count}" for count, images in folder.references.items())
+    buckets = ", ".join(f"{b.width}x{b.height} ({b.images})" for b in folder.buckets)
+    lines = [
+        f"  {folder.folder}: {_product(folder)} = {folder.samples:,} samples",
+        f"    references: {references if set(folder.references) != {0} else 'none'}",
+        f"    buckets: {buckets}",
+    ]
+    if folder.missing_captions:
+        lines.insert(1, f"    without caption: {folder.missing_captions} of {folder.images}")
+    return "\n".join(lines)
+
+
+def _product(folder: FolderPlan) -> str:
+    """`images x repeats`, and the number of sizes when there is more than one."""
+    return f"{folder.images} x {folder.repeats}" + (f" x {folder.sizes} sizes" if folder.sizes > 1 else "")
+
+
+def _number(value: float) -> str:
+    """With thousands separators, at most 2 decimals."""
+    text = f"{value:,.2f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

@@ -1,0 +1,247 @@
+"""Finds the process types: every folder in `extensions/` and in EXTENSIONS_PATH that defines some.
+
+An extension is a package whose `__init__.py` lists classes in `AI_TOOLKIT_EXTENSIONS`; `docs/extensions.md`
+shows how to write one. It is somebody else's code: whatever goes wrong while it is imported is kept
+with its traceback and shown to whoever asks for it, and disturbs nobody else.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+import traceback
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import redirect_stdout
+from dataclasses import dataclass
+from hashlib import blake2b
+from importlib import import_module
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+from types import ModuleType
+from typing import TYPE_CHECKING
+
+from toolkit.errors import RunError, UserError, did_you_mean
+from toolkit.paths import EXTENSIONS_ROOT
+
+if TYPE_CHECKING:
+    from pydantic import BaseModel
+
+LIST_NAME = "AI_TOOLKIT_EXTENSIONS"
+
+
+class Extension:
+    """One process type. A subclass sets `uid` and `name` and imports its process inside `get_process`."""
+
+    uid: str
+    """What a job writes as `type:`."""
+
+    name: str = ""
+    """What `--list-extensions` shows."""
+
+    @classmethod
+    def get_process(cls) -> type:
+        """The process class, built as `(process_id, job, config)`. May import torch."""
+        raise NotImplementedError(f"{cls.__name__} needs get_process(), which returns the process class")
+
+    @classmethod
+    def get_config(cls) -> type[BaseModel] | None:
+        """The pydantic model of the section, or None: it is then handed over unchecked. Imports no torch."""
+        return None
+
+
+@dataclass(frozen=True)
+class Found:
+    """An extension class, and the folder it came from."""
+
+    uid: str
+    name: str
+    folder: Path
+    extension: type
+
+
+@dataclass(frozen=True)
+class Broken:
+    """A folder that could not be imported, or whose list is not one of extension classes."""
+
+    folder: Path
+    details: str
+    """The traceback, or one line."""
+
+    @property
+    def reason(self) -> str:
+        return self.details.strip().splitlines()[-1]
+
+    def concerns(self, uid: str) -> bool:
+        """Whether this is the folder somebody means who asks for `uid`."""
+        if self.folder.name == uid:
+            return True
+        try:
+            source = (self.folder / "__init__.py").read_text(encoding="utf-8", errors="replace")
+        except OSError:
+            return False
+        return re.search(rf"""["']{re.escape(uid)}["']""", source) is not None
+
+    def __str__(self) -> str:
+        return f"extension {self.folder} is broken:\n{_indent(self.details)}"
+
+
+@dataclass(frozen=True)
+class ExtensionTable:
+    """All that was found. Mistakes are raised when the uid they concern is asked for, never before."""
+
+    found: tuple[Found, ...]
+    broken: tuple[Broken, ...] = ()
+    skipped: tuple[Path, ...] = ()
+    """Packages that list no process types."""
+
+    def __getitem__(self, uid: str) -> Found:
+        """The one extension of this uid. Raises UserError when there is none, or more than one."""
+        named = [found for found in self.found if found.uid == uid]
+        if len(named) == 1:
+            return named[0]
+        if named:
+            folders = "".join(f"\n  {found.folder}" for found in named)
+            raise UserError(f"more than one extension has the uid {uid!r}; keep one of:{folders}")
+        if asked := [broken for broken in self.broken if broken.concerns(uid)]:
+            raise UserError("\n".join(map(str, asked)))
+        remedy = did_you_mean(uid, {found.uid for found in self.found})
+        raise UserError("\n".join([f"unknown process type {uid!r}. {remedy}", *map(str, self.broken)]))
+
+    def find_config(self, uid: str) -> type[BaseModel] | None:
+        """The model that checks a section of this type; None when the extension gives none."""
+        found = self[uid]
+        get_config = getattr(found.extension, "get_config", None)
+        if get_config is None:
+            return None
+        try:
+            with redirect_stdout(sys.stderr):
+                model = get_config()
+        except Exception as error:  # a stranger's code may raise anything; its author needs the traceback
+            raise UserError(_failed(found, "get_config()", error)) from error
+        if model is not None and not hasattr(model, "model_validate"):
+            raise UserError(f"extension {found.folder}: get_config() gave {model!r}, not a pydantic model")
+        return model
+
+    def process_class(self, uid: str) -> type:
+        """The class that runs a section of this type. This is where an extension's heavy imports happen."""
+        found = self[uid]
+        try:
+            with redirect_stdout(sys.stderr):
+                process = found.extension.get_process()
+        except Exception as error:  # as above
+            raise RunError(_failed(found, "get_process()", error)) from error
+        if not callable(process):
+            raise RunError(f"extension {found.folder}: get_process() returned {process!r}, not a class")
+        return process
+
+    def configs(self) -> Mapping[str, type[BaseModel]]:
+        """The model of every uid that has one. An extension that cannot give it is reported, and left out."""
+        models = {}
+        for uid in sorted({found.uid for found in self.found}):
+            try:
+                model = self.find_config(uid)
+            except UserError as error:
+                print(error, file=sys.stderr)
+                continue
+            if model is not None:
+                models[uid] = model
+        return models
+
+    def render(self) -> str:
+        """The table that `--list-extensions` prints."""
+        rows = [("type", "name", "folder")]
+        rows += [(found.uid, found.name, str(found.folder)) for found in self.found]
+        rows += [("-", "lists no process types", str(folder)) for folder in self.skipped]
+        rows += [("broken", broken.reason, str(broken.folder)) for broken in self.broken]
+        widths = [max(map(len, column)) for column in list(zip(*rows, strict=True))[:2]]
+        return "\n".join(f"{uid:{widths[0]}}  {name:{widths[1]}}  {folder}" for uid, name, folder in rows)
+
+
+def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
+    """Imports every extension in `folders`: by default `extensions/` and the folders of EXTENSIONS_PATH."""
+    if folders is None:
+        given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
+        folders = [EXTENSIONS_ROOT, *(Path(entry).expanduser() for entry in given if entry)]
+    found: list[Found] = []
+    broken: list[Broken] = []
+    skipped: list[Path] = []
+    packages: dict[Path, None] = {}  # a dict keeps the order and drops a folder that is named twice
+    for folder in folders:
+        try:
+            packages |= dict.fromkeys(_packages(folder.resolve()))
+        except OSError as error:
+            broken.append(Broken(folder, f"cannot be read (see EXTENSIONS_PATH): {error}"))
+    for package in packages:
+        listed = _listed_in(package)
+        if isinstance(listed, Broken):
+            broken.append(listed)
+        elif listed is None:
+            skipped.append(package)
+        else:
+            found += listed
+    return ExtensionTable(tuple(found), tuple(broken), tuple(skipped))
+
+
+def _packages(folder: Path) -> Iterator[Path]:
+    """The extension packages in `folder`, or `folder` itself when it is one."""
+    init = folder / "__init__.py"
+    if init.is_file() and LIST_NAME in init.read_text(encoding="utf-8", errors="replace"):
+        yield folder
+        return
+    for package in sorted(folder.iterdir()):
+        if package.name[0] not in "_." and (package / "__init__.py").is_file():
+            yield package
+
+
+def _listed_in(package: Path) -> list[Found] | Broken | None:
+    """The extension classes a package lists; None when it has no such list."""
+    try:
+        with redirect_stdout(sys.stderr):  # what a neighbour prints must not end up in our JSON
+            listed = getattr(_import(package), LIST_NAME, None)
+    except (Exception, SystemExit) as error:  # noqa: BLE001 - containing a broken extension is the point
+        return Broken(package, _traceback(error, package))
+    if listed is None:
+        return None
+    if not isinstance(listed, list | tuple):
+        return Broken(package, f"{LIST_NAME} is {listed!r}, not a list of classes")
+    for extension in listed:
+        uid = getattr(extension, "uid", None)
+        if not isinstance(extension, type) or not isinstance(uid, str) or not uid:
+            return Broken(package, f"{LIST_NAME} holds {extension!r}, which is not a class with a uid")
+    return [Found(item.uid, str(getattr(item, "name", "") or item.uid), package, item) for item in listed]
+
+
+def _import(package: Path) -> ModuleType:
+    """Imports a package: ours as `extensions.<name>`, others under a name that no other folder can have."""
+    if package.parent == EXTENSIONS_ROOT and package.name.isidentifier():
+        return import_module(f"extensions.{package.name}")
+    digest = blake2b(str(package).encode("utf-8", "surrogateescape"), digest_size=4).hexdigest()
+    name = f"extension_{re.sub(r'[^0-9A-Za-z_]', '_', package.name)}_{digest}"
+    if name in sys.modules:
+        return sys.modules[name]
+    spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
+    module = module_from_spec(spec)
+    sys.modules[name] = module
+    try:
+        spec.loader.exec_module(module)
+    except BaseException:
+        del sys.modules[name]
+        raise
+    return module
+
+
+def _failed(found: Found, what: str, error: Exception) -> str:
+    return f"extension {found.folder}: {what} failed:\n{_indent(_traceback(error, found.folder))}"
+
+
+def _traceback(error: BaseException, package: Path) -> str:
+    """The traceback from the package's own first line on; how we got there is of no interest."""
+    frames = error.__traceback__
+    while frames is not None and not Path(frames.tb_frame.f_code.co_filename).is_relative_to(package):
+        frames = frames.tb_next
+    return "".join(traceback.format_exception(type(error), error, frames)).rstrip()
+
+
+def _indent(text: str) -> str:
+    return "\n".join(f"  {line}" for line in text.splitlines())

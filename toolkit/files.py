@@ -1,0 +1,62 @@
+"""Files that are either the old or the new one, never half of either: temporary name, flush, rename."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import uuid
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO
+
+
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A temporary path in the same folder; the block writes it, then it takes the place of `path`.
+
+    When the block raises, `path` is untouched and the temporary file is gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        yield temporary
+        flush_to_disk(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically."""
+    with replaced(path) as temporary:
+        temporary.write_text(text, encoding="utf-8", newline="\n")
+
+
+def write_json(path: Path, data: object) -> None:
+    """Writes indented JSON atomically; NaN is refused, because other readers refuse it."""
+    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
+
+
+def append_json_line(file: IO[str], data: object) -> None:
+    """Appends one line of JSON to an open file, visible to readers at once."""
+    file.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
+    file.flush()
+
+
+def flush_to_disk(path: Path) -> None:
+    """Asks the operating system to put a written file, or a folder's entries, on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

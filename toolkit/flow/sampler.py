@@ -1,0 +1,54 @@
+"""From pure noise to an image: the noise levels of a sampling run and the Euler steps between them.
+
+Shape suffixes: B batch, C channels, H/W latent height and width.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def shift_mu(
+    image_tokens: int, base_tokens: int, max_tokens: int, base_shift: float, max_shift: float
+) -> float:
+    """The shift exponent, linear in the number of image tokens.
+
+    Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`.
+    """
+    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
+    return base_shift + slope * (image_tokens - base_tokens)
+
+
+def sigmas(steps: int, mu: float, terminal: float | None) -> Tensor:
+    """Noise fractions [steps + 1] from 1 down to 0, float32.
+
+    mu: shift exponent; a larger one spends more steps at high noise.
+    terminal: the last level before 0, in (0, 1); None leaves the shifted value.
+    Source: diffusers, FlowMatchEulerDiscreteScheduler.set_timesteps with exponential dynamic shifting
+    and `stretch_shift_to_terminal`, fed with linspace(1, 1 / steps, steps) as the pipeline does.
+    """
+    even = np.linspace(1.0, 1 / steps, steps).astype(np.float32)
+    shifted = math.exp(mu) / (math.exp(mu) + (1 / even - 1))
+    if terminal is not None and shifted[-1] < 1:
+        below_one = 1 - shifted
+        shifted = 1 - below_one / (below_one[-1] / (1 - terminal))
+    return torch.from_numpy(np.append(shifted, 0.0).astype(np.float32))
+
+
+def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise_BCHW: Tensor, sigmas: Tensor) -> Tensor:
+    """Follows the velocity field from noise to an image, in float32.
+
+    velocity: called as (x_t_BCHW, t_B), returns the velocity noise - image.
+    sigmas: descending noise fractions, 1 first, 0 last.
+    Source: Euler's method on dx/dt = v; diffusers, FlowMatchEulerDiscreteScheduler.step.
+    """
+    x_BCHW = noise_BCHW.float()
+    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+        t_B = sigma.to(x_BCHW.device).expand(len(x_BCHW))
+        x_BCHW = x_BCHW + (following - sigma).to(x_BCHW.device) * velocity(x_BCHW, t_B).float()
+    return x_BCHW

@@ -1,0 +1,177 @@
+"""Output a person reads: a copy of it in a file, and one status line that is redrawn in place.
+
+A terminal shows progress by overwriting a line with carriage returns. In a log file that would be
+thousands of lines of noise, so the copy holds only what stayed: complete lines, in their last state.
+"""
+
+from __future__ import annotations
+
+import shutil
+import sys
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TextIO
+
+from toolkit.errors import RunError, Stopped, UserError
+
+
+class LogFile:
+    """A text file that grows by whole lines. Several streams (and processes) may append to one file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unencodable characters (parts of a file name, say) must not end a run: they are escaped.
+            self._file: TextIO | None = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except OSError as error:
+            raise UserError(f"{path}: cannot write the log there: {error.strerror or error}") from error
+        self.path = path
+        self._lock = threading.RLock()
+
+    def write_line(self, line: str) -> None:
+        """Appends one line. A full disk ends the copy with one word on standard error, not the run."""
+        with self._lock:
+            if self._file is None:
+                return
+            try:
+                self._file.write(line + "\n")
+            except OSError as error:
+                self._file = None
+                print(f"{self.path}: the log ends here: {error}", file=sys.__stderr__)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+
+class Tee:
+    """A stream that also copies its finished lines to a log; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO, log: LogFile) -> None:
+        self._stream, self._log, self._pending = stream, log, ""
+        self._lock = threading.RLock()  # re-entrant: a signal handler may print in the middle of a print
+
+    def write(self, text: str) -> int:
+        written = self._stream.write(text)
+        with self._lock:
+            *lines, unfinished = (self._pending + text).split("\n")
+            self._pending = _trim(unfinished)
+            for line in lines:
+                self._log.write_line(_last_state(line))
+        return written
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def close_line(self) -> None:
+        """Copies a last line that has no line end."""
+        if rest := _last_state(self._pending):
+            self._log.write_line(rest)
+        self._pending = ""
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def _last_state(line: str) -> str:
+    """What a terminal shows of `line` after its carriage returns."""
+    return line.rstrip("\r").rpartition("\r")[2].rstrip()
+
+
+def _trim(pending: str) -> str:
+    """An unfinished line without its overwritten states, so that it stays short however long it lives."""
+    body = pending.rstrip("\r")
+    return body.rpartition("\r")[2] + pending[len(body) :][:1]
+
+
+@contextmanager
+def copy_output(path: Path) -> Iterator[None]:
+    """Inside the block, standard output and standard error are also appended to `path`.
+
+    An exception that leaves the block is written to the file as well: it is shown further out.
+    """
+    log = LogFile(path)
+    outer = sys.stdout, sys.stderr
+    tees = Tee(sys.stdout, log), Tee(sys.stderr, log)
+    sys.stdout, sys.stderr = tees
+    try:
+        yield
+    except BaseException as error:
+        for tee in tees:
+            tee.close_line()
+        for line in _words_for(error).splitlines():
+            log.write_line(line)
+        raise
+    finally:
+        sys.stdout, sys.stderr = outer
+        for tee in tees:
+            tee.close_line()
+        log.close()
+
+
+def _words_for(error: BaseException) -> str:
+    if isinstance(error, UserError | RunError | Stopped):
+        return str(error)
+    return "".join(traceback.format_exception(error))
+
+
+class StatusLine:
+    """One line of progress: redrawn in place on a terminal, otherwise a plain line now and then."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """stream: standard output by default. every_s: seconds between two plain lines."""
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._every_s, self._clock = every_s, clock
+        self._next_s = float("-inf")
+        self._shown = ""
+
+    def update(self, text: str) -> None:
+        """Shows the newest state."""
+        if self._terminal:
+            self._draw(text)
+        elif self._clock() >= self._next_s:
+            self._next_s = self._clock() + self._every_s
+            self._stream.write(text + "\n")
+        self._stream.flush()
+
+    def note(self, text: str) -> None:
+        """Prints a full line that stays; the status line goes on below it."""
+        status = self._shown
+        self._erase()
+        self._stream.write(text + "\n")
+        if status:
+            self._draw(status)
+        self._stream.flush()
+
+    def finish(self, text: str = "") -> None:
+        """Replaces the status by `text`, or removes it. A later `update` starts anew."""
+        self._erase()
+        if text:
+            self._stream.write(text + "\n")
+        self._stream.flush()
+        self._next_s = float("-inf")
+
+    def _draw(self, text: str) -> None:
+        # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal.
+        text = text[: shutil.get_terminal_size().columns - 1]
+        self._stream.write("\r" + text.ljust(len(self._shown)))
+        self._shown = text
+
+    def _erase(self) -> None:
+        if self._shown:
+            self._stream.write("\r" + " " * len(self._shown) + "\r")
+            self._shown = ""

@@ -1,0 +1,22 @@
+"""Weight-only quantization of a block's linear layers, by optimum-quanto."""
+
+from __future__ import annotations
+
+from torch import nn
+
+QTYPES = {"int8": "qint8", "int4": "qint4", "float8": "qfloat8"}
+"""`model.qtype` -> optimum-quanto's name."""
+
+
+def quantize_block(block: nn.Module, qtype: str) -> None:
+    """Replaces the weights of every linear layer of `block` by quantized ones, in place, and freezes them.
+
+    qtype: a key of QTYPES. Biases and norms keep their dtype. Quantization is per output row for int8 and
+    float8, in groups along the input for int4 (optimum-quanto's defaults).
+    """
+    from optimum.quanto import freeze, qtypes, quantize
+
+    quantize(block, weights=qtypes[QTYPES[qtype]])
+    freeze(block)
+    # freeze() leaves the quantized weights trainable: backward would compute gradients for all of them.
+    block.requires_grad_(False)

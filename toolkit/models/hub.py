@@ -1,0 +1,91 @@
+"""Brings a model from the Hugging Face hub: says how much and where before it starts, resumes what broke off."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub.errors import (
+    GatedRepoError,
+    HfHubHTTPError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+
+from toolkit.errors import UserError
+
+PARTS = (
+    "model_index.json",
+    "processor/*",
+    "scheduler/*",
+    "text_encoder/*",
+    "tokenizer/*",
+    "transformer/*",
+    "vae/*",
+)
+"""What is needed of a repository; previews and other formats are left there."""
+
+
+def download(name: str, revision: str | None, note: Callable[[str], None]) -> Path:
+    """The local snapshot of the hub model `name` at `revision` (a branch, tag or commit; None: main).
+
+    HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub refuses, the model is not there,
+    nothing can be reached, or the disk is too small.
+    """
+    try:
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PARTS, local_files_only=True))
+    except LocalEntryNotFoundError:
+        pass  # not (completely) here yet: ask the hub
+    place = f"model.name_or_path: {name}"
+    try:
+        _announce(name, revision, note)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=PARTS))
+    except GatedRepoError as error:
+        raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{place}: has no revision {revision!r}.") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{place}: the hub has no such model, or it is private. {_TOKEN_HELP}") from error
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+        raise UserError(
+            f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {_first_line(error)}. "
+            f"Download it by hand with `hf download {name}`, or give the path of a local folder."
+        ) from error
+
+
+_TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
+
+
+def _announce(name: str, revision: str | None, note: Callable[[str], None]) -> None:
+    """Says size, target and free space before a download. Raises UserError when the space does not suffice."""
+    info = HfApi().model_info(name, revision=revision, files_metadata=True)
+    total = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
+    target = Path(constants.HF_HUB_CACHE)
+    existing = next(path for path in (target, *target.parents) if path.exists())
+    free = shutil.disk_usage(existing).free + _size_of(target / f"models--{name.replace('/', '--')}")
+    note(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
+    if free < total * 1.02:
+        raise UserError(
+            f"model.name_or_path: {name} needs {total / 1e9:.1f} GB, {target} has {free / 1e9:.1f} GB free. "
+            "Free some space, or set HF_HOME to a folder on a larger disk."
+        )
+
+
+def _wanted(file: str) -> bool:
+    return file == "model_index.json" or any(
+        file.startswith(part.rstrip("*")) for part in PARTS if "/" in part
+    )
+
+
+def _size_of(folder: Path) -> int:
+    """Bytes of what a broken-off download already brought."""
+    return sum(os.path.getsize(path) for path in folder.glob("blobs/*") if not path.is_symlink())
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__

@@ -1,0 +1,42 @@
+"""How a model folder is opened, whatever its family."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+BlockTransform = Callable[["nn.Module"], None]
+"""Changes a filled block in place, such as quantizing its linears."""
+
+
+@dataclass(frozen=True)
+class AdapterOptions:
+    """What an adapter needs to know to load its parts."""
+
+    folder: Path
+    """A local folder in diffusers layout."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Compute dtype of every part."""
+
+    match_target_res: bool = False
+    """References at the target's pixel area instead of the family's own."""
+
+    transform_block: BlockTransform | None = None
+    """Quantizes a block of the trained module in place."""
+
+    transform_text_block: BlockTransform | None = None
+    """The same for the text encoder's layers."""
+
+    text_variant: str = ""
+    """Names what `transform_text_block` does to the text embeddings, for their cache key."""
+
+    low_vram: bool = False
+    """Quantize on the CPU and move only the finished blocks to the device."""

@@ -1,0 +1,65 @@
+"""How large the model is, by arithmetic on its config alone, before anything is loaded. Imports no torch.
+
+Sizes of the published model (transformer 20.4 B parameters, of which 20.39 B in 60 blocks; text encoder 8.3 B;
+VAE 0.13 B) are used when the model folder is not here yet.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+PUBLISHED = {
+    "num_layers": 60,
+    "num_attention_heads": 24,
+    "attention_head_dim": 128,
+    "joint_attention_dim": 3584,
+    "in_channels": 64,
+    "out_channels": 16,
+}
+BYTES_PER_WEIGHT = {None: 2.0, "int8": 1.0, "float8": 1.0, "int4": 0.53}
+"""By `model.qtype`; int4 with optimum-quanto's scale and shift per group of 128 weights."""
+
+
+def block_linears(dim: int) -> dict[str, tuple[int, int]]:
+    """The 14 linear layers of one block of width `dim`: name -> (inputs, outputs).
+
+    Source: diffusers, transformer_qwenimage.py, QwenImageTransformerBlock.
+    """
+    attention = ("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+    shapes = {f"attn.{name}": (dim, dim) for name in attention}
+    for stream in ("img", "txt"):
+        shapes[f"{stream}_mlp.net.0.proj"] = (dim, 4 * dim)
+        shapes[f"{stream}_mlp.net.2"] = (4 * dim, dim)
+    for stream in ("img", "txt"):
+        shapes[f"{stream}_mod.1"] = (dim, 6 * dim)
+    return shapes
+
+
+def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
+    """Every linear layer a LoRA can adapt: full name -> (inputs, outputs)."""
+    config = _transformer_config(folder)
+    shapes = block_linears(config["num_attention_heads"] * config["attention_head_dim"])
+    return {
+        f"transformer_blocks.{index}.{name}": shape
+        for index in range(config["num_layers"])
+        for name, shape in shapes.items()
+    }
+
+
+def weights_bytes(folder: Path, qtype: str | None) -> int:
+    """Bytes of the transformer in memory; the blocks' linears in `qtype` (None: 16 bit), the rest in 16 bit."""
+    config = _transformer_config(folder)
+    dim = config["num_attention_heads"] * config["attention_head_dim"]
+    in_blocks = sum(inputs * outputs for inputs, outputs in linear_layers(folder).values())
+    outside = dim * (
+        config["in_channels"] + config["joint_attention_dim"] + 3 * dim + 256 + 4 * config["out_channels"]
+    )
+    return int(in_blocks * BYTES_PER_WEIGHT[qtype] + outside * BYTES_PER_WEIGHT[None])
+
+
+def _transformer_config(folder: Path) -> dict[str, int]:
+    path = folder / "transformer" / "config.json"
+    if not path.is_file():
+        return PUBLISHED
+    return PUBLISHED | json.loads(path.read_text(encoding="utf-8"))

@@ -1,0 +1,71 @@
+"""The file a user takes away: written atomically, read back, and dated by its metadata, never by file times."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toolkit.errors import RunError
+from toolkit.files import replaced
+
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
+"""`save.dtype` -> torch dtype."""
+
+
+def save_network(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]) -> None:
+    """Writes `tensors` in `dtype` with string `metadata` (a sha256 of the weights is added) and reads them back.
+
+    Raises RunError when a weight is not finite in `dtype`, or the file does not hold what was written.
+    """
+    stored = {name: tensor.detach().cpu().to(DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
+    broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
+    if broken:
+        raise RunError(
+            f"{path}: {broken[0]} and {len(broken) - 1} more are not finite as {dtype}; nothing was written."
+        )
+    with replaced(path) as temporary:
+        save_file(stored, temporary, metadata={"format": "pt", **metadata, "sha256": weights_digest(stored)})
+        _compare(temporary, stored)
+
+
+def _compare(path: Path, stored: Mapping[str, Tensor]) -> None:
+    with safe_open(path, framework="pt") as file:
+        for name, tensor in stored.items():
+            if not torch.equal(file.get_tensor(name), tensor):
+                raise RunError(f"{path}: {name} reads back differently. Check the disk.")
+
+
+def weights_digest(tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 over names, shapes, dtypes and bytes, in the order of the names."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].contiguous()
+        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()
+
+
+def step_file(folder: Path, name: str, step: int) -> Path:
+    """`<name>_000000340.safetensors`: the weights after 340 optimizer steps."""
+    return folder / f"{name}_{step:09d}.safetensors"
+
+
+def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
+    """Deletes all but the newest `keep` step files, by their step number; 0 keeps all. Returns what was deleted."""
+    pattern = re.compile(re.escape(name) + r"_(\d{9,})(_raw)?\.safetensors")
+    by_step: dict[int, list[Path]] = {}
+    for path in folder.iterdir():
+        if match := pattern.fullmatch(path.name):
+            by_step.setdefault(int(match.group(1)), []).append(path)
+    surplus = sorted(by_step)[:-keep] if keep else []
+    old = [path for step in surplus for path in by_step[step]]
+    for path in old:
+        path.unlink()
+    return old

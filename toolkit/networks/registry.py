@@ -1,0 +1,7 @@
+"""The network kinds by the names of `network.type`."""
+
+from __future__ import annotations
+
+from toolkit.registry import Registry
+
+NETWORKS = Registry("network type", {"lora": "toolkit.networks.lora:LoraNetwork"})

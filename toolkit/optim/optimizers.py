@@ -1,0 +1,77 @@
+"""Optimizers by the short names of `train.optimizer`."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from toolkit.errors import UserError, did_you_mean
+from toolkit.registry import Registry
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adamw": "torch.optim:AdamW",
+        "adam": "torch.optim:Adam",
+        "adamw8bit": "bitsandbytes.optim:AdamW8bit",
+        "lion8bit": "bitsandbytes.optim:Lion8bit",
+        "adafactor": "transformers.optimization:Adafactor",
+    },
+)
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    # Adafactor's own learning rate would ignore `train.lr`.
+    "adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
+}
+"""Arguments an optimizer gets unless `optimizer_params` says otherwise."""
+
+
+def build_optimizer(
+    name: str, parameters: Iterable[nn.Parameter], lr: float, arguments: Mapping[str, Any]
+) -> Optimizer:
+    """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`.
+
+    Raises UserError for an argument the optimizer does not take.
+    """
+    optimizer_class = OPTIMIZERS.load(name)
+    known = set(inspect.signature(optimizer_class).parameters) - {"self", "params", "lr"}
+    for argument in arguments:
+        if argument not in known:
+            raise UserError(
+                f"train.optimizer_params: {name} has no {argument!r}. {did_you_mean(argument, known)}"
+            )
+    return optimizer_class(list(parameters), lr=lr, **{**DEFAULTS.get(name, {}), **arguments})
+
+
+def state_tensors(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """The optimizer's state by parameter name: tensors as `<parameter>/<state>`, everything else as JSON values.
+
+    names: of the parameters, in the order the optimizer was given them.
+    """
+    tensors: dict[str, Tensor] = {}
+    plain: dict[str, Any] = {}
+    for index, entries in optimizer.state_dict()["state"].items():
+        for entry, value in entries.items():
+            if isinstance(value, Tensor):
+                tensors[f"{names[index]}/{entry}"] = value
+            else:
+                plain[f"{names[index]}/{entry}"] = value
+    return tensors, plain
+
+
+def load_state_tensors(
+    optimizer: Optimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+) -> None:
+    """The inverse of `state_tensors`, into a fresh optimizer over the same parameters."""
+    index_of = {name: index for index, name in enumerate(names)}
+    state: dict[int, dict[str, Any]] = {}
+    for key, value in {**plain, **tensors}.items():
+        parameter, _, entry = key.rpartition("/")
+        state.setdefault(index_of[parameter], {})[entry] = value
+    groups = optimizer.state_dict()["param_groups"]
+    # torch casts floating state to the parameter's dtype and leaves `step` alone; 8-bit state is left as it is.
+    optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -1,0 +1,66 @@
+"""metrics.jsonl: one line per optimizer step, for every reader that draws a curve."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+from toolkit.contracts import StepResult
+from toolkit.files import append_json_line, write_text
+from toolkit.train.hook import Hook
+from toolkit.train.run import Run
+
+FILE = "metrics.jsonl"
+
+
+class MetricsHook(Hook):
+    """Appends a line per step; after a resume the lines of steps that are trained again are cut first."""
+
+    def on_start(self, run: Run) -> None:
+        path = run.folder / FILE
+        cut_after(path, run.state.step)
+        self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def after_step(self, run: Run, result: StepResult) -> None:
+        line = {
+            "step": result.step,
+            "epoch": result.epoch,
+            "loss": _finite(result.loss),
+            "lr": result.lr,
+            "grad_norm": _finite(result.grad_norm),
+            "samples": result.samples,
+            "step_s": round(result.step_s, 6),
+            "data_s": round(result.data_s, 6),
+            **result.stats,
+        }
+        append_json_line(self._file, line | {"skipped": True} if result.skipped else line)
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self._file.close()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+def cut_after(path: Path, step: int) -> None:
+    """Removes the lines of later steps, and a line that a crash left half written."""
+    if not path.exists():
+        return
+    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
+    kept = [line for line in lines if (number := _step_of(line)) is not None and number <= step]
+    if kept != lines:
+        write_text(path, "".join(kept))
+
+
+def _step_of(line: str) -> int | None:
+    try:
+        return int(json.loads(line)["step"])
+    except (ValueError, KeyError, TypeError):
+        return None
+
+
+def _finite(value: float) -> float | None:
+    """JSON has no NaN."""
+    return value if math.isfinite(value) else None

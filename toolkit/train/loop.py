@@ -1,0 +1,207 @@
+"""The training loop: accumulation, clipping, schedules, EMA. It knows nothing of diffusion, files or screens.
+
+It is given batches, a `TrainStep` and the weights by role; hooks watch. Every trainer shares it.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import time
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator
+
+import torch
+
+from toolkit.contracts import Batch, BatchSpec, StepResult, TrainStep
+from toolkit.errors import RunError
+from toolkit.seeding import global_generator
+from toolkit.train.run import Role, Run
+from toolkit.train.windows import EpochBatches, Window, windows
+
+MOST_SKIPPED_IN_A_ROW = 3
+
+LoadBatches = Callable[[Iterable[BatchSpec]], Iterator[Batch]]
+"""Loads batches ahead of their use, in order."""
+
+
+def train(run: Run, epoch_batches: EpochBatches, load_batches: LoadBatches, step_fn: TrainStep) -> bool:
+    """Trains until `run.steps` optimizer steps are done or a stop is asked for. Returns whether all are done.
+
+    Raises RunError when the loss is not finite three steps in a row.
+    """
+    try:
+        for hook in run.hooks:
+            hook.on_start(run)
+        _steps(run, epoch_batches, load_batches, step_fn)
+        finished = run.state.step >= run.steps
+        for hook in run.hooks:
+            hook.on_end(run, finished)
+    except BaseException as error:
+        for hook in run.hooks:
+            hook.on_error(run, error)
+        raise
+    return finished
+
+
+def _steps(run: Run, epoch_batches: EpochBatches, load_batches: LoadBatches, step_fn: TrainStep) -> None:
+    state = run.state
+    planned = windows(epoch_batches, state.epoch, state.batch, run.accumulation)
+    planned, ahead = itertools.tee(itertools.islice(planned, max(0, run.steps - state.step)))
+    batches = load_batches(spec for window in ahead for spec in window.specs)
+    skipped_windows: list[Window] = []
+    clock = _StepClock()
+    for window in planned:
+        if run.stopping:
+            return
+        losses = _accumulate(run, window, batches, step_fn, clock)
+        if losses is None:
+            return
+        grad_norm, skipped = _update(run, losses.loss)
+        state.step += 1
+        state.epoch, state.batch = window.epoch, window.batch
+        state.samples += window.samples
+        state.skipped += skipped
+        skipped_windows = [*skipped_windows, window] if skipped else []
+        _notify(run, losses, window, grad_norm, skipped, clock)
+        if len(skipped_windows) == MOST_SKIPPED_IN_A_ROW:
+            raise RunError(_not_finite_message(state.step, losses.names))
+
+
+class _WindowLosses:
+    """Sums over one window; `loss` is the mean over its samples."""
+
+    def __init__(self) -> None:
+        self.loss = 0.0
+        self.stats: dict[str, float] = defaultdict(float)
+        self.names: list[str] = []
+
+
+def _accumulate(
+    run: Run, window: Window, batches: Iterator[Batch], step_fn: TrainStep, clock: _StepClock
+) -> _WindowLosses | None:
+    """Adds up the gradients of a window, averaged over all its samples. None when a stop was asked for in between."""
+    sums = _WindowLosses()
+    for _ in window.specs:
+        if run.stopping:
+            # The cursor still stands before this window: it is trained whole after a resume.
+            _zero_grad(run)
+            return None
+        with clock.waiting():
+            batch = next(batches)
+        sums.names.extend(batch.names)
+        # Dropout and stochastic rounding draw from torch's global generator: keyed per micro-batch.
+        with global_generator(run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]):
+            losses = step_fn(batch)
+            share = sum(loss_B.sum() for loss_B in losses.by_role.values()) / window.samples
+            if torch.isfinite(share):
+                share.backward()
+        sums.loss += share.item()
+        for name, value in losses.stats.items():
+            sums.stats[name] += value * len(batch) / window.samples
+    return sums
+
+
+def _update(run: Run, loss: float) -> tuple[float, bool]:
+    """One optimizer step of every role, unless loss or gradient is not finite. Returns (gradient norm, skipped)."""
+    norms = {name: _grad_norm(role) for name, role in run.roles.items()}
+    norm = math.sqrt(sum(value**2 for value in norms.values()))
+    if not (math.isfinite(loss) and math.isfinite(norm)):
+        _zero_grad(run)
+        return norm, True
+    for name, role in run.roles.items():
+        _clip(role, norms[name])
+        for group in role.optimizer.param_groups:
+            group["lr"] = role.lr_at(run.state.step)
+        role.optimizer.step()
+        if role.ema:
+            role.ema.update()
+    _zero_grad(run)
+    return norm, False
+
+
+def _grad_norm(role: Role) -> float:
+    gradients = [p.grad for p in role.parameters.values() if p.grad is not None]
+    return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
+
+
+def _clip(role: Role, norm: float) -> None:
+    if role.max_grad_norm and norm > role.max_grad_norm:
+        gradients = [p.grad for p in role.parameters.values() if p.grad is not None]
+        torch._foreach_mul_(gradients, role.max_grad_norm / (norm + 1e-6))
+
+
+def _zero_grad(run: Run) -> None:
+    for role in run.roles.values():
+        role.optimizer.zero_grad(set_to_none=True)
+
+
+def _notify(
+    run: Run, losses: _WindowLosses, window: Window, grad_norm: float, skipped: bool, clock: _StepClock
+) -> None:
+    """Tells the hooks; the time of those that save and sample is taken out of the step time."""
+    role = next(iter(run.roles.values()))
+    step_s, data_s = clock.step_done()
+    result = StepResult(
+        step=run.state.step,
+        epoch=window.specs[-1].epoch,
+        loss=losses.loss,
+        lr=role.lr_at(run.state.step - 1),
+        grad_norm=grad_norm,
+        samples=run.state.samples,
+        step_s=step_s,
+        data_s=data_s,
+        stats=dict(losses.stats),
+        skipped=skipped,
+    )
+    for hook in run.hooks:
+        if hook.counts_as_step_time:
+            hook.after_step(run, result)
+        else:
+            with clock.excluded():
+                hook.after_step(run, result)
+
+
+class _StepClock:
+    """Wall time between the ends of two optimizer steps, less what is excluded."""
+
+    def __init__(self) -> None:
+        self._end = time.monotonic()
+        self._waited = 0.0
+        self._excluded = 0.0
+
+    def waiting(self) -> _Stopwatch:
+        """Time inside the block is waiting for data."""
+        return _Stopwatch(self, "_waited")
+
+    def excluded(self) -> _Stopwatch:
+        """Time inside the block belongs to no step."""
+        return _Stopwatch(self, "_excluded")
+
+    def step_done(self) -> tuple[float, float]:
+        """(step_s, data_s) of the step that ends now, in seconds."""
+        now = time.monotonic()
+        seconds = now - self._end - self._excluded, self._waited
+        self._end, self._waited, self._excluded = now, 0.0, 0.0
+        return seconds
+
+
+class _Stopwatch:
+    def __init__(self, clock: _StepClock, sum_name: str) -> None:
+        self._clock = clock
+        self._sum_name = sum_name
+
+    def __enter__(self) -> None:
+        self._start = time.monotonic()
+
+    def __exit__(self, *_: object) -> None:
+        spent = time.monotonic() - self._start
+        setattr(self._clock, self._sum_name, getattr(self._clock, self._sum_name) + spent)
+
+
+def _not_finite_message(step: int, names: list[str]) -> str:
+    files = ", ".join(dict.fromkeys(names))
+    return (
+        f"the loss was not a finite number {MOST_SKIPPED_IN_A_ROW} steps in a row (up to step {step}); nothing was "
+        f"learned in them. Images of the last step: {files}. Look at these files, or lower train.lr."
+    )

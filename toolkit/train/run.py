@@ -1,0 +1,70 @@
+"""A training run while it is going on: its weights by role, its state, and who watches."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from torch import nn
+from torch.optim import Optimizer
+
+from toolkit.contracts import TrainState
+from toolkit.optim.ema import Ema
+from toolkit.optim.schedules import Schedule
+from toolkit.train.hook import Hook
+
+
+@dataclass
+class Role:
+    """One set of weights that is trained together, with what trains it."""
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: Optimizer
+    lr: float
+    """Base learning rate; the schedule gives a factor of it."""
+
+    schedule: Schedule
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+
+    ema: Ema | None = None
+
+    def lr_at(self, step: int) -> float:
+        """The learning rate of the next step when `step` are done."""
+        return self.lr * self.schedule(step)
+
+    def weights_to_keep(self) -> dict[str, torch.Tensor]:
+        """What samples and saved files use: the average where there is one, else the weights themselves."""
+        return self.ema.averages if self.ema else {name: p.detach() for name, p in self.parameters.items()}
+
+
+@dataclass
+class Run:
+    """Everything the loop and its hooks share."""
+
+    name: str
+    """Stem of the run's files."""
+
+    folder: Path
+    steps: int
+    """Optimizer steps in all."""
+
+    accumulation: int
+    """Micro-batches per optimizer step."""
+
+    seed: int
+    roles: dict[str, Role]
+    hooks: Sequence[Hook] = ()
+    state: TrainState = field(default_factory=TrainState)
+    stop_asked: Callable[[], bool] = lambda: False
+    """Whether a signal asks for an end; read between micro-batches."""
+
+    stop_reason: str | None = None
+    """Set by a hook that asks for a stop."""
+
+    @property
+    def stopping(self) -> bool:
+        """Whether the loop should end at the next boundary."""
+        return self.stop_reason is not None or self.stop_asked()

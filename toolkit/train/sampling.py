@@ -1,0 +1,132 @@
+"""Sample pictures during training: the same adapter, cache and flow as the training itself.
+
+Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from PIL import Image
+from torch import Tensor
+
+from toolkit.contracts import Crop, Item, ModelAdapter, Progress, PromptEmbeds, Sample, Size
+from toolkit.data.encode import EncodedDataset, Entry, ItemEncoder, Stores
+from toolkit.flow.sampler import euler_sample, shift_mu, sigmas
+
+PIXELS_PER_LATENT = 8
+PIXELS_PER_TOKEN = 16
+NO_NEGATIVE = " "
+"""What guidance is measured against when `neg` is empty, as diffusers' documentation advises."""
+
+
+@dataclass(frozen=True)
+class SamplePrompt:
+    """One picture to draw."""
+
+    prompt: str
+    negative: str
+    """Used only with guidance; empty stands for one space."""
+
+    size: Size
+    """Pixels; multiples of 16."""
+
+    seed: int
+    guidance_scale: float
+    """1 draws without guidance."""
+
+    steps: int
+    references: tuple[Path, ...] = ()
+
+    @property
+    def guided(self) -> bool:
+        """Whether a second, negative prediction is made at each step."""
+        return self.guidance_scale > 1
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    prompt: Entry
+    negative: Entry | None
+    references: tuple[Entry, ...]
+
+
+class Sampler:
+    """Draws pictures with whatever weights the adapter has now; nothing it does changes the training."""
+
+    def __init__(
+        self, adapter: ModelAdapter, prompts: Sequence[SamplePrompt], encoder: ItemEncoder, stores: Stores
+    ) -> None:
+        """encoder, stores: where prompt embeddings and reference latents come from and are kept."""
+        self.adapter = adapter
+        self.prompts = tuple(prompts)
+        self._encoded = [_entries(prompt, encoder, stores) for prompt in self.prompts]
+
+    def encode(self, progress: Progress) -> None:
+        """Makes what the cache lacks, so that drawing needs no text encoder."""
+        entries = [e for item in self._encoded for e in (*item.references, item.prompt, item.negative) if e]
+        for done, entry in enumerate(entries, start=1):
+            EncodedDataset.read(entry)
+            progress("sample prompts", done, len(entries))
+
+    @torch.no_grad()
+    def draw(self, index: int) -> Image.Image:
+        """The picture of prompt `index`."""
+        return to_picture(self.adapter.decode_latents(self.latents(index)))
+
+    @torch.no_grad()
+    def latents(self, index: int) -> Tensor:
+        """Its latents [1, C, H, W], float32."""
+        item, encoded = self.prompts[index], self._encoded[index]
+        read = EncodedDataset.read
+        positive = PromptEmbeds.stack([read(encoded.prompt)])
+        negative = PromptEmbeds.stack([read(encoded.negative)]) if encoded.negative else None
+        references = [tuple(read(entry) for entry in encoded.references)]
+
+        def velocity(x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
+            cond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, positive, references)
+            if negative is None:
+                return cond_BCHW
+            uncond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, negative, references)
+            return self.adapter.guide(cond_BCHW, uncond_BCHW, item.guidance_scale)
+
+        return euler_sample(velocity, self._noise(item), self._sigmas(item))
+
+    def _noise(self, item: SamplePrompt) -> Tensor:
+        """Drawn on the CPU: a seed gives the same picture on every machine, and in diffusers."""
+        height, width = item.size.height // PIXELS_PER_LATENT, item.size.width // PIXELS_PER_LATENT
+        shape = (1, self.adapter.latent_channels, height, width)
+        return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(item.seed))
+
+    def _sigmas(self, item: SamplePrompt) -> Tensor:
+        shift = self.adapter.dynamic_shift
+        tokens = (item.size.height // PIXELS_PER_TOKEN) * (item.size.width // PIXELS_PER_TOKEN)
+        mu = shift_mu(
+            tokens, shift.base_image_seq_len, shift.max_image_seq_len, shift.base_shift, shift.max_shift
+        )
+        return sigmas(item.steps, mu, shift.shift_terminal)
+
+
+def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: Stores) -> _Encoded:
+    """The prompt as an item of a dataset: a target of its size with its references."""
+    size = prompt.size
+    sample = Sample(
+        image=Path(f"sample {prompt.prompt!r}"),
+        caption=prompt.prompt,
+        repeats=1,
+        size=size,
+        folder="",
+        controls=prompt.references,
+    )
+    item = Item(sample, Crop(scaled=size, left=0, top=0, bucket=size))
+    negative = encoder.text(sample, prompt.negative or NO_NEGATIVE, stores) if prompt.guided else None
+    return _Encoded(encoder.text(sample, prompt.prompt, stores), negative, encoder.references(item, stores))
+
+
+def to_picture(pixels_BCHW: Tensor) -> Image.Image:
+    """The first of the pictures [B, 3, H, W] in [-1, 1] as 8-bit RGB, rounded as diffusers rounds."""
+    values = (pixels_BCHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
+    return Image.fromarray((values * 255).round().astype("uint8"))
