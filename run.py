@@ -149,6 +149,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def prepare_streams() -> None:
     """Lines appear when they are complete, in a pipe too; what cannot be encoded is escaped, not fatal."""
+    log.quiet_libraries()
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")

@@ -6,6 +6,7 @@ thousands of lines of noise, so the copy holds only what stayed: complete lines,
 
 from __future__ import annotations
 
+import logging
 import shutil
 import sys
 import threading
@@ -120,6 +121,11 @@ def _words_for(error: BaseException) -> str:
     if isinstance(error, UserError | RunError | Stopped):
         return str(error)
     return "".join(traceback.format_exception(error))
+
+
+def quiet_libraries() -> None:
+    """Silences warnings of libraries about optional parts that this program does not use."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
 class StatusLine:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import ClassVar
 
 from toolkit.config.datasets_job import DatasetsJob, place_in
+from toolkit.config.process import JobContext
 from toolkit.config.node import Node
 from toolkit.config.report import Report
 
@@ -26,6 +27,12 @@ class CacheConfig(DatasetsJob):
         if dtype is not None:
             place_in(entries, "train", "dtype", dtype, report)
         return super().reshape(entries, report)
+
+    def plan(self, job: JobContext):
+        """What there is to encode."""
+        from extensions.cache.plan import plan_cache
+
+        return plan_cache(self, job)
 
     @property
     def dtype(self) -> str:

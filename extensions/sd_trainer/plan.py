@@ -7,8 +7,8 @@ from typing import Any
 
 from toolkit.config.process import JobContext
 from toolkit.contracts import Item
-from toolkit.data.buckets import make_items
-from toolkit.data.folder import Scan, scan_datasets
+from toolkit.data.folder import Scan
+from toolkit.data.items import scan_items
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.models.families import family_for
@@ -18,20 +18,9 @@ from toolkit.optim.decay import initial_share
 FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
-def scan_items(config: Any) -> tuple[Scan, tuple[Item, ...]]:
-    """The scanned datasets of the section, and every image at each of its training sizes."""
-    scan = scan_datasets(config.datasets, config.trigger_word)
-    items = make_items(
-        scan.samples,
-        lambda sample: config.datasets[scan.dataset_of(sample)].resolution,
-        family_for(config.model).size_multiple,
-    )
-    return scan, items
-
-
 def plan_run(config: Any, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
-    return plan_items(config, job, *scan_items(config))
+    return plan_items(config, job, *scan_items(config, family_for(config.model).size_multiple))
 
 
 def plan_items(config: Any, job: JobContext, scan: Scan, items: tuple[Item, ...]) -> RunPlan:
@@ -48,14 +37,14 @@ def plan_items(config: Any, job: JobContext, scan: Scan, items: tuple[Item, ...]
         optimizer_steps=steps,
         accumulation=train.gradient_accumulation,
         epochs_asked=train.epochs,
-        lines=(*scan.notes, *_estimates(config), *_ema_share(config, steps)),
+        lines=(*scan.notes, *_estimates(config, job), *_ema_share(config, steps)),
     )
 
 
-def _estimates(config: Any) -> Iterator[str]:
+def _estimates(config: Any, job: JobContext) -> Iterator[str]:
     """Memory and disk, by arithmetic on the model's config; nothing for a model that an earlier process writes."""
     folder = config.model.folder()
-    if config.model.is_path() and not folder.is_dir():
+    if folder in job.earlier_outputs and not folder.is_dir():
         return
     family, network = family_for(config.model), config.network
     layers = family.linear_layers(folder)
@@ -99,4 +88,3 @@ def _size(count: float) -> str:
             return f"{count:.3g} {unit}"
         count /= 1000
     return f"{count:.3g} GB"
-

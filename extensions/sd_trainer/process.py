@@ -9,7 +9,7 @@ from typing import Any
 
 from extensions.sd_trainer.events import EventLog
 from extensions.sd_trainer.export import NetworkWriter
-from extensions.sd_trainer.plan import plan_items, scan_items
+from extensions.sd_trainer.plan import plan_items
 from jobs.process import BaseTrainProcess
 from toolkit import interrupt
 from toolkit.config.process import JobContext
@@ -18,6 +18,7 @@ from toolkit.data.batches import BatchLoader
 from toolkit.data.captions import inject_trigger
 from toolkit.data.encode import EncodedDataset, encode_items
 from toolkit.data.folder import Scan
+from toolkit.data.items import scan_items
 from toolkit.data.order import epoch_batches
 from toolkit.data.plan import RunPlan
 from toolkit.data.stores import CacheStores
@@ -25,6 +26,7 @@ from toolkit.device import DTYPES, pick_device
 from toolkit.errors import Stopped
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.quantize import quantize_block
+from toolkit.models.families import family_for
 from toolkit.models.opening import open_adapter
 from toolkit.networks.registry import NETWORKS
 from toolkit.networks.targets import select_targets
@@ -51,7 +53,7 @@ class SdTrainerProcess(BaseTrainProcess):
         super().run()
         with copy_output(self.save_root / "log.txt"):
             self.status = StatusLine()
-            scan, items = scan_items(self.section)
+            scan, items = scan_items(self.section, family_for(self.section.model).size_multiple)
             plan = plan_items(self.section, JobContext(self.job.name), scan, items)
             self.print(plan.render())
             state = newest_state(self.save_root, self.print)
@@ -88,7 +90,7 @@ class SdTrainerProcess(BaseTrainProcess):
     def _encode(
         self, scan: Scan, items: tuple[Item, ...], adapter: ModelAdapter, stores: CacheStores
     ) -> EncodedDataset:
-        of_sample = stores.of_samples(scan, self.section.datasets)
+        of_sample = stores.of_samples(scan, self.section)
         dataset = encode_items(items, adapter, of_sample, self._dtype, self._progress)
         self.status.finish(f"encoded {len(items)} items (cache: {self.training_folder / '_cache'})")
         return dataset
@@ -138,9 +140,7 @@ class SdTrainerProcess(BaseTrainProcess):
         settings = self.section.network
         only, ignore = settings.network_kwargs.only_if_contains, settings.network_kwargs.ignore_if_contains
         targets = select_targets(adapter.lora_targets(), only, ignore)
-        network = NETWORKS.load(settings.type)(
-            targets, settings.linear, settings.linear_alpha, settings.dropout, seed
-        )
+        network = NETWORKS.load(settings.type)(targets, settings.linear, settings.linear_alpha, settings.dropout, seed)
         network.attach(adapter.network_module)
         adapter.use_checkpointing(self._wants_checkpointing())
         count = sum(p.numel() for p in network.parameters().values())
@@ -158,9 +158,7 @@ class SdTrainerProcess(BaseTrainProcess):
         ema = settings.ema_config
         role = Role(
             parameters=parameters,
-            optimizer=build_optimizer(
-                settings.optimizer, parameters.values(), settings.lr, settings.optimizer_params
-            ),
+            optimizer=build_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.optimizer_params),
             lr=settings.lr,
             schedule=build_schedule(
                 settings.lr_scheduler, steps, settings.lr_warmup_steps, settings.lr_scheduler_params
@@ -222,8 +220,8 @@ class SdTrainerProcess(BaseTrainProcess):
         step = FlowMatchingStep(adapter, run.seed, settings.timestep_type)
         with interrupt.deferred() as request:
             run.stop_asked = lambda: request.asked
-            finished = train(run, batches_of_epoch, partial(loader.prefetch, workers=workers), step)
-        if request.exit_code is not None and not finished:
+            train(run, batches_of_epoch, partial(loader.prefetch, workers=workers), step)
+        if request.exit_code is not None:
             raise Stopped(request.exit_code)
 
     def _final_file(self) -> Path:

@@ -126,10 +126,6 @@ class DatasetsJob(ProcessConfig):
 
     # ------------------------------------------------------------ what the rooms ask
 
-    def trigger_of(self, dataset: DatasetConfig) -> str:
-        """The dataset's trigger word, or the process's."""
-        return self.trigger_word if dataset.trigger_word is None else dataset.trigger_word
-
     def asked_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or None."""
         own = dataset.cache_text_embeddings

@@ -96,7 +96,7 @@ class Node:
 
 def dotted(path: Key) -> str:
     """A path as messages show it: `process[0].network.linear`; `config.` is left out before `process`."""
-    if path[:2] == ("config", "process"):
+    if path[:2] == ("config", "process") and len(path) > 2:
         path = path[1:]
     text = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path)
     return text.removeprefix(".")

@@ -77,6 +77,7 @@ class TrainConfig(StrictModel):
         Literal["adamw", "adamw8bit", "adam", "adafactor", "lion8bit"],
         *one_of(*_OPTIMIZERS, later=_OPTIMIZERS_LATER),
         BeforeValidator(_optimizer),
+        WithJsonSchema({"anyOf": [{"type": "string", "enum": list(_OPTIMIZERS)}, {"type": "object"}]}),
     ] = "adamw"
     """Optimizer; the 8-bit ones need CUDA and bitsandbytes."""
 

@@ -70,6 +70,10 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "t0_loss_target": _OFF,
     "do_fft_loss": _OFF,
     "validation_config": (),
+    "validation": (),
+    "match_adapter_assist": _OFF,
+    "latent_feature_extractor_path": (),
+    "diffusion_feature_extractor_path": (),
     # musubi-tuner
     "optimizer_args": (),
     "lr_decay_steps": _NONE,

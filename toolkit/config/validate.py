@@ -40,7 +40,13 @@ def validate(model: type[BaseModel], node: Node, report: Report) -> tuple[BaseMo
 
 
 def _is_echo(error: dict, node: Node) -> bool:
-    """pydantic counts the items of a list that are right, and so calls one with wrong items too short."""
+    """Whether an error only follows from another one.
+
+    pydantic counts the items of a list that are right, and so calls one with wrong items too short; and it
+    cannot make a default from fields that are wrong.
+    """
+    if error["type"] == "default_factory_not_called":
+        return True
     found = node.find(error["loc"])[0].value
     return error["type"] == "too_short" and isinstance(found, list) and len(found) >= error["ctx"]["min_length"]
 

@@ -79,8 +79,8 @@ def read_yaml(text: str, report: Report) -> Node:
         place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
         what = "; ".join(part for part in (error.problem, error.note) if part)
         report.fatal(place, (), f"not valid YAML: {what}")
-    except yaml.YAMLError as error:
-        report.fatal(_place_of(text, getattr(error, "position", 0)), (), f"not valid YAML: {error}")
+    except yaml.reader.ReaderError as error:
+        report.fatal(_place_of(text, error.position), (), f"not valid YAML: the character U+{error.character:04X}")
     if root is None:
         report.fatal(Place(1, 1), (), "is empty. A job has the keys 'job' and 'config'.")
     if not isinstance(root, yaml.MappingNode):

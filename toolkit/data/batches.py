@@ -37,8 +37,7 @@ class BatchLoader:
         entries = [self.dataset.entries[index] for index in spec.items]
         read = self.dataset.read
         texts_LD = [
-            self._text(index, position, spec.epoch)
-            for index, position in zip(spec.items, spec.positions, strict=True)
+            self._text(index, position, spec.epoch) for index, position in zip(spec.items, spec.positions, strict=True)
         ]
         return Batch(
             latents_BCHW=torch.stack([read(entry.latents) for entry in entries]),

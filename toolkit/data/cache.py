@@ -8,16 +8,15 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
-from uuid import uuid4
 
 import safetensors.torch
 from torch import Tensor
 
 from toolkit.errors import RunError
+from toolkit.files import replaced, sha256_of
 
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
 _digests: dict[tuple[str, int, int], str] = {}
@@ -54,9 +53,7 @@ class TensorCache:
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Stores the entry; it is there completely or not at all."""
-        tensors = {
-            name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()
-        }
+        tensors = {name: tensor.detach().to("cpu", copy=True).contiguous() for name, tensor in tensors.items()}
         if self.folder is None:
             self._memory[key] = tensors
             return
@@ -70,22 +67,13 @@ class TensorCache:
 
     @staticmethod
     def _write(path: Path, contents: bytes) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        # The name of a temporary file never ends in .safetensors: what a killed writer leaves is never read.
-        temporary = path.with_name(f"{path.stem[:16]}.{uuid4().hex}.tmp")
         try:
-            with temporary.open("xb") as file:
-                file.write(contents)
-                file.flush()
-                os.fsync(file.fileno())
-            try:
-                os.replace(temporary, path)
-            except PermissionError:
-                # Windows, while another process reads the target: it holds the same contents already.
-                if not path.exists():
-                    raise
-        finally:
-            temporary.unlink(missing_ok=True)
+            with replaced(path) as temporary:
+                temporary.write_bytes(contents)
+        except PermissionError:
+            # Windows, while another process reads the target: it holds the same contents already.
+            if not path.exists():
+                raise
 
 
 def key_of(**parts: Any) -> str:
@@ -98,8 +86,7 @@ def file_digest(path: Path) -> str:
     stat = path.stat()
     memo = (str(path), stat.st_size, stat.st_mtime_ns)
     if memo not in _digests:
-        with path.open("rb") as file:
-            _digests[memo] = hashlib.file_digest(file, "sha256").hexdigest()
+        _digests[memo] = sha256_of(path)
     return _digests[memo]
 
 

@@ -157,9 +157,7 @@ class EncodedDataset:
         try:
             return _make(entry)
         except RunError as error:
-            raise RunError(
-                f"{entry.what}: its cache entry is gone and cannot be made again: {error}"
-            ) from error
+            raise RunError(f"{entry.what}: its cache entry is gone and cannot be made again: {error}") from error
 
 
 def encode_items(

@@ -25,9 +25,7 @@ from toolkit.data.references import ReferenceFinder
 from toolkit.errors import DataErrors, Mistake
 
 _REPEATS = re.compile(r"([0-9]+)_")
-_UNREAD_IMAGES = frozenset(
-    {".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"}
-)
+_UNREAD_IMAGES = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _LISTED_NAMES = 20
 
@@ -113,9 +111,7 @@ class _Draft:
         dataset, folder = self.dataset, self.listing.folder
         repeats = dataset.num_repeats or self.named_repeats or 1
         trigger = dataset.trigger_word or trigger_word or ""
-        rules = CaptionRules(
-            dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger
-        )
+        rules = CaptionRules(dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger)
         samples = tuple(
             Sample(
                 image=entry.image,
@@ -173,9 +169,7 @@ class _Scanner:
             return
         self._note_ignored(listing, dataset.caption_ext)
         if subfolders := _subfolders(listing, dataset):
-            self.notes.append(
-                f"{listing.folder}: holds images itself; subfolders ignored: {_names(subfolders)}"
-            )
+            self.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {_names(subfolders)}")
         yield draft
 
     def pair(self, draft: _Draft) -> None:
@@ -243,9 +237,7 @@ class _Scanner:
 def _subfolders(listing: Listing, dataset: Any) -> list[str]:
     """Subfolders without those that hold the dataset's references."""
     controls = {os.path.realpath(control) for control in dataset.control_path}
-    return [
-        name for name in listing.subfolders if os.path.realpath(join(listing.folder, name)) not in controls
-    ]
+    return [name for name in listing.subfolders if os.path.realpath(join(listing.folder, name)) not in controls]
 
 
 def _why_ignored(name: str, path: Path, listing: Listing, caption_ext: Sequence[str]) -> str:

@@ -173,9 +173,7 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     if image.format == "GIF":
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
     if image.mode == "F":
-        raise ImageError(
-            path, "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits"
-        )
+        raise ImageError(path, "holds floating-point pixels, whose range is unknown. Save it with 8 or 16 bits")
 
 
 def _orientation(image: Image.Image) -> int:

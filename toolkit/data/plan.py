@@ -141,8 +141,7 @@ def _folder_json(folder: FolderPlan) -> dict[str, Any]:
         "missing_captions": folder.missing_captions,
         "references": {str(count): images for count, images in folder.references.items()},
         "buckets": [
-            {"width": bucket.width, "height": bucket.height, "images": bucket.images}
-            for bucket in folder.buckets
+            {"width": bucket.width, "height": bucket.height, "images": bucket.images} for bucket in folder.buckets
         ],
     }
 

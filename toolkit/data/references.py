@@ -37,9 +37,7 @@ class ReferenceFinder:
                 found.append(files[0])
             elif listings and not dataset.control_optional:
                 searched = " or ".join(repr(listing.folder) for listing in listings)
-                self._mistake(
-                    image, f"has no reference {stem!r} in {searched}. Add it, or set control_optional"
-                )
+                self._mistake(image, f"has no reference {stem!r} in {searched}. Add it, or set control_optional")
         return tuple(found)
 
     def _read(self, folder: str, required: bool) -> Listing | None:

@@ -23,17 +23,21 @@ class CacheStores:
         self._disk = Stores(TensorCache(root / "latents", note), TensorCache(root / "text", note))
         self._memory = Stores(TensorCache(None), TensorCache(None))
 
-    def of_dataset(self, dataset: Any) -> Stores:
-        """The stores of a `datasets[]` section."""
-        latents = self._disk if dataset.cache_latents and dataset.cache_latents_to_disk else self._memory
-        text = self._memory if dataset.cache_text_embeddings is False else self._disk
-        return Stores(latents.latents, text.text)
+    def of_samples(self, scan: Scan, section: Any) -> Callable[[Sample], Stores]:
+        """The stores of each sample of a scan of `section.datasets`, by the flags of its dataset."""
+        by_dataset = [
+            Stores(
+                latents=self._at(dataset.cache_latents and dataset.cache_latents_to_disk).latents,
+                text=self._at(section.asked_text_cache(dataset) is not False).text,
+            )
+            for dataset in section.datasets
+        ]
+        return lambda sample: by_dataset[scan.dataset_of(sample)]
 
-    def of_samples(self, scan: Scan, datasets: tuple[Any, ...]) -> Callable[[Sample], Stores]:
-        """The stores of each sample of a scan of these datasets."""
-        return lambda sample: self.of_dataset(datasets[scan.dataset_of(sample)])
+    def _at(self, outlives_the_run: bool) -> Stores:
+        return self._disk if outlives_the_run else self._memory
 
     @property
     def on_disk(self) -> Stores:
-        """For what belongs to no dataset: the sample prompts."""
+        """For what always outlives the run: the sample prompts, and everything a `cache` process makes."""
         return self._disk

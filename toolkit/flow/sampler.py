@@ -5,6 +5,7 @@ Shape suffixes: B batch, C channels, H/W latent height and width.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 
@@ -13,9 +14,7 @@ import torch
 from torch import Tensor
 
 
-def shift_mu(
-    image_tokens: int, base_tokens: int, max_tokens: int, base_shift: float, max_shift: float
-) -> float:
+def shift_mu(image_tokens: int, base_tokens: int, max_tokens: int, base_shift: float, max_shift: float) -> float:
     """The shift exponent, linear in the number of image tokens.
 
     Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`.
@@ -48,7 +47,7 @@ def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise_BCHW: Tenso
     Source: Euler's method on dx/dt = v; diffusers, FlowMatchEulerDiscreteScheduler.step.
     """
     x_BCHW = noise_BCHW.float()
-    for sigma, following in zip(sigmas[:-1], sigmas[1:], strict=True):
+    for sigma, following in itertools.pairwise(sigmas):
         t_B = sigma.to(x_BCHW.device).expand(len(x_BCHW))
         x_BCHW = x_BCHW + (following - sigma).to(x_BCHW.device) * velocity(x_BCHW, t_B).float()
     return x_BCHW

@@ -82,9 +82,7 @@ def family_for(model: ModelSection) -> ModelFamily:
     found = arch_of_folder(Path(model.name_or_path).expanduser())
     wanted = model.arch
     if found and wanted and found != wanted:
-        raise UserError(
-            f"model.arch: {wanted!r}, but the files in {model.name_or_path} are {found!r}. Remove arch."
-        )
+        raise UserError(f"model.arch: {wanted!r}, but the files in {model.name_or_path} are {found!r}. Remove arch.")
     arch = found or wanted or DEFAULT_ARCH
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")

@@ -16,6 +16,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
+from huggingface_hub.utils import enable_progress_bars
 
 from toolkit.errors import UserError
 
@@ -41,6 +42,7 @@ def download(name: str, revision: str | None, note: Callable[[str], None]) -> Pa
         return Path(snapshot_download(name, revision=revision, allow_patterns=PARTS, local_files_only=True))
     except LocalEntryNotFoundError:
         pass  # not (completely) here yet: ask the hub
+    enable_progress_bars()  # a library imported earlier may have switched them off
     place = f"model.name_or_path: {name}"
     try:
         _announce(name, revision, note)
@@ -77,9 +79,7 @@ def _announce(name: str, revision: str | None, note: Callable[[str], None]) -> N
 
 
 def _wanted(file: str) -> bool:
-    return file == "model_index.json" or any(
-        file.startswith(part.rstrip("*")) for part in PARTS if "/" in part
-    )
+    return file == "model_index.json" or any(file.startswith(part.rstrip("*")) for part in PARTS if "/" in part)
 
 
 def _size_of(folder: Path) -> int:

@@ -52,9 +52,7 @@ def model_folder(model: Any, note: Callable[[str], None]) -> Path:
     folder = Path(model.name_or_path).expanduser()
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
-            raise UserError(
-                f"model.name_or_path: {folder} holds no model_index.json; it is no diffusers model folder."
-            )
+            raise UserError(f"model.name_or_path: {folder} holds no model_index.json; it is no diffusers model folder.")
         return folder
     if looks_like_a_path(model.name_or_path):
         raise UserError(f"model.name_or_path: {folder} does not exist (working directory: {Path.cwd()}).")

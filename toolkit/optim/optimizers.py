@@ -41,9 +41,7 @@ def build_optimizer(
     known = set(inspect.signature(optimizer_class).parameters) - {"self", "params", "lr"}
     for argument in arguments:
         if argument not in known:
-            raise UserError(
-                f"train.optimizer_params: {name} has no {argument!r}. {did_you_mean(argument, known)}"
-            )
+            raise UserError(f"train.optimizer_params: {name} has no {argument!r}. {did_you_mean(argument, known)}")
     return optimizer_class(list(parameters), lr=lr, **{**DEFAULTS.get(name, {}), **arguments})
 
 

@@ -117,9 +117,7 @@ def load_state(path: Path, run: Run) -> None:
         prefix = f"{role_name}/"
         copy_into(role.parameters, _under(prefix, weights))
         plain = document["roles"][role_name]
-        load_state_tensors(
-            role.optimizer, list(role.parameters), _under(prefix, optimizer), plain["optimizer"]
-        )
+        load_state_tensors(role.optimizer, list(role.parameters), _under(prefix, optimizer), plain["optimizer"])
         if role.ema:
             own = _under(prefix, averages) or _under(prefix, weights)  # EMA switched on later: starts here
             role.ema.load(own, plain["ema_updates"])
@@ -148,9 +146,7 @@ def _write(run: Run, folder: Path) -> None:
 def _state_folders(root: Path) -> list[Path]:
     """State folders by ascending step."""
     found = [
-        (int(m.group(1)), p)
-        for p in (root.iterdir() if root.is_dir() else ())
-        if (m := _STEP_FOLDER.fullmatch(p.name))
+        (int(m.group(1)), p) for p in (root.iterdir() if root.is_dir() else ()) if (m := _STEP_FOLDER.fullmatch(p.name))
     ]
     return [path for _, path in sorted(found)]
 

@@ -104,9 +104,7 @@ class Sampler:
     def _sigmas(self, item: SamplePrompt) -> Tensor:
         shift = self.adapter.dynamic_shift
         tokens = (item.size.height // PIXELS_PER_TOKEN) * (item.size.width // PIXELS_PER_TOKEN)
-        mu = shift_mu(
-            tokens, shift.base_image_seq_len, shift.max_image_seq_len, shift.base_shift, shift.max_shift
-        )
+        mu = shift_mu(tokens, shift.base_image_seq_len, shift.max_image_seq_len, shift.base_shift, shift.max_shift)
         return sigmas(item.steps, mu, shift.shift_terminal)
 
 

@@ -42,7 +42,10 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
 
 
 class FakeAdapter(ModelAdapter):
-    """The "VAE" averages 8 x 8 pixels, the "text encoder" hashes words. Counts its calls; `dropped` encoders refuse to work."""
+    """The "VAE" averages 8 x 8 pixels, the "text encoder" hashes words. Counts its calls.
+
+    Encoders that were dropped refuse to work.
+    """
 
     def __init__(self, vae: str = "vae-1", text_encoder: str = "te-1") -> None:
         self.identities = {"vae": vae, "text_encoder": text_encoder}
@@ -78,7 +81,7 @@ class FakeAdapter(ModelAdapter):
     def _unused(self, *_: object) -> None:
         raise NotImplementedError
 
-    decode_latents = predict_velocity = guide = blocks = lora_targets = _unused
+    decode_latents = predict_velocity = guide = blocks = lora_targets = use_checkpointing = _unused
 
 
 @pytest.fixture

@@ -15,7 +15,6 @@ from toolkit.data.encode import Stores, encode_items
 from toolkit.data.folder import scan_datasets
 from toolkit.data.order import epoch_batches
 
-
 SEED = 3
 
 

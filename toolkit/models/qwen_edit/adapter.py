@@ -92,9 +92,7 @@ class QwenEditAdapter(ModelAdapter):
 
     @cached_property
     def _identities(self) -> dict[str, str]:
-        return {
-            part: loading.part_identity(self.options.folder, files) for part, files in IDENTITY_PARTS.items()
-        }
+        return {part: loading.part_identity(self.options.folder, files) for part, files in IDENTITY_PARTS.items()}
 
     # ------------------------------------------------------------ images
 
@@ -119,9 +117,7 @@ class QwenEditAdapter(ModelAdapter):
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self._part("vae").config
-        return tuple(
-            like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std)
-        )
+        return tuple(like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std))
 
     # ------------------------------------------------------------ text
 

@@ -52,9 +52,7 @@ def weights_bytes(folder: Path, qtype: str | None) -> int:
     config = _transformer_config(folder)
     dim = config["num_attention_heads"] * config["attention_head_dim"]
     in_blocks = sum(inputs * outputs for inputs, outputs in linear_layers(folder).values())
-    outside = dim * (
-        config["in_channels"] + config["joint_attention_dim"] + 3 * dim + 256 + 4 * config["out_channels"]
-    )
+    outside = dim * (config["in_channels"] + config["joint_attention_dim"] + 3 * dim + 256 + 4 * config["out_channels"])
     return int(in_blocks * BYTES_PER_WEIGHT[qtype] + outside * BYTES_PER_WEIGHT[None])
 
 

@@ -18,6 +18,7 @@ from accelerate import init_empty_weights
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from safetensors import safe_open
 from torch import nn
+from transformers.utils import logging as transformers_logging
 
 from toolkit.contracts import DynamicShift
 from toolkit.errors import RunError
@@ -26,6 +27,8 @@ from toolkit.models.options import AdapterOptions, BlockTransform
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen2Tokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BLOCKS = "transformer_blocks"
@@ -67,9 +70,7 @@ class _ShardReader:
         )
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
-            raise RunError(
-                f"{folder}: missing weight files: {_some(missing)}. Copy or download the model again."
-            )
+            raise RunError(f"{folder}: missing weight files: {_some(missing)}. Copy or download the model again.")
         shards = [stack.enter_context(safe_open(folder / name, framework="pt")) for name in files]
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
         self.names = set(self._shard_of)
@@ -84,15 +85,12 @@ def _fill(module: nn.Module, reader: _ShardReader, prefix: str, dtype: torch.dty
     wanted = {name: tensor for name, tensor in module.state_dict().items() if not name.startswith(skip)}
     absent = [prefix + name for name in wanted if prefix + name not in reader.names]
     if absent:
-        raise RunError(
-            f"{reader.folder}: missing weights: {_some(absent)}. Copy or download the model again."
-        )
+        raise RunError(f"{reader.folder}: missing weights: {_some(absent)}. Copy or download the model again.")
     state = {name: reader.take(prefix + name).to(dtype, copy=True) for name in wanted}
     for name, tensor in state.items():
         if tensor.shape != wanted[name].shape:
-            raise RunError(
-                f"{reader.folder}: {prefix}{name} is {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}."
-            )
+            shapes = f"is {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}"
+            raise RunError(f"{reader.folder}: {prefix}{name} {shapes}.")
     module.load_state_dict(state, strict=False, assign=True)
 
 
@@ -102,9 +100,7 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:
     return vae.requires_grad_(False).eval()
 
 
-def load_text_model(
-    folder: Path, dtype: torch.dtype, transform_block: BlockTransform | None = None
-) -> PreTrainedModel:
+def load_text_model(folder: Path, dtype: torch.dtype, transform_block: BlockTransform | None = None) -> PreTrainedModel:
     """The text encoder with its vision tower and without its language-model head, frozen, on the CPU."""
     from transformers import Qwen2_5_VLForConditionalGeneration
 
@@ -157,9 +153,7 @@ def part_identity(folder: Path, parts: list[str]) -> str:
     digest = hashlib.sha256()
     for part in parts:
         for path in sorted(p for p in (folder / part).rglob("*") if p.is_file()):
-            digest.update(
-                f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode()
-            )
+            digest.update(f"{part}/{path.relative_to(folder / part).as_posix()}:{path.stat().st_size};".encode())
             for piece in _pieces(path):
                 digest.update(piece)
     return digest.hexdigest()

@@ -18,6 +18,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from toolkit.models.qwen_edit import loading  # noqa: F401 - switches the libraries' progress bars off
 from toolkit.models.qwen_edit.prompts import IMAGE_PAD, PREFIX, SUFFIX
 from toolkit.seeding import global_generator
 
@@ -182,9 +183,7 @@ def _tokenizer() -> Tokenizer:
     for token in SPECIAL_TOKENS:
         plain = [text.replace(token, "") for text in plain]
     tokenizer.train_from_iterator(plain, trainer)
-    tokenizer.add_special_tokens(
-        [AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS]
-    )
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     return tokenizer
 
 

@@ -46,9 +46,7 @@ class SaveHook(Hook):
         files = self.write_network(run, run.state.step)
         self._save_state(run)
         removed = remove_old_step_files(run.folder, run.name, self.keep)
-        self.event(
-            "save", step=run.state.step, files=[p.name for p in files], removed=[p.name for p in removed]
-        )
+        self.event("save", step=run.state.step, files=[p.name for p in files], removed=[p.name for p in removed])
         self.note(f"saved {', '.join(p.name for p in files)}")
 
     def on_end(self, run: Run, finished: bool) -> None:

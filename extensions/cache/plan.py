@@ -1,0 +1,25 @@
+"""What a `cache` process would do: the same scan as training, and no steps. Imports no torch, writes nothing."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from toolkit.config.process import JobContext
+from toolkit.data.items import scan_items
+from toolkit.data.order import count_batches
+from toolkit.data.plan import RunPlan, folder_plans
+from toolkit.models.families import family_for
+
+
+def plan_cache(config: Any, job: JobContext) -> RunPlan:
+    """The plan of a checked `cache` section."""
+    scan, items = scan_items(config, family_for(config.model).size_multiple)
+    return RunPlan(
+        type=config.type,
+        name=config.display_name(job),
+        datasets=folder_plans(scan.folders, items),
+        samples_per_epoch=sum(item.sample.repeats for item in items),
+        micro_batches_per_epoch=count_batches(items, config.train.batch_size),
+        optimizer_steps=0,
+        lines=scan.notes,
+    )

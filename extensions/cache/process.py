@@ -1,0 +1,34 @@
+"""`type: cache`: encodes the datasets of a job as training would, and stops. What broke off goes on where it was."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from jobs.process import BaseExtensionProcess
+from toolkit.data.encode import encode_items
+from toolkit.data.items import scan_items
+from toolkit.data.stores import CacheStores
+from toolkit.device import DTYPES, pick_device
+from toolkit.log import StatusLine
+from toolkit.memory.quantize import quantize_block
+from toolkit.models.families import family_for
+from toolkit.models.opening import open_adapter
+
+
+class CacheProcess(BaseExtensionProcess):
+    """Fills `<training_folder>/_cache`; a training job with the same datasets and model then encodes nothing."""
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        status = StatusLine()
+        _, items = scan_items(section, family_for(section.model).size_multiple)
+        device = pick_device(section.device, print)
+        dtype = DTYPES[section.train.dtype]
+        adapter = open_adapter(section.model, device, dtype, quantize_block)
+        folder = Path(section.training_folder).expanduser()
+        stores = CacheStores(folder, print).on_disk
+        encode_items(
+            items, adapter, lambda _: stores, dtype, lambda what, done, total: status.update(f"{what} {done}/{total}")
+        )
+        status.finish(f"cached {len(items)} items in {folder / '_cache'}")

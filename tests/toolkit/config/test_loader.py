@@ -1,0 +1,236 @@
+"""The loader as a whole: many mistakes at once, frames, names, defaults, processes of one job."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel, ConfigDict
+
+from toolkit.config import load_job
+from toolkit.errors import ConfigErrors
+
+FIVE_MISTAKES = """\
+job: extension
+config:
+  name: my_char
+  process:
+    - type: sd_trainer
+      trigger_word: 123
+      network:
+        type: "lora"
+        linear_alpa: 16
+      datasets:
+        - folder_path: "dataset/40_maya_char"
+          caption_dropout_rate: 1.5
+      train:
+        noise_scheduler: ddpm
+        lr: fast
+      model:
+        name_or_path: Qwen/Qwen-Image-Edit-2509
+"""
+
+
+def test_all_mistakes_come_at_once_with_their_places(mistakes, tmp_path: Path) -> None:
+    assert mistakes(FIVE_MISTAKES) == [
+        '6:21: process[0].trigger_word: 123 is not text. Put it in quotes: "123"',
+        "9:9: process[0].network.linear_alpa: unknown key. Did you mean 'linear_alpha'?",
+        "11:24: process[0].datasets[0].folder_path: 'dataset/40_maya_char' does not exist "
+        f"(working directory: {tmp_path}). Give a folder of images.",
+        "12:33: process[0].datasets[0].caption_dropout_rate: 1.5 is out of range: must be <= 1.",
+        "14:26: process[0].train.noise_scheduler: 'ddpm' cannot train Qwen-Image. Use 'flowmatch'.",
+        "15:13: process[0].train.lr: 'fast' is not a number.",
+    ]
+
+
+def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path: Path) -> None:
+    (tmp_path / "jobs").mkdir()
+    lines = mistakes(FIVE_MISTAKES, file="./jobs/../jobs/my.yaml")
+    assert lines[1].startswith("9:9: ")
+
+
+@pytest.mark.parametrize(
+    ("text", "line"),
+    [
+        ("job: train\nconfig: {name: a, process: [{type: drop_in}]}", "1:6: job: 'train' is not a kind of job"),
+        ("config: {name: a, process: [{type: drop_in}]}", "1:1: job: is required"),
+        ("job: extension", "1:1: config: is required"),
+        ("job: extension\nconfig: 3", "2:9: config: is required"),
+        ("job: extension\nconfig:\n  process: [{type: drop_in}]", "3:3: config.name: is required"),
+        ("job: extension\nconfig:\n  name: a", "3:3: config.process: is required: a list"),
+        ("job: extension\nconfig: {name: a, process: []}", "2:28: config.process: is required: a list"),
+        ("job: extension\nconfig: {name: a, process: [4]}", "2:29: process[0]: 4 is not a mapping"),
+        ("job: extension\nconfig: {name: a, process: [{x: 1}]}", "2:29: process[0].type: is required"),
+        ("job: extension\nconfig: {name: a, process: [{type: drop_on}]}", "2:36: process[0].type: unknown process"),
+        ("job: extension\nconfig: {name: 12, process: [{type: drop_in}]}", "2:16: config.name: 12 is not text"),
+        ("job: extension\nconfig: {name: a/b, process: [{type: drop_in}]}", "2:16: config.name: 'a/b' cannot be"),
+        ("job: extension\nconfig: {name: .., process: [{type: drop_in}]}", "2:16: config.name: '..' cannot be"),
+        ("job: extension\nmetta: {}\nconfig: {name: a, process: [{type: drop_in}]}", "2:1: metta: unknown key. Did"),
+        ("job: extension\nmeta: 3\nconfig: {name: a, process: [{type: drop_in}]}", "2:7: meta: 3 is not a mapping"),
+        ("job: extension\nconfig: {name: a, proces: 1, process: [{type: drop_in}]}", "2:19: config.proces: unknown"),
+    ],
+)
+def test_a_wrong_frame_is_one_line(mistakes, text: str, line: str) -> None:
+    lines = mistakes(text)
+    assert len(lines) == 1
+    assert lines[0].startswith(line)
+
+
+def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ConfigErrors) as caught:
+        load_job("no/such.yaml", lambda name: None)
+    assert str(caught.value) == f"no/such.yaml: does not exist (working directory: {tmp_path})"
+    assert caught.value.exit_code == 2
+
+
+def test_missing_required_keys_point_at_the_mapping_that_lacks_them(mistakes) -> None:
+    text = "job: extension\nconfig:\n  name: a\n  process:\n    - type: sd_trainer\n      datasets:\n        - resolution: 64\n"
+    assert mistakes(text) == [
+        "5:7: process[0].model: is required.",
+        "7:11: process[0].datasets[0].folder_path: is required.",
+    ]
+
+
+# ---------------------------------------------------------------- [name], -n, defaults
+
+
+def test_name_fills_the_tag_everywhere_but_in_itself(load) -> None:
+    text = "job: extension\nmeta: {title: '[name] v1'}\nconfig:\n  name: hero\n  process: [{type: drop_in, a: ['[name].txt']}]\n"
+    job = load(text)
+    assert (job.name, job.meta, job.processes[0].raw["a"]) == ("hero", {"title": "hero v1"}, ["hero.txt"])
+    job = load(text, name="other")
+    assert (job.name, job.meta, job.processes[0].raw["a"]) == ("other", {"title": "other v1"}, ["other.txt"])
+
+
+def test_a_name_that_is_no_folder_name_is_refused_on_the_command_line(load) -> None:
+    with pytest.raises(ConfigErrors, match=r"-n: '\.\./x' cannot be the name of a folder"):
+        load("", name="../x")
+
+
+DEFAULTS = """\
+job: extension
+config:
+  name: a
+  defaults:
+    device: cpu
+    network: {linear: 8, dropout: 0.1}
+    datasets: [{folder_path: photos}]
+    model: {name_or_path: ./model}
+  process:
+    - {type: cache}
+    - {type: sd_trainer, network: {rank: 4}}
+    - {type: tiny_model, path: tiny}
+"""
+
+
+def test_defaults_are_merged_under_each_process(load) -> None:
+    cache, train, tiny = (process.section for process in load(DEFAULTS).processes)
+    assert (cache.network.linear, cache.network.dropout) == (8, 0.1)
+    # An old name in the process outranks the new name in the defaults; the rest of the mapping merges.
+    assert (train.network.linear, train.network.linear_alpha, train.network.dropout) == (4, 4.0, 0.1)
+    assert tiny.path == "tiny"
+
+
+def test_a_default_that_no_process_knows_is_a_mistake_where_it_stands(mistakes) -> None:
+    text = DEFAULTS.replace("dropout: 0.1", "dropuot: 0.1")
+    assert mistakes(text) == ["6:26: config.defaults.network.dropuot: unknown key. Did you mean 'dropout'?"]
+
+
+def test_a_wrong_default_is_reported_once_at_its_origin(mistakes) -> None:
+    text = DEFAULTS.replace("linear: 8", "linear: 0").replace(", network: {rank: 4}", "")
+    assert mistakes(text) == ["6:23: config.defaults.network.linear: 0 is out of range: must be >= 1."]
+
+
+def test_null_in_a_process_leaves_the_default(load) -> None:
+    job = load(DEFAULTS.replace("network: {rank: 4}", "network: , device: ''"))
+    assert job.processes[1].section.network.linear == 8
+    assert job.processes[1].section.device == "cpu"
+
+
+# ---------------------------------------------------------------- several processes
+
+
+def test_two_processes_of_one_name_are_refused(mistakes) -> None:
+    text = "job: extension\nconfig:\n  name: a\n  process:\n" + "    - {type: drop_in, name: x}\n" * 2
+    assert mistakes(text) == ["6:29: process[1].name: 'x' is already the name of process[0]. Names are unique."]
+
+
+TWO_TRAINERS = """\
+job: extension
+config:
+  name: a
+  defaults: {datasets: [{folder_path: photos}], model: {name_or_path: model}}
+  process:
+    - {type: sd_trainer%s}
+    - {type: sd_trainer%s}
+"""
+
+
+def test_two_trainers_of_one_folder_are_refused(mistakes, load, tmp_path: Path) -> None:
+    (line,) = mistakes(TWO_TRAINERS % ("", ""))
+    assert line.startswith(f"7:7: process[1]: writes to '{tmp_path}/output/a' as process[0] does. Give process[1]")
+    first, second = load(TWO_TRAINERS % ("", ", name: second")).processes
+    assert (first.name, second.name) == (None, "second")
+    load(TWO_TRAINERS % ("", ", training_folder: elsewhere"))
+
+
+def test_a_model_written_earlier_in_the_job_need_not_exist(load, mistakes) -> None:
+    text = (
+        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: tiny_model, path: output/tiny}\n"
+        "    - {type: sd_trainer, datasets: [{folder_path: photos}], model: {name_or_path: ./output/tiny}}\n"
+    )
+    assert load(text).processes[1].section.model.folder() == Path("output/tiny").resolve()
+    (line,) = mistakes(text.replace("path: output/tiny}", "path: output/other}", 1))
+    assert "process[1].model.name_or_path: './output/tiny' does not exist" in line
+
+
+# ---------------------------------------------------------------- sections of extensions
+
+
+class Plain(BaseModel):
+    """What a drop-in may bring: no StrictModel, no type, no name."""
+
+    count: int
+    folder: str = "x"
+    inner: dict[str, int] = {}
+
+
+class Open(Plain):
+    model_config = ConfigDict(extra="allow")
+
+
+def test_a_plain_pydantic_model_is_checked_like_a_section(load, mistakes) -> None:
+    text = "job: extension\nconfig:\n  name: a\n  process:\n    - type: drop_in\n      name: p\n"
+    text += "      count: %s\n      %s: 2\n"
+    assert mistakes(text % ("abc", "fodler"), find=lambda name: Plain) == [
+        "7:14: process[0].count: 'abc' is not a whole number.",
+        "8:7: process[0].fodler: unknown key. Did you mean 'folder'?",
+    ]
+    section = load(text % (3, "more"), find=lambda name: Open).processes[0].section
+    assert (section.count, section.more) == (3, 2)
+
+
+def test_an_unchecked_section_is_handed_over_as_plain_data(load) -> None:
+    text = "job: extension\nconfig:\n  name: a\n  process:\n    - {type: drop_in, n: null, deep: {x: [1, yes, 1e-4]}}\n"
+    entry = load(text).processes[0]
+    assert entry.section is None
+    assert entry.raw == {"type": "drop_in", "n": None, "deep": {"x": [1, "yes", 1e-4]}}
+
+
+def test_raw_keeps_old_names(load) -> None:
+    entry = load(DEFAULTS).processes[1]
+    assert entry.raw["network"] == {"rank": 4, "linear": 8, "dropout": 0.1}
+
+
+def test_loading_imports_no_torch() -> None:
+    code = (
+        "import sys, toolkit.config, toolkit.config.reference\n"
+        "import extensions.sd_trainer.config, extensions.cache.config, extensions.tiny_model.config\n"
+        "print([name for name in ('torch', 'diffusers', 'transformers', 'numpy', 'PIL') if name in sys.modules])\n"
+    )
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"

@@ -1,0 +1,99 @@
+"""Old names, conflicts, keys without a value, names that do nothing and names that are not built yet."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.toolkit.config.conftest import trainer
+
+
+@pytest.mark.parametrize(
+    ("lines", "path", "value"),
+    [
+        ("network: {rank: 4}", "network.linear", 4),
+        ("network: {rank: 4}", "network.linear_alpha", 4.0),
+        ("network: {network_dim: 8, network_alpha: 2}", "network.linear_alpha", 2.0),
+        ("network: {linear: 4, rank: 4}", "network.linear", 4),
+        ("network: {linear: , rank: 4}", "network.linear", 4),
+        ("train: {gradient_accumulation_steps: 4}", "train.gradient_accumulation", 4),
+        ("train: {max_train_steps: 7}", "train.steps", 7),
+        ("train: {learning_rate: 2e-4}", "train.lr", 2e-4),
+        ("train: {optimizer: {name: AdamW8bit, lr: 3e-4, weight_decay: 0.1}}", "train.optimizer", "adamw8bit"),
+        ("train: {optimizer: {name: AdamW8bit, lr: 3e-4, weight_decay: 0.1}}", "train.lr", 3e-4),
+        ("train: {optimizer: {name: adamw, betas: [0, 1]}}", "train.optimizer_params", {"betas": [0, 1]}),
+        ("optimizer: {name: adafactor, lr: 2e-4}", "train.optimizer", "adafactor"),
+        ("optimizer: lion8bit\ntrain: {lr: 1}", "train.optimizer", "lion8bit"),
+        ("training: {steps: 12, epochs: 3}", "train.epochs", 3),
+        ("train: {seed: 5}", "training_seed", 5),
+        ("train: {seed: 0}\ntraining_seed: ", "training_seed", 0),
+        ("model: {name_or_path: ./model, quantize: true, quantize_dtype: qint4}", "model.qtype", "int4"),
+        ("model: {name_or_path: ./model, quantize: true, qtype: FP8}", "model.qtype", "float8"),
+        ("model: {name_or_path: ./model, arch: 'qwen_image_edit_plus:2511'}", "model.arch", "qwen_image_edit_plus"),
+        ("save: {dtype: bf16}", "save.dtype", "bfloat16"),
+        ("train: {dtype: fp32}", "train.dtype", "float32"),
+        ("train: {gradient_checkpointing: auto}", "train.gradient_checkpointing", "auto"),
+        ("train: {gradient_checkpointing: 'false'}", "train.gradient_checkpointing", False),
+        ("train: {lr: , steps: ''}", "train.lr", 1e-4),
+        ("sample: ", "sample", None),
+        ("resume: ''", "resume", "auto"),
+    ],
+)
+def test_what_is_written_reaches_the_field(section, lines: str, path: str, value: object) -> None:
+    found = section(*lines.splitlines())
+    for part in path.split("."):
+        found = getattr(found, part)
+    assert found == value
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("network: {linear: 4, rank: 8}", "network.rank: 'rank' and 'linear' mean the same, but 8 and 4 were given."),
+        ("network: {rank: 4, network_dim: 8}", "network.network_dim: 'network_dim' and 'rank' mean the same"),
+        ("training_seed: 1\ntrain: {seed: 2}", "train.seed: 'seed' and 'training_seed' mean the same"),
+        ("network: {rank: 0}", "network.rank: 0 is out of range: must be >= 1."),
+        ("train: {batch_size: true}", "train.batch_size: true is not a number."),
+        ("train: {lr: false}", "train.lr: false is not a number."),
+        ("train: {steps: 1.5}", "train.steps: 1.5 is not a whole number."),
+        ("train: {lr: .nan}", "train.lr: .nan is not a finite number."),
+        ("train: {max_grad_norm: abc}", "train.max_grad_norm: 'abc' is not a number."),
+        ("train: 7", "train: 7 is not a mapping of keys and values."),
+        ("datasets: []", "datasets: has 0 entries: must be at least 1."),
+        ("datasets: ", "datasets: needs a value."),
+        ("datasets: [{folder_path: ''}]", "datasets[0].folder_path: needs a value."),
+        ("datasets: [{folder_path: 12}]", 'datasets[0].folder_path: 12 is not text. Put it in quotes: "12"'),
+        ("datasets: {folder_path: photos}", "datasets: a mapping is not a list."),
+        ("network: {type: dora}", "network.type: 'dora' is not supported yet. Use 'lora'."),
+        ("network: {type: lra}", "network.type: 'lra' is unknown. Did you mean 'lora'?"),
+        ("train: {blocks_to_swap: 3}", "train.blocks_to_swap: unknown key."),
+        ("model: {name_or_path: ./model, blocks_to_swap: 3}", "model.blocks_to_swap: 3 is not supported yet."),
+        ("train: {compile: {mode: max}}", "train.compile: a mapping is not supported yet. Leave this key out."),
+        ("save: {push_to_hub: true}", "save.push_to_hub: true is not supported yet."),
+        ("first_sample: {sample_steps: 3}", "first_sample: a mapping is not supported yet."),
+        ("training: {epohcs: 3}", "training.epohcs: unknown key. Did you mean 'epochs'?"),
+        ("device: gpu", "device: 'gpu' is no device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'."),
+        ("resume: never", "resume: 'never' is not supported yet."),
+    ],
+)
+def test_what_is_wrong_is_one_line_under_the_written_name(faults, line: str, message: str) -> None:
+    (found,) = faults(*line.splitlines())
+    assert found.startswith(message)
+
+
+def test_harmless_values_of_what_is_not_built_pass_silently(load) -> None:
+    job = load(
+        trainer(
+            "datasets: [{folder_path: photos, flip_x: false, is_reg: false, loss_multiplier: 1.0, mask_path: ''}]",
+            "save: {push_to_hub: false}",
+            "train: {unload_text_encoder: false, noise_offset: 0.0}",
+        )
+    )
+    assert job.warnings == ()
+
+
+def test_a_key_without_effect_is_one_warning_line(load) -> None:
+    job = load(trainer("model:", "  name_or_path: ./model", "  is_flux: true", "performance_log_every: 10"))
+    assert job.warnings == (
+        "job.yaml:9:9: process[0].model.is_flux: has no effect: this trains Qwen-Image.",
+        "job.yaml:10:7: process[0].performance_log_every: has no effect: metrics.jsonl has the times of every step.",
+    )

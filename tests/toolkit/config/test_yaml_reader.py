@@ -1,0 +1,122 @@
+"""YAML 1.2 scalars, duplicate keys, aliases and their bounds, syntax errors."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+
+from toolkit.config.report import Report
+from toolkit.config.yaml_reader import MAX_DEPTH, read_yaml
+from toolkit.errors import ConfigErrors
+
+
+def read(text: str) -> Any:
+    report = Report("f")
+    data = read_yaml(text, report).data()
+    report.raise_mistakes()
+    return data
+
+
+def fault(text: str) -> str:
+    with pytest.raises(ConfigErrors) as caught:
+        read(text)
+    return str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "value"),
+    [
+        ("1e-4", 1e-4),
+        ("1E5", 1e5),
+        ("-1.5e+3", -1500.0),
+        (".5", 0.5),
+        ("3.", 3.0),
+        ("-.inf", -math.inf),
+        ("0123", 123),
+        ("-7", -7),
+        ("0x1F", 31),
+        ("0o17", 15),
+        ("on", "on"),
+        ("off", "off"),
+        ("yes", "yes"),
+        ("No", "No"),
+        ("True", True),
+        ("12:30", "12:30"),
+        ("2024-01-02", "2024-01-02"),
+        ("1_000", "1_000"),
+        ("0b1", "0b1"),
+        ("~", None),
+        ("null", None),
+        ("", None),
+        ("'null'", "null"),
+        ('"1e-4"', "1e-4"),
+        ("!!str 12", "12"),
+        ("=", "="),
+    ],
+)
+def test_scalars_are_those_of_yaml_1_2(text: str, value: Any) -> None:
+    found = read(f"a: {text}")["a"]
+    assert found == value
+    assert type(found) is type(value)
+
+
+def test_not_a_number_is_a_float() -> None:
+    assert math.isnan(read("a: .nan")["a"])
+
+
+def test_a_number_may_be_tagged_as_a_float() -> None:
+    assert read("a: !!float 3")["a"] == 3.0
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("a: 1\nb: 2\na: 3\n", "f:3:1: a: duplicate key, first given in line 1. Keep one."),
+        ("x:\n  1: a\n", "f:2:3: x.1: a key must be text. Put it in quotes."),
+        ("x:\n  true: a\n", "f:2:3: x.true: a key must be text. Put it in quotes."),
+        ("? [a]\n: b\n", "f:1:3: ?: a key must be text. Put it in quotes."),
+        ("a: !!python/object:os.system x\n", "f:1:4: a: the tag 'tag:yaml.org,2002:python/object:os.system'"),
+        ("a: !!int x\n", "f:1:4: a: 'x' is not of the kind int"),
+        ("a: b: c\n", "f:1:5: not valid YAML: mapping values are not allowed here"),
+        ("a: [1, 2\nb: 3\n", "f:2:2: not valid YAML: "),
+        ("a:\n\t- b\n", "f:2:1: not valid YAML: found character '\\t'"),
+        ("a: 1\n---\nb: 1\n", "f:2:1: not valid YAML: but found another document"),
+        ("a: *b\n", "f:1:4: not valid YAML: found undefined alias 'b'"),
+        ("a: \x07\n", "f:1:4: not valid YAML"),
+        ("", "f:1:1: is empty"),
+        ("- a\n", "f:1:1: is not a mapping"),
+        ("a: &x [*x]\n", "f:1:4: a[0]: an alias refers to the value that contains it"),
+        ("a: " + "[" * 5000, f"nested deeper than {MAX_DEPTH} levels"),
+        ("a: " + "9" * 5000, "f:1:4: a: Exceeds the limit"),
+    ],
+)
+def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str) -> None:
+    assert message in fault(text)
+    assert "\n" not in fault(text)
+
+
+def test_an_alias_bomb_is_refused_quickly() -> None:
+    lines = ["a0: &a0 [x, x, x, x, x, x, x, x, x, x]"]
+    lines += [f"a{i}: &a{i} [{', '.join([f'*a{i - 1}'] * 10)}]" for i in range(1, 12)]
+    assert "aliases expand to more than 100000 values" in fault("\n".join(lines))
+
+
+def test_a_merge_key_bomb_is_refused_quickly() -> None:
+    lines = ["a0: &a0 {k: v}"]
+    lines += [f"a{i}: &a{i} {{x{i}: *a{i - 1}, y{i}: *a{i - 1}, <<: [*a{i - 1}, *a{i - 1}]}}" for i in range(1, 40)]
+    assert "aliases expand to more than 100000 values" in fault("\n".join(lines))
+
+
+def test_aliases_and_merge_keys_work() -> None:
+    text = "base: &b {lr: 1, steps: 2}\nmore: &m {steps: 9, x: 3}\na: *b\nc: {<<: [*b, *m], lr: 5}\n"
+    data = read(text)
+    assert data["a"] == {"lr": 1, "steps": 2}
+    assert data["c"] == {"lr": 5, "steps": 2, "x": 3}
+
+
+def test_places_are_those_of_key_and_value() -> None:
+    root = read_yaml("a:\n  b:   [x,\n    y]\n", Report("f"))
+    child = root.value["a"].value["b"]
+    assert (child.key_at, child.value_at, child.value[1].value_at) == ((2, 3), (2, 8), (3, 5))
