@@ -85,3 +85,13 @@ def simple_extension(write_extension: Callable[..., Path]) -> Callable[..., Path
         return write_extension(package or uid, init, folder, process=process)
 
     return write
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A complete Qwen-Image-Edit folder with tiny random parts, written once per session. Read only."""
+    from toolkit.models.qwen_edit.tiny import write_tiny_model
+
+    folder = tmp_path_factory.mktemp("models") / "tiny"
+    write_tiny_model(folder)
+    return folder

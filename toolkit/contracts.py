@@ -9,7 +9,7 @@ L text tokens, D text embedding width.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -247,6 +247,10 @@ class Network(ABC):
     @abstractmethod
     def attach(self, model: torch.nn.Module) -> None:
         """Adds the trainable weights to `model`; the rest of it is frozen. A no-op on its output."""
+
+    @abstractmethod
+    def start_from(self, changes: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        """Takes over a file's changes (`toolkit.networks.formats.ModuleChange` by module) in place of its start."""
 
     @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:

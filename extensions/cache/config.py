@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import ClassVar
 
 from toolkit.config.datasets_job import DatasetsJob, place_in
-from toolkit.config.process import JobContext
 from toolkit.config.node import Node
+from toolkit.config.process import JobContext
 from toolkit.config.report import Report
 
 

@@ -27,7 +27,8 @@ from toolkit.errors import Stopped
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.quantize import quantize_block
 from toolkit.models.families import family_for
-from toolkit.models.opening import open_adapter
+from toolkit.models.opening import model_folder, open_adapter
+from toolkit.networks.formats import ModuleChange, read_network_file
 from toolkit.networks.registry import NETWORKS
 from toolkit.networks.targets import select_targets
 from toolkit.optim.ema import Ema
@@ -64,12 +65,13 @@ class SdTrainerProcess(BaseTrainProcess):
 
     def _train(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, state: Path | None) -> None:
         seed = self._seed(state)
+        start = None if state else self._starting_point()
         adapter = self._open_model()
         stores = CacheStores(self.training_folder, self.print)
         dataset = self._encode(scan, items, adapter, stores)
         sampler = self._sampler(adapter, dataset, stores)
         adapter.drop_encoders(keep=self._encoders_in_use(dataset, sampler))
-        network = self._attach_network(adapter, seed)
+        network = self._attach_network(adapter, seed, start)
         run = self._assemble(network, sampler, plan.optimizer_steps, seed)
         if state:
             load_state(state, run)
@@ -136,12 +138,22 @@ class SdTrainerProcess(BaseTrainProcess):
         self.print(f"training_seed {seed}")
         return seed
 
-    def _attach_network(self, adapter: ModelAdapter, seed: int) -> Network:
+    def _starting_point(self) -> dict[str, ModuleChange] | None:
+        """The weights of `network.pretrained_lora_path`; read first, so that a wrong file costs no time."""
+        path = self.section.network.pretrained_lora_path
+        if not path:
+            return None
+        layers = family_for(self.section.model).linear_layers(model_folder(self.section.model, self.print))
+        return read_network_file(Path(path).expanduser(), layers)
+
+    def _attach_network(self, adapter: ModelAdapter, seed: int, start: dict[str, ModuleChange] | None) -> Network:
         settings = self.section.network
         only, ignore = settings.network_kwargs.only_if_contains, settings.network_kwargs.ignore_if_contains
         targets = select_targets(adapter.lora_targets(), only, ignore)
         network = NETWORKS.load(settings.type)(targets, settings.linear, settings.linear_alpha, settings.dropout, seed)
         network.attach(adapter.network_module)
+        if start is not None:
+            network.start_from(start, self.print)
         adapter.use_checkpointing(self._wants_checkpointing())
         count = sum(p.numel() for p in network.parameters().values())
         self.print(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")

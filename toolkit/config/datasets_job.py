@@ -190,7 +190,8 @@ class DatasetsJob(ProcessConfig):
 
 def place_in(entries: dict[str, Node], section: str, key: str, node: Node, report: Report) -> None:
     """Puts `node` into a section under `key`, unless the section has it already."""
-    target = entries.get(section) or replace(node, value={}, path=(*node.path[:3], section))
+    above = node.path[: 2 if node.from_defaults else 3]
+    target = entries.get(section) or replace(node, value={}, path=(*above, section))
     if not isinstance(target.value, dict) or node.is_blank:
         return
     chosen = prefer(target.value.get(key), node, report)

@@ -54,7 +54,8 @@ def load_job(
     report = Report(str(path))
     text = read_text(path, report)
     written = read_yaml(strip_json_comments(text) if is_json(path) else text, report)
-    root = expand_variables(written, env, report)
+    # A name given by `-n` makes the written one irrelevant, variables included.
+    root = expand_variables(written, env, report, ("meta",), *([("config", "name")] if name is not None else []))
     config = check_frame(root, report)
     job_name = name if name is not None else read_name(config, report)
     root = replace_name(root, job_name)
@@ -135,8 +136,8 @@ def folder_name_fault(name: str) -> str:
 # ---------------------------------------------------------------- processes
 
 
-def read_processes(config: Node, find_model: FindModel, report: Report) -> list[_Process]:
-    """Every entry of `config.process`, checked against the model of its type."""
+def read_processes(config: Node, find_model: FindModel, report: Report) -> list[_Process | None]:
+    """Every entry of `config.process`, checked against the model of its type; None where that is not known."""
     listed = config.value.get("process")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
         node = listed or config
@@ -151,7 +152,7 @@ def read_processes(config: Node, find_model: FindModel, report: Report) -> list[
     ]
     watch.report(report)
     refuse_equal_names(processes, report)
-    return [process for process in processes if process is not None]
+    return processes
 
 
 def read_process(index: int, node: Node, find_model: FindModel, normaliser: Normaliser) -> _Process | None:
@@ -211,19 +212,20 @@ def refuse_equal_names(processes: list[_Process | None], report: Report) -> None
 # ---------------------------------------------------------------- what needs the file system
 
 
-def check_processes(processes: list[_Process], job: JobContext, report: Report) -> None:
+def check_processes(processes: list[_Process | None], job: JobContext, report: Report) -> None:
     """Each section's own checks, in order; a section knows what earlier processes will write."""
     folders: dict[Path, int] = {}
     for process in processes:
         # Without this section nothing is known of what it writes; later checks would see ghosts.
-        if not process.complete:
+        if process is None or not process.complete:
             return
         section = process.entry.section
         if not isinstance(section, ProcessConfig):
             continue
         for finding in section.check(job):
             node, rest = process.checked.find(finding.key)
-            path = (*node.path, *rest)
+            # A single value may stand for a list of one: its place is then that of the value.
+            path = (*node.path, *rest) if isinstance(node.value, dict) else node.path
             if not report.reported(path):
                 report.mistake(node, finding.message, path=path)
         refuse_shared_folder(process, section.run_folder(job), folders, report)

@@ -37,7 +37,10 @@ class Normaliser:
         entries: dict[str, Node] = {}
         for key, child in node.value.items():
             if key not in known and not open_ended:
-                self.unknown(child, f"unknown key. {did_you_mean(key, known, list_all=False)}".strip())
+                hint = did_you_mean(key, known, list_all=False)
+                if hint.startswith("Known"):  # of all those names, only the ones of use
+                    hint = did_you_mean(key, fields, list_all=False)
+                self.unknown(child, f"unknown key. {hint}")
                 continue
             self.defaults.known(child)
             if self.is_given(model, key, child) and self.is_built(strict, key, child):

@@ -20,7 +20,7 @@ _PAIR = re.compile(
 _HUGGING_FACE = re.compile(r"\bhf_[A-Za-z0-9]{16,}")
 _WANDB = re.compile(r"\bwandb_v\d_\w{16,}")
 _BEARER = re.compile(r"\b(Bearer|[Aa]uthorization: *bearer)\s+[\w.~+/=-]+")
-_USERINFO = re.compile(r"([A-Za-z][A-Za-z0-9+.-]*://)[^/\s@\"']+@")
+_USERINFO = re.compile(r"(\b[A-Za-z][A-Za-z0-9+.-]{0,20}://)[^/\s@\"']+@")
 _HEX_40 = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])")
 # A commit has the form of a wandb key, but it is no secret and a run cannot be repeated without it.
 _NAMES_A_COMMIT = re.compile(r"(?:revision|commit|sha|hash)[\"']?\s*[:=]\s*[\"']?$")
@@ -44,7 +44,9 @@ def is_secret(key: str, value: object) -> bool:
 
 
 def _redact_pair(match: re.Match[str]) -> str:
-    if is_secret(match["key"], match["value"].strip("\"'")):
+    if match["value"].lower() not in ("null", "~", "true", "false") and is_secret(
+        match["key"], match["value"].strip("\"'")
+    ):
         return match["before"] + REDACTED
     return match.group()
 

@@ -15,7 +15,7 @@ class Report:
     def __init__(self, file: str) -> None:
         self.file = file
         self._mistakes: dict[tuple[Place, str, str], Mistake] = {}
-        self._warnings: dict[str, None] = {}
+        self._warnings: dict[tuple[Place, str], None] = {}
         self._paths: set[str] = set()
 
     def mistake(self, node: Node, message: str, *, at_key: bool = False, path: Key | None = None) -> None:
@@ -36,19 +36,16 @@ class Report:
 
     def warn(self, node: Node, message: str) -> None:
         """A line for the user that does not stop the job."""
-        self._warnings[f"{self._place(node.key_at, node.path)}: {message}"] = None
+        self._warnings[node.key_at, f"{self._place(node.key_at, node.path)}: {message}"] = None
 
     def reported(self, path: Key) -> bool:
         """Whether this key already has a mistake: one line each is enough."""
         return dotted(path) in self._paths
 
     @property
-    def clean(self) -> bool:
-        return not self._mistakes
-
-    @property
     def warnings(self) -> tuple[str, ...]:
-        return tuple(self._warnings)
+        """One line each, in the order of the file."""
+        return tuple(line for _, line in sorted(self._warnings))
 
     def raise_mistakes(self) -> None:
         """Raises ConfigErrors with all mistakes in the order of the file, if there are any."""

@@ -44,6 +44,12 @@ def _not_trained(value: bool) -> bool:
     return value
 
 
+def _steps_or_share(value: float) -> float:
+    if value >= 1 and value != int(value):
+        raise mistake(f"{value} is neither a number of steps nor a share below 1.")
+    return value
+
+
 def _checkpointing(value: Any) -> Any:
     if isinstance(value, bool) or value == "auto":
         return value
@@ -104,7 +110,7 @@ class TrainConfig(StrictModel):
     lr_scheduler_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the schedule by name."""
 
-    lr_warmup_steps: float = Field(default=0, ge=0)
+    lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0)
     """Optimizer steps in which the learning rate rises from 0; below 1: that share of all steps. 0: none."""
 
     max_grad_norm: float = Field(default=1.0, ge=0)

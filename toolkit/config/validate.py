@@ -63,7 +63,7 @@ def _report(errors: Sequence[dict], node: Node, report: Report) -> None:
         if message not in messages:
             messages.append(message)
     for path, (at, messages) in found.items():
-        if not report.reported(path):
+        if not report.reported(path) and not report.reported(at.path):
             report.mistake(at, " Or: ".join(messages), path=path)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import replace
 
 from toolkit.config.base import Key
@@ -14,8 +14,8 @@ _REFERENCE = re.compile(r"\$?\$\{([^}]*)\}")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
 
 
-def expand_variables(root: Node, env: Mapping[str, str], report: Report) -> Node:
-    """Environment variables in every string but those of `meta`. `$${X}` stands for the text `${X}`."""
+def expand_variables(root: Node, env: Mapping[str, str], report: Report, *skip: Key) -> Node:
+    """Environment variables in every string but those at `skip`. `$${X}` stands for the text `${X}`."""
 
     def expand(node: Node) -> Node:
         if "${" not in node.value:
@@ -23,7 +23,7 @@ def expand_variables(root: Node, env: Mapping[str, str], report: Report) -> Node
         value = _REFERENCE.sub(lambda match: _expand_one(match, node, env, report), node.value)
         return replace(node, value=value, expanded=True)
 
-    return map_strings(root, expand, skip=("meta",))
+    return map_strings(root, expand, skip)
 
 
 def _expand_one(match: re.Match[str], node: Node, env: Mapping[str, str], report: Report) -> str:
@@ -48,12 +48,12 @@ def replace_name(root: Node, name: str) -> Node:
     def fill(node: Node) -> Node:
         return replace(node, value=node.value.replace("[name]", name)) if "[name]" in node.value else node
 
-    return map_strings(root, fill, skip=("config", "name"))
+    return map_strings(root, fill, skip=(("config", "name"),))
 
 
-def map_strings(node: Node, change: Callable[[Node], Node], skip: Key) -> Node:
-    """The tree with `change` applied to each string; the part at `skip` stays as it is."""
-    if node.path == skip:
+def map_strings(node: Node, change: Callable[[Node], Node], skip: Collection[Key]) -> Node:
+    """The tree with `change` applied to each string; the parts at `skip` stay as they are."""
+    if node.path in skip:
         return node
     if isinstance(node.value, dict):
         return replace(node, value={k: map_strings(v, change, skip) for k, v in node.value.items()})

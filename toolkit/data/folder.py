@@ -20,7 +20,7 @@ from toolkit.contracts import CaptionRules, Sample, Size
 from toolkit.data.captionfile import CaptionError, find_caption
 from toolkit.data.captions import inject_trigger
 from toolkit.data.images import IMAGE_SUFFIXES, ImageError, inspect_image
-from toolkit.data.listing import Listing, join, list_folder
+from toolkit.data.listing import Listing, join, list_folder, same_place
 from toolkit.data.references import ReferenceFinder
 from toolkit.errors import DataErrors, Mistake
 
@@ -236,8 +236,8 @@ class _Scanner:
 
 def _subfolders(listing: Listing, dataset: Any) -> list[str]:
     """Subfolders without those that hold the dataset's references."""
-    controls = {os.path.realpath(control) for control in dataset.control_path}
-    return [name for name in listing.subfolders if os.path.realpath(join(listing.folder, name)) not in controls]
+    controls = {same_place(control) for control in dataset.control_path}
+    return [name for name in listing.subfolders if same_place(join(listing.folder, name)) not in controls]
 
 
 def _why_ignored(name: str, path: Path, listing: Listing, caption_ext: Sequence[str]) -> str:

@@ -42,14 +42,15 @@ class Listing:
 
 
 def list_folder(folder: str) -> Listing:
-    """Reads one folder, not its subfolders. Raises OSError when it cannot."""
-    with os.scandir(folder) as entries:
+    """Reads one folder, not its subfolders; `~` is the home folder. Raises OSError when it cannot."""
+    place = os.path.expanduser(folder)
+    with os.scandir(place) as entries:
         visible = sorted((entry for entry in entries if not entry.name.startswith(".")), key=lambda e: e.name)
     images: dict[str, tuple[Path, ...]] = {}
     files: dict[str, Path] = {}
     subfolders = []
     for entry in visible:
-        path = Path(folder, entry.name)
+        path = Path(place, entry.name)
         if os.path.isdir(path):
             subfolders.append(entry.name)
         elif path.suffix.lower() in _CANDIDATE_SUFFIXES:
@@ -58,6 +59,11 @@ def list_folder(folder: str) -> Listing:
         else:
             files[normalize("NFC", path.stem) + path.suffix.lower()] = path
     return Listing(folder, images, files, tuple(subfolders))
+
+
+def same_place(folder: str) -> str:
+    """What two ways of writing one folder have in common: links followed, `~` filled in."""
+    return os.path.realpath(os.path.expanduser(folder))
 
 
 def join(folder: str, name: str) -> str:

@@ -41,7 +41,7 @@ class ReferenceFinder:
         return tuple(found)
 
     def _read(self, folder: str, required: bool) -> Listing | None:
-        if not required and not os.path.isdir(folder):
+        if not required and not os.path.isdir(os.path.expanduser(folder)):
             return None
         try:
             return list_folder(folder)

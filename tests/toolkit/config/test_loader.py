@@ -87,7 +87,8 @@ def test_a_missing_file_says_where_it_was_looked_for(tmp_path: Path, monkeypatch
 
 
 def test_missing_required_keys_point_at_the_mapping_that_lacks_them(mistakes) -> None:
-    text = "job: extension\nconfig:\n  name: a\n  process:\n    - type: sd_trainer\n      datasets:\n        - resolution: 64\n"
+    text = "job: extension\nconfig:\n  name: a\n  process:\n    - type: sd_trainer\n      datasets:\n"
+    text += "        - resolution: 64\n"
     assert mistakes(text) == [
         "5:7: process[0].model: is required.",
         "7:11: process[0].datasets[0].folder_path: is required.",
@@ -98,7 +99,8 @@ def test_missing_required_keys_point_at_the_mapping_that_lacks_them(mistakes) ->
 
 
 def test_name_fills_the_tag_everywhere_but_in_itself(load) -> None:
-    text = "job: extension\nmeta: {title: '[name] v1'}\nconfig:\n  name: hero\n  process: [{type: drop_in, a: ['[name].txt']}]\n"
+    text = "job: extension\nmeta: {title: '[name] v1'}\nconfig:\n  name: hero\n"
+    text += "  process: [{type: drop_in, a: ['[name].txt']}]\n"
     job = load(text)
     assert (job.name, job.meta, job.processes[0].raw["a"]) == ("hero", {"title": "hero v1"}, ["hero.txt"])
     job = load(text, name="other")
@@ -183,6 +185,8 @@ def test_a_model_written_earlier_in_the_job_need_not_exist(load, mistakes) -> No
         "    - {type: sd_trainer, datasets: [{folder_path: photos}], model: {name_or_path: ./output/tiny}}\n"
     )
     assert load(text).processes[1].section.model.folder() == Path("output/tiny").resolve()
+    # Of a process whose type is unknown nobody knows what it writes: nothing is said of the folder.
+    assert len(mistakes(text.replace("tiny_model", "tiny_modle"))) == 1
     (line,) = mistakes(text.replace("path: output/tiny}", "path: output/other}", 1))
     assert "process[1].model.name_or_path: './output/tiny' does not exist" in line
 

@@ -43,6 +43,10 @@ def test_an_unset_variable_is_one_mistake_at_its_value(mistakes) -> None:
     ]
 
 
+def test_the_written_name_does_not_matter_when_another_is_given(load) -> None:
+    assert load(JOB.replace("name: n", "name: ${UNSET}") % 1, env={}, name="given").name == "given"
+
+
 def test_a_malformed_reference_is_a_mistake(mistakes) -> None:
     (line,) = mistakes(JOB % "${1 x}", env={})
     assert line == "7:10: process[0].x: '${1 x}' does not name an environment variable. Write ${NAME}."

@@ -52,12 +52,14 @@ class FakeAdapter(ModelAdapter):
         self.calls: Counter[str] = Counter()
         self.prompts: list[tuple[str, int]] = []
         self.dropped = False
+        self.reference_scale = 1
 
     def identity(self, part: str) -> str:
         return self.identities[part]
 
     def reference_size(self, image: Size, target: Size) -> Size:
-        return Size(64, 32) if image.width > image.height else Size(32, 64)
+        long, short = 64 * self.reference_scale, 32 * self.reference_scale
+        return Size(long, short) if image.width > image.height else Size(short, long)
 
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         self._work("images")

@@ -143,6 +143,21 @@ def test_another_size_needs_new_latents_only(items, tmp_path: Path, fake_adapter
     assert adapter.calls == {"images": 3}
 
 
+def test_another_reference_size_needs_new_reference_latents_only(items, tmp_path: Path, fake_adapter) -> None:
+    encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    adapter = fake_adapter()
+    adapter.reference_scale = 2
+    encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    assert adapter.calls == {"images": 1}
+
+
+def test_a_stored_entry_is_verified_once_however_often_it_is_used(items, monkeypatch, fake_adapter) -> None:
+    reads, get = [], TensorCache.get
+    monkeypatch.setattr(TensorCache, "get", lambda self, key: reads.append(key) or get(self, key))
+    encode_items([*items] * 5, fake_adapter(), in_memory(), torch.float32)
+    assert len(reads) == len(set(reads)) == 3 + 1 + 3
+
+
 def test_a_moved_dataset_needs_nothing_new(items, tmp_path: Path, fake_adapter) -> None:
     encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
     (tmp_path / "40_x").rename(tmp_path / "7_y")

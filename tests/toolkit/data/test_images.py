@@ -302,6 +302,7 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
         open_image(path)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what it finds odd
 @pytest.mark.parametrize("suffix", SAVE_OPTIONS)
 def test_damage_raises_nothing_but_image_errors(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"

@@ -1,6 +1,6 @@
 from pathlib import Path
 
-from toolkit.data.listing import join, list_folder
+from toolkit.data.listing import join, list_folder, same_place
 
 
 def test_entries_are_sorted_and_hidden_ones_unseen(tmp_path: Path) -> None:
@@ -37,3 +37,13 @@ def test_broken_and_looping_links_do_not_stop_the_listing(tmp_path: Path) -> Non
 
 def test_join_keeps_what_the_user_wrote() -> None:
     assert join("data", "40_a") == join("data/", "40_a") == "data/40_a"
+
+
+def test_home_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").touch()
+    listing = list_folder("~/data")
+    assert listing.folder == "~/data" and listing.images["a"] == (tmp_path / "data" / "a.png",)
+    assert same_place("~/data") == same_place(str(tmp_path / "data"))

@@ -1,0 +1,142 @@
+"""diffusers' own pipeline over a model folder, and our adapter over the same: what the parity tests compare."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import (
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
+from PIL import Image
+from torch import Tensor
+from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from toolkit.contracts import Crop, Item, Sample, Size
+from toolkit.data.cache import TensorCache
+from toolkit.data.encode import EncodedDataset, Stores, encode_items
+from toolkit.models.options import AdapterOptions
+from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+
+PHOTOS = Path(__file__).resolve().parent.parent / "config" / "examples" / "photos"
+TARGET = PHOTOS / "40_photo" / "coffee.jpg"
+REFERENCES = (
+    PHOTOS / "20_photo_wide" / "chelsea.jpg",
+    PHOTOS / "40_photo" / "astronaut_face.jpg",
+    PHOTOS / "40_photo" / "astronaut.jpg",
+)
+"""Wide, tall, square: real photographs, no two of one aspect ratio."""
+
+CPU = torch.device("cpu")
+PIPELINE_MODULE = "diffusers.pipelines.qwenimage.pipeline_qwenimage_edit_plus"
+
+
+class PartsProcessor:
+    """What transformers' Qwen2VLProcessor does, without the torchvision it needs: tokenizer and image processor."""
+
+    def __init__(self, folder: Path) -> None:
+        self.tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer")
+        self.image_processor = Qwen2VLImageProcessorPil.from_pretrained(folder / "processor")
+
+    def __call__(self, text: list[str], images: Any, padding: bool, return_tensors: str) -> BatchFeature:
+        vision = self.image_processor(images=images, return_tensors=return_tensors) if images is not None else {}
+        for grid in vision.get("image_grid_thw", ()):
+            patches = int(grid.prod()) // self.image_processor.merge_size**2
+            text = [one.replace("<|image_pad|>", "<|done|>" * patches, 1) for one in text]
+        text = [one.replace("<|done|>", "<|image_pad|>") for one in text]
+        return BatchFeature({**self.tokenizer(text, padding=padding, return_tensors=return_tensors), **vision})
+
+
+def load_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
+    """The pipeline in float32 on the CPU, every part read by the libraries themselves."""
+    pipeline = QwenImageEditPlusPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(folder / "scheduler"),
+        vae=AutoencoderKLQwenImage.from_pretrained(folder / "vae"),
+        text_encoder=Qwen2_5_VLForConditionalGeneration.from_pretrained(folder / "text_encoder"),
+        tokenizer=Qwen2Tokenizer.from_pretrained(folder / "tokenizer"),
+        processor=PartsProcessor(folder),
+        transformer=QwenImageTransformer2DModel.from_pretrained(folder / "transformer"),
+    )
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline
+
+
+def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenEditAdapter:
+    return QwenEditAdapter(AdapterOptions(folder=folder, device=CPU, dtype=dtype, **options))
+
+
+@dataclass
+class Recorded:
+    """Calls of a module, as a forward hook saw them."""
+
+    inputs: list[dict[str, Any]] = field(default_factory=list)
+    outputs: list[Tensor] = field(default_factory=list)
+
+
+@contextmanager
+def recording(module: torch.nn.Module) -> Iterator[Recorded]:
+    """Every call of `module` inside the block."""
+    seen = Recorded()
+
+    def hook(_: object, arguments: tuple, keywords: dict, output: tuple[Tensor]) -> None:
+        assert not arguments, "called by keywords on both sides"
+        seen.inputs.append(keywords)
+        seen.outputs.append(output[0])
+
+    handle = module.register_forward_hook(hook, with_kwargs=True)
+    try:
+        yield seen
+    finally:
+        handle.remove()
+
+
+def memory_stores() -> Stores:
+    return Stores(TensorCache(None), TensorCache(None))
+
+
+def photo_item(size: Size, references: Sequence[Path] = (), caption: str = "a cup of coffee", image=TARGET) -> Item:
+    """A photograph at a training size: scaled to cover it, cut in the middle."""
+    with Image.open(image) as picture:
+        full = Size(*picture.size)
+    scale = max(size.width / full.width, size.height / full.height)
+    scaled = Size(math.ceil(full.width * scale), math.ceil(full.height * scale))
+    crop = Crop(scaled, (scaled.width - size.width) // 2, (scaled.height - size.height) // 2, size)
+    return Item(Sample(image, caption, repeats=1, size=full, folder="", controls=tuple(references)), crop)
+
+
+def encode_photos(adapter: QwenEditAdapter, *items: Item, dtype: torch.dtype = torch.float32) -> EncodedDataset:
+    stores = memory_stores()
+    return encode_items(items, adapter, lambda _: stores, dtype)
+
+
+def pictures_of(item: Item) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in item.sample.controls]
+
+
+def psnr(ours: Image.Image, theirs: Image.Image) -> float:
+    """Peak signal-to-noise ratio of two 8-bit pictures, dB; infinite when they are equal."""
+    a, b = (np.asarray(picture, dtype=np.float64) for picture in (ours, theirs))
+    assert a.shape == b.shape
+    error = np.mean((a - b) ** 2)
+    return math.inf if error == 0 else 10 * math.log10(255**2 / error)
+
+
+def relative(ours: Tensor, theirs: Tensor) -> float:
+    """Norm of the difference over the norm of the reference."""
+    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+
+
+def rewrite_json(path: Path, **changes: Any) -> None:
+    """Changes top-level keys of a JSON file."""
+    path.write_text(json.dumps(json.loads(path.read_text()) | changes), encoding="utf-8")

@@ -1,0 +1,233 @@
+"""The trainer's section: jobs of other programs, missing files, contradictions, notes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from extensions.cache.config import CacheConfig
+from extensions.sd_trainer.config import SdTrainerConfig
+from toolkit.config import JobConfig, JobContext, load_job
+from toolkit.errors import ConfigErrors
+
+SEED_001 = """\
+job: extension
+config:
+  name: "qwen_character_lora"
+  process:
+    - type: 'sd_trainer'
+      training_folder: "output"
+      device: cuda:0
+      trigger_word: "maya_char"  # Change to your trigger
+      network:
+        type: "lora"
+        linear: 16
+        linear_alpha: 16
+      save:
+        dtype: float16
+        save_every: 340  # Every epoch (3400 / 10)
+        max_step_saves_to_keep: 10
+      datasets:
+        - folder_path: "photos"
+          caption_ext: "txt"
+          caption_dropout_rate: 0.05
+          shuffle_tokens: false
+          cache_latents_to_disk: true
+          resolution: [1024, 1024]
+      train:
+        batch_size: 1
+        steps: 3400
+        gradient_accumulation_steps: 4
+        train_unet: true
+        train_text_encoder: false  # CRITICAL: Must be false
+        gradient_checkpointing: true
+        noise_scheduler: "flowmatch"  # CRITICAL: Qwen-specific
+        optimizer: "adamw8bit"
+        lr: 0.0002  # Community-tested optimal
+        ema_config:
+          use_ema: true
+          ema_decay: 0.999
+        dtype: bf16
+      model:
+        name_or_path: "Qwen/Qwen-Image-Edit-2509"
+        is_qwen: true  # CRITICAL: Flag for Qwen handling
+        quantize: true
+        quantize_dtype: "int8"
+      sample:
+        sampler: "flowmatch"
+        sample_every: 340  # Every epoch
+        width: 1024
+        height: 1024
+        prompts:
+          - "maya_char, portrait, smiling, high quality"
+          - "maya_char, realistic_body, detailed skin"
+        neg: "low quality, blurry, artifacts"
+        guidance_scale: 3.5
+        sample_steps: 28
+"""
+
+# The keys of ai-toolkit's published job for Qwen-Image-Edit-2509.
+AI_TOOLKIT_2509 = """\
+---
+job: extension
+config:
+  name: "my_first_qwen_image_edit_2509_lora_v1"
+  process:
+    - type: 'diffusion_trainer'
+      training_folder: "output"
+      device: cuda:0
+      network: {type: "lora", linear: 16, linear_alpha: 16}
+      save: {dtype: float16, save_every: 250, max_step_saves_to_keep: 4}
+      datasets:
+        - folder_path: "photos"
+          control_path: ["photos", "photos", "photos"]
+          caption_ext: "txt"
+          caption_dropout_rate: 0.05
+          resolution: [512, 768, 1024]
+      train:
+        batch_size: 1
+        cache_text_embeddings: true
+        steps: 3000
+        gradient_accumulation: 1
+        timestep_type: "weighted"
+        train_unet: true
+        train_text_encoder: false
+        gradient_checkpointing: true
+        noise_scheduler: "flowmatch"
+        optimizer: "adamw8bit"
+        lr: 1e-4
+        dtype: bf16
+      model:
+        name_or_path: "Qwen/Qwen-Image-Edit-2509"
+        arch: "qwen_image_edit_plus"
+        quantize: true
+        qtype: "QTYPE"
+        quantize_te: true
+        qtype_te: "qfloat8"
+        low_vram: true
+      sample:
+        sampler: "flowmatch"
+        sample_every: 250
+        width: 1024
+        height: 1024
+        samples:
+          - prompt: "do the thing to it"
+            ctrl_img_1: "photos/a.png"
+            ctrl_img_2: "photos/a.png"
+            ctrl_img_3: "photos/a.png"
+        neg: ""
+        seed: 42
+        walk_seed: true
+        guidance_scale: 3
+        sample_steps: 25
+meta:
+  name: "[name]"
+  version: '1.0'
+"""
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str], JobConfig]:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "photos").mkdir()
+    (tmp_path / "photos" / "a.png").write_bytes(b"")
+
+    def load(text: str) -> JobConfig:
+        (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
+        return load_job("job.yaml", lambda name: CacheConfig if name == "cache" else SdTrainerConfig)
+
+    return load
+
+
+def faults(load: Callable[[str], JobConfig], text: str) -> list[str]:
+    with pytest.raises(ConfigErrors) as caught:
+        load(text)
+    return [line.split(": process[0].", 1)[1] for line in str(caught.value).splitlines()]
+
+
+@pytest.mark.parametrize(("process_type", "model"), [("sd_trainer", SdTrainerConfig), ("cache", CacheConfig)])
+def test_seed_001_loads_with_only_paths_changed(load, process_type: str, model: type) -> None:
+    job = load(SEED_001.replace("'sd_trainer'", process_type))
+    section = job.processes[0].section
+    assert type(section) is model
+    assert job.warnings == ()
+    assert section.network.linear == 16
+    assert section.train.gradient_accumulation == 4
+    assert section.model.qtype == "int8"
+    assert section.datasets[0].resolution == (1024,)
+    assert (section.save.dtype, section.train.dtype) == ("float16", "bfloat16")
+    assert section.train.ema_config.use_ema
+    assert [item.prompt[:9] for item in section.sample.samples] == ["maya_char"] * 2
+
+
+def test_the_published_2509_job_of_ai_toolkit_loads_with_a_supported_qtype(load) -> None:
+    job = load(AI_TOOLKIT_2509.replace("QTYPE", "qfloat8"))
+    section = job.processes[0].section
+    assert job.meta == {"name": "my_first_qwen_image_edit_2509_lora_v1", "version": "1.0"}
+    assert (section.model.qtype, section.model.qtype_te, section.train.lr) == ("float8", "float8", 1e-4)
+    assert section.datasets[0].control_path == ("photos",) * 3
+    assert section.sample.samples[0].ctrl_img == ("photos/a.png",) * 3
+    assert section.caches_text(section.datasets[0])
+
+
+def test_its_recovery_adapter_gives_one_line_naming_the_supported_types(load) -> None:
+    qtype = "uint3|ostris/accuracy_recovery_adapters/qwen_image_edit_2509_torchao_uint3.safetensors"
+    assert faults(load, AI_TOOLKIT_2509.replace("QTYPE", qtype)) == [
+        f"model.qtype: '{qtype}' is not supported yet. Supported types: int8, int4, float8."
+    ]
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "message"),
+    [
+        ('folder_path: "photos"', 'folder_path: "none"', "datasets[0].folder_path: 'none' does not exist (working"),
+        ('folder_path: "photos"', "folder_path: photos/a.png", "datasets[0].folder_path: 'photos/a.png' is not a fol"),
+        ("caption_ext:", "control_path: none\n          caption_ext:", "datasets[0].control_path: 'none' does not"),
+        ("Qwen/Qwen-Image-Edit-2509", "./none", "model.name_or_path: './none' does not exist (working directory: "),
+        ("Qwen/Qwen-Image-Edit-2509", "a/b/c", "model.name_or_path: 'a/b/c' does not exist"),
+        ("Qwen/Qwen-Image-Edit-2509", "photos", "model.name_or_path: 'photos' holds no model_index.json."),
+        ("Qwen/Qwen-Image-Edit-2509", "Qwen", "model.name_or_path: 'Qwen' is neither a folder nor a hub id."),
+        ("steps: 3400", "steps: 0", "train.steps: 0 optimizer steps. Give steps or epochs a value above 0."),
+        ("linear: 16", "pretrained_lora_path: no.safetensors", "network.pretrained_lora_path: 'no.safetensors' does"),
+        ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true is not possible: Q"),
+        ("train_unet: true", "train_unet: false", "train.train_unet: false leaves nothing to train"),
+        ("is_qwen: true", "arch: qwen_image", "model.arch: 'qwen_image' is not supported yet."),
+        (
+            "shuffle_tokens: false",
+            "shuffle_tokens: true\n          cache_text_embeddings: true",
+            "datasets[0].cache_text_embeddings: 'cache_text_embeddings: true' and 'shuffle_tokens: true' exclude",
+        ),
+    ],
+)
+def test_mistakes_that_need_the_file_system_or_several_keys(load, old: str, new: str, message: str) -> None:
+    (found,) = faults(load, SEED_001.replace(old, new))
+    assert found.startswith(message)
+
+
+def test_epochs_may_stand_for_steps(load) -> None:
+    section = load(SEED_001.replace("steps: 3400", "steps: 0\n        epochs: 10")).processes[0].section
+    assert (section.train.steps, section.train.epochs) == (0, 10)
+
+
+def test_shuffled_captions_are_not_cached_unless_asked_for(load) -> None:
+    section = load(SEED_001.replace("shuffle_tokens: false", "shuffle_tokens: true")).processes[0].section
+    assert not section.caches_text(section.datasets[0])
+
+
+def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
+    text = SEED_001.replace("lr: 0.0002", "lr: 0").replace("linear_alpha: 16", "linear_alpha: 0")
+    assert load(text.replace("quantize: true", "quantize: false")).warnings == (
+        "job.yaml:12:9: process[0].network.linear_alpha: 0: the LoRA has no effect.",
+        "job.yaml:33:9: process[0].train.lr: 0: nothing is learned.",
+        "job.yaml:42:9: process[0].model.quantize_dtype: has no effect without 'quantize: true'.",
+    )
+
+
+def test_the_run_folder_is_the_jobs_or_the_processs_below_it(load, tmp_path: Path) -> None:
+    section = load(SEED_001).processes[0].section
+    assert section.run_folder(JobContext("hero")) == Path("output/hero")
+    assert section.outputs(JobContext("hero")) == {tmp_path / "output" / "hero"}
+    named = section.model_copy(update={"name": "second"})
+    assert named.run_folder(JobContext("hero")) == Path("output/hero/second")

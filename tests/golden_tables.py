@@ -1,0 +1,17 @@
+"""The tables in tests/golden: numbers that other programs produced. Which and how: docs/correctness.md."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+FOLDER = Path(__file__).resolve().parent / "golden"
+
+
+def golden(name: str, **wanted: Any) -> list[dict[str, Any]]:
+    """The cases of `<name>.json` that have these values. Never empty: a filter that matches nothing is a mistake."""
+    cases = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    chosen = [case for case in cases if all(case.get(key) == value for key, value in wanted.items())]
+    assert chosen, f"no case of {name} has {wanted}"
+    return chosen

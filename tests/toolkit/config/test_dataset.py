@@ -1,0 +1,52 @@
+"""Shapes of a dataset section."""
+
+from __future__ import annotations
+
+import pytest
+
+
+@pytest.mark.parametrize(
+    ("keys", "field", "value"),
+    [
+        ("resolution: 512", "resolution", (512,)),
+        ("resolution: [1024, 1024]", "resolution", (1024,)),
+        ("resolution: [768, 512, 768]", "resolution", (768, 512)),
+        ("caption_ext: txt", "caption_ext", (".txt",)),
+        ("caption_ext: [.caption, txt]", "caption_ext", (".caption", ".txt")),
+        ("caption_type: txt", "caption_ext", (".txt",)),
+        ("control_path: photos", "control_path", ("photos",)),
+        ("control_path: [photos, ./photos]", "control_path", ("photos", "./photos")),
+        ("control_path_2: ./photos, control_path_1: photos", "control_path", ("photos", "./photos")),
+        ("control_path: , control_path_1: photos, control_path_2: ''", "control_path", ("photos",)),
+        ("control_transparent_color: [0, 255, 16]", "background", "#00ff10"),
+        ("background: '#FF00aa'", "background", "#ff00aa"),
+        ("cache_text_embeddings: true", "cache_text_embeddings", True),
+        ("keep_tokens: 0", "cache_text_embeddings", None),
+        ("num_repeats: ", "num_repeats", None),
+    ],
+)
+def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> None:
+    found = section(f"datasets: [{{folder_path: photos, {keys}}}]").datasets[0]
+    assert getattr(found, field) == value
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("resolution: 16", "resolution: 16 is out of range: must be >= 32."),
+        ("resolution: [64, 16]", "resolution[1]: 16 is out of range: must be >= 32."),
+        ("resolution: [64, true]", "resolution[1]: true is not a number."),
+        ("resolution: []", "resolution: has 0 entries: must be at least 1."),
+        ("num_repeats: 0", "num_repeats: 0 is out of range: must be >= 1."),
+        ("background: clear", "background: 'clear' is no colour."),
+        ("control_transparent_color: [0, 1]", "control_transparent_color: is no colour."),
+        ("control_path: [a, b, c, d]", "control_path: has 4 entries: must be at most 3."),
+        ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
+        ("control_path_1: 5", 'control_path_1: 5 is not text. Put it in quotes: "5"'),
+        ("is_reg: true", "is_reg: true is not supported yet."),
+        ("num_workers: -1", "num_workers: -1 is out of range: must be >= 0."),
+    ],
+)
+def test_mistakes_of_a_dataset(faults, keys: str, message: str) -> None:
+    (found,) = faults(f"datasets: [{{folder_path: photos, {keys}}}]")
+    assert found.startswith(f"datasets[0].{message}")
