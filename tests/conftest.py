@@ -95,3 +95,11 @@ def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models") / "tiny"
     write_tiny_model(folder)
     return folder
+
+
+@pytest.fixture(scope="session")
+def pipeline(tiny_model: Path):
+    """diffusers' own pipeline over the tiny model, float32. A test that loads a LoRA into it takes it out again."""
+    from tests.diffusers_reference import load_pipeline
+
+    return load_pipeline(tiny_model)

@@ -8,6 +8,8 @@ from typing import ClassVar
 
 from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.process import Finding, JobContext
+from toolkit.errors import did_you_mean
+from toolkit.optim.schedules import PARAMETERS
 
 
 class SdTrainerConfig(DatasetsJob):
@@ -22,6 +24,14 @@ class SdTrainerConfig(DatasetsJob):
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The run's folder: a later process may start from its files."""
         return frozenset({self.run_folder(job).resolve()})
+
+    def check(self, job: JobContext) -> Iterable[Finding]:
+        """What `DatasetsJob` checks, and the parameters of the schedule."""
+        yield from super().check(job)
+        for parameter in self.train.lr_scheduler_params:
+            if parameter not in PARAMETERS:
+                message = f"{self.train.lr_scheduler} has no {parameter!r}. {did_you_mean(parameter, PARAMETERS)}"
+                yield Finding(("train", "lr_scheduler_params"), message)
 
     def notes(self, job: JobContext) -> Iterable[Finding]:
         """Settings that are allowed and train nothing, or that do nothing."""

@@ -94,7 +94,7 @@ class SdTrainerProcess(BaseTrainProcess):
     ) -> EncodedDataset:
         of_sample = stores.of_samples(scan, self.section)
         dataset = encode_items(items, adapter, of_sample, self._dtype, self._progress)
-        self.status.finish(f"encoded {len(items)} items (cache: {self.training_folder / '_cache'})")
+        self.status.finish(f"latents and text embeddings of {len(items)} items are ready")
         return dataset
 
     def _sampler(self, adapter: ModelAdapter, dataset: EncodedDataset, stores: CacheStores) -> Sampler | None:
@@ -192,7 +192,8 @@ class SdTrainerProcess(BaseTrainProcess):
 
     def _hooks(self, network: Network, sampler: Sampler | None) -> list[Hook]:
         event = EventLog(self.save_root / "events.jsonl").add
-        save = self.section.save
+        save, log_every = self.section.save, self.section.logging.log_every
+        self.status = StatusLine(every_s=0) if log_every else self.status
         writer = NetworkWriter(network, self.section, self.meta)
         saving = SaveHook(writer.write, save.save_every, save.max_step_saves_to_keep, self.status.note, event)
         actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
@@ -203,7 +204,7 @@ class SdTrainerProcess(BaseTrainProcess):
             actions["sample_now"] = sampling.sample_now
             hooks.append(sampling)
         # The status comes last: "finished" means that every file is there.
-        return [*hooks, ControlHook(actions), StatusHook(self.status)]
+        return [*hooks, ControlHook(actions), StatusHook(self.status, log_every)]
 
     def _sample_hook(self, network: Network, sampler: Sampler, event: Any) -> SampleHook:
         settings = self.section.sample

@@ -104,7 +104,7 @@ class DatasetConfig(StrictModel):
     """Colour under transparent pixels of images and references: a name or "#rrggbb"."""
 
     num_workers: int = Field(default=0, ge=0)
-    """Processes that load batches; 0: the main process does."""
+    """Threads that load batches ahead; 0: the main thread loads each when it is needed."""
 
     aliases: ClassVar = {"caption_type": "caption_ext"}
     shapes: ClassVar = dict.fromkeys(slot_names("control_path"), "control_path") | {

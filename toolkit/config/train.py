@@ -85,7 +85,7 @@ class TrainConfig(StrictModel):
         BeforeValidator(_optimizer),
         WithJsonSchema({"anyOf": [{"type": "string", "enum": list(_OPTIMIZERS)}, {"type": "object"}]}),
     ] = "adamw"
-    """Optimizer; the 8-bit ones need CUDA and bitsandbytes."""
+    """Optimizer; the 8-bit ones keep their state in one byte per weight (bitsandbytes)."""
 
     lr: float = Field(default=1e-4, ge=0)
     """Highest learning rate. 0: nothing is learned (one warning)."""

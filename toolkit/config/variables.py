@@ -43,15 +43,15 @@ def _expand_one(match: re.Match[str], node: Node, env: Mapping[str, str], report
 
 
 def replace_name(root: Node, name: str) -> Node:
-    """`[name]` in every string but `config.name` itself."""
+    """`[name]` in every string."""
 
     def fill(node: Node) -> Node:
         return replace(node, value=node.value.replace("[name]", name)) if "[name]" in node.value else node
 
-    return map_strings(root, fill, skip=(("config", "name"),))
+    return map_strings(root, fill)
 
 
-def map_strings(node: Node, change: Callable[[Node], Node], skip: Collection[Key]) -> Node:
+def map_strings(node: Node, change: Callable[[Node], Node], skip: Collection[Key] = ()) -> Node:
     """The tree with `change` applied to each string; the parts at `skip` stay as they are."""
     if node.path in skip:
         return node

@@ -82,7 +82,11 @@ class LoraNetwork(Network):
         note(
             f"started from {len(common)} layers of the given file"
             + (f"; {left_out} of its layers are not trained here" if left_out else "")
-            + (f"; cut to rank {self.rank} with relative error up to {max(errors):.3g}" if max(errors) > NOTABLE_ERROR else "")
+            + (
+                f"; cut to rank {self.rank} with relative error up to {max(errors):.3g}"
+                if max(errors) > NOTABLE_ERROR
+                else ""
+            )
         )
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 from torch import Tensor, nn
@@ -46,19 +46,18 @@ def build_optimizer(
 
 
 def state_tensors(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """The optimizer's state by parameter name: tensors as `<parameter>/<state>`, everything else as JSON values.
+    """The optimizer's state by parameter name: tensors as `<parameter>/<entry>`, everything else as JSON values.
 
-    names: of the parameters, in the order the optimizer was given them.
+    names: of the parameters, in the order the optimizer was given them. Nested entries (bitsandbytes keeps its
+    8-bit state one level deeper) have one more part in their name.
     """
-    tensors: dict[str, Tensor] = {}
-    plain: dict[str, Any] = {}
-    for index, entries in optimizer.state_dict()["state"].items():
-        for entry, value in entries.items():
-            if isinstance(value, Tensor):
-                tensors[f"{names[index]}/{entry}"] = value
-            else:
-                plain[f"{names[index]}/{entry}"] = value
-    return tensors, plain
+    flat = {
+        f"{names[index]}/{path}": value
+        for index, entries in optimizer.state_dict()["state"].items()
+        for path, value in _flatten(entries)
+    }
+    tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
+    return tensors, {key: value for key, value in flat.items() if key not in tensors}
 
 
 def load_state_tensors(
@@ -68,8 +67,17 @@ def load_state_tensors(
     index_of = {name: index for index, name in enumerate(names)}
     state: dict[int, dict[str, Any]] = {}
     for key, value in {**plain, **tensors}.items():
-        parameter, _, entry = key.rpartition("/")
-        state.setdefault(index_of[parameter], {})[entry] = value
-    groups = optimizer.state_dict()["param_groups"]
-    # torch casts floating state to the parameter's dtype and leaves `step` alone; 8-bit state is left as it is.
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+        parameter, *path, entry = key.split("/")
+        place = state.setdefault(index_of[parameter], {})
+        for part in path:
+            place = place.setdefault(part, {})
+        place[entry] = value
+    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+
+
+def _flatten(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
+    for name, value in entries.items():
+        if isinstance(value, Mapping):
+            yield from _flatten(value, f"{prefix}{name}/")
+        else:
+            yield prefix + name, value

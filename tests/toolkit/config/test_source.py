@@ -37,7 +37,8 @@ def test_comments_become_blanks_of_equal_length() -> None:
 
 
 def test_a_byte_order_mark_is_no_part_of_the_text(load) -> None:
-    assert load("\ufeffjob: extension\nconfig: {name: a, process: [{type: drop_in}]}\n").name == "a"
+    text = "job: extension\nconfig: {name: a, process: [{type: drop_in}]}\n"
+    assert load("\ufeff" + text).unexpanded_text == text
 
 
 def test_a_file_that_is_no_text_is_a_mistake(tmp_path: Path) -> None:

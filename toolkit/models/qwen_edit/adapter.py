@@ -9,8 +9,7 @@ S tokens, P token width, L text tokens, D text width.
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
@@ -68,13 +67,16 @@ class QwenEditAdapter(ModelAdapter):
     def latent_channels(self) -> int:
         return self.network_module.config.out_channels
 
-    @contextmanager
-    def _on_device(self, name: str) -> Iterator[Any]:
-        """An encoder while it is used; with `low_vram` it leaves the device again afterwards."""
-        part = self._part(name).to(self.options.device)
-        yield part
+    def _on_device(self, name: str) -> Any:
+        """An encoder where the work is done; with `low_vram` the others leave the device first."""
+        self._clear_device(keep=name)
+        return self._part(name).to(self.options.device)
+
+    def _clear_device(self, keep: str | None = None) -> None:
+        """With `low_vram`, moves the encoders that are not at work to the CPU."""
         if self.options.low_vram:
-            part.to("cpu")
+            for name in {"vae", "text_encoder"} & self._parts.keys() - {keep}:
+                self._parts[name].to("cpu")
 
     def drop_encoders(self, keep: Iterable[str] = ()) -> None:
         for name in {"vae", "text_encoder", "tokenizer", "processor"} - set(keep):
@@ -102,8 +104,7 @@ class QwenEditAdapter(ModelAdapter):
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
         pixels_BCFHW = pixels_BCHW.to(self.options.device, self.options.dtype).unsqueeze(2)
-        with self._on_device("vae") as vae:
-            latents_BCHW = vae.encode(pixels_BCFHW).latent_dist.mode().squeeze(2)
+        latents_BCHW = self._on_device("vae").encode(pixels_BCFHW).latent_dist.mode().squeeze(2)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
         return (latents_BCHW - mean_C11) / std_C11
 
@@ -111,8 +112,8 @@ class QwenEditAdapter(ModelAdapter):
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
         mean_C11, std_C11 = self._latent_scale(latents_BCHW)
-        with self._on_device("vae") as vae:
-            pixels_BCFHW = vae.decode((latents_BCHW * std_C11 + mean_C11).unsqueeze(2), return_dict=False)[0]
+        latents_BCFHW = (latents_BCHW * std_C11 + mean_C11).unsqueeze(2)
+        pixels_BCFHW = self._on_device("vae").decode(latents_BCFHW, return_dict=False)[0]
         return pixels_BCFHW[:, :, 0].float().clamp(-1, 1)
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
@@ -124,8 +125,7 @@ class QwenEditAdapter(ModelAdapter):
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         processor = self._part("processor") if references else None
         inputs = prompts.encoder_inputs(prompt, references, self._part("tokenizer"), processor)
-        with self._on_device("text_encoder") as text_model:
-            return prompts.prompt_embedding(inputs, text_model)
+        return prompts.prompt_embedding(inputs, self._on_device("text_encoder"))
 
     # ------------------------------------------------------------ the transformer
 
@@ -136,6 +136,7 @@ class QwenEditAdapter(ModelAdapter):
         prompts: PromptEmbeds,
         references: Sequence[Sequence[Tensor]],
     ) -> Tensor:
+        self._clear_device()
         # diffusers computes positions from the first item's shapes, so items of unlike shapes go separately.
         groups: dict[tuple, list[int]] = defaultdict(list)
         for row, latents in enumerate(references):

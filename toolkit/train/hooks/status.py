@@ -12,6 +12,7 @@ from toolkit.contracts import StepResult
 from toolkit.files import write_json
 from toolkit.log import StatusLine
 from toolkit.train.hook import Hook
+from toolkit.train.hooks.intervals import due
 from toolkit.train.run import Run
 
 WRITE_EVERY_S = 1.0
@@ -20,8 +21,10 @@ WRITE_EVERY_S = 1.0
 class StatusHook(Hook):
     """Rewrites run.json at most once a second and keeps the status line current."""
 
-    def __init__(self, line: StatusLine) -> None:
+    def __init__(self, line: StatusLine, log_every: int = 0) -> None:
+        """log_every: optimizer steps between two updates of `line`; 0 leaves the pace to the line itself."""
         self.line = line
+        self.log_every = log_every
         self._recent_s: deque[float] = deque(maxlen=50)
         self._losses: deque[float] = deque(maxlen=50)
         self._written = 0.0
@@ -35,7 +38,8 @@ class StatusHook(Hook):
         self._last = result
         if not result.skipped:
             self._losses.append(result.loss)
-        self.line.update(self._text(run, result))
+        if not self.log_every or due(result.step, self.log_every):
+            self.line.update(self._text(run, result))
         if time.monotonic() - self._written >= WRITE_EVERY_S:
             self._write(run, "running")
 

@@ -1,0 +1,38 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.diffusers_reference import open_tiny
+from toolkit.models.qwen_edit.estimate import linear_layers, weights_bytes
+
+
+def test_layers_and_shapes_are_those_of_the_loaded_model(tiny_model: Path) -> None:
+    adapter = open_tiny(tiny_model)
+    loaded = {
+        name: (module.in_features, module.out_features)
+        for name, module in adapter.network_module.named_modules()
+        if isinstance(module, torch.nn.Linear) and name.startswith("transformer_blocks.")
+    }
+    assert linear_layers(tiny_model) == loaded
+    assert list(adapter.lora_targets()) == list(linear_layers(tiny_model))
+
+
+def test_bytes_are_those_of_the_loaded_model(tiny_model: Path) -> None:
+    weights = sum(p.numel() * 2 for p in open_tiny(tiny_model).network_module.parameters() if p.dim() == 2)
+    assert weights_bytes(tiny_model, None) == pytest.approx(weights, rel=0.02)
+    assert weights_bytes(tiny_model, "int4") < weights_bytes(tiny_model, "int8") < weights
+
+
+def test_a_model_that_is_not_here_yet_is_the_published_one(tmp_path: Path) -> None:
+    assert len(linear_layers(tmp_path)) == 60 * 14
+    assert weights_bytes(tmp_path, None) == pytest.approx(2 * 20.4e9, rel=0.01)
+
+
+def test_the_config_decides(tmp_path: Path) -> None:
+    (tmp_path / "transformer").mkdir()
+    config = {"num_layers": 3, "num_attention_heads": 3, "attention_head_dim": 32}
+    (tmp_path / "transformer" / "config.json").write_text(json.dumps(config))
+    assert len(linear_layers(tmp_path)) == 3 * 14
+    assert linear_layers(tmp_path)["transformer_blocks.2.img_mlp.net.0.proj"] == (96, 384)

@@ -1,0 +1,308 @@
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import QwenImageTransformer2DModel
+from safetensors.torch import load_file, save_file
+
+from tests.conftest import ROOT, child_environment
+from tests.diffusers_reference import CPU, open_tiny, rewrite_json
+from toolkit.contracts import DynamicShift
+from toolkit.errors import RunError
+from toolkit.models.options import AdapterOptions
+from toolkit.models.qwen_edit.loading import (
+    WEIGHTS,
+    load_dynamic_shift,
+    load_text_model,
+    load_tokenizer,
+    load_transformer,
+    part_identity,
+)
+from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
+
+INDEX = f"{WEIGHTS}.index.json"
+
+
+def options(folder: Path, dtype: torch.dtype = torch.float32, **more) -> AdapterOptions:
+    return AdapterOptions(folder=folder, device=CPU, dtype=dtype, **more)
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    """A copy of the model that a test may damage."""
+    return shutil.copytree(tiny_model, tmp_path / "model")
+
+
+@pytest.fixture
+def single(copy: Path) -> Path:
+    """A copy with the transformer in one file."""
+    part = copy / "transformer"
+    weights: dict[str, torch.Tensor] = {}
+    for shard in sorted(part.glob("*.safetensors")):
+        weights |= load_file(shard)
+        shard.unlink()
+    save_file(weights, part / WEIGHTS)
+    (part / INDEX).unlink()
+    return copy
+
+
+def change_weights(part: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    weights = load_file(part / WEIGHTS)
+    change(weights)
+    save_file(weights, part / WEIGHTS)
+
+
+# ---------------------------------------------------------------- the transformer
+
+
+def test_sharded_and_single_file_give_the_weights_that_diffusers_reads(tiny_model: Path, single: Path) -> None:
+    assert len(list((tiny_model / "transformer").glob("*.safetensors"))) > 1
+    theirs = QwenImageTransformer2DModel.from_pretrained(tiny_model / "transformer").state_dict()
+    for folder in (tiny_model, single):
+        ours = load_transformer(options(folder)).state_dict()
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(ours[name], theirs[name]) for name in theirs)
+
+
+def test_the_transformer_is_frozen_and_in_the_asked_dtype(tiny_model: Path) -> None:
+    model = load_transformer(options(tiny_model, torch.bfloat16))
+    assert {p.dtype for p in model.parameters()} == {torch.bfloat16}
+    assert not any(p.requires_grad for p in model.parameters()) and not model.training
+
+
+def test_weights_do_not_keep_the_file_open(single: Path) -> None:
+    """The weights are copied out of the memory map: a file that changes later changes nothing."""
+    model = load_transformer(options(single))
+    before = model.img_in.weight.clone()
+    with (single / "transformer" / WEIGHTS).open("r+b") as file:
+        file.seek(-1000, 2)
+        size = file.tell()
+        file.seek(0)
+        file.write(b"\0" * size)
+    assert torch.equal(model.img_in.weight, before)
+
+
+def test_a_missing_shard_is_named(copy: Path) -> None:
+    shard = sorted((copy / "transformer").glob("*.safetensors"))[1]
+    shard.unlink()
+    with pytest.raises(RunError, match=f"missing weight files: {shard.name}"):
+        load_transformer(options(copy))
+
+
+def test_a_missing_weight_is_named(single: Path) -> None:
+    name = "transformer_blocks.1.attn.to_k.bias"
+    change_weights(single / "transformer", lambda weights: weights.pop(name))
+    with pytest.raises(RunError, match=f"missing weights: {name}"):
+        load_transformer(options(single))
+
+
+def test_an_unknown_weight_is_named(single: Path) -> None:
+    name = "transformer_blocks.7.attn.to_k.bias"
+    change_weights(single / "transformer", lambda weights: weights.update({name: torch.zeros(2)}))
+    with pytest.raises(RunError, match=f"does not account for: {name}"):
+        load_transformer(options(single))
+
+
+def test_a_wrong_shape_is_named_with_both_shapes(single: Path) -> None:
+    change_weights(single / "transformer", lambda weights: weights.update({"img_in.bias": torch.zeros(65)}))
+    with pytest.raises(RunError, match=r"img_in.bias is \(65,\), config.json says \(64,\)"):
+        load_transformer(options(single))
+
+
+def test_a_file_cut_short_is_named(single: Path) -> None:
+    path = single / "transformer" / WEIGHTS
+    path.write_bytes(path.read_bytes()[:-100])
+    with pytest.raises(RunError, match=WEIGHTS):
+        open_tiny(single).blocks()
+
+
+def test_a_broken_index_is_named(copy: Path) -> None:
+    (copy / "transformer" / INDEX).write_text('{"weight_map": {')
+    with pytest.raises(RunError, match="cannot load transformer"):
+        open_tiny(copy).blocks()
+
+
+def test_every_size_comes_from_the_config(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path / "other", TinySpec(layers=3, heads=3))
+    model = load_transformer(options(tmp_path / "other"))
+    assert len(model.transformer_blocks) == 3
+    assert model.transformer_blocks[2].attn.to_q.weight.shape == (96, 96)
+
+
+def test_each_block_is_transformed_once_when_it_is_filled(tiny_model: Path) -> None:
+    seen = []
+    model = load_transformer(options(tiny_model, transform_block=lambda block: seen.append(block.attn.to_q.weight)))
+    assert [weight.device.type for weight in seen] == ["cpu", "cpu"]
+    assert [block.attn.to_q.weight is weight for block, weight in zip(model.transformer_blocks, seen, strict=True)]
+
+
+# ---------------------------------------------------------------- the other parts
+
+
+def test_the_tokenizer_reads_either_layout(copy: Path, tmp_path: Path) -> None:
+    assert not (copy / "tokenizer" / "tokenizer.json").exists()
+    from_vocabulary = load_tokenizer(copy)
+    other = tmp_path / "other" / "tokenizer"
+    other.mkdir(parents=True)
+    from_vocabulary.backend_tokenizer.save(str(other / "tokenizer.json"))
+    shutil.copy(copy / "tokenizer" / "tokenizer_config.json", other)
+    from_json = load_tokenizer(other.parent)
+    assert sorted(path.name for path in other.iterdir()) == ["tokenizer.json", "tokenizer_config.json"]
+    text = "<|im_start|>user\nPicture 1: <|vision_start|><|image_pad|><|vision_end|>Ünïcode, a cat's cup<|im_end|>\n"
+    ids = from_vocabulary(text)["input_ids"]
+    assert from_json(text)["input_ids"] == ids
+    assert from_vocabulary.decode(ids) == text
+    assert from_vocabulary.convert_tokens_to_ids("<|image_pad|>") in ids  # one token, not its bytes
+
+
+def test_the_text_encoder_has_no_language_model_head_and_its_layers_are_transformed(tiny_model: Path) -> None:
+    seen = []
+    model = load_text_model(tiny_model, torch.float32, seen.append)
+    assert seen == list(model.language_model.layers)
+    assert not hasattr(model, "lm_head") and not any(p.requires_grad for p in model.parameters())
+
+
+def test_the_time_shift_is_that_of_the_scheduler_config(copy: Path) -> None:
+    assert load_dynamic_shift(copy) == DynamicShift()
+    rewrite_json(copy / "scheduler" / "scheduler_config.json", max_shift=1.25, shift_terminal=None)
+    assert load_dynamic_shift(copy) == DynamicShift(max_shift=1.25, shift_terminal=None)
+
+
+# ---------------------------------------------------------------- identity of a part
+
+
+@pytest.mark.parametrize(
+    ("parts", "file"),
+    [
+        (["vae"], "vae/diffusion_pytorch_model.safetensors"),
+        (["vae"], "vae/config.json"),
+        (["text_encoder", "tokenizer", "processor"], "text_encoder/model.safetensors"),
+        (["text_encoder", "tokenizer", "processor"], "tokenizer/merges.txt"),
+        (["text_encoder", "tokenizer", "processor"], "processor/preprocessor_config.json"),
+    ],
+)
+def test_one_byte_changes_the_identity(copy: Path, parts: list[str], file: str) -> None:
+    before = part_identity(copy, parts)
+    path = copy / file
+    data = bytearray(path.read_bytes())
+    data[-2] ^= 1
+    path.write_bytes(data)
+    assert part_identity(copy, parts) != before
+
+
+def test_file_times_and_the_folder_do_not_change_the_identity(tiny_model: Path, copy: Path) -> None:
+    before = part_identity(tiny_model, ["vae"])
+    for path in copy.rglob("*"):
+        os.utime(path, (1, 1))
+    assert part_identity(copy, ["vae"]) == before
+
+
+def test_a_renamed_file_changes_the_identity(copy: Path) -> None:
+    before = part_identity(copy, ["vae"])
+    (copy / "vae" / "config.json").rename(copy / "vae" / "config2.json")
+    assert part_identity(copy, ["vae"]) != before
+
+
+def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(tiny_model: Path) -> None:
+    plain, quantized = open_tiny(tiny_model), open_tiny(tiny_model, text_variant="int8")
+    assert plain.identity("vae") == quantized.identity("vae")
+    assert plain.identity("text_encoder") != quantized.identity("text_encoder")
+
+
+# ---------------------------------------------------------------- memory
+
+LARGE = {
+    "in_channels": 64,
+    "out_channels": 16,
+    "num_layers": 8,
+    "attention_head_dim": 128,
+    "num_attention_heads": 8,
+    "joint_attention_dim": 64,
+    "axes_dims_rope": [16, 56, 56],
+}
+MIB = 2**20
+
+MEASURE = """
+import json, sys, threading, time
+from functools import partial
+from pathlib import Path
+import torch
+from optimum.quanto import freeze, qtypes, quantize
+from toolkit.memory.quantize import quantize_block
+from toolkit.models.options import AdapterOptions
+from toolkit.models.qwen_edit.loading import load_transformer
+
+def anonymous():
+    status = Path("/proc/self/status").read_text()
+    return int(status.split("RssAnon:")[1].split()[0]) * 1024
+
+def sample():
+    global peak
+    while not done:
+        peak = max(peak, anonymous())
+        time.sleep(0.002)
+
+torch.nn.Linear(64, 64)(torch.zeros(1, 64))
+quantize_block(torch.nn.Sequential(torch.nn.Linear(64, 64)), "int8")
+baseline, peak, done = anonymous(), 0, False
+thread = threading.Thread(target=sample)
+thread.start()
+options = AdapterOptions(
+    folder=Path(sys.argv[1]),
+    device=torch.device("cpu"),
+    dtype=torch.bfloat16,
+    transform_block=partial(quantize_block, qtype="int8"),
+)
+model = load_transformer(options)
+done = True
+thread.join()
+print(json.dumps({"baseline": baseline, "peak": peak, "end": anonymous()}))
+"""
+
+
+@pytest.fixture(scope="module")
+def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A transformer of about 400 MB in bfloat16, in several shards."""
+    folder = tmp_path_factory.mktemp("large")
+    with torch.device("meta"):
+        model = QwenImageTransformer2DModel(**LARGE).to(torch.bfloat16)
+    model = model.to_empty(device="cpu")
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.uniform_(-0.05, 0.05)
+    model.save_pretrained(folder / "transformer", max_shard_size="120MB")
+    return folder
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
+def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Path) -> None:
+    """Peak of the anonymous memory, above the imports: the quantized weights, 1.5 blocks and 150 MB at most."""
+    part = large_model / "transformer"
+    stored = sum(path.stat().st_size for path in part.glob("*.safetensors"))
+    assert stored > 350e6 and len(list(part.glob("*.safetensors"))) >= 3
+    names = json.loads((part / INDEX).read_text())["weight_map"]
+    assert len({shard for name, shard in names.items() if name.startswith("transformer_blocks.0.")}) >= 1
+
+    result = subprocess.run(
+        [sys.executable, "-c", MEASURE, str(large_model)],
+        cwd=ROOT,
+        env=child_environment(),
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+    )
+    measured = json.loads(result.stdout.splitlines()[-1])
+    block = stored / LARGE["num_layers"]  # nearly everything is in the blocks
+    quantized = stored / 2
+    above = measured["peak"] - measured["baseline"]
+    print(f"measured: stored {stored / MIB:.0f} MiB, block {block / MIB:.0f}, peak above imports {above / MIB:.0f}")
+    print(f"measured: at the end {(measured['end'] - measured['baseline']) / MIB:.0f} MiB")
+    assert above <= quantized + 1.5 * block + 150e6
+    assert above >= quantized * 0.9, "the weights must be in memory, or nothing was measured"

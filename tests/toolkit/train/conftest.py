@@ -1,0 +1,156 @@
+"""Linear regression in a few lines: something the loop, the checkpoints and the hooks can work on in microseconds."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult
+from toolkit.optim.ema import Ema
+from toolkit.train.hook import Hook
+from toolkit.train.run import Role, Run
+
+
+class Toy:
+    """7 samples in batches of 3, 3 and 1 per epoch; the order turns by one sample each epoch.
+
+    The loss of a sample is (x w - y)^2; `by_hand` is the same training without the loop.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        generator = torch.Generator().manual_seed(1)
+        self.x_ND = torch.randn(7, 3, generator=generator)
+        self.y_N = torch.randn(7, generator=generator)
+        self.folder = folder
+
+    def epoch_batches(self, epoch: int) -> list[BatchSpec]:
+        order = [(position + epoch) % 7 for position in range(7)]
+        return [BatchSpec(epoch, tuple(order[i : i + 3]), tuple(range(i, min(i + 3, 7)))) for i in (0, 3, 6)]
+
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        for spec in specs:
+            x_B11D = self.x_ND[list(spec.items)][:, None, None]
+            yield Batch(
+                latents_BCHW=x_B11D,
+                prompts=PromptEmbeds(torch.zeros(len(spec.items), 1, 1), (1,) * len(spec.items)),
+                references=((),) * len(spec.items),
+                spec=spec,
+                names=tuple(f"image_{item}.png" for item in spec.items),
+                loss_weight_B=torch.ones(len(spec.items)),
+            )
+
+    def run(self, steps: int, *, accumulation: int = 1, hooks: Sequence[Hook] = (), name: str = "toy", **role) -> Run:
+        """A fresh run from w = 0 with plain SGD; `role` changes the fields of its one role."""
+        parameters = {"w": nn.Parameter(torch.zeros(3))}
+        settings = {"lr": 0.1, "schedule": lambda step: 1.0, "max_grad_norm": 0.0} | role
+        if "momentum" in settings:
+            momentum = settings.pop("momentum")
+            optimizer = torch.optim.SGD(parameters.values(), lr=0.0, momentum=momentum)
+        else:
+            optimizer = torch.optim.SGD(parameters.values(), lr=0.0)  # the loop sets the rate of each step
+        if decay := settings.pop("ema_decay", None):
+            settings["ema"] = Ema(parameters, decay, warm_up=False)
+        return Run(
+            name=name,
+            folder=self.folder,
+            steps=steps,
+            accumulation=accumulation,
+            seed=5,
+            roles={"network": Role(parameters, optimizer, **settings)},
+            hooks=list(hooks),
+        )
+
+    def step(self, run: Run) -> Callable[[Batch], StepLosses]:
+        """The TrainStep on the weights of this run."""
+        w_D = self.weight(run)
+
+        def losses(batch: Batch) -> StepLosses:
+            residual_B = batch.latents_BCHW[:, 0, 0] @ w_D - self.y_N[list(batch.spec.items)]
+            return StepLosses({"network": residual_B**2}, {"t_mean": float(batch.spec.items[0])})
+
+        return losses
+
+    @staticmethod
+    def weight(run: Run) -> nn.Parameter:
+        return run.roles["network"].parameters["w"]
+
+    def items(self, steps: int, accumulation: int = 1) -> list[list[int]]:
+        """Samples of each optimizer step, written out without `windows`."""
+        batches = [spec.items for epoch in range(20) for spec in self.epoch_batches(epoch)]
+        return [
+            [i for items in batches[n * accumulation : (n + 1) * accumulation] for i in items] for n in range(steps)
+        ]
+
+    def by_hand(self, items_of_steps: Iterable[Sequence[int]], lr: Callable[[int], float]) -> list[Tensor]:
+        """The weights after each step of gradient descent on the mean squared error of these samples."""
+        w_D, after = torch.zeros(3), []
+        for step, items in enumerate(items_of_steps):
+            x_BD, y_B = self.x_ND[list(items)], self.y_N[list(items)]
+            w_D = w_D - lr(step) * (2 * (x_BD @ w_D - y_B)[:, None] * x_BD).mean(0)
+            after.append(w_D)
+        return after
+
+
+@pytest.fixture
+def toy(tmp_path: Path) -> Toy:
+    return Toy(tmp_path / "run")
+
+
+class Recorder(Hook):
+    """Keeps what it is shown, and the weights (and averages) at each moment."""
+
+    def __init__(self) -> None:
+        self.calls: list[str] = []
+        self.results: list[StepResult] = []
+        self.weights: list[Tensor] = []
+        self.averages: list[Tensor] = []
+        self.errors: list[BaseException] = []
+
+    def on_start(self, run: Run) -> None:
+        self.calls.append("start")
+
+    def after_step(self, run: Run, result: StepResult) -> None:
+        self.calls.append(f"step {result.step}")
+        self.results.append(result)
+        role = run.roles["network"]
+        self.weights.append(role.parameters["w"].detach().clone())
+        if role.ema:
+            self.averages.append(role.ema.averages["w"].clone())
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self.calls.append(f"end {finished}")
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        self.calls.append("error")
+        self.errors.append(error)
+
+
+@pytest.fixture
+def recorder() -> Recorder:
+    return Recorder()
+
+
+@pytest.fixture
+def result() -> Callable[..., StepResult]:
+    """Makes the StepResult of a step; `changes` replace its fields."""
+
+    def make(step: int = 1, **changes) -> StepResult:
+        fields = {
+            "epoch": 0,
+            "loss": 0.5,
+            "lr": 0.1,
+            "grad_norm": 2.0,
+            "samples": 3 * step,
+            "step_s": 0.25,
+            "data_s": 0.0625,
+            "stats": {"t_mean": 0.75},
+            "skipped": not math.isfinite(changes.get("loss", 0.5)),
+        }
+        return StepResult(step=step, **fields | changes)
+
+    return make

@@ -1,0 +1,323 @@
+"""The training loop on a regression that a reader can do by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from toolkit.contracts import StepLosses, TrainState
+from toolkit.errors import RunError
+from toolkit.train.hook import Hook
+from toolkit.train.loop import MOST_SKIPPED_IN_A_ROW, train
+
+NAN = float("nan")
+
+
+def constant(lr: float):
+    return lambda step: lr
+
+
+# ------------------------------------------------------------ the arithmetic of a step
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
+def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, recorder, accumulation: int) -> None:
+    """The short batches of an epoch's end weigh by their samples, not as whole batches."""
+    run = toy.run(8, accumulation=accumulation, hooks=[recorder])
+    assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is True
+    items = toy.items(8, accumulation)
+    torch.testing.assert_close(recorder.weights, toy.by_hand(items, constant(0.1)))
+    assert [r.samples for r in recorder.results] == [len(sum(items[: n + 1], [])) for n in range(8)]
+
+
+def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, recorder) -> None:
+    run = toy.run(2, accumulation=2, hooks=[recorder])
+    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert recorder.results[0].loss == pytest.approx(float((toy.y_N[:6] ** 2).mean()), rel=1e-6)  # w = 0
+    # Step 2 holds sample 6 (t_mean 6) and samples 1, 2, 3 of the next epoch (t_mean 1): (6 + 3 * 1) / 4.
+    assert recorder.results[1].stats == {"t_mean": pytest.approx(2.25)}
+    assert [(r.step, r.epoch) for r in recorder.results] == [(1, 0), (2, 1)]
+
+
+def test_gradients_are_scaled_down_to_the_norm_that_is_given(toy, recorder) -> None:
+    free = toy.run(1, hooks=[recorder])
+    train(free, toy.epoch_batches, toy.load, toy.step(free))
+    clipped = toy.run(1, max_grad_norm=0.25, hooks=[recorder])
+    train(clipped, toy.epoch_batches, toy.load, toy.step(clipped))
+    unclipped_norm = float(toy.weight(free).detach().norm()) / 0.1
+    assert unclipped_norm > 0.25
+    torch.testing.assert_close(toy.weight(clipped).norm(), torch.tensor(0.1 * 0.25), rtol=1e-4, atol=0)
+    torch.testing.assert_close(
+        torch.nn.functional.cosine_similarity(toy.weight(clipped), toy.weight(free), dim=0), torch.tensor(1.0)
+    )
+    assert [r.grad_norm for r in recorder.results] == [pytest.approx(unclipped_norm)] * 2  # before clipping
+
+
+def test_a_gradient_below_the_limit_is_left_as_it_is(toy) -> None:
+    run = toy.run(3, max_grad_norm=1e6)
+    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    torch.testing.assert_close(toy.weight(run).detach(), toy.by_hand(toy.items(3), constant(0.1))[-1])
+
+
+def test_each_step_has_the_learning_rate_of_its_schedule(toy, recorder) -> None:
+    run = toy.run(4, lr=0.2, schedule=lambda step: 1 / (1 + step), hooks=[recorder])
+    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(4), lambda step: 0.2 / (1 + step)))
+    assert [r.lr for r in recorder.results] == pytest.approx([0.2, 0.1, 0.2 / 3, 0.05])
+
+
+def test_the_average_moves_once_per_optimizer_step(toy, recorder) -> None:
+    run = toy.run(3, accumulation=3, ema_decay=0.75, hooks=[recorder])
+    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    average, expected = torch.zeros(3), []
+    for w_D in toy.by_hand(toy.items(3, accumulation=3), constant(0.1)):
+        average = 0.75 * average + 0.25 * w_D
+        expected.append(average)
+    torch.testing.assert_close(recorder.averages, expected)
+
+
+def test_only_the_batches_that_are_trained_are_loaded(toy) -> None:
+    asked = []
+
+    def load(specs):
+        specs = list(specs)
+        asked.extend(specs)
+        return toy.load(specs)
+
+    run = toy.run(4, accumulation=2)
+    train(run, toy.epoch_batches, load, toy.step(run))
+    assert [spec.items for spec in asked] == [s.items for epoch in range(3) for s in toy.epoch_batches(epoch)][:8]
+
+
+# ------------------------------------------------------------ losses that are not numbers
+
+
+def broken_for(toy, run, broken: set[int], value: float = NAN):
+    """The toy's step, whose loss is `value` for these samples."""
+    good = toy.step(run)
+
+    def losses(batch):
+        loss_B = good(batch).by_role["network"]
+        bad_B = torch.tensor([item in broken for item in batch.spec.items])
+        return StepLosses({"network": torch.where(bad_B, torch.full_like(loss_B, value), loss_B)})
+
+    return losses
+
+
+@pytest.mark.parametrize("value", [NAN, float("inf")])
+def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recorder, value: float) -> None:
+    run = toy.run(3, momentum=0.9, ema_decay=0.5, hooks=[recorder])
+    momentum_after = []
+
+    class Momentum(Hook):
+        def after_step(self, run, result) -> None:
+            state = run.roles["network"].optimizer.state_dict()["state"][0]
+            momentum_after.append(state["momentum_buffer"].clone())
+
+    run.hooks.append(Momentum())
+    train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {4}, value))  # sample 4 is in step 2 alone
+    assert [r.skipped for r in recorder.results] == [False, True, False]
+    for kept in (recorder.weights, recorder.averages, momentum_after):
+        assert torch.equal(kept[0], kept[1])
+        assert not torch.equal(kept[1], kept[2])
+    assert run.roles["network"].ema.updates == 2
+    assert (run.state.step, run.state.skipped, run.state.samples) == (3, 1, 7)
+    assert not math.isfinite(recorder.results[1].loss)
+
+
+def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:
+    run = toy.run(1, accumulation=2, hooks=[recorder])
+    train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {4}))  # in the second of the two
+    assert [r.skipped for r in recorder.results] == [True]
+    assert toy.weight(run).tolist() == [0.0, 0.0, 0.0]
+    assert toy.weight(run).grad is None
+
+
+def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(toy, recorder) -> None:
+    run = toy.run(2, hooks=[recorder])
+    w_D = toy.weight(run)
+    train(run, toy.epoch_batches, toy.load, lambda batch: StepLosses({"network": w_D.sum().sqrt().repeat(len(batch))}))
+    assert [(r.loss, r.skipped) for r in recorder.results] == [(0.0, True), (0.0, True)]  # d sqrt(w) at 0 is infinite
+    assert w_D.tolist() == [0.0, 0.0, 0.0]
+
+
+def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, recorder) -> None:
+    run = toy.run(9, hooks=[recorder])
+    with pytest.raises(RunError) as error:
+        train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {3, 6, 1, 2}))
+    # Step 1 holds sample 1, step 2 sample 3, step 3 sample 6.
+    assert run.state.step == run.state.skipped == MOST_SKIPPED_IN_A_ROW == 3
+    assert "image_6.png" in str(error.value)
+    assert recorder.calls == ["start", "step 1", "step 2", "step 3", "error"]
+    assert recorder.errors == [error.value]
+
+
+def test_skipped_steps_with_a_good_one_between_them_do_not_end_the_run(toy, recorder) -> None:
+    run = toy.run(9, hooks=[recorder])
+    train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {3}))
+    # Sample 3 is in batches [2nd], [1st], [1st] of the three epochs: never three in a row.
+    assert [r.step for r in recorder.results if r.skipped] == [2, 4, 7]
+    assert run.state.step == 9
+
+
+# ------------------------------------------------------------ stopping and going on
+
+
+def stop_after(micro_batches: int):
+    """A `stop_asked` that says yes once the loop has asked this often (it asks before each window and batch)."""
+    asked = iter(range(1000))
+    return lambda: next(asked) >= micro_batches
+
+
+def test_a_stop_within_a_window_discards_what_was_begun(toy, recorder) -> None:
+    run = toy.run(6, accumulation=3, hooks=[recorder])
+    seen = []
+
+    def step(batch):
+        seen.append(batch.spec.items)
+        return toy.step(run)(batch)
+
+    run.stop_asked = lambda: len(seen) == 4  # one micro-batch into the second window
+    assert train(run, toy.epoch_batches, toy.load, step) is False
+    assert run.state == TrainState(step=1, epoch=0, batch=3, samples=7)
+    assert toy.weight(run).grad is None
+    torch.testing.assert_close(toy.weight(run).detach(), toy.by_hand(toy.items(1, 3), constant(0.1))[-1])
+    assert recorder.calls == ["start", "step 1", "end False"]
+
+
+@pytest.mark.parametrize("asked", [1, 2, 3, 5, 8])
+def test_going_on_after_a_stop_ends_in_the_same_weights(toy, asked: int) -> None:
+    whole = toy.run(5, accumulation=2)
+    train(whole, toy.epoch_batches, toy.load, toy.step(whole))
+    run = toy.run(5, accumulation=2)
+    run.stop_asked = stop_after(asked)
+    assert not train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert run.state.step < 5
+    run.stop_asked = lambda: False
+    assert train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert torch.equal(toy.weight(run), toy.weight(whole))
+    assert run.state == whole.state
+
+
+def test_a_hook_that_asks_for_a_stop_ends_the_run_after_its_step(toy, recorder) -> None:
+    class Stop(Hook):
+        def after_step(self, run, result) -> None:
+            run.stop_reason = "enough" if result.step == 2 else None
+
+    run = toy.run(5, hooks=[Stop(), recorder])
+    assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is False
+    assert recorder.calls == ["start", "step 1", "step 2", "end False"]
+
+
+def test_a_run_whose_steps_are_done_trains_nothing(toy, recorder) -> None:
+    run = toy.run(5, hooks=[recorder])
+    run.state = TrainState(step=5, epoch=1, batch=2)
+    assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is True
+    assert recorder.calls == ["start", "end True"]
+    assert run.state == TrainState(step=5, epoch=1, batch=2)
+
+
+# ------------------------------------------------------------ randomness
+
+
+def draws_of(toy, run) -> list[float]:
+    """What a step that draws from torch's global generator gets in each micro-batch of a training."""
+    drawn = []
+
+    def step(batch):
+        drawn.append(float(torch.rand(())))
+        return toy.step(run)(batch)
+
+    train(run, toy.epoch_batches, toy.load, step)
+    return drawn
+
+
+def test_global_draws_are_keyed_by_micro_batch_and_leave_the_global_generator_alone(toy) -> None:
+    torch.manual_seed(11)
+    before = torch.get_rng_state()
+    whole = draws_of(toy, toy.run(6))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert len(set(whole)) == 6
+    torch.manual_seed(12)  # another process, that goes on after four steps
+    resumed = toy.run(6)
+    resumed.state = TrainState(step=4, epoch=1, batch=1)
+    assert draws_of(toy, resumed) == whole[4:]
+    assert draws_of(toy, toy.run(3, accumulation=2)) == whole
+    assert draws_of(toy, replace(toy.run(6), seed=6)) != whole
+
+
+# ------------------------------------------------------------ hooks and the clock
+
+
+@dataclass
+class Named(Hook):
+    name: str
+    said: list[str]
+
+    def on_start(self, run) -> None:
+        self.said.append(f"{self.name} start")
+
+    def after_step(self, run, result) -> None:
+        self.said.append(f"{self.name} step")
+
+    def on_end(self, run, finished) -> None:
+        self.said.append(f"{self.name} end")
+
+    def on_error(self, run, error) -> None:
+        self.said.append(f"{self.name} error")
+
+
+def test_hooks_are_called_in_their_order_at_each_moment(toy) -> None:
+    said: list[str] = []
+    run = toy.run(1, hooks=[Named("a", said), Named("b", said)])
+    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert said == ["a start", "b start", "a step", "b step", "a end", "b end"]
+
+
+@pytest.mark.parametrize("moment", ["on_start", "after_step", "on_end"])
+def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) -> None:
+    said: list[str] = []
+
+    class Fails(Hook):
+        pass
+
+    def fail(*_) -> None:
+        raise OSError("disk full")
+
+    setattr(Fails, moment, fail)
+    run = toy.run(1, hooks=[Named("a", said), Fails(), Named("b", said)])
+    with pytest.raises(OSError, match="disk full"):
+        train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert said[-2:] == ["a error", "b error"]
+
+
+def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = SimpleNamespace(now=100.0)
+    monkeypatch.setattr("toolkit.train.loop.time", SimpleNamespace(monotonic=lambda: clock.now))
+
+    class Takes(Hook):
+        def __init__(self, seconds: float, counts: bool) -> None:
+            self.seconds, self.counts_as_step_time = seconds, counts
+
+        def after_step(self, run, result) -> None:
+            clock.now += self.seconds
+
+    def load(specs):
+        for batch in toy.load(specs):
+            clock.now += 1.0
+            yield batch
+
+    run = toy.run(3, accumulation=2, hooks=[Takes(0.5, counts=True), Takes(64.0, counts=False), recorder])
+
+    def step(batch):
+        clock.now += 4.0
+        return toy.step(run)(batch)
+
+    train(run, toy.epoch_batches, load, step)
+    # Two micro-batches of 1 s waiting and 4 s work each; the logging of a step is part of the next one's time.
+    assert [r.step_s for r in recorder.results] == [10.0, 10.5, 10.5]
+    assert [r.data_s for r in recorder.results] == [2.0, 2.0, 2.0]

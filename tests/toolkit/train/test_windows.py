@@ -1,0 +1,43 @@
+"""Which micro-batches make up each optimizer step."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+import pytest
+
+from toolkit.contracts import BatchSpec
+from toolkit.train.windows import windows
+
+
+def five_batches(epoch: int) -> list[BatchSpec]:
+    """Four full batches and a short one; an item's number says its epoch and place."""
+    rows = [(0, 1), (2, 3), (4, 5), (6, 7), (8,)]
+    return [BatchSpec(epoch, tuple(100 * epoch + item for item in row), row) for row in rows]
+
+
+def test_a_window_runs_on_across_the_end_of_an_epoch() -> None:
+    first, second, third = islice(windows(five_batches, 0, 0, accumulation=3), 3)
+    assert [spec.items for spec in first.specs] == [(0, 1), (2, 3), (4, 5)]
+    assert [spec.items for spec in second.specs] == [(6, 7), (8,), (100, 101)]
+    assert [spec.items for spec in third.specs] == [(102, 103), (104, 105), (106, 107)]
+    assert [(w.epoch, w.batch) for w in (first, second, third)] == [(0, 3), (1, 1), (1, 4)]
+
+
+def test_a_window_may_hold_several_epochs() -> None:
+    window = next(windows(five_batches, 0, 4, accumulation=7))
+    assert [spec.epoch for spec in window.specs] == [0, 1, 1, 1, 1, 1, 2]
+    assert (window.epoch, window.batch) == (2, 1)
+
+
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 5, 7])
+def test_going_on_from_any_cursor_gives_the_same_windows(accumulation: int) -> None:
+    whole = list(islice(windows(five_batches, 0, 0, accumulation), 12))
+    for done, window in enumerate(whole, start=1):
+        rest = list(islice(windows(five_batches, window.epoch, window.batch, accumulation), 12 - done))
+        assert rest == whole[done:]
+
+
+def test_samples_counts_items_not_batches() -> None:
+    counts = [window.samples for window in islice(windows(five_batches, 0, 0, accumulation=2), 5)]
+    assert counts == [4, 4, 3, 4, 3]  # 2+2, 2+2, 1+2, 2+2, 2+1: each epoch's short batch counts once
