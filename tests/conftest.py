@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from random import Random
 from textwrap import dedent
 
 import pytest
@@ -103,3 +104,51 @@ def pipeline(tiny_model: Path):
     from tests.diffusers_reference import load_pipeline
 
     return load_pipeline(tiny_model)
+
+
+@pytest.fixture(scope="session")
+def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model folder of a few megabytes, written once; tests only read it."""
+    from toolkit.models.qwen_edit.tiny import write_tiny_model
+
+    folder = tmp_path_factory.mktemp("model") / "tiny-edit"
+    write_tiny_model(folder)
+    return folder
+
+
+@pytest.fixture
+def make_pictures() -> Callable[..., Path]:
+    """Writes small smooth pictures `<stem>.png` with captions into a folder, all different, and returns the folder."""
+    from PIL import Image
+
+    def make(folder: Path, *stems: str, size: tuple[int, int] = (80, 64), captions: bool = True) -> Path:
+        folder.mkdir(parents=True, exist_ok=True)
+        for stem in stems:
+            pixels = Random(f"{folder.name}/{stem}").randbytes(4 * 3 * 3)
+            Image.frombytes("RGB", (4, 3), pixels).resize(size, Image.Resampling.BICUBIC).save(folder / f"{stem}.png")
+            if captions:
+                (folder / f"{stem}.txt").write_text(f"a photo of {stem}", encoding="utf-8")
+        return folder
+
+    return make
+
+
+@pytest.fixture
+def trainer(tiny_model: Path) -> Callable[..., dict]:
+    """A short `sd_trainer` section on the tiny model; `train` is merged, other keys are replaced."""
+
+    def section(*folders: Path, train: dict | None = None, **changes: object) -> dict:
+        return {
+            "type": "sd_trainer",
+            "training_folder": "output",
+            "device": "cpu",
+            "training_seed": 3,
+            "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
+            "save": {"dtype": "float32", "save_every": 0},
+            "datasets": [{"folder_path": str(folder), "resolution": 64} for folder in folders],
+            "train": {"steps": 2, "lr": 0.01, "optimizer": "adamw", "dtype": "fp32", **(train or {})},
+            "model": {"name_or_path": str(tiny_model), "model_kwargs": {"match_target_res": True}},
+            **changes,
+        }
+
+    return section

@@ -51,10 +51,11 @@ class SdTrainerProcess(BaseTrainProcess):
     """Trains a network on folders of images; see README.md in this folder for the files it leaves."""
 
     def run(self) -> None:
+        # Scanned before the run's folder is made: a mistake in the data leaves no trace.
+        scan, items = scan_items(self.section, family_for(self.section.model).size_multiple)
         super().run()
         with copy_output(self.save_root / "log.txt"):
             self.status = StatusLine()
-            scan, items = scan_items(self.section, family_for(self.section.model).size_multiple)
             plan = plan_items(self.section, JobContext(self.job.name), scan, items)
             self.print(plan.render())
             state = newest_state(self.save_root, self.print)

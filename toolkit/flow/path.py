@@ -9,8 +9,13 @@ import torch
 from torch import Tensor
 
 
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
 def linear_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
-    """The noisy latent x_t = (1 - t) x0 + t noise and the velocity noise - x0, both float32.
+    """The noisy latent x_t = (1 - t) x0 + t noise and the velocity noise - x0, at least float32.
 
     t_B: noise fraction in [0, 1]; 1 is pure noise. Kept in float32: 0.999 is 1.0 in bfloat16.
     Raises ValueError when x0 and noise differ in shape.
@@ -18,17 +23,17 @@ def linear_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tenso
     """
     if x0_BCHW.shape != noise_BCHW.shape:
         raise ValueError(f"x0 {tuple(x0_BCHW.shape)} and noise {tuple(noise_BCHW.shape)} differ in shape")
-    x0_BCHW, noise_BCHW = x0_BCHW.float(), noise_BCHW.float()
-    t_B111 = t_B.float()[:, None, None, None]
+    x0_BCHW, noise_BCHW = at_least_float32(x0_BCHW), at_least_float32(noise_BCHW)
+    t_B111 = at_least_float32(t_B)[:, None, None, None]
     return (1 - t_B111) * x0_BCHW + t_B111 * noise_BCHW, noise_BCHW - x0_BCHW
 
 
 def mse_per_sample(predicted_BCHW: Tensor, target_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample [B], computed in float32.
+    """Mean squared error of each sample [B], computed in at least float32.
 
     mask_B1HW: weight in [0, 1] of each latent pixel; the mean stays over all pixels.
     """
-    squared_BCHW = (predicted_BCHW.float() - target_BCHW.float()).square()
+    squared_BCHW = (at_least_float32(predicted_BCHW) - at_least_float32(target_BCHW)).square()
     if mask_B1HW is not None:
         squared_BCHW = squared_BCHW * mask_B1HW
     return torch.mean(squared_BCHW, dim=(1, 2, 3))

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from torch import nn
 
+from toolkit.host_memory import return_freed_memory
+
 QTYPES = {"int8": "qint8", "int4": "qint4", "float8": "qfloat8"}
 """`model.qtype` -> optimum-quanto's name."""
 
@@ -14,9 +16,12 @@ def quantize_block(block: nn.Module, qtype: str) -> None:
     qtype: a key of QTYPES. Biases and norms keep their dtype. Quantization is per output row for int8 and
     float8, in groups along the input for int4 (optimum-quanto's defaults).
     """
-    from optimum.quanto import freeze, qtypes, quantize
+    from optimum.quanto import QModuleMixin, qtypes, quantize
 
     quantize(block, weights=qtypes[QTYPES[qtype]])
-    freeze(block)
+    for module in block.modules():
+        if isinstance(module, QModuleMixin):
+            module.freeze()
+            return_freed_memory()  # of one layer at a time: the float temporaries of a block would add up
     # freeze() leaves the quantized weights trainable: backward would compute gradients for all of them.
     block.requires_grad_(False)

@@ -54,7 +54,7 @@ class LoraNetwork(Network):
             self._dropouts.append(layer.lora_dropout[ADAPTER].train())
             for matrix in ("lora_A", "lora_B"):
                 weight = getattr(layer, matrix)[ADAPTER].weight
-                weight.data = weight.data.float()
+                weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
                 weight.requires_grad_(True)
                 self._parameters[f"{target}.{matrix}.weight"] = weight
 

@@ -98,7 +98,7 @@ def recorded_seed(path: Path) -> int:
 def load_state(path: Path, run: Run) -> None:
     """Puts a verified state folder into the run: weights, averages, optimizers, cursor.
 
-    Raises RunError when the state was made for other weights than the run has.
+    Raises RunError when the state was made for other weights or another optimizer than the run has.
     """
     weights = load_file(path / "weights.safetensors")
     expected = {f"{role}/{name}": p for role, r in run.roles.items() for name, p in r.parameters.items()}
@@ -111,6 +111,13 @@ def load_state(path: Path, run: Run) -> None:
             "Give the job a new name, or restore network.type, linear and network_kwargs."
         )
     document = json.loads((path / "state.json").read_text(encoding="utf-8"))
+    for role_name, role in run.roles.items():
+        made_with, has = document["roles"][role_name]["optimizer_class"], type(role.optimizer).__name__
+        if made_with != has:
+            raise RunError(
+                f"{path} was made with another optimizer: {made_with}, the job has {has}. "
+                "Give the job a new name, or restore train.optimizer."
+            )
     averages = load_file(path / "ema.safetensors")
     optimizer = load_file(path / "optimizer.safetensors")
     for role_name, role in run.roles.items():
@@ -131,7 +138,11 @@ def _write(run: Run, folder: Path) -> None:
         weights |= {f"{role_name}/{name}": p for name, p in role.parameters.items()}
         averages |= {f"{role_name}/{name}": t for name, t in (role.ema.averages if role.ema else {}).items()}
         optimizer |= {f"{role_name}/{name}": t for name, t in tensors.items()}
-        plain[role_name] = {"optimizer": rest, "ema_updates": role.ema.updates if role.ema else 0}
+        plain[role_name] = {
+            "optimizer_class": type(role.optimizer).__name__,
+            "optimizer": rest,
+            "ema_updates": role.ema.updates if role.ema else 0,
+        }
     for name, tensors in {"weights": weights, "ema": averages, "optimizer": optimizer}.items():
         # Cloned: entries of 8-bit optimizers share memory, which safetensors refuses.
         own = {key: t.detach().cpu().contiguous().clone() for key, t in tensors.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.contracts import Batch, BatchSpec, ModelAdapter, StepLosses
-from toolkit.flow.path import linear_path, mse_per_sample
+from toolkit.flow.path import at_least_float32, linear_path, mse_per_sample
 from toolkit.flow.timesteps import draw_timestep
 from toolkit.flow.weighting import weighting_for
 from toolkit.seeding import generator
@@ -31,7 +31,7 @@ class FlowMatchingStep:
         self.weighting = weighting_for(timestep_type)
 
     def __call__(self, batch: Batch) -> StepLosses:
-        latents_BCHW = batch.latents_BCHW.float()
+        latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.draws(batch.spec, latents_BCHW.shape[1:])
         noise_BCHW, t_B = noise_BCHW.to(latents_BCHW.device), t_B.to(latents_BCHW.device)
         x_t_BCHW, velocity_BCHW = linear_path(latents_BCHW, noise_BCHW, t_B)

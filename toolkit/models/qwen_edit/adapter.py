@@ -18,6 +18,7 @@ from torch import nn
 
 from toolkit.contracts import ModelAdapter, PromptEmbeds, Size
 from toolkit.errors import RunError
+from toolkit.host_memory import return_freed_memory
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.estimate import block_linears
@@ -81,6 +82,7 @@ class QwenEditAdapter(ModelAdapter):
     def drop_encoders(self, keep: Iterable[str] = ()) -> None:
         for name in {"vae", "text_encoder", "tokenizer", "processor"} - set(keep):
             self._parts.pop(name, None)
+        return_freed_memory()
         if self.options.device.type == "cuda":
             torch.cuda.empty_cache()
 
@@ -168,7 +170,8 @@ class QwenEditAdapter(ModelAdapter):
             img_shapes=[image_shapes([x_t_BCHW, *slots])] * len(x_t_BCHW),
             return_dict=False,
         )[0]
-        return unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width).float()
+        velocity_BCHW = unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width)
+        return velocity_BCHW.to(torch.promote_types(velocity_BCHW.dtype, torch.float32))
 
     def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Guidance with each token's length restored to the conditional one's.

@@ -16,13 +16,14 @@ from typing import TYPE_CHECKING
 import torch
 from accelerate import init_empty_weights
 from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
 
 from toolkit.contracts import DynamicShift
 from toolkit.errors import RunError
 from toolkit.models.options import AdapterOptions, BlockTransform
+from toolkit.models.qwen_edit.prompts import MARKERS
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen2Tokenizer
@@ -71,9 +72,15 @@ class _ShardReader:
         missing = [name for name in files if not (folder / name).is_file()]
         if missing:
             raise RunError(f"{folder}: missing weight files: {_some(missing)}. Copy or download the model again.")
-        shards = [stack.enter_context(safe_open(folder / name, framework="pt")) for name in files]
+        shards = [self._open(name, stack) for name in files]
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
         self.names = set(self._shard_of)
+
+    def _open(self, name: str, stack: ExitStack) -> safe_open:
+        try:
+            return stack.enter_context(safe_open(self.folder / name, framework="pt"))
+        except SafetensorError as error:
+            raise RunError(f"{self.folder / name}: damaged ({error}). Copy or download the model again.") from error
 
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
@@ -114,10 +121,23 @@ def load_text_model(folder: Path, dtype: torch.dtype, transform_block: BlockTran
 
 
 def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
-    """The tokenizer, from tokenizer.json or from vocab.json and merges.txt."""
+    """The tokenizer, from tokenizer.json or from vocab.json and merges.txt.
+
+    Raises RunError when it does not know the markers of the prompt template.
+    """
     from transformers import Qwen2Tokenizer
 
-    return Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    split_up = [marker for marker in MARKERS if len(tokenizer.encode(marker)) != 1]
+    absent = [marker for marker in split_up if marker not in tokenizer.get_vocab()]
+    if absent:
+        raise RunError(
+            f"{folder / 'tokenizer'}: {', '.join(absent)} are not in the vocabulary. Copy added_tokens.json and "
+            "tokenizer_config.json of the model as well."
+        )
+    if split_up:  # in vocab.json, but no other file says that they are special
+        tokenizer.add_special_tokens({"additional_special_tokens": split_up})
+    return tokenizer
 
 
 def load_image_processor(folder: Path) -> Qwen2VLImageProcessorPil:

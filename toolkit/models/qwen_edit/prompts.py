@@ -33,6 +33,8 @@ PREFIX = (
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_PAD = "<|image_pad|>"
 PICTURE = "Picture {}: <|vision_start|>" + IMAGE_PAD + "<|vision_end|>"
+MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
+"""Special tokens of the template: one id each."""
 
 DROP_TOKENS = 64
 """Leading hidden states that are discarded: the length of PREFIX in the published tokenizer."""

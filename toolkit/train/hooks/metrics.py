@@ -32,7 +32,7 @@ class MetricsHook(Hook):
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
-            **result.stats,
+            **{name: _finite(value) for name, value in result.stats.items()},
         }
         append_json_line(self._file, line | {"skipped": True} if result.skipped else line)
 
@@ -48,10 +48,10 @@ def cut_after(path: Path, step: int) -> None:
     """Removes the lines of later steps, and a line that a crash left half written."""
     if not path.exists():
         return
-    lines = path.read_text(encoding="utf-8").splitlines(keepends=True)
-    kept = [line for line in lines if (number := _step_of(line)) is not None and number <= step]
-    if kept != lines:
-        write_text(path, "".join(kept))
+    text = path.read_text(encoding="utf-8", errors="replace")
+    kept = [f"{line}\n" for line in text.splitlines() if (number := _step_of(line)) is not None and number <= step]
+    if (whole := "".join(kept)) != text:
+        write_text(path, whole)
 
 
 def _step_of(line: str) -> int | None:

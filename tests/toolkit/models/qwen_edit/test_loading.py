@@ -220,7 +220,7 @@ def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(tiny_mo
 LARGE = {
     "in_channels": 64,
     "out_channels": 16,
-    "num_layers": 8,
+    "num_layers": 6,
     "attention_head_dim": 128,
     "num_attention_heads": 8,
     "joint_attention_dim": 64,
@@ -233,7 +233,6 @@ import json, sys, threading, time
 from functools import partial
 from pathlib import Path
 import torch
-from optimum.quanto import freeze, qtypes, quantize
 from toolkit.memory.quantize import quantize_block
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.loading import load_transformer
@@ -286,8 +285,6 @@ def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Pa
     part = large_model / "transformer"
     stored = sum(path.stat().st_size for path in part.glob("*.safetensors"))
     assert stored > 350e6 and len(list(part.glob("*.safetensors"))) >= 3
-    names = json.loads((part / INDEX).read_text())["weight_map"]
-    assert len({shard for name, shard in names.items() if name.startswith("transformer_blocks.0.")}) >= 1
 
     result = subprocess.run(
         [sys.executable, "-c", MEASURE, str(large_model)],

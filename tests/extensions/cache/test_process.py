@@ -1,0 +1,79 @@
+"""`type: cache`: everything is encoded once, and training then encodes nothing."""
+
+from __future__ import annotations
+
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+
+def entries(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Contents and time of writing of every entry, by its place in the cache."""
+    return {
+        path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
+        for path in sorted(folder.rglob("*"))
+        if path.is_file()
+    }
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {name: contents for name, (contents, _) in entries(folder).items()}
+
+
+@pytest.fixture
+def section(trainer, make_pictures, tmp_path: Path) -> Callable[..., dict]:
+    """A section over two folders, one with references and caption dropout, as either process type."""
+    plain = make_pictures(tmp_path / "2_plain", "a", "b")
+    edits = make_pictures(tmp_path / "edits", "c", "d", "e", size=(64, 96))
+    references = make_pictures(tmp_path / "before", "c", "d", "e", captions=False)
+    dropped = {"caption_dropout_rate": 0.5, "control_path": str(references)}
+    datasets = [{"folder_path": str(plain), "resolution": 64}, {"folder_path": str(edits), "resolution": 64, **dropped}]
+    return lambda kind, **changes: trainer(datasets=datasets, **changes) | {"type": kind}
+
+
+def test_training_after_it_encodes_nothing(run_py: Run, write_job, section, tmp_path: Path) -> None:
+    cache = tmp_path / "output" / "_cache"
+    before = {name: files(tmp_path / name) for name in ("2_plain", "edits", "before")}
+    job = write_job(section("cache"), name="encode")
+    result = run_py(job)
+    assert (result.returncode, result.stderr) == (0, "")
+    # 5 targets and 3 references; 5 captions and, for the three that may be dropped, the text of each reference alone.
+    assert sorted(name.split("/")[0] for name in entries(cache)) == ["latents"] * 8 + ["text"] * 8
+    assert [path.name for path in (tmp_path / "output").iterdir()] == ["_cache"]
+    assert {name: files(tmp_path / name) for name in before} == before
+    complete = entries(cache)
+
+    # Broken off: one of each kind is missing, one of each is damaged. Only these are made again.
+    spoilt = [name for kind in ("latents", "text") for name in sorted(complete) if name.startswith(kind)][::5]
+    for number, name in enumerate(spoilt):
+        if number % 2:
+            (cache / name).unlink()
+        else:
+            (cache / name).write_bytes(complete[name][0][:-1])
+    again = run_py(job)
+    assert again.returncode == 0
+    assert again.stdout.count("is damaged") == (len(spoilt) + 1) // 2
+    repaired = entries(cache)
+    assert {name: contents for name, (contents, _) in repaired.items()} == {
+        name: contents for name, (contents, _) in complete.items()
+    }
+    assert {name for name in repaired if repaired[name][1] != complete[name][1]} == set(spoilt)
+
+    training = run_py(write_job(section("sd_trainer", train={"steps": 4, "batch_size": 2}), name="train"))
+    assert training.returncode == 0, training.stderr
+    assert entries(cache) == repaired
+    assert (tmp_path / "output" / "train" / "train.safetensors").is_file()
+    assert {name: files(tmp_path / name) for name in before} == before
+
+
+def test_bad_pictures_are_named_and_nothing_is_cached(run_py: Run, write_job, section, tmp_path: Path) -> None:
+    (tmp_path / "edits" / "d.png").write_bytes(b"no picture")
+    (tmp_path / "before" / "e.png").unlink()
+    result = run_py(write_job(section("cache")))
+    assert (result.returncode, "Traceback" in result.stderr) == (2, False)
+    assert "d.png" in result.stderr and "e.png" in result.stderr
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,361 @@
+"""`type: sd_trainer` as a user meets it: jobs that run to the end on a tiny model."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors import safe_open
+
+Run = Callable[..., subprocess.CompletedProcess]
+PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"
+PICTURE = re.compile(r"^\d+__(\d{9})_(\d+)\.(jpg|png|webp)$")
+
+
+def pictures(folder: Path) -> list[tuple[int, int]]:
+    """(step, index) of every sample picture."""
+    names = [PICTURE.match(path.name) for path in (folder / "samples").iterdir()]
+    return sorted((int(name[1]), int(name[2])) for name in names)
+
+
+def network_files(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.glob("*.safetensors"))
+
+
+def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """The tensors and the metadata of a network file."""
+    with safe_open(path, framework="pt") as file:
+        return {name: file.get_tensor(name) for name in file.keys()}, file.metadata()  # noqa: SIM118 - not a dict
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+
+
+def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 60) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.005)
+
+
+# ------------------------------------------------------------ the job that users bring
+
+SEED_001 = """
+job: extension
+config:
+  name: "qwen_character_lora"
+  process:
+    - type: 'sd_trainer'
+      training_folder: "output"
+      device: cuda:0
+
+      trigger_word: "maya_char"  # Change to your trigger
+
+      network:
+        type: "lora"
+        linear: 16
+        linear_alpha: 16
+
+      save:
+        dtype: float16
+        save_every: 2  # Every epoch (3400 / 10)
+        max_step_saves_to_keep: 2
+
+      datasets:
+        - folder_path: "dataset/40_maya_char"
+          caption_ext: "txt"
+          caption_dropout_rate: 0.05
+          shuffle_tokens: false
+          cache_latents_to_disk: true
+          resolution: [96, 96]
+
+        - folder_path: "dataset/20_maya_char_realbody"
+          caption_ext: "txt"
+          caption_dropout_rate: 0.05
+          shuffle_tokens: false
+          cache_latents_to_disk: true
+          resolution: [96, 96]
+
+      train:
+        batch_size: 1
+        steps: 6
+        gradient_accumulation_steps: 4
+        train_unet: true
+        train_text_encoder: false  # CRITICAL: Must be false
+
+        gradient_checkpointing: true
+        noise_scheduler: "flowmatch"  # CRITICAL: Qwen-specific
+
+        optimizer: "adamw8bit"
+        lr: 0.0002  # Community-tested optimal
+
+        ema_config:
+          use_ema: true
+          ema_decay: 0.999
+
+        dtype: bf16
+
+      model:
+        name_or_path: "models/tiny-edit"
+        is_qwen: true  # CRITICAL: Flag for Qwen handling
+        quantize: true
+        quantize_dtype: "int8"
+
+      sample:
+        sampler: "flowmatch"
+        sample_every: 3  # Every epoch
+        width: 64
+        height: 64
+        prompts:
+          - "maya_char, portrait, smiling, high quality"
+          - "maya_char, full body, standing, photorealistic"
+          - "maya_char, realistic_body, detailed skin"
+        neg: "low quality, blurry, artifacts"
+        guidance_scale: 3.5
+        sample_steps: 4
+"""
+
+
+def test_the_published_job_runs_with_only_paths_and_sizes_changed(
+    run_py: Run, tiny_model: Path, make_pictures, tmp_path: Path
+) -> None:
+    (tmp_path / "models").mkdir()
+    (tmp_path / "models" / "tiny-edit").symlink_to(tiny_model)
+    close = make_pictures(tmp_path / "dataset" / "40_maya_char", "drawn")
+    body = make_pictures(tmp_path / "dataset" / "20_maya_char_realbody")
+    for photo, folder in [("40_photo/astronaut", close), ("20_photo_wide/rocket", body)]:
+        for suffix in (".jpg", ".txt"):
+            shutil.copy(PHOTOS / f"{photo}{suffix}", folder)
+    job = tmp_path / "my_char.yaml"
+    job.write_text(SEED_001, encoding="utf-8")
+
+    result = run_py(job)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    for words in (
+        "2 x 40 + 1 x 20 = 100 samples per epoch; 100 micro-batches; with accumulation 4, 25 optimizer steps",
+        "device: cuda:0 is not there",
+        "int8",
+    ):
+        assert words in result.stdout
+    folder = tmp_path / "output" / "qwen_character_lora"
+    assert network_files(folder) == [
+        "qwen_character_lora.safetensors",
+        "qwen_character_lora_000000004.safetensors",
+        "qwen_character_lora_000000006.safetensors",
+    ]
+    assert pictures(folder) == [(step, index) for step in (0, 3, 6) for index in (0, 1, 2)]
+    assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [1, 2, 3, 4, 5, 6]
+    assert [line["samples"] for line in lines(folder / "metrics.jsonl")] == [4, 8, 12, 16, 20, 24]
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert (folder / "config.yaml").read_text(encoding="utf-8") == SEED_001
+    assert "2 x 40 + 1 x 20" in (folder / "log.txt").read_text(encoding="utf-8")
+
+    tensors, metadata = tensors_of(folder / "qwen_character_lora.safetensors")
+    matrices = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}
+    assert len(matrices) == 2 * 14 * 2  # up and down, 14 layers in each of the 2 blocks
+    assert {tensor.dtype for tensor in matrices.values()} == {torch.float16}
+    # What the last block makes of the text is thrown away: nothing there is ever learned.
+    unlearned = {name for name, tensor in matrices.items() if not tensor.any()}
+    assert unlearned == {
+        f"diffusion_model.transformer_blocks.1.{layer}.lora_B.weight"
+        for layer in ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+    }
+    assert (metadata["rank"], metadata["trigger_word"], metadata["base_model"]) == ("16", "maya_char", tiny_model.name)
+    assert json.loads(metadata["training_info"]) == {"step": 6, "epoch": 0}
+    assert not any(str(tmp_path) in value for value in metadata.values())
+
+
+# ------------------------------------------------------------ stopping and going on
+
+
+@pytest.fixture
+def long_job(write_job, trainer, make_pictures, tmp_path: Path) -> Callable[..., Path]:
+    """A job in which everything random is on: two folders with repeats, dropout of both kinds, EMA, samples."""
+    first = make_pictures(tmp_path / "data" / "3_first", "a", "b", "c")
+    second = make_pictures(tmp_path / "data" / "2_second", "d", "e", size=(64, 96))
+
+    def write(training_folder: str, steps: int = 30) -> Path:
+        section = trainer(
+            training_folder=training_folder,
+            network={"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
+            save={"dtype": "float32", "save_every": 4, "max_step_saves_to_keep": 2},
+            datasets=[
+                {"folder_path": str(folder), "resolution": 64, "caption_dropout_rate": 0.3}
+                for folder in (first, second)
+            ],
+            train={
+                "steps": steps,
+                "batch_size": 2,
+                "gradient_accumulation": 2,
+                "ema_config": {"use_ema": True, "ema_decay": 0.9},
+            },
+            sample={"prompts": ["a photo"], "width": 64, "height": 64, "sample_steps": 2, "sample_every": 5},
+        )
+        return write_job(section, name=f"long_{training_folder}")
+
+    return write
+
+
+@pytest.fixture
+def stop_at(start_py, tmp_path: Path) -> Callable[..., tuple[int, list[dict]]]:
+    """Starts a job, sends it a signal once it has done so many steps, and gives its exit code and its metrics."""
+
+    def run(job: Path, folder: Path, steps: int, number: signal.Signals) -> tuple[int, list[dict]]:
+        process = start_py(job, "-n", "long")
+        metrics = folder / "metrics.jsonl"
+        wait_for(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= steps, process)
+        process.send_signal(number)
+        process.communicate(timeout=60)
+        return process.returncode, lines(metrics)
+
+    return run
+
+
+def without_times(metrics: list[dict]) -> list[dict]:
+    return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in metrics]
+
+
+def bytes_of(folder: Path) -> dict[str, bytes]:
+    """The contents of every file of a run but its log."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "log.txt"]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
+def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_not(
+    run_py: Run, stop_at, long_job, tmp_path: Path
+) -> None:
+    whole, broken = tmp_path / "whole" / "long", tmp_path / "broken" / "long"
+    assert run_py(long_job("whole"), "-n", "long").returncode == 0
+
+    job = long_job("broken")
+    for steps, number, code in [(3, signal.SIGINT, 130), (8, signal.SIGTERM, 75), (14, signal.SIGKILL, -9)]:
+        returned, metrics = stop_at(job, broken, steps, number)
+        assert returned == code
+        assert steps <= len(metrics) < 30, "the signal came too late"
+        status = json.loads((broken / "run.json").read_text())
+        newest = max(int(path.name.removeprefix("step_")) for path in (broken / "state").glob("step_*"))
+        if number != signal.SIGKILL:  # the state is that of the last step, and readers are told
+            assert (status["status"], status["step"], newest) == ("stopped", len(metrics), len(metrics))
+            assert not (broken / "long.safetensors").exists()
+    with (broken / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 99, "lo')  # what a kill may leave
+    last = run_py(job, "-n", "long")
+    assert last.returncode == 0, last.stderr
+    assert f"going on from {Path('broken/long/state')}/step_0000000" in last.stdout
+
+    metrics = lines(broken / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 31))
+    assert without_times(metrics) == without_times(lines(whole / "metrics.jsonl"))
+    assert network_files(broken) == network_files(whole)
+    for name in network_files(whole):
+        (ours, our_metadata), (theirs, their_metadata) = tensors_of(broken / name), tensors_of(whole / name)
+        assert our_metadata == their_metadata
+        assert ours.keys() == theirs.keys()
+        assert all(torch.equal(tensor, theirs[key]) for key, tensor in ours.items()), name
+    for name in ("weights.safetensors", "ema.safetensors", "optimizer.safetensors", "state.json"):
+        state = Path("state") / "step_000000030" / name
+        assert (broken / state).read_bytes() == (whole / state).read_bytes(), name
+    assert {step for step, _ in pictures(broken)} == {step for step, _ in pictures(whole)} == {0, *range(5, 31, 5)}
+
+    # The finished run: nothing to do, and it says so; more steps go on from where it ended.
+    before = bytes_of(whole)
+    again = run_py(long_job("whole"), "-n", "long")
+    assert (again.returncode, "is complete at step 30: nothing to do" in again.stdout) == (0, True)
+    assert bytes_of(whole) == before
+    longer = run_py(long_job("whole", steps=34), "-n", "long")
+    assert (longer.returncode, "step_000000030" in longer.stdout) == (0, True)
+    assert without_times(lines(whole / "metrics.jsonl"))[:30] == without_times(metrics)
+    assert [line["step"] for line in lines(whole / "metrics.jsonl")][30:] == [31, 32, 33, 34]
+    assert json.loads(tensors_of(whole / "long.safetensors")[1]["training_info"])["step"] == 34
+
+
+def test_the_control_folder_saves_samples_and_stops(
+    start_py, write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    section = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        train={"steps": 5000, "disable_sampling": False, "skip_first_sample": True},
+        sample={"prompts": ["a"], "width": 64, "height": 64, "sample_steps": 1, "sample_every": 0, "format": "png"},
+    )
+    process = start_py(write_job(section, name="asked"))
+    folder = tmp_path / "output" / "asked"
+    wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size, process)
+    for name in ("save_now", "sample_now"):
+        (folder / "control" / name).touch()
+    wait_for(lambda: not any((folder / "control").iterdir()), process)
+    (folder / "control" / "stop").touch()
+    _, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    done = lines(folder / "metrics.jsonl")[-1]["step"]
+    assert done < 5000
+    assert json.loads((folder / "run.json").read_text())["status"] == "stopped"
+    assert (folder / "state" / f"step_{done:09d}").is_dir()
+    events = {line["event"]: line for line in lines(folder / "events.jsonl")}
+    assert network_files(folder) == events["save"]["files"] == [f"asked_{events['save']['step']:09d}.safetensors"]
+    assert pictures(folder) == [(events["sample"]["step"], 0)]
+    assert all(0 < line["step"] <= done for line in events.values())
+
+
+# ------------------------------------------------------------ what a dataset may hold
+
+
+def test_images_with_none_to_three_references_train_together(
+    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    stems = ["none", "one", "two", "three", "again"]
+    targets = make_pictures(tmp_path / "data", *stems)
+    slots = [
+        make_pictures(tmp_path / "slot_1", "one", "two", "three", "again", captions=False),
+        make_pictures(tmp_path / "slot_2", "two", "three", size=(64, 96), captions=False),
+        make_pictures(tmp_path / "slot_3", "three", size=(96, 64), captions=False),
+    ]
+    dataset = {
+        "folder_path": str(targets),
+        "resolution": 64,
+        "control_path": list(map(str, slots)),
+        "control_optional": True,
+    }
+    section = trainer(datasets=[dataset], train={"steps": 3, "batch_size": 2})
+    result = run_py(write_job(section, name="edits"))
+    assert result.returncode == 0, result.stderr
+    plan = run_py(tmp_path / "edits.yaml", "--dry-run", "--json")
+    assert json.loads(plan.stdout)["processes"][0]["datasets"][0]["references"] == {"0": 1, "1": 2, "2": 1, "3": 1}
+    metrics = lines(tmp_path / "output" / "edits" / "metrics.jsonl")
+    assert [line["samples"] for line in metrics] == [2, 4, 5]
+    assert all(line["loss"] > 0 and "skipped" not in line for line in metrics)
+    assert len(list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))) == 5 + 4 + 2 + 1
+    assert tensors_of(tmp_path / "output" / "edits" / "edits.safetensors")[0]
+
+
+def test_bad_pictures_are_all_named_before_anything_starts(
+    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    folder = make_pictures(tmp_path / "data", "good", "cut", "lonely", "twin")
+    references = make_pictures(tmp_path / "references", "good", "cut", "twin", "moving", captions=False)
+    cut = folder / "cut.png"
+    cut.write_bytes(cut.read_bytes()[:-200])
+    with Image.open(folder / "twin.png") as picture:
+        picture.save(folder / "twin.jpg")
+        frames = [picture.rotate(90 * turn) for turn in range(3)]
+    frames[0].save(folder / "moving.gif", save_all=True, append_images=frames[1:])
+    dataset = {"folder_path": str(folder), "resolution": 64, "control_path": str(references)}
+    result = run_py(write_job(trainer(datasets=[dataset]), name="bad"))
+    assert result.returncode == 2, result.stderr
+    assert "Traceback" not in result.stderr
+    for name in ("cut.png", "lonely", "twin", "moving.gif"):
+        assert any(name in line for line in result.stderr.splitlines()), name
+    assert "good" not in result.stderr
+    assert not (tmp_path / "output").exists()

@@ -1,0 +1,45 @@
+"""The section of `type: tiny_model`."""
+
+from __future__ import annotations
+
+import pytest
+
+from extensions.tiny_model.config import TinyModelConfig
+from toolkit.config import load_job
+from toolkit.errors import ConfigErrors
+
+
+@pytest.fixture
+def load(write_job):
+    return lambda **section: load_job(write_job({"type": "tiny_model", **section}), lambda uid: TinyModelConfig)
+
+
+def test_a_path_is_all_it_needs(load, tmp_path) -> None:
+    section = load(path=str(tmp_path / "model")).processes[0].section
+    assert (section.seed, section.layers, section.heads, section.overwrite) == (0, 2, 2, False)
+
+
+@pytest.mark.parametrize(
+    ("key", "value"), [("seed", -1), ("seed", 2**32), ("layers", 0), ("heads", 0), ("sed", 1), ("path", None)]
+)
+def test_a_mistake_names_its_key(load, tmp_path, key: str, value: object) -> None:
+    with pytest.raises(ConfigErrors, match=rf"process\[0\]\.{key}:"):
+        load(**{"path": str(tmp_path / "model"), key: value})
+
+
+def test_a_file_is_no_folder(load, tmp_path) -> None:
+    (tmp_path / "model").touch()
+    with pytest.raises(ConfigErrors, match=r"process\[0\]\.path: .* is a file"):
+        load(path=str(tmp_path / "model"))
+
+
+def test_a_trainer_after_it_may_name_the_model_it_writes(write_job, trainer, make_pictures, tmp_path) -> None:
+    from toolkit.extension import discover
+
+    model = str(tmp_path / "later")
+    training = trainer(make_pictures(tmp_path / "data", "a"), model={"name_or_path": model})
+    extensions = discover()
+    job = write_job({"type": "tiny_model", "path": model}, training)
+    assert load_job(job, extensions.find_config).processes[1].section.model.name_or_path == model
+    with pytest.raises(ConfigErrors, match=r"process\[0\]\.model\.name_or_path: .* does not exist"):
+        load_job(write_job(training), extensions.find_config)

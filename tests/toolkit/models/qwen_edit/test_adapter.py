@@ -1,0 +1,184 @@
+"""The adapter alone: encoding, batching, guidance, what it loads and drops. Parity with diffusers: test_parity.py."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.diffusers_reference import (
+    PHOTOS,
+    REFERENCES,
+    encode_photos,
+    open_tiny,
+    photo_item,
+    recording,
+    relative,
+)
+from toolkit.contracts import PromptEmbeds, Size
+from toolkit.errors import RunError
+from toolkit.memory.quantize import quantize_block
+from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+
+SIZE = Size(128, 96)
+CAPTIONS = ("coffee", "a cup of coffee on a table, natural light", "a cat")
+
+
+@pytest.fixture(scope="module")
+def adapter(tiny_model: Path) -> QwenEditAdapter:
+    return open_tiny(tiny_model, match_target_res=True)
+
+
+@pytest.fixture(scope="module")
+def mixed(adapter: QwenEditAdapter):
+    """Five items with 0, 1, 2, 1 and 0 references, of several aspect ratios and text lengths."""
+    wide, tall, square = REFERENCES
+    items = [
+        photo_item(SIZE, (), CAPTIONS[0]),
+        photo_item(SIZE, (wide,), CAPTIONS[1]),
+        photo_item(SIZE, (tall, square), CAPTIONS[2]),
+        photo_item(SIZE, (PHOTOS / "20_photo_wide" / "rocket.jpg",), CAPTIONS[0]),
+        photo_item(SIZE, (), CAPTIONS[1]),
+    ]
+    dataset = encode_photos(adapter, *items)
+    prompts = PromptEmbeds.stack([dataset.read(entries.caption) for entries in dataset.entries])
+    references = [tuple(map(dataset.read, entries.references)) for entries in dataset.entries]
+    generator = torch.Generator().manual_seed(3)
+    x_t_BCHW = torch.randn((5, 16, 12, 16), generator=generator)
+    return x_t_BCHW, torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7]), prompts, references
+
+
+@torch.no_grad()
+def test_a_batch_of_unlike_items_equals_item_by_item_calls(adapter: QwenEditAdapter, mixed) -> None:
+    x_t_BCHW, t_B, prompts, references = mixed
+    assert len(set(prompts.lengths)) > 2 and len({ref.shape for refs in references for ref in refs}) >= 3
+    together_BCHW = adapter.predict_velocity(x_t_BCHW, t_B, prompts, references)
+    for row in range(len(t_B)):
+        alone = adapter.predict_velocity(x_t_BCHW[[row]], t_B[[row]], prompts.select([row]), [references[row]])
+        assert relative(together_BCHW[row], alone[0]) < 2e-6
+
+
+@torch.no_grad()
+def test_items_of_equal_shapes_share_one_forward(adapter: QwenEditAdapter, mixed) -> None:
+    x_t_BCHW, t_B, prompts, references = mixed
+    with recording(adapter.network_module) as seen:
+        adapter.predict_velocity(x_t_BCHW, t_B, prompts, references)
+    # chelsea and rocket are both 3:2 at the target's area; the items without references form one group.
+    assert sorted(len(call["timestep"]) for call in seen.inputs) == [1, 2, 2]
+    for call in seen.inputs:
+        rows, columns = zip(*[shape[1:] for shape in call["img_shapes"][0]], strict=True)
+        assert sum(r * c for r, c in zip(rows, columns, strict=True)) == call["hidden_states"].shape[1]
+
+
+@torch.no_grad()
+def test_an_attention_mask_is_passed_only_where_there_is_padding(adapter: QwenEditAdapter, mixed) -> None:
+    x_t_BCHW, t_B, prompts, references = mixed
+
+    def masks(rows: list[int]) -> list[object]:
+        with recording(adapter.network_module) as seen:
+            adapter.predict_velocity(x_t_BCHW[rows], t_B[rows], prompts.select(rows), [references[r] for r in rows])
+        return [call["encoder_hidden_states_mask"] for call in seen.inputs]
+
+    assert masks([1]) == [None]
+    assert masks([0, 1, 2]) == [None, None, None]  # three groups of one
+    equal = PromptEmbeds(prompts.embeds_BLD[[0, 0], : prompts.lengths[0]], (prompts.lengths[0],) * 2)
+    with recording(adapter.network_module) as seen:
+        adapter.predict_velocity(x_t_BCHW[:2], t_B[:2], equal, [(), ()])
+    assert [call["encoder_hidden_states_mask"] for call in seen.inputs] == [None]
+    (mask_BL,) = masks([0, 4])
+    assert mask_BL.sum(dim=1).tolist() == [prompts.lengths[0], prompts.lengths[4]]
+
+
+@torch.no_grad()
+def test_what_stands_in_the_padding_changes_nothing(adapter: QwenEditAdapter, mixed) -> None:
+    x_t_BCHW, t_B, prompts, references = mixed
+    rows = [0, 4]
+    chosen = prompts.select(rows)
+    filled_BLD = chosen.embeds_BLD.clone()
+    filled_BLD[0, chosen.lengths[0] :] = 7.0
+    arguments = x_t_BCHW[rows], t_B[rows]
+    clean = adapter.predict_velocity(*arguments, chosen, [references[r] for r in rows])
+    dirty = adapter.predict_velocity(
+        *arguments, PromptEmbeds(filled_BLD, chosen.lengths), [references[r] for r in rows]
+    )
+    assert torch.equal(clean, dirty)
+
+
+@torch.no_grad()
+def test_references_and_their_order_matter(adapter: QwenEditAdapter, mixed) -> None:
+    x_t_BCHW, t_B, prompts, references = mixed
+    first, second = references[2]
+    arguments = x_t_BCHW[[2]], t_B[[2]], prompts.select([2])
+    both = adapter.predict_velocity(*arguments, [(first, second)])
+    assert relative(adapter.predict_velocity(*arguments, [(second, first)]), both) > 1e-4
+    assert relative(adapter.predict_velocity(*arguments, [(first,)]), both) > 1e-4
+
+
+def test_latents_are_deterministic_and_about_unit_normal(adapter: QwenEditAdapter) -> None:
+    pixels_BCHW = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    latents_BCHW = adapter.encode_images(pixels_BCHW)
+    assert latents_BCHW.shape == (2, 16, 8, 8)
+    assert torch.equal(latents_BCHW, adapter.encode_images(pixels_BCHW))
+    assert 0.2 < latents_BCHW.std() < 5
+    decoded_BCHW = adapter.decode_latents(latents_BCHW)
+    assert decoded_BCHW.shape == pixels_BCHW.shape
+    assert decoded_BCHW.abs().max() <= 1
+
+
+def test_guidance_keeps_the_length_of_each_token(adapter: QwenEditAdapter) -> None:
+    cond, uncond = torch.randn((2, 1, 16, 4, 4), generator=torch.Generator().manual_seed(0))
+    guided = adapter.guide(cond, uncond, 4.0)
+    lengths = [v.reshape(1, 16, 2, 2, 2, 2).square().sum(dim=(1, 3, 5)) for v in (cond, guided)]
+    torch.testing.assert_close(*lengths)
+    torch.testing.assert_close(adapter.guide(cond, uncond, 1.0), cond)
+    assert relative(guided, cond) > 0.1
+
+
+def test_parts_are_loaded_when_used_and_dropped_when_asked(tiny_model: Path) -> None:
+    adapter = open_tiny(tiny_model)
+    assert adapter._parts == {}
+    adapter.encode_images(torch.zeros(1, 3, 32, 32))
+    adapter.encode_prompt("a cat", [])
+    assert set(adapter._parts) == {"vae", "text_encoder", "tokenizer"}
+    adapter.drop_encoders(keep=["vae"])
+    assert set(adapter._parts) == {"vae"}
+
+
+def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
+    (tmp_path / "transformer").symlink_to(tiny_model / "transformer")
+    adapter = open_tiny(tmp_path)
+    assert len(adapter.blocks()) == 2
+    with pytest.raises(RunError, match="cannot load vae"):
+        adapter.encode_images(torch.zeros(1, 3, 32, 32))
+    with pytest.raises(RunError, match="cannot load tokenizer"):
+        adapter.encode_prompt("a cat", [])
+
+
+def test_targets_are_the_fourteen_linears_of_each_block(adapter: QwenEditAdapter) -> None:
+    targets = adapter.lora_targets()
+    assert len(targets) == 2 * 14
+    assert all(isinstance(adapter.network_module.get_submodule(name), torch.nn.Linear) for name in targets)
+
+
+def test_checkpointing_is_switched_on_every_model_and_off_again(tiny_model: Path) -> None:
+    adapter = open_tiny(tiny_model)
+    adapter.use_checkpointing(True)
+    assert adapter.network_module.gradient_checkpointing
+    adapter.use_checkpointing(False)
+    assert not adapter.network_module.gradient_checkpointing
+
+
+@pytest.mark.parametrize("qtype", ["int8", "float8", "int4"])
+def test_a_quantized_text_encoder_still_sees_pictures(tiny_model: Path, qtype: str) -> None:
+    picture = Image.open(REFERENCES[0])
+    plain_LD = open_tiny(tiny_model).encode_prompt("a cat", [picture])
+    adapter = open_tiny(tiny_model, transform_text_block=lambda block: quantize_block(block, qtype), text_variant=qtype)
+    quantized_LD = adapter.encode_prompt("a cat", [picture])
+    assert plain_LD.shape == quantized_LD.shape
+    assert 0 < relative(quantized_LD, plain_LD) < {"int8": 0.03, "float8": 0.1, "int4": 0.3}[qtype]
+
+
+def test_low_vram_changes_no_number(tiny_model: Path, adapter: QwenEditAdapter) -> None:
+    frugal = open_tiny(tiny_model, low_vram=True)
+    pixels = torch.linspace(-1, 1, 3 * 32 * 32).reshape(1, 3, 32, 32)
+    assert torch.equal(frugal.encode_images(pixels), adapter.encode_images(pixels))

@@ -1,0 +1,294 @@
+"""The LoRA in training, and its file in diffusers' own loader."""
+
+import logging
+import warnings
+from functools import partial
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from torch import Tensor
+
+from tests.diffusers_reference import (
+    PIPELINE_MODULE,
+    REFERENCES,
+    encode_photos,
+    memory_stores,
+    open_tiny,
+    photo_item,
+    psnr,
+    relative,
+)
+from tests.measured import at_least, at_most
+from toolkit.contracts import PromptEmbeds, Size
+from toolkit.data.encode import ItemEncoder
+from toolkit.memory.quantize import quantize_block
+from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.networks.files import save_network
+from toolkit.networks.lora import LoraNetwork
+from toolkit.train.sampling import SamplePrompt, Sampler
+
+SIZE = Size(96, 64)
+INT8 = partial(quantize_block, qtype="int8")
+
+
+def lora(adapter: QwenEditAdapter, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, seed: int = 1, **options):
+    network = LoraNetwork(options.get("targets", adapter.lora_targets()), rank, alpha, dropout, seed)
+    network.attach(adapter.network_module)
+    return network
+
+
+def train_somewhat(network: LoraNetwork) -> None:
+    """Up matrices as after some training; zero where no gradient can reach them."""
+    generator = torch.Generator().manual_seed(11)
+    for name, parameter in network.parameters().items():
+        if "lora_B" in name:
+            parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+
+
+@pytest.fixture(scope="module")
+def step_inputs(tiny_model: Path):
+    """x_t, t, prompts and references of one item with one reference."""
+    adapter = open_tiny(tiny_model, match_target_res=True)
+    dataset = encode_photos(adapter, photo_item(SIZE, REFERENCES[:1]))
+    (entries,) = dataset.entries
+    x_t_BCHW = torch.randn((1, 16, 8, 12), generator=torch.Generator().manual_seed(0))
+    references = [tuple(map(dataset.read, entries.references))]
+    return x_t_BCHW, torch.tensor([0.6]), PromptEmbeds.stack([dataset.read(entries.caption)]), references
+
+
+# ---------------------------------------------------------------- training
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("transform", [None, INT8], ids=["unquantized", "int8"])
+def test_a_new_lora_changes_nothing(tiny_model: Path, step_inputs, transform) -> None:
+    adapter = open_tiny(tiny_model, transform_block=transform)
+    before = adapter.predict_velocity(*step_inputs)
+    network = lora(adapter)
+    assert torch.equal(adapter.predict_velocity(*step_inputs), before)
+    train_somewhat(network)
+    assert relative(adapter.predict_velocity(*step_inputs), before) > 1e-3
+
+
+def last_block_text(name: str) -> bool:
+    """Layers of the last block whose output never reaches the picture."""
+    dead = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
+    return name.startswith("transformer_blocks.1.") and any(part in name for part in dead)
+
+
+@pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
+@pytest.mark.parametrize("transform", [None, INT8], ids=["unquantized", "int8"])
+def test_gradients_reach_every_layer(tiny_model: Path, step_inputs, transform, checkpointing: bool) -> None:
+    adapter = open_tiny(tiny_model, transform_block=transform)
+    network = lora(adapter)
+    train_somewhat(network)
+    adapter.use_checkpointing(checkpointing)
+    adapter.predict_velocity(*step_inputs).square().mean().backward()
+    parameters = network.parameters()
+    assert len(parameters) == 2 * 2 * 14
+    without = {name for name, p in parameters.items() if p.grad is None or not p.grad.any()}
+    assert without == {name for name in parameters if last_block_text(name)}
+    trainable = {id(p) for p in adapter.network_module.parameters() if p.requires_grad}
+    assert trainable == {id(p) for p in parameters.values()}
+
+
+def test_checkpointing_changes_no_gradient(tiny_model: Path, step_inputs) -> None:
+    found = []
+    for checkpointing in (False, True):
+        adapter = open_tiny(tiny_model, transform_block=INT8)
+        network = lora(adapter)
+        train_somewhat(network)
+        adapter.use_checkpointing(checkpointing)
+        adapter.predict_velocity(*step_inputs).square().mean().backward()
+        found.append([p.grad for p in network.parameters().values()])
+    assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+def start_weights(tiny_model: Path, seed: int) -> dict[str, Tensor]:
+    return {name: p.detach().clone() for name, p in lora(open_tiny(tiny_model), seed=seed).parameters().items()}
+
+
+def test_the_start_depends_on_the_seed_alone(tiny_model: Path) -> None:
+    torch.manual_seed(1)
+    first = start_weights(tiny_model, seed=5)
+    torch.manual_seed(2)
+    second, other = start_weights(tiny_model, seed=5), start_weights(tiny_model, seed=6)
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert all(torch.equal(first[name], other[name]) == name.endswith("lora_B.weight") for name in first)
+
+
+def test_attaching_leaves_the_global_generator_alone(tiny_model: Path) -> None:
+    adapter = open_tiny(tiny_model)
+    adapter.blocks()
+    state = torch.get_rng_state()
+    lora(adapter)
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+@pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 2.0), (8, 3.0), (2, 16.0)])
+def test_the_scale_is_alpha_over_rank(tiny_model: Path, rank: int, alpha: float) -> None:
+    adapter = open_tiny(tiny_model)
+    name = "transformer_blocks.0.attn.to_q"
+    layer = adapter.network_module.get_submodule(name)
+    x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
+    base = layer(x)
+    network = lora(adapter, rank, alpha)
+    train_somewhat(network)
+    down, up = (network.parameters()[f"{name}.{matrix}.weight"] for matrix in ("lora_A", "lora_B"))
+    assert down.shape == (rank, 64)
+    expected = base + alpha / rank * x @ down.T @ up.T
+    torch.testing.assert_close(adapter.network_module.get_submodule(name)(x), expected)
+
+
+def test_only_the_asked_layers_are_adapted(tiny_model: Path) -> None:
+    adapter = open_tiny(tiny_model)
+    targets = ["transformer_blocks.1.attn.to_q", "transformer_blocks.0.img_mlp.net.2"]
+    network = lora(adapter, targets=targets)
+    adapted = {name for name, module in adapter.network_module.named_modules() if hasattr(module, "lora_A")}
+    assert adapted == set(targets)
+    assert {name.rsplit(".", 2)[0] for name in network.parameters()} == set(targets)
+
+
+@torch.no_grad()
+def test_dropout_is_active_in_training_and_off_for_samples(tiny_model: Path, step_inputs) -> None:
+    adapter = open_tiny(tiny_model)
+    network = lora(adapter, dropout=0.5)
+    train_somewhat(network)
+    plain_adapter = open_tiny(tiny_model)
+    train_somewhat(lora(plain_adapter))
+    plain = plain_adapter.predict_velocity(*step_inputs)
+    torch.manual_seed(0)
+    first, second = adapter.predict_velocity(*step_inputs), adapter.predict_velocity(*step_inputs)
+    assert not torch.equal(first, second)
+    with network.inference():
+        assert torch.equal(adapter.predict_velocity(*step_inputs), plain)
+    assert not torch.equal(adapter.predict_velocity(*step_inputs), plain)
+    with pytest.raises(KeyError), network.inference():
+        raise KeyError
+    assert not torch.equal(adapter.predict_velocity(*step_inputs), plain)  # on again after an error too
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_the_trained_weights_are_float32_in_any_compute_dtype(tiny_model: Path, dtype: torch.dtype) -> None:
+    network = lora(open_tiny(tiny_model, dtype))
+    assert {p.dtype for p in network.parameters().values()} == {torch.float32}
+
+
+# ---------------------------------------------------------------- the file
+
+
+def test_the_file_has_the_names_both_programs_read(tiny_model: Path) -> None:
+    adapter = open_tiny(tiny_model)
+    network = lora(adapter, rank=4, alpha=2.0)
+    exported = network.export(network.parameters())
+    expected = {
+        f"diffusion_model.{target}.{part}"
+        for target in adapter.lora_targets()
+        for part in ("lora_A.weight", "lora_B.weight", "alpha")
+    }
+    assert exported.keys() == expected
+    assert {float(tensor) for name, tensor in exported.items() if name.endswith(".alpha")} == {2.0}
+
+
+@pytest.fixture
+def loaded(pipeline, caplog: pytest.LogCaptureFixture):
+    """Loads a LoRA file into the pipeline by its own loader, which must not complain; takes it out afterwards."""
+
+    def load(path: Path):
+        with warnings.catch_warnings(record=True) as caught, caplog.at_level(logging.INFO):
+            warnings.simplefilter("always")
+            for name in ("diffusers", "peft"):
+                logging.getLogger(name).addHandler(caplog.handler)
+            pipeline.load_lora_weights(path)
+        said = [record.getMessage() for record in caplog.records] + [str(warning.message) for warning in caught]
+        assert not [text for text in said if "key" in text.lower() or "lora" in text.lower()], said
+        return pipeline
+
+    yield load
+    for name in ("diffusers", "peft"):
+        logging.getLogger(name).removeHandler(caplog.handler)
+    pipeline.unload_lora_weights()
+
+
+FILES = [
+    ("float32", 4, 4.0, 1e-4),
+    ("float32", 6, 4.5, 1e-4),
+    ("float16", 4, 2.0, 1e-4),
+    ("bfloat16", 4, 16.0, 1e-4),
+    ("float16", 6, 4.5, 1e-3),
+    ("bfloat16", 6, 4.5, 5e-3),
+]
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(("dtype", "rank", "alpha", "limit"), FILES)
+def test_the_file_in_diffusers_equals_the_trained_adapter(
+    loaded, tiny_model: Path, step_inputs, tmp_path: Path, dtype: str, rank: int, alpha: float, limit: float
+) -> None:
+    """Of the change that the LoRA makes. Ours holds the weights that the file holds, rounded to its dtype."""
+    adapter = open_tiny(tiny_model)
+    base = adapter.predict_velocity(*step_inputs)
+    network = lora(adapter, rank, alpha)
+    train_somewhat(network)
+    path = tmp_path / "lora.safetensors"
+    save_network(path, network.export(network.parameters()), dtype, {"rank": str(rank)})
+    for parameter in network.parameters().values():
+        parameter.data = parameter.data.to(getattr(torch, dtype)).float()
+    ours = adapter.predict_velocity(*step_inputs)
+
+    pipeline = loaded(path)
+    theirs_adapter = open_tiny(tiny_model)
+    theirs_adapter._parts["transformer"] = pipeline.transformer
+    theirs = theirs_adapter.predict_velocity(*step_inputs)
+    assert relative(theirs, base) > 1e-3
+    what = f"LoRA file {dtype}, rank {rank}, alpha {alpha:g}"
+    at_most(f"{what}, of the output", relative(ours, theirs), limit)
+    at_most(f"{what}, of the change", relative(ours - base, theirs - base), limit * 5)
+
+
+def test_every_tensor_of_the_file_reaches_its_layer_in_diffusers(loaded, tiny_model: Path, tmp_path: Path) -> None:
+    adapter = open_tiny(tiny_model)
+    network = lora(adapter, rank=4, alpha=2.0)
+    train_somewhat(network)
+    path = tmp_path / "lora.safetensors"
+    save_network(path, network.export(network.parameters()), "float32", {})
+    stored, transformer = load_file(path), loaded(path).transformer
+    for target in adapter.lora_targets():
+        theirs = transformer.get_submodule(target).get_delta_weight("default_0")
+        down, up, alpha = (
+            stored[f"diffusion_model.{target}.{part}"] for part in ("lora_A.weight", "lora_B.weight", "alpha")
+        )
+        torch.testing.assert_close(theirs, alpha / 4 * up @ down)
+
+
+def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
+    loaded, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", SIZE.width * SIZE.height)
+    adapter = open_tiny(tiny_model, match_target_res=True)
+    prompt = SamplePrompt("a cat", "blurry", SIZE, seed=4, guidance_scale=3.0, steps=4, references=REFERENCES[:1])
+    sampler = Sampler(adapter, [prompt], ItemEncoder(adapter, torch.float32), memory_stores())
+    without = sampler.draw(0)
+    network = lora(adapter, rank=4, alpha=6.0, dropout=0.1)
+    train_somewhat(network)
+    path = tmp_path / "lora.safetensors"
+    save_network(path, network.export(network.parameters()), "float32", {})
+    with network.inference():
+        ours = sampler.draw(0)
+
+    from PIL import Image
+
+    theirs = loaded(path)(
+        image=[Image.open(path) for path in prompt.references],
+        prompt=prompt.prompt,
+        negative_prompt=prompt.negative,
+        true_cfg_scale=prompt.guidance_scale,
+        width=SIZE.width,
+        height=SIZE.height,
+        num_inference_steps=prompt.steps,
+        generator=torch.Generator("cpu").manual_seed(prompt.seed),
+    ).images[0]
+    assert psnr(ours, without) < 45, "the LoRA must be seen in the picture"
+    at_least("sample with a LoRA, dB", psnr(ours, theirs), 50)

@@ -1,0 +1,137 @@
+"""Sample pictures: when, under which names, and with which weights."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from toolkit.contracts import TrainState
+from toolkit.train.hooks.sample import SampleHook
+
+NAME = re.compile(r"^\d+__\d{9}_\d+\.(jpg|png|webp)$")
+
+
+class Drawing:
+    """A hook that draws flat pictures, and what it saw and said."""
+
+    def __init__(self, run, **changes) -> None:
+        self.run = run
+        self.weights: list[torch.Tensor] = []
+        self.notes: list[str] = []
+        self.events: list[dict] = []
+        settings = {"count": 2, "every": 10, "start": 0, "first": True, "picture_format": "jpg"} | changes
+        self.hook = SampleHook(self._draw, **settings, note=self.notes.append, event=self._event)
+
+    def _draw(self, index: int) -> Image.Image:
+        self.weights.append(self.run.roles["network"].parameters["w"].detach().clone())
+        return Image.new("RGB", (32, 16), (100 * index, 50, 0))
+
+    def _event(self, event: str, **details) -> None:
+        self.events.append({"event": event, **details})
+
+    def run_to(self, last: int, result, finished: bool = True) -> list[tuple[int, int]]:
+        """What the loop would call up to step `last`; (step, index) of the pictures that are there then."""
+        self.hook.on_start(self.run)
+        for step in range(self.run.state.step + 1, last + 1):
+            self.run.state = TrainState(step=step)
+            self.hook.after_step(self.run, result(step))
+        self.hook.on_end(self.run, finished)
+        return self.pictures()
+
+    def pictures(self) -> list[tuple[int, int]]:
+        names = [p.name for p in self.run.folder.glob("samples/*")]
+        assert all(NAME.match(name) for name in names), names
+        return sorted((int(name.split("__")[1][:9]), int(name.split("_")[-1].split(".")[0])) for name in names)
+
+
+@pytest.fixture
+def run(toy):
+    return toy.run(50)
+
+
+def sets(*steps: int) -> list[tuple[int, int]]:
+    return [(step, index) for step in steps for index in (0, 1)]
+
+
+def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(run, result) -> None:
+    drawing = Drawing(run)
+    assert drawing.run_to(25, result) == sets(0, 10, 20, 25)
+    assert [event["step"] for event in drawing.events] == [0, 10, 20, 25]
+    assert all(NAME.match(name) for event in drawing.events for name in event["files"])
+    assert len(drawing.notes) == 4
+
+
+def test_the_last_set_is_drawn_once(run, result) -> None:
+    assert Drawing(run).run_to(20, result) == sets(0, 10, 20)
+
+
+def test_no_set_before_the_first_step_when_it_is_skipped(run, result) -> None:
+    assert Drawing(run, first=False).run_to(10, result) == sets(10)
+
+
+def test_the_interval_begins_at_the_start_step(run, result) -> None:
+    assert Drawing(run, start=15, first=False).run_to(30, result) == sets(20, 30)
+
+
+def test_an_interval_of_zero_leaves_the_first_and_the_last(run, result) -> None:
+    assert Drawing(run, every=0).run_to(25, result) == sets(0, 25)
+
+
+def test_going_on_draws_no_first_set_and_none_twice(run, result) -> None:
+    run.state = TrainState(step=10)
+    assert Drawing(run).run_to(15, result) == sets(15)
+    run.state = TrainState(step=15)  # the run is done: started again it has nothing to draw
+    again = Drawing(run)
+    again.run_to(15, result)
+    assert again.events == []
+
+
+def test_a_stop_draws_nothing(run, result) -> None:
+    assert Drawing(run, first=False).run_to(5, result, finished=False) == []
+
+
+@pytest.mark.parametrize(("picture_format", "kind"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
+def test_a_picture_has_the_format_that_is_asked_for(run, result, picture_format: str, kind: str) -> None:
+    Drawing(run, picture_format=picture_format).run_to(0, result)
+    files = sorted(run.folder.glob("samples/*"), key=lambda path: path.stem[-1])
+    assert [path.suffix for path in files] == [f".{picture_format}"] * 2
+    with Image.open(files[1]) as picture:
+        assert (picture.format, picture.size) == (kind, (32, 16))
+        assert abs(picture.convert("RGB").getpixel((8, 8))[0] - 100) < 4  # the picture of index 1
+
+
+def test_pictures_are_drawn_with_the_average_and_the_weights_come_back_bit_for_bit(toy, result) -> None:
+    run = toy.run(5, ema_decay=0.5)
+    weight = toy.weight(run)
+    with torch.no_grad():
+        weight.copy_(torch.tensor([1 / 3, -0.0, 1e-38]))
+    own = weight.detach().clone()
+    average = run.roles["network"].ema.averages["w"]
+    average.fill_(0.125)
+    drawing = Drawing(run)
+    drawing.hook.sample_now(run)
+    assert all(seen.tolist() == [0.125] * 3 for seen in drawing.weights)
+    assert weight.detach().numpy().tobytes() == own.numpy().tobytes()
+    assert average.tolist() == [0.125] * 3
+
+
+def test_the_weights_come_back_when_drawing_fails(toy) -> None:
+    run = toy.run(5, ema_decay=0.5)
+    run.roles["network"].ema.averages["w"].fill_(9.0)
+    drawing = Drawing(run)
+
+    def fail(index: int) -> Image.Image:
+        raise RuntimeError("out of memory")
+
+    drawing.hook.draw = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        drawing.hook.sample_now(run)
+    assert toy.weight(run).tolist() == [0.0, 0.0, 0.0]
+    assert drawing.pictures() == []
+
+
+def test_its_time_is_not_step_time() -> None:
+    assert SampleHook.counts_as_step_time is False

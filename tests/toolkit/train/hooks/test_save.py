@@ -1,0 +1,135 @@
+"""Saving at intervals, at the end, and when a stop is asked for."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+
+from toolkit.contracts import TrainState
+from toolkit.networks.files import step_file
+from toolkit.train.hooks.save import SaveHook
+
+
+class Saving:
+    """A hook whose network file is a word, and what it says."""
+
+    def __init__(self, every: int, keep: int, raw: bool = False) -> None:
+        self.raw = raw
+        self.notes: list[str] = []
+        self.events: list[dict] = []
+        self.hook = SaveHook(self._write, every, keep, self.notes.append, self._event)
+
+    def _write(self, run, step: int | None) -> list[Path]:
+        path = run.folder / f"{run.name}.safetensors" if step is None else step_file(run.folder, run.name, step)
+        files = [path, path.with_name(f"{path.stem}_raw.safetensors")] if self.raw else [path]
+        for file in files:
+            file.write_text(f"weights of step {run.state.step}")
+            os.utime(file, (1e9 - run.state.step,) * 2)  # newer steps look older
+        return files
+
+    def _event(self, event: str, **details) -> None:
+        self.events.append({"event": event, **details})
+
+    def run_to(self, run, last: int, result, finished: bool = True) -> None:
+        """What the loop would call from the run's step to step `last`."""
+        self.hook.on_start(run)
+        for step in range(run.state.step + 1, last + 1):
+            run.state = TrainState(step=step)
+            self.hook.after_step(run, result(step))
+        self.hook.on_end(run, finished)
+
+
+@pytest.fixture
+def run(toy):
+    toy.folder.mkdir()
+    return toy.run(50)
+
+
+def files(run) -> list[str]:
+    return sorted(p.name for p in run.folder.glob("*.safetensors"))
+
+
+def states(run) -> list[int]:
+    return sorted(int(p.name.removeprefix("step_")) for p in run.folder.glob("state/*"))
+
+
+def test_the_newest_files_stay_by_their_step_and_the_last_is_not_counted(run, result) -> None:
+    saving = Saving(every=10, keep=2)
+    saving.run_to(run, 45, result)
+    assert files(run) == ["toy.safetensors", "toy_000000030.safetensors", "toy_000000040.safetensors"]
+    assert (run.folder / "toy.safetensors").read_text() == "weights of step 45"
+    assert (run.folder / "toy_000000030.safetensors").read_text() == "weights of step 30"
+    assert states(run) == [40, 45]
+    assert saving.events[2] == {
+        "event": "save",
+        "step": 30,
+        "files": ["toy_000000030.safetensors"],
+        "removed": ["toy_000000010.safetensors"],
+    }
+    assert saving.events[-1] == {"event": "save", "step": 45, "files": ["toy.safetensors"], "removed": []}
+    assert saving.notes[0] == "saved toy_000000010.safetensors"
+
+
+def test_a_raw_file_goes_with_its_step(run, result) -> None:
+    Saving(every=10, keep=1, raw=True).run_to(run, 20, result)
+    assert files(run) == [
+        "toy.safetensors",
+        "toy_000000020.safetensors",
+        "toy_000000020_raw.safetensors",
+        "toy_raw.safetensors",
+    ]
+
+
+def test_files_of_other_names_are_left_alone(run, result) -> None:
+    others = ["toy_b_000000001.safetensors", "toy_1.safetensors", "other_000000001.safetensors", "toy.safetensors.bak"]
+    for name in others:
+        (run.folder / name).touch()
+    Saving(every=1, keep=1).run_to(run, 3, result)
+    assert all((run.folder / name).exists() for name in others)
+    assert "toy_000000002.safetensors" not in files(run)
+
+
+def test_zero_keeps_all(run, result) -> None:
+    Saving(every=10, keep=0).run_to(run, 40, result)
+    assert files(run) == ["toy.safetensors", *(f"toy_{step:09d}.safetensors" for step in (10, 20, 30, 40))]
+
+
+def test_an_interval_of_zero_writes_only_the_last_file(run, result) -> None:
+    Saving(every=0, keep=2).run_to(run, 12, result)
+    assert files(run) == ["toy.safetensors"]
+    assert states(run) == [12]
+
+
+def test_a_stop_saves_the_state_and_no_network(run, result) -> None:
+    saving = Saving(every=10, keep=2)
+    saving.run_to(run, 13, result, finished=False)
+    assert files(run) == ["toy_000000010.safetensors"]
+    assert states(run) == [10, 13]
+    assert "step 13" in saving.notes[-1]
+
+
+def test_a_stop_just_after_a_save_saves_nothing_more(run, result) -> None:
+    saving = Saving(every=10, keep=2)
+    saving.run_to(run, 10, result, finished=False)
+    assert len(saving.notes) == len(saving.events) == 1
+    # Nothing was learned since the process began: the state it came from stays as it is.
+    again = Saving(every=10, keep=2)
+    before = (run.folder / "state" / "step_000000010").stat().st_ino
+    again.run_to(run, 10, result, finished=False)
+    assert (run.folder / "state" / "step_000000010").stat().st_ino == before
+    assert again.notes == []
+
+
+def test_the_network_is_written_before_the_state_that_promises_it(run, result, monkeypatch) -> None:
+    saving, order = Saving(every=1, keep=0), []
+    write = saving.hook.write_network
+    saving.hook.write_network = lambda *arguments: order.append("network") or write(*arguments)
+    monkeypatch.setattr("toolkit.train.hooks.save.save_state", lambda run: order.append("state"))
+    saving.run_to(run, 1, result)
+    assert order[:2] == ["network", "state"]
+
+
+def test_its_time_is_not_step_time() -> None:
+    assert SaveHook.counts_as_step_time is False

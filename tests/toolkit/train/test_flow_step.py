@@ -1,0 +1,136 @@
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
+from tests.measured import at_most
+from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Size
+from toolkit.data.batches import BatchLoader
+from toolkit.flow.path import linear_path
+from toolkit.networks.lora import LoraNetwork
+from toolkit.train.flow_step import ROLE, FlowMatchingStep
+
+SIZE = Size(96, 64)
+
+
+class FakeAdapter:
+    """Predicts a fixed velocity and remembers what it was asked."""
+
+    def __init__(self, velocity: float = 0.0) -> None:
+        self.velocity = velocity
+
+    def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts, references) -> Tensor:
+        self.asked = (x_t_BCHW, t_B)
+        return torch.full_like(x_t_BCHW, self.velocity)
+
+
+def make_batch(latents_BCHW: Tensor, epoch: int = 0, positions: tuple[int, ...] | None = None, **changes) -> Batch:
+    count = len(latents_BCHW)
+    spec = BatchSpec(epoch, items=tuple(range(count)), positions=positions or tuple(range(count)))
+    batch = Batch(
+        latents_BCHW=latents_BCHW,
+        prompts=PromptEmbeds(torch.zeros(count, 1, 1), (1,) * count),
+        references=((),) * count,
+        spec=spec,
+        names=("x.png",) * count,
+        loss_weight_B=torch.ones(count),
+    )
+    return replace(batch, **changes)
+
+
+LATENTS = torch.randn((3, 2, 4, 4), generator=torch.Generator().manual_seed(0))
+
+
+def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
+    step = FlowMatchingStep(FakeAdapter(velocity=0.5), seed=1, timestep_type="sigmoid")
+    batch = make_batch(LATENTS)
+    noise_BCHW, t_B = step.draws(batch.spec, LATENTS.shape[1:])
+    result = step(batch)
+    expected_B = ((0.5 - (noise_BCHW - LATENTS)) ** 2).mean(dim=(1, 2, 3))
+    torch.testing.assert_close(result.by_role[ROLE], expected_B)
+    assert result.stats["t_mean"] == pytest.approx(float(t_B.mean()))
+    x_t_BCHW, asked_t_B = step.adapter.asked
+    assert torch.equal(x_t_BCHW, linear_path(LATENTS, noise_BCHW, t_B)[0]) and torch.equal(asked_t_B, t_B)
+
+
+def test_draws_depend_on_epoch_and_position_only() -> None:
+    step = FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="sigmoid")
+    shape = torch.Size((2, 4, 4))
+    noise, t = step.draws(BatchSpec(2, items=(9, 8, 7), positions=(4, 5, 6)), shape)
+    torch.manual_seed(99)
+    for row, position in enumerate((4, 5, 6)):
+        alone_noise, alone_t = step.draws(BatchSpec(2, items=(0,), positions=(position,)), shape)
+        assert torch.equal(alone_noise[0], noise[row]) and torch.equal(alone_t[0], t[row])
+    for other in (BatchSpec(3, (9,), (4,)), BatchSpec(2, (9,), (5,))):
+        other_noise, other_t = step.draws(other, shape)
+        assert not torch.equal(other_noise[0], noise[0]) and other_t[0] != t[0]
+    of_other_seed = FlowMatchingStep(FakeAdapter(), seed=2, timestep_type="sigmoid")
+    assert not torch.equal(of_other_seed.draws(BatchSpec(2, (9,), (4,)), shape)[0][0], noise[0])
+
+
+def test_drawing_leaves_the_global_generator_alone() -> None:
+    state = torch.get_rng_state()
+    FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="uniform")(make_batch(LATENTS))
+    assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_weights_and_masks_scale_the_loss() -> None:
+    step = FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="sigmoid")
+    plain_B = step(make_batch(LATENTS)).by_role[ROLE]
+    weighted_B = step(make_batch(LATENTS, loss_weight_B=torch.tensor([0.0, 1.0, 2.0]))).by_role[ROLE]
+    torch.testing.assert_close(weighted_B, plain_B * torch.tensor([0.0, 1.0, 2.0]))
+    half = torch.full((3, 1, 4, 4), 0.5)
+    torch.testing.assert_close(step(make_batch(LATENTS, loss_mask_B1HW=half)).by_role[ROLE], plain_B / 2)
+
+
+def test_the_weighted_type_brings_its_weights() -> None:
+    weighted, linear = (FlowMatchingStep(FakeAdapter(), 1, kind) for kind in ("weighted", "linear"))
+    batch = make_batch(LATENTS)
+    t_B = weighted.draws(batch.spec, LATENTS.shape[1:])[1]
+    factor_B = weighted(batch).by_role[ROLE] / linear(batch).by_role[ROLE]
+    torch.testing.assert_close(factor_B, weighted.weighting(t_B))
+    assert (factor_B - 1).abs().max() > 0.01
+
+
+def test_half_precision_latents_make_a_float32_loss() -> None:
+    step = FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="sigmoid")
+    assert step(make_batch(LATENTS.bfloat16())).by_role[ROLE].dtype == torch.float32
+
+
+# ---------------------------------------------------------------- accumulation
+
+
+def gradients(tiny_model: Path, dtype: torch.dtype, micro_batches: list[tuple[int, ...]]) -> Tensor:
+    """All LoRA gradients of one optimizer step over the items 0..5, in these micro-batches."""
+    adapter = open_tiny(tiny_model, dtype, match_target_res=True)
+    wide, tall, square = REFERENCES
+    controls = [(), (wide,), (tall, square), (square,), (), (square, tall, wide)]
+    items = [photo_item(SIZE, refs, f"picture {'very ' * n}new") for n, refs in enumerate(controls)]
+    loader = BatchLoader(encode_photos(adapter, *items, dtype=dtype), seed=3)
+    network = LoraNetwork(adapter.lora_targets(), rank=4, alpha=4.0, dropout=0.0, seed=3)
+    network.attach(adapter.network_module)
+    generator = torch.Generator().manual_seed(1)
+    for name, parameter in network.parameters().items():
+        if "lora_B" in name:  # zero at the start, where half of the gradients would be zero
+            parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
+    step = FlowMatchingStep(adapter, seed=3, timestep_type="sigmoid")
+    for rows in micro_batches:
+        batch = loader.load(BatchSpec(epoch=0, items=rows, positions=rows))
+        (step(batch).by_role[ROLE].sum() / 6).backward()
+    return torch.cat([p.grad.flatten().double() for p in network.parameters().values()])
+
+
+@pytest.mark.parametrize(("dtype", "limit"), [(torch.float32, 1e-5), (torch.float64, 1e-10)], ids=str)
+def test_micro_batches_add_up_to_one_batch(tiny_model: Path, dtype: torch.dtype, limit: float) -> None:
+    """Items with 0 to 3 references of several sizes and texts of several lengths."""
+    whole = gradients(tiny_model, dtype, [(0, 1, 2, 3, 4, 5)])
+    assert whole.norm() > 1e-3
+    for name, parts in {
+        "6 of 1": [(n,) for n in range(6)],
+        "3 of 2": [(0, 1), (2, 3), (4, 5)],
+        "4 and 2": [(0, 1, 2, 3), (4, 5)],
+    }.items():
+        at_most(f"accumulation, {name}, {dtype}", relative(gradients(tiny_model, dtype, parts), whole), limit)
