@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import ExtensionJob, failure, series
+from jobs import ExtensionJob, JobOptions, failure, series
 from toolkit import interrupt, log
 from toolkit.errors import EXIT_DONE
 from toolkit.extension import discover
@@ -49,15 +49,19 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return dry_run(arguments)
     if len(arguments.configs) == 1:
-        return run_job(arguments.configs[0], arguments.name)
+        return run_job(arguments)
     return run_series(arguments)
 
 
-def run_job(argument: str, name: str | None) -> int:
+def run_job(arguments: argparse.Namespace) -> int:
     """Runs one config in this process."""
     interrupt.install()
     extensions = discover()
-    job = ExtensionJob(load(argument, name, extensions), extensions)
+    config = load(arguments.configs[0], arguments.name, extensions)
+    options = JobOptions(restart=arguments.restart, allow_change=arguments.allow_change)
+    with interrupt.deferred() as request:  # a signal must not tear the heavy imports of a process apart
+        job = ExtensionJob(config, extensions, options)
+    request.check()
     try:
         job.run()
     finally:
@@ -70,6 +74,7 @@ def run_series(arguments: argparse.Namespace) -> int:
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
+    command += [flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))]
     return series.run_series(arguments.configs, series.ChildRunner(command), recover=arguments.recover)
 
 
@@ -132,6 +137,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-r", "--recover", action="store_true", help="go on with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
+    add("--restart", action="store_true", help="where no saved state is good: move the run aside, begin anew")
+    add("--allow-change", action="store_true", help="resume although the job differs from the one that was saved")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")

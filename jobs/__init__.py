@@ -1,5 +1,5 @@
 """A job: a name and an ordered list of processes. `run.py` loads one, builds it and runs it."""
 
-from jobs.job import BaseJob, ExtensionJob
+from jobs.job import BaseJob, ExtensionJob, JobOptions
 
-__all__ = ["BaseJob", "ExtensionJob"]
+__all__ = ["BaseJob", "ExtensionJob", "JobOptions"]

@@ -7,6 +7,7 @@ import gc
 import sys
 import traceback
 from collections import OrderedDict
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -14,11 +15,23 @@ if TYPE_CHECKING:
     from toolkit.extension import ExtensionTable
 
 
+@dataclass(frozen=True)
+class JobOptions:
+    """What the command line says of every process of a job."""
+
+    restart: bool = False
+    """Where no state of a run is good: move it aside and begin anew."""
+
+    allow_change: bool = False
+    """Go on from a state although the job differs from the one it was made with."""
+
+
 class BaseJob:
     """What a process may ask of the job it belongs to."""
 
-    def __init__(self, config: JobConfig) -> None:
+    def __init__(self, config: JobConfig, options: JobOptions = JobOptions()) -> None:
         self.job_config = config
+        self.options = options
         self.job: str = config.job
         """The kind of job: what the file says under `job`."""
         self.name: str = config.name
@@ -51,8 +64,8 @@ class BaseJob:
 class ExtensionJob(BaseJob):
     """Processes by their `type`, each built by the extension of that uid. All are built before any runs."""
 
-    def __init__(self, config: JobConfig, extensions: ExtensionTable) -> None:
-        super().__init__(config)
+    def __init__(self, config: JobConfig, extensions: ExtensionTable, options: JobOptions = JobOptions()) -> None:
+        super().__init__(config, options)
         for entry, section in zip(config.processes, self.config["process"], strict=True):
             process_class = extensions.process_class(entry.type)
             self.process.append(process_class(entry.index, self, section))

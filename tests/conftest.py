@@ -106,16 +106,6 @@ def pipeline(tiny_model: Path):
     return load_pipeline(tiny_model)
 
 
-@pytest.fixture(scope="session")
-def tiny_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model folder of a few megabytes, written once; tests only read it."""
-    from toolkit.models.qwen_edit.tiny import write_tiny_model
-
-    folder = tmp_path_factory.mktemp("model") / "tiny-edit"
-    write_tiny_model(folder)
-    return folder
-
-
 @pytest.fixture
 def make_pictures() -> Callable[..., Path]:
     """Writes small smooth pictures `<stem>.png` with captions into a folder, all different, and returns the folder."""

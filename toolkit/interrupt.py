@@ -48,6 +48,11 @@ class StopRequest:
     def asked(self) -> bool:
         return self.exit_code is not None
 
+    def check(self) -> None:
+        """Raises Stopped when a signal has come: for work that loses nothing by ending here."""
+        if self.exit_code is not None:
+            raise Stopped(self.exit_code)
+
 
 _request: StopRequest | None = None
 """The request of the `deferred` block that is open, if one is. Signals are global; so is this."""

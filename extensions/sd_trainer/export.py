@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from toolkit.contracts import Network
-from toolkit.networks.files import save_network, step_file
+from toolkit.networks.files import as_stored, step_file, write_stored
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
 from toolkit.version import NAME, VERSION
@@ -22,16 +23,25 @@ class NetworkWriter:
         self.section = section
         self.meta = meta
 
-    def write(self, run: Run, step: int | None) -> list[Path]:
-        """`<name>_<step>.safetensors`, or `<name>.safetensors` for the end; returns the files written."""
+    def prepare(self, run: Run, step: int | None) -> Callable[[], list[Path]]:
+        """Copies the weights of `<name>_<step>.safetensors`, or of `<name>.safetensors` for the end.
+
+        The result writes the files and returns their paths; the run may have gone on by then.
+        """
         role = run.roles[ROLE]
         path = run.folder / f"{run.name}.safetensors" if step is None else step_file(run.folder, run.name, step)
         chosen = {path: role.weights_to_keep()}
         if role.ema and "raw" in self.section.save.also:
             chosen[path.with_name(f"{path.stem}_raw.safetensors")] = dict(role.parameters)
-        for file, weights in chosen.items():
-            save_network(file, self.network.export(weights), self.section.save.dtype, self.metadata(run))
-        return list(chosen)
+        dtype, metadata = self.section.save.dtype, self.metadata(run)
+        copies = {file: as_stored(self.network.export(weights), dtype) for file, weights in chosen.items()}
+
+        def write() -> list[Path]:
+            for file, tensors in copies.items():
+                write_stored(file, tensors, metadata)
+            return list(copies)
+
+        return write
 
     def metadata(self, run: Run) -> dict[str, str]:
         """Strings for the file's header: the user's own first, ours after. Never a path, never a secret."""

@@ -10,6 +10,7 @@ from typing import Any
 from extensions.sd_trainer.events import EventLog
 from extensions.sd_trainer.export import NetworkWriter
 from extensions.sd_trainer.plan import plan_items
+from extensions.sd_trainer.resumption import Resumption
 from jobs.process import BaseTrainProcess
 from toolkit import interrupt
 from toolkit.config.process import JobContext
@@ -23,7 +24,7 @@ from toolkit.data.order import epoch_batches
 from toolkit.data.plan import RunPlan
 from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, pick_device
-from toolkit.errors import Stopped
+from toolkit.errors import EXIT_DONE, Stopped
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.quantize import quantize_block
 from toolkit.models.families import family_for
@@ -34,39 +35,51 @@ from toolkit.networks.targets import select_targets
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import build_schedule
-from toolkit.train.checkpoint import load_state, newest_state, recorded_seed, recorded_step
+from toolkit.train.checkpoint import recorded_seed
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.control import ControlHook, ask_to_stop
 from toolkit.train.hooks.metrics import MetricsHook
 from toolkit.train.hooks.sample import SampleHook
 from toolkit.train.hooks.save import SaveHook
-from toolkit.train.hooks.status import StatusHook
+from toolkit.train.hooks.status import StatusHook, is_finished
+from toolkit.train.hooks.watchdog import WatchdogHook
+from toolkit.train.lock import locked
 from toolkit.train.loop import train
+from toolkit.train.resume import choose_state
 from toolkit.train.run import Role, Run
 from toolkit.train.sampling import PIXELS_PER_TOKEN, SamplePrompt, Sampler
+from toolkit.train.state_folder import remove_leftovers, state_root, step_of
 
 
 class SdTrainerProcess(BaseTrainProcess):
     """Trains a network on folders of images; see README.md in this folder for the files it leaves."""
 
     def run(self) -> None:
-        # Scanned before the run's folder is made: a mistake in the data leaves no trace.
-        scan, items = scan_items(self.section, family_for(self.section.model).size_multiple)
-        super().run()
-        with copy_output(self.save_root / "log.txt"):
-            self.status = StatusLine()
+        self.status = StatusLine()
+        with interrupt.deferred() as self.request:
+            scan, items = scan_items(self.section, family_for(self.section.model).size_multiple)
             plan = plan_items(self.section, JobContext(self.job.name), scan, items)
-            self.print(plan.render())
-            state = newest_state(self.save_root, self.print)
-            if state and recorded_step(state) >= plan.optimizer_steps and self._final_file().is_file():
-                self.print(f"{self._final_file()} is complete at step {recorded_step(state)}: nothing to do.")
-                return
-            self._train(scan, items, plan, state)
+            self.request.check()
+            with locked(self.save_root, self.print):
+                remove_leftovers(state_root(self.save_root))
+                state = choose_state(self.save_root, self.section.resume, self.job.options.restart, self.print)
+                with copy_output(self.save_root / "log.txt"):
+                    self._run(scan, items, plan, state)
+            self.request.check()
 
-    def _train(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, state: Path | None) -> None:
-        seed = self._seed(state)
-        start = None if state else self._starting_point()
+    def _run(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, state: Path | None) -> None:
+        self.print(plan.render())
+        if state and step_of(state) >= plan.optimizer_steps and is_finished(self.save_root):
+            self.print(f"{self.save_root} is complete at step {step_of(state)}: nothing to do.")
+            return
+        resumption = Resumption.of(state, self.section, scan, self.job.options.allow_change, self.print)
+        super().run()  # the config is written only now: a job that is refused leaves the run as it was
+        self._train(scan, items, plan, resumption)
+
+    def _train(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, resumption: Resumption) -> None:
+        seed = self._seed(resumption.state)
+        start = None if resumption.state else self._starting_point()
         adapter = self._open_model()
         stores = CacheStores(self.training_folder, self.print)
         dataset = self._encode(scan, items, adapter, stores)
@@ -74,9 +87,8 @@ class SdTrainerProcess(BaseTrainProcess):
         adapter.drop_encoders(keep=self._encoders_in_use(dataset, sampler))
         network = self._attach_network(adapter, seed, start)
         run = self._assemble(network, sampler, plan.optimizer_steps, seed)
-        if state:
-            load_state(state, run)
-            self.print(f"going on from {state}")
+        run.record = resumption.record
+        resumption.apply(run, self.print)
         self._loop(run, items, BatchLoader(dataset, seed), adapter)
 
     # ------------------------------------------------------------ model and data
@@ -130,6 +142,7 @@ class SdTrainerProcess(BaseTrainProcess):
 
     def _progress(self, what: str, done: int, total: int) -> None:
         self.status.update(f"{what} {done}/{total}")
+        self.request.check()  # what is encoded by now stays in the cache
 
     # ------------------------------------------------------------ what is trained
 
@@ -196,7 +209,14 @@ class SdTrainerProcess(BaseTrainProcess):
         save, log_every = self.section.save, self.section.logging.log_every
         self.status = StatusLine(every_s=0) if log_every else self.status
         writer = NetworkWriter(network, self.section, self.meta)
-        saving = SaveHook(writer.write, save.save_every, save.max_step_saves_to_keep, self.status.note, event)
+        saving = SaveHook(
+            writer.prepare,
+            save.save_every,
+            save.max_step_saves_to_keep,
+            save.max_states_to_keep,
+            self.status.note,
+            event,
+        )
         actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
         # Saving comes before sampling: a crash in the less important one loses nothing.
         hooks: list[Hook] = [MetricsHook(), saving]
@@ -205,10 +225,11 @@ class SdTrainerProcess(BaseTrainProcess):
             actions["sample_now"] = sampling.sample_now
             hooks.append(sampling)
         # The status comes last: "finished" means that every file is there.
-        return [*hooks, ControlHook(actions), StatusHook(self.status, log_every)]
+        return [*hooks, ControlHook(actions), StatusHook(self.status, log_every), WatchdogHook(self.status.note)]
 
     def _sample_hook(self, network: Network, sampler: Sampler, event: Any) -> SampleHook:
         settings = self.section.sample
+        sampler.stop_asked = lambda: self.request.asked
 
         def draw(index: int):
             with network.inference():
@@ -232,14 +253,11 @@ class SdTrainerProcess(BaseTrainProcess):
         workers = max(dataset.num_workers for dataset in self.section.datasets)
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
         step = FlowMatchingStep(adapter, run.seed, settings.timestep_type)
-        with interrupt.deferred() as request:
-            run.stop_asked = lambda: request.asked
-            train(run, batches_of_epoch, partial(loader.prefetch, workers=workers), step)
-        if request.exit_code is not None:
-            raise Stopped(request.exit_code)
-
-    def _final_file(self) -> Path:
-        return self.save_root / f"{self.name}.safetensors"
+        run.stop_asked = lambda: self.request.asked
+        train(run, batches_of_epoch, partial(loader.prefetch, workers=workers), step)
+        if run.stop_reason:
+            self.print(f"stopped by {run.stop_reason}")
+            raise Stopped(EXIT_DONE)  # asked for by the user: the job ends here, and well
 
 
 def _floor(pixels: int) -> int:

@@ -9,9 +9,9 @@ import re
 from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import Key
 from toolkit.config.choices import mistake
@@ -39,8 +39,13 @@ def _device(value: str) -> str:
 
 
 def _resume(value: Any) -> Any:
-    if value != "auto":
-        raise mistake(f"{value!r} is not supported yet. Write 'auto' or leave it out.")
+    if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        raise mistake(f"{value!r} is not a step. Write 'auto', 'never', a step number or the path of a state folder.")
+    if isinstance(value, str) and value.isdigit():
+        return int(value)
+    if isinstance(value, str) and value not in ("auto", "never") and "/" not in value and "\\" not in value:
+        remedy = "Write 'auto', 'never', a step number or the path of a state folder."
+        raise mistake(f"{value!r} is none of these. {remedy}")
     return value
 
 
@@ -59,8 +64,9 @@ class DatasetsJob(ProcessConfig):
     training_seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of order, noise, dropout and initial weights. 0: a random one, printed and recorded."""
 
-    resume: Annotated[Literal["auto"], BeforeValidator(_resume), WithJsonSchema({"enum": ["auto"]})] = "auto"
-    """auto: go on from the newest good state of the run's folder, if there is one."""
+    resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
+    """auto: go on from the newest good state of the run's folder, if there is one. never: move an old run aside
+    and begin anew. A step number, or the path of a state folder: go on from there; what is later is moved aside."""
 
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     """The adapter that is trained."""

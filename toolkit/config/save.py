@@ -22,6 +22,9 @@ class SaveConfig(StrictModel):
     max_step_saves_to_keep: int = Field(default=5, ge=0)
     """How many step files to keep, the newest by step number; the final file is not counted. 0: all."""
 
+    max_states_to_keep: int = Field(default=2, ge=0)
+    """How many states (all that a resume needs) to keep, the newest by step. 0: all."""
+
     also: tuple[Literal["raw"], ...] = ()
     """`raw`: with EMA, also write the trained weights themselves as `<name>_<step>_raw.safetensors`."""
 

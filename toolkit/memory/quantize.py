@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from torch import nn
+from torch import Tensor, nn
 
 from toolkit.host_memory import return_freed_memory
 
@@ -22,6 +22,14 @@ def quantize_block(block: nn.Module, qtype: str) -> None:
     for module in block.modules():
         if isinstance(module, QModuleMixin):
             module.freeze()
+            _zero_for_nan(module.weight)
             return_freed_memory()  # of one layer at a time: the float temporaries of a block would add up
     # freeze() leaves the quantized weights trainable: backward would compute gradients for all of them.
     block.requires_grad_(False)
+
+
+def _zero_for_nan(weight: Tensor) -> None:
+    """Repairs float8 rows that were all zero: quanto scales a row by its maximum, and 0 / 0 is NaN."""
+    data = getattr(weight, "_data", None)
+    if data is not None and data.is_floating_point():
+        data.copy_(data.float().nan_to_num_(0.0))

@@ -68,7 +68,10 @@ def arch_of_folder(folder: Path) -> str | None:
     index = folder / "model_index.json"
     if not index.is_file():
         return None
-    class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    try:
+        class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
+    except (OSError, ValueError) as error:
+        raise UserError(f"{index}: not readable ({error}). Copy or download the model again.") from error
     if class_name not in ARCH_OF_PIPELINE:
         raise UserError(f"{index}: pipeline {class_name!r} is not a model family this program trains.")
     return ARCH_OF_PIPELINE[class_name]

@@ -10,7 +10,8 @@ from pathlib import Path
 from huggingface_hub import HfApi, constants, snapshot_download
 from huggingface_hub.errors import (
     GatedRepoError,
-    HfHubHTTPError,
+    HFValidationError,
+    HTTPError,
     LocalEntryNotFoundError,
     OfflineModeIsEnabled,
     RepositoryNotFoundError,
@@ -38,12 +39,14 @@ def download(name: str, revision: str | None, note: Callable[[str], None]) -> Pa
     HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub refuses, the model is not there,
     nothing can be reached, or the disk is too small.
     """
+    place = f"model.name_or_path: {name}"
     try:
         return Path(snapshot_download(name, revision=revision, allow_patterns=PARTS, local_files_only=True))
     except LocalEntryNotFoundError:
         pass  # not (completely) here yet: ask the hub
+    except HFValidationError as error:
+        raise UserError(f"{place}: neither a local folder nor a model id of the hub: {_first_line(error)}") from error
     enable_progress_bars()  # a library imported earlier may have switched them off
-    place = f"model.name_or_path: {name}"
     try:
         _announce(name, revision, note)
         return Path(snapshot_download(name, revision=revision, allow_patterns=PARTS))
@@ -53,7 +56,7 @@ def download(name: str, revision: str | None, note: Callable[[str], None]) -> Pa
         raise UserError(f"{place}: has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
         raise UserError(f"{place}: the hub has no such model, or it is private. {_TOKEN_HELP}") from error
-    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HfHubHTTPError, OSError) as error:
+    except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, OSError) as error:
         raise UserError(
             f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {_first_line(error)}. "
             f"Download it by hand with `hf download {name}`, or give the path of a local folder."

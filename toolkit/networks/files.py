@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -19,20 +20,41 @@ DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch
 """`save.dtype` -> torch dtype."""
 
 
-def save_network(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]) -> None:
-    """Writes `tensors` in `dtype` with string `metadata` (a sha256 of the weights is added) and reads them back.
+def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
+    """Copies on the CPU in `dtype`, a key of DTYPES: what a file will hold, whatever happens to the originals."""
+    return {name: t.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for name, t in tensors.items()}
 
-    Raises RunError when a weight is not finite in `dtype`, or the file does not hold what was written.
+
+def save_network(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str]) -> None:
+    """Writes `tensors` in `dtype`; see `write_stored`."""
+    write_stored(path, as_stored(tensors, dtype), metadata)
+
+
+def write_stored(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """Writes tensors as they are with string `metadata` (a sha256 of the weights is added) and reads them back.
+
+    Raises RunError when a weight is not finite, or the file does not hold what was written.
     """
-    stored = {name: tensor.detach().cpu().to(DTYPES[dtype]).contiguous() for name, tensor in tensors.items()}
-    broken = [name for name, tensor in stored.items() if not torch.isfinite(tensor).all()]
+    broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
-        raise RunError(
-            f"{path}: {broken[0]} and {len(broken) - 1} more are not finite as {dtype}; nothing was written."
-        )
+        more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
+        raise RunError(f"{path}: {broken[0]}{more} are not finite in the file's dtype; nothing was written.")
     with replaced(path) as temporary:
-        save_file(stored, temporary, metadata={"format": "pt", **metadata, "sha256": weights_digest(stored)})
-        _compare(temporary, stored)
+        save_file(dict(tensors), temporary, metadata={"format": "pt", **metadata, "sha256": weights_digest(tensors)})
+        _sort_header(temporary)
+        _compare(temporary, tensors)
+
+
+def _sort_header(path: Path) -> None:
+    """Puts the header's metadata in the order of its keys: safetensors writes it in a new order each time."""
+    with path.open("r+b") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(ordered) <= length:
+            file.seek(8)
+            file.write(ordered.ljust(length))
 
 
 def _compare(path: Path, stored: Mapping[str, Tensor]) -> None:
@@ -57,13 +79,19 @@ def step_file(folder: Path, name: str, step: int) -> Path:
     return folder / f"{name}_{step:09d}.safetensors"
 
 
-def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
-    """Deletes all but the newest `keep` step files, by their step number; 0 keeps all. Returns what was deleted."""
+def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
+    """The step files of a run by their step, `_raw` ones included."""
     pattern = re.compile(re.escape(name) + r"_(\d{9,})(_raw)?\.safetensors")
     by_step: dict[int, list[Path]] = {}
-    for path in folder.iterdir():
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if match := pattern.fullmatch(path.name):
             by_step.setdefault(int(match.group(1)), []).append(path)
+    return by_step
+
+
+def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
+    """Deletes all but the newest `keep` step files, by their step number; 0 keeps all. Returns what was deleted."""
+    by_step = step_files(folder, name)
     surplus = sorted(by_step)[:-keep] if keep else []
     old = [path for step in surplus for path in by_step[step]]
     for path in old:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
@@ -58,6 +59,9 @@ class Run:
     roles: dict[str, Role]
     hooks: Sequence[Hook] = ()
     state: TrainState = field(default_factory=TrainState)
+    record: dict[str, Any] = field(default_factory=dict)
+    """JSON values that every state keeps beside the training's own: the settings, the dataset."""
+
     stop_asked: Callable[[], bool] = lambda: False
     """Whether a signal asks for an end; read between micro-batches."""
 

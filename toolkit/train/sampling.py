@@ -5,7 +5,7 @@ Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -54,8 +54,15 @@ class _Encoded:
     references: tuple[Entry, ...]
 
 
+class SamplingStopped(Exception):
+    """A stop was asked for in the middle of a picture, which is given up."""
+
+
 class Sampler:
     """Draws pictures with whatever weights the adapter has now; nothing it does changes the training."""
+
+    stop_asked: Callable[[], bool] = staticmethod(lambda: False)
+    """Read between sampling steps; True makes `draw` raise SamplingStopped."""
 
     def __init__(
         self, adapter: ModelAdapter, prompts: Sequence[SamplePrompt], encoder: ItemEncoder, stores: Stores
@@ -87,6 +94,8 @@ class Sampler:
         references = [tuple(read(entry) for entry in encoded.references)]
 
         def velocity(x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
+            if self.stop_asked():
+                raise SamplingStopped
             cond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, positive, references)
             if negative is None:
                 return cond_BCHW

@@ -34,7 +34,7 @@ def windows(epoch_batches: EpochBatches, epoch: int, batch: int, accumulation: i
     while True:
         chosen: list[BatchSpec] = []
         while len(chosen) < accumulation:
-            if batch == len(specs):
+            if batch >= len(specs):
                 epoch, batch = epoch + 1, 0
                 specs = epoch_batches(epoch)
             chosen.append(specs[batch])

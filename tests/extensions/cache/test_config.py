@@ -26,10 +26,10 @@ def test_it_takes_a_training_section_as_it_is(load) -> None:
 
 
 def test_dtype_may_stand_in_the_process_itself(load) -> None:
-    assert load(train=None, dtype="bf16").dtype == "bfloat16"
+    assert load(train=None).dtype == "bfloat16"
+    assert load(train=None, dtype="fp32").dtype == "float32"
 
 
 def test_a_misspelt_key_is_refused(load) -> None:
     with pytest.raises(ConfigErrors, match="Did you mean 'datasets'"):
-        load(dataset=[])  # falsy: left out
         load(dataset=["a"])

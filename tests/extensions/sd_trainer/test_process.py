@@ -298,7 +298,7 @@ def test_the_control_folder_saves_samples_and_stops(
     wait_for(lambda: not any((folder / "control").iterdir()), process)
     (folder / "control" / "stop").touch()
     _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "")
+    assert (process.returncode, errors) == (0, "Stopped.\n")
     done = lines(folder / "metrics.jsonl")[-1]["step"]
     assert done < 5000
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"

@@ -36,6 +36,9 @@ from tests.toolkit.config.conftest import trainer
         ("train: {lr: , steps: ''}", "train.lr", 1e-4),
         ("sample: ", "sample", None),
         ("resume: ''", "resume", "auto"),
+        ("resume: never", "resume", "never"),
+        ("resume: 340", "resume", 340),
+        ("resume: ./output/x/state/step_000000340", "resume", "./output/x/state/step_000000340"),
     ],
 )
 def test_what_is_written_reaches_the_field(section, lines: str, path: str, value: object) -> None:
@@ -73,7 +76,10 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("first_sample: {sample_steps: 3}", "first_sample: a mapping is not supported yet."),
         ("training: {epohcs: 3}", "training.epohcs: unknown key. Did you mean 'epochs'?"),
         ("device: gpu", "device: 'gpu' is no device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'."),
-        ("resume: never", "resume: 'never' is not supported yet."),
+        (
+            "resume: latest",
+            "resume: 'latest' is none of these. Write 'auto', 'never', a step number or the path of a state folder.",
+        ),
     ],
 )
 def test_what_is_wrong_is_one_line_under_the_written_name(faults, line: str, message: str) -> None:

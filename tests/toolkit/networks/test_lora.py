@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -39,12 +40,12 @@ def lora(adapter: QwenEditAdapter, rank: int = 4, alpha: float = 4.0, dropout: f
     return network
 
 
-def train_somewhat(network: LoraNetwork) -> None:
-    """Up matrices as after some training; zero where no gradient can reach them."""
+def train_somewhat(network: LoraNetwork, strength: float = 0.05) -> None:
+    """Up matrices as training could have made them."""
     generator = torch.Generator().manual_seed(11)
     for name, parameter in network.parameters().items():
         if "lora_B" in name:
-            parameter.data.copy_(0.05 * torch.randn(parameter.shape, generator=generator))
+            parameter.data.copy_(strength * torch.randn(parameter.shape, generator=generator))
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +228,7 @@ FILES = [
 def test_the_file_in_diffusers_equals_the_trained_adapter(
     loaded, tiny_model: Path, step_inputs, tmp_path: Path, dtype: str, rank: int, alpha: float, limit: float
 ) -> None:
-    """Of the change that the LoRA makes. Ours holds the weights that the file holds, rounded to its dtype."""
+    """Relative to the change that the LoRA makes. Ours holds the file's weights, rounded to its dtype."""
     adapter = open_tiny(tiny_model)
     base = adapter.predict_velocity(*step_inputs)
     network = lora(adapter, rank, alpha)
@@ -243,9 +244,7 @@ def test_the_file_in_diffusers_equals_the_trained_adapter(
     theirs_adapter._parts["transformer"] = pipeline.transformer
     theirs = theirs_adapter.predict_velocity(*step_inputs)
     assert relative(theirs, base) > 1e-3
-    what = f"LoRA file {dtype}, rank {rank}, alpha {alpha:g}"
-    at_most(f"{what}, of the output", relative(ours, theirs), limit)
-    at_most(f"{what}, of the change", relative(ours - base, theirs - base), limit * 5)
+    at_most(f"LoRA file {dtype}, rank {rank}, alpha {alpha:g}", relative(ours - base, theirs - base), limit)
 
 
 def test_every_tensor_of_the_file_reaches_its_layer_in_diffusers(loaded, tiny_model: Path, tmp_path: Path) -> None:
@@ -272,13 +271,11 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
     sampler = Sampler(adapter, [prompt], ItemEncoder(adapter, torch.float32), memory_stores())
     without = sampler.draw(0)
     network = lora(adapter, rank=4, alpha=6.0, dropout=0.1)
-    train_somewhat(network)
+    train_somewhat(network, strength=1.0)
     path = tmp_path / "lora.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})
     with network.inference():
         ours = sampler.draw(0)
-
-    from PIL import Image
 
     theirs = loaded(path)(
         image=[Image.open(path) for path in prompt.references],

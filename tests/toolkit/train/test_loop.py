@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
+from itertools import accumulate
 from types import SimpleNamespace
 
 import pytest
@@ -31,7 +32,7 @@ def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, re
     assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is True
     items = toy.items(8, accumulation)
     torch.testing.assert_close(recorder.weights, toy.by_hand(items, constant(0.1)))
-    assert [r.samples for r in recorder.results] == [len(sum(items[: n + 1], [])) for n in range(8)]
+    assert [r.samples for r in recorder.results] == list(accumulate(map(len, items)))
 
 
 def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, recorder) -> None:

@@ -14,6 +14,7 @@ from toolkit.files import replaced
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
 from toolkit.train.run import Run
+from toolkit.train.sampling import SamplingStopped
 
 DrawPicture = Callable[[int], Image.Image]
 """Draws the sample with this index."""
@@ -53,10 +54,12 @@ class SampleHook(Hook):
         self._drawn_at = -1
 
     def on_start(self, run: Run) -> None:
-        if run.state.step:
-            self._drawn_at = run.state.step  # what was due at this step was drawn before the run ended
-        elif self.first:
-            self.sample_now(run)
+        step = run.state.step
+        wanted = self.first if step == 0 else due(step, self.every, self.start) or step == run.steps
+        if wanted and len(self._files_of(run, step)) < self.count:
+            self.sample_now(run)  # also after a resume: the run may have ended in the middle of this set
+        elif step:
+            self._drawn_at = step
 
     def after_step(self, run: Run, result: StepResult) -> None:
         if due(result.step, self.every, self.start):
@@ -67,9 +70,21 @@ class SampleHook(Hook):
             self.sample_now(run)
 
     def sample_now(self, run: Run) -> None:
-        """Draws one set at the current step."""
+        """Draws one set at the current step; a set that is broken off by a stop leaves no picture."""
         step = run.state.step
-        folder = run.folder / "samples"
+        for path in self._files_of(run, step):
+            path.unlink()
+        try:
+            files = self._draw_set(run, step)
+        except SamplingStopped:
+            for path in self._files_of(run, step):
+                path.unlink()
+            return
+        self._drawn_at = step
+        self.event("sample", step=step, files=files)
+        self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
+
+    def _draw_set(self, run: Run, step: int) -> list[str]:
         files = []
         with ExitStack() as stack:
             for role in run.roles.values():
@@ -77,13 +92,12 @@ class SampleHook(Hook):
                     stack.enter_context(role.ema.applied())
             for index in range(self.count):
                 picture = self.draw(index)
-                path = folder / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{self.format}"
-                self._write(picture, path)
+                path = run.folder / "samples" / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{self.format}"
+                with replaced(path) as temporary:
+                    picture.save(temporary, **SAVE_OPTIONS[self.format])
                 files.append(path.name)
-        self._drawn_at = step
-        self.event("sample", step=step, files=files)
-        self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
+        return files
 
-    def _write(self, picture: Image.Image, path: Path) -> None:
-        with replaced(path) as temporary:
-            picture.save(temporary, **SAVE_OPTIONS[self.format])
+    @staticmethod
+    def _files_of(run: Run, step: int) -> list[Path]:
+        return sorted((run.folder / "samples").glob(f"*__{step:09d}_*"))

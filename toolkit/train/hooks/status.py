@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections import deque
+from pathlib import Path
 from statistics import median
 
 import torch
 
 from toolkit.contracts import StepResult
+from toolkit.errors import Stopped
 from toolkit.files import write_json
 from toolkit.log import StatusLine
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
 from toolkit.train.run import Run
 
+FILE = "run.json"
+FINISHED = "finished"
 WRITE_EVERY_S = 1.0
 
 
@@ -45,11 +50,14 @@ class StatusHook(Hook):
 
     def on_end(self, run: Run, finished: bool) -> None:
         self.line.finish(self._text(run, self._last) if self._last else "")
-        self._write(run, "finished" if finished else "stopped")
+        self._write(run, FINISHED if finished else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         self.line.finish()
-        self._write(run, "failed", error=f"{type(error).__name__}: {error}")
+        if isinstance(error, Stopped | KeyboardInterrupt):
+            self._write(run, "stopped")
+        else:
+            self._write(run, "failed", error=f"{type(error).__name__}: {error}")
 
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
@@ -82,7 +90,15 @@ class StatusHook(Hook):
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **more,
         }
-        write_json(run.folder / "run.json", document)
+        write_json(run.folder / FILE, document)
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder came to its end, everything written."""
+    try:
+        return json.loads((folder / FILE).read_text(encoding="utf-8"))["status"] == FINISHED
+    except (OSError, ValueError, KeyError):
+        return False
 
 
 def duration(seconds: float) -> str:

@@ -31,7 +31,7 @@ def adapter(tiny_model: Path) -> QwenEditAdapter:
 
 @pytest.fixture(scope="module")
 def mixed(adapter: QwenEditAdapter):
-    """Five items with 0, 1, 2, 1 and 0 references, of several aspect ratios and text lengths."""
+    """Six items with 0, 1, 2, 1, 0 and 1 references, of several aspect ratios and text lengths."""
     wide, tall, square = REFERENCES
     items = [
         photo_item(SIZE, (), CAPTIONS[0]),
@@ -39,13 +39,14 @@ def mixed(adapter: QwenEditAdapter):
         photo_item(SIZE, (tall, square), CAPTIONS[2]),
         photo_item(SIZE, (PHOTOS / "20_photo_wide" / "rocket.jpg",), CAPTIONS[0]),
         photo_item(SIZE, (), CAPTIONS[1]),
+        photo_item(SIZE, (tall,), CAPTIONS[2]),
     ]
     dataset = encode_photos(adapter, *items)
     prompts = PromptEmbeds.stack([dataset.read(entries.caption) for entries in dataset.entries])
     references = [tuple(map(dataset.read, entries.references)) for entries in dataset.entries]
     generator = torch.Generator().manual_seed(3)
-    x_t_BCHW = torch.randn((5, 16, 12, 16), generator=generator)
-    return x_t_BCHW, torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7]), prompts, references
+    x_t_BCHW = torch.randn((6, 16, 12, 16), generator=generator)
+    return x_t_BCHW, torch.tensor([0.1, 0.5, 0.9, 0.3, 0.7, 0.2]), prompts, references
 
 
 @torch.no_grad()
@@ -64,7 +65,7 @@ def test_items_of_equal_shapes_share_one_forward(adapter: QwenEditAdapter, mixed
     with recording(adapter.network_module) as seen:
         adapter.predict_velocity(x_t_BCHW, t_B, prompts, references)
     # chelsea and rocket are both 3:2 at the target's area; the items without references form one group.
-    assert sorted(len(call["timestep"]) for call in seen.inputs) == [1, 2, 2]
+    assert sorted(len(call["timestep"]) for call in seen.inputs) == [1, 1, 2, 2]
     for call in seen.inputs:
         rows, columns = zip(*[shape[1:] for shape in call["img_shapes"][0]], strict=True)
         assert sum(r * c for r, c in zip(rows, columns, strict=True)) == call["hidden_states"].shape[1]

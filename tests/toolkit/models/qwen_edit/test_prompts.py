@@ -7,8 +7,14 @@ from PIL import Image
 
 from tests.diffusers_reference import REFERENCES
 from tests.golden_tables import golden
-from toolkit.models.qwen_edit.loading import load_image_processor, load_tokenizer
-from toolkit.models.qwen_edit.prompts import DROP_TOKENS, condition_picture, encoder_inputs, prompt_text
+from toolkit.models.qwen_edit.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_edit.prompts import (
+    DROP_TOKENS,
+    condition_picture,
+    encoder_inputs,
+    prompt_embedding,
+    prompt_text,
+)
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
 """CLIP's, which Qwen2.5-VL normalises with."""
@@ -77,3 +83,17 @@ def test_a_known_photograph_reaches_the_encoder_as_the_image_processor_makes_it(
     theirs = processor(images=[picture], return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, theirs)
     assert ours.max() > 1  # of a twice scaled picture no value is above -1.4
+
+
+@torch.no_grad()
+def test_picture_tokens_take_plain_positions_as_in_diffusers(tiny_model: Path, tokenizer, processor) -> None:
+    """transformers places them on a grid only when told which tokens are pictures, and diffusers does not tell it."""
+    text_model = load_text_model(tiny_model, torch.float32)
+    inputs = encoder_inputs("a cat", [Image.open(REFERENCES[0])], tokenizer, processor)
+    length = inputs["input_ids"].shape[1]
+    plain_3BL = torch.arange(length).expand(3, 1, length)
+    plain_LD = text_model(**inputs, position_ids=plain_3BL, use_cache=False).last_hidden_state[0, DROP_TOKENS:]
+    assert torch.equal(prompt_embedding(inputs, text_model), plain_LD)
+    on_grid = (inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
+    other_LD = text_model(**inputs, mm_token_type_ids=on_grid, use_cache=False).last_hidden_state[0, DROP_TOKENS:]
+    assert not torch.allclose(plain_LD, other_LD)

@@ -10,6 +10,7 @@ from PIL import Image
 
 from toolkit.contracts import TrainState
 from toolkit.train.hooks.sample import SampleHook
+from toolkit.train.sampling import SamplingStopped
 
 NAME = re.compile(r"^\d+__\d{9}_\d+\.(jpg|png|webp)$")
 
@@ -40,6 +41,9 @@ class Drawing:
             self.hook.after_step(self.run, result(step))
         self.hook.on_end(self.run, finished)
         return self.pictures()
+
+    def names(self, step: int) -> list[str]:
+        return sorted(p.name for p in self.run.folder.glob(f"samples/*__{step:09d}_*"))
 
     def pictures(self) -> list[tuple[int, int]]:
         names = [p.name for p in self.run.folder.glob("samples/*")]
@@ -80,9 +84,12 @@ def test_an_interval_of_zero_leaves_the_first_and_the_last(run, result) -> None:
     assert Drawing(run, every=0).run_to(25, result) == sets(0, 25)
 
 
-def test_going_on_draws_no_first_set_and_none_twice(run, result) -> None:
-    run.state = TrainState(step=10)
-    assert Drawing(run).run_to(15, result) == sets(15)
+def test_going_on_draws_what_is_missing_and_nothing_twice(run, result) -> None:
+    Drawing(run).run_to(10, result, finished=False)
+    (run.folder / "samples").joinpath(Drawing(run).names(10)[1]).unlink()  # the run ended in the middle of a set
+    resumed = Drawing(run)
+    assert resumed.run_to(15, result) == sets(0, 10, 15)
+    assert [event["step"] for event in resumed.events] == [10, 15]
     run.state = TrainState(step=15)  # the run is done: started again it has nothing to draw
     again = Drawing(run)
     again.run_to(15, result)
@@ -131,6 +138,21 @@ def test_the_weights_come_back_when_drawing_fails(toy) -> None:
         drawing.hook.sample_now(run)
     assert toy.weight(run).tolist() == [0.0, 0.0, 0.0]
     assert drawing.pictures() == []
+
+
+def test_a_set_broken_off_by_a_stop_leaves_no_picture(run, result) -> None:
+    drawing, draw = Drawing(run), None
+    draw = drawing.hook.draw
+
+    def stopped_at_the_second(index: int):
+        if index == 1:
+            raise SamplingStopped
+        return draw(index)
+
+    drawing.hook.draw = stopped_at_the_second
+    assert drawing.run_to(10, result, finished=False) == []
+    assert drawing.events == []
+    assert Drawing(run).run_to(10, result, finished=False) == sets(10)  # and the next start draws it
 
 
 def test_its_time_is_not_step_time() -> None:

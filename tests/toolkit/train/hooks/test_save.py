@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
 import pytest
 
 from toolkit.contracts import TrainState
+from toolkit.errors import RunError
 from toolkit.networks.files import step_file
 from toolkit.train.hooks.save import SaveHook
 
@@ -15,18 +17,22 @@ from toolkit.train.hooks.save import SaveHook
 class Saving:
     """A hook whose network file is a word, and what it says."""
 
-    def __init__(self, every: int, keep: int, raw: bool = False) -> None:
+    def __init__(self, every: int, keep: int, raw: bool = False, keep_states: int = 2) -> None:
         self.raw = raw
         self.notes: list[str] = []
         self.events: list[dict] = []
-        self.hook = SaveHook(self._write, every, keep, self.notes.append, self._event)
+        self.hook = SaveHook(self._prepare, every, keep, keep_states, self.notes.append, self._event)
 
-    def _write(self, run, step: int | None) -> list[Path]:
+    def _prepare(self, run, step: int | None):
+        now = run.state.step
+        return lambda: self._write(run, step, now)
+
+    def _write(self, run, step: int | None, now: int) -> list[Path]:
         path = run.folder / f"{run.name}.safetensors" if step is None else step_file(run.folder, run.name, step)
         files = [path, path.with_name(f"{path.stem}_raw.safetensors")] if self.raw else [path]
         for file in files:
-            file.write_text(f"weights of step {run.state.step}")
-            os.utime(file, (1e9 - run.state.step,) * 2)  # newer steps look older
+            file.write_text(f"weights of step {now}")
+            os.utime(file, (1e9 - now,) * 2)  # newer steps look older
         return files
 
     def _event(self, event: str, **details) -> None:
@@ -124,11 +130,53 @@ def test_a_stop_just_after_a_save_saves_nothing_more(run, result) -> None:
 
 def test_the_network_is_written_before_the_state_that_promises_it(run, result, monkeypatch) -> None:
     saving, order = Saving(every=1, keep=0), []
-    write = saving.hook.write_network
-    saving.hook.write_network = lambda *arguments: order.append("network") or write(*arguments)
-    monkeypatch.setattr("toolkit.train.hooks.save.save_state", lambda run: order.append("state"))
+    write = saving._write
+    saving._write = lambda *arguments: order.append("network") or write(*arguments)
+    monkeypatch.setattr("toolkit.train.hooks.save.write_state", lambda *_: order.append("state"))
     saving.run_to(run, 1, result)
     assert order[:2] == ["network", "state"]
+
+
+def test_an_error_while_writing_is_raised_at_the_next_step(run, result) -> None:
+    saving = Saving(every=1, keep=0)
+
+    def fail(*_) -> list[Path]:
+        raise OSError("the disk is gone")
+
+    saving._write = fail
+    saving.hook.on_start(run)
+    run.state = TrainState(step=1)
+    saving.hook.after_step(run, result(1))
+    saving.hook._background._thread.join()
+    with pytest.raises(OSError, match="the disk is gone"):
+        saving.hook.after_step(run, result(2))
+
+
+def test_writing_goes_on_beside_the_training_and_sees_the_weights_of_its_step(run, result) -> None:
+    saving, may_write = Saving(every=1, keep=0), threading.Event()
+    write = saving._write
+    saving._write = lambda *arguments: may_write.wait(10) and write(*arguments)
+    saving.hook.on_start(run)
+    run.state = TrainState(step=1)
+    saving.hook.after_step(run, result(1))
+    assert files(run) == []  # still waiting: the step has ended all the same
+    run.state = TrainState(step=2)
+    may_write.set()
+    saving.hook.on_end(run, finished=False)
+    assert (run.folder / "toy_000000001.safetensors").read_text() == "weights of step 1"
+    assert states(run) == [1, 2]
+
+
+def test_without_space_a_save_is_put_off_with_a_warning_and_the_end_is_an_error(run, result, monkeypatch) -> None:
+    monkeypatch.setattr("toolkit.train.hooks.save.make_room", lambda root, size, note: note("short of space") or False)
+    saving = Saving(every=1, keep=0)
+    saving.hook.on_start(run)
+    run.state = TrainState(step=1)
+    saving.hook.after_step(run, result(1))
+    assert saving.notes == ["short of space"]
+    with pytest.raises(RunError, match="could not be saved"):
+        saving.hook.on_end(run, finished=True)
+    assert files(run) == []
 
 
 def test_its_time_is_not_step_time() -> None:

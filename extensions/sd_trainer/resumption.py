@@ -1,0 +1,104 @@
+"""How a job goes on from a state: what it may have changed since, and what becomes of the run's files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.data.fingerprint import Fingerprint, compare, digest_of, fingerprint
+from toolkit.data.folder import Scan
+from toolkit.errors import UserError
+from toolkit.files import write_json
+from toolkit.train.changes import Change, changes
+from toolkit.train.checkpoint import load_state
+from toolkit.train.resume import supersede
+from toolkit.train.run import Run
+from toolkit.train.state_folder import read_document
+
+Note = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Resumption:
+    """A checked way to begin: from `state`, or anew when that is None."""
+
+    state: Path | None
+    record: dict[str, Any]
+    """What every state of this run keeps of the job: its settings and the digest of its dataset."""
+
+    found: Fingerprint
+    new_optimizer: bool = False
+    """The job changed the optimizer: the saved optimizer state means nothing to it."""
+
+    new_dataset: bool = False
+
+    @classmethod
+    def of(cls, state: Path | None, section: Any, scan: Scan, allow_change: bool, note: Note) -> Resumption:
+        """Compares the job with the one the state was made with.
+
+        Raises UserError when it differs in what cannot change, or in what changes the result without `allow_change`.
+        """
+        found = fingerprint(scan.samples)
+        # Where the files are says nothing of what is in them: a moved run has the same states, byte for byte.
+        settings = section.model_dump(mode="json", exclude={"training_folder"})
+        record = {"settings": settings, "dataset": digest_of(found)}
+        if state is None:
+            return cls(None, record, found)
+        document = read_document(state)
+        differing = changes(document["settings"], record["settings"])
+        _judge(state, differing, allow_change, note)
+        return cls(
+            state,
+            record,
+            found,
+            new_optimizer=any(change.key == "train.optimizer" for change in differing),
+            new_dataset=document["dataset"] != record["dataset"],
+        )
+
+    def apply(self, run: Run, note: Note) -> None:
+        """Puts the state into the run, moves what is later out of its way, and keeps the dataset's fingerprint."""
+        if self.state is None:
+            supersede(run.folder, run.name, None, note)
+        else:
+            load_state(self.state, run, fresh_optimizer=self.new_optimizer)
+            supersede(run.folder, run.name, run.state.step, note)
+            note(f"going on from {self.state}")
+            if self.new_dataset:
+                self._begin_next_epoch(run, note)
+        write_json(_fingerprint_file(run.folder, self.record["dataset"]), self.found)
+
+    def _begin_next_epoch(self, run: Run, note: Note) -> None:
+        """The order of a changed dataset is another one: its first epoch is trained whole."""
+        old = _fingerprint_file(run.folder, read_document(self.state)["dataset"])
+        change = compare(json.loads(old.read_text(encoding="utf-8")), self.found) if old.is_file() else "unknown files"
+        note(f"the dataset has changed: {change}. The next epoch begins with it.")
+        if run.state.batch:
+            run.state.epoch, run.state.batch = run.state.epoch + 1, 0
+
+
+def _judge(state: Path, differing: list[Change], allow_change: bool, note: Note) -> None:
+    impossible = [change for change in differing if change.kind == "impossible"]
+    if impossible:
+        raise UserError(
+            f"{state} was made by another job, and these cannot change:\n{_listed(impossible)}\n"
+            "Restore them, or give the job another name."
+        )
+    serious = [change for change in differing if change.kind == "changes the result"]
+    if serious and not allow_change:
+        raise UserError(
+            f"{state} was made by a job that differs in what changes the result:\n{_listed(serious)}\n"
+            "Restore them, add --allow-change to go on with the new values, or give the job another name."
+        )
+    for change in differing:
+        note(f"changed since the last run: {change}")
+
+
+def _listed(differing: list[Change]) -> str:
+    return "\n".join(f"  {change}" for change in differing)
+
+
+def _fingerprint_file(folder: Path, digest: str) -> Path:
+    return folder / f"dataset-{digest[:12]}.json"

@@ -1,0 +1,137 @@
+"""The jobs in config/examples: each can be planned as it is, and the quickstart really learns."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+CONFIG = Path(__file__).resolve().parents[2] / "config"
+EXAMPLES = sorted(
+    path.relative_to(CONFIG.parent).as_posix()
+    for path in (CONFIG / "examples").iterdir()
+    if path.suffix in (".yaml", ".yml", ".json", ".jsonc")
+)
+
+FORBID_TORCH = """
+import sys
+
+class Forbidden:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"torch", "transformers", "diffusers", "peft"}:
+            raise ImportError(f"{name} is imported")
+
+def no_network(event, arguments):
+    if event in ("socket.connect", "socket.getaddrinfo"):
+        raise PermissionError(f"{event} {arguments}")
+
+sys.meta_path.insert(0, Forbidden())
+sys.addaudithook(no_network)
+"""
+
+
+def files_in(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*")}
+
+
+@pytest.fixture
+def workplace(tmp_path: Path) -> Path:
+    """A working directory that holds nothing but the examples."""
+    folder = tmp_path / "work"
+    shutil.copytree(CONFIG, folder / "config")
+    return folder
+
+
+def test_the_quickstart_is_among_them() -> None:
+    assert "config/examples/quickstart.yaml" in EXAMPLES
+
+
+@pytest.mark.parametrize("example", EXAMPLES)
+def test_an_example_can_be_planned_without_torch_network_or_a_trace(
+    run_py: Run, workplace: Path, tmp_path: Path, example: str
+) -> None:
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(FORBID_TORCH, encoding="utf-8")
+    before = files_in(workplace)
+    result = run_py(example, "--dry-run", "--json", cwd=workplace, env={"PYTHONPATH": str(site)})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert json.loads(result.stdout)["processes"]
+    assert files_in(workplace) == before
+
+
+def test_the_quickstart_ends_with_a_lora_that_has_learned_and_with_samples(
+    run_py: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    result = run_py("config/examples/quickstart.yaml", cwd=workplace)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert "2 x 20 + 3 x 40 = 160 samples per epoch" in result.stdout
+    folder = workplace / "output" / "quickstart"
+    assert sorted(path.name for path in folder.glob("*.safetensors")) == [
+        "quickstart.safetensors",
+        "quickstart_000000100.safetensors",
+        "quickstart_000000200.safetensors",
+    ]
+    pictures = sorted(re.sub(r"^\d+__", "", path.name) for path in (folder / "samples").iterdir())
+    assert pictures == [f"{step:09d}_{index}.jpg" for step in (0, 100, 200) for index in (0, 1)]
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+
+    monkeypatch.chdir(workplace)
+    untrained, trained = losses()
+    assert trained <= 0.8 * untrained, f"mean loss over 16 fixed draws: {untrained:.4f} before, {trained:.4f} after"
+
+
+def losses() -> tuple[float, float]:
+    """Mean loss over 16 fixed (image, noise, t) draws: of the model alone, and with the trained LoRA folded in.
+
+    The LoRA is added by hand, W + alpha / rank * B A, from what its file holds.
+    """
+    from toolkit.config import load_job
+    from toolkit.contracts import BatchSpec
+    from toolkit.data.batches import BatchLoader
+    from toolkit.data.encode import encode_items
+    from toolkit.data.items import scan_items
+    from toolkit.data.stores import CacheStores
+    from toolkit.extension import discover
+    from toolkit.memory.quantize import quantize_block
+    from toolkit.models.opening import open_adapter
+    from toolkit.train.flow_step import ROLE, FlowMatchingStep
+
+    job = load_job(Path("config/examples/quickstart.yaml"), discover().find_config)
+    section = job.processes[1].section
+    adapter = open_adapter(section.model, torch.device("cpu"), torch.float32, quantize_block)
+    scan, items = scan_items(section, 32)
+    stores = CacheStores(Path("output"), print)
+    dataset = encode_items(items, adapter, stores.of_samples(scan, section), torch.float32)
+    draws = range(16)
+    spec = BatchSpec(epoch=10**6, items=tuple(n % len(items) for n in draws), positions=tuple(draws))
+    batch = BatchLoader(dataset, seed=1).load(spec)
+    step = FlowMatchingStep(adapter, seed=1, timestep_type=section.train.timestep_type)
+
+    @torch.no_grad()
+    def mean_loss() -> float:
+        return float(step(batch).by_role[ROLE].mean())
+
+    untrained = mean_loss()
+    fold_in(load_file("output/quickstart/quickstart.safetensors"), adapter.network_module)
+    return untrained, mean_loss()
+
+
+@torch.no_grad()
+def fold_in(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
+    lora = {name.removeprefix("diffusion_model."): tensor.float() for name, tensor in lora.items()}
+    targets = [name.removesuffix(".lora_A.weight") for name in lora if name.endswith(".lora_A.weight")]
+    assert targets
+    for target in targets:
+        down_RI, up_OR = lora[f"{target}.lora_A.weight"], lora[f"{target}.lora_B.weight"]
+        scale = lora[f"{target}.alpha"] / len(down_RI)
+        model.get_submodule(target).weight += scale * up_OR @ down_RI

@@ -1,0 +1,146 @@
+"""The image's recipe and the scripts beside it, read and linted: no Docker engine is needed."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+import subprocess
+import sys
+from fnmatch import fnmatch
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+FOLDER = ROOT / "docker"
+SCRIPTS = sorted(FOLDER.glob("*.sh"))
+
+EXCLUDED = "SC2310"
+"""Functions are called in conditions on purpose: their exit code is what is asked for, and they do without `set -e`."""
+
+
+def instructions() -> list[tuple[str, str]]:
+    """(instruction, rest) of the Dockerfile, continued lines joined."""
+    lines = [line for line in (FOLDER / "Dockerfile").read_text().splitlines() if not line.lstrip().startswith("#")]
+    joined = re.sub(r"\\\n\s*", "", "\n".join(lines))
+    return [(line.split(None, 1)[0].upper(), line.split(None, 1)[1]) for line in joined.splitlines() if line.strip()]
+
+
+def all_of(name: str) -> list[str]:
+    return [rest for instruction, rest in instructions() if instruction == name]
+
+
+def copied() -> list[tuple[str, str]]:
+    """(source, target) of each COPY."""
+    pairs = []
+    for rest in all_of("COPY"):
+        *sources, target = [word for word in rest.split() if not word.startswith("--")]
+        pairs += [(source, target) for source in sources]
+    return pairs
+
+
+def tool(name: str) -> str:
+    """The program that its package has put beside the interpreter."""
+    found = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
+    assert found, f"{name} is missing: pip install -r requirements-dev.txt"
+    return found
+
+
+def test_the_base_is_pinned_by_digest() -> None:
+    (base,) = all_of("FROM")
+    assert re.fullmatch(r"python:3\.11[\w.-]*@sha256:[0-9a-f]{64}", base)
+
+
+def test_every_copied_source_exists_and_reaches_the_builder() -> None:
+    assert copied()
+    ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]
+    assert ignore[0] == "*"
+    let_in = [line[1:] for line in ignore if line.startswith("!")]
+    for source, _ in copied():
+        assert (ROOT / source).exists(), source
+        assert source.split("/")[0] in let_in, f"{source} is kept out by .dockerignore"
+        assert not any(fnmatch(source, line) for line in ignore[1:] if not line.startswith("!")), source
+    assert sorted(let_in) == sorted({source.split("/")[0] for source, _ in copied()}), "more is sent than is copied"
+
+
+def test_the_whole_program_is_in_the_image() -> None:
+    packages = {path.parent.name for path in ROOT.glob("*/*.py")} - {"tests", "docs", "docker", "output"}
+    packages |= {path.parts[-3] for path in ROOT.glob("extensions/*/*.py")}
+    targets = dict(copied())
+    for name in packages | {"config"}:
+        assert targets[name] == f"/opt/atelier/{name}"
+    for path in FOLDER.iterdir():
+        if path.suffix in (".sh", ".py"):
+            assert targets[f"docker/{path.name}"] == "/opt/atelier/docker/"
+
+
+def test_the_environment_is_the_one_of_requirements_txt() -> None:
+    installs = [run for run in all_of("RUN") if "pip install" in run and "jupyterlab" not in run]
+    assert installs == [
+        "python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r /opt/atelier/requirements.txt"
+    ]
+    assert ("requirements.txt", "/opt/atelier/requirements.txt") in copied()
+    default = re.search(r"ATELIER_PYTHON:-(\S+)}", (FOLDER / "start.sh").read_text())
+    assert default and default[1] == "/opt/venv/bin/python"
+
+
+def test_tini_is_pid_1_and_passes_a_signal_on_once() -> None:
+    (entry,) = all_of("ENTRYPOINT")
+    command = json.loads(entry)  # the other form would put a shell between
+    assert command == ["/usr/bin/tini", "--", "bash", "/opt/atelier/docker/start.sh"]
+    assert any(re.search(r"apt-get install .*\btini\b", run) for run in all_of("RUN"))
+    assert all_of("CMD") == []
+
+
+def test_no_host_key_and_no_secret_is_in_the_image() -> None:
+    install = next(run for run in all_of("RUN") if "openssh-server" in run)
+    assert "/etc/ssh/ssh_host_*" in install.split("rm -rf", 1)[1]
+    for rest in (*all_of("ENV"), *all_of("ARG")):
+        assert not re.search(r"(?i)token|password|secret|api_key", rest)
+
+
+def test_the_user_that_start_sh_looks_for_is_made() -> None:
+    user = re.search(r"RUN_AS:-(\w+)}", (FOLDER / "start.sh").read_text())
+    assert user and any(re.search(rf"useradd .*\b{user[1]}\b", run) for run in all_of("RUN"))
+
+
+def test_logins_read_the_file_that_start_sh_writes() -> None:
+    file = re.search(r"/(\.\w+_environment)", (FOLDER / "services.sh").read_text())
+    assert file and any(f"~/{file[1]}" in run and "bash.bashrc" in run for run in all_of("RUN"))
+
+
+def test_hadolint_passes() -> None:
+    checked = subprocess.run([tool("hadolint"), str(FOLDER / "Dockerfile")], capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout + checked.stderr
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.name)
+def test_shellcheck_passes_with_all_optional_checks(script: Path) -> None:
+    command = [tool("shellcheck"), "-x", "-o", "all", "-e", EXCLUDED, str(script)]
+    checked = subprocess.run(command, capture_output=True, text=True)
+    assert checked.returncode == 0, checked.stdout
+
+
+def variables_read() -> set[str]:
+    """Every environment variable that the scripts take from outside."""
+    shell = "\n".join(path.read_text() for path in SCRIPTS)
+    python = "\n".join(path.read_text() for path in FOLDER.glob("*.py"))
+    names = set(re.findall(r"\$\{([A-Z][A-Z0-9_]+)[:}-]", shell))
+    names |= set(re.findall(r"environ(?:\.get\(|\.pop\(|\[)\"([A-Z0-9_]+)\"", python))
+    names |= {"RUN_ON_SUCCESS", "RUN_ON_FAILURE"}
+    return names - {"BASH_SOURCE", "EUID", "LINENO", "BASHPID", "HOME", "LC_ALL"}
+
+
+def test_the_guide_has_every_variable_in_its_table() -> None:
+    rows = re.findall(r"^\| (.*?) \|", (ROOT / "docs" / "runpod.md").read_text(), re.MULTILINE)
+    named = {name for row in rows for name in re.findall(r"`([A-Z][A-Z0-9_]+)`", row)}
+    assert variables_read() >= {"JOB_CONFIG_B64", "RUNPOD_API_KEY", "RESTART_PAUSES", "STOP_PAUSES", "RUN_AS"}
+    assert variables_read() - named == set()
+
+
+def test_the_image_of_the_guide_fits_the_recipe() -> None:
+    guide = (ROOT / "docs" / "runpod.md").read_text()
+    assert "docker build -f docker/Dockerfile" in guide
+    for name in re.findall(r"JOB_CONFIG=(config/examples/\S+?\.yaml)", guide):
+        assert (ROOT / name).is_file()

@@ -1,0 +1,802 @@
+"""docker/start.sh as the real PID 1 of a pid namespace, with a stand-in for the trainer, sshd, Jupyter and RunPod.
+
+`unshare -r` makes the namespaces without privileges; where it is refused, everything here is skipped.
+"""
+
+from __future__ import annotations
+
+import base64
+import gzip
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from hashlib import sha256
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from itertools import pairwise
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+START = ROOT / "docker" / "start.sh"
+NAMESPACES = ["unshare", "--pid", "--fork", "--kill-child", "--mount", "--mount-proc"]
+JOB = "job: extension\nconfig: {name: a job}\n"
+KEY = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIG someone@somewhere"
+
+
+def refusal() -> str | None:
+    """Why namespaces cannot be made here; None when they can."""
+    if sys.platform != "linux" or not shutil.which("unshare"):
+        return "namespaces need Linux and unshare"
+    tried = subprocess.run([*NAMESPACES, "-r", "mount", "-t", "tmpfs", "t", "/mnt"], capture_output=True, text=True)
+    return f"unshare is refused: {tried.stderr.strip()}" if tried.returncode else None
+
+
+REFUSED = refusal()
+pytestmark = pytest.mark.skipif(REFUSED is not None, reason=str(REFUSED))
+
+TRAINER = '''
+    """Stands in for run.py: writes down each call, and ends as the next word of FAKE_PLAN says."""
+    import json, os, signal, sys, time
+    from pathlib import Path
+
+    record = Path(os.environ.get("FAKE_RECORD", "record.jsonl"))
+
+    def note(**what):
+        with record.open("a") as file:
+            file.write(json.dumps(what) + "\\n")
+
+    dry = "--dry-run" in sys.argv
+    before = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
+    note(dry=dry, argv=sys.argv[1:], cwd=os.getcwd(), uid=os.getuid(), time=time.time(), environ=dict(os.environ))
+    if dry:
+        sys.exit(int(os.environ.get("FAKE_DRY_RUN", "0")))
+    plan = os.environ.get("FAKE_PLAN", "0").split()
+    word = plan[min(sum(not entry.get("dry", True) for entry in before), len(plan) - 1)]
+    if word == "run":
+        def stop(number, _):
+            note(signal=signal.Signals(number).name)
+            sys.exit(75)
+        signal.signal(signal.SIGTERM, stop)
+        signal.signal(signal.SIGINT, stop)
+        print("trainer: training", flush=True)
+        while True:
+            time.sleep(0.02)
+    if word == "kill":
+        os.kill(os.getpid(), signal.SIGKILL)
+    sys.exit(int(word))
+'''
+
+
+@dataclass
+class Pod:
+    """One start of start.sh as PID 1."""
+
+    process: subprocess.Popen
+    log: Path
+
+    @property
+    def output(self) -> str:
+        return self.log.read_text(encoding="utf-8", errors="replace")
+
+    def wait_for(self, text: str, seconds: float = 15) -> None:
+        """Until `text` is in the output."""
+        deadline = time.monotonic() + seconds
+        while text not in self.output:
+            assert self.process.poll() is None, f"ended without {text!r}:\n{self.output}"
+            assert time.monotonic() < deadline, f"no {text!r} in {seconds} s:\n{self.output}"
+            time.sleep(0.02)
+
+    def signal(self, number: int = signal.SIGTERM) -> None:
+        """To PID 1 of the namespace, as a container engine does."""
+        children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
+        os.kill(int(children[0]), number)
+
+    def ends(self, seconds: float = 10) -> int:
+        return self.process.wait(timeout=seconds)
+
+    def terminate(self, seconds: float = 10) -> int:
+        self.signal()
+        return self.ends(seconds)
+
+
+@dataclass
+class Api:
+    """RunPod's side: what was asked for, and the status codes of the next answers (200 after the last)."""
+
+    url: str = ""
+    calls: list[tuple[str, str | None, str]] = field(default_factory=list)
+    answers: list[int] = field(default_factory=list)
+    pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)
+    """Path -> status and body (of a redirect: where to)."""
+
+
+@pytest.fixture
+def api() -> Iterator[Api]:
+    answers = Api()
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_POST(self) -> None:
+            body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
+            answers.calls.append((self.path, self.headers.get("Authorization"), body))
+            self.answer(answers.answers.pop(0) if answers.answers else 200, b"{}")
+
+        def do_GET(self) -> None:
+            self.answer(*answers.pages.get(self.path.split("?")[0], (404, b"")))
+
+        def answer(self, status: int, body: bytes) -> None:
+            self.send_response(status)
+            if status in (301, 302):
+                self.send_header("Location", body.decode())
+            self.send_header("Content-Length", str(len(body)))
+            self.end_headers()
+            self.wfile.write(body)
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    answers.url = f"http://127.0.0.1:{server.server_port}"
+    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
+    yield answers
+    server.shutdown()
+    server.server_close()
+
+
+@dataclass
+class Bench:
+    """What one test works with: a workspace that outlives a pod, a program, and commands put before the system's."""
+
+    folder: Path
+    api: Api
+    pods: list[Pod] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        for name in ("workspace", "home", "bin", "program"):
+            (self.folder / name).mkdir()
+        (self.folder / "program" / "run.py").write_text(dedent(TRAINER), encoding="utf-8")
+
+    @property
+    def workspace(self) -> Path:
+        return self.folder / "workspace"
+
+    def command(self, name: str, script: str = "") -> None:
+        """A stand-in on PATH that writes down its arguments and stays, unless `script` says otherwise."""
+        path = self.folder / "bin" / name
+        stay = f'printf "%s\\n" "$*" >>"{self.folder}/{name}.calls"\nexec sleep infinity\n'
+        path.write_text(f"#!/bin/bash\n{script or stay}", encoding="utf-8")
+        path.chmod(0o755)
+
+    def calls_of(self, name: str) -> list[str]:
+        time.sleep(0.2)  # the command runs beside start.sh
+        path = self.folder / f"{name}.calls"
+        return path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+
+    def environment(self, **changes: str | None) -> dict[str, str]:
+        given = {
+            "PATH": f"{self.folder}/bin:/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin",
+            "HOME": str(self.folder / "home"),
+            "LANG": "C.UTF-8",
+            "RP_WORKSPACE": str(self.workspace),
+            "ATELIER_HOME": str(self.folder / "program"),
+            "ATELIER_PYTHON": sys.executable,
+            "ALLOW_HTTP_LOCALHOST": "1",
+            "JOB_CONFIG_YAML": JOB,
+            "RUNPOD_POD_ID": "pod123",
+            "RUNPOD_API_KEY": "the-key-of-the-pod",
+            "RUNPOD_STOP_URL": f"{self.api.url}/v2/pods/{{id}}/action",
+            "STOP_PAUSES": "0.1 0.1",
+            "RESTART_PAUSES": "0.1 0.2 0.4",
+            "OMP_NUM_THREADS": "1",
+            **changes,
+        }
+        return {name: value for name, value in given.items() if value is not None}
+
+    def start(
+        self,
+        *arguments: str,
+        setup: str = 'mount --bind "$RP_WORKSPACE" "$RP_WORKSPACE"',
+        launch: str = f"bash {START}",
+        user: tuple[str, ...] = ("-r",),
+        **environment: str | None,
+    ) -> Pod:
+        """Runs `setup` in fresh namespaces (mounts there are seen by nobody else), then becomes start.sh."""
+        mounts = "mount -t tmpfs tmpfs /etc/ssh 2>/dev/null; mount -t tmpfs tmpfs /run"
+        script = f'{mounts}\nset -e\n{setup}\nexec {launch} "$@"'
+        log = self.folder / f"output{len(self.pods)}.txt"
+        with log.open("wb") as file:
+            process = subprocess.Popen(
+                [*NAMESPACES, *user, "bash", "-c", script, "start", *arguments],
+                env=self.environment(**environment),
+                cwd=self.folder,
+                stdin=subprocess.DEVNULL,
+                stdout=file,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+            )
+        self.pods.append(Pod(process, log))
+        return self.pods[-1]
+
+    def record(self) -> list[dict]:
+        path = self.workspace / "record.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def trainings(self) -> list[dict]:
+        return [entry for entry in self.record() if entry.get("dry") is False]
+
+
+@pytest.fixture
+def bench(tmp_path: Path, api: Api) -> Iterator[Bench]:
+    made = Bench(tmp_path, api)
+    yield made
+    for pod in made.pods:
+        pod.process.kill()  # --kill-child takes the namespace along
+        pod.process.wait()
+
+
+# ---- signals and the end of the job --------------------------------------------------------------------------------
+
+
+def test_sigterm_reaches_the_trainer_and_the_next_start_finishes_and_stops_the_pod_once(bench: Bench) -> None:
+    first = bench.start(FAKE_PLAN="run 0")
+    first.wait_for("trainer: training")
+    begun = time.monotonic()
+    assert first.terminate() == 75
+    assert time.monotonic() - begun < 5
+    assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}]
+    assert bench.api.calls == []
+
+    second = bench.start(FAKE_PLAN="run 0")
+    second.wait_for("waiting.")
+    assert len(bench.trainings()) == 2
+    assert bench.api.calls == [("/v2/pods/pod123/action", "Bearer the-key-of-the-pod", '{"action": "stop"}')]
+    time.sleep(0.3)
+    assert second.process.poll() is None, "a main process that exits is started again"
+    assert second.terminate() == 0
+
+
+@pytest.mark.parametrize("to", ["PID 1", "the terminal's group"])
+def test_ctrl_c_reaches_the_trainer_once_as_sigterm(bench: Bench, to: str) -> None:
+    pod = bench.start(FAKE_PLAN="run")
+    pod.wait_for("trainer: training")
+    if to == "PID 1":
+        pod.signal(signal.SIGINT)
+    else:
+        os.killpg(pod.process.pid, signal.SIGINT)
+    assert pod.ends() == 75
+    assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}]
+
+
+def test_a_signal_between_the_start_of_a_child_and_knowing_it_is_passed_on() -> None:
+    script = f"""
+        . {START.parent}/children.sh
+        outcome=
+        trap on_signal TERM
+        set -o functrace
+        trap '[[ $BASH_COMMAND != "child=\\$!" ]] || kill -TERM $$' DEBUG
+        run sleep 5
+    """
+    begun = time.monotonic()
+    assert subprocess.run(["bash", "-c", script], stderr=subprocess.DEVNULL).returncode == 143
+    assert time.monotonic() - begun < 4
+
+
+@pytest.mark.parametrize("place", ["pre_start", "post_start", "pause", "waiting"])
+def test_sigterm_is_obeyed_at_once_wherever_it_comes(bench: Bench, place: str) -> None:
+    hook = bench.workspace / f"{place}.sh"
+    if place.endswith("_start"):
+        hook.write_text("echo in the hook; sleep 60\n", encoding="utf-8")
+    pod = bench.start(FAKE_PLAN="1", RESTART_PAUSES="60" if place == "pause" else "")
+    pod.wait_for({"pause": "restart 1 in 60 s", "waiting": "waiting."}.get(place, "in the hook"))
+    time.sleep(0.1)
+    begun = time.monotonic()
+    assert pod.terminate() == (1 if place == "waiting" else 143)
+    assert time.monotonic() - begun < 3
+    assert bench.api.calls == []
+
+
+def test_signals_from_the_first_moment_on_are_never_lost(bench: Bench) -> None:
+    for number in range(8):
+        pod = bench.start(FAKE_PLAN="run")
+        while "checking" not in pod.output:
+            time.sleep(0.005)
+        time.sleep(0.04 * number)
+        assert pod.terminate(5) in (75, 143), pod.output
+
+
+def test_a_finished_job_started_again_stops_the_pod_again_and_trains_nothing_new(bench: Bench) -> None:
+    for count in (1, 2):
+        pod = bench.start()
+        pod.wait_for("waiting.")
+        assert len(bench.api.calls) == count
+        assert pod.terminate() == 0
+
+
+@pytest.mark.parametrize("crash", ["1", "kill"])
+def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(bench: Bench, crash: str) -> None:
+    pod = bench.start(FAKE_PLAN=crash, RUN_ON_FAILURE="exit", RESTART_PAUSES="0.2 0.5 0.9 1.3")
+    assert pod.ends() == (137 if crash == "kill" else 1)
+    times = [entry["time"] for entry in bench.trainings()]
+    gaps = [later - earlier for earlier, later in pairwise(times)]
+    assert len(gaps) == 3
+    assert all(gap > pause for gap, pause in zip(gaps, (0.2, 0.5, 0.9), strict=True))
+    assert "given up after 3 restarts" in pod.output
+
+
+def test_a_restart_that_succeeds_counts_as_success(bench: Bench) -> None:
+    pod = bench.start(FAKE_PLAN="1 kill 0", RUN_ON_SUCCESS="exit")
+    assert pod.ends() == 0
+    assert len(bench.trainings()) == 3
+
+
+@pytest.mark.parametrize("code", ["2", "75", "130"])
+def test_a_mistake_and_a_stop_are_never_retried(bench: Bench, code: str) -> None:
+    pod = bench.start(FAKE_PLAN=f"{code} 0", RUN_ON_FAILURE="exit")
+    assert pod.ends() == int(code)
+    assert len(bench.trainings()) == 1
+    assert "not tried again" in pod.output
+
+
+def test_failure_waits_by_default_and_stops_the_pod_when_asked(bench: Bench) -> None:
+    waiting = bench.start(FAKE_PLAN="2")
+    waiting.wait_for("waiting.")
+    assert bench.api.calls == []
+    assert waiting.terminate() == 2
+    bench.start(FAKE_PLAN="2", RUN_ON_FAILURE="stop").wait_for("waiting.")
+    assert len(bench.api.calls) == 1
+
+
+def test_success_may_wait_instead(bench: Bench) -> None:
+    pod = bench.start(RUN_ON_SUCCESS="idle")
+    pod.wait_for("waiting.")
+    assert bench.api.calls == []
+
+
+@pytest.mark.parametrize("name", ["RUN_ON_SUCCESS", "RUN_ON_FAILURE"])
+def test_an_unknown_action_is_refused_before_the_job(bench: Bench, name: str) -> None:
+    pod = bench.start(**{name: "terminate"})
+    pod.wait_for("waiting.")
+    assert f"{name} is 'terminate': write stop, idle or exit." in pod.output
+    assert bench.record() == []
+
+
+def test_a_failing_stop_api_is_asked_three_times_then_the_pod_waits(bench: Bench) -> None:
+    bench.api.answers = [500] * 9
+    pod = bench.start()
+    pod.wait_for("waiting.")
+    assert len(bench.api.calls) == 3
+    assert "https://console.runpod.io/pods, or: runpodctl pod stop pod123" in pod.output
+    time.sleep(0.3)
+    assert pod.process.poll() is None
+
+
+def test_a_stop_api_that_recovers_is_asked_until_it_answers(bench: Bench) -> None:
+    bench.api.answers = [500, 500, 200]
+    pod = bench.start()
+    pod.wait_for("waiting.")
+    assert len(bench.api.calls) == 3
+    assert "BY HAND" not in pod.output
+
+
+def test_the_key_follows_no_redirect_and_goes_nowhere_over_http(bench: Bench) -> None:
+    bench.api.answers = [302, 302, 302]
+    pod = bench.start(STOP_PAUSES="0 0")
+    pod.wait_for("waiting.")
+    assert "try 3 to stop the pod failed: HTTP 302" in pod.output
+    pod = bench.start(ALLOW_HTTP_LOCALHOST=None)
+    pod.wait_for("RUNPOD_STOP_URL must start with https://")
+    pod.wait_for("waiting.")
+    assert len(bench.api.calls) == 3
+
+
+def test_outside_runpod_it_says_so_and_waits(bench: Bench) -> None:
+    pod = bench.start(RUNPOD_POD_ID=None)
+    pod.wait_for("RUNPOD_POD_ID or RUNPOD_API_KEY is not set")
+    pod.wait_for("waiting.")
+    assert bench.api.calls == []
+
+
+def test_arguments_are_a_command_to_become(bench: Bench) -> None:
+    pod = bench.start("python3", "-c", "import os; print(os.getpid(), os.environ['HF_HOME'])")
+    assert pod.ends() == 0
+    assert pod.output == f"1 {bench.workspace}/.cache/huggingface\n"
+    assert bench.record() == []
+
+
+# ---- where the job comes from --------------------------------------------------------------------------------------
+
+
+def given_job(bench: Bench) -> str:
+    """What the trainer was given to run, after the same was checked by a dry run."""
+    dry, training = bench.record()[:2]
+    assert dry["argv"] == ["--dry-run", training["argv"][-1]]
+    assert training["cwd"] == str(bench.workspace)
+    return training["argv"][-1]
+
+
+@pytest.mark.parametrize("source", ["B64", "B64 gzip", "B64 wrapped", "URL", "YAML"])
+def test_a_job_from_the_environment_is_written_to_the_volume(bench: Bench, source: str) -> None:
+    text = f'# "quotes" $(touch {bench.folder}/executed) `id` ünïcode = \\n\n{JOB}'
+    data = text.encode()
+    encoded = base64.b64encode(gzip.compress(data) if source == "B64 gzip" else data).decode()
+    if source == "B64 wrapped":
+        encoded = "\n".join(encoded[i : i + 20] for i in range(0, len(encoded), 20)) + "\n"
+    bench.api.pages = {"/first": (302, f"{bench.api.url}/job.yaml".encode()), "/job.yaml": (200, data)}
+    values = {"URL": f"{bench.api.url}/first", "YAML": text}
+    variable = f"JOB_CONFIG_{source.split()[0]}"
+    pod = bench.start(
+        **{"JOB_CONFIG_YAML": None, variable: values.get(source, encoded)},
+        JOB_CONFIG_SHA256=sha256(data).hexdigest(),
+    )
+    pod.wait_for("waiting.")
+    assert given_job(bench) == f"{bench.workspace}/config/_env_{sha256(data).hexdigest()[:8]}.yaml"
+    assert Path(given_job(bench)).read_bytes() == data
+    assert not (bench.folder / "executed").exists()
+
+
+def test_a_job_on_the_volume_is_given_as_it_is_named(bench: Bench) -> None:
+    pod = bench.start(JOB_CONFIG="config/my job.yaml", JOB_CONFIG_YAML="ignored")
+    pod.wait_for("waiting.")
+    assert given_job(bench) == "config/my job.yaml"
+
+
+def test_the_first_source_counts(bench: Bench) -> None:
+    wanted = b"job: extension # from base64\n"
+    bench.start(JOB_CONFIG_B64=base64.b64encode(wanted).decode(), JOB_CONFIG="other.yaml").wait_for("waiting.")
+    assert Path(given_job(bench)).read_bytes() == wanted
+
+
+@pytest.mark.parametrize(
+    ("environment", "words"),
+    [
+        ({"JOB_CONFIG_B64": "not base64!"}, "JOB_CONFIG_B64 is not base64"),
+        (
+            {"JOB_CONFIG_B64": base64.b64encode(gzip.compress(JOB.encode())[:-9]).decode()},
+            "JOB_CONFIG_B64 holds a damaged gzip file",
+        ),
+        (
+            {"JOB_CONFIG_B64": base64.b64encode(gzip.compress(bytes(50_000_000))).decode()},
+            "JOB_CONFIG_B64: the job is larger than 1,000,000 bytes",
+        ),
+        ({"JOB_CONFIG_YAML": " \n"}, "JOB_CONFIG_YAML: the job is empty"),
+        ({"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "0" * 64}, "JOB_CONFIG_SHA256 wants 000"),
+        ({"JOB_CONFIG_YAML": JOB, "JOB_CONFIG_SHA256": "abc"}, "must be 64 hexadecimal digits"),
+        ({"JOB_CONFIG_URL": "<api>/large"}, "JOB_CONFIG_URL: the job is larger than 1,000,000 bytes"),
+        ({"JOB_CONFIG_URL": "<api>/missing?t=CANARY"}, "JOB_CONFIG_URL cannot be fetched: 404"),
+        ({"JOB_CONFIG_URL": "<api>/plain"}, "the new address must start with https://"),
+        ({"JOB_CONFIG_URL": "http://example.org/job?t=CANARY"}, "JOB_CONFIG_URL must start with https://"),
+        ({"JOB_CONFIG_URL": "file:///etc/passwd"}, "JOB_CONFIG_URL must start with https://"),
+        ({"JOB_CONFIG_URL": "<api>/a b?t=CANARY"}, "JOB_CONFIG_URL cannot be fetched: InvalidURL"),
+    ],
+)
+def test_a_job_that_cannot_be_read_is_one_clear_line_and_a_failure(
+    bench: Bench, environment: dict[str, str], words: str
+) -> None:
+    bench.api.pages = {"/large": (200, bytes(2_000_000)), "/plain": (302, b"http://example.org/job")}
+    values = {name: value.replace("<api>", bench.api.url) for name, value in environment.items()}
+    pod = bench.start(**{"JOB_CONFIG_YAML": None, "RUN_ON_FAILURE": "exit", **values})
+    assert pod.ends() == 2
+    assert words in pod.output
+    assert "Traceback" not in pod.output and "CANARY" not in pod.output
+    assert bench.record() == []
+
+
+@pytest.mark.parametrize("code", ["1", "2"])
+def test_a_job_that_fails_the_dry_run_is_not_trained(bench: Bench, code: str) -> None:
+    pod = bench.start(FAKE_DRY_RUN=code, RUN_ON_FAILURE="exit")
+    assert pod.ends() == int(code)
+    assert [entry["dry"] for entry in bench.record()] == [True]
+
+
+def test_a_pod_without_a_job_waits(bench: Bench) -> None:
+    pod = bench.start(JOB_CONFIG_YAML=None)
+    pod.wait_for("no job: set JOB_CONFIG_B64")
+    pod.wait_for("waiting.")
+    assert bench.record() == [] and bench.api.calls == []
+
+
+# ---- the volume ----------------------------------------------------------------------------------------------------
+
+
+def test_folders_and_caches_are_on_the_volume(bench: Bench) -> None:
+    pod = bench.start()
+    pod.wait_for("waiting.")
+    assert "WARNING" not in pod.output
+    environment = bench.trainings()[0]["environ"]
+    assert environment["HF_HOME"] == f"{bench.workspace}/.cache/huggingface"
+    assert environment["XDG_CACHE_HOME"] == f"{bench.workspace}/.cache"
+    assert environment["EXTENSIONS_PATH"] == f"{bench.workspace}/extensions"
+    for name in ("models", "datasets", "output", "config", "logs", "extensions", ".cache/huggingface"):
+        assert (bench.workspace / name).is_dir(), name
+    assert (bench.workspace / "config" / "examples").readlink() == bench.folder / "program" / "config" / "examples"
+
+
+def test_places_that_are_given_stay(bench: Bench) -> None:
+    pod = bench.start(HF_HOME=f"{bench.folder}/elsewhere", EXTENSIONS_PATH="/mine")
+    pod.wait_for("waiting.")
+    environment = bench.trainings()[0]["environ"]
+    assert (environment["HF_HOME"], environment["EXTENSIONS_PATH"]) == (f"{bench.folder}/elsewhere", "/mine")
+
+
+@pytest.mark.parametrize("there", [True, False])
+def test_a_workspace_that_is_no_volume_is_a_loud_warning(bench: Bench, there: bool) -> None:
+    if not there:
+        bench.workspace.rmdir()
+    pod = bench.start(setup="true")
+    pod.wait_for("waiting.")
+    assert "WARNING" in pod.output and "OUTPUTS DIE WITH THIS POD" in pod.output
+    assert len(bench.trainings()) == 1
+
+
+def test_a_read_only_volume_is_a_loud_failure_that_can_be_looked_at(bench: Bench) -> None:
+    bench.command("sshd")
+    bench.command("ssh-keygen", "exit 0")
+    mount = 'mount --bind "$RP_WORKSPACE" "$RP_WORKSPACE"; mount -o remount,ro,bind "$RP_WORKSPACE"'
+    pod = bench.start(setup=mount, PUBLIC_KEY=KEY, JUPYTER_PASSWORD="password")
+    pod.wait_for("waiting.")
+    assert "NOTHING CAN BE SAVED" in pod.output
+    assert bench.record() == [] and len(bench.calls_of("sshd")) == 1
+
+
+def test_a_result_that_a_stop_would_delete_is_kept_by_waiting(bench: Bench) -> None:
+    for name in ("upper", "work"):
+        (bench.folder / name).mkdir()
+    layers = f"lowerdir={bench.folder}/bin,upperdir={bench.folder}/upper,workdir={bench.folder}/work"
+    mount = f'mount -t overlay overlay -o {layers} "$RP_WORKSPACE" || exit 77'
+    pod = bench.start(setup=mount)
+    if pod.process.poll() == 77:
+        pytest.skip("no overlay file system here")
+    pod.wait_for("waiting.")
+    assert "stopping this pod deletes" in pod.output and bench.api.calls == []
+    bench.start(setup=mount, RUN_ON_SUCCESS="stop").wait_for("waiting.")
+    assert len(bench.api.calls) == 1
+
+
+CHROOT = """
+    root={folder}/root
+    mkdir -p "$root"
+    mount -t tmpfs -o mode=755 tmpfs "$root"
+    for path in /usr /bin /sbin /lib /lib64 /etc/ld.so.cache /dev /proc {python}; do
+        [ -e "$path" ] || continue
+        if [ -d "$path" ]; then mkdir -p "$root$path"; else mkdir -p "$root$(dirname "$path")"; touch "$root$path"; fi
+        mount --rbind "$path" "$root$path"
+    done
+    mkdir -p "$root"/tmp "$root"/run "$root"/root "$root"/home/atelier "$root"/opt/atelier/docker "$root"/workspace
+    chmod 1777 "$root"/tmp
+    cp {folder}/program/run.py "$root"/opt/atelier
+    cp {docker}/* "$root"/opt/atelier/docker
+    echo 'passwd: files' >"$root"/etc/nsswitch.conf
+    printf '%s\\n' root:x:0:0::/root:/bin/bash {passwd} >"$root"/etc/passwd
+    printf '%s\\n' root:x:0: atelier:x:1000: >"$root"/etc/group
+    mount --bind {folder}/workspace "$root"/workspace
+    for hook in pre_start post_start; do echo "echo /$hook.sh as \\$(id -u)" >"$root/$hook.sh"; done
+"""
+
+
+def start_in_image(bench: Bench, passwd: str = "", user: tuple[str, ...] = ("-r",), **environment: str | None) -> Pod:
+    """In a root file system laid out like the image's, with only the variables that a template sets."""
+    python = f"{sys.base_prefix} {sys.prefix}"
+    setup = dedent(CHROOT).format(folder=bench.folder, docker=ROOT / "docker", python=python, passwd=passwd)
+    places = dict.fromkeys(["RP_WORKSPACE", "ATELIER_HOME"])
+    launch = f'chroot "{bench.folder}/root" /bin/bash /opt/atelier/docker/start.sh'
+    return bench.start(setup=setup, launch=launch, user=user, **{**places, "HOME": "/root", **environment})
+
+
+def test_the_defaults_fit_the_layout_of_the_image(bench: Bench) -> None:
+    pod = start_in_image(bench)
+    pod.wait_for("waiting.")
+    training = bench.trainings()[0]
+    assert training["cwd"] == "/workspace" and training["argv"][-1].startswith("/workspace/config/_env_")
+    assert pod.output.index("/pre_start.sh as 0") < pod.output.index("checking") < pod.output.index("/post_start.sh as")
+    assert pod.output.index("/post_start.sh as") < pod.output.index("training /workspace")
+    assert len(bench.api.calls) == 1
+
+
+@pytest.mark.skipif(sys.platform != "linux" or os.geteuid() != 0, reason="changing the user needs root")
+@pytest.mark.parametrize("run_as", [None, "root"])
+def test_the_job_gives_up_root_where_the_image_has_a_user(bench: Bench, run_as: str | None) -> None:
+    (bench.workspace / "output").mkdir()
+    (bench.workspace / "output" / "of_an_earlier_run").write_text("by root")
+    record = bench.workspace / "record.jsonl"
+    record.touch()
+    record.chmod(0o666)
+    pod = start_in_image(bench, passwd="atelier:x:1000:1000::/home/atelier:/bin/bash", user=(), RUN_AS=run_as)
+    pod.wait_for("waiting.")
+    uid = 0 if run_as else 1000
+    assert {entry["uid"] for entry in bench.record()} == {uid}
+    assert bench.trainings()[0]["environ"]["HOME"] == ("/root" if run_as else "/home/atelier")
+    assert (bench.workspace / "output" / "of_an_earlier_run").stat().st_uid == uid
+    assert next((bench.workspace / "config").glob("_env_*")).stat().st_uid == uid
+
+
+def test_a_hook_that_fails_keeps_the_job_from_starting(bench: Bench) -> None:
+    for hook in ("pre_start", "post_start"):
+        (bench.workspace / f"{hook}.sh").write_text("exit 3\n", encoding="utf-8")
+        pod = bench.start(RUN_ON_FAILURE="exit")
+        assert pod.ends() == 1
+        assert f"{hook}.sh failed with exit code 3" in pod.output
+        assert bench.trainings() == []
+        (bench.workspace / f"{hook}.sh").unlink()
+
+
+def test_a_defect_of_the_script_itself_waits_and_does_not_exit(bench: Bench) -> None:
+    bench.command("mktemp", "exit 1")
+    pod = bench.start()
+    pod.wait_for("the start script failed (line")
+    pod.wait_for("waiting.")
+    assert pod.terminate() == 1
+
+
+# ---- logins, services and secrets ----------------------------------------------------------------------------------
+
+NASTY = {
+    "A_QUOTES": """it's "so" \\ `x`""",
+    "A_COMMAND": "$(touch executed) ; touch executed #",
+    "A_LINES": "one\ntwo=2\n\n  three\t",
+    "A_EQUALS": "YWJjZA==",
+    "A_UNICODE": "größe 東京 🎨",
+    "A_JSON": '{"a": [1, "b"]}',
+    "A_EMPTY": "",
+    "A_GLOB": "* ~ !",
+}
+
+
+def test_every_value_survives_the_file_of_the_environment(bench: Bench) -> None:
+    bench.start(**NASTY).wait_for("waiting.")
+    file = bench.folder / "home" / ".atelier_environment"
+    assert file.stat().st_mode & 0o777 == 0o600
+    read = f". {file} && exec {sys.executable} -c 'import json, os; print(json.dumps(dict(os.environ)))'"
+    shell = subprocess.run(["env", "-i", "bash", "-c", read], cwd=bench.folder, capture_output=True, check=True)
+    environment = json.loads(shell.stdout)
+    assert {name: environment.get(name) for name in NASTY} == NASTY
+    assert environment["HF_HOME"] == f"{bench.workspace}/.cache/huggingface"
+    assert not (bench.folder / "executed").exists()
+    assert bench.trainings()[0]["environ"]["A_LINES"] == NASTY["A_LINES"]
+
+
+def test_sshd_starts_only_with_a_key(bench: Bench) -> None:
+    bench.command("sshd")
+    bench.command("ssh-keygen", 'touch "${@: -1}"; echo "$*" >>"$HOME/keygen"')
+    bench.start().wait_for("waiting.")
+    assert bench.calls_of("sshd") == [] and not (bench.folder / "home" / ".ssh").exists()
+
+    for name in ("PUBLIC_KEY", "SSH_PUBLIC_KEY", "PUBLIC_KEY"):
+        bench.start(**{name: f"{KEY}\n\nssh-rsa AAAA other\n"}).wait_for("waiting.")
+    assert len(bench.calls_of("sshd")) == 3
+    assert all("-o PasswordAuthentication=no" in call for call in bench.calls_of("sshd"))
+    folder = bench.folder / "home" / ".ssh"
+    assert folder.stat().st_mode & 0o777 == 0o700
+    assert (folder / "authorized_keys").stat().st_mode & 0o777 == 0o600
+    assert (folder / "authorized_keys").read_text() == f"{KEY}\nssh-rsa AAAA other\n"
+    made = (bench.folder / "home" / "keygen").read_text()
+    assert "-t ed25519" in made and "-t rsa" in made and "dsa -" not in made.replace("ecdsa", "")
+
+
+def test_without_sshd_or_jupyter_the_job_runs_all_the_same(bench: Bench) -> None:
+    bench.command("ssh-keygen", "exit 1")
+    bench.command("sshd")
+    pod = bench.start(PUBLIC_KEY=KEY, JUPYTER_PASSWORD="password")
+    pod.wait_for("waiting.")
+    assert "no ssh" in pod.output and "Jupyter is not installed" in pod.output
+    assert len(bench.trainings()) == 1
+
+
+def test_jupyter_starts_only_with_a_password(bench: Bench) -> None:
+    bench.command("jupyter", f'env >>"{bench.folder}/jupyter.env"; echo "$*" >>"{bench.folder}/jupyter.calls"')
+    bench.start().wait_for("waiting.")
+    assert bench.calls_of("jupyter") == []
+    for name in ("JUPYTER_PASSWORD", "JUPYTER_LAB_PASSWORD"):
+        bench.start(**{name: f"of {name}"}).wait_for("waiting.")
+        assert f"JUPYTER_PASSWORD=of {name}\n" in (bench.folder / "jupyter.env").read_text()
+    assert len(bench.calls_of("jupyter")) == 2
+    assert bench.calls_of("jupyter")[0].startswith(f"lab --config={START.parent}/jupyter_server_config.py")
+    assert "RUNPOD_API_KEY" not in (bench.folder / "jupyter.env").read_text()
+
+
+class Watcher(threading.Thread):
+    """Collects the command lines of all processes, again and again."""
+
+    def __init__(self) -> None:
+        super().__init__(daemon=True)
+        self.seen: set[bytes] = set()
+        self.done = threading.Event()
+
+    def run(self) -> None:
+        while not self.done.is_set():
+            for path in Path("/proc").glob("[0-9]*/cmdline"):
+                try:
+                    self.seen.add(path.read_bytes())
+                except OSError:
+                    continue
+
+
+def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None:
+    for name in ("sshd", "jupyter"):
+        bench.command(name)
+    bench.command("ssh-keygen", "exit 0")
+    bench.api.pages = {"/job": (200, JOB.encode())}
+    bench.api.answers = [500]
+    secrets = {
+        "RUNPOD_API_KEY": "CANARY-1",
+        "HF_TOKEN": "CANARY-2",
+        "JUPYTER_PASSWORD": "CANARY-3",
+        "MY_SECRET": "CANARY-4",
+        "wandb_api_key": "CANARY-5",
+        "JOB_CONFIG_URL": f"{bench.api.url}/job?signature=CANARY-6",
+        "HARMLESS_NAME": "hf_CANARYCANARYCANARY",
+        "PROXY_ADDRESS": "http://me:CANARY-7@127.0.0.1",
+    }
+    watcher = Watcher()
+    watcher.start()
+    record = bench.folder / "record.jsonl"  # holds the whole environment, so not on the volume
+    pod = bench.start(**secrets, PUBLIC_KEY=KEY, JOB_CONFIG_YAML=None, FAKE_PLAN="1 0", FAKE_RECORD=str(record))
+    pod.wait_for("waiting.")
+    time.sleep(0.1)
+    watcher.done.set()
+    watcher.join()
+    assert len(bench.api.calls) == 2 and bench.calls_of("sshd") and bench.calls_of("jupyter")
+
+    environment = json.loads(record.read_text().splitlines()[-1])["environ"]
+    assert environment["HF_TOKEN"] == "CANARY-2" and environment["MY_SECRET"] == "CANARY-4"
+    assert "RUNPOD_API_KEY" not in environment and "JUPYTER_PASSWORD" not in environment
+    lines = b"\n".join(watcher.seen)
+    assert b"job_config.py" in lines and b"stop_pod.py" in lines and b"CANARY" not in lines
+    assert "CANARY" not in pod.output
+    files = [path for name in ("workspace", "home") for path in (bench.folder / name).rglob("*") if path.is_file()]
+    assert len(files) >= 4
+    assert [path for path in files if b"CANARY" in path.read_bytes()] == []
+
+
+# ---- the real trainer ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.slow
+def test_a_real_job_is_terminated_started_again_finishes_and_stops_the_pod_once(
+    bench: Bench, make_pictures: Callable[..., Path]
+) -> None:
+    make_pictures(bench.workspace / "datasets" / "2_things", "a", "b")
+    trainer = {
+        "type": "sd_trainer",
+        "training_folder": "output",
+        "device": "cpu",
+        "network": {"type": "lora", "linear": 4, "linear_alpha": 4},
+        "save": {"dtype": "float32", "save_every": 1000},
+        "datasets": [{"folder_path": "datasets", "resolution": 64}],
+        "train": {"steps": 150, "lr": 0.001, "optimizer": "adamw", "dtype": "fp32"},
+        "model": {"name_or_path": "models/tiny"},
+    }
+    job = {
+        "job": "extension",
+        "config": {"name": "pod", "process": [{"type": "tiny_model", "path": "models/tiny"}, trainer]},
+    }
+    encoded = base64.b64encode(gzip.compress(json.dumps(job).encode())).decode()
+    given = {"ATELIER_HOME": None, "JOB_CONFIG_YAML": None, "JOB_CONFIG_B64": encoded}
+    metrics = bench.workspace / "output" / "pod" / "metrics.jsonl"
+
+    first = bench.start(**given)
+    deadline = time.monotonic() + 90
+    while not metrics.exists() or len(metrics.read_text().splitlines()) < 5:
+        assert first.process.poll() is None and time.monotonic() < deadline, first.output
+        time.sleep(0.05)
+    assert first.terminate() == 75
+    done = len(metrics.read_text().splitlines())
+    assert 5 <= done < 150 and bench.api.calls == []
+
+    second = bench.start(**given)
+    second.wait_for("waiting.", 120)
+    assert len(bench.api.calls) == 1
+    assert second.terminate() == 0
+    assert [json.loads(line)["step"] for line in metrics.read_text().splitlines()] == list(range(1, 151))
+    assert (bench.workspace / "output" / "pod" / "pod.safetensors").stat().st_size > 0
+
+    third = bench.start(**given, RUN_ON_SUCCESS="exit")
+    assert third.ends(90) == 0
+    assert "nothing to do" in third.output

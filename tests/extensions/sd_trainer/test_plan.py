@@ -1,0 +1,59 @@
+"""What an `sd_trainer` process would do, by arithmetic alone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from toolkit.config import JobContext, load_job
+from toolkit.data.plan import RunPlan
+
+
+@pytest.fixture
+def plan(write_job, trainer, make_pictures, tmp_path: Path):
+    """The plan of a job on 5 images of 3 repeats and 2 of 4, of two sizes of bucket."""
+    many = make_pictures(tmp_path / "3_many", "a", "b", "c", "d", "e")
+    few = make_pictures(tmp_path / "4_few", "f", "g", size=(64, 128))
+
+    def make(**changes) -> RunPlan:
+        section = trainer(many, few, **changes)
+        entry = load_job(write_job(section), lambda uid: SdTrainerConfig).processes[0]
+        return entry.section.plan(JobContext("job"))
+
+    return make
+
+
+def test_repeats_batches_and_epochs_are_counted(plan) -> None:
+    """15 + 8 uses; in batches of 4: ceil(15 / 4) + ceil(8 / 4) = 6; 3 epochs in windows of 4: ceil(18 / 4) = 5."""
+    found = plan(train={"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation": 4})
+    assert (found.samples_per_epoch, found.micro_batches_per_epoch, found.optimizer_steps) == (23, 6, 5)
+    assert (found.accumulation, found.epochs_asked) == (4, 3)
+
+
+def test_each_size_is_one_more_sample_per_image(plan, tmp_path: Path) -> None:
+    datasets = [{"folder_path": str(tmp_path / "3_many"), "resolution": [64, 96, 64]}]
+    assert plan(datasets=datasets).samples_per_epoch == 2 * 15
+
+
+def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
+    words = plan(network={"type": "lora", "linear": 4, "linear_alpha": 4}).render()
+    # In each of 2 blocks 8 layers of 64 x 64, 2 of 64 x 384, 4 of 64 x 256: rank * (in + out) weights each, of 4 bytes.
+    weights = 2 * 4 * (8 * (64 + 64) + 2 * (64 + 6 * 64) + 4 * (64 + 256))
+    assert f"lora rank 4 on 28 layers: {weights:,} weights; each file {4 * weights / 1000:.3g} kB" in words
+    assert "5 x 3 + 2 x 4 = 23 samples per epoch" in words
+    only = plan(network={"type": "lora", "linear": 4, "network_kwargs": {"only_if_contains": ["to_q"]}}).render()
+    assert "on 2 layers" in only
+
+
+def test_the_share_of_the_untrained_start_is_told_for_the_first_save_and_the_end(plan) -> None:
+    ema = {"use_ema": True, "ema_decay": 0.999, "use_num_updates": False}
+    words = plan(train={"steps": 3400, "ema_config": ema}, save={"save_every": 340}).render()
+    assert "71.2 % at step 340, 3.3 % at step 3400" in words  # 0.999^340 and 0.999^3400
+    assert "EMA" not in plan().render()
+
+
+def test_planning_writes_nothing(plan, tmp_path: Path) -> None:
+    plan()
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["3_many", "4_few", "job.yaml"]

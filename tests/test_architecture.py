@@ -1,0 +1,346 @@
+"""The shape of the program (docs/architecture.md): which way imports point, names that lead somewhere, tests that
+are found by name. Reads the source of every tracked file."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+OWN = {"run", "jobs", "extensions", "toolkit", "docs", "tests"}
+
+MAY_IMPORT = {
+    "run": {"jobs", "toolkit"},
+    "docs": {"toolkit"},
+    "jobs": {"jobs", "toolkit"},
+    "extensions": {"jobs", "toolkit"},
+    "toolkit": {"toolkit"},
+}
+"""Top level: what the code of each folder may import of ours. An extension may also import itself."""
+
+LIBRARY_LEVEL = {"optim", "networks", "models", "data", "memory", "flow"}
+"""Rooms of one level: what one needs of another is passed in by whoever wires them."""
+
+ROOMS_MAY_IMPORT = {
+    "": set(),
+    "config": {""},
+    "train": {"", "config", *LIBRARY_LEVEL},
+    **{room: {"", "config"} for room in LIBRARY_LEVEL},
+    "flow": set(),
+}
+"""Inside the toolkit, by folder; "" is the modules that lie in toolkit/ itself. A room may import itself."""
+
+FLOW_LIBRARIES = {"torch", "numpy"}
+"""All that the mathematics may import besides the standard library."""
+
+WITHOUT_MIRROR = {
+    "tests/test_architecture.py": "the shape of all",
+    "tests/toolkit/models/qwen_edit/test_parity.py": "the whole adapter against diffusers' own pipeline",
+}
+"""Test files that test no one module, and what they test."""
+
+
+def tracked(*folders: str) -> list[str]:
+    """Tracked Python files under these folders, or all; POSIX paths from the root."""
+    command = ["git", "ls-files", "--cached", "--", *(folders or ["."])]
+    listed = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout.splitlines()
+    return [name for name in listed if name.endswith(".py") and (ROOT / name).is_file()]
+
+
+def source(name: str) -> str:
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def module_of(name: str) -> str:
+    """toolkit/data/__init__.py -> toolkit.data"""
+    return name.removesuffix(".py").replace("/", ".").removesuffix(".__init__")
+
+
+def imports(name: str, text: str) -> Iterator[str]:
+    """Everything a file imports, wherever in it: absolute dotted names, of `from a import b` a.b."""
+    package = name.split("/")[:-1]
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else []
+            module = [*base, *(node.module or "").split(".")]
+            yield from (".".join([*filter(None, module), alias.name]) for alias in node.names)
+
+
+def room_of(module: str) -> str:
+    """The folder of toolkit/ a module lies in, "" for toolkit/ itself."""
+    part = module.split(".")[1] if "." in module else ""
+    return part if (ROOT / "toolkit" / part).is_dir() else ""
+
+
+def wrong_arrows(name: str, text: str) -> list[str]:
+    """The imports of a file that point the wrong way."""
+    here = module_of(name)
+    top = here.split(".")[0]
+    wrong = []
+    for target in imports(name, text):
+        to = target.split(".")[0]
+        if to not in OWN:
+            outside = (
+                top == "toolkit" and room_of(here) == "flow" and to not in FLOW_LIBRARIES | sys.stdlib_module_names
+            )
+            allowed = not outside
+        elif top == to == "extensions":
+            allowed = here.split(".")[:2] == target.split(".")[:2]
+        elif top == to == "toolkit":
+            allowed = room_of(target) in ROOMS_MAY_IMPORT[room_of(here)] | {room_of(here)}
+        else:
+            allowed = to in MAY_IMPORT[top]
+        if not allowed:
+            wrong.append(f"{name} imports {target}")
+    return wrong
+
+
+def at_import(tree: ast.Module) -> Iterator[ast.stmt]:
+    """The statements that run when a module is imported: no function bodies, nothing under TYPE_CHECKING."""
+    waiting: list[ast.stmt] = list(tree.body)
+    while waiting:
+        statement = waiting.pop()
+        if isinstance(statement, ast.FunctionDef | ast.AsyncFunctionDef):
+            continue
+        if isinstance(statement, ast.If) and ast.unparse(statement.test) == "TYPE_CHECKING":
+            waiting += statement.orelse
+            continue
+        yield statement
+        for block in ("body", "orelse", "finalbody"):
+            waiting += [inner for inner in getattr(statement, block, []) if isinstance(inner, ast.stmt)]
+        waiting += [inner for handler in getattr(statement, "handlers", []) for inner in handler.body]
+
+
+def imports_torch_at_once(text: str) -> bool:
+    statements = [node for node in at_import(ast.parse(text)) if isinstance(node, ast.Import | ast.ImportFrom)]
+    module = ast.Module(statements, type_ignores=[])
+    return any(name.split(".")[0] == "torch" for name in imports("x.py", ast.unparse(module)))
+
+
+# ------------------------------------------------------------ imports
+
+
+def test_imports_point_one_way() -> None:
+    assert [arrow for name in tracked(*MAY_IMPORT, "run.py") for arrow in wrong_arrows(name, source(name))] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("toolkit/data/x.py", "from toolkit.models import hub"),
+        ("toolkit/networks/x.py", "import toolkit.optim.ema"),
+        ("toolkit/models/qwen_edit/x.py", "from toolkit.train.run import Run"),
+        ("toolkit/config/x.py", "from toolkit.data.plan import RunPlan"),
+        ("toolkit/x.py", "from toolkit import data"),
+        ("toolkit/train/x.py", "from jobs import job"),
+        ("toolkit/train/x.py", "import extensions"),
+        ("toolkit/flow/x.py", "from toolkit.contracts import Batch"),
+        ("toolkit/flow/x.py", "import diffusers"),
+        ("toolkit/flow/x.py", "def f():\n    from ..seeding import key"),
+        ("jobs/x.py", "import run"),
+        ("extensions/cache/x.py", "from extensions.sd_trainer.plan import plan_run"),
+        ("extensions/cache/x.py", "from ..sd_trainer import plan"),
+        ("extensions/cache/x.py", "from tests.conftest import ROOT"),
+    ],
+)
+def test_an_arrow_that_points_back_is_seen(name: str, line: str) -> None:
+    assert len(wrong_arrows(name, line)) == 1
+
+
+@pytest.mark.parametrize(
+    ("name", "line"),
+    [
+        ("toolkit/train/x.py", "from toolkit.data.encode import Entry\nfrom toolkit import seeding"),
+        ("toolkit/models/x.py", "from toolkit.models.qwen_edit import tiny\nfrom toolkit.registry import Registry"),
+        (
+            "toolkit/flow/x.py",
+            "import math\nimport numpy as np\nfrom torch import Tensor\nfrom .path import linear_path",
+        ),
+        ("extensions/cache/x.py", "from .plan import plan_cache\nfrom extensions.cache import config\nimport jobs"),
+        ("run.py", "from jobs import job\nfrom toolkit import log\nimport argparse"),
+    ],
+)
+def test_an_arrow_that_points_the_right_way_is_let_be(name: str, line: str) -> None:
+    assert wrong_arrows(name, line) == []
+
+
+def test_every_folder_of_the_toolkit_is_a_room_with_a_place() -> None:
+    rooms = {path.parent.name for path in (ROOT / "toolkit").glob("*/__init__.py")}
+    assert rooms == set(ROOMS_MAY_IMPORT) - {""}
+
+
+def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
+    light = ["toolkit/contracts.py", *tracked("toolkit/config"), *tracked("jobs"), "run.py"]
+    light += [name for name in tracked("extensions") if not name.endswith("/process.py")]
+    assert [name for name in light if not name.endswith("/export.py") and imports_torch_at_once(source(name))] == []
+    assert [
+        name
+        for name in tracked("toolkit/config")
+        if any(to.split(".")[0] == "torch" for to in imports(name, source(name)))
+    ] == []
+
+
+@pytest.mark.parametrize(
+    ("text", "at_once"),
+    [
+        ("import torch", True),
+        ("from torch import nn", True),
+        ("class A:\n    import torch.nn", True),
+        ("try:\n    import torch\nexcept ImportError:\n    pass", True),
+        ("if TYPE_CHECKING:\n    import torch\nelse:\n    import os", False),
+        ("def f():\n    import torch", False),
+        ("class A:\n    def f(self):\n        import torch", False),
+        ("import torchless", False),
+    ],
+)
+def test_an_import_of_torch_is_seen_where_it_runs(text: str, at_once: bool) -> None:
+    assert imports_torch_at_once(text) is at_once
+
+
+def test_what_planning_imports_loads_no_torch() -> None:
+    modules = [*map(module_of, tracked("toolkit/config", "jobs")), "run", "toolkit.contracts", "toolkit.data.items"]
+    modules += [
+        module_of(name) for name in tracked("extensions") if name.endswith(("/config.py", "/plan.py", "/__init__.py"))
+    ]
+    code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint('torch' in sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert result.stdout == "False\n"
+
+
+# ------------------------------------------------------------ one model family is one folder
+
+
+def family_words(text: str, word: str = "qwen") -> list[str]:
+    """Names, imports and strings of a file that hold `word`; docstrings (sources are cited there) are let be."""
+    tree = ast.parse(text)
+    docstrings = {
+        id(statement.value)
+        for node in ast.walk(tree)
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef)
+        for statement in node.body
+        if isinstance(statement, ast.Expr) and isinstance(statement.value, ast.Constant)
+    }
+    found = []
+    for node in ast.walk(tree):
+        if id(node) in docstrings:
+            continue
+        values = [getattr(node, field, None) for field in ("id", "attr", "arg", "name", "module", "value", "asname")]
+        found += [value for value in values if isinstance(value, str) and word in value.lower()]
+    return found
+
+
+def test_no_room_but_models_knows_a_model_family() -> None:
+    """Keys and messages for users are toolkit/config's to know; `tiny_model` writes a folder of one family."""
+    others = [
+        name
+        for name in tracked("run.py", "jobs", "toolkit", "extensions")
+        if not name.startswith(("toolkit/models/", "toolkit/config/", "extensions/tiny_model/"))
+    ]
+    assert {name: words for name in others if (words := family_words(source(name)))} == {}
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "import qwen_edit",
+        "from toolkit.models.qwen_edit import adapter",
+        "is_qwen = True",
+        "x.qwen",
+        "if arch == 'qwen_image': pass",
+        "def f(qwen): ...",
+        "class QwenThing: ...",
+    ],
+)
+def test_a_family_that_is_named_in_code_is_seen(text: str) -> None:
+    assert family_words(text)
+
+
+def test_a_family_that_is_cited_as_a_source_is_let_be() -> None:
+    assert family_words('"""Qwen."""\ndef f():\n    """Source: pipeline_qwenimage."""\nX = 1\n"""Of Qwen."""') == []
+
+
+# ------------------------------------------------------------ names that lead somewhere
+
+
+def test_every_registry_entry_loads() -> None:
+    from toolkit.registry import Registry
+
+    registries = {
+        f"{module}.{attribute}": value
+        for module in map(module_of, tracked("toolkit", "jobs", "extensions"))
+        for attribute, value in vars(importlib.import_module(module)).items()
+        if isinstance(value, Registry)
+    }
+    assert {"toolkit.optim.optimizers.OPTIMIZERS", "toolkit.networks.registry.NETWORKS"} <= set(registries)
+    nowhere = []
+    for place, registry in registries.items():
+        for name in registry:
+            try:
+                assert callable(registry.load(name)), "is not callable"
+            except Exception as error:  # noqa: BLE001 - all of them are to be listed
+                nowhere.append(f"{place}[{name!r}]: {error!r}")
+    assert nowhere == []
+
+
+def test_every_extension_gives_its_config_and_its_process() -> None:
+    from pydantic import BaseModel
+
+    from jobs.process import BaseProcess
+    from toolkit.extension import discover
+    from toolkit.paths import EXTENSIONS_ROOT
+
+    table = discover([EXTENSIONS_ROOT])
+    assert [str(broken) for broken in table.broken] == []
+    assert {"sd_trainer", "cache", "tiny_model", "example"} <= {found.uid for found in table.found}
+    for found in table.found:
+        config = table.find_config(found.uid)
+        assert config is None or issubclass(config, BaseModel), found
+        assert issubclass(table.process_class(found.uid), BaseProcess), found
+
+
+# ------------------------------------------------------------ files that are found by name
+
+
+def mirrors(name: str) -> bool:
+    """Whether tests/a/test_b.py stands for a file a/b.* or for the folder a/b."""
+    place = Path(name).relative_to("tests")
+    subjects = {path.stem.lower() for path in (ROOT / place.parent).glob("*")}
+    return place.stem.removeprefix("test_") in subjects
+
+
+def test_each_test_file_is_named_after_what_it_tests() -> None:
+    files = [name for name in tracked("tests") if Path(name).name.startswith("test_")]
+    assert len(files) > 40
+    assert {name for name in files if not mirrors(name)} - set(WITHOUT_MIRROR) == set()
+    assert [name for name in WITHOUT_MIRROR if not (ROOT / name).is_file()] == []
+
+
+def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
+    drawers = {"util", "utils", "helper", "helpers", "misc", "common", "tools"}
+    assert [name for name in tracked() if Path(name).stem.strip("_") in drawers] == []
+
+
+# ------------------------------------------------------------ files of the program are never code
+
+
+def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
+    reading = []
+    for name in tracked(*MAY_IMPORT, "run.py"):
+        text = source(name)
+        reading += [
+            f"{name}: {to}" for to in imports(name, text) if to.split(".")[0] in ("pickle", "dill", "joblib", "shelve")
+        ]
+        calls = (ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+        reading += [
+            f"{name}: {call}" for call in calls if call in ("torch.load", "torch.save", "yaml.load", "eval", "exec")
+        ]
+    assert reading == []

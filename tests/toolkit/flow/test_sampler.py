@@ -1,0 +1,61 @@
+import pytest
+import torch
+
+from tests.golden_tables import golden
+from tests.measured import at_most
+from toolkit.contracts import DynamicShift
+from toolkit.flow.sampler import euler_sample, shift_mu, sigmas
+
+SHIFT = DynamicShift()
+
+
+def test_noise_levels_are_those_of_diffusers() -> None:
+    worst = 0.0
+    for case in golden("sigmas"):
+        mu = shift_mu(
+            (case["width"] // 16) * (case["height"] // 16),
+            SHIFT.base_image_seq_len,
+            SHIFT.max_image_seq_len,
+            SHIFT.base_shift,
+            SHIFT.max_shift,
+        )
+        assert mu == pytest.approx(case["mu"], abs=1e-6)
+        levels = sigmas(case["steps"], mu, SHIFT.shift_terminal)
+        assert len(levels) == case["steps"] + 1 and levels.dtype == torch.float32
+        worst = max(worst, float((levels.double() - torch.tensor(case["sigmas"], dtype=torch.float64)).abs().max()))
+    at_most("noise levels (sigmas)", worst, 1e-6)
+
+
+@pytest.mark.parametrize("steps", [1, 2, 50])
+def test_levels_fall_from_one_to_zero(steps: int) -> None:
+    levels = sigmas(steps, mu=0.6, terminal=0.02)
+    assert levels[0] == 1 and levels[-1] == 0
+    assert (levels.diff() < 0).all()
+    if steps > 1:
+        assert levels[-2] == pytest.approx(0.02)
+
+
+def test_without_a_terminal_the_last_level_is_only_shifted() -> None:
+    assert sigmas(4, mu=0.0, terminal=None).tolist() == pytest.approx([1.0, 0.75, 0.5, 0.25, 0.0])
+
+
+def test_a_constant_velocity_is_followed_exactly() -> None:
+    noise_BCHW = torch.randn((2, 3, 4, 4), generator=torch.Generator().manual_seed(0))
+    image_BCHW = torch.full_like(noise_BCHW, 0.25)
+    asked = []
+
+    def velocity(x_t_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+        asked.append(t_B)
+        torch.testing.assert_close(x_t_BCHW, image_BCHW + t_B[0] * (noise_BCHW - image_BCHW))
+        return noise_BCHW - image_BCHW
+
+    levels = sigmas(7, mu=0.6, terminal=0.02)
+    torch.testing.assert_close(euler_sample(velocity, noise_BCHW, levels), image_BCHW)
+    assert [t_B.tolist() for t_B in asked] == [[float(level)] * 2 for level in levels[:-1]]
+
+
+def test_half_precision_velocities_are_added_up_in_float32() -> None:
+    noise_BCHW = torch.ones(1, 1, 2, 2, dtype=torch.bfloat16)
+    result = euler_sample(lambda x, t: torch.ones_like(x).bfloat16(), noise_BCHW, torch.linspace(1, 0, 1001))
+    assert result.dtype == torch.float32
+    torch.testing.assert_close(result, torch.zeros(1, 1, 2, 2), rtol=0, atol=1e-5)

@@ -1,0 +1,43 @@
+import hashlib
+from pathlib import Path
+
+import torch
+
+from tests.diffusers_reference import open_tiny
+from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
+
+PARTS = ["processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
+
+
+def digests(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.rglob("*") if path.is_file())
+    return {str(path.relative_to(folder)): hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def test_the_layout_is_the_published_one(tiny_model: Path) -> None:
+    names = {path.name for path in tiny_model.iterdir()}
+    assert names == {*PARTS, "model_index.json", "tiny_model.json"}
+    assert {"vocab.json", "merges.txt", "added_tokens.json"} <= {p.name for p in (tiny_model / "tokenizer").iterdir()}
+    assert (tiny_model / "transformer" / "diffusion_pytorch_model.safetensors.index.json").is_file()
+    assert sum(path.stat().st_size for path in tiny_model.rglob("*")) < 10e6
+
+
+def test_the_seed_decides_every_byte_and_the_global_generator_is_left_alone(tiny_model: Path, tmp_path: Path) -> None:
+    torch.manual_seed(123)
+    state = torch.get_rng_state()
+    write_tiny_model(tmp_path / "same")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert digests(tmp_path / "same") == digests(tiny_model)
+    write_tiny_model(tmp_path / "other", TinySpec(seed=1))
+    assert digests(tmp_path / "other") != digests(tiny_model)
+
+
+def test_a_folder_counts_as_written_for_its_own_spec_only(tiny_model: Path, tmp_path: Path) -> None:
+    assert is_written(tiny_model, TinySpec())
+    assert not is_written(tiny_model, TinySpec(seed=1)) and not is_written(tmp_path, TinySpec())
+
+
+def test_a_smaller_model_leaves_no_shard_of_the_larger_one(tmp_path: Path) -> None:
+    write_tiny_model(tmp_path, TinySpec(layers=3, heads=3))
+    write_tiny_model(tmp_path, TinySpec(layers=1, heads=2))
+    assert len(open_tiny(tmp_path).blocks()) == 1

@@ -1,0 +1,91 @@
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from optimum.quanto import QLinear
+
+from tests.diffusers_reference import CPU
+from toolkit.contracts import Size
+from toolkit.errors import UserError
+from toolkit.memory.quantize import quantize_block
+from toolkit.models import opening
+from toolkit.models.opening import looks_like_a_path, model_folder, open_adapter
+
+
+def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
+    section = {
+        "name_or_path": str(name_or_path),
+        "revision": None,
+        "arch": None,
+        "quantize": False,
+        "qtype": "int8",
+        "quantize_te": False,
+        "qtype_te": "float8",
+        "low_vram": False,
+        "model_kwargs": SimpleNamespace(match_target_res=False),
+    }
+    assert set(changes) <= set(section)
+    return SimpleNamespace(**(section | changes))
+
+
+@pytest.fixture
+def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> Path:
+        raise AssertionError("asked the hub")
+
+    monkeypatch.setattr(opening, "download", fail)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_local_folder_never_asks_the_hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert model_folder(model(tiny_model), print) == tiny_model
+    # A relative folder of the form owner/name looks like a hub id; the folder that is there wins.
+    monkeypatch.chdir(tiny_model.parent.parent)
+    relative = f"{tiny_model.parent.name}/{tiny_model.name}"
+    assert not looks_like_a_path(relative)
+    assert model_folder(model(relative), print) == Path(relative)
+
+
+@pytest.mark.usefixtures("no_network")
+def test_a_folder_without_an_index_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"holds no model_index\.json"):
+        model_folder(model(tmp_path), print)
+
+
+@pytest.mark.usefixtures("no_network")
+@pytest.mark.parametrize("name", ["./models/x", "/models/x", "~/x", "models/qwen/x", "x", "models\\x"])
+def test_a_path_that_is_not_there_is_a_mistake(name: str) -> None:
+    with pytest.raises(UserError, match="does not exist"):
+        model_folder(model(name), print)
+
+
+def test_a_hub_id_is_brought_at_its_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    asked = []
+    monkeypatch.setattr(opening, "download", lambda *arguments: asked.append(arguments) or tmp_path)
+    assert model_folder(model("Qwen/Qwen-Image-Edit-2509", revision="abc"), print) == tmp_path
+    assert asked == [("Qwen/Qwen-Image-Edit-2509", "abc", print)]
+
+
+def quantized_linears(module: torch.nn.Module) -> int:
+    return sum(isinstance(layer, QLinear) for layer in module.modules())
+
+
+def test_the_section_decides_what_is_quantized(tiny_model: Path) -> None:
+    plain = open_adapter(model(tiny_model), CPU, torch.float32, quantize_block)
+    assert quantized_linears(plain.network_module) == 0
+    both = open_adapter(model(tiny_model, quantize=True, quantize_te=True), CPU, torch.float32, quantize_block)
+    assert quantized_linears(both.network_module) == 2 * 14
+    assert both.blocks()[0].attn.to_q.weight.qtype.name == "qint8"
+    both.encode_prompt("a cat", [])
+    text = both._part("text_encoder")
+    assert text.language_model.layers[0].mlp.up_proj.weight.qtype.name == "qfloat8_e4m3fn"
+    assert quantized_linears(text.visual) == 0
+    assert both.identity("text_encoder") == plain.identity("text_encoder") + "float8"
+
+
+def test_match_target_res_decides_the_size_of_references(tiny_model: Path) -> None:
+    image, target = Size(500, 500), Size(128, 128)
+    for wanted, size in ((True, (128, 128)), (False, (1024, 1024))):
+        section = model(tiny_model, model_kwargs=SimpleNamespace(match_target_res=wanted))
+        assert open_adapter(section, CPU, torch.float32, quantize_block).reference_size(image, target) == size

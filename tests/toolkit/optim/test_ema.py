@@ -1,0 +1,90 @@
+import pytest
+import torch
+from torch import nn
+
+from tests.golden_tables import golden
+from tests.measured import at_most
+from toolkit.optim.decay import initial_share
+from toolkit.optim.ema import Ema, copy_into
+
+CASES = golden("ema", use_feedback=False, param_multiplier=1.0, update_rule="w = input")
+
+
+def test_averages_are_those_of_ai_toolkit() -> None:
+    worst = 0.0
+    for case in CASES:
+        parameter = nn.Parameter(torch.tensor(case["initial"]))
+        ema = Ema({"w": parameter}, case["decay"], warm_up=case["use_num_updates"])
+        for value, expected, after in zip(case["inputs"], case["ema"], case["param_after"], strict=True):
+            parameter.data.fill_(value)
+            ema.update()
+            worst = max(worst, abs(float(ema.averages["w"]) - expected))
+            assert float(parameter) == pytest.approx(after)
+        with ema.applied():
+            assert float(parameter) == pytest.approx(case["eval_value"], abs=1e-6)
+        assert float(parameter) == pytest.approx(case["train_value"], abs=1e-6)
+    assert {case["use_num_updates"] for case in CASES} == {True, False}
+    at_most("moving average", worst, 1e-6)
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_the_share_of_the_start_is_what_decay_says(warm_up: bool) -> None:
+    parameter = nn.Parameter(torch.tensor(1.0, dtype=torch.float32))
+    ema = Ema({"w": parameter}, 0.9, warm_up)
+    parameter.data.zero_()
+    for _ in range(12):
+        ema.update()
+    assert float(ema.averages["w"]) == pytest.approx(initial_share(12, 0.9, warm_up), rel=1e-5)
+
+
+def two_weights() -> dict[str, nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return {
+        "a": nn.Parameter(torch.randn(3, 4, generator=generator)),
+        "b": nn.Parameter(torch.randn(5, generator=generator).bfloat16()),
+    }
+
+
+def test_the_weights_come_back_bit_for_bit() -> None:
+    parameters = two_weights()
+    ema = Ema(parameters, 0.9, warm_up=False)
+    for parameter in parameters.values():
+        parameter.data.add_(1 / 3)
+    ema.update()
+    own = {name: p.detach().clone() for name, p in parameters.items()}
+    with ema.applied():
+        assert torch.equal(parameters["a"], ema.averages["a"]) and not torch.equal(parameters["a"], own["a"])
+    assert all(torch.equal(p, own[name]) for name, p in parameters.items())
+    with pytest.raises(KeyError), ema.applied():
+        raise KeyError
+    assert all(torch.equal(p, own[name]) for name, p in parameters.items())
+
+
+def test_averages_are_float32_for_half_precision_weights() -> None:
+    parameters = two_weights()
+    ema = Ema(parameters, 0.999, warm_up=False)
+    start = ema.averages["b"].clone()
+    parameters["b"].data.add_(0.25)
+    ema.update()
+    assert ema.averages["b"].dtype == torch.float32
+    torch.testing.assert_close(ema.averages["b"], start + 0.001 * (parameters["b"].detach().float() - start))
+
+
+def test_a_saved_average_goes_on_as_if_never_stopped() -> None:
+    parameters = two_weights()
+    straight, first = (Ema(parameters, 0.99, warm_up=True) for _ in range(2))
+    resumed = Ema(two_weights(), 0.99, warm_up=True)
+    for parameter in parameters.values():
+        parameter.data.add_(1)
+    straight.update()
+    first.update()
+    resumed.load({name: average.clone() for name, average in first.averages.items()}, first.updates)
+    resumed._parameters = parameters
+    straight.update()
+    resumed.update()
+    assert all(torch.equal(straight.averages[name], resumed.averages[name]) for name in parameters)
+
+
+def test_a_missing_name_is_an_error() -> None:
+    with pytest.raises(KeyError):
+        copy_into({"a": torch.zeros(1), "b": torch.zeros(1)}, {"a": torch.zeros(1)})

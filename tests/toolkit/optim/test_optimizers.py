@@ -1,0 +1,97 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from toolkit.errors import UserError
+from toolkit.optim.optimizers import OPTIMIZERS, build_optimizer, load_state_tensors, state_tensors
+
+NAMES = ["blocks.0.to_q.lora_A.weight", "blocks.0.to_q.lora_B.weight", "bias"]
+SHAPES = [(64, 128), (128, 64), (7,)]
+"""The first two are large enough for 8-bit state (4096 values), the last is not."""
+
+
+def start() -> list[nn.Parameter]:
+    generator = torch.Generator().manual_seed(0)
+    return [nn.Parameter(torch.randn(shape, generator=generator)) for shape in SHAPES]
+
+
+def take_steps(optimizer: torch.optim.Optimizer, parameters: list[nn.Parameter], steps: range) -> None:
+    for step in steps:
+        for index, parameter in enumerate(parameters):
+            generator = torch.Generator().manual_seed(100 * step + index)
+            parameter.grad = 0.1 * torch.randn(parameter.shape, generator=generator)
+        optimizer.step()
+
+
+def values(parameters: list[nn.Parameter]) -> list[Tensor]:
+    return [parameter.detach().clone() for parameter in parameters]
+
+
+def equal(one: list[Tensor], other: list[Tensor]) -> bool:
+    return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_goes_on_from_its_saved_state_bit_for_bit(name: str, tmp_path: Path) -> None:
+    parameters = start()
+    optimizer = build_optimizer(name, parameters, 1e-2, {})
+    take_steps(optimizer, parameters, range(3))
+    assert not equal(values(parameters), values(start()))
+    tensors, plain = state_tensors(optimizer, NAMES)
+    save_file({key: tensor.contiguous().clone() for key, tensor in tensors.items()}, tmp_path / "o.safetensors")
+    (tmp_path / "o.json").write_text(json.dumps(plain))
+
+    resumed_parameters = [nn.Parameter(value) for value in values(parameters)]
+    resumed = build_optimizer(name, resumed_parameters, 1e-2, {})
+    load_state_tensors(
+        resumed, NAMES, load_file(tmp_path / "o.safetensors"), json.loads((tmp_path / "o.json").read_text())
+    )
+    fresh_parameters = [nn.Parameter(value) for value in values(parameters)]
+    fresh = build_optimizer(name, fresh_parameters, 1e-2, {})
+    for one, of_it in ((optimizer, parameters), (resumed, resumed_parameters), (fresh, fresh_parameters)):
+        take_steps(one, of_it, range(3, 6))
+    assert equal(values(resumed_parameters), values(parameters))
+    assert not equal(values(fresh_parameters), values(parameters)), "the state must matter, or this says nothing"
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_every_optimizer_obeys_the_learning_rate(name: str) -> None:
+    parameters = start()
+    take_steps(build_optimizer(name, parameters, 0.0, {}), parameters, range(2))
+    assert equal(values(parameters), values(start()))
+
+
+def test_state_is_named_by_the_parameters() -> None:
+    parameters = start()
+    optimizer = build_optimizer("adamw", parameters, 1e-3, {})
+    take_steps(optimizer, parameters, range(1))
+    tensors, plain = state_tensors(optimizer, NAMES)
+    assert {key.rpartition("/")[0] for key in tensors} == set(NAMES)
+    assert tensors["bias/exp_avg"].shape == (7,) and plain == {}
+
+
+def test_arguments_reach_the_optimizer() -> None:
+    optimizer = build_optimizer("adamw", start(), 1e-3, {"weight_decay": 0.25, "betas": [0.8, 0.9]})
+    assert optimizer.param_groups[0]["weight_decay"] == 0.25
+    assert tuple(optimizer.param_groups[0]["betas"]) == (0.8, 0.9)
+
+
+def test_adafactor_follows_the_given_learning_rate_unless_told_otherwise() -> None:
+    assert build_optimizer("adafactor", start(), 1e-3, {}).param_groups[0]["relative_step"] is False
+    relative = build_optimizer("adafactor", start(), None, {"relative_step": True})
+    assert relative.param_groups[0]["relative_step"] is True
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_an_unknown_argument_is_a_mistake_with_a_hint(name: str) -> None:
+    with pytest.raises(UserError, match=rf"train\.optimizer_params: {name} has no 'weight_decai'.*'weight_decay'"):
+        build_optimizer(name, start(), 1e-3, {"weight_decai": 0.1})
+
+
+def test_an_unknown_optimizer_is_a_mistake_with_a_hint() -> None:
+    with pytest.raises(UserError, match=r"unknown optimizer 'adamw8bits'\. Did you mean 'adamw8bit'"):
+        build_optimizer("adamw8bits", start(), 1e-3, {})

@@ -1,0 +1,76 @@
+import hashlib
+import json
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from toolkit.files import append_json_line, flush_to_disk, replaced, sha256_of, write_json, write_text
+
+
+def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    write_text(path, "old")
+    with replaced(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == path.parent  # a rename is atomic within one file system only
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyError), replaced(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with replaced(path) as one, replaced(path) as other:
+        one.write_text("1")
+        other.write_text("2")
+        assert one != other
+    assert path.read_text() == "1"
+
+
+def test_text_is_utf8_with_unix_line_ends(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "ü\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xbc\n"
+
+
+def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "ü", "step": 3})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "ü", "step": 3}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8"))["step"] == 3
+
+
+def test_each_line_of_json_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        append_json_line(file, {"step": 1})
+        append_json_line(file, {"text": "two\nlines"})
+        seen_while_open = path.read_text().splitlines()
+    assert [json.loads(line) for line in seen_while_open] == [{"step": 1}, {"text": "two\nlines"}]
+    file = StringIO()
+    with pytest.raises(ValueError, match="JSON"):
+        append_json_line(file, {"loss": float("inf")})
+    assert file.getvalue() == ""
+
+
+def test_the_digest_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+
+
+def test_files_and_folders_can_be_flushed(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "x")
+    flush_to_disk(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        flush_to_disk(tmp_path / "missing")

@@ -1,0 +1,176 @@
+"""State folders on disk: which one counts, what happens to damaged ones, and what is kept."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections import namedtuple
+from pathlib import Path
+
+import pytest
+
+from tests.toolkit.train.states import make_run, save_state, saved, take_steps
+from toolkit.train import state_folder
+from toolkit.train.state_folder import make_room, newest_state, remove_leftovers, state_folders, state_root
+
+FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
+
+
+def truncate(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[:-7])
+
+
+def flip(file: Path) -> None:
+    contents = bytearray(file.read_bytes())
+    contents[len(contents) // 2] ^= 0xFF
+    file.write_bytes(contents)
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+@pytest.mark.parametrize("name", FILES)
+def test_a_damaged_state_is_passed_over_with_the_reason(tmp_path: Path, name: str, damage) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    damage(newer / name)
+    said: list[str] = []
+    assert newest_state(state_root(tmp_path), said.append) == older
+    assert len(said) == 1
+    assert str(newer) in said[0] and name in said[0]
+
+
+def test_a_manifest_that_is_json_but_no_manifest_is_passed_over(tmp_path: Path) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    for text in ("[]", "{}", '{"format": 1}', '{"format": 99, "files": {}}', '{"format": 1, "files": ["a"]}'):
+        (newer / "MANIFEST.json").write_text(text)
+        assert newest_state(state_root(tmp_path), lambda _: None) == older
+
+
+def test_the_highest_step_wins_whatever_the_file_times_and_the_spelling(tmp_path: Path) -> None:
+    low, high = saved(tmp_path, 2, 4)
+    for path in (high, *high.iterdir()):
+        os.utime(path, (1, 1))
+    assert newest_state(state_root(tmp_path)) == high
+    # A tenth digit: sorted as text it would come first.
+    low.rename(low.with_name("step_999999999"))
+    high.rename(high.with_name("step_1000000000"))
+    assert newest_state(state_root(tmp_path)).name == "step_1000000000"
+
+
+def test_without_a_state_there_is_none(tmp_path: Path) -> None:
+    assert newest_state(state_root(tmp_path)) is None
+    (tmp_path / "state").mkdir()
+    assert newest_state(state_root(tmp_path)) is None
+
+
+def test_a_broken_off_save_is_no_state(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, 2)
+    path.rename(path.with_name(".tmp-4-99-abcdef01"))
+    said: list[str] = []
+    assert newest_state(state_root(tmp_path), said.append) is None
+    assert said == []
+
+
+def test_the_manifest_is_written_last_and_the_name_given_after_it(tmp_path: Path, monkeypatch) -> None:
+    [older] = saved(tmp_path, 2)
+    written: list[str] = []
+    write_json, replace = state_folder.write_json, os.replace
+
+    def listing(path: Path, data: object) -> None:
+        if path.name == "MANIFEST.json":
+            written.extend(sorted(p.name for p in path.parent.iterdir()))
+        write_json(path, data)
+
+    def crash(source, target) -> None:
+        if Path(target).name.startswith("step_"):
+            raise OSError("power cut")
+        replace(source, target)
+
+    monkeypatch.setattr(state_folder, "write_json", listing)
+    monkeypatch.setattr(state_folder.os, "replace", crash)
+    run = make_run(tmp_path)
+    take_steps(run, 4)
+    with pytest.raises(OSError, match="power cut"):
+        save_state(run)
+    assert written == FILES[1:]
+    assert [p.name for p in (tmp_path / "state").iterdir()] == [older.name]
+    assert newest_state(state_root(tmp_path)) == older
+
+
+def test_the_newest_two_stay(tmp_path: Path) -> None:
+    saved(tmp_path, 2, 4, 10, 30)
+    assert sorted(p.name for p in (tmp_path / "state").iterdir()) == ["step_000000010", "step_000000030"]
+
+
+def test_the_same_step_may_be_saved_again(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, 2)
+    truncate(path / "weights.safetensors")
+    run = make_run(tmp_path)
+    take_steps(run, 2)
+    assert save_state(run) == path
+    assert newest_state(state_root(tmp_path)) == path
+
+
+@pytest.mark.parametrize(("keep", "left"), [(1, [30]), (3, [4, 10, 30]), (0, [2, 4, 10, 30])])
+def test_as_many_as_wanted_stay(tmp_path: Path, keep: int, left: list[int]) -> None:
+    run = make_run(tmp_path)
+    for step in (2, 4, 10, 30):
+        take_steps(run, step - run.state.step)
+        save_state(run, keep)
+    assert [state_folder.step_of(path) for path in state_folders(state_root(tmp_path))] == left
+
+
+def test_leftovers_of_broken_off_saves_are_removed_and_nothing_else(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, 2)
+    leftover = path.with_name(".tmp-4-99-abcdef01")
+    shutil.copytree(path, leftover)
+    remove_leftovers(state_root(tmp_path))
+    assert not leftover.exists()
+    assert newest_state(state_root(tmp_path)) == path
+
+
+# ------------------------------------------------------------ disk space
+
+
+class Disk:
+    """A disk whose free space grows by 100 bytes with each state that is removed."""
+
+    Usage = namedtuple("Usage", "total used free")
+
+    def __init__(self, root: Path, free: int, monkeypatch) -> None:
+        self.root, self.most, self.free = root, len(state_folders(root)), free
+        monkeypatch.setattr(state_folder.shutil, "disk_usage", self.usage)
+
+    def usage(self, _: Path) -> Usage:
+        return self.Usage(0, 0, self.free + 100 * (self.most - len(state_folders(self.root))))
+
+
+@pytest.mark.parametrize(
+    ("free", "begins", "left"),
+    [
+        (250, True, [2, 4, 10]),  # 2.5 times the size: nothing has to go
+        (249, True, [4, 10]),
+        (60, True, [10]),
+        (0, True, [10]),  # 200 after both older ones
+        (-100, False, [10]),  # one good state always stays
+    ],
+)
+def test_older_states_make_room_until_one_good_one_is_left(
+    tmp_path: Path, monkeypatch, free: int, begins: bool, left: list[int]
+) -> None:
+    run = make_run(tmp_path)
+    for step in (2, 4, 10):
+        take_steps(run, step - run.state.step)
+        save_state(run, keep=0)
+    root = state_root(tmp_path)
+    Disk(root, free, monkeypatch)
+    said: list[str] = []
+    assert make_room(root, 100, said.append) is begins
+    assert [state_folder.step_of(path) for path in state_folders(root)] == left
+    assert len(said) == 3 - len(left) + (not begins)
+
+
+def test_the_state_that_stays_is_a_good_one(tmp_path: Path, monkeypatch) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    flip(newer / "weights.safetensors")
+    Disk(state_root(tmp_path), 0, monkeypatch)
+    make_room(state_root(tmp_path), 100, lambda _: None)
+    assert state_folders(state_root(tmp_path)) == [older]

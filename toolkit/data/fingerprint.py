@@ -1,0 +1,57 @@
+"""What a dataset holds, in one digest per image, so that a later run can say what was added, removed and edited."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from toolkit.contracts import Sample
+from toolkit.data.cache import file_digest, key_of
+
+Fingerprint = dict[str, str]
+"""`<folder>/<file>` -> digest of the image, its references, caption and repeats."""
+
+
+def fingerprint(samples: Iterable[Sample]) -> Fingerprint:
+    """The fingerprint of a scanned dataset. Reads every file once; the digests are remembered for the encoding."""
+    return {
+        f"{sample.folder}/{sample.image.name}": key_of(
+            image=file_digest(sample.image),
+            controls=[file_digest(path) for path in sample.controls],
+            caption=sample.caption,
+            repeats=sample.repeats,
+            background=sample.background,
+        )
+        for sample in samples
+    }
+
+
+def digest_of(found: Fingerprint) -> str:
+    """One digest for the whole dataset."""
+    return key_of(**{"files": found})
+
+
+@dataclass(frozen=True)
+class DatasetChange:
+    """The images that differ between two fingerprints, by name."""
+
+    added: tuple[str, ...]
+    removed: tuple[str, ...]
+    edited: tuple[str, ...]
+
+    def __str__(self) -> str:
+        parts = [
+            f"{len(names)} {what} ({', '.join(names[:3])}{', ...' if len(names) > 3 else ''})"
+            for what, names in (("added", self.added), ("removed", self.removed), ("edited", self.edited))
+            if names
+        ]
+        return "; ".join(parts)
+
+
+def compare(old: Mapping[str, str], new: Mapping[str, str]) -> DatasetChange:
+    """What changed from `old` to `new`."""
+    return DatasetChange(
+        added=tuple(sorted(new.keys() - old.keys())),
+        removed=tuple(sorted(old.keys() - new.keys())),
+        edited=tuple(sorted(name for name in old.keys() & new.keys() if old[name] != new[name])),
+    )

@@ -1,0 +1,86 @@
+"""What a job changed since the state it would go on from, and whether that may be. Pure; imports no torch.
+
+Keys are dotted paths of the typed section, `datasets[0].folder_path` style; anything not named here changes the result.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any, Literal
+
+Kind = Literal["harmless", "changes the result", "impossible"]
+
+HARMLESS = (
+    "save.*",
+    "sample*",
+    "logging.*",
+    "resume",
+    "device",
+    "datasets[[]*].num_workers",
+    "datasets[[]*].cache_*",
+    "train.cache_text_embeddings",
+    "train.skip_first_sample",
+    "train.disable_sampling",
+    "train.gradient_checkpointing",
+    "model.low_vram",
+    "network.pretrained_lora_path",
+)
+"""Nothing of what is trained depends on them (a start file has done its work by then)."""
+
+IMPOSSIBLE = ("network.type", "network.linear", "network.network_kwargs.*", "model.*")
+"""The saved weights would mean something else, or not fit."""
+
+LENGTH = ("train.steps", "train.epochs")
+"""Harmless when the learning rate does not depend on the number of steps."""
+
+SCHEDULES_WITHOUT_LENGTH = ("constant",)
+
+
+@dataclass(frozen=True)
+class Change:
+    """One key with its values then and now."""
+
+    key: str
+    old: Any
+    new: Any
+    kind: Kind
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old!r} -> {self.new!r}"
+
+
+def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+    """Every key whose value differs, in the order of the keys.
+
+    old, new: the section as plain data (`model_dump(mode="json")`), then and now.
+    """
+    before, after = dict(_flat(old)), dict(_flat(new))
+    schedule = (after.get("train.lr_scheduler"), after.get("train.lr_warmup_steps", 0))
+    return [
+        Change(key, before.get(key), after.get(key), _kind(key, schedule))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _kind(key: str, schedule: tuple[Any, Any]) -> Kind:
+    if any(fnmatchcase(key, pattern) for pattern in HARMLESS):
+        return "harmless"
+    if any(fnmatchcase(key, pattern) for pattern in IMPOSSIBLE):
+        return "impossible"
+    name, warmup = schedule
+    shares_no_length = name in SCHEDULES_WITHOUT_LENGTH and not 0 < (warmup or 0) < 1
+    return "harmless" if key in LENGTH and shares_no_length else "changes the result"
+
+
+def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from _flat(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(child, Mapping) for child in value):
+        for index, child in enumerate(value):
+            yield from _flat(child, f"{path}[{index}]")
+    else:
+        yield path, list(value) if isinstance(value, tuple) else value

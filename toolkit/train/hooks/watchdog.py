@@ -1,0 +1,68 @@
+"""Writes down where every thread stands when no step has ended for very long, so that a hang can be understood."""
+
+from __future__ import annotations
+
+import faulthandler
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from statistics import median
+
+from toolkit.contracts import StepResult
+from toolkit.train.hook import Hook
+from toolkit.train.run import Run
+
+FILE = "stacks.txt"
+LEAST_S = 600.0
+TIMES_MEDIAN = 10
+
+
+class WatchdogHook(Hook):
+    """Looks from a thread of its own; says so once per stall and goes on waiting: it ends nothing."""
+
+    counts_as_step_time = False
+
+    def __init__(self, note: Callable[[str], None], least_s: float = LEAST_S, look_every_s: float = 5.0) -> None:
+        """least_s: seconds without a step that are never a stall. look_every_s: between two looks."""
+        self.note = note
+        self.least_s = least_s
+        self.look_every_s = look_every_s
+        self._recent_s: deque[float] = deque(maxlen=50)
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on_start(self, run: Run) -> None:
+        self._last = time.monotonic()
+        self._told = False
+        self._thread = threading.Thread(target=self._look, args=(run,), daemon=True, name="watchdog")
+        self._thread.start()
+
+    def after_step(self, run: Run, result: StepResult) -> None:
+        self._recent_s.append(result.step_s)
+        self._last = time.monotonic()
+        self._told = False
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self._stop()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._done.set()
+        if self._thread:
+            self._thread.join()
+
+    def _look(self, run: Run) -> None:
+        while not self._done.wait(self.look_every_s):
+            silent_s = time.monotonic() - self._last
+            limit_s = max(self.least_s, TIMES_MEDIAN * (median(self._recent_s) if self._recent_s else 0))
+            if silent_s > limit_s and not self._told:
+                self._told = True
+                path = run.folder / FILE
+                with path.open("a", encoding="utf-8") as file:
+                    file.write(f"no step has ended for {silent_s:.0f} s (step {run.state.step})\n")
+                    file.flush()
+                    faulthandler.dump_traceback(file, all_threads=True)
+                self.note(f"no step has ended for {silent_s:.0f} s; where every thread stands is in {path}")

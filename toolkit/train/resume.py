@@ -1,0 +1,94 @@
+"""Where a run begins: from the newest good state, from another one, or anew. Nothing is ever deleted for it."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Iterable
+from pathlib import Path
+
+from toolkit.errors import RunError
+from toolkit.networks.files import step_files
+from toolkit.train.lock import FILE as LOCK_FILE
+from toolkit.train.state_folder import newest_state, state_folders, state_root, step_of, verify
+
+Note = Callable[[str], None]
+
+SUPERSEDED = "superseded"
+_SAMPLE = re.compile(r"\d+__(\d{9,})_\d+\.\w+")
+
+
+def choose_state(folder: Path, resume: str | int, restart: bool, note: Note) -> Path | None:
+    """The state folder to go on from, or None to begin anew.
+
+    resume: `auto` (the newest good one), `never`, a step number, or the path of a state folder.
+    restart: where no state is good, move the run aside and begin anew instead of refusing.
+    Raises RunError when the wanted state is not there or damaged, or when states exist and none is good.
+    """
+    root = state_root(folder)
+    if resume == "never":
+        move_aside(folder, note)
+        return None
+    if resume != "auto":
+        return _checked(root / f"step_{resume:09d}" if isinstance(resume, int) else Path(resume).expanduser(), root)
+    newest = newest_state(root, note)
+    if newest is None and state_folders(root):
+        if not restart:
+            raise RunError(
+                f"{root}: there are states, and none of them is good. To begin anew, run the job again with --restart: "
+                "it moves the old run aside and overwrites nothing."
+            )
+        move_aside(folder, note)
+    return newest
+
+
+def _checked(path: Path, root: Path) -> Path:
+    problem = verify(path) if path.is_dir() else "it does not exist"
+    if problem:
+        have = ", ".join(str(step_of(p)) for p in state_folders(root)) or "none"
+        raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {have}.")
+    return path
+
+
+def move_aside(folder: Path, note: Note) -> None:
+    """Moves the files of a run to `<folder>.old-<n>` beside it; the folder itself stays, with its lock."""
+    entries = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
+    if not entries:
+        return
+    target = _numbered(folder.parent, f"{folder.name}.old-")
+    _move(entries, target)
+    note(f"moved the old run to {target}")
+
+
+def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
+    """Moves states, step files and samples of steps after `step` to superseded/<n>, so that none appears twice.
+
+    step: None for a run that begins anew where another one left files; then its final files go as well.
+    """
+    later = [folder / f"{name}.safetensors", folder / f"{name}_raw.safetensors"] if step is None else []
+    later = [path for path in later if path.exists()]
+    step = -1 if step is None else step
+    later += [path for path in state_folders(state_root(folder)) if step_of(path) > step]
+    later += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
+    samples = folder / "samples"
+    for path in sorted(samples.iterdir()) if samples.is_dir() else ():
+        if (match := _SAMPLE.fullmatch(path.name)) and int(match.group(1)) > step:
+            later.append(path)
+    if later:
+        target = _numbered(folder / SUPERSEDED, "")
+        _move(later, target)
+        what = f"of steps after {step}" if step >= 0 else "of an earlier run"
+        note(f"moved {len(later)} files and states {what} to {target}")
+
+
+def _numbered(parent: Path, prefix: str) -> Path:
+    """The first of `<prefix>1`, `<prefix>2`, ... that is free."""
+    number = 1
+    while (parent / f"{prefix}{number}").exists():
+        number += 1
+    return parent / f"{prefix}{number}"
+
+
+def _move(paths: Iterable[Path], target: Path) -> None:
+    target.mkdir(parents=True)
+    for path in paths:
+        path.rename(target / path.name)

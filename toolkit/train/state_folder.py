@@ -1,0 +1,165 @@
+"""State folders on disk: written whole or not at all, checked when read, the newest few kept.
+
+    state/step_000000340/
+      weights.safetensors     raw float32 weights        `<role>/<parameter>`
+      ema.safetensors         their averages             `<role>/<parameter>`
+      optimizer.safetensors   optimizer state            `<role>/<parameter>/<entry>`
+      state.json              step, cursor, settings, and optimizer entries that are not tensors
+      MANIFEST.json           format, sizes and sha256 of the others; written last
+
+Written under a temporary name, flushed, renamed; only then are older ones removed. A folder counts only when its
+manifest verifies, and the newest is the one with the highest step: no file time is ever asked.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import uuid
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from safetensors.torch import save_file
+from torch import Tensor
+
+from toolkit.files import flush_to_disk, sha256_of, write_json
+
+FORMAT = 1
+MANIFEST = "MANIFEST.json"
+DOCUMENT = "state.json"
+_STEP_FOLDER = re.compile(r"step_(\d{9,})")
+_TEMPORARY = ".tmp-"
+
+COMFORT = 2.5
+"""A save wants this many times its own size free; with less, older states make room."""
+
+LEAST = 1.1
+"""With less than this it is not begun."""
+
+
+@dataclass(frozen=True)
+class Snapshot:
+    """Everything of one state, on the CPU and independent of the run it was taken from."""
+
+    step: int
+    tensors: Mapping[str, Mapping[str, Tensor]]
+    """File stem (weights, ema, optimizer) -> name -> tensor."""
+
+    document: Mapping[str, Any]
+    """JSON values."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its tensors."""
+        return sum(t.numel() * t.element_size() for group in self.tensors.values() for t in group.values())
+
+
+def state_root(run_folder: Path) -> Path:
+    """Where the states of a run are."""
+    return run_folder / "state"
+
+
+def write_state(root: Path, snapshot: Snapshot, keep: int) -> Path:
+    """Writes a state and removes older ones beyond the newest `keep` (0 keeps all)."""
+    root.mkdir(parents=True, exist_ok=True)
+    final = root / f"step_{snapshot.step:09d}"
+    temporary = root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
+    temporary.mkdir()
+    try:
+        _fill(temporary, snapshot)
+        if final.exists():  # the same step once more, after a resume: the new one is as good
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    flush_to_disk(root)
+    if keep:
+        for path in state_folders(root)[:-keep]:
+            shutil.rmtree(path)
+    return final
+
+
+def _fill(folder: Path, snapshot: Snapshot) -> None:
+    for stem, tensors in snapshot.tensors.items():
+        save_file(dict(tensors), folder / f"{stem}.safetensors")
+        flush_to_disk(folder / f"{stem}.safetensors")
+    write_json(folder / DOCUMENT, snapshot.document)
+    files = {p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(folder.iterdir())}
+    write_json(folder / MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
+    flush_to_disk(folder)
+
+
+def remove_leftovers(root: Path) -> None:
+    """Removes what broken-off saves left behind. Only for the owner of the run's lock."""
+    for path in root.glob(f"{_TEMPORARY}*"):
+        shutil.rmtree(path)
+
+
+def make_room(root: Path, size: int, note: Callable[[str], None]) -> bool:
+    """Whether a save of `size` bytes may be begun; when space is short, older states go until one good one is left."""
+    root.mkdir(parents=True, exist_ok=True)
+    if _free(root) >= COMFORT * size:
+        return True
+    newest = newest_state(root, lambda _: None)
+    for path in state_folders(root):
+        if path != newest and _free(root) < COMFORT * size:
+            shutil.rmtree(path)
+            note(f"disk space is short: removed {path}")
+    if _free(root) >= LEAST * size:
+        return True
+    note(
+        f"disk space is too short to save: {_free(root) / 1e6:.0f} MB free, {size / 1e6:.0f} MB needed. "
+        "Training goes on and tries again at the next save. Free some space."
+    )
+    return False
+
+
+def _free(folder: Path) -> int:
+    return shutil.disk_usage(folder).free
+
+
+def state_folders(root: Path) -> list[Path]:
+    """State folders by ascending step, verified or not."""
+    entries = root.iterdir() if root.is_dir() else ()
+    return sorted((p for p in entries if _STEP_FOLDER.fullmatch(p.name)), key=step_of)
+
+
+def step_of(path: Path) -> int:
+    """Optimizer steps done when a state folder was written, by its name."""
+    return int(_STEP_FOLDER.fullmatch(path.name).group(1))
+
+
+def newest_state(root: Path, note: Callable[[str], None] = print) -> Path | None:
+    """The state with the highest step whose manifest verifies; `note` hears what was skipped and why."""
+    for path in reversed(state_folders(root)):
+        problem = verify(path)
+        if problem is None:
+            return path
+        note(f"{path} is skipped: {problem}")
+    return None
+
+
+def verify(path: Path) -> str | None:
+    """What is wrong with a state folder, or None."""
+    try:
+        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        if manifest["format"] != FORMAT:
+            return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT}"
+        for name, entry in manifest["files"].items():
+            file = path / name
+            if not file.is_file() or file.stat().st_size != entry["size"]:
+                return f"{name} is missing or has another size than {MANIFEST} says"
+            if sha256_of(file) != entry["sha256"]:
+                return f"{name} is damaged (sha256 differs from {MANIFEST})"
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        return f"{MANIFEST} cannot be read ({error})"
+    return None
+
+
+def read_document(path: Path) -> dict[str, Any]:
+    """The JSON part of a verified state."""
+    return json.loads((path / DOCUMENT).read_text(encoding="utf-8"))
