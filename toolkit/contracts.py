@@ -164,6 +164,28 @@ class Batch:
     def __len__(self) -> int:
         return len(self.names)
 
+    def halves(self) -> tuple[Batch, ...]:
+        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
+        middle = (len(self) + 1) // 2
+        return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
+
+    def select(self, rows: Sequence[int]) -> Batch:
+        """The given items as a batch."""
+        rows = list(rows)
+        return Batch(
+            latents_BCHW=self.latents_BCHW[rows],
+            prompts=self.prompts.select(rows),
+            references=tuple(self.references[row] for row in rows),
+            spec=BatchSpec(
+                self.spec.epoch,
+                tuple(self.spec.items[row] for row in rows),
+                tuple(self.spec.positions[row] for row in rows),
+            ),
+            names=tuple(self.names[row] for row in rows),
+            loss_weight_B=self.loss_weight_B[rows],
+            loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
+        )
+
 
 # ---------------------------------------------------------------- models
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import shutil
+from collections.abc import Iterable, Iterator
+from pathlib import Path
 from typing import Any
 
 from toolkit.config.process import JobContext
@@ -11,6 +13,7 @@ from toolkit.data.folder import Scan
 from toolkit.data.items import scan_items
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
+from toolkit.errors import UserError
 from toolkit.models.families import family_for
 from toolkit.networks.targets import select_targets
 from toolkit.optim.decay import initial_share
@@ -41,17 +44,35 @@ def plan_items(config: Any, job: JobContext, scan: Scan, items: tuple[Item, ...]
     )
 
 
+def refuse_full_disk(config: Any, folder: Path) -> None:
+    """Raises UserError when not even one state and one file of the run would fit beside `folder`."""
+    weights = _trained_weights(config)
+    needed = weights * (_state_bytes_per_weight(config.train) + FILE_BYTES[config.save.dtype])
+    free = shutil.disk_usage(folder).free
+    if free < needed:
+        raise UserError(
+            f"training_folder: {folder} has {_size(free)} free, one save of this job takes {_size(needed)}. "
+            "Free some space, or choose a folder on another disk."
+        )
+
+
+def _trained_weights(config: Any) -> int:
+    layers = family_for(config.model).linear_layers(config.model.folder())
+    return config.network.linear * sum(sum(layers[name]) for name in _trained_layers(config, layers))
+
+
+def _trained_layers(config: Any, layers: Iterable[str]) -> list[str]:
+    kwargs = config.network.network_kwargs
+    return select_targets(list(layers), kwargs.only_if_contains, kwargs.ignore_if_contains)
+
+
 def _estimates(config: Any, job: JobContext) -> Iterator[str]:
     """Memory and disk, by arithmetic on the model's config; nothing for a model that an earlier process writes."""
     folder = config.model.folder()
     if folder in job.earlier_outputs and not folder.is_dir():
         return
     family, network = family_for(config.model), config.network
-    layers = family.linear_layers(folder)
-    chosen = select_targets(
-        list(layers), network.network_kwargs.only_if_contains, network.network_kwargs.ignore_if_contains
-    )
-    weights = sum(network.linear * sum(layers[name]) for name in chosen)
+    chosen, weights = _trained_layers(config, family.linear_layers(folder)), _trained_weights(config)
     qtype = config.model.qtype if config.model.quantize else None
     yield f"model in memory: {_size(family.weights_bytes(folder, qtype))} as {qtype or '16 bit'}"
     yield (

@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import secrets
+from collections.abc import Sequence
 from functools import partial
+from math import prod
 from pathlib import Path
 from typing import Any
 
 from extensions.sd_trainer.events import EventLog
 from extensions.sd_trainer.export import NetworkWriter
-from extensions.sd_trainer.plan import plan_items
+from extensions.sd_trainer.plan import plan_items, refuse_full_disk
 from extensions.sd_trainer.resumption import Resumption
 from jobs.process import BaseTrainProcess
 from toolkit import interrupt
 from toolkit.config.process import JobContext
-from toolkit.contracts import Item, ModelAdapter, Network, Size
+from toolkit.contracts import BatchSpec, Item, ModelAdapter, Network, Size
 from toolkit.data.batches import BatchLoader
 from toolkit.data.captions import inject_trigger
 from toolkit.data.encode import EncodedDataset, encode_items
@@ -26,6 +28,7 @@ from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, pick_device
 from toolkit.errors import EXIT_DONE, Stopped
 from toolkit.log import StatusLine, copy_output
+from toolkit.memory.advice import memory_advice
 from toolkit.memory.quantize import quantize_block
 from toolkit.models.families import family_for
 from toolkit.models.opening import model_folder, open_adapter
@@ -45,7 +48,7 @@ from toolkit.train.hooks.save import SaveHook
 from toolkit.train.hooks.status import StatusHook, is_finished
 from toolkit.train.hooks.watchdog import WatchdogHook
 from toolkit.train.lock import locked
-from toolkit.train.loop import train
+from toolkit.train.loop import probe, train
 from toolkit.train.resume import choose_state
 from toolkit.train.run import Role, Run
 from toolkit.train.sampling import PIXELS_PER_TOKEN, SamplePrompt, Sampler
@@ -70,6 +73,7 @@ class SdTrainerProcess(BaseTrainProcess):
 
     def _run(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, state: Path | None) -> None:
         self.print(plan.render())
+        refuse_full_disk(self.section, self.save_root)
         if state and step_of(state) >= plan.optimizer_steps and is_finished(self.save_root):
             self.print(f"{self.save_root} is complete at step {step_of(state)}: nothing to do.")
             return
@@ -254,10 +258,25 @@ class SdTrainerProcess(BaseTrainProcess):
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
         step = FlowMatchingStep(adapter, run.seed, settings.timestep_type)
         run.stop_asked = lambda: self.request.asked
+        run.memory_advice = memory_advice(self.section)
+        if run.state.step < run.steps:
+            largest = max(batches_of_epoch(run.state.epoch), key=partial(_cost, items, adapter))
+            if note := probe(run, loader.load(largest), step):
+                self.print(note)
         train(run, batches_of_epoch, partial(loader.prefetch, workers=workers), step)
         if run.stop_reason:
             self.print(f"stopped by {run.stop_reason}")
             raise Stopped(EXIT_DONE)  # asked for by the user: the job ends here, and well
+
+
+def _cost(items: Sequence[Item], adapter: ModelAdapter, spec: BatchSpec) -> int:
+    """Pixels the transformer sees of a batch, references at their usual area: what its memory grows with."""
+    usual = Size(1024, 1024)
+    return sum(
+        prod(items[index].crop.bucket)
+        + len(items[index].sample.controls) * prod(adapter.reference_size(usual, items[index].crop.bucket))
+        for index in spec.items
+    )
 
 
 def _floor(pixels: int) -> int:

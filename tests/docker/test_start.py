@@ -16,6 +16,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -238,7 +239,8 @@ def bench(tmp_path: Path, api: Api) -> Iterator[Bench]:
     made = Bench(tmp_path, api)
     yield made
     for pod in made.pods:
-        pod.process.kill()  # --kill-child takes the namespace along
+        with suppress(ProcessLookupError):
+            os.killpg(pod.process.pid, signal.SIGKILL)  # PID 1 among them, which takes the namespace along
         pod.process.wait()
 
 

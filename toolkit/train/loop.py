@@ -9,7 +9,7 @@ import itertools
 import math
 import time
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import torch
 
@@ -80,26 +80,79 @@ class _WindowLosses:
 def _accumulate(
     run: Run, window: Window, batches: Iterator[Batch], step_fn: TrainStep, clock: _StepClock
 ) -> _WindowLosses | None:
-    """Adds up the gradients of a window, averaged over all its samples. None when a stop was asked for in between."""
+    """Adds up the gradients of a window, averaged over all its samples. None when a stop was asked for in between.
+
+    A window that runs out of memory is done once more with each of its batches in halves.
+    """
+    with clock.waiting():
+        loaded = [next(batches) for _ in window.specs]
+    try:
+        return _gradients(run, window.samples, loaded, step_fn)
+    except torch.OutOfMemoryError:
+        _free_memory(run)
+    halves = [half for batch in loaded for half in batch.halves()]
+    if len(halves) == len(loaded):
+        raise RunError(_out_of_memory_message(run, loaded))
+    try:
+        return _gradients(run, window.samples, halves, step_fn)
+    except torch.OutOfMemoryError as error:
+        _free_memory(run)
+        raise RunError(_out_of_memory_message(run, halves)) from error
+
+
+def _gradients(run: Run, samples: int, batches: Iterable[Batch], step_fn: TrainStep) -> _WindowLosses | None:
+    """Forward and backward of each batch; `samples` is the number the gradients are averaged over."""
     sums = _WindowLosses()
-    for _ in window.specs:
+    for batch in batches:
         if run.stopping:
             # The cursor still stands before this window: it is trained whole after a resume.
             _zero_grad(run)
             return None
-        with clock.waiting():
-            batch = next(batches)
         sums.names.extend(batch.names)
         # Dropout and stochastic rounding draw from torch's global generator: keyed per micro-batch.
         with global_generator(run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]):
             losses = step_fn(batch)
-            share = sum(loss_B.sum() for loss_B in losses.by_role.values()) / window.samples
+            share = sum(loss_B.sum() for loss_B in losses.by_role.values()) / samples
             if torch.isfinite(share):
                 share.backward()
         sums.loss += share.item()
         for name, value in losses.stats.items():
-            sums.stats[name] += value * len(batch) / window.samples
+            sums.stats[name] += value * len(batch) / samples
     return sums
+
+
+def probe(run: Run, batch: Batch, step_fn: TrainStep) -> str | None:
+    """Forward and backward of the largest batch, before anything is learned: what cannot fit fails at once.
+
+    Returns a line for the user when the batch fits only in halves. Raises RunError with advice when it does not fit.
+    """
+    try:
+        _gradients(run, len(batch), [batch], step_fn)
+        return None
+    except torch.OutOfMemoryError:
+        _free_memory(run)
+    halves = batch.halves()
+    if len(halves) == 1:
+        raise RunError(_out_of_memory_message(run, halves))
+    try:
+        _gradients(run, len(batch), halves, step_fn)
+    except torch.OutOfMemoryError as error:
+        raise RunError(_out_of_memory_message(run, halves)) from error
+    finally:
+        _free_memory(run)
+    return f"the largest batch ({len(batch)} images) fits only in halves: it takes longer. {run.memory_advice}"
+
+
+def _free_memory(run: Run) -> None:
+    _zero_grad(run)
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
+def _out_of_memory_message(run: Run, batches: Sequence[Batch]) -> str:
+    largest = max(batches, key=lambda batch: batch.latents_BCHW.numel())
+    shape = tuple(largest.latents_BCHW.shape)
+    return f"out of memory with {', '.join(largest.names)} (latents {shape}). {run.memory_advice}".rstrip()
 
 
 def _update(run: Run, loss: float) -> tuple[float, bool]:

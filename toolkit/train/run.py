@@ -62,6 +62,9 @@ class Run:
     record: dict[str, Any] = field(default_factory=dict)
     """JSON values that every state keeps beside the training's own: the settings, the dataset."""
 
+    memory_advice: str = ""
+    """What the user can change when memory runs out, most effective first."""
+
     stop_asked: Callable[[], bool] = lambda: False
     """Whether a signal asks for an end; read between micro-batches."""
 
