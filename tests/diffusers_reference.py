@@ -134,7 +134,8 @@ def psnr(ours: Image.Image, theirs: Image.Image) -> float:
 
 def relative(ours: Tensor, theirs: Tensor) -> float:
     """Norm of the difference over the norm of the reference."""
-    return float((ours.double() - theirs.double()).norm() / theirs.double().norm())
+    ours, theirs = ours.detach().double(), theirs.detach().double()
+    return float((ours - theirs).norm() / theirs.norm())
 
 
 def rewrite_json(path: Path, **changes: Any) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from torch import Tensor, nn
 
 from toolkit.host_memory import return_freed_memory
+from toolkit.memory.plain_quanto import use_plain_tensors
 
 QTYPES = {"int8": "qint8", "int4": "qint4", "float8": "qfloat8"}
 """`model.qtype` -> optimum-quanto's name."""
@@ -17,6 +18,8 @@ def quantize_block(block: nn.Module, qtype: str) -> None:
     float8, in groups along the input for int4 (optimum-quanto's defaults).
     """
     from optimum.quanto import QModuleMixin, qtypes, quantize
+
+    use_plain_tensors()
 
     quantize(block, weights=qtypes[QTYPES[qtype]])
     for module in block.modules():
