@@ -11,6 +11,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
+from toolkit.errors import RunError
+
+
+LEFTOVERS = ".*.????????.tmp"
+"""Names of what `replaced` leaves behind when the process is killed."""
+
 
 @contextmanager
 def replaced(path: Path) -> Iterator[Path]:
@@ -28,9 +34,18 @@ def replaced(path: Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+@contextmanager
+def naming_failures(path: Path) -> Iterator[None]:
+    """A write that fails inside the block (disk full, no rights) becomes a RunError that names `path` and the reason."""
+    try:
+        yield
+    except OSError as error:
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+
+
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically."""
-    with replaced(path) as temporary:
+    """Writes UTF-8 text atomically. Raises RunError when it cannot."""
+    with naming_failures(path), replaced(path) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
@@ -40,9 +55,11 @@ def write_json(path: Path, data: object) -> None:
 
 
 def append_json_line(file: IO[str], data: object) -> None:
-    """Appends one line of JSON to an open file, visible to readers at once."""
-    file.write(json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n")
-    file.flush()
+    """Appends one line of JSON to an open file, visible to readers at once. Raises RunError when it cannot."""
+    line = json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
+    with naming_failures(Path(getattr(file, "name", "file"))):
+        file.write(line)
+        file.flush()
 
 
 def flush_to_disk(path: Path) -> None:

@@ -7,7 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+from torch import Tensor
+
 from toolkit.contracts import Network
+from toolkit.errors import RunError
 from toolkit.networks.files import as_stored, step_file, write_stored
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
@@ -38,7 +42,7 @@ class NetworkWriter:
 
         def write() -> list[Path]:
             for file, tensors in copies.items():
-                write_stored(file, tensors, metadata)
+                _write(file, tensors, metadata)
             return list(copies)
 
         return write
@@ -57,6 +61,13 @@ class NetworkWriter:
             "ss_output_name": run.name,
         }
         return {key: _text(value) for key, value in {**self.meta, **ours}.items()}
+
+
+def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    try:
+        write_stored(file, tensors, metadata)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file}: cannot be written: {error}") from error
 
 
 def _public_name(name_or_path: str) -> str:

@@ -59,7 +59,6 @@ class SdTrainerProcess(BaseTrainProcess):
     """Trains a network on folders of images; see README.md in this folder for the files it leaves."""
 
     def run(self) -> None:
-        self.status = StatusLine()
         with interrupt.deferred() as self.request:
             scan, items = scan_items(self.section, family_for(self.section.model).size_multiple)
             plan = plan_items(self.section, JobContext(self.job.name), scan, items)
@@ -68,6 +67,7 @@ class SdTrainerProcess(BaseTrainProcess):
                 remove_leftovers(state_root(self.save_root))
                 state = choose_state(self.save_root, self.section.resume, self.job.options.restart, self.print)
                 with copy_output(self.save_root / "log.txt"):
+                    self.status = StatusLine()
                     self._run(scan, items, plan, state)
             self.request.check()
 

@@ -73,8 +73,7 @@ class Resumption:
     def _begin_next_epoch(self, run: Run, note: Note) -> None:
         """The order of a changed dataset is another one: its first epoch is trained whole."""
         old = _fingerprint_file(run.folder, read_document(self.state)["dataset"])
-        change = compare(json.loads(old.read_text(encoding="utf-8")), self.found) if old.is_file() else "unknown files"
-        note(f"the dataset has changed: {change}. The next epoch begins with it.")
+        note(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
         if run.state.batch:
             run.state.epoch, run.state.batch = run.state.epoch + 1, 0
 
@@ -98,6 +97,13 @@ def _judge(state: Path, differing: list[Change], allow_change: bool, note: Note)
 
 def _listed(differing: list[Change]) -> str:
     return "\n".join(f"  {change}" for change in differing)
+
+
+def _change(old: Path, found: Fingerprint) -> str:
+    try:
+        return str(compare(json.loads(old.read_text(encoding="utf-8")), found))
+    except (OSError, ValueError, AttributeError, TypeError):
+        return f"{old} is missing or damaged, so it is not known in what"
 
 
 def _fingerprint_file(folder: Path, digest: str) -> Path:

@@ -82,11 +82,17 @@ def key_of(**parts: Any) -> str:
 
 
 def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes; computed again only when its size or time of change differs."""
-    stat = path.stat()
-    memo = (str(path), stat.st_size, stat.st_mtime_ns)
-    if memo not in _digests:
-        _digests[memo] = sha256_of(path)
+    """SHA-256 (hex) of a file's bytes; computed again only when its size or time of change differs.
+
+    Raises RunError when it cannot be read.
+    """
+    try:
+        stat = path.stat()
+        memo = (str(path), stat.st_size, stat.st_mtime_ns)
+        if memo not in _digests:
+            _digests[memo] = sha256_of(path)
+    except OSError as error:
+        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     return _digests[memo]
 
 
@@ -122,7 +128,7 @@ def _serialize(key: str, tensors: dict[str, Tensor]) -> bytes:
 def _verifies(raw: bytes, key: str) -> bool:
     try:
         header, data = _split(raw)
-    except ValueError:
+        metadata = header.get("__metadata__")
+        return isinstance(metadata, dict) and metadata.get("sha256") == _content_hash(key, header, data)
+    except (ValueError, RecursionError):
         return False
-    metadata = header.get("__metadata__")
-    return isinstance(metadata, dict) and metadata.get("sha256") == _content_hash(key, header, data)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from toolkit.contracts import Crop, Item, ModelAdapter, Progress, Sample, Size
 from toolkit.data.cache import TensorCache, file_digest, key_of
-from toolkit.data.images import image_size, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.images import ImageError, image_size, open_image, resize, resize_cover_crop, to_tensor
 from toolkit.errors import RunError
 
 FORMAT = 1
@@ -202,7 +202,10 @@ def _ensure(what: str, groups: Sequence[Sequence[Entry]], progress: Progress) ->
 
 
 def _make(entry: Entry) -> Tensor:
-    tensor = entry.make()
+    try:
+        tensor = entry.make()
+    except (ImageError, OSError) as error:  # a file that was good when the dataset was scanned
+        raise RunError(f"{entry.what}: {error}") from error
     entry.store.put(entry.key, {_TENSOR: tensor})
     return tensor
 

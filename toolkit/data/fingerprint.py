@@ -14,16 +14,22 @@ Fingerprint = dict[str, str]
 
 def fingerprint(samples: Iterable[Sample]) -> Fingerprint:
     """The fingerprint of a scanned dataset. Reads every file once; the digests are remembered for the encoding."""
-    return {
-        f"{sample.folder}/{sample.image.name}": key_of(
-            image=file_digest(sample.image),
-            controls=[file_digest(path) for path in sample.controls],
-            caption=sample.caption,
-            repeats=sample.repeats,
-            background=sample.background,
-        )
-        for sample in samples
-    }
+    found: Fingerprint = {}
+    for sample in samples:
+        name, digest = f"{sample.folder}/{sample.image.name}", _digest(sample)
+        # Two entries of `datasets` may use one folder, each with captions of its own.
+        found[name] = key_of(uses=[found[name], digest]) if name in found else digest
+    return found
+
+
+def _digest(sample: Sample) -> str:
+    return key_of(
+        image=file_digest(sample.image),
+        controls=[file_digest(path) for path in sample.controls],
+        caption=sample.caption,
+        repeats=sample.repeats,
+        background=sample.background,
+    )
 
 
 def digest_of(found: Fingerprint) -> str:

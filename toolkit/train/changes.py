@@ -57,7 +57,8 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
     old, new: the section as plain data (`model_dump(mode="json")`), then and now.
     """
     before, after = dict(_flat(old)), dict(_flat(new))
-    schedule = (after.get("train.lr_scheduler"), after.get("train.lr_warmup_steps", 0))
+    warmup = after.get("train.lr_scheduler_params.num_warmup_steps", after.get("train.lr_warmup_steps", 0))
+    schedule = (after.get("train.lr_scheduler"), warmup)
     return [
         Change(key, before.get(key), after.get(key), _kind(key, schedule))
         for key in sorted(before.keys() | after.keys())

@@ -83,7 +83,10 @@ def _alive_elsewhere(owner: Owner | None) -> bool:
     """Whether an owner whose lock this machine cannot see gave a sign of life lately."""
     if owner is None or time.time() - owner.beat > SILENT_S:
         return False
-    return fcntl is None or (owner.host, owner.boot) != (_myself().host, _myself().boot)
+    # A container that was started again has another name on the same machine, a machine that was has another boot.
+    myself = _myself()
+    is_here = owner.host == myself.host or (owner.boot and owner.boot == myself.boot)
+    return fcntl is None or not is_here
 
 
 def _refusal(folder: Path, owner: Owner | None) -> str:

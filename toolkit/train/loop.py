@@ -130,6 +130,8 @@ def probe(run: Run, batch: Batch, step_fn: TrainStep) -> str | None:
         _gradients(run, len(batch), [batch], step_fn)
         return None
     except torch.OutOfMemoryError:
+        pass  # once more, in halves
+    finally:
         _free_memory(run)
     halves = batch.halves()
     if len(halves) == 1:

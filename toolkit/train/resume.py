@@ -9,7 +9,7 @@ from pathlib import Path
 from toolkit.errors import RunError
 from toolkit.networks.files import step_files
 from toolkit.train.lock import FILE as LOCK_FILE
-from toolkit.train.state_folder import newest_state, state_folders, state_root, step_of, verify
+from toolkit.train.state_folder import is_state_name, newest_state, state_folders, state_root, step_of, verify
 
 Note = Callable[[str], None]
 
@@ -42,7 +42,8 @@ def choose_state(folder: Path, resume: str | int, restart: bool, note: Note) -> 
 
 
 def _checked(path: Path, root: Path) -> Path:
-    problem = verify(path) if path.is_dir() else "it does not exist"
+    problem = "its name has to be step_ and nine digits" if not is_state_name(path.name) else None
+    problem = problem or (verify(path) if path.is_dir() else "it does not exist")
     if problem:
         have = ", ".join(str(step_of(p)) for p in state_folders(root)) or "none"
         raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {have}.")

@@ -23,10 +23,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toolkit.files import flush_to_disk, sha256_of, write_json
+from toolkit.files import LEFTOVERS as LEFTOVER_FILES
+from toolkit.files import flush_to_disk, naming_failures, sha256_of, write_json
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -64,28 +66,39 @@ def state_root(run_folder: Path) -> Path:
 
 
 def write_state(root: Path, snapshot: Snapshot, keep: int) -> Path:
-    """Writes a state and removes older ones beyond the newest `keep` (0 keeps all)."""
-    root.mkdir(parents=True, exist_ok=True)
+    """Writes a state and removes older ones beyond the newest `keep` good ones (0 keeps all).
+
+    Raises RunError when it cannot be written; the states that were there are untouched then.
+    """
     final = root / f"step_{snapshot.step:09d}"
     temporary = root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    temporary.mkdir()
-    try:
-        _fill(temporary, snapshot)
-        if final.exists():  # the same step once more, after a resume: the new one is as good
-            shutil.rmtree(final)
-        os.replace(temporary, final)
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    flush_to_disk(root)
-    if keep:
-        for path in state_folders(root)[:-keep]:
-            shutil.rmtree(path)
+    with naming_failures(final):
+        temporary.mkdir(parents=True)
+        try:
+            _fill(temporary, snapshot)
+            if final.exists():  # the same step once more, after a resume: the new one is as good
+                shutil.rmtree(final)
+            os.replace(temporary, final)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+        flush_to_disk(root)
+    remove_old_states(root, keep)
     return final
+
+
+def remove_old_states(root: Path, keep: int) -> None:
+    """Removes what is older than the newest `keep` states that verify; 0 keeps all."""
+    good = 0
+    for path in reversed(state_folders(root)) if keep else ():
+        if good == keep:
+            shutil.rmtree(path)
+        elif verify(path) is None:
+            good += 1
 
 
 def _fill(folder: Path, snapshot: Snapshot) -> None:
     for stem, tensors in snapshot.tensors.items():
-        save_file(dict(tensors), folder / f"{stem}.safetensors")
+        _save_tensors(dict(tensors), folder / f"{stem}.safetensors")
         flush_to_disk(folder / f"{stem}.safetensors")
     write_json(folder / DOCUMENT, snapshot.document)
     files = {p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(folder.iterdir())}
@@ -93,10 +106,20 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     flush_to_disk(folder)
 
 
+def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    try:
+        save_file(tensors, path)
+    except SafetensorError as error:  # it tells of a full disk in its own words
+        raise OSError(str(error)) from error
+
+
 def remove_leftovers(root: Path) -> None:
-    """Removes what broken-off saves left behind. Only for the owner of the run's lock."""
+    """Removes what broken-off saves left in `root` and in the run's folder around it. Only for the lock's owner."""
     for path in root.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
+    for folder in (root.parent, root.parent / "samples"):
+        for path in folder.glob(LEFTOVER_FILES):
+            path.unlink()
 
 
 def make_room(root: Path, size: int, note: Callable[[str], None]) -> bool:
@@ -125,7 +148,12 @@ def _free(folder: Path) -> int:
 def state_folders(root: Path) -> list[Path]:
     """State folders by ascending step, verified or not."""
     entries = root.iterdir() if root.is_dir() else ()
-    return sorted((p for p in entries if _STEP_FOLDER.fullmatch(p.name)), key=step_of)
+    return sorted((p for p in entries if is_state_name(p.name)), key=step_of)
+
+
+def is_state_name(name: str) -> bool:
+    """Whether a folder of this name can be a state."""
+    return _STEP_FOLDER.fullmatch(name) is not None
 
 
 def step_of(path: Path) -> int:

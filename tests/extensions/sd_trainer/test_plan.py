@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.plan import refuse_full_disk
 from toolkit.config import JobContext, load_job
 from toolkit.data.plan import RunPlan
+from toolkit.errors import UserError
 
 
 @pytest.fixture
@@ -52,6 +56,18 @@ def test_the_share_of_the_untrained_start_is_told_for_the_first_save_and_the_end
     words = plan(train={"steps": 3400, "ema_config": ema}, save={"save_every": 340}).render()
     assert "71.2 % at step 340, 3.3 % at step 3400" in words  # 0.999^340 and 0.999^3400
     assert "EMA" not in plan().render()
+
+
+def test_a_disk_without_room_for_one_save_is_refused(write_job, trainer, make_pictures, tmp_path, monkeypatch) -> None:
+    section = trainer(make_pictures(tmp_path / "a", "a"), network={"type": "lora", "linear": 4}, save={"dtype": "fp32"})
+    config = load_job(write_job(section), lambda uid: SdTrainerConfig).processes[0].section
+    weights = 2 * 4 * (8 * (64 + 64) + 2 * (64 + 6 * 64) + 4 * (64 + 256))
+    needed = weights * (4 + 8 + 4)  # raw weights and two moments in the state, the float32 file
+    usage = namedtuple("usage", "total used free")
+    for free in (needed, needed - 1):
+        monkeypatch.setattr("extensions.sd_trainer.plan.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
+        with pytest.raises(UserError, match="training_folder") if free < needed else nullcontext():
+            refuse_full_disk(config, tmp_path)
 
 
 def test_planning_writes_nothing(plan, tmp_path: Path) -> None:

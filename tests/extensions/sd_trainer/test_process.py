@@ -160,7 +160,9 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
     assert [line["samples"] for line in lines(folder / "metrics.jsonl")] == [4, 8, 12, 16, 20, 24]
     assert json.loads((folder / "run.json").read_text())["status"] == "finished"
     assert (folder / "config.yaml").read_text(encoding="utf-8") == SEED_001
-    assert "2 x 40 + 1 x 20" in (folder / "log.txt").read_text(encoding="utf-8")
+    log = (folder / "log.txt").read_text(encoding="utf-8")
+    assert "2 x 40 + 1 x 20" in log
+    assert f"saved {Path('output/qwen_character_lora/qwen_character_lora.safetensors')}" in log
 
     tensors, metadata = tensors_of(folder / "qwen_character_lora.safetensors")
     matrices = {name: tensor for name, tensor in tensors.items() if ".lora_" in name}

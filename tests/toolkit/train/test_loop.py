@@ -13,7 +13,7 @@ import torch
 from toolkit.contracts import StepLosses, TrainState
 from toolkit.errors import RunError
 from toolkit.train.hook import Hook
-from toolkit.train.loop import MOST_SKIPPED_IN_A_ROW, train
+from toolkit.train.loop import MOST_SKIPPED_IN_A_ROW, probe, train
 
 NAN = float("nan")
 
@@ -322,3 +322,66 @@ def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypa
     # Two micro-batches of 1 s waiting and 4 s work each; the logging of a step is part of the next one's time.
     assert [r.step_s for r in recorder.results] == [10.0, 10.5, 10.5]
     assert [r.data_s for r in recorder.results] == [2.0, 2.0, 2.0]
+
+
+# ------------------------------------------------------------ memory that runs out
+
+
+def out_of_memory_above(toy, run, most: int, backward: bool = False):
+    """The toy's step on a device that holds `most` samples at a time."""
+    losses = toy.step(run)
+
+    def step(batch):
+        if len(batch) > most and not backward:
+            raise torch.OutOfMemoryError("no memory left")
+        result = losses(batch)
+        if len(batch) > most:
+            result.by_role["network"].register_hook(fail)
+        return result
+
+    def fail(gradient):
+        raise torch.OutOfMemoryError("no memory left in the backward pass")
+
+    return step
+
+
+@pytest.mark.parametrize("backward", [False, True])
+@pytest.mark.parametrize("accumulation", [1, 2, 3])
+def test_a_window_that_runs_out_of_memory_is_done_once_more_in_halves(
+    toy, recorder, accumulation: int, backward: bool
+) -> None:
+    run = toy.run(6, accumulation=accumulation, hooks=[recorder])
+    train(run, toy.epoch_batches, toy.load, out_of_memory_above(toy, run, 2, backward))
+    torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(6, accumulation), constant(0.1)))
+    assert run.state.skipped == 0
+
+
+def test_what_does_not_fit_in_halves_ends_the_run_with_advice(toy, recorder) -> None:
+    run = toy.run(3, hooks=[recorder])
+    run.memory_advice = "Use less of everything."
+    with pytest.raises(RunError, match=r"image_0\.png, image_1\.png .*Use less of everything\."):
+        train(run, toy.epoch_batches, toy.load, out_of_memory_above(toy, run, 1))
+    assert recorder.calls == ["start", "error"]
+
+
+def test_a_batch_of_one_cannot_be_halved(toy) -> None:
+    run = toy.run(3)
+    with pytest.raises(RunError, match="out of memory"):
+        train(run, lambda epoch: toy.epoch_batches(epoch)[2:], toy.load, out_of_memory_above(toy, run, 0))
+
+
+@pytest.mark.parametrize(("most", "says"), [(3, None), (2, "only in halves"), (1, RunError)])
+def test_the_largest_batch_is_tried_first_and_nothing_is_learned_from_it(toy, most: int, says) -> None:
+    run = toy.run(3)
+    run.memory_advice = "Use less of everything."
+    batch = next(toy.load(toy.epoch_batches(0)))
+    step = out_of_memory_above(toy, run, most)
+    if says is RunError:
+        with pytest.raises(RunError, match="Use less of everything"):
+            probe(run, batch, step)
+    else:
+        said = probe(run, batch, step)
+        assert said is None if says is None else says in said
+    assert toy.weight(run).grad is None
+    assert not toy.weight(run).any()
+    assert run.state == TrainState()

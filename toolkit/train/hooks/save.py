@@ -13,7 +13,7 @@ from toolkit.train.checkpoint import capture
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
 from toolkit.train.run import Run
-from toolkit.train.state_folder import Snapshot, make_room, state_root, write_state
+from toolkit.train.state_folder import Snapshot, make_room, remove_old_states, state_root, write_state
 
 PrepareNetwork = Callable[[Run, int | None], Callable[[], list[Path]]]
 """Copies what the network's files for a step (None: the final ones) hold; the result writes and names them."""
@@ -85,7 +85,9 @@ class SaveHook(Hook):
             files = write_network()
             if state:
                 write_state(state_root(folder), state, self.keep_states)
-            removed = remove_old_step_files(folder, name, self.keep) if step is not None else []
+            else:  # a kill may have come between the writing of this state and the removal of old ones
+                remove_old_states(state_root(folder), self.keep_states)
+            removed = remove_old_step_files(folder, name, self.keep)
             self.event("save", step=done, files=[p.name for p in files], removed=[p.name for p in removed])
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
 

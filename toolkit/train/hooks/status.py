@@ -61,13 +61,14 @@ class StatusHook(Hook):
 
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
+        # In the order of what may be cut off by a narrow terminal.
         parts = [
             f"step {result.step}/{run.steps} {100 * result.step / run.steps:.1f}%",
             f"loss {result.loss:.4f} (avg {sum(self._losses) / max(1, len(self._losses)):.4f})",
-            f"lr {result.lr:.1e}",
             f"{seconds:.2f} s/it",
             f"ETA {duration((run.steps - result.step) * seconds)}",
             memory_text(),
+            f"lr {result.lr:.1e}",
         ]
         if run.state.skipped:
             parts.append(f"{run.state.skipped} skipped")

@@ -1,0 +1,160 @@
+"""Jobs in processes of their own that begin in milliseconds: forked from one process that has imported everything.
+
+Run as a script this is that process; `Nursery` is how a test talks to it. A child does what `python run.py` does,
+with what `faults.py` breaks in it first, and never returns to the process it was forked from.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parents[2]
+
+Fault = Sequence[Any]
+"""The name of a function in faults.py, and its arguments."""
+
+
+class Nursery:
+    """The process that forks; one per test session."""
+
+    def __init__(self) -> None:
+        environment = {**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+        command = [sys.executable, str(Path(__file__).resolve())]
+        pipe = subprocess.PIPE
+        self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
+        assert self._process.stdout.readline() == "ready\n"
+
+    def fork(self, arguments: Sequence[object], cwd: Path, name: str, faults: Sequence[Fault] = ()) -> Child:
+        """Starts `run.py` with these arguments; its output goes to `<name>.out` and `<name>.err` in `cwd`."""
+        order = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "name": name, "faults": list(faults)}
+        return Child(self, self._ask(order), cwd / f"{name}.out", cwd / f"{name}.err")
+
+    def status_of(self, pid: int) -> int | None:
+        """Exit code of a child as `subprocess` counts (a signal is negative), None while it runs."""
+        return self._ask({"poll": pid})
+
+    def close(self) -> None:
+        self._process.stdin.close()
+        self._process.wait(timeout=30)
+
+    def _ask(self, order: dict) -> Any:
+        self._process.stdin.write(json.dumps(order) + "\n")
+        self._process.stdin.flush()
+        return json.loads(self._process.stdout.readline())
+
+
+@dataclass
+class Child:
+    """A job in a process of its own."""
+
+    nursery: Nursery
+    pid: int
+    out: Path
+    err: Path
+    code: int | None = None
+
+    def poll(self) -> int | None:
+        """The exit code, or None while it runs."""
+        if self.code is None:
+            self.code = self.nursery.status_of(self.pid)
+        return self.code
+
+    def wait(self, seconds: float = 60) -> int:
+        """The exit code. Fails when the job has not ended by then."""
+        deadline = time.monotonic() + seconds
+        while self.poll() is None:
+            assert time.monotonic() < deadline, f"still running after {seconds} s:\n{self.output}"
+            time.sleep(0.005)
+        return self.code
+
+    def wait_until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+        """Waits for something the running job is to bring about."""
+        deadline = time.monotonic() + seconds
+        while not condition():
+            assert self.poll() is None, f"ended with {self.code}:\n{self.output}"
+            assert time.monotonic() < deadline, f"not in {seconds} s:\n{self.output}"
+            time.sleep(0.002)
+
+    def send(self, number: signal.Signals) -> None:
+        os.kill(self.pid, number)
+
+    def end(self) -> None:
+        """Makes sure that it is gone."""
+        if self.poll() is None:
+            os.kill(self.pid, signal.SIGKILL)
+            self.wait()
+
+    @property
+    def output(self) -> str:
+        return self.out.read_text(encoding="utf-8") + self.errors
+
+    @property
+    def errors(self) -> str:
+        return self.err.read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------ the forking process
+
+
+def serve() -> None:
+    import_everything()
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # only answers go where the client reads
+    answers.write("ready\n")
+    for line in sys.stdin:
+        order = json.loads(line)
+        answers.write(json.dumps(poll(order["poll"]) if "poll" in order else fork(order)) + "\n")
+
+
+def import_everything() -> None:
+    import extensions.sd_trainer.process
+    import run  # noqa: F401
+    import tests.faults.faults
+    import toolkit.models.qwen_edit.tiny  # noqa: F401 - transformers' and diffusers' classes with it
+
+
+def fork(order: dict) -> int:
+    pid = os.fork()
+    if pid:
+        return pid
+    code = 70
+    try:
+        code = become_the_job(order)
+    finally:
+        os._exit(code)
+
+
+def become_the_job(order: dict) -> int:
+    import run
+    from tests.faults import faults
+
+    os.chdir(order["cwd"])
+    for number, suffix in ((1, "out"), (2, "err")):
+        file = os.open(f"{order['name']}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+        os.dup2(file, number)
+    sys.stdin = open(os.devnull, encoding="ascii")  # noqa: SIM115 - it lives as long as the process
+    sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
+    for name, *arguments in order["faults"]:
+        getattr(faults, name)(*arguments)
+    code = run.main(order["arguments"])
+    sys.stdout.flush()
+    sys.stderr.flush()
+    return code
+
+
+def poll(pid: int) -> int | None:
+    ended, status = os.waitpid(pid, os.WNOHANG)
+    return os.waitstatus_to_exitcode(status) if ended else None
+
+
+if __name__ == "__main__":
+    serve()
