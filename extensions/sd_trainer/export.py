@@ -53,7 +53,7 @@ class NetworkWriter:
         ours = {
             "training_info": {"step": run.state.step, "epoch": run.state.epoch},
             "software": {"name": NAME, "version": VERSION},
-            "base_model": _public_name(section.model.name_or_path),
+            "base_model": section.model.public_name(),
             "network_type": section.network.type,
             "rank": section.network.linear,
             "alpha": section.network.linear_alpha,
@@ -68,13 +68,6 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         write_stored(file, tensors, metadata)
     except (OSError, SafetensorError) as error:
         raise RunError(f"{file}: cannot be written: {error}") from error
-
-
-def _public_name(name_or_path: str) -> str:
-    """A hub id as it is, a folder by its last part alone."""
-    folder = Path(name_or_path).expanduser()
-    is_path = folder.exists() or name_or_path.count("/") != 1 or name_or_path.startswith((".", "/", "~"))
-    return folder.resolve().name if is_path else name_or_path
 
 
 def _text(value: object) -> str:

@@ -46,6 +46,11 @@ def _is_qwen(value: bool) -> bool:
     return value
 
 
+def looks_like_a_path(name: str) -> bool:
+    """Whether a name can only be a local folder, never `owner/name` on the hub."""
+    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
+
+
 class ModelKwargs(StrictModel):
     """`model.model_kwargs`: settings of the model family."""
 
@@ -133,9 +138,11 @@ class ModelConfig(StrictModel):
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""
-        name = self.name_or_path
-        looks_local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
-        return looks_local or self.folder().is_dir()
+        return looks_like_a_path(self.name_or_path) or self.folder().is_dir()
+
+    def public_name(self) -> str:
+        """A hub id as it is, a folder by its last part alone: what may stand in a file that is given away."""
+        return self.folder().name if self.is_path() else self.name_or_path
 
     def folder(self) -> Path:
         """`name_or_path` as an absolute path."""

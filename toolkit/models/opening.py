@@ -7,6 +7,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.config.model import looks_like_a_path
 from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
 from toolkit.models.families import ADAPTERS, family_for
@@ -54,14 +55,9 @@ def model_folder(model: Any, note: Callable[[str], None]) -> Path:
         if not (folder / "model_index.json").is_file():
             raise UserError(f"model.name_or_path: {folder} holds no model_index.json; it is no diffusers model folder.")
         return folder
-    if looks_like_a_path(model.name_or_path):
+    if looks_like_a_path(model.name_or_path) or model.name_or_path.count("/") != 1:
         raise UserError(f"model.name_or_path: {folder} does not exist (working directory: {Path.cwd()}).")
     return download(model.name_or_path, model.revision, note)
-
-
-def looks_like_a_path(name: str) -> bool:
-    """Whether a name can only be a local folder, never `owner/name` on the hub."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") != 1
 
 
 def _quantize(quantize: Quantize, qtype: str, block: nn.Module) -> None:

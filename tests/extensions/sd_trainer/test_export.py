@@ -12,6 +12,7 @@ from safetensors import safe_open
 from torch import nn
 
 from extensions.sd_trainer.export import NetworkWriter
+from toolkit.config.model import ModelConfig
 from toolkit.contracts import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import ROLE
@@ -42,7 +43,7 @@ def run(tmp_path: Path):
 
 def section(model: str = "Qwen/Qwen-Image-Edit-2509", also: tuple[str, ...] = (), dtype: str = "float16"):
     return SimpleNamespace(
-        model=SimpleNamespace(name_or_path=model),
+        model=ModelConfig(name_or_path=model),
         network=SimpleNamespace(type="lora", linear=16, linear_alpha=8.0),
         save=SimpleNamespace(dtype=dtype, also=also),
         trigger_word="maya_char",

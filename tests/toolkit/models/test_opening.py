@@ -6,11 +6,12 @@ import torch
 from optimum.quanto import QLinear
 
 from tests.diffusers_reference import CPU
+from toolkit.config.model import looks_like_a_path
 from toolkit.contracts import Size
 from toolkit.errors import UserError
 from toolkit.memory.quantize import quantize_block
 from toolkit.models import opening
-from toolkit.models.opening import looks_like_a_path, model_folder, open_adapter
+from toolkit.models.opening import model_folder, open_adapter
 
 
 def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
