@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -18,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import ExtensionJob, JobOptions, failure, series
-from toolkit import interrupt, log
+from toolkit import interrupt, log, redact
 from toolkit.errors import EXIT_DONE
 from toolkit.extension import discover
 from toolkit.paths import find_config
@@ -30,9 +31,11 @@ if TYPE_CHECKING:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Does what the arguments ask for and returns the exit code."""
-    arguments = parse_arguments(argv)
     prepare_streams()
-    return failure.guarded(dispatch_logged, arguments)
+    try:
+        return failure.guarded(dispatch_logged, parse_arguments(argv))
+    finally:
+        log.release_streams()
 
 
 def dispatch_logged(arguments: argparse.Namespace) -> int:
@@ -155,11 +158,16 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare_streams() -> None:
-    """Lines appear when they are complete, in a pipe too; what cannot be encoded is escaped, not fatal."""
+    """Lines appear when they are complete, in a pipe too; what cannot be encoded is escaped, not fatal.
+
+    Secrets are blacked out, those of the environment from the start.
+    """
     log.quiet_libraries()
+    redact.remember_environment(os.environ)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
+    log.black_out_streams()
 
 
 if __name__ == "__main__":

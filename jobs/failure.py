@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, RunError, Stopped, UserError
+from toolkit.redact import black_out
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 """A module missing from these is a mistake in code; nothing that could be installed brings it."""
@@ -45,8 +46,8 @@ def guarded(action: Callable[..., int], *arguments: object) -> int:
 
 
 def say(text: str) -> None:
-    """One message on standard error."""
-    print(text, file=sys.stderr, flush=True)
+    """One message on standard error, secrets blacked out: here a secret of several lines is still in one piece."""
+    print(black_out(text), file=sys.stderr, flush=True)
 
 
 def _exit_code_of(error: SystemExit) -> int:

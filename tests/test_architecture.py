@@ -42,6 +42,14 @@ FLOW_LIBRARIES = {"torch", "numpy"}
 
 WITHOUT_MIRROR = {
     "tests/test_architecture.py": "the shape of all",
+    "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
+    "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",
+    "tests/faults/test_going_on.py": "whole jobs that go on from what is there",
+    "tests/faults/test_inputs.py": "whole jobs on odd and broken files",
+    "tests/faults/test_kills.py": "saves that die at any write",
+    "tests/faults/test_mutations.py": "random damage to everything that is read",
+    "tests/faults/test_secrets.py": "every byte that whole jobs leave",
+    "tests/faults/test_stops.py": "whole jobs that are stopped and killed",
     "tests/toolkit/models/qwen_edit/test_parity.py": "the whole adapter against diffusers' own pipeline",
 }
 """Test files that test no one module, and what they test."""

@@ -12,23 +12,25 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError
-
+from toolkit.redact import black_out, black_out_data
 
 LEFTOVERS = ".*.????????.tmp"
 """Names of what `replaced` leaves behind when the process is killed."""
 
 
 @contextmanager
-def replaced(path: Path) -> Iterator[Path]:
+def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path in the same folder; the block writes it, then it takes the place of `path`.
 
+    durable: flushed to the disk first, so that it survives a power cut; a file that is rewritten all the time need not.
     When the block raises, `path` is untouched and the temporary file is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
     try:
         yield temporary
-        flush_to_disk(temporary)
+        if durable:
+            flush_to_disk(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
@@ -36,7 +38,7 @@ def replaced(path: Path) -> Iterator[Path]:
 
 @contextmanager
 def naming_failures(path: Path) -> Iterator[None]:
-    """A write that fails inside the block (disk full, no rights) becomes a RunError that names `path` and the reason."""
+    """A failed write inside the block (disk full, no rights) becomes a RunError that names `path` and the reason."""
     try:
         yield
     except OSError as error:
@@ -44,19 +46,27 @@ def naming_failures(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically. Raises RunError when it cannot."""
-    with naming_failures(path), replaced(path) as temporary:
+    """Writes UTF-8 text atomically, secrets blacked out. Raises RunError when it cannot."""
+    _write(path, black_out(text))
+
+
+def write_json(path: Path, data: object, durable: bool = True) -> None:
+    """Writes indented JSON atomically, secrets blacked out; NaN is refused, because other readers refuse it."""
+    text = json.dumps(black_out_data(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    _write(path, text, durable)
+
+
+def _write(path: Path, text: str, durable: bool = True) -> None:
+    with naming_failures(path), replaced(path, durable) as temporary:
         temporary.write_text(text, encoding="utf-8", newline="\n")
 
 
-def write_json(path: Path, data: object) -> None:
-    """Writes indented JSON atomically; NaN is refused, because other readers refuse it."""
-    write_text(path, json.dumps(data, indent=2, ensure_ascii=False, allow_nan=False) + "\n")
-
-
 def append_json_line(file: IO[str], data: object) -> None:
-    """Appends one line of JSON to an open file, visible to readers at once. Raises RunError when it cannot."""
-    line = json.dumps(data, ensure_ascii=False, allow_nan=False) + "\n"
+    """Appends one line of JSON, secrets blacked out, to an open file, visible to readers at once.
+
+    Raises RunError when it cannot.
+    """
+    line = json.dumps(black_out_data(data), ensure_ascii=False, allow_nan=False) + "\n"
     with naming_failures(Path(getattr(file, "name", "file"))):
         file.write(line)
         file.flush()

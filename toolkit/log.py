@@ -2,6 +2,8 @@
 
 A terminal shows progress by overwriting a line with carriage returns. In a log file that would be
 thousands of lines of noise, so the copy holds only what stayed: complete lines, in their last state.
+
+Secrets are blacked out of all of it.
 """
 
 from __future__ import annotations
@@ -18,6 +20,72 @@ from pathlib import Path
 from typing import TextIO
 
 from toolkit.errors import RunError, Stopped, UserError
+from toolkit.redact import black_out
+
+
+class BlackedOut:
+    """A stream without secrets; everything else is the stream's own.
+
+    A secret may come in pieces, so text goes on by whole lines (a carriage return ends one, too). A terminal gets an
+    unfinished line when it is flushed, as it always does; a pipe or a file when it is complete.
+    """
+
+    LONGEST = 2**16
+    """Characters without a line end that are held back."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._held = stream, ""
+        self._terminal = stream.isatty()
+        self._lock = threading.RLock()  # re-entrant, as in Tee
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            held = self._held + text
+            end = max(held.rfind("\n"), held.rfind("\r")) + 1
+            if end and self._terminal:
+                end = len(held)  # what follows a carriage return is to be seen at once
+            if len(held) - end > self.LONGEST:
+                held = black_out(held)
+                end = len(held) - self.LONGEST // 2
+            ready, self._held = held[:end], held[end:]
+            if ready:
+                self._stream.write(black_out(ready))
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        if self._terminal:
+            self.release()
+        self._stream.flush()
+
+    def release(self) -> None:
+        """Lets go of an unfinished line."""
+        with self._lock:
+            ready, self._held = self._held, ""
+            if ready:
+                self._stream.write(black_out(ready))
+        self._stream.flush()
+
+    def __getattr__(self, name: str):
+        return getattr(self._stream, name)
+
+
+def black_out_streams() -> None:
+    """From here on no secret reaches standard output or standard error by way of Python's streams."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, BlackedOut):
+            setattr(sys, name, BlackedOut(stream))
+
+
+def release_streams() -> None:
+    """Lets go of the last lines, where they have no end."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, BlackedOut):
+            stream.release()
 
 
 class LogFile:
@@ -39,10 +107,10 @@ class LogFile:
             if self._file is None:
                 return
             try:
-                self._file.write(line + "\n")
+                self._file.write(black_out(line) + "\n")
             except OSError as error:
                 self._file = None
-                print(f"{self.path}: the log ends here: {error}", file=sys.__stderr__)
+                print(black_out(f"{self.path}: the log ends here: {error}"), file=sys.__stderr__)
 
     def close(self) -> None:
         with self._lock:
@@ -172,8 +240,9 @@ class StatusLine:
         self._next_s = float("-inf")
 
     def _draw(self, text: str) -> None:
-        # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal.
-        text = text[: shutil.get_terminal_size().columns - 1]
+        # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
+        # off could no longer be recognised.
+        text = black_out(text)[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + text.ljust(len(self._shown)))
         self._shown = text
 

@@ -42,6 +42,6 @@ def global_generator(seed: int, purpose: str, *indices: int | str) -> Iterator[N
     """
     import torch
 
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(devices=range(torch.cuda.device_count())):
         torch.manual_seed(key(seed, purpose, *indices))
         yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from pathlib import Path
 
-from toolkit.files import append_json_line
+from toolkit.files import append_json_line, naming_failures
 
 
 class EventLog:
@@ -17,5 +17,5 @@ class EventLog:
     def add(self, event: str, **details: object) -> None:
         """One event with its details (JSON values) and the time in UTC."""
         now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
-        with self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with naming_failures(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             append_json_line(file, {"time": now, "event": event, **details})

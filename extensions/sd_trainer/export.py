@@ -10,9 +10,11 @@ from typing import Any
 from safetensors import SafetensorError
 from torch import Tensor
 
+from toolkit.config.variables import as_written
 from toolkit.contracts import Network
 from toolkit.errors import RunError
 from toolkit.networks.files import as_stored, step_file, write_stored
+from toolkit.redact import black_out_data
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
 from toolkit.version import NAME, VERSION
@@ -48,19 +50,31 @@ class NetworkWriter:
         return write
 
     def metadata(self, run: Run) -> dict[str, str]:
-        """Strings for the file's header: the user's own first, ours after. Never a path, never a secret."""
+        """Strings for the file's header: the user's own first, ours after.
+
+        Never a path, never a secret; `${VAR}` as it was written.
+        """
         section = self.section
         ours = {
             "training_info": {"step": run.state.step, "epoch": run.state.epoch},
             "software": {"name": NAME, "version": VERSION},
-            "base_model": section.model.public_name(),
+            "base_model": _base_model(section.model),
             "network_type": section.network.type,
             "rank": section.network.linear,
             "alpha": section.network.linear_alpha,
-            "trigger_word": section.trigger_word or "",
-            "ss_output_name": run.name,
+            **({"lokr_factor": section.network.factor} if section.network.type == "lokr" else {}),
+            "trigger_word": as_written(section.trigger_word or ""),
+            "ss_output_name": as_written(run.name),
         }
-        return {key: _text(value) for key, value in {**self.meta, **ours}.items()}
+        return {key: _text(value) for key, value in black_out_data({**self.meta, **ours}, by_key=True).items()}
+
+
+def _base_model(model: Any) -> str:
+    """The model's public name; of one that came from a variable, what was written."""
+    written = as_written(model.name_or_path)
+    if written == model.name_or_path:
+        return model.public_name()
+    return written.rstrip("/").rpartition("/")[2] if model.is_path() else written
 
 
 def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:

@@ -15,7 +15,8 @@ from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.errors import UserError
 from toolkit.models.families import family_for
-from toolkit.networks.targets import select_targets
+from toolkit.networks.shapes import weights_per_layer
+from toolkit.networks.targets import chosen_targets
 from toolkit.optim.decay import initial_share
 
 FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -58,12 +59,11 @@ def refuse_full_disk(config: Any, folder: Path) -> None:
 
 def _trained_weights(config: Any) -> int:
     layers = family_for(config.model).linear_layers(config.model.folder())
-    return config.network.linear * sum(sum(layers[name]) for name in _trained_layers(config, layers))
+    return sum(weights_per_layer(config.network, *layers[name]) for name in _trained_layers(config, layers))
 
 
 def _trained_layers(config: Any, layers: Iterable[str]) -> list[str]:
-    kwargs = config.network.network_kwargs
-    return select_targets(list(layers), kwargs.only_if_contains, kwargs.ignore_if_contains)
+    return chosen_targets(config.network, list(layers))
 
 
 def _estimates(config: Any, job: JobContext) -> Iterator[str]:
@@ -76,7 +76,7 @@ def _estimates(config: Any, job: JobContext) -> Iterator[str]:
     qtype = config.model.qtype if config.model.quantize else None
     yield f"model in memory: {_size(family.weights_bytes(folder, qtype))} as {qtype or '16 bit'}"
     yield (
-        f"{network.type} rank {network.linear} on {len(chosen)} layers: {weights:,} weights; "
+        f"{network.type} {network.size()} on {len(chosen)} layers: {weights:,} weights; "
         f"each file {_size(weights * FILE_BYTES[config.save.dtype])}, "
         f"each state {_size(weights * _state_bytes_per_weight(config.train))} on disk"
     )

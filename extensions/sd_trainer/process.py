@@ -27,6 +27,7 @@ from toolkit.data.plan import RunPlan
 from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, pick_device
 from toolkit.errors import EXIT_DONE, Stopped
+from toolkit.flow.settings import FlowSettings
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.advice import memory_advice
 from toolkit.memory.quantize import quantize_block
@@ -34,10 +35,10 @@ from toolkit.models.families import family_for
 from toolkit.models.opening import model_folder, open_adapter
 from toolkit.networks.formats import ModuleChange, read_network_file
 from toolkit.networks.registry import NETWORKS
-from toolkit.networks.targets import select_targets
+from toolkit.networks.targets import chosen_targets
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.optim.schedules import build_schedule
+from toolkit.optim.schedules import Course, build_schedule
 from toolkit.train.checkpoint import recorded_seed
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
 from toolkit.train.hook import Hook
@@ -166,15 +167,16 @@ class SdTrainerProcess(BaseTrainProcess):
 
     def _attach_network(self, adapter: ModelAdapter, seed: int, start: dict[str, ModuleChange] | None) -> Network:
         settings = self.section.network
-        only, ignore = settings.network_kwargs.only_if_contains, settings.network_kwargs.ignore_if_contains
-        targets = select_targets(adapter.lora_targets(), only, ignore)
-        network = NETWORKS.load(settings.type)(targets, settings.linear, settings.linear_alpha, settings.dropout, seed)
+        targets = chosen_targets(settings, adapter.lora_targets())
+        network = NETWORKS.load(settings.type).from_config(settings, targets, seed)
         network.attach(adapter.network_module)
         if start is not None:
             network.start_from(start, self.print)
         adapter.use_checkpointing(self._wants_checkpointing())
         count = sum(p.numel() for p in network.parameters().values())
         self.print(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")
+        if network.caution:
+            self.print(network.caution)
         return network
 
     def _wants_checkpointing(self) -> bool:
@@ -191,7 +193,7 @@ class SdTrainerProcess(BaseTrainProcess):
             optimizer=build_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.optimizer_params),
             lr=settings.lr,
             schedule=build_schedule(
-                settings.lr_scheduler, steps, settings.lr_warmup_steps, settings.lr_scheduler_params
+                settings.lr_scheduler, steps, params=settings.lr_scheduler_params, **Course.named_in(settings)
             ),
             max_grad_norm=settings.max_grad_norm,
             ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
@@ -256,7 +258,8 @@ class SdTrainerProcess(BaseTrainProcess):
         settings = self.section.train
         workers = max(dataset.num_workers for dataset in self.section.datasets)
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
-        step = FlowMatchingStep(adapter, run.seed, settings.timestep_type)
+        uses = sum(item.sample.repeats for item in items)
+        step = FlowMatchingStep(adapter, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
         run.stop_asked = lambda: self.request.asked
         run.memory_advice = memory_advice(self.section)
         if run.state.step < run.steps:

@@ -12,6 +12,7 @@ from toolkit.data.fingerprint import Fingerprint, compare, digest_of, fingerprin
 from toolkit.data.folder import Scan
 from toolkit.errors import UserError
 from toolkit.files import write_json
+from toolkit.redact import black_out_data
 from toolkit.train.changes import Change, changes
 from toolkit.train.checkpoint import load_state
 from toolkit.train.resume import supersede
@@ -42,13 +43,15 @@ class Resumption:
         Raises UserError when it differs in what cannot change, or in what changes the result without `allow_change`.
         """
         found = fingerprint(scan.samples)
-        # Where the files are says nothing of what is in them: a moved run has the same states, byte for byte.
-        settings = section.model_dump(mode="json", exclude={"training_folder"})
+        # Where the files are and where to go on from says nothing of what is in them: states are equal byte for byte.
+        settings = section.model_dump(mode="json", exclude={"training_folder", "resume"})
+        # What is recorded has no secrets in it, so neither has what is compared with it.
+        settings = black_out_data(settings, by_key=True)
         record = {"settings": settings, "dataset": digest_of(found)}
         if state is None:
             return cls(None, record, found)
         document = read_document(state)
-        differing = changes(document["settings"], record["settings"])
+        differing = changes(black_out_data(document["settings"], by_key=True), settings)
         _judge(state, differing, allow_change, note)
         return cls(
             state,
@@ -101,7 +104,7 @@ def _listed(differing: list[Change]) -> str:
 
 def _change(old: Path, found: Fingerprint) -> str:
     try:
-        return str(compare(json.loads(old.read_text(encoding="utf-8")), found))
+        return str(compare(json.loads(old.read_text(encoding="utf-8")), black_out_data(found)))
     except (OSError, ValueError, AttributeError, TypeError):
         return f"{old} is missing or damaged, so it is not known in what"
 

@@ -5,22 +5,20 @@ from __future__ import annotations
 import os
 import resource
 import socket
+import sys
+import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
+
+counters: list[Callable[[], int]] = []
 
 
 def largest_file(size: int) -> None:
     """No file may grow beyond `size` bytes: writing further fails as on a full disk."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, size))
-
-
-def user(number: int) -> None:
-    """No more rights than a user has: root may write into read-only folders."""
-    os.setgroups([])
-    os.setgid(number)
-    os.setuid(number)
 
 
 def without_network() -> None:
@@ -70,6 +68,65 @@ def leave_at(place: str, call: int) -> None:
     _at_call(place, call, lambda: os._exit(99))
 
 
+def leave_at_write(thread: str, call: int, half: bool) -> None:
+    """The process is gone before the n-th write of the thread of this name; half: within the n-th that can be torn.
+
+    Writes are whatever changes the disk: opening a file to write, flushing, renaming, removing, making a folder.
+    `counters` tells how many there were.
+    """
+    from toolkit.networks import files as networks_files
+    from toolkit.train import state_folder
+
+    count = 0
+    inside = False
+
+    def write(begin: Callable[[], None] | None = None) -> None:
+        nonlocal count, inside
+        if inside or threading.current_thread().name != thread or (half and begin is None):
+            return
+        count += 1
+        if count == call:
+            inside = True
+            if half:
+                begin()
+            os._exit(99)
+
+    def on_event(event: str, arguments: tuple) -> None:
+        if event == "open" and _writes(arguments[1], arguments[2]):
+            write(partial(_write_half, *arguments[:2]) if arguments[1] else None)
+        elif event in ("os.rename", "os.remove", "os.mkdir", "os.rmdir"):
+            write()
+
+    def flush(handle: int) -> None:
+        write()
+        true_flush(handle)
+
+    def save(tensors: dict, path: Path, **named: Any) -> None:
+        def begin() -> None:
+            true_save(tensors, path, **named)
+            os.truncate(path, path.stat().st_size // 2)
+
+        write(begin)
+        true_save(tensors, path, **named)
+
+    true_flush, true_save = os.fsync, state_folder.save_file
+    os.fsync = flush
+    networks_files.save_file = state_folder.save_file = save
+    sys.addaudithook(on_event)
+    counters.append(lambda: count)
+
+
+def _writes(mode: str | None, flags: int) -> bool:
+    return bool(flags & (os.O_WRONLY | os.O_RDWR)) if mode is None else mode[0] in "wax" or "+" in mode
+
+
+def _write_half(path: Any, mode: str) -> None:
+    """What is left of a file when the process dies while it is written: of an appended one the end is torn."""
+    kind = os.O_APPEND if mode[0] == "a" else os.O_TRUNC if mode[0] == "w" else 0
+    handle = os.open(path, os.O_WRONLY | os.O_CREAT | kind)
+    os.write(handle, b'{"step": 1')
+
+
 def _at_call(place: str, call: int, action: Callable[[], None]) -> None:
     calls = iter(range(1, 10**9))
     _around(place, lambda: action() if next(calls) == call else None)
@@ -90,3 +147,11 @@ def _around(place: str, before: Callable[[], None]) -> None:
         return true(*arguments, **named)
 
     setattr(owner, name, replacement)
+
+
+def offline(cache: str) -> None:
+    """As with HF_HUB_OFFLINE=1 and an empty cache."""
+    import huggingface_hub.constants as constants
+
+    constants.HF_HUB_OFFLINE, constants.HF_HUB_CACHE = True, cache
+    os.environ.update(HF_HUB_OFFLINE="1", HF_HOME=cache)

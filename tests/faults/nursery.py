@@ -14,10 +14,27 @@ import sys
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 ROOT = Path(__file__).resolve().parents[2]
+
+MODULES = [
+    "run",
+    "toolkit.config",
+    "extensions.sd_trainer.config",
+    "extensions.sd_trainer.plan",
+    "extensions.sd_trainer.process",
+    "toolkit.models.qwen_edit.tiny",
+    "toolkit.models.qwen_edit.adapter",
+    "toolkit.networks.lora",
+    "peft.tuners.lora",
+    "tests.faults.faults",
+    "tests.faults.small",
+]
 
 Fault = Sequence[Any]
 """The name of a function in faults.py, and its arguments."""
@@ -33,9 +50,12 @@ class Nursery:
         self._process = subprocess.Popen(command, cwd=ROOT, env=environment, stdin=pipe, stdout=pipe, text=True)
         assert self._process.stdout.readline() == "ready\n"
 
-    def fork(self, arguments: Sequence[object], cwd: Path, name: str, faults: Sequence[Fault] = ()) -> Child:
-        """Starts `run.py` with these arguments; its output goes to `<name>.out` and `<name>.err` in `cwd`."""
+    def fork(
+        self, arguments: Sequence[object], cwd: Path, name: str, faults: Sequence[Fault] = (), main: str = "run"
+    ) -> Child:
+        """Starts `main` of a module with these arguments; its output goes to `<name>.out` and `<name>.err` in `cwd`."""
         order = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "name": name, "faults": list(faults)}
+        order["main"] = main
         return Child(self, self._ask(order), cwd / f"{name}.out", cwd / f"{name}.err")
 
     def status_of(self, pid: int) -> int | None:
@@ -95,11 +115,11 @@ class Child:
 
     @property
     def output(self) -> str:
-        return self.out.read_text(encoding="utf-8") + self.errors
+        return (self.out.read_text(encoding="utf-8") if self.out.exists() else "") + self.errors
 
     @property
     def errors(self) -> str:
-        return self.err.read_text(encoding="utf-8")
+        return self.err.read_text(encoding="utf-8") if self.err.exists() else ""
 
 
 # ------------------------------------------------------------ the forking process
@@ -116,10 +136,10 @@ def serve() -> None:
 
 
 def import_everything() -> None:
-    import extensions.sd_trainer.process
-    import run  # noqa: F401
-    import tests.faults.faults
-    import toolkit.models.qwen_edit.tiny  # noqa: F401 - transformers' and diffusers' classes with it
+    """What a job imports in the end, so that each child finds it."""
+    for name in MODULES:
+        import_module(name)
+    Image.init()
 
 
 def fork(order: dict) -> int:
@@ -134,7 +154,6 @@ def fork(order: dict) -> int:
 
 
 def become_the_job(order: dict) -> int:
-    import run
     from tests.faults import faults
 
     os.chdir(order["cwd"])
@@ -145,7 +164,7 @@ def become_the_job(order: dict) -> int:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
     for name, *arguments in order["faults"]:
         getattr(faults, name)(*arguments)
-    code = run.main(order["arguments"])
+    code = import_module(order["main"]).main(order["arguments"])
     sys.stdout.flush()
     sys.stderr.flush()
     return code

@@ -74,3 +74,15 @@ def test_files_and_folders_can_be_flushed(tmp_path: Path) -> None:
     flush_to_disk(tmp_path)
     with pytest.raises(FileNotFoundError):
         flush_to_disk(tmp_path / "missing")
+
+
+def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:
+    token = "hf_" + "aB3" * 11 + "z"
+    path = tmp_path / "a"
+    write_text(path, f"x {token} y")
+    assert path.read_text() == "x <redacted> y"
+    write_json(path, {"a": f"\n{token}", token: 1.5})
+    assert json.loads(path.read_text()) == {"a": "\n<redacted>", "<redacted>": 1.5}
+    file = StringIO()
+    append_json_line(file, {"error": [token], "step": 3})
+    assert json.loads(file.getvalue()) == {"error": ["<redacted>"], "step": 3}

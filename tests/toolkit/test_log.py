@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.log import StatusLine, copy_output
+from toolkit.log import BlackedOut, StatusLine, black_out_streams, copy_output, release_streams
+
+TOKEN = "hf_" + "aB3" * 11 + "z"
 
 
 class Terminal(io.StringIO):
@@ -127,3 +129,95 @@ def test_status_elsewhere_is_a_plain_line_every_ten_seconds() -> None:
     status.note("note")
     status.finish("end")
     assert stream.getvalue() == "at 0.0\nat 10.0\nat 25.0\nnote\nend\n"
+
+
+# ------------------------------------------------------------ secrets
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_a_secret_does_not_pass(kind: type[io.StringIO]) -> None:
+    stream = kind()
+    print(f"a {TOKEN} b", TOKEN, file=BlackedOut(stream))
+    BlackedOut(stream).writelines([f"{TOKEN}\n", "end\n"])
+    assert stream.getvalue() == "a <redacted> b <redacted>\n<redacted>\nend\n"
+
+
+def test_a_secret_in_pieces_does_not_pass_into_a_file() -> None:
+    stream = io.StringIO()
+    out = BlackedOut(stream)
+    for piece in (f"a {TOKEN[:9]}", TOKEN[9:20], f"{TOKEN[20:]} b"):
+        out.write(piece)
+        out.flush()
+    assert stream.getvalue() == ""
+    out.write("\nunfinished")
+    assert stream.getvalue() == "a <redacted> b\n"
+    out.release()
+    assert stream.getvalue() == "a <redacted> b\nunfinished"
+
+
+def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stdout", io.StringIO())
+    with pytest.raises(KeyError), copy_output(tmp_path / "log.txt"):
+        for piece in ("a ", TOKEN[:9], TOKEN[9:], "\n"):
+            sys.stdout.write(piece)
+        raise KeyError(TOKEN)
+    text = (tmp_path / "log.txt").read_text()
+    assert text.startswith("a <redacted>\nTraceback") and text.endswith("KeyError: '<redacted>'\n")
+    assert "aB3" not in text
+
+
+def test_a_terminal_shows_everything_at_once() -> None:
+    terminal = Terminal()
+    out = BlackedOut(terminal)
+    assert out.isatty()
+    out.write("\rstep 1")
+    assert terminal.getvalue() == "\rstep 1"
+    out.write("Name: ")
+    out.flush()
+    assert terminal.getvalue() == "\rstep 1Name: "
+
+
+def test_a_pipe_gets_progress_by_carriage_returns_one_state_late() -> None:
+    stream = io.StringIO()
+    out = BlackedOut(stream)
+    for step in range(3):
+        out.write(f"\rstep {step}")
+    assert stream.getvalue() == "\rstep 0\rstep 1\r"
+    out.write("\r\n")
+    assert stream.getvalue() == "\rstep 0\rstep 1\rstep 2\r\n"
+
+
+def test_an_endless_line_is_not_held_for_ever() -> None:
+    stream = io.StringIO()
+    out = BlackedOut(stream)
+    for _ in range(3):
+        out.write("x" * BlackedOut.LONGEST + TOKEN + "x" * (BlackedOut.LONGEST // 2 - 10))  # cut within the token
+    assert 0 < len(out._held) <= BlackedOut.LONGEST
+    out.release()
+    assert stream.getvalue().replace("x", "") == "<redacted>" * 3
+
+
+def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "30")
+    terminal = Terminal()
+    status = StatusLine(BlackedOut(terminal))
+    status.update(f"encoding photo of {TOKEN}")
+    assert terminal.shown() == ["encoding photo of <redacted>"]
+    status.update("step 2")
+    assert terminal.shown() == ["step 2"]
+    status.finish(f"done {TOKEN}")
+    assert terminal.shown() == ["done <redacted>", ""]
+
+
+def test_the_streams_of_the_process_are_wrapped_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    out, err = io.StringIO(), io.StringIO()
+    monkeypatch.setattr(sys, "stdout", out)
+    monkeypatch.setattr(sys, "stderr", err)
+    black_out_streams()
+    wrapped = sys.stdout
+    black_out_streams()
+    assert sys.stdout is wrapped
+    print(TOKEN, end="")
+    print(TOKEN, file=sys.stderr)
+    release_streams()
+    assert (out.getvalue(), err.getvalue()) == ("<redacted>", "<redacted>\n")

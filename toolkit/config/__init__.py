@@ -8,7 +8,6 @@ from toolkit.config.base import StrictModel
 from toolkit.config.job import JobConfig, ProcessEntry
 from toolkit.config.loader import load_job
 from toolkit.config.process import Finding, JobContext, ProcessConfig
-from toolkit.config.redact import redact
 
 __all__ = [
     "Finding",
@@ -18,5 +17,4 @@ __all__ = [
     "ProcessEntry",
     "StrictModel",
     "load_job",
-    "redact",
 ]

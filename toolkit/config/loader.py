@@ -17,16 +17,19 @@ from toolkit.config.node import Node, show
 from toolkit.config.normalise import Normaliser
 from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.config.report import Report
-from toolkit.config.saved import saved_text
+from toolkit.config.saved import saved_text, secret_scalars
 from toolkit.config.source import is_json, read_text, strip_json_comments
 from toolkit.config.validate import validate
-from toolkit.config.variables import expand_variables, replace_name
+from toolkit.config.variables import expand_variables, keep_as_written, replace_name, secret_values
 from toolkit.config.yaml_reader import read_yaml, scalar_value
 from toolkit.errors import ConfigErrors, Mistake, UserError, did_you_mean
+from toolkit.redact import holds_secret, remember, wandb_keys
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
 
+_LOOKS_RANDOM = re.compile(r"^(?=.*[0-9])(?=.*[A-Za-z])\S{8,}$")
+_SECRET_FOLDER = "names are not secret on a disk. Leave the secret out, or rename the variable it comes from."
 _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
 
 
@@ -54,11 +57,13 @@ def load_job(
     report = Report(str(path))
     text = read_text(path, report)
     written = read_yaml(strip_json_comments(text) if is_json(path) else text, report)
+    remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
     root = expand_variables(written, env, report, ("meta",), *([("config", "name")] if name is not None else []))
     config = check_frame(root, report)
     job_name = name if name is not None else read_name(config, report)
     root = replace_name(root, job_name)
+    keep_as_written(replace_name(written, job_name), root)
     processes = read_processes(root.value["config"], find_model, report)
     job = JobContext(job_name)
     check_processes(processes, job, report)
@@ -74,6 +79,15 @@ def load_job(
         path=Path(path),
         unexpanded_text=saved_text(text, written, name, json_input=is_json(path)),
     )
+
+
+def remember_secrets(text: str, written: Node, env: Mapping[str, str]) -> None:
+    """Tells what is to be blacked out of everything: before the first message can show a value."""
+    remember(secret_values(written, env))
+    remember(wandb_keys(text))
+    # A word such as `sort_key: filename` is blacked out of the saved config at most, not of everything.
+    literals = [str(node.value) for node in secret_scalars(written)]
+    remember(value for value in literals if _LOOKS_RANDOM.search(value))
 
 
 # ---------------------------------------------------------------- the frame: job, config, meta
@@ -130,6 +144,8 @@ def folder_name_fault(name: str) -> str:
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):
         return "cannot be the name of a folder: leave out '/', '\\' and control characters."
+    if holds_secret(name):
+        return f"cannot be the name of a folder: {_SECRET_FOLDER}"
     return ""
 
 
@@ -220,6 +236,7 @@ def check_processes(processes: list[_Process | None], job: JobContext, report: R
         if process is None or not process.complete:
             return
         section = process.entry.section
+        refuse_secret_folder(process, job, report)
         if not isinstance(section, ProcessConfig):
             continue
         for finding in section.check(job):
@@ -243,6 +260,17 @@ def refuse_shared_folder(process: _Process, folder: Path | None, folders: dict[P
             f"writes to '{folder}' as process[{folders[folder]}] does. Give process[{index}] a 'name' of its own.",
         )
     folders.setdefault(folder, index)
+
+
+def refuse_secret_folder(process: _Process, job: JobContext, report: Report) -> None:
+    """A secret must not reach the disk as the name of a folder either."""
+    section = process.entry.section
+    if isinstance(section, ProcessConfig):
+        folders = {section.run_folder(job), *section.outputs(job)}
+    else:
+        folders = {process.entry.raw.get("training_folder")}
+    if any(holds_secret(str(folder)) for folder in folders) and not holds_secret(f"{process.entry.name} {job.name}"):
+        report.mistake(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
 
 
 def note_processes(processes: list[_Process], job: JobContext, report: Report) -> None:

@@ -9,8 +9,8 @@ from typing import Any
 import yaml
 
 from toolkit.config.node import Node
-from toolkit.config.redact import REDACTED, is_secret, redact
 from toolkit.config.yaml_reader import scalar_kind
+from toolkit.redact import REDACTED, is_secret, redact
 
 
 def saved_text(text: str, root: Node, new_name: str | None, *, json_input: bool) -> str:
@@ -23,7 +23,7 @@ def saved_text(text: str, root: Node, new_name: str | None, *, json_input: bool)
     # An aliased name stands elsewhere in the text, where other keys use it too.
     if json_input or (new_name is not None and name is not None and name.aliased):
         return redact(_dump(root, new_name))
-    edits = [(*node.span, REDACTED) for node in _secrets(root)]
+    edits = [(*node.span, REDACTED) for node in secret_scalars(root)]
     if new_name is not None:
         edits.append(_rename(text, config, name, new_name))
     return redact(_edit(text, edits))
@@ -48,14 +48,14 @@ def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
     return text
 
 
-def _secrets(node: Node) -> Iterator[Node]:
+def secret_scalars(node: Node) -> Iterator[Node]:
     """The scalars that a secret's key holds, directly or in a list."""
     if isinstance(node.value, dict):
         for child in node.value.values():
-            yield from _secrets(child)
+            yield from secret_scalars(child)
     elif isinstance(node.value, list):
         for child in node.value:
-            yield from _secrets(child)
+            yield from secret_scalars(child)
     elif is_secret(_key_of(node), node.value):
         yield node
 

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
 from toolkit.config.base import Key
 from toolkit.config.node import Node
 from toolkit.config.report import Report
+from toolkit.redact import is_secret_variable
 
 _REFERENCE = re.compile(r"\$?\$\{([^}]*)\}")
 _VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
@@ -24,6 +25,30 @@ def expand_variables(root: Node, env: Mapping[str, str], report: Report, *skip: 
         return replace(node, value=value, expanded=True)
 
     return map_strings(root, expand, skip)
+
+
+def secret_values(root: Node, env: Mapping[str, str]) -> Iterator[str]:
+    """What every `${VAR}` with the name of a secret stands for, its default too; also where none is filled in."""
+    for node in root.walk():
+        for reference in _REFERENCE.findall(node.value) if isinstance(node.value, str) else ():
+            variable = _VARIABLE.fullmatch(reference)
+            if variable and is_secret_variable(variable.group(1)):
+                yield from filter(None, (env.get(variable.group(1)), variable.group(2)))
+
+
+_written: dict[str, str] = {}
+
+
+def keep_as_written(written: Node, expanded: Node) -> None:
+    """Keeps, for `as_written`, what each string was before its variables were filled in. Two trees of one shape."""
+    for before, after in zip(written.walk(), expanded.walk(), strict=True):
+        if after.expanded:
+            _written[after.value] = before.value
+
+
+def as_written(text: str) -> str:
+    """A string of the config with `${VAR}` as it stood there: for what is given away with a result."""
+    return _written.get(text, text)
 
 
 def _expand_one(match: re.Match[str], node: Node, env: Mapping[str, str], report: Report) -> str:

@@ -1,4 +1,4 @@
-"""The straight path between an image and noise, and the loss of a predicted velocity.
+"""The straight path between an image and noise.
 
 Shape suffixes: B batch, C channels, H/W height and width of the latent.
 """
@@ -26,14 +26,3 @@ def linear_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tenso
     x0_BCHW, noise_BCHW = at_least_float32(x0_BCHW), at_least_float32(noise_BCHW)
     t_B111 = at_least_float32(t_B)[:, None, None, None]
     return (1 - t_B111) * x0_BCHW + t_B111 * noise_BCHW, noise_BCHW - x0_BCHW
-
-
-def mse_per_sample(predicted_BCHW: Tensor, target_BCHW: Tensor, mask_B1HW: Tensor | None = None) -> Tensor:
-    """Mean squared error of each sample [B], computed in at least float32.
-
-    mask_B1HW: weight in [0, 1] of each latent pixel; the mean stays over all pixels.
-    """
-    squared_BCHW = (at_least_float32(predicted_BCHW) - at_least_float32(target_BCHW)).square()
-    if mask_B1HW is not None:
-        squared_BCHW = squared_BCHW * mask_B1HW
-    return torch.mean(squared_BCHW, dim=(1, 2, 3))

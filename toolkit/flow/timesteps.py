@@ -6,36 +6,146 @@ another program drew. `draw_timestep` feeds it one sample's own keyed generator.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
+import numpy as np
 import torch
 from torch import Tensor
 
-GRID = 1000
-"""Levels of ai-toolkit's training grid."""
+from toolkit.flow.sampler import shift_mu
+from toolkit.flow.settings import FlowSettings
+
+LEVELS = 1000
+"""Noise levels of a ladder: 1, 0.999, ..., 0.001; `min_timestep` and `max_timestep` count in its unit."""
+
+SMALLEST = 1e-7
+"""Uniform numbers are kept this far from 0 and 1 before they become normal ones, which stay finite so."""
 
 
-def sigmoid(normal: Tensor) -> Tensor:
-    """t = sigmoid(n), n standard normal: the middle noise levels most often.
+@dataclass(frozen=True)
+class Picture:
+    """What some samplings must know of the image they draw for."""
 
-    Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal with mean 0, std 1);
-    musubi-tuner, `timestep_sampling sigmoid` with `sigmoid_scale` 1.
+    tokens: int = 4096
+    """Tokens of the target: (width // 16) * (height // 16) pixels; those of references do not count."""
+
+    mu: float = 0.0
+    """Shift exponent with which the model itself samples at this size."""
+
+    terminal: float | None = None
+    """Last noise level of the model's own sampling before 0."""
+
+
+# ------------------------------------------------------------ from a standard random number to t
+
+
+def sigmoid(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """t = sigmoid(scale n), n standard normal: the middle noise levels most often.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal with mean 0);
+    musubi-tuner, `timestep_sampling sigmoid`.
     """
-    return torch.sigmoid(normal)
+    return torch.sigmoid(settings.sigmoid_scale * normal)
 
 
-def uniform(uniform: Tensor) -> Tensor:
+def uniform(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     """t = u, u uniform on [0, 1): every noise level alike. Source: musubi-tuner, `timestep_sampling uniform`."""
     return uniform
 
 
-def linear(uniform: Tensor) -> Tensor:
-    """t on the grid 1, 0.999, ..., 0.001, each level alike, for u uniform on [0, 1).
+def shifted(t: Tensor, factor: float) -> Tensor:
+    """factor t / (1 + (factor - 1) t): above 1 it moves all levels towards noise, below 1 away from it.
 
-    Source: ai-toolkit, toolkit/samplers/custom_flowmatch_sampler.py, `set_train_timesteps` (linear, weighted).
+    Source: Esser et al. 2024, arXiv:2403.03206, section 5.3.2, eq. 23.
     """
-    return 1 - torch.floor(uniform * GRID) / GRID
+    return factor * t / (1 + (factor - 1) * t)
+
+
+def shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """`sigmoid`, shifted by `discrete_flow_shift`. Source: musubi-tuner, `timestep_sampling shift`."""
+    return shifted(sigmoid(normal, settings, picture), settings.discrete_flow_shift)
+
+
+def model_shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """`sigmoid`, shifted as the model's own sampling is at this size. Source: musubi-tuner, `qwen_shift`."""
+    return shifted(sigmoid(normal, settings, picture), math.exp(picture.mu))
+
+
+def flux_shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096. Source: musubi-tuner."""
+    return shifted(sigmoid(normal, settings, picture), math.exp(shift_mu(picture.tokens, 256, 4096, 0.5, 1.15)))
+
+
+def sampling_run(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """The levels of a sampling run of 1000 steps at this size, each alike.
+
+    Source: ai-toolkit, `set_train_timesteps` with `timestep_type shift`: diffusers' `set_timesteps`.
+    """
+    factor = math.exp(picture.mu)
+    levels = shifted(1 - torch.floor(uniform * LEVELS) / LEVELS, factor)
+    if picture.terminal is None:
+        return levels
+    last = factor / LEVELS / (1 + (factor - 1) / LEVELS)
+    return 1 - (1 - levels) * (1 - picture.terminal) / (1 - last)
+
+
+def logsnr(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """t = sigmoid(-l / 2), the log signal-to-noise ratio l normal with `logit_mean` and `logit_std`.
+
+    Source: Choi et al. 2024, arXiv:2411.14793, section 3.2; musubi-tuner, `timestep_sampling logsnr`.
+    """
+    return torch.sigmoid(-0.5 * (settings.logit_mean + settings.logit_std * normal))
+
+
+def lognorm_blend(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """Three quarters around t = 0.65, one quarter even. Source: ai-toolkit, `timestep_type lognorm_blend`."""
+    levels, shares = _lognorm_blend_shares()
+    return torch.from_numpy(np.interp(uniform.double().cpu().numpy(), shares, levels)).to(uniform)
+
+
+@cache
+def _lognorm_blend_shares() -> tuple[np.ndarray, np.ndarray]:
+    """Levels t and the share of draws at or below each.
+
+    The three quarters are 1 - x / x_max, x log-normal with sigma 1/3 and x_max the largest of 750 draws: itself
+    random, averaged over here.
+    """
+    sigma, draws = 1 / 3, 750
+    levels = np.linspace(0, 1, 2001)
+    middle_of_share = torch.arange(0.5, 200, dtype=torch.float64) / 200
+    log_max = sigma * torch.special.ndtri(middle_of_share ** (1 / draws))
+    log_rest = torch.from_numpy(np.log(np.maximum(1 - levels, 1e-300)))
+    above = torch.special.ndtr((log_rest[:, None] + log_max) / sigma) / torch.special.ndtr(log_max / sigma)
+    lognormal = 1 - (1 - 1 / draws) * above.mean(dim=1).numpy()  # the largest one itself is at 0
+    return np.maximum(levels, 1 / LEVELS), 0.25 * levels + 0.75 * lognormal
+
+
+def even(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """Place u on a ladder of levels, 0 at pure noise: each level alike."""
+    return uniform
+
+
+def logit_normal(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """Place sigmoid(mean + std n) on the ladder. A positive `logit_mean` means less noise.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, eq. 19; musubi-tuner, `weighting_scheme logit_normal`.
+    """
+    return torch.sigmoid(settings.logit_mean + settings.logit_std * normal)
+
+
+def mode(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """Place 1 - u - s (cos^2(pi u / 2) - 1 + u) on the ladder, s = `mode_scale`: the middle more often, or the ends.
+
+    Source: Esser et al. 2024, arXiv:2403.03206, eq. 20; musubi-tuner, `weighting_scheme mode`.
+    """
+    bend = torch.cos(math.pi / 2 * uniform).square() - 1 + uniform
+    return 1 - uniform - settings.mode_scale * bend
+
+
+# ------------------------------------------------------------ the table
 
 
 @dataclass(frozen=True)
@@ -45,18 +155,101 @@ class Sampling:
     base: Callable[..., Tensor]
     """Draws the standard random number: torch.randn or torch.rand."""
 
-    transform: Callable[[Tensor], Tensor]
+    transform: Callable[[Tensor, FlowSettings, Picture], Tensor]
+    """To t, or with `ladder` to a place on it: 0 at pure noise, 1 past the last level."""
 
+    ladder: bool = False
+    """t is one of 1000 levels."""
+
+    rises: bool = True
+    """Whether a larger random number means more noise."""
+
+
+_LADDER = Sampling(torch.rand, even, ladder=True, rises=False)
 
 SAMPLINGS = {
     "sigmoid": Sampling(torch.randn, sigmoid),
     "uniform": Sampling(torch.rand, uniform),
-    "linear": Sampling(torch.rand, linear),
-    "weighted": Sampling(torch.rand, linear),
+    "linear": _LADDER,
+    "weighted": _LADDER,
+    "sigma": _LADDER,
+    "shift": Sampling(torch.randn, shift),
+    "model_shift": Sampling(torch.randn, model_shift),
+    "flux_shift": Sampling(torch.randn, flux_shift),
+    "logsnr": Sampling(torch.randn, logsnr, rises=False),
+    "lognorm_blend": Sampling(torch.rand, lognorm_blend),
 }
 
+DENSITIES = {
+    "logit_normal": Sampling(torch.randn, logit_normal, ladder=True, rises=False),
+    "mode": Sampling(torch.rand, mode, ladder=True),
+}
+"""Of `timestep_type sigma`, by `weighting_scheme`."""
 
-def draw_timestep(timestep_type: str, generator: torch.Generator) -> float:
-    """One sample's t in [0, 1], from its own generator."""
-    sampling = SAMPLINGS[timestep_type]
-    return float(sampling.transform(sampling.base(1, generator=generator)))
+SAMPLING_RUN = Sampling(torch.rand, sampling_run, rises=False)
+"""Of `timestep_type shift` without a `discrete_flow_shift`."""
+
+
+def sampling_for(settings: FlowSettings) -> Sampling:
+    """The sampling these settings choose."""
+    if settings.timestep_type == "sigma" and settings.weighting_scheme in DENSITIES:
+        return DENSITIES[settings.weighting_scheme]
+    if settings.timestep_type == "shift" and settings.discrete_flow_shift is None:
+        return SAMPLING_RUN
+    return SAMPLINGS[settings.timestep_type]
+
+
+# ------------------------------------------------------------ drawing
+
+
+def timesteps(base: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """t for standard random numbers of the sampling's own kind, between `min_timestep` and `max_timestep`.
+
+    The whole distribution is squeezed between the two, none of it cut off. Source: musubi-tuner,
+    `get_noisy_model_input_and_timesteps`.
+    """
+    sampling = sampling_for(settings)
+    low, high = settings.min_timestep, settings.max_timestep
+    t = sampling.transform(base, settings, picture)
+    if not sampling.ladder:
+        return t * ((high - low) / LEVELS) + low / LEVELS
+    return 1 - torch.floor(t * (high - low) + LEVELS - high).clamp(0, LEVELS - 1) / LEVELS
+
+
+def timesteps_of_shares(share: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """t for uniform numbers, whatever the sampling's own kind: the same distribution, by its inverse.
+
+    `content_or_style` bends the numbers here: content prefers much noise, style little. Source: ai-toolkit.
+    """
+    sampling = sampling_for(settings)
+    if settings.content_or_style != "balanced":
+        noise = 1 - share**3 if settings.content_or_style == "content" else share**3
+        share = noise if sampling.rises else 1 - noise
+    if sampling.base is torch.randn:
+        share = torch.special.ndtri(share.clamp(SMALLEST, 1 - SMALLEST))
+    return timesteps(share, settings, picture)
+
+
+def draw_timestep(
+    settings: FlowSettings, generator: torch.Generator, picture: Picture, stratum: int | None = None
+) -> float:
+    """One sample's t in [0, 1], from its own generator.
+
+    stratum: which of `num_timestep_buckets` equal parts of the distribution t comes from; None: all of it.
+    """
+    if stratum is None and settings.content_or_style == "balanced":
+        return float(timesteps(sampling_for(settings).base(1, generator=generator), settings, picture))
+    share = torch.rand(1, generator=generator, dtype=torch.float64)
+    if stratum is not None:
+        share = (stratum + share) / settings.num_timestep_buckets
+    return float(timesteps_of_shares(share, settings, picture))
+
+
+def strata(samples: int, buckets: int, generator: torch.Generator) -> list[int]:
+    """The stratum of each position of an epoch: each equally often, give or take one, in random order.
+
+    Source: musubi-tuner, `num_timestep_buckets`.
+    """
+    rest = torch.randperm(buckets, generator=generator)[: samples % buckets]
+    each = torch.cat([torch.arange(samples - len(rest)) % buckets, rest])
+    return each[torch.randperm(samples, generator=generator)].tolist()

@@ -5,11 +5,14 @@ Shape suffix: B batch.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from toolkit.flow.settings import FlowSettings
 
 FLEX_TIMESTEP = (
     1, 2, 9, 43, 50, 84, 91, 125, 132, 166, 173, 207, 214, 248, 255, 289, 296, 330, 337, 371, 378, 412, 419, 453,
@@ -43,12 +46,59 @@ def none(t_B: Tensor) -> Tensor:
     return torch.ones_like(t_B)
 
 
-WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {"none": none, "flex": flex}
+def sigma_sqrt(t_B: Tensor) -> Tensor:
+    """1 / t^2. Source: diffusers and musubi-tuner, `weighting_scheme sigma_sqrt`."""
+    return _nearest_level(t_B) ** -2.0
 
-WEIGHTING_OF_TIMESTEP_TYPE = {"weighted": "flex"}
-"""The weighting a `train.timestep_type` brings along; others weigh all alike."""
+
+def cosmap(t_B: Tensor) -> Tensor:
+    """2 / (pi (1 - 2 t + 2 t^2)): the middle levels most. Source: Esser et al. 2024, arXiv:2403.03206, section 3.1."""
+    t_B = _nearest_level(t_B)
+    return 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
 
 
-def weighting_for(timestep_type: str) -> Callable[[Tensor], Tensor]:
-    """The loss weighting that belongs to a `train.timestep_type`."""
-    return WEIGHTINGS[WEIGHTING_OF_TIMESTEP_TYPE.get(timestep_type, "none")]
+def _nearest_level(t_B: Tensor) -> Tensor:
+    # musubi-tuner looks t up among 0.001, ..., 1; the smallest of them also keeps 1 / t^2 finite.
+    return (t_B * 1000).round().clamp(1, 1000) / 1000
+
+
+def bell(t_B: Tensor) -> Tensor:
+    """A bell around the middle, 0 at pure noise, mean 1. Source: ai-toolkit, `linear_timesteps`."""
+    # In float32, as there: beside the foot of the bell the rounding is part of the number.
+    place_B = (1000 * (1 - t_B)).float() / 1000 - 0.5
+    return ((torch.exp(-2 * place_B**2) - BELL_FOOT) / BELL_MEAN).to(t_B).clamp(min=0)
+
+
+def half_bell(t_B: Tensor) -> Tensor:
+    """`bell` above the middle, its top below. Source: ai-toolkit, `linear_timesteps2`."""
+    return bell(t_B.clamp(min=0.5))
+
+
+BELL_FOOT = math.exp(-0.5)
+BELL_MEAN = sum(math.exp(-2 * (index / 1000 - 0.5) ** 2) - BELL_FOOT for index in range(1000)) / 1000
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    "none": none,
+    "flex": flex,
+    "sigma_sqrt": sigma_sqrt,
+    "cosmap": cosmap,
+    "bell": bell,
+    "half_bell": half_bell,
+}
+
+SAMPLING_ONLY = ("logit_normal", "mode")
+"""Values of `train.weighting_scheme` that change what `timestep_type sigma` draws, and weigh all alike."""
+
+
+def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
+    """The product of all weightings that the settings ask for."""
+    names = {
+        settings.weighting_scheme: settings.weighting_scheme not in SAMPLING_ONLY,
+        "flex": settings.timestep_type == "weighted",
+        "bell": settings.linear_timesteps,
+        "half_bell": settings.linear_timesteps2,
+    }
+    weight_B = none(t_B)
+    for name, wanted in names.items():
+        weight_B = weight_B * WEIGHTINGS[name](t_B) if wanted else weight_B
+    return weight_B

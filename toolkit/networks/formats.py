@@ -1,7 +1,8 @@
 """Reads adapter files of other programs: which change of which weight a file means, whatever its key names.
 
-Known: LoRA, LoHa and LoKr under every module prefix that ComfyUI or diffusers accept. The meaning of alpha and of
-diffusers' header metadata is theirs too; `docs/correctness.md` lists the files it was checked with.
+Known: LoRA, LoHa and LoKr, with or without DoRA, under every module prefix that ComfyUI or diffusers accept. The
+meaning of alpha and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files it was checked
+with.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -32,6 +33,7 @@ PARTS = {
     ".lora_down.weight": "down",
     ".lora_up.weight": "up",
     ".alpha": "alpha",
+    ".dora_scale": "dora_scale",
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
     **{f".{name}": name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
 }
@@ -54,14 +56,34 @@ class ModuleChange:
         """(up_OR, down_RI) with the scale in `up`, for a plain LoRA."""
         return (self.scale * self.parts["up"], self.parts["down"]) if "up" in self.parts else None
 
+    @property
+    def magnitude(self) -> Tensor | None:
+        """Of a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of output rows."""
+        return self.parts.get("dora_scale")
+
+    def applied_to(self, weight_OI: Tensor) -> Tensor:
+        """The weight that the file makes of `weight_OI` (float32)."""
+        changed_OI = weight_OI + self.delta()
+        if self.magnitude is None:
+            return changed_OI
+        return changed_OI * (self.magnitude / dora_norm(changed_OI, axis=0 if self.magnitude.shape[0] == 1 else 1))
+
     def delta(self) -> Tensor:
-        """The change of the weight [O, I]. Formulas: LyCORIS 4.1.3, equal to its training forward pass."""
+        """The change of the weight [O, I]; of a DoRA, the one before its magnitude.
+
+        Formulas: LyCORIS 4.1.3, equal to its training forward pass.
+        """
         p = self.parts
         if "up" in p:
             return self.scale * p["up"] @ p["down"]
         if "hada_w1_a" in p:
             return self.scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (p["hada_w2_a"] @ p["hada_w2_b"])
         return self.scale * torch.kron(_factor(p, "lokr_w1"), _factor(p, "lokr_w2"))
+
+
+def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
+    """Norms of columns (axis 0, [1, I]) or rows (axis 1, [O, 1]); never zero."""
+    return weight_OI.norm(dim=axis, keepdim=True).clamp_min(torch.finfo(weight_OI.dtype).tiny)
 
 
 def read_network_file(path: Path, modules: Iterable[str]) -> dict[str, ModuleChange]:
@@ -110,6 +132,9 @@ def _module(path: Path, name: str, parts: dict[str, Tensor], metadata: Mapping[s
     rank = _rank(parts)
     if rank is None:
         raise UserError(f"{path}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
+    magnitude = parts.get("dora_scale")
+    if magnitude is not None and (magnitude.dim() != 2 or 1 not in magnitude.shape):
+        raise UserError(f"{path}: dora_scale of {name} has the shape {list(magnitude.shape)}, not [1, in] or [out, 1].")
     if not all(torch.isfinite(tensor).all() for tensor in parts.values()):
         raise UserError(f"{path}: {name} holds numbers that are not finite.")
     if {"lokr_w1", "lokr_w2"} <= parts.keys():

@@ -1,63 +1,144 @@
-"""Optimizers by the short names of `train.optimizer`."""
+"""Optimizers by the short names of `train.optimizer` or by dotted path, and their state as named tensors."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.errors import UserError, did_you_mean
-from toolkit.registry import Registry
+from toolkit.optim.choice import DEFAULTS, NOT_ARGUMENTS, OPTIMIZERS, UNREADABLE, ArgumentError, typed_arguments
 
-OPTIMIZERS = Registry(
-    "optimizer",
-    {
-        "adamw": "torch.optim:AdamW",
-        "adam": "torch.optim:Adam",
-        "adamw8bit": "bitsandbytes.optim:AdamW8bit",
-        "lion8bit": "bitsandbytes.optim:Lion8bit",
-        "adafactor": "transformers.optimization:Adafactor",
-    },
-)
+GROUPS = "param_groups"
+"""First part of the names of state that belongs to all parameters; no parameter is called that."""
 
-DEFAULTS: dict[str, dict[str, Any]] = {
-    # Adafactor's own learning rate would ignore `train.lr`.
-    "adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
-}
-"""Arguments an optimizer gets unless `optimizer_params` says otherwise."""
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class behind a short name or a dotted path. Raises UserError when there is none."""
+    if "." not in name:
+        return OPTIMIZERS.load(name)
+    module_path, _, class_name = name.rpartition(".")
+    try:
+        module = import_module(module_path)
+    except ImportError as error:
+        raise UserError(f"train.optimizer: {name!r} cannot be imported: {error}.") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
+        hint = did_you_mean(class_name, classes) if classes else ""
+        raise UserError(f"train.optimizer: {module_path} has no {class_name!r}. {hint}".rstrip())
+    if not _is_optimizer(found):
+        raise UserError(f"train.optimizer: {name!r} is no optimizer. Give a class such as 'torch.optim.AdamW'.")
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(f"train.optimizer: {name!r} evaluates the loss several times per step, which is not possible.")
+    return found
+
+
+def _is_optimizer(found: Any) -> bool:
+    return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
+
+
+def constructor_defaults(found: type) -> dict[str, Any] | None:
+    """Argument -> default; None when the constructor takes any name."""
+    parameters = inspect.signature(found).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {
+        parameter.name: UNREADABLE if parameter.default is parameter.empty else parameter.default
+        for parameter in parameters
+        if parameter.name not in NOT_ARGUMENTS and parameter.kind is not parameter.VAR_POSITIONAL
+    }
 
 
 def build_optimizer(
     name: str, parameters: Iterable[nn.Parameter], lr: float, arguments: Mapping[str, Any]
 ) -> Optimizer:
-    """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`.
+    """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`, ready to train.
 
-    Raises UserError for an argument the optimizer does not take.
+    Raises UserError for an argument the optimizer does not take or refuses.
     """
-    optimizer_class = OPTIMIZERS.load(name)
-    known = set(inspect.signature(optimizer_class).parameters) - {"self", "params", "lr"}
-    for argument in arguments:
-        if argument not in known:
-            raise UserError(f"train.optimizer_params: {name} has no {argument!r}. {did_you_mean(argument, known)}")
-    return optimizer_class(list(parameters), lr=lr, **{**DEFAULTS.get(name, {}), **arguments})
+    found = optimizer_class(name)
+    defaults = constructor_defaults(found)
+    try:
+        if defaults is not None:
+            arguments = typed_arguments(name, defaults, arguments)
+        # Some refuse 0 in the constructor only; it means that nothing is learned.
+        optimizer = found(list(parameters), lr=1.0 if lr == 0 else lr, **{**DEFAULTS.get(name, {}), **arguments})
+    except ArgumentError as error:
+        raise UserError(f"train.optimizer_params: {error}") from error
+    except (TypeError, ValueError) as error:
+        raise UserError(f"train.optimizer: {name} cannot be made: {error}") from error
+    for group in optimizer.param_groups:
+        group["lr"] = lr
+    if averages(optimizer):
+        optimizer.train()
+    return optimizer
+
+
+# ------------------------------------------------------------ schedule-free
+
+
+def averages(optimizer: Optimizer) -> bool:
+    """Whether the optimizer trains at one point and means another one, its average, to be used."""
+    return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
+
+
+@contextmanager
+def averaged(optimizer: Optimizer) -> Iterator[None]:
+    """Inside the block the parameters hold the average of a schedule-free optimizer; others change nothing.
+
+    After it they are as before, bit for bit: a run that saves often is the same run.
+    """
+    if not averages(optimizer):
+        yield
+        return
+    parameters = [p for group in optimizer.param_groups for p in group["params"]]
+    own = [p.detach().clone() for p in parameters]
+    optimizer.eval()
+    try:
+        yield
+    finally:
+        optimizer.train()
+        with torch.no_grad():
+            for parameter, value in zip(parameters, own, strict=True):
+                parameter.copy_(value)
+
+
+# ------------------------------------------------------------ state
 
 
 def state_tensors(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state by parameter name: tensors as `<parameter>/<entry>`, everything else as JSON values.
 
     names: of the parameters, in the order the optimizer was given them. Nested entries (bitsandbytes keeps its
-    8-bit state one level deeper) have one more part in their name.
+    8-bit state one level deeper) have one more part in their name; what the optimizer counts for all parameters
+    together (Prodigy's estimate, a schedule-free step count) is `param_groups/<index>/<entry>`.
     """
     flat = {
         f"{names[index]}/{path}": value
         for index, entries in optimizer.state_dict()["state"].items()
         for path, value in _flatten(entries)
     }
+    for index, group in enumerate(optimizer.param_groups):
+        flat |= {f"{GROUPS}/{index}/{entry}": value for entry, value in _counted(group, optimizer.defaults)}
     tensors = {key: value for key, value in flat.items() if isinstance(value, Tensor)}
     return tensors, {key: value for key, value in flat.items() if key not in tensors}
+
+
+def _counted(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """Entries of a group that are no setting: they have moved away from what the constructor gave."""
+    for entry, value in group.items():
+        if entry in ("params", "lr", "initial_lr"):
+            continue
+        if isinstance(value, Tensor) or entry not in defaults or value != defaults[entry]:
+            yield entry, value
 
 
 def load_state_tensors(
@@ -66,13 +147,19 @@ def load_state_tensors(
     """The inverse of `state_tensors`, into a fresh optimizer over the same parameters."""
     index_of = {name: index for index, name in enumerate(names)}
     state: dict[int, dict[str, Any]] = {}
+    counted: dict[int, dict[str, Any]] = {}
     for key, value in {**plain, **tensors}.items():
         parameter, *path, entry = key.split("/")
+        if parameter == GROUPS:
+            counted.setdefault(int(path[0]), {})[entry] = value
+            continue
         place = state.setdefault(index_of[parameter], {})
         for part in path:
             place = place.setdefault(part, {})
         place[entry] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+    optimizer.load_state_dict({"state": state, GROUPS: optimizer.state_dict()[GROUPS]})
+    for index, entries in counted.items():
+        optimizer.param_groups[index].update(entries)
 
 
 def _flatten(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

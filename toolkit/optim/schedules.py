@@ -1,13 +1,15 @@
 """Learning-rate schedules: pure functions of the step, so a resume needs no state of theirs.
 
-Each returns a factor of the base learning rate for optimizer step `step`, counted from 0, of `steps`.
-Equal to transformers' schedules of the same names (and so to musubi-tuner's).
+Each returns a factor of the base learning rate for optimizer step `step`, counted from 0.
+Equal to transformers' schedules of the same names (and so to musubi-tuner's). Imports no torch.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
 
@@ -17,57 +19,288 @@ Schedule = Callable[[int], float]
 """From the number of optimizer steps done to the factor of the learning rate for the next one."""
 
 
-def constant(step: int, steps: int, warmup: int) -> float:
-    """1 throughout, after the warm-up."""
-    return 1.0
+@dataclass(frozen=True)
+class Course:
+    """The lengths of a run in optimizer steps, and what its schedule may need: the keys `lr_*` of `train`."""
+
+    steps: int
+    """Of the whole run."""
+
+    warmup: float = 0
+    """Steps in which the rate rises; below 1 a share of all steps."""
+
+    decay: float = 0
+    """The last steps, in which the rate falls; below 1 a share of all steps. 0: from the warm-up's end on."""
+
+    cycles: float = 1
+    power: float = 1.0
+    min_ratio: float | None = None
+    """Where a falling rate ends, as a factor; None: the schedule's own end."""
+
+    timescale: int = 0
+    lr: float = 1.0
+    """The base learning rate, for ends that are given as a rate."""
+
+    @staticmethod
+    def named_in(section: Any) -> dict[str, Any]:
+        """What the `train` section says of the fields but `steps`, as keyword arguments."""
+        return {"lr": section.lr, **{field: getattr(section, key) for field, key in KEYS.items()}}
+
+    @property
+    def rise(self) -> int:
+        """Steps of the warm-up."""
+        return in_steps(self.warmup, self.steps)
+
+    @property
+    def fall(self) -> int:
+        """Steps of `decay`."""
+        return in_steps(self.decay, self.steps)
+
+    @property
+    def fall_begins(self) -> int:
+        """The step at which the rate begins to fall."""
+        return max(self.rise, self.steps - self.fall) if self.fall else self.rise
+
+    def fallen(self, step: int) -> float:
+        """Share of the fall that lies behind `step`: 0 before it begins, 1 at the end of the run."""
+        return max(0, step - self.fall_begins) / max(1, self.steps - self.fall_begins)
+
+    def above_end(self, factor: float, end: float = 0.0) -> float:
+        """A factor that falls from 1 to 0 as one that falls from 1 to `min_ratio`, or to `end` without one."""
+        end = end if self.min_ratio is None else self.min_ratio
+        return end + (1 - end) * factor
 
 
-def linear(step: int, steps: int, warmup: int) -> float:
-    """From 1 at the end of the warm-up to 0 at the last step.
+def in_steps(length: float, steps: int) -> int:
+    """A length of the config as optimizer steps: below 1 it is a share of all steps."""
+    return int(length * steps) if length < 1 else int(length)
 
-    Source: transformers, optimization.py, `get_linear_schedule_with_warmup`.
+
+# ------------------------------------------------------------ after the warm-up
+
+
+def constant(step: int, course: Course, *, factor: float = 1.0) -> float:
+    """1 throughout; `factor` makes it that."""
+    return factor
+
+
+def linear(step: int, course: Course, *, start_factor: float | None = None, end_factor: float | None = None) -> float:
+    """From 1 to 0 in a line; from `start_factor` to `end_factor` where these are given (each 1 by itself).
+
+    Source: transformers, optimization.py, `get_linear_schedule_with_warmup`; torch, LinearLR.
     """
-    return max(0.0, (steps - step) / max(1, steps - warmup))
+    fallen = min(1.0, course.fallen(step))
+    if start_factor is None and end_factor is None:
+        return course.above_end(1 - fallen)
+    start, end = (1.0 if value is None else value for value in (start_factor, end_factor))
+    return start + (end - start) * fallen
 
 
-def cosine(step: int, steps: int, warmup: int) -> float:
+def cosine(step: int, course: Course) -> float:
     """Half a cosine from 1 to 0.
 
     Source: transformers, optimization.py, `get_cosine_schedule_with_warmup`.
     """
-    progress = (step - warmup) / max(1, steps - warmup)
-    return max(0.0, 0.5 * (1 + math.cos(math.pi * progress)))
+    return course.above_end(_half_waves(course.fallen(step)))
 
 
-SCHEDULES: dict[str, Callable[[int, int, int], float]] = {
-    "constant": constant,
-    "linear": linear,
-    "cosine": cosine,
+def cosine_with_restarts(step: int, course: Course, *, T_0: float | None = None) -> float:
+    """As often as `lr_scheduler_num_cycles` says from 1 to 0 along half a cosine; `T_0` is the length of one instead.
+
+    Source: transformers, optimization.py, `get_cosine_with_hard_restarts_schedule_with_warmup`.
+    """
+    fallen = course.fallen(step)
+    cycles = max(1, course.steps - course.fall_begins) / T_0 if T_0 else course.cycles
+    return course.above_end(0.0 if fallen >= 1 else _half_waves(cycles * fallen % 1.0))
+
+
+def cosine_with_min_lr(step: int, course: Course) -> float:
+    """A cosine between 1 and `min_ratio`; `lr_scheduler_num_cycles` half waves.
+
+    Source: transformers, optimization.py, `get_cosine_with_min_lr_schedule_with_warmup`.
+    """
+    return course.above_end(_half_waves(course.cycles * course.fallen(step)))
+
+
+def polynomial(step: int, course: Course) -> float:
+    """(1 - share)^power, from 1 to a learning rate of 1e-7.
+
+    Source: transformers, optimization.py, `get_polynomial_decay_schedule_with_warmup`.
+    """
+    end = min(1.0, 1e-7 / course.lr) if course.lr else 0.0
+    return course.above_end(max(0.0, 1 - course.fallen(step)) ** course.power, end)
+
+
+def warmup_stable_decay(step: int, course: Course) -> float:
+    """1, and half a cosine to 0 in the last `lr_decay_steps`; without these 1 to the end.
+
+    Source: transformers, optimization.py, `get_wsd_schedule`.
+    """
+    return cosine(step, course) if course.fall else 1.0
+
+
+def inverse_sqrt(step: int, course: Course) -> float:
+    """1 / sqrt(1 + n / timescale), n steps after the warm-up; the time scale is the warm-up's length, or 10000.
+
+    Source: transformers, optimization.py, `get_inverse_sqrt_schedule`.
+    """
+    timescale = course.timescale or course.rise or 10_000
+    return 1 / math.sqrt((step + timescale - course.rise) / timescale)
+
+
+def rex(step: int, course: Course, *, rex_alpha: float = 0.1, rex_beta: float = 0.9) -> float:
+    """z / (alpha + beta z), z the share of the fall still to come: high for long, then steep, to 0.01.
+
+    Source: Chen et al. 2021, arXiv:2107.04197; musubi-tuner, modules/lr_schedulers.py.
+    """
+    left = max(0.0, 1 - course.fallen(step))
+    return course.above_end(left / (rex_alpha + rex_beta * left) if left else 0.0, end=REX_END)
+
+
+def stepwise(step: int, course: Course, *, step_size: int | None = None, gamma: float = 0.1) -> float:
+    """gamma^k after k times `step_size` steps. Source: torch, StepLR."""
+    if step_size is None:
+        return 1.0
+    return gamma ** ((step - course.rise) // step_size)
+
+
+def piecewise_constant(step: int, course: Course, *, step_rules: str = "1") -> float:
+    """`step_rules` "1:10,0.1:20,0.01": factor 1 before step 10, 0.1 before step 20, then 0.01.
+
+    Source: diffusers, optimization.py, `get_piecewise_constant_schedule`.
+    """
+    *pieces, last = step_rules.split(",")
+    ends = {int(end): float(factor) for factor, end in (piece.split(":") for piece in pieces)}
+    return next((ends[end] for end in sorted(ends) if step < end), float(last))
+
+
+def _half_waves(count: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * count))
+
+
+# ------------------------------------------------------------ warm-ups
+
+REX_END = 0.01
+
+
+def from_zero(step: int, course: Course) -> float:
+    """A line from 0 at step 0 to 1 at the end of the warm-up."""
+    return step / course.rise
+
+
+def from_the_end(step: int, course: Course) -> float:
+    """A line from where the rate will end. Source: transformers, `get_wsd_schedule`."""
+    return course.above_end(step / course.rise)
+
+
+def rex_rise(step: int, course: Course) -> float:
+    """A line from the end value at step 1. Source: musubi-tuner, modules/lr_schedulers.py."""
+    return course.above_end(max(0, step - 1) / max(1, course.rise - 1), end=REX_END)
+
+
+# ------------------------------------------------------------ the table
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One value of `train.lr_scheduler`."""
+
+    after: Callable[..., float]
+    """The factor once the warm-up is over; its keyword arguments are names for `train.lr_scheduler_params`."""
+
+    uses: tuple[str, ...] = ()
+    """Fields of `Course` besides the warm-up that matter to it."""
+
+    rise: Callable[[int, Course], float] = from_zero
+
+
+_FALL = ("decay", "min_ratio")
+
+SCHEDULES = {
+    "constant": Kind(constant),
+    "constant_with_warmup": Kind(constant),
+    "linear": Kind(linear, _FALL),
+    "cosine": Kind(cosine, _FALL),
+    "cosine_with_restarts": Kind(cosine_with_restarts, (*_FALL, "cycles")),
+    "cosine_with_min_lr": Kind(cosine_with_min_lr, (*_FALL, "cycles")),
+    "polynomial": Kind(polynomial, (*_FALL, "power")),
+    "warmup_stable_decay": Kind(warmup_stable_decay, _FALL, from_the_end),
+    "inverse_sqrt": Kind(inverse_sqrt, ("timescale",)),
+    "rex": Kind(rex, _FALL, rex_rise),
+    "step": Kind(stepwise),
+    "piecewise_constant": Kind(piecewise_constant),
 }
 """By the names of `train.lr_scheduler`."""
 
+KEYS = {
+    "warmup": "lr_warmup_steps",
+    "decay": "lr_decay_steps",
+    "cycles": "lr_scheduler_num_cycles",
+    "power": "lr_scheduler_power",
+    "min_ratio": "lr_scheduler_min_lr_ratio",
+    "timescale": "lr_scheduler_timescale",
+}
+"""Field of `Course` -> key of `train`."""
 
-PARAMETERS = ("num_warmup_steps",)
-"""Names that `train.lr_scheduler_params` may hold."""
+OTHER_NAMES = {
+    "num_warmup_steps": "warmup",
+    "num_decay_steps": "decay",
+    "num_cycles": "cycles",
+    "power": "power",
+    "min_lr_ratio": "min_ratio",
+    "min_lr_rate": "min_ratio",
+    "timescale": "timescale",
+}
+"""Name in `train.lr_scheduler_params` -> field of `Course`."""
+
+END_RATES = ("eta_min", "min_lr", "lr_end")
+"""Names there for the end of the fall as a learning rate instead of a ratio."""
 
 
-def warmup_steps(warmup: float, steps: int) -> int:
-    """`train.lr_warmup_steps` as optimizer steps: below 1 it is a share of all steps."""
-    return int(warmup * steps) if warmup < 1 else int(warmup)
+NEEDED = {"step": "step_size", "piecewise_constant": "step_rules"}
+"""Schedules that are nothing without one of their parameters."""
 
 
-def build_schedule(name: str, steps: int, warmup: float, params: Mapping[str, Any] = MappingProxyType({})) -> Schedule:
-    """The schedule `name` over `steps` optimizer steps with a linear rise from 0 over the warm-up.
+def parameters(name: str) -> list[str]:
+    """Names that `train.lr_scheduler_params` may hold for a schedule."""
+    kind = SCHEDULES[name]
+    own = [key for key, arg in inspect.signature(kind.after).parameters.items() if arg.kind is arg.KEYWORD_ONLY]
+    shared = [other for other, field in OTHER_NAMES.items() if field in ("warmup", *kind.uses)]
+    return [*own, *shared, *(END_RATES if "min_ratio" in kind.uses else ())]
 
-    params: `train.lr_scheduler_params`; `num_warmup_steps` there is another name of the warm-up.
-    Raises UserError for a parameter these schedules do not have.
-    """
+
+def check_parameters(name: str, params: Mapping[str, Any]) -> None:
+    """Raises UserError for a parameter the schedule does not have, lacks, or cannot read."""
+    known = parameters(name)
     for param in params:
-        if param not in PARAMETERS:
-            raise UserError(f"train.lr_scheduler_params: {name} has no {param!r}. {did_you_mean(param, PARAMETERS)}")
-    rise = warmup_steps(params.get("num_warmup_steps", warmup), steps)
+        if param not in known:
+            raise UserError(f"{name} has no {param!r}. {did_you_mean(param, known)}")
+    if (needed := NEEDED.get(name)) and needed not in params:
+        raise UserError(f"{name} needs {needed!r}.")
+    try:
+        factor = build_schedule(name, 2, params=params)
+        factor(0), factor(1), factor(2)
+    except (TypeError, ValueError, ArithmeticError, AttributeError) as error:
+        raise UserError(f"{name} cannot use {dict(params)}: {error}.") from error
+
+
+def build_schedule(
+    name: str, steps: int, warmup: float = 0, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any
+) -> Schedule:
+    """The schedule `name` over `steps` optimizer steps.
+
+    params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say goes before `course_fields`,
+    which are further fields of `Course`.
+    """
+    kind, course = SCHEDULES[name], Course(steps, warmup, **course_fields)
+    for param, value in params.items():
+        if param in OTHER_NAMES:
+            course = replace(course, **{OTHER_NAMES[param]: value})
+        elif param in END_RATES:
+            course = replace(course, min_ratio=value / course.lr if course.lr else 0.0)
+    own = {param: value for param, value in params.items() if param not in (*OTHER_NAMES, *END_RATES)}
 
     def factor(step: int) -> float:
-        return step / rise if step < rise else SCHEDULES[name](step, steps, rise)
+        return kind.rise(step, course) if step < course.rise else kind.after(step, course, **own)
 
     return factor

@@ -35,7 +35,7 @@ IMPOSSIBLE = ("network.type", "network.linear", "network.network_kwargs.*", "mod
 LENGTH = ("train.steps", "train.epochs")
 """Harmless when the learning rate does not depend on the number of steps."""
 
-SCHEDULES_WITHOUT_LENGTH = ("constant",)
+SCHEDULES_WITHOUT_LENGTH = ("constant", "constant_with_warmup", "inverse_sqrt", "step", "piecewise_constant")
 
 
 @dataclass(frozen=True)
@@ -72,7 +72,8 @@ def _kind(key: str, schedule: tuple[Any, Any]) -> Kind:
     if any(fnmatchcase(key, pattern) for pattern in IMPOSSIBLE):
         return "impossible"
     name, warmup = schedule
-    shares_no_length = name in SCHEDULES_WITHOUT_LENGTH and not 0 < (warmup or 0) < 1
+    is_share = isinstance(warmup, float) and 0 < warmup < 1
+    shares_no_length = name in SCHEDULES_WITHOUT_LENGTH and not is_share
     return "harmless" if key in LENGTH and shares_no_length else "changes the result"
 
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError
+from toolkit.files import naming_failures
 
 try:
     import fcntl
@@ -47,8 +48,10 @@ class Owner:
 @contextmanager
 def locked(folder: Path, note: Callable[[str], None] = print) -> Iterator[None]:
     """Owns `folder` inside the block. Raises RunError naming the owner when another run is in it."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / FILE).open("a+", encoding="utf-8") as file:
+    with naming_failures(folder / FILE):
+        folder.mkdir(parents=True, exist_ok=True)
+        opened = (folder / FILE).open("a+", encoding="utf-8")
+    with opened as file:
         previous = _owner_in(file)
         if not _take(file) or _alive_elsewhere(previous):
             raise RunError(_refusal(folder, previous))

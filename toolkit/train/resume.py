@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
 
 from toolkit.errors import RunError
 from toolkit.networks.files import step_files
@@ -63,11 +67,11 @@ def move_aside(folder: Path, note: Note) -> None:
 def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
     """Moves states, step files and samples of steps after `step` to superseded/<n>, so that none appears twice.
 
-    step: None for a run that begins anew where another one left files; then its final files go as well.
+    The final files count by the step they were written at. step: None for a run that begins anew.
     """
-    later = [folder / f"{name}.safetensors", folder / f"{name}_raw.safetensors"] if step is None else []
-    later = [path for path in later if path.exists()]
     step = -1 if step is None else step
+    final = [folder / f"{name}.safetensors", folder / f"{name}_raw.safetensors"]
+    later = [path for path in final if path.exists() and _step_in(path) > step]
     later += [path for path in state_folders(state_root(folder)) if step_of(path) > step]
     later += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
     samples = folder / "samples"
@@ -79,6 +83,15 @@ def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
         _move(later, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
         note(f"moved {len(later)} files and states {what} to {target}")
+
+
+def _step_in(path: Path) -> float:
+    """The optimizer step a network file says it is of; endless when it does not say."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            return int(json.loads(file.metadata()["training_info"])["step"])
+    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
+        return math.inf
 
 
 def _numbered(parent: Path, prefix: str) -> Path:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,7 @@ from torch.optim import Optimizer
 
 from toolkit.contracts import TrainState
 from toolkit.optim.ema import Ema
+from toolkit.optim.optimizers import averaged, averages
 from toolkit.optim.schedules import Schedule
 from toolkit.train.hook import Hook
 
@@ -38,7 +40,16 @@ class Role:
 
     def weights_to_keep(self) -> dict[str, torch.Tensor]:
         """What samples and saved files use: the average where there is one, else the weights themselves."""
-        return self.ema.averages if self.ema else {name: p.detach() for name, p in self.parameters.items()}
+        if self.ema:
+            return self.ema.averages
+        if not averages(self.optimizer):
+            return {name: p.detach() for name, p in self.parameters.items()}
+        with averaged(self.optimizer):
+            return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Inside the block the parameters hold `weights_to_keep`, after it their own values again."""
+        return self.ema.applied() if self.ema else averaged(self.optimizer)
 
 
 @dataclass

@@ -28,7 +28,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.files import LEFTOVERS as LEFTOVER_FILES
-from toolkit.files import flush_to_disk, naming_failures, sha256_of, write_json
+from toolkit.files import flush_to_disk, sha256_of, write_json
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -68,20 +68,20 @@ def state_root(run_folder: Path) -> Path:
 def write_state(root: Path, snapshot: Snapshot, keep: int) -> Path:
     """Writes a state and removes older ones beyond the newest `keep` good ones (0 keeps all).
 
-    Raises RunError when it cannot be written; the states that were there are untouched then.
+    Raises OSError when it cannot be written; the states that were there are untouched then.
     """
+    root.mkdir(parents=True, exist_ok=True)
     final = root / f"step_{snapshot.step:09d}"
     temporary = root / f"{_TEMPORARY}{snapshot.step}-{os.getpid()}-{uuid.uuid4().hex[:8]}"
-    with naming_failures(final):
-        temporary.mkdir(parents=True)
-        try:
-            _fill(temporary, snapshot)
-            if final.exists():  # the same step once more, after a resume: the new one is as good
-                shutil.rmtree(final)
-            os.replace(temporary, final)
-        finally:
-            shutil.rmtree(temporary, ignore_errors=True)
-        flush_to_disk(root)
+    temporary.mkdir()
+    try:
+        _fill(temporary, snapshot)
+        if final.exists():  # the same step once more, after a resume: the new one is as good
+            shutil.rmtree(final)
+        os.replace(temporary, final)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    flush_to_disk(root)
     remove_old_states(root, keep)
     return final
 

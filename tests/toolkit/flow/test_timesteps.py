@@ -1,74 +1,216 @@
 import math
+from collections.abc import Iterator
+from dataclasses import replace
 
 import pytest
 import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.flow.timesteps import SAMPLINGS, draw_timestep, linear
+from toolkit.contracts import DynamicShift
+from toolkit.flow.sampler import shift_mu
+from toolkit.flow.settings import FlowSettings
+from toolkit.flow.timesteps import (
+    SAMPLINGS,
+    Picture,
+    draw_timestep,
+    sampling_for,
+    strata,
+    timesteps,
+    timesteps_of_shares,
+)
 from toolkit.seeding import generator
 
-MUSUBI = {
-    "uniform": {"timestep_sampling": "uniform"},
-    "sigmoid": {"timestep_sampling": "sigmoid", "sigmoid_scale": 1.0},
-}
+LINE = DynamicShift()
+NOT_OURS = ("qinglong_flux", "preserve_distribution_shape")
+"""Settings of musubi-tuner that are refused here."""
 
 
-def drawn(timestep_type: str, count: int = 20000) -> torch.Tensor:
-    return torch.tensor([draw_timestep(timestep_type, generator(1, "timestep", 0, n)) for n in range(count)]).double()
+def picture_of(width: int, height: int) -> Picture:
+    tokens = (width // 16) * (height // 16)
+    mu = shift_mu(tokens, LINE.base_image_seq_len, LINE.max_image_seq_len, LINE.base_shift, LINE.max_shift)
+    return Picture(tokens, mu, LINE.shift_terminal)
 
 
-@pytest.mark.parametrize("timestep_type", MUSUBI)
-def test_a_random_number_gives_the_t_of_musubi(timestep_type: str) -> None:
-    (case,) = golden("timestep_sampling", params=MUSUBI[timestep_type], table="transform")
-    t = SAMPLINGS[timestep_type].transform(torch.tensor(case["base_values"]))
-    at_most(f"{timestep_type} timesteps", float((t - torch.tensor(case["t"])).abs().max()), 2e-6)
+def ours(params: dict) -> FlowSettings:
+    """musubi-tuner's options as ours; its default shift is 1."""
+    params = {"discrete_flow_shift": 1.0, **params}
+    kind = params.pop("timestep_sampling")
+    return FlowSettings(timestep_type={"qwen_shift": "model_shift"}.get(kind, kind), **params)
 
 
-@pytest.mark.parametrize("timestep_type", MUSUBI)
-def test_a_stratified_uniform_gives_the_t_of_musubi(timestep_type: str) -> None:
-    (case,) = golden("timestep_sampling", params=MUSUBI[timestep_type], table="from_uniform")
-    base = torch.tensor(case["base_values"], dtype=torch.float64)
-    if timestep_type == "sigmoid":
-        base = torch.special.ndtri(base)
-    t = SAMPLINGS[timestep_type].transform(base)
+def musubi(table: str) -> Iterator:
+    """Its cases, less what is refused and the `sigma` rows whose bounds are indices (tests/golden/README.md)."""
+    for case in golden("timestep_sampling", table=table):
+        params = case["params"]
+        bounds = params.get("min_timestep", 0) + params.get("max_timestep", 1000)
+        other_bounds = params["timestep_sampling"] == "sigma" and bounds != 1000
+        if not other_bounds and not any(name in {**params, params["timestep_sampling"]: 1} for name in NOT_OURS):
+            yield pytest.param(case, id="-".join(map(str, [*params.values(), case["width"], case["height"]])))
+
+
+def settings_of(timestep_type: str, **settings) -> FlowSettings:
+    shift = 2.2 if timestep_type == "shift" else None
+    return FlowSettings(timestep_type=timestep_type, **{"discrete_flow_shift": shift, **settings})
+
+
+PICTURE = picture_of(1024, 1024)
+
+
+def drawn(settings: FlowSettings, picture: Picture = PICTURE, count: int = 20000) -> torch.Tensor:
+    shared = generator(1, "timestep", 0, 0)
+    return torch.tensor([draw_timestep(settings, shared, picture) for _ in range(count)], dtype=torch.float64)
+
+
+# ------------------------------------------------------------ musubi-tuner
+
+
+@pytest.mark.parametrize("case", musubi("transform"))
+def test_a_random_number_gives_the_t_of_musubi(case: dict) -> None:
+    settings, base = ours(case["params"]), torch.tensor(case["base_values"])
+    assert (sampling_for(settings).base is torch.randn) == (case["base"] == "normal")
+    t = timesteps(base, settings, picture_of(case["width"], case["height"]))
+    name = case["params"]["timestep_sampling"]
+    at_most(f"{name} timesteps", float((t - torch.tensor(case["t"])).abs().max()), 2e-6)
+
+
+@pytest.mark.parametrize("case", musubi("from_uniform"))
+def test_a_stratified_uniform_gives_the_t_of_musubi(case: dict) -> None:
+    share = torch.tensor(case["base_values"], dtype=torch.float64)
+    settings = ours(case["params"])
+    t = timesteps_of_shares(share, settings, picture_of(case["width"], case["height"]))
     torch.testing.assert_close(t, torch.tensor(case["t"], dtype=torch.float64), rtol=0, atol=2e-6)
 
 
-@pytest.mark.parametrize("timestep_type", MUSUBI)
-def test_draws_have_the_distribution_of_musubi(timestep_type: str) -> None:
-    (case,) = golden("timestep_sampling", params=MUSUBI[timestep_type], table="quantiles")
-    t = drawn(timestep_type)
+@pytest.mark.parametrize("case", musubi("quantiles"))
+def test_draws_have_the_distribution_of_musubi(case: dict) -> None:
+    """Evenly spread shares have none of the noise of draws: its 200000 have enough of it."""
+    share = torch.arange(0.5, 20000, dtype=torch.float64) / 20000
+    t = timesteps_of_shares(share, ours(case["params"]), picture_of(case["width"], case["height"]))
     quantiles = torch.quantile(t, torch.tensor(case["q"], dtype=torch.float64))
     torch.testing.assert_close(quantiles, torch.tensor(case["t_quantiles"], dtype=torch.float64), rtol=0, atol=0.01)
     assert (float(t.mean()), float(t.std())) == pytest.approx((case["t_mean"], case["t_std"]), abs=0.005)
 
 
-def test_sigmoid_draws_have_the_distribution_of_ai_toolkit() -> None:
-    (case,) = golden("aitk_timesteps", table="grid", timestep_type="sigmoid")
-    quantiles = torch.quantile(drawn("sigmoid") * 1000, torch.tensor(case["quantiles_q"], dtype=torch.float64))
-    # ai-toolkit's random quantiles are given to 5; ours add the noise of 20000 draws.
-    torch.testing.assert_close(quantiles, torch.tensor(case["quantiles"], dtype=torch.float64), rtol=0, atol=9)
+@pytest.mark.parametrize("width", [512, 768, 1024, 1328])
+def test_the_shift_by_size(width: int) -> None:
+    shift = math.exp(picture_of(width, width).mu)
+    assert shift == pytest.approx({512: 1.714, 768: 1.828, 1024: 2.001, 1328: 2.303}[width], abs=1e-3)
 
 
-@pytest.mark.parametrize("timestep_type", ["linear", "weighted"])
+# ------------------------------------------------------------ ai-toolkit
+
+
+@pytest.mark.parametrize("timestep_type", ["linear", "weighted", "sigma"])
 def test_the_grid_is_that_of_ai_toolkit(timestep_type: str) -> None:
-    (case,) = golden("aitk_timesteps", table="grid", timestep_type=timestep_type, num_timesteps=1000)
+    (case,) = golden("aitk_timesteps", table="grid", timestep_type="linear", num_timesteps=1000)
     middle_of_cell = (torch.tensor(case["indices"], dtype=torch.float64) + 0.5) / 1000
-    t = SAMPLINGS[timestep_type].transform(middle_of_cell)
+    t = timesteps(middle_of_cell, settings_of(timestep_type), PICTURE)
     torch.testing.assert_close(1000 * t, torch.tensor(case["timesteps"], dtype=torch.float64), rtol=0, atol=2e-3)
 
 
-def test_the_grid_never_reaches_zero() -> None:
-    """At t = 0 there is no noise to learn from."""
-    ends = torch.tensor([0.0, math.nextafter(1.0, 0.0)], dtype=torch.float64)
-    assert linear(ends).tolist() == pytest.approx([1.0, 0.001])
+@pytest.mark.parametrize("case", golden("aitk_timesteps", table="grid", timestep_type="shift", num_timesteps=1000))
+def test_shift_without_a_number_draws_the_levels_of_a_sampling_run_as_ai_toolkit(case: dict) -> None:
+    picture = picture_of(8 * case["latent_width"], 8 * case["latent_height"])
+    middle_of_cell = (torch.tensor(case["indices"], dtype=torch.float64) + 0.5) / 1000
+    t = timesteps(middle_of_cell, FlowSettings(timestep_type="shift"), picture)
+    torch.testing.assert_close(1000 * t, torch.tensor(case["timesteps"], dtype=torch.float64), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("timestep_type", ["sigmoid", "lognorm_blend"])
+def test_random_grids_have_the_distribution_of_ai_toolkit(timestep_type: str) -> None:
+    (case,) = golden("aitk_timesteps", table="grid", timestep_type=timestep_type)
+    share = torch.arange(0.5, 20000, dtype=torch.float64) / 20000
+    t = timesteps_of_shares(share, FlowSettings(timestep_type=timestep_type), PICTURE)
+    quantiles = 1000 * torch.quantile(t, torch.tensor(case["quantiles_q"], dtype=torch.float64))
+    # ai-toolkit's quantiles are those of 100 random grids, given to 5.
+    torch.testing.assert_close(quantiles, torch.tensor(case["quantiles"], dtype=torch.float64), rtol=0, atol=5)
+
+
+@pytest.mark.parametrize("settings", [FlowSettings(), FlowSettings(timestep_type="lognorm_blend")])
+def test_draws_have_the_distribution_of_even_shares(settings: FlowSettings) -> None:
+    at = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
+    expected = timesteps_of_shares(at, settings, PICTURE)
+    torch.testing.assert_close(torch.quantile(drawn(settings), at), expected, rtol=0, atol=0.02)
+
+
+# ------------------------------------------------------------ every sampling
 
 
 @pytest.mark.parametrize("timestep_type", SAMPLINGS)
 def test_a_draw_depends_on_its_own_generator_alone(timestep_type: str) -> None:
-    first = draw_timestep(timestep_type, generator(1, "timestep", 0, 3))
+    settings = settings_of(timestep_type)
+    first = draw_timestep(settings, generator(1, "timestep", 0, 3), PICTURE)
     torch.manual_seed(0)
-    assert draw_timestep(timestep_type, generator(1, "timestep", 0, 3)) == first
-    assert draw_timestep(timestep_type, generator(1, "timestep", 0, 4)) != first
+    assert draw_timestep(settings, generator(1, "timestep", 0, 3), PICTURE) == first
+    assert draw_timestep(settings, generator(1, "timestep", 0, 4), PICTURE) != first
     assert 0 <= first <= 1
+
+
+EVERY = [*(settings_of(kind) for kind in SAMPLINGS), FlowSettings(timestep_type="shift")]
+EVERY += [settings_of("sigma", weighting_scheme=scheme) for scheme in ("logit_normal", "mode")]
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: f"{s.timestep_type}-{s.weighting_scheme}")
+def test_the_random_number_orders_the_noise(settings: FlowSettings) -> None:
+    """By `rises`: the strata of an epoch and content_or_style rest on it."""
+    share = torch.arange(1, 1000, dtype=torch.float64) / 1000
+    steps = timesteps_of_shares(share, settings, PICTURE).diff()
+    assert (steps >= -1e-12).all() if sampling_for(settings).rises else (steps <= 1e-12).all()
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: f"{s.timestep_type}-{s.weighting_scheme}")
+def test_bounds_mean_the_same_noise_for_every_type(settings: FlowSettings) -> None:
+    share = torch.arange(0.5, 4000, dtype=torch.float64) / 4000
+    whole = timesteps_of_shares(share, settings, PICTURE)
+    bounded = timesteps_of_shares(share, replace(settings, min_timestep=100, max_timestep=500), PICTURE)
+    assert bounded.min() >= 0.1 and bounded.max() <= 0.5
+    torch.testing.assert_close(bounded, 0.1 + 0.4 * whole, rtol=0, atol=1.1e-3)
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: f"{s.timestep_type}-{s.weighting_scheme}")
+def test_content_prefers_noise_and_style_the_picture(settings: FlowSettings) -> None:
+    """The share of the balanced distribution below a draw is 1 - u^3 or u^3: on average 3/4 or 1/4."""
+    share = torch.arange(0.5, 4000, dtype=torch.float64) / 4000
+    balanced = timesteps_of_shares(share, settings, PICTURE).sort().values
+    for preference, mean in (("content", 0.75), ("style", 0.25)):
+        t = timesteps_of_shares(share, replace(settings, content_or_style=preference), PICTURE)
+        below = torch.searchsorted(balanced, t.contiguous()).double() / len(balanced)
+        assert float(below.mean()) == pytest.approx(mean, abs=2e-3)
+        assert float((below**2).mean()) == pytest.approx({"content": 9 / 14, "style": 1 / 7}[preference], abs=3e-3)
+
+
+def test_a_preference_is_drawn_as_it_is_computed() -> None:
+    settings = FlowSettings(timestep_type="uniform", content_or_style="content")
+    assert float(drawn(settings, count=4000).mean()) == pytest.approx(0.75, abs=0.015)
+
+
+def test_the_grid_never_reaches_zero() -> None:
+    """At t = 0 there is no noise to learn from."""
+    ends = torch.tensor([0.0, math.nextafter(1.0, 0.0), 1.0], dtype=torch.float64)
+    assert timesteps(ends, settings_of("linear"), PICTURE).tolist() == pytest.approx([1.0, 0.001, 0.001])
+
+
+# ------------------------------------------------------------ strata
+
+
+@pytest.mark.parametrize("timestep_type", ["sigmoid", "logsnr", "linear"])
+def test_a_stratum_is_its_part_of_the_distribution(timestep_type: str) -> None:
+    settings = settings_of(timestep_type, num_timestep_buckets=4)
+    edges = timesteps_of_shares(torch.tensor([0.25, 0.5], dtype=torch.float64), settings, PICTURE).sort().values
+    for position in range(50):
+        t = draw_timestep(settings, generator(1, "timestep", 0, position), PICTURE, stratum=1)
+        assert edges[0] - 1e-6 <= t <= edges[1] + 1e-6
+
+
+@pytest.mark.parametrize(("samples", "buckets"), [(12, 4), (13, 4), (3, 10), (5, 1)])
+def test_strata_are_equally_frequent(samples: int, buckets: int) -> None:
+    drawn = strata(samples, buckets, generator(1, "strata", 0))
+    counts = [drawn.count(stratum) for stratum in range(buckets)]
+    assert sum(counts) == len(drawn) == samples
+    assert max(counts) <= -(-samples // buckets) and (samples < buckets or min(counts) >= 1)
+
+
+def test_few_samples_reach_every_stratum_in_the_long_run() -> None:
+    seen = {stratum for epoch in range(40) for stratum in strata(3, 10, generator(1, "strata", epoch))}
+    assert seen == set(range(10))

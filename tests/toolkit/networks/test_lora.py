@@ -14,15 +14,13 @@ from torch import Tensor
 from tests.diffusers_reference import (
     PIPELINE_MODULE,
     REFERENCES,
-    encode_photos,
     memory_stores,
     open_tiny,
-    photo_item,
     psnr,
     relative,
 )
 from tests.measured import at_least, at_most
-from toolkit.contracts import PromptEmbeds, Size
+from toolkit.contracts import Size
 from toolkit.data.encode import ItemEncoder
 from toolkit.memory.quantize import quantize_block
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
@@ -46,17 +44,6 @@ def train_somewhat(network: LoraNetwork, strength: float = 0.05) -> None:
     for name, parameter in network.parameters().items():
         if "lora_B" in name:
             parameter.data.copy_(strength * torch.randn(parameter.shape, generator=generator))
-
-
-@pytest.fixture(scope="module")
-def step_inputs(tiny_model: Path):
-    """x_t, t, prompts and references of one item with one reference."""
-    adapter = open_tiny(tiny_model, match_target_res=True)
-    dataset = encode_photos(adapter, photo_item(SIZE, REFERENCES[:1]))
-    (entries,) = dataset.entries
-    x_t_BCHW = torch.randn((1, 16, 8, 12), generator=torch.Generator().manual_seed(0))
-    references = [tuple(map(dataset.read, entries.references))]
-    return x_t_BCHW, torch.tensor([0.6]), PromptEmbeds.stack([dataset.read(entries.caption)]), references
 
 
 # ---------------------------------------------------------------- training

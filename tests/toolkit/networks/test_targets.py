@@ -1,7 +1,8 @@
 import pytest
 
+from toolkit.config.network import NetworkConfig, NetworkKwargs
 from toolkit.errors import UserError
-from toolkit.networks.targets import select_targets
+from toolkit.networks.targets import chosen_targets, select_targets
 
 NAMES = ["blocks.0.attn.to_q", "blocks.0.mlp.2", "blocks.1.attn.to_q", "blocks.1.mlp.2"]
 
@@ -22,3 +23,30 @@ def test_layers_are_chosen_by_parts_of_their_names(only, ignore, chosen: list[in
 def test_no_layer_left_is_a_mistake_that_shows_a_name() -> None:
     with pytest.raises(UserError, match=r"leave no layer to train.*blocks\.0\.attn\.to_q"):
         select_targets(NAMES, only_if_contains=["atn"])
+
+
+@pytest.mark.parametrize(
+    ("include", "exclude", "chosen"),
+    [
+        ((r".*attn.*",), (), [0, 2]),
+        ((), (r".*attn.*",), [1, 3]),
+        ((r"blocks\.1\..*",), (r".*attn.*",), [1, 2, 3]),  # include wins
+        ((r"blocks\.0\..*", r".*2"), (), [0, 1, 3]),
+        ((), (r"attn",), [0, 1, 2, 3]),  # the whole name has to match
+    ],
+)
+def test_layers_are_chosen_by_patterns_of_their_whole_names(include, exclude, chosen: list[int]) -> None:
+    found = select_targets(NAMES, include_patterns=include, exclude_patterns=exclude)
+    assert found == [NAMES[index] for index in chosen]
+
+
+def test_texts_narrow_what_patterns_choose() -> None:
+    settings = NetworkConfig(
+        include_patterns=[r".*attn.*"], network_kwargs=NetworkKwargs(ignore_if_contains=["blocks.0"])
+    )
+    assert chosen_targets(settings, NAMES) == [NAMES[2]]
+
+
+def test_patterns_that_match_nothing_are_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"include_patterns .* leave no layer to train.*match the whole name"):
+        select_targets(NAMES, include_patterns=["attn"])

@@ -7,11 +7,24 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.optim.optimizers import OPTIMIZERS, build_optimizer, load_state_tensors, state_tensors
+from toolkit.optim.optimizers import (
+    OPTIMIZERS,
+    averaged,
+    averages,
+    build_optimizer,
+    load_state_tensors,
+    optimizer_class,
+    state_tensors,
+)
 
 NAMES = ["blocks.0.to_q.lora_A.weight", "blocks.0.to_q.lora_B.weight", "bias"]
 SHAPES = [(64, 128), (128, 64), (7,)]
 """The first two are large enough for 8-bit state (4096 values), the last is not."""
+
+ARGUMENTS = {"sgd": {"momentum": 0.9}}
+"""Without momentum SGD has no state."""
+
+DOTTED = ["torch.optim.RMSprop", "schedulefree.SGDScheduleFree", "torch.optim.NAdam"]
 
 
 def start() -> list[nn.Parameter]:
@@ -35,10 +48,10 @@ def equal(one: list[Tensor], other: list[Tensor]) -> bool:
     return all(torch.equal(a, b) for a, b in zip(one, other, strict=True))
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", [*OPTIMIZERS, *DOTTED])
 def test_every_optimizer_goes_on_from_its_saved_state_bit_for_bit(name: str, tmp_path: Path) -> None:
     parameters = start()
-    optimizer = build_optimizer(name, parameters, 1e-2, {})
+    optimizer = build_optimizer(name, parameters, 1e-2, ARGUMENTS.get(name, {}))
     take_steps(optimizer, parameters, range(3))
     assert not equal(values(parameters), values(start()))
     tensors, plain = state_tensors(optimizer, NAMES)
@@ -46,12 +59,12 @@ def test_every_optimizer_goes_on_from_its_saved_state_bit_for_bit(name: str, tmp
     (tmp_path / "o.json").write_text(json.dumps(plain))
 
     resumed_parameters = [nn.Parameter(value) for value in values(parameters)]
-    resumed = build_optimizer(name, resumed_parameters, 1e-2, {})
+    resumed = build_optimizer(name, resumed_parameters, 1e-2, ARGUMENTS.get(name, {}))
     load_state_tensors(
         resumed, NAMES, load_file(tmp_path / "o.safetensors"), json.loads((tmp_path / "o.json").read_text())
     )
     fresh_parameters = [nn.Parameter(value) for value in values(parameters)]
-    fresh = build_optimizer(name, fresh_parameters, 1e-2, {})
+    fresh = build_optimizer(name, fresh_parameters, 1e-2, ARGUMENTS.get(name, {}))
     for one, of_it in ((optimizer, parameters), (resumed, resumed_parameters), (fresh, fresh_parameters)):
         take_steps(one, of_it, range(3, 6))
     assert equal(values(resumed_parameters), values(parameters))
@@ -95,3 +108,95 @@ def test_an_unknown_argument_is_a_mistake_with_a_hint(name: str) -> None:
 def test_an_unknown_optimizer_is_a_mistake_with_a_hint() -> None:
     with pytest.raises(UserError, match=r"unknown optimizer 'adamw8bits'\. Did you mean 'adamw8bit'"):
         build_optimizer("adamw8bits", start(), 1e-3, {})
+
+
+# ---------------------------------------------------------------- dotted paths
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("no_such_package.Adam", "'no_such_package.Adam' cannot be imported: No module named 'no_such_package'"),
+        ("torch.optim.AdamV", r"torch\.optim has no 'AdamV'\. Did you mean 'Adam'"),
+        ("torch.optim.lr_scheduler.StepLR", "'torch.optim.lr_scheduler.StepLR' is no optimizer"),
+        ("torch.optim.Optimizer", "'torch.optim.Optimizer' is no optimizer"),
+        ("torch.optim.LBFGS", "'torch.optim.LBFGS' evaluates the loss several times per step"),
+    ],
+)
+def test_a_dotted_path_that_leads_nowhere_is_a_mistake(name: str, message: str) -> None:
+    with pytest.raises(UserError, match=rf"train\.optimizer: .*{message}|train\.optimizer: {message}"):
+        optimizer_class(name)
+
+
+def test_what_the_constructor_refuses_is_a_mistake() -> None:
+    with pytest.raises(
+        UserError, match=r"train\.optimizer: torch\.optim\.Adam cannot be made: Invalid epsilon value: -1"
+    ):
+        build_optimizer("torch.optim.Adam", start(), 1e-3, {"eps": -1})
+
+
+def test_texts_reach_the_optimizer_as_numbers() -> None:
+    assert build_optimizer("adamw", start(), 1e-3, {"betas": "0.8,0.9"}).param_groups[0]["betas"] == (0.8, 0.9)
+
+
+# ---------------------------------------------------------------- what belongs to all parameters
+
+
+def test_prodigys_estimate_is_part_of_the_state() -> None:
+    parameters = start()
+    optimizer = build_optimizer("prodigy", parameters, 1.0, {"d_coef": 0.5})
+    take_steps(optimizer, parameters, range(3))
+    _, plain = state_tensors(optimizer, NAMES)
+    numerator = optimizer.param_groups[0]["d_numerator"]
+    assert (plain["param_groups/0/k"], plain["param_groups/0/d_numerator"]) == (3, numerator) and numerator != 0
+    assert not {"param_groups/0/d_coef", "param_groups/0/lr", "param_groups/0/betas"} & set(plain), (
+        "settings are no state"
+    )
+
+
+def test_a_changed_setting_outlives_the_saved_state() -> None:
+    parameters = start()
+    optimizer = build_optimizer("schedulefree_adamw", parameters, 1e-2, {"weight_decay": 0.1})
+    take_steps(optimizer, parameters, range(2))
+    changed = build_optimizer("schedulefree_adamw", parameters, 1e-2, {"weight_decay": 0.2})
+    load_state_tensors(changed, NAMES, *state_tensors(optimizer, NAMES))
+    assert changed.param_groups[0]["weight_decay"] == 0.2 and changed.param_groups[0]["k"] == 2
+
+
+# ---------------------------------------------------------------- schedule-free
+
+
+def test_the_average_of_a_schedule_free_optimizer_is_shown_and_taken_away_again() -> None:
+    parameters = start()
+    optimizer = build_optimizer("schedulefree_adamw", parameters, 1e-2, {})
+    take_steps(optimizer, parameters, range(3))
+    own = values(parameters)
+    with averaged(optimizer):
+        shown = values(parameters)
+        # y = beta x + (1 - beta) z, the definition of the point it trains at.
+        for x, y, parameter in zip(shown, own, parameters, strict=True):
+            torch.testing.assert_close(0.9 * x + 0.1 * optimizer.state[parameter]["z"], y)
+    assert not equal(shown, own) and equal(values(parameters), own)
+    with pytest.raises(KeyError), averaged(optimizer):
+        raise KeyError
+    assert equal(values(parameters), own)
+    take_steps(optimizer, parameters, range(3, 4))
+
+
+def test_looking_at_the_average_does_not_change_the_training() -> None:
+    watched, alone = start(), start()
+    of_watched, of_alone = (build_optimizer("schedulefree_adamw", p, 1e-2, {}) for p in (watched, alone))
+    for step in range(4):
+        with averaged(of_watched):
+            pass
+        take_steps(of_watched, watched, range(step, step + 1))
+        take_steps(of_alone, alone, range(step, step + 1))
+    assert equal(values(watched), values(alone))
+
+
+def test_other_optimizers_have_no_average() -> None:
+    parameters = start()
+    optimizer = build_optimizer("adamw", parameters, 1e-2, {})
+    assert not averages(optimizer)
+    with averaged(optimizer):
+        assert equal(values(parameters), values(start()))

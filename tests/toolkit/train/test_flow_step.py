@@ -1,3 +1,5 @@
+import math
+from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
@@ -7,7 +9,7 @@ from torch import Tensor
 
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.measured import at_most
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Size
+from toolkit.contracts import Batch, BatchSpec, DynamicShift, PromptEmbeds, Size
 from toolkit.data.batches import BatchLoader
 from toolkit.flow.path import linear_path
 from toolkit.networks.lora import LoraNetwork
@@ -18,6 +20,8 @@ SIZE = Size(96, 64)
 
 class FakeAdapter:
     """Predicts a fixed velocity and remembers what it was asked."""
+
+    dynamic_shift = DynamicShift()
 
     def __init__(self, velocity: float = 0.0) -> None:
         self.velocity = velocity
@@ -93,6 +97,58 @@ def test_the_weighted_type_brings_its_weights() -> None:
     factor_B = weighted(batch).by_role[ROLE] / linear(batch).by_role[ROLE]
     torch.testing.assert_close(factor_B, weighted.weighting(t_B))
     assert (factor_B - 1).abs().max() > 0.01
+
+
+def test_the_shift_goes_by_the_size_of_the_image() -> None:
+    """At 1024x1024 the shift is exp(0.5 + 0.4 (4096 - 256) / (8192 - 256)) = 2.001, at 16x16 exp(0.487)."""
+    shifted, plain = (FlowMatchingStep(FakeAdapter(), 1, kind) for kind in ("model_shift", "sigmoid"))
+    spec = BatchSpec(0, (0, 1), (0, 1))
+    for side, shift in ((128, 2.00079), (2, math.exp(0.5 + 0.4 * (1 - 256) / (8192 - 256)))):
+        (_, t_B), (_, plain_B) = (step.draws(spec, torch.Size((2, side, side))) for step in (shifted, plain))
+        torch.testing.assert_close(t_B, shift * plain_B / (1 + (shift - 1) * plain_B), rtol=0, atol=1e-5)
+
+
+def test_the_loss_and_its_weight_follow_the_settings() -> None:
+    step = FlowMatchingStep(FakeAdapter(0.5), 1, "uniform", loss_type="mae", weighting_scheme="cosmap")
+    batch = make_batch(LATENTS)
+    noise_BCHW, t_B = step.draws(batch.spec, LATENTS.shape[1:])
+    weight_B = 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
+    expected_B = weight_B * (0.5 - (noise_BCHW - LATENTS)).abs().mean(dim=(1, 2, 3))
+    torch.testing.assert_close(step(batch).by_role[ROLE], expected_B, rtol=2e-3, atol=0)
+
+
+# ---------------------------------------------------------------- strata
+
+
+def epoch_of(step: FlowMatchingStep, epoch: int, samples: int) -> list[float]:
+    """t of each position, in batches of one."""
+    return [float(step.draws(BatchSpec(epoch, (0,), (n,)), LATENTS.shape[1:])[1]) for n in range(samples)]
+
+
+@pytest.mark.parametrize("samples", [12, 13, 3])
+def test_an_epoch_draws_equally_often_from_every_stratum(samples: int) -> None:
+    step = FlowMatchingStep(FakeAdapter(), 1, "uniform", samples_per_epoch=samples, num_timestep_buckets=4)
+    for epoch in range(3):
+        counts = Counter(int(4 * t) for t in epoch_of(step, epoch, samples))
+        assert set(counts) <= set(range(4)) and sum(counts.values()) == samples
+        assert all(counts[stratum] in (samples // 4, -(-samples // 4)) for stratum in range(4)), counts
+
+
+def test_a_stratum_is_a_function_of_the_position_alone() -> None:
+    def fresh() -> FlowMatchingStep:
+        return FlowMatchingStep(FakeAdapter(), 1, "sigmoid", samples_per_epoch=20, num_timestep_buckets=5)
+
+    straight = fresh()
+    whole = [epoch_of(straight, epoch, 20) for epoch in (0, 1)]
+    late = fresh().draws(BatchSpec(1, (0, 0, 0), (13, 14, 15)), LATENTS.shape[1:])[1].tolist()
+    assert late == whole[1][13:16]
+    assert whole[0] != whole[1] and sorted(whole[0]) != sorted(whole[1])
+
+
+def test_without_strata_the_draws_are_those_of_before() -> None:
+    plain = FlowMatchingStep(FakeAdapter(), 1, "sigmoid")
+    counted = FlowMatchingStep(FakeAdapter(), 1, "sigmoid", samples_per_epoch=20)
+    assert epoch_of(plain, 0, 20) == epoch_of(counted, 0, 20)
 
 
 def test_half_precision_latents_make_a_float32_loss() -> None:

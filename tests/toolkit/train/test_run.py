@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
+from torch import nn
+
+from toolkit.optim.ema import Ema
+from toolkit.optim.optimizers import build_optimizer
+from toolkit.train.run import Role
 
 
 def test_the_learning_rate_is_the_base_rate_times_the_schedule(toy) -> None:
@@ -28,3 +35,29 @@ def test_a_stop_may_be_asked_for_by_a_signal_or_by_a_hook(toy) -> None:
     run.stop_asked = lambda: False
     run.stop_reason = "control/stop"
     assert run.stopping
+
+
+def test_a_schedule_free_optimizer_keeps_its_average_and_trains_on_where_it_was() -> None:
+    weight = nn.Parameter(torch.ones(3))
+    optimizer = build_optimizer("schedulefree_adamw", [weight], 0.1, {})
+    role = Role({"w": weight}, optimizer, 0.1, lambda step: 1.0)
+    for _ in range(3):
+        weight.grad = torch.ones(3)
+        optimizer.step()
+    own, kept = weight.detach().clone(), role.weights_to_keep()
+    assert torch.equal(weight, own) and not torch.equal(kept["w"], own)
+    with role.evaluation():
+        assert torch.equal(weight, kept["w"])
+    assert torch.equal(weight, own)
+
+
+def test_evaluation_shows_the_average_where_there_is_one() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    plain = Role({"w": weight}, torch.optim.SGD([weight]), 0.1, lambda step: 1.0)
+    averaging = replace(plain, ema=Ema({"w": weight}, 0.5))
+    weight.data.fill_(1.0)
+    with plain.evaluation():
+        assert weight.tolist() == [1.0] * 3
+    with averaging.evaluation():
+        assert weight.tolist() == [0.0] * 3
+    assert weight.tolist() == [1.0] * 3

@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 
 from toolkit.contracts import StepResult
-from toolkit.files import append_json_line, write_text
+from toolkit.files import append_json_line, naming_failures, write_text
 from toolkit.train.hook import Hook
 from toolkit.train.run import Run
 
@@ -20,7 +20,8 @@ class MetricsHook(Hook):
     def on_start(self, run: Run) -> None:
         path = run.folder / FILE
         cut_after(path, run.state.step)
-        self._file = path.open("a", encoding="utf-8", newline="\n")
+        with naming_failures(path):
+            self._file = path.open("a", encoding="utf-8", newline="\n")
 
     def after_step(self, run: Run, result: StepResult) -> None:
         line = {

@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from toolkit.contracts import StepResult
-from toolkit.files import replaced
+from toolkit.files import naming_failures, replaced
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
 from toolkit.train.run import Run
@@ -88,12 +88,11 @@ class SampleHook(Hook):
         files = []
         with ExitStack() as stack:
             for role in run.roles.values():
-                if role.ema:
-                    stack.enter_context(role.ema.applied())
+                stack.enter_context(role.evaluation())
             for index in range(self.count):
                 picture = self.draw(index)
                 path = run.folder / "samples" / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{self.format}"
-                with replaced(path) as temporary:
+                with naming_failures(path), replaced(path) as temporary:
                     picture.save(temporary, **SAVE_OPTIONS[self.format])
                 files.append(path.name)
         return files

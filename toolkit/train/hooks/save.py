@@ -7,6 +7,7 @@ from pathlib import Path
 
 from toolkit.contracts import StepResult
 from toolkit.errors import RunError
+from toolkit.files import naming_failures
 from toolkit.networks.files import remove_old_step_files
 from toolkit.train.background import BackgroundWriter
 from toolkit.train.checkpoint import capture
@@ -83,10 +84,11 @@ class SaveHook(Hook):
 
         def work() -> str:
             files = write_network()
-            if state:
-                write_state(state_root(folder), state, self.keep_states)
-            else:  # a kill may have come between the writing of this state and the removal of old ones
-                remove_old_states(state_root(folder), self.keep_states)
+            with naming_failures(state_root(folder)):
+                if state:
+                    write_state(state_root(folder), state, self.keep_states)
+                else:  # a kill may have come between the writing of this state and the removal of old ones
+                    remove_old_states(state_root(folder), self.keep_states)
             removed = remove_old_step_files(folder, name, self.keep)
             self.event("save", step=done, files=[p.name for p in files], removed=[p.name for p in removed])
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
@@ -100,7 +102,8 @@ class SaveHook(Hook):
             return
 
         def work() -> str:
-            write_state(state_root(run.folder), snapshot, self.keep_states)
+            with naming_failures(state_root(run.folder)):
+                write_state(state_root(run.folder), snapshot, self.keep_states)
             return f"saved the state of step {snapshot.step}: the same command goes on from here"
 
         self._tell(self._background.submit(work))

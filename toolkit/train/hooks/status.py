@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
+from contextlib import suppress
 from pathlib import Path
 from statistics import median
 
 import torch
 
 from toolkit.contracts import StepResult
-from toolkit.errors import Stopped
+from toolkit.errors import RunError, Stopped
 from toolkit.files import write_json
 from toolkit.log import StatusLine
 from toolkit.train.hook import Hook
@@ -50,14 +51,16 @@ class StatusHook(Hook):
 
     def on_end(self, run: Run, finished: bool) -> None:
         self.line.finish(self._text(run, self._last) if self._last else "")
-        self._write(run, FINISHED if finished else "stopped")
+        # A stop may have cut the last samples short: only a run that nobody asked to stop is surely complete.
+        self._write(run, FINISHED if finished and not run.stopping else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         self.line.finish()
         if isinstance(error, Stopped | KeyboardInterrupt):
             self._write(run, "stopped")
         else:
-            self._write(run, "failed", error=f"{type(error).__name__}: {error}")
+            with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
+                self._write(run, "failed", error=f"{type(error).__name__}: {error}")
 
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
@@ -91,7 +94,7 @@ class StatusHook(Hook):
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
             **more,
         }
-        write_json(run.folder / FILE, document)
+        write_json(run.folder / FILE, document, durable=status != "running")
 
 
 def is_finished(folder: Path) -> bool:

@@ -7,6 +7,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 from toolkit.contracts import StepResult
@@ -60,9 +61,16 @@ class WatchdogHook(Hook):
             limit_s = max(self.least_s, TIMES_MEDIAN * (median(self._recent_s) if self._recent_s else 0))
             if silent_s > limit_s and not self._told:
                 self._told = True
-                path = run.folder / FILE
-                with path.open("a", encoding="utf-8") as file:
-                    file.write(f"no step has ended for {silent_s:.0f} s (step {run.state.step})\n")
-                    file.flush()
-                    faulthandler.dump_traceback(file, all_threads=True)
-                self.note(f"no step has ended for {silent_s:.0f} s; where every thread stands is in {path}")
+                told = f"no step has ended for {silent_s:.0f} s (step {run.state.step})"
+                try:
+                    self._write_stacks(run.folder / FILE, told)
+                    self.note(f"{told}; where every thread stands is in {run.folder / FILE}")
+                except OSError as error:
+                    self.note(f"{told}; where every thread stands could not be written: {error}")
+
+    @staticmethod
+    def _write_stacks(path: Path, title: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(title + "\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)

@@ -1,0 +1,6 @@
+"""Measures the program: each bench_*.py is run by itself and ends in one JSON line; see README.md."""
+
+import logging
+
+# Remarks of libraries while they are imported are no part of a report.
+logging.getLogger("bitsandbytes").setLevel(logging.ERROR)

@@ -1,0 +1,163 @@
+"""How long a save holds up the training, and takes in all: `python benchmarks/bench_checkpoint.py --size M`.
+
+The program's own save: the network file as users take it away and the state that a resume needs (weights and AdamW's
+moments in float32), copied, and then written and read back by a thread. Only the shapes of the frozen layers are
+there, so that the published model's size (20 B) needs no more memory than its LoRA.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
+
+import torch
+from torch import nn
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+from benchmarks import report, timing  # noqa: E402
+from benchmarks.synthetic import RANK, SEED, SIZES  # noqa: E402
+from extensions.sd_trainer.export import NetworkWriter  # noqa: E402
+from toolkit.config.model import ModelConfig  # noqa: E402
+from toolkit.config.save import SaveConfig  # noqa: E402
+from toolkit.models.qwen_edit.estimate import PUBLISHED, block_linears  # noqa: E402
+from toolkit.networks.lora import LoraNetwork  # noqa: E402
+from toolkit.optim.optimizers import build_optimizer  # noqa: E402
+from toolkit.train.flow_step import ROLE  # noqa: E402
+from toolkit.train.hooks.save import SaveHook  # noqa: E402
+from toolkit.train.run import Role, Run  # noqa: E402
+
+SHAPES = {name: (size.layers, size.heads * size.head_dim) for name, size in SIZES.items()} | {
+    "published": (PUBLISHED["num_layers"], PUBLISHED["num_attention_heads"] * PUBLISHED["attention_head_dim"])
+}
+"""Size -> blocks and hidden width."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = arguments(argv)
+    timing.one_thread()
+    layers, width = SHAPES[asked.size]
+    report.card("checkpoint", f"LoRA rank {RANK} on {layers} blocks of width {width}, AdamW; {asked.dtype} file")
+    with TemporaryDirectory(dir=asked.folder) as folder:
+        run, hook = make_run(Path(folder), asked)
+        taken = [save(run, hook) for _ in range(1 + asked.rounds)][1:]
+        sizes = [path.stat().st_size for path in Path(folder).rglob("*.safetensors")]
+    weights = sum(p.numel() for p in run.roles[ROLE].parameters.values())
+    print(
+        f"{weights:,} weights in {len(run.roles[ROLE].parameters)} tensors; {sum(sizes) / 1e6:.0f} MB on disk | "
+        f"1 save dropped, {asked.rounds} timed, medians (minima)"
+    )
+    times = {name: [1e3 * one[name] for one in taken] for name in taken[0]}
+    for name, values in times.items():
+        print(f"{name:<24} {median(values):9.1f} ms  ({min(values):.1f})")
+    beyond_copy = [blocking - copy for blocking, copy in zip(times["blocking"], times["copy alone"], strict=True)]
+    print(f"{'blocking beyond the copy':<24} {median(beyond_copy):9.1f} ms  ({min(beyond_copy):.1f})")
+    report.finish(
+        "checkpoint",
+        **vars(asked),
+        weights=weights,
+        disk_mb=sum(sizes) / 1e6,
+        median_ms={name: median(values) for name, values in times.items()} | {"beyond copy": median(beyond_copy)},
+        min_ms={name: min(values) for name, values in times.items()} | {"beyond copy": min(beyond_copy)},
+    )
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--size", choices=SHAPES, default="S")
+    add("--dtype", choices=["float16", "bfloat16", "float32"], default="bfloat16", help="as save.dtype")
+    add("--rounds", type=int, default=5, help="timed saves")
+    add("--folder", help="where to write (on the disk that is to be measured); default: the temporary folder")
+    return parser.parse_args(argv)
+
+
+def save(run: Run, hook: SaveHook) -> dict[str, float]:
+    """Seconds of one save: what the training waits for, until everything is on disk, and of the bare copying."""
+    copied = everything_saved(run)
+    begin = time.perf_counter()
+    copies = [tensor.clone() for tensor in copied]
+    copy = time.perf_counter() - begin
+    del copies
+    run.state.step += 1
+    begin = time.perf_counter()
+    hook.save_now(run)
+    blocking = time.perf_counter() - begin
+    hook.wait()
+    return {"blocking": blocking, "copy alone": copy, "total": time.perf_counter() - begin}
+
+
+def everything_saved(run: Run) -> list[torch.Tensor]:
+    """Weights and optimizer state for the resume, and the weights once more for the network file."""
+    role = run.roles[ROLE]
+    moments = [tensor for state in role.optimizer.state.values() for tensor in state.values()]
+    return [*role.parameters.values(), *role.parameters.values(), *moments]
+
+
+# ------------------------------------------------------------ a run without a model
+
+
+class SaveHookToWaitFor(SaveHook):
+    """The program's hook, whose thread can be waited for."""
+
+    def wait(self) -> None:
+        self._background.wait()
+
+
+def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveHookToWaitFor]:
+    """A run with the LoRA of the asked size and an optimizer that has done one step."""
+    layers, width = SHAPES[asked.size]
+    shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block_linears(width).items()}
+    network = LoraNetwork(list(shapes), RANK, RANK, dropout=0.0, seed=SEED)
+    network.attach(hollow_model(shapes))
+    parameters = network.parameters()
+    optimizer = build_optimizer("adamw", parameters.values(), 1e-4, {})
+    for parameter in parameters.values():
+        parameter.grad = torch.full_like(parameter, 1e-3)
+    optimizer.step()
+    optimizer.zero_grad()
+    role = Role(parameters, optimizer, 1e-4, lambda step: 1.0)
+    run = Run("bench", folder, steps=100, accumulation=1, seed=SEED, roles={ROLE: role})
+    section = SimpleNamespace(
+        model=ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2509"),
+        network=SimpleNamespace(type="lora", linear=RANK, linear_alpha=RANK),
+        save=SaveConfig(dtype=asked.dtype),
+        trigger_word=None,
+    )
+    writer = NetworkWriter(network, section, meta={})
+    hook = SaveHookToWaitFor(writer.prepare, every=0, keep=1, keep_states=1, note=ignore, event=ignore)
+    hook.on_start(run)
+    return run, hook
+
+
+def hollow_model(shapes: Mapping[str, tuple[int, int]]) -> nn.Module:
+    """Linear layers under these dotted names; each weight is one number that stands for all."""
+    model = nn.Module()
+    for name, (inputs, outputs) in shapes.items():
+        *path, last = name.split(".")
+        place = model
+        for part in path:
+            if not hasattr(place, part):
+                place.add_module(part, nn.Module())
+            place = getattr(place, part)
+        layer = nn.Linear(inputs, outputs, device="meta")
+        layer.weight = nn.Parameter(torch.zeros(()).expand(outputs, inputs), requires_grad=False)
+        layer.bias = None
+        place.add_module(last, layer)
+    return model
+
+
+def ignore(*_: object, **__: object) -> None:
+    """Nobody reads the notes and events of a bench."""
+
+
+if __name__ == "__main__":
+    main()

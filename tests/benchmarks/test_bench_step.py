@@ -1,0 +1,33 @@
+import pytest
+
+from benchmarks import bench_step
+from benchmarks.loops import PlainLoop
+
+QUICK = ("--size", "XS", "--rounds", "1", "--warm-up", "1", "--noisy")
+
+
+@pytest.mark.parametrize("dtype", ["fp32", "bf16"])
+def test_ours_and_the_plain_loop_learn_the_same(report_of, capsys, dtype: str) -> None:
+    report = report_of(bench_step.main, *QUICK, "--dtype", dtype)
+    assert report["bench"] == "step"
+    assert report["first_loss"]["ours"] == pytest.approx(report["first_loss"]["plain"], rel=5e-3)
+    assert report["ratio"] == report["ratios"]["ours / plain"]["cpu_min"] > 0
+
+
+def test_with_int8_ours_is_compared_with_quanto(report_of) -> None:
+    report = report_of(bench_step.main, *QUICK, "--base", "int8", "--checkpointing", "on")
+    assert list(report["times"]) == ["ours", "plain", "quanto"]
+    assert report["ratio"] == report["ratios"]["ours / quanto"]["cpu_min"]
+
+
+def test_other_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A plain loop that leaves out its reference is faster, and has another loss."""
+    step = PlainLoop.step
+
+    def without_reference(self: PlainLoop) -> None:
+        self.batch.references[0][0].zero_()
+        step(self)
+
+    monkeypatch.setattr(PlainLoop, "step", without_reference)
+    with pytest.raises(SystemExit, match="first losses"):
+        bench_step.main([*QUICK, "--dtype", "fp32"])

@@ -1,0 +1,174 @@
+"""How a job goes on from a state: what may have changed, and what is said of it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from pydantic import BaseModel
+
+from extensions.sd_trainer.resumption import Resumption
+from tests.toolkit.train.states import make_run, save_state, take_steps
+from toolkit.contracts import Sample, Size
+from toolkit.data.folder import FolderInfo, Scan
+from toolkit.errors import RunError, UserError
+
+
+class Section(BaseModel):
+    """A job of a few keys."""
+
+    training_folder: str = "output"
+    network: dict = {"type": "lora", "linear": 4}
+    train: dict = {"lr": 0.1, "steps": 10, "optimizer": "adamw", "lr_scheduler": "constant"}
+    save: dict = {"save_every": 2}
+    resume: str | int = "auto"
+
+
+def changed(section: str, **values) -> Section:
+    return Section(**{section: {**getattr(Section(), section), **values}})
+
+
+@pytest.fixture
+def scan(tmp_path: Path):
+    """Writes these files as a dataset and scans it."""
+
+    def make(**texts: str) -> Scan:
+        samples = []
+        for name, text in texts.items():
+            (tmp_path / name).write_text(text)
+            samples.append(Sample(tmp_path / name, "a caption", 1, Size(8, 8), "data"))
+        return Scan((FolderInfo(0, "data", 1, tuple(samples), 0),), ())
+
+    return make
+
+
+@pytest.fixture
+def state(tmp_path: Path, scan) -> Path:
+    """A state at step 3 in the middle of epoch 1, of the plain section and the files a and b."""
+    run = make_run(tmp_path / "run")
+    take_steps(run, 3)
+    run.state.epoch, run.state.batch = 1, 2
+    first = Resumption.of(None, Section(), scan(a="a", b="b"), False, print)
+    run.record = first.record
+    first.apply(run, print)
+    return save_state(run)
+
+
+def judge(state: Path, section: Section, found: Scan, allow_change: bool = False) -> tuple[Resumption, list[str]]:
+    said: list[str] = []
+    return Resumption.of(state, section, found, allow_change, said.append), said
+
+
+@pytest.fixture
+def same(scan) -> Scan:
+    return scan(a="a", b="b")
+
+
+def test_the_same_job_goes_on_without_a_word(state: Path, same: Scan, tmp_path: Path) -> None:
+    resumption, said = judge(state, Section(), same)
+    assert said == []
+    run = make_run(tmp_path / "run", fill=5)
+    resumption.apply(run, said.append)
+    assert (run.state.step, run.state.epoch, run.state.batch) == (3, 1, 2)
+    assert said == [f"going on from {state}"]
+
+
+def test_a_moved_run_is_the_same_job(state: Path, same: Scan) -> None:
+    assert judge(state, Section(training_folder="elsewhere", resume=3), same)[1] == []
+
+
+def test_what_changes_the_result_is_refused_and_listed(state: Path, same: Scan) -> None:
+    section = changed("train", lr=0.2, optimizer="adam", steps=20)
+    with pytest.raises(UserError, match="--allow-change") as refused:
+        judge(state, section, same)
+    lines = str(refused.value).splitlines()
+    assert "  train.lr: 0.1 -> 0.2" in lines and "  train.optimizer: 'adamw' -> 'adam'" in lines
+    assert not any("train.steps" in line for line in lines), "a harmless key is no reason"
+    assert str(state) in lines[0]
+
+
+def test_allow_change_lets_it_through_with_a_note_each(state: Path, same: Scan) -> None:
+    resumption, said = judge(state, changed("train", lr=0.2), same, allow_change=True)
+    assert said == ["changed since the last run: train.lr: 0.1 -> 0.2"]
+    assert not resumption.new_optimizer
+
+
+def test_harmless_keys_are_noted(state: Path, same: Scan) -> None:
+    _, said = judge(state, changed("save", save_every=5), same)
+    assert said == ["changed since the last run: save.save_every: 2 -> 5"]
+
+
+@pytest.mark.parametrize("allow_change", [False, True])
+def test_what_cannot_change_is_refused_whatever_is_allowed(state: Path, same: Scan, allow_change: bool) -> None:
+    with pytest.raises(UserError, match="cannot change") as refused:
+        judge(state, changed("network", linear=8), same, allow_change)
+    assert "  network.linear: 4 -> 8" in str(refused.value)
+    assert "--allow-change" not in str(refused.value)
+
+
+def test_another_optimizer_begins_with_a_fresh_state_and_the_same_weights(
+    state: Path, same: Scan, tmp_path: Path
+) -> None:
+    resumption, _ = judge(state, changed("train", optimizer="adam"), same, allow_change=True)
+    assert resumption.new_optimizer
+    run, old = make_run(tmp_path / "run", optimizer="adam", fill=5), make_run(tmp_path / "run")
+    take_steps(old, 3)
+    resumption.apply(run, print)
+    for name, weight in run.roles["network"].parameters.items():
+        assert torch.equal(weight, old.roles["network"].parameters[name])
+    assert not run.roles["network"].optimizer.state
+
+
+def test_a_changed_dataset_is_told_and_begins_with_the_next_epoch(state: Path, scan, tmp_path: Path) -> None:
+    resumption, said = judge(state, Section(), scan(b="other", c="c"))
+    assert resumption.new_dataset
+    run = make_run(tmp_path / "run")
+    resumption.apply(run, said.append)
+    assert (run.state.step, run.state.epoch, run.state.batch) == (3, 2, 0)
+    told = said[-1]
+    for words in ("1 added (data/c)", "1 removed (data/a)", "1 edited (data/b)"):
+        assert words in told
+
+
+def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, scan, tmp_path: Path) -> None:
+    run = make_run(tmp_path / "run")
+    resumption, _ = judge(state, Section(), scan(a="a", b="b", c="c"))
+    document = json.loads((state / "state.json").read_text())
+    document["state"]["batch"] = 0
+    (state / "state.json").write_text(json.dumps(document))
+    resumption.apply(run, print)
+    assert (run.state.epoch, run.state.batch) == (1, 0)
+
+
+@pytest.mark.parametrize("text", [None, "", "[", "[1]", '"x"', "\0"])
+def test_a_lost_or_damaged_list_of_files_is_no_reason_to_fail(state: Path, scan, tmp_path: Path, text) -> None:
+    [listing] = (tmp_path / "run").glob("dataset-*.json")
+    listing.write_text(text) if text is not None else listing.unlink()
+    resumption, said = judge(state, Section(), scan(a="new"))
+    resumption.apply(make_run(tmp_path / "run"), said.append)
+    assert "missing or damaged" in said[-1] and listing.name in said[-1]
+
+
+def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(state: Path, scan, tmp_path: Path) -> None:
+    resumption, _ = judge(state, Section(), scan(a="a"))
+    resumption.apply(make_run(tmp_path / "run"), print)
+    kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "run").glob("dataset-*.json"))]
+    assert sorted(map(len, kept)) == [1, 2]
+
+
+def test_a_state_of_another_network_is_refused_with_its_name(state: Path, same: Scan, tmp_path: Path) -> None:
+    resumption, _ = judge(state, Section(), same)
+    with pytest.raises(RunError, match="another network"):
+        resumption.apply(make_run(tmp_path / "run", rank=32), print)
+
+
+def test_a_new_run_moves_what_an_earlier_one_left(tmp_path: Path, same: Scan) -> None:
+    run = make_run(tmp_path / "run")
+    run.folder.mkdir()
+    (run.folder / "toy_000000004.safetensors").write_text("old")
+    said: list[str] = []
+    Resumption.of(None, Section(), same, False, said.append).apply(run, said.append)
+    assert (run.folder / "superseded" / "1" / "toy_000000004.safetensors").read_text() == "old"
+    assert run.state.step == 0

@@ -1,0 +1,179 @@
+"""A small job with everything random switched on, what it leaves when nothing happens to it, and how to start it."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from random import Random
+
+import pytest
+from PIL import Image
+
+from tests.faults.nursery import Child, Fault, Nursery
+
+STEPS = 6
+
+
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    server = Nursery()
+    yield server
+    server.close()
+
+
+def draw_pictures(folder: Path, *stems: str) -> Path:
+    """Small smooth pictures with captions, all different."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for stem in stems:
+        pixels = Random(stem).randbytes(4 * 3 * 3)
+        Image.frombytes("RGB", (4, 3), pixels).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{stem}.png")
+        (folder / f"{stem}.txt").write_text(f"a photo of {stem}", encoding="utf-8")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Three pictures. Read only."""
+    return draw_pictures(tmp_path_factory.mktemp("data"), "a", "b", "c")
+
+
+@pytest.fixture(scope="session")
+def small_section(tiny_model: Path, pictures: Path) -> dict:
+    """Dropout of both kinds, EMA, accumulation across the end of the epoch, samples between the saves."""
+    return {
+        "type": "sd_trainer",
+        "training_folder": "output",
+        "device": "cpu",
+        "training_seed": 3,
+        "network": {"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
+        "save": {"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
+        "datasets": [{"folder_path": str(pictures), "resolution": 64, "caption_dropout_rate": 0.3}],
+        "train": {
+            "steps": STEPS,
+            "gradient_accumulation": 2,
+            "lr": 0.01,
+            "optimizer": "adamw",
+            "dtype": "fp32",
+            "gradient_checkpointing": False,
+            "ema_config": {"use_ema": True, "ema_decay": 0.9},
+        },
+        "sample": {
+            "prompts": ["a photo"],
+            "width": 64,
+            "height": 64,
+            "sample_steps": 2,
+            "sample_every": 3,
+            "format": "png",
+        },
+        "model": {"name_or_path": str(tiny_model), "model_kwargs": {"match_target_res": True}},
+    }
+
+
+@dataclass
+class Job:
+    """One job in a folder of its own, to be changed and started again and again."""
+
+    nursery: Nursery
+    cwd: Path
+    section: dict
+    name: str = "job"
+    started: list[Child] = field(default_factory=list)
+
+    @property
+    def folder(self) -> Path:
+        return self.cwd / "output" / self.name
+
+    def change(self, **values: object) -> None:
+        """Sets values by their dotted path, `train__lr` for train.lr."""
+        for path, value in values.items():
+            *parents, key = path.split("__")
+            target = self.section
+            for parent in parents:
+                target = target[parent]
+            target[key] = value
+
+    def start(self, *flags: str, faults: Sequence[Fault] = ()) -> Child:
+        path = self.cwd / "job.yaml"
+        document = {"job": "extension", "config": {"name": self.name, "process": [self.section]}}
+        path.write_text(json.dumps(document), encoding="utf-8")
+        self.started.append(self.nursery.fork([path, *flags], self.cwd, f"run{len(self.started)}", faults))
+        return self.started[-1]
+
+    def run(self, *flags: str, faults: Sequence[Fault] = (), code: int = 0) -> str:
+        """All output of a start that is to end with this exit code; no end is a traceback."""
+        child = self.start(*flags, faults=faults)
+        assert child.wait() == code, child.output
+        assert "Traceback" not in child.output, child.output
+        return child.output
+
+    def metrics(self) -> list[dict]:
+        """Lines of metrics.jsonl without their times."""
+        path = self.folder / "metrics.jsonl"
+        lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in lines]
+
+    def steps(self) -> list[int]:
+        return [line["step"] for line in self.metrics()]
+
+    def states(self) -> list[int]:
+        return sorted(int(path.name.removeprefix("step_")) for path in self.folder.glob("state/step_*"))
+
+    def status(self) -> str:
+        return json.loads((self.folder / "run.json").read_text())["status"]
+
+    def result(self) -> dict[str, object]:
+        """Everything that has to be equal: network files and states byte for byte, metrics, pixels of samples."""
+        found: dict[str, object] = {"metrics": self.metrics()}
+        for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("state/*/*")]:
+            found[path.relative_to(self.folder).as_posix()] = path.read_bytes()
+        for path in self.folder.glob("samples/*"):
+            found[re.fullmatch(r"\d+__(\d+_\d+)\.png", path.name)[1]] = Image.open(path).tobytes()
+        return found
+
+
+@pytest.fixture
+def job(nursery: Nursery, tmp_path: Path, small_section: dict) -> Iterator[Job]:
+    made = Job(nursery, tmp_path, copy.deepcopy(small_section))
+    yield made
+    for child in made.started:
+        child.end()
+
+
+@pytest.fixture(scope="session")
+def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, small_section: dict) -> Job:
+    """The small job when nothing happens to it. Read only."""
+    made = Job(nursery, tmp_path_factory.mktemp("whole"), copy.deepcopy(small_section))
+    made.run()
+    assert made.states() == [2, 4, 6]
+    return made
+
+
+@pytest.fixture
+def finished(job: Job, whole: Job) -> Job:
+    """The same run, finished, to be gone on from."""
+    shutil.copytree(whole.folder, job.folder)
+    return job
+
+
+@pytest.fixture
+def same(job: Job, whole: Job) -> Callable[[], None]:
+    """Fails unless the job has come to the same end as the whole one."""
+
+    def check() -> None:
+        ours, theirs = job.result(), whole.result()
+        assert ours.keys() == theirs.keys()
+        assert [name for name in ours if ours[name] != theirs[name]] == []
+        assert job.status() == "finished"
+
+    return check
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    """Every file of a folder but the log, which grows, and the lock."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name not in ("log.txt", "run.lock")]
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}

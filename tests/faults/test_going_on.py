@@ -1,0 +1,187 @@
+"""Jobs that go on from what an earlier start left: changed jobs, changed datasets, chosen states, damaged states."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Job, contents, draw_pictures
+
+
+def damage(path: Path) -> None:
+    path.write_bytes(path.read_bytes()[:-1])
+
+
+# ------------------------------------------------------------ changed jobs
+
+
+def test_a_changed_lr_is_refused_and_goes_on_when_allowed(finished: Job) -> None:
+    finished.change(train__lr=0.02, train__steps=8)
+    before = contents(finished.folder)
+    said = finished.run(code=2)
+    assert "train.lr: 0.01 -> 0.02" in said and "--allow-change" in said
+    assert contents(finished.folder) == before, "a job that is refused changes nothing"
+    said = finished.run("--allow-change")
+    assert "changed since the last run: train.lr: 0.01 -> 0.02" in said
+    assert finished.steps() == list(range(1, 9))
+    assert [line["lr"] for line in finished.metrics()][5:] == [0.01, 0.02, 0.02]
+
+
+@pytest.mark.parametrize("what", ["rank", "model", "quantization"])
+def test_what_the_weights_stand_on_cannot_change(finished: Job, tiny_model: Path, what: str) -> None:
+    if what == "rank":
+        finished.change(network__linear=8)
+    elif what == "model":
+        shutil.copytree(tiny_model, finished.cwd / "other")
+        finished.change(model__name_or_path=str(finished.cwd / "other"))
+    else:
+        finished.change(model__quantize=True)
+    finished.change(train__steps=8)
+    before = contents(finished.folder)
+    key = {"rank": "network.linear", "model": "model.name_or_path", "quantization": "model.quantize"}[what]
+    for flags in ([], ["--allow-change"]):
+        said = finished.run(*flags, code=2)
+        assert f"  {key}: " in said and "cannot change" in said
+    assert contents(finished.folder) == before
+
+
+def test_harmless_keys_go_through_with_a_note(finished: Job) -> None:
+    finished.change(train__steps=7, save__save_every=5, logging={"log_every": 1}, sample=None)
+    finished.section["datasets"][0]["num_workers"] = 1
+    said = finished.run()
+    for key in ("train.steps: 6 -> 7", "save.save_every: 2 -> 5", "logging.log_every", "datasets[0].num_workers"):
+        assert f"changed since the last run: {key}" in said
+    assert finished.steps() == list(range(1, 8))
+
+
+def test_another_optimizer_goes_on_when_allowed(finished: Job) -> None:
+    finished.change(train__steps=7, train__optimizer="adafactor")
+    assert "train.optimizer" in finished.run(code=2)
+    finished.run("--allow-change")
+    assert finished.steps() == list(range(1, 8))
+
+
+def test_a_changed_dataset_is_reported_and_goes_on_with_the_next_epoch(finished: Job, pictures: Path) -> None:
+    data = finished.cwd / "data"
+    shutil.copytree(pictures, data)
+    finished.section["datasets"][0]["folder_path"] = str(data)
+    shutil.rmtree(finished.folder)
+    finished.change(train__steps=2, sample=None)
+    finished.run()
+    assert finished.metrics()[-1]["epoch"] == 1  # 2 steps x 2 micro-batches of 3: one into the second epoch
+    draw_pictures(data, "d", "e")
+    (data / "a.png").unlink()
+    (data / "a.txt").unlink()
+    (data / "b.txt").write_text("another caption")
+    finished.change(train__steps=3)
+    said = finished.run()
+    for words in ("2 added", "d.png", "1 removed", "a.png", "1 edited", "b.png", "The next epoch begins"):
+        assert words in said
+    assert [line["epoch"] for line in finished.metrics()] == [0, 1, 2]
+    finished.change(train__steps=4)
+    assert "dataset has changed" not in finished.run(), "the second time it is the same dataset"
+
+
+def test_a_finished_job_does_nothing_and_says_so(finished: Job) -> None:
+    def files() -> dict[str, tuple[bytes, int]]:
+        found = contents(finished.folder)
+        return {name: (text, (finished.folder / name).stat().st_mtime_ns) for name, text in found.items()}
+
+    before = files()
+    assert "is complete at step 6: nothing to do" in finished.run()
+    assert files() == before
+
+
+# ------------------------------------------------------------ a chosen state
+
+
+@pytest.mark.parametrize("how", ["step", "folder"])
+def test_going_back_to_a_step_moves_what_is_later_and_ends_the_same(finished: Job, same, how: str) -> None:
+    finished.change(resume=2 if how == "step" else str(finished.folder / "state" / "step_000000002"))
+    # File times say nothing: the oldest looks newest, and the clock was wrong.
+    for path in finished.folder.glob("state/step_*"):
+        os.utime(path, (4e9 - finished.states().index(int(path.name[5:])),) * 2)
+    said = finished.run()
+    assert "going on from" in said and "superseded" in said
+    same()
+    assert finished.steps() == [1, 2, 3, 4, 5, 6]
+    moved = {path.name for path in (finished.folder / "superseded" / "1").iterdir()}
+    assert {"step_000000004", "step_000000006", "job_000000004.safetensors", "job.safetensors"} <= moved
+    assert len([name for name in moved if name.endswith(".png")]) == 2
+
+
+def test_never_moves_the_old_run_aside_and_begins_anew(finished: Job, same) -> None:
+    before = contents(finished.folder)
+    finished.change(resume="never")
+    assert f"{finished.name}.old-1" in finished.run()
+    moved = contents(finished.cwd / "output" / "job.old-1")
+    assert moved == before
+    same()
+
+
+def test_a_step_without_a_state_is_an_error_that_names_those_there_are(finished: Job) -> None:
+    finished.change(resume=3)
+    before = contents(finished.folder)
+    assert "Steps with a state here: 2, 4, 6" in finished.run(code=1)
+    assert contents(finished.folder) == before
+
+
+@pytest.mark.parametrize("name", ["a[b]*?(c)+{d}", "ünï 🦊 name"])
+def test_odd_names_of_jobs(finished: Job, name: str) -> None:
+    old = finished.folder
+    finished.name = name
+    child = finished.start()
+    if child.wait() == 2:  # a name that cannot be a folder everywhere is refused before anything starts
+        assert name in child.errors and "Traceback" not in child.errors
+        assert not finished.folder.exists() and old.exists()
+        return
+    assert child.code == 0, child.output
+    finished.change(resume=2)
+    finished.run()
+    assert finished.steps() == [1, 2, 3, 4, 5, 6]
+    assert (finished.folder / "superseded" / "1" / f"{name}_000000004.safetensors").exists()
+
+
+# ------------------------------------------------------------ damaged states
+
+
+def test_the_newest_good_state_is_taken_and_the_damaged_one_named(finished: Job, same) -> None:
+    (finished.folder / "run.json").unlink()
+    damage(finished.folder / "state" / "step_000000006" / "optimizer.safetensors")
+    (finished.folder / "state" / "step_000000004" / "MANIFEST.json").unlink()
+    said = finished.run()
+    for words in ("step_000000006 is skipped: optimizer", "step_000000004 is skipped: MANIFEST", "going on from"):
+        assert words in said
+    same()
+
+
+def test_without_a_good_state_nothing_is_begun_over_unless_asked(finished: Job, same) -> None:
+    for path in finished.folder.glob("state/*/weights.safetensors"):
+        damage(path)
+    before = contents(finished.folder)
+    said = finished.run(code=1)
+    assert "--restart" in said
+    assert contents(finished.folder) == before
+    assert "job.old-1" in finished.run("--restart")
+    assert contents(finished.cwd / "output" / "job.old-1") == before
+    same()
+
+
+def test_a_lost_metrics_line_and_leftovers_of_killed_writes_do_no_harm(finished: Job, same) -> None:
+    finished.change(resume=4)
+    leftovers = [
+        ".job.safetensors.0123abcd.tmp",
+        "samples/.x.png.0123abcd.tmp",
+        "state/.tmp-6-99-0123abcd/weights.safetensors",
+    ]
+    for name in leftovers:
+        (finished.folder / name).parent.mkdir(exist_ok=True)
+        (finished.folder / name).write_text("half")
+    with (finished.folder / "metrics.jsonl").open("a") as file:
+        file.write('{"step": 9, "lo')
+    finished.run()
+    assert not any((finished.folder / name).exists() for name in leftovers)
+    assert finished.steps() == [1, 2, 3, 4, 5, 6]

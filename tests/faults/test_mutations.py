@@ -1,0 +1,238 @@
+"""Thousands of small damages to what a user brings: it works, or an error names the place; no original is changed."""
+
+from __future__ import annotations
+
+import copy
+import json
+import warnings
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+
+import pytest
+import torch
+from PIL import Image
+
+from tests.faults.conftest import draw_pictures
+from tests.toolkit.data.conftest import FakeAdapter, make_dataset
+from tests.toolkit.train.states import make_run, saved
+from toolkit.config import load_job
+from toolkit.data.cache import TensorCache
+from toolkit.data.encode import Stores, encode_items
+from toolkit.data.items import scan_items
+from toolkit.errors import DataErrors, RunError, UserError
+from toolkit.extension import discover
+from toolkit.train.checkpoint import load_state
+from toolkit.train.resume import choose_state
+from toolkit.train.state_folder import state_root
+
+pytestmark = pytest.mark.slow
+
+CASES = 500
+
+
+def mutated(raw: bytes, draw: Random) -> bytes:
+    """Bytes changed, cut out, put in, repeated, or the end cut off."""
+    contents = bytearray(raw)
+    for _ in range(draw.choice([1, 1, 1, 2, 8])):
+        place = draw.randrange(len(contents) + 1)
+        length = draw.choice([1, 1, 2, 7, 64])
+        match draw.randrange(6):
+            case 0 if contents:
+                contents[place % len(contents)] ^= 1 << draw.randrange(8)
+            case 1:
+                contents[place : place + length] = draw.randbytes(length)
+            case 2:
+                del contents[place : place + length]
+            case 3:
+                contents[place:place] = draw.randbytes(length)
+            case 4:
+                contents[place:place] = contents[place : place + length]
+            case 5:
+                del contents[place:]
+    return bytes(contents)
+
+
+# ------------------------------------------------------------ jobs
+
+VALUES = [
+    None, True, False, 0, -1, 1, 2, 3.5, 1e308, -1e-9, float("inf"), float("nan"), 2**70, "", " ", "auto", "never", "x",
+    "0", "1e3", "none", "ünï", "a/b", "../x", "${HOME}", "${", "[name]", "x" * 200, [], {}, [None], [[]],
+    ["a", 1], {"a": 1}, {"": None}, {"a": {"b": [{}]}}, [64, 64], [-1], "2024-01-01",
+]  # fmt: skip
+
+
+def places(value: object, path: tuple = ()) -> list[tuple]:
+    found = [path] if path else []
+    items = value.items() if isinstance(value, dict) else enumerate(value) if isinstance(value, list) else ()
+    return found + [place for key, child in items for place in places(child, (*path, key))]
+
+
+def mutate_job(job: dict, names: list[str], draw: Random) -> None:
+    """One to three changes: a value, a key, a missing or doubled part."""
+    for _ in range(draw.choice([1, 1, 2, 3])):
+        path = draw.choice(places(job))
+        parent = job
+        for key in path[:-1]:
+            parent = parent[key]
+        key = path[-1]
+        match draw.randrange(5):
+            case 0 | 1:
+                parent[key] = copy.deepcopy(draw.choice(VALUES))
+            case 2:
+                del parent[key]
+            case 3 if isinstance(parent, dict):
+                parent[draw.choice([*names, f"{key}x", ""])] = copy.deepcopy(draw.choice([*VALUES, parent[key]]))
+            case _:
+                parent[key] = [parent[key]] if draw.random() < 0.5 else {"a": parent[key]}
+
+
+def test_mutated_jobs_load_or_are_refused_by_place(tmp_path: Path, small_section: dict) -> None:
+    draw, extensions = Random(1), discover()
+    section = {**small_section, "trigger_word": "x", "logging": {"log_every": 1}, "resume": "auto"}
+    valid = {"job": "extension", "config": {"name": "job", "process": [section]}, "meta": {"version": "1"}}
+    names = [str(path[-1]) for path in places(valid) if isinstance(path[-1], str)]
+    path, outcomes = tmp_path / "job.yaml", [0, 0]
+    for case in range(5 * 1000):
+        job = copy.deepcopy(valid)
+        text = json.dumps(job, indent=1).encode()
+        if case % 5 == 4:
+            text = mutated(text, draw)
+        else:
+            mutate_job(job, names, draw)
+            text = json.dumps(job).encode()
+        path.write_bytes(text)
+        try:
+            config = load_job(path, extensions.find_config)
+            assert config.name
+            outcomes[0] += 1
+        except UserError as error:
+            assert str(path) in str(error), (case, text, error)
+            assert "Traceback" not in str(error), (case, text, error)
+            outcomes[1] += 1
+        except Exception as error:
+            raise AssertionError(f"case {case}: {error!r} for {text!r}") from error
+        assert path.read_bytes() == text, case
+    assert min(outcomes) > 200, f"too one-sided: {outcomes}"
+
+
+@pytest.mark.xfail(raises=(OSError, ValueError), strict=True, reason="paths are not checked for being possible at all")
+@pytest.mark.parametrize("value", ["x" * 5000, "a\0b"], ids=["too long", "zero byte"])
+@pytest.mark.parametrize("key", ["folder_path", "control_path"])
+def test_a_path_that_cannot_be_one_is_refused(tmp_path: Path, small_section: dict, key: str, value: str) -> None:
+    section = copy.deepcopy(small_section)
+    section["datasets"][0][key] = value
+    path = tmp_path / "job.yaml"
+    path.write_text(json.dumps({"job": "extension", "config": {"name": "job", "process": [section]}}))
+    with pytest.raises(UserError, match=key):
+        load_job(path, discover().find_config)
+
+
+# ------------------------------------------------------------ datasets
+
+
+def encoded(folder: Path) -> None:
+    """What a run does with a dataset before it trains."""
+    section = SimpleNamespace(datasets=(make_dataset(folder, resolution=(64,)),), trigger_word="x")
+    _, items = scan_items(section, 16)
+    memory = TensorCache(None)
+    encode_items(items, FakeAdapter(), lambda _: Stores(memory, memory), torch.float32)
+
+
+def damage_one_by_one(folder: Path, path: Path, draw: Random, cases: int) -> list[int]:
+    """Counts of what worked and what was refused. Every error names the damaged file, which stays as it is."""
+    good, outcomes = path.read_bytes(), [0, 0]
+    for case in range(cases):
+        bad = mutated(good, draw)
+        path.write_bytes(bad)
+        try:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")
+                encoded(folder)
+            outcomes[0] += 1
+        except (DataErrors, RunError) as error:
+            assert path.stem in str(error), (case, bad, error)
+            outcomes[1] += 1
+        except Exception as error:
+            raise AssertionError(f"{path.name}, case {case}: {error!r} for {bad!r}") from error
+        assert path.read_bytes() == bad, "a file of the user was changed"
+    path.write_bytes(good)
+    return outcomes
+
+
+@pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "bmp", "tif"])
+def test_mutated_pictures_are_read_or_named(tmp_path: Path, suffix: str) -> None:
+    draw_pictures(tmp_path, "other", "broken")
+    if suffix != "png":
+        with Image.open(tmp_path / "broken.png") as picture:
+            picture.resize((24, 18)).save(tmp_path / f"broken.{suffix}", exif=Image.Exif())
+        (tmp_path / "broken.png").unlink()
+    worked, refused = damage_one_by_one(tmp_path, tmp_path / f"broken.{suffix}", Random(suffix), CASES // 5)
+    assert refused, "no damage was noticed"
+    assert worked + refused == CASES // 5
+
+
+def test_mutated_captions_are_read_or_named(tmp_path: Path) -> None:
+    draw_pictures(tmp_path, "other", "broken")
+    (tmp_path / "broken.txt").write_text("a photo of ünï, \U0001f98a and שלום", encoding="utf-8")
+    worked, refused = damage_one_by_one(tmp_path, tmp_path / "broken.txt", Random(3), CASES)
+    assert min(worked, refused) > 20
+
+
+# ------------------------------------------------------------ what the program wrote itself
+
+
+def test_mutated_cache_entries_are_whole_or_missing(tmp_path: Path) -> None:
+    draw, said = Random(4), []
+    cache = TensorCache(tmp_path, said.append)
+    good = {"tensor": torch.arange(12.0).reshape(3, 4), "other": torch.ones(2, dtype=torch.bfloat16)}
+    cache.put("ab12", good)
+    [path] = tmp_path.rglob("*.safetensors")
+    raw, whole = path.read_bytes(), 0
+    for case in range(CASES):
+        bad = mutated(raw, draw)
+        path.write_bytes(bad)
+        said.clear()
+        try:
+            got = cache.get("ab12")
+        except Exception as error:
+            raise AssertionError(f"case {case}: {error!r} for {bad!r}") from error
+        if got is None:
+            assert len(said) == 1 and str(path) in said[0]
+        else:  # the damage hit nothing that counts, such as the padding of the header
+            whole += 1
+            assert got.keys() == good.keys() and all(torch.equal(got[name], good[name]) for name in good), (case, bad)
+        assert path.read_bytes() == bad
+    assert whole < CASES // 5
+
+
+def test_mutated_states_are_passed_over_or_hold_the_same(tmp_path: Path) -> None:
+    draw = Random(5)
+    older, newer = saved(tmp_path, 2, 4)
+    whole = make_run(tmp_path)
+    load_state(newer, whole)
+    files = sorted(newer.iterdir())
+    for case in range(CASES):
+        path = draw.choice(files)
+        raw = path.read_bytes()
+        bad = mutated(raw, draw)
+        path.write_bytes(bad)
+        said: list[str] = []
+        try:
+            chosen = choose_state(tmp_path, "auto", False, said.append)
+            run = make_run(tmp_path, fill=1)
+            load_state(chosen, run)
+        except (RunError, UserError) as error:
+            assert str(newer) in str(error), (case, path.name, error)
+        except Exception as error:
+            raise AssertionError(f"case {case}: {error!r} in {path.name} for {bad!r}") from error
+        else:
+            assert chosen in (older, newer)
+            if chosen == older:
+                assert len(said) == 1 and str(newer) in said[0]
+            else:
+                for name, weight in run.roles["network"].parameters.items():
+                    assert torch.equal(weight, whole.roles["network"].parameters[name]), (case, path.name)
+        assert path.read_bytes() == bad
+        path.write_bytes(raw)
+    assert sorted(state_root(tmp_path).iterdir()) == [older, newer]

@@ -1,0 +1,226 @@
+"""Signals, control files and kills: how a job leaves, and that it ends as if nothing had been."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import time
+from random import Random
+
+import pytest
+
+from tests.faults.conftest import Job
+
+STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
+DRAW = "toolkit.models.qwen_edit.adapter:QwenEditAdapter.predict_velocity"
+ENCODE = "toolkit.data.encode:_make"
+PROBE = 1
+"""Calls of STEP and DRAW before everything else: the largest batch is tried first."""
+
+SET = 4
+"""Calls of DRAW for one set of samples: two steps, each with and without the prompt."""
+
+TERM, INT, KILL = int(signal.SIGTERM), int(signal.SIGINT), int(signal.SIGKILL)
+
+
+def micro_batch(step: int, which: int, done: int = 0) -> int:
+    """The call of STEP for a micro-batch (1 or 2) of a step, in a process that begins with `done` steps."""
+    return PROBE + 2 * (step - done - 1) + which
+
+
+@pytest.mark.parametrize(("number", "code"), [(TERM, 75), (INT, 130)])
+def test_a_stop_during_caching_keeps_what_is_cached(job: Job, same, number: int, code: int) -> None:
+    child = job.start(faults=[("kill_self", ENCODE, 2, number), ("slow", ENCODE, 0.05)])
+    assert child.wait(5) == code, child.output
+    kept = {path: path.stat().st_mtime_ns for path in job.cwd.glob("output/_cache/*/*/*.safetensors")}
+    assert 1 <= len(kept) < 3
+    assert job.states() == [] and not (job.folder / "metrics.jsonl").exists()
+    job.run()
+    assert {path: path.stat().st_mtime_ns for path in kept} == kept, "what was cached is encoded once"
+    same()
+
+
+def test_a_stop_during_the_first_sampling_leaves_no_half_set(job: Job, same) -> None:
+    child = job.start(faults=[("kill_self", DRAW, PROBE + 1, TERM), ("slow", DRAW, 0.05)])
+    assert child.wait(5) == 75, child.output
+    assert list(job.folder.glob("samples/*")) == job.states() == []
+    assert job.status() == "stopped"
+    job.run()
+    same()
+
+
+def test_a_stop_during_the_last_sampling_draws_it_at_the_next_start(job: Job, whole: Job, same) -> None:
+    # Sets at steps 0, 3 and 6; 2 micro-batches in each of 6 steps.
+    child = job.start(faults=[("kill_self", DRAW, PROBE + SET + 6 + SET + 6 + 1, TERM)])
+    assert child.wait() == 75, child.output
+    assert (job.states(), job.status()) == ([2, 4, 6], "stopped")
+    assert len(list((job.folder / "samples").iterdir())) == 2
+    job.run()
+    same()
+
+
+def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(job: Job, same) -> None:
+    child = job.start(faults=[("kill_self", STEP, micro_batch(3, 1), TERM)])
+    assert child.wait(5) == 75, child.output
+    assert (job.states(), job.steps(), job.status()) == ([2], [1, 2], "stopped")
+    child = job.start(faults=[("kill_self", STEP, micro_batch(4, 1, done=2), INT)])
+    assert child.wait(5) == 130, child.output
+    assert (job.states(), job.steps()) == ([2, 3], [1, 2, 3]), "what was not on disk yet is saved"
+    assert not (job.folder / "job.safetensors").exists()
+    job.run()
+    assert job.states() == [2, 3, 4, 6]
+    for path in (job.folder / "state" / "step_000000003").iterdir():
+        path.unlink()
+    (job.folder / "state" / "step_000000003").rmdir()
+    same()
+
+
+def test_a_stop_between_steps_leaves_within_five_seconds(job: Job) -> None:
+    job.change(train__steps=5000, sample=None)
+    child = job.start()
+    child.wait_until(lambda: len(job.steps()) >= 3)
+    child.send(signal.SIGTERM)
+    begin = time.monotonic()
+    assert child.wait(5) == 75, child.output
+    assert time.monotonic() - begin < 5
+    assert job.states()[-1] == job.steps()[-1] < 5000
+
+
+def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job, same) -> None:
+    # Each micro-batch takes half a minute once the first save is done.
+    job.change(train__steps=2)
+    job.run()
+    job.change(train__steps=6)
+    child = job.start(faults=[("slow", STEP, 30)])
+    child.wait_until(lambda: "going on from" in child.output)
+    time.sleep(0.3)
+    child.send(signal.SIGTERM)
+    time.sleep(0.3)
+    assert child.poll() is None, "the first signal waits for the micro-batch"
+    child.send(signal.SIGTERM)
+    assert child.wait(2) == 75, child.output
+    assert "Traceback" not in child.output
+    assert job.states() == [2]
+    job.run()
+    assert job.steps() == [1, 2, 3, 4, 5, 6]
+
+
+def test_a_stop_file_is_answered_within_one_step(job: Job, same) -> None:
+    stop = job.folder / "control" / "stop"
+    child = job.start(faults=[("touch_at", STEP, micro_batch(2, 1), str(stop))])
+    assert child.wait() == 0, child.output
+    assert (job.steps(), job.states(), job.status()) == ([1, 2], [2], "stopped")
+    assert not stop.exists()
+    job.run()
+    same()
+
+
+def test_save_now_is_answered_within_one_step(job: Job) -> None:
+    job.run(faults=[("touch_at", STEP, micro_batch(3, 2), str(job.folder / "control" / "save_now"))])
+    assert 3 in job.states()
+    assert (job.folder / "job_000000003.safetensors").exists()
+
+
+# ------------------------------------------------------------ two runs in one folder
+
+
+def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(job: Job, same) -> None:
+    first = job.start(faults=[("slow", STEP, 0.25)])
+    first.wait_until(lambda: len(job.steps()) >= 2)
+    begin = time.monotonic()
+    said = job.run(code=1)
+    assert time.monotonic() - begin < 5
+    assert f"process {first.pid} on {socket.gethostname()} is running in this folder" in said
+    assert first.poll() is None
+    assert (job.steps() == sorted(set(job.steps()))) and "refused" not in first.output
+    first.send(signal.SIGKILL)
+    first.wait()
+    said = job.run()
+    assert f"process {first.pid} on {socket.gethostname()}" in said and "taken over" in said
+    same()
+
+
+# ------------------------------------------------------------ pauses and clocks
+
+
+def test_a_paused_process_goes_on_where_it_was(job: Job, same) -> None:
+    child = job.start(faults=[("slow", STEP, 0.03)])
+    child.wait_until(lambda: len(job.steps()) >= 2)
+    child.send(signal.SIGSTOP)
+    time.sleep(0.5)
+    before = job.steps()
+    time.sleep(0.2)
+    assert job.steps() == before
+    child.send(signal.SIGCONT)
+    assert child.wait() == 0, child.output
+    same()
+
+
+@pytest.mark.parametrize("ahead_s", [-4e8, 4e8])
+def test_a_clock_that_jumps_changes_nothing(job: Job, same, ahead_s: float) -> None:
+    child = job.start(faults=[("wall_clock", ahead_s, 8), ("kill_self", STEP, micro_batch(5, 2), KILL)])
+    assert child.wait() == -KILL
+    assert job.steps() == [1, 2, 3, 4]
+    for age, path in enumerate(sorted(job.folder.rglob("*"))):
+        os.utime(path, (1e9 - age, 1e9 - age))
+    assert "going on from" in job.run(faults=[("wall_clock", -ahead_s, 3)])
+    same()
+
+
+# ------------------------------------------------------------ random kills of whole jobs
+
+
+def killed_until_done(job: Job, kills: int, seed: int) -> None:
+    """Starts the job again and again, kills it at random moments so many times, then lets it finish.
+
+    A third of the kills come at a random time after the start, the others some steps after the newest state.
+    """
+    draw, metrics = Random(seed), job.folder / "metrics.jsonl"
+    for kill in range(kills):
+        child = job.start()
+        moment = time.monotonic() + (draw.uniform(0, 1) if kill % 3 == 0 else 60)
+        target = max(job.states(), default=0) + draw.randrange(1, 14)
+        pause = draw.uniform(0, 0.02)
+        while time.monotonic() < moment and child.poll() is None:
+            if metrics.exists() and metrics.read_bytes().count(b"\n") >= target:
+                break
+            time.sleep(0.001)
+        time.sleep(pause)
+        assert child.poll() is None, f"over before kill {kill + 1} of {kills}: {child.output}"
+        child.send(signal.SIGKILL)
+        assert child.wait() == -KILL
+    job.run()
+
+
+def survives(job: Job, kills: int, steps: int) -> None:
+    job.change(train__steps=steps, save__save_every=5, save__max_states_to_keep=2, sample__sample_every=50)
+    job.name = "whole"
+    job.run()
+    expected = job.result()
+    job.name = "job"
+    killed_until_done(job, kills, seed=kills)
+    got = {name.replace("job", "whole"): value for name, value in job.result().items()}
+    assert got.keys() == expected.keys()
+    differing = [name for name in got if got[name] != expected[name] and not name.startswith("whole")]
+    assert differing == []
+    for name in (name for name in got if name.startswith("whole")):  # the file's metadata holds the job's name
+        assert without_name(got[name]) == without_name(expected[name]), name
+
+
+def without_name(file: bytes) -> bytes:
+    length = int.from_bytes(file[:8], "little")
+    header = json.loads(file[8 : 8 + length])
+    header["__metadata__"].pop("ss_output_name")
+    return json.dumps(header, sort_keys=True).encode() + file[8 + length :]
+
+
+@pytest.mark.slow
+def test_thirty_random_kills_end_in_the_same_bytes(job: Job) -> None:
+    survives(job, kills=30, steps=400)
+
+
+@pytest.mark.soak
+def test_two_hundred_random_kills_end_in_the_same_bytes(job: Job) -> None:
+    survives(job, kills=200, steps=1600)

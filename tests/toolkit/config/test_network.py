@@ -1,0 +1,65 @@
+"""`network`: kinds, patterns, and what belongs to one kind only."""
+
+import pytest
+
+from tests.toolkit.config.conftest import trainer
+
+
+@pytest.mark.parametrize(
+    ("line", "kind"),
+    [
+        ("network: {type: DoRA}", "dora"),
+        ("network: {type: loha}", "loha"),
+        ("network: {type: lycoris}", "lora"),
+        ("network: {type: lycoris, network_kwargs: {algo: LoKr}}", "lokr"),
+        ("network: {type: lycoris, network_kwargs: {algo: locon}}", "lora"),
+        ("network: {type: lokr, network_kwargs: {algo: lokr}}", "lokr"),
+        ("network: {network_kwargs: {algo: lora}}", "lora"),
+        ("network: {type: lycoris, network_kwargs: {algo: }}", "lora"),
+    ],
+)
+def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> None:
+    assert section(line).network.type == kind
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("network: {network_kwargs: {algo: lokr}}", "network.network_kwargs.algo: applies to 'type: lycoris' only."),
+        ("network: {type: lycoris, network_kwargs: {algo: boft}}", "network.network_kwargs.algo: 'boft' is not suppo"),
+        ("network: {type: lycoris, network_kwargs: {algo: loka}}", "network.network_kwargs.algo: 'loka' is unknown."),
+        ("network: {include_patterns: '(attn'}", "network.include_patterns: '(attn' is no regular expression: missing"),
+        ("network: {exclude_patterns: [ok, '*']}", "network.exclude_patterns[1]: '*' is no regular expression: nothi"),
+        ("network: {type: lokr, factor: 0}", "network.factor: 0 is no factor. Give -1 (balanced) or a number above"),
+        ("network: {type: lokr, lokr_factor: -2}", "network.lokr_factor: -2 is out of range: must be >= -1."),
+        ("network: {rank_dropout: 1}", "network.rank_dropout: 1 is out of range: must be < 1."),
+        ("network: {scale_weight_norms: 1}", "network.scale_weight_norms: 1 is not supported yet."),
+        ("network: {loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: 16 is not supported yet."),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_place(faults, line: str, message: str) -> None:
+    (found,) = faults(line)
+    assert found.startswith(message)
+
+
+def test_a_pattern_or_a_list_of_them(section) -> None:
+    network = section("network: {include_patterns: '.*attn.*', exclude_patterns: [a, b]}").network
+    assert (network.include_patterns, network.exclude_patterns) == ((".*attn.*",), ("a", "b"))
+
+
+def test_a_factor_without_lokr_is_told(load) -> None:
+    (warning,) = load(trainer("network: {type: lora, lokr_factor: 8, lokr_full_rank: true}")).warnings
+    assert warning.endswith("network.lokr_factor: has no effect: it concerns LoKr only.")
+    assert load(trainer("network: {type: lora, lokr_factor: -1}")).warnings == ()
+    assert load(trainer("network: {type: lycoris, factor: 8, network_kwargs: {algo: lokr}}")).warnings == ()
+
+
+def test_the_size_in_words(section) -> None:
+    words = {
+        "{rank: 4}": "rank 4",
+        "{type: lokr, rank: 4}": "balanced, rank 4",
+        "{type: lokr, rank: 4, factor: 8}": "factor 8, rank 4",
+        "{type: lokr, factor: 8, lokr_full_rank: true}": "factor 8, second factor whole",
+    }
+    for line, expected in words.items():
+        assert section(f"network: {line}").network.size() == expected

@@ -1,0 +1,193 @@
+"""The keys of `train` that shape noise levels, loss, optimizer and schedule: names, zeros, contradictions."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.toolkit.config.conftest import trainer
+from toolkit.config.train import SCHEDULES, TIMESTEP_TYPES, TrainConfig
+from toolkit.flow.losses import HUBER_SCHEDULES, LOSSES
+from toolkit.flow.settings import FlowSettings
+from toolkit.flow.timesteps import SAMPLINGS
+from toolkit.flow.weighting import SAMPLING_ONLY, WEIGHTINGS
+
+
+def choices(field: str) -> set[str]:
+    return set(TrainConfig.model_fields[field].annotation.__args__)
+
+
+def test_every_name_of_the_config_leads_somewhere() -> None:
+    assert set(TIMESTEP_TYPES) == set(SAMPLINGS)
+    assert choices("weighting_scheme") == {*WEIGHTINGS, *SAMPLING_ONLY} - {"flex", "bell", "half_bell"}
+    assert choices("loss_type") == set(LOSSES) and choices("huber_schedule") == set(HUBER_SCHEDULES)
+
+
+def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
+    assert FlowSettings(**FlowSettings.named_in(TrainConfig())) == FlowSettings()
+
+
+@pytest.mark.parametrize(
+    ("line", "field", "value"),
+    [
+        ("timestep_sampling: qwen_shift", "timestep_type", "model_shift"),
+        ("timestep_type: QWEN_SHIFT", "timestep_type", "model_shift"),
+        ("loss_type: l1", "loss_type", "mae"),
+        ("loss_type: l2", "loss_type", "mse"),
+        ("optimizer_type: prodigyopt", "optimizer", "prodigy"),
+        ("optimizer: torch.optim.SGD", "optimizer", "torch.optim.SGD"),
+        (
+            "optimizer: {name: bitsandbytes.optim.PagedAdEMAMix8bit, lr: 1}",
+            "optimizer",
+            "bitsandbytes.optim.PagedAdEMAMix8bit",
+        ),
+        (
+            "optimizer_args: ['weight_decay=0.1', 'betas=0.9,0.99']",
+            "optimizer_params",
+            {"weight_decay": 0.1, "betas": "0.9,0.99"},
+        ),
+        ("optimizer_args: weight_decay=0.1 eps=1e-6", "optimizer_params", {"weight_decay": 0.1, "eps": 1e-6}),
+        (
+            "{optimizer_args: [eps=1e-6], optimizer_params: {amsgrad: true}}",
+            "optimizer_params",
+            {"eps": 1e-6, "amsgrad": True},
+        ),
+        (
+            "{lr_scheduler: step, lr_scheduler_args: [step_size=2, gamma=0.5]}",
+            "lr_scheduler_params",
+            {"step_size": 2, "gamma": 0.5},
+        ),
+        (
+            "{lr_scheduler: piecewise_constant, lr_scheduler_params: {step_rules: '1:2,0.1'}}",
+            "lr_scheduler_params",
+            {"step_rules": "1:2,0.1"},
+        ),
+    ],
+)
+def test_what_is_written_reaches_the_field(section, line: str, field: str, value: object) -> None:
+    line = line if line.startswith("{") else "{" + line + "}"
+    assert getattr(section(f"train: {line}").train, field) == value
+
+
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"step", "piecewise_constant"}))
+def test_every_schedule_is_accepted_alone(section, name: str) -> None:
+    assert section(f"train: {{lr_scheduler: {name}, lr_warmup_steps: 0.1}}").train.lr_scheduler == name
+
+
+@pytest.mark.parametrize("name", [*TIMESTEP_TYPES, "qwen_shift"])
+def test_every_timestep_type_is_accepted_alone(section, name: str) -> None:
+    section(f"train: {{timestep_type: {name}}}")
+
+
+# ------------------------------------------------------------ 0
+
+
+@pytest.mark.parametrize(
+    ("key", "message"),
+    [
+        ("sigmoid_scale", "0 is out of range: must be > 0."),
+        ("logit_std", "0 is out of range: must be > 0."),
+        ("max_timestep", "0 is out of range: must be > 0."),
+        ("huber_c", "0 is out of range: must be > 0."),
+        ("huber_scale", "0 is out of range: must be > 0."),
+        ("lr_scheduler_num_cycles", "0 is out of range: must be >= 1."),
+        ("lr_scheduler_power", "0 is out of range: must be > 0."),
+    ],
+)
+def test_zero_is_a_mistake_where_nothing_sensible_is_meant(faults, key: str, message: str) -> None:
+    assert faults(f"train: {{{key}: 0}}") == [f"train.{key}: {message}"]
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "logit_mean", "mode_scale", "min_timestep", "num_timestep_buckets", "lr_warmup_steps", "lr_decay_steps",
+        "lr_scheduler_min_lr_ratio", "lr_scheduler_timescale", "discrete_flow_shift",
+    ],
+)  # fmt: skip
+def test_zero_is_a_value_elsewhere(section, key: str) -> None:
+    assert getattr(section(f"train: {{{key}: 0}}").train, key) == 0
+
+
+@pytest.mark.parametrize("key", ["discrete_flow_shift", "lr_scheduler_min_lr_ratio", "lr_decay_steps", "logit_std"])
+def test_an_empty_value_is_the_default(section, key: str) -> None:
+    assert getattr(section(f"train: {{{key}: }}").train, key) == TrainConfig.model_fields[key].default
+
+
+def test_a_shift_of_zero_trains_on_nothing(faults) -> None:
+    (found,) = faults("train: {timestep_type: shift, discrete_flow_shift: 0}")
+    assert found.startswith("train.discrete_flow_shift: 0 would train without any noise.")
+
+
+# ------------------------------------------------------------ contradictions
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("min_timestep: 500, max_timestep: 400", "train.min_timestep: 500 leaves nothing below max_timestep 400."),
+        ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is not supported yet."),
+        ("preserve_distribution_shape: true", "train.preserve_distribution_shape: true is not supported yet."),
+        ("lr_groups: [{pattern: a, lr: 1}]", "train.lr_groups: a list is not supported yet."),
+        ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
+        ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is no dotted path."),
+        ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
+        ("optimizer: lion", "train.optimizer: 'lion' is not supported yet."),
+        ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
+        ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
+        ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),
+        ("{optimizer_args: [eps=1], optimizer_params: {eps: 2}}", "train.optimizer_args[0]: "),
+        ("lr_scheduler: step", "train.lr_scheduler_params: step needs 'step_size'."),
+        ("lr_scheduler_params: {gamma: 1}", "train.lr_scheduler_params: constant has no 'gamma'."),
+        (
+            "optimizer: schedulefree_adamw, lr_scheduler: cosine",
+            "train.lr_scheduler: 'optimizer: schedulefree_adamw' and 'lr_scheduler: cosine' exclude each other.",
+        ),
+        (
+            "optimizer: schedulefree.SGDScheduleFree, lr_warmup_steps: 5",
+            "train.lr_warmup_steps: 'optimizer: schedulefree.SGDScheduleFree' and a schedule exclude each other.",
+        ),
+        (
+            "optimizer: schedulefree_adamw, ema_config: {use_ema: true}",
+            "train.ema_config.use_ema: 'optimizer: schedulefree_adamw' averages the weights already",
+        ),
+    ],
+)
+def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
+    (found,) = faults(f"train: {line if line.startswith('{') else '{' + line + '}'}")
+    assert found.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("line", "warning"),
+    [
+        (
+            "sigmoid_scale: 2, timestep_type: uniform",
+            "sigmoid_scale: has no effect: it belongs to timestep_type sigmoid",
+        ),
+        ("sigmoid_scale: 2, timestep_type: shift", "sigmoid_scale: has no effect"),
+        ("weighting_scheme: mode", "weighting_scheme: has no effect: it belongs to timestep_type sigma."),
+        ("huber_c: 0.2", "huber_c: has no effect: it belongs to loss_type huber."),
+        ("lr_scheduler_power: 2, lr_scheduler: cosine", "lr_scheduler_power: has no effect: cosine does not use it."),
+        ("lr_decay_steps: 5", "lr_decay_steps: has no effect: constant does not use it."),
+        ("optimizer: prodigy", "optimizer: prodigy finds the rate itself, and lr 0.0001 slows it. Usual is 'lr: 1'."),
+    ],
+)
+def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warning: str) -> None:
+    (found,) = load(trainer(f"train: {{{line}}}")).warnings
+    assert f"train.{warning}" in found
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "timestep_type: shift, discrete_flow_shift: 2.2, sigmoid_scale: 0.8",
+        "timestep_type: logsnr, logit_mean: -6, logit_std: 2",
+        "timestep_type: sigma, weighting_scheme: mode, mode_scale: 0.8",
+        "timestep_type: sigma, weighting_scheme: logit_normal, logit_mean: 1",
+        "sigmoid_scale: 1.0, mode_scale: 1.29, discrete_flow_shift: , huber_c: 0.1, lr_scheduler_power: 1",
+        "optimizer: prodigy, lr: 1",
+        "lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0.1, lr_decay_steps: 0.5",
+    ],
+)
+def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> None:
+    assert load(trainer(f"train: {{{line}}}")).warnings == ()

@@ -1,0 +1,213 @@
+"""What all adapters on frozen linear layers have in common: their settings, their weights, their file."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.config.network import NetworkConfig
+from toolkit.contracts import Network
+from toolkit.errors import UserError
+from toolkit.networks.formats import ModuleChange
+from toolkit.networks.shapes import Shapes
+from toolkit.networks.thinning import Thinning
+from toolkit.seeding import generator
+
+FILE_PREFIX = "diffusion_model."
+"""Put before the names of the weights and `.alpha`: for each kind a form that ComfyUI loads."""
+
+NOTABLE_ERROR = 1e-4
+"""Relative error of a decomposition above which it is mentioned; below it is rounding."""
+
+
+class AdapterNetwork(Network):
+    """Trainable weights beside each of the given linear layers, which stay frozen."""
+
+    caution: ClassVar[str] = ""
+    """What a user has to know about the files of this kind, or empty."""
+
+    def __init__(
+        self,
+        targets: Sequence[str],
+        rank: int,
+        alpha: float,
+        dropout: float,
+        seed: int,
+        rank_dropout: float = 0.0,
+        module_dropout: float = 0.0,
+    ) -> None:
+        """targets: full dotted module names. alpha: numerator of the scale. The dropouts: see `Thinning`."""
+        self.targets = tuple(targets)
+        self.rank = rank
+        self.alpha = alpha
+        self.dropout = dropout
+        self.rank_dropout = rank_dropout
+        self.module_dropout = module_dropout
+        self.seed = seed
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._dropouts: list[nn.Module] = []
+
+    @classmethod
+    def from_config(cls, settings: NetworkConfig, targets: Sequence[str], seed: int) -> Self:
+        """The network that a `network:` section describes, on these layers."""
+        return cls(
+            targets,
+            settings.linear,
+            settings.linear_alpha,
+            settings.dropout,
+            seed,
+            settings.rank_dropout,
+            settings.module_dropout,
+            **cls.own_settings(settings),
+        )
+
+    @staticmethod
+    def own_settings(settings: NetworkConfig) -> dict[str, Any]:
+        """Arguments that only this kind has."""
+        return {}
+
+    @property
+    def scale(self) -> float:
+        """What the change is multiplied by."""
+        return self.alpha / self.rank
+
+    # ------------------------------------------------------------ a file to start from
+
+    @torch.no_grad()
+    def start_from(self, changes: Mapping[str, ModuleChange], note: Callable[[str], None]) -> None:
+        """Takes over the changes of another file, as far as this kind can hold them.
+
+        Raises UserError when no adapted layer is in the file, the scale is 0, or a change cannot be held.
+        """
+        common = [target for target in self.targets if target in changes]
+        if not common:
+            raise UserError("network.pretrained_lora_path: the file changes none of the layers this job trains.")
+        if self.scale == 0:
+            raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
+        worst = max(self.take_over(target, changes[target]) for target in common)
+        left_out = len(changes.keys() - set(common))
+        note(
+            f"started from {len(common)} layers of the given file"
+            + (f"; {left_out} of its layers are not trained here" if left_out else "")
+            + (f"; cut to rank {self.rank} with relative error up to {worst:.3g}" if worst > NOTABLE_ERROR else "")
+        )
+
+    @abstractmethod
+    def take_over(self, target: str, change: ModuleChange) -> float:
+        """Starts one layer from a change; the relative error of what is held. Raises UserError with the reason."""
+
+    def parts(self, target: str) -> dict[str, nn.Parameter]:
+        """The trained matrices of one layer by their names in files."""
+        prefix = f"{target}."
+        return {name.removeprefix(prefix): p for name, p in self._parameters.items() if name.startswith(prefix)}
+
+    def part(self, target: str, name: str) -> nn.Parameter:
+        """One trained matrix, by the layer and its name in files."""
+        return self._parameters[f"{target}.{name}"]
+
+    # ------------------------------------------------------------ what the contract asks for
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._parameters)
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        try:
+            self._set_dropout(False)
+            yield
+        finally:
+            self._set_dropout(True)
+
+    def _set_dropout(self, on: bool) -> None:
+        for dropout in self._dropouts:
+            dropout.train(on)
+
+    def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        tensors = {FILE_PREFIX + name: weight for name, weight in weights.items()}
+        for target in self.targets:
+            tensors[f"{FILE_PREFIX}{target}.alpha"] = torch.tensor(float(self.alpha_of(target)))
+        return tensors
+
+    def alpha_of(self, target: str) -> float:
+        """What the file says beside the matrices of one layer."""
+        return self.alpha
+
+
+class LayersNetwork(AdapterNetwork):
+    """An adapter whose layers are classes of ours, put in the place of the layers they adapt."""
+
+    layer: ClassVar[type[AdaptedLinear]]
+
+    def attach(self, model: nn.Module) -> None:
+        model.requires_grad_(False)
+        for target in self.targets:
+            base = model.get_submodule(target)
+            thinning = Thinning(self.dropout, self.rank_dropout, self.module_dropout)
+            shapes = self.shapes(base.in_features, base.out_features)
+            layer = self.layer(base, shapes, self.scale_for(shapes), thinning).eval()
+            layer.start(generator(self.seed, "network", target))
+            # The frozen model is in evaluation mode; dropout is the one thing that must not be.
+            self._dropouts.append(thinning.train())
+            for name, parameter in layer.parts.items():
+                parameter.data = parameter.data.to(base.weight.device)
+                self._parameters[f"{target}.{name}"] = parameter
+            model.set_submodule(target, layer)
+
+    @abstractmethod
+    def shapes(self, inputs: int, outputs: int) -> Shapes:
+        """The matrices of a layer of this size, by their names in files."""
+
+    def scale_for(self, names: Container[str]) -> float:
+        """What the change of a layer with these matrices is multiplied by."""
+        return self.scale
+
+
+class AdaptedLinear(nn.Module):
+    """A frozen linear layer, plain or quantized, and a trained change of its weight."""
+
+    def __init__(self, base_layer: nn.Linear, shapes: Shapes, scale: float, thinning: Thinning) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.scale = scale
+        self.thinning = thinning
+        self._attributes = {name: name.removesuffix(".weight") for name in shapes}
+        for name, attribute in self._attributes.items():
+            self.register_parameter(attribute, nn.Parameter(torch.empty(shapes[name], dtype=torch.float32)))
+
+    @property
+    def parts(self) -> dict[str, nn.Parameter]:
+        """The trained matrices by their names in files."""
+        return {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
+
+    @abstractmethod
+    def start(self, random: torch.Generator) -> None:
+        """Fills the matrices so that nothing is changed yet; `random` is a CPU generator."""
+
+    @abstractmethod
+    def change(self, x: Tensor) -> Tensor:
+        """What the change of the weight adds to the output for inputs `x`, in the dtype of `x`."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.thinning.module(self.thinning.ranks(self.change(self.thinning.inputs(x))))
+
+
+def plain_weight(layer: nn.Linear) -> Tensor:
+    """The frozen weight of a layer in float32, whatever it is stored as."""
+    weight = layer.weight.detach()
+    return (weight if type(weight) is Tensor else weight.dequantize()).float()
+
+
+def kaiming_(matrix: Tensor, random: torch.Generator) -> None:
+    """torch's own start of a linear layer's weight."""
+    nn.init.kaiming_uniform_(matrix, a=5**0.5, generator=random)
+
+
+def linear(x: Tensor, weight: Tensor) -> Tensor:
+    """x times the transposed weight, in the dtype of `x`."""
+    return functional.linear(x, weight.to(x.dtype))

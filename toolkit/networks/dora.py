@@ -1,0 +1,77 @@
+"""DoRA: the weight W of each adapted layer becomes m (W + d) / |W + d|, d = alpha / rank B A a LoRA.
+
+|.| is the norm of each input column, as the paper writes it (https://arxiv.org/abs/2402.09353, equation 5) and as
+ComfyUI reads it from a file; peft and LyCORIS' default take the norm of each output row instead. The norm counts as a
+constant for gradients (section 4.3 of the paper).
+
+Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from toolkit.errors import UserError
+from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear, plain_weight
+from toolkit.networks.formats import ModuleChange, dora_norm
+from toolkit.networks.lora import take_over_low_rank
+from toolkit.networks.shapes import Shapes, dora_shapes
+
+
+class DoraLinear(AdaptedLinear):
+    """A [R, I] random and B [O, R] zero at the start; the network then sets m [1, I] to the norm of W."""
+
+    def start(self, random: torch.Generator) -> None:
+        kaiming_(self.lora_A.data, random)
+        self.lora_B.data.zero_()
+
+    @torch.no_grad()
+    def norm(self) -> Tensor:
+        """[1, I] of W + d."""
+        weight_OI = torch.addmm(plain_weight(self.base_layer), self.lora_B, self.lora_A, alpha=self.scale)
+        return dora_norm(weight_OI, axis=0)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.base_layer(x) + self.thinning.module(self.change(x))
+
+    def change(self, x: Tensor) -> Tensor:
+        """(c - 1) x through W and c x through d, c = m / |W + d| for each input.
+
+        c x through W would save a product, but near 1 a half-precision c x is x: small changes of m would be lost.
+        """
+        c_I = (self.dora_scale / self.norm())[0]
+        wide = x.float()
+        low_R = self.thinning.ranks(linear(self.thinning.inputs(wide * c_I), self.lora_A))
+        from_base = functional.linear((wide * (c_I - 1)).to(x.dtype), self.base_layer.weight)
+        return from_base + (self.scale * linear(low_R, self.lora_B)).to(x.dtype)
+
+
+class DoraNetwork(LayersNetwork):
+    """A DoRA on the given linear layers."""
+
+    layer = DoraLinear
+    caution = "DoRA files load in ComfyUI; diffusers warns and leaves out their magnitudes: it draws something else."
+
+    def shapes(self, inputs: int, outputs: int) -> Shapes:
+        return dora_shapes(inputs, outputs, self.rank)
+
+    def attach(self, model: nn.Module) -> None:
+        super().attach(model)
+        self._layers = {target: model.get_submodule(target) for target in self.targets}
+        for layer in self._layers.values():
+            layer.dora_scale.data.copy_(layer.norm())  # on the layer's device, as in training: m / |W| is exactly 1
+
+    def take_over(self, target: str, change: ModuleChange) -> float:
+        """The low-rank part as a LoRA does; the magnitude of the file, or the one that leaves W + d as it is."""
+        magnitude_1I = change.magnitude
+        own_1I = self.part(target, "dora_scale")
+        if magnitude_1I is not None and magnitude_1I.shape != own_1I.shape:
+            raise UserError(
+                "network.pretrained_lora_path: the file's DoRA scales output rows, here input columns are scaled. "
+                "It cannot be taken over."
+            )
+        error = take_over_low_rank(self, target, change)
+        own_1I.copy_(self._layers[target].norm() if magnitude_1I is None else magnitude_1I)
+        return error

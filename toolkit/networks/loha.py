@@ -1,0 +1,65 @@
+"""LoHa: a change (A1 B1) * (A2 B2), element by element, of each adapted layer, scaled by alpha / rank.
+
+Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from toolkit.errors import UserError
+from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, linear
+from toolkit.networks.formats import ModuleChange
+from toolkit.networks.shapes import Shapes, loha_shapes
+
+
+class LohaLinear(AdaptedLinear):
+    """A1 [O, R] small, B1 and B2 [R, I] normal, A2 [O, R] zero at the start, as in LyCORIS."""
+
+    def start(self, random: torch.Generator) -> None:
+        self.hada_w1_a.data.normal_(std=0.1, generator=random)
+        self.hada_w1_b.data.normal_(std=1, generator=random)
+        self.hada_w2_a.data.zero_()
+        self.hada_w2_b.data.normal_(std=1, generator=random)
+
+    def change(self, x: Tensor) -> Tensor:
+        # The product is as large as the layer's own weight: computed again in the backward pass, never kept for it.
+        return checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
+
+    def _change(self, x: Tensor) -> Tensor:
+        delta_OI = self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
+        return linear(x, delta_OI)
+
+
+class LohaNetwork(LayersNetwork):
+    """A LoHa on the given linear layers."""
+
+    layer = LohaLinear
+    caution = "LoHa files load in ComfyUI; diffusers does not know the kind and refuses them."
+
+    def shapes(self, inputs: int, outputs: int) -> Shapes:
+        return loha_shapes(inputs, outputs, self.rank)
+
+    def take_over(self, target: str, change: ModuleChange) -> float:
+        """A LoHa of this rank or a smaller one.
+
+        Ranks it does not fill have zeros in A1 and A2: no effect, but trainable.
+        """
+        given = change.parts
+        if "hada_w1_a" not in given or change.magnitude is not None:
+            raise UserError("network.pretrained_lora_path: a LoHa can only start from a LoHa file.")
+        rank = len(given["hada_w1_b"])
+        if rank > self.rank:
+            raise UserError(
+                f"network.pretrained_lora_path: the file has rank {rank}, which a LoHa cannot be cut from. "
+                f"Set network.linear to {rank}."
+            )
+        for name in ("hada_w1", "hada_w2"):
+            a, b = self.part(target, f"{name}_a"), self.part(target, f"{name}_b")
+            a.zero_()
+            a[:, :rank] = given[f"{name}_a"]
+            b[:rank] = given[f"{name}_b"]
+        self.part(target, "hada_w1_a")[:, :rank] *= change.scale / self.scale
+        return 0.0

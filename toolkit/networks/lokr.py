@@ -1,0 +1,83 @@
+"""LoKr: a change kron(w1, w2) of each adapted layer; the second factor low-rank or in one piece.
+
+A low-rank one is scaled by alpha / rank. With both factors in one piece the scale is 1 whatever alpha says: so
+LyCORIS trains it and ComfyUI reads it.
+
+Shapes: w1 [l, m], w2 [k, n] on a layer of m n inputs and l k outputs; R rank.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.config.network import NetworkConfig
+from toolkit.errors import UserError
+from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear
+from toolkit.networks.formats import ModuleChange
+from toolkit.networks.shapes import Shapes, lokr_shapes
+
+
+class LokrLinear(AdaptedLinear):
+    """The last matrix is zero at the start, the others random, as in LyCORIS."""
+
+    def start(self, random: torch.Generator) -> None:
+        *others, last = self.parts.values()
+        for matrix in others:
+            kaiming_(matrix.data, random)
+        last.data.zero_()
+
+    def change(self, x: Tensor) -> Tensor:
+        """kron(w1, w2) x without forming the product: x as a matrix [m, n] becomes w1 x w2^T."""
+        parts = self.parts
+        h = x.unflatten(-1, (parts["lokr_w1"].shape[1], -1))
+        for name in ("lokr_w2", "lokr_w2_b", "lokr_w2_a"):
+            if name in parts:
+                h = linear(h, parts[name])
+        return linear(h.transpose(-1, -2), self.scale * parts["lokr_w1"]).transpose(-1, -2).flatten(-2)
+
+
+class LokrNetwork(LayersNetwork):
+    """A LoKr on the given linear layers."""
+
+    layer = LokrLinear
+    caution = "LoKr files load in ComfyUI; the pipelines of diffusers refuse them."
+
+    def __init__(self, targets: Sequence[str], *settings: Any, factor: int = -1, whole: bool = False, **more: Any):
+        """factor, whole: see `lokr_shapes`."""
+        super().__init__(targets, *settings, **more)
+        self.factor = factor
+        self.whole = whole
+
+    @staticmethod
+    def own_settings(settings: NetworkConfig) -> dict[str, Any]:
+        return {"factor": settings.factor, "whole": settings.lokr_full_rank}
+
+    def shapes(self, inputs: int, outputs: int) -> Shapes:
+        return lokr_shapes(inputs, outputs, self.rank, self.factor, self.whole)
+
+    def scale_for(self, names: Container[str]) -> float:
+        return 1.0 if "lokr_w2" in names and self.alpha else self.scale
+
+    def alpha_of(self, target: str) -> float:
+        """For two factors in one piece the rank: also a reader that divides by it finds a scale of 1."""
+        return self.rank if f"{target}.lokr_w2" in self._parameters and self.alpha else self.alpha
+
+    def take_over(self, target: str, change: ModuleChange) -> float:
+        """A LoKr with factors of the same shapes."""
+        if not {"lokr_w1", "lokr_w1_a"} & change.parts.keys() or change.magnitude is not None:
+            raise UserError("network.pretrained_lora_path: a LoKr can only start from a LoKr file.")
+        own = self.parts(target)
+        given, wanted = ({name: tuple(p.shape) for name, p in parts.items()} for parts in (change.parts, own))
+        if given != wanted:
+            raise UserError(
+                f"network.pretrained_lora_path: {target} has the factors {given} in the file and {wanted} here. "
+                "Give network.linear, factor and lokr_full_rank the values the file was made with."
+            )
+        for name, matrix in change.parts.items():
+            own[name].copy_(matrix)
+        own["lokr_w1"] *= change.scale / self.scale_for(own)
+        return 0.0

@@ -1,0 +1,200 @@
+"""Keeps secrets out of what the program writes: its output, its files, a LoRA's metadata.
+
+Two kinds are known: values that were told (`remember`: what a `${VAR}` with a telling name stands for), and texts whose
+shape says what they are. `black_out` replaces both and suits every text and file. `redact` is for a config, where also
+the name of a key tells, and where 40 hex digits are a wandb key.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterable, Mapping
+from typing import Any
+from urllib.parse import quote
+
+REDACTED = "<redacted>"
+
+SHORTEST = 6
+"""Shorter values are no secrets, and to replace them would tear ordinary text apart."""
+
+_PART = 4
+"""So many of its characters give a value away where a message shortens it."""
+
+ALWAYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
+"""Environment variables whose values are secret whether a config names them or not: libraries read them."""
+
+_SECRET_VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+
+_SECRET_KEY = re.compile(r"(?:(?:^|[_-])(?:token|secret)|[_-]key|^apikey|password|passwd)$", re.IGNORECASE)
+_VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-)?\}")
+
+# `key: value` on one line, quoted or not, in block or flow style.
+_PAIR = re.compile(
+    r"""(?P<before>(?:^|[\s{,])["']?(?P<key>[\w-]+)["']?[ \t]*:[ \t]+)"""
+    r"""(?P<value>"(?:\\.|[^"\\\n])*"|'(?:''|[^'\n])*'|(?:\$\{[^}\n]*\}|[^\s,}\]#"'&*|>])[^,}\]\n]*?)"""
+    r"""(?=[ \t]*(?:$|[,}\]]|[ \t]\#))""",
+    re.MULTILINE,
+)
+
+_SHAPE_MARKS = ("hf_", "wandb_v", "rpa_", "ghp_", "github_pat_", "earer", "uthorization", "://")
+"""A text without any of these has no secret's shape; to look for them is much faster than the pattern."""
+
+# A full-length token needs no word boundary before it: in JSON the n of a line end stands there.
+_SHAPES = re.compile(
+    r"""
+      \bhf_[A-Za-z0-9]{16,} | hf_[A-Za-z0-9]{30,} | hf_oauth_[\w.-]{16,}
+    | wandb_v\d_\w{16,}
+    | rpa_[A-Za-z0-9]{30,}
+    | ghp_[A-Za-z0-9]{30,} | github_pat_\w{30,}
+    | (?P<header>\b[Aa]uthorization["']?:[ \t]*["']?(?:[Bb]earer|[Bb]asic)[ \t]+) [\w.~+/=-]+
+    | (?P<bearer>\bBearer[ \t]+) (?: [\w.~+/=-]{16,} | (?=\w*(?:\d|[.~+/=]\w)) [\w.~+/=-]+ )
+    | (?P<scheme>\b[A-Za-z][A-Za-z0-9+.-]{0,20}://) [^/\s"'?\#]+ (?=@)
+    """,
+    re.VERBOSE,
+)
+
+_HEX_40 = re.compile(r"(?<![0-9A-Za-z])[0-9a-f]{40}(?![0-9A-Za-z])")
+# A commit has the form of a wandb key, but it is no secret and a run cannot be repeated without it.
+_NAMES_A_COMMIT = re.compile(r"(?:revision|commit|sha|hash)[\"']?\s*[:=]\s*[\"']?$")
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+
+# ---------------------------------------------------------------- values that were told
+
+
+_values: set[str] = set()
+_forms: list[str] = []
+"""All of `_values` in each form they may be written in, longest first."""
+
+_known: re.Pattern[str] | None = None
+"""Any of `_forms`."""
+
+
+def remember(values: Iterable[str]) -> None:
+    """From now on these are blacked out of everything this process writes. Of several lines, each is one."""
+    global _forms, _known
+    parts = {part.strip() for value in values for part in (value, *value.splitlines())}
+    new = {part for part in parts if len(part) >= SHORTEST and part not in REDACTED} - _values
+    if new:
+        _values.update(new)
+        _forms = sorted({form for value in _values for form in _forms_of(value)}, key=len, reverse=True)
+        _known = re.compile("|".join(map(_whole, _forms)))
+
+
+def remember_environment(env: Mapping[str, str]) -> None:
+    """Remembers the tokens that libraries take from the environment by themselves."""
+    remember(env[name] for name in ALWAYS if name in env)
+
+
+def is_secret_variable(name: str) -> bool:
+    """Whether the value of the environment variable `name` is a secret, by its name."""
+    return _SECRET_VARIABLE.search(name) is not None
+
+
+def _forms_of(value: str) -> set[str]:
+    """`value` as it looks in text, in a repr, in JSON, in one of these inside the other, and in a URL."""
+    forms = {value}
+    for _ in range(2):
+        for form in tuple(forms):
+            forms |= {repr(form)[1:-1], repr(form + '"')[1:-2]}
+            forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]}
+    return forms | {quote(value, safe="", errors="surrogateescape")}
+
+
+def _whole(form: str) -> str:
+    """A pattern for `form`; digits alone match as a number of their own only, not within another one."""
+    return rf"(?<!\d)(?<!\d\.){form}(?!\d|\.\d)" if form.isdecimal() else re.escape(form)
+
+
+# ---------------------------------------------------------------- replacing
+
+
+def black_out(text: str) -> str:
+    """`text` with remembered values, tokens and the user part of URLs replaced by `<redacted>`."""
+    if _known:
+        text = _known.sub(REDACTED, text)
+        text = _black_out_parts(text)
+    if any(mark in text for mark in _SHAPE_MARKS):
+        text = _SHAPES.sub(_redact_shape, text)
+    return text
+
+
+def _black_out_parts(text: str) -> str:
+    """Replaces what a message that shortens long values leaves of one: its beginning before `...`, its end after."""
+    if "..." not in text and "…" not in text:
+        return text
+    before, *rest = re.split(r"(\.\.\.|…)", text)
+    done = []
+    for mark, after in zip(rest[::2], rest[1::2], strict=True):
+        for form in _forms:
+            if (at := before.rfind(form[:_PART])) >= 0 and form.startswith(before[at:]):
+                before = before[:at] + REDACTED
+            if (at := after.find(form[-_PART:])) >= 0 and form.endswith(after[: at + _PART]):
+                after = REDACTED + after[at + _PART :]
+        done += [before, mark]
+        before = after
+    return "".join([*done, before])
+
+
+def holds_secret(text: str) -> bool:
+    """Whether `black_out` finds anything in `text`."""
+    return black_out(text) != text
+
+
+def black_out_data(data: Any, *, by_key: bool = False, key: str = "") -> Any:
+    """JSON data with every string blacked out; numbers and the sha256 of files stay.
+
+    by_key: also replace the values whose key is named like a secret.
+    """
+    if isinstance(data, dict):
+        return {
+            black_out(name) if isinstance(name, str) else name: black_out_data(value, by_key=by_key, key=str(name))
+            for name, value in data.items()
+        }
+    if isinstance(data, list | tuple):
+        return [black_out_data(value, by_key=by_key, key=key) for value in data]
+    if by_key and is_secret(key, data):
+        return REDACTED
+    if not isinstance(data, str) or (_SHA256.fullmatch(data) and data not in _values):
+        return data
+    return black_out(data)
+
+
+def _redact_shape(match: re.Match[str]) -> str:
+    return (match["header"] or match["bearer"] or match["scheme"] or "") + REDACTED
+
+
+# ---------------------------------------------------------------- configs
+
+
+def redact(text: str) -> str:
+    """A config's text with all that `black_out` finds, values of secret keys and wandb keys replaced."""
+    text = black_out(_PAIR.sub(_redact_pair, text))
+    return _HEX_40.sub(lambda match: match.group() if _is_commit(match) else REDACTED, text)
+
+
+def is_secret(key: str, value: object) -> bool:
+    """Whether a config value is a secret by the name of its key. A bare `${VAR}` is not."""
+    if value is None or isinstance(value, bool) or value in ("", REDACTED) or not _SECRET_KEY.search(key):
+        return False
+    return not _VARIABLE.fullmatch(str(value))
+
+
+def wandb_keys(text: str) -> list[str]:
+    """The wandb keys of the old form (40 hex digits) in a config's text."""
+    return [match.group() for match in _HEX_40.finditer(text) if not _is_commit(match)]
+
+
+def _redact_pair(match: re.Match[str]) -> str:
+    if match["value"].lower() not in ("null", "~", "true", "false") and is_secret(
+        match["key"], match["value"].strip("\"'")
+    ):
+        return match["before"] + REDACTED
+    return match.group()
+
+
+def _is_commit(match: re.Match[str]) -> bool:
+    line_start = match.string.rfind("\n", 0, match.start()) + 1
+    return _NAMES_A_COMMIT.search(match.string[line_start : match.start()]) is not None
