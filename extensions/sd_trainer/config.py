@@ -82,7 +82,7 @@ class SdTrainerConfig(DatasetsJob):
             if given and field not in ("warmup", *uses):
                 yield Finding(("train", key), f"has no effect: {self.train.lr_scheduler} does not use it.")
         if self.network.linear_alpha == 0:
-            yield Finding(("network", "linear_alpha"), "0: the LoRA has no effect.")
+            yield Finding(("network", "linear_alpha"), "0: the network has no effect.")
         given = self.model.model_fields_set
         for switch, kind in (("quantize", "qtype"), ("quantize_te", "qtype_te")):
             if kind in given and not getattr(self.model, switch):

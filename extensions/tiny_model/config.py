@@ -8,6 +8,7 @@ from typing import ClassVar
 
 from pydantic import Field
 
+from toolkit.config.choices import PathText
 from toolkit.config.process import Finding, JobContext, ProcessConfig
 
 
@@ -16,7 +17,7 @@ class TinyModelConfig(ProcessConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
 
-    path: str
+    path: PathText
     """Folder to write, relative to the working directory."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)

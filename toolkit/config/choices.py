@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+import re
 from collections.abc import Mapping, Sequence
 from typing import Annotated, Any, Literal
 
-from pydantic import BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
 
 from toolkit.errors import did_you_mean
@@ -48,6 +50,22 @@ def one_of(
 
 def _listed(names: Sequence[str]) -> str:
     return " or ".join(repr(name) for name in names)
+
+
+def _possible_path(value: str) -> str:
+    if "\0" in value:
+        raise mistake("holds a zero byte, which no path can.")
+    longest = max(len(os.fsencode(part)) for part in re.split(r"[/\\]", value))
+    if longest > LONGEST_NAME or len(os.fsencode(value)) > LONGEST_PATH:
+        raise mistake(f"{value[:40]!r}... is too long for a path.")
+    return value
+
+
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""Bytes that common file systems allow for one name, and for a whole path."""
+
+PathText = Annotated[str, AfterValidator(_possible_path)]
+"""Text that can name a file or folder."""
 
 
 def as_list(value: Any) -> Any:

@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import as_list, mistake, schema_of_list
+from toolkit.config.choices import PathText, as_list, mistake, schema_of_list
 from toolkit.config.node import Node
 from toolkit.config.report import Report
 from toolkit.config.slots import Slots, gather_slots, slot_names
@@ -55,7 +55,7 @@ Extensions = Annotated[
 class DatasetConfig(StrictModel):
     """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`."""
 
-    folder_path: str
+    folder_path: PathText
     """Folder of the images, relative to the working directory."""
 
     num_repeats: int | None = Field(default=None, ge=1)

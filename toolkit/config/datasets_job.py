@@ -14,7 +14,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import Key
-from toolkit.config.choices import mistake
+from toolkit.config.choices import PathText, mistake
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.logging import LoggingConfig
 from toolkit.config.model import ModelConfig
@@ -52,7 +52,7 @@ def _resume(value: Any) -> Any:
 class DatasetsJob(ProcessConfig):
     """What a training job says of its datasets, its model and its training."""
 
-    training_folder: str = "output"
+    training_folder: PathText = "output"
     """The run's files go to `<training_folder>/<name>/`."""
 
     device: Annotated[str, AfterValidator(_device)] = "auto"

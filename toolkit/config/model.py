@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import mistake, one_of
+from toolkit.config.choices import PathText, mistake, one_of
 
 QTYPES = ("int8", "int4", "float8")
 _QTYPES_LATER = "int2 qint2 uint2 uint3 uint4 uint5 uint6 uint7 uint8 fp8_scaled nvfp4 convrot8 convrot4 orbit8 orbit4"
@@ -61,7 +61,7 @@ class ModelKwargs(StrictModel):
 class ModelConfig(StrictModel):
     """`model`: the model that is trained, and how it is kept in memory."""
 
-    name_or_path: str
+    name_or_path: PathText
     """Hub id (`owner/name`) or local folder in diffusers layout."""
 
     revision: str | None = None

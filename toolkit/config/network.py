@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import Texts, as_list, mistake, one_of, schema_of_list
+from toolkit.config.choices import PathText, Texts, as_list, mistake, one_of, schema_of_list
 from toolkit.config.node import Node
 from toolkit.config.report import Report
 
@@ -110,7 +110,7 @@ class NetworkConfig(StrictModel):
     exclude_patterns: Patterns = ()
     """Regular expressions that match whole layer names: these layers are not adapted."""
 
-    pretrained_lora_path: str | None = None
+    pretrained_lora_path: PathText | None = None
     """A LoRA file (.safetensors) that training starts from when there is nothing to resume."""
 
     network_kwargs: NetworkKwargs = Field(default_factory=NetworkKwargs)

@@ -7,14 +7,14 @@ from typing import Annotated
 
 from pydantic import BeforeValidator, Field
 
-from toolkit.config.choices import as_list, schema_of_list
+from toolkit.config.choices import PathText, as_list, schema_of_list
 from toolkit.config.node import Node
 from toolkit.config.report import Report
 
 MAX_SLOTS = 3
 
 Slots = Annotated[
-    tuple[str, ...], BeforeValidator(as_list), Field(max_length=MAX_SLOTS), schema_of_list({"type": "string"})
+    tuple[PathText, ...], BeforeValidator(as_list), Field(max_length=MAX_SLOTS), schema_of_list({"type": "string"})
 ]
 """Up to three paths."""
 

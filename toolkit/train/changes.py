@@ -29,7 +29,15 @@ HARMLESS = (
 )
 """Nothing of what is trained depends on them (a start file has done its work by then)."""
 
-IMPOSSIBLE = ("network.type", "network.linear", "network.network_kwargs.*", "model.*")
+IMPOSSIBLE = (
+    "network.type",
+    "network.linear",
+    "network.factor",
+    "network.lokr_full_rank",
+    "network.*_patterns",
+    "network.network_kwargs.*",
+    "model.*",
+)
 """The saved weights would mean something else, or not fit."""
 
 LENGTH = ("train.steps", "train.epochs")

@@ -219,7 +219,7 @@ def test_shuffled_captions_are_not_cached_unless_asked_for(load) -> None:
 def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     text = SEED_001.replace("lr: 0.0002", "lr: 0").replace("linear_alpha: 16", "linear_alpha: 0")
     assert load(text.replace("quantize: true", "quantize: false")).warnings == (
-        "job.yaml:12:9: process[0].network.linear_alpha: 0: the LoRA has no effect.",
+        "job.yaml:12:9: process[0].network.linear_alpha: 0: the network has no effect.",
         "job.yaml:33:9: process[0].train.lr: 0: nothing is learned.",
         "job.yaml:42:9: process[0].model.quantize_dtype: has no effect without 'quantize: true'.",
     )
