@@ -158,7 +158,7 @@ def _text_encoder() -> Qwen2_5_VLForConditionalGeneration:
 
 
 def _scheduler() -> FlowMatchEulerDiscreteScheduler:
-    """The published scheduler settings (shared/golden sigmas.json, scheduler_config)."""
+    """The published scheduler settings (tests/golden/sigmas.json, `scheduler_config`)."""
     return FlowMatchEulerDiscreteScheduler(
         base_image_seq_len=256,
         base_shift=0.5,
