@@ -48,6 +48,7 @@ def euler_sample(velocity: Callable[[Tensor, Tensor], Tensor], noise_BCHW: Tenso
     """
     x_BCHW = noise_BCHW.float()
     for sigma, following in itertools.pairwise(sigmas):
-        t_B = sigma.to(x_BCHW.device).expand(len(x_BCHW))
-        x_BCHW = x_BCHW + (following - sigma).to(x_BCHW.device) * velocity(x_BCHW, t_B).float()
+        v_BCHW = velocity(x_BCHW, sigma.to(x_BCHW.device).expand(len(x_BCHW))).float()
+        # The noise comes from the CPU; the velocity decides where the rest is computed.
+        x_BCHW = x_BCHW.to(v_BCHW.device) + (following - sigma).to(v_BCHW.device) * v_BCHW
     return x_BCHW

@@ -59,3 +59,10 @@ def test_half_precision_velocities_are_added_up_in_float32() -> None:
     result = euler_sample(lambda x, t: torch.ones_like(x).bfloat16(), noise_BCHW, torch.linspace(1, 0, 1001))
     assert result.dtype == torch.float32
     torch.testing.assert_close(result, torch.zeros(1, 1, 2, 2), rtol=0, atol=1e-5)
+
+
+def test_the_picture_is_made_where_the_velocity_is() -> None:
+    """The noise is drawn on the CPU; on a GPU the model answers from there. The meta device stands in for one."""
+    noise_BCHW = torch.randn(1, 2, 4, 4)
+    field = lambda x_BCHW, t_B: torch.zeros_like(x_BCHW, device="meta")  # noqa: E731 - as short as it can be
+    assert euler_sample(field, noise_BCHW, torch.tensor([1.0, 0.5, 0.0])).device.type == "meta"

@@ -12,6 +12,8 @@ from tests.measured import at_most
 from toolkit.contracts import Batch, BatchSpec, DynamicShift, PromptEmbeds, Size
 from toolkit.data.batches import BatchLoader
 from toolkit.flow.path import linear_path
+from toolkit.models.options import AdapterOptions
+from toolkit.models.qwen_edit.adapter import QwenEditAdapter
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
 
@@ -201,3 +203,27 @@ def test_micro_batches_add_up_to_one_batch(
     }.items():
         difference = relative(gradients(tiny_model, six_items, dtype, parts), whole)
         at_most(f"accumulation, {name}, {dtype}", difference, limit)
+
+
+def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
+    """Batches, noise and t come from the CPU, the model may be anywhere: the meta device stands in for a GPU."""
+    meta = torch.device("meta")
+    adapter = QwenEditAdapter(AdapterOptions(tiny_model, meta, torch.bfloat16))
+    network = LoraNetwork(adapter.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
+    network.attach(adapter.network_module)
+    reference_CHW = torch.randn(16, 8, 12)
+    batch = Batch(
+        latents_BCHW=torch.randn(2, 16, 8, 8),
+        prompts=PromptEmbeds.stack([torch.randn(5, 64), torch.randn(7, 64)]),
+        references=((reference_CHW,), ()),
+        spec=BatchSpec(0, (0, 1), (0, 1)),
+        names=("a", "b"),
+        loss_weight_B=torch.ones(2),
+    )
+    for loss_type in ("mse", "huber"):
+        loss_B = FlowMatchingStep(adapter, 1, "weighted", loss_type=loss_type)(batch).by_role[ROLE]
+        loss_B.sum().backward()
+        assert loss_B.device == meta
+    assert {p.grad.device for p in network.parameters().values() if p.grad is not None} == {meta}
+    assert adapter.encode_images(torch.rand(1, 3, 64, 64)).device == meta
+    assert adapter.decode_latents(torch.rand(1, 16, 8, 8)).device == meta
