@@ -32,6 +32,8 @@ run() {
     [[ ${woken} == yes ]] || break # `wait` also returns when a signal comes
   done
   child=
+  # A child that ends while the trap runs may be forgotten by bash 5.2: `wait` then says -1 (or 127, no such child).
+  if [[ ${stopping} == yes && (${code} == -1 || ${code} == 127) ]]; then code=143; fi
   [[ ${stopping} == no ]] || leave "${code}"
   return "${code}"
 }
