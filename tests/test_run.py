@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.light_start import FORBID
+
 Run = Callable[..., subprocess.CompletedProcess]
 Write = Callable[..., Path]
 
@@ -196,22 +198,6 @@ def test_a_missing_package_says_what_to_install(run: Run, job, simple_extension:
 
 
 # ---------------------------------------------------------------- plans and schema
-
-FORBID = """
-import sys
-
-class Forbidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "diffusers", "peft"}:
-            raise ImportError(f"{name} is imported")
-
-def no_network(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo"):
-        raise PermissionError(f"{event} {arguments}")
-
-sys.meta_path.insert(0, Forbidden())
-sys.addaudithook(no_network)
-"""
 
 
 @pytest.fixture

@@ -1,4 +1,4 @@
-"""Which device the work runs on."""
+"""Which device the work runs on, and the number types that configs name."""
 
 from __future__ import annotations
 
@@ -29,4 +29,4 @@ def _has_mps() -> bool:
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
-"""Compute dtypes by the normalised names of `train.dtype`."""
+"""By the normalised names of `train.dtype` (computing) and `save.dtype` (files)."""

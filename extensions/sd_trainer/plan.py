@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,7 +47,7 @@ def plan_items(config: Any, job: JobContext, scan: Scan, items: tuple[Item, ...]
 
 def refuse_full_disk(config: Any, folder: Path) -> None:
     """Raises UserError when not even one state and one file of the run would fit beside `folder`."""
-    weights = _trained_weights(config)
+    _, weights = _trained(config)
     needed = weights * (_state_bytes_per_weight(config.train) + FILE_BYTES[config.save.dtype])
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -57,13 +57,11 @@ def refuse_full_disk(config: Any, folder: Path) -> None:
         )
 
 
-def _trained_weights(config: Any) -> int:
+def _trained(config: Any) -> tuple[int, int]:
+    """(layers, weights) that the network trains."""
     layers = family_for(config.model).linear_layers(config.model.folder())
-    return sum(weights_per_layer(config.network, *layers[name]) for name in _trained_layers(config, layers))
-
-
-def _trained_layers(config: Any, layers: Iterable[str]) -> list[str]:
-    return chosen_targets(config.network, list(layers))
+    chosen = chosen_targets(config.network, list(layers))
+    return len(chosen), sum(weights_per_layer(config.network, *layers[name]) for name in chosen)
 
 
 def _estimates(config: Any, job: JobContext) -> Iterator[str]:
@@ -71,12 +69,11 @@ def _estimates(config: Any, job: JobContext) -> Iterator[str]:
     folder = config.model.folder()
     if folder in job.earlier_outputs and not folder.is_dir():
         return
-    family, network = family_for(config.model), config.network
-    chosen, weights = _trained_layers(config, family.linear_layers(folder)), _trained_weights(config)
+    layers, weights = _trained(config)
     qtype = config.model.qtype if config.model.quantize else None
-    yield f"model in memory: {_size(family.weights_bytes(folder, qtype))} as {qtype or '16 bit'}"
+    yield f"model in memory: {_size(family_for(config.model).weights_bytes(folder, qtype))} as {qtype or '16 bit'}"
     yield (
-        f"{network.type} {network.size()} on {len(chosen)} layers: {weights:,} weights; "
+        f"{config.network.type} {config.network.size()} on {layers} layers: {weights:,} weights; "
         f"each file {_size(weights * FILE_BYTES[config.save.dtype])}, "
         f"each state {_size(weights * _state_bytes_per_weight(config.train))} on disk"
     )

@@ -99,9 +99,9 @@ class SdTrainerProcess(BaseTrainProcess):
     # ------------------------------------------------------------ model and data
 
     def _open_model(self) -> ModelAdapter:
-        device = pick_device(self.section.device, self.print)
-        self.print(f"device {device}, {self.section.train.dtype}")
-        return open_adapter(self.section.model, device, self._dtype, quantize_block, self.print)
+        self.device = pick_device(self.section.device, self.print)
+        self.print(f"device {self.device}, {self.section.train.dtype}")
+        return open_adapter(self.section.model, self.device, self._dtype, quantize_block, self.print)
 
     @property
     def _dtype(self):
@@ -182,7 +182,7 @@ class SdTrainerProcess(BaseTrainProcess):
     def _wants_checkpointing(self) -> bool:
         wanted = self.section.train.gradient_checkpointing
         # "auto" keeps activations only where memory is certainly no matter; a measured choice comes with the engine.
-        return pick_device(self.section.device, lambda _: None).type == "cuda" if wanted == "auto" else wanted
+        return self.device.type == "cuda" if wanted == "auto" else wanted
 
     def _assemble(self, network: Network, sampler: Sampler | None, steps: int, seed: int) -> Run:
         settings = self.section.train

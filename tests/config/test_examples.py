@@ -13,6 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from tests.light_start import FORBID
+
 Run = Callable[..., subprocess.CompletedProcess]
 
 CONFIG = Path(__file__).resolve().parents[2] / "config"
@@ -21,22 +23,6 @@ EXAMPLES = sorted(
     for path in (CONFIG / "examples").iterdir()
     if path.suffix in (".yaml", ".yml", ".json", ".jsonc")
 )
-
-FORBID_TORCH = """
-import sys
-
-class Forbidden:
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in {"torch", "transformers", "diffusers", "peft"}:
-            raise ImportError(f"{name} is imported")
-
-def no_network(event, arguments):
-    if event in ("socket.connect", "socket.getaddrinfo"):
-        raise PermissionError(f"{event} {arguments}")
-
-sys.meta_path.insert(0, Forbidden())
-sys.addaudithook(no_network)
-"""
 
 
 def files_in(folder: Path) -> set[str]:
@@ -61,7 +47,7 @@ def test_an_example_can_be_planned_without_torch_network_or_a_trace(
 ) -> None:
     site = tmp_path / "site"
     site.mkdir()
-    (site / "sitecustomize.py").write_text(FORBID_TORCH, encoding="utf-8")
+    (site / "sitecustomize.py").write_text(FORBID, encoding="utf-8")
     before = files_in(workplace)
     result = run_py(example, "--dry-run", "--json", cwd=workplace, env={"PYTHONPATH": str(site)})
     assert (result.returncode, result.stderr) == (0, "")

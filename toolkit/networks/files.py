@@ -13,11 +13,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
+from toolkit.device import DTYPES
 from toolkit.errors import RunError
 from toolkit.files import replaced
-
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32}
-"""`save.dtype` -> torch dtype."""
 
 
 def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:

@@ -80,21 +80,29 @@ class _WindowLosses:
 def _accumulate(
     run: Run, window: Window, batches: Iterator[Batch], step_fn: TrainStep, clock: _StepClock
 ) -> _WindowLosses | None:
-    """Adds up the gradients of a window, averaged over all its samples. None when a stop was asked for in between.
-
-    A window that runs out of memory is done once more with each of its batches in halves.
-    """
+    """Adds up the gradients of a window, averaged over all its samples. None when a stop was asked for in between."""
     with clock.waiting():
         loaded = [next(batches) for _ in window.specs]
+    losses, _ = _gradients_that_fit(run, window.samples, loaded, step_fn)
+    return losses
+
+
+def _gradients_that_fit(
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep
+) -> tuple[_WindowLosses | None, bool]:
+    """`_gradients`; where they run out of memory, once more with each batch in halves. Returns (losses, halved).
+
+    Raises RunError with advice when that does not fit either, or nothing can be halved.
+    """
     try:
-        return _gradients(run, window.samples, loaded, step_fn)
+        return _gradients(run, samples, batches, step_fn), False
     except torch.OutOfMemoryError:
-        _free_memory(run)
-    halves = [half for batch in loaded for half in batch.halves()]
-    if len(halves) == len(loaded):
-        raise RunError(_out_of_memory_message(run, loaded))
+        halves = [half for batch in batches for half in batch.halves()]
+    _free_memory(run)  # only here: within the handler the error still holds what was computed
+    if len(halves) == len(batches):
+        raise RunError(_out_of_memory_message(run, batches))
     try:
-        return _gradients(run, window.samples, halves, step_fn)
+        return _gradients(run, samples, halves, step_fn), True
     except torch.OutOfMemoryError as error:
         _free_memory(run)
         raise RunError(_out_of_memory_message(run, halves)) from error
@@ -127,21 +135,11 @@ def probe(run: Run, batch: Batch, step_fn: TrainStep) -> str | None:
     Returns a line for the user when the batch fits only in halves. Raises RunError with advice when it does not fit.
     """
     try:
-        _gradients(run, len(batch), [batch], step_fn)
+        _, halved = _gradients_that_fit(run, len(batch), [batch], step_fn)
+    finally:
+        _free_memory(run)
+    if not halved:
         return None
-    except torch.OutOfMemoryError:
-        pass  # once more, in halves
-    finally:
-        _free_memory(run)
-    halves = batch.halves()
-    if len(halves) == 1:
-        raise RunError(_out_of_memory_message(run, halves))
-    try:
-        _gradients(run, len(batch), halves, step_fn)
-    except torch.OutOfMemoryError as error:
-        raise RunError(_out_of_memory_message(run, halves)) from error
-    finally:
-        _free_memory(run)
     return f"the largest batch ({len(batch)} images) fits only in halves: it takes longer. {run.memory_advice}"
 
 
