@@ -115,7 +115,7 @@ class Bench(Hook):
                 ("gradient norm", torch.nn.utils, "get_total_norm"),
                 ("optimizer", role.optimizer, "step"),
                 ("average", role.ema, "update"),
-                *((type(hook).__name__, hook, "after_step") for hook in self.run.hooks[:2]),
+                *((type(hook).__name__, hook, "on_result") for hook in self.run.hooks[:2]),
             ):
                 stack.enter_context(mock.patch.object(owner, method, self._timed(name, getattr(owner, method))))
             load = partial(self.loader.prefetch, workers=self.asked.workers)
@@ -136,7 +136,7 @@ class Bench(Hook):
     def on_start(self, run: Any) -> None:
         self._began = time.thread_time()
 
-    def after_step(self, run: Any, result: Any) -> None:
+    def after_step(self, run: Any) -> None:
         self.parts["step"].append(time.thread_time() - self._began)
         self._model_alone()
         self._began = time.thread_time()

@@ -50,7 +50,7 @@ class OurLoop(Hook):
         self.run.steps += 1
         train(self.run, lambda epoch: [spec_of_step(epoch)], self._load, self.step_fn)
 
-    def after_step(self, run: Run, result: StepResult) -> None:
+    def on_result(self, run: Run, result: StepResult) -> None:
         self.losses.append(result.loss)
 
     def _load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,7 +17,7 @@ from PIL import Image
 from torch import Tensor
 
 from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Size
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantizer
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
 from toolkit.seeding import generator, global_generator
@@ -107,7 +106,7 @@ def open_adapter(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str |
         folder=folder,
         device=torch.device("cpu"),
         dtype=dtype,
-        transform_block=partial(quantize_block, qtype=qtype) if qtype else None,
+        transform_block=quantizer(qtype) if qtype else None,
     )
     return EncoderlessAdapter(options, size)
 

@@ -318,8 +318,8 @@ class StepLosses:
     by_role: dict[str, Tensor]
     """Role -> differentiable float32 losses [B]."""
 
-    stats: dict[str, float] = field(default_factory=dict)
-    """Means over the batch, such as t_mean."""
+    by_sample: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> a number per sample worth logging [B], on any device, such as the noise level t."""
 
 
 class TrainStep(Protocol):
@@ -350,7 +350,9 @@ class StepResult:
     data_s: float
     """Of these, seconds spent waiting for batches."""
 
-    stats: dict[str, float]
+    by_sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Name -> a number for each sample of the step: its `loss`, and what the `TrainStep` names (`t`)."""
+
     skipped: bool = False
     """The loss was not finite: nothing was learned in this step."""
 

@@ -10,7 +10,7 @@ from toolkit.data.items import scan_items
 from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, pick_device
 from toolkit.log import StatusLine
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantizer
 from toolkit.models.families import family_for
 from toolkit.models.opening import open_adapter
 
@@ -25,7 +25,7 @@ class CacheProcess(BaseExtensionProcess):
         _, items = scan_items(section, family_for(section.model).size_multiple)
         device = pick_device(section.device, print)
         dtype = DTYPES[section.train.dtype]
-        adapter = open_adapter(section.model, device, dtype, quantize_block)
+        adapter = open_adapter(section.model, device, dtype, quantizer)
         folder = Path(section.training_folder).expanduser()
         stores = CacheStores(folder, print).on_disk
         encode_items(

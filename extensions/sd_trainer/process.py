@@ -7,12 +7,11 @@ from collections.abc import Sequence
 from functools import partial
 from math import prod
 from pathlib import Path
-from typing import Any
 
-from extensions.sd_trainer.events import EventLog
-from extensions.sd_trainer.export import NetworkWriter
+from extensions.sd_trainer.observers import observers
 from extensions.sd_trainer.plan import plan_items, refuse_full_disk
 from extensions.sd_trainer.resumption import Resumption
+from extensions.sd_trainer.trained import attach_network, build_roles, starting_point
 from jobs.process import BaseTrainProcess
 from toolkit import interrupt
 from toolkit.config.process import JobContext
@@ -30,28 +29,17 @@ from toolkit.errors import EXIT_DONE, Stopped
 from toolkit.flow.settings import FlowSettings
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.advice import memory_advice
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantizer
 from toolkit.models.families import family_for
-from toolkit.models.opening import model_folder, open_adapter
-from toolkit.networks.formats import ModuleChange, read_network_file
-from toolkit.networks.registry import NETWORKS
-from toolkit.networks.targets import chosen_targets
-from toolkit.optim.ema import Ema
-from toolkit.optim.optimizers import build_optimizer
-from toolkit.optim.schedules import Course, build_schedule
+from toolkit.models.opening import open_adapter
 from toolkit.train.checkpoint import recorded_seed
-from toolkit.train.flow_step import ROLE, FlowMatchingStep
+from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hook import Hook
-from toolkit.train.hooks.control import ControlHook, ask_to_stop
-from toolkit.train.hooks.metrics import MetricsHook
-from toolkit.train.hooks.sample import SampleHook
-from toolkit.train.hooks.save import SaveHook
-from toolkit.train.hooks.status import StatusHook, is_finished
-from toolkit.train.hooks.watchdog import WatchdogHook
+from toolkit.train.hooks.status import is_finished
 from toolkit.train.lock import locked
 from toolkit.train.loop import probe, train
 from toolkit.train.resume import choose_state
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
 from toolkit.train.sampling import PIXELS_PER_TOKEN, SamplePrompt, Sampler
 from toolkit.train.state_folder import remove_leftovers, state_root, step_of
 
@@ -74,24 +62,24 @@ class SdTrainerProcess(BaseTrainProcess):
 
     def _run(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, state: Path | None) -> None:
         self.print(plan.render())
-        refuse_full_disk(self.section, self.save_root)
         if state and step_of(state) >= plan.optimizer_steps and is_finished(self.save_root):
             self.print(f"{self.save_root} is complete at step {step_of(state)}: nothing to do.")
             return
+        refuse_full_disk(self.section, self.save_root)
         resumption = Resumption.of(state, self.section, scan, self.job.options.allow_change, self.print)
         super().run()  # the config is written only now: a job that is refused leaves the run as it was
         self._train(scan, items, plan, resumption)
 
     def _train(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, resumption: Resumption) -> None:
         seed = self._seed(resumption.state)
-        start = None if resumption.state else self._starting_point()
+        start = None if resumption.state else starting_point(self.section, self.print)
         adapter = self._open_model()
         stores = CacheStores(self.training_folder, self.print)
         dataset = self._encode(scan, items, adapter, stores)
         sampler = self._sampler(adapter, dataset, stores)
         adapter.drop_encoders(keep=self._encoders_in_use(dataset, sampler))
-        network = self._attach_network(adapter, seed, start)
-        run = self._assemble(network, sampler, plan.optimizer_steps, seed)
+        network = attach_network(self.section, adapter, seed, start, self.print)
+        run = self._run_of(network, self._observers(network, sampler), plan.optimizer_steps, seed)
         run.record = resumption.record
         resumption.apply(run, self.print)
         self._loop(run, items, BatchLoader(dataset, seed), adapter)
@@ -101,7 +89,7 @@ class SdTrainerProcess(BaseTrainProcess):
     def _open_model(self) -> ModelAdapter:
         self.device = pick_device(self.section.device, self.print)
         self.print(f"device {self.device}, {self.section.train.dtype}")
-        return open_adapter(self.section.model, self.device, self._dtype, quantize_block, self.print)
+        return open_adapter(self.section.model, self.device, self._dtype, quantizer, self.print)
 
     @property
     def _dtype(self):
@@ -149,7 +137,7 @@ class SdTrainerProcess(BaseTrainProcess):
         self.status.update(f"{what} {done}/{total}")
         self.request.check()  # what is encoded by now stays in the cache
 
-    # ------------------------------------------------------------ what is trained
+    # ------------------------------------------------------------ the run
 
     def _seed(self, state: Path | None) -> int:
         """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
@@ -157,100 +145,23 @@ class SdTrainerProcess(BaseTrainProcess):
         self.print(f"training_seed {seed}")
         return seed
 
-    def _starting_point(self) -> dict[str, ModuleChange] | None:
-        """The weights of `network.pretrained_lora_path`; read first, so that a wrong file costs no time."""
-        path = self.section.network.pretrained_lora_path
-        if not path:
-            return None
-        layers = family_for(self.section.model).linear_layers(model_folder(self.section.model, self.print))
-        return read_network_file(Path(path).expanduser(), layers)
-
-    def _attach_network(self, adapter: ModelAdapter, seed: int, start: dict[str, ModuleChange] | None) -> Network:
-        settings = self.section.network
-        targets = chosen_targets(settings, adapter.lora_targets())
-        network = NETWORKS.load(settings.type).from_config(settings, targets, seed)
-        network.attach(adapter.network_module)
-        if start is not None:
-            network.start_from(start, self.print)
-        adapter.use_checkpointing(self._wants_checkpointing())
-        count = sum(p.numel() for p in network.parameters().values())
-        self.print(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")
-        if network.caution:
-            self.print(network.caution)
-        return network
-
-    def _wants_checkpointing(self) -> bool:
-        wanted = self.section.train.gradient_checkpointing
-        # "auto" keeps activations only where memory is certainly no matter; a measured choice comes with the engine.
-        return self.device.type == "cuda" if wanted == "auto" else wanted
-
-    def _assemble(self, network: Network, sampler: Sampler | None, steps: int, seed: int) -> Run:
-        settings = self.section.train
-        parameters = network.parameters()
-        ema = settings.ema_config
-        role = Role(
-            parameters=parameters,
-            optimizer=build_optimizer(settings.optimizer, parameters.values(), settings.lr, settings.optimizer_params),
-            lr=settings.lr,
-            schedule=build_schedule(
-                settings.lr_scheduler, steps, params=settings.lr_scheduler_params, **Course.named_in(settings)
-            ),
-            max_grad_norm=settings.max_grad_norm,
-            ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
-        )
+    def _run_of(self, network: Network, hooks: list[Hook], steps: int, seed: int) -> Run:
         return Run(
             name=self.name,
             folder=self.save_root,
             steps=steps,
-            accumulation=settings.gradient_accumulation,
+            accumulation=self.section.train.gradient_accumulation,
             seed=seed,
-            roles={ROLE: role},
-            hooks=self._hooks(network, sampler),
+            roles=build_roles(self.section.train, network, steps),
+            hooks=hooks,
         )
 
-    # ------------------------------------------------------------ who watches
-
-    def _hooks(self, network: Network, sampler: Sampler | None) -> list[Hook]:
-        event = EventLog(self.save_root / "events.jsonl").add
-        save, log_every = self.section.save, self.section.logging.log_every
+    def _observers(self, network: Network, sampler: Sampler | None) -> list[Hook]:
+        log_every = self.section.logging.log_every
         self.status = StatusLine(every_s=0) if log_every else self.status
-        writer = NetworkWriter(network, self.section, self.meta)
-        saving = SaveHook(
-            writer.prepare,
-            save.save_every,
-            save.max_step_saves_to_keep,
-            save.max_states_to_keep,
-            self.status.note,
-            event,
-        )
-        actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
-        # Saving comes before sampling: a crash in the less important one loses nothing.
-        hooks: list[Hook] = [MetricsHook(), saving]
         if sampler:
-            sampling = self._sample_hook(network, sampler, event)
-            actions["sample_now"] = sampling.sample_now
-            hooks.append(sampling)
-        # The status comes last: "finished" means that every file is there.
-        return [*hooks, ControlHook(actions), StatusHook(self.status, log_every), WatchdogHook(self.status.note)]
-
-    def _sample_hook(self, network: Network, sampler: Sampler, event: Any) -> SampleHook:
-        settings = self.section.sample
-        sampler.stop_asked = lambda: self.request.asked
-
-        def draw(index: int):
-            with network.inference():
-                return sampler.draw(index)
-
-        return SampleHook(
-            draw,
-            count=len(sampler.prompts),
-            every=settings.sample_every,
-            start=settings.sample_start_step,
-            first=not self.section.train.skip_first_sample,
-            picture_format=settings.format,
-            note=self.status.note,
-            event=event,
-        )
+            sampler.stop_asked = lambda: self.request.asked
+        return observers(self.section, network, sampler, self.save_root, self.status, self.meta)
 
     # ------------------------------------------------------------ the loop
 

@@ -88,13 +88,13 @@ def losses() -> tuple[float, float]:
     from toolkit.data.items import scan_items
     from toolkit.data.stores import CacheStores
     from toolkit.extension import discover
-    from toolkit.memory.quantize import quantize_block
+    from toolkit.memory.quantize import quantizer
     from toolkit.models.opening import open_adapter
     from toolkit.train.flow_step import ROLE, FlowMatchingStep
 
     job = load_job(Path("config/examples/quickstart.yaml"), discover().find_config)
     section = job.processes[1].section
-    adapter = open_adapter(section.model, torch.device("cpu"), torch.float32, quantize_block)
+    adapter = open_adapter(section.model, torch.device("cpu"), torch.float32, quantizer)
     scan, items = scan_items(section, 32)
     stores = CacheStores(Path("output"), print)
     dataset = encode_items(items, adapter, stores.of_samples(scan, section), torch.float32)

@@ -255,7 +255,7 @@ def test_a_run_that_fails_leaves_no_secret_in_its_status(training_job, run_py: R
         "import os\n"
         "from toolkit.train.hooks.metrics import MetricsHook\n"
         "def fail(*_): raise RuntimeError('lost ' + os.environ['MY_TOKEN'])\n"
-        "MetricsHook.after_step = fail\n"
+        "MetricsHook.on_result = fail\n"
     )
     path = os.pathsep.join([str(patch), str(Path(__file__).resolve().parents[2])])
     result = run_py(training_job(2), "-l", "log.txt", env=environment(tmp_path, PYTHONPATH=path))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from torch import Tensor, nn
 
 from toolkit.host_memory import return_freed_memory
@@ -9,6 +11,15 @@ from toolkit.memory.plain_quanto import use_plain_tensors
 
 QTYPES = {"int8": "qint8", "int4": "qint4", "float8": "qfloat8"}
 """`model.qtype` -> optimum-quanto's name."""
+
+
+def quantizer(qtype: str) -> Callable[[nn.Module, str], None]:
+    """What quantizes one block after another to `qtype`, in place; it is given each block and its dotted name."""
+
+    def transform(block: nn.Module, name: str) -> None:
+        quantize_block(block, qtype)
+
+    return transform
 
 
 def quantize_block(block: nn.Module, qtype: str) -> None:

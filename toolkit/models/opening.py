@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,21 +11,20 @@ from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
 from toolkit.models.families import ADAPTERS, family_for
 from toolkit.models.hub import download
-from toolkit.models.options import AdapterOptions
+from toolkit.models.options import AdapterOptions, BlockTransform
 
 if TYPE_CHECKING:
     import torch
-    from torch import nn
 
-Quantize = Callable[["nn.Module", str], None]
-"""Quantizes the linears of a block in place to a `model.qtype`."""
+Quantizer = Callable[[str], BlockTransform]
+"""From a `model.qtype` to what quantizes a block's linears in place."""
 
 
 def open_adapter(
     model: Any,
     device: torch.device,
     dtype: torch.dtype,
-    quantize: Quantize,
+    quantizer: Quantizer,
     note: Callable[[str], None] = print,
 ) -> ModelAdapter:
     """The adapter for a `model:` section; nothing is loaded until it is used.
@@ -40,8 +38,8 @@ def open_adapter(
         device=device,
         dtype=dtype,
         match_target_res=model.model_kwargs.match_target_res,
-        transform_block=partial(_quantize, quantize, model.qtype) if model.quantize else None,
-        transform_text_block=partial(_quantize, quantize, model.qtype_te) if model.quantize_te else None,
+        transform_block=quantizer(model.qtype) if model.quantize else None,
+        transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
         text_variant=model.qtype_te if model.quantize_te else "",
         low_vram=model.low_vram,
     )
@@ -58,7 +56,3 @@ def model_folder(model: Any, note: Callable[[str], None]) -> Path:
     if looks_like_a_path(model.name_or_path) or model.name_or_path.count("/") != 1:
         raise UserError(f"model.name_or_path: {folder} does not exist (working directory: {Path.cwd()}).")
     return download(model.name_or_path, model.revision, note)
-
-
-def _quantize(quantize: Quantize, qtype: str, block: nn.Module) -> None:
-    quantize(block, qtype)

@@ -11,8 +11,8 @@ if TYPE_CHECKING:
     import torch
     from torch import nn
 
-BlockTransform = Callable[["nn.Module"], None]
-"""Changes a filled block in place, such as quantizing its linears."""
+BlockTransform = Callable[["nn.Module", str], None]
+"""Changes a filled block in place, such as quantizing its linears; the text is the block's dotted name."""
 
 
 @dataclass(frozen=True)

@@ -54,7 +54,7 @@ class FlowMatchingStep:
         velocity_BCHW = velocity_BCHW.to(predicted_BCHW.device)
         loss_B = loss_per_sample(predicted_BCHW, velocity_BCHW, t_B, batch.loss_mask_B1HW, self.settings)
         weight_B = (self.weighting(t_B) * batch.loss_weight_B.to(t_B.device)).to(loss_B.device)
-        return StepLosses({ROLE: loss_B * weight_B}, {"t_mean": float(t_B.mean())})
+        return StepLosses({ROLE: loss_B * weight_B}, {"t": t_B})
 
     def weighting(self, t_B: Tensor) -> Tensor:
         """How much the loss of each sample counts, by its t."""

@@ -18,8 +18,14 @@ class Hook:
     def on_start(self, run: Run) -> None:
         """Before the first step of this process; `run.state.step` is 0 or where the run goes on."""
 
-    def after_step(self, run: Run, result: StepResult) -> None:
-        """After every optimizer step."""
+    def after_step(self, run: Run) -> None:
+        """After every optimizer step; `run.state.step` is its number. The moment to save or to draw."""
+
+    def on_result(self, run: Run, result: StepResult) -> None:
+        """The numbers of one step, in order: each step once, before its `after_step` or some steps later.
+
+        Before anything is saved at a step, the results up to it have been given (`run.settle`).
+        """
 
     def on_end(self, run: Run, finished: bool) -> None:
         """After the last step; `finished` is False when a stop was asked for before all steps were done."""

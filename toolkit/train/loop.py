@@ -10,6 +10,7 @@ import math
 import time
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 
 import torch
 
@@ -73,7 +74,7 @@ class _WindowLosses:
 
     def __init__(self) -> None:
         self.loss = 0.0
-        self.stats: dict[str, float] = defaultdict(float)
+        self.by_sample: dict[str, list[float]] = defaultdict(list)
         self.names: list[str] = []
 
 
@@ -124,8 +125,9 @@ def _gradients(run: Run, samples: int, batches: Iterable[Batch], step_fn: TrainS
             if torch.isfinite(share):
                 share.backward()
         sums.loss += share.item()
-        for name, value in losses.stats.items():
-            sums.stats[name] += value * len(batch) / samples
+        loss_B = sum(of_role_B.detach() for of_role_B in losses.by_role.values())
+        for name, values_B in {"loss": loss_B, **losses.by_sample}.items():
+            sums.by_sample[name].extend(values_B.tolist())
     return sums
 
 
@@ -204,15 +206,15 @@ def _notify(
         samples=run.state.samples,
         step_s=step_s,
         data_s=data_s,
-        stats=dict(losses.stats),
+        by_sample={name: tuple(values) for name, values in losses.by_sample.items()},
         skipped=skipped,
     )
     for hook in run.hooks:
-        if hook.counts_as_step_time:
-            hook.after_step(run, result)
-        else:
-            with clock.excluded():
-                hook.after_step(run, result)
+        with nullcontext() if hook.counts_as_step_time else clock.excluded():
+            hook.on_result(run, result)
+    for hook in run.hooks:
+        with nullcontext() if hook.counts_as_step_time else clock.excluded():
+            hook.after_step(run)
 
 
 class _StepClock:

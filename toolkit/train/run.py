@@ -79,6 +79,9 @@ class Run:
     stop_asked: Callable[[], bool] = lambda: False
     """Whether a signal asks for an end; read between micro-batches."""
 
+    settle: Callable[[], None] = lambda: None
+    """Set by the loop: fetches the numbers of all steps so far from the device and gives them to the hooks."""
+
     stop_reason: str | None = None
     """Set by a hook that asks for a stop."""
 

@@ -9,7 +9,7 @@ from torch import nn
 from tests.diffusers_reference import open_tiny
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
-from toolkit.memory.quantize import QTYPES, quantize_block
+from toolkit.memory.quantize import QTYPES, quantize_block, quantizer
 
 QUANTO = {"int8": "qint8", "int4": "qint4", "float8": "qfloat8"}
 MATRICES = load_file(FOLDER / "quantize_inputs.safetensors")
@@ -45,7 +45,7 @@ def test_the_compared_types_are_all_there_are() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 def test_only_the_linears_weights_are_quantized(tiny_model: Path, qtype: str, dtype: torch.dtype) -> None:
     plain = open_tiny(tiny_model, dtype).network_module
-    model = open_tiny(tiny_model, dtype, transform_block=lambda block: quantize_block(block, qtype)).network_module
+    model = open_tiny(tiny_model, dtype, transform_block=quantizer(qtype)).network_module
     quantized = {name for name, module in model.named_modules() if isinstance(module, QLinear)}
     linears = {name for name, module in plain.named_modules() if isinstance(module, nn.Linear)}
     assert quantized == {name for name in linears if name.startswith("transformer_blocks.")}

@@ -9,7 +9,7 @@ from tests.diffusers_reference import CPU
 from toolkit.config.model import looks_like_a_path
 from toolkit.contracts import Size
 from toolkit.errors import UserError
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantizer
 from toolkit.models import opening
 from toolkit.models.opening import model_folder, open_adapter
 
@@ -73,9 +73,9 @@ def quantized_linears(module: torch.nn.Module) -> int:
 
 
 def test_the_section_decides_what_is_quantized(tiny_model: Path) -> None:
-    plain = open_adapter(model(tiny_model), CPU, torch.float32, quantize_block)
+    plain = open_adapter(model(tiny_model), CPU, torch.float32, quantizer)
     assert quantized_linears(plain.network_module) == 0
-    both = open_adapter(model(tiny_model, quantize=True, quantize_te=True), CPU, torch.float32, quantize_block)
+    both = open_adapter(model(tiny_model, quantize=True, quantize_te=True), CPU, torch.float32, quantizer)
     assert quantized_linears(both.network_module) == 2 * 14
     assert both.blocks()[0].attn.to_q.weight.qtype.name == "qint8"
     both.encode_prompt("a cat", [])
@@ -89,4 +89,4 @@ def test_match_target_res_decides_the_size_of_references(tiny_model: Path) -> No
     image, target = Size(500, 500), Size(128, 128)
     for wanted, size in ((True, (128, 128)), (False, (1024, 1024))):
         section = model(tiny_model, model_kwargs=SimpleNamespace(match_target_res=wanted))
-        assert open_adapter(section, CPU, torch.float32, quantize_block).reference_size(image, target) == size
+        assert open_adapter(section, CPU, torch.float32, quantizer).reference_size(image, target) == size

@@ -1,7 +1,6 @@
 """What every kind of adapter promises: no change at the start, gradients on any base, a file that means the same."""
 
 from collections.abc import Callable
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -12,13 +11,13 @@ from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantizer
 from toolkit.networks.adapter import AdapterNetwork, plain_weight
 from toolkit.networks.files import save_network
 from toolkit.networks.formats import ModuleChange, read_network_file
 from toolkit.networks.registry import NETWORKS
 
-INT8, INT4 = partial(quantize_block, qtype="int8"), partial(quantize_block, qtype="int4")
+INT8, INT4 = quantizer("int8"), quantizer("int4")
 BASES = {"plain": None, "int8": INT8, "int4": INT4}
 TO_Q = "transformer_blocks.0.attn.to_q"
 

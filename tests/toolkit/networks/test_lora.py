@@ -2,7 +2,6 @@
 
 import logging
 import warnings
-from functools import partial
 from pathlib import Path
 
 import pytest
@@ -22,14 +21,14 @@ from tests.diffusers_reference import (
 from tests.measured import at_least, at_most
 from toolkit.contracts import Size
 from toolkit.data.encode import ItemEncoder
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantizer
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
 from toolkit.networks.files import save_network
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SIZE = Size(96, 64)
-INT8 = partial(quantize_block, qtype="int8")
+INT8 = quantizer("int8")
 
 
 def lora(adapter: QwenEditAdapter, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, seed: int = 1, **options):

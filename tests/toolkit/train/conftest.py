@@ -71,7 +71,7 @@ class Toy:
 
         def losses(batch: Batch) -> StepLosses:
             residual_B = batch.latents_BCHW[:, 0, 0] @ w_D - self.y_N[list(batch.spec.items)]
-            return StepLosses({"network": residual_B**2}, {"t_mean": float(batch.spec.items[0])})
+            return StepLosses({"network": residual_B**2}, {"item": torch.tensor(batch.spec.items).float()})
 
         return losses
 
@@ -114,9 +114,11 @@ class Recorder(Hook):
     def on_start(self, run: Run) -> None:
         self.calls.append("start")
 
-    def after_step(self, run: Run, result: StepResult) -> None:
-        self.calls.append(f"step {result.step}")
+    def on_result(self, run: Run, result: StepResult) -> None:
         self.results.append(result)
+
+    def after_step(self, run: Run) -> None:
+        self.calls.append(f"step {run.state.step}")
         role = run.roles["network"]
         self.weights.append(role.parameters["w"].detach().clone())
         if role.ema:
@@ -148,7 +150,7 @@ def result() -> Callable[..., StepResult]:
             "samples": 3 * step,
             "step_s": 0.25,
             "data_s": 0.0625,
-            "stats": {"t_mean": 0.75},
+            "by_sample": {"t": (0.5, 1.0), "loss": (0.25, 0.75)},
             "skipped": not math.isfinite(changes.get("loss", 0.5)),
         }
         return StepResult(step=step, **fields | changes)

@@ -57,7 +57,7 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
     result = step(batch)
     expected_B = ((0.5 - (noise_BCHW - LATENTS)) ** 2).mean(dim=(1, 2, 3))
     torch.testing.assert_close(result.by_role[ROLE], expected_B)
-    assert result.stats["t_mean"] == pytest.approx(float(t_B.mean()))
+    assert torch.equal(result.by_sample["t"], t_B)
     x_t_BCHW, asked_t_B = step.adapter.asked
     assert torch.equal(x_t_BCHW, linear_path(LATENTS, noise_BCHW, t_B)[0]) and torch.equal(asked_t_B, t_B)
 

@@ -39,8 +39,8 @@ def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, reco
     run = toy.run(2, accumulation=2, hooks=[recorder])
     train(run, toy.epoch_batches, toy.load, toy.step(run))
     assert recorder.results[0].loss == pytest.approx(float((toy.y_N[:6] ** 2).mean()), rel=1e-6)  # w = 0
-    # Step 2 holds sample 6 (t_mean 6) and samples 1, 2, 3 of the next epoch (t_mean 1): (6 + 3 * 1) / 4.
-    assert recorder.results[1].stats == {"t_mean": pytest.approx(2.25)}
+    assert recorder.results[0].by_sample["loss"] == pytest.approx((toy.y_N[:6] ** 2).tolist())
+    assert recorder.results[1].by_sample["item"] == tuple(toy.items(2, 2)[1])
     assert [(r.step, r.epoch) for r in recorder.results] == [(1, 0), (2, 1)]
 
 
@@ -115,7 +115,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recor
     momentum_after = []
 
     class Momentum(Hook):
-        def after_step(self, run, result) -> None:
+        def after_step(self, run) -> None:
             state = run.roles["network"].optimizer.state_dict()["state"][0]
             momentum_after.append(state["momentum_buffer"].clone())
 
@@ -206,8 +206,8 @@ def test_going_on_after_a_stop_ends_in_the_same_weights(toy, asked: int) -> None
 
 def test_a_hook_that_asks_for_a_stop_ends_the_run_after_its_step(toy, recorder) -> None:
     class Stop(Hook):
-        def after_step(self, run, result) -> None:
-            run.stop_reason = "enough" if result.step == 2 else None
+        def after_step(self, run) -> None:
+            run.stop_reason = "enough" if run.state.step == 2 else None
 
     run = toy.run(5, hooks=[Stop(), recorder])
     assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is False
@@ -262,7 +262,7 @@ class Named(Hook):
     def on_start(self, run) -> None:
         self.said.append(f"{self.name} start")
 
-    def after_step(self, run, result) -> None:
+    def after_step(self, run) -> None:
         self.said.append(f"{self.name} step")
 
     def on_end(self, run, finished) -> None:
@@ -279,7 +279,7 @@ def test_hooks_are_called_in_their_order_at_each_moment(toy) -> None:
     assert said == ["a start", "b start", "a step", "b step", "a end", "b end"]
 
 
-@pytest.mark.parametrize("moment", ["on_start", "after_step", "on_end"])
+@pytest.mark.parametrize("moment", ["on_start", "on_result", "after_step", "on_end"])
 def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) -> None:
     said: list[str] = []
 
@@ -304,7 +304,7 @@ def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypa
         def __init__(self, seconds: float, counts: bool) -> None:
             self.seconds, self.counts_as_step_time = seconds, counts
 
-        def after_step(self, run, result) -> None:
+        def after_step(self, run) -> None:
             clock.now += self.seconds
 
     def load(specs):

@@ -50,7 +50,7 @@ def load_transformer(options: AdapterOptions) -> QwenImageTransformer2DModel:
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
             if options.transform_block:
-                options.transform_block(block)
+                options.transform_block(block, f"{BLOCKS}.{index}")
             block.to(options.device)
         _fill(model, reader, "", options.dtype, skip=f"{BLOCKS}.")
     if reader.names:
@@ -115,8 +115,8 @@ def load_text_model(folder: Path, dtype: torch.dtype, transform_block: BlockTran
     encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(part, dtype=dtype, local_files_only=True)
     model = encoder.model
     if transform_block:
-        for block in model.language_model.layers:
-            transform_block(block)
+        for index, block in enumerate(model.language_model.layers):
+            transform_block(block, f"language_model.layers.{index}")
     return model.requires_grad_(False).eval()
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from toolkit.contracts import StepResult
 from toolkit.train.hook import Hook
 from toolkit.train.run import Run
 
@@ -23,7 +22,7 @@ class ControlHook(Hook):
     def on_start(self, run: Run) -> None:
         (run.folder / "control").mkdir(parents=True, exist_ok=True)
 
-    def after_step(self, run: Run, result: StepResult) -> None:
+    def after_step(self, run: Run) -> None:
         for name, action in self.actions.items():
             request = run.folder / "control" / name
             if request.exists():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 
 from toolkit.contracts import StepResult
 from toolkit.files import append_json_line, naming_failures, write_text
@@ -23,7 +24,7 @@ class MetricsHook(Hook):
         with naming_failures(path):
             self._file = path.open("a", encoding="utf-8", newline="\n")
 
-    def after_step(self, run: Run, result: StepResult) -> None:
+    def on_result(self, run: Run, result: StepResult) -> None:
         line = {
             "step": result.step,
             "epoch": result.epoch,
@@ -33,7 +34,7 @@ class MetricsHook(Hook):
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
-            **{name: _finite(value) for name, value in result.stats.items()},
+            **{f"{name}_mean": _finite(fmean(values)) for name, values in result.by_sample.items() if name != "loss"},
         }
         append_json_line(self._file, line | {"skipped": True} if result.skipped else line)
 

@@ -9,7 +9,6 @@ from pathlib import Path
 
 from PIL import Image
 
-from toolkit.contracts import StepResult
 from toolkit.files import naming_failures, replaced
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
@@ -61,8 +60,8 @@ class SampleHook(Hook):
         elif step:
             self._drawn_at = step
 
-    def after_step(self, run: Run, result: StepResult) -> None:
-        if due(result.step, self.every, self.start):
+    def after_step(self, run: Run) -> None:
+        if due(run.state.step, self.every, self.start):
             self.sample_now(run)
 
     def on_end(self, run: Run, finished: bool) -> None:

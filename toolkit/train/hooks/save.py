@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit.contracts import StepResult
 from toolkit.errors import RunError
 from toolkit.files import naming_failures
 from toolkit.networks.files import remove_old_step_files
@@ -50,9 +49,9 @@ class SaveHook(Hook):
     def on_start(self, run: Run) -> None:
         self._state_at = run.state.step
 
-    def after_step(self, run: Run, result: StepResult) -> None:
+    def after_step(self, run: Run) -> None:
         self._tell(self._background.collect())
-        if due(result.step, self.every):
+        if due(run.state.step, self.every):
             self.save_now(run)
 
     def save_now(self, run: Run) -> None:
@@ -76,6 +75,7 @@ class SaveHook(Hook):
             self.note(f"the save in progress failed too: {failed}")
 
     def _begin(self, run: Run, step: int | None) -> None:
+        run.settle()
         snapshot = capture(run)
         if not self._has_room(run, snapshot):
             return
@@ -97,6 +97,7 @@ class SaveHook(Hook):
         self._state_at = done
 
     def _begin_state_only(self, run: Run) -> None:
+        run.settle()
         snapshot = capture(run)
         if not self._has_room(run, snapshot):
             return

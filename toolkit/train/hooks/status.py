@@ -39,7 +39,7 @@ class StatusHook(Hook):
     def on_start(self, run: Run) -> None:
         self._write(run, "running")
 
-    def after_step(self, run: Run, result: StepResult) -> None:
+    def on_result(self, run: Run, result: StepResult) -> None:
         self._recent_s.append(result.step_s)
         self._last = result
         if not result.skipped:

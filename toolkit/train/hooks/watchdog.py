@@ -39,8 +39,10 @@ class WatchdogHook(Hook):
         self._thread = threading.Thread(target=self._look, args=(run,), daemon=True, name="watchdog")
         self._thread.start()
 
-    def after_step(self, run: Run, result: StepResult) -> None:
+    def on_result(self, run: Run, result: StepResult) -> None:
         self._recent_s.append(result.step_s)
+
+    def after_step(self, run: Run) -> None:
         self._last = time.monotonic()
         self._told = False
 

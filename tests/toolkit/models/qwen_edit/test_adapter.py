@@ -17,7 +17,7 @@ from tests.diffusers_reference import (
 )
 from toolkit.contracts import PromptEmbeds, Size
 from toolkit.errors import RunError
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantizer
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
 
 SIZE = Size(128, 96)
@@ -173,7 +173,7 @@ def test_checkpointing_is_switched_on_every_model_and_off_again(tiny_model: Path
 def test_a_quantized_text_encoder_still_sees_pictures(tiny_model: Path, qtype: str) -> None:
     picture = Image.open(REFERENCES[0])
     plain_LD = open_tiny(tiny_model).encode_prompt("a cat", [picture])
-    adapter = open_tiny(tiny_model, transform_text_block=lambda block: quantize_block(block, qtype), text_variant=qtype)
+    adapter = open_tiny(tiny_model, transform_text_block=quantizer(qtype), text_variant=qtype)
     quantized_LD = adapter.encode_prompt("a cat", [picture])
     assert plain_LD.shape == quantized_LD.shape
     assert 0 < relative(quantized_LD, plain_LD) < {"int8": 0.03, "float8": 0.1, "int4": 0.3}[qtype]

@@ -137,9 +137,13 @@ def test_every_size_comes_from_the_config(tmp_path: Path) -> None:
 
 def test_each_block_is_transformed_once_when_it_is_filled(tiny_model: Path) -> None:
     seen = []
-    model = load_transformer(options(tiny_model, transform_block=lambda block: seen.append(block.attn.to_q.weight)))
-    assert [weight.device.type for weight in seen] == ["cpu", "cpu"]
-    assert [block.attn.to_q.weight is weight for block, weight in zip(model.transformer_blocks, seen, strict=True)]
+    model = load_transformer(
+        options(tiny_model, transform_block=lambda block, name: seen.append((name, block.attn.to_q.weight)))
+    )
+    names, weights = zip(*seen, strict=True)
+    assert names == ("transformer_blocks.0", "transformer_blocks.1")
+    assert [weight.device.type for weight in weights] == ["cpu", "cpu"]
+    assert [block.attn.to_q.weight is weight for block, weight in zip(model.transformer_blocks, weights, strict=True)]
 
 
 # ---------------------------------------------------------------- the other parts
@@ -163,8 +167,8 @@ def test_the_tokenizer_reads_either_layout(copy: Path, tmp_path: Path) -> None:
 
 def test_the_text_encoder_has_no_language_model_head_and_its_layers_are_transformed(tiny_model: Path) -> None:
     seen = []
-    model = load_text_model(tiny_model, torch.float32, seen.append)
-    assert seen == list(model.language_model.layers)
+    model = load_text_model(tiny_model, torch.float32, lambda block, name: seen.append((name, block)))
+    assert seen == [(f"language_model.layers.{i}", layer) for i, layer in enumerate(model.language_model.layers)]
     assert not hasattr(model, "lm_head") and not any(p.requires_grad for p in model.parameters())
 
 
@@ -233,7 +237,7 @@ import json, sys, threading, time
 from functools import partial
 from pathlib import Path
 import torch
-from toolkit.memory.quantize import quantize_block
+from toolkit.memory.quantize import quantize_block, quantizer
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.loading import load_transformer
 
@@ -256,7 +260,7 @@ options = AdapterOptions(
     folder=Path(sys.argv[1]),
     device=torch.device("cpu"),
     dtype=torch.bfloat16,
-    transform_block=partial(quantize_block, qtype="int8"),
+    transform_block=quantizer("int8"),
 )
 model = load_transformer(options)
 done = True

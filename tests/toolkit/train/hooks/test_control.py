@@ -31,12 +31,12 @@ def test_the_folder_is_there_from_the_start(toy, hook) -> None:
 def test_a_request_is_answered_once_and_its_file_removed(toy, hook, done, result, name: str) -> None:
     run = toy.run(5)
     hook.on_start(run)
-    hook.after_step(run, result(1))
+    hook.after_step(run)
     assert done == []
     run.state.step = 2
     (run.folder / "control" / name).touch()
-    hook.after_step(run, result(2))
-    hook.after_step(run, result(3))
+    hook.after_step(run)
+    hook.after_step(run)
     assert done == [f"{name} at 2"]
     assert list((run.folder / "control").iterdir()) == []
     assert not run.stopping
@@ -63,7 +63,7 @@ def test_other_files_are_left_alone(toy, hook, done, result) -> None:
     hook.on_start(run)
     note = run.folder / "control" / "note.txt"
     note.touch()
-    hook.after_step(run, result(1))
+    hook.after_step(run)
     assert note.exists() and done == []
 
 

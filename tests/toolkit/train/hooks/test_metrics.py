@@ -28,7 +28,7 @@ def write(run, results) -> None:
     hook = MetricsHook()
     hook.on_start(run)
     for result in results:
-        hook.after_step(run, result)
+        hook.on_result(run, result)
     hook.on_end(run, finished=True)
 
 
@@ -51,14 +51,14 @@ def test_each_step_has_one_line_with_the_documented_keys(run, result) -> None:
 def test_a_line_can_be_read_as_soon_as_its_step_is_done(run, result) -> None:
     hook = MetricsHook()
     hook.on_start(run)
-    hook.after_step(run, result(1))
+    hook.on_result(run, result(1))
     assert [line["step"] for line in read(run)] == [1]
     hook.on_error(run, OSError())
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
 def test_what_is_no_number_is_null_and_the_step_marked_as_skipped(run, result, value: float) -> None:
-    write(run, [result(1, loss=value, grad_norm=value, stats={"t_mean": value}, skipped=True)])
+    write(run, [result(1, loss=value, grad_norm=value, by_sample={"t": (value, 0.5)}, skipped=True)])
     [line] = read(run)
     assert line["loss"] is line["grad_norm"] is line["t_mean"] is None
     assert line["skipped"] is True

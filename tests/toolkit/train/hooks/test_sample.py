@@ -38,7 +38,7 @@ class Drawing:
         self.hook.on_start(self.run)
         for step in range(self.run.state.step + 1, last + 1):
             self.run.state = TrainState(step=step)
-            self.hook.after_step(self.run, result(step))
+            self.hook.after_step(self.run)
         self.hook.on_end(self.run, finished)
         return self.pictures()
 

@@ -43,7 +43,7 @@ class Saving:
         self.hook.on_start(run)
         for step in range(run.state.step + 1, last + 1):
             run.state = TrainState(step=step)
-            self.hook.after_step(run, result(step))
+            self.hook.after_step(run)
         self.hook.on_end(run, finished)
 
 
@@ -146,10 +146,10 @@ def test_an_error_while_writing_is_raised_at_the_next_step(run, result) -> None:
     saving._write = fail
     saving.hook.on_start(run)
     run.state = TrainState(step=1)
-    saving.hook.after_step(run, result(1))
+    saving.hook.after_step(run)
     saving.hook._background._thread.join()
     with pytest.raises(OSError, match="the disk is gone"):
-        saving.hook.after_step(run, result(2))
+        saving.hook.after_step(run)
 
 
 def test_writing_goes_on_beside_the_training_and_sees_the_weights_of_its_step(run, result) -> None:
@@ -158,7 +158,7 @@ def test_writing_goes_on_beside_the_training_and_sees_the_weights_of_its_step(ru
     saving._write = lambda *arguments: may_write.wait(10) and write(*arguments)
     saving.hook.on_start(run)
     run.state = TrainState(step=1)
-    saving.hook.after_step(run, result(1))
+    saving.hook.after_step(run)
     assert files(run) == []  # still waiting: the step has ended all the same
     run.state = TrainState(step=2)
     may_write.set()
@@ -172,7 +172,7 @@ def test_without_space_a_save_is_put_off_with_a_warning_and_the_end_is_an_error(
     saving = Saving(every=1, keep=0)
     saving.hook.on_start(run)
     run.state = TrainState(step=1)
-    saving.hook.after_step(run, result(1))
+    saving.hook.after_step(run)
     assert saving.notes == ["short of space"]
     with pytest.raises(RunError, match="could not be saved"):
         saving.hook.on_end(run, finished=True)

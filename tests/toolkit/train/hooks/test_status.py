@@ -51,7 +51,7 @@ def test_it_is_rewritten_once_a_second_with_the_newest_numbers(run, result, cloc
     for step in range(1, 9):
         run.state = TrainState(step=step, epoch=1, samples=3 * step)
         clock.now += 0.3
-        hook.after_step(run, result(step, loss=float(step)))
+        hook.on_result(run, result(step, loss=float(step)))
         seen.append(status(run)["step"])
     assert seen == [0, 0, 0, 4, 4, 4, 4, 8]
     document = status(run)
@@ -65,7 +65,7 @@ def test_a_loss_that_is_no_number_keeps_it_valid_json(run, result, clock) -> Non
     for step, loss in [(1, float("nan")), (2, 0.5), (3, float("inf"))]:
         clock.now += 2
         run.state = TrainState(step=step, skipped=1 + (step == 3))
-        hook.after_step(run, result(step, loss=loss))
+        hook.on_result(run, result(step, loss=loss))
         assert status(run)["loss"] == (None if step == 1 else 0.5)
     assert status(run)["skipped"] == 2
     hook.on_end(run, finished=True)
@@ -77,7 +77,7 @@ def test_the_end_says_which_end_it_was(run, result, finished: bool, word: str) -
     hook, stream = hook_on()
     hook.on_start(run)
     run.state = TrainState(step=7)
-    hook.after_step(run, result(7))
+    hook.on_result(run, result(7))
     hook.on_end(run, finished)
     assert (status(run)["status"], status(run)["step"]) == (word, 7)
     assert "step 7/40 17.5%" in stream.getvalue().splitlines()[-1]
@@ -101,7 +101,7 @@ def test_a_run_without_a_step_ends_without_a_line(run) -> None:
 def test_the_line_tells_step_loss_speed_and_what_is_left(run, result) -> None:
     hook, stream = hook_on()
     hook.on_start(run)
-    hook.after_step(run, result(10, loss=0.5, step_s=4.0))
+    hook.on_result(run, result(10, loss=0.5, step_s=4.0))
     line = stream.getvalue()
     for part in ("step 10/40 25.0%", "loss 0.5000 (avg 0.5000)", "lr 1.0e-01", "4.00 s/it", "ETA 2m00s"):
         assert part in line
