@@ -67,6 +67,13 @@ class SdTrainerConfig(DatasetsJob):
         if train.min_timestep >= train.max_timestep:
             message = f"{train.min_timestep:g} leaves nothing below max_timestep {train.max_timestep:g}."
             yield Finding(("train", "min_timestep"), message)
+        if train.timestep_type.startswith("qinglong"):
+            for key, plain in (("content_or_style", "balanced"), ("preserve_distribution_shape", False)):
+                if getattr(train, key) != plain:
+                    message = (
+                        f"'timestep_type: {train.timestep_type}' is a mixture and cannot be bent or cut. Leave it out."
+                    )
+                    yield Finding(("train", key), message)
 
     def notes(self, job: JobContext) -> Iterable[Finding]:
         """Settings that are allowed and train nothing, or that do nothing."""

@@ -41,7 +41,7 @@ SCHEDULES = (
 
 TIMESTEP_TYPES = (
     "sigmoid", "linear", "uniform", "weighted", "sigma", "shift", "model_shift", "flux_shift", "logsnr",
-    "lognorm_blend",
+    "lognorm_blend", "qinglong_flux", "qinglong_qwen",
 )  # fmt: skip
 
 _short_name, _ = one_of(*OPTIMIZERS, later=_OPTIMIZERS_LATER, spellings=_OPTIMIZER_SPELLINGS)
@@ -180,7 +180,7 @@ class TrainConfig(StrictModel):
             *TIMESTEP_TYPES,
             spellings={"qwen_shift": "model_shift"},
             later=(
-                "next_sample one_step two_step four_step eight_step gaussian content style qinglong_flux qinglong_qwen "
+                "next_sample one_step two_step four_step eight_step gaussian content style "
                 "logit_normal mode lumina2_shift flux2_shift krea2_shift ideogram4_shift"
             ),
         ),
@@ -188,7 +188,8 @@ class TrainConfig(StrictModel):
     """How noise levels are drawn. uniform, linear: all alike; weighted: so, with weighted loss; sigmoid: the middle
     most; shift: the same, moved by `discrete_flow_shift` (without it: the levels of a sampling run at the image's
     size); qwen_shift (= model_shift): moved as the model's own sampling is at the image's size; flux_shift: by Flux's
-    rule; logsnr: by signal-to-noise ratio; lognorm_blend: around 0.65; sigma: by `weighting_scheme`."""
+    rule; logsnr: by signal-to-noise ratio; lognorm_blend: around 0.65; sigma: by `weighting_scheme`;
+    qinglong_flux, qinglong_qwen: mostly flux_shift or qwen_shift, a tenth or a twentieth with little noise."""
 
     sigmoid_scale: float = Field(default=1.0, gt=0)
     """Width of sigmoid, shift, qwen_shift and flux_shift: above 1 the ends more often, below 1 the middle."""
@@ -218,6 +219,9 @@ class TrainConfig(StrictModel):
 
     max_timestep: float = Field(default=1000.0, gt=0, le=1000)
     """Most noise, in thousandths; 1000: no bound. 0 is an error."""
+
+    preserve_distribution_shape: bool = False
+    """Cut the distribution of noise levels off at min_timestep and max_timestep instead of squeezing it between."""
 
     num_timestep_buckets: int = Field(default=0, ge=0)
     """Equal parts of the distribution of noise levels; in each epoch every part is drawn from equally often. 0: off."""
@@ -319,15 +323,18 @@ class TrainConfig(StrictModel):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
         kind, scheme = self.timestep_type, self.weighting_scheme
-        scaled = kind in ("sigmoid", "model_shift", "flux_shift") or (kind == "shift" and self.discrete_flow_shift)
-        normal = kind == "sigma" and scheme == "logit_normal"
+        scaled = kind in ("sigmoid", "model_shift", "flux_shift", "qinglong_flux", "qinglong_qwen") or (
+            kind == "shift" and self.discrete_flow_shift
+        )
+        normal = kind in ("logsnr", "qinglong_flux") or (kind == "sigma" and scheme == "logit_normal")
         uses = {
-            "sigmoid_scale": (scaled, "timestep_type sigmoid, shift, qwen_shift or flux_shift"),
+            "sigmoid_scale": (scaled, "timestep_type sigmoid, shift, qwen_shift, flux_shift or qinglong"),
             "discrete_flow_shift": (kind == "shift", "timestep_type shift"),
-            "logit_mean": (kind == "logsnr" or normal, "timestep_type logsnr, or sigma with logit_normal"),
-            "logit_std": (kind == "logsnr" or normal, "timestep_type logsnr, or sigma with logit_normal"),
+            "logit_mean": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
+            "logit_std": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
             "mode_scale": (kind == "sigma" and scheme == "mode", "timestep_type sigma with weighting_scheme mode"),
             "weighting_scheme": (kind == "sigma" or scheme not in ("logit_normal", "mode"), "timestep_type sigma"),
+            "preserve_distribution_shape": (self.min_timestep > 0 or self.max_timestep < 1000, "min_ and max_timestep"),
             **dict.fromkeys(_HUBER, (self.loss_type == "huber", "loss_type huber")),
         }
         for key, (used, needed) in uses.items():

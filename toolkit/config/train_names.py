@@ -75,7 +75,6 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # musubi-tuner
     "lr_scheduler_type": (),
     "lr_groups": (),
-    "preserve_distribution_shape": _OFF,
     "gradient_checkpointing_offload": _OFF,
     "gradient_checkpointing_cpu_offload": _OFF,
     "compile": _OFF,

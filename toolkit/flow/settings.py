@@ -20,6 +20,7 @@ class FlowSettings:
     content_or_style: str = "balanced"
     min_timestep: float = 0.0
     max_timestep: float = 1000.0
+    preserve_distribution_shape: bool = False
     num_timestep_buckets: int = 0
     linear_timesteps: bool = False
     linear_timesteps2: bool = False

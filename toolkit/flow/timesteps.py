@@ -7,9 +7,9 @@ another program drew. `draw_timestep` feeds it one sample's own keyed generator.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cache
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import cache, lru_cache, partial
 
 import numpy as np
 import torch
@@ -23,6 +23,10 @@ LEVELS = 1000
 
 SMALLEST = 1e-7
 """Uniform numbers are kept this far from 0 and 1 before they become normal ones, which stay finite so."""
+
+
+NormalTransform = Callable[[Tensor, FlowSettings], Tensor]
+"""From standard normal numbers to t."""
 
 
 @dataclass(frozen=True)
@@ -100,6 +104,36 @@ def logsnr(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     return torch.sigmoid(-0.5 * (settings.logit_mean + settings.logit_std * normal))
 
 
+def mixture(uniform: Tensor, settings: FlowSettings, parts: Sequence[tuple[float, NormalTransform]]) -> Tensor:
+    """t by one of several samplings from normal numbers: u chooses, and what is left of it becomes the normal number.
+
+    parts: the share of each, which add up to 1, and the sampling.
+    """
+    t, low = torch.empty_like(uniform), 0.0
+    for share, transform in parts:
+        chosen = (uniform >= low) & (uniform < low + share) if low + share < 1 - SMALLEST else uniform >= low
+        rest = ((uniform[chosen] - low) / share).clamp(SMALLEST, 1 - SMALLEST)
+        t[chosen] = transform(torch.special.ndtri(rest), settings)
+        low += share
+    return t
+
+
+def little_noise(normal: Tensor, settings: FlowSettings) -> Tensor:
+    """`logsnr` around 5.36 with width 1: t near 0.06. Source: musubi-tuner, `qinglong_flux` and `qinglong_qwen`."""
+    return torch.sigmoid(-0.5 * (5.36 + normal))
+
+
+def qinglong_flux(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """79 % `flux_shift`, 11 % `logsnr`, 10 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_flux`."""
+    by_size, by_ratio = partial(flux_shift, picture=picture), partial(logsnr, picture=picture)
+    return mixture(uniform, settings, [(0.79, by_size), (0.11, by_ratio), (0.10, little_noise)])
+
+
+def qinglong_qwen(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """95 % `model_shift`, 5 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_qwen`."""
+    return mixture(uniform, settings, [(0.95, partial(model_shift, picture=picture)), (0.05, little_noise)])
+
+
 def lognorm_blend(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     """Three quarters around t = 0.65, one quarter even. Source: ai-toolkit, `timestep_type lognorm_blend`."""
     levels, shares = _lognorm_blend_shares()
@@ -161,8 +195,8 @@ class Sampling:
     ladder: bool = False
     """t is one of 1000 levels."""
 
-    rises: bool = True
-    """Whether a larger random number means more noise."""
+    rises: bool | None = True
+    """Whether a larger random number means more noise; None: neither more nor less."""
 
 
 _LADDER = Sampling(torch.rand, even, ladder=True, rises=False)
@@ -178,6 +212,8 @@ SAMPLINGS = {
     "flux_shift": Sampling(torch.randn, flux_shift),
     "logsnr": Sampling(torch.randn, logsnr, rises=False),
     "lognorm_blend": Sampling(torch.rand, lognorm_blend),
+    "qinglong_flux": Sampling(torch.rand, qinglong_flux, rises=None),
+    "qinglong_qwen": Sampling(torch.rand, qinglong_qwen, rises=None),
 }
 
 DENSITIES = {
@@ -221,6 +257,8 @@ def timesteps_of_shares(share: Tensor, settings: FlowSettings, picture: Picture)
 
     `content_or_style` bends the numbers here: content prefers much noise, style little. Source: ai-toolkit.
     """
+    if settings.preserve_distribution_shape:
+        return _cut_off(share, settings, picture)
     sampling = sampling_for(settings)
     if settings.content_or_style != "balanced":
         noise = 1 - share**3 if settings.content_or_style == "content" else share**3
@@ -230,6 +268,38 @@ def timesteps_of_shares(share: Tensor, settings: FlowSettings, picture: Picture)
     return timesteps(share, settings, picture)
 
 
+def _cut_off(share: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """As without bounds, but only what lies between them: nothing is squeezed.
+
+    musubi-tuner's `preserve_distribution_shape` draws until it fits, at most 1000 times; this never gives up.
+    """
+    low, high = settings.min_timestep / LEVELS, settings.max_timestep / LEVELS
+    whole = replace(settings, min_timestep=0.0, max_timestep=float(LEVELS), preserve_distribution_shape=False)
+    first, last = _shares_between(whole, picture, low, high)
+    return timesteps_of_shares(first + (last - first) * share, whole, picture).clamp(low, high)
+
+
+@lru_cache(maxsize=1024)
+def _shares_between(settings: FlowSettings, picture: Picture, low: float, high: float) -> tuple[float, float]:
+    """The first and last uniform number whose t lies in [low, high], by bisection: t only rises or only falls."""
+
+    def t_of(share: float) -> float:
+        return float(timesteps_of_shares(torch.tensor([share], dtype=torch.float64), settings, picture))
+
+    rises = t_of(0.0) < t_of(1.0)
+    ends = [_bisect(lambda share, bound=bound: (t_of(share) < bound) == rises) for bound in (low, high)]
+    return min(ends), max(ends)
+
+
+def _bisect(is_before: Callable[[float], bool]) -> float:
+    """Where in [0, 1] a condition that holds at first stops to hold."""
+    low, high = 0.0, 1.0
+    for _ in range(50):
+        middle = (low + high) / 2
+        low, high = (middle, high) if is_before(middle) else (low, middle)
+    return high
+
+
 def draw_timestep(
     settings: FlowSettings, generator: torch.Generator, picture: Picture, stratum: int | None = None
 ) -> float:
@@ -237,7 +307,8 @@ def draw_timestep(
 
     stratum: which of `num_timestep_buckets` equal parts of the distribution t comes from; None: all of it.
     """
-    if stratum is None and settings.content_or_style == "balanced":
+    plain = settings.content_or_style == "balanced" and not settings.preserve_distribution_shape
+    if stratum is None and plain:
         return float(timesteps(sampling_for(settings).base(1, generator=generator), settings, picture))
     share = torch.rand(1, generator=generator, dtype=torch.float64)
     if stratum is not None:

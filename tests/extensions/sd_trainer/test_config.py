@@ -195,6 +195,11 @@ def test_its_recovery_adapter_gives_one_line_naming_the_supported_types(load) ->
         ("train_unet: true", "train_unet: false", "train.train_unet: false leaves nothing to train"),
         ("is_qwen: true", "arch: qwen_image", "model.arch: 'qwen_image' is not supported yet."),
         (
+            "steps: 3400",
+            "steps: 9\n        timestep_type: qinglong_flux\n        content_or_style: style",
+            "train.content_or_style: 'timestep_type: qinglong_flux' is a mixture and cannot be bent or cut.",
+        ),
+        (
             "shuffle_tokens: false",
             "shuffle_tokens: true\n          cache_text_embeddings: true",
             "datasets[0].cache_text_embeddings: 'cache_text_embeddings: true' and 'shuffle_tokens: true' exclude",

@@ -126,7 +126,6 @@ def test_a_shift_of_zero_trains_on_nothing(faults) -> None:
     [
         ("min_timestep: 500, max_timestep: 400", "train.min_timestep: 500 leaves nothing below max_timestep 400."),
         ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is not supported yet."),
-        ("preserve_distribution_shape: true", "train.preserve_distribution_shape: true is not supported yet."),
         ("lr_groups: [{pattern: a, lr: 1}]", "train.lr_groups: a list is not supported yet."),
         ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
         ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is no dotted path."),

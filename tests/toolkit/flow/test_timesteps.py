@@ -22,8 +22,6 @@ from toolkit.flow.timesteps import (
 from toolkit.seeding import generator
 
 LINE = DynamicShift()
-NOT_OURS = ("qinglong_flux", "preserve_distribution_shape")
-"""Settings of musubi-tuner that are refused here."""
 
 
 def picture_of(width: int, height: int) -> Picture:
@@ -40,12 +38,12 @@ def ours(params: dict) -> FlowSettings:
 
 
 def musubi(table: str) -> Iterator:
-    """Its cases, less what is refused and the `sigma` rows whose bounds are indices (tests/golden/README.md)."""
+    """Its cases, less the `sigma` rows whose bounds are indices (tests/golden/README.md)."""
     for case in golden("timestep_sampling", table=table):
         params = case["params"]
         bounds = params.get("min_timestep", 0) + params.get("max_timestep", 1000)
         other_bounds = params["timestep_sampling"] == "sigma" and bounds != 1000
-        if not other_bounds and not any(name in {**params, params["timestep_sampling"]: 1} for name in NOT_OURS):
+        if not other_bounds:
             yield pytest.param(case, id="-".join(map(str, [*params.values(), case["width"], case["height"]])))
 
 
@@ -147,7 +145,10 @@ def test_a_draw_depends_on_its_own_generator_alone(timestep_type: str) -> None:
     assert 0 <= first <= 1
 
 
-EVERY = [*(settings_of(kind) for kind in SAMPLINGS), FlowSettings(timestep_type="shift")]
+EVERY = [
+    *(settings_of(kind) for kind, sampling in SAMPLINGS.items() if sampling.rises is not None),
+    FlowSettings(timestep_type="shift"),
+]
 EVERY += [settings_of("sigma", weighting_scheme=scheme) for scheme in ("logit_normal", "mode")]
 
 
@@ -166,6 +167,33 @@ def test_bounds_mean_the_same_noise_for_every_type(settings: FlowSettings) -> No
     bounded = timesteps_of_shares(share, replace(settings, min_timestep=100, max_timestep=500), PICTURE)
     assert bounded.min() >= 0.1 and bounded.max() <= 0.5
     torch.testing.assert_close(bounded, 0.1 + 0.4 * whole, rtol=0, atol=1.1e-3)
+
+
+@pytest.mark.parametrize("settings", EVERY, ids=lambda s: f"{s.timestep_type}-{s.weighting_scheme}")
+def test_bounds_can_cut_the_distribution_instead_of_squeezing_it(settings: FlowSettings) -> None:
+    share = torch.arange(0.5, 4000, dtype=torch.float64) / 4000
+    whole = timesteps_of_shares(share, settings, PICTURE)
+    inside = whole[(whole >= 0.3) & (whole <= 0.7)].sort().values
+    cut = replace(settings, min_timestep=300, max_timestep=700, preserve_distribution_shape=True)
+    at = torch.linspace(0, 1, 21, dtype=torch.float64)
+    t = timesteps_of_shares(share, cut, PICTURE)
+    torch.testing.assert_close(torch.quantile(t, at), torch.quantile(inside, at), rtol=0, atol=4e-3)
+    assert t.min() >= 0.3 and t.max() <= 0.7
+
+
+def test_what_hardly_ever_lies_between_the_bounds_is_drawn_between_them_all_the_same() -> None:
+    settings = FlowSettings(sigmoid_scale=0.01, min_timestep=900, max_timestep=901, preserve_distribution_shape=True)
+    assert all(0.9 <= t <= 0.901 for t in drawn(settings, count=20))
+
+
+def test_a_mixture_has_the_shares_of_its_parts() -> None:
+    share = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
+    t = timesteps_of_shares(share, FlowSettings(timestep_type="qinglong_qwen"), PICTURE)
+    parts = timesteps_of_shares(share, FlowSettings(timestep_type="model_shift"), PICTURE)
+    little = timesteps_of_shares(share, FlowSettings(timestep_type="logsnr", logit_mean=5.36), PICTURE)
+    for level in (0.03, 0.07, 0.2, 0.5, 0.8):
+        expected = 0.95 * (parts <= level).double().mean() + 0.05 * (little <= level).double().mean()
+        assert float((t <= level).double().mean()) == pytest.approx(float(expected), abs=1e-4)
 
 
 @pytest.mark.parametrize("settings", EVERY, ids=lambda s: f"{s.timestep_type}-{s.weighting_scheme}")
