@@ -14,6 +14,7 @@ from toolkit.networks.fit import fit
 from toolkit.networks.formats import ModuleChange
 from toolkit.networks.thinning import Thinning
 from toolkit.seeding import global_generator
+from toolkit.side_imports import without
 
 ADAPTER = "default"
 
@@ -31,7 +32,7 @@ class LoraNetwork(AdapterNetwork):
         config = LoraConfig(
             r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), lora_dropout=self.dropout
         )
-        with global_generator(self.seed, "network"):
+        with global_generator(self.seed, "network"), without("bitsandbytes"):
             inject_adapter_in_model(config, model, adapter_name=ADAPTER)
         for target in self.targets:
             layer = model.get_submodule(target)

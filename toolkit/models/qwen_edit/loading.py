@@ -15,7 +15,6 @@ from typing import TYPE_CHECKING
 
 import torch
 from accelerate import init_empty_weights
-from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 from safetensors import SafetensorError, safe_open
 from torch import nn
 from transformers.utils import logging as transformers_logging
@@ -24,6 +23,10 @@ from toolkit.contracts import DynamicShift
 from toolkit.errors import RunError
 from toolkit.models.options import AdapterOptions, BlockTransform
 from toolkit.models.qwen_edit.prompts import MARKERS
+from toolkit.side_imports import without
+
+with without("bitsandbytes"):  # diffusers would import it only to know that it is there
+    from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen2Tokenizer
