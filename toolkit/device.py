@@ -6,6 +6,8 @@ from collections.abc import Callable
 
 import torch
 
+from toolkit.host_memory import free_host_memory
+
 
 def pick_device(wanted: str, note: Callable[[str], None] = print) -> torch.device:
     """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best there is.
@@ -26,6 +28,42 @@ def pick_device(wanted: str, note: Callable[[str], None] = print) -> torch.devic
 
 def _has_mps() -> bool:
     return torch.backends.mps.is_available()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`tensor.to(device, dtype)`; from the CPU to CUDA through pinned memory.
+
+    Out of ordinary memory the host would wait for everything the device was given so far.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
+    return tensor.to(device, dtype or tensor.dtype)
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors can still take there, those included that PyTorch holds and does not use."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return free_host_memory()
+
+
+def set_up_cuda(
+    device: torch.device, allow_tf32: bool, cudnn_benchmark: bool, note: Callable[[str], None] = print
+) -> None:
+    """Sets PyTorch's switches of these names for the rest of the process; on another device than CUDA only says so."""
+    wanted = {"cuda_allow_tf32": allow_tf32, "cuda_cudnn_benchmark": cudnn_benchmark}
+    given = [f"train.{key}" for key, value in wanted.items() if value]
+    if given and device.type != "cuda":
+        note(f"{' and '.join(given)}: no effect on {device}.")
+        return
+    if allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if cudnn_benchmark:
+        torch.backends.cudnn.benchmark = True
 
 
 DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}

@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from toolkit.device import DTYPES, pick_device
+from toolkit.device import DTYPES, pick_device, set_up_cuda, to_device
 
 
 @pytest.fixture
@@ -46,3 +46,56 @@ def test_a_device_that_is_not_there_gives_one_warning_and_the_cpu(machine, cuda:
 
 def test_compute_dtypes_are_those_of_torch() -> None:
     assert all(getattr(torch, name) is dtype for name, dtype in DTYPES.items())
+
+
+@pytest.fixture
+def cuda_switches():
+    """PyTorch's switches, put back after the test."""
+    places = (
+        (torch.backends.cuda.matmul, "allow_tf32"),
+        (torch.backends.cudnn, "allow_tf32"),
+        (torch.backends.cudnn, "benchmark"),
+    )
+    before = [getattr(*place) for place in places]
+    for place in places:
+        setattr(*place, False)
+    yield lambda: [getattr(*place) for place in places]
+    for place, value in zip(places, before, strict=True):
+        setattr(*place, value)
+
+
+@pytest.mark.parametrize(
+    ("tf32", "benchmark", "expected"),
+    [(False, False, [False] * 3), (True, False, [True, True, False]), (False, True, [False, False, True])],
+)
+def test_cuda_switches_are_set_as_asked(cuda_switches, tf32: bool, benchmark: bool, expected: list[bool]) -> None:
+    notes = []
+    set_up_cuda(torch.device("cuda:0"), tf32, benchmark, notes.append)
+    assert (cuda_switches(), notes) == (expected, [])
+
+
+def test_without_cuda_one_line_says_that_they_do_nothing(cuda_switches) -> None:
+    notes = []
+    set_up_cuda(torch.device("cpu"), True, True, notes.append)
+    assert notes == ["train.cuda_allow_tf32 and train.cuda_cudnn_benchmark: no effect on cpu."]
+    set_up_cuda(torch.device("cpu"), False, False, notes.append)
+    assert (cuda_switches(), len(notes)) == ([False] * 3, 1)
+
+
+def test_a_tensor_goes_to_a_device_in_a_number_type() -> None:
+    tensor = torch.tensor([1.0, 2.5])
+    cpu = torch.device("cpu")
+    assert to_device(tensor, cpu) is tensor
+    assert torch.equal(to_device(tensor, cpu, torch.bfloat16), tensor.bfloat16())
+
+
+def test_only_from_the_cpu_to_cuda_it_takes_the_way_on_which_nobody_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A copy back that nobody waits for would hold anything."""
+    asked = []
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda self: self)
+    monkeypatch.setattr(torch.Tensor, "to", lambda self, *args, non_blocking=False: asked.append(non_blocking) or self)
+    to_device(torch.zeros(1), torch.device("cuda"))
+    to_device(torch.zeros(1, device="meta"), torch.device("cpu"))
+    to_device(torch.zeros(1, device="meta"), torch.device("cuda"))
+    to_device(torch.zeros(1), torch.device("mps"))
+    assert asked == [False, True, False, False, False]

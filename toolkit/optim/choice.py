@@ -50,6 +50,11 @@ def is_schedule_free(name: str) -> bool:
     return OPTIMIZERS.get(name, name).lower().endswith("schedulefree")
 
 
+def wants_one_rate(name: str) -> bool:
+    """Whether the optimizer refuses groups with unlike learning rates (it finds one rate for all)."""
+    return OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2].startswith(("Prodigy", "DAdapt"))
+
+
 def check_choice(name: str, arguments: Mapping[str, Any]) -> None:
     """Raises UserError for an optimizer that is not there and for arguments it does not take.
 

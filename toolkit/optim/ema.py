@@ -8,8 +8,6 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from toolkit.optim.decay import decay_at
-
 
 class Ema:
     """Float32 averages of named parameters, updated once per optimizer step."""
@@ -19,16 +17,28 @@ class Ema:
         self._parameters = dict(parameters)
         self.decay = decay
         self.warm_up = warm_up
-        self.updates = 0
         self.averages = {name: p.detach().clone().float() for name, p in self._parameters.items()}
+        device = next((average.device for average in self.averages.values()), None)
+        self._updates = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def updates(self) -> int:
+        """Updates so far; reading it waits for the device."""
+        return int(self._updates)
 
     @torch.no_grad()
-    def update(self) -> None:
-        """average := decay * average + (1 - decay) * parameter."""
-        self.updates += 1
-        weight = 1 - decay_at(self.updates, self.decay, self.warm_up)
+    def update(self, taken: Tensor | None = None) -> None:
+        """average := decay * average + (1 - decay) * parameter; nothing where `taken` (0-dim bool) is false."""
+        taken = torch.ones_like(self._updates, dtype=torch.bool) if taken is None else taken.to(self._updates.device)
+        self._updates += taken
+        # 1 - `decay_at` of the update, on the device: only there it is known how many there were.
+        weight = torch.full_like(self._updates, 1 - self.decay, dtype=torch.float32)
+        if self.warm_up:
+            weight = torch.maximum(weight, 9 / (10 + self._updates))
+        weight = torch.where(taken, weight, 0.0)
         averages = list(self.averages.values())
-        torch._foreach_lerp_(averages, [p.detach().float() for p in self._parameters.values()], weight)
+        parameters = [p.detach().float() for p in self._parameters.values()]
+        torch._foreach_lerp_(averages, parameters, [weight.to(average.device) for average in averages])
 
     @contextmanager
     def applied(self) -> Iterator[None]:
@@ -43,7 +53,7 @@ class Ema:
     def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
         """Goes on from a saved average."""
         copy_into(self.averages, averages)
-        self.updates = updates
+        self._updates.fill_(updates)
 
 
 @torch.no_grad()

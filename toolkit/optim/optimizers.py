@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import import_module
 from typing import Any
@@ -14,9 +14,15 @@ from torch.optim import Optimizer
 
 from toolkit.errors import UserError, did_you_mean
 from toolkit.optim.choice import DEFAULTS, NOT_ARGUMENTS, OPTIMIZERS, UNREADABLE, ArgumentError, typed_arguments
+from toolkit.optim.guarded import GUARDING
 
 GROUPS = "param_groups"
 """First part of the names of state that belongs to all parameters; no parameter is called that."""
+
+FUSED_DEVICES = {"cpu", "cuda"}
+"""Where torch's fused Adam is known to heed the flag of `guarded.step_where`."""
+
+ParameterGroups = Mapping[str, Iterable[nn.Parameter]]
 
 
 def optimizer_class(name: str) -> type[Optimizer]:
@@ -58,19 +64,26 @@ def constructor_defaults(found: type) -> dict[str, Any] | None:
 
 
 def build_optimizer(
-    name: str, parameters: Iterable[nn.Parameter], lr: float, arguments: Mapping[str, Any]
+    name: str, parameters: Iterable[nn.Parameter] | ParameterGroups, lr: float, arguments: Mapping[str, Any]
 ) -> Optimizer:
     """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`, ready to train.
 
+    parameters: all of one group, or the parameters of each group by its name; the order of both is that of the
+    optimizer's state. Who trains with it sets each group's rate (`Role.set_rates`).
     Raises UserError for an argument the optimizer does not take or refuses.
     """
+    groups = list(parameters.values()) if isinstance(parameters, Mapping) else [list(parameters)]
     found = optimizer_class(name)
     defaults = constructor_defaults(found)
     try:
         if defaults is not None:
             arguments = typed_arguments(name, defaults, arguments)
         # Some refuse 0 in the constructor only; it means that nothing is learned.
-        optimizer = found(list(parameters), lr=1.0 if lr == 0 else lr, **{**DEFAULTS.get(name, {}), **arguments})
+        optimizer = found(
+            [{"params": list(group)} for group in groups],
+            lr=1.0 if lr == 0 else lr,
+            **{**DEFAULTS.get(name, {}), **_fused(found, groups, arguments), **arguments},
+        )
     except ArgumentError as error:
         raise UserError(f"train.optimizer_params: {error}") from error
     except (TypeError, ValueError) as error:
@@ -80,6 +93,13 @@ def build_optimizer(
     if averages(optimizer):
         optimizer.train()
     return optimizer
+
+
+def _fused(found: type[Optimizer], groups: Sequence[Iterable[nn.Parameter]], given: Mapping[str, Any]) -> dict:
+    """The argument for torch's one-kernel step: faster, and it can leave a step out by itself (`guarded`)."""
+    devices = {parameter.device.type for group in groups for parameter in group}
+    chosen = given.keys() & {"fused", "foreach", "capturable", "differentiable"}
+    return {"fused": True} if found in GUARDING and devices <= FUSED_DEVICES and not chosen else {}
 
 
 # ------------------------------------------------------------ schedule-free
@@ -158,8 +178,9 @@ def load_state_tensors(
             place = place.setdefault(part, {})
         place[entry] = value
     optimizer.load_state_dict({"state": state, GROUPS: optimizer.state_dict()[GROUPS]})
-    for index, entries in counted.items():
-        optimizer.param_groups[index].update(entries)
+    for index, group in enumerate(optimizer.param_groups):
+        # A group that is new to the state goes on where the first one stands.
+        group.update(counted.get(index, counted.get(0, {})))
 
 
 def _flatten(entries: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -1,26 +1,27 @@
-"""The training loop: accumulation, clipping, schedules, EMA. It knows nothing of diffusion, files or screens.
+"""The training loop: windows of micro-batches, their gradients, one step each. It knows nothing of diffusion, files or
+screens, nor of how gradients become a step (`update`).
 
-It is given batches, a `TrainStep` and the weights by role; hooks watch. Every trainer shares it.
+It is given batches, a `TrainStep` and the weights by role; hooks watch. Every trainer shares it. Nothing in it waits
+for the device: what is known there only is fetched by `results`.
 """
 
 from __future__ import annotations
 
 import itertools
-import math
-import time
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import nullcontext
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from contextlib import suppress
 
 import torch
+from torch import Tensor
 
 from toolkit.contracts import Batch, BatchSpec, StepResult, TrainStep
 from toolkit.errors import RunError
 from toolkit.seeding import global_generator
+from toolkit.train.clock import StepClock
+from toolkit.train.exchange import exchanged
+from toolkit.train.results import Results, StepNumbers, WindowLosses
 from toolkit.train.run import Role, Run
-from toolkit.train.windows import EpochBatches, Window, windows
-
-MOST_SKIPPED_IN_A_ROW = 3
+from toolkit.train.windows import EpochBatches, Window, dealt, windows
 
 LoadBatches = Callable[[Iterable[BatchSpec]], Iterator[Batch]]
 """Loads batches ahead of their use, in order."""
@@ -31,122 +32,147 @@ def train(run: Run, epoch_batches: EpochBatches, load_batches: LoadBatches, step
 
     Raises RunError when the loss is not finite three steps in a row.
     """
+    clock = StepClock()
+    results = Results(run, clock)
+    run.settle = results.settle
     try:
-        for hook in run.hooks:
-            hook.on_start(run)
-        _steps(run, epoch_batches, load_batches, step_fn)
-        finished = run.state.step >= run.steps
+        with clock.charging("outside"):
+            for hook in run.hooks:
+                hook.on_start(run)
+        _steps(run, epoch_batches, load_batches, step_fn, results, clock)
+        results.settle()
+        finished = run.complete
         for hook in run.hooks:
             hook.on_end(run, finished)
     except BaseException as error:
+        with suppress(Exception):  # the last lines before a failure, where the device still gives them
+            results.settle()
         for hook in run.hooks:
             hook.on_error(run, error)
         raise
     return finished
 
 
-def _steps(run: Run, epoch_batches: EpochBatches, load_batches: LoadBatches, step_fn: TrainStep) -> None:
+def _steps(
+    run: Run,
+    epoch_batches: EpochBatches,
+    load_batches: LoadBatches,
+    step_fn: TrainStep,
+    results: Results,
+    clock: StepClock,
+) -> None:
     state = run.state
     planned = windows(epoch_batches, state.epoch, state.batch, run.accumulation)
     planned, ahead = itertools.tee(itertools.islice(planned, max(0, run.steps - state.step)))
-    batches = load_batches(spec for window in ahead for spec in window.specs)
-    skipped_windows: list[Window] = []
-    clock = _StepClock()
+    team = run.team
+    batches = load_batches(spec for window in ahead for spec in dealt(window.specs, team.rank, team.size))
     for window in planned:
-        if run.stopping:
+        if team.any(run.stopping):
             return
-        losses = _accumulate(run, window, batches, step_fn, clock)
+        with clock.charging("data"):
+            loaded = [next(batches) for _ in dealt(window.specs, team.rank, team.size)]
+        own = _gradients_that_fit(run, window.samples, loaded, step_fn, run.roles.values())
+        losses = exchanged(run, window, own)
         if losses is None:
+            _discard(run)
             return
-        grad_norm, skipped = _update(run, losses.loss)
+        norm, taken, numbers = _update(run, losses)
         state.step += 1
         state.epoch, state.batch = window.epoch, window.batch
         state.samples += window.samples
-        state.skipped += skipped
-        skipped_windows = [*skipped_windows, window] if skipped else []
-        _notify(run, losses, window, grad_norm, skipped, clock)
-        if len(skipped_windows) == MOST_SKIPPED_IN_A_ROW:
-            raise RunError(_not_finite_message(state.step, losses.names))
-
-
-class _WindowLosses:
-    """Sums over one window; `loss` is the mean over its samples."""
-
-    def __init__(self) -> None:
-        self.loss = 0.0
-        self.by_sample: dict[str, list[float]] = defaultdict(list)
-        self.names: list[str] = []
-
-
-def _accumulate(
-    run: Run, window: Window, batches: Iterator[Batch], step_fn: TrainStep, clock: _StepClock
-) -> _WindowLosses | None:
-    """Adds up the gradients of a window, averaged over all its samples. None when a stop was asked for in between."""
-    with clock.waiting():
-        loaded = [next(batches) for _ in window.specs]
-    losses, _ = _gradients_that_fit(run, window.samples, loaded, step_fn)
-    return losses
+        results.add(StepNumbers(_known(run, window), losses, norm, taken, numbers))
+        for hook in run.hooks:
+            with clock.charging("step" if hook.counts_as_step_time else "outside"):
+                hook.after_step(run)
 
 
 def _gradients_that_fit(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep
-) -> tuple[_WindowLosses | None, bool]:
-    """`_gradients`; where they run out of memory, once more with each batch in halves. Returns (losses, halved).
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, learning: Collection[Role]
+) -> WindowLosses | None:
+    """`_gradients`; where they run out of memory, once more with each batch in halves."""
+    try:
+        return _gradients(run, samples, batches, step_fn, learning)
+    except torch.OutOfMemoryError:
+        pass
+    # Only here: within the handler the error still holds what was computed.
+    return _gradients_in_halves(run, samples, batches, step_fn, learning)
+
+
+def _gradients_in_halves(
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, learning: Collection[Role]
+) -> WindowLosses | None:
+    """`_gradients` with each batch in halves, after an attempt that ran out of memory.
 
     Raises RunError with advice when that does not fit either, or nothing can be halved.
     """
-    try:
-        return _gradients(run, samples, batches, step_fn), False
-    except torch.OutOfMemoryError:
-        halves = [half for batch in batches for half in batch.halves()]
-    _free_memory(run)  # only here: within the handler the error still holds what was computed
+    _free_memory(run)
+    halves = [half for batch in batches for half in batch.halves()]
     if len(halves) == len(batches):
         raise RunError(_out_of_memory_message(run, batches))
     try:
-        return _gradients(run, samples, halves, step_fn), True
+        return _gradients(run, samples, halves, step_fn, learning)
     except torch.OutOfMemoryError as error:
         _free_memory(run)
         raise RunError(_out_of_memory_message(run, halves)) from error
 
 
-def _gradients(run: Run, samples: int, batches: Iterable[Batch], step_fn: TrainStep) -> _WindowLosses | None:
-    """Forward and backward of each batch; `samples` is the number the gradients are averaged over."""
-    sums = _WindowLosses()
-    for batch in batches:
+def _gradients(
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, learning: Collection[Role]
+) -> WindowLosses | None:
+    """Adds up the gradients of a window, averaged over its samples. None when a stop was asked for in between.
+
+    learning: the roles that take a step with them; none when a batch is only tried.
+    """
+    window = WindowLosses()
+    for role in learning:
+        role.update.begin_window(role)
+    for index, batch in enumerate(batches, start=1):
         if run.stopping:
             # The cursor still stands before this window: it is trained whole after a resume.
-            _zero_grad(run)
+            _discard(run)
             return None
-        sums.names.extend(batch.names)
         # Dropout and stochastic rounding draw from torch's global generator: keyed per micro-batch.
         with global_generator(run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]):
             losses = step_fn(batch)
             share = sum(loss_B.sum() for loss_B in losses.by_role.values()) / samples
-            if torch.isfinite(share):
-                share.backward()
-        sums.loss += share.item()
-        loss_B = sum(of_role_B.detach() for of_role_B in losses.by_role.values())
-        for name, values_B in {"loss": loss_B, **losses.by_sample}.items():
-            sums.by_sample[name].extend(values_B.tolist())
-    return sums
+            window.add(batch, share, losses)
+            if index == len(batches):
+                for role in learning:
+                    role.update.before_last_backward(role, run.state.step, window.finite())
+            share.backward()
+    return window
 
 
-def probe(run: Run, batch: Batch, step_fn: TrainStep) -> str | None:
+def probe(run: Run, batch: Batch, step_fn: TrainStep, save_more: Callable[[], bool] = lambda: False) -> str | None:
     """Forward and backward of the largest batch, before anything is learned: what cannot fit fails at once.
 
+    save_more: called while the batch does not fit; makes a step take less memory, and returns whether it could.
     Returns a line for the user when the batch fits only in halves. Raises RunError with advice when it does not fit.
     """
     try:
-        _, halved = _gradients_that_fit(run, len(batch), [batch], step_fn)
+        while not _fits(run, batch, step_fn):
+            if not save_more():
+                _gradients_in_halves(run, len(batch), [batch], step_fn, learning=())
+                said = f"the largest batch ({len(batch)} images) fits only in halves: it takes longer."
+                return f"{said} {run.memory_advice}"
     finally:
         _free_memory(run)
-    if not halved:
-        return None
-    return f"the largest batch ({len(batch)} images) fits only in halves: it takes longer. {run.memory_advice}"
+    return None
+
+
+def _fits(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
+    try:
+        _gradients(run, len(batch), [batch], step_fn, learning=())
+    except torch.OutOfMemoryError:
+        pass
+    else:
+        return True
+    _free_memory(run)
+    return False
 
 
 def _free_memory(run: Run) -> None:
-    _zero_grad(run)
+    _discard(run)
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
@@ -157,106 +183,34 @@ def _out_of_memory_message(run: Run, batches: Sequence[Batch]) -> str:
     return f"out of memory with {', '.join(largest.names)} (latents {shape}). {run.memory_advice}".rstrip()
 
 
-def _update(run: Run, loss: float) -> tuple[float, bool]:
-    """One optimizer step of every role, unless loss or gradient is not finite. Returns (gradient norm, skipped)."""
-    norms = {name: _grad_norm(role) for name, role in run.roles.items()}
-    norm = math.sqrt(sum(value**2 for value in norms.values()))
-    if not (math.isfinite(loss) and math.isfinite(norm)):
-        _zero_grad(run)
-        return norm, True
+def _update(run: Run, losses: WindowLosses) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+    """One step of every role, unless loss or gradient is not finite: (gradient norm, taken, further numbers)."""
+    norms = {name: role.update.norm(role) for name, role in run.roles.items()}
+    norm = torch.linalg.vector_norm(torch.stack(list(norms.values()))) if len(norms) > 1 else next(iter(norms.values()))
+    taken = losses.finite() & torch.isfinite(norm)
+    numbers: dict[str, Tensor] = {}
     for name, role in run.roles.items():
-        _clip(role, norms[name])
-        for group in role.optimizer.param_groups:
-            group["lr"] = role.lr_at(run.state.step)
-        role.optimizer.step()
-        if role.ema:
-            role.ema.update()
-    _zero_grad(run)
-    return norm, False
+        numbers |= role.update.finish(role, run.state.step, norms[name], taken)
+    return norm, taken, numbers
 
 
-def _grad_norm(role: Role) -> float:
-    gradients = [p.grad for p in role.parameters.values() if p.grad is not None]
-    return torch.nn.utils.get_total_norm(gradients).item() if gradients else 0.0
-
-
-def _clip(role: Role, norm: float) -> None:
-    if role.max_grad_norm and norm > role.max_grad_norm:
-        gradients = [p.grad for p in role.parameters.values() if p.grad is not None]
-        torch._foreach_mul_(gradients, role.max_grad_norm / (norm + 1e-6))
-
-
-def _zero_grad(run: Run) -> None:
+def _discard(run: Run) -> None:
     for role in run.roles.values():
-        role.optimizer.zero_grad(set_to_none=True)
+        role.update.discard(role)
 
 
-def _notify(
-    run: Run, losses: _WindowLosses, window: Window, grad_norm: float, skipped: bool, clock: _StepClock
-) -> None:
-    """Tells the hooks; the time of those that save and sample is taken out of the step time."""
+def _known(run: Run, window: Window) -> StepResult:
+    """What the host knows of the step just done."""
     role = next(iter(run.roles.values()))
-    step_s, data_s = clock.step_done()
-    result = StepResult(
+    unknown = float("nan")
+    return StepResult(
         step=run.state.step,
         epoch=window.specs[-1].epoch,
-        loss=losses.loss,
+        loss=unknown,
         lr=role.lr_at(run.state.step - 1),
-        grad_norm=grad_norm,
+        grad_norm=unknown,
         samples=run.state.samples,
-        step_s=step_s,
-        data_s=data_s,
-        by_sample={name: tuple(values) for name, values in losses.by_sample.items()},
-        skipped=skipped,
-    )
-    for hook in run.hooks:
-        with nullcontext() if hook.counts_as_step_time else clock.excluded():
-            hook.on_result(run, result)
-    for hook in run.hooks:
-        with nullcontext() if hook.counts_as_step_time else clock.excluded():
-            hook.after_step(run)
-
-
-class _StepClock:
-    """Wall time between the ends of two optimizer steps, less what is excluded."""
-
-    def __init__(self) -> None:
-        self._end = time.monotonic()
-        self._waited = 0.0
-        self._excluded = 0.0
-
-    def waiting(self) -> _Stopwatch:
-        """Time inside the block is waiting for data."""
-        return _Stopwatch(self, "_waited")
-
-    def excluded(self) -> _Stopwatch:
-        """Time inside the block belongs to no step."""
-        return _Stopwatch(self, "_excluded")
-
-    def step_done(self) -> tuple[float, float]:
-        """(step_s, data_s) of the step that ends now, in seconds."""
-        now = time.monotonic()
-        seconds = now - self._end - self._excluded, self._waited
-        self._end, self._waited, self._excluded = now, 0.0, 0.0
-        return seconds
-
-
-class _Stopwatch:
-    def __init__(self, clock: _StepClock, sum_name: str) -> None:
-        self._clock = clock
-        self._sum_name = sum_name
-
-    def __enter__(self) -> None:
-        self._start = time.monotonic()
-
-    def __exit__(self, *_: object) -> None:
-        spent = time.monotonic() - self._start
-        setattr(self._clock, self._sum_name, getattr(self._clock, self._sum_name) + spent)
-
-
-def _not_finite_message(step: int, names: list[str]) -> str:
-    files = ", ".join(dict.fromkeys(names))
-    return (
-        f"the loss was not a finite number {MOST_SKIPPED_IN_A_ROW} steps in a row (up to step {step}); nothing was "
-        f"learned in them. Images of the last step: {files}. Look at these files, or lower train.lr."
+        step_s=unknown,
+        data_s=unknown,
+        lr_by_group=role.rates(),
     )

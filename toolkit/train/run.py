@@ -9,14 +9,16 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.contracts import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import averaged, averages
 from toolkit.optim.schedules import Schedule
+from toolkit.parallel import Team
 from toolkit.train.hook import Hook
+from toolkit.train.update import Update, WholeStep
 
 
 @dataclass
@@ -33,10 +35,40 @@ class Role:
     """Gradients are scaled down to this norm; 0 leaves them as they are."""
 
     ema: Ema | None = None
+    group_lrs: dict[str, float] = field(default_factory=dict)
+    """Name -> base learning rate of each group of the optimizer, in its order; empty: one group, at `lr`."""
+
+    update: Update = field(default_factory=WholeStep)
+    """How gradients become a step."""
+
+    after_step: Callable[[Tensor], dict[str, Tensor]] = lambda taken: {}
+    """What the network does to its weights after each step that is `taken` (`Network.after_step`)."""
 
     def lr_at(self, step: int) -> float:
-        """The learning rate of the next step when `step` are done."""
+        """The base learning rate of the next step when `step` are done."""
         return self.lr * self.schedule(step)
+
+    def set_rates(self, step: int) -> None:
+        """Gives each group of the optimizer its learning rate of the next step when `step` are done."""
+        groups = self.optimizer.param_groups
+        bases = self.group_lrs.values() or [self.lr] * len(groups)
+        for group, base in zip(groups, bases, strict=True):
+            group["lr"] = base * self.schedule(step)
+
+    def rates(self) -> dict[str, float]:
+        """The rates of the step just done that `lr_at` does not tell, by name.
+
+        Those of several groups, and what an optimizer that finds its rate itself (Prodigy's and D-Adaptation's `d`)
+        makes of them.
+        """
+        groups = dict(zip(self.group_lrs or [""], self.optimizer.param_groups, strict=bool(self.group_lrs)))
+        given = {name: group["lr"] for name, group in groups.items() if name}
+        found = {
+            f"d*lr/{name}".rstrip("/"): float(group["d"]) * group["lr"]
+            for name, group in groups.items()
+            if "d" in group
+        }
+        return given | found
 
     def weights_to_keep(self) -> dict[str, torch.Tensor]:
         """What samples and saved files use: the average where there is one, else the weights themselves."""
@@ -68,6 +100,9 @@ class Run:
 
     seed: int
     roles: dict[str, Role]
+    batches_per_epoch: int = 0
+    """Micro-batches of one epoch; 0: not known, and nothing is due by epochs."""
+
     hooks: Sequence[Hook] = ()
     state: TrainState = field(default_factory=TrainState)
     record: dict[str, Any] = field(default_factory=dict)
@@ -76,16 +111,41 @@ class Run:
     memory_advice: str = ""
     """What the user can change when memory runs out, most effective first."""
 
+    team: Team = field(default_factory=Team)
+    """The processes that train this run together. Hooks belong to the first of them."""
+
     stop_asked: Callable[[], bool] = lambda: False
     """Whether a signal asks for an end; read between micro-batches."""
+
+    fetch_every: int = 1
+    """Optimizer steps whose numbers stay on the device before they are fetched; 1: each step waits for its own."""
 
     settle: Callable[[], None] = lambda: None
     """Set by the loop: fetches the numbers of all steps so far from the device and gives them to the hooks."""
 
+    log: Callable[[int, dict[str, float]], None] = lambda step, values: None
+    """Shows numbers of a step, such as `{"validation/loss": 0.1}`, where the job's trackers draw curves."""
+
+    report: dict[str, Any] = field(default_factory=dict)
+    """JSON values that hooks add to run.json."""
+
     stop_reason: str | None = None
     """Set by a hook that asks for a stop."""
+
+    goal_reached: str | None = None
+    """Set by a hook when the run is complete before `steps`: why."""
+
+    @property
+    def interrupted(self) -> bool:
+        """Whether somebody asks for an end before the run is complete."""
+        return self.stop_reason is not None or self.stop_asked()
 
     @property
     def stopping(self) -> bool:
         """Whether the loop should end at the next boundary."""
-        return self.stop_reason is not None or self.stop_asked()
+        return self.goal_reached is not None or self.interrupted
+
+    @property
+    def complete(self) -> bool:
+        """Whether nothing is left to train."""
+        return self.goal_reached is not None or self.state.step >= self.steps

@@ -88,3 +88,28 @@ def test_a_saved_average_goes_on_as_if_never_stopped() -> None:
 def test_a_missing_name_is_an_error() -> None:
     with pytest.raises(KeyError):
         copy_into({"a": torch.zeros(1), "b": torch.zeros(1)}, {"a": torch.zeros(1)})
+
+
+@pytest.mark.parametrize("warm_up", [True, False])
+def test_an_update_that_is_not_taken_is_none(warm_up: bool) -> None:
+    """Neither the average moves nor does the next update count as a later one."""
+    averages = []
+    for taken in ([True, True, True], [True, False, True, False, False, True]):
+        w = nn.Parameter(torch.tensor([1.0, -2.0]))
+        ema = Ema({"w": w}, 0.9, warm_up)
+        for is_taken in taken:
+            if is_taken:
+                w.data += 1
+            ema.update(torch.tensor(is_taken))
+        assert ema.updates == 3
+        averages.append(ema.averages["w"])
+    assert torch.equal(*averages)
+
+
+def test_a_decay_near_one_is_not_rounded_away() -> None:
+    """1 - 0.9999 in float32 arithmetic is off by 0.02 %; the weight of an update is not."""
+    w = nn.Parameter(torch.zeros(1))
+    ema = Ema({"w": w}, 0.9999, warm_up=False)
+    w.data += 1
+    ema.update()
+    assert float(ema.averages["w"]) == pytest.approx(1e-4, rel=1e-6)

@@ -200,3 +200,31 @@ def test_other_optimizers_have_no_average() -> None:
     assert not averages(optimizer)
     with averaged(optimizer):
         assert equal(values(parameters), values(start()))
+
+
+# ---------------------------------------------------------------- groups
+
+
+def test_parameters_may_come_in_groups_and_state_is_named_in_their_order() -> None:
+    parameters = start()
+    groups = {"first": parameters[:1], "others": parameters[1:]}
+    optimizer = build_optimizer("adamw", groups, 1e-3, {"weight_decay": 0.25})
+    assert [group["params"] for group in optimizer.param_groups] == list(groups.values())
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.25, 0.25]
+    take_steps(optimizer, parameters, range(1))
+    tensors, plain = state_tensors(optimizer, NAMES)
+    assert tensors["bias/exp_avg"].shape == (7,) and plain == {}, "nothing of the groups is in the state"
+
+
+def test_what_an_optimizer_counts_per_group_goes_on_in_each() -> None:
+    def build() -> torch.optim.Optimizer:
+        return build_optimizer("schedulefree_adamw", {"a": parameters[:1], "b": parameters[1:]}, 1e-2, {})
+
+    parameters = start()
+    optimizer, fresh = build(), build()
+    optimizer.param_groups[1]["lr"] = 2e-2
+    take_steps(optimizer, parameters, range(2))
+    load_state_tensors(fresh, NAMES, *state_tensors(optimizer, NAMES))
+    for group, other in zip(optimizer.param_groups, fresh.param_groups, strict=True):
+        assert (group["k"], group["lr_max"], group["weight_sum"]) == (other["k"], other["lr_max"], other["weight_sum"])
+    assert fresh.param_groups[0]["lr_max"] != fresh.param_groups[1]["lr_max"]

@@ -13,7 +13,9 @@ import torch
 from toolkit.contracts import StepLosses, TrainState
 from toolkit.errors import RunError
 from toolkit.train.hook import Hook
-from toolkit.train.loop import MOST_SKIPPED_IN_A_ROW, probe, train
+from toolkit.train.loop import probe, train
+from toolkit.train.results import MOST_SKIPPED_IN_A_ROW
+from toolkit.train.run import Role
 
 NAN = float("nan")
 
@@ -146,6 +148,26 @@ def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(toy,
     assert w_D.tolist() == [0.0, 0.0, 0.0]
 
 
+def test_what_is_no_number_in_one_role_skips_the_step_of_all(toy, recorder) -> None:
+    run = toy.run(2, hooks=[recorder])
+    v = torch.nn.Parameter(torch.ones(()))
+    run.roles["second"] = Role({"v": v}, torch.optim.SGD([v], lr=0.0), 0.1, lambda step: 1.0, max_grad_norm=0.0)
+    good = toy.step(run)
+
+    def step(batch) -> StepLosses:
+        loss_B = good(batch).by_role["network"]
+        second = 3.0 * v if run.state.step == 0 else (v - v.detach()).abs().sqrt()  # whose slope at 0 is no number
+        second = second.expand(len(batch))
+        return StepLosses({"network": loss_B, "second": second})
+
+    train(run, toy.epoch_batches, toy.load, step)
+    assert [r.skipped for r in recorder.results] == [False, True]
+    first = (recorder.weights[0].norm() / 0.1).item()
+    assert recorder.results[0].grad_norm == pytest.approx(math.hypot(first, 3.0), rel=1e-5)
+    assert math.isfinite(recorder.results[1].loss)
+    assert torch.equal(recorder.weights[1], recorder.weights[0]) and v.item() == pytest.approx(0.7)
+
+
 def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, recorder) -> None:
     run = toy.run(9, hooks=[recorder])
     with pytest.raises(RunError) as error:
@@ -153,7 +175,7 @@ def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, record
     # Step 1 holds sample 1, step 2 sample 3, step 3 sample 6.
     assert run.state.step == run.state.skipped == MOST_SKIPPED_IN_A_ROW == 3
     assert "image_6.png" in str(error.value)
-    assert recorder.calls == ["start", "step 1", "step 2", "step 3", "error"]
+    assert recorder.calls == ["start", "step 1", "step 2", "error"]  # nothing is saved after the third
     assert recorder.errors == [error.value]
 
 
@@ -298,11 +320,14 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
 
 def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("toolkit.train.loop.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("toolkit.train.clock.time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Takes(Hook):
         def __init__(self, seconds: float, counts: bool) -> None:
             self.seconds, self.counts_as_step_time = seconds, counts
+
+        def on_start(self, run) -> None:
+            clock.now += 1000.0
 
         def after_step(self, run) -> None:
             clock.now += self.seconds

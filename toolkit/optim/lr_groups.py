@@ -1,0 +1,74 @@
+"""Which weights learn at which rate: `train.lr_groups` and LoRA+. Pure; imports no torch."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Container, Iterable, Sequence
+from dataclasses import dataclass
+
+from toolkit.config.lr_groups import BASE, UP, LrGroupConfig
+from toolkit.errors import UserError
+
+SHOWN = 3
+"""How many names a message gives as examples."""
+
+
+@dataclass(frozen=True)
+class RateGroup:
+    """Weights that learn at one rate."""
+
+    name: str
+    lr: float
+    """Base learning rate; the schedule gives a factor of it."""
+
+    weights: tuple[str, ...]
+
+
+def group_of_layers(entries: Sequence[LrGroupConfig], layers: Iterable[str]) -> dict[str, int]:
+    """Layer -> index of the first entry that matches it; layers that none matches are left out.
+
+    Raises UserError for an entry that gets no layer.
+    """
+    layers = list(layers)
+    found: dict[str, int] = {}
+    for index, entry in enumerate(entries):
+        for layer in layers:
+            if re.fullmatch(entry.match, layer):
+                found.setdefault(layer, index)
+    for index, entry in enumerate(entries):
+        if index not in found.values():
+            raise UserError(f"train.lr_groups[{index}].match: {_matches_nothing(entry.match, layers)}")
+    return found
+
+
+def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
+    if any(re.fullmatch(pattern, layer) for layer in layers):
+        return f"{pattern!r} matches only layers that entries before it take. Put it before them, or leave it out."
+    step = max(1, len(layers) // SHOWN)
+    examples = ", ".join(repr(layer) for layer in layers[::step][:SHOWN])
+    return f"{pattern!r} matches none of the {len(layers)} trained layers. It has to match whole names like {examples}."
+
+
+def rate_groups(
+    weights: Iterable[str],
+    layer_of: Callable[[str], str],
+    lr: float,
+    entries: Sequence[LrGroupConfig] = (),
+    up: Container[str] = (),
+    up_ratio: float = 1.0,
+) -> list[RateGroup]:
+    """The groups that have weights: the entries in their order, then the others; of each first those not in `up`.
+
+    weights: names, whose order stays within a group. lr: `train.lr`. up: names of the up matrices; they learn at
+    `up_ratio` times the rate of their group (1: at the same). Raises as `group_of_layers` does.
+    """
+    weights = list(weights)
+    found = group_of_layers(entries, dict.fromkeys(map(layer_of, weights)))
+    kinds = [(entry.label(), entry.rate(lr)) for entry in entries] + [(BASE, lr)]
+    groups = []
+    for index, (name, rate) in enumerate(kinds):
+        own = [weight for weight in weights if found.get(layer_of(weight), len(entries)) == index]
+        is_faster = {weight: up_ratio != 1 and weight in up for weight in own}
+        groups.append(RateGroup(name, rate, tuple(weight for weight in own if not is_faster[weight])))
+        groups.append(RateGroup(name + UP, rate * up_ratio, tuple(weight for weight in own if is_faster[weight])))
+    return [group for group in groups if group.weights]

@@ -1,0 +1,101 @@
+"""How the gradients of a window become one step of a role's weights.
+
+`WholeStep` steps when all gradients are there. A strategy that steps within the last backward pass is one more class:
+the loop calls the same four moments of every role's `update` and knows no kinds.
+
+Nothing here waits for the device: whether the step may be taken is a flag there (0-dim bool), and a step that may not
+be taken leaves weights, optimizer state and average exactly as they were.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from toolkit.optim.guarded import step_where
+
+if TYPE_CHECKING:
+    from toolkit.train.run import Role
+
+CLIP_EPSILON = 1e-6
+"""Added to the norm that gradients are divided by, as `torch.nn.utils.clip_grad_norm_` does."""
+
+
+class Update:
+    """The moments of one window, in the order of the methods. One object per role; state between them is its own."""
+
+    def begin_window(self, role: Role) -> None:
+        """Before the first backward pass of a window.
+
+        Called again when a window that ran out of memory is repeated in halves: a strategy that has changed weights
+        by then raises RunError. Not called when the largest batch is only tried.
+        """
+
+    def before_last_backward(self, role: Role, done: int, finite: Tensor) -> None:
+        """Before the backward pass of the window's last micro-batch.
+
+        done: optimizer steps before this one. finite: whether all losses of the window are numbers (0-dim bool on
+        the device).
+        """
+
+    def norm(self, role: Role) -> Tensor:
+        """The norm of the window's gradients before clipping, 0-dim float32 on the device; not finite stops the step.
+
+        Called once per window, after the last backward pass.
+        """
+        raise NotImplementedError
+
+    def finish(self, role: Role, done: int, norm: Tensor, taken: Tensor) -> dict[str, Tensor]:
+        """Takes the step where `taken`, moves the average and lets the gradients go.
+
+        done: optimizer steps before this one. norm: what `norm` gave. taken: 0-dim bool on the device: losses and
+        gradients of all roles are finite. Returns 0-dim numbers worth logging, still on the device.
+        """
+        raise NotImplementedError
+
+    def discard(self, role: Role) -> None:
+        """Lets the gradients of a window go that is not finished: a stop, or memory that ran out."""
+        role.optimizer.zero_grad(set_to_none=True)
+
+
+class WholeStep(Update):
+    """Accumulates the gradients of all weights, clips them by their common norm, and steps once."""
+
+    def norm(self, role: Role) -> Tensor:
+        gradients = _gradients(role)
+        if not gradients:
+            return torch.zeros((), device=next(iter(role.parameters.values())).device)
+        wide = torch.promote_types(gradients[0].dtype, torch.float32)
+        norms = torch._foreach_norm(gradients, 2.0, wide)
+        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+
+    def finish(self, role: Role, done: int, norm: Tensor, taken: Tensor) -> dict[str, Tensor]:
+        if role.max_grad_norm:
+            clip_(_gradients(role), norm, role.max_grad_norm)
+        role.set_rates(done)
+        step_where(role.optimizer, taken)
+        numbers = after_weights_moved(role, taken)
+        self.discard(role)
+        return numbers
+
+
+def after_weights_moved(role: Role, taken: Tensor) -> dict[str, Tensor]:
+    """What follows the optimizer in every strategy: the network's own rule, then the average of what it left."""
+    numbers = role.after_step(taken)
+    if role.ema:
+        role.ema.update(taken)
+    return numbers
+
+
+def clip_(gradients: Sequence[Tensor], norm: Tensor, most: float) -> None:
+    """Scales gradients down in place so that their norm, now `norm` (0-dim), is at most `most`."""
+    if gradients:
+        factor = torch.where(norm > most, most / (norm + CLIP_EPSILON), 1.0)
+        torch._foreach_mul_(list(gradients), factor)
+
+
+def _gradients(role: Role) -> list[Tensor]:
+    return [p.grad for p in role.parameters.values() if p.grad is not None]
