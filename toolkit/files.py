@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -15,7 +16,7 @@ from toolkit.errors import RunError
 from toolkit.redact import black_out, black_out_data
 
 LEFTOVERS = ".*.????????.tmp"
-"""Names of what `replaced` leaves behind when the process is killed."""
+"""Names of what `replaced`, `replaced_folder` and `remove` leave behind when the process is killed."""
 
 
 @contextmanager
@@ -26,7 +27,7 @@ def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
     When the block raises, `path` is untouched and the temporary file is gone.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary = _leftover_name(path)
     try:
         yield temporary
         if durable:
@@ -34,6 +35,38 @@ def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+@contextmanager
+def replaced_folder(path: Path) -> Iterator[Path]:
+    """The same for a folder: the block fills the temporary one, which is there already, and flushes its files."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _leftover_name(path)
+    temporary.mkdir()
+    try:
+        yield temporary
+        for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
+            flush_to_disk(folder)
+        if path.exists():
+            remove(path)
+        os.replace(temporary, path)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+    flush_to_disk(path.parent)
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it: at no moment there is half a folder of that name."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.rename(_leftover_name(path))
+        shutil.rmtree(doomed)
+    else:
+        path.unlink()
+
+
+def _leftover_name(path: Path) -> Path:
+    """A name beside `path` that LEFTOVERS matches."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @contextmanager

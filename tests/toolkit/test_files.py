@@ -1,11 +1,22 @@
 import hashlib
 import json
+from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
-from toolkit.files import append_json_line, flush_to_disk, replaced, sha256_of, write_json, write_text
+from toolkit.files import (
+    LEFTOVERS,
+    append_json_line,
+    flush_to_disk,
+    remove,
+    replaced,
+    replaced_folder,
+    sha256_of,
+    write_json,
+    write_text,
+)
 
 
 def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> None:
@@ -26,6 +37,38 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
         temporary.write_text("half")
         raise KeyError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for turn in ("old", "new"):
+        with replaced_folder(path) as temporary:
+            assert fnmatch(temporary.name, LEFTOVERS) and temporary.parent == path.parent
+            (temporary / "part").mkdir()
+            (temporary / "part" / turn).touch()
+        assert [entry.name for entry in (path / "part").iterdir()] == [turn]
+    with pytest.raises(KeyError), replaced_folder(path) as temporary:
+        (temporary / "half").touch()
+        raise KeyError
+    assert [entry.name for entry in path.iterdir()] == ["part"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_what_is_removed_is_gone_and_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model" / "part").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    remove(tmp_path / "link")
+    assert (tmp_path / "file").exists()
+    remove(tmp_path / "file")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("toolkit.files.shutil.rmtree", killed)
+        remove(tmp_path / "model")
+    [left] = tmp_path.iterdir()
+    assert fnmatch(left.name, LEFTOVERS)
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:

@@ -1,0 +1,120 @@
+"""The model folders of a run that trains the model itself: complete, so that diffusers and this program load them.
+
+    <name>_000000340/
+      model_index.json  scheduler/  tokenizer/  processor/     copies of the base model's
+      vae/  text_encoder/                                      the same files as the base model's (hard links)
+      transformer/                                             what was trained, in shards
+      training.json                                            what the header of a network file says
+
+Changing a linked file in place would change the base model's too; deleting either folder leaves the other whole.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError
+
+from extensions.sd_trainer.export import NetworkWriter
+from toolkit.contracts import Network
+from toolkit.data.plan import RunPlan
+from toolkit.errors import RunError
+from toolkit.files import flush_to_disk, replaced_folder, write_json
+from toolkit.models.families import family_for
+from toolkit.models.opening import model_folder
+from toolkit.networks.files import FOLDER_METADATA, as_stored
+from toolkit.networks.shards import write_shards
+from toolkit.train.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+INDEX = "model_index.json"
+
+LINKED_BYTES = 2**20
+"""Files from this size on are linked. Smaller ones (configs, vocabularies) are copied: people edit them."""
+
+
+class ModelFolderWriter(NetworkWriter):
+    """Writes model folders where a `NetworkWriter` writes files."""
+
+    suffix = ""
+
+    def __init__(self, network: Network, section: Any, meta: dict[str, Any], plan: RunPlan | None = None) -> None:
+        super().__init__(network, section, meta, plan)
+        self.base = model_folder(section.model, lambda line: None).resolve()
+        self.trained_part = family_for(section.model).trained_part
+
+    def prepare(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+        """Copies the weights for `<name>_<step>/`, or for `<name>/` (None: the end) or `<name>_best/`.
+
+        With `save.mem_eff_save` there is no copy: the folders are written here and now, while training waits.
+        """
+        metadata = self.metadata(run)
+        chosen = {path: self.network.export(weights) for path, weights in self.chosen_weights(run, step).items()}
+        if not self.section.save.mem_eff_save:
+            chosen = {path: as_stored(tensors, self.section.save.dtype) for path, tensors in chosen.items()}
+
+        def write() -> list[Path]:
+            for path, tensors in chosen.items():
+                self._write(path, tensors, metadata)
+            return list(chosen)
+
+        if self.section.save.mem_eff_save:
+            written = write()
+            return lambda: written
+        return write
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        if path.exists() and not (path / INDEX).is_file():
+            raise RunError(f"{path}: holds something else than a model. Move it away, or give the job another name.")
+        with _naming(path), replaced_folder(path) as folder:
+            place_parts(self.base, folder, without=self.trained_part)
+            trained = folder / self.trained_part
+            trained.mkdir()
+            _place(self.base / self.trained_part / "config.json", trained / "config.json")
+            write_shards(trained, tensors, self.section.save.dtype, metadata or None)
+            if metadata:
+                write_json(folder / FOLDER_METADATA, metadata)
+
+    def kind_metadata(self) -> dict[str, Any]:
+        return {"full_bf16": self.section.train.full_bf16}
+
+
+def place_parts(base: Path, folder: Path, without: str) -> None:
+    """Puts the index of the model folder `base` and the parts it names, but for `without`, into `folder`."""
+    index = json.loads((base / INDEX).read_text(encoding="utf-8"))
+    _place(base / INDEX, folder / INDEX)
+    for part in index:
+        if part != without and (base / part).is_dir():
+            for file in sorted(path for path in (base / part).rglob("*") if path.is_file()):
+                _place(file, folder / file.relative_to(base))
+
+
+def _place(file: Path, target: Path) -> None:
+    """A large file is linked, so that a save costs no room for it; where that is impossible, and else, copied."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = file.resolve()  # the hub's snapshots are links to its store
+    if file.stat().st_size >= LINKED_BYTES:
+        with suppress(OSError):  # another disk, or a file system without links
+            os.link(file, target)
+            return
+    shutil.copyfile(file, target)
+    flush_to_disk(target)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """What fails inside becomes a RunError that names the folder."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be written: {error}") from error

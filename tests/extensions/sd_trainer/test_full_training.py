@@ -1,0 +1,124 @@
+"""Training the model itself, each way of doing it against the plain one: float32 masters and whole steps."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.trained import attach_network, build_roles
+from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
+from tests.measured import at_most
+from toolkit.contracts import BatchSpec, Size
+from toolkit.data.batches import BatchLoader
+from toolkit.device import DTYPES
+from toolkit.train.flow_step import ROLE, FlowMatchingStep
+from toolkit.train.loop import train
+from toolkit.train.run import Run
+
+PLAIN = {"optimizer": "adafactor", "lr": 2e-3, "dtype": "bf16", "max_grad_norm": 0}
+FUSED = {"fused_backward_pass": True}
+BF16 = {"full_bf16": True}
+
+
+@pytest.fixture(scope="module")
+def loader(tiny_model: Path) -> BatchLoader:
+    """Two small pictures, one with a reference."""
+    items = [photo_item(Size(64, 64), refs, text) for refs, text in [((), "a face"), (REFERENCES[:1], "a smile")]]
+    return BatchLoader(encode_photos(open_tiny(tiny_model, match_target_res=True), *items), seed=3)
+
+
+@pytest.fixture
+def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..., torch.Tensor]:
+    """The losses of the first steps of a job, and how far each weight has moved in them."""
+
+    def run(steps: int, **changes) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
+        settings = {"steps": steps, "gradient_checkpointing": True, **PLAIN, **changes}
+        section = SdTrainerConfig(
+            type="sd_trainer",
+            model={"name_or_path": str(tiny_model)},
+            network={"type": "full"},
+            datasets=[{"folder_path": "photos"}],
+            train=settings,
+        )
+        weights_dtype = DTYPES[section.weights_dtype()]
+        adapter = open_tiny(tiny_model, DTYPES[section.train.dtype], match_target_res=True, weights_dtype=weights_dtype)
+        network = attach_network(section, adapter, 3, None, lambda line: None)
+        start = {name: p.detach().float().clone() for name, p in network.parameters().items()}
+        roles = build_roles(section, network, steps, seed=3)
+        run = Run("full", tmp_path, steps, section.train.gradient_accumulation, seed=3, roles=roles)
+        seen = []
+        step = FlowMatchingStep(adapter, seed=3, timestep_type="sigmoid")
+
+        def watched(batch):
+            found = step(batch)
+            seen.append(found.by_role[ROLE].detach().mean())
+            return found
+
+        train(run, lambda epoch: [BatchSpec(epoch, (0, 1), (0, 1))], lambda specs: map(loader.load, specs), watched)
+        return torch.stack(seen), {name: p.detach().float() - start[name] for name, p in network.parameters().items()}
+
+    return run
+
+
+@pytest.mark.parametrize("changes", [{}, {"optimizer": "sgd", "gradient_accumulation": 2}, BF16])
+def test_a_fused_step_is_a_whole_step_bit_for_bit(losses, changes: dict) -> None:
+    (whole, of_whole), (fused, of_fused) = losses(4, **changes), losses(4, **changes, **FUSED)
+    assert torch.equal(whole, fused)
+    assert all(torch.equal(move, of_fused[name]) for name, move in of_whole.items())
+
+
+def test_bf16_weights_learn_as_float32_ones_do(losses) -> None:
+    """30 steps whose updates are too small for bf16: rounded to the nearest number, hardly a weight would move."""
+    (plain, moves), (rounded, of_rounded) = (
+        losses(30, lr=3e-5, gradient_checkpointing=False, **changes) for changes in ({}, BF16)
+    )
+    at_most("full_bf16 against float32 masters, losses of 30 steps", ((rounded - plain) / plain).abs().max(), 0.005)
+    ours, theirs = (torch.cat([move.flatten() for move in of.values()]) for of in (of_rounded, moves))
+    share = (ours @ theirs / (theirs @ theirs)).item()
+    at_most("full_bf16 against float32 masters, way of the weights missing", abs(1 - share), 0.05)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("changes", [{}, {**BF16, **FUSED, "gradient_accumulation": 2}], ids=["masters", "bf16"])
+def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
+    run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path, changes: dict
+) -> None:
+    """2 steps and 2 more against 4 at once, with samples, an average, and one folder kept."""
+    pictures = make_pictures(tmp_path / "2_photos", "a", "b")
+
+    def run(folder: str, steps: int, model: Path = tiny_model) -> Path:
+        section = trainer(
+            pictures,
+            training_folder=folder,
+            network={"type": "full"},
+            save={"save_every": 1, "max_step_saves_to_keep": 1, "mem_eff_save": bool(changes)},
+            train={**PLAIN, "steps": steps, "ema_config": {"use_ema": True}, **changes},
+            sample={"prompts": ["a"], "width": 64, "height": 64, "sample_steps": 1, "sample_every": 2},
+        )
+        section["model"]["name_or_path"] = str(model)
+        result = run_py(write_job(section))
+        assert result.returncode == 0, result.stdout + result.stderr
+        counted = sum(p.numel() for p in open_tiny(tiny_model).network_module.parameters())
+        assert f"layers: {counted:,} weights; each folder" in result.stdout
+        assert f"layers, {counted:,} trainable weights" in result.stdout
+        return tmp_path / folder / "job"
+
+    run("parts", 2)
+    parts, whole = run("parts", 4), run("whole", 4)
+    models = sorted(path.name for path in whole.iterdir() if (path / "model_index.json").is_file())
+    assert models == ["job", "job_000000004"]
+    files = [path.relative_to(whole) for model in models for path in (whole / model).rglob("*") if path.is_file()]
+    files += [Path("state/step_000000004") / name for name in ("weights", "ema", "optimizer")]
+    for file in files:
+        file = file.with_suffix(".safetensors") if file.parts[0] == "state" else file
+        assert (parts / file).read_bytes() == (whole / file).read_bytes(), file
+    stored = load_file(whole / "job" / "transformer" / "diffusion_pytorch_model.safetensors")
+    assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
+    assert json.loads((whole / "run.json").read_text())["status"] == "finished"
+    run("next", 1, model=whole / "job")

@@ -1,0 +1,132 @@
+"""Training the model itself: what is trained, in which number type, and that nothing else changes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.diffusers_reference import open_tiny, relative
+from toolkit.config.network import NetworkConfig
+from toolkit.errors import UserError
+from toolkit.memory.checkpointing import checkpointed
+from toolkit.models.qwen_edit.estimate import modules
+from toolkit.networks.full import FullNetwork, compute_in, modules_with_weights
+from toolkit.networks.targets import chosen_targets
+
+BF16 = torch.bfloat16
+
+
+@pytest.fixture
+def attached(tiny_model: Path) -> Callable[..., tuple]:
+    """The adapter and the attached network of a `network:` section, with float32 masters unless asked otherwise."""
+
+    def attach(dtype=BF16, weights_dtype=torch.float32, modulation_table=False, **section) -> tuple:
+        adapter = open_tiny(tiny_model, dtype, weights_dtype=weights_dtype, modulation_table=modulation_table)
+        settings = NetworkConfig(type="full", **section)
+        targets = chosen_targets(settings, FullNetwork.candidates(adapter))
+        network = FullNetwork.from_config(settings, targets, seed=1, dtype=dtype)
+        network.attach(adapter.network_module)
+        return adapter, network
+
+    return attach
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("weights_dtype", [torch.float32, BF16])
+def test_the_output_is_that_of_the_frozen_model_bit_for_bit(tiny_model, step_inputs, attached, weights_dtype) -> None:
+    before = open_tiny(tiny_model, BF16).predict_velocity(*step_inputs)
+    adapter, network = attached(weights_dtype=weights_dtype)
+    assert torch.equal(adapter.predict_velocity(*step_inputs), before)
+    assert {p.dtype for p in network.parameters().values()} == {weights_dtype}
+    for parameter in network.parameters().values():
+        parameter += 0.05 * torch.randn(parameter.shape, generator=torch.Generator().manual_seed(1))
+    assert relative(adapter.predict_velocity(*step_inputs), before) > 1e-2
+
+
+def test_every_weight_of_the_model_is_trained_and_the_plan_knows_their_number(tiny_model, attached) -> None:
+    adapter, network = attached()
+    named = dict(adapter.network_module.named_parameters())
+    assert network.parameters().keys() == named.keys()
+    assert all(network.parameters()[name] is parameter for name, parameter in named.items())
+    counted = dict.fromkeys(modules_with_weights(adapter.network_module), 0)
+    for name, parameter in named.items():
+        counted[name.rpartition(".")[0]] += parameter.numel()
+    assert modules(tiny_model) == counted
+
+
+def test_patterns_choose_modules_with_all_that_is_theirs_and_the_rest_is_frozen(attached) -> None:
+    block = "transformer_blocks.0"
+    adapter, network = attached(include_patterns=[rf"{block}\.attn\.(to_q|norm_q)", "proj_out"])
+    names = [f"{block}.attn.norm_q.weight", f"{block}.attn.to_q.weight", f"{block}.attn.to_q.bias"]
+    assert list(network.parameters()) == [*names, "proj_out.weight", "proj_out.bias"]
+    for name, parameter in adapter.network_module.named_parameters():
+        trained = name in network.parameters()
+        assert (parameter.requires_grad, parameter.dtype) == (trained, torch.float32 if trained else BF16), name
+    _, only = attached(network_kwargs={"only_if_contains": ["img_mlp"], "ignore_if_contains": ["blocks.1"]})
+    assert set(only.targets) == {f"{block}.img_mlp.net.0.proj", f"{block}.img_mlp.net.2"}
+
+
+def last_block_text(name: str) -> bool:
+    """Weights of the last block whose effect never reaches the picture."""
+    dead = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
+    return name.startswith("transformer_blocks.1.") and any(part in name for part in dead)
+
+
+def test_gradients_are_float32_reach_every_weight_and_checkpointing_changes_none(step_inputs, attached) -> None:
+    found = []
+    for checkpointing in (False, True):
+        adapter, network = attached()
+        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
+        adapter.predict_velocity(*step_inputs).square().mean().backward()
+        found.append({name: p.grad for name, p in network.parameters().items()})
+    without = {name for name, gradient in found[0].items() if gradient is None or not gradient.any()}
+    assert without == {name for name in found[0] if last_block_text(name)}
+    for name, gradient in found[0].items():
+        assert gradient is found[1][name] is None or torch.equal(gradient, found[1][name])
+        assert gradient is None or gradient.dtype == torch.float32
+
+
+@torch.no_grad()
+def test_an_update_below_the_resolution_of_bf16_is_kept(step_inputs, attached) -> None:
+    adapter, network = attached()
+    parameter = network.parameters()["proj_out.weight"]
+    parameter.copy_(parameter.to(BF16))
+    before = adapter.predict_velocity(*step_inputs)
+    parameter *= 1 + 2**-10
+    assert torch.equal(adapter.predict_velocity(*step_inputs), before)  # not seen yet ...
+    for _ in range(3):
+        parameter *= 1 + 2**-10
+    assert relative(adapter.predict_velocity(*step_inputs), before) > 1e-3  # ... and not forgotten
+
+
+def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
+    adapter, network = attached(include_patterns=["proj_out"], modulation_table=True)
+    model = {name: tensor.clone() for name, tensor in adapter.network_module.state_dict().items()}
+    assert adapter.tabulate() is None  # layers that are not trained leave the model
+    assert adapter.network_module.state_dict().keys() < model.keys()
+    weights = {name: torch.zeros_like(p) for name, p in network.parameters().items()}
+    exported = network.export(weights)
+    assert exported.keys() == model.keys()
+    for name, tensor in exported.items():
+        assert torch.equal(tensor, weights.get(name, model[name])), name
+
+
+def test_a_module_computes_in_another_type_and_stays_what_it_is() -> None:
+    layer = torch.nn.Linear(3, 2)
+    state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
+    compute_in(layer, BF16)
+    x = torch.ones(1, 3, dtype=BF16)
+    expected = torch.nn.functional.linear(x, state["weight"].to(BF16), state["bias"].to(BF16))
+    assert torch.equal(layer(x), expected)
+    assert isinstance(layer, torch.nn.Linear) and repr(layer).startswith("Linear(in_features=3")
+    assert {name: tensor.dtype for name, tensor in layer.state_dict().items()} == dict.fromkeys(state, torch.float32)
+    layer.load_state_dict({name: tensor + 1 for name, tensor in state.items()})
+    assert torch.equal(dict(layer.named_parameters())["bias"], state["bias"] + 1)
+
+
+def test_a_lora_file_is_no_start(attached) -> None:
+    with pytest.raises(UserError, match=r"network\.pretrained_lora_path"):
+        attached()[1].start_from({}, print)

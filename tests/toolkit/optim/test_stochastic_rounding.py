@@ -1,0 +1,132 @@
+"""Stochastic rounding: unbiased, small updates arrive, and a resume draws what the run would have drawn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from toolkit.optim.optimizers import build_optimizer, load_state_tensors, state_tensors
+from toolkit.optim.stochastic_rounding import RoundedOptimizer, rounded_to_bf16
+
+BF16 = torch.bfloat16
+
+
+def generator(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+# ---------------------------------------------------------------- rounding
+
+
+@pytest.mark.parametrize("value", [1.0 + 2**-9, -3.1, 1e-3, -7e-20, 1e-39, 65504.0])
+def test_the_result_is_a_neighbour_and_its_mean_is_the_value(value: float) -> None:
+    values = torch.full((100_000,), value)
+    rounded = rounded_to_bf16(values, generator())
+    below, above = sorted(rounded.float().unique().tolist())
+    value = values[0].item()
+    assert below < value < above
+    assert torch.tensor(below).to(BF16).view(torch.int16).sub(torch.tensor(above).to(BF16).view(torch.int16)).abs() == 1
+    share = (value - below) / (above - below)
+    found = (rounded.float() == above).double().mean().item()
+    assert found == pytest.approx(share, abs=5 * (share * (1 - share) / len(values)) ** 0.5)  # five standard errors
+
+
+def test_numbers_of_bf16_and_what_is_not_finite_stay() -> None:
+    largest = torch.finfo(BF16).max
+    values = torch.tensor([0.0, -0.0, 1.0, -2.5, 2.0**-133, largest, -largest, float("inf"), float("-inf")])
+    rounded = rounded_to_bf16(values, generator())
+    assert torch.equal(rounded.float(), values) and torch.equal(rounded.signbit(), values.signbit())
+    nan = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
+    assert rounded_to_bf16(nan, generator()).isnan().all()
+
+
+# ---------------------------------------------------------------- the optimizer
+
+
+def rounded(
+    name: str, weights: dict[str, Tensor], lr: float, seed: int = 7, **arguments
+) -> tuple[dict, RoundedOptimizer]:
+    parameters = {key: nn.Parameter(weight.to(BF16, copy=True)) for key, weight in weights.items()}
+
+    def build(of: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
+        return build_optimizer(name, of.values(), lr, arguments)
+
+    return parameters, RoundedOptimizer(parameters, build, seed)
+
+
+def test_updates_far_below_the_resolution_arrive_on_average() -> None:
+    """200 steps of 2^-14 at weights of 1, where bf16 knows 1 and 1 - 2^-8: rounded to nearest none would arrive."""
+    parameters, optimizer = rounded("sgd", {"w": torch.ones(10_000)}, lr=2**-14)
+    for _ in range(200):
+        parameters["w"].grad = torch.ones(10_000, dtype=BF16)
+        optimizer.step()
+    moved = 1 - parameters["w"].detach().double()
+    assert moved.mean().item() == pytest.approx(200 * 2**-14, rel=0.02)
+    nearest = torch.ones(1, dtype=BF16)
+    assert nearest - 2**-14 == nearest
+
+
+@pytest.mark.parametrize("name", ["adamw", "adafactor", "sgd"])
+def test_the_step_before_rounding_is_the_optimizers_in_float32(name: str) -> None:
+    """Weights and gradients of bf16: the result is one of the two neighbours of what float32 gives."""
+    start, gradient = torch.randn(64, 32, generator=generator(1)).to(BF16), torch.randn(64, 32, generator=generator(2))
+    parameters, optimizer = rounded(name, {"w": start}, lr=0.01)
+    parameters["w"].grad = gradient.to(BF16)
+    optimizer.step()
+    plain = nn.Parameter(start.float())
+    plain.grad = gradient.to(BF16).float()
+    build_optimizer(name, [plain], 0.01, {}).step()
+    found, exact = parameters["w"].detach().float(), plain.detach()
+    spacing = torch.finfo(BF16).eps * exact.abs()
+    assert ((found - exact).abs() <= spacing).all()
+    assert (found != exact.to(BF16).float()).any()  # and not simply the nearest
+    assert (found - exact).mean().abs() <= 5 * spacing.norm() / 2 / spacing.numel()  # five standard errors at most
+    tensors, _ = state_tensors(optimizer, ["w"])
+    assert {t.dtype for t in tensors.values()} <= {torch.float32}
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments"), [("adamw", {}), ("adafactor", {"beta1": 0.9}), ("sgd", {}), ("sgd", {"momentum": 0.9})]
+)
+def test_a_resume_goes_on_bit_for_bit(name: str, arguments: dict) -> None:
+    weights = {"a": torch.randn(8, 4, generator=generator(1)), "b": torch.randn(6, generator=generator(2))}
+
+    def train(parameters: dict, optimizer: RoundedOptimizer, steps: range) -> None:
+        for step in steps:
+            for parameter in parameters.values():
+                parameter.grad = torch.randn(parameter.shape, generator=generator(step)).to(BF16)
+            optimizer.step()
+            optimizer.zero_grad()
+
+    whole, optimizer = rounded(name, weights, 0.01, **arguments)
+    train(whole, optimizer, range(6))
+    first, optimizer = rounded(name, weights, 0.01, **arguments)
+    train(first, optimizer, range(3))
+    tensors, plain = state_tensors(optimizer, list(weights))
+    second, resumed = rounded(name, {key: p.detach() for key, p in first.items()}, 0.01, **arguments)
+    load_state_tensors(resumed, list(weights), {key: t.clone() for key, t in tensors.items()}, plain)
+    train(second, resumed, range(3, 6))
+    assert all(torch.equal(whole[key], second[key]) for key in weights)
+    assert all(parameter.grad is None for parameter in second.values())
+
+
+def test_each_parameter_step_and_seed_draws_for_itself() -> None:
+    def train(seed: int, keys: str = "ab") -> dict[str, Tensor]:
+        parameters, optimizer = rounded("sgd", dict.fromkeys(keys, torch.ones(1000)), lr=2**-10, seed=seed)
+        for parameter in parameters.values():
+            parameter.grad = torch.ones(1000, dtype=BF16)
+        optimizer.step()
+        return {key: p.detach() for key, p in parameters.items()}
+
+    assert torch.equal(train(1)["b"], train(1, "b")["b"])  # whatever else is trained
+    assert not torch.equal(train(1)["a"], train(1)["b"])
+    assert not torch.equal(train(1)["a"], train(2)["a"])
+
+
+def test_no_float32_copy_stays() -> None:
+    parameters, optimizer = rounded("sgd", {"w": torch.ones(1000)}, lr=0.1)
+    parameters["w"].grad = torch.ones(1000, dtype=BF16)
+    optimizer.step()
+    [stand_in] = optimizer.inner.param_groups[0]["params"]
+    assert stand_in.numel() == 0 and stand_in.grad is None

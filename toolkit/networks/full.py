@@ -1,0 +1,95 @@
+"""Full fine-tuning: the weights of the model itself are trained, without an adapter.
+
+A module is chosen by its dotted name, as the layers of an adapter are; all weights that are its own (matrix, bias,
+scale of a norm) are trained with it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.config.network import NetworkConfig
+from toolkit.contracts import ModelAdapter, Network
+from toolkit.errors import UserError
+
+
+class FullNetwork(Network):
+    """The given modules of the model, trained in the number type they are loaded in.
+
+    Loaded in float32, the weights are their own masters: they are rounded to the type of the computation each time
+    they are used, so gradients and updates are float32 and the output is that of the model in that type. Loaded in
+    that type already (`train.full_bf16`), nothing is float32.
+    """
+
+    caution: ClassVar[str] = ""
+
+    def __init__(self, targets: Sequence[str], dtype: torch.dtype) -> None:
+        """targets: full dotted names of modules with weights of their own. dtype: of the computation."""
+        self.targets = tuple(targets)
+        self.dtype = dtype
+        self._parameters: dict[str, nn.Parameter] = {}
+        self._modules: dict[str, nn.Module] = {}
+
+    @classmethod
+    def from_config(cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype) -> Self:
+        """Nothing of the section but its choice of modules concerns this kind, and nothing is drawn."""
+        return cls(targets, dtype)
+
+    @staticmethod
+    def candidates(adapter: ModelAdapter) -> list[str]:
+        """Every module of the model that has weights of its own."""
+        return modules_with_weights(adapter.network_module)
+
+    def attach(self, model: nn.Module) -> None:
+        model.requires_grad_(False)
+        for target in self.targets:
+            module = model.get_submodule(target)
+            for name, parameter in module.named_parameters(recurse=False):
+                self._parameters[f"{target}.{name}"] = parameter.requires_grad_(True)
+            compute_in(module, self.dtype)
+        for parameter in model.parameters():
+            if not parameter.requires_grad:
+                parameter.data = parameter.data.to(self.dtype)
+        # Kept here: some that are not trained may leave the model later (a table in the place of a layer).
+        self._modules = {name: model.get_submodule(name) for name in modules_with_weights(model)}
+
+    def start_from(self, changes: Mapping[str, Any], note: Callable[[str], None]) -> None:
+        raise UserError("network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras.")
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        return dict(self._parameters)
+
+    def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """All weights of the model, those that are not trained included, under the model's own names."""
+        stored = {
+            f"{name}.{own}": parameter.detach()
+            for name, module in self._modules.items()
+            for own, parameter in module.named_parameters(recurse=False)
+        }
+        return stored | weights
+
+
+def modules_with_weights(model: nn.Module) -> list[str]:
+    """Dotted names of the modules that own parameters, in the model's order."""
+    return [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
+
+
+def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
+    """Makes `module` see its own parameters in `dtype`; they stay what they are for everyone else.
+
+    The class gets a property in front of each parameter, so no name in the model and no file of it changes (torch's
+    parametrizations would rename them). The conversion is part of the graph: gradients come back in the parameter's
+    own type. Unlike autocast it rounds nothing but the weights.
+    """
+    names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.dtype != dtype]
+    if names:
+        kind = type(module)
+        module.__class__ = type(kind.__name__, (kind,), {name: _seen_in(dtype, name) for name in names})
+
+
+def _seen_in(dtype: torch.dtype, name: str) -> property:
+    return property(lambda module: module._parameters[name].to(dtype))

@@ -1,0 +1,99 @@
+"""Training bf16 weights without float32 copies of them: updates in float32, rounded up or down at random.
+
+bf16 has 8 significant bits: an update below 1/512 of a weight is lost when rounded to the nearest number, every time.
+Rounded at random with the right odds it arrives in full on average.
+Source: Zamirai et al. 2020, https://arxiv.org/abs/2010.06192, section 3.1; Gupta et al. 2015, arXiv:1502.02551, eq. 3.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim import Optimizer
+
+from toolkit.optim.one_by_one import OneByOne
+from toolkit.seeding import key
+
+DRAWS = "draws"
+"""Entry of a parameter's state: how often it has been rounded."""
+
+
+def rounded_to_bf16(values: Tensor, random: torch.Generator) -> Tensor:
+    """float32 `values` as bf16, each its neighbour below or above; above with odds (x - below) / (above - below).
+
+    The bf16 numbers are the float32 ones whose lower 16 bits are 0: a uniform number of 16 bits is added to the
+    pattern, and the lower half cut off. The mean over the draws is x; what is no finite number stays so.
+    """
+    bits = values.view(torch.int32)
+    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=random)
+    rounded = (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
+    return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
+
+
+class RoundedOptimizer:
+    """An optimizer over bf16 parameters that steps each in float32 and rounds the result at random.
+
+    Stands where an `Optimizer` would: same state, same groups. Only the parameter at its turn has a float32 copy.
+    Each rounding has a generator of its own, on the parameter's device, keyed by parameter and number of the draw.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        build: Callable[[Mapping[str, nn.Parameter]], Optimizer],
+        seed: int,
+    ) -> None:
+        """build: makes the float32 optimizer over stand-ins for the parameters, given by the same names."""
+        self.seed = seed
+        self._names = {parameter: name for name, parameter in parameters.items()}
+        stand_ins = {
+            name: nn.Parameter(torch.empty(0, dtype=torch.float32, device=p.device)) for name, p in parameters.items()
+        }
+        self._stand_ins = {p: stand_ins[name] for name, p in parameters.items()}
+        self.inner = build(stand_ins)
+        self._single = OneByOne(self.inner)
+
+    @torch.no_grad()
+    def step_one(self, parameter: nn.Parameter) -> None:
+        """The step of one parameter by its `grad`."""
+        stand_in = self._stand_ins[parameter]
+        stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
+        self._single.step(stand_in)
+        parameter.copy_(rounded_to_bf16(stand_in.data, self._generator(parameter)))
+        stand_in.data, stand_in.grad = stand_in.data.new_empty(0), None
+
+    def _generator(self, parameter: nn.Parameter) -> torch.Generator:
+        state = self.inner.state[self._stand_ins[parameter]]
+        state[DRAWS] = state.get(DRAWS, 0) + 1
+        number = key(self.seed, "rounding", self._names[parameter], state[DRAWS])
+        return torch.Generator(parameter.device).manual_seed(number)
+
+    def step(self) -> None:
+        """The step of every parameter that has a gradient."""
+        for parameter in self._stand_ins:
+            if parameter.grad is not None:
+                self.step_one(parameter)
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Lets all gradients go."""
+        for parameter in self._stand_ins:
+            parameter.grad = None
+
+    # ------------------------------------------------------------ what others ask of an optimizer
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]:
+        return self.inner.param_groups
+
+    @property
+    def defaults(self) -> dict[str, Any]:
+        return self.inner.defaults
+
+    def state_dict(self) -> dict[str, Any]:
+        return self.inner.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        self.inner.load_state_dict(state)
