@@ -1,8 +1,8 @@
 """Reads adapter files of other programs: which change of which weight a file means, whatever its key names.
 
-Known: LoRA, LoHa and LoKr, with or without DoRA, under every module prefix that ComfyUI or diffusers accept. The
-meaning of alpha and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files it was checked
-with.
+Known: LoRA, LoHa and LoKr, with or without DoRA, under every module prefix that ComfyUI or diffusers accept, and what
+peft saves. The meaning of alpha and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files
+it was checked with.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -26,18 +26,46 @@ PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "lora_unet_
 """Put before the module's name by one program or another; the flat ones write `_` for each dot."""
 
 PARTS = {
-    ".lora_A.weight": "down",
-    ".lora_B.weight": "up",
+    **{f".lora_{matrix}{end}": part for matrix, part in (("A", "down"), ("B", "up")) for end in ("", ".weight")},
     ".lora_A.default.weight": "down",
     ".lora_B.default.weight": "up",
-    ".lora_down.weight": "down",
-    ".lora_up.weight": "up",
+    **{f"{start}{part}.weight": part for start in (".lora_", ".lora.", "_lora.") for part in ("down", "up")},
+    **{f".lora_linear_layer.{part}.weight": part for part in ("down", "up")},
     ".alpha": "alpha",
     ".dora_scale": "dora_scale",
+    **{f".lora_magnitude_vector{end}": "row_norms" for end in ("", ".weight", ".default.weight")},
     **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
     **{f".{name}": name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
 }
 """Suffix of a key -> the part of the module it holds."""
+
+OTHER_FORMS = {
+    ".diff": "whole changes of weights (diff)",
+    ".diff_b": "changes of biases (diff_b)",
+    ".set_weight": "whole weights (set_weight)",
+    ".w_norm": "changes of norms (w_norm)",
+    ".b_norm": "changes of norms (b_norm)",
+    ".oft_blocks": "an OFT",
+    ".oft_diag": "an OFT",
+    ".on_input": "an IA3",
+    ".a1.weight": "a GLoRA",
+    ".lora_mid.weight": "a convolution's LoRA",
+    ".hada_t1": "a convolution's LoHa",
+    ".hada_t2": "a convolution's LoHa",
+    ".lokr_t2": "a convolution's LoKr",
+    ".lora_B.bias": "changes of biases (lora_bias)",
+    ".scale_weight": "scaled float8 weights",
+}
+"""Suffix of a key of a form that is not read -> what it is, for the message."""
+
+PRODUCTS = (
+    ("up", "down"),
+    ("hada_w1_a", "hada_w1_b"),
+    ("hada_w2_a", "hada_w2_b"),
+    ("lokr_w1_a", "lokr_w1_b"),
+    ("lokr_w2_a", "lokr_w2_b"),
+)
+"""Parts that are multiplied as matrices."""
 
 HEADER_METADATA = "lora_adapter_metadata"
 
@@ -47,7 +75,7 @@ class ModuleChange:
     """What a file does to one linear layer."""
 
     parts: Mapping[str, Tensor]
-    """Float32, by the names in PARTS; alpha excluded."""
+    """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1]."""
 
     scale: float
 
@@ -61,12 +89,36 @@ class ModuleChange:
         """Of a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of output rows."""
         return self.parts.get("dora_scale")
 
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs) of the weight it belongs to."""
+        p = self.parts
+        if "up" in p:
+            return p["up"].shape[0], p["down"].shape[1]
+        if "hada_w1_a" in p:
+            return p["hada_w1_a"].shape[0], p["hada_w1_b"].shape[1]
+        (rows, columns), (more_rows, more_columns) = factor(p, "lokr_w1").shape, factor(p, "lokr_w2").shape
+        return rows * more_rows, columns * more_columns
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether one of its factors is all zero; never of a DoRA, whose norms may change the weight all the same."""
+        return self.magnitude is None and (self.scale == 0 or not all(part.any() for part in self.parts.values()))
+
+    def to(self, device: torch.device) -> ModuleChange:
+        """The same on another device."""
+        return ModuleChange({name: part.to(device) for name, part in self.parts.items()}, self.scale)
+
     def applied_to(self, weight_OI: Tensor) -> Tensor:
         """The weight that the file makes of `weight_OI` (float32)."""
         changed_OI = weight_OI + self.delta()
         if self.magnitude is None:
             return changed_OI
         return changed_OI * (self.magnitude / dora_norm(changed_OI, axis=0 if self.magnitude.shape[0] == 1 else 1))
+
+    def change_of(self, weight_OI: Tensor) -> Tensor:
+        """What the file adds to `weight_OI` (float32), the magnitude of a DoRA included."""
+        return self.delta() if self.magnitude is None else self.applied_to(weight_OI) - weight_OI
 
     def delta(self) -> Tensor:
         """The change of the weight [O, I]; of a DoRA, the one before its magnitude.
@@ -78,7 +130,7 @@ class ModuleChange:
             return self.scale * p["up"] @ p["down"]
         if "hada_w1_a" in p:
             return self.scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (p["hada_w2_a"] @ p["hada_w2_b"])
-        return self.scale * torch.kron(_factor(p, "lokr_w1"), _factor(p, "lokr_w2"))
+        return self.scale * torch.kron(factor(p, "lokr_w1"), factor(p, "lokr_w2"))
 
 
 def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
@@ -86,33 +138,61 @@ def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
     return weight_OI.norm(dim=axis, keepdim=True).clamp_min(torch.finfo(weight_OI.dtype).tiny)
 
 
-def read_network_file(path: Path, modules: Iterable[str]) -> dict[str, ModuleChange]:
+def factor(parts: Mapping[str, Tensor], name: str) -> Tensor:
+    """A factor of a LoKr, `lokr_w1` or `lokr_w2`, multiplied out where it is low-rank."""
+    return parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
+
+
+def read_network_file(path: Path, layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> dict[str, ModuleChange]:
     """The changes a file makes, by full dotted module name.
 
-    modules: names of all linear layers of the model. Raises UserError when the file cannot be read, holds keys of no
-    known form, names no layer of this model, lacks a matrix, or holds numbers that are not finite.
+    layers: names of all linear layers of the model; a mapping to (inputs, outputs) has the shapes checked too. Raises
+    UserError when the file cannot be read, holds keys of no known form or of layers this model does not have, lacks a
+    matrix, has matrices that do not fit, or holds numbers that are not finite.
     """
     tensors, metadata = _read(path)
-    names = {spelling: name for name in modules for spelling in (name, name.replace(".", "_"))}
+    return changes_in(tensors, layers, str(path), metadata)
+
+
+def changes_in(
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, tuple[int, int]] | Iterable[str],
+    source: str,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, ModuleChange]:
+    """`read_network_file` for tensors in memory; `source` names them in messages."""
+    names = {spelling: name for name in layers for spelling in (name, name.replace(".", "_"))}
     grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    key_of: dict[tuple[str, str], str] = {}
     unknown: list[str] = []
     for key, tensor in tensors.items():
         place = _locate(key, names)
         if place is None:
             unknown.append(key)
+        elif place in key_of:
+            raise UserError(f"{source}: {place[0]} is changed twice, by {key_of[place]!r} and {key!r}.")
         else:
+            key_of[place] = key
             grouped[place[0]][place[1]] = tensor.float()
     if unknown:
-        raise UserError(f"{path}: {len(unknown)} keys are of no known form or layer, such as {sorted(unknown)[0]!r}.")
-    return {name: _module(path, name, parts, metadata) for name, parts in grouped.items()}
+        raise UserError(_about_unknown(source, sorted(unknown)))
+    scales = _header_settings(source, metadata or {})
+    changes = {name: _module(source, name, parts, scales) for name, parts in grouped.items()}
+    if isinstance(layers, Mapping):
+        _check_shapes(source, changes, layers)
+    return changes
 
 
 def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     try:
         with safe_open(path, framework="pt") as file:
-            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError) as error:
+            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        settings = path.with_name("adapter_config.json")  # peft keeps rank and alpha there
+        if path.name == "adapter_model.safetensors" and HEADER_METADATA not in metadata and settings.is_file():
+            metadata = {**metadata, HEADER_METADATA: settings.read_text(encoding="utf-8")}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
         raise UserError(f"{path}: cannot be read as a safetensors file ({error}).") from error
+    return tensors, metadata
 
 
 def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
@@ -127,24 +207,36 @@ def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
     return None
 
 
-def _module(path: Path, name: str, parts: dict[str, Tensor], metadata: Mapping[str, str]) -> ModuleChange:
+def _about_unknown(source: str, keys: list[str]) -> str:
+    """Why these keys cannot be used, by the first of the most telling sort."""
+    for key in keys:
+        what = next((what for suffix, what in OTHER_FORMS.items() if key.endswith(suffix)), None)
+        if what:
+            return f"{source}: holds {what}, as {key!r}. Only LoRA, DoRA, LoHa and LoKr can be read."
+    for key in keys:
+        if any(key.endswith(suffix) for suffix in PARTS):
+            return f"{source}: {len(keys)} keys are of layers that this model does not have, such as {key!r}."
+    return f"{source}: {len(keys)} keys are of no known form, such as {keys[0]!r}."
+
+
+def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[str, object]) -> ModuleChange:
     alpha = parts.pop("alpha", None)
+    if "row_norms" in parts:
+        parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
     rank = _rank(parts)
     if rank is None:
-        raise UserError(f"{path}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
-    magnitude = parts.get("dora_scale")
-    if magnitude is not None and (magnitude.dim() != 2 or 1 not in magnitude.shape):
-        raise UserError(f"{path}: dora_scale of {name} has the shape {list(magnitude.shape)}, not [1, in] or [out, 1].")
-    if not all(torch.isfinite(tensor).all() for tensor in parts.values()):
-        raise UserError(f"{path}: {name} holds numbers that are not finite.")
+        raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
+    _check_parts(source, name, parts)
     if {"lokr_w1", "lokr_w2"} <= parts.keys():
         scale = 1.0  # two full factors: alpha is ignored, and may be infinite
     elif alpha is not None:
+        if alpha.numel() != 1:
+            raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
         scale = float(alpha) / rank
     else:
-        scale = _header_scale(metadata, name)
+        scale = _header_scale(settings, name)
     if not math.isfinite(scale):
-        raise UserError(f"{path}: alpha of {name} is not finite.")
+        raise UserError(f"{source}: alpha of {name} is not finite.")
     return ModuleChange(parts, scale)
 
 
@@ -161,18 +253,56 @@ def _rank(parts: Mapping[str, Tensor]) -> int | None:
     return 1 if inner is None else inner.shape[0]
 
 
-def _factor(parts: Mapping[str, Tensor], name: str) -> Tensor:
-    return parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
+def _check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
+    """Matrices of one kind, that can be multiplied, of finite numbers."""
+    if len({"lora" if part in ("up", "down") else part[:4] for part in parts if part != "dora_scale"}) > 1:
+        raise UserError(f"{source}: {name} mixes several kinds of change: {', '.join(sorted(parts))}.")
+    for part, tensor in parts.items():
+        if tensor.dim() != 2 or not tensor.numel():
+            raise UserError(f"{source}: {part} of {name} has the shape {list(tensor.shape)}; it is no matrix.")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{source}: {name} holds numbers that are not finite.")
+    for left, right in PRODUCTS:
+        if {left, right} <= parts.keys() and parts[left].shape[1] != parts[right].shape[0]:
+            raise _misfit(source, name, parts)
+    outputs, inputs = ModuleChange(parts, 1.0).shape
+    if "hada_w2_a" in parts and (parts["hada_w2_a"].shape[0], parts["hada_w2_b"].shape[1]) != (outputs, inputs):
+        raise _misfit(source, name, parts)
+    magnitude = parts.get("dora_scale")
+    if magnitude is not None and magnitude.shape not in ((1, inputs), (outputs, 1)):
+        wanted = f"[1, {inputs}] or [{outputs}, 1]"
+        raise UserError(f"{source}: dora_scale of {name} has the shape {list(magnitude.shape)}, not {wanted}.")
 
 
-def _header_scale(metadata: Mapping[str, str], module: str) -> float:
+def _misfit(source: str, name: str, parts: Mapping[str, Tensor]) -> UserError:
+    shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
+    return UserError(f"{source}: the matrices of {name} do not fit together: {shapes}.")
+
+
+def _check_shapes(source: str, changes: Mapping[str, ModuleChange], layers: Mapping[str, tuple[int, int]]) -> None:
+    for name, change in changes.items():
+        inputs, outputs = layers[name]
+        if change.shape != (outputs, inputs):
+            has = f"{change.shape[1]} inputs and {change.shape[0]} outputs"
+            raise UserError(
+                f"{source}: {name} has {has} there, {inputs} and {outputs} in this model. It is of another model."
+            )
+
+
+def _header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, object]:
+    """peft's settings in diffusers' header metadata, without the name of the part of the pipeline."""
+    try:
+        written = json.loads(metadata.get(HEADER_METADATA, "{}"))
+        return {key.removeprefix("transformer."): value for key, value in written.items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{source}: {HEADER_METADATA} in its header is no JSON mapping ({error}).") from error
+
+
+def _header_scale(settings: Mapping[str, object], module: str) -> float:
     """lora_alpha / r of diffusers' header metadata, which scales a file without alpha keys; 1 without it.
 
     Source: diffusers, loaders/lora_base.py, `_load_lora_into_...` with `lora_adapter_metadata`; peft, LoraConfig.
     """
-    if HEADER_METADATA not in metadata:
-        return 1.0
-    settings = {key.removeprefix("transformer."): value for key, value in json.loads(metadata[HEADER_METADATA]).items()}
     rank = _pattern_value(settings.get("rank_pattern"), module) or settings.get("r")
     alpha = _pattern_value(settings.get("alpha_pattern"), module) or settings.get("lora_alpha")
     if not rank or alpha is None:

@@ -11,6 +11,7 @@ from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
+from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.quantize import quantizer
 from toolkit.networks.adapter import AdapterNetwork, plain_weight
 from toolkit.networks.files import save_network
@@ -82,7 +83,7 @@ def test_gradients_reach_every_matrix_and_checkpointing_changes_none(tiny_model,
         adapter = open_tiny(tiny_model, transform_block=INT8)
         network = attached(settings, adapter)
         train_somewhat(network)
-        adapter.use_checkpointing(checkpointing)
+        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
         adapter.predict_velocity(*step_inputs).square().mean().backward()
         found.append({name: p.grad for name, p in network.parameters().items()})
         trainable = {id(p) for p in adapter.network_module.parameters() if p.requires_grad}
@@ -192,7 +193,7 @@ def test_dropout_and_checkpointing_agree(tiny_model: Path, step_inputs, kind: st
         thinned = configured(kind, dropout=0.2, rank_dropout=0.3, module_dropout=0.2)
         network = attached(thinned, adapter)
         train_somewhat(network)
-        adapter.use_checkpointing(checkpointing)
+        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
         torch.manual_seed(0)
         adapter.predict_velocity(*step_inputs).square().mean().backward()
         found.append([p.grad for p in network.parameters().values()])

@@ -7,7 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from toolkit.errors import RunError
-from toolkit.networks.files import remove_old_step_files, save_network, step_file, weights_digest
+from toolkit.networks.files import final_files, remove_old_step_files, save_network, step_file, weights_digest
 
 WEIGHTS = {"b.weight": torch.linspace(-1, 1, 12).reshape(3, 4), "a.alpha": torch.tensor(4.0)}
 
@@ -88,7 +88,8 @@ def test_the_newest_step_files_are_kept_by_number_not_by_time(tmp_path: Path) ->
 
 
 def test_the_raw_weights_go_with_their_step(tmp_path: Path) -> None:
-    touch(tmp_path, "job_000000001.safetensors", "job_000000001_raw.safetensors", "job_000000002.safetensors")
+    endings = ("", "_raw", "_lora")
+    touch(tmp_path, *(f"job_000000001{ending}.safetensors" for ending in endings), "job_000000002.safetensors")
     remove_old_step_files(tmp_path, "job", keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["job_000000002.safetensors"]
 
@@ -99,6 +100,23 @@ def test_only_this_jobs_step_files_are_touched(tmp_path: Path) -> None:
     touch(tmp_path, *others, f"{name}_000000001.safetensors", f"{name}_000000002.safetensors")
     assert [path.name for path in remove_old_step_files(tmp_path, name, keep=1)] == [f"{name}_000000001.safetensors"]
     assert {path.name for path in tmp_path.iterdir()} == {*others, f"{name}_000000002.safetensors"}
+
+
+def model_folder(folder: Path, name: str) -> None:
+    (folder / name / "transformer").mkdir(parents=True)
+    (folder / name / "model_index.json").touch()
+    (folder / name / "transformer" / "weights").touch()
+
+
+def test_model_folders_are_step_files_too_and_other_folders_are_not(tmp_path: Path) -> None:
+    for name in ("job_000000001", "job_000000001_raw", "job_000000002", "job"):
+        model_folder(tmp_path, name)
+    (tmp_path / "job_000000000").mkdir()  # such as the run of another process
+    (tmp_path / "job_000000000" / "job.safetensors").touch()
+    assert [path.name for path in final_files(tmp_path, "job")] == ["job"]
+    removed = remove_old_step_files(tmp_path, "job", keep=1)
+    assert [path.name for path in removed] == ["job_000000001", "job_000000001_raw"]
+    assert {path.name for path in tmp_path.iterdir()} == {"job", "job_000000000", "job_000000002"}
 
 
 def test_zero_keeps_all(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from toolkit.networks import fit as fitting
-from toolkit.networks.fit import fit
+from toolkit.networks.fit import fit, fit_matrix
 from toolkit.networks.formats import ModuleChange
 
 
@@ -33,7 +33,22 @@ def test_a_lora_that_fits_stays_as_it_is(rank: int) -> None:
     assert torch.equal(up_OR, 0.5 * change.parts["up"])
 
 
-@pytest.mark.parametrize("make", [lambda: lora(8), lambda: loha(3)], ids=["lora", "loha"])
+def lokr(**shapes: tuple[int, int]) -> ModuleChange:
+    return ModuleChange({f"lokr_{name}": torch.randn(shape) for name, shape in shapes.items()}, -0.5)
+
+
+CHANGES = {
+    "lora": lambda: lora(8),
+    "lora of full rank": lambda: lora(30),
+    "loha": lambda: loha(3),
+    "loha of full rank": lambda: loha(5),
+    "lokr": lambda: lokr(w1=(4, 6), w2_a=(10, 2), w2_b=(2, 4)),
+    "lokr whole": lambda: lokr(w1=(4, 3), w2=(10, 8)),
+    "lokr in four": lambda: lokr(w1_a=(4, 1), w1_b=(1, 3), w2_a=(10, 7), w2_b=(7, 8)),
+}
+
+
+@pytest.mark.parametrize("make", CHANGES.values(), ids=CHANGES)
 @pytest.mark.parametrize("rank", [1, 4, 6])
 def test_a_cut_is_the_nearest_and_states_its_error(make: Callable[[], ModuleChange], rank: int) -> None:
     change = make()
@@ -55,15 +70,30 @@ def test_a_product_of_low_rank_is_kept_whole() -> None:
     torch.testing.assert_close(up_OR @ down_RI, change.delta(), atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("make", [CHANGES["loha"], CHANGES["lokr"]], ids=["loha", "lokr"])
+def test_factors_are_decomposed_instead_of_the_whole_change(make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What takes minutes for all layers of a large model, this way takes seconds."""
+    change = make()
+    monkeypatch.setattr(fitting, "_svd", lambda *_: pytest.fail("the whole change was decomposed"))
+    monkeypatch.setattr(ModuleChange, "delta", lambda *_: pytest.fail("the whole change was formed"))
+    fit(change, 3)
+
+
 def test_large_matrices_take_the_randomised_way_and_still_state_their_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nearly as near as the nearest, and without the global generator, which belongs to the training."""
     monkeypatch.setattr(fitting, "FULL_SVD_SIDE", 8)
-    torch.manual_seed(0)
-    change = loha(2)
+    u, _, v = torch.linalg.svd(torch.randn(200, 120), full_matrices=False)
+    values = 0.9 ** torch.arange(120)
+    delta_OI = u * values @ v
     before = torch.random.get_rng_state()
-    up_OR, down_RI, error = fit(change, 3)
+    up_OR, down_RI, error = fit_matrix(delta_OI, 10)
     assert torch.equal(before, torch.random.get_rng_state())
-    delta_OI = change.delta()
-    assert float((up_OR @ down_RI - delta_OI).norm() / delta_OI.norm()) == pytest.approx(error, abs=1e-4)
+    real = float((up_OR @ down_RI - delta_OI).norm() / delta_OI.norm())
+    assert real == pytest.approx(error, abs=1e-4)
+    nearest = float(values[10:].norm() / values.norm())
+    assert nearest * 0.9999 < real < nearest * 1.001
+    torch.manual_seed(99)
+    assert torch.equal(fit_matrix(delta_OI, 10)[0], up_OR)
 
 
 def test_a_change_of_zero_fits() -> None:

@@ -2,6 +2,7 @@
 
 import logging
 import warnings
+import weakref
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,7 @@ from tests.diffusers_reference import (
 from tests.measured import at_least, at_most
 from toolkit.contracts import Size
 from toolkit.data.encode import ItemEncoder
+from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.quantize import quantizer
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
 from toolkit.networks.files import save_network
@@ -71,7 +73,7 @@ def test_gradients_reach_every_layer(tiny_model: Path, step_inputs, transform, c
     adapter = open_tiny(tiny_model, transform_block=transform)
     network = lora(adapter)
     train_somewhat(network)
-    adapter.use_checkpointing(checkpointing)
+    adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
     adapter.predict_velocity(*step_inputs).square().mean().backward()
     parameters = network.parameters()
     assert len(parameters) == 2 * 2 * 14
@@ -87,7 +89,7 @@ def test_checkpointing_changes_no_gradient(tiny_model: Path, step_inputs) -> Non
         adapter = open_tiny(tiny_model, transform_block=INT8)
         network = lora(adapter)
         train_somewhat(network)
-        adapter.use_checkpointing(checkpointing)
+        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
         adapter.predict_velocity(*step_inputs).square().mean().backward()
         found.append([p.grad for p in network.parameters().values()])
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
@@ -275,3 +277,87 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
     ).images[0]
     assert psnr(ours, without) < 45, "the LoRA must be seen in the picture"
     at_least("sample with a LoRA, dB", psnr(ours, theirs), 50)
+
+
+# ---------------------------------------------------------------- layers that read the same input
+
+
+def three_layers(shared: bool, rank_dropout: float = 0.0, dropout: float = 0.0):
+    """Query, key and value on one input; with `shared` they know of each other."""
+    torch.manual_seed(3)
+    model = torch.nn.ModuleDict({name: torch.nn.Linear(16, 24) for name in ("q", "k", "v")})
+    network = LoraNetwork(list(model), 4, 8.0, dropout, 1, rank_dropout)
+    network.attach(model)
+    train_somewhat(network, strength=1.0)
+    if shared:
+        network.share_inputs([["q", "k", "v", "absent"]])
+    return model, network
+
+
+def outputs_and_gradients(model, network, x, names=("q", "k", "v")):
+    x = x.clone().requires_grad_(True)
+    torch.manual_seed(5)
+    outputs = [model[name](x) for name in names]
+    sum(output.square().sum() for output in outputs).backward()
+    return outputs, [x.grad, *(p.grad for p in network.parameters().values() if p.grad is not None)]
+
+
+@pytest.mark.parametrize("rank_dropout", [0.0, 0.5])
+def test_one_product_for_all_gives_what_each_gives_alone(rank_dropout: float) -> None:
+    x = torch.randn(2, 5, 16, generator=torch.Generator().manual_seed(0))
+    alone = outputs_and_gradients(*three_layers(shared=False, rank_dropout=rank_dropout), x)
+    shared = outputs_and_gradients(*three_layers(shared=True, rank_dropout=rank_dropout), x)
+    torch.testing.assert_close(shared, alone, rtol=1e-4, atol=1e-4)
+
+
+def test_the_down_matrices_are_applied_once_per_input(monkeypatch: pytest.MonkeyPatch) -> None:
+    model, network = three_layers(shared=True)
+    rows = []
+
+    def linear(x: Tensor, weight: Tensor) -> Tensor:
+        rows.append(len(weight))
+        return torch.nn.functional.linear(x, weight)
+
+    monkeypatch.setattr("toolkit.networks.lora.linear", linear)
+    outputs_and_gradients(model, network, torch.ones(2, 16))
+    assert rows == [3 * 4]
+
+
+@pytest.mark.parametrize("names", [("q", "q"), ("k",), ("v", "q", "k", "v"), ("q", "k")])
+def test_any_order_of_calls_is_right(names: tuple[str, ...]) -> None:
+    first, second = torch.randn(2, 3, 16, generator=torch.Generator().manual_seed(0))
+    alone, shared = three_layers(shared=False), three_layers(shared=True)
+    for x in (first, second, first):
+        expected, _ = outputs_and_gradients(*alone, x, names)
+        found, _ = outputs_and_gradients(*shared, x, names)
+        torch.testing.assert_close(found, expected)
+
+
+def test_an_input_changed_in_place_between_the_calls_is_seen() -> None:
+    (alone, _), (shared, _) = three_layers(shared=False), three_layers(shared=True)
+    x = torch.ones(2, 16)
+    with torch.no_grad():
+        shared["q"](x)
+        x.mul_(2)
+        torch.testing.assert_close(shared["k"](x), alone["k"](x))
+
+
+def test_with_dropout_each_layer_leaves_out_inputs_of_its_own() -> None:
+    model, network = three_layers(shared=True, dropout=0.5)
+    for name in ("k", "v"):
+        for part, own in network.parts("q").items():
+            network.part(name, part).data.copy_(own.data)
+    base = {name: model[name].base_layer for name in model}
+    x = torch.ones(1, 16)
+    changes = [model[name](x) - base[name](x) for name in model]
+    assert not torch.allclose(changes[0], changes[1]) and not torch.allclose(changes[1], changes[2])
+
+
+def test_nothing_of_an_input_is_kept_after_its_last_use() -> None:
+    model, _ = three_layers(shared=True)
+    x = torch.ones(2, 16)
+    there = weakref.ref(x)
+    with torch.no_grad():
+        model["q"](x)
+    del x
+    assert there() is None

@@ -1,0 +1,91 @@
+"""LoRA files that become part of the frozen model before anything is trained on it.
+
+A weight W becomes W + multiplier (F - W), F being what the file makes of W: of a LoRA, LoHa or LoKr that is W plus
+multiplier times its change. Files are merged in their order, which matters to a DoRA only, as its norms are those of
+the weight it meets. Everything is added up in float32 and rounded once, to the model's dtype.
+
+Shape suffixes: I inputs of a layer, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import nn
+
+from toolkit.errors import UserError
+from toolkit.networks.formats import ModuleChange, read_network_file
+
+
+class BaseLora(Protocol):
+    """An entry of `model.base_loras`."""
+
+    path: str
+    multiplier: float
+
+
+@dataclass(frozen=True)
+class BaseChange:
+    """What one file does to the model."""
+
+    file: str
+    """Its name, without the folder."""
+
+    multiplier: float
+    modules: dict[str, ModuleChange]
+    """By full dotted module name."""
+
+    def __str__(self) -> str:
+        return f"{self.file} times {self.multiplier:g} into {len(self.modules)} layers"
+
+
+def read_base_loras(loras: Sequence[BaseLora], layers: Mapping[str, tuple[int, int]]) -> list[BaseChange]:
+    """The files of `model.base_loras`, checked against the model's layers: name -> (inputs, outputs).
+
+    Raises UserError for a file that cannot be read, is of another model, or changes nothing.
+    """
+    read = []
+    for lora in loras:
+        path = Path(lora.path).expanduser()
+        modules = read_network_file(path, layers)
+        if all(change.is_zero for change in modules.values()):
+            raise UserError(f"model.base_loras: {path} changes no layer: all of its changes are zero.")
+        read.append(BaseChange(path.name, lora.multiplier, modules))
+    return read
+
+
+class Merge:
+    """Merges files into a model as it is filled; each layer once, after which its changes are let go."""
+
+    def __init__(self, files: Sequence[BaseChange]) -> None:
+        self._files = [(file.file, file.multiplier, dict(file.modules)) for file in files]
+
+    @torch.no_grad()
+    def __call__(self, module: nn.Module, name: str) -> None:
+        """Changes the layers of `module`, whose dotted name in the model is `name`; "" is the model: all that is left.
+
+        Raises UserError when a weight is not finite afterwards.
+        """
+        precision = torch.get_float32_matmul_precision()
+        torch.set_float32_matmul_precision("highest")  # whatever the training may use
+        try:
+            self._merge(module, f"{name}." if name else "")
+        finally:
+            torch.set_float32_matmul_precision(precision)
+
+    def _merge(self, module: nn.Module, prefix: str) -> None:
+        targets = dict.fromkeys(t for _, _, changes in self._files for t in changes if t.startswith(prefix))
+        for target in targets:
+            layer = module.get_submodule(target.removeprefix(prefix))
+            weight_OI = layer.weight.data.to(torch.float32, copy=True)
+            for _, multiplier, changes in self._files:
+                if target in changes:
+                    weight_OI += multiplier * changes.pop(target).to(weight_OI.device).change_of(weight_OI)
+            layer.weight.data = weight_OI.to(layer.weight.dtype)
+            if not torch.isfinite(layer.weight.data).all():
+                files = ", ".join(file for file, _, _ in self._files)
+                raise UserError(f"model.base_loras: {target} is not finite with {files}. Lower the multiplier.")
