@@ -6,7 +6,7 @@ Noise and noise level of each step are keyed draws, and the plain loop is handed
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -16,6 +16,7 @@ from peft import LoraConfig
 
 from benchmarks.synthetic import RANK, SEED, ModelSize, make_batch, open_adapter
 from toolkit.contracts import Batch, BatchSpec, StepResult
+from toolkit.memory.checkpointing import checkpointed
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
@@ -25,6 +26,9 @@ from toolkit.train.run import Role, Run
 
 LR = 1e-4
 MAX_GRAD_NORM = 1.0
+
+Draws = Callable[[BatchSpec, torch.Size], tuple[torch.Tensor, torch.Tensor]]
+"""Noise and noise level of a batch (`FlowMatchingStep.draws`)."""
 
 
 class OurLoop(Hook):
@@ -36,7 +40,8 @@ class OurLoop(Hook):
         self.adapter = open_adapter(folder, size, dtype, qtype)
         self.network = LoraNetwork(self.adapter.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
         self.network.attach(self.adapter.network_module)
-        self.adapter.use_checkpointing(checkpointing)
+        self.network.share_inputs(self.adapter.shared_inputs())
+        self.adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
         parameters = self.network.parameters()
         optimizer = build_optimizer("adamw", parameters.values(), LR, {"weight_decay": 0.01})
         role = Role(parameters, optimizer, LR, lambda step: 1.0, MAX_GRAD_NORM)
@@ -67,66 +72,89 @@ class PlainLoop:
     """LoRA training with diffusers and peft, as their examples show it: eager, the attention mask passed on."""
 
     def __init__(
-        self, folder: Path, dtype: torch.dtype, ours: OurLoop, checkpointing: bool, quanto: bool = False
+        self,
+        transformer: QwenImageTransformer2DModel,
+        targets: Sequence[str],
+        batch: Batch,
+        draws: Draws,
+        checkpointing: bool,
+        accumulation: int = 1,
+        autocast: bool = False,
     ) -> None:
-        """quanto: the blocks' linears are optimum-quanto's own int8 ones. ours: gives the LoRA's layers and start."""
-        self.transformer = QwenImageTransformer2DModel.from_pretrained(
-            folder, subfolder="transformer", torch_dtype=dtype
-        )
-        self.transformer.requires_grad_(False)
-        if quanto:
-            self._quantize()
-        targets = list(ours.network.targets)
-        self.transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=targets))
-        cast_training_params(self.transformer, dtype=torch.float32)
-        self._start_as(ours)
+        """transformer: frozen, on the device where the work is done. autocast: in bfloat16, as accelerate does it."""
+        self.transformer = transformer
+        transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
+        cast_training_params(transformer, dtype=torch.float32)
         if checkpointing:
-            self.transformer.enable_gradient_checkpointing()
-        self.transformer.train()
-        self.parameters = [p for p in self.transformer.parameters() if p.requires_grad]
+            transformer.enable_gradient_checkpointing()
+        transformer.train()
+        self.parameters = [p for p in transformer.parameters() if p.requires_grad]
         self.optimizer = torch.optim.AdamW(self.parameters, lr=LR, weight_decay=0.01)
-        self.dtype = dtype
-        self.batch = ours.batch
-        self.draws = ours.step_fn.draws
+        self.dtype, self.device = transformer.img_in.weight.dtype, transformer.img_in.weight.device
+        self.batch = batch
+        self.draws = draws
+        self.accumulation = accumulation
+        self.autocast = autocast
         self.losses: list[float] = []
-
-    def _quantize(self) -> None:
-        from optimum.quanto import freeze, qint8, quantize
-
-        for block in self.transformer.transformer_blocks:
-            quantize(block, weights=qint8)
-            freeze(block)
-        self.transformer.requires_grad_(False)  # freeze() leaves the quantized weights trainable
-
-    def _start_as(self, ours: OurLoop) -> None:
-        own = dict(self.transformer.named_parameters())
-        for name, parameter in ours.network.parameters().items():
-            own[name.replace(".weight", ".default.weight")].data.copy_(parameter.data)
+        """Of each micro-batch."""
 
     def step(self) -> None:
-        """One training step."""
-        latents = self.batch.latents_BCHW.float()
-        noise, t = self.draws(spec_of_step(len(self.losses)), latents.shape[1:])
-        noisy = (1 - t.view(-1, 1, 1, 1)) * latents + t.view(-1, 1, 1, 1) * noise
-        target_tokens = self._pack(noisy)
-        reference_tokens = self._pack(self.batch.references[0][0][None])
-        height, width = (side // 2 for side in latents.shape[-2:])
-        embeds = self.batch.prompts.embeds_BLD
-        predicted = self.transformer(
-            hidden_states=torch.cat([target_tokens, reference_tokens], dim=1).to(self.dtype),
-            timestep=t.to(self.dtype),
-            encoder_hidden_states=embeds,
-            encoder_hidden_states_mask=torch.ones(embeds.shape[:2], dtype=torch.int64),
-            img_shapes=[[(1, height, width), (1, height, width)]] * len(latents),
-            return_dict=False,
-        )[0][:, : target_tokens.shape[1]]
-        loss = (predicted.float() - self._pack(noise - latents).float()).square().mean()
-        loss.backward()
+        """One optimizer step."""
+        losses = [self._gradients(len(self.losses) + number) for number in range(self.accumulation)]
         torch.nn.utils.clip_grad_norm_(self.parameters, MAX_GRAD_NORM)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        self.losses.append(loss.detach().item())
+        self.losses += [loss.item() for loss in losses]
+
+    def _gradients(self, number: int) -> torch.Tensor:
+        """Forward and backward of one micro-batch; its loss."""
+        latents = self.batch.latents_BCHW.to(self.device, torch.float32)
+        noise, t = (drawn.to(self.device) for drawn in self.draws(spec_of_step(number), latents.shape[1:]))
+        noisy = (1 - t.view(-1, 1, 1, 1)) * latents + t.view(-1, 1, 1, 1) * noise
+        target_tokens = self._pack(noisy)
+        references = [self._pack(reference[None].to(self.device)) for reference in self.batch.references[0]]
+        height, width = (side // 2 for side in latents.shape[-2:])
+        embeds = self.batch.prompts.embeds_BLD.to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
+            predicted = self.transformer(
+                hidden_states=torch.cat([target_tokens, *references], dim=1).to(self.dtype),
+                timestep=t.to(self.dtype),
+                encoder_hidden_states=embeds,
+                encoder_hidden_states_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device),
+                img_shapes=[[(1, height, width)] * (1 + len(references))] * len(latents),
+                return_dict=False,
+            )[0][:, : target_tokens.shape[1]]
+        loss = (predicted.float() - self._pack(noise - latents).float()).square().mean()
+        (loss / self.accumulation).backward()
+        return loss.detach()
 
     @staticmethod
     def _pack(latents: torch.Tensor) -> torch.Tensor:
         return QwenImageEditPlusPipeline._pack_latents(latents, *latents.shape)
+
+
+def plain_rival(
+    folder: Path, dtype: torch.dtype, ours: OurLoop, checkpointing: bool, quanto: bool = False
+) -> PlainLoop:
+    """A plain loop that does what `ours` does: the same model, LoRA layers and start, batch and draws.
+
+    quanto: the blocks' linears are optimum-quanto's own int8 ones.
+    """
+    transformer = QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
+    transformer.requires_grad_(False)
+    if quanto:
+        _quantize(transformer)
+    plain = PlainLoop(transformer, ours.network.targets, ours.batch, ours.step_fn.draws, checkpointing)
+    own = dict(transformer.named_parameters())
+    for name, parameter in ours.network.parameters().items():
+        own[name.replace(".weight", ".default.weight")].data.copy_(parameter.data)
+    return plain
+
+
+def _quantize(transformer: QwenImageTransformer2DModel) -> None:
+    from optimum.quanto import freeze, qint8, quantize
+
+    for block in transformer.transformer_blocks:
+        quantize(block, weights=qint8)
+        freeze(block)
+    transformer.requires_grad_(False)  # freeze() leaves the quantized weights trainable

@@ -12,9 +12,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.config.network import NetworkConfig
-from toolkit.contracts import Network
+from toolkit.contracts import ModelAdapter, Network
 from toolkit.errors import UserError
 from toolkit.networks.formats import ModuleChange
+from toolkit.networks.max_norm import limit_norms
 from toolkit.networks.shapes import Shapes
 from toolkit.networks.thinning import Thinning
 from toolkit.seeding import generator
@@ -32,6 +33,12 @@ class AdapterNetwork(Network):
     caution: ClassVar[str] = ""
     """What a user has to know about the files of this kind, or empty."""
 
+    up: ClassVar[frozenset[str]] = frozenset()
+    """Names in files of the matrices that make outputs, where the kind has such (`Network.up_parameters`)."""
+
+    max_norm: float = 0.0
+    """What the Frobenius norm of a layer's change may be after a step; 0: anything."""
+
     def __init__(
         self,
         targets: Sequence[str],
@@ -44,6 +51,7 @@ class AdapterNetwork(Network):
     ) -> None:
         """targets: full dotted module names. alpha: numerator of the scale. The dropouts: see `Thinning`."""
         self.targets = tuple(targets)
+        self._target_set = frozenset(targets)
         self.rank = rank
         self.alpha = alpha
         self.dropout = dropout
@@ -53,10 +61,17 @@ class AdapterNetwork(Network):
         self._parameters: dict[str, nn.Parameter] = {}
         self._dropouts: list[nn.Module] = []
 
+    @staticmethod
+    def candidates(adapter: ModelAdapter) -> Sequence[str]:
+        """The linear layers that the family adapts."""
+        return adapter.lora_targets()
+
     @classmethod
-    def from_config(cls, settings: NetworkConfig, targets: Sequence[str], seed: int) -> Self:
-        """The network that a `network:` section describes, on these layers."""
-        return cls(
+    def from_config(
+        cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype | None = None
+    ) -> Self:
+        """The network that a `network:` section describes, on these layers; it computes in the dtype of its inputs."""
+        network = cls(
             targets,
             settings.linear,
             settings.linear_alpha,
@@ -66,6 +81,8 @@ class AdapterNetwork(Network):
             settings.module_dropout,
             **cls.own_settings(settings),
         )
+        network.max_norm = settings.scale_weight_norms
+        return network
 
     @staticmethod
     def own_settings(settings: NetworkConfig) -> dict[str, Any]:
@@ -116,6 +133,12 @@ class AdapterNetwork(Network):
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
+    def layer_of(self, name: str) -> str:
+        return next(target for target in _parents(name) if target in self._target_set)
+
+    def up_parameters(self) -> frozenset[str]:
+        return frozenset(f"{target}.{name}" for target in self.targets for name in self.up)
+
     @contextmanager
     def inference(self) -> Iterator[None]:
         try:
@@ -144,6 +167,11 @@ class LayersNetwork(AdapterNetwork):
 
     layer: ClassVar[type[AdaptedLinear]]
 
+    def __init__(self, *settings: Any, **named: Any) -> None:
+        super().__init__(*settings, **named)
+        self.layers: dict[str, AdaptedLinear] = {}
+        """By target, once attached."""
+
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
         for target in self.targets:
@@ -154,10 +182,18 @@ class LayersNetwork(AdapterNetwork):
             layer.start(generator(self.seed, "network", target))
             # The frozen model is in evaluation mode; dropout is the one thing that must not be.
             self._dropouts.append(thinning.train())
-            for name, parameter in layer.parts.items():
-                parameter.data = parameter.data.to(base.weight.device)
-                self._parameters[f"{target}.{name}"] = parameter
+            layer.place(base.weight.device, torch.promote_types(base.weight.dtype, torch.float32))
+            self._parameters |= {f"{target}.{name}": parameter for name, parameter in layer.parts.items()}
             model.set_submodule(target, layer)
+            self.layers[target] = layer
+
+    def after_step(self, taken: Tensor) -> dict[str, Tensor]:
+        if not self.max_norm:
+            return {}
+        layers = self.layers.values()
+        with torch.no_grad():
+            norms = [layer.change_norm() for layer in layers]
+        return limit_norms(norms, [layer.factors() for layer in layers], self.max_norm, taken)
 
     @abstractmethod
     def shapes(self, inputs: int, outputs: int) -> Shapes:
@@ -185,6 +221,14 @@ class AdaptedLinear(nn.Module):
         """The trained matrices by their names in files."""
         return {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
 
+    needs_base: ClassVar[bool] = False
+    """Whether the change itself is computed with the frozen weight."""
+
+    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+        """Moves the trained matrices, which are made on the CPU: every device begins with the same numbers."""
+        for attribute in self._attributes.values():
+            setattr(self, attribute, nn.Parameter(getattr(self, attribute).data.to(device, dtype)))
+
     @abstractmethod
     def start(self, random: torch.Generator) -> None:
         """Fills the matrices so that nothing is changed yet; `random` is a CPU generator."""
@@ -193,14 +237,33 @@ class AdaptedLinear(nn.Module):
     def change(self, x: Tensor) -> Tensor:
         """What the change of the weight adds to the output for inputs `x`, in the dtype of `x`."""
 
+    @abstractmethod
+    def change_norm(self) -> Tensor:
+        """The Frobenius norm of the change of the weight, 0-dim; called without gradients."""
+
+    def factors(self) -> list[nn.Parameter]:
+        """The matrices whose product the change is."""
+        return list(self.parts.values())
+
+    def add_change(self, out: Tensor, x: Tensor) -> Tensor:
+        """`out`, what the frozen layer gives for inputs `x`, with the change."""
+        return out + self.thinning.module(self.thinning.ranks(self.change(self.thinning.inputs(x))))
+
     def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) + self.thinning.module(self.thinning.ranks(self.change(self.thinning.inputs(x))))
+        return self.add_change(self.base_layer(x), x)
 
 
-def plain_weight(layer: nn.Linear) -> Tensor:
-    """The frozen weight of a layer in float32, whatever it is stored as."""
+def _parents(name: str) -> Iterator[str]:
+    """`a.b.c` -> a.b, a"""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def plain_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:
+    """The frozen weight of a layer in float32, whatever it is stored as, on its own device or another."""
     weight = layer.weight.detach()
-    return (weight if type(weight) is Tensor else weight.dequantize()).float()
+    return (weight if type(weight) is Tensor else weight.dequantize()).to(device).float()
 
 
 def kaiming_(matrix: Tensor, random: torch.Generator) -> None:

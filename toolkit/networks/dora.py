@@ -17,11 +17,14 @@ from toolkit.errors import UserError
 from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear, plain_weight
 from toolkit.networks.formats import ModuleChange, dora_norm
 from toolkit.networks.lora import take_over_low_rank
+from toolkit.networks.max_norm import product_norm
 from toolkit.networks.shapes import Shapes, dora_shapes
 
 
 class DoraLinear(AdaptedLinear):
     """A [R, I] random and B [O, R] zero at the start; the network then sets m [1, I] to the norm of W."""
+
+    needs_base = True
 
     def start(self, random: torch.Generator) -> None:
         kaiming_(self.lora_A.data, random)
@@ -33,8 +36,8 @@ class DoraLinear(AdaptedLinear):
         weight_OI = torch.addmm(plain_weight(self.base_layer), self.lora_B, self.lora_A, alpha=self.scale)
         return dora_norm(weight_OI, axis=0)
 
-    def forward(self, x: Tensor) -> Tensor:
-        return self.base_layer(x) + self.thinning.module(self.change(x))
+    def add_change(self, out: Tensor, x: Tensor) -> Tensor:
+        return out + self.thinning.module(self.change(x))
 
     def change(self, x: Tensor) -> Tensor:
         """(c - 1) x through W and c x through d, c = m / |W + d| for each input.
@@ -47,11 +50,19 @@ class DoraLinear(AdaptedLinear):
         from_base = functional.linear((wide * (c_I - 1)).to(x.dtype), self.base_layer.weight)
         return from_base + (self.scale * linear(low_R, self.lora_B)).to(x.dtype)
 
+    def change_norm(self) -> Tensor:
+        """Of d, the low-rank part: the magnitude is left as it is."""
+        return self.scale * product_norm(self.lora_B, self.lora_A)
+
+    def factors(self) -> list[nn.Parameter]:
+        return [self.lora_A, self.lora_B]
+
 
 class DoraNetwork(LayersNetwork):
     """A DoRA on the given linear layers."""
 
     layer = DoraLinear
+    up = frozenset({"lora_B.weight"})
     caution = "DoRA files load in ComfyUI; diffusers warns and leaves out their magnitudes: it draws something else."
 
     def shapes(self, inputs: int, outputs: int) -> Shapes:
@@ -59,8 +70,7 @@ class DoraNetwork(LayersNetwork):
 
     def attach(self, model: nn.Module) -> None:
         super().attach(model)
-        self._layers = {target: model.get_submodule(target) for target in self.targets}
-        for layer in self._layers.values():
+        for layer in self.layers.values():
             layer.dora_scale.data.copy_(layer.norm())  # on the layer's device, as in training: m / |W| is exactly 1
 
     def take_over(self, target: str, change: ModuleChange) -> float:
@@ -73,5 +83,5 @@ class DoraNetwork(LayersNetwork):
                 "It cannot be taken over."
             )
         error = take_over_low_rank(self, target, change)
-        own_1I.copy_(self._layers[target].norm() if magnitude_1I is None else magnitude_1I)
+        own_1I.copy_(self.layers[target].norm() if magnitude_1I is None else magnitude_1I)
         return error

@@ -7,6 +7,7 @@ import json
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -15,7 +16,10 @@ from torch import Tensor
 
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.files import replaced
+from toolkit.files import remove, replaced
+
+FOLDER_METADATA = "training.json"
+"""In a folder of a fully trained model: what the header of a network file says."""
 
 
 def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
@@ -28,17 +32,19 @@ def save_network(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata
     write_stored(path, as_stored(tensors, dtype), metadata)
 
 
-def write_stored(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+def write_stored(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None) -> None:
     """Writes tensors as they are with string `metadata` (a sha256 of the weights is added) and reads them back.
 
+    metadata: None writes none, the sha256 included; `format`, which readers ask for, is always there.
     Raises RunError when a weight is not finite, or the file does not hold what was written.
     """
     broken = [name for name, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise RunError(f"{path}: {broken[0]}{more} are not finite in the file's dtype; nothing was written.")
+    header = {"format": "pt"} if metadata is None else {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
     with replaced(path) as temporary:
-        save_file(dict(tensors), temporary, metadata={"format": "pt", **metadata, "sha256": weights_digest(tensors)})
+        save_file(dict(tensors), temporary, metadata=header)
         _sort_header(temporary)
         _compare(temporary, tensors)
 
@@ -66,23 +72,52 @@ def weights_digest(tensors: Mapping[str, Tensor]) -> str:
     """SHA-256 over names, shapes, dtypes and bytes, in the order of the names."""
     digest = hashlib.sha256()
     for name in sorted(tensors):
-        tensor = tensors[name].contiguous()
-        digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy().tobytes())
+        add_to_digest(digest, name, tensors[name])
     return digest.hexdigest()
+
+
+def add_to_digest(digest: Any, name: str, tensor: Tensor) -> None:
+    """Feeds one tensor on the CPU to a hash of weights."""
+    digest.update(f"{name}:{tuple(tensor.shape)}:{tensor.dtype};".encode())
+    digest.update(bytes_of(tensor))
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The numbers of a tensor on the CPU as they stand in a file."""
+    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+
+
+ENDINGS = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
+"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
+model folders."""
+
+
+def final_files(folder: Path, name: str) -> list[Path]:
+    """The files and model folders of the end of a run that are there."""
+    return [path for ending in ENDINGS if _is_product(path := folder / f"{name}{ending}")]
+
+
+def _is_product(path: Path) -> bool:
+    """Whether what has one of the names is a network file, or a folder with a model in it (another run's has none)."""
+    return path.exists() if path.suffix == ".safetensors" else (path / "model_index.json").is_file()
 
 
 def step_file(folder: Path, name: str, step: int) -> Path:
     """`<name>_000000340.safetensors`: the weights after 340 optimizer steps."""
-    return folder / f"{name}_{step:09d}.safetensors"
+    return folder / f"{step_stem(name, step)}{ENDINGS[0]}"
+
+
+def step_stem(name: str, step: int) -> str:
+    """The name of a step's file without its ending, or of its folder."""
+    return f"{name}_{step:09d}"
 
 
 def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
-    """The step files of a run by their step, `_raw` ones included."""
-    pattern = re.compile(re.escape(name) + r"_(\d{9,})(_raw)?\.safetensors")
+    """The step files and model folders of a run by their step, of every ending."""
+    pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, ENDINGS))})")
     by_step: dict[int, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if match := pattern.fullmatch(path.name):
+        if (match := pattern.fullmatch(path.name)) and _is_product(path):
             by_step.setdefault(int(match.group(1)), []).append(path)
     return by_step
 
@@ -93,5 +128,5 @@ def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
     surplus = sorted(by_step)[:-keep] if keep else []
     old = [path for step in surplus for path in by_step[step]]
     for path in old:
-        path.unlink()
+        remove(path)
     return old

@@ -29,8 +29,14 @@ class LohaLinear(AdaptedLinear):
         return checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
 
     def _change(self, x: Tensor) -> Tensor:
-        delta_OI = self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
-        return linear(x, delta_OI)
+        return linear(x, self._delta())
+
+    def _delta(self) -> Tensor:
+        """[O, I]"""
+        return self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
+
+    def change_norm(self) -> Tensor:
+        return torch.linalg.vector_norm(self._delta())
 
 
 class LohaNetwork(LayersNetwork):

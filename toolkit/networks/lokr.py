@@ -13,11 +13,13 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.linalg import vector_norm
 
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
 from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear
 from toolkit.networks.formats import ModuleChange
+from toolkit.networks.max_norm import product_norm
 from toolkit.networks.shapes import Shapes, lokr_shapes
 
 
@@ -38,6 +40,13 @@ class LokrLinear(AdaptedLinear):
             if name in parts:
                 h = linear(h, parts[name])
         return linear(h.transpose(-1, -2), self.scale * parts["lokr_w1"]).transpose(-1, -2).flatten(-2)
+
+    def change_norm(self) -> Tensor:
+        """|kron(w1, w2)| = |w1| |w2|."""
+        parts = self.parts
+        whole = "lokr_w2" in parts
+        second = vector_norm(parts["lokr_w2"]) if whole else product_norm(parts["lokr_w2_a"], parts["lokr_w2_b"])
+        return self.scale * vector_norm(parts["lokr_w1"]) * second
 
 
 class LokrNetwork(LayersNetwork):

@@ -1,65 +1,109 @@
-"""LoRA: a low-rank change B A of each adapted linear layer, scaled by alpha / rank (peft's layers).
+"""LoRA: a low-rank change B A of each adapted linear layer, scaled by alpha / rank.
 
-Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
+The matrices are float32; they are used in the dtype of the layer's input, as under torch's autocast. Layers that read
+the same input have their down matrices applied in one product.
+
+Source: Hu et al. 2021, https://arxiv.org/abs/2106.09685, section 4.1; started as peft's LoraLayer starts.
+
+Shape suffixes: N tokens of all samples, R rank, I inputs of a layer, O outputs of a layer.
 """
 
 from __future__ import annotations
 
+import weakref
+from collections.abc import Iterable, Sequence
+
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from toolkit.errors import UserError
-from toolkit.networks.adapter import AdapterNetwork
+from toolkit.networks.adapter import AdaptedLinear, AdapterNetwork, LayersNetwork, kaiming_, linear
 from toolkit.networks.fit import fit
 from toolkit.networks.formats import ModuleChange
-from toolkit.networks.thinning import Thinning
-from toolkit.seeding import global_generator
-from toolkit.side_imports import without
-
-ADAPTER = "default"
+from toolkit.networks.max_norm import product_norm
+from toolkit.networks.shapes import Shapes, lora_shapes
 
 
-class LoraNetwork(AdapterNetwork):
-    """A LoRA on the given linear layers; down matrices A_RI random, up matrices B_OR zero at the start.
+class LoraLinear(AdaptedLinear):
+    """A [R, I] random and B [O, R] zero at the start."""
+
+    siblings: SharedInput | None = None
+    """Set where other layers read the same input."""
+
+    def start(self, random: torch.Generator) -> None:
+        kaiming_(self.lora_A.data, random)
+        self.lora_B.data.zero_()
+
+    def add_change(self, out: Tensor, x: Tensor) -> Tensor:
+        low_R = self.siblings.low(self, x) if self.siblings else self.low(x)
+        if self.thinning.rates["module"]:
+            return out + self.thinning.module(self.scale * linear(low_R, self.lora_B))
+        # One pass over the output: the product is added where it is made.
+        up_RO = self.lora_B.t().to(x.dtype)
+        return torch.addmm(out.flatten(0, -2), low_R.flatten(0, -2), up_RO, alpha=self.scale).view(out.shape)
+
+    def low(self, x: Tensor) -> Tensor:
+        """A x, [..., R]."""
+        return self.thinning.ranks(linear(self.thinning.inputs(x), self.lora_A))
+
+    def change(self, x: Tensor) -> Tensor:
+        return self.scale * linear(self.low(x), self.lora_B)
+
+    def change_norm(self) -> Tensor:
+        return self.scale * product_norm(self.lora_B, self.lora_A)
+
+
+class SharedInput:
+    """Layers that are called one after the other with the same input, such as the query, key and value of attention.
+
+    The first call applies the down matrices of all; the others take theirs. An input that only some of them are called
+    with costs a little more, and is right all the same.
+    """
+
+    def __init__(self, layers: Sequence[LoraLinear]) -> None:
+        self.layers = tuple(layers)
+        self._input: tuple[weakref.ref[Tensor], int] | None = None
+        """The input `_low` was made from, and how often it had been written to by then."""
+        self._low: dict[LoraLinear, Tensor] = {}
+
+    def low(self, layer: LoraLinear, x: Tensor) -> Tensor:
+        """`layer.low(x)`."""
+        if layer.thinning.training and layer.thinning.rates["inputs"]:
+            return layer.low(x)  # each layer leaves out other inputs
+        if layer not in self._low or not self._is_of(x):
+            self._apply_all(x)
+        return layer.thinning.ranks(self._low.pop(layer))
+
+    def _is_of(self, x: Tensor) -> bool:
+        return self._input is not None and self._input[0]() is x and self._input[1] == x._version
+
+    def _apply_all(self, x: Tensor) -> None:
+        down_RI = torch.cat([layer.lora_A for layer in self.layers])
+        parts = linear(x, down_RI).split([len(layer.lora_A) for layer in self.layers], dim=-1)
+        self._input = weakref.ref(x), x._version
+        self._low = dict(zip(self.layers, parts, strict=True))
+
+
+class LoraNetwork(LayersNetwork):
+    """A LoRA on the given linear layers.
 
     Its files, `.lora_A.weight` / `.lora_B.weight` and `.alpha`, load in ComfyUI and diffusers.
     """
 
-    def attach(self, model: nn.Module) -> None:
-        from peft import LoraConfig, inject_adapter_in_model
+    layer = LoraLinear
+    up = frozenset({"lora_B.weight"})
 
-        model.requires_grad_(False)
-        config = LoraConfig(
-            r=self.rank, lora_alpha=self.alpha, target_modules=list(self.targets), lora_dropout=self.dropout
-        )
-        with global_generator(self.seed, "network"), without("bitsandbytes"):
-            inject_adapter_in_model(config, model, adapter_name=ADAPTER)
-        for target in self.targets:
-            layer = model.get_submodule(target)
-            # The frozen model is in evaluation mode; dropout is the one thing that must not be.
-            self._dropouts.append(layer.lora_dropout[ADAPTER].train())
-            self._thin(layer)
-            for matrix in ("lora_A", "lora_B"):
-                weight = getattr(layer, matrix)[ADAPTER].weight
-                weight.data = weight.data.to(torch.promote_types(weight.dtype, torch.float32))
-                weight.requires_grad_(True)
-                self._parameters[f"{target}.{matrix}.weight"] = weight
+    def shapes(self, inputs: int, outputs: int) -> Shapes:
+        return lora_shapes(inputs, outputs, self.rank)
 
-    def _thin(self, layer: nn.Module) -> None:
-        """The dropouts that peft does not have, at the outputs of its two matrices."""
-        if not (self.rank_dropout or self.module_dropout):
-            return
-        thinning = Thinning(ranks=self.rank_dropout, module=self.module_dropout)
-
-        def after_down(_: nn.Module, inputs: object, h: Tensor) -> Tensor:
-            return thinning.ranks(h)
-
-        def after_up(_: nn.Module, inputs: object, change: Tensor) -> Tensor:
-            return thinning.module(change)
-
-        layer.lora_A[ADAPTER].register_forward_hook(after_down)
-        layer.lora_B[ADAPTER].register_forward_hook(after_up)
-        self._dropouts.append(thinning.train())
+    def share_inputs(self, groups: Iterable[Sequence[str]]) -> None:
+        """Their down matrices are applied in one product."""
+        for group in groups:
+            layers = [self.layers[target] for target in group if target in self.layers]
+            if len(layers) > 1:
+                shared = SharedInput(layers)
+                for layer in layers:
+                    layer.siblings = shared
 
     def take_over(self, target: str, change: ModuleChange) -> float:
         """A smaller rank is filled up, a larger one or another kind cut by SVD.

@@ -11,5 +11,6 @@ NETWORKS = Registry(
         "dora": "toolkit.networks.dora:DoraNetwork",
         "loha": "toolkit.networks.loha:LohaNetwork",
         "lokr": "toolkit.networks.lokr:LokrNetwork",
+        "full": "toolkit.networks.full:FullNetwork",
     },
 )

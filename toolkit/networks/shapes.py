@@ -12,6 +12,11 @@ Shapes = dict[str, tuple[int, int]]
 
 def weights_per_layer(network: NetworkConfig, inputs: int, outputs: int) -> int:
     """How many weights a `network:` section trains on a layer of this size."""
+    return sum(rows * columns for rows, columns in layer_shapes(network, inputs, outputs).values())
+
+
+def layer_shapes(network: NetworkConfig, inputs: int, outputs: int) -> Shapes:
+    """The matrices a `network:` section trains on a layer of this size."""
     rank = network.linear
     kinds = {
         "lora": lambda: lora_shapes(inputs, outputs, rank),
@@ -19,7 +24,7 @@ def weights_per_layer(network: NetworkConfig, inputs: int, outputs: int) -> int:
         "loha": lambda: loha_shapes(inputs, outputs, rank),
         "lokr": lambda: lokr_shapes(inputs, outputs, rank, network.factor, network.lokr_full_rank),
     }
-    return sum(rows * columns for rows, columns in kinds[network.type]().values())
+    return kinds[network.type]()
 
 
 def lora_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
