@@ -1,49 +1,102 @@
-"""Weight-only quantization of a block's linear layers, by optimum-quanto."""
+"""Quantizes the linear layers of a block: optimum-quanto finds the codes, `stored` keeps and multiplies them.
+
+Shape suffixes: I inputs of a layer, O outputs, N blocks along a row.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, MutableMapping
 
+import torch
 from torch import Tensor, nn
 
 from toolkit.host_memory import return_freed_memory
-from toolkit.memory.plain_quanto import use_plain_tensors
+from toolkit.memory.frozen_linear import FrozenLinear
+from toolkit.memory.int8_matmul import Int8Matmul
+from toolkit.memory.stored import BlockScaled, Grouped, Recovered, RowScaled, StoredWeight
 
-QTYPES = {"int8": "qint8", "int4": "qint4", "float8": "qfloat8"}
+QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
 """`model.qtype` -> optimum-quanto's name."""
 
+QTYPES = (*QUANTO, "fp8_scaled")
+"""All of `model.qtype`."""
 
-def quantizer(qtype: str) -> Callable[[nn.Module, str], None]:
-    """What quantizes one block after another to `qtype`, in place; it is given each block and its dotted name."""
+LowRank = tuple[Tensor, Tensor]
+"""(up [O, R], down [R, I]) of a change of a weight."""
+
+UNCOVERED_QTYPE = "int8"
+"""What layers without a recovery get beside layers that have one, as in ai-toolkit."""
+
+E4M3_MAX = 448.0
+BLOCK = 64
+"""Weights along a row that share a scale in fp8_scaled."""
+
+
+def quantizer(
+    qtype: str, int8_matmul: Int8Matmul = False, recovery: MutableMapping[str, LowRank] | None = None
+) -> Callable[[nn.Module, str], None]:
+    """What quantizes one block after another to `qtype`, in place; it is given each block and its dotted name.
+
+    int8_matmul: whether int8 weights multiply in int8, see `int8_matmul.applies`. recovery: by full layer name the
+    frozen changes of an accuracy-recovery adapter; layers it does not name become int8. Each is taken out as its layer
+    is made, so that none is in memory twice.
+    """
 
     def transform(block: nn.Module, name: str) -> None:
-        quantize_block(block, qtype)
+        for layer in [layer for layer, module in block.named_modules() if isinstance(module, nn.Linear)]:
+            linear = block.get_submodule(layer)
+            own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
+            chosen = qtype if recovery is None or own else UNCOVERED_QTYPE
+            weight = quantize_weight(linear.weight.detach(), chosen, int8_matmul)
+            if own:
+                weight = Recovered(weight, *own)
+            block.set_submodule(layer, FrozenLinear(weight, linear.bias))
+            del linear
+            return_freed_memory()  # of one layer at a time: the float temporaries of a block would add up
+        block.requires_grad_(False)
 
     return transform
 
 
-def quantize_block(block: nn.Module, qtype: str) -> None:
-    """Replaces the weights of every linear layer of `block` by quantized ones, in place, and freezes them.
-
-    qtype: a key of QTYPES. Biases and norms keep their dtype. Quantization is per output row for int8 and
-    float8, in groups along the input for int4 (optimum-quanto's defaults).
-    """
-    from optimum.quanto import QModuleMixin, qtypes, quantize
-
-    use_plain_tensors()
-
-    quantize(block, weights=qtypes[QTYPES[qtype]])
-    for module in block.modules():
-        if isinstance(module, QModuleMixin):
-            module.freeze()
-            _zero_for_nan(module.weight)
-            return_freed_memory()  # of one layer at a time: the float temporaries of a block would add up
-    # freeze() leaves the quantized weights trainable: backward would compute gradients for all of them.
-    block.requires_grad_(False)
+@torch.no_grad()
+def quantize_weight(weight_OI: Tensor, qtype: str, int8_matmul: Int8Matmul = False) -> StoredWeight:
+    """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along the input side."""
+    if qtype == "fp8_scaled":
+        return block_scaled(weight_OI)
+    return _by_quanto(weight_OI, QUANTO[qtype], int8_matmul)
 
 
-def _zero_for_nan(weight: Tensor) -> None:
+def _by_quanto(weight_OI: Tensor, name: str, int8_matmul: Int8Matmul) -> StoredWeight:
+    """The codes optimum-quanto would compute with; its tensors, which need compiled kernels, are left behind."""
+    from optimum.quanto import QLinear, qtypes
+    from optimum.quanto.tensor.weights.quantization import quantize_weight as by_quanto
+
+    qtype = qtypes[name]
+    outputs, inputs = weight_OI.shape
+    choices = QLinear(inputs, outputs, bias=False, weights=qtype, device="meta")  # its groups and how it scales
+    if qtype.bits == 8:
+        scale_O1 = choices.optimizer(weight_OI, qtype=qtype, axis=0)
+        quantized = by_quanto(weight_OI, qtype=qtype, axis=0, scale=scale_O1, optimized=False)
+        return RowScaled(_zero_for_nan(quantized._data), quantized._scale, int8_matmul)
+    group = choices.weight_group_size
+    scale, shift = choices.optimizer(weight_OI, qtype=qtype, axis=0, group_size=group)
+    quantized = by_quanto(weight_OI, qtype, 0, scale, shift, group_size=group, optimized=False)
+    return Grouped(quantized._data._data, qtype.bits, quantized._scale, quantized._shift, (outputs, inputs))
+
+
+def _zero_for_nan(codes: Tensor) -> Tensor:
     """Repairs float8 rows that were all zero: quanto scales a row by its maximum, and 0 / 0 is NaN."""
-    data = getattr(weight, "_data", None)
-    if data is not None and data.is_floating_point():
-        data.copy_(data.float().nan_to_num_(0.0))
+    return codes.float().nan_to_num_(0.0).to(codes.dtype) if codes.is_floating_point() else codes
+
+
+def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockScaled:
+    """E4M3 with the largest weight of each block at E4M3's own; rows that `block` does not divide are one block.
+
+    Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`; its scales are kept in float32 here.
+    """
+    outputs, inputs = weight_OI.shape
+    blocks = inputs // block if inputs % block == 0 else 1
+    values = weight_OI.float().view(outputs, blocks, -1)
+    scale = (values.abs().amax(dim=-1, keepdim=True) / E4M3_MAX).clamp_min_(1e-8)
+    codes = (values / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return BlockScaled(codes.view(outputs, inputs), scale[..., 0], weight_OI.dtype)

@@ -1,0 +1,119 @@
+"""Products in int8: what they compute, when they are used, and what the rounding costs."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from tests.diffusers_reference import CPU, relative
+from tests.measured import at_most
+from toolkit.memory import int8_matmul
+from toolkit.memory.int8_matmul import MOST_ERROR, SMALLEST_SIDE, applies, is_exact, multiply, quantize_rows
+
+CUDA = torch.device("cuda:0")
+
+
+def normal(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def test_rows_are_rounded_to_the_nearest_of_255_levels() -> None:
+    x = normal(20, 64) * torch.logspace(-6, 6, 20)[:, None]
+    rows = quantize_rows(x)
+    assert rows.codes_MK.dtype == torch.int8
+    assert torch.equal(rows.codes_MK.abs().amax(dim=1), torch.full((20,), 127, dtype=torch.int8))
+    error = (rows.codes_MK * rows.scale_M1 - x).abs()
+    assert bool((error <= 0.5001 * rows.scale_M1).all())
+
+
+def test_the_product_is_that_of_the_rounded_factors() -> None:
+    rows = quantize_rows(normal(33, 640))
+    codes = torch.randint(-127, 128, (640, 48), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    expected = (rows.codes_MK.double() @ codes.double()) * rows.scale_M1.double()
+    assert relative(multiply(rows, codes), expected) < 1e-7
+
+
+def test_the_input_is_left_as_it_was() -> None:
+    x = normal(20, 64)
+    before = x.clone()
+    quantize_rows(x)
+    assert torch.equal(x, before)
+
+
+@pytest.mark.parametrize("outlier", [1, 2, 10, 30, 1000])
+def test_a_factor_is_refused_by_the_error_that_ordinary_values_would_have(outlier: float, monkeypatch) -> None:
+    """12 of 3072 channels tower above the others, as in large transformers."""
+    x = normal(64, 3072)
+    x[:, :12] *= outlier
+    chosen = quantize_rows(x)
+    monkeypatch.setattr(int8_matmul, "MOST_ERROR", 1e9)
+    rows = quantize_rows(x)
+    error = relative((rows.codes_MK * rows.scale_M1)[:, 12:], x[:, 12:])
+    assert (chosen is None) == (error > MOST_ERROR) == (outlier >= 10)
+
+
+def test_rows_of_zeros_do_not_make_the_others_look_worse() -> None:
+    x = normal(40, 64)
+    x[5:] = 0
+    rows = quantize_rows(x)
+    assert not rows.codes_MK[5:].any()
+    assert torch.equal(rows.codes_MK[:5], quantize_rows(x[:5]).codes_MK)
+    assert not multiply(quantize_rows(torch.zeros(20, 64)), torch.ones(64, 8, dtype=torch.int8)).any()
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_numbers_that_are_not_finite_are_never_rounded(value: float) -> None:
+    x = normal(20, 64)
+    x[3, 3] = value
+    assert quantize_rows(x) is None
+
+
+def test_ordinary_rows_lose_about_a_percent() -> None:
+    x = normal(256, 3072)
+    rows = quantize_rows(x)
+    at_most("int8 rows of 3072 normal numbers, relative error", relative(rows.codes_MK * rows.scale_M1, x), 0.012)
+
+
+# ------------------------------------------------------------ when
+
+
+def test_auto_takes_wide_layers_on_fast_cpus_only(monkeypatch) -> None:
+    applies.cache_clear()
+    monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: True)
+    wide, narrow = (SMALLEST_SIDE, 2048), (2048, SMALLEST_SIDE - 1)
+    assert applies("auto", CPU, wide) and not applies("auto", CPU, narrow)
+    assert not applies("auto", CUDA, wide)
+    applies.cache_clear()
+    monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: False)
+    assert not applies("auto", CPU, wide)
+    applies.cache_clear()
+
+
+def test_true_takes_what_the_device_can_multiply(monkeypatch) -> None:
+    applies.cache_clear()
+    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: True)
+    assert applies(True, CPU, (7, 5)) and not applies(False, CPU, (1024, 1024))
+    # CUDA's kernel takes sizes divisible by 8 alone
+    assert applies(True, CUDA, (64, 24)) and not applies(True, CUDA, (64, 20)) and not applies(True, CUDA, (20, 64))
+    applies.cache_clear()
+    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: False)
+    assert not applies(True, CPU, (1024, 1024))
+    applies.cache_clear()
+
+
+def test_a_device_whose_sums_overflow_or_that_has_no_kernel_is_found_out(monkeypatch) -> None:
+    is_exact.cache_clear()
+    assert is_exact(CPU)
+    real = torch._int_mm
+    is_exact.cache_clear()
+    monkeypatch.setattr(torch, "_int_mm", lambda a, b: real(a, b).clamp(-32768, 32767))  # sums kept in 16 bits
+    assert not is_exact(CPU)
+
+    def missing(a: Tensor, b: Tensor) -> Tensor:
+        raise NotImplementedError("aten::_int_mm")
+
+    is_exact.cache_clear()
+    monkeypatch.setattr(torch, "_int_mm", missing)
+    assert not is_exact(CPU)
+    is_exact.cache_clear()
