@@ -82,7 +82,7 @@ class DatasetConfig(StrictModel):
     """Shuffle the comma-separated parts of the caption per use. The text encoder then stays loaded."""
 
     keep_tokens: int = Field(default=0, ge=0)
-    """Leading parts that `shuffle_tokens` leaves in place."""
+    """Leading parts that `shuffle_tokens` leaves in place. 0: none."""
 
     control_path: Slots = ()
     """Folder, or list of up to 3 folders in slot order, of reference images matched by file stem. None is
@@ -90,6 +90,37 @@ class DatasetConfig(StrictModel):
 
     control_optional: bool = False
     """Images without a partner in a control folder train without that reference instead of being errors."""
+
+    mask_path: PathText | None = None
+    """Folder of masks, matched by file stem: the loss counts an image where its mask is white, and by the brightness
+    in between. Transparent is black. A mask is stretched to its image, then resized, cut and mirrored with it. The
+    loss stays a mean over the whole image."""
+
+    mask_optional: bool = False
+    """Images without a partner in `mask_path` count whole instead of being errors."""
+
+    alpha_mask: bool = False
+    """The opacity of each image is its mask; an image without transparency counts whole (one note names them)."""
+
+    mask_min_value: float = Field(default=0.0, ge=0, le=1)
+    """Weight of what a mask leaves out. 0: nothing of it is learned; 1: the mask has no effect."""
+
+    invert_mask: bool = False
+    """Black, or transparent, is where the image counts."""
+
+    flip_x: bool = False
+    """Use each image mirrored as well, left to right, with its references and mask: two samples per image. With
+    `flip_y` as well there are four."""
+
+    flip_y: bool = False
+    """Use each image upside down as well, with its references and mask."""
+
+    loss_multiplier: float = Field(default=1.0, ge=0)
+    """Factor on the loss of these images. 0: nothing is learned from them (one warning)."""
+
+    is_reg: bool = False
+    """Regularisation images, of what the trigger word is not to change: it is not put before their captions, and
+    `train.reg_weight` weighs their loss. They are used in turn with the others, as often as their repeats say."""
 
     cache_latents: bool = True
     """Compute the latents of images and references once, before training."""
@@ -106,7 +137,11 @@ class DatasetConfig(StrictModel):
     num_workers: int = Field(default=0, ge=0)
     """Threads that load batches ahead; 0: the main thread loads each when it is needed."""
 
-    aliases: ClassVar = {"caption_type": "caption_ext"}
+    aliases: ClassVar = {
+        "caption_type": "caption_ext",
+        "caption_extension": "caption_ext",
+        "image_directory": "folder_path",
+    }
     shapes: ClassVar = dict.fromkeys(slot_names("control_path"), "control_path") | {
         "control_transparent_color": "background, as [red, green, blue] of 0 to 255",
     }
@@ -124,15 +159,7 @@ class DatasetConfig(StrictModel):
     }
     unsupported: ClassVar = {
         "dataset_path": (),
-        "mask_path": (),
-        "mask_min_value": (0,),
-        "alpha_mask": (False,),
-        "invert_mask": (False,),
-        "is_reg": (False,),
         "prior_reg": (False,),
-        "flip_x": (False,),
-        "flip_y": (False,),
-        "loss_multiplier": (1,),
         "network_weight": (1,),
         "random_crop": (False,),
         "random_scale": (False,),

@@ -6,7 +6,7 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
@@ -16,7 +16,7 @@ from torch import Tensor
 
 from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Sample
 from toolkit.data.captions import caption_for_use
-from toolkit.data.encode import EncodedDataset
+from toolkit.data.encode import EncodedDataset, ItemEntries
 
 _AHEAD_PER_WORKER = 2
 
@@ -46,6 +46,7 @@ class BatchLoader:
             spec=spec,
             names=tuple(str(sample.image) for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
+            loss_mask_B1HW=self._masks(entries),
         )
 
     def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[Batch]:
@@ -67,6 +68,15 @@ class BatchLoader:
                 yield batch
         finally:
             pool.shutdown(wait=True, cancel_futures=True)
+
+    def _masks(self, entries: Sequence[ItemEntries]) -> Tensor | None:
+        """Loss masks [B, 1, H, W]; an item without one counts whole. None when no item has one."""
+        masks = [self.dataset.read(entry.mask) if entry.mask else None for entry in entries]
+        given = [mask_1HW for mask_1HW in masks if mask_1HW is not None]
+        if not given:
+            return None
+        whole_1HW = torch.ones_like(given[0])
+        return torch.stack([whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks])
 
     def _text(self, index: int, position: int, epoch: int) -> Tensor:
         """Embeddings [L, D] of one use: the cached caption, the cached empty one, or a text made now."""

@@ -8,6 +8,7 @@ equal those of ai-toolkit (`toolkit/buckets.py:get_bucket_for_image_size` and
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from functools import cache
 from itertools import product
 from math import ceil, sqrt
 
@@ -33,8 +34,9 @@ def make_items(
     samples: Iterable[Sample], resolutions_of: Callable[[Sample], Iterable[int]], divisibility: int
 ) -> tuple[Item, ...]:
     """Each image once per distinct resolution of its dataset, in the order given there."""
+    crop_of = cache(bucket_for)  # images of one size are many, and share one object
     return tuple(
-        Item(sample, bucket_for(sample.size, resolution, divisibility))
+        Item(sample, crop_of(sample.size, resolution, divisibility))
         for sample in samples
         for resolution in dict.fromkeys(resolutions_of(sample))
     )

@@ -1,13 +1,15 @@
 """A content-addressed store of tensors: the key says what was encoded and how, so nothing is ever stale.
 
 One safetensors file per entry, written under a temporary name and renamed, with a hash of its
-contents inside. What does not verify counts as missing.
+contents inside. What does not verify counts as missing. A file that verified is trusted until its
+size or time of change differs.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,10 +18,10 @@ import safetensors.torch
 from torch import Tensor
 
 from toolkit.errors import RunError
-from toolkit.files import replaced, sha256_of
+from toolkit.files import replaced
 
 _LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
-_digests: dict[tuple[str, int, int], str] = {}
+_CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class TensorCache:
@@ -33,6 +35,8 @@ class TensorCache:
         self.folder = folder
         self._note = note
         self._memory: dict[str, dict[str, Tensor]] = {}
+        self._verified: dict[str, tuple[int, int]] = {}
+        """Key -> bytes and time of change of the file that verified; hashing costs more than reading."""
 
     def get(self, key: str) -> dict[str, Tensor] | None:
         """The entry, on the CPU and not to be written to; None when it is missing or damaged."""
@@ -40,15 +44,19 @@ class TensorCache:
             return self._memory.get(key)
         path = self._path(key)
         try:
-            raw = path.read_bytes()
+            with path.open("rb") as file:
+                changed, raw = os.fstat(file.fileno()).st_mtime_ns, file.read()
         except FileNotFoundError:
             return None
         except OSError as error:
             self._note(f"{path}: cache entry cannot be read ({error}), it is made again")
             return None
-        if not _verifies(raw, key):
-            self._note(f"{path}: cache entry is damaged, it is made again")
-            return None
+        version = (len(raw), changed)
+        if self._verified.get(key) != version:
+            if not _verifies(raw, key):
+                self._note(f"{path}: cache entry is damaged, it is made again")
+                return None
+            self._verified[key] = version
         return safetensors.torch.load(raw)
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
@@ -81,23 +89,8 @@ def key_of(**parts: Any) -> str:
     return hashlib.sha256(_canonical(parts)).hexdigest()
 
 
-def file_digest(path: Path) -> str:
-    """SHA-256 (hex) of a file's bytes; computed again only when its size or time of change differs.
-
-    Raises RunError when it cannot be read.
-    """
-    try:
-        stat = path.stat()
-        memo = (str(path), stat.st_size, stat.st_mtime_ns)
-        if memo not in _digests:
-            _digests[memo] = sha256_of(path)
-    except OSError as error:
-        raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return _digests[memo]
-
-
 def _canonical(value: Any) -> bytes:
-    return json.dumps(value, sort_keys=True, separators=(",", ":"), allow_nan=False).encode()
+    return _CANONICAL.encode(value).encode()
 
 
 def _content_hash(key: str, header: dict[str, Any], data: bytes | memoryview) -> str:

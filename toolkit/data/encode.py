@@ -19,8 +19,11 @@ import torch
 from torch import Tensor
 
 from toolkit.contracts import Crop, Item, ModelAdapter, Progress, Sample, Size
-from toolkit.data.cache import TensorCache, file_digest, key_of
-from toolkit.data.images import ImageError, image_size, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.cache import TensorCache, key_of
+from toolkit.data.digests import file_digest
+from toolkit.data.glance import picture_size
+from toolkit.data.images import ImageError, mirrored, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.masks import mask_weights
 from toolkit.errors import RunError
 
 FORMAT = 1
@@ -65,9 +68,19 @@ class ItemEncoder:
 
         def make() -> Tensor:
             image = open_image(sample.image, sample.background)
-            return self._encode_image(to_tensor(resize_cover_crop(image, crop)))
+            return self._encode_image(to_tensor(mirrored(resize_cover_crop(image, crop), sample.flip)))
 
         return Entry(f"latents of {sample.image}", stores.latents, key, make)
+
+    def mask(self, item: Item, stores: Stores) -> Entry | None:
+        """Loss weights [1, H, W] of an image that has a mask."""
+        mask, crop, flip = item.sample.mask, item.crop, item.sample.flip
+        if mask is None:
+            return None
+        settings = (mask.alpha, mask.min_value, mask.inverted)
+        source = file_digest(mask.file)
+        key = key_of(kind="mask", source=source, settings=settings, crop=_plain(crop), flip=flip, format=FORMAT)
+        return Entry(f"mask of {item.sample.image}", stores.latents, key, lambda: mask_weights(mask, crop, flip))
 
     def references(self, item: Item, stores: Stores) -> tuple[Entry, ...]:
         """Latents [C, h, w] of each reference, in slot order, each of its own size."""
@@ -82,19 +95,22 @@ class ItemEncoder:
 
     def encode_prompt(self, prompt: str, sample: Sample) -> Tensor:
         """Embeddings [L, D] made now, nothing stored."""
-        pictures = [open_image(path, sample.background) for path in sample.controls]
+        pictures = [mirrored(open_image(path, sample.background), sample.flip) for path in sample.controls]
         with self._lock, torch.no_grad():
             return self._adapter.encode_prompt(prompt, pictures).to("cpu", self._dtype)
 
     def _reference(self, path: Path, item: Item, stores: Stores) -> Entry:
         if path not in self._sizes:
-            self._sizes[path] = image_size(path)
+            try:
+                self._sizes[path] = picture_size(path)
+            except ImageError as error:
+                raise RunError(f"reference {error}") from error
         size = self._adapter.reference_size(self._sizes[path], item.crop.bucket)
-        background = item.sample.background
+        background, flip = item.sample.background, item.sample.flip
         key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
 
         def make() -> Tensor:
-            return self._encode_image(to_tensor(resize(open_image(path, background), size)))
+            return self._encode_image(to_tensor(mirrored(resize(open_image(path, background), size), flip)))
 
         return Entry(f"latents of reference {path}", stores.latents, key, make)
 
@@ -103,10 +119,12 @@ class ItemEncoder:
             return self._adapter.encode_images(pixels_3HW[None])[0].to("cpu", self._dtype)
 
     def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts) -> str:
+        # text without pictures depends neither on the background nor on the flip
+        if source and any(sample.flip):
+            parts["flip"] = sample.flip
         return key_of(
             kind=kind,
             source=source,
-            # text without pictures does not depend on the background
             background=sample.background if source else "",
             encoder=self._identity(part),
             dtype=str(self._dtype),
@@ -121,12 +139,13 @@ class ItemEntries:
 
     latents: Entry
     references: tuple[Entry, ...]
+    mask: Entry | None
     caption: Entry | None
     empty: Entry | None
     """The empty caption: present when a use may drop the caption, or when there is none."""
 
     def images(self) -> tuple[Entry, ...]:
-        return (self.latents, *self.references)
+        return (self.latents, *self.references, *([self.mask] if self.mask else []))
 
     def texts(self) -> tuple[Entry, ...]:
         return tuple(entry for entry in (self.caption, self.empty) if entry)
@@ -186,26 +205,41 @@ def _entries(item: Item, encoder: ItemEncoder, stores: Stores) -> ItemEntries:
         caption = encoder.text(sample, sample.caption, stores) if sample.caption else None
         if sample.rules.dropout_rate > 0 or caption is None:
             empty = encoder.text(sample, "", stores)
-    return ItemEntries(encoder.latents(item, stores), encoder.references(item, stores), caption, empty)
+    return ItemEntries(
+        encoder.latents(item, stores), encoder.references(item, stores), encoder.mask(item, stores), caption, empty
+    )
 
 
 def _ensure(what: str, groups: Sequence[Sequence[Entry]], progress: Progress) -> None:
-    """Verifies every stored entry and makes the missing ones, each once however often it is used."""
+    """Verifies every stored entry and makes the missing ones, each once however often it is used.
+
+    Files that cannot be read are passed over until all others are done; then one RunError names them all.
+    """
     seen: set[tuple[int, str]] = set()
+    unreadable: dict[str, None] = {}
     for done, group in enumerate(groups, start=1):
         for entry in group:
             place = (id(entry.store), entry.key)
             if place not in seen and entry.store.get(entry.key) is None:
-                _make(entry)
+                try:
+                    _make(entry)
+                except _UnreadableError as error:
+                    unreadable[str(error)] = None
             seen.add(place)
         progress(what, done, len(groups))
+    if unreadable:
+        raise RunError("\n".join(unreadable))
+
+
+class _UnreadableError(RunError):
+    """A file that was good, as far as the scan looked at it."""
 
 
 def _make(entry: Entry) -> Tensor:
     try:
         tensor = entry.make()
-    except (ImageError, OSError) as error:  # a file that was good when the dataset was scanned
-        raise RunError(f"{entry.what}: {error}") from error
+    except (ImageError, OSError) as error:
+        raise _UnreadableError(f"{entry.what}: {error}") from error
     entry.store.put(entry.key, {_TENSOR: tensor})
     return tensor
 

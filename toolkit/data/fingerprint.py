@@ -6,10 +6,11 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from toolkit.contracts import Sample
-from toolkit.data.cache import file_digest, key_of
+from toolkit.data.cache import key_of
+from toolkit.data.digests import file_digest
 
 Fingerprint = dict[str, str]
-"""`<folder>/<file>` -> digest of the image, its references, caption and repeats."""
+"""`<folder>/<file>` -> digest of the image, its references, mask, caption, repeats and flip."""
 
 
 def fingerprint(samples: Iterable[Sample]) -> Fingerprint:
@@ -23,12 +24,17 @@ def fingerprint(samples: Iterable[Sample]) -> Fingerprint:
 
 
 def _digest(sample: Sample) -> str:
+    # Only where there are any: what has neither keeps the digest that older states recorded.
+    more = {"mask": file_digest(sample.mask.file)} if sample.mask else {}
+    if any(sample.flip):
+        more["flip"] = sample.flip
     return key_of(
         image=file_digest(sample.image),
         controls=[file_digest(path) for path in sample.controls],
         caption=sample.caption,
         repeats=sample.repeats,
         background=sample.background,
+        **more,
     )
 
 

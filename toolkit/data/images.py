@@ -14,13 +14,13 @@ import struct
 import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
+from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from PIL import Image, ImageCms, ImageColor, TiffImagePlugin
 
-from toolkit.contracts import Crop, Size
+from toolkit.contracts import Crop, Flip, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -73,6 +73,22 @@ class ImageError(ValueError):
         self.reason = reason
 
 
+class ImageFacts(NamedTuple):
+    """What is to be known of a picture before its pixels are needed."""
+
+    size: Size
+    """After EXIF rotation."""
+
+    alpha: bool
+    """Whether it can be transparent anywhere, by its header."""
+
+    notes: tuple[str, ...] = ()
+    """What is worth knowing about a file that can be used all the same."""
+
+    checked: bool = False
+    """The whole file was read and is good, not its header only."""
+
+
 def open_image(path: Path | str, background: str = "white", note: Note | None = None) -> Image.Image:
     """The picture as upright 8-bit sRGB (mode RGB); transparency is composited on `background`.
 
@@ -85,22 +101,33 @@ def open_image(path: Path | str, background: str = "white", note: Note | None = 
         return _flatten(_to_eight_bit(upright, path), canvas_colour, note or _silent)
 
 
+def open_alpha(path: Path | str) -> Image.Image:
+    """The opacity of an upright picture (mode L, 255 is opaque); all opaque when it has no transparency.
+
+    Raises ImageError, and only that, for a file that cannot be used.
+    """
+    with _reading(path) as image:
+        image.load()
+        upright = _turn(image, _orientation(image))
+        _, alpha = _split_alpha(_to_eight_bit(upright, path))
+        return alpha or Image.new("L", upright.size, 255)
+
+
 def image_size(path: Path | str) -> Size:
     """Width and height after EXIF rotation. Reads the header only, where the format keeps EXIF there."""
     with _reading(path) as image:
         return _upright_size(image)
 
 
-def inspect_image(path: Path | str, note: Note | None = None) -> Size:
-    """Reads the whole file as cheaply as its format allows. Returns the upright size or raises ImageError."""
+def inspect_image(path: Path | str) -> ImageFacts:
+    """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:
-        size = _upright_size(image)
+        size, alpha = _upright_size(image), image.has_transparency_data
         image.draft(None, (1, 1))  # JPEG: every byte is still read, only an eighth of each side computed
         image.load()
         _refuse_wide_values(image, path)
-        if image.info.get("icc_profile"):
-            _read_profile(image.info["icc_profile"], note or _silent)
-        return size
+        profile = image.info.get("icc_profile")
+        return ImageFacts(size, alpha, profile_notes(profile) if profile else (), checked=True)
 
 
 def check_image(path: Path | str) -> str | None:
@@ -116,6 +143,13 @@ def resize_cover_crop(image: Image.Image, crop: Crop) -> Image.Image:
     """The image as its bucket wants it: bicubic to `crop.scaled`, then the bucket cut out."""
     box = (crop.left, crop.top, crop.left + crop.bucket.width, crop.top + crop.bucket.height)
     return image.resize(crop.scaled, Image.Resampling.BICUBIC).crop(box)
+
+
+def mirrored(image: Image.Image, flip: Flip) -> Image.Image:
+    """The picture with its sides exchanged; without a flip the same object."""
+    if flip.x:
+        image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
+    return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flip.y else image
 
 
 def resize(image: Image.Image, size: Size) -> Image.Image:
@@ -287,6 +321,14 @@ def _read_profile(profile_bytes: bytes, note: Note) -> ImageCms.ImageCmsProfile 
 
 def _profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
     return _PROFILE_MODES.get(profile.profile.xcolor_space.strip())
+
+
+@lru_cache(maxsize=16)
+def profile_notes(profile_bytes: bytes) -> tuple[str, ...]:
+    """What is wrong with an embedded profile; most pictures of a dataset have the same."""
+    notes: list[str] = []
+    _read_profile(profile_bytes, notes.append)
+    return tuple(notes)
 
 
 @cache

@@ -6,15 +6,15 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
-from typing import Any
+from typing import Any, Protocol
 
-from toolkit.contracts import Item
+from toolkit.contracts import Item, Size
 from toolkit.data.folder import FolderInfo
 
 
 @dataclass(frozen=True)
 class BucketCount:
-    """Images of one folder that train at one size, repeats not counted. Pixels."""
+    """Images of one folder that train at one size, mirrored ones counted, repeats not. Pixels."""
 
     width: int
     height: int
@@ -34,15 +34,31 @@ class FolderPlan:
 
     buckets: tuple[BucketCount, ...]
 
+    flips: int = 1
+    """Ways in which each image is used: as it is and mirrored."""
+
+    masks: int = 0
+    """Images of which only a part counts."""
+
+    is_reg: bool = False
+
     @property
     def sizes(self) -> int:
         """Distinct training sizes asked for; each image is one sample per size."""
-        return sum(bucket.images for bucket in self.buckets) // max(1, self.images)
+        return sum(bucket.images for bucket in self.buckets) // max(1, self.images * self.flips)
 
     @property
     def samples(self) -> int:
         """Samples this folder gives to one epoch."""
         return self.repeats * sum(bucket.images for bucket in self.buckets)
+
+
+class MemoryPlan(Protocol):
+    """`toolkit.memory.plan.MemoryPlan`, as far as plans are concerned with it."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def allocated(self, *phases: str) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -64,6 +80,9 @@ class RunPlan:
     lines: tuple[str, ...] = ()
     """Further lines to print: estimates, notes of the scan."""
 
+    memory: MemoryPlan | None = None
+    """What the run takes of memory, where that can be told."""
+
     @property
     def epochs(self) -> int | float:
         """Passes over the data, rounded to 4 places; an int when whole."""
@@ -82,6 +101,7 @@ class RunPlan:
             "micro_batches_per_epoch": self.micro_batches_per_epoch,
             "optimizer_steps": self.optimizer_steps,
             "epochs": self.epochs,
+            "memory": self.memory.to_json() if self.memory else None,
         }
 
     def render(self) -> str:
@@ -115,21 +135,24 @@ def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, acc
 
 def folder_plans(folders: Sequence[FolderInfo], items: Iterable[Item]) -> tuple[FolderPlan, ...]:
     """Counts per folder; `items` are those made from the folders' samples."""
-    # By identity: two dataset entries over one folder give samples that compare equal.
-    owner = {id(sample): index for index, folder in enumerate(folders) for sample in folder.samples}
-    buckets: list[Counter] = [Counter() for _ in folders]
+    buckets = {(folder.dataset, folder.folder): Counter() for folder in folders}
     for item in items:
-        buckets[owner[id(item.sample)]][item.crop.bucket] += 1
-    return tuple(
-        FolderPlan(
-            folder=folder.folder,
-            images=len(folder.samples),
-            repeats=folder.repeats,
-            missing_captions=folder.missing_captions,
-            references=dict(sorted(Counter(len(sample.controls) for sample in folder.samples).items())),
-            buckets=tuple(BucketCount(*size, count) for size, count in sorted(counts.items())),
-        )
-        for folder, counts in zip(folders, buckets, strict=True)
+        buckets[item.sample.dataset, item.sample.folder][item.crop.bucket] += 1
+    return tuple(_folder_plan(folder, buckets[folder.dataset, folder.folder]) for folder in folders)
+
+
+def _folder_plan(folder: FolderInfo, buckets: Counter[Size]) -> FolderPlan:
+    images = [sample for sample in folder.samples if not any(sample.flip)]
+    return FolderPlan(
+        folder=folder.folder,
+        images=len(images),
+        repeats=folder.repeats,
+        missing_captions=folder.missing_captions,
+        references=dict(sorted(Counter(len(sample.controls) for sample in images).items())),
+        buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
+        flips=len(folder.samples) // max(1, len(images)),
+        masks=sum(sample.mask is not None for sample in images),
+        is_reg=folder.is_reg,
     )
 
 
@@ -154,14 +177,20 @@ def _folder_lines(folder: FolderPlan) -> str:
         f"    references: {references if set(folder.references) != {0} else 'none'}",
         f"    buckets: {buckets}",
     ]
+    if folder.masks:
+        lines.append(f"    masks: {folder.masks} of {folder.images}")
+    if folder.is_reg:
+        lines.insert(1, "    regularisation images")
     if folder.missing_captions:
         lines.insert(1, f"    without caption: {folder.missing_captions} of {folder.images}")
     return "\n".join(lines)
 
 
 def _product(folder: FolderPlan) -> str:
-    """`images x repeats`, and the number of sizes when there is more than one."""
-    return f"{folder.images} x {folder.repeats}" + (f" x {folder.sizes} sizes" if folder.sizes > 1 else "")
+    """`images x repeats`, and the numbers of sizes and flips when there is more than one."""
+    sizes = f" x {folder.sizes} sizes" if folder.sizes > 1 else ""
+    flips = f" x {folder.flips} flips" if folder.flips > 1 else ""
+    return f"{folder.images} x {folder.repeats}{sizes}{flips}"
 
 
 def _number(value: float) -> str:

@@ -1,52 +1,77 @@
-"""Finds the reference images of a target: files of the same stem in the control folders, in slot order."""
+"""Finds what belongs to an image by its stem: references in the control folders, in slot order, and its mask."""
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.listing import Listing, join, list_folder
+from toolkit.data.listing import Listing, Picture, join
 from toolkit.errors import Mistake
 
+_NAMES = {"control": "reference", "mask": "mask"}
+"""What the keys of a folder begin with -> what a message calls a picture in it."""
 
-class ReferenceFinder:
-    """Looks references up and appends what is wrong to `mistakes`. Each folder is read once."""
 
-    def __init__(self, mistakes: list[Mistake]) -> None:
+class PartnerFinder:
+    """Looks pictures up and appends what is wrong to `mistakes`. Each folder is read once.
+
+    A target from a subfolder of the dataset looks in the subfolder of the same name of each partner folder first,
+    then in the partner folder itself.
+    """
+
+    def __init__(self, mistakes: list[Mistake], list_folder: Callable[[str], Listing]) -> None:
         self._mistakes = mistakes
+        self._list_folder = list_folder
         self._listing = cache(self._read)
 
-    def find(self, image: Path, stem: str, dataset: Any, subfolder: str | None) -> tuple[Path, ...]:
+    def references(self, image: Picture, stem: str, dataset: Any, subfolder: str | None) -> tuple[Picture, ...]:
         """The references of one image.
 
-        A target from a subfolder of the dataset looks in the subfolder of the same name of each
-        control folder first, then in the control folder itself. With `control_optional` an absent
-        slot is left out and the following ones close up: slot 2 alone becomes the only reference.
+        With `control_optional` an absent slot is left out and the following ones close up: slot 2 alone becomes the
+        only reference.
         """
-        found = []
-        for control in dataset.control_path:
-            places = [join(control, subfolder), control] if subfolder else [control]
-            listings = [listing for place in places if (listing := self._listing(place, place == control))]
-            files = next((listing.images[stem] for listing in listings if stem in listing.images), ())
-            if len(files) > 1:
-                names = ", ".join(path.name for path in files)
-                self._mistake(files[0], f"references share the stem {stem!r}: {names}. Rename one")
-            elif files:
-                found.append(files[0])
-            elif listings and not dataset.control_optional:
-                searched = " or ".join(repr(listing.folder) for listing in listings)
-                self._mistake(image, f"has no reference {stem!r} in {searched}. Add it, or set control_optional")
-        return tuple(found)
+        if not dataset.control_path:
+            return ()
+        slots = [
+            self._find(image, stem, folder, subfolder, "control", dataset.control_optional)
+            for folder in dataset.control_path
+        ]
+        return tuple(picture for picture in slots if picture)
 
-    def _read(self, folder: str, required: bool) -> Listing | None:
+    def mask(self, image: Picture, stem: str, dataset: Any, subfolder: str | None) -> Picture | None:
+        """The mask of one image; None without `mask_path`, or when it is absent and `mask_optional`."""
+        if not dataset.mask_path:
+            return None
+        return self._find(image, stem, dataset.mask_path, subfolder, "mask", dataset.mask_optional)
+
+    def _find(
+        self, image: Picture, stem: str, folder: str, subfolder: str | None, key: str, optional: bool
+    ) -> Picture | None:
+        """The picture of this stem, or None."""
+        places = [join(folder, subfolder), folder] if subfolder else [folder]
+        listings = [listing for place in places if (listing := self._listing(place, place == folder, key))]
+        found = next((listing for listing in listings if stem in listing.images), None)
+        if found:
+            first, *more = found.images[stem]
+            if not more:
+                return Picture(found, first)
+            names = ", ".join(found.images[stem])
+            self._mistake(found.path(first), f"{_NAMES[key]}s share the stem {stem!r}: {names}. Rename one")
+        elif listings and not optional:
+            searched = " or ".join(repr(listing.folder) for listing in listings)
+            self._mistake(image.path, f"has no {_NAMES[key]} {stem!r} in {searched}. Add it, or set {key}_optional")
+        return None
+
+    def _read(self, folder: str, required: bool, key: str) -> Listing | None:
         if not required and not os.path.isdir(os.path.expanduser(folder)):
             return None
         try:
-            return list_folder(folder)
+            return self._list_folder(folder)
         except OSError as error:
-            self._mistake(folder, f"control_path cannot be read as a folder: {error.strerror or error}")
+            self._mistake(folder, f"{key}_path cannot be read as a folder: {error.strerror or error}")
             return None
 
     def _mistake(self, place: Path | str, message: str) -> None:

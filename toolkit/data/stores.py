@@ -9,22 +9,19 @@ from typing import Any
 from toolkit.contracts import Sample
 from toolkit.data.cache import TensorCache
 from toolkit.data.encode import Stores
-from toolkit.data.folder import Scan
-
-FOLDER = "_cache"
-"""Under the training folder; never inside the user's dataset."""
+from toolkit.data.manifest import CACHE_FOLDER
 
 
 class CacheStores:
     """The stores of a job. Each dataset's flags decide whether its entries outlive the run."""
 
     def __init__(self, training_folder: Path, note: Callable[[str], None]) -> None:
-        root = training_folder / FOLDER
+        root = training_folder / CACHE_FOLDER
         self._disk = Stores(TensorCache(root / "latents", note), TensorCache(root / "text", note))
         self._memory = Stores(TensorCache(None), TensorCache(None))
 
-    def of_samples(self, scan: Scan, section: Any) -> Callable[[Sample], Stores]:
-        """The stores of each sample of a scan of `section.datasets`, by the flags of its dataset."""
+    def of_samples(self, section: Any) -> Callable[[Sample], Stores]:
+        """The stores of each sample of `section.datasets`, by the flags of its dataset."""
         by_dataset = [
             Stores(
                 latents=self._at(dataset.cache_latents and dataset.cache_latents_to_disk).latents,
@@ -32,7 +29,7 @@ class CacheStores:
             )
             for dataset in section.datasets
         ]
-        return lambda sample: by_dataset[scan.dataset_of(sample)]
+        return lambda sample: by_dataset[sample.dataset]
 
     def _at(self, outlives_the_run: bool) -> Stores:
         return self._disk if outlives_the_run else self._memory

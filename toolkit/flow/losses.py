@@ -55,12 +55,13 @@ def loss_per_sample(
 ) -> Tensor:
     """Mean loss of each sample [B], computed in at least float32.
 
-    t_B: noise fractions, for losses that depend on them. mask_B1HW: weight in [0, 1] of each latent pixel; the
-    mean stays over all pixels.
+    t_B: noise fractions, for losses that depend on them. mask_B1HW: weight in [0, 1] of each latent pixel. The mean
+    stays over all pixels, so that a pixel weighs the same under every mask, and a mask of zeros gives 0 (ai-toolkit's
+    `SDTrainer` divides the mask by its mean over the batch instead).
     """
     difference_BCHW = at_least_float32(predicted_BCHW) - at_least_float32(target_BCHW)
     t_B = torch.zeros(len(difference_BCHW)) if t_B is None else t_B
     loss_BCHW = LOSSES[settings.loss_type](difference_BCHW, t_B.to(difference_BCHW), settings)
     if mask_B1HW is not None:
-        loss_BCHW = loss_BCHW * mask_B1HW
+        loss_BCHW = loss_BCHW * mask_B1HW.to(loss_BCHW)
     return torch.mean(loss_BCHW, dim=(1, 2, 3))

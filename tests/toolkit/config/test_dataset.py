@@ -43,7 +43,9 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("control_path: [a, b, c, d]", "control_path: has 4 entries: must be at most 3."),
         ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
         ("control_path_1: 5", 'control_path_1: 5 is not text. Put it in quotes: "5"'),
-        ("is_reg: true", "is_reg: true is not supported yet."),
+        ("prior_reg: true", "prior_reg: true is not supported yet."),
+        ("mask_min_value: 1.5", "mask_min_value: 1.5 is out of range: must be <= 1."),
+        ("loss_multiplier: -1", "loss_multiplier: -1 is out of range: must be >= 0."),
         ("num_workers: -1", "num_workers: -1 is out of range: must be >= 0."),
     ],
 )

@@ -35,6 +35,15 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "resolution": (512,),
         "control_path": (),
         "control_optional": False,
+        "mask_path": None,
+        "mask_optional": False,
+        "alpha_mask": False,
+        "mask_min_value": 0.0,
+        "invert_mask": False,
+        "flip_x": False,
+        "flip_y": False,
+        "loss_multiplier": 1.0,
+        "is_reg": False,
         "background": "white",
     }
     assert set(changes) <= set(section)
@@ -83,7 +92,8 @@ class FakeAdapter(ModelAdapter):
     def _unused(self, *_: object) -> None:
         raise NotImplementedError
 
-    decode_latents = predict_velocity = guide = blocks = lora_targets = use_checkpointing = _unused
+    decode_latents = predict_velocity = guide = blocks = lora_targets = wrap_blocks = _unused
+    width = head_width = tokens = _unused
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.contracts import CaptionRules
+from toolkit.contracts import BatchSpec, CaptionRules, Mask
 from toolkit.data.batches import BatchLoader
 from toolkit.data.buckets import make_items
 from toolkit.data.cache import TensorCache
@@ -132,3 +132,21 @@ def test_an_error_in_a_worker_reaches_the_caller(load_photos, tmp_path: Path) ->
         path.unlink()
     with pytest.raises(RunError, match="cannot be made again"):
         list(loader.prefetch(all_specs(loader), 2))
+
+
+def test_a_batch_has_the_masks_of_its_items_and_ones_for_those_without(load_photos, tmp_path: Path, image) -> None:
+    loader, adapter = load_photos()
+    items = loader.dataset.items
+    bucket = items[0].crop.bucket
+    alike = [index for index, item in enumerate(items) if item.crop.bucket == bucket][:2]
+    assert len(alike) == 2
+    assert loader.load(BatchSpec(0, tuple(alike), (0, 1))).loss_mask_B1HW is None
+
+    grey = image(tmp_path / "mask.png", colour="#333333")  # 51, a fifth of white
+    sample = replace(items[alike[1]].sample, mask=Mask(grey))
+    masked = replace(items[alike[1]], sample=sample)
+    stores = Stores(TensorCache(None), TensorCache(None))
+    encoded = encode_items([items[alike[0]], masked], adapter, lambda _: stores, torch.float32)
+    mask_B1HW = BatchLoader(encoded, SEED).load(BatchSpec(0, (0, 1, 1), (0, 1, 2))).loss_mask_B1HW
+    assert mask_B1HW.shape == (3, 1, bucket.height // 8, bucket.width // 8)
+    torch.testing.assert_close(mask_B1HW.mean((1, 2, 3)), torch.tensor([1.0, 0.2, 0.2]))

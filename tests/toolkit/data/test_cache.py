@@ -1,4 +1,3 @@
-import hashlib
 import os
 import subprocess
 import sys
@@ -8,7 +7,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from toolkit.data.cache import TensorCache, file_digest, key_of
+from toolkit.data.cache import TensorCache, _content_hash, key_of
 from toolkit.errors import RunError
 
 KEY = key_of(name="entry")
@@ -76,6 +75,28 @@ def test_any_changed_byte_of_header_or_tensors_is_noticed(tmp_path: Path) -> Non
     assert cache.get(KEY) is None
 
 
+def test_an_entry_is_hashed_once_until_its_file_is_another(tmp_path: Path, monkeypatch) -> None:
+    cache, path, notes = make_cache(tmp_path)
+    hashed, content_hash = [], _content_hash
+    monkeypatch.setattr("toolkit.data.cache._content_hash", lambda *args: hashed.append(1) or content_hash(*args))
+    for _ in range(3):
+        assert_same(cache.get(KEY))
+    assert len(hashed) == 1
+    os.utime(path, (1, 1))
+    assert_same(cache.get(KEY))
+    assert len(hashed) == 2
+
+    damaged = bytearray(path.read_bytes())
+    damaged[-1] ^= 1
+    path.write_bytes(damaged)  # as long as before; only its time of change is another
+    assert cache.get(KEY) is None and len(notes) == 1
+    cache.put(KEY, TENSORS)
+    assert_same(cache.get(KEY))
+    path.write_bytes(path.read_bytes()[:-1])
+    os.utime(path, (2, 2))
+    assert cache.get(KEY) is None
+
+
 def test_an_entry_under_another_key_is_not_taken(tmp_path: Path) -> None:
     cache, path, notes = make_cache(tmp_path)
     other = key_of(name="other")
@@ -130,14 +151,3 @@ def test_key_depends_on_every_part_and_not_on_their_order() -> None:
     assert key_of(a=(1, 2), b="x") == key_of(b="x", a=[1, 2])
     with pytest.raises(TypeError):
         key_of(path=Path("a"))
-
-
-def test_file_digest_follows_the_contents(tmp_path: Path) -> None:
-    path = tmp_path / "a.bin"
-    path.write_bytes(b"one")
-    assert file_digest(path) == hashlib.sha256(b"one").hexdigest()
-    path.write_bytes(b"two!")
-    assert file_digest(path) == hashlib.sha256(b"two!").hexdigest()
-    path.write_bytes(b"six!")  # same size; only the time of change tells
-    os.utime(path, ns=(1, 1))
-    assert file_digest(path) == hashlib.sha256(b"six!").hexdigest()

@@ -1,4 +1,5 @@
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -14,6 +15,15 @@ INJECT = [case for case in CASES if case["table"] == "inject" and not case["to_r
 @pytest.mark.parametrize("case", INJECT, ids=lambda case: repr(case["prompt"]))
 def test_golden_injection(case: dict) -> None:
     assert inject_trigger(case["prompt"], case["trigger"], case["add_if_not_present"]) == case["result"]
+
+
+@pytest.mark.parametrize(
+    "case", [c for c in CASES if c["table"] == "caption"], ids=lambda c: f"{c['raw']}-{c['is_reg']}"
+)
+def test_golden_captions_but_for_the_spaces_around_commas(case: dict) -> None:
+    """The peer splits at commas and joins with another space, which jobs here do not get (tests/golden/README.md)."""
+    caption = inject_trigger(case["raw"], case["trigger_word"], add=not case["is_reg"])
+    assert re.sub(r" *, *", ",", caption) == re.sub(r" *, *", ",", case["result"])
 
 
 def uses(caption: str, rules: CaptionRules, count: int = 400, seed: int = 1) -> list[str]:

@@ -3,12 +3,14 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 
 from toolkit.contracts import CaptionRules
 from toolkit.data.buckets import make_items
 from toolkit.data.cache import TensorCache
 from toolkit.data.encode import EncodedDataset, Stores, encode_items
 from toolkit.data.folder import scan_datasets
+from toolkit.data.masks import mask_weights
 from toolkit.errors import RunError
 
 
@@ -176,6 +178,21 @@ def test_damaged_entry_is_made_again_at_the_start(items, tmp_path: Path, fake_ad
     assert adapter.calls == {"images": 1}
 
 
+def test_all_unreadable_pictures_are_named_once_the_others_are_done(items, tmp_path: Path, fake_adapter) -> None:
+    for path in (items[0].sample.image, items[1].sample.controls[0]):
+        torn = bytearray(path.read_bytes())
+        torn[torn.index(b"IDAT") + 4] ^= 0xFF  # the header is whole
+        path.write_bytes(torn)
+    adapter = fake_adapter()
+    with pytest.raises(RunError) as caught:
+        encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
+    assert [line.split(": ")[0] for line in str(caught.value).splitlines()] == [
+        f"latents of {items[0].sample.image}",
+        f"latents of reference {items[1].sample.controls[0]}",
+    ]
+    assert adapter.calls == {"images": 3}  # b, c and the reference of a
+
+
 def test_entry_that_vanishes_during_the_run(items, tmp_path: Path, fake_adapter) -> None:
     adapter = fake_adapter()
     encoded = encode_items(items, adapter, on_disk(tmp_path / "cache"), torch.float32)
@@ -188,3 +205,87 @@ def test_entry_that_vanishes_during_the_run(items, tmp_path: Path, fake_adapter)
     assert encoded.read(entry) is not None  # stored again by the read before
     with pytest.raises(RunError, match=r"latents of .*b\.png.*the encoders were dropped"):
         encoded.read(encoded.entries[1].latents)
+
+
+# ---------------------------------------------------------------- flips and masks
+
+
+@pytest.fixture
+def halves(tmp_path: Path, dataset):
+    """Items of `datasets[0]` with these changes: a target and a reference, each black left and white right, a mask."""
+    for folder, size in (("data", (64, 32)), ("ref", (64, 32)), ("mask", (32, 16))):
+        (tmp_path / folder).mkdir()
+        picture = Image.new("RGB", size)
+        picture.paste("white", (size[0] // 2, 0, *size))
+        picture.save(tmp_path / folder / "a.png")
+
+    def make(**changes):
+        scan = scan_datasets([dataset(tmp_path / "data", **changes)], None)
+        return make_items(scan.samples, lambda _: (64,), 32)
+
+    return make
+
+
+def test_target_references_and_mask_are_mirrored_together(halves, tmp_path: Path, fake_adapter) -> None:
+    seen = []
+
+    class Adapter(fake_adapter):
+        def encode_prompt(self, prompt, references):
+            seen.append([picture.getpixel((0, 0))[0] for picture in references])
+            return super().encode_prompt(prompt, references)
+
+    paths = {"control_path": (str(tmp_path / "ref"),), "mask_path": str(tmp_path / "mask")}
+    items = halves(flip_x=True, **paths)
+    encoded = encode_items(items, Adapter(), in_memory(), torch.float32)
+    for plain, flipped in zip(encoded.entries[0].images(), encoded.entries[1].images(), strict=True):
+        latents_CHW = encoded.read(plain)
+        torch.testing.assert_close(encoded.read(flipped), latents_CHW.flip(-1))
+        assert not torch.allclose(latents_CHW, latents_CHW.flip(-1))
+    assert len(encoded.entries[0].images()) == 3
+    assert seen == [[0], [255]]  # the text encoder sees the reference as it is used
+
+
+def test_without_a_reference_mirrored_uses_share_their_text(halves, fake_adapter) -> None:
+    adapter = fake_adapter()
+    encode_items(halves(flip_x=True, flip_y=True), adapter, in_memory(), torch.float32)
+    assert adapter.calls == {"images": 4, "prompts": 1}
+
+
+def test_turning_flips_on_encodes_only_what_is_new(halves, tmp_path: Path, fake_adapter) -> None:
+    encode_items(halves(), fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    adapter = fake_adapter()
+    encode_items(halves(flip_x=True), adapter, on_disk(tmp_path / "cache"), torch.float32)
+    assert adapter.calls == {"images": 1}
+
+
+def test_a_mask_is_cached_by_all_that_decides_it(halves, tmp_path: Path, monkeypatch, fake_adapter) -> None:
+    made = []
+    monkeypatch.setattr("toolkit.data.encode.mask_weights", lambda *args: made.append(args) or mask_weights(*args))
+
+    def encode(**changes) -> int:
+        made.clear()
+        items = halves(**{"mask_path": str(tmp_path / "mask"), **changes})
+        encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+        return len(made)
+
+    assert (encode(), encode()) == (1, 0)
+    for changes in ({"mask_min_value": 0.5}, {"invert_mask": True}, {"flip_x": True}):
+        assert (encode(**changes), encode(**changes)) == (1, 0), changes
+    Image.new("L", (32, 16), 9).save(tmp_path / "mask" / "a.png")
+    assert (encode(), encode()) == (1, 0)
+    Image.new("RGBA", (64, 32)).save(tmp_path / "data" / "a.png")
+    (tmp_path / "mask" / "a.png").write_bytes((tmp_path / "data" / "a.png").read_bytes())
+    assert encode() == 1
+    assert encode(mask_path=None, alpha_mask=True) == 1  # the same bytes, read another way
+
+
+def test_a_mask_needs_no_encoder_to_be_made_again(halves, tmp_path: Path, fake_adapter) -> None:
+    adapter = fake_adapter()
+    encoded = encode_items(
+        halves(mask_path=str(tmp_path / "mask")), adapter, on_disk(tmp_path / "cache"), torch.float32
+    )
+    adapter.drop_encoders()
+    before = encoded.read(encoded.entries[0].mask)
+    for path in (tmp_path / "cache").rglob("*.safetensors"):
+        path.unlink()
+    assert torch.equal(encoded.read(encoded.entries[0].mask), before)

@@ -92,3 +92,24 @@ def test_an_image_that_vanished_after_the_scan_is_named(taken, tmp_path: Path, d
     (tmp_path / "2_data" / "b.png").unlink()
     with pytest.raises(RunError, match=r"b\.png: cannot be read"):
         fingerprint(scan.samples)
+
+
+def test_a_mask_is_part_of_its_image(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / "data" / f"{name}.png")
+        image(tmp_path / "mask" / f"{name}.png", colour="white")
+
+    def take(**changes):
+        return fingerprint(scan_datasets([dataset(tmp_path / "data", **changes)], None).samples)
+
+    with_masks = {"mask_path": str(tmp_path / "mask")}
+    before = take(**with_masks)
+    assert len(compare(take(), before).edited) == 2
+    image(tmp_path / "mask" / "b.png", colour="black")
+    assert [Path(name).name for name in compare(before, take(**with_masks)).edited] == ["b.png"]
+
+
+def test_mirrored_uses_are_part_of_every_image(taken) -> None:
+    plain, x, y = taken(), taken(flip_x=True), taken(flip_y=True)
+    for one, other in ((plain, x), (plain, y), (x, y)):
+        assert len(compare(one, other).edited) == 3

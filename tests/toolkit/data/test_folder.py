@@ -115,11 +115,10 @@ def test_a_datasets_own_trigger_word_goes_first(tmp_path: Path, image, dataset) 
     assert [sample.caption for sample in scan.samples] == ["own", "job"]
 
 
-def test_equal_samples_of_two_entries_are_told_apart(tmp_path: Path, image, dataset) -> None:
+def test_samples_of_two_entries_over_one_folder_are_told_apart(tmp_path: Path, image, dataset) -> None:
     image(tmp_path / "a.png")
     scan = scan_datasets([dataset(tmp_path), dataset(tmp_path)], None)
-    assert scan.samples[0] == scan.samples[1]
-    assert [scan.dataset_of(sample) for sample in scan.samples] == [0, 1]
+    assert [sample.dataset for sample in scan.samples] == [0, 1]
 
 
 def test_size_is_that_after_rotation(tmp_path: Path, dataset) -> None:
@@ -182,3 +181,59 @@ def test_scanning_and_planning_import_no_torch(tmp_path: Path) -> None:
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
     subprocess.run([sys.executable, "-c", code, f"{PHOTOS}/40_photo/coffee.jpg"], check=True)
+
+
+# ---------------------------------------------------------------- flips, masks, regularisation
+
+
+def test_each_flip_is_a_sample_of_its_own(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "3_x" / "a.png"), image(tmp_path / "3_x" / "b.png")
+
+    def found(**flips: bool) -> list[tuple[str, bool, bool]]:
+        scan = scan_datasets([dataset(tmp_path, **flips)], None)
+        assert scan.folders[0].missing_captions == 2 and all(sample.repeats == 3 for sample in scan.samples)
+        return [(sample.image.stem, *sample.flip) for sample in scan.samples]
+
+    assert found() == [("a", False, False), ("b", False, False)]
+    assert found(flip_x=True)[:2] == [("a", False, False), ("a", True, False)] and len(found(flip_x=True)) == 4
+    assert found(flip_y=True)[:2] == [("a", False, False), ("a", False, True)]
+    both = {("a", x, y) for x in (False, True) for y in (False, True)}
+    assert set(found(flip_x=True, flip_y=True)[:4]) == both
+
+
+def test_the_trigger_word_is_not_put_before_captions_of_regularisation_images(tmp_path: Path, image, dataset) -> None:
+    for name, caption in (("a", "a man"), ("b", "[trigger] in a hat"), ("c", "")):
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text(caption)
+    scan = scan_datasets([dataset(tmp_path, is_reg=True), dataset(tmp_path)], "sks")
+    assert [sample.caption for sample in scan.samples[:3]] == ["a man", "sks in a hat", ""]
+    assert [sample.caption for sample in scan.samples[3:]] == ["sks a man", "sks in a hat", "sks"]
+    assert [folder.is_reg for folder in scan.folders] == [True, False]
+
+
+def test_the_loss_is_weighed_by_the_dataset_and_for_regularisation_images_once_more(
+    tmp_path: Path, image, dataset
+) -> None:
+    image(tmp_path / "a.png")
+    sections = [dataset(tmp_path, loss_multiplier=3.0, is_reg=is_reg) for is_reg in (False, True)]
+    scan = scan_datasets([dataset(tmp_path), *sections], None, reg_weight=0.5)
+    assert [sample.loss_weight for sample in scan.samples] == [1.0, 3.0, 1.5]
+
+
+def test_images_without_transparency_count_whole_and_are_named_once(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "a.png"), image(tmp_path / "c.jpg")
+    Image.new("RGBA", (64, 48)).save(tmp_path / "b.png")
+    scan = scan_datasets([dataset(tmp_path, alpha_mask=True)], None)
+    assert [sample.mask and sample.mask.file.name for sample in scan.samples] == [None, "b.png", None]
+    assert scan.samples[1].mask.alpha
+    assert [note for note in scan.notes if "alpha_mask" in note] == [
+        f"{tmp_path}: alpha_mask: no transparency, so the whole image counts: a.png, c.jpg"
+    ]
+
+
+def test_a_mask_of_another_shape_is_noted(tmp_path: Path, image, dataset) -> None:
+    for name, size in (("a", (32, 24)), ("b", (48, 64)), ("c", (65, 48))):
+        image(tmp_path / "data" / f"{name}.png", 64, 48)
+        image(tmp_path / "mask" / f"{name}.png", *size)
+    scan = scan_datasets([dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None)
+    assert [note.rsplit(": ", 1)[1] for note in scan.notes] == ["b.png"]

@@ -220,7 +220,7 @@ def test_damaged_profile_is_taken_as_srgb_and_said(tmp_path: Path) -> None:
     Image.new("RGB", (4, 4), (10, 20, 30)).save(path, icc_profile=b"no profile at all")
     notes = []
     assert open_image(path, note=notes.append).getpixel((0, 0)) == (10, 20, 30)
-    images.inspect_image(path, notes.append)
+    notes += images.inspect_image(path).notes
     assert len(notes) == 2 and all("damaged" in note for note in notes)
 
 

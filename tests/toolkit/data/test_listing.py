@@ -10,7 +10,7 @@ def test_entries_are_sorted_and_hidden_ones_unseen(tmp_path: Path) -> None:
         (tmp_path / name).mkdir()
     listing = list_folder(str(tmp_path))
     assert list(listing.images) == ["Z", "a", "b", "x"]
-    assert [path.name for path in listing.images["a"]] == ["a.JPG", "a.png"]
+    assert listing.images["a"] == ("a.JPG", "a.png")
     assert list(listing.files) == ["c.txt"] and listing.subfolders == ("sub",)
 
 
@@ -45,5 +45,5 @@ def test_home_folder(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").touch()
     listing = list_folder("~/data")
-    assert listing.folder == "~/data" and listing.images["a"] == (tmp_path / "data" / "a.png",)
+    assert listing.folder == "~/data" and listing.path("a.png") == tmp_path / "data" / "a.png"
     assert same_place("~/data") == same_place(str(tmp_path / "data"))

@@ -1,10 +1,11 @@
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from toolkit.contracts import Sample, Size
 from toolkit.data.buckets import make_items
-from toolkit.data.folder import FolderInfo
+from toolkit.data.folder import FolderInfo, scan_datasets
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
 
@@ -96,3 +97,23 @@ def test_render_shows_each_folder_and_the_further_lines() -> None:
 
 def test_optimizer_steps_per_epoch_need_not_be_whole() -> None:
     assert "with accumulation 3, 1,133.33 optimizer steps per epoch" in make_plan(SEED_001, accumulation=3).render()
+
+
+def test_mirrored_copies_are_counted_and_said(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "2_x" / f"{name}.png", 64, 64)
+        image(tmp_path / "reg" / f"{name}.png", 64, 64)
+    Image.new("RGBA", (64, 64)).save(tmp_path / "2_x" / "c.png")
+    sections = [
+        dataset(tmp_path / "2_x", flip_x=True, flip_y=True, alpha_mask=True),
+        dataset(tmp_path / "reg", is_reg=True, flip_x=True),
+    ]
+    plan = make_plan(scan_datasets(sections, None).folders, (64, 32))
+    assert [(folder.images, folder.sizes, folder.flips, folder.samples) for folder in plan.datasets] == [
+        (3, 2, 4, 48),
+        (3, 2, 2, 12),
+    ]
+    assert (plan.samples_per_epoch, plan.micro_batches_per_epoch) == (60, 60)
+    text = plan.render()
+    assert "3 x 2 x 2 sizes x 4 flips + 3 x 1 x 2 sizes x 2 flips = 60 samples per epoch; 60 micro-batches" in text
+    assert text.count("regularisation images") == 1 and "masks: 1 of 3" in text and text.count("masks") == 1

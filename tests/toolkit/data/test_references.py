@@ -51,3 +51,45 @@ def test_references_inside_the_dataset_folder_are_no_targets(tmp_path: Path, ima
     image(tmp_path / "4_x" / "a.png"), image(tmp_path / "control" / "a.png")
     scan = scan_datasets([dataset(tmp_path, control_path=(str(tmp_path / "control"),))], None)
     assert controls(scan) == [["control/a.png"]]
+
+
+# ---------------------------------------------------------------- masks
+
+
+def masks(scan) -> list[str | None]:
+    return [sample.mask and f"{sample.mask.file.parent.name}/{sample.mask.file.name}" for sample in scan.samples]
+
+
+def test_masks_are_found_by_stem_in_the_subfolder_first_and_are_no_targets(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / "4_x" / f"{name}.png")
+    image(tmp_path / "mask" / "4_x" / "a.webp"), image(tmp_path / "mask" / "b.PNG")
+    scan = scan_datasets([dataset(tmp_path, mask_path=f"{tmp_path}/mask", mask_min_value=0.2, invert_mask=True)], None)
+    assert masks(scan) == ["4_x/a.webp", "mask/b.PNG"]
+    assert all((s.mask.alpha, s.mask.min_value, s.mask.inverted) == (False, 0.2, True) for s in scan.samples)
+
+
+def test_all_missing_masks_are_named_unless_they_are_optional(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "data" / f"{name}.png")
+    image(tmp_path / "mask" / "b.png")
+    section = dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([section], None)
+    assert [Path(m.place).name for m in caught.value.mistakes] == ["a.png", "c.png"]
+    assert "has no mask 'a' in" in caught.value.mistakes[0].message
+    assert "mask_optional" in caught.value.mistakes[0].message
+    section.mask_optional = True
+    assert masks(scan_datasets([section], None)) == [None, "mask/b.png", None]
+
+
+def test_damaged_and_ambiguous_masks_are_mistakes(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / "data" / f"{name}.png")
+        image(tmp_path / "mask" / f"{name}.png")
+    image(tmp_path / "mask" / "a.jpg")
+    (tmp_path / "mask" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None)
+    found = {Path(m.place).name: m.message for m in caught.value.mistakes}
+    assert set(found) == {"a.jpg", "b.png"} and "masks share the stem 'a': a.jpg, a.png" in found["a.jpg"]

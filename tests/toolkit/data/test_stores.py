@@ -13,9 +13,9 @@ def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> N
     passing = SimpleNamespace(cache_latents=True, cache_latents_to_disk=False, cache_text_embeddings=False)
     section = SimpleNamespace(datasets=(kept, passing), asked_text_cache=lambda d: d.cache_text_embeddings)
     stores = CacheStores(tmp_path / "out", print)
-    # two entries over one folder: their samples are equal, their flags are not
+    # two entries over one folder, whose flags differ
     scan = scan_datasets([dataset(tmp_path / "data")] * 2, None)
-    of_sample = stores.of_samples(scan, section)
+    of_sample = stores.of_samples(section)
     for sample, outlives in zip(scan.samples, (True, False), strict=True):
         for store in of_sample(sample):
             key = f"{outlives}{id(store)}"

@@ -34,7 +34,8 @@ def ours(params: dict) -> FlowSettings:
     """musubi-tuner's options as ours; its default shift is 1."""
     params = {"discrete_flow_shift": 1.0, **params}
     kind = params.pop("timestep_sampling")
-    return FlowSettings(timestep_type={"qwen_shift": "model_shift"}.get(kind, kind), **params)
+    kind = {"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"}.get(kind, kind)
+    return FlowSettings(timestep_type=kind, **params)
 
 
 def musubi(table: str) -> Iterator:
@@ -188,7 +189,7 @@ def test_what_hardly_ever_lies_between_the_bounds_is_drawn_between_them_all_the_
 
 def test_a_mixture_has_the_shares_of_its_parts() -> None:
     share = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    t = timesteps_of_shares(share, FlowSettings(timestep_type="qinglong_qwen"), PICTURE)
+    t = timesteps_of_shares(share, FlowSettings(timestep_type="qinglong_model"), PICTURE)
     parts = timesteps_of_shares(share, FlowSettings(timestep_type="model_shift"), PICTURE)
     little = timesteps_of_shares(share, FlowSettings(timestep_type="logsnr", logit_mean=5.36), PICTURE)
     for level in (0.03, 0.07, 0.2, 0.5, 0.8):

@@ -1,0 +1,233 @@
+"""What a scan remembers shortens the next one and changes nothing of what it finds."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import random
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from toolkit.data import captionfile, digests, folder, manifest
+from toolkit.data.digests import file_digest
+from toolkit.data.folder import Scan, scan_datasets
+from toolkit.data.manifest import Manifest
+from toolkit.errors import DataErrors
+
+
+@pytest.fixture(autouse=True)
+def settled(monkeypatch) -> None:
+    """Files that were written a moment ago count as old ones."""
+    monkeypatch.setattr(manifest, "SETTLED_NS", -(10**12))
+    monkeypatch.setattr(digests, "_known", {})
+
+
+@pytest.fixture
+def data(tmp_path: Path, image) -> Path:
+    """Six images, captions in two of the ways, references, masks; one image has a damaged profile."""
+    for index in range(6):
+        image(tmp_path / "3_data" / f"p{index}.png", 64 + index, 48)
+        image(tmp_path / "before" / f"p{index}.png", 32, 48)
+        image(tmp_path / "masks" / f"p{index}.png", 64 if index else 10, 48)
+        (tmp_path / "3_data" / f"p{index}.txt").write_text(f"ünï {index}\r\nline", encoding="utf-8")
+    (tmp_path / "3_data" / "p5.txt").write_text(" ")
+    (tmp_path / "3_data" / "p4.txt").rename(tmp_path / "3_data" / "p4.TXT")
+    Image.new("RGBA", (40, 40)).save(tmp_path / "3_data" / "é.png", icc_profile=b"no profile")
+    return tmp_path / "3_data"
+
+
+@pytest.fixture
+def scan(tmp_path: Path, data: Path, dataset) -> Callable[..., Scan]:
+    """Scans as a new process does, with a manifest or without; keeps what was learned."""
+
+    def run(remember: bool = True, save: bool = True, **changes) -> Scan:
+        digests._known.clear()
+        given = {"control_path": (str(tmp_path / "before"),), "control_optional": True, "default_caption": "a thing"}
+        section = dataset(data, **(given | {"mask_path": str(tmp_path / "masks"), "mask_optional": True} | changes))
+        found = scan_datasets([section, dataset(data)], "sks", 1.0, Manifest(tmp_path / "kept") if remember else None)
+        if save:
+            found.manifest.save()
+        return found
+
+    return run
+
+
+@pytest.fixture
+def reads(monkeypatch) -> list[str]:
+    """Names of the files that were read since."""
+    seen: list[str] = []
+
+    def watched(module, name: str, path_of: Callable) -> None:
+        original = getattr(module, name)
+        monkeypatch.setattr(module, name, lambda *args: (seen.append(Path(path_of(args[0])).name), original(*args))[1])
+
+    watched(folder, "inspect_image", str)
+    watched(folder, "glance", str)
+    watched(captionfile, "read_caption", str)
+    watched(digests, "sha256_of", str)
+    return seen
+
+
+def test_the_second_scan_reads_nothing_and_finds_the_same(scan, reads) -> None:
+    first = scan()
+    assert len(reads) == 7 + 6 + 6 + 6  # images, references, masks, captions; both datasets use one folder
+    reads.clear()
+    again = scan()
+    assert reads == []
+    assert again == first == scan(remember=False)
+    assert any("profile" in note for note in again.notes) and any("stretched" in note for note in again.notes)
+
+
+def test_digests_are_remembered(scan, reads) -> None:
+    first = scan()
+    wanted = {sample.image: file_digest(sample.image) for sample in first.samples}
+    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == digest for path, digest in wanted.items())
+    first.manifest.save()
+    again = scan()
+    reads.clear()
+    assert {sample.image: file_digest(sample.image) for sample in again.samples} == wanted
+    assert reads == []
+
+
+def test_what_changed_is_read_again_and_only_that(scan, data: Path, reads) -> None:
+    scan()
+    Image.new("RGB", (99, 48)).save(data / "p1.png")
+    (data / "p2.txt").write_text("other")
+    (data / "p3.png").unlink()
+    (data / "p3.txt").rename(data / "new.txt")
+    (data / "p0.png").rename(data / "new.png")
+    reads.clear()
+    found = scan()
+    assert sorted(set(reads)) == ["new.png", "new.txt", "p1.png", "p2.txt"]
+    assert found == scan(remember=False)
+    assert {sample.size.width for sample in found.samples if sample.image.name == "p1.png"} == {99}
+
+
+def test_a_change_of_equal_size_with_its_time_set_back_is_noticed(scan, data: Path) -> None:
+    scan()
+    caption = data / "p1.txt"
+    before = caption.stat()
+    contents = caption.read_bytes()
+    caption.write_bytes(contents.replace(b"line", b"LINE"))
+    os.utime(caption, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert caption.stat().st_size == before.st_size
+    assert any("LINE" in sample.caption for sample in scan().samples)
+
+
+def test_touched_files_are_read_again(scan, data: Path, reads) -> None:
+    scan()
+    os.utime(data / "p1.png", (1, 1))
+    reads.clear()
+    scan()
+    assert set(reads) == {"p1.png"}
+
+
+def test_what_changed_a_moment_ago_is_not_remembered(scan, reads, monkeypatch) -> None:
+    monkeypatch.setattr(manifest, "SETTLED_NS", 10**13)
+    scan()
+    reads.clear()
+    scan()
+    assert len(reads) == 25
+
+
+def test_offenders_are_named_at_each_start(scan, data: Path) -> None:
+    (data / "p1.png").write_bytes(b"no picture")
+    (data / "p2.txt").write_bytes(b"\xff")
+    messages = []
+    for _ in range(2):
+        with pytest.raises(DataErrors) as caught:
+            scan()
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1] and "p1.png" in messages[0] and "p2.txt" in messages[0]
+
+
+def damages(document: bytes) -> list[bytes]:
+    """Ways in which a stored manifest can be wrong; the last ones have a digest that fits."""
+    _, _, contents = document.partition(b"\n")
+    draw = random.Random(7)
+    broken = [b"", b"{}", document[: len(document) // 2], document[1:], b"\xff" * 100]
+    for _ in range(30):
+        changed = bytearray(document)
+        changed[draw.randrange(len(changed))] ^= 0xFF
+        broken.append(bytes(changed))
+    for other in (b"[]", b"null", b"{}", contents.replace(b'"format": 1', b'"format": 0'), b"[" * 10_000):
+        broken.append(hashlib.sha256(other).hexdigest().encode() + b"\n" + other)
+    return broken
+
+
+def test_a_damaged_manifest_is_none(scan, tmp_path: Path, reads) -> None:
+    wanted = scan(remember=False)
+    scan()
+    stored = {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()}
+    assert len(stored) == 3
+    for kind, _ in enumerate(damages(b"\n")):
+        for path, document in stored.items():
+            path.write_bytes(damages(document)[kind])
+        reads.clear()
+        assert scan(save=False) == wanted
+        assert len(reads) == 25, kind
+    scan()
+    assert {path: path.read_bytes() for path in (tmp_path / "kept").iterdir()} == stored
+
+
+def test_a_folder_that_cannot_be_written_is_enough(scan, tmp_path: Path) -> None:
+    (tmp_path / "kept").write_text("a file in the way")
+    assert scan() == scan() == scan(remember=False)
+
+
+def test_nothing_is_written_without_a_save_or_where_nothing_is_new(scan, tmp_path: Path, monkeypatch) -> None:
+    scan(save=False)
+    assert not (tmp_path / "kept").exists()
+    scan()
+    monkeypatch.setattr(manifest, "replaced", None)
+    scan()
+
+
+def test_writers_at_once_leave_a_whole_manifest(scan, tmp_path: Path, data: Path, dataset, reads) -> None:
+    def work() -> None:
+        for _ in range(10):
+            found = scan_datasets([dataset(data)], None, 1.0, Manifest(tmp_path / "kept"))
+            os.utime(data / "p1.png")
+            found.manifest.save()
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    wanted = scan()
+    reads.clear()
+    assert scan() == wanted == scan(remember=False, save=False)
+    assert not [path.name for path in (tmp_path / "kept").iterdir() if path.suffix != ".json"]
+
+
+def test_secrets_stay_in_the_users_files(scan, tmp_path: Path, data: Path) -> None:
+    secret = "hf_" + "Abc123" * 6
+    (data / "p1.txt").write_text(f"a thing {secret}")
+    first = scan()
+    assert scan() == first and any(secret in sample.caption for sample in first.samples)
+    stored = [path.read_bytes() for path in (tmp_path / "kept").iterdir()]
+    assert any(b"p2.txt" in document for document in stored)
+    assert not any(secret.encode() in document for document in stored)
+
+
+def test_many_pictures_are_known_by_their_headers_and_few_are_read_whole(scan, data: Path, monkeypatch) -> None:
+    wanted = scan(remember=False)
+    monkeypatch.setattr(folder, "READ_WHOLE", 5)
+    assert scan(remember=False) == wanted
+    torn = bytearray((data / "p1.png").read_bytes())
+    torn[torn.index(b"IDAT") + 4] ^= 0xFF  # its pixels: only who reads them notices
+    (data / "p1.png").write_bytes(torn)
+    scan()
+    monkeypatch.setattr(folder, "READ_WHOLE", 100)
+    with pytest.raises(DataErrors, match=r"p1\.png"):
+        scan()
+    monkeypatch.setattr(folder, "READ_WHOLE", 5)
+    (data / "p2.png").write_bytes((data / "p2.png").read_bytes()[:80])
+    with pytest.raises(DataErrors) as caught:
+        scan()
+    assert [Path(mistake.place).name for mistake in caught.value.mistakes] == ["p2.png"]

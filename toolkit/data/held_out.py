@@ -1,0 +1,131 @@
+"""The images of `validation`: a folder of their own, or some of the training's, which then are not trained on.
+
+Imports no torch: a dry run counts them too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit import seeding
+from toolkit.contracts import CaptionRules, Item, Sample
+from toolkit.data.buckets import make_items
+from toolkit.data.folder import Scan, scan_datasets
+from toolkit.data.items import scan_items
+from toolkit.data.manifest import Manifest
+from toolkit.errors import UserError
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """What is measured and not trained on."""
+
+    items: tuple[Item, ...]
+    """Each image at each size, as it is: captions are neither dropped nor shuffled, nothing is mirrored."""
+
+    from_training: bool
+    """They belong to the `datasets`; else to a folder of their own."""
+
+    notes: tuple[str, ...]
+    """Lines for the plan."""
+
+
+def scan_job(
+    section: Any, size_multiple: int, manifest: Manifest | None = None
+) -> tuple[Scan, tuple[Item, ...], HeldOut | None]:
+    """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise."""
+    return hold_out(section, *scan_items(section, size_multiple, manifest), size_multiple)
+
+
+def hold_out(
+    section: Any, scan: Scan, items: tuple[Item, ...], size_multiple: int
+) -> tuple[Scan, tuple[Item, ...], HeldOut | None]:
+    """What is left to train on, and what `section.validation` takes or brings; None without that section.
+
+    section, scan, items, size_multiple: as of `scan_items`. Raises UserError when nothing would be left, DataErrors
+    naming every offending file of the validation's folder.
+    """
+    settings = section.validation
+    if settings is None:
+        return scan, items, None
+    if settings.folder_path is not None:
+        return scan, items, _own_folder(section, size_multiple, scan.manifest)
+    chosen = draw([sample for folder in scan.folders if not folder.is_reg for sample in folder.samples], settings)
+    measured = [item for item in items if _place(item.sample) in chosen and not any(item.sample.flip)]
+    names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, chosen))
+    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    note = f"validation: {_count(len(chosen), 'image')} held out, not trained on ({listed})"
+    return (
+        _without(scan, chosen),
+        tuple(item for item in items if _place(item.sample) not in chosen),
+        HeldOut(tuple(map(_as_it_is, measured)), True, (_work(note, measured, settings),)),
+    )
+
+
+def draw(samples: Iterable[Sample], settings: Any) -> set[str]:
+    """The images that `settings.fraction` holds out, by absolute path; a file that is used twice counts once.
+
+    Drawn by the names of file and folder: neither the order of the datasets nor where they lie matters.
+    """
+    places = {_place(sample) for sample in samples}
+    count = max(1, round(settings.fraction * len(places)))
+    if count >= len(places):
+        raise UserError(
+            f"validation.fraction: of {_count(len(places), 'image')} none would be left to train on. "
+            "Add images, or give validation.folder_path."
+        )
+
+    def key(place: str) -> tuple[int, str]:
+        path = Path(place)
+        return seeding.key(settings.seed, "held out", path.parent.name, path.name), place
+
+    return set(sorted(places, key=key)[:count])
+
+
+def _own_folder(section: Any, size_multiple: int, manifest: Manifest) -> HeldOut:
+    dataset = section.validation.dataset(section.datasets)
+    scan = scan_datasets([dataset], section.trigger_word, 1.0, manifest)
+    items = make_items(scan.samples, lambda _: dataset.resolution, size_multiple)
+    missing = sum(folder.missing_captions for folder in scan.folders)
+    note = f"validation: {dataset.folder_path}, {_count(len(scan.samples), 'image')}"
+    note += f", {missing} without caption" if missing else ""
+    return HeldOut(tuple(map(_as_it_is, items)), False, (_work(note, items, section.validation), *scan.notes))
+
+
+def _work(note: str, items: Iterable[Item], settings: Any) -> str:
+    """The note with what each validation costs."""
+    passes = settings.timesteps * sum(1 for _ in items)
+    return f"{note}; {_count(passes, 'forward pass', 'forward passes')} each time"
+
+
+def _without(scan: Scan, chosen: set[str]) -> Scan:
+    """The scan of what stays; a folder that is held out whole goes with its images."""
+    left = []
+    for folder in scan.folders:
+        samples = tuple(sample for sample in folder.samples if _place(sample) not in chosen)
+        if samples:
+            # Which images had no caption file is not known any more; there are not more of them than images.
+            missing = min(folder.missing_captions, len(samples))
+            left.append(replace(folder, samples=samples, missing_captions=missing))
+    return replace(scan, folders=tuple(left))
+
+
+def _as_it_is(item: Item) -> Item:
+    """The item as it is measured: always with its caption, and no sample counts more than another."""
+    rules = CaptionRules(trigger=item.sample.rules.trigger)
+    return replace(item, sample=replace(item.sample, rules=rules, repeats=1, loss_weight=1.0))
+
+
+def _place(sample: Sample) -> str:
+    """Which file an image is, however it was written."""
+    return os.path.realpath(sample.image)
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"
