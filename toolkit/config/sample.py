@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import one_of
-from toolkit.config.node import Node
+from toolkit.config.node import Node, show
+from toolkit.config.prompt_flags import read_flags
 from toolkit.config.report import Report
 from toolkit.config.slots import Slots, gather_slots, slot_names
 
@@ -32,7 +35,9 @@ class SampleItem(StrictModel):
     """`sample.samples[]`: one picture. What it does not give comes from the `sample` section."""
 
     prompt: str
-    """The prompt; `[trigger]` is replaced, nothing is put before it."""
+    """The prompt; `[trigger]` is replaced, nothing is put before it. It may end in flags between spaces: `--w`, `--h`,
+    `--d` (seed), `--s` (steps), `--l` (guidance_scale), `--n` (neg), `--fs` (flow_shift), and up to 3 times `--ci`
+    (ctrl_img; a path that holds a flag in quotes)."""
 
     width: int | None = Field(default=None, ge=64)
     """Pixels, at least 64."""
@@ -44,17 +49,22 @@ class SampleItem(StrictModel):
     """Negative prompt; empty or false: one space."""
 
     seed: int | None = Field(default=None, ge=0)
-    """Seed of the noise."""
+    """Seed of the noise; 0 is a seed like any other."""
 
     guidance_scale: float | None = Field(default=None, ge=0)
-    """Strength of classifier-free guidance; 1 or less: off."""
+    """Strength of classifier-free guidance; 0 to 1: off."""
 
     sample_steps: int | None = Field(default=None, ge=1)
     """Denoising steps."""
 
+    flow_shift: float | None = Field(default=None, gt=0)
+    """Shift of the noise levels, 1 is none. Not given: by the picture's size, as the model's own sampling. 0 is an
+    error: there would be no noise."""
+
     ctrl_img: Slots = ()
     """Reference image, or list of up to 3 in slot order; none: the picture is made from text alone."""
 
+    aliases: ClassVar = {"discrete_flow_shift": "flow_shift"}
     shapes: ClassVar = dict.fromkeys(slot_names("ctrl_img"), "ctrl_img")
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
     no_effect: ClassVar = {"fps": "it concerns videos"}
@@ -62,7 +72,8 @@ class SampleItem(StrictModel):
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`ctrl_img_1..3` become one list."""
+        """Flags in the prompt become keys, `ctrl_img_1..3` one list."""
+        read_flags(entries, report)
         gather_slots(entries, "ctrl_img", report)
         return entries
 
@@ -83,8 +94,14 @@ class SampleConfig(StrictModel):
     sample_every: int = Field(default=250, ge=0)
     """Optimizer steps between two sets of samples; 0: none at intervals."""
 
+    sample_every_n_epochs: int = Field(default=0, ge=0)
+    """Epochs between two sets; above 0 it decides, and `sample_every` does nothing. 0: none at the end of epochs."""
+
     sample_start_step: int = Field(default=0, ge=0)
-    """No samples at intervals before this step."""
+    """Optimizer step before which none are drawn at intervals. 0: none is too early."""
+
+    sample_at_first: bool | None = None
+    """Draw a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
 
     samples: tuple[SampleItem, ...] = ()
     """The pictures of one set."""
@@ -99,40 +116,55 @@ class SampleConfig(StrictModel):
     """Negative prompt; empty or false: one space."""
 
     seed: int = Field(default=42, ge=0)
-    """Seed of the noise."""
+    """Seed of the noise; 0 is a seed like any other."""
 
     walk_seed: bool = False
     """Picture i of a set has the seed `seed` + i."""
 
     guidance_scale: float = Field(default=4.0, ge=0)
-    """Strength of classifier-free guidance; 1 or less: off."""
+    """Strength of classifier-free guidance; 0 to 1: off."""
 
     sample_steps: int = Field(default=20, ge=1)
     """Denoising steps."""
 
+    flow_shift: float | None = Field(default=None, gt=0)
+    """Shift of the noise levels, 1 is none. Not given: by the picture's size, as the model's own sampling."""
+
     format: Annotated[Literal["jpg", "png", "webp"], *one_of("jpg", "png", "webp", spellings={"jpeg": "jpg"})] = "jpg"
     """File format."""
 
-    aliases: ClassVar = {"sample_every_n_steps": "sample_every"}
-    shapes: ClassVar = {"prompts": "samples, as a list of prompts"}
+    aliases: ClassVar = {"sample_every_n_steps": "sample_every", "discrete_flow_shift": "flow_shift"}
+    shapes: ClassVar = {
+        "prompts": "samples, as a list of prompts, or as a text file with one prompt per line",
+        "sample_prompts": "the same as prompts",
+    }
     no_effect: ClassVar = {"fps": "it concerns videos"}
-    unsupported: ClassVar = {**_ITEM_UNSUPPORTED, "sample_every_n_epochs": (0,), "sample_at_first": (True,)}
+    unsupported: ClassVar = _ITEM_UNSUPPORTED
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
         """`prompts` become `samples`."""
-        prompts = entries.pop("prompts", None)
-        if prompts is None:
-            return entries
-        if "samples" in entries and entries["samples"].data() != []:
-            report.mistake(prompts, "'samples' is given as well. Keep one.", at_key=True)
-            return entries
-        if not isinstance(prompts.value, list):
-            report.mistake(prompts, "is not a list. Write one prompt per line, each after '- '.")
-            return entries
-        items = [replace(item, value={"prompt": item}) for item in prompts.value]
-        entries["samples"] = replace(prompts, value=items)
+        given = [entries.pop(key) for key in ("prompts", "sample_prompts") if key in entries]
+        given += [entries["samples"]] if "samples" in entries and entries["samples"].data() != [] else []
+        if len(given) > 1:
+            report.mistake(given[0], f"{str(given[1].path[-1])!r} is given as well. Keep one.", at_key=True)
+        elif given and given[0] is not entries.get("samples"):
+            entries["samples"] = _items(given[0], report)
         return entries
+
+    def interval(self) -> tuple[int, int]:
+        """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
+        if "sample_every_n_epochs" not in self.model_fields_set:
+            return self.sample_every, 0
+        if self.sample_every_n_epochs or "sample_every" not in self.model_fields_set:
+            return 0, self.sample_every_n_epochs
+        return self.sample_every, 0
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Keys given that the rest of the section makes no use of, and why."""
+        epochs = self.interval()[1]
+        if epochs and self.sample_every and "sample_every" in self.model_fields_set:
+            yield "sample_every", f"has no effect: 'sample_every_n_epochs: {epochs}' decides. Leave one of them out."
 
     def pictures(self) -> tuple[SampleItem, ...]:
         """The items of one set with everything filled in from the section."""
@@ -146,6 +178,39 @@ class SampleConfig(StrictModel):
             "seed": self.seed + (index if self.walk_seed else 0),
             "guidance_scale": self.guidance_scale,
             "sample_steps": self.sample_steps,
+            "flow_shift": self.flow_shift,
         }
         missing = {key: value for key, value in shared.items() if getattr(item, key) is None}
         return item.model_copy(update=missing)
+
+
+def _items(prompts: Node, report: Report) -> Node:
+    """A list of prompts, or a file of them, as a list of samples."""
+    if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
+        lines = _lines(prompts, report)
+    elif isinstance(prompts.value, list):
+        lines = prompts.value
+    else:
+        remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
+        report.mistake(prompts, f"is not a list. {remedy}")
+        lines = []
+    return replace(prompts, value=[replace(line, value={"prompt": line}) for line in lines])
+
+
+def _lines(file: Node, report: Report) -> list[Node]:
+    """The prompts of a text file; blank lines and those that begin with `#` are left out."""
+    path = Path(file.value).expanduser()
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
+        report.mistake(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
+        return []
+    prompts = [
+        replace(file, value=line.strip(), path=(*file.path, f"{path.name}:{number}"), text=line.strip(), plain=False)
+        for number, line in enumerate(lines, start=1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+    if not prompts:
+        report.mistake(file, f"{show(file)} holds no prompt. Write one per line; '#' begins a line that is left out.")
+    return prompts

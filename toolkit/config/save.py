@@ -2,44 +2,96 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import ClassVar, Literal
 
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import Dtype
+from toolkit.config.node import Node
+from toolkit.config.report import Report
 
 
 class SaveConfig(StrictModel):
     """`save`: when the LoRA is written, and how."""
 
     dtype: Dtype = "float16"
-    """Number type of the LoRA file."""
+    """Number type of the LoRA file, or of the model folder; with network.type full and no value: bfloat16."""
 
     save_every: int = Field(default=250, ge=0)
-    """Optimizer steps between two saves; 0: only the final file."""
+    """Optimizer steps between two saves; 0: only the final file. Where it is given and above 0 it decides, else
+    `save_every_n_epochs` where that is given."""
+
+    save_every_n_epochs: int = Field(default=0, ge=0)
+    """Epochs between two saves: at the first optimizer step that has completed the epoch. 0: only the final file."""
 
     max_step_saves_to_keep: int = Field(default=5, ge=0)
     """How many step files to keep, the newest by step number; the final file is not counted. 0: all."""
 
+    save_last_n_epochs: int | None = Field(default=None, ge=0)
+    """With `save_every_n_epochs`, how many of its files to keep. 0: all. Not given: `max_step_saves_to_keep`."""
+
     max_states_to_keep: int = Field(default=2, ge=0)
     """How many states (all that a resume needs) to keep, the newest by step. 0: all."""
 
-    also: tuple[Literal["raw"], ...] = ()
-    """`raw`: with EMA, also write the trained weights themselves as `<name>_<step>_raw.safetensors`."""
+    mem_eff_save: bool = False
+    """Of network.type full: write each tensor straight from the model, without a copy of all in main memory; training
+    waits meanwhile. The state is copied all the same."""
 
-    aliases: ClassVar = {"save_every_n_steps": "save_every"}
+    also: tuple[Literal["raw", "merged_lora"], ...] = ()
+    """`raw`: with EMA, also write the trained weights themselves as `<name>_<step>_raw.safetensors`. `merged_lora`:
+    beside a DoRA, LoHa or LoKr also the plain LoRA that comes nearest, `<name>_<step>_lora.safetensors`, which loads
+    in ComfyUI and diffusers; its error is printed and stands in its metadata. It is made beside the training, on the
+    CPU: of the published model in seconds for a LoKr, in minutes for a LoHa or DoRA. A `best` file has none."""
+
+    merged_lora_rank: int = Field(default=64, ge=1)
+    """Largest rank of a layer of `merged_lora`; its file grows in proportion, its error falls. A LoHa of rank r is
+    held whole by r * r."""
+
+    no_metadata: bool = False
+    """Write nothing about the training (and nothing of `meta`) into the files, only what loading them needs."""
+
+    aliases: ClassVar = {
+        "save_every_n_steps": "save_every",
+        "save_last_n_steps": "max_step_saves_to_keep",
+        "save_precision": "dtype",
+    }
     no_effect: ClassVar = {
         "save_state": "the state is always saved",
-        "save_format": "a LoRA is always one safetensors file",
+        "save_format": "an adapter is always one safetensors file, a whole model a diffusers folder",
         "hf_repo_id": "nothing is uploaded",
         "hf_private": "nothing is uploaded",
     }
     unsupported: ClassVar = {
         "push_to_hub": (False,),
-        "save_every_n_epochs": (0,),
-        "save_last_n_steps": (0,),
-        "save_last_n_epochs": (0,),
-        "no_metadata": (False,),
-        "mem_eff_save": (False,),
     }
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """Tells that `save_last_n_steps` counts files where it looks like a distance in steps, as musubi-tuner's is."""
+        last = entries.get("save_last_n_steps")
+        if last is not None and isinstance(last.value, int) and last.value >= 100:
+            report.warn(last, f"{last.value} files are kept: it is their number, not a distance in steps.")
+        return entries
+
+    def interval(self) -> tuple[int, int]:
+        """(optimizer steps, epochs) between two saves, of which at most one is above 0."""
+        if "save_every_n_epochs" not in self.model_fields_set:
+            return self.save_every, 0
+        if "save_every" in self.model_fields_set and self.save_every:
+            return self.save_every, 0
+        return 0, self.save_every_n_epochs
+
+    def files_to_keep(self) -> int:
+        """How many files of the interval stay; 0: all."""
+        by_epochs = self.interval()[1] and self.save_last_n_epochs is not None
+        return self.save_last_n_epochs if by_epochs else self.max_step_saves_to_keep
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """Keys given that the rest of the section makes no use of, and why."""
+        steps, epochs = self.interval()
+        if steps and self.save_every_n_epochs:
+            yield "save_every_n_epochs", f"has no effect: 'save_every: {steps}' decides. Leave one of them out."
+        if not epochs and self.save_last_n_epochs is not None:
+            yield "save_last_n_epochs", "has no effect: nothing is saved by epochs. Use max_step_saves_to_keep."

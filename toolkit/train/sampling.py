@@ -5,6 +5,7 @@ Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -40,6 +41,8 @@ class SamplePrompt:
 
     steps: int
     references: tuple[Path, ...] = ()
+    flow_shift: float | None = None
+    """Shift s of the noise levels, s sigma / (1 + (s - 1) sigma), above 0; None: by the size, as the model says."""
 
     @property
     def guided(self) -> bool:
@@ -102,7 +105,9 @@ class Sampler:
             uncond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, negative, references)
             return self.adapter.guide(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
-        return euler_sample(velocity, self._noise(item), self._sigmas(item))
+        levels = self._sigmas(item)
+        self.adapter.announce(levels[:-1].tolist())  # the last one is the picture itself
+        return euler_sample(velocity, self._noise(item), levels)
 
     def _noise(self, item: SamplePrompt) -> Tensor:
         """Drawn on the CPU: a seed gives the same picture on every machine, and in diffusers."""
@@ -114,6 +119,8 @@ class Sampler:
         shift = self.adapter.dynamic_shift
         tokens = (item.size.height // PIXELS_PER_TOKEN) * (item.size.width // PIXELS_PER_TOKEN)
         mu = shift_mu(tokens, shift.base_image_seq_len, shift.max_image_seq_len, shift.base_shift, shift.max_shift)
+        if item.flow_shift is not None:
+            mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)
         return sigmas(item.steps, mu, shift.shift_terminal)
 
 

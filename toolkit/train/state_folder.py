@@ -1,7 +1,7 @@
 """State folders on disk: written whole or not at all, checked when read, the newest few kept.
 
     state/step_000000340/
-      weights.safetensors     raw float32 weights        `<role>/<parameter>`
+      weights.safetensors     raw weights                `<role>/<parameter>`
       ema.safetensors         their averages             `<role>/<parameter>`
       optimizer.safetensors   optimizer state            `<role>/<parameter>/<entry>`
       state.json              step, cursor, settings, and optimizer entries that are not tensors
@@ -82,6 +82,7 @@ def write_state(root: Path, snapshot: Snapshot, keep: int) -> Path:
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     flush_to_disk(root)
+    _known_good[final.resolve()] = _stamps(final)  # its manifest was made from these very files
     remove_old_states(root, keep)
     return final
 
@@ -92,7 +93,7 @@ def remove_old_states(root: Path, keep: int) -> None:
     for path in reversed(state_folders(root)) if keep else ():
         if good == keep:
             shutil.rmtree(path)
-        elif verify(path) is None:
+        elif _is_good(path):
             good += 1
 
 
@@ -119,7 +120,7 @@ def remove_leftovers(root: Path) -> None:
         shutil.rmtree(path)
     for folder in (root.parent, root.parent / "samples"):
         for path in folder.glob(LEFTOVER_FILES):
-            path.unlink()
+            shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
 def make_room(root: Path, size: int, note: Callable[[str], None]) -> bool:
@@ -127,7 +128,7 @@ def make_room(root: Path, size: int, note: Callable[[str], None]) -> bool:
     root.mkdir(parents=True, exist_ok=True)
     if _free(root) >= COMFORT * size:
         return True
-    newest = newest_state(root, lambda _: None)
+    newest = next(filter(_is_good, reversed(state_folders(root))), None)
     for path in state_folders(root):
         if path != newest and _free(root) < COMFORT * size:
             shutil.rmtree(path)
@@ -171,9 +172,26 @@ def newest_state(root: Path, note: Callable[[str], None] = print) -> Path | None
     return None
 
 
+_known_good: dict[Path, dict[str, tuple[int, int, int]]] = {}
+"""State folders that this process wrote or verified, with the stamps their files had then."""
+
+
+def _is_good(path: Path) -> bool:
+    """`verify`, which reads every byte, only for what this process has not seen as it is now."""
+    known = _known_good.get(path.resolve())
+    return (known is not None and known == _stamps(path)) or verify(path) is None
+
+
+def _stamps(path: Path) -> dict[str, tuple[int, int, int]]:
+    """Of each file what changes when it is written to: never asked which state is newer, only whether one changed."""
+    found = {file.name: file.stat() for file in path.iterdir()}
+    return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
+
+
 def verify(path: Path) -> str | None:
-    """What is wrong with a state folder, or None."""
+    """What is wrong with a state folder, or None. Reads all of it."""
     try:
+        stamps = _stamps(path)
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT}"
@@ -185,6 +203,7 @@ def verify(path: Path) -> str | None:
                 return f"{name} is damaged (sha256 differs from {MANIFEST})"
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         return f"{MANIFEST} cannot be read ({error})"
+    _known_good[path.resolve()] = stamps
     return None
 
 

@@ -12,7 +12,11 @@ from safetensors import safe_open
 from torch import nn
 
 from extensions.sd_trainer.export import NetworkWriter
+from toolkit.config.dataset import DatasetConfig
 from toolkit.config.model import ModelConfig
+from toolkit.config.network import NetworkConfig
+from toolkit.config.save import SaveConfig
+from toolkit.config.train import TrainConfig
 from toolkit.contracts import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import ROLE
@@ -41,11 +45,13 @@ def run(tmp_path: Path):
     return make
 
 
-def section(model: str = "Qwen/Qwen-Image-Edit-2509", also: tuple[str, ...] = (), dtype: str = "float16"):
+def section(model: str = "Qwen/Qwen-Image-Edit-2509", **save: object):
     return SimpleNamespace(
         model=ModelConfig(name_or_path=model),
-        network=SimpleNamespace(type="lora", linear=16, linear_alpha=8.0),
-        save=SimpleNamespace(dtype=dtype, also=also),
+        network=NetworkConfig(linear=16, linear_alpha=8.0),
+        save=SaveConfig(**save),
+        train=TrainConfig(),
+        datasets=(DatasetConfig(folder_path="photos"),),
         trigger_word="maya_char",
     )
 
@@ -96,3 +102,11 @@ def test_the_metadata_tells_what_it_is_and_holds_what_the_user_adds(run) -> None
 def test_a_folder_gives_only_its_last_name(run, tmp_path: Path, spelling: str) -> None:
     [path] = writer(section(spelling.format(tmp_path))).prepare(run(ema=False), None)()
     assert read(path)[1]["base_model"] == "my-model"
+
+
+def test_without_metadata_the_header_holds_what_loading_asks_for_and_the_weights_are_the_same(run) -> None:
+    [told] = writer(meta={"author": "me"}).prepare(run(ema=False), 340)()
+    weight, _ = read(told)
+    [untold] = writer(section(no_metadata=True), meta={"author": "me"}).prepare(run(ema=False), None)()
+    assert read(untold)[1] == {"format": "pt"}
+    assert torch.equal(read(untold)[0], weight)

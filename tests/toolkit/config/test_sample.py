@@ -25,10 +25,54 @@ def test_an_item_outranks_its_section(section) -> None:
 
 
 @pytest.mark.parametrize(
+    ("keys", "steps", "epochs"),
+    [
+        ("", 250, 0),
+        ("sample_every: 0", 0, 0),
+        ("sample_every_n_epochs: 2", 0, 2),
+        ("sample_every_n_epochs: 0", 0, 0),
+        ("sample_every: 100, sample_every_n_epochs: 2", 0, 2),  # epochs override steps
+        ("sample_every: 100, sample_every_n_epochs: 0", 100, 0),
+    ],
+)
+def test_epochs_above_zero_decide(section, keys: str, steps: int, epochs: int) -> None:
+    assert section(f"sample: {{{keys}}}").sample.interval() == (steps, epochs)
+
+
+def test_a_file_of_prompts_has_one_per_line(section, tmp_path) -> None:
+    text = "\ufeff# portraits\na cat, smiling -- happy\n\n   # none\r\n  a dog [trigger] --w 96 --n bad  \n"
+    (tmp_path / "my prompts.txt").write_text(text, encoding="utf-8")
+    for key in ("prompts", "sample_prompts"):
+        first, second = section(f"sample: {{{key}: my prompts.txt, neg: ugly}}").sample.pictures()
+        assert (first.prompt, first.neg) == ("a cat, smiling -- happy", "ugly")
+        assert (second.prompt, second.width, second.neg) == ("a dog [trigger]", 96, "bad")
+
+
+def test_a_mistake_in_a_file_of_prompts_names_its_line(faults, tmp_path) -> None:
+    (tmp_path / "p.txt").write_text("a\nb --w 1\n")
+    assert faults("sample: {prompts: p.txt}") == ["sample.prompts.p.txt:2.--w: 1 is out of range: must be >= 64."]
+    (tmp_path / "p.txt").write_text("# nothing\n")
+    assert "'p.txt' holds no prompt." in faults("sample: {prompts: p.txt}")[0]
+    (tmp_path / "p.txt").write_bytes(b"\xff\xfe")
+    assert "cannot be read (not UTF-8" in faults("sample: {prompts: p.txt}")[0]
+
+
+def test_the_shift_comes_from_the_section(section) -> None:
+    keys = "flow_shift: 3, samples: [{prompt: a}, {prompt: b, discrete_flow_shift: 2}, {prompt: c --fs 1.5}]"
+    assert [item.flow_shift for item in section(f"sample: {{{keys}}}").sample.pictures()] == [3, 2, 1.5]
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ("prompts: [a], samples: [{prompt: b}]", "prompts: 'samples' is given as well. Keep one."),
-        ("prompts: a", "prompts: is not a list. Write one prompt per line, each after '- '."),
+        ("prompts: [a], sample_prompts: b.txt", "prompts: 'sample_prompts' is given as well. Keep one."),
+        (
+            "prompts: a",
+            "prompts: is not a list. Write one prompt per line, each after '- ', or give a text file (.txt)",
+        ),
+        ("prompts: none.txt", "prompts: 'none.txt' cannot be read (No such file or directory; working directory: "),
+        ("flow_shift: 0", "flow_shift: 0 is out of range: must be > 0."),
         ("prompts: [a, 5]", 'prompts[1]: 5 is not text. Put it in quotes: "5"'),
         ("prompts: [null]", "prompts[0]: needs a value."),
         ("samples: [{seed: 1}]", "samples[0].prompt: is required."),

@@ -109,6 +109,17 @@ def test_a_seed_gives_the_picture_of_the_pipeline(
     at_least(f"sample, {case}, dB", psnr(as_png(ours), as_png(drawn_by_pipeline(vivid_pipeline, prompt))), 60)
 
 
+def test_a_shift_is_the_static_one_of_the_pipelines_scheduler(
+    vivid_pipeline, vivid_model: Path, small_references, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    usual = vivid_pipeline.scheduler
+    static = type(usual).from_config(usual.config, use_dynamic_shifting=False, shift=3.0)
+    monkeypatch.setattr(vivid_pipeline, "scheduler", static)
+    prompt = sample_prompt(1, flow_shift=3.0)
+    ours = sampler(open_tiny(vivid_model, match_target_res=True), prompt).draw(0)
+    at_least("sample, static shift, dB", psnr(as_png(ours), as_png(drawn_by_pipeline(vivid_pipeline, prompt))), 60)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("references", [1, 2])
 def test_a_seed_gives_the_picture_of_the_pipeline_with_full_references(
@@ -132,6 +143,7 @@ CHANGES = [
     {"guidance_scale": 2.0},
     {"guidance_scale": 1.0},
     {"references": 1},
+    {"flow_shift": 8.0},
 ]
 
 
@@ -157,7 +169,7 @@ def test_the_length_of_guided_velocities_is_seen_in_the_picture(vivid_model: Pat
 def test_guidance_costs_a_second_prediction(
     adapter: QwenEditAdapter, guidance_scale: float, calls_per_step: int
 ) -> None:
-    with recording(adapter.network_module) as seen:
+    with recording(adapter.blocks()[0]) as seen:
         sampler(adapter, sample_prompt(0, guidance_scale=guidance_scale, steps=3)).latents(0)
     assert len(seen.inputs) == 3 * calls_per_step
 

@@ -118,12 +118,46 @@ def test_as_many_as_wanted_stay(tmp_path: Path, keep: int, left: list[int]) -> N
     assert [state_folder.step_of(path) for path in state_folders(state_root(tmp_path))] == left
 
 
+def test_what_this_process_wrote_is_not_read_again_to_decide_what_goes(tmp_path: Path, monkeypatch) -> None:
+    read: list[str] = []
+    sha256_of = state_folder.sha256_of
+    monkeypatch.setattr(state_folder, "sha256_of", lambda path: read.append(path.parent.name) or sha256_of(path))
+    saved(tmp_path, 2, 4, 10, 30)
+    assert not any(folder.startswith("step_") for folder in read)  # only new ones, under their temporary names
+    newest_state(state_root(tmp_path))
+    assert read.count("step_000000030") == 4  # where a run begins from is read whole
+
+
+@pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
+def test_a_state_that_was_damaged_since_does_not_count_among_those_kept(tmp_path: Path, damage) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    damage(newer / "weights.safetensors")
+    if damage is flip:  # of the same size and, on a fast machine, within one tick of the file system's clock
+        os.utime(newer / "weights.safetensors", (1, 1))
+    run = make_run(tmp_path)
+    take_steps(run, 10)
+    last = save_state(run, keep=2)
+    assert state_folders(state_root(tmp_path)) == [older, newer, last]
+
+
+def test_a_state_of_another_process_is_read_before_an_older_one_goes(tmp_path: Path) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    contents = bytearray((newer / "weights.safetensors").read_bytes())
+    state_folder._known_good.clear()
+    contents[-1] ^= 0xFF
+    (newer / "weights.safetensors").write_bytes(contents)
+    state_folder.remove_old_states(state_root(tmp_path), keep=1)
+    assert state_folders(state_root(tmp_path)) == [older, newer]
+
+
 def test_leftovers_of_broken_off_saves_are_removed_and_nothing_else(tmp_path: Path) -> None:
     [path] = saved(tmp_path, 2)
     leftover = path.with_name(".tmp-4-99-abcdef01")
     shutil.copytree(path, leftover)
+    half_a_model = tmp_path / ".job_000000004.0123abcd.tmp"
+    (half_a_model / "vae").mkdir(parents=True)
     remove_leftovers(state_root(tmp_path))
-    assert not leftover.exists()
+    assert not leftover.exists() and not half_a_model.exists()
     assert newest_state(state_root(tmp_path)) == path
 
 

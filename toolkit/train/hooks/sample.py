@@ -5,24 +5,36 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from toolkit.files import naming_failures, replaced
 from toolkit.train.hook import Hook
-from toolkit.train.hooks.intervals import due
+from toolkit.train.hooks.intervals import Interval, epochs_done
 from toolkit.train.run import Run
 from toolkit.train.sampling import SamplingStopped
 
 DrawPicture = Callable[[int], Image.Image]
-"""Draws the sample with this index."""
+"""Draws the sample with this index into the sampler's prompts."""
 
 SAVE_OPTIONS = {
     "jpg": {"format": "JPEG", "quality": 95},
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "quality": 95},
 }
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """The pictures that are drawn at one time."""
+
+    prompts: range
+    """Which of the sampler's prompts; picture i of the set shows the i-th of them."""
+
+    format: str
+    """A key of SAVE_OPTIONS."""
 
 
 class SampleHook(Hook):
@@ -33,35 +45,35 @@ class SampleHook(Hook):
     def __init__(
         self,
         draw: DrawPicture,
-        count: int,
-        every: int,
-        start: int,
-        first: bool,
-        picture_format: str,
+        pictures: PictureSet,
+        every: Interval,
+        first: PictureSet | None,
+        at_each_start: bool,
         note: Callable[[str], None],
         event: Callable[..., None],
     ) -> None:
-        """count: pictures in a set. every, start: optimizer steps (0 = never). first: a set before step 1."""
+        """first: the set before step 1; None: none. at_each_start: `pictures` also where a resume begins."""
         self.draw = draw
-        self.count = count
+        self.pictures = pictures
         self.every = every
-        self.start = start
         self.first = first
-        self.format = picture_format
+        self.at_each_start = at_each_start
         self.note = note
         self.event = event
         self._drawn_at = -1
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
-        wanted = self.first if step == 0 else due(step, self.every, self.start) or step == run.steps
-        if wanted and len(self._files_of(run, step)) < self.count:
-            self.sample_now(run)  # also after a resume: the run may have ended in the middle of this set
+        wanted = (self.first if step == 0 else self.pictures) or PictureSet(range(0), "")
+        # After a resume too: the run may have ended in the middle of this set.
+        expected = step == 0 or self.every.due(run) or run.complete
+        if (expected and len(self._files_of(run, step)) < len(wanted.prompts)) or (step and self.at_each_start):
+            self._draw(run, wanted)
         elif step:
             self._drawn_at = step
 
     def after_step(self, run: Run) -> None:
-        if due(run.state.step, self.every, self.start):
+        if self.every.due(run):
             self.sample_now(run)
 
     def on_end(self, run: Run, finished: bool) -> None:
@@ -70,29 +82,34 @@ class SampleHook(Hook):
 
     def sample_now(self, run: Run) -> None:
         """Draws one set at the current step; a set that is broken off by a stop leaves no picture."""
+        self._draw(run, self.pictures)
+
+    def _draw(self, run: Run, pictures: PictureSet) -> None:
         step = run.state.step
+        if not pictures.prompts:
+            return
         for path in self._files_of(run, step):
             path.unlink()
         try:
-            files = self._draw_set(run, step)
+            files = self._draw_set(run, step, pictures)
         except SamplingStopped:
             for path in self._files_of(run, step):
                 path.unlink()
             return
         self._drawn_at = step
-        self.event("sample", step=step, files=files)
+        self.event("sample", step=step, epoch=epochs_done(run), files=files)
         self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 
-    def _draw_set(self, run: Run, step: int) -> list[str]:
+    def _draw_set(self, run: Run, step: int, pictures: PictureSet) -> list[str]:
         files = []
         with ExitStack() as stack:
             for role in run.roles.values():
                 stack.enter_context(role.evaluation())
-            for index in range(self.count):
-                picture = self.draw(index)
-                path = run.folder / "samples" / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{self.format}"
+            for index, prompt in enumerate(pictures.prompts):
+                picture = self.draw(prompt)
+                path = run.folder / "samples" / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
                 with naming_failures(path), replaced(path) as temporary:
-                    picture.save(temporary, **SAVE_OPTIONS[self.format])
+                    picture.save(temporary, **SAVE_OPTIONS[pictures.format])
                 files.append(path.name)
         return files
 

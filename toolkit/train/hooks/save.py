@@ -11,9 +11,9 @@ from toolkit.networks.files import remove_old_step_files
 from toolkit.train.background import BackgroundWriter
 from toolkit.train.checkpoint import capture
 from toolkit.train.hook import Hook
-from toolkit.train.hooks.intervals import due
+from toolkit.train.hooks.intervals import Interval, epochs_done
 from toolkit.train.run import Run
-from toolkit.train.state_folder import Snapshot, make_room, remove_old_states, state_root, write_state
+from toolkit.train.state_folder import make_room, remove_old_states, state_root, write_state
 
 PrepareNetwork = Callable[[Run, int | None], Callable[[], list[Path]]]
 """Copies what the network's files for a step (None: the final ones) hold; the result writes and names them."""
@@ -30,13 +30,13 @@ class SaveHook(Hook):
     def __init__(
         self,
         prepare_network: PrepareNetwork,
-        every: int,
+        every: Interval,
         keep: int,
         keep_states: int,
         note: Callable[[str], None],
         event: Callable[..., None],
     ) -> None:
-        """every: optimizer steps, 0 = only the final file. keep, keep_states: how many stay, 0 = all."""
+        """every: of never, only the final file is written. keep, keep_states: how many stay, 0 = all."""
         self.prepare_network = prepare_network
         self.every = every
         self.keep = keep
@@ -51,7 +51,7 @@ class SaveHook(Hook):
 
     def after_step(self, run: Run) -> None:
         self._tell(self._background.collect())
-        if due(run.state.step, self.every):
+        if self.every.due(run):
             self.save_now(run)
 
     def save_now(self, run: Run) -> None:
@@ -60,12 +60,13 @@ class SaveHook(Hook):
 
     def on_end(self, run: Run, finished: bool) -> None:
         self._tell(self._background.wait())
+        begun = True
         if finished:
-            self._begin(run, step=None)
+            begun = self._begin(run, step=None)
         elif self._state_at != run.state.step:
-            self._begin_state_only(run)
+            begun = self._begin_state_only(run)
         self._tell(self._background.wait())
-        if self._state_at != run.state.step:
+        if not begun:
             raise RunError(f"{run.folder}: the end of the run could not be saved. Free some space and start it again.")
 
     def on_error(self, run: Run, error: BaseException) -> None:
@@ -74,33 +75,37 @@ class SaveHook(Hook):
         except Exception as failed:  # noqa: BLE001 - `error` ends the run; this one is told beside it
             self.note(f"the save in progress failed too: {failed}")
 
-    def _begin(self, run: Run, step: int | None) -> None:
+    def _begin(self, run: Run, step: int | None) -> bool:
+        """Begins to write the network file, and the state unless it is there. Returns whether there is room."""
         run.settle()
-        snapshot = capture(run)
-        if not self._has_room(run, snapshot):
-            return
+        # The state of this step may be on disk already: the end of a run often follows a save.
+        snapshot = capture(run) if self._state_at != run.state.step else None
+        if not self._has_room(run, snapshot.size if snapshot else _network_size(run)):
+            return False
         write_network = self.prepare_network(run, step)
-        folder, name, done, state = run.folder, run.name, run.state.step, self._state_if_new(snapshot)
+        folder, name, done, epoch = run.folder, run.name, run.state.step, epochs_done(run)
 
         def work() -> str:
             files = write_network()
             with naming_failures(state_root(folder)):
-                if state:
-                    write_state(state_root(folder), state, self.keep_states)
+                if snapshot:
+                    write_state(state_root(folder), snapshot, self.keep_states)
                 else:  # a kill may have come between the writing of this state and the removal of old ones
                     remove_old_states(state_root(folder), self.keep_states)
             removed = remove_old_step_files(folder, name, self.keep)
-            self.event("save", step=done, files=[p.name for p in files], removed=[p.name for p in removed])
+            names = {"files": [p.name for p in files], "removed": [p.name for p in removed]}
+            self.event("save", step=done, epoch=epoch, **names)
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
 
         self._tell(self._background.submit(work))
         self._state_at = done
+        return True
 
-    def _begin_state_only(self, run: Run) -> None:
+    def _begin_state_only(self, run: Run) -> bool:
         run.settle()
         snapshot = capture(run)
-        if not self._has_room(run, snapshot):
-            return
+        if not self._has_room(run, snapshot.size):
+            return False
 
         def work() -> str:
             with naming_failures(state_root(run.folder)):
@@ -109,14 +114,16 @@ class SaveHook(Hook):
 
         self._tell(self._background.submit(work))
         self._state_at = snapshot.step
+        return True
 
-    def _has_room(self, run: Run, snapshot: Snapshot) -> bool:
-        return make_room(state_root(run.folder), snapshot.size, self.note)
-
-    def _state_if_new(self, snapshot: Snapshot) -> Snapshot | None:
-        """Nothing to write when the state of this step is on disk already."""
-        return snapshot if snapshot.step != self._state_at else None
+    def _has_room(self, run: Run, size: int) -> bool:
+        return make_room(state_root(run.folder), size, self.note)
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
             self.note(line)
+
+
+def _network_size(run: Run) -> int:
+    """Bytes of a network file, at most: the trained weights as they are."""
+    return sum(p.numel() * p.element_size() for role in run.roles.values() for p in role.parameters.values())

@@ -2,14 +2,59 @@
 
 from __future__ import annotations
 
-from toolkit.train.hooks.intervals import due
+from math import ceil
+
+import pytest
+
+from toolkit.train.hooks.intervals import Interval, due, epochs_done
+from toolkit.train.windows import windows
 
 
-def test_it_is_due_at_the_multiples_from_the_start_on() -> None:
+def steps_of(toy, interval: Interval, accumulation: int, last: int = 30) -> list[int]:
+    """The steps up to `last` at which the interval is due, of a run that trains 3 micro-batches per epoch."""
+    found = []
+    for step, window in zip(range(1, last + 1), windows(toy.epoch_batches, 0, 0, accumulation), strict=False):
+        run = toy.run(last, accumulation=accumulation)  # a new run at each step: nothing but the cursor is remembered
+        run.batches_per_epoch = 3
+        run.state.step, run.state.epoch, run.state.batch = step, window.epoch, window.batch
+        if interval.due(run):
+            found.append(step)
+    return found
+
+
+def test_steps_are_due_at_the_multiples_from_the_start_on(toy) -> None:
     assert [step for step in range(1, 13) if due(step, 3)] == [3, 6, 9, 12]
-    assert [step for step in range(1, 13) if due(step, 3, start=6)] == [6, 9, 12]
-    assert [step for step in range(1, 13) if due(step, 3, start=7)] == [9, 12]
+    assert steps_of(toy, Interval(3), 1, last=12) == [3, 6, 9, 12]
+    assert steps_of(toy, Interval(3, start=6), 1, last=12) == [6, 9, 12]
+    assert steps_of(toy, Interval(3, start=7), 1, last=12) == [9, 12]
 
 
-def test_zero_is_never() -> None:
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("epochs", [1, 2, 3])
+def test_an_epoch_is_due_at_the_first_step_that_has_completed_it(toy, epochs: int, accumulation: int) -> None:
+    """Epoch e of 3 micro-batches is complete when 3 e are trained; a window over two ends is due once."""
+    ends = {ceil(3 * epoch / accumulation) for epoch in range(epochs, 100, epochs)}
+    assert steps_of(toy, Interval(epochs=epochs), accumulation) == sorted(step for step in ends if step <= 30)
+
+
+def test_epochs_too_are_due_from_the_start_on(toy) -> None:
+    assert steps_of(toy, Interval(epochs=1, start=7), 1, last=12) == [9, 12]
+
+
+def test_never_is_never(toy) -> None:
+    assert steps_of(toy, Interval(), 2) == []
     assert not any(due(step, 0) for step in range(13))
+
+
+def test_nothing_is_due_by_epochs_before_the_first_step(toy) -> None:
+    run = toy.run(5)
+    run.batches_per_epoch = 3
+    assert (Interval(epochs=1).due(run), epochs_done(run), epochs_done(run, steps_ago=2)) == (False, 0, 0)
+
+
+def test_the_end_of_an_epoch_counts_before_the_cursor_moves_to_the_next(toy) -> None:
+    run = toy.run(5)
+    run.batches_per_epoch = 3
+    for epoch, batch, done in [(0, 2, 0), (0, 3, 1), (1, 0, 1), (1, 3, 2)]:
+        run.state.epoch, run.state.batch = epoch, batch
+        assert epochs_done(run) == done

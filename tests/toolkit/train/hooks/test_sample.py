@@ -9,7 +9,9 @@ import torch
 from PIL import Image
 
 from toolkit.contracts import TrainState
-from toolkit.train.hooks.sample import SampleHook
+from toolkit.train.hooks.intervals import Interval
+from toolkit.train.hooks.sample import PictureSet, SampleHook
+from toolkit.train.loop import train
 from toolkit.train.sampling import SamplingStopped
 
 NAME = re.compile(r"^\d+__\d{9}_\d+\.(jpg|png|webp)$")
@@ -23,8 +25,10 @@ class Drawing:
         self.weights: list[torch.Tensor] = []
         self.notes: list[str] = []
         self.events: list[dict] = []
-        settings = {"count": 2, "every": 10, "start": 0, "first": True, "picture_format": "jpg"} | changes
-        self.hook = SampleHook(self._draw, **settings, note=self.notes.append, event=self._event)
+        usual = PictureSet(range(2), changes.pop("picture_format", "jpg"))
+        every = Interval(changes.pop("every", 10), changes.pop("epochs", 0), changes.pop("start", 0))
+        settings = {"first": usual, "at_each_start": False} | changes
+        self.hook = SampleHook(self._draw, usual, every, **settings, note=self.notes.append, event=self._event)
 
     def _draw(self, index: int) -> Image.Image:
         self.weights.append(self.run.roles["network"].parameters["w"].detach().clone())
@@ -73,11 +77,47 @@ def test_the_last_set_is_drawn_once(run, result) -> None:
 
 
 def test_no_set_before_the_first_step_when_it_is_skipped(run, result) -> None:
-    assert Drawing(run, first=False).run_to(10, result) == sets(10)
+    assert Drawing(run, first=None).run_to(10, result) == sets(10)
 
 
 def test_the_interval_begins_at_the_start_step(run, result) -> None:
-    assert Drawing(run, start=15, first=False).run_to(30, result) == sets(20, 30)
+    assert Drawing(run, start=15, first=None).run_to(30, result) == sets(20, 30)
+
+
+def test_sets_are_drawn_at_the_end_of_epochs(toy) -> None:
+    """Epochs of 3 micro-batches in windows of 2 end at steps 2, 3, 5, 6."""
+    run = toy.run(7, accumulation=2)
+    run.batches_per_epoch = 3
+    drawing = Drawing(run, every=0, epochs=2)
+    run.hooks = [drawing.hook]
+    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert drawing.pictures() == sets(0, 3, 6, 7)
+    assert [event["epoch"] for event in drawing.events] == [0, 2, 4, 4]
+
+
+def test_the_first_set_may_be_another_one(run, result) -> None:
+    drawing = Drawing(run, first=PictureSet(range(2, 3), "png"))
+    drawn: list[int] = []
+    drawing.hook.draw = lambda index: drawn.append(index) or Image.new("RGB", (8, 8))
+    assert drawing.run_to(10, result) == [(0, 0), *sets(10)]
+    assert drawn == [2, 0, 1]
+    assert drawing.names(0)[0].endswith("_0.png") and drawing.names(10)[0].endswith("_0.jpg")
+
+
+def test_without_usual_pictures_only_the_first_are_drawn(run, result) -> None:
+    drawing = Drawing(run, every=0, first=PictureSet(range(1), "jpg"))
+    drawing.hook.pictures = PictureSet(range(0), "jpg")
+    assert drawing.run_to(10, result) == [(0, 0)]
+    assert [event["step"] for event in drawing.events] == [0]
+
+
+def test_a_set_where_the_run_goes_on_when_it_is_asked_for(run, result) -> None:
+    run.state = TrainState(step=13)
+    assert Drawing(run).run_to(13, result, finished=False) == []
+    drawing = Drawing(run, at_each_start=True)
+    assert drawing.run_to(15, result, finished=False) == sets(13)
+    drawing.hook.on_end(run, finished=True)
+    assert drawing.pictures() == sets(13, 15)
 
 
 def test_an_interval_of_zero_leaves_the_first_and_the_last(run, result) -> None:
@@ -97,7 +137,7 @@ def test_going_on_draws_what_is_missing_and_nothing_twice(run, result) -> None:
 
 
 def test_a_stop_draws_nothing(run, result) -> None:
-    assert Drawing(run, first=False).run_to(5, result, finished=False) == []
+    assert Drawing(run, first=None).run_to(5, result, finished=False) == []
 
 
 @pytest.mark.parametrize(("picture_format", "kind"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])

@@ -11,17 +11,20 @@ import pytest
 from toolkit.contracts import TrainState
 from toolkit.errors import RunError
 from toolkit.networks.files import step_file
+from toolkit.train.hooks import save
+from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.save import SaveHook
+from toolkit.train.loop import train
 
 
 class Saving:
     """A hook whose network file is a word, and what it says."""
 
-    def __init__(self, every: int, keep: int, raw: bool = False, keep_states: int = 2) -> None:
+    def __init__(self, every: int, keep: int, raw: bool = False, keep_states: int = 2, epochs: int = 0) -> None:
         self.raw = raw
         self.notes: list[str] = []
         self.events: list[dict] = []
-        self.hook = SaveHook(self._prepare, every, keep, keep_states, self.notes.append, self._event)
+        self.hook = SaveHook(self._prepare, Interval(every, epochs), keep, keep_states, self.notes.append, self._event)
 
     def _prepare(self, run, step: int | None):
         now = run.state.step
@@ -71,10 +74,11 @@ def test_the_newest_files_stay_by_their_step_and_the_last_is_not_counted(run, re
     assert saving.events[2] == {
         "event": "save",
         "step": 30,
+        "epoch": 0,
         "files": ["toy_000000030.safetensors"],
         "removed": ["toy_000000010.safetensors"],
     }
-    assert saving.events[-1] == {"event": "save", "step": 45, "files": ["toy.safetensors"], "removed": []}
+    assert saving.events[-1] == {"event": "save", "step": 45, "epoch": 0, "files": ["toy.safetensors"], "removed": []}
     assert saving.notes[0] == "saved toy_000000010.safetensors"
 
 
@@ -106,6 +110,44 @@ def test_an_interval_of_zero_writes_only_the_last_file(run, result) -> None:
     Saving(every=0, keep=2).run_to(run, 12, result)
     assert files(run) == ["toy.safetensors"]
     assert states(run) == [12]
+
+
+def epoch_saves(toy, saving: Saving, steps: int, run=None):
+    """Trains to `steps` in windows of 2 of the 3 micro-batches of an epoch; goes on from the cursor of `run`."""
+    before, run = run, toy.run(steps, accumulation=2, hooks=[saving.hook])
+    run.batches_per_epoch = 3
+    run.state = before.state if before else run.state
+    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    return run
+
+
+def test_epochs_are_saved_at_the_first_step_that_has_completed_them_and_the_event_says_which(toy) -> None:
+    """Epochs of 3 micro-batches in windows of 2 end at steps 2, 3, 5, 6, 8 and 9."""
+    toy.folder.mkdir()
+    saving = Saving(every=0, keep=2, epochs=2)
+    run = epoch_saves(toy, saving, 10)
+    assert [(event["step"], event["epoch"]) for event in saving.events] == [(3, 2), (6, 4), (9, 6), (10, 6)]
+    assert files(run) == ["toy.safetensors", "toy_000000006.safetensors", "toy_000000009.safetensors"]
+
+
+@pytest.mark.parametrize("stopped_at", range(1, 10))
+def test_going_on_saves_no_epoch_twice_and_leaves_none_out(toy, stopped_at: int) -> None:
+    toy.folder.mkdir()
+    first, second = (Saving(every=0, keep=0, epochs=1) for _ in range(2))
+    run = epoch_saves(toy, first, stopped_at)
+    epoch_saves(toy, second, 10, run)
+    by_epoch = [event for event in first.events + second.events if event["files"] != ["toy.safetensors"]]
+    assert [event["step"] for event in by_epoch] == [2, 3, 5, 6, 8, 9]
+
+
+def test_the_end_copies_no_state_that_is_on_disk_already(run, result, monkeypatch) -> None:
+    captured: list[int] = []
+    capture = save.capture
+    monkeypatch.setattr(save, "capture", lambda run: captured.append(run.state.step) or capture(run))
+    Saving(every=10, keep=1).run_to(run, 20, result)
+    assert captured == [10, 20]
+    assert (run.folder / "toy.safetensors").read_text() == "weights of step 20"
+    assert states(run) == [10, 20]
 
 
 def test_a_stop_saves_the_state_and_no_network(run, result) -> None:
@@ -177,6 +219,14 @@ def test_without_space_a_save_is_put_off_with_a_warning_and_the_end_is_an_error(
     with pytest.raises(RunError, match="could not be saved"):
         saving.hook.on_end(run, finished=True)
     assert files(run) == []
+
+
+def test_without_space_for_the_final_file_alone_the_end_is_an_error(run, result, monkeypatch) -> None:
+    saving = Saving(every=10, keep=0)
+    saving.run_to(run, 10, result, finished=False)
+    monkeypatch.setattr("toolkit.train.hooks.save.make_room", lambda *_: False)
+    with pytest.raises(RunError, match="could not be saved"):
+        saving.hook.on_end(run, finished=True)
 
 
 def test_its_time_is_not_step_time() -> None:

@@ -1,0 +1,209 @@
+"""What the header of a network file says of its training: our own keys, and those that other programs show.
+
+`ss_*` are the names of kohya-ss' trainers (sd-scripts; musubi-tuner, training/trainer_base.py), `modelspec.*` those of
+the Stability.AI Model Metadata Standard 1.0.0. No dates and no session ids: two runs of one job, one of them
+interrupted, write the same bytes. Never a path, never a secret; `${VAR}` stands as it was written.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from math import ceil
+from typing import Any
+
+from toolkit.config.variables import as_written
+from toolkit.data.plan import FolderPlan, RunPlan
+from toolkit.models.families import MODELSPEC, family_for
+from toolkit.networks.registry import NETWORKS
+from toolkit.redact import black_out_data
+from toolkit.train.flow_step import ROLE
+from toolkit.train.hooks.intervals import epochs_done
+from toolkit.train.run import Run
+from toolkit.version import NAME, VERSION
+
+_PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
+"""accelerate's names, which kohya-ss' trainers write."""
+
+_OF_THE_USER = ("author", "description", "license", "tags", "usage_hint", "thumbnail")
+"""Keys of `meta` that the standard has a place for."""
+
+_OF_THE_SCHEDULE = ("lr_scheduler", "lr_warmup_steps", "max_grad_norm")
+_OF_THE_NOISE = (
+    "weighting_scheme", "logit_mean", "logit_std", "mode_scale", "sigmoid_scale", "discrete_flow_shift",
+    "min_timestep", "max_timestep",
+)  # fmt: skip
+
+
+def file_metadata(
+    run: Run, section: Any, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
+) -> dict[str, str]:
+    """Strings for a file's header: the user's own first, ours after. Empty with `save.no_metadata`.
+
+    meta: the job's, unexpanded. plan: what is known of the datasets. kind: what only this kind of network says.
+    """
+    if section.save.no_metadata:
+        return {}
+    ours = {
+        "training_info": {"step": run.state.step, "epoch": epochs_done(run)},
+        "software": {"name": NAME, "version": VERSION},
+        "base_model": _base_model(section.model),
+        **({"accuracy_recovery_adapter": _recovery(section.model)} if _recovery(section.model) else {}),
+        **({"base_loras": _base_loras(section.model)} if section.model.base_loras else {}),
+        "network_type": section.network.type,
+        **kind,
+        "trigger_word": as_written(section.trigger_word or ""),
+        **{f"ss_{key}": _as_kohya(value) for key, value in _training(run, section, meta).items()},
+        **{f"ss_{key}": _as_kohya(value) for key, value in (_datasets(plan) if plan else {}).items()},
+        **{f"modelspec.{key}": value for key, value in _modelspec(run, section, meta).items()},
+    }
+    return {key: _text(value) for key, value in black_out_data({**meta, **ours}, by_key=True).items()}
+
+
+def _training(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+    train, model = section.train, section.model
+    comment = meta.get("training_comment", meta.get("comment"))
+    return {
+        "output_name": as_written(run.name),
+        "base_model_version": family_for(model).arch,
+        "sd_model_name": _base_model(model),
+        "steps": run.state.step,
+        "epoch": epochs_done(run),
+        "max_train_steps": run.steps,
+        "seed": run.seed,
+        "learning_rate": train.lr,
+        "optimizer": _optimizer(run, train),
+        **{key: getattr(train, key) for key in (*_OF_THE_SCHEDULE, *_OF_THE_NOISE)},
+        "timestep_sampling": train.timestep_type,
+        "loss_type": train.loss_type,
+        "gradient_checkpointing": train.gradient_checkpointing,
+        "gradient_accumulation_steps": run.accumulation,
+        "mixed_precision": _PRECISIONS[train.dtype],
+        "fp8_base": model.quantize and model.qtype in ("float8", "fp8_scaled"),
+        **_network(section.network),
+        **({} if comment is None else {"training_comment": comment}),
+    }
+
+
+def _network(network: Any) -> dict[str, Any]:
+    module = NETWORKS[network.type].partition(":")[0]
+    if network.trains_model:
+        return {"network_module": module}
+    settings = network.model_dump(mode="json", exclude_defaults=True)
+    shown = ("rank_dropout", "module_dropout", "factor", "include_patterns", "exclude_patterns", "network_kwargs")
+    return {
+        "network_module": module,
+        "network_dim": network.linear,
+        "network_alpha": network.linear_alpha,
+        "network_dropout": network.dropout,
+        "network_args": {key: settings[key] for key in shown if key in settings},
+    }
+
+
+def _optimizer(run: Run, train: Any) -> str:
+    """`module.Class(argument=value, ...)`."""
+    optimizer = run.roles[ROLE].optimizer
+    kind = type(getattr(optimizer, "inner", optimizer))  # of `RoundedOptimizer` the one that is meant
+    arguments = black_out_data(train.optimizer_params, by_key=True)
+    return f"{kind.__module__}.{kind.__qualname__}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
+
+
+def _datasets(plan: RunPlan) -> dict[str, Any]:
+    folders = [_folder(folder, number) for number, folder in enumerate(plan.datasets)]
+    return {
+        "num_train_items": plan.samples_per_epoch,
+        "num_reg_images": sum(folder.samples for folder in plan.datasets if folder.is_reg),
+        "num_batches_per_epoch": plan.micro_batches_per_epoch,
+        "num_epochs": ceil(plan.epochs),
+        "datasets": folders,
+        "dataset_dirs": _dirs(folders),
+        "bucket_info": _bucket_info(plan),
+    }
+
+
+def _folder(folder: FolderPlan, number: int) -> dict[str, Any]:
+    return {
+        "name": _last_part(as_written(folder.folder)) or f"dataset {number + 1}",
+        "num_repeats": folder.repeats,
+        "num_images": folder.images,
+        "is_reg": folder.is_reg,
+        "references": {str(count): images for count, images in folder.references.items()},
+        "buckets": [[bucket.width, bucket.height, bucket.images] for bucket in folder.buckets],
+    }
+
+
+def _dirs(folders: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
+    """By name; a second folder of one name gets a number."""
+    dirs: dict[str, dict[str, int]] = {}
+    for folder in folders:
+        name, number = folder["name"], 2
+        while name in dirs:
+            name, number = f"{folder['name']} ({number})", number + 1
+        dirs[name] = {"n_repeats": folder["num_repeats"], "img_count": folder["num_images"]}
+    return dirs
+
+
+def _bucket_info(plan: RunPlan) -> dict[str, Any]:
+    """Uses in an epoch by size."""
+    counts: dict[tuple[int, int], int] = {}
+    for folder in plan.datasets:
+        for bucket in folder.buckets:
+            size = bucket.width, bucket.height
+            counts[size] = counts.get(size, 0) + bucket.images * folder.repeats
+    buckets = [{"resolution": list(size), "count": counts[size]} for size in sorted(counts)]
+    return {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}}
+
+
+def _modelspec(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+    """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
+    architecture, implementation = MODELSPEC[family_for(section.model).arch]
+    network, train = section.network, section.train
+    side = max(size for dataset in section.datasets for size in dataset.resolution)
+    bounded = train.min_timestep > 0 or train.max_timestep < 1000
+    return {
+        "sai_model_spec": "1.0.0",
+        "architecture": architecture if network.trains_model else f"{architecture}/{network.type}",
+        "implementation": implementation,
+        "title": meta.get("title", as_written(run.name)),
+        "resolution": f"{side}x{side}",
+        **({"timestep_range": f"{train.min_timestep:g},{train.max_timestep:g}"} if bounded else {}),
+        **({"trigger_phrase": as_written(section.trigger_word)} if section.trigger_word else {}),
+        **{key: _line(meta[key]) for key in _OF_THE_USER if key in meta},
+    }
+
+
+def _line(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, list) else value
+
+
+def _base_model(model: Any) -> str:
+    """The model's public name; of one that came from a variable, what was written."""
+    written = as_written(model.name_or_path)
+    if written == model.name_or_path:
+        return model.public_name()
+    return _last_part(written) if model.is_path() else written
+
+
+def _recovery(model: Any) -> str:
+    """The file that made the frozen model more exact while this was trained, if any."""
+    return _last_part(as_written(model.accuracy_recovery_adapter or "")) if model.quantize else ""
+
+
+def _base_loras(model: Any) -> list[dict[str, Any]]:
+    """The files that were merged into the model, without which this one draws something else."""
+    return [{"file": _last_part(as_written(lora.path)), "multiplier": lora.multiplier} for lora in model.base_loras]
+
+
+def _last_part(path: str) -> str:
+    return re.split(r"[/\\]", path.rstrip("/\\"))[-1]
+
+
+def _as_kohya(value: Any) -> Any:
+    """Scalars as Python writes them (`True`, `None`): so do kohya-ss' trainers, and their readers expect it."""
+    return value if isinstance(value, dict | list) else str(value)
+
+
+def _text(value: object) -> str:
+    """Safetensors headers hold strings only."""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

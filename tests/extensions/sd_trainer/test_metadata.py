@@ -1,0 +1,129 @@
+"""What the header of a network file says."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.metadata import file_metadata
+from toolkit.config import load_job
+from toolkit.contracts import TrainState
+from toolkit.data.plan import BucketCount, FolderPlan, RunPlan
+from toolkit.train.flow_step import ROLE
+from toolkit.train.run import Role, Run
+
+KIND = {"rank": 4, "alpha": 2.0}
+
+
+@pytest.fixture
+def plan() -> RunPlan:
+    """5 images of 3 repeats at two sizes, 2 of 4 in a folder of the same name: 23 uses, in 12 batches."""
+    many = FolderPlan("data/a/3_many", 5, 3, 0, {0: 4, 2: 1}, (BucketCount(64, 64, 4), BucketCount(64, 96, 1)))
+    few = FolderPlan("/secret/b/3_many/", 2, 4, 0, {0: 2}, (BucketCount(64, 96, 2),), is_reg=True)
+    return RunPlan("sd_trainer", "maya", (many, few), 23, 12, 30, accumulation=2)
+
+
+@pytest.fixture
+def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
+    """The metadata after 9 steps of a job with these sections; 18 of 12 micro-batches per epoch are done."""
+    photos = make_pictures(tmp_path / "photos", "a")
+    parameters = {"up": nn.Parameter(torch.ones(2))}
+    role = Role(parameters, torch.optim.AdamW(parameters.values()), 0.1, lambda step: 1.0)
+    state = TrainState(step=9, epoch=1, batch=6)
+    run = Run("maya", tmp_path, 30, 2, seed=7, roles={ROLE: role}, batches_per_epoch=12, state=state)
+
+    def describe(meta: dict | None = None, plan: RunPlan | None = plan, **sections) -> dict[str, str]:
+        job = load_job(write_job(trainer(photos, **sections)), lambda _: SdTrainerConfig)
+        found = file_metadata(run, job.processes[0].section, meta or {}, plan, KIND)
+        assert all(isinstance(value, str) for value in found.values())  # safetensors takes nothing else
+        return found
+
+    return describe
+
+
+def test_it_tells_the_training_as_it_was(metadata) -> None:
+    found = metadata(
+        train={
+            "optimizer": "adamw", "optimizer_params": {"weight_decay": 0.02}, "lr": 0.0003, "dtype": "bf16",
+            "lr_scheduler": "cosine", "lr_warmup_steps": 5, "timestep_type": "shift", "discrete_flow_shift": 3,
+            "max_grad_norm": 0.5, "gradient_checkpointing": False,
+        },
+        network={"type": "lora", "linear": 4, "linear_alpha": 2, "dropout": 0.1, "rank_dropout": 0.2},
+    )  # fmt: skip
+    assert json.loads(found["training_info"]) == {"step": 9, "epoch": 1}
+    expected = {
+        "output_name": "maya", "steps": "9", "epoch": "1", "max_train_steps": "30", "seed": "7",
+        "learning_rate": "0.0003", "optimizer": "torch.optim.adamw.AdamW(weight_decay=0.02)",
+        "lr_scheduler": "cosine", "lr_warmup_steps": "5.0", "max_grad_norm": "0.5",
+        "mixed_precision": "bf16", "gradient_checkpointing": "False", "gradient_accumulation_steps": "2",
+        "timestep_sampling": "shift", "discrete_flow_shift": "3.0", "weighting_scheme": "none",
+        "network_module": "toolkit.networks.lora", "network_dim": "4", "network_alpha": "2.0",
+        "network_dropout": "0.1", "base_model_version": "qwen_image_edit_plus",
+    }  # fmt: skip
+    assert {key: found[f"ss_{key}"] for key in expected} == expected
+    assert json.loads(found["ss_network_args"]) == {"rank_dropout": 0.2}
+    assert (found["rank"], found["alpha"]) == ("4", "2.0")
+
+
+def test_it_tells_the_datasets_by_the_last_part_of_their_names(metadata) -> None:
+    found = metadata()
+    numbers = {"num_train_items": "23", "num_batches_per_epoch": "12", "num_epochs": "5", "num_reg_images": "8"}
+    assert {key: found[f"ss_{key}"] for key in numbers} == numbers
+    assert json.loads(found["ss_dataset_dirs"]) == {
+        "3_many": {"n_repeats": 3, "img_count": 5},
+        "3_many (2)": {"n_repeats": 4, "img_count": 2},
+    }
+    many, few = json.loads(found["ss_datasets"])
+    assert many == {
+        "name": "3_many", "num_repeats": 3, "num_images": 5, "is_reg": False, "references": {"0": 4, "2": 1},
+        "buckets": [[64, 64, 4], [64, 96, 1]],
+    }  # fmt: skip
+    assert few["is_reg"] is True
+    assert json.loads(found["ss_bucket_info"]) == {
+        "buckets": {"0": {"resolution": [64, 64], "count": 12}, "1": {"resolution": [64, 96], "count": 11}}
+    }
+    assert not any("secret" in value or "data/a" in value for value in found.values())
+    assert "ss_datasets" not in metadata(plan=None)
+
+
+def test_it_names_the_model_as_the_model_standard_does(metadata) -> None:
+    meta = {"title": "Maya", "author": "me", "tags": ["a", "ü"], "comment": "first try", "unrelated": 1}
+    found = metadata(meta, trigger_word="maya_char", train={"max_timestep": 800})
+    spec = {key.partition(".")[2]: value for key, value in found.items() if key.startswith("modelspec.")}
+    assert spec == {
+        "sai_model_spec": "1.0.0",
+        "architecture": "Qwen-Image-Edit-Plus/lora",
+        "implementation": "https://github.com/QwenLM/Qwen-Image",
+        "title": "Maya",
+        "resolution": "64x64",
+        "timestep_range": "0,800",
+        "trigger_phrase": "maya_char",
+        "author": "me",
+        "tags": "a, ü",
+    }
+    assert (found["ss_training_comment"], found["unrelated"]) == ("first try", "1")
+    assert metadata()["modelspec.title"] == "maya"
+    assert metadata(network={"type": "loha", "linear": 4})["modelspec.architecture"] == "Qwen-Image-Edit-Plus/loha"
+
+
+def test_what_was_trained_outranks_what_the_user_says(metadata) -> None:
+    assert metadata({"ss_steps": "99", "training_info": "x"})["ss_steps"] == "9"
+
+
+def test_it_holds_no_secret_no_path_and_no_moment(metadata, tmp_path: Path) -> None:
+    token = "hf_" + "a1" * 17
+    meta = {"api_key": "pangolin", "comment": f"with {token}"}
+    found = metadata(meta)
+    assert found["api_key"] == "<redacted>" and found["ss_training_comment"] == "with <redacted>"
+    assert not any(str(tmp_path) in value or token in value for value in found.values())
+    assert found == metadata(meta)
+    assert not [key for key in found if "date" in key or "time" in key.replace("timestep", "")]
+
+
+def test_nothing_is_said_where_nothing_is_wanted(metadata) -> None:
+    assert metadata({"author": "me"}, save={"no_metadata": True}) == {}
