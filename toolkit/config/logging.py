@@ -1,36 +1,160 @@
-"""`logging`: what is printed; `metrics.jsonl` always has every step."""
+"""`logging`: what is printed, and which trackers draw the run's curves; `metrics.jsonl` always has every step."""
 
 from __future__ import annotations
 
-from typing import ClassVar
+import netrc
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
+from toolkit.config.choices import PathText, one_of
+from toolkit.config.node import Node, show
+from toolkit.config.report import Report
+from toolkit.redact import REDACTED, holds_secret
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""Every tracker -> the Python package it needs."""
+
+
+def _none_if_zero(value: Any) -> Any:
+    """0 and false stand for "no folder" in jobs of other programs."""
+    return "" if isinstance(value, bool | int) and not value else value
 
 
 class LoggingConfig(StrictModel):
-    """`logging`: what is printed. `metrics.jsonl` has a line for every optimizer step in any case."""
+    """`logging`: what is printed, and where curves are drawn. `metrics.jsonl` has every optimizer step in any case."""
 
     log_every: int = Field(default=0, ge=0)
-    """Optimizer steps between two progress lines where the output is no terminal; 0: a line every 10 s."""
+    """Optimizer steps between two progress lines where the output is no terminal; 0: a line every 10 s. Also the steps
+    over which a tracker's loss by noise level is averaged; 0: 50. All other curves have every step."""
 
+    logging_dir: Annotated[PathText, BeforeValidator(_none_if_zero)] = ""
+    """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
+
+    log_with: Annotated[
+        Literal["auto", "tensorboard", "wandb", "all"],
+        *one_of("auto", "tensorboard", "wandb", "all"),
+    ] = "auto"
+    """Who draws curves: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip install wandb`) or `all`.
+    auto or empty: TensorBoard when logging_dir is given."""
+
+    log_prefix: PathText = ""
+    """Put before the name of the run's TensorBoard folder, as it is."""
+
+    log_tracker_name: PathText = ""
+    """Folder inside the run's TensorBoard folder, and the W&B project when wandb_project is not given."""
+
+    log_config: bool = False
+    """Also give the trackers the job's settings, without secrets."""
+
+    wandb_project: str = ""
+    """W&B project. Empty: log_tracker_name, else `atelier`."""
+
+    wandb_run_name: str = ""
+    """Name of the W&B run. Empty: the job's name."""
+
+    wandb_entity: str = ""
+    """W&B user or team. Empty: the account's default."""
+
+    wandb_api_key: str = Field(default="", exclude=True, repr=False)
+    """Better left out: the environment variable WANDB_API_KEY, or what `wandb login` stored, is used then. It is kept
+    in no file."""
+
+    aliases: ClassVar = {"project_name": "wandb_project", "run_name": "wandb_run_name"}
+    shapes: ClassVar = {"use_wandb": "log_with: wandb, or all when logging_dir is given"}
     no_effect: ClassVar = {
         "verbose": "the log has one level",
         "use_ui_logger": "the web page reads metrics.jsonl",
-        "project_name": "it concerns Weights & Biases, which is not supported yet",
-        "run_name": "it concerns Weights & Biases, which is not supported yet",
     }
-    unsupported: ClassVar = {
-        "use_wandb": (False,),
-        "logging_dir": (),
-        "log_with": (),
-        "log_prefix": (),
-        "log_config": (False,),
-        "log_tracker_name": (),
-        "log_tracker_config": (),
-        "wandb_api_key": (),
-        "wandb_run_name": (),
-        "wandb_project": (),
-        "wandb_entity": (),
-    }
+    unsupported: ClassVar = {"log_tracker_config": ()}
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """`use_wandb` becomes `log_with`."""
+        use = entries.pop("use_wandb", None)
+        if use is None:
+            return entries
+        wanted = {"true": True, "false": False}.get(str(use.value).lower())
+        given = entries.get("log_with")
+        if wanted is None:
+            report.mistake(use, f"{show(use)} is neither true nor false.")
+        elif given is None or (given.from_defaults and not use.from_defaults):
+            folder = entries.get("logging_dir")
+            has_folder = folder is not None and folder.value not in (0, False)
+            names = {True: "all" if has_folder else "wandb", False: "auto"}
+            entries["log_with"] = replace(use, value=names[wanted])
+        elif wanted != (str(given.value).lower() in ("wandb", "all")) and use.from_defaults == given.from_defaults:
+            report.mistake(use, f"{show(use)} contradicts 'log_with: {given.value}'. Keep log_with.", at_key=True)
+        return entries
+
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers that draw this run's curves."""
+        if self.log_with == "auto":
+            return ("tensorboard",) if self.logging_dir else ()
+        return tuple(PACKAGES) if self.log_with == "all" else (self.log_with,)
+
+    def faults(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what would keep a tracker from working."""
+        trackers = self.trackers()
+        for name in trackers:
+            package = PACKAGES[name]
+            if not _is_installed(package):
+                key = "log_with" if self.log_with != "auto" else "logging_dir"
+                yield key, f"needs the package {package!r}, which is not installed. Run: pip install {package}"
+        if "tensorboard" in trackers:
+            if not self.logging_dir:
+                yield "log_with", f"{self.log_with!r} writes TensorBoard files. Give logging_dir a folder for them."
+            elif (folder := Path(self.logging_dir).expanduser()).exists() and not folder.is_dir():
+                yield "logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder."
+            for key in ("logging_dir", "log_prefix", "log_tracker_name"):
+                if holds_secret(getattr(self, key)):
+                    yield key, "is part of a folder's name, and names are not secret on a disk. Leave the secret out."
+        if "wandb" in trackers:
+            if self.wandb_api_key == REDACTED:
+                yield "wandb_api_key", "was blacked out when this file was saved. Set WANDB_API_KEY instead."
+            elif not self.wandb_api_key and not _can_do_without_key():
+                remedy = "Set the variable WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
+                yield "log_with", f"Weights & Biases needs an API key, and there is none. {remedy}"
+
+    def without_effect(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what is given though the tracker it concerns is not used."""
+        trackers = self.trackers()
+        for key in ("logging_dir", "log_prefix"):
+            if getattr(self, key) and "tensorboard" not in trackers:
+                yield key, f"has no effect: log_with is {self.log_with!r}, and nothing writes TensorBoard files."
+        for key in ("log_tracker_name", "log_config"):
+            if getattr(self, key) and not trackers:
+                yield key, "has no effect without logging_dir or log_with."
+        for key in ("wandb_project", "wandb_run_name", "wandb_entity", "wandb_api_key"):
+            if getattr(self, key) and "wandb" not in trackers:
+                yield key, "has no effect without 'log_with: wandb' (or 'all')."
+
+
+def _is_installed(package: str) -> bool:
+    """Without importing it. A mere folder of that name, such as W&B's own `wandb/`, is no package."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _can_do_without_key() -> bool:
+    """Whether the environment or a netrc file has a W&B key, or the mode needs none."""
+    if os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun", "disabled"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    return any(_netrc_knows(file, host) for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc") if file)
+
+
+def _netrc_knows(file: str, host: str) -> bool:
+    try:
+        return netrc.netrc(Path(file).expanduser()).authenticators(host) is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return False

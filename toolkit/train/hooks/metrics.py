@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from statistics import fmean
+from typing import Any
 
 from toolkit.contracts import StepResult
 from toolkit.files import append_json_line, naming_failures, write_text
@@ -34,6 +36,8 @@ class MetricsHook(Hook):
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
+            **{f"lr/{name}": lr for name, lr in result.lr_by_group.items()},
+            **{name: _finite(value) for name, value in result.numbers.items()},
             **{f"{name}_mean": _finite(fmean(values)) for name, values in result.by_sample.items() if name != "loss"},
         }
         append_json_line(self._file, line | {"skipped": True} if result.skipped else line)
@@ -54,6 +58,14 @@ def cut_after(path: Path, step: int) -> None:
     kept = [f"{line}\n" for line in text.splitlines() if (number := _step_of(line)) is not None and number <= step]
     if (whole := "".join(kept)) != text:
         write_text(path, whole)
+
+
+def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
+    """Every line of a metrics file that is whole; none where there is no file."""
+    if not path.exists():
+        return
+    with path.open(encoding="utf-8", errors="replace") as file:
+        yield from (json.loads(line) for line in file if _step_of(line) is not None)
 
 
 def _step_of(line: str) -> int | None:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.contracts import TrainState
-from toolkit.train.hooks.metrics import MetricsHook, cut_after
+from toolkit.train.hooks.metrics import MetricsHook, cut_after, read_metrics
 
 KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "t_mean"]
 
@@ -45,6 +45,18 @@ def test_each_step_has_one_line_with_the_documented_keys(run, result) -> None:
         "step_s": 0.25,
         "data_s": 0.0625,
         "t_mean": 0.75,
+    }
+
+
+def test_rates_of_groups_and_further_numbers_have_keys_of_their_own(run, result) -> None:
+    numbers = {"max_norm/keys_scaled": 2.0, "max_norm/max_key_norm": float("nan")}
+    write(run, [result(1, lr_by_group={"attention": 0.5, "d*lr/base": 0.25}, numbers=numbers)])
+    (line,) = read(run)
+    assert {key: line[key] for key in line if key not in KEYS} == {
+        "lr/attention": 0.5,
+        "lr/d*lr/base": 0.25,
+        "max_norm/keys_scaled": 2.0,
+        "max_norm/max_key_norm": None,
     }
 
 
@@ -98,3 +110,10 @@ def test_what_a_crash_left_at_the_end_does_not_spoil_the_next_line(run, result, 
 def test_cutting_a_file_that_is_not_there_does_nothing(tmp_path: Path) -> None:
     cut_after(tmp_path / "metrics.jsonl", 3)
     assert list(tmp_path.iterdir()) == []
+
+
+def test_reading_gives_the_whole_lines_in_order(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    assert list(read_metrics(path)) == []
+    path.write_bytes(b'{"step": 1, "loss": null}\n\xff\n[3]\n{"step": 2, "loss": 0.5}\n{"step": 3, "lo')
+    assert list(read_metrics(path)) == [{"step": 1, "loss": None}, {"step": 2, "loss": 0.5}]

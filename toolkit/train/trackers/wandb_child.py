@@ -1,0 +1,48 @@
+"""The process that talks to Weights & Biases; `wandb_run` starts it. It uses nothing of this project.
+
+Standard input has one JSON object per line. First the arguments of `wandb.init`, then {"step": n, "scalars": {name:
+number}} or {"step": n, "images": {name: file}}. After the last line it has LINGER_S seconds to send what is left;
+what it could not send by then stays in its folder, for `wandb sync`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import threading
+from queue import SimpleQueue
+
+LINGER_S = 60.0
+
+
+def read_lines(lines: SimpleQueue[str]) -> None:
+    """Passes the lines on; an empty one is the end. Then the process ends in time, even while wandb hangs."""
+    for line in sys.stdin:
+        lines.put(line)
+    lines.put("")
+    timer = threading.Timer(LINGER_S, os._exit, (1,))
+    timer.daemon = True
+    timer.start()
+
+
+def main() -> None:
+    lines: SimpleQueue[str] = SimpleQueue()
+    threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
+    import wandb
+
+    settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, finish_timeout=LINGER_S)
+    run = wandb.init(**json.loads(lines.get()), settings=settings)
+    while line := lines.get():
+        message = json.loads(line)
+        images = {name: wandb.Image(file) for name, file in message.get("images", {}).items()}
+        run.log({**message.get("scalars", {}), **images}, step=message["step"])
+    run.finish()
+
+
+if __name__ == "__main__":
+    try:
+        main()
+    except Exception as error:  # noqa: BLE001 - whatever it is, the last line on standard error says it
+        print(" ".join(f"{type(error).__name__}: {error}".split()), file=sys.stderr, flush=True)
+        os._exit(1)  # at a usual exit wandb would wait for its uploads, without a limit
