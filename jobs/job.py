@@ -8,7 +8,10 @@ import sys
 import traceback
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any
+
+from toolkit.parallel import Team
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig, ProcessEntry
@@ -20,7 +23,7 @@ class JobOptions:
     """What the command line says of every process of a job."""
 
     restart: bool = False
-    """Where no state of a run is good: move it aside and begin anew."""
+    """Where no state of a run is good: move it aside and begin anew. No process is skipped as finished."""
 
     allow_change: bool = False
     """Go on from a state although the job differs from the one it was made with."""
@@ -29,9 +32,11 @@ class JobOptions:
 class BaseJob:
     """What a process may ask of the job it belongs to."""
 
-    def __init__(self, config: JobConfig, options: JobOptions = JobOptions()) -> None:
+    def __init__(self, config: JobConfig, options: JobOptions = JobOptions(), team: Team | None = None) -> None:
+        """team: the processes that run the job together; None: this one alone."""
         self.job_config = config
         self.options = options
+        self.team = team or Team()
         self.job: str = config.job
         """The kind of job: what the file says under `job`."""
         self.name: str = config.name
@@ -47,13 +52,33 @@ class BaseJob:
         return self.process
 
     def run(self) -> None:
-        """Runs the processes in order. The first that fails hears of it and ends the job."""
-        for process in self.process:
+        """Runs the processes in order, but for those that an earlier start finished.
+
+        The first that fails hears of it and ends the job.
+        """
+        from jobs.job_state import JobState  # here: it needs the models of the config, a look at --help does not
+
+        self.team.open(_exchange_minutes(self.job_config))
+        state = JobState(self.job_config, self.process, anew=self.options.restart)
+        for index, process in enumerate(self.process):
+            if self.team.from_first(partial(state.is_finished, index)):
+                print(state.describe(index), flush=True)
+                continue
+            if self.team.is_first:
+                state.begin(index)
             try:
-                process.run()
+                self._run(process)
             except Exception as error:
                 _tell(process, error)
                 raise
+            if self.team.is_first:
+                state.finish(index)
+
+    def _run(self, process: Any) -> None:
+        if getattr(process, "runs_everywhere", False):
+            process.run()
+        else:
+            self.team.first_does(process.run)
 
     def cleanup(self) -> None:
         """Lets go of the processes and of what they hold in memory. Always called, however the job ended."""
@@ -64,11 +89,23 @@ class BaseJob:
 class ExtensionJob(BaseJob):
     """Processes by their `type`, each built by the extension of that uid. All are built before any runs."""
 
-    def __init__(self, config: JobConfig, extensions: ExtensionTable, options: JobOptions = JobOptions()) -> None:
-        super().__init__(config, options)
+    def __init__(
+        self,
+        config: JobConfig,
+        extensions: ExtensionTable,
+        options: JobOptions = JobOptions(),
+        team: Team | None = None,
+    ) -> None:
+        super().__init__(config, options, team)
         for entry, section in zip(config.processes, self.config["process"], strict=True):
             process_class = extensions.process_class(entry.type)
             self.process.append(process_class(entry.index, self, section))
+
+
+def _exchange_minutes(config: JobConfig) -> float:
+    """The longest `train.ddp_timeout` of the processes; 0: none gives one."""
+    trains = (getattr(entry.section, "train", None) for entry in config.processes)
+    return max((getattr(train, "ddp_timeout", 0) for train in trains), default=0)
 
 
 def _section_of(entry: ProcessEntry) -> OrderedDict[str, Any]:

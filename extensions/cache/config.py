@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 from toolkit.config.datasets_job import DatasetsJob, place_in
@@ -27,6 +28,10 @@ class CacheConfig(DatasetsJob):
         if dtype is not None:
             place_in(entries, "train", "dtype", dtype, report)
         return super().reshape(entries, report)
+
+    def still_there(self, job: JobContext) -> bool:
+        """The folder of the cache; what is missing inside it the training makes itself."""
+        return (Path(self.training_folder).expanduser() / "_cache").is_dir()
 
     def plan(self, job: JobContext):
         """What there is to encode."""

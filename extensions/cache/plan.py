@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from toolkit.config.process import JobContext
-from toolkit.data.items import scan_items
+from toolkit.data.held_out import scan_job
+from toolkit.data.manifest import Manifest
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans
 from toolkit.models.families import family_for
@@ -13,7 +14,8 @@ from toolkit.models.families import family_for
 
 def plan_cache(config: Any, job: JobContext) -> RunPlan:
     """The plan of a checked `cache` section."""
-    scan, items = scan_items(config, family_for(config.model).size_multiple)
+    manifest = Manifest.beside(config.training_folder)
+    scan, items, held_out = scan_job(config, family_for(config.model).size_multiple, manifest)
     return RunPlan(
         type=config.type,
         name=config.display_name(job),
@@ -21,5 +23,5 @@ def plan_cache(config: Any, job: JobContext) -> RunPlan:
         samples_per_epoch=sum(item.sample.repeats for item in items),
         micro_batches_per_epoch=count_batches(items, config.train.batch_size),
         optimizer_steps=0,
-        lines=scan.notes,
+        lines=(*scan.notes, *(held_out.notes if held_out else ())),
     )

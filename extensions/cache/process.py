@@ -6,7 +6,8 @@ from pathlib import Path
 
 from jobs.process import BaseExtensionProcess
 from toolkit.data.encode import encode_items
-from toolkit.data.items import scan_items
+from toolkit.data.held_out import scan_job
+from toolkit.data.manifest import Manifest
 from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, pick_device
 from toolkit.log import StatusLine
@@ -22,7 +23,10 @@ class CacheProcess(BaseExtensionProcess):
         super().run()
         section = self.section
         status = StatusLine()
-        _, items = scan_items(section, family_for(section.model).size_multiple)
+        manifest = Manifest.beside(section.training_folder)
+        _, trained, held_out = scan_job(section, family_for(section.model).size_multiple, manifest)
+        manifest.save()
+        items = (*trained, *(held_out.items if held_out else ()))
         device = pick_device(section.device, print)
         dtype = DTYPES[section.train.dtype]
         adapter = open_adapter(section.model, device, dtype, quantizer)
@@ -31,4 +35,5 @@ class CacheProcess(BaseExtensionProcess):
         encode_items(
             items, adapter, lambda _: stores, dtype, lambda what, done, total: status.update(f"{what} {done}/{total}")
         )
+        manifest.save()  # by now it knows the digests as well
         status.finish(f"cached {len(items)} items in {folder / '_cache'}")

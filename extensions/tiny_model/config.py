@@ -40,6 +40,10 @@ class TinyModelConfig(ProcessConfig):
         """The model folder."""
         return frozenset({self.folder()})
 
+    def still_there(self, job: JobContext) -> bool:
+        """The index is written last."""
+        return (self.folder() / "model_index.json").is_file()
+
     def check(self, job: JobContext) -> Iterable[Finding]:
         """The folder must not be a file."""
         if self.folder().is_file():

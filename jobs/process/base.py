@@ -18,6 +18,10 @@ if TYPE_CHECKING:
 class BaseProcess:
     """Built as `(process_id, job, config)` for every process of a job before any of them runs."""
 
+    runs_everywhere = False
+    """With several operating-system processes (`torchrun`): `run` is called in each of them and exchanges what it has
+    to over `job.team`. False: it is called in the first alone, and the others wait."""
+
     def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
         self.process_id = process_id
         """Index in the job's `process` list."""

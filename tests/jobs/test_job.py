@@ -36,7 +36,13 @@ PROCESS = """
 
 
 @pytest.fixture
-def build(build_job: Callable[..., ExtensionJob], simple_extension: Callable[..., Path]):
+def build(
+    build_job: Callable[..., ExtensionJob],
+    simple_extension: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+):
+    monkeypatch.chdir(tmp_path)
     package = simple_extension("step")
     (package / "process.py").write_text(PROCESS.replace("\n    ", "\n"), encoding="utf-8")
 

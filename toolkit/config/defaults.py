@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from toolkit.config.node import Node
+from toolkit.config.node import DEFAULTS, Node
 from toolkit.config.report import Report
 
 
@@ -34,7 +34,9 @@ class DefaultsWatch:
         self._unknown: dict[str, tuple[Node, str]] = {}
 
     def known(self, node: Node) -> None:
-        self._known.add(str(node.path))
+        """A process knows the key of this node, its own or a default's: a mapping of its own may hold defaults."""
+        below_process = node.path[2:] if node.from_defaults else node.path[3:]
+        self._known.add(str((*DEFAULTS, *below_process)))
 
     def unknown(self, node: Node, message: str) -> None:
         self._unknown.setdefault(str(node.path), (node, message))

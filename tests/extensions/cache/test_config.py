@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from extensions.cache.config import CacheConfig
-from toolkit.config import load_job
+from toolkit.config import JobContext, load_job
 from toolkit.errors import ConfigErrors
 
 
@@ -33,3 +33,10 @@ def test_dtype_may_stand_in_the_process_itself(load) -> None:
 def test_a_misspelt_key_is_refused(load) -> None:
     with pytest.raises(ConfigErrors, match="Did you mean 'datasets'"):
         load(dataset=["a"])
+
+
+def test_it_is_still_there_while_its_folder_is(load, tmp_path) -> None:
+    section = load(training_folder=str(tmp_path / "runs"))
+    assert not section.still_there(JobContext("job"))
+    (tmp_path / "runs" / "_cache").mkdir(parents=True)
+    assert section.still_there(JobContext("job"))

@@ -12,11 +12,11 @@ Run = Callable[..., subprocess.CompletedProcess]
 
 
 def entries(folder: Path) -> dict[str, tuple[bytes, int]]:
-    """Contents and time of writing of every entry, by its place in the cache."""
+    """Contents and time of writing of every entry, by its place in the cache; what scans learned is none."""
     return {
         path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns)
         for path in sorted(folder.rglob("*"))
-        if path.is_file()
+        if path.is_file() and path.parent.name != "scans"
     }
 
 

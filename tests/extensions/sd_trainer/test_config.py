@@ -172,10 +172,10 @@ def test_the_published_2509_job_of_ai_toolkit_loads_with_a_supported_qtype(load)
     assert section.caches_text(section.datasets[0])
 
 
-def test_its_recovery_adapter_gives_one_line_naming_the_supported_types(load) -> None:
+def test_its_qtype_gives_one_line_naming_the_supported_ones(load) -> None:
     qtype = "uint3|ostris/accuracy_recovery_adapters/qwen_image_edit_2509_torchao_uint3.safetensors"
     assert faults(load, AI_TOOLKIT_2509.replace("QTYPE", qtype)) == [
-        f"model.qtype: '{qtype}' is not supported yet. Supported types: int8, int4, float8."
+        "model.qtype: 'uint3' is not supported yet. Use 'int8' or 'int4' or 'int2' or 'float8' or 'fp8_scaled'."
     ]
 
 
@@ -230,9 +230,55 @@ def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     )
 
 
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("mask_path: nowhere", "mask_path: 'nowhere' does not exist"),
+        ("mask_path: ./photos/", "mask_path: './photos/' is the folder of the images"),
+        ("{mask_path: masks, alpha_mask: true}", "mask_path: 'mask_path' and 'alpha_mask: true' exclude each other."),
+    ],
+)
+def test_mistakes_of_masks(load, keys: str, message: str) -> None:
+    Path("masks").mkdir()
+    lines = keys.strip("{}").replace(", ", "\n          ")
+    (found,) = faults(load, SEED_001.replace('caption_ext: "txt"', lines))
+    assert found.startswith(f"datasets[0].{message}")
+
+
+@pytest.mark.parametrize(
+    ("dataset", "train", "messages"),
+    [
+        ("loss_multiplier: 0", "reg_weight: 1", ["loss_multiplier: 0: nothing is learned from these images."]),
+        ("is_reg: true", "reg_weight: 0.5", []),
+        ("is_reg: true", "reg_weight: 0", ["reg_weight: 0: nothing is learned from regularisation images."]),
+        ("flip_x: true", "reg_weight: 0.5", ["reg_weight: has no effect: no dataset has 'is_reg: true'."]),
+        ("mask_min_value: 0.1", "reg_weight: 1", ["mask_min_value: has no effect without a mask."]),
+        ("invert_mask: true", "reg_weight: 1", ["invert_mask: has no effect without a mask."]),
+        ("mask_optional: true", "reg_weight: 1", ["mask_optional: has no effect without a mask."]),
+    ],
+)
+def test_notes_on_what_weighs_images(load, dataset: str, train: str, messages: list[str]) -> None:
+    text = SEED_001.replace('caption_ext: "txt"', dataset).replace("train_unet: true", train)
+    assert [line.split("process[0].", 1)[1].split(".", 1)[1] for line in load(text).warnings] == messages
+
+
 def test_the_run_folder_is_the_jobs_or_the_processs_below_it(load, tmp_path: Path) -> None:
     section = load(SEED_001).processes[0].section
     assert section.run_folder(JobContext("hero")) == Path("output/hero")
     assert section.outputs(JobContext("hero")) == {tmp_path / "output" / "hero"}
     named = section.model_copy(update={"name": "second"})
     assert named.run_folder(JobContext("hero")) == Path("output/hero/second")
+
+
+@pytest.mark.parametrize("kind", ["dora", "loha", "lokr"])
+def test_a_plain_lora_can_be_written_beside_other_kinds(load, kind: str) -> None:
+    text = SEED_001.replace('type: "lora"', f'type: "{kind}"').replace("save_every: 340", "also: [merged_lora]")
+    section = load(text).processes[0].section
+    assert (section.save.also, section.save.merged_lora_rank) == (("merged_lora",), 64)
+
+
+def test_a_plain_lora_beside_a_lora_is_refused_and_its_rank_alone_does_nothing(load) -> None:
+    [fault] = faults(load, SEED_001.replace("save_every: 340", "also: [merged_lora]"))
+    assert fault.startswith("save.also: 'merged_lora' goes with dora, loha, lokr. With 'type: lora' the files are plain")
+    [warning] = load(SEED_001.replace("save_every: 340", "merged_lora_rank: 8")).warnings
+    assert warning.endswith("save.merged_lora_rank: has no effect without 'also: [merged_lora]'.")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import namedtuple
 from contextlib import nullcontext
+from math import prod
 from pathlib import Path
 
 import pytest
@@ -49,6 +50,22 @@ def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
     assert "5 x 3 + 2 x 4 = 23 samples per epoch" in words
     only = plan(network={"type": "lora", "linear": 4, "network_kwargs": {"only_if_contains": ["to_q"]}}).render()
     assert "on 2 layers" in only
+
+
+def test_a_model_that_is_trained_itself_is_counted_whole(plan, tiny_model: Path) -> None:
+    from safetensors import safe_open
+
+    stored = 0
+    for shard in (tiny_model / "transformer").glob("*.safetensors"):
+        with safe_open(shard, framework="numpy") as file:
+            stored += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a dict
+    train = {"optimizer": "adafactor", "full_bf16": True, "dtype": "bf16"}
+    words = plan(network={"type": "full"}, save={"dtype": "bf16"}, train=train).render()
+    size = f"{2 * stored / 1000:.3g} kB"  # folder and state in bf16; Adafactor keeps next to nothing
+    assert f"{stored:,} weights; each folder {size}, each state {size} on disk" in words
+    part = plan(network={"type": "full", "include_patterns": r".*\.norm_q"}, save={"dtype": "fp32"}).render()
+    # 2 norms of 32 weights; AdamW keeps two moments of each: 12 bytes. The folder holds the whole model.
+    assert f"64 weights; each folder {4 * stored / 1e6:.3g} MB, each state {12 * 64} B on disk" in part
 
 
 def test_the_share_of_the_untrained_start_is_told_for_the_first_save_and_the_end(plan) -> None:

@@ -17,6 +17,10 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from jobs import ExtensionJob
+from toolkit.config import load_job
+from toolkit.extension import discover
+
 Run = Callable[..., subprocess.CompletedProcess]
 PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"
 PICTURE = re.compile(r"^\d+__(\d{9})_(\d+)\.(jpg|png|webp)$")
@@ -192,7 +196,7 @@ def long_job(write_job, trainer, make_pictures, tmp_path: Path) -> Callable[...,
         section = trainer(
             training_folder=training_folder,
             network={"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
-            save={"dtype": "float32", "save_every": 4, "max_step_saves_to_keep": 2},
+            save={"dtype": "float32", "save_every_n_epochs": 1, "save_last_n_epochs": 2},
             datasets=[
                 {"folder_path": str(folder), "resolution": 64, "caption_dropout_rate": 0.3}
                 for folder in (first, second)
@@ -203,7 +207,7 @@ def long_job(write_job, trainer, make_pictures, tmp_path: Path) -> Callable[...,
                 "gradient_accumulation": 2,
                 "ema_config": {"use_ema": True, "ema_decay": 0.9},
             },
-            sample={"prompts": ["a photo"], "width": 64, "height": 64, "sample_steps": 2, "sample_every": 5},
+            sample={"prompts": ["a photo --w 64 --h 64 --s 2 --fs 3"], "sample_every": 5},
         )
         return write_job(section, name=f"long_{training_folder}")
 
@@ -261,7 +265,13 @@ def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_n
     metrics = lines(broken / "metrics.jsonl")
     assert [line["step"] for line in metrics] == list(range(1, 31))
     assert without_times(metrics) == without_times(lines(whole / "metrics.jsonl"))
-    assert network_files(broken) == network_files(whole)
+    # Epochs of ceil(9 / 2) + ceil(4 / 2) = 7 micro-batches in windows of 2: the last two end at steps 25 and 28.
+    kept = [f"long{step}.safetensors" for step in ("", "_000000025", "_000000028")]
+    assert network_files(broken) == network_files(whole) == kept
+    ends = [4, 7, 11, 14, 18, 21, 25, 28]
+    for folder in (whole, broken):
+        saves = {event["step"]: event["epoch"] for event in lines(folder / "events.jsonl") if event["event"] == "save"}
+        assert saves == {**{step: epoch for epoch, step in enumerate(ends, start=1)}, 30: 8}
     for name in network_files(whole):
         (ours, our_metadata), (theirs, their_metadata) = tensors_of(broken / name), tensors_of(whole / name)
         assert our_metadata == their_metadata
@@ -340,6 +350,50 @@ def test_images_with_none_to_three_references_train_together(
     assert all(line["loss"] > 0 and "skipped" not in line for line in metrics)
     assert len(list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))) == 5 + 4 + 2 + 1
     assert tensors_of(tmp_path / "output" / "edits" / "edits.safetensors")[0]
+
+
+def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    """Three images with a mask, one of them mirrored with its reference; two regularisation images of half weight."""
+    monkeypatch.chdir(tmp_path)
+    folders = [make_pictures(tmp_path / name, "a", "b", "c") for name in ("2_data", "mask", "ref")]
+    reg = make_pictures(tmp_path / "reg", "d", "e", size=(64, 96))
+    masked = {"mask_path": str(folders[1]), "mask_min_value": 0.1, "control_path": str(folders[2]), "flip_x": True}
+    section = trainer(
+        datasets=[
+            {"folder_path": str(folders[0]), "resolution": 64, "caption_dropout_rate": 0.3, **masked},
+            {"folder_path": str(reg), "resolution": 64, "is_reg": True, "loss_multiplier": 2},
+        ],
+        save={"dtype": "float32", "save_every": 3, "max_states_to_keep": 0},
+        train={"steps": 6, "batch_size": 2, "gradient_accumulation": 2, "reg_weight": 0.25},
+        trigger_word="zxq",
+    )
+
+    def run(**changes: object) -> tuple[dict[str, bytes], str]:
+        extensions = discover()
+        job = ExtensionJob(load_job(write_job({**section, **changes}), extensions.find_config), extensions)
+        job.run()
+        job.cleanup()
+        names = ("job.safetensors", "metrics.jsonl", "state/step_000000006/optimizer.safetensors")
+        files = {name: (tmp_path / "output" / "job" / name).read_bytes() for name in names}
+        files["metrics.jsonl"] = json.dumps(
+            without_times(lines(tmp_path / "output" / "job" / "metrics.jsonl"))
+        ).encode()
+        return files, capsys.readouterr().out
+
+    whole, said = run()
+    assert "3 x 2 x 2 flips + 2 x 1 = 14 samples per epoch" in said
+    assert "masks: 3 of 3" in said and "regularisation images" in said
+    latents = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
+    assert len(latents) == 3 * 2 * 3 + 2  # target, mask and reference, each as it is and mirrored
+    again, said = run(resume=3)
+    assert "going on from" in said and "step_000000003" in said
+    assert again == whole
+
+    Image.new("L", (80, 64)).save(folders[1] / "b.png")
+    _, said = run(resume=3)
+    assert re.search(r"the dataset has changed: 1 edited \(.*2_data/b.png\)", said)
 
 
 def test_bad_pictures_are_all_named_before_anything_starts(

@@ -23,6 +23,7 @@ class Section(BaseModel):
     network: dict = {"type": "lora", "linear": 4}
     train: dict = {"lr": 0.1, "steps": 10, "optimizer": "adamw", "lr_scheduler": "constant"}
     save: dict = {"save_every": 2}
+    model: dict = {}
     resume: str | int = "auto"
 
 
@@ -172,3 +173,38 @@ def test_a_new_run_moves_what_an_earlier_one_left(tmp_path: Path, same: Scan) ->
     Resumption.of(None, Section(), same, False, said.append).apply(run, said.append)
     assert (run.folder / "superseded" / "1" / "toy_000000004.safetensors").read_text() == "old"
     assert run.state.step == 0
+
+
+def test_another_base_lora_under_the_same_name_is_noticed(tmp_path: Path, scan) -> None:
+    """What was trained is a change of the model with that file in it; where the file lies is no matter."""
+    file = tmp_path / "style.safetensors"
+    file.write_bytes(b"one")
+    section = changed("model", base_loras=[{"path": str(file), "multiplier": 1.0}])
+    found = scan(a="a", b="b")
+    run = make_run(tmp_path / "run")
+    run.record = Resumption.of(None, section, found, False, print).record
+    take_steps(run, 3)
+    state = save_state(run)
+    assert judge(state, section, found)[1] == []
+    elsewhere = file.rename(tmp_path / "other.safetensors")
+    _, said = judge(state, changed("model", base_loras=[{"path": str(elsewhere), "multiplier": 1.0}]), found)
+    assert said == [f"changed since the last run: model.base_loras[0].path: {str(file)!r} -> {str(elsewhere)!r}"]
+    file.write_bytes(b"two")
+    with pytest.raises(UserError, match=r"these cannot change:\n  model\.base_loras\[0\]\.sha256: '7692c3"):
+        judge(state, section, found, allow_change=True)
+
+
+def test_a_recovery_adapter_goes_by_what_is_in_it(tmp_path: Path, scan) -> None:
+    file = tmp_path / "recovery.safetensors"
+    file.write_bytes(b"one")
+    section = changed("model", accuracy_recovery_adapter=str(file))
+    found = scan(a="a", b="b")
+    run = make_run(tmp_path / "run")
+    run.record = Resumption.of(None, section, found, False, print).record
+    take_steps(run, 3)
+    state = save_state(run)
+    elsewhere = file.rename(tmp_path / "other.safetensors")
+    assert judge(state, changed("model", accuracy_recovery_adapter=str(elsewhere)), found)[1] == []
+    elsewhere.write_bytes(b"two")
+    with pytest.raises(UserError, match=r"these cannot change:\n  model\.accuracy_recovery_adapter: 'sha256 7692c3"):
+        judge(state, changed("model", accuracy_recovery_adapter=str(elsewhere)), found, allow_change=True)

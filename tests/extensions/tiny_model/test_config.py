@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from extensions.tiny_model.config import TinyModelConfig
-from toolkit.config import load_job
+from toolkit.config import JobContext, load_job
 from toolkit.errors import ConfigErrors
 
 
@@ -43,3 +43,10 @@ def test_a_trainer_after_it_may_name_the_model_it_writes(write_job, trainer, mak
     assert load_job(job, extensions.find_config).processes[1].section.model.name_or_path == model
     with pytest.raises(ConfigErrors, match=r"process\[0\]\.model\.name_or_path: .* does not exist"):
         load_job(write_job(training), extensions.find_config)
+
+
+def test_a_model_is_still_there_when_its_index_is(tmp_path) -> None:
+    section = TinyModelConfig(type="tiny_model", path=str(tmp_path))
+    assert not section.still_there(JobContext("job"))
+    (tmp_path / "model_index.json").write_text("{}")
+    assert section.still_there(JobContext("job"))

@@ -33,8 +33,10 @@ def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> N
         ("network: {type: lokr, factor: 0}", "network.factor: 0 is no factor. Give -1 (balanced) or a number above"),
         ("network: {type: lokr, lokr_factor: -2}", "network.lokr_factor: -2 is out of range: must be >= -1."),
         ("network: {rank_dropout: 1}", "network.rank_dropout: 1 is out of range: must be < 1."),
-        ("network: {scale_weight_norms: 1}", "network.scale_weight_norms: 1 is not supported yet."),
-        ("network: {loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: 16 is not supported yet."),
+        ("network: {scale_weight_norms: -1}", "network.scale_weight_norms: -1 is out of range: must be >= 0."),
+        ("network: {loraplus_lr_ratio: -1}", "network.loraplus_lr_ratio: -1 is out of range: must be >= 0."),
+        ("network: {type: loha, loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: 'type: loha' has no up matrix"),
+        ("network: {type: lokr, loraplus_lr_ratio: 16}", "network.loraplus_lr_ratio: 'type: lokr' has no up matrix"),
     ],
 )
 def test_what_is_wrong_is_said_at_its_place(faults, line: str, message: str) -> None:
@@ -63,3 +65,33 @@ def test_the_size_in_words(section) -> None:
     }
     for line, expected in words.items():
         assert section(f"network: {line}").network.size() == expected
+
+
+@pytest.mark.parametrize(
+    ("line", "whole"),
+    [
+        ("{type: lokr, network_kwargs: {lokr_full_rank: true}}", True),
+        ("{type: lokr, network_kwargs: {lokr_full_rank: false}}", False),
+        ("{type: lokr, network_kwargs: {lokr_full_rank: }}", False),
+        ("{type: lokr, lokr_full_rank: true, network_kwargs: {lokr_full_rank: true, only_if_contains: [attn]}}", True),
+    ],
+)
+def test_a_whole_second_factor_may_be_asked_for_among_the_kwargs(section, line: str, whole: bool) -> None:
+    network = section(f"network: {line}").network
+    assert network.lokr_full_rank is whole
+    assert network.network_kwargs.only_if_contains == (("attn",) if "attn" in line else ())
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("{network_kwargs: {lokr_full_rank: maybe}}", "network.network_kwargs.lokr_full_rank: 'maybe' is neither"),
+        (
+            "{lokr_full_rank: false, network_kwargs: {lokr_full_rank: true}}",
+            "network.network_kwargs.lokr_full_rank: 'process[0].network.network_kwargs.lokr_full_rank' and 'process",
+        ),
+    ],
+)
+def test_a_wrong_second_factor_is_said_at_its_place(faults, line: str, message: str) -> None:
+    (found,) = faults(f"network: {line}")
+    assert found.startswith(message)

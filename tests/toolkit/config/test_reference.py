@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
 from docs.generate import pages, section_models
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.reference import render, schema
+from toolkit.config.reference import distinct_sections, render, schema
 
 
 def test_the_generated_pages_are_fresh() -> None:
@@ -23,6 +24,42 @@ def test_every_field_is_described() -> None:
                 assert properties.get("description"), f"{key}.{field} has no description"
 
 
+def ranges(schema: dict) -> list[dict]:
+    """The kinds of number a value may be."""
+    return [part for part in schema.get("anyOf", [schema]) if part.get("type") in ("integer", "number")]
+
+
+def holds_zero(kind: dict) -> bool:
+    return kind.get("minimum", -1) <= 0 <= kind.get("maximum", 1) and not (
+        kind.get("exclusiveMinimum", -1) >= 0 or kind.get("exclusiveMaximum", 1) <= 0
+    )
+
+
+def test_every_number_that_may_be_zero_says_what_zero_does() -> None:
+    silent, asked = [], 0
+    for path, section in distinct_sections(section_models()):
+        properties = section.model_json_schema()["properties"]
+        for name, field in section.model_fields.items():
+            if any(map(holds_zero, ranges(properties[name]))):
+                asked += 1
+                silent += [] if re.search(r"(?<![\d.])0(?![\d.]\d)", field.description) else [f"{path}.{name}"]
+    assert silent == [] and asked > 40
+
+
+def test_every_key_without_effect_has_a_reason() -> None:
+    for path, section in distinct_sections(section_models()):
+        tables = (section.no_effect, section.shapes)
+        assert [name for table in tables for name, reason in table.items() if not reason.strip()] == [], path
+
+
+def test_no_name_stands_in_two_tables_of_a_section() -> None:
+    for path, section in distinct_sections(section_models()):
+        tables = (section.model_fields, section.aliases, section.shapes, section.no_effect, section.unsupported)
+        names = [name for table in tables for name in table]
+        assert sorted(names) == sorted(set(names)), path
+        assert set(section.aliases.values()) <= set(section.model_fields), path
+
+
 def test_the_schema_accepts_a_job_and_names_old_keys() -> None:
     definitions = schema(section_models())["$defs"]
     assert definitions["NetworkConfig"]["properties"]["rank"]["deprecated"] is True
@@ -34,6 +71,7 @@ def test_the_page_shows_default_range_and_old_names() -> None:
     page = render(section_models())
     assert "| `linear` | whole number >= 1 | `16` | Rank r of each adapted layer" in page
     assert "| `rank`, `network_dim` |" in page
+    assert re.search(r"^\| `training_seed` \| .* \| musubi-tuner: `seed` \|$", page, re.MULTILINE)
 
 
 # The keys of shared tables: section -> names. A known name is a field, another name of one, a key without

@@ -24,6 +24,8 @@ HARMLESS = [
     "sample.seed",
     "sample.prompts",
     "logging.log_every",
+    "validation",
+    "stop_when",
     "resume",
     "device",
     "datasets[0].num_workers",
@@ -32,9 +34,12 @@ HARMLESS = [
     "datasets[0].cache_text_embeddings",
     "train.cache_text_embeddings",
     "train.skip_first_sample",
+    "train.force_first_sample",
+    "first_sample",
     "train.disable_sampling",
     "train.gradient_checkpointing",
     "model.low_vram",
+    "model.modulation_table",
     "network.pretrained_lora_path",
 ]
 
@@ -48,10 +53,12 @@ IMPOSSIBLE = [
     "model.qtype",
     "model.quantize_te",
     "model.qtype_te",
+    "model.accuracy_recovery_adapter",
     "model.model_kwargs.match_target_res",
 ]
 
 SERIOUS = [
+    "model.int8_matmul",
     "type",
     "name",
     "trigger_word",
@@ -67,6 +74,9 @@ SERIOUS = [
     "train.lr_warmup_steps",
     "train.lr_scheduler_params.num_warmup_steps",
     "train.max_grad_norm",
+    "train.lr_groups",
+    "network.loraplus_lr_ratio",
+    "network.scale_weight_norms",
     "train.timestep_type",
     "train.loss_type",
     "train.dtype",
@@ -168,6 +178,21 @@ def test_a_change_names_both_values(section: dict) -> None:
     assert (change.old, change.new) == (section["train"]["lr"], 0.5)
 
 
+def test_a_base_lora_is_known_by_what_is_in_the_file(section: dict) -> None:
+    given = {"path": "a.safetensors", "multiplier": 1.0, "sha256": "0" * 64}
+
+    def kinds(*loras: dict) -> list[str]:
+        old, new = (replaced(section, "model.base_loras", entries) for entries in ([given], list(loras)))
+        return sorted({change.kind for change in changes(old, new)})
+
+    assert kinds(given) == []
+    assert kinds({**given, "path": "b.safetensors"}) == ["harmless"]
+    assert kinds({**given, "multiplier": 0.5}) == ["impossible"]
+    assert kinds({**given, "sha256": "1" * 64}) == ["impossible"]
+    assert "impossible" in kinds()
+    assert "impossible" in kinds(given, given)
+
+
 def test_another_dataset_and_a_dropped_one_are_changes_of_the_result(section: dict) -> None:
     more = {**section, "datasets": [*section["datasets"], section["datasets"][0]]}
     for old, new in ((section, more), (more, section)):
@@ -215,3 +240,10 @@ def test_every_schedule_has_been_thought_of() -> None:
         short, long = (build_schedule(name, steps, 3, needs.get(name, {})) for steps in (10, 20))
         same = all(short(step) == long(step) for step in range(10))
         assert same is (name in SCHEDULES_WITHOUT_LENGTH), name
+
+
+def test_a_key_the_state_does_not_know_is_a_change_only_where_the_job_says_it() -> None:
+    old, new = {"train": {"lr": 1}}, {"train": {"lr": 1, "clever": False, "brave": True}}
+    assert changes(old, new, given={"train": {"lr": 1}}) == []
+    [change] = changes(old, new, given={"train": {"brave": True}})
+    assert (change.key, change.old, change.new) == ("train.brave", None, True)

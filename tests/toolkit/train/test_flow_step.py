@@ -15,7 +15,7 @@ from toolkit.flow.path import linear_path
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
 from toolkit.networks.lora import LoraNetwork
-from toolkit.train.flow_step import ROLE, FlowMatchingStep
+from toolkit.train.flow_step import AHEAD, ROLE, FlowMatchingStep
 
 SIZE = Size(96, 64)
 
@@ -90,6 +90,35 @@ def test_weights_and_masks_scale_the_loss() -> None:
     torch.testing.assert_close(weighted_B, plain_B * torch.tensor([0.0, 1.0, 2.0]))
     half = torch.full((3, 1, 4, 4), 0.5)
     torch.testing.assert_close(step(make_batch(LATENTS, loss_mask_B1HW=half)).by_role[ROLE], plain_B / 2)
+
+
+def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_teaches_nothing() -> None:
+    """The two masked halves of a sample, each by hand, and the gradient of the velocity that was predicted."""
+
+    class Learner(FakeAdapter):
+        def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts, references) -> Tensor:
+            self.predicted = torch.full_like(x_t_BCHW, 0.5).requires_grad_()
+            return self.predicted
+
+    def losses(mask_B1HW: Tensor | None) -> tuple[Tensor, Tensor]:
+        step = FlowMatchingStep(Learner(), seed=1, timestep_type="sigmoid")
+        loss_B = step(make_batch(LATENTS, loss_mask_B1HW=mask_B1HW)).by_role[ROLE]
+        loss_B.sum().backward()
+        return loss_B.detach(), step.adapter.predicted.grad
+
+    plain_B, plain_grad_BCHW = losses(None)
+    ones_B, ones_grad_BCHW = losses(torch.ones(3, 1, 4, 4))
+    assert torch.equal(ones_B, plain_B) and torch.equal(ones_grad_BCHW, plain_grad_BCHW)
+
+    mask_B1HW = torch.ones(3, 1, 4, 4)
+    mask_B1HW[0] = 0
+    mask_B1HW[1, ..., :2] = 0
+    masked_B, masked_grad_BCHW = losses(mask_B1HW)
+    assert masked_B[0] == 0 and masked_grad_BCHW[0].eq(0).all() and masked_B[2] == plain_B[2]
+    assert torch.equal(masked_grad_BCHW, plain_grad_BCHW * mask_B1HW)
+    noise_BCHW, _ = FlowMatchingStep(FakeAdapter(), 1).draws(make_batch(LATENTS).spec, LATENTS.shape[1:])
+    squares_CHW = (0.5 - (noise_BCHW - LATENTS)[1]) ** 2
+    torch.testing.assert_close(masked_B[1], squares_CHW[..., 2:].sum() / squares_CHW.numel())
 
 
 def test_the_weighted_type_brings_its_weights() -> None:
@@ -219,6 +248,7 @@ def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
         spec=BatchSpec(0, (0, 1), (0, 1)),
         names=("a", "b"),
         loss_weight_B=torch.ones(2),
+        loss_mask_B1HW=torch.rand(2, 1, 8, 8),
     )
     for loss_type in ("mse", "huber"):
         loss_B = FlowMatchingStep(adapter, 1, "weighted", loss_type=loss_type)(batch).by_role[ROLE]
@@ -227,3 +257,31 @@ def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
     assert {p.grad.device for p in network.parameters().values() if p.grad is not None} == {meta}
     assert adapter.encode_images(torch.rand(1, 3, 64, 64)).device == meta
     assert adapter.decode_latents(torch.rand(1, 16, 8, 8)).device == meta
+
+
+# ------------------------------------------------------------ levels that are known ahead
+
+
+class Announced:
+    """As much of an adapter as looking ahead needs."""
+
+    dynamic_shift = DynamicShift()
+
+    def __init__(self) -> None:
+        self.heard: list[list[float]] = []
+
+    def announce(self, levels: list[float]) -> None:
+        self.heard.append(levels)
+
+
+@pytest.mark.parametrize("settings", [{}, {"timestep_type": "model_shift"}, {"num_timestep_buckets": 5}])
+def test_the_levels_of_coming_batches_are_announced_before_they_are_drawn(settings: dict) -> None:
+    adapter = Announced()
+    step = FlowMatchingStep(adapter, seed=3, samples_per_epoch=200, **settings)
+    specs = [BatchSpec(1, (0, 1), (2 * place, 2 * place + 1)) for place in range(AHEAD + 3)]
+    passing = step.look_ahead(iter(specs), lambda spec: Size(24, 16))
+    assert next(passing) is specs[0]
+    assert [len(levels) for levels in adapter.heard] == [2 * AHEAD]
+    assert [specs[0], *passing] == specs
+    drawn = [step.draws(spec, torch.Size((16, 16, 24)))[1] for spec in specs]
+    assert torch.equal(torch.tensor([level for levels in adapter.heard for level in levels]), torch.cat(drawn))

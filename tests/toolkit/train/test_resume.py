@@ -181,6 +181,30 @@ def test_what_is_later_is_moved_and_nothing_else(tmp_path: Path, name: str) -> N
     assert (run / f"{name}x_000000004.safetensors").read_text() == "mine"
 
 
+@pytest.mark.parametrize(("step_in_it", "stays"), [(2, True), (3, False), (None, True)])
+def test_the_best_file_goes_with_what_is_later_when_it_says_its_step(tmp_path: Path, step_in_it, stays: bool) -> None:
+    metadata = {"training_info": json.dumps({"step": step_in_it})} if step_in_it else None
+    save_file({"w": numpy.ones(3)}, tmp_path / "run_best.safetensors", metadata)
+    supersede(tmp_path, "run", 2, lambda _: None)
+    assert (tmp_path / "run_best.safetensors").exists() is stays
+
+
+@pytest.mark.parametrize(("step", "stays"), [(1, False), (2, True)])
+def test_model_folders_are_moved_as_files_are_and_other_runs_are_not(tmp_path: Path, step: int, stays: bool) -> None:
+    for name in ("run", "run_000000002", "run_000000004"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "model_index.json").touch()
+    (tmp_path / "run" / "training.json").write_text(json.dumps({"training_info": json.dumps({"step": 2})}))
+    (tmp_path / "run_raw" / "state").mkdir(parents=True)  # the folder of a process that is called so
+    supersede(tmp_path, "run", step, lambda _: None)
+    assert [(tmp_path / name).exists() for name in ("run", "run_000000002", "run_000000004", "run_raw")] == [
+        stays,
+        stays,
+        False,
+        True,
+    ]
+
+
 def test_a_second_time_goes_to_a_folder_of_its_own(tmp_path: Path) -> None:
     for turn in ("1", "2"):
         make_files(tmp_path, "job")

@@ -7,7 +7,7 @@ from itertools import islice
 import pytest
 
 from toolkit.contracts import BatchSpec
-from toolkit.train.windows import windows
+from toolkit.train.windows import dealt, parts, windows
 
 
 def five_batches(epoch: int) -> list[BatchSpec]:
@@ -41,3 +41,31 @@ def test_going_on_from_any_cursor_gives_the_same_windows(accumulation: int) -> N
 def test_samples_counts_items_not_batches() -> None:
     counts = [window.samples for window in islice(windows(five_batches, 0, 0, accumulation=2), 5)]
     assert counts == [4, 4, 3, 4, 3]  # 2+2, 2+2, 1+2, 2+2, 2+1: each epoch's short batch counts once
+
+
+def test_the_processes_share_out_the_micro_batches_of_a_window() -> None:
+    window = next(windows(five_batches, 0, 0, accumulation=5))
+    assert [spec.items for spec in dealt(window.specs, 0, 2)] == [(0, 1), (4, 5), (8,)]
+    assert [spec.items for spec in dealt(window.specs, 1, 2)] == [(2, 3), (6, 7)]
+    assert dealt(window.specs, 0, 1) == window.specs
+
+
+def test_a_window_of_few_micro_batches_is_shared_out_in_parts() -> None:
+    (spec,) = next(windows(lambda epoch: [BatchSpec(epoch, (7, 8, 9), (4, 5, 6))], 0, 0, accumulation=1)).specs
+    assert dealt([spec], 0, 2) == (BatchSpec(0, (7,), (4,)),)
+    assert dealt([spec], 1, 2) == (BatchSpec(0, (8, 9), (5, 6)),)
+    assert dealt([spec], 3, 4) == (), "more processes than samples"
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("accumulation", [1, 2, 3, 5])
+def test_every_sample_of_a_window_goes_to_exactly_one_process(size: int, accumulation: int) -> None:
+    for window in islice(windows(five_batches, 0, 0, accumulation), 6):
+        uses = [(s.epoch, p) for rank in range(size) for s in dealt(window.specs, rank, size) for p in s.positions]
+        assert sorted(uses) == sorted(window.uses)
+
+
+def test_parts_are_almost_equal_and_in_order() -> None:
+    spec = BatchSpec(3, tuple(range(10, 17)), tuple(range(7)))
+    assert [part.items for part in parts(spec, 3)] == [(10, 11), (12, 13), (14, 15, 16)]
+    assert len(parts(spec, 20)) == 7

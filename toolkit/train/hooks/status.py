@@ -52,7 +52,7 @@ class StatusHook(Hook):
     def on_end(self, run: Run, finished: bool) -> None:
         self.line.finish(self._text(run, self._last) if self._last else "")
         # A stop may have cut the last samples short: only a run that nobody asked to stop is surely complete.
-        self._write(run, FINISHED if finished and not run.stopping else "stopped")
+        self._write(run, FINISHED if finished and not run.interrupted else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         self.line.finish()
@@ -92,6 +92,7 @@ class StatusHook(Hook):
             "lr": last.lr if last else None,
             "step_s": round(median(self._recent_s), 4) if self._recent_s else None,
             "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            **run.report,
             **more,
         }
         write_json(run.folder / FILE, document, durable=status != "running")

@@ -1,0 +1,56 @@
+"""Checks of `validation` and `stop_when` in an `sd_trainer` section. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.process import Finding
+from toolkit.errors import did_you_mean
+
+VALIDATION_LOSS = "validation/loss"
+METRICS = ("loss", "grad_norm", VALIDATION_LOSS)
+"""Numbers that a run measures and `stop_when` can look at."""
+
+_METRIC = ("stop_when", "metric")
+
+
+def check_measuring(section: Any) -> Iterable[Finding]:
+    """A metric that no run would ever measure."""
+    stop = section.stop_when
+    if stop is None:
+        return
+    if stop.metric not in METRICS:
+        yield Finding(_METRIC, f"{stop.metric!r} is no number that is measured. {did_you_mean(stop.metric, METRICS)}")
+    elif stop.metric == VALIDATION_LOSS and section.validation is None:
+        yield Finding(_METRIC, f"{stop.metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+
+
+def note_measuring(section: Any) -> Iterable[Finding]:
+    """A stop that cannot come, and a validation of what is trained on."""
+    steps = 0 if section.train.epochs else section.train.steps
+    if section.stop_when and steps and section.stop_when.min_steps >= steps:
+        message = f"{section.stop_when.min_steps}: the training ends at step {steps} anyway."
+        yield Finding(("stop_when", "min_steps"), message)
+    if section.stop_when and section.stop_when.metric == VALIDATION_LOSS and section.validation:
+        yield from _note_few_validations(section, steps)
+    if section.validation and section.validation.folder_path is not None:
+        folder = section.validation.folder_path
+        if _resolved(folder) in {_resolved(dataset.folder_path) for dataset in section.datasets}:
+            message = f"{folder!r} is trained on as well: a low loss says nothing of other images."
+            yield Finding(("validation", "folder_path"), message)
+
+
+def _note_few_validations(section: Any, steps: int) -> Iterable[Finding]:
+    every, smooth = section.validation.every, section.stop_when.smooth
+    if section.validation.every_n_epochs or (every and not steps):
+        return  # how many there will be is known with the images only
+    times = 1 + steps // every if every else 1
+    if times < smooth:
+        message = f"no effect: {smooth} validations are never reached, there are {times} before the end."
+        yield Finding(("stop_when", "smooth"), f"{message} Lower it, or 'validation.every'.")
+
+
+def _resolved(path: str) -> Path:
+    return Path(path).expanduser().resolve()

@@ -1,0 +1,106 @@
+"""Which processes of a job are finished, so that a job that was broken off goes on where it was.
+
+`job_state.json` lies in `<training_folder>/<job>/`, by the first process that has a `training_folder` (else `output`).
+A job of one process keeps none: that process knows best what is left to do.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from toolkit.config.process import JobContext, ProcessConfig
+from toolkit.errors import RunError
+from toolkit.files import write_json
+from toolkit.redact import black_out, black_out_data
+
+if TYPE_CHECKING:
+    from toolkit.config import JobConfig, ProcessEntry
+
+FILE = "job_state.json"
+
+
+class JobState:
+    """The leading processes that an earlier start finished with these settings and whose files are still there.
+
+    Once a process runs, all after it run too: they may build on what it makes.
+    """
+
+    def __init__(self, config: JobConfig, processes: Sequence[Any], anew: bool = False) -> None:
+        """processes: the objects of `config.processes`. anew: nothing counts as finished."""
+        self._job = JobContext(config.name)
+        self._entries = config.processes
+        self.path = _folder(config) / FILE if len(config.processes) > 1 else None
+        self._records = {} if anew or self.path is None else _read(self.path)
+        self._leading = 0
+        for entry, process in zip(config.processes, processes, strict=False):
+            if self._records.get(_label(entry)) != _digest(entry) or not self._still_there(entry, process):
+                break
+            self._leading += 1
+
+    def is_finished(self, index: int) -> bool:
+        """Whether process `index` need not run."""
+        return index < self._leading
+
+    def describe(self, index: int) -> str:
+        """One line about a process that does not run."""
+        place = f"process {index + 1} of {len(self._entries)}"
+        return f"{place}, {_label(self._entries[index])}: finished before, nothing to do (--restart runs it again)"
+
+    def begin(self, index: int) -> None:
+        """Process `index` runs: neither it nor what comes after it counts as finished any more."""
+        self._keep_first(index)
+
+    def finish(self, index: int) -> None:
+        """Process `index` came to its end."""
+        entry = self._entries[index]
+        self._keep_first(index, **{_label(entry): _digest(entry)})
+
+    def _keep_first(self, count: int, **more: str) -> None:
+        first = {_label(entry) for entry in self._entries[:count]}
+        records = {label: digest for label, digest in self._records.items() if label in first} | more
+        if self.path is None or (records == self._records and not more):
+            return
+        self._records = records
+        try:
+            write_json(self.path, {"finished": records})
+        except RunError as error:  # the work itself is done
+            print(black_out(f"warning: {error}"), file=sys.stderr)
+
+    def _still_there(self, entry: ProcessEntry, process: Any) -> bool:
+        if isinstance(entry.section, ProcessConfig):
+            return entry.section.still_there(self._job)
+        folder = getattr(process, "save_root", None)
+        return folder is None or folder.exists()
+
+
+def _label(entry: ProcessEntry) -> str:
+    """What a process is known by: its name, or its place and type."""
+    return entry.name or f"[{entry.index}] {entry.type}"
+
+
+def _digest(entry: ProcessEntry) -> str:
+    """Of the settings as they are used, variables filled in; secrets are blacked out first and make no difference."""
+    text = json.dumps(black_out_data(entry.raw, by_key=True), sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def _folder(config: JobConfig) -> Path:
+    given = (
+        getattr(entry.section, "training_folder", None) if entry.section else entry.raw.get("training_folder")
+        for entry in config.processes
+    )
+    folder = next((folder for folder in given if isinstance(folder, str) and folder), "output")
+    return Path(folder).expanduser() / config.name
+
+
+def _read(path: Path) -> dict[str, str]:
+    """The recorded processes; a file that is missing or damaged records none."""
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8"))["finished"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return {}

@@ -1,0 +1,154 @@
+"""`model`: base LoRAs in every shape they are written in."""
+
+import pytest
+
+from tests.toolkit.config.conftest import trainer
+
+A, B = "a.safetensors", "b.safetensors"
+
+
+@pytest.fixture
+def loras(section, tmp_path):
+    """(path, multiplier) of what a `model` section with these keys merges; both files are there."""
+
+    def loras(keys: str) -> list[tuple[str, float]]:
+        for name in (A, B):
+            (tmp_path / name).touch()
+        model = section(f"model: {{name_or_path: ./model, {keys}}}").model
+        return [(lora.path, lora.multiplier) for lora in model.base_loras]
+
+    return loras
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("base_loras: []", []),
+        ("base_loras: ", []),
+        (f"base_loras: [{{path: {A}, multiplier: 0.5}}, {{path: {B}}}]", [(A, 0.5), (B, 1.0)]),
+        (f"base_loras: [{A}, {{path: {B}, multiplier: -1}}]", [(A, 1.0), (B, -1.0)]),
+        (f"base_loras: {A}", [(A, 1.0)]),
+        (f"base_loras: {{path: {A}, multiplier: 2}}", [(A, 2.0)]),
+        (f"base_weights: [{A}, {B}], base_weights_multiplier: [0.5, 2]", [(A, 0.5), (B, 2.0)]),
+        (f"base_weights: [{A}, {B}], base_weights_multiplier: [0.5]", [(A, 0.5), (B, 1.0)]),
+        (f"base_weights: {A}, base_weights_multiplier: 0.25", [(A, 0.25)]),
+        (f"base_weights: [{A}]", [(A, 1.0)]),
+        ("base_weights: , base_weights_multiplier: 1", []),
+        (f"base_weights: [], base_loras: [{A}]", [(A, 1.0)]),
+    ],
+)
+def test_base_loras_as_people_write_them(loras, keys: str, expected: list[tuple[str, float]]) -> None:
+    assert loras(keys) == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("base_loras: [{multiplier: 1}]", "model.base_loras[0].path: "),
+        ("base_loras: [{path: none.safetensors}]", "model.base_loras[0].path: 'none.safetensors' does not exist"),
+        ("base_loras: [none.safetensors]", "model.base_loras[0]: 'none.safetensors' does not exist"),
+        ("base_loras: photos", "model.base_loras: 'photos' is not a file. Give a LoRA file."),
+        ("base_weights: [none.safetensors]", "model.base_weights[0]: 'none.safetensors' does not exist"),
+        ("base_loras: [{path: job.yaml, strength: 1}]", "model.base_loras[0].strength: unknown key."),
+        ("base_loras: [{path: job.yaml, multiplier: a}]", "model.base_loras[0].multiplier: 'a' is not a number."),
+        ("base_loras: [{path: job.yaml, multiplier: .inf}]", "model.base_loras[0].multiplier: "),
+        ("base_loras: [{path: job.yaml, multiplier: true}]", "model.base_loras[0].multiplier: true is not a number."),
+        ("base_loras: [job.yaml], base_weights: [job.yaml]", "model.base_weights: 'base_loras' is given as well."),
+        (
+            "base_weights: [job.yaml], base_weights_multiplier: [1, 2]",
+            "model.base_weights_multiplier: 2 multipliers for 1 files of base_weights.",
+        ),
+        (
+            "base_weights: [job.yaml], base_weights_multiplier: [much]",
+            "model.base_weights_multiplier[0]: 'much' is not a number.",
+        ),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_place(faults, keys: str, message: str) -> None:
+    found = faults(f"model: {{name_or_path: ./model, {keys}}}")
+    assert len(found) == 1
+    assert found[0].startswith(message)
+
+
+def test_what_has_no_effect_is_told(load) -> None:
+    keys = "base_loras: [{path: job.yaml, multiplier: 0}], base_weights_multiplier: [2]"
+    first, second = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
+    assert first.endswith("model.base_loras[0].multiplier: 0: the file is left out.")
+    assert second.endswith("model.base_weights_multiplier: has no effect without base_weights.")
+
+
+# ------------------------------------------------------------ quantization
+
+FILE = "owner/repo/folder/recovery.safetensors"
+
+
+@pytest.mark.parametrize(
+    ("keys", "expected"),
+    [
+        ("quantize: true", {"qtype": "int8", "int8_matmul": "auto", "accuracy_recovery_adapter": None}),
+        ("quantize: true, qtype: qint2", {"qtype": "int2"}),
+        ("quantize: true, qtype: FP8_scaled", {"qtype": "fp8_scaled"}),
+        ("quantize_te: true, qtype_te: fp8_scaled", {"quantize_te": True, "qtype_te": "fp8_scaled"}),
+        ("fp8_base: true, fp8_scaled: true", {"quantize": True, "qtype": "fp8_scaled"}),
+        ("fp8_scaled: true", {"quantize": True, "qtype": "fp8_scaled"}),
+        ("fp8_base: true", {"quantize": True, "qtype": "float8"}),
+        ("fp8_base: true, fp8_scaled: false", {"quantize": True, "qtype": "float8"}),
+        ("fp8_base: false, fp8_scaled: false, fp8_vl: false", {"quantize": False, "quantize_te": False}),
+        ("fp8_vl: true", {"quantize": False, "quantize_te": True, "qtype_te": "float8"}),
+        ("quantize: true, int8_matmul: false", {"int8_matmul": False}),
+        (f"quantize: true, qtype: 'qint4|{FILE}'", {"qtype": "int4", "accuracy_recovery_adapter": FILE}),
+        (f"quantize: true, quantize_dtype: 'int4 | {FILE}'", {"qtype": "int4", "accuracy_recovery_adapter": FILE}),
+        (
+            f"quantize: true, qtype: int2, accuracy_recovery_adapter: {FILE}",
+            {"qtype": "int2", "accuracy_recovery_adapter": FILE},
+        ),
+    ],
+)
+def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> None:
+    model = section(f"model: {{name_or_path: ./model, {keys}}}").model
+    assert {key: getattr(model, key) for key in expected} == expected
+
+
+@pytest.mark.parametrize(
+    ("keys", "message"),
+    [
+        ("quantize: true, qtype: uint4", "model.qtype: 'uint4' is not supported yet. Use 'int8' or "),
+        (f"quantize: true, qtype: 'uint3|{FILE}'", "model.qtype: 'uint3' is not supported yet. Use 'int8' or "),
+        ("quantize: true, qtype: 'int4|'", "model.qtype: needs a file after '|'."),
+        ("quantize: true, qtype: 'int4|none.safetensors'", "model.qtype: 'none.safetensors' does not exist"),
+        (
+            "quantize: true, accuracy_recovery_adapter: ./a/b/none.safetensors",
+            "model.accuracy_recovery_adapter: './a/b/none.safetensors' does not exist",
+        ),
+        (
+            "quantize_te: true, qtype_te: 'int4|a.safetensors'",
+            "model.qtype_te: 'int4|a.safetensors': only the transformer can have",
+        ),
+        (
+            f"quantize: true, qtype: 'int4|{FILE}', accuracy_recovery_adapter: a/b/c.safetensors",
+            "model.qtype: 'qtype' and 'accuracy_recovery_adapter' mean the same",
+        ),
+        ("fp8_base: true, quantize: false", "model.fp8_base: 'fp8_base' and 'quantize' mean the same"),
+        ("fp8_scaled: true, quantize: true, qtype: int4", "model.fp8_scaled: 'fp8_scaled' and 'qtype' mean the same"),
+        ("fp8_base: yes please", "model.fp8_base: write true or false."),
+        ("quantize: true, int8_matmul: fast", "model.int8_matmul: "),
+    ],
+)
+def test_a_quantization_that_cannot_be_is_said_at_its_place(faults, keys: str, message: str) -> None:
+    found = faults(f"model: {{name_or_path: ./model, {keys}}}")
+    assert len(found) == 1, found
+    assert found[0].startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ("qtype: int4", "model.qtype: has no effect without 'quantize: true'."),
+        ("int8_matmul: true", "model.int8_matmul: has no effect without 'quantize: true'."),
+        (f"qtype_te: int8, accuracy_recovery_adapter: {FILE}, quantize_te: true", "adapter: has no effect without"),
+        ("quantize: true, qtype: int4, int8_matmul: true", "has no effect with 'qtype: int4': it concerns int8"),
+    ],
+)
+def test_quantization_without_effect_is_told(load, keys: str, words: str) -> None:
+    (line,) = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
+    assert words in line

@@ -1,0 +1,66 @@
+"""Arguments as texts `name=value`, of optimizers and networks."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.toolkit.config.conftest import trainer
+
+
+@pytest.mark.parametrize(
+    ("written", "fields"),
+    [
+        ("['loraplus_lr_ratio=4', 'rank_dropout=0.1']", {"loraplus_lr_ratio": 4, "rank_dropout": 0.1}),
+        ("loraplus_lr_ratio=4 rank_dropout = 0.1", {"loraplus_lr_ratio": 4, "rank_dropout": 0.1}),
+        ("module_dropout=0", {"module_dropout": 0}),
+        ("\"exclude_patterns=[r'.*norm.*']\"", {"exclude_patterns": (".*norm.*",)}),
+        ("[\"include_patterns=['.*attn.*', 'b c']\"]", {"include_patterns": (".*attn.*", "b c")}),
+        ("\"include_patterns=['a', 'b'] module_dropout=0.5\"", {"include_patterns": ("a", "b"), "module_dropout": 0.5}),
+        ("include_patterns=.*attn.*", {"include_patterns": (".*attn.*",)}),
+        ("[]", {"loraplus_lr_ratio": 0}),
+        ("{rank_dropout: 0.5}", {"rank_dropout": 0.5}),
+    ],
+)
+def test_network_args_are_keys_of_the_network(section, written: str, fields: dict) -> None:
+    network = section(f"network:\n  network_args: {written}").network
+    assert {name: getattr(network, name) for name in fields} == fields
+
+
+def test_factor_belongs_to_lokr(section) -> None:
+    assert section("network: {type: lokr, network_args: ['factor=4']}").network.factor == 4
+
+
+def test_arguments_without_effect_are_warnings(load) -> None:
+    job = load(trainer("network: {network_args: [verbose=True, conv_dim=4, conv_alpha=1]}"))
+    assert [line.split("network_args")[1] for line in job.warnings] == [
+        "[0].verbose: 'verbose' has no effect: the log has one level.",
+        "[1].conv_dim: 'conv_dim' has no effect: the transformer has no convolutions.",
+        "[2].conv_alpha: 'conv_alpha' has no effect: the transformer has no convolutions.",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        (
+            "network: {network_args: [rank_dropuot=1]}",
+            "network.network_args[0].rank_dropuot: 'rank_dropuot' is unknown. D",
+        ),
+        ("network: {network_args: [rank_dropout=x]}", "network.network_args[0].rank_dropout: 'x' is not a number."),
+        (
+            "network: {network_args: [rank_dropout=2]}",
+            "network.network_args[0].rank_dropout: 2 is out of range: must be < 1.",
+        ),
+        ("network: {network_args: [rank_dropout]}", "network.network_args[0]: 'rank_dropout' is not of the form name="),
+        ("network: {network_args: ['include_patterns=(a']}", "network.network_args[0].include_patterns: '(a' is no re"),
+        (
+            "network: {rank: 4, network_args: [linear=8]}",
+            "network.rank: 'rank' and 'linear' mean the same, but 4 and 8 were given.",
+        ),
+        ("network: {network_module: networks.lora_wan}", "network.network_module: 'networks.lora_wan' is unknown. Did"),
+        ("network: {type: dora, network_module: networks.loha}", "network.network_module: 'network_module' and 'type'"),
+    ],
+)
+def test_what_is_wrong_is_said_at_its_place(faults, lines: str, message: str) -> None:
+    (found,) = faults(lines)
+    assert found.startswith(message)

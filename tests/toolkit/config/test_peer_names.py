@@ -1,0 +1,205 @@
+"""Jobs of other programs: what each of their options is here. The lists are theirs, written down by hand."""
+
+from __future__ import annotations
+
+import pytest
+
+from docs.generate import section_models
+from tests.toolkit.config.conftest import trainer
+from toolkit.config.normalise import field_names
+from toolkit.config.peer_names import AI_TOOLKIT, MUSUBI, hint
+from toolkit.config.reference import distinct_sections, keys, render
+
+FIELDS_OF_THE_GUI = (
+    "dit vae text_encoder dataset_config output_dir output_name max_train_steps max_train_epochs seed blocks_to_swap "
+    "gradient_accumulation_steps max_data_loader_n_workers learning_rate max_grad_norm lr_warmup_steps lr_decay_steps "
+    "network_dim network_alpha network_dropout scale_weight_norms save_every_n_epochs save_every_n_steps "
+    "save_last_n_epochs save_last_n_steps caching_latent_batch_size caching_latent_num_workers caching_teo_batch_size "
+    "discrete_flow_shift logit_mean logit_std sample_every_n_steps sample_every_n_epochs ddp_timeout network_weights "
+    "base_weights resume logging_dir log_with log_prefix wandb_api_key optimizer_args network_args "
+    "additional_parameters fp8_vl fp8_base fp8_scaled sdpa gradient_checkpointing save_state no_metadata dit_dtype "
+    "timestep_sampling weighting_scheme optimizer_type lr_scheduler split_attn"
+)
+"""Every field that the guide of musubi-tuner's front end explains."""
+
+COMMAND_LINE = (
+    "network_dim network_alpha network_dropout loraplus_lr_ratio include_patterns exclude_patterns rank_dropout "
+    "module_dropout factor scale_weight_norms network_weights base_weights base_weights_multiplier max_train_steps "
+    "max_train_epochs learning_rate lr_scheduler lr_warmup_steps lr_decay_steps lr_scheduler_num_cycles "
+    "lr_scheduler_power lr_scheduler_min_lr_ratio optimizer_type optimizer_args timestep_sampling discrete_flow_shift "
+    "sigmoid_scale weighting_scheme logit_mean logit_std mode_scale min_timestep max_timestep num_timestep_buckets "
+    "save_every_n_steps save_every_n_epochs save_last_n_steps save_last_n_epochs save_state no_metadata "
+    "sample_every_n_steps sample_every_n_epochs sample_at_first fp8_base fp8_scaled fp8_vl blocks_to_swap "
+    "gradient_checkpointing_cpu_offload compile compile_backend compile_mode compile_dynamic compile_fullgraph "
+    "compile_cache_size_limit full_bf16 fused_backward_pass mem_eff_save logging_dir log_with log_prefix "
+    "wandb_run_name wandb_api_key network_module network_args verbose output_dir output_name cuda_allow_tf32 "
+    "cuda_cudnn_benchmark timestep_bucketing split_attn dataset_config dit vae text_encoder edit mixed_precision "
+    "sdpa xformers flash_attn flash3 persistent_data_loader_workers max_data_loader_n_workers seed "
+    "gradient_checkpointing max_grad_norm negative_prompt image_size infer_steps guidance_scale flow_shift "
+    "lora_weight lora_multiplier control_image_path resize_control_to_image_size resize_control_to_official_size "
+    "text_encoder_cpu"
+)
+"""The options that musubi-tuner's guides name for this model."""
+
+AI_TOOLKIT_KEYS = {
+    "": "training_seed performance_log_every logging",
+    "model": "low_vram",
+    "sample": "sample_start_step",
+    "network": "network_kwargs",
+    "network.network_kwargs": "only_if_contains ignore_if_contains",
+    "train": (
+        "lr_scheduler lr_scheduler_params optimizer_params max_grad_norm timestep_type content_or_style loss_type "
+        "skip_first_sample disable_sampling unload_text_encoder"
+    ),
+    "datasets[]": "default_caption mask_path alpha_mask is_reg flip_x loss_multiplier num_repeats",
+}
+"""Section -> keys of jobs of ai-toolkit beside those of the tests' own jobs."""
+
+SECTIONS = dict(reversed(list(distinct_sections(section_models()))))
+
+KNOWN = keys(section_models())
+PAGE = render(section_models())
+
+
+@pytest.mark.parametrize("name", sorted({*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}))
+def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason(name: str) -> None:
+    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
+    here, remark = MUSUBI[name]
+    assert here or remark
+    assert all(f"`{place}`" in row for place in here) and remark.replace("|", "\\|") in row
+
+
+@pytest.mark.parametrize("peers", [MUSUBI, AI_TOOLKIT])
+def test_what_an_option_is_here_is_a_key(peers: dict) -> None:
+    assert {name: place for name, peer in peers.items() for place in peer.here if place not in KNOWN} == {}
+
+
+def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
+    for place in [f"{path}.{key}".lstrip(".") for path, text in AI_TOOLKIT_KEYS.items() for key in text.split()] + [
+        *AI_TOOLKIT
+    ]:
+        path, _, key = place.rpartition(".")
+        section = SECTIONS[path]
+        known = {*field_names(section), *section.aliases, *section.shapes, *section.no_effect, *section.unsupported}
+        assert key in known, place
+
+
+@pytest.mark.parametrize(
+    ("lines", "message"),
+    [
+        ("output_name: x", "output_name: unknown key. musubi-tuner's 'output_name' is 'config.name' here."),
+        ("network: {lr_warmup_steps: 1}", "network.lr_warmup_steps: unknown key. musubi-tuner's 'lr_warmup_steps' is"),
+        (
+            "sample: {image_size: 1}",
+            "sample.image_size: unknown key. musubi-tuner's 'image_size' is 'sample.width' and",
+        ),
+        ("train: {config_file: a}", "train.config_file: unknown key. musubi-tuner's 'config_file' is not needed: the"),
+        ("train: {caching_teo_batch_size: 0}", "train.caching_teo_batch_size: unknown key. musubi-tuner's 'caching_te"),
+    ],
+)
+def test_an_option_in_a_place_where_it_is_unknown_is_told_its_name(faults, lines: str, message: str) -> None:
+    (found,) = faults(lines)
+    assert found.startswith(message)
+
+
+def test_no_hint_for_what_no_program_has() -> None:
+    assert hint("linear_alpa") == ""
+
+
+@pytest.mark.parametrize(
+    ("lines", "place", "value"),
+    [
+        ("train: {mixed_precision: bf16}", "train.dtype", "bfloat16"),
+        ("save: {save_precision: bf16}", "save.dtype", "bfloat16"),
+        ("datasets: [{image_directory: photos}]", "datasets.0.folder_path", "photos"),
+        ("datasets: [{folder_path: photos, caption_extension: .caption}]", "datasets.0.caption_ext", (".caption",)),
+        ("network: {network_module: networks.loha}", "network.type", "loha"),
+        ("network: {network_module: networks.lora_qwen_image}", "network.type", "lora"),
+    ],
+)
+def test_names_that_are_accepted_where_they_belong(section, lines: str, place: str, value: object) -> None:
+    found = section(lines)
+    for part in place.split("."):
+        found = found[int(part)] if part.isdigit() else getattr(found, part)
+    assert found == value
+
+
+def test_options_without_effect_are_one_warning_each(load) -> None:
+    job = load(trainer("train: {sdpa: true, split_attn: false, persistent_data_loader_workers: true}"))
+    assert [line.split("process[0].")[1].split(":")[0] for line in job.warnings] == [
+        "train.sdpa", "train.split_attn", "train.persistent_data_loader_workers",
+    ]  # fmt: skip
+
+
+# ------------------------------------------------------------ the recipes of its guides, each name where it belongs
+
+LORA = """\
+model: {name_or_path: ./model, fp8_base: true, fp8_scaled: true, fp8_vl: true}
+datasets: [{image_directory: photos, caption_extension: .txt, num_workers: 2}]
+network: {network_module: networks.lora_qwen_image, network_dim: 16, network_args: [loraplus_lr_ratio=16, verbose=True]}
+train:
+  sdpa: true
+  mixed_precision: bf16
+  timestep_sampling: shift
+  weighting_scheme: none
+  discrete_flow_shift: 2.2
+  optimizer_type: torch.optim.AdamW
+  learning_rate: 5e-5
+  gradient_checkpointing: true
+  persistent_data_loader_workers: true
+  max_train_epochs: 16
+  seed: 42
+save: {save_every_n_epochs: 1}
+"""
+
+LOKR = """\
+model: {name_or_path: ./model, blocks_to_swap: 0}
+network: {network_module: networks.lokr, network_dim: 32, network_alpha: 16, network_args: "factor=4 rank_dropout=0.1"}
+train: {timestep_sampling: qwen_shift, lr_scheduler: rex, lr_warmup_steps: 0.1, num_timestep_buckets: 4,
+        cuda_allow_tf32: true, cuda_cudnn_benchmark: true, optimizer_args: [weight_decay=0.01, 'betas=0.9,0.999']}
+logging: {logging_dir: logs, log_prefix: experiment_}
+"""
+
+FULL = """\
+network: {type: full}
+train:
+  mixed_precision: bf16
+  full_bf16: true
+  fused_backward_pass: true
+  optimizer_type: adafactor
+  optimizer_args: [relative_step=False, scale_parameter=False, warmup_init=False]
+  learning_rate: 1e-6
+  max_grad_norm: 0
+  lr_scheduler: constant_with_warmup
+  lr_warmup_steps: 10
+save: {save_every_n_epochs: 1, mem_eff_save: true}
+"""
+
+
+def test_the_recipe_of_a_lora(load) -> None:
+    job = load(trainer(*LORA.splitlines()))
+    section = job.processes[0].section
+    assert [line.split("process[0].")[1].split(":")[0] for line in job.warnings] == [
+        "network.network_args[1].verbose", "train.sdpa", "train.persistent_data_loader_workers",
+    ]  # fmt: skip
+    assert (section.network.type, section.network.linear, section.network.loraplus_lr_ratio) == ("lora", 16, 16)
+    assert (section.model.qtype, section.model.qtype_te, section.train.lr) == ("fp8_scaled", "float8", 5e-5)
+    assert (section.train.timestep_type, section.train.discrete_flow_shift) == ("shift", 2.2)
+    assert (section.train.epochs, section.training_seed, section.save.interval()) == (16, 42, (0, 1))
+
+
+def test_the_recipe_of_a_lokr(load) -> None:
+    job = load(trainer(*LOKR.splitlines()))
+    section = job.processes[0].section
+    assert job.warnings == ()
+    assert (section.network.type, section.network.factor, section.network.linear_alpha) == ("lokr", 4, 16)
+    assert (section.train.timestep_type, section.train.lr_warmup_steps) == ("model_shift", 0.1)
+    assert section.logging.trackers() == ("tensorboard",)
+
+
+def test_the_recipe_of_full_finetuning(load) -> None:
+    job = load(trainer(*FULL.splitlines()))
+    section = job.processes[0].section
+    assert job.warnings == ()
+    assert (section.train.optimizer, section.train.lr, section.train.max_grad_norm) == ("adafactor", 1e-6, 0)
+    assert section.train.fused_backward_pass and section.train.full_bf16 and section.save.mem_eff_save

@@ -1,0 +1,223 @@
+"""What 0, an empty value and null mean, for every key where it is decided.
+
+Each entry of ZERO is read by the loader; where 0 is a value, the section is asked what it then does. Deeper down, that
+clipping, dropping out or waiting is then really off is tested where it is done.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from operator import attrgetter
+from typing import Any, NamedTuple
+
+import pytest
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from tests.toolkit.config.conftest import trainer
+from toolkit.data.plan import optimizer_steps
+from toolkit.optim.schedules import build_schedule, in_steps
+
+
+class Zero(NamedTuple):
+    """A job with 0 at a key, and what comes of it."""
+
+    lines: str
+    error: str = ""
+    """Beginning of the one mistake that is found."""
+
+    warning: str = ""
+    """End of the one warning; without one there is none."""
+
+    means: Callable[[SdTrainerConfig], Any] = lambda section: True
+    """Whether the section does what 0 means."""
+
+
+def _rate(section: SdTrainerConfig, step: int, steps: int = 10) -> float:
+    train = section.train
+    return build_schedule(train.lr_scheduler, steps, train.lr_warmup_steps, {}, decay=train.lr_decay_steps)(step)
+
+
+def _holds(key: str, value: Any = 0) -> Callable[[SdTrainerConfig], bool]:
+    return lambda section: attrgetter(key)(section) == value
+
+
+ZERO: dict[str, Zero] = {
+    "train.steps": Zero("train: {steps: 0}", error="train.steps: 0 optimizer steps. Give steps or epochs a value abov"),
+    "train.steps, with epochs": Zero("train: {steps: 0, epochs: 2}", means=lambda s: steps_of(s) == 20),
+    "train.epochs": Zero("train: {epochs: 0, steps: 7}", means=lambda s: steps_of(s) == 7),
+    "training_seed": Zero("training_seed: 0", means=_holds("training_seed")),
+    "train.seed": Zero("train: {seed: 0}", means=_holds("training_seed")),
+    "gradient_accumulation": Zero(
+        "train: {gradient_accumulation: 0}", error="train.gradient_accumulation: 0 is out of range: must be >= 1."
+    ),
+    "gradient_accumulation_steps": Zero(
+        "train: {gradient_accumulation_steps: 0}", error="train.gradient_accumulation_steps: 0 is out of range: must"
+    ),
+    "batch_size": Zero("train: {batch_size: 0}", error="train.batch_size: 0 is out of range: must be >= 1."),
+    "network.linear": Zero("network: {linear: 0}", error="network.linear: 0 is out of range: must be >= 1."),
+    "network_dim": Zero("network: {network_dim: 0}", error="network.network_dim: 0 is out of range: must be >= 1."),
+    "num_workers": Zero(
+        "datasets: [{folder_path: photos, num_workers: 0}]", means=lambda s: s.datasets[0].num_workers == 0
+    ),
+    "train.lr": Zero("train: {lr: 0}", warning="train.lr: 0: nothing is learned."),
+    "max_grad_norm": Zero("train: {max_grad_norm: 0}", means=_holds("train.max_grad_norm")),
+    "lr_warmup_steps": Zero("train: {lr_warmup_steps: 0, lr_scheduler: linear}", means=lambda s: _rate(s, 0) == 1),
+    "lr_warmup_steps below 1": Zero(
+        "train: {lr_warmup_steps: 0.1, lr_scheduler: constant_with_warmup}",
+        means=lambda s: in_steps(s.train.lr_warmup_steps, 1600) == 160 and _rate(s, 0) == 0 and _rate(s, 1) == 1,
+    ),
+    "lr_decay_steps": Zero(
+        "train: {lr_decay_steps: 0, lr_scheduler: warmup_stable_decay}", means=lambda s: _rate(s, 9) == 1
+    ),
+    "lr_decay_steps below 1": Zero(
+        "train: {lr_decay_steps: 0.2, lr_scheduler: linear}",
+        means=lambda s: (_rate(s, 8), _rate(s, 9), _rate(s, 10)) == (1, 0.5, 0),
+    ),
+    "network.linear_alpha": Zero("network: {linear_alpha: 0}", warning="linear_alpha: 0: the network has no effect."),
+    "dropout": Zero("network: {dropout: 0}", means=_holds("network.dropout")),
+    "rank_dropout": Zero("network: {rank_dropout: 0}", means=_holds("network.rank_dropout")),
+    "module_dropout": Zero("network: {module_dropout: 0}", means=_holds("network.module_dropout")),
+    "scale_weight_norms": Zero("network: {scale_weight_norms: 0}", means=_holds("network.scale_weight_norms")),
+    "caption_dropout_rate": Zero(
+        "datasets: [{folder_path: photos, caption_dropout_rate: 0}]",
+        means=lambda s: s.datasets[0].caption_dropout_rate == 0,
+    ),
+    "save_every": Zero("save: {save_every: 0}", means=lambda s: s.save.interval() == (0, 0)),
+    "save_every_n_steps": Zero("save: {save_every_n_steps: 0}", means=lambda s: s.save.interval() == (0, 0)),
+    "save_every_n_epochs": Zero("save: {save_every_n_epochs: 0}", means=lambda s: s.save.interval() == (0, 0)),
+    "save_every, both": Zero(
+        "save: {save_every: 0, save_every_n_epochs: 0}", means=lambda s: s.save.interval() == (0, 0)
+    ),
+    "save_every, epochs instead": Zero(
+        "save: {save_every: 0, save_every_n_epochs: 2}", means=lambda s: s.save.interval() == (0, 2)
+    ),
+    "save_every over epochs": Zero(
+        "save: {save_every: 50, save_every_n_epochs: 2}",
+        warning="save_every_n_epochs: has no effect: 'save_every: 50' decides. Leave one of them out.",
+        means=lambda s: s.save.interval() == (50, 0),
+    ),
+    "max_step_saves_to_keep": Zero("save: {max_step_saves_to_keep: 0}", means=lambda s: s.save.files_to_keep() == 0),
+    "save_last_n_steps": Zero("save: {save_last_n_steps: 0}", means=lambda s: s.save.files_to_keep() == 0),
+    "save_last_n_epochs": Zero(
+        "save: {save_every_n_epochs: 1, save_last_n_epochs: 0}", means=lambda s: s.save.files_to_keep() == 0
+    ),
+    "sample_every": Zero("sample: {sample_every: 0}", means=lambda s: s.sample.interval() == (0, 0)),
+    "sample_every_n_steps": Zero("sample: {sample_every_n_steps: 0}", means=lambda s: s.sample.interval() == (0, 0)),
+    "sample_every_n_epochs": Zero("sample: {sample_every_n_epochs: 0}", means=lambda s: s.sample.interval() == (0, 0)),
+    "sample_every_n_epochs, steps instead": Zero(
+        "sample: {sample_every: 9, sample_every_n_epochs: 0}", means=lambda s: s.sample.interval() == (9, 0)
+    ),
+    "sample_every_n_epochs over steps": Zero(
+        "sample: {sample_every: 9, sample_every_n_epochs: 2}",
+        warning="sample_every: has no effect: 'sample_every_n_epochs: 2' decides. Leave one of them out.",
+        means=lambda s: s.sample.interval() == (0, 2),
+    ),
+    "blocks_to_swap": Zero("model: {name_or_path: ./model, blocks_to_swap: 0}"),
+    "discrete_flow_shift": Zero(
+        "train: {timestep_type: shift, discrete_flow_shift: 0}",
+        error="train.discrete_flow_shift: 0 would train without any noise. Give a value above 0; 1 shifts nothing.",
+    ),
+    "logit_mean": Zero("train: {logit_mean: 0}", means=_holds("train.logit_mean")),
+    "logit_std": Zero("train: {logit_std: 0}", error="train.logit_std: 0 is out of range: must be > 0."),
+    "ddp_timeout": Zero("train: {ddp_timeout: 0}", means=_holds("train.ddp_timeout")),
+    "logging_dir": Zero("logging: {logging_dir: 0}", means=lambda s: s.logging.trackers() == ()),
+}
+"""Rows of the table "Zero, empty, null"; the share below 1 and who overrides whom stand in it too."""
+
+
+def steps_of(section: SdTrainerConfig) -> int:
+    """Optimizer steps of a run with 10 micro-batches per epoch."""
+    return optimizer_steps(section.train.steps, section.train.epochs, 10, section.train.gradient_accumulation)
+
+
+@pytest.mark.parametrize("name", ZERO)
+def test_zero_means_what_the_table_says(load, faults, name: str) -> None:
+    case = ZERO[name]
+    if case.error:
+        (found,) = faults(case.lines)
+        assert found.startswith(case.error)
+        return
+    job = load(trainer(case.lines))
+    assert [warning.endswith(case.warning) for warning in job.warnings] == [True] * bool(case.warning)
+    assert case.means(job.processes[0].section)
+
+
+# ------------------------------------------------------------ null and empty
+
+OPTIONAL = {
+    "train": (
+        "steps epochs seed gradient_accumulation gradient_accumulation_steps batch_size lr learning_rate max_grad_norm "
+        "lr_warmup_steps lr_decay_steps lr_scheduler optimizer optimizer_type optimizer_params optimizer_args "
+        "discrete_flow_shift logit_mean logit_std timestep_type timestep_sampling weighting_scheme ddp_timeout dtype "
+        "gradient_checkpointing min_timestep max_timestep"
+    ),
+    "network": (
+        "type linear network_dim linear_alpha network_alpha dropout network_dropout rank_dropout module_dropout "
+        "scale_weight_norms loraplus_lr_ratio network_args network_module pretrained_lora_path network_weights "
+        "include_patterns exclude_patterns factor"
+    ),
+    "save": (
+        "dtype save_every save_every_n_steps save_every_n_epochs max_step_saves_to_keep save_last_n_steps "
+        "save_last_n_epochs save_state no_metadata"
+    ),
+    "logging": "logging_dir log_with log_prefix log_tracker_name wandb_api_key wandb_run_name",
+    "": "training_folder device trigger_word training_seed resume sample first_sample validation stop_when logging",
+}
+"""Section -> keys that need no value."""
+
+
+@pytest.mark.parametrize("blank", ["", "null", "~", "''", '""', "${NOTHING:-}"])
+@pytest.mark.parametrize("section_name", OPTIONAL)
+def test_empty_and_null_are_not_given(load, section_name: str, blank: str) -> None:
+    lines = [f"{key}: {blank}" for key in OPTIONAL[section_name].split()]
+    if section_name:
+        lines = [f"{section_name}:", *(f"  {line}" for line in lines)]
+    job = load(trainer(*lines))
+    assert job.warnings == () or section_name == "save"
+    assert job.processes[0].section == load(trainer()).processes[0].section
+
+
+@pytest.mark.parametrize("blank", ["", "null", "''"])
+def test_an_empty_sample_keeps_its_defaults(section, blank: str) -> None:
+    keys = ("sample_every", "sample_every_n_epochs", "seed", "neg", "guidance_scale", "flow_shift", "prompts")
+    given = section("sample:", *(f"  {key}: {blank}" for key in keys), "  walk_seed: false").sample
+    assert given == section("sample: {walk_seed: false}").sample
+    assert given.interval() == (250, 0)
+
+
+@pytest.mark.parametrize("key", ["name_or_path"])
+@pytest.mark.parametrize("blank", ["", "null", "''"])
+def test_a_key_that_is_required_needs_a_value(faults, key: str, blank: str) -> None:
+    assert faults("model:", f"  {key}: {blank}") == [f"model.{key}: needs a value."]
+    assert faults("datasets:", f"  - folder_path: {blank}") == ["datasets[0].folder_path: needs a value."]
+
+
+@pytest.mark.parametrize("value", ["", "null", "''", "[]"])
+@pytest.mark.parametrize("key", ["base_loras", "base_weights"])
+def test_no_base_loras(section, key: str, value: str) -> None:
+    assert section("model:", "  name_or_path: ./model", f"  {key}: {value}").model.base_loras == ()
+
+
+def test_an_empty_resume_goes_on_from_what_is_there(section) -> None:
+    assert {section(f"resume: {blank}").resume for blank in ("", "null", "''")} == {"auto"}
+
+
+# ------------------------------------------------------------ trackers
+
+
+@pytest.mark.parametrize("blank", ["", "null", "''"])
+def test_an_empty_log_with_is_tensorboard_where_there_is_a_folder(section, blank: str) -> None:
+    assert section("logging:", f"  log_with: {blank}").logging.trackers() == ()
+    assert section("logging:", f"  log_with: {blank}", "  logging_dir: runs").logging.trackers() == ("tensorboard",)
+
+
+def test_a_key_of_wandb_comes_from_the_environment_and_is_kept_nowhere(load, monkeypatch) -> None:
+    monkeypatch.setitem(os.environ, "WANDB_API_KEY", "k" * 40)
+    monkeypatch.setattr("toolkit.config.logging._is_installed", lambda package: True)
+    job = load(trainer("logging: {log_with: wandb, wandb_api_key: ''}"))
+    assert job.processes[0].section.logging.wandb_api_key == "" and job.warnings == ()
+    given = load(trainer(f"logging: {{log_with: wandb, wandb_api_key: {'abcd' * 10}}}"))
+    assert given.processes[0].section.logging.wandb_api_key == "abcd" * 10
+    assert "abcd" * 10 not in given.unexpanded_text + repr(given.processes[0].section)
+    assert "wandb_api_key" not in given.processes[0].section.logging.model_dump()

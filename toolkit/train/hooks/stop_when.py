@@ -1,0 +1,81 @@
+"""Ends a run as finished once the mean of a number is low enough."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from statistics import fmean
+from typing import Any
+
+from toolkit.contracts import StepResult
+from toolkit.train.hook import Hook
+from toolkit.train.hooks.intervals import due
+from toolkit.train.run import Run
+
+OF_A_STEP = ("loss", "grad_norm")
+"""Metrics every optimizer step has."""
+
+_KEY = "stop_when"
+
+
+class StopHook(Hook):
+    """Keeps the last finite values of one metric in the state, so that a resumed run stops at the same step."""
+
+    at_goal: Callable[[Run], None] = staticmethod(lambda run: None)
+    """Called when the metric is low enough, before the step is saved."""
+
+    def __init__(self, settings: Any, note: Callable[[str], None]) -> None:
+        """settings: a `stop_when` section."""
+        self.settings = settings
+        self.note = note
+
+    def on_start(self, run: Run) -> None:
+        self._known(run)
+        self._look(run)
+
+    def on_result(self, run: Run, result: StepResult) -> None:
+        if self.settings.metric in OF_A_STEP:
+            self._add(run, getattr(result, self.settings.metric))
+
+    def take(self, run: Run, values: Mapping[str, float]) -> None:
+        """Values that are measured now and then, by their name in a log."""
+        if self.settings.metric in values:
+            self._add(run, values[self.settings.metric])
+
+    def after_step(self, run: Run) -> None:
+        if due(run.state.step, self.settings.check_every):
+            run.settle()
+            self._look(run)
+
+    def _known(self, run: Run) -> dict[str, Any]:
+        """What the state keeps; values of another metric are forgotten."""
+        known = run.state.extra.get(_KEY, {})
+        if known.get("metric") != self.settings.metric:
+            known = run.state.extra[_KEY] = {"metric": self.settings.metric, "values": []}
+        return known
+
+    def _add(self, run: Run, value: float) -> None:
+        known = self._known(run)
+        if math.isfinite(value) and run.goal_reached is None:  # what ended the run stays as it was
+            known["values"] = [*known["values"], value][-self.settings.smooth :]
+
+    def _look(self, run: Run) -> None:
+        reason = reached(self.settings, run.state.step, run.state.extra)
+        if reason:
+            self.note(f"{reason} at step {run.state.step}: the run is finished")
+            run.goal_reached = run.report["reason"] = reason
+            self.at_goal(run)
+
+
+def reached(settings: Any, step: int, extra: Mapping[str, Any]) -> str | None:
+    """Why a run whose state is (step, extra) is finished by a `stop_when` section (or None); None when it is not."""
+    if settings is None or step == 0 or step < settings.min_steps or not due(step, settings.check_every):
+        return None
+    known = extra.get(_KEY, {})
+    values = known.get("values", [])[-settings.smooth :]
+    if known.get("metric") != settings.metric or len(values) < settings.smooth:
+        return None
+    mean = fmean(values)
+    if mean >= settings.below:
+        return None
+    return f"stop_when: the mean {settings.metric} of {len(values)}, {mean:.6g}, is below {settings.below:g}"

@@ -1,0 +1,84 @@
+"""The loss on held-out images: the same noise and noise levels each time, so that only the weights make a difference.
+
+Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from statistics import fmean
+
+import torch
+from torch import Tensor
+
+from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter
+from toolkit.data.batches import BatchLoader
+from toolkit.data.cache import key_of
+from toolkit.data.digests import file_digest
+from toolkit.data.encode import EncodedDataset
+from toolkit.flow.losses import loss_per_sample
+from toolkit.flow.path import linear_path
+from toolkit.seeding import generator
+
+LOSS = "validation/loss"
+"""The mean over all images and noise levels; `validation/loss_t0.125` and so on are those of one level."""
+
+
+def noise_levels(count: int) -> tuple[float, ...]:
+    """The middles of `count` equal parts of (0, 1)."""
+    return tuple((index + 0.5) / count for index in range(count))
+
+
+class Validator:
+    """Mean squared error of the velocity, unweighted, one image and noise level at a time.
+
+    It draws nothing from a shared generator and changes no weight.
+    """
+
+    def __init__(self, adapter: ModelAdapter, dataset: EncodedDataset, timesteps: int, seed: int) -> None:
+        """dataset: the held-out items. timesteps: noise levels per item. seed: of the noise."""
+        self._adapter = adapter
+        self._dataset = dataset
+        self._levels = noise_levels(timesteps)
+        self._seed = seed
+        self._loader = BatchLoader(dataset, seed)
+
+    @property
+    def identity(self) -> str:
+        """A digest of all that decides the losses besides the weights: two numbers compare only when it is the same."""
+        entries = [[entry.key for entry in (*e.images(), *e.texts())] for e in self._dataset.entries]
+        return key_of(entries=entries, levels=self._levels, seed=self._seed)
+
+    @torch.no_grad()
+    def losses(self, stop_asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """The mean loss and that of each noise level, by their names in a log.
+
+        stop_asked: read before each forward pass; None when it asked for an end.
+        """
+        self._adapter.announce(self._levels)
+        by_level: list[list[float]] = [[] for _ in self._levels]
+        for index, item in enumerate(self._dataset.items):
+            batch = self._loader.load(BatchSpec(0, (index,), (index,)))
+            noise_BCHW = self._noise(item, batch.latents_BCHW.shape[1:])
+            for level, losses in zip(self._levels, by_level, strict=True):
+                if stop_asked():
+                    return None
+                losses.append(self._loss(batch, noise_BCHW, level))
+        means = [fmean(losses) for losses in by_level]
+        return {LOSS: fmean(means)} | {
+            f"{LOSS}_t{level:g}": mean for level, mean in zip(self._levels, means, strict=True)
+        }
+
+    def _loss(self, batch: Batch, noise_BCHW: Tensor, level: float) -> float:
+        t_B = torch.tensor([level])
+        x_t_BCHW, velocity_BCHW = linear_path(batch.latents_BCHW, noise_BCHW, t_B)
+        predicted_BCHW = self._adapter.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.references)
+        mask_B1HW = batch.loss_mask_B1HW
+        if mask_B1HW is not None:
+            mask_B1HW = mask_B1HW.to(predicted_BCHW.device)
+        return loss_per_sample(predicted_BCHW, velocity_BCHW.to(predicted_BCHW.device), mask_B1HW=mask_B1HW).item()
+
+    def _noise(self, item: Item, shape_CHW: Sequence[int]) -> Tensor:
+        """The item's own noise [1, C, H, W], by what its image holds."""
+        key = (file_digest(item.sample.image), str(item.crop.bucket))
+        return torch.randn((1, *shape_CHW), generator=generator(self._seed, "validation", *key))
