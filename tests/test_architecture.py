@@ -42,14 +42,19 @@ FLOW_LIBRARIES = {"torch", "numpy"}
 
 WITHOUT_MIRROR = {
     "tests/test_architecture.py": "the shape of all",
+    "tests/benchmarks/test_readme.py": "the commands that benchmarks/README.md gives",
+    "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",
+    "tests/extensions/sd_trainer/test_matrix.py": "whole jobs, every kind with every other",
     "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
     "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",
     "tests/faults/test_going_on.py": "whole jobs that go on from what is there",
     "tests/faults/test_inputs.py": "whole jobs on odd and broken files",
     "tests/faults/test_kills.py": "saves that die at any write",
     "tests/faults/test_mutations.py": "random damage to everything that is read",
+    "tests/faults/test_processes.py": "whole jobs that several processes run together",
     "tests/faults/test_secrets.py": "every byte that whole jobs leave",
     "tests/faults/test_stops.py": "whole jobs that are stopped and killed",
+    "tests/toolkit/config/test_zero_empty_null.py": "what 0 and nothing mean, in every section",
     "tests/toolkit/models/qwen_edit/test_parity.py": "the whole adapter against diffusers' own pipeline",
 }
 """Test files that test no one module, and what they test."""

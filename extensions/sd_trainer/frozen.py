@@ -5,9 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import UserError
 from toolkit.memory.int8_matmul import applies, is_exact
@@ -16,6 +14,9 @@ from toolkit.models.families import family_for
 from toolkit.models.hub import download_file
 from toolkit.models.opening import Quantizer, model_folder
 from toolkit.networks.formats import read_network_file
+
+if TYPE_CHECKING:
+    import torch
 
 Note = Callable[[str], None]
 KEY = "model.accuracy_recovery_adapter"

@@ -3,16 +3,45 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from pathlib import Path
 
 import pytest
+from safetensors import safe_open
 
 from tests.faults.conftest import Job, contents, draw_pictures
 
 
 def damage(path: Path) -> None:
     path.write_bytes(path.read_bytes()[:-1])
+
+
+# ------------------------------------------------------------ zeros
+
+
+def test_a_job_of_zeros_draws_a_seed_keeps_it_and_saves_only_the_end(job: Job) -> None:
+    """0 is off for all of these; the seed that was drawn goes on with the run and is enough to repeat it."""
+    job.change(training_seed=0, network__dropout=0, train__max_grad_norm=0, train__lr_warmup_steps=0, train__steps=2)
+    job.change(save__save_every=0, save__max_step_saves_to_keep=0, sample__sample_every=0)
+    job.change(train__skip_first_sample=True)
+    job.section["datasets"][0] |= {"caption_dropout_rate": 0, "num_workers": 0}
+    seed = int(re.search(r"training_seed (\d+)", job.run())[1])
+    assert seed > 0 and [path.name for path in job.folder.glob("*.safetensors")] == ["job.safetensors"]
+    assert job.states() == [2]
+    assert [path.name.partition("__")[2] for path in job.folder.glob("samples/*")] == ["000000002_0.png"], (
+        "the last set"
+    )
+    with safe_open(job.folder / "job.safetensors", "np") as file:
+        assert file.metadata()["ss_seed"] == str(seed)
+    job.change(train__steps=3)
+    assert f"training_seed {seed}\n" in job.run()
+    ended = job.result()
+    shutil.rmtree(job.folder)
+    job.change(training_seed=seed)
+    job.run()
+    again = job.result()
+    assert again["metrics"] == ended["metrics"] and again["job.safetensors"] == ended["job.safetensors"]
 
 
 # ------------------------------------------------------------ changed jobs

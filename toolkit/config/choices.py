@@ -52,6 +52,42 @@ def _listed(names: Sequence[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 
+def _auto_or_bool(value: Any) -> Any:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    if str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    raise mistake(f"{value!r} is not one of true, false or 'auto'.")
+
+
+AutoOrBool = Annotated[
+    bool | Literal["auto"], BeforeValidator(_auto_or_bool), WithJsonSchema({"enum": [True, False, "auto"]})
+]
+"""true, false, or "auto": the program decides."""
+
+
+CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload")
+"""Of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the device."""
+
+
+def _checkpointing(value: Any) -> Any:
+    folded = str(value).strip().lower()
+    if folded in ("true", "false"):
+        return folded == "true"
+    known = ("auto", *CHECKPOINTING_LEVELS)
+    if folded not in known:
+        raise mistake(f"{value!r} is not one of true, false, {_listed(known)}.")
+    return folded
+
+
+Checkpointing = Annotated[
+    bool | Literal["auto", CHECKPOINTING_LEVELS],
+    BeforeValidator(_checkpointing),
+    WithJsonSchema({"enum": [True, False, "auto", *CHECKPOINTING_LEVELS]}),
+]
+"""A level, "auto", or true and false for the last but one and the first."""
+
+
 def _possible_path(value: str) -> str:
     if "\0" in value:
         raise mistake("holds a zero byte, which no path can.")

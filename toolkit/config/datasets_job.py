@@ -17,7 +17,7 @@ from toolkit.config.base import Key
 from toolkit.config.choices import PathText, mistake
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.logging import LoggingConfig
-from toolkit.config.model import ModelConfig
+from toolkit.config.model import TO_TRAIN, ModelConfig
 from toolkit.config.network import NetworkConfig
 from toolkit.config.node import Node
 from toolkit.config.normalise import prefer
@@ -25,9 +25,14 @@ from toolkit.config.process import Finding, JobContext, ProcessConfig
 from toolkit.config.report import Report
 from toolkit.config.sample import SampleConfig
 from toolkit.config.save import SaveConfig
+from toolkit.config.stop_when import StopWhenConfig
 from toolkit.config.train import TrainConfig
+from toolkit.config.validation import OF_THE_FOLDER, ValidationConfig
 
 Found = Iterable[Finding]
+
+FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when": "stop_when"}
+"""Keys that are also taken inside `train` -> the process's own key."""
 
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
@@ -66,7 +71,8 @@ class DatasetsJob(ProcessConfig):
 
     resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
     """auto: go on from the newest good state of the run's folder, if there is one. never: move an old run aside
-    and begin anew. A step number, or the path of a state folder: go on from there; what is later is moved aside."""
+    and begin anew. A step number (0 is one like any other), or the path of a state folder: go on from there;
+    what is later is moved aside."""
 
     network: NetworkConfig = Field(default_factory=NetworkConfig)
     """The adapter that is trained."""
@@ -86,48 +92,63 @@ class DatasetsJob(ProcessConfig):
     sample: SampleConfig | None = None
     """Pictures drawn during training; none without this section."""
 
+    first_sample: SampleConfig | None = None
+    """The pictures drawn before step 1, where they are others: a section like `sample`; it takes nothing from it."""
+
+    validation: ValidationConfig | None = None
+    """The loss on images that are not trained on; none without this section."""
+
+    stop_when: StopWhenConfig | None = None
+    """Ends the training before its last step; never without this section."""
+
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """What is printed."""
 
     shapes: ClassVar = {
         "optimizer": "train.optimizer, train.lr and train.optimizer_params, as {name, lr, ...}",
         "training": "train, as {steps, epochs}",
+        "log_dir": "logging.logging_dir",
     }
     no_effect: ClassVar = {
         "performance_log_every": "metrics.jsonl has the times of every step",
-        "log_dir": "logs are kept in the run's folder",
         "sqlite_db_path": "the web page reads the run's folder",
         "torch_profiler": "metrics.jsonl has the times of every step",
     }
     unsupported: ClassVar = {
-        "first_sample": (),
         "guidance": (),
         "embedding": (),
         "decorator": (),
         "adapter": (),
         "slider": (),
-        "validation": (),
     }
+
+    aliases: ClassVar = {"stop_condition": "stop_when"}
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`optimizer`, `training` and `train.seed` go where they belong."""
+        """`optimizer`, `training` and keys of `train` that are the process's own go where they belong."""
         optimizer = entries.pop("optimizer", None)
         if optimizer is not None:
             place_in(entries, "train", "optimizer", optimizer, report)
+        log_dir = entries.pop("log_dir", None)
+        if log_dir is not None:
+            place_in(entries, "logging", "logging_dir", log_dir, report)
         training = entries.pop("training", None)
         if training is not None and isinstance(training.value, dict):
             for key, child in training.value.items():
                 place_in(entries, "train", key, child, report)
         elif training is not None:
             report.mistake(training, "is not a mapping of keys and values.")
+        _move_compile(entries, report)
         train = entries.get("train")
-        if train is not None and isinstance(train.value, dict) and "seed" in train.value:
-            rest = dict(train.value)
-            seed = rest.pop("seed")
-            entries["train"] = replace(train, value=rest)
-            if not seed.is_blank:
-                entries["training_seed"] = prefer(entries.get("training_seed"), seed, report)
+        if train is None or not isinstance(train.value, dict):
+            return entries
+        rest = dict(train.value)
+        for key, field in FROM_TRAIN.items():
+            node = rest.pop(key, None)
+            if node is not None and not node.is_blank:
+                entries[field] = prefer(entries.get(field), node, report)
+        entries["train"] = replace(train, value=rest)
         return entries
 
     # ------------------------------------------------------------ what the rooms ask
@@ -156,13 +177,39 @@ class DatasetsJob(ProcessConfig):
         yield from self._check_model(job)
         for index, dataset in enumerate(self.datasets):
             yield from self._check_dataset(("datasets", index), dataset, job)
+        yield from self._check_validation(job)
+        for index, lora in enumerate(self.model.base_loras):
+            key = ("model", "base_loras", index, "path")
+            yield from _check_path(key, lora.path, "Give a LoRA file.", job, file=True)
+        recovery = self.model.accuracy_recovery_adapter
+        if recovery is not None and self.model.recovery_is_path():
+            remedy = "Give a file, or owner/repo/file.safetensors of the hub."
+            yield from _check_path(("model", "accuracy_recovery_adapter"), recovery, remedy, job, file=True)
         pretrained = self.network.pretrained_lora_path
         if pretrained is not None:
             key = ("network", "pretrained_lora_path")
             yield from _check_path(key, pretrained, "Give a LoRA file.", job, file=True)
-        for index, item in enumerate(self.sample.samples if self.sample else ()):
+        for section in ("sample", "first_sample"):
+            yield from self._check_samples(section, job)
+
+    def _check_validation(self, job: JobContext) -> Found:
+        validation = self.validation
+        if validation is None:
+            return
+        folder = validation.folder_path
+        if folder is None:
+            for key in sorted(validation.model_fields_set & set(OF_THE_FOLDER)):
+                yield Finding(("validation", key), "goes with 'folder_path', which is not given. Leave it out.")
+            return
+        yield from _check_path(("validation", "folder_path"), folder, "Give a folder of images.", job)
+        for slot, path in enumerate(validation.control_path):
+            yield from _check_path(("validation", "control_path", slot), path, "Give a folder of images.", job)
+
+    def _check_samples(self, section: str, job: JobContext) -> Found:
+        sample = getattr(self, section)
+        for index, item in enumerate(sample.samples if sample else ()):
             for slot, path in enumerate(item.ctrl_img):
-                key = ("sample", "samples", index, "ctrl_img", slot)
+                key = (section, "samples", index, "ctrl_img", slot)
                 yield from _check_path(key, path, "Give an image file.", job, file=True)
 
     def _check_model(self, job: JobContext) -> Found:
@@ -184,6 +231,7 @@ class DatasetsJob(ProcessConfig):
         yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
         for slot, path in enumerate(dataset.control_path):
             yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
+        yield from _check_masks(at, dataset, job)
         if dataset.shuffle_tokens and self.asked_text_cache(dataset):
             own = dataset.cache_text_embeddings is not None
             key = (*at, "cache_text_embeddings") if own else ("train", "cache_text_embeddings")
@@ -202,6 +250,33 @@ def place_in(entries: dict[str, Node], section: str, key: str, node: Node, repor
         return
     chosen = prefer(target.value.get(key), node, report)
     entries[section] = replace(target, value={**target.value, key: chosen})
+
+
+def _move_compile(entries: dict[str, Node], report: Report) -> None:
+    """ai-toolkit's keys of compiling go from `model` to `train`."""
+    model = entries.get("model")
+    if model is None or not isinstance(model.value, dict):
+        return
+    rest = dict(model.value)
+    switches = [rest.pop(key) for key in ("compile", "block_compile") if key in rest]
+    moved = {"compile": next((node for node in switches if node.value is not False), None)}
+    moved |= {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
+    entries["model"] = replace(model, value=rest)
+    for key, node in moved.items():
+        if node is not None:
+            place_in(entries, "train", key, node, report)
+
+
+def _check_masks(at: Key, dataset: DatasetConfig, job: JobContext) -> Found:
+    folder, key = dataset.mask_path, (*at, "mask_path")
+    if folder is None:
+        return
+    if dataset.alpha_mask:
+        yield Finding(key, "'mask_path' and 'alpha_mask: true' exclude each other. Keep one.")
+    if Path(folder).expanduser().resolve() == Path(dataset.folder_path).expanduser().resolve():
+        remedy = "Give another folder, or 'alpha_mask: true' where the transparency of the images is meant."
+        yield Finding(key, f"{folder!r} is the folder of the images: each would be its own mask. {remedy}")
+    yield from _check_path(key, folder, "Give a folder of masks.", job)
 
 
 def _check_path(key: Key, path: str, remedy: str, job: JobContext, *, file: bool = False) -> Found:

@@ -16,7 +16,7 @@ class EmaConfig(StrictModel):
     """Keep the average; samples and the saved LoRA are made of it."""
 
     ema_decay: float = Field(default=0.999, ge=0, le=1)
-    """Share of the old average that stays at each step."""
+    """Share of the old average that stays at each step. 0: the average is the weights themselves."""
 
     use_num_updates: bool = True
     """Warm up: the decay after n steps is at most (1 + n) / (10 + n), so that early files are not the start."""

@@ -15,6 +15,7 @@ from toolkit.config.defaults import DefaultsWatch, merge_defaults
 from toolkit.config.job import JobConfig, ProcessEntry
 from toolkit.config.node import Node, show
 from toolkit.config.normalise import Normaliser
+from toolkit.config.peer_names import hint
 from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.config.report import Report
 from toolkit.config.saved import saved_text, secret_scalars
@@ -118,7 +119,7 @@ def check_frame(root: Node, report: Report) -> Node:
 def refuse_unknown(node: Node, known: tuple[str, ...], report: Report) -> None:
     for key, child in node.value.items():
         if key not in known:
-            report.mistake(child, f"unknown key. {did_you_mean(key, known)}", at_key=True)
+            report.mistake(child, f"unknown key. {hint(key) or did_you_mean(key, known)}", at_key=True)
 
 
 def read_name(config: Node, report: Report) -> str:

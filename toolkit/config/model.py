@@ -2,16 +2,29 @@
 
 from __future__ import annotations
 
+import re
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import PathText, mistake, one_of
+from toolkit.config.choices import AutoOrBool, PathText, mistake, one_of
+from toolkit.config.node import Node
+from toolkit.config.normalise import prefer
+from toolkit.config.report import Report
 
-QTYPES = ("int8", "int4", "float8")
-_QTYPES_LATER = "int2 qint2 uint2 uint3 uint4 uint5 uint6 uint7 uint8 fp8_scaled nvfp4 convrot8 convrot4 orbit8 orbit4"
+QTYPES = ("int8", "int4", "int2", "float8", "fp8_scaled")
+_QTYPE_SPELLINGS = {
+    "qint8": "int8",
+    "qint4": "int4",
+    "qint2": "int2",
+    "qfloat8": "float8",
+    "qfloat8_e4m3fn": "float8",
+    "fp8": "float8",
+}
+_QTYPES_LATER = "uint2 uint3 uint4 uint5 uint6 uint7 uint8 nvfp4 convrot8 convrot4 orbit8 orbit4"
 
 _OTHER_FAMILIES = (
     "is_flux is_xl is_v2 is_v3 is_v_pred is_pixart is_pixart_sigma is_auraflow is_lumina2 is_ssd is_vega "
@@ -21,19 +34,25 @@ _OTHER_FAMILIES = (
 
 def _without_adapter(value: Any) -> Any:
     if isinstance(value, str) and "|" in value:
-        raise mistake(f"{value!r} is not supported yet. Supported types: {', '.join(QTYPES)}.")
+        raise mistake(f"{value!r}: only the transformer can have an accuracy-recovery adapter. Leave out '|' and file.")
     return value
 
 
 Qtype = Annotated[
-    Literal["int8", "int4", "float8"],
-    *one_of(
-        *QTYPES,
-        spellings={"qint8": "int8", "qint4": "int4", "qfloat8": "float8", "fp8": "float8"},
-        later=_QTYPES_LATER,
-    ),
+    Literal["int8", "int4", "int2", "float8", "fp8_scaled"],
+    *one_of(*QTYPES, spellings=_QTYPE_SPELLINGS, later=_QTYPES_LATER),
     BeforeValidator(_without_adapter),
 ]
+
+_PARTED = WithJsonSchema(
+    {
+        "anyOf": [
+            {"type": "string", "enum": [*QTYPES, *_QTYPE_SPELLINGS]},
+            {"type": "string", "pattern": r"^[A-Za-z0-9_]+ *\|.+"},
+        ]
+    }
+)
+"""As `reshape` takes it, with a file after the type."""
 
 
 def _without_tag(value: Any) -> Any:
@@ -51,11 +70,38 @@ def looks_like_a_path(name: str) -> bool:
     return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
 
 
+TO_TRAIN = {
+    "compile_mode": "compile_mode",
+    "compile_dynamic": "compile_dynamic",
+    "compile_fullgraph": "compile_fullgraph",
+    "cache_size_limit": "compile_cache_size_limit",
+}
+"""ai-toolkit's keys of `model` -> of `train`, where compiling belongs here."""
+
+
 class ModelKwargs(StrictModel):
     """`model.model_kwargs`: settings of the model family."""
 
     match_target_res: bool = False
     """References have the pixel area of the image they belong to instead of 1024 x 1024."""
+
+
+class BaseLora(StrictModel):
+    """`model.base_loras[]`: a LoRA file that becomes part of the model before training."""
+
+    path: PathText
+    """A LoRA, DoRA, LoHa or LoKr file (.safetensors), of this or another program."""
+
+    multiplier: float = 1.0
+    """What its change of each weight is multiplied by; negative takes it away, 0 leaves the file out."""
+
+    def file_name(self) -> str:
+        """Without the folder: what may stand in a file that is given away."""
+        return Path(self.path).name
+
+
+def _from_path(value: Any) -> Any:
+    return {"path": value} if isinstance(value, str) else value
 
 
 class ModelConfig(StrictModel):
@@ -80,8 +126,19 @@ class ModelConfig(StrictModel):
     quantize: bool = False
     """Keep the transformer blocks' weights in `qtype`."""
 
-    qtype: Qtype = "int8"
-    """Number type of the quantized transformer weights."""
+    qtype: Annotated[Qtype, _PARTED] = "int8"
+    """Number type of the quantized transformer weights: 8 bit with a scale per output (`int8`, `float8`) or per 64
+    inputs (`fp8_scaled`, musubi-tuner's), 4 or 2 bit with a scale per 128 inputs. `int4|file` also names an
+    `accuracy_recovery_adapter`."""
+
+    accuracy_recovery_adapter: PathText | None = None
+    """A LoRA that makes up for what quantization lost: a local file, or `owner/repo/file.safetensors` on the hub. It is
+    added to the frozen model, never trained and never saved; layers it does not cover become `int8`."""
+
+    int8_matmul: Literal["auto"] | bool = "auto"
+    """Round inputs and gradients of `int8` layers to 8 bits as well (about 1 % error, larger ones are left alone), so
+    that they multiply in int8: 1.5 to 2.5 times faster on CPUs with AVX-512 VNNI. `auto`: there, for layers at least
+    512 wide."""
 
     quantize_te: bool = False
     """Keep the text encoder's weights in `qtype_te`."""
@@ -92,9 +149,30 @@ class ModelConfig(StrictModel):
     low_vram: bool = False
     """Quantize on the CPU and keep the encoders off the device when they are not at work."""
 
+    base_loras: tuple[Annotated[BaseLora, BeforeValidator(_from_path, json_schema_input_type=str | BaseLora)], ...] = ()
+    """LoRA files that are merged into the model before it is quantized and trained, in this order; an entry may be
+    the path alone. What is trained comes on top: to use it, load these files with it."""
+
+    modulation_table: AutoOrBool = "auto"
+    """Keep the third of the transformer that depends on the noise level alone in the main memory, and its results for
+    the levels of the next steps on the device: the same numbers to rounding. auto: with CUDA."""
+
+    blocks_to_swap: int = Field(default=0, ge=0)
+    """Blocks whose frozen weights wait in the main memory and are copied to the device each time they are used; at
+    most all but one. Two of them have room on the device, so fewer than 3 save nothing. 0: none."""
+
     model_kwargs: ModelKwargs = Field(default_factory=ModelKwargs)
     """Settings of the model family."""
 
+    shapes: ClassVar = {
+        "fp8_base": "quantize with qtype float8",
+        "fp8_scaled": "quantize with qtype fp8_scaled",
+        "fp8_vl": "quantize_te with qtype_te float8",
+        "base_weights": "base_loras, as a list of paths",
+        "base_weights_multiplier": "base_loras, as a list of multipliers",
+        **dict.fromkeys(("compile", "block_compile"), "train.compile.enabled"),
+        **{old: f"train.compile.{new.removeprefix('compile_')}" for old, new in TO_TRAIN.items()},
+    }
     aliases: ClassVar = {"quantize_dtype": "qtype", "quantize_te_dtype": "qtype_te"}
     no_effect: ClassVar = dict.fromkeys(_OTHER_FAMILIES.split(), "this trains Qwen-Image") | {
         "dtype": "train.dtype decides",
@@ -105,15 +183,10 @@ class ModelConfig(StrictModel):
         "attn_mode": "the attention kernel is chosen by PyTorch",
     }
     unsupported: ClassVar = {
-        "blocks_to_swap": (0,),
         "layer_offloading": (False,),
         "auto_memory": (False,),
         "layer_offloading_transformer_percent": (1,),
         "layer_offloading_text_encoder_percent": (1,),
-        "accuracy_recovery_adapter": (),
-        "base_loras": (),
-        "base_weights": (),
-        "base_weights_multiplier": (1,),
         "lora_path": (),
         "assistant_lora_path": (),
         "inference_lora_path": (),
@@ -122,23 +195,44 @@ class ModelConfig(StrictModel):
         "te_name_or_path": (),
         "vae_path": (),
         "unet_path": (),
-        "compile": (False,),
-        "block_compile": (False,),
-        "compile_mode": (),
-        "compile_dynamic": (True,),
-        "compile_fullgraph": (False,),
-        "cache_size_limit": (),
         "only_if_contains": (),
         "ignore_if_contains": (),
         "quantize_kwargs": (),
-        "fp8_base": (False,),
-        "fp8_scaled": (False,),
-        "fp8_vl": (False,),
     }
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """A single base LoRA becomes a list; `base_weights` and `base_weights_multiplier` become `base_loras`.
+
+        `qtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types.
+        """
+        _switched(entries, report)
+        _parted(entries, report)
+        weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
+        if "base_loras" in entries:
+            entries["base_loras"] = _as_list(entries["base_loras"])
+        if weights is None or weights.value == []:
+            if multipliers is not None and multipliers.data() not in (1, [1], []):
+                report.warn(multipliers, "has no effect without base_weights.")
+        elif "base_loras" in entries and entries["base_loras"].value:
+            report.mistake(weights, "'base_loras' is given as well. Keep one.", at_key=True)
+        else:
+            entries["base_loras"] = _paired(_as_list(weights), multipliers and _as_list(multipliers), report)
+        return entries
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""
         return looks_like_a_path(self.name_or_path) or self.folder().is_dir()
+
+    def recovery_is_path(self) -> bool:
+        """Whether `accuracy_recovery_adapter` means a local file rather than one of a hub repository."""
+        name = self.accuracy_recovery_adapter or ""
+        local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") < 2
+        return local or Path(name).is_file()
+
+    def recovery_name(self) -> str:
+        """The adapter's file without its folder: what may stand in a file that is given away."""
+        return re.split(r"[/\\]", self.accuracy_recovery_adapter or "")[-1]
 
     def public_name(self) -> str:
         """A hub id as it is, a folder by its last part alone: what may stand in a file that is given away."""
@@ -147,3 +241,51 @@ class ModelConfig(StrictModel):
     def folder(self) -> Path:
         """`name_or_path` as an absolute path."""
         return Path(self.name_or_path).expanduser().resolve()
+
+
+def _as_list(node: Node) -> Node:
+    return node if isinstance(node.value, list) else replace(node, value=[node])
+
+
+def _paired(paths: Node, multipliers: Node | None, report: Report) -> Node:
+    """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as there."""
+    factors = list(multipliers.value) if multipliers else []
+    if len(factors) > len(paths.value):
+        report.mistake(multipliers, f"{len(factors)} multipliers for {len(paths.value)} files of base_weights.")
+    factors += [None] * (len(paths.value) - len(factors))
+    entries = [
+        replace(path, value={"path": path, **({"multiplier": factor} if factor else {})})
+        for path, factor in zip(paths.value, factors, strict=False)
+    ]
+    return replace(paths, value=entries)
+
+
+def _switched(entries: dict[str, Node], report: Report) -> None:
+    """`fp8_base`, `fp8_scaled` and `fp8_vl` as what they stand for. Alone, `fp8_base` is float8 with scales."""
+    given = {key: entries.pop(key, None) for key in ("fp8_base", "fp8_scaled", "fp8_vl")}
+    for key, node in list(given.items()):
+        if node is not None and not isinstance(node.value, bool):
+            report.mistake(node, "write true or false.")
+            given[key] = None
+    base, scaled, text = (node if node is not None and node.value else None for node in given.values())
+    for node, switch, kind, qtype in (
+        (scaled or base, "quantize", "qtype", "fp8_scaled" if scaled else "float8"),
+        (text, "quantize_te", "qtype_te", "float8"),
+    ):
+        if node is not None:
+            entries[switch] = prefer(entries.get(switch), replace(node, value=True), report)
+            entries[kind] = prefer(entries.get(kind), replace(node, value=qtype), report)
+
+
+def _parted(entries: dict[str, Node], report: Report) -> None:
+    """`qtype: int4|file` as qtype and accuracy_recovery_adapter, as in ai-toolkit."""
+    for key in ("qtype", "quantize_dtype"):
+        node = entries.get(key)
+        if node is not None and isinstance(node.value, str) and "|" in node.value:
+            qtype, file = (part.strip() for part in node.value.split("|", 1))
+            entries[key] = replace(node, value=qtype)
+            if file:
+                adapter = entries.get("accuracy_recovery_adapter")
+                entries["accuracy_recovery_adapter"] = prefer(adapter, replace(node, value=file), report)
+            else:
+                report.mistake(node, "needs a file after '|'.")

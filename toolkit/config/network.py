@@ -10,10 +10,13 @@ from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import PathText, Texts, as_list, mistake, one_of, schema_of_list
-from toolkit.config.node import Node
+from toolkit.config.node import Node, show
+from toolkit.config.normalise import prefer
+from toolkit.config.pairs import read_pairs
 from toolkit.config.report import Report
+from toolkit.errors import did_you_mean
 
-KINDS = ("lora", "dora", "loha", "lokr")
+KINDS = ("lora", "dora", "loha", "lokr", "full")
 """`network.type`: what can be trained."""
 
 
@@ -31,9 +34,10 @@ def _factor(value: int) -> int:
     return value
 
 
-Patterns = Annotated[
-    tuple[Annotated[str, AfterValidator(_pattern)], ...], BeforeValidator(as_list), schema_of_list({"type": "string"})
-]
+Pattern = Annotated[str, AfterValidator(_pattern)]
+"""A regular expression."""
+
+Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
 """One regular expression or a list of them."""
 
 
@@ -58,9 +62,9 @@ class NetworkKwargs(StrictModel):
     ignore_if_contains: Texts = ()
     """Leave out layers whose dotted name contains one of these texts."""
 
+    shapes: ClassVar = {"lokr_full_rank": "network.lokr_full_rank"}
     unsupported: ClassVar = {
         "full_if_contains": (),
-        "lokr_full_rank": (True,),
         "transformer_only": (True,),
     }
 
@@ -69,11 +73,12 @@ class NetworkConfig(StrictModel):
     """`network`: the adapter that is trained and its size."""
 
     type: Annotated[
-        Literal["lora", "dora", "loha", "lokr"],
-        *one_of(*KINDS, spellings={"lycoris": "lora"}, later="locon full fullrank lorm"),
+        Literal["lora", "dora", "loha", "lokr", "full"],
+        *one_of(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"}, later="locon lorm"),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,
-    the others in ComfyUI only."""
+    the others in ComfyUI only. full: no adapter, the model itself is trained and written as a model folder; layers are
+    then all its modules with weights of their own, biases and norms included."""
 
     linear: int = Field(default=16, ge=1)
     """Rank r of each adapted layer; the file grows in proportion."""
@@ -95,9 +100,17 @@ class NetworkConfig(StrictModel):
     module_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability that the adapter of a layer is left out of one call in training; 0: off."""
 
+    loraplus_lr_ratio: float = Field(default=0.0, ge=0)
+    """LoRA+: the up matrices (B) of a LoRA or DoRA learn at this many times the rate of the others; usual are 4 to 16.
+    0 or 1: at the same rate."""
+
+    scale_weight_norms: float = Field(default=0.0, ge=0)
+    """After each step the change of a layer's weight is scaled down to this Frobenius norm where it is larger; usual
+    is 1. 0: off. metrics.jsonl has `max_norm/keys_scaled`, `max_norm/average_key_norm` and `max_norm/max_key_norm`."""
+
     factor: Annotated[int, AfterValidator(_factor)] = Field(default=-1, ge=-1)
     """LoKr: size of the first factor of inputs and of outputs (the nearest divisor not above it); -1: as near to
-    the second factor as can be. Larger means fewer weights, up to the balance."""
+    the second factor as can be. Larger means fewer weights, up to the balance. 0 is an error."""
 
     lokr_full_rank: bool = False
     """LoKr: keep the second factor whole whatever `linear` is; without it, it is whole only where `linear` would
@@ -125,6 +138,10 @@ class NetworkConfig(StrictModel):
         "network_weights": "pretrained_lora_path",
         "lokr_factor": "factor",
     }
+    shapes: ClassVar = {
+        "network_args": "keys of this section, as a list of texts `name=value`",
+        "network_module": "type: networks.lora_qwen_image, networks.loha, networks.lokr",
+    }
     no_effect: ClassVar = {
         "split_multistage_loras": "Qwen-Image has one stage",
         "old_lokr_format": "LoKr files are written in the current form only",
@@ -132,17 +149,20 @@ class NetworkConfig(StrictModel):
     unsupported: ClassVar = {
         "conv": (0,),
         "conv_alpha": (0,),
-        "scale_weight_norms": (0,),
-        "loraplus_lr_ratio": (0, 1),
-        "network_args": (),
-        "network_module": ("networks.lora_qwen_image",),
         "transformer_only": (True,),
         "all_layers": (False,),
         "layer_offloading": (False,),
     }
 
+    @property
+    def trains_model(self) -> bool:
+        """Whether the model's own weights are trained instead of an adapter's."""
+        return self.type == "full"
+
     def size(self) -> str:
-        """What decides the size of the adapter on a layer, in words."""
+        """What decides the size of the adapter on a layer, in words; nothing without one."""
+        if self.trains_model:
+            return "model"
         if self.type != "lokr":
             return f"rank {self.linear}"
         factor = "balanced" if self.factor == -1 else f"factor {self.factor}"
@@ -150,8 +170,19 @@ class NetworkConfig(StrictModel):
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`type: lycoris` becomes the kind that `network_kwargs.algo` names."""
+        """`type: lycoris` becomes the kind that `network_kwargs.algo` names; `lokr_full_rank` comes out of there.
+
+        musubi-tuner's `network_module` becomes the type, its `network_args` the keys they name.
+        """
+        _from_module(entries, report)
+        _from_arguments(cls, entries, report)
         kwargs = entries.get("network_kwargs")
+        whole = kwargs.child("lokr_full_rank") if kwargs else None
+        if whole is not None:
+            rest = {key: child for key, child in kwargs.value.items() if key != "lokr_full_rank"}
+            kwargs = entries["network_kwargs"] = replace(kwargs, value=rest)
+            if not whole.is_blank:
+                entries["lokr_full_rank"] = prefer(entries.get("lokr_full_rank"), whole, report)
         algo = kwargs.child("algo") if kwargs else None
         if algo is not None and not algo.is_blank:
             kind, named = _name(entries.get("type")), _name(algo)
@@ -163,6 +194,44 @@ class NetworkConfig(StrictModel):
             if key in entries and entries[key].value != -1 and _name(entries.get("type")) != "lokr":
                 report.warn(entries[key], "has no effect: it concerns LoKr only.")
         return entries
+
+
+_MODULES = {
+    "networks.lora_qwen_image": "lora",
+    "networks.lora": "lora",
+    "networks.loha": "loha",
+    "networks.lokr": "lokr",
+}
+
+_IDLE_ARGUMENTS = {
+    "verbose": "the log has one level",
+    "conv_dim": "the transformer has no convolutions",
+    "conv_alpha": "the transformer has no convolutions",
+}
+
+
+def _from_module(entries: dict[str, Node], report: Report) -> None:
+    module = entries.pop("network_module", None)
+    if module is None:
+        return
+    kind = _MODULES.get(str(module.value).strip())
+    if kind is None:
+        report.mistake(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
+    else:
+        entries["type"] = prefer(entries.get("type"), replace(module, value=kind), report)
+
+
+def _from_arguments(section: type[StrictModel], entries: dict[str, Node], report: Report) -> None:
+    arguments = entries.pop("network_args", None)
+    for key, node in read_pairs(arguments, report).value.items() if arguments else ():
+        if key in _IDLE_ARGUMENTS:
+            report.warn(node, f"{key!r} has no effect: {_IDLE_ARGUMENTS[key]}.")
+        elif key in section.model_fields or key in section.aliases:
+            name = section.aliases.get(key, key)
+            entries[name] = prefer(entries.get(name), node, report)
+        else:
+            known = [*section.model_fields, *section.aliases]
+            report.mistake(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
 
 
 def _name(node: Node | None) -> str:

@@ -102,6 +102,12 @@ def dotted(path: Key) -> str:
     return text.removeprefix(".")
 
 
+def general(path: Key) -> str:
+    """A path inside a process as the reference page writes it: `datasets[].num_repeats`."""
+    inside = path[2:] if path[:2] == DEFAULTS else path[3:]
+    return "".join("[]" if isinstance(part, int) else f".{part}" for part in inside).removeprefix(".")
+
+
 def show(node: Node) -> str:
     """A value as messages show it, shortened when it is long."""
     value = node.value

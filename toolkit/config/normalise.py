@@ -12,9 +12,10 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
 
+from toolkit.config import peer_names
 from toolkit.config.base import StrictModel
 from toolkit.config.defaults import DefaultsWatch
-from toolkit.config.node import Node, dotted, show
+from toolkit.config.node import Node, dotted, general, show
 from toolkit.config.report import Report
 from toolkit.errors import did_you_mean
 
@@ -37,7 +38,7 @@ class Normaliser:
         entries: dict[str, Node] = {}
         for key, child in node.value.items():
             if key not in known and not open_ended:
-                hint = did_you_mean(key, known, list_all=False)
+                hint = peer_names.hint(key) or did_you_mean(key, known, list_all=False)
                 if hint.startswith("Known"):  # of all those names, only the ones of use
                     hint = did_you_mean(key, fields, list_all=False)
                 self.unknown(child, f"unknown key. {hint}")
@@ -76,7 +77,8 @@ class Normaliser:
         if key in model.unsupported:
             value = child.data()
             if value not in ([], {}) and value not in model.unsupported[key]:
-                self.report.mistake(child, f"{show(child)} is not supported yet. Leave this key out.")
+                remedy = peer_names.nearest(general(child.path)) or "Leave this key out."
+                self.report.mistake(child, f"{show(child)} is not supported yet. {remedy}")
             return False
         return True
 

@@ -59,6 +59,11 @@ class ProcessConfig(StrictModel):
         """The folder of run files this process owns alone, if it owns one."""
         return None
 
+    def still_there(self, job: JobContext) -> bool:
+        """Whether what a finished run of this process leaves is there: only then a restart of the job skips it."""
+        folder = self.run_folder(job)
+        return all(path.exists() for path in (*self.outputs(job), *([folder] if folder else ())))
+
     def check(self, job: JobContext) -> Iterable[Finding]:
         """Mistakes that need the file system or several keys to see. Fast: no image is opened."""
         return ()

@@ -15,6 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from toolkit.config.base import StrictModel
 from toolkit.config.normalise import item_annotation, section_model
+from toolkit.config.peer_names import AI_TOOLKIT, MUSUBI, PeerName
 
 Models = Mapping[str, type[BaseModel]]
 
@@ -35,6 +36,30 @@ A job is a YAML, JSON or JSONC file:
 `${VAR}` and `${VAR:-default}` in values come from the environment, `$${VAR}` is the text itself. Paths are relative
 to the working directory. null and an empty text mean "not given". Unknown keys are refused; all mistakes of a file
 are shown at once with line and column.
+
+The names are ai-toolkit's wherever it has the same thing. "Other names" are accepted in the same place; those after
+"musubi-tuner:" are its option alone. [All of its options](#options-of-musubi-tuner) and [the keys of
+ai-toolkit](#keys-of-ai-toolkit) that differ are at the end.
+"""
+
+_MUSUBI_HEAD = """
+## Options of musubi-tuner
+
+What the options of musubi-tuner, of the program that writes its files, and of its dataset file are in a job. "As
+written": the section in which the name itself is accepted; elsewhere it is an unknown key, and the message says its
+name here.
+
+| there | here | as written | remark |
+|---|---|---|---|
+"""
+
+_AI_TOOLKIT_HEAD = """
+## Keys of ai-toolkit
+
+Those whose name or meaning differs most.
+
+| there | here | as written | remark |
+|---|---|---|---|
 """
 
 
@@ -47,12 +72,16 @@ def render(models: Models) -> str:
     shown: set[type[BaseModel]] = set()
     for model, types in _by_model(models).items():
         parts.append(f"\n## type: {', '.join(f'`{name}`' for name in types)}\n\n{_about(model)}\n")
-        sections = list(_sections(model))
-        parts += [_section(path, section) for path, section in sections if section not in shown]
-        again = [f"`{path}`" for path, section in sections if section in shown]
+        again = []
+        for path, section in _sections(model):
+            if section in shown:
+                again.append(f"`{path}`")
+            else:
+                parts.append(_section(path, section))
+                shown.add(section)
         if again:
             parts.append(f"\nThe sections {', '.join(again)} are those above.\n")
-        shown.update(section for _, section in sections)
+    parts += _peer_tables(models)
     return "".join(parts)
 
 
@@ -80,18 +109,28 @@ def _sections(model: type[BaseModel], path: str = "") -> Iterator[tuple[str, typ
 
 def _section(path: str, model: type[BaseModel]) -> str:
     properties = model.model_json_schema()["properties"]
-    old_names: dict[str, list[str]] = {}
     strict = model if issubclass(model, StrictModel) else StrictModel
-    for old, new in strict.aliases.items():
-        old_names.setdefault(new, []).append(old)
     rows = [
         f"| `{name}` | {_kind(field, properties[name])} | {_default(field)} | {_cell(field.description or '')} "
-        f"| {', '.join(f'`{old}`' for old in old_names.get(name, []))} |"
+        f"| {_names(name, path, strict)} |"
         for name, field in model.model_fields.items()
     ]
     title = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
     table = "\n".join(["| key | type | default | meaning | other names |", "|---|---|---|---|---|", *rows])
     return f"{title}\n{table}\n{_other_names(strict)}"
+
+
+def _names(field: str, path: str, section: type[StrictModel]) -> str:
+    """The names that are accepted for a field, then those that only musubi-tuner has for it."""
+    accepted = [old for old, new in section.aliases.items() if new == field]
+    known = {field, *accepted, *section.shapes}
+    theirs = [name for name, peer in MUSUBI.items() if _dotted(path, field) in peer.here and name not in known]
+    names = ", ".join(f"`{name}`" for name in accepted)
+    return "; ".join(filter(None, [names, theirs and f"musubi-tuner: {', '.join(f'`{name}`' for name in theirs)}"]))
+
+
+def _dotted(path: str, key: str) -> str:
+    return f"{path}.{key}".lstrip(".")
 
 
 def _other_names(model: type[StrictModel]) -> str:
@@ -149,6 +188,57 @@ def _default(field: Any) -> str:
 
 def _cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
+
+
+# ---------------------------------------------------------------- other programs
+
+
+def keys(models: Models) -> dict[str, bool]:
+    """Every key of a job by its place, `datasets[].num_repeats` say, and whether it works (or is refused by name)."""
+    found = {"config.name": True, "meta": True}
+    for path, section in distinct_sections(models):
+        found |= {_dotted(path, name): False for name in section.unsupported}
+        found |= {_dotted(path, name): True for name in section.model_fields}
+    return found
+
+
+def distinct_sections(models: Models) -> Iterator[tuple[str, type[StrictModel]]]:
+    """Each section once, at its first place."""
+    shown: set[type[BaseModel]] = set()
+    for model in _by_model(models):
+        for path, section in _sections(model):
+            if section not in shown and issubclass(section, StrictModel):
+                yield path, section
+            shown.add(section)
+
+
+def _peer_tables(models: Models) -> Iterator[str]:
+    sections, known = list(distinct_sections(models)), keys(models)
+    yield _MUSUBI_HEAD
+    for name, peer in MUSUBI.items():
+        yield _peer_row(name, peer, [_standing(name, path, section, peer) for path, section in sections], known)
+    yield _AI_TOOLKIT_HEAD
+    for place, peer in AI_TOOLKIT.items():
+        at, _, key = place.rpartition(".")
+        standing = [_standing(key, path, section, peer) for path, section in sections if path == at]
+        yield _peer_row(place, peer, standing, known)
+
+
+def _standing(key: str, path: str, section: type[StrictModel], peer: PeerName) -> str:
+    """What becomes of another program's key where it is written in this section; empty: it is unknown there."""
+    where = f"`{path}`" if path else "the process"
+    if key in section.no_effect:
+        return f"{where}, no effect"
+    if key in section.unsupported:
+        return f"{where}, not supported yet"
+    field = section.aliases.get(key, key)
+    is_field = field in section.model_fields and _dotted(path, field) in peer.here
+    return where if is_field or key in section.shapes else ""
+
+
+def _peer_row(name: str, peer: PeerName, standing: list[str], known: Mapping[str, bool]) -> str:
+    here = ", ".join(f"`{key}`{'' if known[key] else ' (not supported yet)'}" for key in peer.here)
+    return f"| `{name}` | {here} | {'; '.join(dict.fromkeys(filter(None, standing)))} | {_cell(peer.remark)} |\n"
 
 
 # ---------------------------------------------------------------- JSON Schema

@@ -9,10 +9,13 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import Dtype, mistake, one_of
+from toolkit.config.choices import Checkpointing, Dtype, mistake, one_of
+from toolkit.config.compile import CompileConfig
 from toolkit.config.ema import EmaConfig
-from toolkit.config.node import Node, show
+from toolkit.config.lr_groups import LrGroupConfig
+from toolkit.config.node import Node
 from toolkit.config.normalise import prefer
+from toolkit.config.pairs import merged, read_pairs
 from toolkit.config.report import Report
 from toolkit.config.train_names import NO_EFFECT, UNSUPPORTED
 
@@ -41,7 +44,7 @@ SCHEDULES = (
 
 TIMESTEP_TYPES = (
     "sigmoid", "linear", "uniform", "weighted", "sigma", "shift", "model_shift", "flux_shift", "logsnr",
-    "lognorm_blend", "qinglong_flux", "qinglong_qwen",
+    "lognorm_blend", "qinglong_flux", "qinglong_model",
 )  # fmt: skip
 
 _short_name, _ = one_of(*OPTIMIZERS, later=_OPTIMIZERS_LATER, spellings=_OPTIMIZER_SPELLINGS)
@@ -54,6 +57,18 @@ def _optimizer(value: Any) -> Any:
     if not all(part.isidentifier() for part in parts):
         raise mistake(f"{value!r} is no dotted path. Write a class such as 'torch.optim.SGD'.")
     return ".".join(parts)
+
+
+_OFFLOAD = ("gradient_checkpointing_offload", "gradient_checkpointing_cpu_offload")
+
+_OF_COMPILE = {
+    "compile_backend": "backend",
+    "compile_mode": "mode",
+    "compile_dynamic": "dynamic",
+    "compile_fullgraph": "fullgraph",
+    "compile_cache_size_limit": "cache_size_limit",
+}
+"""musubi-tuner's names -> keys of `compile`."""
 
 
 def _trained(value: bool) -> bool:
@@ -75,14 +90,6 @@ def _steps_or_share(value: float) -> float:
     if value >= 1 and value != int(value):
         raise mistake(f"{value} is neither a number of steps nor a share below 1.")
     return value
-
-
-def _checkpointing(value: Any) -> Any:
-    if isinstance(value, bool) or value == "auto":
-        return value
-    if str(value).lower() in ("true", "false"):
-        return str(value).lower() == "true"
-    raise mistake(f"{value!r} is not one of true, false or 'auto'.")
 
 
 class TrainConfig(StrictModel):
@@ -125,6 +132,9 @@ class TrainConfig(StrictModel):
 
     lr: float = Field(default=1e-4, ge=0)
     """Highest learning rate. 0: nothing is learned (one warning)."""
+
+    lr_groups: tuple[LrGroupConfig, ...] = ()
+    """Layers with a learning rate of their own; the schedule is the same for all. Empty: all learn at `lr`."""
 
     optimizer_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the optimizer by name, such as weight_decay or betas; texts such as "0.9,0.999" are read."""
@@ -178,7 +188,7 @@ class TrainConfig(StrictModel):
         Literal[TIMESTEP_TYPES],
         *one_of(
             *TIMESTEP_TYPES,
-            spellings={"qwen_shift": "model_shift"},
+            spellings={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"},
             later=(
                 "next_sample one_step two_step four_step eight_step gaussian content style "
                 "logit_normal mode lumina2_shift flux2_shift krea2_shift ideogram4_shift"
@@ -189,7 +199,7 @@ class TrainConfig(StrictModel):
     most; shift: the same, moved by `discrete_flow_shift` (without it: the levels of a sampling run at the image's
     size); qwen_shift (= model_shift): moved as the model's own sampling is at the image's size; flux_shift: by Flux's
     rule; logsnr: by signal-to-noise ratio; lognorm_blend: around 0.65; sigma: by `weighting_scheme`;
-    qinglong_flux, qinglong_qwen: mostly flux_shift or qwen_shift, a tenth or a twentieth with little noise."""
+    qinglong_flux, qinglong_qwen (= qinglong_model): mostly flux_shift or qwen_shift, some with little noise."""
 
     sigmoid_scale: float = Field(default=1.0, gt=0)
     """Width of sigmoid, shift, qwen_shift and flux_shift: above 1 the ends more often, below 1 the middle."""
@@ -261,24 +271,55 @@ class TrainConfig(StrictModel):
     huber_scale: float = Field(default=1.0, gt=0)
     """Factor of huber's c. 0 is an error."""
 
+    reg_weight: float = Field(default=1.0, ge=0)
+    """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""
+
     ema_config: EmaConfig = Field(default_factory=EmaConfig)
     """Running average of the trained weights."""
 
     dtype: Dtype = "bfloat16"
-    """Number type of the computation; the LoRA's own weights are float32."""
+    """Number type of the computation; the weights that are trained are float32."""
 
-    gradient_checkpointing: Annotated[
-        bool | Literal["auto"],
-        BeforeValidator(_checkpointing),
-        WithJsonSchema({"enum": [True, False, "auto"]}),
-    ] = True
-    """Compute activations a second time instead of keeping them: less memory, slower. auto: by free memory."""
+    cuda_allow_tf32: bool = False
+    """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits of mantissa. Without CUDA: no effect."""
+
+    cuda_cudnn_benchmark: bool = False
+    """On CUDA, let cuDNN try its algorithms on each new size and keep the fastest; a run may then differ from the next
+    in the last bits. Without CUDA: no effect."""
+
+    full_bf16: bool = False
+    """Of network.type full, with `dtype: bf16`: the trained weights and their gradients are bf16 too, which halves
+    their memory. Each update is computed in float32 and rounded stochastically, so that small ones are not lost."""
+
+    fused_backward_pass: bool = False
+    """Step each parameter within the last backward pass of a step and drop its gradient at once: less memory, and
+    exactly the same weights without clipping. `max_grad_norm` then limits the gradient of each parameter by itself."""
+
+    gradient_checkpointing: Checkpointing = "auto"
+    """What is computed a second time in the backward pass instead of being kept: less memory, slower, and the same
+    gradients bit for bit. none (= false): nothing. cheap: all but matrix products and attention. keep_attention: all
+    but attention. full (= true): everything. full_offload: everything, and what is left waits in the main memory.
+    auto: the fastest that fits into the free memory, tried with the largest batch."""
+
+    compile: CompileConfig = Field(default_factory=CompileConfig)
+    """torch.compile of the transformer's blocks."""
+
+    parallel: Annotated[Literal["ddp", "fsdp"], *one_of("ddp", "fsdp")] = "ddp"
+    """With several processes (torchrun): ddp keeps the whole model in each; fsdp keeps a share of the frozen model in
+    each and gathers one block at a time, for GPUs that do not hold it. With one process: no effect."""
+
+    ddp_timeout: float = Field(default=0, ge=0)
+    """Minutes that the processes wait for one of them; longer than the slowest set of samples takes. 0: as long as
+    PyTorch says (30 minutes)."""
 
     cache_text_embeddings: bool | None = None
     """`cache_text_embeddings` of all datasets that do not give their own."""
 
     skip_first_sample: bool = False
     """Draw no samples before step 1."""
+
+    force_first_sample: bool = False
+    """Draw a set of samples also where the run goes on from a state, whatever the interval."""
 
     disable_sampling: bool = False
     """Draw no samples at all."""
@@ -288,13 +329,19 @@ class TrainConfig(StrictModel):
         "max_train_steps": "steps",
         "max_train_epochs": "epochs",
         "learning_rate": "lr",
+        "mixed_precision": "dtype",
+        "unet_lr": "lr",
         "optimizer_type": "optimizer",
         "timestep_sampling": "timestep_type",
     }
     shapes: ClassVar = {
         "seed": "training_seed of the process",
+        "validation": "validation of the process",
+        "stop_when": "stop_when of the process",
         "optimizer_args": "optimizer_params, as a list of texts `name=value`",
         "lr_scheduler_args": "lr_scheduler_params, as a list of texts `name=value`",
+        **dict.fromkeys(_OFFLOAD, "gradient_checkpointing: full_offload"),
+        **{old: f"compile.{new}" for old, new in _OF_COMPILE.items()},
     }
     no_effect: ClassVar = NO_EFFECT
     unsupported: ClassVar = UNSUPPORTED
@@ -304,8 +351,10 @@ class TrainConfig(StrictModel):
         """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
         for key in ("optimizer", "lr_scheduler"):
             if f"{key}_args" in entries:
-                arguments = _pairs(entries.pop(f"{key}_args"), report)
-                entries[f"{key}_params"] = _merged(entries.get(f"{key}_params"), arguments, report)
+                arguments = read_pairs(entries.pop(f"{key}_args"), report)
+                entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, report)
+        _offloaded(entries, report)
+        _compiled(entries, report)
         optimizer = entries.get("optimizer")
         if optimizer is None or not isinstance(optimizer.value, dict):
             return entries
@@ -320,10 +369,14 @@ class TrainConfig(StrictModel):
             entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
         return entries
 
+    def checkpointing_level(self) -> str:
+        """`gradient_checkpointing` as a level, or "auto"."""
+        return {True: "full", False: "none"}.get(self.gradient_checkpointing, self.gradient_checkpointing)
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
         kind, scheme = self.timestep_type, self.weighting_scheme
-        scaled = kind in ("sigmoid", "model_shift", "flux_shift", "qinglong_flux", "qinglong_qwen") or (
+        scaled = kind in ("sigmoid", "model_shift", "flux_shift", "qinglong_flux", "qinglong_model") or (
             kind == "shift" and self.discrete_flow_shift
         )
         normal = kind in ("logsnr", "qinglong_flux") or (kind == "sigma" and scheme == "logit_normal")
@@ -342,36 +395,32 @@ class TrainConfig(StrictModel):
                 yield key, f"has no effect: it belongs to {needed}."
 
 
+def _offloaded(entries: dict[str, Node], report: Report) -> None:
+    """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it stands for."""
+    for key in _OFFLOAD:
+        node = entries.pop(key, None)
+        if node is None or node.value is False:
+            continue
+        given = entries.get("gradient_checkpointing")
+        if node.value is not True:
+            report.mistake(node, "write true or false.")
+        elif given is not None and given.value is not True:
+            entries["gradient_checkpointing"] = prefer(given, replace(node, value="full_offload"), report)
+        else:
+            entries["gradient_checkpointing"] = replace(node, value="full_offload")
+
+
+def _compiled(entries: dict[str, Node], report: Report) -> None:
+    """`compile: true` and musubi-tuner's flat keys as one section."""
+    node = entries.get("compile")
+    if node is not None and isinstance(node.value, bool):
+        entries["compile"] = node = replace(node, value={"enabled": node})
+    for old, new in _OF_COMPILE.items():
+        flat = entries.pop(old, None)
+        if flat is not None and (node is None or isinstance(node.value, dict)):
+            inside = node.value if node is not None else {}
+            node = replace(node or flat, value={**inside, new: prefer(inside.get(new), flat, report)})
+            entries["compile"] = node
+
+
 _HUBER = ("huber_schedule", "huber_c", "huber_scale")
-
-
-def _pairs(node: Node, report: Report) -> Node:
-    """`["a=1", "b=2"]`, or the same in one text, as a mapping."""
-    if isinstance(node.value, dict):
-        return node
-    items = node.value if isinstance(node.value, list) else [replace(node, value=t) for t in str(node.value).split()]
-    pairs = {}
-    for item in items:
-        key, equals, value = str(item.value).partition("=")
-        if not equals:
-            report.mistake(item, f"{show(item)} is not of the form name=value.")
-            continue
-        pairs[key.strip()] = replace(item, value=_number(value.strip()), text=value.strip())
-    return replace(node, value=pairs)
-
-
-def _number(text: str) -> int | float | str:
-    """A number where the text spells one, else the text."""
-    for kind in (int, float):
-        try:
-            return kind(text)
-        except ValueError:
-            continue
-    return text
-
-
-def _merged(given: Node | None, more: Node, report: Report) -> Node:
-    if given is None or not isinstance(given.value, dict):
-        return given or more
-    merged = {key: prefer(given.value.get(key), child, report) for key, child in more.value.items()}
-    return replace(given, value={**given.value, **merged})

@@ -8,6 +8,11 @@ NO_EFFECT: dict[str, str] = {
     "sdp": "the attention kernel is chosen by PyTorch",
     "xformers": "the attention kernel is chosen by PyTorch",
     "attention_backend": "the attention kernel is chosen by PyTorch",
+    "sdpa": "the attention kernel is chosen by PyTorch",
+    "flash_attn": "the attention kernel is chosen by PyTorch",
+    "flash3": "the attention kernel is chosen by PyTorch",
+    "split_attn": "captions of a batch are never padded",
+    "persistent_data_loader_workers": "loaders always live as long as the run",
     "bypass_guidance_embedding": "Qwen-Image has no guidance embedding",
     "text_encoder_lr": "the text encoder is not trained",
     "embedding_lr": "no embedding is trained",
@@ -16,9 +21,10 @@ NO_EFFECT: dict[str, str] = {
     "train_refiner": "there is no refiner",
     "min_snr_gamma": "it concerns models that predict noise",
     "snr_gamma": "it concerns models that predict noise",
-    "reg_weight": "there are no regularisation images",
     "next_sample_timesteps": "it concerns timestep_type next_sample",
     "free_u": "it concerns Stable Diffusion",
+    "ddp_gradient_as_bucket_view": "gradients are added up in buckets of their own, not by DistributedDataParallel",
+    "ddp_static_graph": "gradients are added up once per step, not by DistributedDataParallel",
 }
 """Name -> why it does nothing."""
 
@@ -28,9 +34,7 @@ _ONE = (1,)
 
 UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     # ai-toolkit
-    "unet_lr": (),
     "unload_text_encoder": _OFF,
-    "force_first_sample": _OFF,
     "start_step": _NONE,
     "min_denoising_steps": _NONE,
     "max_denoising_steps": (999, 1000),
@@ -68,26 +72,11 @@ UNSUPPORTED: dict[str, tuple[Any, ...]] = {
     "t0_loss_target": _OFF,
     "do_fft_loss": _OFF,
     "validation_config": (),
-    "validation": (),
     "match_adapter_assist": _OFF,
     "latent_feature_extractor_path": (),
     "diffusion_feature_extractor_path": (),
     # musubi-tuner
     "lr_scheduler_type": (),
-    "lr_groups": (),
-    "gradient_checkpointing_offload": _OFF,
-    "gradient_checkpointing_cpu_offload": _OFF,
-    "compile": _OFF,
-    "compile_mode": (),
-    "compile_backend": (),
-    "compile_dynamic": (),
-    "compile_fullgraph": _OFF,
-    "compile_cache_size_limit": (),
-    "full_bf16": _OFF,
     "full_fp16": _OFF,
-    "fused_backward_pass": _OFF,
-    "ddp_timeout": _NONE,
-    "ddp_gradient_as_bucket_view": _OFF,
-    "ddp_static_graph": _OFF,
 }
 """Name -> the values that ask for nothing."""

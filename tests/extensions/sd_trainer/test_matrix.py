@@ -14,7 +14,7 @@ import torch
 from diffusers import QwenImageTransformer2DModel
 
 from jobs.job import ExtensionJob
-from tests.pairs import Row, pairwise
+from tests.pairwise import Row, pairwise
 from toolkit.config import load_job
 from toolkit.config.model import QTYPES
 from toolkit.config.network import KINDS

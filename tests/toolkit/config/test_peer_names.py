@@ -58,12 +58,16 @@ AI_TOOLKIT_KEYS = {
 SECTIONS = dict(reversed(list(distinct_sections(section_models()))))
 
 KNOWN = keys(section_models())
-PAGE = render(section_models())
+
+
+@pytest.fixture(scope="module")
+def page() -> list[str]:
+    return render(section_models()).splitlines()
 
 
 @pytest.mark.parametrize("name", sorted({*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}))
-def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason(name: str) -> None:
-    (row,) = [line for line in PAGE.splitlines() if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
+def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason(page: list[str], name: str) -> None:
+    (row,) = [line for line in page if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
     here, remark = MUSUBI[name]
     assert here or remark
     assert all(f"`{place}`" in row for place in here) and remark.replace("|", "\\|") in row
@@ -100,6 +104,32 @@ def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
 def test_an_option_in_a_place_where_it_is_unknown_is_told_its_name(faults, lines: str, message: str) -> None:
     (found,) = faults(lines)
     assert found.startswith(message)
+
+
+def test_an_option_outside_of_any_process_is_told_its_name_too(mistakes) -> None:
+    (found,) = mistakes(trainer().replace("config:", "learning_rate: 1\nconfig:", 1))
+    assert found.endswith("learning_rate: unknown key. musubi-tuner's 'learning_rate' is 'train.lr' here.")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("train: {prompt_dropout_prob: 0.1}", "0.1 is not supported yet. The nearest here is 'datasets[].caption_dro"),
+        ("train: {do_cfg: true}", "true is not supported yet. Leave this key out."),
+    ],
+)
+def test_a_refused_key_is_told_what_comes_near(faults, line: str, message: str) -> None:
+    (found,) = faults(line)
+    assert message in found
+
+
+def test_a_refused_key_of_the_defaults_too(mistakes) -> None:
+    text = trainer().replace(
+        "  process:", "  defaults: {save: {push_to_hub: true}, train: {validation_config: {a: 1}}}\n  process:"
+    )
+    assert [line.split(" is not supported yet. ")[1] for line in mistakes(text)] == [
+        "Leave this key out.", "The nearest here is 'validation'.",
+    ]  # fmt: skip
 
 
 def test_no_hint_for_what_no_program_has() -> None:

@@ -6,15 +6,19 @@ clipping, dropping out or waiting is then really off is tested where it is done.
 
 from __future__ import annotations
 
+import json
 import os
 from collections.abc import Callable
 from operator import attrgetter
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.toolkit.config.conftest import trainer
+from toolkit.config.base import StrictModel
+from toolkit.config.reference import distinct_sections
 from toolkit.data.plan import optimizer_steps
 from toolkit.optim.schedules import build_schedule, in_steps
 
@@ -113,7 +117,7 @@ ZERO: dict[str, Zero] = {
         warning="sample_every: has no effect: 'sample_every_n_epochs: 2' decides. Leave one of them out.",
         means=lambda s: s.sample.interval() == (0, 2),
     ),
-    "blocks_to_swap": Zero("model: {name_or_path: ./model, blocks_to_swap: 0}"),
+    "blocks_to_swap": Zero("model: {name_or_path: ./model, blocks_to_swap: 0}", means=_holds("model.blocks_to_swap")),
     "discrete_flow_shift": Zero(
         "train: {timestep_type: shift, discrete_flow_shift: 0}",
         error="train.discrete_flow_shift: 0 would train without any noise. Give a value above 0; 1 shifts nothing.",
@@ -145,37 +149,47 @@ def test_zero_means_what_the_table_says(load, faults, name: str) -> None:
 
 # ------------------------------------------------------------ null and empty
 
-OPTIONAL = {
-    "train": (
-        "steps epochs seed gradient_accumulation gradient_accumulation_steps batch_size lr learning_rate max_grad_norm "
-        "lr_warmup_steps lr_decay_steps lr_scheduler optimizer optimizer_type optimizer_params optimizer_args "
-        "discrete_flow_shift logit_mean logit_std timestep_type timestep_sampling weighting_scheme ddp_timeout dtype "
-        "gradient_checkpointing min_timestep max_timestep"
-    ),
-    "network": (
-        "type linear network_dim linear_alpha network_alpha dropout network_dropout rank_dropout module_dropout "
-        "scale_weight_norms loraplus_lr_ratio network_args network_module pretrained_lora_path network_weights "
-        "include_patterns exclude_patterns factor"
-    ),
-    "save": (
-        "dtype save_every save_every_n_steps save_every_n_epochs max_step_saves_to_keep save_last_n_steps "
-        "save_last_n_epochs save_state no_metadata"
-    ),
-    "logging": "logging_dir log_with log_prefix log_tracker_name wandb_api_key wandb_run_name",
-    "": "training_folder device trigger_word training_seed resume sample first_sample validation stop_when logging",
+NEEDED: dict[str, dict[str, Any]] = {
+    "datasets[]": {"folder_path": "photos"},
+    "model": {"name_or_path": "./model"},
+    "model.base_loras[]": {"path": "a.safetensors"},
+    "train.lr_groups[]": {"match": ".*"},
+    "sample.samples[]": {"prompt": "a"},
+    "validation": {"fraction": 0.5},
+    "stop_when": {"below": 1},
 }
-"""Section -> keys that need no value."""
+"""Section -> the keys without which it is none."""
+
+SECTIONS = dict(distinct_sections({"sd_trainer": SdTrainerConfig}))
 
 
-@pytest.mark.parametrize("blank", ["", "null", "~", "''", '""', "${NOTHING:-}"])
-@pytest.mark.parametrize("section_name", OPTIONAL)
-def test_empty_and_null_are_not_given(load, section_name: str, blank: str) -> None:
-    lines = [f"{key}: {blank}" for key in OPTIONAL[section_name].split()]
-    if section_name:
-        lines = [f"{section_name}:", *(f"  {line}" for line in lines)]
-    job = load(trainer(*lines))
-    assert job.warnings == () or section_name == "save"
-    assert job.processes[0].section == load(trainer()).processes[0].section
+def names_of(section: type[StrictModel]) -> set[str]:
+    """Every name that is known in a section."""
+    tables = (section.model_fields, section.aliases, section.shapes, section.no_effect, section.unsupported)
+    return {name for table in tables for name in table}
+
+
+def job_with(path: str, keys: dict[str, Any]) -> str:
+    """A job whose section at `path` (`sample.samples[]`) holds these keys."""
+    value = keys
+    for part in reversed(path.split(".") if path else ()):
+        key = part.removesuffix("[]")
+        value = {key: [value] if part != key else value}
+        if key == "model":
+            value[key] = NEEDED["model"] | value[key]
+    return trainer(*(f"{key}: {json.dumps(inner)}" for key, inner in value.items()))
+
+
+@pytest.mark.parametrize("blank", ["", "null", "~", "''", '"${NOTHING:-}"'])
+@pytest.mark.parametrize("path", SECTIONS)
+def test_empty_and_null_are_not_given_for_every_key_of_every_section(load, path: str, blank: str) -> None:
+    Path("a.safetensors").touch()
+    needed, section = NEEDED.get(path, {}), SECTIONS[path]
+    optional = names_of(section) - {*needed, *section.may_be_empty, "type", "name", "datasets", "model"}
+    blanks = job_with(path, needed | dict.fromkeys(sorted(optional), "@")).replace('"@"', blank)
+    given, plain = load(blanks), load(job_with(path, needed))
+    assert given.processes[0].section == plain.processes[0].section
+    assert given.warnings == plain.warnings
 
 
 @pytest.mark.parametrize("blank", ["", "null", "''"])

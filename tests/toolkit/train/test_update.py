@@ -41,6 +41,17 @@ def test_clipping_is_that_of_torch(most: float) -> None:
         torch.testing.assert_close(parameter.grad, theirs.parameters[name].grad)
 
 
+def test_a_limit_of_zero_is_none() -> None:
+    """SGD's step is the gradient times the rate: a gradient that is scaled down is seen in it."""
+    role = role_with("sgd")
+    role.max_grad_norm = 0.0
+    before = {name: (p.detach().clone(), p.grad.clone()) for name, p in role.parameters.items()}
+    role.update.finish(role, 0, role.update.norm(role), YES)
+    for name, parameter in role.parameters.items():
+        start, gradient = before[name]
+        torch.testing.assert_close(parameter.detach(), start - 0.1 * gradient)
+
+
 def test_a_gradient_at_the_limit_is_not_touched() -> None:
     gradient = torch.tensor([3.0, 4.0])
     clip_([gradient], torch.tensor(5.0), 5.0)

@@ -1,0 +1,72 @@
+"""The diffs of docs/extending.md: short, fitting the code as it is, and enough."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+DIFFS = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+
+USE = """
+import torch
+from toolkit.config.train import TrainConfig
+from toolkit.flow.settings import FlowSettings
+from toolkit.flow.timesteps import Picture, timesteps_of_shares
+from toolkit.optim.choice import OPTIMIZERS, check_choice
+from toolkit.optim.schedules import build_schedule, check_parameters
+
+train = TrainConfig(lr_scheduler="exponential", optimizer="nadam", timestep_type="arcsine")
+check_parameters(train.lr_scheduler, {"gamma": 0.5})
+rate = build_schedule(train.lr_scheduler, 9, 2, {"gamma": 0.5})
+print([rate(step) for step in range(5)])
+check_choice(train.optimizer, {"momentum_decay": 0.004})
+print(OPTIMIZERS.load(train.optimizer) is torch.optim.NAdam)
+settings = FlowSettings(**FlowSettings.named_in(train))
+shares = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
+print([round(t, 9) for t in timesteps_of_shares(shares, settings, Picture(64, 0.5, 0.02)).tolist()])
+"""
+
+
+def changed(diff: str) -> list[str]:
+    return [line for line in diff.splitlines() if line[:1] in "+-" and line[:3] not in ("+++", "---")]
+
+
+def apply(diff: str, root: Path) -> None:
+    """Hunks without line numbers: what a hunk takes away, or stands beside, must be there exactly once."""
+    for file, hunks in re.findall(r"^\+\+\+ b/(\S+)\n(.*?)(?=^--- |\Z)", diff, re.DOTALL | re.MULTILINE):
+        path = root / file
+        text = path.read_text(encoding="utf-8")
+        for hunk in hunks.split("@@\n")[1:]:
+            lines = hunk.splitlines()
+            old = "".join(line[1:] + "\n" for line in lines if not line.startswith("+"))
+            new = "".join(line[1:] + "\n" for line in lines if not line.startswith("-"))
+            assert text.count(old) == 1, f"{file} has this {text.count(old)} times:\n{old}"
+            text = text.replace(old, new)
+        path.write_text(text, encoding="utf-8")
+
+
+@pytest.mark.parametrize("diff", DIFFS, ids=["schedule", "optimizer", "timestep sampling"])
+def test_a_diff_is_under_ten_lines(diff: str) -> None:
+    assert 0 < len(changed(diff)) < 10
+
+
+def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
+    shutil.copytree(ROOT / "toolkit", tmp_path / "toolkit", ignore=shutil.ignore_patterns("__pycache__"))
+    for diff in DIFFS:
+        apply(diff, tmp_path)
+    used = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True)
+    assert used.stderr == ""
+    assert used.stdout.splitlines() == ["[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"]
+
+
+def test_a_diff_that_no_longer_fits_is_seen(tmp_path: Path) -> None:
+    (tmp_path / "a.py").write_text("x = 1\nx = 1\n")
+    with pytest.raises(AssertionError, match=r"a\.py has this 2 times"):
+        apply("--- a/a.py\n+++ b/a.py\n@@\n x = 1\n+y = 2\n", tmp_path)

@@ -1,0 +1,235 @@
+"""What the options of other trainers are called here: data for the reference page and for the hint at an unknown key.
+
+musubi-tuner's are those of its command line (kohya's trainers share many of them), of the program that writes its
+files for it, and of its dataset file. ai-toolkit's keys mostly have the same names here; those that have not are
+listed with their place.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class PeerName(NamedTuple):
+    """What an option of another program is here."""
+
+    here: tuple[str, ...] = ()
+    """Keys of a job, each with its place as the reference page writes it; none: there is no such key."""
+
+    remark: str = ""
+    """How the meaning differs, or why there is no such key."""
+
+
+def _is(here: str, remark: str = "") -> PeerName:
+    return PeerName(tuple(here.split()), remark)
+
+
+def _none(remark: str) -> PeerName:
+    return PeerName((), remark)
+
+
+_ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
+_READ = "read from the model's own files"
+_COMMAND = "nothing is started by a command line that could be added to"
+_KERNEL = "PyTorch chooses the attention kernel"
+_ENCODED = "images and captions are encoded one at a time, each once, before training; 0 would be an error there"
+_OWN_RUN = "there for a program of its own; here pictures are drawn during training, by the `sample` section"
+
+MUSUBI: dict[str, PeerName] = {
+    # the model
+    "dit": _is("model.name_or_path", f"required, an empty value is an error; {_ONE_FOLDER}"),
+    "vae": _is("model.name_or_path", f"required; {_ONE_FOLDER}"),
+    "text_encoder": _is("model.name_or_path", f"required; {_ONE_FOLDER}"),
+    "edit": _is("model.arch", _READ),
+    "edit_plus": _is("model.arch", _READ),
+    "model_version": _is("model.arch", _READ),
+    "dit_dtype": _is("train.dtype", "bf16 unless another is given"),
+    "mixed_precision": _is("train.dtype"),
+    "fp8_base": _is("model.quantize model.qtype", "`qtype: float8`, with fp8_scaled that"),
+    "fp8_scaled": _is("model.quantize model.qtype", "`qtype: fp8_scaled`"),
+    "fp8_vl": _is("model.quantize_te model.qtype_te", "`qtype_te: float8`"),
+    "blocks_to_swap": _is("model.blocks_to_swap", "0: none"),
+    "base_weights": _is("model.base_loras", "empty: none"),
+    "base_weights_multiplier": _is("model.base_loras[].multiplier"),
+    "sdpa": _none(_KERNEL),
+    "xformers": _none(_KERNEL),
+    "flash_attn": _none(_KERNEL),
+    "flash3": _none(_KERNEL),
+    "split_attn": _none("captions of a batch are never padded"),
+    # the data
+    "dataset_config": _is("datasets", "required; the datasets stand in the job itself"),
+    "image_directory": _is("datasets[].folder_path"),
+    "image_jsonl_file": _none("captions are text files beside the images"),
+    "caption_extension": _is("datasets[].caption_ext"),
+    "control_directory": _is("datasets[].control_path", "one folder for each reference of an image, in slot order"),
+    "control_resolution": _is("model.model_kwargs.match_target_res", "off: 1024 x 1024 pixels of area"),
+    "no_resize_control": _is("model.model_kwargs.match_target_res", "references always get one of two areas"),
+    "cache_directory": _is("datasets[].cache_latents_to_disk", "one cache for all runs, in the training folder"),
+    "enable_bucket": _none("images are always grouped by size"),
+    "bucket_no_upscale": _none("images are enlarged only as far as sides of multiples of 32 demand"),
+    "caching_latent_batch_size": _none(_ENCODED),
+    "caching_latent_num_workers": _none(_ENCODED.split(";")[0]),
+    "caching_teo_batch_size": _none(_ENCODED),
+    "caching_teo_num_workers": _none(_ENCODED.split(";")[0]),
+    "skip_existing": _none("what is cached is known by its content and never encoded twice"),
+    "keep_cache": _is("datasets[].cache_latents_to_disk"),
+    "max_data_loader_n_workers": _is("datasets[].num_workers", "0: the main thread"),
+    "persistent_data_loader_workers": _none("loaders always live as long as the run"),
+    # length, learning rate, optimizer
+    "max_train_steps": _is("train.steps", "0 is an error, unless epochs are given"),
+    "max_train_epochs": _is("train.epochs", "0: `steps` decides"),
+    "seed": _is("training_seed", "0: a random one, which is printed and recorded"),
+    "gradient_accumulation_steps": _is("train.gradient_accumulation", "0 is an error"),
+    "learning_rate": _is("train.lr", "0: nothing is learned, one warning"),
+    "max_grad_norm": _is("train.max_grad_norm", "0: no clipping"),
+    "lr_scheduler": _is("train.lr_scheduler"),
+    "lr_scheduler_args": _is("train.lr_scheduler_params"),
+    "lr_scheduler_type": _none("no class paths for schedules"),
+    "lr_warmup_steps": _is("train.lr_warmup_steps", "0: none; below 1 a share of all steps"),
+    "lr_decay_steps": _is(
+        "train.lr_decay_steps", "0: none; below 1 a share of all steps. There only warmup_stable_decay heeds it"
+    ),
+    "lr_scheduler_num_cycles": _is("train.lr_scheduler_num_cycles"),
+    "lr_scheduler_power": _is("train.lr_scheduler_power"),
+    "lr_scheduler_min_lr_ratio": _is("train.lr_scheduler_min_lr_ratio"),
+    "lr_scheduler_timescale": _is("train.lr_scheduler_timescale"),
+    "optimizer_type": _is("train.optimizer", "short names and dotted paths of classes"),
+    "optimizer_args": _is(
+        "train.optimizer_params", "a list of texts `name=value`; empty: the optimizer's own defaults"
+    ),
+    "ddp_timeout": _is("train.ddp_timeout", "minutes; 0: the library's default"),
+    "full_bf16": _is("train.full_bf16"),
+    "fused_backward_pass": _is("train.fused_backward_pass"),
+    "gradient_checkpointing": _is("train.gradient_checkpointing", "`auto` unless given"),
+    "gradient_checkpointing_cpu_offload": _is("train.gradient_checkpointing", "`full_offload`"),
+    "compile": _is("train.compile", "`true` is short for `enabled: true`"),
+    "compile_backend": _is("train.compile.backend"),
+    "compile_mode": _is("train.compile.mode"),
+    "compile_dynamic": _is("train.compile.dynamic"),
+    "compile_fullgraph": _is("train.compile.fullgraph"),
+    "compile_cache_size_limit": _is("train.compile.cache_size_limit", "0: 32"),
+    "cuda_allow_tf32": _is("train.cuda_allow_tf32"),
+    "cuda_cudnn_benchmark": _is("train.cuda_cudnn_benchmark"),
+    # noise levels
+    "timestep_sampling": _is("train.timestep_type", "there `sigma` by default, here `sigmoid`"),
+    "discrete_flow_shift": _is("train.discrete_flow_shift", "0 is an error with `timestep_type: shift`"),
+    "sigmoid_scale": _is("train.sigmoid_scale"),
+    "weighting_scheme": _is("train.weighting_scheme"),
+    "logit_mean": _is("train.logit_mean", "0: the middle; above 0 less noise, as there"),
+    "logit_std": _is("train.logit_std", "0 is an error"),
+    "mode_scale": _is("train.mode_scale"),
+    "min_timestep": _is("train.min_timestep"),
+    "max_timestep": _is("train.max_timestep"),
+    "preserve_distribution_shape": _is("train.preserve_distribution_shape"),
+    "num_timestep_buckets": _is("train.num_timestep_buckets", "0: off"),
+    "timestep_bucketing": _is("train.num_timestep_buckets", "a number of parts, not a switch"),
+    # the network
+    "network_module": _is("network.type", "networks.lora_qwen_image, networks.loha, networks.lokr"),
+    "network_dim": _is("network.linear", "0 is an error"),
+    "network_alpha": _is("network.linear_alpha", "there 1 by default, here `linear`; 0: no effect, one warning"),
+    "network_dropout": _is("network.dropout", "0: off"),
+    "network_args": _is("network", "a list of texts `name=value`; empty: none"),
+    "loraplus_lr_ratio": _is("network.loraplus_lr_ratio"),
+    "include_patterns": _is("network.include_patterns"),
+    "exclude_patterns": _is("network.exclude_patterns"),
+    "rank_dropout": _is("network.rank_dropout"),
+    "module_dropout": _is("network.module_dropout"),
+    "factor": _is("network.factor"),
+    "conv_dim": _none("in network_args without effect: the transformer has no convolutions"),
+    "conv_alpha": _none("in network_args without effect: the transformer has no convolutions"),
+    "verbose": _none("in network_args without effect: the log has one level"),
+    "scale_weight_norms": _is("network.scale_weight_norms", "0: off"),
+    "network_weights": _is("network.pretrained_lora_path", "empty: from the start"),
+    "dim_from_weights": _none("`network.linear` is the rank; a file of another one is brought to it"),
+    # files
+    "output_dir": _is("training_folder", "`output` unless given; the files go to `<training_folder>/<name>/`"),
+    "output_name": _is("config.name", "required"),
+    "resume": _is("resume", "empty: `auto`, go on from the newest good state of the run's folder"),
+    "save_every_n_epochs": _is("save.save_every_n_epochs", "0: only the final file"),
+    "save_every_n_steps": _is("save.save_every", "0: only the final file; above 0 it decides over epochs"),
+    "save_last_n_epochs": _is("save.save_last_n_epochs", "0: all"),
+    "save_last_n_steps": _is("save.max_step_saves_to_keep", "a number of files, not a distance in steps; 0: all"),
+    "save_last_n_epochs_state": _is("save.max_states_to_keep", "a number of states"),
+    "save_last_n_steps_state": _is("save.max_states_to_keep", "a number of states"),
+    "save_state": _none("the state is always saved"),
+    "save_state_on_train_end": _none("the state is always saved"),
+    "save_precision": _is("save.dtype", "there float32 by default, here float16"),
+    "mem_eff_save": _is("save.mem_eff_save"),
+    "no_metadata": _is("save.no_metadata"),
+    "training_comment": _is("meta", "any keys"),
+    "metadata_title": _is("meta", "any keys"),
+    "metadata_author": _is("meta", "any keys"),
+    "metadata_description": _is("meta", "any keys"),
+    "metadata_license": _is("meta", "any keys"),
+    "metadata_tags": _is("meta", "any keys"),
+    # pictures
+    "sample_every_n_steps": _is("sample.sample_every", "0: none at intervals"),
+    "sample_every_n_epochs": _is("sample.sample_every_n_epochs", "0: none; above 0 it decides over steps"),
+    "sample_at_first": _is("sample.sample_at_first train.skip_first_sample", "here a set is drawn unless skipped"),
+    "sample_prompts": _is("sample.samples", "a list, or a text file with one prompt per line"),
+    "negative_prompt": _is("sample.neg", _OWN_RUN),
+    "image_size": _is("sample.width sample.height", "there height first"),
+    "infer_steps": _is("sample.sample_steps"),
+    "guidance_scale": _is("sample.guidance_scale"),
+    "flow_shift": _is("sample.flow_shift"),
+    "control_image_path": _is("sample.samples[].ctrl_img"),
+    "resize_control_to_image_size": _is("model.model_kwargs.match_target_res", "for training and pictures alike"),
+    "resize_control_to_official_size": _is("model.model_kwargs.match_target_res", "off is the official size"),
+    "text_encoder_cpu": _is("model.low_vram", "keeps the encoders off the device when they are not at work"),
+    "lora_weight": _is("model.base_loras", "merged into the model; `network.pretrained_lora_path` is trained on"),
+    "lora_multiplier": _is("model.base_loras[].multiplier"),
+    # curves
+    "logging_dir": _is("logging.logging_dir", "empty: no TensorBoard"),
+    "log_with": _is("logging.log_with", "empty: TensorBoard when logging_dir is given"),
+    "log_prefix": _is("logging.log_prefix", "empty: none; there is no time in the folder's name"),
+    "log_tracker_name": _is("logging.log_tracker_name"),
+    "log_tracker_config": _none("give the keys `wandb_*` instead"),
+    "log_config": _is("logging.log_config"),
+    "wandb_run_name": _is("logging.wandb_run_name"),
+    "wandb_api_key": _is("logging.wandb_api_key", "empty: from the environment"),
+    # what other programs do around it
+    "additional_parameters": _none(_COMMAND),
+    "config_file": _none("the job is the configuration"),
+}
+"""Option of musubi-tuner -> what it is here."""
+
+AI_TOOLKIT: dict[str, PeerName] = {
+    "network.linear_alpha": _is("network.linear_alpha", "honoured; there always `linear`"),
+    "network.transformer_only": _none("always so: the layers of the blocks"),
+    "network.conv": _none("the transformer has no convolutions"),
+    "datasets[].resolution": _is("datasets[].resolution", "equal sizes count once"),
+    "datasets[].control_path_1": _is("datasets[].control_path"),
+    "datasets[].clip_image_path": _none("the model has no CLIP image encoder"),
+    "train.gradient_accumulation_steps": _is("train.gradient_accumulation", "averages; there it drops gradients"),
+    "train.validation_config": _is("validation"),
+    "train.min_denoising_steps": _is("train.min_timestep train.max_timestep", "places on a list of levels; here noise"),
+    "train.max_denoising_steps": _is("train.min_timestep train.max_timestep", "places on a list of levels; here noise"),
+    "train.prompt_dropout_prob": _is("datasets[].caption_dropout_rate"),
+    "train.ema_config.use_num_updates": _is("train.ema_config.use_num_updates", "on unless switched off"),
+    "model.quantize_kwargs": _none("every matrix of the blocks is quantized"),
+    "model.lora_path": _is("model.base_loras"),
+    "model.layer_offloading": _is("model.blocks_to_swap", "in whole blocks"),
+    "model.compile": _is("train.compile", "`true` is short for `enabled: true`"),
+    "sample.prompts": _is("sample.samples"),
+    "sample.network_multiplier": _none("pictures are drawn with the network as it is saved"),
+    "sample.samples[].ctrl_img_1": _is("sample.samples[].ctrl_img"),
+    "logging.use_wandb": _is("logging.log_with"),
+    "save.push_to_hub": _none("nothing is uploaded"),
+}
+"""Key of ai-toolkit -> what it is here, where the name or the meaning differs."""
+
+
+def nearest(place: str) -> str:
+    """What to write instead of a key of ai-toolkit that is refused; empty where nothing comes near it."""
+    here = AI_TOOLKIT.get(place, _none("")).here
+    return f"The nearest here is {' and '.join(repr(key) for key in here)}." if here else ""
+
+
+def hint(key: str) -> str:
+    """What to write instead of an unknown key that is an option of musubi-tuner; empty for any other."""
+    peer = MUSUBI.get(key)
+    if peer is None:
+        return ""
+    if not peer.here:
+        return f"musubi-tuner's {key!r} is not needed: {peer.remark}. Leave it out."
+    return f"musubi-tuner's {key!r} is {' and '.join(repr(place) for place in peer.here)} here."
