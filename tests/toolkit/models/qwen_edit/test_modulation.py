@@ -1,0 +1,139 @@
+"""The modulation from a table against the modulation as the model computes it."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
+from toolkit.contracts import PromptEmbeds, Size
+from toolkit.memory.checkpointing import checkpointed
+from toolkit.memory.quantize import quantizer
+from toolkit.models.qwen_edit.modulation import MOST_ROWS, ModulationTable
+from toolkit.networks.dora import DoraNetwork
+from toolkit.networks.loha import LohaNetwork
+from toolkit.networks.lora import LoraNetwork
+
+SIZE = Size(96, 64)
+LEVELS = [0.8125, 0.3, 0.3]
+
+
+@pytest.fixture(scope="module")
+def step(tiny_model: Path):
+    """x_t, t, prompts and references of three items with one reference."""
+    adapter = open_tiny(tiny_model, match_target_res=True)
+    dataset = encode_photos(adapter, photo_item(SIZE, REFERENCES[:1]))
+    (entries,) = dataset.entries
+    x_t_BCHW = torch.randn((3, 16, 8, 12), generator=torch.Generator().manual_seed(0))
+    references = [tuple(map(dataset.read, entries.references))] * 3
+    return x_t_BCHW, torch.tensor(LEVELS), PromptEmbeds.stack([dataset.read(entries.caption)] * 3), references
+
+
+def trained(folder: Path, kind: type | None, table: bool, **options):
+    """An adapter with a network that has learned something, and with a table or without."""
+    adapter = open_tiny(folder, modulation_table=table, **options)
+    parameters = {}
+    if kind:
+        network = kind(adapter.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
+        network.attach(adapter.network_module)
+        network.share_inputs(adapter.shared_inputs())
+        parameters = network.parameters()
+        generator = torch.Generator().manual_seed(11)
+        for parameter in parameters.values():
+            parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
+    assert adapter.tabulate() is None
+    return adapter, parameters
+
+
+def velocity_and_gradients(adapter, parameters, step, checkpointing: bool = False):
+    adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
+    velocity_BCHW = adapter.predict_velocity(*step)
+    if parameters:
+        velocity_BCHW.square().mean().backward()
+    return velocity_BCHW.detach(), {name: p.grad for name, p in parameters.items() if p.grad is not None}
+
+
+@pytest.mark.parametrize("qtype", [None, "int8"])
+@pytest.mark.parametrize(
+    ("kind", "checkpointing"),
+    [(None, False), (LoraNetwork, False), (LoraNetwork, True), (LohaNetwork, False), (LohaNetwork, True)],
+)
+def test_it_computes_what_the_model_computes(tiny_model: Path, step, kind, qtype, checkpointing: bool) -> None:
+    options = {"match_target_res": True, "transform_block": quantizer(qtype) if qtype else None}
+    expected, gradients = velocity_and_gradients(*trained(tiny_model, kind, False, **options), step, checkpointing)
+    found, from_table = velocity_and_gradients(*trained(tiny_model, kind, True, **options), step, checkpointing)
+    assert relative(found, expected) < 2e-6
+    assert from_table.keys() == gradients.keys()
+    # As one vector: of a gradient near nothing only the rounding is left.
+    flat, flat_from_table = (
+        torch.cat([g.flatten() for g in found.values()] or [torch.ones(1)]) for found in (gradients, from_table)
+    )
+    assert relative(flat_from_table, flat) < 1e-5
+
+
+def test_references_with_a_level_of_their_own_have_their_own_row(tiny_model: Path, step) -> None:
+    adapters = [open_tiny(tiny_model, match_target_res=True, modulation_table=table) for table in (False, True)]
+    for adapter in adapters:  # as of 2511
+        adapter.network_module.zero_cond_t = True
+        for block in adapter.blocks():
+            block.zero_cond_t = True
+    assert adapters[1].tabulate() is None
+    with torch.no_grad():
+        expected, found = (adapter.predict_velocity(*step) for adapter in adapters)
+    assert relative(found, expected) < 2e-6
+    assert sorted(adapters[1]._table._rows) == pytest.approx([0.0, 0.3, 0.8125])
+
+
+def test_its_weights_are_no_longer_part_of_the_model(tiny_model: Path) -> None:
+    adapter = open_tiny(tiny_model, modulation_table=True)
+    before = {name for name, _ in adapter.network_module.named_parameters()}
+    assert adapter.tabulate() is None
+    gone = before - {name for name, _ in adapter.network_module.named_parameters()}
+    names = [f"{stream}_mod.1.{part}" for stream in ("img", "txt") for part in ("weight", "bias")]
+    assert gone == {f"transformer_blocks.{index}.{name}" for index in range(2) for name in names}
+
+
+@torch.no_grad()
+def test_a_row_has_the_same_bits_in_any_company(tiny_model: Path) -> None:
+    tables = [ModulationTable(open_tiny(tiny_model).network_module, CPU, torch.float32) for _ in range(3)]
+    tables[0].announce([0.3])
+    tables[1].announce([0.9, 0.1, 0.3, 0.7])
+    for level in (0.5, 0.3):
+        tables[2].announce([level])
+    level = float(torch.tensor(0.3))
+    for table in tables[1:]:
+        for row, other in zip(tables[0]._rows[level], table._rows[level], strict=True):
+            assert torch.equal(row, other)
+
+
+def test_announced_levels_are_computed_once_and_old_ones_leave(tiny_model: Path, step, monkeypatch) -> None:
+    adapter = open_tiny(tiny_model, match_target_res=True, modulation_table=True)
+    assert adapter.tabulate() is None
+    computed: list[float] = []
+    compute = ModulationTable._compute
+
+    def counting(table, levels) -> None:
+        computed.extend(levels)
+        compute(table, levels)
+
+    monkeypatch.setattr(ModulationTable, "_compute", counting)
+    adapter.announce(LEVELS)
+    adapter.predict_velocity(*step)
+    assert sorted(computed) == pytest.approx([0.3, 0.8125])
+    adapter.announce([0.8125, *(place / 1000 for place in range(MOST_ROWS))])
+    assert len(adapter._table._rows) == MOST_ROWS + 1  # never fewer than were announced at once
+    assert 0.8125 in adapter._table._rows and float(torch.tensor(0.3)) not in adapter._table._rows
+
+
+@pytest.mark.parametrize("what", ["dora", "whole model", "time embedding"])
+def test_it_says_where_it_cannot_be(tiny_model: Path, step, what: str) -> None:
+    adapter = open_tiny(tiny_model, match_target_res=True, modulation_table=True)
+    if what == "dora":
+        DoraNetwork(adapter.lora_targets(), 4, 4.0, dropout=0.0, seed=1).attach(adapter.network_module)
+    else:
+        part = adapter.network_module if what == "whole model" else adapter.network_module.time_text_embed
+        part.requires_grad_(True)
+    before = adapter.predict_velocity(*step)
+    reason = adapter.tabulate()
+    assert reason and "\n" not in reason
+    assert torch.equal(adapter.predict_velocity(*step), before)
