@@ -31,10 +31,23 @@ class Size(NamedTuple):
         return f"{self.width}x{self.height}"
 
 
+class Flip(NamedTuple):
+    """How a picture is mirrored."""
+
+    x: bool = False
+    """Left and right change places."""
+
+    y: bool = False
+    """Top and bottom change places."""
+
+
+NO_FLIP = Flip()
+
+
 # ---------------------------------------------------------------- data
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class CaptionRules:
     """What happens to a caption each time it is used; everything else is done once, at the scan."""
 
@@ -51,7 +64,22 @@ class CaptionRules:
     """Trigger word the caption starts with after injection, or empty: it is never moved."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which part of an image counts in the loss."""
+
+    file: Path
+    """A picture, white where the image counts; with `alpha` one whose opacity says so, the image itself."""
+
+    alpha: bool = False
+    min_value: float = 0.0
+    """Weight of what the mask leaves out, in [0, 1]."""
+
+    inverted: bool = False
+    """Black (transparent) is where the image counts."""
+
+
+@dataclass(frozen=True, slots=True)
 class Sample:
     """One image of a dataset with all that belongs to it. Paths and numbers only, no pixels."""
 
@@ -72,13 +100,21 @@ class Sample:
     """0 to 3 reference images in slot order."""
 
     rules: CaptionRules = CaptionRules()
-    mask: Path | None = None
+    mask: Mask | None = None
     loss_weight: float = 1.0
+    """Factor on the loss; 0: nothing is learned from the image."""
+
     background: str = "white"
     """Colour that transparent pixels of the image and its references are composited on."""
 
+    flip: Flip = NO_FLIP
+    """The image, its references and its mask are mirrored so."""
 
-@dataclass(frozen=True)
+    dataset: int = 0
+    """Index in `datasets` of the entry it came from."""
+
+
+@dataclass(frozen=True, slots=True)
 class Crop:
     """How an image reaches its bucket: resized to `scaled`, then cut to `bucket` at (left, top)."""
 
@@ -88,7 +124,7 @@ class Crop:
     bucket: Size
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Item:
     """One image at one training size."""
 
@@ -117,16 +153,6 @@ class PromptEmbeds:
     embeds_BLD: Tensor
     lengths: tuple[int, ...]
     """Valid tokens of each item."""
-
-    def mask_BL(self) -> Tensor | None:
-        """True on valid tokens, or None when nothing is padded: a mask would rule out the fast kernels."""
-        import torch
-
-        if all(length == self.embeds_BLD.shape[1] for length in self.lengths):
-            return None
-        token_L = torch.arange(self.embeds_BLD.shape[1], device=self.embeds_BLD.device)
-        lengths_B = torch.tensor(self.lengths, device=self.embeds_BLD.device)
-        return token_L[None, :] < lengths_B[:, None]
 
     def select(self, rows: Sequence[int]) -> PromptEmbeds:
         """The given items, padded only as far as the longest of them."""
@@ -201,6 +227,13 @@ class DynamicShift:
     shift_terminal: float | None = 0.02
 
 
+RunBlock = Callable[..., "tuple[Tensor, ...]"]
+"""Runs a block, the first argument, on tensors, the others (or None); its outputs are what the next block is given."""
+
+BlockWrapper = Callable[[RunBlock], RunBlock]
+"""Does something around a run of a block, which computes the same as before."""
+
+
 class ModelAdapter(ABC):
     """One model family behind one interface. Nothing outside `toolkit/models` knows which it is."""
 
@@ -243,6 +276,20 @@ class ModelAdapter(ABC):
     def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance as this family's own pipeline combines the two velocities."""
 
+    @property
+    @abstractmethod
+    def width(self) -> int:
+        """Numbers of a token between blocks."""
+
+    @property
+    @abstractmethod
+    def head_width(self) -> int:
+        """Numbers of a token in one head of attention."""
+
+    @abstractmethod
+    def tokens(self, batch: Batch) -> int:
+        """Tokens the blocks are given of a batch: pictures, references and texts of all its items."""
+
     @abstractmethod
     def blocks(self) -> Sequence[torch.nn.Module]:
         """The repeated blocks, in order: the unit of quantization, checkpointing, compiling and swapping."""
@@ -251,9 +298,23 @@ class ModelAdapter(ABC):
     def lora_targets(self) -> Sequence[str]:
         """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
 
+    def shared_inputs(self) -> Sequence[Sequence[str]]:
+        """Groups of `lora_targets` that are called one after the other with the very same input."""
+        return ()
+
     @abstractmethod
-    def use_checkpointing(self, on: bool) -> None:
-        """Whether each block computes its activations again in the backward pass instead of keeping them."""
+    def wrap_blocks(self, wrappers: Sequence[BlockWrapper]) -> None:
+        """Every block is run within these from now on, the first one innermost; before any call: as it is."""
+
+    def tabulate(self) -> str | None:
+        """Takes weights whose output depends on the noise level alone off the device, for good, if the job wants it.
+
+        Called once the network is attached. Returns why that is not possible here, or None.
+        """
+        return None
+
+    def announce(self, levels: Iterable[float]) -> None:  # noqa: B027 - only a table has a use for it
+        """Noise levels in [0, 1] that `predict_velocity` will be asked for soon. Others are right too, and slower."""
 
     @abstractmethod
     def drop_encoders(self, keep: Iterable[str] = ()) -> None:
@@ -266,9 +327,17 @@ class ModelAdapter(ABC):
 class Network(ABC):
     """What is trained: an adapter on a frozen model, or the model itself."""
 
+    @staticmethod
+    @abstractmethod
+    def candidates(adapter: ModelAdapter) -> Sequence[str]:
+        """Full dotted names, inside `network_module`, of the modules this kind can train."""
+
     @abstractmethod
     def attach(self, model: torch.nn.Module) -> None:
         """Adds the trainable weights to `model`; the rest of it is frozen. A no-op on its output."""
+
+    def share_inputs(self, groups: Iterable[Sequence[str]]) -> None:  # noqa: B027 - most kinds make no use of it
+        """May use that the layers of a group read the same input (`ModelAdapter.shared_inputs`); results stay."""
 
     @abstractmethod
     def start_from(self, changes: Mapping[str, Any], note: Callable[[str], None]) -> None:
@@ -276,12 +345,30 @@ class Network(ABC):
 
     @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:
-        """Trainable float32 parameters by a name that is stable across runs."""
+        """Trainable parameters by a name that is stable across runs; float32 unless `train.full_bf16`."""
 
     @contextmanager
     def inference(self) -> Iterator[None]:
         """Inside the block nothing random (dropout) happens; for drawing samples while training goes on."""
         yield
+
+    def after_step(self, taken: Tensor) -> dict[str, Tensor]:
+        """What the network does to its weights after an optimizer step, without waiting for the device.
+
+        taken: 0-dim bool; where false nothing may change, bit for bit. Returns 0-dim numbers of the step worth logging.
+        """
+        return {}
+
+    def layer_of(self, name: str) -> str:
+        """The dotted name of the layer that one of `parameters` belongs to."""
+        return name.rpartition(".")[0]
+
+    def up_parameters(self) -> frozenset[str]:
+        """Names of those of `parameters` that LoRA+ gives a rate of their own: the up matrices; empty: there are none.
+
+        Source: https://arxiv.org/abs/2402.12354 (its B).
+        """
+        return frozenset()
 
     @abstractmethod
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -345,7 +432,8 @@ class StepResult:
     """Samples trained on since the run began."""
 
     step_s: float
-    """Wall seconds since the previous optimizer step ended; saving and sampling excluded."""
+    """Wall seconds since the previous optimizer step ended; saving and sampling excluded. Of steps whose numbers were
+    fetched together (`Hook.on_result`) their mean: the device works on one while the host prepares the next."""
 
     data_s: float
     """Of these, seconds spent waiting for batches."""
@@ -355,6 +443,12 @@ class StepResult:
 
     skipped: bool = False
     """The loss was not finite: nothing was learned in this step."""
+
+    lr_by_group: dict[str, float] = field(default_factory=dict)
+    """Learning rates beyond `lr`, by name: of each group where there are several, and those an optimizer found."""
+
+    numbers: dict[str, float] = field(default_factory=dict)
+    """Further numbers of the step worth logging, by the name they are logged under."""
 
 
 Progress = Callable[[str, int, int], None]

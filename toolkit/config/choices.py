@@ -81,7 +81,7 @@ def _checkpointing(value: Any) -> Any:
 
 
 Checkpointing = Annotated[
-    bool | Literal["auto", CHECKPOINTING_LEVELS],
+    bool | Literal[("auto", *CHECKPOINTING_LEVELS)],
     BeforeValidator(_checkpointing),
     WithJsonSchema({"enum": [True, False, "auto", *CHECKPOINTING_LEVELS]}),
 ]

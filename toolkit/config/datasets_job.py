@@ -259,9 +259,16 @@ def _move_compile(entries: dict[str, Node], report: Report) -> None:
         return
     rest = dict(model.value)
     switches = [rest.pop(key) for key in ("compile", "block_compile") if key in rest]
-    moved = {"compile": next((node for node in switches if node.value is not False), None)}
-    moved |= {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
+    switch = next((node for node in switches if node.value is not False), None)
+    moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
     entries["model"] = replace(model, value=rest)
+    train = entries.get("train")
+    given = train.child("compile") if train is not None and isinstance(train.value, dict) else None
+    if switch is not None and given is not None and isinstance(given.value, dict):
+        given = replace(given, value={**given.value, "enabled": prefer(given.value.get("enabled"), switch, report)})
+        entries["train"] = replace(train, value={**train.value, "compile": given})
+    else:
+        moved["compile"] = switch
     for key, node in moved.items():
         if node is not None:
             place_in(entries, "train", key, node, report)

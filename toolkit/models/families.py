@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Protocol
 
 from toolkit.errors import UserError, did_you_mean
+from toolkit.models.footprint import Footprint
 from toolkit.registry import Registry
 
 
@@ -19,7 +20,7 @@ class ModelFamily:
     """Its name in `model.arch`."""
 
     adapter: str
-    """Its name in `ADAPTERS`, `LINEAR_LAYERS` and `WEIGHTS_BYTES`."""
+    """Its name in `ADAPTERS`, `LINEAR_LAYERS`, `EVERY_LINEAR_LAYER`, `MODULES`, `BLOCK_COUNT` and `FOOTPRINTS`."""
 
     size_multiple: int
     """Training widths and heights are multiples of this many pixels."""
@@ -27,13 +28,28 @@ class ModelFamily:
     max_references: int
     """Reference images one item may have."""
 
+    trained_part: str = "transformer"
+    """Subfolder of a model folder that holds what is trained."""
+
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
         """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's config files alone."""
         return LINEAR_LAYERS.load(self.adapter)(folder)
 
-    def weights_bytes(self, folder: Path, qtype: str | None) -> int:
-        """Bytes of the trained module in memory, quantized to `qtype` or (None) in 16 bit."""
-        return WEIGHTS_BYTES.load(self.adapter)(folder, qtype)
+    def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
+        """`linear_layers` and the others of the trained part, which a file may change all the same."""
+        return EVERY_LINEAR_LAYER.load(self.adapter)(folder)
+
+    def modules(self, folder: Path) -> dict[str, int]:
+        """Every module of the trained part that has weights of its own, full name -> their number."""
+        return MODULES.load(self.adapter)(folder)
+
+    def block_count(self, folder: Path) -> int:
+        """Repeated blocks of the trained part."""
+        return BLOCK_COUNT.load(self.adapter)(folder)
+
+    def footprint(self, folder: Path) -> Footprint:
+        """What of the whole model takes memory, from its config files and the headers of its weights alone."""
+        return FOOTPRINTS.load(self.adapter)(folder)
 
 
 FAMILIES = {
@@ -42,9 +58,21 @@ FAMILIES = {
     ),
 }
 
+_IMPLEMENTATION = "https://github.com/QwenLM/Qwen-Image"
+
+MODELSPEC = {
+    "qwen_image": ("Qwen-Image", _IMPLEMENTATION),
+    "qwen_image_edit": ("Qwen-Image-Edit", _IMPLEMENTATION),
+    "qwen_image_edit_plus": ("Qwen-Image-Edit-Plus", _IMPLEMENTATION),
+}
+"""arch -> (`modelspec.architecture` as musubi-tuner writes it, `modelspec.implementation`) in a file's metadata."""
+
 ADAPTERS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.adapter:QwenEditAdapter"})
 LINEAR_LAYERS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:linear_layers"})
-WEIGHTS_BYTES = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:weights_bytes"})
+EVERY_LINEAR_LAYER = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:every_linear_layer"})
+MODULES = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:modules"})
+BLOCK_COUNT = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:block_count"})
+FOOTPRINTS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.footprint:footprint"})
 
 ARCH_OF_PIPELINE = {
     "QwenImageEditPlusPipeline": "qwen_image_edit_plus",

@@ -7,8 +7,9 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from huggingface_hub import HfApi, constants, snapshot_download
+from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
 from huggingface_hub.errors import (
+    EntryNotFoundError,
     GatedRepoError,
     HFValidationError,
     HTTPError,
@@ -61,6 +62,40 @@ def download(name: str, revision: str | None, note: Callable[[str], None]) -> Pa
             f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {_first_line(error)}. "
             f"Download it by hand with `hf download {name}`, or give the path of a local folder."
         ) from error
+
+
+def download_file(name: str, key: str, note: Callable[[str], None]) -> Path:
+    """The local copy of one file of a hub repository, `owner/repo/path/of/file`; `key` names the setting in messages.
+
+    Raises UserError when there is no such file or nothing can be reached.
+    """
+    owner, repo, file = name.split("/", 2)
+    place, repository = f"{key}: {name}", f"{owner}/{repo}"
+    try:
+        return Path(hf_hub_download(repository, file, local_files_only=True))
+    except LocalEntryNotFoundError:
+        note(f"downloading {file} of {repository}")
+    except HFValidationError as error:
+        raise UserError(f"{place}: neither a local file nor one of the hub: {_first_line(error)}") from error
+    try:
+        return Path(hf_hub_download(repository, file))
+    except GatedRepoError as error:
+        raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
+    except RepositoryNotFoundError as error:
+        raise UserError(f"{place}: the hub has no such repository, or it is private. {_TOKEN_HELP}") from error
+    except LocalEntryNotFoundError as error:
+        raise _out_of_reach(place, error) from error
+    except EntryNotFoundError as error:
+        raise UserError(f"{place}: {repository} has no such file.") from error
+    except (OfflineModeIsEnabled, HTTPError, OSError) as error:
+        raise _out_of_reach(place, error) from error
+
+
+def _out_of_reach(place: str, error: Exception) -> UserError:
+    return UserError(
+        f"{place}: not in {constants.HF_HUB_CACHE}, and the hub cannot be used: {_first_line(error)}. "
+        "Download the file by hand and give its path."
+    )
 
 
 _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."

@@ -26,9 +26,18 @@ def open_adapter(
     dtype: torch.dtype,
     quantizer: Quantizer,
     note: Callable[[str], None] = print,
+    weights_dtype: torch.dtype | None = None,
+    merging: Callable[[], BlockTransform] | None = None,
+    block_quantizer: Quantizer | None = None,
+    on_host: frozenset[int] = frozenset(),
+    block_sharing: BlockTransform | None = None,
 ) -> ModelAdapter:
     """The adapter for a `model:` section; nothing is loaded until it is used.
 
+    weights_dtype: of the trained module's weights, where it is not `dtype`, that of the computation.
+    merging, on_host: see `AdapterOptions`. block_quantizer: for the blocks of the trained module, where it is not
+    `quantizer`. block_sharing: leaves a share of each block here; its weights are then not quantized, and no table
+    stands for a part of them.
     Raises UserError when the folder is missing, is no model, or is of another family than `arch` says.
     """
     family = family_for(model)
@@ -37,13 +46,22 @@ def open_adapter(
         folder=folder,
         device=device,
         dtype=dtype,
+        weights_dtype=weights_dtype,
         match_target_res=model.model_kwargs.match_target_res,
-        transform_block=quantizer(model.qtype) if model.quantize else None,
+        merging=merging,
+        modulation_table=_wants_table(model, device) and block_sharing is None,
+        transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,
         transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
+        on_host=on_host,
         text_variant=model.qtype_te if model.quantize_te else "",
         low_vram=model.low_vram,
     )
     return ADAPTERS.load(family.adapter)(options)
+
+
+def _wants_table(model: Any, device: torch.device) -> bool:
+    wanted = model.modulation_table
+    return device.type == "cuda" if wanted == "auto" else wanted
 
 
 def model_folder(model: Any, note: Callable[[str], None]) -> Path:

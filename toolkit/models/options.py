@@ -26,8 +26,15 @@ class AdapterOptions:
     dtype: torch.dtype
     """Compute dtype of every part."""
 
+    weights_dtype: torch.dtype | None = None
+    """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
+
     match_target_res: bool = False
     """References at the target's pixel area instead of the family's own."""
+
+    merging: Callable[[], BlockTransform] | None = None
+    """Called when the trained module is loaded, for what changes its weights in place as they are filled: each block
+    before `transform_block`, at last the module itself (name "")."""
 
     transform_block: BlockTransform | None = None
     """Quantizes a block of the trained module in place."""
@@ -37,6 +44,12 @@ class AdapterOptions:
 
     text_variant: str = ""
     """Names what `transform_text_block` does to the text embeddings, for their cache key."""
+
+    modulation_table: bool = False
+    """Keep the weights whose output depends on the noise level alone on the host; `ModelAdapter.tabulate` uses it."""
+
+    on_host: frozenset[int] = frozenset()
+    """Indices of the trained module's blocks that stay in the main memory once they are filled."""
 
     low_vram: bool = False
     """Quantize on the CPU and move only the finished blocks to the device."""

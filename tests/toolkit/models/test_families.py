@@ -6,7 +6,17 @@ import pytest
 
 from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
-from toolkit.models.families import ADAPTERS, FAMILIES, LINEAR_LAYERS, WEIGHTS_BYTES, arch_of_folder, family_for
+from toolkit.models.families import (
+    ADAPTERS,
+    BLOCK_COUNT,
+    EVERY_LINEAR_LAYER,
+    FAMILIES,
+    FOOTPRINTS,
+    LINEAR_LAYERS,
+    MODULES,
+    arch_of_folder,
+    family_for,
+)
 
 
 def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:
@@ -22,7 +32,10 @@ def folder_of(tmp_path: Path, class_name: str) -> Path:
 def test_every_entry_of_a_family_loads(family, tmp_path: Path) -> None:
     assert issubclass(ADAPTERS.load(family.adapter), ModelAdapter)
     assert LINEAR_LAYERS.load(family.adapter)(tmp_path) == family.linear_layers(tmp_path)
-    assert WEIGHTS_BYTES.load(family.adapter)(tmp_path, "int8") == family.weights_bytes(tmp_path, "int8")
+    assert BLOCK_COUNT.load(family.adapter)(tmp_path) == family.block_count(tmp_path)
+    assert EVERY_LINEAR_LAYER.load(family.adapter)(tmp_path) == family.every_linear_layer(tmp_path)
+    assert MODULES.load(family.adapter)(tmp_path) == family.modules(tmp_path)
+    assert FOOTPRINTS.load(family.adapter)(tmp_path) == family.footprint(tmp_path)
 
 
 @pytest.mark.parametrize("arch", [None, "qwen_image_edit_plus"])

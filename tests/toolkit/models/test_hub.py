@@ -78,7 +78,10 @@ def server() -> Iterator[Hub]:
                 siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
                 info = {"id": NAME, "modelId": NAME, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
                 return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-            name = path.split(f"/resolve/{COMMIT}/")[1]
+            name = path.split("/resolve/")[1].partition("/")[2]
+            if name not in FILES:
+                missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+                return self.send(404, b"", missing, with_body)
             data = FILES[name]
             headers = {"ETag": f'"{blob_ids[name]}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
             start = 0
@@ -218,3 +221,40 @@ def test_too_little_space_is_said_before_the_download(monkeypatch: pytest.Monkey
     assert "10.0 GB" in notes[0]
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9))
     hub._announce(NAME, None, notes.append)
+
+
+CALL_FOR_FILE = """
+import sys
+from toolkit.errors import UserError
+from toolkit.models.hub import download_file
+try:
+    print("path", download_file(sys.argv[1], "model.key", lambda text: print("note", text)))
+except UserError as error:
+    print("error", error)
+"""
+
+
+@pytest.fixture
+def ask_for_file(ask, monkeypatch: pytest.MonkeyPatch):
+    """Calls `download_file` as `ask` calls `download`."""
+    monkeypatch.setattr(sys.modules[__name__], "CALL", CALL_FOR_FILE)
+    return lambda file, **environment: ask(name=f"{NAME}/{file}", **environment)
+
+
+def test_one_file_is_brought_once(server: Hub, ask_for_file) -> None:
+    first = ask_for_file("transformer/config.json", HF_ENDPOINT=server.url)
+    assert Path(first["path"]).read_bytes() == FILES["transformer/config.json"]
+    assert first["note"] == "downloading transformer/config.json of someone/model"
+    assert not any("preview" in path for path in server.asked)
+    server.asked.clear()
+    assert ask_for_file("transformer/config.json", HF_ENDPOINT=server.url) == {"path": first["path"]}
+    assert server.asked == []
+
+
+def test_a_file_that_cannot_be_brought_says_why(server: Hub, ask_for_file) -> None:
+    absent = ask_for_file("none.safetensors", HF_ENDPOINT=server.url)
+    assert absent["error"] == "model.key: someone/model/none.safetensors: someone/model has no such file."
+    server.refusal = 401, "RepoNotFound"
+    assert "the hub has no such repository, or it is private" in ask_for_file("a.bin", HF_ENDPOINT=server.url)["error"]
+    offline = ask_for_file("a.bin", HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1")
+    assert "Download the file by hand and give its path." in offline["error"]

@@ -3,13 +3,14 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from optimum.quanto import QLinear
 
 from tests.diffusers_reference import CPU
 from toolkit.config.model import looks_like_a_path
 from toolkit.contracts import Size
 from toolkit.errors import UserError
+from toolkit.memory.frozen_linear import FrozenLinear
 from toolkit.memory.quantize import quantizer
+from toolkit.memory.stored import BlockScaled, RowScaled
 from toolkit.models import opening
 from toolkit.models.opening import model_folder, open_adapter
 
@@ -24,6 +25,7 @@ def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
         "quantize_te": False,
         "qtype_te": "float8",
         "low_vram": False,
+        "modulation_table": "auto",
         "model_kwargs": SimpleNamespace(match_target_res=False),
     }
     assert set(changes) <= set(section)
@@ -69,7 +71,7 @@ def test_a_hub_id_is_brought_at_its_revision(monkeypatch: pytest.MonkeyPatch, tm
 
 
 def quantized_linears(module: torch.nn.Module) -> int:
-    return sum(isinstance(layer, QLinear) for layer in module.modules())
+    return sum(isinstance(layer, FrozenLinear) for layer in module.modules())
 
 
 def test_the_section_decides_what_is_quantized(tiny_model: Path) -> None:
@@ -77,10 +79,10 @@ def test_the_section_decides_what_is_quantized(tiny_model: Path) -> None:
     assert quantized_linears(plain.network_module) == 0
     both = open_adapter(model(tiny_model, quantize=True, quantize_te=True), CPU, torch.float32, quantizer)
     assert quantized_linears(both.network_module) == 2 * 14
-    assert both.blocks()[0].attn.to_q.weight.qtype.name == "qint8"
+    assert type(both.blocks()[0].attn.to_q.weight) is RowScaled
     both.encode_prompt("a cat", [])
     text = both._part("text_encoder")
-    assert text.language_model.layers[0].mlp.up_proj.weight.qtype.name == "qfloat8_e4m3fn"
+    assert text.language_model.layers[0].mlp.up_proj.weight.code_type is torch.float8_e4m3fn
     assert quantized_linears(text.visual) == 0
     assert both.identity("text_encoder") == plain.identity("text_encoder") + "float8"
 
@@ -90,3 +92,30 @@ def test_match_target_res_decides_the_size_of_references(tiny_model: Path) -> No
     for wanted, size in ((True, (128, 128)), (False, (1024, 1024))):
         section = model(tiny_model, model_kwargs=SimpleNamespace(match_target_res=wanted))
         assert open_adapter(section, CPU, torch.float32, quantizer).reference_size(image, target) == size
+
+
+@pytest.mark.parametrize(
+    ("wanted", "device", "table"),
+    [("auto", "cpu", False), ("auto", "cuda", True), (True, "cpu", True), (False, "cuda", False)],
+)
+def test_the_modulation_comes_from_a_table_on_a_gpu_unless_it_is_said(
+    tiny_model: Path, wanted: object, device: str, table: bool
+) -> None:
+    section = model(tiny_model, modulation_table=wanted)
+    assert open_adapter(section, torch.device(device), torch.float32, quantizer).options.modulation_table is table
+
+
+def test_blocks_can_wait_in_the_main_memory(tiny_model: Path) -> None:
+    """On a device without numbers: what is not there was left on the CPU."""
+    section = model(tiny_model, low_vram=True)
+    opened = open_adapter(section, torch.device("meta"), torch.float32, quantizer, on_host=frozenset({1}))
+    places = [{p.device.type for p in block.parameters()} for block in opened.blocks()]
+    assert places == [{"meta"}, {"cpu"}]
+
+
+def test_the_blocks_can_have_a_quantizer_of_their_own(tiny_model: Path) -> None:
+    section = model(tiny_model, quantize=True, quantize_te=True, qtype_te="int8")
+    own = open_adapter(section, CPU, torch.float32, quantizer, block_quantizer=lambda qtype: quantizer("fp8_scaled"))
+    assert type(own.blocks()[0].attn.to_q.weight) is BlockScaled
+    own.encode_prompt("a cat", [])
+    assert type(own._part("text_encoder").language_model.layers[0].mlp.up_proj.weight) is RowScaled

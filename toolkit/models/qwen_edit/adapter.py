@@ -11,17 +11,21 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
-from toolkit.contracts import ModelAdapter, PromptEmbeds, Size
+from toolkit.contracts import Batch, BlockWrapper, ModelAdapter, PromptEmbeds, Size
+from toolkit.device import to_device
 from toolkit.errors import RunError
 from toolkit.host_memory import return_freed_memory
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.estimate import block_linears
+from toolkit.models.qwen_edit.forward import forward, run_within
+from toolkit.models.qwen_edit.modulation import ModulationTable, NotPossible
 from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
 
 if TYPE_CHECKING:
@@ -37,6 +41,8 @@ class QwenEditAdapter(ModelAdapter):
     def __init__(self, options: AdapterOptions) -> None:
         self.options = options
         self._parts: dict[str, object] = {}
+        self._run_block = run_within(())
+        self._table: ModulationTable | None = None
 
     # ------------------------------------------------------------ parts, loaded on first use
 
@@ -139,10 +145,10 @@ class QwenEditAdapter(ModelAdapter):
         references: Sequence[Sequence[Tensor]],
     ) -> Tensor:
         self._clear_device()
-        # diffusers computes positions from the first item's shapes, so items of unlike shapes go separately.
+        # Items of unlike shapes have positions of their own; texts of unlike lengths would need an attention mask.
         groups: dict[tuple, list[int]] = defaultdict(list)
         for row, latents in enumerate(references):
-            groups[tuple(image_shapes(latents))].append(row)
+            groups[prompts.lengths[row], *image_shapes(latents)].append(row)
         velocity = [None] * len(x_t_BCHW)
         for rows in groups.values():
             of_group = self._predict_group(
@@ -155,23 +161,40 @@ class QwenEditAdapter(ModelAdapter):
     def _predict_group(
         self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]
     ) -> Tensor:
-        """One forward for items that share the target size and every reference size."""
-        to_model = {"device": self.options.device, "dtype": self.options.dtype}
+        """One forward for items that share the text length, the target size and every reference size."""
         height, width = x_t_BCHW.shape[-2:]
-        target_BSP = pack(x_t_BCHW.to(**to_model))
-        slots = [torch.stack(slot_B).to(**to_model) for slot_B in zip(*references, strict=True)]
+        target_BSP = pack(self._to_model(x_t_BCHW))
+        slots = [self._to_model(torch.stack(slot_B)) for slot_B in zip(*references, strict=True)]
         tokens_BSP = torch.cat([target_BSP, *map(pack, slots)], dim=1)
-        mask_BL = prompts.mask_BL()
-        velocity_BSP = self.network_module(
-            hidden_states=tokens_BSP,
-            timestep=t_B.to(**to_model),
-            encoder_hidden_states=prompts.embeds_BLD.to(**to_model),
-            encoder_hidden_states_mask=None if mask_BL is None else mask_BL.to(self.options.device),
-            img_shapes=[image_shapes([x_t_BCHW, *slots])] * len(x_t_BCHW),
-            return_dict=False,
-        )[0]
+        velocity_BSP = forward(
+            self.network_module,
+            self._table.around(self._run_block) if self._table else self._run_block,
+            tokens_BSP,
+            t_B.tolist(),
+            self._to_model(prompts.embeds_BLD),
+            image_shapes([x_t_BCHW, *slots]),
+        )
         velocity_BCHW = unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width)
         return velocity_BCHW.to(torch.promote_types(velocity_BCHW.dtype, torch.float32))
+
+    def _to_model(self, tensor: Tensor) -> Tensor:
+        return to_device(tensor, self.options.device, self.options.dtype)
+
+    def tabulate(self) -> str | None:
+        if not self.options.modulation_table:
+            return None
+        try:
+            self._table = ModulationTable(self.network_module, self.options.device, self.options.dtype)
+        except NotPossible as reason:
+            for index, block in enumerate(self.blocks()):
+                if index not in self.options.on_host:
+                    block.to(self.options.device)
+            return str(reason)
+        return None
+
+    def announce(self, levels: Iterable[float]) -> None:
+        if self._table:
+            self._table.announce(levels)
 
     def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Guidance with each token's length restored to the conditional one's.
@@ -184,14 +207,28 @@ class QwenEditAdapter(ModelAdapter):
         length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True)
         return unpack(guided_BSP * length_BS1, height, width)
 
+    @property
+    def width(self) -> int:
+        return self.head_width * self.network_module.config.num_attention_heads
+
+    @property
+    def head_width(self) -> int:
+        return self.network_module.config.attention_head_dim
+
+    def tokens(self, batch: Batch) -> int:
+        pictures = [*batch.latents_BCHW, *(latents for references in batch.references for latents in references)]
+        return sum(map(prod, image_shapes(pictures))) + sum(batch.prompts.lengths)
+
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.transformer_blocks)
 
-    def use_checkpointing(self, on: bool) -> None:
-        if on:
-            self.network_module.enable_gradient_checkpointing()
-        else:
-            self.network_module.disable_gradient_checkpointing()
+    def wrap_blocks(self, wrappers: Sequence[BlockWrapper]) -> None:
+        self._run_block = run_within(wrappers)
+
+    def shared_inputs(self) -> Sequence[Sequence[str]]:
+        groups = [["to_q", "to_k", "to_v"], ["add_q_proj", "add_k_proj", "add_v_proj"]]
+        blocks = range(len(self.blocks()))
+        return [[f"{loading.BLOCKS}.{index}.attn.{name}" for name in group] for index in blocks for group in groups]
 
     def lora_targets(self) -> Sequence[str]:
         names = block_linears(dim=1)

@@ -17,8 +17,9 @@ PUBLISHED = {
     "in_channels": 64,
     "out_channels": 16,
 }
-BYTES_PER_WEIGHT = {None: 2.0, "int8": 1.0, "float8": 1.0, "int4": 0.53}
-"""By `model.qtype`; int4 with optimum-quanto's scale and shift per group of 128 weights."""
+BYTES_PER_WEIGHT = {None: 2.0, "int8": 1.0, "float8": 1.0, "fp8_scaled": 1.0625, "int4": 0.53, "int2": 0.28}
+"""By `model.qtype`; int4 and int2 with optimum-quanto's scale and shift per group of 128 weights, fp8_scaled with a
+float32 scale per 64."""
 
 
 def block_linears(dim: int) -> dict[str, tuple[int, int]]:
@@ -36,6 +37,11 @@ def block_linears(dim: int) -> dict[str, tuple[int, int]]:
     return shapes
 
 
+def block_count(folder: Path) -> int:
+    """Blocks of the transformer."""
+    return _transformer_config(folder)["num_layers"]
+
+
 def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     """Every linear layer a LoRA can adapt: full name -> (inputs, outputs)."""
     config = _transformer_config(folder)
@@ -47,13 +53,38 @@ def linear_layers(folder: Path) -> dict[str, tuple[int, int]]:
     }
 
 
-def weights_bytes(folder: Path, qtype: str | None) -> int:
-    """Bytes of the transformer in memory; the blocks' linears in `qtype` (None: 16 bit), the rest in 16 bit."""
+def every_linear_layer(folder: Path) -> dict[str, tuple[int, int]]:
+    """`linear_layers` and those outside of the blocks, which no adapter is put on: full name -> (inputs, outputs).
+
+    Source: diffusers, transformer_qwenimage.py, QwenImageTransformer2DModel.
+    """
     config = _transformer_config(folder)
     dim = config["num_attention_heads"] * config["attention_head_dim"]
-    in_blocks = sum(inputs * outputs for inputs, outputs in linear_layers(folder).values())
-    outside = dim * (config["in_channels"] + config["joint_attention_dim"] + 3 * dim + 256 + 4 * config["out_channels"])
-    return int(in_blocks * BYTES_PER_WEIGHT[qtype] + outside * BYTES_PER_WEIGHT[None])
+    return {
+        "time_text_embed.timestep_embedder.linear_1": (256, dim),
+        "time_text_embed.timestep_embedder.linear_2": (dim, dim),
+        "img_in": (config["in_channels"], dim),
+        "txt_in": (config["joint_attention_dim"], dim),
+        **linear_layers(folder),
+        "norm_out.linear": (dim, 2 * dim),
+        "proj_out": (dim, 4 * config["out_channels"]),
+    }
+
+
+def modules(folder: Path) -> dict[str, int]:
+    """Every module of the transformer that has weights of its own: full name -> their number, biases included.
+
+    Source: diffusers, transformer_qwenimage.py, QwenImageTransformer2DModel.
+    """
+    config = _transformer_config(folder)
+    norms = {
+        f"transformer_blocks.{index}.attn.{name}": config["attention_head_dim"]
+        for index in range(config["num_layers"])
+        for name in ("norm_q", "norm_k", "norm_added_q", "norm_added_k")
+    }
+    linears = every_linear_layer(folder).items()
+    norms["txt_norm"] = config["joint_attention_dim"]
+    return {name: (inputs + 1) * outputs for name, (inputs, outputs) in linears} | norms
 
 
 def _transformer_config(folder: Path) -> dict[str, int]:

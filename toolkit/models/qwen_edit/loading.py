@@ -36,29 +36,42 @@ transformers_logging.disable_progress_bar()  # a bar per part would tear the sta
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BLOCKS = "transformer_blocks"
+TABULATED = ("img_mod", "txt_mod")
+"""Parts of a block that a table can stand for."""
 
 
 def load_transformer(options: AdapterOptions) -> QwenImageTransformer2DModel:
-    """The transformer of a model folder: frozen, in the options' dtype, each block transformed as it is filled.
+    """The transformer of a model folder: frozen, in `weights_dtype`, each block transformed as it is filled.
 
     Raises RunError when weights are missing, unknown, or of another shape than config.json says.
     """
     part = options.folder / "transformer"
+    dtype = options.weights_dtype or options.dtype
+    merge = options.merging() if options.merging else None
     with init_empty_weights(include_buffers=False):
         model = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(part))
     with ExitStack() as stack:
         reader = _ShardReader(part, stack)
         for index, block in enumerate(model.transformer_blocks):
-            _fill(block, reader, f"{BLOCKS}.{index}.", options.dtype)
+            _fill(block, reader, f"{BLOCKS}.{index}.", dtype)
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
+            if merge:  # before the weights lose precision
+                merge(block, f"{BLOCKS}.{index}")
             if options.transform_block:
                 options.transform_block(block, f"{BLOCKS}.{index}")
-            block.to(options.device)
-        _fill(model, reader, "", options.dtype, skip=f"{BLOCKS}.")
+            for name, child in block.named_children():
+                stays = index in options.on_host or (options.modulation_table and name in TABULATED)
+                child.to("cpu" if stays else options.device)
+        _fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
+        if merge:
+            merge(model, "")
     if reader.names:
         raise RunError(f"{part}: weights that config.json does not account for: {_some(reader.names)}.")
-    return model.to(options.device).requires_grad_(False).eval()
+    for name, child in model.named_children():
+        if name != BLOCKS:
+            child.to(options.device)
+    return model.requires_grad_(False).eval()
 
 
 class _ShardReader:

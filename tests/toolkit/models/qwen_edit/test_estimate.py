@@ -5,7 +5,8 @@ import pytest
 import torch
 
 from tests.diffusers_reference import open_tiny
-from toolkit.models.qwen_edit.estimate import linear_layers, weights_bytes
+from toolkit.memory.quantize import QTYPES, quantizer
+from toolkit.models.qwen_edit.estimate import BYTES_PER_WEIGHT, linear_layers, modules
 
 
 def test_layers_and_shapes_are_those_of_the_loaded_model(tiny_model: Path) -> None:
@@ -19,15 +20,18 @@ def test_layers_and_shapes_are_those_of_the_loaded_model(tiny_model: Path) -> No
     assert list(adapter.lora_targets()) == list(linear_layers(tiny_model))
 
 
-def test_bytes_are_those_of_the_loaded_model(tiny_model: Path) -> None:
-    weights = sum(p.numel() * 2 for p in open_tiny(tiny_model).network_module.parameters() if p.dim() == 2)
-    assert weights_bytes(tiny_model, None) == pytest.approx(weights, rel=0.02)
-    assert weights_bytes(tiny_model, "int4") < weights_bytes(tiny_model, "int8") < weights
+@pytest.mark.parametrize("qtype", QTYPES)
+def test_bytes_of_every_type_are_those_of_its_layers(qtype: str) -> None:
+    """At the published width."""
+    layer = torch.nn.Sequential(torch.nn.Linear(3072, 3072, bias=False, dtype=torch.bfloat16))
+    quantizer(qtype)(layer, "block")
+    stored = sum(buffer.nbytes for buffer in layer.buffers())
+    assert stored / 3072**2 == pytest.approx(BYTES_PER_WEIGHT[qtype], rel=0.01)
 
 
 def test_a_model_that_is_not_here_yet_is_the_published_one(tmp_path: Path) -> None:
     assert len(linear_layers(tmp_path)) == 60 * 14
-    assert weights_bytes(tmp_path, None) == pytest.approx(2 * 20.4e9, rel=0.01)
+    assert sum(modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
 
 
 def test_the_config_decides(tmp_path: Path) -> None:

@@ -237,7 +237,7 @@ import json, sys, threading, time
 from functools import partial
 from pathlib import Path
 import torch
-from toolkit.memory.quantize import quantize_block, quantizer
+from toolkit.memory.quantize import quantizer
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.loading import load_transformer
 
@@ -252,7 +252,7 @@ def sample():
         time.sleep(0.002)
 
 torch.nn.Linear(64, 64)(torch.zeros(1, 64))
-quantize_block(torch.nn.Sequential(torch.nn.Linear(64, 64)), "int8")
+quantizer("int8")(torch.nn.Sequential(torch.nn.Linear(64, 64)), "")
 baseline, peak, done = anonymous(), 0, False
 thread = threading.Thread(target=sample)
 thread.start()

@@ -1,0 +1,31 @@
+"""Rules for what autograd keeps: the inner one first, then those around it."""
+
+from __future__ import annotations
+
+import torch
+
+from toolkit.memory.keeping import keeping
+
+
+def test_inner_rules_go_first_and_outer_ones_still_count() -> None:
+    a, b, c = (torch.full((2,), float(value), requires_grad=True) for value in (2, 3, 5))
+    asked: list[tuple[str, float]] = []
+
+    def rule(name: str, of: float):
+        def pack(tensor):
+            if float(tensor[0]) != of:
+                return None
+            asked.append((name, of))
+            return lambda: torch.full((2,), of + 10.0)
+
+        return pack
+
+    with keeping(rule("outer", 2)), keeping(rule("inner", 3)):
+        product = a * b
+    with keeping(rule("never", 7)):
+        product = product * c
+    product.sum().backward()
+    assert sorted(asked) == [("inner", 3.0), ("outer", 2.0)]
+    assert a.grad.tolist() == [13 * 5] * 2  # by what was given back in place of b
+    assert b.grad.tolist() == [12 * 5] * 2
+    assert c.grad.tolist() == [6] * 2

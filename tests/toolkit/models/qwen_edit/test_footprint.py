@@ -1,0 +1,49 @@
+"""Sizes of all parts from config files and headers: those of the loaded model, and of the published one."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+from toolkit.models.families import FAMILIES
+from toolkit.models.qwen_edit import loading
+from toolkit.models.qwen_edit.footprint import footprint
+
+FAMILY = FAMILIES["qwen_image_edit_plus"]
+
+
+def count(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
+
+
+def test_the_encoders_have_as_many_weights_as_are_loaded(tiny_model: Path) -> None:
+    facts = FAMILY.footprint(tiny_model)
+    text = loading.load_text_model(tiny_model, torch.float32)
+    linears = [m for m in text.language_model.layers.modules() if isinstance(m, torch.nn.Linear)]
+    assert facts.text.linears == sum(m.weight.numel() for m in linears)
+    assert facts.text.linears + facts.text.others == count(text)
+    assert facts.vae.others == count(loading.load_vae(tiny_model, torch.float32))
+
+
+def test_the_blocks_have_as_many_weights_as_are_stored(tiny_model: Path) -> None:
+    facts = FAMILY.footprint(tiny_model)
+    assert facts.linears + facts.others == sum(FAMILY.modules(tiny_model).values())
+    # 12 numbers per channel and block come from img_mod and txt_mod.
+    assert facts.row_numbers == 12 * facts.width * facts.blocks
+    assert len(facts.tabulated) == 2 * facts.blocks
+
+
+def test_without_files_the_sizes_are_the_published_ones(tmp_path: Path) -> None:
+    """20.43 B weights, of which 6.8 B a table can stand for; 8.29 B of the text encoder with its head."""
+    facts = footprint(tmp_path / "none")
+    assert round((facts.linears + facts.others) / 1e9, 2) == 20.43
+    assert round(facts.tabulated_weights / 1e9, 2) == 6.79
+    assert facts.text.linears + facts.text.others + facts.text.unused == 8_292_166_656
+    assert (facts.width, facts.blocks) == (3072, 60)
+
+
+def test_a_damaged_header_is_left_to_the_loader(tmp_path: Path) -> None:
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 20)
+    assert footprint(tmp_path).vae == footprint(tmp_path / "none").vae

@@ -1,0 +1,168 @@
+"""Some blocks' frozen weights wait in the main memory and come to the device just before their block runs.
+
+Two buffers on the device take turns: while one block computes, the next one's weights arrive in the other. Frozen
+weights do not change, so nothing is ever copied back. What is trained stays on the device.
+
+The blocks are spread evenly, so that several others compute while one arrives. (musubi-tuner spreads them so too:
+modules/custom_offloading_utils.py, `LoRAStreamOffloader`.)
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook
+
+from toolkit.contracts import RunBlock
+from toolkit.memory.keeping import keeping
+
+ALIGNMENT = 256
+"""Bytes; no kernel asks for more."""
+
+
+def swapped_blocks(count: int, blocks: int) -> tuple[int, ...]:
+    """Indices of `count` of `blocks` blocks, spread evenly."""
+    return tuple((2 * place + 1) * blocks // (2 * count) for place in range(count))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A frozen tensor of a block and where it lies among the block's bytes."""
+
+    tensor: Tensor
+    dtype: torch.dtype
+    shape: torch.Size
+    begin: int
+    end: int
+
+    def lay(self, memory: Tensor) -> None:
+        """The tensor's numbers are from now on those in `memory`, which holds the block's bytes."""
+        self.tensor.data = memory[self.begin : self.end].view(self.dtype).view(self.shape)
+
+
+class _Waiting:
+    """A block whose frozen weights are in the main memory, one after the other in one piece."""
+
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        for parameter in block.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(device)
+        self.parts: list[_Part] = []
+        end = 0
+        for tensor in _frozen(block):
+            begin = -(-end // ALIGNMENT) * ALIGNMENT
+            end = begin + tensor.numel() * tensor.element_size()
+            self.parts.append(_Part(tensor, tensor.dtype, tensor.shape, begin, end))
+        self.memory = torch.empty(-(-end // ALIGNMENT) * ALIGNMENT, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        for part in self.parts:
+            self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(part.tensor)
+            part.lay(self.memory)
+
+    def lay(self, memory: Tensor) -> None:
+        for part in self.parts:
+            part.lay(memory)
+
+
+def _frozen(block: nn.Module) -> Iterator[Tensor]:
+    yield from (p for p in block.parameters() if not p.requires_grad)
+    yield from block.buffers()
+
+
+class _Buffer:
+    """Room on the device for one block."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self.place: int | None = None
+        """Which of the waiting blocks is in it, or on its way."""
+        self.arrived: torch.cuda.Event | None = None
+
+
+class BlockSwap:
+    """Runs blocks whose frozen weights are not on the device; a wrapper, and the outermost one.
+
+    Blocks may run forward in order, and backward in the opposite one; any other order is right too, and slower.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        """blocks: those to be swapped, in order, the network attached. Takes their weights off the device."""
+        self._device = device
+        self._waiting = [_Waiting(block, device) for block in blocks]
+        self._place_of = {block: place for place, block in enumerate(blocks)}
+        size = max(len(waiting.memory) for waiting in self._waiting)
+        self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, run: RunBlock) -> RunBlock:
+        def run_fetched(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            place = self._place_of.get(block)
+            if place is None:
+                return run(block, *tensors)
+            flows_back = torch.is_grad_enabled()
+            self._provide(place, self._after(place, flows_back))
+            if not flows_back:
+                return run(block, *tensors)
+            with keeping(partial(self._as_place, place)):
+                outputs = run(block, *tensors)
+            learning = [output for output in outputs if output.requires_grad]
+            if learning:
+                # The first gradient that reaches the block comes before anything of it is computed backward, or again.
+                register_multi_grad_hook(
+                    learning, lambda grad: self._provide(place, place - 1 if place else None), mode="any"
+                )
+            return outputs
+
+        return run_fetched
+
+    def _after(self, place: int, flows_back: bool) -> int | None:
+        """The block that is wanted after this one of a forward pass."""
+        if place + 1 < len(self._waiting):
+            return place + 1
+        return None if flows_back else 0  # backward begins with the last two, which are here
+
+    def _provide(self, place: int, ahead: int | None) -> None:
+        """The weights of one block are on the device when this returns; those of another are on their way."""
+        current = self._fetch(place, keep=None)
+        if current.arrived is not None:
+            torch.cuda.current_stream(self._device).wait_event(current.arrived)
+        if ahead is not None:
+            self._fetch(ahead, keep=current)
+
+    def _fetch(self, place: int, keep: _Buffer | None) -> _Buffer:
+        """The buffer a block is in; where it is in none, it is copied to one that is not `keep`."""
+        here = next((buffer for buffer in self._buffers if buffer.place == place), None)
+        buffer = here or next((buffer for buffer in self._buffers if buffer is not keep), None)
+        if buffer is None:
+            return keep
+        self._buffers.remove(buffer)  # the one used longest ago stands first
+        self._buffers.append(buffer)
+        if here:
+            return here
+        if buffer.place is not None:
+            # On the host they are right as well, and a wrong use of them is noticed on CUDA.
+            self._waiting[buffer.place].lay(self._waiting[buffer.place].memory)
+        buffer.place = place
+        self._copy(self._waiting[place].memory, buffer)
+        self._waiting[place].lay(buffer.memory)
+        return buffer
+
+    def _copy(self, source: Tensor, buffer: _Buffer) -> None:
+        target = buffer.memory[: len(source)]
+        if self._stream is None:
+            target.copy_(source)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what was in the buffer is still in use
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+            buffer.arrived = self._stream.record_event()
+
+    def _as_place(self, place: int, tensor: Tensor) -> Callable[[], Tensor] | None:
+        """Views of swapped weights are kept for the backward pass as places in them: the buffer will hold others."""
+        if all(tensor.untyped_storage().data_ptr() != b.memory.untyped_storage().data_ptr() for b in self._buffers):
+            return None
+        dtype, geometry = tensor.dtype, (tensor.shape, tensor.stride(), tensor.storage_offset())
+        return lambda: self._fetch(place, keep=None).memory.view(dtype).as_strided(*geometry)

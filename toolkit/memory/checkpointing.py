@@ -1,0 +1,144 @@
+"""Which of a block's activations are kept for the backward pass, and which are computed a second time.
+
+Whatever the level, the same operations are done on the same numbers: gradients are equal bit for bit.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection
+from functools import partial
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+
+from toolkit.config.choices import CHECKPOINTING_LEVELS
+from toolkit.contracts import BlockWrapper, RunBlock
+from toolkit.memory.keeping import keeping
+from toolkit.memory.stored import frozen_product
+
+_aten = torch.ops.aten
+
+ATTENTION = frozenset(
+    {
+        _aten._scaled_dot_product_flash_attention.default,
+        _aten._scaled_dot_product_flash_attention_for_cpu.default,
+        _aten._scaled_dot_product_efficient_attention.default,
+        _aten._scaled_dot_product_cudnn_attention.default,
+        _aten._scaled_dot_product_attention_math_for_mps.default,
+    }
+)
+"""Every kernel of attention that is one operation. Where PyTorch takes attention apart it is computed again."""
+
+MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, frozen_product})
+
+THIN = 4
+"""A product that sums over less than the width / THIN, such as an adapter's way up, costs less than keeping it."""
+
+
+def checkpointed(level: str) -> BlockWrapper:
+    """A wrapper that keeps what `level` says, one of CHECKPOINTING_LEVELS:
+
+    none: everything. cheap: products and attention; elementwise work is done again. keep_attention: what attention
+    gives. full: only what the block is given. full_offload: the same; `offloaded` around it does the rest.
+    """
+    return _WRAPPERS[level]
+
+
+def _keeping_all(run: RunBlock) -> RunBlock:
+    return run
+
+
+def _keeping_costly(run: RunBlock) -> RunBlock:
+    return _selective(run, _policy_for_costly)
+
+
+def _keeping_attention(run: RunBlock) -> RunBlock:
+    return _selective(run, lambda tensors: _keeps_attention)
+
+
+def _keeping_inputs(run: RunBlock) -> RunBlock:
+    def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return run(block, *tensors)
+        return checkpoint(run, block, *tensors, use_reentrant=False)
+
+    return run_again
+
+
+_WRAPPERS: dict[str, BlockWrapper] = dict(
+    zip(
+        CHECKPOINTING_LEVELS,
+        (_keeping_all, _keeping_costly, _keeping_attention, _keeping_inputs, _keeping_inputs),
+        strict=True,
+    )
+)
+
+
+# ------------------------------------------------------------ which operations' results are kept
+
+Policy = Callable[..., CheckpointPolicy]
+
+
+def _selective(run: RunBlock, policy_for: Callable[[tuple[Tensor | None, ...]], Policy]) -> RunBlock:
+    def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        if not torch.is_grad_enabled():
+            return run(block, *tensors)
+        contexts = partial(create_selective_checkpoint_contexts, policy_for(tensors))
+        return checkpoint(run, block, *tensors, use_reentrant=False, context_fn=contexts)
+
+    return run_again
+
+
+def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
+    return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
+
+
+def _policy_for_costly(tensors: tuple[Tensor | None, ...]) -> Policy:
+    """Keeps attention, and products that have a row for each token of a stream.
+
+    Others are products of weights (LoHa's, LoKr's), as large as the model, or the scores of attention.
+    """
+    streams = [t for t in tensors if t is not None and t.dim() == 3]
+    tokens = {prod(t.shape[:-1]) for t in streams}
+    fewest = max(t.shape[-1] for t in streams) // THIN
+    return partial(_keeps_costly, tokens, fewest)
+
+
+def _keeps_costly(
+    tokens: Collection[int], fewest: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
+) -> CheckpointPolicy:
+    if op in MATMULS:
+        factor = args[1] if op in (_aten.addmm.default, _aten.baddbmm.default) else args[0]
+        if prod(factor.shape[:-1]) in tokens and factor.shape[-1] >= fewest:
+            return CheckpointPolicy.MUST_SAVE
+    return _keeps_attention(ctx, op)
+
+
+# ------------------------------------------------------------ kept in the main memory
+
+
+def offloaded(run: RunBlock) -> RunBlock:
+    """A wrapper around a checkpointed block, compiled or not: what it was given waits in the main memory.
+
+    Without CUDA it changes nothing.
+    """
+
+    def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        # What one block hands to the next; the rest is shared by all blocks.
+        handed_on = {t.data_ptr() for t in tensors if t is not None and t.requires_grad and t.is_cuda}
+        if not handed_on or not torch.is_grad_enabled():
+            return run(block, *tensors)
+        with keeping(lambda tensor: _to_host(tensor) if tensor.data_ptr() in handed_on else None):
+            return run(block, *tensors)
+
+    return run_offloaded
+
+
+def _to_host(tensor: Tensor) -> Callable[[], Tensor]:
+    device = tensor.device
+    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+    host.copy_(tensor, non_blocking=True)  # on the stream of the work itself: it is read before it is freed
+    return lambda: host.to(device, non_blocking=True)

@@ -1,0 +1,87 @@
+"""How the blocks of a model are run: what they keep, where their weights wait, whether they are compiled."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+
+from toolkit.config.choices import CHECKPOINTING_LEVELS
+from toolkit.config.compile import CompileConfig
+from toolkit.contracts import BlockWrapper, ModelAdapter
+from toolkit.device import free_memory
+from toolkit.memory import attention
+from toolkit.memory.activations import Work, roomiest
+from toolkit.memory.block_swap import BlockSwap, swapped_blocks
+from toolkit.memory.checkpointing import checkpointed, offloaded
+from toolkit.memory.compiling import compiled
+
+Note = Callable[[str], None]
+
+KEY = "train.gradient_checkpointing"
+
+
+class BlockEngine:
+    """Wraps the blocks of an adapter whose network is attached. `auto` becomes a level once the work is known."""
+
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        device: torch.device,
+        dtype: torch.dtype,
+        level: str = "full",
+        swapped: int = 0,
+        compile_settings: CompileConfig | None = None,
+        note: Note = print,
+    ) -> None:
+        """level: of CHECKPOINTING_LEVELS, or "auto". swapped: blocks whose weights wait in the main memory."""
+        self._adapter, self._device, self._note = adapter, device, note
+        self._is_auto = level == "auto"
+        self._compile = compile_settings if compile_settings and compile_settings.enabled else None
+        blocks = adapter.blocks()
+        waiting = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
+        self._swap = BlockSwap(waiting, device) if waiting else None
+        self._is_pinned = device.type == "cuda"
+        if self._is_pinned and not attention.is_fast(device, dtype, adapter.head_width):
+            note(f"attention: neither flash nor cuDNN takes {dtype} on this device; it is slower without.")
+        self.level = CHECKPOINTING_LEVELS[-1] if self._is_auto else level
+        self._wrap()
+
+    @property
+    def levels(self) -> Sequence[str]:
+        """Those `auto` chooses from: on the CPU there is no other memory to offload to."""
+        return CHECKPOINTING_LEVELS[:-1] if self._device.type == "cpu" else CHECKPOINTING_LEVELS
+
+    def settle(self, work: Work, needed: int, gather: Callable[[str], Sequence[str]] = lambda level: [level]) -> None:
+        """Chooses the level of `auto`: the fastest whose activations fit into what is free.
+
+        needed: bytes that training will take besides: gradients, the optimizer's state. gather: gives the levels of all
+        processes of a run for that of this one; all take the smallest, so that they make the same passes.
+        """
+        if not self._is_auto:
+            return
+        free = free_memory(self._device) - needed
+        self.level = max(gather(roomiest(self.levels, free, work)), key=CHECKPOINTING_LEVELS.index)
+        self._note(f"{KEY} auto: {self.level}, {max(0, free) / 1e9:.1f} GB are free for {work.tokens} tokens")
+        self._wrap()
+
+    def save_more(self) -> bool:
+        """Takes the next level of `auto` where one is left, and says so. Called when the largest batch does not fit."""
+        if not self._is_auto or self.level == self.levels[-1]:
+            return False
+        before, self.level = self.level, self.levels[self.levels.index(self.level) + 1]
+        self._note(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
+        self._wrap()
+        return True
+
+    def _wrap(self) -> None:
+        """Innermost first. Weights must be there before anything is computed, also for the second time."""
+        wrappers: list[BlockWrapper] = [attention.pinned] if self._is_pinned else []
+        wrappers.append(checkpointed(self.level))
+        if self._compile:
+            wrappers.append(compiled(self._compile))
+        if self.level == "full_offload":
+            wrappers.append(offloaded)
+        if self._swap:
+            wrappers.append(self._swap)
+        self._adapter.wrap_blocks(wrappers)

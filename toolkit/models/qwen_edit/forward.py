@@ -1,0 +1,119 @@
+"""The transformer's forward pass with each block run by a function of ours, so that memory can be managed around it.
+
+What is computed is diffusers' `QwenImageTransformer2DModel.forward` (transformer_qwenimage.py), whose own modules do
+the work; `test_parity.py` holds the two together.
+
+Shape suffixes: B batch, S image tokens (target and references), P token width, D model width, L text tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from math import prod
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from torch import Tensor, nn
+
+from toolkit.contracts import BlockWrapper
+from toolkit.device import to_device
+
+ImageShape = tuple[int, int, int]
+"""Frames, height and width of a picture in tokens."""
+
+
+@dataclass(frozen=True)
+class Conditions:
+    """What every block is given besides the two streams."""
+
+    temb_BD: Tensor
+    """Embedding of the noise level; [2B, D] where references have a level of their own (`zero_cond_t`)."""
+
+    rotary: tuple[Tensor, Tensor]
+    levels: tuple[float, ...]
+    """The noise level of each row of `temb_BD`."""
+
+    which_BS: Tensor | None = None
+    """With `zero_cond_t`: 0 for tokens of the target, 1 for those of references."""
+
+
+Streams = tuple[Tensor, Tensor]
+"""Image tokens [B, S, D] and text tokens [B, L, D]."""
+
+RunIndexed = Callable[[int, nn.Module, Streams, Conditions], Streams]
+"""Runs one block, given its index."""
+
+
+def run_within(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
+    """Runs a block within these, the first one innermost. They see tensors alone: no levels, no index."""
+    run = _on_tensors
+    for wrapper in wrappers:
+        run = wrapper(run)
+
+    def run_block(index: int, block: nn.Module, streams: Streams, conditions: Conditions) -> Streams:
+        return run(block, *streams, conditions.temb_BD, *conditions.rotary, conditions.which_BS)
+
+    return run_block
+
+
+def _on_tensors(
+    block: nn.Module,
+    image_BSD: Tensor,
+    text_BLD: Tensor,
+    temb_BD: Tensor,
+    image_rotary: Tensor,
+    text_rotary: Tensor,
+    which_BS: Tensor | None,
+) -> Streams:
+    """The block as it is."""
+    text_BLD, image_BSD = block(
+        hidden_states=image_BSD,
+        encoder_hidden_states=text_BLD,
+        encoder_hidden_states_mask=None,
+        temb=temb_BD,
+        image_rotary_emb=(image_rotary, text_rotary),
+        modulate_index=which_BS,
+    )
+    return image_BSD, text_BLD
+
+
+def forward(
+    model: QwenImageTransformer2DModel,
+    run: RunIndexed,
+    tokens_BSP: Tensor,
+    levels: Sequence[float],
+    embeds_BLD: Tensor,
+    shapes: Sequence[ImageShape],
+) -> Tensor:
+    """Velocity [B, S, P] of every token.
+
+    levels: noise fraction of each item, in [0, 1]. shapes: of the target and each reference, the same for the whole
+    batch, in the order of the tokens. No text is padded: an attention mask would rule out the fast kernels.
+    """
+    image_BSD = model.img_in(tokens_BSP)
+    text_BLD = model.txt_in(model.txt_norm(embeds_BLD))
+    conditions = _conditions(model, image_BSD, levels, text_BLD.shape[1], shapes)
+    streams = image_BSD, text_BLD
+    for index, block in enumerate(model.transformer_blocks):
+        streams = run(index, block, streams, conditions)
+    target_temb_BD = conditions.temb_BD[: len(levels)]
+    return model.proj_out(model.norm_out(streams[0], target_temb_BD))
+
+
+def _conditions(
+    model: QwenImageTransformer2DModel,
+    image_BSD: Tensor,
+    levels: Sequence[float],
+    text_tokens: int,
+    shapes: Sequence[ImageShape],
+) -> Conditions:
+    count = len(levels)
+    rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_tokens, device=image_BSD.device)
+    # With `zero_cond_t` references are seen as pictures without noise. Made on the host: the levels are known there.
+    t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
+    conditions = Conditions(model.time_text_embed(to_device(t, image_BSD.device), image_BSD), rotary, tuple(t.tolist()))
+    if not model.zero_cond_t:
+        return conditions
+    which_S = (torch.arange(image_BSD.shape[1], device=image_BSD.device) >= prod(shapes[0])).int()
+    return replace(conditions, which_BS=which_S.expand(count, -1))
