@@ -3,20 +3,23 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+from extensions.sd_trainer.counted import count_trained
+from extensions.sd_trainer.memory_plan import Group, Machine, advice, group_items, machine_for, plan_memory
+from extensions.sd_trainer.parallel_config import sharing
 from toolkit.config.process import JobContext
 from toolkit.contracts import Item
 from toolkit.data.folder import Scan
-from toolkit.data.items import scan_items
+from toolkit.data.held_out import HeldOut, scan_job
+from toolkit.data.manifest import Manifest
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.errors import UserError
+from toolkit.memory.plan import MemoryPlan
 from toolkit.models.families import family_for
-from toolkit.networks.shapes import weights_per_layer
-from toolkit.networks.targets import chosen_targets
 from toolkit.optim.decay import initial_share
 
 FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
@@ -24,11 +27,22 @@ FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 def plan_run(config: Any, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
-    return plan_items(config, job, *scan_items(config, family_for(config.model).size_multiple))
+    manifest = Manifest.beside(config.training_folder)
+    return plan_items(config, job, *scan_job(config, family_for(config.model).size_multiple, manifest))
 
 
-def plan_items(config: Any, job: JobContext, scan: Scan, items: tuple[Item, ...]) -> RunPlan:
-    """The plan of a section whose datasets are scanned already."""
+def plan_items(
+    config: Any,
+    job: JobContext,
+    scan: Scan,
+    items: tuple[Item, ...],
+    held_out: HeldOut | None = None,
+    machine: Machine | None = None,
+) -> RunPlan:
+    """The plan of a section whose datasets are scanned already. machine: where it runs; by default as `device` says."""
+    machine = machine or machine_for(config.device)
+    groups = group_items(config, items)
+    memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
     train = config.train
     micro_batches = count_batches(items, train.batch_size)
     steps = optimizer_steps(train.steps, train.epochs, micro_batches, train.gradient_accumulation)
@@ -41,14 +55,23 @@ def plan_items(config: Any, job: JobContext, scan: Scan, items: tuple[Item, ...]
         optimizer_steps=steps,
         accumulation=train.gradient_accumulation,
         epochs_asked=train.epochs,
-        lines=(*scan.notes, *_estimates(config, job), *_ema_share(config, steps)),
+        lines=(
+            *sharing(train),
+            *scan.notes,
+            *(held_out.notes if held_out else ()),
+            *_base_loras(config),
+            *_recovery(config),
+            *(_estimates(config, groups, machine, memory) if memory else ()),
+            *_ema_share(config, steps, micro_batches),
+        ),
+        memory=memory,
     )
 
 
 def refuse_full_disk(config: Any, folder: Path) -> None:
     """Raises UserError when not even one state and one file of the run would fit beside `folder`."""
-    _, weights = _trained(config)
-    needed = weights * (_state_bytes_per_weight(config.train) + FILE_BYTES[config.save.dtype])
+    trained = count_trained(config)
+    needed = trained.state_bytes(config.train) + trained.written * FILE_BYTES[config.save.dtype]
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -57,40 +80,48 @@ def refuse_full_disk(config: Any, folder: Path) -> None:
         )
 
 
-def _trained(config: Any) -> tuple[int, int]:
-    """(layers, weights) that the network trains."""
-    layers = family_for(config.model).linear_layers(config.model.folder())
-    chosen = chosen_targets(config.network, list(layers))
-    return len(chosen), sum(weights_per_layer(config.network, *layers[name]) for name in chosen)
+def _base_loras(config: Any) -> Iterator[str]:
+    """What becomes part of the model."""
+    for lora in config.model.base_loras:
+        yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
 
 
-def _estimates(config: Any, job: JobContext) -> Iterator[str]:
-    """Memory and disk, by arithmetic on the model's config; nothing for a model that an earlier process writes."""
+def _recovery(config: Any) -> Iterator[str]:
+    if config.model.quantize and config.model.accuracy_recovery_adapter:
+        yield (
+            f"added to the frozen {config.model.qtype} model: {config.model.recovery_name()}; "
+            "layers it does not cover are int8"
+        )
+
+
+def _is_unwritten(config: Any, job: JobContext) -> bool:
+    """Whether the model is one that an earlier process of the job writes."""
     folder = config.model.folder()
-    if folder in job.earlier_outputs and not folder.is_dir():
-        return
-    layers, weights = _trained(config)
-    qtype = config.model.qtype if config.model.quantize else None
-    yield f"model in memory: {_size(family_for(config.model).weights_bytes(folder, qtype))} as {qtype or '16 bit'}"
+    return folder in job.earlier_outputs and not folder.is_dir()
+
+
+def _estimates(config: Any, groups: Sequence[Group], machine: Machine, memory: MemoryPlan) -> Iterator[str]:
+    """Memory and disk, by arithmetic on the model's config."""
+    trained = count_trained(config)
+    yield memory.render()
+    if line := advice(config, groups, machine, memory):
+        yield line
     yield (
-        f"{config.network.type} {config.network.size()} on {layers} layers: {weights:,} weights; "
-        f"each file {_size(weights * FILE_BYTES[config.save.dtype])}, "
-        f"each state {_size(weights * _state_bytes_per_weight(config.train))} on disk"
+        f"{config.network.type} {config.network.size()} on {len(trained.layers)} layers: {trained.weights:,} weights; "
+        f"each {'folder' if config.network.trains_model else 'file'} "
+        f"{_size(trained.written * FILE_BYTES[config.save.dtype])}, "
+        f"each state {_size(trained.state_bytes(config.train))} on disk"
+        + (f"; the model's own weights in {config.model.qtype}" if config.model.quantize else "")
     )
 
 
-def _state_bytes_per_weight(train: Any) -> int:
-    """Raw weight, its average, and two moments in float32 or one byte each."""
-    moments = 2 if train.optimizer.endswith("8bit") else 8
-    return 4 + 4 * train.ema_config.use_ema + moments
-
-
-def _ema_share(config: Any, steps: int) -> Iterator[str]:
+def _ema_share(config: Any, steps: int, micro_batches: int) -> Iterator[str]:
     """How much of the untrained start is left in the average that is saved."""
     ema = config.train.ema_config
     if not ema.use_ema:
         return
-    saves = [step for step in (config.save.save_every, steps) if 0 < step <= steps]
+    first = optimizer_steps(*config.save.interval(), micro_batches, config.train.gradient_accumulation)
+    saves = [step for step in (first, steps) if 0 < step <= steps]
     shares = [f"{_percent(initial_share(step, ema.ema_decay, ema.use_num_updates))} at step {step}" for step in saves]
     yield f"EMA {ema.ema_decay:g}: share of the untrained start in what is saved: {', '.join(dict.fromkeys(shares))}"
 

@@ -151,6 +151,8 @@ class RowScaled(StoredWeight):
 
     def _int8_rows(self, x: Tensor, scale: Tensor | None = None) -> Int8Rows | None:
         """What the int8 product takes of x, times `scale`; None when the product is one of floating point."""
+        if torch.compiler.is_compiling():  # what the numbers decide, a compiler cannot follow
+            return None
         if len(x) < FEWEST_ROWS or not applies(self.int8_matmul, x.device, self.shape):
             return None
         return quantize_rows(x.float() if scale is None else x * scale.float())
@@ -158,6 +160,8 @@ class RowScaled(StoredWeight):
 
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
     """y times the scale plus the bias, in place of y: one pass over it."""
+    if torch.compiler.is_compiling():  # one pass anyway, and a y that checkpointing kept must stay
+        return y_MO * scale_1O if bias_O is None else torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O)
     if bias_O is None:
         return y_MO.mul_(scale_1O)
     return torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O, out=y_MO)
@@ -229,7 +233,7 @@ class Recovered(StoredWeight):
 
     def product(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
         low_MR = x_MI @ self.down_RI.to(x_MI.dtype).t()
-        return self.stored.product(x_MI, bias_O).addmm_(low_MR, self.up_OR.to(x_MI.dtype).t())
+        return torch.addmm(self.stored.product(x_MI, bias_O), low_MR, self.up_OR.to(x_MI.dtype).t())
 
     def product_transposed(self, g_MO: Tensor) -> Tensor:
         low_MR = g_MO @ self.up_OR.to(g_MO.dtype)

@@ -279,6 +279,8 @@ def test_a_plain_lora_can_be_written_beside_other_kinds(load, kind: str) -> None
 
 def test_a_plain_lora_beside_a_lora_is_refused_and_its_rank_alone_does_nothing(load) -> None:
     [fault] = faults(load, SEED_001.replace("save_every: 340", "also: [merged_lora]"))
-    assert fault.startswith("save.also: 'merged_lora' goes with dora, loha, lokr. With 'type: lora' the files are plain")
+    assert fault.startswith(
+        "save.also: 'merged_lora' goes with dora, loha, lokr. With 'type: lora' the files are plain"
+    )
     [warning] = load(SEED_001.replace("save_every: 340", "merged_lora_rank: 8")).warnings
     assert warning.endswith("save.merged_lora_rank: has no effect without 'also: [merged_lora]'.")

@@ -55,14 +55,17 @@ def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
 def test_a_model_that_is_trained_itself_is_counted_whole(plan, tiny_model: Path) -> None:
     from safetensors import safe_open
 
-    stored = 0
+    shapes = []
     for shard in (tiny_model / "transformer").glob("*.safetensors"):
         with safe_open(shard, framework="numpy") as file:
-            stored += sum(prod(file.get_slice(name).get_shape()) for name in file.keys())  # noqa: SIM118 - not a dict
+            shapes += [file.get_slice(name).get_shape() for name in file.keys()]  # noqa: SIM118 - not a dict
+    stored = sum(map(prod, shapes))
     train = {"optimizer": "adafactor", "full_bf16": True, "dtype": "bf16"}
     words = plan(network={"type": "full"}, save={"dtype": "bf16"}, train=train).render()
-    size = f"{2 * stored / 1000:.3g} kB"  # folder and state in bf16; Adafactor keeps next to nothing
-    assert f"{stored:,} weights; each folder {size}, each state {size} on disk" in words
+    # Folder and state in bf16; Adafactor keeps a float32 mean of each row and column, and all of a vector.
+    kept = 4 * sum(map(sum, shapes))
+    sizes = f"each folder {2 * stored / 1000:.3g} kB, each state {(2 * stored + kept) / 1000:.3g} kB on disk"
+    assert f"{stored:,} weights; {sizes}" in words
     part = plan(network={"type": "full", "include_patterns": r".*\.norm_q"}, save={"dtype": "fp32"}).render()
     # 2 norms of 32 weights; AdamW keeps two moments of each: 12 bytes. The folder holds the whole model.
     assert f"64 weights; each folder {4 * stored / 1e6:.3g} MB, each state {12 * 64} B on disk" in part
@@ -85,6 +88,14 @@ def test_a_disk_without_room_for_one_save_is_refused(write_job, trainer, make_pi
         monkeypatch.setattr("extensions.sd_trainer.plan.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
         with pytest.raises(UserError, match="training_folder") if free < needed else nullcontext():
             refuse_full_disk(config, tmp_path)
+
+
+def test_the_memory_is_told_in_words_and_in_json(plan) -> None:
+    found = plan()
+    assert "  memory: 0." in found.render()
+    memory = found.to_json()["memory"]
+    assert memory["host_phase"] in memory["phases"] and memory["host_bytes"] > 0
+    assert ("device_bytes" in memory) == ("GB card" in found.render())
 
 
 def test_planning_writes_nothing(plan, tmp_path: Path) -> None:

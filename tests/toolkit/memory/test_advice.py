@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from toolkit.memory.advice import memory_advice
+from toolkit.memory.advice import changes, memory_advice
+
+FRUGAL = {
+    "name_or_path": "x/y",
+    "quantize": True,
+    "qtype": "int4",
+    "quantize_te": True,
+    "low_vram": True,
+    "blocks_to_swap": 30,
+    "model_kwargs": {"match_target_res": True},
+}
 
 
-def section(**changes) -> SdTrainerConfig:
-    fields = {"type": "sd_trainer", "model": {"name_or_path": "x/y"}, "datasets": [{"folder_path": "d"}]}
-    return SdTrainerConfig.model_validate(fields | changes)
+def section(**fields) -> SdTrainerConfig:
+    given = {"type": "sd_trainer", "model": {"name_or_path": "x/y"}, "datasets": [{"folder_path": "d"}]}
+    return SdTrainerConfig.model_validate(given | fields)
 
 
 def test_everything_that_would_help_is_named_in_order() -> None:
@@ -18,7 +28,17 @@ def test_everything_that_would_help_is_named_in_order() -> None:
             datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (768, 1024)}],
         )
     )
-    order = ["gradient_checkpointing", "qtype: int8", "batch_size: 1", "match_target_res", "low_vram", "1024", "linear"]
+    order = [
+        "train.gradient_checkpointing: auto",
+        "qtype: int8",
+        "batch_size: 1 with gradient_accumulation: 4",
+        "match_target_res",
+        "blocks_to_swap: 30",
+        "quantize_te: true",
+        "low_vram",
+        "resolution: 768",
+        "network.linear: 8",
+    ]
     places = [found.index(word) for word in order]
     assert places == sorted(places)
 
@@ -26,19 +46,44 @@ def test_everything_that_would_help_is_named_in_order() -> None:
 def test_what_is_used_already_is_not_advised() -> None:
     found = memory_advice(
         section(
-            model={
-                "name_or_path": "x/y",
-                "quantize": True,
-                "qtype": "int4",
-                "low_vram": True,
-                "model_kwargs": {"match_target_res": True},
-            },
+            model=FRUGAL,
+            train={"gradient_checkpointing": "full_offload"},
             datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (512,)}],
             network={"linear": 4},
         )
     )
-    assert found == "To save memory, in order of effect: a smaller datasets[].resolution than 512."
+    assert found == "To save memory, in order of effect: datasets[].resolution: 384."
 
 
 def test_a_smaller_number_type_is_the_next_step() -> None:
     assert "qtype: int4" in memory_advice(section(model={"name_or_path": "x/y", "quantize": True}))
+
+
+def test_full_checkpointing_can_still_be_offloaded() -> None:
+    assert "gradient_checkpointing: full_offload" in memory_advice(section(train={"gradient_checkpointing": True}))
+    assert "gradient_checkpointing" not in memory_advice(section(train={"gradient_checkpointing": "auto"}))
+
+
+def test_a_model_that_is_trained_itself_has_other_remedies() -> None:
+    full = {"network": {"type": "full"}, "model": {"name_or_path": "x/y", "low_vram": True}}
+    found = memory_advice(section(**full))
+    order = ["optimizer: adafactor", "full_bf16: true", "fused_backward_pass: true", "768", "network.type: lora"]
+    places = [found.index(word) for word in order]
+    assert places == sorted(places)
+    assert "quantize: true with" not in found and "linear" not in found and "swap" not in found
+    used = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True}
+    assert "train." not in memory_advice(section(**full, train=used))
+
+
+def test_a_section_with_every_change_has_no_advice_left_but_smaller_numbers() -> None:
+    """Each change is what its words say: once applied it is not advised again."""
+    changed = section(train={"gradient_checkpointing": False, "batch_size": 2, "optimizer": "adamw"})
+    for _ in range(20):
+        left = [change for change in changes(changed) if not change.is_last_resort]
+        if not left:
+            break
+        changed = left[0].applied(changed)
+    assert not left
+    assert (changed.model.qtype, changed.model.blocks_to_swap, changed.train.batch_size) == ("int4", 30, 1)
+    assert changed.train.gradient_checkpointing == "auto"
+    assert changed.train.gradient_accumulation == 2

@@ -1,0 +1,63 @@
+"""The machine a run is on, and the hook that holds its memory against the plan."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from extensions.sd_trainer.memory_plan import Machine, group_items, machine_for, plan_memory, samples_before_training
+from toolkit.contracts import Item
+from toolkit.device import pick_device
+from toolkit.train.hooks.memory import MemoryHook
+
+STATUS = Path("/proc/self/status")
+
+
+def machine_of(section: Any) -> Machine:
+    """Where a section runs on this computer."""
+    device = pick_device(section.device, lambda line: None)
+    if device.type == "cuda":
+        return Machine("cuda", torch.cuda.get_device_properties(device).total_memory)
+    return machine_for("cpu")
+
+
+def memory_hook(
+    section: Any,
+    items: Sequence[Item],
+    level: Callable[[], str],
+    device: torch.device,
+    note: Callable[[str], None],
+    event: Callable[..., None],
+) -> list[MemoryHook]:
+    """The hook, where something can be measured; a device's peak counts from now on.
+
+    level: of checkpointing, once it is chosen.
+    """
+    on_card = device.type == "cuda"
+    if on_card:
+        torch.cuda.reset_peak_memory_stats(device)
+    elif not STATUS.exists():
+        return []
+    # On the host the peak is that of the whole process.
+    before = [
+        *([] if on_card else ["encoding", "loading"]),
+        *(["sampling"] if samples_before_training(section) else []),
+    ]
+
+    def predict(resumed: bool) -> int:
+        plan = plan_memory(section, group_items(section, items), Machine("cuda" if on_card else "cpu"), level())
+        return plan.allocated("training" if resumed else "first step", *before)
+
+    def measure() -> int:
+        return torch.cuda.max_memory_allocated(device) if on_card else peak_resident()
+
+    return [MemoryHook(predict, measure, note if on_card else None, event)]
+
+
+def peak_resident() -> int:
+    """Bytes of main memory this process has had at once, those of mapped files included (Linux)."""
+    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])

@@ -1,0 +1,273 @@
+"""What a section's job is said to take: the published model's figures, and that each setting saves what it should."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.counted import count_trained
+from extensions.sd_trainer.memory_plan import Group, Machine, advice, group_items, plan_memory
+from toolkit.contracts import CaptionRules, Crop, Item, Sample, Size
+from toolkit.memory.plan import GB, MemoryPlan
+
+CARD = Machine("cuda")
+INT8 = {"quantize": True, "qtype": "int8"}
+
+
+def section(**parts: Any) -> SdTrainerConfig:
+    given = {
+        "type": "sd_trainer",
+        "datasets": [{"folder_path": "d"}],
+        "train": {"gradient_checkpointing": "full"} | parts.pop("train", {}),
+        "model": {"name_or_path": "Qwen/Qwen-Image-Edit-2509"} | parts.pop("model", {}),
+    }
+    return SdTrainerConfig.model_validate(given | parts)
+
+
+def item(side: int = 1024, references: int = 1, repeats: int = 9, **sample: Any) -> Item:
+    size = Size(side, side)
+    controls = (Path("c.png"),) * references
+    return Item(Sample(Path("a.png"), "a caption", repeats, size, ".", controls, **sample), Crop(size, 0, 0, size))
+
+
+def plan(*items: Item, machine: Machine = CARD, **parts: Any) -> MemoryPlan:
+    job = section(**parts)
+    return plan_memory(job, group_items(job, items or (item(),)), machine)
+
+
+def grouped(job: SdTrainerConfig, *items: Item) -> tuple[SdTrainerConfig, tuple[Group, ...]]:
+    return job, group_items(job, items or (item(),))
+
+
+def phase(found: MemoryPlan, name: str) -> Any:
+    return next(phase for phase in found.phases if phase.name == name)
+
+
+def taken(found: MemoryPlan, part: str, name: str = "training") -> float:
+    """GB on the device."""
+    return phase(found, name).device.get(part, 0) / GB
+
+
+# ------------------------------------------------------------ the published model
+
+
+@pytest.mark.parametrize(
+    ("model", "weights"),
+    [
+        ({}, 27.3),
+        (INT8, 13.7),
+        ({"quantize": True, "qtype": "int4"}, 7.3),
+        ({"modulation_table": False}, 40.9),
+        (INT8 | {"modulation_table": False}, 20.5),
+    ],
+)
+def test_the_weights_are_those_of_the_published_model(model: dict, weights: float) -> None:
+    """20.43 B weights, of which the table takes 6.8 B off the device."""
+    assert taken(plan(model=model), "weights") == pytest.approx(weights, abs=0.1)
+
+
+def test_a_lora_of_rank_16_on_all_layers_takes_1_8_gb_with_adamw() -> None:
+    found = plan(model=INT8)
+    assert (taken(found, "lora weights"), taken(found, "optimizer")) == pytest.approx((0.59, 1.18), abs=0.01)
+    assert taken(plan(model=INT8, train={"optimizer": "adamw8bit"}), "optimizer") == pytest.approx(0.30, abs=0.01)
+    assert taken(plan(model=INT8, train={"ema_config": {"use_ema": True}}), "average") == pytest.approx(0.59, abs=0.01)
+
+
+def test_int8_fits_24_gb_and_int4_16_gb() -> None:
+    assert plan(model=INT8).card() == 24
+    small = {"quantize": True, "qtype": "int4", "quantize_te": True}
+    assert plan(model=small).card() == 16
+    assert plan().card() == 48
+
+
+def test_the_text_encoder_is_what_encoding_takes() -> None:
+    found = plan(model=INT8)
+    assert taken(found, "text encoder", "encoding") == pytest.approx(15.5, abs=0.1)
+    assert phase(found, "encoding").host["text encoder, read"] / GB == pytest.approx(16.6, abs=0.1)
+    quantized = plan(model=INT8 | {"quantize_te": True})
+    assert taken(quantized, "text encoder", "encoding") == pytest.approx(9.0, abs=0.1)
+
+
+def test_a_model_that_is_trained_itself_takes_its_weights_gradients_and_moments() -> None:
+    found = plan(network={"type": "full"}, model={})
+    assert taken(found, "weights") == pytest.approx(4 * 20.43, abs=0.1)
+    assert taken(found, "gradients") == pytest.approx(4 * 20.43, rel=0.02)
+    assert taken(found, "optimizer") == pytest.approx(8 * 20.43, abs=0.2)
+    frugal = {"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0}
+    small = plan(network={"type": "full"}, train=frugal)
+    assert taken(small, "gradients") < 0.2 and taken(small, "optimizer") < 0.2
+    assert taken(small, "weights") == pytest.approx(2 * 20.43, abs=0.1)
+
+
+# ------------------------------------------------------------ what decides activations
+
+
+def test_tokens_of_references_count() -> None:
+    none, one, three = (
+        taken(plan(item(references=count), train={"gradient_checkpointing": "none"}), "activations")
+        for count in (0, 1, 3)
+    )
+    # 4096 tokens of the target and 12 of the words around the caption; 4096 and 206 of each reference.
+    assert one / none == pytest.approx((8192 + 206 + 15) / (4096 + 15), rel=0.02)
+    assert three / none == pytest.approx((4 * 4096 + 3 * 206 + 15) / (4096 + 15), rel=0.02)
+
+
+def test_references_may_follow_their_target() -> None:
+    at_512 = [plan(item(512), model={"model_kwargs": {"match_target_res": match}}) for match in (False, True)]
+    assert taken(at_512[0], "activations") > 2 * taken(at_512[1], "activations")
+
+
+def test_the_largest_batch_is_the_one_that_counts() -> None:
+    """Of a bucket with two uses no batch has more than two images."""
+    kept = {"gradient_checkpointing": "none"}
+    one = taken(plan(item(), train=kept), "activations")
+    few = item(repeats=2)
+    assert taken(plan(few, train=kept | {"batch_size": 4}), "activations") == pytest.approx(2 * one, rel=0.02)
+    assert taken(plan(item(512), item(), train=kept), "activations") == one
+
+
+def test_each_level_keeps_less_than_the_one_before() -> None:
+    levels = ("none", "cheap", "keep_attention", "full", "full_offload")
+    peaks = [plan(train={"gradient_checkpointing": level}).device_bytes for level in levels]
+    assert peaks == sorted(peaks, reverse=True) and len(set(peaks)) == 5
+    host = [phase(plan(train={"gradient_checkpointing": level}), "training").host for level in levels]
+    assert ["activations, offloaded" in parts for parts in host] == [False] * 4 + [True]
+
+
+def test_auto_is_the_fastest_level_that_fits() -> None:
+    auto = {"gradient_checkpointing": "auto"}
+    peaks = [
+        plan(model=INT8, train={"gradient_checkpointing": level}).device_bytes
+        for level in ("none", "cheap", "keep_attention", "full", "full_offload")
+    ]
+    for peak in peaks:
+        assert plan(model=INT8, train=auto, machine=Machine("cuda", peak)).device_bytes == peak
+    assert plan(model=INT8, train=auto, machine=Machine("cuda", peaks[-1] - 1)).device_bytes == peaks[-1]
+    assert plan(model=INT8, train=auto).device_bytes == peaks[3]  # an unknown card: as with `full`
+
+
+def test_alike_items_are_one_group() -> None:
+    """However many images there are, a plan looks at each once."""
+    _, groups = grouped(section(), *[item(repeats=3) for _ in range(50)], item(512), item(references=2))
+    assert [(group.bucket, group.references, group.count, group.uses) for group in groups] == [
+        ((1024, 1024), 1, 50, 150),
+        ((512, 512), 1, 1, 9),
+        ((1024, 1024), 2, 1, 9),
+    ]
+
+
+# ------------------------------------------------------------ where things are
+
+
+def test_swapped_blocks_are_on_the_host_but_for_two() -> None:
+    plain, swapped = plan(model=INT8), plan(model=INT8 | {"blocks_to_swap": 32})
+    moved = taken(plain, "weights") - taken(swapped, "weights")
+    assert moved == pytest.approx(13.6 / 2, abs=0.1)  # 30 of 60 blocks
+    assert phase(swapped, "training").host["swapped blocks"] / GB == pytest.approx(13.6 * 32 / 60, abs=0.1)
+
+
+def test_the_table_takes_a_third_of_the_weights_to_the_host() -> None:
+    found = plan(model=INT8)
+    assert phase(found, "training").host["weights of the table"] / GB == pytest.approx(6.8, abs=0.1)
+    assert taken(found, "modulation table") == pytest.approx(192 * 4.4e-3, abs=0.01)
+
+
+@pytest.mark.parametrize("network", [{"type": "dora"}, {"type": "full"}])
+def test_kinds_that_need_the_weights_have_no_table(network: dict) -> None:
+    assert taken(plan(network=network), "modulation table") == 0
+    spared = network | {"exclude_patterns": r".*_mod\.1|time_text_embed.*"}
+    assert taken(plan(network=spared), "modulation table") > 0
+
+
+def test_a_trained_embedding_of_the_noise_level_leaves_no_table() -> None:
+    network = {"type": "full", "exclude_patterns": r".*_mod\.1"}
+    assert taken(plan(network=network), "modulation table") == 0
+
+
+def test_low_vram_keeps_the_vae_off_the_device_while_training() -> None:
+    sample = {"samples": [{"prompt": "a"}]}
+    assert taken(plan(sample=sample), "VAE") > 0.2
+    assert taken(plan(sample=sample, model={"low_vram": True}), "VAE") == 0
+    assert taken(plan(), "VAE") == 0
+
+
+def test_shuffled_captions_keep_the_text_encoder() -> None:
+    shuffled = item(rules=CaptionRules(shuffle_tokens=True))
+    assert taken(plan(shuffled), "text encoder") == pytest.approx(15.5, abs=0.1)
+
+
+def test_a_save_copies_everything_to_the_host() -> None:
+    """Float32 weights, average and moments of 147 M weights, and the file in float16."""
+    found = plan(train={"ema_config": {"use_ema": True}})
+    assert phase(found, "saving").host["copies to be saved"] == (4 + 4 + 8 + 2) * 147_456_000
+
+
+def test_a_cache_that_no_file_holds_is_in_memory() -> None:
+    datasets = [{"folder_path": "d", "cache_latents_to_disk": False}]
+    found = plan(*[item() for _ in range(10)], datasets=datasets)
+    assert phase(found, "training").host["cached data"] == 10 * 2 * (1024 * 1024 // 4) * 2
+
+
+def test_sampling_larger_than_training_decides() -> None:
+    sample = {"samples": [{"prompt": "a"}], "width": 4096, "height": 4096}
+    assert plan(item(256, 0), model=INT8, sample=sample).device.name == "sampling"
+    off = {"disable_sampling": True}
+    assert "sampling" not in [p.name for p in plan(item(256, 0), sample=sample, train=off).phases]
+
+
+def test_on_the_cpu_everything_is_in_one_memory() -> None:
+    on_card, on_host = plan(model=INT8), plan(model=INT8, machine=Machine("cpu"))
+    assert not any(phase.device for phase in on_host.phases)
+    assert on_host.host_bytes > on_card.device_bytes
+
+
+# ------------------------------------------------------------ what to change
+
+
+def test_the_next_smaller_card_comes_with_what_it_takes() -> None:
+    job, groups = grouped(section())
+    words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
+    assert words.startswith("for a 24 GB card: model.quantize: true with qtype: int8 saves 13.")
+    assert float(words.rpartition("then ")[2].split()[0]) <= 24
+
+
+def test_a_device_that_is_too_small_is_warned_of_and_another_is_not() -> None:
+    job, groups = grouped(section(model=INT8))
+    found = plan_memory(job, groups, CARD)
+    assert advice(job, groups, Machine("cuda", found.device_bytes), found) is None
+    words = advice(job, groups, Machine("cuda", 16 * GB), found)
+    assert words.startswith("warning: this device has 16.0 GB, which is too little: model.")
+
+
+def test_too_little_main_memory_is_warned_of() -> None:
+    machine = Machine("cpu", 8 * GB)
+    job, groups = grouped(section(model=INT8))
+    words = advice(job, groups, machine, plan_memory(job, groups, machine))
+    assert words.startswith("warning: 8.0 GB of main memory are free, which is too little: ")
+
+
+def test_what_is_advised_brings_the_peak_that_is_named() -> None:
+    job, groups = grouped(section(network={"type": "full"}))
+    words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
+    assert words.startswith("for a 80 GB card: train.optimizer: adafactor saves 16")
+    frugal = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True, "max_grad_norm": 0}
+    reached = plan(network={"type": "full"}, train=frugal).device_bytes
+    assert words.endswith(f"then {reached / GB:.1f} GB")
+
+
+def test_the_smallest_card_needs_no_advice() -> None:
+    frugal = {"quantize": True, "qtype": "int4", "quantize_te": True, "qtype_te": "int4", "blocks_to_swap": 50}
+    job, groups = grouped(section(model=frugal, train={"gradient_checkpointing": "full_offload"}), item(256, 0))
+    found = plan_memory(job, groups, CARD)
+    assert found.card() == 12
+    assert advice(job, groups, CARD, found) is None
+
+
+def test_the_state_on_disk_is_weights_average_and_what_the_optimizer_keeps() -> None:
+    adafactor = section(train={"optimizer": "adafactor", "ema_config": {"use_ema": True}})
+    counted = count_trained(adafactor)
+    rows_and_columns = sum(4 * sum(shape) for shape in counted.shapes)
+    assert counted.state_bytes(adafactor.train) == 8 * 147_456_000 + rows_and_columns
