@@ -1,6 +1,7 @@
 """The command line: `python run.py config/my_char.yaml`.
 
-One config runs in this process. Several run one after another, each in a fresh interpreter.
+One config runs in this process. Several run one after another, each in a fresh interpreter. Started by `torchrun` or
+`accelerate launch`, several processes run one config together (docs/multi_gpu.md).
 Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C and 75 SIGTERM after a clean save.
 
 Imports are late on purpose: --dry-run never loads torch, and a missing package gets a plain message.
@@ -19,8 +20,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import ExtensionJob, JobOptions, failure, series
-from toolkit import interrupt, log, redact
-from toolkit.errors import EXIT_DONE
+from toolkit import interrupt, log, parallel, redact
+from toolkit.errors import EXIT_DONE, UserError
 from toolkit.extension import discover
 from toolkit.paths import find_config
 
@@ -40,35 +41,46 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch_logged(arguments: argparse.Namespace) -> int:
     """`dispatch`, with a copy of all output (of a failure too) in the file of --log."""
-    with log.copy_output(Path(arguments.log)) if arguments.log else nullcontext():
+    place = parallel.place_of()
+    parallel.silence_others(place)
+    with log.copy_output(Path(arguments.log)) if arguments.log and place.is_first else nullcontext():
         return failure.guarded(dispatch, arguments)
 
 
 def dispatch(arguments: argparse.Namespace) -> int:
+    place = parallel.place_of()
+    if len(arguments.configs) == 1 and not arguments.dry_run:
+        return run_job(arguments, place)
+    if not place.is_first:
+        return EXIT_DONE  # what is only looked at, the first process shows
     if arguments.list_extensions:
         return list_extensions()
     if arguments.print_schema:
         return print_schema()
     if arguments.dry_run:
         return dry_run(arguments)
-    if len(arguments.configs) == 1:
-        return run_job(arguments)
+    if not place.alone:
+        raise UserError(f"{len(arguments.configs)} configs for {place.size} processes: start them one after another.")
     return run_series(arguments)
 
 
-def run_job(arguments: argparse.Namespace) -> int:
-    """Runs one config in this process."""
-    interrupt.install()
-    extensions = discover()
-    config = load(arguments.configs[0], arguments.name, extensions)
-    options = JobOptions(restart=arguments.restart, allow_change=arguments.allow_change)
-    with interrupt.deferred() as request:  # a signal must not tear the heavy imports of a process apart
-        job = ExtensionJob(config, extensions, options)
+def run_job(arguments: argparse.Namespace, place: parallel.Place) -> int:
+    """Runs one config in this process, or this process's part of it."""
+    interrupt.install(quiet=not place.is_first)
+    with interrupt.deferred() as request:  # a signal must not tear heavy imports apart
+        team = parallel.meet(place)
     request.check()
-    try:
-        job.run()
-    finally:
-        job.cleanup()
+    with team.together(failure.report):
+        extensions = discover()
+        config = load(arguments.configs[0], arguments.name, extensions, warn=place.is_first)
+        options = JobOptions(restart=arguments.restart, allow_change=arguments.allow_change)
+        with interrupt.deferred() as request:
+            job = ExtensionJob(config, extensions, options, team)
+        request.check()
+        try:
+            job.run()
+        finally:
+            job.cleanup()
     return EXIT_DONE
 
 
@@ -119,12 +131,12 @@ def print_schema() -> int:
     return EXIT_DONE
 
 
-def load(argument: str, name: str | None, extensions: ExtensionTable) -> JobConfig:
-    """Finds, reads and checks one config; its warnings go to standard error."""
+def load(argument: str, name: str | None, extensions: ExtensionTable, warn: bool = True) -> JobConfig:
+    """Finds, reads and checks one config; its warnings go to standard error, unless `warn` is false."""
     from toolkit.config import load_job
 
     config = load_job(find_config(argument), extensions.find_config, name=name)
-    for warning in config.warnings:
+    for warning in config.warnings if warn else ():
         failure.say(f"warning: {warning}")
     return config
 
@@ -140,7 +152,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-r", "--recover", action="store_true", help="go on with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
-    add("--restart", action="store_true", help="where no saved state is good: move the run aside, begin anew")
+    add("--restart", action="store_true", help="run finished processes too; move a run aside that has no good state")
     add("--allow-change", action="store_true", help="resume although the job differs from the one that was saved")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
@@ -171,4 +183,4 @@ def prepare_streams() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    parallel.leave(main())

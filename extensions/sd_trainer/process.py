@@ -3,117 +3,190 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
-from extensions.sd_trainer.observers import observers
+from extensions.sd_trainer.events import EventLog
+from extensions.sd_trainer.frozen import block_quantizer
+from extensions.sd_trainer.memory import block_engine, blocks_on_host, settle
+from extensions.sd_trainer.memory_check import machine_of, memory_hook
+from extensions.sd_trainer.observers import log_of, observers
 from extensions.sd_trainer.plan import plan_items, refuse_full_disk
 from extensions.sd_trainer.resumption import Resumption
-from extensions.sd_trainer.trained import attach_network, build_roles, starting_point
+from extensions.sd_trainer.trained import attach_network, base_merging, build_roles, starting_point
 from jobs.process import BaseTrainProcess
 from toolkit import interrupt
 from toolkit.config.process import JobContext
-from toolkit.contracts import BatchSpec, Item, ModelAdapter, Network, Size
+from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter, Network, Size
 from toolkit.data.batches import BatchLoader
 from toolkit.data.captions import inject_trigger
 from toolkit.data.encode import EncodedDataset, encode_items
 from toolkit.data.folder import Scan
-from toolkit.data.items import scan_items
+from toolkit.data.held_out import scan_job
+from toolkit.data.manifest import Manifest
 from toolkit.data.order import epoch_batches
 from toolkit.data.plan import RunPlan
 from toolkit.data.stores import CacheStores
-from toolkit.device import DTYPES, pick_device
+from toolkit.device import DTYPES, pick_device, set_up_cuda
 from toolkit.errors import EXIT_DONE, Stopped
 from toolkit.flow.settings import FlowSettings
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.advice import memory_advice
 from toolkit.memory.quantize import quantizer
+from toolkit.memory.sharding import block_sharing
 from toolkit.models.families import family_for
 from toolkit.models.opening import open_adapter
 from toolkit.train.checkpoint import recorded_seed
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.status import is_finished
+from toolkit.train.hooks.stop_when import reached
 from toolkit.train.lock import locked
+from toolkit.train.lockstep import LeadingAdapter, follow
 from toolkit.train.loop import probe, train
+from toolkit.train.results import fetch_interval
 from toolkit.train.resume import choose_state
 from toolkit.train.run import Run
-from toolkit.train.sampling import PIXELS_PER_TOKEN, SamplePrompt, Sampler
-from toolkit.train.state_folder import remove_leftovers, state_root, step_of
+from toolkit.train.sampling import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, SamplePrompt, Sampler
+from toolkit.train.state_folder import read_document, remove_leftovers, state_root, step_of
+from toolkit.train.validation import Validator
+from toolkit.train.windows import cut_into, parts
 
 
 class SdTrainerProcess(BaseTrainProcess):
-    """Trains a network on folders of images; see README.md in this folder for the files it leaves."""
+    """Trains a network on folders of images; see README.md in this folder for the files it leaves.
+
+    Of several operating-system processes the first alone writes, draws and measures.
+    """
+
+    runs_everywhere = True
 
     def run(self) -> None:
         with interrupt.deferred() as self.request:
-            scan, items = scan_items(self.section, family_for(self.section.model).size_multiple)
-            plan = plan_items(self.section, JobContext(self.job.name), scan, items)
+            manifest = Manifest.beside(self.section.training_folder)
+            multiple = family_for(self.section.model).size_multiple
+            scan, items, self.held_out = scan_job(self.section, multiple, manifest)
+            machine = machine_of(self.section)
+            plan = plan_items(self.section, JobContext(self.job.name), scan, items, self.held_out, machine)
             self.request.check()
-            with locked(self.save_root, self.print):
-                remove_leftovers(state_root(self.save_root))
-                state = choose_state(self.save_root, self.section.resume, self.job.options.restart, self.print)
-                with copy_output(self.save_root / "log.txt"):
+            self.team = self.job.team
+            with self._folder():
+                state = self.team.from_first(self._state_to_begin_with)
+                with copy_output(self.save_root / "log.txt") if self.team.is_first else nullcontext():
                     self.status = StatusLine()
                     self._run(scan, items, plan, state)
             self.request.check()
 
+    def _folder(self) -> AbstractContextManager[None]:
+        """Owns the run's folder, which the first process does for all."""
+        return locked(self.save_root, self.print) if self.team.is_first else nullcontext()
+
+    def _state_to_begin_with(self) -> Path | None:
+        remove_leftovers(state_root(self.save_root))
+        return choose_state(self.save_root, self.section.resume, self.job.options.restart, self.print)
+
     def _run(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, state: Path | None) -> None:
         self.print(plan.render())
-        if state and step_of(state) >= plan.optimizer_steps and is_finished(self.save_root):
+        if self.team.from_first(lambda: self._nothing_left(state, plan.optimizer_steps)):
             self.print(f"{self.save_root} is complete at step {step_of(state)}: nothing to do.")
             return
-        refuse_full_disk(self.section, self.save_root)
+        if self.team.is_first:
+            refuse_full_disk(self.section, self.save_root)
         resumption = Resumption.of(state, self.section, scan, self.job.options.allow_change, self.print)
-        super().run()  # the config is written only now: a job that is refused leaves the run as it was
-        self._train(scan, items, plan, resumption)
+        if self.team.is_first:
+            super().run()  # the config is written only now: a job that is refused leaves the run as it was
+            scan.manifest.save()
+        self._train(items, plan, resumption)
 
-    def _train(self, scan: Scan, items: tuple[Item, ...], plan: RunPlan, resumption: Resumption) -> None:
+    def _nothing_left(self, state: Path | None, steps: int) -> bool:
+        """Whether the run is complete: all steps are done, or `stop_when` would end the run here again."""
+        if state is None or not is_finished(self.save_root):
+            return False
+        step, extra = step_of(state), read_document(state)["state"]["extra"]
+        return step >= steps or reached(self.section.stop_when, step, extra) is not None
+
+    def _train(self, items: tuple[Item, ...], plan: RunPlan, resumption: Resumption) -> None:
         seed = self._seed(resumption.state)
         start = None if resumption.state else starting_point(self.section, self.print)
         adapter = self._open_model()
         stores = CacheStores(self.training_folder, self.print)
-        dataset = self._encode(scan, items, adapter, stores)
+        dataset = self._encode(items, adapter, stores)
         sampler = self._sampler(adapter, dataset, stores)
+        validator = self._validator(adapter, stores)
         adapter.drop_encoders(keep=self._encoders_in_use(dataset, sampler))
         network = attach_network(self.section, adapter, seed, start, self.print)
-        run = self._run_of(network, self._observers(network, sampler), plan.optimizer_steps, seed)
+        self.engine = block_engine(self.section, adapter, self.device, self.print)
+        self.team.copy_from_first(list(network.parameters().values()))
+        run = self._run_of(network, self._observers(network, sampler, validator, plan), plan, seed)
         run.record = resumption.record
         resumption.apply(run, self.print)
-        self._loop(run, items, BatchLoader(dataset, seed), adapter)
+        self.team.require_same("the dataset, the seed, or where the run goes on", _beginning(run))
+        self._loop(run, items, BatchLoader(dataset, seed), adapter, network)
 
     # ------------------------------------------------------------ model and data
 
     def _open_model(self) -> ModelAdapter:
-        self.device = pick_device(self.section.device, self.print)
+        self.device = self.team.device(pick_device(self.section.device, self.print))
         self.print(f"device {self.device}, {self.section.train.dtype}")
-        return open_adapter(self.section.model, self.device, self._dtype, quantizer, self.print)
+        train = self.section.train
+        set_up_cuda(self.device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark, self.print)
+        weights_dtype = DTYPES[self.section.weights_dtype()]
+        merging = base_merging(self.section, self.print)
+        of_blocks = block_quantizer(self.section, self.device, self.print)
+        model, dtype = self.section.model, self._dtype
+        args = quantizer, self.print, weights_dtype, merging, of_blocks, blocks_on_host(self.section, self.print)
+        sharing = block_sharing(self.device, self.team.size) if self._is_shared_out else None
+        adapter = open_adapter(model, self.device, dtype, *args, sharing)
+        follow(adapter, self.team)
+        return adapter
+
+    @property
+    def _is_shared_out(self) -> bool:
+        """Whether each process has a part of the model only."""
+        return self.section.train.parallel == "fsdp" and not self.team.alone
 
     @property
     def _dtype(self):
         return DTYPES[self.section.train.dtype]
 
-    def _encode(
-        self, scan: Scan, items: tuple[Item, ...], adapter: ModelAdapter, stores: CacheStores
-    ) -> EncodedDataset:
-        of_sample = stores.of_samples(scan, self.section)
+    def _encode(self, items: tuple[Item, ...], adapter: ModelAdapter, stores: CacheStores) -> EncodedDataset:
+        of_sample = stores.of_samples(self.section)
+        if not self.team.alone:  # each encodes its share first: what is on disk then is there for all
+            share = items[self.team.rank :: self.team.size]
+            encode_items(share, adapter, of_sample, self._dtype, self._progress)
+            self.team.gather("encoded")
         dataset = encode_items(items, adapter, of_sample, self._dtype, self._progress)
         self.status.finish(f"latents and text embeddings of {len(items)} items are ready")
         return dataset
 
+    def _validator(self, adapter: ModelAdapter, stores: CacheStores) -> Validator | None:
+        if not self.held_out or not self.team.is_first:
+            return None
+        of_sample = stores.of_samples(self.section) if self.held_out.from_training else lambda _: stores.on_disk
+        dataset = encode_items(self.held_out.items, adapter, of_sample, self._dtype, self._progress)
+        self.status.finish()
+        return Validator(self._led(adapter), dataset, self.section.validation.timesteps, self.section.validation.seed)
+
+    def _led(self, adapter: ModelAdapter) -> ModelAdapter | LeadingAdapter:
+        """The adapter for what only the first process does."""
+        return LeadingAdapter(adapter, self.team) if self._is_shared_out else adapter
+
     def _sampler(self, adapter: ModelAdapter, dataset: EncodedDataset, stores: CacheStores) -> Sampler | None:
         prompts = self._sample_prompts()
-        if not prompts or self.section.train.disable_sampling:
+        if not prompts or self.section.train.disable_sampling or not self.team.is_first:
             return None
-        sampler = Sampler(adapter, prompts, dataset.encoder, stores.on_disk)
+        sampler = Sampler(self._led(adapter), prompts, dataset.encoder, stores.on_disk)
         sampler.encode(self._progress)
         self.status.finish()
         return sampler
 
     def _sample_prompts(self) -> list[SamplePrompt]:
-        pictures = self.section.sample.pictures() if self.section.sample else ()
+        """Of `sample`, then of `first_sample`."""
+        sections = [given for given in (self.section.sample, self.section.first_sample) if given]
         return [
             SamplePrompt(
                 prompt=inject_trigger(item.prompt, self.section.trigger_word, add=False),
@@ -122,9 +195,11 @@ class SdTrainerProcess(BaseTrainProcess):
                 seed=item.seed,
                 guidance_scale=item.guidance_scale,
                 steps=item.sample_steps,
+                flow_shift=item.flow_shift,
                 references=tuple(Path(path).expanduser() for path in item.ctrl_img),
             )
-            for item in pictures
+            for section in sections
+            for item in section.pictures()
         ]
 
     @staticmethod
@@ -141,31 +216,47 @@ class SdTrainerProcess(BaseTrainProcess):
 
     def _seed(self, state: Path | None) -> int:
         """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
-        seed = self.training_seed or (recorded_seed(state) if state else secrets.randbelow(2**31 - 1) + 1)
+        drawn = self.team.from_first(lambda: secrets.randbelow(2**31 - 1) + 1)
+        seed = self.training_seed or (recorded_seed(state) if state else drawn)
         self.print(f"training_seed {seed}")
         return seed
 
-    def _run_of(self, network: Network, hooks: list[Hook], steps: int, seed: int) -> Run:
+    def _run_of(self, network: Network, hooks: list[Hook], plan: RunPlan, seed: int) -> Run:
         return Run(
             name=self.name,
             folder=self.save_root,
-            steps=steps,
+            steps=plan.optimizer_steps,
             accumulation=self.section.train.gradient_accumulation,
             seed=seed,
-            roles=build_roles(self.section.train, network, steps),
+            roles=build_roles(self.section, network, plan.optimizer_steps, seed),
+            batches_per_epoch=plan.micro_batches_per_epoch,
             hooks=hooks,
+            fetch_every=fetch_interval(self.device),
+            team=self.team,
+            in_lockstep=self._is_shared_out,
+            log=log_of(hooks),
         )
 
-    def _observers(self, network: Network, sampler: Sampler | None) -> list[Hook]:
+    def _observers(
+        self, network: Network, sampler: Sampler | None, validator: Validator | None, plan: RunPlan
+    ) -> list[Hook]:
+        if not self.team.is_first:
+            return []
         log_every = self.section.logging.log_every
         self.status = StatusLine(every_s=0) if log_every else self.status
         if sampler:
             sampler.stop_asked = lambda: self.request.asked
-        return observers(self.section, network, sampler, self.save_root, self.status, self.meta)
+        return observers(self.section, network, sampler, validator, self.save_root, self.status, self.meta, plan)
+
+    def _memory_check(self, items: tuple[Item, ...]) -> list[Hook]:
+        event = EventLog(self.save_root / "events.jsonl").add
+        return memory_hook(self.section, items, lambda: self.engine.level, self.device, self.status.note, event)
 
     # ------------------------------------------------------------ the loop
 
-    def _loop(self, run: Run, items: tuple[Item, ...], loader: BatchLoader, adapter: ModelAdapter) -> None:
+    def _loop(
+        self, run: Run, items: tuple[Item, ...], loader: BatchLoader, adapter: ModelAdapter, network: Network
+    ) -> None:
         settings = self.section.train
         workers = max(dataset.num_workers for dataset in self.section.datasets)
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
@@ -173,14 +264,37 @@ class SdTrainerProcess(BaseTrainProcess):
         step = FlowMatchingStep(adapter, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
         run.stop_asked = lambda: self.request.asked
         run.memory_advice = memory_advice(self.section)
+        if self.team.alone:
+            run.hooks = [*run.hooks, *self._memory_check(items)]
         if run.state.step < run.steps:
-            largest = max(batches_of_epoch(run.state.epoch), key=partial(_cost, items, adapter))
-            if note := probe(run, loader.load(largest), step):
+            cut = cut_into(run.accumulation, self.team.size)
+            own = (parts(spec, cut)[-1] for spec in batches_of_epoch(run.state.epoch))
+            largest = max(own, key=partial(_cost, items, adapter))
+            batch = loader.load(largest)
+            settle(self.engine, self.section, adapter, network, batch, self.team.gather)
+            # Of a model that is shared out no process repeats a pass by itself.
+            if note := probe(run, batch, step, *([] if self._is_shared_out else [self.engine.save_more])):
                 self.print(note)
-        train(run, batches_of_epoch, partial(loader.prefetch, workers=workers), step)
+
+        def load(specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+            return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items)), workers)
+
+        train(run, batches_of_epoch, load, step)
+        self._agree_on_the_end(run)
         if run.stop_reason:
             self.print(f"stopped by {run.stop_reason}")
             raise Stopped(EXIT_DONE)  # asked for by the user: the job ends here, and well
+
+    def _agree_on_the_end(self, run: Run) -> None:
+        """A stop that one process has heard of is one of all. Nobody goes before the first has saved."""
+        told = self.team.gather((run.stop_reason, self.request.exit_code))
+        run.stop_reason = next((reason for reason, _ in told if reason), None)
+        self.request.exit_code = next((code for _, code in told if code is not None), None)
+
+
+def _beginning(run: Run) -> tuple[Any, ...]:
+    """What has to be the same in all processes, so that they share out the same batches."""
+    return run.record["dataset"], run.seed, run.steps, run.state.step, run.state.epoch, run.state.batch
 
 
 def _cost(items: Sequence[Item], adapter: ModelAdapter, spec: BatchSpec) -> int:
@@ -191,6 +305,11 @@ def _cost(items: Sequence[Item], adapter: ModelAdapter, spec: BatchSpec) -> int:
         + len(items[index].sample.controls) * prod(adapter.reference_size(usual, items[index].crop.bucket))
         for index in spec.items
     )
+
+
+def _latent_size(items: Sequence[Item], spec: BatchSpec) -> Size:
+    bucket = items[spec.items[0]].crop.bucket
+    return Size(bucket.width // PIXELS_PER_LATENT, bucket.height // PIXELS_PER_LATENT)
 
 
 def _floor(pixels: int) -> int:

@@ -11,7 +11,7 @@ from typing import Any
 from toolkit.data.fingerprint import Fingerprint, compare, digest_of, fingerprint
 from toolkit.data.folder import Scan
 from toolkit.errors import UserError
-from toolkit.files import write_json
+from toolkit.files import sha256_of, write_json
 from toolkit.redact import black_out_data
 from toolkit.train.changes import Change, changes
 from toolkit.train.checkpoint import load_state
@@ -45,13 +45,19 @@ class Resumption:
         found = fingerprint(scan.samples)
         # Where the files are and where to go on from says nothing of what is in them: states are equal byte for byte.
         settings = section.model_dump(mode="json", exclude={"training_folder", "resume"})
+        for lora in settings.get("model", {}).get("base_loras", ()):
+            lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
+        recovery = settings.get("model", {}).get("accuracy_recovery_adapter")
+        if recovery and Path(recovery).expanduser().is_file():  # one of the hub goes by its name
+            settings["model"]["accuracy_recovery_adapter"] = f"sha256 {sha256_of(Path(recovery).expanduser())}"
         # What is recorded has no secrets in it, so neither has what is compared with it.
         settings = black_out_data(settings, by_key=True)
         record = {"settings": settings, "dataset": digest_of(found)}
         if state is None:
             return cls(None, record, found)
         document = read_document(state)
-        differing = changes(black_out_data(document["settings"], by_key=True), settings)
+        given = section.model_dump(mode="json", exclude_unset=True)
+        differing = changes(black_out_data(document["settings"], by_key=True), settings, given)
         _judge(state, differing, allow_change, note)
         return cls(
             state,
@@ -62,16 +68,23 @@ class Resumption:
         )
 
     def apply(self, run: Run, note: Note) -> None:
-        """Puts the state into the run, moves what is later out of its way, and keeps the dataset's fingerprint."""
-        if self.state is None:
-            supersede(run.folder, run.name, None, note)
-        else:
+        """Puts the state into the run, moves what is later out of its way, and keeps the dataset's fingerprint.
+
+        Of several processes the first alone touches files.
+        """
+        if self.state is not None:
             load_state(self.state, run, fresh_optimizer=self.new_optimizer)
-            supersede(run.folder, run.name, run.state.step, note)
+        if run.team.is_first:
+            supersede(run.folder, run.name, run.state.step if self.state else None, note)
+        if self.state is not None:
             note(f"going on from {self.state}")
             if self.new_dataset:
                 self._begin_next_epoch(run, note)
-        write_json(_fingerprint_file(run.folder, self.record["dataset"]), self.found)
+        if run.team.is_first:
+            self._keep_fingerprint(run.folder)
+
+    def _keep_fingerprint(self, folder: Path) -> None:
+        write_json(_fingerprint_file(folder, self.record["dataset"]), self.found)
 
     def _begin_next_epoch(self, run: Run, note: Note) -> None:
         """The order of a changed dataset is another one: its first epoch is trained whole."""

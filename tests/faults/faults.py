@@ -39,6 +39,11 @@ def wall_clock(ahead_s: float, after_calls: int) -> None:
     time.time_ns = lambda: true_ns() + (int(ahead_s * 1e9) if next(calls) >= after_calls else 0)
 
 
+def environment(values: dict[str, str]) -> None:
+    """The environment has these variables too."""
+    os.environ.update(values)
+
+
 def slow(place: str, seconds: float) -> None:
     """Each call of `module:attribute[.attribute]` takes so much longer."""
     _around(place, lambda: time.sleep(seconds))

@@ -12,6 +12,7 @@ from tests.toolkit.train.conftest import Toy
 from toolkit.log import StatusLine
 from toolkit.networks.files import as_stored, step_file, write_stored
 from toolkit.train.checkpoint import load_state
+from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.metrics import MetricsHook
 from toolkit.train.hooks.save import SaveHook
 from toolkit.train.hooks.status import StatusHook
@@ -41,7 +42,7 @@ def prepare(run: Run, step: int | None) -> Callable[[], list[Path]]:
 def go_on(folder: Path) -> None:
     """Begins or resumes the run in `folder` and brings it to its end."""
     toy = Toy(folder)
-    saving = SaveHook(prepare, EVERY, 1, 1, print, lambda *_, **__: None)
+    saving = SaveHook(prepare, Interval(EVERY), 1, 1, print, lambda *_, **__: None)
     hooks = [MetricsHook(), saving, StatusHook(StatusLine(io.StringIO()))]
     run = toy.run(STEPS, accumulation=2, momentum=0.9, ema_decay=0.9, hooks=hooks)
     with locked(folder, print):

@@ -17,6 +17,7 @@ from tests.faults.conftest import draw_pictures
 from tests.toolkit.data.conftest import FakeAdapter, make_dataset
 from tests.toolkit.train.states import make_run, saved
 from toolkit.config import load_job
+from toolkit.config.train import TrainConfig
 from toolkit.data.cache import TensorCache
 from toolkit.data.encode import Stores, encode_items
 from toolkit.data.items import scan_items
@@ -132,7 +133,7 @@ def test_a_path_that_cannot_be_one_is_refused(tmp_path: Path, small_section: dic
 
 def encoded(folder: Path) -> None:
     """What a run does with a dataset before it trains."""
-    section = SimpleNamespace(datasets=(make_dataset(folder, resolution=(64,)),), trigger_word="x")
+    section = SimpleNamespace(datasets=(make_dataset(folder, resolution=(64,)),), trigger_word="x", train=TrainConfig())
     _, items = scan_items(section, 16)
     memory = TensorCache(None)
     encode_items(items, FakeAdapter(), lambda _: Stores(memory, memory), torch.float32)

@@ -33,6 +33,7 @@ ENVIRONMENT = {
     "db_password": "pelican44",
     "HF_TOKEN": "heron55-not-of-the-usual-shape",
     "WANDB_API_KEY": "ibis66" * 6,
+    "WANDB_MODE": "offline",
     "PLAIN": "ordinary77",
 }
 CORES = (
@@ -117,7 +118,8 @@ def talker(simple_extension, tmp_path: Path) -> Callable[..., dict]:
 
 
 def environment(tmp_path: Path, **more: str) -> dict[str, str]:
-    return {**ENVIRONMENT, "EXTENSIONS_PATH": str(tmp_path / "drop_ins"), **more}
+    home = tmp_path / "home"  # where libraries keep what they log
+    return {**ENVIRONMENT, "EXTENSIONS_PATH": str(tmp_path / "drop_ins"), "HOME": str(home), **more}
 
 
 # ------------------------------------------------------------ a job that talks and fails
@@ -204,6 +206,7 @@ def training_job(trainer, make_pictures, write_job, tmp_path: Path) -> Callable[
                 "guidance_scale": 1,
                 "prompts": ["[trigger] with ${db_password} ${PLAIN}", f"and {LITERAL}"],
             },
+            logging={"log_with": "all", "logging_dir": "output/tb", "log_config": True, "wandb_api_key": WANDB},
         )
         meta = {"author": "${MY_TOKEN} of ${PLAIN}", "api_key": "pangolin", "tags": [LITERAL], "id": WANDB}
         job = write_job(section, meta=meta)
@@ -222,7 +225,8 @@ def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(training_job,
     run = tmp_path / "output" / "job"
     result = run_py(training_job(2), "-l", "log.txt", env=environment(tmp_path))
     assert result.returncode == 0, result.stderr
-    assert leaks(result.stdout, result.stderr, tmp_path / "log.txt", tmp_path / "output") == []
+    assert leaks(result.stdout, result.stderr, tmp_path / "log.txt", tmp_path / "output", tmp_path / "home") == []
+    assert list((run / "wandb").glob("offline-run-*/*.wandb")) and list((tmp_path / "output" / "tb" / "job").iterdir())
 
     config = (run / "config.yaml").read_text(encoding="utf-8")
     assert config.startswith("# mine: <redacted>\n")
@@ -275,16 +279,21 @@ def test_a_message_is_without_secrets_before_it_reaches_a_stream(capsys: pytest.
 def test_metadata_has_every_variable_as_it_was_written(trainer, make_pictures, write_job, tmp_path: Path) -> None:
     from extensions.sd_trainer.config import SdTrainerConfig
     from extensions.sd_trainer.export import NetworkWriter
+    from toolkit.train.flow_step import ROLE
+    from toolkit.train.run import Run
 
     section = trainer(make_pictures(tmp_path / "photos", "a"), trigger_word="[name] ${PLAIN}")
     env = {"PLAIN": "ordinary78", "MODEL": section["model"]["name_or_path"]}
     section["model"]["name_or_path"] = "${MODEL}"
     job = load_job(write_job(section, name="x-${PLAIN}"), lambda _: SdTrainerConfig, env=env)
     assert job.processes[0].section.trigger_word == "x-ordinary78 ordinary78"
-    run = SimpleNamespace(name=job.name, state=SimpleNamespace(step=1, epoch=0))
+    roles = {ROLE: SimpleNamespace(optimizer=SimpleNamespace())}
+    state = SimpleNamespace(step=1, epoch=0, batch=0)
+    run = Run(job.name, tmp_path, 2, 1, seed=3, roles=roles, state=state)
     metadata = NetworkWriter(None, job.processes[0].section, {}).metadata(run)
     assert (metadata["ss_output_name"], metadata["base_model"]) == ("x-${PLAIN}", "${MODEL}")
-    assert metadata["trigger_word"] == "x-ordinary78 ${PLAIN}"
+    assert metadata["trigger_word"] == metadata["modelspec.trigger_phrase"] == "x-ordinary78 ${PLAIN}"
+    assert (metadata["ss_sd_model_name"], metadata["modelspec.title"]) == ("${MODEL}", "x-${PLAIN}")
     assert as_written("ordinary79") == "ordinary79"
     assert black_out("ordinary78") == "ordinary78"
 

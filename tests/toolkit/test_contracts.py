@@ -21,18 +21,15 @@ def batch(count: int) -> Batch:
     )
 
 
-def test_prompts_are_padded_to_the_longest_and_masked_only_where_padded() -> None:
+def test_prompts_are_padded_to_the_longest() -> None:
     prompts = PromptEmbeds.stack([torch.ones(2, 3), torch.ones(4, 3)])
     assert prompts.embeds_BLD.shape == (2, 4, 3)
     assert prompts.lengths == (2, 4)
-    assert prompts.mask_BL().tolist() == [[True, True, False, False], [True, True, True, True]]
-    assert PromptEmbeds.stack([torch.ones(4, 3), torch.zeros(4, 3)]).mask_BL() is None
 
 
 def test_selected_prompts_are_padded_only_as_far_as_they_need() -> None:
     chosen = PromptEmbeds.stack([torch.ones(2, 3), torch.ones(4, 3)]).select([0])
     assert chosen.embeds_BLD.shape == (1, 2, 3)
-    assert chosen.mask_BL() is None
 
 
 @pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (4, [2, 2])])

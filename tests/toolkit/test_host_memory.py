@@ -51,3 +51,19 @@ def test_freed_tensors_are_given_back() -> None:
 def test_a_system_without_the_call_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "_c_library", lambda: None)
     host_memory.return_freed_memory()
+
+
+def test_free_memory_is_what_the_system_has_or_a_containers_limit(tmp_path: Path, monkeypatch) -> None:
+    meminfo, limit, used = (tmp_path / name for name in ("meminfo", "max", "current"))
+    meminfo.write_text("MemTotal:       2000 kB\nMemAvailable:   1000 kB\n")
+    assert host_memory._available(meminfo) == 1000 * 1024
+    assert host_memory._left_in((limit, used)) is None  # no container
+    for text, left in (("max\n", None), ("5000\n", 2000), ("100\n", 0)):
+        limit.write_text(text)
+        used.write_text("3000\n")
+        assert host_memory._left_in((limit, used)) == left
+    limit.write_text("5000")
+    monkeypatch.setattr(host_memory, "CGROUPS", ((limit, used),))
+    assert host_memory.free_host_memory() == 2000
+    monkeypatch.setattr(host_memory, "CGROUPS", ())
+    assert host_memory.free_host_memory() > 2000 or sys.platform != "linux"

@@ -90,3 +90,17 @@ def test_install_outside_the_main_thread_does_nothing() -> None:
     thread.start()
     thread.join()
     assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_a_quiet_process_says_nothing(capfd: pytest.CaptureFixture[str]) -> None:
+    for quiet in (True, False):
+        interrupt.install(quiet)
+        with interrupt.deferred():
+            signal.raise_signal(signal.SIGTERM)
+        assert ("Stopping" in capfd.readouterr().err) is not quiet
+
+
+@pytest.mark.parametrize(("number", "code"), SIGNALS)
+def test_a_program_on_its_way_out_hears_no_signal(number: int, code: int) -> None:
+    interrupt.ignore()
+    signal.raise_signal(number)

@@ -15,16 +15,26 @@ Kind = Literal["harmless", "changes the result", "impossible"]
 HARMLESS = (
     "save.*",
     "sample*",
+    "first_sample*",
     "logging.*",
+    "stop_when*",
+    "validation*",  # the images it holds out are missing in the dataset, which is compared by its content
     "resume",
     "device",
     "datasets[[]*].num_workers",
     "datasets[[]*].cache_*",
     "train.cache_text_embeddings",
     "train.skip_first_sample",
+    "train.force_first_sample",
     "train.disable_sampling",
     "train.gradient_checkpointing",
+    "train.compile.*",
+    "train.parallel",
+    "train.ddp_timeout",
     "model.low_vram",
+    "model.modulation_table",
+    "model.blocks_to_swap",
+    "model.base_loras[[]*].path",  # the sha256 beside it says what is in the file
     "network.pretrained_lora_path",
 )
 """Nothing of what is trained depends on them (a start file has done its work by then)."""
@@ -37,8 +47,12 @@ IMPOSSIBLE = (
     "network.*_patterns",
     "network.network_kwargs.*",
     "model.*",
+    "train.full_bf16",
 )
 """The saved weights would mean something else, or not fit."""
+
+SERIOUS = ("model.int8_matmul",)
+"""Parts of the above by name that only change the result."""
 
 LENGTH = ("train.steps", "train.epochs")
 """Harmless when the learning rate does not depend on the number of steps."""
@@ -59,12 +73,16 @@ class Change:
         return f"{self.key}: {self.old!r} -> {self.new!r}"
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
+def changes(old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> list[Change]:
     """Every key whose value differs, in the order of the keys.
 
-    old, new: the section as plain data (`model_dump(mode="json")`), then and now.
+    old, new: the section as plain data (`model_dump(mode="json")`), then and now. given: what of `new` the job itself
+    says. A key that `old` lacks, because the program did not have it yet, is no change while the job leaves it alone.
     """
     before, after = dict(_flat(old)), dict(_flat(new))
+    if given is not None:
+        said = dict(_flat(given))
+        after = {key: value for key, value in after.items() if key in before or key in said}
     warmup = after.get("train.lr_scheduler_params.num_warmup_steps", after.get("train.lr_warmup_steps", 0))
     schedule = (after.get("train.lr_scheduler"), warmup)
     return [
@@ -77,7 +95,7 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any]) -> list[Change]:
 def _kind(key: str, schedule: tuple[Any, Any]) -> Kind:
     if any(fnmatchcase(key, pattern) for pattern in HARMLESS):
         return "harmless"
-    if any(fnmatchcase(key, pattern) for pattern in IMPOSSIBLE):
+    if key not in SERIOUS and any(fnmatchcase(key, pattern) for pattern in IMPOSSIBLE):
         return "impossible"
     name, warmup = schedule
     is_share = isinstance(warmup, float) and 0 < warmup < 1

@@ -8,12 +8,15 @@ Shape suffixes: B batch, C channels, H/W latent height and width.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterable, Iterator
+from itertools import islice
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, ModelAdapter, StepLosses
+from toolkit.contracts import Batch, BatchSpec, ModelAdapter, Size, StepLosses
+from toolkit.device import to_device
 from toolkit.flow.losses import loss_per_sample
 from toolkit.flow.path import at_least_float32, linear_path
 from toolkit.flow.sampler import shift_mu
@@ -21,6 +24,9 @@ from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import Picture, draw_timestep, strata
 from toolkit.flow.weighting import weights
 from toolkit.seeding import generator
+
+AHEAD = 32
+"""Micro-batches whose noise levels are announced at once."""
 
 ROLE = "network"
 """The one role of a LoRA or a fully trained model."""
@@ -47,13 +53,16 @@ class FlowMatchingStep:
     def __call__(self, batch: Batch) -> StepLosses:
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.draws(batch.spec, latents_BCHW.shape[1:])
-        noise_BCHW, t_B = noise_BCHW.to(latents_BCHW.device), t_B.to(latents_BCHW.device)
+        noise_BCHW, t_B = (to_device(drawn, latents_BCHW.device) for drawn in (noise_BCHW, t_B))
         x_t_BCHW, velocity_BCHW = linear_path(latents_BCHW, noise_BCHW, t_B)
         predicted_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.references)
         # The adapter decides the device: the batch may still be on the CPU.
-        velocity_BCHW = velocity_BCHW.to(predicted_BCHW.device)
-        loss_B = loss_per_sample(predicted_BCHW, velocity_BCHW, t_B, batch.loss_mask_B1HW, self.settings)
-        weight_B = (self.weighting(t_B) * batch.loss_weight_B.to(t_B.device)).to(loss_B.device)
+        there = predicted_BCHW.device
+        mask_B1HW = None if batch.loss_mask_B1HW is None else to_device(batch.loss_mask_B1HW, there)
+        loss_B = loss_per_sample(
+            predicted_BCHW, to_device(velocity_BCHW, there), to_device(t_B, there), mask_B1HW, self.settings
+        )
+        weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), there)
         return StepLosses({ROLE: loss_B * weight_B}, {"t": t_B})
 
     def weighting(self, t_B: Tensor) -> Tensor:
@@ -64,12 +73,26 @@ class FlowMatchingStep:
         """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU."""
         keys = [(spec.epoch, position) for position in spec.positions]
         noise = [torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key)) for key in keys]
-        picture = self._picture(shape_CHW)
-        t = [
+        return torch.stack(noise), torch.tensor(self.levels(spec, Size(shape_CHW[-1], shape_CHW[-2])))
+
+    def levels(self, spec: BatchSpec, latent: Size) -> list[float]:
+        """The noise level t of each item of a batch whose targets have latents of this size."""
+        keys = [(spec.epoch, position) for position in spec.positions]
+        picture = self._picture(latent)
+        return [
             draw_timestep(self.settings, generator(self.seed, "timestep", *key), picture, self._stratum(*key))
             for key in keys
         ]
-        return torch.stack(noise), torch.tensor(t)
+
+    def look_ahead(self, specs: Iterable[BatchSpec], latent_of: Callable[[BatchSpec], Size]) -> Iterator[BatchSpec]:
+        """The same specs; the adapter hears of their noise levels some micro-batches early.
+
+        latent_of: width and height of a batch's target latents.
+        """
+        specs = iter(specs)
+        while upcoming := list(islice(specs, AHEAD)):
+            self.adapter.announce([t for spec in upcoming for t in self.levels(spec, latent_of(spec))])
+            yield from upcoming
 
     def _stratum(self, epoch: int, position: int) -> int | None:
         """Which part of the distribution a use draws from; a function of (seed, epoch, position) alone."""
@@ -81,8 +104,8 @@ class FlowMatchingStep:
             self._strata = (epoch, drawn)
         return self._strata[1][position]
 
-    def _picture(self, shape_CHW: torch.Size) -> Picture:
-        tokens = (shape_CHW[-2] // 2) * (shape_CHW[-1] // 2)
+    def _picture(self, latent: Size) -> Picture:
+        tokens = (latent.width // 2) * (latent.height // 2)
         line = self.adapter.dynamic_shift
         mu = shift_mu(tokens, line.base_image_seq_len, line.max_image_seq_len, line.base_shift, line.max_shift)
         return Picture(tokens, mu, line.shift_terminal)

@@ -127,7 +127,7 @@ def _gradients(
     for role in learning:
         role.update.begin_window(role)
     for index, batch in enumerate(batches, start=1):
-        if run.stopping:
+        if run.stopping and not run.in_lockstep:
             # The cursor still stands before this window: it is trained whole after a resume.
             _discard(run)
             return None

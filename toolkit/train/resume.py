@@ -11,7 +11,7 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 
 from toolkit.errors import RunError
-from toolkit.networks.files import step_files
+from toolkit.networks.files import FOLDER_METADATA, final_files, step_files
 from toolkit.train.lock import FILE as LOCK_FILE
 from toolkit.train.state_folder import is_state_name, newest_state, state_folders, state_root, step_of, verify
 
@@ -67,11 +67,12 @@ def move_aside(folder: Path, note: Note) -> None:
 def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
     """Moves states, step files and samples of steps after `step` to superseded/<n>, so that none appears twice.
 
-    The final files count by the step they were written at. step: None for a run that begins anew.
+    The final files and the best one count by the step they were written at. step: None for a run that begins anew.
     """
     step = -1 if step is None else step
-    final = [folder / f"{name}.safetensors", folder / f"{name}_raw.safetensors"]
-    later = [path for path in final if path.exists() and _step_in(path) > step]
+    later = [path for path in final_files(folder, name) if _step_in(path) > step]
+    # A best file that does not say its step stays: unlike the final one it is not written again by every run.
+    later += [path for path in final_files(folder, f"{name}_best") if step < _step_in(path) < math.inf]
     later += [path for path in state_folders(state_root(folder)) if step_of(path) > step]
     later += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
     samples = folder / "samples"
@@ -86,10 +87,14 @@ def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
 
 
 def _step_in(path: Path) -> float:
-    """The optimizer step a network file says it is of; endless when it does not say."""
+    """The optimizer step a network file or a model folder says it is of; endless when it does not say."""
     try:
-        with safe_open(path, framework="numpy") as file:
-            return int(json.loads(file.metadata()["training_info"])["step"])
+        if path.is_dir():
+            metadata = json.loads((path / FOLDER_METADATA).read_text(encoding="utf-8"))
+        else:
+            with safe_open(path, framework="numpy") as file:
+                metadata = file.metadata()
+        return int(json.loads(metadata["training_info"])["step"])
     except (OSError, SafetensorError, ValueError, KeyError, TypeError):
         return math.inf
 

@@ -114,6 +114,9 @@ class Run:
     team: Team = field(default_factory=Team)
     """The processes that train this run together. Hooks belong to the first of them."""
 
+    in_lockstep: bool = False
+    """All processes have to make the same passes, so none breaks a window off by itself."""
+
     stop_asked: Callable[[], bool] = lambda: False
     """Whether a signal asks for an end; read between micro-batches."""
 

@@ -72,6 +72,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("train: {lr_warmup_steps: 10.5}", "train.lr_warmup_steps: 10.5 is neither a number of steps nor a share"),
         ("model: {name_or_path: ./model, lora_path: a}", "model.lora_path: 'a' is not supported yet. The nearest h"),
         ("train: {max_loss: {a: 3}}", "train.max_loss: a mapping is not supported yet. Leave this key out."),
+        ("model: {name_or_path: ./model, blocks_to_swap: -1}", "model.blocks_to_swap: -1 is out of range: must be"),
         ("save: {push_to_hub: true}", "save.push_to_hub: true is not supported yet."),
         ("guidance: {loss: 3}", "guidance: a mapping is not supported yet."),
         ("training: {epohcs: 3}", "training.epohcs: unknown key. Did you mean 'epochs'?"),

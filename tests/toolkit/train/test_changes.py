@@ -38,8 +38,17 @@ HARMLESS = [
     "first_sample",
     "train.disable_sampling",
     "train.gradient_checkpointing",
+    "train.compile.enabled",
+    "train.compile.backend",
+    "train.compile.mode",
+    "train.compile.dynamic",
+    "train.compile.fullgraph",
+    "train.compile.cache_size_limit",
+    "train.parallel",
+    "train.ddp_timeout",
     "model.low_vram",
     "model.modulation_table",
+    "model.blocks_to_swap",
     "network.pretrained_lora_path",
 ]
 

@@ -97,3 +97,23 @@ def test_a_parameter_that_learns_in_one_process_only_learns_in_all(tmp_path: Pat
     first, second = in_processes(2, work)
     assert first == second == pytest.approx(alone)
     assert alone[0] != 0 and alone[1] == 1, "no gradient, no decay"
+
+
+@pytest.mark.parametrize("in_lockstep", [False, True])
+def test_a_stop_that_one_process_hears_of_ends_all_at_the_same_step(tmp_path: Path, in_lockstep: bool) -> None:
+    def work(team: Team) -> tuple[int, int, bool]:
+        toy, seen = Toy(tmp_path), []
+        run = toy.run(STEPS, accumulation=4)
+        run.team, run.in_lockstep = team, in_lockstep
+        plain = toy.step(run)
+
+        def step(batch: Batch) -> StepLosses:
+            seen.append(batch)
+            return plain(batch)
+
+        run.stop_asked = lambda: team.rank == 1 and bool(seen)  # from its first micro-batch of two on
+        finished = train(run, toy.epoch_batches, toy.load, step)
+        return run.state.step, len(seen), finished
+
+    begun = [(0, 2, False), (0, 1, False)]
+    assert in_processes(2, work) == ([(1, 2, False)] * 2 if in_lockstep else begun)

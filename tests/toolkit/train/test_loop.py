@@ -395,6 +395,24 @@ def test_a_batch_of_one_cannot_be_halved(toy) -> None:
         train(run, lambda epoch: toy.epoch_batches(epoch)[2:], toy.load, out_of_memory_above(toy, run, 0))
 
 
+@pytest.mark.parametrize(("room", "asked", "says"), [(0, 0, None), (2, 2, None), (5, 3, "only in halves")])
+def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int, asked: int, says) -> None:
+    """Memory is short until it was saved `room` times; it can be three times."""
+    run, saved = toy.run(3), []
+    fits, short = (out_of_memory_above(toy, run, most) for most in (3, 2))
+
+    def save_more() -> bool:
+        if len(saved) == 3:
+            return False
+        saved.append("more")
+        return True
+
+    batch = next(toy.load(toy.epoch_batches(0)))
+    said = probe(run, batch, lambda batch: (fits if len(saved) >= room else short)(batch), save_more)
+    assert len(saved) == asked
+    assert said is None if says is None else says in said
+
+
 @pytest.mark.parametrize(("most", "says"), [(3, None), (2, "only in halves"), (1, RunError)])
 def test_the_largest_batch_is_tried_first_and_nothing_is_learned_from_it(toy, most: int, says) -> None:
     run = toy.run(3)

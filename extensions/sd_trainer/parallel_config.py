@@ -1,0 +1,76 @@
+"""What a job says of several processes: what excludes what, and how a step is shared. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from typing import Any
+
+from toolkit.config.process import Finding
+from toolkit.parallel import place_of
+
+
+def check_parallel(section: Any) -> Iterable[Finding]:
+    """Mistakes of a job that several processes are to run."""
+    train, processes = section.train, place_of().size
+    if processes == 1:
+        return
+    if train.fused_backward_pass:
+        message = (
+            f"true steps each parameter before the gradients of all {processes} processes are added up. Write false."
+        )
+        yield Finding(("train", "fused_backward_pass"), message)
+    if train.parallel == "fsdp":
+        yield from _check_shared_out(section, processes)
+
+
+def _check_shared_out(section: Any, processes: int) -> Iterable[Finding]:
+    """What a model that is shared out rules out: all processes have to make the same passes over its blocks."""
+    train, model, network = section.train, section.model, section.network
+    fsdp = "'train.parallel: fsdp'"
+    if train.batch_size > 1:  # items of unlike sizes take several passes
+        message = f"{train.batch_size}: with {fsdp} write 1, and more gradient_accumulation."
+        yield Finding(("train", "batch_size"), message)
+    if train.gradient_accumulation % processes:
+        message = f"{train.gradient_accumulation}: with {fsdp} give a multiple of the {processes} processes."
+        yield Finding(("train", "gradient_accumulation"), message)
+    if network.trains_model:
+        message = f"'type: full' trains whole weights in each process, and {fsdp} shares out a frozen model. Use ddp."
+        yield Finding(("train", "parallel"), message)
+    if network.type == "dora":
+        message = f"'type: dora' needs the norms of whole weights, and {fsdp} shares them out. Use lora, loha or lokr."
+        yield Finding(("network", "type"), message)
+    excluded = {
+        ("model", "quantize"): (model.quantize, "FSDP2 shares out parameters, and quantized weights are none"),
+        ("model", "blocks_to_swap"): (model.blocks_to_swap, "the blocks are on the GPUs, a share on each"),
+        ("model", "modulation_table"): (model.modulation_table is True, "the table's weights are shared out too"),
+        ("train", "compile"): (train.compile.enabled, "compiled blocks do not gather their weights"),
+    }
+    for path, (given, reason) in excluded.items():
+        if given:
+            yield Finding(path, f"not with {fsdp}: {reason}. Leave one of them out.")
+
+
+def note_parallel(section: Any) -> Iterable[Finding]:
+    """Keys that are given and do nothing."""
+    if place_of().alone:
+        for key in ("parallel", "ddp_timeout"):
+            if getattr(section.train, key) != type(section.train).model_fields[key].default:
+                yield Finding(("train", key), "has no effect with one process. Start several with torchrun.")
+
+
+def sharing(train: Any) -> Iterator[str]:
+    """How the samples of a step are shared out."""
+    processes = place_of().size
+    if processes == 1:
+        return
+    count, size = train.gradient_accumulation, train.batch_size
+    what = f"{processes} processes share the {count} x {size} images of each step"
+    cut = -(-processes // count)
+    each = count * min(cut, size)
+    if each < processes:
+        idle = processes - each
+        yield f"{what}: {idle} have nothing to do. A gradient_accumulation of {processes} gives each one batch."
+    elif each % processes:
+        yield f"{what}: some compute {each // processes + 1} batches, the others {each // processes}, and wait."
+    else:
+        yield f"{what}: {each // processes} x {size // cut} each"

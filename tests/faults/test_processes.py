@@ -1,0 +1,130 @@
+"""Jobs that two processes run together: the same run as with one, however it is interrupted."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+from safetensors.torch import load_file
+
+from tests.faults.conftest import Job
+from tests.faults.nursery import Child, Fault
+from tests.processes import environment, free_port
+
+STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
+TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
+
+MICRO_BATCH_OF_STEP_3 = 1 + 3
+"""The call of STEP in a process of two: the largest batch is tried first, then one for each step."""
+
+
+def start_two(job: Job, of_each: Sequence[Fault] = (), of_second: Sequence[Fault] = ()) -> list[Child]:
+    port = free_port()
+    faults = [[*of_each], [*of_each, *of_second]]
+    return [job.start(faults=[("environment", environment(rank, 2, port)), *faults[rank]]) for rank in (0, 1)]
+
+
+def run_two(job: Job, code: int = 0, **faults: Sequence[Fault]) -> str:
+    """What both print when they end with this exit code."""
+    first, second = start_two(job, **faults)
+    assert (first.wait(), second.wait()) == (code, code), first.output + second.output
+    assert "Traceback" not in first.output + second.output, first.output + second.output
+    return first.output + second.output
+
+
+@pytest.fixture
+def as_one(job: Job, whole: Job) -> Callable[[], None]:
+    """Fails unless the job has come to the same end as the one that a single process ran, but for rounding."""
+
+    def check() -> None:
+        for ours, theirs in zip(job.metrics(), whole.metrics(), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+        ours, theirs = (load_file(each.folder / "job.safetensors") for each in (job, whole))
+        assert ours.keys() == theirs.keys()
+        for name, tensor in ours.items():
+            # Adam divides by the size of a gradient: what is rounding in one that is nearly 0 is more in the weight.
+            assert (tensor - theirs[name]).abs().max() < 1e-5, name
+        assert (job.states(), job.status()) == ([2, 4, 6], "finished")
+
+    return check
+
+
+def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job, as_one) -> None:
+    said = run_two(job, 75, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, TERM)])
+    assert said.count("saved the state of step") == said.count("Stopped.") == 1, said
+    assert said.count("2 processes share the 2 x 1 images of each step: 1 x 1 each") == 1
+    assert (job.states(), job.status()) == ([2, 3], "stopped")
+    job.run()
+    assert job.states() == [2, 3, 4, 6]
+    (job.folder / "state" / "step_000000003").rename(job.cwd / "seen")
+    as_one()
+
+
+def test_two_processes_go_on_where_one_was_stopped(job: Job, as_one) -> None:
+    job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
+    assert job.states() == [2]
+    assert "going on from" in run_two(job)
+    as_one()
+
+
+def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job: Job, whole: Job, as_one) -> None:
+    job.change(train__parallel="fsdp", train__gradient_checkpointing=True)
+    run_two(job)
+    as_one()
+    for ours, theirs in zip(*(sorted(each.folder.glob("samples/*")) for each in (job, whole)), strict=True):
+        difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
+        assert all(most <= 1 for _, most in difference.getextrema()), (ours, theirs)
+
+
+def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
+    first, second = start_two(job, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, KILL)])
+    assert second.wait() == -KILL
+    assert first.wait(20) == 1, first.output
+    assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
+    assert job.states() == [2] and job.status() == "failed"
+    assert "gone without a word" in (job.folder / "log.txt").read_text()
+
+
+def test_what_the_first_process_ends_ends_in_all(job: Job) -> None:
+    job.section["validation"] = {"fraction": 0.4, "every": 2}
+    job.section["stop_when"] = {"metric": "loss", "below": 100, "min_steps": 3, "smooth": 2, "check_every": 1}
+    said = run_two(job)
+    assert (job.status(), job.steps()) == ("finished", [1, 2, 3])
+    assert said.count("validation loss") == 3 and said.count("the run is finished") == 1
+
+
+def test_a_mistake_is_told_once(job: Job) -> None:
+    job.change(train__fused_backward_pass=True)
+    said = run_two(job, 2)
+    assert said.count("train.fused_backward_pass: true steps each parameter before") == 1
+    assert not job.folder.exists()
+
+
+@pytest.mark.slow
+def test_torchrun_stopped_by_a_signal_saves_once(job: Job, tmp_path: Path, as_one) -> None:
+    run_py = Path(__file__).resolve().parents[2] / "run.py"
+    job.start("--dry-run").wait()  # writes the job
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    pipe = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT, "text": True}
+    surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
+    metrics = job.folder / "metrics.jsonl"
+    for stop in (True, False):
+        process = subprocess.Popen([*torchrun, run_py, "job.yaml"], cwd=tmp_path, env=surroundings, **pipe)
+        if stop:
+            while not (metrics.exists() and metrics.read_text()):
+                assert process.poll() is None
+                time.sleep(0.01)
+            process.send_signal(signal.SIGTERM)
+        said, _ = process.communicate(timeout=120)
+        assert stop or process.returncode == 0, said
+        assert said.count("saved the state of step") <= 1, said
+    for step in set(job.states()) - {2, 4, 6}:
+        (job.folder / "state" / f"step_{step:09d}").rename(tmp_path / "seen")
+    as_one()

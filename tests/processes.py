@@ -1,0 +1,78 @@
+"""Several real processes that meet as `torchrun` lets them, forked from the one that runs the tests."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import signal
+import socket
+from collections.abc import Callable
+from typing import Any
+
+from toolkit import parallel
+
+
+def free_port() -> int:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        return free.getsockname()[1]
+
+
+def environment(rank: int, size: int, port: int) -> dict[str, str]:
+    """What a launcher sets for one of `size` processes on this machine."""
+    return {
+        "RANK": str(rank),
+        "LOCAL_RANK": str(rank),
+        "WORLD_SIZE": str(size),
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "GLOO_SOCKET_IFNAME": "lo",
+    }
+
+
+def in_processes(size: int, work: Callable[..., Any], *arguments: Any, minutes: float = 1) -> list[Any]:
+    """What `work(team, *arguments)` returns in each of `size` processes, or the error it raises; by rank.
+
+    A process that dies without a word gives None. minutes: how long one exchange may take.
+    """
+    fork, port = multiprocessing.get_context("fork"), free_port()
+    pipes = [fork.Pipe(duplex=False) for _ in range(size)]
+    started = [
+        fork.Process(target=_work, args=(rank, size, port, minutes, pipes[rank][1], work, arguments))
+        for rank in range(size)
+    ]
+    for process in started:
+        process.start()
+    for _, sender in pipes:
+        sender.close()
+    try:
+        return [_received(receiver) for receiver, _ in pipes]
+    finally:
+        for process in started:
+            process.join(timeout=10)
+            if process.is_alive():
+                os.kill(process.pid, signal.SIGKILL)
+                process.join()
+
+
+def _received(receiver: Any) -> Any:
+    try:
+        assert receiver.poll(60), "a process hangs"
+        return receiver.recv()
+    except EOFError:
+        return None
+
+
+def _work(
+    rank: int, size: int, port: int, minutes: float, sender: Any, work: Callable[..., Any], arguments: tuple
+) -> None:
+    os.environ.update(environment(rank, size, port))
+    try:
+        team = parallel.meet(parallel.place_of())
+        team.open(minutes)
+        result = work(team, *arguments)
+    except Exception as error:  # noqa: BLE001 - the test looks at it
+        result = error
+    sender.send(result)
+    sender.close()
+    os._exit(0)

@@ -1,0 +1,147 @@
+"""Who is who among the processes of a run, what they exchange, and how they learn that one is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+
+import pytest
+import torch
+
+from tests.processes import environment, in_processes
+from toolkit.errors import RunError, UserError
+from toolkit.parallel import ALONE, Lost, Place, Team, place_of
+
+
+def test_without_a_launcher_a_process_is_alone() -> None:
+    assert place_of({}) == place_of({"WORLD_SIZE": "1", "RANK": "0"}) == ALONE
+    assert ALONE.alone and ALONE.is_first
+
+
+def test_a_launcher_says_which_process_this_is() -> None:
+    assert place_of(environment(1, 4, 29500)) == Place(rank=1, size=4, local_rank=1)
+
+
+@pytest.mark.parametrize(
+    ("changed", "named"),
+    [
+        ({"RANK": ""}, "RANK is not set"),
+        ({"RANK": "2"}, "RANK='2'"),
+        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
+        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
+    ],
+)
+def test_a_place_that_makes_no_sense_is_refused(changed: dict[str, str], named: str) -> None:
+    with pytest.raises(UserError, match=named):
+        place_of(environment(0, 2, 29500) | changed)
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    team, tensor = Team(), torch.ones(2)
+    team.open()
+    team.add_up([tensor])
+    team.copy_from_first([tensor])
+    team.require_same("it", 1)
+    assert team.gather("a") == ["a"] and team.any(True) and not team.any(False)
+    assert team.from_first(lambda: 5) == 5 and torch.equal(tensor, torch.ones(2))
+    assert team.device(torch.device("cuda:3")) == torch.device("cuda:3")
+
+
+def exchange(team: Team) -> dict:
+    tensors = [torch.full((3,), float(team.rank + 1)), torch.full((2, 2), 0.1 * team.rank, dtype=torch.bfloat16)]
+    team.add_up(tensors)
+    first = [torch.tensor([float(team.rank)])]
+    team.copy_from_first(first)
+    done = []
+    team.first_does(lambda: done.append(team.rank))
+    return {
+        "gathered": team.gather(("rank", team.rank)),
+        "any": (team.any(team.rank == 1), team.any(False)),
+        "made": team.from_first(lambda: f"by {team.rank}"),
+        "sums": [tensor.tolist() for tensor in tensors],
+        "first": first[0].item(),
+        "done": done,
+    }
+
+
+def test_all_processes_see_the_same() -> None:
+    first, second = in_processes(2, exchange)
+    assert first.pop("done") == [0] and second.pop("done") == []
+    assert first == second
+    assert first["gathered"] == [("rank", 0), ("rank", 1)]
+    assert first["any"] == (True, False) and first["made"] == "by 0" and first["first"] == 0.0
+    assert first["sums"][0] == [3.0] * 3
+
+
+def test_tensors_beyond_one_bucket_are_all_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.parallel.BUCKET_BYTES", 8)
+
+    def work(team: Team) -> list:
+        tensors = [torch.full((size,), 1.0 + team.rank) for size in (1, 3, 2, 1)]
+        team.add_up(tensors)
+        return [tensor.tolist() for tensor in tensors]
+
+    assert in_processes(2, work) == [[[3.0], [3.0] * 3, [3.0] * 2, [3.0]]] * 2
+
+
+def test_what_differs_is_named_with_its_process() -> None:
+    errors = in_processes(2, lambda team: team.require_same("the seed", 7 + team.rank))
+    assert all(isinstance(error, RunError) for error in errors)
+    assert "the seed is not the same in all processes: 7 in process 0, 8 in process 1" in str(errors[0])
+
+
+def test_who_is_killed_is_missed_at_the_next_exchange() -> None:
+    def work(team: Team) -> None:
+        team.gather("both are here")
+        if team.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        team.gather("one is gone")
+
+    lost, killed = in_processes(2, work, minutes=5)
+    assert killed is None and isinstance(lost, Lost), lost
+    assert "gone without a word" in str(lost)
+
+
+def test_who_hangs_is_given_up_after_the_time_that_was_asked_for() -> None:
+    def work(team: Team) -> Lost | None:
+        if team.rank == 1:
+            team._store.wait(["given up"])  # no exchange, and no end
+            return None
+        try:
+            team.gather("late")
+        except Lost as lost:
+            team._store.set("given up", "yes")
+            return lost
+
+    lost, _ = in_processes(2, work, minutes=0.5 / 60)
+    assert "gone without a word" in str(lost)
+
+
+def leave_together(team: Team, errors: list[BaseException | None]) -> tuple[int | None, list[str]]:
+    """Exit code and what was shown, when each process ends by its own of `errors`."""
+    shown: list[str] = []
+
+    def report(error: BaseException) -> int:
+        shown.append(str(error))
+        return getattr(error, "exit_code", 1)
+
+    try:
+        with team.together(report):
+            if error := errors[team.rank]:
+                raise error
+            team.gather("going on")
+    except SystemExit as leaving:
+        return leaving.code, shown
+    return 0, shown
+
+
+def test_the_first_process_repeats_why_another_one_failed() -> None:
+    first, second = in_processes(2, leave_together, [None, UserError("no such file")])
+    assert second == (2, ["no such file"])
+    assert first == (2, ["process 1 of 2 failed, so all end: no such file"])
+
+
+def test_a_mistake_that_all_find_is_shown_once() -> None:
+    ends = in_processes(2, leave_together, [UserError("no such key"), UserError("no such key")])
+    assert [code for code, _ in ends] == [2, 2]
+    assert sorted(len(shown) for _, shown in ends) == [0, 1]
