@@ -26,12 +26,16 @@ if str(ROOT) not in sys.path:
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.synthetic import RANK, SEED, SIZES  # noqa: E402
 from extensions.sd_trainer.export import NetworkWriter  # noqa: E402
+from toolkit.config.dataset import DatasetConfig  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
+from toolkit.config.network import NetworkConfig  # noqa: E402
 from toolkit.config.save import SaveConfig  # noqa: E402
+from toolkit.config.train import TrainConfig  # noqa: E402
 from toolkit.models.qwen_edit.estimate import PUBLISHED, block_linears  # noqa: E402
 from toolkit.networks.lora import LoraNetwork  # noqa: E402
 from toolkit.optim.optimizers import build_optimizer  # noqa: E402
 from toolkit.train.flow_step import ROLE  # noqa: E402
+from toolkit.train.hooks.intervals import Interval  # noqa: E402
 from toolkit.train.hooks.save import SaveHook  # noqa: E402
 from toolkit.train.run import Role, Run  # noqa: E402
 
@@ -128,12 +132,14 @@ def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveHookToWa
     run = Run("bench", folder, steps=100, accumulation=1, seed=SEED, roles={ROLE: role})
     section = SimpleNamespace(
         model=ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2509"),
-        network=SimpleNamespace(type="lora", linear=RANK, linear_alpha=RANK),
+        network=NetworkConfig(linear=RANK),
         save=SaveConfig(dtype=asked.dtype),
+        train=TrainConfig(),
+        datasets=(DatasetConfig(folder_path="."),),
         trigger_word=None,
     )
     writer = NetworkWriter(network, section, meta={})
-    hook = SaveHookToWaitFor(writer.prepare, every=0, keep=1, keep_states=1, note=ignore, event=ignore)
+    hook = SaveHookToWaitFor(writer.prepare, every=Interval(), keep=1, keep_states=1, note=ignore, event=ignore)
     hook.on_start(run)
     return run, hook
 

@@ -42,8 +42,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         return
     report.card("data", f"JPEG {SIDE}x{SIDE} (mosaics of photographs, quality 90), {asked.pictures} of them; 1 thread")
     with TemporaryDirectory() as folder:
-        pictures = picture_rates(Path(folder), asked)
-        scans = {count: scans_of(Path(folder) / f"scan_{count}", count) for count in asked.counts}
+        folders = {count: link_images(Path(folder) / f"scan_{count}", count) for count in asked.counts}
+        pictures = picture_rates(Path(folder), asked)  # meanwhile the links get old enough to be remembered
+        scans = {count: scans_of(folder, count) for count, folder in folders.items()}
     report.finish("data", **vars(asked), images_per_cpu_s=pictures, scans=scans)
 
 
@@ -138,7 +139,6 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 def scans_of(folder: Path, count: int) -> dict[str, dict[str, float]]:
     """First and second start on a folder of `count` small images."""
-    link_images(folder, count)
     command = [sys.executable, str(Path(__file__).resolve()), "--scan-only", str(folder)]
     results = {}
     for start in ("first", "second"):
@@ -147,14 +147,15 @@ def scans_of(folder: Path, count: int) -> dict[str, dict[str, float]]:
     print(f"{count:,} images")
     for start, found in results.items():
         print(
-            f"  {start + ' start':<13} scan {found['scan_s']:7.3f} s (CPU {found['scan_cpu_s']:.3f}), digests "
-            f"{found['digests_s']:7.3f} s, order of an epoch {found['order_s']:6.3f} s, "
-            f"peak {found['peak_mb']:.0f} MB ({found['start_mb']:.0f} before)"
+            f"  {start + ' start':<13} scan {found['scan_s']:7.3f} s (CPU {found['scan_cpu_s']:.3f}), plan "
+            f"{found['plan_s']:6.3f} s, order of an epoch {found['order_s']:6.3f} s, digests "
+            f"{found['digests_s']:7.3f} s (CPU {found['digests_cpu_s']:.3f}), keeping what was learned "
+            f"{found['save_s']:6.3f} s, peak {found['peak_mb']:.0f} MB ({found['start_mb']:.0f} before)"
         )
     return results
 
 
-def link_images(folder: Path, count: int) -> None:
+def link_images(folder: Path, count: int) -> Path:
     """`count` names of a few small pictures, and as many of their captions."""
     folder.mkdir()
     for index in range(count):
@@ -165,24 +166,34 @@ def link_images(folder: Path, count: int) -> None:
         else:
             os.link(source, path)
             os.link(source.with_suffix(".txt"), path.with_suffix(".txt"))
+    return folder
 
 
 def scan_once(folder: Path) -> dict[str, float]:
     """What a start does with its datasets before anything is encoded: seconds, and megabytes of this process."""
     from toolkit.config.dataset import DatasetConfig
+    from toolkit.config.train import TrainConfig
     from toolkit.data.items import scan_items
-    from toolkit.data.order import epoch_batches
+    from toolkit.data.manifest import Manifest
+    from toolkit.data.order import count_batches, epoch_batches
+    from toolkit.data.plan import folder_plans
 
-    section = SimpleNamespace(datasets=[DatasetConfig(folder_path=str(folder))], trigger_word=None)
+    datasets = [DatasetConfig(folder_path=str(folder))]
+    section = SimpleNamespace(datasets=datasets, trigger_word=None, train=TrainConfig())
     before = peak_mb()
+    manifest = Manifest.beside(f"{folder}_output")
     wall, cpu = time.perf_counter(), time.process_time()
-    scan, items = scan_items(section, 16)
+    scan, items = scan_items(section, 16, manifest)
     found = {"scan_s": time.perf_counter() - wall, "scan_cpu_s": time.process_time() - cpu}
+    found["plan_s"] = seconds(lambda: (count_batches(items, 1), folder_plans(scan.folders, items)))
     order = [seconds(lambda: epoch_batches(items, 1, seed=1, epoch=0)) for _ in range(1 if len(items) > 5000 else 3)]
     found |= {"order_s": median(order), "start_mb": before, "peak_mb": peak_mb()}
     from toolkit.data.fingerprint import fingerprint  # loads torch: after the peak was read
 
-    return found | {"digests_s": seconds(lambda: fingerprint(scan.samples))}
+    cpu = time.process_time()
+    found["digests_s"] = seconds(lambda: fingerprint(scan.samples))
+    found["digests_cpu_s"] = time.process_time() - cpu
+    return found | {"save_s": seconds(manifest.save)}
 
 
 def seconds(work: Callable[[], object]) -> float:

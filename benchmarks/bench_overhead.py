@@ -90,7 +90,7 @@ class Bench(Hook):
     def __init__(self, folder: Path, asked: argparse.Namespace) -> None:
         size, dtype = SIZES[asked.size], DTYPES[asked.dtype]
         self.asked = asked
-        self.ours = OurLoop(folder / "model", size, dtype, checkpointing=False, qtype=None)
+        self.ours = OurLoop(folder / "model", size, dtype, level="none", qtype=None)
         run = self.run = self.ours.run
         run.folder, run.steps = folder / "run", asked.steps + 5
         run.folder.mkdir()
@@ -112,7 +112,7 @@ class Bench(Hook):
             for name, owner, method in (
                 ("load a batch", BatchLoader, "load"),
                 ("draw noise and t", step_fn, "draws"),
-                ("gradient norm", torch.nn.utils, "get_total_norm"),
+                ("gradient norm", role.update, "norm"),
                 ("optimizer", role.optimizer, "step"),
                 ("average", role.ema, "update"),
                 *((type(hook).__name__, hook, "on_result") for hook in self.run.hooks[:2]),

@@ -38,7 +38,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     with TemporaryDirectory() as folder:
         write_model(Path(folder), SIZES[asked.size])
-        loop = OurLoop(Path(folder), SIZES[asked.size], DTYPES[asked.dtype], checkpointing=False, qtype=None)
+        loop = OurLoop(Path(folder), SIZES[asked.size], DTYPES[asked.dtype], level="none", qtype=None)
         sampler = make_sampler(loop, asked)
         work = {
             "sampling step": lambda: sampler.latents(0),

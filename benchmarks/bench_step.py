@@ -18,8 +18,9 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import report, timing  # noqa: E402
-from benchmarks.loops import OurLoop, PlainLoop  # noqa: E402
+from benchmarks.loops import OurLoop, PlainLoop, plain_rival  # noqa: E402
 from benchmarks.synthetic import DTYPES, RANK, SIZES, write_model  # noqa: E402
+from toolkit.config.choices import CHECKPOINTING_LEVELS  # noqa: E402
 
 ALLOWED_LOSS_ERROR = {("fp32", "none"): 1e-5, ("bf16", "none"): 5e-3, ("fp32", "int8"): 2e-2, ("bf16", "int8"): 2e-2}
 """Relative difference of the first loss: rounding; with int8 also what computing in integers may add."""
@@ -60,7 +61,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--size", choices=SIZES, default="S")
     add("--dtype", choices=DTYPES, default="bf16")
     add("--base", choices=["none", "int8"], default="none", help="how the frozen linears are quantized")
-    add("--checkpointing", choices=["auto", "on", "off"], default="auto", help="ours; auto is off on a CPU")
+    add("--checkpointing", choices=CHECKPOINTING_LEVELS, default="none", help="ours; none is what auto takes on a CPU")
     add("--plain-checkpointing", choices=["on", "off"], default="on", help="of the loops ours is compared with")
     add("--rounds", type=int, help="timed steps of each variant")
     add("--warm-up", type=int, default=2, help="untimed steps of each variant, after the first")
@@ -88,12 +89,11 @@ def build(folder: Path, asked: argparse.Namespace) -> dict[str, OurLoop | PlainL
     """The variants in the order of their turns."""
     dtype, plain_checkpointing = DTYPES[asked.dtype], asked.plain_checkpointing == "on"
     qtype = None if asked.base == "none" else asked.base
-    # As the trainer decides on a CPU: "auto" keeps the activations.
-    ours = OurLoop(folder, SIZES[asked.size], dtype, asked.checkpointing == "on", qtype)
+    ours = OurLoop(folder, SIZES[asked.size], dtype, asked.checkpointing, qtype)
     loops: dict[str, OurLoop | PlainLoop] = {"ours": ours}
-    loops["plain"] = PlainLoop(folder, dtype, ours, plain_checkpointing)
+    loops["plain"] = plain_rival(folder, dtype, ours, plain_checkpointing)
     if qtype:
-        loops["quanto"] = PlainLoop(folder, dtype, ours, plain_checkpointing, quanto=True)
+        loops["quanto"] = plain_rival(folder, dtype, ours, plain_checkpointing, quanto=True)
     return loops
 
 

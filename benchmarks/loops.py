@@ -34,14 +34,12 @@ Draws = Callable[[BatchSpec, torch.Size], tuple[torch.Tensor, torch.Tensor]]
 class OurLoop(Hook):
     """The program's `train`, one optimizer step at a time."""
 
-    def __init__(
-        self, folder: Path, size: ModelSize, dtype: torch.dtype, checkpointing: bool, qtype: str | None
-    ) -> None:
+    def __init__(self, folder: Path, size: ModelSize, dtype: torch.dtype, level: str, qtype: str | None) -> None:
         self.adapter = open_adapter(folder, size, dtype, qtype)
         self.network = LoraNetwork(self.adapter.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
         self.network.attach(self.adapter.network_module)
         self.network.share_inputs(self.adapter.shared_inputs())
-        self.adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
+        self.adapter.wrap_blocks([checkpointed(level)])
         parameters = self.network.parameters()
         optimizer = build_optimizer("adamw", parameters.values(), LR, {"weight_decay": 0.01})
         role = Role(parameters, optimizer, LR, lambda step: 1.0, MAX_GRAD_NORM)

@@ -67,19 +67,28 @@ SIZES = {
 def write_model(folder: Path, size: ModelSize) -> None:
     """`folder`/transformer in bfloat16 and `folder`/scheduler, as the published model folder has them."""
     with global_generator(SEED, "benchmark_model"):
-        transformer = QwenImageTransformer2DModel(
-            in_channels=4 * LATENT_CHANNELS,
-            out_channels=LATENT_CHANNELS,
-            num_layers=size.layers,
-            attention_head_dim=size.head_dim,
-            num_attention_heads=size.heads,
-            joint_attention_dim=size.text_width,
-            axes_dims_rope=size.rope_axes,
-        )
+        transformer = make_transformer(size)
     transformer.to(torch.bfloat16).save_pretrained(folder / "transformer")
-    FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02).save_pretrained(
-        folder / "scheduler"
+    write_scheduler(folder)
+
+
+def make_transformer(size: ModelSize) -> QwenImageTransformer2DModel:
+    """Of this size, with diffusers' own random weights."""
+    return QwenImageTransformer2DModel(
+        in_channels=4 * LATENT_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=size.layers,
+        attention_head_dim=size.head_dim,
+        num_attention_heads=size.heads,
+        joint_attention_dim=size.text_width,
+        axes_dims_rope=size.rope_axes,
     )
+
+
+def write_scheduler(folder: Path) -> None:
+    """`folder`/scheduler."""
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02)
+    scheduler.save_pretrained(folder / "scheduler")
 
 
 class EncoderlessAdapter(QwenEditAdapter):
@@ -106,7 +115,7 @@ def open_adapter(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str |
         folder=folder,
         device=torch.device("cpu"),
         dtype=dtype,
-        transform_block=quantizer(qtype) if qtype else None,
+        transform_block=quantizer(qtype, int8_matmul="auto") if qtype else None,
     )
     return EncoderlessAdapter(options, size)
 

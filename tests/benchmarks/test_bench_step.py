@@ -15,7 +15,7 @@ def test_ours_and_the_plain_loop_learn_the_same(report_of, capsys, dtype: str) -
 
 
 def test_with_int8_ours_is_compared_with_quanto(report_of) -> None:
-    report = report_of(bench_step.main, *QUICK, "--base", "int8", "--checkpointing", "on")
+    report = report_of(bench_step.main, *QUICK, "--base", "int8", "--checkpointing", "full")
     assert list(report["times"]) == ["ours", "plain", "quanto"]
     assert report["ratio"] == report["ratios"]["ours / quanto"]["cpu_min"]
 

@@ -1,0 +1,345 @@
+"""The rows of `bench_gpu`, and how one of them is measured: a job that the program runs, or the plain loop.
+
+Of the program only the weights are not its own: it reads the job and its pictures, loads and quantizes the model, wraps
+its blocks, tries the largest batch and trains, as it always does. A hook looks at the clock after each step.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+from statistics import median
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from PIL import Image
+
+from benchmarks import flops
+from benchmarks.drawn import TEXT_TOKENS, DrawnAdapter, drawn_models, write_folder
+from benchmarks.loops import PlainLoop, spec_of_step
+from benchmarks.stopwatch import GB, Marks, forget_peaks, limit_memory, peaks
+from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.process import SdTrainerProcess
+from jobs.job import ExtensionJob
+from toolkit.config.loader import load_job
+from toolkit.contracts import Batch, Network, PromptEmbeds, StepResult
+from toolkit.errors import RunError, UserError
+from toolkit.models.options import AdapterOptions
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.hook import Hook
+from toolkit.train.run import Run
+
+KERNELS = "kernels"
+"""The name of what comes before all rows."""
+
+CACHE = "cache"
+"""The name of building the cache."""
+
+CAPTION = "a drawn picture"
+
+LEFT_TO_OTHERS_GIB = 1.0
+"""Of a card's memory: CUDA's own, and what a desktop takes."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """A job, and what it is meant to reach at the published size on an H200."""
+
+    what: str
+    model: Mapping[str, object] = field(default_factory=dict)
+    """Keys of `model:`."""
+
+    train: Mapping[str, object] = field(default_factory=dict)
+    """Keys of `train:`."""
+
+    references: int = 1
+    card_gib: float | None = None
+    """Memory of the card it is meant for; it gets no more."""
+
+    goal_s: float | None = None
+    """Seconds per micro-step."""
+
+    goal_gb: float | None = None
+    swapped: float = 0.0
+    """Share of the blocks whose weights wait in the main memory."""
+
+    plain: bool = False
+    """Not the program but diffusers and peft."""
+
+
+_NO_TABLE = {"modulation_table": False}
+_INT8 = {"quantize": True, "qtype": "int8"}
+_INT8_WEIGHTS = _INT8 | {"int8_matmul": False}
+_INT8_PRODUCTS = _INT8 | {"int8_matmul": True}
+_INT4_TABLE = {"quantize": True, "qtype": "int4", "modulation_table": True}
+_FLOAT8 = {"quantize": True, "qtype": "float8"}
+
+
+def _eager(level: str) -> dict[str, object]:
+    return {"gradient_checkpointing": level, "compile": {"enabled": False}}
+
+
+def _compiled(level: str) -> dict[str, object]:
+    return {"gradient_checkpointing": level, "compile": {"enabled": True}}
+
+
+ROWS = {
+    "1": Row("bf16, full, eager", _NO_TABLE, _eager("full"), goal_s=1.45, goal_gb=50),
+    "2": Row("bf16, full, compiled", _NO_TABLE, _compiled("full"), goal_s=1.10, goal_gb=49),
+    "3": Row("bf16, cheap, compiled", _NO_TABLE, _compiled("cheap"), goal_s=0.88, goal_gb=120),
+    "0": Row("diffusers + peft with the attention mask, full, eager", plain=True),
+    "5": Row("int8 products, full, eager", _INT8_PRODUCTS | _NO_TABLE, _eager("full"), goal_s=0.98, goal_gb=29),
+    "8": Row(
+        "int8 weights, table, full, compiled; 24 GB card",
+        _INT8_WEIGHTS | {"modulation_table": True},
+        _compiled("full"),
+        card_gib=24,
+        goal_s=0.98,
+        goal_gb=22.5,
+    ),
+    "9": Row(
+        "int4 weights, table, full, compiled; 16 GB card",
+        _INT4_TABLE,
+        _compiled("full"),
+        card_gib=16,
+        goal_s=1.20,
+        goal_gb=15.5,
+    ),
+    "10": Row(
+        "int4 weights, table, a third swapped, full_offload, compiled; 12 GB card",
+        _INT4_TABLE,
+        _compiled("full_offload"),
+        swapped=1 / 3,
+        card_gib=12,
+        goal_s=1.35,
+        goal_gb=11,
+    ),
+    "6": Row("int8 products, cheap, eager", _INT8_PRODUCTS | _NO_TABLE, _eager("cheap"), goal_s=0.76, goal_gb=90),
+    "4": Row("int8 weights, full, compiled", _INT8_WEIGHTS | _NO_TABLE, _compiled("full"), goal_s=1.13, goal_gb=29),
+    "12": Row(
+        "int8 weights, auto, compiled, 3 references",
+        _INT8_WEIGHTS,
+        _compiled("auto"),
+        references=3,
+        goal_s=2.2,
+        goal_gb=100,
+    ),
+    "11": Row("bf16, auto, compiled, no reference", {}, _compiled("auto"), references=0, goal_s=0.33),
+    "11i": Row(
+        "int8 weights, auto, compiled, no reference", _INT8_WEIGHTS, _compiled("auto"), references=0, goal_s=0.26
+    ),
+    "7": Row("float8 weights, full, compiled", _FLOAT8 | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
+    "3n": Row("bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120),
+}
+"""By name, the most telling first: base, level of checkpointing, compiled or not. int8 products cannot be compiled (the
+program refuses the two together). Where no key says otherwise, the program decides."""
+
+
+# ------------------------------------------------------------ one row
+
+
+def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """What came of a row: its `status`, and its numbers or the `reason` that there are none."""
+    device = torch.device(asked.device)
+    if asked.size == "published":
+        size = replace(size, text_tokens=TEXT_TOKENS[row.references])
+    write_folder(folder / "model", size)
+    limited = row.card_gib is not None and limit_memory(device, row.card_gib - LEFT_TO_OTHERS_GIB)
+    watch = Stopwatch(device, asked)
+    try:
+        level = (_plain if row.plain else _program)(row, size, folder, asked, watch)
+    except (torch.OutOfMemoryError, RunError) as error:
+        if not is_of_memory(error):
+            raise
+        return {"status": "out of memory", "reason": str(error).splitlines()[0], "what": row.what}
+    except UserError as error:
+        return {"status": "refused", "reason": " ".join(str(error).replace(f"{folder}/", "").split()), "what": row.what}
+    work = flops.of_forward(size, row.references, RANK)
+    return {
+        "status": "measured",
+        "what": row.what,
+        "level": level,
+        "card_gib": row.card_gib if limited else None,
+        **watch.result(),
+        "model_tflop": work.model / 1e12,
+        "executed_tflop": work.executed(level) / 1e12,
+    }
+
+
+def is_of_memory(error: BaseException) -> bool:
+    """Whether there was too little memory; the loop gives that error a text with advice."""
+    return isinstance(error, torch.OutOfMemoryError) or str(error).startswith("out of memory")
+
+
+class Measured(BaseException):
+    """Everything is measured: the run ends here, before it saves."""
+
+
+class Stopwatch(Hook):
+    """Looks at clock and memory when training begins and after each optimizer step."""
+
+    counts_as_step_time = False
+
+    def __init__(self, device: torch.device, asked: argparse.Namespace) -> None:
+        self._device = device
+        self._asked = asked
+        self._begin = time.perf_counter()
+        self._marks = Marks(device)
+        self._before: dict[str, float | None] = {}
+        self._during: dict[str, float | None] = {}
+        self._ready_s = 0.0
+        self.losses: list[float] = []
+
+    def on_start(self, run: Run | None = None) -> None:
+        self._ready_s = time.perf_counter() - self._begin
+        self._before = peaks(self._device)
+        forget_peaks(self._device)
+        self._marks.set()
+
+    def after_step(self, run: Run | None = None) -> None:
+        self._marks.set()
+        if len(self._marks) > self._asked.warm_up + self._asked.steps:
+            self._during = peaks(self._device)
+            raise Measured
+
+    def on_result(self, run: Run, result: StepResult) -> None:
+        self.losses.append(result.loss)
+
+    def result(self) -> dict[str, Any]:
+        """s: median of a micro-step. Peaks are of loading and training; `training_gb` is of the timed part alone."""
+        each = [seconds / self._asked.accumulation for seconds in self._marks.seconds()[self._asked.warm_up :]]
+        return {
+            "s": median(each),
+            "s_each": each,
+            "ready_s": self._ready_s,
+            "peak_gb": _larger(self._before, self._during, "allocated_gb"),
+            "reserved_gb": _larger(self._before, self._during, "reserved_gb"),
+            "training_gb": self._during["allocated_gb"],
+            "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
+            "losses": self.losses[: self._asked.warm_up + self._asked.steps],
+        }
+
+
+def _larger(one: Mapping[str, float | None], other: Mapping[str, float | None], name: str) -> float | None:
+    return None if one[name] is None else max(one[name], other[name])
+
+
+# ------------------------------------------------------------ the program
+
+
+class MeasuredTrainer(SdTrainerProcess):
+    """The program's trainer, with one more hook."""
+
+    def __init__(self, *given: Any, watch: Stopwatch) -> None:
+        super().__init__(*given)
+        self._watch = watch
+
+    def _observers(self, network: Network, *others: Any) -> list[Hook]:
+        return [self._watch, *super()._observers(network, *others)]
+
+
+def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:
+    """Runs the row's job; the level of checkpointing it was run at."""
+    path = folder / "job.json"
+    section = job_section(row, size, folder, asked)
+    path.write_text(json.dumps({"job": "extension", "config": {"name": "bench", "process": [section]}}))
+    trainer = partial(MeasuredTrainer, watch=watch)
+    with drawn_models():
+        config = load_job(path, lambda _: SdTrainerConfig)
+        job = ExtensionJob(config, SimpleNamespace(process_class=lambda _: trainer))
+        process = job.process[0]
+        try:
+            process.run()
+        except Measured:
+            return process.engine.level
+    raise RuntimeError("the job ended before everything was measured")
+
+
+def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
+    """The row as a process of a job, with its pictures."""
+    side = 8 * size.latent_side
+    slots = [_write_picture(folder / f"reference_{slot}", side) for slot in range(row.references)]
+    controls = {"control_path": list(map(str, slots))} if slots else {}
+    return {
+        "type": "sd_trainer",
+        "training_folder": str(folder / "output"),
+        "device": asked.device,
+        "training_seed": SEED,
+        "network": {"type": "lora", "linear": RANK, "linear_alpha": RANK},
+        "datasets": [{"folder_path": str(_write_picture(folder / "photos", side)), "resolution": side, **controls}],
+        "train": {
+            "steps": asked.warm_up + asked.steps,
+            "batch_size": 1,
+            "gradient_accumulation": asked.accumulation,
+            "optimizer": "adamw",
+            "dtype": asked.dtype,
+            **row.train,
+        },
+        "model": {
+            "name_or_path": str(folder / "model"),
+            "blocks_to_swap": int(row.swapped * size.layers),
+            **row.model,
+        },
+    }
+
+
+def _write_picture(folder: Path, side: int) -> Path:
+    """A folder with one picture and its caption."""
+    folder.mkdir()
+    Image.effect_noise((side, side), 64).convert("RGB").save(folder / "drawn.jpg")
+    (folder / "drawn.txt").write_text(CAPTION, encoding="utf-8")
+    return folder
+
+
+# ------------------------------------------------------------ diffusers and peft
+
+
+def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:
+    """The same steps in a plain loop, on the same weights; the level of checkpointing."""
+    device, dtype = torch.device(asked.device), DTYPES[asked.dtype]
+    adapter = DrawnAdapter(AdapterOptions(folder / "model", device, dtype))
+    loop = PlainLoop(
+        adapter.network_module,
+        adapter.lora_targets(),
+        _batch(adapter, size, row.references),
+        FlowMatchingStep(adapter, SEED).draws,
+        checkpointing=True,
+        accumulation=asked.accumulation,
+        autocast=dtype is torch.bfloat16,
+    )
+    watch.on_start()
+    try:
+        while True:
+            loop.step()
+            watch.after_step()
+    except Measured:
+        watch.losses = [sum(losses) / len(losses) for losses in _parts(loop.losses, asked.accumulation)]
+        return "full"
+
+
+def _batch(adapter: DrawnAdapter, size: ModelSize, references: int) -> Batch:
+    """What the program would have in its cache."""
+    side = 8 * size.latent_side
+    latents_BCHW = adapter.encode_images(torch.empty(1, 3, side, side)).to(adapter.options.dtype)
+    text_LD = adapter.encode_prompt(CAPTION, ()).to(adapter.options.dtype)
+    return Batch(
+        latents_BCHW=latents_BCHW,
+        prompts=PromptEmbeds.stack([text_LD]),
+        references=((latents_BCHW[0],) * references,),
+        spec=spec_of_step(0),
+        names=("drawn.jpg",),
+        loss_weight_B=torch.ones(1),
+    )
+
+
+def _parts(values: Sequence[float], count: int) -> Iterator[Sequence[float]]:
+    for begin in range(0, len(values), count):
+        yield values[begin : begin + count]

@@ -1,0 +1,195 @@
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from benchmarks import bench_gpu, gpu_rows
+from benchmarks.gpu_rows import CACHE, KERNELS, ROWS
+
+QUICK = (
+    "--size", "XS", "--device", "cpu", "--warm-up", "1", "--steps", "2", "--accumulation", "2", "--calls", "1",
+    "--samples", "1",
+)  # fmt: skip
+
+
+@pytest.fixture
+def in_this_process(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """Rows are measured here, where importing is done already; their names as they come."""
+    names = []
+
+    def run(name: str, asked: Any, seconds: float) -> dict[str, Any]:
+        names.append(name)
+        asked = bench_gpu.arguments([*bench_gpu.command_of(name, asked)[2:]])
+        return bench_gpu.run_row(asked)
+
+    monkeypatch.setattr(bench_gpu, "run_child", run)
+    return names
+
+
+def json_lines(text: str) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in text.splitlines() if line.startswith("{")]
+
+
+def test_rows_are_measured_once_and_reported_with_their_share_of_the_peak(
+    in_this_process: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    given = [*QUICK, "--dtype", "fp32", "--results", str(tmp_path / "gpu.jsonl"), "--rows", KERNELS, "1", "0", CACHE]
+    bench_gpu.main(given)
+    kernels, ours, plain, cache, last = json_lines(capsys.readouterr().out)
+    assert "bf16 forward 32x64x64" in kernels["kernels"]
+    assert [one["status"] for one in (ours, plain)] == ["measured"] * 2
+    assert ours["level"] == plain["level"] == "full"
+    assert len(ours["s_each"]) == 2 and min(ours["s_each"]) <= ours["s"] <= max(ours["s_each"])
+    # The same work: the loss of each step is that of diffusers and peft.
+    losses = {line["row"]: line.get("losses") for line in json_lines((tmp_path / "gpu.jsonl").read_text())}
+    assert len(losses["1"]) == len(losses["0"]) == 3
+    assert losses["1"] == pytest.approx(losses["0"], rel=1e-5)
+    assert 0 < ours["mfu"] < ours["hfu"]
+    assert ours["mfu"] == pytest.approx(100 * ours["model_tflop"] / ours["s"] / ours["peak_tflops"], rel=1e-3)
+    assert ours["peak_gb"] is None
+    assert cache["samples_per_s"] > 0
+    assert last["states"] == dict.fromkeys([KERNELS, "1", "0", CACHE], "measured")
+
+    in_this_process.clear()
+    bench_gpu.main(given)
+    assert in_this_process == []
+    assert json_lines(capsys.readouterr().out)[1] == ours
+    bench_gpu.main([*given, "--accumulation", "1", "--minutes", "1e-9"])
+    assert in_this_process == []
+    said = capsys.readouterr().out
+    assert "no time left" in said
+    assert [line["status"] for line in json_lines(said)[:-1]] == ["not measured"] * 4
+
+
+def test_a_row_without_figures_says_so() -> None:
+    lines = bench_gpu.table({"1": {}, "2": {"status": "out of memory"}, "3": {"status": "measured", "s": 0.5}})
+    assert [line.split()[-1] for line in lines[1:3]] == ["measured", "memory"]
+    assert lines[1].endswith("not measured")
+    assert lines[3].split()[-7:] == ["0.500", "0.88", "-", "-", "-", "120.0", "-"]
+
+
+def test_goals_are_of_the_published_size_alone() -> None:
+    row = {"2": {"status": "measured", "s": 0.5}}
+    assert "1.10" in bench_gpu.table(row)[1]
+    assert "1.10" not in bench_gpu.table(row, goals=False)[1]
+
+
+def test_without_a_gpu_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(SystemExit, match="no CUDA device"):
+        bench_gpu.main(["--results", str(tmp_path / "gpu.jsonl")])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_out_of_memory_is_a_result_and_any_other_failure_is_not(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = bench_gpu.arguments([*QUICK, "--row", "0"])
+
+    def fail(*_: object) -> str:
+        raise failures.pop()
+
+    monkeypatch.setattr(gpu_rows, "_plain", fail)
+    failures: list[Exception] = [RuntimeError("CUDA error"), torch.OutOfMemoryError("CUDA out of memory.\nTried 2 GiB")]
+    assert bench_gpu.run_row(asked) == {
+        "row": "0",
+        "status": "out of memory",
+        "reason": "CUDA out of memory.",
+        "what": ROWS["0"].what,
+    }
+    with pytest.raises(RuntimeError, match="CUDA error"):
+        bench_gpu.run_row(asked)
+
+
+def test_a_job_the_program_refuses_is_a_result_with_its_reason(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(gpu_rows.ROWS, "1", gpu_rows.Row("refused", train={"no_such_key": 1}))
+    result = bench_gpu.run_row(bench_gpu.arguments([*QUICK, "--row", "1"]))
+    assert result["status"] == "refused"
+    assert "no_such_key" in result["reason"] and "/tmp" not in result["reason"]
+
+
+@pytest.mark.parametrize(
+    ("program", "expected"),
+    [
+        ("""print('{"row": "1", "status": "measured"}'); print("bye")""", {"status": "measured"}),
+        ("import sys; print('torch says'); sys.exit('no such kernel')", {"reason": "exit status 1: no such kernel"}),
+        ("import os; os.kill(os.getpid(), 9)", {"reason": "exit status -9: it said nothing"}),
+    ],
+    ids=["measured", "failed", "killed"],
+)
+def test_a_row_has_a_process_of_its_own(
+    program: str, expected: dict, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(bench_gpu, "command_of", lambda name, asked: [sys.executable, "-c", program])
+    asked = bench_gpu.arguments(["--results", str(tmp_path / "gpu.jsonl")])
+    (tmp_path / "gpu.log").write_text("{an earlier row}\n")
+    assert bench_gpu.run_child("1", asked, 60).items() >= expected.items()
+
+
+def test_a_row_that_takes_too_long_is_ended_with_all_it_started(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    log = tmp_path / "gpu.log"
+
+    class TooSlow(subprocess.Popen):
+        def wait(self, timeout: float | None = None) -> int:
+            if timeout is None:
+                return super().wait()
+            wait_until(lambda: log.read_text().endswith("\n"))
+            raise subprocess.TimeoutExpired(self.args, timeout)
+
+    program = (
+        "import subprocess, sys; child = subprocess.Popen([sys.executable, '-c', 'input()'], stdin=subprocess.PIPE); "
+        "print(child.pid, flush=True); child.wait()"
+    )
+    monkeypatch.setattr(bench_gpu, "command_of", lambda name, asked: [sys.executable, "-c", program])
+    monkeypatch.setattr(subprocess, "Popen", TooSlow)
+    asked = bench_gpu.arguments(["--results", str(tmp_path / "gpu.jsonl")])
+    assert bench_gpu.run_child("1", asked, 1) is None
+    wait_until(lambda: has_ended(int(log.read_text())))
+
+
+def wait_until(condition: Callable[[], bool]) -> None:
+    for _ in range(3000):
+        if condition():
+            return
+        time.sleep(0.02)
+    raise AssertionError("it never came")
+
+
+def has_ended(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().split()[2] == "Z"
+    except FileNotFoundError:
+        return True
+
+
+@pytest.mark.parametrize("name", ROWS)
+def test_every_row_is_a_job_the_program_takes(name: str, tmp_path: Path) -> None:
+    """At a size with enough blocks to swap; only what a GPU needs is left to be seen there."""
+    row, size = ROWS[name], bench_gpu.DRAWN_SIZES["S"]
+    if row.plain:
+        pytest.skip("not the program")
+    gpu_rows.write_folder(tmp_path / "model", size)
+    asked = bench_gpu.arguments([*QUICK])
+    path = tmp_path / "job.json"
+    section = gpu_rows.job_section(row, size, tmp_path, asked)
+    path.write_text(json.dumps({"job": "extension", "config": {"name": "bench", "process": [section]}}))
+    config = gpu_rows.load_job(path, lambda _: gpu_rows.SdTrainerConfig)
+    given = config.processes[0].section
+    assert given.model.blocks_to_swap == (1 if name == "10" else 0)
+    assert given.train.checkpointing_level() == row.train["gradient_checkpointing"]
+    assert given.train.compile.enabled == row.train["compile"]["enabled"]
+    assert len(given.datasets[0].control_path) == row.references
+
+
+@pytest.mark.slow
+def test_a_compiled_row_runs_from_the_command_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    bench_gpu.main([*QUICK, "--results", str(tmp_path / "gpu.jsonl"), "--rows", "10"])
+    row, _ = json_lines(capsys.readouterr().out)
+    assert row["status"] == "measured", (tmp_path / "gpu.log").read_text()
+    assert row["level"] == "full_offload"

@@ -1,0 +1,53 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.drawn import DRAWN_SIZES, DrawnAdapter, drawn_models, write_folder
+from toolkit.memory.frozen_linear import FrozenLinear
+from toolkit.memory.quantize import quantizer
+from toolkit.models.families import ADAPTERS
+from toolkit.models.options import AdapterOptions
+from toolkit.models.qwen_edit.estimate import modules
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_folder(tmp_path, DRAWN_SIZES["XS"])
+    return tmp_path
+
+
+def drawn(folder: Path, **options: object) -> torch.nn.Module:
+    return DrawnAdapter(AdapterOptions(folder, torch.device("cpu"), torch.float32, **options)).network_module
+
+
+def test_weights_are_drawn_with_the_same_numbers_each_time(folder: Path) -> None:
+    one, other = (drawn(folder).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    linear = one["transformer_blocks.0.attn.to_q.weight"]
+    assert linear.std() == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(linear, one["transformer_blocks.0.attn.to_k.weight"])
+    assert one["transformer_blocks.0.attn.norm_q.weight"].mean() == pytest.approx(1, abs=0.02)
+
+
+def test_blocks_are_transformed_as_the_program_does_it(folder: Path) -> None:
+    model = drawn(folder, transform_block=quantizer("int8"))
+    assert isinstance(model.transformer_blocks[0].attn.to_q, FrozenLinear)
+    assert isinstance(model.img_in, torch.nn.Linear) and not isinstance(model.img_in, FrozenLinear)
+
+
+def test_a_folder_holds_no_weights(folder: Path) -> None:
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000
+    drawn(folder)
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_the_published_size_is_the_one_of_the_model(tmp_path: Path) -> None:
+    write_folder(tmp_path, DRAWN_SIZES["published"])
+    assert sum(modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
+
+
+def test_the_program_opens_drawn_models_only_when_told_to() -> None:
+    with drawn_models():
+        assert ADAPTERS.load("qwen_edit") is DrawnAdapter
+    assert ADAPTERS.load("qwen_edit") is not DrawnAdapter
