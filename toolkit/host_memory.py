@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import sys
 from functools import cache
+from pathlib import Path
 
 
 def return_freed_memory() -> None:
@@ -20,3 +21,38 @@ def return_freed_memory() -> None:
 @cache
 def _c_library() -> ctypes.CDLL | None:
     return ctypes.CDLL(None) if sys.platform == "linux" else None
+
+
+def free_host_memory() -> int:
+    """Bytes this process can still take without swapping: what the system has, or less where a container has a limit.
+
+    0 where neither is told.
+    """
+    found = [_available(Path("/proc/meminfo")), *map(_left_in, CGROUPS)]
+    return min((size for size in found if size is not None), default=0)
+
+
+CGROUPS = (
+    (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
+    (
+        Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"),
+        Path("/sys/fs/cgroup/memory/memory.usage_in_bytes"),
+    ),
+)
+"""Files of a container's limit and what it uses, in cgroup versions 2 and 1."""
+
+
+def _available(meminfo: Path) -> int | None:
+    try:
+        lines = dict(line.split(":", 1) for line in meminfo.read_text(encoding="ascii").splitlines())
+        return int(lines["MemAvailable"].split()[0]) * 1024
+    except (OSError, ValueError, KeyError):
+        return None
+
+
+def _left_in(cgroup: tuple[Path, Path]) -> int | None:
+    try:
+        limit, used = (path.read_text(encoding="ascii").strip() for path in cgroup)
+        return None if limit == "max" else max(0, int(limit) - int(used))
+    except (OSError, ValueError):
+        return None

@@ -58,14 +58,32 @@ _request: StopRequest | None = None
 """The request of the `deferred` block that is open, if one is. Signals are global; so is this."""
 
 
-def install() -> None:
-    """Handles the signals from here on. Only the main thread of a process may; elsewhere a no-op."""
+_quiet = False
+
+
+def install(quiet: bool = False) -> None:
+    """Handles the signals from here on. Only the main thread of a process may; elsewhere a no-op.
+
+    quiet: says nothing about it, as another process does.
+    """
+    global _quiet
+    _quiet = quiet
     if threading.current_thread() is not threading.main_thread():
         return
     for number in EXIT_CODES:
         signal.signal(number, _on_signal)
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_leave_to_parent)
+
+
+def ignore() -> None:
+    """From here on the signals do nothing: the program is on its way out.
+
+    For a process among several: a launcher that sees one of them end sends signals to the others.
+    """
+    if threading.current_thread() is threading.main_thread():
+        for number in EXIT_CODES:
+            signal.signal(number, signal.SIG_IGN)
 
 
 def _leave_to_parent() -> None:
@@ -94,7 +112,8 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
     if _request is None or _request.asked:
         raise Stopped(code)
     _request.exit_code = code
-    _say("\nStopping after this step, then saving. Once more: stop at once.\n")
+    if not _quiet:
+        _say("\nStopping after this step, then saving. Once more: stop at once.\n")
 
 
 def _say(text: str) -> None:

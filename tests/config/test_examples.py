@@ -95,9 +95,9 @@ def losses() -> tuple[float, float]:
     job = load_job(Path("config/examples/quickstart.yaml"), discover().find_config)
     section = job.processes[1].section
     adapter = open_adapter(section.model, torch.device("cpu"), torch.float32, quantizer)
-    scan, items = scan_items(section, 32)
+    _, items = scan_items(section, 32)
     stores = CacheStores(Path("output"), print)
-    dataset = encode_items(items, adapter, stores.of_samples(scan, section), torch.float32)
+    dataset = encode_items(items, adapter, stores.of_samples(section), torch.float32)
     draws = range(16)
     spec = BatchSpec(epoch=10**6, items=tuple(n % len(items) for n in draws), positions=tuple(draws))
     batch = BatchLoader(dataset, seed=1).load(spec)

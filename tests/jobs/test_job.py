@@ -9,7 +9,9 @@ from pathlib import Path
 import pytest
 
 from jobs import BaseJob, ExtensionJob
+from tests.processes import in_processes
 from toolkit.errors import Stopped
+from toolkit.parallel import Team
 
 PROCESS = """
     from jobs.process import BaseExtensionProcess
@@ -118,3 +120,16 @@ def test_a_job_changes_its_own_copies_only(build) -> None:
     job.config["process"][0]["a"]["b"] = 2
     assert "mine" not in job.job_config.meta["log"]
     assert job.job_config.processes[0].raw["a"] == {"b": 1}
+
+
+def test_of_several_processes_only_the_first_runs_what_does_not_run_everywhere(build) -> None:
+    job = build({}, {})
+    job.process[1].runs_everywhere = True
+
+    def run(team: Team) -> list:
+        job.team = team
+        team.open = lambda minutes: None  # it is
+        job.run()
+        return job.meta["log"][2:]
+
+    assert in_processes(2, run) == [[("ran", 0), ("ran", 1)], [("ran", 1)]]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -82,8 +83,8 @@ def draw(samples: Iterable[Sample], settings: Any) -> set[str]:
         )
 
     def key(place: str) -> tuple[int, str]:
-        path = Path(place)
-        return seeding.key(settings.seed, "held out", path.parent.name, path.name), place
+        folder, name = os.path.split(place)
+        return seeding.key(settings.seed, "held out", os.path.basename(folder), name), place
 
     return set(sorted(places, key=key)[:count])
 
@@ -124,7 +125,15 @@ def _as_it_is(item: Item) -> Item:
 
 def _place(sample: Sample) -> str:
     """Which file an image is, however it was written."""
-    return os.path.realpath(sample.image)
+    folder, name = os.path.split(os.path.abspath(sample.image))
+    path = os.path.join(_real_folder(folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+@lru_cache(maxsize=64)
+def _real_folder(folder: str) -> str:
+    """Links followed; once for all images of a folder, because that looks at each folder above it."""
+    return os.path.realpath(folder)
 
 
 def _count(number: int, one: str, many: str = "") -> str:

@@ -101,7 +101,7 @@ class RunPlan:
             "micro_batches_per_epoch": self.micro_batches_per_epoch,
             "optimizer_steps": self.optimizer_steps,
             "epochs": self.epochs,
-            "memory": self.memory.to_json() if self.memory else None,
+            **({"memory": self.memory.to_json()} if self.memory else {}),
         }
 
     def render(self) -> str:

@@ -24,7 +24,6 @@ LEVELS = 1000
 SMALLEST = 1e-7
 """Uniform numbers are kept this far from 0 and 1 before they become normal ones, which stay finite so."""
 
-
 NormalTransform = Callable[[Tensor, FlowSettings], Tensor]
 """From standard normal numbers to t."""
 
@@ -119,7 +118,7 @@ def mixture(uniform: Tensor, settings: FlowSettings, parts: Sequence[tuple[float
 
 
 def little_noise(normal: Tensor, settings: FlowSettings) -> Tensor:
-    """`logsnr` around 5.36 with width 1: t near 0.06. Source: musubi-tuner, `qinglong_flux` and `qinglong_qwen`."""
+    """`logsnr` around 5.36 with width 1: t near 0.06. Source: musubi-tuner, its two `qinglong` samplings."""
     return torch.sigmoid(-0.5 * (5.36 + normal))
 
 
@@ -129,8 +128,8 @@ def qinglong_flux(uniform: Tensor, settings: FlowSettings, picture: Picture) -> 
     return mixture(uniform, settings, [(0.79, by_size), (0.11, by_ratio), (0.10, little_noise)])
 
 
-def qinglong_qwen(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
-    """95 % `model_shift`, 5 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_qwen`."""
+def qinglong_model(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+    """95 % `model_shift`, 5 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_...` of this model."""
     return mixture(uniform, settings, [(0.95, partial(model_shift, picture=picture)), (0.05, little_noise)])
 
 
@@ -213,7 +212,7 @@ SAMPLINGS = {
     "logsnr": Sampling(torch.randn, logsnr, rises=False),
     "lognorm_blend": Sampling(torch.rand, lognorm_blend),
     "qinglong_flux": Sampling(torch.rand, qinglong_flux, rises=None),
-    "qinglong_qwen": Sampling(torch.rand, qinglong_qwen, rises=None),
+    "qinglong_model": Sampling(torch.rand, qinglong_model, rises=None),
 }
 
 DENSITIES = {

@@ -35,7 +35,9 @@ class LoraLinear(AdaptedLinear):
         self.lora_B.data.zero_()
 
     def add_change(self, out: Tensor, x: Tensor) -> Tensor:
-        low_R = self.siblings.low(self, x) if self.siblings else self.low(x)
+        # A compiler sees for itself what is computed twice, and nothing of what is remembered in between.
+        is_shared = self.siblings is not None and not torch.compiler.is_compiling()
+        low_R = self.siblings.low(self, x) if is_shared else self.low(x)
         if self.thinning.rates["module"]:
             return out + self.thinning.module(self.scale * linear(low_R, self.lora_B))
         # One pass over the output: the product is added where it is made.
