@@ -50,6 +50,21 @@ def free_memory(device: torch.device) -> int:
     return free_host_memory()
 
 
+def total_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device in all."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors took on a CUDA device since `forget_peak`."""
+    return torch.cuda.max_memory_allocated(device)
+
+
+def forget_peak(device: torch.device) -> None:
+    """Begins the measurement of `peak_memory` anew."""
+    torch.cuda.reset_peak_memory_stats(device)
+
+
 def set_up_cuda(
     device: torch.device, allow_tf32: bool, cudnn_benchmark: bool, note: Callable[[str], None] = print
 ) -> None:

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
 from toolkit.memory.activations import UNITS, Work
@@ -17,6 +15,8 @@ from toolkit.models.families import family_for
 from toolkit.models.opening import model_folder
 
 if TYPE_CHECKING:
+    import torch
+
     Note = Callable[[str], None]
 
 STATE_PER_WEIGHT = 4

@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
-
-import torch
+from typing import TYPE_CHECKING, Any
 
 from extensions.sd_trainer.memory_plan import Machine, group_items, machine_for, plan_memory, samples_before_training
 from toolkit.contracts import Item
-from toolkit.device import pick_device
+from toolkit.device import forget_peak, peak_memory, pick_device, total_memory
 from toolkit.train.hooks.memory import MemoryHook
+
+if TYPE_CHECKING:
+    import torch
 
 STATUS = Path("/proc/self/status")
 
@@ -20,7 +21,7 @@ def machine_of(section: Any) -> Machine:
     """Where a section runs on this computer."""
     device = pick_device(section.device, lambda line: None)
     if device.type == "cuda":
-        return Machine("cuda", torch.cuda.get_device_properties(device).total_memory)
+        return Machine("cuda", total_memory(device))
     return machine_for("cpu")
 
 
@@ -38,7 +39,7 @@ def memory_hook(
     """
     on_card = device.type == "cuda"
     if on_card:
-        torch.cuda.reset_peak_memory_stats(device)
+        forget_peak(device)
     elif not STATUS.exists():
         return []
     # On the host the peak is that of the whole process.
@@ -52,7 +53,7 @@ def memory_hook(
         return plan.allocated("training" if resumed else "first step", *before)
 
     def measure() -> int:
-        return torch.cuda.max_memory_allocated(device) if on_card else peak_resident()
+        return peak_memory(device) if on_card else peak_resident()
 
     return [MemoryHook(predict, measure, note if on_card else None, event)]
 

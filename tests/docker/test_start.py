@@ -18,6 +18,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass, field
+from functools import partial
 from hashlib import sha256
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
@@ -222,6 +223,8 @@ class Bench:
                 stdout=file,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
+                # Who starts the tests in the background has told them to ignore it, and a child would inherit that.
+                preexec_fn=partial(signal.signal, signal.SIGINT, signal.SIG_DFL),
             )
         self.pods.append(Pod(process, log))
         return self.pods[-1]

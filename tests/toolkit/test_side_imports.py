@@ -30,6 +30,7 @@ def test_a_failure_inside_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch)
     assert "wave" not in sys.modules
 
 
+@pytest.mark.slow
 def test_a_job_without_an_8_bit_optimizer_never_imports_bitsandbytes() -> None:
     program = """
 import sys

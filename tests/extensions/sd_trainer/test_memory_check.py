@@ -98,6 +98,7 @@ def test_the_peak_of_the_process_does_not_fall() -> None:
     assert peak_resident() >= max(before, 10**8)
 
 
+@pytest.mark.slow
 def test_a_job_on_the_cpu_leaves_the_event(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> None:
     changes = {"train": {"steps": 1}, "training_folder": str(tmp_path / "out"), "device": "cpu"}
     result = run_py(write_job(trainer(make_pictures(tmp_path / "a", "a"), **changes)))
