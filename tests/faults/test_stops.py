@@ -209,7 +209,8 @@ def survives(job: Job, kills: int, steps: int) -> None:
 def without_name(file: bytes) -> bytes:
     length = int.from_bytes(file[:8], "little")
     header = json.loads(file[8 : 8 + length])
-    header["__metadata__"].pop("ss_output_name")
+    for key in ("ss_output_name", "modelspec.title"):
+        del header["__metadata__"][key]
     return json.dumps(header, sort_keys=True).encode() + file[8 + length :]
 
 
