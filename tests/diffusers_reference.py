@@ -23,7 +23,7 @@ from torch import Tensor
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from toolkit.contracts import Crop, Item, Sample, Size
+from toolkit.contracts import Crop, Item, PromptEmbeds, Sample, Size
 from toolkit.data.cache import TensorCache
 from toolkit.data.encode import EncodedDataset, Stores, encode_items
 from toolkit.models.options import AdapterOptions
@@ -74,6 +74,17 @@ def load_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
 
 def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenEditAdapter:
     return QwenEditAdapter(AdapterOptions(folder=folder, device=CPU, dtype=dtype, **options))
+
+
+def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
+    """What `predict_velocity` takes: one photograph with one reference at each of these noise levels."""
+    adapter = open_tiny(folder, match_target_res=True)
+    dataset = encode_photos(adapter, photo_item(Size(96, 64), REFERENCES[:1]))
+    (entries,) = dataset.entries
+    x_t_BCHW = torch.randn((len(levels), 16, 8, 12), generator=torch.Generator().manual_seed(0))
+    prompts = PromptEmbeds.stack([dataset.read(entries.caption)] * len(levels))
+    references = [tuple(map(dataset.read, entries.references))] * len(levels)
+    return x_t_BCHW, torch.tensor(levels), prompts, references
 
 
 @dataclass

@@ -164,7 +164,7 @@ def _fits(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
     try:
         _gradients(run, len(batch), [batch], step_fn, learning=())
     except torch.OutOfMemoryError:
-        pass
+        pass  # freed below: within the handler the error still holds what was computed
     else:
         return True
     _free_memory(run)

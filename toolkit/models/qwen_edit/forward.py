@@ -11,13 +11,16 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 
 from toolkit.contracts import BlockWrapper
 from toolkit.device import to_device
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
 
 ImageShape = tuple[int, int, int]
 """Frames, height and width of a picture in tokens."""

@@ -37,7 +37,7 @@ transformers_logging.disable_progress_bar()  # a bar per part would tear the sta
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 BLOCKS = "transformer_blocks"
 TABULATED = ("img_mod", "txt_mod")
-"""Parts of a block that a table can stand for."""
+"""Parts of a block that a table can stand for: of the image stream, of the text stream."""
 
 
 def load_transformer(options: AdapterOptions) -> QwenImageTransformer2DModel:

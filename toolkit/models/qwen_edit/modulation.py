@@ -15,19 +15,21 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 import torch
-from diffusers import QwenImageTransformer2DModel
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
 from toolkit.models.qwen_edit.forward import Conditions, RunIndexed, Streams
+from toolkit.models.qwen_edit.loading import TABULATED
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
 
 CHUNK = 64
 MOST_ROWS = 192
 """Levels kept at a time: 4.4 MB each on the published model in bfloat16."""
-
-STREAMS = ("img_mod", "txt_mod")
 
 
 class NotPossible(Exception):
@@ -67,14 +69,14 @@ class ModulationTable:
 
     def _take(self, block: nn.Module, stream: int) -> nn.Module:
         """The frozen layer of one stream, which from now on is kept on the host alone."""
-        layer = getattr(block, STREAMS[stream])[1]
+        layer = getattr(block, TABULATED[stream])[1]
         adapter = layer if hasattr(layer, "base_layer") else None
         base = adapter.base_layer if adapter is not None else layer
         if adapter is not None:
             adapter.base_layer = nn.Identity()
             adapter.to(self._device)
         width = base.in_features
-        setattr(block, STREAMS[stream], Modulation(adapter, width, stream).to(self._device))
+        setattr(block, TABULATED[stream], Modulation(adapter, width, stream).to(self._device))
         return base.to("cpu")
 
     def announce(self, levels: Iterable[float]) -> None:
@@ -129,7 +131,7 @@ def refuse_trained(model: QwenImageTransformer2DModel) -> None:
     if any(p.requires_grad for p in model.time_text_embed.parameters()):
         raise NotPossible("the embedding of the noise level is trained")
     for block in model.transformer_blocks:
-        for stream in STREAMS:
+        for stream in TABULATED:
             layer = getattr(block, stream)[1]
             if hasattr(layer, "base_layer"):
                 if layer.needs_base:

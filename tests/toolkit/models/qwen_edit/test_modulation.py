@@ -5,8 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
-from toolkit.contracts import PromptEmbeds, Size
+from tests.diffusers_reference import CPU, open_tiny, relative, step_of_photo
 from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.quantize import quantizer
 from toolkit.models.qwen_edit.modulation import MOST_ROWS, ModulationTable
@@ -14,19 +13,13 @@ from toolkit.networks.dora import DoraNetwork
 from toolkit.networks.loha import LohaNetwork
 from toolkit.networks.lora import LoraNetwork
 
-SIZE = Size(96, 64)
 LEVELS = [0.8125, 0.3, 0.3]
 
 
 @pytest.fixture(scope="module")
 def step(tiny_model: Path):
     """x_t, t, prompts and references of three items with one reference."""
-    adapter = open_tiny(tiny_model, match_target_res=True)
-    dataset = encode_photos(adapter, photo_item(SIZE, REFERENCES[:1]))
-    (entries,) = dataset.entries
-    x_t_BCHW = torch.randn((3, 16, 8, 12), generator=torch.Generator().manual_seed(0))
-    references = [tuple(map(dataset.read, entries.references))] * 3
-    return x_t_BCHW, torch.tensor(LEVELS), PromptEmbeds.stack([dataset.read(entries.caption)] * 3), references
+    return step_of_photo(tiny_model, LEVELS)
 
 
 def trained(folder: Path, kind: type | None, table: bool, **options):
