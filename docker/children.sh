@@ -5,6 +5,7 @@ stopping=no # whether a signal has come
 child=      # the process that is being waited for
 child_told=no
 woken=no
+is_job=no # whether what runs is the job itself, whose 0 means that all is done
 
 on_signal() {
   stopping=yes woken=yes
@@ -34,6 +35,8 @@ run() {
   child=
   # A child that ends while the trap runs may be forgotten by bash 5.2: `wait` then says -1 (or 127, no such child).
   if [[ ${stopping} == yes && (${code} == -1 || ${code} == 127) ]]; then code=143; fi
+  # What was done just when the signal came was not the job: that has been stopped, not finished.
+  if [[ ${stopping} == yes && ${code} == 0 && ${is_job} == no ]]; then code=143; fi
   [[ ${stopping} == no ]] || leave "${code}"
   return "${code}"
 }

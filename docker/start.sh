@@ -146,8 +146,9 @@ train() {
   local code pause restarts=0
   while :; do
     say "training ${job}"
-    code=0
+    code=0 is_job=yes
     atelier --log "${workspace}/logs/job.log" "${job}" || code=$?
+    is_job=no
     case ${code} in
       0) finish 0 "the job is done." "${on_success}" ;;
       2) finish 2 "the job has a mistake (exit code 2): not tried again." "${on_failure}" ;;

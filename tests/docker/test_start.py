@@ -290,6 +290,19 @@ def test_a_signal_between_the_start_of_a_child_and_knowing_it_is_passed_on() -> 
     assert subprocess.run(["bash", "-c", script], stderr=subprocess.DEVNULL, timeout=30).returncode == 143
 
 
+@pytest.mark.parametrize(("is_job", "code"), [("no", 143), ("yes", 0)])
+def test_what_is_done_just_when_a_signal_comes_is_a_success_only_of_the_job(is_job: str, code: int) -> None:
+    child = 'trap "exit 0" TERM; kill -TERM "$1"; while :; do sleep 0.05; done'
+    script = f"""
+        . {START.parent}/children.sh
+        outcome=
+        is_job={is_job}
+        trap on_signal TERM
+        run bash -c '{child}' child $$
+    """
+    assert subprocess.run(["bash", "-c", script], stderr=subprocess.DEVNULL, timeout=30).returncode == code
+
+
 @pytest.mark.parametrize("place", ["pre_start", "post_start", "pause", "waiting"])
 def test_sigterm_is_obeyed_at_once_wherever_it_comes(bench: Bench, place: str) -> None:
     hook = bench.workspace / f"{place}.sh"
