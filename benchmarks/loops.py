@@ -39,7 +39,7 @@ class OurLoop(Hook):
         self.network = LoraNetwork(self.adapter.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
         self.network.attach(self.adapter.network_module)
         self.network.share_inputs(self.adapter.shared_inputs())
-        self.adapter.wrap_blocks([checkpointed(level)])
+        self.adapter.wrap_blocks([checkpointed(level)], first_back=())
         parameters = self.network.parameters()
         optimizer = build_optimizer("adamw", parameters.values(), LR, {"weight_decay": 0.01})
         role = Role(parameters, optimizer, LR, lambda step: 1.0, MAX_GRAD_NORM)

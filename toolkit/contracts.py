@@ -303,8 +303,11 @@ class ModelAdapter(ABC):
         return ()
 
     @abstractmethod
-    def wrap_blocks(self, wrappers: Sequence[BlockWrapper]) -> None:
-        """Every block is run within these from now on, the first one innermost; before any call: as it is."""
+    def wrap_blocks(self, wrappers: Sequence[BlockWrapper], first_back: Sequence[BlockWrapper] | None = None) -> None:
+        """Every block is run within these from now on, the first one innermost; before any call: as it is.
+
+        first_back: those of the one block of a batch that the backward pass begins with; None: the same.
+        """
 
     def tabulate(self) -> str | None:
         """Takes weights whose output depends on the noise level alone off the device, for good, if the job wants it.

@@ -76,12 +76,13 @@ class BlockEngine:
 
     def _wrap(self) -> None:
         """Innermost first. Weights must be there before anything is computed, also for the second time."""
-        wrappers: list[BlockWrapper] = [attention.pinned] if self._is_pinned else []
-        wrappers.append(checkpointed(self.level))
-        if self._compile:
-            wrappers.append(compiled(self._compile))
-        if self.level == "full_offload":
-            wrappers.append(offloaded)
-        if self._swap:
-            wrappers.append(self._swap)
-        self._adapter.wrap_blocks(wrappers)
+        kernel: list[BlockWrapper] = [attention.pinned] if self._is_pinned else []
+        compiling = [compiled(self._compile)] if self._compile else []
+        offloading = [offloaded] if self.level == "full_offload" else []
+        fetching = [self._swap] if self._swap else []
+        self._adapter.wrap_blocks(
+            [*kernel, checkpointed(self.level), *compiling, *offloading, *fetching],
+            # What checkpointing would free there is wanted again before anything else is, so nothing is gained by it.
+            # Compiled it would be a program of its own, and is not worth that.
+            first_back=None if self._compile else [*kernel, *fetching],
+        )

@@ -23,15 +23,16 @@ class ToyAdapter:
 
     stack: Stack
     wrappers: list = field(default_factory=list)
+    first_back: list | None = None
     head_width = 16
 
     def blocks(self):
         return list(self.stack.model)
 
-    def wrap_blocks(self, wrappers) -> None:
-        self.wrappers = list(wrappers)
-        self.stack.run = plain
-        self.stack.wrap(*wrappers)
+    def wrap_blocks(self, wrappers, first_back=None) -> None:
+        self.wrappers, self.first_back = list(wrappers), first_back
+        runs = [Stack.wrapped(plain, *around) for around in (wrappers, wrappers if first_back is None else first_back)]
+        self.stack.run = lambda block, *tensors: runs[block is self.stack.model[-1]](block, *tensors)
 
 
 @pytest.fixture
@@ -54,6 +55,25 @@ def test_every_level_with_and_without_swapping_gives_the_same_bits(made, level: 
         assert engine.level == level and said == []
         assert any(isinstance(wrapper, BlockSwap) for wrapper in adapter.wrappers) is bool(swapped)
         assert same(adapter.stack.gradients(), expected)
+
+
+@pytest.mark.parametrize("swapped", [0, 3])
+def test_the_block_that_backward_begins_with_is_not_computed_again(made, swapped: int) -> None:
+    adapter, *_ = made("full", swapped=swapped)
+    begun = dict.fromkeys(adapter.stack.model, 0)
+
+    def count(block, inputs) -> None:
+        begun[block] += 1
+
+    for block in begun:
+        block.register_forward_pre_hook(count)
+    adapter.stack.gradients()
+    assert list(begun.values()) == [2, 2, 2, 2, 1]
+
+
+def test_compiled_all_blocks_are_one_program(made) -> None:
+    adapter, *_ = made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))
+    assert adapter.first_back is None
 
 
 def test_auto_saves_all_it_can_until_it_knows_the_work(made) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.contracts import BlockWrapper
+from toolkit.contracts import BlockWrapper, RunBlock
 from toolkit.memory.quantize import quantizer
 from toolkit.networks.adapter import LayersNetwork
 from toolkit.networks.lora import LoraNetwork
@@ -54,16 +54,21 @@ class Stack:
         random = torch.Generator().manual_seed(2)
         for parameter in self.network.parameters().values():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
-        self.run: Callable[..., tuple[Tensor, ...]] = plain
+        self.run: RunBlock = plain
 
     def blocks(self, *indices: int) -> Sequence[nn.Module]:
         return [self.model[index] for index in indices]
 
     def wrap(self, *wrappers: BlockWrapper) -> Stack:
         """Innermost first."""
-        for wrapper in wrappers:
-            self.run = wrapper(self.run)
+        self.run = self.wrapped(self.run, *wrappers)
         return self
+
+    @staticmethod
+    def wrapped(run: RunBlock, *wrappers: BlockWrapper) -> RunBlock:
+        for wrapper in wrappers:
+            run = wrapper(run)
+        return run
 
     def output(self, tokens: int = TOKENS) -> Tensor:
         x_BSD = torch.randn((2, tokens, WIDTH), generator=torch.Generator().manual_seed(3))

@@ -24,7 +24,7 @@ from toolkit.host_memory import return_freed_memory
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.estimate import block_linears
-from toolkit.models.qwen_edit.forward import forward, run_within
+from toolkit.models.qwen_edit.forward import Conditions, RunIndexed, Streams, forward, run_within
 from toolkit.models.qwen_edit.modulation import ModulationTable, NotPossible
 from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
 
@@ -41,7 +41,7 @@ class QwenEditAdapter(ModelAdapter):
     def __init__(self, options: AdapterOptions) -> None:
         self.options = options
         self._parts: dict[str, object] = {}
-        self._run_block = run_within(())
+        self.wrap_blocks(())
         self._table: ModulationTable | None = None
 
     # ------------------------------------------------------------ parts, loaded on first use
@@ -150,16 +150,22 @@ class QwenEditAdapter(ModelAdapter):
         for row, latents in enumerate(references):
             groups[prompts.lengths[row], *image_shapes(latents)].append(row)
         velocity = [None] * len(x_t_BCHW)
-        for rows in groups.values():
+        for number, rows in enumerate(groups.values(), start=1):
+            run = self._run_last_pass if number == len(groups) else self._run_block
             of_group = self._predict_group(
-                x_t_BCHW[rows], t_B[rows], prompts.select(rows), [references[row] for row in rows]
+                run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), [references[row] for row in rows]
             )
             for row, velocity_CHW in zip(rows, of_group, strict=True):
                 velocity[row] = velocity_CHW
         return torch.stack(velocity)
 
     def _predict_group(
-        self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]
+        self,
+        run: RunIndexed,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
     ) -> Tensor:
         """One forward for items that share the text length, the target size and every reference size."""
         height, width = x_t_BCHW.shape[-2:]
@@ -168,7 +174,7 @@ class QwenEditAdapter(ModelAdapter):
         tokens_BSP = torch.cat([target_BSP, *map(pack, slots)], dim=1)
         velocity_BSP = forward(
             self.network_module,
-            self._table.around(self._run_block) if self._table else self._run_block,
+            self._table.around(run) if self._table else run,
             tokens_BSP,
             t_B.tolist(),
             self._to_model(prompts.embeds_BLD),
@@ -222,8 +228,14 @@ class QwenEditAdapter(ModelAdapter):
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.transformer_blocks)
 
-    def wrap_blocks(self, wrappers: Sequence[BlockWrapper]) -> None:
+    def wrap_blocks(self, wrappers: Sequence[BlockWrapper], first_back: Sequence[BlockWrapper] | None = None) -> None:
         self._run_block = run_within(wrappers)
+        self._run_first_back = self._run_block if first_back is None else run_within(first_back)
+
+    def _run_last_pass(self, index: int, block: nn.Module, streams: Streams, conditions: Conditions) -> Streams:
+        """Of the passes of a batch the backward pass begins with the last one, and there with the last block."""
+        run = self._run_first_back if index == len(self.network_module.transformer_blocks) - 1 else self._run_block
+        return run(index, block, streams, conditions)
 
     def shared_inputs(self) -> Sequence[Sequence[str]]:
         groups = [["to_q", "to_k", "to_v"], ["add_q_proj", "add_k_proj", "add_v_proj"]]

@@ -15,7 +15,7 @@ from tests.diffusers_reference import (
     recording,
     relative,
 )
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Size
+from toolkit.contracts import Batch, BatchSpec, BlockWrapper, PromptEmbeds, RunBlock, Size
 from toolkit.errors import RunError
 from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.quantize import quantizer
@@ -184,6 +184,35 @@ def test_with_checkpointing_each_block_runs_again_in_the_backward_pass(
     with torch.no_grad():
         adapter.predict_velocity(*step)
     assert len(begun) == runs + 1
+
+
+@pytest.mark.parametrize("table", [False, True], ids=["", "table"])
+def test_backward_begins_with_the_last_block_of_the_last_pass(tiny_model: Path, mixed, table: bool) -> None:
+    x_t_BCHW, t_B, prompts, references = mixed
+    adapter = open_tiny(tiny_model, match_target_res=True, modulation_table=table)
+    adapter.network_module.requires_grad_(False)
+    adapter.tabulate()
+    passes: list[tuple[str, int]] = []
+
+    def noted(what: str) -> BlockWrapper:
+        def wrap(run: RunBlock) -> RunBlock:
+            def run_noted(block: torch.nn.Module, *tensors: torch.Tensor | None) -> tuple[torch.Tensor, ...]:
+                passes.append((what, adapter.blocks().index(block)))
+                return run(block, *tensors)
+
+            return run_noted
+
+        return wrap
+
+    adapter.wrap_blocks([noted("all")], first_back=[noted("first back")])
+    adapter.predict_velocity(x_t_BCHW, t_B, prompts, references)
+    last = len(adapter.blocks()) - 1
+    assert passes[-1] == ("first back", last)
+    assert len(passes) > last + 1 and all(what == "all" for what, _ in passes[:-1])
+    passes.clear()
+    adapter.wrap_blocks([noted("all")])
+    adapter.predict_velocity(x_t_BCHW, t_B, prompts, references)
+    assert passes[-1] == ("all", last)
 
 
 @pytest.mark.parametrize("qtype", ["int8", "float8", "fp8_scaled", "int4", "int2"])
