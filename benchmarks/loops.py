@@ -16,7 +16,7 @@ from peft import LoraConfig
 
 from benchmarks.synthetic import RANK, SEED, ModelSize, make_batch, open_adapter
 from toolkit.contracts import Batch, BatchSpec, StepResult
-from toolkit.memory.checkpointing import checkpointed
+from toolkit.memory.engine import BlockEngine
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
@@ -39,7 +39,7 @@ class OurLoop(Hook):
         self.network = LoraNetwork(self.adapter.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
         self.network.attach(self.adapter.network_module)
         self.network.share_inputs(self.adapter.shared_inputs())
-        self.adapter.wrap_blocks([checkpointed(level)], first_back=())
+        BlockEngine(self.adapter, torch.device("cpu"), dtype, level)
         parameters = self.network.parameters()
         optimizer = build_optimizer("adamw", parameters.values(), LR, {"weight_decay": 0.01})
         role = Role(parameters, optimizer, LR, lambda step: 1.0, MAX_GRAD_NORM)

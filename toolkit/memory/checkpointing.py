@@ -17,6 +17,7 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 from toolkit.config.choices import CHECKPOINTING_LEVELS
 from toolkit.contracts import BlockWrapper, RunBlock
 from toolkit.memory.keeping import keeping
+from toolkit.memory.row_attention import attention_kernel
 from toolkit.memory.stored import frozen_product
 
 _aten = torch.ops.aten
@@ -28,6 +29,7 @@ ATTENTION = frozenset(
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
         _aten._scaled_dot_product_attention_math_for_mps.default,
+        attention_kernel,
     }
 )
 """Every kernel of attention that is one operation. Where PyTorch takes attention apart it is computed again."""

@@ -15,6 +15,7 @@ from toolkit.memory.activations import Work, roomiest
 from toolkit.memory.block_swap import BlockSwap, swapped_blocks
 from toolkit.memory.checkpointing import checkpointed, offloaded
 from toolkit.memory.compiling import compiled
+from toolkit.memory.row_attention import by_rows, is_faster
 
 Note = Callable[[str], None]
 
@@ -41,9 +42,7 @@ class BlockEngine:
         blocks = adapter.blocks()
         waiting = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
         self._swap = BlockSwap(waiting, device) if waiting else None
-        self._is_pinned = device.type == "cuda"
-        if self._is_pinned and not attention.is_fast(device, dtype, adapter.head_width):
-            note(f"attention: neither flash nor cuDNN takes {dtype} on this device; it is slower without.")
+        self._kernel = self._of_attention(dtype)
         self.level = CHECKPOINTING_LEVELS[-1] if self._is_auto else level
         self._wrap()
 
@@ -74,15 +73,23 @@ class BlockEngine:
         self._wrap()
         return True
 
+    def _of_attention(self, dtype: torch.dtype) -> list[BlockWrapper]:
+        """What chooses the attention kernel on this device."""
+        if self._device.type == "cuda":
+            if not attention.is_fast(self._device, dtype, self._adapter.head_width):
+                self._note(f"attention: neither flash nor cuDNN takes {dtype} on this device; it is slower without.")
+            return [attention.pinned]
+        # Compiled it would be a break in the program of a block.
+        return [by_rows] if is_faster(self._device, dtype) and not self._compile else []
+
     def _wrap(self) -> None:
         """Innermost first. Weights must be there before anything is computed, also for the second time."""
-        kernel: list[BlockWrapper] = [attention.pinned] if self._is_pinned else []
         compiling = [compiled(self._compile)] if self._compile else []
         offloading = [offloaded] if self.level == "full_offload" else []
         fetching = [self._swap] if self._swap else []
         self._adapter.wrap_blocks(
-            [*kernel, checkpointed(self.level), *compiling, *offloading, *fetching],
+            [*self._kernel, checkpointed(self.level), *compiling, *offloading, *fetching],
             # What checkpointing would free there is wanted again before anything else is, so nothing is gained by it.
             # Compiled it would be a program of its own, and is not worth that.
-            first_back=None if self._compile else [*kernel, *fetching],
+            first_back=None if self._compile else [*self._kernel, *fetching],
         )
