@@ -25,7 +25,7 @@ from toolkit.config.choices import CHECKPOINTING_LEVELS  # noqa: E402
 ALLOWED_LOSS_ERROR = {("fp32", "none"): 1e-5, ("bf16", "none"): 5e-3, ("fp32", "int8"): 2e-2, ("bf16", "int8"): 2e-2}
 """Relative difference of the first loss: rounding; with int8 also what computing in integers may add."""
 
-ROUNDS = {"XS": 5, "S": 15, "M": 8}
+ROUNDS = {"XS": 5, "S": 15, "M": 8, "L": 4}
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -61,6 +61,8 @@ SIZES = {
     "XS": ModelSize(heads=2, head_dim=32, layers=1, rope_axes=(8, 12, 12), text_width=64, latent_side=8, text_tokens=8),
     "S": ModelSize(heads=4, layers=4, **PUBLISHED),
     "M": ModelSize(heads=6, layers=6, **PUBLISHED),
+    # As S, on what a job at 512x512 with one reference sees.
+    "L": ModelSize(heads=4, layers=4, **(PUBLISHED | {"latent_side": 64, "text_tokens": 280})),
 }
 
 
