@@ -16,7 +16,6 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from toolkit.config.choices import CHECKPOINTING_LEVELS
 from toolkit.contracts import BlockWrapper, RunBlock
-from toolkit.memory.keeping import keeping
 from toolkit.memory.row_attention import attention_kernel
 from toolkit.memory.stored import frozen_product
 
@@ -44,7 +43,7 @@ def checkpointed(level: str) -> BlockWrapper:
     """A wrapper that keeps what `level` says, one of CHECKPOINTING_LEVELS:
 
     none: everything. cheap: products and attention; elementwise work is done again. keep_attention: what attention
-    gives. full: only what the block is given. full_offload: the same; `offloaded` around it does the rest.
+    gives. full: only what the block is given. full_offload: the same; `Offload` around it does the rest.
     """
     return _WRAPPERS[level]
 
@@ -117,30 +116,3 @@ def _keeps_costly(
         if prod(factor.shape[:-1]) in tokens and factor.shape[-1] >= fewest:
             return CheckpointPolicy.MUST_SAVE
     return _keeps_attention(ctx, op)
-
-
-# ------------------------------------------------------------ kept in the main memory
-
-
-def offloaded(run: RunBlock) -> RunBlock:
-    """A wrapper around a checkpointed block, compiled or not: what it was given waits in the main memory.
-
-    Without CUDA it changes nothing.
-    """
-
-    def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        # What one block hands to the next; the rest is shared by all blocks.
-        handed_on = {t.data_ptr() for t in tensors if t is not None and t.requires_grad and t.is_cuda}
-        if not handed_on or not torch.is_grad_enabled():
-            return run(block, *tensors)
-        with keeping(lambda tensor: _to_host(tensor) if tensor.data_ptr() in handed_on else None):
-            return run(block, *tensors)
-
-    return run_offloaded
-
-
-def _to_host(tensor: Tensor) -> Callable[[], Tensor]:
-    device = tensor.device
-    host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
-    host.copy_(tensor, non_blocking=True)  # on the stream of the work itself: it is read before it is freed
-    return lambda: host.to(device, non_blocking=True)

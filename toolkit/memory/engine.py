@@ -13,8 +13,9 @@ from toolkit.device import free_memory
 from toolkit.memory import attention
 from toolkit.memory.activations import Work, roomiest
 from toolkit.memory.block_swap import BlockSwap, swapped_blocks
-from toolkit.memory.checkpointing import checkpointed, offloaded
+from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.compiling import compiled
+from toolkit.memory.offloading import offloading
 from toolkit.memory.row_attention import by_rows, is_faster
 
 Note = Callable[[str], None]
@@ -85,10 +86,10 @@ class BlockEngine:
     def _wrap(self) -> None:
         """Innermost first. Weights must be there before anything is computed, also for the second time."""
         compiling = [compiled(self._compile)] if self._compile else []
-        offloading = [offloaded] if self.level == "full_offload" else []
+        waiting = offloading(self._device) if self.level == "full_offload" else []
         fetching = [self._swap] if self._swap else []
         self._adapter.wrap_blocks(
-            [*self._kernel, checkpointed(self.level), *compiling, *offloading, *fetching],
+            [*self._kernel, checkpointed(self.level), *compiling, *waiting, *fetching],
             # What checkpointing would free there is wanted again before anything else is, so nothing is gained by it.
             # Compiled it would be a program of its own, and is not worth that.
             first_back=None if self._compile else [*self._kernel, *fetching],

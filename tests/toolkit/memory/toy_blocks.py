@@ -83,7 +83,11 @@ class Stack:
             for _ in range(steps):
                 output_BSD = self.output(tokens)
                 output_BSD.square().sum().backward()
-        return [output_BSD.detach(), *(p.grad for p in self.network.parameters().values())]
+        return [output_BSD.detach(), *self.learned()]
+
+    def learned(self) -> list[Tensor]:
+        """The gradients so far."""
+        return [p.grad for p in self.network.parameters().values()]
 
 
 def plain(block: nn.Module, x_BSD: Tensor) -> tuple[Tensor]:

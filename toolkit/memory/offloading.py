@@ -1,0 +1,118 @@
+"""What checkpointed blocks were given waits in the main memory, and is on its way back before it is wanted.
+
+While a block computes, what it was given is copied out; while its successor goes backward, it is copied in. So the
+device holds what two blocks were given instead of all of them. Only CUDA has another memory to wait in.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.contracts import RunBlock
+from toolkit.memory.keeping import keeping
+
+
+class Copies(Protocol):
+    """Copies between the memory of the device and the main memory, which go on while other work is done."""
+
+    def out(self, tensor: Tensor) -> Tensor:
+        """Begins a copy to the main memory. The tensor itself may be let go at once."""
+
+    def back(self, host: Tensor) -> Callable[[], Tensor]:
+        """Begins a copy to the device; calling what is returned makes sure that it is there."""
+
+
+class CudaCopies:
+    """Copies on a stream of their own, from and to pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+
+    def out(self, tensor: Tensor) -> Tensor:
+        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # until it is computed
+        with torch.cuda.stream(self._stream):
+            host.copy_(tensor, non_blocking=True)
+        tensor.record_stream(self._stream)  # its memory is not given to others before it is read
+        return host
+
+    def back(self, host: Tensor) -> Callable[[], Tensor]:
+        tensor = torch.empty(host.shape, dtype=host.dtype, device=self._device)
+        # Until nobody writes any more to the memory that this tensor was given, and it has arrived on the host.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            tensor.copy_(host, non_blocking=True)
+            arrived = self._stream.record_event()
+
+        def arrive() -> Tensor:
+            torch.cuda.current_stream(self._device).wait_event(arrived)
+            return tensor
+
+        return arrive
+
+
+class _Given:
+    """What one run of a block was given by the one before, in the main memory."""
+
+    def __init__(self, copies: Copies, before: _Given | None) -> None:
+        self._copies = copies
+        self._before = before
+        """The run that goes backward after this one."""
+        self._hosts: list[Tensor] = []
+        self._on_the_way: dict[int, Callable[[], Tensor]] = {}
+
+    def keep(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Lets the tensor wait; what is returned gives it back."""
+        place = len(self._hosts)
+        self._hosts.append(self._copies.out(tensor))
+        return lambda: self._give_back(place)
+
+    def _give_back(self, place: int) -> Tensor:
+        self._fetch(place)
+        arrive = self._on_the_way.pop(place)
+        if self._before is not None:
+            self._before.fetch_all()
+            self._before = None  # once: what is asked for again later comes late, and right
+        return arrive()
+
+    def fetch_all(self) -> None:
+        for place in range(len(self._hosts)):
+            self._fetch(place)
+
+    def _fetch(self, place: int) -> None:
+        if place not in self._on_the_way:
+            self._on_the_way[place] = self._copies.back(self._hosts[place])
+
+
+class Offload:
+    """A wrapper around a checkpointed block, compiled or not."""
+
+    def __init__(self, copies: Copies, is_elsewhere: Callable[[Tensor], bool] = lambda tensor: tensor.is_cuda) -> None:
+        """is_elsewhere: whether a tensor is in the memory that is to be saved."""
+        self._copies = copies
+        self._is_elsewhere = is_elsewhere
+        self._latest: Callable[[], _Given | None] = lambda: None
+
+    def __call__(self, run: RunBlock) -> RunBlock:
+        def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            # What one block hands to the next; the rest is shared by all blocks.
+            handed_on = {t.data_ptr() for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
+            if not handed_on or not torch.is_grad_enabled():
+                return run(block, *tensors)
+            given = _Given(self._copies, self._latest())
+            self._latest = weakref.ref(given)  # what has gone backward already is of no interest
+            with keeping(lambda tensor: given.keep(tensor) if tensor.data_ptr() in handed_on else None):
+                return run(block, *tensors)
+
+        return run_offloaded
+
+
+def offloading(device: torch.device) -> list[Offload]:
+    """The wrapper for this device; none where there is no other memory to wait in."""
+    return [Offload(CudaCopies(device))] if device.type == "cuda" else []
