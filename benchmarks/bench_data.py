@@ -70,7 +70,7 @@ def picture_rates(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     torch.set_num_threads(1)
     files = write_photos(folder / "photos", asked.pictures)
     crops = {side: bucket_for(Size(SIDE, SIDE), side, 16) for side in BUCKETS}
-    samples = [Sample(path, "", 1, Size(SIDE, SIDE), str(folder)) for path in files]
+    samples = [Sample(str(path), "", 1, Size(SIDE, SIDE), str(folder)) for path in files]
     ready = open_image(files[0])
     stages: dict[str, Callable[[Path], object]] = {
         "check at the scan": inspect_image,

@@ -181,7 +181,7 @@ def published_job(own: Mapping[str, Any]) -> SdTrainerConfig:
 
 def one_item() -> Item:
     side = Size(1024, 1024)
-    sample = Sample(Path("a.png"), "a caption of some two hundred letters" * 5, 1, side, ".", (Path("b.png"),))
+    sample = Sample("a.png", "a caption of some two hundred letters" * 5, 1, side, ".", ("b.png",))
     return Item(sample, Crop(scaled=side, left=0, top=0, bucket=side))
 
 

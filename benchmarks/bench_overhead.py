@@ -98,7 +98,7 @@ class Bench(Hook):
         run.hooks = [MetricsHook(), StatusHook(StatusLine(StringIO())), self]
         side = 8 * size.latent_side
         crop = Crop(Size(side, side), 0, 0, Size(side, side))
-        items = [Item(Sample(PHOTO, "a cup of coffee", 20, Size(side, side), "", (PHOTO,)), crop)]
+        items = [Item(Sample(str(PHOTO), "a cup of coffee", 20, Size(side, side), "", (str(PHOTO),)), crop)]
         stores = Stores(TensorCache(folder / "latents"), TensorCache(folder / "text"))
         dataset = encode_items(items, self.ours.adapter, lambda _: stores, dtype)
         self.loader = BatchLoader(dataset, SEED)

@@ -90,7 +90,7 @@ def _item(folder: Path, index: int, side: int) -> Item:
         coarse = Image.effect_noise((side // 4, side // 4), 64).convert("RGB")
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
     size = Size(side, side)
-    sample = Sample(target, f"{CAPTION}, {index}", 1, size, str(folder), (reference,))
+    sample = Sample(str(target), f"{CAPTION}, {index}", 1, size, str(folder), (str(reference),))
     return Item(sample, Crop(size, 0, 0, size))
 
 

@@ -123,7 +123,9 @@ def photo_item(size: Size, references: Sequence[Path] = (), caption: str = "a cu
     scale = max(size.width / full.width, size.height / full.height)
     scaled = Size(math.ceil(full.width * scale), math.ceil(full.height * scale))
     crop = Crop(scaled, (scaled.width - size.width) // 2, (scaled.height - size.height) // 2, size)
-    return Item(Sample(image, caption, repeats=1, size=full, folder="", controls=tuple(references)), crop)
+    return Item(
+        Sample(str(image), caption, repeats=1, size=full, folder="", controls=tuple(map(str, references))), crop
+    )
 
 
 def encode_photos(adapter: QwenEditAdapter, *items: Item, dtype: torch.dtype = torch.float32) -> EncodedDataset:

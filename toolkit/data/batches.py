@@ -44,7 +44,7 @@ class BatchLoader:
             prompts=PromptEmbeds.stack(texts_LD),
             references=tuple(tuple(map(read, entry.references)) for entry in entries),
             spec=spec,
-            names=tuple(str(sample.image) for sample in samples),
+            names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self._masks(entries),
         )

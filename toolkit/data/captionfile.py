@@ -1,19 +1,19 @@
-"""Reads the caption file that lies beside an image."""
+"""Reads the caption files that lie beside images."""
 
 from __future__ import annotations
 
-import os
 from codecs import BOM_UTF8
 from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.data.listing import Listing
-
-_PORTION = 1 << 16
+from toolkit.data.reading import on_threads
+from toolkit.errors import Mistake
+from toolkit.files import portions_of
 
 
 class CaptionError(ValueError):
-    """A caption file that is not text in UTF-8: which file, and where it stops being one."""
+    """A caption file that cannot be used: which file, and why."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
@@ -21,23 +21,45 @@ class CaptionError(ValueError):
         self.reason = reason
 
 
-def find_caption(listing: Listing, stem: str, suffixes: Sequence[str]) -> str:
-    """The first caption of the image `stem` that is not empty, suffixes in order; '' without one."""
-    for suffix in suffixes:
-        name = listing.files.get(stem + suffix.lower())
-        if name is None:
-            continue
-        text = listing.texts.get(name)
-        if text is None:
-            text = listing.texts[name] = read_caption(listing.text_path(name))
-        if text:
-            return text
-    return ""
+def caption_files(listing: Listing, suffixes: Sequence[str]) -> list[dict[str, str]]:
+    """For each suffix the names of the files that have it, by the stem of their image."""
+    files = listing.files
+    return [
+        {stem: name for stem in listing.images if (name := files.get(stem + suffix)) is not None}
+        for suffix in map(str.lower, suffixes)
+    ]
+
+
+def find_captions(listing: Listing, files: Sequence[dict[str, str]], mistakes: list[Mistake]) -> dict[str, str]:
+    """The first caption of each image that is not empty, by stem; an image without one is left out.
+
+    files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
+    """
+    found: dict[str, str] = {}
+    texts = listing.texts
+    for named in files:
+        names = {stem: name for stem, name in named.items() if stem not in found} if found else named
+        known = map(texts.get, names.values())
+        unread = [name for name, text in zip(names.values(), known, strict=True) if text is None]
+        for name, text in zip(unread, on_threads(_read, [listing.path(name) for name in unread]), strict=True):
+            if isinstance(text, CaptionError):
+                mistakes.append(Mistake(text.path, text.reason))
+            else:
+                texts[name] = text
+        known = map(texts.get, names.values())
+        found |= {stem: text for stem, text in zip(names, known, strict=True) if text}
+    return found
 
 
 def read_caption(path: Path | str) -> str:
-    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n."""
-    raw = _contents(path)
+    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n.
+
+    Raises CaptionError for any other file.
+    """
+    try:
+        raw = b"".join(portions_of(path))
+    except OSError as error:
+        raise CaptionError(path, f"cannot be read: {error.strerror or error}") from error
     text_bytes = raw.removeprefix(BOM_UTF8)
     try:
         text = text_bytes.decode("utf-8")
@@ -51,10 +73,8 @@ def read_caption(path: Path | str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def _contents(path: Path | str) -> bytes:
-    """The bytes of a small file, in half the time that a file object takes."""
-    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+def _read(path: str) -> str | CaptionError:
     try:
-        return b"".join(iter(lambda: os.read(handle, _PORTION), b""))
-    finally:
-        os.close(handle)
+        return read_caption(path)
+    except CaptionError as error:
+        return error

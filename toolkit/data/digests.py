@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
+from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.errors import RunError
@@ -14,8 +15,19 @@ Version = bytes
 
 _LAYOUT = struct.Struct("<qqq")
 VERSION_BYTES = _LAYOUT.size
+NO_VERSION = b""
+"""Of a file that cannot be looked at, a link to nowhere: it equals that of no file."""
 
-_known: dict[str, dict[str, tuple[Version, str]]] = {}
+DIGEST_BYTES = 32
+
+Digests = dict[str, bytes]
+"""Of the files of one folder: name -> version and digest in one."""
+
+_known: dict[str, Digests] = {}
+"""By what the path of each file in the folder begins with."""
+
+_recalled: dict[str, Callable[[], Digests]] = {}
+"""The same, of what earlier starts computed and nobody has asked for yet."""
 
 
 def version_of(stat: os.stat_result) -> Version:
@@ -38,27 +50,33 @@ def last_change(version: Version) -> int:
     return max(times)
 
 
-def digests_in(prefix: str) -> dict[str, tuple[Version, str]]:
-    """The known digests of the files whose paths begin so, by the rest of their name, with the version they are of.
-
-    May be added to.
-    """
-    return _known.setdefault(prefix, {})
+def recall_digests(prefix: str, recalled: Callable[[], Digests]) -> None:
+    """Adds to `digests_in(prefix)` what `recalled` returns, when the first is asked for: a plan asks for none."""
+    _recalled[prefix] = recalled
 
 
-def file_digest(path: Path) -> str:
+def digests_in(prefix: str) -> Digests:
+    """The known digests of the files whose paths begin so, by the rest of their path. May be added to."""
+    known = _known.setdefault(prefix, {})
+    if prefix in _recalled:
+        known.update(_recalled.pop(prefix)())
+    return known
+
+
+def file_digest(path: Path | str) -> str:
     """SHA-256 (hex) of a file's bytes; computed again only when its version differs.
 
     Raises RunError when it cannot be read.
     """
-    text = str(path)
-    name = os.path.basename(text)
-    known = digests_in(text[: -len(name)] if name else text)
+    text = os.fspath(path)
+    start_of_name = text.rfind(os.sep) + 1
+    name = text[start_of_name:]
+    known = digests_in(text[:start_of_name])
     try:
         version = version_of(os.stat(text))
         found = known.get(name)
-        if found is None or found[0] != version:
-            found = known[name] = version, sha256_of(path)
+        if found is None or not found.startswith(version):
+            found = known[name] = version + bytes.fromhex(sha256_of(text))
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return found[1]
+    return found[VERSION_BYTES:].hex()

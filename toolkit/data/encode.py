@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
-from pathlib import Path
 from threading import RLock
 from typing import NamedTuple
 
@@ -58,7 +57,7 @@ class ItemEncoder:
         self._adapter = adapter
         self._dtype = dtype
         self._identity = cache(adapter.identity)
-        self._sizes: dict[Path, Size] = {}
+        self._sizes: dict[str, Size] = {}
         self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time
 
     def latents(self, item: Item, stores: Stores) -> Entry:
@@ -99,7 +98,7 @@ class ItemEncoder:
         with self._lock, torch.no_grad():
             return self._adapter.encode_prompt(prompt, pictures).to("cpu", self._dtype)
 
-    def _reference(self, path: Path, item: Item, stores: Stores) -> Entry:
+    def _reference(self, path: str, item: Item, stores: Stores) -> Entry:
         if path not in self._sizes:
             try:
                 self._sizes[path] = picture_size(path)

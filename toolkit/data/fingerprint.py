@@ -17,7 +17,7 @@ def fingerprint(samples: Iterable[Sample]) -> Fingerprint:
     """The fingerprint of a scanned dataset. Reads every file once; the digests are remembered for the encoding."""
     found: Fingerprint = {}
     for sample in samples:
-        name, digest = f"{sample.folder}/{sample.image.name}", _digest(sample)
+        name, digest = f"{sample.folder}/{sample.name}", _digest(sample)
         # Two entries of `datasets` may use one folder, each with captions of its own.
         found[name] = key_of(uses=[found[name], digest]) if name in found else digest
     return found

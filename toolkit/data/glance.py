@@ -33,7 +33,7 @@ Read = Callable[[int, int], bytes]
 """Bytes of the file as (offset, count); fewer at its end."""
 
 
-def glance(path: str, length: int) -> ImageFacts | None:
+def glance(path: Path | str, length: int) -> ImageFacts | None:
     """What the header says of a picture of `length` bytes; None when only a decoder can tell. Raises OSError."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
@@ -56,10 +56,10 @@ def glance(path: str, length: int) -> ImageFacts | None:
     return facts if facts and 0 < facts.size.width * facts.size.height <= MAX_PIXELS else None
 
 
-def picture_size(path: Path) -> Size:
+def picture_size(path: Path | str) -> Size:
     """Width and height after EXIF rotation. Raises ImageError for a file that cannot be used."""
     with suppress(OSError):  # the message is the decoder's
-        if facts := glance(str(path), os.stat(path).st_size):
+        if facts := glance(path, os.stat(path).st_size):
             return facts.size
     return image_size(path)
 

@@ -22,7 +22,8 @@ def scan_items(section: Any, size_multiple: int, manifest: Manifest | None = Non
     """
     with _no_collection():
         scan = scan_datasets(section.datasets, section.trigger_word, section.train.reg_weight, manifest)
-        items = make_items(scan.samples, lambda sample: section.datasets[sample.dataset].resolution, size_multiple)
+        resolutions = [dataset.resolution for dataset in section.datasets]
+        items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     return scan, items
 
 

@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import os
 import time
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from stat import S_ISDIR
 from typing import NamedTuple
 from unicodedata import normalize
 
-from toolkit.data.digests import Version, version_of
+from toolkit.data.digests import NO_VERSION, Version, version_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageFacts
 
 # A GIF counts as an image so that it is refused by name instead of being overlooked.
@@ -34,18 +36,18 @@ class Listing:
     prefix: str
     """What the path of each of its files begins with."""
 
-    images: dict[str, tuple[str, ...]]
-    """Stem -> the image files of that stem; more than one is a mistake."""
-
-    files: dict[str, str]
-    """Name with its suffix in lower case -> every other file."""
-
     subfolders: tuple[str, ...]
-    versions: dict[str, Version]
-    """Of each file that could be looked at."""
-
     looked_at: int
     """When the reading began, nanoseconds since 1970."""
+
+    versions: dict[str, Version]
+    """Of each file by its name, images and others."""
+
+    images: dict[str, tuple[str, ...]] = field(default_factory=dict)
+    """Stem -> the image files of that stem; more than one is a mistake."""
+
+    files: dict[str, str] = field(default_factory=dict)
+    """Name with its suffix in lower case -> every other file."""
 
     facts: dict[str, ImageFacts] = field(default_factory=dict)
     """What is known of the image files by now."""
@@ -53,12 +55,8 @@ class Listing:
     texts: dict[str, str] = field(default_factory=dict)
     """The captions that are known by now, by the name of their file."""
 
-    def path(self, name: str) -> Path:
+    def path(self, name: str) -> str:
         """The file of this name."""
-        return self.place / name
-
-    def text_path(self, name: str) -> str:
-        """The same as text, which takes a tenth of the time."""
         return self.prefix + name
 
     def seen(self) -> str:
@@ -77,7 +75,7 @@ class Picture(NamedTuple):
     name: str
 
     @property
-    def path(self) -> Path:
+    def path(self) -> str:
         return self.listing.path(self.name)
 
     @property
@@ -87,43 +85,65 @@ class Picture(NamedTuple):
 
 def list_folder(folder: str) -> Listing:
     """Reads one folder, not its subfolders; `~` is the home folder. Raises OSError when it cannot."""
-    place = os.path.expanduser(folder)
+    place = Path(os.path.expanduser(folder))
     looked_at = time.time_ns()
-    versions: dict[str, Version] = {}
-    lost, subfolders = [], []
-    with os.scandir(place) as entries:
-        for entry in entries:
-            name = entry.name
-            if name[0] == ".":
-                continue
+    versions, subfolders = _look_at(place)
+    listing = Listing(folder, place, _prefix(place), tuple(subfolders), looked_at, versions)
+    for name in versions:
+        stem, suffix = split_suffix(name)
+        if not stem.isascii():
+            stem = normalize("NFC", stem)
+        if suffix in _CANDIDATE_SUFFIXES:
+            listing.images[stem] = (*listing.images[stem], name) if stem in listing.images else (name,)
+        else:
+            listing.files[stem + suffix] = name
+    return listing
+
+
+def _look_at(place: Path) -> tuple[dict[str, Version], list[str]]:
+    """Name and version of each file, and the subfolders; all that is asked of the system."""
+    versions, subfolders = {}, []
+    with _opened(place) as (start, handle):
+        for name in _names(place):
             try:
-                stat = entry.stat()
+                stat = os.stat(start + name, dir_fd=handle)
             except OSError:  # a link to nowhere
-                lost.append(name)
+                versions[name] = NO_VERSION
                 continue
             if S_ISDIR(stat.st_mode):
                 subfolders.append(name)
             else:
                 versions[name] = version_of(stat)
-    images: dict[str, tuple[str, ...]] = {}
-    files: dict[str, str] = {}
-    for name in sorted([*versions, *lost]):
-        stem, suffix = split_suffix(name)
-        if not stem.isascii():
-            stem = normalize("NFC", stem)
-        if suffix in _CANDIDATE_SUFFIXES:
-            images[stem] = (*images[stem], name) if stem in images else (name,)
-        else:
-            files[stem + suffix] = name
-    path = Path(place)
-    prefix = str(path / "x")[:-1]
-    return Listing(folder, path, prefix, images, files, tuple(sorted(subfolders)), versions, looked_at)
+    return versions, subfolders
+
+
+def _names(place: Path) -> list[str]:
+    """The visible entries, sorted. What is joined and parted lies in memory in this order: faster to walk along."""
+    names = "/".join(sorted(os.listdir(place))).split("/")
+    return [name for name in names if name and name[0] != "."]
+
+
+@contextmanager
+def _opened(place: Path) -> Iterator[tuple[str, int | None]]:
+    """How to look at a file of the folder: what to put before its name, and beside which handle (the quicker way)."""
+    if os.stat not in os.supports_dir_fd:  # Windows
+        yield _prefix(place), None
+        return
+    handle = os.open(place, os.O_RDONLY)
+    try:
+        yield "", handle
+    finally:
+        os.close(handle)
+
+
+def _prefix(place: Path) -> str:
+    return str(place / "x")[:-1]
 
 
 def split_suffix(name: str) -> tuple[str, str]:
     """Stem, and suffix in lower case with its dot, as pathlib splits a name."""
-    dot = name.rfind(".")
-    return (name[:dot], name[dot:].lower()) if 0 < dot < len(name) - 1 else (name, "")
+    stem, _, suffix = name.rpartition(".")
+    return (stem, "." + suffix.lower()) if stem and suffix else (name, "")
 
 
 def same_place(folder: str) -> str:

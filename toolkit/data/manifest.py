@@ -7,17 +7,14 @@ A manifest that is missing, damaged or of another format is no manifest: the fil
 from __future__ import annotations
 
 import hashlib
-import json
 import os
-from base64 import b64decode, b64encode
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
-from itertools import compress
-from operator import and_, eq
 from pathlib import Path
 
 from toolkit.contracts import Size
-from toolkit.data.digests import VERSION_BYTES, Version, digests_in, last_change
+from toolkit.data import columns
+from toolkit.data.digests import DIGEST_BYTES, VERSION_BYTES, digests_in, last_change, recall_digests
 from toolkit.data.images import ImageFacts
 from toolkit.data.listing import Listing, list_folder
 from toolkit.files import replaced
@@ -26,14 +23,18 @@ from toolkit.redact import black_out
 CACHE_FOLDER = "_cache"
 """Under the training folder; never inside the user's dataset."""
 
-FORMAT = 1
+FORMAT = 2
 """Raised when what is learned of a file changes, so that what is older is learned anew."""
 
 SETTLED_NS = 2 * 10**9
 """A file that changed later than this before it was looked at could change again without another time: file systems
 keep times in steps of up to 2 s. What was learned of it holds for this start only."""
 
-_DAMAGED = (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError)
+_CAPTION, _UNKNOWN = -1, -2
+"""What a file is that is no image: its caption is known, nothing is. An image has the number of its facts instead."""
+
+_NO_DIGEST = bytes(DIGEST_BYTES)
+_END_OF_NAME, _END_OF_CAPTION = "/", "\0"
 
 
 class Manifest:
@@ -48,8 +49,8 @@ class Manifest:
         """Folder as the user wrote it -> what was in it; each is read once."""
         self._listings: dict[str, Listing] = {}
         """The same by its place, links followed."""
-        self._stored: dict[str, str] = {}
-        """Place -> digest of what is stored for it."""
+        self._stored: dict[str, bytes] = {}
+        """Place -> what is stored for it begins so: its digest."""
 
     @staticmethod
     def beside(training_folder: str) -> Manifest:
@@ -66,8 +67,10 @@ class Manifest:
         if first is not listing:  # the same folder by another name
             listing.facts, listing.texts = first.facts, first.texts
         elif self._folder:
-            with suppress(*_DAMAGED):
-                self._stored[place] = _recall(listing, self._file(place).read_bytes())
+            with suppress(OSError, *columns.DAMAGED):
+                document = self._file(place).read_bytes()
+                _recall(listing, document)
+                self._stored[place] = columns.digest_of(document)
         return listing
 
     def save(self) -> None:
@@ -77,77 +80,94 @@ class Manifest:
         at once the later one stays; both are right.
         """
         for place, listing in self._listings.items():
-            digest, document = _document(listing)
-            if self._folder is None or digest in (None, self._stored.get(place)):
+            document = _document(listing)
+            if self._folder is None or document is None or columns.digest_of(document) == self._stored.get(place):
                 continue
             with suppress(OSError), replaced(self._file(place), durable=False) as temporary:
                 temporary.write_bytes(document)
-                self._stored[place] = digest
+                self._stored[place] = columns.digest_of(document)
 
     def _file(self, place: str) -> Path:
-        return self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.json"
+        return self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.columns"
 
 
-def _recall(listing: Listing, document: bytes) -> str:
-    """Fills in what holds for the files as they are; returns the digest of the document. Raises any of _DAMAGED."""
-    digest, _, contents = document.partition(b"\n")
-    if hashlib.sha256(contents).hexdigest().encode() != digest:
-        raise ValueError("damaged")
-    columns = json.loads(contents.decode("utf-8", "surrogatepass"))
-    if columns["format"] != FORMAT:
+def _recall(listing: Listing, document: bytes) -> None:
+    """Fills in what holds for the files as they are. Raises any of DAMAGED, and has filled in nothing then."""
+    known, of = columns.parted(document)
+    if known["format"] != FORMAT:
         raise ValueError("another format")
     distinct = [
         ImageFacts(Size(width, height), bool(alpha), tuple(notes), bool(checked))
-        for width, height, alpha, notes, checked in columns["facts"]
+        for width, height, alpha, notes, checked in known["facts"]
     ]
-    images, texts = columns["images"].split("/"), columns["texts"].split("/")
-    versions = _versions(columns["versions"])
-    holds = list(map(eq, map(listing.versions.get, (*images, *texts)), versions))
-    facts, digests = map(distinct.__getitem__, columns["facts_of"]), columns["digests"].split("/")
-    count = len(images)
-    listing.facts.update(compress(zip(images, facts, strict=True), holds))
-    listing.texts.update(compress(zip(texts, columns["captions"].split("\0"), strict=True), holds[count:]))
-    digested = zip(images, zip(versions[:count], digests, strict=True), strict=True)
-    digests_in(listing.prefix).update(compress(digested, map(and_, holds, map(bool, digests))))
-    return digest.decode()
+    names, kinds = _unchanged(listing, of["names"], of["versions"]), known["kinds"]
+    facts = {name: distinct[kind] for name, kind in zip(names, kinds, strict=True) if name and kind >= 0}
+    captioned = [name for name, kind in zip(names, kinds, strict=True) if kind == _CAPTION]
+    captions = zip(captioned, columns.texts(of["captions"], _END_OF_CAPTION), strict=True)
+    texts = {name: caption for name, caption in captions if name}
+    images = [name for name, kind in zip(names, kinds, strict=True) if kind >= 0]
+    if len(of["digests"]) != len(images) * DIGEST_BYTES:
+        raise ValueError("digests of other images")
+    listing.facts.update(facts)
+    listing.texts.update(texts)
+    recall_digests(listing.prefix, lambda: _recalled(listing, images, of["digests"]))
 
 
-def _document(listing: Listing) -> tuple[str | None, bytes]:
-    """Digest and document of what is known of the settled files; None without any image. Columns: quickly read."""
-    settled = _settled(listing)
-    images = _harmless({name: name for name in sorted(listing.facts) if name in settled})
-    if not images:
-        return None, b""
-    texts = _harmless({name: f"{name}\0{listing.texts[name]}" for name in sorted(listing.texts) if name in settled})
+def _recalled(listing: Listing, images: list[str], digests: bytes) -> dict[str, bytes]:
+    """The digests of the images that are as they were."""
+    digested = zip(images, columns.rows(digests, DIGEST_BYTES), strict=True)
+    return {name: listing.versions[name] + digest for name, digest in digested if name and digest != _NO_DIGEST}
+
+
+def _unchanged(listing: Listing, names: bytes, versions: bytes) -> list[str]:
+    """The files of which something is known; '' for one that is not as it was."""
+    if names == columns.of_texts(listing.versions, _END_OF_NAME) and versions == b"".join(listing.versions.values()):
+        return list(listing.versions)  # as most starts find it
+    files = zip(columns.texts(names, _END_OF_NAME), columns.rows(versions, VERSION_BYTES), strict=True)
+    return [name if listing.versions.get(name) == version else "" for name, version in files]
+
+
+def _document(listing: Listing) -> bytes | None:
+    """The document of what is known of the settled files; None without any image."""
+    names = _harmless({name: f"{name}\0{listing.texts.get(name, '')}" for name in _settled(listing)})
     distinct: dict[ImageFacts, int] = {}
-    facts_of = [distinct.setdefault(listing.facts[name], len(distinct)) for name in images]
-    columns = {
-        "format": FORMAT,
-        "facts": [[*facts.size, facts.alpha, facts.notes, facts.checked] for facts in distinct],
-        "images": "/".join(images),
-        "facts_of": facts_of,
-        "digests": "/".join(_digests(listing, images)),
-        "texts": "/".join(texts),
-        "captions": "\0".join(listing.texts[name] for name in texts),
-        "versions": b64encode(b"".join(listing.versions[name] for name in (*images, *texts))).decode(),
-    }
-    contents = json.dumps(columns, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    digest = hashlib.sha256(contents).hexdigest()
-    return digest, digest.encode() + b"\n" + contents
+    kinds = [_kind(name, listing, distinct) for name in names]
+    if not distinct:
+        return None
+    facts = [[*facts.size, facts.alpha, facts.notes, facts.checked] for facts in distinct]
+    images = [name for name, kind in zip(names, kinds, strict=True) if kind >= 0]
+    captions = [listing.texts[name] for name, kind in zip(names, kinds, strict=True) if kind == _CAPTION]
+    return columns.joined(
+        {"format": FORMAT, "facts": facts, "kinds": kinds},
+        {
+            "names": columns.of_texts(names, _END_OF_NAME),
+            "versions": b"".join(map(listing.versions.__getitem__, names)),
+            "digests": b"".join(_digests(listing, images)),
+            "captions": columns.of_texts(captions, _END_OF_CAPTION),
+        },
+    )
 
 
-def _digests(listing: Listing, images: Iterable[str]) -> Iterator[str]:
-    """The digest of each image, '' where it is not known."""
+def _digests(listing: Listing, images: Iterable[str]) -> Iterator[bytes]:
+    """The digest of each image, zeros where it is not known."""
     known = digests_in(listing.prefix)
     for name in images:
-        version, sha256 = known.get(name, (b"", ""))
-        yield sha256 if version == listing.versions[name] else ""
+        found = known.get(name, b"")
+        yield found[VERSION_BYTES:] if found.startswith(listing.versions[name]) else _NO_DIGEST
 
 
-def _settled(listing: Listing) -> set[str]:
-    """Names of the files whose next change will give them another version."""
+def _kind(name: str, listing: Listing, distinct: dict[ImageFacts, int]) -> int:
+    """Which of the distinct facts are those of an image, or that it is a caption; images are not read as captions."""
+    facts = listing.facts.get(name)
+    if facts is not None:
+        return distinct.setdefault(facts, len(distinct))
+    return _CAPTION if name in listing.texts else _UNKNOWN
+
+
+def _settled(listing: Listing) -> list[str]:
+    """The files whose next change will give them another version."""
     latest = listing.looked_at - SETTLED_NS
-    return {name for name, version in listing.versions.items() if last_change(version) < latest}
+    return [name for name, version in listing.versions.items() if version and last_change(version) < latest]
 
 
 def _harmless(texts: dict[str, str]) -> list[str]:
@@ -156,8 +176,3 @@ def _harmless(texts: dict[str, str]) -> list[str]:
     if black_out(together) == together:
         return list(texts)
     return [name for name, text in texts.items() if black_out(text) == text]
-
-
-def _versions(text: str) -> list[Version]:
-    joined = b64decode(text)
-    return [joined[start : start + VERSION_BYTES] for start in range(0, len(joined), VERSION_BYTES)]

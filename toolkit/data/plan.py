@@ -9,7 +9,7 @@ from math import ceil
 from typing import Any, Protocol
 
 from toolkit.contracts import Item, Size
-from toolkit.data.folder import FolderInfo
+from toolkit.data.draft import FolderInfo
 
 
 @dataclass(frozen=True)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any
 
 from toolkit.data.listing import Listing, Picture, join
@@ -33,8 +32,6 @@ class PartnerFinder:
         With `control_optional` an absent slot is left out and the following ones close up: slot 2 alone becomes the
         only reference.
         """
-        if not dataset.control_path:
-            return ()
         slots = [
             self._find(image, stem, folder, subfolder, "control", dataset.control_optional)
             for folder in dataset.control_path
@@ -42,9 +39,7 @@ class PartnerFinder:
         return tuple(picture for picture in slots if picture)
 
     def mask(self, image: Picture, stem: str, dataset: Any, subfolder: str | None) -> Picture | None:
-        """The mask of one image; None without `mask_path`, or when it is absent and `mask_optional`."""
-        if not dataset.mask_path:
-            return None
+        """The mask of one image; None when it is absent and `mask_optional`."""
         return self._find(image, stem, dataset.mask_path, subfolder, "mask", dataset.mask_optional)
 
     def _find(
@@ -74,5 +69,5 @@ class PartnerFinder:
             self._mistake(folder, f"{key}_path cannot be read as a folder: {error.strerror or error}")
             return None
 
-    def _mistake(self, place: Path | str, message: str) -> None:
-        self._mistakes.append(Mistake(str(place), message))
+    def _mistake(self, place: str, message: str) -> None:
+        self._mistakes.append(Mistake(place, message))

@@ -128,12 +128,12 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: Stores) -> _Enc
     """The prompt as an item of a dataset: a target of its size with its references."""
     size = prompt.size
     sample = Sample(
-        image=Path(f"sample {prompt.prompt!r}"),
+        image=f"sample {prompt.prompt!r}",
         caption=prompt.prompt,
         repeats=1,
         size=size,
         folder="",
-        controls=prompt.references,
+        controls=tuple(map(str, prompt.references)),
     )
     item = Item(sample, Crop(scaled=size, left=0, top=0, bucket=size))
     negative = encoder.text(sample, prompt.negative or NO_NEGATIVE, stores) if prompt.guided else None

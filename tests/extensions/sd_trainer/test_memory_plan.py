@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -29,8 +28,8 @@ def section(**parts: Any) -> SdTrainerConfig:
 
 def item(side: int = 1024, references: int = 1, repeats: int = 9, **sample: Any) -> Item:
     size = Size(side, side)
-    controls = (Path("c.png"),) * references
-    return Item(Sample(Path("a.png"), "a caption", repeats, size, ".", controls, **sample), Crop(size, 0, 0, size))
+    controls = ("c.png",) * references
+    return Item(Sample("a.png", "a caption", repeats, size, ".", controls, **sample), Crop(size, 0, 0, size))
 
 
 def plan(*items: Item, machine: Machine = CARD, **parts: Any) -> MemoryPlan:

@@ -39,7 +39,7 @@ def scan(tmp_path: Path):
         samples = []
         for name, text in texts.items():
             (tmp_path / name).write_text(text)
-            samples.append(Sample(tmp_path / name, "a caption", 1, Size(8, 8), "data"))
+            samples.append(Sample(str(tmp_path / name), "a caption", 1, Size(8, 8), "data"))
         return Scan((FolderInfo(0, "data", 1, tuple(samples), 0),), ())
 
     return make

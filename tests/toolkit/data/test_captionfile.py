@@ -2,8 +2,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.captionfile import CaptionError, find_caption, read_caption
+from toolkit.data.captionfile import CaptionError, caption_files, find_captions, read_caption
 from toolkit.data.listing import list_folder
+from toolkit.errors import Mistake
 
 
 def test_text_is_stripped_of_mark_whitespace_and_carriage_returns(tmp_path: Path) -> None:
@@ -29,10 +30,36 @@ def test_other_encodings_are_refused_with_their_place(tmp_path: Path, raw: bytes
 
 
 def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
-    for name, text in (("a.cap", " \n"), ("a.TXT", "second"), ("b.txt", "b"), ("c.v2.txt", "c")):
+    for name, text in (("a.cap", " \n"), ("a.TXT", "second"), ("b.txt", "b"), ("c.v2.txt", "c"), ("e.txt", "")):
         (tmp_path / name).write_text(text)
+    for stem in "abcde":
+        (tmp_path / f"{stem}.png").touch()
     listing = list_folder(str(tmp_path))
-    assert find_caption(listing, "a", (".cap", ".txt")) == "second"
-    assert find_caption(listing, "b", (".cap", ".txt")) == "b"
-    assert find_caption(listing, "c", (".v2.txt",)) == "c"
-    assert find_caption(listing, "d", (".txt",)) == ""
+
+    def captions(*suffixes: str) -> dict[str, str]:
+        return find_captions(listing, caption_files(listing, suffixes), mistakes)
+
+    mistakes: list[Mistake] = []
+    assert captions(".cap", ".txt") == {"a": "second", "b": "b"}
+    assert captions(".v2.txt") == {"c": "c"}
+    assert mistakes == []
+
+
+def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(tmp_path: Path) -> None:
+    for name, raw in (("a.txt", b"\xff"), ("b.txt", b"b"), ("c.txt", b"\0"), ("d.txt", b"d")):
+        (tmp_path / name).write_bytes(raw)
+        (tmp_path / name).with_suffix(".png").touch()
+    listing = list_folder(str(tmp_path))
+    (tmp_path / "d.txt").unlink()
+    mistakes: list[Mistake] = []
+    assert find_captions(listing, caption_files(listing, (".txt",)), mistakes) == {"b": "b"}
+    assert [Path(mistake.place).name for mistake in mistakes] == ["a.txt", "c.txt", "d.txt"]
+    assert "cannot be read: No such file" in mistakes[2].message
+
+
+def test_no_caption_is_read_that_is_known(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").write_text("what is there")
+    listing = list_folder(str(tmp_path))
+    listing.texts["a.txt"] = "what is known"
+    assert find_captions(listing, caption_files(listing, (".txt",)), []) == {"a": "what is known"}

@@ -38,7 +38,7 @@ def in_memory():
 
 
 def with_rules(items, **rules):
-    return [replace(i, sample=replace(i.sample, rules=CaptionRules(**rules))) for i in items]
+    return [replace(i, sample=i.sample._replace(rules=CaptionRules(**rules))) for i in items]
 
 
 def test_each_distinct_tensor_is_encoded_once(items, fake_adapter) -> None:
@@ -126,12 +126,12 @@ def test_changed_files_and_captions_are_encoded_again(items, tmp_path: Path, ima
     encode_items(items, adapter, folder, torch.float32)
     assert adapter.calls == {"images": 1, "prompts": 1}  # a's reference, and a's text seen with it
 
-    other_caption = [replace(items[0], sample=replace(items[0].sample, caption="new")), *items[1:]]
+    other_caption = [replace(items[0], sample=items[0].sample._replace(caption="new")), *items[1:]]
     adapter = fake_adapter()
     encode_items(other_caption, adapter, folder, torch.float32)
     assert adapter.prompts == [("new", 1)]
 
-    other_background = [replace(i, sample=replace(i.sample, background="black")) for i in items]
+    other_background = [replace(i, sample=i.sample._replace(background="black")) for i in items]
     adapter = fake_adapter()
     encode_items(other_background, adapter, folder, torch.float32)
     assert adapter.calls == {"images": 5, "prompts": 2}  # c's text has no picture
@@ -163,7 +163,7 @@ def test_a_stored_entry_is_verified_once_however_often_it_is_used(items, monkeyp
 def test_a_moved_dataset_needs_nothing_new(items, tmp_path: Path, fake_adapter) -> None:
     encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
     (tmp_path / "40_x").rename(tmp_path / "7_y")
-    moved = [replace(i, sample=replace(i.sample, image=tmp_path / "7_y" / i.sample.image.name)) for i in items]
+    moved = [replace(i, sample=i.sample._replace(image=str(tmp_path / "7_y" / i.sample.name))) for i in items]
     adapter = fake_adapter()
     encode_items(moved, adapter, on_disk(tmp_path / "cache"), torch.float32)
     assert not adapter.calls
@@ -179,7 +179,7 @@ def test_damaged_entry_is_made_again_at_the_start(items, tmp_path: Path, fake_ad
 
 
 def test_all_unreadable_pictures_are_named_once_the_others_are_done(items, tmp_path: Path, fake_adapter) -> None:
-    for path in (items[0].sample.image, items[1].sample.controls[0]):
+    for path in map(Path, (items[0].sample.image, items[1].sample.controls[0])):
         torn = bytearray(path.read_bytes())
         torn[torn.index(b"IDAT") + 4] ^= 0xFF  # the header is whole
         path.write_bytes(torn)

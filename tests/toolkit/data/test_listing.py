@@ -45,5 +45,5 @@ def test_home_folder(tmp_path: Path, monkeypatch) -> None:
     (tmp_path / "data").mkdir()
     (tmp_path / "data" / "a.png").touch()
     listing = list_folder("~/data")
-    assert listing.folder == "~/data" and listing.path("a.png") == tmp_path / "data" / "a.png"
+    assert listing.folder == "~/data" and listing.path("a.png") == str(tmp_path / "data" / "a.png")
     assert same_place("~/data") == same_place(str(tmp_path / "data"))

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from toolkit.data import captionfile, digests, folder, manifest
+from toolkit.data import captionfile, digests, inspection, manifest
 from toolkit.data.digests import file_digest
 from toolkit.data.folder import Scan, scan_datasets
 from toolkit.data.manifest import Manifest
@@ -24,6 +24,7 @@ def settled(monkeypatch) -> None:
     """Files that were written a moment ago count as old ones."""
     monkeypatch.setattr(manifest, "SETTLED_NS", -(10**12))
     monkeypatch.setattr(digests, "_known", {})
+    monkeypatch.setattr(digests, "_recalled", {})
 
 
 @pytest.fixture
@@ -46,6 +47,7 @@ def scan(tmp_path: Path, data: Path, dataset) -> Callable[..., Scan]:
 
     def run(remember: bool = True, save: bool = True, **changes) -> Scan:
         digests._known.clear()
+        digests._recalled.clear()
         given = {"control_path": (str(tmp_path / "before"),), "control_optional": True, "default_caption": "a thing"}
         section = dataset(data, **(given | {"mask_path": str(tmp_path / "masks"), "mask_optional": True} | changes))
         found = scan_datasets([section, dataset(data)], "sks", 1.0, Manifest(tmp_path / "kept") if remember else None)
@@ -65,8 +67,8 @@ def reads(monkeypatch) -> list[str]:
         original = getattr(module, name)
         monkeypatch.setattr(module, name, lambda *args: (seen.append(Path(path_of(args[0])).name), original(*args))[1])
 
-    watched(folder, "inspect_image", str)
-    watched(folder, "glance", str)
+    watched(inspection, "inspect_image", str)
+    watched(inspection, "glance", str)
     watched(captionfile, "read_caption", str)
     watched(digests, "sha256_of", str)
     return seen
@@ -85,7 +87,7 @@ def test_the_second_scan_reads_nothing_and_finds_the_same(scan, reads) -> None:
 def test_digests_are_remembered(scan, reads) -> None:
     first = scan()
     wanted = {sample.image: file_digest(sample.image) for sample in first.samples}
-    assert all(hashlib.sha256(path.read_bytes()).hexdigest() == digest for path, digest in wanted.items())
+    assert all(hashlib.sha256(Path(path).read_bytes()).hexdigest() == digest for path, digest in wanted.items())
     first.manifest.save()
     again = scan()
     reads.clear()
@@ -104,7 +106,7 @@ def test_what_changed_is_read_again_and_only_that(scan, data: Path, reads) -> No
     found = scan()
     assert sorted(set(reads)) == ["new.png", "new.txt", "p1.png", "p2.txt"]
     assert found == scan(remember=False)
-    assert {sample.size.width for sample in found.samples if sample.image.name == "p1.png"} == {99}
+    assert {sample.size.width for sample in found.samples if sample.name == "p1.png"} == {99}
 
 
 def test_a_change_of_equal_size_with_its_time_set_back_is_noticed(scan, data: Path) -> None:
@@ -154,7 +156,7 @@ def damages(document: bytes) -> list[bytes]:
         changed = bytearray(document)
         changed[draw.randrange(len(changed))] ^= 0xFF
         broken.append(bytes(changed))
-    for other in (b"[]", b"null", b"{}", contents.replace(b'"format": 1', b'"format": 0'), b"[" * 10_000):
+    for other in (b"[]", b"null", b"{}", contents.replace(b'"format": 2', b'"format": 1'), b"[" * 10_000):
         broken.append(hashlib.sha256(other).hexdigest().encode() + b"\n" + other)
     return broken
 
@@ -202,7 +204,7 @@ def test_writers_at_once_leave_a_whole_manifest(scan, tmp_path: Path, data: Path
     wanted = scan()
     reads.clear()
     assert scan() == wanted == scan(remember=False, save=False)
-    assert not [path.name for path in (tmp_path / "kept").iterdir() if path.suffix != ".json"]
+    assert not [path.name for path in (tmp_path / "kept").iterdir() if path.suffix != ".columns"]
 
 
 def test_secrets_stay_in_the_users_files(scan, tmp_path: Path, data: Path) -> None:
@@ -217,16 +219,16 @@ def test_secrets_stay_in_the_users_files(scan, tmp_path: Path, data: Path) -> No
 
 def test_many_pictures_are_known_by_their_headers_and_few_are_read_whole(scan, data: Path, monkeypatch) -> None:
     wanted = scan(remember=False)
-    monkeypatch.setattr(folder, "READ_WHOLE", 5)
+    monkeypatch.setattr(inspection, "READ_WHOLE", 5)
     assert scan(remember=False) == wanted
     torn = bytearray((data / "p1.png").read_bytes())
     torn[torn.index(b"IDAT") + 4] ^= 0xFF  # its pixels: only who reads them notices
     (data / "p1.png").write_bytes(torn)
     scan()
-    monkeypatch.setattr(folder, "READ_WHOLE", 100)
+    monkeypatch.setattr(inspection, "READ_WHOLE", 100)
     with pytest.raises(DataErrors, match=r"p1\.png"):
         scan()
-    monkeypatch.setattr(folder, "READ_WHOLE", 5)
+    monkeypatch.setattr(inspection, "READ_WHOLE", 5)
     (data / "p2.png").write_bytes((data / "p2.png").read_bytes()[:80])
     with pytest.raises(DataErrors) as caught:
         scan()

@@ -1,6 +1,5 @@
 from collections import Counter
 from itertools import chain
-from pathlib import Path
 from time import perf_counter
 
 import pytest
@@ -11,7 +10,7 @@ from toolkit.data.order import count_batches, epoch_batches, epoch_order
 
 
 def make_item(index: int, repeats: int, side: int) -> Item:
-    sample = Sample(Path(f"{index}.png"), "a, b, c, d", repeats, Size(side, side), "data")
+    sample = Sample(f"{index}.png", "a, b, c, d", repeats, Size(side, side), "data")
     return Item(sample, Crop(Size(side, side), 0, 0, Size(side, side)))
 
 

@@ -5,14 +5,15 @@ from PIL import Image
 
 from toolkit.contracts import Sample, Size
 from toolkit.data.buckets import make_items
-from toolkit.data.folder import FolderInfo, scan_datasets
+from toolkit.data.draft import FolderInfo
+from toolkit.data.folder import scan_datasets
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
 
 
 def make_folder(name: str, images: int, repeats: int, size=(1024, 1024), references: int = 0):
     controls = (Path("r.png"),) * references
-    samples = tuple(Sample(Path(f"{name}/{i}.png"), "", repeats, Size(*size), name, controls) for i in range(images))
+    samples = tuple(Sample(f"{name}/{i}.png", "", repeats, Size(*size), name, controls) for i in range(images))
     return FolderInfo(0, name, repeats, samples, missing_captions=1)
 
 

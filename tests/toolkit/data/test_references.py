@@ -7,7 +7,7 @@ from toolkit.errors import DataErrors
 
 
 def controls(scan) -> list[list[str]]:
-    return [[f"{path.parent.name}/{path.name}" for path in sample.controls] for sample in scan.samples]
+    return [["/".join(Path(path).parts[-2:]) for path in sample.controls] for sample in scan.samples]
 
 
 def test_slots_are_in_the_order_of_control_path(tmp_path: Path, image, dataset) -> None:
@@ -57,7 +57,7 @@ def test_references_inside_the_dataset_folder_are_no_targets(tmp_path: Path, ima
 
 
 def masks(scan) -> list[str | None]:
-    return [sample.mask and f"{sample.mask.file.parent.name}/{sample.mask.file.name}" for sample in scan.samples]
+    return [sample.mask and "/".join(Path(sample.mask.file).parts[-2:]) for sample in scan.samples]
 
 
 def test_masks_are_found_by_stem_in_the_subfolder_first_and_are_no_targets(tmp_path: Path, image, dataset) -> None:

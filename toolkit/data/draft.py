@@ -1,0 +1,152 @@
+"""One folder of images while it is being scanned: from what lies in it to its samples."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from toolkit.contracts import CaptionRules, Flip, Mask, Sample, Size
+from toolkit.data.captionfile import caption_files, find_captions
+from toolkit.data.captions import inject_trigger
+from toolkit.data.ignored import some
+from toolkit.data.listing import Listing, Picture, join
+from toolkit.data.references import PartnerFinder
+from toolkit.errors import Mistake
+
+_REPEATS = re.compile(r"([0-9]+)_")
+
+
+@dataclass(frozen=True)
+class FolderInfo:
+    """One folder that holds images."""
+
+    dataset: int
+    """Index of its entry in `datasets`."""
+
+    folder: str
+    """As the user wrote it, a subfolder appended with a slash."""
+
+    repeats: int
+    samples: tuple[Sample, ...]
+    missing_captions: int
+    """Images whose caption file is missing or empty."""
+
+    note: str = ""
+    """Said when `num_repeats` overrides the folder's name."""
+
+    is_reg: bool = False
+    """Whether its images are regularisation images."""
+
+
+class Draft:
+    """What was found for the images of one folder, by their stems."""
+
+    def __init__(self, index: int, dataset: Any, listing: Listing, subfolder: str | None) -> None:
+        self.index, self.dataset, self.listing, self.subfolder = index, dataset, listing, subfolder
+        # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
+        match = _REPEATS.match(os.path.basename(os.path.abspath(listing.folder)))
+        self.named_repeats = int(match[1]) if match else None
+        self.caption_files = caption_files(listing, dataset.caption_ext)
+        self.captions: dict[str, str] = {}
+        self.controls: dict[str, tuple[Picture, ...]] = {}
+        self.masks: dict[str, Picture] = {}
+        """Mask pictures; the image itself where its own opacity is the mask."""
+
+    def pair(self, partners: PartnerFinder, mistakes: list[Mistake]) -> None:
+        """Finds caption, references and mask of every image."""
+        listing, dataset = self.listing, self.dataset
+        for stem, files in listing.images.items():
+            if len(files) > 1:
+                reason = f"images share the stem {stem!r}: {some(files)}. Rename one"
+                mistakes.append(Mistake(join(listing.folder, files[0]), reason))
+        self.captions = find_captions(listing, self.caption_files, mistakes)
+        if dataset.control_path:
+            self.controls = {
+                stem: partners.references(image, stem, dataset, self.subfolder) for stem, image in self._images()
+            }
+        if dataset.alpha_mask:
+            self.masks = dict(self._images())
+        elif dataset.mask_path:
+            masks = {stem: partners.mask(image, stem, dataset, self.subfolder) for stem, image in self._images()}
+            self.masks = {stem: mask for stem, mask in masks.items() if mask}
+
+    def _images(self) -> Iterator[tuple[str, Picture]]:
+        return ((stem, Picture(self.listing, files[0])) for stem, files in self.listing.images.items())
+
+    def pictures(self) -> Iterator[tuple[Listing, Iterable[str]]]:
+        """All that are used: names, and where they lie."""
+        yield self.listing, chain.from_iterable(self.listing.images.values())
+        for listing, name in chain(*self.controls.values(), self.masks.values()):
+            yield listing, (name,)
+
+    def judge_masks(self) -> Iterator[str]:
+        """Notes images that have no transparency to be their mask, and masks of another shape than their image.
+
+        From here on the facts of every picture are known, and one file has each stem.
+        """
+        opaque, stretched = [], []
+        for stem, mask in list(self.masks.items()):
+            (name,) = self.listing.images[stem]
+            if self.dataset.alpha_mask and not mask.facts.alpha:
+                del self.masks[stem]
+                opaque.append(name)
+            elif not _alike(mask.facts.size, self.listing.facts[name].size):
+                stretched.append(name)
+        folder = self.listing.folder
+        if opaque:
+            yield f"{folder}: alpha_mask: no transparency, so the whole image counts: {some(opaque)}"
+        if stretched:
+            yield f"{folder}: the mask has another shape and is stretched over: {some(stretched)}"
+
+    def finish(self, trigger_word: str | None, reg_weight: float) -> FolderInfo:
+        """The samples."""
+        dataset, listing = self.dataset, self.listing
+        repeats = dataset.num_repeats or self.named_repeats or 1
+        trigger = dataset.trigger_word or trigger_word or ""
+        rules = CaptionRules(dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger)
+        add_trigger = not dataset.is_reg  # they show what the trigger word is not to mean
+        default = dataset.default_caption or ""
+        weight = dataset.loss_multiplier * (reg_weight if dataset.is_reg else 1.0)
+        controls = {stem: tuple(picture.path for picture in found) for stem, found in self.controls.items()}
+        masks = {
+            stem: Mask(mask.path, dataset.alpha_mask, dataset.mask_min_value, dataset.invert_mask)
+            for stem, mask in self.masks.items()
+        }
+        flips = [Flip(x, y) for y in sorted({False, dataset.flip_y}) for x in sorted({False, dataset.flip_x})]
+        prefix, folder, facts, background = listing.prefix, listing.folder, listing.facts, dataset.background
+        samples = tuple(
+            Sample(  # by place: by name it takes twice as long
+                prefix + name,
+                inject_trigger(self.captions.get(stem, default), trigger, add_trigger).strip(),
+                repeats,
+                facts[name].size,
+                folder,
+                controls.get(stem, ()),
+                rules,
+                masks.get(stem),
+                weight,
+                background,
+                flip,
+                self.index,
+            )
+            for stem, (name,) in listing.images.items()
+            for flip in flips
+        )
+        missing = len(listing.images) - len(self.captions)
+        return FolderInfo(self.index, listing.folder, repeats, samples, missing, self._note(), dataset.is_reg)
+
+    def _note(self) -> str:
+        given = self.dataset.num_repeats
+        if not given or self.named_repeats in (None, given):
+            return ""
+        unused = f"the {self.named_repeats} in the folder's name is not used"
+        return f"{self.listing.folder}: num_repeats: {given} is given; {unused}"
+
+
+def _alike(mask: Size, image: Size) -> bool:
+    """Whether the aspect ratios differ by no more than rounding to pixels explains, 2 %."""
+    return abs(mask.width * image.height / (mask.height * image.width) - 1) <= 0.02
