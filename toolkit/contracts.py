@@ -133,8 +133,7 @@ class Crop:
     bucket: Size
 
 
-@dataclass(frozen=True, slots=True)
-class Item:
+class Item(NamedTuple):
     """One image at one training size."""
 
     sample: Sample

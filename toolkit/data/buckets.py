@@ -31,14 +31,15 @@ def bucket_for(size: Size, resolution: int, divisibility: int, square_crop: bool
 
 
 def make_items(
-    samples: Iterable[Sample], resolutions_of: Callable[[Sample], Iterable[int]], divisibility: int
+    samples: Iterable[Sample], resolutions_of: Callable[[Sample], tuple[int, ...]], divisibility: int
 ) -> tuple[Item, ...]:
     """Each image once per distinct resolution of its dataset, in the order given there."""
     crop_of = cache(bucket_for)  # images of one size are many, and share one object
+    distinct = cache(lambda resolutions: tuple(dict.fromkeys(resolutions)))
     return tuple(
         Item(sample, crop_of(sample.size, resolution, divisibility))
         for sample in samples
-        for resolution in dict.fromkeys(resolutions_of(sample))
+        for resolution in distinct(resolutions_of(sample))
     )
 
 

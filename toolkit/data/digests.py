@@ -15,8 +15,8 @@ Version = bytes
 
 _LAYOUT = struct.Struct("<qqq")
 VERSION_BYTES = _LAYOUT.size
-NO_VERSION = b""
-"""Of a file that cannot be looked at, a link to nowhere: it equals that of no file."""
+NO_VERSION = bytes(VERSION_BYTES)
+"""Of a file that cannot be looked at, a link to nowhere."""
 
 DIGEST_BYTES = 32
 
@@ -28,6 +28,10 @@ _known: dict[str, Digests] = {}
 
 _recalled: dict[str, Callable[[], Digests]] = {}
 """The same, of what earlier starts computed and nobody has asked for yet."""
+
+
+_computed: set[str] = set()
+"""Where files lie whose digests were computed by this process."""
 
 
 def version_of(stat: os.stat_result) -> Version:
@@ -63,20 +67,26 @@ def digests_in(prefix: str) -> Digests:
     return known
 
 
+def has_new_digests(prefix: str) -> bool:
+    """Whether any was computed by this process."""
+    return prefix in _computed
+
+
 def file_digest(path: Path | str) -> str:
     """SHA-256 (hex) of a file's bytes; computed again only when its version differs.
 
     Raises RunError when it cannot be read.
     """
     text = os.fspath(path)
-    start_of_name = text.rfind(os.sep) + 1
-    name = text[start_of_name:]
-    known = digests_in(text[:start_of_name])
+    start = text.rfind(os.sep) + 1
+    prefix, name = text[:start], text[start:]
+    known = digests_in(prefix)
     try:
         version = version_of(os.stat(text))
         found = known.get(name)
         if found is None or not found.startswith(version):
             found = known[name] = version + bytes.fromhex(sha256_of(text))
+            _computed.add(prefix)
     except OSError as error:
         raise RunError(f"{path}: cannot be read: {error.strerror or error}") from error
     return found[VERSION_BYTES:].hex()

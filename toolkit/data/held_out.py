@@ -120,7 +120,7 @@ def _without(scan: Scan, chosen: set[str]) -> Scan:
 def _as_it_is(item: Item) -> Item:
     """The item as it is measured: always with its caption, and no sample counts more than another."""
     rules = CaptionRules(trigger=item.sample.rules.trigger)
-    return replace(item, sample=item.sample._replace(rules=rules, repeats=1, loss_weight=1.0))
+    return item._replace(sample=item.sample._replace(rules=rules, repeats=1, loss_weight=1.0))
 
 
 def _place(sample: Sample) -> str:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from toolkit.data.digests import length_of
+from toolkit.data.digests import NO_VERSION, length_of
 from toolkit.data.glance import glance
 from toolkit.data.images import ImageError, ImageFacts, inspect_image
 from toolkit.data.listing import Listing, Picture
@@ -65,7 +65,7 @@ def _read_ends(picture: Picture) -> tuple[ImageFacts | None, str]:
     """The same without reading the pixels, where the header can be relied on."""
     version = picture.listing.versions[picture.name]
     try:
-        facts = glance(picture.path, length_of(version)) if version else None
+        facts = glance(picture.path, length_of(version)) if version != NO_VERSION else None
     except OSError:
         facts = None  # the message is the decoder's
     return (facts, "") if facts else _read_whole(picture)

@@ -8,22 +8,25 @@ from __future__ import annotations
 
 import os
 import time
+from bisect import bisect_left
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from stat import S_ISDIR
 from typing import NamedTuple
 from unicodedata import normalize
 
-from toolkit.data.digests import NO_VERSION, Version, version_of
+from toolkit.data.columns import rows
+from toolkit.data.digests import NO_VERSION, VERSION_BYTES, Version, version_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageFacts
 
 # A GIF counts as an image so that it is refused by name instead of being overlooked.
 _CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
 
 
-@dataclass(slots=True, eq=False)
+@dataclass(eq=False)
 class Listing:
     """The visible entries of one folder, by name: a path object for each of 100,000 files takes a while to make."""
 
@@ -36,13 +39,16 @@ class Listing:
     prefix: str
     """What the path of each of its files begins with."""
 
-    subfolders: tuple[str, ...]
     looked_at: int
     """When the reading began, nanoseconds since 1970."""
 
-    versions: dict[str, Version]
-    """Of each file by its name, images and others."""
+    names: list[str]
+    """All files."""
 
+    joined_versions: bytes
+    """Of each file; NO_VERSION of a link to nowhere."""
+
+    subfolders: tuple[str, ...]
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Stem -> the image files of that stem; more than one is a mistake."""
 
@@ -54,6 +60,11 @@ class Listing:
 
     texts: dict[str, str] = field(default_factory=dict)
     """The captions that are known by now, by the name of their file."""
+
+    @cached_property
+    def versions(self) -> dict[str, Version]:
+        """By the name of the file. A start that finds nothing changed does without."""
+        return dict(zip(self.names, rows(self.joined_versions, VERSION_BYTES), strict=True))
 
     def path(self, name: str) -> str:
         """The file of this name."""
@@ -86,41 +97,42 @@ class Picture(NamedTuple):
 def list_folder(folder: str) -> Listing:
     """Reads one folder, not its subfolders; `~` is the home folder. Raises OSError when it cannot."""
     place = Path(os.path.expanduser(folder))
-    looked_at = time.time_ns()
-    versions, subfolders = _look_at(place)
-    listing = Listing(folder, place, _prefix(place), tuple(subfolders), looked_at, versions)
-    for name in versions:
+    listing = Listing(folder, place, _prefix(place), time.time_ns(), *_look_at(place))
+    images, files = listing.images, listing.files
+    for name in listing.names:
         stem, suffix = split_suffix(name)
         if not stem.isascii():
             stem = normalize("NFC", stem)
         if suffix in _CANDIDATE_SUFFIXES:
-            listing.images[stem] = (*listing.images[stem], name) if stem in listing.images else (name,)
+            images[stem] = (*images[stem], name) if stem in images else (name,)
         else:
-            listing.files[stem + suffix] = name
+            files[stem + suffix] = name
     return listing
 
 
-def _look_at(place: Path) -> tuple[dict[str, Version], list[str]]:
-    """Name and version of each file, and the subfolders; all that is asked of the system."""
-    versions, subfolders = {}, []
+def _look_at(place: Path) -> tuple[list[str], bytes, tuple[str, ...]]:
+    """The files, their versions, and the subfolders; all that is asked of the system."""
+    names, versions, subfolders = [], bytearray(), []
     with _opened(place) as (start, handle):
-        for name in _names(place):
+        for name in _visible(place):
             try:
                 stat = os.stat(start + name, dir_fd=handle)
-            except OSError:  # a link to nowhere
-                versions[name] = NO_VERSION
-                continue
-            if S_ISDIR(stat.st_mode):
+            except OSError:
+                stat = None
+            if stat and S_ISDIR(stat.st_mode):
                 subfolders.append(name)
             else:
-                versions[name] = version_of(stat)
-    return versions, subfolders
+                names.append(name)
+                versions += version_of(stat) if stat else NO_VERSION
+    return names, bytes(versions), tuple(subfolders)
 
 
-def _names(place: Path) -> list[str]:
-    """The visible entries, sorted. What is joined and parted lies in memory in this order: faster to walk along."""
-    names = "/".join(sorted(os.listdir(place))).split("/")
-    return [name for name in names if name and name[0] != "."]
+def _visible(place: Path) -> list[str]:
+    """The names that do not begin with a dot, sorted."""
+    names = sorted(os.listdir(place))
+    del names[bisect_left(names, ".") : bisect_left(names, "/")]  # the character after the dot, which no name holds
+    # What is joined and parted lies in memory in this order: 200,000 names are walked along in half the time.
+    return "/".join(names).split("/") if names else []
 
 
 @contextmanager

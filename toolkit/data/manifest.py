@@ -14,7 +14,15 @@ from pathlib import Path
 
 from toolkit.contracts import Size
 from toolkit.data import columns
-from toolkit.data.digests import DIGEST_BYTES, VERSION_BYTES, digests_in, last_change, recall_digests
+from toolkit.data.digests import (
+    DIGEST_BYTES,
+    VERSION_BYTES,
+    Digests,
+    digests_in,
+    has_new_digests,
+    last_change,
+    recall_digests,
+)
 from toolkit.data.images import ImageFacts
 from toolkit.data.listing import Listing, list_folder
 from toolkit.files import replaced
@@ -36,6 +44,9 @@ _CAPTION, _UNKNOWN = -1, -2
 _NO_DIGEST = bytes(DIGEST_BYTES)
 _END_OF_NAME, _END_OF_CAPTION = "/", "\0"
 
+_Known = tuple[dict[str, ImageFacts], dict[str, str]]
+"""Facts of the images and texts of the captions in a folder, by name."""
+
 
 class Manifest:
     """Lists folders together with what is known of their files, and keeps what was learned since.
@@ -49,8 +60,10 @@ class Manifest:
         """Folder as the user wrote it -> what was in it; each is read once."""
         self._listings: dict[str, Listing] = {}
         """The same by its place, links followed."""
+        self._recalled: dict[str, _Known | None] = {}
+        """Place -> what is stored for it, where all of that still holds."""
         self._stored: dict[str, bytes] = {}
-        """Place -> what is stored for it begins so: its digest."""
+        """Place -> the digest of what is stored for it."""
 
     @staticmethod
     def beside(training_folder: str) -> Manifest:
@@ -69,7 +82,7 @@ class Manifest:
         elif self._folder:
             with suppress(OSError, *columns.DAMAGED):
                 document = self._file(place).read_bytes()
-                _recall(listing, document)
+                self._recalled[place] = _recall(listing, document)
                 self._stored[place] = columns.digest_of(document)
         return listing
 
@@ -80,8 +93,11 @@ class Manifest:
         at once the later one stays; both are right.
         """
         for place, listing in self._listings.items():
+            known = (listing.facts, listing.texts) == self._recalled.get(place)
+            if self._folder is None or (known and not has_new_digests(listing.prefix)):
+                continue
             document = _document(listing)
-            if self._folder is None or document is None or columns.digest_of(document) == self._stored.get(place):
+            if document is None or columns.digest_of(document) == self._stored.get(place):
                 continue
             with suppress(OSError), replaced(self._file(place), durable=False) as temporary:
                 temporary.write_bytes(document)
@@ -91,8 +107,11 @@ class Manifest:
         return self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.columns"
 
 
-def _recall(listing: Listing, document: bytes) -> None:
-    """Fills in what holds for the files as they are. Raises any of DAMAGED, and has filled in nothing then."""
+def _recall(listing: Listing, document: bytes) -> _Known | None:
+    """Fills in what holds for the files as they are; returns it where that is all that is stored.
+
+    Raises any of DAMAGED, and has filled in nothing then.
+    """
     known, of = columns.parted(document)
     if known["format"] != FORMAT:
         raise ValueError("another format")
@@ -101,28 +120,33 @@ def _recall(listing: Listing, document: bytes) -> None:
         for width, height, alpha, notes, checked in known["facts"]
     ]
     names, kinds = _unchanged(listing, of["names"], of["versions"]), known["kinds"]
-    facts = {name: distinct[kind] for name, kind in zip(names, kinds, strict=True) if name and kind >= 0}
+    facts = {name: distinct[kind] for name, kind in zip(names, kinds, strict=True) if kind >= 0 and name}
     captioned = [name for name, kind in zip(names, kinds, strict=True) if kind == _CAPTION]
+    if len(of["digests"]) != DIGEST_BYTES * sum(kind >= 0 for kind in kinds):
+        raise ValueError("digests of other images")
     captions = zip(captioned, columns.texts(of["captions"], _END_OF_CAPTION), strict=True)
     texts = {name: caption for name, caption in captions if name}
-    images = [name for name, kind in zip(names, kinds, strict=True) if kind >= 0]
-    if len(of["digests"]) != len(images) * DIGEST_BYTES:
-        raise ValueError("digests of other images")
     listing.facts.update(facts)
     listing.texts.update(texts)
-    recall_digests(listing.prefix, lambda: _recalled(listing, images, of["digests"]))
+    recall_digests(listing.prefix, lambda: _digests_of(names, kinds, of))
+    return (facts, texts) if names is listing.names else None
 
 
-def _recalled(listing: Listing, images: list[str], digests: bytes) -> dict[str, bytes]:
+def _digests_of(names: list[str], kinds: list[int], of: dict[str, bytes]) -> Digests:
     """The digests of the images that are as they were."""
-    digested = zip(images, columns.rows(digests, DIGEST_BYTES), strict=True)
-    return {name: listing.versions[name] + digest for name, digest in digested if name and digest != _NO_DIGEST}
+    digests = iter(columns.rows(of["digests"], DIGEST_BYTES))
+    found: Digests = {}
+    for name, version, kind in zip(names, columns.rows(of["versions"], VERSION_BYTES), kinds, strict=True):
+        digest = next(digests) if kind >= 0 else _NO_DIGEST
+        if name and digest != _NO_DIGEST:
+            found[name] = version + digest
+    return found
 
 
 def _unchanged(listing: Listing, names: bytes, versions: bytes) -> list[str]:
     """The files of which something is known; '' for one that is not as it was."""
-    if names == columns.of_texts(listing.versions, _END_OF_NAME) and versions == b"".join(listing.versions.values()):
-        return list(listing.versions)  # as most starts find it
+    if versions == listing.joined_versions and names == columns.of_texts(listing.names, _END_OF_NAME):
+        return listing.names  # as most starts find it
     files = zip(columns.texts(names, _END_OF_NAME), columns.rows(versions, VERSION_BYTES), strict=True)
     return [name if listing.versions.get(name) == version else "" for name, version in files]
 
@@ -167,7 +191,7 @@ def _kind(name: str, listing: Listing, distinct: dict[ImageFacts, int]) -> int:
 def _settled(listing: Listing) -> list[str]:
     """The files whose next change will give them another version."""
     latest = listing.looked_at - SETTLED_NS
-    return [name for name, version in listing.versions.items() if version and last_change(version) < latest]
+    return [name for name, version in listing.versions.items() if last_change(version) < latest]
 
 
 def _harmless(texts: dict[str, str]) -> list[str]:

@@ -144,7 +144,7 @@ def test_a_batch_has_the_masks_of_its_items_and_ones_for_those_without(load_phot
 
     grey = image(tmp_path / "mask.png", colour="#333333")  # 51, a fifth of white
     sample = items[alike[1]].sample._replace(mask=Mask(str(grey)))
-    masked = replace(items[alike[1]], sample=sample)
+    masked = items[alike[1]]._replace(sample=sample)
     stores = Stores(TensorCache(None), TensorCache(None))
     encoded = encode_items([items[alike[0]], masked], adapter, lambda _: stores, torch.float32)
     mask_B1HW = BatchLoader(encoded, SEED).load(BatchSpec(0, (0, 1, 1), (0, 1, 2))).loss_mask_B1HW

@@ -1,4 +1,3 @@
-from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -38,7 +37,7 @@ def in_memory():
 
 
 def with_rules(items, **rules):
-    return [replace(i, sample=i.sample._replace(rules=CaptionRules(**rules))) for i in items]
+    return [i._replace(sample=i.sample._replace(rules=CaptionRules(**rules))) for i in items]
 
 
 def test_each_distinct_tensor_is_encoded_once(items, fake_adapter) -> None:
@@ -126,12 +125,12 @@ def test_changed_files_and_captions_are_encoded_again(items, tmp_path: Path, ima
     encode_items(items, adapter, folder, torch.float32)
     assert adapter.calls == {"images": 1, "prompts": 1}  # a's reference, and a's text seen with it
 
-    other_caption = [replace(items[0], sample=items[0].sample._replace(caption="new")), *items[1:]]
+    other_caption = [items[0]._replace(sample=items[0].sample._replace(caption="new")), *items[1:]]
     adapter = fake_adapter()
     encode_items(other_caption, adapter, folder, torch.float32)
     assert adapter.prompts == [("new", 1)]
 
-    other_background = [replace(i, sample=i.sample._replace(background="black")) for i in items]
+    other_background = [i._replace(sample=i.sample._replace(background="black")) for i in items]
     adapter = fake_adapter()
     encode_items(other_background, adapter, folder, torch.float32)
     assert adapter.calls == {"images": 5, "prompts": 2}  # c's text has no picture
@@ -163,7 +162,7 @@ def test_a_stored_entry_is_verified_once_however_often_it_is_used(items, monkeyp
 def test_a_moved_dataset_needs_nothing_new(items, tmp_path: Path, fake_adapter) -> None:
     encode_items(items, fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
     (tmp_path / "40_x").rename(tmp_path / "7_y")
-    moved = [replace(i, sample=i.sample._replace(image=str(tmp_path / "7_y" / i.sample.name))) for i in items]
+    moved = [i._replace(sample=i.sample._replace(image=str(tmp_path / "7_y" / i.sample.name))) for i in items]
     adapter = fake_adapter()
     encode_items(moved, adapter, on_disk(tmp_path / "cache"), torch.float32)
     assert not adapter.calls
