@@ -10,6 +10,7 @@ from toolkit.files import (
     LEFTOVERS,
     append_json_line,
     flush_to_disk,
+    portions_of,
     remove,
     replaced,
     replaced_folder,
@@ -110,6 +111,11 @@ def test_each_line_of_json_is_whole(tmp_path: Path) -> None:
 def test_the_digest_of_a_file(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"abc")
     assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    for length in (0, 1, 65_535, 65_536, 65_537, 200_000):
+        contents = bytes(range(251)) * (length // 251 + 1)
+        (tmp_path / "b").write_bytes(contents[:length])
+        assert b"".join(portions_of(tmp_path / "b")) == contents[:length]
+        assert sha256_of(str(tmp_path / "b")) == hashlib.sha256(contents[:length]).hexdigest()
 
 
 def test_files_and_folders_can_be_flushed(tmp_path: Path) -> None:

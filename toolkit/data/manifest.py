@@ -133,12 +133,12 @@ def _recall(listing: Listing, document: bytes) -> _Known | None:
 
 
 def _digests_of(names: list[str], kinds: list[int], of: dict[str, bytes]) -> Digests:
-    """The digests of the images that are as they were."""
+    """The digests of the images, each of the version that it is stored with."""
     digests = iter(columns.rows(of["digests"], DIGEST_BYTES))
     found: Digests = {}
     for name, version, kind in zip(names, columns.rows(of["versions"], VERSION_BYTES), kinds, strict=True):
         digest = next(digests) if kind >= 0 else _NO_DIGEST
-        if name and digest != _NO_DIGEST:
+        if digest != _NO_DIGEST:
             found[name] = version + digest
     return found
 

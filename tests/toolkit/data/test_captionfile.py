@@ -30,9 +30,17 @@ def test_other_encodings_are_refused_with_their_place(tmp_path: Path, raw: bytes
 
 
 def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
-    for name, text in (("a.cap", " \n"), ("a.TXT", "second"), ("b.txt", "b"), ("c.v2.txt", "c"), ("e.txt", "")):
+    for name, text in (
+        ("a.cap", " \n"),
+        ("a.TXT", "second"),
+        ("b.txt", "b"),
+        ("c.v2.txt", "c"),
+        ("e.txt", ""),
+        ("f.txt", "-"),
+        ("f.cap", "f"),
+    ):
         (tmp_path / name).write_text(text)
-    for stem in "abcde":
+    for stem in "abcdef":
         (tmp_path / f"{stem}.png").touch()
     listing = list_folder(str(tmp_path))
 
@@ -40,7 +48,7 @@ def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
         return find_captions(listing, caption_files(listing, suffixes), mistakes)
 
     mistakes: list[Mistake] = []
-    assert captions(".cap", ".txt") == {"a": "second", "b": "b"}
+    assert captions(".cap", ".txt") == {"a": "second", "b": "b", "f": "f"}
     assert captions(".v2.txt") == {"c": "c"}
     assert mistakes == []
 

@@ -1,5 +1,7 @@
+import os
 from pathlib import Path
 
+from toolkit.data.digests import NO_VERSION, version_of
 from toolkit.data.listing import join, list_folder, same_place
 
 
@@ -33,6 +35,33 @@ def test_broken_and_looping_links_do_not_stop_the_listing(tmp_path: Path) -> Non
     (tmp_path / "gone.png").symlink_to("nowhere.png")
     listing = list_folder(str(tmp_path))
     assert list(listing.images) == ["gone"] and listing.subfolders == ()
+    assert listing.versions == {"gone.png": NO_VERSION, "loop": NO_VERSION}
+
+
+def test_each_file_has_its_own_version(tmp_path: Path) -> None:
+    for index, name in enumerate(("b.png", "a.txt", "c.png")):
+        (tmp_path / name).write_bytes(b"x" * index)
+    (tmp_path / "b").mkdir()
+    listing = list_folder(str(tmp_path))
+    assert listing.names == ["a.txt", "b.png", "c.png"]
+    assert listing.versions == {name: version_of((tmp_path / name).stat()) for name in listing.names}
+
+
+def test_where_the_system_knows_files_by_their_path_only_the_same_is_found(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a.png", "a.txt", "-b.png", "!.png", ".hidden", "0.png"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    beside = list_folder(str(tmp_path))
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    by_path = list_folder(str(tmp_path))
+    assert (by_path.images, by_path.files, by_path.subfolders) == (beside.images, beside.files, beside.subfolders)
+    assert by_path.versions == beside.versions and set(beside.images) == {"a", "-b", "!", "0", "gone"}
+
+
+def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
+    listing = list_folder(str(tmp_path))
+    assert (listing.names, listing.versions, listing.images, listing.files) == ([], {}, {}, {})
 
 
 def test_join_keeps_what_the_user_wrote() -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import random
+import struct
 import threading
 from collections.abc import Callable
 from pathlib import Path
@@ -12,19 +13,26 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from toolkit.data import captionfile, digests, inspection, manifest
+from toolkit.data import captionfile, columns, digests, inspection, listing, manifest
 from toolkit.data.digests import file_digest
 from toolkit.data.folder import Scan, scan_datasets
 from toolkit.data.manifest import Manifest
 from toolkit.errors import DataErrors
+
+SETTLED_NS = manifest.SETTLED_NS
+
+
+def new_process() -> None:
+    """One that has not seen any file."""
+    for known in (digests._known, digests._recalled, digests._computed):
+        known.clear()
 
 
 @pytest.fixture(autouse=True)
 def settled(monkeypatch) -> None:
     """Files that were written a moment ago count as old ones."""
     monkeypatch.setattr(manifest, "SETTLED_NS", -(10**12))
-    monkeypatch.setattr(digests, "_known", {})
-    monkeypatch.setattr(digests, "_recalled", {})
+    new_process()
 
 
 @pytest.fixture
@@ -46,8 +54,7 @@ def scan(tmp_path: Path, data: Path, dataset) -> Callable[..., Scan]:
     """Scans as a new process does, with a manifest or without; keeps what was learned."""
 
     def run(remember: bool = True, save: bool = True, **changes) -> Scan:
-        digests._known.clear()
-        digests._recalled.clear()
+        new_process()
         given = {"control_path": (str(tmp_path / "before"),), "control_optional": True, "default_caption": "a thing"}
         section = dataset(data, **(given | {"mask_path": str(tmp_path / "masks"), "mask_optional": True} | changes))
         found = scan_datasets([section, dataset(data)], "sks", 1.0, Manifest(tmp_path / "kept") if remember else None)
@@ -120,6 +127,121 @@ def test_a_change_of_equal_size_with_its_time_set_back_is_noticed(scan, data: Pa
     assert any("LINE" in sample.caption for sample in scan().samples)
 
 
+def test_a_picture_replaced_in_place_by_one_of_equal_size_is_noticed(scan, data: Path, reads) -> None:
+    first = scan()
+    before = {sample.name: file_digest(sample.image) for sample in first.samples}
+    first.manifest.save()
+    picture = data / "p1.png"
+    stat, torn = picture.stat(), bytearray(picture.read_bytes())
+    torn[torn.index(b"IDAT") + 4] ^= 0xFF
+    picture.write_bytes(torn)
+    os.utime(picture, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+    assert picture.stat().st_size == stat.st_size and picture.stat().st_mtime_ns == stat.st_mtime_ns
+    reads.clear()
+    with pytest.raises(DataErrors, match=r"p1\.png"):  # it was read again, and is torn
+        scan(save=False)
+    assert set(reads) == {"p1.png"}
+    assert file_digest(str(picture)) == hashlib.sha256(torn).hexdigest() != before["p1.png"]
+
+
+def test_another_file_under_the_name_of_a_removed_one_is_noticed(scan, data: Path, tmp_path: Path, reads) -> None:
+    first = scan()
+    wanted = {sample.name: file_digest(sample.image) for sample in first.samples}
+    first.manifest.save()
+    for name in ("p1.png", "p1.txt"):  # as old as the one it replaces
+        stat = (data / name).stat()
+        other = tmp_path / f"other{Path(name).suffix}"
+        other.write_bytes((data / name.replace("1", "2")).read_bytes())
+        os.utime(other, ns=(stat.st_atime_ns, stat.st_mtime_ns))
+        (data / name).unlink()
+        other.rename(data / name)
+    reads.clear()
+    found = scan()
+    assert sorted(set(reads)) == ["p1.png", "p1.txt"]
+    assert found == scan(remember=False, save=False)
+    assert file_digest(str(data / "p1.png")) == wanted["p2.png"] != wanted["p1.png"]
+
+
+def test_a_folder_under_the_name_of_another_has_nothing_of_it(scan, data: Path, image, reads) -> None:
+    scan()
+    data.rename(data.with_name("away"))
+    for index in range(6):
+        image(data / f"p{index}.png", 200, 100 + index)
+    reads.clear()
+    found = scan()
+    assert sorted(name for name in reads if not name.endswith(".txt")) == [f"p{index}.png" for index in range(6)]
+    assert found == scan(remember=False, save=False)
+    assert {sample.caption for sample in found.samples} == {"sks a thing", "sks"}
+    for path in data.iterdir():
+        path.unlink()
+    data.rmdir()
+    data.with_name("away").rename(data)
+    assert scan() == scan(remember=False, save=False)
+
+
+def test_a_file_of_another_name_is_another_one_whatever_its_version(scan, data: Path, monkeypatch, reads) -> None:
+    monkeypatch.setattr(listing, "version_of", lambda stat: bytes(24))
+    scan()
+    (data / "p5.png").rename(data / "p9.png")
+    reads.clear()
+    assert scan(save=False) == scan(remember=False, save=False)
+    assert "p9.png" in reads
+
+
+def test_files_that_are_not_used_come_and_go_and_nothing_is_read(scan, data: Path, reads) -> None:
+    first = scan()
+    for change in ((data / "notes.md").touch, (data / "0.md").touch, scan, (data / "notes.md").unlink):
+        change()
+        reads.clear()
+        assert scan(save=False).samples == first.samples
+        assert reads == []
+
+
+def test_a_change_within_one_step_of_the_clock_is_noticed(scan, data: Path, monkeypatch) -> None:
+    """Times in steps of 2 s, as some file systems keep them; all contents are of one length."""
+
+    def coarse(stat: os.stat_result) -> bytes:
+        step = 2 * 10**9
+        times = (time // step * step for time in (stat.st_mtime_ns, stat.st_ctime_ns))
+        return struct.pack("<qqq", stat.st_size, *times)
+
+    monkeypatch.setattr(listing, "version_of", coarse)
+    monkeypatch.setattr(manifest, "SETTLED_NS", SETTLED_NS)
+    for text in ("one", "two", "six"):
+        (data / "p1.txt").write_text(text)
+        assert any(sample.caption == f"sks {text}" for sample in scan().samples)
+
+
+def test_only_changed_files_are_digested_again(scan, data: Path, reads) -> None:
+    def digests_now() -> dict[str, str]:
+        found = scan()
+        reads.clear()
+        taken = {sample.name: file_digest(sample.image) for sample in found.samples}
+        found.manifest.save()
+        return taken
+
+    first = digests_now()
+    assert len(reads) == len(first) == 7
+    Image.new("RGB", (64, 48), "blue").save(data / "p0.png")
+    (data / "new.png").write_bytes((data / "p1.png").read_bytes())
+    second = digests_now()
+    assert sorted(reads) == ["new.png", "p0.png"]
+    assert (
+        second == {**first, "new.png": first["p1.png"], "p0.png": second["p0.png"]}
+        and second["p0.png"] != first["p0.png"]
+    )
+    assert digests_now() == second and reads == []
+
+
+def test_a_scan_that_needs_no_digest_makes_none(scan, monkeypatch) -> None:
+    first = scan()
+    for sample in first.samples:
+        file_digest(sample.image)
+    first.manifest.save()
+    monkeypatch.setattr(manifest, "_digests_of", None)
+    assert scan() == first
+
+
 def test_touched_files_are_read_again(scan, data: Path, reads) -> None:
     scan()
     os.utime(data / "p1.png", (1, 1))
@@ -156,9 +278,22 @@ def damages(document: bytes) -> list[bytes]:
         changed = bytearray(document)
         changed[draw.randrange(len(changed))] ^= 0xFF
         broken.append(bytes(changed))
-    for other in (b"[]", b"null", b"{}", contents.replace(b'"format": 2', b'"format": 1'), b"[" * 10_000):
+    for other in (b"[]", b"null", b"{}", b"[" * 10_000):
         broken.append(hashlib.sha256(other).hexdigest().encode() + b"\n" + other)
-    return broken
+    return broken + others(document) if contents else broken + [b""] * len(TAMPERED)
+
+
+TAMPERED = ("format", "facts", "kinds", "names", "versions", "digests", "captions")
+
+
+def others(document: bytes) -> list[bytes]:
+    """What another version of the program may have written: of each part a little less, or another number."""
+    facts, found = columns.parted(document)
+    del facts["lengths"]
+    less = [facts | {"format": 1}, facts | {"facts": facts["facts"][:-1]}, facts | {"kinds": facts["kinds"][:-1]}]
+    ends = {"names": found["names"].rindex(b"/", 0, -1) + 1, "versions": -24, "digests": -32, "captions": 0}
+    parts = [found | {name: found[name][:end] if end else b"x\0" * 99} for name, end in ends.items()]
+    return [columns.joined(other, found) for other in less] + [columns.joined(facts, part) for part in parts]
 
 
 def test_a_damaged_manifest_is_none(scan, tmp_path: Path, reads) -> None:
@@ -179,6 +314,23 @@ def test_a_damaged_manifest_is_none(scan, tmp_path: Path, reads) -> None:
 def test_a_folder_that_cannot_be_written_is_enough(scan, tmp_path: Path) -> None:
     (tmp_path / "kept").write_text("a file in the way")
     assert scan() == scan() == scan(remember=False)
+
+
+def test_no_manifest_is_made_where_nothing_is_new(scan, data: Path, monkeypatch) -> None:
+    scan()
+    made = []
+    make = manifest._document
+    monkeypatch.setattr(manifest, "_document", lambda listing: made.append(listing.place.name) or make(listing))
+    found = scan()
+    assert made == []
+    file_digest(found.samples[0].image)
+    found.manifest.save()
+    assert made == ["3_data"]
+    for change in ((data / "p1.txt").unlink, (data / "p2.txt").touch):
+        made.clear()
+        change()
+        scan()
+        assert made == ["3_data"]
 
 
 def test_nothing_is_written_without_a_save_or_where_nothing_is_new(scan, tmp_path: Path, monkeypatch) -> None:
