@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from toolkit.data.listing import Listing
@@ -36,19 +36,22 @@ def find_captions(listing: Listing, files: Sequence[dict[str, str]], mistakes: l
     files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
     """
     found: dict[str, str] = {}
-    texts = listing.texts
     for named in files:
         names = {stem: name for stem, name in named.items() if stem not in found} if found else named
-        known = map(texts.get, names.values())
-        unread = [name for name, text in zip(names.values(), known, strict=True) if text is None]
-        for name, text in zip(unread, on_threads(_read, [listing.path(name) for name in unread]), strict=True):
-            if isinstance(text, CaptionError):
-                mistakes.append(Mistake(text.path, text.reason))
-            else:
-                texts[name] = text
-        known = map(texts.get, names.values())
-        found |= {stem: text for stem, text in zip(names, known, strict=True) if text}
+        _read_unknown(listing, names.values(), mistakes)
+        for stem, text in zip(names, map(listing.texts.get, names.values()), strict=True):
+            if text:
+                found[stem] = text
     return found
+
+
+def _read_unknown(listing: Listing, names: Iterable[str], mistakes: list[Mistake]) -> None:
+    unknown = [name for name in names if name not in listing.texts]
+    for name, text in zip(unknown, on_threads(_read, [listing.path(name) for name in unknown]), strict=True):
+        if isinstance(text, CaptionError):
+            mistakes.append(Mistake(text.path, text.reason))
+        else:
+            listing.texts[name] = text
 
 
 def read_caption(path: Path | str) -> str:

@@ -122,7 +122,8 @@ def _recall(listing: Listing, document: bytes) -> _Known | None:
     names, kinds = _unchanged(listing, of["names"], of["versions"]), known["kinds"]
     facts = {name: distinct[kind] for name, kind in zip(names, kinds, strict=True) if kind >= 0 and name}
     captioned = [name for name, kind in zip(names, kinds, strict=True) if kind == _CAPTION]
-    if len(of["digests"]) != DIGEST_BYTES * sum(kind >= 0 for kind in kinds):
+    images = len(kinds) - kinds.count(_CAPTION) - kinds.count(_UNKNOWN)
+    if len(of["digests"]) != images * DIGEST_BYTES:
         raise ValueError("digests of other images")
     captions = zip(captioned, columns.texts(of["captions"], _END_OF_CAPTION), strict=True)
     texts = {name: caption for name, caption in captions if name}
