@@ -62,8 +62,8 @@ def recall_digests(prefix: str, recalled: Callable[[], Digests]) -> None:
 def digests_in(prefix: str) -> Digests:
     """The known digests of the files whose paths begin so, by the rest of their path. May be added to."""
     known = _known.setdefault(prefix, {})
-    if prefix in _recalled:
-        known.update(_recalled.pop(prefix)())
+    if recalled := _recalled.pop(prefix, None):
+        known.update(recalled())
     return known
 
 
