@@ -96,10 +96,10 @@ ROWS = {
     "2": Row("bf16, full, compiled", _NO_TABLE, _compiled("full"), goal_s=1.10, goal_gb=49),
     "3": Row("bf16, cheap, compiled", _NO_TABLE, _compiled("cheap"), goal_s=0.88, goal_gb=120),
     "0": Row("diffusers + peft with the attention mask, full, eager", plain=True),
-    "5": Row("int8 products, full, eager", _INT8_PRODUCTS | _NO_TABLE, _eager("full"), goal_s=0.98, goal_gb=29),
+    "5": Row("int8 products, full, compiled", _INT8_PRODUCTS | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
     "8": Row(
-        "int8 weights, table, full, compiled; 24 GB card",
-        _INT8_WEIGHTS | {"modulation_table": True},
+        "int8 products, table, full, compiled; 24 GB card",
+        _INT8_PRODUCTS | {"modulation_table": True},
         _compiled("full"),
         card_gib=24,
         goal_s=0.98,
@@ -122,11 +122,11 @@ ROWS = {
         goal_s=1.35,
         goal_gb=11,
     ),
-    "6": Row("int8 products, cheap, eager", _INT8_PRODUCTS | _NO_TABLE, _eager("cheap"), goal_s=0.76, goal_gb=90),
+    "6": Row("int8 products, cheap, compiled", _INT8_PRODUCTS | _NO_TABLE, _compiled("cheap"), goal_s=0.76, goal_gb=90),
     "4": Row("int8 weights, full, compiled", _INT8_WEIGHTS | _NO_TABLE, _compiled("full"), goal_s=1.13, goal_gb=29),
     "12": Row(
-        "int8 weights, auto, compiled, 3 references",
-        _INT8_WEIGHTS,
+        "int8 products, auto, compiled, 3 references",
+        _INT8_PRODUCTS,
         _compiled("auto"),
         references=3,
         goal_s=2.2,
@@ -134,13 +134,13 @@ ROWS = {
     ),
     "11": Row("bf16, auto, compiled, no reference", {}, _compiled("auto"), references=0, goal_s=0.33),
     "11i": Row(
-        "int8 weights, auto, compiled, no reference", _INT8_WEIGHTS, _compiled("auto"), references=0, goal_s=0.26
+        "int8 products, auto, compiled, no reference", _INT8_PRODUCTS, _compiled("auto"), references=0, goal_s=0.26
     ),
     "7": Row("float8 weights, full, compiled", _FLOAT8 | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
     "3n": Row("bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120),
 }
-"""By name, the most telling first: base, level of checkpointing, compiled or not. int8 products cannot be compiled (the
-program refuses the two together). Where no key says otherwise, the program decides."""
+"""By name, the most telling first: base, level of checkpointing, compiled or not. Where no key says
+otherwise, the program decides."""
 
 
 # ------------------------------------------------------------ one row

@@ -17,10 +17,12 @@ from peft import LoraConfig
 from benchmarks.synthetic import RANK, SEED, ModelSize, make_batch, open_adapter
 from toolkit.contracts import Batch, BatchSpec, StepResult
 from toolkit.memory.engine import BlockEngine
+from toolkit.memory.int8_probe import candidates
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
 from toolkit.train.hook import Hook
+from toolkit.train.int8_choice import choose_int8
 from toolkit.train.loop import train
 from toolkit.train.run import Role, Run
 
@@ -47,6 +49,14 @@ class OurLoop(Hook):
         self.step_fn = FlowMatchingStep(self.adapter, SEED)
         self.batch = make_batch(size, spec_of_step(0), dtype)
         self.losses: list[float] = []
+        self._choose_int8()
+
+    def _choose_int8(self) -> None:
+        """As the program does before it trains (`model.int8_matmul: auto`)."""
+        layers = candidates(self.adapter.network_module, "auto", self.adapter.options.device)
+        if layers:
+            noise_BCHW, _ = self.step_fn.draws(self.batch.spec, self.batch.latents_BCHW.shape[1:])
+            choose_int8(self.adapter, self.network, layers, self.batch, noise_BCHW)
 
     def step(self) -> None:
         """One optimizer step of the program's own loop."""

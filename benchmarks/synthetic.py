@@ -117,7 +117,7 @@ def open_adapter(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str |
         folder=folder,
         device=torch.device("cpu"),
         dtype=dtype,
-        transform_block=quantizer(qtype, int8_matmul="auto") if qtype else None,
+        transform_block=quantizer(qtype) if qtype else None,
     )
     return EncoderlessAdapter(options, size)
 

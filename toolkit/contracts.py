@@ -363,6 +363,12 @@ class Network(ABC):
         """Inside the block nothing random (dropout) happens; for drawing samples while training goes on."""
         yield
 
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        """Inside the block the frozen model computes as if no network were attached; without effect on a kind that
+        trains the model itself."""
+        yield
+
     def after_step(self, taken: Tensor) -> dict[str, Tensor]:
         """What the network does to its weights after an optimizer step, without waiting for the device.
 

@@ -17,9 +17,6 @@ FEWEST_TO_SWAP = 3
 def check_memory(section: Any) -> Iterable[Finding]:
     """Mistakes of the keys that say how the blocks are run."""
     model = section.model
-    if section.train.compile.enabled and model.quantize and model.int8_matmul is True:
-        message = "true and 'train.compile' exclude each other: compiled blocks multiply in floating point. Keep one."
-        yield Finding(("model", "int8_matmul"), message)
     count, key = model.blocks_to_swap, ("model", "blocks_to_swap")
     if not count:
         return

@@ -10,8 +10,11 @@ from math import prod
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
 from extensions.sd_trainer.events import EventLog
 from extensions.sd_trainer.frozen import block_quantizer
+from extensions.sd_trainer.int8_products import choose_int8_products
 from extensions.sd_trainer.memory import block_engine, blocks_on_host, settle
 from extensions.sd_trainer.memory_check import machine_of, memory_hook
 from extensions.sd_trainer.observers import log_of, observers
@@ -45,6 +48,7 @@ from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.status import is_finished
 from toolkit.train.hooks.stop_when import reached
+from toolkit.train.int8_choice import first_use
 from toolkit.train.lock import locked
 from toolkit.train.lockstep import LeadingAdapter, follow
 from toolkit.train.loop import probe, train
@@ -136,7 +140,7 @@ class SdTrainerProcess(BaseTrainProcess):
         set_up_cuda(self.device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark, self.print)
         weights_dtype = DTYPES[self.section.weights_dtype()]
         merging = base_merging(self.section, self.print)
-        of_blocks = block_quantizer(self.section, self.device, self.print)
+        of_blocks = block_quantizer(self.section, self.print)
         model, dtype = self.section.model, self._dtype
         args = quantizer, self.print, weights_dtype, merging, of_blocks, blocks_on_host(self.section, self.print)
         sharing = block_sharing(self.device, self.team.size) if self._is_shared_out else None
@@ -271,6 +275,7 @@ class SdTrainerProcess(BaseTrainProcess):
             own = (parts(spec, cut)[-1] for spec in batches_of_epoch(run.state.epoch))
             largest = max(own, key=partial(_cost, items, adapter))
             batch = loader.load(largest)
+            self._choose_int8_products(adapter, network, step, loader, batches_of_epoch(0))
             settle(self.engine, self.section, adapter, network, batch, self.team.gather)
             # Of a model that is shared out no process repeats a pass by itself.
             if note := probe(run, batch, step, *([] if self._is_shared_out else [self.engine.save_more])):
@@ -284,6 +289,22 @@ class SdTrainerProcess(BaseTrainProcess):
         if run.stop_reason:
             self.print(f"stopped by {run.stop_reason}")
             raise Stopped(EXIT_DONE)  # asked for by the user: the job ends here, and well
+
+    def _choose_int8_products(
+        self,
+        adapter: ModelAdapter,
+        network: Network,
+        step: FlowMatchingStep,
+        loader: BatchLoader,
+        epoch: Sequence[BatchSpec],
+    ) -> None:
+        """By the first item of the first epoch, wherever the run goes on."""
+
+        def first() -> tuple[Batch, Tensor]:
+            batch = loader.load(first_use(epoch))
+            return batch, step.draws(batch.spec, batch.latents_BCHW.shape[1:])[0]
+
+        choose_int8_products(self.section, adapter, network, self.device, first, self.team, self.print)
 
     def _agree_on_the_end(self, run: Run) -> None:
         """A stop that one process has heard of is one of all. Nobody goes before the first has saved."""

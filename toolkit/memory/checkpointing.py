@@ -111,6 +111,8 @@ def _policy_for_costly(tensors: tuple[Tensor | None, ...]) -> Policy:
 def _keeps_costly(
     tokens: Collection[int], fewest: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
+    if op is _aten._to_copy.default and args[0].dtype == torch.int32:  # sums of an int8 product, compiled
+        return CheckpointPolicy.MUST_SAVE
     if op in MATMULS:
         factor = args[1] if op in (_aten.addmm.default, _aten.baddbmm.default) else args[0]
         if prod(factor.shape[:-1]) in tokens and factor.shape[-1] >= fewest:

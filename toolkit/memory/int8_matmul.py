@@ -2,9 +2,9 @@
 
 The other factor (activations, or gradients on their way back) is rounded to int8 row by row, each row by its own
 maximum, every time anew. That costs about 1 % of accuracy on ordinary rows, and more where a few values tower above
-the rest; such a factor is recognised by the rounding error it would get, and is multiplied in floating point instead.
-Everything is decided by the setting, the device, the sizes and the numbers themselves, never by a stopwatch, so a
-run that goes on computes what the uninterrupted one would have.
+the rest. Which layers are multiplied so is decided by the setting, the device and the sizes (`applies`), and by the
+error that a factor would get (`foreseen_error`), once, before training (`int8_probe`); never by a stopwatch. A product
+itself looks at no number: the host waits for nothing, and a compiler sees plain operations.
 
 Shape suffixes: M rows (tokens), K the summed side, N the other side of the weight.
 """
@@ -24,6 +24,12 @@ Int8Matmul = Literal["auto"] | bool
 SMALLEST_SIDE = 512
 """`auto`: narrower layers lose more to rounding their inputs than the faster product gains (benchmarks/README.md)."""
 
+SMALLEST_SIDE_ON_CUDA = 1024
+"""The same there; not measured yet."""
+
+LEAST_CAPABILITY = (8, 0)
+"""Of CUDA devices that `auto` takes: the first whose int8 products are twice as fast as those in bf16."""
+
 FEWEST_ROWS = 17
 """Below, the weight's own traffic decides the time; CUDA's kernel also takes no fewer."""
 
@@ -42,12 +48,27 @@ class Int8Rows(NamedTuple):
 
 
 @cache
-def applies(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int]) -> bool:
-    """Whether a layer of this shape [outputs, inputs] multiplies in int8 on this device."""
+def applies(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int], compiled: bool = False) -> bool:
+    """Whether a layer of this shape [outputs, inputs] may multiply in int8 on this device.
+
+    compiled: whether inductor compiles the blocks; on CUDA only then are the passes around the product cheap.
+    """
     if wanted == "auto":
-        # On CUDA the passes around the kernel are not fused yet, and nothing shows that it is faster.
-        return device.type == "cpu" and _fast_cpu() and min(shape) >= SMALLEST_SIDE
-    return wanted and is_exact(device) and (device.type == "cpu" or all(side % 8 == 0 for side in shape))
+        return _pays(device, shape, compiled)
+    return wanted and is_exact(device) and (device.type == "cpu" or _divisible(shape))
+
+
+def _pays(device: torch.device, shape: tuple[int, int], compiled: bool) -> bool:
+    if device.type == "cpu":
+        return _fast_cpu() and min(shape) >= SMALLEST_SIDE
+    if device.type != "cuda" or not compiled or min(shape) < SMALLEST_SIDE_ON_CUDA or not _divisible(shape):
+        return False
+    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY and is_exact(device)
+
+
+def _divisible(shape: tuple[int, int]) -> bool:
+    """CUDA's kernel takes no other sizes."""
+    return all(side % 8 == 0 for side in shape)
 
 
 @cache
@@ -67,22 +88,30 @@ def _fast_cpu() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_vnni")) and is_exact(torch.device("cpu"))
 
 
-def quantize_rows(x_MK: Tensor) -> Int8Rows | None:
-    """`x_MK` (float32) rounded to int8, or None when that would lose more than `MOST_ERROR`, or on NaN and infinity.
+def foreseen_error(x_MK: Tensor) -> Tensor:
+    """The relative error that `quantize_rows` would cause, 0-dim; NaN where a number is not finite.
 
-    The error is foreseen: rounding adds noise of deviation 1 / sqrt(12) steps, which is compared with the mean
-    magnitude of a row. (Its root mean square would count towering values as signal, and hide that they round all
-    others to 0.)
+    Rounding adds noise of deviation 1 / sqrt(12) steps, which is compared with the mean magnitude of a row. (Its root
+    mean square would count towering values as signal, and hide that they round all others to 0.) The mean over all
+    rows but those of zeros, which have no error.
     """
-    size_MK = x_MK.abs()
+    size_MK = x_MK.float().abs()
     most_M1, mean_M1 = size_MK.amax(dim=-1, keepdim=True), size_MK.mean(dim=-1, keepdim=True)
     error_M1 = most_M1 / mean_M1.clamp_min_(TINY) / (math.sqrt(12) * LEVELS)
-    if not bool(error_M1.sum() <= MOST_ERROR * most_M1.count_nonzero()):  # rows of zeros have no error and do not count
-        return None
-    scale_M1 = (most_M1 / LEVELS).clamp_min_(TINY)
+    return error_M1.sum() / most_M1.count_nonzero().clamp_min_(1)
+
+
+def quantize_rows(x_MK: Tensor) -> Int8Rows:
+    """`x_MK` rounded to int8. A row with NaN or infinity has such a scale: its product is nowhere finite."""
+    x_MK = x_MK.float()
+    size_MK = x_MK.abs()
+    scale_M1 = (size_MK.amax(dim=-1, keepdim=True) / LEVELS).clamp_min_(TINY)
     return Int8Rows(torch.mul(x_MK, scale_M1.reciprocal(), out=size_MK).round_().to(torch.int8), scale_M1)
 
 
-def multiply(rows: Int8Rows, codes_KN: Tensor) -> Tensor:
-    """[M, N] in float32: the rows times an int8 matrix, summed in int32."""
-    return torch._int_mm(rows.codes_MK, codes_KN).float().mul_(rows.scale_M1)
+def multiply(rows: Int8Rows, codes_KN: Tensor, dtype: torch.dtype) -> Tensor:
+    """[M, N] in float32: the rows times an int8 matrix, summed in int32. dtype: of the computation around it."""
+    sums_MN = torch._int_mm(rows.codes_MK, codes_KN)
+    if torch.compiler.is_compiling():  # one pass anyway; checkpointing keeps the sums, and in half the bytes
+        return sums_MN.to(dtype) * rows.scale_M1
+    return sums_MN.float().mul_(rows.scale_M1)

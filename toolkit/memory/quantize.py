@@ -12,7 +12,6 @@ from torch import Tensor, nn
 
 from toolkit.host_memory import return_freed_memory
 from toolkit.memory.frozen_linear import FrozenLinear
-from toolkit.memory.int8_matmul import Int8Matmul
 from toolkit.memory.stored import BlockScaled, Grouped, Recovered, RowScaled, StoredWeight
 
 QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
@@ -32,14 +31,11 @@ BLOCK = 64
 """Weights along a row that share a scale in fp8_scaled."""
 
 
-def quantizer(
-    qtype: str, int8_matmul: Int8Matmul = False, recovery: MutableMapping[str, LowRank] | None = None
-) -> Callable[[nn.Module, str], None]:
+def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) -> Callable[[nn.Module, str], None]:
     """What quantizes one block after another to `qtype`, in place; it is given each block and its dotted name.
 
-    int8_matmul: whether int8 weights multiply in int8, see `int8_matmul.applies`. recovery: by full layer name the
-    frozen changes of an accuracy-recovery adapter; layers it does not name become int8. Each is taken out as its layer
-    is made, so that none is in memory twice.
+    recovery: by full layer name the frozen changes of an accuracy-recovery adapter; layers it does not name become
+    int8. Each is taken out as its layer is made, so that none is in memory twice.
     """
 
     def transform(block: nn.Module, name: str) -> None:
@@ -47,7 +43,7 @@ def quantizer(
             linear = block.get_submodule(layer)
             own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
             chosen = qtype if recovery is None or own else UNCOVERED_QTYPE
-            weight = quantize_weight(linear.weight.detach(), chosen, int8_matmul)
+            weight = quantize_weight(linear.weight.detach(), chosen)
             if own:
                 weight = Recovered(weight, *own)
             block.set_submodule(layer, FrozenLinear(weight, linear.bias))
@@ -59,14 +55,14 @@ def quantizer(
 
 
 @torch.no_grad()
-def quantize_weight(weight_OI: Tensor, qtype: str, int8_matmul: Int8Matmul = False) -> StoredWeight:
+def quantize_weight(weight_OI: Tensor, qtype: str) -> StoredWeight:
     """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along the input side."""
     if qtype == "fp8_scaled":
         return block_scaled(weight_OI)
-    return _by_quanto(weight_OI, QUANTO[qtype], int8_matmul)
+    return _by_quanto(weight_OI, QUANTO[qtype])
 
 
-def _by_quanto(weight_OI: Tensor, name: str, int8_matmul: Int8Matmul) -> StoredWeight:
+def _by_quanto(weight_OI: Tensor, name: str) -> StoredWeight:
     """The codes optimum-quanto would compute with; its tensors, which need compiled kernels, are left behind."""
     from optimum.quanto import QLinear, qtypes
     from optimum.quanto.tensor.weights.quantization import quantize_weight as by_quanto
@@ -77,7 +73,7 @@ def _by_quanto(weight_OI: Tensor, name: str, int8_matmul: Int8Matmul) -> StoredW
     if qtype.bits == 8:
         scale_O1 = choices.optimizer(weight_OI, qtype=qtype, axis=0)
         quantized = by_quanto(weight_OI, qtype=qtype, axis=0, scale=scale_O1, optimized=False)
-        return RowScaled(_zero_for_nan(quantized._data), quantized._scale, int8_matmul)
+        return RowScaled(_zero_for_nan(quantized._data), quantized._scale)
     group = choices.weight_group_size
     scale, shift = choices.optimizer(weight_OI, qtype=qtype, axis=0, group_size=group)
     quantized = by_quanto(weight_OI, qtype, 0, scale, shift, group_size=group, optimized=False)

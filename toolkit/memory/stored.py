@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from functools import cache
-from typing import Any
+from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from toolkit.memory.int8_matmul import FEWEST_ROWS, Int8Matmul, Int8Rows, applies, multiply, quantize_rows
+from toolkit.memory.int8_matmul import FEWEST_ROWS, multiply, quantize_rows
 
 
 class StoredWeight(nn.Module):
@@ -108,6 +108,19 @@ class FrozenProduct(torch.autograd.Function):
         return weight.product_transposed(g.reshape(-1, g.shape[-1])).view(*g.shape[:-1], weight.shape[1]), None, None
 
 
+class InInt8(NamedTuple):
+    """Which products of a layer are made in int8."""
+
+    forward: bool = False
+    backward: bool = False
+
+
+class Watch(Protocol):
+    """Looks at the rows that a layer is to multiply; `way` is a field of `InInt8`."""
+
+    def __call__(self, way: str, rows: Tensor) -> None: ...
+
+
 class RowScaled(StoredWeight):
     """int8 or E4M3 codes with a scale per output row.
 
@@ -115,13 +128,18 @@ class RowScaled(StoredWeight):
     the weight is its conversion, and with int8 products not even that.
     """
 
-    def __init__(self, codes_OI: Tensor, scale_O1: Tensor, int8_matmul: Int8Matmul = False) -> None:
+    in_int8 = InInt8()
+    """Chosen by `int8_probe`; until then everything is multiplied in floating point."""
+
+    watch: Watch | None = None
+    """Sees the rows that int8 products would round, while they are chosen."""
+
+    def __init__(self, codes_OI: Tensor, scale_O1: Tensor) -> None:
         super().__init__(tuple(codes_OI.shape), scale_O1.dtype)
         self.code_type = codes_OI.dtype
         # As bytes: a module that is cast to another floating-point type would convert E4M3 codes with the rest.
         self.register_buffer("codes_OI", codes_OI.view(torch.int8))
         self.register_buffer("scale_O1", scale_O1)
-        self.int8_matmul: Int8Matmul = int8_matmul if codes_OI.dtype == torch.int8 else False
 
     def _values(self, dtype: torch.dtype) -> Tensor:
         return self.codes_OI.to(dtype) if self.code_type == torch.int8 else e4m3_values(self.codes_OI, dtype)
@@ -133,9 +151,10 @@ class RowScaled(StoredWeight):
         if x_MI.dtype == torch.float16:  # sums of unscaled codes may be too large for it
             return super().product(x_MI, bias_O)
         scale_1O = self.scale_O1.t()
-        rows = self._int8_rows(x_MI)
-        if rows is not None:
-            y_MO = multiply(rows, self.codes_OI.t())
+        if self.watch:
+            self.watch("forward", x_MI)
+        if self.in_int8.forward and len(x_MI) >= FEWEST_ROWS:
+            y_MO = multiply(quantize_rows(x_MI), self.codes_OI.t(), x_MI.dtype)
             return _scaled(y_MO, scale_1O.float(), bias_O).to(x_MI.dtype)
         y_MO = x_MI @ self._values(x_MI.dtype).t()
         return _scaled(y_MO, scale_1O.to(x_MI.dtype), bias_O)
@@ -144,18 +163,12 @@ class RowScaled(StoredWeight):
         if g_MO.dtype == torch.float16:
             return super().product_transposed(g_MO)
         # The scale of an output row is one of a column of g: it goes there, before g itself is rounded.
-        rows = self._int8_rows(g_MO, self.scale_O1.t())
-        if rows is not None:
-            return multiply(rows, self.codes_OI).to(g_MO.dtype)
-        return (g_MO * self.scale_O1.t().to(g_MO.dtype)) @ self._values(g_MO.dtype)
-
-    def _int8_rows(self, x: Tensor, scale: Tensor | None = None) -> Int8Rows | None:
-        """What the int8 product takes of x, times `scale`; None when the product is one of floating point."""
-        if torch.compiler.is_compiling():  # what the numbers decide, a compiler cannot follow
-            return None
-        if len(x) < FEWEST_ROWS or not applies(self.int8_matmul, x.device, self.shape):
-            return None
-        return quantize_rows(x.float() if scale is None else x * scale.float())
+        scale_1O = self.scale_O1.t()
+        if self.watch:
+            self.watch("backward", g_MO * scale_1O.float())
+        if self.in_int8.backward and len(g_MO) >= FEWEST_ROWS:
+            return multiply(quantize_rows(g_MO * scale_1O.float()), self.codes_OI, g_MO.dtype).to(g_MO.dtype)
+        return (g_MO * scale_1O.to(g_MO.dtype)) @ self._values(g_MO.dtype)
 
 
 def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:

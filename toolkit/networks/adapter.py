@@ -187,6 +187,18 @@ class LayersNetwork(AdapterNetwork):
             model.set_submodule(target, layer)
             self.layers[target] = layer
 
+    @contextmanager
+    def left_out(self) -> Iterator[None]:
+        try:
+            self._leave_out(True)
+            yield
+        finally:
+            self._leave_out(False)
+
+    def _leave_out(self, on: bool) -> None:
+        for layer in self.layers.values():
+            layer.left_out = on
+
     def after_step(self, taken: Tensor) -> dict[str, Tensor]:
         if not self.max_norm:
             return {}
@@ -221,6 +233,9 @@ class AdaptedLinear(nn.Module):
         """The trained matrices by their names in files."""
         return {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
 
+    left_out = False
+    """Whether the layer computes as if nothing had been added to it."""
+
     needs_base: ClassVar[bool] = False
     """Whether the change itself is computed with the frozen weight."""
 
@@ -245,12 +260,16 @@ class AdaptedLinear(nn.Module):
         """The matrices whose product the change is."""
         return list(self.parts.values())
 
+    def adapted(self, out: Tensor, x: Tensor) -> Tensor:
+        """`out`, what the frozen layer gives for inputs `x`, with the change unless that is left out."""
+        return out if self.left_out else self.add_change(out, x)
+
     def add_change(self, out: Tensor, x: Tensor) -> Tensor:
         """`out`, what the frozen layer gives for inputs `x`, with the change."""
         return out + self.thinning.module(self.thinning.ranks(self.change(self.thinning.inputs(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.add_change(self.base_layer(x), x)
+        return self.adapted(self.base_layer(x), x)
 
 
 def _parents(name: str) -> Iterator[str]:

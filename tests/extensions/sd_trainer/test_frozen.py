@@ -1,4 +1,4 @@
-"""A quantized base with what makes it exact again, and the line about products in int8."""
+"""A quantized base with what makes it exact again."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from extensions.sd_trainer.frozen import block_quantizer
-from tests.diffusers_reference import CPU, open_tiny, relative
+from tests.diffusers_reference import open_tiny, relative
 from toolkit.config.model import ModelConfig
 from toolkit.contracts import PromptEmbeds
 from toolkit.errors import UserError
-from toolkit.memory import int8_matmul
-from toolkit.memory.int8_matmul import applies
 from toolkit.memory.quantize import quantize_weight, quantizer
 from toolkit.memory.stored import Recovered, RowScaled
 
@@ -48,7 +46,7 @@ def ask(tiny_model: Path):
 
     def ask(**keys):
         notes = []
-        made = block_quantizer(section(tiny_model, **keys), CPU, notes.append)
+        made = block_quantizer(section(tiny_model, **keys), notes.append)
         return made(keys.get("qtype", "int8")), notes
 
     return ask
@@ -133,29 +131,7 @@ def test_a_file_of_the_hub_is_brought(ask, tmp_path: Path, tiny_model: Path, mon
 
 def test_an_unquantized_model_has_no_quantizer(tiny_model: Path) -> None:
     plain = SimpleNamespace(model=ModelConfig(name_or_path=str(tiny_model)))
-    assert block_quantizer(plain, CPU, print) is None
-
-
-@pytest.mark.parametrize(
-    ("keys", "exact", "said"),
-    [
-        ({"int8_matmul": "auto"}, True, []),  # no layer of the tiny model is wide enough
-        ({"int8_matmul": False}, True, []),
-        ({"int8_matmul": True}, True, ["model.int8_matmul true: 28 of 28 int8 layers round their inputs to int8 too"]),
-        ({"int8_matmul": True}, False, ["model.int8_matmul true has no effect: cpu has no exact product of int8."]),
-        ({"int8_matmul": True, "qtype": "int4"}, True, []),
-    ],
-)
-def test_one_line_says_when_inputs_are_rounded(ask, monkeypatch, keys: dict, exact: bool, said: list[str]) -> None:
-    from extensions.sd_trainer import frozen
-
-    applies.cache_clear()
-    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: exact)
-    monkeypatch.setattr(frozen, "is_exact", lambda device: exact)
-    _, notes = ask(**keys)
-    applies.cache_clear()
-    assert len(notes) == len(said)
-    assert all(line.startswith(start) for line, start in zip(notes, said, strict=True))
+    assert block_quantizer(plain, print) is None
 
 
 def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(

@@ -124,13 +124,6 @@ def test_the_published_model_has_sixty_blocks(section) -> None:
         section({}, {**hub, "blocks_to_swap": 60})
 
 
-def test_int8_products_are_not_compiled(section) -> None:
-    model = {"quantize": True, "qtype": "int8", "int8_matmul": True}
-    assert section({"compile": True}, {**model, "int8_matmul": "auto"})
-    with pytest.raises(ConfigErrors, match=r"model\.int8_matmul: true and 'train\.compile' exclude each other"):
-        section({"compile": True}, model)
-
-
 def test_what_has_no_effect_is_a_note(section) -> None:
     found = notes(section({"compile": {"mode": "max-autotune"}}, {"blocks_to_swap": 1}))
     assert found["train.compile.mode"] == "has no effect without 'enabled: true'."

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
+from dataclasses import dataclass
 
 import pytest
 import torch
+from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
+from torch._inductor.decomposition import select_decomp_table
 
 from tests.diffusers_reference import relative
-from tests.toolkit.memory.toy_blocks import CPU, Stack
+from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack
 from toolkit.config.compile import CompileConfig
 from toolkit.memory.block_swap import BlockSwap
 from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.compiling import FEWEST_PROGRAMS, compiled
+from toolkit.memory.stored import InInt8
 
 TOLERANCE = 1e-5
 """Relative, in float32: shared down-projections are done one by one, sums in another order."""
@@ -34,9 +40,9 @@ def stack(level: str, backend: str = "eager", **options) -> Stack:
     return Stack(dropout=0.0, **options).wrap(checkpointed(level), compiled(settings))
 
 
-def close(found: list, expected: list) -> bool:
+def close(found: list, expected: list, tolerance: float = TOLERANCE) -> bool:
     pairs = [(a, b) for a, b in zip(found, expected, strict=True) if b is not None]
-    return all(relative(a, b) < TOLERANCE for a, b in pairs if b.any())
+    return all(relative(a, b) < tolerance for a, b in pairs if b.any())
 
 
 @pytest.mark.parametrize("qtype", [None, "int8"])
@@ -81,6 +87,93 @@ def test_names_of_weights_stay() -> None:
 def test_the_number_of_programs_is_limited(given: int, limit: int) -> None:
     compiled(CompileConfig(enabled=True, backend="eager", cache_size_limit=given))(lambda block, x: (x,))
     assert torch._dynamo.config.recompile_limit == limit
+
+
+# ------------------------------------------------------------ products in int8
+
+IN_INT8 = InInt8(forward=True, backward=True)
+
+
+@dataclass
+class Graph:
+    """A compiled program, or its backward pass."""
+
+    products: int
+    """In int8."""
+
+    kept: Counter[torch.dtype]
+    """What it hands on, of the size of a product."""
+
+
+@pytest.fixture
+def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
+    """The graphs of the backend "recorded", which divides them as inductor does and compiles nothing."""
+    found: list[Graph] = []
+
+    def recorded(module: torch.fx.GraphModule, inputs: object):
+        nodes = list(module.graph.nodes)
+        results = [node for node in nodes[-1].args[0] if isinstance(node, torch.fx.Node)]
+        values = [node.meta["val"] for node in results if node.op == "call_function"]
+        flat = [v for v in values if isinstance(v, torch.Tensor) and v.dim() == 2]
+        products = sum(node.target is torch.ops.aten._int_mm.default for node in nodes)
+        found.append(Graph(products, Counter(v.dtype for v in flat if v.shape[1] >= WIDTH)))
+        return make_boxed_func(module.forward)
+
+    partition = min_cut_rematerialization_partition
+    backend = aot_autograd(fw_compiler=recorded, partition_fn=partition, decompositions=select_decomp_table())
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "recorded", backend)
+    monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, "recorded", None)
+    return found
+
+
+@pytest.mark.parametrize(("level", "again"), [("none", 0), ("cheap", 0), ("full", 5)])
+def test_int8_products_are_part_of_the_program_in_both_passes(graphs: list[Graph], level: str, again: int) -> None:
+    """6 layers a block; the first block's query, key and value have no gradient, and a last product is not needed."""
+    found = stack(level, "recorded", qtype="int8", count=2, in_int8=IN_INT8).gradients()
+    assert [graph.products for graph in graphs] == [6, 6, 6 + again, 3 + again]
+    assert not counters["graph_break"]
+    eager = Stack(dropout=0.0, qtype="int8", count=2, in_int8=IN_INT8).gradients()
+    plain = Stack(dropout=0.0, qtype="int8", count=2).gradients()
+    # A value between two levels may be rounded the other way.
+    assert close(found, eager, 5e-3) and not close(plain, eager, 5e-3)
+
+
+def test_checkpointing_keeps_an_int8_product_in_the_type_of_the_computation(graphs: list[Graph]) -> None:
+    compiled_stack = stack("cheap", "recorded", qtype="int8", count=2, in_int8=IN_INT8)
+    compiled_stack.model.to(torch.bfloat16)
+    x_BSD = torch.randn((2, 20, WIDTH), generator=torch.Generator().manual_seed(3)).bfloat16().requires_grad_()
+    (y_BSD,) = compiled_stack.run(compiled_stack.model[0], x_BSD)
+    y_BSD.float().square().sum().backward()
+    forward, _ = graphs
+    assert forward.kept == {torch.bfloat16: 5}  # and not the sums in int32
+
+
+def test_int8_products_of_any_number_of_rows_are_compiled_once() -> None:
+    compiled_stack = stack("full", qtype="int8", in_int8=IN_INT8)
+    for tokens in (20, 12, 28):
+        compiled_stack.gradients(tokens=tokens)
+    warm = counters["stats"]["unique_graphs"]
+    for tokens in (24, 9, 36):
+        compiled_stack.gradients(tokens=tokens)
+    assert counters["stats"]["unique_graphs"] == warm
+
+
+def test_blocks_of_one_choice_share_a_program() -> None:
+    mixed = stack("none", qtype="int8", in_int8=IN_INT8)
+    for block in mixed.model[3:]:
+        block.up.base_layer.weight.in_int8 = InInt8()
+    mixed.gradients()
+    assert counters["stats"]["unique_graphs"] == 3  # the first block's, two more with all products, two with fewer
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("level", ["none", "cheap", "full"])
+def test_inductor_multiplies_in_int8(level: str) -> None:
+    options = {"qtype": "int8", "count": 2, "in_int8": IN_INT8}
+    found = stack(level, "inductor", **options).gradients()
+    assert close(found, Stack(dropout=0.0, **options).gradients(), 5e-3)
+    lowered = {name: count for name, count in counters["aten_mm_info"].items() if name.startswith("aten._int_mm_")}
+    assert sum(lowered.values()) == 6 + 6 + 6 + 3 + (2 * 5 if level == "full" else 0)
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ from torch.utils.checkpoint import checkpoint
 from tests.diffusers_reference import relative
 from toolkit.memory.frozen_linear import FrozenLinear
 from toolkit.memory.quantize import QTYPES, quantize_weight
+from toolkit.memory.stored import InInt8
 
 
 def pair(qtype: str, dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[FrozenLinear, nn.Linear]:
@@ -66,13 +67,14 @@ def test_the_bias_is_frozen_too() -> None:
     assert [name for name, _ in frozen.named_parameters()] == ["bias"]
 
 
-@pytest.mark.parametrize("int8_matmul", [False, True])
-def test_checkpointing_changes_no_bit(int8_matmul: bool) -> None:
+@pytest.mark.parametrize("in_int8", [False, True])
+def test_checkpointing_changes_no_bit(in_int8: bool) -> None:
     """What is computed again in the backward pass takes the same way."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
         plain = nn.Linear(128, 64, dtype=torch.bfloat16)
-    frozen = FrozenLinear(quantize_weight(plain.weight.detach(), "int8", int8_matmul), plain.bias)
+    frozen = FrozenLinear(quantize_weight(plain.weight.detach(), "int8"), plain.bias)
+    frozen.weight.in_int8 = InInt8(in_int8, in_int8)
     first = torch.randn(2, 40, 128, generator=torch.Generator().manual_seed(1)).bfloat16()
     gradients = []
     for run in (frozen, lambda x: checkpoint(frozen, x, use_reentrant=False)):

@@ -9,7 +9,16 @@ from torch import Tensor
 from tests.diffusers_reference import CPU, relative
 from tests.measured import at_most
 from toolkit.memory import int8_matmul
-from toolkit.memory.int8_matmul import MOST_ERROR, SMALLEST_SIDE, applies, is_exact, multiply, quantize_rows
+from toolkit.memory.int8_matmul import (
+    MOST_ERROR,
+    SMALLEST_SIDE,
+    SMALLEST_SIDE_ON_CUDA,
+    applies,
+    foreseen_error,
+    is_exact,
+    multiply,
+    quantize_rows,
+)
 
 CUDA = torch.device("cuda:0")
 
@@ -31,7 +40,7 @@ def test_the_product_is_that_of_the_rounded_factors() -> None:
     rows = quantize_rows(normal(33, 640))
     codes = torch.randint(-127, 128, (640, 48), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
     expected = (rows.codes_MK.double() @ codes.double()) * rows.scale_M1.double()
-    assert relative(multiply(rows, codes), expected) < 1e-7
+    assert relative(multiply(rows, codes, torch.float32), expected) < 1e-7
 
 
 def test_the_input_is_left_as_it_was() -> None:
@@ -42,31 +51,32 @@ def test_the_input_is_left_as_it_was() -> None:
 
 
 @pytest.mark.parametrize("outlier", [1, 2, 10, 30, 1000])
-def test_a_factor_is_refused_by_the_error_that_ordinary_values_would_have(outlier: float, monkeypatch) -> None:
+def test_the_error_is_foreseen_that_ordinary_values_will_have(outlier: float) -> None:
     """12 of 3072 channels tower above the others, as in large transformers."""
     x = normal(64, 3072)
     x[:, :12] *= outlier
-    chosen = quantize_rows(x)
-    monkeypatch.setattr(int8_matmul, "MOST_ERROR", 1e9)
     rows = quantize_rows(x)
     error = relative((rows.codes_MK * rows.scale_M1)[:, 12:], x[:, 12:])
-    assert (chosen is None) == (error > MOST_ERROR) == (outlier >= 10)
+    assert bool(foreseen_error(x) > MOST_ERROR) == (error > MOST_ERROR) == (outlier >= 10)
 
 
-def test_rows_of_zeros_do_not_make_the_others_look_worse() -> None:
+def test_rows_of_zeros_do_not_make_the_others_look_better() -> None:
     x = normal(40, 64)
     x[5:] = 0
+    torch.testing.assert_close(foreseen_error(x), foreseen_error(x[:5]))
     rows = quantize_rows(x)
     assert not rows.codes_MK[5:].any()
     assert torch.equal(rows.codes_MK[:5], quantize_rows(x[:5]).codes_MK)
-    assert not multiply(quantize_rows(torch.zeros(20, 64)), torch.ones(64, 8, dtype=torch.int8)).any()
+    zeros = torch.zeros(20, 64)
+    assert not foreseen_error(zeros)
+    assert not multiply(quantize_rows(zeros), torch.ones(64, 8, dtype=torch.int8), torch.float32).any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
-def test_numbers_that_are_not_finite_are_never_rounded(value: float) -> None:
+def test_numbers_that_are_not_finite_have_no_small_error(value: float) -> None:
     x = normal(20, 64)
     x[3, 3] = value
-    assert quantize_rows(x) is None
+    assert not bool(foreseen_error(x) <= MOST_ERROR)
 
 
 def test_ordinary_rows_lose_about_a_percent() -> None:
@@ -78,20 +88,43 @@ def test_ordinary_rows_lose_about_a_percent() -> None:
 # ------------------------------------------------------------ when
 
 
-def test_auto_takes_wide_layers_on_fast_cpus_only(monkeypatch) -> None:
+@pytest.fixture(autouse=True)
+def asked_anew():
     applies.cache_clear()
+    yield
+    applies.cache_clear()
+
+
+def test_auto_takes_wide_layers_on_fast_cpus(monkeypatch) -> None:
     monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: True)
     wide, narrow = (SMALLEST_SIDE, 2048), (2048, SMALLEST_SIDE - 1)
     assert applies("auto", CPU, wide) and not applies("auto", CPU, narrow)
-    assert not applies("auto", CUDA, wide)
     applies.cache_clear()
     monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: False)
     assert not applies("auto", CPU, wide)
+
+
+@pytest.mark.parametrize(
+    ("capability", "shape", "compiled", "taken"),
+    [
+        ((8, 0), (SMALLEST_SIDE_ON_CUDA, 2048), True, True),
+        ((9, 0), (3072, SMALLEST_SIDE_ON_CUDA), True, True),
+        ((7, 5), (3072, 3072), True, False),
+        ((9, 0), (3072, 3072), False, False),
+        ((9, 0), (3072, SMALLEST_SIDE_ON_CUDA - 8), True, False),
+        ((9, 0), (3072, SMALLEST_SIDE_ON_CUDA + 4), True, False),
+    ],
+)
+def test_auto_takes_wide_layers_of_compiled_blocks_on_cuda(monkeypatch, capability, shape, compiled, taken) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: True)
+    assert applies("auto", CUDA, shape, compiled) is taken
     applies.cache_clear()
+    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: False)
+    assert not applies("auto", CUDA, shape, compiled)
 
 
 def test_true_takes_what_the_device_can_multiply(monkeypatch) -> None:
-    applies.cache_clear()
     monkeypatch.setattr(int8_matmul, "is_exact", lambda device: True)
     assert applies(True, CPU, (7, 5)) and not applies(False, CPU, (1024, 1024))
     # CUDA's kernel takes sizes divisible by 8 alone
@@ -99,7 +132,6 @@ def test_true_takes_what_the_device_can_multiply(monkeypatch) -> None:
     applies.cache_clear()
     monkeypatch.setattr(int8_matmul, "is_exact", lambda device: False)
     assert not applies(True, CPU, (1024, 1024))
-    applies.cache_clear()
 
 
 def test_a_device_whose_sums_overflow_or_that_has_no_kernel_is_found_out(monkeypatch) -> None:

@@ -11,25 +11,31 @@ from torch.nn import functional
 
 from tests.diffusers_reference import relative
 from toolkit.memory.quantize import QTYPES, quantize_weight
-from toolkit.memory.stored import FrozenProduct, Recovered, RowScaled, StoredWeight, e4m3_values, unpack
+from toolkit.memory.stored import FrozenProduct, InInt8, Recovered, RowScaled, StoredWeight, e4m3_values, unpack
 
 INPUTS, OUTPUTS = 256, 96
+NAN, INFINITY = float("nan"), float("inf")
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3, torch.float64: 1e-12}
 """Relative error of a product that is summed in float32 at least and rounded to this type once or twice."""
 
 KINDS = (*QTYPES, "recovered")
+
+BOTH = InInt8(forward=True, backward=True)
 
 
 def normal(*shape: int, seed: int, dtype: torch.dtype = torch.float32) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
-def stored(kind: str, dtype: torch.dtype, int8_matmul: bool = False) -> StoredWeight:
+def stored(kind: str, dtype: torch.dtype, in_int8: InInt8 | None = None) -> StoredWeight:
     weight_OI = (0.02 * normal(OUTPUTS, INPUTS, seed=0) * torch.logspace(-1, 1, OUTPUTS)[:, None]).to(dtype)
     if kind == "recovered":
         up_OR, down_RI = 0.1 * normal(OUTPUTS, 4, seed=1), 0.1 * normal(4, INPUTS, seed=2)
         return Recovered(quantize_weight(weight_OI, "int4"), up_OR, down_RI)
-    return quantize_weight(weight_OI, kind, int8_matmul)
+    weight = quantize_weight(weight_OI, kind)
+    if kind == "int8" and in_int8:
+        weight.in_int8 = in_int8
+    return weight
 
 
 def forward_and_backward(weight: StoredWeight | Tensor, x: Tensor, bias: Tensor | None) -> tuple[Tensor, Tensor]:
@@ -72,7 +78,7 @@ def test_in_int8_the_inputs_are_rounded_and_nothing_else(dtype: torch.dtype) -> 
         scale = x.abs().amax(dim=-1, keepdim=True) / 127
         return (x / scale).round() * scale
 
-    weight = stored("int8", dtype, int8_matmul=True)
+    weight = stored("int8", dtype, BOTH)
     x = normal(2, 20, INPUTS, seed=3, dtype=dtype)
     bias = normal(OUTPUTS, seed=4, dtype=dtype)
     y, grad = forward_and_backward(weight, x, bias)
@@ -86,21 +92,48 @@ def test_in_int8_the_inputs_are_rounded_and_nothing_else(dtype: torch.dtype) -> 
         assert 1e-3 < relative(own, product) < 0.03
 
 
-def test_in_int8_few_rows_and_rows_with_outliers_are_multiplied_as_they_are() -> None:
-    in_int8, exact = stored("int8", torch.float32, int8_matmul=True), stored("int8", torch.float32)
-    few = normal(2, 8, INPUTS, seed=3)
-    outliers = normal(2, 20, INPUTS, seed=3)
-    outliers[..., 7] *= 100
-    ordinary = normal(2, 20, INPUTS, seed=3)
-    for x, equal in ((few, True), (outliers, True), (ordinary, False)):
-        assert torch.equal(functional.linear(x, in_int8), functional.linear(x, exact)) is equal
+def test_each_product_is_an_int8_one_by_itself_and_never_of_few_rows() -> None:
+    exact = stored("int8", torch.float32)
+    many, few = normal(2, 20, INPUTS, seed=3), normal(2, 8, INPUTS, seed=3)
+    for choice in (InInt8(), InInt8(forward=True), InInt8(backward=True), BOTH):
+        weight = stored("int8", torch.float32, choice)
+        for x, rounded in ((many, choice), (few, (False, False))):
+            results = zip(forward_and_backward(weight, x, None), forward_and_backward(exact, x, None), strict=True)
+            assert [not torch.equal(own, plain) for own, plain in results] == [*rounded]
+
+
+@pytest.mark.parametrize("value", [NAN, INFINITY, -INFINITY])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_in_int8_a_row_that_is_not_finite_stays_so_and_leaves_the_others_alone(dtype: torch.dtype, value) -> None:
+    weight = stored("int8", dtype, BOTH)
+    x = normal(20, INPUTS, seed=3, dtype=dtype).requires_grad_()
+    g = normal(20, OUTPUTS, seed=5, dtype=dtype)
+    found = []
+    for row in (None, 3):
+        if row is not None:
+            x.data[row, 7] = g[row, 9] = value
+        y = functional.linear(x, weight)
+        found.append((y.detach(), *torch.autograd.grad(y, x, g)))
+    others = [row for row in range(20) if row != 3]
+    for good, broken in zip(*found, strict=True):
+        assert not broken[3].isfinite().any()
+        assert torch.equal(broken[others], good[others])
+
+
+def test_while_it_is_watched_a_layer_shows_the_rows_that_would_be_rounded() -> None:
+    weight, seen = stored("int8", torch.float32), {}
+    weight.watch = lambda way, rows: seen.update({way: rows})
+    x = normal(20, INPUTS, seed=3)
+    forward_and_backward(weight, x, None)
+    g = normal(20, OUTPUTS, seed=5)
+    assert torch.equal(seen["forward"], x) and torch.equal(seen["backward"], g * weight.scale_O1.t())
 
 
 @pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("int8_matmul", [False, True])
-def test_nothing_is_kept_for_the_backward_pass(kind: str, int8_matmul: bool) -> None:
+@pytest.mark.parametrize("in_int8", [InInt8(), BOTH])
+def test_nothing_is_kept_for_the_backward_pass(kind: str, in_int8: InInt8) -> None:
     """No tensor is saved, and the input is gone when its owner lets go of it."""
-    weight = stored(kind, torch.float32, int8_matmul)
+    weight = stored(kind, torch.float32, in_int8)
     kept = []
     x = normal(2, 20, INPUTS, seed=3).requires_grad_()
     h = x * 1

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.contracts import BlockWrapper, RunBlock
+from toolkit.memory.int8_probe import int8_layers
 from toolkit.memory.quantize import quantizer
+from toolkit.memory.stored import InInt8
 from toolkit.networks.adapter import LayersNetwork
 from toolkit.networks.lora import LoraNetwork
 
@@ -41,12 +43,15 @@ class Stack:
         qtype: str | None = None,
         dropout: float = 0.1,
         rank: int = 4,
+        in_int8: InInt8 | None = None,
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = nn.ModuleList(Block() for _ in range(count)).requires_grad_(False)
         for index, block in enumerate(self.model if qtype else ()):
             quantizer(qtype)(block, str(index))
+        for layer in int8_layers(self.model) if in_int8 else ():
+            layer.in_int8 = in_int8
         targets = [f"{index}.{layer}" for index in range(count) for layer in ("q", "k", "v", "out", "up", "down")]
         self.network = kind(targets, rank, 4.0, dropout, seed=1)
         self.network.attach(self.model)

@@ -15,6 +15,9 @@ from torch import Tensor
 from tests.toolkit.train.test_loop import broken_for
 from toolkit.contracts import StepLosses
 from toolkit.errors import RunError
+from toolkit.memory.frozen_linear import FrozenLinear
+from toolkit.memory.quantize import quantize_weight
+from toolkit.memory.stored import InInt8
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.train.hook import Hook
@@ -184,6 +187,25 @@ def test_between_two_fetches_the_host_asks_for_no_number(toy, asked: Counter, op
     train(run, toy.epoch_batches, toy.load, step)
     asked_per_step = [now - before for before, now in zip([0, *after], after, strict=False)]
     assert asked_per_step == [per_step] * 6 + [per_step + 1] + [per_step] * 6 + [per_step + 1]
+
+
+def test_products_in_int8_ask_for_no_number(toy, asked: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+    weight = quantize_weight(torch.randn((24, 32), generator=torch.Generator().manual_seed(1)), "int8")
+    layer = FrozenLinear(weight, None)
+    weight.in_int8 = InInt8(forward=True, backward=True)
+    run = run_with(toy, "adamw", 4, 4, [])
+    w_D = toy.weight(run)
+
+    def step(batch) -> StepLosses:
+        y_MN = layer((1 + w_D.sum()).expand(20, 32))
+        return StepLosses({"network": y_MN.square().mean().expand(len(batch))})
+
+    products, int_mm = [], torch._int_mm
+    monkeypatch.setattr(torch, "_int_mm", lambda *factors: products.append(factors) or int_mm(*factors))
+    asked.clear()
+    train(run, toy.epoch_batches, toy.load, step)
+    assert asked.total() == 1  # the fetch at the end
+    assert len(products) == 4 * 2  # forward and backward
 
 
 def test_one_fetch_brings_tensors_of_any_shape_and_type() -> None:

@@ -49,7 +49,7 @@ class Modulation(nn.Module):
     def forward(self, extended_BE: Tensor) -> Tensor:
         """extended_BE: the embedding [B, D], then the rows of both streams [B, M]. Returns [B, 6 D]."""
         rows_B = extended_BE[:, self.place]
-        return self.adapter.add_change(rows_B, silu(extended_BE[:, : self.width])) if self.adapter else rows_B
+        return self.adapter.adapted(rows_B, silu(extended_BE[:, : self.width])) if self.adapter else rows_B
 
 
 class ModulationTable:
