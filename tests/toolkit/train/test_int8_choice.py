@@ -98,7 +98,7 @@ def test_each_noise_level_counts(tiny_model: Path, batch: Batch, monkeypatch) ->
 def test_checkpointing_and_compiling_change_nothing(tiny_model: Path, batch: Batch) -> None:
     expected = chosen(*opened(tiny_model), batch)
     adapter, network = opened(tiny_model)
-    adapter.wrap_blocks([checkpointed("full"), compiled(CompileConfig(enabled=True, backend="eager"))])
+    adapter.wrap_blocks([checkpointed("full"), compiled(CompileConfig(enabled=True, backend="eager", fullgraph=True))])
     before = counters["stats"]["unique_graphs"]
     assert chosen(adapter, network, batch) == expected
     assert counters["stats"]["unique_graphs"] == before  # that would be programs for these passes alone
