@@ -38,24 +38,35 @@ def choose_int8_products(
     model = adapter.network_module
     fused = compiled.enabled and compiled.backend == "inductor"
     layers = candidates(model, wanted, device, fused)
-    if layers:
-        try:
-            errors = choose_int8(adapter, network, layers, *first(), team.from_first, compiled.enabled)
-        except torch.OutOfMemoryError as error:
-            raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
-        note(_said(wanted, layers, errors, of=len(int8_layers(model))))
-    elif wanted is True and int8_layers(model):
-        reason = "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
-        note(f"{KEY} true has no effect: {reason}.")
+    count = len(int8_layers(model))
+    if not all(team.gather(bool(layers))):  # processes on unlike machines make the same passes
+        if wanted is True and count:
+            note(f"{KEY} true has no effect: {_reason(device, bool(layers))}.")
+        return
+    try:
+        errors = choose_int8(adapter, network, layers, *first(), team.from_first, compiled.enabled)
+    except torch.OutOfMemoryError as error:
+        raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
+    note(_said(wanted, layers, errors, count))
 
 
-def _said(wanted: bool | str, layers: Sequence[RowScaled], errors: Errors, of: int) -> str:
+def _reason(device: torch.device, able: bool) -> str:
+    if able:
+        return "another process has no exact product of int8"
+    return "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
+
+
+def _said(wanted: bool | str, layers: Sequence[RowScaled], errors: Errors, count: int) -> str:
     inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in InInt8._fields)
     large = sum(not all(map(is_small, error.values())) for error in errors)
-    given_up = sum(is_small(e) for error in errors for e in error.values()) - inputs - gradients
+    given_up = sum(
+        is_small(value) and not getattr(layer.in_int8, way)
+        for layer, error in zip(layers, errors, strict=True)
+        for way, value in error.items()
+    )
     return (
-        f"{KEY} {str(wanted).lower()}: of {of} int8 layers {inputs} round their inputs to int8 too, {gradients} their "
-        "gradients, which is faster; false keeps them whole"
+        f"{KEY} {str(wanted).lower()}: of {count} int8 layers {inputs} round their inputs to int8 too, "
+        f"{gradients} their gradients, which is faster; false keeps them whole"
         + (f"; {large} would lose more than {MOST_ERROR:.0%} by it" if large else "")
         + (f"; {given_up} products are left as they are so that few programs are compiled" if given_up else "")
     )
