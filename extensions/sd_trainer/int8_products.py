@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
-
-import torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.errors import RunError
@@ -16,6 +13,10 @@ from toolkit.memory.int8_probe import candidates, int8_layers, is_small
 from toolkit.memory.stored import InInt8, RowScaled
 from toolkit.parallel import Team
 from toolkit.train.int8_choice import Errors, choose_int8
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
 
 Note = Callable[[str], None]
 KEY = "model.int8_matmul"
@@ -34,6 +35,8 @@ def choose_int8_products(
 
     first: the first item of the run and its noise. Raises RunError when even that does not fit into memory.
     """
+    from torch import OutOfMemoryError
+
     wanted, compiled = section.model.int8_matmul, section.train.compile
     model = adapter.network_module
     fused = compiled.enabled and compiled.backend == "inductor"
@@ -45,7 +48,7 @@ def choose_int8_products(
         return
     try:
         errors = choose_int8(adapter, network, layers, *first(), team.from_first, compiled.enabled)
-    except torch.OutOfMemoryError as error:
+    except OutOfMemoryError as error:
         raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
     note(_said(wanted, layers, errors, count))
 

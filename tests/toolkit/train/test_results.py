@@ -6,6 +6,7 @@ import json
 import math
 from collections import Counter
 from dataclasses import asdict
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -189,15 +190,22 @@ def test_between_two_fetches_the_host_asks_for_no_number(toy, asked: Counter, op
     assert asked_per_step == [per_step] * 6 + [per_step + 1] + [per_step] * 6 + [per_step + 1]
 
 
-def test_products_in_int8_ask_for_no_number(toy, asked: Counter, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture
+def in_int8() -> FrozenLinear:
+    """A layer that multiplies in int8 both ways."""
     weight = quantize_weight(torch.randn((24, 32), generator=torch.Generator().manual_seed(1)), "int8")
-    layer = FrozenLinear(weight, None)
     weight.in_int8 = InInt8(forward=True, backward=True)
+    return FrozenLinear(weight, None)
+
+
+def test_products_in_int8_ask_for_no_number(
+    toy, in_int8: FrozenLinear, asked: Counter, monkeypatch: pytest.MonkeyPatch
+) -> None:
     run = run_with(toy, "adamw", 4, 4, [])
     w_D = toy.weight(run)
 
     def step(batch) -> StepLosses:
-        y_MN = layer((1 + w_D.sum()).expand(20, 32))
+        y_MN = in_int8((1 + w_D.sum()).expand(20, 32))
         return StepLosses({"network": y_MN.square().mean().expand(len(batch))})
 
     products, int_mm = [], torch._int_mm
@@ -206,6 +214,27 @@ def test_products_in_int8_ask_for_no_number(toy, asked: Counter, monkeypatch: py
     train(run, toy.epoch_batches, toy.load, step)
     assert asked.total() == 1  # the fetch at the end
     assert len(products) == 4 * 2  # forward and backward
+
+
+@pytest.mark.parametrize("forward", [True, False])
+def test_a_step_that_is_not_finite_in_an_int8_product_is_skipped(toy, in_int8: FrozenLinear, forward: bool) -> None:
+    """In the input, or on its way back alone: the loss is a number then, and the gradient is none."""
+    run = run_with(toy, "adamw", 4, 1, [])
+    w_D = toy.weight(run)
+    seen = []
+
+    def step(batch) -> StepLosses:
+        bad = run.state.step == 2
+        seen.append(w_D.detach().clone())
+        x_MK = (1 + w_D.sum()).expand(20, 32)
+        y_MN = in_int8(x_MK * math.inf if bad and forward else x_MK)
+        if bad and not forward:
+            y_MN.register_hook(lambda g_MN: g_MN * math.inf)
+        return StepLosses({"network": y_MN.square().mean().expand(len(batch))})
+
+    train(run, toy.epoch_batches, toy.load, step)
+    assert run.state.skipped == 1
+    assert [torch.equal(one, other) for one, other in pairwise(seen)] == [False, False, True]
 
 
 def test_one_fetch_brings_tensors_of_any_shape_and_type() -> None:
