@@ -37,7 +37,7 @@ Error = dict[str, float]
 """The largest errors of one layer, by field of `InInt8`; a field that never had rows enough is not there."""
 
 
-class Errors:
+class ErrorWatch:
     """The largest errors foreseen so far of one layer, on the device."""
 
     def __init__(self) -> None:
@@ -51,9 +51,9 @@ class Errors:
 
 
 @contextmanager
-def watched(layers: Sequence[RowScaled]) -> Iterator[list[Errors]]:
+def watched(layers: Sequence[RowScaled]) -> Iterator[list[ErrorWatch]]:
     """Inside the block the layers multiply in floating point and note their errors; gives these, layer by layer."""
-    errors = [Errors() for _ in layers]
+    errors = [ErrorWatch() for _ in layers]
     try:
         for layer, own in zip(layers, errors, strict=True):
             layer.in_int8, layer.watch = InInt8(), own
@@ -63,7 +63,7 @@ def watched(layers: Sequence[RowScaled]) -> Iterator[list[Errors]]:
             layer.watch = None
 
 
-def fetched(errors: Sequence[Errors]) -> list[Error]:
+def fetched(errors: Sequence[ErrorWatch]) -> list[Error]:
     """The errors on the host, in one transfer."""
     worst = [value for own in errors for value in own.worst.values()]
     values = iter(torch.stack(worst).tolist() if worst else [])
