@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
+    from toolkit.parts import Part
+
 
 class Size(NamedTuple):
     """Width and height; pixels unless said otherwise."""
@@ -357,6 +359,13 @@ class Network(ABC):
     @abstractmethod
     def parameters(self) -> dict[str, torch.nn.Parameter]:
         """Trainable parameters by a name that is stable across runs; float32 unless `train.full_bf16`."""
+
+    def shared_out(self) -> dict[str, Part]:
+        """Tensors of `parameters` and of `export` of which this process has some rows only; by name.
+
+        A network that has any calls its parameters in `export` what `parameters` calls them.
+        """
+        return {}
 
     @contextmanager
     def inference(self) -> Iterator[None]:

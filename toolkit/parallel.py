@@ -24,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 
 from toolkit import interrupt
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, RunError, Stopped, UserError
+from toolkit.parts import Part, rows_each
 
 if TYPE_CHECKING:
     import torch
@@ -132,7 +133,7 @@ class Team:
         # One that failed before this would be waited for until the time is over.
         self._ask(lambda store: store.add(_READY, 1))
         self._wait_until(lambda store: store.add(_READY, 0) >= self.size)
-        self._exchange(
+        self.exchange(
             dist.init_process_group, backend, store=self._store, rank=self.rank, world_size=self.size, timeout=timeout
         )
 
@@ -155,7 +156,7 @@ class Team:
         import torch.distributed as dist
 
         found: list[Any] = [None] * self.size
-        self._exchange(dist.all_gather_object, found, value)
+        self.exchange(dist.all_gather_object, found, value)
         return found
 
     def any(self, flag: bool) -> bool:
@@ -194,6 +195,25 @@ class Team:
         """Replaces each tensor by that of the first process."""
         self._reduce(tensors, lambda dist, flat: dist.broadcast(flat, src=0))
 
+    def collect(self, tensor: Tensor, part: Part | None = None, dtype: torch.dtype | None = None) -> Tensor | None:
+        """A copy of a tensor on the CPU, in the first process; None in the others.
+
+        part: the tensor is these rows of one that is shared out. All call it then, and all rows are copied; the device
+        of the first process has room for one whole tensor. dtype: of the copy; None: as it is.
+        """
+        whole = tensor.detach() if part is None else self._joined(tensor.detach(), part)
+        return whole.to("cpu", dtype or whole.dtype, copy=True).contiguous() if self.is_first else None
+
+    def _joined(self, own: Tensor, part: Part) -> Tensor | None:
+        import torch.distributed as dist
+
+        each = rows_each(part.shape[0], self.size)
+        padded = own.new_zeros(each, *part.shape[1:])  # all have to send as much
+        padded[: len(own)] = own
+        joined = own.new_empty(each * self.size, *part.shape[1:]) if self.is_first else None
+        self.exchange(dist.gather, padded, None if joined is None else list(joined.chunk(self.size)))
+        return None if joined is None else joined[: part.shape[0]]
+
     def _reduce(self, tensors: Sequence[Tensor], reduce: Callable[[Any, Tensor], Any]) -> None:
         if self.alone:
             return
@@ -203,7 +223,7 @@ class Team:
         with torch.no_grad():
             for bucket in _buckets(tensors):
                 flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in bucket])
-                self._exchange(reduce, dist, flat)
+                self.exchange(reduce, dist, flat)
                 parts = flat.split([tensor.numel() for tensor in bucket])
                 for tensor, part in zip(bucket, parts, strict=True):
                     tensor.copy_(part.view_as(tensor))
@@ -274,7 +294,11 @@ class Team:
             time.sleep(LOOK_EVERY_S)
         return False
 
-    def _exchange(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+    def exchange(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
+        """What `call` gives, which exchanges something with the other processes.
+
+        Raises Lost, or Stopped, when one of them is gone.
+        """
         try:
             return call(*arguments, **named)
         except RuntimeError as error:

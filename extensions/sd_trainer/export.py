@@ -12,8 +12,10 @@ from torch import Tensor
 from extensions.sd_trainer.metadata import file_metadata
 from toolkit.contracts import Network
 from toolkit.data.plan import RunPlan
+from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.networks.files import as_stored, step_stem, write_stored
+from toolkit.networks.files import step_stem, write_stored
+from toolkit.train.collected import exported
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
 
@@ -36,9 +38,7 @@ class NetworkWriter:
 
         The result writes the files and returns their paths; the run may have gone on by then.
         """
-        dtype, metadata = self.section.save.dtype, self.metadata(run)
-        chosen = self.chosen_weights(run, step)
-        copies = {file: as_stored(self.network.export(weights), dtype) for file, weights in chosen.items()}
+        copies, metadata = self.copies(run, step), self.metadata(run)
 
         def write() -> list[Path]:
             for file, tensors in copies.items():
@@ -47,14 +47,18 @@ class NetworkWriter:
 
         return write
 
-    def chosen_weights(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        """The files of a step (as of `prepare`) and the weights that go into each."""
-        role = run.roles[ROLE]
+    def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
+        """What each file of a step (as of `prepare`) will hold, whatever happens to the weights."""
+        dtype = DTYPES[self.section.save.dtype]
+        return {file: exported(run, self.network, ROLE, dtype, raw) for file, raw in self.files(run, step).items()}
+
+    def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
+        """The files of a step (as of `prepare`), and of each whether the weights go in as they are (`Role.weights`)."""
         stem = {None: run.name, "best": f"{run.name}_best"}.get(step) or step_stem(run.name, step)
-        chosen = {run.folder / f"{stem}{self.suffix}": role.weights_to_keep()}
-        if role.ema and "raw" in self.section.save.also:
-            chosen[run.folder / f"{stem}_raw{self.suffix}"] = dict(role.parameters)
-        return chosen
+        found = {run.folder / f"{stem}{self.suffix}": False}
+        if run.roles[ROLE].ema and "raw" in self.section.save.also:
+            found[run.folder / f"{stem}_raw{self.suffix}"] = True
+        return found
 
     def metadata(self, run: Run) -> dict[str, str]:
         """Strings for the files' header."""

@@ -28,8 +28,9 @@ from toolkit.errors import RunError
 from toolkit.files import flush_to_disk, replaced_folder, write_json
 from toolkit.models.families import family_for
 from toolkit.models.opening import model_folder
-from toolkit.networks.files import FOLDER_METADATA, as_stored
+from toolkit.networks.files import FOLDER_METADATA
 from toolkit.networks.shards import write_shards
+from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
 
 if TYPE_CHECKING:
@@ -56,20 +57,22 @@ class ModelFolderWriter(NetworkWriter):
 
         With `save.mem_eff_save` there is no copy: the folders are written here and now, while training waits.
         """
-        metadata = self.metadata(run)
-        chosen = {path: self.network.export(weights) for path, weights in self.chosen_weights(run, step).items()}
-        if not self.section.save.mem_eff_save:
-            chosen = {path: as_stored(tensors, self.section.save.dtype) for path, tensors in chosen.items()}
+        metadata, at_once = self.metadata(run), self.section.save.mem_eff_save
+        chosen = self._live(run, step) if at_once else self.copies(run, step)
 
         def write() -> list[Path]:
             for path, tensors in chosen.items():
                 self._write(path, tensors, metadata)
             return list(chosen)
 
-        if self.section.save.mem_eff_save:
+        if at_once:
             written = write()
             return lambda: written
         return write
+
+    def _live(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
+        role = run.roles[ROLE]
+        return {path: self.network.export(role.weights(raw)) for path, raw in self.files(run, step).items()}
 
     def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         if path.exists() and not (path / INDEX).is_file():

@@ -6,7 +6,10 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from toolkit.config.process import Finding
+from toolkit.optim.choice import NUMBER_BY_NUMBER
 from toolkit.parallel import place_of
+
+FSDP = "'train.parallel: fsdp'"
 
 
 def check_parallel(section: Any) -> Iterable[Finding]:
@@ -26,18 +29,16 @@ def check_parallel(section: Any) -> Iterable[Finding]:
 def _check_shared_out(section: Any, processes: int) -> Iterable[Finding]:
     """What a model that is shared out rules out: all processes have to make the same passes over its blocks."""
     train, model, network = section.train, section.model, section.network
-    fsdp = "'train.parallel: fsdp'"
     if train.batch_size > 1:  # items of unlike sizes take several passes
-        message = f"{train.batch_size}: with {fsdp} write 1, and more gradient_accumulation."
+        message = f"{train.batch_size}: with {FSDP} write 1, and more gradient_accumulation."
         yield Finding(("train", "batch_size"), message)
     if train.gradient_accumulation % processes:
-        message = f"{train.gradient_accumulation}: with {fsdp} give a multiple of the {processes} processes."
+        message = f"{train.gradient_accumulation}: with {FSDP} give a multiple of the {processes} processes."
         yield Finding(("train", "gradient_accumulation"), message)
     if network.trains_model:
-        message = f"'type: full' trains whole weights in each process, and {fsdp} shares out a frozen model. Use ddp."
-        yield Finding(("train", "parallel"), message)
+        yield from _check_trained_parts(section)
     if network.type == "dora":
-        message = f"'type: dora' needs the norms of whole weights, and {fsdp} shares them out. Use lora, loha or lokr."
+        message = f"'type: dora' needs the norms of whole weights, and {FSDP} shares them out. Use lora, loha or lokr."
         yield Finding(("network", "type"), message)
     excluded = {
         ("model", "quantize"): (model.quantize, "FSDP2 shares out parameters, and quantized weights are none"),
@@ -47,7 +48,25 @@ def _check_shared_out(section: Any, processes: int) -> Iterable[Finding]:
     }
     for path, (given, reason) in excluded.items():
         if given:
-            yield Finding(path, f"not with {fsdp}: {reason}. Leave one of them out.")
+            yield Finding(path, f"not with {FSDP}: {reason}. Leave one of them out.")
+
+
+def _check_trained_parts(section: Any) -> Iterable[Finding]:
+    """What needs whole weights, where each process trains some rows of them."""
+    train = section.train
+    if train.full_bf16:
+        yield Finding(
+            ("train", "full_bf16"), f"true rounds whole weights at random, and {FSDP} shares them out. Write false."
+        )
+    if train.optimizer not in NUMBER_BY_NUMBER:
+        message = (
+            f"{train.optimizer!r} may look at more of a weight than one number of it, and {FSDP} shares the weights "
+            f"out. Use one of {', '.join(NUMBER_BY_NUMBER)}."
+        )
+        yield Finding(("train", "optimizer"), message)
+    if section.save.mem_eff_save:
+        message = f"true writes the weights from where they are, and {FSDP} has them in all processes. Write false."
+        yield Finding(("save", "mem_eff_save"), message)
 
 
 def note_parallel(section: Any) -> Iterable[Finding]:

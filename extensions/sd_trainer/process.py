@@ -40,7 +40,7 @@ from toolkit.flow.settings import FlowSettings
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.advice import memory_advice
 from toolkit.memory.quantize import quantizer
-from toolkit.memory.sharding import block_sharing
+from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.models.families import family_for
 from toolkit.models.opening import open_adapter
 from toolkit.train.checkpoint import recorded_seed
@@ -50,7 +50,7 @@ from toolkit.train.hooks.status import is_finished
 from toolkit.train.hooks.stop_when import reached
 from toolkit.train.int8_choice import first_use
 from toolkit.train.lock import locked
-from toolkit.train.lockstep import LeadingAdapter, follow
+from toolkit.train.lockstep import Follower, LeadingAdapter, follow
 from toolkit.train.loop import probe, train
 from toolkit.train.results import fetch_interval
 from toolkit.train.resume import choose_state
@@ -123,9 +123,14 @@ class SdTrainerProcess(BaseTrainProcess):
         validator = self._validator(adapter, stores)
         adapter.drop_encoders(keep=self._encoders_in_use(dataset, sampler))
         network = attach_network(self.section, adapter, seed, start, self.print)
+        if self._is_shared_out:
+            gather_ahead(adapter.blocks())
         self.engine = block_engine(self.section, adapter, self.device, self.print)
-        self.team.copy_from_first(list(network.parameters().values()))
+        shared_out = network.shared_out()
+        self.team.copy_from_first([p for name, p in network.parameters().items() if name not in shared_out])
         run = self._run_of(network, self._observers(network, sampler, validator, plan), plan, seed)
+        if run.in_lockstep:
+            follow(Follower(adapter, network, run))
         run.record = resumption.record
         resumption.apply(run, self.print)
         self.team.require_same("the dataset, the seed, or where the run goes on", _beginning(run))
@@ -143,10 +148,10 @@ class SdTrainerProcess(BaseTrainProcess):
         of_blocks = block_quantizer(self.section, self.print)
         model, dtype = self.section.model, self._dtype
         args = quantizer, self.print, weights_dtype, merging, of_blocks, blocks_on_host(self.section, self.print)
-        sharing = block_sharing(self.device, self.team.size) if self._is_shared_out else None
-        adapter = open_adapter(model, self.device, dtype, *args, sharing)
-        follow(adapter, self.team)
-        return adapter
+        sharing = None
+        if self._is_shared_out:
+            sharing = block_sharing(self.device, dtype, self.team.size, self.team.exchange)
+        return open_adapter(model, self.device, dtype, *args, sharing)
 
     @property
     def _is_shared_out(self) -> bool:
@@ -232,7 +237,7 @@ class SdTrainerProcess(BaseTrainProcess):
             steps=plan.optimizer_steps,
             accumulation=self.section.train.gradient_accumulation,
             seed=seed,
-            roles=build_roles(self.section, network, plan.optimizer_steps, seed),
+            roles=build_roles(self.section, network, plan.optimizer_steps, seed, self.team),
             batches_per_epoch=plan.micro_batches_per_epoch,
             hooks=hooks,
             fetch_every=fetch_interval(self.device),

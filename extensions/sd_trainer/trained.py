@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -20,10 +21,11 @@ from toolkit.optim.one_by_one import OneByOne
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import Course, build_schedule
 from toolkit.optim.stochastic_rounding import RoundedOptimizer
+from toolkit.parallel import Team
 from toolkit.train.flow_step import ROLE
 from toolkit.train.fused_update import FusedStep
 from toolkit.train.run import Role
-from toolkit.train.update import Update, WholeStep
+from toolkit.train.update import StepOfParts, Update, WholeStep
 
 if TYPE_CHECKING:
     from torch import nn
@@ -73,15 +75,19 @@ def attach_network(
         network.start_from(start, note)
     if reason := adapter.tabulate():
         note(f"model.modulation_table: not possible here, {reason}")
-    count = sum(p.numel() for p in network.parameters().values())
+    parts = network.shared_out()
+    count = sum(prod(parts[name].shape if name in parts else p.shape) for name, p in network.parameters().items())
     note(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")
     if network.caution:
         note(network.caution)
     return network
 
 
-def build_roles(section: Any, network: Network, steps: int, seed: int) -> dict[str, Role]:
-    """The network's weights with the optimizer, schedule and average of a section's `train:`."""
+def build_roles(section: Any, network: Network, steps: int, seed: int, team: Team) -> dict[str, Role]:
+    """The network's weights with the optimizer, schedule and average of a section's `train:`.
+
+    team: the processes that train them together.
+    """
     train, ema, parameters = section.train, section.train.ema_config, network.parameters()
     groups = rate_groups(
         parameters,
@@ -108,8 +114,9 @@ def build_roles(section: Any, network: Network, steps: int, seed: int) -> dict[s
         max_grad_norm=train.max_grad_norm,
         ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
         group_lrs={} if is_one else {group.name: group.lr for group in groups},
-        update=_update(train, parameters, optimizer),
+        update=StepOfParts(team.add_up) if network.shared_out() else _update(train, parameters, optimizer),
         after_step=network.after_step,
+        shared_out=network.shared_out(),
     )
     return {ROLE: role}
 

@@ -15,6 +15,7 @@ import pytest
 from PIL import Image
 
 from tests.faults.nursery import Child, Fault, Nursery
+from tests.processes import environment, free_port
 
 STEPS = 6
 
@@ -171,6 +172,20 @@ def same(job: Job, whole: Job) -> Callable[[], None]:
         assert job.status() == "finished"
 
     return check
+
+
+def start_two(job: Job, of_each: Sequence[Fault] = (), of_second: Sequence[Fault] = ()) -> list[Child]:
+    port = free_port()
+    faults = [[*of_each], [*of_each, *of_second]]
+    return [job.start(faults=[("environment", environment(rank, 2, port)), *faults[rank]]) for rank in (0, 1)]
+
+
+def run_two(job: Job, code: int = 0, **faults: Sequence[Fault]) -> str:
+    """What both print when they end with this exit code."""
+    first, second = start_two(job, **faults)
+    assert (first.wait(), second.wait()) == (code, code), first.output + second.output
+    assert "Traceback" not in first.output + second.output, first.output + second.output
+    return first.output + second.output
 
 
 def contents(folder: Path) -> dict[str, bytes]:

@@ -7,36 +7,21 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
-from tests.faults.conftest import Job
-from tests.faults.nursery import Child, Fault
-from tests.processes import environment, free_port
+from tests.faults.conftest import Job, run_two, start_two
+from tests.processes import free_port
 
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
 
 MICRO_BATCH_OF_STEP_3 = 1 + 3
 """The call of STEP in a process of two: the largest batch is tried first, then one for each step."""
-
-
-def start_two(job: Job, of_each: Sequence[Fault] = (), of_second: Sequence[Fault] = ()) -> list[Child]:
-    port = free_port()
-    faults = [[*of_each], [*of_each, *of_second]]
-    return [job.start(faults=[("environment", environment(rank, 2, port)), *faults[rank]]) for rank in (0, 1)]
-
-
-def run_two(job: Job, code: int = 0, **faults: Sequence[Fault]) -> str:
-    """What both print when they end with this exit code."""
-    first, second = start_two(job, **faults)
-    assert (first.wait(), second.wait()) == (code, code), first.output + second.output
-    assert "Traceback" not in first.output + second.output, first.output + second.output
-    return first.output + second.output
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import torch
 from tests.processes import environment, in_processes
 from toolkit.errors import RunError, UserError
 from toolkit.parallel import ALONE, Lost, Place, Team, place_of
+from toolkit.parts import Part
 
 
 def test_without_a_launcher_a_process_is_alone() -> None:
@@ -82,6 +83,28 @@ def test_tensors_beyond_one_bucket_are_all_added_up(monkeypatch: pytest.MonkeyPa
         return [tensor.tolist() for tensor in tensors]
 
     assert in_processes(2, work) == [[[3.0], [3.0] * 3, [3.0] * 2, [3.0]]] * 2
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_first_process_collects_the_rows_of_all(dtype: torch.dtype | None) -> None:
+    whole = torch.arange(24.0).view(4, 3, 2) + 0.001
+
+    def work(team: Team) -> tuple:
+        part = Part.of(whole.shape, team.rank, team.size)
+        found = team.collect(whole[part.start : part.stop], part, dtype), team.collect(torch.ones(2))
+        return tuple(None if tensor is None else (tensor.tolist(), tensor.dtype) for tensor in found)
+
+    expected = whole.to(dtype or torch.float32)
+    first, *others = in_processes(3, work)
+    assert first == ((expected.tolist(), expected.dtype), ([1.0, 1.0], torch.float32))
+    assert others == [(None, None)] * 2
+
+
+def test_alone_what_is_collected_is_a_copy() -> None:
+    tensor = torch.ones(2)
+    copy = Team().collect(tensor)
+    tensor.zero_()
+    assert copy.tolist() == [1.0, 1.0]
 
 
 def test_what_differs_is_named_with_its_process() -> None:

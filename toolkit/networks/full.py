@@ -6,7 +6,7 @@ scale of a norm) are trained with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, ClassVar, Self
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from toolkit.config.network import NetworkConfig
 from toolkit.contracts import ModelAdapter, Network
 from toolkit.errors import UserError
+from toolkit.parts import Part, is_shared_out, part_of, rows_here, trained_rows
 
 
 class FullNetwork(Network):
@@ -23,6 +24,9 @@ class FullNetwork(Network):
     Loaded in float32, the weights are their own masters: they are rounded to the type of the computation each time
     they are used, so gradients and updates are float32 and the output is that of the model in that type. Loaded in
     that type already (`train.full_bf16`), nothing is float32.
+
+    Weights that are shared out between processes are rounded when they are gathered; what this process trains of one
+    are its rows.
     """
 
     caution: ClassVar[str] = ""
@@ -49,13 +53,14 @@ class FullNetwork(Network):
         for target in self.targets:
             module = model.get_submodule(target)
             for name, parameter in module.named_parameters(recurse=False):
-                self._parameters[f"{target}.{name}"] = parameter.requires_grad_(True)
+                parameter.requires_grad_(True)
+                trained = trained_rows(parameter) if is_shared_out(parameter) else parameter
+                self._parameters[f"{target}.{name}"] = trained
             compute_in(module, self.dtype)
-        for parameter in model.parameters():
-            if not parameter.requires_grad:
-                parameter.data = parameter.data.to(self.dtype)
         # Kept here: some that are not trained may leave the model later (a table in the place of a layer).
         self._modules = {name: model.get_submodule(name) for name in modules_with_weights(model)}
+        for module in self._modules.values():
+            round_frozen(module, self.dtype)
 
     def start_from(self, changes: Mapping[str, Any], note: Callable[[str], None]) -> None:
         raise UserError("network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras.")
@@ -63,14 +68,17 @@ class FullNetwork(Network):
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
+    def shared_out(self) -> dict[str, Part]:
+        return {name: part_of(parameter) for name, parameter in self._of_model() if is_shared_out(parameter)}
+
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """All weights of the model, those that are not trained included, under the model's own names."""
-        stored = {
-            f"{name}.{own}": parameter.detach()
-            for name, module in self._modules.items()
-            for own, parameter in module.named_parameters(recurse=False)
-        }
-        return stored | weights
+        return {name: rows_here(parameter) for name, parameter in self._of_model()} | weights
+
+    def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
+        for name, module in self._modules.items():
+            for own, parameter in module.named_parameters(recurse=False):
+                yield f"{name}.{own}", parameter
 
 
 def modules_with_weights(model: nn.Module) -> list[str]:
@@ -78,14 +86,28 @@ def modules_with_weights(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
 
 
+def round_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+    """Rounds those of a module's own parameters that are not trained to `dtype`."""
+    for name, parameter in module.named_parameters(recurse=False):
+        if parameter.requires_grad or parameter.dtype == dtype:
+            continue
+        if is_shared_out(parameter):  # FSDP2 takes over what stands in the module when it first runs
+            setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+        else:
+            parameter.data = parameter.data.to(dtype)
+
+
 def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
     """Makes `module` see its own parameters in `dtype`; they stay what they are for everyone else.
+
+    Those that are shared out are left alone.
 
     The class gets a property in front of each parameter, so no name in the model and no file of it changes (torch's
     parametrizations would rename them). The conversion is part of the graph: gradients come back in the parameter's
     own type. Unlike autocast it rounds nothing but the weights.
     """
-    names = [name for name, parameter in module.named_parameters(recurse=False) if parameter.dtype != dtype]
+    own = module.named_parameters(recurse=False)
+    names = [name for name, parameter in own if parameter.dtype != dtype and not is_shared_out(parameter)]
     if names:
         kind = type(module)
         module.__class__ = type(kind.__name__, (kind,), {name: _seen_in(dtype, name) for name in names})

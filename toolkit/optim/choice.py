@@ -34,6 +34,16 @@ DEFAULTS: dict[str, dict[str, Any]] = {
 }
 """Arguments an optimizer gets unless `optimizer_params` says otherwise."""
 
+NUMBER_BY_NUMBER = (
+    "adamw",
+    "adam",
+    "sgd",
+    "schedulefree_adamw",
+    *(f"torch.optim.{name}" for name in ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad")),
+)
+"""Optimizers known to step each number of a weight by nothing but its own gradients, and to keep what they remember of
+it in tensors of the weight's shape: a part of a weight moves as it does within the whole."""
+
 NOT_ARGUMENTS = {"self", "params", "lr"}
 """What the constructor gets from the run itself."""
 

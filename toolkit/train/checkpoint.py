@@ -2,43 +2,72 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 
-from safetensors.torch import load_file
+from safetensors import safe_open
 from torch import Tensor
 
 from toolkit.contracts import TrainState
 from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
-from toolkit.train.run import Run
+from toolkit.parts import Part
+from toolkit.train.collected import collected
+from toolkit.train.lockstep import Follower
+from toolkit.train.run import Role, Run
 from toolkit.train.state_folder import Snapshot, read_document
 
 
 def capture(run: Run) -> Snapshot:
-    """A copy of everything a resume needs; the run may go on while it is written."""
-    weights, averages, optimizer, plain = {}, {}, {}, {}
-    for role_name, role in run.roles.items():
-        tensors, rest = state_tensors(role.optimizer, list(role.parameters))
-        weights |= {f"{role_name}/{name}": p for name, p in role.parameters.items()}
-        averages |= {f"{role_name}/{name}": t for name, t in (role.ema.averages if role.ema else {}).items()}
-        optimizer |= {f"{role_name}/{name}": t for name, t in tensors.items()}
-        plain[role_name] = {
+    """A copy of everything a resume needs; the run may go on while it is written. Called by the first process."""
+    run.lead(_give_tensors)
+    plain = {
+        role_name: {
             "optimizer_class": type(role.optimizer).__name__,
-            "optimizer": rest,
+            "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
             "ema_updates": role.ema.updates if role.ema else 0,
         }
+        for role_name, role in run.roles.items()
+    }
     return Snapshot(
         step=run.state.step,
-        tensors={"weights": _copies(weights), "ema": _copies(averages), "optimizer": _copies(optimizer)},
+        tensors=_tensors(run),
         document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **run.record},
     )
 
 
-def _copies(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    # Cloned also on the CPU: training goes on, and entries of 8-bit optimizers share memory, which safetensors refuses.
-    return {name: t.detach().to("cpu", copy=True).contiguous() for name, t in tensors.items()}
+def _give_tensors(follower: Follower) -> None:
+    _tensors(follower.run)
+
+
+def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a state by the file they go into; copies, as training goes on, and entries of 8-bit optimizers
+    share memory, which safetensors refuses.
+    """
+    files: dict[str, dict[str, Tensor]] = {"weights": {}, "ema": {}, "optimizer": {}}
+    for role_name, role in run.roles.items():
+        tensors, _ = state_tensors(role.optimizer, list(role.parameters))
+        averages = role.ema.averages if role.ema else {}
+        for file, found in {"weights": role.parameters, "ema": averages, "optimizer": tensors}.items():
+            copies = collected(run.team, found, _parts(role, found))
+            files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
+    return files
+
+
+def _parts(role: Role, tensors: Mapping[str, Tensor]) -> dict[str, Part]:
+    """Those of `tensors` (parameters, or what is kept for each of their weights) that are shared out."""
+    return {
+        key: role.shared_out[name]
+        for key, tensor in tensors.items()
+        if (name := _parameter_of(key)) in role.shared_out and tensor.shape == role.parameters[name].shape
+    }
+
+
+def _parameter_of(key: str) -> str:
+    """`<parameter>`, or `<parameter>/<entry>` of an optimizer's state."""
+    return key.partition("/")[0]
 
 
 def recorded_seed(path: Path) -> int:
@@ -52,27 +81,42 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
     fresh_optimizer: leave the optimizers as they are, for a job that changed them.
     Raises RunError when the state was made for other weights or another optimizer than the run has.
     """
-    weights = load_file(path / "weights.safetensors")
     document = read_document(path)
-    _refuse_other_weights(path, run, weights)
-    averages = load_file(path / "ema.safetensors")
-    optimizer = load_file(path / "optimizer.safetensors")
+    _refuse_other_weights(path, run)
     for role_name, role in run.roles.items():
-        prefix, plain = f"{role_name}/", document["roles"][role_name]
-        copy_into(role.parameters, _under(prefix, weights))
+        weights, averages, optimizer = (
+            _read(path / f"{file}.safetensors", role_name, role) for file in ("weights", "ema", "optimizer")
+        )
+        plain = document["roles"][role_name]
+        copy_into(role.parameters, weights)
         if not fresh_optimizer:
             _refuse_other_optimizer(path, plain["optimizer_class"], type(role.optimizer).__name__)
-            load_state_tensors(role.optimizer, list(role.parameters), _under(prefix, optimizer), plain["optimizer"])
+            load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
         if role.ema:
-            own = _under(prefix, averages) or _under(prefix, weights)  # EMA switched on later: starts here
-            role.ema.load(own, plain["ema_updates"])
+            role.ema.load(averages or weights, plain["ema_updates"])  # EMA switched on later: starts here
     run.state = TrainState(**document["state"])
 
 
-def _refuse_other_weights(path: Path, run: Run, weights: dict[str, Tensor]) -> None:
-    expected = {f"{role}/{name}": p for role, r in run.roles.items() for name, p in r.parameters.items()}
-    differing = sorted(expected.keys() ^ weights.keys()) or sorted(
-        name for name in expected if expected[name].shape != weights[name].shape
+def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:
+    """The tensors of a role in one file of a state; of those that are shared out this process's rows."""
+    found, prefix = {}, f"{role_name}/"
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - not a dict
+            key = name.removeprefix(prefix)
+            if key == name:
+                continue
+            part, saved = role.shared_out.get(_parameter_of(key)), tensors.get_slice(name)
+            is_part = part is not None and tuple(saved.get_shape()) == part.shape
+            found[key] = saved[part.start : part.stop] if is_part else tensors.get_tensor(name)
+    return found
+
+
+def _refuse_other_weights(path: Path, run: Run) -> None:
+    expected = {f"{role}/{name}": r.shape_of(name) for role, r in run.roles.items() for name in r.parameters}
+    with safe_open(path / "weights.safetensors", framework="pt") as tensors:
+        saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    differing = sorted(expected.keys() ^ saved.keys()) or sorted(
+        name for name, shape in expected.items() if shape != saved[name]
     )
     if differing:
         raise RunError(
@@ -87,7 +131,3 @@ def _refuse_other_optimizer(path: Path, made_with: str, has: str) -> None:
             f"{path} was made with another optimizer: {made_with}, the job has {has}. "
             "Give the job a new name, or restore train.optimizer."
         )
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): t for name, t in tensors.items() if name.startswith(prefix)}

@@ -1,7 +1,8 @@
 """What the processes of a run tell each other after a window: its gradients and losses, added up.
 
 Each has divided its losses by the samples of the whole window, so the sums are the means that one process would have
-computed. They are the same bits everywhere, and so is the step that every process then takes for itself.
+computed. They are the same bits everywhere, and so is the step that every process then takes for itself. Of weights
+that are shared out, FSDP2 has added the gradients up already (`memory/sharding.py`).
 """
 
 from __future__ import annotations
@@ -26,17 +27,20 @@ class _Known:
     """Names of the numbers per sample."""
 
     with_gradient: list[bool]
-    """Of each parameter, whether it has a gradient here."""
+    """Of each parameter that is whole, whether it has a gradient here."""
 
 
 def exchanged(run: Run, window: Window, own: WindowLosses | None) -> WindowLosses | None:
-    """The losses of the whole window, from each process's own; the gradients become the sums over all processes.
+    """The losses of the whole window, from each process's own; the gradients of weights that are whole here become the
+    sums over all processes.
 
     own: None where the window was broken off, which then holds for all: None.
     """
     if run.team.alone:
         return own
-    parameters = [p for role in run.roles.values() for p in role.parameters.values()]
+    parameters = [
+        p for role in run.roles.values() for name, p in role.parameters.items() if name not in role.shared_out
+    ]
     told = run.team.gather(None if own is None else _known(own, parameters))
     if None in told:
         return None
@@ -44,10 +48,14 @@ def exchanged(run: Run, window: Window, own: WindowLosses | None) -> WindowLosse
         if any(has_one) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     kinds = next(known.numbers for known in told if known.uses)
-    numbers = _numbers(own, window, kinds, parameters[0].device)
+    numbers = _numbers(own, window, kinds, _device(run))
     run.team.add_up([*(p.grad for p in parameters if p.grad is not None), numbers])
     names = {use: name for known in told for use, name in zip(known.uses, known.names, strict=True)}
     return _losses(numbers, window, kinds, names)
+
+
+def _device(run: Run) -> torch.device:
+    return next(p.device for role in run.roles.values() for p in role.parameters.values())
 
 
 def _known(own: WindowLosses, parameters: list[Tensor]) -> _Known:

@@ -1,20 +1,54 @@
-"""Forward passes that one process asks for and all have to make: for a model that is shared out between them."""
+"""What all processes have to do together although only the first one wants it: for a model that is shared out.
+
+The first process draws, validates and saves while the others wait for it in an exchange. Whatever needs the weights of
+all begins with an order (`Run.lead`): the others follow it and wait again. An order is a function that can be pickled;
+it is called with what a process has (`Follower`).
+"""
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 
-from toolkit.contracts import ModelAdapter, PromptEmbeds
+from toolkit.contracts import ModelAdapter, Network, PromptEmbeds
 from toolkit.parallel import Team
+
+if TYPE_CHECKING:
+    from toolkit.train.run import Run
+
+
+@dataclass
+class Follower:
+    """A process that follows the first one, with all that it has of the run."""
+
+    adapter: ModelAdapter
+    network: Network
+    run: Run
+    evaluation: ExitStack = field(default_factory=ExitStack)
+    """Open while the weights are those that are kept."""
+
+
+Order = Callable[[Follower], Any]
+"""What a process does that follows; what it returns goes nowhere."""
+
+
+def follow(follower: Follower) -> None:
+    """From here on this process follows the orders of the first one, or gives them, if it is that."""
+    team = follower.run.team
+    team.follow = lambda order: order(follower)
+    follower.run.lead = team.lead
 
 
 class LeadingAdapter:
     """An adapter for what the first process does alone (samples, validation): the others make each pass with it.
 
-    They do so while they wait for the first process, and throw the result away.
+    They throw the result away.
     """
 
     def __init__(self, adapter: ModelAdapter, team: Team) -> None:
@@ -25,8 +59,13 @@ class LeadingAdapter:
         return getattr(self._adapter, name)
 
     def predict_velocity(self, *inputs: Any) -> Tensor:
-        self._team.lead(_on_cpu(inputs))
+        self._team.lead(partial(_pass, inputs=_on_cpu(inputs)))
         return self._adapter.predict_velocity(*inputs)
+
+
+@torch.no_grad()
+def _pass(follower: Follower, inputs: tuple[Any, ...]) -> None:
+    follower.adapter.predict_velocity(*inputs)
 
 
 def _on_cpu(value: Any) -> Any:
@@ -38,11 +77,11 @@ def _on_cpu(value: Any) -> Any:
     return tuple(map(_on_cpu, value))
 
 
-def follow(adapter: ModelAdapter, team: Team) -> None:
-    """From here on this process makes the passes that the first one asks for."""
+def hold_kept_weights(follower: Follower) -> None:
+    """The order of `Run.evaluation` at its beginning."""
+    follower.evaluation.enter_context(follower.run.kept_weights())
 
-    @torch.no_grad()
-    def make(inputs: tuple[Any, ...]) -> None:
-        adapter.predict_velocity(*inputs)
 
-    team.follow = make
+def hold_own_weights(follower: Follower) -> None:
+    """Its order at its end."""
+    follower.evaluation.close()

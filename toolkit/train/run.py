@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,7 +17,9 @@ from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import averaged, averages
 from toolkit.optim.schedules import Schedule
 from toolkit.parallel import Team
+from toolkit.parts import Part
 from toolkit.train.hook import Hook
+from toolkit.train.lockstep import Order, hold_kept_weights, hold_own_weights
 from toolkit.train.update import Update, WholeStep
 
 
@@ -43,6 +45,13 @@ class Role:
 
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda taken: {}
     """What the network does to its weights after each step that is `taken` (`Network.after_step`)."""
+
+    shared_out: Mapping[str, Part] = field(default_factory=dict)
+    """Parameters of which this process has some rows only, by their names (`Network.shared_out`)."""
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a whole parameter."""
+        return self.shared_out[name].shape if name in self.shared_out else tuple(self.parameters[name].shape)
 
     def lr_at(self, step: int) -> float:
         """The base learning rate of the next step when `step` are done."""
@@ -78,6 +87,10 @@ class Role:
             return {name: p.detach() for name, p in self.parameters.items()}
         with averaged(self.optimizer):
             return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def weights(self, raw: bool) -> dict[str, torch.Tensor]:
+        """`weights_to_keep`, or the weights as they are."""
+        return dict(self.parameters) if raw else self.weights_to_keep()
 
     def evaluation(self) -> AbstractContextManager[None]:
         """Inside the block the parameters hold `weights_to_keep`, after it their own values again."""
@@ -117,6 +130,9 @@ class Run:
     in_lockstep: bool = False
     """All processes have to make the same passes, so none breaks a window off by itself."""
 
+    lead: Callable[[Order], None] = lambda order: None
+    """Set by `lockstep.follow`: has the other processes do the same, while they wait for the first one."""
+
     stop_asked: Callable[[], bool] = lambda: False
     """Whether a signal asks for an end; read between micro-batches."""
 
@@ -137,6 +153,26 @@ class Run:
 
     goal_reached: str | None = None
     """Set by a hook when the run is complete before `steps`: why."""
+
+    @contextmanager
+    def evaluation(self) -> Iterator[None]:
+        """Inside the block all weights are those that are kept, after it their own values again, in all processes.
+
+        What fails inside ends the run.
+        """
+        self.lead(hold_kept_weights)
+        with self.kept_weights():
+            yield
+        # Not when it fails: the others may be in the middle of a pass, and would not hear it.
+        self.lead(hold_own_weights)
+
+    @contextmanager
+    def kept_weights(self) -> Iterator[None]:
+        """`evaluation` in this process alone."""
+        with ExitStack() as stack:
+            for role in self.roles.values():
+                stack.enter_context(role.evaluation())
+            yield
 
     @property
     def interrupted(self) -> bool:

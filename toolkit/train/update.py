@@ -9,7 +9,7 @@ be taken leaves weights, optimizer state and average exactly as they were.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -65,12 +65,7 @@ class WholeStep(Update):
     """Accumulates the gradients of all weights, clips them by their common norm, and steps once."""
 
     def norm(self, role: Role) -> Tensor:
-        gradients = _gradients(role)
-        if not gradients:
-            return torch.zeros((), device=next(iter(role.parameters.values())).device)
-        wide = torch.promote_types(gradients[0].dtype, torch.float32)
-        norms = torch._foreach_norm(gradients, 2.0, wide)
-        return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
+        return _norm(role, role.parameters)
 
     def finish(self, role: Role, done: int, norm: Tensor, taken: Tensor) -> dict[str, Tensor]:
         if role.max_grad_norm:
@@ -80,6 +75,19 @@ class WholeStep(Update):
         numbers = after_weights_moved(role, taken)
         self.discard(role)
         return numbers
+
+
+class StepOfParts(WholeStep):
+    """`WholeStep` where processes share out some of the weights: the norm is that of the rows of all."""
+
+    def __init__(self, add_up: Callable[[Sequence[Tensor]], None]) -> None:
+        """add_up: replaces tensors by their sums over the processes (`Team.add_up`)."""
+        self.add_up = add_up
+
+    def norm(self, role: Role) -> Tensor:
+        square = _norm(role, role.shared_out.keys() & role.parameters.keys()).square()
+        self.add_up([square])
+        return torch.sqrt(square + _norm(role, role.parameters.keys() - role.shared_out.keys()).square())
 
 
 def after_weights_moved(role: Role, taken: Tensor) -> dict[str, Tensor]:
@@ -95,6 +103,16 @@ def clip_(gradients: Sequence[Tensor], norm: Tensor, most: float) -> None:
     if gradients:
         factor = torch.where(norm > most, most / (norm + CLIP_EPSILON), 1.0)
         torch._foreach_mul_(list(gradients), factor)
+
+
+def _norm(role: Role, names: Collection[str]) -> Tensor:
+    """Of the gradients of these parameters, 0-dim float32."""
+    gradients = [p.grad for name, p in role.parameters.items() if name in names and p.grad is not None]
+    if not gradients:
+        return torch.zeros((), device=next(iter(role.parameters.values())).device)
+    wide = torch.promote_types(gradients[0].dtype, torch.float32)
+    norms = torch._foreach_norm(gradients, 2.0, wide)
+    return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 
 def _gradients(role: Role) -> list[Tensor]:

@@ -25,7 +25,9 @@ from toolkit.train.run import Role, Run
 
 def writer(chosen: SimpleNamespace | None = None, meta: dict | None = None) -> NetworkWriter:
     """Of a network with one matrix, called `up.weight` in files."""
-    network = SimpleNamespace(export=lambda weights: {f"{name}.weight": tensor for name, tensor in weights.items()})
+    network = SimpleNamespace(
+        export=lambda weights: {f"{name}.weight": tensor for name, tensor in weights.items()}, shared_out=dict
+    )
     return NetworkWriter(network, chosen or section(), meta or {})
 
 

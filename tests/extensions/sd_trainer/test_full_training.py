@@ -17,6 +17,7 @@ from tests.measured import at_most
 from toolkit.contracts import BatchSpec, Size
 from toolkit.data.batches import BatchLoader
 from toolkit.device import DTYPES
+from toolkit.parallel import Team
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
 from toolkit.train.loop import train
 from toolkit.train.run import Run
@@ -50,7 +51,7 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
         adapter = open_tiny(tiny_model, DTYPES[section.train.dtype], match_target_res=True, weights_dtype=weights_dtype)
         network = attach_network(section, adapter, 3, None, lambda line: None)
         start = {name: p.detach().float().clone() for name, p in network.parameters().items()}
-        roles = build_roles(section, network, steps, seed=3)
+        roles = build_roles(section, network, steps, 3, Team())
         run = Run("full", tmp_path, steps, section.train.gradient_accumulation, seed=3, roles=roles)
         seen = []
         step = FlowMatchingStep(adapter, seed=3, timestep_type="sigmoid")

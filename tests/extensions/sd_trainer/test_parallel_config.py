@@ -14,6 +14,7 @@ from tests.processes import environment
 from toolkit.config import load_job
 from toolkit.config.train import TrainConfig
 from toolkit.errors import ConfigErrors
+from toolkit.optim.choice import NUMBER_BY_NUMBER
 
 
 @pytest.fixture
@@ -82,7 +83,6 @@ SHARED_OUT = {"parallel": "fsdp", "gradient_accumulation": 4}
             "train.gradient_accumulation: 3: with 'train.parallel: fsdp' give a multiple",
         ),
         ({"compile": True}, {}, "train.compile: not with 'train.parallel: fsdp'"),
-        ({}, {"network": {"type": "full"}}, "train.parallel: 'type: full' trains whole weights in each process"),
         ({}, {"network": {"type": "dora"}}, "network.type: 'type: dora' needs the norms of whole weights"),
         ({}, {"quantize": True}, "model.quantize: not with 'train.parallel: fsdp': FSDP2 shares out parameters"),
         ({}, {"modulation_table": True}, "model.modulation_table: not with 'train.parallel: fsdp'"),
@@ -94,6 +94,35 @@ def test_what_a_model_that_is_shared_out_rules_out(found, tiny_model, train, cha
         changes = {"model": {"name_or_path": str(tiny_model), **changes}}
     mistakes = found(2, SHARED_OUT | train, **changes)
     assert len(mistakes) == 1 and mistakes[0].startswith(mistake), mistakes
+
+
+FULL = {"type": "full"}
+
+
+@pytest.mark.parametrize(
+    ("train", "changes", "mistake"),
+    [
+        (
+            {"full_bf16": True, "dtype": "bf16"},
+            {},
+            "train.full_bf16: true rounds whole weights at random, and 'train.parallel: fsdp' shares them out. Write",
+        ),
+        ({"optimizer": "adafactor"}, {}, "train.optimizer: 'adafactor' may look at more of a weight than one number"),
+        ({"optimizer": "prodigy", "lr": 1}, {}, "train.optimizer: 'prodigy' may look at more of a weight than one"),
+        ({"optimizer": "adamw8bit"}, {}, "train.optimizer: 'adamw8bit' may look at more of a weight than one number"),
+        ({"optimizer": "torch.optim.Muon"}, {}, "train.optimizer: 'torch.optim.Muon' may look at more of a weight"),
+        ({}, {"save": {"mem_eff_save": True}}, "save.mem_eff_save: true writes the weights from where they are, and"),
+    ],
+)
+def test_what_training_a_model_that_is_shared_out_rules_out(found, train, changes, mistake: str) -> None:
+    assert found(2, train, network=FULL, **changes) == [], "with ddp"
+    mistakes = found(2, SHARED_OUT | train, network=FULL, **changes)
+    assert len(mistakes) == 1 and mistakes[0].startswith(mistake), mistakes
+
+
+@pytest.mark.parametrize("optimizer", NUMBER_BY_NUMBER)
+def test_a_model_that_is_shared_out_may_be_trained(found, optimizer: str) -> None:
+    assert found(2, SHARED_OUT | {"optimizer": optimizer}, network=FULL) == []
 
 
 def test_a_job_that_may_be_shared_out_passes(found) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Iterable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,12 +13,16 @@ from torch import nn
 
 from extensions.sd_trainer.trained import build_roles
 from jobs.job import ExtensionJob
+from tests.processes import in_processes
 from toolkit.config import load_job
 from toolkit.config.network import NetworkConfig
 from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.extension import discover
+from toolkit.memory.sharding import block_sharing
+from toolkit.networks.full import FullNetwork
 from toolkit.networks.lora import LoraNetwork
+from toolkit.parallel import Team
 from toolkit.train.checkpoint import capture, load_state
 from toolkit.train.run import Role, Run
 from toolkit.train.state_folder import state_root, write_state
@@ -34,7 +39,7 @@ def run_of(folder: Path, ratio: float = 0, **train) -> Run:
     section = SimpleNamespace(
         train=TrainConfig(lr=0.1, **train), network=NetworkConfig(linear=2, loraplus_lr_ratio=ratio)
     )
-    return Run("toy", folder, steps=10, accumulation=1, seed=1, roles=build_roles(section, network, 10, seed=1))
+    return Run("toy", folder, steps=10, accumulation=1, seed=1, roles=build_roles(section, network, 10, 1, Team()))
 
 
 def role_of(run: Run) -> Role:
@@ -177,3 +182,46 @@ def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
     assert last["max_norm/keys_scaled"] > 0
     assert last["max_norm/average_key_norm"] <= last["max_norm/max_key_norm"] <= 0.01 * (1 + 1e-5)
     assert run(resume=2) == whole
+
+
+# ------------------------------------------------------------ shared out
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree_adamw"])
+def test_each_process_holds_its_rows_of_all_that_is_trained_and_no_more(optimizer: str) -> None:
+    """A block of 24 + 4 weights, of which two processes have 14 each; float32, and per parameter a few counters."""
+    arguments = {"momentum": 0.9} if optimizer == "sgd" else {}
+    section = SimpleNamespace(
+        train=TrainConfig(optimizer=optimizer, optimizer_params=arguments, ema_config={"use_ema": True}),
+        network=NetworkConfig(type="full"),
+    )
+
+    def work(team: Team) -> tuple[int, ...]:
+        block = nn.Linear(6, 4)
+        block_sharing(torch.device("cpu"), torch.float32, team.size, team.exchange)(block, "block")
+        network = FullNetwork([""], torch.float32)
+        network.attach(block)
+        role = build_roles(section, network, 10, 1, team)["network"]
+        for _ in range(2):
+            block(torch.ones(1, 6)).sum().backward()
+        norm = role.update.norm(role)
+        assert norm.item() == pytest.approx((4 * (2 * team.size) ** 2 * (6 + 1)) ** 0.5)
+        held = bytes_of(p.grad for p in role.parameters.values())
+        role.update.finish(role, 0, norm, torch.isfinite(norm))
+        state = [value for entries in role.optimizer.state.values() for value in entries.values()]
+        tensors = [value for value in state if isinstance(value, torch.Tensor) and value.dim()]
+        return (
+            bytes_of(p.to_local() for p in block.parameters()),
+            held,
+            bytes_of(role.ema.averages.values()),
+            bytes_of(tensors) // (len(tensors) // 2),
+        )
+
+    ends = in_processes(2, work)
+    assert isinstance(ends[0], tuple), ends[0]
+    assert ends == [(4 * 14,) * 4] * 2, "weights, gradients, averages, each moment"

@@ -1,15 +1,20 @@
-"""Blocks of which each process keeps a share compute what whole blocks do."""
+"""Blocks of which each process keeps a share compute what whole blocks do, frozen and trained."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from tests.processes import in_processes
-from toolkit.memory.sharding import block_sharing
+from toolkit.memory.sharding import block_sharing, gather_ahead
+from toolkit.networks.full import compute_in
 from toolkit.parallel import Team
+from toolkit.parts import trained_rows
+
+CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 
 
 class Block(nn.Module):
@@ -40,12 +45,15 @@ def passes(blocks: list[Block], row: int, between: Callable[[], None] = lambda: 
     return x_BD.tolist(), [block.added.weight.grad.tolist() for block in blocks]
 
 
-def test_each_process_keeps_half_and_computes_the_same() -> None:
+@pytest.mark.parametrize("ahead", [False, True])
+def test_each_process_keeps_half_and_computes_the_same(ahead: bool) -> None:
     def work(team: Team) -> tuple:
-        share = block_sharing(torch.device("cpu"), team.size)
-        blocks = [Block(seed) for seed in (0, 1)]
+        share = block_sharing(CPU, FP32, team.size, team.exchange)
+        blocks = [Block(seed) for seed in (0, 1, 2)]
         for block in blocks:
             share(block, "block")
+        if ahead:
+            gather_ahead(blocks)
         kept = []
 
         def look() -> None:
@@ -57,6 +65,102 @@ def test_each_process_keeps_half_and_computes_the_same() -> None:
         return kept, blocks[0].frozen.weight.requires_grad, found
 
     for rank, (kept, learns, found) in enumerate(in_processes(2, work)):
-        assert kept == [(3, 6)] * 6, "nothing stays gathered"
+        assert kept == [(3, 6)] * 9, "nothing stays gathered"
         assert not learns
-        assert found == passes([Block(seed) for seed in (0, 1)], rank)
+        assert found == passes([Block(seed) for seed in (0, 1, 2)], rank)
+
+
+def test_a_block_is_gathered_while_the_one_before_it_runs() -> None:
+    def work(team: Team) -> list[str]:
+        seen: list[str] = []
+
+        def noted(call: Callable, *arguments, **named) -> object:
+            seen.append("gather")
+            return team.exchange(call, *arguments, **named)
+
+        share = block_sharing(CPU, FP32, team.size, noted)
+        blocks = [nn.Linear(2, 2) for _ in range(3)]
+        for name, block in zip("abc", blocks, strict=True):
+            block.register_forward_hook(lambda *_, name=name: seen.append(name))
+            share(block, name)
+        gather_ahead(blocks)
+        x_BD = torch.ones(1, 2, requires_grad=True)
+        for name, block in zip("abc", blocks, strict=True):
+            x_BD = block(x_BD)
+            x_BD.register_hook(lambda gradient, name=name: seen.append(f"{name} back"))
+        x_BD.sum().backward()
+        return seen
+
+    forward = ["gather", "gather", "a", "gather", "b", "c"]
+    backward = ["gather", "gather", "c back", "gather", "b back", "a back"]
+    assert in_processes(2, work) == [forward + backward] * 2
+
+
+# ------------------------------------------------------------ trained
+
+
+def layers(dtype: torch.dtype) -> list[nn.Module]:
+    """Two blocks whose rows cannot be dealt out evenly; computed in `dtype`, masters in float32."""
+    torch.manual_seed(1)
+    return [nn.Sequential(nn.Linear(5, 5), nn.Tanh(), nn.Linear(5, 5)) for _ in range(2)]
+
+
+def inputs(micro_batch: int, dtype: torch.dtype) -> Tensor:
+    return torch.linspace(-1, 1, 20, dtype=dtype).view(4, 5)[micro_batch : micro_batch + 1]
+
+
+def gradients(blocks: list[nn.Module], micro_batches: list[int], dtype: torch.dtype) -> None:
+    """Adds those of these micro-batches up."""
+    for micro_batch in micro_batches:
+        x_BD = inputs(micro_batch, dtype)
+        for block in blocks:
+            x_BD = block(x_BD)
+        x_BD.float().square().sum().backward()
+
+
+def trained(team: Team, dtype: torch.dtype) -> list[tuple[list, list, torch.dtype]]:
+    """Rows and their gradients after two micro-batches of this process, of each weight."""
+    share = block_sharing(CPU, dtype, team.size, team.exchange)
+    blocks = layers(dtype)
+    for block in blocks:
+        share(block, "block")
+    rows = [trained_rows(p.requires_grad_(True)) for block in blocks for p in block.parameters()]
+    gather_ahead(blocks)
+    each = 4 // team.size
+    gradients(blocks, list(range(team.rank * each, team.rank * each + each)), dtype)
+    assert all(p.grad is None for block in blocks for p in block.parameters()), "all were handed over"
+    return [(p.tolist(), p.grad.tolist(), p.grad.dtype) for p in rows]
+
+
+@pytest.mark.parametrize("dtype", [FP32, BF16])
+@pytest.mark.parametrize("processes", [2, 4])
+def test_gradients_of_rows_are_the_sums_over_all_processes(processes: int, dtype: torch.dtype) -> None:
+    whole = layers(dtype)
+    for block in whole:
+        for module in block:
+            compute_in(module, dtype)
+    gradients(whole, [0, 1, 2, 3], dtype)
+    parameters = [p for block in whole for p in block.parameters()]
+    ends = in_processes(processes, trained, dtype)
+    for index, parameter in enumerate(parameters):
+        rows, grads, dtypes = zip(*(end[index] for end in ends), strict=True)
+        assert max(map(len, rows)) == -(-5 // processes) and set(dtypes) == {FP32}
+        assert [row for part in rows for row in part] == parameter.tolist()
+        found = torch.tensor([row for part in grads for row in part])
+        torch.testing.assert_close(found, parameter.grad, rtol=1e-6, atol=1e-6)
+
+
+def test_a_process_that_is_gone_is_missed_in_the_middle_of_a_pass() -> None:
+    def work(team: Team) -> None:
+        import os
+
+        share = block_sharing(CPU, FP32, team.size, team.exchange)
+        block = nn.Linear(4, 4)
+        share(block, "block")
+        block(torch.ones(1, 4))
+        if not team.is_first:
+            os._exit(1)
+        block(torch.ones(1, 4))
+
+    first, second = in_processes(2, work)
+    assert second is None and "gone without a word" in str(first)

@@ -9,12 +9,15 @@ import pytest
 import torch
 
 from tests.diffusers_reference import open_tiny, relative
+from tests.processes import in_processes
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpointed
+from toolkit.memory.sharding import block_sharing
 from toolkit.models.qwen_edit.estimate import modules
 from toolkit.networks.full import FullNetwork, compute_in, modules_with_weights
 from toolkit.networks.targets import chosen_targets
+from toolkit.parallel import Team
 
 BF16 = torch.bfloat16
 
@@ -112,6 +115,48 @@ def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
     assert exported.keys() == model.keys()
     for name, tensor in exported.items():
         assert torch.equal(tensor, weights.get(name, model[name])), name
+
+
+# ------------------------------------------------------------ shared out
+
+
+def test_rows_of_what_is_shared_out_are_trained_and_exported(tiny_model, step_inputs, attached) -> None:
+    """One block is trained, another is not, and what is outside of them is whole. Halves of a loss lose no bit."""
+    patterns = [r"transformer_blocks\.0\..*", "proj_out"]
+    adapter, network = attached(include_patterns=patterns)
+    velocity = adapter.predict_velocity(*step_inputs)
+    velocity.square().mean().backward()
+    whole = network.export(network.parameters())
+    gradients = {name: parameter.grad for name, parameter in network.parameters().items()}
+
+    def rows(tensor: torch.Tensor | None, rank: int) -> torch.Tensor | None:
+        return None if tensor is None else tensor.chunk(2)[rank]
+
+    def work(team: Team) -> str:
+        share = block_sharing(torch.device("cpu"), BF16, team.size, team.exchange)
+        adapter = open_tiny(tiny_model, BF16, weights_dtype=torch.float32, transform_block=share)
+        settings = NetworkConfig(type="full", include_patterns=patterns)
+        own = FullNetwork.from_config(settings, chosen_targets(settings, FullNetwork.candidates(adapter)), 1, BF16)
+        own.attach(adapter.network_module)
+        found = adapter.predict_velocity(*step_inputs)
+        assert torch.equal(found, velocity)
+        (found.square().mean() / 2).backward()
+        exported, parts = own.export(own.parameters()), own.shared_out()
+        assert parts.keys() == {name for name in whole if name.startswith("transformer_blocks.")}
+        assert exported.keys() == whole.keys() and list(own.parameters()) == list(gradients)
+        for name, tensor in whole.items():
+            here = rows(tensor, team.rank) if name in parts else tensor
+            assert torch.equal(exported[name], here) and exported[name].dtype == tensor.dtype, name
+            assert exported[name].untyped_storage().nbytes() == here.numel() * here.element_size(), name
+        for name, parameter in own.parameters().items():
+            expected = rows(gradients[name], team.rank) if name in parts else gradients[name]
+            if name not in parts and expected is not None:
+                expected = expected / 2  # not added up yet
+            assert (parameter.grad is None) == (expected is None), name
+            assert expected is None or torch.equal(parameter.grad, expected), name
+        return "all as expected"
+
+    assert in_processes(2, work) == ["all as expected"] * 2
 
 
 def test_a_module_computes_in_another_type_and_stays_what_it_is() -> None:

@@ -9,11 +9,18 @@ import pytest
 import torch
 from torch import nn
 
+from tests.processes import in_processes
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.contracts import TrainState
 from toolkit.errors import RunError
+from toolkit.optim.choice import NUMBER_BY_NUMBER
+from toolkit.optim.ema import Ema
+from toolkit.optim.optimizers import build_optimizer
+from toolkit.parallel import Team
+from toolkit.parts import Part
 from toolkit.train.checkpoint import capture, load_state, recorded_seed
-from toolkit.train.run import Run
+from toolkit.train.lockstep import Follower, follow
+from toolkit.train.run import Role, Run
 from toolkit.train.state_folder import step_of
 
 FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
@@ -139,3 +146,85 @@ def test_another_optimizer_than_the_state_was_made_with_is_refused(tmp_path: Pat
     path = save_state(run)
     with pytest.raises(RunError, match=r"train\.optimizer"):
         load_state(path, make_run(tmp_path, after))
+
+
+# ------------------------------------------------------------ shared out
+
+
+def shared_out(folder: Path, optimizer: str, team: Team, fill: int = 0) -> Run:
+    """`make_run` where each process has some rows of both matrices; of the second (4 rows) the last may have none."""
+    whole = make_run(folder, fill=fill).roles["network"].parameters
+    parts = {name: Part.of(p.shape, team.rank, team.size) for name, p in whole.items()}
+    rows = {name: nn.Parameter(p.detach()[parts[name].start : parts[name].stop].clone()) for name, p in whole.items()}
+    role = Role(
+        rows,
+        build_optimizer(optimizer, rows.values(), 0.01, ARGUMENTS.get(optimizer, {})),
+        lr=0.01,
+        schedule=lambda step: 1.0,
+        ema=Ema(rows, 0.9),
+        shared_out={} if team.alone else parts,
+    )
+    run = Run("toy", folder, steps=100, accumulation=1, seed=77, roles={"network": role}, team=team)
+    follow(Follower(None, None, run))
+    return run
+
+
+def take_shared_steps(run: Run, count: int) -> None:
+    """`take_steps` with this process's rows of the same gradients."""
+    role = run.roles["network"]
+    for _ in range(count):
+        generator = torch.Generator().manual_seed(1000 + run.state.step)
+        for name, parameter in role.parameters.items():
+            part = role.shared_out.get(name) or Part.of(parameter.shape, 0, 1)
+            parameter.grad = torch.randn(part.shape, generator=generator)[part.start : part.stop]
+        role.optimizer.step()
+        role.ema.update()
+        run.state.step += 1
+
+
+ARGUMENTS = {"sgd": {"momentum": 0.9}}
+PROCESSES = 3
+
+
+def test_a_state_knows_nothing_of_the_number_of_processes(tmp_path: Path) -> None:
+    """Steps on three processes, then on one, then on three again: each state is that of one process, bit for bit."""
+
+    def on_three(team: Team, begun: dict[str, Path]) -> dict[str, Path]:
+        saved = {}
+        for name in NUMBER_BY_NUMBER:
+            run = shared_out(tmp_path / f"{name} {len(begun)}", name, team, fill=len(begun))
+            if begun:
+                load_state(begun[name], run)
+            take_shared_steps(run, 2)
+            if team.is_first:
+                saved[name] = save_state(run)
+            team.gather("saved")
+        return saved
+
+    first = in_processes(PROCESSES, on_three, {})
+    assert isinstance(first[0], dict), first
+    on_one = {name: shared_out(tmp_path / f"{name} one", name, Team(), fill=5) for name in NUMBER_BY_NUMBER}
+    for name, run in on_one.items():
+        load_state(first[0][name], run)
+        take_shared_steps(run, 2)
+    last = in_processes(PROCESSES, on_three, {name: save_state(run) for name, run in on_one.items()})
+    assert isinstance(last[0], dict), last
+    for name, path in last[0].items():
+        whole = shared_out(tmp_path / f"{name} whole", name, Team())
+        take_shared_steps(whole, 6)
+        expected = save_state(whole)
+        for file in FILES[1:]:
+            assert (path / file).read_bytes() == (expected / file).read_bytes(), (name, file)
+
+
+def test_a_state_of_other_shapes_is_refused_where_weights_are_shared_out(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, 2)
+
+    def work(team: Team) -> None:
+        run = shared_out(tmp_path, "adamw", team)
+        role = run.roles["network"]
+        name, part = next(iter(role.shared_out.items()))
+        role.shared_out = role.shared_out | {name: Part((part.shape[0] + 1, *part.shape[1:]), part.start, part.stop)}
+        load_state(path, run)
+
+    assert all("made by a job with another network" in str(error) for error in in_processes(2, work))

@@ -12,6 +12,7 @@ from tests.toolkit.train.conftest import Recorder, Toy
 from toolkit.contracts import Batch, StepLosses
 from toolkit.errors import RunError
 from toolkit.parallel import Team
+from toolkit.parts import Part
 from toolkit.train.loop import train
 
 STEPS = 5
@@ -97,6 +98,24 @@ def test_a_parameter_that_learns_in_one_process_only_learns_in_all(tmp_path: Pat
     first, second = in_processes(2, work)
     assert first == second == pytest.approx(alone)
     assert alone[0] != 0 and alone[1] == 1, "no gradient, no decay"
+
+
+def test_gradients_of_what_is_shared_out_are_left_alone(tmp_path: Path) -> None:
+    """They are sums already; here each process goes its own way by its own."""
+
+    def work(team: Team, shared_out: bool) -> tuple[list, list]:
+        toy, recorder = Toy(tmp_path), Recorder()
+        run = toy.run(1, accumulation=2, hooks=[recorder])
+        run.team = team
+        run.roles["network"].shared_out = {"w": Part((6,), 0, 3)} if shared_out else {}
+        train(run, toy.epoch_batches, toy.load, toy.step(run))
+        return toy.weight(run).tolist(), [result.loss for result in recorder.results]
+
+    (both, loss), _ = in_processes(2, work, False)
+    (first, of_first), (second, of_second) = in_processes(2, work, True)
+    assert of_first == of_second == loss
+    assert [a + b for a, b in zip(first, second, strict=True)] == pytest.approx(both)
+    assert first != second
 
 
 @pytest.mark.parametrize("in_lockstep", [False, True])

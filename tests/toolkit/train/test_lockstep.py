@@ -1,14 +1,18 @@
-"""Passes that the first process asks for are made by all, whatever exchange they wait in."""
+"""What the first process orders is done by all, whatever exchange they wait in."""
 
 from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
 
 import torch
 from torch import Tensor
 
 from tests.processes import in_processes
+from tests.toolkit.train.conftest import Toy
 from toolkit.contracts import PromptEmbeds
 from toolkit.parallel import Team
-from toolkit.train.lockstep import LeadingAdapter, follow
+from toolkit.train.lockstep import Follower, LeadingAdapter, follow
 
 
 class Adapter:
@@ -30,7 +34,7 @@ class Adapter:
 def test_the_others_make_each_pass_of_the_first() -> None:
     def work(team: Team) -> tuple:
         adapter = Adapter(team)
-        follow(adapter, team)
+        follow(Follower(adapter, network=None, run=SimpleNamespace(team=team)))
         if team.is_first:
             leading = LeadingAdapter(adapter, team)
             assert leading.width == 7
@@ -43,3 +47,41 @@ def test_the_others_make_each_pass_of_the_first() -> None:
 
     first, second = in_processes(2, work)
     assert first == second == ([([14.0], (2,)), ([2.0], (2,))], ["value of 0", "value of 1"], False)
+
+
+def test_all_hold_the_average_while_the_first_one_evaluates(tmp_path: Path) -> None:
+    """The first one has trained to 4, the second to 8; passes show what each holds then."""
+
+    def work(team: Team) -> tuple:
+        toy = Toy(tmp_path)
+        run = toy.run(1, ema_decay=0.75)
+        run.team = team
+        weight_D = toy.weight(run)
+        with torch.no_grad():
+            weight_D.fill_(4.0 * (1 + team.rank))
+        run.roles["network"].ema.update()
+        seen: list[list[float]] = []
+        adapter = SimpleNamespace(predict_velocity=lambda x_B: seen.append(weight_D.tolist()))
+        follow(Follower(adapter, network=None, run=run))
+        if team.is_first:
+            leading = LeadingAdapter(adapter, team)
+            for _ in range(2):
+                with run.evaluation():
+                    leading.predict_velocity(torch.zeros(1))
+                leading.predict_velocity(torch.zeros(1))
+        team.gather("done")
+        return seen, weight_D.tolist()
+
+    first, second = in_processes(2, work)
+    assert first == ([[1.0] * 3, [4.0] * 3] * 2, [4.0] * 3)
+    assert second == ([[2.0] * 3, [8.0] * 3] * 2, [8.0] * 3)
+
+
+def test_where_weights_are_whole_the_first_one_evaluates_alone(tmp_path: Path) -> None:
+    toy = Toy(tmp_path)
+    run = toy.run(1, ema_decay=0.5)
+    with torch.no_grad():
+        toy.weight(run).fill_(2.0)
+    with run.evaluation():
+        assert toy.weight(run).tolist() == [0.0] * 3
+    assert toy.weight(run).tolist() == [2.0] * 3

@@ -7,12 +7,15 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
+from tests.processes import in_processes
 from toolkit.contracts import StepLosses
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
+from toolkit.parallel import Team
+from toolkit.parts import Part
 from toolkit.train.loop import probe, train
 from toolkit.train.run import Role
-from toolkit.train.update import WholeStep, clip_
+from toolkit.train.update import StepOfParts, WholeStep, clip_
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -28,6 +31,24 @@ def role_with(optimizer: str = "adamw", device: str = "cpu", **settings) -> Role
 
 
 # ------------------------------------------------------------ clipping
+
+
+def test_the_norm_of_what_is_shared_out_is_that_of_all_rows() -> None:
+    """`up` has a row in each of three processes, `down` is whole in all."""
+
+    def work(team: Team) -> list:
+        role = role_with()
+        up = role.parameters["up"]
+        part = Part.of(up.shape, team.rank, team.size)
+        rows = nn.Parameter(up.detach()[part.start : part.stop])
+        rows.grad = up.grad[part.start : part.stop]
+        role.parameters["up"], role.shared_out = rows, {"up": part}
+        return StepOfParts(team.add_up).norm(role).tolist()
+
+    whole = role_with()
+    ends = in_processes(3, work)
+    assert ends == [ends[0]] * 3, "the same bits in each"
+    assert ends[0] == pytest.approx(whole.update.norm(whole).item(), rel=1e-6)
 
 
 @pytest.mark.parametrize("most", [0.01, 1.0, 3.0, 100.0])

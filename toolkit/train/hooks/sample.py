@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -90,9 +89,9 @@ class SampleHook(Hook):
             return
         for path in self._files_of(run, step):
             path.unlink()
-        try:
+        with run.evaluation():
             files = self._draw_set(run, step, pictures)
-        except SamplingStopped:
+        if files is None:
             for path in self._files_of(run, step):
                 path.unlink()
             return
@@ -100,17 +99,18 @@ class SampleHook(Hook):
         self.event("sample", step=step, epoch=epochs_done(run), files=files)
         self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 
-    def _draw_set(self, run: Run, step: int, pictures: PictureSet) -> list[str]:
+    def _draw_set(self, run: Run, step: int, pictures: PictureSet) -> list[str] | None:
+        """The names of the pictures; None when a stop broke the set off."""
         files = []
-        with ExitStack() as stack:
-            for role in run.roles.values():
-                stack.enter_context(role.evaluation())
-            for index, prompt in enumerate(pictures.prompts):
+        for index, prompt in enumerate(pictures.prompts):
+            try:
                 picture = self.draw(prompt)
-                path = run.folder / "samples" / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
-                with naming_failures(path), replaced(path) as temporary:
-                    picture.save(temporary, **SAVE_OPTIONS[pictures.format])
-                files.append(path.name)
+            except SamplingStopped:
+                return None
+            path = run.folder / "samples" / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
+            with naming_failures(path), replaced(path) as temporary:
+                picture.save(temporary, **SAVE_OPTIONS[pictures.format])
+            files.append(path.name)
         return files
 
     @staticmethod

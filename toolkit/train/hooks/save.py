@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from math import prod
 from pathlib import Path
 
 from toolkit.errors import RunError
@@ -126,4 +127,8 @@ class SaveHook(Hook):
 
 def _network_size(run: Run) -> int:
     """Bytes of a network file, at most: the trained weights as they are."""
-    return sum(p.numel() * p.element_size() for role in run.roles.values() for p in role.parameters.values())
+    return sum(
+        prod(role.shape_of(name)) * p.element_size()
+        for role in run.roles.values()
+        for name, p in role.parameters.items()
+    )

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from contextlib import ExitStack
 from pathlib import Path
 
 import torch
@@ -93,9 +92,7 @@ class ValidationHook(Hook):
 
     def _measure(self, run: Run) -> dict[str, float] | None:
         try:
-            with ExitStack() as stack:
-                for role in run.roles.values():
-                    stack.enter_context(role.evaluation())
+            with run.evaluation():
                 return self.measure(lambda: run.interrupted)
         except torch.OutOfMemoryError as error:
             raise RunError(f"out of memory in the validation of step {run.state.step}. {run.memory_advice}") from error

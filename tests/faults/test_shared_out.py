@@ -1,0 +1,125 @@
+"""Jobs that train the model itself while two processes share it out: the same run as with one, however it ends."""
+
+from __future__ import annotations
+
+import copy
+import json
+import signal
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+from PIL import Image, ImageChops
+from safetensors.torch import load_file
+
+from tests.faults.conftest import Job, run_two, start_two
+from tests.faults.nursery import Nursery
+
+STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
+FORWARD = "toolkit.models.qwen_edit.adapter:forward"
+TERM, KILL, HANG = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGSTOP)
+
+CALL_OF_STEP_3 = 1 + 3
+"""Of STEP in a process of two: the largest batch is tried first, then one for each step."""
+
+IN_THE_FIRST_PICTURE = 1 + 2 + 2
+"""The call of FORWARD: the largest batch, two of the validation before step 1, and then the picture."""
+
+
+@pytest.fixture(scope="session")
+def section(small_section: dict) -> dict:
+    """The small job, with whatever needs the weights of all processes: averages, pictures, validation, both files."""
+    changed = copy.deepcopy(small_section)
+    changed["network"] = {"type": "full"}
+    changed["validation"] = {"fraction": 0.4, "every": 2, "timesteps": 2}
+    changed["train"] |= {"parallel": "fsdp", "lr": 1e-3, "gradient_checkpointing": True}
+    changed["save"] |= {"also": ["raw"]}
+    return changed
+
+
+@pytest.fixture
+def job(nursery: Nursery, tmp_path: Path, section: dict) -> Iterator[Job]:
+    made = Job(nursery, tmp_path, copy.deepcopy(section))
+    yield made
+    for child in made.started:
+        child.end()
+
+
+@pytest.fixture(scope="session")
+def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, section: dict) -> Job:
+    """The job when one process runs it. Read only."""
+    made = Job(nursery, tmp_path_factory.mktemp("whole"), copy.deepcopy(section))
+    made.run()
+    assert made.states() == [2, 4, 6]
+    return made
+
+
+@pytest.fixture
+def as_one(job: Job, whole: Job) -> Callable[[], None]:
+    """Fails unless the job has come to the same end as the one that a single process ran, but for rounding."""
+
+    def check() -> None:
+        assert (job.states(), job.status()) == ([2, 4, 6], "finished")
+        for ours, theirs in zip(job.metrics(), whole.metrics(), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+        for ours, theirs in zip(validations(job), validations(whole), strict=True):
+            assert ours == pytest.approx(theirs, rel=1e-6)
+        for file in sorted(whole.folder.glob("**/*.safetensors")):
+            compare(job.folder / file.relative_to(whole.folder), file)
+
+    return check
+
+
+def validations(job: Job) -> list[dict]:
+    return [json.loads(line) for line in (job.folder / "validation.jsonl").read_text().splitlines()]
+
+
+def compare(ours: Path, theirs: Path) -> None:
+    found, expected = load_file(ours), load_file(theirs)
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].shape == tensor.shape and found[name].dtype == tensor.dtype
+        # Adam divides by the size of a gradient: what is rounding in one that is nearly 0 is more in the weight.
+        assert (found[name].float() - tensor.float()).abs().max() < 1e-5, f"{theirs}: {name}"
+
+
+def test_two_processes_train_draw_validate_and_save_as_one(job: Job, whole: Job, as_one) -> None:
+    run_two(job)
+    as_one()
+    assert load_file(whole.folder / "state" / "step_000000006" / "optimizer.safetensors"), "compared too"
+    for ours, theirs in zip(*(sorted(each.folder.glob("samples/*")) for each in (job, whole)), strict=True):
+        difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
+        assert all(most <= 1 for _, most in difference.getextrema()), (ours, theirs)
+
+
+def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
+    said = run_two(job, 75, of_second=[("kill_self", STEP, CALL_OF_STEP_3, TERM)])
+    assert said.count("saved the state of step") == said.count("Stopped.") == 1, said
+    assert (job.states(), job.status()) == ([2, 3], "stopped")
+    assert "going on from" in job.run()
+    (job.folder / "state" / "step_000000003").rename(job.cwd / "seen")
+    as_one()
+
+
+def test_stopped_on_one_it_goes_on_with_two(job: Job, as_one) -> None:
+    job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
+    assert job.states() == [2]
+    assert "going on from" in run_two(job)
+    as_one()
+
+
+@pytest.mark.parametrize(("place", "call"), [(STEP, CALL_OF_STEP_3), (FORWARD, IN_THE_FIRST_PICTURE)])
+def test_one_that_is_killed_ends_the_other_with_one_line(job: Job, place: str, call: int) -> None:
+    first, second = start_two(job, of_second=[("kill_self", place, call, KILL)])
+    assert second.wait() == -KILL
+    assert first.wait(20) == 1, first.output
+    assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
+    assert job.status() == "failed"
+
+
+def test_one_that_hangs_is_given_up_after_the_time_limit(job: Job) -> None:
+    job.change(train__ddp_timeout=0.05)
+    first, second = start_two(job, of_second=[("kill_self", STEP, CALL_OF_STEP_3, HANG)])
+    assert first.wait() == 1, first.output
+    assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
+    assert second.poll() is None

@@ -1,0 +1,57 @@
+"""Which rows of a weight a process has, and that training them is training the weight."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from tests.processes import in_processes
+from toolkit.memory.sharding import block_sharing
+from toolkit.parallel import Team
+from toolkit.parts import Part, is_shared_out, part_of, rows_each, rows_here, trained_rows
+
+
+@pytest.mark.parametrize("rows", range(1, 8))
+@pytest.mark.parametrize("size", range(1, 6))
+def test_rows_are_dealt_out_as_torch_cuts(rows: int, size: int) -> None:
+    whole = torch.arange(rows * 2).view(rows, 2)
+    chunks = [*whole.chunk(size), *[whole[:0]] * size]
+    for rank in range(size):
+        part = Part.of(whole.shape, rank, size)
+        assert part.shape == (rows, 2)
+        assert torch.equal(whole[part.start : part.stop], chunks[rank])
+        assert part.stop - part.start <= rows_each(rows, size)
+
+
+def test_a_plain_parameter_is_all_here() -> None:
+    parameter = nn.Parameter(torch.ones(2, 2))
+    assert not is_shared_out(parameter)
+    assert rows_here(parameter).data_ptr() == parameter.data_ptr() and not rows_here(parameter).requires_grad
+
+
+def test_the_rows_of_each_process_are_trained_in_place() -> None:
+    """Of four rows the last of three processes has none."""
+
+    def work(team: Team) -> tuple:
+        layer = nn.Linear(2, 4, bias=False)
+        nn.init.constant_(layer.weight, 1.0)
+        block_sharing(torch.device("cpu"), torch.float32, team.size, team.exchange)(layer, "block")
+        assert is_shared_out(layer.weight)
+        rows = trained_rows(layer.weight.requires_grad_(True))
+        assert rows.data_ptr() == rows_here(layer.weight).data_ptr() and rows.is_leaf and rows.requires_grad
+        for _ in range(2):
+            layer(torch.ones(1, 2)).sum().backward()
+        gradient = rows.grad.tolist()
+        torch.optim.SGD([rows], lr=0.5).step()
+        rows.grad = None
+        layer(torch.ones(1, 2)).sum().backward()
+        part = part_of(layer.weight)
+        return (part.start, part.stop), gradient, layer(torch.ones(1, 2)).tolist(), rows.grad.tolist()
+
+    after = [[2 * (1 - 0.5 * 6)] * 4]
+    assert in_processes(3, work) == [
+        ((0, 2), [[6.0, 6.0]] * 2, after, [[3.0, 3.0]] * 2),
+        ((2, 4), [[6.0, 6.0]] * 2, after, [[3.0, 3.0]] * 2),
+        ((4, 4), [], after, []),
+    ]

@@ -1,0 +1,72 @@
+"""Weights that are shared out between the processes of a run: each process has some rows of them.
+
+A process trains its rows as a parameter of their own. The rows of the first process come first; all have as many, but
+for the last ones, which may have fewer or none (as `torch.chunk` cuts). Imports no torch before there is a weight.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+
+@dataclass(frozen=True)
+class Part:
+    """The rows of a tensor that this process has."""
+
+    shape: tuple[int, ...]
+    """Of the whole tensor. Rows are counted in its first dimension."""
+
+    start: int
+    stop: int
+    """The row after the last one; equal to `start` where there are none."""
+
+    @classmethod
+    def of(cls, shape: Sequence[int], rank: int, size: int) -> Part:
+        """What process `rank` of `size` has of a tensor of this shape."""
+        each = rows_each(shape[0], size)
+        start = min(rank * each, shape[0])
+        return cls(tuple(shape), start, min(start + each, shape[0]))
+
+
+def rows_each(rows: int, size: int) -> int:
+    """The most rows that one of `size` processes has."""
+    return -(-rows // size)
+
+
+def is_shared_out(parameter: Tensor) -> bool:
+    """Whether FSDP2 has shared a parameter out."""
+    return hasattr(parameter, "device_mesh")  # a DTensor; importing that class takes a second
+
+
+def part_of(parameter: Tensor) -> Part:
+    """What this process has of a parameter that is shared out."""
+    mesh = parameter.device_mesh
+    return Part.of(parameter.shape, mesh.get_local_rank(), mesh.size())
+
+
+def rows_here(parameter: Tensor) -> Tensor:
+    """The numbers of a parameter that are in this process, all of one that is whole; the same memory, no gradient."""
+    return parameter.detach().to_local() if is_shared_out(parameter) else parameter.detach()
+
+
+def trained_rows(parameter: nn.Parameter) -> nn.Parameter:
+    """This process's rows of a parameter that is shared out, as a parameter of their own in the same memory.
+
+    The gradients that FSDP2 adds up over the processes are handed over to it at once: they gather in its `grad`, as
+    those of any parameter do, until somebody lets them go.
+    """
+    from torch import nn
+
+    rows = nn.Parameter(rows_here(parameter))
+
+    def hand_over(shared_out: nn.Parameter) -> None:
+        gradient, shared_out.grad = shared_out.grad.to_local(), None
+        rows.grad = gradient if rows.grad is None else rows.grad.add_(gradient)
+
+    parameter.register_post_accumulate_grad_hook(hand_over)
+    return rows
