@@ -32,6 +32,7 @@ MODULES = [
     "toolkit.models.qwen_edit.adapter",
     "toolkit.networks.lora",
     "peft.tuners.lora",
+    "torch.distributed.fsdp",
     "tests.faults.faults",
     "tests.faults.small",
 ]

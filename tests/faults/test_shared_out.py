@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -22,8 +23,12 @@ TERM, KILL, HANG = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGSTOP)
 CALL_OF_STEP_3 = 1 + 3
 """Of STEP in a process of two: the largest batch is tried first, then one for each step."""
 
-IN_THE_FIRST_PICTURE = 1 + 2 + 2
-"""The call of FORWARD: the largest batch, two of the validation before step 1, and then the picture."""
+PICTURE, VALIDATION = 4, 2
+"""Calls of FORWARD that each takes; the largest batch is one, and so is a step in a process of two."""
+
+IN_THE_FIRST_PICTURE = 1 + VALIDATION + 2
+IN_THE_PICTURE_OF_STEP_3 = 1 + VALIDATION + PICTURE + 2 + VALIDATION + 1 + 2
+"""Each the second pass of it."""
 
 
 @pytest.fixture(scope="session")
@@ -74,6 +79,11 @@ def validations(job: Job) -> list[dict]:
     return [json.loads(line) for line in (job.folder / "validation.jsonl").read_text().splitlines()]
 
 
+def trained_weights(job: Job) -> str:
+    """Their number, as it is told."""
+    return re.search(r"[\d,]+ trainable weights", (job.folder / "log.txt").read_text())[0]
+
+
 def compare(ours: Path, theirs: Path) -> None:
     found, expected = load_file(ours), load_file(theirs)
     assert found.keys() == expected.keys()
@@ -86,6 +96,7 @@ def compare(ours: Path, theirs: Path) -> None:
 def test_two_processes_train_draw_validate_and_save_as_one(job: Job, whole: Job, as_one) -> None:
     run_two(job)
     as_one()
+    assert trained_weights(job) == trained_weights(whole)
     assert load_file(whole.folder / "state" / "step_000000006" / "optimizer.safetensors"), "compared too"
     for ours, theirs in zip(*(sorted(each.folder.glob("samples/*")) for each in (job, whole)), strict=True):
         difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
@@ -105,6 +116,14 @@ def test_stopped_on_one_it_goes_on_with_two(job: Job, as_one) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
     assert "going on from" in run_two(job)
+    as_one()
+
+
+def test_stopped_in_the_middle_of_a_picture_all_have_their_own_weights_again(job: Job, as_one) -> None:
+    run_two(job, 75, of_each=[("kill_self", FORWARD, IN_THE_PICTURE_OF_STEP_3, TERM)])
+    assert (job.states(), job.status()) == ([2, 3], "stopped")
+    run_two(job)
+    (job.folder / "state" / "step_000000003").rename(job.cwd / "seen")
     as_one()
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed.fsdp  # once, not in each process
 from torch import nn
 
 from tests.processes import in_processes

@@ -59,9 +59,8 @@ def gather_ahead(blocks: Sequence[nn.Module]) -> None:
     for block in blocks:
         block._get_fsdp_state()._lazy_init()  # a block's first run would do it, which is too late for the one before it
     share_comm_ctx(list(blocks))
-    for block, after in pairwise(blocks):
+    for block, after in pairwise(blocks):  # backwards FSDP2 does it by itself, once they have a context in common
         block.set_modules_to_forward_prefetch([after])
-        after.set_modules_to_backward_prefetch([block])
 
 
 class _Exchange:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack, contextmanager
 from dataclasses import dataclass, field
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -48,6 +49,11 @@ class Role:
 
     shared_out: Mapping[str, Part] = field(default_factory=dict)
     """Parameters of which this process has some rows only, by their names (`Network.shared_out`)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its whole parameters."""
+        return sum(prod(self.shape_of(name)) * p.element_size() for name, p in self.parameters.items())
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a whole parameter."""

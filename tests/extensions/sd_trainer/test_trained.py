@@ -9,6 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+import torch.distributed.fsdp  # once, not in each process
 from torch import nn
 
 from extensions.sd_trainer.trained import build_roles

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 import pytest
 import torch
+import torch.distributed.fsdp  # once, not in each process
 from torch import Tensor, nn
 
 from tests.processes import in_processes
 from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.networks.full import compute_in
-from toolkit.parallel import Team
+from toolkit.parallel import Lost, Team
 from toolkit.parts import trained_rows
 
 CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
@@ -150,17 +152,25 @@ def test_gradients_of_rows_are_the_sums_over_all_processes(processes: int, dtype
         torch.testing.assert_close(found, parameter.grad, rtol=1e-6, atol=1e-6)
 
 
-def test_a_process_that_is_gone_is_missed_in_the_middle_of_a_pass() -> None:
-    def work(team: Team) -> None:
-        import os
+@pytest.mark.parametrize("last", ["all_gather_single", "reduce_scatter_single"])
+def test_a_process_that_is_gone_is_missed_in_the_middle_of_a_pass(last: str) -> None:
+    """The second process ends where it would exchange something for the second time."""
 
-        share = block_sharing(CPU, FP32, team.size, team.exchange)
+    def work(team: Team) -> None:
+        calls: list[str] = []
+
+        def exchange(call: Callable, *arguments, **named) -> object:
+            calls.append(call.__name__)
+            if not team.is_first and calls.count(last) == 2:
+                os._exit(1)
+            return team.exchange(call, *arguments, **named)
+
+        share = block_sharing(CPU, FP32, team.size, exchange)
         block = nn.Linear(4, 4)
         share(block, "block")
-        block(torch.ones(1, 4))
-        if not team.is_first:
-            os._exit(1)
-        block(torch.ones(1, 4))
+        block.requires_grad_(True)
+        for _ in range(2):
+            block(torch.ones(1, 4)).sum().backward()
 
     first, second = in_processes(2, work)
-    assert second is None and "gone without a word" in str(first)
+    assert second is None and isinstance(first, Lost) and "gone without a word" in str(first)

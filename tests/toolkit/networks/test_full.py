@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import torch.distributed.fsdp  # once, not in each process
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.processes import in_processes

@@ -9,6 +9,7 @@ from torch import nn
 
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
+from toolkit.parts import Part
 from toolkit.train.run import Role
 
 
@@ -61,3 +62,12 @@ def test_evaluation_shows_the_average_where_there_is_one() -> None:
     with averaging.evaluation():
         assert weight.tolist() == [0.0] * 3
     assert weight.tolist() == [1.0] * 3
+
+
+def test_the_size_of_a_role_is_that_of_whole_weights_whoever_has_their_rows() -> None:
+    rows = {"shared": nn.Parameter(torch.zeros(2, 3)), "whole": nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))}
+    role = Role(rows, torch.optim.SGD(rows.values()), 0.1, lambda step: 1.0)
+    assert role.size == 4 * 6 + 2 * 4
+    role.shared_out = {"shared": Part((5, 3), 0, 2), "frozen": Part((7,), 0, 3)}
+    assert role.size == 4 * 15 + 2 * 4
+    assert (role.shape_of("shared"), role.shape_of("whole")) == ((5, 3), (4,))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from math import prod
 from pathlib import Path
 
 from toolkit.errors import RunError
@@ -127,8 +126,4 @@ class SaveHook(Hook):
 
 def _network_size(run: Run) -> int:
     """Bytes of a network file, at most: the trained weights as they are."""
-    return sum(
-        prod(role.shape_of(name)) * p.element_size()
-        for role in run.roles.values()
-        for name, p in role.parameters.items()
-    )
+    return sum(role.size for role in run.roles.values())
