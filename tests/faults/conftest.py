@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from random import Random
+from typing import Any
 
 import pytest
 from PIL import Image
@@ -174,18 +175,26 @@ def same(job: Job, whole: Job) -> Callable[[], None]:
     return check
 
 
-def start_two(job: Job, of_each: Sequence[Fault] = (), of_second: Sequence[Fault] = ()) -> list[Child]:
+def start_together(
+    job: Job, of_each: Sequence[Fault] = (), of_second: Sequence[Fault] = (), processes: int = 2
+) -> list[Child]:
+    """The processes of one job, as a launcher starts them."""
     port = free_port()
-    faults = [[*of_each], [*of_each, *of_second]]
-    return [job.start(faults=[("environment", environment(rank, 2, port)), *faults[rank]]) for rank in (0, 1)]
+    faults = [[*of_each], [*of_each, *of_second], *[[*of_each]] * (processes - 2)]
+    return [
+        job.start(faults=[("environment", environment(rank, processes, port)), *faults[rank]])
+        for rank in range(processes)
+    ]
 
 
-def run_two(job: Job, code: int = 0, **faults: Sequence[Fault]) -> str:
-    """What both print when they end with this exit code."""
-    first, second = start_two(job, **faults)
-    assert (first.wait(), second.wait()) == (code, code), first.output + second.output
-    assert "Traceback" not in first.output + second.output, first.output + second.output
-    return first.output + second.output
+def run_together(job: Job, code: int = 0, **how: Any) -> str:
+    """What all print when they end with this exit code. how: of `start_together`."""
+    children = start_together(job, **how)
+    codes = [child.wait() for child in children]
+    output = "".join(child.output for child in children)
+    assert codes == [code] * len(children), output
+    assert "Traceback" not in output, output
+    return output
 
 
 def contents(folder: Path) -> dict[str, bytes]:

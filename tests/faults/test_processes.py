@@ -14,7 +14,7 @@ import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
-from tests.faults.conftest import Job, run_two, start_two
+from tests.faults.conftest import Job, run_together, start_together
 from tests.processes import free_port
 
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
@@ -42,7 +42,7 @@ def as_one(job: Job, whole: Job) -> Callable[[], None]:
 
 
 def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job, as_one) -> None:
-    said = run_two(job, 75, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, TERM)])
+    said = run_together(job, 75, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, TERM)])
     assert said.count("saved the state of step") == said.count("Stopped.") == 1, said
     assert said.count("2 processes share the 2 x 1 images of each step: 1 x 1 each") == 1
     assert (job.states(), job.status()) == ([2, 3], "stopped")
@@ -55,13 +55,13 @@ def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job
 def test_two_processes_go_on_where_one_was_stopped(job: Job, as_one) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
-    assert "going on from" in run_two(job)
+    assert "going on from" in run_together(job)
     as_one()
 
 
 def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job: Job, whole: Job, as_one) -> None:
     job.change(train__parallel="fsdp", train__gradient_checkpointing=True)
-    run_two(job)
+    run_together(job)
     as_one()
     for ours, theirs in zip(*(sorted(each.folder.glob("samples/*")) for each in (job, whole)), strict=True):
         difference = ImageChops.difference(Image.open(ours), Image.open(theirs))
@@ -69,7 +69,7 @@ def test_two_processes_that_share_out_the_model_draw_and_train_what_one_does(job
 
 
 def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
-    first, second = start_two(job, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, KILL)])
+    first, second = start_together(job, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, KILL)])
     assert second.wait() == -KILL
     assert first.wait(20) == 1, first.output
     assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
@@ -80,14 +80,14 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
 def test_what_the_first_process_ends_ends_in_all(job: Job) -> None:
     job.section["validation"] = {"fraction": 0.4, "every": 2}
     job.section["stop_when"] = {"metric": "loss", "below": 100, "min_steps": 3, "smooth": 2, "check_every": 1}
-    said = run_two(job)
+    said = run_together(job)
     assert (job.status(), job.steps()) == ("finished", [1, 2, 3])
     assert said.count("validation loss") == 3 and said.count("the run is finished") == 1
 
 
 def test_a_mistake_is_told_once(job: Job) -> None:
     job.change(train__fused_backward_pass=True)
-    said = run_two(job, 2)
+    said = run_together(job, 2)
     assert said.count("train.fused_backward_pass: true steps each parameter before") == 1
     assert not job.folder.exists()
 

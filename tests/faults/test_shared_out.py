@@ -13,7 +13,7 @@ import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
 
-from tests.faults.conftest import Job, run_two, start_two
+from tests.faults.conftest import Job, run_together, start_together
 from tests.faults.nursery import Nursery
 
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
@@ -29,6 +29,8 @@ PICTURE, VALIDATION = 4, 2
 IN_THE_FIRST_PICTURE = 1 + VALIDATION + 2
 IN_THE_PICTURE_OF_STEP_3 = 1 + VALIDATION + PICTURE + 2 + VALIDATION + 1 + 2
 """Each the second pass of it."""
+
+FINAL = "job/transformer/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture(scope="session")
@@ -94,7 +96,7 @@ def compare(ours: Path, theirs: Path) -> None:
 
 
 def test_two_processes_train_draw_validate_and_save_as_one(job: Job, whole: Job, as_one) -> None:
-    run_two(job)
+    run_together(job)
     as_one()
     assert trained_weights(job) == trained_weights(whole)
     assert load_file(whole.folder / "state" / "step_000000006" / "optimizer.safetensors"), "compared too"
@@ -103,8 +105,21 @@ def test_two_processes_train_draw_validate_and_save_as_one(job: Job, whole: Job,
         assert all(most <= 1 for _, most in difference.getextrema()), (ours, theirs)
 
 
+def test_rows_that_three_processes_cannot_share_evenly_are_trained_too(job: Job) -> None:
+    del job.section["sample"], job.section["validation"]
+    job.change(train__gradient_accumulation=3, train__steps=3)
+    alone = Job(job.nursery, job.cwd / "alone", copy.deepcopy(job.section), started=job.started)
+    alone.cwd.mkdir()
+    alone.run()
+    run_together(job, processes=3)
+    for ours, theirs in zip(job.metrics(), alone.metrics(), strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
+    assert any(len(tensor) % 3 for tensor in load_file(job.folder / FINAL).values())
+    compare(job.folder / FINAL, alone.folder / FINAL)
+
+
 def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
-    said = run_two(job, 75, of_second=[("kill_self", STEP, CALL_OF_STEP_3, TERM)])
+    said = run_together(job, 75, of_second=[("kill_self", STEP, CALL_OF_STEP_3, TERM)])
     assert said.count("saved the state of step") == said.count("Stopped.") == 1, said
     assert (job.states(), job.status()) == ([2, 3], "stopped")
     assert "going on from" in job.run()
@@ -115,21 +130,21 @@ def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
 def test_stopped_on_one_it_goes_on_with_two(job: Job, as_one) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
-    assert "going on from" in run_two(job)
+    assert "going on from" in run_together(job)
     as_one()
 
 
 def test_stopped_in_the_middle_of_a_picture_all_have_their_own_weights_again(job: Job, as_one) -> None:
-    run_two(job, 75, of_each=[("kill_self", FORWARD, IN_THE_PICTURE_OF_STEP_3, TERM)])
+    run_together(job, 75, of_each=[("kill_self", FORWARD, IN_THE_PICTURE_OF_STEP_3, TERM)])
     assert (job.states(), job.status()) == ([2, 3], "stopped")
-    run_two(job)
+    run_together(job)
     (job.folder / "state" / "step_000000003").rename(job.cwd / "seen")
     as_one()
 
 
 @pytest.mark.parametrize(("place", "call"), [(STEP, CALL_OF_STEP_3), (FORWARD, IN_THE_FIRST_PICTURE)])
 def test_one_that_is_killed_ends_the_other_with_one_line(job: Job, place: str, call: int) -> None:
-    first, second = start_two(job, of_second=[("kill_self", place, call, KILL)])
+    first, second = start_together(job, of_second=[("kill_self", place, call, KILL)])
     assert second.wait() == -KILL
     assert first.wait(20) == 1, first.output
     assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
@@ -138,7 +153,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job, place: str, c
 
 def test_one_that_hangs_is_given_up_after_the_time_limit(job: Job) -> None:
     job.change(train__ddp_timeout=0.05)
-    first, second = start_two(job, of_second=[("kill_self", STEP, CALL_OF_STEP_3, HANG)])
+    first, second = start_together(job, of_second=[("kill_self", STEP, CALL_OF_STEP_3, HANG)])
     assert first.wait() == 1, first.output
     assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
     assert second.poll() is None
