@@ -76,7 +76,9 @@ class _Exchange:
 
 
 class _AllGather(_Exchange):
-    def __call__(self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False):
+    def __call__(
+        self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
+    ) -> Any:
         import torch.distributed as dist
 
         return self._exchange(dist.all_gather_single, output_tensor, input_tensor, group=group, async_op=async_op)
@@ -85,7 +87,7 @@ class _AllGather(_Exchange):
 class _ReduceScatter(_Exchange):
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
-    ):
+    ) -> Any:
         import torch.distributed as dist
 
         return self._exchange(
