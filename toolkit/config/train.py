@@ -305,9 +305,9 @@ class TrainConfig(StrictModel):
     """torch.compile of the transformer's blocks."""
 
     parallel: Annotated[Literal["ddp", "fsdp"], *one_of("ddp", "fsdp")] = "ddp"
-    """With several processes (torchrun): ddp keeps the whole model in each; fsdp keeps a share of it in each and gathers
-    block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the optimizer's
-    state and the averages too. With one process: no effect."""
+    """With several processes (torchrun): ddp keeps the whole model in each; fsdp keeps a share of it in each and
+    gathers block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the
+    optimizer's state and the averages too. With one process: no effect."""
 
     ddp_timeout: float = Field(default=0, ge=0)
     """Minutes that the processes wait for one of them; longer than the slowest set of samples takes. 0: as long as
