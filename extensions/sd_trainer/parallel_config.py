@@ -54,10 +54,6 @@ def _check_shared_out(section: Any, processes: int) -> Iterable[Finding]:
 def _check_trained_parts(section: Any) -> Iterable[Finding]:
     """What needs whole weights, where each process trains some rows of them."""
     train = section.train
-    if train.full_bf16:
-        yield Finding(
-            ("train", "full_bf16"), f"true rounds whole weights at random, and {FSDP} shares them out. Write false."
-        )
     if train.optimizer not in NUMBER_BY_NUMBER:
         message = (
             f"{train.optimizer!r} may look at more of a weight than one number of it, and {FSDP} shares the weights "

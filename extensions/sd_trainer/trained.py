@@ -105,7 +105,11 @@ def build_roles(section: Any, network: Network, steps: int, seed: int, team: Tea
         by_group = {group.name: [weights[name] for name in group.weights] for group in groups}
         return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
 
-    optimizer = RoundedOptimizer(parameters, optimizer_over, seed) if train.full_bf16 else optimizer_over(parameters)
+    shared_out = network.shared_out()
+    if train.full_bf16:
+        optimizer = RoundedOptimizer(parameters, optimizer_over, seed, shared_out)
+    else:
+        optimizer = optimizer_over(parameters)
     role = Role(
         parameters=parameters,
         optimizer=optimizer,
@@ -114,9 +118,9 @@ def build_roles(section: Any, network: Network, steps: int, seed: int, team: Tea
         max_grad_norm=train.max_grad_norm,
         ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
         group_lrs={} if is_one else {group.name: group.lr for group in groups},
-        update=StepOfParts(team.add_up) if network.shared_out() else _update(train, parameters, optimizer),
+        update=StepOfParts(team.add_up) if shared_out else _update(train, parameters, optimizer),
         after_step=network.after_step,
-        shared_out=network.shared_out(),
+        shared_out=shared_out,
     )
     return {ROLE: role}
 

@@ -105,17 +105,36 @@ def test_two_processes_train_draw_validate_and_save_as_one(job: Job, whole: Job,
         assert all(most <= 1 for _, most in difference.getextrema()), (ours, theirs)
 
 
+def alone(job: Job) -> Job:
+    """The same job in a folder of its own, run by one process."""
+    made = Job(job.nursery, job.cwd / "alone", copy.deepcopy(job.section), started=job.started)
+    made.cwd.mkdir()
+    made.run()
+    return made
+
+
 def test_rows_that_three_processes_cannot_share_evenly_are_trained_too(job: Job) -> None:
     del job.section["sample"], job.section["validation"]
     job.change(train__gradient_accumulation=3, train__steps=3)
-    alone = Job(job.nursery, job.cwd / "alone", copy.deepcopy(job.section), started=job.started)
-    alone.cwd.mkdir()
-    alone.run()
+    one = alone(job)
     run_together(job, processes=3)
-    for ours, theirs in zip(job.metrics(), alone.metrics(), strict=True):
+    for ours, theirs in zip(job.metrics(), one.metrics(), strict=True):
         assert ours == pytest.approx(theirs, rel=1e-6, abs=1e-6)
     assert any(len(tensor) % 3 for tensor in load_file(job.folder / FINAL).values())
-    compare(job.folder / FINAL, alone.folder / FINAL)
+    compare(job.folder / FINAL, one.folder / FINAL)
+
+
+def test_bf16_weights_are_rounded_at_random_as_in_one_process_bit_for_bit(job: Job) -> None:
+    """Of two gradients in bf16 the sum is the same wherever it is made. What is around the blocks is not trained."""
+    del job.section["sample"], job.section["validation"]
+    job.section["network"] |= {"include_patterns": [r"transformer_blocks\..*"]}
+    job.change(train__full_bf16=True, train__dtype="bf16", train__max_grad_norm=0)
+    one = alone(job)
+    run_together(job)
+    assert job.states() == one.states() == [2, 4, 6]
+    for name in ("weights", "ema", "optimizer"):
+        ours, theirs = (each.folder / "state" / "step_000000006" / f"{name}.safetensors" for each in (job, one))
+        assert ours.read_bytes() == theirs.read_bytes(), name
 
 
 def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:

@@ -15,20 +15,23 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.optim.one_by_one import OneByOne
+from toolkit.parts import Part
 from toolkit.seeding import key
 
 DRAWS = "draws"
 """Entry of a parameter's state: how often it has been rounded."""
 
 
-def rounded_to_bf16(values: Tensor, random: torch.Generator) -> Tensor:
+def rounded_to_bf16(values: Tensor, random: torch.Generator, part: Part | None = None) -> Tensor:
     """float32 `values` as bf16, each its neighbour below or above; above with odds (x - below) / (above - below).
 
     The bf16 numbers are the float32 ones whose lower 16 bits are 0: a uniform number of 16 bits is added to the
-    pattern, and the lower half cut off. The mean over the draws is x; what is no finite number stays so.
+    pattern, and the lower half cut off. The mean over the draws is x; what is no finite number stays so. part: the
+    values are these rows of a tensor; they are rounded as within the whole, for which all is drawn.
     """
-    bits = values.view(torch.int32)
-    noise = torch.randint(0, 1 << 16, bits.shape, dtype=torch.int32, device=bits.device, generator=random)
+    bits, shape = values.view(torch.int32), part.shape if part else values.shape
+    noise = torch.randint(0, 1 << 16, shape, dtype=torch.int32, device=bits.device, generator=random)
+    noise = noise[part.start : part.stop] if part else noise
     rounded = (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
 
@@ -45,9 +48,14 @@ class RoundedOptimizer:
         parameters: Mapping[str, nn.Parameter],
         build: Callable[[Mapping[str, nn.Parameter]], Optimizer],
         seed: int,
+        shared_out: Mapping[str, Part] | None = None,
     ) -> None:
-        """build: makes the float32 optimizer over stand-ins for the parameters, given by the same names."""
+        """build: makes the float32 optimizer over stand-ins for the parameters, given by the same names.
+
+        shared_out: parameters that are some rows of a weight, by name.
+        """
         self.seed = seed
+        self._parts = {parameter: (shared_out or {}).get(name) for name, parameter in parameters.items()}
         self._names = {parameter: name for name, parameter in parameters.items()}
         stand_ins = {
             name: nn.Parameter(torch.empty(0, dtype=torch.float32, device=p.device)) for name, p in parameters.items()
@@ -62,7 +70,7 @@ class RoundedOptimizer:
         stand_in = self._stand_ins[parameter]
         stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
         self._single.step(stand_in)
-        parameter.copy_(rounded_to_bf16(stand_in.data, self._generator(parameter)))
+        parameter.copy_(rounded_to_bf16(stand_in.data, self._generator(parameter), self._parts[parameter]))
         stand_in.data, stand_in.grad = stand_in.data.new_empty(0), None
 
     def _generator(self, parameter: nn.Parameter) -> torch.Generator:

@@ -102,11 +102,6 @@ FULL = {"type": "full"}
 @pytest.mark.parametrize(
     ("train", "changes", "mistake"),
     [
-        (
-            {"full_bf16": True, "dtype": "bf16"},
-            {},
-            "train.full_bf16: true rounds whole weights at random, and 'train.parallel: fsdp' shares them out. Write",
-        ),
         ({"optimizer": "adafactor"}, {}, "train.optimizer: 'adafactor' may look at more of a weight than one number"),
         ({"optimizer": "prodigy", "lr": 1}, {}, "train.optimizer: 'prodigy' may look at more of a weight than one"),
         ({"optimizer": "adamw8bit"}, {}, "train.optimizer: 'adamw8bit' may look at more of a weight than one number"),
@@ -123,6 +118,10 @@ def test_what_training_a_model_that_is_shared_out_rules_out(found, train, change
 @pytest.mark.parametrize("optimizer", NUMBER_BY_NUMBER)
 def test_a_model_that_is_shared_out_may_be_trained(found, optimizer: str) -> None:
     assert found(2, SHARED_OUT | {"optimizer": optimizer}, network=FULL) == []
+
+
+def test_a_model_that_is_shared_out_may_be_trained_in_bf16(found) -> None:
+    assert found(2, SHARED_OUT | {"full_bf16": True, "dtype": "bf16"}, network=FULL) == []
 
 
 def test_a_job_that_may_be_shared_out_passes(found) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 
 from toolkit.optim.optimizers import build_optimizer, load_state_tensors, state_tensors
 from toolkit.optim.stochastic_rounding import RoundedOptimizer, rounded_to_bf16
+from toolkit.parts import Part
 
 BF16 = torch.bfloat16
 
@@ -45,14 +46,19 @@ def test_numbers_of_bf16_and_what_is_not_finite_stay() -> None:
 
 
 def rounded(
-    name: str, weights: dict[str, Tensor], lr: float, seed: int = 7, **arguments
+    name: str,
+    weights: dict[str, Tensor],
+    lr: float,
+    seed: int = 7,
+    shared_out: dict[str, Part] | None = None,
+    **arguments,
 ) -> tuple[dict, RoundedOptimizer]:
     parameters = {key: nn.Parameter(weight.to(BF16, copy=True)) for key, weight in weights.items()}
 
     def build(of: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         return build_optimizer(name, of.values(), lr, arguments)
 
-    return parameters, RoundedOptimizer(parameters, build, seed)
+    return parameters, RoundedOptimizer(parameters, build, seed, shared_out)
 
 
 def test_updates_far_below_the_resolution_arrive_on_average() -> None:
@@ -130,3 +136,23 @@ def test_no_float32_copy_stays() -> None:
     optimizer.step()
     [stand_in] = optimizer.inner.param_groups[0]["params"]
     assert stand_in.numel() == 0 and stand_in.grad is None
+
+
+def test_rows_are_stepped_and_rounded_as_within_the_whole_weight() -> None:
+    """Of three processes the last has no row of the four."""
+    whole = {"w": torch.randn(4, 50, generator=generator(1)), "b": torch.randn(4, generator=generator(2))}
+
+    def trained(rank: int, size: int) -> dict[str, Tensor]:
+        parts = {key: Part.of(weight.shape, rank, size) for key, weight in whole.items()}
+        rows = {key: weight[parts[key].start : parts[key].stop] for key, weight in whole.items()}
+        parameters, optimizer = rounded("adamw", rows, 0.01, shared_out=parts)
+        for step in range(3):
+            for key, parameter in parameters.items():
+                gradient = torch.randn(whole[key].shape, generator=generator(step)).to(BF16)
+                parameter.grad = gradient[parts[key].start : parts[key].stop]
+            optimizer.step()
+        return {key: parameter.detach() for key, parameter in parameters.items()}
+
+    parts, one = [trained(rank, 3) for rank in range(3)], trained(0, 1)
+    for key, weight in one.items():
+        assert torch.equal(torch.cat([part[key] for part in parts]), weight)
