@@ -24,6 +24,7 @@ from toolkit import interrupt, log, parallel, redact
 from toolkit.errors import EXIT_DONE, UserError
 from toolkit.extension import discover
 from toolkit.paths import find_config
+from toolkit.place import Place, place_of
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig
@@ -41,14 +42,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def dispatch_logged(arguments: argparse.Namespace) -> int:
     """`dispatch`, with a copy of all output (of a failure too) in the file of --log."""
-    place = parallel.place_of()
+    place = place_of()
     parallel.silence_others(place)
     with log.copy_output(Path(arguments.log)) if arguments.log and place.is_first else nullcontext():
         return failure.guarded(dispatch, arguments)
 
 
 def dispatch(arguments: argparse.Namespace) -> int:
-    place = parallel.place_of()
+    place = place_of()
     if len(arguments.configs) == 1 and not arguments.dry_run:
         return run_job(arguments, place)
     if not place.is_first:
@@ -64,7 +65,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     return run_series(arguments)
 
 
-def run_job(arguments: argparse.Namespace, place: parallel.Place) -> int:
+def run_job(arguments: argparse.Namespace, place: Place) -> int:
     """Runs one config in this process, or this process's part of it."""
     interrupt.install(quiet=not place.is_first)
     with interrupt.deferred() as request:  # a signal must not tear heavy imports apart

@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import Any
 
 from toolkit import parallel
+from toolkit.place import place_of
 
 
 def free_port() -> int:
@@ -68,7 +69,7 @@ def _work(
 ) -> None:
     os.environ.update(environment(rank, size, port))
     try:
-        team = parallel.meet(parallel.place_of())
+        team = parallel.meet(place_of())
         team.open(minutes)
         result = work(team, *arguments)
     except Exception as error:  # noqa: BLE001 - the test looks at it

@@ -1,6 +1,5 @@
-"""Several processes that train one run together: which one this is, what they tell each other, how they end.
+"""Several processes that train one run together: what they tell each other, and how they end.
 
-`torchrun` and `accelerate launch` start the processes and say in the environment which is which; it is read here only.
 Rank 0, the first, is the one that prints and writes. What the processes decide together (a stop, say) goes over gloo on
 the CPU, so nobody waits for a GPU to know it; gradients go over NCCL where they are on CUDA.
 
@@ -16,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -25,6 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from toolkit import interrupt
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, RunError, Stopped, UserError
 from toolkit.parts import Part, rows_each
+from toolkit.place import ALONE, Place, place_of
 
 if TYPE_CHECKING:
     import torch
@@ -45,54 +45,6 @@ LOOK_EVERY_S = 0.05
 """Between two looks whether the first process is done with what it does alone."""
 
 _WORD, _TOLD, _READY, _SPOKEN = "word", "told", "ready", "spoken"
-
-
-@dataclass(frozen=True)
-class Place:
-    """Which of the processes of a run this is."""
-
-    rank: int = 0
-    """0 to size - 1; 0 prints and writes."""
-
-    size: int = 1
-    local_rank: int = 0
-    """Counted within the machine: the GPU of this process."""
-
-    @property
-    def is_first(self) -> bool:
-        return self.rank == 0
-
-    @property
-    def alone(self) -> bool:
-        return self.size == 1
-
-
-ALONE = Place()
-
-
-def place_of(environment: Mapping[str, str] = os.environ) -> Place:
-    """The place that a launcher gave this process; alone where there is none.
-
-    Raises UserError when the variables make no sense.
-    """
-    size = environment.get("WORLD_SIZE", "1")
-    if size == "1":
-        return ALONE
-    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-    missing = [name for name in names if not environment.get(name)]
-    if missing:
-        raise UserError(
-            f"WORLD_SIZE is {size!r}, but {', '.join(missing)} is not set. Start several processes with "
-            "`torchrun --nproc-per-node N run.py job.yaml`; for one process unset WORLD_SIZE."
-        )
-    try:
-        rank, count, local = (int(environment[name]) for name in names[:3])
-    except ValueError:
-        rank, count, local = -1, 0, 0
-    if not 0 <= rank < count or local < 0:
-        given = ", ".join(f"{name}={environment[name]!r}" for name in names[:3])
-        raise UserError(f"{given}: these say no place among the processes of a run. Start it with torchrun.")
-    return Place(rank, count, local)
 
 
 class Lost(RunError):

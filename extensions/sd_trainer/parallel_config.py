@@ -7,7 +7,7 @@ from typing import Any
 
 from toolkit.config.process import Finding
 from toolkit.optim.choice import NUMBER_BY_NUMBER
-from toolkit.parallel import place_of
+from toolkit.place import place_of
 
 FSDP = "'train.parallel: fsdp'"
 

@@ -8,33 +8,10 @@ import signal
 import pytest
 import torch
 
-from tests.processes import environment, in_processes
+from tests.processes import in_processes
 from toolkit.errors import RunError, UserError
-from toolkit.parallel import ALONE, Lost, Place, Team, place_of
+from toolkit.parallel import Lost, Team
 from toolkit.parts import Part
-
-
-def test_without_a_launcher_a_process_is_alone() -> None:
-    assert place_of({}) == place_of({"WORLD_SIZE": "1", "RANK": "0"}) == ALONE
-    assert ALONE.alone and ALONE.is_first
-
-
-def test_a_launcher_says_which_process_this_is() -> None:
-    assert place_of(environment(1, 4, 29500)) == Place(rank=1, size=4, local_rank=1)
-
-
-@pytest.mark.parametrize(
-    ("changed", "named"),
-    [
-        ({"RANK": ""}, "RANK is not set"),
-        ({"RANK": "2"}, "RANK='2'"),
-        ({"WORLD_SIZE": "two"}, "WORLD_SIZE='two'"),
-        ({"LOCAL_RANK": "-1"}, "LOCAL_RANK='-1'"),
-    ],
-)
-def test_a_place_that_makes_no_sense_is_refused(changed: dict[str, str], named: str) -> None:
-    with pytest.raises(UserError, match=named):
-        place_of(environment(0, 2, 29500) | changed)
 
 
 def test_alone_nothing_is_exchanged() -> None:

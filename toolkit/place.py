@@ -1,0 +1,60 @@
+"""Which of the processes of a run this is. Imports no torch.
+
+`torchrun` and `accelerate launch` start the processes and say in the environment which is which; it is read here only.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from toolkit.errors import UserError
+
+
+@dataclass(frozen=True)
+class Place:
+    """Which of the processes of a run this is."""
+
+    rank: int = 0
+    """0 to size - 1; 0 prints and writes."""
+
+    size: int = 1
+    local_rank: int = 0
+    """Counted within the machine: the GPU of this process."""
+
+    @property
+    def is_first(self) -> bool:
+        return self.rank == 0
+
+    @property
+    def alone(self) -> bool:
+        return self.size == 1
+
+
+ALONE = Place()
+
+
+def place_of(environment: Mapping[str, str] = os.environ) -> Place:
+    """The place that a launcher gave this process; alone where there is none.
+
+    Raises UserError when the variables make no sense.
+    """
+    size = environment.get("WORLD_SIZE", "1")
+    if size == "1":
+        return ALONE
+    names = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+    missing = [name for name in names if not environment.get(name)]
+    if missing:
+        raise UserError(
+            f"WORLD_SIZE is {size!r}, but {', '.join(missing)} is not set. Start several processes with "
+            "`torchrun --nproc-per-node N run.py job.yaml`; for one process unset WORLD_SIZE."
+        )
+    try:
+        rank, count, local = (int(environment[name]) for name in names[:3])
+    except ValueError:
+        rank, count, local = -1, 0, 0
+    if not 0 <= rank < count or local < 0:
+        given = ", ".join(f"{name}={environment[name]!r}" for name in names[:3])
+        raise UserError(f"{given}: these say no place among the processes of a run. Start it with torchrun.")
+    return Place(rank, count, local)
