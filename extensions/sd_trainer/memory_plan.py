@@ -8,7 +8,7 @@ saving, sampling.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import ceil, prod
@@ -20,11 +20,8 @@ from extensions.sd_trainer.sampling_config import draws_first
 from toolkit.config.choices import CHECKPOINTING_LEVELS
 from toolkit.contracts import Item, Size
 from toolkit.host_memory import free_host_memory
-from toolkit.memory.advice import Change, changes
 from toolkit.memory.plan import (
-    CARDS,
     CUDA_CONTEXT,
-    GB,
     PROGRAM,
     PROGRAM_WITH_CUDA,
     SLACK,
@@ -32,10 +29,7 @@ from toolkit.memory.plan import (
     MemoryPlan,
     Passes,
     Phase,
-    Saving,
     backward_peak,
-    gigabytes,
-    remedy,
 )
 from toolkit.models.families import family_for
 
@@ -44,9 +38,6 @@ FLOAT = 4
 
 TABLE_ROWS = 192
 """Noise levels whose rows the modulation table keeps."""
-
-LEAST_SAVING = 0.01
-"""Share of the peak below which a change is not worth naming."""
 
 AHEAD = 32
 """Micro-batches whose noise levels are announced at once."""
@@ -119,70 +110,23 @@ def group_items(section: Any, items: Iterable[Item]) -> tuple[Group, ...]:
     return tuple(Group(*key, *numbers) for key, numbers in found.items())
 
 
-def plan_memory(section: Any, groups: Sequence[Group], machine: Machine, level: str | None = None) -> MemoryPlan:
+def plan_memory(
+    section: Any, groups: Sequence[Group], machine: Machine, level: str | None = None, area: float = 1.0
+) -> MemoryPlan:
     """The plan at a level of checkpointing; by default the one that the section asks for.
 
-    `auto`: the fastest level that fits the machine; where its memory is not known, `full`.
+    `auto`: the fastest level that fits the machine; where its memory is not known, `full`. area: factor on the pixels
+    of all targets.
     """
     wanted = level or section.train.checkpointing_level()
     if wanted != "auto":
-        return _Job(section, groups, machine, wanted).plan()
+        return _Job(section, groups, machine, wanted, area).plan()
     if machine.limit is None:
-        return _Job(section, groups, machine, "full").plan()
+        return _Job(section, groups, machine, "full", area).plan()
     levels = CHECKPOINTING_LEVELS if machine.kind == "cuda" else CHECKPOINTING_LEVELS[:-1]
-    plans = (_Job(section, groups, machine, level).plan() for level in levels)
+    plans = (_Job(section, groups, machine, level, area).plan() for level in levels)
     fitting = (plan for plan in plans if plan.peak_bytes <= machine.limit)
-    return next(fitting, None) or _Job(section, groups, machine, levels[-1]).plan()
-
-
-def advice(section: Any, groups: Sequence[Group], machine: Machine, plan: MemoryPlan) -> str | None:
-    """One line of what to change for the machine, or where that is not known for the next smaller card.
-
-    None where the plan fits the machine, or the smallest card.
-    """
-    limit = machine.limit
-    if limit is None:
-        smaller = [card for card in CARDS if plan.device_bytes > card * GB]
-        limit = smaller[-1] * GB if smaller else None
-    if limit is None or plan.peak_bytes <= limit:
-        return None
-    savings = list(_savings(section, groups, machine, plan.peak_bytes, limit))
-    if machine.limit is None:
-        return f"for a {limit // GB} GB card: {remedy(plan, limit, savings)}"
-    has = f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
-    return f"warning: {has}, which is too little: {remedy(plan, limit, savings)}"
-
-
-def _savings(section: Any, groups: Sequence[Group], machine: Machine, peak: int, limit: int) -> Iterator[Saving]:
-    """Changes that together bring the peak below `limit`, each time the one that saves most.
-
-    What changes the pictures or the network itself comes after all others. Where nothing is left, less is saved.
-    """
-    chosen: list[Change] = []
-    for is_last_resort in (False, True):
-        while peak > limit:
-            left = [c for c in changes(_applied(section, chosen)) if c.is_last_resort == is_last_resort]
-            peaks = [_changed(section, groups, machine, [*chosen, change]) for change in left]
-            if min(peaks, default=peak) > (1 - LEAST_SAVING) * peak:
-                break
-            best = peaks.index(min(peaks))
-            yield Saving(left[best].words, peak - peaks[best])
-            peak, chosen = peaks[best], [*chosen, left[best]]
-
-
-def _applied(section: Any, chosen: Iterable[Change]) -> Any:
-    for change in chosen:
-        section = change.applied(section)
-    return section
-
-
-def _changed(section: Any, groups: Sequence[Group], machine: Machine, chosen: Sequence[Change]) -> int:
-    """The peak with these changes."""
-    section, area = _applied(section, chosen), prod(change.area for change in chosen)
-    level = section.train.checkpointing_level()
-    if level == "auto":  # it would fill whatever memory there is
-        level = "full_offload" if machine.kind == "cuda" else "full"
-    return _Job(section, groups, machine, level, area).plan().peak_bytes
+    return next(fitting, None) or _Job(section, groups, machine, levels[-1], area).plan()
 
 
 # ------------------------------------------------------------ the job in numbers
@@ -216,7 +160,7 @@ class _Parts:
 class _Job:
     """A section on a machine, at a level of checkpointing."""
 
-    def __init__(self, section: Any, groups: Sequence[Group], machine: Machine, level: str, area: float = 1.0) -> None:
+    def __init__(self, section: Any, groups: Sequence[Group], machine: Machine, level: str, area: float) -> None:
         """area: factor on the pixels of all targets."""
         self.section, self.groups, self.level, self.area = section, groups, level, area
         self.on_card = machine.kind == "cuda"

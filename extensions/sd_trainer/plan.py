@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from extensions.sd_trainer.counted import count_trained
-from extensions.sd_trainer.memory_plan import Group, Machine, advice, group_items, machine_for, plan_memory
+from extensions.sd_trainer.memory_advice import advice
+from extensions.sd_trainer.memory_plan import Group, Machine, group_items, machine_for, plan_memory
 from extensions.sd_trainer.parallel_config import sharing
 from toolkit.config.process import JobContext
 from toolkit.contracts import Item

@@ -8,7 +8,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.counted import count_trained
-from extensions.sd_trainer.memory_plan import Group, Machine, advice, group_items, plan_memory
+from extensions.sd_trainer.memory_plan import Group, Machine, group_items, plan_memory
 from toolkit.contracts import CaptionRules, Crop, Item, Sample, Size
 from toolkit.memory.plan import GB, MemoryPlan
 
@@ -221,48 +221,6 @@ def test_on_the_cpu_everything_is_in_one_memory() -> None:
     on_card, on_host = plan(model=INT8), plan(model=INT8, machine=Machine("cpu"))
     assert not any(phase.device for phase in on_host.phases)
     assert on_host.host_bytes > on_card.device_bytes
-
-
-# ------------------------------------------------------------ what to change
-
-
-def test_the_next_smaller_card_comes_with_what_it_takes() -> None:
-    job, groups = grouped(section())
-    words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
-    assert words.startswith("for a 24 GB card: model.quantize: true with qtype: int8 saves 13.")
-    assert float(words.rpartition("then ")[2].split()[0]) <= 24
-
-
-def test_a_device_that_is_too_small_is_warned_of_and_another_is_not() -> None:
-    job, groups = grouped(section(model=INT8))
-    found = plan_memory(job, groups, CARD)
-    assert advice(job, groups, Machine("cuda", found.device_bytes), found) is None
-    words = advice(job, groups, Machine("cuda", 16 * GB), found)
-    assert words.startswith("warning: this device has 16.0 GB, which is too little: model.")
-
-
-def test_too_little_main_memory_is_warned_of() -> None:
-    machine = Machine("cpu", 8 * GB)
-    job, groups = grouped(section(model=INT8))
-    words = advice(job, groups, machine, plan_memory(job, groups, machine))
-    assert words.startswith("warning: 8.0 GB of main memory are free, which is too little: ")
-
-
-def test_what_is_advised_brings_the_peak_that_is_named() -> None:
-    job, groups = grouped(section(network={"type": "full"}))
-    words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
-    assert words.startswith("for a 80 GB card: train.optimizer: adafactor saves 16")
-    frugal = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True, "max_grad_norm": 0}
-    reached = plan(network={"type": "full"}, train=frugal).device_bytes
-    assert words.endswith(f"then {reached / GB:.1f} GB")
-
-
-def test_the_smallest_card_needs_no_advice() -> None:
-    frugal = {"quantize": True, "qtype": "int4", "quantize_te": True, "qtype_te": "int4", "blocks_to_swap": 50}
-    job, groups = grouped(section(model=frugal, train={"gradient_checkpointing": "full_offload"}), item(256, 0))
-    found = plan_memory(job, groups, CARD)
-    assert found.card() == 12
-    assert advice(job, groups, CARD, found) is None
 
 
 def test_the_state_on_disk_is_weights_average_and_what_the_optimizer_keeps() -> None:

@@ -1,0 +1,64 @@
+"""What of a section to change so that its job fits: the keys, each with what it saves by the plan. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from math import prod
+from typing import Any
+
+from extensions.sd_trainer.memory_plan import Group, Machine, plan_memory
+from toolkit.memory.advice import Change, changes
+from toolkit.memory.plan import CARDS, GB, MemoryPlan, Saving, gigabytes, remedy
+
+LEAST_SAVING = 0.01
+"""Share of the peak below which a change is not worth naming."""
+
+
+def advice(section: Any, groups: Sequence[Group], machine: Machine, plan: MemoryPlan) -> str | None:
+    """One line of what to change for the machine, or where that is not known for the next smaller card.
+
+    None where the plan fits the machine, or the smallest card.
+    """
+    limit = machine.limit
+    if limit is None:
+        smaller = [card for card in CARDS if plan.device_bytes > card * GB]
+        limit = smaller[-1] * GB if smaller else None
+    if limit is None or plan.peak_bytes <= limit:
+        return None
+    savings = list(_savings(section, groups, machine, plan.peak_bytes, limit))
+    if machine.limit is None:
+        return f"for a {limit // GB} GB card: {remedy(plan, limit, savings)}"
+    has = f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
+    return f"warning: {has}, which is too little: {remedy(plan, limit, savings)}"
+
+
+def _savings(section: Any, groups: Sequence[Group], machine: Machine, peak: int, limit: int) -> Iterator[Saving]:
+    """Changes that together bring the peak below `limit`, each time the one that saves most.
+
+    What changes the pictures or the network itself comes after all others. Where nothing is left, less is saved.
+    """
+    chosen: list[Change] = []
+    for is_last_resort in (False, True):
+        while peak > limit:
+            left = [c for c in changes(_applied(section, chosen)) if c.is_last_resort == is_last_resort]
+            peaks = [_changed(section, groups, machine, [*chosen, change]) for change in left]
+            if min(peaks, default=peak) > (1 - LEAST_SAVING) * peak:
+                break
+            best = peaks.index(min(peaks))
+            yield Saving(left[best].words, peak - peaks[best])
+            peak, chosen = peaks[best], [*chosen, left[best]]
+
+
+def _applied(section: Any, chosen: Iterable[Change]) -> Any:
+    for change in chosen:
+        section = change.applied(section)
+    return section
+
+
+def _changed(section: Any, groups: Sequence[Group], machine: Machine, chosen: Sequence[Change]) -> int:
+    """The peak with these changes."""
+    section, area = _applied(section, chosen), prod(change.area for change in chosen)
+    level = section.train.checkpointing_level()
+    if level == "auto":  # it would fill whatever memory there is
+        level = "full_offload" if machine.kind == "cuda" else "full"
+    return plan_memory(section, groups, machine, level, area).peak_bytes

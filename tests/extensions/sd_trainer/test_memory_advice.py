@@ -1,0 +1,47 @@
+"""What a plan advises: the keys that bring the peak below a card, or below what is there."""
+
+from __future__ import annotations
+
+from extensions.sd_trainer.memory_advice import advice
+from extensions.sd_trainer.memory_plan import Machine, plan_memory
+from tests.extensions.sd_trainer.test_memory_plan import CARD, INT8, grouped, item, plan, section
+from toolkit.memory.plan import GB
+
+
+def test_the_next_smaller_card_comes_with_what_it_takes() -> None:
+    job, groups = grouped(section())
+    words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
+    assert words.startswith("for a 24 GB card: model.quantize: true with qtype: int8 saves 13.")
+    assert float(words.rpartition("then ")[2].split()[0]) <= 24
+
+
+def test_a_device_that_is_too_small_is_warned_of_and_another_is_not() -> None:
+    job, groups = grouped(section(model=INT8))
+    found = plan_memory(job, groups, CARD)
+    assert advice(job, groups, Machine("cuda", found.device_bytes), found) is None
+    words = advice(job, groups, Machine("cuda", 16 * GB), found)
+    assert words.startswith("warning: this device has 16.0 GB, which is too little: model.")
+
+
+def test_too_little_main_memory_is_warned_of() -> None:
+    machine = Machine("cpu", 8 * GB)
+    job, groups = grouped(section(model=INT8))
+    words = advice(job, groups, machine, plan_memory(job, groups, machine))
+    assert words.startswith("warning: 8.0 GB of main memory are free, which is too little: ")
+
+
+def test_what_is_advised_brings_the_peak_that_is_named() -> None:
+    job, groups = grouped(section(network={"type": "full"}))
+    words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
+    assert words.startswith("for a 80 GB card: train.optimizer: adafactor saves 16")
+    frugal = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True, "max_grad_norm": 0}
+    reached = plan(network={"type": "full"}, train=frugal).device_bytes
+    assert words.endswith(f"then {reached / GB:.1f} GB")
+
+
+def test_the_smallest_card_needs_no_advice() -> None:
+    frugal = {"quantize": True, "qtype": "int4", "quantize_te": True, "qtype_te": "int4", "blocks_to_swap": 50}
+    job, groups = grouped(section(model=frugal, train={"gradient_checkpointing": "full_offload"}), item(256, 0))
+    found = plan_memory(job, groups, CARD)
+    assert found.card() == 12
+    assert advice(job, groups, CARD, found) is None
