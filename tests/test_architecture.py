@@ -44,7 +44,6 @@ WITHOUT_MIRROR = {
     "tests/test_architecture.py": "the shape of all",
     "tests/benchmarks/test_readme.py": "the commands that benchmarks/README.md gives",
     "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",
-    "tests/toolkit/memory/test_plan_measured.py": "the plan's bytes against tensors that are really there",
     "tests/extensions/sd_trainer/test_matrix.py": "whole jobs, every kind with every other",
     "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
     "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",

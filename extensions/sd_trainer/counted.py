@@ -31,6 +31,11 @@ class Trained:
     def weights(self) -> int:
         return sum(map(prod, self.shapes))
 
+    @property
+    def largest(self) -> int:
+        """Weights of the largest matrix."""
+        return max(map(prod, self.shapes))
+
     def optimizer_bytes(self, train: Any) -> int:
         """Of the state that a `train:` section's optimizer keeps."""
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
+from extensions.sd_trainer.counted import count_trained
+from extensions.sd_trainer.memory_work import work_of
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
-from toolkit.memory.activations import UNITS, Work
 from toolkit.memory.block_swap import swapped_blocks
 from toolkit.memory.engine import BlockEngine
-from toolkit.memory.plan import KEPT_BY_KIND, KEPT_BY_MODEL
 from toolkit.models.families import family_for
 from toolkit.models.opening import model_folder
 
@@ -18,9 +18,6 @@ if TYPE_CHECKING:
     import torch
 
     Note = Callable[[str], None]
-
-STATE_PER_WEIGHT = 4
-"""Gradient, the two of Adam and an average: the most that training keeps for each weight, in its own number type."""
 
 
 def blocks_on_host(section: Any, note: Note) -> frozenset[int]:
@@ -57,16 +54,7 @@ def settle(
 
     gather: what all processes give it.
     """
-    train, kind = section.train, section.network.type
-    in_half, in_full = KEPT_BY_MODEL if section.network.trains_model else KEPT_BY_KIND[kind]
-    number_bytes = DTYPES[train.dtype].itemsize
-    work = Work(
-        tokens=adapter.tokens(largest),
-        width=adapter.width,
-        blocks=len(adapter.blocks()),
-        number_bytes=number_bytes,
-        dropout=bool(section.network.dropout),
-        everything=max(in_half if number_bytes == 2 else in_full, UNITS["none"]),
-    )
-    weights = sum(p.numel() * p.element_size() for p in network.parameters().values())
-    engine.settle(work, needed=STATE_PER_WEIGHT * weights, gather=gather)
+    folder = model_folder(section.model, note=lambda line: None)  # it is here by now
+    trained, on_card = count_trained(section), next(iter(network.parameters().values())).is_cuda
+    work = work_of(section, family_for(section.model).footprint(folder), trained, adapter.tokens(largest), on_card)
+    engine.settle(work, needed=trained.optimizer_bytes(section.train), gather=gather)

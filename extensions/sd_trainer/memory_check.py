@@ -6,7 +6,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extensions.sd_trainer.memory_plan import Machine, group_items, machine_for, plan_memory, samples_before_training
+from extensions.sd_trainer.memory_items import group_items
+from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory, samples_before_training
 from toolkit.contracts import Item
 from toolkit.device import forget_peak, peak_memory, pick_device, total_memory
 from toolkit.train.hooks.memory import MemoryHook

@@ -2,39 +2,29 @@
 
 Imports no torch. What is predicted is the worst moment of each phase:
 encoding (nothing is taken to be in the cache), loading, the first step (before the optimizer has a state), training,
-saving, sampling.
+saving, validation, sampling. Of several processes it is one's plan, the first, which does most.
 """
 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from math import ceil, prod
+from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
 from extensions.sd_trainer.counted import Trained, count_trained
+from extensions.sd_trainer.memory_items import Group, Largest, Sizes
+from extensions.sd_trainer.memory_work import FLOAT, NUMBER_BYTES, images_at_once, trained_bytes, work_of
 from extensions.sd_trainer.sampling_config import draws_first
 from toolkit.config.choices import CHECKPOINTING_LEVELS
-from toolkit.contracts import Item, Size
 from toolkit.host_memory import free_host_memory
-from toolkit.memory.plan import (
-    CUDA_CONTEXT,
-    PROGRAM,
-    PROGRAM_WITH_CUDA,
-    SLACK,
-    SLACK_OF_HOST,
-    MemoryPlan,
-    Passes,
-    Phase,
-    backward_peak,
-)
+from toolkit.memory.activations import GAPS, Work, step_peak
+from toolkit.memory.plan import CUDA_CONTEXT, ENCODING, GAPS_OF_HOST, PROGRAM, PROGRAM_WITH_CUDA, MemoryPlan, Phase
 from toolkit.models.families import family_for
-
-NUMBER_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-FLOAT = 4
+from toolkit.parallel import BUCKET_BYTES, place_of
 
 TABLE_ROWS = 192
 """Noise levels whose rows the modulation table keeps."""
@@ -42,8 +32,8 @@ TABLE_ROWS = 192
 AHEAD = 32
 """Micro-batches whose noise levels are announced at once."""
 
-LETTERS_PER_TOKEN = 3
-"""Of captions; a cautious average."""
+WHOLE_BLOCKS = 2
+"""Blocks in memory besides a process's share, with `train.parallel: fsdp`: what is gathered, and what it becomes."""
 
 SWAP_BUFFERS = 2
 """Blocks that have room on the device while they wait in the main memory."""
@@ -52,7 +42,7 @@ STEPPING_COPIES = 3
 """Float32 copies of the largest weight while an optimizer steps one parameter after the other."""
 
 QUANTIZING_COPIES = 4
-"""Float32 copies of a layer while it is quantized."""
+"""Of a layer, in the type of the weights, while it is quantized."""
 
 
 @dataclass(frozen=True)
@@ -67,47 +57,6 @@ class Machine:
 def machine_for(device: str) -> Machine:
     """The machine a config's `device` means, as far as that is known without torch: `auto` is a card."""
     return Machine("cpu", free_host_memory() or None) if device in ("cpu", "mps") else Machine("cuda")
-
-
-@dataclass(frozen=True)
-class Group:
-    """Items that take the same memory, counted."""
-
-    bucket: Size
-    references: int
-    keeps_latents: bool
-    """Whether their cached latents are in the main memory, because no file holds them."""
-
-    keeps_text: bool
-    """The same of their text embeddings."""
-
-    shuffled: bool
-    """Whether their captions are encoded at each use."""
-
-    count: int
-    uses: int
-    """In an epoch."""
-
-    longest: int
-    """Letters of a caption."""
-
-
-def group_items(section: Any, items: Iterable[Item]) -> tuple[Group, ...]:
-    """The items of a section, alike ones together: there may be very many, and a plan looks at them often."""
-    keeps = [
-        (not (dataset.cache_latents and dataset.cache_latents_to_disk), section.asked_text_cache(dataset) is False)
-        for dataset in section.datasets
-    ]
-    found: dict[tuple, list[int]] = {}
-    for item in items:
-        sample = item.sample
-        shuffled = sample.rules.shuffle_tokens
-        key = item.crop.bucket, len(sample.controls), *keeps[sample.dataset], shuffled
-        numbers = found.setdefault(key, [0, 0, 0])
-        numbers[0] += 1
-        numbers[1] += sample.repeats
-        numbers[2] = max(numbers[2], len(sample.caption))
-    return tuple(Group(*key, *numbers) for key, numbers in found.items())
 
 
 def plan_memory(
@@ -133,19 +82,6 @@ def plan_memory(
 
 
 @dataclass(frozen=True)
-class _Largest:
-    """The batch, or picture, that the transformer has most tokens of."""
-
-    images: int
-    pixels: int
-    """Of the target."""
-
-    references: int
-    reference_pixels: int
-    text_tokens: int
-
-
-@dataclass(frozen=True)
 class _Parts:
     """Bytes by what takes them; on the CPU `device` is the main memory too."""
 
@@ -162,28 +98,42 @@ class _Job:
 
     def __init__(self, section: Any, groups: Sequence[Group], machine: Machine, level: str, area: float) -> None:
         """area: factor on the pixels of all targets."""
-        self.section, self.groups, self.level, self.area = section, groups, level, area
+        self.section, self.groups, self.level = section, groups, level
         self.on_card = machine.kind == "cuda"
-        self.slack = SLACK if self.on_card else SLACK_OF_HOST
+        self.gaps = GAPS if self.on_card else GAPS_OF_HOST
         self.model, self.train, self.network = section.model, section.train, section.network
         self.folder = self.model.folder()
         self.family = family_for(self.model)
         self.facts = self.family.footprint(self.folder)
         self.number = NUMBER_BYTES[self.train.dtype]
         self.weight_bytes = NUMBER_BYTES[section.weights_dtype()]
+        self.trained_bytes = trained_bytes(section)
         self.qtype = self.model.qtype if self.model.quantize else None
+        self.processes = place_of().size
+        self.is_shared_out = self.processes > 1 and self.train.parallel == "fsdp"
+        self.sizes = Sizes(section, self.facts, groups, area)
+        self.largest = self.sizes.batch(images_at_once(self.train))
+        self.held_out, self.samples = self.sizes.held_out(), self.sizes.samples()
 
     def plan(self) -> MemoryPlan:
-        phases = [
-            self._phase("encoding", self._encoding()),
-            self._phase("loading", self._loading()),
-            self._phase("first step", self._step(optimizer=0)),
-            self._phase("training", self._step(self.optimizer)),
-            self._phase("saving", self._saving()),
-        ]
-        if self.pictures:
-            phases.append(self._phase("sampling", self._sampling()))
-        return MemoryPlan(tuple(phases), self.on_card)
+        phases = {
+            ENCODING: self._encoding(),
+            "loading": self._loading(),
+            "first step": self._step(optimizer=0, rows=self._rows_at_once),
+            "training": self._step(self.optimizer),
+            "saving": self._saving(),
+        }
+        if self.held_out:
+            phases["validation"] = self._passing([self.held_out])
+        if self.samples:
+            phases["sampling"] = self._passing(self.samples, decodes=True)
+        return MemoryPlan(tuple(map(self._phase, phases, phases.values())), self.on_card, tuple(self._notes()))
+
+    def _notes(self) -> Iterator[str]:
+        if self.processes > 1:
+            yield f"of each of {self.processes} processes: the main memory of one machine is needed once for each"
+        if self.train.compile.enabled:
+            yield "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
 
     def _phase(self, name: str, parts: _Parts) -> Phase:
         if self.on_card:
@@ -193,46 +143,47 @@ class _Job:
 
     # ------------------------------------------------------------ phases
 
+    def _with_gaps(self, activations: float, name: str = "activations") -> dict[str, int]:
+        return {name: int(activations), "gaps": int((self.gaps - 1) * activations)}
+
     def _encoding(self) -> _Parts:
         """Pictures come first; the VAE then waits on the device while texts are encoded, unless it makes room."""
         text, vae = self._text_bytes, self._vae_bytes
-        pixels = max([self.largest.pixels, self.largest.reference_pixels, *(p.pixels for p in self.pictures)])
-        images = int(self.slack * pixels * self.facts.encode_numbers * self.number)
-        prompts = int(self.slack * self.largest.text_tokens * self.facts.text_token_numbers * self.number)
+        seen = [self.largest, *self.samples, *([self.held_out] if self.held_out else [])]
+        pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
+        images = pixels * self.facts.encode_numbers * self.number
+        prompts = max(one.text_tokens for one in seen) * self.facts.text_token_numbers * self.number
         waiting_vae = 0 if self._makes_room else vae
-        if vae + images > waiting_vae + text + prompts:
-            return _Parts({"VAE": vae, "activations": images}) | self._cached()
+        if vae + self.gaps * images > waiting_vae + text + self.gaps * prompts:
+            return _Parts({"VAE": vae, **self._with_gaps(images)}) | self._cached()
         whole = (self.facts.text.linears + self.facts.text.others + self.facts.text.unused) * self.number
-        read = whole if self.on_card else max(0, whole - text - prompts)
-        there = {"text encoder": text, "VAE": waiting_vae, "activations": prompts}
+        read = whole if self.on_card else max(0, int(whole - text - self.gaps * prompts))
+        there = {"text encoder": text, "VAE": waiting_vae, **self._with_gaps(prompts)}
         return _Parts(there, {"text encoder, read": read}) | self._cached()
 
     def _loading(self) -> _Parts:
-        """At the last block: it is in its stored precision while it is quantized."""
-        quantizing = 0
+        """At the last block: it is in its stored precision until it is quantized, or shared out."""
+        transient = {}
         if self.qtype:
-            quantizing = self.facts.linears // self.facts.blocks * self.weight_bytes
-            quantizing += QUANTIZING_COPIES * FLOAT * self.facts.largest_layer
-        block = {"one block, quantized": quantizing}
+            copies = QUANTIZING_COPIES * self.facts.largest_layer
+            transient = {"one block, quantized": (self._block_weights + copies) * self.weight_bytes}
         # On the CPU the pages of the file count as this process's until it is closed.
         file = 0 if self.on_card else _bytes_of_files(self.folder / self.family.trained_part)
-        place = _Parts({}, block) if self._makes_room else _Parts(block)
+        place = _Parts({}, transient) if self._makes_room else _Parts(transient)
         return self._model() | place | _Parts({}, {"model file": file}) | self._encoders_that_stay() | self._cached()
 
-    def _step(self, optimizer: int) -> _Parts:
-        """The worse of two moments: in the backward pass, or while the optimizer steps."""
-        waiting = self.train.gradient_accumulation > 1
-        fused = self.train.fused_backward_pass and not waiting
-        gradients = self.trained_bytes * (self.largest_trained if fused else self.trained)
-        tokens = self._tokens(self.largest)
-        backward = backward_peak(self.passes, tokens, gradients, waiting, self.slack)
-        copies = 0 if self._steps_in_place else STEPPING_COPIES * FLOAT * self.largest_trained
-        if sum(backward) >= gradients + copies:
-            work = dict(zip(("activations", "gradients"), backward, strict=True))
-        else:
-            work = {"gradients": gradients, "optimizer's copies": copies}
-        offloaded = {"activations, offloaded": self.passes.kept_on_host(tokens)}
-        return self._at_rest(optimizer) | _Parts(work, offloaded)
+    def _step(self, optimizer: int, rows: int = TABLE_ROWS) -> _Parts:
+        """The worse of two moments: in the backward pass, or with all gradients while they are exchanged and used.
+
+        rows: of the modulation table.
+        """
+        activations, gradients = step_peak(self.work, self.level, self.gaps)
+        after = max(self._exchange, 0 if self._steps_in_place else STEPPING_COPIES * FLOAT * self.largest_trained)
+        work = {**self._with_gaps(activations), "gradients": gradients}
+        if sum(work.values()) < self.work.gradients + after:
+            work = {"gradients": self.work.gradients, "copies for the step": after}
+        offloaded = {"activations, offloaded": self.work.kept_on_host(self.level)}
+        return self._at_rest(optimizer, rows) | _Parts(work, offloaded)
 
     def _saving(self) -> _Parts:
         """Everything is copied; where training goes on meanwhile, a step's memory is needed beside the copies."""
@@ -247,26 +198,26 @@ class _Job:
         read_back = 0 if self.on_card else files  # its pages count as this process's meanwhile
         return now | _Parts({}, {"copies to be saved": state + files, "file, read back": read_back})
 
-    def _sampling(self) -> _Parts:
-        forward = max(self.passes.forward(self._tokens(picture)) for picture in self.pictures)
-        decoding = max(p.pixels for p in self.pictures) * self.facts.decode_numbers * self.number
-        work = {
-            "VAE": self._vae_bytes,  # on the device while it decodes, whatever low_vram says
-            "activations": int(self.slack * max(forward, decoding)),
-            "weights beside their average": self.trained * self.trained_bytes * self.train.ema_config.use_ema,
-        }
-        return self._at_rest(self.optimizer) | _Parts(work)
+    def _passing(self, pictures: Sequence[Largest], decodes: bool = False) -> _Parts:
+        """Passes that keep nothing, as for validation and samples, with the weights that are kept."""
+        activations = max(self._work_of(picture).forward() for picture in pictures)
+        work = {"weights beside their average": self.trained * self.trained_bytes * self.train.ema_config.use_ema}
+        if decodes:
+            decoding = max(picture.pixels for picture in pictures) * self.facts.decode_numbers * self.number
+            activations = max(activations, decoding)
+            work["VAE"] = self._vae_bytes  # on the device while it decodes, whatever low_vram says
+        return self._at_rest(self.optimizer) | _Parts(work | self._with_gaps(activations))
 
     # ------------------------------------------------------------ what stays
 
-    def _at_rest(self, optimizer: int) -> _Parts:
-        """Between two steps. optimizer: bytes of its state."""
+    def _at_rest(self, optimizer: int, rows: int = TABLE_ROWS) -> _Parts:
+        """Between two steps. optimizer: bytes of its state. rows: of the modulation table."""
         own = {
             f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.trained,
             "optimizer": optimizer,
             "average": FLOAT * self.trained * self.train.ema_config.use_ema,
         }
-        rows = max(TABLE_ROWS, AHEAD * self.train.batch_size) * self.facts.row_numbers * self.number
+        rows = max(rows, self._rows_at_once) * self.facts.row_numbers * self.number
         table = {"modulation table": rows if self.tabulated else 0}
         return self._model() | _Parts(table | own) | self._encoders_that_stay() | self._cached()
 
@@ -285,11 +236,15 @@ class _Job:
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
         # On the host a block stays where it was while it is in a buffer.
         host = {"weights of the table": table, "swapped blocks": waiting * per_block}
-        return _Parts({"weights": blocks + others - table - swapped}, host)
+        parts = {"weights": blocks + others - table - swapped}
+        if self.is_shared_out:
+            whole = {"whole blocks": WHOLE_BLOCKS * self._block_weights * self.weight_bytes}
+            parts = {"weights": blocks // self.processes + others, **whole}
+        return _Parts(parts, host)
 
     def _encoders_that_stay(self) -> _Parts:
         """The VAE for samples, the text encoder for captions that are encoded at each use."""
-        parts = {"VAE": self._vae_bytes} if self.pictures else {}
+        parts = {"VAE": self._vae_bytes} if self.samples else {}
         if any(group.shuffled for group in self.groups):
             parts["text encoder"] = self._text_bytes
         return _Parts({}, parts) if self._makes_room else _Parts(parts)
@@ -299,10 +254,10 @@ class _Job:
         total = 0.0
         for group in self.groups:
             if group.keeps_latents:
-                pixels = prod(group.bucket) + group.references * self._reference_pixels(group)
+                pixels = prod(group.bucket) + group.references * self.sizes.reference_pixels(group)
                 total += group.count * pixels * self.facts.latent_numbers
             if group.keeps_text and not group.shuffled:
-                total += group.count * self._text_tokens(group.references, group.longest) * self.facts.text_width
+                total += group.count * self.sizes.text_tokens(group.references, group.longest) * self.facts.text_width
         return _Parts({}, {"cached data": int(total * self.number)})
 
     @property
@@ -321,32 +276,31 @@ class _Job:
     def _vae_bytes(self) -> int:
         return self.facts.vae.stored(self.number, self.number)
 
+    @property
+    def _block_weights(self) -> int:
+        """Of the linear layers of one block."""
+        return self.facts.linears // self.facts.blocks
+
+    @property
+    def _rows_at_once(self) -> int:
+        """Rows of the modulation table that are announced together."""
+        return AHEAD * self.train.batch_size
+
     @cached_property
-    def passes(self) -> Passes:
-        casts = 0 if self.trained_bytes == self.number else self.trained * self.number // self.facts.blocks
-        wide = self.model.int8_matmul is True or (self.model.int8_matmul == "auto" and self.facts.width >= 512)
-        int8 = self.qtype == "int8" and not self.on_card and wide
-        return Passes(
-            kind=self.network.type,
-            level=self.level,
-            number_bytes=self.number,
-            width=self.facts.width,
-            blocks=self.facts.blocks,
-            largest_layer=self.facts.largest_layer,
-            expanded=(self.number + (self.qtype in ("int4", "int2"))) if self.qtype and not int8 else 0,
-            casts=casts,
-            int8_products=int8,
-            dropout=bool(self.network.dropout),
-        )
+    def work(self) -> Work:
+        """A training step."""
+        return self._work_of(self.largest)
 
-    def _text_tokens(self, references: int, letters: int) -> int:
-        of_references = self.facts.text_tokens_per_reference * references
-        return self.facts.text_tokens + of_references + ceil(letters / LETTERS_PER_TOKEN)
+    def _work_of(self, seen: Largest) -> Work:
+        return work_of(self.section, self.facts, self._counted, self.sizes.tokens(seen), self.on_card)
 
-    def _tokens(self, largest: _Largest) -> int:
-        """That the transformer sees."""
-        pixels = largest.pixels + largest.references * largest.reference_pixels
-        return largest.images * (pixels // self.facts.pixels_per_token + largest.text_tokens)
+    @property
+    def _exchange(self) -> int:
+        """Bytes of the gradients on their way to the other processes, a bucket at a time."""
+        if self.processes == 1:
+            return 0
+        bucket = min(BUCKET_BYTES + FLOAT * self.largest_trained, FLOAT * self.trained)
+        return bucket if self.trained_bytes == FLOAT else 2 * bucket
 
     # ------------------------------------------------------------ what is trained
 
@@ -361,12 +315,7 @@ class _Job:
 
     @cached_property
     def largest_trained(self) -> int:
-        return max(map(prod, self._counted.shapes))
-
-    @property
-    def trained_bytes(self) -> int:
-        """Of a trained weight, and of its gradient: adapters are always float32."""
-        return self.weight_bytes if self.network.trains_model else FLOAT
+        return self._counted.largest
 
     @cached_property
     def optimizer(self) -> int:
@@ -381,51 +330,10 @@ class _Job:
     def tabulated(self) -> bool:
         """Whether the table stands for its layers: as `modulation.refuse_trained` decides."""
         wanted = self.model.modulation_table
-        if wanted is False or (wanted == "auto" and not self.on_card):
+        if wanted is False or (wanted == "auto" and not self.on_card) or self.is_shared_out:
             return False
         unfit = {"dora": self.facts.tabulated, "full": self.facts.tabulated | self.facts.table_inputs}
         return not unfit.get(self.network.type, set()) & set(self._counted.layers)
-
-    # ------------------------------------------------------------ the largest of each
-
-    @cached_property
-    def largest(self) -> _Largest:
-        """The batch of the most tokens that the buckets can give."""
-        uses = Counter[Size]()
-        for group in self.groups:
-            uses[group.bucket] += group.uses
-        candidates = (
-            _Largest(
-                images=min(self.train.batch_size, uses[group.bucket]),
-                pixels=int(self.area * prod(group.bucket)),
-                references=group.references,
-                reference_pixels=self._reference_pixels(group) if group.references else 0,
-                text_tokens=self._text_tokens(group.references, group.longest),
-            )
-            for group in self.groups
-        )
-        return max(candidates, key=self._tokens)
-
-    @cached_property
-    def pictures(self) -> list[_Largest]:
-        """The samples that are drawn, one at a time; guidance is a second pass, not a larger one."""
-        if self.train.disable_sampling:
-            return []
-        given = [part for part in (self.section.sample, self.section.first_sample) if part]
-        return [
-            _Largest(1, item.width * item.height, len(item.ctrl_img), self._sampled_reference(item), text)
-            for part in given
-            for item in part.pictures()
-            for text in [self._text_tokens(len(item.ctrl_img), len(item.prompt))]
-        ]
-
-    def _reference_pixels(self, group: Group) -> int:
-        if self.model.model_kwargs.match_target_res:
-            return int(self.area * prod(group.bucket))
-        return self.facts.reference_pixels
-
-    def _sampled_reference(self, item: Any) -> int:
-        return item.width * item.height if self.model.model_kwargs.match_target_res else self.facts.reference_pixels
 
 
 def samples_before_training(section: Any) -> bool:

@@ -9,7 +9,8 @@ from typing import Any
 
 from extensions.sd_trainer.counted import count_trained
 from extensions.sd_trainer.memory_advice import advice
-from extensions.sd_trainer.memory_plan import Group, Machine, group_items, machine_for, plan_memory
+from extensions.sd_trainer.memory_items import Group, group_items
+from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
 from extensions.sd_trainer.parallel_config import sharing
 from toolkit.config.process import JobContext
 from toolkit.contracts import Item
@@ -42,7 +43,7 @@ def plan_items(
 ) -> RunPlan:
     """The plan of a section whose datasets are scanned already. machine: where it runs; by default as `device` says."""
     machine = machine or machine_for(config.device)
-    groups = group_items(config, items)
+    groups = group_items(config, items, held_out.items if held_out else ())
     memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
     train = config.train
     micro_batches = count_batches(items, train.batch_size)
@@ -105,6 +106,7 @@ def _estimates(config: Any, groups: Sequence[Group], machine: Machine, memory: M
     """Memory and disk, by arithmetic on the model's config."""
     trained = count_trained(config)
     yield memory.render()
+    yield from memory.notes
     if line := advice(config, groups, machine, memory):
         yield line
     yield (

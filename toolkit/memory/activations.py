@@ -1,24 +1,73 @@
-"""How much of a step's memory each level of checkpointing takes, by arithmetic, and the roomiest level that fits.
+"""How much memory a step's activations take at each level of checkpointing, by arithmetic. Imports no torch.
 
-Imports no torch. One unit is the memory of what a block hands to the next: tokens x width numbers.
+One estimate for both who ask: the plan of a job, and `gradient_checkpointing: auto`. Its numbers were counted on the
+published model's blocks, tensor by tensor (`benchmarks/bench_published.py`).
+
+One unit is the memory of what a block hands to the next: tokens x width numbers. Of pairs of numbers the first is that
+of half precision, the second that of float32.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-UNITS = {"none": 28, "cheap": 11, "keep_attention": 2, "full": 1, "full_offload": 0}
-"""Units that each block keeps for the backward pass; measured with a LoRA on all linear layers."""
+GAPS = 1.08
+"""Of activations on a device: what PyTorch's allocator holds beyond the tensors. An assumption."""
+
+Pair = tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Units:
+    """What a block takes with one kind of network on all its linear layers."""
+
+    everything: Pair
+    """Kept for the backward pass where nothing is computed again."""
+
+    costly: Pair
+    """Of these, the products and what attention gives."""
+
+    backward: Pair
+    """Beside what is kept, or was computed again, on the way back."""
+
+    forward: Pair
+    """At most, in a pass that keeps nothing."""
+
+    change: Pair = (0, 0)
+    """Bytes per weight of the largest layer, on the way back, for kinds that make something as large as it is."""
+
+    change_forward: Pair = (0, 0)
+    casts: bool = False
+    """Whether trained weights are kept a second time in the type of the computation."""
+
+
+KINDS: Mapping[str, Units] = {
+    "lora": Units((26.1, 22.1), (11.1, 11.1), (6.4, 6.4), (16.0, 15.9), casts=True),
+    "dora": Units((56.1, 31.1), (20.1, 20.1), (22.2, 11.0), (33.3, 23.6), (9, 5), (9, 5)),
+    "loha": Units((26.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (26, 22), (17, 13)),
+    "lokr": Units((35.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7)),
+    "full": Units((28.1, 24.1), (11.1, 11.1), (3.6, 4.6), (15.9, 15.9), (6, 4), casts=True),
+}
+"""By `network.type`."""
+
+OF_ATTENTION, OF_INPUT = 2, 1
+"""Units that a block keeps of what attention gives, with its input, and of its input alone."""
+
+COMPUTED_AGAIN = 1
+"""Further unit on the way back where a block is computed again."""
+
+BESIDE_A_LAYER = 2
+"""Units on the way back at the moment when a whole layer is in memory in the type of the computation."""
+
+FORWARD_BESIDE_A_LAYER = 3
+"""Units of a forward pass that are not there at that moment."""
 
 OF_DROPOUT = 12
-"""Further units of `none` where an adapter leaves out inputs: each layer keeps its own and a mask."""
+"""Further units where an adapter leaves out inputs: each layer keeps its own and a mask."""
 
-OF_GRADIENTS = 17
-"""Units that a block takes on the way back beside what it keeps, or has computed again."""
-
-MARGIN = 0.08
-"""Share of the free memory that is left alone: the allocator cannot use every gap."""
+OF_INT8_PRODUCTS = 24
+"""Further bytes per token and unit of width where products are made in int8: the rounded inputs, the int32 results."""
 
 
 @dataclass(frozen=True)
@@ -35,20 +84,103 @@ class Work:
     number_bytes: int
     """2 in half precision, 4 in float32."""
 
+    kind: str = "lora"
+    """`network.type`."""
+
     dropout: bool = False
-    everything: float = UNITS["none"]
-    """Units that a block keeps with `none`; other kinds of networks than LoRA keep more."""
+    largest_layer: int = 0
+    """Weights of the largest linear layer."""
+
+    expanded: float = 0
+    """Bytes per weight of a quantized layer's copies in the type of the computation, while it is used."""
+
+    casts: int = 0
+    """Bytes of one block's trained weights in the type of the computation, where that is not their own."""
+
+    int8_products: bool = False
+    gradients: int = 0
+    """Bytes of all gradients of weights that are in memory together."""
+
+    gradients_wait: bool = False
+    """Whether those of an earlier micro-batch are there from the beginning."""
+
+    def kept(self, level: str) -> int:
+        """Bytes that all blocks keep on the device from the forward to the backward pass."""
+        return self.blocks * self._kept_by_block(level)
+
+    def kept_on_host(self, level: str) -> int:
+        """Bytes of what `full_offload` keeps in the main memory: what each block but the first is given."""
+        return int((self.blocks - 1) * OF_INPUT * self._unit) if level == "full_offload" else 0
+
+    def of_one_block(self, level: str) -> int:
+        """Bytes on top, while a block goes backward, having been computed again where the level says so."""
+        again = 0 if level == "none" else COMPUTED_AGAIN
+        again += level == "full_offload"  # what the first block is given stays on the device
+        layer = (self.expanded + self._of(self._units.change)) * self.largest_layer
+        at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
+        beyond = self._kept_by_block("none") - self._kept_by_block(level)
+        return int(beyond + again * self._unit + at_work + self._products)
+
+    def forward(self) -> int:
+        """Bytes of a pass that keeps nothing."""
+        most = self._of(self._units.forward) * self._unit
+        layer = (self.expanded + self._of(self._units.change_forward)) * self.largest_layer
+        return int(max(most, layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer) + self._products)
+
+    @property
+    def _units(self) -> Units:
+        return KINDS[self.kind]
+
+    @property
+    def _unit(self) -> int:
+        return self.tokens * self.width * self.number_bytes
+
+    @property
+    def _products(self) -> int:
+        return OF_INT8_PRODUCTS * self.width * self.tokens if self.int8_products else 0
+
+    def _of(self, pair: Pair) -> float:
+        return pair[self.number_bytes > 2]
+
+    def _kept_by_block(self, level: str) -> int:
+        if level == "none":
+            casts = self.casts if self._units.casts else 0
+            return int((self._of(self._units.everything) + OF_DROPOUT * self.dropout) * self._unit) + casts
+        units = {
+            "cheap": self._of(self._units.costly),
+            "keep_attention": OF_ATTENTION,
+            "full": OF_INPUT,
+            "full_offload": 0,
+        }
+        return int(units[level] * self._unit)
+
+
+def step_peak(work: Work, level: str, gaps: float = GAPS) -> tuple[int, int]:
+    """Bytes of (activations, gradients of weights) at the worst moment of a forward and backward pass.
+
+    Gradients come as activations go, unless some wait already: the worst moment is the first block of the backward
+    pass, its last one, or the end. gaps: factor on activations for what the allocator holds between them; it decides
+    which moment is the worst, and is not in what is returned.
+    """
+    kept, block = work.kept(level), work.of_one_block(level)
+    if work.gradients_wait:
+        return kept + block, work.gradients
+    share = 1 / work.blocks
+    moments = [
+        (kept + block, 0),
+        (int(block + share * kept), int((1 - share) * work.gradients)),
+        (0, work.gradients),
+    ]
+    return max(moments, key=lambda moment: gaps * moment[0] + moment[1])
 
 
 def activation_bytes(level: str, work: Work) -> int:
-    """Peak of a forward and backward pass above the weights, with this level of CHECKPOINTING_LEVELS."""
-    everything = work.everything + (OF_DROPOUT if work.dropout else 0)
-    kept = everything if level == "none" else UNITS[level]
-    at_work = max(0, everything + OF_GRADIENTS - kept)
-    return int((work.blocks * kept + at_work) * work.tokens * work.width * work.number_bytes)
+    """Bytes that have to be free on a device for a forward and backward pass: activations, gaps, gradients."""
+    activations, gradients = step_peak(work, level)
+    return int(GAPS * activations) + gradients
 
 
 def roomiest(levels: Iterable[str], free: int, work: Work) -> str:
-    """The first of `levels` (from the fastest to the smallest) that fits into `free` bytes, or the last."""
+    """The first of `levels` (from the fastest to the smallest) whose step fits into `free` bytes, or the last."""
     levels = list(levels)
-    return next((level for level in levels if activation_bytes(level, work) <= (1 - MARGIN) * free), levels[-1])
+    return next((level for level in levels if activation_bytes(level, work) <= free), levels[-1])

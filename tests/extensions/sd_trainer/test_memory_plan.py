@@ -8,7 +8,9 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.counted import count_trained
-from extensions.sd_trainer.memory_plan import Group, Machine, group_items, plan_memory
+from extensions.sd_trainer.memory_items import Group, group_items
+from extensions.sd_trainer.memory_plan import Machine, plan_memory
+from tests.extensions.sd_trainer.test_parallel_config import several
 from toolkit.contracts import CaptionRules, Crop, Item, Sample, Size
 from toolkit.memory.plan import GB, MemoryPlan
 
@@ -148,14 +150,66 @@ def test_auto_is_the_fastest_level_that_fits() -> None:
     assert plan(model=INT8, train=auto).device_bytes == peaks[3]  # an unknown card: as with `full`
 
 
-def test_alike_items_are_one_group() -> None:
-    """However many images there are, a plan looks at each once."""
-    _, groups = grouped(section(), *[item(repeats=3) for _ in range(50)], item(512), item(references=2))
-    assert [(group.bucket, group.references, group.count, group.uses) for group in groups] == [
-        ((1024, 1024), 1, 50, 150),
-        ((512, 512), 1, 1, 9),
-        ((1024, 1024), 2, 1, 9),
-    ]
+# ------------------------------------------------------------ several processes, validation, what is not known
+
+
+def test_fsdp_leaves_a_share_of_the_blocks_and_two_whole_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    alone = taken(plan(train={"parallel": "fsdp"}, model={"modulation_table": False}), "weights")
+    with several(monkeypatch, 4):
+        found = plan(train={"parallel": "fsdp", "gradient_accumulation": 4})
+        assert taken(found, "weights") == pytest.approx(alone / 4, abs=0.1)
+        assert taken(found, "whole blocks") == pytest.approx(2 * 0.68, abs=0.01)
+        assert taken(found, "modulation table") == 0
+        assert "of each of 4 processes" in found.notes[0]
+
+
+def test_ddp_leaves_everything_in_each_process_but_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
+    kept = {"gradient_checkpointing": "none", "batch_size": 2}
+    alone = plan(train=kept)
+    with several(monkeypatch, 2):
+        found = plan(train=kept)
+    assert taken(found, "weights") == taken(alone, "weights")
+    assert taken(found, "activations") == pytest.approx(taken(alone, "activations") / 2, rel=0.01)
+
+
+def test_gradients_are_exchanged_a_bucket_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """SGD makes no copies of its own; on so small a picture nothing is above the moment of all gradients."""
+    job = {"network": {"type": "full"}, "train": {"optimizer": "sgd"}}
+    assert taken(plan(item(64, 0), **job), "copies for the step") == 0
+    with several(monkeypatch, 2):
+        found = taken(plan(item(64, 0), **job), "copies for the step")
+    assert found == pytest.approx((64 * 2**20 + 4 * 6 * 3072**2) / GB, abs=1e-3)
+
+
+def test_validation_is_a_pass_without_gradients_on_the_largest_held_out_picture() -> None:
+    job = section(model=INT8)
+    groups = group_items(job, [item(256, 0)], held_out=[item(2048, 0), item(256, 0)])
+    found = plan_memory(job, groups, CARD)
+    assert found.device.name == "validation"
+    assert taken(found, "activations", "validation") == pytest.approx(
+        16 * (2048**2 / 256 + 15) * 3072 * 2 / GB, rel=0.01
+    )
+    assert "validation" not in [phase.name for phase in plan(model=INT8).phases]
+
+
+def test_held_out_pictures_are_encoded_too() -> None:
+    job = section(model=INT8 | {"quantize_te": True, "qtype_te": "int4"})
+    small = group_items(job, [item(256, 0)])
+    large = group_items(job, [item(256, 0)], held_out=[item(4096, 0)])
+    peaks = [sum(phase(plan_memory(job, groups, CARD), "encoding").device.values()) for groups in (small, large)]
+    assert peaks[1] > 2 * peaks[0]
+
+
+def test_what_compiling_takes_is_said_not_to_be_known() -> None:
+    assert plan().notes == ()
+    [note] = plan(train={"compile": {"enabled": True}}).notes
+    assert note.startswith("train.compile: ")
+
+
+def test_the_table_is_filled_in_the_course_of_training() -> None:
+    found = plan(train={"batch_size": 2})
+    rows = [taken(found, "modulation table", name) for name in ("first step", "training")]
+    assert rows[1] == pytest.approx(3 * rows[0], rel=1e-3)
 
 
 # ------------------------------------------------------------ where things are

@@ -1,46 +1,99 @@
-"""The estimate at the published model's size: 60 blocks of width 3072, 1024 x 1024, see the sums beside the cases."""
+"""The estimate of activations: levels against each other, kinds, moments of a step, and what `auto` makes of it."""
 
 from __future__ import annotations
+
+from dataclasses import replace
 
 import pytest
 
 from toolkit.config.choices import CHECKPOINTING_LEVELS
-from toolkit.memory.activations import UNITS, Work, activation_bytes, roomiest
+from toolkit.config.network import KINDS as KINDS_OF_CONFIG
+from toolkit.memory.activations import GAPS, KINDS, Work, activation_bytes, roomiest, step_peak
 
 TOKENS = {0: 4096 + 80, 1: 2 * 4096 + 280, 2: 3 * 4096 + 490, 3: 4 * 4096 + 700}
-"""References -> tokens of pictures and text."""
+"""References -> tokens of pictures and text, at 1024 x 1024."""
 
 GB = 10**9
 H200, CARD_24, CARD_16 = 139 * 2**30, 24 * 2**30, 16 * 2**30
-BF16, INT8, INT8_WITH_TABLE = 41 * GB, 20.5 * GB, 13.7 * GB
+BF16, INT8, INT8_WITH_TABLE = 41 * GB, 20.5 * GB, 14.6 * GB
 BESIDES = 2.2 * GB
-"""A LoRA with its gradients and Adam, and the CUDA context."""
+"""A LoRA with Adam's state, and the CUDA context."""
+
+SMALL = Work(tokens=7, width=100, blocks=10, number_bytes=2)
+UNIT = 7 * 100 * 2
 
 
-def work(references: int, **changes) -> Work:
-    return Work(**{"tokens": TOKENS[references], "width": 3072, "blocks": 60, "number_bytes": 2, **changes})
+def published(references: int, **changes) -> Work:
+    """A step of the published model."""
+    sizes = {"tokens": TOKENS[references], "width": 3072, "blocks": 60, "number_bytes": 2, "largest_layer": 4 * 3072**2}
+    return Work(**sizes | changes)
+
+
+def test_the_kinds_are_those_of_the_config() -> None:
+    assert set(KINDS) == set(KINDS_OF_CONFIG)
 
 
 @pytest.mark.parametrize(
-    ("level", "gigabytes"),
-    [
-        # one unit is 8472 x 3072 x 2 B = 52 MB; 60 blocks keep 3.12 GB of it; one block at work takes 2.34 GB
-        ("full", 60 * 0.0520 + 44 * 0.0520),
-        ("full_offload", 45 * 0.0520),
-        ("keep_attention", 2 * 3.123 + 43 * 0.0520),
-        ("cheap", 11 * 3.123 + 34 * 0.0520),
-        ("none", 28 * 3.123 + 17 * 0.0520),
-    ],
+    ("level", "units"), [("none", 26.1), ("cheap", 11.1), ("keep_attention", 2), ("full", 1), ("full_offload", 0)]
 )
-def test_bytes_with_one_reference(level: str, gigabytes: float) -> None:
-    assert activation_bytes(level, work(1)) == pytest.approx(gigabytes * GB, rel=2e-3)
+def test_blocks_keep_what_the_level_says(level: str, units: float) -> None:
+    assert SMALL.kept(level) == pytest.approx(10 * units * UNIT, rel=1e-3)
+
+
+def test_offloaded_activations_are_on_the_host() -> None:
+    assert SMALL.kept_on_host("full_offload") == 9 / 10 * SMALL.kept("full")
+    assert SMALL.kept_on_host("full") == 0
+
+
+def test_the_less_is_kept_the_more_is_computed_again() -> None:
+    """What a block keeps, and what it takes again, are together the same; computing again takes a unit more."""
+    together = {level: SMALL.kept(level) / 10 + SMALL.of_one_block(level) for level in CHECKPOINTING_LEVELS}
+    again = together["none"] + UNIT
+    assert [together[level] for level in ("cheap", "keep_attention", "full")] == pytest.approx([again] * 3, abs=3)
+    assert together["full_offload"] == pytest.approx(again + UNIT, abs=3)  # the first block's input
 
 
 def test_each_level_takes_less_than_the_one_before_it() -> None:
-    for references in TOKENS:
-        sizes = [activation_bytes(level, work(references)) for level in CHECKPOINTING_LEVELS]
-        assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
-    assert UNITS.keys() == set(CHECKPOINTING_LEVELS)
+    for kind in KINDS:
+        for references in TOKENS:
+            sizes = [activation_bytes(level, published(references, kind=kind)) for level in CHECKPOINTING_LEVELS]
+            assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+
+
+def test_a_dequantized_layer_is_in_memory_once_at_a_time() -> None:
+    """It counts where it is more than the gradients it stands in place of."""
+    large, small = (replace(SMALL, largest_layer=weights, expanded=2) for weights in (10**6, 10))
+    assert large.of_one_block("full") - SMALL.of_one_block("full") == pytest.approx(2 * 10**6 - 4.4 * UNIT, abs=2)
+    assert large.forward() - SMALL.forward() == pytest.approx(2 * 10**6 - 3 * UNIT, abs=2)
+    assert small.of_one_block("full") == SMALL.of_one_block("full") and small.forward() == SMALL.forward()
+
+
+def test_gradients_come_as_activations_go() -> None:
+    kept, block = SMALL.kept("full"), SMALL.of_one_block("full")
+    assert step_peak(SMALL, "full") == (kept + block, 0)
+    # Large ones decide at the last block, when all but its own are there, and alone when they dwarf everything.
+    large = 2 * kept
+    assert step_peak(replace(SMALL, gradients=large), "full", gaps=1) == (block + kept // 10, int(0.9 * large))
+    assert step_peak(replace(SMALL, gradients=1000 * block), "full") == (0, 1000 * block)
+
+
+def test_gradients_of_an_earlier_micro_batch_wait() -> None:
+    waiting = replace(SMALL, gradients=5000, gradients_wait=True)
+    assert step_peak(waiting, "full") == (SMALL.kept("full") + SMALL.of_one_block("full"), 5000)
+
+
+def test_what_has_to_be_free_is_activations_with_gaps_and_gradients() -> None:
+    waiting = replace(SMALL, gradients=5000, gradients_wait=True)
+    assert activation_bytes("full", waiting) == int(GAPS * sum(step_peak(SMALL, "full"))) + 5000
+
+
+def test_dropout_float32_and_casts_take_more() -> None:
+    plain = published(1)
+    assert published(1, dropout=True).kept("none") == pytest.approx(38.1 / 26.1 * plain.kept("none"), rel=1e-6)
+    assert published(1, dropout=True).kept("full") == plain.kept("full")
+    assert published(1, number_bytes=4).kept("none") == pytest.approx(2 * 22.1 / 26.1 * plain.kept("none"), rel=1e-6)
+    assert published(1, casts=1000).kept("none") == plain.kept("none") + 60_000
+    assert published(1, kind="loha", casts=1000).kept("none") == published(1, kind="loha").kept("none")
 
 
 @pytest.mark.parametrize(
@@ -61,23 +114,8 @@ def test_each_level_takes_less_than_the_one_before_it() -> None:
     ],
 )
 def test_the_fastest_level_that_fits(card: int, weights: float, references: int, level: str) -> None:
-    assert roomiest(CHECKPOINTING_LEVELS, int(card - weights - BESIDES), work(references)) == level
-
-
-def test_dropout_and_float32_take_more() -> None:
-    plain = activation_bytes("none", work(1))
-    assert activation_bytes("none", work(1, number_bytes=4)) == 2 * plain
-    assert activation_bytes("none", work(1, dropout=True)) == pytest.approx(40 / 28 * plain, rel=0.02)
-    one_block = 12 * TOKENS[1] * 3072 * 2
-    assert activation_bytes("full", work(1, dropout=True)) == activation_bytes("full", work(1)) + one_block
-
-
-def test_a_network_that_keeps_more_is_told() -> None:
-    assert activation_bytes("none", work(1, everything=56)) == pytest.approx(
-        2 * activation_bytes("none", work(1)), rel=0.01
-    )
-    assert activation_bytes("cheap", work(1, everything=56)) > activation_bytes("cheap", work(1))
+    assert roomiest(CHECKPOINTING_LEVELS, int(card - weights - BESIDES), published(references)) == level
 
 
 def test_where_nothing_fits_it_is_the_last() -> None:
-    assert roomiest(CHECKPOINTING_LEVELS[:-1], 0, work(1)) == "full"
+    assert roomiest(CHECKPOINTING_LEVELS[:-1], 0, published(1)) == "full"

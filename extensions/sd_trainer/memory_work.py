@@ -1,0 +1,80 @@
+"""A section's settings as what decides the memory of a step: for its plan, and for `gradient_checkpointing: auto`.
+
+Imports no torch.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from extensions.sd_trainer.counted import Trained
+from toolkit.memory.activations import Work
+from toolkit.models.footprint import Footprint
+from toolkit.parallel import place_of
+from toolkit.train.windows import cut_into
+
+NUMBER_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+
+FLOAT = 4
+"""Bytes of a number in float32."""
+
+WIDE = 512
+"""Layers from which on `int8_matmul: auto` multiplies in int8 on a CPU."""
+
+
+def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_card: bool) -> Work:
+    """A step of one process with so many tokens in its largest batch. trained: `count_trained(section)`."""
+    model, train = section.model, section.train
+    number, own = NUMBER_BYTES[train.dtype], trained_bytes(section)
+    waits = micro_batches(train) > 1
+    fused = train.fused_backward_pass and not waits
+    int8 = _multiplies_in_int8(model, facts, on_card)
+    return Work(
+        tokens=tokens,
+        width=facts.width,
+        blocks=facts.blocks,
+        number_bytes=number,
+        kind=section.network.type,
+        dropout=bool(section.network.dropout),
+        largest_layer=facts.largest_layer,
+        expanded=0 if int8 else _expanded(model, train.dtype, number),
+        casts=0 if own == number else trained.weights * number // facts.blocks,
+        int8_products=int8,
+        gradients=own * (trained.largest if fused else trained.weights),
+        gradients_wait=waits,
+    )
+
+
+def trained_bytes(section: Any) -> int:
+    """Of a trained weight, and of its gradient: adapters are always float32."""
+    return NUMBER_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
+
+
+def images_at_once(train: Any) -> int:
+    """Images of the largest batch that one process computes."""
+    return -(-train.batch_size // cut_into(train.gradient_accumulation, place_of().size))
+
+
+def micro_batches(train: Any) -> int:
+    """Batches of an optimizer step that one process computes."""
+    processes = place_of().size
+    parts = min(cut_into(train.gradient_accumulation, processes), train.batch_size)
+    return -(-train.gradient_accumulation * parts // processes)
+
+
+def _multiplies_in_int8(model: Any, facts: Footprint, on_card: bool) -> bool:
+    if not model.quantize or model.qtype != "int8":
+        return False
+    wide_enough = not on_card and facts.width >= WIDE
+    return wide_enough if model.int8_matmul == "auto" else model.int8_matmul
+
+
+def _expanded(model: Any, dtype: str, number: int) -> int:
+    """Bytes per weight of the copies that a quantized layer has while it is used: see the classes of `stored`."""
+    if not model.quantize:
+        return 0
+    if model.qtype in ("int4", "int2"):
+        return number + 1  # the codes, unpacked
+    if model.qtype == "fp8_scaled":
+        return number + FLOAT
+    return 2 * number if dtype == "float16" else number
