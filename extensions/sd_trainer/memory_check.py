@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from extensions.sd_trainer.memory_items import group_items
-from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory, samples_before_training
+from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
+from extensions.sd_trainer.sampling_config import draws_first
 from toolkit.contracts import Item
 from toolkit.device import forget_peak, peak_memory, pick_device, total_memory
 from toolkit.train.hooks.memory import MemoryHook
@@ -46,7 +47,7 @@ def memory_hook(
     # On the host the peak is that of the whole process.
     before = [
         *([] if on_card else ["encoding", "loading"]),
-        *(["sampling"] if samples_before_training(section) else []),
+        *(["sampling"] if _samples_before_training(section) else []),
     ]
 
     def predict(resumed: bool) -> int:
@@ -57,6 +58,11 @@ def memory_hook(
         return peak_memory(device) if on_card else peak_resident()
 
     return [MemoryHook(predict, measure, note if on_card else None, event)]
+
+
+def _samples_before_training(section: Any) -> bool:
+    """Whether a set of samples is drawn before the first step."""
+    return bool(section.sample or section.first_sample) and draws_first(section) and not section.train.disable_sampling
 
 
 def peak_resident() -> int:

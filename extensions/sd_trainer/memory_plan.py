@@ -18,7 +18,6 @@ from typing import Any, Literal
 from extensions.sd_trainer.counted import Trained, count_trained
 from extensions.sd_trainer.memory_items import Group, Largest, Sizes
 from extensions.sd_trainer.memory_work import FLOAT, NUMBER_BYTES, images_at_once, trained_bytes, work_of
-from extensions.sd_trainer.sampling_config import draws_first
 from toolkit.config.choices import CHECKPOINTING_LEVELS
 from toolkit.host_memory import free_host_memory
 from toolkit.memory.activations import GAPS, Work, step_peak
@@ -166,22 +165,25 @@ class _Job:
         transient = {}
         if self.qtype:
             copies = QUANTIZING_COPIES * self.facts.largest_layer
-            transient = {"one block, quantized": (self._block_weights + copies) * self.weight_bytes}
+            not_there_yet = self._block_at_rest + self.facts.others * self.weight_bytes
+            block = (self._block_weights + copies) * self.weight_bytes - not_there_yet
+            transient = {"one block, quantized": block}
         # On the CPU the pages of the file count as this process's until it is closed.
         file = 0 if self.on_card else _bytes_of_files(self.folder / self.family.trained_part)
         place = _Parts({}, transient) if self._makes_room else _Parts(transient)
-        return self._model() | place | _Parts({}, {"model file": file}) | self._encoders_that_stay() | self._cached()
+        there = self._model(buffers=0) | self._encoders_that_stay() | self._cached()
+        return there | place | _Parts({}, {"model file": file})
 
     def _step(self, optimizer: int, rows: int = TABLE_ROWS) -> _Parts:
         """The worse of two moments: in the backward pass, or with all gradients while they are exchanged and used.
 
-        rows: of the modulation table.
+        optimizer: bytes of its state before; it is made where there is none. rows: of the modulation table.
         """
         activations, gradients = step_peak(self.work, self.level, self.gaps)
         after = max(self._exchange, 0 if self._steps_in_place else STEPPING_COPIES * FLOAT * self.largest_trained)
         work = {**self._with_gaps(activations), "gradients": gradients}
-        if sum(work.values()) < self.work.gradients + after:
-            work = {"gradients": self.work.gradients, "copies for the step": after}
+        if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
+            work = {"gradients": self.work.gradients, "copies for the step": after, "optimizer": self.optimizer}
         offloaded = {"activations, offloaded": self.work.kept_on_host(self.level)}
         return self._at_rest(optimizer, rows) | _Parts(work, offloaded)
 
@@ -221,22 +223,20 @@ class _Job:
         table = {"modulation table": rows if self.tabulated else 0}
         return self._model() | _Parts(table | own) | self._encoders_that_stay() | self._cached()
 
-    def _model(self) -> _Parts:
-        """The weights of the transformer, wherever they are."""
+    def _model(self, buffers: int = SWAP_BUFFERS) -> _Parts:
+        """The weights of the transformer, wherever they are. buffers: for blocks that wait in the main memory."""
         facts = self.facts
         blocks = facts.stored(facts.linears, self.qtype, self.weight_bytes)
-        table = facts.stored(facts.tabulated_weights, self.qtype, self.weight_bytes) if self.tabulated else 0
-        per_block = (blocks - table) // facts.blocks
         waiting = min(self.model.blocks_to_swap, facts.blocks)
-        swapped = max(0, waiting - SWAP_BUFFERS) * per_block
+        swapped = max(0, waiting - buffers) * self._block_at_rest
         others = facts.others * self.weight_bytes
         if self.network.trains_model:  # what is not trained of it is kept in the type of the computation
             others -= (facts.linears + facts.others - self.trained) * (self.weight_bytes - self.number)
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
         # On the host a block stays where it was while it is in a buffer.
-        host = {"weights of the table": table, "swapped blocks": waiting * per_block}
-        parts = {"weights": blocks + others - table - swapped}
+        host = {"weights of the table": self._table_weights, "swapped blocks": waiting * self._block_at_rest}
+        parts = {"weights": blocks + others - self._table_weights - swapped}
         if self.is_shared_out:
             whole = {"whole blocks": WHOLE_BLOCKS * self._block_weights * self.weight_bytes}
             parts = {"weights": blocks // self.processes + others, **whole}
@@ -280,6 +280,17 @@ class _Job:
     def _block_weights(self) -> int:
         """Of the linear layers of one block."""
         return self.facts.linears // self.facts.blocks
+
+    @property
+    def _table_weights(self) -> int:
+        """Bytes of the weights that the modulation table stands for."""
+        return self.facts.stored(self.facts.tabulated_weights, self.qtype, self.weight_bytes) if self.tabulated else 0
+
+    @property
+    def _block_at_rest(self) -> int:
+        """Bytes of one block's frozen weights, those of the table left out."""
+        blocks = self.facts.stored(self.facts.linears, self.qtype, self.weight_bytes)
+        return (blocks - self._table_weights) // self.facts.blocks
 
     @property
     def _rows_at_once(self) -> int:
@@ -334,11 +345,6 @@ class _Job:
             return False
         unfit = {"dora": self.facts.tabulated, "full": self.facts.tabulated | self.facts.table_inputs}
         return not unfit.get(self.network.type, set()) & set(self._counted.layers)
-
-
-def samples_before_training(section: Any) -> bool:
-    """Whether a set of samples is drawn before the first step."""
-    return bool(section.sample or section.first_sample) and draws_first(section) and not section.train.disable_sampling
 
 
 def _bytes_of_files(folder: Path) -> int:

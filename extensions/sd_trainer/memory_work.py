@@ -36,7 +36,7 @@ def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_ca
         number_bytes=number,
         kind=section.network.type,
         dropout=bool(section.network.dropout),
-        largest_layer=facts.largest_layer,
+        largest_layer=facts.largest_of_tokens,
         expanded=0 if int8 else _expanded(model, train.dtype, number),
         casts=0 if own == number else trained.weights * number // facts.blocks,
         int8_products=int8,

@@ -89,7 +89,7 @@ class Work:
 
     dropout: bool = False
     largest_layer: int = 0
-    """Weights of the largest linear layer."""
+    """Weights of the largest linear layer that every token goes through."""
 
     expanded: float = 0
     """Bytes per weight of a quantized layer's copies in the type of the computation, while it is used."""

@@ -39,6 +39,9 @@ class Footprint:
     largest_layer: int
     """Weights of the largest linear layer."""
 
+    largest_of_tokens: int
+    """The same of those that every token goes through."""
+
     tabulated: frozenset[str]
     """Linear layers that a table of their results can stand for, by full name."""
 

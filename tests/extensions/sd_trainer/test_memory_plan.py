@@ -181,6 +181,13 @@ def test_gradients_are_exchanged_a_bucket_at_a_time(monkeypatch: pytest.MonkeyPa
     assert found == pytest.approx((64 * 2**20 + 4 * 6 * 3072**2) / GB, abs=1e-3)
 
 
+def test_the_first_step_makes_the_optimizers_state_while_the_gradients_are_there() -> None:
+    found = plan(item(256, 0), network={"type": "full"})
+    assert taken(found, "optimizer", "first step") == taken(found, "optimizer") > 160
+    assert taken(found, "gradients", "first step") > 80
+    assert taken(plan(), "optimizer", "first step") == 0  # the step of a LoRA is far below its backward pass
+
+
 def test_validation_is_a_pass_without_gradients_on_the_largest_held_out_picture() -> None:
     job = section(model=INT8)
     groups = group_items(job, [item(256, 0)], held_out=[item(2048, 0), item(256, 0)])

@@ -25,6 +25,7 @@ def work(on_card: bool = True, **parts: Any) -> Work:
 def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
     found = work()
     assert (found.tokens, found.width, found.blocks, found.kind, found.number_bytes) == (100, 3072, 60, "lora", 2)
+    assert found.largest_layer == 4 * 3072**2  # 6 x 3072^2 see the noise level alone
     assert (found.gradients, found.gradients_wait, found.casts) == (4 * LORA, False, 2 * LORA // 60)
     assert work(train={"dtype": "fp32"}).casts == 0
 

@@ -42,6 +42,7 @@ def footprint(folder: Path) -> Footprint:
         linears=in_blocks,
         others=sum(all_modules.values()) - in_blocks,
         largest_layer=max(inputs * outputs for inputs, outputs in layers.values()),
+        largest_of_tokens=max(i * o for name, (i, o) in layers.items() if name not in tabulated),
         tabulated=frozenset(tabulated),
         tabulated_weights=sum(tabulated.values()),
         table_inputs=frozenset(name for name in all_modules if name.startswith("time_text_embed.")),
