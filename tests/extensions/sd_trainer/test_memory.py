@@ -4,13 +4,20 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.counted import count_trained
+from extensions.sd_trainer.memory import settle
+from extensions.sd_trainer.memory_work import work_of
 from jobs.job import ExtensionJob
 from toolkit.config import load_job
 from toolkit.extension import discover
+from toolkit.models.qwen_edit.footprint import footprint
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 
 
@@ -23,6 +30,29 @@ def five_blocks(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 def weights_of(file: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
+
+
+def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) -> None:
+    section = SdTrainerConfig.model_validate(
+        {
+            "type": "sd_trainer",
+            "model": {"name_or_path": five_blocks},
+            "datasets": [{"folder_path": "d"}],
+            "network": {"type": "dora", "linear": 4},
+            "train": {"optimizer": "adamw", "gradient_accumulation": 2},
+        }
+    )
+    heard = {}
+    engine = SimpleNamespace(settle=lambda work, **others: heard.update(work=work, **others))
+    adapter, network = (
+        SimpleNamespace(tokens=lambda batch: 77),
+        SimpleNamespace(parameters=lambda: {"a": torch.ones(1)}),
+    )
+    settle(engine, section, adapter, network, largest=None, gather=sorted)
+    trained = count_trained(section)
+    assert heard["work"] == work_of(section, footprint(Path(five_blocks)), trained, 77, on_card=False)
+    assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
+    assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
 
 
 def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
