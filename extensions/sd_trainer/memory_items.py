@@ -132,4 +132,6 @@ class Sizes:
     def _drawn(self, item: Any) -> Largest:
         pixels, references = item.width * item.height, len(item.ctrl_img)
         reference = pixels if self._follows_target else self._facts.reference_pixels
-        return Largest(1, pixels, references, reference, self.text_tokens(references, len(item.prompt)))
+        return Largest(
+            1, pixels, references, reference if references else 0, self.text_tokens(references, len(item.prompt))
+        )

@@ -62,4 +62,5 @@ def test_samples_are_drawn_one_at_a_time(disabled: bool, count: int) -> None:
     sample = {"samples": [{"prompt": "a"}, {"prompt": "b" * 300, "width": 512}], "width": 1024, "height": 1024}
     found = sizes(item(), sample=sample, train={"disable_sampling": disabled}).samples()
     assert [(one.images, one.pixels) for one in found] == [(1, PIXELS), (1, PIXELS // 2)][:count]
+    assert [one.reference_pixels for one in found] == [0, 0][:count]  # nothing of them is encoded
     assert not found or found[1].text_tokens - found[0].text_tokens == 99
