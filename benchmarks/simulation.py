@@ -1,0 +1,261 @@
+"""Training steps of the program on fake tensors: of any size, on a computer that could not hold them.
+
+The program's own code loads, quantizes, attaches, checkpoints, swaps and steps. Weights and pictures have sizes and no
+numbers, and the device is a fiction: fake tensors of CUDA cannot go backward in a build without it, so everything is on
+the "cpu" for PyTorch, and `LiveBytes` keeps apart what the program puts on its device and in the main memory.
+
+Fake tensors do not show the allocator's gaps, the context of CUDA and the workspaces of kernels. The largest of these
+is known, and counted: `flash_backward`.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
+from pathlib import Path
+from typing import Any
+from unittest import mock
+
+import torch
+from diffusers import QwenImageTransformer2DModel
+from optimum.quanto.tensor.grouped import group
+from optimum.quanto.tensor.packed import PackedTensor
+from torch import Tensor, nn
+from torch._subclasses import FakeTensorMode
+from torch.utils._python_dispatch import _disable_current_modes
+
+from benchmarks.drawn import DrawnWeights
+from benchmarks.live_bytes import LiveBytes, Peak
+from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessAdapter, ModelSize
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.memory import block_engine, blocks_on_host
+from extensions.sd_trainer.trained import attach_network, build_roles
+from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, RunBlock
+from toolkit.device import DTYPES
+from toolkit.memory import engine, stored
+from toolkit.memory.block_swap import _Waiting
+from toolkit.memory.keeping import keeping
+from toolkit.memory.quantize import quantizer
+from toolkit.models.options import AdapterOptions
+from toolkit.models.qwen_edit import loading
+from toolkit.models.qwen_edit.modulation import CHUNK, MOST_ROWS, ModulationTable
+from toolkit.train import loop, results
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.hook import Hook
+from toolkit.train.run import Run
+
+DEVICE = torch.device("cpu")
+"""What the program takes for its device. The main memory it calls "cpu", in a text."""
+
+STEPS = 2
+"""The second one has the optimizer's state from the beginning."""
+
+LEVELS = MOST_ROWS
+"""Noise levels in the modulation table: as many as it holds."""
+
+
+def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict[str, Peak]:
+    """Loads the model, takes two steps, then makes a pass without gradients.
+
+    section: its model is a folder that `drawn.write_folder` wrote for `size`.
+    Returns the bytes of "loading", "first step", "training", "at rest" (between two steps) and "validation".
+    """
+    live = LiveBytes(FOLLOWED, WORKSPACES)
+    with as_on_a_device(live), FakeTensorMode(allow_non_fake_inputs=True), live:
+        live.phase("loading")
+        adapter = open_adapter(section, size)
+        adapter.network_module  # noqa: B018 - it is loaded now
+        live.phase("attaching")
+        network = attach_network(section, adapter, SEED, None, silent)
+        block_engine(section, adapter, DEVICE, silent)
+        step = FlowMatchingStep(adapter, SEED)
+        batch, level = batch_of(size, references, DTYPES[section.train.dtype]), torch.tensor([0.5])
+        step.draws = lambda spec, shape_CHW: (torch.empty((1, *shape_CHW)), level)
+        roles = build_roles(section, network, STEPS, SEED)
+        run = Run("simulated", Path(), STEPS, 1, SEED, roles, hooks=[Phases(live)], fetch_every=STEPS + 1)
+        fill_table(adapter)
+        loop.train(run, lambda epoch: [batch.spec], lambda specs: (batch for _ in specs), step)
+        live.phase("at rest")
+        live.phase("validation")
+        with torch.no_grad():
+            adapter.predict_velocity(batch.latents_BCHW, level, batch.prompts, batch.references)
+    return live.phases
+
+
+class Phases(Hook):
+    """The first step has no optimizer state yet, the next ones do."""
+
+    def __init__(self, live: LiveBytes) -> None:
+        self._live = live
+
+    def on_start(self, run: Run) -> None:
+        self._live.phase("first step")
+
+    def after_step(self, run: Run) -> None:
+        if run.state.step < run.steps:
+            self._live.phase("training")
+
+
+# ------------------------------------------------------------ what has no numbers
+
+
+class SizesOfWeights(DrawnWeights):
+    """In the place of the reader of weight files: tensors of the right size, in bfloat16 as they are published."""
+
+    def __init__(self, live: LiveBytes, part: Path, files: object) -> None:
+        self._live = live
+        with _disable_current_modes():
+            super().__init__(part, files, DEVICE)
+
+    def take(self, name: str) -> Tensor:
+        self.names.discard(name)
+        with self._live.on_host():
+            return torch.empty(self._shapes[name], dtype=torch.bfloat16)
+
+
+def open_adapter(section: SdTrainerConfig, size: ModelSize) -> EncoderlessAdapter:
+    """The adapter with the options that the program gives it, as far as they concern the transformer."""
+    model, train = section.model, section.train
+    options = AdapterOptions(
+        folder=Path(model.name_or_path),
+        device=DEVICE,
+        dtype=DTYPES[train.dtype],
+        weights_dtype=DTYPES[section.weights_dtype()],
+        transform_block=quantizer(model.qtype) if model.quantize else None,
+        modulation_table=model.modulation_table is True,
+        on_host=blocks_on_host(section, silent),
+    )
+    return EncoderlessAdapter(options, size)
+
+
+def fill_table(adapter: EncoderlessAdapter) -> None:
+    """Noise levels are looked up by their numbers, which a list of fake ones does not have: straight to the rows."""
+    levels = [place / LEVELS for place in range(LEVELS)]
+    for begin in range(0, LEVELS, CHUNK) if adapter._table else ():
+        adapter._table._compute(levels[begin : begin + CHUNK])
+
+
+def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> Batch:
+    """One sample with references of its own size; the program keeps it in the main memory, where it counts little."""
+    side = size.latent_side
+    latents_BCHW = torch.empty((1, LATENT_CHANNELS, side, side), dtype=dtype)
+    embeds_BLD = torch.empty((1, size.text_tokens, size.text_width), dtype=dtype)
+    return Batch(
+        latents_BCHW=latents_BCHW,
+        prompts=PromptEmbeds(embeds_BLD, (size.text_tokens,)),
+        references=((latents_BCHW[0],) * references,),
+        spec=BatchSpec(0, (0,), (0,)),
+        names=("simulated.png",),
+        loss_weight_B=torch.ones(1),
+    )
+
+
+def silent(line: str) -> None:
+    """Notes are for users."""
+
+
+# ------------------------------------------------------------ the fiction of a device
+
+
+@contextmanager
+def as_on_a_device(live: LiveBytes) -> Iterator[None]:
+    """Inside the block what the program puts on its device, or in the main memory, is there for `live`."""
+    places = {
+        (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
+        (loading, "_ShardReader"): partial(SizesOfWeights, live),
+        (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
+        (ModulationTable, "_on_device"): copied_to_device,
+        (_Waiting, "__init__"): waiting_on_host(live, _Waiting.__init__),
+        (engine, "offloaded"): lambda run: offloaded(live, run),
+        (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
+        (stored, "e4m3_values"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
+        (results, "fetch"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
+    }
+    with ExitStack() as stack:
+        for (owner, name), stand_in in places.items():
+            stack.enter_context(mock.patch.object(owner, name, stand_in))
+        yield
+
+
+def moved(live: LiveBytes, module: nn.Module, place: Any) -> nn.Module:
+    """`module.to(place)`."""
+    live.move((t for t in (*module.parameters(), *module.buffers()) if not t.is_meta), to_host=isinstance(place, str))
+    return module
+
+
+def copied_to_device(_: ModulationTable, layer: nn.Module) -> nn.Module:
+    """What the table does with a device other than the CPU; fake tensors cannot be copied with the rest."""
+    copies = {id(tensor): tensor.clone() for tensor in (*layer.parameters(), *layer.buffers())}
+    return copy.deepcopy(layer, copies).to(DEVICE)
+
+
+def empty_model(from_config: Callable[..., nn.Module]) -> Callable[..., nn.Module]:
+    """The same with real tensors of the "meta" device, and the tables of its rotary embedding as fake ones."""
+
+    def without_modes(config: Any) -> nn.Module:
+        with _disable_current_modes():
+            model = from_config(config)
+        embed = model.pos_embed
+        embed.pos_freqs, embed.neg_freqs = (torch.empty_like(table) for table in (embed.pos_freqs, embed.neg_freqs))
+        return model
+
+    return without_modes
+
+
+def waiting_on_host(live: LiveBytes, init: Callable[..., None]) -> Callable[..., None]:
+    """A swapped block's weights are in the main memory, and what of it is trained is not."""
+
+    def init_there(waiting: _Waiting, block: nn.Module, device: torch.device) -> None:
+        init(waiting, block, device)
+        live.move([waiting.memory], to_host=True)
+        live.move([p for p in block.parameters() if p.requires_grad], to_host=False)
+
+    return init_there
+
+
+def offloaded(live: LiveBytes, run: RunBlock) -> RunBlock:
+    """`checkpointing.offloaded`, which changes nothing without CUDA."""
+
+    def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        handed_on = {id(t.untyped_storage()) for t in tensors if t is not None and t.requires_grad}
+        if not handed_on or not torch.is_grad_enabled():
+            return run(block, *tensors)
+        with keeping(lambda tensor: to_host(tensor) if id(tensor.untyped_storage()) in handed_on else None):
+            return run(block, *tensors)
+
+    def to_host(tensor: Tensor) -> Callable[[], Tensor]:
+        with live.on_host():
+            host = torch.empty(tensor.shape, dtype=tensor.dtype)
+        return lambda: torch.empty(host.shape, dtype=host.dtype)
+
+    return run_offloaded
+
+
+def symmetric(base: Tensor, dtype: torch.dtype, axis: int, scale: Tensor) -> Tensor:
+    """What quanto's operation does, which PyTorch cannot look into."""
+    return torch.clamp(torch.round(base / scale), min=-128, max=127).to(dtype)
+
+
+def affine(base: Tensor, bits: int, axis: int, group_size: int | None, scale: Tensor, shift: Tensor) -> Tensor:
+    """The same; packed here, because quanto packs plain tensors only, and fake ones are none."""
+    rows = base if group_size is None else group(base, axis=axis, group_size=group_size)
+    codes = torch.round((rows + shift) / scale)
+    return PackedTensor.pack(torch.clamp(codes, min=0, max=2**bits - 1).to(torch.uint8), bits)
+
+
+def flash_backward(grad: Tensor, query_BHSD: Tensor, *_: Any, **__: Any) -> int:
+    """Bytes of what CUDA's flash kernel adds up in float32 on its way back: the gradient of the query.
+
+    Source: flash-attention 2, csrc/flash_attn/flash_api.cpp, `mha_bwd` (`dq_accum`); PyTorch has the same.
+    """
+    return 4 * query_BHSD.numel()
+
+
+FOLLOWED = {
+    stored.frozen_product: stored._product,
+    torch.ops.quanto.quantize_symmetric.default: symmetric,
+    torch.ops.quanto.quantize_affine.default: affine,
+}
+WORKSPACES = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default: flash_backward}

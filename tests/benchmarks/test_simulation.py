@@ -1,0 +1,158 @@
+"""Steps on fake tensors take what real ones do, operation by operation; what is on a device and what is not."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch._subclasses import FakeTensorMode
+from torch.profiler import ProfilerActivity, profile
+
+from benchmarks import simulation
+from benchmarks.drawn import write_folder
+from benchmarks.live_bytes import LiveBytes, Peak
+from benchmarks.synthetic import PUBLISHED, ModelSize, make_batch, open_adapter, write_model
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.memory import block_engine
+from extensions.sd_trainer.trained import attach_network
+from toolkit.contracts import Batch, BatchSpec, ModelAdapter
+from toolkit.device import DTYPES
+
+SIZE = ModelSize(heads=2, layers=3, **PUBLISHED)
+
+
+def section(folder: Path, model: dict[str, Any] | None = None, rank: int = 16, **train: Any) -> SdTrainerConfig:
+    settings = {
+        "type": "sd_trainer",
+        "network": {"type": "lora", "linear": rank},
+        "datasets": [{"folder_path": "pictures"}],
+        "train": {"optimizer": "adamw"} | train,
+        "model": {"name_or_path": str(folder), "modulation_table": False} | (model or {}),
+    }
+    return SdTrainerConfig.model_validate(settings)
+
+
+def trained_with(adapter: ModelAdapter, settings: SdTrainerConfig) -> list[torch.nn.Parameter]:
+    network = attach_network(settings, adapter, 1, None, simulation.silent)
+    block_engine(settings, adapter, simulation.DEVICE, simulation.silent)
+    return list(network.parameters().values())
+
+
+def velocity(adapter: ModelAdapter, batch: Batch) -> torch.Tensor:
+    return adapter.predict_velocity(batch.latents_BCHW.float(), torch.tensor([0.5]), batch.prompts, batch.references)
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    """Bytes of all real tensors at once, above those that were there."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as profiler:
+        work()
+    events = [event for event in profiler.profiler.kineto_results.events() if event.name() == "[memory]"]
+    total = most = 0
+    for event in sorted(events, key=lambda event: event.start_ns()):
+        total += event.nbytes()
+        most = max(most, total)
+    return most
+
+
+def of_real_tensors(folder: Path, settings: SdTrainerConfig) -> tuple[int, int]:
+    """Bytes of a step, and of a pass without gradients."""
+    dtype = DTYPES[settings.train.dtype]
+    adapter = open_adapter(folder, SIZE, dtype)
+    trained_with(adapter, settings)
+    batch = make_batch(SIZE, BatchSpec(0, (0,), (0,)), dtype)
+    velocity(adapter, batch)  # fills the tables of positions
+    step = most_allocated(lambda: velocity(adapter, batch).square().mean().backward())
+    with torch.no_grad():
+        return step, most_allocated(lambda: velocity(adapter, batch))
+
+
+def of_fake_tensors(settings: SdTrainerConfig) -> tuple[int, int]:
+    live = LiveBytes(simulation.FOLLOWED)  # without the workspaces of CUDA's kernels
+    with simulation.as_on_a_device(live), FakeTensorMode(allow_non_fake_inputs=True), live:
+        adapter = simulation.open_adapter(settings, SIZE)
+        parameters = trained_with(adapter, settings)
+        batch = simulation.batch_of(SIZE, 1, DTYPES[settings.train.dtype])
+        velocity(adapter, batch)
+        before = live.device
+        live.phase("step")
+        velocity(adapter, batch).square().mean().backward()
+        step = live.phases["step"].device - before
+        for parameter in parameters:
+            parameter.grad = None
+        live.phase("pass")
+        with torch.no_grad():
+            velocity(adapter, batch)
+    return step, live.phases["pass"].device - before
+
+
+@pytest.mark.parametrize(
+    ("level", "dtype"),
+    [("none", "bf16"), ("cheap", "bf16"), ("keep_attention", "bf16"), ("full", "bf16"), ("none", "fp32")],
+)
+def test_fake_tensors_take_what_real_ones_do(tmp_path: Path, level: str, dtype: str) -> None:
+    write_model(tmp_path, SIZE)
+    (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
+    settings = section(tmp_path, gradient_checkpointing=level, dtype=dtype)
+    step, no_gradients = of_real_tensors(tmp_path, settings)
+    fake_step, fake_no_gradients = of_fake_tensors(settings)
+    assert fake_step == pytest.approx(step, rel=0.01)
+    assert fake_no_gradients == pytest.approx(no_gradients, rel=0.02)
+
+
+def simulated(folder: Path, model: dict[str, Any], level: str = "full", **parts: Any) -> dict[str, Peak]:
+    write_folder(folder, SIZE)
+    return simulation.simulate(section(folder, model, gradient_checkpointing=level, **parts), SIZE, references=1)
+
+
+def at_rest(*given: Any, **parts: Any) -> Peak:
+    return simulated(*given, **parts)["at rest"]
+
+
+OF_BLOCK = (8 + 4 * 4 + 2 * 6) * 256**2
+OF_MODULATION = 2 * 6 * 256**2
+
+
+def test_the_weights_of_the_table_are_in_the_main_memory(tmp_path: Path) -> None:
+    plain, with_table = (
+        at_rest(tmp_path / str(table), {"quantize": True, "qtype": "int8", "modulation_table": table})
+        for table in (False, True)
+    )
+    assert plain.host < 10**5
+    assert with_table.host == pytest.approx(3 * OF_MODULATION, rel=0.05)
+    rows = simulation.LEVELS * 3 * 12 * 256 * 2
+    assert plain.device - with_table.device == pytest.approx(3 * OF_MODULATION - rows, rel=0.05)
+
+
+def test_swapped_blocks_are_in_the_main_memory_but_for_the_buffers(tmp_path: Path) -> None:
+    found = at_rest(tmp_path, {"quantize": True, "qtype": "int8", "blocks_to_swap": 2})
+    assert found.host == pytest.approx(2 * OF_BLOCK, rel=0.05)
+
+
+def test_offloaded_activations_are_in_the_main_memory(tmp_path: Path) -> None:
+    """Of all blocks but the first: what that is given learns nothing."""
+    found, kept = (simulated(tmp_path / level, {}, level) for level in ("full_offload", "full"))
+    moved = 2 * (2 * SIZE.tokens + SIZE.text_tokens) * 256 * 2
+    assert found["training"].host - kept["training"].host == pytest.approx(moved, rel=0.05)
+
+
+@pytest.mark.slow
+def test_what_is_trained_has_two_moments_between_steps(tmp_path: Path) -> None:
+    thin, thick = (at_rest(tmp_path / str(rank), {}, rank=rank).device for rank in (16, 32))
+    trained = 3 * 16 * (8 * 2 * 256 + 4 * 5 * 256 + 2 * 7 * 256)
+    # Behind the last block's attention the text goes nowhere: what is trained there has no gradient, and no moments.
+    unused = 16 * (2 * 256 + 2 * 5 * 256)
+    assert thick - thin == pytest.approx(12 * trained - 8 * unused, rel=0.01)
+
+
+SLOW = [pytest.param(qtype, marks=pytest.mark.slow) for qtype in ("int8", "float8", "fp8_scaled")]
+
+
+@pytest.mark.parametrize("qtype", ["int4", *SLOW])
+def test_each_type_of_weights_is_as_small_as_it_should_be(tmp_path: Path, qtype: str) -> None:
+    plain = at_rest(tmp_path / "plain", {})
+    found = at_rest(tmp_path / qtype, {"quantize": True, "qtype": qtype})
+    of_weight = {"int8": 1, "int4": 0.53, "float8": 1, "fp8_scaled": 1.0625}[qtype]
+    assert plain.device - found.device == pytest.approx((2 - of_weight) * 3 * OF_BLOCK, rel=0.02)
