@@ -32,15 +32,16 @@ from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessAdapter, Mode
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory import block_engine, blocks_on_host
 from extensions.sd_trainer.trained import attach_network, build_roles
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, RunBlock
+from toolkit.contracts import Batch, BatchSpec, PromptEmbeds
 from toolkit.device import DTYPES
 from toolkit.memory import engine, stored
 from toolkit.memory.block_swap import _Waiting
-from toolkit.memory.keeping import keeping
+from toolkit.memory.offloading import Offload
 from toolkit.memory.quantize import quantizer
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading
 from toolkit.models.qwen_edit.modulation import CHUNK, MOST_ROWS, ModulationTable
+from toolkit.parallel import Team
 from toolkit.train import loop, results
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hook import Hook
@@ -73,7 +74,7 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         step = FlowMatchingStep(adapter, SEED)
         batch, level = batch_of(size, references, DTYPES[section.train.dtype]), torch.tensor([0.5])
         step.draws = lambda spec, shape_CHW: (torch.empty((1, *shape_CHW)), level)
-        roles = build_roles(section, network, STEPS, SEED)
+        roles = build_roles(section, network, STEPS, SEED, Team())
         run = Run("simulated", Path(), STEPS, 1, SEED, roles, hooks=[Phases(live)], fetch_every=STEPS + 1)
         fill_table(adapter)
         loop.train(run, lambda epoch: [batch.spec], lambda specs: (batch for _ in specs), step)
@@ -168,7 +169,8 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
         (ModulationTable, "_on_device"): copied_to_device,
         (_Waiting, "__init__"): waiting_on_host(live, _Waiting.__init__),
-        (engine, "offloaded"): lambda run: offloaded(live, run),
+        (engine, "offloading"): lambda _: [Offload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
+        (engine, "is_faster"): lambda *_: False,  # the kernel that CPUs have
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
         (stored, "e4m3_values"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
         (results, "fetch"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
@@ -215,22 +217,19 @@ def waiting_on_host(live: LiveBytes, init: Callable[..., None]) -> Callable[...,
     return init_there
 
 
-def offloaded(live: LiveBytes, run: RunBlock) -> RunBlock:
-    """`checkpointing.offloaded`, which changes nothing without CUDA."""
+class CopiesOf:
+    """`offloading.CudaCopies`, all of it at once."""
 
-    def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-        handed_on = {id(t.untyped_storage()) for t in tensors if t is not None and t.requires_grad}
-        if not handed_on or not torch.is_grad_enabled():
-            return run(block, *tensors)
-        with keeping(lambda tensor: to_host(tensor) if id(tensor.untyped_storage()) in handed_on else None):
-            return run(block, *tensors)
+    def __init__(self, live: LiveBytes) -> None:
+        self._live = live
 
-    def to_host(tensor: Tensor) -> Callable[[], Tensor]:
-        with live.on_host():
-            host = torch.empty(tensor.shape, dtype=tensor.dtype)
-        return lambda: torch.empty(host.shape, dtype=host.dtype)
+    def out(self, tensor: Tensor) -> Tensor:
+        with self._live.on_host():
+            return torch.empty(tensor.shape, dtype=tensor.dtype)
 
-    return run_offloaded
+    def back(self, host: Tensor) -> Callable[[], Tensor]:
+        tensor = torch.empty(host.shape, dtype=host.dtype)
+        return lambda: tensor
 
 
 def symmetric(base: Tensor, dtype: torch.dtype, axis: int, scale: Tensor) -> Tensor:

@@ -20,6 +20,7 @@ from extensions.sd_trainer.memory import block_engine
 from extensions.sd_trainer.trained import attach_network
 from toolkit.contracts import Batch, BatchSpec, ModelAdapter
 from toolkit.device import DTYPES
+from toolkit.memory import engine
 
 SIZE = ModelSize(heads=2, layers=3, **PUBLISHED)
 
@@ -92,7 +93,8 @@ def of_fake_tensors(settings: SdTrainerConfig) -> tuple[int, int]:
     ("level", "dtype"),
     [("none", "bf16"), ("cheap", "bf16"), ("keep_attention", "bf16"), ("full", "bf16"), ("none", "fp32")],
 )
-def test_fake_tensors_take_what_real_ones_do(tmp_path: Path, level: str, dtype: str) -> None:
+def test_fake_tensors_take_what_real_ones_do(tmp_path: Path, monkeypatch, level: str, dtype: str) -> None:
+    monkeypatch.setattr(engine, "is_faster", lambda *_: False)  # as in the simulation
     write_model(tmp_path, SIZE)
     (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
     settings = section(tmp_path, gradient_checkpointing=level, dtype=dtype)
@@ -132,9 +134,9 @@ def test_swapped_blocks_are_in_the_main_memory_but_for_the_buffers(tmp_path: Pat
 
 
 def test_offloaded_activations_are_in_the_main_memory(tmp_path: Path) -> None:
-    """Of all blocks but the first: what that is given learns nothing."""
+    """Of all blocks but the first, whose input learns nothing, and the last, which is not checkpointed."""
     found, kept = (simulated(tmp_path / level, {}, level) for level in ("full_offload", "full"))
-    moved = 2 * (2 * SIZE.tokens + SIZE.text_tokens) * 256 * 2
+    moved = 1 * (2 * SIZE.tokens + SIZE.text_tokens) * 256 * 2
     assert found["training"].host - kept["training"].host == pytest.approx(moved, rel=0.05)
 
 

@@ -54,8 +54,9 @@ KINDS: Mapping[str, Units] = {
 OF_ATTENTION, OF_INPUT = 2, 1
 """Units that a block keeps of what attention gives, with its input, and of its input alone."""
 
-COMPUTED_AGAIN = 1
-"""Further unit on the way back where a block is computed again."""
+BESIDE_OFFLOADED = 3
+"""Units of `full_offload` on the device: what the first block was given, what a block that is computed again was given,
+and what the one before it was given, on its way back."""
 
 BESIDE_A_LAYER = 2
 """Units on the way back at the moment when a whole layer is in memory in the type of the computation."""
@@ -109,17 +110,17 @@ class Work:
         return self.blocks * self._kept_by_block(level)
 
     def kept_on_host(self, level: str) -> int:
-        """Bytes of what `full_offload` keeps in the main memory: what each block but the first is given."""
-        return int((self.blocks - 1) * OF_INPUT * self._unit) if level == "full_offload" else 0
+        """Bytes of what `full_offload` keeps in the main memory: what each block but the first and last is given."""
+        return int(max(0, self.blocks - 2) * OF_INPUT * self._unit) if level == "full_offload" else 0
 
     def of_one_block(self, level: str) -> int:
-        """Bytes on top, while a block goes backward, having been computed again where the level says so."""
-        again = 0 if level == "none" else COMPUTED_AGAIN
-        again += level == "full_offload"  # what the first block is given stays on the device
+        """Bytes on top, while a block goes backward: the last one at first, which keeps everything; where little is
+        kept of the others, one that is computed again."""
+        given = BESIDE_OFFLOADED if level == "full_offload" else 0
         layer = (self.expanded + self._of(self._units.change)) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
         beyond = self._kept_by_block("none") - self._kept_by_block(level)
-        return int(beyond + again * self._unit + at_work + self._products)
+        return int(beyond + given * self._unit + at_work + self._products)
 
     def forward(self) -> int:
         """Bytes of a pass that keeps nothing."""

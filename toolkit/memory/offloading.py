@@ -102,15 +102,19 @@ class Offload:
     def __call__(self, run: RunBlock) -> RunBlock:
         def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             # What one block hands to the next; the rest is shared by all blocks.
-            handed_on = {t.data_ptr() for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
+            handed_on = {_memory(t) for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
             if not handed_on or not torch.is_grad_enabled():
                 return run(block, *tensors)
             given = _Given(self._copies, self._latest())
             self._latest = weakref.ref(given)  # what has gone backward already is of no interest
-            with keeping(lambda tensor: given.keep(tensor) if tensor.data_ptr() in handed_on else None):
+            with keeping(lambda tensor: given.keep(tensor) if _memory(tensor) in handed_on else None):
                 return run(block, *tensors)
 
         return run_offloaded
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
 
 
 def offloading(device: torch.device) -> list[Offload]:
