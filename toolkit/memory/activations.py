@@ -54,9 +54,10 @@ KINDS: Mapping[str, Units] = {
 OF_ATTENTION, OF_INPUT = 2, 1
 """Units that a block keeps of what attention gives, with its input, and of its input alone."""
 
-BESIDE_OFFLOADED = 3
-"""Units of `full_offload` on the device: what the first block was given, what a block that is computed again was given,
-and what the one before it was given, on its way back."""
+FURTHER = {"full": 1, "full_offload": 3}
+"""Units on the way back by level, where a block that is computed again takes more than the last one: the gradient of
+what it gave. `full_offload` has on the device besides what the first block was given, and what the one before the block
+at work was given, on its way back."""
 
 BESIDE_A_LAYER = 2
 """Units on the way back at the moment when a whole layer is in memory in the type of the computation."""
@@ -114,13 +115,12 @@ class Work:
         return int(max(0, self.blocks - 2) * OF_INPUT * self._unit) if level == "full_offload" else 0
 
     def of_one_block(self, level: str) -> int:
-        """Bytes on top, while a block goes backward: the last one at first, which keeps everything; where little is
-        kept of the others, one that is computed again."""
-        given = BESIDE_OFFLOADED if level == "full_offload" else 0
+        """Bytes on top, while a block goes backward: the last one, which keeps everything, or one that is computed
+        again, where little is kept of it."""
         layer = (self.expanded + self._of(self._units.change)) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
         beyond = self._kept_by_block("none") - self._kept_by_block(level)
-        return int(beyond + given * self._unit + at_work + self._products)
+        return int(beyond + FURTHER.get(level, 0) * self._unit + at_work + self._products)
 
     def forward(self) -> int:
         """Bytes of a pass that keeps nothing."""

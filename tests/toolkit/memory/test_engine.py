@@ -83,7 +83,7 @@ def test_auto_saves_all_it_can_until_it_knows_the_work(made) -> None:
 
 @pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full"])
 def test_auto_takes_the_fastest_level_that_fits(made, level: str) -> None:
-    adapter, engine, said = made(free=int(activation_bytes(level, WORK) / 0.9) + 50)
+    adapter, engine, said = made(free=activation_bytes(level, WORK) + 50)
     engine.settle(WORK, needed=50)
     assert engine.level == level
     assert said == [f"train.gradient_checkpointing auto: {level}, 0.0 GB are free for 1000 tokens"]
