@@ -63,13 +63,19 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """By rows where nothing but query, key and value is given, and there are tokens enough."""
+    """By rows where nothing but query, key and value is given, alike and in bfloat16, and there are tokens enough."""
     is_plain = attn_mask is None and scale is None and not (dropout_p or is_causal or enable_gqa)
-    if is_plain and query.shape[-2] >= FEWEST_TOKENS:
+    if is_plain and _fits(query, key, value):
         return row_attention(query, key, value)
     return scaled_dot_product_attention(
         query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
     )
+
+
+def _fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+    """Whether `row_attention` takes them, and is faster."""
+    alike = query.dim() == 4 and query.shape == key.shape == value.shape
+    return alike and query.dtype == torch.bfloat16 and query.shape[-2] >= FEWEST_TOKENS
 
 
 _kernels = torch.library.Library("atelier", "FRAGMENT")

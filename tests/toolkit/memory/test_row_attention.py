@@ -117,6 +117,19 @@ def test_what_is_more_than_plain_attention_stays_with_torch(given: dict) -> None
     assert calls_of(wrapped, *inputs(FEWEST_TOKENS)[:3])[attention_kernel] == 0
 
 
+def test_other_shapes_and_number_types_stay_with_torch() -> None:
+    """A rounded float32, or keys of another stream, would be wrong without a word."""
+    q, k, v, g = inputs(2 * FEWEST_TOKENS)
+    exact = [t.float() for t in (q, k, v)]
+    more = q, k[:, :, :FEWEST_TOKENS], v[:, :, :FEWEST_TOKENS]
+    for tensors in (exact, more, (q[0], k[0], v[0])):
+        assert calls_of(by_rows(attend), *tensors)[attention_kernel] == 0
+    run = by_rows(attend)
+    found = gradients(lambda *tensors: run(None, *tensors)[0], *more, g)
+    expected = gradients(scaled_dot_product_attention, *more, g)
+    assert all(torch.equal(ours, plain) for ours, plain in zip(found, expected, strict=True))
+
+
 @pytest.mark.parametrize(("level", "times"), [("none", 1), ("cheap", 1), ("keep_attention", 1), ("full", 2)])
 def test_checkpointing_keeps_it_as_any_attention(level: str, times: int) -> None:
     q, k, v, g = inputs(FEWEST_TOKENS)
