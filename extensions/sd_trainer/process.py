@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import secrets
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from math import prod
@@ -280,7 +280,7 @@ class SdTrainerProcess(BaseTrainProcess):
             own = (parts(spec, cut)[-1] for spec in batches_of_epoch(run.state.epoch))
             largest = max(own, key=partial(_cost, items, adapter))
             batch = loader.load(largest)
-            self._choose_int8_products(adapter, network, step, loader, batches_of_epoch(0))
+            self._choose_int8_products(adapter, network, step, loader, batches_of_epoch)
             settle(self.engine, self.section, adapter, network, batch, self.team.gather)
             # Of a model that is shared out no process repeats a pass by itself.
             if note := probe(run, batch, step, *([] if self._is_shared_out else [self.engine.save_more])):
@@ -301,12 +301,12 @@ class SdTrainerProcess(BaseTrainProcess):
         network: Network,
         step: FlowMatchingStep,
         loader: BatchLoader,
-        epoch: Sequence[BatchSpec],
+        batches_of_epoch: Callable[[int], Sequence[BatchSpec]],
     ) -> None:
         """By the first item of the first epoch, wherever the run goes on."""
 
         def first() -> tuple[Batch, Tensor]:
-            batch = loader.load(first_use(epoch))
+            batch = loader.load(first_use(batches_of_epoch(0)))
             return batch, step.draws(batch.spec, batch.latents_BCHW.shape[1:])[0]
 
         choose_int8_products(self.section, adapter, network, self.device, first, self.team, self.print)
