@@ -93,7 +93,12 @@ def write_json(path: Path, data: object, durable: bool = True) -> None:
 
 def _write(path: Path, text: str, durable: bool = True) -> None:
     with naming_failures(path), replaced(path, durable) as temporary:
-        temporary.write_text(text, encoding="utf-8", newline="\n")
+        temporary.write_text(_encodable(text), encoding="utf-8", newline="\n")
+
+
+def _encodable(text: str) -> str:
+    """What is no text in it, a part of a file's name, as the escape that JSON readers turn back into that name."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
 
 
 def append_json_line(file: IO[str], data: object) -> None:
@@ -103,7 +108,7 @@ def append_json_line(file: IO[str], data: object) -> None:
     """
     line = json.dumps(black_out_data(data), ensure_ascii=False, allow_nan=False) + "\n"
     with naming_failures(Path(getattr(file, "name", "file"))):
-        file.write(line)
+        file.write(_encodable(line))
         file.flush()
 
 

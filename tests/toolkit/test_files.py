@@ -1,5 +1,6 @@
 import hashlib
 import json
+import os
 from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
@@ -93,6 +94,15 @@ def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
     with pytest.raises(ValueError, match="JSON"):
         write_json(path, {"loss": float("nan")})
     assert json.loads(path.read_text(encoding="utf-8"))["step"] == 3
+
+
+def test_a_name_that_is_no_text_comes_back_as_it_was(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "a.json", {name: 1})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: 1}
+    with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
+        append_json_line(file, {"file": name})
+    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8")) == {"file": name}
 
 
 def test_each_line_of_json_is_whole(tmp_path: Path) -> None:
