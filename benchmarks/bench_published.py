@@ -147,8 +147,8 @@ def plan_of(job: SdTrainerConfig, row: Row, size: ModelSize) -> MemoryPlan:
     facts = footprint(job.model.folder())
     letters = size.text_tokens - facts.text_tokens - row.references * facts.text_tokens_per_reference
     side = Size(8 * size.latent_side, 8 * size.latent_side)
-    references = (Path("b.png"),) * row.references
-    sample = Sample(Path("a.png"), "x" * max(0, LETTERS_PER_TOKEN * letters), 1, side, ".", references)
+    references = ("b.png",) * row.references
+    sample = Sample("a.png", "x" * max(0, LETTERS_PER_TOKEN * letters), 1, side, ".", references)
     items = [Item(sample, Crop(side, 0, 0, side))]
     return plan_memory(job, group_items(job, items, held_out=items), Machine("cuda"), row.level)
 

@@ -223,6 +223,9 @@ class CopiesOf:
     def __init__(self, live: LiveBytes) -> None:
         self._live = live
 
+    def begin_block(self) -> None:
+        """Nothing is under way."""
+
     def out(self, tensor: Tensor) -> Tensor:
         with self._live.on_host():
             return torch.empty(tensor.shape, dtype=tensor.dtype)

@@ -7,7 +7,9 @@ device holds what two blocks were given instead of all of them. Only CUDA has an
 from __future__ import annotations
 
 import weakref
+from collections import deque
 from collections.abc import Callable
+from functools import partial
 from typing import Protocol
 
 import torch
@@ -20,11 +22,35 @@ from toolkit.memory.keeping import keeping
 class Copies(Protocol):
     """Copies between the memory of the device and the main memory, which go on while other work is done."""
 
+    def begin_block(self) -> None:
+        """What is copied out from here on was given to the next block."""
+
     def out(self, tensor: Tensor) -> Tensor:
         """Begins a copy to the main memory. The tensor itself may be let go at once."""
 
     def back(self, host: Tensor) -> Callable[[], Tensor]:
         """Begins a copy to the device; calling what is returned makes sure that it is there."""
+
+
+class Leaving:
+    """Holds what is being copied out until the block after the next one begins, which waits for the copy."""
+
+    def __init__(self) -> None:
+        self._by_block: deque[list[tuple[Tensor, Callable[[], None]]]] = deque([[], []])
+
+    def hold(self, tensor: Tensor, wait: Callable[[], None]) -> None:
+        """wait: has the device's next work wait for the copy; called before the tensor is let go."""
+        self._by_block[-1].append((tensor, wait))
+
+    def begin_block(self) -> None:
+        for _, wait in self._by_block.popleft():
+            wait()
+        self._by_block.append([])
+
+    def let_go(self) -> None:
+        """Of everything: no more is copied out for now."""
+        for _ in range(len(self._by_block)):
+            self.begin_block()
 
 
 class CudaCopies:
@@ -33,17 +59,25 @@ class CudaCopies:
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
+        # Not `record_stream`: it gives memory back once the host has seen that the copy is made, and the host is many
+        # blocks ahead of the device. All that they were given would be on the device after all.
+        self._leaving = Leaving()
+
+    def begin_block(self) -> None:
+        self._leaving.begin_block()
 
     def out(self, tensor: Tensor) -> Tensor:
-        host = torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=True)
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
         self._stream.wait_stream(torch.cuda.current_stream(self._device))  # until it is computed
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
-        tensor.record_stream(self._stream)  # its memory is not given to others before it is read
+            copied = self._stream.record_event()
+        self._leaving.hold(tensor, partial(self._wait, copied))
         return host
 
     def back(self, host: Tensor) -> Callable[[], Tensor]:
-        tensor = torch.empty(host.shape, dtype=host.dtype, device=self._device)
+        self._leaving.let_go()
+        tensor = torch.empty_like(host, device=self._device, pin_memory=False)
         # Until nobody writes any more to the memory that this tensor was given, and it has arrived on the host.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
@@ -51,10 +85,13 @@ class CudaCopies:
             arrived = self._stream.record_event()
 
         def arrive() -> Tensor:
-            torch.cuda.current_stream(self._device).wait_event(arrived)
+            self._wait(arrived)
             return tensor
 
         return arrive
+
+    def _wait(self, event: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self._device).wait_event(event)
 
 
 class _Given:
@@ -105,6 +142,7 @@ class Offload:
             handed_on = {_memory(t) for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
             if not handed_on or not torch.is_grad_enabled():
                 return run(block, *tensors)
+            self._copies.begin_block()
             given = _Given(self._copies, self._latest())
             self._latest = weakref.ref(given)  # what has gone backward already is of no interest
             with keeping(lambda tensor: given.keep(tensor) if _memory(tensor) in handed_on else None):

@@ -8,13 +8,14 @@ from __future__ import annotations
 import gc
 import weakref
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
 from toolkit.memory.checkpointing import checkpointed
-from toolkit.memory.offloading import Offload, offloading
+from toolkit.memory.offloading import Leaving, Offload, offloading
 
 BLOCKS = 5
 
@@ -25,6 +26,9 @@ class WrittenDown:
     def __init__(self) -> None:
         self.log: list[tuple[str, int]] = []
         self.hosts: list[weakref.ref[Tensor]] = []
+
+    def begin_block(self) -> None:
+        self.log.append(("block", len(self.hosts)))
 
     def out(self, tensor: Tensor) -> Tensor:
         self.log.append(("out", len(self.hosts)))
@@ -62,7 +66,7 @@ def test_each_comes_back_while_its_successor_goes_backward() -> None:
     copies = WrittenDown()
     offloaded(copies).gradients()
     first, last = 0, BLOCKS - 2
-    expected = [("out", number) for number in range(BLOCKS - 1)] + [("back", last)]
+    expected = [(what, number) for number in range(BLOCKS - 1) for what in ("block", "out")] + [("back", last)]
     for number in range(last, first, -1):
         expected += [("back", number - 1), ("used", number)]
     assert copies.log == [*expected, ("used", first)]
@@ -87,6 +91,21 @@ def test_two_passes_go_backward_in_the_opposite_order() -> None:
         found.append(stack.learned())
     assert same(*found)
     assert [number for what, number in copies.log if what == "used"] == list(reversed(range(2 * (BLOCKS - 1))))
+
+
+def test_what_leaves_is_held_until_a_later_block_has_waited_for_its_copy() -> None:
+    leaving, waited, held = Leaving(), [], []
+    for block in range(4):
+        leaving.begin_block()
+        assert waited == list(range(block - 1)), "while the next block computes, the copy may go on"
+        tensor = torch.ones(1)
+        held.append(weakref.ref(tensor))
+        leaving.hold(tensor, partial(waited.append, block))
+        del tensor
+        assert [ref() is None for ref in held] == [number < block - 1 for number in range(block + 1)]
+    leaving.let_go()
+    assert waited == [0, 1, 2, 3]
+    assert all(ref() is None for ref in held)
 
 
 def test_a_graph_can_be_gone_through_twice() -> None:
