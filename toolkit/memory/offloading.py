@@ -77,7 +77,7 @@ class CudaCopies:
 
     def back(self, host: Tensor) -> Callable[[], Tensor]:
         self._leaving.let_go()
-        tensor = torch.empty_like(host, device=self._device, pin_memory=False)
+        tensor = torch.empty_like(host, device=self._device)
         # Until nobody writes any more to the memory that this tensor was given, and it has arrived on the host.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
