@@ -12,6 +12,7 @@ from toolkit.networks.shapes import layer_shapes
 from toolkit.networks.targets import chosen_targets
 from toolkit.optim.lr_groups import group_of_layers
 from toolkit.optim.state_size import Shape, optimizer_bytes
+from toolkit.parts import rows_each
 
 
 @dataclass(frozen=True)
@@ -46,23 +47,27 @@ class Trained:
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 
-def count_trained(config: Any) -> Trained:
-    """Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none."""
+def count_trained(config: Any, processes: int = 1) -> Trained:
+    """processes: that share the blocks out; of a model that is trained itself, the shapes are the rows of the first.
+
+    Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
+    """
     family, folder = family_for(config.model), config.model.folder()
     candidates = (family.modules if config.network.trains_model else family.linear_layers)(folder)
     chosen = chosen_targets(config.network, list(candidates))
     group_of_layers(config.train.lr_groups, chosen)
     if config.network.trains_model:
-        shapes = tuple(_module_shapes(family, folder, chosen))
+        shapes = tuple(_module_shapes(family, folder, chosen, processes))
         return Trained(tuple(chosen), shapes, sum(candidates.values()))
     shapes = tuple(s for name in chosen for s in layer_shapes(config.network, *candidates[name]).values())
     return Trained(tuple(chosen), shapes, sum(map(prod, shapes)))
 
 
-def _module_shapes(family: ModelFamily, folder: Any, chosen: list[str]) -> Iterator[Shape]:
-    modules, layers = family.modules(folder), family.every_linear_layer(folder)
+def _module_shapes(family: ModelFamily, folder: Any, chosen: list[str], processes: int) -> Iterator[Shape]:
+    modules, layers, in_blocks = family.modules(folder), family.every_linear_layer(folder), family.linear_layers(folder)
     for name in chosen:
+        sharers = processes if name in in_blocks else 1
         inputs, outputs = layers.get(name, (0, 0))
         if inputs:
-            yield (outputs, inputs)
-        yield (modules[name] - inputs * outputs,)
+            yield (rows_each(outputs, sharers), inputs)
+        yield (rows_each(modules[name] - inputs * outputs, sharers),)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from extensions.sd_trainer.counted import count_trained
-from extensions.sd_trainer.memory_work import work_of
+from extensions.sd_trainer.memory_work import trained_here, whole_blocks, work_of
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
 from toolkit.memory.block_swap import swapped_blocks
@@ -48,13 +47,17 @@ def settle(
     adapter: ModelAdapter,
     network: Network,
     largest: Batch,
+    remembered: int = 0,
     gather: Callable[[str], Sequence[str]] = lambda level: [level],
 ) -> None:
     """Lets the engine choose by the largest batch; of several processes all take what one of them needs.
 
-    gather: what all processes give it.
+    remembered: bytes of the optimizers' state that are there already, as in a run that goes on. gather: what all
+    processes give it.
     """
     folder = model_folder(section.model, note=lambda line: None)  # it is here by now
-    trained, on_card = count_trained(section), next(iter(network.parameters().values())).is_cuda
-    work = work_of(section, family_for(section.model).footprint(folder), trained, adapter.tokens(largest), on_card)
-    engine.settle(work, needed=trained.optimizer_bytes(section.train), gather=gather)
+    trained, on_card = trained_here(section), next(iter(network.parameters().values())).is_cuda
+    facts = family_for(section.model).footprint(folder)
+    work = work_of(section, facts, trained, adapter.tokens(largest), on_card)
+    to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
+    engine.settle(work, needed=to_come + sum(whole_blocks(section, facts)), gather=gather)

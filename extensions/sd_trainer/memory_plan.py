@@ -17,7 +17,16 @@ from typing import Any, Literal
 
 from extensions.sd_trainer.counted import Trained, count_trained
 from extensions.sd_trainer.memory_items import Group, Largest, Sizes
-from extensions.sd_trainer.memory_work import FLOAT, NUMBER_BYTES, images_at_once, trained_bytes, work_of
+from extensions.sd_trainer.memory_work import (
+    FLOAT,
+    NUMBER_BYTES,
+    images_at_once,
+    sharers,
+    trained_bytes,
+    trained_here,
+    whole_blocks,
+    work_of,
+)
 from toolkit.config.choices import CHECKPOINTING_LEVELS
 from toolkit.host_memory import free_host_memory
 from toolkit.memory.activations import GAPS, Work, step_peak
@@ -30,9 +39,6 @@ TABLE_ROWS = 192
 
 AHEAD = 32
 """Micro-batches whose noise levels are announced at once."""
-
-WHOLE_BLOCKS = 2
-"""Blocks in memory besides a process's share, with `train.parallel: fsdp`: what is gathered, and what it becomes."""
 
 SWAP_BUFFERS = 2
 """Blocks that have room on the device while they wait in the main memory."""
@@ -109,7 +115,9 @@ class _Job:
         self.trained_bytes = trained_bytes(section)
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes = place_of().size
-        self.is_shared_out = self.processes > 1 and self.train.parallel == "fsdp"
+        self.sharers = sharers(self.train)
+        self.is_shared_out = self.sharers > 1
+        self.whole_blocks = whole_blocks(section, self.facts)
         self.sizes = Sizes(section, self.facts, groups, area)
         self.largest = self.sizes.batch(images_at_once(self.train))
         self.held_out, self.samples = self.sizes.held_out(), self.sizes.samples()
@@ -181,16 +189,18 @@ class _Job:
         """
         activations, gradients = step_peak(self.work, self.level, self.gaps)
         after = max(self._exchange, 0 if self._steps_in_place else STEPPING_COPIES * FLOAT * self.largest_trained)
-        work = {**self._with_gaps(activations), "gradients": gradients}
+        work = {**self._with_gaps(activations), "gradients": gradients, "gradients of a block": self.whole_blocks[1]}
         if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
             work = {"gradients": self.work.gradients, "copies for the step": after, "optimizer": self.optimizer}
         offloaded = {"activations, offloaded": self.work.kept_on_host(self.level)}
         return self._at_rest(optimizer, rows) | _Parts(work, offloaded)
 
     def _saving(self) -> _Parts:
-        """Everything is copied; where training goes on meanwhile, a step's memory is needed beside the copies."""
-        averages = FLOAT * self.trained * self.train.ema_config.use_ema
-        state = self.trained * self.trained_bytes + averages + self.optimizer
+        """Everything is copied, that of all processes by the first; where training goes on meanwhile, a step's memory
+        is needed beside the copies."""
+        whole = count_trained(self.section) if self.is_shared_out else self._counted
+        averages = FLOAT * whole.weights * self.train.ema_config.use_ema
+        state = whole.weights * self.trained_bytes + averages + whole.optimizer_bytes(self.train)
         raw = bool(averages) and "raw" in self.section.save.also
         files = self._counted.written * NUMBER_BYTES[self.section.save.dtype] * (1 + raw)
         files = 0 if self.section.save.mem_eff_save else files
@@ -231,15 +241,15 @@ class _Job:
         swapped = max(0, waiting - buffers) * self._block_at_rest
         others = facts.others * self.weight_bytes
         if self.network.trains_model:  # what is not trained of it is kept in the type of the computation
-            others -= (facts.linears + facts.others - self.trained) * (self.weight_bytes - self.number)
+            trained = count_trained(self.section).weights
+            blocks -= (facts.linears + facts.others - trained) * (self.weight_bytes - self.number)
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
         # On the host a block stays where it was while it is in a buffer.
         host = {"weights of the table": self._table_weights, "swapped blocks": waiting * self._block_at_rest}
         parts = {"weights": blocks + others - self._table_weights - swapped}
         if self.is_shared_out:
-            whole = {"whole blocks": WHOLE_BLOCKS * self._block_weights * self.weight_bytes}
-            parts = {"weights": blocks // self.processes + others, **whole}
+            parts = {"weights": blocks // self.sharers + others, "whole blocks": self.whole_blocks[0]}
         return _Parts(parts, host)
 
     def _encoders_that_stay(self) -> _Parts:
@@ -317,11 +327,11 @@ class _Job:
 
     @cached_property
     def _counted(self) -> Trained:
-        return count_trained(self.section)
+        return trained_here(self.section)
 
     @cached_property
     def trained(self) -> int:
-        """Weights that are trained."""
+        """Weights that this process trains."""
         return self._counted.weights
 
     @cached_property

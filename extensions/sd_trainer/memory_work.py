@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from extensions.sd_trainer.counted import Trained
+from extensions.sd_trainer.counted import Trained, count_trained
 from toolkit.memory.activations import Work
 from toolkit.models.footprint import Footprint
 from toolkit.parallel import place_of
@@ -18,12 +18,15 @@ NUMBER_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 FLOAT = 4
 """Bytes of a number in float32."""
 
+WHOLE_BLOCKS = 2
+"""Blocks of which the weights are gathered at a time, with `train.parallel: fsdp`: one runs, the next one comes."""
+
 WIDE = 512
 """Layers from which on `int8_matmul: auto` multiplies in int8 on a CPU."""
 
 
 def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_card: bool) -> Work:
-    """A step of one process with so many tokens in its largest batch. trained: `count_trained(section)`."""
+    """A step of one process with so many tokens in its largest batch. trained: `trained_here(section)`."""
     model, train = section.model, section.train
     number, own = NUMBER_BYTES[train.dtype], trained_bytes(section)
     waits = micro_batches(train) > 1
@@ -38,11 +41,30 @@ def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_ca
         dropout=bool(section.network.dropout),
         largest_layer=facts.largest_of_tokens,
         expanded=0 if int8 else _expanded(model, train.dtype, number),
-        casts=0 if own == number else trained.weights * number // facts.blocks,
+        casts=0 if own == number or sharers(train) > 1 else trained.weights * number // facts.blocks,
         int8_products=int8,
         gradients=own * (trained.largest if fused else trained.weights),
         gradients_wait=waits,
     )
+
+
+def sharers(train: Any) -> int:
+    """Processes that share the blocks of the model out."""
+    return place_of().size if train.parallel == "fsdp" else 1
+
+
+def whole_blocks(section: Any, facts: Footprint) -> tuple[int, int]:
+    """Bytes of blocks that are whole although they are shared out: of their weights, and of the gradients of one, as
+    they come, to be added up, and added up."""
+    if sharers(section.train) == 1:
+        return 0, 0
+    number, block = NUMBER_BYTES[section.train.dtype], facts.linears // facts.blocks
+    return WHOLE_BLOCKS * block * number, block * (number + 2 * FLOAT) * section.network.trains_model
+
+
+def trained_here(section: Any) -> Trained:
+    """What one process trains."""
+    return count_trained(section, sharers(section.train))
 
 
 def trained_bytes(section: Any) -> int:

@@ -281,7 +281,8 @@ class SdTrainerProcess(BaseTrainProcess):
             largest = max(own, key=partial(_cost, items, adapter))
             batch = loader.load(largest)
             self._choose_int8_products(adapter, network, step, loader, batches_of_epoch)
-            settle(self.engine, self.section, adapter, network, batch, self.team.gather)
+            remembered = sum(role.state_bytes for role in run.roles.values())
+            settle(self.engine, self.section, adapter, network, batch, remembered, self.team.gather)
             # Of a model that is shared out no process repeats a pass by itself.
             if note := probe(run, batch, step, *([] if self._is_shared_out else [self.engine.save_more])):
                 self.print(note)

@@ -15,7 +15,7 @@ from torch.optim import Optimizer
 
 from toolkit.contracts import TrainState
 from toolkit.optim.ema import Ema
-from toolkit.optim.optimizers import averaged, averages
+from toolkit.optim.optimizers import averaged, averages, state_tensors
 from toolkit.optim.schedules import Schedule
 from toolkit.parallel import Team
 from toolkit.parts import Part
@@ -54,6 +54,12 @@ class Role:
     def size(self) -> int:
         """Bytes of its whole parameters."""
         return sum(prod(self.shape_of(name)) * p.element_size() for name, p in self.parameters.items())
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of what the optimizer remembers by now; nothing before its first step."""
+        tensors, _ = state_tensors(self.optimizer, list(self.parameters))
+        return sum(tensor.nbytes for tensor in tensors.values())
 
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a whole parameter."""

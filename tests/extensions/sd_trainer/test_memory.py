@@ -15,6 +15,7 @@ from extensions.sd_trainer.counted import count_trained
 from extensions.sd_trainer.memory import settle
 from extensions.sd_trainer.memory_work import work_of
 from jobs.job import ExtensionJob
+from tests.extensions.sd_trainer.test_parallel_config import several
 from toolkit.config import load_job
 from toolkit.extension import discover
 from toolkit.models.qwen_edit.footprint import footprint
@@ -53,6 +54,31 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
     assert heard["work"] == work_of(section, footprint(Path(five_blocks)), trained, 77, on_card=False)
     assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
     assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
+    settle(engine, section, adapter, network, largest=None, remembered=7 * trained.weights)
+    assert heard["needed"] == trained.weights, "a run that goes on has it already"
+
+
+def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(monkeypatch, five_blocks: str) -> None:
+    section = SdTrainerConfig.model_validate(
+        {
+            "type": "sd_trainer",
+            "model": {"name_or_path": five_blocks},
+            "datasets": [{"folder_path": "d"}],
+            "network": {"type": "full"},
+            "train": {"optimizer": "sgd", "parallel": "fsdp", "dtype": "bf16"},
+        }
+    )
+    heard = []
+    engine = SimpleNamespace(settle=lambda work, needed, gather: heard.append((needed, work.gradients)))
+    adapter = SimpleNamespace(tokens=lambda batch: 77)
+    network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
+    facts = footprint(Path(five_blocks))
+    for processes in (1, 2):
+        with several(monkeypatch, processes):
+            settle(engine, section, adapter, network, largest=None)
+    (alone, gradients), (shared_out, of_rows) = heard
+    assert (alone, shared_out) == (0, facts.linears // 5 * (2 * 2 + 2 + 2 * 4))
+    assert of_rows == pytest.approx(gradients - 4 * facts.linears / 2, rel=0.02)  # biases are dealt out, too
 
 
 def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(

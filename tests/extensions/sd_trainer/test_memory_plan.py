@@ -163,6 +163,30 @@ def test_fsdp_leaves_a_share_of_the_blocks_and_two_whole_ones(monkeypatch: pytes
         assert "of each of 4 processes" in found.notes[0]
 
 
+@pytest.mark.parametrize(("full_bf16", "together"), [(False, 57), (True, 46)])
+def test_fsdp_leaves_a_share_of_what_a_trained_model_needs(
+    monkeypatch: pytest.MonkeyPatch, full_bf16: bool, together: int
+) -> None:
+    """As docs/multi_gpu.md adds up for eight GPUs; the first process copies what is saved of all."""
+    train = {"gradient_accumulation": 16, "full_bf16": full_bf16, "ema_config": {"use_ema": True, "ema_decay": 0.9}}
+    alone = plan(network={"type": "full"}, train=train)
+    with several(monkeypatch, 8):
+        found = plan(network={"type": "full"}, train=train | {"parallel": "fsdp"})
+    left_out = sum(taken(found, part) for part in ("activations", "gaps", "context"))
+    assert sum(phase(found, "training").device.values()) / GB - left_out == pytest.approx(together, abs=0.7)
+    assert taken(found, "average") == pytest.approx(taken(alone, "average") / 8, rel=0.02)
+    copies = [phase(each, "saving").host["copies to be saved"] for each in (alone, found)]
+    assert copies[0] == copies[1]
+
+
+def test_of_what_is_not_trained_fsdp_leaves_a_share_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    few = {"type": "full", "network_kwargs": {"only_if_contains": ["transformer_blocks.0."]}}
+    alone = plan(network=few, train={"optimizer": "sgd"}, model={"modulation_table": False})
+    with several(monkeypatch, 8):
+        found = plan(network=few, train={"optimizer": "sgd", "parallel": "fsdp", "gradient_accumulation": 8})
+    assert taken(found, "weights") == pytest.approx(taken(alone, "weights") / 8, abs=0.2)
+
+
 def test_ddp_leaves_everything_in_each_process_but_the_images(monkeypatch: pytest.MonkeyPatch) -> None:
     kept = {"gradient_checkpointing": "none", "batch_size": 2}
     alone = plan(train=kept)

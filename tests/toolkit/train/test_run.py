@@ -18,6 +18,15 @@ def test_the_learning_rate_is_the_base_rate_times_the_schedule(toy) -> None:
     assert [role.lr_at(step) for step in (0, 1, 3)] == [0.5, 0.25, 0.125]
 
 
+def test_an_optimizer_remembers_nothing_before_its_first_step() -> None:
+    weight = nn.Parameter(torch.zeros(3))
+    role = Role({"w": weight}, build_optimizer("adamw", [weight], 0.1, {}), 0.1, lambda step: 1.0, 0.0)
+    assert role.state_bytes == 0
+    weight.grad = torch.ones(3)
+    role.optimizer.step()
+    assert role.state_bytes == 2 * weight.nbytes + 4  # two moments and the number of the step
+
+
 def test_what_is_kept_is_the_average_where_there_is_one(toy) -> None:
     plain, averaged = toy.run(1).roles["network"], toy.run(1, ema_decay=0.5).roles["network"]
     for role in (plain, averaged):
