@@ -6,6 +6,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.place import place_of
+
+OF_ONE_PROCESS = frozenset({"fused_backward_pass"})
+"""Keys that several processes cannot change."""
+
+OF_WHOLE_BLOCKS = OF_ONE_PROCESS | {"quantize", "qtype", "blocks_to_swap", "optimizer"}
+"""The same where they share the blocks out (`train.parallel: fsdp`)."""
+
 SMALLER = 0.75
 """Of the largest resolution, the next one that is advised; rounded down to 64 pixels."""
 
@@ -44,6 +52,20 @@ def memory_advice(section: Any) -> str:
 
 def changes(section: Any) -> Iterator[Change]:
     """The same, each by itself."""
+    excluded = _excluded(section.train)
+    for change in _thinkable(section):
+        if excluded.isdisjoint(key for _, key, _ in change.values):
+            yield change
+
+
+def _excluded(train: Any) -> frozenset[str]:
+    if place_of().alone:
+        return frozenset()
+    return OF_WHOLE_BLOCKS if train.parallel == "fsdp" else OF_ONE_PROCESS
+
+
+def _thinkable(section: Any) -> Iterator[Change]:
+    """Those that one process could make."""
     model, train = section.model, section.train
     if train.checkpointing_level() not in ("auto", "full", "full_offload"):
         yield _set("train", gradient_checkpointing="auto")

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import pytest
+
 from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.parallel_config import check_parallel
+from tests.extensions.sd_trainer.test_parallel_config import several
 from toolkit.memory.advice import changes, memory_advice
 
 FRUGAL = {
@@ -87,3 +91,13 @@ def test_a_section_with_every_change_has_no_advice_left_but_smaller_numbers() ->
     assert (changed.model.qtype, changed.model.blocks_to_swap, changed.train.batch_size) == ("int4", 30, 1)
     assert changed.train.gradient_checkpointing == "auto"
     assert changed.train.gradient_accumulation == 2
+
+
+@pytest.mark.parametrize("network", ["lora", "full"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_are_advised_nothing_that_is_refused_then(monkeypatch, parallel: str, network: str) -> None:
+    job = section(network={"type": network}, train={"parallel": parallel, "gradient_accumulation": 8})
+    with several(monkeypatch, 8):
+        found = list(changes(job))
+        assert found
+        assert not any(list(check_parallel(change.applied(job))) for change in found)
