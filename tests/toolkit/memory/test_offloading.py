@@ -14,7 +14,10 @@ import torch
 from torch import Tensor
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
+from toolkit.config.compile import CompileConfig
+from toolkit.memory.block_swap import BlockSwap
 from toolkit.memory.checkpointing import checkpointed
+from toolkit.memory.compiling import compiled
 from toolkit.memory.offloading import Leaving, Offload, offloading
 
 BLOCKS = 5
@@ -116,6 +119,16 @@ def test_a_graph_can_be_gone_through_twice() -> None:
         total.backward()
         found.append(stack.learned())
     assert same(*found)
+
+
+def test_compiled_and_swapped_blocks_wait_too_and_compute_the_same_bits() -> None:
+    """All that the engine puts around a block on a small card, in its order."""
+    inner = checkpointed("full"), compiled(CompileConfig(enabled=True, backend="aot_eager"))
+    copies, stack = WrittenDown(), Stack(count=BLOCKS, dropout=0.0)
+    swap = BlockSwap(stack.blocks(1, 3), CPU)
+    stack.wrap(*inner, Offload(copies, is_elsewhere=lambda tensor: True), swap)
+    assert same(stack.gradients(steps=2), Stack(count=BLOCKS, dropout=0.0).wrap(*inner).gradients(steps=2))
+    assert len(copies.hosts) == 2 * (BLOCKS - 1)
 
 
 def test_nothing_waits_where_nothing_is_kept_or_there_is_nowhere_to_wait() -> None:
