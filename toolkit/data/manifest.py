@@ -10,6 +10,7 @@ import hashlib
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 
 from toolkit.contracts import Size
@@ -79,6 +80,7 @@ class Manifest:
         first = self._listings.setdefault(place, listing)
         if first is not listing:  # the same folder by another name
             listing.facts, listing.texts = first.facts, first.texts
+            recall_digests(listing.prefix, partial(digests_in, first.prefix))
         elif self._folder:
             with suppress(OSError, *columns.DAMAGED):
                 document = self._file(place).read_bytes()

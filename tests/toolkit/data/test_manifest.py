@@ -102,6 +102,22 @@ def test_digests_are_remembered(scan, reads) -> None:
     assert reads == []
 
 
+def test_a_folder_of_two_names_is_digested_once(data: Path, tmp_path: Path, dataset, reads) -> None:
+    (tmp_path / "link").symlink_to(data)
+
+    def start() -> None:
+        new_process()
+        found = scan_datasets([dataset(data), dataset(tmp_path / "link")], None, 1.0, Manifest(tmp_path / "kept"))
+        for sample in found.samples:
+            file_digest(sample.image)
+        found.manifest.save()
+
+    start()
+    reads.clear()
+    start()
+    assert reads == []
+
+
 def test_what_changed_is_read_again_and_only_that(scan, data: Path, reads) -> None:
     scan()
     Image.new("RGB", (99, 48)).save(data / "p1.png")
