@@ -15,6 +15,7 @@ Version = bytes
 
 _LAYOUT = struct.Struct("<qqq")
 VERSION_BYTES = _LAYOUT.size
+_LATEST_NS = 2**63 - 1
 NO_VERSION = bytes(VERSION_BYTES)
 """Of a file that cannot be looked at, a link to nowhere."""
 
@@ -40,7 +41,10 @@ def version_of(stat: os.stat_result) -> Version:
     The time of the last change of its entry (ctime) is part of it: no copy or edit that sets the time of the contents
     back can set that one back too. On Windows it is the time of creation and tells little.
     """
-    return _LAYOUT.pack(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    try:
+        return _LAYOUT.pack(stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns)
+    except struct.error:  # times after the year 2262, which a broken clock may give; they never count as settled
+        return _LAYOUT.pack(stat.st_size, min(stat.st_mtime_ns, _LATEST_NS), min(stat.st_ctime_ns, _LATEST_NS))
 
 
 def length_of(version: Version) -> int:
