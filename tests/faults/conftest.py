@@ -102,7 +102,9 @@ class Job:
     def start(self, *flags: str, faults: Sequence[Fault] = ()) -> Child:
         path = self.cwd / "job.yaml"
         document = {"job": "extension", "config": {"name": self.name, "process": [self.section]}}
-        path.write_text(json.dumps(document), encoding="utf-8")
+        text = json.dumps(document)
+        if not path.exists() or path.read_text(encoding="utf-8") != text:  # another process may be reading it
+            path.write_text(text, encoding="utf-8")
         self.started.append(self.nursery.fork([path, *flags], self.cwd, f"run{len(self.started)}", faults))
         return self.started[-1]
 
