@@ -80,12 +80,13 @@ def sharing(train: Any) -> Iterator[str]:
         return
     count, size = train.gradient_accumulation, train.batch_size
     what = f"{processes} processes share the {count} x {size} images of each step"
-    cut = -(-processes // count)
-    each = count * min(cut, size)
+    cut = min(-(-processes // count), size)
+    each = count * cut
     if each < processes:
         idle = processes - each
         yield f"{what}: {idle} have nothing to do. A gradient_accumulation of {processes} gives each one batch."
     elif each % processes:
         yield f"{what}: some compute {each // processes + 1} batches, the others {each // processes}, and wait."
     else:
-        yield f"{what}: {each // processes} x {size // cut} each"
+        uneven = f" or {size // cut + 1}" if size % cut else ""
+        yield f"{what}: {each // processes} x {size // cut}{uneven} each"

@@ -134,6 +134,7 @@ def test_a_job_that_may_be_shared_out_passes(found) -> None:
         (1, 4, 1, []),
         (2, 4, 1, ["2 processes share the 4 x 1 images of each step: 2 x 1 each"]),
         (2, 1, 4, ["2 processes share the 1 x 4 images of each step: 1 x 2 each"]),
+        (2, 1, 3, ["2 processes share the 1 x 3 images of each step: 1 x 1 or 2 each"]),
         (4, 2, 2, ["4 processes share the 2 x 2 images of each step: 1 x 1 each"]),
         (2, 3, 1, ["2 processes share the 3 x 1 images of each step: some compute 2 batches, the others 1, and wait."]),
         (
