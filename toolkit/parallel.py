@@ -15,7 +15,7 @@ import json
 import os
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
@@ -129,15 +129,16 @@ class Team:
         else:
             self._wait_until(lambda store: store.check([key]))
 
-    def require_same(self, what: str, value: Any) -> None:
-        """Raises RunError, in every process, when not all have the same value."""
-        found = self.gather(value)
-        different = [rank for rank, other in enumerate(found) if other != found[0]]
-        if different:
-            raise RunError(
-                f"{what} is not the same in all processes: {found[0]!r} in process 0, {found[different[0]]!r} in "
-                f"process {different[0]}. All need the same program, job and files."
-            )
+    def require_same(self, values: Mapping[str, Any]) -> None:
+        """Raises RunError, in every process, when not all have the same values; it names the first that differs."""
+        found = self.gather(values)
+        for name in dict.fromkeys(name for own in found for name in own):
+            each = [own.get(name) for own in found]
+            if different := [rank for rank, value in enumerate(each) if value != each[0]]:
+                raise RunError(
+                    f"{name} is not the same in all processes: {each[0]!r} in process 0, {each[different[0]]!r} in "
+                    f"process {different[0]}. All need the same program, job and files."
+                )
 
     def add_up(self, tensors: Sequence[Tensor]) -> None:
         """Replaces each tensor by its sum over the processes, computed in float32; the same bits in all of them."""

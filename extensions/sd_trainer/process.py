@@ -43,6 +43,7 @@ from toolkit.memory.quantize import quantizer
 from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.models.families import family_for
 from toolkit.models.opening import open_adapter
+from toolkit.train.changes import flat
 from toolkit.train.checkpoint import recorded_seed
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hook import Hook
@@ -101,6 +102,7 @@ class SdTrainerProcess(BaseTrainProcess):
         if self.team.is_first:
             refuse_full_disk(self.section, self.save_root)
         resumption = Resumption.of(state, self.section, scan, self.job.options.allow_change, self.print)
+        self.team.require_same(dict(flat(resumption.record["settings"])))
         if self.team.is_first:
             super().run()  # the config is written only now: a job that is refused leaves the run as it was
             scan.manifest.save()
@@ -133,7 +135,7 @@ class SdTrainerProcess(BaseTrainProcess):
             follow(Follower(adapter, network, run))
         run.record = resumption.record
         resumption.apply(run, self.print)
-        self.team.require_same("the dataset, the seed, or where the run goes on", _beginning(run))
+        self.team.require_same(_beginning(run))
         self._loop(run, items, BatchLoader(dataset, seed), adapter, network)
 
     # ------------------------------------------------------------ model and data
@@ -319,9 +321,11 @@ class SdTrainerProcess(BaseTrainProcess):
         self.request.exit_code = next((code for _, code in told if code is not None), None)
 
 
-def _beginning(run: Run) -> tuple[Any, ...]:
+def _beginning(run: Run) -> dict[str, Any]:
     """What has to be the same in all processes, so that they share out the same batches."""
-    return run.record["dataset"], run.seed, run.steps, run.state.step, run.state.epoch, run.state.batch
+    state = run.state
+    begun = {"the step to go on from": state.step, "its epoch": state.epoch, "its micro-batch": state.batch}
+    return {"the dataset": run.record["dataset"], "the seed": run.seed, "the number of steps": run.steps, **begun}
 
 
 def _cost(items: Sequence[Item], adapter: ModelAdapter, spec: BatchSpec) -> int:

@@ -92,6 +92,13 @@ def test_a_mistake_is_told_once(job: Job) -> None:
     assert not job.folder.exists()
 
 
+def test_processes_with_unlike_jobs_do_not_begin(job: Job) -> None:
+    job.change(train__lr="${RATE:-0.01}")
+    said = run_together(job, 1, of_second=[("environment", {"RATE": "0.02"})])
+    assert "train.lr is not the same in all processes: 0.01 in process 0, 0.02 in process 1" in said
+    assert not (job.folder / "config.yaml").exists()
+
+
 @pytest.mark.slow
 def test_torchrun_stopped_by_a_signal_saves_once(job: Job, tmp_path: Path, as_one) -> None:
     run_py = Path(__file__).resolve().parents[2] / "run.py"

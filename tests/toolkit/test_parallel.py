@@ -19,7 +19,7 @@ def test_alone_nothing_is_exchanged() -> None:
     team.open()
     team.add_up([tensor])
     team.copy_from_first([tensor])
-    team.require_same("it", 1)
+    team.require_same({"it": 1})
     assert team.gather("a") == ["a"] and team.any(True) and not team.any(False)
     assert team.from_first(lambda: 5) == 5 and torch.equal(tensor, torch.ones(2))
     assert team.device(torch.device("cuda:3")) == torch.device("cuda:3")
@@ -85,9 +85,9 @@ def test_alone_what_is_collected_is_a_copy() -> None:
 
 
 def test_what_differs_is_named_with_its_process() -> None:
-    errors = in_processes(2, lambda team: team.require_same("the seed", 7 + team.rank))
+    errors = in_processes(3, lambda team: team.require_same({"steps": 2, "the seed": 7 + team.rank // 2}))
     assert all(isinstance(error, RunError) for error in errors)
-    assert "the seed is not the same in all processes: 7 in process 0, 8 in process 1" in str(errors[0])
+    assert "the seed is not the same in all processes: 7 in process 0, 8 in process 2" in str(errors[0])
 
 
 def test_who_is_killed_is_missed_at_the_next_exchange() -> None:

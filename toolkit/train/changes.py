@@ -79,9 +79,9 @@ def changes(old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, 
     old, new: the section as plain data (`model_dump(mode="json")`), then and now. given: what of `new` the job itself
     says. A key that `old` lacks, because the program did not have it yet, is no change while the job leaves it alone.
     """
-    before, after = dict(_flat(old)), dict(_flat(new))
+    before, after = dict(flat(old)), dict(flat(new))
     if given is not None:
-        said = dict(_flat(given))
+        said = dict(flat(given))
         after = {key: value for key, value in after.items() if key in before or key in said}
     warmup = after.get("train.lr_scheduler_params.num_warmup_steps", after.get("train.lr_warmup_steps", 0))
     schedule = (after.get("train.lr_scheduler"), warmup)
@@ -103,12 +103,13 @@ def _kind(key: str, schedule: tuple[Any, Any]) -> Kind:
     return "harmless" if key in LENGTH and shares_no_length else "changes the result"
 
 
-def _flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of plain data with their values, each by its dotted path."""
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
-            yield from _flat(child, f"{path}.{key}" if path else str(key))
+            yield from flat(child, f"{path}.{key}" if path else str(key))
     elif isinstance(value, list | tuple) and any(isinstance(child, Mapping) for child in value):
         for index, child in enumerate(value):
-            yield from _flat(child, f"{path}[{index}]")
+            yield from flat(child, f"{path}[{index}]")
     else:
         yield path, list(value) if isinstance(value, tuple) else value
