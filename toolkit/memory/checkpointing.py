@@ -100,21 +100,24 @@ def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoint
 def _policy_for_costly(tensors: tuple[Tensor | None, ...]) -> Policy:
     """Keeps attention, and products that have a row for each token of a stream.
 
-    Others are products of weights (LoHa's, LoKr's), as large as the model, or the scores of attention.
+    Others are products of weights (LoHa's, LoKr's), as large as the model, or the scores of attention. A program is
+    for any number of tokens, and a number in its policy would make it one for each: compiled, a product is told by
+    being one of two matrices, and products of weights by their thinness alone.
     """
     streams = [t for t in tensors if t is not None and t.dim() == 3]
-    tokens = {prod(t.shape[:-1]) for t in streams}
+    tokens = None if torch.compiler.is_compiling() else {prod(t.shape[:-1]) for t in streams}
     fewest = max(t.shape[-1] for t in streams) // THIN
     return partial(_keeps_costly, tokens, fewest)
 
 
 def _keeps_costly(
-    tokens: Collection[int], fewest: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
+    tokens: Collection[int] | None, fewest: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
     if op is _aten._to_copy.default and args[0].dtype == torch.int32:  # sums of an int8 product, compiled
         return CheckpointPolicy.MUST_SAVE
     if op in MATMULS:
         factor = args[1] if op in (_aten.addmm.default, _aten.baddbmm.default) else args[0]
-        if prod(factor.shape[:-1]) in tokens and factor.shape[-1] >= fewest:
+        is_of_tokens = factor.dim() == 2 if tokens is None else prod(factor.shape[:-1]) in tokens
+        if is_of_tokens and factor.shape[-1] >= fewest:
             return CheckpointPolicy.MUST_SAVE
     return _keeps_attention(ctx, op)

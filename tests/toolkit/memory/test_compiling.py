@@ -9,6 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from functorch.compile import make_boxed_func, min_cut_rematerialization_partition
+from torch import Tensor, nn
 from torch._dynamo.backends.common import aot_autograd
 from torch._dynamo.utils import counters
 from torch._inductor.decomposition import select_decomp_table
@@ -52,8 +53,9 @@ def test_compiled_blocks_compute_the_same_in_one_piece(level: str, qtype) -> Non
     assert not counters["graph_break"]
 
 
-def test_nothing_is_compiled_after_the_warm_up() -> None:
-    compiled_stack = stack("full")
+@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full"])
+def test_nothing_is_compiled_after_the_warm_up(level: str) -> None:
+    compiled_stack = stack(level)
     compiled_stack.gradients()
     # One program for the first block, whose input needs no gradient, and one for the four others.
     assert counters["stats"]["unique_graphs"] == 2
@@ -67,6 +69,23 @@ def test_nothing_is_compiled_after_the_warm_up() -> None:
         with torch.no_grad():
             compiled_stack.output()
     assert counters["stats"]["unique_graphs"] == warm
+
+
+@pytest.mark.parametrize("level", ["cheap", "keep_attention", "full"])
+def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
+    """A block's modulation has one row for each image."""
+
+    def modulated(block: nn.Module, x_BSD: Tensor, shift_BD: Tensor) -> tuple[Tensor]:
+        return (block(x_BSD + block.out(shift_BD).unsqueeze(1)),)
+
+    settings = CompileConfig(enabled=True, backend="aot_eager", fullgraph=True)
+    plain_stack = Stack(dropout=0.0, count=1)
+    run = Stack.wrapped(modulated, checkpointed(level), compiled(settings))
+    for images, tokens in ((2, 20), (3, 12), (4, 28), (3, 36)):
+        x_BSD = torch.randn((images, tokens, WIDTH)).requires_grad_()
+        outputs = [one(plain_stack.model[0], x_BSD, x_BSD[:, 0])[0] for one in (run, modulated)]
+        gradients = [torch.autograd.grad(output.square().sum(), x_BSD)[0] for output in outputs]
+        assert close(gradients[:1], gradients[1:])
 
 
 def test_swapped_weights_are_those_that_arrived() -> None:
