@@ -198,9 +198,8 @@ class _Job:
     def _saving(self) -> _Parts:
         """Everything is copied, that of all processes by the first; where training goes on meanwhile, a step's memory
         is needed beside the copies."""
-        whole = count_trained(self.section) if self.is_shared_out else self._counted
-        averages = FLOAT * whole.weights * self.train.ema_config.use_ema
-        state = whole.weights * self.trained_bytes + averages + whole.optimizer_bytes(self.train)
+        averages = FLOAT * self._whole.weights * self.train.ema_config.use_ema
+        state = self._whole.weights * self.trained_bytes + averages + self._whole.optimizer_bytes(self.train)
         raw = bool(averages) and "raw" in self.section.save.also
         files = self._counted.written * NUMBER_BYTES[self.section.save.dtype] * (1 + raw)
         files = 0 if self.section.save.mem_eff_save else files
@@ -241,8 +240,7 @@ class _Job:
         swapped = max(0, waiting - buffers) * self._block_at_rest
         others = facts.others * self.weight_bytes
         if self.network.trains_model:  # what is not trained of it is kept in the type of the computation
-            trained = count_trained(self.section).weights
-            blocks -= (facts.linears + facts.others - trained) * (self.weight_bytes - self.number)
+            blocks -= (facts.linears + facts.others - self._whole.weights) * (self.weight_bytes - self.number)
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
         # On the host a block stays where it was while it is in a buffer.
@@ -328,6 +326,11 @@ class _Job:
     @cached_property
     def _counted(self) -> Trained:
         return trained_here(self.section)
+
+    @cached_property
+    def _whole(self) -> Trained:
+        """What all processes train."""
+        return count_trained(self.section) if self.is_shared_out else self._counted
 
     @cached_property
     def trained(self) -> int:
