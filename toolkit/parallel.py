@@ -301,7 +301,7 @@ def meet(place: Place) -> Team:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=MEET_MINUTES)))
     except RuntimeError as error:
         raise RunError(f"process {place.rank} of {place.size} did not find the others: {error}") from error
-    return Team(place, PrefixStore("run", store))
+    return Team(place, PrefixStore(f"run {place.attempt}", store))  # what an earlier attempt said is not for this one
 
 
 def silence_others(place: Place) -> None:

@@ -23,6 +23,9 @@ class Place:
     local_rank: int = 0
     """Counted within the machine: the GPU of this process."""
 
+    attempt: int = 0
+    """How often the launcher has started the processes anew (`torchrun --max-restarts`). Its store stays the same."""
+
     @property
     def is_first(self) -> bool:
         return self.rank == 0
@@ -57,4 +60,11 @@ def place_of(environment: Mapping[str, str] = os.environ) -> Place:
     if not 0 <= rank < count or local < 0:
         given = ", ".join(f"{name}={environment[name]!r}" for name in names[:3])
         raise UserError(f"{given}: these say no place among the processes of a run. Start it with torchrun.")
-    return Place(rank, count, local)
+    return Place(rank, count, local, _attempt(environment))
+
+
+def _attempt(environment: Mapping[str, str]) -> int:
+    """torchrun's count; 0 with several machines, where each counts for itself."""
+    if environment.get("LOCAL_WORLD_SIZE") != environment["WORLD_SIZE"]:
+        return 0
+    return int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import signal
 import subprocess
@@ -13,8 +14,10 @@ from pathlib import Path
 import pytest
 from PIL import Image, ImageChops
 from safetensors.torch import load_file
+from torch.distributed import TCPStore
 
 from tests.faults.conftest import Job, run_together, start_together
+from tests.faults.nursery import Fault
 from tests.processes import free_port
 
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
@@ -97,6 +100,22 @@ def test_processes_with_unlike_jobs_do_not_begin(job: Job) -> None:
     said = run_together(job, 1, of_second=[("environment", {"RATE": "0.02"})])
     assert "train.lr is not the same in all processes: 0.01 in process 0, 0.02 in process 1" in said
     assert not (job.folder / "config.yaml").exists()
+
+
+def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
+    """As by `torchrun --max-restarts`: its store stays, with all that is in it of those that failed."""
+    store = TCPStore("127.0.0.1", 0, is_master=True, wait_for_workers=False)
+    launcher = {"MASTER_PORT": str(store.port), "LOCAL_WORLD_SIZE": "2", "TORCHELASTIC_USE_AGENT_STORE": "True"}
+
+    def attempt(number: int) -> list[Fault]:
+        return [("environment", launcher | {"TORCHELASTIC_RESTART_COUNT": str(number)})]
+
+    first, second = start_together(job, attempt(0), [("fail", STEP, MICRO_BATCH_OF_STEP_3, errno.EIO)])
+    assert first.wait() == second.wait() == 1
+    # Whoever comes first must not take what it finds for a sign of the other one.
+    late = [("slow", "toolkit.parallel:Team.open", 1)]
+    assert "going on from" in run_together(job, of_each=attempt(1), of_second=late)
+    as_one()
 
 
 @pytest.mark.slow

@@ -18,6 +18,12 @@ def test_a_launcher_says_which_process_this_is() -> None:
     assert place_of(environment(1, 4, 29500)) == Place(rank=1, size=4, local_rank=1)
 
 
+@pytest.mark.parametrize(("on_this_machine", "attempt"), [("4", 2), ("2", 0)])
+def test_the_attempts_of_one_launcher_are_told_apart(on_this_machine: str, attempt: int) -> None:
+    launched = {"LOCAL_WORLD_SIZE": on_this_machine, "TORCHELASTIC_RESTART_COUNT": "2"}
+    assert place_of(environment(1, 4, 29500) | launched) == Place(rank=1, size=4, local_rank=1, attempt=attempt)
+
+
 @pytest.mark.parametrize(
     ("changed", "named"),
     [
