@@ -39,6 +39,7 @@ from toolkit.errors import EXIT_DONE, Stopped
 from toolkit.flow.settings import FlowSettings
 from toolkit.log import StatusLine, copy_output
 from toolkit.memory.advice import memory_advice
+from toolkit.memory.compiling import check_backend
 from toolkit.memory.quantize import quantizer
 from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.models.families import family_for
@@ -116,6 +117,7 @@ class SdTrainerProcess(BaseTrainProcess):
         return step >= steps or reached(self.section.stop_when, step, extra) is not None
 
     def _train(self, items: tuple[Item, ...], plan: RunPlan, resumption: Resumption) -> None:
+        check_backend(self.section.train.compile)
         seed = self._seed(resumption.state)
         start = None if resumption.state else starting_point(self.section, self.print)
         adapter = self._open_model()

@@ -9,23 +9,65 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from toolkit.config.compile import CompileConfig
 from toolkit.contracts import BlockWrapper, RunBlock
+from toolkit.errors import RunError, UserError
 
 FEWEST_PROGRAMS = 32
 """Programs that PyTorch may make of the same code before it goes on uncompiled; its own 8 are soon reached by the
 first block (whose inputs need no gradient), the others, and sampling, each of several shapes."""
 
 
+def check_backend(settings: CompileConfig) -> None:
+    """Raises UserError where PyTorch knows no such compiler; the config cannot tell, which imports no torch."""
+    if not settings.enabled:
+        return
+    if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
+        message = f"train.compile.backend: PyTorch knows no {settings.backend!r} here. Write inductor, or leave it out."
+        raise UserError(message)
+
+
 def compiled(settings: CompileConfig) -> BlockWrapper:
-    """A wrapper that compiles what it is given, for each new kind of inputs when it first meets it."""
+    """A wrapper that compiles what it is given, for each new kind of inputs when it first meets it.
+
+    What it returns raises RunError where a compiler is missing, or `fullgraph` wants more programs than may be made.
+    """
 
     def wrap(run: RunBlock) -> RunBlock:
-        torch._dynamo.config.recompile_limit = settings.cache_size_limit or FEWEST_PROGRAMS
-        return torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
+        limit = settings.cache_size_limit or FEWEST_PROGRAMS
+        torch._dynamo.config.recompile_limit = limit
+        program = torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
+
+        def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            try:
+                return program(block, *tensors)
+            except Exception as error:
+                if message := _plainly(error, limit):
+                    raise RunError(message) from error
+                raise
+
+        return run_program
 
     return wrap
+
+
+def _plainly(error: Exception, limit: int) -> str | None:
+    """What the job or the machine can mend, in words of the job; None for what is a defect."""
+    from torch._dynamo.exc import FailOnRecompileLimitHit
+    from torch._inductor.exc import GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing
+
+    if isinstance(error, FailOnRecompileLimitHit):
+        return (
+            f"train.compile: more than {limit} programs are wanted of one code, and 'fullgraph: true' lets nothing run "
+            "uncompiled. Raise cache_size_limit, or write fullgraph: false."
+        )
+    cause = getattr(error, "inner_exception", error)
+    if isinstance(cause, InvalidCxxCompiler | GPUTooOldForTriton | TritonMissing):
+        reason = str(cause).splitlines()[0]
+        return f"train.compile: inductor cannot compile here ({reason}). Write enabled: false, or mend that."
+    return None
 
 
 def _of_backend(settings: CompileConfig) -> dict[str, Any]:

@@ -17,9 +17,10 @@ from torch._inductor.decomposition import select_decomp_table
 from tests.diffusers_reference import relative
 from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack
 from toolkit.config.compile import CompileConfig
+from toolkit.errors import RunError, UserError
 from toolkit.memory.block_swap import BlockSwap
 from toolkit.memory.checkpointing import checkpointed
-from toolkit.memory.compiling import FEWEST_PROGRAMS, compiled
+from toolkit.memory.compiling import FEWEST_PROGRAMS, check_backend, compiled
 from toolkit.memory.stored import InInt8
 
 TOLERANCE = 1e-5
@@ -106,6 +107,40 @@ def test_names_of_weights_stay() -> None:
 def test_the_number_of_programs_is_limited(given: int, limit: int) -> None:
     compiled(CompileConfig(enabled=True, backend="eager", cache_size_limit=given))(lambda block, x: (x,))
     assert torch._dynamo.config.recompile_limit == limit
+
+
+# ------------------------------------------------------------ what cannot be compiled
+
+
+@pytest.mark.parametrize(("enabled", "backend"), [(True, "inductor"), (True, "aot_eager"), (False, "indcutor")])
+def test_a_backend_that_is_known_or_not_used_is_taken(enabled: bool, backend: str) -> None:
+    check_backend(CompileConfig(enabled=enabled, backend=backend))
+
+
+def test_an_unknown_backend_is_a_mistake_of_the_job() -> None:
+    with pytest.raises(UserError, match=r"train\.compile\.backend: PyTorch knows no 'indcutor'"):
+        check_backend(CompileConfig(enabled=True, backend="indcutor"))
+
+
+def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
+    settings = CompileConfig(enabled=True, backend="eager", fullgraph=True, cache_size_limit=1)
+    with pytest.raises(RunError, match=r"more than 1 programs .* cache_size_limit, or write fullgraph: false"):
+        Stack(count=2).wrap(compiled(settings)).gradients()
+
+
+@torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++"), "force_disable_caches": True})
+def test_a_missing_compiler_ends_the_run_with_advice() -> None:
+    settings = CompileConfig(enabled=True)
+    with pytest.raises(RunError, match=r"inductor cannot compile here .* Write enabled: false"):
+        Stack(count=1, dropout=0.0).wrap(compiled(settings)).gradients()
+
+
+def test_a_defect_of_a_block_keeps_its_own_error() -> None:
+    def broken(block: nn.Module, x_BSD: Tensor) -> tuple[Tensor]:
+        return (x_BSD @ x_BSD,)
+
+    with pytest.raises(torch._dynamo.exc.TorchRuntimeError):
+        compiled(CompileConfig(enabled=True, backend="eager"))(broken)(nn.Identity(), torch.ones(2, 3, 4))
 
 
 # ------------------------------------------------------------ products in int8
