@@ -165,6 +165,9 @@ class SdTrainerConfig(DatasetsJob):
             and not model.accuracy_recovery_adapter
         ):
             yield Finding(("model", "int8_matmul"), f"has no effect with 'qtype: {model.qtype}': it concerns int8.")
+        if model.quantize and model.qtype == "int2" and not model.accuracy_recovery_adapter:
+            message = "int2: weights are off by a third without an adapter that makes up for it ('int2|file')."
+            yield Finding(("model", "qtype"), message)
 
     def _note_datasets(self) -> Iterable[Finding]:
         for index, dataset in enumerate(self.datasets):

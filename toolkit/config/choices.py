@@ -41,9 +41,7 @@ def one_of(
             return spellings[folded]
         if folded in later.split():
             raise mistake(f"{value!r} {refusal}. Use {_listed(names)}.")
-        raise mistake(
-            f"{value!r} is unknown. {did_you_mean(folded, [*names, *spellings, *later.split()], list_all=False)}"
-        )
+        raise mistake(f"{value!r} is unknown. {did_you_mean(folded, [*names, *spellings], list_all=False)}")
 
     return BeforeValidator(read), WithJsonSchema({"type": "string", "enum": [*names, *spellings]})
 

@@ -112,6 +112,7 @@ def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ("quantize: true, qtype: int3", "model.qtype: 'int3' is unknown. Did you mean 'int8'?"),
         ("quantize: true, qtype: uint4", "model.qtype: 'uint4' is not supported yet. Use 'int8' or "),
         (f"quantize: true, qtype: 'uint3|{FILE}'", "model.qtype: 'uint3' is not supported yet. Use 'int8' or "),
         ("quantize: true, qtype: 'int4|'", "model.qtype: needs a file after '|'."),
@@ -146,9 +147,10 @@ def test_a_quantization_that_cannot_be_is_said_at_its_place(faults, keys: str, m
         ("qtype: int4", "model.qtype: has no effect without 'quantize: true'."),
         ("int8_matmul: true", "model.int8_matmul: has no effect without 'quantize: true'."),
         (f"qtype_te: int8, accuracy_recovery_adapter: {FILE}, quantize_te: true", "adapter: has no effect without"),
+        ("quantize: true, qtype: int2", "model.qtype: int2: weights are off by a third without an adapter"),
         ("quantize: true, qtype: int4, int8_matmul: true", "has no effect with 'qtype: int4': it concerns int8"),
     ],
 )
-def test_quantization_without_effect_is_told(load, keys: str, words: str) -> None:
+def test_quantization_without_effect_or_with_too_much_is_told(load, keys: str, words: str) -> None:
     (line,) = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings
     assert words in line
