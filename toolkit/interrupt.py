@@ -79,7 +79,7 @@ def install(quiet: bool = False) -> None:
 def ignore() -> None:
     """From here on the signals do nothing: the program is on its way out.
 
-    For a process among several: a launcher that sees one of them end sends signals to the others.
+    Of several processes: a launcher that sees one of them end sends signals to the others.
     """
     if threading.current_thread() is threading.main_thread():
         for number in EXIT_CODES:

@@ -312,6 +312,7 @@ def silence_others(place: Place) -> None:
 
 def leave(code: int) -> NoReturn:
     """Ends this process; of several, without waiting for what libraries still have under way with the others."""
+    interrupt.ignore()  # the exit code stands: a signal while the interpreter closes would be a traceback
     with suppress(UserError):
         if place_of().alone:
             sys.exit(code)

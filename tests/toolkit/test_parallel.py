@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import os
 import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -145,3 +147,16 @@ def test_a_mistake_that_all_find_is_shown_once() -> None:
     ends = in_processes(2, leave_together, [UserError("no such key"), UserError("no such key")])
     assert [code for code, _ in ends] == [2, 2]
     assert sorted(len(shown) for _, shown in ends) == [0, 1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_interpreter_closes_changes_nothing(number: signal.Signals) -> None:
+    program = (
+        "import atexit, signal\n"
+        "from toolkit import interrupt, parallel\n"
+        "interrupt.install()\n"
+        f"atexit.register(signal.raise_signal, {int(number)})\n"
+        "parallel.leave(0)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")
