@@ -139,6 +139,9 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 def scans_of(folder: Path, count: int) -> dict[str, dict[str, float]]:
     """First and second start on a folder of `count` small images."""
+    from toolkit.data.manifest import SETTLED_NS
+
+    time.sleep(SETTLED_NS / 1e9)  # of files that were written just now a start remembers nothing
     command = [sys.executable, str(Path(__file__).resolve()), "--scan-only", str(folder)]
     results = {}
     for start in ("first", "second"):
