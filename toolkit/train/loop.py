@@ -93,8 +93,7 @@ def _gradients_that_fit(
     try:
         return _gradients(run, samples, batches, step_fn, learning)
     except torch.OutOfMemoryError:
-        pass
-    # Only here: within the handler the error still holds what was computed.
+        pass  # in halves below: within the handler the error still holds what was computed
     return _gradients_in_halves(run, samples, batches, step_fn, learning)
 
 
