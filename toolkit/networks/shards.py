@@ -7,14 +7,13 @@ import json
 from collections.abc import Mapping
 from pathlib import Path
 
-import torch
 from safetensors import safe_open
 from torch import Tensor
 
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
 from toolkit.files import flush_to_disk, write_json
-from toolkit.networks.files import add_to_digest, bytes_of
+from toolkit.networks.files import add_to_digest, bytes_of, is_finite
 
 STEM = "diffusion_pytorch_model"
 SHARD_BYTES = 10 * 10**9
@@ -74,7 +73,7 @@ def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata
         file.write(_header(tensors, dtype, metadata, "0" * 64))
         for name, tensor in tensors.items():
             stored = tensor.detach().to("cpu", DTYPES[dtype]).contiguous()
-            if not torch.isfinite(stored).all():
+            if not is_finite(stored):
                 raise RunError(f"{path.name}: {name} is not finite in {dtype}; the folder was not written.")
             add_to_digest(digest, name, stored)
             file.write(bytes_of(stored))

@@ -19,6 +19,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -42,6 +43,9 @@ COMFORT = 2.5
 LEAST = 1.1
 """With less than this it is not begun."""
 
+READERS = 2
+"""Threads that read a state back while it is written and flushed. They end with the save."""
+
 
 @dataclass(frozen=True)
 class Snapshot:
@@ -57,7 +61,11 @@ class Snapshot:
     @property
     def size(self) -> int:
         """Bytes of its tensors."""
-        return sum(t.numel() * t.element_size() for group in self.tensors.values() for t in group.values())
+        return sum(map(self.size_of, self.tensors))
+
+    def size_of(self, stem: str) -> int:
+        """Bytes of the tensors of one file."""
+        return sum(tensor.nbytes for tensor in self.tensors[stem].values())
 
 
 def state_root(run_folder: Path) -> Path:
@@ -98,11 +106,18 @@ def remove_old_states(root: Path, keep: int) -> None:
 
 
 def _fill(folder: Path, snapshot: Snapshot) -> None:
-    for stem, tensors in snapshot.tensors.items():
-        _save_tensors(dict(tensors), folder / f"{stem}.safetensors")
-        flush_to_disk(folder / f"{stem}.safetensors")
-    write_json(folder / DOCUMENT, snapshot.document)
-    files = {p.name: {"size": p.stat().st_size, "sha256": sha256_of(p)} for p in sorted(folder.iterdir())}
+    """Writes and flushes one file after another; what is written is read back meanwhile, for the manifest."""
+    digests: dict[Path, Future[str]] = {}
+    with ThreadPoolExecutor(READERS, "read back") as readers:
+        for stem in sorted(snapshot.tensors, key=snapshot.size_of, reverse=True):  # the longest to read is begun first
+            file = folder / f"{stem}.safetensors"
+            _save_tensors(dict(snapshot.tensors[stem]), file)
+            digests[file] = readers.submit(sha256_of, file)
+        for file in digests:
+            flush_to_disk(file)
+        write_json(folder / DOCUMENT, snapshot.document)
+        digests[folder / DOCUMENT] = readers.submit(sha256_of, folder / DOCUMENT)
+    files = {file.name: {"size": file.stat().st_size, "sha256": digests[file].result()} for file in sorted(digests)}
     write_json(folder / MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
     flush_to_disk(folder)
 

@@ -7,7 +7,14 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from toolkit.errors import RunError
-from toolkit.networks.files import final_files, remove_old_step_files, save_network, step_file, weights_digest
+from toolkit.networks.files import (
+    final_files,
+    is_finite,
+    remove_old_step_files,
+    save_network,
+    step_file,
+    weights_digest,
+)
 
 WEIGHTS = {"b.weight": torch.linspace(-1, 1, 12).reshape(3, 4), "a.alpha": torch.tensor(4.0)}
 
@@ -51,6 +58,18 @@ def test_weights_that_are_not_finite_in_the_file_leave_no_file(tmp_path: Path, v
     with pytest.raises(RunError, match=r"b\.weight .* not finite"):
         save_network(path, {**WEIGHTS, "b.weight": torch.tensor([1.0, value])}, dtype, {})
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("count", [1, 7, 64, 1001])
+def test_one_number_that_is_not_finite_is_found_wherever_it_is(dtype: torch.dtype, count: int) -> None:
+    numbers = torch.linspace(-60000, 60000, count).to(dtype)
+    assert is_finite(numbers) and is_finite(numbers[:0]) and is_finite(numbers.reshape(1, -1))
+    for value in (float("nan"), float("inf"), float("-inf")):
+        for place in (0, count // 2, count - 1):
+            broken = numbers.clone()
+            broken[place] = value
+            assert not is_finite(broken), (value, place)
 
 
 def test_a_file_that_reads_back_differently_is_not_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

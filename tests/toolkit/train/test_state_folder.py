@@ -2,12 +2,18 @@
 
 from __future__ import annotations
 
+import errno
+import hashlib
+import json
 import os
 import shutil
+import threading
 from collections import namedtuple
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
+from safetensors import SafetensorError
 
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.train import state_folder
@@ -93,6 +99,72 @@ def test_the_manifest_is_written_last_and_the_name_given_after_it(tmp_path: Path
     assert written == FILES[1:]
     assert [p.name for p in (tmp_path / "state").iterdir()] == [older.name]
     assert newest_state(state_root(tmp_path)) == older
+
+
+def test_every_file_is_on_the_disk_before_the_manifest_and_the_manifest_before_the_name(
+    tmp_path: Path, monkeypatch
+) -> None:
+    done: list[str] = []
+    flush, write_json, replace = state_folder.flush_to_disk, state_folder.write_json, os.replace
+    monkeypatch.setattr(state_folder, "flush_to_disk", lambda path: (done.append(path.name), flush(path)))
+    monkeypatch.setattr(state_folder, "write_json", lambda path, data: (write_json(path, data), done.append(path.name)))
+    monkeypatch.setattr(os, "replace", lambda source, to: (replace(source, to), done.append(f"-> {Path(to).name}")))
+    [path] = saved(tmp_path, 2)
+    done = [".tmp" if name.startswith(".tmp-") else name for name in done]
+    *files, manifest, folder, name, root = [name for name in done if name not in ("-> state.json", "-> MANIFEST.json")]
+    assert sorted(files) == FILES[1:]
+    assert (manifest, folder, name, root) == ("MANIFEST.json", ".tmp", f"-> {path.name}", "state")
+
+
+def test_the_manifest_tells_what_is_in_the_files_not_what_was_meant(tmp_path: Path, monkeypatch) -> None:
+    """So that a state verifies only if its files read later as they did then."""
+    save_file = state_folder.save_file
+    monkeypatch.setattr(state_folder, "save_file", lambda tensors, path: (save_file(tensors, path), flip(path)))
+    [path] = saved(tmp_path, 2)
+    manifest = json.loads((path / "MANIFEST.json").read_text())["files"]
+    assert {name: entry["sha256"] for name, entry in manifest.items()} == {
+        name: hashlib.sha256((path / name).read_bytes()).hexdigest() for name in FILES[1:]
+    }
+
+
+def test_a_file_that_cannot_be_read_back_leaves_the_states_as_they_were(tmp_path: Path, monkeypatch) -> None:
+    [older] = saved(tmp_path, 2)
+    sha256_of = state_folder.sha256_of
+
+    def bad_block(path: Path) -> str:
+        if path.name == "weights.safetensors":
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return sha256_of(path)
+
+    monkeypatch.setattr(state_folder, "sha256_of", bad_block)
+    with pytest.raises(OSError, match=os.strerror(errno.EIO)):
+        saved(tmp_path, 4)
+    assert list((tmp_path / "state").iterdir()) == [older]
+
+
+@pytest.mark.parametrize("full", [False, True], ids=["written", "disk full"])
+def test_at_most_two_threads_read_and_none_is_left(tmp_path: Path, monkeypatch, full: bool) -> None:
+    """Each reader waits until all files are written, or the last cannot be."""
+    before, most, written = threading.active_count(), [], threading.Event()
+    save_file, sha256_of, flush = state_folder.save_file, state_folder.sha256_of, state_folder.flush_to_disk
+
+    def note_threads() -> None:
+        most.append(threading.active_count() - before)
+        written.set()
+
+    def save(tensors: dict, path: Path) -> None:
+        if full and len(list(path.parent.iterdir())) == 2:
+            note_threads()
+            raise SafetensorError("No space left on device")
+        save_file(tensors, path)
+
+    monkeypatch.setattr(state_folder, "save_file", save)
+    monkeypatch.setattr(state_folder, "sha256_of", lambda path: sha256_of(path) if written.wait(10) else "")
+    monkeypatch.setattr(state_folder, "flush_to_disk", lambda path: (note_threads(), flush(path)))
+    with pytest.raises(OSError, match="No space left") if full else nullcontext():
+        saved(tmp_path, 2)
+    assert max(most) == 2
+    assert threading.active_count() == before
 
 
 def test_the_newest_two_stay(tmp_path: Path) -> None:

@@ -80,7 +80,7 @@ class SaveHook(Hook):
         run.settle()
         # The state of this step may be on disk already: the end of a run often follows a save.
         snapshot = capture(run) if self._state_at != run.state.step else None
-        if not self._has_room(run, snapshot.size if snapshot else _network_size(run)):
+        if not self._has_room(run, (snapshot.size if snapshot else 0) + _network_size(run)):
             return False
         write_network = self.prepare_network(run, step)
         folder, name, done, epoch = run.folder, run.name, run.state.step, epochs_done(run)

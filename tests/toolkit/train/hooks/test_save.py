@@ -7,6 +7,8 @@ import threading
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from toolkit.contracts import TrainState
 from toolkit.errors import RunError
@@ -227,6 +229,28 @@ def test_without_space_for_the_final_file_alone_the_end_is_an_error(run, result,
     monkeypatch.setattr("toolkit.train.hooks.save.make_room", lambda *_: False)
     with pytest.raises(RunError, match="could not be saved"):
         saving.hook.on_end(run, finished=True)
+
+
+def tensor_bytes(file: Path) -> int:
+    return sum(tensor.nbytes for tensor in load_file(file).values())
+
+
+def test_room_is_asked_for_all_that_a_save_writes(toy, result, monkeypatch) -> None:
+    """At a step its file and the state, at the end the file alone if the state is there, at a stop the state alone."""
+    asked: list[int] = []
+    monkeypatch.setattr("toolkit.train.hooks.save.make_room", lambda root, size, note: asked.append(size) or True)
+    toy.folder.mkdir()
+    run = toy.run(50, momentum=0.9, ema_decay=0.5)
+    role = run.roles["network"]
+    role.parameters["w"].grad = torch.ones(3)
+    role.optimizer.step()
+    saving = Saving(every=10, keep=0)
+    saving.run_to(run, 10, result)
+    saving.run_to(run, 13, result, finished=False)
+    weights = role.parameters["w"].nbytes
+    states = [sum(map(tensor_bytes, run.folder.glob(f"state/step_{step:09d}/*.safetensors"))) for step in (10, 13)]
+    assert states == [3 * weights] * 2  # weights, their average, the momentum
+    assert asked == [states[0] + weights, weights, states[1]]
 
 
 def test_its_time_is_not_step_time() -> None:
