@@ -1,6 +1,9 @@
 import hashlib
 import json
 import os
+import signal
+import subprocess
+import sys
 from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
@@ -9,6 +12,7 @@ import pytest
 
 from toolkit.files import (
     LEFTOVERS,
+    LEFTOVERS_OF_SAFETENSORS,
     append_json_line,
     flush_to_disk,
     portions_of,
@@ -71,6 +75,25 @@ def test_what_is_removed_is_gone_and_a_folder_goes_at_once(tmp_path: Path, monke
         remove(tmp_path / "model")
     [left] = tmp_path.iterdir()
     assert fnmatch(left.name, LEFTOVERS)
+
+
+KILLED_WITHIN_A_FILE = """
+import resource, signal, sys
+import numpy
+from safetensors.numpy import save_file
+
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+save_file({"w": numpy.ones(1000)}, sys.argv[1])
+"""
+
+
+def test_what_safetensors_leaves_behind_when_it_is_killed_has_the_known_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WITHIN_A_FILE, tmp_path / "lora.safetensors"]
+    assert subprocess.run(command).returncode == -signal.SIGXFSZ
+    [left] = tmp_path.iterdir()
+    assert fnmatch(left.name, LEFTOVERS_OF_SAFETENSORS)
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:

@@ -28,8 +28,7 @@ from safetensors import SafetensorError
 from safetensors.torch import save_file
 from torch import Tensor
 
-from toolkit.files import LEFTOVERS as LEFTOVER_FILES
-from toolkit.files import flush_to_disk, sha256_of, write_json
+from toolkit.files import LEFTOVERS, LEFTOVERS_OF_SAFETENSORS, flush_to_disk, sha256_of, write_json
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -134,7 +133,7 @@ def remove_leftovers(root: Path) -> None:
     for path in root.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
     for folder in (root.parent, root.parent / "samples"):
-        for path in folder.glob(LEFTOVER_FILES):
+        for path in (*folder.glob(LEFTOVERS), *folder.glob(LEFTOVERS_OF_SAFETENSORS)):
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 

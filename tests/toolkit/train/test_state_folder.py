@@ -8,6 +8,7 @@ import json
 import os
 import shutil
 import threading
+import time
 from collections import namedtuple
 from contextlib import nullcontext
 from pathlib import Path
@@ -144,7 +145,7 @@ def test_a_file_that_cannot_be_read_back_leaves_the_states_as_they_were(tmp_path
 
 @pytest.mark.parametrize("full", [False, True], ids=["written", "disk full"])
 def test_at_most_two_threads_read_and_none_is_left(tmp_path: Path, monkeypatch, full: bool) -> None:
-    """Each reader waits until all files are written, or the last cannot be."""
+    """Each reader is at work until all files are written, and a little longer, or the last cannot be."""
     before, most, written = threading.active_count(), [], threading.Event()
     save_file, sha256_of, flush = state_folder.save_file, state_folder.sha256_of, state_folder.flush_to_disk
 
@@ -158,8 +159,13 @@ def test_at_most_two_threads_read_and_none_is_left(tmp_path: Path, monkeypatch, 
             raise SafetensorError("No space left on device")
         save_file(tensors, path)
 
+    def read(path: Path) -> str:
+        assert written.wait(10)
+        time.sleep(0.1)
+        return sha256_of(path)
+
     monkeypatch.setattr(state_folder, "save_file", save)
-    monkeypatch.setattr(state_folder, "sha256_of", lambda path: sha256_of(path) if written.wait(10) else "")
+    monkeypatch.setattr(state_folder, "sha256_of", read)
     monkeypatch.setattr(state_folder, "flush_to_disk", lambda path: (note_threads(), flush(path)))
     with pytest.raises(OSError, match="No space left") if full else nullcontext():
         saved(tmp_path, 2)
@@ -228,7 +234,10 @@ def test_leftovers_of_broken_off_saves_are_removed_and_nothing_else(tmp_path: Pa
     shutil.copytree(path, leftover)
     half_a_model = tmp_path / ".job_000000004.0123abcd.tmp"
     (half_a_model / "vae").mkdir(parents=True)
+    (tmp_path / ".tmpHcj9Oi").touch()  # of safetensors
+    (tmp_path / ".tmpfile").touch()
     remove_leftovers(state_root(tmp_path))
+    assert [path.name for path in tmp_path.iterdir() if path.is_file()] == [".tmpfile"]
     assert not leftover.exists() and not half_a_model.exists()
     assert newest_state(state_root(tmp_path)) == path
 
