@@ -2,18 +2,20 @@
 
 The program's own save: the network file as users take it away and the state that a resume needs (weights and AdamW's
 moments in float32), copied, and then written and read back by a thread. Only the shapes of the frozen layers are
-there, so that the published model's size (20 B) needs no more memory than its LoRA.
+there, so that the published model's size (20 B) needs no more memory than its LoRA. "disk alone" is a plain file of
+as many bytes, written and flushed in the same folder: less than that no save can take there.
 """
 
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
-from tempfile import TemporaryDirectory
+from tempfile import NamedTemporaryFile, TemporaryDirectory
 from types import SimpleNamespace
 
 import torch
@@ -52,11 +54,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     report.card("checkpoint", f"LoRA rank {RANK} on {layers} blocks of width {width}, AdamW; {asked.dtype} file")
     with TemporaryDirectory(dir=asked.folder) as folder:
         run, hook = make_run(Path(folder), asked)
-        taken = [save(run, hook) for _ in range(1 + asked.rounds)][1:]
-        sizes = [path.stat().st_size for path in Path(folder).rglob("*.safetensors")]
+        taken = [save(run, hook) | {"disk alone": disk_alone(run.folder)} for _ in range(1 + asked.rounds)][1:]
+        size = size_of_files(run.folder)
     weights = sum(p.numel() for p in run.roles[ROLE].parameters.values())
     print(
-        f"{weights:,} weights in {len(run.roles[ROLE].parameters)} tensors; {sum(sizes) / 1e6:.0f} MB on disk | "
+        f"{weights:,} weights in {len(run.roles[ROLE].parameters)} tensors; {size / 1e6:.0f} MB on disk | "
         f"1 save dropped, {asked.rounds} timed, medians (minima)"
     )
     times = {name: [1e3 * one[name] for one in taken] for name in taken[0]}
@@ -68,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         "checkpoint",
         **vars(asked),
         weights=weights,
-        disk_mb=sum(sizes) / 1e6,
+        disk_mb=size / 1e6,
         median_ms={name: median(values) for name, values in times.items()} | {"beyond copy": median(beyond_copy)},
         min_ms={name: min(values) for name, values in times.items()} | {"beyond copy": min(beyond_copy)},
     )
@@ -97,6 +99,22 @@ def save(run: Run, hook: SaveHook) -> dict[str, float]:
     blocking = time.perf_counter() - begin
     hook.wait()
     return {"blocking": blocking, "copy alone": copy, "total": time.perf_counter() - begin}
+
+
+def size_of_files(folder: Path) -> int:
+    """Bytes of tensors and their headers in the files of one save."""
+    return sum(path.stat().st_size for path in folder.rglob("*.safetensors"))
+
+
+def disk_alone(folder: Path) -> float:
+    """Seconds to write and flush as many bytes as a save did, in one plain file; it is removed again."""
+    size, block = size_of_files(folder), os.urandom(1 << 24)
+    with NamedTemporaryFile(dir=folder, buffering=0) as file:
+        begin = time.perf_counter()
+        while size:
+            size -= file.write(block[:size])
+        os.fsync(file.fileno())
+        return time.perf_counter() - begin
 
 
 def everything_saved(run: Run) -> list[torch.Tensor]:
