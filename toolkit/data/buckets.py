@@ -34,13 +34,12 @@ def make_items(
     samples: Iterable[Sample], resolutions_of: Callable[[Sample], tuple[int, ...]], divisibility: int
 ) -> tuple[Item, ...]:
     """Each image once per distinct resolution of its dataset, in the order given there."""
-    crop_of = cache(bucket_for)  # images of one size are many, and share one object
-    distinct = cache(lambda resolutions: tuple(dict.fromkeys(resolutions)))
-    return tuple(
-        Item(sample, crop_of(sample.size, resolution, divisibility))
-        for sample in samples
-        for resolution in distinct(resolutions_of(sample))
-    )
+
+    @cache  # images of one size are many, and share the objects
+    def crops(size: Size, resolutions: tuple[int, ...]) -> list[Crop]:
+        return [bucket_for(size, resolution, divisibility) for resolution in dict.fromkeys(resolutions)]
+
+    return tuple(Item(sample, crop) for sample in samples for crop in crops(sample.size, resolutions_of(sample)))
 
 
 def _square(resolution: int, divisibility: int) -> Size:

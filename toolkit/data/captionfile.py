@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from codecs import BOM_UTF8
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 from toolkit.data.listing import Listing
@@ -21,33 +21,28 @@ class CaptionError(ValueError):
         self.reason = reason
 
 
-def caption_files(listing: Listing, suffixes: Sequence[str]) -> list[dict[str, str]]:
-    """For each suffix the names of the files that have it, by the stem of their image."""
+def caption_files(listing: Listing, suffixes: Sequence[str]) -> list[list[str]]:
+    """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none."""
     files = listing.files
-    return [
-        {stem: name for stem in listing.images if (name := files.get(stem + suffix)) is not None}
-        for suffix in map(str.lower, suffixes)
-    ]
+    return [[files.get(stem + suffix, "") for stem in listing.images] for suffix in map(str.lower, suffixes)]
 
 
-def find_captions(listing: Listing, files: Sequence[dict[str, str]], mistakes: list[Mistake]) -> dict[str, str]:
-    """The first caption of each image that is not empty, by stem; an image without one is left out.
+def find_captions(listing: Listing, files: Sequence[list[str]], mistakes: list[Mistake]) -> list[str]:
+    """The first caption of each image that is not empty, in the order of `listing.images`; '' for none.
 
     files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
     """
-    found: dict[str, str] = {}
-    for named in files:
-        names = {stem: name for stem, name in named.items() if stem not in found} if found else named
-        _read_unknown(listing, names.values(), mistakes)
-        for stem, text in zip(names, map(listing.texts.get, names.values()), strict=True):
-            if text:
-                found[stem] = text
+    texts = listing.texts
+    found = [""] * len(listing.images)
+    for names in files:
+        unknown = [name for name, text in zip(names, found, strict=True) if name and not text and name not in texts]
+        _read(listing, unknown, mistakes)
+        found = [text or texts.get(name, "") for name, text in zip(names, found, strict=True)]
     return found
 
 
-def _read_unknown(listing: Listing, names: Iterable[str], mistakes: list[Mistake]) -> None:
-    unknown = [name for name in names if name not in listing.texts]
-    for name, text in zip(unknown, on_threads(_read, [listing.path(name) for name in unknown]), strict=True):
+def _read(listing: Listing, names: Sequence[str], mistakes: list[Mistake]) -> None:
+    for name, text in zip(names, on_threads(_text_or_error, [listing.path(name) for name in names]), strict=True):
         if isinstance(text, CaptionError):
             mistakes.append(Mistake(text.path, text.reason))
         else:
@@ -76,7 +71,7 @@ def read_caption(path: Path | str) -> str:
     return text.replace("\r\n", "\n").replace("\r", "\n").strip()
 
 
-def _read(path: str) -> str | CaptionError:
+def _text_or_error(path: str) -> str | CaptionError:
     try:
         return read_caption(path)
     except CaptionError as error:

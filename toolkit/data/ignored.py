@@ -12,11 +12,11 @@ _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
 _LISTED_NAMES = 20
 
 
-def ignored_files(listing: Listing, captions: Sequence[dict[str, str]], caption_ext: Sequence[str]) -> Iterator[str]:
+def ignored_files(listing: Listing, captions: Sequence[list[str]], caption_ext: Sequence[str]) -> Iterator[str]:
     """One note per reason. captions: as of `caption_files`; caption_ext: the suffixes they have."""
-    used = set(chain(*(names.values() for names in captions)))
-    if len(used) == len(listing.files):
-        return
+    if any(len(names) - names.count("") == len(listing.files) for names in captions):
+        return  # each has one caption, and there is nothing else
+    used = set(chain.from_iterable(captions))
     reasons: dict[str, list[str]] = {}
     for name, written in listing.files.items():
         if written not in used:

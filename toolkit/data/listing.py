@@ -112,18 +112,21 @@ def list_folder(folder: str) -> Listing:
 
 def _look_at(place: Path) -> tuple[list[str], bytes, tuple[str, ...]]:
     """The files, their versions, and the subfolders; all that is asked of the system."""
-    names, versions, subfolders = [], bytearray(), []
+    names, versions, subfolders = _visible(place), bytearray(), []
     with _opened(place) as (start, handle):
-        for name in _visible(place):
+        for name in names:
             try:
                 stat = os.stat(start + name, dir_fd=handle)
             except OSError:
-                stat = None
-            if stat and S_ISDIR(stat.st_mode):
+                versions += NO_VERSION
+                continue
+            if S_ISDIR(stat.st_mode):
                 subfolders.append(name)
             else:
-                names.append(name)
-                versions += version_of(stat) if stat else NO_VERSION
+                versions += version_of(stat)
+    if subfolders:
+        others = set(subfolders)
+        names = [name for name in names if name not in others]
     return names, bytes(versions), tuple(subfolders)
 
 

@@ -44,12 +44,14 @@ def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
         (tmp_path / f"{stem}.png").touch()
     listing = list_folder(str(tmp_path))
 
-    def captions(*suffixes: str) -> dict[str, str]:
+    def captions(*suffixes: str) -> list[str]:
         return find_captions(listing, caption_files(listing, suffixes), mistakes)
 
     mistakes: list[Mistake] = []
-    assert captions(".cap", ".txt") == {"a": "second", "b": "b", "f": "f"}
-    assert captions(".v2.txt") == {"c": "c"}
+    assert list(listing.images) == list("abcdef")
+    assert captions(".cap", ".txt") == ["second", "b", "", "", "", "f"]
+    assert "f.txt" not in listing.texts  # nobody wants to know
+    assert captions(".v2.txt") == ["", "", "c", "", "", ""]
     assert mistakes == []
 
 
@@ -60,7 +62,7 @@ def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(tmp_path
     listing = list_folder(str(tmp_path))
     (tmp_path / "d.txt").unlink()
     mistakes: list[Mistake] = []
-    assert find_captions(listing, caption_files(listing, (".txt",)), mistakes) == {"b": "b"}
+    assert find_captions(listing, caption_files(listing, (".txt",)), mistakes) == ["", "b", "", ""]
     assert [Path(mistake.place).name for mistake in mistakes] == ["a.txt", "c.txt", "d.txt"]
     assert "cannot be read: No such file" in mistakes[2].message
 
@@ -70,4 +72,4 @@ def test_no_caption_is_read_that_is_known(tmp_path: Path) -> None:
     (tmp_path / "a.txt").write_text("what is there")
     listing = list_folder(str(tmp_path))
     listing.texts["a.txt"] = "what is known"
-    assert find_captions(listing, caption_files(listing, (".txt",)), []) == {"a": "what is known"}
+    assert find_captions(listing, caption_files(listing, (".txt",)), []) == ["what is known"]

@@ -42,3 +42,38 @@ def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:
     )
     assert plain.name == "a.png"
     assert mirrored == plain._replace(flip=Flip(y=True))
+
+
+def test_each_image_has_what_is_its_own_at_each_of_its_flips(tmp_path: Path, image, dataset) -> None:
+    data = tmp_path / "data"
+    for index, stem in enumerate("abcd"):
+        image(data / f"{stem}.png", 64 + index, 48)
+    for folder, stem in (("controls", "b"), ("masks", "c")):
+        image(tmp_path / folder / f"{stem}.png", 64, 48)
+    for stem in "bd":
+        (data / f"{stem}.txt").write_text(f"caption {stem}")
+    section = dataset(
+        data,
+        control_path=(str(tmp_path / "controls"),),
+        control_optional=True,
+        mask_path=str(tmp_path / "masks"),
+        mask_optional=True,
+        default_caption="a default",
+        flip_x=True,
+    )
+    (folder,) = scan_datasets([section], None).folders
+    assert folder.missing_captions == 2
+    seen = [
+        (s.name, s.caption, s.size.width, len(s.controls), s.mask and Path(s.mask.file).name, s.flip.x)
+        for s in folder.samples
+    ]
+    assert seen == [
+        (*own, flip)
+        for own in (
+            ("a.png", "a default", 64, 0, None),
+            ("b.png", "caption b", 65, 1, None),
+            ("c.png", "a default", 66, 0, "c.png"),
+            ("d.png", "caption d", 67, 0, None),
+        )
+        for flip in (False, True)
+    ]

@@ -25,6 +25,9 @@ def test_as_many_other_files_as_captions_are_noticed(tmp_path: Path) -> None:
     for name in ("a.png", "a.txt", "b.png", "c.txt"):
         (tmp_path / name).touch()
     assert notes(tmp_path, ".txt", ".txt") == ["caption without an image: c.txt"]
+    (tmp_path / "a.caption").touch()
+    (tmp_path / "b.caption").touch()
+    assert notes(tmp_path, ".caption", ".txt") == ["caption without an image: c.txt"]
 
 
 def test_a_long_list_stays_short() -> None:

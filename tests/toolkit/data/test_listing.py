@@ -41,10 +41,13 @@ def test_broken_and_looping_links_do_not_stop_the_listing(tmp_path: Path) -> Non
 def test_each_file_has_its_own_version(tmp_path: Path) -> None:
     for index, name in enumerate(("b.png", "a.txt", "c.png")):
         (tmp_path / name).write_bytes(b"x" * index)
-    (tmp_path / "b").mkdir()
+    for name in ("b", "aa"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ab.png").symlink_to("nowhere.png")
     listing = list_folder(str(tmp_path))
-    assert listing.names == ["a.txt", "b.png", "c.png"]
-    assert listing.versions == {name: version_of((tmp_path / name).stat()) for name in listing.names}
+    assert listing.names == ["a.txt", "ab.png", "b.png", "c.png"] and listing.subfolders == ("aa", "b")
+    own = {name: version_of((tmp_path / name).stat()) for name in ("a.txt", "b.png", "c.png")}
+    assert listing.versions == own | {"ab.png": NO_VERSION}
 
 
 def test_where_the_system_knows_files_by_their_path_only_the_same_is_found(tmp_path: Path, monkeypatch) -> None:
