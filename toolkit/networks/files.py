@@ -11,12 +11,12 @@ from typing import Any
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
 from toolkit.files import remove, replaced
+from toolkit.tensor_file import save_file
 
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""
@@ -44,7 +44,7 @@ def write_stored(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
         raise RunError(f"{path}: {broken[0]}{more} are not finite in the file's dtype; nothing was written.")
     header = {"format": "pt"} if metadata is None else {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
     with replaced(path) as temporary:
-        save_file(dict(tensors), temporary, metadata=header)
+        save_file(tensors, temporary, metadata=header)
         _sort_header(temporary)
         _compare(temporary, tensors)
 

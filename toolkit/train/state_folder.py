@@ -24,11 +24,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-from safetensors.torch import save_file
 from torch import Tensor
 
 from toolkit.files import LEFTOVERS, LEFTOVERS_OF_SAFETENSORS, flush_to_disk, sha256_of, write_json
+from toolkit.tensor_file import save_file
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -110,7 +109,7 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     with ThreadPoolExecutor(READERS, "read back") as readers:
         for stem in sorted(snapshot.tensors, key=snapshot.size_of, reverse=True):  # the longest to read is begun first
             file = folder / f"{stem}.safetensors"
-            _save_tensors(dict(snapshot.tensors[stem]), file)
+            save_file(snapshot.tensors[stem], file)
             digests[file] = readers.submit(sha256_of, file)
         for file in digests:
             flush_to_disk(file)
@@ -119,13 +118,6 @@ def _fill(folder: Path, snapshot: Snapshot) -> None:
     files = {file.name: {"size": file.stat().st_size, "sha256": digests[file].result()} for file in sorted(digests)}
     write_json(folder / MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
     flush_to_disk(folder)
-
-
-def _save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
-    try:
-        save_file(tensors, path)
-    except SafetensorError as error:  # it tells of a full disk in its own words
-        raise OSError(str(error)) from error
 
 
 def remove_leftovers(root: Path) -> None:
