@@ -19,7 +19,7 @@ LEFTOVERS = ".*.????????.tmp"
 """Names of what `replaced`, `replaced_folder` and `remove` leave behind when the process is killed."""
 
 LEFTOVERS_OF_SAFETENSORS = ".tmp??????"
-"""What a killed `tensor_file.save_file` leaves: safetensors writes under such a name first (since 0.8, pull request 764)."""
+"""What a killed `tensor_file.save_file` leaves: safetensors writes under such a name first (since 0.8, pull 764)."""
 
 _PORTION = 1 << 16
 
