@@ -39,6 +39,10 @@ def _savings(section: Any, groups: Sequence[Group], machine: Machine, peak: int,
     What changes the pictures or the network itself comes after all others. Where nothing is left, less is saved.
     """
     chosen: list[Change] = []
+    as_it_is = _changed(section, groups, machine, chosen)
+    if as_it_is < (1 - LEAST_SAVING) * peak:  # of an unknown device the plan is that of `full`
+        yield Saving("train.gradient_checkpointing: auto (there full_offload)", peak - as_it_is)
+        peak = as_it_is
     for is_last_resort in (False, True):
         while peak > limit:
             left = [c for c in changes(_applied(section, chosen)) if c.is_last_resort == is_last_resort]

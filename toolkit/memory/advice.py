@@ -17,6 +17,12 @@ OF_WHOLE_BLOCKS = OF_ONE_PROCESS | {"quantize", "qtype", "blocks_to_swap", "opti
 SMALLER = 0.75
 """Of the largest resolution, the next one that is advised; rounded down to 64 pixels."""
 
+EIGHT_BIT = {"adamw": "adamw8bit", "adam": "adam8bit"}
+"""Optimizers, and the same with a quarter of their state."""
+
+ONE_BY_ONE = ("adafactor", "adamw", "adam", "sgd")
+"""Optimizers that can step one parameter after the other."""
+
 SWAPPED = 30
 """Blocks that are advised to wait in the main memory: half of the published model's."""
 
@@ -86,16 +92,23 @@ def _thinkable(section: Any) -> Iterator[Change]:
         yield _set("train", gradient_checkpointing="full_offload")
     if not section.network.trains_model and not model.blocks_to_swap:
         yield _set("model", blocks_to_swap=SWAPPED)
+    if not section.network.trains_model and train.optimizer in EIGHT_BIT:
+        yield _set("train", optimizer=EIGHT_BIT[train.optimizer])
+    if train.ema_config.use_ema:
+        ema = train.ema_config.model_copy(update={"use_ema": False})
+        yield _set("train", "train.ema_config.use_ema: false", ema_config=ema)
     if not model.quantize_te:
         yield _set("model", "model.quantize_te: true with qtype_te: int8", quantize_te=True, qtype_te="int8")
     if not model.low_vram:
         yield _set("model", low_vram=True)
+    if (section.sample or section.first_sample) and not train.disable_sampling:
+        yield _set("train", "smaller pictures in sample, or train.disable_sampling: true", disable_sampling=True)
     largest = max(size for dataset in section.datasets for size in dataset.resolution)
     smaller = int(SMALLER * largest) // 64 * 64
     if smaller:
         yield Change(f"datasets[].resolution: {smaller}", area=(smaller / largest) ** 2, is_last_resort=True)
     if section.network.trains_model:
-        yield replace(_set("network", type="lora"), is_last_resort=True)
+        yield _as_an_adapter(train)
     elif section.network.linear > 8:
         yield replace(_set("network", linear=8), is_last_resort=True)
 
@@ -103,11 +116,17 @@ def _thinkable(section: Any) -> Iterator[Change]:
 def _for_a_whole_model(train: Any) -> Iterator[Change]:
     if train.optimizer not in ("adafactor", "sgd"):
         yield _set("train", optimizer="adafactor", optimizer_params={}, words="train.optimizer: adafactor")
-    if not train.full_bf16:
+    if not train.full_bf16 and train.optimizer in ONE_BY_ONE:
         yield _set("train", "train.full_bf16: true with dtype: bf16", full_bf16=True, dtype="bfloat16")
-    if not train.fused_backward_pass:
+    if not train.fused_backward_pass and train.optimizer in ONE_BY_ONE:
         words = "train.fused_backward_pass: true with max_grad_norm: 0 and gradient_accumulation: 1"
         yield _set("train", words, fused_backward_pass=True, max_grad_norm=0.0, gradient_accumulation=1)
+
+
+def _as_an_adapter(train: Any) -> Change:
+    """A LoRA instead of the model itself; its weights are always float32."""
+    words = "network.type: lora" + (" and train.full_bf16: false" if train.full_bf16 else "")
+    return Change(words, (("network", "type", "lora"), ("train", "full_bf16", False)), is_last_resort=True)
 
 
 def _set(part: str, words: str = "", **values: Any) -> Change:

@@ -45,3 +45,30 @@ def test_the_smallest_card_needs_no_advice() -> None:
     found = plan_memory(job, groups, CARD)
     assert found.card() == 12
     assert advice(job, groups, CARD, found) is None
+
+
+def test_what_auto_does_by_itself_on_a_card_comes_before_any_change() -> None:
+    job, groups = grouped(section(model=INT8, train={"gradient_checkpointing": "auto"}), item(1536, 3))
+    found = plan_memory(job, groups, CARD)
+    assert found.card() == 48
+    words = advice(job, groups, CARD, found)
+    offloaded = plan(item(1536, 3), model=INT8, train={"gradient_checkpointing": "full_offload"}).device_bytes
+    assert offloaded < 24 * GB < found.device_bytes
+    assert words.startswith("for a 24 GB card: train.gradient_checkpointing: auto (there full_offload) saves ")
+    assert words.endswith(f"GB; then {offloaded / GB:.1f} GB") and "qtype" not in words
+
+
+def test_large_samples_are_made_smaller_before_the_network_is() -> None:
+    sample = {"samples": [{"prompt": "a cup"}], "width": 2048, "height": 2048}
+    job, groups = grouped(section(model=INT8 | {"qtype": "int4", "quantize_te": True}, sample=sample), item(768, 0))
+    found = plan_memory(job, groups, CARD)
+    assert found.device.name == "sampling"
+    words = advice(job, groups, CARD, found)
+    assert "smaller pictures in sample" in words and "network" not in words
+
+
+def test_a_large_adapter_keeps_its_rank_where_a_smaller_optimizer_is_enough() -> None:
+    small = {"quantize": True, "qtype": "int4", "quantize_te": True, "low_vram": True}
+    job, groups = grouped(section(network={"linear": 128}, model=small, train={"gradient_checkpointing": "auto"}))
+    words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
+    assert "adamw8bit" in words and "network.linear" not in words

@@ -5,8 +5,10 @@ from __future__ import annotations
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.full_config import check_full
 from extensions.sd_trainer.parallel_config import check_parallel
 from tests.extensions.sd_trainer.test_parallel_config import several
+from toolkit.config.process import JobContext
 from toolkit.memory.advice import changes, memory_advice
 
 FRUGAL = {
@@ -51,8 +53,9 @@ def test_what_is_used_already_is_not_advised() -> None:
     found = memory_advice(
         section(
             model=FRUGAL,
-            train={"gradient_checkpointing": "full_offload"},
+            train={"gradient_checkpointing": "full_offload", "optimizer": "adamw8bit", "disable_sampling": True},
             datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (512,)}],
+            sample={"samples": [{"prompt": "a cup"}]},
             network={"linear": 4},
         )
     )
@@ -76,7 +79,30 @@ def test_a_model_that_is_trained_itself_has_other_remedies() -> None:
     assert places == sorted(places)
     assert "quantize: true with" not in found and "linear" not in found and "swap" not in found
     used = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True}
-    assert "train." not in memory_advice(section(**full, train=used))
+    assert "train." not in memory_advice(section(**full, train=used)).partition("network.type: lora")[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy", "sgd", "schedulefree_adamw"])
+@pytest.mark.parametrize("full_bf16", [False, True])
+def test_no_single_change_of_a_model_that_is_trained_itself_is_refused(optimizer: str, full_bf16: bool) -> None:
+    if full_bf16 and optimizer not in ("adamw", "sgd"):
+        return
+    job = section(network={"type": "full"}, train={"optimizer": optimizer, "full_bf16": full_bf16})
+    for change in changes(job):
+        assert not list(check_full(change.applied(job), JobContext("j"))), change.words
+
+
+def test_an_optimizer_of_8_bits_and_no_average_are_advised_for_an_adapter() -> None:
+    found = memory_advice(section(train={"optimizer": "adamw", "ema_config": {"use_ema": True}}))
+    assert "train.optimizer: adamw8bit; train.ema_config.use_ema: false" in found
+    assert "8bit" not in memory_advice(section(train={"optimizer": "prodigy"}))
+
+
+def test_smaller_samples_are_advised_where_there_are_some() -> None:
+    sample = {"sample": {"samples": [{"prompt": "a cup"}]}}
+    assert "smaller pictures in sample" in memory_advice(section(**sample))
+    assert "smaller pictures" not in memory_advice(section(**sample, train={"disable_sampling": True}))
+    assert "smaller pictures" not in memory_advice(section())
 
 
 def test_a_section_with_every_change_has_no_advice_left_but_smaller_numbers() -> None:
