@@ -14,8 +14,31 @@ FEWEST_TO_SWAP = 3
 """Two of the blocks that are swapped have room on the device."""
 
 
+OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
+"""Compilers by which a block that is computed again draws anew, so that its gradients are of another dropout
+(torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make draws a part of the program)."""
+
+
 def check_memory(section: Any) -> Iterable[Finding]:
     """Mistakes of the keys that say how the blocks are run."""
+    yield from _check_compile(section)
+    yield from _check_swap(section)
+
+
+def _check_compile(section: Any) -> Iterable[Finding]:
+    train, network = section.train, section.network
+    drops = not network.trains_model and (network.dropout or network.rank_dropout or network.module_dropout)
+    if not (train.compile.enabled and train.compile.backend in OTHER_DRAWS and drops):
+        return
+    if train.checkpointing_level() != "none":
+        message = (
+            f"{train.compile.backend!r} draws dropout anew where a block is computed again, and the gradients would be "
+            "wrong. Use inductor or aot_eager, or 'gradient_checkpointing: none'."
+        )
+        yield Finding(("train", "compile", "backend"), message)
+
+
+def _check_swap(section: Any) -> Iterable[Finding]:
     model = section.model
     count, key = model.blocks_to_swap, ("model", "blocks_to_swap")
     if not count:

@@ -131,3 +131,15 @@ def test_what_has_no_effect_is_a_note(section) -> None:
     found = notes(section({"compile": {"enabled": True, "backend": "eager", "mode": "max-autotune"}}))
     assert found["train.compile.mode"] == "has no effect: 'backend: eager' knows no modes."
     assert not [key for key in notes(section({"compile": True})) if key.startswith("train.compile")]
+
+
+@pytest.mark.parametrize("dropout", ["dropout", "rank_dropout", "module_dropout"])
+@pytest.mark.parametrize("level", ["auto", "cheap", "full"])
+def test_a_compiler_that_draws_dropout_anew_is_refused(section, dropout: str, level: str) -> None:
+    keys = {"compile": {"enabled": True, "backend": "eager"}, "gradient_checkpointing": level}
+    with pytest.raises(ConfigErrors, match=r"train\.compile\.backend: 'eager' draws dropout anew"):
+        section(keys, network={dropout: 0.1})
+    section(keys)
+    section({**keys, "gradient_checkpointing": "none"}, network={dropout: 0.1})
+    section({**keys, "compile": {"enabled": True, "backend": "aot_eager"}}, network={dropout: 0.1})
+    section({**keys, "compile": {"enabled": False, "backend": "eager"}}, network={dropout: 0.1})

@@ -95,6 +95,23 @@ def test_swapped_weights_are_those_that_arrived() -> None:
     assert close(compiled_stack.gradients(steps=2), Stack(dropout=0.0).gradients(steps=2))
 
 
+@pytest.mark.parametrize("level", ["cheap", "full"])
+def test_dropout_of_a_block_that_is_computed_again_is_that_of_the_first_time(level: str) -> None:
+    """Compiled by what makes draws a part of the program; `eager` does not, and the config refuses it."""
+
+    def thinned(block: nn.Module, x_BSD: Tensor) -> tuple[Tensor]:
+        return (nn.functional.dropout(block(x_BSD), 0.5),)
+
+    def gradient(run) -> Tensor:
+        torch.manual_seed(0)
+        block = nn.Linear(8, 8)
+        run(block, torch.ones(1, 4, 8))[0].sum().backward()
+        return block.weight.grad
+
+    settings = CompileConfig(enabled=True, backend="aot_eager")
+    assert torch.equal(gradient(compiled(settings)(checkpointed(level)(thinned))), gradient(thinned))
+
+
 def test_names_of_weights_stay() -> None:
     compiled_stack = stack("none", count=1)
     before = compiled_stack.model.state_dict().keys(), compiled_stack.network.export({}).keys()
