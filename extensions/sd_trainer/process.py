@@ -117,7 +117,6 @@ class SdTrainerProcess(BaseTrainProcess):
         return step >= steps or reached(self.section.stop_when, step, extra) is not None
 
     def _train(self, items: tuple[Item, ...], plan: RunPlan, resumption: Resumption) -> None:
-        check_backend(self.section.train.compile)
         seed = self._seed(resumption.state)
         start = None if resumption.state else starting_point(self.section, self.print)
         adapter = self._open_model()
@@ -146,6 +145,7 @@ class SdTrainerProcess(BaseTrainProcess):
         self.device = self.team.device(pick_device(self.section.device, self.print))
         self.print(f"device {self.device}, {self.section.train.dtype}")
         train = self.section.train
+        check_backend(train.compile, self.device)
         set_up_cuda(self.device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark, self.print)
         weights_dtype = DTYPES[self.section.weights_dtype()]
         merging = base_merging(self.section, self.print)

@@ -20,13 +20,33 @@ FEWEST_PROGRAMS = 32
 first block (whose inputs need no gradient), the others, and sampling, each of several shapes."""
 
 
-def check_backend(settings: CompileConfig) -> None:
-    """Raises UserError where PyTorch knows no such compiler; the config cannot tell, which imports no torch."""
+def check_backend(settings: CompileConfig, device: torch.device) -> None:
+    """Raises UserError where PyTorch knows no such compiler, or what it needs is missing; the config cannot tell, which
+    imports no torch."""
     if not settings.enabled:
         return
     if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
         message = f"train.compile.backend: PyTorch knows no {settings.backend!r} here. Write inductor, or leave it out."
         raise UserError(message)
+    if settings.backend == "inductor" and (missing := _missing(device)):
+        raise UserError(f"train.compile: inductor needs {missing}. Write enabled: false, or install that.")
+
+
+def _missing(device: torch.device) -> str | None:
+    """What inductor does not find here of what it makes programs with."""
+    if device.type == "cuda":
+        from torch.utils._triton import has_triton
+
+        return None if has_triton() else f"Triton, and a {device} that Triton knows"
+    if device.type == "cpu":
+        from torch._inductor.cpp_builder import get_cpp_compiler
+        from torch._inductor.exc import InvalidCxxCompiler
+
+        try:
+            get_cpp_compiler()
+        except InvalidCxxCompiler:
+            return "a C++ compiler (g++, or the one that CXX names)"
+    return None
 
 
 def compiled(settings: CompileConfig) -> BlockWrapper:

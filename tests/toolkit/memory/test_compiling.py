@@ -131,12 +131,19 @@ def test_the_number_of_programs_is_limited(given: int, limit: int) -> None:
 
 @pytest.mark.parametrize(("enabled", "backend"), [(True, "inductor"), (True, "aot_eager"), (False, "indcutor")])
 def test_a_backend_that_is_known_or_not_used_is_taken(enabled: bool, backend: str) -> None:
-    check_backend(CompileConfig(enabled=enabled, backend=backend))
+    check_backend(CompileConfig(enabled=enabled, backend=backend), CPU)
 
 
 def test_an_unknown_backend_is_a_mistake_of_the_job() -> None:
     with pytest.raises(UserError, match=r"train\.compile\.backend: PyTorch knows no 'indcutor'"):
-        check_backend(CompileConfig(enabled=True, backend="indcutor"))
+        check_backend(CompileConfig(enabled=True, backend="indcutor"), CPU)
+
+
+@torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++")})
+def test_a_missing_compiler_is_found_before_anything_is_loaded() -> None:
+    with pytest.raises(UserError, match=r"train\.compile: inductor needs a C\+\+ compiler"):
+        check_backend(CompileConfig(enabled=True), CPU)
+    check_backend(CompileConfig(enabled=True, backend="aot_eager"), CPU)
 
 
 def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
