@@ -17,7 +17,7 @@ class CompileConfig(StrictModel):
 
     enabled: bool = False
     """Compile the blocks at their first use, which takes a minute or more; each step is faster then. The results
-    differ by rounding."""
+    differ by rounding; with dropouts also by the draws, which inductor makes itself."""
 
     backend: str = "inductor"
     """Compiler, by PyTorch's name for it. inductor needs a C++ compiler on the CPU and Triton on CUDA."""
