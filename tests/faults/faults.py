@@ -44,6 +44,13 @@ def environment(values: dict[str, str]) -> None:
     os.environ.update(values)
 
 
+def cuda(library: str) -> None:
+    """There is a CUDA device, see tests/stand_in_cuda."""
+    from tests.stand_in_cuda import install
+
+    install(Path(library))
+
+
 def slow(place: str, seconds: float) -> None:
     """Each call of `module:attribute[.attribute]` takes so much longer."""
     _around(place, lambda: time.sleep(seconds))

@@ -1,0 +1,196 @@
+"""Jobs on a CUDA device that is none (tests/stand_in_cuda): everything is in the right memory, in the right order.
+
+Each trains as the same job does on the CPU. The stand-in refuses tensors of two devices in one operation, and gives
+garbage to whoever does not wait for a copy.
+"""
+
+from __future__ import annotations
+
+import copy
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from tests.conftest import ROOT, child_environment
+from tests.faults.conftest import Job, draw_pictures
+from tests.faults.nursery import Fault, Nursery
+from tests.stand_in_cuda import COMPILER, built
+from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
+
+pytestmark = [
+    pytest.mark.slow,
+    pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++"),
+    pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"),
+]
+
+INT8 = {"quantize": True, "qtype": "int8"}
+INT4 = {"quantize": True, "qtype": "int4"}
+PLAIN = {"gradient_checkpointing": "none"}
+EAGER = {"enabled": True, "backend": "aot_eager"}
+
+SETTINGS: dict[str, dict[str, dict]] = {
+    "as it is": {},
+    "bf16": {"train": {"dtype": "bf16"}},
+    "int8": {"model": INT8},
+    "int8, multiplied in int8": {"model": {**INT8, "int8_matmul": True}},
+    "int8, multiplied in int8, compiled": {"model": {**INT8, "int8_matmul": True}, "train": {"compile": EAGER}},
+    "int4, text encoder int8": {"model": {**INT4, "quantize_te": True, "qtype_te": "int8"}},
+    "fp8": {"model": {"quantize": True, "qtype": "float8"}},
+    "modulation table": {"model": {"modulation_table": True}},
+    "nothing computed again": {"train": PLAIN},
+    "all but cheap ones kept": {"train": {"gradient_checkpointing": "cheap"}},
+    "attention kept": {"train": {"gradient_checkpointing": "keep_attention"}},
+    "all computed again": {"train": {"gradient_checkpointing": "full"}},
+    "inputs offloaded": {"train": {"gradient_checkpointing": "full_offload"}},
+    "one block swapped": {"model": {"blocks_to_swap": 1}, "train": PLAIN},
+    "three blocks swapped": {"model": {"blocks_to_swap": 3}, "train": PLAIN},
+    "the 12 GB card's": {
+        "model": {**INT4, "modulation_table": True, "blocks_to_swap": 2},
+        "train": {"gradient_checkpointing": "full_offload"},
+    },
+    "dora, adafactor": {"network": {"type": "dora"}, "train": {"optimizer": "adafactor"}},
+    "lokr, prodigy": {"network": {"type": "lokr"}, "train": {"optimizer": "prodigy", "lr": 1.0}},
+    "loha, sgd": {"network": {"type": "loha"}, "train": {"optimizer": "sgd"}},
+    "the model itself": {"network": {"type": "full"}, "train": {"lr": 1e-4}},
+    "validation": {"validation": {"fraction": 0.3, "every": 2}},
+    "low_vram": {"model": {"low_vram": True}},
+}
+
+
+@pytest.fixture(scope="module")
+def four_blocks(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("model") / "four"
+    write_tiny_model(folder, TinySpec(layers=4))
+    return folder
+
+
+@pytest.fixture(scope="module")
+def device() -> list[Fault]:
+    """What makes the device in a job's process."""
+    return [("cuda", str(built()))]
+
+
+@pytest.fixture
+def here(job: Job, four_blocks: Path, tmp_path: Path) -> Job:
+    """The small job with a reference, on a model of which three blocks can be swapped."""
+    references = draw_pictures(tmp_path / "references", "a", "b", "c")
+    job.section["datasets"][0] |= {"control_path": str(references)}
+    job.section["model"]["name_or_path"] = str(four_blocks)
+    return job
+
+
+@pytest.fixture
+def there(nursery: Nursery, tmp_path: Path) -> Callable[[Job], Job]:
+    """The same job on the device, in a folder of its own."""
+
+    def on_cuda(job: Job) -> Job:
+        folder = tmp_path / "cuda"
+        folder.mkdir()
+        return Job(nursery, folder, {**copy.deepcopy(job.section), "device": "cuda:0"})
+
+    return on_cuda
+
+
+PRECISIONS = {"bf16": 2e-3, "int8_matmul": 2e-4}
+"""Relative, by what a job's settings mention: of bf16's roundings, and of int8 ones that tip over; else 1e-5."""
+
+
+@pytest.mark.parametrize("settings", SETTINGS.values(), ids=SETTINGS)
+def test_a_job_learns_there_what_it_learns_on_the_cpu(
+    here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict
+) -> None:
+    for name, values in settings.items():
+        here.section[name] = {**here.section.get(name, {}), **values}
+    on_cuda = there(here)
+    here.run()
+    assert "device cuda:0" in on_cuda.run(faults=device)
+    precision = max((PRECISIONS[word] for word in PRECISIONS if word in str(settings)), default=1e-5)
+    ours, theirs = on_cuda.metrics(), here.metrics()
+    assert [line["step"] for line in ours] == [1, 2, 3, 4, 5, 6]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in theirs], rel=precision)
+    ours, theirs = pictures_of(on_cuda), pictures_of(here)
+    assert ours.shape == theirs.shape == (3, 64, 64, 3)
+    assert np.abs(ours - theirs).mean() < 255 * max(1e-3, 10 * precision)
+
+
+def pictures_of(job: Job) -> np.ndarray:
+    """All samples of a run in the order of its steps; 0 to 255."""
+    paths = sorted(job.folder.glob("samples/*.png"), key=lambda path: path.name.partition("__")[2])
+    return np.stack([np.asarray(Image.open(path), dtype=np.float64) for path in paths])
+
+
+def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
+    here: Job, there: Callable[[Job], Job], device: list[Fault]
+) -> None:
+    here.change(model__blocks_to_swap=2, train__gradient_checkpointing="full_offload")
+    job = there(here)
+    job.run(faults=device)
+    whole = (job.folder / "job.safetensors").read_bytes()
+    job.change(resume=4)
+    assert "going on from" in job.run(faults=device)
+    assert (job.folder / "job.safetensors").read_bytes() == whole
+
+
+# ------------------------------------------------------------ what the device notices
+
+
+SEEN = """
+import torch
+from tests.stand_in_cuda import built, install
+
+device = install(built())
+cuda, side, here = torch.device("cuda"), torch.cuda.Stream(), torch.cuda.current_stream
+
+
+def error(work):
+    try:
+        work()
+    except RuntimeError as error:
+        return str(error)
+
+
+def out(ones, host):
+    with torch.cuda.stream(side):
+        host.copy_(ones, non_blocking=True)
+
+
+ones = torch.ones(4, device=cuda)
+assert "same device" in error(lambda: ones + torch.ones(4))
+assert "same device" in error(lambda: torch.nn.functional.linear(torch.ones(1, 4), ones[None]))
+assert ones[torch.tensor([1, 2])].tolist() == [1, 1] and (ones + torch.tensor(1.0)).tolist() == [2] * 4
+
+host = torch.empty(4, pin_memory=True)
+assert "may still use its memory" in error(lambda: out(ones, host))  # `ones` was read just now
+
+side.wait_stream(here())
+out(ones, host)
+assert host.tolist() != [1] * 4
+side.record_event().synchronize()
+assert host.tolist() == [1] * 4
+
+side.wait_stream(here())
+out(ones, host)
+del ones
+side.synchronize()
+assert host.tolist() != [1] * 4  # it was let go too early
+
+late = torch.full((4,), 2.0, device=cuda).to("cpu", non_blocking=True)
+assert late.tolist() != [2] * 4
+torch.cuda.synchronize()
+assert late.tolist() == [2] * 4
+
+before = device.host_waited()
+assert torch.full((1,), 3.0, device=cuda).item() == 3 and device.host_waited() == before + 1
+tensor = torch.zeros(3, pin_memory=True).to(cuda, non_blocking=True)
+assert device.host_waited() == before + 1
+"""
+
+
+def test_the_device_notices_what_it_is_for() -> None:
+    subprocess.run([sys.executable, "-c", SEEN], cwd=ROOT, env=child_environment(), check=True, timeout=300)
