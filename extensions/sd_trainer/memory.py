@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from extensions.sd_trainer.memory_work import trained_here, whole_blocks, work_of
+from extensions.sd_trainer.memory_work import copies_of_a_step, trained_here, whole_blocks, work_of
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
 from toolkit.memory.block_swap import swapped_blocks
@@ -60,4 +60,5 @@ def settle(
     facts = family_for(section.model).footprint(folder)
     work = work_of(section, facts, trained, adapter.tokens(largest), on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
-    engine.settle(work, needed=to_come + sum(whole_blocks(section, facts)), gather=gather)
+    within = copies_of_a_step(section.train, trained) if section.train.fused_backward_pass else 0
+    engine.settle(work, needed=to_come + within + sum(whole_blocks(section, facts)), gather=gather)

@@ -20,6 +20,7 @@ from extensions.sd_trainer.memory_items import Group, Largest, Sizes
 from extensions.sd_trainer.memory_work import (
     FLOAT,
     NUMBER_BYTES,
+    copies_of_a_step,
     images_at_once,
     sharers,
     trained_bytes,
@@ -42,9 +43,6 @@ AHEAD = 32
 
 SWAP_BUFFERS = 2
 """Blocks that have room on the device while they wait in the main memory."""
-
-STEPPING_COPIES = 3
-"""Float32 copies of the largest weight while an optimizer steps one parameter after the other."""
 
 QUANTIZING_COPIES = 4
 """Of a layer, in the type of the weights, while it is quantized."""
@@ -188,8 +186,14 @@ class _Job:
         optimizer: bytes of its state before; it is made where there is none. rows: of the modulation table.
         """
         activations, gradients = step_peak(self.work, self.level, self.gaps)
-        after = max(self._exchange, 0 if self._steps_in_place else STEPPING_COPIES * FLOAT * self.largest_trained)
-        work = {**self._with_gaps(activations), "gradients": gradients, "gradients of a block": self.whole_blocks[1]}
+        copies = copies_of_a_step(self.train, self._counted)
+        within, after = copies if self.train.fused_backward_pass else 0, max(self._exchange, copies)
+        work = {
+            **self._with_gaps(activations),
+            "gradients": gradients,
+            "gradients of a block": self.whole_blocks[1],
+            "copies for the step": within,
+        }
         if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
             work = {"gradients": self.work.gradients, "copies for the step": after, "optimizer": self.optimizer}
         offloaded = {"activations, offloaded": self.work.kept_on_host(self.level)}
@@ -344,11 +348,6 @@ class _Job:
     @cached_property
     def optimizer(self) -> int:
         return self._counted.optimizer_bytes(self.train)
-
-    @property
-    def _steps_in_place(self) -> bool:
-        """Whether the optimizer's step makes no copies of weights: torch's fused ones, and SGD."""
-        return self.train.optimizer in ("adamw", "adam", "sgd") and not self.train.full_bf16
 
     @cached_property
     def tabulated(self) -> bool:

@@ -21,6 +21,12 @@ FLOAT = 4
 WHOLE_BLOCKS = 2
 """Blocks of which the weights are gathered at a time, with `train.parallel: fsdp`: one runs, the next one comes."""
 
+STEPPING_COPIES = 4
+"""Of the largest weight, in float32, by what `full_bf16` and Adafactor allocate; the others make one or none."""
+
+STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
+"""Optimizers whose step makes no copies: torch's fused ones, and SGD."""
+
 WIDE = 512
 """Layers from which on `int8_matmul: auto` multiplies in int8 on a CPU."""
 
@@ -46,6 +52,13 @@ def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_ca
         gradients=own * (trained.largest if fused else trained.weights),
         gradients_wait=waits,
     )
+
+
+def copies_of_a_step(train: Any, trained: Trained) -> int:
+    """Bytes of float32 copies while an optimizer steps one weight after the other; with `train.fused_backward_pass`
+    beside the activations."""
+    in_place = train.optimizer in STEPS_IN_PLACE and not train.full_bf16
+    return 0 if in_place else STEPPING_COPIES * FLOAT * trained.largest
 
 
 def sharers(train: Any) -> int:

@@ -7,6 +7,7 @@ garbage to whoever does not wait for a copy.
 from __future__ import annotations
 
 import copy
+import json
 import subprocess
 import sys
 from collections.abc import Callable
@@ -17,6 +18,7 @@ import pytest
 import torch
 from PIL import Image
 
+from benchmarks import bench_memory
 from tests.conftest import ROOT, child_environment
 from tests.faults.conftest import Job, draw_pictures
 from tests.faults.nursery import Fault, Nursery
@@ -135,6 +137,50 @@ def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
     job.change(resume=4)
     assert "going on from" in job.run(faults=device)
     assert (job.folder / "job.safetensors").read_bytes() == whole
+
+
+# ------------------------------------------------------------ its memory
+
+
+AT_512 = {"resolution": 512}
+PLANNED: dict[str, dict] = {
+    "fp32, all computed again": {"train": {"dtype": "fp32", "gradient_checkpointing": "full"}},
+    "nothing computed again": {**AT_512, "train": PLAIN},
+    "batch of 2, attention kept": {**AT_512, "train": {"gradient_checkpointing": "keep_attention", "batch_size": 2}},
+    "int8, table": {**AT_512, "model": {**INT8, "modulation_table": True}},
+    "int4, table, half swapped, offloaded": {
+        **AT_512,
+        "model": {**INT4, "modulation_table": True, "blocks_to_swap": 3},
+        "train": {"gradient_checkpointing": "full_offload"},
+    },
+    "dora": {**AT_512, "network": {"type": "dora"}},
+    "the model itself, average": {"network": {"type": "full"}, "train": {"ema_config": {"use_ema": True}}},
+    "the model itself, in bf16": {
+        "network": {"type": "full"},
+        "train": {"full_bf16": True, "optimizer": "adafactor", "fused_backward_pass": True, "max_grad_norm": 0},
+    },
+}
+"""Sections of jobs as `benchmarks/bench_memory.py` has them; their tensors are large beside what the plan rounds up."""
+
+
+@pytest.fixture(scope="module")
+def large(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("large")
+    bench_memory.prepare(folder)
+    return folder
+
+
+@pytest.mark.parametrize("settings", PLANNED.values(), ids=PLANNED)
+def test_the_plan_says_what_is_taken_there(
+    nursery: Nursery, tmp_path: Path, large: Path, device: list[Fault], settings: dict
+) -> None:
+    [section] = bench_memory.job_of(large, "job", settings)["config"]["process"]
+    job = Job(nursery, tmp_path, {**section, "device": "cuda:0", "training_folder": "output"})
+    job.change(train__steps=1)
+    job.run(faults=device)
+    events = [json.loads(line) for line in (job.folder / "events.jsonl").read_text().splitlines()]
+    [found] = [event for event in events if event["event"] == "memory"]
+    assert found["predicted_bytes"] == pytest.approx(found["measured_bytes"], rel=0.07)
 
 
 # ------------------------------------------------------------ what the device notices

@@ -10,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import importlib.machinery
 import importlib.util
+import itertools
 import os
 import shutil
 import subprocess
@@ -58,7 +59,7 @@ def compilation(library: Path) -> list[str]:
 
 def install(library: Path) -> Any:
     """Loads what `built` made, and puts what Python asks of the device in the place of `torch.cuda`'s own functions."""
-    device = loaded(library)
+    Stream.device = device = loaded(library)
     for name, stand_in in replacements(device).items():
         setattr(torch.cuda, name, stand_in)
     return device
@@ -84,17 +85,20 @@ class Event:
 class Stream:
     """Work in order; one that is not the default stream only makes copies."""
 
-    def __init__(self, device: Any, number: int) -> None:
-        self._device, self.number = device, number
+    device: Any
+    _numbers = itertools.count(1)
+
+    def __init__(self, _: object = None, number: int | None = None) -> None:
+        self.number = next(self._numbers) if number is None else number
 
     def record_event(self) -> Event:
-        return Event(self._device, self.number)
+        return Event(self.device, self.number)
 
     def wait_event(self, event: Event) -> None:
         if event.stream:
-            self._device.finish(event.stream, event.number)
+            self.device.finish(event.stream, event.number)
         else:
-            self._device.see_default(self.number, event.number)
+            self.device.see_default(self.number, event.number)
 
     def wait_stream(self, other: Stream) -> None:
         self.wait_event(other.record_event())
@@ -105,7 +109,6 @@ class Stream:
 
 def replacements(device: Any) -> dict[str, Any]:
     """What `torch.cuda` is asked for, by name."""
-    numbers = iter(range(1, 1 << 30))
 
     @contextmanager
     def entered(stream: Stream) -> Iterator[None]:
@@ -118,7 +121,7 @@ def replacements(device: Any) -> dict[str, Any]:
     return {
         "_lazy_init": lambda: None,
         "current_device": lambda: 0,
-        "current_stream": lambda _=None: Stream(device, device.current()),
+        "current_stream": lambda _=None: Stream(number=device.current()),
         "device_count": lambda: 1,
         "empty_cache": lambda: None,
         "get_device_capability": lambda _=None: (9, 0),
@@ -135,6 +138,6 @@ def replacements(device: Any) -> dict[str, Any]:
         "set_device": lambda _: None,
         "set_rng_state": lambda *_: None,
         "stream": entered,
-        "Stream": lambda _=None: Stream(device, next(numbers)),
+        "Stream": Stream,
         "synchronize": lambda _=None: device.finish_all(),
     }

@@ -6,6 +6,8 @@ import runpy
 import sys
 from pathlib import Path
 
+import bitsandbytes  # noqa: F401 - it looks for CUDA's own library where there is a device
+
 from tests.stand_in_cuda import built, install
 
 install(built())

@@ -8,6 +8,7 @@
 // Not played: kernels on other streams than the default one, and several devices.
 
 #include <ATen/ATen.h>
+#include <ATen/CPUGeneratorImpl.h>
 #include <ATen/EmptyTensor.h>
 #include <ATen/core/dispatch/Dispatcher.h>
 #include <ATen/detail/CUDAHooksInterface.h>
@@ -111,6 +112,27 @@ struct PinnedMemory final : c10::Allocator {
 
 PinnedMemory pinned_memory;
 
+// ------------------------------------------------------------ random numbers: the CPU's, under the device's name
+
+struct Numbers final : c10::GeneratorImpl {
+  at::Generator cpu = at::detail::createCPUGenerator();
+
+  Numbers() : c10::GeneratorImpl(DEVICE, c10::DispatchKeySet(c10::DispatchKey::CUDA)) {}
+  void set_current_seed(uint64_t seed) override { cpu.set_current_seed(seed); }
+  void set_offset(uint64_t offset) override { cpu.set_offset(offset); }
+  uint64_t get_offset() const override { return cpu.get_offset(); }
+  uint64_t current_seed() const override { return cpu.current_seed(); }
+  uint64_t seed() override { return cpu.seed(); }
+  void set_state(const c10::TensorImpl& state) override { cpu.unsafeGetGeneratorImpl()->set_state(state); }
+  c10::intrusive_ptr<c10::TensorImpl> get_state() const override { return cpu.unsafeGetGeneratorImpl()->get_state(); }
+
+  GeneratorImpl* clone_impl() const override {
+    auto* copy = new Numbers();
+    copy->cpu = cpu.clone();
+    return copy;
+  }
+};
+
 // ------------------------------------------------------------ what PyTorch asks of a device
 
 struct Guard final : c10::impl::DeviceGuardImplInterface {
@@ -152,6 +174,7 @@ struct Hooks final : at::CUDAHooksInterface {
   bool isPinnedPtr(const void* place) const override { return PinnedMemory::holds(place); }
   c10::Allocator* getPinnedMemoryAllocator() const override { return &pinned_memory; }
   c10::Device getDeviceFromPtr(void*) const override { return DEVICE; }
+  at::Generator getNewGenerator(c10::DeviceIndex) const override { return at::make_generator<Numbers>(); }
   void deviceSynchronize(c10::DeviceIndex) const override {}
 };
 
@@ -362,6 +385,10 @@ c10::IValue as_the_cpu_sees(const c10::IValue& value, Places& places) {
     for (const optional<Tensor>& one : value.toOptionalTensorVector())
       all.push_back(one ? optional<Tensor>(places.seen(*one)) : std::nullopt);
     return all;
+  }
+  if (value.isGenerator() && value.toGenerator().device().is_cuda()) {
+    places.there = true;
+    return static_cast<Numbers*>(value.toGenerator().unsafeGetGeneratorImpl())->cpu;
   }
   if (value.isDevice() && value.toDevice().is_cuda()) {
     places.there = true;

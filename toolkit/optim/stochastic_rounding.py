@@ -32,8 +32,8 @@ def rounded_to_bf16(values: Tensor, random: torch.Generator, part: Part | None =
     bits, shape = values.view(torch.int32), part.shape if part else values.shape
     noise = torch.randint(0, 1 << 16, shape, dtype=torch.int32, device=bits.device, generator=random)
     noise = noise[part.start : part.stop] if part else noise
-    rounded = (bits + noise).bitwise_and_(-(1 << 16)).view(torch.float32)
-    return torch.where(values.isfinite(), rounded, values).to(torch.bfloat16)
+    rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
+    return torch.where(values.isfinite(), rounded, values, out=rounded).to(torch.bfloat16)
 
 
 class RoundedOptimizer:
@@ -70,8 +70,9 @@ class RoundedOptimizer:
         stand_in = self._stand_ins[parameter]
         stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
         self._single.step(stand_in)
+        stand_in.grad = None
         parameter.copy_(rounded_to_bf16(stand_in.data, self._generator(parameter), self._parts[parameter]))
-        stand_in.data, stand_in.grad = stand_in.data.new_empty(0), None
+        stand_in.data = stand_in.data.new_empty(0)
 
     def _generator(self, parameter: nn.Parameter) -> torch.Generator:
         state = self.inner.state[self._stand_ins[parameter]]

@@ -103,6 +103,15 @@ def test_a_model_that_is_trained_itself_takes_its_weights_gradients_and_moments(
     assert taken(small, "weights") == pytest.approx(2 * 20.43, abs=0.1)
 
 
+def test_a_step_within_the_backward_pass_has_its_copies_beside_the_activations() -> None:
+    frugal = {"full_bf16": True, "optimizer": "adafactor", "max_grad_norm": 0, "gradient_checkpointing": "none"}
+    within = plan(network={"type": "full"}, train=frugal | {"fused_backward_pass": True})
+    # Four of the largest weight in float32: what makes six modulations of each block out of the embedded time.
+    assert taken(within, "copies for the step") == pytest.approx(4 * 4 * 3072 * 6 * 3072 / GB, rel=0.01)
+    assert taken(within, "activations") > 30
+    assert taken(plan(network={"type": "full"}, train=frugal), "copies for the step") == 0
+
+
 # ------------------------------------------------------------ what decides activations
 
 
