@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import resource
 import socket
@@ -14,6 +15,9 @@ from pathlib import Path
 from typing import Any
 
 counters: list[Callable[[], int]] = []
+
+at_end: list[Callable[[], None]] = []
+"""Called when the job is over."""
 
 
 def largest_file(size: int) -> None:
@@ -44,11 +48,20 @@ def environment(values: dict[str, str]) -> None:
     os.environ.update(values)
 
 
-def cuda(library: str) -> None:
-    """There is a CUDA device, see tests/stand_in_cuda."""
+def cuda(library: str, waits: str = "") -> None:
+    """There is a CUDA device, see tests/stand_in_cuda. waits: a file for what the host waited for, and how often."""
     from tests.stand_in_cuda import install
 
-    install(Path(library))
+    device = install(Path(library))
+    if waits:
+        at_end.append(lambda: Path(waits).write_text(json.dumps(device.waited_for())))
+
+
+def fetch_by_steps_only() -> None:
+    """Numbers are fetched after as many steps as ever, however slow these are."""
+    from toolkit.train import results
+
+    results.FETCH_AFTER_S = float("inf")
 
 
 def slow(place: str, seconds: float) -> None:

@@ -166,6 +166,8 @@ def become_the_job(order: dict) -> int:
     for name, *arguments in order["faults"]:
         getattr(faults, name)(*arguments)
     code = import_module(order["main"]).main(order["arguments"])
+    for work in faults.at_end:
+        work()
     sys.stdout.flush()
     sys.stderr.flush()
     return code

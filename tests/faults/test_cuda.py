@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -137,6 +138,32 @@ def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
     job.change(resume=4)
     assert "going on from" in job.run(faults=device)
     assert (job.folder / "job.safetensors").read_bytes() == whole
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {"model": INT8 | {"int8_matmul": True}}, {"network": {"dropout": 0.0}, "model": {"blocks_to_swap": 2}}],
+    ids=["as it is", "int8, multiplied in int8", "swapped"],
+)
+def test_no_step_waits_for_the_device(
+    here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict
+) -> None:
+    """Thirty more steps have the host wait three times more: when their numbers are fetched."""
+    for name, values in settings.items():
+        here.section[name] = {**here.section[name], **values}
+    here.section["model"]["modulation_table"] = False  # it is filled again now and then
+    here.section.pop("sample")
+    here.change(save__save_every=0)
+    waited = []
+    job = there(here)
+    for steps in (1, 10, 40):  # the first fills the cache
+        job.change(train__steps=steps)
+        file = job.cwd / f"{steps}.json"
+        shutil.rmtree(job.folder, ignore_errors=True)
+        job.run(faults=[(*device[0], str(file)), ("fetch_by_steps_only",)])
+        waited.append(json.loads(file.read_text()))
+    _, few, many = waited
+    assert {what: many[what] - few.get(what, 0) for what in many} == dict.fromkeys(many, 0) | {"copy to the host": 3}
 
 
 # ------------------------------------------------------------ its memory
