@@ -234,6 +234,9 @@ class CopiesOf:
         tensor = torch.empty(host.shape, dtype=host.dtype)
         return lambda: tensor
 
+    def let_go(self) -> None:
+        """Nothing is held."""
+
 
 def symmetric(base: Tensor, dtype: torch.dtype, axis: int, scale: Tensor) -> Tensor:
     """What quanto's operation does, which PyTorch cannot look into."""

@@ -45,6 +45,7 @@ WITHOUT_MIRROR = {
     "tests/benchmarks/test_readme.py": "the commands that benchmarks/README.md gives",
     "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",
     "tests/extensions/sd_trainer/test_matrix.py": "whole jobs, every kind with every other",
+    "tests/faults/test_cuda.py": "whole jobs on a CUDA device that is none",
     "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
     "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",
     "tests/faults/test_going_on.py": "whole jobs that go on from what is there",

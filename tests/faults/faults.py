@@ -48,13 +48,17 @@ def environment(values: dict[str, str]) -> None:
     os.environ.update(values)
 
 
-def cuda(library: str, waits: str = "") -> None:
-    """There is a CUDA device, see tests/stand_in_cuda. waits: a file for what the host waited for, and how often."""
+def cuda(library: str, report: str = "", total: int = 80 * 2**30) -> None:
+    """There is a CUDA device, see tests/stand_in_cuda. total: bytes of its memory.
+
+    report: a file for what the host `waited` for, how often, and the `most` bytes in use since training began.
+    """
     from tests.stand_in_cuda import install
 
-    device = install(Path(library))
-    if waits:
-        at_end.append(lambda: Path(waits).write_text(json.dumps(device.waited_for())))
+    device = install(Path(library), total)
+    if report:
+        write = Path(report).write_text
+        at_end.append(lambda: write(json.dumps({"waited": device.waited_for(), "most": device.most()})))
 
 
 def fetch_by_steps_only() -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import json
+import re
 import shutil
 import subprocess
 import sys
@@ -161,7 +162,7 @@ def test_no_step_waits_for_the_device(
         file = job.cwd / f"{steps}.json"
         shutil.rmtree(job.folder, ignore_errors=True)
         job.run(faults=[(*device[0], str(file)), ("fetch_by_steps_only",)])
-        waited.append(json.loads(file.read_text()))
+        waited.append(json.loads(file.read_text())["waited"])
     _, few, many = waited
     assert {what: many[what] - few.get(what, 0) for what in many} == dict.fromkeys(many, 0) | {"copy to the host": 3}
 
@@ -205,9 +206,62 @@ def test_the_plan_says_what_is_taken_there(
     job = Job(nursery, tmp_path, {**section, "device": "cuda:0", "training_folder": "output"})
     job.change(train__steps=1)
     job.run(faults=device)
+    found = memory_event(job)
+    assert found["predicted_bytes"] == pytest.approx(found["measured_bytes"], rel=0.07)
+
+
+def memory_event(job: Job) -> dict:
     events = [json.loads(line) for line in (job.folder / "events.jsonl").read_text().splitlines()]
     [found] = [event for event in events if event["event"] == "memory"]
-    assert found["predicted_bytes"] == pytest.approx(found["measured_bytes"], rel=0.07)
+    return found
+
+
+@pytest.fixture
+def on_less(
+    here: Job, there: Callable[[Job], Job], device: list[Fault]
+) -> Callable[..., tuple[str, list[list[float]]]]:
+    """Runs the small job on all there is, then on a little less than it took, or less than a share of that.
+
+    Returns what the second one prints, and the losses of both.
+    """
+
+    def run(share: float = 1.0, **settings: object) -> tuple[str, list[list[float]]]:
+        here.section.pop("sample")
+        here.section["network"].pop("dropout")  # drawn for each part of a batch
+        here.change(train__batch_size=3, train__gradient_accumulation=1, **settings)
+        job = there(here)
+        losses, report, total = [], job.cwd / "report.json", 80 * 2**30
+        for _ in range(2):
+            shutil.rmtree(job.folder, ignore_errors=True)
+            output = job.run(faults=[(*device[0], str(report), total)])
+            losses.append([line["loss"] for line in job.metrics()])
+            most = json.loads(report.read_text())["most"]
+            assert most <= total
+            total = int(share * most) - 4096
+        return output, losses
+
+    return run
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"train__gradient_checkpointing": "full"},
+        {"train__gradient_checkpointing": "full_offload", "model__blocks_to_swap": 3},
+        {"train__gradient_checkpointing": "none", "model__modulation_table": True},
+    ],
+    ids=["all computed again", "offloaded and swapped", "all kept, table"],
+)
+def test_a_batch_that_does_not_fit_is_trained_in_halves(on_less, settings: dict) -> None:
+    """What the failed attempt took is given back: halves need most of it."""
+    _, (whole, halved) = on_less(**settings)
+    assert halved == pytest.approx(whole, rel=1e-5)
+
+
+def test_auto_takes_the_level_that_fits(on_less) -> None:
+    output, (roomy, tight) = on_less(share=0.75, train__gradient_checkpointing="auto")
+    assert re.search("gradient_checkpointing auto: (cheap|keep_attention|full)", output)
+    assert tight == pytest.approx(roomy, rel=1e-5)
 
 
 # ------------------------------------------------------------ what the device notices

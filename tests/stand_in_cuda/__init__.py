@@ -28,7 +28,7 @@ from torch.utils import cpp_extension
 SOURCE = Path(__file__).with_name("device.cpp")
 COMPILER = shutil.which(os.environ.get("CXX", "c++"))
 TOTAL = 80 * 2**30
-"""Bytes the device says it has."""
+"""Bytes the device has, unless it is given less."""
 
 
 def built() -> Path:
@@ -57,10 +57,14 @@ def compilation(library: Path) -> list[str]:
     ]
 
 
-def install(library: Path) -> Any:
-    """Loads what `built` made, and puts what Python asks of the device in the place of `torch.cuda`'s own functions."""
+def install(library: Path, total: int = TOTAL) -> Any:
+    """Loads what `built` made, and puts what Python asks of the device in the place of `torch.cuda`'s own functions.
+
+    total: bytes of memory; to ask for more than is left raises torch.OutOfMemoryError.
+    """
     Stream.device = device = loaded(library)
-    for name, stand_in in replacements(device).items():
+    device.set_limit(total)
+    for name, stand_in in replacements(device, total).items():
         setattr(torch.cuda, name, stand_in)
     return device
 
@@ -107,7 +111,7 @@ class Stream:
         self.record_event().synchronize()
 
 
-def replacements(device: Any) -> dict[str, Any]:
+def replacements(device: Any, total: int) -> dict[str, Any]:
     """What `torch.cuda` is asked for, by name."""
 
     @contextmanager
@@ -126,12 +130,12 @@ def replacements(device: Any) -> dict[str, Any]:
         "empty_cache": lambda: None,
         "get_device_capability": lambda _=None: (9, 0),
         "get_device_name": lambda _=None: "stand-in",
-        "get_device_properties": lambda _=None: SimpleNamespace(total_memory=TOTAL, name="stand-in"),
+        "get_device_properties": lambda _=None: SimpleNamespace(total_memory=total, name="stand-in"),
         "get_rng_state": lambda _=None: torch.get_rng_state(),
         "is_available": lambda: True,
         "is_initialized": lambda: True,
         "max_memory_allocated": lambda _=None: device.most(),
-        "mem_get_info": lambda _=None: (TOTAL - device.in_use(), TOTAL),
+        "mem_get_info": lambda _=None: (total - device.in_use(), total),
         "memory_allocated": lambda _=None: device.in_use(),
         "memory_reserved": lambda _=None: device.in_use(),
         "reset_peak_memory_stats": lambda _=None: device.forget_most(),

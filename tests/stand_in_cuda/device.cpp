@@ -48,7 +48,7 @@ using Lock = std::lock_guard<std::recursive_mutex>;
 
 // ------------------------------------------------------------ memory
 
-int64_t in_use = 0, most = 0;
+int64_t in_use = 0, most = 0, limit = INT64_MAX;
 
 size_t rounded(size_t bytes) { return std::max(ALIGNMENT, (bytes + ALIGNMENT - 1) / ALIGNMENT * ALIGNMENT); }
 
@@ -60,6 +60,8 @@ struct DeviceMemory final : c10::Allocator {
   c10::DataPtr allocate(size_t bytes) override {
     Lock lock(everything);
     size_t size = rounded(bytes);
+    TORCH_CHECK_WITH(OutOfMemoryError, in_use + static_cast<int64_t>(size) <= limit,
+                     "CUDA out of memory. Tried to allocate ", size, " bytes beside ", in_use, " of ", limit);
     auto& here = unused()[size];
     void* memory = here.empty() ? std::aligned_alloc(ALIGNMENT, size) : here.back();
     if (!here.empty()) here.pop_back();
@@ -477,6 +479,7 @@ PYBIND11_MODULE(TORCH_EXTENSION_NAME, module) {
   new (const_cast<at::CUDAHooksInterface*>(&at::detail::getCUDAHooks())) Hooks();
   module.def("in_use", [] { return in_use; });
   module.def("most", [] { return most; });
+  module.def("set_limit", [](int64_t bytes) { limit = bytes; });
   module.def("forget_most", [] { most = in_use; });
   module.def("current", [] { return current; });
   module.def("enter", [](int64_t stream) { std::swap(current, stream); return stream; });

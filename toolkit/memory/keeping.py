@@ -27,7 +27,9 @@ def keeping(rule: Rule) -> Iterator[None]:
 
 def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
     kept = (rule(tensor) for rule in reversed(_rules))
-    return next((give_back for give_back in kept if give_back is not None), tensor)
+    # Not the tensor itself: an operation's own output would keep the operation, and that the output. Only a backward
+    # pass ends that; of one that memory ran out before, nothing would ever be given back.
+    return next((give_back for give_back in kept if give_back is not None), tensor.detach())
 
 
 def _unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:

@@ -31,6 +31,9 @@ class Copies(Protocol):
     def back(self, host: Tensor) -> Callable[[], Tensor]:
         """Begins a copy to the device; calling what is returned makes sure that it is there."""
 
+    def let_go(self) -> None:
+        """Nothing more is copied out for now: what leaves is no longer needed once its copy is made."""
+
 
 class Leaving:
     """Holds what is being copied out until the block after the next one begins, which waits for the copy."""
@@ -75,8 +78,11 @@ class CudaCopies:
         self._leaving.hold(tensor, partial(self._wait, copied))
         return host
 
-    def back(self, host: Tensor) -> Callable[[], Tensor]:
+    def let_go(self) -> None:
         self._leaving.let_go()
+
+    def back(self, host: Tensor) -> Callable[[], Tensor]:
+        self.let_go()
         tensor = torch.empty_like(host, device=self._device)
         # Until nobody writes any more to the memory that this tensor was given, and it has arrived on the host.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
@@ -145,8 +151,12 @@ class Offload:
             self._copies.begin_block()
             given = _Given(self._copies, self._latest())
             self._latest = weakref.ref(given)  # what has gone backward already is of no interest
-            with keeping(lambda tensor: given.keep(tensor) if _memory(tensor) in handed_on else None):
-                return run(block, *tensors)
+            try:
+                with keeping(lambda tensor: given.keep(tensor) if _memory(tensor) in handed_on else None):
+                    return run(block, *tensors)
+            except torch.OutOfMemoryError:
+                self._copies.let_go()  # no block follows that would
+                raise
 
         return run_offloaded
 

@@ -7,6 +7,7 @@ for the device: what is known there only is fetched by `results`.
 
 from __future__ import annotations
 
+import gc
 import itertools
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import suppress
@@ -155,7 +156,7 @@ def probe(run: Run, batch: Batch, step_fn: TrainStep, save_more: Callable[[], bo
                 said = f"the largest batch ({len(batch)} images) fits only in halves: it takes longer."
                 return f"{said} {run.memory_advice}"
     finally:
-        _free_memory(run)
+        _discard(run)
     return None
 
 
@@ -171,7 +172,9 @@ def _fits(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
 
 
 def _free_memory(run: Run) -> None:
+    """Gives back what a pass has left that was broken off."""
     _discard(run)
+    gc.collect()  # a block that was being computed again is held by a ring of references
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 

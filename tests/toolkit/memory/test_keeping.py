@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+
+import pytest
 import torch
 
 from toolkit.memory.keeping import keeping
@@ -29,3 +32,17 @@ def test_inner_rules_go_first_and_outer_ones_still_count() -> None:
     assert a.grad.tolist() == [13 * 5] * 2  # by what was given back in place of b
     assert b.grad.tolist() == [12 * 5] * 2
     assert c.grad.tolist() == [6] * 2
+
+
+@pytest.mark.parametrize("operation", [torch.sigmoid, lambda x: torch.softmax(x, 0), torch.exp])
+def test_what_was_kept_for_a_backward_pass_that_never_comes_is_let_go(operation) -> None:
+    """Operations that keep their own output would otherwise keep it for ever, and all that led to it."""
+    start = torch.ones(3, requires_grad=True)
+
+    def tensors_after_a_pass() -> int:
+        with keeping(lambda tensor: None):
+            operation(start * 2)
+        gc.collect()
+        return sum(type(thing) is torch.Tensor for thing in gc.get_objects())
+
+    assert tensors_after_a_pass() == tensors_after_a_pass()

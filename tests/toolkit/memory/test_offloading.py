@@ -10,8 +10,9 @@ import weakref
 from collections.abc import Callable
 from functools import partial
 
+import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
 from toolkit.config.compile import CompileConfig
@@ -39,6 +40,9 @@ class WrittenDown:
         self.hosts.append(weakref.ref(host))
         return host
 
+    def let_go(self) -> None:
+        self.log.append(("let go", 0))
+
     def back(self, host: Tensor) -> Callable[[], Tensor]:
         number = next(n for n, ref in enumerate(self.hosts) if ref() is host)
         self.log.append(("back", number))
@@ -63,6 +67,17 @@ def test_gradients_are_the_same_bits() -> None:
     copies = WrittenDown()
     assert same(offloaded(copies).gradients(steps=2), Stack(count=BLOCKS).gradients(steps=2))
     assert len(copies.hosts) == 2 * (BLOCKS - 1)  # the first block was given nothing that needs a gradient
+
+
+def test_what_leaves_is_let_go_when_memory_runs_out() -> None:
+    copies = WrittenDown()
+
+    def full(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+        raise torch.OutOfMemoryError
+
+    with pytest.raises(torch.OutOfMemoryError):
+        Offload(copies, is_elsewhere=lambda tensor: True)(full)(nn.Identity(), torch.ones(2, requires_grad=True))
+    assert copies.log[-1] == ("let go", 0)
 
 
 def test_each_comes_back_while_its_successor_goes_backward() -> None:
