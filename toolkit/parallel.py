@@ -73,6 +73,8 @@ class Team:
         self._done_alone = 0
         self.follow: Callable[[Any], None] | None = None
         """What this process does when the first one leads."""
+        self.memory_advice = ""
+        """What the user can change when memory runs out in an exchange, most effective first."""
 
     def open(self, minutes: float = 0) -> None:
         """Connects the processes. minutes: how long one exchange may take; 0: as long as torch says (30 minutes)."""
@@ -161,9 +163,10 @@ class Team:
         import torch.distributed as dist
 
         each = rows_each(part.shape[0], self.size)
-        padded = own.new_zeros(each, *part.shape[1:])  # all have to send as much
+        with self._telling_of_memory():
+            padded = own.new_zeros(each, *part.shape[1:])  # all have to send as much
+            joined = own.new_empty(each * self.size, *part.shape[1:]) if self.is_first else None
         padded[: len(own)] = own
-        joined = own.new_empty(each * self.size, *part.shape[1:]) if self.is_first else None
         self.exchange(dist.gather, padded, None if joined is None else list(joined.chunk(self.size)))
         return None if joined is None else joined[: part.shape[0]]
 
@@ -175,7 +178,8 @@ class Team:
 
         with torch.no_grad():
             for bucket in _buckets(tensors):
-                flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in bucket])
+                with self._telling_of_memory():
+                    flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in bucket])
                 self.exchange(reduce, dist, flat)
                 parts = flat.split([tensor.numel() for tensor in bucket])
                 for tensor, part in zip(bucket, parts, strict=True):
@@ -250,12 +254,26 @@ class Team:
     def exchange(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
         """What `call` gives, which exchanges something with the other processes.
 
-        Raises Lost, or Stopped, when one of them is gone.
+        Raises Lost, or Stopped, when one of them is gone; RunError when this one runs out of memory.
         """
+        with self._telling_of_memory():
+            try:
+                return call(*arguments, **named)
+            except RuntimeError as error:
+                if _is_out_of_memory(error):
+                    raise
+                raise self._loss() from error
+
+    @contextmanager
+    def _telling_of_memory(self) -> Iterator[None]:
+        """What runs out of memory inside the block ends the run with advice."""
         try:
-            return call(*arguments, **named)
+            yield
         except RuntimeError as error:
-            raise self._loss() from error
+            if not _is_out_of_memory(error):
+                raise
+            message = f"out of memory in an exchange with the other processes. {self.memory_advice}"
+            raise RunError(message.rstrip()) from error
 
     def _loss(self) -> BaseException:
         """Why an exchange could not be made; this process is on its way out now."""
@@ -328,6 +346,13 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, SystemExit):
         return error.code if isinstance(error.code, int) else EXIT_FAILURE * bool(error.code)
     return getattr(error, "exit_code", EXIT_FAILURE)
+
+
+def _is_out_of_memory(error: RuntimeError) -> bool:
+    """Of a device. NCCL takes memory by itself, and says so in words only."""
+    import torch
+
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _has_nccl() -> bool:

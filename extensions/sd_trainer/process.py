@@ -80,6 +80,7 @@ class SdTrainerProcess(BaseTrainProcess):
             plan = plan_items(self.section, JobContext(self.job.name), scan, items, self.held_out, machine)
             self.request.check()
             self.team = self.job.team
+            self.team.memory_advice = memory_advice(self.section)
             with self._folder():
                 state = self.team.from_first(self._state_to_begin_with)
                 with copy_output(self.save_root / "log.txt") if self.team.is_first else nullcontext():
@@ -276,7 +277,7 @@ class SdTrainerProcess(BaseTrainProcess):
         uses = sum(item.sample.repeats for item in items)
         step = FlowMatchingStep(adapter, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
         run.stop_asked = lambda: self.request.asked
-        run.memory_advice = memory_advice(self.section)
+        run.memory_advice = self.team.memory_advice
         if self.team.alone:
             run.hooks = [*run.hooks, *self._memory_check(items)]
         if run.state.step < run.steps:

@@ -87,6 +87,17 @@ def fail(place: str, call: int, number: int) -> None:
     _at_call(place, call, raise_it)
 
 
+def run_out_of_memory(place: str, call: int) -> None:
+    """At the n-th call of `module:attribute` the device has none left."""
+
+    def raise_it() -> None:
+        from torch import OutOfMemoryError
+
+        raise OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB.")
+
+    _at_call(place, call, raise_it)
+
+
 def touch_at(place: str, call: int, path: str) -> None:
     """At the n-th call of `module:attribute`, a file appears."""
     _at_call(place, call, lambda: Path(path).touch())

@@ -80,6 +80,15 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
     assert "gone without a word" in (job.folder / "log.txt").read_text()
 
 
+def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> None:
+    first, second = start_together(job, of_second=[("run_out_of_memory", "torch.distributed:all_reduce", 2)])
+    assert first.wait() == second.wait() == 1
+    says = "out of memory in an exchange with the other processes. To save memory, in order of effect: "
+    assert second.errors.startswith(says), second.errors
+    assert first.errors == f"process 1 of 2 failed, so all end: {second.errors}"
+    assert len(job.metrics()) == 1
+
+
 def test_what_the_first_process_ends_ends_in_all(job: Job) -> None:
     job.section["validation"] = {"fraction": 0.4, "every": 2}
     job.section["stop_when"] = {"metric": "loss", "below": 100, "min_steps": 3, "smooth": 2, "check_every": 1}

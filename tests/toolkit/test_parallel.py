@@ -6,9 +6,12 @@ import os
 import signal
 import subprocess
 import sys
+from collections.abc import Callable
+from typing import NoReturn
 
 import pytest
 import torch
+import torch.distributed as dist
 
 from tests.processes import in_processes
 from toolkit.errors import RunError, UserError
@@ -119,8 +122,40 @@ def test_who_hangs_is_given_up_after_the_time_that_was_asked_for() -> None:
     assert "gone without a word" in str(lost)
 
 
-def leave_together(team: Team, errors: list[BaseException | None]) -> tuple[int | None, list[str]]:
-    """Exit code and what was shown, when each process ends by its own of `errors`."""
+ADVICE = "Use less of everything."
+
+OUT_OF_MEMORY = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB."),
+    "NCCL": dist.DistBackendError("NCCL error. Last error:\nCuda failure 2 'out of memory'"),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+@pytest.mark.parametrize("function", ["torch.distributed.all_reduce", "torch.cat"])
+def test_a_process_that_runs_out_of_memory_says_so_with_advice_and_the_others_repeat_it(
+    monkeypatch: pytest.MonkeyPatch, function: str, error: RuntimeError
+) -> None:
+    """The second process has no memory for an exchange, or for what is put together for one."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    def work(team: Team) -> tuple[int | None, list[str]]:
+        team.memory_advice = ADVICE
+        if not team.is_first:
+            monkeypatch.setattr(function, fail)
+        return leave_together(team, [None, None], lambda: team.add_up([torch.ones(2)]))
+
+    first, second = in_processes(2, work)
+    message = f"out of memory in an exchange with the other processes. {ADVICE}"
+    assert second == (1, [message])
+    assert first == (1, [f"process 1 of 2 failed, so all end: {message}"])
+
+
+def leave_together(
+    team: Team, errors: list[BaseException | None], work: Callable[[], object] = lambda: None
+) -> tuple[int | None, list[str]]:
+    """Exit code and what was shown, when each process ends by its own of `errors`, or by what `work` raises."""
     shown: list[str] = []
 
     def report(error: BaseException) -> int:
@@ -131,6 +166,7 @@ def leave_together(team: Team, errors: list[BaseException | None]) -> tuple[int 
         with team.together(report):
             if error := errors[team.rank]:
                 raise error
+            work()
             team.gather("going on")
     except SystemExit as leaving:
         return leaving.code, shown
