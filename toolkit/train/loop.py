@@ -103,10 +103,11 @@ def _gradients_in_halves(
 ) -> WindowLosses | None:
     """`_gradients` with each batch in halves, after an attempt that ran out of memory.
 
-    Raises RunError with advice when that does not fit either, or nothing can be halved.
+    Raises RunError with advice when that does not fit either, or nothing can be halved: in lockstep it would be passes
+    that the other processes do not make.
     """
     _free_memory(run)
-    halves = [half for batch in batches for half in batch.halves()]
+    halves = batches if run.in_lockstep else [half for batch in batches for half in batch.halves()]
     if len(halves) == len(batches):
         raise RunError(_out_of_memory_message(run, batches))
     try:

@@ -395,6 +395,18 @@ def test_a_batch_of_one_cannot_be_halved(toy) -> None:
         train(run, lambda epoch: toy.epoch_batches(epoch)[2:], toy.load, out_of_memory_above(toy, run, 0))
 
 
+def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
+    """The other processes would not make these passes."""
+    run = toy.run(3, hooks=[recorder])
+    run.in_lockstep, run.memory_advice = True, "Use less of everything."
+    step = out_of_memory_above(toy, run, 2)
+    with pytest.raises(RunError, match=r"out of memory .*Use less of everything"):
+        probe(run, next(toy.load(toy.epoch_batches(0))), step)
+    with pytest.raises(RunError, match=r"out of memory .*Use less of everything"):
+        train(run, toy.epoch_batches, toy.load, step)
+    assert recorder.calls == ["start", "error"]
+
+
 @pytest.mark.parametrize(("room", "asked", "says"), [(0, 0, None), (2, 2, None), (5, 3, "only in halves")])
 def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int, asked: int, says) -> None:
     """Memory is short until it was saved `room` times; it can be three times."""
