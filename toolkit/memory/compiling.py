@@ -58,6 +58,8 @@ def compiled(settings: CompileConfig) -> BlockWrapper:
     def wrap(run: RunBlock) -> RunBlock:
         limit = settings.cache_size_limit or FEWEST_PROGRAMS
         torch._dynamo.config.recompile_limit = limit
+        # The program of the backward pass is made with the other: what cannot be compiled is told here, and not there.
+        torch._functorch.config.force_non_lazy_backward_lowering = True
         program = torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
 
         def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
