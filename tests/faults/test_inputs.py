@@ -113,3 +113,13 @@ def test_a_compiler_that_is_not_there_is_named_before_anything_is_encoded(job: J
     job.section["train"]["compile"] = {"enabled": True, "backend": "indcutor"}
     output = job.run(code=2)
     assert "train.compile.backend: PyTorch knows no 'indcutor'" in output and "latents" not in output
+
+
+@pytest.mark.slow
+def test_a_compiled_job_prints_no_warnings(job: Job, tmp_path: Path) -> None:
+    """What is compiled anew, with all that PyTorch has warned of."""
+    job.change(model__quantize=True, model__qtype="float8", train__gradient_checkpointing="cheap")
+    job.change(train__compile={"enabled": True}, train__steps=1, sample=None, network__dropout=0)
+    child = job.start(faults=[("environment", {"TORCHINDUCTOR_CACHE_DIR": str(tmp_path / "inductor")})])
+    assert child.wait(600) == 0, child.output
+    assert child.errors == ""

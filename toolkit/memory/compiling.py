@@ -6,6 +6,8 @@ Names of weights stay as they are, because no module is wrapped, only the functi
 
 from __future__ import annotations
 
+import logging
+import warnings
 from typing import Any
 
 import torch
@@ -55,6 +57,8 @@ def compiled(settings: CompileConfig) -> BlockWrapper:
     What it returns raises RunError where a compiler is missing, or `fullgraph` wants more programs than may be made.
     """
 
+    _keep_quiet()
+
     def wrap(run: RunBlock) -> RunBlock:
         limit = settings.cache_size_limit or FEWEST_PROGRAMS
         torch._dynamo.config.recompile_limit = limit
@@ -73,6 +77,18 @@ def compiled(settings: CompileConfig) -> BlockWrapper:
         return run_program
 
     return wrap
+
+
+def _keep_quiet() -> None:
+    """Silences what PyTorch says of any compiled job, whatever its settings, and nobody who runs one can change."""
+    # A model's rotary embedding multiplies complex numbers: these run as they do uncompiled.
+    warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex operators")
+    # It asks for no in-place operations where checkpointing chooses: none of ours changes what is kept (`stored`).
+    logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_no_reminder_of_in_place)
+
+
+def _is_no_reminder_of_in_place(record: logging.LogRecord) -> bool:
+    return "Detected that context_fn is passed to torch.utils.checkpoint" not in record.getMessage()
 
 
 def _plainly(error: Exception, limit: int) -> str | None:

@@ -220,9 +220,9 @@ class BlockScaled(StoredWeight):
 
 def e4m3_values(codes: Tensor, dtype: torch.dtype) -> Tensor:
     """E4M3 numbers that lie as bytes, in `dtype`."""
-    if codes.device.type != "cpu":
+    if codes.device.type != "cpu" or torch.compiler.is_compiling():
         return codes.view(torch.float8_e4m3fn).to(dtype)
-    # PyTorch converts them one by one on CPUs; looking them up is five times faster.
+    # PyTorch converts them one by one on CPUs, uncompiled; looking them up is five times faster.
     places = codes.view(torch.uint8).flatten().int()
     return _e4m3_table(dtype).index_select(0, places).view(codes.shape)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 import weakref
 
 import pytest
@@ -181,6 +182,9 @@ def test_every_e4m3_byte_has_its_value(dtype: torch.dtype) -> None:
     codes = torch.arange(-128, 128, dtype=torch.int8).view(16, 16)
     expected = codes.view(torch.float8_e4m3fn).to(dtype)
     torch.testing.assert_close(e4m3_values(codes, dtype), expected, rtol=0, atol=0, equal_nan=True)
+    with warnings.catch_warnings(action="error"):
+        found = torch.compile(e4m3_values, backend="eager", fullgraph=True)(codes, dtype)
+    torch.testing.assert_close(found, expected, rtol=0, atol=0, equal_nan=True)
 
 
 @torch.no_grad()
