@@ -67,6 +67,8 @@ def compiled(settings: CompileConfig) -> BlockWrapper:
         program = torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
 
         def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            if settings.dynamic is True:
+                _fix_widths(tensors)
             try:
                 return program(block, *tensors)
             except Exception as error:
@@ -77,6 +79,13 @@ def compiled(settings: CompileConfig) -> BlockWrapper:
         return run_program
 
     return wrap
+
+
+def _fix_widths(tensors: tuple[Tensor | None, ...]) -> None:
+    """Of streams [B, S, D]: the width is the model's and never another, and checkpointing has to know it."""
+    for tensor in tensors:
+        if tensor is not None and tensor.dim() == 3:
+            torch._dynamo.mark_static(tensor, 2)
 
 
 def _keep_quiet() -> None:

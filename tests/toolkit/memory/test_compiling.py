@@ -80,6 +80,17 @@ def test_nothing_is_compiled_after_the_warm_up(level: str) -> None:
     assert counters["stats"]["unique_graphs"] == warm
 
 
+@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full"])
+def test_programs_of_any_size_from_the_first_are_whole_and_made_once(level: str) -> None:
+    settings = CompileConfig(enabled=True, backend="eager", dynamic=True, fullgraph=True)
+    compiled_stack = Stack(dropout=0.0, count=2).wrap(checkpointed(level), compiled(settings))
+    assert close(compiled_stack.gradients(), Stack(dropout=0.0, count=2).gradients())
+    warm = counters["stats"]["unique_graphs"]
+    compiled_stack.gradients(tokens=12)
+    compiled_stack.gradients(tokens=28)
+    assert counters["stats"]["unique_graphs"] == warm and not counters["graph_break"]
+
+
 @pytest.mark.parametrize("level", ["cheap", "keep_attention", "full"])
 def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
     """A block's modulation has one row for each image."""
