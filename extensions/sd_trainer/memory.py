@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from extensions.sd_trainer.memory_work import copies_of_a_step, trained_here, whole_blocks, work_of
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
+from toolkit.errors import RunError
+from toolkit.memory.advice import memory_advice
 from toolkit.memory.block_swap import swapped_blocks
 from toolkit.memory.engine import BlockEngine
 from toolkit.models.families import family_for
@@ -39,6 +42,20 @@ def block_engine(section: Any, adapter: ModelAdapter, device: torch.device, note
         train.compile,
         note,
     )
+
+
+@contextmanager
+def telling_of_memory(section: Any) -> Iterator[None]:
+    """Memory that runs out inside the block, wherever nothing better is known to do, ends the run with advice."""
+    from torch import OutOfMemoryError
+
+    try:
+        yield
+    except OutOfMemoryError as error:
+        reason = (
+            str(error).partition(" GPU ")[0].strip(" .\n") or "Out of memory"
+        )  # then PyTorch tells of its allocator
+        raise RunError(f"{reason}. {memory_advice(section)}") from error
 
 
 def settle(

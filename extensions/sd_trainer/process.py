@@ -15,7 +15,7 @@ from torch import Tensor
 from extensions.sd_trainer.events import EventLog
 from extensions.sd_trainer.frozen import block_quantizer
 from extensions.sd_trainer.int8_products import choose_int8_products
-from extensions.sd_trainer.memory import block_engine, blocks_on_host, settle
+from extensions.sd_trainer.memory import block_engine, blocks_on_host, settle, telling_of_memory
 from extensions.sd_trainer.memory_check import machine_of, memory_hook
 from extensions.sd_trainer.observers import log_of, observers
 from extensions.sd_trainer.plan import plan_items, refuse_full_disk
@@ -81,7 +81,7 @@ class SdTrainerProcess(BaseTrainProcess):
             self.request.check()
             self.team = self.job.team
             self.team.memory_advice = memory_advice(self.section)
-            with self._folder():
+            with self._folder(), telling_of_memory(self.section):
                 state = self.team.from_first(self._state_to_begin_with)
                 with copy_output(self.save_root / "log.txt") if self.team.is_first else nullcontext():
                     self.status = StatusLine()

@@ -258,6 +258,22 @@ def test_a_batch_that_does_not_fit_is_trained_in_halves(on_less, settings: dict)
     assert halved == pytest.approx(whole, rel=1e-5)
 
 
+@pytest.mark.parametrize("share", [0.3, 0.6, 0.8, 0.97], ids=lambda share: f"{share:.0%}")
+@pytest.mark.parametrize("cached", [True, False], ids=["cached", "to be encoded"])
+def test_memory_that_runs_out_anywhere_ends_in_advice(
+    here: Job, there: Callable[[Job], Job], device: list[Fault], cached: bool, share: float
+) -> None:
+    """While pictures are encoded, the model is loaded, in a pass, in the optimizer's first step, in a sample."""
+    here.section["network"] = {"type": "full"}
+    here.change(train__lr=1e-4, train__gradient_checkpointing="full")
+    job, report = there(here), here.cwd / "report.json"
+    job.run(faults=[(*device[0], str(report))])
+    total = int(share * json.loads(report.read_text())["most"])
+    shutil.rmtree(job.cwd / "output" if not cached else job.folder)
+    output = job.run(faults=[(*device[0], "", total)], code=1)
+    assert "out of memory" in output and "To save memory, in order of effect: " in output
+
+
 def test_auto_takes_the_level_that_fits(on_less) -> None:
     output, (roomy, tight) = on_less(share=0.75, train__gradient_checkpointing="auto")
     assert re.search("gradient_checkpointing auto: (cheap|keep_attention|full)", output)
