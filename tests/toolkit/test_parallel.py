@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from typing import NoReturn
 
@@ -169,6 +170,8 @@ def leave_together(
             work()
             team.gather("going on")
     except SystemExit as leaving:
+        if team.is_first:
+            time.sleep(1)  # as long as an interpreter takes to close: what the others look into goes with this process
         return leaving.code, shown
     return 0, shown
 
