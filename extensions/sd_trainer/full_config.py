@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any
 
+from toolkit.config.choices import ONE_BY_ONE
 from toolkit.config.process import Finding, JobContext
 from toolkit.optim.choice import is_schedule_free
 
@@ -14,9 +15,6 @@ RESERVED_NAMES = ("state", "samples", "control", "superseded")
 OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
                "scale_weight_norms")  # fmt: skip
 """Keys of `network` that describe an adapter; the LoKr ones are told anyway."""
-
-ONE_BY_ONE = ("adamw", "adam", "sgd", "adafactor")
-"""Optimizers known to step a parameter by nothing but its own gradient and state."""
 
 
 def check_full(section: Any, job: JobContext) -> Iterable[Finding]:

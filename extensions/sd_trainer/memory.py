@@ -6,11 +6,10 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
-from extensions.sd_trainer.memory_work import copies_of_a_step, trained_here, whole_blocks, work_of
+from extensions.sd_trainer.memory_work import copies_within_backward, trained_here, whole_blocks, work_of
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.memory.advice import memory_advice
 from toolkit.memory.block_swap import swapped_blocks
 from toolkit.memory.engine import BlockEngine
 from toolkit.models.families import family_for
@@ -45,17 +44,16 @@ def block_engine(section: Any, adapter: ModelAdapter, device: torch.device, note
 
 
 @contextmanager
-def telling_of_memory(section: Any) -> Iterator[None]:
+def telling_of_memory(advice: str) -> Iterator[None]:
     """Memory that runs out inside the block, wherever nothing better is known to do, ends the run with advice."""
     from torch import OutOfMemoryError
 
     try:
         yield
     except OutOfMemoryError as error:
-        reason = (
-            str(error).partition(" GPU ")[0].strip(" .\n") or "Out of memory"
-        )  # then PyTorch tells of its allocator
-        raise RunError(f"{reason}. {memory_advice(section)}") from error
+        # After the GPU's name PyTorch tells of its allocator.
+        reason = str(error).partition(" GPU ")[0].strip(" .\n") or "Out of memory"
+        raise RunError(f"{reason}. {advice}") from error
 
 
 def settle(
@@ -77,5 +75,5 @@ def settle(
     facts = family_for(section.model).footprint(folder)
     work = work_of(section, facts, trained, adapter.tokens(largest), on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
-    within = copies_of_a_step(section.train, trained) if section.train.fused_backward_pass else 0
+    within = copies_within_backward(section.train, trained)
     engine.settle(work, needed=to_come + within + sum(whole_blocks(section, facts)), gather=gather)

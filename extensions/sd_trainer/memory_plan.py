@@ -21,6 +21,7 @@ from extensions.sd_trainer.memory_work import (
     FLOAT,
     NUMBER_BYTES,
     copies_of_a_step,
+    copies_within_backward,
     images_at_once,
     sharers,
     trained_bytes,
@@ -186,13 +187,12 @@ class _Job:
         optimizer: bytes of its state before; it is made where there is none. rows: of the modulation table.
         """
         activations, gradients = step_peak(self.work, self.level, self.gaps)
-        copies = copies_of_a_step(self.train, self._counted)
-        within, after = copies if self.train.fused_backward_pass else 0, max(self._exchange, copies)
+        after = max(self._exchange, copies_of_a_step(self.train, self._counted))
         work = {
             **self._with_gaps(activations),
             "gradients": gradients,
             "gradients of a block": self.whole_blocks[1],
-            "copies for the step": within,
+            "copies for the step": copies_within_backward(self.train, self._counted),
         }
         if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
             work = {"gradients": self.work.gradients, "copies for the step": after, "optimizer": self.optimizer}

@@ -55,10 +55,14 @@ def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_ca
 
 
 def copies_of_a_step(train: Any, trained: Trained) -> int:
-    """Bytes of float32 copies while an optimizer steps one weight after the other; with `train.fused_backward_pass`
-    beside the activations."""
+    """Bytes of float32 copies while an optimizer steps one weight after the other."""
     in_place = train.optimizer in STEPS_IN_PLACE and not train.full_bf16
     return 0 if in_place else STEPPING_COPIES * FLOAT * trained.largest
+
+
+def copies_within_backward(train: Any, trained: Trained) -> int:
+    """Those of them that are there beside the activations."""
+    return copies_of_a_step(train, trained) if train.fused_backward_pass else 0
 
 
 def sharers(train: Any) -> int:

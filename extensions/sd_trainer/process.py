@@ -81,7 +81,7 @@ class SdTrainerProcess(BaseTrainProcess):
             self.request.check()
             self.team = self.job.team
             self.team.memory_advice = memory_advice(self.section)
-            with self._folder(), telling_of_memory(self.section):
+            with self._folder(), telling_of_memory(self.team.memory_advice):
                 state = self.team.from_first(self._state_to_begin_with)
                 with copy_output(self.save_root / "log.txt") if self.team.is_first else nullcontext():
                     self.status = StatusLine()

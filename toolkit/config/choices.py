@@ -64,6 +64,9 @@ AutoOrBool = Annotated[
 """true, false, or "auto": the program decides."""
 
 
+ONE_BY_ONE = ("adamw", "adam", "sgd", "adafactor")
+"""Optimizers known to step a parameter by nothing but its own gradient and state."""
+
 CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload")
 """Of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the device."""
 

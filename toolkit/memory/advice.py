@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any
 
+from toolkit.config.choices import ONE_BY_ONE
 from toolkit.place import place_of
 
 OF_ONE_PROCESS = frozenset({"fused_backward_pass"})
@@ -19,9 +20,6 @@ SMALLER = 0.75
 
 EIGHT_BIT = {"adamw": "adamw8bit", "adam": "adam8bit"}
 """Optimizers, and the same with a quarter of their state."""
-
-ONE_BY_ONE = ("adafactor", "adamw", "adam", "sgd")
-"""Optimizers that can step one parameter after the other."""
 
 SWAPPED = 30
 """Blocks that are advised to wait in the main memory: half of the published model's."""
