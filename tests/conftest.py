@@ -106,6 +106,24 @@ def pipeline(tiny_model: Path):
     return load_pipeline(tiny_model)
 
 
+@pytest.fixture(scope="session")
+def unit_gain_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with weights in which every input is plainly seen (see `write_unit_gain`). Read only."""
+    from tests.diffusers_reference import write_unit_gain
+
+    folder = tmp_path_factory.mktemp("models") / "unit_gain"
+    write_unit_gain(folder, tiny_model)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def unit_gain_pipeline(unit_gain_model: Path):
+    """diffusers' own pipeline over it, as `pipeline`."""
+    from tests.diffusers_reference import load_pipeline
+
+    return load_pipeline(unit_gain_model)
+
+
 @pytest.fixture
 def make_pictures() -> Callable[..., Path]:
     """Writes small smooth pictures `<stem>.png` with captions into a folder, all different, and returns the folder."""

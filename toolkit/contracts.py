@@ -282,6 +282,13 @@ class ModelAdapter(ABC):
     ) -> Tensor:
         """Velocity [B, C, H, W] (noise - image) at noise fraction t in [0, 1], 1 = pure noise."""
 
+    def sampling_level(self, t_B: Tensor) -> Tensor:
+        """The noise level that the family's own pipeline tells the model for the noise fraction t [B], float32.
+
+        It may differ by the rounding of that pipeline; training tells the model t itself.
+        """
+        return t_B
+
     @abstractmethod
     def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Classifier-free guidance as this family's own pipeline combines the two velocities."""

@@ -13,7 +13,7 @@ from toolkit.data.folder import Scan
 from toolkit.errors import UserError
 from toolkit.files import sha256_of, write_json
 from toolkit.redact import black_out_data
-from toolkit.train.changes import Change, changes
+from toolkit.train.changes import REVISION, Change, changes, corrections
 from toolkit.train.checkpoint import load_state
 from toolkit.train.resume import supersede
 from toolkit.train.run import Run
@@ -28,7 +28,7 @@ class Resumption:
 
     state: Path | None
     record: dict[str, Any]
-    """What every state of this run keeps of the job: its settings and the digest of its dataset."""
+    """What every state of this run keeps: the job's settings, the digest of its dataset, the program's revision."""
 
     found: Fingerprint
     new_optimizer: bool = False
@@ -52,12 +52,14 @@ class Resumption:
             settings["model"]["accuracy_recovery_adapter"] = f"sha256 {sha256_of(Path(recovery).expanduser())}"
         # What is recorded has no secrets in it, so neither has what is compared with it.
         settings = black_out_data(settings, by_key=True)
-        record = {"settings": settings, "dataset": digest_of(found)}
+        record = {"settings": settings, "dataset": digest_of(found), "revision": REVISION}
         if state is None:
             return cls(None, record, found)
         document = read_document(state)
         given = section.model_dump(mode="json", exclude_unset=True)
         differing = changes(black_out_data(document["settings"], by_key=True), settings, given)
+        has_references = any(sample.controls for sample in scan.samples)
+        differing += corrections(document.get("revision", 1), settings["train"], has_references)
         _judge(state, differing, allow_change, note)
         return cls(
             state,
@@ -104,8 +106,9 @@ def _judge(state: Path, differing: list[Change], allow_change: bool, note: Note)
     serious = [change for change in differing if change.kind == "changes the result"]
     if serious and not allow_change:
         raise UserError(
-            f"{state} was made by a job that differs in what changes the result:\n{_listed(serious)}\n"
-            "Restore them, add --allow-change to go on with the new values, or give the job another name."
+            f"{state} was made by a job, or an earlier version of this program, that differs in what changes the "
+            f"result:\n{_listed(serious)}\n"
+            "Restore the settings, add --allow-change to go on with the new values, or give the job another name."
         )
     for change in differing:
         note(f"changed since the last run: {change}")

@@ -28,6 +28,10 @@ from toolkit.errors import RunError
 FORMAT = 1
 """Part of every key: raised when the way from file to tensor changes, so that old entries are not used."""
 
+PROMPT_FORMAT = 2
+"""FORMAT of texts seen with pictures, or with special tokens spelled out in them, since picture tokens have their
+three-dimensional positions and special tokens of a prompt are plain text."""
+
 _TENSOR = "tensor"
 
 
@@ -88,7 +92,9 @@ class ItemEncoder:
     def text(self, sample: Sample, prompt: str, stores: Stores) -> Entry:
         """Embeddings [L, D] of the prompt seen with the sample's references."""
         digests = [file_digest(path) for path in sample.controls]
-        key = self._key("text_encoder", "text", sample, digests, prompt=prompt)
+        changed = bool(digests) or "<|" in prompt
+        made = {"format": PROMPT_FORMAT} if changed else {}
+        key = self._key("text_encoder", "text", sample, digests, prompt=prompt, **made)
         what = f"text of {sample.image}"
         return Entry(what, stores.text, key, lambda: self.encode_prompt(prompt, sample))
 
@@ -127,8 +133,7 @@ class ItemEncoder:
             background=sample.background if source else "",
             encoder=self._identity(part),
             dtype=str(self._dtype),
-            format=FORMAT,
-            **parts,
+            **{"format": FORMAT, **parts},
         )
 
 

@@ -1,11 +1,13 @@
-"""What a job changed since the state it would go on from, and whether that may be. Pure; imports no torch.
+"""What changed since the state a job would go on from, in the job or the program, and whether that may be.
+
+Pure; imports no torch.
 
 Keys are dotted paths of the typed section, `datasets[0].folder_path` style; anything not named here changes the result.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any, Literal
@@ -71,6 +73,56 @@ class Change:
 
     def __str__(self) -> str:
         return f"{self.key}: {self.old!r} -> {self.new!r}"
+
+
+REVISION = 2
+"""Recorded with every state; raised when the same job computes something else. What, and for whom: `CORRECTIONS`."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Something that the program computed otherwise before a revision, for the jobs that it concerns."""
+
+    revision: int
+    what: str
+    old: str
+    new: str
+    concerns: Callable[[Mapping[str, Any], bool], bool]
+    """Given the train section as plain data, and whether any image has references."""
+
+
+CORRECTIONS = (
+    Correction(
+        2,
+        "picture positions in the text encoder",
+        "one-dimensional, which the model was not made with",
+        "three-dimensional",
+        lambda _, has_references: has_references,
+    ),
+    Correction(
+        2,
+        "loss weights of timestep_type weighted",
+        "52 of the 1000 published ones, interpolated",
+        "all 1000",
+        lambda train, _: train.get("timestep_type") == "weighted",
+    ),
+    Correction(
+        2,
+        "noise levels of linear_timesteps",
+        "drawn by timestep_type",
+        "drawn evenly, as in ai-toolkit",
+        lambda train, _: bool(train.get("linear_timesteps") or train.get("linear_timesteps2")),
+    ),
+)
+
+
+def corrections(revision: int, train: Mapping[str, Any], has_references: bool) -> list[Change]:
+    """What this program computes otherwise for such a job than the one that recorded `revision`."""
+    return [
+        Change(correction.what, correction.old, correction.new, "changes the result")
+        for correction in CORRECTIONS
+        if correction.revision > revision and correction.concerns(train, has_references)
+    ]
 
 
 def changes(old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> list[Change]:

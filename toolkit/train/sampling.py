@@ -99,6 +99,7 @@ class Sampler:
         def velocity(x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
             if self.stop_asked():
                 raise SamplingStopped
+            t_B = self.adapter.sampling_level(t_B)
             cond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, positive, references)
             if negative is None:
                 return cond_BCHW
@@ -106,7 +107,7 @@ class Sampler:
             return self.adapter.guide(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
         levels = self._sigmas(item)
-        self.adapter.announce(levels[:-1].tolist())  # the last one is the picture itself
+        self.adapter.announce(self.adapter.sampling_level(levels[:-1]).tolist())  # the last one is the picture itself
         return euler_sample(velocity, self._noise(item), levels)
 
     def _noise(self, item: SamplePrompt) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -88,6 +89,47 @@ def test_what_changes_the_result_is_refused_and_listed(state: Path, same: Scan) 
     assert "  train.lr: 0.1 -> 0.2" in lines and "  train.optimizer: 'adamw' -> 'adam'" in lines
     assert not any("train.steps" in line for line in lines), "a harmless key is no reason"
     assert str(state) in lines[0]
+
+
+def as_saved_before(state: Path) -> Path:
+    """The state as a version of the program left it that recorded no revision."""
+    document = json.loads((state / "state.json").read_text())
+    del document["revision"]
+    (state / "state.json").write_text(json.dumps(document))
+    return state
+
+
+def with_references(found: Scan) -> Scan:
+    (folder,) = found.folders
+    samples = tuple(sample._replace(controls=(sample.image,)) for sample in folder.samples)
+    return Scan((replace(folder, samples=samples),), ())
+
+
+@pytest.mark.parametrize("before", [True, False])
+def test_a_run_with_references_that_had_other_picture_positions_is_refused(
+    state: Path, same: Scan, before: bool
+) -> None:
+    if before:
+        as_saved_before(state)
+        with pytest.raises(UserError, match=r"picture positions in the text encoder.*one-dimensional") as refused:
+            judge(state, Section(), with_references(same))
+        assert "--allow-change" in str(refused.value)
+        _, said = judge(state, Section(), with_references(same), allow_change=True)
+        assert len(said) == 1 and "picture positions" in said[0]
+    else:
+        assert judge(state, Section(), with_references(same))[1] == []
+
+
+def test_a_run_without_references_of_an_earlier_revision_goes_on(state: Path, same: Scan) -> None:
+    assert judge(as_saved_before(state), Section(), same)[1] == []
+
+
+def test_a_weighted_run_of_an_earlier_revision_is_refused(state: Path, same: Scan) -> None:
+    document = json.loads((as_saved_before(state) / "state.json").read_text())
+    document["settings"]["train"]["timestep_type"] = "weighted"
+    (state / "state.json").write_text(json.dumps(document))
+    with pytest.raises(UserError, match="loss weights of timestep_type weighted"):
+        judge(state, changed("train", timestep_type="weighted"), same)
 
 
 def test_allow_change_lets_it_through_with_a_note_each(state: Path, same: Scan) -> None:

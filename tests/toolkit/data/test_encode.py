@@ -1,3 +1,4 @@
+import functools
 from pathlib import Path
 
 import pytest
@@ -7,7 +8,8 @@ from PIL import Image
 from toolkit.contracts import CaptionRules
 from toolkit.data.buckets import make_items
 from toolkit.data.cache import TensorCache
-from toolkit.data.encode import EncodedDataset, Stores, encode_items
+from toolkit.data.digests import file_digest
+from toolkit.data.encode import PROMPT_FORMAT, EncodedDataset, ItemEncoder, Stores, encode_items
 from toolkit.data.folder import scan_datasets
 from toolkit.data.masks import mask_weights
 from toolkit.errors import RunError
@@ -99,6 +101,19 @@ def test_shuffled_captions_are_not_cached(items, fake_adapter) -> None:
     adapter = fake_adapter()
     encoded = encode_items(with_rules(items, shuffle_tokens=True), adapter, in_memory(), torch.float32)
     assert adapter.calls == {"images": 4} and encoded.needs_text_encoder
+
+
+def test_only_texts_seen_with_pictures_or_special_tokens_have_a_new_key(items, fake_adapter) -> None:
+    """Entries of plain captions that an earlier version made are still used; others were made with other positions."""
+    encoder, stores = ItemEncoder(fake_adapter(), torch.float32), in_memory()(None)
+    made_before = functools.partial(encoder._key, "text_encoder", "text")
+    with_picture, alone = items[0].sample, items[2].sample
+    digests = [file_digest(path) for path in with_picture.controls]
+    assert encoder.text(alone, "a cat", stores).key == made_before(alone, [], prompt="a cat")
+    for sample, source, prompt in ((with_picture, digests, "a cat"), (alone, [], "<|image_pad|>")):
+        key = encoder.text(sample, prompt, stores).key
+        assert key != made_before(sample, source, prompt=prompt)
+        assert key == made_before(sample, source, prompt=prompt, format=PROMPT_FORMAT)
 
 
 CHANGES = {

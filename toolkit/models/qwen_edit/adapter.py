@@ -202,6 +202,13 @@ class QwenEditAdapter(ModelAdapter):
         if self._table:
             self._table.announce(levels)
 
+    def sampling_level(self, t_B: Tensor) -> Tensor:
+        """1000 t rounded to the type of the computation, and divided there.
+
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`timestep / 1000`).
+        """
+        return ((t_B * 1000).to(self.options.dtype) / 1000).to(t_B.dtype)
+
     def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Guidance with each token's length restored to the conditional one's.
 

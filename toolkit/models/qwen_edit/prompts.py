@@ -1,16 +1,19 @@
-"""A prompt and its reference pictures as the text encoder's input, exactly as diffusers' pipeline builds it.
+"""A prompt and its reference pictures as the text encoder's input, as diffusers' pipeline builds it.
 
 The tokenizer and the PIL image processor are used on their own: transformers' `Qwen2VLProcessor` needs
 torchvision, and one path for all machines means the same numbers everywhere.
 
-Source: diffusers, pipeline_qwenimage_edit_plus.py, `_get_qwen_prompt_embeds`.
+Source: diffusers, pipeline_qwenimage_edit_plus.py, `_get_qwen_prompt_embeds`. One thing differs from diffusers 0.42.1:
+the text encoder is told which tokens are pictures, so that they get the three-dimensional positions that the published
+model was trained and released with (transformers before 5.3 found them by itself; diffusers issue 14194).
 
 Shape suffixes: B batch (1), L tokens, D embedding width, N vision patches, V patch width.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -56,24 +59,53 @@ def encoder_inputs(
     tokenizer: Qwen2Tokenizer,
     image_processor: Qwen2VLImageProcessorPil,
 ) -> dict[str, Tensor]:
-    """input_ids_BL and attention_mask_BL, with pixel_values_NV and image_grid_thw when there are references."""
-    text = prompt_text(prompt, len(references))
-    vision: dict[str, Tensor] = {}
-    if references:
-        pictures = [condition_picture(image) for image in references]
-        vision = dict(image_processor(images=pictures, return_tensors="pt"))
-        text = _expand_placeholders(text, vision["image_grid_thw"], image_processor.merge_size)
-    tokens = tokenizer(text, return_tensors="pt")
-    return {"input_ids": tokens["input_ids"], "attention_mask": tokens["attention_mask"], **vision}
+    """input_ids_BL and attention_mask_BL; with references also pixel_values_NV, image_grid_thw [references, 3] and
+    mm_token_type_ids_BL (1 for the tokens of a picture, 0 for text), by which the encoder places pictures on a grid.
+
+    Special tokens that the prompt spells out, such as `<|image_pad|>`, are encoded as the text they are.
+    """
+    if not references:
+        ids_BL = torch.tensor([token_ids(prompt, (), tokenizer)])
+        return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
+    pictures = [condition_picture(image) for image in references]
+    vision = dict(image_processor(images=pictures, return_tensors="pt"))
+    counts = [int(grid.prod()) // image_processor.merge_size**2 for grid in vision["image_grid_thw"]]
+    ids_BL = torch.tensor([token_ids(prompt, counts, tokenizer)])
+    is_picture_BL = ids_BL == tokenizer.convert_tokens_to_ids(IMAGE_PAD)
+    return {
+        "input_ids": ids_BL,
+        "attention_mask": torch.ones_like(ids_BL),
+        "mm_token_type_ids": is_picture_BL.int(),
+        **vision,
+    }
 
 
-def _expand_placeholders(text: str, grid_thw: Tensor, merge_size: int) -> str:
-    """Repeats each image placeholder once per merged vision patch of its image."""
-    parts = text.split(IMAGE_PAD)
-    # A prompt may hold the placeholder's text itself; only the first ones, which we put there, are images.
-    counts = [int(grid.prod()) // merge_size**2 for grid in grid_thw]
-    counts += [1] * (len(parts) - 1 - len(counts))
-    return "".join(part + IMAGE_PAD * count for part, count in zip(parts, [*counts, 0], strict=True))
+def token_ids(prompt: str, picture_tokens: Sequence[int], tokenizer: Qwen2Tokenizer) -> list[int]:
+    """The tokens of `prompt_text`, each picture's placeholder repeated as often as `picture_tokens` says.
+
+    Only the placeholders of the template are pictures: a special token within the prompt is split into plain ones.
+    """
+    template = prompt_text("\0", len(picture_tokens))
+    before, after = template.split("\0")
+    for number, count in enumerate(picture_tokens, start=1):
+        before = before.replace(PICTURE.format(number), PICTURE.format(number).replace(IMAGE_PAD, IMAGE_PAD * count))
+    ids: list[int] = []
+    for text, is_plain in _pieces(before, prompt, after, tokenizer.all_special_tokens):
+        ids += tokenizer(text, split_special_tokens=is_plain)["input_ids"]
+    return ids
+
+
+def _pieces(before: str, prompt: str, after: str, special_tokens: Sequence[str]) -> Iterator[tuple[str, bool]]:
+    """The whole text cut around the special tokens of the prompt, and whether a piece is one of those.
+
+    The tokenizer cuts a text at special tokens as well, so the tokens around them are those of the whole text.
+    """
+    parts = re.split(f"({'|'.join(map(re.escape, special_tokens))})", prompt)
+    parts[0] = before + parts[0]
+    parts[-1] += after
+    for index, part in enumerate(parts):
+        if part:
+            yield part, index % 2 == 1
 
 
 @torch.no_grad()

@@ -30,6 +30,12 @@ from toolkit.train.flow_step import FlowMatchingStep
 PORTRAIT, LANDSCAPE = Size(96, 160), Size(192, 128)
 
 
+@pytest.fixture
+def pipeline(unit_gain_pipeline):
+    """Over weights in which every input is plainly seen."""
+    return unit_gain_pipeline
+
+
 def training_velocity(adapter, item, position: int):
     """One training step on the cached item: (t, x_t, velocity) as the adapter got and gave them."""
     dataset = encode_photos(adapter, item)
@@ -86,28 +92,30 @@ def largest(ours_BCHW: torch.Tensor, theirs_BSP: torch.Tensor) -> float:
 
 @pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE], ids=str)
 @pytest.mark.parametrize("references", [1, 2, 3])
-def test_velocity_equals_the_pipelines(pipeline, tiny_model: Path, monkeypatch, size: Size, references: int) -> None:
+def test_velocity_equals_the_pipelines(
+    pipeline, unit_gain_model: Path, monkeypatch, size: Size, references: int
+) -> None:
     at_any_time(pipeline, monkeypatch)
     monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", size.width * size.height)
-    error = compare(pipeline, open_tiny(tiny_model, match_target_res=True), size, references)
+    error = compare(pipeline, open_tiny(unit_gain_model, match_target_res=True), size, references)
     at_most(f"velocity, {references} references at the target's area, {size}", error, 1e-5)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("size", "references"), [(PORTRAIT, 1), (LANDSCAPE, 2), (LANDSCAPE, 3)], ids=str)
 def test_velocity_equals_the_pipelines_with_full_references(
-    pipeline, tiny_model: Path, monkeypatch, size: Size, references: int
+    pipeline, unit_gain_model: Path, monkeypatch, size: Size, references: int
 ) -> None:
     at_any_time(pipeline, monkeypatch)
-    error = compare(pipeline, open_tiny(tiny_model), size, references)
+    error = compare(pipeline, open_tiny(unit_gain_model), size, references)
     at_most(f"velocity, {references} references of 1024x1024 area, {size}", error, 1e-5)
 
 
 @pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE], ids=str)
-def test_velocity_without_references_equals_the_pipelines_parts(pipeline, tiny_model: Path, size: Size) -> None:
+def test_velocity_without_references_equals_the_pipelines_parts(pipeline, unit_gain_model: Path, size: Size) -> None:
     """The pipeline itself needs a picture, so its parts are called by hand."""
     item = photo_item(size, (), caption="a cup of coffee, natural light")
-    t_B, x_t_BCHW, velocity_BCHW = training_velocity(open_tiny(tiny_model), item, position=0)
+    t_B, x_t_BCHW, velocity_BCHW = training_velocity(open_tiny(unit_gain_model), item, position=0)
     embeds_BLD, mask = pipeline.encode_prompt(item.sample.caption, image=None)
     assert mask is None
     with torch.no_grad():
@@ -123,9 +131,9 @@ def test_velocity_without_references_equals_the_pipelines_parts(pipeline, tiny_m
 
 
 @pytest.mark.parametrize("references", [0, 1, 3])
-def test_prompt_embeddings_equal_the_pipelines(pipeline, tiny_model: Path, references: int) -> None:
+def test_prompt_embeddings_equal_the_pipelines(pipeline, unit_gain_model: Path, references: int) -> None:
     item = photo_item(LANDSCAPE, REFERENCES[:references], caption="a cup of coffee")
-    ours_LD = open_tiny(tiny_model).encode_prompt(item.sample.caption, pictures_of(item))
+    ours_LD = open_tiny(unit_gain_model).encode_prompt(item.sample.caption, pictures_of(item))
     sizes = [calculate_dimensions(CONDITION_IMAGE_SIZE, p.width / p.height) for p in pictures_of(item)]
     pictures = [pipeline.image_processor.resize(p, h, w) for p, (w, h) in zip(pictures_of(item), sizes, strict=True)]
     theirs_BLD, _ = pipeline.encode_prompt(item.sample.caption, image=pictures or None)
@@ -133,8 +141,8 @@ def test_prompt_embeddings_equal_the_pipelines(pipeline, tiny_model: Path, refer
     at_most(f"prompt embeddings, {references} references", relative(ours_LD, theirs_BLD[0]), 1e-6)
 
 
-def test_reference_latents_equal_the_pipelines(pipeline, tiny_model: Path) -> None:
-    adapter = open_tiny(tiny_model, match_target_res=True)
+def test_reference_latents_equal_the_pipelines(pipeline, unit_gain_model: Path) -> None:
+    adapter = open_tiny(unit_gain_model, match_target_res=True)
     item = photo_item(LANDSCAPE, REFERENCES[:1])
     dataset = encode_photos(adapter, item)
     ours_CHW = dataset.read(dataset.entries[0].references[0])
@@ -145,9 +153,9 @@ def test_reference_latents_equal_the_pipelines(pipeline, tiny_model: Path) -> No
     at_most("reference latents", float((ours_CHW - theirs).abs().max()), 1e-5)
 
 
-def test_decoded_pixels_equal_the_pipelines(pipeline, tiny_model: Path) -> None:
+def test_decoded_pixels_equal_the_pipelines(pipeline, unit_gain_model: Path) -> None:
     latents_BCHW = torch.randn((1, 16, 8, 12), generator=torch.Generator().manual_seed(1))
-    ours = open_tiny(tiny_model).decode_latents(latents_BCHW)
+    ours = open_tiny(unit_gain_model).decode_latents(latents_BCHW)
     config = pipeline.vae.config
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
     with torch.no_grad():

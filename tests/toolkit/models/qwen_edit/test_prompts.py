@@ -1,3 +1,4 @@
+import itertools
 from pathlib import Path
 
 import numpy as np
@@ -5,7 +6,7 @@ import pytest
 import torch
 from PIL import Image
 
-from tests.diffusers_reference import REFERENCES
+from tests.diffusers_reference import REFERENCES, relative
 from tests.golden_tables import golden
 from toolkit.models.qwen_edit.loading import load_image_processor, load_text_model, load_tokenizer
 from toolkit.models.qwen_edit.prompts import (
@@ -14,6 +15,7 @@ from toolkit.models.qwen_edit.prompts import (
     encoder_inputs,
     prompt_embedding,
     prompt_text,
+    token_ids,
 )
 
 MEAN, STD = np.array([0.48145466, 0.4578275, 0.40821073]), np.array([0.26862954, 0.26130258, 0.27577711])
@@ -59,10 +61,33 @@ def test_no_picture_means_no_vision_input(tokenizer) -> None:
     assert set(encoder_inputs("a cat", [], tokenizer, None)) == {"input_ids", "attention_mask"}
 
 
-def test_a_placeholder_typed_by_the_user_stays_one_token(tokenizer, processor) -> None:
-    inputs = encoder_inputs("the words <|image_pad|>", [Image.new("RGB", (64, 64))], tokenizer, processor)
-    pad = tokenizer.convert_tokens_to_ids("<|image_pad|>")
-    assert inputs["input_ids"][0].tolist().count(pad) == int(inputs["image_grid_thw"].prod()) // 4 + 1
+@pytest.mark.parametrize("typed", ["<|image_pad|>", "<|im_end|>", "<|vision_start|><|image_pad|><|vision_end|>"])
+@pytest.mark.parametrize("references", [0, 1])
+def test_a_special_token_typed_by_the_user_is_text(tokenizer, processor, typed: str, references: int) -> None:
+    pictures = [Image.new("RGB", (64, 64))] * references
+    ours = encoder_inputs(f"the words {typed} here", pictures, tokenizer, processor)
+    none = encoder_inputs("the words here", pictures, tokenizer, processor)
+    special = set(tokenizer.all_special_ids)
+    count = lambda inputs: sum(token in special for token in inputs["input_ids"][0].tolist())  # noqa: E731
+    assert count(ours) == count(none)
+    assert typed in tokenizer.decode(ours["input_ids"][0])
+    if references:
+        assert torch.equal(ours["mm_token_type_ids"].sum(), none["mm_token_type_ids"].sum())
+
+
+def test_the_text_encoder_takes_a_picture_beside_a_typed_placeholder(unit_gain_model, tokenizer, processor) -> None:
+    """It counts placeholders and pictures, and raises when they differ."""
+    inputs = encoder_inputs("<|image_pad|>", [Image.open(REFERENCES[0])], tokenizer, processor)
+    assert torch.isfinite(prompt_embedding(inputs, load_text_model(unit_gain_model, torch.float32))).all()
+
+
+@pytest.mark.parametrize("prompt", ["", "a cat", "\n\nin two  lines\n", " 42, 'quoted' — ünï 日本語"])
+@pytest.mark.parametrize("pictures", [(), (3,), (4, 2)])
+def test_tokens_of_plain_prompts_are_those_of_the_whole_text(tokenizer, prompt: str, pictures: tuple) -> None:
+    text = prompt_text(prompt, len(pictures))
+    for count in pictures:
+        text = text.replace("<|image_pad|>", "<pad>" * count, 1)
+    assert token_ids(prompt, pictures, tokenizer) == tokenizer(text.replace("<pad>", "<|image_pad|>"))["input_ids"]
 
 
 @pytest.mark.parametrize(("colour", "value"), [("black", 0.0), ("white", 1.0), ((128, 128, 128), 128 / 255)])
@@ -85,15 +110,42 @@ def test_a_known_photograph_reaches_the_encoder_as_the_image_processor_makes_it(
     assert ours.max() > 1  # of a twice scaled picture no value is above -1.4
 
 
+PROMPT = "a cup of coffee, a cat, a rocket, natural light,"
+"""As many tokens as the prompt of the golden positions."""
+
+
+@pytest.mark.parametrize("case", golden("text_positions"), ids=lambda case: f"{len(case['pictures'])} pictures")
 @torch.no_grad()
-def test_picture_tokens_take_plain_positions_as_in_diffusers(tiny_model: Path, tokenizer, processor) -> None:
-    """transformers places them on a grid only when told which tokens are pictures, and diffusers does not tell it."""
-    text_model = load_text_model(tiny_model, torch.float32)
-    inputs = encoder_inputs("a cat", [Image.open(REFERENCES[0])], tokenizer, processor)
-    length = inputs["input_ids"].shape[1]
-    plain_3BL = torch.arange(length).expand(3, 1, length)
-    plain_LD = text_model(**inputs, position_ids=plain_3BL, use_cache=False).last_hidden_state[0, DROP_TOKENS:]
-    assert torch.equal(prompt_embedding(inputs, text_model), plain_LD)
-    on_grid = (inputs["input_ids"] == tokenizer.convert_tokens_to_ids("<|image_pad|>")).int()
-    other_LD = text_model(**inputs, mm_token_type_ids=on_grid, use_cache=False).last_hidden_state[0, DROP_TOKENS:]
-    assert not torch.allclose(plain_LD, other_LD)
+def test_picture_tokens_have_the_positions_the_model_was_released_with(
+    unit_gain_model: Path, tokenizer, processor, case: dict
+) -> None:
+    pictures = [Image.new("RGB", size) for size in map(tuple, case["pictures"])]
+    inputs = encoder_inputs(PROMPT, pictures, tokenizer, processor)
+    assert inputs["image_grid_thw"].tolist() == case["grid_thw"]
+    runs = [[start, count] for start, count in _runs(inputs["mm_token_type_ids"][0].tolist())]
+    assert (runs, inputs["input_ids"].shape[1]) == (case["picture_runs"], case["tokens"])
+
+    text_model = load_text_model(unit_gain_model, torch.float32)
+    seen: list[torch.Tensor] = []
+    text_model.language_model.register_forward_pre_hook(
+        lambda _, __, given: seen.append(given["position_ids"]), with_kwargs=True
+    )
+    ours_LD = prompt_embedding(inputs, text_model)
+    golden_3BL = torch.tensor(case["position_ids"]).unsqueeze(1)
+    assert torch.equal(seen[0], golden_3BL)
+
+    explicit = {name: value for name, value in inputs.items() if name != "mm_token_type_ids"}
+    theirs_LD = text_model(**explicit, position_ids=golden_3BL, use_cache=False).last_hidden_state[0, DROP_TOKENS:]
+    assert torch.equal(ours_LD, theirs_LD)
+    plain_LD = text_model(**explicit, use_cache=False).last_hidden_state[0, DROP_TOKENS:]
+    assert relative(ours_LD, plain_LD) > 0.1  # of one-dimensional positions this is not a matter of rounding
+
+
+def _runs(flags: list[int]) -> list[tuple[int, int]]:
+    """First index and length of each run of ones."""
+    groups, start = [], 0
+    for flag, members in itertools.groupby(flags):
+        length = len(list(members))
+        groups += [(start, length)] if flag else []
+        start += length
+    return groups
