@@ -1,13 +1,18 @@
+import json
 import math
+import shutil
 from collections import Counter
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
+from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
 from toolkit.contracts import Batch, BatchSpec, DynamicShift, PromptEmbeds, Size
 from toolkit.data.batches import BatchLoader
@@ -15,6 +20,7 @@ from toolkit.flow.path import linear_path
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
 from toolkit.networks.lora import LoraNetwork
+from toolkit.train import flow_step
 from toolkit.train.flow_step import AHEAD, ROLE, FlowMatchingStep
 
 SIZE = Size(96, 64)
@@ -185,6 +191,81 @@ def test_without_strata_the_draws_are_those_of_before() -> None:
 def test_half_precision_latents_make_a_float32_loss() -> None:
     step = FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="sigmoid")
     assert step(make_batch(LATENTS.bfloat16())).by_role[ROLE].dtype == torch.float32
+
+
+# ---------------------------------------------------------------- against another program
+
+
+@pytest.fixture(scope="module")
+def drawn_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The tiny model with the transformer's weights by the rule in aitk_step.json, of unit gain."""
+    rule = json.loads((FOLDER / "aitk_step.json").read_text(encoding="utf-8"))["transformer"]
+    folder = shutil.copytree(tiny_model, tmp_path_factory.mktemp("drawn") / "model")
+    shards = {file: load_file(file) for file in (folder / "transformer").glob("*.safetensors")}
+    stream = np.random.RandomState(rule["seed"])  # of all generators the one whose numbers never change
+    squares = 0.0
+    for name, shard in sorted((name, shard) for shard, tensors in shards.items() for name in tensors):
+        shape = tuple(shards[shard][name].shape)
+        drawn = stream.standard_normal(shape)
+        if len(shape) == 2:
+            drawn /= math.sqrt(shape[1])
+        else:
+            drawn = 0.1 * drawn + name.endswith("weight")
+        shards[shard][name] = torch.from_numpy(drawn).float()
+        squares += float(shards[shard][name].double().square().sum())
+    assert math.isclose(math.sqrt(squares), rule["norm"], rel_tol=1e-9)
+    for file, tensors in shards.items():
+        save_file(tensors, file, metadata={"format": "pt"})
+    return folder
+
+
+class GivenDraws(FlowMatchingStep):
+    """A step whose noise and t come from elsewhere."""
+
+    def __init__(self, adapter: QwenEditAdapter, noise_BCHW: Tensor, t_B: Tensor) -> None:
+        super().__init__(adapter, seed=0, timestep_type="weighted")
+        self.given = noise_BCHW, t_B
+
+    def draws(self, spec: BatchSpec, shape_CHW: torch.Size) -> tuple[Tensor, Tensor]:
+        return self.given
+
+
+@pytest.mark.parametrize("case", golden("aitk_step"), ids=lambda case: case["case"])
+def test_the_loss_of_step_1_is_that_of_ai_toolkit(
+    drawn_model: Path, case: dict, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Given its latents, references, embeddings, noise and t."""
+    tensors = load_file(FOLDER / "aitk_step_inputs.safetensors")
+    theirs = {key.partition(".")[2]: value for key, value in tensors.items() if key.startswith(case["case"] + ".")}
+    batch = make_batch(
+        theirs["latents"],
+        prompts=PromptEmbeds(theirs["embeds"], tuple(case["embeds_lengths"])),
+        references=tuple(tuple(tensors[name] for name in names) for names in case["references"]),
+    )
+    adapter = open_tiny(drawn_model)
+    ours, predict, measure = {}, adapter.predict_velocity, flow_step.loss_per_sample
+
+    def seen_predict(x_t_BCHW: Tensor, *rest) -> Tensor:
+        ours["x_t"] = x_t_BCHW
+        ours["prediction"] = predict(x_t_BCHW, *rest)
+        return ours["prediction"]
+
+    def seen_measure(predicted_BCHW: Tensor, target_BCHW: Tensor, *rest) -> Tensor:
+        ours["target"] = target_BCHW
+        return measure(predicted_BCHW, target_BCHW, *rest)
+
+    monkeypatch.setattr(adapter, "predict_velocity", seen_predict)
+    monkeypatch.setattr(flow_step, "loss_per_sample", seen_measure)
+    step = GivenDraws(adapter, theirs["noise"], torch.tensor(case["timesteps"]) / 1000)
+    with torch.no_grad():
+        loss = float(step(batch).by_role[ROLE].mean())
+
+    for name, limit in {"x_t": 1e-6, "target": 1e-6}.items():
+        at_most(f"{case['case']}, {name}", float((ours[name] - theirs[name]).abs().max()), limit)
+    at_most(f"{case['case']}, prediction", relative(ours["prediction"], theirs["prediction"]), 2e-6)
+    weights_B = torch.tensor(case["loss_weights"])
+    at_most(f"{case['case']}, loss weights", relative(step.weighting(step.given[1]), weights_B), 1e-6)
+    at_most(f"{case['case']}, loss", abs(loss / case["loss"] - 1), 1e-6)
 
 
 # ---------------------------------------------------------------- accumulation
