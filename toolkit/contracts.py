@@ -249,6 +249,9 @@ class ModelAdapter(ABC):
 
     dynamic_shift: DynamicShift
     latent_channels: int
+    sure_prompt: int = 0
+    """Letters of a prompt that fits into the model whatever the pictures beside it."""
+
     network_module: torch.nn.Module
     """The module that is trained or carries the adapter (the transformer); absent until loaded."""
 
@@ -267,6 +270,13 @@ class ModelAdapter(ABC):
     @abstractmethod
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
         """The inverse: float32 pixels [B, 3, 8H, 8W], clamped to [-1, 1]."""
+
+    def prompt_fault(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        """What is wrong with a prompt that is too long for a target of this size with these references, or None.
+
+        references: pixels of the pictures as they are.
+        """
+        return None
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:

@@ -15,7 +15,7 @@ from toolkit.models.families import family_for
 def plan_cache(config: Any, job: JobContext) -> RunPlan:
     """The plan of a checked `cache` section."""
     manifest = Manifest.beside(config.training_folder)
-    scan, items, held_out = scan_job(config, family_for(config.model).size_multiple, manifest)
+    scan, items, held_out = scan_job(config, family_for(config.model), manifest)
     return RunPlan(
         type=config.type,
         name=config.display_name(job),

@@ -24,7 +24,7 @@ class CacheProcess(BaseExtensionProcess):
         section = self.section
         status = StatusLine()
         manifest = Manifest.beside(section.training_folder)
-        _, trained, held_out = scan_job(section, family_for(section.model).size_multiple, manifest)
+        _, trained, held_out = scan_job(section, family_for(section.model), manifest)
         manifest.save()
         items = (*trained, *(held_out.items if held_out else ()))
         device = pick_device(section.device, print)

@@ -13,13 +13,14 @@ from extensions.sd_trainer.memory_items import Group, group_items
 from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
 from extensions.sd_trainer.parallel_config import sharing
 from toolkit.config.process import JobContext
-from toolkit.contracts import Item
+from toolkit.contracts import Item, Size
 from toolkit.data.folder import Scan
+from toolkit.data.glance import picture_size
 from toolkit.data.held_out import HeldOut, scan_job
 from toolkit.data.manifest import Manifest
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
-from toolkit.errors import UserError
+from toolkit.errors import DataErrors, Mistake, UserError
 from toolkit.memory.plan import MemoryPlan
 from toolkit.models.families import family_for
 from toolkit.optim.decay import initial_share
@@ -30,7 +31,7 @@ FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 def plan_run(config: Any, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
     manifest = Manifest.beside(config.training_folder)
-    return plan_items(config, job, *scan_job(config, family_for(config.model).size_multiple, manifest))
+    return plan_items(config, job, *scan_job(config, family_for(config.model), manifest))
 
 
 def plan_items(
@@ -43,6 +44,7 @@ def plan_items(
 ) -> RunPlan:
     """The plan of a section whose datasets are scanned already. machine: where it runs; by default as `device` says."""
     machine = machine or machine_for(config.device)
+    refuse_long_prompts(config)
     groups = group_items(config, items, held_out.items if held_out else ())
     memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
     train = config.train
@@ -68,6 +70,22 @@ def plan_items(
         ),
         memory=memory,
     )
+
+
+def refuse_long_prompts(config: Any) -> None:
+    """Raises DataErrors naming every sample prompt that the model has no room for, where that can be known already."""
+    family = family_for(config.model)
+    mistakes = []
+    for name, section in (("sample", config.sample), ("first_sample", config.first_sample)):
+        for index, item in enumerate(section.pictures() if section else ()):
+            texts = {"prompt": item.prompt, "neg": item.neg or ""}
+            long = {key: text for key, text in texts.items() if len(text) > family.sure_prompt}
+            references = [picture_size(Path(path).expanduser()) for path in item.ctrl_img] if long else []
+            for key, text in long.items():
+                if message := family.prompt_fault(config.model, text, Size(item.width, item.height), references):
+                    mistakes.append(Mistake(f"{name}.samples[{index}].{key}", f"has {message}"))
+    if mistakes:
+        raise DataErrors(mistakes)
 
 
 def refuse_full_disk(config: Any, folder: Path) -> None:

@@ -74,8 +74,7 @@ class SdTrainerProcess(BaseTrainProcess):
     def run(self) -> None:
         with interrupt.deferred() as self.request:
             manifest = Manifest.beside(self.section.training_folder)
-            multiple = family_for(self.section.model).size_multiple
-            scan, items, self.held_out = scan_job(self.section, multiple, manifest)
+            scan, items, self.held_out = scan_job(self.section, family_for(self.section.model), manifest)
             machine = machine_of(self.section)
             plan = plan_items(self.section, JobContext(self.job.name), scan, items, self.held_out, machine)
             self.request.check()

@@ -22,6 +22,7 @@ from toolkit.data.cache import TensorCache, key_of
 from toolkit.data.digests import file_digest
 from toolkit.data.glance import picture_size
 from toolkit.data.images import ImageError, mirrored, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.items import refuse_long_captions
 from toolkit.data.masks import mask_weights
 from toolkit.errors import RunError
 
@@ -194,7 +195,9 @@ def encode_items(
 
     All images come first, then all texts, so that only one encoder need be loaded at a time.
     `progress` is called after each item as ("latents" or "text embeddings", done, total).
+    Raises DataErrors naming every image whose caption the model has no room for, before anything is encoded.
     """
+    refuse_long_captions(items, adapter.prompt_fault, adapter.sure_prompt)
     encoder = ItemEncoder(adapter, dtype)
     entries = tuple(_entries(item, encoder, stores_for(item.sample)) for item in items)
     _ensure("latents", [entry.images() for entry in entries], progress)

@@ -6,17 +6,18 @@ Imports no torch: a dry run counts them too.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from functools import lru_cache
+from functools import lru_cache, partial
+from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from toolkit import seeding
-from toolkit.contracts import CaptionRules, Item, Sample
+from toolkit.contracts import CaptionRules, Item, Sample, Size
 from toolkit.data.buckets import make_items
 from toolkit.data.folder import Scan, scan_datasets
-from toolkit.data.items import scan_items
+from toolkit.data.items import refuse_long_captions, scan_items
 from toolkit.data.manifest import Manifest
 from toolkit.errors import UserError
 
@@ -37,11 +38,26 @@ class HeldOut:
     """Lines for the plan."""
 
 
+class Family(Protocol):
+    """What of a model family decides what can be trained on."""
+
+    size_multiple: int
+    sure_prompt: int
+
+    def prompt_fault(self, model: Any, prompt: str, target: Size, references: Sequence[Size]) -> str | None: ...
+
+
 def scan_job(
-    section: Any, size_multiple: int, manifest: Manifest | None = None
+    section: Any, family: Family, manifest: Manifest | None = None
 ) -> tuple[Scan, tuple[Item, ...], HeldOut | None]:
-    """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise."""
-    return hold_out(section, *scan_items(section, size_multiple, manifest), size_multiple)
+    """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise, and DataErrors naming
+    every image whose caption the model has no room for, where that can be known already.
+    """
+    multiple = family.size_multiple
+    scan, items, held_out = hold_out(section, *scan_items(section, multiple, manifest), multiple)
+    everything = chain(items, held_out.items if held_out else ())
+    refuse_long_captions(everything, partial(family.prompt_fault, section.model), family.sure_prompt)
+    return scan, items, held_out
 
 
 def hold_out(

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from toolkit.contracts import Item
+from toolkit.contracts import Item, Size
 from toolkit.data.buckets import make_items
 from toolkit.data.folder import Scan, scan_datasets
+from toolkit.data.glance import picture_size
 from toolkit.data.manifest import Manifest
+from toolkit.errors import DataErrors, Mistake
 
 
 def scan_items(section: Any, size_multiple: int, manifest: Manifest | None = None) -> tuple[Scan, tuple[Item, ...]]:
@@ -25,6 +27,25 @@ def scan_items(section: Any, size_multiple: int, manifest: Manifest | None = Non
         resolutions = [dataset.resolution for dataset in section.datasets]
         items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     return scan, items
+
+
+PromptFault = Callable[[str, Size, Sequence[Size]], str | None]
+"""Given a prompt, the pixels of the target and of the references as they are: what is wrong with it, or None."""
+
+
+def refuse_long_captions(items: Iterable[Item], fault: PromptFault, sure: int = 0) -> None:
+    """Raises DataErrors naming every image whose caption the model has no room for.
+
+    sure: captions of at most so many letters fit whatever the pictures, and are not looked at.
+    """
+    found: dict[str, str] = {}
+    for sample, crop in items:
+        if len(sample.caption) > sure and sample.image not in found:
+            message = fault(sample.caption, crop.bucket, [picture_size(path) for path in sample.controls])
+            if message:
+                found[sample.image] = message
+    if found:
+        raise DataErrors([Mistake(image, f"its caption has {message}") for image, message in found.items()])
 
 
 @contextmanager

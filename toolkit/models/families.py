@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
+from toolkit.contracts import Size
 from toolkit.errors import UserError, did_you_mean
 from toolkit.models.footprint import Footprint
+from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT
 from toolkit.registry import Registry
 
 
@@ -28,6 +31,9 @@ class ModelFamily:
     max_references: int
     """Reference images one item may have."""
 
+    sure_prompt: int
+    """Letters of a prompt that fits into the model whatever the pictures beside it."""
+
     trained_part: str = "transformer"
     """Subfolder of a model folder that holds what is trained."""
 
@@ -43,6 +49,15 @@ class ModelFamily:
         """Every module of the trained part that has weights of its own, full name -> their number."""
         return MODULES.load(self.adapter)(folder)
 
+    def prompt_fault(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        """What is wrong with a prompt that is too long for a target of this size with these references, or None.
+
+        Also None where that cannot be known yet, because the model's tokenizer is not on the disk.
+        """
+        folder = Path(model.name_or_path).expanduser()
+        match_target = model.model_kwargs.match_target_res
+        return PROMPT_FAULTS.load(self.adapter)(folder, prompt, target, references, match_target)
+
     def block_count(self, folder: Path) -> int:
         """Repeated blocks of the trained part."""
         return BLOCK_COUNT.load(self.adapter)(folder)
@@ -54,7 +69,7 @@ class ModelFamily:
 
 FAMILIES = {
     "qwen_image_edit_plus": ModelFamily(
-        arch="qwen_image_edit_plus", adapter="qwen_edit", size_multiple=32, max_references=3
+        arch="qwen_image_edit_plus", adapter="qwen_edit", size_multiple=32, max_references=3, sure_prompt=SURE_PROMPT
     ),
 }
 
@@ -72,6 +87,7 @@ LINEAR_LAYERS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edi
 EVERY_LINEAR_LAYER = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:every_linear_layer"})
 MODULES = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:modules"})
 BLOCK_COUNT = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.estimate:block_count"})
+PROMPT_FAULTS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.prompt_length:prompt_fault"})
 FOOTPRINTS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.footprint:footprint"})
 
 ARCH_OF_PIPELINE = {
@@ -89,6 +105,7 @@ class ModelSection(Protocol):
 
     name_or_path: str
     arch: str | None
+    model_kwargs: Any
 
 
 def arch_of_folder(folder: Path) -> str | None:

@@ -14,8 +14,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from toolkit.config.node import show
 from toolkit.contracts import Crop, Item, ModelAdapter, Progress, PromptEmbeds, Sample, Size
 from toolkit.data.encode import EncodedDataset, Entry, ItemEncoder, Stores
+from toolkit.data.glance import picture_size
+from toolkit.errors import UserError
 from toolkit.flow.sampler import euler_sample, shift_mu, sigmas
 
 PIXELS_PER_LATENT = 8
@@ -76,7 +79,15 @@ class Sampler:
         self._encoded = [_entries(prompt, encoder, stores) for prompt in self.prompts]
 
     def encode(self, progress: Progress) -> None:
-        """Makes what the cache lacks, so that drawing needs no text encoder."""
+        """Makes what the cache lacks, so that drawing needs no text encoder.
+
+        Raises UserError for a prompt that the model has no room for.
+        """
+        for item in self.prompts:
+            sizes = [picture_size(path) for path in item.references]
+            for text in (item.prompt, item.negative):
+                if message := self.adapter.prompt_fault(text, item.size, sizes):
+                    raise UserError(f"sample prompt {show(text)} has {message}")
         entries = [e for item in self._encoded for e in (*item.references, item.prompt, item.negative) if e]
         for done, entry in enumerate(entries, start=1):
             EncodedDataset.read(entry)

@@ -27,6 +27,7 @@ from toolkit.models.qwen_edit.estimate import block_linears
 from toolkit.models.qwen_edit.forward import Conditions, RunIndexed, Streams, forward, run_within
 from toolkit.models.qwen_edit.modulation import ModulationTable, NotPossible
 from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
+from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -37,6 +38,8 @@ IDENTITY_PARTS = {"vae": ["vae"], "text_encoder": ["text_encoder", "tokenizer", 
 
 class QwenEditAdapter(ModelAdapter):
     """One Qwen-Image-Edit model folder; see `ModelAdapter` for what the methods promise."""
+
+    sure_prompt = SURE_PROMPT
 
     def __init__(self, options: AdapterOptions) -> None:
         self.options = options
@@ -129,6 +132,9 @@ class QwenEditAdapter(ModelAdapter):
         return tuple(like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std))
 
     # ------------------------------------------------------------ text
+
+    def prompt_fault(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        return prompt_fault(self.options.folder, prompt, target, references, self.options.match_target_res)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         processor = self._part("processor") if references else None

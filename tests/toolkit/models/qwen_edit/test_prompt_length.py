@@ -1,0 +1,89 @@
+"""Which prompts the transformer has positions for, told before anything is encoded."""
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from tests.diffusers_reference import open_tiny
+from toolkit.contracts import PromptEmbeds, Size
+from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
+from toolkit.models.qwen_edit.prompts import DROP_TOKENS, encoder_inputs
+
+TARGET = Size(128, 96)
+
+
+def words(count: int) -> str:
+    """A prompt of so many tokens, alone or before the end of the template."""
+    return "a" + " cat" * (count - 1)
+
+
+def longest(model: Path, **given) -> int:
+    """Tokens of the longest prompt of `words` that fits."""
+    low, high = 1, 5000
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if prompt_fault(model, words(middle), **given) is None else (low, middle)
+    return low
+
+
+@pytest.mark.parametrize(
+    ("target", "references", "match_target"),
+    [
+        (TARGET, [], False),
+        (Size(1024, 64), [], False),
+        (TARGET, [Size(451, 300)], True),
+        (TARGET, [Size(90, 90)] * 3, False),
+    ],
+    ids=str,
+)
+def test_the_longest_prompt_that_fits_is_the_longest_the_transformer_takes(
+    tiny_model: Path, target: Size, references: list[Size], match_target: bool
+) -> None:
+    most = longest(tiny_model, target=target, references=references, match_target=match_target)
+    adapter = open_tiny(tiny_model, match_target_res=match_target)
+    inputs = encoder_inputs(words(most), [picture(size) for size in references], *tokenizers(adapter))
+    length = inputs["input_ids"].shape[1] - DROP_TOKENS
+    latents = [
+        torch.zeros(16, size.height // 8, size.width // 8)
+        for size in (adapter.reference_size(reference, target) for reference in references)
+    ]
+    x_t_BCHW = torch.zeros(1, 16, target.height // 8, target.width // 8)
+
+    def predict(tokens: int) -> torch.Tensor:
+        prompts = PromptEmbeds(torch.zeros(1, tokens, 64), (tokens,))
+        with torch.no_grad():
+            return adapter.predict_velocity(x_t_BCHW, torch.tensor([0.5]), prompts, [tuple(latents)])
+
+    predict(length)
+    with pytest.raises(RuntimeError, match="size of tensor"):
+        predict(length + 1)
+
+
+def tokenizers(adapter):
+    return adapter._part("tokenizer"), adapter._part("processor")
+
+
+def picture(size: Size):
+    from PIL import Image
+
+    return Image.new("RGB", size)
+
+
+def test_the_fault_says_how_long_it_is_and_how_long_it_may_be(tiny_model: Path) -> None:
+    fault = prompt_fault(tiny_model, words(5000), TARGET, [Size(451, 300)], match_target=True)
+    # 5 tokens end the template; a picture is 187 and the 7 around it; the longer side is 4 tokens from the middle.
+    assert fault == (
+        "5,199 text tokens; a target of 128x96 beside 1 reference leaves room for 4,092. Shorten the text."
+    )
+
+
+def test_without_a_tokenizer_on_the_disk_nothing_is_said(tmp_path: Path) -> None:
+    assert prompt_fault(tmp_path, words(5000), TARGET, [], match_target=False) is None
+
+
+@pytest.mark.parametrize("references", [[], [Size(50, 10000)] * 3, [Size(10000, 50)] * 3])
+@pytest.mark.parametrize("letter", ["a", "\U0001f600"])
+def test_a_sure_prompt_fits_whatever_the_pictures(tiny_model: Path, references, letter: str) -> None:
+    for match_target in (False, True):
+        assert prompt_fault(tiny_model, letter * SURE_PROMPT, Size(2048, 2048), references, match_target) is None

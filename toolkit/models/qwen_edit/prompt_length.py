@@ -1,0 +1,68 @@
+"""Whether a prompt fits into the transformer's rotary positions, before anything is encoded.
+
+Text tokens take the positions behind those of the pictures, and the table of positions ends. Imports no torch; the
+tokenizer is loaded only for prompts that are long enough to be in doubt.
+"""
+
+from __future__ import annotations
+
+import unicodedata
+from collections.abc import Sequence
+from functools import lru_cache
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.contracts import Size
+from toolkit.models.qwen_edit.sizes import condition_size, reference_size
+
+if TYPE_CHECKING:
+    from transformers import Qwen2Tokenizer
+
+POSITIONS = 4096
+"""Rows of the table. Source: diffusers, transformer_qwenimage.py, QwenEmbedRope."""
+
+SURE_PROMPT = 500
+"""Letters of a prompt that fits whatever the pictures: in at most 4 bytes each, beside three references of the most
+extreme shapes that the image processor takes (200 : 1)."""
+
+PIXELS_PER_TOKEN = 16
+PIXELS_PER_TEXT_TOKEN = 28
+"""Side of the square of a picture that is one token of the text encoder: 14 x 14 patches, merged by 2 x 2."""
+
+WORDS_AROUND = 40
+"""More tokens than the template puts around a prompt and around each of its pictures."""
+
+
+def prompt_fault(folder: Path, prompt: str, target: Size, references: Sequence[Size], match_target: bool) -> str | None:
+    """What is wrong with a prompt that is too long for a target of this size with these references; None if nothing.
+
+    folder: the model's; where its tokenizer is not there (yet), only what is too short to be in doubt is judged.
+    references: pixels of the pictures as they are; they are sized as `match_target` says.
+    """
+    seen = [reference_size(reference, target, match_target) for reference in references]
+    most = POSITIONS - max(max(size) // PIXELS_PER_TOKEN // 2 for size in (target, *seen))
+    pictures = [_picture_tokens(reference) for reference in references]
+    # A token is at least one byte of the text in its composed form.
+    bound = len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))
+    if bound + sum(pictures) + WORDS_AROUND * (1 + len(pictures)) <= most or not (folder / "tokenizer").is_dir():
+        return None
+    from toolkit.models.qwen_edit.prompts import DROP_TOKENS, token_ids
+
+    count = len(token_ids(prompt, pictures, _tokenizer(folder))) - DROP_TOKENS
+    if count <= most:
+        return None
+    beside = f" beside {len(references)} reference{'s' * (len(references) > 1)}" if references else ""
+    return f"{count:,} text tokens; a target of {target}{beside} leaves room for {most:,}. Shorten the text."
+
+
+def _picture_tokens(reference: Size) -> int:
+    """Tokens of a reference in the text encoder."""
+    width, height = (max(1, round(side / PIXELS_PER_TEXT_TOKEN)) for side in condition_size(reference))
+    return width * height
+
+
+@lru_cache(maxsize=4)
+def _tokenizer(folder: Path) -> Qwen2Tokenizer:
+    from toolkit.models.qwen_edit.loading import load_tokenizer
+
+    return load_tokenizer(folder)
