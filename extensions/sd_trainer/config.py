@@ -111,13 +111,13 @@ class SdTrainerConfig(DatasetsJob):
 
     def _check_noise_levels(self) -> Iterable[Finding]:
         train = self.train
-        if train.timestep_type == "shift" and train.discrete_flow_shift == 0:
+        if train.noise_levels() == "shift" and train.discrete_flow_shift == 0:
             message = "0 would train without any noise. Give a value above 0; 1 shifts nothing."
             yield Finding(("train", "discrete_flow_shift"), message)
         if train.min_timestep >= train.max_timestep:
             message = f"{train.min_timestep:g} leaves nothing below max_timestep {train.max_timestep:g}."
             yield Finding(("train", "min_timestep"), message)
-        if train.timestep_type.startswith("qinglong"):
+        if train.noise_levels().startswith("qinglong"):
             for key, plain in (("content_or_style", "balanced"), ("preserve_distribution_shape", False)):
                 if getattr(train, key) != plain:
                     message = (

@@ -243,10 +243,11 @@ class TrainConfig(StrictModel):
     """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""
 
     linear_timesteps: bool = False
-    """Weigh the loss by a bell around the middle noise levels; 0 at pure noise."""
+    """Draw all noise levels alike, whatever `timestep_type`, and weigh the loss by a bell around the middle; 0 at pure
+    noise. With timestep_type weighted: no effect, its weights count."""
 
     linear_timesteps2: bool = False
-    """The same above the middle, and the bell's top below it."""
+    """The same, but below the middle with the weight of the bell's top. It goes before linear_timesteps."""
 
     loss_type: Annotated[
         Literal["mse", "mae", "huber"],
@@ -374,9 +375,14 @@ class TrainConfig(StrictModel):
         """`gradient_checkpointing` as a level, or "auto"."""
         return {True: "full", False: "none"}.get(self.gradient_checkpointing, self.gradient_checkpointing)
 
+    def noise_levels(self) -> str:
+        """The `timestep_type` by which noise levels are drawn: linear where a bell weighs the loss."""
+        bell = self.linear_timesteps or self.linear_timesteps2
+        return "linear" if bell and self.timestep_type != "weighted" else self.timestep_type
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
-        kind, scheme = self.timestep_type, self.weighting_scheme
+        kind, scheme = self.noise_levels(), self.weighting_scheme
         scaled = kind in ("sigmoid", "model_shift", "flux_shift", "qinglong_flux", "qinglong_model") or (
             kind == "shift" and self.discrete_flow_shift
         )
@@ -394,6 +400,17 @@ class TrainConfig(StrictModel):
         for key, (used, needed) in uses.items():
             if not used and getattr(self, key) != type(self).model_fields[key].default:
                 yield key, f"has no effect: it belongs to {needed}."
+        yield from self._behind_a_bell()
+
+    def _behind_a_bell(self) -> Iterator[tuple[str, str]]:
+        bells = [key for key in ("linear_timesteps2", "linear_timesteps") if getattr(self, key)]
+        if bells and self.timestep_type == "weighted":
+            yield from ((key, "has no effect: timestep_type weighted has weights of its own.") for key in bells)
+            return
+        if bells and "timestep_type" in self.model_fields_set and self.timestep_type != "linear":
+            yield "timestep_type", f"has no effect: with '{bells[0]}: true' all noise levels are drawn alike."
+        if len(bells) > 1:
+            yield bells[1], f"has no effect beside '{bells[0]}: true'."
 
 
 def _offloaded(entries: dict[str, Node], report: Report) -> None:

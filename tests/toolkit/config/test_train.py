@@ -118,6 +118,13 @@ def test_a_shift_of_zero_trains_on_nothing(faults) -> None:
     assert found.startswith("train.discrete_flow_shift: 0 would train without any noise.")
 
 
+def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> None:
+    """With a bell over the loss all levels are drawn alike; a mixture could not be bent, a shift of 0 is no noise."""
+    bent = "timestep_type: qinglong_flux, content_or_style: style, linear_timesteps: true"
+    assert section(f"train: {{{bent}}}").train.noise_levels() == "linear"
+    assert section("train: {timestep_type: shift, discrete_flow_shift: 0, linear_timesteps2: true}")
+
+
 # ------------------------------------------------------------ contradictions
 
 
@@ -167,6 +174,19 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
         ("huber_c: 0.2", "huber_c: has no effect: it belongs to loss_type huber."),
         ("lr_scheduler_power: 2, lr_scheduler: cosine", "lr_scheduler_power: has no effect: cosine does not use it."),
         ("lr_decay_steps: 5", "lr_decay_steps: has no effect: constant does not use it."),
+        (
+            "timestep_type: sigmoid, linear_timesteps: true",
+            "timestep_type: has no effect: with 'linear_timesteps: true' all noise levels are drawn alike.",
+        ),
+        ("sigmoid_scale: 2, linear_timesteps2: true", "sigmoid_scale: has no effect: it belongs to timestep_type sig"),
+        (
+            "timestep_type: weighted, linear_timesteps: true",
+            "linear_timesteps: has no effect: timestep_type weighted has weights of its own.",
+        ),
+        (
+            "linear_timesteps: true, linear_timesteps2: true",
+            "linear_timesteps: has no effect beside 'linear_timesteps2: true'.",
+        ),
         ("optimizer: prodigy", "optimizer: prodigy finds the rate itself, and lr 0.0001 slows it. Usual is 'lr: 1'."),
     ],
 )
@@ -183,6 +203,8 @@ def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warni
         "timestep_type: sigma, weighting_scheme: mode, mode_scale: 0.8",
         "timestep_type: sigma, weighting_scheme: logit_normal, logit_mean: 1",
         "sigmoid_scale: 1.0, mode_scale: 1.29, discrete_flow_shift: , huber_c: 0.1, lr_scheduler_power: 1",
+        "linear_timesteps: true",
+        "timestep_type: linear, linear_timesteps2: true",
         "optimizer: prodigy, lr: 1",
         "lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0.1, lr_decay_steps: 0.5",
     ],

@@ -108,6 +108,17 @@ def test_the_grid_is_that_of_ai_toolkit(timestep_type: str) -> None:
     torch.testing.assert_close(1000 * t, torch.tensor(case["timesteps"], dtype=torch.float64), rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("switch", ["linear_timesteps", "linear_timesteps2"])
+@pytest.mark.parametrize("timestep_type", SAMPLINGS)
+def test_a_bell_over_the_loss_goes_with_the_linear_grid(timestep_type: str, switch: str) -> None:
+    """In ai-toolkit whatever the type; `sigma` with a density included."""
+    middle_of_cell = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    expected = timesteps(middle_of_cell, FlowSettings(timestep_type="linear"), PICTURE)
+    settings = FlowSettings(timestep_type=timestep_type, weighting_scheme="logit_normal", **{switch: True})
+    assert sampling_for(settings).base is torch.rand
+    assert torch.equal(timesteps(middle_of_cell, settings, PICTURE), expected)
+
+
 @pytest.mark.parametrize("case", golden("aitk_timesteps", table="grid", timestep_type="shift", num_timesteps=1000))
 def test_shift_without_a_number_draws_the_levels_of_a_sampling_run_as_ai_toolkit(case: dict) -> None:
     picture = picture_of(8 * case["latent_width"], 8 * case["latent_height"])
@@ -212,6 +223,15 @@ def test_content_prefers_noise_and_style_the_picture(settings: FlowSettings) -> 
 def test_a_preference_is_drawn_as_it_is_computed() -> None:
     settings = FlowSettings(timestep_type="uniform", content_or_style="content")
     assert float(drawn(settings, count=4000).mean()) == pytest.approx(0.75, abs=0.015)
+
+
+def test_a_float32_number_just_below_a_level_is_not_rounded_to_the_next() -> None:
+    """Place u on the ladder is floor(1000 u), worked out in the precision of u."""
+    just_below = torch.arange(1, 1000, dtype=torch.float32) / 1000
+    just_below = torch.nextafter(just_below, torch.zeros(()))
+    expected = torch.floor(just_below * 1000)
+    t = timesteps(just_below, settings_of("linear"), PICTURE)
+    assert torch.equal((1000 * (1 - t.double())).round(), expected.double())
 
 
 def test_the_grid_never_reaches_zero() -> None:
