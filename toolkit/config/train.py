@@ -99,13 +99,15 @@ class TrainConfig(StrictModel):
     """Images per micro-batch; all of one bucket."""
 
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Micro-batches per optimizer step; the gradient is the mean over all their images."""
+    """Micro-batches per optimizer step; the gradient is the mean over all their images. Under its other name, with
+    which ai-toolkit's `steps` counts micro-batches, one line says what `steps` is here."""
 
     steps: int = Field(default=1000, ge=0)
     """Optimizer steps. 0 only together with `epochs`."""
 
     epochs: int = Field(default=0, ge=0)
-    """Passes over the repeat-weighted images; above 0 it decides instead of `steps`. 0: `steps` decides."""
+    """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
+    0: `steps` decides."""
 
     train_unet: Annotated[bool, AfterValidator(_trained)] = True
     """Train the transformer's adapter; must be true."""
@@ -148,8 +150,10 @@ class TrainConfig(StrictModel):
 
     lr_scheduler_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the schedule by name: `num_warmup_steps`; `factor` (constant); `start_factor`, `end_factor`
-    (linear); `T_0` (cosine_with_restarts); `step_size`, `gamma` (step); `step_rules` (piecewise_constant); `rex_alpha`,
-    `rex_beta` (rex); `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those that fall."""
+    (linear; where one of them is missing it is 1/3 or 1); `step_size`, `gamma` (step); `step_rules`
+    (piecewise_constant); `rex_alpha`, `rex_beta` (rex); `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those
+    that fall. `total_iters`, `T_max`, `T_0` and `T_mult`, where ai-toolkit takes them, have no effect, as there: a
+    schedule is as long as the run."""
 
     lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0)
     """Optimizer steps in which the learning rate rises from 0; below 1: that share of all steps. 0: none."""

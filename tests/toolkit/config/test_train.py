@@ -187,12 +187,40 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
             "linear_timesteps: true, linear_timesteps2: true",
             "linear_timesteps: has no effect beside 'linear_timesteps2: true'.",
         ),
+        (
+            "lr_scheduler: cosine_with_restarts, lr_scheduler_params: {T_0: 500}",
+            "lr_scheduler_params.T_0: has no effect, as in ai-toolkit: the schedule is as long as the run. For",
+        ),
+        (
+            "lr_scheduler: linear, lr_scheduler_params: {end_factor: 0.1}",
+            "lr_scheduler_params.end_factor: the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1'",
+        ),
+        ("steps: 9, epochs: 2", "steps: has no effect: 'epochs: 2' decides. Leave one of them out."),
+        (
+            "steps: 3400, gradient_accumulation_steps: 4",
+            "gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 micro-batches; "
+            "with this key ai-toolkit counts micro-batches. steps: 3400 is 13,600 micro-batches; there it would stop "
+            "after 3,400, which are 850 optimizer steps.",
+        ),
+        ("max_train_steps: 10, gradient_accumulation_steps: 4", "would stop after 10, which are 2 optimizer steps."),
+        ("gradient_accumulation_steps: 4", "steps: 1000 is 4,000 micro-batches; "),
+        ("epochs: 3, gradient_accumulation_steps: 4", "with this key ai-toolkit counts micro-batches."),
         ("optimizer: prodigy", "optimizer: prodigy finds the rate itself, and lr 0.0001 slows it. Usual is 'lr: 1'."),
     ],
 )
 def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warning: str) -> None:
     (found,) = load(trainer(f"train: {{{line}}}")).warnings
-    assert f"train.{warning}" in found
+    assert warning in found.split(": process[0].train.", 1)[1]
+
+
+def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None:
+    """With epochs nothing is said of how many batches `steps` would be."""
+    found = load(trainer("training: {steps: 3400, epochs: 10}", "train: {gradient_accumulation_steps: 4}")).warnings
+    assert [line.split(": process[0].", 1)[1] for line in found] == [
+        "training.steps: has no effect: 'epochs: 10' decides. Leave one of them out.",
+        "train.gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 "
+        "micro-batches; with this key ai-toolkit counts micro-batches.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -204,6 +232,11 @@ def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warni
         "timestep_type: sigma, weighting_scheme: logit_normal, logit_mean: 1",
         "sigmoid_scale: 1.0, mode_scale: 1.29, discrete_flow_shift: , huber_c: 0.1, lr_scheduler_power: 1",
         "linear_timesteps: true",
+        "steps: 3400, gradient_accumulation: 4",
+        "steps: 3400, gradient_accumulation_steps: 1",
+        "steps: 0, epochs: 2",
+        "epochs: 2",
+        "steps: 9, epochs: 0",
         "timestep_type: linear, linear_timesteps2: true",
         "optimizer: prodigy, lr: 1",
         "lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0.1, lr_decay_steps: 0.5",
