@@ -71,6 +71,8 @@ def test_a_random_number_gives_the_t_of_musubi(case: dict) -> None:
     t = timesteps(base, settings, picture_of(case["width"], case["height"]))
     name = case["params"]["timestep_sampling"]
     at_most(f"{name} timesteps", float((t - torch.tensor(case["t"])).abs().max()), 2e-6)
+    if name == "sigma":  # elsewhere musubi tells its model 1000 t + 1
+        torch.testing.assert_close(1000 * t, torch.tensor(case["model_timestep"]), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("case", musubi("from_uniform"))
@@ -79,6 +81,9 @@ def test_a_stratified_uniform_gives_the_t_of_musubi(case: dict) -> None:
     settings = ours(case["params"])
     t = timesteps_of_shares(share, settings, picture_of(case["width"], case["height"]))
     torch.testing.assert_close(t, torch.tensor(case["t"], dtype=torch.float64), rtol=0, atol=2e-6)
+    if case["params"]["timestep_sampling"] == "sigma":
+        told = torch.tensor(case["model_timestep"], dtype=torch.float64)
+        torch.testing.assert_close(1000 * t, told, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("case", musubi("quantiles"))
@@ -122,6 +127,7 @@ def test_a_bell_over_the_loss_goes_with_the_linear_grid(timestep_type: str, swit
 @pytest.mark.parametrize("case", golden("aitk_timesteps", table="grid", timestep_type="shift", num_timesteps=1000))
 def test_shift_without_a_number_draws_the_levels_of_a_sampling_run_as_ai_toolkit(case: dict) -> None:
     picture = picture_of(8 * case["latent_width"], 8 * case["latent_height"])
+    assert picture.tokens == case["latent_width"] * case["latent_height"] // case["patch_size"] ** 2
     middle_of_cell = (torch.tensor(case["indices"], dtype=torch.float64) + 0.5) / 1000
     t = timesteps(middle_of_cell, FlowSettings(timestep_type="shift"), picture)
     torch.testing.assert_close(1000 * t, torch.tensor(case["timesteps"], dtype=torch.float64), rtol=0, atol=2e-3)
@@ -129,7 +135,7 @@ def test_shift_without_a_number_draws_the_levels_of_a_sampling_run_as_ai_toolkit
 
 @pytest.mark.parametrize("timestep_type", ["sigmoid", "lognorm_blend"])
 def test_random_grids_have_the_distribution_of_ai_toolkit(timestep_type: str) -> None:
-    (case,) = golden("aitk_timesteps", table="grid", timestep_type=timestep_type)
+    (case,) = golden("aitk_timesteps", table="grid", timestep_type=timestep_type, random=True)
     share = torch.arange(0.5, 20000, dtype=torch.float64) / 20000
     t = timesteps_of_shares(share, FlowSettings(timestep_type=timestep_type), PICTURE)
     quantiles = 1000 * torch.quantile(t, torch.tensor(case["quantiles_q"], dtype=torch.float64))

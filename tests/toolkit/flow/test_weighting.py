@@ -36,7 +36,10 @@ def test_every_weight_of_the_weighted_type_is_that_of_ai_toolkit() -> None:
     at_most("all loss weights, weighted", float((weights(LEVELS, WEIGHTED) - expected).abs().max()), 1e-6)
 
 
-@pytest.mark.parametrize("case", golden("timestep_sampling", table="loss_weight"), ids=lambda c: c["weighting_scheme"])
+OF_MUSUBI = golden("timestep_sampling", table="loss_weight", project="musubi")
+
+
+@pytest.mark.parametrize("case", OF_MUSUBI, ids=lambda case: case["weighting_scheme"])
 def test_weights_are_those_of_musubi(case: dict) -> None:
     t_B = torch.tensor(case["model_timestep"], dtype=torch.float64) / 1000
     found = weights(t_B, FlowSettings(weighting_scheme=case["weighting_scheme"]))
