@@ -9,9 +9,14 @@ from typing import Any
 FOLDER = Path(__file__).resolve().parent / "golden"
 
 
+def table(name: str) -> dict[str, Any]:
+    """All of `<name>.json`."""
+    return json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))
+
+
 def golden(name: str, **wanted: Any) -> list[dict[str, Any]]:
     """The cases of `<name>.json` that have these values. Never empty: a filter that matches nothing is a mistake."""
-    cases = json.loads((FOLDER / f"{name}.json").read_text(encoding="utf-8"))["cases"]
+    cases = table(name)["cases"]
     chosen = [case for case in cases if all(case.get(key) == value for key, value in wanted.items())]
     assert chosen, f"no case of {name} has {wanted}"
     return chosen

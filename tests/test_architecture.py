@@ -42,6 +42,7 @@ FLOW_LIBRARIES = {"torch", "numpy"}
 
 WITHOUT_MIRROR = {
     "tests/test_architecture.py": "the shape of all",
+    "tests/test_golden.py": "what tests/golden/README.md promises of all tables",
     "tests/benchmarks/test_readme.py": "the commands that benchmarks/README.md gives",
     "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",
     "tests/extensions/sd_trainer/test_matrix.py": "whole jobs, every kind with every other",

@@ -17,9 +17,10 @@ from toolkit.config.datasets_job import DatasetsJob, place_in
 from toolkit.config.node import Node
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
+from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.optim.choice import ArgumentError, check_choice, is_schedule_free
-from toolkit.optim.schedules import KEYS, SCHEDULES, check_parameters
+from toolkit.optim.schedules import KEYS, SCHEDULES, check_parameters, remarks
 
 
 def _child(entries: dict[str, Node], section: str, key: str) -> Node | None:
@@ -31,6 +32,26 @@ MERGED = ("dora", "loha", "lokr")
 """Kinds of network beside whose files a plain LoRA can be written."""
 
 
+def _tell_what_counts(entries: dict[str, Node], report: Report) -> None:
+    """Source: ai-toolkit, `BaseSDTrainProcess.run`: every micro-batch counts, each n-th one ends an optimizer step."""
+    key = _child(entries, "train", "gradient_accumulation_steps")
+    if key is None or not isinstance(key.value, int) or key.value <= 1:
+        return
+    message = (
+        f"steps, save_every and sample_every count optimizer steps of {key.value} micro-batches; with this key "
+        "ai-toolkit counts micro-batches."
+    )
+    epochs = _child(entries, "train", "epochs") or _child(entries, "train", "max_train_epochs")
+    given = _child(entries, "train", "steps") or _child(entries, "train", "max_train_steps")
+    steps = TrainConfig.model_fields["steps"].default if given is None or given.is_blank else given.value
+    if isinstance(steps, int) and steps and not (epochs and epochs.value):
+        message += (
+            f" steps: {steps} is {steps * key.value:,} micro-batches; there it would stop after {steps:,}, "
+            f"which are {steps // key.value:,} optimizer steps."
+        )
+    report.warn(key, message)
+
+
 class SdTrainerConfig(DatasetsJob):
     """`type: sd_trainer`: trains a LoRA for an image-editing model on folders of images."""
 
@@ -40,9 +61,11 @@ class SdTrainerConfig(DatasetsJob):
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
         """What `DatasetsJob` does; without `save.dtype` a model that is trained itself is saved in bf16.
 
-        LoRAs are usual in float16; a whole model is usual in the type of the original.
+        LoRAs are usual in float16; a whole model is usual in the type of the original. Tells what `steps` counts
+        where accumulation is asked for by a name with which ai-toolkit counts otherwise.
         """
         entries = super().reshape(entries, report)
+        _tell_what_counts(entries, report)
         kind, given = (_child(entries, *path) for path in (("network", "type"), ("save", "dtype")))
         if given is None and kind is not None and str(kind.value).strip().lower() in ("full", "fullrank"):
             place_in(entries, "save", "dtype", replace(kind, value="bfloat16"), report)
@@ -111,13 +134,13 @@ class SdTrainerConfig(DatasetsJob):
 
     def _check_noise_levels(self) -> Iterable[Finding]:
         train = self.train
-        if train.timestep_type == "shift" and train.discrete_flow_shift == 0:
+        if train.noise_levels() == "shift" and train.discrete_flow_shift == 0:
             message = "0 would train without any noise. Give a value above 0; 1 shifts nothing."
             yield Finding(("train", "discrete_flow_shift"), message)
         if train.min_timestep >= train.max_timestep:
             message = f"{train.min_timestep:g} leaves nothing below max_timestep {train.max_timestep:g}."
             yield Finding(("train", "min_timestep"), message)
-        if train.timestep_type.startswith("qinglong"):
+        if train.noise_levels().startswith("qinglong"):
             for key, plain in (("content_or_style", "balanced"), ("preserve_distribution_shape", False)):
                 if getattr(train, key) != plain:
                     message = (
@@ -139,6 +162,11 @@ class SdTrainerConfig(DatasetsJob):
             given = getattr(self.train, key) != type(self.train).model_fields[key].default
             if given and field not in ("warmup", *uses):
                 yield Finding(("train", key), f"has no effect: {self.train.lr_scheduler} does not use it.")
+        for param, message in remarks(self.train.lr_scheduler, self.train.lr_scheduler_params):
+            yield Finding(("train", "lr_scheduler_params", param), message)
+        if self.train.epochs and self.train.steps and "steps" in self.train.model_fields_set:
+            message = f"has no effect: 'epochs: {self.train.epochs}' decides. Leave one of them out."
+            yield Finding(("train", "steps"), message)
         yield from self._note_datasets()
         yield from note_measuring(self)
         yield from note_parallel(self)

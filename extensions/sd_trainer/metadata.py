@@ -75,7 +75,7 @@ def _training(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]
         "learning_rate": train.lr,
         "optimizer": _optimizer(run, train),
         **{key: getattr(train, key) for key in (*_OF_THE_SCHEDULE, *_OF_THE_NOISE)},
-        "timestep_sampling": train.timestep_type,
+        "timestep_sampling": train.noise_levels(),
         "loss_type": train.loss_type,
         "gradient_checkpointing": train.gradient_checkpointing,
         "gradient_accumulation_steps": run.accumulation,

@@ -24,6 +24,7 @@ from toolkit.errors import DataErrors, Mistake, UserError
 from toolkit.memory.plan import MemoryPlan
 from toolkit.models.families import family_for
 from toolkit.optim.decay import initial_share
+from toolkit.optim.schedules import Course, course_of, overfull
 
 FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -66,6 +67,7 @@ def plan_items(
             *_base_loras(config),
             *_recovery(config),
             *(_estimates(config, groups, machine, memory) if memory else ()),
+            *_schedule(train, steps),
             *_ema_share(config, steps, micro_batches),
         ),
         memory=memory,
@@ -134,6 +136,13 @@ def _estimates(config: Any, groups: Sequence[Group], machine: Machine, memory: M
         f"each state {_size(trained.state_bytes(config.train))} on disk"
         + (f"; the model's own weights in {config.model.qtype}" if config.model.quantize else "")
     )
+
+
+def _schedule(train: Any, steps: int) -> Iterator[str]:
+    """Where warm-up and fall do not fit into the run."""
+    course = course_of(steps, params=train.lr_scheduler_params, **Course.named_in(train))
+    if line := overfull(train.lr_scheduler, course):
+        yield line
 
 
 def _ema_share(config: Any, steps: int, micro_batches: int) -> Iterator[str]:

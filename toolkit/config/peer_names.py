@@ -200,7 +200,10 @@ AI_TOOLKIT: dict[str, PeerName] = {
     "datasets[].resolution": _is("datasets[].resolution", "equal sizes count once"),
     "datasets[].control_path_1": _is("datasets[].control_path"),
     "datasets[].clip_image_path": _none("the model has no CLIP image encoder"),
-    "train.gradient_accumulation_steps": _is("train.gradient_accumulation", "averages; there it drops gradients"),
+    "train.gradient_accumulation_steps": _is(
+        "train.gradient_accumulation",
+        "averages, and `steps` counts optimizer steps; there it drops gradients, and `steps` counts micro-batches",
+    ),
     "train.validation_config": _is("validation"),
     "train.min_denoising_steps": _is("train.min_timestep train.max_timestep", "places on a list of levels; here noise"),
     "train.max_denoising_steps": _is("train.min_timestep train.max_timestep", "places on a list of levels; here noise"),

@@ -99,13 +99,15 @@ class TrainConfig(StrictModel):
     """Images per micro-batch; all of one bucket."""
 
     gradient_accumulation: int = Field(default=1, ge=1)
-    """Micro-batches per optimizer step; the gradient is the mean over all their images."""
+    """Micro-batches per optimizer step; the gradient is the mean over all their images. Under its other name, with
+    which ai-toolkit's `steps` counts micro-batches, one line says what `steps` is here."""
 
     steps: int = Field(default=1000, ge=0)
     """Optimizer steps. 0 only together with `epochs`."""
 
     epochs: int = Field(default=0, ge=0)
-    """Passes over the repeat-weighted images; above 0 it decides instead of `steps`. 0: `steps` decides."""
+    """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
+    0: `steps` decides."""
 
     train_unet: Annotated[bool, AfterValidator(_trained)] = True
     """Train the transformer's adapter; must be true."""
@@ -148,8 +150,10 @@ class TrainConfig(StrictModel):
 
     lr_scheduler_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the schedule by name: `num_warmup_steps`; `factor` (constant); `start_factor`, `end_factor`
-    (linear); `T_0` (cosine_with_restarts); `step_size`, `gamma` (step); `step_rules` (piecewise_constant); `rex_alpha`,
-    `rex_beta` (rex); `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those that fall."""
+    (linear; where one of them is missing it is 1/3 or 1); `step_size`, `gamma` (step); `step_rules`
+    (piecewise_constant); `rex_alpha`, `rex_beta` (rex); `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those
+    that fall. `total_iters`, `T_max`, `T_0` and `T_mult`, where ai-toolkit takes them, have no effect, as there: a
+    schedule is as long as the run."""
 
     lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0)
     """Optimizer steps in which the learning rate rises from 0; below 1: that share of all steps. 0: none."""
@@ -243,10 +247,11 @@ class TrainConfig(StrictModel):
     """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""
 
     linear_timesteps: bool = False
-    """Weigh the loss by a bell around the middle noise levels; 0 at pure noise."""
+    """Draw all noise levels alike, whatever `timestep_type`, and weigh the loss by a bell around the middle; 0 at pure
+    noise. With timestep_type weighted: no effect, its weights count."""
 
     linear_timesteps2: bool = False
-    """The same above the middle, and the bell's top below it."""
+    """The same, but below the middle with the weight of the bell's top. It goes before linear_timesteps."""
 
     loss_type: Annotated[
         Literal["mse", "mae", "huber"],
@@ -374,9 +379,14 @@ class TrainConfig(StrictModel):
         """`gradient_checkpointing` as a level, or "auto"."""
         return {True: "full", False: "none"}.get(self.gradient_checkpointing, self.gradient_checkpointing)
 
+    def noise_levels(self) -> str:
+        """The `timestep_type` by which noise levels are drawn: linear where a bell weighs the loss."""
+        bell = self.linear_timesteps or self.linear_timesteps2
+        return "linear" if bell and self.timestep_type != "weighted" else self.timestep_type
+
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
-        kind, scheme = self.timestep_type, self.weighting_scheme
+        kind, scheme = self.noise_levels(), self.weighting_scheme
         scaled = kind in ("sigmoid", "model_shift", "flux_shift", "qinglong_flux", "qinglong_model") or (
             kind == "shift" and self.discrete_flow_shift
         )
@@ -394,6 +404,17 @@ class TrainConfig(StrictModel):
         for key, (used, needed) in uses.items():
             if not used and getattr(self, key) != type(self).model_fields[key].default:
                 yield key, f"has no effect: it belongs to {needed}."
+        yield from self._behind_a_bell()
+
+    def _behind_a_bell(self) -> Iterator[tuple[str, str]]:
+        bells = [key for key in ("linear_timesteps2", "linear_timesteps") if getattr(self, key)]
+        if bells and self.timestep_type == "weighted":
+            yield from ((key, "has no effect: timestep_type weighted has weights of its own.") for key in bells)
+            return
+        if bells and "timestep_type" in self.model_fields_set and self.timestep_type != "linear":
+            yield "timestep_type", f"has no effect: with '{bells[0]}: true' all noise levels are drawn alike."
+        if len(bells) > 1:
+            yield bells[1], f"has no effect beside '{bells[0]}: true'."
 
 
 def _offloaded(entries: dict[str, Node], report: Report) -> None:

@@ -226,7 +226,12 @@ SAMPLING_RUN = Sampling(torch.rand, sampling_run, rises=False)
 
 
 def sampling_for(settings: FlowSettings) -> Sampling:
-    """The sampling these settings choose."""
+    """The sampling these settings choose.
+
+    A loss weighed by a bell goes with even draws, whatever `timestep_type`. Source: ai-toolkit, `linear_timesteps`.
+    """
+    if settings.linear_timesteps or settings.linear_timesteps2:
+        return SAMPLINGS["linear"]
     if settings.timestep_type == "sigma" and settings.weighting_scheme in DENSITIES:
         return DENSITIES[settings.weighting_scheme]
     if settings.timestep_type == "shift" and settings.discrete_flow_shift is None:
@@ -248,7 +253,8 @@ def timesteps(base: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     t = sampling.transform(base, settings, picture)
     if not sampling.ladder:
         return t * ((high - low) / LEVELS) + low / LEVELS
-    return 1 - torch.floor(t * (high - low) + LEVELS - high).clamp(0, LEVELS - 1) / LEVELS
+    # The sum in brackets is exact; adding LEVELS first would cost a float32 t the bits that tell two levels apart.
+    return 1 - torch.floor(t * (high - low) + (LEVELS - high)).clamp(0, LEVELS - 1) / LEVELS
 
 
 def timesteps_of_shares(share: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:

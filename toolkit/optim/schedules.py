@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
 from typing import Any
@@ -85,14 +85,15 @@ def constant(step: int, course: Course, *, factor: float = 1.0) -> float:
 
 
 def linear(step: int, course: Course, *, start_factor: float | None = None, end_factor: float | None = None) -> float:
-    """From 1 to 0 in a line; from `start_factor` to `end_factor` where these are given (each 1 by itself).
+    """From 1 to 0 in a line; with `start_factor` or `end_factor` from the first (1/3) to the second (1).
 
     Source: transformers, optimization.py, `get_linear_schedule_with_warmup`; torch, LinearLR.
     """
     fallen = min(1.0, course.fallen(step))
     if start_factor is None and end_factor is None:
         return course.above_end(1 - fallen)
-    start, end = (1.0 if value is None else value for value in (start_factor, end_factor))
+    start = 1 / 3 if start_factor is None else start_factor
+    end = 1.0 if end_factor is None else end_factor
     return start + (end - start) * fallen
 
 
@@ -104,14 +105,13 @@ def cosine(step: int, course: Course) -> float:
     return course.above_end(_half_waves(course.fallen(step)))
 
 
-def cosine_with_restarts(step: int, course: Course, *, T_0: float | None = None) -> float:
-    """As often as `lr_scheduler_num_cycles` says from 1 to 0 along half a cosine; `T_0` is the length of one instead.
+def cosine_with_restarts(step: int, course: Course) -> float:
+    """As often as `lr_scheduler_num_cycles` says from 1 to 0 along half a cosine.
 
     Source: transformers, optimization.py, `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
     fallen = course.fallen(step)
-    cycles = max(1, course.steps - course.fall_begins) / T_0 if T_0 else course.cycles
-    return course.above_end(0.0 if fallen >= 1 else _half_waves(cycles * fallen % 1.0))
+    return course.above_end(0.0 if fallen >= 1 else _half_waves(course.cycles * fallen % 1.0))
 
 
 def cosine_with_min_lr(step: int, course: Course) -> float:
@@ -257,6 +257,19 @@ END_RATES = ("eta_min", "min_lr", "lr_end")
 """Names there for the end of the fall as a learning rate instead of a ratio."""
 
 
+LENGTHS = {
+    "constant": ("total_iters",),
+    "constant_with_warmup": ("total_iters",),
+    "linear": ("total_iters",),
+    "cosine": ("T_max", "total_iters"),
+    "cosine_with_restarts": ("T_0", "T_mult", "total_iters"),
+}
+"""Names there that are accepted and change nothing.
+
+ai-toolkit replaces these lengths by that of the run; so its cosine_with_restarts never comes to a second cycle, which
+T_mult would lengthen. Source: `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py:get_lr_scheduler`.
+"""
+
 NEEDED = {"step": "step_size", "piecewise_constant": "step_rules"}
 """Schedules that are nothing without one of their parameters."""
 
@@ -266,7 +279,7 @@ def parameters(name: str) -> list[str]:
     kind = SCHEDULES[name]
     own = [key for key, arg in inspect.signature(kind.after).parameters.items() if arg.kind is arg.KEYWORD_ONLY]
     shared = [other for other, field in OTHER_NAMES.items() if field in ("warmup", *kind.uses)]
-    return [*own, *shared, *(END_RATES if "min_ratio" in kind.uses else ())]
+    return [*own, *shared, *(END_RATES if "min_ratio" in kind.uses else ()), *LENGTHS.get(name, ())]
 
 
 def check_parameters(name: str, params: Mapping[str, Any]) -> None:
@@ -284,6 +297,47 @@ def check_parameters(name: str, params: Mapping[str, Any]) -> None:
         raise UserError(f"{name} cannot use {dict(params)}: {error}.") from error
 
 
+def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
+    """Parameters that do something else than their names let expect, and what."""
+    for param in params:
+        if param in LENGTHS.get(name, ()):
+            remedy = " For restarts give 'lr_scheduler_num_cycles'." if name == "cosine_with_restarts" else ""
+            yield param, f"has no effect, as in ai-toolkit: the schedule is as long as the run.{remedy}"
+    if name == "linear" and "end_factor" in params and "start_factor" not in params:
+        yield (
+            "end_factor",
+            "the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1' to begin at all of it.",
+        )
+
+
+def course_of(
+    steps: int, warmup: float = 0, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any
+) -> Course:
+    """The lengths of a run; what `params` say of them goes before the rest. Arguments as for `build_schedule`."""
+    course = Course(steps, warmup, **course_fields)
+    for param, value in params.items():
+        if param in OTHER_NAMES:
+            course = replace(course, **{OTHER_NAMES[param]: value})
+        elif param in END_RATES:
+            course = replace(course, min_ratio=value / course.lr if course.lr else 0.0)
+    return course
+
+
+def overfull(name: str, course: Course) -> str:
+    """What becomes of a warm-up and a fall that together are longer than the run; empty when they are not."""
+    rise, fall = course.rise, course.fall if "decay" in SCHEDULES[name].uses else 0
+    if rise >= course.steps and rise > 0:
+        return (
+            f"lr: the warm-up takes {rise:,} optimizer steps, the run {course.steps:,}: it never reaches the full rate"
+        )
+    if rise + fall <= course.steps:
+        return ""
+    return (
+        f"lr: a warm-up of {rise:,} and a fall of {fall:,} optimizer steps do not fit into {course.steps:,}: "
+        f"the rate falls in the {course.steps - rise:,} after the warm-up"
+    )
+
+
 def build_schedule(
     name: str, steps: int, warmup: float = 0, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any
 ) -> Schedule:
@@ -292,13 +346,9 @@ def build_schedule(
     params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say goes before `course_fields`,
     which are further fields of `Course`.
     """
-    kind, course = SCHEDULES[name], Course(steps, warmup, **course_fields)
-    for param, value in params.items():
-        if param in OTHER_NAMES:
-            course = replace(course, **{OTHER_NAMES[param]: value})
-        elif param in END_RATES:
-            course = replace(course, min_ratio=value / course.lr if course.lr else 0.0)
-    own = {param: value for param, value in params.items() if param not in (*OTHER_NAMES, *END_RATES)}
+    kind, course = SCHEDULES[name], course_of(steps, warmup, params, **course_fields)
+    not_own = (*OTHER_NAMES, *END_RATES, *LENGTHS.get(name, ()))
+    own = {param: value for param, value in params.items() if param not in not_own}
 
     def factor(step: int) -> float:
         return kind.rise(step, course) if step < course.rise else kind.after(step, course, **own)

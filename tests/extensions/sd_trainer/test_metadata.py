@@ -91,6 +91,11 @@ def test_it_tells_the_datasets_by_the_last_part_of_their_names(metadata) -> None
     assert "ss_datasets" not in metadata(plan=None)
 
 
+def test_it_names_the_noise_levels_that_are_drawn(metadata) -> None:
+    found = metadata(train={"timestep_type": "shift", "linear_timesteps": True})
+    assert found["ss_timestep_sampling"] == "linear"
+
+
 def test_it_names_the_model_as_the_model_standard_does(metadata) -> None:
     meta = {"title": "Maya", "author": "me", "tags": ["a", "ü"], "comment": "first try", "unrelated": 1}
     found = metadata(meta, trigger_word="maya_char", train={"max_timestep": 800})

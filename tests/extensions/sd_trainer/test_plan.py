@@ -37,6 +37,15 @@ def test_repeats_batches_and_epochs_are_counted(plan) -> None:
     assert (found.accumulation, found.epochs_asked) == (4, 3)
 
 
+def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> None:
+    """Of epochs only the plan knows how many steps they are: here 5."""
+    train = {"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation": 4, "lr_warmup_steps": 3}
+    schedule = {"lr_scheduler": "warmup_stable_decay", "lr_scheduler_params": {"num_decay_steps": 3}}
+    expected = "lr: a warm-up of 3 and a fall of 3 optimizer steps do not fit into 5: the rate falls in the 2 after the"
+    assert expected in plan(train=train | schedule).render()
+    assert "lr: " not in plan(train=train | {"lr_scheduler": "warmup_stable_decay"}).render()
+
+
 def test_each_size_is_one_more_sample_per_image(plan, tmp_path: Path) -> None:
     datasets = [{"folder_path": str(tmp_path / "3_many"), "resolution": [64, 96, 64]}]
     assert plan(datasets=datasets).samples_per_epoch == 2 * 15

@@ -118,6 +118,13 @@ def test_a_shift_of_zero_trains_on_nothing(faults) -> None:
     assert found.startswith("train.discrete_flow_shift: 0 would train without any noise.")
 
 
+def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> None:
+    """With a bell over the loss all levels are drawn alike; a mixture could not be bent, a shift of 0 is no noise."""
+    bent = "timestep_type: qinglong_flux, content_or_style: style, linear_timesteps: true"
+    assert section(f"train: {{{bent}}}").train.noise_levels() == "linear"
+    assert section("train: {timestep_type: shift, discrete_flow_shift: 0, linear_timesteps2: true}")
+
+
 # ------------------------------------------------------------ contradictions
 
 
@@ -167,12 +174,53 @@ def test_what_is_wrong_is_one_line(faults, line: str, message: str) -> None:
         ("huber_c: 0.2", "huber_c: has no effect: it belongs to loss_type huber."),
         ("lr_scheduler_power: 2, lr_scheduler: cosine", "lr_scheduler_power: has no effect: cosine does not use it."),
         ("lr_decay_steps: 5", "lr_decay_steps: has no effect: constant does not use it."),
+        (
+            "timestep_type: sigmoid, linear_timesteps: true",
+            "timestep_type: has no effect: with 'linear_timesteps: true' all noise levels are drawn alike.",
+        ),
+        ("sigmoid_scale: 2, linear_timesteps2: true", "sigmoid_scale: has no effect: it belongs to timestep_type sig"),
+        (
+            "timestep_type: weighted, linear_timesteps: true",
+            "linear_timesteps: has no effect: timestep_type weighted has weights of its own.",
+        ),
+        (
+            "linear_timesteps: true, linear_timesteps2: true",
+            "linear_timesteps: has no effect beside 'linear_timesteps2: true'.",
+        ),
+        (
+            "lr_scheduler: cosine_with_restarts, lr_scheduler_params: {T_0: 500}",
+            "lr_scheduler_params.T_0: has no effect, as in ai-toolkit: the schedule is as long as the run. For",
+        ),
+        (
+            "lr_scheduler: linear, lr_scheduler_params: {end_factor: 0.1}",
+            "lr_scheduler_params.end_factor: the rate begins at a third, as in ai-toolkit. Give 'start_factor: 1'",
+        ),
+        ("steps: 9, epochs: 2", "steps: has no effect: 'epochs: 2' decides. Leave one of them out."),
+        (
+            "steps: 3400, gradient_accumulation_steps: 4",
+            "gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 micro-batches; "
+            "with this key ai-toolkit counts micro-batches. steps: 3400 is 13,600 micro-batches; there it would stop "
+            "after 3,400, which are 850 optimizer steps.",
+        ),
+        ("max_train_steps: 10, gradient_accumulation_steps: 4", "would stop after 10, which are 2 optimizer steps."),
+        ("gradient_accumulation_steps: 4", "steps: 1000 is 4,000 micro-batches; "),
+        ("epochs: 3, gradient_accumulation_steps: 4", "with this key ai-toolkit counts micro-batches."),
         ("optimizer: prodigy", "optimizer: prodigy finds the rate itself, and lr 0.0001 slows it. Usual is 'lr: 1'."),
     ],
 )
 def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warning: str) -> None:
     (found,) = load(trainer(f"train: {{{line}}}")).warnings
-    assert f"train.{warning}" in found
+    assert warning in found.split(": process[0].train.", 1)[1]
+
+
+def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None:
+    """With epochs nothing is said of how many batches `steps` would be."""
+    found = load(trainer("training: {steps: 3400, epochs: 10}", "train: {gradient_accumulation_steps: 4}")).warnings
+    assert [line.split(": process[0].", 1)[1] for line in found] == [
+        "training.steps: has no effect: 'epochs: 10' decides. Leave one of them out.",
+        "train.gradient_accumulation_steps: steps, save_every and sample_every count optimizer steps of 4 "
+        "micro-batches; with this key ai-toolkit counts micro-batches.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -183,6 +231,13 @@ def test_a_key_that_the_rest_makes_no_use_of_is_a_warning(load, line: str, warni
         "timestep_type: sigma, weighting_scheme: mode, mode_scale: 0.8",
         "timestep_type: sigma, weighting_scheme: logit_normal, logit_mean: 1",
         "sigmoid_scale: 1.0, mode_scale: 1.29, discrete_flow_shift: , huber_c: 0.1, lr_scheduler_power: 1",
+        "linear_timesteps: true",
+        "steps: 3400, gradient_accumulation: 4",
+        "steps: 3400, gradient_accumulation_steps: 1",
+        "steps: 0, epochs: 2",
+        "epochs: 2",
+        "steps: 9, epochs: 0",
+        "timestep_type: linear, linear_timesteps2: true",
         "optimizer: prodigy, lr: 1",
         "lr_scheduler: rex, lr_scheduler_min_lr_ratio: 0.1, lr_decay_steps: 0.5",
     ],

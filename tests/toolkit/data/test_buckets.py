@@ -1,15 +1,11 @@
-import json
-from pathlib import Path
-
 import pytest
 
+from tests.golden_tables import golden
 from toolkit.contracts import Crop, Sample, Size
 from toolkit.data.buckets import bucket_for, make_items
 
-CASES = json.loads(Path("tests/golden/buckets.json").read_text())["cases"]
 
-
-@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c['width']}x{c['height']}@{c['resolution']}")
+@pytest.mark.parametrize("case", golden("buckets"), ids=lambda c: f"{c['width']}x{c['height']}@{c['resolution']}")
 def test_golden_buckets(case: dict) -> None:
     size = Size(case["width"], case["height"])
     crop = bucket_for(size, case["resolution"], case["divisibility"], case["square_crop"])
@@ -19,6 +15,7 @@ def test_golden_buckets(case: dict) -> None:
         top=case["crop_y"],
         bucket=Size(case["bucket_width"], case["bucket_height"]),
     )
+    assert crop.bucket == (case["crop_width"], case["crop_height"])
     assert str(crop.bucket) == case["bucket_key"]
 
 

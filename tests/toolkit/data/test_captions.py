@@ -1,15 +1,13 @@
-import json
 import re
-from pathlib import Path
 
 import pytest
 
+from tests.golden_tables import golden
 from toolkit.contracts import CaptionRules
 from toolkit.data.captions import caption_for_use, inject_trigger
 
-CASES = json.loads(Path("tests/golden/captions.json").read_text(encoding="utf-8"))["cases"]
 # `to_replace_list` is an option of the peer that jobs here do not have.
-INJECT = [case for case in CASES if case["table"] == "inject" and not case["to_replace_list"]]
+INJECT = [case for case in golden("captions", table="inject") if not case["to_replace_list"]]
 
 
 @pytest.mark.parametrize("case", INJECT, ids=lambda case: repr(case["prompt"]))
@@ -17,9 +15,7 @@ def test_golden_injection(case: dict) -> None:
     assert inject_trigger(case["prompt"], case["trigger"], case["add_if_not_present"]) == case["result"]
 
 
-@pytest.mark.parametrize(
-    "case", [c for c in CASES if c["table"] == "caption"], ids=lambda c: f"{c['raw']}-{c['is_reg']}"
-)
+@pytest.mark.parametrize("case", golden("captions", table="caption"), ids=lambda c: f"{c['raw']}-{c['is_reg']}")
 def test_golden_captions_but_for_the_spaces_around_commas(case: dict) -> None:
     """The peer splits at commas and joins with another space, which jobs here do not get (tests/golden/README.md)."""
     caption = inject_trigger(case["raw"], case["trigger_word"], add=not case["is_reg"])
@@ -34,11 +30,13 @@ def test_a_caption_without_rules_is_left_as_written() -> None:
     assert set(uses("a,b ,, c", CaptionRules(trigger="sks"))) == {"a,b ,, c"}
 
 
-@pytest.mark.parametrize("rate", [0.05, 0.9])
-def test_dropout_rate_is_a_probability_per_use(rate: float) -> None:
-    captions = uses("sks a cat", CaptionRules(dropout_rate=rate, trigger="sks"), 20_000)
+@pytest.mark.parametrize("case", golden("captions", table="dropout_rate"), ids=lambda c: c["caption_dropout_rate"])
+def test_dropout_rate_is_a_probability_per_use(case: dict) -> None:
+    rate = case["caption_dropout_rate"]
+    captions = uses("sks a cat", CaptionRules(dropout_rate=rate, trigger="sks"), case["draws"])
     assert set(captions) == {"", "sks a cat"}
-    assert captions.count("") / 20_000 == pytest.approx(rate, abs=0.01)
+    found = captions.count("") / len(captions)
+    assert found == pytest.approx(rate, abs=0.01) and found == pytest.approx(case["dropped_fraction"], abs=0.01)
 
 
 def test_dropout_at_both_ends() -> None:

@@ -1,4 +1,3 @@
-import json
 import os
 import subprocess
 import sys
@@ -7,11 +6,11 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from tests.golden_tables import golden
 from toolkit.contracts import Size
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import DataErrors
 
-CASES = json.loads(Path("tests/golden/captions.json").read_text(encoding="utf-8"))["cases"]
 PHOTOS = "config/examples/photos"
 
 
@@ -87,7 +86,7 @@ def test_ignored_files_are_named_with_the_reason(tmp_path: Path, image, dataset)
     assert "a.txt" not in notes and "DS_Store" not in notes
 
 
-@pytest.mark.parametrize("case", [c for c in CASES if c["table"] == "file"], ids=lambda c: c["name"])
+@pytest.mark.parametrize("case", golden("captions", table="file"), ids=lambda c: c["name"])
 def test_golden_caption_files(tmp_path: Path, image, dataset, case: dict) -> None:
     image(tmp_path / "a.png")
     if case["file_text"] is not None:

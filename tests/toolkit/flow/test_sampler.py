@@ -12,8 +12,10 @@ SHIFT = DynamicShift()
 def test_noise_levels_are_those_of_diffusers() -> None:
     worst = 0.0
     for case in golden("sigmas"):
+        tokens = (case["width"] // 16) * (case["height"] // 16)
+        assert tokens == case["image_seq_len"]
         mu = shift_mu(
-            (case["width"] // 16) * (case["height"] // 16),
+            tokens,
             SHIFT.base_image_seq_len,
             SHIFT.max_image_seq_len,
             SHIFT.base_shift,
@@ -23,6 +25,7 @@ def test_noise_levels_are_those_of_diffusers() -> None:
         levels = sigmas(case["steps"], mu, SHIFT.shift_terminal)
         assert len(levels) == case["steps"] + 1 and levels.dtype == torch.float32
         worst = max(worst, float((levels.double() - torch.tensor(case["sigmas"], dtype=torch.float64)).abs().max()))
+        assert (1000 * levels[:-1]).tolist() == pytest.approx(case["timesteps"], abs=1e-3)
     at_most("noise levels (sigmas)", worst, 1e-6)
 
 

@@ -71,6 +71,8 @@ def test_a_random_number_gives_the_t_of_musubi(case: dict) -> None:
     t = timesteps(base, settings, picture_of(case["width"], case["height"]))
     name = case["params"]["timestep_sampling"]
     at_most(f"{name} timesteps", float((t - torch.tensor(case["t"])).abs().max()), 2e-6)
+    if name == "sigma":  # elsewhere musubi tells its model 1000 t + 1
+        torch.testing.assert_close(1000 * t, torch.tensor(case["model_timestep"]), rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("case", musubi("from_uniform"))
@@ -79,6 +81,9 @@ def test_a_stratified_uniform_gives_the_t_of_musubi(case: dict) -> None:
     settings = ours(case["params"])
     t = timesteps_of_shares(share, settings, picture_of(case["width"], case["height"]))
     torch.testing.assert_close(t, torch.tensor(case["t"], dtype=torch.float64), rtol=0, atol=2e-6)
+    if case["params"]["timestep_sampling"] == "sigma":
+        told = torch.tensor(case["model_timestep"], dtype=torch.float64)
+        torch.testing.assert_close(1000 * t, told, rtol=0, atol=2e-3)
 
 
 @pytest.mark.parametrize("case", musubi("quantiles"))
@@ -108,9 +113,21 @@ def test_the_grid_is_that_of_ai_toolkit(timestep_type: str) -> None:
     torch.testing.assert_close(1000 * t, torch.tensor(case["timesteps"], dtype=torch.float64), rtol=0, atol=2e-3)
 
 
+@pytest.mark.parametrize("switch", ["linear_timesteps", "linear_timesteps2"])
+@pytest.mark.parametrize("timestep_type", SAMPLINGS)
+def test_a_bell_over_the_loss_goes_with_the_linear_grid(timestep_type: str, switch: str) -> None:
+    """In ai-toolkit whatever the type; `sigma` with a density included."""
+    middle_of_cell = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
+    expected = timesteps(middle_of_cell, FlowSettings(timestep_type="linear"), PICTURE)
+    settings = FlowSettings(timestep_type=timestep_type, weighting_scheme="logit_normal", **{switch: True})
+    assert sampling_for(settings).base is torch.rand
+    assert torch.equal(timesteps(middle_of_cell, settings, PICTURE), expected)
+
+
 @pytest.mark.parametrize("case", golden("aitk_timesteps", table="grid", timestep_type="shift", num_timesteps=1000))
 def test_shift_without_a_number_draws_the_levels_of_a_sampling_run_as_ai_toolkit(case: dict) -> None:
     picture = picture_of(8 * case["latent_width"], 8 * case["latent_height"])
+    assert picture.tokens == case["latent_width"] * case["latent_height"] // case["patch_size"] ** 2
     middle_of_cell = (torch.tensor(case["indices"], dtype=torch.float64) + 0.5) / 1000
     t = timesteps(middle_of_cell, FlowSettings(timestep_type="shift"), picture)
     torch.testing.assert_close(1000 * t, torch.tensor(case["timesteps"], dtype=torch.float64), rtol=0, atol=2e-3)
@@ -118,7 +135,7 @@ def test_shift_without_a_number_draws_the_levels_of_a_sampling_run_as_ai_toolkit
 
 @pytest.mark.parametrize("timestep_type", ["sigmoid", "lognorm_blend"])
 def test_random_grids_have_the_distribution_of_ai_toolkit(timestep_type: str) -> None:
-    (case,) = golden("aitk_timesteps", table="grid", timestep_type=timestep_type)
+    (case,) = golden("aitk_timesteps", table="grid", timestep_type=timestep_type, random=True)
     share = torch.arange(0.5, 20000, dtype=torch.float64) / 20000
     t = timesteps_of_shares(share, FlowSettings(timestep_type=timestep_type), PICTURE)
     quantiles = 1000 * torch.quantile(t, torch.tensor(case["quantiles_q"], dtype=torch.float64))
@@ -212,6 +229,15 @@ def test_content_prefers_noise_and_style_the_picture(settings: FlowSettings) -> 
 def test_a_preference_is_drawn_as_it_is_computed() -> None:
     settings = FlowSettings(timestep_type="uniform", content_or_style="content")
     assert float(drawn(settings, count=4000).mean()) == pytest.approx(0.75, abs=0.015)
+
+
+def test_a_float32_number_just_below_a_level_is_not_rounded_to_the_next() -> None:
+    """Place u on the ladder is floor(1000 u), worked out in the precision of u."""
+    just_below = torch.arange(1, 1000, dtype=torch.float32) / 1000
+    just_below = torch.nextafter(just_below, torch.zeros(()))
+    expected = torch.floor(just_below * 1000)
+    t = timesteps(just_below, settings_of("linear"), PICTURE)
+    assert torch.equal((1000 * (1 - t.double())).round(), expected.double())
 
 
 def test_the_grid_never_reaches_zero() -> None:

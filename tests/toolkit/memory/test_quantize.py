@@ -13,7 +13,7 @@ from toolkit.contracts import PromptEmbeds
 from toolkit.memory.frozen_linear import FrozenLinear
 from toolkit.memory.int8_probe import int8_layers
 from toolkit.memory.quantize import QTYPES, QUANTO, block_scaled, quantize_weight, quantizer
-from toolkit.memory.stored import InInt8
+from toolkit.memory.stored import InInt8, StoredWeight
 from toolkit.networks.lora import LoraNetwork
 
 MATRICES = load_file(FOLDER / "quantize_inputs.safetensors")
@@ -34,12 +34,47 @@ def test_errors_are_those_of_optimum_quanto(qtype: str) -> None:
     worst = 0.0
     for case in golden("quantize", method="optimum-quanto", qtype=QUANTO[qtype]):
         matrix = MATRICES[case["matrix"]].to(getattr(torch, case["weight_dtype"]))
-        dequantized = quantize_weight(matrix, qtype).dequantize()
-        assert torch.isfinite(dequantized).all()
+        weight = quantize_weight(matrix, qtype)
+        dequantized = weight.dequantize()
+        assert int((~torch.isfinite(dequantized)).sum()) == case["nonfinite_values"] == 0
+        same_scales(weight, case)
+        # Its bfloat16 int4 is packed for one kind of kernel: that rounds shifts once more, which 250 weights of one
+        # matrix show, by 0.004 at most.
+        same_weights(dequantized, matrix, case, rel=2e-4 if case["packing"].startswith("TinyGemm") else 1e-6)
         error = relative(dequantized, matrix)
         assert error <= 1.25 * case["rel_frobenius_err"]
         worst = max(worst, abs(error / case["rel_frobenius_err"] - 1))
     at_most(f"quantization error, {qtype}, share of the listed error", worst, 0.02)
+
+
+def same_scales(weight: StoredWeight, case: dict) -> None:
+    """Codes, scales and shifts in the shapes and number types of optimum-quanto's own."""
+    held = dict(weight.named_buffers())
+    codes = held.pop("codes_OI" if "codes_OI" in held else "packed")
+    assert str(getattr(weight, "code_type", codes.dtype)) == f"torch.{case['data_dtype']}"
+    scale, *shift = held.values()
+    assert {str(part.dtype) for part in held.values()} == {f"torch.{case['scale_dtype']}"}
+    if case["group_size"]:
+        assert weight.shape.numel() // len(scale) == case["group_size"]
+    if case["scale_shape"]:  # not of weights that it packs for one kind of kernel
+        assert list(scale.shape) == case["scale_shape"] and len(shift) == case["has_shift"]
+    for part in shift if case["has_shift"] else ():
+        assert (list(part.shape), str(part.dtype)) == (case["shift_shape"], f"torch.{case['shift_dtype']}")
+
+
+def same_weights(dequantized: torch.Tensor, matrix: torch.Tensor, case: dict, rel: float) -> None:
+    """The dequantized numbers: a corner of them, their sum and norm, and the worst error.
+
+    rel: of the norm and the worst error; of the sum in units of what its terms add up to without their signs.
+    """
+    corner = torch.tensor(case["dequant_corner"])
+    ours = dequantized[: len(corner), : corner.shape[1]].float()
+    torch.testing.assert_close(ours, corner, rtol=1e-5, atol=1e-9)
+    whole = dequantized.double()
+    assert float(whole.sum()) == pytest.approx(case["dequant_sum"], abs=rel * float(whole.abs().sum()))
+    assert float(whole.norm()) == pytest.approx(case["dequant_frobenius"], rel=rel)
+    worst = float((whole - matrix.double()).abs().max())
+    assert worst == pytest.approx(case["max_abs_err"], rel=1e-5)
 
 
 def test_weights_in_fp8_scaled_are_those_of_musubi() -> None:
@@ -51,8 +86,10 @@ def test_weights_in_fp8_scaled_are_those_of_musubi() -> None:
         matrix = MATRICES[case["matrix"]].to(getattr(torch, case["weight_dtype"]))
         weight = block_scaled(matrix, case["block_size"])
         dequantized = weight.dequantize()
-        corner = torch.tensor(case["dequant_corner"])
-        torch.testing.assert_close(dequantized[: len(corner), : corner.shape[1]], corner, rtol=1e-5, atol=1e-9)
+        assert int((~torch.isfinite(dequantized)).sum()) == case["nonfinite_values"]
+        assert (str(weight.scale_ON.dtype), case["data_dtype"]) == (f"torch.{case['scale_dtype']}", "float8_e4m3fn")
+        assert list(weight.scale_ON.shape) == case["scale_shape"][:2]  # a block's scale has no axis of its own here
+        same_weights(dequantized, matrix, case, rel=1e-6)
         torch.testing.assert_close(
             weight.scale_ON.flatten()[:4], torch.tensor(case["scale_first4"]), rtol=1e-5, atol=1e-12
         )

@@ -1,11 +1,24 @@
 import pytest
+import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
 from toolkit.config.train import SCHEDULES as CONFIG_NAMES
 from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
-from toolkit.optim.schedules import KEYS, SCHEDULES, Course, build_schedule, check_parameters, in_steps, parameters
+from toolkit.optim.schedules import (
+    KEYS,
+    LENGTHS,
+    SCHEDULES,
+    Course,
+    build_schedule,
+    check_parameters,
+    course_of,
+    in_steps,
+    overfull,
+    parameters,
+    remarks,
+)
 
 FIELD = {key: field for field, key in KEYS.items()}
 MUSUBI = [case for case in golden("lr_schedules", project="musubi") if "lr" in case]
@@ -55,6 +68,53 @@ def test_learning_rates_are_those_of_ai_toolkit_where_the_meaning_is_the_same(ca
         at_most(f"learning rates of ai-toolkit, {case['scheduler']}", worst_of(case, factor), 1e-6)
 
 
+@pytest.mark.parametrize("options", [{"end_factor": 0.2}, {"start_factor": 0.5}, {"start_factor": 1, "end_factor": 0}])
+def test_a_line_between_factors_is_torchs(options: dict) -> None:
+    """LinearLR, as ai-toolkit calls it: over all steps."""
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=1.0)
+    theirs = torch.optim.lr_scheduler.LinearLR(optimizer, total_iters=50, **options)
+    ours = build_schedule("linear", 50, params=options)
+    for step in range(50):
+        assert ours(step) == pytest.approx(theirs.get_last_lr()[0], abs=1e-9)
+        optimizer.step()
+        theirs.step()
+
+
+@pytest.mark.parametrize(("name", "param"), [(name, param) for name, params in LENGTHS.items() for param in params])
+def test_lengths_that_ai_toolkit_replaces_by_the_runs_change_nothing_and_it_is_said(name: str, param: str) -> None:
+    check_parameters(name, {param: 7})
+    plain, given = (build_schedule(name, 20, params=params) for params in ({}, {param: 7}))
+    assert [given(step) for step in range(21)] == [plain(step) for step in range(21)]
+    [(key, message)] = remarks(name, {param: 7})
+    assert key == param and message.startswith("has no effect, as in ai-toolkit: the schedule is as long as the run.")
+    assert ("'lr_scheduler_num_cycles'" in message) == (name == "cosine_with_restarts")
+
+
+def test_a_line_that_is_only_told_its_end_says_where_it_begins() -> None:
+    assert [key for key, _ in remarks("linear", {"end_factor": 0.2})] == ["end_factor"]
+    assert [*remarks("linear", {"start_factor": 1, "end_factor": 0.2}), *remarks("cosine", {"eta_min": 0})] == []
+
+
+@pytest.mark.parametrize(
+    ("name", "lengths", "says"),
+    [
+        ("warmup_stable_decay", (60, 40), ""),
+        ("warmup_stable_decay", (0.6, 0.5), "a warm-up of 60 and a fall of 50 optimizer steps do not fit into 100: "),
+        ("linear", (1, 100), "the rate falls in the 99 after the warm-up"),
+        ("constant", (60, 90), ""),
+        ("constant", (100, 0), "the warm-up takes 100 optimizer steps, the run 100: it never reaches the full rate"),
+    ],
+)
+def test_a_warm_up_and_a_fall_that_are_longer_than_the_run_are_told(name: str, lengths: tuple, says: str) -> None:
+    line = overfull(name, Course(100, *lengths))
+    assert says in line and bool(line) == bool(says)
+
+
+def test_lengths_among_the_parameters_count_in_a_course() -> None:
+    course = course_of(100, 5, {"num_warmup_steps": 70, "num_decay_steps": 0.4}, decay=3)
+    assert (course.rise, course.fall) == (70, 40)
+
+
 def test_the_config_names_every_schedule() -> None:
     assert set(CONFIG_NAMES) == set(SCHEDULES)
 
@@ -77,10 +137,10 @@ def test_the_course_comes_from_the_config() -> None:
         ("linear", {"decay": 2}, {}, [1.0, 1.0, 1.0, 0.5, 0.0]),
         ("linear", {"decay": 0.5}, {}, [1.0, 1.0, 1.0, 0.5, 0.0]),
         ("linear", {"warmup": 2, "decay": 9}, {}, [0.0, 0.5, 1.0, 0.5, 0.0]),
-        ("linear", {}, {"end_factor": 0.2}, [1.0, 0.8, 0.6, 0.4, 0.2]),
+        ("linear", {}, {"start_factor": 1, "end_factor": 0.2}, [1.0, 0.8, 0.6, 0.4, 0.2]),
         ("cosine", {"decay": 2}, {}, [1.0, 1.0, 1.0, 0.5, 0.0]),
         ("cosine_with_restarts", {"decay": 2, "cycles": 2}, {}, [1.0, 1.0, 1.0, 1.0, 0.0]),
-        ("cosine_with_restarts", {}, {"T_0": 2}, [1.0, 0.5, 1.0, 0.5, 0.0]),
+        ("cosine_with_restarts", {}, {"T_0": 2}, [1.0, 0.5 + 0.125**0.5, 0.5, 0.5 - 0.125**0.5, 0.0]),
         ("cosine_with_min_lr", {"decay": 2, "min_ratio": 0.2}, {}, [1.0, 1.0, 1.0, 0.6, 0.2]),
         ("polynomial", {"power": 2.0, "decay": 2, "min_ratio": 0}, {}, [1.0, 1.0, 1.0, 0.25, 0.0]),
         ("rex", {"decay": 2, "min_ratio": 0}, {}, [1.0, 1.0, 1.0, 0.5 / 0.55, 0.0]),

@@ -12,7 +12,7 @@ def test_layout_of_a_training_step_is_that_of_ai_toolkit(case: dict) -> None:
     sizes = [(case["target_width"], case["target_height"]), *case["vae_sizes_wh"]]
     latents = [torch.zeros(1, 16, height // 8, width // 8) for width, height in sizes]
     tokens = torch.cat([pack(latent) for latent in latents], dim=1)
-    assert [list(shape) for shape in image_shapes(latents)] == case["img_shapes"][0]
+    assert [[list(shape) for shape in image_shapes(latents)]] * case["batch_size"] == case["img_shapes"]
     assert tokens.shape == (1, case["sequence_length"], case["channels"])
     assert pack(latents[0]).shape[1] == case["target_tokens"]
 
