@@ -113,6 +113,22 @@ CORRECTIONS = (
         "drawn evenly, as in ai-toolkit",
         lambda train, _: bool(train.get("linear_timesteps") or train.get("linear_timesteps2")),
     ),
+    Correction(
+        2,
+        "lr_scheduler linear with end_factor alone",
+        "from the full rate",
+        "from a third of it, as torch's LinearLR",
+        lambda train, _: train.get("lr_scheduler") == "linear"
+        and "end_factor" in train.get("lr_scheduler_params", {})
+        and "start_factor" not in train.get("lr_scheduler_params", {}),
+    ),
+    Correction(
+        2,
+        "lr_scheduler_params.T_0",
+        "restarts after so many steps",
+        "has no effect, as in ai-toolkit",
+        lambda train, _: "T_0" in train.get("lr_scheduler_params", {}),
+    ),
 )
 
 
