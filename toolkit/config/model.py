@@ -106,7 +106,8 @@ class ModelConfig(StrictModel):
     """`model`: the model that is trained, and how it is kept in memory."""
 
     name_or_path: PathText
-    """Hub id (`owner/name`) or local folder in diffusers layout."""
+    """Hub id (`owner/name`) or local folder in diffusers layout; its `model_index.json` must be that of a
+    Qwen-Image-Edit-2509 or a model made from it. What looks like a path is never a hub id (`docs/models.md`)."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""

@@ -19,7 +19,7 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import enable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
 from toolkit.config.model_files import INDEX, PARTS, PATTERNS, cached_index, cached_snapshot, no_index, where_else
 from toolkit.errors import UserError
@@ -49,6 +49,7 @@ def fetch_index(name: str, revision: str | None) -> Path:
     """
     if index := cached_index(name, revision):
         return index
+    disable_progress_bars()  # one small file
     with _asking(name, revision):
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=[INDEX]))
     if not (folder / INDEX).is_file():
