@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -97,6 +98,19 @@ def test_what_looks_like_a_path(refused, tmp_path: Path, name: str, words: str) 
     write_model(tmp_path / "mine" / "model")
     line = refused(name, *LOOK)
     assert words in line and f"model.name_or_path: {name!r} " in line
+
+
+def test_a_cached_model_of_ours_trains_offline_by_its_id(
+    run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+) -> None:
+    snapshot = write_cached(tmp_path / "home", NAME)
+    shutil.rmtree(snapshot)
+    shutil.copytree(tiny_model, snapshot)
+    model = {"name_or_path": NAME, "model_kwargs": {"match_target_res": True}}
+    section = trainer(make_pictures(tmp_path / "data", "a"), model=model)
+    result = run_py(write_job(section), env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
 
 
 # ------------------------------------------------------------ with a hub that can be asked

@@ -9,6 +9,7 @@ from typing import Protocol
 
 from toolkit.config.model_files import (
     ARCH_OF_PIPELINE,
+    INDEX,
     cached_snapshot,
     index_fault,
     local_index,
@@ -124,6 +125,9 @@ def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
     name, revision = model.name_or_path, model.revision
     if looks_like_a_path(name) or Path(name).is_dir() or Path(name).resolve() in job.earlier_outputs:
         return
-    if not cached_snapshot(name, revision):
-        family = "its family is known" if local_index(name, revision) else "its family is checked before its weights"
-        yield f"{name} is not in the hub cache, or not all of it: the run downloads it; {family}"
+    if cached_snapshot(name, revision):
+        return
+    if local_index(name, revision):
+        yield f"{name} is not complete in the hub cache: the run downloads the rest"
+    else:
+        yield f"{name} is not in the hub cache: the run downloads it once its {INDEX} says that it can be trained"

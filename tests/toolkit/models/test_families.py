@@ -92,9 +92,9 @@ def test_the_plan_says_what_a_dry_run_cannot_see(tmp_path: Path, monkeypatch: py
         name: list(yet_to_come(model(name), JobContext("job", frozenset({tmp_path / "later/one"}))))
         for name in ("someone/absent", "someone/part", "someone/whole", "mine/local", "./none", "later/one")
     }
-    start = "is not in the hub cache, or not all of it: the run downloads it;"
+    absent = "is not in the hub cache: the run downloads it once its model_index.json says that it can be trained"
     assert said == {
-        "someone/absent": [f"someone/absent {start} its family is checked before its weights"],
-        "someone/part": [f"someone/part {start} its family is known"],
+        "someone/absent": [f"someone/absent {absent}"],
+        "someone/part": ["someone/part is not complete in the hub cache: the run downloads the rest"],
         **{name: [] for name in ("someone/whole", "mine/local", "./none", "later/one")},
     }
