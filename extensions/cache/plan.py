@@ -9,7 +9,7 @@ from toolkit.data.held_out import scan_job
 from toolkit.data.manifest import Manifest
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans
-from toolkit.models.families import family_for
+from toolkit.models.families import family_for, yet_to_come
 
 
 def plan_cache(config: Any, job: JobContext) -> RunPlan:
@@ -23,5 +23,5 @@ def plan_cache(config: Any, job: JobContext) -> RunPlan:
         samples_per_epoch=sum(item.sample.repeats for item in items),
         micro_batches_per_epoch=count_batches(items, config.train.batch_size),
         optimizer_steps=0,
-        lines=(*scan.notes, *(held_out.notes if held_out else ())),
+        lines=(*yet_to_come(config.model, job), *scan.notes, *(held_out.notes if held_out else ())),
     )

@@ -12,8 +12,7 @@ from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, pick_device
 from toolkit.log import StatusLine
 from toolkit.memory.quantize import quantizer
-from toolkit.models.families import family_for
-from toolkit.models.opening import open_adapter
+from toolkit.models.opening import checked_family, open_adapter
 
 
 class CacheProcess(BaseExtensionProcess):
@@ -24,7 +23,7 @@ class CacheProcess(BaseExtensionProcess):
         section = self.section
         status = StatusLine()
         manifest = Manifest.beside(section.training_folder)
-        _, trained, held_out = scan_job(section, family_for(section.model), manifest)
+        _, trained, held_out = scan_job(section, checked_family(section.model), manifest)
         manifest.save()
         items = (*trained, *(held_out.items if held_out else ()))
         device = pick_device(section.device, print)

@@ -22,7 +22,7 @@ from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.errors import DataErrors, Mistake, UserError
 from toolkit.memory.plan import MemoryPlan
-from toolkit.models.families import family_for
+from toolkit.models.families import family_for, yet_to_come
 from toolkit.optim.decay import initial_share
 from toolkit.optim.schedules import Course, course_of, overfull
 
@@ -61,6 +61,7 @@ def plan_items(
         accumulation=train.gradient_accumulation,
         epochs_asked=train.epochs,
         lines=(
+            *yet_to_come(config.model, job),
             *sharing(train),
             *scan.notes,
             *(held_out.notes if held_out else ()),

@@ -43,7 +43,7 @@ from toolkit.memory.compiling import check_backend
 from toolkit.memory.quantize import quantizer
 from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.models.families import family_for
-from toolkit.models.opening import open_adapter
+from toolkit.models.opening import checked_family, open_adapter
 from toolkit.train.changes import flat
 from toolkit.train.checkpoint import recorded_seed
 from toolkit.train.flow_step import FlowMatchingStep
@@ -102,6 +102,7 @@ class SdTrainerProcess(BaseTrainProcess):
             return
         if self.team.is_first:
             refuse_full_disk(self.section, self.save_root)
+            checked_family(self.section.model)
         resumption = Resumption.of(state, self.section, scan, self.job.options.allow_change, self.print)
         self.team.require_same(dict(flat(resumption.record["settings"])))
         if self.team.is_first:

@@ -33,6 +33,9 @@ class StrictModel(BaseModel):
     shapes: ClassVar[Mapping[str, str]] = {}
     """Names that are no fields but that `reshape` turns into fields -> what they stand for."""
 
+    refused_when_on: ClassVar[Mapping[str, str]] = {}
+    """Switches of `no_effect` that are refused unless they are false -> why, and the remedy."""
+
     no_effect: ClassVar[Mapping[str, str]] = {}
     """Names that are accepted with a warning -> why they do nothing here."""
 

@@ -174,7 +174,6 @@ class DatasetsJob(ProcessConfig):
         """Files and folders that are missing, and keys that contradict each other."""
         if self.train.steps == 0 and self.train.epochs == 0:
             yield Finding(("train", "steps"), "0 optimizer steps. Give steps or epochs a value above 0.")
-        yield from self._check_model(job)
         for index, dataset in enumerate(self.datasets):
             yield from self._check_dataset(("datasets", index), dataset, job)
         yield from self._check_validation(job)
@@ -211,21 +210,6 @@ class DatasetsJob(ProcessConfig):
             for slot, path in enumerate(item.ctrl_img):
                 key = (section, "samples", index, "ctrl_img", slot)
                 yield from _check_path(key, path, "Give an image file.", job, file=True)
-
-    def _check_model(self, job: JobContext) -> Found:
-        key, name = ("model", "name_or_path"), self.model.name_or_path
-        folder = self.model.folder()
-        if folder in job.earlier_outputs:
-            return
-        if not self.model.is_path():
-            if name.count("/") != 1 or not all(name.split("/")):
-                remedy = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
-                yield Finding(key, f"{name!r} is neither a folder nor a hub id. {remedy}")
-            return
-        if not folder.is_dir():
-            yield Finding(key, _missing(name, "Give a model folder in diffusers layout."))
-        elif not (folder / "model_index.json").is_file():
-            yield Finding(key, f"{name!r} holds no model_index.json. Give a model folder in diffusers layout.")
 
     def _check_dataset(self, at: Key, dataset: DatasetConfig, job: JobContext) -> Found:
         yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)

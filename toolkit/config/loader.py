@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,10 +13,11 @@ from pydantic import BaseModel
 
 from toolkit.config.defaults import DefaultsWatch, merge_defaults
 from toolkit.config.job import JobConfig, ProcessEntry
+from toolkit.config.model import ModelConfig
 from toolkit.config.node import Node, show
 from toolkit.config.normalise import Normaliser
 from toolkit.config.peer_names import hint
-from toolkit.config.process import JobContext, ProcessConfig
+from toolkit.config.process import Finding, JobContext, ProcessConfig
 from toolkit.config.report import Report
 from toolkit.config.saved import saved_text, secret_scalars
 from toolkit.config.source import is_json, read_text, strip_json_comments
@@ -238,16 +239,25 @@ def check_processes(processes: list[_Process | None], job: JobContext, report: R
             return
         section = process.entry.section
         refuse_secret_folder(process, job, report)
-        if not isinstance(section, ProcessConfig):
-            continue
-        for finding in section.check(job):
+        for finding in findings(section, job):
             node, rest = process.checked.find(finding.key)
             # A single value may stand for a list of one: its place is then that of the value.
             path = (*node.path, *rest) if isinstance(node.value, dict) else node.path
             if not report.reported(path):
                 report.mistake(node, finding.message, path=path)
+        if not isinstance(section, ProcessConfig):
+            continue
         refuse_shared_folder(process, section.run_folder(job), folders, report)
         job = JobContext(job.name, job.earlier_outputs | section.outputs(job))
+
+
+def findings(section: BaseModel | None, job: JobContext) -> Iterator[Finding]:
+    """What is wrong with the model a section names, whichever process it belongs to; then the section's own checks."""
+    for key in type(section).model_fields if section is not None else ():
+        if isinstance(model := getattr(section, key), ModelConfig):
+            yield from (Finding((key, *found.key), found.message) for found in model.check(job))
+    if isinstance(section, ProcessConfig):
+        yield from section.check(job)
 
 
 def refuse_shared_folder(process: _Process, folder: Path | None, folders: dict[Path, int], report: Report) -> None:

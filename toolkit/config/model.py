@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -11,8 +12,10 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import AutoOrBool, PathText, mistake, one_of
+from toolkit.config.model_files import looks_like_a_path, model_fault
 from toolkit.config.node import Node
 from toolkit.config.normalise import prefer
+from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 
 QTYPES = ("int8", "int4", "int2", "float8", "fp8_scaled")
@@ -26,10 +29,10 @@ _QTYPE_SPELLINGS = {
 }
 _QTYPES_LATER = "uint2 uint3 uint4 uint5 uint6 uint7 uint8 nvfp4 convrot8 convrot4 orbit8 orbit4"
 
-_OTHER_FAMILIES = (
-    "is_flux is_xl is_v2 is_v3 is_v_pred is_pixart is_pixart_sigma is_auraflow is_lumina2 is_ssd is_vega "
-    "use_flux_cfg flux_cfg use_text_encoder_1 use_text_encoder_2 experimental_xl refiner_name_or_path"
-)
+_OTHER_FAMILIES = "is_flux is_xl is_v2 is_v3 is_v_pred is_pixart is_pixart_sigma is_auraflow is_lumina2 is_ssd is_vega"
+"""ai-toolkit's switches that say which family a model is."""
+
+_OF_OTHER_FAMILIES = "use_flux_cfg flux_cfg use_text_encoder_1 use_text_encoder_2 experimental_xl refiner_name_or_path"
 
 
 def _without_adapter(value: Any) -> Any:
@@ -63,11 +66,6 @@ def _is_qwen(value: bool) -> bool:
     if not value:
         raise mistake("false: only Qwen-Image models can be trained. Write true or leave it out.")
     return value
-
-
-def looks_like_a_path(name: str) -> bool:
-    """Whether a name can only be a local folder, never `owner/name` on the hub."""
-    return name.startswith((".", "/", "~")) or "\\" in name or name.count("/") > 1
 
 
 TO_TRAIN = {
@@ -108,7 +106,8 @@ class ModelConfig(StrictModel):
     """`model`: the model that is trained, and how it is kept in memory."""
 
     name_or_path: PathText
-    """Hub id (`owner/name`) or local folder in diffusers layout."""
+    """Hub id (`owner/name`) or local folder in diffusers layout; its `model_index.json` must be that of a
+    Qwen-Image-Edit-2509 or a model made from it. What looks like a path is never a hub id (`docs/models.md`)."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""
@@ -175,7 +174,13 @@ class ModelConfig(StrictModel):
         **{old: f"train.compile.{new.removeprefix('compile_')}" for old, new in TO_TRAIN.items()},
     }
     aliases: ClassVar = {"quantize_dtype": "qtype", "quantize_te_dtype": "qtype_te"}
-    no_effect: ClassVar = dict.fromkeys(_OTHER_FAMILIES.split(), "this trains Qwen-Image") | {
+    refused_when_on: ClassVar = dict.fromkeys(
+        _OTHER_FAMILIES.split(),
+        "only Qwen-Image-Edit-2509 and what is made from it can be trained. Give such a model, and leave this key out.",
+    )
+    no_effect: ClassVar = dict.fromkeys(
+        [*_OTHER_FAMILIES.split(), *_OF_OTHER_FAMILIES.split()], "this trains Qwen-Image"
+    ) | {
         "dtype": "train.dtype decides",
         "te_dtype": "train.dtype decides",
         "vae_dtype": "train.dtype decides",
@@ -220,6 +225,11 @@ class ModelConfig(StrictModel):
         else:
             entries["base_loras"] = _paired(_as_list(weights), multipliers and _as_list(multipliers), report)
         return entries
+
+    def check(self, job: JobContext) -> Iterator[Finding]:
+        """What the model's files on this disk say against it: it is not there, of another family, not complete."""
+        if self.folder() not in job.earlier_outputs and (fault := model_fault(self.name_or_path, self.revision)):
+            yield Finding(("name_or_path",), fault)
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""

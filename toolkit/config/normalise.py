@@ -71,6 +71,9 @@ class Normaliser:
 
     def is_built(self, model: type[StrictModel], key: str, child: Node) -> bool:
         """False for names that do nothing here (one warning) and for those not built yet (a mistake)."""
+        if key in model.refused_when_on and str(child.data()).lower() not in ("false", "0"):
+            self.report.mistake(child, f"{show(child)}: {model.refused_when_on[key]}")
+            return False
         if key in model.no_effect:
             self.report.warn(child, f"has no effect: {model.no_effect[key]}.")
             return False

@@ -141,6 +141,9 @@ def _other_names(model: type[StrictModel]) -> str:
     if model.no_effect:
         listed = "; ".join(f"`{name}` ({reason})" for name, reason in model.no_effect.items())
         lines += f"\nAccepted with a warning, no effect: {listed}.\n"
+    if model.refused_when_on:
+        listed = ", ".join(f"`{name}`" for name in model.refused_when_on)
+        lines += f"\nOf these, refused unless false: {listed}.\n"
     if model.unsupported:
         listed = ", ".join(f"`{name}`" for name in model.unsupported)
         lines += f"\nNot supported yet: {listed}.\n"
@@ -228,7 +231,7 @@ def _standing(key: str, path: str, section: type[StrictModel], peer: PeerName) -
     """What becomes of another program's key where it is written in this section; empty: it is unknown there."""
     where = f"`{path}`" if path else "the process"
     if key in section.no_effect:
-        return f"{where}, no effect"
+        return f"{where}, no effect{', refused unless false' if key in section.refused_when_on else ''}"
     if key in section.unsupported:
         return f"{where}, not supported yet"
     field = section.aliases.get(key, key)
@@ -291,7 +294,8 @@ def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> 
     for name, meaning in section.shapes.items():
         properties.setdefault(name, {"description": f"Means {meaning}."})
     for name, reason in section.no_effect.items():
-        properties.setdefault(name, {"deprecated": True, "description": f"No effect: {reason}."})
+        off = {"enum": [None, False]} if name in section.refused_when_on else {}
+        properties.setdefault(name, {"deprecated": True, "description": f"No effect: {reason}."} | off)
     for name, harmless in section.unsupported.items():
         allowed = [None, *harmless]
         properties.setdefault(name, {"deprecated": True, "description": "Not supported yet.", "enum": allowed})

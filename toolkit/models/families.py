@@ -2,12 +2,21 @@
 
 from __future__ import annotations
 
-import json
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from toolkit.config.model_files import (
+    ARCH_OF_PIPELINE,
+    INDEX,
+    cached_snapshot,
+    index_fault,
+    local_index,
+    looks_like_a_path,
+    pipeline_of,
+)
+from toolkit.config.process import JobContext
 from toolkit.contracts import Size
 from toolkit.errors import UserError, did_you_mean
 from toolkit.models.footprint import Footprint
@@ -54,9 +63,11 @@ class ModelFamily:
 
         Also None where that cannot be known yet, because the model's tokenizer is not on the disk.
         """
-        folder = Path(model.name_or_path).expanduser()
+        index = local_index(model.name_or_path, model.revision)
+        if index is None:
+            return None
         match_target = model.model_kwargs.match_target_res
-        return PROMPT_FAULTS.load(self.adapter)(folder, prompt, target, references, match_target)
+        return PROMPT_FAULTS.load(self.adapter)(index.parent, prompt, target, references, match_target)
 
     def block_count(self, folder: Path) -> int:
         """Repeated blocks of the trained part."""
@@ -90,13 +101,6 @@ BLOCK_COUNT = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.
 PROMPT_FAULTS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.prompt_length:prompt_fault"})
 FOOTPRINTS = Registry("model adapter", {"qwen_edit": "toolkit.models.qwen_edit.footprint:footprint"})
 
-ARCH_OF_PIPELINE = {
-    "QwenImageEditPlusPipeline": "qwen_image_edit_plus",
-    "QwenImageEditPipeline": "qwen_image_edit",
-    "QwenImagePipeline": "qwen_image",
-}
-"""`_class_name` in a model folder's model_index.json -> arch."""
-
 DEFAULT_ARCH = "qwen_image_edit_plus"
 
 
@@ -104,22 +108,19 @@ class ModelSection(Protocol):
     """The keys of the `model:` section that decide the family."""
 
     name_or_path: str
+    revision: str | None
     arch: str | None
     model_kwargs: Any
 
 
-def arch_of_folder(folder: Path) -> str | None:
-    """The arch a local diffusers folder says it is, or None when it holds no model_index.json."""
-    index = folder / "model_index.json"
-    if not index.is_file():
+def arch_of(model: ModelSection) -> str | None:
+    """The arch that the model's files say it is, of a hub id those in the hub cache; None when they are not here."""
+    index = local_index(model.name_or_path, model.revision)
+    if index is None:
         return None
-    try:
-        class_name = json.loads(index.read_text(encoding="utf-8")).get("_class_name")
-    except (OSError, ValueError) as error:
-        raise UserError(f"{index}: not readable ({error}). Copy or download the model again.") from error
-    if class_name not in ARCH_OF_PIPELINE:
-        raise UserError(f"{index}: pipeline {class_name!r} is not a model family this program trains.")
-    return ARCH_OF_PIPELINE[class_name]
+    if fault := index_fault(model.name_or_path, index):
+        raise UserError(f"model.name_or_path: {fault}")
+    return ARCH_OF_PIPELINE[pipeline_of(index)]
 
 
 def family_for(model: ModelSection) -> ModelFamily:
@@ -127,11 +128,24 @@ def family_for(model: ModelSection) -> ModelFamily:
 
     Raises UserError when the two contradict each other or the family is not supported.
     """
-    found = arch_of_folder(Path(model.name_or_path).expanduser())
+    found = arch_of(model)
     wanted = model.arch
     if found and wanted and found != wanted:
-        raise UserError(f"model.arch: {wanted!r}, but the files in {model.name_or_path} are {found!r}. Remove arch.")
+        raise UserError(f"model.arch: {wanted!r}, but the files of {model.name_or_path} are {found!r}. Remove arch.")
     arch = found or wanted or DEFAULT_ARCH
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
     return FAMILIES[arch]
+
+
+def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
+    """A line for the plan where the model's files are not here, so that a dry run cannot look at them."""
+    name, revision = model.name_or_path, model.revision
+    if looks_like_a_path(name) or Path(name).is_dir() or Path(name).resolve() in job.earlier_outputs:
+        return
+    if cached_snapshot(name, revision):
+        return
+    if local_index(name, revision):
+        yield f"{name} is not complete in the hub cache: the run downloads the rest"
+    else:
+        yield f"{name} is not in the hub cache: the run downloads it once its {INDEX} says that it can be trained"

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from huggingface_hub import HfApi, constants, hf_hub_download, snapshot_download
@@ -18,20 +19,12 @@ from huggingface_hub.errors import (
     RepositoryNotFoundError,
     RevisionNotFoundError,
 )
-from huggingface_hub.utils import enable_progress_bars
+from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
+from toolkit.config.model_files import INDEX, PARTS, PATTERNS, cached_index, cached_snapshot, no_index, where_else
 from toolkit.errors import UserError
 
-PARTS = (
-    "model_index.json",
-    "processor/*",
-    "scheduler/*",
-    "text_encoder/*",
-    "tokenizer/*",
-    "transformer/*",
-    "vae/*",
-)
-"""What is needed of a repository; previews and other formats are left there."""
+KEY = "model.name_or_path"
 
 
 def download(name: str, revision: str | None, note: Callable[[str], None]) -> Path:
@@ -40,28 +33,51 @@ def download(name: str, revision: str | None, note: Callable[[str], None]) -> Pa
     HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub refuses, the model is not there,
     nothing can be reached, or the disk is too small.
     """
-    place = f"model.name_or_path: {name}"
+    if folder := cached_snapshot(name, revision):
+        return folder
+    enable_progress_bars()  # a library imported earlier may have switched them off
+    with _asking(name, revision):
+        _announce(name, revision, note)
+        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+
+
+def fetch_index(name: str, revision: str | None) -> Path:
+    """The model_index.json of the hub model `name`, brought alone when it is not here. Raises UserError as `download`.
+
+    It comes by way of `snapshot_download`, which also keeps the list of the repository's files: only so is known
+    later that the snapshot is not complete.
+    """
+    if index := cached_index(name, revision):
+        return index
+    disable_progress_bars()  # one small file
+    with _asking(name, revision):
+        folder = Path(snapshot_download(name, revision=revision, allow_patterns=[INDEX]))
+    if not (folder / INDEX).is_file():
+        raise UserError(f"{KEY}: {no_index(name, folder)}")
+    return folder / INDEX
+
+
+@contextmanager
+def _asking(name: str, revision: str | None) -> Iterator[None]:
+    """What the client library raises about a model becomes a UserError."""
+    place = f"{KEY}: {name}"
     try:
-        return Path(snapshot_download(name, revision=revision, allow_patterns=PARTS, local_files_only=True))
-    except LocalEntryNotFoundError:
-        pass  # not (completely) here yet: ask the hub
+        yield
     except HFValidationError as error:
         raise UserError(f"{place}: neither a local folder nor a model id of the hub: {_first_line(error)}") from error
-    enable_progress_bars()  # a library imported earlier may have switched them off
-    try:
-        _announce(name, revision, note)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=PARTS))
     except GatedRepoError as error:
         raise UserError(f"{place}: {_TOKEN_HELP} ({_first_line(error)})") from error
     except RevisionNotFoundError as error:
         raise UserError(f"{place}: has no revision {revision!r}.") from error
     except RepositoryNotFoundError as error:
-        raise UserError(f"{place}: the hub has no such model, or it is private. {_TOKEN_HELP}") from error
+        message = f"{place}: the hub has no such model, or it is private. {_TOKEN_HELP} {where_else(name)}"
+        raise UserError(message.rstrip()) from error
     except (OfflineModeIsEnabled, LocalEntryNotFoundError, HTTPError, OSError) as error:
-        raise UserError(
+        message = (
             f"{place}: not complete in {constants.HF_HUB_CACHE}, and the hub cannot be used: {_first_line(error)}. "
-            f"Download it by hand with `hf download {name}`, or give the path of a local folder."
-        ) from error
+            f"Download it by hand with `hf download {name}`, or give the path of a local folder. {where_else(name)}"
+        )
+        raise UserError(message.rstrip()) from error
 
 
 def download_file(name: str, key: str, note: Callable[[str], None]) -> Path:
@@ -117,7 +133,7 @@ def _announce(name: str, revision: str | None, note: Callable[[str], None]) -> N
 
 
 def _wanted(file: str) -> bool:
-    return file == "model_index.json" or any(file.startswith(part.rstrip("*")) for part in PARTS if "/" in part)
+    return file == INDEX or file.split("/")[0] in PARTS
 
 
 def _size_of(folder: Path) -> int:

@@ -6,11 +6,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.config.model import looks_like_a_path
+from toolkit.config.model_files import files_fault, looks_like_a_path, path_fault
 from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
-from toolkit.models.families import ADAPTERS, family_for
-from toolkit.models.hub import download
+from toolkit.models.families import ADAPTERS, ModelFamily, family_for
+from toolkit.models.hub import download, fetch_index
 from toolkit.models.options import AdapterOptions, BlockTransform
 
 if TYPE_CHECKING:
@@ -40,8 +40,8 @@ def open_adapter(
     stands for a part of them.
     Raises UserError when the folder is missing, is no model, or is of another family than `arch` says.
     """
-    family = family_for(model)
     folder = model_folder(model, note)
+    family = family_for(model)
     options = AdapterOptions(
         folder=folder,
         device=device,
@@ -65,12 +65,30 @@ def _wants_table(model: Any, device: torch.device) -> bool:
 
 
 def model_folder(model: Any, note: Callable[[str], None]) -> Path:
-    """The local folder of `model.name_or_path`: itself, or the hub's snapshot."""
-    folder = Path(model.name_or_path).expanduser()
-    if folder.is_dir():
-        if not (folder / "model_index.json").is_file():
-            raise UserError(f"model.name_or_path: {folder} holds no model_index.json; it is no diffusers model folder.")
-        return folder
-    if looks_like_a_path(model.name_or_path) or model.name_or_path.count("/") != 1:
-        raise UserError(f"model.name_or_path: {folder} does not exist (working directory: {Path.cwd()}).")
-    return download(model.name_or_path, model.revision, note)
+    """The local folder of `model.name_or_path`: itself, or the hub's snapshot.
+
+    Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
+    model_index.json is brought before its family is known.
+    """
+    name = model.name_or_path
+    folder = Path(name).expanduser()
+    if folder.is_dir() or looks_like_a_path(name):
+        fault = path_fault(name)
+    else:
+        checked_family(model)
+        folder = download(name, model.revision, note)
+        fault = files_fault(name, folder)
+    if fault:
+        raise UserError(f"model.name_or_path: {fault}")
+    return folder
+
+
+def checked_family(model: Any) -> ModelFamily:
+    """`family_for` once the model's own files have said so: of a hub model, model_index.json is brought if need be.
+
+    For a process that is about to begin: it ends here, with a UserError, where the model is of another family.
+    """
+    name = model.name_or_path
+    if not looks_like_a_path(name) and not Path(name).is_dir():
+        fetch_index(name, model.revision)
+    return family_for(model)

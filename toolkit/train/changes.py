@@ -118,9 +118,11 @@ CORRECTIONS = (
         "lr_scheduler linear with end_factor alone",
         "from the full rate",
         "from a third of it, as torch's LinearLR",
-        lambda train, _: train.get("lr_scheduler") == "linear"
-        and "end_factor" in train.get("lr_scheduler_params", {})
-        and "start_factor" not in train.get("lr_scheduler_params", {}),
+        lambda train, _: (
+            train.get("lr_scheduler") == "linear"
+            and "end_factor" in train.get("lr_scheduler_params", {})
+            and "start_factor" not in train.get("lr_scheduler_params", {})
+        ),
     ),
     Correction(
         2,

@@ -11,6 +11,7 @@ from pydantic import BaseModel
 from extensions.cache.config import CacheConfig
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.tiny_model.config import TinyModelConfig
+from tests.model_folders import write_model
 from toolkit.config import JobConfig, load_job
 from toolkit.errors import ConfigErrors, UserError, did_you_mean
 
@@ -33,8 +34,7 @@ def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., JobCo
     """Writes a text to `job.yaml` (or `file`) in an empty working directory and loads it."""
     monkeypatch.chdir(tmp_path)
     (tmp_path / "photos").mkdir()
-    (tmp_path / "model").mkdir()
-    (tmp_path / "model" / "model_index.json").write_text("{}")
+    write_model(tmp_path / "model")
 
     def load(text: str, *, file: str = "job.yaml", find=find_model, **options) -> JobConfig:
         Path(file).write_text(text, encoding="utf-8")

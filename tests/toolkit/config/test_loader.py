@@ -10,6 +10,7 @@ import pytest
 from pydantic import BaseModel, ConfigDict
 
 from toolkit.config import load_job
+from toolkit.config.model import ModelConfig
 from toolkit.errors import ConfigErrors
 
 FIVE_MISTAKES = """\
@@ -238,3 +239,18 @@ def test_loading_imports_no_torch() -> None:
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
+
+
+class OtherTrainer(BaseModel):
+    """A drop-in's section that knows nothing of `ProcessConfig`."""
+
+    type: str
+    student: ModelConfig
+
+
+def test_every_section_with_a_model_has_it_checked(mistakes) -> None:
+    text = (
+        "job: extension\nconfig:\n  name: a\n  process:\n    - {type: other, student: {name_or_path: Qwen/Qwen-Image}}"
+    )
+    (line,) = mistakes(text, find=lambda name: OtherTrainer)
+    assert line.startswith("5:45: process[0].student.name_or_path: 'Qwen/Qwen-Image' is another model (Qwen-Image), ")

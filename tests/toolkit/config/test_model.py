@@ -70,6 +70,25 @@ def test_what_is_wrong_is_said_at_its_place(faults, keys: str, message: str) -> 
     assert found[0].startswith(message)
 
 
+@pytest.mark.parametrize("value", ["true", "1", "yes", "'true'"])
+@pytest.mark.parametrize("key", ["is_flux", "is_xl", "is_v3", "is_pixart", "is_lumina2"])
+def test_a_switch_of_another_family_is_refused_when_it_is_on(faults, key: str, value: str) -> None:
+    (line,) = faults(f"model: {{name_or_path: ./model, {key}: {value}}}")
+    assert line.startswith(f"model.{key}: ") and "only Qwen-Image-Edit-2509" in line
+
+
+@pytest.mark.parametrize("value", ["false", "'False'", "0"])
+def test_a_switch_of_another_family_is_a_note_when_it_is_off(load, value: str) -> None:
+    (line,) = load(trainer(f"model: {{name_or_path: ./model, is_flux: {value}}}")).warnings
+    assert line.endswith("model.is_flux: has no effect: this trains Qwen-Image.")
+
+
+def test_a_model_that_an_earlier_process_writes_is_not_looked_for(load) -> None:
+    tiny = "- {type: tiny_model, path: output/tiny}"
+    text = trainer("model: {name_or_path: output/tiny}").replace("process:\n", f"process:\n    {tiny}\n")
+    assert load(text).warnings == ()
+
+
 def test_what_has_no_effect_is_told(load) -> None:
     keys = "base_loras: [{path: job.yaml, multiplier: 0}], base_weights_multiplier: [2]"
     first, second = load(trainer(f"model: {{name_or_path: ./model, {keys}}}")).warnings

@@ -100,7 +100,7 @@ def test_harmless_values_of_what_is_not_built_pass_silently(load) -> None:
 
 
 def test_a_key_without_effect_is_one_warning_line(load) -> None:
-    job = load(trainer("model:", "  name_or_path: ./model", "  is_flux: true", "performance_log_every: 10"))
+    job = load(trainer("model:", "  name_or_path: ./model", "  is_flux: false", "performance_log_every: 10"))
     assert job.warnings == (
         "job.yaml:9:9: process[0].model.is_flux: has no effect: this trains Qwen-Image.",
         "job.yaml:10:7: process[0].performance_log_every: has no effect: metrics.jsonl has the times of every step.",

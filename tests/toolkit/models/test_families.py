@@ -3,7 +3,10 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from huggingface_hub import constants
 
+from tests.model_folders import write_cached, write_model
+from toolkit.config.process import JobContext
 from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
 from toolkit.models.families import (
@@ -14,13 +17,14 @@ from toolkit.models.families import (
     FOOTPRINTS,
     LINEAR_LAYERS,
     MODULES,
-    arch_of_folder,
+    arch_of,
     family_for,
+    yet_to_come,
 )
 
 
 def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:
-    return SimpleNamespace(name_or_path=str(name_or_path), arch=arch)
+    return SimpleNamespace(name_or_path=str(name_or_path), revision=None, arch=arch)
 
 
 def folder_of(tmp_path: Path, class_name: str) -> Path:
@@ -48,28 +52,49 @@ def test_without_a_folder_arch_decides() -> None:
     assert family_for(model("some/finetune", "qwen_image_edit_plus")).size_multiple == 32
 
 
-def test_a_folder_that_contradicts_arch_is_a_mistake(tmp_path: Path) -> None:
-    folder = folder_of(tmp_path, "QwenImagePipeline")
-    with pytest.raises(UserError, match=r"model\.arch: 'qwen_image_edit_plus', but the files .* 'qwen_image'"):
-        family_for(model(folder, "qwen_image_edit_plus"))
+def test_an_arch_that_the_files_contradict_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.arch: 'qwen_image', but the files .* 'qwen_image_edit_plus'"):
+        family_for(model(folder_of(tmp_path, "QwenImageEditPlusPipeline"), "qwen_image"))
 
 
-def test_a_family_that_is_not_supported_is_a_mistake_with_a_hint(tmp_path: Path) -> None:
-    for section in (model(folder_of(tmp_path, "QwenImagePipeline")), model("Qwen/Qwen-Image", "qwen_image")):
-        with pytest.raises(UserError, match=r"'qwen_image' is not supported yet.*qwen_image_edit_plus"):
-            family_for(section)
+def test_an_arch_that_is_not_supported_is_a_mistake_with_a_hint() -> None:
+    with pytest.raises(UserError, match=r"'qwen_image' is not supported yet.*qwen_image_edit_plus"):
+        family_for(model("someone/model", "qwen_image"))
 
 
-def test_another_kind_of_pipeline_is_a_mistake(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"model_index\.json: pipeline 'FluxPipeline' is not a model family"):
-        arch_of_folder(folder_of(tmp_path, "FluxPipeline"))
+@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImagePipeline", "QwenImageEditPipeline"])
+def test_files_of_another_family_are_a_mistake(tmp_path: Path, pipeline: str) -> None:
+    with pytest.raises(UserError, match=rf"model\.name_or_path: .* is another model: .* says '{pipeline}'"):
+        family_for(model(folder_of(tmp_path, pipeline)))
 
 
-def test_a_damaged_index_is_a_mistake(tmp_path: Path) -> None:
-    (tmp_path / "model_index.json").write_text('{"_class_name": ')
-    with pytest.raises(UserError, match=r"model_index\.json: not readable"):
-        arch_of_folder(tmp_path)
+def test_the_hub_cache_decides_as_a_folder_does(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_cached(tmp_path, "someone/flux", "FluxPipeline")
+    write_cached(tmp_path, "someone/edit")
+    with pytest.raises(UserError, match="'someone/flux' is another model"):
+        family_for(model("someone/flux"))
+    assert arch_of(model("someone/edit")) == "qwen_image_edit_plus"
+    assert arch_of(model("someone/else")) is None
 
 
 def test_a_folder_without_an_index_says_nothing(tmp_path: Path) -> None:
-    assert arch_of_folder(tmp_path) is None
+    assert arch_of(model(tmp_path)) is None
+
+
+def test_the_plan_says_what_a_dry_run_cannot_see(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_cached(tmp_path, "someone/whole")
+    write_cached(tmp_path, "someone/part", without="vae")
+    write_model(tmp_path / "mine/local")
+    said = {
+        name: list(yet_to_come(model(name), JobContext("job", frozenset({tmp_path / "later/one"}))))
+        for name in ("someone/absent", "someone/part", "someone/whole", "mine/local", "./none", "later/one")
+    }
+    absent = "is not in the hub cache: the run downloads it once its model_index.json says that it can be trained"
+    assert said == {
+        "someone/absent": [f"someone/absent {absent}"],
+        "someone/part": ["someone/part is not complete in the hub cache: the run downloads the rest"],
+        **{name: [] for name in ("someone/whole", "mine/local", "./none", "later/one")},
+    }

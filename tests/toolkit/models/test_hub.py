@@ -1,26 +1,24 @@
 """Against a small hub on this machine: the client library runs in a process of its own, as it does for a user."""
 
-import json
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
 from tests.conftest import ROOT, child_environment
+from tests.model_folders import COMMIT, write_cached
+from tests.small_hub import Hub, small_hub
+from toolkit.config.model_files import PARTS
 from toolkit.errors import UserError
 from toolkit.models import hub
 
 NAME = "someone/model"
-COMMIT = "a" * 40
 FILES = {
     "model_index.json": b'{"_class_name": "QwenImageEditPlusPipeline"}',
-    "transformer/config.json": b"{}",
+    **{f"{part}/{file.replace('*', part)}": b"{}" for part, file in PARTS.items()},
     "transformer/diffusion_pytorch_model.safetensors": b"weights" * 1000,
     "preview.png": b"never wanted",
 }
@@ -36,79 +34,10 @@ except UserError as error:
 """
 
 
-@dataclass
-class Hub:
-    """What the server answers, and what it was asked."""
-
-    url: str = ""
-    refusal: tuple[int, str] | None = None
-    """Status and X-Error-Code of every answer about the model."""
-
-    break_after: int | None = None
-    """Bytes of a large file after which the connection breaks."""
-
-    asked: list[str] = field(default_factory=list)
-
-
 @pytest.fixture
 def server() -> Iterator[Hub]:
-    state = Hub()
-    blob_ids = {name: f"{index:040x}" for index, name in enumerate(FILES)}
-
-    class Handler(BaseHTTPRequestHandler):
-        def do_HEAD(self) -> None:
-            self.answer(with_body=False)
-
-        def do_GET(self) -> None:
-            self.answer(with_body=True)
-
-        def answer(self, with_body: bool) -> None:
-            state.asked.append(self.path)
-            path = self.path.split("?")[0]
-            if state.refusal:
-                status, code = state.refusal
-                return self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "refused by the test"})
-            if "/tree/" in path:
-                entries = [
-                    {"type": "file", "path": name, "size": len(data), "oid": blob_ids[name]}
-                    for name, data in FILES.items()
-                ]
-                return self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
-            if path.startswith("/api/models/"):
-                siblings = [{"rfilename": name, "size": len(data)} for name, data in FILES.items()]
-                info = {"id": NAME, "modelId": NAME, "sha": COMMIT, "siblings": siblings, "tags": [], "private": False}
-                return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
-            name = path.split("/resolve/")[1].partition("/")[2]
-            if name not in FILES:
-                missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
-                return self.send(404, b"", missing, with_body)
-            data = FILES[name]
-            headers = {"ETag": f'"{blob_ids[name]}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
-            start = 0
-            if wanted := self.headers.get("Range"):
-                start = int(wanted.removeprefix("bytes=").split("-")[0])
-                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
-            self.send(206 if start else 200, data[start:], headers, with_body)
-
-        def send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool = True) -> None:
-            self.send_response(status)
-            for name, value in {**headers, "Content-Length": str(len(body)), "Connection": "close"}.items():
-                self.send_header(name, value)
-            self.end_headers()
-            if with_body and self.command == "GET":
-                broken = state.break_after if len(body) > 1000 else None
-                self.wfile.write(body[:broken])
-
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield state
-    http.shutdown()
-    http.server_close()
+    with small_hub(FILES, NAME) as state:
+        yield state
 
 
 @pytest.fixture
@@ -131,18 +60,6 @@ def ask(tmp_path: Path):
     return call
 
 
-def write_snapshot(home: Path) -> Path:
-    """The model in the cache layout that the client library writes."""
-    repository = home / "hub" / f"models--{NAME.replace('/', '--')}"
-    snapshot = repository / "snapshots" / COMMIT
-    for name, data in FILES.items():
-        (snapshot / name).parent.mkdir(parents=True, exist_ok=True)
-        (snapshot / name).write_bytes(data)
-    (repository / "refs").mkdir()
-    (repository / "refs" / "main").write_text(COMMIT)
-    return snapshot
-
-
 def test_offline_without_the_model_names_the_line_that_downloads_by_hand(ask) -> None:
     said = ask(HF_HUB_OFFLINE="1")
     assert "path" not in said
@@ -151,18 +68,31 @@ def test_offline_without_the_model_names_the_line_that_downloads_by_hand(ask) ->
 
 @pytest.mark.parametrize("revision", ["", COMMIT])
 def test_a_snapshot_that_is_here_is_used_offline(ask, tmp_path: Path, revision: str) -> None:
-    snapshot = write_snapshot(tmp_path / "hf")
+    snapshot = write_cached(tmp_path / "hf", NAME)
     assert ask(revision, HF_HUB_OFFLINE="1") == {"path": str(snapshot)}
 
 
 def test_a_snapshot_that_is_here_asks_no_hub(ask, server: Hub, tmp_path: Path) -> None:
-    write_snapshot(tmp_path / "hf")
+    write_cached(tmp_path / "hf", NAME)
     assert "path" in ask(HF_ENDPOINT=server.url)
     assert server.asked == []
 
 
+def test_a_snapshot_without_a_part_is_completed(ask, server: Hub, tmp_path: Path) -> None:
+    write_cached(tmp_path / "hf", NAME, without="vae")
+    folder = Path(ask(HF_ENDPOINT=server.url)["path"])
+    assert (folder / "vae" / "config.json").is_file()
+    assert not any("transformer/config" in path for path in server.asked)
+
+
+def test_a_snapshot_that_is_all_that_the_hub_has_asks_no_hub(ask, server: Hub, tmp_path: Path) -> None:
+    snapshot = write_cached(tmp_path / "hf", NAME, without="vae", listed=True)
+    assert ask(HF_ENDPOINT=server.url) == {"path": str(snapshot)}
+    assert server.asked == []
+
+
 def test_a_revision_that_is_not_here_is_not_replaced_by_another(ask, tmp_path: Path) -> None:
-    write_snapshot(tmp_path / "hf")
+    write_cached(tmp_path / "hf", NAME)
     assert "error" in ask("b" * 40, HF_HUB_OFFLINE="1")
 
 
@@ -221,6 +151,44 @@ def test_too_little_space_is_said_before_the_download(monkeypatch: pytest.Monkey
     assert "10.0 GB" in notes[0]
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9))
     hub._announce(NAME, None, notes.append)
+
+
+CALL_FOR_INDEX = """
+import sys
+from toolkit.errors import UserError
+from toolkit.models.hub import fetch_index
+try:
+    print("path", fetch_index(sys.argv[1], sys.argv[2] or None))
+except UserError as error:
+    print("error", error)
+"""
+
+
+def test_the_index_is_brought_alone_and_then_the_rest(
+    ask, server: Hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    rest = CALL
+    monkeypatch.setattr(sys.modules[__name__], "CALL", CALL_FOR_INDEX)
+    index = Path(ask(HF_ENDPOINT=server.url)["path"])
+    assert index.read_bytes() == FILES["model_index.json"]
+    assert {path.split(COMMIT)[1] for path in server.asked if "/resolve/" in path} == {"/model_index.json"}
+    server.asked.clear()
+    assert ask(HF_ENDPOINT=server.url) == {"path": str(index)}
+    assert server.asked == []
+    monkeypatch.setattr(sys.modules[__name__], "CALL", rest)
+    folder = Path(ask(HF_ENDPOINT=server.url)["path"])
+    assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(FILES) - {"preview.png"}
+
+
+def test_an_index_that_cannot_be_had_says_why(ask, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys.modules[__name__], "CALL", CALL_FOR_INDEX)
+    with small_hub({"lora.safetensors": b"weights"}, NAME) as server:
+        assert "holds no model_index.json" in ask(HF_ENDPOINT=server.url)["error"]
+        assert not any("lora.safetensors" in path for path in server.asked)
+        server.refusal = 404, "RepoNotFound"
+        said = ask("v1", HF_ENDPOINT=server.url)["error"]
+        assert "the hub has no such model" in said and f"(working directory: {ROOT})" in said
+    assert "the hub cannot be used" in ask("v1", HF_HUB_OFFLINE="1")["error"]
 
 
 CALL_FOR_FILE = """

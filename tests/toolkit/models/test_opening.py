@@ -3,16 +3,18 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from huggingface_hub import constants
 
 from tests.diffusers_reference import CPU
-from toolkit.config.model import looks_like_a_path
+from tests.model_folders import write_cached, write_model
+from toolkit.config.model_files import looks_like_a_path
 from toolkit.contracts import Size
 from toolkit.errors import UserError
 from toolkit.memory.frozen_linear import FrozenLinear
 from toolkit.memory.quantize import quantizer
 from toolkit.memory.stored import BlockScaled, RowScaled
-from toolkit.models import opening
-from toolkit.models.opening import model_folder, open_adapter
+from toolkit.models import families, opening
+from toolkit.models.opening import checked_family, model_folder, open_adapter
 
 
 def model(name_or_path: Path | str, **changes) -> SimpleNamespace:
@@ -38,14 +40,17 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
         raise AssertionError("asked the hub")
 
     monkeypatch.setattr(opening, "download", fail)
+    monkeypatch.setattr(opening, "fetch_index", fail)
 
 
 @pytest.mark.usefixtures("no_network")
-def test_a_local_folder_never_asks_the_hub(tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_local_folder_never_asks_the_hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     assert model_folder(model(tiny_model), print) == tiny_model
-    # A relative folder of the form owner/name looks like a hub id; the folder that is there wins.
+    # A relative folder of the form owner/name that is there wins over a hub id in the cache.
     monkeypatch.chdir(tiny_model.parent.parent)
     relative = f"{tiny_model.parent.name}/{tiny_model.name}"
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_cached(tmp_path, relative, "FluxPipeline")
     assert not looks_like_a_path(relative)
     assert model_folder(model(relative), print) == Path(relative)
 
@@ -57,17 +62,45 @@ def test_a_folder_without_an_index_is_a_mistake(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("no_network")
-@pytest.mark.parametrize("name", ["./models/x", "/models/x", "~/x", "models/qwen/x", "x", "models\\x"])
+@pytest.mark.parametrize("name", ["./models/x", "/models/x", "~/x", "models/qwen/x", "x", "models\\x", "models/x"])
 def test_a_path_that_is_not_there_is_a_mistake(name: str) -> None:
-    with pytest.raises(UserError, match="does not exist"):
+    with pytest.raises(UserError, match=r"model\.name_or_path: .*(does not exist|neither a folder)"):
         model_folder(model(name), print)
 
 
-def test_a_hub_id_is_brought_at_its_revision(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    asked = []
-    monkeypatch.setattr(opening, "download", lambda *arguments: asked.append(arguments) or tmp_path)
-    assert model_folder(model("Qwen/Qwen-Image-Edit-2509", revision="abc"), print) == tmp_path
-    assert asked == [("Qwen/Qwen-Image-Edit-2509", "abc", print)]
+@pytest.mark.usefixtures("no_network")
+def test_a_folder_without_a_part_is_a_mistake(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"model\.name_or_path: .*: vae/ is missing in "):
+        model_folder(model(write_model(tmp_path / "model", without="vae")), print)
+
+
+@pytest.fixture
+def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path]:
+    """What the hub gives by the names of models, at revision abc; the files of none are here."""
+    models: dict[str, Path] = {}
+    monkeypatch.setattr(opening, "fetch_index", lambda name, revision: models[name, revision] / "model_index.json")
+    monkeypatch.setattr(opening, "download", lambda name, revision, note: models[name, revision])
+    monkeypatch.setattr(families, "local_index", lambda name, revision: models[name, revision] / "model_index.json")
+    return models
+
+
+def test_a_hub_id_is_brought_at_its_revision(hub, tmp_path: Path) -> None:
+    hub["Qwen/Qwen-Image-Edit-2509", "abc"] = folder = write_model(tmp_path / "snapshot")
+    assert model_folder(model("Qwen/Qwen-Image-Edit-2509", revision="abc"), print) == folder
+
+
+def test_a_hub_model_of_another_family_is_not_brought(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub["someone/flux", "abc"] = write_model(tmp_path / "snapshot", "FluxPipeline")
+    monkeypatch.delattr(opening, "download")
+    for look in (checked_family, lambda section: model_folder(section, print)):
+        with pytest.raises(UserError, match="'someone/flux' is another model"):
+            look(model("someone/flux", revision="abc"))
+
+
+def test_a_hub_model_without_a_part_is_a_mistake(hub, tmp_path: Path) -> None:
+    hub["someone/model", "abc"] = write_model(tmp_path / "snapshot", without="processor")
+    with pytest.raises(UserError, match=r"'someone/model': processor/ is missing"):
+        model_folder(model("someone/model", revision="abc"), print)
 
 
 def quantized_linears(module: torch.nn.Module) -> int:

@@ -1,0 +1,150 @@
+"""Whole jobs, started as a user starts them, whose model is another one, not there, or not complete."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.light_start import FORBID
+from tests.model_folders import write_cached, write_model
+from tests.small_hub import Hub, small_hub
+from toolkit.config.model_files import PARTS
+
+NAME = "someone/model"
+LOOK = ("--dry-run",)
+
+
+@pytest.fixture
+def refused(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> Callable[..., str]:
+    """The one line of a job that is refused, which leaves nothing behind; HF_HOME is `home`."""
+    make_pictures(tmp_path / "data", "a")
+
+    def refused(name: str, *flags: str, kind: str = "sd_trainer", env: dict | None = None, **keys: object) -> str:
+        section = trainer(tmp_path / "data", model={"name_or_path": name, **keys}) | {"type": kind}
+        settings = {"HF_HOME": str(tmp_path / "home"), "HF_HUB_DISABLE_XET": "1", "HF_HUB_DISABLE_TELEMETRY": "1"}
+        result = run_py(write_job(section), *flags, env=settings | {"HF_HUB_OFFLINE": "1"} | (env or {}))
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+        assert (result.returncode, len(lines)) == (2, 1), result.stderr
+        assert "Traceback" not in result.stdout + result.stderr
+        assert not list((tmp_path / "output").rglob("*.yaml")) and not list(
+            (tmp_path / "output").rglob("*.safetensors")
+        )
+        return lines[0]
+
+    return refused
+
+
+@pytest.mark.parametrize("kind", ["sd_trainer", "cache"])
+@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
+@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImagePipeline", "QwenImageEditPipeline"])
+def test_a_cached_model_of_another_family(refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str) -> None:
+    write_cached(tmp_path / "home", NAME, pipeline)
+    line = refused(NAME, *flags, kind=kind)
+    assert f"model.name_or_path: '{NAME}' is another model: " in line and repr(pipeline) in line
+    assert line.startswith(str(tmp_path / "job.yaml:1:"))
+
+
+@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
+def test_a_dry_run_and_a_run_refuse_a_cached_model_without_a_connection(refused, tmp_path: Path, flags: tuple) -> None:
+    """Not offline: nothing forbids the program to ask, but it need not."""
+    write_cached(tmp_path / "home", NAME, "FluxPipeline")
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(FORBID)
+    watched = {"HF_HUB_OFFLINE": "0", "PYTHONPATH": str(site)} if flags else {"HF_HUB_OFFLINE": "0"}
+    assert "is another model" in refused(NAME, *flags, env=watched | {"HF_ENDPOINT": "http://127.0.0.1:9"})
+
+
+@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
+@pytest.mark.parametrize("name", ["black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit"])
+def test_a_published_name_of_another_family(refused, name: str, flags: tuple) -> None:
+    assert f"{name!r} is another model (" in refused(name, *flags)
+
+
+def test_a_switch_of_another_family(refused) -> None:
+    assert "model.is_flux: true: only Qwen-Image-Edit-2509" in refused("Qwen/Qwen-Image-Edit-2509", *LOOK, is_flux=True)
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "{", "{}"])
+@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
+def test_an_index_that_says_nothing(refused, tmp_path: Path, content: str, flags: tuple) -> None:
+    for folder in (write_model(tmp_path / "mine"), write_cached(tmp_path / "home", NAME)):
+        (folder / "model_index.json").write_text(content)
+        name = NAME if "home" in folder.parts else "./mine"
+        assert "model_index.json: " in refused(name, *flags)
+
+
+@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
+def test_a_missing_part(refused, tmp_path: Path, flags: tuple) -> None:
+    write_model(tmp_path / "mine", without="vae")
+    assert "'./mine': vae/ is missing in mine. " in refused("./mine", *flags)
+    snapshot = write_cached(tmp_path / "home", NAME, without="scheduler", listed=True)
+    assert f"'{NAME}': scheduler/ is missing in {snapshot}. " in refused(NAME, *flags, env={"HF_HUB_OFFLINE": "0"})
+
+
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("models/edit_bf16.safetensors", "is a single file, which cannot be trained. "),
+        ("mine/modle", "Did you mean 'mine/model'? "),
+        ("output/x", "does not exist (working directory: "),
+    ],
+)
+def test_what_looks_like_a_path(refused, tmp_path: Path, name: str, words: str) -> None:
+    write_model(tmp_path / "mine" / "model")
+    line = refused(name, *LOOK)
+    assert words in line and f"model.name_or_path: {name!r} " in line
+
+
+def test_a_cached_model_of_ours_trains_offline_by_its_id(
+    run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+) -> None:
+    snapshot = write_cached(tmp_path / "home", NAME)
+    shutil.rmtree(snapshot)
+    shutil.copytree(tiny_model, snapshot)
+    model = {"name_or_path": NAME, "model_kwargs": {"match_target_res": True}}
+    section = trainer(make_pictures(tmp_path / "data", "a"), model=model)
+    result = run_py(write_job(section), env={"HF_HOME": str(tmp_path / "home"), "HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
+
+
+# ------------------------------------------------------------ with a hub that can be asked
+
+
+@pytest.fixture
+def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
+    """A hub whose only model has this `_class_name`."""
+    files = {f"{part}/{file.replace('*', part)}": b"{}" for part, file in PARTS.items()}
+    files["model_index.json"] = json.dumps({"_class_name": request.param}).encode()
+    files["transformer/diffusion_pytorch_model.safetensors"] = b"weights" * 1000
+    with small_hub(files, NAME) as server:
+        yield server
+
+
+@pytest.mark.parametrize("hub", ["FluxPipeline", "QwenImagePipeline"], indirect=True)
+@pytest.mark.parametrize("kind", ["sd_trainer", "cache"])
+def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: Path, hub: Hub, kind: str) -> None:
+    line = refused(NAME, kind=kind, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url})
+    assert f"model.name_or_path: '{NAME}' is another model: " in line
+    assert {path.rsplit("/", 1)[1] for path in hub.asked if "/resolve/" in path} == {"model_index.json"}
+    # Now the dry run knows it as well.
+    assert "is another model" in refused(NAME, *LOOK, kind=kind)
+
+
+@pytest.mark.parametrize("hub", ["FluxPipeline"], indirect=True)
+@pytest.mark.parametrize("offline", ["0", "1"])
+def test_a_dry_run_asks_no_hub_and_says_what_it_does_not_know(
+    run_py, write_job, trainer, make_pictures, tmp_path: Path, hub: Hub, offline: str
+) -> None:
+    section = trainer(make_pictures(tmp_path / "data", "a"), model={"name_or_path": NAME})
+    settings = {"HF_HOME": str(tmp_path / "home"), "HF_ENDPOINT": hub.url, "HF_HUB_OFFLINE": offline}
+    for kind in ("sd_trainer", "cache"):
+        result = run_py(write_job(section | {"type": kind}), *LOOK, env=settings)
+        assert result.returncode == 0, result.stderr
+        assert f"{NAME} is not in the hub cache" in result.stdout
+    assert hub.asked == [] and not (tmp_path / "home").exists()

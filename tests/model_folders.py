@@ -1,0 +1,50 @@
+"""Model folders and hub caches without weights, for what only looks at names, indices and parts."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from toolkit.config.model_files import PARTS
+
+OURS = "QwenImageEditPlusPipeline"
+COMMIT = "a" * 40
+
+
+def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
+    """A folder with model_index.json and every part, each with the file that it needs, but for those in `without`."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if "model_index.json" not in without.split():
+        (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    for part, file in PARTS.items():
+        if part not in without.split():
+            (folder / part).mkdir()
+            (folder / part / file.replace("*", part)).write_text("{}")
+    return folder
+
+
+def write_cached(home: Path, name: str, pipeline: str = OURS, without: str = "", listed: bool = False) -> Path:
+    """The snapshot of a hub model in the cache of HF_HOME `home`, as the client library lays it out.
+
+    listed: with the library's own list of the repository's files, by which it knows that the snapshot is complete.
+    """
+    repository = home / "hub" / f"models--{name.replace('/', '--')}"
+    snapshot = write_model(repository / "snapshots" / COMMIT, pipeline, without)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(COMMIT)
+    if listed:
+        from huggingface_hub._tree_cache import TreeCacheEntry, write_tree_cache
+
+        files = [path for path in snapshot.rglob("*") if path.is_file()]
+        entries = {
+            path.relative_to(snapshot).as_posix(): TreeCacheEntry(
+                size=path.stat().st_size,
+                blob_id=f"{index:040x}",
+                lfs_sha256=None,
+                lfs_size=None,
+                xet_hash=None,
+            )
+            for index, path in enumerate(files)
+        }
+        write_tree_cache(str(repository), COMMIT, entries)
+    return snapshot

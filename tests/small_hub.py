@@ -1,0 +1,95 @@
+"""A small hub on this machine, over HTTP, which the client library asks as it asks the real one."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+from tests.model_folders import COMMIT
+
+
+@dataclass
+class Hub:
+    """What the server answers, and what it was asked."""
+
+    url: str = ""
+    refusal: tuple[int, str] | None = None
+    """Status and X-Error-Code of every answer about the model."""
+
+    break_after: int | None = None
+    """Bytes of a large file after which the connection breaks."""
+
+    asked: list[str] = field(default_factory=list)
+
+
+@contextmanager
+def small_hub(files: Mapping[str, bytes], model: str) -> Iterator[Hub]:
+    """A hub on this machine with one model, whose only commit is `COMMIT`."""
+    state = Hub()
+    blob_ids = {file: f"{index:040x}" for index, file in enumerate(files)}
+
+    class Handler(BaseHTTPRequestHandler):
+        def do_HEAD(self) -> None:
+            self.answer(with_body=False)
+
+        def do_GET(self) -> None:
+            self.answer(with_body=True)
+
+        def answer(self, with_body: bool) -> None:
+            state.asked.append(self.path)
+            path = self.path.split("?")[0]
+            if state.refusal:
+                status, code = state.refusal
+                return self.send(status, b"{}", {"X-Error-Code": code, "X-Error-Message": "refused by the test"})
+            if "/tree/" in path:
+                entries = [
+                    {"type": "file", "path": name, "size": len(data), "oid": blob_ids[name]}
+                    for name, data in files.items()
+                ]
+                return self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
+            if path.startswith("/api/models/"):
+                siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
+                info = {
+                    "id": model,
+                    "modelId": model,
+                    "sha": COMMIT,
+                    "siblings": siblings,
+                    "tags": [],
+                    "private": False,
+                }
+                return self.send(200, json.dumps(info).encode(), {"Content-Type": "application/json"})
+            name = path.split("/resolve/")[1].partition("/")[2]
+            if name not in files:
+                missing = {"X-Error-Code": "EntryNotFound", "X-Repo-Commit": COMMIT}
+                return self.send(404, b"", missing, with_body)
+            data = files[name]
+            headers = {"ETag": f'"{blob_ids[name]}"', "X-Repo-Commit": COMMIT, "Accept-Ranges": "bytes"}
+            start = 0
+            if wanted := self.headers.get("Range"):
+                start = int(wanted.removeprefix("bytes=").split("-")[0])
+                headers["Content-Range"] = f"bytes {start}-{len(data) - 1}/{len(data)}"
+            self.send(206 if start else 200, data[start:], headers, with_body)
+
+        def send(self, status: int, body: bytes, headers: dict[str, str], with_body: bool = True) -> None:
+            self.send_response(status)
+            for name, value in {**headers, "Content-Length": str(len(body)), "Connection": "close"}.items():
+                self.send_header(name, value)
+            self.end_headers()
+            if with_body and self.command == "GET":
+                broken = state.break_after if len(body) > 1000 else None
+                self.wfile.write(body[:broken])
+
+        def log_message(self, *_: object) -> None:
+            pass
+
+    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+    state.url = f"http://127.0.0.1:{http.server_port}"
+    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
+    thread.start()
+    yield state
+    http.shutdown()
+    http.server_close()

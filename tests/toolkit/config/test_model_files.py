@@ -1,0 +1,260 @@
+"""What a model's name means and what its files say; the hub cache is one of HF_HOME in a temporary folder."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from huggingface_hub import constants
+
+from tests.model_folders import write_cached, write_model
+from tests.toolkit.config.conftest import trainer
+from toolkit.config.model_files import (
+    ARCH_OF_PIPELINE,
+    OTHERS,
+    PUBLISHED,
+    TRAINED,
+    looks_like_a_path,
+    model_fault,
+    where_else,
+)
+from toolkit.models.families import FAMILIES
+
+OURS = "and this program trains Qwen-Image-Edit-2509 and what is made from it (QwenImageEditPlusPipeline)."
+REMEDY = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """HF_HOME, in an empty working directory."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "home" / "hub"))
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    return tmp_path / "home"
+
+
+def test_the_tables_know_the_families() -> None:
+    assert set(TRAINED) == set(FAMILIES) <= set(ARCH_OF_PIPELINE.values())
+    assert [pattern for pattern in OTHERS if pattern != pattern.lower()] == []
+
+
+# ------------------------------------------------------------ path or hub id
+
+
+@pytest.mark.parametrize(
+    "name", ["Qwen/Qwen-Image-Edit-2509", "someone/my_model.v2", "a/b", "black-forest-labs/FLUX.1-dev"]
+)
+def test_a_hub_id_is_none(name: str) -> None:
+    assert not looks_like_a_path(name)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            "./a/b",
+            "/a/b",
+            "~/b",
+            "a\\b",
+            "C:/b",
+            "a/b/c",
+            "a/b/",
+            "a/",
+            "/",
+            "name",
+            "my models/edit",
+            "a/b--c",
+            "a/..b",
+        ),
+        *("a/b.safetensors", "a/b.GGUF", "a/b.ckpt", "output/x", "models/qwen_edit", "checkpoints/last"),
+    ],
+)
+def test_what_cannot_be_a_hub_id_is_a_path(name: str) -> None:
+    assert looks_like_a_path(name)
+
+
+def test_a_name_below_a_folder_that_is_here_is_a_path_unless_it_is_known(tmp_path: Path, home: Path) -> None:
+    for folder in ("mine", "Qwen"):
+        (tmp_path / folder).mkdir()
+    assert looks_like_a_path("mine/model")
+    assert not looks_like_a_path(PUBLISHED[0])
+    assert not looks_like_a_path("Qwen/Qwen-Image")
+    write_cached(home, "mine/model")
+    assert not looks_like_a_path("mine/model")
+
+
+# ------------------------------------------------------------ local folders
+
+
+def test_a_complete_folder_has_no_fault(tmp_path: Path) -> None:
+    write_model(tmp_path / "mine" / "model")
+    assert model_fault("mine/model", None) == ""
+    assert model_fault(str(tmp_path / "mine/model"), None) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "offered"),
+    [
+        ("models/qwen_edit", "models/qwen_edti"),
+        ("./Modles/Qwen_Edti", "models/qwen_edti"),
+        ("models/qwen_edti_", "models/qwen_edti"),
+        ("models/something", ""),
+    ],
+)
+def test_a_misspelt_folder_is_answered_with_the_nearest(tmp_path: Path, name: str, offered: str) -> None:
+    write_model(tmp_path / "models" / "qwen_edti")
+    hint = f"Did you mean {offered!r}? " if offered else ""
+    fault = model_fault(name, None)
+    assert fault.startswith(f"{name!r} does not exist (working directory: {tmp_path}). {hint}{REMEDY}")
+
+
+def test_what_the_hub_does_not_have_may_be_a_misspelt_folder(tmp_path: Path) -> None:
+    write_model(tmp_path / "weights" / "edit")
+    assert where_else("wieghts/edit") == (
+        f"If a local folder is meant, it is not there (working directory: {tmp_path}). Did you mean 'weights/edit'? "
+    )
+
+
+def test_a_folder_seen_from_elsewhere_is_offered(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    write_model(tmp_path / "models" / "edit")
+    (tmp_path / "a" / "b").mkdir(parents=True)
+    monkeypatch.chdir(tmp_path / "a" / "b")
+    assert "Did you mean '../../models/edit'? " in model_fault("models/edit", None)
+
+
+def test_a_name_that_a_hub_model_can_have_says_how_it_becomes_one(tmp_path: Path) -> None:
+    (tmp_path / "someone").mkdir()
+    fault = model_fault("someone/model", None)
+    assert fault.endswith("'someone' is a folder here, so run `hf download someone/model` first.")
+
+
+@pytest.mark.parametrize("name", ["models/edit.safetensors", "/tmp/none/edit.gguf", "edit.ckpt"])
+def test_a_single_file_is_not_supported(tmp_path: Path, name: str) -> None:
+    absent = f"does not exist (working directory: {tmp_path}), and "
+    assert model_fault(name, None) == f"{name!r} {absent}is a single file, which cannot be trained. {REMEDY}"
+
+
+def test_a_single_file_that_is_here_offers_the_model_it_lies_in(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "models" / "edit")
+    (model / "transformer" / "weights.safetensors").write_bytes(b"")
+    (tmp_path / "alone.safetensors").write_bytes(b"")
+    start = "is a single file, which cannot be trained. "
+    assert model_fault("alone.safetensors", None) == f"'alone.safetensors' {start}{REMEDY}"
+    for name in ("models/edit/transformer/weights.safetensors", "models/edit/model_index.json"):
+        assert model_fault(name, None) == f"{name!r} {start}Did you mean 'models/edit'? {REMEDY}"
+
+
+@pytest.mark.parametrize("name", ["models", "models/edit/transformer", "./models/"])
+def test_a_folder_beside_a_model_offers_it(tmp_path: Path, name: str) -> None:
+    write_model(tmp_path / "models" / "edit")
+    assert model_fault(name, None) == f"{name!r} holds no model_index.json. Did you mean 'models/edit'? {REMEDY}"
+
+
+@pytest.mark.parametrize("content", ["[]", "null", "3", "{}", '{"_class_name": null}', '{"_class_name": 5}'])
+def test_an_index_without_a_class_is_named(tmp_path: Path, content: str) -> None:
+    (write_model(tmp_path / "model") / "model_index.json").write_text(content)
+    assert model_fault("./model", None).startswith("model/model_index.json: has no '_class_name'")
+
+
+@pytest.mark.parametrize("content", [b"", b'{"_class_name": ', b"\xff\xfe\x00", b"[" * 100_000])
+def test_a_damaged_index_is_named_in_one_line(tmp_path: Path, content: bytes) -> None:
+    (write_model(tmp_path / "model") / "model_index.json").write_bytes(content)
+    fault = model_fault("./model", None)
+    assert fault.startswith("model/model_index.json: not readable (") and "\n" not in fault
+
+
+def test_a_folder_of_another_family_is_refused(tmp_path: Path) -> None:
+    write_model(tmp_path / "model", "QwenImageEditPipeline")
+    assert model_fault("./model", None) == (
+        f"'./model' is another model: model/model_index.json says 'QwenImageEditPipeline', {OURS} {REMEDY}"
+    )
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "tokenizer", "processor", "scheduler"])
+def test_a_missing_part_is_named_with_its_folder(tmp_path: Path, part: str) -> None:
+    write_model(tmp_path / "model", without=part)
+    assert model_fault("./model", None) == f"'./model': {part}/ is missing in model. Copy or download the whole model."
+
+
+def test_parts_without_their_config_are_named(tmp_path: Path) -> None:
+    model = write_model(tmp_path / "model", without="tokenizer")
+    (model / "vae" / "config.json").unlink()
+    assert "vae/config.json, tokenizer/ are missing in" in model_fault("./model", None)
+
+
+# ------------------------------------------------------------ hub ids
+
+
+@pytest.mark.parametrize("listed", [False, True])
+@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImagePipeline", "QwenImageEditPipeline"])
+def test_a_hub_model_of_another_family_is_refused(home: Path, pipeline: str, listed: bool) -> None:
+    index = write_cached(home, "someone/model", pipeline, listed=listed) / "model_index.json"
+    assert model_fault("someone/model", None) == (
+        f"'someone/model' is another model: {index} says {pipeline!r}, {OURS} {REMEDY}"
+    )
+
+
+def test_an_index_alone_decides_too(home: Path) -> None:
+    parts = "transformer vae text_encoder tokenizer processor scheduler"
+    write_cached(home, "someone/flux", "FluxPipeline", without=parts)
+    write_cached(home, "someone/edit", without=parts)
+    assert "'someone/flux' is another model" in model_fault("someone/flux", None)
+    assert model_fault("someone/edit", None) == ""
+
+
+def test_the_revision_decides_which_index(home: Path) -> None:
+    snapshot = write_cached(home, "someone/model", "FluxPipeline")
+    write_model(snapshot.parent / ("b" * 40))
+    (snapshot.parents[1] / "refs" / "edit").write_text("b" * 40)
+    for revision, refused in (("main", True), ("a" * 40, True), ("edit", False), ("b" * 40, False), ("none", False)):
+        assert bool(model_fault("someone/model", revision)) is refused, revision
+
+
+def test_a_hub_model_that_lacks_a_part_for_good_is_refused(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """For good: the repository has no more, or the hub may not be asked. Else the run completes the download."""
+    listed = write_cached(home, "someone/listed", without="vae", listed=True)
+    broken_off = write_cached(home, "someone/broken", without="vae processor")
+    remedy = "Copy or download the whole model."
+    assert model_fault("someone/listed", None) == f"'someone/listed': vae/ is missing in {listed}. {remedy}"
+    assert model_fault("someone/broken", None) == ""
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    assert model_fault("someone/broken", None) == (
+        f"'someone/broken': vae/, processor/ are missing in {broken_off}. {remedy}"
+    )
+
+
+def test_a_repository_without_an_index_is_no_model(home: Path) -> None:
+    snapshot = write_cached(home, "someone/lora", without="model_index.json", listed=True)
+    assert model_fault("someone/lora", None) == f"'someone/lora' holds no model_index.json ({snapshot}). {REMEDY}"
+    # Where files are still missing, the run asks the hub for it.
+    write_cached(home, "someone/other", without="model_index.json")
+    (write_cached(home, "someone/broken", listed=True) / "model_index.json").unlink()
+    assert model_fault("someone/other", None) == model_fault("someone/broken", None) == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "family"),
+    [
+        ("Qwen/Qwen-Image", "Qwen-Image"),
+        ("qwen/qwen-image-edit", "Qwen-Image-Edit, the first version"),
+        ("black-forest-labs/FLUX.1-dev", "FLUX"),
+        ("stabilityai/stable-diffusion-xl-base-1.0", "Stable Diffusion"),
+    ],
+)
+def test_what_is_not_here_is_known_by_its_published_name(name: str, family: str) -> None:
+    assert model_fault(name, None) == f"{name!r} is another model ({family}), {OURS} {REMEDY}"
+
+
+@pytest.mark.parametrize("name", [*PUBLISHED, "someone/Qwen-Image", "Qwen/Qwen-Image-Edit-2600"])
+def test_of_other_names_nothing_is_said(name: str) -> None:
+    assert model_fault(name, None) == ""
+
+
+def test_the_files_count_more_than_the_published_name(home: Path) -> None:
+    write_cached(home, "Qwen/Qwen-Image")
+    assert model_fault("Qwen/Qwen-Image", None) == ""
+
+
+def test_the_place_is_that_of_the_name(mistakes) -> None:
+    (line,) = mistakes(trainer("model: {name_or_path: Qwen/Qwen-Image}"))
+    assert line.startswith("7:29: process[0].model.name_or_path: 'Qwen/Qwen-Image' is another model (Qwen-Image), ")

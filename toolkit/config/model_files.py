@@ -1,0 +1,264 @@
+"""What a model's name means, and what its files on this disk say of it: family and missing parts. Imports no torch.
+
+A hub id is looked up in the hub cache (HF_HOME, HF_HUB_CACHE); nothing here opens a connection.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Iterator
+from difflib import get_close_matches
+from fnmatch import fnmatchcase
+from pathlib import Path
+
+from toolkit.errors import UserError
+
+INDEX = "model_index.json"
+
+PARTS = {
+    "transformer": "config.json",
+    "vae": "config.json",
+    "text_encoder": "config.json",
+    "tokenizer": "*.json",
+    "processor": "*.json",
+    "scheduler": "scheduler_config.json",
+}
+"""Subfolders of a model folder -> the file that each holds at least."""
+
+PATTERNS = (INDEX, *(f"{part}/*" for part in PARTS))
+"""What is needed of a hub repository; previews and other formats are left there."""
+
+ARCH_OF_PIPELINE = {
+    "QwenImageEditPlusPipeline": "qwen_image_edit_plus",
+    "QwenImageEditPipeline": "qwen_image_edit",
+    "QwenImagePipeline": "qwen_image",
+}
+"""`_class_name` in model_index.json -> arch."""
+
+TRAINED = ("qwen_image_edit_plus",)
+"""The archs that can be trained."""
+
+PUBLISHED = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
+"""Hub ids that are known to be of `TRAINED`."""
+
+OTHERS = {
+    "qwen/qwen-image": "Qwen-Image",
+    "qwen/qwen-image-2512": "Qwen-Image",
+    "qwen/qwen-image-layered": "Qwen-Image-Layered",
+    "qwen/qwen-image-edit": "Qwen-Image-Edit, the first version",
+    "black-forest-labs/flux.*": "FLUX",
+    "stabilityai/stable-diffusion-*": "Stable Diffusion",
+    "stabilityai/sdxl-*": "Stable Diffusion XL",
+    "stable-diffusion-v1-5/*": "Stable Diffusion",
+    "tongyi-mai/z-image*": "Z-Image",
+    "wan-ai/wan*": "Wan",
+    "hidream-ai/hidream-*": "HiDream",
+    "alpha-vllm/lumina-*": "Lumina",
+}
+"""Hub ids, in small letters, as their owners publish them -> their family. Only for what is not in the hub cache."""
+
+WEIGHT_FILES = (".safetensors", ".sft", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
+NO_OWNERS = ("models", "model", "output", "outputs", "checkpoints", "datasets", "spaces")
+"""First parts of a name that mean a folder here: pages of the hub itself, or what people call their folders."""
+
+_OURS = "this program trains Qwen-Image-Edit-2509 and what is made from it (QwenImageEditPlusPipeline)"
+_REMEDY = f"Give a folder in diffusers layout, or a hub id such as {PUBLISHED[0]!r}."
+_HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # as huggingface_hub's validate_repo_id
+
+
+def looks_like_a_path(name: str) -> bool:
+    """Whether a name means a local folder or file, existing or not, and not `owner/name` on the hub.
+
+    So does a name whose first part is a folder here, unless the hub cache knows it or it is in `PUBLISHED`.
+    """
+    if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
+        return True
+    owner = name.split("/")[0]
+    if Path(name).suffix.lower() in WEIGHT_FILES or owner.lower() in NO_OWNERS:
+        return True
+    return Path(owner).is_dir() and name not in PUBLISHED and not _other_family(name) and not _is_cached(name)
+
+
+def model_fault(name: str, revision: str | None) -> str:
+    """What is wrong with a `model.name_or_path`, with its remedy, as far as this disk tells; empty: nothing."""
+    if looks_like_a_path(name) or Path(name).is_dir():
+        return path_fault(name)
+    return hub_fault(name, revision)
+
+
+# ---------------------------------------------------------------- local folders
+
+
+def path_fault(name: str) -> str:
+    """What is wrong with the local model folder `name`, with its remedy; empty: nothing that can be seen by names."""
+    path = Path(name).expanduser()
+    if path.is_dir():
+        if not (path / INDEX).is_file():
+            return f"{name!r} holds no {INDEX}. {_offer(_model_near(path))}{_REMEDY}"
+        return files_fault(name, path)
+    if path.suffix.lower() in WEIGHT_FILES or path.is_file():
+        absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
+        return f"{name!r} {absent}is a single file, which cannot be trained. {_offer(_model_near(path))}{_REMEDY}"
+    near = _offer(_nearest_folder(path))
+    if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
+        return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_REMEDY}"
+    fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_REMEDY}"
+    if _HUB_ID.fullmatch(name) and Path(name.split("/")[0]).is_dir():
+        fault += f" If it is one: {name.split('/')[0]!r} is a folder here, so run `hf download {name}` first."
+    return fault
+
+
+def files_fault(name: str, folder: Path) -> str:
+    """What is wrong with the files in `folder`, the model called `name`: index, family, parts. Empty: nothing."""
+    return index_fault(name, folder / INDEX) or _parts_fault(name, folder)
+
+
+def index_fault(name: str, index: Path) -> str:
+    """Why the model with this model_index.json cannot be trained; empty: it can."""
+    try:
+        pipeline = pipeline_of(index)
+    except UserError as error:
+        return str(error)
+    if ARCH_OF_PIPELINE.get(pipeline) in TRAINED:
+        return ""
+    return f"{name!r} is another model: {index} says {pipeline!r}, and {_OURS}. {_REMEDY}"
+
+
+def pipeline_of(index: Path) -> str:
+    """`_class_name` of a model_index.json. Raises UserError, which names the file, when it has none."""
+    try:
+        content = json.loads(index.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{index}: not readable ({error}). Copy or download the model again.") from error
+    pipeline = content.get("_class_name") if isinstance(content, dict) else None
+    if not isinstance(pipeline, str) or not pipeline:
+        raise UserError(f"{index}: has no '_class_name', so it is no model's. Copy or download the model again.")
+    return pipeline
+
+
+def _parts_fault(name: str, folder: Path) -> str:
+    missing = []
+    for part, file in PARTS.items():
+        if not (folder / part).is_dir():
+            missing.append(f"{part}/")
+        elif not any(path.is_file() for path in (folder / part).glob(file)):
+            missing.append(f"{part}/{file}")
+    if not missing:
+        return ""
+    verb = "is" if len(missing) == 1 else "are"
+    return f"{name!r}: {', '.join(missing)} {verb} missing in {folder}. Copy or download the whole model."
+
+
+def where_else(name: str) -> str:
+    """Words for a hub id that the hub does not give, which may be a folder that is not there."""
+    return f"If a local folder is meant, it is not there (working directory: {Path.cwd()}). " + _offer(
+        _nearest_folder(Path(name))
+    )
+
+
+def _offer(folder: Path | None) -> str:
+    return f"Did you mean {str(folder)!r}? " if folder else ""
+
+
+def _nearest_folder(path: Path) -> Path | None:
+    """The folder whose path is spelt most like `path`, part by part; else `path` as seen from a folder above."""
+    found = Path(path.anchor)
+    for part in path.parts[1:] if path.anchor else path.parts:
+        if not (found / part).is_dir():
+            names = {folder.name.lower(): folder.name for folder in _subfolders(found)}
+            close = get_close_matches(part.lower(), names, n=1)
+            if not close:
+                break
+            part = names[close[0]]
+        found = found / part
+    else:
+        return found
+    above = (Path("../" * up) / path for up in range(1, len(Path.cwd().parts)))
+    return None if path.is_absolute() else next((folder for folder in above if (folder / INDEX).is_file()), None)
+
+
+def _model_near(path: Path) -> Path | None:
+    """A model folder that `path` lies in, or that lies in `path`."""
+    candidates = (*path.parents, *_subfolders(path))
+    return next((folder for folder in candidates if (folder / INDEX).is_file()), None)
+
+
+def _subfolders(folder: Path) -> Iterator[Path]:
+    try:
+        yield from sorted(path for path in folder.iterdir() if path.is_dir())
+    except OSError:
+        return  # not there, no folder, or not ours to read: nothing to offer
+
+
+# ---------------------------------------------------------------- hub ids
+
+
+def hub_fault(name: str, revision: str | None) -> str:
+    """What the hub cache says against the hub model `name`, or else its published name; empty: nothing is known."""
+    folder = cached_snapshot(name, revision)
+    if folder and not (folder / INDEX).is_file():
+        return no_index(name, folder)
+    if index := cached_index(name, revision):
+        # Of a download that broke off the missing parts come when it goes on; without the hub they cannot.
+        return index_fault(name, index) or (_parts_fault(name, index.parent) if folder or _is_offline() else "")
+    family = _other_family(name)
+    return f"{name!r} is another model ({family}), and {_OURS}. {_REMEDY}" if family else ""
+
+
+def no_index(name: str, folder: Path) -> str:
+    """What is wrong with a hub repository that has no model_index.json."""
+    return f"{name!r} holds no {INDEX} ({folder}). {_REMEDY}"
+
+
+def cached_index(name: str, revision: str | None) -> Path | None:
+    """The model_index.json of a hub model in the hub cache, at this revision."""
+    if not _is_cached(name):
+        return None
+    from huggingface_hub import try_to_load_from_cache
+
+    found = try_to_load_from_cache(name, INDEX, revision=revision)
+    return Path(found) if isinstance(found, str) else None
+
+
+def cached_snapshot(name: str, revision: str | None) -> Path | None:
+    """The folder of a hub model in the hub cache, at this revision; None unless it is complete.
+
+    Complete is what has all files of the repository, or, where the cache has no list of them, all parts.
+    """
+    if not _is_cached(name):
+        return None
+    from huggingface_hub import get_cached_repo_tree, snapshot_download
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
+
+    try:
+        path = snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS), local_files_only=True)
+        if not (Path(path) / INDEX).is_file() or _parts_fault(name, Path(path)):
+            get_cached_repo_tree(name, revision=revision)
+    except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError):
+        return None
+    return Path(path)
+
+
+def local_index(name: str, revision: str | None) -> Path | None:
+    """The model_index.json of a local folder or of a hub id, as far as it is on this disk."""
+    folder = Path(name).expanduser()
+    if folder.is_dir() or looks_like_a_path(name):
+        return folder / INDEX if (folder / INDEX).is_file() else None
+    return cached_index(name, revision)
+
+
+def _other_family(name: str) -> str:
+    return next((family for pattern, family in OTHERS.items() if fnmatchcase(name.lower(), pattern)), "")
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return constants.HF_HUB_OFFLINE
+
+
+def _is_cached(name: str) -> bool:
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").is_dir()
