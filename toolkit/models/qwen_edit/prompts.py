@@ -91,7 +91,7 @@ def token_ids(prompt: str, picture_tokens: Sequence[int], tokenizer: Qwen2Tokeni
         before = before.replace(PICTURE.format(number), PICTURE.format(number).replace(IMAGE_PAD, IMAGE_PAD * count))
     ids: list[int] = []
     for text, is_plain in _pieces(before, prompt, after, tokenizer.all_special_tokens):
-        ids += tokenizer(text, split_special_tokens=is_plain)["input_ids"]
+        ids += tokenizer(text, split_special_tokens=is_plain, verbose=False)["input_ids"]
     return ids
 
 
