@@ -33,7 +33,7 @@ from toolkit.files import naming_failures
 try:
     import fcntl
 except ImportError:  # Windows: the heartbeat alone decides
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FILE = "run.lock"
 BEAT_S = 30.0
@@ -160,7 +160,7 @@ def _is_taken(file: IO[str]) -> bool | None:
         answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _write_lock())
     except OSError:
         return None
-    return struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
 
 
 def _write_lock() -> bytes:

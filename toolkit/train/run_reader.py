@@ -225,7 +225,9 @@ def _info(folder: Path) -> RunInfo:
     best = document.get("best")
     best = best if isinstance(best, dict) else {}
     step, total, step_s = _whole(document, "step"), _whole(document, "steps"), _number(document, "step_s")
-    timed = status is RunStatus.RUNNING and step is not None and total is not None and step_s is not None
+    eta_s = None
+    if status is RunStatus.RUNNING and step is not None and total is not None and step_s is not None:
+        eta_s = max(0, total - step) * step_s
     config = folder / run_files.CONFIG
     return RunInfo(
         folder=folder,
@@ -240,7 +242,7 @@ def _info(folder: Path) -> RunInfo:
         loss=_number(document, "loss"),
         lr=_number(document, "lr"),
         step_s=step_s,
-        eta_s=max(0, total - step) * step_s if timed else None,
+        eta_s=eta_s,
         started=_time(document, "started"),
         updated=_time(document, "updated"),
         error=_text(document, "error") if status is RunStatus.FAILED else None,
@@ -456,8 +458,9 @@ def _whole(row: Row, key: str) -> int | None:
 
 def _number(row: Row, key: str) -> float | None:
     value = row.get(key)
-    is_number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    return float(value) if is_number else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) < 1e300 else None  # neither infinite nor an integer that no float can be
 
 
 def _text(row: Row, key: str) -> str | None:

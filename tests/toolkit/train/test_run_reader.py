@@ -48,7 +48,7 @@ def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F81
     run = read_run(whole.folder)
     assert (run.name, run.status, run.owner, run.eta_s, run.error) == ("job", RunStatus.FINISHED, None, None, None)
     last = read_metrics(whole.folder).rows[-1]
-    assert (run.step, run.total_steps, run.epoch, run.samples, run.skipped) == (6, 6, 4, last["samples"], 0)
+    assert (run.step, run.total_steps, run.epoch, run.samples, run.skipped) == (6, 6, 3, last["samples"], 0)
     assert (run.lr, run.step_s > 0, run.loss > 0) == (last["lr"], True, True)
     assert run.started <= run.updated <= datetime.now(UTC)
     assert json.loads(run.config.read_text())["config"]["name"] == "job"
@@ -100,7 +100,7 @@ def test_a_run_is_running_until_it_is_killed_and_goes_on_to_its_end(job: Job) ->
 @pytest.mark.parametrize(
     ("fault", "code", "status", "step"),
     [
-        (("kill_self", STEP, 5, int(signal.SIGINT)), 130, RunStatus.STOPPED, 1),
+        (("kill_self", STEP, 4, int(signal.SIGINT)), 130, RunStatus.STOPPED, 1),
         (("kill_self", ENCODE, 2, int(signal.SIGTERM)), 75, RunStatus.STOPPED, None),
         (("kill_self", ENCODE, 2, int(signal.SIGKILL)), -9, RunStatus.KILLED, None),
     ],
