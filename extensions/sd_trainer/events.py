@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 from toolkit.files import append_json_line, naming_failures
+from toolkit.run_files import utc_now
 
 
 class EventLog:
@@ -16,6 +16,5 @@ class EventLog:
 
     def add(self, event: str, **details: object) -> None:
         """One event with its details (JSON values) and the time in UTC."""
-        now = time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime())
         with naming_failures(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
-            append_json_line(file, {"time": now, "event": event, **details})
+            append_json_line(file, {"time": utc_now(), "event": event, **details})

@@ -14,7 +14,8 @@ from toolkit.contracts import Network
 from toolkit.data.plan import RunPlan
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.networks.files import step_stem, write_stored
+from toolkit.networks.files import write_stored
+from toolkit.run_files import best_stem, step_stem
 from toolkit.train.collected import exported
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
@@ -54,7 +55,7 @@ class NetworkWriter:
 
     def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
         """The files of a step (as of `prepare`), and of each whether the weights go in as they are (`Role.weights`)."""
-        stem = {None: run.name, "best": f"{run.name}_best"}.get(step) or step_stem(run.name, step)
+        stem = {None: run.name, "best": best_stem(run.name)}.get(step) or step_stem(run.name, step)
         found = {run.folder / f"{stem}{self.suffix}": False}
         if run.roles[ROLE].ema and "raw" in self.section.save.also:
             found[run.folder / f"{stem}_raw{self.suffix}"] = True

@@ -28,8 +28,8 @@ from toolkit.errors import RunError
 from toolkit.files import flush_to_disk, replaced_folder, write_json
 from toolkit.models.families import family_for
 from toolkit.models.opening import model_folder
-from toolkit.networks.files import FOLDER_METADATA
 from toolkit.networks.shards import write_shards
+from toolkit.run_files import FOLDER_METADATA
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
 

@@ -16,6 +16,7 @@ from toolkit.config.sample import SampleConfig
 from toolkit.contracts import Network
 from toolkit.data.plan import RunPlan
 from toolkit.log import StatusLine
+from toolkit.run_files import EVENTS
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.control import ControlHook, ask_to_stop
 from toolkit.train.hooks.intervals import Interval
@@ -41,7 +42,7 @@ def observers(
 ) -> list[Hook]:
     """The hooks of a run. folder: of the run's files. meta: the job's `meta`, unexpanded."""
     tracking = _tracking(section, folder, status)
-    event = _to_each([EventLog(folder / "events.jsonl").add, *(hook.event for hook in tracking)])
+    event = _to_each([EventLog(folder / EVENTS).add, *(hook.event for hook in tracking)])
     saving = _saving(section, network, meta, plan, status, event)
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
     # Saving comes before sampling: a crash in the less important one loses nothing. What is measured comes before
@@ -119,4 +120,5 @@ def _sampling(
         at_each_start=section.train.force_first_sample,
         note=status.note,
         event=event,
+        texts=[prompt.prompt for prompt in sampler.prompts],
     )

@@ -22,7 +22,7 @@ from extensions.sd_trainer.plan import plan_items, refuse_full_disk
 from extensions.sd_trainer.resumption import Resumption
 from extensions.sd_trainer.trained import attach_network, base_merging, build_roles, starting_point
 from jobs.process import BaseTrainProcess
-from toolkit import interrupt
+from toolkit import interrupt, run_files
 from toolkit.config.process import JobContext
 from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter, Network, Size
 from toolkit.data.batches import BatchLoader
@@ -48,7 +48,7 @@ from toolkit.train.changes import flat
 from toolkit.train.checkpoint import recorded_seed
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hook import Hook
-from toolkit.train.hooks.status import is_finished
+from toolkit.train.hooks.status import is_finished, recorded_end
 from toolkit.train.hooks.stop_when import reached
 from toolkit.train.int8_choice import first_use
 from toolkit.train.lock import locked
@@ -82,7 +82,7 @@ class SdTrainerProcess(BaseTrainProcess):
             self.team.memory_advice = memory_advice(self.section)
             with self._folder(), telling_of_memory(self.team.memory_advice):
                 state = self.team.from_first(self._state_to_begin_with)
-                with copy_output(self.save_root / "log.txt") if self.team.is_first else nullcontext():
+                with copy_output(self.save_root / run_files.LOG) if self.team.is_first else nullcontext():
                     self.status = StatusLine()
                     self._run(scan, items, plan, state)
             self.request.check()
@@ -108,7 +108,8 @@ class SdTrainerProcess(BaseTrainProcess):
         if self.team.is_first:
             super().run()  # the config is written only now: a job that is refused leaves the run as it was
             scan.manifest.save()
-        self._train(items, plan, resumption)
+        with recorded_end(self.save_root, self.name) if self.team.is_first else nullcontext():
+            self._train(items, plan, resumption)
 
     def _nothing_left(self, state: Path | None, steps: int) -> bool:
         """Whether the run is complete: all steps are done, or `stop_when` would end the run here again."""
@@ -263,7 +264,7 @@ class SdTrainerProcess(BaseTrainProcess):
         return observers(self.section, network, sampler, validator, self.save_root, self.status, self.meta, plan)
 
     def _memory_check(self, items: tuple[Item, ...]) -> list[Hook]:
-        event = EventLog(self.save_root / "events.jsonl").add
+        event = EventLog(self.save_root / run_files.EVENTS).add
         return memory_hook(self.section, items, lambda: self.engine.level, self.device, self.status.note, event)
 
     # ------------------------------------------------------------ the loop

@@ -13,6 +13,7 @@ from toolkit.data.folder import Scan
 from toolkit.errors import UserError
 from toolkit.files import sha256_of, write_json
 from toolkit.redact import black_out_data
+from toolkit.run_files import DATASET_PREFIX
 from toolkit.train.changes import REVISION, Change, changes, corrections
 from toolkit.train.checkpoint import load_state
 from toolkit.train.resume import supersede
@@ -126,4 +127,4 @@ def _change(old: Path, found: Fingerprint) -> str:
 
 
 def _fingerprint_file(folder: Path, digest: str) -> Path:
-    return folder / f"dataset-{digest[:12]}.json"
+    return folder / f"{DATASET_PREFIX}{digest[:12]}.json"

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from jobs.process.base import BaseProcess
 from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.files import write_text
+from toolkit.run_files import CONFIG
 
 if TYPE_CHECKING:
     from jobs.job import BaseJob
@@ -28,7 +29,7 @@ class BaseTrainProcess(BaseProcess):
         """Creates the folder and saves the job in it, as given: `${VARS}` unexpanded."""
         super().run()
         self.save_root.mkdir(parents=True, exist_ok=True)
-        write_text(self.save_root / "config.yaml", self.job.job_config.unexpanded_text)
+        write_text(self.save_root / CONFIG, self.job.job_config.unexpanded_text)
 
     def print(self, *values: object) -> None:
         """Says something to the user."""

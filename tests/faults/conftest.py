@@ -119,7 +119,9 @@ class Job:
         """Lines of metrics.jsonl without their times."""
         path = self.folder / "metrics.jsonl"
         lines = [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-        return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in lines]
+        return [
+            {key: value for key, value in line.items() if key != "time" and not key.endswith("_s")} for line in lines
+        ]
 
     def steps(self) -> list[int]:
         return [line["step"] for line in self.metrics()]

@@ -10,7 +10,8 @@ from pathlib import Path
 from tests.faults.faults import counters
 from tests.toolkit.train.conftest import Toy
 from toolkit.log import StatusLine
-from toolkit.networks.files import as_stored, step_file, write_stored
+from toolkit.networks.files import as_stored, write_stored
+from toolkit.run_files import step_file
 from toolkit.train.checkpoint import load_state
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.metrics import MetricsHook

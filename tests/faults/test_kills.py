@@ -44,7 +44,9 @@ def result(folder: Path) -> dict[str, bytes]:
     status = json.loads(found.pop("run.json"))
     assert status["status"] == "finished"
     lines = [json.loads(line) for line in found.pop("metrics.jsonl").splitlines()]
-    found["metrics"] = json.dumps([{k: v for k, v in line.items() if not k.endswith("_s")} for line in lines]).encode()
+    found["metrics"] = json.dumps(
+        [{k: v for k, v in line.items() if k != "time" and not k.endswith("_s")} for line in lines]
+    ).encode()
     return found
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,10 +15,8 @@ from torch import Tensor
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
 from toolkit.files import remove, replaced
+from toolkit.run_files import step_files
 from toolkit.tensor_file import save_file
-
-FOLDER_METADATA = "training.json"
-"""In a folder of a fully trained model: what the header of a network file says."""
 
 
 def as_stored(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
@@ -90,41 +87,6 @@ def add_to_digest(digest: Any, name: str, tensor: Tensor) -> None:
 def bytes_of(tensor: Tensor) -> memoryview:
     """The numbers of a tensor on the CPU as they stand in a file."""
     return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
-
-
-ENDINGS = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
-"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
-model folders."""
-
-
-def final_files(folder: Path, name: str) -> list[Path]:
-    """The files and model folders of the end of a run that are there."""
-    return [path for ending in ENDINGS if _is_product(path := folder / f"{name}{ending}")]
-
-
-def _is_product(path: Path) -> bool:
-    """Whether what has one of the names is a network file, or a folder with a model in it (another run's has none)."""
-    return path.exists() if path.suffix == ".safetensors" else (path / "model_index.json").is_file()
-
-
-def step_file(folder: Path, name: str, step: int) -> Path:
-    """`<name>_000000340.safetensors`: the weights after 340 optimizer steps."""
-    return folder / f"{step_stem(name, step)}{ENDINGS[0]}"
-
-
-def step_stem(name: str, step: int) -> str:
-    """The name of a step's file without its ending, or of its folder."""
-    return f"{name}_{step:09d}"
-
-
-def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
-    """The step files and model folders of a run by their step, of every ending."""
-    pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, ENDINGS))})")
-    by_step: dict[int, list[Path]] = {}
-    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
-        if (match := pattern.fullmatch(path.name)) and _is_product(path):
-            by_step.setdefault(int(match.group(1)), []).append(path)
-    return by_step
 
 
 def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:

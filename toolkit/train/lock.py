@@ -3,6 +3,14 @@
 The operating system drops the lock when the process dies, however it dies, so a file that can be locked belongs to
 nobody. On a network volume locks of other machines may not be seen: there the owner's heartbeat counts, and an owner
 that has been silent for three minutes is gone.
+
+Two locks lie on the file, both let go by the system. `flock` decides who may run. A reader cannot ask about it without
+taking it for a moment, and a run that starts in that moment would be refused. So the owner also holds a write lock of
+its open file description (F_OFD_SETLK) on the same file: that kind can be asked about (F_OFD_GETLK) without being
+taken, with a file that is open for reading only, from any container on the machine. The other ways fall short:
+/proc/locks leaves out processes of other containers and names the devices of some file systems otherwise than `stat`;
+a process id may belong to another process by now; locks of a process (F_SETLK) vanish when any part of it closes the
+file.
 """
 
 from __future__ import annotations
@@ -10,10 +18,11 @@ from __future__ import annotations
 import json
 import os
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import IO
@@ -24,12 +33,16 @@ from toolkit.files import naming_failures
 try:
     import fcntl
 except ImportError:  # Windows: the heartbeat alone decides
-    fcntl = None
+    fcntl = None  # type: ignore[assignment]
 
 FILE = "run.lock"
 BEAT_S = 30.0
 SILENT_S = 180.0
 """Seconds without a heartbeat after which an owner on another machine counts as gone."""
+
+
+_READS = 20
+"""Readings of a file in which the owner stands half written, a millisecond apart."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +56,41 @@ class Owner:
 
     beat: float
     """Unix time of the last sign of life."""
+
+
+@dataclass(frozen=True)
+class LockState:
+    """What `read_lock` finds."""
+
+    held: bool
+    """Whether a live process runs in the folder."""
+
+    owner: Owner | None
+    """Who holds it; when nobody does, who held it last and ended without letting go, as a killed process does.
+
+    None: it was let go in order, there never was one, or it is being written just now.
+    """
+
+
+def read_lock(folder: Path) -> LockState:
+    """Who runs in `folder`. Takes no lock and writes nothing, so it can disturb no run, however often it is called.
+
+    Where the system does not answer (another machine, a file system without locks, neither Linux nor a kernel of 3.15)
+    the heartbeat decides: a killed process then counts as alive for up to SILENT_S.
+    """
+    for _ in range(_READS):
+        try:
+            with (folder / FILE).open(encoding="utf-8", errors="replace") as file:
+                taken, owner = _is_taken(file), _owner_in(file)
+        except OSError:
+            return LockState(False, None)
+        if owner or not taken:  # else a heartbeat is being written
+            break
+        time.sleep(0.001)
+    if not taken and owner:
+        silent = time.time() - owner.beat > SILENT_S
+        taken = not silent and (taken is None or not _is_here(owner))
+    return LockState(bool(taken), owner)
 
 
 @contextmanager
@@ -59,6 +107,7 @@ def locked(folder: Path, note: Callable[[str], None] = print) -> Iterator[None]:
             note(f"{folder}: a run of process {previous.pid} on {previous.host} ended without a word; taken over.")
         stop = threading.Event()
         beating = threading.Thread(target=_beat, args=(file, stop), daemon=True, name="run lock")
+        _show(file)  # before the name: a name that nobody stands by is that of a killed process
         _write(file, _myself())
         beating.start()
         try:
@@ -86,10 +135,37 @@ def _alive_elsewhere(owner: Owner | None) -> bool:
     """Whether an owner whose lock this machine cannot see gave a sign of life lately."""
     if owner is None or time.time() - owner.beat > SILENT_S:
         return False
+    return fcntl is None or not _is_here(owner)
+
+
+def _is_here(owner: Owner) -> bool:
+    """Whether an owner is, or was, on this machine."""
     # A container that was started again has another name on the same machine, a machine that was has another boot.
     myself = _myself()
-    is_here = owner.host == myself.host or (owner.boot and owner.boot == myself.boot)
-    return fcntl is None or not is_here
+    return owner.host == myself.host or (owner.boot != "" and owner.boot == myself.boot)
+
+
+def _show(file: IO[str]) -> None:
+    """Lets readers see that the file is locked. Where that does not work, the heartbeat tells them."""
+    if hasattr(fcntl, "F_OFD_SETLK"):
+        with suppress(OSError):
+            fcntl.fcntl(file, fcntl.F_OFD_SETLK, _write_lock())
+
+
+def _is_taken(file: IO[str]) -> bool | None:
+    """Whether an owner shows its lock on the file; None when the system does not tell."""
+    if not hasattr(fcntl, "F_OFD_GETLK"):
+        return None
+    try:
+        answer = fcntl.fcntl(file, fcntl.F_OFD_GETLK, _write_lock())
+    except OSError:
+        return None
+    return bool(struct.unpack_from("h", answer)[0] != fcntl.F_UNLCK)
+
+
+def _write_lock() -> bytes:
+    """A `struct flock` of Linux on 64 bits: a write lock on the whole file (length 0), by no process id."""
+    return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
 def _refusal(folder: Path, owner: Owner | None) -> str:

@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import json
 import math
-import re
 from collections.abc import Callable, Iterable
 from pathlib import Path
 
-from safetensors import SafetensorError, safe_open
-
 from toolkit.errors import RunError
-from toolkit.networks.files import FOLDER_METADATA, final_files, step_files
+from toolkit.run_files import SAMPLE_FILE, SAMPLES, SUPERSEDED, best_stem, final_files, step_files, step_in
 from toolkit.train.lock import FILE as LOCK_FILE
 from toolkit.train.state_folder import is_state_name, newest_state, state_folders, state_root, step_of, verify
 
 Note = Callable[[str], None]
-
-SUPERSEDED = "superseded"
-_SAMPLE = re.compile(r"\d+__(\d{9,})_\d+\.\w+")
 
 
 def choose_state(folder: Path, resume: str | int, restart: bool, note: Note) -> Path | None:
@@ -70,33 +63,20 @@ def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
     The final files and the best one count by the step they were written at. step: None for a run that begins anew.
     """
     step = -1 if step is None else step
-    later = [path for path in final_files(folder, name) if _step_in(path) > step]
+    later = [path for path in final_files(folder, name) if step_in(path) > step]
     # A best file that does not say its step stays: unlike the final one it is not written again by every run.
-    later += [path for path in final_files(folder, f"{name}_best") if step < _step_in(path) < math.inf]
+    later += [path for path in final_files(folder, best_stem(name)) if step < step_in(path) < math.inf]
     later += [path for path in state_folders(state_root(folder)) if step_of(path) > step]
     later += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
-    samples = folder / "samples"
+    samples = folder / SAMPLES
     for path in sorted(samples.iterdir()) if samples.is_dir() else ():
-        if (match := _SAMPLE.fullmatch(path.name)) and int(match.group(1)) > step:
+        if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) > step:
             later.append(path)
     if later:
         target = _numbered(folder / SUPERSEDED, "")
         _move(later, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
         note(f"moved {len(later)} files and states {what} to {target}")
-
-
-def _step_in(path: Path) -> float:
-    """The optimizer step a network file or a model folder says it is of; endless when it does not say."""
-    try:
-        if path.is_dir():
-            metadata = json.loads((path / FOLDER_METADATA).read_text(encoding="utf-8"))
-        else:
-            with safe_open(path, framework="numpy") as file:
-                metadata = file.metadata()
-        return int(json.loads(metadata["training_info"])["step"])
-    except (OSError, SafetensorError, ValueError, KeyError, TypeError):
-        return math.inf
 
 
 def _numbered(parent: Path, prefix: str) -> Path:

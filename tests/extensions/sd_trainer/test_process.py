@@ -230,7 +230,7 @@ def stop_at(start_py, tmp_path: Path) -> Callable[..., tuple[int, list[dict]]]:
 
 
 def without_times(metrics: list[dict]) -> list[dict]:
-    return [{key: value for key, value in line.items() if not key.endswith("_s")} for line in metrics]
+    return [{key: value for key, value in line.items() if key != "time" and not key.endswith("_s")} for line in metrics]
 
 
 def bytes_of(folder: Path) -> dict[str, bytes]:

@@ -7,14 +7,8 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from toolkit.errors import RunError
-from toolkit.networks.files import (
-    final_files,
-    is_finite,
-    remove_old_step_files,
-    save_network,
-    step_file,
-    weights_digest,
-)
+from toolkit.networks.files import is_finite, remove_old_step_files, save_network, weights_digest
+from toolkit.run_files import final_files, step_file
 
 WEIGHTS = {"b.weight": torch.linspace(-1, 1, 12).reshape(3, 4), "a.alpha": torch.tensor(4.0)}
 

@@ -69,7 +69,10 @@ class SavesAt(Hook):
 def lines(folder: Path) -> list[str]:
     """metrics.jsonl without the times."""
     text = (folder / "metrics.jsonl").read_text(encoding="utf-8")
-    kept = [{k: v for k, v in json.loads(line).items() if k not in ("step_s", "data_s")} for line in text.splitlines()]
+    kept = [
+        {k: v for k, v in json.loads(line).items() if k not in ("step_s", "data_s", "time")}
+        for line in text.splitlines()
+    ]
     return [json.dumps(line) for line in kept]
 
 

@@ -9,16 +9,20 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
+from toolkit import run_files
 from toolkit.contracts import StepResult
 from toolkit.files import append_json_line, naming_failures, write_text
 from toolkit.train.hook import Hook
 from toolkit.train.run import Run
 
-FILE = "metrics.jsonl"
+FILE = run_files.METRICS
 
 
 class MetricsHook(Hook):
-    """Appends a line per step; after a resume the lines of steps that are trained again are cut first."""
+    """Appends a line per step; after a resume the lines of steps that are trained again are cut first.
+
+    `time` of a line is when it was written: some steps late where numbers are fetched seldom (`Hook.on_result`).
+    """
 
     def on_start(self, run: Run) -> None:
         path = run.folder / FILE
@@ -36,6 +40,7 @@ class MetricsHook(Hook):
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
+            "time": run_files.utc_now(),
             **{f"lr/{name}": lr for name, lr in result.lr_by_group.items()},
             **{name: _finite(value) for name, value in result.numbers.items()},
             **{f"{name}_mean": _finite(fmean(values)) for name, values in result.by_sample.items() if name != "loss"},

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from PIL import Image
 
 from toolkit.files import naming_failures, replaced
+from toolkit.run_files import SAMPLES
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import Interval, epochs_done
 from toolkit.train.run import Run
@@ -50,8 +51,12 @@ class SampleHook(Hook):
         at_each_start: bool,
         note: Callable[[str], None],
         event: Callable[..., None],
+        texts: Sequence[str] = (),
     ) -> None:
-        """first: the set before step 1; None: none. at_each_start: `pictures` also where a resume begins."""
+        """first: the set before step 1; None: none. at_each_start: `pictures` also where a resume begins.
+
+        texts: of all the sampler's prompts, for readers of the event; empty: none are told.
+        """
         self.draw = draw
         self.pictures = pictures
         self.every = every
@@ -59,6 +64,7 @@ class SampleHook(Hook):
         self.at_each_start = at_each_start
         self.note = note
         self.event = event
+        self.texts = texts
         self._drawn_at = -1
 
     def on_start(self, run: Run) -> None:
@@ -96,7 +102,8 @@ class SampleHook(Hook):
                 path.unlink()
             return
         self._drawn_at = step
-        self.event("sample", step=step, epoch=epochs_done(run), files=files)
+        prompts = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
+        self.event("sample", step=step, epoch=epochs_done(run), files=files, **prompts)
         self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 
     def _draw_set(self, run: Run, step: int, pictures: PictureSet) -> list[str] | None:
@@ -107,7 +114,7 @@ class SampleHook(Hook):
                 picture = self.draw(prompt)
             except SamplingStopped:
                 return None
-            path = run.folder / "samples" / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
+            path = run.folder / SAMPLES / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
             with naming_failures(path), replaced(path) as temporary:
                 picture.save(temporary, **SAVE_OPTIONS[pictures.format])
             files.append(path.name)
@@ -115,4 +122,4 @@ class SampleHook(Hook):
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
-        return sorted((run.folder / "samples").glob(f"*__{step:09d}_*"))
+        return sorted((run.folder / SAMPLES).glob(f"*__{step:09d}_*"))

@@ -5,12 +5,15 @@ from __future__ import annotations
 import json
 import time
 from collections import deque
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
+from typing import Any
 
 import torch
 
+from toolkit import run_files
 from toolkit.contracts import StepResult
 from toolkit.errors import RunError, Stopped
 from toolkit.files import write_json
@@ -19,7 +22,7 @@ from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
 from toolkit.train.run import Run
 
-FILE = "run.json"
+FILE = run_files.STATUS
 FINISHED = "finished"
 WRITE_EVERY_S = 1.0
 
@@ -35,8 +38,10 @@ class StatusHook(Hook):
         self._losses: deque[float] = deque(maxlen=50)
         self._written = 0.0
         self._last: StepResult | None = None
+        self._started: str | None = None
 
     def on_start(self, run: Run) -> None:
+        self._started = run_files.utc_now()
         self._write(run, "running")
 
     def on_result(self, run: Run, result: StepResult) -> None:
@@ -60,7 +65,7 @@ class StatusHook(Hook):
             self._write(run, "stopped")
         else:
             with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
-                self._write(run, "failed", error=f"{type(error).__name__}: {error}")
+                self._write(run, "failed", error=_words_for(error))
 
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
@@ -91,19 +96,48 @@ class StatusHook(Hook):
             "loss": round(sum(self._losses) / len(self._losses), 6) if self._losses else None,
             "lr": last.lr if last else None,
             "step_s": round(median(self._recent_s), 4) if self._recent_s else None,
-            "updated": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+            "started": self._started,
+            "updated": run_files.utc_now(),
             **run.report,
             **more,
         }
         write_json(run.folder / FILE, document, durable=status != "running")
 
 
+@contextmanager
+def recorded_end(folder: Path, name: str) -> Iterator[None]:
+    """Writes into run.json how a run ended that did not come as far as its hooks: while a model was loaded, say.
+
+    What run.json tells of an earlier start (step, loss) stays. The exception goes on.
+    """
+    try:
+        yield
+    except BaseException as error:
+        path, told = folder / FILE, {"status": "stopped"}
+        if not isinstance(error, Stopped | KeyboardInterrupt):
+            told = {"status": "failed", "error": _words_for(error)}
+        with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
+            before = {key: value for key, value in (_read(path) or {"name": name}).items() if key != "error"}
+            write_json(path, before | {"updated": run_files.utc_now()} | told)
+        raise
+
+
+def _words_for(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """run.json; empty when it is missing or damaged."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
 def is_finished(folder: Path) -> bool:
     """Whether the run in a folder came to its end, everything written."""
-    try:
-        return json.loads((folder / FILE).read_text(encoding="utf-8"))["status"] == FINISHED
-    except (OSError, ValueError, KeyError):
-        return False
+    return _read(folder / FILE).get("status") == FINISHED
 
 
 def duration(seconds: float) -> str:

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from toolkit import run_files
 from toolkit.errors import RunError
 from toolkit.files import append_json_line, naming_failures
 from toolkit.train.hook import Hook
@@ -15,7 +16,7 @@ from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.metrics import cut_after
 from toolkit.train.run import Run
 
-FILE = "validation.jsonl"
+FILE = run_files.VALIDATION
 
 Measure = Callable[[Callable[[], bool]], dict[str, float] | None]
 """Losses by name, the mean first, with the weights as they are; None when the given question was answered with yes."""

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import time
+from datetime import datetime
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from toolkit.contracts import TrainState
 from toolkit.train.hooks.metrics import MetricsHook, cut_after, read_metrics
 
-KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "t_mean"]
+KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "time", "t_mean"]
 
 
 @pytest.fixture
@@ -35,7 +37,9 @@ def write(run, results) -> None:
 def test_each_step_has_one_line_with_the_documented_keys(run, result) -> None:
     write(run, [result(1, epoch=2, loss=0.25), result(2)])
     assert [list(line) for line in read(run)] == [KEYS, KEYS]
-    assert read(run)[0] == {
+    first = read(run)[0]
+    assert time.time() - 60 < datetime.strptime(first.pop("time"), "%Y-%m-%dT%H:%M:%S%z").timestamp() <= time.time()
+    assert first == {
         "step": 1,
         "epoch": 2,
         "loss": 0.25,

@@ -12,7 +12,7 @@ from safetensors.torch import load_file
 
 from toolkit.contracts import TrainState
 from toolkit.errors import RunError
-from toolkit.networks.files import step_file
+from toolkit.run_files import step_file
 from toolkit.train.hooks import save
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.save import SaveHook

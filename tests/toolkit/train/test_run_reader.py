@@ -1,0 +1,439 @@
+"""What is read of runs: of real jobs in processes of their own, and of folders with odd and broken files."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+
+from tests.faults.conftest import Job, job, nursery, pictures, small_section, whole  # noqa: F401 - fixtures
+from tests.light_start import FORBID
+from toolkit.errors import RunError
+from toolkit.train import lock
+from toolkit.train.hooks.metrics import cut_after
+from toolkit.train.run_reader import (
+    RunStatus,
+    list_checkpoints,
+    list_dataset_files,
+    list_network_files,
+    list_runs,
+    list_samples,
+    read_events,
+    read_log,
+    read_metrics,
+    read_run,
+    read_validation,
+)
+
+ROOT = Path(__file__).resolve().parents[3]
+STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
+ENCODE = "toolkit.data.encode:_make"
+
+
+# ------------------------------------------------------------ real runs
+
+
+def test_a_finished_run_is_told_from_its_files(whole: Job) -> None:  # noqa: F811
+    run = read_run(whole.folder)
+    assert (run.name, run.status, run.owner, run.eta_s, run.error) == ("job", RunStatus.FINISHED, None, None, None)
+    last = read_metrics(whole.folder).rows[-1]
+    assert (run.step, run.total_steps, run.epoch, run.samples, run.skipped) == (6, 6, 3, last["samples"], 0)
+    assert (run.lr, run.step_s > 0, run.loss > 0) == (last["lr"], True, True)
+    assert run.started <= run.updated <= datetime.now(UTC)
+    assert json.loads(run.config.read_text())["config"]["name"] == "job"
+
+    rows = read_metrics(whole.folder).rows
+    assert [row["step"] for row in rows] == [1, 2, 3, 4, 5, 6]
+    assert all(datetime.fromisoformat(row["time"]) <= run.updated for row in rows)
+
+    samples = list_samples(whole.folder)
+    assert [(sample.step, sample.index, sample.prompt) for sample in samples] == [
+        (0, 0, "a photo"),
+        (3, 0, "a photo"),
+        (6, 0, "a photo"),
+    ]
+    assert all(sample.path.is_file() and sample.time <= datetime.now(UTC) for sample in samples)
+
+    files = [(file.path.name, file.kind, file.step, file.size) for file in list_network_files(whole.folder)]
+    sizes = {path.name: path.stat().st_size for path in whole.folder.glob("*.safetensors")}
+    steps = [(name, "step", int(name[4:13]), sizes[name]) for name in sorted(sizes) if name != "job.safetensors"]
+    assert steps
+    assert files == [*steps, ("job.safetensors", "final", 6, sizes["job.safetensors"])]
+    assert {file.time.date() for file in list_network_files(whole.folder)} <= {run.started.date(), run.updated.date()}
+
+    checkpoints = list_checkpoints(whole.folder)
+    assert [(each.step, each.problem) for each in checkpoints] == [(2, None), (4, None), (6, None)]
+    assert checkpoints[0].size == sum(path.stat().st_size for path in checkpoints[0].path.iterdir())
+    assert list_dataset_files(whole.folder) == tuple(whole.folder.glob("dataset-*.json")) != ()
+    assert read_log(whole.folder, lines=3) == tuple((whole.folder / "log.txt").read_text().splitlines()[-3:])
+    assert {row["event"] for row in read_events(whole.folder).rows} >= {"save", "sample"}
+
+
+def test_a_run_is_running_until_it_is_killed_and_goes_on_to_its_end(job: Job) -> None:  # noqa: F811
+    job.change(sample=None)
+    child = job.start(faults=[("slow", STEP, 0.3)])
+    child.wait_until(lambda: len(read_metrics(job.folder).rows) >= 3)
+    run = read_run(job.folder)
+    assert (run.status, run.owner.pid, run.owner.host) == (RunStatus.RUNNING, child.pid, socket.gethostname())
+    assert run.eta_s == pytest.approx((6 - run.step) * run.step_s)
+    child.send(signal.SIGKILL)
+    child.wait()
+    killed = read_run(job.folder)
+    assert job.status() == "running", "run.json alone would tell it wrongly"
+    assert (killed.status, killed.owner.pid, killed.eta_s) == (RunStatus.KILLED, child.pid, None)
+    job.run()
+    assert read_run(job.folder).status is RunStatus.FINISHED
+    assert read_run(job.folder).owner is None
+
+
+@pytest.mark.parametrize(
+    ("fault", "code", "status", "step"),
+    [
+        (("kill_self", STEP, 4, int(signal.SIGINT)), 130, RunStatus.STOPPED, 1),
+        (("kill_self", ENCODE, 2, int(signal.SIGTERM)), 75, RunStatus.STOPPED, None),
+        (("kill_self", ENCODE, 2, int(signal.SIGKILL)), -9, RunStatus.KILLED, None),
+    ],
+    ids=["in a step", "before the first step", "killed before the first step"],
+)
+def test_how_a_signal_ended_it(job: Job, fault: tuple, code: int, status: RunStatus, step: int | None) -> None:  # noqa: F811
+    job.change(sample=None)
+    child = job.start(faults=[fault])
+    assert child.wait() == code, child.output
+    run = read_run(job.folder)
+    assert (run.status, run.step, run.error) == (status, step, None)
+
+
+def test_a_stop_file_ends_it_as_stopped(job: Job) -> None:  # noqa: F811
+    job.change(sample=None)
+    job.run(faults=[("touch_at", STEP, 4, str(job.folder / "control" / "stop"))])
+    assert read_run(job.folder).status is RunStatus.STOPPED
+
+
+@pytest.mark.parametrize(
+    ("place", "call", "step"),
+    [(STEP, 6, 2), ("extensions.sd_trainer.process:open_adapter", 1, None)],
+    ids=["in a step", "before the hooks"],
+)
+def test_an_error_is_told_and_forgotten_when_the_run_goes_on(job: Job, place: str, call: int, step: int | None) -> None:  # noqa: F811
+    job.change(sample=None, save__save_every=1)
+    assert job.start(faults=[("fail", place, call, errno.EIO)]).wait() == 1
+    run = read_run(job.folder)
+    assert (run.status, run.step, run.owner) == (RunStatus.FAILED, step, None)
+    assert run.error == f"OSError: [Errno {errno.EIO}] {os.strerror(errno.EIO)}"
+    job.run()
+    run = read_run(job.folder)
+    assert (run.status, run.step, run.error) == (RunStatus.FINISHED, 6, None)
+
+
+def test_a_start_that_is_refused_leaves_the_run_as_it_was(job: Job, whole: Job) -> None:  # noqa: F811
+    shutil.copytree(whole.folder, job.folder)
+    job.change(network__linear=2, train__steps=8)
+    job.run(code=2)
+    assert read_run(job.folder).status is RunStatus.FINISHED
+
+
+def test_a_run_that_began_again_and_died_while_loading_is_killed(job: Job, whole: Job) -> None:  # noqa: F811
+    """run.json is still that of the finished run."""
+    shutil.copytree(whole.folder, job.folder)
+    job.change(train__steps=8)
+    child = job.start(faults=[("kill_self", "extensions.sd_trainer.process:open_adapter", 1, int(signal.SIGKILL))])
+    assert child.wait() == -signal.SIGKILL
+    assert (job.status(), read_run(job.folder).status) == ("finished", RunStatus.KILLED)
+
+
+def test_readers_never_disturb_a_run_that_starts_or_ends(tmp_path: Path) -> None:
+    """Four readers in threads and one in another process, against 300 owners one after the other."""
+    (tmp_path / lock.FILE).touch()
+    (tmp_path / "run.json").write_text('{"status": "finished"}')
+    over, seen = threading.Event(), set()
+
+    def poll() -> None:
+        while not over.is_set():
+            seen.add(read_run(tmp_path).status)
+
+    readers = [threading.Thread(target=poll) for _ in range(4)]
+    code = "import sys; from pathlib import Path; from toolkit.train.run_reader import read_run\n"
+    code += "print(flush=True)\nwhile True: read_run(Path(sys.argv[1]))"
+    other = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], cwd=ROOT, stdout=subprocess.PIPE)
+    try:
+        assert other.stdout.readline() == b"\n"
+        for reader in readers:
+            reader.start()
+        for _ in range(300):
+            with lock.locked(tmp_path):  # raises RunError when it is refused
+                assert read_run(tmp_path).status is RunStatus.RUNNING
+                (tmp_path / "run.json").write_text('{"status": "finished"}')
+            assert read_run(tmp_path).status is RunStatus.FINISHED
+        assert other.poll() is None
+    finally:
+        over.set()
+        other.kill()
+        other.communicate()
+    for reader in readers:
+        reader.join()
+    assert seen - {RunStatus.UNKNOWN} == {RunStatus.RUNNING, RunStatus.FINISHED}, "no reader saw a killed run"
+
+
+# ------------------------------------------------------------ locks
+
+
+def owned(folder: Path, **changes: object) -> None:
+    owner = {"pid": 4711, "host": "elsewhere", "boot": "another", "beat": time.time(), **changes}
+    folder.mkdir(exist_ok=True)
+    (folder / "run.lock").write_text(json.dumps(owner))
+    (folder / "run.json").write_text('{"status": "running"}')
+
+
+@pytest.mark.parametrize(
+    ("changes", "status"),
+    [
+        ({}, RunStatus.RUNNING),
+        ({"beat": time.time() - lock.SILENT_S - 60}, RunStatus.KILLED),
+        ({"host": socket.gethostname()}, RunStatus.KILLED),  # this machine, where nobody holds the lock
+    ],
+    ids=["alive elsewhere", "silent elsewhere", "here"],
+)
+def test_of_another_machine_the_heartbeat_decides(tmp_path: Path, changes: dict, status: RunStatus) -> None:
+    owned(tmp_path, **changes)
+    run = read_run(tmp_path)
+    assert (run.status, run.owner.pid) == (status, 4711)
+
+
+def no_query(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*arguments: object) -> None:
+        raise OSError(errno.ENOLCK, "no locks")
+
+    monkeypatch.setattr(lock.fcntl, "fcntl", refuse)
+
+
+def test_where_the_system_tells_of_no_locks_the_heartbeat_decides_here_too(tmp_path: Path, monkeypatch) -> None:
+    no_query(monkeypatch)
+    owned(tmp_path, host=socket.gethostname())
+    assert read_run(tmp_path).status is RunStatus.RUNNING
+    owned(tmp_path, host=socket.gethostname(), beat=time.time() - lock.SILENT_S - 60)
+    assert read_run(tmp_path).status is RunStatus.KILLED
+    with lock.locked(tmp_path, lambda _: None):
+        assert read_run(tmp_path).status is RunStatus.RUNNING
+
+
+def test_a_folder_that_may_only_be_read_is_enough(tmp_path: Path) -> None:
+    with lock.locked(tmp_path):
+        before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
+        (tmp_path / "run.lock").chmod(0o400)
+        assert read_run(tmp_path).status is RunStatus.RUNNING
+        assert {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()} == before
+
+
+# ------------------------------------------------------------ lists of runs
+
+
+def made(folder: Path, text: str | None = '{"status": "stopped", "name": "n"}', locked: bool = True) -> Path:
+    folder.mkdir(parents=True)
+    if locked:
+        (folder / "run.lock").touch()
+    if text is not None:
+        (folder / "run.json").write_text(text)
+    return folder
+
+
+def test_only_runs_are_listed(tmp_path: Path) -> None:
+    made(tmp_path / "alone")
+    made(tmp_path / "alone.old-1", locked=False)  # moved aside: its lock stayed
+    made(tmp_path / "named.old-2")  # its own name
+    made(tmp_path / "copied", locked=False)
+    made(tmp_path / "job" / "first")
+    made(tmp_path / "job" / "second", text=None)
+    made(tmp_path / "job" / "first.old-1", locked=False)
+    made(tmp_path / "alone" / "superseded" / "1", locked=False)
+    made(tmp_path / "alone" / "deeper" / "still")
+    made(tmp_path / "_cache" / "text", text=None, locked=False)
+    made(tmp_path / "foreign", text='{"run": 1}', locked=False)
+    made(tmp_path / "broken", text='{"status": "finis', locked=False)
+    (tmp_path / "loop").symlink_to(tmp_path)
+    (tmp_path / "file").touch()
+    listed = {str(run.folder.relative_to(tmp_path)): run.status for run in list_runs(tmp_path)}
+    assert [name for name in listed if not name.startswith("loop")] == [
+        "alone",
+        "copied",
+        "job/first",
+        "job/second",
+        "named.old-2",
+    ]
+    assert listed["job/second"] is RunStatus.UNKNOWN
+    assert list_runs(tmp_path / "nowhere") == list_runs(tmp_path / "file") == ()
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{",
+        "[]",
+        "7",
+        "\0\0\0",
+        '{"status": {}}',
+        '{"status": "eaten"}',
+        "[" * 100_000,
+        '{"step": NaN, "steps": 1e999}',
+    ],
+)
+def test_a_damaged_run_json_is_no_run_json(tmp_path: Path, text: str) -> None:
+    [run] = (made(tmp_path / "a", text), list_runs(tmp_path))[1]
+    assert (run.status, run.name, run.step, run.total_steps) == (RunStatus.UNKNOWN, "a", None, None)
+
+
+def test_values_of_other_types_are_unknown(tmp_path: Path) -> None:
+    values = {"step": "7", "steps": True, "loss": [1], "lr": "x", "name": 3, "started": "soon", "updated": 5, "best": 1}
+    run = read_run(made(tmp_path / "a", json.dumps({"status": "failed", "error": {}, **values})))
+    assert run.status is RunStatus.FAILED and run.name == "a"
+    assert {run.step, run.total_steps, run.loss, run.lr, run.started, run.updated, run.best_step, run.error} == {None}
+
+
+def test_a_folder_without_a_run_is_named(tmp_path: Path) -> None:
+    with pytest.raises(RunError, match="no run is here"):
+        read_run(tmp_path)
+    assert read_log(tmp_path) == list_samples(tmp_path) == list_network_files(tmp_path) == ()
+    assert list_checkpoints(tmp_path) == list_dataset_files(tmp_path) == ()
+
+
+# ------------------------------------------------------------ rows
+
+
+def append(path: Path, *steps: int, loss: float = 1.0) -> None:
+    with path.open("a") as file:
+        file.writelines(json.dumps({"step": step, "loss": loss}) + "\n" for step in steps)
+
+
+@pytest.fixture
+def metrics(tmp_path: Path) -> Path:
+    path = tmp_path / "metrics.jsonl"
+    append(path, 1, 2, 3)
+    return path
+
+
+def test_a_page_gets_each_row_once(metrics: Path) -> None:
+    first = read_metrics(metrics.parent)
+    assert ([row["step"] for row in first.rows], first.anew) == ([1, 2, 3], True)
+    cursor = json.loads(json.dumps(first.cursor))
+    nothing = read_metrics(metrics.parent, cursor)
+    assert (nothing.rows, nothing.cursor, nothing.anew) == ((), cursor, False)
+    append(metrics, 4)
+    with metrics.open("a") as file:
+        file.write('{"step": 5, "lo')
+    more = read_metrics(metrics.parent, cursor)
+    assert ([row["step"] for row in more.rows], more.anew) == ([4], False)
+    with metrics.open("a") as file:
+        file.write('ss": 2.0}\n')
+    assert read_metrics(metrics.parent, more.cursor).rows == ({"step": 5, "loss": 2.0},)
+
+
+@pytest.mark.parametrize("grown_to", [2, 3, 9], ids=["shorter", "as long", "longer"])
+def test_a_run_that_went_back_is_read_anew(metrics: Path, grown_to: int) -> None:
+    before = read_metrics(metrics.parent)
+    cut_after(metrics, 1)
+    append(metrics, *range(2, grown_to + 1), loss=2.0)
+    again = read_metrics(metrics.parent, before.cursor)
+    assert again.anew
+    assert [(row["step"], row["loss"]) for row in again.rows] == [(1, 1.0), *((n, 2.0) for n in range(2, grown_to + 1))]
+    assert read_metrics(metrics.parent, again.cursor).rows == ()
+
+
+def test_a_step_that_stands_twice_is_told_once_the_latest(metrics: Path) -> None:
+    before = read_metrics(metrics.parent)
+    append(metrics, 2, 3, 4, loss=2.0)
+    expected = [(1, 1.0), (2, 2.0), (3, 2.0), (4, 2.0)]
+    for since in ("", before.cursor):
+        found = read_metrics(metrics.parent, since)
+        assert found.anew and [(row["step"], row["loss"]) for row in found.rows] == expected
+
+
+@pytest.mark.parametrize(
+    "cursor", ["x", "5", "-1-0-" + "0" * 16, "99999999-3-" + "0" * 16, "5-2-" + "f" * 16, "٣-1-" + "0" * 16]
+)
+def test_what_is_no_cursor_reads_from_the_beginning(metrics: Path, cursor: str) -> None:
+    found = read_metrics(metrics.parent, cursor)
+    assert found.anew and len(found.rows) == 3
+
+
+def test_damaged_lines_are_left_out(metrics: Path) -> None:
+    with metrics.open("ab") as file:
+        file.write(b'\xff\xfe\n[4]\n{"step": null}\n{"step": "4"}\n\n\0\0\n{"step": 4}\n')
+    assert [row["step"] for row in read_metrics(metrics.parent).rows] == [1, 2, 3, 4]
+
+
+def test_a_file_that_is_gone_or_not_there_yet_has_no_rows(metrics: Path) -> None:
+    before = read_metrics(metrics.parent)
+    metrics.unlink()
+    gone = read_metrics(metrics.parent, before.cursor)
+    assert (gone.rows, gone.anew) == ((), True)
+    append(metrics, 1)
+    assert [row["step"] for row in read_metrics(metrics.parent, gone.cursor).rows] == [1]
+
+
+def test_events_are_all_told_and_validations_once_a_step(tmp_path: Path) -> None:
+    for name in ("events", "validation"):
+        append(tmp_path / f"{name}.jsonl", 2, 4, 2)
+    assert [row["step"] for row in read_events(tmp_path).rows] == [2, 4, 2]
+    assert [row["step"] for row in read_validation(tmp_path).rows] == [2]
+    append(tmp_path / "events.jsonl", 1)
+    assert len(read_events(tmp_path, read_events(tmp_path).cursor).rows) == 0
+
+
+# ------------------------------------------------------------ files
+
+
+def test_foreign_files_are_no_samples_and_no_weights(tmp_path: Path) -> None:
+    run = made(tmp_path / "n")
+    (run / "samples").mkdir()
+    for name in ("notes.txt", "12__000000001_0.png", "x__000000001_0.png", f"{'9' * 30}__000000001_0.png"):
+        (run / "samples" / name).touch()
+    for name in ("n.safetensors", "n_000000003.safetensors", "other_000000003.safetensors", "n_best.safetensors"):
+        (run / name).write_bytes(b"no safetensors")
+    [sample] = list_samples(run)
+    assert (sample.path.name, sample.time, sample.prompt) == (
+        "12__000000001_0.png",
+        datetime.fromtimestamp(0.012, UTC),
+        None,
+    )
+    assert [(file.path.name, file.kind, file.step, file.time) for file in list_network_files(run)] == [
+        ("n_000000003.safetensors", "step", 3, None),
+        ("n_best.safetensors", "best", None, None),
+        ("n.safetensors", "final", None, None),
+    ]
+
+
+def test_a_checkpoint_that_lacks_something_says_so(job: Job, whole: Job) -> None:  # noqa: F811
+    shutil.copytree(whole.folder, job.folder)
+    states = job.folder / "state"
+    (states / "step_000000002" / "MANIFEST.json").unlink()
+    with (states / "step_000000004" / "weights.safetensors").open("ab") as file:
+        file.write(b"more")
+    problems = [checkpoint.problem for checkpoint in list_checkpoints(job.folder)]
+    assert "MANIFEST.json" in problems[0] and "weights.safetensors" in problems[1] and problems[2] is None
+
+
+def test_the_log_is_read_from_its_end(tmp_path: Path) -> None:
+    (tmp_path / "log.txt").write_bytes(b"".join(b"line %d\n" % n for n in range(1000)) + b"\xff half")
+    assert read_log(tmp_path, lines=2) == ("line 999", "\ufffd half")
+    assert read_log(tmp_path, max_bytes=30) == ("line 998", "line 999", "\ufffd half")
+    assert read_log(tmp_path, lines=0) == ()
+
+
+def test_it_loads_no_torch_and_no_heavy_library(tmp_path: Path) -> None:
+    (tmp_path / "sitecustomize.py").write_text(FORBID)
+    heavy = {"torch", "safetensors", "numpy", "PIL", "pydantic", "yaml"}
+    code = f"import sys, toolkit.train.run_reader as r\nprint(sorted({heavy} & set(sys.modules)))"
+    environment = {**os.environ, "PYTHONPATH": f"{tmp_path}{os.pathsep}{ROOT}"}
+    ran = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True)
+    assert (ran.stdout, ran.stderr) == ("[]\n", "")

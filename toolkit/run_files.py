@@ -1,0 +1,97 @@
+"""The names of the files of a run, for those who write them and those who read them. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+
+from toolkit.tensor_file import read_metadata
+
+STATUS = "run.json"
+METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+EVENTS = "events.jsonl"
+LOG = "log.txt"
+CONFIG = "config.yaml"
+SAMPLES = "samples"
+SUPERSEDED = "superseded"
+"""Folder of what a resume from an earlier step moved aside."""
+
+DATASET_PREFIX = "dataset-"
+"""`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
+
+SAMPLE_FILE = re.compile(r"(?P<ms>\d+)__(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
+"""Name of a sample: milliseconds since the epoch, optimizer step, index within its set."""
+
+FOLDER_METADATA = "training.json"
+"""In a folder of a fully trained model: what the header of a network file says."""
+
+ENDINGS = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
+"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
+model folders."""
+
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+def utc_now() -> str:
+    """The time as all files of a run write it: ISO 8601 in UTC, to the second."""
+    return time.strftime(_TIME, time.gmtime())
+
+
+def parse_time(text: str) -> datetime | None:
+    """What `utc_now` wrote, as a time in UTC; None for anything else."""
+    try:
+        return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def final_files(folder: Path, name: str) -> list[Path]:
+    """The files and model folders of the end of a run that are there."""
+    return [path for ending in ENDINGS if _is_product(path := folder / f"{name}{ending}")]
+
+
+def _is_product(path: Path) -> bool:
+    """Whether what has one of the names is a network file, or a folder with a model in it (another run's has none)."""
+    return path.exists() if path.suffix == ".safetensors" else (path / "model_index.json").is_file()
+
+
+def step_file(folder: Path, name: str, step: int) -> Path:
+    """`<name>_000000340.safetensors`: the weights after 340 optimizer steps."""
+    return folder / f"{step_stem(name, step)}{ENDINGS[0]}"
+
+
+def step_stem(name: str, step: int) -> str:
+    """The name of a step's file without its ending, or of its folder."""
+    return f"{name}_{step:09d}"
+
+
+def best_stem(name: str) -> str:
+    """The name, without its ending, of the weights with the lowest validation loss."""
+    return f"{name}_best"
+
+
+def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
+    """The step files and model folders of a run by their step, of every ending."""
+    pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, ENDINGS))})")
+    by_step: dict[int, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (match := pattern.fullmatch(path.name)) and _is_product(path):
+            by_step.setdefault(int(match.group(1)), []).append(path)
+    return by_step
+
+
+def step_in(path: Path) -> float:
+    """The optimizer step that a network file or a model folder names in its metadata; infinity when it names none."""
+    try:
+        if path.is_dir():
+            metadata = json.loads((path / FOLDER_METADATA).read_text(encoding="utf-8"))
+        else:
+            metadata = read_metadata(path)
+        return int(json.loads(metadata["training_info"])["step"])
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):
+        return math.inf

@@ -1,0 +1,484 @@
+"""Reading runs from their folders: their status, numbers, samples and checkpoints, while they run and afterwards.
+
+Nothing here imports torch, writes a file or takes a lock, so a reader can neither slow nor disturb a run. All files are
+taken as they may be found: missing, half written, damaged, or of another program.
+
+    for run in list_runs(Path("output")):
+        print(run.name, run.status, run.step, run.total_steps)
+    rows = read_metrics(run.folder)                      # all rows
+    rows = read_metrics(run.folder, since=rows.cursor)   # those since then
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from enum import StrEnum
+from pathlib import Path
+from typing import Any
+
+from toolkit import run_files
+from toolkit.errors import RunError
+from toolkit.train.lock import FILE as LOCK
+from toolkit.train.lock import Owner, read_lock
+from toolkit.train.state_folder import state_folders, state_root, step_of, verify
+
+Row = dict[str, Any]
+"""One line of a `.jsonl` file: JSON values by name."""
+
+_MOVED_ASIDE = re.compile(r".+\.old-\d+")
+_TAIL_BYTES = 4096
+"""What a cursor remembers of the file before its offset."""
+
+
+class RunStatus(StrEnum):
+    """What has become of a run."""
+
+    RUNNING = "running"
+    """A live process holds the lock of its folder: it loads, trains, saves, or is about to end."""
+
+    FINISHED = "finished"
+    """It came to its end and everything is written."""
+
+    STOPPED = "stopped"
+    """A signal or control/stop ended it in order; the same command goes on."""
+
+    FAILED = "failed"
+    """An error ended it."""
+
+    KILLED = "killed"
+    """It ended without a word: a kill, a crash of the machine, out of memory."""
+
+    UNKNOWN = "unknown"
+    """Nobody runs there, and run.json is missing or damaged: a start that was refused, say."""
+
+
+@dataclass(frozen=True)
+class RunInfo:
+    """A run as its folder tells. None: the folder does not tell."""
+
+    folder: Path
+    name: str
+    """As in run.json, else the folder's name."""
+
+    status: RunStatus
+    owner: Owner | None
+    """The process that runs in the folder, or the one that was killed there."""
+
+    step: int | None
+    """Optimizer steps done."""
+
+    total_steps: int | None
+    epoch: int | None
+    """From 0."""
+
+    samples: int | None
+    """Samples trained on."""
+
+    skipped: int | None
+    """Steps left out because the loss was not finite."""
+
+    loss: float | None
+    """Mean of the latest 50 steps."""
+
+    lr: float | None
+    step_s: float | None
+    """Seconds per optimizer step: median of the latest 50."""
+
+    eta_s: float | None
+    """Seconds of training left at this speed, saving and sampling not counted; None unless it is running."""
+
+    started: datetime | None
+    """UTC; when the latest start of the run began to train."""
+
+    updated: datetime | None
+    """UTC; when run.json was last written."""
+
+    error: str | None
+    """What ended the run, when it failed."""
+
+    reason: str | None
+    """Which number ended the run as finished, see `stop_when`."""
+
+    best_step: int | None
+    """Step of the lowest validation loss."""
+
+    best_loss: float | None
+    config: Path | None
+    """The job as given."""
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What a `.jsonl` file has."""
+
+    rows: tuple[Row, ...]
+    cursor: str
+    """To be given as `since` at the next reading: short text, valid in JSON and, as it is, in a URL."""
+
+    anew: bool
+    """These are all rows of the file, in place of those read before: at the first reading, and when the run went back
+    to an earlier step or began again. False: they follow the rows read before."""
+
+
+@dataclass(frozen=True)
+class SampleImage:
+    """One sample picture."""
+
+    path: Path
+    step: int
+    index: int
+    """Place in its set."""
+
+    time: datetime
+    """UTC; when it was drawn, by its name."""
+
+    prompt: str | None
+    """As it was drawn, with the trigger word; None where events.jsonl does not tell."""
+
+
+@dataclass(frozen=True)
+class NetworkFile:
+    """Trained weights to take away: a safetensors file, or a folder with a whole model."""
+
+    path: Path
+    kind: str
+    """`step`, `best` or `final`."""
+
+    step: int | None
+    """None when the file does not tell."""
+
+    size: int
+    """Bytes."""
+
+    time: datetime | None
+    """UTC; when it was written, where events.jsonl tells."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A state folder, from which a run can go on."""
+
+    path: Path
+    step: int
+    size: int
+    """Bytes."""
+
+    problem: str | None
+    """What is wrong with it; None when its manifest is there and all files have the sizes it names.
+
+    Nothing is hashed: a resume does that, so it may still find one damaged.
+    """
+
+
+# ------------------------------------------------------------ runs
+
+
+def list_runs(folder: Path) -> tuple[RunInfo, ...]:
+    """All runs below a training folder, `<folder>/<job>` and `<folder>/<job>/<process>`, in the order of their paths.
+
+    A run's folder has a run.lock, or the run.json of a run (a copy, say). Runs that were moved aside (`<name>.old-<n>`)
+    are left out, and so is all else. A folder that is missing or cannot be read has no runs.
+    """
+    jobs = _folders_in(folder)
+    processes = [inner for job in jobs for inner in _folders_in(job)]
+    return tuple(_info(found) for found in sorted([*jobs, *processes]) if _is_run(found))
+
+
+def read_run(folder: Path) -> RunInfo:
+    """One run. Raises RunError when the folder holds none."""
+    if not _is_run(folder):
+        raise RunError(f"{folder}: no run is here: neither {LOCK} nor {run_files.STATUS} of a run was found.")
+    return _info(folder)
+
+
+def _folders_in(folder: Path) -> list[Path]:
+    try:
+        with os.scandir(folder) as entries:
+            return [folder / entry.name for entry in entries if entry.is_dir()]
+    except OSError:
+        return []
+
+
+def _is_run(folder: Path) -> bool:
+    if (folder / LOCK).is_file():
+        return True
+    # Copied without its lock. One that was moved aside has none either, and is no run of its own.
+    is_aside = _MOVED_ASIDE.fullmatch(folder.name) is not None
+    return not is_aside and folder.parent.name != run_files.SUPERSEDED and "status" in _document(folder)
+
+
+def _info(folder: Path) -> RunInfo:
+    for _ in range(2):
+        # A run has written its last word when it lets go, so run.json is read after the lock. A run may also begin in
+        # between, and look as if it had been killed: it does not for a second time.
+        lock, document = read_lock(folder), _document(folder)
+        status = _status(lock.held, lock.owner, document)
+        if status is not RunStatus.KILLED:
+            break
+    best = document.get("best")
+    best = best if isinstance(best, dict) else {}
+    step, total, step_s = _whole(document, "step"), _whole(document, "steps"), _number(document, "step_s")
+    eta_s = None
+    if status is RunStatus.RUNNING and step is not None and total is not None and step_s is not None:
+        eta_s = max(0, total - step) * step_s
+    config = folder / run_files.CONFIG
+    return RunInfo(
+        folder=folder,
+        name=_text(document, "name") or folder.name,
+        status=status,
+        owner=lock.owner,
+        step=step,
+        total_steps=total,
+        epoch=_whole(document, "epoch"),
+        samples=_whole(document, "samples"),
+        skipped=_whole(document, "skipped"),
+        loss=_number(document, "loss"),
+        lr=_number(document, "lr"),
+        step_s=step_s,
+        eta_s=eta_s,
+        started=_time(document, "started"),
+        updated=_time(document, "updated"),
+        error=_text(document, "error") if status is RunStatus.FAILED else None,
+        reason=_text(document, "reason"),
+        best_step=_whole(best, "step"),
+        best_loss=_number(best, "loss"),
+        config=config if config.is_file() else None,
+    )
+
+
+def _status(held: bool, owner: Owner | None, document: Row) -> RunStatus:
+    """Of a folder whose lock nobody holds, a name left in it counts more than run.json, which may be of before."""
+    if held:
+        return RunStatus.RUNNING
+    told = document.get("status")
+    if owner or told == RunStatus.RUNNING:
+        return RunStatus.KILLED
+    return RunStatus(told) if told in list(RunStatus) else RunStatus.UNKNOWN
+
+
+def _document(folder: Path) -> Row:
+    """run.json; empty when it is missing or damaged."""
+    try:
+        return _row((folder / run_files.STATUS).read_bytes()) or {}
+    except OSError:
+        return {}
+
+
+# ------------------------------------------------------------ rows
+
+
+def read_metrics(folder: Path, since: str = "") -> Rows:
+    """Rows of metrics.jsonl, each optimizer step once; see `Rows`. since: the cursor of the reading before.
+
+    A line that is being written is left for the next reading; damaged ones are left out.
+    """
+    return _read_rows(folder / run_files.METRICS, since, by_step=True)
+
+
+def read_validation(folder: Path, since: str = "") -> Rows:
+    """Rows of validation.jsonl, each validated step once; as `read_metrics`."""
+    return _read_rows(folder / run_files.VALIDATION, since, by_step=True)
+
+
+def read_events(folder: Path, since: str = "") -> Rows:
+    """Rows of events.jsonl, all that happened, also in steps that were trained again; as `read_metrics`."""
+    return _read_rows(folder / run_files.EVENTS, since, by_step=False)
+
+
+def _read_rows(path: Path, since: str, by_step: bool) -> Rows:
+    """A cursor is `<offset>-<last step>-<digest of what stands before the offset>`.
+
+    A run that goes back replaces the file by one with fewer lines, which may have grown beyond the offset since: the
+    digest tells, because its lines differ at least in their times.
+    """
+    offset, last, digest = _parse(since)
+    try:
+        with path.open("rb") as file:
+            if offset and _digest_before(file, offset) != digest:
+                offset, last = 0, -1
+            file.seek(offset)
+            rows, end = _whole_lines(file.read())
+            if offset and by_step and any(step <= last for step in map(_step_of, rows)):
+                offset, last = 0, -1
+                file.seek(0)
+                rows, end = _whole_lines(file.read())
+            rows = _latest_of_each_step(rows) if by_step else rows
+            last = max((_step_of(row) for row in rows), default=last) if by_step else last
+            cursor = f"{offset + end}-{max(last, -1) + 1}-{_digest_before(file, offset + end)}"
+    except OSError:
+        return Rows((), "", anew=True)
+    return Rows(tuple(rows), cursor, anew=offset == 0)
+
+
+def _parse(cursor: str) -> tuple[int, int, str]:
+    """Offset, last step and digest; those of the beginning for what is no cursor."""
+    match = re.fullmatch(r"(\d{1,18})-(\d{1,18})-([0-9a-f]{16})", cursor, re.ASCII)
+    return (int(match[1]), int(match[2]) - 1, match[3]) if match else (0, -1, "")
+
+
+def _digest_before(file: Any, offset: int) -> str:
+    begin = max(0, offset - _TAIL_BYTES)
+    file.seek(begin)
+    return hashlib.sha256(file.read(offset - begin)).hexdigest()[:16]
+
+
+def _whole_lines(data: bytes) -> tuple[list[Row], int]:
+    """The rows of all lines that are complete and good, and where the last complete line ends."""
+    end = data.rfind(b"\n") + 1
+    return [row for line in data[:end].splitlines() if (row := _row(line)) is not None], end
+
+
+def _row(data: bytes) -> Row | None:
+    """A JSON object; None for anything else."""
+    try:
+        value = json.loads(data.decode("utf-8", errors="replace"))
+    except (ValueError, RecursionError):
+        return None
+    return value if isinstance(value, dict) else None
+
+
+def _latest_of_each_step(rows: list[Row]) -> list[Row]:
+    """Without rows that name no step; a row takes the place of those of its step and later."""
+    kept: list[Row] = []
+    for row in rows:
+        if (step := _step_of(row)) >= 0:
+            while kept and _step_of(kept[-1]) >= step:
+                kept.pop()
+            kept.append(row)
+    return kept
+
+
+def _step_of(row: Row) -> int:
+    """-1 for a row that names no step."""
+    step = _whole(row, "step")
+    return -1 if step is None else step
+
+
+# ------------------------------------------------------------ files
+
+
+def list_samples(folder: Path) -> tuple[SampleImage, ...]:
+    """All sample pictures of a run, by step and index. What was moved to superseded/ is not among them."""
+    prompts = {
+        file: prompt
+        for event in read_events(folder).rows
+        for file, prompt in zip(_list(event, "files"), _list(event, "prompts"), strict=False)
+        if isinstance(file, str) and isinstance(prompt, str)
+    }
+    found = []
+    for path in _entries(folder / run_files.SAMPLES):
+        time = _from_ms(match["ms"]) if (match := run_files.SAMPLE_FILE.fullmatch(path.name)) else None
+        if match and time:
+            found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, prompts.get(path.name)))
+    return tuple(sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name)))
+
+
+def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
+    """The weights a run has saved: of steps in their order, then the best ones, then the final ones."""
+    name = _text(_document(folder), "name") or folder.name
+    written = {
+        file: _time(event, "time")
+        for event in read_events(folder).rows
+        if event.get("event") == "save"
+        for file in _list(event, "files")
+        if isinstance(file, str)
+    }
+
+    def of(path: Path, kind: str, step: float) -> NetworkFile:
+        return NetworkFile(path, kind, int(step) if math.isfinite(step) else None, _size(path), written.get(path.name))
+
+    by_step = run_files.step_files(folder, name)
+    best = run_files.final_files(folder, run_files.best_stem(name))
+    return (
+        *(of(path, "step", step) for step in sorted(by_step) for path in by_step[step]),
+        *(of(path, "best", run_files.step_in(path)) for path in best),
+        *(of(path, "final", run_files.step_in(path)) for path in run_files.final_files(folder, name)),
+    )
+
+
+def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
+    """The state folders of a run by ascending step, good or not."""
+    found = state_folders(state_root(folder))
+    return tuple(Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False)) for path in found)
+
+
+def list_dataset_files(folder: Path) -> tuple[Path, ...]:
+    """The fingerprints of what a run was trained on, `dataset-<digest>.json`: one for each change of the dataset."""
+    prefix = run_files.DATASET_PREFIX
+    return tuple(path for path in _entries(folder) if path.name.startswith(prefix) and path.suffix == ".json")
+
+
+def read_log(folder: Path, lines: int = 200, max_bytes: int = 1 << 18) -> tuple[str, ...]:
+    """The last lines of log.txt, of its last `max_bytes` at most; none when there is no log."""
+    try:
+        with (folder / run_files.LOG).open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - max_bytes))
+            found = file.read().decode("utf-8", errors="replace").splitlines()
+    except OSError:
+        return ()
+    whole = found[1:] if size > max_bytes else found
+    return tuple(whole[max(0, len(whole) - lines) :])
+
+
+def _entries(folder: Path) -> list[Path]:
+    try:
+        return sorted(folder.iterdir())
+    except OSError:
+        return []
+
+
+def _size(path: Path) -> int:
+    """Bytes of a file, or of all files of a folder; what vanishes meanwhile counts nothing."""
+    return sum(_sizes(path.rglob("*") if path.is_dir() else iter([path])))
+
+
+def _sizes(paths: Iterator[Path]) -> Iterator[int]:
+    for path in paths:
+        try:
+            yield path.stat().st_size if path.is_file() else 0
+        except OSError:
+            continue
+
+
+# ------------------------------------------------------------ values of JSON that others may have written
+
+
+def _whole(row: Row, key: str) -> int | None:
+    value = row.get(key)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _number(row: Row, key: str) -> float | None:
+    value = row.get(key)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if abs(value) < 1e300 else None  # neither infinite nor an integer that no float can be
+
+
+def _text(row: Row, key: str) -> str | None:
+    value = row.get(key)
+    return value if isinstance(value, str) else None
+
+
+def _list(row: Row, key: str) -> list[Any]:
+    value = row.get(key)
+    return value if isinstance(value, list) else []
+
+
+def _time(row: Row, key: str) -> datetime | None:
+    return run_files.parse_time(value) if (value := _text(row, key)) else None
+
+
+def _from_ms(digits: str) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(int(digits) / 1000, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
