@@ -37,8 +37,8 @@ def test_every_bench_stands_in_the_table() -> None:
     assert listed == {path.stem for path in BENCHMARKS.glob("bench_*.py")}
 
 
-def test_every_option_in_the_text_is_one_of_some_bench() -> None:
-    sources = "".join(path.read_text(encoding="utf-8") for path in BENCHMARKS.glob("bench_*.py"))
+def test_every_option_in_the_text_is_one_of_some_script() -> None:
+    sources = "".join(path.read_text(encoding="utf-8") for path in BENCHMARKS.glob("*.py"))
     options = set(re.findall(r"`(--[a-z][a-z-]*)", TEXT)) - {"--help"}
     assert options >= {"--noisy", "--minutes"}
     assert [option for option in options if f'"{option}"' not in sources] == []

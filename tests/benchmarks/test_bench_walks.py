@@ -1,0 +1,141 @@
+"""The tracer on small modules that are counted by hand, and the entry points of the walks. Tracing whole jobs takes
+minutes: that is the bench itself."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from benchmarks import bench_walks
+from benchmarks.bench_walks import ROOT, WALKS, Tracer, Walk, row
+
+ONE = """
+import two
+
+def enter(value):
+    return own([two.double(item) for item in [value, value]])
+
+def own(value):
+    return value
+
+def fail():
+    two.fail()
+
+def late():
+    import three
+    return three.answer()
+"""
+TWO = """
+def double(value):
+    return 2 * value
+
+def fail():
+    raise ValueError
+"""
+THREE = """
+def made():
+    return 3
+
+VALUE = made()
+
+def answer():
+    return VALUE
+"""
+
+
+@pytest.fixture
+def one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[ModuleType]:
+    for name, text in (("one", ONE), ("two", TWO), ("three", THREE)):
+        (tmp_path / f"{name}.py").write_text(text, encoding="utf-8")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    yield importlib.import_module("one")
+    for name in ("one", "two", "three"):
+        sys.modules.pop(name, None)
+
+
+@pytest.fixture
+def tracer(tmp_path: Path) -> Tracer:
+    return Tracer(tmp_path, ["one.py:enter", "one.py:fail", "one.py:late"], ("one.py", "two.py", "three.py"))
+
+
+def test_a_walk_is_the_files_and_functions_between_call_and_return(one: ModuleType, tracer: Tracer) -> None:
+    with tracer:
+        one.own(0)
+        assert one.enter(1) == [2, 2]
+        one.own(0)
+    (walk,) = tracer.calls["one.py:enter"]
+    assert walk.files == {"one.py", "two.py"}
+    assert walk.functions == {"one.py:enter", "one.py:own", "two.py:double"}
+    assert walk.moves == 2  # to the two calls of double, and to own
+
+
+def test_each_call_is_a_walk_of_its_own_in_every_thread(one: ModuleType, tracer: Tracer) -> None:
+    with tracer:
+        one.enter(1)
+        thread = threading.Thread(target=one.enter, args=(1,))
+        thread.start()
+        thread.join()
+    assert [walk.moves for walk in tracer.calls["one.py:enter"]] == [2, 2]
+
+
+def test_an_exception_ends_a_walk_too(one: ModuleType, tracer: Tracer) -> None:
+    with tracer:
+        with pytest.raises(ValueError):
+            one.fail()
+        one.own(0)
+    (walk,) = tracer.calls["one.py:fail"]
+    assert (walk.functions, walk.moves) == ({"one.py:fail", "two.py:fail"}, 1)
+
+
+def test_a_file_is_entered_by_an_import_too_but_its_body_is_no_function(one: ModuleType, tracer: Tracer) -> None:
+    with tracer:
+        one.late()
+    (walk,) = tracer.calls["one.py:late"]
+    assert walk.files == {"one.py", "three.py"}
+    assert walk.functions == {"one.py:late", "three.py:made", "three.py:answer"}
+
+
+def test_a_row_counts_what_is_distinct_in_all_parts() -> None:
+    traces: dict[str, Any] = {
+        "a": {"files": ["x", "y"], "functions": ["x:f", "y:g"], "moves": 2},
+        "b": {"files": ["y", "z"], "functions": ["y:g", "z:h"], "moves": 3},
+    }
+    found = row(Walk("w", "plain", ("a", "b")), traces)
+    assert (found["files"], found["functions"], found["moves"], found["parts"]) == (3, 3, 5, [2, 2])
+
+
+def test_an_entry_point_that_is_never_called_is_named() -> None:
+    with pytest.raises(SystemExit, match=r"lost\.py:f was never called"):
+        row(Walk("w", "plain", ("lost.py:f",)), {})
+
+
+def qualified_names(tree: ast.AST, prefix: str = "") -> Iterator[str]:
+    for node in ast.iter_child_nodes(tree):
+        if isinstance(node, ast.ClassDef | ast.FunctionDef):
+            yield f"{prefix}{node.name}"
+            yield from qualified_names(node, f"{prefix}{node.name}.")
+
+
+@pytest.mark.parametrize("entry", sorted({entry for walk in WALKS for entry in walk.entries}))
+def test_every_entry_point_is_there(entry: str) -> None:
+    file, function = entry.split(":")
+    assert function in qualified_names(ast.parse((ROOT / file).read_text(encoding="utf-8")))
+
+
+def test_every_walk_names_a_job() -> None:
+    assert {walk.job for walk in WALKS} == set(bench_walks.jobs())
+
+
+def test_the_figures_alone_end_in_a_json_line(report_of: Callable[..., dict[str, Any]]) -> None:
+    report = report_of(bench_walks.main, "--no-walks")
+    assert report["bench"] == "walks"
+    assert report["figures"]["files"] > 100
+    assert report["figures"]["circles_at_run_time"] == []

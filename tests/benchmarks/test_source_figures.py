@@ -1,0 +1,92 @@
+"""Lines, lengths, circles and `Any` of small sources that are counted by hand."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+from benchmarks.source_figures import circles, figures, imported, line_kinds, sources, without_typing
+
+TEXT = '''"""Head.
+
+Second paragraph.
+"""
+
+from typing import Any
+
+LIMIT = 3  # of all
+"""Of an attribute."""
+
+
+# alone
+def read(section: Any, *rest: Any, name: str = "x") -> Any:
+    """One line."""
+
+    text = """a
+
+b"""
+    return text
+'''
+
+
+def test_lines_are_code_documentation_or_blank() -> None:
+    assert line_kinds(TEXT) == {"code": 6, "doc": 7, "blank": 6}
+
+
+def test_the_figures_of_a_file() -> None:
+    found = figures({"a.py": TEXT})
+    assert (found["files"], found["lines"], found["functions"]) == (1, 19, 1)
+    assert found["function_longest"] == ["a.py:13 read", 7]
+    assert (found["any_parameters"], found["annotated_parameters"]) == (1, 2)
+
+
+@pytest.mark.parametrize(
+    ("graph", "expected"),
+    [
+        ({"a": ["b"], "b": ["c"], "c": []}, []),
+        ({"a": ["b"], "b": ["a"]}, [["a", "b"]]),
+        ({"a": ["b", "c"], "b": ["c"], "c": ["b"]}, [["b", "c"]]),
+        ({"d": ["c"], "c": ["b"], "b": ["d", "x"], "x": ["y"], "y": ["x"], "z": ["d"]}, [["b", "c", "d"], ["x", "y"]]),
+        ({"a": ["b", "c"], "b": ["d"], "c": ["d"], "d": []}, []),
+        ({"a": ["b"], "b": ["a", "c"], "c": ["b"]}, [["a", "b", "c"]]),
+    ],
+)
+def test_a_circle_is_a_group_in_which_each_reaches_each(graph: dict[str, list[str]], expected: list) -> None:
+    assert circles(graph) == expected
+
+
+FILES = {"run.py", "room/__init__.py", "room/a.py", "room/b.py"}
+
+
+@pytest.mark.parametrize(
+    ("line", "expected"),
+    [
+        ("import room.a", {"room/a.py"}),
+        ("from room import a, name", {"room/a.py", "room/__init__.py"}),
+        ("from room.a import name", {"room/a.py"}),
+        ("from . import a", {"room/a.py"}),
+        ("from .a import name", {"room/a.py"}),
+        ("def f():\n    from room.a import name", {"room/a.py"}),
+        ("import torch, run", {"run.py"}),
+        ("from room.b import itself", set()),
+    ],
+)
+def test_an_import_is_found_in_every_spelling(line: str, expected: set[str]) -> None:
+    assert imported("room/b.py", ast.parse(line), FILES) == expected
+
+
+def test_a_circle_for_the_type_checker_is_none_at_run_time() -> None:
+    guarded = "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from room import b\nelse:\n    import run\n"
+    found = figures({"room/a.py": guarded, "room/b.py": "from room import a\n", "run.py": "x = 1\n"})
+    assert found["circles"] == [["room/a.py", "room/b.py"]]
+    assert found["circles_at_run_time"] == []
+    assert imported("room/a.py", without_typing(ast.parse(guarded)), FILES) == {"run.py"}
+
+
+def test_sources_are_read_below_the_given_places(tmp_path: Path) -> None:
+    for name in ("run.py", "room/a.py", "other/b.py"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(f"# {name}", encoding="utf-8")
+    assert sources(tmp_path, ("room", "run.py")) == {"room/a.py": "# room/a.py", "run.py": "# run.py"}
