@@ -27,10 +27,11 @@ from benchmarks.loops import PlainLoop, spec_of_step
 from benchmarks.stopwatch import GB, Marks, forget_peaks, limit_memory, peaks
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.process import SdTrainerProcess
+from extensions.sd_trainer.process import SdAttached, SdEncoded, SdTrainerProcess
 from jobs.job import ExtensionJob
+from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
-from toolkit.contracts import Batch, Network, PromptEmbeds, StepResult
+from toolkit.contracts import Batch, PromptEmbeds, StepResult
 from toolkit.errors import RunError, UserError
 from toolkit.models.options import AdapterOptions
 from toolkit.train.flow_step import FlowMatchingStep
@@ -242,8 +243,9 @@ class MeasuredTrainer(SdTrainerProcess):
         super().__init__(*given)
         self._watch = watch
 
-    def _observers(self, network: Network, *others: Any) -> list[Hook]:
-        return [self._watch, *super()._observers(network, *others)]
+    def build_hooks(self, setup: Setup, encoded: SdEncoded, attached: SdAttached) -> list[Hook]:
+        self.engine = attached.engine
+        return [self._watch, *super().build_hooks(setup, encoded, attached)]
 
 
 def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:

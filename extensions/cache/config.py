@@ -19,7 +19,7 @@ class CacheConfig(DatasetsJob):
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
 
-    shapes: ClassVar = {**DatasetsJob.shapes, "dtype": "train.dtype"}
+    shapes: ClassVar = {"dtype": "train.dtype"}
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import replace
-from pathlib import Path
 from typing import ClassVar
 
 from extensions.sd_trainer.full_config import check_full, note_full
@@ -13,7 +12,7 @@ from extensions.sd_trainer.memory_config import check_memory, note_memory
 from extensions.sd_trainer.parallel_config import check_parallel, note_parallel
 from extensions.sd_trainer.rates import check_rates
 from extensions.sd_trainer.sampling_config import check_samples, note_samples_and_saves
-from toolkit.config.datasets_job import DatasetsJob, place_in
+from toolkit.config.datasets_job import DatasetsJob, TrainerConfig, place_in
 from toolkit.config.node import Node
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
@@ -52,7 +51,7 @@ def _tell_what_counts(entries: dict[str, Node], report: Report) -> None:
     report.warn(key, message)
 
 
-class SdTrainerConfig(DatasetsJob):
+class SdTrainerConfig(DatasetsJob, TrainerConfig):
     """`type: sd_trainer`: trains a LoRA for an image-editing model on folders of images."""
 
     process_types: ClassVar[tuple[str, ...]] = ("sd_trainer", "diffusion_trainer", "ui_trainer")
@@ -71,21 +70,8 @@ class SdTrainerConfig(DatasetsJob):
             place_in(entries, "save", "dtype", replace(kind, value="bfloat16"), report)
         return entries
 
-    def run_folder(self, job: JobContext) -> Path:
-        """The folder of the run's files."""
-        return self.job_folder(job)
-
-    def still_there(self, job: JobContext) -> bool:
-        """The final file, or folder of a model; a run that is told where to begin decides for itself."""
-        final = self.run_folder(job) / self.display_name(job)
-        return self.resume == "auto" and (final.is_dir() or final.with_name(f"{final.name}.safetensors").is_file())
-
-    def outputs(self, job: JobContext) -> frozenset[Path]:
-        """The run's folder: a later process may start from its files."""
-        return frozenset({self.run_folder(job).resolve()})
-
     def check(self, job: JobContext) -> Iterable[Finding]:
-        """What `DatasetsJob` checks, optimizer, schedule and noise levels."""
+        """What its parts check, optimizer, schedule and noise levels."""
         yield from super().check(job)
         yield from self._check_optimizer()
         yield from check_full(self, job)

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from extensions.sd_trainer.memory_work import copies_within_backward, trained_here, whole_blocks, work_of
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
-from toolkit.errors import RunError
 from toolkit.memory.block_swap import swapped_blocks
 from toolkit.memory.engine import BlockEngine
 from toolkit.models.families import family_for
@@ -41,19 +39,6 @@ def block_engine(section: Any, adapter: ModelAdapter, device: torch.device, note
         train.compile,
         note,
     )
-
-
-@contextmanager
-def telling_of_memory(advice: str) -> Iterator[None]:
-    """Memory that runs out inside the block, wherever nothing better is known to do, ends the run with advice."""
-    from torch import OutOfMemoryError
-
-    try:
-        yield
-    except OutOfMemoryError as error:
-        # After the GPU's name PyTorch tells of its allocator.
-        reason = str(error).partition(" GPU ")[0].strip(" .\n") or "Out of memory"
-        raise RunError(f"{reason}. {advice}") from error
 
 
 def settle(

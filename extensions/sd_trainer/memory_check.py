@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 
 from extensions.sd_trainer.memory_items import group_items
 from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
-from extensions.sd_trainer.sampling_config import draws_first
 from toolkit.contracts import Item
 from toolkit.device import forget_peak, peak_memory, pick_device, total_memory
 from toolkit.train.hooks.memory import MemoryHook
@@ -62,7 +61,7 @@ def memory_hook(
 
 def _samples_before_training(section: Any) -> bool:
     """Whether a set of samples is drawn before the first step."""
-    return bool(section.sample or section.first_sample) and draws_first(section) and not section.train.disable_sampling
+    return bool(section.sample or section.first_sample) and section.draws_first() and not section.train.disable_sampling
 
 
 def peak_resident() -> int:

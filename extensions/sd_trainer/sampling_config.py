@@ -13,12 +13,6 @@ from toolkit.config.process import Finding
 _OF_INTERVALS = ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first")
 
 
-def draws_first(section: Any) -> bool:
-    """Whether a set is drawn before step 1."""
-    skips = section.train.skip_first_sample or (section.sample and section.sample.sample_at_first is False)
-    return not skips
-
-
 def check_samples(section: Any) -> Iterable[Finding]:
     """Keys that contradict each other about the first set."""
     wanted, unwanted = list(_for_first(section)), list(_against_first(section))

@@ -26,8 +26,12 @@ class BaseTrainProcess(BaseProcess):
         self.save_root = self._run_folder()
 
     def run(self) -> None:
-        """Creates the folder and saves the job in it, as given: `${VARS}` unexpanded."""
+        """Creates the folder and saves the job in it."""
         super().run()
+        self.write_config()
+
+    def write_config(self) -> None:
+        """Saves the job in its folder, as given: `${VARS}` unexpanded."""
         self.save_root.mkdir(parents=True, exist_ok=True)
         write_text(self.save_root / CONFIG, self.job.job_config.unexpanded_text)
 

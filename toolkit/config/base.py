@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
@@ -13,6 +13,12 @@ if TYPE_CHECKING:
 
 Key = tuple[str | int, ...]
 """Path of a value: mapping keys and list indices from the outside in."""
+
+ChangeKind = Literal["harmless", "changes the result", "impossible"]
+"""What it means for a resume that a key has another value: nothing of what is trained depends on it; the rest of the
+run is another one; the saved weights would mean something else, or not fit."""
+
+ALL_OTHERS = "*"
 
 
 class StrictModel(BaseModel):
@@ -44,6 +50,18 @@ class StrictModel(BaseModel):
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
+
+    on_resume: ClassVar[Mapping[str, ChangeKind | Callable[[Mapping[str, Any]], ChangeKind]]] = {}
+    """Field, or ALL_OTHERS -> what its change means for a run that goes on, with all below it; may depend on the
+    section's new values, plain data. What a section below says itself goes before; unsaid, a change of the result."""
+
+    @classmethod
+    def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
+        """The tables of a section composed of others are theirs and its own."""
+        for table in ("aliases", "shapes", "refused_when_on", "no_effect", "unsupported", "on_resume"):
+            given = [base.__dict__[table] for base in reversed(cls.__mro__) if table in base.__dict__]
+            setattr(cls, table, {name: said for part in given for name, said in part.items()})
+        super().__pydantic_init_subclass__(**kwargs)
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:

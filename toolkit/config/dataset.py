@@ -137,6 +137,9 @@ class DatasetConfig(StrictModel):
     num_workers: int = Field(default=0, ge=0)
     """Threads that load batches ahead; 0: the main thread loads each when it is needed."""
 
+    on_resume: ClassVar = dict.fromkeys(
+        ("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"
+    )
     aliases: ClassVar = {
         "caption_type": "caption_ext",
         "caption_extension": "caption_ext",

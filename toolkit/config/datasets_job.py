@@ -1,6 +1,7 @@
-"""`DatasetsJob`: the keys of every process that works on the datasets of a training job.
+"""The parts that the section of a process is composed of, and `DatasetsJob`, all of them together.
 
-Training and caching share them, so that a user can copy a job and change only its `type`.
+Training and caching share `DatasetsJob`, so that a user can copy a job and change only its `type`. A trainer of
+something else takes `TrainerConfig` and what it needs of the others. Tables (`shapes`, `on_resume`, ...) add up.
 """
 
 from __future__ import annotations
@@ -28,6 +29,7 @@ from toolkit.config.save import SaveConfig
 from toolkit.config.stop_when import StopWhenConfig
 from toolkit.config.train import TrainConfig
 from toolkit.config.validation import OF_THE_FOLDER, ValidationConfig
+from toolkit.files import sha256_of
 
 Found = Iterable[Finding]
 
@@ -54,8 +56,8 @@ def _resume(value: Any) -> Any:
     return value
 
 
-class DatasetsJob(ProcessConfig):
-    """What a training job says of its datasets, its model and its training."""
+class RunSection(ProcessConfig):
+    """A process that computes something and leaves files in a folder of its own."""
 
     training_folder: PathText = "output"
     """The run's files go to `<training_folder>/<name>/`."""
@@ -63,8 +65,110 @@ class DatasetsJob(ProcessConfig):
     device: Annotated[str, AfterValidator(_device)] = "auto"
     """Where to compute: auto, cuda, cuda:N, mps or cpu. Without CUDA: one warning, then the CPU."""
 
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """What is printed."""
+
+    shapes: ClassVar = {"log_dir": "logging.logging_dir"}
+    no_effect: ClassVar = {
+        "performance_log_every": "metrics.jsonl has the times of every step",
+        "sqlite_db_path": "the web page reads the run's folder",
+        "torch_profiler": "metrics.jsonl has the times of every step",
+    }
+    on_resume: ClassVar = {"device": "harmless", "logging": "harmless"}
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """`log_dir` goes to `logging`."""
+        log_dir = entries.pop("log_dir", None)
+        if log_dir is not None:
+            place_in(entries, "logging", "logging_dir", log_dir, report)
+        return super().reshape(entries, report)
+
+    def job_folder(self, job: JobContext) -> Path:
+        """`<training_folder>/<job>`, with the process's name below it where it has one."""
+        folder = Path(self.training_folder).expanduser() / job.name
+        return folder / self.name if self.name else folder
+
+
+class DatasetsSection(ProcessConfig):
+    """Images with captions."""
+
     trigger_word: str = ""
     """Replaces `[trigger]` in captions and prompts; put before captions that do not contain it."""
+
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """Folders of images; at least one."""
+
+    def asked_text_cache(self, dataset: DatasetConfig) -> bool | None:
+        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
+        return dataset.cache_text_embeddings
+
+    def check(self, job: JobContext) -> Found:
+        """Folders that are missing, and keys of a dataset that contradict each other."""
+        yield from super().check(job)
+        for index, dataset in enumerate(self.datasets):
+            yield from self._check_dataset(("datasets", index), dataset, job)
+
+    def _check_dataset(self, at: Key, dataset: DatasetConfig, job: JobContext) -> Found:
+        yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
+        for slot, path in enumerate(dataset.control_path):
+            yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
+        yield from _check_masks(at, dataset, job)
+        if dataset.shuffle_tokens and self.asked_text_cache(dataset):
+            own = dataset.cache_text_embeddings is not None
+            key = (*at, "cache_text_embeddings") if own else ("train", "cache_text_embeddings")
+            yield Finding(
+                key,
+                "'cache_text_embeddings: true' and 'shuffle_tokens: true' exclude each other: a shuffled caption "
+                "is a new text at each use. Keep one.",
+            )
+
+
+class ModelSection(ProcessConfig):
+    """A model from a folder or the hub, and what is trained of it or beside it."""
+
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    """The adapter that is trained."""
+
+    model: ModelConfig
+    """The model that is trained."""
+
+    unsupported: ClassVar = {"guidance": (), "embedding": (), "decorator": (), "adapter": (), "slider": ()}
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """Keys of compiling go from `model` to `train`."""
+        _move_compile(entries, report)
+        return super().reshape(entries, report)
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """What is in a file counts, not where it lies."""
+        settings = super().recorded_settings()
+        for lora in settings["model"]["base_loras"]:
+            lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
+        recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
+        if recovery.is_file():  # one of the hub goes by its name
+            settings["model"]["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
+        return settings
+
+    def check(self, job: JobContext) -> Found:
+        """Files that are missing."""
+        yield from super().check(job)
+        for index, lora in enumerate(self.model.base_loras):
+            key = ("model", "base_loras", index, "path")
+            yield from _check_path(key, lora.path, "Give a LoRA file.", job, file=True)
+        recovery = self.model.accuracy_recovery_adapter
+        if recovery is not None and self.model.recovery_is_path():
+            remedy = "Give a file, or owner/repo/file.safetensors of the hub."
+            yield from _check_path(("model", "accuracy_recovery_adapter"), recovery, remedy, job, file=True)
+        pretrained = self.network.pretrained_lora_path
+        if pretrained is not None:
+            key = ("network", "pretrained_lora_path")
+            yield from _check_path(key, pretrained, "Give a LoRA file.", job, file=True)
+
+
+class TrainingSection(RunSection):
+    """Optimizer steps, and where they begin."""
 
     training_seed: int = Field(default=0, ge=0, lt=2**32)
     """Seed of order, noise, dropout and initial weights. 0: a random one, printed and recorded."""
@@ -74,20 +178,64 @@ class DatasetsJob(ProcessConfig):
     and begin anew. A step number (0 is one like any other), or the path of a state folder: go on from there;
     what is later is moved aside."""
 
-    network: NetworkConfig = Field(default_factory=NetworkConfig)
-    """The adapter that is trained."""
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """Length, optimizer, loss and precision."""
+
+    shapes: ClassVar = {
+        "optimizer": "train.optimizer, train.lr and train.optimizer_params, as {name, lr, ...}",
+        "training": "train, as {steps, epochs}",
+    }
+    on_resume: ClassVar = {"resume": "harmless"}
+
+    @classmethod
+    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+        """`optimizer`, `training` and keys of `train` that are the process's own go where they belong."""
+        optimizer = entries.pop("optimizer", None)
+        if optimizer is not None:
+            place_in(entries, "train", "optimizer", optimizer, report)
+        training = entries.pop("training", None)
+        if training is not None and isinstance(training.value, dict):
+            for key, child in training.value.items():
+                place_in(entries, "train", key, child, report)
+        elif training is not None:
+            report.mistake(training, "is not a mapping of keys and values.")
+        entries = super().reshape(entries, report)
+        train = entries.get("train")
+        if train is None or not isinstance(train.value, dict):
+            return entries
+        rest = dict(train.value)
+        for key, field in FROM_TRAIN.items():
+            if field not in cls.model_fields:
+                continue
+            node = rest.pop(key, None)
+            if node is not None and not node.is_blank:
+                entries[field] = prefer(entries.get(field), node, report)
+        entries["train"] = replace(train, value=rest)
+        return entries
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Without where the files are and where to go on from: states of moved runs are equal byte for byte."""
+        settings = super().recorded_settings()
+        return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
+
+    def check(self, job: JobContext) -> Found:
+        """A training without an end."""
+        yield from super().check(job)
+        if self.train.steps == 0 and self.train.epochs == 0:
+            yield Finding(("train", "steps"), "0 optimizer steps. Give steps or epochs a value above 0.")
+
+
+class SavingSection(ProcessConfig):
+    """Files of what is trained."""
 
     save: SaveConfig = Field(default_factory=SaveConfig)
     """When the LoRA is written, and how."""
 
-    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    """Folders of images; at least one."""
+    on_resume: ClassVar = {"save": "harmless"}
 
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    """Length, optimizer, loss and precision."""
 
-    model: ModelConfig
-    """The model that is trained."""
+class EvaluationSection(TrainingSection):
+    """What is drawn and measured while training goes on, and what ends it."""
 
     sample: SampleConfig | None = None
     """Pictures drawn during training; none without this section."""
@@ -101,93 +249,19 @@ class DatasetsJob(ProcessConfig):
     stop_when: StopWhenConfig | None = None
     """Ends the training before its last step; never without this section."""
 
-    logging: LoggingConfig = Field(default_factory=LoggingConfig)
-    """What is printed."""
-
-    shapes: ClassVar = {
-        "optimizer": "train.optimizer, train.lr and train.optimizer_params, as {name, lr, ...}",
-        "training": "train, as {steps, epochs}",
-        "log_dir": "logging.logging_dir",
-    }
-    no_effect: ClassVar = {
-        "performance_log_every": "metrics.jsonl has the times of every step",
-        "sqlite_db_path": "the web page reads the run's folder",
-        "torch_profiler": "metrics.jsonl has the times of every step",
-    }
-    unsupported: ClassVar = {
-        "guidance": (),
-        "embedding": (),
-        "decorator": (),
-        "adapter": (),
-        "slider": (),
-    }
-
     aliases: ClassVar = {"stop_condition": "stop_when"}
 
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`optimizer`, `training` and keys of `train` that are the process's own go where they belong."""
-        optimizer = entries.pop("optimizer", None)
-        if optimizer is not None:
-            place_in(entries, "train", "optimizer", optimizer, report)
-        log_dir = entries.pop("log_dir", None)
-        if log_dir is not None:
-            place_in(entries, "logging", "logging_dir", log_dir, report)
-        training = entries.pop("training", None)
-        if training is not None and isinstance(training.value, dict):
-            for key, child in training.value.items():
-                place_in(entries, "train", key, child, report)
-        elif training is not None:
-            report.mistake(training, "is not a mapping of keys and values.")
-        _move_compile(entries, report)
-        train = entries.get("train")
-        if train is None or not isinstance(train.value, dict):
-            return entries
-        rest = dict(train.value)
-        for key, field in FROM_TRAIN.items():
-            node = rest.pop(key, None)
-            if node is not None and not node.is_blank:
-                entries[field] = prefer(entries.get(field), node, report)
-        entries["train"] = replace(train, value=rest)
-        return entries
+    # The images that `validation` holds out are missing in the dataset, which is compared by its content.
+    on_resume: ClassVar = dict.fromkeys(("sample", "first_sample", "validation", "stop_when"), "harmless")
 
-    # ------------------------------------------------------------ what the rooms ask
-
-    def asked_text_cache(self, dataset: DatasetConfig) -> bool | None:
-        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
-        own = dataset.cache_text_embeddings
-        return self.train.cache_text_embeddings if own is None else own
-
-    def caches_text(self, dataset: DatasetConfig) -> bool:
-        """Whether the dataset's text embeddings are computed once: unless captions are shuffled or it is off."""
-        asked = self.asked_text_cache(dataset)
-        return not dataset.shuffle_tokens if asked is None else asked
-
-    def job_folder(self, job: JobContext) -> Path:
-        """`<training_folder>/<job>`, with the process's name below it where it has one."""
-        folder = Path(self.training_folder).expanduser() / job.name
-        return folder / self.name if self.name else folder
-
-    # ------------------------------------------------------------ checks
+    def draws_first(self) -> bool:
+        """Whether a set is drawn before step 1."""
+        return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
 
     def check(self, job: JobContext) -> Found:
-        """Files and folders that are missing, and keys that contradict each other."""
-        if self.train.steps == 0 and self.train.epochs == 0:
-            yield Finding(("train", "steps"), "0 optimizer steps. Give steps or epochs a value above 0.")
-        for index, dataset in enumerate(self.datasets):
-            yield from self._check_dataset(("datasets", index), dataset, job)
+        """Files and folders that are missing."""
+        yield from super().check(job)
         yield from self._check_validation(job)
-        for index, lora in enumerate(self.model.base_loras):
-            key = ("model", "base_loras", index, "path")
-            yield from _check_path(key, lora.path, "Give a LoRA file.", job, file=True)
-        recovery = self.model.accuracy_recovery_adapter
-        if recovery is not None and self.model.recovery_is_path():
-            remedy = "Give a file, or owner/repo/file.safetensors of the hub."
-            yield from _check_path(("model", "accuracy_recovery_adapter"), recovery, remedy, job, file=True)
-        pretrained = self.network.pretrained_lora_path
-        if pretrained is not None:
-            key = ("network", "pretrained_lora_path")
-            yield from _check_path(key, pretrained, "Give a LoRA file.", job, file=True)
         for section in ("sample", "first_sample"):
             yield from self._check_samples(section, job)
 
@@ -211,19 +285,31 @@ class DatasetsJob(ProcessConfig):
                 key = (section, "samples", index, "ctrl_img", slot)
                 yield from _check_path(key, path, "Give an image file.", job, file=True)
 
-    def _check_dataset(self, at: Key, dataset: DatasetConfig, job: JobContext) -> Found:
-        yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
-        for slot, path in enumerate(dataset.control_path):
-            yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
-        yield from _check_masks(at, dataset, job)
-        if dataset.shuffle_tokens and self.asked_text_cache(dataset):
-            own = dataset.cache_text_embeddings is not None
-            key = (*at, "cache_text_embeddings") if own else ("train", "cache_text_embeddings")
-            yield Finding(
-                key,
-                "'cache_text_embeddings: true' and 'shuffle_tokens: true' exclude each other: a shuffled caption "
-                "is a new text at each use. Keep one.",
-            )
+
+class TrainerConfig(SavingSection, EvaluationSection):
+    """What every trainer has, whatever it trains."""
+
+    def run_folder(self, job: JobContext) -> Path:
+        """The folder of the run's files."""
+        return self.job_folder(job)
+
+    def still_there(self, job: JobContext) -> bool:
+        """The final file, or folder of a model; a run that is told where to begin decides for itself."""
+        final = self.job_folder(job) / self.display_name(job)
+        return self.resume == "auto" and (final.is_dir() or final.with_name(f"{final.name}.safetensors").is_file())
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The run's folder: a later process may start from its files."""
+        return frozenset({self.job_folder(job).resolve()})
+
+
+class DatasetsJob(ModelSection, DatasetsSection, SavingSection, EvaluationSection):
+    """The keys of a process that works on the datasets of a training job."""
+
+    def asked_text_cache(self, dataset: DatasetConfig) -> bool | None:
+        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or None."""
+        own = super().asked_text_cache(dataset)
+        return self.train.cache_text_embeddings if own is None else own
 
 
 def place_in(entries: dict[str, Node], section: str, key: str, node: Node, report: Report) -> None:

@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from toolkit.config.base import StrictModel
+from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.choices import AutoOrBool, PathText, mistake, one_of
 from toolkit.config.model_files import looks_like_a_path, model_fault
 from toolkit.config.node import Node
@@ -93,6 +93,8 @@ class BaseLora(StrictModel):
     multiplier: float = 1.0
     """What its change of each weight is multiplied by; negative takes it away, 0 leaves the file out."""
 
+    on_resume: ClassVar = {"path": "harmless"}  # the sha256 that a state records says what is in the file
+
     def file_name(self) -> str:
         """Without the folder: what may stand in a file that is given away."""
         return Path(self.path).name
@@ -164,6 +166,11 @@ class ModelConfig(StrictModel):
     model_kwargs: ModelKwargs = Field(default_factory=ModelKwargs)
     """Settings of the model family."""
 
+    on_resume: ClassVar = {
+        ALL_OTHERS: "impossible",
+        **dict.fromkeys(("low_vram", "modulation_table", "blocks_to_swap"), "harmless"),
+        "int8_matmul": "changes the result",
+    }
     shapes: ClassVar = {
         "fp8_base": "quantize with qtype float8",
         "fp8_scaled": "quantize with qtype fp8_scaled",

@@ -129,6 +129,13 @@ class NetworkConfig(StrictModel):
     network_kwargs: NetworkKwargs = Field(default_factory=NetworkKwargs)
     """Which layers carry the adapter."""
 
+    on_resume: ClassVar = {
+        **dict.fromkeys(
+            ("type", "linear", "factor", "lokr_full_rank", "include_patterns", "exclude_patterns", "network_kwargs"),
+            "impossible",
+        ),
+        "pretrained_lora_path": "harmless",  # it has done its work by then
+    }
     aliases: ClassVar = {
         "rank": "linear",
         "network_dim": "linear",

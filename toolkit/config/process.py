@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 from toolkit.config.base import Key, StrictModel
 
@@ -71,6 +71,10 @@ class ProcessConfig(StrictModel):
     def notes(self, job: JobContext) -> Iterable[Finding]:
         """What the user should know though it is allowed; each becomes one warning line."""
         return ()
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """What states record of the section and a resume compares, as plain data: all that says what is computed."""
+        return self.model_dump(mode="json")
 
     def plan(self, job: JobContext):
         """What a run would do, as a `toolkit.data.plan.RunPlan`, or None. May scan the dataset; writes nothing."""

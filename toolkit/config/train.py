@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
-from toolkit.config.base import StrictModel
+from toolkit.config.base import ChangeKind, StrictModel
 from toolkit.config.choices import Checkpointing, Dtype, mistake, one_of
 from toolkit.config.compile import CompileConfig
 from toolkit.config.ema import EmaConfig
@@ -90,6 +90,17 @@ def _steps_or_share(value: float) -> float:
     if value >= 1 and value != int(value):
         raise mistake(f"{value} is neither a number of steps nor a share below 1.")
     return value
+
+
+SCHEDULES_WITHOUT_LENGTH = ("constant", "constant_with_warmup", "inverse_sqrt", "step", "piecewise_constant")
+
+
+def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
+    """Harmless when the learning rate does not depend on the number of steps."""
+    warmup = train.get("lr_scheduler_params", {}).get("num_warmup_steps", train.get("lr_warmup_steps", 0))
+    is_share = isinstance(warmup, float) and 0 < warmup < 1
+    is_free = train.get("lr_scheduler") in SCHEDULES_WITHOUT_LENGTH and not is_share
+    return "harmless" if is_free else "changes the result"
 
 
 class TrainConfig(StrictModel):
@@ -330,6 +341,16 @@ class TrainConfig(StrictModel):
     disable_sampling: bool = False
     """Draw no samples at all."""
 
+    on_resume: ClassVar = {
+        **dict.fromkeys(
+            ("cache_text_embeddings", "skip_first_sample", "force_first_sample", "disable_sampling",
+             "gradient_checkpointing", "compile", "parallel", "ddp_timeout"),
+            "harmless",
+        ),
+        "full_bf16": "impossible",
+        "steps": _change_of_length,
+        "epochs": _change_of_length,
+    }  # fmt: skip
     aliases: ClassVar = {
         "gradient_accumulation_steps": "gradient_accumulation",
         "max_train_steps": "steps",

@@ -1,65 +1,19 @@
 """What changed since the state a job would go on from, in the job or the program, and whether that may be.
 
-Pure; imports no torch.
-
-Keys are dotted paths of the typed section, `datasets[0].folder_path` style; anything not named here changes the result.
+Pure; imports no torch. Keys are dotted paths of the typed section, `datasets[0].folder_path` style. What the change of
+each means, its section says (`StrictModel.on_resume`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
-from typing import Any, Literal
+from typing import Any
 
-Kind = Literal["harmless", "changes the result", "impossible"]
+from pydantic import BaseModel
 
-HARMLESS = (
-    "save.*",
-    "sample*",
-    "first_sample*",
-    "logging.*",
-    "stop_when*",
-    "validation*",  # the images it holds out are missing in the dataset, which is compared by its content
-    "resume",
-    "device",
-    "datasets[[]*].num_workers",
-    "datasets[[]*].cache_*",
-    "train.cache_text_embeddings",
-    "train.skip_first_sample",
-    "train.force_first_sample",
-    "train.disable_sampling",
-    "train.gradient_checkpointing",
-    "train.compile.*",
-    "train.parallel",
-    "train.ddp_timeout",
-    "model.low_vram",
-    "model.modulation_table",
-    "model.blocks_to_swap",
-    "model.base_loras[[]*].path",  # the sha256 beside it says what is in the file
-    "network.pretrained_lora_path",
-)
-"""Nothing of what is trained depends on them (a start file has done its work by then)."""
-
-IMPOSSIBLE = (
-    "network.type",
-    "network.linear",
-    "network.factor",
-    "network.lokr_full_rank",
-    "network.*_patterns",
-    "network.network_kwargs.*",
-    "model.*",
-    "train.full_bf16",
-)
-"""The saved weights would mean something else, or not fit."""
-
-SERIOUS = ("model.int8_matmul",)
-"""Parts of the above by name that only change the result."""
-
-LENGTH = ("train.steps", "train.epochs")
-"""Harmless when the learning rate does not depend on the number of steps."""
-
-SCHEDULES_WITHOUT_LENGTH = ("constant", "constant_with_warmup", "inverse_sqrt", "step", "piecewise_constant")
+from toolkit.config.base import ALL_OTHERS, ChangeKind, StrictModel
+from toolkit.config.normalise import item_annotation, section_model
 
 
 @dataclass(frozen=True)
@@ -69,7 +23,7 @@ class Change:
     key: str
     old: Any
     new: Any
-    kind: Kind
+    kind: ChangeKind
 
     def __str__(self) -> str:
         return f"{self.key}: {self.old!r} -> {self.new!r}"
@@ -143,34 +97,41 @@ def corrections(revision: int, train: Mapping[str, Any], has_references: bool) -
     ]
 
 
-def changes(old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None) -> list[Change]:
+def changes(
+    section: type[BaseModel], old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> list[Change]:
     """Every key whose value differs, in the order of the keys.
 
-    old, new: the section as plain data (`model_dump(mode="json")`), then and now. given: what of `new` the job itself
-    says. A key that `old` lacks, because the program did not have it yet, is no change while the job leaves it alone.
+    section: its class. old, new: the section as plain data (`model_dump(mode="json")`), then and now. given: what of
+    `new` the job itself says. A key that `old` lacks, because the program did not have it yet, is no change while the
+    job leaves it alone.
     """
     before, after = dict(flat(old)), dict(flat(new))
     if given is not None:
         said = dict(flat(given))
         after = {key: value for key, value in after.items() if key in before or key in said}
-    warmup = after.get("train.lr_scheduler_params.num_warmup_steps", after.get("train.lr_warmup_steps", 0))
-    schedule = (after.get("train.lr_scheduler"), warmup)
     return [
-        Change(key, before.get(key), after.get(key), _kind(key, schedule))
+        Change(key, before.get(key), after.get(key), _kind(section, key, new))
         for key in sorted(before.keys() | after.keys())
         if before.get(key) != after.get(key)
     ]
 
 
-def _kind(key: str, schedule: tuple[Any, Any]) -> Kind:
-    if any(fnmatchcase(key, pattern) for pattern in HARMLESS):
-        return "harmless"
-    if key not in SERIOUS and any(fnmatchcase(key, pattern) for pattern in IMPOSSIBLE):
-        return "impossible"
-    name, warmup = schedule
-    is_share = isinstance(warmup, float) and 0 < warmup < 1
-    shares_no_length = name in SCHEDULES_WITHOUT_LENGTH and not is_share
-    return "harmless" if key in LENGTH and shares_no_length else "changes the result"
+def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
+    """What the innermost section on the way to the key says that says anything of it."""
+    kind: ChangeKind = "changes the result"
+    for part in key.split("."):
+        if section is None:
+            break
+        name = part.partition("[")[0]
+        rules = section.on_resume if issubclass(section, StrictModel) else {}
+        rule = rules.get(name, rules.get(ALL_OTHERS, kind))
+        kind = rule(values) if callable(rule) else rule
+        values = values.get(name) if isinstance(values, Mapping) else None
+        field = section.model_fields.get(name)
+        annotation = field.annotation if field else None
+        section = section_model(item_annotation(annotation) if "[" in part else annotation)
+    return kind
 
 
 def flat(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

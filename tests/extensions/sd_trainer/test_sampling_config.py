@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.sampling_config import draws_first
 from toolkit.config import load_job
 from toolkit.errors import ConfigErrors
 
@@ -40,7 +39,7 @@ def load(write_job, trainer, make_pictures, tmp_path: Path):
 )
 def test_each_key_says_by_itself_whether_a_first_set_is_drawn(load, sections: dict, first: bool) -> None:
     job = load(**sections)
-    assert draws_first(job.processes[0].section) is first
+    assert job.processes[0].section.draws_first() is first
     assert job.warnings == ()
 
 

@@ -7,9 +7,11 @@ from pathlib import Path
 
 import pytest
 
+from extensions.sd_trainer.config import SdTrainerConfig
 from toolkit.config import load_job
 from toolkit.extension import discover
-from toolkit.train.changes import changes
+from toolkit.train.changes import Change
+from toolkit.train.changes import changes as changes_of
 
 HARMLESS = [
     "save.dtype",
@@ -117,6 +119,10 @@ def section(tmp_path_factory: pytest.TempPathFactory, tiny_model: Path) -> dict:
     )
     config = load_job(folder / "job.json", discover().find_config)
     return config.processes[0].section.model_dump(mode="json", exclude={"training_folder"})
+
+
+def changes(*values: dict, **given: dict) -> list[Change]:
+    return changes_of(SdTrainerConfig, *values, **given)
 
 
 def keys_of(value, path: str = "") -> list[str]:
@@ -237,8 +243,8 @@ def test_the_length_is_harmless_only_where_the_schedule_does_not_depend_on_it(
 
 
 def test_every_schedule_has_been_thought_of() -> None:
+    from toolkit.config.train import SCHEDULES_WITHOUT_LENGTH
     from toolkit.optim.schedules import SCHEDULES, build_schedule
-    from toolkit.train.changes import SCHEDULES_WITHOUT_LENGTH
 
     needs = {
         "piecewise_constant": {"step_rules": "1:2,0.5"},

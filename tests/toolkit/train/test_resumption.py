@@ -3,33 +3,41 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
-from pydantic import BaseModel
 
-from extensions.sd_trainer.resumption import Resumption
 from tests.toolkit.train.states import make_run, save_state, take_steps
+from toolkit.config.datasets_job import ModelSection, TrainerConfig
 from toolkit.contracts import Sample, Size
+from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import FolderInfo, Scan
 from toolkit.errors import RunError, UserError
+from toolkit.train.changes import corrections
+from toolkit.train.resumption import Resumption
 
 
-class Section(BaseModel):
-    """A job of a few keys."""
-
-    training_folder: str = "output"
-    network: dict = {"type": "lora", "linear": 4}
-    train: dict = {"lr": 0.1, "steps": 10, "optimizer": "adamw", "lr_scheduler": "constant"}
-    save: dict = {"save_every": 2}
-    model: dict = {}
-    resume: str | int = "auto"
+class Job(ModelSection, TrainerConfig):
+    """A trainer's section, as far as a resume is concerned with it."""
 
 
-def changed(section: str, **values) -> Section:
-    return Section(**{section: {**getattr(Section(), section), **values}})
+PLAIN = {
+    "network": {"type": "lora", "linear": 4},
+    "train": {"lr": 0.1, "steps": 10},
+    "save": {"save_every": 2},
+    "model": {"name_or_path": "a"},
+}
+
+
+def section(**keys: object) -> Job:
+    return Job(type="toy", **{**PLAIN, **keys})
+
+
+def changed(part: str, **values: object) -> Job:
+    return section(**{part: {**PLAIN[part], **values}})
 
 
 @pytest.fixture
@@ -52,15 +60,25 @@ def state(tmp_path: Path, scan) -> Path:
     run = make_run(tmp_path / "run")
     take_steps(run, 3)
     run.state.epoch, run.state.batch = 1, 2
-    first = Resumption.of(None, Section(), scan(a="a", b="b"), False, print)
+    first = resumption_of(None, section(), scan(a="a", b="b"), False, print)
     run.record = first.record
     first.apply(run, print)
     return save_state(run)
 
 
-def judge(state: Path, section: Section, found: Scan, allow_change: bool = False) -> tuple[Resumption, list[str]]:
+def judge(state: Path, job: Job, found: Scan, allow_change: bool = False) -> tuple[Resumption, list[str]]:
     said: list[str] = []
-    return Resumption.of(state, section, found, allow_change, said.append), said
+    return resumption_of(state, job, found, allow_change, said.append), said
+
+
+def resumption_of(state: Path | None, job: Job, found: Scan, allow_change: bool, note: Callable) -> Resumption:
+    """As a trainer asks for it whose corrections are those of the program."""
+    has_references = any(sample.controls for sample in found.samples)
+    train = job.train.model_dump(mode="json")
+    digests = fingerprint(found.samples)
+    return Resumption.of(
+        state, job, digests, allow_change, note, lambda revision: corrections(revision, train, has_references)
+    )
 
 
 @pytest.fixture
@@ -69,7 +87,7 @@ def same(scan) -> Scan:
 
 
 def test_the_same_job_goes_on_without_a_word(state: Path, same: Scan, tmp_path: Path) -> None:
-    resumption, said = judge(state, Section(), same)
+    resumption, said = judge(state, section(), same)
     assert said == []
     run = make_run(tmp_path / "run", fill=5)
     resumption.apply(run, said.append)
@@ -78,13 +96,13 @@ def test_the_same_job_goes_on_without_a_word(state: Path, same: Scan, tmp_path: 
 
 
 def test_a_moved_run_is_the_same_job(state: Path, same: Scan) -> None:
-    assert judge(state, Section(training_folder="elsewhere", resume=3), same)[1] == []
+    assert judge(state, section(training_folder="elsewhere", resume=3), same)[1] == []
 
 
 def test_what_changes_the_result_is_refused_and_listed(state: Path, same: Scan) -> None:
-    section = changed("train", lr=0.2, optimizer="adam", steps=20)
+    job = changed("train", lr=0.2, optimizer="adam", steps=20)
     with pytest.raises(UserError, match="--allow-change") as refused:
-        judge(state, section, same)
+        judge(state, job, same)
     lines = str(refused.value).splitlines()
     assert "  train.lr: 0.1 -> 0.2" in lines and "  train.optimizer: 'adamw' -> 'adam'" in lines
     assert not any("train.steps" in line for line in lines), "a harmless key is no reason"
@@ -112,16 +130,16 @@ def test_a_run_with_references_that_had_other_picture_positions_is_refused(
     if before:
         as_saved_before(state)
         with pytest.raises(UserError, match=r"picture positions in the text encoder.*one-dimensional") as refused:
-            judge(state, Section(), with_references(same))
+            judge(state, section(), with_references(same))
         assert "--allow-change" in str(refused.value)
-        _, said = judge(state, Section(), with_references(same), allow_change=True)
+        _, said = judge(state, section(), with_references(same), allow_change=True)
         assert len(said) == 1 and "picture positions" in said[0]
     else:
-        assert judge(state, Section(), with_references(same))[1] == []
+        assert judge(state, section(), with_references(same))[1] == []
 
 
 def test_a_run_without_references_of_an_earlier_revision_goes_on(state: Path, same: Scan) -> None:
-    assert judge(as_saved_before(state), Section(), same)[1] == []
+    assert judge(as_saved_before(state), section(), same)[1] == []
 
 
 def test_a_weighted_run_of_an_earlier_revision_is_refused(state: Path, same: Scan) -> None:
@@ -165,7 +183,7 @@ def test_another_optimizer_begins_with_a_fresh_state_and_the_same_weights(
 
 
 def test_a_changed_dataset_is_told_and_begins_with_the_next_epoch(state: Path, scan, tmp_path: Path) -> None:
-    resumption, said = judge(state, Section(), scan(b="other", c="c"))
+    resumption, said = judge(state, section(), scan(b="other", c="c"))
     assert resumption.new_dataset
     run = make_run(tmp_path / "run")
     resumption.apply(run, said.append)
@@ -177,7 +195,7 @@ def test_a_changed_dataset_is_told_and_begins_with_the_next_epoch(state: Path, s
 
 def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, scan, tmp_path: Path) -> None:
     run = make_run(tmp_path / "run")
-    resumption, _ = judge(state, Section(), scan(a="a", b="b", c="c"))
+    resumption, _ = judge(state, section(), scan(a="a", b="b", c="c"))
     document = json.loads((state / "state.json").read_text())
     document["state"]["batch"] = 0
     (state / "state.json").write_text(json.dumps(document))
@@ -189,20 +207,20 @@ def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, 
 def test_a_lost_or_damaged_list_of_files_is_no_reason_to_fail(state: Path, scan, tmp_path: Path, text) -> None:
     [listing] = (tmp_path / "run").glob("dataset-*.json")
     listing.write_text(text) if text is not None else listing.unlink()
-    resumption, said = judge(state, Section(), scan(a="new"))
+    resumption, said = judge(state, section(), scan(a="new"))
     resumption.apply(make_run(tmp_path / "run"), said.append)
     assert "missing or damaged" in said[-1] and listing.name in said[-1]
 
 
 def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(state: Path, scan, tmp_path: Path) -> None:
-    resumption, _ = judge(state, Section(), scan(a="a"))
+    resumption, _ = judge(state, section(), scan(a="a"))
     resumption.apply(make_run(tmp_path / "run"), print)
     kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "run").glob("dataset-*.json"))]
     assert sorted(map(len, kept)) == [1, 2]
 
 
 def test_a_state_of_another_network_is_refused_with_its_name(state: Path, same: Scan, tmp_path: Path) -> None:
-    resumption, _ = judge(state, Section(), same)
+    resumption, _ = judge(state, section(), same)
     with pytest.raises(RunError, match="another network"):
         resumption.apply(make_run(tmp_path / "run", rank=32), print)
 
@@ -212,7 +230,7 @@ def test_a_new_run_moves_what_an_earlier_one_left(tmp_path: Path, same: Scan) ->
     run.folder.mkdir()
     (run.folder / "toy_000000004.safetensors").write_text("old")
     said: list[str] = []
-    Resumption.of(None, Section(), same, False, said.append).apply(run, said.append)
+    resumption_of(None, section(), same, False, said.append).apply(run, said.append)
     assert (run.folder / "superseded" / "1" / "toy_000000004.safetensors").read_text() == "old"
     assert run.state.step == 0
 
@@ -221,28 +239,28 @@ def test_another_base_lora_under_the_same_name_is_noticed(tmp_path: Path, scan) 
     """What was trained is a change of the model with that file in it; where the file lies is no matter."""
     file = tmp_path / "style.safetensors"
     file.write_bytes(b"one")
-    section = changed("model", base_loras=[{"path": str(file), "multiplier": 1.0}])
+    job = changed("model", base_loras=[{"path": str(file), "multiplier": 1.0}])
     found = scan(a="a", b="b")
     run = make_run(tmp_path / "run")
-    run.record = Resumption.of(None, section, found, False, print).record
+    run.record = resumption_of(None, job, found, False, print).record
     take_steps(run, 3)
     state = save_state(run)
-    assert judge(state, section, found)[1] == []
+    assert judge(state, job, found)[1] == []
     elsewhere = file.rename(tmp_path / "other.safetensors")
     _, said = judge(state, changed("model", base_loras=[{"path": str(elsewhere), "multiplier": 1.0}]), found)
     assert said == [f"changed since the last run: model.base_loras[0].path: {str(file)!r} -> {str(elsewhere)!r}"]
     file.write_bytes(b"two")
     with pytest.raises(UserError, match=r"these cannot change:\n  model\.base_loras\[0\]\.sha256: '7692c3"):
-        judge(state, section, found, allow_change=True)
+        judge(state, job, found, allow_change=True)
 
 
 def test_a_recovery_adapter_goes_by_what_is_in_it(tmp_path: Path, scan) -> None:
     file = tmp_path / "recovery.safetensors"
     file.write_bytes(b"one")
-    section = changed("model", accuracy_recovery_adapter=str(file))
+    job = changed("model", accuracy_recovery_adapter=str(file))
     found = scan(a="a", b="b")
     run = make_run(tmp_path / "run")
-    run.record = Resumption.of(None, section, found, False, print).record
+    run.record = resumption_of(None, job, found, False, print).record
     take_steps(run, 3)
     state = save_state(run)
     elsewhere = file.rename(tmp_path / "other.safetensors")

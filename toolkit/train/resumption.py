@@ -8,19 +8,23 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.data.fingerprint import Fingerprint, compare, digest_of, fingerprint
-from toolkit.data.folder import Scan
+from toolkit.config.process import ProcessConfig
+from toolkit.data.fingerprint import Fingerprint, compare, digest_of
 from toolkit.errors import UserError
-from toolkit.files import sha256_of, write_json
+from toolkit.files import write_json
 from toolkit.redact import black_out_data
 from toolkit.run_files import DATASET_PREFIX
-from toolkit.train.changes import REVISION, Change, changes, corrections
+from toolkit.train.changes import REVISION, Change, changes
 from toolkit.train.checkpoint import load_state
 from toolkit.train.resume import supersede
 from toolkit.train.run import Run
 from toolkit.train.state_folder import read_document
 
 Note = Callable[[str], None]
+
+
+Corrections = Callable[[int], list[Change]]
+"""From the revision of the program that wrote a state to what this one computes otherwise."""
 
 
 @dataclass(frozen=True)
@@ -38,29 +42,29 @@ class Resumption:
     new_dataset: bool = False
 
     @classmethod
-    def of(cls, state: Path | None, section: Any, scan: Scan, allow_change: bool, note: Note) -> Resumption:
+    def of(
+        cls,
+        state: Path | None,
+        section: ProcessConfig,
+        found: Fingerprint,
+        allow_change: bool,
+        note: Note,
+        corrections: Corrections = lambda revision: [],
+    ) -> Resumption:
         """Compares the job with the one the state was made with.
 
+        found: the dataset. corrections: what the program computes otherwise for this job since a revision.
         Raises UserError when it differs in what cannot change, or in what changes the result without `allow_change`.
         """
-        found = fingerprint(scan.samples)
-        # Where the files are and where to go on from says nothing of what is in them: states are equal byte for byte.
-        settings = section.model_dump(mode="json", exclude={"training_folder", "resume"})
-        for lora in settings.get("model", {}).get("base_loras", ()):
-            lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
-        recovery = settings.get("model", {}).get("accuracy_recovery_adapter")
-        if recovery and Path(recovery).expanduser().is_file():  # one of the hub goes by its name
-            settings["model"]["accuracy_recovery_adapter"] = f"sha256 {sha256_of(Path(recovery).expanduser())}"
         # What is recorded has no secrets in it, so neither has what is compared with it.
-        settings = black_out_data(settings, by_key=True)
+        settings = black_out_data(section.recorded_settings(), by_key=True)
         record = {"settings": settings, "dataset": digest_of(found), "revision": REVISION}
         if state is None:
             return cls(None, record, found)
         document = read_document(state)
         given = section.model_dump(mode="json", exclude_unset=True)
-        differing = changes(black_out_data(document["settings"], by_key=True), settings, given)
-        has_references = any(sample.controls for sample in scan.samples)
-        differing += corrections(document.get("revision", 1), settings["train"], has_references)
+        differing = changes(type(section), black_out_data(document["settings"], by_key=True), settings, given)
+        differing += corrections(document.get("revision", 1))
         _judge(state, differing, allow_change, note)
         return cls(
             state,

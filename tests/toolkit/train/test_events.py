@@ -6,7 +6,7 @@ import json
 import re
 from pathlib import Path
 
-from extensions.sd_trainer.events import EventLog
+from toolkit.train.events import EventLog
 
 
 def test_each_event_is_a_line_with_its_time_that_can_be_read_at_once(tmp_path: Path) -> None:

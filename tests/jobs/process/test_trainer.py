@@ -1,0 +1,251 @@
+"""A second trainer: a linear autoencoder on folders of pictures goes through the rooms that all trainers share."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from jobs import ExtensionJob
+from jobs.dry_run import plan_job
+from toolkit.config import load_job
+from toolkit.errors import RunError, Stopped, UserError
+from toolkit.extension import discover
+from toolkit.train.lock import locked
+
+INIT = """
+    from toolkit.extension import Extension
+
+    class Autoencoder(Extension):
+        uid = "autoencoder"
+        name = "Autoencoder"
+
+        @classmethod
+        def get_config(cls):
+            from .config import AutoencoderConfig
+            return AutoencoderConfig
+
+        @classmethod
+        def get_process(cls):
+            from .process import AutoencoderProcess
+            return AutoencoderProcess
+
+    AI_TOOLKIT_EXTENSIONS = [Autoencoder]
+"""
+
+CONFIG = '''
+    from typing import ClassVar
+
+    from toolkit.config.datasets_job import DatasetsSection, TrainerConfig
+    from toolkit.data.items import scan_items
+    from toolkit.data.order import count_batches
+    from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
+
+
+    class AutoencoderConfig(DatasetsSection, TrainerConfig):
+        """`type: autoencoder`: it has neither a model nor a network."""
+
+        code: int = 4
+        """Numbers of the code of a picture."""
+
+        on_resume: ClassVar = {"code": "impossible"}
+
+        def plan(self, job):
+            return self.plan_of(job.name, *scan_items(self, 32))
+
+        def plan_of(self, name, scan, items):
+            batches, train = count_batches(items, self.train.batch_size), self.train
+            return RunPlan(
+                type=self.type,
+                name=name,
+                datasets=folder_plans(scan.folders, items),
+                samples_per_epoch=len(items),
+                micro_batches_per_epoch=batches,
+                optimizer_steps=optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
+                accumulation=train.gradient_accumulation,
+                lines=scan.notes,
+            )
+'''
+
+PROCESS = '''
+    from functools import partial
+
+    import torch
+    from torch import nn
+
+    from jobs.process.trainer import Attached, Trainer
+    from toolkit.contracts import Batch, PromptEmbeds, StepLosses
+    from toolkit.data.fingerprint import fingerprint
+    from toolkit.data.images import open_image, resize_cover_crop, to_tensor
+    from toolkit.data.items import scan_items
+    from toolkit.data.order import epoch_batches
+    from toolkit.networks.files import step_stem, write_stored
+    from toolkit.train.loop import train
+    from toolkit.train.roles import build_role
+
+    SIDE = 32
+
+
+    class AutoencoderProcess(Trainer):
+        """Trains a linear code of small pictures."""
+
+        def scan(self):
+            return scan_items(self.section, SIDE)
+
+        def fingerprint(self, data):
+            return fingerprint(data[0].samples)
+
+        def make_plan(self, data):
+            return self.section.plan_of(self.job.name, *data)
+
+        def open_model(self, setup):
+            torch.manual_seed(setup.seed)
+            width, code = 3 * SIDE * SIDE, self.section.code
+            return nn.Sequential(nn.Linear(width, code), nn.Dropout(0.2), nn.Linear(code, width))
+
+        def attach(self, setup, model, encoded):
+            steps, parameters = setup.plan.optimizer_steps, dict(model.named_parameters())
+            return Attached({"autoencoder": build_role(self.section.train, parameters, steps, setup.seed, self.team)})
+
+        def weights_writer(self, setup, attached, reporting):
+            def prepare(run, step):
+                stem = {None: run.name, "best": f"{run.name}_best"}.get(step) or step_stem(run.name, step)
+                file, info = run.folder / f"{stem}.safetensors", {"training_info": f'{{"step": {run.state.step}}}'}
+                weights = {name: value.clone() for name, value in run.roles["autoencoder"].weights_to_keep().items()}
+
+                def write():
+                    write_stored(file, weights, info)
+                    return [file]
+
+                return write
+
+            return prepare
+
+        def fit(self, setup, run, model, encoded, attached):
+            items = encoded[1]
+
+            def load(specs):
+                for spec in specs:
+                    samples = [items[index] for index in spec.items]
+                    pixels = [to_tensor(resize_cover_crop(open_image(s.sample.image), s.crop)) for s in samples]
+                    nothing = PromptEmbeds(torch.zeros(len(pixels), 1, 1), (1,) * len(pixels))
+                    names = tuple(item.sample.image for item in samples)
+                    pixels_BCHW = nn.functional.interpolate(torch.stack(pixels), (SIDE, SIDE))
+                    yield Batch(pixels_BCHW, nothing, ((),) * len(names), spec, names, torch.ones(len(names)))
+
+            def step(batch):
+                x_BD = batch.latents_BCHW.flatten(1)
+                return StepLosses({"autoencoder": (model(x_BD) - x_BD).square().mean(1)})
+
+            train(run, partial(epoch_batches, items, self.section.train.batch_size, run.seed), load, step)
+'''
+
+
+@pytest.fixture
+def start(
+    write_extension: Callable[..., Path],
+    make_pictures: Callable[..., Path],
+    write_job: Callable[..., Path],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Callable[..., Path]:
+    """Runs a job of the second trainer in this process, under this name; returns the run's folder."""
+    monkeypatch.chdir(tmp_path)
+    write_extension("autoencoder", INIT, config=CONFIG, process=PROCESS)
+    pictures = make_pictures(tmp_path / "pictures", "a", "b", "c", "d", "e")
+    table = discover([tmp_path / "drop_ins"])
+
+    def start(name: str = "job", plan_only: bool = False, train: dict | None = None, **keys: object) -> Path:
+        settings = {"steps": 6, "batch_size": 2, "lr": 0.0001, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
+        section = {
+            "type": "autoencoder",
+            "device": "cpu",
+            "training_seed": 3,
+            "datasets": [{"folder_path": str(pictures), "resolution": 64}],
+            "save": {"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
+            "train": {**settings, **(train or {})},
+            **keys,
+        }
+        config = load_job(write_job(section, name=name), table.find_config)
+        if plan_only:
+            print(plan_job(config).render())
+        else:
+            ExtensionJob(config, table).run()
+        return tmp_path / "output" / name
+
+    return start
+
+
+def lines(file: Path) -> list[dict]:
+    return [json.loads(line) for line in file.read_text().splitlines()]
+
+
+def losses(folder: Path) -> list[float]:
+    return [line["loss"] for line in lines(folder / "metrics.jsonl")]
+
+
+def same_tensors(one: Path, two: Path) -> bool:
+    ours, theirs = load_file(one), load_file(two)
+    return ours.keys() == theirs.keys() and all(torch.equal(tensor, theirs[name]) for name, tensor in ours.items())
+
+
+def test_it_trains_saves_and_tells_as_every_trainer_does(start, tmp_path: Path) -> None:
+    folder = start()
+    assert len(set(losses(folder))) == 6
+    assert json.loads((folder / "run.json").read_text())["status"] == "finished"
+    assert [line["event"] for line in lines(folder / "events.jsonl")].count("save") >= 3
+    assert "training_seed 3" in (folder / "log.txt").read_text()
+    kept = load_file(folder / "job.safetensors")
+    averages = load_file(folder / "state" / "step_000000006" / "ema.safetensors")
+    raw = load_file(folder / "state" / "step_000000006" / "weights.safetensors")
+    assert all(torch.equal(tensor, averages[f"autoencoder/{name}"]) for name, tensor in kept.items())
+    assert not any(torch.equal(tensor, raw[f"autoencoder/{name}"]) for name, tensor in kept.items())
+
+
+def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> None:
+    whole = start("whole")
+    stopped = tmp_path / "output" / "stopped"
+    (stopped / "control").mkdir(parents=True)
+    (stopped / "control" / "stop").touch()
+    with suppress(Stopped):
+        start("stopped")
+    assert len(losses(stopped)) < 6
+    assert start("stopped") == stopped
+    assert losses(stopped) == losses(whole)
+    assert same_tensors(stopped / "stopped.safetensors", whole / "whole.safetensors")
+    for file in ("weights", "ema", "optimizer"):
+        state = f"state/step_000000006/{file}.safetensors"
+        assert same_tensors(stopped / state, whole / state), file
+
+
+def test_its_own_section_says_which_keys_may_change(start) -> None:
+    start(train={"steps": 2})
+    with pytest.raises(UserError, match=r"cannot change:\n  code: 4 -> 5"):
+        start(code=5)
+    with pytest.raises(UserError, match=r"--allow-change"):
+        start(train={"lr": 0.02})
+    assert len(losses(start(save={"dtype": "float32"}))) == 6
+
+
+def test_a_folder_in_which_a_run_is_going_on_is_refused(start, tmp_path: Path) -> None:
+    with locked(tmp_path / "output" / "job"), pytest.raises(RunError, match="process"):
+        start()
+
+
+def test_it_ends_by_a_number_and_is_complete_then(start, capsys) -> None:
+    folder = start(stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1})
+    assert len(losses(folder)) == 2
+    start(stop_when={"metric": "loss", "below": 100, "smooth": 2, "check_every": 1})
+    assert "complete at step 2: nothing to do" in capsys.readouterr().out
+    assert len(losses(folder)) == 2
+
+
+def test_a_dry_run_shows_its_plan_and_writes_nothing(start, tmp_path: Path, capsys) -> None:
+    folder = start(plan_only=True)
+    assert "steps: 6 is 2 epochs" in capsys.readouterr().out
+    assert not folder.exists()

@@ -1,0 +1,78 @@
+"""From a set of parameters and a `train:` section to a `Role`: optimizer, schedule, average, and how it steps."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Container, Mapping
+from typing import TYPE_CHECKING
+
+from toolkit.config.train import TrainConfig
+from toolkit.optim.ema import Ema
+from toolkit.optim.lr_groups import rate_groups
+from toolkit.optim.one_by_one import OneByOne
+from toolkit.optim.optimizers import build_optimizer
+from toolkit.optim.schedules import Course, build_schedule
+from toolkit.optim.stochastic_rounding import RoundedOptimizer
+from toolkit.parallel import Team
+from toolkit.parts import Part
+from toolkit.train.fused_update import FusedStep
+from toolkit.train.run import Role
+from toolkit.train.update import StepOfParts, Update, WholeStep
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+    from torch.optim import Optimizer
+
+
+def build_role(
+    train: TrainConfig,
+    parameters: Mapping[str, nn.Parameter],
+    steps: int,
+    seed: int,
+    team: Team,
+    layer_of: Callable[[str], str] = lambda name: name.rpartition(".")[0],
+    up: Container[str] = (),
+    up_ratio: float = 1.0,
+    after_step: Callable[[Tensor], dict[str, Tensor]] = lambda taken: {},
+    shared_out: Mapping[str, Part] | None = None,
+) -> Role:
+    """The parameters with what trains them in a run of so many optimizer steps.
+
+    team: the processes that train them together. layer_of: from a parameter's name to the layer that `lr_groups` match.
+    up, up_ratio: names that learn at so many times the rate. after_step, shared_out: as of `Role`.
+    Raises UserError for an entry of `lr_groups` that matches no layer.
+    """
+    ema, shared_out = train.ema_config, shared_out or {}
+    groups = rate_groups(parameters, layer_of, train.lr, train.lr_groups, up, up_ratio)
+    # The optimizer numbers its state by its groups; states name it by the order here.
+    parameters = {name: parameters[name] for group in groups for name in group.weights}
+    is_one = [group.lr for group in groups] == [train.lr]
+
+    def optimizer_over(weights: Mapping[str, nn.Parameter]) -> Optimizer:
+        by_group = {group.name: [weights[name] for name in group.weights] for group in groups}
+        return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
+
+    if train.full_bf16:
+        optimizer = RoundedOptimizer(parameters, optimizer_over, seed, shared_out)
+    else:
+        optimizer = optimizer_over(parameters)
+    return Role(
+        parameters=parameters,
+        optimizer=optimizer,
+        lr=train.lr,
+        schedule=build_schedule(train.lr_scheduler, steps, params=train.lr_scheduler_params, **Course.named_in(train)),
+        max_grad_norm=train.max_grad_norm,
+        ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
+        group_lrs={} if is_one else {group.name: group.lr for group in groups},
+        update=StepOfParts(team.add_up) if shared_out else _update(train, parameters, optimizer),
+        after_step=after_step,
+        shared_out=shared_out,
+    )
+
+
+def _update(
+    train: TrainConfig, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | RoundedOptimizer
+) -> Update:
+    if not train.fused_backward_pass:
+        return WholeStep()
+    step_one = optimizer.step_one if isinstance(optimizer, RoundedOptimizer) else OneByOne(optimizer).step
+    return FusedStep(parameters.values(), step_one, accumulates=train.gradient_accumulation > 1)
