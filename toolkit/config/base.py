@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import Any, ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from toolkit.config.node import Node
-    from toolkit.config.report import Report
-
-Key = tuple[str | int, ...]
-"""Path of a value: mapping keys and list indices from the outside in."""
+from toolkit.config.node import Node
+from toolkit.config.report import Report
 
 
 class StrictModel(BaseModel):
