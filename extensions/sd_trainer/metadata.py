@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from toolkit.config.variables import as_written
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.data.plan import FolderPlan, RunPlan
 from toolkit.models.families import MODELSPEC, family_for
 from toolkit.networks.registry import NETWORKS
@@ -37,7 +37,7 @@ _OF_THE_NOISE = (
 
 
 def file_metadata(
-    run: Run, section: Any, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
+    run: Run, section: DatasetsJob, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
 ) -> dict[str, str]:
     """Strings for a file's header: the user's own first, ours after. Empty with `save.no_metadata`.
 
@@ -48,26 +48,26 @@ def file_metadata(
     ours = {
         "training_info": {"step": run.state.step, "epoch": epochs_done(run)},
         "software": {"name": NAME, "version": VERSION},
-        "base_model": _base_model(section.model),
-        **({"accuracy_recovery_adapter": _recovery(section.model)} if _recovery(section.model) else {}),
-        **({"base_loras": _base_loras(section.model)} if section.model.base_loras else {}),
+        "base_model": _base_model(section),
+        **({"accuracy_recovery_adapter": _recovery(section)} if _recovery(section) else {}),
+        **({"base_loras": _base_loras(section)} if section.model.base_loras else {}),
         "network_type": section.network.type,
         **kind,
-        "trigger_word": as_written(section.trigger_word or ""),
+        "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
         **{f"ss_{key}": _as_kohya(value) for key, value in _training(run, section, meta).items()},
-        **{f"ss_{key}": _as_kohya(value) for key, value in (_datasets(plan) if plan else {}).items()},
+        **{f"ss_{key}": _as_kohya(value) for key, value in (_datasets(plan, section) if plan else {}).items()},
         **{f"modelspec.{key}": value for key, value in _modelspec(run, section, meta).items()},
     }
     return {key: _text(value) for key, value in black_out_data({**meta, **ours}, by_key=True).items()}
 
 
-def _training(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _training(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[str, Any]:
     train, model = section.train, section.model
     comment = meta.get("training_comment", meta.get("comment"))
     return {
-        "output_name": as_written(run.name),
+        "output_name": section.as_written(run.name, "name"),
         "base_model_version": family_for(model).arch,
-        "sd_model_name": _base_model(model),
+        "sd_model_name": _base_model(section),
         "steps": run.state.step,
         "epoch": epochs_done(run),
         "max_train_steps": run.steps,
@@ -109,8 +109,15 @@ def _optimizer(run: Run, train: Any) -> str:
     return f"{kind.__module__}.{kind.__qualname__}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
 
 
-def _datasets(plan: RunPlan) -> dict[str, Any]:
-    folders = [_folder(folder, number) for number, folder in enumerate(plan.datasets)]
+def _datasets(plan: RunPlan, section: DatasetsJob) -> dict[str, Any]:
+    written = {
+        dataset.folder_path: section.as_written(dataset.folder_path, "datasets", index, "folder_path")
+        for index, dataset in enumerate(section.datasets)
+    }
+    folders = [
+        _folder(folder, number, written.get(folder.folder, folder.folder))
+        for number, folder in enumerate(plan.datasets)
+    ]
     return {
         "num_train_items": plan.samples_per_epoch,
         "num_reg_images": sum(folder.samples for folder in plan.datasets if folder.is_reg),
@@ -122,9 +129,9 @@ def _datasets(plan: RunPlan) -> dict[str, Any]:
     }
 
 
-def _folder(folder: FolderPlan, number: int) -> dict[str, Any]:
+def _folder(folder: FolderPlan, number: int, written: str) -> dict[str, Any]:
     return {
-        "name": _last_part(as_written(folder.folder)) or f"dataset {number + 1}",
+        "name": _last_part(written) or f"dataset {number + 1}",
         "num_repeats": folder.repeats,
         "num_images": folder.images,
         "is_reg": folder.is_reg,
@@ -155,20 +162,21 @@ def _bucket_info(plan: RunPlan) -> dict[str, Any]:
     return {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}}
 
 
-def _modelspec(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _modelspec(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
     architecture, implementation = MODELSPEC[family_for(section.model).arch]
     network, train = section.network, section.train
     side = max(size for dataset in section.datasets for size in dataset.resolution)
+    trigger = section.as_written(section.trigger_word, "trigger_word")
     bounded = train.min_timestep > 0 or train.max_timestep < 1000
     return {
         "sai_model_spec": "1.0.0",
         "architecture": architecture if network.trains_model else f"{architecture}/{network.type}",
         "implementation": implementation,
-        "title": meta.get("title", as_written(run.name)),
+        "title": meta.get("title", section.as_written(run.name, "name")),
         "resolution": f"{side}x{side}",
         **({"timestep_range": f"{train.min_timestep:g},{train.max_timestep:g}"} if bounded else {}),
-        **({"trigger_phrase": as_written(section.trigger_word)} if section.trigger_word else {}),
+        **({"trigger_phrase": trigger} if trigger else {}),
         **{key: _line(meta[key]) for key in _OF_THE_USER if key in meta},
     }
 
@@ -177,22 +185,32 @@ def _line(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _base_model(model: Any) -> str:
+def _base_model(section: DatasetsJob) -> str:
     """The model's public name; of one that came from a variable, what was written."""
-    written = as_written(model.name_or_path)
+    model = section.model
+    written = section.as_written(model.name_or_path, "model", "name_or_path")
     if written == model.name_or_path:
         return model.public_name()
     return _last_part(written) if model.is_path() else written
 
 
-def _recovery(model: Any) -> str:
+def _recovery(section: DatasetsJob) -> str:
     """The file that made the frozen model more exact while this was trained, if any."""
-    return _last_part(as_written(model.accuracy_recovery_adapter or "")) if model.quantize else ""
+    file = section.model.accuracy_recovery_adapter
+    if file is None or not section.model.quantize:
+        return ""
+    return _last_part(section.as_written(file, "model", "accuracy_recovery_adapter"))
 
 
-def _base_loras(model: Any) -> list[dict[str, Any]]:
+def _base_loras(section: DatasetsJob) -> list[dict[str, Any]]:
     """The files that were merged into the model, without which this one draws something else."""
-    return [{"file": _last_part(as_written(lora.path)), "multiplier": lora.multiplier} for lora in model.base_loras]
+    return [
+        {
+            "file": _last_part(section.as_written(lora.path, "model", "base_loras", index, "path")),
+            "multiplier": lora.multiplier,
+        }
+        for index, lora in enumerate(section.model.base_loras)
+    ]
 
 
 def _last_part(path: str) -> str:

@@ -46,6 +46,7 @@ from toolkit.models.families import family_for
 from toolkit.models.opening import checked_family, open_adapter
 from toolkit.models.options import BlockTransform
 from toolkit.networks.formats import ModuleChange
+from toolkit.run_files import EVENTS
 from toolkit.train.changes import Change, corrections
 from toolkit.train.events import EventLog
 from toolkit.train.flow_step import FlowMatchingStep
@@ -263,7 +264,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             with attached.network.inference():
                 return sampler.draw(index)
 
-        return Samples(draw, len(sampler.prompts))
+        return Samples(draw, [prompt.prompt for prompt in sampler.prompts])
 
     def build_run(self, setup: Setup[SdData], model: SdModel, attached: SdAttached, hooks: list[Hook]) -> Run:
         run = super().build_run(setup, model, attached, hooks)
@@ -283,7 +284,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         uses = sum(item.sample.repeats for item in items)
         step = FlowMatchingStep(adapter, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
         if self.team.alone:
-            event = EventLog(self.save_root / "events.jsonl").add
+            event = EventLog(self.save_root / EVENTS).add
             level, note = lambda: engine.level, setup.status.note
             run.hooks = [*run.hooks, *memory_hook(self.section, items, level, setup.device, note, event)]
         if run.state.step < run.steps:

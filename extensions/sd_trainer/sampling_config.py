@@ -7,7 +7,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from typing import Any
 
-from toolkit.config.base import Key
+from toolkit.config.node import Key
 from toolkit.config.process import Finding
 
 _OF_INTERVALS = ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first")

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-if TYPE_CHECKING:
-    from toolkit.config.node import Node
-    from toolkit.config.report import Report
-
-Key = tuple[str | int, ...]
-"""Path of a value: mapping keys and list indices from the outside in."""
+from toolkit.config.node import Node
+from toolkit.config.report import Report
 
 ChangeKind = Literal["harmless", "changes the result", "impossible"]
 """What it means for a resume that a key has another value: nothing of what is trained depends on it; the rest of the

@@ -14,13 +14,12 @@ from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
-from toolkit.config.base import Key
 from toolkit.config.choices import PathText, mistake
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.logging import LoggingConfig
 from toolkit.config.model import TO_TRAIN, ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.config.node import Node
+from toolkit.config.node import Key, Node
 from toolkit.config.normalise import prefer
 from toolkit.config.process import Finding, JobContext, ProcessConfig
 from toolkit.config.report import Report

@@ -22,7 +22,7 @@ from toolkit.config.report import Report
 from toolkit.config.saved import saved_text, secret_scalars
 from toolkit.config.source import is_json, read_text, strip_json_comments
 from toolkit.config.validate import validate
-from toolkit.config.variables import expand_variables, keep_as_written, replace_name, secret_values
+from toolkit.config.variables import expand_variables, replace_name, secret_values, written_with_variables
 from toolkit.config.yaml_reader import read_yaml, scalar_value
 from toolkit.errors import ConfigErrors, Mistake, UserError, did_you_mean
 from toolkit.redact import holds_secret, remember, wandb_keys
@@ -65,7 +65,6 @@ def load_job(
     config = check_frame(root, report)
     job_name = name if name is not None else read_name(config, report)
     root = replace_name(root, job_name)
-    keep_as_written(replace_name(written, job_name), root)
     processes = read_processes(root.value["config"], find_model, report)
     job = JobContext(job_name)
     check_processes(processes, job, report)
@@ -168,6 +167,8 @@ def read_processes(config: Node, find_model: FindModel, report: Report) -> list[
         read_process(index, merge_defaults(node, defaults), find_model, normaliser)
         for index, node in enumerate(listed.value)
     ]
+    for process in filter(None, processes):
+        remember_written(process, config)
     watch.report(report)
     refuse_equal_names(processes, report)
     return processes
@@ -211,9 +212,17 @@ def read_process(index: int, node: Node, find_model: FindModel, normaliser: Norm
     return _Process(node, entry, checked, complete=model is None or section is not None)
 
 
+def remember_written(process: _Process, config: Node) -> None:
+    """Tells a section what in it was written with variables; a process without a name goes by the job's."""
+    if isinstance(process.entry.section, ProcessConfig):
+        name = config.value.get("name") if process.entry.name is None else None
+        of_job = {("name",): name.written} if name is not None and name.written is not None else {}
+        process.entry.section.remember_written(of_job | dict(written_with_variables(process.checked)))
+
+
 def _resolved(node: Node) -> Any:
     """A scalar as an unchecked section reads it: an unquoted `${STEPS}` is a number if its value is one."""
-    return scalar_value(node.value) if node.plain and node.expanded else node.value
+    return scalar_value(node.value) if node.plain and node.written is not None else node.value
 
 
 def refuse_equal_names(processes: list[_Process | None], report: Report) -> None:

@@ -301,9 +301,11 @@ def _parted(entries: dict[str, Node], report: Report) -> None:
         node = entries.get(key)
         if node is not None and isinstance(node.value, str) and "|" in node.value:
             qtype, file = (part.strip() for part in node.value.split("|", 1))
+            written = node.written and node.written.rpartition("|")[2].strip()
             entries[key] = replace(node, value=qtype)
             if file:
                 adapter = entries.get("accuracy_recovery_adapter")
-                entries["accuracy_recovery_adapter"] = prefer(adapter, replace(node, value=file), report)
+                moved = replace(node, value=file, written=written)
+                entries["accuracy_recovery_adapter"] = prefer(adapter, moved, report)
             else:
                 report.mistake(node, "needs a file after '|'.")

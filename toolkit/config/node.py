@@ -10,7 +10,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
-from toolkit.config.base import Key
+Key = tuple[str | int, ...]
+"""Path of a value: mapping keys and list indices from the outside in."""
 
 DEFAULTS: Key = ("config", "defaults")
 
@@ -40,8 +41,8 @@ class Node:
     plain: bool = False
     """A scalar without quotes."""
 
-    expanded: bool = False
-    """A `${VAR}` in it was filled in."""
+    written: str | None = None
+    """What stood in the file where a `${VAR}` in it was filled in."""
 
     span: tuple[int, int] = (0, 0)
     """Start and end of the value in the text of the file."""

@@ -6,12 +6,15 @@ one that extends `ProcessConfig` can also check the file system and print a plan
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from toolkit.config.base import Key, StrictModel
+from pydantic import PrivateAttr
+
+from toolkit.config.base import StrictModel
+from toolkit.config.node import Key
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,18 @@ class ProcessConfig(StrictModel):
 
     name: str | None = None
     """Name of this process, unique within the job; its files then go to `<job>/<name>/`."""
+
+    _written: dict[Key, str] = PrivateAttr(default_factory=dict)
+
+    def remember_written(self, written: Mapping[Key, str]) -> None:
+        """Key -> text in the file of every value in which `${VAR}` was filled in, for `as_written`."""
+        self._written.update(written)
+
+    def as_written(self, value: str, *key: str | int) -> str:
+        """`value`, which this section has at `key`, with `${VAR}` as it stood there: for what is given away with a
+        result. A single value that stands for a list, or for a section, was written at the key above."""
+        found = (self._written.get(key[:depth]) for depth in range(len(key), 0, -1))
+        return next((text for text in found if text is not None), value)
 
     def display_name(self, job: JobContext) -> str:
         """The process's name, or the job's."""

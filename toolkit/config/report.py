@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from typing import NoReturn
 
-from toolkit.config.base import Key
-from toolkit.config.node import Node, Place, dotted
+from toolkit.config.node import Key, Node, Place, dotted
 from toolkit.errors import ConfigErrors, Mistake
 
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 
 from pydantic import BaseModel, ValidationError
 
-from toolkit.config.base import Key
 from toolkit.config.messages import explain
-from toolkit.config.node import Node
+from toolkit.config.node import Key, Node
 from toolkit.config.report import Report
 
 _MAX_ROUNDS = 20

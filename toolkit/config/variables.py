@@ -6,8 +6,7 @@ import re
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import replace
 
-from toolkit.config.base import Key
-from toolkit.config.node import Node
+from toolkit.config.node import Key, Node
 from toolkit.config.report import Report
 from toolkit.redact import is_secret_variable
 
@@ -22,7 +21,7 @@ def expand_variables(root: Node, env: Mapping[str, str], report: Report, *skip: 
         if "${" not in node.value:
             return node
         value = _REFERENCE.sub(lambda match: _expand_one(match, node, env, report), node.value)
-        return replace(node, value=value, expanded=True)
+        return replace(node, value=value, written=node.value)
 
     return map_strings(root, expand, skip)
 
@@ -36,19 +35,13 @@ def secret_values(root: Node, env: Mapping[str, str]) -> Iterator[str]:
                 yield from filter(None, (env.get(variable.group(1)), variable.group(2)))
 
 
-_written: dict[str, str] = {}
-
-
-def keep_as_written(written: Node, expanded: Node) -> None:
-    """Keeps, for `as_written`, what each string was before its variables were filled in. Two trees of one shape."""
-    for before, after in zip(written.walk(), expanded.walk(), strict=True):
-        if after.expanded:
-            _written[after.value] = before.value
-
-
-def as_written(text: str) -> str:
-    """A string of the config with `${VAR}` as it stood there: for what is given away with a result."""
-    return _written.get(text, text)
+def written_with_variables(node: Node, key: Key = ()) -> Iterator[tuple[Key, str]]:
+    """(key below `node`, text as it stood in the file) of every scalar in which a variable was filled in."""
+    if node.written is not None:
+        yield key, node.written
+    if isinstance(node.value, dict | list):
+        for part, child in node.value.items() if isinstance(node.value, dict) else enumerate(node.value):
+            yield from written_with_variables(child, (*key, part))
 
 
 def _expand_one(match: re.Match[str], node: Node, env: Mapping[str, str], report: Report) -> str:
@@ -71,7 +64,8 @@ def replace_name(root: Node, name: str) -> Node:
     """`[name]` in every string."""
 
     def fill(node: Node) -> Node:
-        return replace(node, value=node.value.replace("[name]", name)) if "[name]" in node.value else node
+        written = node.written and node.written.replace("[name]", name)
+        return replace(node, value=node.value.replace("[name]", name), written=written)
 
     return map_strings(root, fill)
 

@@ -7,8 +7,7 @@ from typing import Any
 
 import yaml
 
-from toolkit.config.base import Key
-from toolkit.config.node import Node, Place
+from toolkit.config.node import Key, Node, Place
 from toolkit.config.report import Report
 
 MAX_NODES = 100_000

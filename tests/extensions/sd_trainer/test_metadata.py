@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -132,3 +133,29 @@ def test_it_holds_no_secret_no_path_and_no_moment(metadata, tmp_path: Path) -> N
 
 def test_nothing_is_said_where_nothing_is_wanted(metadata) -> None:
     assert metadata({"author": "me"}, save={"no_metadata": True}) == {}
+
+
+def test_a_variable_is_shown_where_it_was_written_and_nowhere_else(metadata, monkeypatch) -> None:
+    monkeypatch.setenv("OUT", "pics")
+    found = metadata(training_folder="${OUT}", trigger_word="pics")
+    assert found["trigger_word"] == found["modelspec.trigger_phrase"] == "pics"
+    found = metadata(training_folder="pics", trigger_word="${OUT}")
+    assert found["trigger_word"] == found["modelspec.trigger_phrase"] == "${OUT}"
+
+
+def test_files_that_came_from_variables_are_shown_as_written(metadata, monkeypatch, plan, tmp_path: Path) -> None:
+    file = tmp_path / "photos" / "a.png"
+    for name, value in (("PHOTOS", file.parent), ("FILE", file), ("MODEL", "org/name"), ("RUN", "anna")):
+        monkeypatch.setenv(name, str(value))
+    named = replace(plan, datasets=(replace(plan.datasets[0], folder=str(file.parent)),))
+    monkeypatch.setattr("toolkit.config.model.model_fault", lambda *_: "")
+    found = metadata(
+        plan=named,
+        name="${RUN}",
+        datasets=[{"image_directory": "${PHOTOS}"}],
+        model={"name_or_path": "${MODEL}", "base_weights": "${FILE}", "quantize": True, "qtype": "int4|${FILE}"},
+    )
+    assert (found["base_model"], found["ss_output_name"]) == ("${MODEL}", "${RUN}")
+    assert found["accuracy_recovery_adapter"] == "${FILE}"
+    assert json.loads(found["base_loras"]) == [{"file": "${FILE}", "multiplier": 1.0}]
+    assert json.loads(found["ss_datasets"])[0]["name"] == "${PHOTOS}"

@@ -10,6 +10,7 @@ from typing import Any
 from toolkit.config.datasets_job import TrainerConfig
 from toolkit.config.sample import SampleConfig
 from toolkit.log import StatusLine
+from toolkit.run_files import EVENTS
 from toolkit.train.events import EventLog
 from toolkit.train.hook import Hook
 from toolkit.train.hooks.control import ControlHook, ask_to_stop
@@ -41,8 +42,8 @@ class Samples:
     """What is drawn at its `sample` interval."""
 
     draw: DrawPicture
-    count: int
-    """Pictures of `sample`, and after them those of `first_sample`."""
+    texts: Sequence[str]
+    """The prompt of each picture, those of `sample` and after them those of `first_sample`."""
 
 
 @dataclass(frozen=True)
@@ -61,7 +62,7 @@ class Reporting:
             # `<job>/<process>`, or the job's
             name = f"{folder.parent.name}/{folder.name}" if section.name else folder.name
             tracking = (TrackerHook(section.logging, name, folder, status.note),)
-        events = EventLog(folder / "events.jsonl")
+        events = EventLog(folder / EVENTS)
         return cls(tracking, _to_each([events.add, *(hook.event for hook in tracking)]), status)
 
 
@@ -139,7 +140,7 @@ def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) ->
     usual = PictureSet(range(len(settings.samples)), settings.format)
     first = usual
     if section.first_sample:  # its prompts come after the usual ones
-        first = PictureSet(range(len(usual.prompts), samples.count), section.first_sample.format)
+        first = PictureSet(range(len(usual.prompts), len(samples.texts)), section.first_sample.format)
     return SampleHook(
         samples.draw,
         usual,
@@ -148,4 +149,5 @@ def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) ->
         at_each_start=section.train.force_first_sample,
         note=reporting.status.note,
         event=reporting.event,
+        texts=samples.texts,
     )
