@@ -21,10 +21,10 @@ from diffusers import QwenImageTransformer2DModel
 
 from benchmarks.synthetic import SEED, SIZES, EncoderlessAdapter, ModelSize, make_transformer, write_scheduler
 from toolkit.config.model_files import PARTS
-from toolkit.models.families import ADAPTERS
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading
 from toolkit.models.qwen_edit.estimate import PUBLISHED
+from toolkit.models.qwen_edit.family import QwenEditFamily
 from toolkit.seeding import key
 
 DEVIATION = 0.02
@@ -73,14 +73,14 @@ class DrawnAdapter(EncoderlessAdapter):
 
     def _load(self, name: str) -> object:
         device = torch.device("cpu") if self.options.low_vram else self.options.device
-        with mock.patch.object(loading, "_ShardReader", partial(DrawnWeights, device=device)):
+        with mock.patch.object(loading, "ShardReader", partial(DrawnWeights, device=device)):
             return super()._load(name)
 
 
 @contextmanager
 def drawn_models() -> Iterator[None]:
     """Inside the block every model the program opens is a DrawnAdapter."""
-    with mock.patch.dict(ADAPTERS, {"qwen_edit": f"{__name__}:DrawnAdapter"}):
+    with mock.patch.object(QwenEditFamily, "open", lambda family, options: DrawnAdapter(options)):
         yield
 
 

@@ -165,7 +165,7 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
     """Inside the block what the program puts on its device, or in the main memory, is there for `live`."""
     places = {
         (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
-        (loading, "_ShardReader"): partial(SizesOfWeights, live),
+        (loading, "ShardReader"): partial(SizesOfWeights, live),
         (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
         (ModulationTable, "_on_device"): copied_to_device,
         (_Waiting, "__init__"): waiting_on_host(live, _Waiting.__init__),

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
-from toolkit.config.model_files import PARTS
+from toolkit.models.qwen_edit.family import FAMILY
 
 OURS = "QwenImageEditPlusPipeline"
 COMMIT = "a" * 40
@@ -16,7 +16,7 @@ def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     if "model_index.json" not in without.split():
         (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
-    for part, file in PARTS.items():
+    for part, file in FAMILY.parts.items():
         if part not in without.split():
             (folder / part).mkdir()
             (folder / part / file.replace("*", part)).write_text("{}")

@@ -292,6 +292,7 @@ def test_a_family_that_is_cited_as_a_source_is_let_be() -> None:
 
 
 def test_every_registry_entry_loads() -> None:
+    from toolkit.contracts import ModelFacts
     from toolkit.registry import Registry
 
     registries = {
@@ -300,12 +301,13 @@ def test_every_registry_entry_loads() -> None:
         for attribute, value in vars(importlib.import_module(module)).items()
         if isinstance(value, Registry)
     }
-    assert {"toolkit.optim.optimizers.OPTIMIZERS", "toolkit.networks.registry.NETWORKS"} <= set(registries)
+    assert {"toolkit.optim.optimizers.OPTIMIZERS", "toolkit.registry.FAMILIES"} <= set(registries)
     nowhere = []
     for place, registry in registries.items():
         for name in registry:
             try:
-                assert callable(registry.load(name)), "is not callable"
+                loaded = registry.load(name)
+                assert callable(loaded) or isinstance(loaded, ModelFacts), "is neither callable nor a model family"
             except Exception as error:  # noqa: BLE001 - all of them are to be listed
                 nowhere.append(f"{place}[{name!r}]: {error!r}")
     assert nowhere == []

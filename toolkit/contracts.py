@@ -2,7 +2,7 @@
 
 Torch is named for the type checker only, so that planning a run never imports it.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 8),
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`),
 L text tokens, D text embedding width.
 """
 
@@ -13,7 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
     import torch
@@ -103,7 +103,7 @@ class Sample(NamedTuple):
     """The folder that holds the image, as the user wrote it (a subfolder appended with /)."""
 
     controls: tuple[str, ...] = ()
-    """The files of 0 to 3 reference images in slot order."""
+    """The files of its reference images in slot order."""
 
     rules: CaptionRules = CaptionRules()
     mask: Mask | None = None
@@ -164,18 +164,42 @@ class PromptEmbeds:
     lengths: tuple[int, ...]
     """Valid tokens of each item."""
 
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further tensors of the family's text encoders by name, such as a pooled embedding: [B, ...], one shape for all
+    prompts."""
+
     def select(self, rows: Sequence[int]) -> PromptEmbeds:
         """The given items, padded only as far as the longest of them."""
+        rows = list(rows)
         lengths = tuple(self.lengths[row] for row in rows)
-        return PromptEmbeds(self.embeds_BLD[list(rows), : max(lengths)], lengths)
+        extra = {name: tensor[rows] for name, tensor in self.extra.items()}
+        return PromptEmbeds(self.embeds_BLD[rows, : max(lengths)], lengths, extra)
+
+    def cpu(self) -> PromptEmbeds:
+        """The same in main memory."""
+        extra = {name: tensor.cpu() for name, tensor in self.extra.items()}
+        return PromptEmbeds(self.embeds_BLD.cpu(), self.lengths, extra)
 
     @staticmethod
-    def stack(embeds_LD: Sequence[Tensor]) -> PromptEmbeds:
-        """Unpadded embeddings of single prompts as one batch."""
+    def stack(prompts: Sequence[EncodedPrompt]) -> PromptEmbeds:
+        """Single prompts as one batch. Raises ValueError when their extra tensors differ in name or shape."""
+        import torch
         from torch.nn.utils.rnn import pad_sequence
 
-        padded_BLD = pad_sequence(list(embeds_LD), batch_first=True)
-        return PromptEmbeds(padded_BLD, tuple(len(embed_LD) for embed_LD in embeds_LD))
+        encoded = [{EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt for prompt in prompts]
+        shapes = {tuple((name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS) for one in encoded}
+        if len(shapes) > 1:
+            raise ValueError(f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}")
+        padded_BLD = pad_sequence([one[EMBEDS] for one in encoded], batch_first=True)
+        extra = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0] if name != EMBEDS}
+        return PromptEmbeds(padded_BLD, tuple(len(one[EMBEDS]) for one in encoded), extra)
+
+
+EMBEDS = "tensor"
+"""The name of the embeddings [L, D] in an encoded prompt, and of the only tensor of a cache entry that has one."""
+
+EncodedPrompt: TypeAlias = "Tensor | Mapping[str, Tensor]"
+"""One prompt: its embeddings [L, D], or these under `EMBEDS` and the tensors of `PromptEmbeds.extra`."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +211,7 @@ class Batch:
 
     prompts: PromptEmbeds
     references: tuple[tuple[Tensor, ...], ...]
-    """For each item 0 to 3 latents [C, h, w], each of its own size."""
+    """For each item its reference latents [C, h, w], each of its own size."""
 
     spec: BatchSpec
     names: tuple[str, ...]
@@ -226,6 +250,98 @@ class Batch:
 # ---------------------------------------------------------------- models
 
 
+class ModelSection(Protocol):
+    """The keys of the `model:` section that decide the family, and what of it is opened how."""
+
+    name_or_path: str
+    revision: str | None
+    arch: str | None
+    model_kwargs: Any
+
+
+class ModelFacts:
+    """What is known of a model family before any of its files is read; `toolkit.models.family.ModelFamily` has the
+    facts that depend on a model folder."""
+
+    arch: str
+    """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
+
+    title: str
+    """The published model, as its users call it."""
+
+    pipelines: tuple[str, ...]
+    """What `_class_name` in model_index.json may be."""
+
+    published: tuple[str, ...] = ()
+    """Hub ids that are known to be of this family."""
+
+    parts: Mapping[str, str]
+    """Subfolders of a model folder -> the file that each holds at least, or a pattern of its name."""
+
+    trained_part: str = "transformer"
+    """Subfolder of a model folder that holds what is trained."""
+
+    modelspec: tuple[str, str]
+    """`modelspec.architecture`, as other trainers write it, and `modelspec.implementation` in a file's metadata."""
+
+    size_multiple: int
+    """Training widths and heights are multiples of this many pixels."""
+
+    latent_channels: int
+    latent_scale: int
+    """Pixels of an image along one side of a latent pixel."""
+
+    patch: int = 1
+    """Latent pixels along one side of a token."""
+
+    max_references: int = 0
+    """Reference images one item may have."""
+
+    sure_prompt: int = 0
+    """Letters of a prompt that fits into the model whatever the pictures beside it."""
+
+    embeds_guidance: bool = False
+    """Whether the model is given a guidance scale as an input: samples then need no second, negative prediction."""
+
+    encoder_parts: Mapping[str, Sequence[str]]
+    """Subfolders of a model folder that make latents ("vae") and text embeddings ("text_encoder")."""
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of an image along one side of a token."""
+        return self.latent_scale * self.patch
+
+    def latent_size(self, pixels: Size) -> Size:
+        """Width and height of the latents of an image."""
+        return Size(*(side // self.latent_scale for side in pixels))
+
+    def tokens(self, latent: Size) -> int:
+        """Tokens of an image whose latents have this size."""
+        return (latent.width // self.patch) * (latent.height // self.patch)
+
+    def drawable(self, pixels: Size) -> Size:
+        """The next size below that the model can draw."""
+        return Size(*(side // self.token_side * self.token_side for side in pixels))
+
+    def prompt_fault(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        """What is wrong with a prompt that is too long for a target of this size with these references, or None.
+
+        Also None where that cannot be known yet, because the model's tokenizer is not on the disk.
+        """
+        return None
+
+
+class TimeShift(Protocol):
+    """How a model's own sampling moves the noise levels t, to exp(mu) t / (1 + (exp(mu) - 1) t)."""
+
+    @property
+    def shift_terminal(self) -> float | None:
+        """The last noise level before 0, to which all are stretched; None: they are not."""
+
+    def mu(self, tokens: int, steps: int) -> float:
+        """The shift exponent for an image of so many tokens, drawn in so many steps."""
+
+
 @dataclass(frozen=True)
 class DynamicShift:
     """The sampler's resolution-dependent time shift, as diffusers' FlowMatchEulerDiscreteScheduler names it."""
@@ -235,6 +351,11 @@ class DynamicShift:
     base_shift: float = 0.5
     max_shift: float = 0.9
     shift_terminal: float | None = 0.02
+
+    def mu(self, tokens: int, steps: int) -> float:
+        """Linear in the number of tokens. Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`."""
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return self.base_shift + slope * (tokens - self.base_image_seq_len)
 
 
 RunBlock = Callable[..., "tuple[Tensor, ...]"]
@@ -247,11 +368,8 @@ BlockWrapper = Callable[[RunBlock], RunBlock]
 class ModelAdapter(ABC):
     """One model family behind one interface. Nothing outside `toolkit/models` knows which it is."""
 
-    dynamic_shift: DynamicShift
-    latent_channels: int
-    sure_prompt: int = 0
-    """Letters of a prompt that fits into the model whatever the pictures beside it."""
-
+    family: ModelFacts
+    dynamic_shift: TimeShift
     network_module: torch.nn.Module
     """The module that is trained or carries the adapter (the transformer); absent until loaded."""
 
@@ -265,11 +383,14 @@ class ModelAdapter(ABC):
 
     @abstractmethod
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        """Pixels in [-1, 1] [B, 3, 8H, 8W] to normalised latents [B, C, H, W]. Deterministic (the mean)."""
+        """Pixels in [-1, 1] [B, 3, sH, sW] to normalised latents [B, C, H, W], s `ModelFacts.latent_scale`.
+
+        Deterministic (the mean).
+        """
 
     @abstractmethod
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """The inverse: float32 pixels [B, 3, 8H, 8W], clamped to [-1, 1]."""
+        """The inverse: float32 pixels [B, 3, sH, sW], clamped to [-1, 1]."""
 
     def prompt_fault(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         """What is wrong with a prompt that is too long for a target of this size with these references, or None.
@@ -279,8 +400,8 @@ class ModelAdapter(ABC):
         return None
 
     @abstractmethod
-    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
-        """Embeddings [L, D] of one prompt seen with 0 to 3 RGB pictures of any size."""
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
+        """Embeddings [L, D] of one prompt seen with RGB pictures of any size, at most `ModelFacts.max_references`."""
 
     @abstractmethod
     def predict_velocity(
@@ -289,8 +410,13 @@ class ModelAdapter(ABC):
         t_B: Tensor,
         prompts: PromptEmbeds,
         references: Sequence[Sequence[Tensor]],
+        guidance_B: Tensor | None = None,
     ) -> Tensor:
-        """Velocity [B, C, H, W] (noise - image) at noise fraction t in [0, 1], 1 = pure noise."""
+        """Velocity [B, C, H, W] (noise - image) at noise fraction t in [0, 1], 1 = pure noise.
+
+        guidance_B: the guidance scale that a distilled model embeds; None: the family's own. A family without such an
+        input raises ValueError for any other.
+        """
 
     def sampling_level(self, t_B: Tensor) -> Tensor:
         """The noise level that the family's own pipeline tells the model for the noise fraction t [B], float32.

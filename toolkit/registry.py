@@ -15,9 +15,17 @@ class Registry(dict[str, str]):
         super().__init__(entries)
         self.what = what
 
+    def load_all(self) -> list[Any]:
+        """The objects behind all names."""
+        return [self.load(name) for name in self]
+
     def load(self, name: str) -> Any:
         """The object behind `name`. Raises UserError with a did-you-mean when the name is unknown."""
         if name not in self:
             raise UserError(f"unknown {self.what} {name!r}. {did_you_mean(name, self)}")
         module_path, attribute = self[name].split(":")
         return getattr(import_module(module_path), attribute)
+
+
+FAMILIES = Registry("model family", {"qwen_image_edit_plus": "toolkit.models.qwen_edit.family:FAMILY"})
+"""The model families by `model.arch`: `toolkit.models.family.ModelFamily` objects, which import no torch."""

@@ -18,6 +18,7 @@ from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
+from toolkit.network_kinds import KINDS
 from toolkit.optim.choice import ArgumentError, check_choice, is_schedule_free
 from toolkit.optim.schedules import KEYS, SCHEDULES, check_parameters, remarks
 
@@ -27,7 +28,7 @@ def _child(entries: dict[str, Node], section: str, key: str) -> Node | None:
     return node.child(key) if node is not None and isinstance(node.value, dict) else None
 
 
-MERGED = ("dora", "loha", "lokr")
+MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
 """Kinds of network beside whose files a plain LoRA can be written."""
 
 
@@ -114,7 +115,7 @@ class SdTrainerConfig(DatasetsJob, TrainerConfig):
     def _check_merged_lora(self) -> Iterable[Finding]:
         kind = self.network.type
         if "merged_lora" in self.save.also and kind not in MERGED:
-            why = "the files are plain LoRAs already" if kind == "lora" else "no adapter is trained"
+            why = "no adapter is trained" if self.network.trains_model else "the files are plain LoRAs already"
             message = f"'merged_lora' goes with {', '.join(MERGED)}. With 'type: {kind}' {why}. Leave it out."
             yield Finding(("save", "also"), message)
 

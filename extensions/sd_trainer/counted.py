@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import partial
 from math import prod
 from typing import Any
 
-from toolkit.models.families import ModelFamily, family_for
-from toolkit.networks.shapes import layer_shapes
+from toolkit.models.families import family_for
+from toolkit.models.family import ModelFamily
+from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import chosen_targets
 from toolkit.optim.lr_groups import group_of_layers
 from toolkit.optim.state_size import Shape, optimizer_bytes
@@ -59,7 +61,8 @@ def count_trained(config: Any, processes: int = 1) -> Trained:
     if config.network.trains_model:
         shapes = tuple(_module_shapes(family, folder, chosen, processes))
         return Trained(tuple(chosen), shapes, sum(candidates.values()))
-    shapes = tuple(s for name in chosen for s in layer_shapes(config.network, *candidates[name]).values())
+    shapes_of = partial(KINDS[config.network.type].layer_shapes, config.network)
+    shapes = tuple(shape for name in chosen for shape in shapes_of(*candidates[name]).values())
     return Trained(tuple(chosen), shapes, sum(map(prod, shapes)))
 
 

@@ -34,6 +34,7 @@ from toolkit.host_memory import free_host_memory
 from toolkit.memory.activations import GAPS, Work, step_peak
 from toolkit.memory.plan import CUDA_CONTEXT, ENCODING, GAPS_OF_HOST, PROGRAM, PROGRAM_WITH_CUDA, MemoryPlan, Phase
 from toolkit.models.families import family_for
+from toolkit.network_kinds import KINDS
 from toolkit.parallel import BUCKET_BYTES, place_of
 
 TABLE_ROWS = 192
@@ -355,8 +356,10 @@ class _Job:
         wanted = self.model.modulation_table
         if wanted is False or (wanted == "auto" and not self.on_card) or self.is_shared_out:
             return False
-        unfit = {"dora": self.facts.tabulated, "full": self.facts.tabulated | self.facts.table_inputs}
-        return not unfit.get(self.network.type, set()) & set(self._counted.layers)
+        kind = KINDS[self.network.type]
+        unfit = self.facts.tabulated if kind.needs_base or kind.trains_model else frozenset()
+        unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
+        return not unfit & set(self._counted.layers)
 
 
 def _bytes_of_files(folder: Path) -> int:

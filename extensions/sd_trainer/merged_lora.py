@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from extensions.sd_trainer.export import NetworkWriter
+from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import LayersNetwork
 from toolkit.networks.files import as_stored, write_stored
 from toolkit.networks.plain import PlainLora, plain_lora
-from toolkit.networks.registry import NETWORKS
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
 
@@ -84,7 +84,7 @@ def _metadata(plain: PlainLora, of_main: dict[str, str]) -> dict[str, str]:
         "network_type": "lora",
         "rank": rank,
         "alpha": rank,
-        "ss_network_module": NETWORKS["lora"].partition(":")[0],
+        "ss_network_module": KINDS["lora"].module,
         "ss_network_dim": rank,
         "ss_network_alpha": rank,
         "merged_from": json.dumps(made_from),

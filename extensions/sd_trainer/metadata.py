@@ -15,8 +15,8 @@ from typing import Any
 
 from toolkit.config.datasets_job import DatasetsJob
 from toolkit.data.plan import FolderPlan, RunPlan
-from toolkit.models.families import MODELSPEC, family_for
-from toolkit.networks.registry import NETWORKS
+from toolkit.models.families import family_for
+from toolkit.network_kinds import KINDS
 from toolkit.redact import black_out_data
 from toolkit.train.flow_step import ROLE
 from toolkit.train.hooks.intervals import epochs_done
@@ -87,7 +87,7 @@ def _training(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[s
 
 
 def _network(network: Any) -> dict[str, Any]:
-    module = NETWORKS[network.type].partition(":")[0]
+    module = KINDS[network.type].module
     if network.trains_model:
         return {"network_module": module}
     settings = network.model_dump(mode="json", exclude_defaults=True)
@@ -164,7 +164,7 @@ def _bucket_info(plan: RunPlan) -> dict[str, Any]:
 
 def _modelspec(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
-    architecture, implementation = MODELSPEC[family_for(section.model).arch]
+    architecture, implementation = family_for(section.model).modelspec
     network, train = section.network, section.train
     side = max(size for dataset in section.datasets for size in dataset.resolution)
     trigger = section.as_written(section.trigger_word, "trigger_word")

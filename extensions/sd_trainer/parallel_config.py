@@ -6,6 +6,7 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 from toolkit.config.process import Finding
+from toolkit.network_kinds import KINDS
 from toolkit.optim.choice import NUMBER_BY_NUMBER
 from toolkit.place import place_of
 
@@ -37,7 +38,7 @@ def _check_shared_out(section: Any, processes: int) -> Iterable[Finding]:
         yield Finding(("train", "gradient_accumulation"), message)
     if network.trains_model:
         yield from _check_trained_parts(section)
-    if network.type == "dora":
+    if KINDS[network.type].needs_base:
         message = f"'type: dora' needs the norms of whole weights, and {FSDP} shares them out. Use lora, loha or lokr."
         yield Finding(("network", "type"), message)
     excluded = {

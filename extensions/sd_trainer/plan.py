@@ -17,6 +17,7 @@ from toolkit.contracts import Item, Size
 from toolkit.data.folder import Scan
 from toolkit.data.glance import picture_size
 from toolkit.data.held_out import HeldOut, scan_job
+from toolkit.data.items import too_many_references
 from toolkit.data.manifest import Manifest
 from toolkit.data.order import count_batches
 from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
@@ -45,7 +46,7 @@ def plan_items(
 ) -> RunPlan:
     """The plan of a section whose datasets are scanned already. machine: where it runs; by default as `device` says."""
     machine = machine or machine_for(config.device)
-    refuse_long_prompts(config)
+    refuse_prompts(config)
     groups = group_items(config, items, held_out.items if held_out else ())
     memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
     train = config.train
@@ -75,12 +76,17 @@ def plan_items(
     )
 
 
-def refuse_long_prompts(config: Any) -> None:
-    """Raises DataErrors naming every sample prompt that the model has no room for, where that can be known already."""
+def refuse_prompts(config: Any) -> None:
+    """Raises DataErrors naming every sample prompt with more references than the model takes, or that it has no room
+    for, where that can be known already."""
     family = family_for(config.model)
     mistakes = []
     for name, section in (("sample", config.sample), ("first_sample", config.first_sample)):
         for index, item in enumerate(section.pictures() if section else ()):
+            if len(item.ctrl_img) > family.max_references:
+                fault = too_many_references(len(item.ctrl_img), family, "ctrl_img")
+                mistakes.append(Mistake(f"{name}.samples[{index}].ctrl_img", fault))
+                continue
             texts = {"prompt": item.prompt, "neg": item.neg or ""}
             long = {key: text for key, text in texts.items() if len(text) > family.sure_prompt}
             references = [picture_size(Path(path).expanduser()) for path in item.ctrl_img] if long else []

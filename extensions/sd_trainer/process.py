@@ -24,7 +24,7 @@ from extensions.sd_trainer.plan import plan_items, refuse_full_disk
 from extensions.sd_trainer.trained import attach_network, base_merging, build_roles, starting_point
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.process import JobContext
-from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter, Network, Size
+from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter, ModelFacts, Network, Size
 from toolkit.data.batches import BatchLoader
 from toolkit.data.captions import inject_trigger
 from toolkit.data.encode import EncodedDataset, encode_items
@@ -57,7 +57,7 @@ from toolkit.train.int8_choice import first_use
 from toolkit.train.lockstep import Follower, LeadingAdapter, follow
 from toolkit.train.loop import probe, train
 from toolkit.train.run import Run
-from toolkit.train.sampling import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, SamplePrompt, Sampler
+from toolkit.train.sampling import SamplePrompt, Sampler
 from toolkit.train.validation import Validator
 from toolkit.train.windows import cut_into, parts
 
@@ -167,7 +167,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         dataset = self._encode(setup, adapter, stores)
         sampler = self._sampler(setup, adapter, dataset, stores)
         validator = self._validator(setup, adapter, stores)
-        adapter.drop_encoders(keep=_encoders_in_use(dataset, sampler))
+        adapter.drop_encoders(keep=_encoders_in_use(adapter.family, dataset, sampler))
         return SdEncoded(dataset, sampler, validator)
 
     def _encode(self, setup: Setup[SdData], adapter: ModelAdapter, stores: CacheStores) -> EncodedDataset:
@@ -207,12 +207,13 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _sample_prompts(self) -> list[SamplePrompt]:
         """Of `sample`, then of `first_sample`."""
+        family = family_for(self.section.model)
         sections = [given for given in (self.section.sample, self.section.first_sample) if given]
         return [
             SamplePrompt(
                 prompt=inject_trigger(item.prompt, self.section.trigger_word, add=False),
                 negative=inject_trigger(item.neg, self.section.trigger_word, add=False),
-                size=Size(_floor(item.width), _floor(item.height)),
+                size=family.drawable(Size(item.width, item.height)),
                 seed=item.seed,
                 guidance_scale=item.guidance_scale,
                 steps=item.sample_steps,
@@ -306,32 +307,27 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 self.print(note)
 
         def load(specs: Iterable[BatchSpec]) -> Iterator[Batch]:
-            return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items)), workers)
+            return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items, adapter.family)), workers)
 
         train(run, batches_of_epoch, load, step)
 
 
-def _encoders_in_use(dataset: EncodedDataset, sampler: Sampler | None) -> list[str]:
+def _encoders_in_use(family: ModelFacts, dataset: EncodedDataset, sampler: Sampler | None) -> list[str]:
     """Parts that training still needs: a text encoder for shuffled captions, the VAE to see samples."""
-    text = ["text_encoder", "tokenizer", "processor"] if dataset.needs_text_encoder else []
-    return text + (["vae"] if sampler else [])
+    needed = {"text_encoder": dataset.needs_text_encoder, "vae": sampler is not None}
+    return [part for encoder, parts in family.encoder_parts.items() if needed[encoder] for part in parts]
 
 
 def _cost(items: Sequence[Item], adapter: ModelAdapter, spec: BatchSpec) -> int:
-    """Pixels the transformer sees of a batch, references at their usual area: what its memory grows with."""
-    usual = Size(1024, 1024)
-    return sum(
-        prod(items[index].crop.bucket)
-        + len(items[index].sample.controls) * prod(adapter.reference_size(usual, items[index].crop.bucket))
-        for index in spec.items
-    )
+    """Pixels the transformer sees of a batch, references as if they were square: what its memory grows with."""
+
+    def cost(item: Item) -> int:
+        bucket, references = item.crop.bucket, len(item.sample.controls)
+        square = Size(max(bucket), max(bucket))
+        return prod(bucket) + (references and references * prod(adapter.reference_size(square, bucket)))
+
+    return sum(cost(items[index]) for index in spec.items)
 
 
-def _latent_size(items: Sequence[Item], spec: BatchSpec) -> Size:
-    bucket = items[spec.items[0]].crop.bucket
-    return Size(bucket.width // PIXELS_PER_LATENT, bucket.height // PIXELS_PER_LATENT)
-
-
-def _floor(pixels: int) -> int:
-    """The next size below that the model can draw, as diffusers' pipeline rounds."""
-    return pixels // PIXELS_PER_TOKEN * PIXELS_PER_TOKEN
+def _latent_size(items: Sequence[Item], family: ModelFacts, spec: BatchSpec) -> Size:
+    return family.latent_size(items[spec.items[0]].crop.bucket)

@@ -7,6 +7,7 @@ from typing import Any
 
 from toolkit.config.lr_groups import BASE, UP
 from toolkit.config.process import Finding
+from toolkit.network_kinds import KINDS
 from toolkit.optim.choice import is_schedule_free, wants_one_rate
 
 
@@ -29,7 +30,7 @@ def _check_groups(groups: Iterable[Any]) -> Iterable[Finding]:
 
 
 def _check_loraplus(network: Any) -> Iterable[Finding]:
-    if network.loraplus_lr_ratio not in (0, 1) and network.type not in ("lora", "dora"):
+    if network.loraplus_lr_ratio not in (0, 1) and not KINDS[network.type].up:
         message = f"'type: {network.type}' has no up matrix that could learn faster. Leave this key out."
         yield Finding(("network", "loraplus_lr_ratio"), message)
 
@@ -44,10 +45,10 @@ def _check_one_rate(section: Any) -> Iterable[Finding]:
 
 
 def _check_limit(section: Any) -> Iterable[Finding]:
-    optimizer, kind = section.train.optimizer, section.network.type
+    optimizer = section.train.optimizer
     if not section.network.scale_weight_norms:
         return
-    if kind == "full":
+    if section.network.trains_model:
         yield Finding(("network", "scale_weight_norms"), "'type: full' has no adapter to limit. Leave this key out.")
     elif is_schedule_free(optimizer):
         message = f"'optimizer: {optimizer}' saves an average of the weights, for which the limit would not hold."

@@ -11,9 +11,9 @@ from toolkit.contracts import ModelAdapter, Network
 from toolkit.device import DTYPES
 from toolkit.models.families import family_for
 from toolkit.models.opening import model_folder
+from toolkit.network_kinds import KINDS
 from toolkit.networks.formats import ModuleChange, read_network_file
 from toolkit.networks.merge import BaseChange, Merge, read_base_loras
-from toolkit.networks.registry import NETWORKS
 from toolkit.networks.targets import chosen_targets
 from toolkit.parallel import Team
 from toolkit.train.flow_step import ROLE
@@ -58,9 +58,10 @@ def attach_network(
 ) -> Network:
     """The network of a `network:` section on the model, begun at `start` if there is one."""
     settings = section.network
-    kind = NETWORKS.load(settings.type)
-    targets = chosen_targets(settings, kind.candidates(adapter))
-    network = kind.from_config(settings, targets, seed, DTYPES[section.train.dtype])
+    kind = KINDS[settings.type]
+    network_class = kind.load()
+    targets = chosen_targets(settings, network_class.candidates(adapter))
+    network = network_class.from_config(settings, targets, seed, DTYPES[section.train.dtype])
     network.attach(adapter.network_module)
     network.share_inputs(adapter.shared_inputs())
     if start is not None:
@@ -70,8 +71,8 @@ def attach_network(
     parts = network.shared_out()
     count = sum(prod(parts[name].shape if name in parts else p.shape) for name, p in network.parameters().items())
     note(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")
-    if network.caution:
-        note(network.caution)
+    if kind.caution:
+        note(kind.caution)
     return network
 
 

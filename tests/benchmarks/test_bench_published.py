@@ -11,7 +11,7 @@ from benchmarks import bench_published
 from benchmarks.bench_published import PHASES, ROWS, Row
 from benchmarks.drawn import DRAWN_SIZES
 from toolkit.config.choices import CHECKPOINTING_LEVELS
-from toolkit.config.network import KINDS
+from toolkit.network_kinds import KINDS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 TWO_BLOCKS = replace(DRAWN_SIZES["published"], layers=2)

@@ -6,9 +6,9 @@ import torch
 from benchmarks.drawn import DRAWN_SIZES, DrawnAdapter, drawn_models, write_folder
 from toolkit.memory.frozen_linear import FrozenLinear
 from toolkit.memory.quantize import quantizer
-from toolkit.models.families import ADAPTERS
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.estimate import modules
+from toolkit.models.qwen_edit.family import FAMILY
 
 
 @pytest.fixture
@@ -47,7 +47,8 @@ def test_the_published_size_is_the_one_of_the_model(tmp_path: Path) -> None:
     assert sum(modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
 
 
-def test_the_program_opens_drawn_models_only_when_told_to() -> None:
+def test_the_program_opens_drawn_models_only_when_told_to(folder: Path) -> None:
+    options = AdapterOptions(folder, torch.device("cpu"), torch.bfloat16)
     with drawn_models():
-        assert ADAPTERS.load("qwen_edit") is DrawnAdapter
-    assert ADAPTERS.load("qwen_edit") is not DrawnAdapter
+        assert isinstance(FAMILY.open(options), DrawnAdapter)
+    assert not isinstance(FAMILY.open(options), DrawnAdapter)

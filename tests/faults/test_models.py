@@ -12,7 +12,7 @@ import pytest
 from tests.light_start import FORBID
 from tests.model_folders import write_cached, write_model
 from tests.small_hub import Hub, small_hub
-from toolkit.config.model_files import PARTS
+from toolkit.models.qwen_edit.family import FAMILY
 
 NAME = "someone/model"
 LOOK = ("--dry-run",)
@@ -119,7 +119,7 @@ def test_a_cached_model_of_ours_trains_offline_by_its_id(
 @pytest.fixture
 def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     """A hub whose only model has this `_class_name`."""
-    files = {f"{part}/{file.replace('*', part)}": b"{}" for part, file in PARTS.items()}
+    files = {f"{part}/{file.replace('*', part)}": b"{}" for part, file in FAMILY.parts.items()}
     files["model_index.json"] = json.dumps({"_class_name": request.param}).encode()
     files["transformer/diffusion_pytorch_model.safetensors"] = b"weights" * 1000
     with small_hub(files, NAME) as server:

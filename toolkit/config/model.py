@@ -17,6 +17,7 @@ from toolkit.config.node import Node
 from toolkit.config.normalise import prefer
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
+from toolkit.registry import FAMILIES
 
 QTYPES = ("int8", "int4", "int2", "float8", "fp8_scaled")
 _QTYPE_SPELLINGS = {
@@ -115,8 +116,8 @@ class ModelConfig(StrictModel):
     """Branch, tag or commit of the hub repository."""
 
     arch: Annotated[
-        Literal["qwen_image_edit_plus"] | None,
-        *one_of("qwen_image_edit_plus", later="qwen_image qwen_image_edit"),
+        Literal[tuple(FAMILIES)] | None,
+        *one_of(*FAMILIES, later="qwen_image qwen_image_edit"),
         BeforeValidator(_without_tag),
     ] = Field(default=None, validate_default=False)
     """Family and version; a tag after a colon is ignored. Not given: read from the model's files."""

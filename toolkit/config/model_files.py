@@ -11,36 +11,13 @@ from collections.abc import Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
+from typing import Any
 
+from toolkit.contracts import ModelFacts
 from toolkit.errors import UserError
+from toolkit.registry import FAMILIES
 
 INDEX = "model_index.json"
-
-PARTS = {
-    "transformer": "config.json",
-    "vae": "config.json",
-    "text_encoder": "config.json",
-    "tokenizer": "*.json",
-    "processor": "*.json",
-    "scheduler": "scheduler_config.json",
-}
-"""Subfolders of a model folder -> the file that each holds at least."""
-
-PATTERNS = (INDEX, *(f"{part}/*" for part in PARTS))
-"""What is needed of a hub repository; previews and other formats are left there."""
-
-ARCH_OF_PIPELINE = {
-    "QwenImageEditPlusPipeline": "qwen_image_edit_plus",
-    "QwenImageEditPipeline": "qwen_image_edit",
-    "QwenImagePipeline": "qwen_image",
-}
-"""`_class_name` in model_index.json -> arch."""
-
-TRAINED = ("qwen_image_edit_plus",)
-"""The archs that can be trained."""
-
-PUBLISHED = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
-"""Hub ids that are known to be of `TRAINED`."""
 
 OTHERS = {
     "qwen/qwen-image": "Qwen-Image",
@@ -62,22 +39,54 @@ WEIGHT_FILES = (".safetensors", ".sft", ".ckpt", ".gguf", ".pt", ".pth", ".bin")
 NO_OWNERS = ("models", "model", "output", "outputs", "checkpoints", "datasets", "spaces")
 """First parts of a name that mean a folder here: pages of the hub itself, or what people call their folders."""
 
-_OURS = "this program trains Qwen-Image-Edit-2509 and what is made from it (QwenImageEditPlusPipeline)"
-_REMEDY = f"Give a folder in diffusers layout, or a hub id such as {PUBLISHED[0]!r}."
 _HUB_ID = re.compile(r"\w([\w.-]*\w)?/\w([\w.-]*\w)?", re.ASCII)  # as huggingface_hub's validate_repo_id
+
+
+def families() -> list[ModelFacts]:
+    """The families that can be trained."""
+    return FAMILIES.load_all()
+
+
+def family_of(pipeline: str) -> ModelFacts | None:
+    """The family of a model with this `_class_name`, if it can be trained."""
+    return next((family for family in families() if pipeline in family.pipelines), None)
+
+
+def published() -> list[str]:
+    """Hub ids that are known to be of a family that can be trained."""
+    return [name for family in families() for name in family.published]
+
+
+def needed_parts() -> dict[str, str]:
+    """Subfolders of a model folder of any family -> the file that each holds at least."""
+    return {part: file for family in families() for part, file in family.parts.items()}
+
+
+def needed_files() -> list[str]:
+    """Patterns of what is needed of a hub repository; previews and other formats are left there."""
+    return [INDEX, *(f"{part}/*" for part in needed_parts())]
+
+
+def _ours() -> str:
+    known = (f"{family.title} and what is made from it ({', '.join(family.pipelines)})" for family in families())
+    return f"this program trains {' or '.join(known)}"
+
+
+def _remedy() -> str:
+    return f"Give a folder in diffusers layout, or a hub id such as {published()[0]!r}."
 
 
 def looks_like_a_path(name: str) -> bool:
     """Whether a name means a local folder or file, existing or not, and not `owner/name` on the hub.
 
-    So does a name whose first part is a folder here, unless the hub cache knows it or it is in `PUBLISHED`.
+    So does a name whose first part is a folder here, unless the hub cache knows it or it is in `published`.
     """
     if not _HUB_ID.fullmatch(name) or "--" in name or ".." in name or name.endswith(".git"):
         return True
     owner = name.split("/")[0]
     if Path(name).suffix.lower() in WEIGHT_FILES or owner.lower() in NO_OWNERS:
         return True
-    return Path(owner).is_dir() and name not in PUBLISHED and not _other_family(name) and not _is_cached(name)
+    return Path(owner).is_dir() and name not in published() and not _other_family(name) and not _is_cached(name)
 
 
 def model_fault(name: str, revision: str | None) -> str:
@@ -95,15 +104,15 @@ def path_fault(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_dir():
         if not (path / INDEX).is_file():
-            return f"{name!r} holds no {INDEX}. {_offer(_model_near(path))}{_REMEDY}"
+            return f"{name!r} holds no {INDEX}. {_offer(_model_near(path))}{_remedy()}"
         return files_fault(name, path)
     if path.suffix.lower() in WEIGHT_FILES or path.is_file():
         absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
-        return f"{name!r} {absent}is a single file, which cannot be trained. {_offer(_model_near(path))}{_REMEDY}"
+        return f"{name!r} {absent}is a single file, which cannot be trained. {_offer(_model_near(path))}{_remedy()}"
     near = _offer(_nearest_folder(path))
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
-        return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_REMEDY}"
-    fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_REMEDY}"
+        return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
+    fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_remedy()}"
     if _HUB_ID.fullmatch(name) and Path(name.split("/")[0]).is_dir():
         fault += f" If it is one: {name.split('/')[0]!r} is a folder here, so run `hf download {name}` first."
     return fault
@@ -120,26 +129,39 @@ def index_fault(name: str, index: Path) -> str:
         pipeline = pipeline_of(index)
     except UserError as error:
         return str(error)
-    if ARCH_OF_PIPELINE.get(pipeline) in TRAINED:
+    if family_of(pipeline):
         return ""
-    return f"{name!r} is another model: {index} says {pipeline!r}, and {_OURS}. {_REMEDY}"
+    return f"{name!r} is another model: {index} says {pipeline!r}, and {_ours()}. {_remedy()}"
 
 
 def pipeline_of(index: Path) -> str:
     """`_class_name` of a model_index.json. Raises UserError, which names the file, when it has none."""
-    try:
-        content = json.loads(index.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{index}: not readable ({error}). Copy or download the model again.") from error
-    pipeline = content.get("_class_name") if isinstance(content, dict) else None
+    pipeline = read_model_json(index, default={}).get("_class_name")
     if not isinstance(pipeline, str) or not pipeline:
         raise UserError(f"{index}: has no '_class_name', so it is no model's. Copy or download the model again.")
     return pipeline
 
 
+def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:
+    """A JSON file of a model folder. default: what stands for a file that holds something else than an object.
+
+    Raises UserError, which names the file, when it cannot be read.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(f"{path}: not readable ({error}). Copy or download the model again.") from error
+    if isinstance(content, dict):
+        return content
+    if default is None:
+        raise UserError(f"{path}: holds no JSON object. Copy or download the model again.")
+    return default
+
+
 def _parts_fault(name: str, folder: Path) -> str:
+    family = family_of(pipeline_of(folder / INDEX))
     missing = []
-    for part, file in PARTS.items():
+    for part, file in (family.parts if family else {}).items():
         if not (folder / part).is_dir():
             missing.append(f"{part}/")
         elif not any(path.is_file() for path in (folder / part).glob(file)):
@@ -203,12 +225,12 @@ def hub_fault(name: str, revision: str | None) -> str:
         # Of a download that broke off the missing parts come when it goes on; without the hub they cannot.
         return index_fault(name, index) or (_parts_fault(name, index.parent) if folder or _is_offline() else "")
     family = _other_family(name)
-    return f"{name!r} is another model ({family}), and {_OURS}. {_REMEDY}" if family else ""
+    return f"{name!r} is another model ({family}), and {_ours()}. {_remedy()}" if family else ""
 
 
 def no_index(name: str, folder: Path) -> str:
     """What is wrong with a hub repository that has no model_index.json."""
-    return f"{name!r} holds no {INDEX} ({folder}). {_REMEDY}"
+    return f"{name!r} holds no {INDEX} ({folder}). {_remedy()}"
 
 
 def cached_index(name: str, revision: str | None) -> Path | None:
@@ -232,7 +254,7 @@ def cached_snapshot(name: str, revision: str | None) -> Path | None:
     from huggingface_hub.errors import CachedRepoTreeNotFoundError, LocalEntryNotFoundError
 
     try:
-        path = snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS), local_files_only=True)
+        path = snapshot_download(name, revision=revision, allow_patterns=needed_files(), local_files_only=True)
         if not (Path(path) / INDEX).is_file() or _parts_fault(name, Path(path)):
             get_cached_repo_tree(name, revision=revision)
     except (LocalEntryNotFoundError, CachedRepoTreeNotFoundError):

@@ -15,9 +15,9 @@ from toolkit.config.normalise import prefer
 from toolkit.config.pairs import read_pairs
 from toolkit.config.report import Report
 from toolkit.errors import did_you_mean
+from toolkit.network_kinds import KINDS
 
-KINDS = ("lora", "dora", "loha", "lokr", "full")
-"""`network.type`: what can be trained."""
+IN_LYCORIS = tuple(name for name, kind in KINDS.items() if kind.in_lycoris)
 
 
 def _pattern(text: str) -> str:
@@ -45,11 +45,9 @@ class NetworkKwargs(StrictModel):
     """`network.network_kwargs`: which layers carry the adapter."""
 
     algo: Annotated[
-        Literal["lora", "loha", "lokr"],
+        Literal[IN_LYCORIS],
         *one_of(
-            "lora",
-            "loha",
-            "lokr",
+            *IN_LYCORIS,
             spellings={"locon": "lora"},
             later="full ia3 dylora glora norms oft boft diag-oft glokr abba tlora",
         ),
@@ -73,7 +71,7 @@ class NetworkConfig(StrictModel):
     """`network`: the adapter that is trained and its size."""
 
     type: Annotated[
-        Literal["lora", "dora", "loha", "lokr", "full"],
+        Literal[tuple(KINDS)],
         *one_of(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"}, later="locon lorm"),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,
@@ -164,7 +162,7 @@ class NetworkConfig(StrictModel):
     @property
     def trains_model(self) -> bool:
         """Whether the model's own weights are trained instead of an adapter's."""
-        return self.type == "full"
+        return KINDS[self.type].trains_model
 
     def size(self) -> str:
         """What decides the size of the adapter on a layer, in words; nothing without one."""

@@ -14,7 +14,7 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Sample
+from toolkit.contracts import Batch, BatchSpec, EncodedPrompt, PromptEmbeds, Sample
 from toolkit.data.captions import caption_for_use
 from toolkit.data.encode import EncodedDataset, ItemEntries
 
@@ -28,20 +28,20 @@ class BatchLoader:
     dataset: EncodedDataset
     seed: int
 
-    encode_prompt: Callable[[str, Sample], Tensor] | None = None
-    """Embeddings [L, D] of a text that is not cached; by default from the dataset's own encoder."""
+    encode_prompt: Callable[[str, Sample], EncodedPrompt] | None = None
+    """Encodes a text that is not cached; by default from the dataset's own encoder."""
 
     def load(self, spec: BatchSpec) -> Batch:
         """The batch on the CPU, in the dtype it was stored in."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
         read = self.dataset.read
-        texts_LD = [
+        texts = [
             self._text(index, position, spec.epoch) for index, position in zip(spec.items, spec.positions, strict=True)
         ]
         return Batch(
             latents_BCHW=torch.stack([read(entry.latents) for entry in entries]),
-            prompts=PromptEmbeds.stack(texts_LD),
+            prompts=PromptEmbeds.stack(texts),
             references=tuple(tuple(map(read, entry.references)) for entry in entries),
             spec=spec,
             names=tuple(sample.image for sample in samples),
@@ -78,8 +78,8 @@ class BatchLoader:
         whole_1HW = torch.ones_like(given[0])
         return torch.stack([whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks])
 
-    def _text(self, index: int, position: int, epoch: int) -> Tensor:
-        """Embeddings [L, D] of one use: the cached caption, the cached empty one, or a text made now."""
+    def _text(self, index: int, position: int, epoch: int) -> EncodedPrompt:
+        """The text of one use: the cached caption, the cached empty one, or a text made now."""
         sample, entries = self.dataset.items[index].sample, self.dataset.entries[index]
         caption = caption_for_use(sample.caption, sample.rules, self.seed, epoch, position)
         if sample.rules.shuffle_tokens:
@@ -87,4 +87,4 @@ class BatchLoader:
             return encode_prompt(caption, sample)
         entry = entries.caption if caption else entries.empty
         assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
-        return self.dataset.read(entry)
+        return self.dataset.read_prompt(entry)

@@ -11,6 +11,7 @@ import hashlib
 import json
 import os
 from collections.abc import Callable
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,8 @@ from torch import Tensor
 
 from toolkit.errors import RunError
 from toolkit.files import replaced
+from toolkit.safetensors_header import METADATA, Header, framed, read_header
 
-_LENGTH_BYTES = 8  # a safetensors file starts with the length of its JSON header, little-endian
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
@@ -93,35 +94,31 @@ def _canonical(value: Any) -> bytes:
     return _CANONICAL.encode(value).encode()
 
 
-def _content_hash(key: str, header: dict[str, Any], data: bytes | memoryview) -> str:
+def _content_hash(key: str, header: Header, data: bytes | memoryview) -> str:
     """Over the key, the tensors' names, dtypes, shapes and places, and their bytes."""
-    tensors = {name: entry for name, entry in header.items() if name != "__metadata__"}
+    tensors = {name: entry for name, entry in header.items() if name != METADATA}
     digest = hashlib.sha256(_canonical([key, tensors]))
     digest.update(data)
     return digest.hexdigest()
 
 
-def _split(raw: bytes) -> tuple[dict[str, Any], memoryview]:
-    """Header and tensor bytes of a safetensors file. Raises ValueError when the header is no JSON object."""
-    length = int.from_bytes(raw[:_LENGTH_BYTES], "little")
-    header = json.loads(raw[_LENGTH_BYTES : _LENGTH_BYTES + length])
-    if not isinstance(header, dict):
-        raise ValueError("the header is no object")
-    return header, memoryview(raw)[_LENGTH_BYTES + length :]
+def _split(raw: bytes) -> tuple[Header, memoryview]:
+    """Header and tensor bytes of a safetensors file. Raises ValueError when the header is damaged."""
+    file = BytesIO(raw)
+    header = read_header(file)
+    return header, memoryview(raw)[file.tell() :]
 
 
 def _serialize(key: str, tensors: dict[str, Tensor]) -> bytes:
     header, data = _split(safetensors.torch.save(tensors))
-    header["__metadata__"] = {"sha256": _content_hash(key, header, data)}
-    header_bytes = json.dumps(header).encode()
-    header_bytes += b" " * (-len(header_bytes) % 8)  # the format aligns the tensors to 8 bytes
-    return len(header_bytes).to_bytes(_LENGTH_BYTES, "little") + header_bytes + bytes(data)
+    header[METADATA] = {"sha256": _content_hash(key, header, data)}
+    return framed(json.dumps(header)) + bytes(data)
 
 
 def _verifies(raw: bytes, key: str) -> bool:
     try:
         header, data = _split(raw)
-        metadata = header.get("__metadata__")
+        metadata = header.get(METADATA)
         return isinstance(metadata, dict) and metadata.get("sha256") == _content_hash(key, header, data)
     except (ValueError, RecursionError):
         return False

@@ -17,7 +17,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Crop, Item, ModelAdapter, Progress, Sample, Size
+from toolkit.contracts import EMBEDS, Crop, EncodedPrompt, Item, ModelAdapter, Progress, Sample, Size
 from toolkit.data.cache import TensorCache, key_of
 from toolkit.data.digests import file_digest
 from toolkit.data.glance import picture_size
@@ -33,7 +33,8 @@ PROMPT_FORMAT = 2
 """FORMAT of texts seen with pictures, or with special tokens spelled out in them, since picture tokens have their
 three-dimensional positions and special tokens of a prompt are plain text."""
 
-_TENSOR = "tensor"
+FIRST_LATENT_SCALE = 8
+"""That of the masks which were cached before their keys named it."""
 
 
 class Stores(NamedTuple):
@@ -52,7 +53,8 @@ class Entry:
 
     store: TensorCache
     key: str
-    make: Callable[[], Tensor]
+    make: Callable[[], EncodedPrompt]
+    """Of a text what `ModelAdapter.encode_prompt` gives, else one tensor."""
 
 
 class ItemEncoder:
@@ -82,9 +84,12 @@ class ItemEncoder:
         if mask is None:
             return None
         settings = (mask.alpha, mask.min_value, mask.inverted)
-        source = file_digest(mask.file)
-        key = key_of(kind="mask", source=source, settings=settings, crop=_plain(crop), flip=flip, format=FORMAT)
-        return Entry(f"mask of {item.sample.image}", stores.latents, key, lambda: mask_weights(mask, crop, flip))
+        source, scale = file_digest(mask.file), self._adapter.family.latent_scale
+        parts = {} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}
+        key = key_of(
+            kind="mask", source=source, settings=settings, crop=_plain(crop), flip=flip, format=FORMAT, **parts
+        )
+        return Entry(f"mask of {item.sample.image}", stores.latents, key, lambda: mask_weights(mask, crop, flip, scale))
 
     def references(self, item: Item, stores: Stores) -> tuple[Entry, ...]:
         """Latents [C, h, w] of each reference, in slot order, each of its own size."""
@@ -99,11 +104,12 @@ class ItemEncoder:
         what = f"text of {sample.image}"
         return Entry(what, stores.text, key, lambda: self.encode_prompt(prompt, sample))
 
-    def encode_prompt(self, prompt: str, sample: Sample) -> Tensor:
-        """Embeddings [L, D] made now, nothing stored."""
+    def encode_prompt(self, prompt: str, sample: Sample) -> dict[str, Tensor]:
+        """The prompt's embeddings [L, D] under EMBEDS and its further tensors, made now, nothing stored."""
         pictures = [mirrored(open_image(path, sample.background), sample.flip) for path in sample.controls]
         with self._lock, torch.no_grad():
-            return self._adapter.encode_prompt(prompt, pictures).to("cpu", self._dtype)
+            encoded = _by_name(self._adapter.encode_prompt(prompt, pictures))
+        return {name: tensor.to("cpu", self._dtype) for name, tensor in encoded.items()}
 
     def _reference(self, path: str, item: Item, stores: Stores) -> Entry:
         if path not in self._sizes:
@@ -171,13 +177,18 @@ class EncodedDataset:
 
     @staticmethod
     def read(entry: Entry) -> Tensor:
-        """The stored tensor. One that vanished or was damaged since is made again.
+        """The stored tensor, of a prompt its embeddings; as `read_prompt`."""
+        return EncodedDataset.read_prompt(entry)[EMBEDS]
+
+    @staticmethod
+    def read_prompt(entry: Entry) -> dict[str, Tensor]:
+        """All tensors of an entry by name. One that vanished or was damaged since is made again.
 
         Raises RunError when the encoder for that is no longer there.
         """
         stored = entry.store.get(entry.key)
         if stored is not None:
-            return stored[_TENSOR]
+            return stored
         try:
             return _make(entry)
         except RunError as error:
@@ -197,7 +208,7 @@ def encode_items(
     `progress` is called after each item as ("latents" or "text embeddings", done, total).
     Raises DataErrors naming every image whose caption the model has no room for, before anything is encoded.
     """
-    refuse_long_captions(items, adapter.prompt_fault, adapter.sure_prompt)
+    refuse_long_captions(items, adapter.prompt_fault, adapter.family.sure_prompt)
     encoder = ItemEncoder(adapter, dtype)
     entries = tuple(_entries(item, encoder, stores_for(item.sample)) for item in items)
     _ensure("latents", [entry.images() for entry in entries], progress)
@@ -242,13 +253,17 @@ class _UnreadableError(RunError):
     """A file that was good, as far as the scan looked at it."""
 
 
-def _make(entry: Entry) -> Tensor:
+def _make(entry: Entry) -> dict[str, Tensor]:
     try:
-        tensor = entry.make()
+        tensors = _by_name(entry.make())
     except (ImageError, OSError) as error:
         raise _UnreadableError(f"{entry.what}: {error}") from error
-    entry.store.put(entry.key, {_TENSOR: tensor})
-    return tensor
+    entry.store.put(entry.key, tensors)
+    return tensors
+
+
+def _by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
+    return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
 
 
 def _plain(crop: Crop) -> list:

@@ -6,18 +6,17 @@ Imports no torch: a dry run counts them too.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
-from itertools import chain
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from toolkit import seeding
-from toolkit.contracts import CaptionRules, Item, Sample, Size
+from toolkit.contracts import CaptionRules, Item, ModelFacts, Sample
 from toolkit.data.buckets import make_items
 from toolkit.data.folder import Scan, scan_datasets
-from toolkit.data.items import refuse_long_captions, scan_items
+from toolkit.data.items import refuse_long_captions, refuse_references, scan_items
 from toolkit.data.manifest import Manifest
 from toolkit.errors import UserError
 
@@ -38,24 +37,17 @@ class HeldOut:
     """Lines for the plan."""
 
 
-class Family(Protocol):
-    """What of a model family decides what can be trained on."""
-
-    size_multiple: int
-    sure_prompt: int
-
-    def prompt_fault(self, model: Any, prompt: str, target: Size, references: Sequence[Size]) -> str | None: ...
-
-
 def scan_job(
-    section: Any, family: Family, manifest: Manifest | None = None
+    section: Any, family: ModelFacts, manifest: Manifest | None = None
 ) -> tuple[Scan, tuple[Item, ...], HeldOut | None]:
     """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise, and DataErrors naming
-    every image whose caption the model has no room for, where that can be known already.
+    every image with more references than the family takes, or whose caption the model has no room for, where that can
+    be known already.
     """
     multiple = family.size_multiple
     scan, items, held_out = hold_out(section, *scan_items(section, multiple, manifest), multiple)
-    everything = chain(items, held_out.items if held_out else ())
+    everything = (*items, *(held_out.items if held_out else ()))
+    refuse_references(everything, family)
     refuse_long_captions(everything, partial(family.prompt_fault, section.model), family.sure_prompt)
     return scan, items, held_out
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
-from toolkit.contracts import Item, Size
+from toolkit.contracts import Item, ModelFacts, Size
 from toolkit.data.buckets import make_items
 from toolkit.data.folder import Scan, scan_datasets
 from toolkit.data.glance import picture_size
@@ -27,6 +27,22 @@ def scan_items(section: Any, size_multiple: int, manifest: Manifest | None = Non
         resolutions = [dataset.resolution for dataset in section.datasets]
         items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     return scan, items
+
+
+def refuse_references(items: Iterable[Item], family: ModelFacts) -> None:
+    """Raises DataErrors naming every image with more reference images than the family takes."""
+    most = family.max_references
+    found = {sample.image: len(sample.controls) for sample, _ in items if len(sample.controls) > most}
+    if found:
+        raise DataErrors([Mistake(image, too_many_references(count, family)) for image, count in found.items()])
+
+
+def too_many_references(count: int, family: ModelFacts, key: str = "control_path") -> str:
+    """What is wrong with so many, more than the family takes. key: what gives them in the config."""
+    given = f"has {count} reference image{'s' * (count > 1)}"
+    if not family.max_references:
+        return f"{given}, and {family.title} takes none. Leave {key} out."
+    return f"{given}, and {family.title} takes at most {family.max_references}. Shorten {key}."
 
 
 PromptFault = Callable[[str, Size, Sequence[Size]], str | None]

@@ -14,15 +14,6 @@ import torch
 from torch import Tensor
 
 
-def shift_mu(image_tokens: int, base_tokens: int, max_tokens: int, base_shift: float, max_shift: float) -> float:
-    """The shift exponent, linear in the number of image tokens.
-
-    Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`.
-    """
-    slope = (max_shift - base_shift) / (max_tokens - base_tokens)
-    return base_shift + slope * (image_tokens - base_tokens)
-
-
 def sigmas(steps: int, mu: float, terminal: float | None) -> Tensor:
     """Noise fractions [steps + 1] from 1 down to 0, float32.
 

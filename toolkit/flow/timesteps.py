@@ -15,7 +15,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.flow.sampler import shift_mu
 from toolkit.flow.settings import FlowSettings
 
 LEVELS = 1000
@@ -33,10 +32,10 @@ class Picture:
     """What some samplings must know of the image they draw for."""
 
     tokens: int = 4096
-    """Tokens of the target: (width // 16) * (height // 16) pixels; those of references do not count."""
+    """Tokens of the target; those of references do not count."""
 
     mu: float = 0.0
-    """Shift exponent with which the model itself samples at this size."""
+    """Shift exponent with which the model itself samples at this size, in `LEVELS` steps."""
 
     terminal: float | None = None
     """Last noise level of the model's own sampling before 0."""
@@ -79,7 +78,8 @@ def model_shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Ten
 
 def flux_shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096. Source: musubi-tuner."""
-    return shifted(sigmoid(normal, settings, picture), math.exp(shift_mu(picture.tokens, 256, 4096, 0.5, 1.15)))
+    slope = (1.15 - 0.5) / (4096 - 256)
+    return shifted(sigmoid(normal, settings, picture), math.exp(0.5 + slope * (picture.tokens - 256)))
 
 
 def sampling_run(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:

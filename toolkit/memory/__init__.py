@@ -1,1 +1,1 @@
-"""Fitting a large model into the memory there is: quantization, and later checkpointing levels and offload."""
+"""Fitting a large model into the memory there is: quantization, checkpointing, offloading, block swapping, sharding."""

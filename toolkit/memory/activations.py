@@ -1,55 +1,18 @@
 """How much memory a step's activations take at each level of checkpointing, by arithmetic. Imports no torch.
 
-One estimate for both who ask: the plan of a job, and `gradient_checkpointing: auto`. Its numbers were counted on the
-published model's blocks, tensor by tensor (`benchmarks/bench_published.py`).
-
-One unit is the memory of what a block hands to the next: tokens x width numbers. Of pairs of numbers the first is that
-of half precision, the second that of float32.
+One estimate for both who ask: the plan of a job, and `gradient_checkpointing: auto`. Its units, and what a block takes
+with each kind of network: `toolkit.network_kinds.ActivationUnits`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
+
+from toolkit.network_kinds import KINDS, ActivationUnits, Pair
 
 GAPS = 1.08
 """Of activations on a device: what PyTorch's allocator holds beyond the tensors. An assumption."""
-
-Pair = tuple[float, float]
-
-
-@dataclass(frozen=True)
-class Units:
-    """What a block takes with one kind of network on all its linear layers."""
-
-    everything: Pair
-    """Kept for the backward pass where nothing is computed again."""
-
-    costly: Pair
-    """Of these, the products and what attention gives."""
-
-    backward: Pair
-    """Beside what is kept, or was computed again, on the way back."""
-
-    forward: Pair
-    """At most, in a pass that keeps nothing."""
-
-    change: Pair = (0, 0)
-    """Bytes per weight of the largest layer, on the way back, for kinds that make something as large as it is."""
-
-    change_forward: Pair = (0, 0)
-    casts: bool = False
-    """Whether trained weights are kept a second time in the type of the computation."""
-
-
-KINDS: Mapping[str, Units] = {
-    "lora": Units((26.1, 22.1), (11.1, 11.1), (6.4, 6.4), (16.0, 15.9), casts=True),
-    "dora": Units((56.1, 31.1), (20.1, 20.1), (22.2, 11.0), (33.3, 23.6), (9, 5), (9, 5)),
-    "loha": Units((26.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13)),
-    "lokr": Units((35.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7)),
-    "full": Units((28.1, 24.1), (11.1, 11.1), (3.6, 4.6), (15.9, 15.9), (6, 4), casts=True),
-}
-"""By `network.type`."""
 
 OF_ATTENTION, OF_INPUT = 2, 1
 """Units that a block keeps of what attention gives, with its input, and of its input alone."""
@@ -129,8 +92,8 @@ class Work:
         return int(max(most, layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer) + self._products)
 
     @property
-    def _units(self) -> Units:
-        return KINDS[self.kind]
+    def _units(self) -> ActivationUnits:
+        return KINDS[self.kind].units
 
     @property
     def _unit(self) -> int:

@@ -8,7 +8,7 @@ from toolkit.memory.stored import FrozenProduct, StoredWeight
 
 
 class FrozenLinear(nn.Linear):
-    """Stands where an `nn.Linear` stood; adapters attach to it as to that one (peft goes by the class).
+    """Stands where an `nn.Linear` stood; adapters attach to it as to that one.
 
     `weight` is a StoredWeight: it has a shape, a dtype and a device, dequantizes, and can be handed to
     `functional.linear`.

@@ -21,7 +21,15 @@ from huggingface_hub.errors import (
 )
 from huggingface_hub.utils import disable_progress_bars, enable_progress_bars
 
-from toolkit.config.model_files import INDEX, PARTS, PATTERNS, cached_index, cached_snapshot, no_index, where_else
+from toolkit.config.model_files import (
+    INDEX,
+    cached_index,
+    cached_snapshot,
+    needed_files,
+    needed_parts,
+    no_index,
+    where_else,
+)
 from toolkit.errors import UserError
 
 KEY = "model.name_or_path"
@@ -38,7 +46,7 @@ def download(name: str, revision: str | None, note: Callable[[str], None]) -> Pa
     enable_progress_bars()  # a library imported earlier may have switched them off
     with _asking(name, revision):
         _announce(name, revision, note)
-        return Path(snapshot_download(name, revision=revision, allow_patterns=list(PATTERNS)))
+        return Path(snapshot_download(name, revision=revision, allow_patterns=needed_files()))
 
 
 def fetch_index(name: str, revision: str | None) -> Path:
@@ -133,7 +141,7 @@ def _announce(name: str, revision: str | None, note: Callable[[str], None]) -> N
 
 
 def _wanted(file: str) -> bool:
-    return file == INDEX or file.split("/")[0] in PARTS
+    return file == INDEX or file.split("/")[0] in needed_parts()
 
 
 def _size_of(folder: Path) -> int:

@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 from toolkit.config.model_files import files_fault, looks_like_a_path, path_fault
 from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
-from toolkit.models.families import ADAPTERS, ModelFamily, family_for
+from toolkit.models.families import family_for
+from toolkit.models.family import ModelFamily
 from toolkit.models.hub import download, fetch_index
 from toolkit.models.options import AdapterOptions, BlockTransform
 
@@ -56,7 +57,7 @@ def open_adapter(
         text_variant=model.qtype_te if model.quantize_te else "",
         low_vram=model.low_vram,
     )
-    return ADAPTERS.load(family.adapter)(options)
+    return family.open(options)
 
 
 def _wants_table(model: Any, device: torch.device) -> bool:

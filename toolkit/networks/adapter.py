@@ -14,9 +14,9 @@ from torch.nn import functional
 from toolkit.config.network import NetworkConfig
 from toolkit.contracts import ModelAdapter, Network
 from toolkit.errors import UserError
+from toolkit.network_kinds import NetworkKind, Shapes
 from toolkit.networks.formats import ModuleChange
 from toolkit.networks.max_norm import limit_norms
-from toolkit.networks.shapes import Shapes
 from toolkit.networks.thinning import Thinning
 from toolkit.seeding import generator
 
@@ -30,11 +30,7 @@ NOTABLE_ERROR = 1e-4
 class AdapterNetwork(Network):
     """Trainable weights beside each of the given linear layers, which stay frozen."""
 
-    caution: ClassVar[str] = ""
-    """What a user has to know about the files of this kind, or empty."""
-
-    up: ClassVar[frozenset[str]] = frozenset()
-    """Names in files of the matrices that make outputs, where the kind has such (`Network.up_parameters`)."""
+    kind: ClassVar[NetworkKind]
 
     max_norm: float = 0.0
     """What the Frobenius norm of a layer's change may be after a step; 0: anything."""
@@ -79,15 +75,10 @@ class AdapterNetwork(Network):
             seed,
             settings.rank_dropout,
             settings.module_dropout,
-            **cls.own_settings(settings),
+            **cls.kind.own_settings(settings),
         )
         network.max_norm = settings.scale_weight_norms
         return network
-
-    @staticmethod
-    def own_settings(settings: NetworkConfig) -> dict[str, Any]:
-        """Arguments that only this kind has."""
-        return {}
 
     @property
     def scale(self) -> float:
@@ -137,7 +128,7 @@ class AdapterNetwork(Network):
         return next(target for target in _parents(name) if target in self._target_set)
 
     def up_parameters(self) -> frozenset[str]:
-        return frozenset(f"{target}.{name}" for target in self.targets for name in self.up)
+        return frozenset(f"{target}.{name}" for target in self.targets for name in self.kind.up)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -207,9 +198,10 @@ class LayersNetwork(AdapterNetwork):
             norms = [layer.change_norm() for layer in layers]
         return limit_norms(norms, [layer.factors() for layer in layers], self.max_norm, taken)
 
-    @abstractmethod
     def shapes(self, inputs: int, outputs: int) -> Shapes:
         """The matrices of a layer of this size, by their names in files."""
+        own = {argument: getattr(self, argument) for argument in self.kind.settings}
+        return self.kind.shapes(inputs, outputs, self.rank, **own)
 
     def scale_for(self, names: Container[str]) -> float:
         """What the change of a layer with these matrices is multiplied by."""

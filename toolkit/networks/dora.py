@@ -14,17 +14,17 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import UserError
+from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear, plain_weight
 from toolkit.networks.formats import ModuleChange, dora_norm
 from toolkit.networks.lora import take_over_low_rank
 from toolkit.networks.max_norm import product_norm
-from toolkit.networks.shapes import Shapes, dora_shapes
 
 
 class DoraLinear(AdaptedLinear):
     """A [R, I] random and B [O, R] zero at the start; the network then sets m [1, I] to the norm of W."""
 
-    needs_base = True
+    needs_base = KINDS["dora"].needs_base
 
     def start(self, random: torch.Generator) -> None:
         kaiming_(self.lora_A.data, random)
@@ -61,12 +61,8 @@ class DoraLinear(AdaptedLinear):
 class DoraNetwork(LayersNetwork):
     """A DoRA on the given linear layers."""
 
+    kind = KINDS["dora"]
     layer = DoraLinear
-    up = frozenset({"lora_B.weight"})
-    caution = "DoRA files load in ComfyUI; diffusers warns and leaves out their magnitudes: it draws something else."
-
-    def shapes(self, inputs: int, outputs: int) -> Shapes:
-        return dora_shapes(inputs, outputs, self.rank)
 
     def attach(self, model: nn.Module) -> None:
         super().attach(model)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from toolkit.device import DTYPES
 from toolkit.errors import RunError
 from toolkit.files import remove, replaced
 from toolkit.run_files import step_files
+from toolkit.safetensors_header import LENGTH_BYTES, compact, read_header
 from toolkit.tensor_file import save_file
 
 
@@ -49,13 +49,11 @@ def write_stored(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[st
 def _sort_header(path: Path) -> None:
     """Puts the header's metadata in the order of its keys: safetensors writes it in a new order each time."""
     with path.open("r+b") as file:
-        length = int.from_bytes(file.read(8), "little")
-        header = json.loads(file.read(length))
-        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-        ordered = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-        if len(ordered) <= length:
-            file.seek(8)
-            file.write(ordered.ljust(length))
+        ordered = compact(read_header(file)).encode()
+        room = file.tell() - LENGTH_BYTES
+        if len(ordered) <= room:
+            file.seek(LENGTH_BYTES)
+            file.write(ordered.ljust(room))
 
 
 def _compare(path: Path, stored: Mapping[str, Tensor]) -> None:

@@ -7,7 +7,7 @@ scale of a norm) are trained with it.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
@@ -28,8 +28,6 @@ class FullNetwork(Network):
     Weights that are shared out between processes are rounded when they are gathered; what this process trains of one
     are its rows.
     """
-
-    caution: ClassVar[str] = ""
 
     def __init__(self, targets: Sequence[str], dtype: torch.dtype) -> None:
         """targets: full dotted names of modules with weights of their own. dtype: of the computation."""

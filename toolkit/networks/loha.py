@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.errors import UserError
+from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, linear
 from toolkit.networks.formats import ModuleChange
-from toolkit.networks.shapes import Shapes, loha_shapes
 
 
 class LohaLinear(AdaptedLinear):
@@ -42,11 +42,8 @@ class LohaLinear(AdaptedLinear):
 class LohaNetwork(LayersNetwork):
     """A LoHa on the given linear layers."""
 
+    kind = KINDS["loha"]
     layer = LohaLinear
-    caution = "LoHa files load in ComfyUI; diffusers does not know the kind and refuses them."
-
-    def shapes(self, inputs: int, outputs: int) -> Shapes:
-        return loha_shapes(inputs, outputs, self.rank)
 
     def take_over(self, target: str, change: ModuleChange) -> float:
         """A LoHa of this rank or a smaller one.

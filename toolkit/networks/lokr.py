@@ -15,12 +15,11 @@ import torch
 from torch import Tensor
 from torch.linalg import vector_norm
 
-from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
+from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear
 from toolkit.networks.formats import ModuleChange
 from toolkit.networks.max_norm import product_norm
-from toolkit.networks.shapes import Shapes, lokr_shapes
 
 
 class LokrLinear(AdaptedLinear):
@@ -52,21 +51,14 @@ class LokrLinear(AdaptedLinear):
 class LokrNetwork(LayersNetwork):
     """A LoKr on the given linear layers."""
 
+    kind = KINDS["lokr"]
     layer = LokrLinear
-    caution = "LoKr files load in ComfyUI; the pipelines of diffusers refuse them."
 
     def __init__(self, targets: Sequence[str], *settings: Any, factor: int = -1, whole: bool = False, **more: Any):
         """factor, whole: see `lokr_shapes`."""
         super().__init__(targets, *settings, **more)
         self.factor = factor
         self.whole = whole
-
-    @staticmethod
-    def own_settings(settings: NetworkConfig) -> dict[str, Any]:
-        return {"factor": settings.factor, "whole": settings.lokr_full_rank}
-
-    def shapes(self, inputs: int, outputs: int) -> Shapes:
-        return lokr_shapes(inputs, outputs, self.rank, self.factor, self.whole)
 
     def scale_for(self, names: Container[str]) -> float:
         return 1.0 if "lokr_w2" in names and self.alpha else self.scale

@@ -17,11 +17,11 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
+from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import AdaptedLinear, AdapterNetwork, LayersNetwork, kaiming_, linear
 from toolkit.networks.fit import fit
 from toolkit.networks.formats import ModuleChange
 from toolkit.networks.max_norm import product_norm
-from toolkit.networks.shapes import Shapes, lora_shapes
 
 
 class LoraLinear(AdaptedLinear):
@@ -92,11 +92,8 @@ class LoraNetwork(LayersNetwork):
     Its files, `.lora_A.weight` / `.lora_B.weight` and `.alpha`, load in ComfyUI and diffusers.
     """
 
+    kind = KINDS["lora"]
     layer = LoraLinear
-    up = frozenset({"lora_B.weight"})
-
-    def shapes(self, inputs: int, outputs: int) -> Shapes:
-        return lora_shapes(inputs, outputs, self.rank)
 
     def share_inputs(self, groups: Iterable[Sequence[str]]) -> None:
         """Their down matrices are applied in one product."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from toolkit.device import DTYPES
 from toolkit.errors import RunError
 from toolkit.files import flush_to_disk, write_json
 from toolkit.networks.files import add_to_digest, bytes_of, is_finite
+from toolkit.safetensors_header import METADATA, Header, compact, framed
 
 STEM = "diffusion_pytorch_model"
 SHARD_BYTES = 10 * 10**9
@@ -64,10 +64,7 @@ def _split(tensors: Mapping[str, Tensor], itemsize: int, most: int) -> list[list
 
 
 def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str] | None) -> None:
-    """One safetensors file: the header's length, the header, the tensors by name without gaps.
-
-    Source: the format's description in huggingface/safetensors, README.md, "Format".
-    """
+    """One safetensors file: the header, the tensors by name without gaps."""
     digest = hashlib.sha256()
     with path.open("wb") as file:
         file.write(_header(tensors, dtype, metadata, "0" * 64))
@@ -85,14 +82,12 @@ def _write_shard(path: Path, tensors: Mapping[str, Tensor], dtype: str, metadata
 def _header(tensors: Mapping[str, Tensor], dtype: str, metadata: Mapping[str, str] | None, sha256: str) -> bytes:
     """The first bytes of the file up to the tensors."""
     more = {} if metadata is None else {**metadata, "sha256": sha256}
-    entries: dict[str, object] = {"__metadata__": dict(sorted({"format": "pt", **more}.items()))}
+    entries: Header = {METADATA: {"format": "pt", **more}}
     end = 0
     for name, tensor in tensors.items():
         begin, end = end, end + tensor.numel() * DTYPES[dtype].itemsize
         entries[name] = {"dtype": _FORMAT_NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
-    text = json.dumps(entries, separators=(",", ":"), ensure_ascii=False).encode()
-    text = text.ljust(-(-len(text) // 8) * 8)
-    return len(text).to_bytes(8, "little") + text
+    return framed(compact(entries))
 
 
 def _compare(path: Path, expected: str) -> None:

@@ -1,7 +1,7 @@
 """The `TrainStep` of flow matching: from a batch of latents to one loss per sample.
 
-Every draw has a key of its own (architecture, section 5): the same use of an image gets the same noise and t,
-whatever the batch size, accumulation or number of restarts.
+Every draw has a key of its own (docs/architecture.md, "Randomness"): the same use of an image gets the same noise and
+t, whatever the batch size, accumulation or number of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 """
@@ -19,9 +19,8 @@ from toolkit.contracts import Batch, BatchSpec, ModelAdapter, Size, StepLosses
 from toolkit.device import to_device
 from toolkit.flow.losses import loss_per_sample
 from toolkit.flow.path import at_least_float32, linear_path
-from toolkit.flow.sampler import shift_mu
 from toolkit.flow.settings import FlowSettings
-from toolkit.flow.timesteps import Picture, draw_timestep, strata
+from toolkit.flow.timesteps import LEVELS, Picture, draw_timestep, strata
 from toolkit.flow.weighting import weights
 from toolkit.seeding import generator
 
@@ -105,7 +104,5 @@ class FlowMatchingStep:
         return self._strata[1][position]
 
     def _picture(self, latent: Size) -> Picture:
-        tokens = (latent.width // 2) * (latent.height // 2)
-        line = self.adapter.dynamic_shift
-        mu = shift_mu(tokens, line.base_image_seq_len, line.max_image_seq_len, line.base_shift, line.max_shift)
-        return Picture(tokens, mu, line.shift_terminal)
+        tokens, shift = self.adapter.family.tokens(latent), self.adapter.dynamic_shift
+        return Picture(tokens, shift.mu(tokens, LEVELS), shift.shift_terminal)

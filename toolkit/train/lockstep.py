@@ -73,7 +73,7 @@ def _on_cpu(value: Any) -> Any:
     if isinstance(value, Tensor):
         return value.cpu()
     if isinstance(value, PromptEmbeds):
-        return PromptEmbeds(value.embeds_BLD.cpu(), value.lengths)
+        return value.cpu()
     return tuple(map(_on_cpu, value))
 
 

@@ -19,10 +19,8 @@ from toolkit.contracts import Crop, Item, ModelAdapter, Progress, PromptEmbeds, 
 from toolkit.data.encode import EncodedDataset, Entry, ItemEncoder, Stores
 from toolkit.data.glance import picture_size
 from toolkit.errors import UserError
-from toolkit.flow.sampler import euler_sample, shift_mu, sigmas
+from toolkit.flow.sampler import euler_sample, sigmas
 
-PIXELS_PER_LATENT = 8
-PIXELS_PER_TOKEN = 16
 NO_NEGATIVE = " "
 """What guidance is measured against when `neg` is empty, as diffusers' documentation advises."""
 
@@ -36,7 +34,7 @@ class SamplePrompt:
     """Used only with guidance; empty stands for one space."""
 
     size: Size
-    """Pixels; multiples of 16."""
+    """Pixels the model can draw (`ModelFacts.drawable`)."""
 
     seed: int
     guidance_scale: float
@@ -76,7 +74,8 @@ class Sampler:
         """encoder, stores: where prompt embeddings and reference latents come from and are kept."""
         self.adapter = adapter
         self.prompts = tuple(prompts)
-        self._encoded = [_entries(prompt, encoder, stores) for prompt in self.prompts]
+        embeds_guidance = adapter.family.embeds_guidance
+        self._encoded = [_entries(prompt, encoder, stores, embeds_guidance) for prompt in self.prompts]
 
     def encode(self, progress: Progress) -> None:
         """Makes what the cache lacks, so that drawing needs no text encoder.
@@ -90,7 +89,7 @@ class Sampler:
                     raise UserError(f"sample prompt {show(text)} has {message}")
         entries = [e for item in self._encoded for e in (*item.references, item.prompt, item.negative) if e]
         for done, entry in enumerate(entries, start=1):
-            EncodedDataset.read(entry)
+            EncodedDataset.read_prompt(entry)
             progress("sample prompts", done, len(entries))
 
     @torch.no_grad()
@@ -102,16 +101,17 @@ class Sampler:
     def latents(self, index: int) -> Tensor:
         """Its latents [1, C, H, W], float32."""
         item, encoded = self.prompts[index], self._encoded[index]
-        read = EncodedDataset.read
-        positive = PromptEmbeds.stack([read(encoded.prompt)])
-        negative = PromptEmbeds.stack([read(encoded.negative)]) if encoded.negative else None
+        read, read_prompt = EncodedDataset.read, EncodedDataset.read_prompt
+        positive = PromptEmbeds.stack([read_prompt(encoded.prompt)])
+        negative = PromptEmbeds.stack([read_prompt(encoded.negative)]) if encoded.negative else None
         references = [tuple(read(entry) for entry in encoded.references)]
+        guidance = [torch.tensor([item.guidance_scale])] if self.adapter.family.embeds_guidance else []
 
         def velocity(x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
             if self.stop_asked():
                 raise SamplingStopped
             t_B = self.adapter.sampling_level(t_B)
-            cond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, positive, references)
+            cond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, positive, references, *guidance)
             if negative is None:
                 return cond_BCHW
             uncond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, negative, references)
@@ -123,21 +123,24 @@ class Sampler:
 
     def _noise(self, item: SamplePrompt) -> Tensor:
         """Drawn on the CPU: a seed gives the same picture on every machine, and in diffusers."""
-        height, width = item.size.height // PIXELS_PER_LATENT, item.size.width // PIXELS_PER_LATENT
-        shape = (1, self.adapter.latent_channels, height, width)
+        family = self.adapter.family
+        width, height = family.latent_size(item.size)
+        shape = (1, family.latent_channels, height, width)
         return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(item.seed))
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
-        shift = self.adapter.dynamic_shift
-        tokens = (item.size.height // PIXELS_PER_TOKEN) * (item.size.width // PIXELS_PER_TOKEN)
-        mu = shift_mu(tokens, shift.base_image_seq_len, shift.max_image_seq_len, shift.base_shift, shift.max_shift)
+        shift, family = self.adapter.dynamic_shift, self.adapter.family
+        mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:
             mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)
         return sigmas(item.steps, mu, shift.shift_terminal)
 
 
-def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: Stores) -> _Encoded:
-    """The prompt as an item of a dataset: a target of its size with its references."""
+def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: Stores, embeds_guidance: bool) -> _Encoded:
+    """The prompt as an item of a dataset: a target of its size with its references.
+
+    embeds_guidance: no negative prompt is needed, as the model is given the scale.
+    """
     size = prompt.size
     sample = Sample(
         image=f"sample {prompt.prompt!r}",
@@ -148,7 +151,8 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: Stores) -> _Enc
         controls=tuple(map(str, prompt.references)),
     )
     item = Item(sample, Crop(scaled=size, left=0, top=0, bucket=size))
-    negative = encoder.text(sample, prompt.negative or NO_NEGATIVE, stores) if prompt.guided else None
+    needs_negative = prompt.guided and not embeds_guidance
+    negative = encoder.text(sample, prompt.negative or NO_NEGATIVE, stores) if needs_negative else None
     return _Encoded(encoder.text(sample, prompt.prompt, stores), negative, encoder.references(item, stores))
 
 

@@ -10,15 +10,14 @@ from huggingface_hub import constants
 from tests.model_folders import write_cached, write_model
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.model_files import (
-    ARCH_OF_PIPELINE,
     OTHERS,
-    PUBLISHED,
-    TRAINED,
+    families,
     looks_like_a_path,
     model_fault,
+    published,
     where_else,
 )
-from toolkit.models.families import FAMILIES
+from toolkit.registry import FAMILIES
 
 OURS = "and this program trains Qwen-Image-Edit-2509 and what is made from it (QwenImageEditPlusPipeline)."
 REMEDY = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
@@ -34,7 +33,8 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def test_the_tables_know_the_families() -> None:
-    assert set(TRAINED) == set(FAMILIES) <= set(ARCH_OF_PIPELINE.values())
+    assert set(FAMILIES) == {family.arch for family in families()}
+    assert published() and not set(published()) & set(OTHERS)
     assert [pattern for pattern in OTHERS if pattern != pattern.lower()] == []
 
 
@@ -77,7 +77,7 @@ def test_a_name_below_a_folder_that_is_here_is_a_path_unless_it_is_known(tmp_pat
     for folder in ("mine", "Qwen"):
         (tmp_path / folder).mkdir()
     assert looks_like_a_path("mine/model")
-    assert not looks_like_a_path(PUBLISHED[0])
+    assert not looks_like_a_path(published()[0])
     assert not looks_like_a_path("Qwen/Qwen-Image")
     write_cached(home, "mine/model")
     assert not looks_like_a_path("mine/model")
@@ -245,7 +245,7 @@ def test_what_is_not_here_is_known_by_its_published_name(name: str, family: str)
     assert model_fault(name, None) == f"{name!r} is another model ({family}), {OURS} {REMEDY}"
 
 
-@pytest.mark.parametrize("name", [*PUBLISHED, "someone/Qwen-Image", "Qwen/Qwen-Image-Edit-2600"])
+@pytest.mark.parametrize("name", [*published(), "someone/Qwen-Image", "Qwen/Qwen-Image-Edit-2600"])
 def test_of_other_names_nothing_is_said(name: str) -> None:
     assert model_fault(name, None) == ""
 

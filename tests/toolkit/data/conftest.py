@@ -14,6 +14,7 @@ from torch.nn.functional import avg_pool2d
 
 from toolkit.contracts import ModelAdapter, Size
 from toolkit.errors import RunError
+from toolkit.models.qwen_edit.family import FAMILY
 
 
 def make_image(path: Path, width: int = 64, height: int = 48, colour: str = "red") -> Path:
@@ -55,6 +56,8 @@ class FakeAdapter(ModelAdapter):
 
     Encoders that were dropped refuse to work.
     """
+
+    family = FAMILY
 
     def __init__(self, vae: str = "vae-1", text_encoder: str = "te-1") -> None:
         self.identities = {"vae": vae, "text_encoder": text_encoder}

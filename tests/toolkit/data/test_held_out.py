@@ -11,7 +11,7 @@ from toolkit.contracts import CaptionRules
 from toolkit.data.held_out import HeldOut, scan_job
 from toolkit.errors import DataErrors, UserError
 
-FAMILY = SimpleNamespace(size_multiple=32, sure_prompt=500, prompt_fault=lambda *_: None)
+FAMILY = SimpleNamespace(size_multiple=32, sure_prompt=500, max_references=3, prompt_fault=lambda *_: None)
 
 
 def section(*datasets, fraction: float | None = None, own=None, seed: int = 0, trigger: str = "") -> SimpleNamespace:

@@ -16,7 +16,7 @@ ROTATED = 6
 
 
 def weights(path: Path, crop: Crop = PLAIN, flip: Flip = NO_FLIP, **mask) -> torch.Tensor:
-    weights_1HW = mask_weights(Mask(path, **mask), crop, flip)
+    weights_1HW = mask_weights(Mask(path, **mask), crop, flip, 8)
     assert weights_1HW.dtype == torch.float32 and weights_1HW.shape[0] == 1
     return weights_1HW[0]
 

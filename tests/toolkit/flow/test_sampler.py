@@ -4,7 +4,7 @@ import torch
 from tests.golden_tables import golden
 from tests.measured import at_most
 from toolkit.contracts import DynamicShift
-from toolkit.flow.sampler import euler_sample, shift_mu, sigmas
+from toolkit.flow.sampler import euler_sample, sigmas
 
 SHIFT = DynamicShift()
 
@@ -14,13 +14,7 @@ def test_noise_levels_are_those_of_diffusers() -> None:
     for case in golden("sigmas"):
         tokens = (case["width"] // 16) * (case["height"] // 16)
         assert tokens == case["image_seq_len"]
-        mu = shift_mu(
-            tokens,
-            SHIFT.base_image_seq_len,
-            SHIFT.max_image_seq_len,
-            SHIFT.base_shift,
-            SHIFT.max_shift,
-        )
+        mu = SHIFT.mu(tokens, case["steps"])
         assert mu == pytest.approx(case["mu"], abs=1e-6)
         levels = sigmas(case["steps"], mu, SHIFT.shift_terminal)
         assert len(levels) == case["steps"] + 1 and levels.dtype == torch.float32

@@ -8,7 +8,6 @@ import torch
 from tests.golden_tables import golden
 from tests.measured import at_most
 from toolkit.contracts import DynamicShift
-from toolkit.flow.sampler import shift_mu
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import (
     SAMPLINGS,
@@ -26,7 +25,7 @@ LINE = DynamicShift()
 
 def picture_of(width: int, height: int) -> Picture:
     tokens = (width // 16) * (height // 16)
-    mu = shift_mu(tokens, LINE.base_image_seq_len, LINE.max_image_seq_len, LINE.base_shift, LINE.max_shift)
+    mu = LINE.mu(tokens, 1000)
     return Picture(tokens, mu, LINE.shift_terminal)
 
 

@@ -7,8 +7,8 @@ from dataclasses import replace
 import pytest
 
 from toolkit.config.choices import CHECKPOINTING_LEVELS
-from toolkit.config.network import KINDS as KINDS_OF_CONFIG
-from toolkit.memory.activations import GAPS, KINDS, Work, activation_bytes, roomiest, step_peak
+from toolkit.memory.activations import GAPS, Work, activation_bytes, roomiest, step_peak
+from toolkit.network_kinds import KINDS
 
 TOKENS = {0: 4096 + 80, 1: 2 * 4096 + 280, 2: 3 * 4096 + 490, 3: 4 * 4096 + 700}
 """References -> tokens of pictures and text, at 1024 x 1024."""
@@ -27,10 +27,6 @@ def published(references: int, **changes) -> Work:
     """A step of the published model."""
     sizes = {"tokens": TOKENS[references], "width": 3072, "blocks": 60, "number_bytes": 2, "largest_layer": 4 * 3072**2}
     return Work(**sizes | changes)
-
-
-def test_the_kinds_are_those_of_the_config() -> None:
-    assert set(KINDS) == set(KINDS_OF_CONFIG)
 
 
 @pytest.mark.parametrize(

@@ -7,20 +7,8 @@ from huggingface_hub import constants
 
 from tests.model_folders import write_cached, write_model
 from toolkit.config.process import JobContext
-from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
-from toolkit.models.families import (
-    ADAPTERS,
-    BLOCK_COUNT,
-    EVERY_LINEAR_LAYER,
-    FAMILIES,
-    FOOTPRINTS,
-    LINEAR_LAYERS,
-    MODULES,
-    arch_of,
-    family_for,
-    yet_to_come,
-)
+from toolkit.models.families import arch_of, family_for, yet_to_come
 
 
 def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:
@@ -30,16 +18,6 @@ def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:
 def folder_of(tmp_path: Path, class_name: str) -> Path:
     (tmp_path / "model_index.json").write_text(json.dumps({"_class_name": class_name}))
     return tmp_path
-
-
-@pytest.mark.parametrize("family", FAMILIES.values(), ids=lambda family: family.arch)
-def test_every_entry_of_a_family_loads(family, tmp_path: Path) -> None:
-    assert issubclass(ADAPTERS.load(family.adapter), ModelAdapter)
-    assert LINEAR_LAYERS.load(family.adapter)(tmp_path) == family.linear_layers(tmp_path)
-    assert BLOCK_COUNT.load(family.adapter)(tmp_path) == family.block_count(tmp_path)
-    assert EVERY_LINEAR_LAYER.load(family.adapter)(tmp_path) == family.every_linear_layer(tmp_path)
-    assert MODULES.load(family.adapter)(tmp_path) == family.modules(tmp_path)
-    assert FOOTPRINTS.load(family.adapter)(tmp_path) == family.footprint(tmp_path)
 
 
 @pytest.mark.parametrize("arch", [None, "qwen_image_edit_plus"])

@@ -11,14 +11,14 @@ import pytest
 from tests.conftest import ROOT, child_environment
 from tests.model_folders import COMMIT, write_cached
 from tests.small_hub import Hub, small_hub
-from toolkit.config.model_files import PARTS
 from toolkit.errors import UserError
 from toolkit.models import hub
+from toolkit.models.qwen_edit.family import FAMILY
 
 NAME = "someone/model"
 FILES = {
     "model_index.json": b'{"_class_name": "QwenImageEditPlusPipeline"}',
-    **{f"{part}/{file.replace('*', part)}": b"{}" for part, file in PARTS.items()},
+    **{f"{part}/{file.replace('*', part)}": b"{}" for part, file in FAMILY.parts.items()},
     "transformer/diffusion_pytorch_model.safetensors": b"weights" * 1000,
     "preview.png": b"never wanted",
 }

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
+from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpointed
@@ -16,7 +17,6 @@ from toolkit.memory.quantize import quantizer
 from toolkit.networks.adapter import AdapterNetwork, plain_weight
 from toolkit.networks.files import save_network
 from toolkit.networks.formats import ModuleChange, read_network_file
-from toolkit.networks.registry import NETWORKS
 
 INT8, INT4 = quantizer("int8"), quantizer("int4")
 BASES = {"plain": None, "int8": INT8, "int4": INT4}
@@ -42,7 +42,7 @@ def configured(kind: str, **more) -> NetworkConfig:
 
 
 def attached(settings: NetworkConfig, adapter, seed: int = 1) -> AdapterNetwork:
-    network = NETWORKS.load(settings.type).from_config(settings, adapter.lora_targets(), seed)
+    network = network_kinds.KINDS[settings.type].load().from_config(settings, adapter.lora_targets(), seed)
     network.attach(adapter.network_module)
     return network
 
@@ -133,7 +133,7 @@ def layers(*names: str) -> torch.nn.Sequential:
 def single(settings: NetworkConfig) -> tuple[Callable[[], torch.nn.Module], AdapterNetwork]:
     """The layer of a model of one, and its network."""
     model = layers("layer")
-    network = NETWORKS.load(settings.type).from_config(settings, ["layer"], seed=1)
+    network = network_kinds.KINDS[settings.type].load().from_config(settings, ["layer"], seed=1)
     network.attach(model)
     return (lambda: model.layer), network
 
@@ -143,7 +143,7 @@ def test_the_start_depends_on_the_seed_and_the_layer_alone(settings) -> None:
         model = layers("a", "b")
         torch.manual_seed(before)
         state = torch.get_rng_state()
-        network = NETWORKS.load(settings.type).from_config(settings, names, seed)
+        network = network_kinds.KINDS[settings.type].load().from_config(settings, names, seed)
         network.attach(model)
         assert torch.equal(torch.get_rng_state(), state)
         return network.parameters()
@@ -328,7 +328,7 @@ def test_diffusers_refuses_what_it_does_not_know(pipeline, tiny_model: Path, tmp
     save_network(path, network.export(network.parameters()), "float32", {})
     with pytest.raises(ValueError, match=r"state_dict.* should be empty"):
         pipeline.load_lora_weights(path)
-    assert "refuse" in network.caution
+    assert "refuse" in network.kind.caution
 
 
 def test_diffusers_takes_a_dora_without_its_magnitude(pipeline, tiny_model: Path, tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ import torch
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 
+from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
 from toolkit.networks.max_norm import limit_norms, product_norm
-from toolkit.networks.registry import NETWORKS
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 KINDS = {
@@ -30,7 +30,7 @@ def adapted(kind: str, limit: float, strength: float = 0.2):
     settings = NetworkConfig(
         type=kind.split()[0], linear_alpha=2.0 * settings["linear"], scale_weight_norms=limit, **settings
     )
-    network = NETWORKS.load(settings.type).from_config(settings, ["0", "1"], 1)
+    network = network_kinds.KINDS[settings.type].load().from_config(settings, ["0", "1"], 1)
     network.attach(model)
     for target, size in (("0", strength), ("1", strength / 10)):
         for name, parameter in network.parts(target).items():

@@ -9,13 +9,13 @@ from torch import nn
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
+from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
 from toolkit.memory.quantize import quantizer
 from toolkit.networks import fit as fitting
 from toolkit.networks.files import weights_digest, write_stored
 from toolkit.networks.formats import changes_in
 from toolkit.networks.plain import plain_lora
-from toolkit.networks.registry import NETWORKS
 
 KINDS = {
     "loha": {"type": "loha"},
@@ -28,7 +28,7 @@ KINDS = {
 def trained(kind: str, model: nn.Module, targets: list[str]):
     """A network of rank 3 with every matrix somewhere else than at its start."""
     settings = NetworkConfig(**{"linear": 3, "linear_alpha": 1.5, **KINDS[kind]})
-    network = NETWORKS.load(settings.type).from_config(settings, targets, 1)
+    network = network_kinds.KINDS[settings.type].load().from_config(settings, targets, 1)
     network.attach(model)
     random = torch.Generator().manual_seed(5)
     for parameter in network.parameters().values():
@@ -106,7 +106,7 @@ def test_the_stated_error_holds_the_rounding_of_the_file(dtype: str, least: floa
 @pytest.mark.parametrize("kind", ["loha", "lokr"])
 def test_before_the_first_step_it_is_a_lora_of_no_effect(kind: str) -> None:
     settings = NetworkConfig(**{"linear": 3, **KINDS[kind]})
-    network = NETWORKS.load(settings.type).from_config(settings, ["0", "1"], 1)
+    network = network_kinds.KINDS[settings.type].load().from_config(settings, ["0", "1"], 1)
     network.attach(layers())
     plain = plain_lora(network, weights_of(network), 4, "float16")
     assert plain.worst == 0

@@ -19,6 +19,7 @@ from toolkit.data.batches import BatchLoader
 from toolkit.flow.path import linear_path
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train import flow_step
 from toolkit.train.flow_step import AHEAD, ROLE, FlowMatchingStep
@@ -29,6 +30,7 @@ SIZE = Size(96, 64)
 class FakeAdapter:
     """Predicts a fixed velocity and remembers what it was asked."""
 
+    family = FAMILY
     dynamic_shift = DynamicShift()
 
     def __init__(self, velocity: float = 0.0) -> None:
@@ -346,6 +348,7 @@ def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
 class Announced:
     """As much of an adapter as looking ahead needs."""
 
+    family = FAMILY
     dynamic_shift = DynamicShift()
 
     def __init__(self) -> None:

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
+from itertools import chain
 from math import prod
 from typing import TYPE_CHECKING, Any
 
@@ -21,25 +22,25 @@ from toolkit.contracts import Batch, BlockWrapper, ModelAdapter, PromptEmbeds, S
 from toolkit.device import to_device
 from toolkit.errors import RunError
 from toolkit.host_memory import return_freed_memory
+from toolkit.models.loading import part_identity
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.estimate import block_linears
+from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.forward import Conditions, RunIndexed, Streams, forward, run_within
 from toolkit.models.qwen_edit.modulation import ModulationTable, NotPossible
 from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
-from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
+from toolkit.models.qwen_edit.prompt_length import prompt_fault
 
 if TYPE_CHECKING:
     from PIL import Image
     from torch import Tensor
 
-IDENTITY_PARTS = {"vae": ["vae"], "text_encoder": ["text_encoder", "tokenizer", "processor"]}
-
 
 class QwenEditAdapter(ModelAdapter):
     """One Qwen-Image-Edit model folder; see `ModelAdapter` for what the methods promise."""
 
-    sure_prompt = SURE_PROMPT
+    family = FAMILY
 
     def __init__(self, options: AdapterOptions) -> None:
         self.options = options
@@ -73,10 +74,6 @@ class QwenEditAdapter(ModelAdapter):
         except (OSError, ValueError, KeyError) as error:
             raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
 
-    @property
-    def latent_channels(self) -> int:
-        return self.network_module.config.out_channels
-
     def _on_device(self, name: str) -> Any:
         """An encoder where the work is done; with `low_vram` the others leave the device first."""
         self._clear_device(keep=name)
@@ -85,11 +82,11 @@ class QwenEditAdapter(ModelAdapter):
     def _clear_device(self, keep: str | None = None) -> None:
         """With `low_vram`, moves the encoders that are not at work to the CPU."""
         if self.options.low_vram:
-            for name in {"vae", "text_encoder"} & self._parts.keys() - {keep}:
+            for name in FAMILY.encoder_parts.keys() & self._parts.keys() - {keep}:
                 self._parts[name].to("cpu")
 
     def drop_encoders(self, keep: Iterable[str] = ()) -> None:
-        for name in {"vae", "text_encoder", "tokenizer", "processor"} - set(keep):
+        for name in set(chain(*FAMILY.encoder_parts.values())) - set(keep):
             self._parts.pop(name, None)
         return_freed_memory()
         if self.options.device.type == "cuda":
@@ -105,7 +102,7 @@ class QwenEditAdapter(ModelAdapter):
 
     @cached_property
     def _identities(self) -> dict[str, str]:
-        return {part: loading.part_identity(self.options.folder, files) for part, files in IDENTITY_PARTS.items()}
+        return {part: part_identity(self.options.folder, files) for part, files in FAMILY.encoder_parts.items()}
 
     # ------------------------------------------------------------ images
 
@@ -149,7 +146,10 @@ class QwenEditAdapter(ModelAdapter):
         t_B: Tensor,
         prompts: PromptEmbeds,
         references: Sequence[Sequence[Tensor]],
+        guidance_B: Tensor | None = None,
     ) -> Tensor:
+        if guidance_B is not None:
+            raise ValueError(f"{FAMILY.title} has no guidance input")
         self._clear_device()
         # Items of unlike shapes have positions of their own; texts of unlike lengths would need an attention mask.
         groups: dict[tuple, list[int]] = defaultdict(list)

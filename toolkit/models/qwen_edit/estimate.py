@@ -6,8 +6,10 @@ VAE 0.13 B) are used when the model folder is not here yet.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
+from typing import Any
+
+from toolkit.config.model_files import read_model_json
 
 PUBLISHED = {
     "num_layers": 60,
@@ -88,7 +90,10 @@ def modules(folder: Path) -> dict[str, int]:
 
 
 def _transformer_config(folder: Path) -> dict[str, int]:
-    path = folder / "transformer" / "config.json"
-    if not path.is_file():
-        return PUBLISHED
-    return PUBLISHED | json.loads(path.read_text(encoding="utf-8"))
+    return PUBLISHED | part_config(folder / "transformer")
+
+
+def part_config(part: Path) -> dict[str, Any]:
+    """The config of a part; empty where it is not here yet. Raises UserError when it cannot be read."""
+    path = part / "config.json"
+    return read_model_json(path) if path.is_file() else {}

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Iterator
-from math import prod
 from pathlib import Path
 
 from toolkit.models.footprint import Encoder, Footprint
-from toolkit.models.qwen_edit.estimate import BYTES_PER_WEIGHT, linear_layers, modules
-from toolkit.models.qwen_edit.sizes import CONDITION_AREA, REFERENCE_AREA
+from toolkit.models.qwen_edit.estimate import BYTES_PER_WEIGHT, linear_layers, modules, part_config
+from toolkit.models.qwen_edit.sizes import CONDITION_AREA, LATENT_CHANNELS, LATENT_SCALE, PATCH, REFERENCE_AREA
+from toolkit.safetensors_header import tensor_sizes
 
 PUBLISHED_TEXT = Encoder(linears=6_525_288_448, others=1_221_880_832, unused=544_997_376)
 """Qwen2.5-VL-7B by its config: 28 layers; embedding, vision tower and norms; the head, which is not used."""
@@ -29,13 +27,16 @@ TABULATED = re.compile(r"transformer_blocks\.\d+\.(?:img_mod|txt_mod)\.1")
 
 
 def footprint(folder: Path) -> Footprint:
-    """The facts of a local folder, or of the published model where it is not here yet."""
+    """The facts of a local folder, or of the published model where it is not here yet.
+
+    Raises UserError naming the file of the folder that is damaged.
+    """
     layers, all_modules = linear_layers(folder), modules(folder)
     in_blocks = sum(inputs * outputs for inputs, outputs in layers.values())
     width = next(iter(layers.values()))[0]
     tabulated = {name: inputs * outputs for name, (inputs, outputs) in layers.items() if TABULATED.fullmatch(name)}
     sizes = _text_sizes(folder)
-    vae_width = _json(folder / "vae" / "config.json").get("base_dim", PUBLISHED_VAE_WIDTH)
+    vae_width = part_config(folder / "vae").get("base_dim", PUBLISHED_VAE_WIDTH)
     return Footprint(
         width=width,
         blocks=len({name.split(".")[1] for name in layers}),
@@ -52,8 +53,8 @@ def footprint(folder: Path) -> Footprint:
         decode_numbers=DECODE_TENSORS * vae_width,
         text_token_numbers=3 * sizes["intermediate_size"] + 8 * sizes["hidden_size"],
         text_width=sizes["hidden_size"],
-        latent_numbers=16 / 64,
-        pixels_per_token=16 * 16,
+        latent_numbers=LATENT_CHANNELS / LATENT_SCALE**2,
+        pixels_per_token=(LATENT_SCALE * PATCH) ** 2,
         reference_pixels=REFERENCE_AREA,
         text_tokens=12,
         text_tokens_per_reference=CONDITION_AREA // 28**2 + 18,
@@ -62,7 +63,7 @@ def footprint(folder: Path) -> Footprint:
 
 
 def _text_encoder(folder: Path) -> Encoder:
-    shapes = dict(_stored_shapes(folder / "text_encoder"))
+    shapes = _stored_shapes(folder / "text_encoder")
     if not shapes:
         return PUBLISHED_TEXT
     unused = sum(count for name, count in shapes.items() if name.startswith("lm_head"))
@@ -71,32 +72,16 @@ def _text_encoder(folder: Path) -> Encoder:
 
 
 def _vae(folder: Path) -> Encoder:
-    shapes = dict(_stored_shapes(folder / "vae"))
+    shapes = _stored_shapes(folder / "vae")
     return Encoder(linears=0, others=sum(shapes.values())) if shapes else PUBLISHED_VAE
 
 
 def _text_sizes(folder: Path) -> dict[str, int]:
-    config = _json(folder / "text_encoder" / "config.json")
+    config = part_config(folder / "text_encoder")
     config |= config.get("text_config") or {}
     return {name: config.get(name, published) for name, published in PUBLISHED_TEXT_SIZES.items()}
 
 
-def _stored_shapes(part: Path) -> Iterator[tuple[str, int]]:
+def _stored_shapes(part: Path) -> dict[str, int]:
     """Name and number of weights of each tensor in a part's safetensors files, read from their headers alone."""
-    for path in sorted(part.glob("*.safetensors")):
-        try:
-            with path.open("rb") as file:
-                length = min(int.from_bytes(file.read(8), "little"), path.stat().st_size)
-                header = json.loads(file.read(length))
-            yield from ((name, prod(entry["shape"])) for name, entry in header.items() if name != "__metadata__")
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return  # what is wrong with the file is said when the part is loaded
-
-
-def _json(path: Path) -> dict:
-    """A config; an empty one where there is none, or none that can be read: that is said when the part is loaded."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return {}
-    return found if isinstance(found, dict) else {}
+    return {name: count for path in sorted(part.glob("*.safetensors")) for name, count in tensor_sizes(path).items()}

@@ -11,10 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from toolkit.models.qwen_edit.sizes import PATCH
+
 if TYPE_CHECKING:
     from torch import Tensor
-
-PATCH = 2
 
 
 def pack(latents_BCHW: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.contracts import Size
-from toolkit.models.qwen_edit.sizes import condition_size, reference_size
+from toolkit.models.qwen_edit.sizes import LATENT_SCALE, PATCH, condition_size, reference_size
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -25,7 +25,6 @@ SURE_PROMPT = 500
 """Letters of a prompt that fits whatever the pictures: in at most 4 bytes each, beside three references of the most
 extreme shapes that the image processor takes (200 : 1)."""
 
-PIXELS_PER_TOKEN = 16
 PIXELS_PER_TEXT_TOKEN = 28
 """Side of the square of a picture that is one token of the text encoder: 14 x 14 patches, merged by 2 x 2."""
 
@@ -40,7 +39,7 @@ def prompt_fault(folder: Path, prompt: str, target: Size, references: Sequence[S
     references: pixels of the pictures as they are; they are sized as `match_target` says.
     """
     seen = [reference_size(reference, target, match_target) for reference in references]
-    most = POSITIONS - max(max(size) // PIXELS_PER_TOKEN // 2 for size in (target, *seen))
+    most = POSITIONS - max(max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen))
     pictures = [_picture_tokens(reference) for reference in references]
     # A token is at least one byte of the text in its composed form.
     bound = len(unicodedata.normalize("NFC", prompt).encode("utf-8", "replace"))

@@ -18,6 +18,13 @@ REFERENCE_AREA = 1024 * 1024
 
 SIDE_MULTIPLE = 32
 
+LATENT_CHANNELS = 16
+LATENT_SCALE = 8
+"""Pixels along one side of a latent pixel. Source: diffusers, AutoencoderKLQwenImage, `spatial_compression_ratio`."""
+
+PATCH = 2
+"""Latent pixels along one side of a token. Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`."""
+
 
 def size_of_area(area: int, aspect: float) -> Size:
     """The size of about `area` pixels with aspect ratio width / height, sides rounded to multiples of 32."""

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
+import pytest
 import torch
 
-from toolkit.models.families import FAMILIES
+from toolkit.errors import UserError
 from toolkit.models.qwen_edit import loading
+from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.footprint import footprint
-
-FAMILY = FAMILIES["qwen_image_edit_plus"]
 
 
 def count(module: torch.nn.Module) -> int:
@@ -43,7 +44,17 @@ def test_without_files_the_sizes_are_the_published_ones(tmp_path: Path) -> None:
     assert (facts.width, facts.blocks) == (3072, 60)
 
 
-def test_a_damaged_header_is_left_to_the_loader(tmp_path: Path) -> None:
-    (tmp_path / "vae").mkdir()
-    (tmp_path / "vae" / "diffusion_pytorch_model.safetensors").write_bytes(b"\xff" * 20)
-    assert footprint(tmp_path).vae == footprint(tmp_path / "none").vae
+@pytest.mark.parametrize(
+    ("file", "content"),
+    [
+        ("vae/diffusion_pytorch_model.safetensors", b"\xff" * 20),
+        ("text_encoder/model.safetensors", b"version https://git-lfs.github.com/spec/v1"),
+        ("vae/config.json", b"{"),
+        ("transformer/config.json", b"[1]"),
+    ],
+)
+def test_a_damaged_file_is_named_instead_of_the_published_sizes(tmp_path: Path, file: str, content: bytes) -> None:
+    (tmp_path / file).parent.mkdir()
+    (tmp_path / file).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{re.escape(str(tmp_path / file))}: .*Copy or download the model again"):
+        footprint(tmp_path)

@@ -1,5 +1,4 @@
 import json
-import os
 import shutil
 import subprocess
 import sys
@@ -15,14 +14,13 @@ from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
 from toolkit.contracts import DynamicShift
 from toolkit.errors import RunError
+from toolkit.models.loading import WEIGHTS
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.loading import (
-    WEIGHTS,
     load_dynamic_shift,
     load_text_model,
     load_tokenizer,
     load_transformer,
-    part_identity,
 )
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 
@@ -178,41 +176,6 @@ def test_the_time_shift_is_that_of_the_scheduler_config(copy: Path) -> None:
     assert load_dynamic_shift(copy) == DynamicShift(max_shift=1.25, shift_terminal=None)
 
 
-# ---------------------------------------------------------------- identity of a part
-
-
-@pytest.mark.parametrize(
-    ("parts", "file"),
-    [
-        (["vae"], "vae/diffusion_pytorch_model.safetensors"),
-        (["vae"], "vae/config.json"),
-        (["text_encoder", "tokenizer", "processor"], "text_encoder/model.safetensors"),
-        (["text_encoder", "tokenizer", "processor"], "tokenizer/merges.txt"),
-        (["text_encoder", "tokenizer", "processor"], "processor/preprocessor_config.json"),
-    ],
-)
-def test_one_byte_changes_the_identity(copy: Path, parts: list[str], file: str) -> None:
-    before = part_identity(copy, parts)
-    path = copy / file
-    data = bytearray(path.read_bytes())
-    data[-2] ^= 1
-    path.write_bytes(data)
-    assert part_identity(copy, parts) != before
-
-
-def test_file_times_and_the_folder_do_not_change_the_identity(tiny_model: Path, copy: Path) -> None:
-    before = part_identity(tiny_model, ["vae"])
-    for path in copy.rglob("*"):
-        os.utime(path, (1, 1))
-    assert part_identity(copy, ["vae"]) == before
-
-
-def test_a_renamed_file_changes_the_identity(copy: Path) -> None:
-    before = part_identity(copy, ["vae"])
-    (copy / "vae" / "config.json").rename(copy / "vae" / "config2.json")
-    assert part_identity(copy, ["vae"]) != before
-
-
 def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(tiny_model: Path) -> None:
     plain, quantized = open_tiny(tiny_model), open_tiny(tiny_model, text_variant="int8")
     assert plain.identity("vae") == quantized.identity("vae")
@@ -238,6 +201,7 @@ from functools import partial
 from pathlib import Path
 import torch
 from toolkit.memory.quantize import quantizer
+from toolkit.models.loading import WEIGHTS
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.loading import load_transformer
 

@@ -1,28 +1,59 @@
+"""The table of kinds: the sizes of all matrices against LyCORIS where it has the kind, and whole jobs of each."""
+
 import re
+from math import prod
 from pathlib import Path
 
 import pytest
 import torch
+from lycoris.functional.general import factorization
+from lycoris.modules.loha import LohaModule
+from lycoris.modules.lokr import LokrModule
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from toolkit.config.network import KINDS
-from toolkit.contracts import Network
+from toolkit.config.network import NetworkConfig
+from toolkit.network_kinds import KINDS, factorise, loha_shapes, lokr_shapes
 from toolkit.networks.formats import read_network_file
-from toolkit.networks.registry import NETWORKS
 
 
-@pytest.mark.parametrize("name", NETWORKS)
-def test_every_network_type_loads(name: str) -> None:
-    assert issubclass(NETWORKS.load(name), Network)
+@pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 7, 8, 16, 48, 100])
+def test_a_size_is_factorised_as_lycoris_does(factor: int) -> None:
+    for size in [*range(1, 130), 256, 384, 3072, 3584, 12288, 18432]:
+        assert factorise(size, factor) == factorization(size, factor), size
 
 
-def test_the_config_knows_the_same_kinds() -> None:
-    assert set(NETWORKS) == set(KINDS)
+@pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (64, 384), (256, 64), (30, 42)])
+@pytest.mark.parametrize(("rank", "factor", "whole"), [(1, -1, False), (4, -1, False), (4, 4, False), (2, 8, True)])
+def test_the_matrices_are_those_of_lycoris(inputs: int, outputs: int, rank: int, factor: int, whole: bool) -> None:
+    layer = torch.nn.Linear(inputs, outputs)
+    lokr = LokrModule("x", layer, lora_dim=rank, factor=factor, full_matrix=whole)
+    loha = LohaModule("x", layer, lora_dim=rank)
+    ours = lokr_shapes(inputs, outputs, rank, factor, whole), loha_shapes(inputs, outputs, rank)
+    for shapes, theirs in zip(ours, (lokr, loha), strict=True):
+        assert shapes == {name: tuple(p.shape) for name, p in theirs.named_parameters() if "org" not in name}
+
+
+@pytest.mark.parametrize(
+    ("settings", "weights"),
+    [
+        ({"type": "lora"}, 4 * (64 + 256)),
+        ({"type": "dora"}, 4 * (64 + 256) + 64),
+        ({"type": "loha"}, 2 * 4 * (64 + 256)),
+        ({"type": "lokr", "factor": 4}, 4 * 4 + 4 * (16 + 64)),
+        ({"type": "lokr", "factor": 4, "lokr_full_rank": True}, 4 * 4 + 16 * 64),
+        ({"type": "lokr"}, 16 * 8 + 4 * (16 + 8)),
+        ({"type": "lokr", "linear": 8}, 16 * 8 + 16 * 8),  # a rank of half of 16 saves nothing
+    ],
+)
+def test_the_weights_of_a_layer_are_counted(settings: dict, weights: int) -> None:
+    """On 64 inputs (in balance 8 x 8) and 256 outputs (16 x 16)."""
+    section = NetworkConfig(**{"linear": 4, **settings})
+    assert sum(map(prod, KINDS[settings["type"]].layer_shapes(section, 64, 256).values())) == weights
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [*(kind for kind in NETWORKS if kind != "full"), "lycoris"])
+@pytest.mark.parametrize("name", [*(kind for kind in KINDS if kind != "full"), "lycoris"])
 def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
     run_py, write_job, trainer, make_pictures, tmp_path: Path, name: str
 ) -> None:

@@ -1,0 +1,45 @@
+"""What a model family is to the rest of the program before anything is loaded. Imports no torch."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from toolkit.contracts import ModelAdapter, ModelFacts
+from toolkit.models.footprint import Footprint
+
+if TYPE_CHECKING:
+    from toolkit.models.options import AdapterOptions
+
+
+class ModelFamily(ModelFacts, ABC):
+    """A family's facts, one object for each; `toolkit.registry.FAMILIES` lists them.
+
+    folder: always that of a model, in diffusers layout; where it is not here yet, sizes are those of the published
+    model. Raises UserError naming the file that cannot be read.
+    """
+
+    @abstractmethod
+    def open(self, options: AdapterOptions) -> ModelAdapter:
+        """The model in a folder; nothing is loaded until it is used."""
+
+    @abstractmethod
+    def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
+        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's config files alone."""
+
+    @abstractmethod
+    def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
+        """`linear_layers` and the others of the trained part, which a file may change all the same."""
+
+    @abstractmethod
+    def modules(self, folder: Path) -> dict[str, int]:
+        """Every module of the trained part that has weights of its own, full name -> their number."""
+
+    @abstractmethod
+    def block_count(self, folder: Path) -> int:
+        """Repeated blocks of the trained part."""
+
+    @abstractmethod
+    def footprint(self, folder: Path) -> Footprint:
+        """What of the whole model takes memory, from its config files and the headers of its weights alone."""

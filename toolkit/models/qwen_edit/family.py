@@ -1,0 +1,72 @@
+"""Qwen-Image-Edit-2509, and 2511, which differs only in its config files. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+from toolkit.config.model_files import local_index
+from toolkit.contracts import ModelAdapter, ModelSection, Size
+from toolkit.models.family import ModelFamily
+from toolkit.models.footprint import Footprint
+from toolkit.models.qwen_edit import estimate, sizes
+from toolkit.models.qwen_edit.footprint import footprint
+from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
+
+if TYPE_CHECKING:
+    from toolkit.models.options import AdapterOptions
+
+
+class QwenEditFamily(ModelFamily):
+    """See `ModelFamily`."""
+
+    arch = "qwen_image_edit_plus"
+    title = "Qwen-Image-Edit-2509"
+    pipelines = ("QwenImageEditPlusPipeline",)
+    published = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
+    modelspec = ("Qwen-Image-Edit-Plus", "https://github.com/QwenLM/Qwen-Image")  # as musubi-tuner names it
+    size_multiple = 32
+    latent_channels = sizes.LATENT_CHANNELS
+    latent_scale = sizes.LATENT_SCALE
+    patch = sizes.PATCH
+    max_references = 3
+    sure_prompt = SURE_PROMPT
+    encoder_parts: ClassVar = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer", "processor")}
+    parts: ClassVar = {
+        "transformer": "config.json",
+        "vae": "config.json",
+        "text_encoder": "config.json",
+        "tokenizer": "*.json",
+        "processor": "*.json",
+        "scheduler": "scheduler_config.json",
+    }
+
+    def open(self, options: AdapterOptions) -> ModelAdapter:
+        from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+
+        return QwenEditAdapter(options)
+
+    def prompt_fault(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        index = local_index(model.name_or_path, model.revision)
+        if index is None:
+            return None
+        return prompt_fault(index.parent, prompt, target, references, model.model_kwargs.match_target_res)
+
+    def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
+        return estimate.linear_layers(folder)
+
+    def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
+        return estimate.every_linear_layer(folder)
+
+    def modules(self, folder: Path) -> dict[str, int]:
+        return estimate.modules(folder)
+
+    def block_count(self, folder: Path) -> int:
+        return estimate.block_count(folder)
+
+    def footprint(self, folder: Path) -> Footprint:
+        return footprint(folder)
+
+
+FAMILY = QwenEditFamily()
