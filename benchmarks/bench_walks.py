@@ -26,6 +26,7 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import report  # noqa: E402
+from benchmarks.compare_commits import commit_of  # noqa: E402
 from benchmarks.source_figures import figures, sources  # noqa: E402
 
 LIBRARY = ("toolkit", "extensions", "jobs", "run.py")
@@ -223,7 +224,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     if asked.trace:
         trace_job(root, asked.trace[0], Path(asked.trace[1]))
         return
-    report.card("walks", f"files, functions and moves between files of {root}")
+    measured = commit_of(root)
+    report.card("walks", f"files, functions and moves between files of {root} at {measured}")
     rows = []
     if asked.walks:
         with TemporaryDirectory() as folder:
@@ -236,7 +238,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{one['walk']:<46} {one['files']:>5} {goal:>5} {one['functions']:>9} {one['moves']:>6}   {parts}")
     found = figures(sources(root, LIBRARY))
     print(render(found))
-    report.finish("walks", walks=rows, figures=found)
+    report.finish("walks", measured_commit=measured, walks=rows, figures=found)
 
 
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
