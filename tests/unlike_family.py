@@ -83,6 +83,7 @@ class Words(nn.Module):
 
 class UnlikeFamily(ModelFamily):
     arch = "unlike"
+    model_class = "tests.unlike_family:UnlikeAdapter"
     title = "Unlike-1"
     pipelines = ("UnlikePipeline",)
     modelspec = ("Unlike", "https://example.com/unlike")
@@ -92,9 +93,6 @@ class UnlikeFamily(ModelFamily):
     embeds_guidance = True
     encoder_parts: ClassVar = {"vae": ("vae",), "text_encoder": ("text_encoder", "text_encoder_2")}
     parts: ClassVar = dict.fromkeys(("transformer", "vae", "text_encoder", "text_encoder_2"), "config.json")
-
-    def open(self, options: AdapterOptions) -> ModelAdapter:
-        return UnlikeAdapter(options)
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
         sizes = {"mix": (WIDTH, WIDTH), "up": (WIDTH, 2 * WIDTH), "down": (2 * WIDTH, WIDTH)}
