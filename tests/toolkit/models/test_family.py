@@ -193,7 +193,8 @@ def unlike_job(write_job, trainer, make_pictures, monkeypatch: pytest.MonkeyPatc
     def write(file: str, **changes: object) -> Path:
         folder = make_pictures(tmp_path / "2_photos", "a", "b", "c")
         section = trainer(folder, model={"name_or_path": str(tmp_path / "unlike")}, **changes)
-        return write_job(section, name=file)
+        path = write_job(section)
+        return path.rename(path.with_name(f"{file}.yaml"))
 
     return write
 
@@ -254,7 +255,7 @@ def test_a_whole_job_of_the_unlike_family_trains_samples_saves_and_resumes(unlik
         folder = "parts" if run == "more" else run
         train = {"steps": steps, "timestep_type": "qwen_shift", "ema_config": {"use_ema": True}}
         save = {"dtype": "float32", "save_every": 2}
-        unlike_job(run, training_folder=folder, train=train, sample=sample, save=save, name="job")
+        unlike_job(run, training_folder=folder, train=train, sample=sample, save=save)
     result = run_unlike(tmp_path, "parts.yaml", "more.yaml", "whole.yaml")
     assert result.stdout.count("ended with 0") == 3, result.stdout + result.stderr
     parts, whole = (load_file(tmp_path / run / "job" / "job.safetensors") for run in ("parts", "whole"))
