@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from importlib import import_module
 from typing import TYPE_CHECKING, Any
+
+from toolkit.registry import load_object
 
 if TYPE_CHECKING:
     from toolkit.contracts import Network
@@ -52,7 +53,7 @@ class ActivationUnits:
 class NetworkKind:
     """One kind of network. Everything else that the program knows of it is in its class."""
 
-    network: str
+    network_class: str
     """Its class, as "module:Class"; imported when it is used."""
 
     shapes: Callable[..., Shapes] | None
@@ -86,12 +87,11 @@ class NetworkKind:
     @property
     def module(self) -> str:
         """The module of its class, which files name as `ss_network_module`."""
-        return self.network.partition(":")[0]
+        return self.network_class.partition(":")[0]
 
     def load(self) -> type[Network]:
         """Its class."""
-        module, name = self.network.split(":")
-        return getattr(import_module(module), name)
+        return load_object(self.network_class)
 
     def own_settings(self, section: Any) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""

@@ -23,8 +23,13 @@ class Registry(dict[str, str]):
         """The object behind `name`. Raises UserError with a did-you-mean when the name is unknown."""
         if name not in self:
             raise UserError(f"unknown {self.what} {name!r}. {did_you_mean(name, self)}")
-        module_path, attribute = self[name].split(":")
-        return getattr(import_module(module_path), attribute)
+        return load_object(self[name])
+
+
+def load_object(path: str) -> Any:
+    """What "module:attribute" names; the module is imported now."""
+    module, attribute = path.split(":")
+    return getattr(import_module(module), attribute)
 
 
 FAMILIES = Registry("model family", {"qwen_image_edit_plus": "toolkit.models.qwen_edit.family:FAMILY"})

@@ -58,6 +58,4 @@ def tensor_sizes(path: Path) -> dict[str, int]:
             header = read_header(file)
         return {name: prod(entry["shape"]) for name, entry in header.items() if name != METADATA}
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise UserError(
-            f"{path}: not a readable safetensors file ({error}). Copy or download the model again."
-        ) from error
+        raise UserError(f"{path}: damaged weights ({error}). Copy or download the model again.") from error

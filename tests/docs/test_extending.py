@@ -1,4 +1,4 @@
-"""The diffs of docs/extending.md: short, fitting the code as it is, and enough."""
+"""The diffs and files of docs/extending.md: short, fitting the code as it is, and enough."""
 
 from __future__ import annotations
 
@@ -11,8 +11,12 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import ROOT
+from tests.model_folders import write_model
 
-DIFFS = re.findall(r"```diff\n(.*?)```", (ROOT / "docs" / "extending.md").read_text(encoding="utf-8"), re.DOTALL)
+PAGE = (ROOT / "docs" / "extending.md").read_text(encoding="utf-8")
+DIFFS = re.findall(r"```diff\n(.*?)```", PAGE, re.DOTALL)
+FILES = dict(re.findall(r"```python\n# (\S+)\n(.*?)```", PAGE, re.DOTALL))
+"""The new files that the page shows, by their paths."""
 
 USE = """
 import torch
@@ -31,6 +35,36 @@ print(OPTIMIZERS.load(train.optimizer) is torch.optim.NAdam)
 settings = FlowSettings(**FlowSettings.named_in(train))
 shares = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
 print([round(t, 9) for t in timesteps_of_shares(shares, settings, Picture(64, 0.5, 0.02)).tolist()])
+
+from pathlib import Path
+from toolkit.config.model import ModelConfig
+from toolkit.config.network import NetworkConfig
+from toolkit.memory.activations import Work
+from toolkit.models.families import family_for
+from toolkit.models.opening import open_adapter
+from toolkit.network_kinds import KINDS
+from toolkit.networks.files import save_network
+from toolkit.networks.formats import read_network_file
+
+section = NetworkConfig(type="rslora", linear=4, linear_alpha=6)
+base = torch.nn.Sequential(torch.nn.Linear(8, 8))
+network = KINDS[section.type].load().from_config(section, ["0"], 1)
+network.attach(base)
+with torch.no_grad():
+    for parameter in network.parameters().values():
+        parameter += 0.1
+save_network(Path("x.safetensors"), network.export(network.parameters()), "float32", {})
+delta = read_network_file(Path("x.safetensors"), ["0"])["0"].delta()
+parts = network.parts("0")
+print(torch.allclose(delta, 3 * parts["lora_B.weight"] @ parts["lora_A.weight"]))
+print(sum(rows * columns for rows, columns in KINDS["rslora"].layer_shapes(section, 8, 8).values()))
+print(Work(7, 8, 2, 4, "rslora").kept("none") > 0)
+
+model = ModelConfig(name_or_path="./model")
+family = family_for(model)
+adapter = open_adapter(model, torch.device("cpu"), torch.float32, lambda qtype: None)
+print(family.title, family.max_references, adapter.family is family)
+print(ModelConfig(name_or_path="a/b", arch="qwen_image").arch)
 """
 
 
@@ -52,7 +86,7 @@ def apply(diff: str, root: Path) -> None:
         path.write_text(text, encoding="utf-8")
 
 
-@pytest.mark.parametrize("diff", DIFFS, ids=["schedule", "optimizer", "timestep sampling"])
+@pytest.mark.parametrize("diff", DIFFS, ids=["schedule", "optimizer", "timestep sampling", "kind", "family"])
 def test_a_diff_is_under_ten_lines(diff: str) -> None:
     assert 0 < len(changed(diff)) < 10
 
@@ -61,9 +95,17 @@ def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "toolkit", tmp_path / "toolkit", ignore=shutil.ignore_patterns("__pycache__"))
     for diff in DIFFS:
         apply(diff, tmp_path)
+    for name, text in FILES.items():
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).write_text(text, encoding="utf-8")
+    write_model(tmp_path / "model", "QwenImagePipeline", without="processor")
     used = subprocess.run([sys.executable, "-c", USE], cwd=tmp_path, capture_output=True, text=True)
     assert used.stderr == ""
-    assert used.stdout.splitlines() == ["[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"]
+    assert used.stdout.splitlines() == [
+        *("[0.0, 0.5, 1.0, 0.5, 0.25]", "True", "[0.0, 0.5, 1.0]"),
+        *("True", "64", "True"),
+        *("Qwen-Image 0 True", "qwen_image"),
+    ]
 
 
 def test_a_diff_that_no_longer_fits_is_seen(tmp_path: Path) -> None:

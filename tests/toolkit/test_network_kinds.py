@@ -1,6 +1,7 @@
 """The table of kinds: the sizes of all matrices against LyCORIS where it has the kind, and whole jobs of each."""
 
 import re
+from collections import OrderedDict
 from math import prod
 from pathlib import Path
 
@@ -13,8 +14,11 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from toolkit.config.network import NetworkConfig
-from toolkit.network_kinds import KINDS, factorise, loha_shapes, lokr_shapes
+from toolkit.contracts import Network
+from toolkit.network_kinds import KINDS, NetworkKind, factorise, loha_shapes, lokr_shapes
+from toolkit.networks.files import save_network
 from toolkit.networks.formats import read_network_file
+from toolkit.networks.plain import plain_lora
 
 
 @pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 7, 8, 16, 48, 100])
@@ -50,6 +54,97 @@ def test_the_weights_of_a_layer_are_counted(settings: dict, weights: int) -> Non
     """On 64 inputs (in balance 8 x 8) and 256 outputs (16 x 16)."""
     section = NetworkConfig(**{"linear": 4, **settings})
     assert sum(map(prod, KINDS[settings["type"]].layer_shapes(section, 64, 256).values())) == weights
+
+
+# ------------------------------------------------------------ what every kind promises
+
+
+@pytest.fixture(params=KINDS)
+def kind(request: pytest.FixtureRequest) -> NetworkKind:
+    return KINDS[request.param]
+
+
+def made(kind: NetworkKind, base: torch.nn.Module) -> Network:
+    """A network of this kind on both layers of `toy`."""
+    name = next(name for name, entry in KINDS.items() if entry is kind)
+    network = kind.load().from_config(NetworkConfig(type=name, linear=3), ["first", "second"], 1, torch.float32)
+    network.attach(base)
+    return network
+
+
+def toy() -> torch.nn.Module:
+    torch.manual_seed(5)
+    return torch.nn.Sequential(OrderedDict(first=torch.nn.Linear(12, 20), second=torch.nn.Linear(20, 8)))
+
+
+X = torch.linspace(-1, 1, 24).view(2, 12)
+
+
+def test_a_new_network_is_a_no_op_and_its_gradients_reach_every_layer(kind: NetworkKind) -> None:
+    base = toy()
+    before = base(X).detach()
+    network = made(kind, base)
+    after = base(X)
+    torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
+    after.square().sum().backward()
+    learning = {
+        network.layer_of(name) for name, p in network.parameters().items() if p.grad is not None and p.grad.any()
+    }
+    assert learning == {"first", "second"}
+    trained = {id(p) for p in network.parameters().values()}
+    assert all(id(p) in trained for p in base.parameters() if p.requires_grad)
+    assert network.up_parameters() <= network.parameters().keys()
+    assert bool(network.up_parameters()) == bool(kind.up)
+
+
+def test_the_table_counts_what_the_class_trains(kind: NetworkKind) -> None:
+    network = made(kind, toy())
+    counted = {
+        f"{target}.{name}": shape
+        for target, size in (("first", (12, 20)), ("second", (20, 8)))
+        for name, shape in kind.layer_shapes(NetworkConfig(type="lora", linear=3), *size).items()
+    }
+    own = {name: tuple(p.shape) for name, p in network.parameters().items()}
+    assert kind.trains_model == (not counted)
+    assert kind.trains_model or counted == own
+    layers = getattr(network, "layers", {})
+    assert all(layer.needs_base == kind.needs_base for layer in layers.values())
+
+
+def test_what_is_exported_is_read_back_as_the_same_change(kind: NetworkKind, tmp_path: Path) -> None:
+    base, plain = toy(), toy()
+    network = made(kind, base)
+    with torch.no_grad():
+        for parameter in network.parameters().values():
+            parameter += 0.05
+    tensors = network.export({name: p.detach() for name, p in network.parameters().items()})
+    save_network(tmp_path / "x.safetensors", tensors, "float32", {})
+    if kind.trains_model:
+        plain.load_state_dict(load_file(tmp_path / "x.safetensors"))
+    else:
+        for name, change in read_network_file(
+            tmp_path / "x.safetensors", {"first": (12, 20), "second": (20, 8)}
+        ).items():
+            layer = plain.get_submodule(name)
+            layer.weight.data = change.applied_to(layer.weight.data)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(X), base(X), atol=1e-4, rtol=1e-4)
+
+
+def test_a_plain_lora_is_extracted_where_the_table_says_so(kind: NetworkKind) -> None:
+    network = made(kind, toy())
+    weights = {name: p.detach() for name, p in network.parameters().items()}
+    if kind.extracts_lora:
+        assert plain_lora(network, weights, 4, "float32").rank <= 4
+    else:
+        assert kind.trains_model or set(kind.shapes(4, 4, 1)) == {"lora_A.weight", "lora_B.weight"}
+
+
+def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:
+    units = kind.units
+    pairs = zip(units.everything, units.costly, strict=True)
+    assert all(everything > costly > 0 for everything, costly in pairs)
+    assert min(*units.backward, *units.forward) > 0
 
 
 @pytest.mark.slow

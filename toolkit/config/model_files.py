@@ -271,6 +271,8 @@ def local_index(name: str, revision: str | None) -> Path | None:
 
 
 def _other_family(name: str) -> str:
+    if name in published():
+        return ""
     return next((family for pattern, family in OTHERS.items() if fnmatchcase(name.lower(), pattern)), "")
 
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from toolkit.contracts import ModelAdapter, ModelFacts
 from toolkit.models.footprint import Footprint
+from toolkit.registry import load_object
 
 if TYPE_CHECKING:
     from toolkit.models.options import AdapterOptions
@@ -20,9 +21,12 @@ class ModelFamily(ModelFacts, ABC):
     model. Raises UserError naming the file that cannot be read.
     """
 
-    @abstractmethod
+    model_class: str
+    """Its `ModelAdapter`, as "module:Class"; imported when a model is opened."""
+
     def open(self, options: AdapterOptions) -> ModelAdapter:
         """The model in a folder; nothing is loaded until it is used."""
+        return load_object(self.model_class)(options)
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:

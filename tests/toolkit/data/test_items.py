@@ -6,7 +6,8 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit.data.items import scan_items
+from toolkit.contracts import Crop, Item, Sample, Size
+from toolkit.data.items import refuse_references, scan_items
 from toolkit.errors import DataErrors
 
 
@@ -20,6 +21,22 @@ def test_every_image_is_an_item_at_each_of_its_sizes(tmp_path: Path, image, data
     scan, items = scan_items(section(dataset(tmp_path, resolution=(512, 256, 512))), 32)
     assert [item.sample for item in items] == [scan.samples[0]] * 2 + [scan.samples[1]] * 2
     assert [item.crop.bucket for item in items] == [(576, 448), (288, 224)] * 2
+
+
+@pytest.mark.parametrize(("most", "faults"), [(0, ["b.png", "c.png"]), (1, ["c.png"]), (2, [])])
+def test_more_references_than_the_family_takes_are_refused_by_image(most: int, faults: list[str]) -> None:
+    family = SimpleNamespace(title="Unlike-1", max_references=most)
+    controls = {"a.png": (), "b.png": ("x.png",), "c.png": ("x.png", "y.png")}
+    crop = Crop(Size(32, 32), 0, 0, Size(32, 32))
+    items = [Item(Sample(name, "", 1, Size(32, 32), "", used), crop) for name, used in controls.items()] * 2
+    if not faults:
+        refuse_references(items, family)
+        return
+    with pytest.raises(DataErrors) as caught:
+        refuse_references(items, family)
+    lines = str(caught.value).splitlines()
+    assert [name for name in controls if any(line.startswith(name) for line in lines)] == faults
+    assert f"Unlike-1 takes {'at most 1' if most else 'none'}" in lines[-1]
 
 
 def test_the_garbage_collector_works_on_afterwards(tmp_path: Path, image, dataset) -> None:

@@ -53,6 +53,11 @@ def test_a_latent_pixel_has_the_mean_of_its_64_pixels(save) -> None:
     torch.testing.assert_close(weights(save(picture)), torch.tensor([[0.5, 0.25, 0, 0], [0, 0, 0, 0.2]]))
 
 
+def test_a_latent_pixel_is_as_large_as_the_family_says(save) -> None:
+    mask = Mask(save(halves("L", 255, 0)))
+    assert mask_weights(mask, PLAIN, NO_FLIP, 16).tolist() == [[[1, 0]]]
+
+
 def test_an_inverted_mask_counts_where_it_is_black(save) -> None:
     path = save(halves("L", 255, 51))
     torch.testing.assert_close(weights(path, inverted=True), 1 - weights(path))

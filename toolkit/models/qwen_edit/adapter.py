@@ -82,11 +82,11 @@ class QwenEditAdapter(ModelAdapter):
     def _clear_device(self, keep: str | None = None) -> None:
         """With `low_vram`, moves the encoders that are not at work to the CPU."""
         if self.options.low_vram:
-            for name in FAMILY.encoder_parts.keys() & self._parts.keys() - {keep}:
+            for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep}:
                 self._parts[name].to("cpu")
 
     def drop_encoders(self, keep: Iterable[str] = ()) -> None:
-        for name in set(chain(*FAMILY.encoder_parts.values())) - set(keep):
+        for name in set(chain(*self.family.encoder_parts.values())) - set(keep):
             self._parts.pop(name, None)
         return_freed_memory()
         if self.options.device.type == "cuda":
@@ -102,7 +102,7 @@ class QwenEditAdapter(ModelAdapter):
 
     @cached_property
     def _identities(self) -> dict[str, str]:
-        return {part: part_identity(self.options.folder, files) for part, files in FAMILY.encoder_parts.items()}
+        return {part: part_identity(self.options.folder, files) for part, files in self.family.encoder_parts.items()}
 
     # ------------------------------------------------------------ images
 
@@ -149,7 +149,7 @@ class QwenEditAdapter(ModelAdapter):
         guidance_B: Tensor | None = None,
     ) -> Tensor:
         if guidance_B is not None:
-            raise ValueError(f"{FAMILY.title} has no guidance input")
+            raise ValueError(f"{self.family.title} has no guidance input")
         self._clear_device()
         # Items of unlike shapes have positions of their own; texts of unlike lengths would need an attention mask.
         groups: dict[tuple, list[int]] = defaultdict(list)

@@ -4,24 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, ClassVar
+from typing import ClassVar
 
 from toolkit.config.model_files import local_index
-from toolkit.contracts import ModelAdapter, ModelSection, Size
+from toolkit.contracts import ModelSection, Size
 from toolkit.models.family import ModelFamily
 from toolkit.models.footprint import Footprint
 from toolkit.models.qwen_edit import estimate, sizes
 from toolkit.models.qwen_edit.footprint import footprint
 from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
 
-if TYPE_CHECKING:
-    from toolkit.models.options import AdapterOptions
-
 
 class QwenEditFamily(ModelFamily):
     """See `ModelFamily`."""
 
     arch = "qwen_image_edit_plus"
+    model_class = "toolkit.models.qwen_edit.adapter:QwenEditAdapter"
     title = "Qwen-Image-Edit-2509"
     pipelines = ("QwenImageEditPlusPipeline",)
     published = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
@@ -41,11 +39,6 @@ class QwenEditFamily(ModelFamily):
         "processor": "*.json",
         "scheduler": "scheduler_config.json",
     }
-
-    def open(self, options: AdapterOptions) -> ModelAdapter:
-        from toolkit.models.qwen_edit.adapter import QwenEditAdapter
-
-        return QwenEditAdapter(options)
 
     def prompt_fault(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
