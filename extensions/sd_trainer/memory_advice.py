@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from math import prod
 from typing import Any
 
-from extensions.sd_trainer.memory_items import Group
+from extensions.sd_trainer.memory_inputs import Group
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from toolkit.memory.advice import Change, changes
 from toolkit.memory.plan import CARDS, GB, MemoryPlan, Saving, gigabytes, remedy

@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from extensions.sd_trainer.memory_items import group_items
+from extensions.sd_trainer.memory_inputs import group_items
 from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
 from toolkit.contracts import Item
 from toolkit.device import forget_peak, peak_memory, pick_device, total_memory

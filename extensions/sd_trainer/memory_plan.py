@@ -15,13 +15,16 @@ from math import prod
 from pathlib import Path
 from typing import Any, Literal
 
-from extensions.sd_trainer.counted import Trained, count_trained
-from extensions.sd_trainer.memory_items import Group, Largest, Sizes
-from extensions.sd_trainer.memory_work import (
+from extensions.sd_trainer.memory_inputs import (
     FLOAT,
     NUMBER_BYTES,
+    Group,
+    Largest,
+    Sizes,
+    Trained,
     copies_of_a_step,
     copies_within_backward,
+    count_trained,
     images_at_once,
     sharers,
     trained_bytes,

@@ -7,12 +7,11 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from extensions.sd_trainer.counted import count_trained
 from extensions.sd_trainer.memory_advice import advice
-from extensions.sd_trainer.memory_items import Group, group_items
+from extensions.sd_trainer.memory_inputs import Group, count_trained, group_items
 from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
-from extensions.sd_trainer.parallel_config import sharing
 from toolkit.config.process import JobContext
+from toolkit.config.train import TrainConfig
 from toolkit.contracts import Item, Size
 from toolkit.data.folder import Scan
 from toolkit.data.glance import picture_size
@@ -25,6 +24,7 @@ from toolkit.memory.plan import MemoryPlan
 from toolkit.models.families import family_for, yet_to_come
 from toolkit.optim.decay import initial_share
 from toolkit.optim.schedules import Course, course_of, overfull
+from toolkit.place import place_of
 
 FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
@@ -101,6 +101,25 @@ def refuse_full_disk(config: Any, folder: Path) -> None:
             f"training_folder: {folder} has {_size(free)} free, one save of this job takes {_size(needed)}. "
             "Free some space, or choose a folder on another disk."
         )
+
+
+def sharing(train: TrainConfig) -> Iterator[str]:
+    """How the samples of a step are shared out."""
+    processes = place_of().size
+    if processes == 1:
+        return
+    count, size = train.gradient_accumulation, train.batch_size
+    what = f"{processes} processes share the {count} x {size} images of each step"
+    cut = min(-(-processes // count), size)
+    each = count * cut
+    if each < processes:
+        idle = processes - each
+        yield f"{what}: {idle} have nothing to do. A gradient_accumulation of {processes} gives each one batch."
+    elif each % processes:
+        yield f"{what}: some compute {each // processes + 1} batches, the others {each // processes}, and wait."
+    else:
+        uneven = f" or {size // cut + 1}" if size % cut else ""
+        yield f"{what}: {each // processes} x {size // cut}{uneven} each"
 
 
 def _base_loras(config: Any) -> Iterator[str]:
