@@ -75,11 +75,6 @@ class SdTrainerConfig(DatasetsJob, TrainerConfig):
         """Settings that are allowed and train nothing, or that do nothing."""
         return notes(self)
 
-    def weights_dtype(self) -> str:
-        """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
-        masters = self.network.trains_model and not self.train.full_bf16
-        return "float32" if masters else self.train.dtype
-
     def plan(self, job: JobContext):
         """The run's plan: images, sizes, steps."""
         from extensions.sd_trainer.plan import plan_run

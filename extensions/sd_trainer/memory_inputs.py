@@ -7,8 +7,12 @@ from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from math import ceil, prod
-from typing import Any
+from pathlib import Path
 
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.model import ModelConfig
+from toolkit.config.sample import SampleItem
+from toolkit.config.train import TrainConfig
 from toolkit.contracts import Item, Size
 from toolkit.memory.activations import Work
 from toolkit.models.families import ModelFamily, family_for
@@ -44,17 +48,17 @@ class Trained:
         """Weights of the largest matrix."""
         return max(map(prod, self.shapes))
 
-    def optimizer_bytes(self, train: Any) -> int:
+    def optimizer_bytes(self, train: TrainConfig) -> int:
         """Of the state that a `train:` section's optimizer keeps."""
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)
 
-    def state_bytes(self, train: Any) -> int:
+    def state_bytes(self, train: TrainConfig) -> int:
         """Of all that a resume needs: raw weights, their average, the optimizer's state."""
         per_weight = (2 if train.full_bf16 else 4) + 4 * train.ema_config.use_ema
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 
-def count_trained(config: Any, processes: int = 1) -> Trained:
+def count_trained(config: DatasetsJob, processes: int = 1) -> Trained:
     """processes: that share the blocks out; of a model that is trained itself, the shapes are the rows of the first.
 
     Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
@@ -70,7 +74,7 @@ def count_trained(config: Any, processes: int = 1) -> Trained:
     return Trained(tuple(chosen), shapes, sum(map(prod, shapes)))
 
 
-def _module_shapes(family: ModelFamily, folder: Any, chosen: list[str], processes: int) -> Iterator[Shape]:
+def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], processes: int) -> Iterator[Shape]:
     modules, layers, in_blocks = family.modules(folder), family.every_linear_layer(folder), family.linear_layers(folder)
     for name in chosen:
         sharers = processes if name in in_blocks else 1
@@ -98,7 +102,7 @@ WIDE = 512
 """Layers from which on `int8_matmul: auto` multiplies in int8 on a CPU."""
 
 
-def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_card: bool) -> Work:
+def work_of(section: DatasetsJob, facts: Footprint, trained: Trained, tokens: int, on_card: bool) -> Work:
     """A step of one process with so many tokens in its largest batch. trained: `trained_here(section)`."""
     model, train = section.model, section.train
     number, own = NUMBER_BYTES[train.dtype], trained_bytes(section)
@@ -121,23 +125,23 @@ def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_ca
     )
 
 
-def copies_of_a_step(train: Any, trained: Trained) -> int:
+def copies_of_a_step(train: TrainConfig, trained: Trained) -> int:
     """Bytes of float32 copies while an optimizer steps one weight after the other."""
     in_place = train.optimizer in STEPS_IN_PLACE and not train.full_bf16
     return 0 if in_place else STEPPING_COPIES * FLOAT * trained.largest
 
 
-def copies_within_backward(train: Any, trained: Trained) -> int:
+def copies_within_backward(train: TrainConfig, trained: Trained) -> int:
     """Those of them that are there beside the activations."""
     return copies_of_a_step(train, trained) if train.fused_backward_pass else 0
 
 
-def sharers(train: Any) -> int:
+def sharers(train: TrainConfig) -> int:
     """Processes that share the blocks of the model out."""
     return place_of().size if train.parallel == "fsdp" else 1
 
 
-def whole_blocks(section: Any, facts: Footprint) -> tuple[int, int]:
+def whole_blocks(section: DatasetsJob, facts: Footprint) -> tuple[int, int]:
     """Bytes of blocks that are whole although they are shared out: of their weights, and of the gradients of one, as
     they come, to be added up, and added up."""
     if sharers(section.train) == 1:
@@ -146,36 +150,36 @@ def whole_blocks(section: Any, facts: Footprint) -> tuple[int, int]:
     return WHOLE_BLOCKS * block * number, block * (number + 2 * FLOAT) * section.network.trains_model
 
 
-def trained_here(section: Any) -> Trained:
+def trained_here(section: DatasetsJob) -> Trained:
     """What one process trains."""
     return count_trained(section, sharers(section.train))
 
 
-def trained_bytes(section: Any) -> int:
+def trained_bytes(section: DatasetsJob) -> int:
     """Of a trained weight, and of its gradient: adapters are always float32."""
     return NUMBER_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
 
 
-def images_at_once(train: Any) -> int:
+def images_at_once(train: TrainConfig) -> int:
     """Images of the largest batch that one process computes."""
     return -(-train.batch_size // cut_into(train.gradient_accumulation, place_of().size))
 
 
-def micro_batches(train: Any) -> int:
+def micro_batches(train: TrainConfig) -> int:
     """Batches of an optimizer step that one process computes."""
     processes = place_of().size
     parts = min(cut_into(train.gradient_accumulation, processes), train.batch_size)
     return -(-train.gradient_accumulation * parts // processes)
 
 
-def _multiplies_in_int8(model: Any, facts: Footprint, on_card: bool) -> bool:
+def _multiplies_in_int8(model: ModelConfig, facts: Footprint, on_card: bool) -> bool:
     if not model.quantize or model.qtype != "int8":
         return False
     wide_enough = not on_card and facts.width >= WIDE
     return wide_enough if model.int8_matmul == "auto" else model.int8_matmul
 
 
-def _expanded(model: Any, dtype: str, number: int) -> int:
+def _expanded(model: ModelConfig, dtype: str, number: int) -> int:
     """Bytes per weight of the copies that a quantized layer has while it is used: see the classes of `stored`."""
     if not model.quantize:
         return 0
@@ -216,7 +220,7 @@ class Group:
     """Letters of a caption."""
 
 
-def group_items(section: Any, items: Iterable[Item], held_out: Iterable[Item] = ()) -> tuple[Group, ...]:
+def group_items(section: DatasetsJob, items: Iterable[Item], held_out: Iterable[Item] = ()) -> tuple[Group, ...]:
     """The items of a section, alike ones together: there may be very many, and a plan looks at them often.
 
     held_out: those of its validation.
@@ -253,7 +257,7 @@ class Largest:
 class Sizes:
     """Pixels and tokens of what a job trains on, measures and draws."""
 
-    def __init__(self, section: Any, facts: Footprint, groups: Sequence[Group], area: float = 1.0) -> None:
+    def __init__(self, section: DatasetsJob, facts: Footprint, groups: Sequence[Group], area: float = 1.0) -> None:
         """area: factor on the pixels of all targets."""
         self._section, self._facts, self._groups, self._area = section, facts, groups, area
         self._follows_target = section.model.model_kwargs.match_target_res
@@ -301,7 +305,7 @@ class Sizes:
             text_tokens=self.text_tokens(group.references, group.longest),
         )
 
-    def _drawn(self, item: Any) -> Largest:
+    def _drawn(self, item: SampleItem) -> Largest:
         pixels, references = item.width * item.height, len(item.ctrl_img)
         reference = pixels if self._follows_target else self._facts.reference_pixels
         return Largest(

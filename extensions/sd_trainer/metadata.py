@@ -13,6 +13,10 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.model import ModelConfig
+from toolkit.config.network import NetworkConfig
+from toolkit.config.train import TrainConfig
 from toolkit.config.variables import as_written
 from toolkit.data.plan import FolderPlan, RunPlan
 from toolkit.models.families import MODELSPEC, family_for
@@ -37,7 +41,7 @@ _OF_THE_NOISE = (
 
 
 def file_metadata(
-    run: Run, section: Any, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
+    run: Run, section: DatasetsJob, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
 ) -> dict[str, str]:
     """Strings for a file's header: the user's own first, ours after. Empty with `save.no_metadata`.
 
@@ -61,7 +65,7 @@ def file_metadata(
     return {key: _text(value) for key, value in black_out_data({**meta, **ours}, by_key=True).items()}
 
 
-def _training(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _training(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[str, Any]:
     train, model = section.train, section.model
     comment = meta.get("training_comment", meta.get("comment"))
     return {
@@ -86,7 +90,7 @@ def _training(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]
     }
 
 
-def _network(network: Any) -> dict[str, Any]:
+def _network(network: NetworkConfig) -> dict[str, Any]:
     module = NETWORKS[network.type].partition(":")[0]
     if network.trains_model:
         return {"network_module": module}
@@ -101,7 +105,7 @@ def _network(network: Any) -> dict[str, Any]:
     }
 
 
-def _optimizer(run: Run, train: Any) -> str:
+def _optimizer(run: Run, train: TrainConfig) -> str:
     """`module.Class(argument=value, ...)`."""
     optimizer = run.roles[ROLE].optimizer
     kind = type(getattr(optimizer, "inner", optimizer))  # of `RoundedOptimizer` the one that is meant
@@ -155,7 +159,7 @@ def _bucket_info(plan: RunPlan) -> dict[str, Any]:
     return {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}}
 
 
-def _modelspec(run: Run, section: Any, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _modelspec(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
     architecture, implementation = MODELSPEC[family_for(section.model).arch]
     network, train = section.network, section.train
@@ -177,7 +181,7 @@ def _line(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _base_model(model: Any) -> str:
+def _base_model(model: ModelConfig) -> str:
     """The model's public name; of one that came from a variable, what was written."""
     written = as_written(model.name_or_path)
     if written == model.name_or_path:
@@ -185,12 +189,12 @@ def _base_model(model: Any) -> str:
     return _last_part(written) if model.is_path() else written
 
 
-def _recovery(model: Any) -> str:
+def _recovery(model: ModelConfig) -> str:
     """The file that made the frozen model more exact while this was trained, if any."""
     return _last_part(as_written(model.accuracy_recovery_adapter or "")) if model.quantize else ""
 
 
-def _base_loras(model: Any) -> list[dict[str, Any]]:
+def _base_loras(model: ModelConfig) -> list[dict[str, Any]]:
     """The files that were merged into the model, without which this one draws something else."""
     return [{"file": _last_part(as_written(lora.path)), "multiplier": lora.multiplier} for lora in model.base_loras]
 

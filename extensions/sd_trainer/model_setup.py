@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from extensions.sd_trainer.memory_inputs import copies_within_backward, trained_here, whole_blocks, work_of
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.model import ModelConfig
 from toolkit.contracts import Batch, ModelAdapter, Network
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
@@ -34,7 +36,7 @@ Note = Callable[[str], None]
 RECOVERY = "model.accuracy_recovery_adapter"
 
 
-def block_quantizer(section: Any, note: Note) -> Quantizer | None:
+def block_quantizer(section: DatasetsJob, note: Note) -> Quantizer | None:
     """What quantizes the transformer's blocks, with its recovery adapter; None when they are not quantized.
 
     Says what changes the numbers beyond the chosen type. Raises UserError when the adapter's file is of no use.
@@ -47,7 +49,7 @@ def block_quantizer(section: Any, note: Note) -> Quantizer | None:
     return partial(quantizer, recovery=recovery)
 
 
-def _recovery(model: Any, layers: dict[str, tuple[int, int]], note: Note) -> dict[str, LowRank]:
+def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]], note: Note) -> dict[str, LowRank]:
     """The changes of the adapter's file by full layer name."""
     name = model.accuracy_recovery_adapter
     path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY, note)
@@ -68,7 +70,7 @@ def _recovery(model: Any, layers: dict[str, tuple[int, int]], note: Note) -> dic
     return recovery
 
 
-def blocks_on_host(section: Any, note: Note) -> frozenset[int]:
+def blocks_on_host(section: DatasetsJob, note: Note) -> frozenset[int]:
     """Indices of the blocks that `model.blocks_to_swap` keeps in the main memory."""
     count = section.model.blocks_to_swap
     if not count:
@@ -76,7 +78,7 @@ def blocks_on_host(section: Any, note: Note) -> frozenset[int]:
     return frozenset(swapped_blocks(count, family_for(section.model).block_count(model_folder(section.model, note))))
 
 
-def block_engine(section: Any, adapter: ModelAdapter, device: torch.device, note: Note) -> BlockEngine:
+def block_engine(section: DatasetsJob, adapter: ModelAdapter, device: torch.device, note: Note) -> BlockEngine:
     """The engine a section asks for, around the blocks of an adapter whose network is attached."""
     train = section.train
     return BlockEngine(
@@ -92,7 +94,7 @@ def block_engine(section: Any, adapter: ModelAdapter, device: torch.device, note
 
 def settle(
     engine: BlockEngine,
-    section: Any,
+    section: DatasetsJob,
     adapter: ModelAdapter,
     network: Network,
     largest: Batch,
@@ -117,7 +119,7 @@ INT8 = "model.int8_matmul"
 
 
 def choose_int8_products(
-    section: Any,
+    section: DatasetsJob,
     adapter: ModelAdapter,
     network: Network,
     device: torch.device,

@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from extensions.sd_trainer.rules import VALIDATION_LOSS, Check, Rule, is_full, with_full
 from toolkit.config.base import StrictModel
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.process import Finding
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.place import place_of
-
-if TYPE_CHECKING:
-    from extensions.sd_trainer.config import SdTrainerConfig
 
 FEWEST_TO_SWAP = 3
 """Two of the blocks that are swapped have room on the device."""
@@ -23,7 +20,7 @@ OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_drop
 """Keys of `network` that describe an adapter; the LoKr ones are told anyway."""
 
 
-def notes(section: SdTrainerConfig) -> Iterator[Finding]:
+def notes(section: DatasetsJob) -> Iterator[Finding]:
     """Settings that are allowed and train nothing, or that do nothing."""
     for check in NOTES:
         yield from check(section)
@@ -34,13 +31,13 @@ def _given(section: StrictModel, key: str) -> bool:
     return getattr(section, key) != type(section).model_fields[key].default
 
 
-def _without_effect(s: SdTrainerConfig) -> Iterator[Finding]:
+def _without_effect(s: DatasetsJob) -> Iterator[Finding]:
     for name in ("train", "logging", "save", "sample"):
         part = getattr(s, name)
         yield from (Finding((name, key), message) for key, message in (part.without_effect() if part else ()))
 
 
-def _schedule(s: SdTrainerConfig) -> Iterator[Finding]:
+def _schedule(s: DatasetsJob) -> Iterator[Finding]:
     train, uses = s.train, SCHEDULES[s.train.lr_scheduler].uses
     for field, key in KEYS.items():
         if _given(train, key) and field not in ("warmup", *uses):
@@ -49,7 +46,7 @@ def _schedule(s: SdTrainerConfig) -> Iterator[Finding]:
         yield Finding(("train", "lr_scheduler_params", param), message)
 
 
-def _datasets(s: SdTrainerConfig) -> Iterator[Finding]:
+def _datasets(s: DatasetsJob) -> Iterator[Finding]:
     for index, dataset in enumerate(s.datasets):
         if dataset.loss_multiplier == 0:
             yield Finding(("datasets", index, "loss_multiplier"), "0: nothing is learned from these images.")
@@ -60,7 +57,7 @@ def _datasets(s: SdTrainerConfig) -> Iterator[Finding]:
                     yield Finding(("datasets", index, key), "has no effect without a mask.")
 
 
-def _few_validations(s: SdTrainerConfig) -> Iterator[Finding]:
+def _few_validations(s: DatasetsJob) -> Iterator[Finding]:
     """A stop that cannot come."""
     if not (s.validation and s.stop_when and s.stop_when.metric == VALIDATION_LOSS):
         return
@@ -73,12 +70,12 @@ def _few_validations(s: SdTrainerConfig) -> Iterator[Finding]:
         yield Finding(("stop_when", "smooth"), f"{message} Lower it, or 'validation.every'.")
 
 
-def _steps(s: SdTrainerConfig) -> int:
+def _steps(s: DatasetsJob) -> int:
     """Of the training; 0: known with the images only."""
     return 0 if s.train.epochs else s.train.steps
 
 
-def _validates_training(s: SdTrainerConfig) -> bool:
+def _validates_training(s: DatasetsJob) -> bool:
     if not s.validation or s.validation.folder_path is None:
         return False
     folders = (s.validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
@@ -86,14 +83,14 @@ def _validates_training(s: SdTrainerConfig) -> bool:
     return first in others
 
 
-def _of_first_samples(s: SdTrainerConfig) -> Iterator[Finding]:
+def _of_first_samples(s: DatasetsJob) -> Iterator[Finding]:
     given = s.first_sample.model_fields_set if s.first_sample else set()
     for key in ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first"):
         if key in given:
             yield Finding(("first_sample", key), "has no effect: these pictures are drawn once, before step 1.")
 
 
-def _compile(s: SdTrainerConfig) -> Iterator[Finding]:
+def _compile(s: DatasetsJob) -> Iterator[Finding]:
     settings = s.train.compile
     for name in sorted(settings.model_fields_set - {"enabled"}):
         if not settings.enabled:
@@ -102,7 +99,7 @@ def _compile(s: SdTrainerConfig) -> Iterator[Finding]:
             yield Finding(("train", "compile", name), f"has no effect: 'backend: {settings.backend}' knows no modes.")
 
 
-def _base_loras(s: SdTrainerConfig) -> Iterator[Finding]:
+def _base_loras(s: DatasetsJob) -> Iterator[Finding]:
     for index, lora in enumerate(s.model.base_loras):
         if lora.multiplier == 0:
             yield Finding(("model", "base_loras", index, "multiplier"), "0: the file is left out.")

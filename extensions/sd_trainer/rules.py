@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 from toolkit.config.choices import ONE_BY_ONE
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.lr_groups import BASE, UP
 from toolkit.config.process import Finding
 from toolkit.errors import UserError, did_you_mean
@@ -15,9 +15,6 @@ from toolkit.models.families import family_for
 from toolkit.optim.choice import NUMBER_BY_NUMBER, ArgumentError, check_choice, is_schedule_free, wants_one_rate
 from toolkit.optim.schedules import check_parameters
 from toolkit.place import place_of
-
-if TYPE_CHECKING:
-    from extensions.sd_trainer.config import SdTrainerConfig
 
 
 @dataclass(frozen=True)
@@ -27,17 +24,17 @@ class Rule:
     key: str
     """Where it is told, dotted."""
 
-    when: Callable[[SdTrainerConfig], object]
+    when: Callable[[DatasetsJob], object]
     message: str
     """A format of `s`, the section, `model`, `network`, `train`, and `processes`, their number."""
 
-    def __call__(self, s: SdTrainerConfig) -> Iterator[Finding]:
+    def __call__(self, s: DatasetsJob) -> Iterator[Finding]:
         if self.when(s):
             parts = {"model": s.model, "network": s.network, "train": s.train, "processes": place_of().size}
             yield Finding(tuple(self.key.split(".")), self.message.format(s=s, **parts))
 
 
-Check = Callable[["SdTrainerConfig"], Iterable[Finding]]
+Check = Callable[[DatasetsJob], Iterable[Finding]]
 """A rule, or several that one condition does not tell."""
 
 MERGED = ("dora", "loha", "lokr")
@@ -52,7 +49,7 @@ OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
 (torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make draws a part of the program)."""
 
 
-def mistakes(section: SdTrainerConfig) -> Iterator[Finding]:
+def mistakes(section: DatasetsJob) -> Iterator[Finding]:
     """What contradicts itself."""
     for check in MISTAKES:
         yield from check(section)
@@ -61,24 +58,24 @@ def mistakes(section: SdTrainerConfig) -> Iterator[Finding]:
 # ------------------------------------------------------------ conditions
 
 
-def is_full(s: SdTrainerConfig) -> bool:
+def is_full(s: DatasetsJob) -> bool:
     return s.network.trains_model
 
 
-def with_full(when: Callable[[SdTrainerConfig], object]) -> Callable[[SdTrainerConfig], object]:
+def with_full(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
     return lambda s: s.network.trains_model and when(s)
 
 
-def _with_schedule_free(when: Callable[[SdTrainerConfig], object]) -> Callable[[SdTrainerConfig], object]:
+def _with_schedule_free(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
     return lambda s: is_schedule_free(s.train.optimizer) and when(s)
 
 
-def _with_fsdp(when: Callable[[SdTrainerConfig], object]) -> Callable[[SdTrainerConfig], object]:
+def _with_fsdp(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
     """In several processes that share the model out: all have to make the same passes over its blocks."""
     return lambda s: not place_of().alone and s.train.parallel == "fsdp" and when(s)
 
 
-def _drops(s: SdTrainerConfig) -> bool:
+def _drops(s: DatasetsJob) -> bool:
     network = s.network
     return not is_full(s) and bool(network.dropout or network.rank_dropout or network.module_dropout)
 
@@ -87,7 +84,7 @@ def _single_steps(key: str) -> tuple[Check, Check]:
     """Both keys step one parameter at a time."""
     remedy = f"Use {', '.join(ONE_BY_ONE)}."
 
-    def unfit(s: SdTrainerConfig) -> bool:
+    def unfit(s: DatasetsJob) -> bool:
         return getattr(s.train, key) and s.train.optimizer not in ONE_BY_ONE
 
     message = "true steps one parameter at a time, and {train.optimizer} "
@@ -101,7 +98,7 @@ def _single_steps(key: str) -> tuple[Check, Check]:
     )
 
 
-def _excluded_by_fsdp(part: str, key: str, given: Callable[[SdTrainerConfig], object], reason: str) -> Rule:
+def _excluded_by_fsdp(part: str, key: str, given: Callable[[DatasetsJob], object], reason: str) -> Rule:
     message = f"not with 'train.parallel: fsdp': {reason}. Leave one of them out."
     return Rule(f"{part}.{key}", _with_fsdp(given), message)
 
@@ -117,7 +114,7 @@ def _has_qinglong(key: str, plain: object) -> Rule:
 # ------------------------------------------------------------ checks that are no single condition
 
 
-def _optimizer(s: SdTrainerConfig) -> Iterator[Finding]:
+def _optimizer(s: DatasetsJob) -> Iterator[Finding]:
     train = s.train
     try:
         check_choice(train.optimizer, train.optimizer_params)
@@ -131,7 +128,7 @@ def _optimizer(s: SdTrainerConfig) -> Iterator[Finding]:
         yield Finding(("train", "lr_scheduler_params"), str(error))
 
 
-def _group_names(s: SdTrainerConfig) -> Iterator[Finding]:
+def _group_names(s: DatasetsJob) -> Iterator[Finding]:
     names = {BASE}
     for index, group in enumerate(s.train.lr_groups):
         if group.label() in names or group.label().endswith(UP):
@@ -140,7 +137,7 @@ def _group_names(s: SdTrainerConfig) -> Iterator[Finding]:
         names.add(group.label())
 
 
-def _swapped(s: SdTrainerConfig) -> Iterator[Finding]:
+def _swapped(s: DatasetsJob) -> Iterator[Finding]:
     count, key = s.model.blocks_to_swap, ("model", "blocks_to_swap")
     if not count or is_full(s):
         return
@@ -152,7 +149,7 @@ def _swapped(s: SdTrainerConfig) -> Iterator[Finding]:
         yield Finding(key, f"{count}, but the model has {blocks} blocks, of which one has to stay. Write {blocks - 1}.")
 
 
-def _first_samples(s: SdTrainerConfig) -> Iterator[Finding]:
+def _first_samples(s: DatasetsJob) -> Iterator[Finding]:
     """Keys that contradict each other about the first set."""
     train, sample = s.train, s.sample
     wanted = [
@@ -175,7 +172,7 @@ def _first_samples(s: SdTrainerConfig) -> Iterator[Finding]:
         yield Finding(asks[0], f"{asks[1]!r} and {denies!r} contradict each other. Leave one of them out.")
 
 
-def _metric(s: SdTrainerConfig) -> Iterator[Finding]:
+def _metric(s: DatasetsJob) -> Iterator[Finding]:
     """A metric that no run would ever measure."""
     metric, key = s.stop_when.metric if s.stop_when else None, ("stop_when", "metric")
     if metric is not None and metric not in METRICS:
@@ -184,7 +181,7 @@ def _metric(s: SdTrainerConfig) -> Iterator[Finding]:
         yield Finding(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
 
 
-def _logging(s: SdTrainerConfig) -> Iterator[Finding]:
+def _logging(s: DatasetsJob) -> Iterator[Finding]:
     return (Finding(("logging", key), message) for key, message in s.logging.faults())
 
 
