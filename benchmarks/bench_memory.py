@@ -26,7 +26,7 @@ from safetensors.torch import load_file, save_file  # noqa: E402
 
 from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from extensions.sd_trainer.memory_items import group_items  # noqa: E402
+from extensions.sd_trainer.memory_inputs import group_items  # noqa: E402
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
 from toolkit.contracts import Crop, Item, Sample, Size  # noqa: E402
 from toolkit.memory.plan import GB  # noqa: E402

@@ -24,7 +24,7 @@ from benchmarks.drawn import DRAWN_SIZES, TEXT_TOKENS, write_folder  # noqa: E40
 from benchmarks.simulation import simulate  # noqa: E402
 from benchmarks.synthetic import RANK, ModelSize  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from extensions.sd_trainer.memory_items import LETTERS_PER_TOKEN, group_items  # noqa: E402
+from extensions.sd_trainer.memory_inputs import LETTERS_PER_TOKEN, group_items  # noqa: E402
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
 from toolkit.contracts import Crop, Item, Sample, Size  # noqa: E402
 from toolkit.memory.plan import GB, MemoryPlan  # noqa: E402

@@ -30,7 +30,7 @@ from benchmarks.drawn import DrawnWeights
 from benchmarks.live_bytes import LiveBytes, Peak
 from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessAdapter, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory import block_engine, blocks_on_host
+from extensions.sd_trainer.model_setup import block_engine, blocks_on_host
 from extensions.sd_trainer.trained import attach_network, build_roles
 from toolkit.contracts import Batch, BatchSpec, PromptEmbeds
 from toolkit.device import DTYPES

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
-
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.process import JobContext
 from toolkit.data.held_out import scan_job
 from toolkit.data.manifest import Manifest
@@ -12,7 +11,7 @@ from toolkit.data.plan import RunPlan, folder_plans
 from toolkit.models.families import family_for, yet_to_come
 
 
-def plan_cache(config: Any, job: JobContext) -> RunPlan:
+def plan_cache(config: DatasetsJob, job: JobContext) -> RunPlan:
     """The plan of a checked `cache` section."""
     manifest = Manifest.beside(config.training_folder)
     scan, items, held_out = scan_job(config, family_for(config.model), manifest)

@@ -6,21 +6,13 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import ClassVar
 
-from extensions.sd_trainer.full_config import check_full, note_full
-from extensions.sd_trainer.measuring_config import check_measuring, note_measuring
-from extensions.sd_trainer.memory_config import check_memory, note_memory
-from extensions.sd_trainer.parallel_config import check_parallel, note_parallel
-from extensions.sd_trainer.rates import check_rates
-from extensions.sd_trainer.sampling_config import check_samples, note_samples_and_saves
+from extensions.sd_trainer.notes import notes
+from extensions.sd_trainer.rules import mistakes
 from toolkit.config.datasets_job import DatasetsJob, TrainerConfig, place_in
 from toolkit.config.node import Node
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 from toolkit.config.train import TrainConfig
-from toolkit.errors import UserError
-from toolkit.network_kinds import KINDS
-from toolkit.optim.choice import ArgumentError, check_choice, is_schedule_free
-from toolkit.optim.schedules import KEYS, SCHEDULES, check_parameters, remarks
 
 
 def _child(entries: dict[str, Node], section: str, key: str) -> Node | None:
@@ -28,8 +20,8 @@ def _child(entries: dict[str, Node], section: str, key: str) -> Node | None:
     return node.child(key) if node is not None and isinstance(node.value, dict) else None
 
 
-MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
-"""Kinds of network beside whose files a plain LoRA can be written."""
+RESERVED_NAMES = ("state", "samples", "control", "superseded")
+"""Folders of a run beside which the model's own folder `<name>/` lies."""
 
 
 def _tell_what_counts(entries: dict[str, Node], report: Report) -> None:
@@ -72,136 +64,16 @@ class SdTrainerConfig(DatasetsJob, TrainerConfig):
         return entries
 
     def check(self, job: JobContext) -> Iterable[Finding]:
-        """What its parts check, optimizer, schedule and noise levels."""
+        """What its parts check, and what its keys rule out together."""
         yield from super().check(job)
-        yield from self._check_optimizer()
-        yield from check_full(self, job)
-        yield from check_rates(self)
-        yield from check_memory(self)
-        yield from self._check_noise_levels()
-        yield from self._check_merged_lora()
-        yield from check_samples(self)
-        yield from check_measuring(self)
-        yield from check_parallel(self)
-        yield from (Finding(("logging", key), message) for key, message in self.logging.faults())
-
-    def _check_optimizer(self) -> Iterable[Finding]:
-        train = self.train
-        try:
-            check_choice(train.optimizer, train.optimizer_params)
-        except ArgumentError as error:
-            yield Finding(("train", "optimizer_params"), str(error))
-        except UserError as error:
-            yield Finding(("train", "optimizer"), str(error))
-        try:
-            check_parameters(train.lr_scheduler, train.lr_scheduler_params)
-        except UserError as error:
-            yield Finding(("train", "lr_scheduler_params"), str(error))
-        if is_schedule_free(train.optimizer):
-            yield from self._check_schedule_free()
-
-    def _check_schedule_free(self) -> Iterable[Finding]:
-        train, name = self.train, f"'optimizer: {self.train.optimizer}'"
-        if train.lr_scheduler != "constant":
-            message = f"{name} and 'lr_scheduler: {train.lr_scheduler}' exclude each other. Leave out lr_scheduler."
-            yield Finding(("train", "lr_scheduler"), message)
-        if train.lr_warmup_steps or train.lr_scheduler_params:
-            message = f"{name} and a schedule exclude each other. Use 'optimizer_params: {{warmup_steps: 100}}'."
-            yield Finding(("train", "lr_warmup_steps" if train.lr_warmup_steps else "lr_scheduler_params"), message)
-        if train.ema_config.use_ema:
-            message = f"{name} averages the weights already, without 'use_ema: true'. Leave one of them out."
-            yield Finding(("train", "ema_config", "use_ema"), message)
-
-    def _check_merged_lora(self) -> Iterable[Finding]:
-        kind = self.network.type
-        if "merged_lora" in self.save.also and kind not in MERGED:
-            why = "no adapter is trained" if self.network.trains_model else "the files are plain LoRAs already"
-            message = f"'merged_lora' goes with {', '.join(MERGED)}. With 'type: {kind}' {why}. Leave it out."
-            yield Finding(("save", "also"), message)
-
-    def _check_noise_levels(self) -> Iterable[Finding]:
-        train = self.train
-        if train.noise_levels() == "shift" and train.discrete_flow_shift == 0:
-            message = "0 would train without any noise. Give a value above 0; 1 shifts nothing."
-            yield Finding(("train", "discrete_flow_shift"), message)
-        if train.min_timestep >= train.max_timestep:
-            message = f"{train.min_timestep:g} leaves nothing below max_timestep {train.max_timestep:g}."
-            yield Finding(("train", "min_timestep"), message)
-        if train.noise_levels().startswith("qinglong"):
-            for key, plain in (("content_or_style", "balanced"), ("preserve_distribution_shape", False)):
-                if getattr(train, key) != plain:
-                    message = (
-                        f"'timestep_type: {train.timestep_type}' is a mixture and cannot be bent or cut. Leave it out."
-                    )
-                    yield Finding(("train", key), message)
+        yield from mistakes(self)
+        if self.network.trains_model and (name := self.display_name(job)) in RESERVED_NAMES:
+            message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
+            yield Finding(("name",) if self.name else ("network", "type"), message)
 
     def notes(self, job: JobContext) -> Iterable[Finding]:
         """Settings that are allowed and train nothing, or that do nothing."""
-        if self.train.lr == 0:
-            yield Finding(("train", "lr"), "0: nothing is learned.")
-        elif self.train.optimizer == "prodigy" and self.train.lr < 0.1:
-            message = f"prodigy finds the rate itself, and lr {self.train.lr:g} slows it. Usual is 'lr: 1'."
-            yield Finding(("train", "optimizer"), message)
-        yield from (Finding(("train", key), message) for key, message in self.train.without_effect())
-        yield from (Finding(("logging", key), message) for key, message in self.logging.without_effect())
-        uses = SCHEDULES[self.train.lr_scheduler].uses
-        for field, key in KEYS.items():
-            given = getattr(self.train, key) != type(self.train).model_fields[key].default
-            if given and field not in ("warmup", *uses):
-                yield Finding(("train", key), f"has no effect: {self.train.lr_scheduler} does not use it.")
-        for param, message in remarks(self.train.lr_scheduler, self.train.lr_scheduler_params):
-            yield Finding(("train", "lr_scheduler_params", param), message)
-        if self.train.epochs and self.train.steps and "steps" in self.train.model_fields_set:
-            message = f"has no effect: 'epochs: {self.train.epochs}' decides. Leave one of them out."
-            yield Finding(("train", "steps"), message)
-        yield from self._note_datasets()
-        yield from note_measuring(self)
-        yield from note_parallel(self)
-        yield from note_samples_and_saves(self)
-        yield from note_full(self)
-        yield from note_memory(self)
-        if self.network.linear_alpha == 0 and not self.network.trains_model:
-            yield Finding(("network", "linear_alpha"), "0: the network has no effect.")
-        if "merged_lora_rank" in self.save.model_fields_set and "merged_lora" not in self.save.also:
-            yield Finding(("save", "merged_lora_rank"), "has no effect without 'also: [merged_lora]'.")
-        for index, lora in enumerate(self.model.base_loras):
-            if lora.multiplier == 0:
-                yield Finding(("model", "base_loras", index, "multiplier"), "0: the file is left out.")
-        given = self.model.model_fields_set
-        of_blocks = ("qtype", "accuracy_recovery_adapter", "int8_matmul")
-        for switch, kind in (*(("quantize", kind) for kind in of_blocks), ("quantize_te", "qtype_te")):
-            if kind in given and not getattr(self.model, switch):
-                yield Finding(("model", kind), f"has no effect without '{switch}: true'.")
-        model = self.model
-        if (
-            model.quantize
-            and model.int8_matmul is True
-            and model.qtype != "int8"
-            and not model.accuracy_recovery_adapter
-        ):
-            yield Finding(("model", "int8_matmul"), f"has no effect with 'qtype: {model.qtype}': it concerns int8.")
-        if model.quantize and model.qtype == "int2" and not model.accuracy_recovery_adapter:
-            message = "int2: weights are off by a third without an adapter that makes up for it ('int2|file')."
-            yield Finding(("model", "qtype"), message)
-
-    def _note_datasets(self) -> Iterable[Finding]:
-        for index, dataset in enumerate(self.datasets):
-            if dataset.loss_multiplier == 0:
-                yield Finding(("datasets", index, "loss_multiplier"), "0: nothing is learned from these images.")
-            if dataset.mask_path is None:
-                alone = [key for key in ("mask_min_value", "invert_mask") if getattr(dataset, key)]
-                for key in ("mask_optional", *([] if dataset.alpha_mask else alone)):
-                    if getattr(dataset, key):
-                        yield Finding(("datasets", index, key), "has no effect without a mask.")
-        if self.train.reg_weight != 1 and not any(dataset.is_reg for dataset in self.datasets):
-            yield Finding(("train", "reg_weight"), "has no effect: no dataset has 'is_reg: true'.")
-        elif self.train.reg_weight == 0:
-            yield Finding(("train", "reg_weight"), "0: nothing is learned from regularisation images.")
-
-    def weights_dtype(self) -> str:
-        """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
-        masters = self.network.trains_model and not self.train.full_bf16
-        return "float32" if masters else self.train.dtype
+        return notes(self)
 
     def plan(self, job: JobContext):
         """The run's plan: images, sizes, steps."""

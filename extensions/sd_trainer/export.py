@@ -10,6 +10,7 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from extensions.sd_trainer.metadata import file_metadata
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.contracts import Network
 from toolkit.data.plan import RunPlan
 from toolkit.device import DTYPES
@@ -26,7 +27,9 @@ class NetworkWriter:
 
     suffix = ".safetensors"
 
-    def __init__(self, network: Network, section: Any, meta: dict[str, Any], plan: RunPlan | None = None) -> None:
+    def __init__(
+        self, network: Network, section: DatasetsJob, meta: dict[str, Any], plan: RunPlan | None = None
+    ) -> None:
         """section: the typed `sd_trainer` section. meta: the job's `meta`, unexpanded. plan: of the run."""
         self.network = network
         self.section = section

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
-from typing import Any
 
-from extensions.sd_trainer.memory_items import Group
+from extensions.sd_trainer.memory_inputs import Group
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.memory.advice import Change, changes
 from toolkit.memory.plan import CARDS, GB, MemoryPlan, Saving, gigabytes, remedy
 
@@ -15,7 +15,7 @@ LEAST_SAVING = 0.01
 """Share of the peak below which a change is not worth naming."""
 
 
-def advice(section: Any, groups: Sequence[Group], machine: Machine, plan: MemoryPlan) -> str | None:
+def advice(section: DatasetsJob, groups: Sequence[Group], machine: Machine, plan: MemoryPlan) -> str | None:
     """One line of what to change for the machine, or where that is not known for the next smaller card.
 
     None where the plan fits the machine, or the smallest card.
@@ -33,7 +33,9 @@ def advice(section: Any, groups: Sequence[Group], machine: Machine, plan: Memory
     return f"warning: {has}, which is too little: {remedy(plan, limit, savings)}"
 
 
-def _savings(section: Any, groups: Sequence[Group], machine: Machine, peak: int, limit: int) -> Iterator[Saving]:
+def _savings(
+    section: DatasetsJob, groups: Sequence[Group], machine: Machine, peak: int, limit: int
+) -> Iterator[Saving]:
     """Changes that together bring the peak below `limit`, each time the one that saves most.
 
     What changes the pictures or the network itself comes after all others. Where nothing is left, less is saved.
@@ -54,13 +56,13 @@ def _savings(section: Any, groups: Sequence[Group], machine: Machine, peak: int,
             peak, chosen = peaks[best], [*chosen, left[best]]
 
 
-def _applied(section: Any, chosen: Iterable[Change]) -> Any:
+def _applied(section: DatasetsJob, chosen: Iterable[Change]) -> DatasetsJob:
     for change in chosen:
         section = change.applied(section)
     return section
 
 
-def _changed(section: Any, groups: Sequence[Group], machine: Machine, chosen: Sequence[Change]) -> int:
+def _changed(section: DatasetsJob, groups: Sequence[Group], machine: Machine, chosen: Sequence[Change]) -> int:
     """The peak with these changes."""
     section, area = _applied(section, chosen), prod(change.area for change in chosen)
     level = section.train.checkpointing_level()

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
-from extensions.sd_trainer.memory_items import group_items
+from extensions.sd_trainer.memory_inputs import group_items
 from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.contracts import Item
 from toolkit.device import forget_peak, peak_memory, pick_device, total_memory
 from toolkit.train.hooks.memory import MemoryHook
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 STATUS = Path("/proc/self/status")
 
 
-def machine_of(section: Any) -> Machine:
+def machine_of(section: DatasetsJob) -> Machine:
     """Where a section runs on this computer."""
     device = pick_device(section.device, lambda line: None)
     if device.type == "cuda":
@@ -27,7 +28,7 @@ def machine_of(section: Any) -> Machine:
 
 
 def memory_hook(
-    section: Any,
+    section: DatasetsJob,
     items: Sequence[Item],
     level: Callable[[], str],
     device: torch.device,
@@ -59,7 +60,7 @@ def memory_hook(
     return [MemoryHook(predict, measure, note if on_card else None, event)]
 
 
-def _samples_before_training(section: Any) -> bool:
+def _samples_before_training(section: DatasetsJob) -> bool:
     """Whether a set of samples is drawn before the first step."""
     return bool(section.sample or section.first_sample) and section.draws_first() and not section.train.disable_sampling
 

@@ -13,15 +13,18 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from extensions.sd_trainer.counted import Trained, count_trained
-from extensions.sd_trainer.memory_items import Group, Largest, Sizes
-from extensions.sd_trainer.memory_work import (
+from extensions.sd_trainer.memory_inputs import (
     FLOAT,
     NUMBER_BYTES,
+    Group,
+    Largest,
+    Sizes,
+    Trained,
     copies_of_a_step,
     copies_within_backward,
+    count_trained,
     images_at_once,
     sharers,
     trained_bytes,
@@ -30,6 +33,7 @@ from extensions.sd_trainer.memory_work import (
     work_of,
 )
 from toolkit.config.choices import CHECKPOINTING_LEVELS
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.host_memory import free_host_memory
 from toolkit.memory.activations import GAPS, Work, step_peak
 from toolkit.memory.plan import CUDA_CONTEXT, ENCODING, GAPS_OF_HOST, PROGRAM, PROGRAM_WITH_CUDA, MemoryPlan, Phase
@@ -65,7 +69,7 @@ def machine_for(device: str) -> Machine:
 
 
 def plan_memory(
-    section: Any, groups: Sequence[Group], machine: Machine, level: str | None = None, area: float = 1.0
+    section: DatasetsJob, groups: Sequence[Group], machine: Machine, level: str | None = None, area: float = 1.0
 ) -> MemoryPlan:
     """The plan at a level of checkpointing; by default the one that the section asks for.
 
@@ -101,7 +105,9 @@ class _Parts:
 class _Job:
     """A section on a machine, at a level of checkpointing."""
 
-    def __init__(self, section: Any, groups: Sequence[Group], machine: Machine, level: str, area: float) -> None:
+    def __init__(
+        self, section: DatasetsJob, groups: Sequence[Group], machine: Machine, level: str, area: float
+    ) -> None:
         """area: factor on the pixels of all targets."""
         self.section, self.groups, self.level = section, groups, level
         self.on_card = machine.kind == "cuda"

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from extensions.sd_trainer.export import NetworkWriter
+from toolkit.config.save import SaveConfig
 from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import LayersNetwork
 from toolkit.networks.files import as_stored, write_stored
@@ -28,7 +29,7 @@ class MergedLoraWriter:
         self,
         writer: NetworkWriter,
         network: LayersNetwork,
-        save: Any,
+        save: SaveConfig,
         note: Callable[[str], None],
         event: Callable[..., None],
     ) -> None:

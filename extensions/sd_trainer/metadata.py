@@ -14,6 +14,8 @@ from math import ceil
 from typing import Any
 
 from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.network import NetworkConfig
+from toolkit.config.train import TrainConfig
 from toolkit.data.plan import FolderPlan, RunPlan
 from toolkit.models.families import family_for
 from toolkit.network_kinds import KINDS
@@ -86,7 +88,7 @@ def _training(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[s
     }
 
 
-def _network(network: Any) -> dict[str, Any]:
+def _network(network: NetworkConfig) -> dict[str, Any]:
     module = KINDS[network.type].module
     if network.trains_model:
         return {"network_module": module}
@@ -101,7 +103,7 @@ def _network(network: Any) -> dict[str, Any]:
     }
 
 
-def _optimizer(run: Run, train: Any) -> str:
+def _optimizer(run: Run, train: TrainConfig) -> str:
     """`module.Class(argument=value, ...)`."""
     optimizer = run.roles[ROLE].optimizer
     kind = type(getattr(optimizer, "inner", optimizer))  # of `RoundedOptimizer` the one that is meant

@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from safetensors import SafetensorError
 
 from extensions.sd_trainer.export import NetworkWriter
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.contracts import Network
 from toolkit.data.plan import RunPlan
 from toolkit.errors import RunError
@@ -47,7 +48,9 @@ class ModelFolderWriter(NetworkWriter):
 
     suffix = ""
 
-    def __init__(self, network: Network, section: Any, meta: dict[str, Any], plan: RunPlan | None = None) -> None:
+    def __init__(
+        self, network: Network, section: DatasetsJob, meta: dict[str, Any], plan: RunPlan | None = None
+    ) -> None:
         super().__init__(network, section, meta, plan)
         self.base = model_folder(section.model, lambda line: None).resolve()
         self.trained_part = family_for(section.model).trained_part

@@ -5,14 +5,13 @@ from __future__ import annotations
 import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-from extensions.sd_trainer.counted import count_trained
 from extensions.sd_trainer.memory_advice import advice
-from extensions.sd_trainer.memory_items import Group, group_items
+from extensions.sd_trainer.memory_inputs import Group, count_trained, group_items
 from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
-from extensions.sd_trainer.parallel_config import sharing
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.process import JobContext
+from toolkit.config.train import TrainConfig
 from toolkit.contracts import Item, Size
 from toolkit.data.folder import Scan
 from toolkit.data.glance import picture_size
@@ -26,18 +25,19 @@ from toolkit.memory.plan import MemoryPlan
 from toolkit.models.families import family_for, yet_to_come
 from toolkit.optim.decay import initial_share
 from toolkit.optim.schedules import Course, course_of, overfull
+from toolkit.place import place_of
 
 FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
-def plan_run(config: Any, job: JobContext) -> RunPlan:
+def plan_run(config: DatasetsJob, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
     manifest = Manifest.beside(config.training_folder)
     return plan_items(config, job, *scan_job(config, family_for(config.model), manifest))
 
 
 def plan_items(
-    config: Any,
+    config: DatasetsJob,
     job: JobContext,
     scan: Scan,
     items: tuple[Item, ...],
@@ -76,7 +76,7 @@ def plan_items(
     )
 
 
-def refuse_prompts(config: Any) -> None:
+def refuse_prompts(config: DatasetsJob) -> None:
     """Raises DataErrors naming every sample prompt with more references than the model takes, or that it has no room
     for, where that can be known already."""
     family = family_for(config.model)
@@ -97,7 +97,7 @@ def refuse_prompts(config: Any) -> None:
         raise DataErrors(mistakes)
 
 
-def refuse_full_disk(config: Any, folder: Path) -> None:
+def refuse_full_disk(config: DatasetsJob, folder: Path) -> None:
     """Raises UserError when not even one state and one file of the run would fit beside `folder`."""
     trained = count_trained(config)
     needed = trained.state_bytes(config.train) + trained.written * FILE_BYTES[config.save.dtype]
@@ -109,13 +109,32 @@ def refuse_full_disk(config: Any, folder: Path) -> None:
         )
 
 
-def _base_loras(config: Any) -> Iterator[str]:
+def sharing(train: TrainConfig) -> Iterator[str]:
+    """How the samples of a step are shared out."""
+    processes = place_of().size
+    if processes == 1:
+        return
+    count, size = train.gradient_accumulation, train.batch_size
+    what = f"{processes} processes share the {count} x {size} images of each step"
+    cut = min(-(-processes // count), size)
+    each = count * cut
+    if each < processes:
+        idle = processes - each
+        yield f"{what}: {idle} have nothing to do. A gradient_accumulation of {processes} gives each one batch."
+    elif each % processes:
+        yield f"{what}: some compute {each // processes + 1} batches, the others {each // processes}, and wait."
+    else:
+        uneven = f" or {size // cut + 1}" if size % cut else ""
+        yield f"{what}: {each // processes} x {size // cut}{uneven} each"
+
+
+def _base_loras(config: DatasetsJob) -> Iterator[str]:
     """What becomes part of the model."""
     for lora in config.model.base_loras:
         yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
 
 
-def _recovery(config: Any) -> Iterator[str]:
+def _recovery(config: DatasetsJob) -> Iterator[str]:
     if config.model.quantize and config.model.accuracy_recovery_adapter:
         yield (
             f"added to the frozen {config.model.qtype} model: {config.model.recovery_name()}; "
@@ -123,13 +142,13 @@ def _recovery(config: Any) -> Iterator[str]:
         )
 
 
-def _is_unwritten(config: Any, job: JobContext) -> bool:
+def _is_unwritten(config: DatasetsJob, job: JobContext) -> bool:
     """Whether the model is one that an earlier process of the job writes."""
     folder = config.model.folder()
     return folder in job.earlier_outputs and not folder.is_dir()
 
 
-def _estimates(config: Any, groups: Sequence[Group], machine: Machine, memory: MemoryPlan) -> Iterator[str]:
+def _estimates(config: DatasetsJob, groups: Sequence[Group], machine: Machine, memory: MemoryPlan) -> Iterator[str]:
     """Memory and disk, by arithmetic on the model's config."""
     trained = count_trained(config)
     yield memory.render()
@@ -145,14 +164,14 @@ def _estimates(config: Any, groups: Sequence[Group], machine: Machine, memory: M
     )
 
 
-def _schedule(train: Any, steps: int) -> Iterator[str]:
+def _schedule(train: TrainConfig, steps: int) -> Iterator[str]:
     """Where warm-up and fall do not fit into the run."""
     course = course_of(steps, params=train.lr_scheduler_params, **Course.named_in(train))
     if line := overfull(train.lr_scheduler, course):
         yield line
 
 
-def _ema_share(config: Any, steps: int, micro_batches: int) -> Iterator[str]:
+def _ema_share(config: DatasetsJob, steps: int, micro_batches: int) -> Iterator[str]:
     """How much of the untrained start is left in the average that is saved."""
     ema = config.train.ema_config
     if not ema.use_ema:

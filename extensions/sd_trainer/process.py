@@ -14,12 +14,16 @@ from torch import Tensor
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.export import NetworkWriter
-from extensions.sd_trainer.frozen import block_quantizer
-from extensions.sd_trainer.int8_products import choose_int8_products
-from extensions.sd_trainer.memory import block_engine, blocks_on_host, settle
 from extensions.sd_trainer.memory_check import machine_of, memory_hook
 from extensions.sd_trainer.merged_lora import MergedLoraWriter
 from extensions.sd_trainer.model_folder import ModelFolderWriter
+from extensions.sd_trainer.model_setup import (
+    block_engine,
+    block_quantizer,
+    blocks_on_host,
+    choose_int8_products,
+    settle,
+)
 from extensions.sd_trainer.plan import plan_items, refuse_full_disk
 from extensions.sd_trainer.trained import attach_network, base_merging, build_roles, starting_point
 from jobs.process.trainer import Attached, Setup, Trainer

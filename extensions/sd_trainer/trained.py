@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING
 
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.contracts import ModelAdapter, Network
 from toolkit.device import DTYPES
 from toolkit.models.families import family_for
@@ -20,13 +20,10 @@ from toolkit.train.flow_step import ROLE
 from toolkit.train.roles import build_role
 from toolkit.train.run import Role
 
-if TYPE_CHECKING:
-    from extensions.sd_trainer.config import SdTrainerConfig
-
 Note = Callable[[str], None]
 
 
-def starting_point(section: SdTrainerConfig, note: Note) -> dict[str, ModuleChange] | None:
+def starting_point(section: DatasetsJob, note: Note) -> dict[str, ModuleChange] | None:
     """The weights of `network.pretrained_lora_path`; read first, so that a wrong file costs no time."""
     path = section.network.pretrained_lora_path
     if not path:
@@ -35,7 +32,7 @@ def starting_point(section: SdTrainerConfig, note: Note) -> dict[str, ModuleChan
     return read_network_file(Path(path).expanduser(), layers)
 
 
-def base_merging(section: SdTrainerConfig, note: Note) -> Callable[[], Merge] | None:
+def base_merging(section: DatasetsJob, note: Note) -> Callable[[], Merge] | None:
     """What merges `model.base_loras` into the model when it is loaded, if there are any.
 
     The files are read now, so that a wrong one costs no time, and again then: until then they would take memory.
@@ -54,7 +51,7 @@ def base_merging(section: SdTrainerConfig, note: Note) -> Callable[[], Merge] | 
 
 
 def attach_network(
-    section: SdTrainerConfig, adapter: ModelAdapter, seed: int, start: dict[str, ModuleChange] | None, note: Note
+    section: DatasetsJob, adapter: ModelAdapter, seed: int, start: dict[str, ModuleChange] | None, note: Note
 ) -> Network:
     """The network of a `network:` section on the model, begun at `start` if there is one."""
     settings = section.network
@@ -76,7 +73,7 @@ def attach_network(
     return network
 
 
-def build_roles(section: SdTrainerConfig, network: Network, steps: int, seed: int, team: Team) -> dict[str, Role]:
+def build_roles(section: DatasetsJob, network: Network, steps: int, seed: int, team: Team) -> dict[str, Role]:
     """The network's weights with the optimizer, schedule and average of a section's `train:`.
 
     team: the processes that train them together.

@@ -2,7 +2,7 @@
 
 A trainer fills in what is its own: what it scans, which model it opens, what is trained of it, and the passes of its
 loop. The lock of the folder, the choice of a checkpoint, the comparison with the job that made it, hooks, signals, and
-the end are here. `docs/extending.md` shows a whole one.
+the end are here. `tests/jobs/process/test_trainer.py` has a small one.
 """
 
 from __future__ import annotations

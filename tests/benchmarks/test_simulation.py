@@ -16,7 +16,7 @@ from benchmarks.drawn import write_folder
 from benchmarks.live_bytes import LiveBytes, Peak
 from benchmarks.synthetic import PUBLISHED, ModelSize, make_batch, open_adapter, write_model
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory import block_engine
+from extensions.sd_trainer.model_setup import block_engine
 from extensions.sd_trainer.trained import attach_network
 from toolkit.contracts import Batch, BatchSpec, ModelAdapter
 from toolkit.device import DTYPES

@@ -310,6 +310,11 @@ class DatasetsJob(ModelSection, DatasetsSection, SavingSection, EvaluationSectio
         own = super().asked_text_cache(dataset)
         return self.train.cache_text_embeddings if own is None else own
 
+    def weights_dtype(self) -> str:
+        """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
+        masters = self.network.trains_model and not self.train.full_bf16
+        return "float32" if masters else self.train.dtype
+
 
 def place_in(entries: dict[str, Node], section: str, key: str, node: Node, report: Report) -> None:
     """Puts `node` into a section under `key`, unless the section has it already."""

@@ -179,7 +179,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads_with_a_supported_qtype(load)
     assert (section.model.qtype, section.model.qtype_te, section.train.lr) == ("float8", "float8", 1e-4)
     assert section.datasets[0].control_path == ("photos",) * 3
     assert section.sample.samples[0].ctrl_img == ("photos/a.png",) * 3
-    assert section.caches_text(section.datasets[0])
+    assert section.asked_text_cache(section.datasets[0]) is True
 
 
 def test_its_qtype_gives_one_line_naming_the_supported_ones(load) -> None:
@@ -224,11 +224,6 @@ def test_mistakes_that_need_the_file_system_or_several_keys(load, old: str, new:
 def test_epochs_may_stand_for_steps(load) -> None:
     section = load(SEED_001.replace("steps: 3400", "steps: 0\n        epochs: 10")).processes[0].section
     assert (section.train.steps, section.train.epochs) == (0, 10)
-
-
-def test_shuffled_captions_are_not_cached_unless_asked_for(load) -> None:
-    section = load(SEED_001.replace("shuffle_tokens: false", "shuffle_tokens: true")).processes[0].section
-    assert not section.caches_text(section.datasets[0])
 
 
 def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:

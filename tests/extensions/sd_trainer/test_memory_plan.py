@@ -7,10 +7,9 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.counted import count_trained
-from extensions.sd_trainer.memory_items import Group, group_items
+from extensions.sd_trainer.memory_inputs import Group, count_trained, group_items
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
-from tests.extensions.sd_trainer.test_parallel_config import several
+from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.contracts import CaptionRules, Crop, Item, Sample, Size
 from toolkit.memory.plan import GB, MemoryPlan
 

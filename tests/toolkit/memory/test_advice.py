@@ -5,10 +5,8 @@ from __future__ import annotations
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.full_config import check_full
-from extensions.sd_trainer.parallel_config import check_parallel
-from tests.extensions.sd_trainer.test_parallel_config import several
-from toolkit.config.process import JobContext
+from extensions.sd_trainer.rules import mistakes
+from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.memory.advice import changes, memory_advice
 
 FRUGAL = {
@@ -89,7 +87,7 @@ def test_no_single_change_of_a_model_that_is_trained_itself_is_refused(optimizer
         return
     job = section(network={"type": "full"}, train={"optimizer": optimizer, "full_bf16": full_bf16})
     for change in changes(job):
-        assert not list(check_full(change.applied(job), JobContext("j"))), change.words
+        assert not list(mistakes(change.applied(job))), change.words
 
 
 def test_an_optimizer_of_8_bits_and_no_average_are_advised_for_an_adapter() -> None:
@@ -126,4 +124,4 @@ def test_several_processes_are_advised_nothing_that_is_refused_then(monkeypatch,
     with several(monkeypatch, 8):
         found = list(changes(job))
         assert found
-        assert not any(list(check_parallel(change.applied(job))) for change in found)
+        assert not any(list(mistakes(change.applied(job))) for change in found)

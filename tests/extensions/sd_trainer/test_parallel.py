@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.parallel_config import sharing
+from extensions.sd_trainer.plan import sharing
 from tests.processes import environment
 from toolkit.config import load_job
 from toolkit.config.train import TrainConfig

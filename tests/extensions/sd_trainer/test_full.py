@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from extensions.sd_trainer.full_config import ONE_BY_ONE
 from tests.toolkit.config.conftest import faults, load, mistakes, section, trainer  # noqa: F401 - fixtures
+from toolkit.config.choices import ONE_BY_ONE
 from toolkit.config.train import OPTIMIZERS
 
 FULL = "network: {type: full}"

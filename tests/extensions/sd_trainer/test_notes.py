@@ -1,23 +1,34 @@
-"""Mistakes and warnings about `validation` and `stop_when`."""
+"""What is told of keys that do nothing, and mistakes, about what is measured."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
+from collections.abc import Iterable
 
 import pytest
 
-from extensions.sd_trainer.measuring_config import check_measuring, note_measuring
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.notes import notes
+from extensions.sd_trainer.rules import mistakes
+from toolkit.config.process import Finding
 
 
-def section(validation: dict | None = None, stop: dict | None = None, **train) -> SimpleNamespace:
-    defaults = {"every": 0, "every_n_epochs": 0, "folder_path": None}
-    given = {"metric": "loss", "below": 1.0, "smooth": 20, "min_steps": 0}
-    return SimpleNamespace(
-        validation=None if validation is None else SimpleNamespace(**defaults | validation),
-        stop_when=None if stop is None else SimpleNamespace(**given | stop),
-        train=SimpleNamespace(**{"steps": 1000, "epochs": 0} | train),
-        datasets=[SimpleNamespace(folder_path="photos/")],
+def measured(validation: dict | None = None, stop: dict | None = None, **train) -> SdTrainerConfig:
+    return SdTrainerConfig(
+        type="sd_trainer",
+        datasets=[{"folder_path": "photos/"}],
+        model={"name_or_path": "a"},
+        validation=None if validation is None else {"every": 0, **taken_from(validation)},
+        stop_when=None if stop is None else {"metric": "loss", "below": 1.0, "smooth": 20, **stop},
+        train={"steps": 1000, **train},
     )
+
+
+def taken_from(validation: dict) -> dict:
+    return validation if "folder_path" in validation else {"fraction": 0.5, **validation}
+
+
+def told(found: Iterable[Finding]) -> list[Finding]:
+    return [finding for finding in found if finding.key[0] in ("validation", "stop_when")]
 
 
 @pytest.mark.parametrize(
@@ -29,7 +40,7 @@ def section(validation: dict | None = None, stop: dict | None = None, **train) -
     ],
 )
 def test_a_number_that_is_never_measured_is_a_mistake(stop: dict, fault: str) -> None:
-    [finding] = check_measuring(section(stop=stop))
+    [finding] = told(mistakes(measured(stop=stop)))
     assert finding.key == ("stop_when", "metric")
     assert fault in finding.message
 
@@ -38,8 +49,8 @@ def test_a_number_that_is_never_measured_is_a_mistake(stop: dict, fault: str) ->
     ("validation", "metric"), [(None, "loss"), (None, "grad_norm"), ({}, "validation/loss"), ({}, "loss")]
 )
 def test_what_is_measured_is_none(validation, metric: str) -> None:
-    assert not list(check_measuring(section(validation, {"metric": metric})))
-    assert not list(check_measuring(section(validation)))
+    assert not told(mistakes(measured(validation, {"metric": metric})))
+    assert not told(mistakes(measured(validation)))
 
 
 @pytest.mark.parametrize(
@@ -59,4 +70,4 @@ def test_what_is_measured_is_none(validation, metric: str) -> None:
     ],
 )
 def test_what_cannot_happen_is_a_warning(validation, stop, train: dict, key) -> None:
-    assert [finding.key for finding in note_measuring(section(validation, stop, **train))] == ([key] if key else [])
+    assert [finding.key for finding in told(notes(measured(validation, stop, **train)))] == ([key] if key else [])

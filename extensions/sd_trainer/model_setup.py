@@ -1,0 +1,171 @@
+"""What a `model:` section adds to how the model is loaded and its blocks are run, and what a run chooses of it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from extensions.sd_trainer.memory_inputs import copies_within_backward, trained_here, whole_blocks, work_of
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.model import ModelConfig
+from toolkit.contracts import Batch, ModelAdapter, Network
+from toolkit.device import DTYPES
+from toolkit.errors import RunError, UserError
+from toolkit.memory.advice import memory_advice
+from toolkit.memory.block_swap import swapped_blocks
+from toolkit.memory.engine import BlockEngine
+from toolkit.memory.int8_matmul import MOST_ERROR, is_exact
+from toolkit.memory.int8_probe import candidates, int8_layers, is_small
+from toolkit.memory.quantize import UNCOVERED_QTYPE, LowRank, quantizer
+from toolkit.memory.stored import InInt8, RowScaled
+from toolkit.models.families import family_for
+from toolkit.models.hub import download_file
+from toolkit.models.opening import Quantizer, model_folder
+from toolkit.networks.formats import read_network_file
+from toolkit.parallel import Team
+from toolkit.train.int8_choice import Errors, choose_int8
+
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
+Note = Callable[[str], None]
+RECOVERY = "model.accuracy_recovery_adapter"
+
+
+def block_quantizer(section: DatasetsJob, note: Note) -> Quantizer | None:
+    """What quantizes the transformer's blocks, with its recovery adapter; None when they are not quantized.
+
+    Says what changes the numbers beyond the chosen type. Raises UserError when the adapter's file is of no use.
+    """
+    model = section.model
+    if not model.quantize:
+        return None
+    layers = family_for(model).linear_layers(model_folder(model, note))
+    recovery = _recovery(model, layers, note) if model.accuracy_recovery_adapter else None
+    return partial(quantizer, recovery=recovery)
+
+
+def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]], note: Note) -> dict[str, LowRank]:
+    """The changes of the adapter's file by full layer name."""
+    name = model.accuracy_recovery_adapter
+    path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY, note)
+    changes = read_network_file(path, layers)
+    if not changes:
+        raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model.")
+    recovery = {}
+    for target, change in changes.items():
+        if change.low_rank is None or change.magnitude is not None:
+            raise UserError(f"{RECOVERY}: {path.name} is no plain LoRA ({target}).")
+        recovery[target] = change.low_rank
+    rest = len(layers) - len(recovery)
+    note(
+        f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
+        "never trained and never saved"
+        + (f"; the other {rest} are {UNCOVERED_QTYPE}" if rest and model.qtype != UNCOVERED_QTYPE else "")
+    )
+    return recovery
+
+
+def blocks_on_host(section: DatasetsJob, note: Note) -> frozenset[int]:
+    """Indices of the blocks that `model.blocks_to_swap` keeps in the main memory."""
+    count = section.model.blocks_to_swap
+    if not count:
+        return frozenset()
+    return frozenset(swapped_blocks(count, family_for(section.model).block_count(model_folder(section.model, note))))
+
+
+def block_engine(section: DatasetsJob, adapter: ModelAdapter, device: torch.device, note: Note) -> BlockEngine:
+    """The engine a section asks for, around the blocks of an adapter whose network is attached."""
+    train = section.train
+    return BlockEngine(
+        adapter,
+        device,
+        DTYPES[train.dtype],
+        train.checkpointing_level(),
+        section.model.blocks_to_swap,
+        train.compile,
+        note,
+    )
+
+
+def settle(
+    engine: BlockEngine,
+    section: DatasetsJob,
+    adapter: ModelAdapter,
+    network: Network,
+    largest: Batch,
+    remembered: int = 0,
+    gather: Callable[[str], Sequence[str]] = lambda level: [level],
+) -> None:
+    """Lets the engine choose by the largest batch; of several processes all take what one of them needs.
+
+    remembered: bytes of the optimizers' state that are there already, as in a run that goes on. gather: what all
+    processes give it.
+    """
+    folder = model_folder(section.model, note=lambda line: None)  # it is here by now
+    trained, on_card = trained_here(section), next(iter(network.parameters().values())).is_cuda
+    facts = family_for(section.model).footprint(folder)
+    work = work_of(section, facts, trained, adapter.tokens(largest), on_card)
+    to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
+    within = copies_within_backward(section.train, trained)
+    engine.settle(work, needed=to_come + within + sum(whole_blocks(section, facts)), gather=gather)
+
+
+INT8 = "model.int8_matmul"
+
+
+def choose_int8_products(
+    section: DatasetsJob,
+    adapter: ModelAdapter,
+    network: Network,
+    device: torch.device,
+    first: Callable[[], tuple[Batch, Tensor]],
+    team: Team,
+    note: Note,
+) -> None:
+    """Makes the choice that `model.int8_matmul` asks for; the network is attached, and nothing is trained yet.
+
+    first: the first item of the run and its noise. Raises RunError when even that does not fit into memory.
+    """
+    from torch import OutOfMemoryError
+
+    wanted, compiled = section.model.int8_matmul, section.train.compile
+    model = adapter.network_module
+    fused = compiled.enabled and compiled.backend == "inductor"
+    layers = candidates(model, wanted, device, fused)
+    count = len(int8_layers(model))
+    if not all(team.gather(bool(layers))):  # processes on unlike machines make the same passes
+        if wanted is True and count:
+            note(f"{INT8} true has no effect: {_reason(device, bool(layers))}.")
+        return
+    try:
+        errors = choose_int8(adapter, network, layers, *first(), team.from_first, compiled.enabled)
+    except OutOfMemoryError as error:
+        raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
+    note(_said(wanted, layers, errors, count))
+
+
+def _reason(device: torch.device, able: bool) -> str:
+    if able:
+        return "another process has no exact product of int8"
+    return "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
+
+
+def _said(wanted: bool | str, layers: Sequence[RowScaled], errors: Errors, count: int) -> str:
+    inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in InInt8._fields)
+    large = sum(not all(map(is_small, error.values())) for error in errors)
+    given_up = sum(
+        is_small(value) and not getattr(layer.in_int8, way)
+        for layer, error in zip(layers, errors, strict=True)
+        for way, value in error.items()
+    )
+    return (
+        f"{INT8} {str(wanted).lower()}: of {count} int8 layers {inputs} round their inputs to int8 too, "
+        f"{gradients} their gradients, which is faster; false keeps them whole"
+        + (f"; {large} would lose more than {MOST_ERROR:.0%} by it" if large else "")
+        + (f"; {given_up} products are left as they are so that few programs are compiled" if given_up else "")
+    )

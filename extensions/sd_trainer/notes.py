@@ -1,0 +1,214 @@
+"""What is allowed in an `sd_trainer` section and does nothing, or nothing good: one table. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from extensions.sd_trainer.rules import VALIDATION_LOSS, Check, Rule, is_full, with_full
+from toolkit.config.base import StrictModel
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.process import Finding
+from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
+from toolkit.place import place_of
+
+FEWEST_TO_SWAP = 3
+"""Two of the blocks that are swapped have room on the device."""
+
+OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
+               "scale_weight_norms")  # fmt: skip
+"""Keys of `network` that describe an adapter; the LoKr ones are told anyway."""
+
+
+def notes(section: DatasetsJob) -> Iterator[Finding]:
+    """Settings that are allowed and train nothing, or that do nothing."""
+    for check in NOTES:
+        yield from check(section)
+
+
+def _given(section: StrictModel, key: str) -> bool:
+    """Whether a key has another value than by default."""
+    return getattr(section, key) != type(section).model_fields[key].default
+
+
+def _without_effect(s: DatasetsJob) -> Iterator[Finding]:
+    for name in ("train", "logging", "save", "sample"):
+        part = getattr(s, name)
+        yield from (Finding((name, key), message) for key, message in (part.without_effect() if part else ()))
+
+
+def _schedule(s: DatasetsJob) -> Iterator[Finding]:
+    train, uses = s.train, SCHEDULES[s.train.lr_scheduler].uses
+    for field, key in KEYS.items():
+        if _given(train, key) and field not in ("warmup", *uses):
+            yield Finding(("train", key), f"has no effect: {train.lr_scheduler} does not use it.")
+    for param, message in remarks(train.lr_scheduler, train.lr_scheduler_params):
+        yield Finding(("train", "lr_scheduler_params", param), message)
+
+
+def _datasets(s: DatasetsJob) -> Iterator[Finding]:
+    for index, dataset in enumerate(s.datasets):
+        if dataset.loss_multiplier == 0:
+            yield Finding(("datasets", index, "loss_multiplier"), "0: nothing is learned from these images.")
+        if dataset.mask_path is None:
+            alone = [key for key in ("mask_min_value", "invert_mask") if getattr(dataset, key)]
+            for key in ("mask_optional", *([] if dataset.alpha_mask else alone)):
+                if getattr(dataset, key):
+                    yield Finding(("datasets", index, key), "has no effect without a mask.")
+
+
+def _few_validations(s: DatasetsJob) -> Iterator[Finding]:
+    """A stop that cannot come."""
+    if not (s.validation and s.stop_when and s.stop_when.metric == VALIDATION_LOSS):
+        return
+    every, smooth, steps = s.validation.every, s.stop_when.smooth, _steps(s)
+    if s.validation.every_n_epochs or (every and not steps):
+        return  # how many there will be is known with the images only
+    times = 1 + steps // every if every else 1
+    if times < smooth:
+        message = f"no effect: {smooth} validations are never reached, there are {times} before the end."
+        yield Finding(("stop_when", "smooth"), f"{message} Lower it, or 'validation.every'.")
+
+
+def _steps(s: DatasetsJob) -> int:
+    """Of the training; 0: known with the images only."""
+    return 0 if s.train.epochs else s.train.steps
+
+
+def _validates_training(s: DatasetsJob) -> bool:
+    if not s.validation or s.validation.folder_path is None:
+        return False
+    folders = (s.validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
+    first, *others = (Path(folder).expanduser().resolve() for folder in folders)
+    return first in others
+
+
+def _of_first_samples(s: DatasetsJob) -> Iterator[Finding]:
+    given = s.first_sample.model_fields_set if s.first_sample else set()
+    for key in ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first"):
+        if key in given:
+            yield Finding(("first_sample", key), "has no effect: these pictures are drawn once, before step 1.")
+
+
+def _compile(s: DatasetsJob) -> Iterator[Finding]:
+    settings = s.train.compile
+    for name in sorted(settings.model_fields_set - {"enabled"}):
+        if not settings.enabled:
+            yield Finding(("train", "compile", name), "has no effect without 'enabled: true'.")
+        elif name == "mode" and settings.mode != "default" and settings.backend != "inductor":
+            yield Finding(("train", "compile", name), f"has no effect: 'backend: {settings.backend}' knows no modes.")
+
+
+def _base_loras(s: DatasetsJob) -> Iterator[Finding]:
+    for index, lora in enumerate(s.model.base_loras):
+        if lora.multiplier == 0:
+            yield Finding(("model", "base_loras", index, "multiplier"), "0: the file is left out.")
+
+
+def _needs_switch(key: str, switch: str) -> Rule:
+    return Rule(
+        f"model.{key}",
+        lambda s: key in s.model.model_fields_set and not getattr(s.model, switch),
+        f"has no effect without '{switch}: true'.",
+    )
+
+
+NOTES: tuple[Check, ...] = (
+    Rule("train.lr", lambda s: s.train.lr == 0, "0: nothing is learned."),
+    Rule(
+        "train.optimizer",
+        lambda s: s.train.optimizer == "prodigy" and 0 < s.train.lr < 0.1,
+        "prodigy finds the rate itself, and lr {train.lr:g} slows it. Usual is 'lr: 1'.",
+    ),
+    _without_effect,
+    _schedule,
+    Rule(
+        "train.steps",
+        lambda s: s.train.epochs and s.train.steps and "steps" in s.train.model_fields_set,
+        "has no effect: 'epochs: {train.epochs}' decides. Leave one of them out.",
+    ),
+    _datasets,
+    Rule(
+        "train.reg_weight",
+        lambda s: s.train.reg_weight != 1 and not any(dataset.is_reg for dataset in s.datasets),
+        "has no effect: no dataset has 'is_reg: true'.",
+    ),
+    Rule(
+        "train.reg_weight",
+        lambda s: s.train.reg_weight == 0 and any(dataset.is_reg for dataset in s.datasets),
+        "0: nothing is learned from regularisation images.",
+    ),
+    Rule(
+        "stop_when.min_steps",
+        lambda s: s.stop_when and _steps(s) and s.stop_when.min_steps >= _steps(s),
+        "{s.stop_when.min_steps}: the training ends at step {train.steps} anyway.",
+    ),
+    _few_validations,
+    Rule(
+        "validation.folder_path",
+        _validates_training,
+        "{s.validation.folder_path!r} is trained on as well: a low loss says nothing of other images.",
+    ),
+    *(
+        Rule(
+            f"train.{key}",
+            lambda s, key=key: place_of().alone and _given(s.train, key),
+            "has no effect with one process. Start several with torchrun.",
+        )
+        for key in ("parallel", "ddp_timeout")
+    ),
+    _of_first_samples,
+    Rule(
+        "train.force_first_sample",
+        lambda s: s.train.force_first_sample and not s.sample,
+        "has no effect without a 'sample' section.",
+    ),
+    Rule(
+        "save.mem_eff_save",
+        lambda s: s.save.mem_eff_save and not is_full(s),
+        "has no effect: it belongs to 'network: {{type: full}}'.",
+    ),
+    *(
+        Rule(
+            f"network.{key}",
+            with_full(lambda s, key=key: key in s.network.model_fields_set),
+            "has no effect: 'type: full' trains the model itself, without an adapter.",
+        )
+        for key in OF_ADAPTERS
+    ),
+    Rule(
+        "model.blocks_to_swap",
+        lambda s: 0 < s.model.blocks_to_swap < FEWEST_TO_SWAP,
+        "{model.blocks_to_swap} saves no memory: two swapped blocks have room on the device. "
+        f"Use at least {FEWEST_TO_SWAP}.",
+    ),
+    _compile,
+    Rule(
+        "network.linear_alpha",
+        lambda s: s.network.linear_alpha == 0 and not is_full(s),
+        "0: the network has no effect.",
+    ),
+    Rule(
+        "save.merged_lora_rank",
+        lambda s: "merged_lora_rank" in s.save.model_fields_set and "merged_lora" not in s.save.also,
+        "has no effect without 'also: [merged_lora]'.",
+    ),
+    _base_loras,
+    *(_needs_switch(key, "quantize") for key in ("qtype", "accuracy_recovery_adapter", "int8_matmul")),
+    _needs_switch("qtype_te", "quantize_te"),
+    Rule(
+        "model.int8_matmul",
+        lambda s: (
+            s.model.quantize
+            and s.model.int8_matmul is True
+            and s.model.qtype != "int8"
+            and not s.model.accuracy_recovery_adapter
+        ),
+        "has no effect with 'qtype: {model.qtype}': it concerns int8.",
+    ),
+    Rule(
+        "model.qtype",
+        lambda s: s.model.quantize and s.model.qtype == "int2" and not s.model.accuracy_recovery_adapter,
+        "int2: weights are off by a third without an adapter that makes up for it ('int2|file').",
+    ),
+)

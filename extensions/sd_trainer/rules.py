@@ -1,0 +1,372 @@
+"""What the keys of an `sd_trainer` section rule out together: one table of rules. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from toolkit.config.choices import ONE_BY_ONE
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.lr_groups import BASE, UP
+from toolkit.config.process import Finding
+from toolkit.errors import UserError, did_you_mean
+from toolkit.models.families import family_for
+from toolkit.network_kinds import KINDS
+from toolkit.optim.choice import NUMBER_BY_NUMBER, ArgumentError, check_choice, is_schedule_free, wants_one_rate
+from toolkit.optim.schedules import check_parameters
+from toolkit.place import place_of
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One finding of a section."""
+
+    key: str
+    """Where it is told, dotted."""
+
+    when: Callable[[DatasetsJob], object]
+    message: str
+    """A format of `s`, the section, `model`, `network`, `train`, and `processes`, their number."""
+
+    def __call__(self, s: DatasetsJob) -> Iterator[Finding]:
+        if self.when(s):
+            parts = {"model": s.model, "network": s.network, "train": s.train, "processes": place_of().size}
+            yield Finding(tuple(self.key.split(".")), self.message.format(s=s, **parts))
+
+
+Check = Callable[[DatasetsJob], Iterable[Finding]]
+"""A rule, or several that one condition does not tell."""
+
+MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
+"""Kinds of network beside whose files a plain LoRA can be written."""
+
+VALIDATION_LOSS = "validation/loss"
+METRICS = ("loss", "grad_norm", VALIDATION_LOSS)
+"""Numbers that a run measures and `stop_when` can look at."""
+
+OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
+"""Compilers by which a block that is computed again draws anew, so that its gradients are of another dropout
+(torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make draws a part of the program)."""
+
+
+def mistakes(section: DatasetsJob) -> Iterator[Finding]:
+    """What contradicts itself."""
+    for check in MISTAKES:
+        yield from check(section)
+
+
+# ------------------------------------------------------------ conditions
+
+
+def is_full(s: DatasetsJob) -> bool:
+    return s.network.trains_model
+
+
+def with_full(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
+    return lambda s: s.network.trains_model and when(s)
+
+
+def _with_schedule_free(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
+    return lambda s: is_schedule_free(s.train.optimizer) and when(s)
+
+
+def _with_fsdp(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
+    """In several processes that share the model out: all have to make the same passes over its blocks."""
+    return lambda s: not place_of().alone and s.train.parallel == "fsdp" and when(s)
+
+
+def _drops(s: DatasetsJob) -> bool:
+    network = s.network
+    return not is_full(s) and bool(network.dropout or network.rank_dropout or network.module_dropout)
+
+
+def _single_steps(key: str) -> tuple[Check, Check]:
+    """Both keys step one parameter at a time."""
+    remedy = f"Use {', '.join(ONE_BY_ONE)}."
+
+    def unfit(s: DatasetsJob) -> bool:
+        return getattr(s.train, key) and s.train.optimizer not in ONE_BY_ONE
+
+    message = "true steps one parameter at a time, and {train.optimizer} "
+    return (
+        Rule(f"train.{key}", _with_schedule_free(unfit), f"{message}averages the weights itself. {remedy}"),
+        Rule(
+            f"train.{key}",
+            lambda s: unfit(s) and not is_schedule_free(s.train.optimizer),
+            f"{message}may need all gradients. {remedy}",
+        ),
+    )
+
+
+def _excluded_by_fsdp(part: str, key: str, given: Callable[[DatasetsJob], object], reason: str) -> Rule:
+    message = f"not with 'train.parallel: fsdp': {reason}. Leave one of them out."
+    return Rule(f"{part}.{key}", _with_fsdp(given), message)
+
+
+def _has_qinglong(key: str, plain: object) -> Rule:
+    return Rule(
+        f"train.{key}",
+        lambda s: s.train.noise_levels().startswith("qinglong") and getattr(s.train, key) != plain,
+        "'timestep_type: {train.timestep_type}' is a mixture and cannot be bent or cut. Leave it out.",
+    )
+
+
+# ------------------------------------------------------------ checks that are no single condition
+
+
+def _optimizer(s: DatasetsJob) -> Iterator[Finding]:
+    train = s.train
+    try:
+        check_choice(train.optimizer, train.optimizer_params)
+    except ArgumentError as error:
+        yield Finding(("train", "optimizer_params"), str(error))
+    except UserError as error:
+        yield Finding(("train", "optimizer"), str(error))
+    try:
+        check_parameters(train.lr_scheduler, train.lr_scheduler_params)
+    except UserError as error:
+        yield Finding(("train", "lr_scheduler_params"), str(error))
+
+
+def _group_names(s: DatasetsJob) -> Iterator[Finding]:
+    names = {BASE}
+    for index, group in enumerate(s.train.lr_groups):
+        if group.label() in names or group.label().endswith(UP):
+            key = ("train", "lr_groups", index)
+            yield Finding(key, f"{group.label()!r} is the name of another group. Give it another 'name'.")
+        names.add(group.label())
+
+
+def _swapped(s: DatasetsJob) -> Iterator[Finding]:
+    count, key = s.model.blocks_to_swap, ("model", "blocks_to_swap")
+    if not count or is_full(s):
+        return
+    try:
+        blocks = family_for(s.model).block_count(Path(s.model.name_or_path).expanduser())
+    except UserError:  # the model has a mistake of its own
+        return
+    if count >= blocks:
+        yield Finding(key, f"{count}, but the model has {blocks} blocks, of which one has to stay. Write {blocks - 1}.")
+
+
+def _first_samples(s: DatasetsJob) -> Iterator[Finding]:
+    """Keys that contradict each other about the first set."""
+    train, sample = s.train, s.sample
+    wanted = [
+        (("sample", "sample_at_first"), "sample_at_first: true", sample and sample.sample_at_first),
+        (("train", "force_first_sample"), "force_first_sample: true", train.force_first_sample),
+        (("first_sample",), "first_sample", s.first_sample),
+        (
+            ("train", "skip_first_sample"),
+            "skip_first_sample: false",
+            "skip_first_sample" in train.model_fields_set and not train.skip_first_sample,
+        ),
+    ]
+    unwanted = [
+        ("skip_first_sample: true", train.skip_first_sample),
+        ("sample_at_first: false", sample and sample.sample_at_first is False),
+    ]
+    asks = next(((key, text) for key, text, given in wanted if given), None)
+    denies = next((text for text, given in unwanted if given), None)
+    if asks and denies:
+        yield Finding(asks[0], f"{asks[1]!r} and {denies!r} contradict each other. Leave one of them out.")
+
+
+def _metric(s: DatasetsJob) -> Iterator[Finding]:
+    """A metric that no run would ever measure."""
+    metric, key = s.stop_when.metric if s.stop_when else None, ("stop_when", "metric")
+    if metric is not None and metric not in METRICS:
+        yield Finding(key, f"{metric!r} is no number that is measured. {did_you_mean(metric, METRICS)}")
+    elif metric == VALIDATION_LOSS and s.validation is None:
+        yield Finding(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+
+
+def _logging(s: DatasetsJob) -> Iterator[Finding]:
+    return (Finding(("logging", key), message) for key, message in s.logging.faults())
+
+
+_FSDP = "'train.parallel: fsdp'"
+_ONE_RATE = "'optimizer: {train.optimizer}' finds one rate for all weights. Leave this key out, or take 'adamw'."
+_AVERAGES = "'optimizer: {train.optimizer}'"
+
+MISTAKES: tuple[Check, ...] = (
+    _optimizer,
+    Rule(
+        "train.lr_scheduler",
+        _with_schedule_free(lambda s: s.train.lr_scheduler != "constant"),
+        _AVERAGES + " and 'lr_scheduler: {train.lr_scheduler}' exclude each other. Leave out lr_scheduler.",
+    ),
+    *(
+        Rule(
+            f"train.{key}",
+            _with_schedule_free(when),
+            _AVERAGES + " and a schedule exclude each other. Use 'optimizer_params: {{warmup_steps: 100}}'.",
+        )
+        for key, when in (
+            ("lr_warmup_steps", lambda s: s.train.lr_warmup_steps),
+            ("lr_scheduler_params", lambda s: s.train.lr_scheduler_params and not s.train.lr_warmup_steps),
+        )
+    ),
+    Rule(
+        "train.ema_config.use_ema",
+        _with_schedule_free(lambda s: s.train.ema_config.use_ema),
+        _AVERAGES + " averages the weights already, without 'use_ema: true'. Leave one of them out.",
+    ),
+    # ---------------------------------------- the model itself is trained
+    Rule(
+        "train.full_bf16",
+        lambda s: s.train.full_bf16 and not is_full(s),
+        "true: an adapter's weights are always float32. It belongs to 'network: {{type: full}}'.",
+    ),
+    Rule(
+        "model.quantize",
+        with_full(lambda s: s.model.quantize),
+        "true: quantized weights cannot be trained, and 'network.type: full' trains them. Write false.",
+    ),
+    Rule(
+        "network.pretrained_lora_path",
+        with_full(lambda s: s.network.pretrained_lora_path is not None),
+        "'type: full' trains no adapter that could start from a file. Leave it out.",
+    ),
+    Rule(
+        "train.full_bf16",
+        with_full(lambda s: s.train.full_bf16 and s.train.dtype != "bfloat16"),
+        "true needs 'dtype: bf16', not {train.dtype}.",
+    ),
+    *_single_steps("fused_backward_pass"),
+    *_single_steps("full_bf16"),
+    # ---------------------------------------- learning rates
+    _group_names,
+    Rule(
+        "network.loraplus_lr_ratio",
+        lambda s: s.network.loraplus_lr_ratio not in (0, 1) and not KINDS[s.network.type].up,
+        "'type: {network.type}' has no up matrix that could learn faster. Leave this key out.",
+    ),
+    Rule(
+        "network.loraplus_lr_ratio",
+        lambda s: wants_one_rate(s.train.optimizer) and s.network.loraplus_lr_ratio not in (0, 1),
+        _ONE_RATE,
+    ),
+    Rule(
+        "train.lr_groups",
+        lambda s: (
+            wants_one_rate(s.train.optimizer)
+            and any(group.rate(s.train.lr) not in (0, s.train.lr) for group in s.train.lr_groups)
+        ),
+        _ONE_RATE,
+    ),
+    Rule(
+        "network.scale_weight_norms",
+        with_full(lambda s: s.network.scale_weight_norms),
+        "'type: full' has no adapter to limit. Leave this key out.",
+    ),
+    Rule(
+        "network.scale_weight_norms",
+        _with_schedule_free(lambda s: s.network.scale_weight_norms and not is_full(s)),
+        _AVERAGES + " saves an average of the weights, for which the limit would not hold. "
+        "Leave this key out, or take 'adamw'.",
+    ),
+    # ---------------------------------------- how blocks are run
+    Rule(
+        "train.compile.backend",
+        lambda s: (
+            s.train.compile.enabled
+            and s.train.compile.backend in OTHER_DRAWS
+            and _drops(s)
+            and s.train.checkpointing_level() != "none"
+        ),
+        "{train.compile.backend!r} draws dropout anew where a block is computed again, and the gradients would be "
+        "wrong. Use inductor or aot_eager, or 'gradient_checkpointing: none'.",
+    ),
+    Rule(
+        "model.blocks_to_swap",
+        with_full(lambda s: s.model.blocks_to_swap),
+        "{model.blocks_to_swap}: only frozen weights can be swapped, and 'network.type: full' trains them. Write 0.",
+    ),
+    _swapped,
+    # ---------------------------------------- noise levels, files, samples, what is measured
+    Rule(
+        "train.discrete_flow_shift",
+        lambda s: s.train.noise_levels() == "shift" and s.train.discrete_flow_shift == 0,
+        "0 would train without any noise. Give a value above 0; 1 shifts nothing.",
+    ),
+    Rule(
+        "train.min_timestep",
+        lambda s: s.train.min_timestep >= s.train.max_timestep,
+        "{train.min_timestep:g} leaves nothing below max_timestep {train.max_timestep:g}.",
+    ),
+    _has_qinglong("content_or_style", "balanced"),
+    _has_qinglong("preserve_distribution_shape", False),
+    *(
+        Rule(
+            "save.also",
+            lambda s, fits=fits: "merged_lora" in s.save.also and s.network.type not in MERGED and fits(s),
+            f"'merged_lora' goes with {', '.join(MERGED)}. With 'type: {{network.type}}' {why}. Leave it out.",
+        )
+        for fits, why in (
+            (lambda s: not s.network.trains_model, "the files are plain LoRAs already"),
+            (lambda s: s.network.trains_model, "no adapter is trained"),
+        )
+    ),
+    _first_samples,
+    Rule(
+        "train.force_first_sample",
+        lambda s: s.train.force_first_sample and s.train.disable_sampling,
+        "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Leave one out.",
+    ),
+    Rule(
+        "first_sample",
+        lambda s: s.first_sample and not s.first_sample.samples,
+        "holds no prompts. Give its own 'prompts' or 'samples': none are taken over from 'sample'.",
+    ),
+    _metric,
+    # ---------------------------------------- several processes
+    Rule(
+        "train.fused_backward_pass",
+        lambda s: not place_of().alone and s.train.fused_backward_pass,
+        "true steps each parameter before the gradients of all {processes} processes are added up. Write false.",
+    ),
+    Rule(
+        "train.batch_size",  # items of unlike sizes take several passes
+        _with_fsdp(lambda s: s.train.batch_size > 1),
+        f"{{train.batch_size}}: with {_FSDP} write 1, and more gradient_accumulation.",
+    ),
+    Rule(
+        "train.gradient_accumulation",
+        _with_fsdp(lambda s: s.train.gradient_accumulation % place_of().size),
+        f"{{train.gradient_accumulation}}: with {_FSDP} give a multiple of the {{processes}} processes.",
+    ),
+    Rule(
+        "train.optimizer",
+        _with_fsdp(with_full(lambda s: s.train.optimizer not in NUMBER_BY_NUMBER)),
+        f"{{train.optimizer!r}} may look at more of a weight than one number of it, and {_FSDP} shares the weights "
+        f"out. Use one of {', '.join(NUMBER_BY_NUMBER)}.",
+    ),
+    Rule(
+        "save.mem_eff_save",
+        _with_fsdp(with_full(lambda s: s.save.mem_eff_save)),
+        f"true writes the weights from where they are, and {_FSDP} has them in all processes. Write false.",
+    ),
+    Rule(
+        "network.type",
+        _with_fsdp(lambda s: KINDS[s.network.type].needs_base),
+        f"'type: dora' needs the norms of whole weights, and {_FSDP} shares them out. Use lora, loha or lokr.",
+    ),
+    _excluded_by_fsdp(
+        "model", "quantize", lambda s: s.model.quantize, "FSDP2 shares out parameters, and quantized weights are none"
+    ),
+    _excluded_by_fsdp(
+        "model", "blocks_to_swap", lambda s: s.model.blocks_to_swap, "the blocks are on the GPUs, a share on each"
+    ),
+    _excluded_by_fsdp(
+        "model",
+        "modulation_table",
+        lambda s: s.model.modulation_table is True,
+        "the table's weights are shared out too",
+    ),
+    _excluded_by_fsdp(
+        "train", "compile", lambda s: s.train.compile.enabled, "compiled blocks do not gather their weights"
+    ),
+    _logging,
+)

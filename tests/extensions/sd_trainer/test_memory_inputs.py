@@ -1,0 +1,136 @@
+"""What decides the memory of a job: the step of one process, and its largest batch and picture."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from extensions.sd_trainer.memory_inputs import (
+    WIDE,
+    Group,
+    Largest,
+    Sizes,
+    count_trained,
+    group_items,
+    images_at_once,
+    micro_batches,
+    work_of,
+)
+from tests.extensions.sd_trainer.test_memory_plan import item, section
+from tests.extensions.sd_trainer.test_parallel import several
+from toolkit.contracts import Item
+from toolkit.memory.activations import Work
+from toolkit.memory.int8_matmul import SMALLEST_SIDE
+from toolkit.models.qwen_edit.footprint import footprint
+
+LORA = 147_456_000
+
+
+def work(on_card: bool = True, **parts: Any) -> Work:
+    job = section(**parts)
+    return work_of(job, footprint(job.model.folder()), count_trained(job), 100, on_card)
+
+
+def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
+    found = work()
+    assert (found.tokens, found.width, found.blocks, found.kind, found.number_bytes) == (100, 3072, 60, "lora", 2)
+    assert found.largest_layer == 4 * 3072**2  # 6 x 3072^2 see the noise level alone
+    assert (found.gradients, found.gradients_wait, found.casts) == (4 * LORA, False, 2 * LORA // 60)
+    assert work(train={"dtype": "fp32"}).casts == 0
+
+
+@pytest.mark.parametrize(
+    ("qtype", "dtype", "copies"),
+    [("int8", "bf16", 2), ("int8", "fp16", 4), ("int4", "bf16", 3), ("float8", "fp32", 4), ("fp8_scaled", "bf16", 6)],
+)
+def test_a_quantized_layer_has_copies_while_it_is_used(qtype: str, dtype: str, copies: int) -> None:
+    quantized = {"quantize": True, "qtype": qtype, "int8_matmul": False}
+    assert work(model=quantized, train={"dtype": dtype}).expanded == copies
+    assert work(train={"dtype": dtype}).expanded == 0
+
+
+def test_int8_products_need_no_copy_of_the_weight() -> None:
+    int8 = {"quantize": True, "qtype": "int8"}
+    assert [work(on_card, model=int8).int8_products for on_card in (True, False)] == [False, True]
+    assert work(model=int8 | {"int8_matmul": True}).int8_products
+    assert work(False, model=int8).expanded == 0
+    assert not work(False, model=int8 | {"qtype": "int4"}).int8_products
+    assert WIDE == SMALLEST_SIDE
+
+
+def test_gradients_wait_where_there_are_several_micro_batches() -> None:
+    assert work(train={"gradient_accumulation": 2}).gradients_wait
+    fused = {"fused_backward_pass": True, "max_grad_norm": 0, "full_bf16": True}
+    whole = {"network": {"type": "full"}}
+    assert work(train=fused, **whole).gradients == 2 * 6 * 3072**2  # of the largest layer
+    assert work(train=fused | {"gradient_accumulation": 2}, **whole).gradients > 40 * 10**9
+
+
+@pytest.mark.parametrize(
+    ("processes", "batch", "accumulation", "images", "batches"),
+    [(1, 4, 1, 4, 1), (2, 4, 1, 2, 1), (2, 1, 4, 1, 2), (4, 2, 2, 1, 1), (2, 3, 1, 2, 1), (4, 1, 1, 1, 1)],
+)
+def test_processes_share_the_images_of_a_step(
+    monkeypatch: pytest.MonkeyPatch, processes: int, batch: int, accumulation: int, images: int, batches: int
+) -> None:
+    train = section(train={"batch_size": batch, "gradient_accumulation": accumulation}).train
+    with several(monkeypatch, processes):
+        assert (images_at_once(train), micro_batches(train)) == (images, batches)
+
+
+PIXELS = 1024 * 1024
+
+
+def sizes(*items: Item, held_out: tuple[Item, ...] = (), area: float = 1.0, **parts) -> Sizes:
+    job = section(**parts)
+    return Sizes(job, footprint(job.model.folder()), group_items(job, items, held_out), area)
+
+
+def test_alike_items_are_one_group() -> None:
+    """However many images there are, a plan looks at each once."""
+    items = [*[item(repeats=3) for _ in range(50)], item(512), item(references=2)]
+    groups = group_items(section(), items, held_out=[item()])
+    assert [(group.bucket, group.references, group.held_out, group.count, group.uses) for group in groups] == [
+        ((1024, 1024), 1, False, 50, 150),
+        ((512, 512), 1, False, 1, 9),
+        ((1024, 1024), 2, False, 1, 9),
+        ((1024, 1024), 1, True, 1, 9),
+    ]
+    assert isinstance(groups[0], Group)
+
+
+def test_tokens_are_those_of_all_pictures_and_texts() -> None:
+    largest = Largest(images=2, pixels=PIXELS, references=2, reference_pixels=PIXELS // 4, text_tokens=100)
+    assert sizes(item()).tokens(largest) == 2 * (4096 + 2 * 1024 + 100)
+
+
+def test_a_batch_has_no_more_images_than_its_bucket_has_uses() -> None:
+    found = sizes(item(references=0, repeats=2), item(512, references=0, repeats=9))
+    assert [found.batch(most).images for most in (1, 2)] == [1, 2]
+    assert found.batch(4).images == 2  # two of the large ones are more than four of the small ones
+    assert found.batch(9).images == 9
+
+
+def test_references_follow_their_target_where_they_should() -> None:
+    follows = {"model_kwargs": {"match_target_res": True}}
+    assert sizes(item(512)).batch(1).reference_pixels == PIXELS
+    assert sizes(item(512), model=follows).batch(1).reference_pixels == 512 * 512
+    assert sizes(item(512), model=follows, area=0.25).batch(1).reference_pixels == 256 * 256
+
+
+def test_what_is_held_out_is_not_in_a_batch() -> None:
+    found = sizes(item(512), held_out=(item(), item(256)))
+    assert found.batch(1).pixels == 512 * 512
+    assert found.held_out().pixels == PIXELS
+    assert sizes(item(repeats=1), held_out=(item(),)).batch(4).images == 1
+    assert sizes(item()).held_out() is None
+
+
+@pytest.mark.parametrize(("disabled", "count"), [(False, 2), (True, 0)])
+def test_samples_are_drawn_one_at_a_time(disabled: bool, count: int) -> None:
+    sample = {"samples": [{"prompt": "a"}, {"prompt": "b" * 300, "width": 512}], "width": 1024, "height": 1024}
+    found = sizes(item(), sample=sample, train={"disable_sampling": disabled}).samples()
+    assert [(one.images, one.pixels) for one in found] == [(1, PIXELS), (1, PIXELS // 2)][:count]
+    assert [one.reference_pixels for one in found] == [0, 0][:count]  # nothing of them is encoded
+    assert not found or found[1].text_tokens - found[0].text_tokens == 99
