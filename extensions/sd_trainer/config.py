@@ -13,8 +13,9 @@ from extensions.sd_trainer.memory_config import check_memory, note_memory
 from extensions.sd_trainer.parallel_config import check_parallel, note_parallel
 from extensions.sd_trainer.rates import check_rates
 from extensions.sd_trainer.sampling_config import check_samples, note_samples_and_saves
-from toolkit.config.datasets_job import DatasetsJob, place_in
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.node import Node
+from toolkit.config.normalise import place_in
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 from toolkit.config.train import TrainConfig
@@ -59,12 +60,11 @@ class SdTrainerConfig(DatasetsJob):
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """What `DatasetsJob` does; without `save.dtype` a model that is trained itself is saved in bf16.
+        """Without `save.dtype` a model that is trained itself is saved in bf16.
 
         LoRAs are usual in float16; a whole model is usual in the type of the original. Tells what `steps` counts
         where accumulation is asked for by a name with which ai-toolkit counts otherwise.
         """
-        entries = super().reshape(entries, report)
         _tell_what_counts(entries, report)
         kind, given = (_child(entries, *path) for path in (("network", "type"), ("save", "dtype")))
         if given is None and kind is not None and str(kind.value).strip().lower() in ("full", "fullrank"):

@@ -1,12 +1,12 @@
-"""`StrictModel`, the base of every config section, and the tables by which a section knows names it does not use."""
+"""`StrictModel`, the base of every config section."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from pydantic import BaseModel, ConfigDict
 
+from toolkit.config.compat.foreign import ForeignNames
 from toolkit.config.node import Node
 from toolkit.config.report import Report
 
@@ -23,25 +23,13 @@ class StrictModel(BaseModel):
         protected_namespaces=(),
     )
 
-    aliases: ClassVar[Mapping[str, str]] = {}
-    """Other names of fields: old name -> field."""
-
-    shapes: ClassVar[Mapping[str, str]] = {}
-    """Names that are no fields but that `reshape` turns into fields -> what they stand for."""
-
-    refused_when_on: ClassVar[Mapping[str, str]] = {}
-    """Switches of `no_effect` that are refused unless they are false -> why, and the remedy."""
-
-    no_effect: ClassVar[Mapping[str, str]] = {}
-    """Names that are accepted with a warning -> why they do nothing here."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Names that are known and refused -> the values that ask for nothing and therefore pass."""
+    foreign: ClassVar[ForeignNames] = ForeignNames()
+    """What this section takes of the keys of other programs."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """Turns other shapes of this section into its fields. Gets known and given keys only."""
+        """Turns other shapes of this section's own keys into its fields. Gets known and given keys only."""
         return entries

@@ -7,21 +7,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.choices import PathText, mistake
+from toolkit.config.compat.job import JOB
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.logging import LoggingConfig
-from toolkit.config.model import TO_TRAIN, ModelConfig
+from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.config.node import Key, Node
-from toolkit.config.normalise import prefer
+from toolkit.config.node import Key
 from toolkit.config.process import Finding, JobContext, ProcessConfig
-from toolkit.config.report import Report
 from toolkit.config.sample import SampleConfig
 from toolkit.config.save import SaveConfig
 from toolkit.config.stop_when import StopWhenConfig
@@ -29,9 +27,6 @@ from toolkit.config.train import TrainConfig
 from toolkit.config.validation import OF_THE_FOLDER, ValidationConfig
 
 Found = Iterable[Finding]
-
-FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when": "stop_when"}
-"""Keys that are also taken inside `train` -> the process's own key."""
 
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
@@ -103,52 +98,7 @@ class DatasetsJob(ProcessConfig):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """What is printed."""
 
-    shapes: ClassVar = {
-        "optimizer": "train.optimizer, train.lr and train.optimizer_params, as {name, lr, ...}",
-        "training": "train, as {steps, epochs}",
-        "log_dir": "logging.logging_dir",
-    }
-    no_effect: ClassVar = {
-        "performance_log_every": "metrics.jsonl has the times of every step",
-        "sqlite_db_path": "the web page reads the run's folder",
-        "torch_profiler": "metrics.jsonl has the times of every step",
-    }
-    unsupported: ClassVar = {
-        "guidance": (),
-        "embedding": (),
-        "decorator": (),
-        "adapter": (),
-        "slider": (),
-    }
-
-    aliases: ClassVar = {"stop_condition": "stop_when"}
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`optimizer`, `training` and keys of `train` that are the process's own go where they belong."""
-        optimizer = entries.pop("optimizer", None)
-        if optimizer is not None:
-            place_in(entries, "train", "optimizer", optimizer, report)
-        log_dir = entries.pop("log_dir", None)
-        if log_dir is not None:
-            place_in(entries, "logging", "logging_dir", log_dir, report)
-        training = entries.pop("training", None)
-        if training is not None and isinstance(training.value, dict):
-            for key, child in training.value.items():
-                place_in(entries, "train", key, child, report)
-        elif training is not None:
-            report.mistake(training, "is not a mapping of keys and values.")
-        _move_compile(entries, report)
-        train = entries.get("train")
-        if train is None or not isinstance(train.value, dict):
-            return entries
-        rest = dict(train.value)
-        for key, field in FROM_TRAIN.items():
-            node = rest.pop(key, None)
-            if node is not None and not node.is_blank:
-                entries[field] = prefer(entries.get(field), node, report)
-        entries["train"] = replace(train, value=rest)
-        return entries
+    foreign: ClassVar = JOB
 
     # ------------------------------------------------------------ what the rooms ask
 
@@ -223,38 +173,6 @@ class DatasetsJob(ProcessConfig):
                 "'cache_text_embeddings: true' and 'shuffle_tokens: true' exclude each other: a shuffled caption "
                 "is a new text at each use. Keep one.",
             )
-
-
-def place_in(entries: dict[str, Node], section: str, key: str, node: Node, report: Report) -> None:
-    """Puts `node` into a section under `key`, unless the section has it already."""
-    above = node.path[: 2 if node.from_defaults else 3]
-    target = entries.get(section) or replace(node, value={}, path=(*above, section))
-    if not isinstance(target.value, dict) or node.is_blank:
-        return
-    chosen = prefer(target.value.get(key), node, report)
-    entries[section] = replace(target, value={**target.value, key: chosen})
-
-
-def _move_compile(entries: dict[str, Node], report: Report) -> None:
-    """ai-toolkit's keys of compiling go from `model` to `train`."""
-    model = entries.get("model")
-    if model is None or not isinstance(model.value, dict):
-        return
-    rest = dict(model.value)
-    switches = [rest.pop(key) for key in ("compile", "block_compile") if key in rest]
-    switch = next((node for node in switches if node.value is not False), None)
-    moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
-    entries["model"] = replace(model, value=rest)
-    train = entries.get("train")
-    given = train.child("compile") if train is not None and isinstance(train.value, dict) else None
-    if switch is not None and given is not None and isinstance(given.value, dict):
-        given = replace(given, value={**given.value, "enabled": prefer(given.value.get("enabled"), switch, report)})
-        entries["train"] = replace(train, value={**train.value, "compile": given})
-    else:
-        moved["compile"] = switch
-    for key, node in moved.items():
-        if node is not None:
-            place_in(entries, "train", key, node, report)
 
 
 def _check_masks(at: Key, dataset: DatasetConfig, job: JobContext) -> Found:

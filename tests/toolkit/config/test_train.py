@@ -132,11 +132,11 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
     ("line", "message"),
     [
         ("min_timestep: 500, max_timestep: 400", "train.min_timestep: 500 leaves nothing below max_timestep 400."),
-        ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is not supported yet."),
+        ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is unknown. Use 'sigmoid' or"),
         ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
         ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is no dotted path."),
         ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
-        ("optimizer: lion", "train.optimizer: 'lion' is not supported yet."),
+        ("optimizer: lion", "train.optimizer: 'lion' is unknown. Use 'adamw' or"),
         ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
         ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
         ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),

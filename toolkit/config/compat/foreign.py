@@ -1,0 +1,51 @@
+"""`ForeignNames`: what a section takes, or refuses, of the keys of other programs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from pydantic import BaseModel
+
+from toolkit.config.node import Node
+from toolkit.config.report import Report
+
+Entries = dict[str, Node]
+"""Key -> value of one section."""
+
+
+def _unchanged(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+    return entries
+
+
+@dataclass(frozen=True)
+class ForeignNames:
+    """Keys of other programs in one section. None of them is one of the section's own."""
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields: old name -> field."""
+
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    """Names that are no fields but that `reshape` turns into fields -> what they stand for."""
+
+    no_effect: Mapping[str, str] = field(default_factory=dict)
+    """Names that are accepted with a warning -> why they do nothing here."""
+
+    refused_when_on: Mapping[str, str] = field(default_factory=dict)
+    """Switches of `no_effect` that are refused unless they are false -> why, and the remedy."""
+
+    unsupported: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Names that are known and refused -> the values that ask for nothing and therefore pass."""
+
+    reshape: Callable[[type[BaseModel], Entries, Report], Entries] = _unchanged
+    """Turns `shapes` of a section into its fields. Gets known and given keys only, before aliases are folded."""
+
+    def names(self) -> set[str]:
+        """All of them."""
+        return {*self.aliases, *self.shapes, *self.no_effect, *self.unsupported}
+
+
+def refuse(names: str, *harmless: Any) -> dict[str, tuple[Any, ...]]:
+    """Rows of `unsupported`: names separated by spaces, all with the same harmless values."""
+    return dict.fromkeys(names.split(), harmless)
