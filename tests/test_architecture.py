@@ -297,7 +297,7 @@ def test_every_registry_entry_loads() -> None:
         for attribute, value in vars(importlib.import_module(module)).items()
         if isinstance(value, Registry)
     }
-    assert {"toolkit.optim.optimizers.OPTIMIZERS", "toolkit.networks.registry.NETWORKS"} <= set(registries)
+    assert {"toolkit.optim.choice.OPTIMIZERS", "toolkit.networks.registry.NETWORKS"} <= set(registries)
     nowhere = []
     for place, registry in registries.items():
         for name in registry:
