@@ -10,10 +10,9 @@ from typing import Any
 from extensions.sd_trainer.counted import Trained, count_trained
 from toolkit.memory.activations import Work
 from toolkit.models.footprint import Footprint
+from toolkit.number_types import DTYPE_BYTES, INT8_SIDE
 from toolkit.parallel import place_of
 from toolkit.train.windows import cut_into
-
-NUMBER_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 FLOAT = 4
 """Bytes of a number in float32."""
@@ -27,14 +26,11 @@ STEPPING_COPIES = 4
 STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 """Optimizers whose step makes no copies: torch's fused ones, and SGD."""
 
-WIDE = 512
-"""Layers from which on `int8_matmul: auto` multiplies in int8 on a CPU."""
-
 
 def work_of(section: Any, facts: Footprint, trained: Trained, tokens: int, on_card: bool) -> Work:
     """A step of one process with so many tokens in its largest batch. trained: `trained_here(section)`."""
     model, train = section.model, section.train
-    number, own = NUMBER_BYTES[train.dtype], trained_bytes(section)
+    number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
     waits = micro_batches(train) > 1
     fused = train.fused_backward_pass and not waits
     int8 = _multiplies_in_int8(model, facts, on_card)
@@ -75,7 +71,7 @@ def whole_blocks(section: Any, facts: Footprint) -> tuple[int, int]:
     they come, to be added up, and added up."""
     if sharers(section.train) == 1:
         return 0, 0
-    number, block = NUMBER_BYTES[section.train.dtype], facts.linears // facts.blocks
+    number, block = DTYPE_BYTES[section.train.dtype], facts.linears // facts.blocks
     return WHOLE_BLOCKS * block * number, block * (number + 2 * FLOAT) * section.network.trains_model
 
 
@@ -86,7 +82,7 @@ def trained_here(section: Any) -> Trained:
 
 def trained_bytes(section: Any) -> int:
     """Of a trained weight, and of its gradient: adapters are always float32."""
-    return NUMBER_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
+    return DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
 
 
 def images_at_once(train: Any) -> int:
@@ -104,7 +100,7 @@ def micro_batches(train: Any) -> int:
 def _multiplies_in_int8(model: Any, facts: Footprint, on_card: bool) -> bool:
     if not model.quantize or model.qtype != "int8":
         return False
-    wide_enough = not on_card and facts.width >= WIDE
+    wide_enough = not on_card and facts.width >= INT8_SIDE
     return wide_enough if model.int8_matmul == "auto" else model.int8_matmul
 
 

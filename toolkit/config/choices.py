@@ -73,7 +73,7 @@ def _checkpointing(value: Any) -> Any:
 
 
 Checkpointing = Annotated[
-    bool | Literal[("auto", *CHECKPOINTING_LEVELS)],
+    bool | str,
     BeforeValidator(_checkpointing),
     WithJsonSchema({"enum": [True, False, "auto", *CHECKPOINTING_LEVELS]}),
 ]

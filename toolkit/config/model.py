@@ -17,8 +17,7 @@ from toolkit.config.node import Node
 from toolkit.config.normalise import listed
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
-
-QTYPES = ("int8", "int4", "int2", "float8", "fp8_scaled")
+from toolkit.number_types import QTYPES
 
 
 def _without_adapter(value: Any) -> Any:
@@ -28,7 +27,7 @@ def _without_adapter(value: Any) -> Any:
 
 
 Qtype = Annotated[
-    Literal["int8", "int4", "int2", "float8", "fp8_scaled"],
+    str,
     *one_of(*QTYPES, spellings=QTYPE_SPELLINGS),
     BeforeValidator(_without_adapter),
 ]

@@ -13,20 +13,9 @@ from toolkit.config.compat.train import LOSS_SPELLINGS, OPTIMIZER_SPELLINGS, TIM
 from toolkit.config.compile import CompileConfig
 from toolkit.config.ema import EmaConfig
 from toolkit.config.lr_groups import LrGroupConfig
-
-OPTIMIZERS = (
-    "adamw", "adamw8bit", "adam", "adam8bit", "sgd", "adafactor", "lion8bit", "ademamix8bit", "prodigy",
-    "schedulefree_adamw",
-)  # fmt: skip
-SCHEDULES = (
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
-    "warmup_stable_decay", "inverse_sqrt", "rex", "step", "piecewise_constant",
-)  # fmt: skip
-
-TIMESTEP_TYPES = (
-    "sigmoid", "linear", "uniform", "weighted", "sigma", "shift", "model_shift", "flux_shift", "logsnr",
-    "lognorm_blend", "qinglong_flux", "qinglong_model",
-)  # fmt: skip
+from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
+from toolkit.optim.choice import OPTIMIZERS
+from toolkit.optim.schedules import SCHEDULES
 
 _short_name, _ = one_of(*OPTIMIZERS, spellings=OPTIMIZER_SPELLINGS)
 
@@ -111,7 +100,7 @@ class TrainConfig(StrictModel):
     """Further arguments of the optimizer by name, such as weight_decay or betas; texts such as "0.9,0.999" are read."""
 
     lr_scheduler: Annotated[
-        Literal[SCHEDULES],
+        str,
         *one_of(*SCHEDULES),
     ] = "constant"
     """Course of the learning rate after the warm-up. linear, cosine, polynomial and rex fall to their end; with
@@ -154,7 +143,7 @@ class TrainConfig(StrictModel):
     """Noise process; Qwen-Image knows flow matching only."""
 
     timestep_type: Annotated[
-        Literal[TIMESTEP_TYPES],
+        str,
         *one_of(*TIMESTEP_TYPES, spellings=TIMESTEP_TYPE_SPELLINGS),
     ] = "sigmoid"
     """How noise levels are drawn. uniform, linear: all alike; weighted: so, with weighted loss; sigmoid: the middle
@@ -170,8 +159,8 @@ class TrainConfig(StrictModel):
     """Of timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
 
     weighting_scheme: Annotated[
-        Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"],
-        *one_of("none", "sigma_sqrt", "logit_normal", "mode", "cosmap"),
+        str,
+        *one_of(*WEIGHTING_SCHEMES),
     ] = "none"
     """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)). logit_normal and mode weigh nothing but
     decide what timestep_type sigma draws."""
@@ -296,13 +285,12 @@ class TrainConfig(StrictModel):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
         kind, scheme = self.noise_levels(), self.weighting_scheme
-        scaled = kind in ("sigmoid", "model_shift", "flux_shift", "qinglong_flux", "qinglong_model") or (
-            kind == "shift" and self.discrete_flow_shift
-        )
-        normal = kind in ("logsnr", "qinglong_flux") or (kind == "sigma" and scheme == "logit_normal")
+        used_by_kind = TIMESTEP_TYPES[kind].uses
+        scaled = "sigmoid_scale" in used_by_kind or (kind == "shift" and self.discrete_flow_shift)
+        normal = "logit_mean" in used_by_kind or (kind == "sigma" and scheme == "logit_normal")
         uses = {
             "sigmoid_scale": (scaled, "timestep_type sigmoid, shift, qwen_shift, flux_shift or qinglong"),
-            "discrete_flow_shift": (kind == "shift", "timestep_type shift"),
+            "discrete_flow_shift": ("discrete_flow_shift" in used_by_kind, "timestep_type shift"),
             "logit_mean": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
             "logit_std": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
             "mode_scale": (kind == "sigma" and scheme == "mode", "timestep_type sigma with weighting_scheme mode"),

@@ -23,10 +23,8 @@ from toolkit.flow.sampler import shift_mu
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import Picture, draw_timestep, strata
 from toolkit.flow.weighting import weights
+from toolkit.models.footprint import AHEAD
 from toolkit.seeding import generator
-
-AHEAD = 32
-"""Micro-batches whose noise levels are announced at once."""
 
 ROLE = "network"
 """The one role of a LoRA or a fully trained model."""

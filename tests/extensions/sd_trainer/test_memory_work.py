@@ -7,11 +7,10 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.counted import count_trained
-from extensions.sd_trainer.memory_work import WIDE, images_at_once, micro_batches, work_of
+from extensions.sd_trainer.memory_work import images_at_once, micro_batches, work_of
 from tests.extensions.sd_trainer.test_memory_plan import section
 from tests.extensions.sd_trainer.test_parallel_config import several
 from toolkit.memory.activations import Work
-from toolkit.memory.int8_matmul import SMALLEST_SIDE
 from toolkit.models.qwen_edit.footprint import footprint
 
 LORA = 147_456_000
@@ -46,7 +45,6 @@ def test_int8_products_need_no_copy_of_the_weight() -> None:
     assert work(model=int8 | {"int8_matmul": True}).int8_products
     assert work(False, model=int8).expanded == 0
     assert not work(False, model=int8 | {"qtype": "int4"}).int8_products
-    assert WIDE == SMALLEST_SIDE
 
 
 def test_gradients_wait_where_there_are_several_micro_batches() -> None:

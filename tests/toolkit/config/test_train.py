@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.train import SCHEDULES, TIMESTEP_TYPES, TrainConfig
+from toolkit.config.train import TrainConfig
 from toolkit.flow.losses import HUBER_SCHEDULES, LOSSES
+from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
 from toolkit.flow.settings import FlowSettings
-from toolkit.flow.timesteps import SAMPLINGS
 from toolkit.flow.weighting import SAMPLING_ONLY, WEIGHTINGS
+from toolkit.optim.schedules import SCHEDULES
 
 
 def choices(field: str) -> set[str]:
@@ -17,8 +18,7 @@ def choices(field: str) -> set[str]:
 
 
 def test_every_name_of_the_config_leads_somewhere() -> None:
-    assert set(TIMESTEP_TYPES) == set(SAMPLINGS)
-    assert choices("weighting_scheme") == {*WEIGHTINGS, *SAMPLING_ONLY} - {"flex", "bell", "half_bell"}
+    assert set(WEIGHTING_SCHEMES) == {*WEIGHTINGS, *SAMPLING_ONLY} - {"flex", "bell", "half_bell"}
     assert choices("loss_type") == set(LOSSES) and choices("huber_schedule") == set(HUBER_SCHEDULES)
 
 
