@@ -112,7 +112,7 @@ class EncoderlessAdapter(QwenEditAdapter):
 
 
 def open_adapter(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str | None = None) -> EncoderlessAdapter:
-    """The adapter over a folder of `write_model`, on the CPU; qtype: a key of `toolkit.memory.quantize.QTYPES`."""
+    """The adapter over a folder of `write_model`, on the CPU; qtype: a key of `toolkit.number_types.QTYPES`."""
     options = AdapterOptions(
         folder=folder,
         device=torch.device("cpu"),

@@ -5,8 +5,10 @@ from __future__ import annotations
 from pathlib import Path
 from typing import ClassVar
 
-from toolkit.config.datasets_job import DatasetsJob, place_in
+from toolkit.config.compat.foreign import ForeignNames
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.node import Node
+from toolkit.config.normalise import place_in
 from toolkit.config.process import JobContext
 from toolkit.config.report import Report
 
@@ -19,7 +21,7 @@ class CacheConfig(DatasetsJob):
 
     process_types: ClassVar[tuple[str, ...]] = ("cache",)
 
-    shapes: ClassVar = {"dtype": "train.dtype"}
+    foreign: ClassVar = ForeignNames(shapes={"dtype": "train.dtype"})
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
@@ -27,7 +29,7 @@ class CacheConfig(DatasetsJob):
         dtype = entries.pop("dtype", None)
         if dtype is not None:
             place_in(entries, "train", "dtype", dtype, report)
-        return super().reshape(entries, report)
+        return entries
 
     def still_there(self, job: JobContext) -> bool:
         """The folder of the cache; what is missing inside it the training makes itself."""

@@ -8,8 +8,9 @@ from typing import ClassVar
 
 from extensions.sd_trainer.notes import notes
 from extensions.sd_trainer.rules import mistakes
-from toolkit.config.datasets_job import DatasetsJob, TrainerConfig, place_in
+from toolkit.config.datasets_job import DatasetsJob, TrainerConfig
 from toolkit.config.node import Node
+from toolkit.config.normalise import place_in
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 from toolkit.config.train import TrainConfig
@@ -51,12 +52,11 @@ class SdTrainerConfig(DatasetsJob, TrainerConfig):
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """What `DatasetsJob` does; without `save.dtype` a model that is trained itself is saved in bf16.
+        """Without `save.dtype` a model that is trained itself is saved in bf16.
 
         LoRAs are usual in float16; a whole model is usual in the type of the original. Tells what `steps` counts
         where accumulation is asked for by a name with which ai-toolkit counts otherwise.
         """
-        entries = super().reshape(entries, report)
         _tell_what_counts(entries, report)
         kind, given = (_child(entries, *path) for path in (("network", "type"), ("save", "dtype")))
         if given is None and kind is not None and str(kind.value).strip().lower() in ("full", "fullrank"):

@@ -17,7 +17,6 @@ from typing import Literal
 
 from extensions.sd_trainer.memory_inputs import (
     FLOAT,
-    NUMBER_BYTES,
     Group,
     Largest,
     Sizes,
@@ -38,14 +37,10 @@ from toolkit.host_memory import free_host_memory
 from toolkit.memory.activations import GAPS, Work, step_peak
 from toolkit.memory.plan import CUDA_CONTEXT, ENCODING, GAPS_OF_HOST, PROGRAM, PROGRAM_WITH_CUDA, MemoryPlan, Phase
 from toolkit.models.families import family_for
+from toolkit.models.footprint import AHEAD, MOST_ROWS
 from toolkit.network_kinds import KINDS
+from toolkit.number_types import DTYPE_BYTES
 from toolkit.parallel import BUCKET_BYTES, place_of
-
-TABLE_ROWS = 192
-"""Noise levels whose rows the modulation table keeps."""
-
-AHEAD = 32
-"""Micro-batches whose noise levels are announced at once."""
 
 SWAP_BUFFERS = 2
 """Blocks that have room on the device while they wait in the main memory."""
@@ -116,8 +111,8 @@ class _Job:
         self.folder = self.model.folder()
         self.family = family_for(self.model)
         self.facts = self.family.footprint(self.folder)
-        self.number = NUMBER_BYTES[self.train.dtype]
-        self.weight_bytes = NUMBER_BYTES[section.weights_dtype()]
+        self.number = DTYPE_BYTES[self.train.dtype]
+        self.weight_bytes = DTYPE_BYTES[section.weights_dtype()]
         self.trained_bytes = trained_bytes(section)
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes = place_of().size
@@ -188,7 +183,7 @@ class _Job:
         there = self._model(buffers=0) | self._encoders_that_stay() | self._cached()
         return there | place | _Parts({}, {"model file": file})
 
-    def _step(self, optimizer: int, rows: int = TABLE_ROWS) -> _Parts:
+    def _step(self, optimizer: int, rows: int = MOST_ROWS) -> _Parts:
         """The worse of two moments: in the backward pass, or with all gradients while they are exchanged and used.
 
         optimizer: bytes of its state before; it is made where there is none. rows: of the modulation table.
@@ -212,7 +207,7 @@ class _Job:
         averages = FLOAT * self._whole.weights * self.train.ema_config.use_ema
         state = self._whole.weights * self.trained_bytes + averages + self._whole.optimizer_bytes(self.train)
         raw = bool(averages) and "raw" in self.section.save.also
-        files = self._counted.written * NUMBER_BYTES[self.section.save.dtype] * (1 + raw)
+        files = self._counted.written * DTYPE_BYTES[self.section.save.dtype] * (1 + raw)
         files = 0 if self.section.save.mem_eff_save else files
         every, by_epochs = self.section.save.interval()
         goes_on = bool(by_epochs) or 0 < every < (self.train.steps or every + 1)
@@ -232,7 +227,7 @@ class _Job:
 
     # ------------------------------------------------------------ what stays
 
-    def _at_rest(self, optimizer: int, rows: int = TABLE_ROWS) -> _Parts:
+    def _at_rest(self, optimizer: int, rows: int = MOST_ROWS) -> _Parts:
         """Between two steps. optimizer: bytes of its state. rows: of the modulation table."""
         own = {
             f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.trained,

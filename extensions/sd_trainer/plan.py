@@ -23,11 +23,10 @@ from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.errors import DataErrors, Mistake, UserError
 from toolkit.memory.plan import MemoryPlan
 from toolkit.models.families import family_for, yet_to_come
+from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.decay import initial_share
 from toolkit.optim.schedules import Course, course_of, overfull
 from toolkit.place import place_of
-
-FILE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 
 
 def plan_run(config: DatasetsJob, job: JobContext) -> RunPlan:
@@ -100,7 +99,7 @@ def refuse_prompts(config: DatasetsJob) -> None:
 def refuse_full_disk(config: DatasetsJob, folder: Path) -> None:
     """Raises UserError when not even one state and one file of the run would fit beside `folder`."""
     trained = count_trained(config)
-    needed = trained.state_bytes(config.train) + trained.written * FILE_BYTES[config.save.dtype]
+    needed = trained.state_bytes(config.train) + trained.written * DTYPE_BYTES[config.save.dtype]
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -158,7 +157,7 @@ def _estimates(config: DatasetsJob, groups: Sequence[Group], machine: Machine, m
     yield (
         f"{config.network.type} {config.network.size()} on {len(trained.layers)} layers: {trained.weights:,} weights; "
         f"each {'folder' if config.network.trains_model else 'file'} "
-        f"{_size(trained.written * FILE_BYTES[config.save.dtype])}, "
+        f"{_size(trained.written * DTYPE_BYTES[config.save.dtype])}, "
         f"each state {_size(trained.state_bytes(config.train))} on disk"
         + (f"; the model's own weights in {config.model.qtype}" if config.model.quantize else "")
     )

@@ -13,7 +13,7 @@ import shutil
 import pytest
 
 from tests.faults.conftest import Job
-from toolkit.optim.optimizers import OPTIMIZERS
+from toolkit.optim.choice import OPTIMIZERS
 from toolkit.optim.schedules import SCHEDULES
 
 SCHEDULE_NEEDS = {

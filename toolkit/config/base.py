@@ -1,4 +1,4 @@
-"""`StrictModel`, the base of every config section, and the tables by which a section knows names it does not use."""
+"""`StrictModel`, the base of every config section."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
+from toolkit.config.compat.foreign import ForeignNames
 from toolkit.config.node import Node
 from toolkit.config.report import Report
 
@@ -29,20 +30,8 @@ class StrictModel(BaseModel):
         protected_namespaces=(),
     )
 
-    aliases: ClassVar[Mapping[str, str]] = {}
-    """Other names of fields: old name -> field."""
-
-    shapes: ClassVar[Mapping[str, str]] = {}
-    """Names that are no fields but that `reshape` turns into fields -> what they stand for."""
-
-    refused_when_on: ClassVar[Mapping[str, str]] = {}
-    """Switches of `no_effect` that are refused unless they are false -> why, and the remedy."""
-
-    no_effect: ClassVar[Mapping[str, str]] = {}
-    """Names that are accepted with a warning -> why they do nothing here."""
-
-    unsupported: ClassVar[Mapping[str, tuple[Any, ...]]] = {}
-    """Names that are known and refused -> the values that ask for nothing and therefore pass."""
+    foreign: ClassVar[ForeignNames] = ForeignNames()
+    """What this section takes of the keys of other programs."""
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
@@ -54,12 +43,12 @@ class StrictModel(BaseModel):
     @classmethod
     def __pydantic_init_subclass__(cls, **kwargs: Any) -> None:
         """The tables of a section composed of others are theirs and its own."""
-        for table in ("aliases", "shapes", "refused_when_on", "no_effect", "unsupported", "on_resume"):
-            given = [base.__dict__[table] for base in reversed(cls.__mro__) if table in base.__dict__]
-            setattr(cls, table, {name: said for part in given for name, said in part.items()})
+        bases = [base.__dict__ for base in reversed(cls.__mro__)]
+        cls.foreign = ForeignNames.combined(own["foreign"] for own in bases if "foreign" in own)
+        cls.on_resume = {key: kind for own in bases for key, kind in own.get("on_resume", {}).items()}
         super().__pydantic_init_subclass__(**kwargs)
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """Turns other shapes of this section into its fields. Gets known and given keys only."""
+        """Turns other shapes of this section's own keys into its fields. Gets known and given keys only."""
         return entries

@@ -5,12 +5,11 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Mapping, Sequence
+from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
 from pydantic_core import PydanticCustomError
-
-from toolkit.errors import did_you_mean
 
 
 def mistake(message: str) -> PydanticCustomError:
@@ -18,17 +17,8 @@ def mistake(message: str) -> PydanticCustomError:
     return PydanticCustomError("mistake", "{message}", {"message": message})
 
 
-def one_of(
-    *names: str,
-    later: str = "",
-    spellings: Mapping[str, str] | None = None,
-    refusal: str = "is not supported yet",
-) -> tuple[BeforeValidator, WithJsonSchema]:
-    """Annotations of a Literal: other `spellings` of its names, and names that are known but not built.
-
-    Upper and lower case are alike. `later` holds names separated by spaces; `refusal` says what is
-    wrong with them.
-    """
+def one_of(*names: str, spellings: Mapping[str, str] | None = None) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Annotations of a Literal: other `spellings` of its names. Upper and lower case are alike."""
     spellings = spellings or {}
 
     def read(value: Any) -> Any:
@@ -39,9 +29,10 @@ def one_of(
             return folded
         if folded in spellings:
             return spellings[folded]
-        if folded in later.split():
-            raise mistake(f"{value!r} {refusal}. Use {_listed(names)}.")
-        raise mistake(f"{value!r} is unknown. {did_you_mean(folded, [*names, *spellings], list_all=False)}")
+        # Nearer than elsewhere: the names of other programs' choices are not to be taken for typing errors.
+        near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise mistake(f"{value!r} is unknown. {hint}Use {_listed(names)}.")
 
     return BeforeValidator(read), WithJsonSchema({"type": "string", "enum": [*names, *spellings]})
 
@@ -82,7 +73,7 @@ def _checkpointing(value: Any) -> Any:
 
 
 Checkpointing = Annotated[
-    bool | Literal[("auto", *CHECKPOINTING_LEVELS)],
+    bool | str,
     BeforeValidator(_checkpointing),
     WithJsonSchema({"enum": [True, False, "auto", *CHECKPOINTING_LEVELS]}),
 ]

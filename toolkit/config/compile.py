@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import Annotated
 
 from pydantic import Field
 
@@ -22,7 +22,7 @@ class CompileConfig(StrictModel):
     backend: str = "inductor"
     """Compiler, by PyTorch's name for it. inductor needs a C++ compiler on the CPU and Triton on CUDA."""
 
-    mode: Annotated[Literal[MODES], *one_of(*MODES)] = "default"
+    mode: Annotated[str, *one_of(*MODES)] = "default"
     """What inductor optimises for; max-autotune tries more and takes longer to start."""
 
     dynamic: AutoOrBool = "auto"

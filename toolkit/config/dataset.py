@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import PathText, as_list, mistake, schema_of_list
-from toolkit.config.node import Node
-from toolkit.config.report import Report
-from toolkit.config.slots import Slots, gather_slots, slot_names
+from toolkit.config.compat.data import DATASET
+from toolkit.config.slots import Slots
 
 _COLOURS = (
     "white black gray grey silver red green blue yellow cyan aqua magenta fuchsia maroon navy olive purple teal "
@@ -140,70 +138,4 @@ class DatasetConfig(StrictModel):
     on_resume: ClassVar = dict.fromkeys(
         ("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"
     )
-    aliases: ClassVar = {
-        "caption_type": "caption_ext",
-        "caption_extension": "caption_ext",
-        "image_directory": "folder_path",
-    }
-    shapes: ClassVar = dict.fromkeys(slot_names("control_path"), "control_path") | {
-        "control_transparent_color": "background, as [red, green, blue] of 0 to 255",
-    }
-    no_effect: ClassVar = {
-        "buckets": "images are always grouped by size",
-        "bucket_tolerance": "sides are always multiples of 32",
-        "prefetch_factor": "batches are small, everything is encoded before",
-        "persistent_workers": "loaders always live as long as the run",
-        "full_size_control_images": "references always keep their own size",
-        "fps": "it concerns videos",
-        "clip_image_path": "the model has no CLIP image encoder",
-        "cache_clip_vision_to_disk": "the model has no CLIP image encoder",
-        "use_short_captions": "a caption is one text file",
-        "short_and_long_captions": "a caption is one text file",
-    }
-    unsupported: ClassVar = {
-        "dataset_path": (),
-        "prior_reg": (False,),
-        "network_weight": (1,),
-        "random_crop": (False,),
-        "random_scale": (False,),
-        "square_crop": (False,),
-        "scale": (1,),
-        "token_dropout_rate": (0,),
-        "random_triggers": (),
-        "random_triggers_max": (1,),
-        "replacements": (),
-        "augments": (),
-        "augmentations": (),
-        "controls": (),
-        "control_from_same_folder": (False,),
-        "num_controls_from_same_folder": (0, 1),
-        "unconditional_path": (),
-        "inpaint_path": (),
-        "batch_size": (),
-        "num_frames": (1,),
-        "shrink_video_to_frames": (True, False),
-        "standardize_images": (False,),
-        "poi": (),
-        "type": ("image",),
-    }
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`control_path_1..3` become one list, a colour of three numbers becomes "#rrggbb"."""
-        gather_slots(entries, "control_path", report)
-        colour = entries.pop("control_transparent_color", None)
-        if colour is not None and "background" not in entries:
-            if rgb := _rgb(colour.data()):
-                entries["background"] = replace(colour, value=rgb)
-            else:
-                report.mistake(colour, "is no colour. Write [red, green, blue], each 0 to 255.")
-        elif colour is not None:
-            report.mistake(colour, "'background' is given as well. Keep one.", at_key=True)
-        return entries
-
-
-def _rgb(value: Any) -> str:
-    parts = value if isinstance(value, list) else []
-    if len(parts) != 3 or not all(type(part) is int and 0 <= part <= 255 for part in parts):
-        return ""
-    return "#" + "".join(f"{part:02x}" for part in parts)
+    foreign: ClassVar = DATASET

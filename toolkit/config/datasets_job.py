@@ -1,28 +1,26 @@
 """The parts that the section of a process is composed of, and `DatasetsJob`, all of them together.
 
 Training and caching share `DatasetsJob`, so that a user can copy a job and change only its `type`. A trainer of
-something else takes `TrainerConfig` and what it needs of the others. Tables (`shapes`, `on_resume`, ...) add up.
+something else takes `TrainerConfig` and what it needs of the others. Their tables (`foreign`, `on_resume`) add up.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Iterable
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.choices import PathText, mistake
+from toolkit.config.compat.job import EVALUATION, MODEL_AND_NETWORK, RUN, TRAINING
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.logging import LoggingConfig
-from toolkit.config.model import TO_TRAIN, ModelConfig
+from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.config.node import Key, Node
-from toolkit.config.normalise import prefer
+from toolkit.config.node import Key
 from toolkit.config.process import Finding, JobContext, ProcessConfig
-from toolkit.config.report import Report
 from toolkit.config.sample import SampleConfig
 from toolkit.config.save import SaveConfig
 from toolkit.config.stop_when import StopWhenConfig
@@ -31,9 +29,6 @@ from toolkit.config.validation import OF_THE_FOLDER, ValidationConfig
 from toolkit.files import sha256_of
 
 Found = Iterable[Finding]
-
-FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when": "stop_when"}
-"""Keys that are also taken inside `train` -> the process's own key."""
 
 _DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
 
@@ -67,21 +62,8 @@ class RunSection(ProcessConfig):
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """What is printed."""
 
-    shapes: ClassVar = {"log_dir": "logging.logging_dir"}
-    no_effect: ClassVar = {
-        "performance_log_every": "metrics.jsonl has the times of every step",
-        "sqlite_db_path": "the web page reads the run's folder",
-        "torch_profiler": "metrics.jsonl has the times of every step",
-    }
+    foreign: ClassVar = RUN
     on_resume: ClassVar = {"device": "harmless", "logging": "harmless"}
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`log_dir` goes to `logging`."""
-        log_dir = entries.pop("log_dir", None)
-        if log_dir is not None:
-            place_in(entries, "logging", "logging_dir", log_dir, report)
-        return super().reshape(entries, report)
 
     def job_folder(self, job: JobContext) -> Path:
         """`<training_folder>/<job>`, with the process's name below it where it has one."""
@@ -132,13 +114,7 @@ class ModelSection(ProcessConfig):
     model: ModelConfig
     """The model that is trained."""
 
-    unsupported: ClassVar = {"guidance": (), "embedding": (), "decorator": (), "adapter": (), "slider": ()}
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """Keys of compiling go from `model` to `train`."""
-        _move_compile(entries, report)
-        return super().reshape(entries, report)
+    foreign: ClassVar = MODEL_AND_NETWORK
 
     def recorded_settings(self) -> dict[str, Any]:
         """What is in a file counts, not where it lies."""
@@ -180,37 +156,8 @@ class TrainingSection(RunSection):
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Length, optimizer, loss and precision."""
 
-    shapes: ClassVar = {
-        "optimizer": "train.optimizer, train.lr and train.optimizer_params, as {name, lr, ...}",
-        "training": "train, as {steps, epochs}",
-    }
+    foreign: ClassVar = TRAINING
     on_resume: ClassVar = {"resume": "harmless"}
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`optimizer`, `training` and keys of `train` that are the process's own go where they belong."""
-        optimizer = entries.pop("optimizer", None)
-        if optimizer is not None:
-            place_in(entries, "train", "optimizer", optimizer, report)
-        training = entries.pop("training", None)
-        if training is not None and isinstance(training.value, dict):
-            for key, child in training.value.items():
-                place_in(entries, "train", key, child, report)
-        elif training is not None:
-            report.mistake(training, "is not a mapping of keys and values.")
-        entries = super().reshape(entries, report)
-        train = entries.get("train")
-        if train is None or not isinstance(train.value, dict):
-            return entries
-        rest = dict(train.value)
-        for key, field in FROM_TRAIN.items():
-            if field not in cls.model_fields:
-                continue
-            node = rest.pop(key, None)
-            if node is not None and not node.is_blank:
-                entries[field] = prefer(entries.get(field), node, report)
-        entries["train"] = replace(train, value=rest)
-        return entries
 
     def recorded_settings(self) -> dict[str, Any]:
         """Without where the files are and where to go on from: states of moved runs are equal byte for byte."""
@@ -248,10 +195,9 @@ class EvaluationSection(TrainingSection):
     stop_when: StopWhenConfig | None = None
     """Ends the training before its last step; never without this section."""
 
-    aliases: ClassVar = {"stop_condition": "stop_when"}
-
     # The images that `validation` holds out are missing in the dataset, which is compared by its content.
     on_resume: ClassVar = dict.fromkeys(("sample", "first_sample", "validation", "stop_when"), "harmless")
+    foreign: ClassVar = EVALUATION
 
     def draws_first(self) -> bool:
         """Whether a set is drawn before step 1."""
@@ -314,38 +260,6 @@ class DatasetsJob(ModelSection, DatasetsSection, SavingSection, EvaluationSectio
         """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
         masters = self.network.trains_model and not self.train.full_bf16
         return "float32" if masters else self.train.dtype
-
-
-def place_in(entries: dict[str, Node], section: str, key: str, node: Node, report: Report) -> None:
-    """Puts `node` into a section under `key`, unless the section has it already."""
-    above = node.path[: 2 if node.from_defaults else 3]
-    target = entries.get(section) or replace(node, value={}, path=(*above, section))
-    if not isinstance(target.value, dict) or node.is_blank:
-        return
-    chosen = prefer(target.value.get(key), node, report)
-    entries[section] = replace(target, value={**target.value, key: chosen})
-
-
-def _move_compile(entries: dict[str, Node], report: Report) -> None:
-    """ai-toolkit's keys of compiling go from `model` to `train`."""
-    model = entries.get("model")
-    if model is None or not isinstance(model.value, dict):
-        return
-    rest = dict(model.value)
-    switches = [rest.pop(key) for key in ("compile", "block_compile") if key in rest]
-    switch = next((node for node in switches if node.value is not False), None)
-    moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
-    entries["model"] = replace(model, value=rest)
-    train = entries.get("train")
-    given = train.child("compile") if train is not None and isinstance(train.value, dict) else None
-    if switch is not None and given is not None and isinstance(given.value, dict):
-        given = replace(given, value={**given.value, "enabled": prefer(given.value.get("enabled"), switch, report)})
-        entries["train"] = replace(train, value={**train.value, "compile": given})
-    else:
-        moved["compile"] = switch
-    for key, node in moved.items():
-        if node is not None:
-            place_in(entries, "train", key, node, report)
 
 
 def _check_masks(at: Key, dataset: DatasetConfig, job: JobContext) -> Found:

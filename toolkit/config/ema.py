@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
+from toolkit.config.compat.train import EMA
 
 
 class EmaConfig(StrictModel):
@@ -21,4 +22,4 @@ class EmaConfig(StrictModel):
     use_num_updates: bool = True
     """Warm up: the decay after n steps is at most (1 + n) / (10 + n), so that early files are not the start."""
 
-    unsupported: ClassVar = {"use_feedback": (False,), "param_multiplier": (1,)}
+    foreign: ClassVar = EMA

@@ -11,12 +11,12 @@ from typing import Any
 
 from pydantic import BaseModel
 
+from toolkit.config.compat.peer_names import hint
 from toolkit.config.defaults import DefaultsWatch, merge_defaults
 from toolkit.config.job import JobConfig, ProcessEntry
 from toolkit.config.model import ModelConfig
 from toolkit.config.node import Node, show
 from toolkit.config.normalise import Normaliser
-from toolkit.config.peer_names import hint
 from toolkit.config.process import Finding, JobContext, ProcessConfig
 from toolkit.config.report import Report
 from toolkit.config.saved import saved_text, secret_scalars

@@ -5,7 +5,6 @@ from __future__ import annotations
 import netrc
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -15,8 +14,7 @@ from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import PathText, one_of
-from toolkit.config.node import Node, show
-from toolkit.config.report import Report
+from toolkit.config.compat.output import LOGGING
 from toolkit.redact import REDACTED, holds_secret
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
@@ -67,32 +65,7 @@ class LoggingConfig(StrictModel):
     """Better left out: the environment variable WANDB_API_KEY, or what `wandb login` stored, is used then. It is kept
     in no file."""
 
-    aliases: ClassVar = {"project_name": "wandb_project", "run_name": "wandb_run_name"}
-    shapes: ClassVar = {"use_wandb": "log_with: wandb, or all when logging_dir is given"}
-    no_effect: ClassVar = {
-        "verbose": "the log has one level",
-        "use_ui_logger": "the web page reads metrics.jsonl",
-    }
-    unsupported: ClassVar = {"log_tracker_config": ()}
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`use_wandb` becomes `log_with`."""
-        use = entries.pop("use_wandb", None)
-        if use is None:
-            return entries
-        wanted = {"true": True, "false": False}.get(str(use.value).lower())
-        given = entries.get("log_with")
-        if wanted is None:
-            report.mistake(use, f"{show(use)} is neither true nor false.")
-        elif given is None or (given.from_defaults and not use.from_defaults):
-            folder = entries.get("logging_dir")
-            has_folder = folder is not None and folder.value not in (0, False)
-            names = {True: "all" if has_folder else "wandb", False: "auto"}
-            entries["log_with"] = replace(use, value=names[wanted])
-        elif wanted != (str(given.value).lower() in ("wandb", "all")) and use.from_defaults == given.from_defaults:
-            report.mistake(use, f"{show(use)} contradicts 'log_with: {given.value}'. Keep log_with.", at_key=True)
-        return entries
+    foreign: ClassVar = LOGGING
 
     def trackers(self) -> tuple[str, ...]:
         """Names of the trackers that draw this run's curves."""

@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
+from toolkit.config.compat.train import LR_GROUP
 from toolkit.config.network import Pattern
 
 BASE = "base"
@@ -31,7 +32,7 @@ class LrGroupConfig(StrictModel):
     name: str = ""
     """What metrics.jsonl calls the group: `lr/<name>`. Empty: as `match`."""
 
-    aliases: ClassVar = {"pattern": "match"}
+    foreign: ClassVar = LR_GROUP
 
     def label(self) -> str:
         """The name of the group."""

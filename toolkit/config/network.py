@@ -3,18 +3,13 @@
 from __future__ import annotations
 
 import re
-from dataclasses import replace
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import PathText, Texts, as_list, mistake, one_of, schema_of_list
-from toolkit.config.node import Node, show
-from toolkit.config.normalise import prefer
-from toolkit.config.pairs import read_pairs
-from toolkit.config.report import Report
-from toolkit.errors import did_you_mean
+from toolkit.config.compat.network import ALGO_SPELLINGS, KIND_SPELLINGS, NETWORK, NETWORK_KWARGS
 from toolkit.network_kinds import KINDS
 
 IN_LYCORIS = tuple(name for name, kind in KINDS.items() if kind.in_lycoris)
@@ -46,11 +41,7 @@ class NetworkKwargs(StrictModel):
 
     algo: Annotated[
         Literal[IN_LYCORIS],
-        *one_of(
-            *IN_LYCORIS,
-            spellings={"locon": "lora"},
-            later="full ia3 dylora glora norms oft boft diag-oft glokr abba tlora",
-        ),
+        *one_of(*IN_LYCORIS, spellings=ALGO_SPELLINGS),
     ] = "lora"
     """With `type: lycoris` the kind of adapter, under LyCORIS' names."""
 
@@ -60,11 +51,7 @@ class NetworkKwargs(StrictModel):
     ignore_if_contains: Texts = ()
     """Leave out layers whose dotted name contains one of these texts."""
 
-    shapes: ClassVar = {"lokr_full_rank": "network.lokr_full_rank"}
-    unsupported: ClassVar = {
-        "full_if_contains": (),
-        "transformer_only": (True,),
-    }
+    foreign: ClassVar = NETWORK_KWARGS
 
 
 class NetworkConfig(StrictModel):
@@ -72,7 +59,7 @@ class NetworkConfig(StrictModel):
 
     type: Annotated[
         Literal[tuple(KINDS)],
-        *one_of(*KINDS, spellings={"lycoris": "lora", "fullrank": "full"}, later="locon lorm"),
+        *one_of(*KINDS, spellings=KIND_SPELLINGS),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,
     the others in ComfyUI only. full: no adapter, the model itself is trained and written as a model folder; layers are
@@ -134,30 +121,7 @@ class NetworkConfig(StrictModel):
         ),
         "pretrained_lora_path": "harmless",  # it has done its work by then
     }
-    aliases: ClassVar = {
-        "rank": "linear",
-        "network_dim": "linear",
-        "alpha": "linear_alpha",
-        "network_alpha": "linear_alpha",
-        "network_dropout": "dropout",
-        "network_weights": "pretrained_lora_path",
-        "lokr_factor": "factor",
-    }
-    shapes: ClassVar = {
-        "network_args": "keys of this section, as a list of texts `name=value`",
-        "network_module": "type: networks.lora_qwen_image, networks.loha, networks.lokr",
-    }
-    no_effect: ClassVar = {
-        "split_multistage_loras": "Qwen-Image has one stage",
-        "old_lokr_format": "LoKr files are written in the current form only",
-    }
-    unsupported: ClassVar = {
-        "conv": (0,),
-        "conv_alpha": (0,),
-        "transformer_only": (True,),
-        "all_layers": (False,),
-        "layer_offloading": (False,),
-    }
+    foreign: ClassVar = NETWORK
 
     @property
     def trains_model(self) -> bool:
@@ -172,73 +136,3 @@ class NetworkConfig(StrictModel):
             return f"rank {self.linear}"
         factor = "balanced" if self.factor == -1 else f"factor {self.factor}"
         return f"{factor}, second factor whole" if self.lokr_full_rank else f"{factor}, rank {self.linear}"
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`type: lycoris` becomes the kind that `network_kwargs.algo` names; `lokr_full_rank` comes out of there.
-
-        musubi-tuner's `network_module` becomes the type, its `network_args` the keys they name.
-        """
-        _from_module(entries, report)
-        _from_arguments(cls, entries, report)
-        kwargs = entries.get("network_kwargs")
-        whole = kwargs.child("lokr_full_rank") if kwargs else None
-        if whole is not None:
-            rest = {key: child for key, child in kwargs.value.items() if key != "lokr_full_rank"}
-            kwargs = entries["network_kwargs"] = replace(kwargs, value=rest)
-            if not whole.is_blank:
-                entries["lokr_full_rank"] = prefer(entries.get("lokr_full_rank"), whole, report)
-        algo = kwargs.child("algo") if kwargs else None
-        if algo is not None and not algo.is_blank:
-            kind, named = _name(entries.get("type")), _name(algo)
-            if kind == "lycoris" and named in KINDS:
-                entries["type"] = replace(algo, value=named)
-            elif kind != "lycoris" and named not in ("lora", "locon", kind):
-                report.mistake(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
-        for key in ("factor", "lokr_factor"):
-            if key in entries and entries[key].value != -1 and _name(entries.get("type")) != "lokr":
-                report.warn(entries[key], "has no effect: it concerns LoKr only.")
-        return entries
-
-
-_MODULES = {
-    "networks.lora_qwen_image": "lora",
-    "networks.lora": "lora",
-    "networks.loha": "loha",
-    "networks.lokr": "lokr",
-}
-
-_IDLE_ARGUMENTS = {
-    "verbose": "the log has one level",
-    "conv_dim": "the transformer has no convolutions",
-    "conv_alpha": "the transformer has no convolutions",
-}
-
-
-def _from_module(entries: dict[str, Node], report: Report) -> None:
-    module = entries.pop("network_module", None)
-    if module is None:
-        return
-    kind = _MODULES.get(str(module.value).strip())
-    if kind is None:
-        report.mistake(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
-    else:
-        entries["type"] = prefer(entries.get("type"), replace(module, value=kind), report)
-
-
-def _from_arguments(section: type[StrictModel], entries: dict[str, Node], report: Report) -> None:
-    arguments = entries.pop("network_args", None)
-    for key, node in read_pairs(arguments, report).value.items() if arguments else ():
-        if key in _IDLE_ARGUMENTS:
-            report.warn(node, f"{key!r} has no effect: {_IDLE_ARGUMENTS[key]}.")
-        elif key in section.model_fields or key in section.aliases:
-            name = section.aliases.get(key, key)
-            entries[name] = prefer(entries.get(name), node, report)
-        else:
-            known = [*section.model_fields, *section.aliases]
-            report.mistake(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
-
-
-def _name(node: Node | None) -> str:
-    """The kind a node names; without one the default."""
-    return str(node.value).strip().lower() if node else "lora"

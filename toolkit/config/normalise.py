@@ -12,8 +12,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
 
-from toolkit.config import peer_names
 from toolkit.config.base import StrictModel
+from toolkit.config.compat import peer_names
+from toolkit.config.compat.foreign import ForeignNames
 from toolkit.config.defaults import DefaultsWatch
 from toolkit.config.node import Node, dotted, general, show
 from toolkit.config.report import Report
@@ -33,7 +34,7 @@ class Normaliser:
             return node
         fields = field_names(model)
         strict = model if issubclass(model, StrictModel) else StrictModel
-        known = {*fields, *also_known, *strict.aliases, *strict.shapes, *strict.no_effect, *strict.unsupported}
+        known = {*fields, *also_known, *strict.foreign.names()}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, Node] = {}
         for key, child in node.value.items():
@@ -44,9 +45,12 @@ class Normaliser:
                 self.unknown(child, f"unknown key. {hint}")
                 continue
             self.defaults.known(child)
-            if self.is_given(model, key, child) and self.is_built(strict, key, child):
+            if self.is_given(model, key, child) and self.is_built(strict.foreign, key, child):
                 entries[key] = child
-        entries = self.fold_aliases(strict, strict.reshape(entries, self.report))
+        entries = strict.reshape(strict.foreign.reshape(model, entries, self.report), self.report)
+        for old, new in strict.foreign.aliases.items():
+            if old in entries:
+                entries[new] = prefer(entries.get(new), entries.pop(old), self.report)
         walked = {
             key: self.field(model.model_fields[fields[key]].annotation, child) if key in fields else child
             for key, child in entries.items()
@@ -69,27 +73,21 @@ class Normaliser:
             self.report.mistake(child, "needs a value.")
         return False
 
-    def is_built(self, model: type[StrictModel], key: str, child: Node) -> bool:
+    def is_built(self, foreign: ForeignNames, key: str, child: Node) -> bool:
         """False for names that do nothing here (one warning) and for those not built yet (a mistake)."""
-        if key in model.refused_when_on and str(child.data()).lower() not in ("false", "0"):
-            self.report.mistake(child, f"{show(child)}: {model.refused_when_on[key]}")
+        if key in foreign.refused_when_on and str(child.data()).lower() not in ("false", "0"):
+            self.report.mistake(child, f"{show(child)}: {foreign.refused_when_on[key]}")
             return False
-        if key in model.no_effect:
-            self.report.warn(child, f"has no effect: {model.no_effect[key]}.")
+        if key in foreign.no_effect:
+            self.report.warn(child, f"has no effect: {foreign.no_effect[key]}.")
             return False
-        if key in model.unsupported:
+        if key in foreign.unsupported:
             value = child.data()
-            if value not in ([], {}) and value not in model.unsupported[key]:
+            if value not in ([], {}) and value not in foreign.unsupported[key]:
                 remedy = peer_names.nearest(general(child.path)) or "Leave this key out."
                 self.report.mistake(child, f"{show(child)} is not supported yet. {remedy}")
             return False
         return True
-
-    def fold_aliases(self, model: type[StrictModel], entries: dict[str, Node]) -> dict[str, Node]:
-        for old, new in model.aliases.items():
-            if old in entries:
-                entries[new] = prefer(entries.get(new), entries.pop(old), self.report)
-        return entries
 
     def field(self, annotation: Any, node: Node) -> Node | None:
         """A field's value with the sections inside it normalised; None when it was reported here."""
@@ -121,6 +119,21 @@ def prefer(current: Node | None, other: Node, report: Report) -> Node:
             at_key=True,
         )
     return current
+
+
+def place_in(entries: dict[str, Node], section: str, key: str, node: Node, report: Report) -> None:
+    """Puts `node` into a section under `key`, unless the section has it already."""
+    above = node.path[: 2 if node.from_defaults else 3]
+    target = entries.get(section) or replace(node, value={}, path=(*above, section))
+    if not isinstance(target.value, dict) or node.is_blank:
+        return
+    chosen = prefer(target.value.get(key), node, report)
+    entries[section] = replace(target, value={**target.value, key: chosen})
+
+
+def listed(node: Node) -> Node:
+    """A single value as a list of one."""
+    return node if isinstance(node.value, list) else replace(node, value=[node])
 
 
 def field_names(model: type[BaseModel]) -> dict[str, str]:

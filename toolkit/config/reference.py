@@ -14,8 +14,9 @@ from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
 from toolkit.config.base import StrictModel
+from toolkit.config.compat.foreign import ForeignNames
+from toolkit.config.compat.peer_names import AI_TOOLKIT, MUSUBI, PeerName
 from toolkit.config.normalise import item_annotation, section_model
-from toolkit.config.peer_names import AI_TOOLKIT, MUSUBI, PeerName
 
 Models = Mapping[str, type[BaseModel]]
 
@@ -117,13 +118,13 @@ def _section(path: str, model: type[BaseModel]) -> str:
     ]
     title = f"\n### `{path}`\n\n{_about(model)}\n" if path else ""
     table = "\n".join(["| key | type | default | meaning | other names |", "|---|---|---|---|---|", *rows])
-    return f"{title}\n{table}\n{_other_names(strict)}"
+    return f"{title}\n{table}\n{_other_names(strict.foreign)}"
 
 
 def _names(field: str, path: str, section: type[StrictModel]) -> str:
     """The names that are accepted for a field, then those that only musubi-tuner has for it."""
-    accepted = [old for old, new in section.aliases.items() if new == field]
-    known = {field, *accepted, *section.shapes}
+    accepted = [old for old, new in section.foreign.aliases.items() if new == field]
+    known = {field, *accepted, *section.foreign.shapes}
     theirs = [name for name, peer in MUSUBI.items() if _dotted(path, field) in peer.here and name not in known]
     names = ", ".join(f"`{name}`" for name in accepted)
     return "; ".join(filter(None, [names, theirs and f"musubi-tuner: {', '.join(f'`{name}`' for name in theirs)}"]))
@@ -133,19 +134,19 @@ def _dotted(path: str, key: str) -> str:
     return f"{path}.{key}".lstrip(".")
 
 
-def _other_names(model: type[StrictModel]) -> str:
+def _other_names(foreign: ForeignNames) -> str:
     lines = ""
-    if model.shapes:
-        listed = "; ".join(f"`{name}` ({_cell(meaning)})" for name, meaning in model.shapes.items())
+    if foreign.shapes:
+        listed = "; ".join(f"`{name}` ({_cell(meaning)})" for name, meaning in foreign.shapes.items())
         lines += f"\nAlso accepted: {listed}.\n"
-    if model.no_effect:
-        listed = "; ".join(f"`{name}` ({reason})" for name, reason in model.no_effect.items())
+    if foreign.no_effect:
+        listed = "; ".join(f"`{name}` ({reason})" for name, reason in foreign.no_effect.items())
         lines += f"\nAccepted with a warning, no effect: {listed}.\n"
-    if model.refused_when_on:
-        listed = ", ".join(f"`{name}`" for name in model.refused_when_on)
+    if foreign.refused_when_on:
+        listed = ", ".join(f"`{name}`" for name in foreign.refused_when_on)
         lines += f"\nOf these, refused unless false: {listed}.\n"
-    if model.unsupported:
-        listed = ", ".join(f"`{name}`" for name in model.unsupported)
+    if foreign.unsupported:
+        listed = ", ".join(f"`{name}`" for name in foreign.unsupported)
         lines += f"\nNot supported yet: {listed}.\n"
     return lines
 
@@ -200,7 +201,7 @@ def keys(models: Models) -> dict[str, bool]:
     """Every key of a job by its place, `datasets[].num_repeats` say, and whether it works (or is refused by name)."""
     found = {"config.name": True, "meta": True}
     for path, section in distinct_sections(models):
-        found |= {_dotted(path, name): False for name in section.unsupported}
+        found |= {_dotted(path, name): False for name in section.foreign.unsupported}
         found |= {_dotted(path, name): True for name in section.model_fields}
     return found
 
@@ -230,13 +231,13 @@ def _peer_tables(models: Models) -> Iterator[str]:
 def _standing(key: str, path: str, section: type[StrictModel], peer: PeerName) -> str:
     """What becomes of another program's key where it is written in this section; empty: it is unknown there."""
     where = f"`{path}`" if path else "the process"
-    if key in section.no_effect:
-        return f"{where}, no effect{', refused unless false' if key in section.refused_when_on else ''}"
-    if key in section.unsupported:
+    if key in section.foreign.no_effect:
+        return f"{where}, no effect{', refused unless false' if key in section.foreign.refused_when_on else ''}"
+    if key in section.foreign.unsupported:
         return f"{where}, not supported yet"
-    field = section.aliases.get(key, key)
+    field = section.foreign.aliases.get(key, key)
     is_field = field in section.model_fields and _dotted(path, field) in peer.here
-    return where if is_field or key in section.shapes else ""
+    return where if is_field or key in section.foreign.shapes else ""
 
 
 def _peer_row(name: str, peer: PeerName, standing: list[str], known: Mapping[str, bool]) -> str:
@@ -289,13 +290,13 @@ def schema(models: Models) -> dict[str, Any]:
 
 def _add_other_names(definition: dict[str, Any], section: type[StrictModel]) -> None:
     properties = definition["properties"]
-    for old, new in section.aliases.items():
+    for old, new in section.foreign.aliases.items():
         properties.setdefault(old, {**properties[new], "deprecated": True, "description": f"Means `{new}`."})
-    for name, meaning in section.shapes.items():
+    for name, meaning in section.foreign.shapes.items():
         properties.setdefault(name, {"description": f"Means {meaning}."})
-    for name, reason in section.no_effect.items():
-        off = {"enum": [None, False]} if name in section.refused_when_on else {}
+    for name, reason in section.foreign.no_effect.items():
+        off = {"enum": [None, False]} if name in section.foreign.refused_when_on else {}
         properties.setdefault(name, {"deprecated": True, "description": f"No effect: {reason}."} | off)
-    for name, harmless in section.unsupported.items():
+    for name, harmless in section.foreign.unsupported.items():
         allowed = [None, *harmless]
         properties.setdefault(name, {"deprecated": True, "description": "Not supported yet.", "enum": allowed})

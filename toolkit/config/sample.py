@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
-from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import one_of
-from toolkit.config.node import Node, show
-from toolkit.config.prompt_flags import read_flags
-from toolkit.config.report import Report
-from toolkit.config.slots import Slots, gather_slots, slot_names
+from toolkit.config.compat.output import SAMPLE, SAMPLE_ITEM
+from toolkit.config.slots import Slots
 
 
 def _false_is_empty(value: Any) -> Any:
@@ -22,13 +18,6 @@ def _false_is_empty(value: Any) -> Any:
 
 
 Negative = Annotated[str, BeforeValidator(_false_is_empty)]
-
-_ITEM_UNSUPPORTED = {
-    "network_multiplier": (1,),
-    "guidance_rescale": (0,),
-    "num_frames": (1,),
-    "do_cfg_norm": (False,),
-}
 
 
 class SampleItem(StrictModel):
@@ -64,18 +53,8 @@ class SampleItem(StrictModel):
     ctrl_img: Slots = ()
     """Reference image, or list of up to 3 in slot order; none: the picture is made from text alone."""
 
-    aliases: ClassVar = {"discrete_flow_shift": "flow_shift"}
-    shapes: ClassVar = dict.fromkeys(slot_names("ctrl_img"), "ctrl_img")
+    foreign: ClassVar = SAMPLE_ITEM
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
-    no_effect: ClassVar = {"fps": "it concerns videos"}
-    unsupported: ClassVar = {**_ITEM_UNSUPPORTED, "ctrl_idx": (0,)}
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """Flags in the prompt become keys, `ctrl_img_1..3` one list."""
-        read_flags(entries, report)
-        gather_slots(entries, "ctrl_img", report)
-        return entries
 
 
 class SampleConfig(StrictModel):
@@ -83,11 +62,7 @@ class SampleConfig(StrictModel):
 
     sampler: Annotated[
         Literal["flowmatch"],
-        *one_of(
-            "flowmatch",
-            later="ddpm ddim euler euler_a lms pndm dpm dpmsolver++ custom_lcm lcm",
-            refusal="cannot sample Qwen-Image",
-        ),
+        *one_of("flowmatch"),
     ] = "flowmatch"
     """Sampler; Qwen-Image knows flow matching only."""
 
@@ -133,24 +108,7 @@ class SampleConfig(StrictModel):
     format: Annotated[Literal["jpg", "png", "webp"], *one_of("jpg", "png", "webp", spellings={"jpeg": "jpg"})] = "jpg"
     """File format."""
 
-    aliases: ClassVar = {"sample_every_n_steps": "sample_every", "discrete_flow_shift": "flow_shift"}
-    shapes: ClassVar = {
-        "prompts": "samples, as a list of prompts, or as a text file with one prompt per line",
-        "sample_prompts": "the same as prompts",
-    }
-    no_effect: ClassVar = {"fps": "it concerns videos"}
-    unsupported: ClassVar = _ITEM_UNSUPPORTED
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`prompts` become `samples`."""
-        given = [entries.pop(key) for key in ("prompts", "sample_prompts") if key in entries]
-        given += [entries["samples"]] if "samples" in entries and entries["samples"].data() != [] else []
-        if len(given) > 1:
-            report.mistake(given[0], f"{str(given[1].path[-1])!r} is given as well. Keep one.", at_key=True)
-        elif given and given[0] is not entries.get("samples"):
-            entries["samples"] = _items(given[0], report)
-        return entries
+    foreign: ClassVar = SAMPLE
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
@@ -182,35 +140,3 @@ class SampleConfig(StrictModel):
         }
         missing = {key: value for key, value in shared.items() if getattr(item, key) is None}
         return item.model_copy(update=missing)
-
-
-def _items(prompts: Node, report: Report) -> Node:
-    """A list of prompts, or a file of them, as a list of samples."""
-    if isinstance(prompts.value, str) and prompts.value.lower().endswith(".txt"):
-        lines = _lines(prompts, report)
-    elif isinstance(prompts.value, list):
-        lines = prompts.value
-    else:
-        remedy = "Write one prompt per line, each after '- ', or give a text file (.txt) with one prompt per line."
-        report.mistake(prompts, f"is not a list. {remedy}")
-        lines = []
-    return replace(prompts, value=[replace(line, value={"prompt": line}) for line in lines])
-
-
-def _lines(file: Node, report: Report) -> list[Node]:
-    """The prompts of a text file; blank lines and those that begin with `#` are left out."""
-    path = Path(file.value).expanduser()
-    try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
-        reason = error.strerror if isinstance(error, OSError) else "not UTF-8"
-        report.mistake(file, f"{show(file)} cannot be read ({reason}; working directory: {Path.cwd()}).")
-        return []
-    prompts = [
-        replace(file, value=line.strip(), path=(*file.path, f"{path.name}:{number}"), text=line.strip(), plain=False)
-        for number, line in enumerate(lines, start=1)
-        if line.strip() and not line.lstrip().startswith("#")
-    ]
-    if not prompts:
-        report.mistake(file, f"{show(file)} holds no prompt. Write one per line; '#' begins a line that is left out.")
-    return prompts

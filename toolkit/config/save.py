@@ -9,8 +9,7 @@ from pydantic import Field
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import Dtype
-from toolkit.config.node import Node
-from toolkit.config.report import Report
+from toolkit.config.compat.output import SAVE
 
 
 class SaveConfig(StrictModel):
@@ -52,28 +51,7 @@ class SaveConfig(StrictModel):
     no_metadata: bool = False
     """Write nothing about the training (and nothing of `meta`) into the files, only what loading them needs."""
 
-    aliases: ClassVar = {
-        "save_every_n_steps": "save_every",
-        "save_last_n_steps": "max_step_saves_to_keep",
-        "save_precision": "dtype",
-    }
-    no_effect: ClassVar = {
-        "save_state": "the state is always saved",
-        "save_format": "an adapter is always one safetensors file, a whole model a diffusers folder",
-        "hf_repo_id": "nothing is uploaded",
-        "hf_private": "nothing is uploaded",
-    }
-    unsupported: ClassVar = {
-        "push_to_hub": (False,),
-    }
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """Tells that `save_last_n_steps` counts files where it looks like a distance in steps, as musubi-tuner's is."""
-        last = entries.get("save_last_n_steps")
-        if last is not None and isinstance(last.value, int) and last.value >= 100:
-            report.warn(last, f"{last.value} files are kept: it is their number, not a distance in steps.")
-        return entries
+    foreign: ClassVar = SAVE
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two saves, of which at most one is above 0."""

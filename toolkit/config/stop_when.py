@@ -7,6 +7,7 @@ from typing import ClassVar
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
+from toolkit.config.compat.output import STOP_WHEN
 
 
 class StopWhenConfig(StrictModel):
@@ -31,4 +32,4 @@ class StopWhenConfig(StrictModel):
     check_every: int = Field(default=10, ge=1)
     """Optimizer steps between two looks at the mean."""
 
-    aliases: ClassVar = {"loss_name": "metric", "threshold": "below"}
+    foreign: ClassVar = STOP_WHEN

@@ -3,51 +3,21 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
 from toolkit.config.choices import Checkpointing, Dtype, mistake, one_of
+from toolkit.config.compat.train import LOSS_SPELLINGS, OPTIMIZER_SPELLINGS, TIMESTEP_TYPE_SPELLINGS, TRAIN
 from toolkit.config.compile import CompileConfig
 from toolkit.config.ema import EmaConfig
 from toolkit.config.lr_groups import LrGroupConfig
-from toolkit.config.node import Node
-from toolkit.config.normalise import prefer
-from toolkit.config.pairs import merged, read_pairs
-from toolkit.config.report import Report
-from toolkit.config.train_names import NO_EFFECT, UNSUPPORTED
+from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
+from toolkit.optim.choice import OPTIMIZERS
+from toolkit.optim.schedules import SCHEDULES
 
-OPTIMIZERS = (
-    "adamw", "adamw8bit", "adam", "adam8bit", "sgd", "adafactor", "lion8bit", "ademamix8bit", "prodigy",
-    "schedulefree_adamw",
-)  # fmt: skip
-_OPTIMIZERS_LATER = (
-    "lion sgd8bit adagrad rmsprop lamb lars ademamix prodigy8bit prodigy_schedule_free prodigyplus dadaptation "
-    "dadaptadam dadaptlion automagic automagic2 automagic3 came pagedadamw pagedadamw8bit muon"
-)
-_OPTIMIZER_SPELLINGS = {
-    "adamw_8bit": "adamw8bit",
-    "adam_8bit": "adam8bit",
-    "lion_8bit": "lion8bit",
-    "prodigyopt": "prodigy",
-    "adamw_schedule_free": "schedulefree_adamw",
-    "adamwschedulefree": "schedulefree_adamw",
-    "schedulefree": "schedulefree_adamw",
-}
-
-SCHEDULES = (
-    "constant", "constant_with_warmup", "linear", "cosine", "cosine_with_restarts", "cosine_with_min_lr", "polynomial",
-    "warmup_stable_decay", "inverse_sqrt", "rex", "step", "piecewise_constant",
-)  # fmt: skip
-
-TIMESTEP_TYPES = (
-    "sigmoid", "linear", "uniform", "weighted", "sigma", "shift", "model_shift", "flux_shift", "logsnr",
-    "lognorm_blend", "qinglong_flux", "qinglong_model",
-)  # fmt: skip
-
-_short_name, _ = one_of(*OPTIMIZERS, later=_OPTIMIZERS_LATER, spellings=_OPTIMIZER_SPELLINGS)
+_short_name, _ = one_of(*OPTIMIZERS, spellings=OPTIMIZER_SPELLINGS)
 
 
 def _optimizer(value: Any) -> Any:
@@ -57,18 +27,6 @@ def _optimizer(value: Any) -> Any:
     if not all(part.isidentifier() for part in parts):
         raise mistake(f"{value!r} is no dotted path. Write a class such as 'torch.optim.SGD'.")
     return ".".join(parts)
-
-
-_OFFLOAD = ("gradient_checkpointing_offload", "gradient_checkpointing_cpu_offload")
-
-_OF_COMPILE = {
-    "compile_backend": "backend",
-    "compile_mode": "mode",
-    "compile_dynamic": "dynamic",
-    "compile_fullgraph": "fullgraph",
-    "compile_cache_size_limit": "cache_size_limit",
-}
-"""musubi-tuner's names -> keys of `compile`."""
 
 
 def _trained(value: bool) -> bool:
@@ -132,7 +90,7 @@ class TrainConfig(StrictModel):
         WithJsonSchema(
             {
                 "anyOf": [
-                    {"type": "string", "enum": [*OPTIMIZERS, *_OPTIMIZER_SPELLINGS]},
+                    {"type": "string", "enum": [*OPTIMIZERS, *OPTIMIZER_SPELLINGS]},
                     {"type": "string", "pattern": r"\."},
                     {"type": "object"},
                 ]
@@ -153,8 +111,8 @@ class TrainConfig(StrictModel):
     """Further arguments of the optimizer by name, such as weight_decay or betas; texts such as "0.9,0.999" are read."""
 
     lr_scheduler: Annotated[
-        Literal[SCHEDULES],
-        *one_of(*SCHEDULES, later="adafactor"),
+        str,
+        *one_of(*SCHEDULES),
     ] = "constant"
     """Course of the learning rate after the warm-up. linear, cosine, polynomial and rex fall to their end; with
     restarts several times; warmup_stable_decay only in the last `lr_decay_steps`."""
@@ -191,24 +149,13 @@ class TrainConfig(StrictModel):
 
     noise_scheduler: Annotated[
         Literal["flowmatch"],
-        *one_of(
-            "flowmatch",
-            later="ddpm ddim euler euler_a lms pndm dpm dpmsolver++ custom_lcm lcm",
-            refusal="cannot train Qwen-Image",
-        ),
+        *one_of("flowmatch"),
     ] = "flowmatch"
     """Noise process; Qwen-Image knows flow matching only."""
 
     timestep_type: Annotated[
-        Literal[TIMESTEP_TYPES],
-        *one_of(
-            *TIMESTEP_TYPES,
-            spellings={"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"},
-            later=(
-                "next_sample one_step two_step four_step eight_step gaussian content style "
-                "logit_normal mode lumina2_shift flux2_shift krea2_shift ideogram4_shift"
-            ),
-        ),
+        str,
+        *one_of(*TIMESTEP_TYPES, spellings=TIMESTEP_TYPE_SPELLINGS),
     ] = "sigmoid"
     """How noise levels are drawn. uniform, linear: all alike; weighted: so, with weighted loss; sigmoid: the middle
     most; shift: the same, moved by `discrete_flow_shift` (without it: the levels of a sampling run at the image's
@@ -223,8 +170,8 @@ class TrainConfig(StrictModel):
     """Of timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
 
     weighting_scheme: Annotated[
-        Literal["none", "sigma_sqrt", "logit_normal", "mode", "cosmap"],
-        *one_of("none", "sigma_sqrt", "logit_normal", "mode", "cosmap"),
+        str,
+        *one_of(*WEIGHTING_SCHEMES),
     ] = "none"
     """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)). logit_normal and mode weigh nothing but
     decide what timestep_type sigma draws."""
@@ -253,7 +200,7 @@ class TrainConfig(StrictModel):
 
     content_or_style: Annotated[
         Literal["balanced", "content", "style"],
-        *one_of("balanced", "content", "style", later="gaussian fixed_cycle"),
+        *one_of("balanced", "content", "style"),
     ] = "balanced"
     """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""
 
@@ -266,13 +213,7 @@ class TrainConfig(StrictModel):
 
     loss_type: Annotated[
         Literal["mse", "mae", "huber"],
-        *one_of(
-            "mse",
-            "mae",
-            "huber",
-            spellings={"l2": "mse", "l1": "mae"},
-            later="wavelet stepped pseudo_huber smooth_l1 mean_flow pixelspace",
-        ),
+        *one_of("mse", "mae", "huber", spellings=LOSS_SPELLINGS),
     ] = "mse"
     """Loss between predicted and true velocity, in float32: mean of d^2, of |d|, or d^2 that goes over into |d|."""
 
@@ -351,50 +292,7 @@ class TrainConfig(StrictModel):
         "steps": _change_of_length,
         "epochs": _change_of_length,
     }  # fmt: skip
-    aliases: ClassVar = {
-        "gradient_accumulation_steps": "gradient_accumulation",
-        "max_train_steps": "steps",
-        "max_train_epochs": "epochs",
-        "learning_rate": "lr",
-        "mixed_precision": "dtype",
-        "unet_lr": "lr",
-        "optimizer_type": "optimizer",
-        "timestep_sampling": "timestep_type",
-    }
-    shapes: ClassVar = {
-        "seed": "training_seed of the process",
-        "validation": "validation of the process",
-        "stop_when": "stop_when of the process",
-        "optimizer_args": "optimizer_params, as a list of texts `name=value`",
-        "lr_scheduler_args": "lr_scheduler_params, as a list of texts `name=value`",
-        **dict.fromkeys(_OFFLOAD, "gradient_checkpointing: full_offload"),
-        **{old: f"compile.{new}" for old, new in _OF_COMPILE.items()},
-    }
-    no_effect: ClassVar = NO_EFFECT
-    unsupported: ClassVar = UNSUPPORTED
-
-    @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
-        for key in ("optimizer", "lr_scheduler"):
-            if f"{key}_args" in entries:
-                arguments = read_pairs(entries.pop(f"{key}_args"), report)
-                entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, report)
-        _offloaded(entries, report)
-        _compiled(entries, report)
-        optimizer = entries.get("optimizer")
-        if optimizer is None or not isinstance(optimizer.value, dict):
-            return entries
-        parts = dict(entries.pop("optimizer").value)
-        kinds = [parts.pop(key) for key in ("name", "type") if key in parts]
-        for field, node in [("optimizer", kinds[0] if kinds else None), ("lr", parts.pop("lr", None))]:
-            if node is not None:
-                entries[field] = prefer(entries.get(field), node, report)
-        if parts:
-            given = entries.get("optimizer_params")
-            extra = given.value if given is not None and isinstance(given.value, dict) else {}
-            entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
-        return entries
+    foreign: ClassVar = TRAIN
 
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level, or "auto"."""
@@ -408,13 +306,12 @@ class TrainConfig(StrictModel):
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
         kind, scheme = self.noise_levels(), self.weighting_scheme
-        scaled = kind in ("sigmoid", "model_shift", "flux_shift", "qinglong_flux", "qinglong_model") or (
-            kind == "shift" and self.discrete_flow_shift
-        )
-        normal = kind in ("logsnr", "qinglong_flux") or (kind == "sigma" and scheme == "logit_normal")
+        used_by_kind = TIMESTEP_TYPES[kind].uses
+        scaled = "sigmoid_scale" in used_by_kind or (kind == "shift" and self.discrete_flow_shift)
+        normal = "logit_mean" in used_by_kind or (kind == "sigma" and scheme == "logit_normal")
         uses = {
             "sigmoid_scale": (scaled, "timestep_type sigmoid, shift, qwen_shift, flux_shift or qinglong"),
-            "discrete_flow_shift": (kind == "shift", "timestep_type shift"),
+            "discrete_flow_shift": ("discrete_flow_shift" in used_by_kind, "timestep_type shift"),
             "logit_mean": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
             "logit_std": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
             "mode_scale": (kind == "sigma" and scheme == "mode", "timestep_type sigma with weighting_scheme mode"),
@@ -436,34 +333,6 @@ class TrainConfig(StrictModel):
             yield "timestep_type", f"has no effect: with '{bells[0]}: true' all noise levels are drawn alike."
         if len(bells) > 1:
             yield bells[1], f"has no effect beside '{bells[0]}: true'."
-
-
-def _offloaded(entries: dict[str, Node], report: Report) -> None:
-    """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it stands for."""
-    for key in _OFFLOAD:
-        node = entries.pop(key, None)
-        if node is None or node.value is False:
-            continue
-        given = entries.get("gradient_checkpointing")
-        if node.value is not True:
-            report.mistake(node, "write true or false.")
-        elif given is not None and given.value is not True:
-            entries["gradient_checkpointing"] = prefer(given, replace(node, value="full_offload"), report)
-        else:
-            entries["gradient_checkpointing"] = replace(node, value="full_offload")
-
-
-def _compiled(entries: dict[str, Node], report: Report) -> None:
-    """`compile: true` and musubi-tuner's flat keys as one section."""
-    node = entries.get("compile")
-    if node is not None and isinstance(node.value, bool):
-        entries["compile"] = node = replace(node, value={"enabled": node})
-    for old, new in _OF_COMPILE.items():
-        flat = entries.pop(old, None)
-        if flat is not None and (node is None or isinstance(node.value, dict)):
-            inside = node.value if node is not None else {}
-            node = replace(node or flat, value={**inside, new: prefer(inside.get(new), flat, report)})
-            entries["compile"] = node
 
 
 _HUBER = ("huber_schedule", "huber_c", "huber_scale")

@@ -9,10 +9,11 @@ from pydantic import Field, model_validator
 
 from toolkit.config.base import StrictModel
 from toolkit.config.choices import PathText
+from toolkit.config.compat.data import VALIDATION
 from toolkit.config.dataset import DatasetConfig, Extensions, Resolution
 from toolkit.config.node import Node
 from toolkit.config.report import Report
-from toolkit.config.slots import Slots, gather_slots, slot_names
+from toolkit.config.slots import Slots
 
 OF_THE_FOLDER = (
     "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "trigger_word",
@@ -65,13 +66,11 @@ class ValidationConfig(StrictModel):
     trigger_word: str | None = None
     """Of `folder_path`. Not given: that of the first dataset, else the process's."""
 
-    aliases: ClassVar = {"every_n_steps": "every", "validate_every_n_steps": "every"}
-    shapes: ClassVar = dict.fromkeys(slot_names("control_path"), "control_path")
+    foreign: ClassVar = VALIDATION
 
     @classmethod
     def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
-        """`control_path_1..3` become one list; the process's own source comes before one of `config.defaults`."""
-        gather_slots(entries, "control_path", report)
+        """The process's own source comes before one of `config.defaults`."""
         sources = [key for key in ("folder_path", "fraction") if key in entries]
         if len(sources) == 2:
             dropped = [key for key in sources if entries[key].from_defaults]

@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.flow.names import TIMESTEP_TYPES
 from toolkit.flow.settings import FlowSettings
 
 LEVELS = 1000
@@ -198,22 +199,11 @@ class Sampling:
     """Whether a larger random number means more noise; None: neither more nor less."""
 
 
-_LADDER = Sampling(torch.rand, even, ladder=True, rises=False)
-
 SAMPLINGS = {
-    "sigmoid": Sampling(torch.randn, sigmoid),
-    "uniform": Sampling(torch.rand, uniform),
-    "linear": _LADDER,
-    "weighted": _LADDER,
-    "sigma": _LADDER,
-    "shift": Sampling(torch.randn, shift),
-    "model_shift": Sampling(torch.randn, model_shift),
-    "flux_shift": Sampling(torch.randn, flux_shift),
-    "logsnr": Sampling(torch.randn, logsnr, rises=False),
-    "lognorm_blend": Sampling(torch.rand, lognorm_blend),
-    "qinglong_flux": Sampling(torch.rand, qinglong_flux, rises=None),
-    "qinglong_model": Sampling(torch.rand, qinglong_model, rises=None),
+    name: Sampling(getattr(torch, kind.draws), globals()[kind.formula], kind.ladder, kind.rises)
+    for name, kind in TIMESTEP_TYPES.items()
 }
+"""By `timestep_type`."""
 
 DENSITIES = {
     "logit_normal": Sampling(torch.randn, logit_normal, ladder=True, rises=False),

@@ -18,14 +18,13 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from toolkit.number_types import INT8_SIDE
+
 Int8Matmul = Literal["auto"] | bool
 """`model.int8_matmul`."""
 
-SMALLEST_SIDE = 512
-"""`auto`: narrower layers lose more to rounding their inputs than the faster product gains (benchmarks/README.md)."""
-
 SMALLEST_SIDE_ON_CUDA = 1024
-"""The same there; not measured yet."""
+"""`auto` there, as `INT8_SIDE` on CPUs; not measured yet."""
 
 LEAST_CAPABILITY = (8, 0)
 """Of CUDA devices that `auto` takes: the first whose int8 products are twice as fast as those in bf16."""
@@ -60,7 +59,7 @@ def applies(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int], co
 
 def _pays(device: torch.device, shape: tuple[int, int], compiled: bool) -> bool:
     if device.type == "cpu":
-        return _fast_cpu() and min(shape) >= SMALLEST_SIDE
+        return _fast_cpu() and min(shape) >= INT8_SIDE
     if device.type != "cuda" or not compiled or min(shape) < SMALLEST_SIDE_ON_CUDA or not _divisible(shape):
         return False
     return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY and is_exact(device)

@@ -17,9 +17,6 @@ from toolkit.memory.stored import BlockScaled, Grouped, Recovered, RowScaled, St
 QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
 """`model.qtype` -> optimum-quanto's name."""
 
-QTYPES = (*QUANTO, "fp8_scaled")
-"""All of `model.qtype`."""
-
 LowRank = tuple[Tensor, Tensor]
 """(up [O, R], down [R, I]) of a change of a weight."""
 

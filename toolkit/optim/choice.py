@@ -1,16 +1,19 @@
-"""Which optimizer a job means, and which arguments it takes: read from the source, so that planning needs no torch."""
+"""Which optimizer a job means, and which arguments it takes. Planning a job with one of the table imports no torch."""
 
 from __future__ import annotations
 
 import ast
+import inspect
 import math
 from collections.abc import Mapping
-from importlib.util import find_spec
-from pathlib import Path
-from typing import Any
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import UserError, did_you_mean
 from toolkit.registry import Registry
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -27,6 +30,38 @@ OPTIMIZERS = Registry(
         "schedulefree_adamw": "schedulefree:AdamWScheduleFree",
     },
 )
+
+_BETAS = {"betas": (0.9, 0.999)}
+_TORCH = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
+_ADAM = _BETAS | {"eps": 1e-08, "weight_decay": 0, "amsgrad": False, "capturable": False} | _TORCH
+_8BIT = {"weight_decay": 0, "min_8bit_size": 4096, "is_paged": False}
+_ADAM_8BIT = _BETAS | {"eps": 1e-08, "amsgrad": False, "optim_bits": 32, "args": None} | _8BIT
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "adamw": _ADAM | {"weight_decay": 0.01},
+    "adam": _ADAM | {"decoupled_weight_decay": False},
+    "sgd": {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False} | _TORCH,
+    "adamw8bit": _ADAM_8BIT | {"weight_decay": 0.01},
+    "adam8bit": _ADAM_8BIT,
+    "lion8bit": {"betas": (0.9, 0.99), "args": None} | _8BIT,
+    "ademamix8bit": _8BIT
+    | {"betas": (0.9, 0.999, 0.9999), "alpha": 5.0, "t_alpha": None, "t_beta3": None, "eps": 1e-08}
+    | {"weight_decay": 0.01},
+    "adafactor": {
+        "eps": (1e-30, 0.001), "clip_threshold": 1.0, "decay_rate": -0.8, "beta1": None, "weight_decay": 0.0,
+        "scale_parameter": True, "relative_step": True, "warmup_init": False,
+    },
+    "prodigy": _BETAS | {
+        "beta3": None, "eps": 1e-08, "weight_decay": 0, "decouple": True, "use_bias_correction": False,
+        "safeguard_warmup": False, "d0": 1e-06, "d_coef": 1.0, "growth_rate": math.inf, "fsdp_in_use": False,
+        "slice_p": 1,
+    },
+    "schedulefree_adamw": _BETAS | {
+        "eps": 1e-08, "weight_decay": 0, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0, "foreach": True,
+    },
+}  # fmt: skip
+"""Argument -> default of the constructors (torch 2.13, bitsandbytes, transformers, prodigyopt, schedulefree as in
+requirements.txt), so that a plan need not import them. An optimizer without a row here is imported to be checked."""
 
 DEFAULTS: dict[str, dict[str, Any]] = {
     # Adafactor's own learning rate would ignore `train.lr`.
@@ -47,8 +82,8 @@ it in tensors of the weight's shape: a part of a weight moves as it does within 
 NOT_ARGUMENTS = {"self", "params", "lr"}
 """What the constructor gets from the run itself."""
 
-UNREADABLE = object()
-"""A default that is no literal; any value is taken for it."""
+REQUIRED = object()
+"""Instead of a default, of an argument that has none; any value is taken for it."""
 
 
 class ArgumentError(UserError):
@@ -68,105 +103,60 @@ def wants_one_rate(name: str) -> bool:
 def check_choice(name: str, arguments: Mapping[str, Any]) -> None:
     """Raises UserError for an optimizer that is not there and for arguments it does not take.
 
-    A class that cannot be found by reading alone is left to `build_optimizer`.
+    Imports the class, and torch with it, only where `ARGUMENTS` does not have the name.
     """
-    module, _, class_name = OPTIMIZERS.get(name, ":".join(name.rpartition(".")[::2])).partition(":")
-    package = module.partition(".")[0]
-    if name not in OPTIMIZERS and is_missing(package):
-        raise UserError(f"{name!r}: there is no package {package!r} here. Is it installed, and spelled right?")
-    defaults = read_defaults(module, class_name)
+    defaults = ARGUMENTS.get(name)
+    if defaults is None:
+        defaults = constructor_defaults(optimizer_class(name))
     if defaults is not None:
         typed_arguments(name, defaults, arguments)
-    elif (names := names_in(module)) is not None and class_name not in names:
-        classes = [known for known in names if known[:1].isupper()] or names
-        raise UserError(f"{module} has no {class_name!r}. {did_you_mean(class_name, classes, list_all=False)}")
 
 
-def is_missing(package: str) -> bool:
-    """Whether a top-level package cannot be found, for certain. Imports nothing."""
+# ------------------------------------------------------------ the class
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class behind a short name or a dotted path. Raises UserError when there is none."""
+    if "." not in name:
+        return OPTIMIZERS.load(name)
+    module_path, _, class_name = name.rpartition(".")
+    package = module_path.partition(".")[0]
     try:
-        return find_spec(package) is None
-    except (ImportError, ValueError):
-        return False
+        module = import_module(module_path)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            hint = f"there is no package {package!r} here. Is it installed, and spelled right?"
+            raise UserError(f"{name!r}: {hint}") from error
+        raise UserError(f"{name!r} cannot be imported: {error}.") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
+        hint = did_you_mean(class_name, classes, list_all=False) if classes else ""
+        raise UserError(f"{module_path} has no {class_name!r}. {hint}".rstrip())
+    if not _is_optimizer(found):
+        raise UserError(f"{name!r} is no optimizer. Give a class such as 'torch.optim.AdamW'.")
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(f"{name!r} evaluates the loss several times per step, which is not possible.")
+    return found
 
 
-# ------------------------------------------------------------ the constructor, as it is written
+def _is_optimizer(found: Any) -> bool:
+    from torch.optim import Optimizer
+
+    return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
 
 
-def read_defaults(module: str, class_name: str, depth: int = 4) -> dict[str, Any] | None:
-    """Argument -> default of a class's constructor, or None where reading the files does not find it.
-
-    Names that a module only imports from another one are followed `depth` times.
-    """
-    path = _source_of(module)
-    if path is None or depth == 0:
+def constructor_defaults(found: type) -> dict[str, Any] | None:
+    """Argument -> default; None when the constructor takes any name."""
+    parameters = inspect.signature(found).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
         return None
-    for node in ast.parse(path.read_text(encoding="utf-8")).body:
-        if isinstance(node, ast.ClassDef) and node.name == class_name:
-            return _constructor_defaults(node)
-        if isinstance(node, ast.ImportFrom):
-            for alias in node.names:
-                if (alias.asname or alias.name) == class_name:
-                    return read_defaults(_absolute(node, module, path), alias.name, depth - 1)
-    return None
-
-
-def names_in(module: str) -> set[str] | None:
-    """Every name a module's source defines or imports; None where that is not all there is to know."""
-    path = _source_of(module)
-    if path is None:
-        return None
-    names = set()
-    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
-        if isinstance(node, ast.ClassDef | ast.FunctionDef):
-            names.add(node.name)
-        elif isinstance(node, ast.Import | ast.ImportFrom):
-            names |= {alias.asname or alias.name for alias in node.names}
-        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
-            names.add(node.id)
-    return None if names & {"*", "__getattr__"} else names
-
-
-def _source_of(module: str) -> Path | None:
-    package, *parts = module.split(".")
-    try:
-        spec = find_spec(package)
-    except (ImportError, ValueError):
-        return None
-    if spec is None or not spec.origin:
-        return None
-    folder = Path(spec.origin).parent
-    if not parts:
-        return Path(spec.origin) if spec.origin.endswith(".py") else None
-    place = folder.joinpath(*parts)
-    candidates = [place.with_name(place.name + ".py"), place / "__init__.py"]
-    return next((path for path in candidates if path.is_file()), None)
-
-
-def _absolute(node: ast.ImportFrom, module: str, path: Path) -> str:
-    if not node.level:
-        return node.module or ""
-    parts = module.split(".") if path.name == "__init__.py" else module.split(".")[:-1]
-    parts = parts[: len(parts) - node.level + 1]
-    return ".".join([*parts, *filter(None, [node.module])])
-
-
-def _constructor_defaults(node: ast.ClassDef) -> dict[str, Any] | None:
-    constructor = next((f for f in node.body if isinstance(f, ast.FunctionDef) and f.name == "__init__"), None)
-    if constructor is None or constructor.args.kwarg:
-        return None
-    arguments = constructor.args
-    positional = [*arguments.posonlyargs, *arguments.args]
-    values = [None] * (len(positional) - len(arguments.defaults)) + list(arguments.defaults)
-    pairs = [*zip(positional, values, strict=True), *zip(arguments.kwonlyargs, arguments.kw_defaults, strict=True)]
-    return {argument.arg: _literal(value) for argument, value in pairs if argument.arg not in NOT_ARGUMENTS}
-
-
-def _literal(node: ast.expr | None) -> Any:
-    try:
-        return ast.literal_eval(node) if node is not None else UNREADABLE
-    except ValueError:
-        return UNREADABLE
+    return {
+        parameter.name: REQUIRED if parameter.default is parameter.empty else parameter.default
+        for parameter in parameters
+        if parameter.name not in NOT_ARGUMENTS and parameter.kind is not parameter.VAR_POSITIONAL
+    }
 
 
 # ------------------------------------------------------------ arguments
@@ -192,7 +182,7 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
     value = given
     if isinstance(given, str) and not isinstance(default, str):
         value = _read(given)
-    if default is None or default is UNREADABLE or value is None:
+    if default is None or default is REQUIRED or value is None:
         return value
     if isinstance(default, bool):
         fits, wanted = isinstance(value, bool), "true or false"

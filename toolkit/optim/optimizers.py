@@ -2,18 +2,16 @@
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from importlib import import_module
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from toolkit.errors import UserError, did_you_mean
-from toolkit.optim.choice import DEFAULTS, NOT_ARGUMENTS, OPTIMIZERS, UNREADABLE, ArgumentError, typed_arguments
+from toolkit.errors import UserError
+from toolkit.optim.choice import DEFAULTS, ArgumentError, constructor_defaults, optimizer_class, typed_arguments
 from toolkit.optim.guarded import GUARDING
 
 GROUPS = "param_groups"
@@ -23,44 +21,6 @@ FUSED_DEVICES = {"cpu", "cuda"}
 """Where torch's fused Adam is known to heed the flag of `guarded.step_where`."""
 
 ParameterGroups = Mapping[str, Iterable[nn.Parameter]]
-
-
-def optimizer_class(name: str) -> type[Optimizer]:
-    """The class behind a short name or a dotted path. Raises UserError when there is none."""
-    if "." not in name:
-        return OPTIMIZERS.load(name)
-    module_path, _, class_name = name.rpartition(".")
-    try:
-        module = import_module(module_path)
-    except ImportError as error:
-        raise UserError(f"train.optimizer: {name!r} cannot be imported: {error}.") from error
-    found = getattr(module, class_name, None)
-    if found is None:
-        classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
-        hint = did_you_mean(class_name, classes) if classes else ""
-        raise UserError(f"train.optimizer: {module_path} has no {class_name!r}. {hint}".rstrip())
-    if not _is_optimizer(found):
-        raise UserError(f"train.optimizer: {name!r} is no optimizer. Give a class such as 'torch.optim.AdamW'.")
-    closure = inspect.signature(found.step).parameters.get("closure")
-    if closure is not None and closure.default is inspect.Parameter.empty:
-        raise UserError(f"train.optimizer: {name!r} evaluates the loss several times per step, which is not possible.")
-    return found
-
-
-def _is_optimizer(found: Any) -> bool:
-    return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
-
-
-def constructor_defaults(found: type) -> dict[str, Any] | None:
-    """Argument -> default; None when the constructor takes any name."""
-    parameters = inspect.signature(found).parameters.values()
-    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
-        return None
-    return {
-        parameter.name: UNREADABLE if parameter.default is parameter.empty else parameter.default
-        for parameter in parameters
-        if parameter.name not in NOT_ARGUMENTS and parameter.kind is not parameter.VAR_POSITIONAL
-    }
 
 
 def build_optimizer(

@@ -22,10 +22,8 @@ from toolkit.flow.path import at_least_float32, linear_path
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, Picture, draw_timestep, strata
 from toolkit.flow.weighting import weights
+from toolkit.models.footprint import AHEAD
 from toolkit.seeding import generator
-
-AHEAD = 32
-"""Micro-batches whose noise levels are announced at once."""
 
 ROLE = "network"
 """The one role of a LoRA or a fully trained model."""

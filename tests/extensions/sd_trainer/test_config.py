@@ -185,7 +185,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads_with_a_supported_qtype(load)
 def test_its_qtype_gives_one_line_naming_the_supported_ones(load) -> None:
     qtype = "uint3|ostris/accuracy_recovery_adapters/qwen_image_edit_2509_torchao_uint3.safetensors"
     assert faults(load, AI_TOOLKIT_2509.replace("QTYPE", qtype)) == [
-        "model.qtype: 'uint3' is not supported yet. Use 'int8' or 'int4' or 'int2' or 'float8' or 'fp8_scaled'."
+        "model.qtype: 'uint3' is unknown. Use 'int8' or 'int4' or 'int2' or 'float8' or 'fp8_scaled'."
     ]
 
 
@@ -203,7 +203,7 @@ def test_its_qtype_gives_one_line_naming_the_supported_ones(load) -> None:
         ("linear: 16", "pretrained_lora_path: no.safetensors", "network.pretrained_lora_path: 'no.safetensors' does"),
         ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true is not possible: Q"),
         ("train_unet: true", "train_unet: false", "train.train_unet: false leaves nothing to train"),
-        ("is_qwen: true", "arch: qwen_image", "model.arch: 'qwen_image' is not supported yet."),
+        ("is_qwen: true", "arch: qwen_image", "model.arch: 'qwen_image' is unknown. Use 'qwen_image_edit_plus'."),
         (
             "steps: 3400",
             "steps: 9\n        timestep_type: qinglong_flux\n        content_or_style: style",

@@ -6,7 +6,7 @@ import pytest
 
 from tests.toolkit.config.conftest import faults, load, mistakes, section, trainer  # noqa: F401 - fixtures
 from toolkit.config.choices import ONE_BY_ONE
-from toolkit.config.train import OPTIMIZERS
+from toolkit.optim.choice import OPTIMIZERS
 
 FULL = "network: {type: full}"
 

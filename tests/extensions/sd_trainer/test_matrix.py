@@ -16,11 +16,11 @@ from diffusers import QwenImageTransformer2DModel
 from jobs.job import ExtensionJob
 from tests.pairwise import Row, pairwise
 from toolkit.config import load_job
-from toolkit.config.model import QTYPES
 from toolkit.extension import discover
 from toolkit.models.qwen_edit.estimate import linear_layers
 from toolkit.network_kinds import KINDS
 from toolkit.networks.formats import read_network_file
+from toolkit.number_types import QTYPES
 from toolkit.optim.choice import OPTIMIZERS, is_schedule_free
 from toolkit.optim.schedules import SCHEDULES
 

@@ -9,14 +9,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from extensions.sd_trainer import memory_check, memory_plan
+from extensions.sd_trainer import memory_check
 from extensions.sd_trainer.memory_check import machine_of, memory_hook, peak_resident
 from extensions.sd_trainer.memory_plan import plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import grouped, item, phase, section
 from toolkit.contracts import TrainState
 from toolkit.memory.plan import MemoryPlan
-from toolkit.models.qwen_edit import modulation
-from toolkit.train import flow_step
 
 CARD = torch.device("cuda", 0)
 
@@ -75,12 +73,6 @@ def test_samples_before_the_first_step_belong_to_its_peak(cuda) -> None:
     after_first_step(hook)
     planned = plan_memory(*grouped(job, item(256, 0)), machine_of(job), "full")
     assert events[0]["predicted_bytes"] == first_step(planned, "sampling") > first_step(planned)
-
-
-def test_the_plan_knows_the_numbers_of_what_it_plans() -> None:
-    """It may not import them, because they stand beside what needs torch."""
-    assert memory_plan.TABLE_ROWS == modulation.MOST_ROWS
-    assert memory_plan.AHEAD == flow_step.AHEAD
 
 
 def test_the_machine_is_the_card_and_its_memory(cuda) -> None:

@@ -132,8 +132,8 @@ def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> 
     ("keys", "message"),
     [
         ("quantize: true, qtype: int3", "model.qtype: 'int3' is unknown. Did you mean 'int8'?"),
-        ("quantize: true, qtype: uint4", "model.qtype: 'uint4' is not supported yet. Use 'int8' or "),
-        (f"quantize: true, qtype: 'uint3|{FILE}'", "model.qtype: 'uint3' is not supported yet. Use 'int8' or "),
+        ("quantize: true, qtype: uint4", "model.qtype: 'uint4' is unknown. Did you mean 'int4'? Use 'int8' or "),
+        (f"quantize: true, qtype: 'uint3|{FILE}'", "model.qtype: 'uint3' is unknown. Use 'int8' or "),
         ("quantize: true, qtype: 'int4|'", "model.qtype: needs a file after '|'."),
         ("quantize: true, qtype: 'int4|none.safetensors'", "model.qtype: 'none.safetensors' does not exist"),
         (

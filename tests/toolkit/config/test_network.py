@@ -26,7 +26,7 @@ def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> N
     ("line", "message"),
     [
         ("network: {network_kwargs: {algo: lokr}}", "network.network_kwargs.algo: applies to 'type: lycoris' only."),
-        ("network: {type: lycoris, network_kwargs: {algo: boft}}", "network.network_kwargs.algo: 'boft' is not suppo"),
+        ("network: {type: lycoris, network_kwargs: {algo: boft}}", "network.network_kwargs.algo: 'boft' is unknown. "),
         ("network: {type: lycoris, network_kwargs: {algo: loka}}", "network.network_kwargs.algo: 'loka' is unknown."),
         ("network: {include_patterns: '(attn'}", "network.include_patterns: '(attn' is no regular expression: missing"),
         ("network: {exclude_patterns: [ok, '*']}", "network.exclude_patterns[1]: '*' is no regular expression: nothi"),

@@ -66,7 +66,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("datasets: [{folder_path: ''}]", "datasets[0].folder_path: needs a value."),
         ("datasets: [{folder_path: 12}]", 'datasets[0].folder_path: 12 is not text. Put it in quotes: "12"'),
         ("datasets: {folder_path: photos}", "datasets: a mapping is not a list."),
-        ("network: {type: locon}", "network.type: 'locon' is not supported yet. Use 'lora' or 'dora' or"),
+        ("network: {type: locon}", "network.type: 'locon' is unknown. Use 'lora' or 'dora' or"),
         ("network: {type: lra}", "network.type: 'lra' is unknown. Did you mean 'lora'?"),
         ("train: {blocks_to_swap: 3}", "train.blocks_to_swap: unknown key. musubi-tuner's 'blocks_to_swap' is 'model"),
         ("train: {lr_warmup_steps: 10.5}", "train.lr_warmup_steps: 10.5 is neither a number of steps nor a share"),

@@ -48,16 +48,17 @@ def test_every_number_that_may_be_zero_says_what_zero_does() -> None:
 
 def test_every_key_without_effect_has_a_reason() -> None:
     for path, section in distinct_sections(section_models()):
-        tables = (section.no_effect, section.shapes)
+        tables = (section.foreign.no_effect, section.foreign.shapes)
         assert [name for table in tables for name, reason in table.items() if not reason.strip()] == [], path
 
 
 def test_no_name_stands_in_two_tables_of_a_section() -> None:
     for path, section in distinct_sections(section_models()):
-        tables = (section.model_fields, section.aliases, section.shapes, section.no_effect, section.unsupported)
+        foreign = section.foreign
+        tables = (section.model_fields, foreign.aliases, foreign.shapes, foreign.no_effect, foreign.unsupported)
         names = [name for table in tables for name in table]
         assert sorted(names) == sorted(set(names)), path
-        assert set(section.aliases.values()) <= set(section.model_fields), path
+        assert set(section.foreign.aliases.values()) <= set(section.model_fields), path
 
 
 def test_the_schema_accepts_a_job_and_names_old_keys() -> None:

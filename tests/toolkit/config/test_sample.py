@@ -79,7 +79,7 @@ def test_the_shift_comes_from_the_section(section) -> None:
         ("samples: [{prompt: a, ctrl_img: none.png}]", "samples[0].ctrl_img: 'none.png' does not exist"),
         ("samples: [{prompt: a, ctrl_img_2: none.png}]", "samples[0].ctrl_img_2: 'none.png' does not exist"),
         ("samples: [{prompt: a, ctrl_img_1: photos}]", "samples[0].ctrl_img_1: 'photos' is not a file."),
-        ("sampler: ddpm", "sampler: 'ddpm' cannot sample Qwen-Image. Use 'flowmatch'."),
+        ("sampler: ddpm", "sampler: 'ddpm' is unknown. Use 'flowmatch'."),
         ("width: 32", "width: 32 is out of range: must be >= 64."),
         ("sample_steps: 0", "sample_steps: 0 is out of range: must be >= 1."),
         ("format: gif", "format: 'gif' is unknown."),

@@ -5,11 +5,12 @@ from __future__ import annotations
 import pytest
 
 from tests.toolkit.config.conftest import trainer
-from toolkit.config.train import SCHEDULES, TIMESTEP_TYPES, TrainConfig
+from toolkit.config.train import TrainConfig
 from toolkit.flow.losses import HUBER_SCHEDULES, LOSSES
+from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
 from toolkit.flow.settings import FlowSettings
-from toolkit.flow.timesteps import SAMPLINGS
 from toolkit.flow.weighting import SAMPLING_ONLY, WEIGHTINGS
+from toolkit.optim.schedules import SCHEDULES
 
 
 def choices(field: str) -> set[str]:
@@ -17,8 +18,7 @@ def choices(field: str) -> set[str]:
 
 
 def test_every_name_of_the_config_leads_somewhere() -> None:
-    assert set(TIMESTEP_TYPES) == set(SAMPLINGS)
-    assert choices("weighting_scheme") == {*WEIGHTINGS, *SAMPLING_ONLY} - {"flex", "bell", "half_bell"}
+    assert set(WEIGHTING_SCHEMES) == {*WEIGHTINGS, *SAMPLING_ONLY} - {"flex", "bell", "half_bell"}
     assert choices("loss_type") == set(LOSSES) and choices("huber_schedule") == set(HUBER_SCHEDULES)
 
 
@@ -132,11 +132,11 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
     ("line", "message"),
     [
         ("min_timestep: 500, max_timestep: 400", "train.min_timestep: 500 leaves nothing below max_timestep 400."),
-        ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is not supported yet."),
+        ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is unknown. Use 'sigmoid' or"),
         ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
         ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is no dotted path."),
         ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
-        ("optimizer: lion", "train.optimizer: 'lion' is not supported yet."),
+        ("optimizer: lion", "train.optimizer: 'lion' is unknown. Use 'adamw' or"),
         ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
         ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
         ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),

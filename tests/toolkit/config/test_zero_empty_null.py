@@ -165,8 +165,7 @@ SECTIONS = dict(distinct_sections({"sd_trainer": SdTrainerConfig}))
 
 def names_of(section: type[StrictModel]) -> set[str]:
     """Every name that is known in a section."""
-    tables = (section.model_fields, section.aliases, section.shapes, section.no_effect, section.unsupported)
-    return {name for table in tables for name in table}
+    return {*section.model_fields, *section.foreign.names()}
 
 
 def job_with(path: str, keys: dict[str, Any]) -> str:

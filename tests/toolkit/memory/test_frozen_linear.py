@@ -11,8 +11,9 @@ from torch.utils.checkpoint import checkpoint
 
 from tests.diffusers_reference import relative
 from toolkit.memory.frozen_linear import FrozenLinear
-from toolkit.memory.quantize import QTYPES, quantize_weight
+from toolkit.memory.quantize import quantize_weight
 from toolkit.memory.stored import InInt8
+from toolkit.number_types import QTYPES
 
 
 def pair(qtype: str, dtype: torch.dtype = torch.float32, bias: bool = True) -> tuple[FrozenLinear, nn.Linear]:

@@ -11,7 +11,6 @@ from tests.measured import at_most
 from toolkit.memory import int8_matmul
 from toolkit.memory.int8_matmul import (
     MOST_ERROR,
-    SMALLEST_SIDE,
     SMALLEST_SIDE_ON_CUDA,
     applies,
     foreseen_error,
@@ -19,6 +18,7 @@ from toolkit.memory.int8_matmul import (
     multiply,
     quantize_rows,
 )
+from toolkit.number_types import INT8_SIDE
 
 CUDA = torch.device("cuda:0")
 
@@ -97,7 +97,7 @@ def asked_anew():
 
 def test_auto_takes_wide_layers_on_fast_cpus(monkeypatch) -> None:
     monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: True)
-    wide, narrow = (SMALLEST_SIDE, 2048), (2048, SMALLEST_SIDE - 1)
+    wide, narrow = (INT8_SIDE, 2048), (2048, INT8_SIDE - 1)
     assert applies("auto", CPU, wide) and not applies("auto", CPU, narrow)
     applies.cache_clear()
     monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: False)

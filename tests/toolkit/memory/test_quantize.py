@@ -12,9 +12,10 @@ from tests.measured import at_most
 from toolkit.contracts import PromptEmbeds
 from toolkit.memory.frozen_linear import FrozenLinear
 from toolkit.memory.int8_probe import int8_layers
-from toolkit.memory.quantize import QTYPES, QUANTO, block_scaled, quantize_weight, quantizer
+from toolkit.memory.quantize import QUANTO, block_scaled, quantize_weight, quantizer
 from toolkit.memory.stored import InInt8, StoredWeight
 from toolkit.networks.lora import LoraNetwork
+from toolkit.number_types import QTYPES
 
 MATRICES = load_file(FOLDER / "quantize_inputs.safetensors")
 

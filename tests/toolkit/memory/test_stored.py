@@ -11,8 +11,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from tests.diffusers_reference import relative
-from toolkit.memory.quantize import QTYPES, quantize_weight
+from toolkit.memory.quantize import quantize_weight
 from toolkit.memory.stored import FrozenProduct, InInt8, Recovered, RowScaled, StoredWeight, e4m3_values, unpack
+from toolkit.number_types import QTYPES
 
 INPUTS, OUTPUTS = 256, 96
 NAN, INFINITY = float("nan"), float("inf")

@@ -1,17 +1,20 @@
+import subprocess
+import sys
+
 import pytest
 
-from toolkit.config.train import OPTIMIZERS as CONFIG_NAMES
 from toolkit.errors import UserError
 from toolkit.optim.choice import (
+    ARGUMENTS,
     OPTIMIZERS,
-    UNREADABLE,
+    REQUIRED,
     ArgumentError,
     check_choice,
+    constructor_defaults,
     is_schedule_free,
-    read_defaults,
+    optimizer_class,
     typed_arguments,
 )
-from toolkit.optim.optimizers import constructor_defaults, optimizer_class
 
 DEFAULTS = {
     "weight_decay": 0.01,
@@ -20,39 +23,44 @@ DEFAULTS = {
     "amsgrad": False,
     "beta3": None,
     "mode": "plain",
-    "required": UNREADABLE,
+    "required": REQUIRED,
 }
 
 
-def test_the_config_names_every_optimizer() -> None:
-    assert set(CONFIG_NAMES) == set(OPTIMIZERS)
-
-
 @pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_is_read_is_the_constructor(name: str) -> None:
-    read, real = read_defaults(*OPTIMIZERS[name].split(":")), constructor_defaults(optimizer_class(name))
-    assert list(read) == list(real)
-    assert {key: value for key, value in read.items() if value is not UNREADABLE and value != real[key]} == {}
+def test_the_table_has_the_arguments_of_the_constructor(name: str) -> None:
+    assert constructor_defaults(optimizer_class(name)) == ARGUMENTS[name]
 
 
 @pytest.mark.parametrize(
-    "path",
+    ("path", "message"),
     [
-        "torch.optim.SGD",
-        "torch.optim.sgd.SGD",
-        "bitsandbytes.optim.PagedAdEMAMix8bit",
-        "schedulefree.RAdamScheduleFree",
+        ("torch.nn.Linear", "'torch.nn.Linear' is no optimizer"),
+        ("torch.optim.Optimizer", "'torch.optim.Optimizer' is no optimizer"),
+        ("torch.optim.AdamV", r"torch\.optim has no 'AdamV'\. Did you mean 'Adam'"),
+        ("torch.optim.LBFGS", "evaluates the loss several times"),
+        ("torch.nn.no_such_module.X", "cannot be imported"),
     ],
 )
-def test_a_dotted_path_is_read_as_it_is_imported(path: str) -> None:
-    module, _, class_name = path.rpartition(".")
-    assert list(read_defaults(module, class_name)) == list(constructor_defaults(optimizer_class(path)))
+def test_a_dotted_path_is_looked_at_before_anything_runs(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_choice(path, {})
 
 
-def test_what_cannot_be_read_is_left_for_later() -> None:
-    assert read_defaults("torch.optim", "NoSuchOptimizer") is None
-    assert read_defaults("no_such_package.optim", "X") is None
-    check_choice("torch.nn.modules.NoSuchOptimizer.X", {"anything": 1})
+def test_arguments_of_a_dotted_path_are_those_of_its_constructor() -> None:
+    check_choice("bitsandbytes.optim.PagedAdEMAMix8bit", {"alpha": "4"})
+    with pytest.raises(ArgumentError, match=r"no 'momentun'\. Did you mean 'momentum'"):
+        check_choice("torch.optim.SGD", {"momentun": 0.9})
+
+
+def test_only_an_optimizer_outside_of_the_table_loads_torch() -> None:
+    code = (
+        "import sys\nfrom toolkit.optim.choice import ARGUMENTS, check_choice\n"
+        "for name in ARGUMENTS: check_choice(name, {'weight_decay': 0})\nprint('torch' in sys.modules)\n"
+        "check_choice('torch.optim.SGD', {})\nprint('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True"]
 
 
 def test_a_class_that_its_module_does_not_name_is_a_mistake() -> None:

@@ -3,7 +3,6 @@ import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.config.train import SCHEDULES as CONFIG_NAMES
 from toolkit.config.train import TrainConfig
 from toolkit.errors import UserError
 from toolkit.optim.schedules import (
@@ -113,10 +112,6 @@ def test_a_warm_up_and_a_fall_that_are_longer_than_the_run_are_told(name: str, l
 def test_lengths_among_the_parameters_count_in_a_course() -> None:
     course = course_of(100, 5, {"num_warmup_steps": 70, "num_decay_steps": 0.4}, decay=3)
     assert (course.rise, course.fall) == (70, 40)
-
-
-def test_the_config_names_every_schedule() -> None:
-    assert set(CONFIG_NAMES) == set(SCHEDULES)
 
 
 def test_the_course_comes_from_the_config() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.model_files import read_model_json
+from toolkit.number_types import QTYPE_BYTES
 
 PUBLISHED = {
     "num_layers": 60,
@@ -19,9 +20,8 @@ PUBLISHED = {
     "in_channels": 64,
     "out_channels": 16,
 }
-BYTES_PER_WEIGHT = {None: 2.0, "int8": 1.0, "float8": 1.0, "fp8_scaled": 1.0625, "int4": 0.53, "int2": 0.28}
-"""By `model.qtype`; int4 and int2 with optimum-quanto's scale and shift per group of 128 weights, fp8_scaled with a
-float32 scale per 64."""
+BYTES_PER_WEIGHT = {None: 2.0, **QTYPE_BYTES}
+"""By `model.qtype`; None: not quantized."""
 
 
 def block_linears(dim: int) -> dict[str, tuple[int, int]]:

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from toolkit.models.footprint import MOST_ROWS
 from toolkit.models.qwen_edit.forward import Conditions, RunIndexed, Streams
 from toolkit.models.qwen_edit.loading import TABULATED
 
@@ -28,8 +29,6 @@ if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
 
 CHUNK = 64
-MOST_ROWS = 192
-"""Levels kept at a time: 4.4 MB each on the published model in bfloat16."""
 
 
 class NotPossible(Exception):

@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from tests.diffusers_reference import open_tiny
-from toolkit.memory.quantize import QTYPES, quantizer
+from toolkit.memory.quantize import quantizer
 from toolkit.models.qwen_edit.estimate import BYTES_PER_WEIGHT, linear_layers, modules
+from toolkit.number_types import QTYPES
 
 
 def test_layers_and_shapes_are_those_of_the_loaded_model(tiny_model: Path) -> None:

@@ -1,0 +1,159 @@
+"""`train` as other programs write it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from pydantic import BaseModel
+
+from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
+from toolkit.config.compat.pairs import merged, read_pairs
+from toolkit.config.normalise import prefer
+from toolkit.config.report import Report
+
+OPTIMIZER_SPELLINGS = {
+    "adamw_8bit": "adamw8bit",
+    "adam_8bit": "adam8bit",
+    "lion_8bit": "lion8bit",
+    "prodigyopt": "prodigy",
+    "adamw_schedule_free": "schedulefree_adamw",
+    "adamwschedulefree": "schedulefree_adamw",
+    "schedulefree": "schedulefree_adamw",
+}
+
+TIMESTEP_TYPE_SPELLINGS = {"qwen_shift": "model_shift", "qinglong_qwen": "qinglong_model"}
+
+LOSS_SPELLINGS = {"l2": "mse", "l1": "mae"}
+
+_OFFLOAD = ("gradient_checkpointing_offload", "gradient_checkpointing_cpu_offload")
+
+_OF_COMPILE = {
+    "compile_backend": "backend",
+    "compile_mode": "mode",
+    "compile_dynamic": "dynamic",
+    "compile_fullgraph": "fullgraph",
+    "compile_cache_size_limit": "cache_size_limit",
+}
+"""musubi-tuner's names -> keys of `compile`."""
+
+
+def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+    """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
+    for key in ("optimizer", "lr_scheduler"):
+        if f"{key}_args" in entries:
+            arguments = read_pairs(entries.pop(f"{key}_args"), report)
+            entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, report)
+    _offloaded(entries, report)
+    _compiled(entries, report)
+    optimizer = entries.get("optimizer")
+    if optimizer is None or not isinstance(optimizer.value, dict):
+        return entries
+    parts = dict(entries.pop("optimizer").value)
+    kinds = [parts.pop(key) for key in ("name", "type") if key in parts]
+    for field, node in [("optimizer", kinds[0] if kinds else None), ("lr", parts.pop("lr", None))]:
+        if node is not None:
+            entries[field] = prefer(entries.get(field), node, report)
+    if parts:
+        given = entries.get("optimizer_params")
+        extra = given.value if given is not None and isinstance(given.value, dict) else {}
+        entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
+    return entries
+
+
+def _offloaded(entries: Entries, report: Report) -> None:
+    """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it stands for."""
+    for key in _OFFLOAD:
+        node = entries.pop(key, None)
+        if node is None or node.value is False:
+            continue
+        given = entries.get("gradient_checkpointing")
+        if node.value is not True:
+            report.mistake(node, "write true or false.")
+        elif given is not None and given.value is not True:
+            entries["gradient_checkpointing"] = prefer(given, replace(node, value="full_offload"), report)
+        else:
+            entries["gradient_checkpointing"] = replace(node, value="full_offload")
+
+
+def _compiled(entries: Entries, report: Report) -> None:
+    """`compile: true` and musubi-tuner's flat keys as one section."""
+    node = entries.get("compile")
+    if node is not None and isinstance(node.value, bool):
+        entries["compile"] = node = replace(node, value={"enabled": node})
+    for old, new in _OF_COMPILE.items():
+        flat = entries.pop(old, None)
+        if flat is not None and (node is None or isinstance(node.value, dict)):
+            inside = node.value if node is not None else {}
+            node = replace(node or flat, value={**inside, new: prefer(inside.get(new), flat, report)})
+            entries["compile"] = node
+
+
+_KERNEL = "the attention kernel is chosen by PyTorch"
+
+TRAIN = ForeignNames(
+    aliases={
+        "gradient_accumulation_steps": "gradient_accumulation",
+        "max_train_steps": "steps",
+        "max_train_epochs": "epochs",
+        "learning_rate": "lr",
+        "mixed_precision": "dtype",
+        "unet_lr": "lr",
+        "optimizer_type": "optimizer",
+        "timestep_sampling": "timestep_type",
+    },
+    shapes={
+        "seed": "training_seed of the process",
+        "validation": "validation of the process",
+        "stop_when": "stop_when of the process",
+        "optimizer_args": "optimizer_params, as a list of texts `name=value`",
+        "lr_scheduler_args": "lr_scheduler_params, as a list of texts `name=value`",
+        **dict.fromkeys(_OFFLOAD, "gradient_checkpointing: full_offload"),
+        **{old: f"compile.{new}" for old, new in _OF_COMPILE.items()},
+    },
+    no_effect={
+        **dict.fromkeys(("sdp", "xformers", "attention_backend", "sdpa", "flash_attn", "flash3"), _KERNEL),
+        "split_attn": "captions of a batch are never padded",
+        "persistent_data_loader_workers": "loaders always live as long as the run",
+        "bypass_guidance_embedding": "Qwen-Image has no guidance embedding",
+        "text_encoder_lr": "the text encoder is not trained",
+        "embedding_lr": "no embedding is trained",
+        "adapter_lr": "no image adapter is trained",
+        **dict.fromkeys(("refiner_lr", "train_refiner"), "there is no refiner"),
+        **dict.fromkeys(("min_snr_gamma", "snr_gamma"), "it concerns models that predict noise"),
+        "next_sample_timesteps": "it concerns timestep_type next_sample",
+        "free_u": "it concerns Stable Diffusion",
+        "ddp_gradient_as_bucket_view": "gradients are added up in buckets of their own, not by DistributedDataParallel",
+        "ddp_static_graph": "gradients are added up once per step, not by DistributedDataParallel",
+    },
+    unsupported={
+        **refuse(
+            "unload_text_encoder force_consistent_noise do_differential_guidance do_guidance_loss "
+            "diff_output_preservation blank_prompt_preservation inverted_mask_prior do_prior_divergence "
+            "do_paramiter_swapping do_cfg merge_network_on_save single_item_batching max_loss_debug t0_loss_target "
+            "do_fft_loss match_adapter_assist full_fp16",
+            False,
+        ),
+        **refuse("start_step min_denoising_steps prompt_dropout_prob noise_offset", 0),
+        **refuse(
+            "noise_multiplier img_multiplier latent_multiplier optimal_noise_pairing_samples "
+            "diff_output_preservation_multiplier blank_prompt_preservation_multiplier cfg_scale",
+            1,
+        ),
+        **refuse("differential_guidance_scale guidance_loss_target", 3),
+        **refuse(
+            "guidance_loss_schedule diff_output_preservation_class max_loss validation_config "
+            "latent_feature_extractor_path diffusion_feature_extractor_path lr_scheduler_type"
+        ),
+        "max_denoising_steps": (999, 1000),
+        "num_train_timesteps": (1000,),
+        "content_or_style_reg": ("balanced",),
+        "loss_target": ("noise",),
+        "inverted_mask_prior_multiplier": (0.5,),
+        "paramiter_swapping_factor": (0.1,),
+    },
+    reshapes=(_reshape,),
+)
+
+EMA = ForeignNames(unsupported={"use_feedback": (False,), "param_multiplier": (1,)})
+
+LR_GROUP = ForeignNames(aliases={"pattern": "match"})

@@ -1,0 +1,47 @@
+"""The names of noise levels, loss weights and losses, and which keys each makes use of. Imports no torch: the config
+reads them as well."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class TimestepType(NamedTuple):
+    """One value of `train.timestep_type`."""
+
+    formula: str
+    """Function of `flow/timesteps.py` from random numbers to t."""
+
+    draws: Literal["rand", "randn"] = "rand"
+    """The random numbers it takes, by torch's name: uniform or normal ones."""
+
+    ladder: bool = False
+    """t is one of 1000 levels."""
+
+    rises: bool | None = True
+    """Whether a larger random number means more noise; None: neither more nor less."""
+
+    uses: tuple[str, ...] = ()
+    """Keys of `train` that matter to it and not to all."""
+
+
+_WIDTH = ("sigmoid_scale",)
+_NORMAL = ("logit_mean", "logit_std")
+
+TIMESTEP_TYPES = {
+    "sigmoid": TimestepType("sigmoid", "randn", uses=_WIDTH),
+    "linear": TimestepType("even", ladder=True, rises=False),
+    "uniform": TimestepType("uniform"),
+    "weighted": TimestepType("even", ladder=True, rises=False),
+    "sigma": TimestepType("even", ladder=True, rises=False),
+    "shift": TimestepType("shift", "randn", uses=("discrete_flow_shift",)),
+    "model_shift": TimestepType("model_shift", "randn", uses=_WIDTH),
+    "flux_shift": TimestepType("flux_shift", "randn", uses=_WIDTH),
+    "logsnr": TimestepType("logsnr", "randn", rises=False, uses=_NORMAL),
+    "lognorm_blend": TimestepType("lognorm_blend"),
+    "qinglong_flux": TimestepType("qinglong_flux", rises=None, uses=_WIDTH + _NORMAL),
+    "qinglong_model": TimestepType("qinglong_model", rises=None, uses=_WIDTH),
+}
+
+WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
+"""Of `train.weighting_scheme`."""

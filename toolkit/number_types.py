@@ -1,0 +1,17 @@
+"""Types of numbers and what a weight of each takes. Imports no torch: config, plans and quantization read it."""
+
+from __future__ import annotations
+
+DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
+"""By the names of floating-point types."""
+
+QTYPE_BYTES = {"int8": 1.0, "int4": 0.53, "int2": 0.28, "float8": 1.0, "fp8_scaled": 1.0625}
+"""By `model.qtype`: bytes per weight; int4 and int2 with optimum-quanto's scale and shift per group of 128 weights,
+fp8_scaled with a float32 scale per 64."""
+
+INT8_SIDE = 512
+"""`model.int8_matmul: auto` on a CPU: narrower layers lose more to rounding their inputs than the faster product gains
+(benchmarks/README.md)."""
+
+QTYPES = tuple(QTYPE_BYTES)
+"""All of `model.qtype`."""
