@@ -84,7 +84,8 @@ PROCESS = '''
     from toolkit.data.images import open_image, resize_cover_crop, to_tensor
     from toolkit.data.items import scan_items
     from toolkit.data.order import epoch_batches
-    from toolkit.networks.files import step_stem, write_stored
+    from toolkit.networks.files import write_stored
+    from toolkit.run_files import step_stem
     from toolkit.train.loop import train
     from toolkit.train.roles import build_role
 
