@@ -297,20 +297,19 @@ def test_metadata_has_every_variable_as_it_was_written(trainer, make_pictures, w
 
 
 def test_a_state_from_before_the_secret_was_known_is_of_the_same_job(monkeypatch: pytest.MonkeyPatch) -> None:
-    from extensions.sd_trainer import resumption
+    from toolkit.train import resumption
 
     settings = {"trigger_word": LITERAL, "train": {"lr": 1.0}}
-    section = SimpleNamespace(model_dump=lambda **_: settings)
-    scan = SimpleNamespace(samples=())
-    dataset = resumption.Resumption.of(None, section, scan, False, print).record["dataset"]
+    section = SimpleNamespace(recorded_settings=lambda: settings, model_dump=lambda **_: settings)
+    dataset = resumption.Resumption.of(None, section, {}, False, print).record["dataset"]
     monkeypatch.setattr(resumption, "read_document", lambda _: {"settings": settings, "dataset": dataset})
     said: list[str] = []
-    again = resumption.Resumption.of(Path("state"), section, scan, False, said.append)
+    again = resumption.Resumption.of(Path("state"), section, {}, False, said.append)
     assert said == [] and again.record["settings"]["trigger_word"] == "<redacted>"
 
 
 def test_a_dataset_in_a_folder_with_a_secret_is_compared_as_it_was_recorded(tmp_path: Path) -> None:
-    from extensions.sd_trainer import resumption
+    from toolkit.train import resumption
 
     found = {f"{LITERAL}/a.png": "1", f"{LITERAL}/b.png": "2"}
     write_json(tmp_path / "old.json", found)
