@@ -16,7 +16,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import median
 from tempfile import NamedTemporaryFile, TemporaryDirectory
-from types import SimpleNamespace
 
 import torch
 from torch import nn
@@ -27,6 +26,7 @@ if str(ROOT) not in sys.path:
 
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.synthetic import RANK, SEED, SIZES  # noqa: E402
+from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.export import NetworkWriter  # noqa: E402
 from toolkit.config.dataset import DatasetConfig  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
@@ -148,13 +148,13 @@ def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveHookToWa
     optimizer.zero_grad()
     role = Role(parameters, optimizer, 1e-4, lambda step: 1.0)
     run = Run("bench", folder, steps=100, accumulation=1, seed=SEED, roles={ROLE: role})
-    section = SimpleNamespace(
+    section = SdTrainerConfig(
+        type="sd_trainer",
         model=ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2509"),
         network=NetworkConfig(linear=RANK),
         save=SaveConfig(dtype=asked.dtype),
         train=TrainConfig(),
         datasets=(DatasetConfig(folder_path="."),),
-        trigger_word=None,
     )
     writer = NetworkWriter(network, section, meta={})
     hook = SaveHookToWaitFor(writer.prepare, every=Interval(), keep=1, keep_states=1, note=ignore, event=ignore)

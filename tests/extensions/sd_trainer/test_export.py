@@ -11,6 +11,7 @@ import torch
 from safetensors import safe_open
 from torch import nn
 
+from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.export import NetworkWriter
 from toolkit.config.dataset import DatasetConfig
 from toolkit.config.model import ModelConfig
@@ -23,7 +24,7 @@ from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Role, Run
 
 
-def writer(chosen: SimpleNamespace | None = None, meta: dict | None = None) -> NetworkWriter:
+def writer(chosen: SdTrainerConfig | None = None, meta: dict | None = None) -> NetworkWriter:
     """Of a network with one matrix, called `up.weight` in files."""
     network = SimpleNamespace(
         export=lambda weights: {f"{name}.weight": tensor for name, tensor in weights.items()}, shared_out=dict
@@ -48,7 +49,8 @@ def run(tmp_path: Path):
 
 
 def section(model: str = "Qwen/Qwen-Image-Edit-2509", **save: object):
-    return SimpleNamespace(
+    return SdTrainerConfig(
+        type="sd_trainer",
         model=ModelConfig(name_or_path=model),
         network=NetworkConfig(linear=16, linear_alpha=8.0),
         save=SaveConfig(**save),
