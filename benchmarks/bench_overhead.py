@@ -37,10 +37,10 @@ from toolkit.data.order import epoch_batches  # noqa: E402
 from toolkit.log import StatusLine  # noqa: E402
 from toolkit.optim.ema import Ema  # noqa: E402
 from toolkit.train.flow_step import ROLE  # noqa: E402
-from toolkit.train.hook import Hook  # noqa: E402
 from toolkit.train.hooks.metrics import MetricsHook  # noqa: E402
 from toolkit.train.hooks.status import StatusHook  # noqa: E402
 from toolkit.train.loop import train  # noqa: E402
+from toolkit.train.run import Hook  # noqa: E402
 
 PHOTO = ROOT / "config" / "examples" / "photos" / "40_photo" / "coffee.jpg"
 

@@ -32,7 +32,8 @@ from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessAdapter, Mode
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory import block_engine, blocks_on_host
 from extensions.sd_trainer.trained import attach_network, build_roles
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds
+from toolkit.contracts import BatchSpec, PromptEmbeds
+from toolkit.data.batches import LatentBatch
 from toolkit.device import DTYPES
 from toolkit.memory import engine, stored
 from toolkit.memory.block_swap import _Waiting
@@ -44,8 +45,7 @@ from toolkit.models.qwen_edit.modulation import CHUNK, MOST_ROWS, ModulationTabl
 from toolkit.parallel import Team
 from toolkit.train import loop, results
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.hook import Hook
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 DEVICE = torch.device("cpu")
 """What the program takes for its device. The main memory it calls "cpu", in a text."""
@@ -138,12 +138,12 @@ def fill_table(adapter: EncoderlessAdapter) -> None:
         adapter._table._compute(levels[begin : begin + CHUNK])
 
 
-def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> Batch:
+def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatch:
     """One sample with references of its own size; the program keeps it in the main memory, where it counts little."""
     side = size.latent_side
     latents_BCHW = torch.empty((1, LATENT_CHANNELS, side, side), dtype=dtype)
     embeds_BLD = torch.empty((1, size.text_tokens, size.text_width), dtype=dtype)
-    return Batch(
+    return LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds(embeds_BLD, (size.text_tokens,)),
         references=((latents_BCHW[0],) * references,),

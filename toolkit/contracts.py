@@ -155,6 +155,11 @@ class BatchSpec:
     positions: tuple[int, ...]
     """Index of each use in the epoch's global order: with the epoch, the key of all its draws."""
 
+    def select(self, rows: Iterable[int]) -> BatchSpec:
+        """The given items as a micro-batch."""
+        rows = tuple(rows)
+        return BatchSpec(self.epoch, tuple(self.items[row] for row in rows), tuple(self.positions[row] for row in rows))
+
 
 @dataclass(frozen=True)
 class PromptEmbeds:
@@ -178,49 +183,23 @@ class PromptEmbeds:
         return PromptEmbeds(padded_BLD, tuple(len(embed_LD) for embed_LD in embeds_LD))
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one micro-step trains on: items of one target size, everything already encoded."""
+class Batch(Protocol):
+    """What one micro-step trains on, whatever it holds; every trainer has a class of its own for it."""
 
-    latents_BCHW: Tensor
-    """Normalised latents of the targets."""
+    @property
+    def spec(self) -> BatchSpec: ...
 
-    prompts: PromptEmbeds
-    references: tuple[tuple[Tensor, ...], ...]
-    """For each item 0 to 3 latents [C, h, w], each of its own size."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The file of each item, for messages."""
 
-    spec: BatchSpec
-    names: tuple[str, ...]
-    """The image file of each item, for messages."""
+    def __len__(self) -> int: ...
 
-    loss_weight_B: Tensor
-    loss_mask_B1HW: Tensor | None = None
-    """Weight of each latent pixel in the loss, in [0, 1]; None weighs all alike."""
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def halves(self) -> tuple[Batch, ...]:
+    def halves(self) -> Sequence[Batch]:
         """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
-        middle = (len(self) + 1) // 2
-        return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
 
-    def select(self, rows: Sequence[int]) -> Batch:
-        """The given items as a batch."""
-        rows = list(rows)
-        return Batch(
-            latents_BCHW=self.latents_BCHW[rows],
-            prompts=self.prompts.select(rows),
-            references=tuple(self.references[row] for row in rows),
-            spec=BatchSpec(
-                self.spec.epoch,
-                tuple(self.spec.items[row] for row in rows),
-                tuple(self.spec.positions[row] for row in rows),
-            ),
-            names=tuple(self.names[row] for row in rows),
-            loss_weight_B=self.loss_weight_B[rows],
-            loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
-        )
+    def describe(self) -> str:
+        """Its size in a few words, such as "latents (3, 16, 64, 64)", for messages."""
 
 
 # ---------------------------------------------------------------- models
@@ -314,7 +293,7 @@ class ModelAdapter(ABC):
         """Numbers of a token in one head of attention."""
 
     @abstractmethod
-    def tokens(self, batch: Batch) -> int:
+    def tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
         """Tokens the blocks are given of a batch: pictures, references and texts of all its items."""
 
     @abstractmethod

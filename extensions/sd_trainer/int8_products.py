@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from toolkit.contracts import Batch, ModelAdapter, Network
+from toolkit.contracts import ModelAdapter, Network
+from toolkit.data.batches import LatentBatch
 from toolkit.errors import RunError
 from toolkit.memory.advice import memory_advice
 from toolkit.memory.int8_matmul import MOST_ERROR, is_exact
@@ -27,7 +28,7 @@ def choose_int8_products(
     adapter: ModelAdapter,
     network: Network,
     device: torch.device,
-    first: Callable[[], tuple[Batch, Tensor]],
+    first: Callable[[], tuple[LatentBatch, Tensor]],
     team: Team,
     note: Note,
 ) -> None:

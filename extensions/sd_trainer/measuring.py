@@ -7,11 +7,11 @@ from typing import Any
 
 from toolkit.contracts import Network
 from toolkit.log import StatusLine
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.save import SaveHook
 from toolkit.train.hooks.stop_when import StopHook
 from toolkit.train.hooks.validation import ValidationHook
+from toolkit.train.run import Hook
 from toolkit.train.validation import Validator
 
 

@@ -7,7 +7,8 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
 from extensions.sd_trainer.memory_work import copies_within_backward, trained_here, whole_blocks, work_of
-from toolkit.contracts import Batch, ModelAdapter, Network
+from toolkit.contracts import ModelAdapter, Network
+from toolkit.data.batches import LatentBatch
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
 from toolkit.memory.block_swap import swapped_blocks
@@ -61,7 +62,7 @@ def settle(
     section: Any,
     adapter: ModelAdapter,
     network: Network,
-    largest: Batch,
+    largest: LatentBatch,
     remembered: int = 0,
     gather: Callable[[str], Sequence[str]] = lambda level: [level],
 ) -> None:
@@ -73,7 +74,8 @@ def settle(
     folder = model_folder(section.model, note=lambda line: None)  # it is here by now
     trained, on_card = trained_here(section), next(iter(network.parameters().values())).is_cuda
     facts = family_for(section.model).footprint(folder)
-    work = work_of(section, facts, trained, adapter.tokens(largest), on_card)
+    tokens = adapter.tokens(largest.latents_BCHW, largest.prompts, largest.references)
+    work = work_of(section, facts, trained, tokens, on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
     within = copies_within_backward(section.train, trained)
     engine.settle(work, needed=to_come + within + sum(whole_blocks(section, facts)), gather=gather)

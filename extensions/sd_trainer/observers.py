@@ -16,7 +16,6 @@ from toolkit.config.sample import SampleConfig
 from toolkit.contracts import Network
 from toolkit.data.plan import RunPlan
 from toolkit.log import StatusLine
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.control import ControlHook, ask_to_stop
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.metrics import MetricsHook
@@ -25,6 +24,7 @@ from toolkit.train.hooks.save import SaveHook
 from toolkit.train.hooks.status import StatusHook
 from toolkit.train.hooks.trackers import TrackerHook
 from toolkit.train.hooks.watchdog import WatchdogHook
+from toolkit.train.run import Hook
 from toolkit.train.sampling import Sampler
 from toolkit.train.validation import Validator
 

@@ -24,8 +24,8 @@ from extensions.sd_trainer.trained import attach_network, base_merging, build_ro
 from jobs.process import BaseTrainProcess
 from toolkit import interrupt
 from toolkit.config.process import JobContext
-from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter, Network, Size
-from toolkit.data.batches import BatchLoader
+from toolkit.contracts import BatchSpec, Item, ModelAdapter, Network, Size
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.captions import inject_trigger
 from toolkit.data.encode import EncodedDataset, encode_items
 from toolkit.data.folder import Scan
@@ -47,7 +47,6 @@ from toolkit.models.opening import checked_family, open_adapter
 from toolkit.train.changes import flat
 from toolkit.train.checkpoint import recorded_seed
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.status import is_finished
 from toolkit.train.hooks.stop_when import reached
 from toolkit.train.int8_choice import first_use
@@ -56,7 +55,7 @@ from toolkit.train.lockstep import Follower, LeadingAdapter, follow
 from toolkit.train.loop import probe, train
 from toolkit.train.results import fetch_interval
 from toolkit.train.resume import choose_state
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import PIXELS_PER_LATENT, PIXELS_PER_TOKEN, SamplePrompt, Sampler
 from toolkit.train.state_folder import read_document, remove_leftovers, state_root, step_of
 from toolkit.train.validation import Validator
@@ -292,7 +291,7 @@ class SdTrainerProcess(BaseTrainProcess):
             if note := probe(run, batch, step, *([] if self._is_shared_out else [self.engine.save_more])):
                 self.print(note)
 
-        def load(specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
             return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items)), workers)
 
         train(run, batches_of_epoch, load, step)
@@ -311,7 +310,7 @@ class SdTrainerProcess(BaseTrainProcess):
     ) -> None:
         """By the first item of the first epoch, wherever the run goes on."""
 
-        def first() -> tuple[Batch, Tensor]:
+        def first() -> tuple[LatentBatch, Tensor]:
             batch = loader.load(first_use(batches_of_epoch(0)))
             return batch, step.draws(batch.spec, batch.latents_BCHW.shape[1:])[0]
 

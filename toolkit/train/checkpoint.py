@@ -16,8 +16,9 @@ from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.parts import Part
 from toolkit.train.collected import collected
 from toolkit.train.lockstep import Follower
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
 from toolkit.train.state_folder import Snapshot, read_document
+from toolkit.train.update import Role
 
 
 def capture(run: Run) -> Snapshot:

@@ -14,16 +14,13 @@ Here the host waits for the device, once per parameter: it has to know whether t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.errors import RunError
-from toolkit.train.update import Update, after_weights_moved, clip_
-
-if TYPE_CHECKING:
-    from toolkit.train.run import Role
+from toolkit.train.update import Role, Update, after_weights_moved, clip_
 
 Mode = Literal["keep", "drop", "step"]
 """What becomes of a gradient once it is complete."""

@@ -21,7 +21,8 @@ from toolkit.seeding import global_generator
 from toolkit.train.clock import StepClock
 from toolkit.train.exchange import exchanged
 from toolkit.train.results import Results, StepNumbers, WindowLosses
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 from toolkit.train.windows import EpochBatches, Window, dealt, windows
 
 LoadBatches = Callable[[Iterable[BatchSpec]], Iterator[Batch]]

@@ -11,8 +11,8 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter
-from toolkit.data.batches import BatchLoader
+from toolkit.contracts import BatchSpec, Item, ModelAdapter
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.cache import key_of
 from toolkit.data.digests import file_digest
 from toolkit.data.encode import EncodedDataset
@@ -69,7 +69,7 @@ class Validator:
             f"{LOSS}_t{level:g}": mean for level, mean in zip(self._levels, means, strict=True)
         }
 
-    def _loss(self, batch: Batch, noise_BCHW: Tensor, level: float) -> float:
+    def _loss(self, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> float:
         t_B = torch.tensor([level])
         x_t_BCHW, velocity_BCHW = linear_path(batch.latents_BCHW, noise_BCHW, t_B)
         predicted_BCHW = self._adapter.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.references)

@@ -20,7 +20,8 @@ from toolkit.config.train import TrainConfig
 from toolkit.contracts import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import ROLE
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 
 def writer(chosen: SimpleNamespace | None = None, meta: dict | None = None) -> NetworkWriter:

@@ -15,7 +15,8 @@ from toolkit.config import load_job
 from toolkit.contracts import TrainState
 from toolkit.data.plan import BucketCount, FolderPlan, RunPlan
 from toolkit.train.flow_step import ROLE
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 KIND = {"rank": 4, "alpha": 2.0}
 

@@ -20,7 +20,8 @@ from toolkit.errors import RunError
 from toolkit.networks.full import FullNetwork
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import ROLE
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 PARTS = {"model_index.json", "processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"}
 

@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult
+from toolkit.contracts import BatchSpec, PromptEmbeds, StepLosses, StepResult
+from toolkit.data.batches import LatentBatch
 from toolkit.optim.ema import Ema
-from toolkit.train.hook import Hook
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Hook, Run
+from toolkit.train.update import Role
 
 
 class Toy:
@@ -32,10 +33,10 @@ class Toy:
         order = [(position + epoch) % 7 for position in range(7)]
         return [BatchSpec(epoch, tuple(order[i : i + 3]), tuple(range(i, min(i + 3, 7)))) for i in (0, 3, 6)]
 
-    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
         for spec in specs:
             x_B11D = self.x_ND[list(spec.items)][:, None, None]
-            yield Batch(
+            yield LatentBatch(
                 latents_BCHW=x_B11D,
                 prompts=PromptEmbeds(torch.zeros(len(spec.items), 1, 1), (1,) * len(spec.items)),
                 references=((),) * len(spec.items),
@@ -65,11 +66,11 @@ class Toy:
             hooks=list(hooks),
         )
 
-    def step(self, run: Run) -> Callable[[Batch], StepLosses]:
+    def step(self, run: Run) -> Callable[[LatentBatch], StepLosses]:
         """The TrainStep on the weights of this run."""
         w_D = self.weight(run)
 
-        def losses(batch: Batch) -> StepLosses:
+        def losses(batch: LatentBatch) -> StepLosses:
             residual_B = batch.latents_BCHW[:, 0, 0] @ w_D - self.y_N[list(batch.spec.items)]
             return StepLosses({"network": residual_B**2}, {"item": torch.tensor(batch.spec.items).float()})
 

@@ -20,8 +20,9 @@ from toolkit.parallel import Team
 from toolkit.parts import Part
 from toolkit.train.checkpoint import capture, load_state, recorded_seed
 from toolkit.train.lockstep import Follower, follow
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
 from toolkit.train.state_folder import step_of
+from toolkit.train.update import Role
 
 FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
 

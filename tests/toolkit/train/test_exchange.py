@@ -9,7 +9,8 @@ import torch
 
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Recorder, Toy
-from toolkit.contracts import Batch, StepLosses
+from toolkit.contracts import StepLosses
+from toolkit.data.batches import LatentBatch
 from toolkit.errors import RunError
 from toolkit.parallel import Team
 from toolkit.parts import Part
@@ -25,7 +26,7 @@ def trained(team: Team, folder: Path, accumulation: int, spoiled: int | None = N
     run.team = team
     step = toy.step(run)
 
-    def spoiling(batch: Batch) -> StepLosses:
+    def spoiling(batch: LatentBatch) -> StepLosses:
         losses = step(batch)
         if batch.spec.epoch == 1 and spoiled in batch.spec.positions:
             losses.by_role["network"] = losses.by_role["network"] * float("inf")
@@ -126,7 +127,7 @@ def test_a_stop_that_one_process_hears_of_ends_all_at_the_same_step(tmp_path: Pa
         run.team, run.in_lockstep = team, in_lockstep
         plain = toy.step(run)
 
-        def step(batch: Batch) -> StepLosses:
+        def step(batch: LatentBatch) -> StepLosses:
             seen.append(batch)
             return plain(batch)
 

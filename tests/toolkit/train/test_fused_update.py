@@ -18,8 +18,8 @@ from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.optim.stochastic_rounding import RoundedOptimizer
 from toolkit.train.fused_update import FusedStep
 from toolkit.train.loop import probe, train
-from toolkit.train.run import Role, Run
-from toolkit.train.update import WholeStep
+from toolkit.train.run import Run
+from toolkit.train.update import Role, WholeStep
 
 
 class Layers(nn.Module):

@@ -12,10 +12,10 @@ import torch
 
 from toolkit.contracts import StepLosses, TrainState
 from toolkit.errors import RunError
-from toolkit.train.hook import Hook
 from toolkit.train.loop import probe, train
 from toolkit.train.results import MOST_SKIPPED_IN_A_ROW
-from toolkit.train.run import Role
+from toolkit.train.run import Hook
+from toolkit.train.update import Role
 
 NAN = float("nan")
 

@@ -21,11 +21,10 @@ from toolkit.memory.quantize import quantize_weight
 from toolkit.memory.stored import InInt8
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.metrics import MetricsHook
 from toolkit.train.loop import train
 from toolkit.train.results import fetch, fetch_interval
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 NAN = float("nan")
 

@@ -14,8 +14,7 @@ from toolkit.optim.optimizers import build_optimizer
 from toolkit.parallel import Team
 from toolkit.parts import Part
 from toolkit.train.loop import probe, train
-from toolkit.train.run import Role
-from toolkit.train.update import StepOfParts, WholeStep, clip_
+from toolkit.train.update import Role, StepOfParts, WholeStep, clip_
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 

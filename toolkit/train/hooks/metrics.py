@@ -11,8 +11,7 @@ from typing import Any
 
 from toolkit.contracts import StepResult
 from toolkit.files import append_json_line, naming_failures, write_text
-from toolkit.train.hook import Hook
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 FILE = "metrics.jsonl"
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from PIL import Image
 
 from toolkit.files import naming_failures, replaced
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import Interval, epochs_done
-from toolkit.train.run import Run
+from toolkit.train.lockstep import evaluation
+from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplingStopped
 
 DrawPicture = Callable[[int], Image.Image]
@@ -89,7 +89,7 @@ class SampleHook(Hook):
             return
         for path in self._files_of(run, step):
             path.unlink()
-        with run.evaluation():
+        with evaluation(run):
             files = self._draw_set(run, step, pictures)
         if files is None:
             for path in self._files_of(run, step):

@@ -10,9 +10,8 @@ from toolkit.files import naming_failures
 from toolkit.networks.files import remove_old_step_files
 from toolkit.train.background import BackgroundWriter
 from toolkit.train.checkpoint import capture
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import Interval, epochs_done
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 from toolkit.train.state_folder import make_room, remove_old_states, state_root, write_state
 
 PrepareNetwork = Callable[[Run, int | None], Callable[[], list[Path]]]

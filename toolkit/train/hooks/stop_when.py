@@ -8,9 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from toolkit.contracts import StepResult
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 OF_A_STEP = ("loss", "grad_norm")
 """Metrics every optimizer step has."""

@@ -9,9 +9,9 @@ from types import SimpleNamespace
 import pytest
 
 from toolkit.contracts import TrainState
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.stop_when import StopHook, reached
 from toolkit.train.loop import train
+from toolkit.train.run import Hook
 
 LOSSES = [5.0, 4.0, math.nan, 3.0, 2.0, 1.0, math.inf, 0.5, 0.5, 0.5, 9.0, 0.1]
 """Of steps 1, 2, ..."""
