@@ -17,6 +17,7 @@ from peft import LoraConfig
 from benchmarks.synthetic import RANK, SEED, ModelSize, make_batch, open_adapter
 from toolkit.contracts import BatchSpec, StepResult
 from toolkit.data.batches import LatentBatch
+from toolkit.data.order import EpochSource
 from toolkit.memory.engine import BlockEngine
 from toolkit.memory.int8_probe import candidates
 from toolkit.networks.lora import LoraNetwork
@@ -62,7 +63,7 @@ class OurLoop(Hook):
     def step(self) -> None:
         """One optimizer step of the program's own loop."""
         self.run.steps += 1
-        train(self.run, lambda epoch: [spec_of_step(epoch)], self._load, self.step_fn)
+        train(self.run, EpochSource(lambda epoch: [spec_of_step(epoch)], self._load), self.step_fn)
 
     def on_result(self, run: Run, result: StepResult) -> None:
         self.losses.append(result.loss)

@@ -34,6 +34,7 @@ from extensions.sd_trainer.memory import block_engine, blocks_on_host
 from extensions.sd_trainer.trained import attach_network, build_roles
 from toolkit.contracts import BatchSpec, PromptEmbeds
 from toolkit.data.batches import LatentBatch
+from toolkit.data.order import EpochSource
 from toolkit.device import DTYPES
 from toolkit.memory import engine, stored
 from toolkit.memory.block_swap import _Waiting
@@ -77,7 +78,7 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         roles = build_roles(section, network, STEPS, SEED, Team())
         run = Run("simulated", Path(), STEPS, 1, SEED, roles, hooks=[Phases(live)], fetch_every=STEPS + 1)
         fill_table(adapter)
-        loop.train(run, lambda epoch: [batch.spec], lambda specs: (batch for _ in specs), step)
+        loop.train(run, EpochSource(lambda epoch: [batch.spec], lambda specs: (batch for _ in specs)), step)
         live.phase("at rest")
         live.phase("validation")
         with torch.no_grad():

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import ClassVar
@@ -18,6 +18,7 @@ from toolkit.config.node import Node
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 from toolkit.config.train import TrainConfig
+from toolkit.config.validation import LOSS, loss_at, noise_levels
 from toolkit.errors import UserError
 from toolkit.optim.choice import ArgumentError, check_choice, is_schedule_free
 from toolkit.optim.schedules import KEYS, SCHEDULES, check_parameters, remarks
@@ -84,6 +85,13 @@ class SdTrainerConfig(DatasetsJob):
         """The run's folder: a later process may start from its files."""
         return frozenset({self.run_folder(job).resolve()})
 
+    def logged_numbers(self) -> Sequence[str]:
+        """Of a step, and of the validation where there is one."""
+        levels = noise_levels(self.validation.timesteps) if self.validation else ()
+        limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
+        of_a_step = ("loss", "grad_norm", "lr", "t_mean", *(f"max_norm/{name}" for name in limited))
+        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
+
     def check(self, job: JobContext) -> Iterable[Finding]:
         """What `DatasetsJob` checks, optimizer, schedule and noise levels."""
         yield from super().check(job)
@@ -93,6 +101,7 @@ class SdTrainerConfig(DatasetsJob):
         yield from check_memory(self)
         yield from self._check_noise_levels()
         yield from self._check_merged_lora()
+        yield from self._check_loss_scaling()
         yield from check_samples(self)
         yield from check_measuring(self)
         yield from check_parallel(self)
@@ -124,6 +133,11 @@ class SdTrainerConfig(DatasetsJob):
         if train.ema_config.use_ema:
             message = f"{name} averages the weights already, without 'use_ema: true'. Leave one of them out."
             yield Finding(("train", "ema_config", "use_ema"), message)
+
+    def _check_loss_scaling(self) -> Iterable[Finding]:
+        if self.train.dtype == "float16" and self.train.fused_backward_pass:
+            message = "true does not go with 'dtype: float16', whose gradients count only when all are there. Use bf16."
+            yield Finding(("train", "fused_backward_pass"), message)
 
     def _check_merged_lora(self) -> Iterable[Finding]:
         kind = self.network.type

@@ -8,20 +8,23 @@ from typing import Any
 from toolkit.contracts import Network
 from toolkit.log import StatusLine
 from toolkit.train.hooks.intervals import Interval
+from toolkit.train.hooks.plateau import PlateauHook
 from toolkit.train.hooks.save import SaveHook
 from toolkit.train.hooks.stop_when import StopHook
 from toolkit.train.hooks.validation import ValidationHook
-from toolkit.train.run import Hook
+from toolkit.train.run import Hook, Run
 from toolkit.train.validation import Validator
 
 
 def measuring(
     section: Any, network: Network, validator: Validator | None, saving: SaveHook, status: StatusLine
 ) -> list[Hook]:
-    """Those that `validation` and `stop_when` of an `sd_trainer` section ask for; to be called before the saving."""
-    stopping = StopHook(section.stop_when, status.note) if section.stop_when else None
+    """Those that `validation`, `stop_when` and a schedule that observes a value ask for; to be called before the
+    saving."""
+    following = [PlateauHook()] if section.train.lr_scheduler == "plateau" else []
+    stopping = [StopHook(section.stop_when, status.note)] if section.stop_when else []
     if validator is None:
-        return [stopping] if stopping else []
+        return [*following, *stopping]
 
     def measure(stop_asked: Callable[[], bool]) -> dict[str, float] | None:
         with network.inference():
@@ -34,7 +37,12 @@ def measuring(
         save_best=lambda run: saving.prepare_network(run, "best")(),
         note=status.note,
     )
-    if stopping is None:
-        return [validating]
-    validating.heard, stopping.at_goal = stopping.take, validating.validate_once
-    return [validating, stopping]
+    for hook in stopping:
+        hook.at_goal = validating.validate_once
+
+    def heard(run: Run, losses: dict[str, float]) -> None:
+        for hook in (*following, *stopping):
+            hook.take(run, losses)
+
+    validating.heard = heard
+    return [validating, *following, *stopping]

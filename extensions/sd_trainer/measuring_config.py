@@ -2,29 +2,38 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from toolkit.config.process import Finding
+from toolkit.config.validation import LOSS
 from toolkit.errors import did_you_mean
 
-VALIDATION_LOSS = "validation/loss"
-METRICS = ("loss", "grad_norm", VALIDATION_LOSS)
-"""Numbers that a run measures and `stop_when` can look at."""
+if TYPE_CHECKING:
+    from extensions.sd_trainer.config import SdTrainerConfig
+    from toolkit.config.base import Key
 
 _METRIC = ("stop_when", "metric")
 
 
-def check_measuring(section: Any) -> Iterable[Finding]:
+def check_measuring(section: SdTrainerConfig) -> Iterable[Finding]:
     """A metric that no run would ever measure."""
-    stop = section.stop_when
-    if stop is None:
+    if section.stop_when:
+        yield from _check_metric(section, _METRIC, section.stop_when.metric, section.logged_numbers())
+    if section.train.lr_scheduler == "plateau":
+        metric = str(section.train.lr_scheduler_params.get("metric", "loss"))
+        known = [name for name in section.logged_numbers() if name == "loss" or name.startswith(LOSS)]
+        yield from _check_metric(section, ("train", "lr_scheduler_params"), metric, known)
+
+
+def _check_metric(section: SdTrainerConfig, key: Key, metric: str, known: Sequence[str]) -> Iterable[Finding]:
+    if metric in known:
         return
-    if stop.metric not in METRICS:
-        yield Finding(_METRIC, f"{stop.metric!r} is no number that is measured. {did_you_mean(stop.metric, METRICS)}")
-    elif stop.metric == VALIDATION_LOSS and section.validation is None:
-        yield Finding(_METRIC, f"{stop.metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+    if metric.startswith(LOSS) and section.validation is None:
+        yield Finding(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+    else:
+        yield Finding(key, f"{metric!r} is no number that is measured. {did_you_mean(metric, known)}")
 
 
 def note_measuring(section: Any) -> Iterable[Finding]:
@@ -33,7 +42,7 @@ def note_measuring(section: Any) -> Iterable[Finding]:
     if section.stop_when and steps and section.stop_when.min_steps >= steps:
         message = f"{section.stop_when.min_steps}: the training ends at step {steps} anyway."
         yield Finding(("stop_when", "min_steps"), message)
-    if section.stop_when and section.stop_when.metric == VALIDATION_LOSS and section.validation:
+    if section.stop_when and section.stop_when.metric.startswith(LOSS) and section.validation:
         yield from _note_few_validations(section, steps)
     if section.validation and section.validation.folder_path is not None:
         folder = section.validation.folder_path

@@ -31,7 +31,7 @@ from toolkit.data.encode import EncodedDataset, encode_items
 from toolkit.data.folder import Scan
 from toolkit.data.held_out import scan_job
 from toolkit.data.manifest import Manifest
-from toolkit.data.order import epoch_batches
+from toolkit.data.order import EpochSource, epoch_batches
 from toolkit.data.plan import RunPlan
 from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, pick_device, set_up_cuda
@@ -53,6 +53,7 @@ from toolkit.train.int8_choice import first_use
 from toolkit.train.lock import locked
 from toolkit.train.lockstep import Follower, LeadingAdapter, follow
 from toolkit.train.loop import probe, train
+from toolkit.train.loss_scale import LossScaler
 from toolkit.train.results import fetch_interval
 from toolkit.train.resume import choose_state
 from toolkit.train.run import Hook, Run
@@ -244,6 +245,7 @@ class SdTrainerProcess(BaseTrainProcess):
             roles=build_roles(self.section, network, plan.optimizer_steps, seed, self.team),
             batches_per_epoch=plan.micro_batches_per_epoch,
             hooks=hooks,
+            loss_scaler=LossScaler(self.device) if self.section.train.dtype == "float16" else None,
             fetch_every=fetch_interval(self.device),
             team=self.team,
             in_lockstep=self._is_shared_out,
@@ -294,7 +296,7 @@ class SdTrainerProcess(BaseTrainProcess):
         def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
             return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items)), workers)
 
-        train(run, batches_of_epoch, load, step)
+        train(run, EpochSource(batches_of_epoch, load), step)
         self._agree_on_the_end(run)
         if run.stop_reason:
             self.print(f"stopped by {run.stop_reason}")
@@ -326,7 +328,7 @@ class SdTrainerProcess(BaseTrainProcess):
 def _beginning(run: Run) -> dict[str, Any]:
     """What has to be the same in all processes, so that they share out the same batches."""
     state = run.state
-    begun = {"the step to go on from": state.step, "its epoch": state.epoch, "its micro-batch": state.batch}
+    begun = {"the step to go on from": state.step, "its place in the data": state.cursor}
     return {"the dataset": run.record["dataset"], "the seed": run.seed, "the number of steps": run.steps, **begun}
 
 

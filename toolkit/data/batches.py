@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -17,6 +18,8 @@ from torch import Tensor
 from toolkit.contracts import BatchSpec, PromptEmbeds, Sample
 from toolkit.data.captions import caption_for_use
 from toolkit.data.encode import EncodedDataset, ItemEntries
+
+T = TypeVar("T")
 
 _AHEAD_PER_WORKER = 2
 
@@ -94,24 +97,8 @@ class BatchLoader:
         )
 
     def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[LatentBatch]:
-        """The batches in the order of `specs`, loaded ahead by `workers` threads; 0 loads in this thread.
-
-        The batches are the same for any number of workers. Closing the iterator ends the threads.
-        """
-        if workers == 0:
-            yield from map(self.load, specs)
-            return
-        remaining = iter(specs)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
-        try:
-            first = islice(remaining, workers * _AHEAD_PER_WORKER)
-            queue: deque[Future[LatentBatch]] = deque(pool.submit(self.load, spec) for spec in first)
-            while queue:
-                batch = queue.popleft().result()
-                queue.extend(pool.submit(self.load, spec) for spec in islice(remaining, 1))
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+        """The batches in the order of `specs`, loaded ahead by `workers` threads; 0 loads in this thread."""
+        return loaded_ahead(self.load, specs, workers)
 
     def _masks(self, entries: Sequence[ItemEntries]) -> Tensor | None:
         """Loss masks [B, 1, H, W]; an item without one counts whole. None when no item has one."""
@@ -132,3 +119,24 @@ class BatchLoader:
         entry = entries.caption if caption else entries.empty
         assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
         return self.dataset.read(entry)
+
+
+def loaded_ahead(load: Callable[[BatchSpec], T], specs: Iterable[BatchSpec], workers: int) -> Iterator[T]:
+    """What `load` makes of the specs, in their order, ahead of its use by `workers` threads; 0 loads in this thread.
+
+    The results are the same for any number of workers. Closing the iterator ends the threads.
+    """
+    if workers == 0:
+        yield from map(load, specs)
+        return
+    remaining = iter(specs)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        first = islice(remaining, workers * _AHEAD_PER_WORKER)
+        queue: deque[Future[T]] = deque(pool.submit(load, spec) for spec in first)
+        while queue:
+            batch = queue.popleft().result()
+            queue.extend(pool.submit(load, spec) for spec in islice(remaining, 1))
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

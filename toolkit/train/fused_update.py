@@ -53,6 +53,8 @@ class FusedStep(Update):
         self._mode = "keep"
 
     def before_last_backward(self, role: Role, done: int, finite: Tensor) -> None:
+        if self._mode != "keep":
+            raise RunError("fused_backward_pass: this trainer makes several backward passes of one role. Leave it out.")
         self._max_norm = role.max_grad_norm
         role.set_rates(done)
         self._mode = "step" if finite.item() else "drop"

@@ -13,6 +13,7 @@ from typing import Any
 
 from toolkit.contracts import StepResult, TrainState
 from toolkit.parallel import Team
+from toolkit.train.loss_scale import LossScaler
 from toolkit.train.update import Role
 
 
@@ -33,7 +34,7 @@ class Run:
     seed: int
     roles: dict[str, Role]
     batches_per_epoch: int = 0
-    """Micro-batches of one epoch; 0: not known, and nothing is due by epochs."""
+    """Micro-batches of one epoch, for reading states of earlier versions; 0: not known."""
 
     hooks: Sequence[Hook] = ()
     state: TrainState = field(default_factory=TrainState)
@@ -42,6 +43,9 @@ class Run:
 
     memory_advice: str = ""
     """What the user can change when memory runs out, most effective first."""
+
+    loss_scaler: LossScaler | None = None
+    """Scales the losses of a computation in float16."""
 
     team: Team = field(default_factory=Team)
     """The processes that train this run together. Hooks belong to the first of them."""
@@ -71,7 +75,7 @@ class Run:
     """Set by a hook that asks for a stop."""
 
     goal_reached: str | None = None
-    """Set by a hook when the run is complete before `steps`: why."""
+    """Set by a hook, or where the source of batches ends, when the run is complete before `steps`: why."""
 
     @contextmanager
     def kept_weights(self) -> Iterator[None]:

@@ -41,8 +41,8 @@ class Update:
     def before_last_backward(self, role: Role, done: int, finite: Tensor) -> None:
         """Before the backward pass of the window's last micro-batch.
 
-        done: optimizer steps before this one. finite: whether all losses of the window are numbers (0-dim bool on
-        the device).
+        done: optimizer steps before this one. finite: whether all losses of the role are numbers (0-dim bool on the
+        device). Called again when a `TrainStep` makes several passes of one role.
         """
 
     def norm(self, role: Role) -> Tensor:
@@ -55,8 +55,8 @@ class Update:
     def finish(self, role: Role, done: int, norm: Tensor, taken: Tensor) -> dict[str, Tensor]:
         """Takes the step where `taken`, moves the average and lets the gradients go.
 
-        done: optimizer steps before this one. norm: what `norm` gave. taken: 0-dim bool on the device: losses and
-        gradients of all roles are finite. Returns 0-dim numbers worth logging, still on the device.
+        done: optimizer steps before this one. norm: what `norm` gave. taken: 0-dim bool on the device: losses
+        and gradients of the role are finite. Returns 0-dim numbers worth logging, still on the device.
         """
         raise NotImplementedError
 
@@ -111,6 +111,9 @@ class Role:
     group_lrs: dict[str, float] = field(default_factory=dict)
     """Name -> base learning rate of each group of the optimizer, in its order; empty: one group, at `lr`."""
 
+    every: int = 1
+    """It learns in every so many optimizer steps: the first, and then each `every`-th."""
+
     update: Update = field(default_factory=WholeStep)
     """How gradients become a step."""
 
@@ -134,6 +137,10 @@ class Role:
     def shape_of(self, name: str) -> tuple[int, ...]:
         """The shape of a whole parameter."""
         return self.shared_out[name].shape if name in self.shared_out else tuple(self.parameters[name].shape)
+
+    def learns_at(self, step: int) -> bool:
+        """Whether it takes part in the next step when `step` are done."""
+        return step % self.every == 0
 
     def lr_at(self, step: int) -> float:
         """The base learning rate of the next step when `step` are done."""

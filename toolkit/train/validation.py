@@ -11,6 +11,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
+from toolkit.config.validation import LOSS, loss_at, noise_levels
 from toolkit.contracts import BatchSpec, Item, ModelAdapter
 from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.cache import key_of
@@ -19,14 +20,6 @@ from toolkit.data.encode import EncodedDataset
 from toolkit.flow.losses import loss_per_sample
 from toolkit.flow.path import linear_path
 from toolkit.seeding import generator
-
-LOSS = "validation/loss"
-"""The mean over all images and noise levels; `validation/loss_t0.125` and so on are those of one level."""
-
-
-def noise_levels(count: int) -> tuple[float, ...]:
-    """The middles of `count` equal parts of (0, 1)."""
-    return tuple((index + 0.5) / count for index in range(count))
 
 
 class Validator:
@@ -65,9 +58,7 @@ class Validator:
                     return None
                 losses.append(self._loss(batch, noise_BCHW, level))
         means = [fmean(losses) for losses in by_level]
-        return {LOSS: fmean(means)} | {
-            f"{LOSS}_t{level:g}": mean for level, mean in zip(self._levels, means, strict=True)
-        }
+        return {LOSS: fmean(means)} | {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
 
     def _loss(self, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> float:
         t_B = torch.tensor([level])

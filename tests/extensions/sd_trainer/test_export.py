@@ -42,7 +42,7 @@ def run(tmp_path: Path):
         if average:
             average.averages["up"].fill_(0.25)
         role = Role(parameters, torch.optim.SGD(parameters.values()), 0.1, lambda step: 1.0, ema=average)
-        state = TrainState(step=340, epoch=2)
+        state = TrainState(step=340, epochs_done=2)
         return Run("maya", tmp_path, 400, 1, seed=1, roles={ROLE: role}, state=state)
 
     return make

@@ -10,11 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.contracts import BatchSpec, PromptEmbeds, StepLosses, StepResult
+from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult, TrainStep
 from toolkit.data.batches import LatentBatch
+from toolkit.data.order import EpochSource
 from toolkit.optim.ema import Ema
+from toolkit.train.loop import probe, train
 from toolkit.train.run import Hook, Run
 from toolkit.train.update import Role
+
+
+class Losses(TrainStep):
+    """A function of a batch as a step."""
+
+    def __init__(self, losses: Callable[[Batch], StepLosses]) -> None:
+        self.losses = losses
+
+    def __call__(self, batch: Batch, step: int) -> StepLosses:
+        return self.losses(batch)
+
+
+def as_step(step: Callable[[Batch], StepLosses] | TrainStep) -> TrainStep:
+    return step if isinstance(step, TrainStep) else Losses(step)
 
 
 class Toy:
@@ -65,6 +81,16 @@ class Toy:
             roles={"network": Role(parameters, optimizer, **settings)},
             hooks=list(hooks),
         )
+
+    def train(
+        self, run: Run, step: Callable[[LatentBatch], StepLosses] | TrainStep, load=None, epoch_batches=None
+    ) -> bool:
+        """`train` with this step, or these losses."""
+        source = EpochSource(epoch_batches or self.epoch_batches, load or self.load)
+        return train(run, source, as_step(step))
+
+    def probe(self, run: Run, batch: Batch, step: Callable[[LatentBatch], StepLosses], *more) -> str | None:
+        return probe(run, batch, as_step(step), *more)
 
     def step(self, run: Run) -> Callable[[LatentBatch], StepLosses]:
         """The TrainStep on the weights of this run."""

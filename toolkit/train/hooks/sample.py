@@ -10,7 +10,7 @@ from pathlib import Path
 from PIL import Image
 
 from toolkit.files import naming_failures, replaced
-from toolkit.train.hooks.intervals import Interval, epochs_done
+from toolkit.train.hooks.intervals import Interval
 from toolkit.train.lockstep import evaluation
 from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplingStopped
@@ -96,7 +96,7 @@ class SampleHook(Hook):
                 path.unlink()
             return
         self._drawn_at = step
-        self.event("sample", step=step, epoch=epochs_done(run), files=files)
+        self.event("sample", step=step, epoch=run.state.epochs_done, files=files)
         self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 
     def _draw_set(self, run: Run, step: int, pictures: PictureSet) -> list[str] | None:
