@@ -89,7 +89,8 @@ class SdTrainerConfig(DatasetsJob):
         """Of a step, and of the validation where there is one."""
         levels = noise_levels(self.validation.timesteps) if self.validation else ()
         limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
-        of_a_step = ("loss", "grad_norm", "lr", "t_mean", *(f"max_norm/{name}" for name in limited))
+        scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
+        of_a_step = ("loss", "grad_norm", "lr", "t_mean", *scaled, *(f"max_norm/{name}" for name in limited))
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
     def check(self, job: JobContext) -> Iterable[Finding]:

@@ -4,20 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from toolkit.config.process import Finding
 from toolkit.config.validation import LOSS
 from toolkit.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from extensions.sd_trainer.config import SdTrainerConfig
     from toolkit.config.base import Key
+    from toolkit.config.datasets_job import DatasetsJob
 
 _METRIC = ("stop_when", "metric")
 
 
-def check_measuring(section: SdTrainerConfig) -> Iterable[Finding]:
+def check_measuring(section: DatasetsJob) -> Iterable[Finding]:
     """A metric that no run would ever measure."""
     if section.stop_when:
         yield from _check_metric(section, _METRIC, section.stop_when.metric, section.logged_numbers())
@@ -27,7 +27,7 @@ def check_measuring(section: SdTrainerConfig) -> Iterable[Finding]:
         yield from _check_metric(section, ("train", "lr_scheduler_params"), metric, known)
 
 
-def _check_metric(section: SdTrainerConfig, key: Key, metric: str, known: Sequence[str]) -> Iterable[Finding]:
+def _check_metric(section: DatasetsJob, key: Key, metric: str, known: Sequence[str]) -> Iterable[Finding]:
     if metric in known:
         return
     if metric.startswith(LOSS) and section.validation is None:
@@ -36,7 +36,7 @@ def _check_metric(section: SdTrainerConfig, key: Key, metric: str, known: Sequen
         yield Finding(key, f"{metric!r} is no number that is measured. {did_you_mean(metric, known)}")
 
 
-def note_measuring(section: Any) -> Iterable[Finding]:
+def note_measuring(section: DatasetsJob) -> Iterable[Finding]:
     """A stop that cannot come, and a validation of what is trained on."""
     steps = 0 if section.train.epochs else section.train.steps
     if section.stop_when and steps and section.stop_when.min_steps >= steps:
@@ -51,7 +51,7 @@ def note_measuring(section: Any) -> Iterable[Finding]:
             yield Finding(("validation", "folder_path"), message)
 
 
-def _note_few_validations(section: Any, steps: int) -> Iterable[Finding]:
+def _note_few_validations(section: DatasetsJob, steps: int) -> Iterable[Finding]:
     every, smooth = section.validation.every, section.stop_when.smooth
     if section.validation.every_n_epochs or (every and not steps):
         return  # how many there will be is known with the images only

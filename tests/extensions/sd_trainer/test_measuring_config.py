@@ -20,7 +20,8 @@ def section(
         validation=None if validation is None else SimpleNamespace(**defaults | validation),
         stop_when=None if stop is None else SimpleNamespace(**given | stop),
         train=SimpleNamespace(
-            **{"steps": 1000, "epochs": 0, "lr_scheduler": "constant", "lr_scheduler_params": {}} | train
+            **{"steps": 1000, "epochs": 0, "dtype": "float32", "lr_scheduler": "constant", "lr_scheduler_params": {}}
+            | train
         ),
         network=SimpleNamespace(scale_weight_norms=scale_weight_norms),
         datasets=[SimpleNamespace(folder_path="photos/")],
