@@ -52,6 +52,8 @@ def run(toy):
         ({"min_steps": 9}, 9),
         ({"check_every": 4, "min_steps": 5}, 8),
         ({"metric": "grad_norm", "below": 5.0}, 6),
+        ({"metric": "t_mean", "below": 0.8}, 3),
+        ({"metric": "told_apart", "below": 0.8}, None),  # a number that no step has
         ({"smooth": 11}, None),  # never so many finite values
         ({"below": 0.0}, None),
     ],
