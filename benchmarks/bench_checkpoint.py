@@ -39,7 +39,8 @@ from toolkit.optim.optimizers import build_optimizer  # noqa: E402
 from toolkit.train.flow_step import ROLE  # noqa: E402
 from toolkit.train.hooks.intervals import Interval  # noqa: E402
 from toolkit.train.hooks.save import SaveHook  # noqa: E402
-from toolkit.train.run import Role, Run  # noqa: E402
+from toolkit.train.run import Run  # noqa: E402
+from toolkit.train.update import Role  # noqa: E402
 
 SHAPES = {name: (size.layers, size.heads * size.head_dim) for name, size in SIZES.items()} | {
     "published": (PUBLISHED["num_layers"], PUBLISHED["num_attention_heads"] * PUBLISHED["attention_head_dim"])

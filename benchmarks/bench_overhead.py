@@ -33,14 +33,14 @@ from toolkit.contracts import Crop, Item, Sample, Size  # noqa: E402
 from toolkit.data.batches import BatchLoader  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402
 from toolkit.data.encode import Stores, encode_items  # noqa: E402
-from toolkit.data.order import epoch_batches  # noqa: E402
+from toolkit.data.order import EpochSource, epoch_batches  # noqa: E402
 from toolkit.log import StatusLine  # noqa: E402
 from toolkit.optim.ema import Ema  # noqa: E402
 from toolkit.train.flow_step import ROLE  # noqa: E402
-from toolkit.train.hook import Hook  # noqa: E402
 from toolkit.train.hooks.metrics import MetricsHook  # noqa: E402
 from toolkit.train.hooks.status import StatusHook  # noqa: E402
 from toolkit.train.loop import train  # noqa: E402
+from toolkit.train.run import Hook  # noqa: E402
 
 PHOTO = ROOT / "config" / "examples" / "photos" / "40_photo" / "coffee.jpg"
 
@@ -119,7 +119,7 @@ class Bench(Hook):
             ):
                 stack.enter_context(mock.patch.object(owner, method, self._timed(name, getattr(owner, method))))
             load = partial(self.loader.prefetch, workers=self.asked.workers)
-            train(self.run, self.epoch_batches, load, step_fn)
+            train(self.run, EpochSource(self.epoch_batches, load), step_fn)
 
     def _timed(self, part: str, work: Callable) -> Callable:
         """`work`, whose CPU time in its thread is added to `part`."""

@@ -31,12 +31,12 @@ from extensions.sd_trainer.process import SdAttached, SdEncoded, SdTrainerProces
 from jobs.job import ExtensionJob
 from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
-from toolkit.contracts import Batch, PromptEmbeds, StepResult
+from toolkit.contracts import PromptEmbeds, StepResult
+from toolkit.data.batches import LatentBatch
 from toolkit.errors import RunError, UserError
 from toolkit.models.options import AdapterOptions
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.hook import Hook
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 KERNELS = "kernels"
 """The name of what comes before all rows."""
@@ -327,12 +327,12 @@ def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, w
         return "full"
 
 
-def _batch(adapter: DrawnAdapter, size: ModelSize, references: int) -> Batch:
+def _batch(adapter: DrawnAdapter, size: ModelSize, references: int) -> LatentBatch:
     """What the program would have in its cache."""
     side = 8 * size.latent_side
     latents_BCHW = adapter.encode_images(torch.empty(1, 3, side, side)).to(adapter.options.dtype)
     text_LD = adapter.encode_prompt(CAPTION, ()).to(adapter.options.dtype)
-    return Batch(
+    return LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds.stack([text_LD]),
         references=((latents_BCHW[0],) * references,),

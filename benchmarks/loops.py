@@ -15,16 +15,18 @@ from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
 from benchmarks.synthetic import RANK, SEED, ModelSize, make_batch, open_adapter
-from toolkit.contracts import Batch, BatchSpec, StepResult
+from toolkit.contracts import BatchSpec, StepResult
+from toolkit.data.batches import LatentBatch
+from toolkit.data.order import EpochSource
 from toolkit.memory.engine import BlockEngine
 from toolkit.memory.int8_probe import candidates
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
-from toolkit.train.hook import Hook
 from toolkit.train.int8_choice import choose_int8
 from toolkit.train.loop import train
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Hook, Run
+from toolkit.train.update import Role
 
 LR = 1e-4
 MAX_GRAD_NORM = 1.0
@@ -61,14 +63,14 @@ class OurLoop(Hook):
     def step(self) -> None:
         """One optimizer step of the program's own loop."""
         self.run.steps += 1
-        train(self.run, lambda epoch: [spec_of_step(epoch)], self._load, self.step_fn)
+        train(self.run, EpochSource(lambda epoch: [spec_of_step(epoch)], self._load), self.step_fn)
 
     def on_result(self, run: Run, result: StepResult) -> None:
         self.losses.append(result.loss)
 
-    def _load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+    def _load(self, specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
         for spec in specs:
-            yield Batch(**{**vars(self.batch), "spec": spec})
+            yield LatentBatch(**{**vars(self.batch), "spec": spec})
 
 
 def spec_of_step(step: int) -> BatchSpec:
@@ -83,7 +85,7 @@ class PlainLoop:
         self,
         transformer: QwenImageTransformer2DModel,
         targets: Sequence[str],
-        batch: Batch,
+        batch: LatentBatch,
         draws: Draws,
         checkpointing: bool,
         accumulation: int = 1,

@@ -32,7 +32,9 @@ from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessAdapter, Mode
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.model_setup import block_engine, blocks_on_host
 from extensions.sd_trainer.trained import attach_network, build_roles
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds
+from toolkit.contracts import BatchSpec, PromptEmbeds
+from toolkit.data.batches import LatentBatch
+from toolkit.data.order import EpochSource
 from toolkit.device import DTYPES
 from toolkit.memory import engine, stored
 from toolkit.memory.block_swap import _Waiting
@@ -44,8 +46,7 @@ from toolkit.models.qwen_edit.modulation import CHUNK, MOST_ROWS, ModulationTabl
 from toolkit.parallel import Team
 from toolkit.train import loop, results
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.hook import Hook
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 DEVICE = torch.device("cpu")
 """What the program takes for its device. The main memory it calls "cpu", in a text."""
@@ -77,7 +78,7 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         roles = build_roles(section, network, STEPS, SEED, Team())
         run = Run("simulated", Path(), STEPS, 1, SEED, roles, hooks=[Phases(live)], fetch_every=STEPS + 1)
         fill_table(adapter)
-        loop.train(run, lambda epoch: [batch.spec], lambda specs: (batch for _ in specs), step)
+        loop.train(run, EpochSource(lambda epoch: [batch.spec], lambda specs: (batch for _ in specs)), step)
         live.phase("at rest")
         live.phase("validation")
         with torch.no_grad():
@@ -138,12 +139,12 @@ def fill_table(adapter: EncoderlessAdapter) -> None:
         adapter._table._compute(levels[begin : begin + CHUNK])
 
 
-def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> Batch:
+def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatch:
     """One sample with references of its own size; the program keeps it in the main memory, where it counts little."""
     side = size.latent_side
     latents_BCHW = torch.empty((1, LATENT_CHANNELS, side, side), dtype=dtype)
     embeds_BLD = torch.empty((1, size.text_tokens, size.text_width), dtype=dtype)
-    return Batch(
+    return LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds(embeds_BLD, (size.text_tokens,)),
         references=((latents_BCHW[0],) * references,),

@@ -16,7 +16,8 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Size
+from toolkit.contracts import BatchSpec, PromptEmbeds, Size
+from toolkit.data.batches import LatentBatch
 from toolkit.memory.quantize import quantizer
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
@@ -122,12 +123,12 @@ def open_adapter(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str |
     return EncoderlessAdapter(options, size)
 
 
-def make_batch(size: ModelSize, spec: BatchSpec, dtype: torch.dtype) -> Batch:
+def make_batch(size: ModelSize, spec: BatchSpec, dtype: torch.dtype) -> LatentBatch:
     """One sample with one reference of the target's size, as the cache would give it."""
     side = size.latent_side
     target_CHW, reference_CHW = torch.randn((2, LATENT_CHANNELS, side, side), generator=generator(SEED, "pictures"))
     text_LD = torch.randn((size.text_tokens, size.text_width), generator=generator(SEED, "caption"))
-    return Batch(
+    return LatentBatch(
         latents_BCHW=target_CHW[None].to(dtype),
         prompts=PromptEmbeds(text_LD[None].to(dtype), (size.text_tokens,)),
         references=((reference_CHW.to(dtype),),),

@@ -65,6 +65,7 @@ WITHOUT_MIRROR = {
     "tests/faults/test_secrets.py": "every byte that whole jobs leave",
     "tests/faults/test_shared_out.py": "whole jobs that train a model which several processes share out",
     "tests/faults/test_stops.py": "whole jobs that are stopped and killed",
+    "tests/toolkit/train/test_roles.py": "several roles on the real loop, against plain PyTorch",
     "tests/toolkit/config/test_zero_empty_null.py": "what 0 and nothing mean, in every section",
     "tests/toolkit/models/qwen_edit/test_parity.py": "the whole adapter against diffusers' own pipeline",
 }

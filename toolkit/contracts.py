@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from statistics import fmean
 from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
 
 if TYPE_CHECKING:
@@ -155,6 +156,18 @@ class BatchSpec:
     positions: tuple[int, ...]
     """Index of each use in the epoch's global order: with the epoch, the key of all its draws."""
 
+    samples: tuple[Any, ...] = ()
+    """What a stream read for each item, not yet decoded; empty where the items' numbers find it again."""
+
+    def select(self, rows: Iterable[int]) -> BatchSpec:
+        """The given items as a micro-batch."""
+        rows = tuple(rows)
+        items, positions, samples = (
+            tuple(of_items[row] for row in rows) if of_items else ()
+            for of_items in (self.items, self.positions, self.samples)
+        )
+        return BatchSpec(self.epoch, items, positions, samples)
+
 
 @dataclass(frozen=True)
 class PromptEmbeds:
@@ -202,49 +215,48 @@ EncodedPrompt: TypeAlias = "Tensor | Mapping[str, Tensor]"
 """One prompt: its embeddings [L, D], or these under `EMBEDS` and the tensors of `PromptEmbeds.extra`."""
 
 
-@dataclass(frozen=True)
-class Batch:
-    """What one micro-step trains on: items of one target size, everything already encoded."""
+class Batch(Protocol):
+    """What one micro-step trains on, whatever it holds; every trainer has a class of its own for it."""
 
-    latents_BCHW: Tensor
-    """Normalised latents of the targets."""
+    @property
+    def spec(self) -> BatchSpec: ...
 
-    prompts: PromptEmbeds
-    references: tuple[tuple[Tensor, ...], ...]
-    """For each item its reference latents [C, h, w], each of its own size."""
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The file of each item, for messages."""
+
+    def __len__(self) -> int: ...
+
+    def halves(self) -> Sequence[Batch]:
+        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
+
+    def describe(self) -> str:
+        """Its size in a few words, such as "latents (3, 16, 64, 64)", for messages."""
+
+
+Cursor = Any
+"""Where a source goes on: a JSON value that only the source reads. None: from the beginning."""
+
+
+class MicroBatch(NamedTuple):
+    """What a source gives next."""
 
     spec: BatchSpec
-    names: tuple[str, ...]
-    """The image file of each item, for messages."""
+    cursor: Cursor
+    """Where the source goes on behind it."""
 
-    loss_weight_B: Tensor
-    loss_mask_B1HW: Tensor | None = None
-    """Weight of each latent pixel in the loss, in [0, 1]; None weighs all alike."""
+    ends_epoch: bool = False
+    """It is the last of its epoch, where the source knows epochs."""
 
-    def __len__(self) -> int:
-        return len(self.names)
 
-    def halves(self) -> tuple[Batch, ...]:
-        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
-        middle = (len(self) + 1) // 2
-        return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
+class BatchSource(Protocol):
+    """Where micro-batches come from: an epoch list, or a stream of unknown length."""
 
-    def select(self, rows: Sequence[int]) -> Batch:
-        """The given items as a batch."""
-        rows = list(rows)
-        return Batch(
-            latents_BCHW=self.latents_BCHW[rows],
-            prompts=self.prompts.select(rows),
-            references=tuple(self.references[row] for row in rows),
-            spec=BatchSpec(
-                self.spec.epoch,
-                tuple(self.spec.items[row] for row in rows),
-                tuple(self.spec.positions[row] for row in rows),
-            ),
-            names=tuple(self.names[row] for row in rows),
-            loss_weight_B=self.loss_weight_B[rows],
-            loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
-        )
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        """The micro-batches from the cursor on, always the same ones; it ends where there are no more."""
+
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        """The batches of these micro-batches, or of parts of them, in order; loaded ahead of their use."""
 
 
 # ---------------------------------------------------------------- models
@@ -440,7 +452,7 @@ class ModelAdapter(ABC):
         """Numbers of a token in one head of attention."""
 
     @abstractmethod
-    def tokens(self, batch: Batch) -> int:
+    def tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
         """Tokens the blocks are given of a batch: pictures, references and texts of all its items."""
 
     @abstractmethod
@@ -551,17 +563,23 @@ class TrainState:
     step: int = 0
     """Optimizer steps done."""
 
-    epoch: int = 0
-    """Epoch of the next micro-batch, counted from 0."""
+    cursor: Cursor = None
+    """Where the source of batches goes on."""
 
-    batch: int = 0
-    """Index of the next micro-batch in that epoch."""
+    epoch: int = 0
+    """Epoch of the last micro-batch, counted from 0; 0 where the source knows no epochs."""
+
+    epochs_done: int = 0
+    """Epochs of which every micro-batch is trained."""
+
+    epochs_before: int = 0
+    """`epochs_done` before the last step: what lies between them ended with it."""
 
     samples: int = 0
     """Samples trained on, repeats included."""
 
     skipped: int = 0
-    """Optimizer steps skipped because the loss was not finite."""
+    """Optimizer steps skipped by a role because its loss or gradient was not finite."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """What a hook asks to find again after a resume, by the hook's name; JSON values only."""
@@ -577,11 +595,55 @@ class StepLosses:
     by_sample: dict[str, Tensor] = field(default_factory=dict)
     """Name -> a number per sample worth logging [B], on any device, such as the noise level t."""
 
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> a number of the whole batch worth logging (0-dim); of an accumulation step their mean over the samples
+    of the batches that gave it."""
 
-class TrainStep(Protocol):
+
+class Backward(Protocol):
+    """Runs the backward passes of one micro-batch; gradients are those of means over the whole accumulation step."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Roles that learn in this step; losses of others are not needed and have no effect."""
+
+    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False) -> None:
+        """One pass of the sum of these losses (role -> [B]), whose gradients reach the weights of these roles only.
+
+        retain_graph: another pass of this micro-batch goes through the same graph.
+        """
+
+
+class TrainStep(ABC):
     """The mathematics of one micro-batch. The loop calls it and knows nothing else of the model."""
 
-    def __call__(self, batch: Batch) -> StepLosses: ...
+    @abstractmethod
+    def __call__(self, batch: Batch, step: int) -> StepLosses:
+        """The losses of a micro-batch. step: optimizer steps done."""
+
+    def backward(self, batch: Batch, backward: Backward) -> StepLosses:
+        """Computes losses and runs their backward passes: by default one of their sum.
+
+        A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each.
+        """
+        losses = self(batch, backward.step)
+        backward(losses.by_role)
+        return losses
+
+
+@dataclass(frozen=True)
+class RoleResult:
+    """One optimizer step of one role."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+    skipped: bool = False
+    """Loss or gradient was not finite: the role learned nothing."""
 
 
 @dataclass(frozen=True)
@@ -611,13 +673,29 @@ class StepResult:
     """Name -> a number for each sample of the step: its `loss`, and what the `TrainStep` names (`t`)."""
 
     skipped: bool = False
-    """The loss was not finite: nothing was learned in this step."""
+    """A loss or gradient was not finite: nothing was learned in this step by a role."""
 
     lr_by_group: dict[str, float] = field(default_factory=dict)
-    """Learning rates beyond `lr`, by name: of each group where there are several, and those an optimizer found."""
+    """Learning rates beyond `lr`, by name: of each role (`<role>`, `<role>/<group>`) and group where there are several,
+    and those an optimizer found."""
 
     numbers: dict[str, float] = field(default_factory=dict)
-    """Further numbers of the step worth logging, by the name they are logged under."""
+    """Further numbers of the step worth logging, by the name they are logged under; with several roles `loss/<role>`
+    and `grad_norm/<role>` of those that learned."""
+
+    by_role: dict[str, RoleResult] = field(default_factory=dict)
+    """The step of each role that learned in it, or skipped it."""
+
+    def logged(self) -> dict[str, float]:
+        """The numbers of the step by the names that metrics.jsonl has for them."""
+        return {
+            "loss": self.loss,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            **{f"lr/{name}": lr for name, lr in self.lr_by_group.items()},
+            **self.numbers,
+            **{f"{name}_mean": fmean(values) for name, values in self.by_sample.items() if name != "loss"},
+        }
 
 
 Progress = Callable[[str, int, int], None]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import ClassVar
 
@@ -14,6 +14,7 @@ from toolkit.config.normalise import place_in
 from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 from toolkit.config.train import TrainConfig
+from toolkit.config.validation import LOSS, loss_at, noise_levels
 
 
 def _child(entries: dict[str, Node], section: str, key: str) -> Node | None:
@@ -62,6 +63,14 @@ class SdTrainerConfig(DatasetsJob, TrainerConfig):
         if given is None and kind is not None and str(kind.value).strip().lower() in ("full", "fullrank"):
             place_in(entries, "save", "dtype", replace(kind, value="bfloat16"), report)
         return entries
+
+    def logged_numbers(self) -> Sequence[str]:
+        """Of a step, and of the validation where there is one."""
+        levels = noise_levels(self.validation.timesteps) if self.validation else ()
+        limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
+        scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
+        of_a_step = ("loss", "grad_norm", "lr", "t_mean", *scaled, *(f"max_norm/{name}" for name in limited))
+        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
     def check(self, job: JobContext) -> Iterable[Finding]:
         """What its parts check, and what its keys rule out together."""

@@ -21,7 +21,6 @@ from toolkit.models.families import family_for
 from toolkit.network_kinds import KINDS
 from toolkit.redact import black_out_data
 from toolkit.train.flow_step import ROLE
-from toolkit.train.hooks.intervals import epochs_done
 from toolkit.train.run import Run
 from toolkit.version import NAME, VERSION
 
@@ -48,7 +47,7 @@ def file_metadata(
     if section.save.no_metadata:
         return {}
     ours = {
-        "training_info": {"step": run.state.step, "epoch": epochs_done(run)},
+        "training_info": {"step": run.state.step, "epoch": run.state.epochs_done},
         "software": {"name": NAME, "version": VERSION},
         "base_model": _base_model(section),
         **({"accuracy_recovery_adapter": _recovery(section)} if _recovery(section) else {}),
@@ -71,7 +70,7 @@ def _training(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[s
         "base_model_version": family_for(model).arch,
         "sd_model_name": _base_model(section),
         "steps": run.state.step,
-        "epoch": epochs_done(run),
+        "epoch": run.state.epochs_done,
         "max_train_steps": run.steps,
         "seed": run.seed,
         "learning_rate": train.lr,

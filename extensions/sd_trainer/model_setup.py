@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING
 from extensions.sd_trainer.memory_inputs import copies_within_backward, trained_here, whole_blocks, work_of
 from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.model import ModelConfig
-from toolkit.contracts import Batch, ModelAdapter, Network
+from toolkit.contracts import ModelAdapter, Network
+from toolkit.data.batches import LatentBatch
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
 from toolkit.memory.advice import memory_advice
@@ -97,7 +98,7 @@ def settle(
     section: DatasetsJob,
     adapter: ModelAdapter,
     network: Network,
-    largest: Batch,
+    largest: LatentBatch,
     remembered: int = 0,
     gather: Callable[[str], Sequence[str]] = lambda level: [level],
 ) -> None:
@@ -109,7 +110,8 @@ def settle(
     folder = model_folder(section.model, note=lambda line: None)  # it is here by now
     trained, on_card = trained_here(section), next(iter(network.parameters().values())).is_cuda
     facts = family_for(section.model).footprint(folder)
-    work = work_of(section, facts, trained, adapter.tokens(largest), on_card)
+    tokens = adapter.tokens(largest.latents_BCHW, largest.prompts, largest.references)
+    work = work_of(section, facts, trained, tokens, on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
     within = copies_within_backward(section.train, trained)
     engine.settle(work, needed=to_come + within + sum(whole_blocks(section, facts)), gather=gather)
@@ -123,7 +125,7 @@ def choose_int8_products(
     adapter: ModelAdapter,
     network: Network,
     device: torch.device,
-    first: Callable[[], tuple[Batch, Tensor]],
+    first: Callable[[], tuple[LatentBatch, Tensor]],
     team: Team,
     note: Note,
 ) -> None:

@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-from extensions.sd_trainer.rules import VALIDATION_LOSS, Check, Rule, is_full, with_full
+from extensions.sd_trainer.rules import Check, Rule, is_full, with_full
 from toolkit.config.base import StrictModel
 from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.process import Finding
+from toolkit.config.validation import LOSS
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 from toolkit.place import place_of
 
@@ -59,7 +60,7 @@ def _datasets(s: DatasetsJob) -> Iterator[Finding]:
 
 def _few_validations(s: DatasetsJob) -> Iterator[Finding]:
     """A stop that cannot come."""
-    if not (s.validation and s.stop_when and s.stop_when.metric == VALIDATION_LOSS):
+    if not (s.validation and s.stop_when and s.stop_when.metric.startswith(LOSS)):
         return
     every, smooth, steps = s.validation.every, s.stop_when.smooth, _steps(s)
     if s.validation.every_n_epochs or (every and not steps):

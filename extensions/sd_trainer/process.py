@@ -28,15 +28,15 @@ from extensions.sd_trainer.plan import plan_items, refuse_full_disk
 from extensions.sd_trainer.trained import attach_network, base_merging, build_roles, starting_point
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.process import JobContext
-from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter, ModelFacts, Network, Size
-from toolkit.data.batches import BatchLoader
+from toolkit.contracts import BatchSpec, Item, ModelAdapter, ModelFacts, Network, Size
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.captions import inject_trigger
 from toolkit.data.encode import EncodedDataset, encode_items
 from toolkit.data.fingerprint import Fingerprint, fingerprint
 from toolkit.data.folder import Scan
 from toolkit.data.held_out import HeldOut, scan_job
 from toolkit.data.manifest import Manifest
-from toolkit.data.order import epoch_batches
+from toolkit.data.order import EpochSource, epoch_batches
 from toolkit.data.plan import RunPlan
 from toolkit.data.stores import CacheStores
 from toolkit.device import DTYPES, set_up_cuda
@@ -54,13 +54,12 @@ from toolkit.run_files import EVENTS
 from toolkit.train.changes import Change, corrections
 from toolkit.train.events import EventLog
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.save import PrepareNetwork
 from toolkit.train.hooks.standard import Reporting, Samples, Validation
 from toolkit.train.int8_choice import first_use
 from toolkit.train.lockstep import Follower, LeadingAdapter, follow
 from toolkit.train.loop import probe, train
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplePrompt, Sampler
 from toolkit.train.validation import Validator
 from toolkit.train.windows import cut_into, parts
@@ -298,7 +297,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             largest = max(own, key=partial(_cost, items, adapter))
             batch = loader.load(largest)
 
-            def first() -> tuple[Batch, Tensor]:
+            def first() -> tuple[LatentBatch, Tensor]:
                 """The first item of the first epoch and its noise, wherever the run goes on."""
                 first_batch = loader.load(first_use(batches_of_epoch(0)))
                 return first_batch, step.draws(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
@@ -310,10 +309,10 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             if note := probe(run, batch, step, *([] if self._is_shared_out else [engine.save_more])):
                 self.print(note)
 
-        def load(specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
             return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items, adapter.family)), workers)
 
-        train(run, batches_of_epoch, load, step)
+        train(run, EpochSource(batches_of_epoch, load), step)
 
 
 def _encoders_in_use(family: ModelFacts, dataset: EncodedDataset, sampler: Sampler | None) -> list[str]:

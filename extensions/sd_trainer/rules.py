@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from toolkit.config.choices import ONE_BY_ONE
 from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.lr_groups import BASE, UP
+from toolkit.config.node import Key
 from toolkit.config.process import Finding
+from toolkit.config.validation import LOSS
 from toolkit.errors import UserError, did_you_mean
 from toolkit.models.families import family_for
 from toolkit.network_kinds import KINDS
@@ -40,10 +42,6 @@ Check = Callable[[DatasetsJob], Iterable[Finding]]
 
 MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
 """Kinds of network beside whose files a plain LoRA can be written."""
-
-VALIDATION_LOSS = "validation/loss"
-METRICS = ("loss", "grad_norm", VALIDATION_LOSS)
-"""Numbers that a run measures and `stop_when` can look at."""
 
 OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
 """Compilers by which a block that is computed again draws anew, so that its gradients are of another dropout
@@ -173,13 +171,23 @@ def _first_samples(s: DatasetsJob) -> Iterator[Finding]:
         yield Finding(asks[0], f"{asks[1]!r} and {denies!r} contradict each other. Leave one of them out.")
 
 
-def _metric(s: DatasetsJob) -> Iterator[Finding]:
-    """A metric that no run would ever measure."""
-    metric, key = s.stop_when.metric if s.stop_when else None, ("stop_when", "metric")
-    if metric is not None and metric not in METRICS:
-        yield Finding(key, f"{metric!r} is no number that is measured. {did_you_mean(metric, METRICS)}")
-    elif metric == VALIDATION_LOSS and s.validation is None:
+def _metrics(s: DatasetsJob) -> Iterator[Finding]:
+    """Metrics that no run would ever measure."""
+    if s.stop_when:
+        yield from _metric(s, ("stop_when", "metric"), s.stop_when.metric, s.logged_numbers())
+    if s.train.lr_scheduler == "plateau":
+        metric = str(s.train.lr_scheduler_params.get("metric", "loss"))
+        known = [name for name in s.logged_numbers() if name == "loss" or name.startswith(LOSS)]
+        yield from _metric(s, ("train", "lr_scheduler_params"), metric, known)
+
+
+def _metric(s: DatasetsJob, key: Key, metric: str, known: Sequence[str]) -> Iterator[Finding]:
+    if metric in known:
+        return
+    if metric.startswith(LOSS) and s.validation is None:
         yield Finding(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+    else:
+        yield Finding(key, f"{metric!r} is no number that is measured. {did_you_mean(metric, known)}")
 
 
 def _logging(s: DatasetsJob) -> Iterator[Finding]:
@@ -233,6 +241,11 @@ MISTAKES: tuple[Check, ...] = (
         "train.full_bf16",
         with_full(lambda s: s.train.full_bf16 and s.train.dtype != "bfloat16"),
         "true needs 'dtype: bf16', not {train.dtype}.",
+    ),
+    Rule(
+        "train.fused_backward_pass",
+        lambda s: s.train.fused_backward_pass and s.train.dtype == "float16",
+        "true does not go with 'dtype: float16', whose gradients count only when all are there. Use bf16.",
     ),
     *_single_steps("fused_backward_pass"),
     *_single_steps("full_bf16"),
@@ -320,7 +333,7 @@ MISTAKES: tuple[Check, ...] = (
         lambda s: s.first_sample and not s.first_sample.samples,
         "holds no prompts. Give its own 'prompts' or 'samples': none are taken over from 'sample'.",
     ),
-    _metric,
+    _metrics,
     # ---------------------------------------- several processes
     Rule(
         "train.fused_backward_pass",

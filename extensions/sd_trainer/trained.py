@@ -18,7 +18,7 @@ from toolkit.networks.targets import chosen_targets
 from toolkit.parallel import Team
 from toolkit.train.flow_step import ROLE
 from toolkit.train.roles import build_role
-from toolkit.train.run import Role
+from toolkit.train.update import Role
 
 Note = Callable[[str], None]
 

@@ -29,17 +29,18 @@ from toolkit.log import StatusLine, copy_output
 from toolkit.parallel import Team
 from toolkit.train.changes import Change, flat
 from toolkit.train.checkpoint import recorded_seed
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.save import PrepareNetwork
 from toolkit.train.hooks.standard import Reporting, Samples, Validation, log_of, standard_hooks
 from toolkit.train.hooks.status import is_finished, recorded_end
 from toolkit.train.hooks.stop_when import reached
 from toolkit.train.lock import locked
+from toolkit.train.loss_scale import LossScaler
 from toolkit.train.results import fetch_interval
 from toolkit.train.resume import choose_state
 from toolkit.train.resumption import Resumption
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Hook, Run
 from toolkit.train.state_folder import read_document, remove_leftovers, state_root, step_of
+from toolkit.train.update import Role
 
 DataT = TypeVar("DataT")
 """What `scan` found."""
@@ -266,6 +267,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             hooks=hooks,
             record=setup.resumption.record,
             memory_advice=self.team.memory_advice,
+            loss_scaler=LossScaler(setup.device) if self.section.train.dtype == "float16" else None,
             fetch_every=fetch_interval(setup.device),
             team=self.team,
             stop_asked=lambda: setup.request.asked,
@@ -301,5 +303,5 @@ def telling_of_memory(advice: str) -> Iterator[None]:
 def _beginning(run: Run) -> dict[str, Any]:
     """What has to be the same in all processes, so that they share out the same batches."""
     state = run.state
-    begun = {"the step to go on from": state.step, "its epoch": state.epoch, "its micro-batch": state.batch}
+    begun = {"the step to go on from": state.step, "its place in the data": state.cursor}
     return {"the dataset": run.record["dataset"], "the seed": run.seed, "the number of steps": run.steps, **begun}

@@ -18,7 +18,8 @@ from benchmarks.synthetic import PUBLISHED, ModelSize, make_batch, open_adapter,
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.model_setup import block_engine
 from extensions.sd_trainer.trained import attach_network
-from toolkit.contracts import Batch, BatchSpec, ModelAdapter
+from toolkit.contracts import BatchSpec, ModelAdapter
+from toolkit.data.batches import LatentBatch
 from toolkit.device import DTYPES
 from toolkit.memory import engine
 
@@ -42,7 +43,7 @@ def trained_with(adapter: ModelAdapter, settings: SdTrainerConfig) -> list[torch
     return list(network.parameters().values())
 
 
-def velocity(adapter: ModelAdapter, batch: Batch) -> torch.Tensor:
+def velocity(adapter: ModelAdapter, batch: LatentBatch) -> torch.Tensor:
     return adapter.predict_velocity(batch.latents_BCHW.float(), torch.tensor([0.5]), batch.prompts, batch.references)
 
 

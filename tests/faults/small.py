@@ -18,7 +18,6 @@ from toolkit.train.hooks.metrics import MetricsHook
 from toolkit.train.hooks.save import SaveHook
 from toolkit.train.hooks.status import StatusHook
 from toolkit.train.lock import locked
-from toolkit.train.loop import train
 from toolkit.train.resume import choose_state, supersede
 from toolkit.train.run import Run
 from toolkit.train.state_folder import remove_leftovers, state_root
@@ -52,7 +51,7 @@ def go_on(folder: Path) -> None:
         if state:
             load_state(state, run)
         supersede(folder, run.name, run.state.step if state else None, print)
-        train(run, toy.epoch_batches, toy.load, toy.step(run))
+        toy.train(run, toy.step(run))
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -17,6 +17,7 @@ from toolkit.optim.choice import OPTIMIZERS
 from toolkit.optim.schedules import SCHEDULES
 
 SCHEDULE_NEEDS = {
+    "plateau": {"every": 1, "patience": 0},
     "piecewise_constant": {"step_rules": "1:2,0.5"},
     "step": {"step_size": 1, "gamma": 0.5},
 }

@@ -287,7 +287,7 @@ def test_metadata_has_every_variable_as_it_was_written(trainer, make_pictures, w
     job = load_job(write_job(section, name="x-${PLAIN}"), lambda _: SdTrainerConfig, env=env)
     assert job.processes[0].section.trigger_word == "x-ordinary78 ordinary78"
     roles = {ROLE: SimpleNamespace(optimizer=SimpleNamespace())}
-    state = SimpleNamespace(step=1, epoch=0, batch=0)
+    state = SimpleNamespace(step=1, epochs_done=0)
     run = Run(job.name, tmp_path, 2, 1, seed=3, roles=roles, state=state)
     metadata = NetworkWriter(None, job.processes[0].section, {}).metadata(run)
     assert (metadata["ss_output_name"], metadata["base_model"]) == ("x-${PLAIN}", "${MODEL}")

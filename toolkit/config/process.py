@@ -6,7 +6,7 @@ one that extends `ProcessConfig` can also check the file system and print a plan
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -78,6 +78,10 @@ class ProcessConfig(StrictModel):
         """Whether what a finished run of this process leaves is there: only then a restart of the job skips it."""
         folder = self.run_folder(job)
         return all(path.exists() for path in (*self.outputs(job), *([folder] if folder else ())))
+
+    def logged_numbers(self) -> Sequence[str]:
+        """Names of the numbers that a run of this section logs: any of them may be the metric of `stop_when`."""
+        return ()
 
     def check(self, job: JobContext) -> Iterable[Finding]:
         """Mistakes that need the file system or several keys to see. Fast: no image is opened."""

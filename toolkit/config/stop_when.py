@@ -17,7 +17,8 @@ class StopWhenConfig(StrictModel):
     """
 
     metric: str = "loss"
-    """The number: `loss`, `grad_norm`, or `validation/loss` (it needs the section `validation`)."""
+    """A number that is logged: of a step `loss`, `grad_norm`, `lr` or `t_mean`; `validation/loss`, or that of one
+    noise level, such as `validation/loss_t0.125` (with the section `validation`)."""
 
     below: float
     """The process ends when the mean is lower than this. 0: never, for a number that is never negative."""

@@ -9,7 +9,13 @@ from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
 from toolkit.config.choices import Checkpointing, Dtype, mistake, one_of
-from toolkit.config.compat.train import LOSS_SPELLINGS, OPTIMIZER_SPELLINGS, TIMESTEP_TYPE_SPELLINGS, TRAIN
+from toolkit.config.compat.train import (
+    LOSS_SPELLINGS,
+    OPTIMIZER_SPELLINGS,
+    SCHEDULE_SPELLINGS,
+    TIMESTEP_TYPE_SPELLINGS,
+    TRAIN,
+)
 from toolkit.config.compile import CompileConfig
 from toolkit.config.ema import EmaConfig
 from toolkit.config.lr_groups import LrGroupConfig
@@ -112,17 +118,20 @@ class TrainConfig(StrictModel):
 
     lr_scheduler: Annotated[
         str,
-        *one_of(*SCHEDULES),
+        *one_of(*SCHEDULES, spellings=SCHEDULE_SPELLINGS),
     ] = "constant"
     """Course of the learning rate after the warm-up. linear, cosine, polynomial and rex fall to their end; with
-    restarts several times; warmup_stable_decay only in the last `lr_decay_steps`."""
+    restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; plateau whenever the loss, or the
+    validation loss, has not fallen for a while."""
 
     lr_scheduler_params: dict[str, Any] = Field(default_factory=dict)
     """Further arguments of the schedule by name: `num_warmup_steps`; `factor` (constant); `start_factor`, `end_factor`
     (linear; where one of them is missing it is 1/3 or 1); `step_size`, `gamma` (step); `step_rules`
-    (piecewise_constant); `rex_alpha`, `rex_beta` (rex); `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those
-    that fall. `total_iters`, `T_max`, `T_0` and `T_mult`, where ai-toolkit takes them, have no effect, as there: a
-    schedule is as long as the run."""
+    (piecewise_constant); `rex_alpha`, `rex_beta` (rex); `metric` (loss or validation/loss), `every` (optimizer steps
+    whose mean loss is one value, 100), `factor`, `patience`, `threshold`, `threshold_mode`, `cooldown`, `eps` (plateau,
+    as in PyTorch's ReduceLROnPlateau); `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those
+    that fall and plateau. `total_iters`, `T_max`, `T_0` and `T_mult`, where ai-toolkit takes them, have no effect, as
+    there: a schedule is as long as the run."""
 
     lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0)
     """Optimizer steps in which the learning rate rises from 0; below 1: that share of all steps. 0: none."""
@@ -235,7 +244,8 @@ class TrainConfig(StrictModel):
     """Running average of the trained weights."""
 
     dtype: Dtype = "bfloat16"
-    """Number type of the computation; the weights that are trained are float32."""
+    """Number type of the computation; the weights that are trained are float32. float16 scales the loss, and skips a
+    step where that was too much."""
 
     cuda_allow_tf32: bool = False
     """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits of mantissa. Without CUDA: no effect."""

@@ -21,6 +21,20 @@ OF_THE_FOLDER = (
 """Keys that say something of `folder_path`."""
 
 
+LOSS = "validation/loss"
+"""The mean over all images and noise levels; `validation/loss_t0.125` and so on are those of one level."""
+
+
+def noise_levels(count: int) -> tuple[float, ...]:
+    """The middles of `count` equal parts of (0, 1)."""
+    return tuple((index + 0.5) / count for index in range(count))
+
+
+def loss_at(level: float) -> str:
+    """The name of the loss at one noise level."""
+    return f"{LOSS}_t{level:g}"
+
+
 class ValidationConfig(StrictModel):
     """`validation`: the loss on images that are not trained on, with the weights that would be saved.
 

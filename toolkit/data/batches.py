@@ -10,15 +10,62 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
+from typing import TypeVar
 
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, EncodedPrompt, PromptEmbeds, Sample
+from toolkit.contracts import BatchSpec, EncodedPrompt, PromptEmbeds, Sample
 from toolkit.data.captions import caption_for_use
 from toolkit.data.encode import EncodedDataset, ItemEntries
 
+T = TypeVar("T")
+
 _AHEAD_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """What one micro-step trains on: items of one target size, everything already encoded."""
+
+    latents_BCHW: Tensor
+    """Normalised latents of the targets."""
+
+    prompts: PromptEmbeds
+    references: tuple[tuple[Tensor, ...], ...]
+    """For each item 0 to 3 latents [C, h, w], each of its own size."""
+
+    spec: BatchSpec
+    names: tuple[str, ...]
+    """The image file of each item, for messages."""
+
+    loss_weight_B: Tensor
+    loss_mask_B1HW: Tensor | None = None
+    """Weight of each latent pixel in the loss, in [0, 1]; None weighs all alike."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def halves(self) -> tuple[LatentBatch, ...]:
+        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
+        middle = (len(self) + 1) // 2
+        return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
+
+    def select(self, rows: Sequence[int]) -> LatentBatch:
+        """The given items as a batch."""
+        rows = list(rows)
+        return LatentBatch(
+            latents_BCHW=self.latents_BCHW[rows],
+            prompts=self.prompts.select(rows),
+            references=tuple(self.references[row] for row in rows),
+            spec=self.spec.select(rows),
+            names=tuple(self.names[row] for row in rows),
+            loss_weight_B=self.loss_weight_B[rows],
+            loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
+        )
+
+    def describe(self) -> str:
+        return f"latents {tuple(self.latents_BCHW.shape)}"
 
 
 @dataclass(frozen=True)
@@ -31,7 +78,7 @@ class BatchLoader:
     encode_prompt: Callable[[str, Sample], EncodedPrompt] | None = None
     """Encodes a text that is not cached; by default from the dataset's own encoder."""
 
-    def load(self, spec: BatchSpec) -> Batch:
+    def load(self, spec: BatchSpec) -> LatentBatch:
         """The batch on the CPU, in the dtype it was stored in."""
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
@@ -39,7 +86,7 @@ class BatchLoader:
         texts = [
             self._text(index, position, spec.epoch) for index, position in zip(spec.items, spec.positions, strict=True)
         ]
-        return Batch(
+        return LatentBatch(
             latents_BCHW=torch.stack([read(entry.latents) for entry in entries]),
             prompts=PromptEmbeds.stack(texts),
             references=tuple(tuple(map(read, entry.references)) for entry in entries),
@@ -49,25 +96,9 @@ class BatchLoader:
             loss_mask_B1HW=self._masks(entries),
         )
 
-    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[Batch]:
-        """The batches in the order of `specs`, loaded ahead by `workers` threads; 0 loads in this thread.
-
-        The batches are the same for any number of workers. Closing the iterator ends the threads.
-        """
-        if workers == 0:
-            yield from map(self.load, specs)
-            return
-        remaining = iter(specs)
-        pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
-        try:
-            first = islice(remaining, workers * _AHEAD_PER_WORKER)
-            queue: deque[Future[Batch]] = deque(pool.submit(self.load, spec) for spec in first)
-            while queue:
-                batch = queue.popleft().result()
-                queue.extend(pool.submit(self.load, spec) for spec in islice(remaining, 1))
-                yield batch
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
+    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[LatentBatch]:
+        """The batches in the order of `specs`, loaded ahead by `workers` threads; 0 loads in this thread."""
+        return loaded_ahead(self.load, specs, workers)
 
     def _masks(self, entries: Sequence[ItemEntries]) -> Tensor | None:
         """Loss masks [B, 1, H, W]; an item without one counts whole. None when no item has one."""
@@ -88,3 +119,24 @@ class BatchLoader:
         entry = entries.caption if caption else entries.empty
         assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
         return self.dataset.read_prompt(entry)
+
+
+def loaded_ahead(load: Callable[[BatchSpec], T], specs: Iterable[BatchSpec], workers: int) -> Iterator[T]:
+    """What `load` makes of the specs, in their order, ahead of its use by `workers` threads; 0 loads in this thread.
+
+    The results are the same for any number of workers. Closing the iterator ends the threads.
+    """
+    if workers == 0:
+        yield from map(load, specs)
+        return
+    remaining = iter(specs)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        first = islice(remaining, workers * _AHEAD_PER_WORKER)
+        queue: deque[Future[T]] = deque(pool.submit(load, spec) for spec in first)
+        while queue:
+            batch = queue.popleft().result()
+            queue.extend(pool.submit(load, spec) for spec in islice(remaining, 1))
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

@@ -7,10 +7,11 @@ use's position, which keys all its draws, does not depend on the batch size.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 
 from toolkit import seeding
-from toolkit.contracts import BatchSpec, Item, Size
+from toolkit.contracts import Batch, BatchSpec, Cursor, Item, MicroBatch, Size
 
 
 def epoch_order(items: Sequence[Item], seed: int, epoch: int) -> list[int]:
@@ -49,3 +50,27 @@ def count_batches(items: Sequence[Item], batch_size: int) -> int:
 def _batch(epoch: int, queue: Sequence[tuple[int, int]]) -> BatchSpec:
     indices, positions = zip(*queue, strict=True)
     return BatchSpec(epoch, indices, positions)
+
+
+@dataclass(frozen=True)
+class EpochSource:
+    """A `BatchSource` over lists of micro-batches, epoch after epoch for ever."""
+
+    batches: Callable[[int], Sequence[BatchSpec]]
+    """The micro-batches of an epoch, in order: a pure function."""
+
+    load: Callable[[Iterable[BatchSpec]], Iterator[Batch]]
+
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        """The cursor is an epoch and the index of a micro-batch in it; behind an epoch's last one it stays in it."""
+        epoch, first = (cursor["epoch"], cursor["batch"]) if cursor else (0, 0)
+        while True:
+            specs = self.batches(epoch)
+            for done in range(first + 1, len(specs) + 1):
+                yield MicroBatch(specs[done - 1], epoch_cursor(epoch, done), ends_epoch=done == len(specs))
+            epoch, first = epoch + 1, 0
+
+
+def epoch_cursor(epoch: int, batch: int) -> Cursor:
+    """Where an `EpochSource` goes on: `batch` micro-batches of this epoch are done."""
+    return {"epoch": epoch, "batch": batch}

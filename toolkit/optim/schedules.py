@@ -1,4 +1,4 @@
-"""Learning-rate schedules: pure functions of the step, so a resume needs no state of theirs.
+"""Learning-rate schedules: pure functions of the step, so a resume needs no state of theirs; only `Plateau` has one.
 
 Each returns a factor of the base learning rate for optimizer step `step`, counted from 0.
 Equal to transformers' schedules of the same names (and so to musubi-tuner's). Imports no torch.
@@ -174,6 +174,75 @@ def piecewise_constant(step: int, course: Course, *, step_rules: str = "1") -> f
     return next((ends[end] for end in sorted(ends) if step < end), float(last))
 
 
+class Plateau:
+    """1 until a value that is to fall has not fallen for a while, then `factor` of it, and so on down to `min_ratio`.
+
+    The rule is that of torch's ReduceLROnPlateau with mode min. Its state is a handful of JSON values.
+    """
+
+    def __init__(
+        self,
+        course: Course,
+        *,
+        metric: str = "loss",
+        every: int = 100,
+        factor: float = 0.1,
+        patience: int = 10,
+        threshold: float = 1e-4,
+        threshold_mode: str = "rel",
+        cooldown: int = 0,
+        eps: float = 1e-8,
+    ) -> None:
+        """metric: the value, `loss` (the role's own) or a number that is measured now and then. every: optimizer steps
+        whose mean loss is one value. The others as in torch; eps is a difference of rates.
+
+        Raises ValueError for a number out of its range.
+        """
+        if not 0 < factor < 1:
+            raise ValueError(f"factor {factor} is not between 0 and 1")
+        if threshold_mode not in ("rel", "abs"):
+            raise ValueError(f"threshold_mode {threshold_mode!r} is neither 'rel' nor 'abs'")
+        if min(every - 1, patience, cooldown, threshold, eps) < 0:
+            raise ValueError("a number is too small: every is at least 1, the others 0")
+        self.metric, self.every = str(metric), every
+        self._course, self._factor, self._patience, self._cooldown = course, factor, patience, cooldown
+        self._threshold, self._relative, self._eps = threshold, threshold_mode == "rel", eps
+        self._ratio = 1.0
+        self._best = math.inf
+        self._bad = self._cooling = 0
+
+    def __call__(self, step: int) -> float:
+        """The factor of the next step when `step` are done, by the values seen so far."""
+        return from_zero(step, self._course) if step < self._course.rise else self._ratio
+
+    def observe(self, value: float) -> None:
+        """Takes the next value; one that is not finite is left out."""
+        if not math.isfinite(value):
+            return
+        bound = self._best * (1 - self._threshold) if self._relative else self._best - self._threshold
+        if value < bound:
+            self._best, self._bad = value, 0
+        else:
+            self._bad += 1
+        if self._cooling:
+            self._cooling, self._bad = self._cooling - 1, 0
+        if self._bad > self._patience:
+            self._cooling, self._bad = self._cooldown, 0
+            lower = max(self._ratio * self._factor, self._course.min_ratio or 0.0)
+            if (self._ratio - lower) * self._course.lr > self._eps:
+                self._ratio = lower
+
+    def state_dict(self) -> dict[str, float | int | None]:
+        """JSON values."""
+        best = self._best if math.isfinite(self._best) else None
+        return {"ratio": self._ratio, "best": best, "bad": self._bad, "cooling": self._cooling}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from a `state_dict`."""
+        self._ratio, self._bad, self._cooling = state["ratio"], state["bad"], state["cooling"]
+        self._best = math.inf if state["best"] is None else state["best"]
+
+
 def _half_waves(count: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * count))
 
@@ -229,6 +298,7 @@ SCHEDULES = {
     "rex": Kind(rex, _FALL, rex_rise),
     "step": Kind(stepwise),
     "piecewise_constant": Kind(piecewise_constant),
+    "plateau": Kind(Plateau, ("min_ratio",)),
 }
 """By the names of `train.lr_scheduler`."""
 
@@ -349,6 +419,8 @@ def build_schedule(
     kind, course = SCHEDULES[name], course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *LENGTHS.get(name, ()))
     own = {param: value for param, value in params.items() if param not in not_own}
+    if kind.after is Plateau:
+        return Plateau(course, **own)
 
     def factor(step: int) -> float:
         return kind.rise(step, course) if step < course.rise else kind.after(step, course, **own)

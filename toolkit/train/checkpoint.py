@@ -5,19 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from safetensors import safe_open
 from torch import Tensor
 
 from toolkit.contracts import TrainState
+from toolkit.data.order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
+from toolkit.optim.schedules import Plateau
 from toolkit.parts import Part
 from toolkit.train.collected import collected
 from toolkit.train.lockstep import Follower
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
 from toolkit.train.state_folder import Snapshot, read_document
+from toolkit.train.update import Role
 
 
 def capture(run: Run) -> Snapshot:
@@ -28,13 +32,15 @@ def capture(run: Run) -> Snapshot:
             "optimizer_class": type(role.optimizer).__name__,
             "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
             "ema_updates": role.ema.updates if role.ema else 0,
+            **({"schedule": role.schedule.state_dict()} if isinstance(role.schedule, Plateau) else {}),
         }
         for role_name, role in run.roles.items()
     }
+    scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
     return Snapshot(
         step=run.state.step,
         tensors=_tensors(run),
-        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **run.record},
+        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **scaling, **run.record},
     )
 
 
@@ -94,7 +100,23 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
             load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
         if role.ema:
             role.ema.load(averages or weights, plain["ema_updates"])  # EMA switched on later: starts here
-    run.state = TrainState(**document["state"])
+        if isinstance(role.schedule, Plateau) and "schedule" in plain:
+            role.schedule.load_state_dict(plain["schedule"])
+    if run.loss_scaler and "loss_scaler" in document:
+        run.loss_scaler.load_state_dict(document["loss_scaler"])
+    run.state = _state(document["state"], run)
+
+
+def _state(saved: dict[str, Any], run: Run) -> TrainState:
+    """A state as it was saved; earlier versions named an epoch and a micro-batch of it instead of a cursor."""
+    if "cursor" in saved:
+        return TrainState(**saved)
+    epoch, batch = saved["epoch"], saved.pop("batch")
+    ends = [epoch, epoch]
+    if run.batches_per_epoch:
+        trained = epoch * run.batches_per_epoch + batch
+        ends = [max(0, trained - ago) // run.batches_per_epoch for ago in (0, run.accumulation)]
+    return TrainState(**saved, cursor=epoch_cursor(epoch, batch), epochs_done=ends[0], epochs_before=ends[1])
 
 
 def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:

@@ -7,6 +7,7 @@ that are shared out, FSDP2 has added the gradients up already (`memory/sharding.
 
 from __future__ import annotations
 
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -25,6 +26,12 @@ class _Known:
     names: list[str]
     numbers: list[str]
     """Names of the numbers per sample."""
+
+    roles: list[str]
+    """Roles that had a loss."""
+
+    batch_numbers: dict[str, int]
+    """Name -> samples of the micro-batches that gave a number of the batch."""
 
     with_gradient: list[bool]
     """Of each parameter that is whole, whether it has a gradient here."""
@@ -48,36 +55,61 @@ def exchanged(run: Run, window: Window, own: WindowLosses | None) -> WindowLosse
         if any(has_one) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     kinds = next(known.numbers for known in told if known.uses)
-    numbers = _numbers(own, window, kinds, _device(run))
+    roles = [name for name in run.roles if any(name in known.roles for known in told)]
+    counts = sum((Counter(known.batch_numbers) for known in told), Counter())
+    numbers = _numbers(own, window, roles, kinds, counts, _device(run))
     run.team.add_up([*(p.grad for p in parameters if p.grad is not None), numbers])
     names = {use: name for known in told for use, name in zip(known.uses, known.names, strict=True)}
-    return _losses(numbers, window, kinds, names)
+    return _losses(numbers, window, roles, kinds, counts, names)
 
 
 def _device(run: Run) -> torch.device:
     return next(p.device for role in run.roles.values() for p in role.parameters.values())
 
 
-def _known(own: WindowLosses, parameters: list[Tensor]) -> _Known:
-    return _Known(own.uses, own.names, list(own.by_sample), [p.grad is not None for p in parameters])
+def _known(own: WindowLosses, parameters: list[torch.nn.Parameter]) -> _Known:
+    counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
+    with_gradient = [p.grad is not None for p in parameters]
+    return _Known(own.uses, own.names, list(own.by_sample), list(own.shares), counts, with_gradient)
 
 
-def _numbers(own: WindowLosses, window: Window, kinds: list[str], device: torch.device) -> Tensor:
-    """The part of the mean loss, then each kind of number for each sample of the window: zeros where another has it."""
-    numbers = torch.zeros(1 + len(kinds) * window.samples, device=device)
+def _numbers(
+    own: WindowLosses, window: Window, roles: list[str], kinds: list[str], counts: Counter[str], device: torch.device
+) -> Tensor:
+    """The part of each role's mean loss, that of each number of a batch, then each kind of number for each sample of
+    the window: zeros where another has it."""
+    sums = [
+        *(torch.stack(own.shares[role]).sum() if role in own.shares else 0.0 for role in roles),
+        *(sum(count * mean for count, mean in own.numbers[name]) / counts[name] for name in counts),
+    ]
+    numbers = torch.zeros(len(sums) + len(kinds) * window.samples, device=device)
+    for index, value in enumerate(sums):
+        numbers[index] = value
     if own.uses:
-        numbers[0] = torch.stack(own.shares).sum()
         place = {use: index for index, use in enumerate(window.uses)}
         mine = torch.tensor([place[use] for use in own.uses], device=device)
-        for row, values in zip(numbers[1:].view(len(kinds), -1), map(own.by_sample.get, kinds), strict=True):
+        rows = numbers[len(sums) :].view(len(kinds), window.samples)
+        for row, values in zip(rows, map(own.by_sample.get, kinds), strict=True):
             row[mine] = torch.cat([values_B.to(device, row.dtype) for values_B in values])
     return numbers
 
 
-def _losses(numbers: Tensor, window: Window, kinds: list[str], names: dict[tuple[int, int], str]) -> WindowLosses:
+def _losses(
+    numbers: Tensor,
+    window: Window,
+    roles: list[str],
+    kinds: list[str],
+    counts: Counter[str],
+    names: dict[tuple[int, int], str],
+) -> WindowLosses:
     """As if one process had computed the whole window."""
     whole = WindowLosses()
-    whole.shares, whole.uses = [numbers[0]], window.uses
+    of_roles, of_batches, of_samples = numbers.split([len(roles), len(counts), len(numbers) - len(roles) - len(counts)])
+    whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
+    whole.numbers |= {name: [(counts[name], value)] for name, value in zip(counts, of_batches, strict=True)}
+    whole.uses = window.uses
     whole.names = [names[use] for use in window.uses]
-    whole.by_sample |= {kind: [row] for kind, row in zip(kinds, numbers[1:].view(len(kinds), -1), strict=True)}
+    whole.by_sample |= {
+        kind: [row] for kind, row in zip(kinds, of_samples.view(len(kinds), window.samples), strict=True)
+    }
     return whole

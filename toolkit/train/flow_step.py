@@ -15,7 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, ModelAdapter, Size, StepLosses
+from toolkit.contracts import BatchSpec, ModelAdapter, Size, StepLosses, TrainStep
+from toolkit.data.batches import LatentBatch
 from toolkit.device import to_device
 from toolkit.flow.losses import loss_per_sample
 from toolkit.flow.path import at_least_float32, linear_path
@@ -29,7 +30,7 @@ ROLE = "network"
 """The one role of a LoRA or a fully trained model."""
 
 
-class FlowMatchingStep:
+class FlowMatchingStep(TrainStep):
     """Velocity loss on the straight path between each image and its own noise."""
 
     def __init__(
@@ -47,7 +48,7 @@ class FlowMatchingStep:
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
         self._strata: tuple[int, list[int]] = (-1, [])
 
-    def __call__(self, batch: Batch) -> StepLosses:
+    def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.draws(batch.spec, latents_BCHW.shape[1:])
         noise_BCHW, t_B = (to_device(drawn, latents_BCHW.device) for drawn in (noise_BCHW, t_B))

@@ -14,16 +14,13 @@ Here the host waits for the device, once per parameter: it has to know whether t
 from __future__ import annotations
 
 from collections.abc import Callable, Collection
-from typing import TYPE_CHECKING, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.errors import RunError
-from toolkit.train.update import Update, after_weights_moved, clip_
-
-if TYPE_CHECKING:
-    from toolkit.train.run import Role
+from toolkit.train.update import Role, Update, after_weights_moved, clip_
 
 Mode = Literal["keep", "drop", "step"]
 """What becomes of a gradient once it is complete."""
@@ -56,6 +53,8 @@ class FusedStep(Update):
         self._mode = "keep"
 
     def before_last_backward(self, role: Role, done: int, finite: Tensor) -> None:
+        if self._mode != "keep":
+            raise RunError("fused_backward_pass: this trainer makes several backward passes of one role. Leave it out.")
         self._max_norm = role.max_grad_norm
         role.set_rates(done)
         self._mode = "step" if finite.item() else "drop"

@@ -13,7 +13,8 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, ModelAdapter, Network
+from toolkit.contracts import BatchSpec, ModelAdapter, Network
+from toolkit.data.batches import LatentBatch
 from toolkit.device import to_device
 from toolkit.flow.path import at_least_float32, linear_path
 from toolkit.memory.int8_probe import Error, choose, choose_alike, fetched, watched
@@ -39,7 +40,7 @@ def choose_int8(
     adapter: ModelAdapter,
     network: Network,
     layers: Sequence[RowScaled],
-    batch: Batch,
+    batch: LatentBatch,
     noise_BCHW: Tensor,
     from_first: Callable[[Callable[[], Errors]], Errors] = lambda make: make(),
     compiled: bool = False,
@@ -61,7 +62,7 @@ def choose_int8(
     return errors
 
 
-def _pass(adapter: ModelAdapter, batch: Batch, noise_BCHW: Tensor, level: float) -> None:
+def _pass(adapter: ModelAdapter, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> None:
     """Gradients reach the layers by way of the noisy image: nothing else asks for one."""
     latents_BCHW = at_least_float32(batch.latents_BCHW)
     t_B = torch.full((len(batch),), level)

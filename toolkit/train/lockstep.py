@@ -7,20 +7,18 @@ it is called with what a process has (`Follower`).
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from functools import partial
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from toolkit.contracts import ModelAdapter, Network, PromptEmbeds
 from toolkit.parallel import Team
-
-if TYPE_CHECKING:
-    from toolkit.train.run import Run
+from toolkit.train.run import Run
 
 
 @dataclass
@@ -77,11 +75,22 @@ def _on_cpu(value: Any) -> Any:
     return tuple(map(_on_cpu, value))
 
 
-def hold_kept_weights(follower: Follower) -> None:
-    """The order of `Run.evaluation` at its beginning."""
+@contextmanager
+def evaluation(run: Run) -> Iterator[None]:
+    """Inside the block all weights are those that are kept, after it their own values again, in all processes.
+
+    What fails inside ends the run.
+    """
+    run.lead(_hold_kept_weights)
+    with run.kept_weights():
+        yield
+    # Not when it fails: the others may be in the middle of a pass, and would not hear it.
+    run.lead(_hold_own_weights)
+
+
+def _hold_kept_weights(follower: Follower) -> None:
     follower.evaluation.enter_context(follower.run.kept_weights())
 
 
-def hold_own_weights(follower: Follower) -> None:
-    """Its order at its end."""
+def _hold_own_weights(follower: Follower) -> None:
     follower.evaluation.close()

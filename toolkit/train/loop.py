@@ -1,37 +1,35 @@
 """The training loop: windows of micro-batches, their gradients, one step each. It knows nothing of diffusion, files or
 screens, nor of how gradients become a step (`update`).
 
-It is given batches, a `TrainStep` and the weights by role; hooks watch. Every trainer shares it. Nothing in it waits
-for the device: what is known there only is fetched by `results`.
+It is given a source of batches, a `TrainStep` and the weights by role; hooks watch. Every trainer shares it. Nothing in
+it waits for the device: what is known there only is fetched by `results`.
 """
 
 from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, StepResult, TrainStep
+from toolkit.contracts import Batch, BatchSource, RoleResult, StepResult, TrainStep
 from toolkit.errors import RunError
+from toolkit.optim.schedules import Plateau
 from toolkit.seeding import global_generator
 from toolkit.train.clock import StepClock
 from toolkit.train.exchange import exchanged
 from toolkit.train.results import Results, StepNumbers, WindowLosses
-from toolkit.train.run import Role, Run
-from toolkit.train.windows import EpochBatches, Window, dealt, windows
-
-LoadBatches = Callable[[Iterable[BatchSpec]], Iterator[Batch]]
-"""Loads batches ahead of their use, in order."""
+from toolkit.train.run import Run
+from toolkit.train.windows import dealt, windows
 
 
-def train(run: Run, epoch_batches: EpochBatches, load_batches: LoadBatches, step_fn: TrainStep) -> bool:
-    """Trains until `run.steps` optimizer steps are done or a stop is asked for. Returns whether all are done.
+def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:
+    """Trains until `run.steps` optimizer steps are done, the source ends or a stop is asked for.
 
-    Raises RunError when the loss is not finite three steps in a row.
+    Returns whether nothing is left to train. Raises RunError when the loss is not finite three steps in a row.
     """
     clock = StepClock()
     results = Results(run, clock)
@@ -40,7 +38,7 @@ def train(run: Run, epoch_batches: EpochBatches, load_batches: LoadBatches, step
         with clock.charging("outside"):
             for hook in run.hooks:
                 hook.on_start(run)
-        _steps(run, epoch_batches, load_batches, step_fn, results, clock)
+        _steps(run, source, step_fn, results, clock)
         results.settle()
         finished = run.complete
         for hook in run.hooks:
@@ -54,54 +52,64 @@ def train(run: Run, epoch_batches: EpochBatches, load_batches: LoadBatches, step
     return finished
 
 
-def _steps(
-    run: Run,
-    epoch_batches: EpochBatches,
-    load_batches: LoadBatches,
-    step_fn: TrainStep,
-    results: Results,
-    clock: StepClock,
-) -> None:
-    state = run.state
-    planned = windows(epoch_batches, state.epoch, state.batch, run.accumulation)
+def _steps(run: Run, source: BatchSource, step_fn: TrainStep, results: Results, clock: StepClock) -> None:
+    state, team = run.state, run.team
+    planned = windows(source.iterate(state.cursor), run.accumulation)
     planned, ahead = itertools.tee(itertools.islice(planned, max(0, run.steps - state.step)))
-    team = run.team
-    batches = load_batches(spec for window in ahead for spec in dealt(window.specs, team.rank, team.size))
+    batches = source.load(spec for window in ahead for spec in dealt(window.specs, team.rank, team.size))
     for window in planned:
         if team.any(run.stopping):
             return
+        _agree_on_rates(run)
         with clock.charging("data"):
             loaded = [next(batches) for _ in dealt(window.specs, team.rank, team.size)]
-        own = _gradients_that_fit(run, window.samples, loaded, step_fn, run.roles.values())
+        own = _gradients_that_fit(run, window.samples, loaded, step_fn)
         losses = exchanged(run, window, own)
         if losses is None:
             _discard(run)
             return
-        norm, taken, numbers = _update(run, losses)
+        norms, taken, numbers = _update(run, losses)
         state.step += 1
-        state.epoch, state.batch = window.epoch, window.batch
+        state.cursor, state.epoch = window.cursor, window.specs[-1].epoch
+        state.epochs_before = state.epochs_done
+        state.epochs_done += window.epochs_ended
         state.samples += window.samples
-        results.add(StepNumbers(_known(run, window), losses, norm, taken, numbers))
+        results.add(StepNumbers(_known(run), losses, norms, taken, numbers))
         for hook in run.hooks:
             with clock.charging("step" if hook.counts_as_step_time else "outside"):
                 hook.after_step(run)
+    if not run.complete:
+        run.goal_reached = run.report["reason"] = f"there are no more batches after step {state.step}"
 
 
-def _gradients_that_fit(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, learning: Collection[Role]
-) -> WindowLosses | None:
+def _agree_on_rates(run: Run) -> None:
+    """What a schedule has observed only the first process knows, whose hooks measure."""
+    for role in run.roles.values():
+        if isinstance(role.schedule, Plateau):
+            role.schedule.load_state_dict(run.team.from_first(role.schedule.state_dict))
+
+
+class _NoMemory(Exception):
+    """Memory ran out in the passes of this batch."""
+
+    def __init__(self, batch: Batch) -> None:
+        super().__init__(batch.describe())
+        self.batch = batch
+
+
+def _gradients_that_fit(run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep) -> WindowLosses | None:
     """`_gradients`; where they run out of memory, once more with each batch in halves."""
     try:
-        return _gradients(run, samples, batches, step_fn, learning)
-    except torch.OutOfMemoryError:
-        pass  # in halves below: within the handler the error still holds what was computed
-    return _gradients_in_halves(run, samples, batches, step_fn, learning)
+        return _gradients(run, samples, batches, step_fn)
+    except _NoMemory as error:
+        large = error.batch  # in halves below: within the handler the error still holds what was computed
+    return _gradients_in_halves(run, samples, batches, step_fn, large)
 
 
 def _gradients_in_halves(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, learning: Collection[Role]
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, large: Batch, tried: bool = False
 ) -> WindowLosses | None:
-    """`_gradients` with each batch in halves, after an attempt that ran out of memory.
+    """`_gradients` with each batch in halves, after an attempt that ran out of memory with one of them (`large`).
 
     Raises RunError with advice when that does not fit either, or nothing can be halved: in lockstep it would be passes
     that the other processes do not make.
@@ -109,39 +117,67 @@ def _gradients_in_halves(
     _free_memory(run)
     halves = batches if run.in_lockstep else [half for batch in batches for half in batch.halves()]
     if len(halves) == len(batches):
-        raise RunError(_out_of_memory_message(run, batches))
+        raise RunError(_out_of_memory_message(run, large))
     try:
-        return _gradients(run, samples, halves, step_fn, learning)
-    except torch.OutOfMemoryError as error:
+        return _gradients(run, samples, halves, step_fn, tried)
+    except _NoMemory as error:
         _free_memory(run)
-        raise RunError(_out_of_memory_message(run, halves)) from error
+        raise RunError(_out_of_memory_message(run, error.batch)) from error
 
 
 def _gradients(
-    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, learning: Collection[Role]
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, tried: bool = False
 ) -> WindowLosses | None:
     """Adds up the gradients of a window, averaged over its samples. None when a stop was asked for in between.
 
-    learning: the roles that take a step with them; none when a batch is only tried.
+    tried: nothing is to be learned of them.
     """
-    window = WindowLosses()
-    for role in learning:
-        role.update.begin_window(role)
+    passes = _Passes(run, samples, tried)
     for index, batch in enumerate(batches, start=1):
         if run.stopping and not run.in_lockstep:
             # The cursor still stands before this window: it is trained whole after a resume.
             _discard(run)
             return None
+        passes.is_last = index == len(batches)
         # Dropout and stochastic rounding draw from torch's global generator: keyed per micro-batch.
         with global_generator(run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]):
-            losses = step_fn(batch)
-            share = sum(loss_B.sum() for loss_B in losses.by_role.values()) / samples
-            window.add(batch, share, losses)
-            if index == len(batches):
-                for role in learning:
-                    role.update.before_last_backward(role, run.state.step, window.finite())
-            share.backward()
-    return window
+            try:
+                losses = step_fn.backward(batch, passes)
+            except torch.OutOfMemoryError as error:
+                raise _NoMemory(batch) from error
+        passes.window.add(batch, losses, passes.roles)
+    return passes.window
+
+
+class _Passes:
+    """The backward passes of a window (`contracts.Backward`), and the losses they were of."""
+
+    def __init__(self, run: Run, samples: int, tried: bool) -> None:
+        self.window = WindowLosses()
+        self.step = run.state.step
+        self.roles = frozenset(name for name, role in run.roles.items() if tried or role.learns_at(self.step))
+        self.is_last = False
+        self._run, self._samples, self._tried = run, samples, tried
+        for name in () if tried else self.roles:
+            run.roles[name].update.begin_window(run.roles[name])
+
+    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False) -> None:
+        shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}
+        if not shares:
+            return
+        roles = {name: self._run.roles[name] for name in shares}
+        for name, share in shares.items():
+            self.window.shares[name].append(share.detach())
+        if self.is_last and not self._tried:
+            for name, role in roles.items():
+                role.update.before_last_backward(role, self.step, self.window.finite(name))
+        whole = sum(shares.values())
+        if self._run.loss_scaler:
+            whole = whole * self._run.loss_scaler.scale.to(whole.device)
+        # Of all roles: as it is. Of some: theirs alone, also where the graph leads to the weights of others.
+        apart = len(roles) < len(self._run.roles)
+        inputs = [p for role in roles.values() for p in role.parameters.values()] if apart else None
+        whole.backward(retain_graph=retain_graph, inputs=inputs)
 
 
 def probe(run: Run, batch: Batch, step_fn: TrainStep, save_more: Callable[[], bool] = lambda: False) -> str | None:
@@ -153,7 +189,7 @@ def probe(run: Run, batch: Batch, step_fn: TrainStep, save_more: Callable[[], bo
     try:
         while not _fits(run, batch, step_fn):
             if not save_more():
-                _gradients_in_halves(run, len(batch), [batch], step_fn, learning=())
+                _gradients_in_halves(run, len(batch), [batch], step_fn, batch, tried=True)
                 said = f"the largest batch ({len(batch)} images) fits only in halves: it takes longer."
                 return f"{said} {run.memory_advice}"
     finally:
@@ -163,8 +199,8 @@ def probe(run: Run, batch: Batch, step_fn: TrainStep, save_more: Callable[[], bo
 
 def _fits(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
     try:
-        _gradients(run, len(batch), [batch], step_fn, learning=())
-    except torch.OutOfMemoryError:
+        _gradients(run, len(batch), [batch], step_fn, tried=True)
+    except _NoMemory:
         pass  # freed below: within the handler the error still holds what was computed
     else:
         return True
@@ -180,21 +216,30 @@ def _free_memory(run: Run) -> None:
         torch.cuda.empty_cache()
 
 
-def _out_of_memory_message(run: Run, batches: Sequence[Batch]) -> str:
-    largest = max(batches, key=lambda batch: batch.latents_BCHW.numel())
-    shape = tuple(largest.latents_BCHW.shape)
-    return f"out of memory with {', '.join(largest.names)} (latents {shape}). {run.memory_advice}".rstrip()
+def _out_of_memory_message(run: Run, batch: Batch) -> str:
+    return f"out of memory with {', '.join(batch.names)} ({batch.describe()}). {run.memory_advice}".rstrip()
 
 
-def _update(run: Run, losses: WindowLosses) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-    """One step of every role, unless loss or gradient is not finite: (gradient norm, taken, further numbers)."""
-    norms = {name: role.update.norm(role) for name, role in run.roles.items()}
-    norm = torch.linalg.vector_norm(torch.stack(list(norms.values()))) if len(norms) > 1 else next(iter(norms.values()))
-    taken = losses.finite() & torch.isfinite(norm)
-    numbers: dict[str, Tensor] = {}
-    for name, role in run.roles.items():
-        numbers |= role.update.finish(role, run.state.step, norms[name], taken)
-    return norm, taken, numbers
+def _update(run: Run, losses: WindowLosses) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+    """One step of every role that had a loss, unless its loss or gradient is not finite.
+
+    Returns each such role's gradient norm, whether its step was taken, and further numbers.
+    """
+    learning = {name: role for name, role in run.roles.items() if name in losses.shares}
+    scaler, numbers = run.loss_scaler, {}
+    if scaler:
+        scaler.unscale_([p.grad for role in learning.values() for p in role.parameters.values() if p.grad is not None])
+        numbers["loss_scale"] = scaler.scale
+    norms = {name: role.update.norm(role) for name, role in learning.items()}
+    taken = {name: losses.finite(name) & torch.isfinite(norm) for name, norm in norms.items()}
+    for name, role in learning.items():
+        found = role.update.finish(role, run.state.step, norms[name], taken[name])
+        numbers |= {key if len(run.roles) == 1 else f"{key}/{name}": number for key, number in found.items()}
+    for name in run.roles.keys() - learning.keys():
+        run.roles[name].update.discard(run.roles[name])
+    if scaler and norms:
+        scaler.update(torch.isfinite(torch.stack([norm.to(scaler.scale.device) for norm in norms.values()])).all())
+    return norms, taken, numbers
 
 
 def _discard(run: Run) -> None:
@@ -202,18 +247,22 @@ def _discard(run: Run) -> None:
         role.update.discard(role)
 
 
-def _known(run: Run, window: Window) -> StepResult:
+def _known(run: Run) -> StepResult:
     """What the host knows of the step just done."""
-    role = next(iter(run.roles.values()))
-    unknown = float("nan")
+    unknown, done = float("nan"), run.state.step - 1
+    lrs = {name: role.lr_at(done) for name, role in run.roles.items()}
+    by_group = next(iter(run.roles.values())).rates()
+    if len(run.roles) > 1:
+        by_group = lrs | {f"{name}/{key}": lr for name, role in run.roles.items() for key, lr in role.rates().items()}
     return StepResult(
         step=run.state.step,
-        epoch=window.specs[-1].epoch,
+        epoch=run.state.epoch,
         loss=unknown,
-        lr=role.lr_at(run.state.step - 1),
+        lr=next(iter(lrs.values())),
         grad_norm=unknown,
         samples=run.state.samples,
         step_s=unknown,
         data_s=unknown,
-        lr_by_group=role.rates(),
+        lr_by_group=by_group,
+        by_role={name: RoleResult(unknown, lr, unknown) for name, lr in lrs.items()},
     )

@@ -6,15 +6,17 @@ anything is saved (`Run.settle`), and at the end.
 
 from __future__ import annotations
 
+import itertools
+import math
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections import Counter, defaultdict
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, StepLosses, StepResult
+from toolkit.contracts import Batch, RoleResult, StepLosses, StepResult
 from toolkit.errors import RunError
 from toolkit.train.clock import StepClock
 from toolkit.train.run import Run
@@ -33,26 +35,31 @@ class WindowLosses:
     """What the micro-batches of one window gave; all tensors stay where they were computed."""
 
     def __init__(self) -> None:
-        self.shares: list[Tensor] = []
-        """Of each micro-batch, 0-dim: its part of the mean loss over the window's samples."""
+        self.shares: dict[str, list[Tensor]] = defaultdict(list)
+        """Role -> of each micro-batch, 0-dim: its part of the mean loss over the window's samples."""
 
         self.by_sample: dict[str, list[Tensor]] = defaultdict(list)
+        self.numbers: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
+        """Name -> of each micro-batch that gave it: its samples, and their mean (0-dim)."""
+
         self.names: list[str] = []
         self.uses: list[tuple[int, int]] = []
         """(epoch, position) of each sample."""
 
-    def add(self, batch: Batch, share: Tensor, losses: StepLosses) -> None:
-        """Takes what one micro-batch gave, before or after its backward pass."""
+    def add(self, batch: Batch, losses: StepLosses, roles: Collection[str]) -> None:
+        """Takes what one micro-batch gave besides `shares`. roles: those that learn of it."""
         self.names.extend(batch.names)
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
-        self.shares.append(share.detach())
-        loss_B = sum(losses.by_role.values())
-        for name, values_B in {"loss": loss_B, **losses.by_sample}.items():
+        learned = [loss_B for role, loss_B in losses.by_role.items() if role in roles]
+        loss_B = {"loss": sum(learned)} if learned else {}
+        for name, values_B in {**loss_B, **losses.by_sample}.items():
             self.by_sample[name].append(values_B.detach())
+        for name, number in losses.numbers.items():
+            self.numbers[name].append((len(batch), number.detach()))
 
-    def finite(self) -> Tensor:
-        """Whether all losses so far are numbers; 0-dim bool on the device."""
-        return torch.isfinite(torch.stack(self.shares)).all()
+    def finite(self, role: str) -> Tensor:
+        """Whether all losses of a role so far are numbers; 0-dim bool on the device."""
+        return torch.isfinite(torch.stack(self.shares[role])).all()
 
 
 @dataclass(frozen=True)
@@ -60,35 +67,52 @@ class StepNumbers:
     """One step, of which the device still holds the numbers."""
 
     known: StepResult
-    """What the host knows; the rest is filled in by the fetch."""
+    """What the host knows, of all roles; the rest is filled in by the fetch."""
 
     losses: WindowLosses
-    norm: Tensor
-    taken: Tensor
+    norms: dict[str, Tensor]
+    """Role -> its gradient norm, of those that had a loss."""
+
+    taken: dict[str, Tensor]
     numbers: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> list[Tensor]:
         """All of it that is on the device, in the order in which `result` reads the values."""
+        of_roles = [[*self.losses.shares[name], self.norms[name], self.taken[name]] for name in self.norms]
         samples = (tensor for tensors in self.losses.by_sample.values() for tensor in tensors)
-        return [*self.losses.shares, *samples, self.norm, self.taken, *self.numbers.values()]
+        means = (mean for counted in self.losses.numbers.values() for _, mean in counted)
+        return [*itertools.chain(*of_roles), *samples, *means, *self.numbers.values()]
 
     def result(self, values: Iterator[list[float]], step_s: float, data_s: float) -> StepResult:
         """The step as hooks see it. values: of each of `tensors`."""
-        loss = sum(next(values)[0] for _ in self.losses.shares)
+        by_role = {}
+        for name in self.norms:
+            loss = sum(next(values)[0] for _ in self.losses.shares[name])
+            (norm,), (taken,) = next(values), next(values)
+            by_role[name] = replace(self.known.by_role[name], loss=loss, grad_norm=norm, skipped=not taken)
         by_sample = {
             name: tuple(value for _ in tensors for value in next(values))
             for name, tensors in self.losses.by_sample.items()
         }
-        (norm,), (taken,) = next(values), next(values)
+        numbers = {}
+        for name, counted in self.losses.numbers.items():
+            total = sum(count * next(values)[0] for count, _ in counted)
+            numbers[name] = total / sum(count for count, _ in counted)
+        numbers |= {name: next(values)[0] for name in self.numbers}
+        if len(self.known.by_role) > 1:
+            for name, role in by_role.items():
+                numbers |= {f"loss/{name}": role.loss, f"grad_norm/{name}": role.grad_norm}
+        steps = list(by_role.values())
         return replace(
             self.known,
-            loss=loss,
-            grad_norm=norm,
+            loss=sum(role.loss for role in steps) if steps else float("nan"),
+            grad_norm=steps[0].grad_norm if len(steps) == 1 else math.hypot(*(role.grad_norm for role in steps)),
             by_sample=by_sample,
             step_s=step_s,
             data_s=data_s,
-            skipped=not taken,
-            numbers={name: next(values)[0] for name in self.numbers},
+            skipped=any(role.skipped for role in steps),
+            numbers=numbers,
+            by_role=by_role,
         )
 
 
@@ -100,7 +124,7 @@ class Results:
         self._clock = clock
         self._pending: list[StepNumbers] = []
         self._fetched = time.monotonic()
-        self._skipped_in_a_row = 0
+        self._skipped_in_a_row: Counter[str] = Counter()
 
     def add(self, step: StepNumbers) -> None:
         """Takes the numbers of the step just done, and fetches when it is time."""
@@ -111,7 +135,7 @@ class Results:
     def settle(self) -> None:
         """Fetches all numbers and gives each step's result to the hooks.
 
-        Raises RunError when MOST_SKIPPED_IN_A_ROW steps in a row were skipped.
+        Raises RunError when a role skipped MOST_SKIPPED_IN_A_ROW steps in a row.
         """
         pending, self._pending = self._pending, []
         if not pending:
@@ -125,12 +149,19 @@ class Results:
 
     def _tell(self, result: StepResult, names: Sequence[str]) -> None:
         self._run.state.skipped += result.skipped
-        self._skipped_in_a_row = self._skipped_in_a_row + 1 if result.skipped else 0
+        for name, role in result.by_role.items():
+            failed = role.skipped and not self._overflowed(result, role)
+            self._skipped_in_a_row[name] = self._skipped_in_a_row[name] + 1 if failed else 0
         for hook in self._run.hooks:
             with self._clock.charging("step" if hook.counts_as_step_time else "outside"):
                 hook.on_result(self._run, result)
-        if self._skipped_in_a_row == MOST_SKIPPED_IN_A_ROW:
+        if MOST_SKIPPED_IN_A_ROW in self._skipped_in_a_row.values():
             raise RunError(_not_finite_message(result.step, names))
+
+    @staticmethod
+    def _overflowed(result: StepResult, role: RoleResult) -> bool:
+        """Whether the scale of the loss alone was too large: it is smaller in the next step."""
+        return math.isfinite(role.loss) and result.numbers.get("loss_scale", 0.0) > 1
 
 
 def fetch(tensors: Sequence[Tensor]) -> list[list[float]]:

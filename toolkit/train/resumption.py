@@ -10,6 +10,7 @@ from typing import Any
 
 from toolkit.config.process import ProcessConfig
 from toolkit.data.fingerprint import Fingerprint, compare, digest_of
+from toolkit.data.order import epoch_cursor
 from toolkit.errors import UserError
 from toolkit.files import write_json
 from toolkit.redact import black_out_data
@@ -97,8 +98,11 @@ class Resumption:
         """The order of a changed dataset is another one: its first epoch is trained whole."""
         old = _fingerprint_file(run.folder, read_document(self.state)["dataset"])
         note(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
-        if run.state.batch:
-            run.state.epoch, run.state.batch = run.state.epoch + 1, 0
+        state = run.state
+        if state.cursor and state.cursor["batch"]:
+            state.epoch += 1
+            state.cursor = epoch_cursor(state.epoch, 0)
+            state.epochs_done = state.epochs_before = state.epoch
 
 
 def _judge(state: Path, differing: list[Change], allow_change: bool, note: Note) -> None:

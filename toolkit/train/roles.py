@@ -15,8 +15,7 @@ from toolkit.optim.stochastic_rounding import RoundedOptimizer
 from toolkit.parallel import Team
 from toolkit.parts import Part
 from toolkit.train.fused_update import FusedStep
-from toolkit.train.run import Role
-from toolkit.train.update import StepOfParts, Update, WholeStep
+from toolkit.train.update import Role, StepOfParts, Update, WholeStep
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

@@ -1,4 +1,4 @@
-"""How the gradients of a window become one step of a role's weights.
+"""The weights of a role, and how the gradients of a window become one step of them.
 
 `WholeStep` steps when all gradients are there. A strategy that steps within the last backward pass is one more class:
 the loop calls the same four moments of every role's `update` and knows no kinds.
@@ -9,16 +9,20 @@ be taken leaves weights, optimizer state and average exactly as they were.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field
+from math import prod
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
+from torch.optim import Optimizer
 
+from toolkit.optim.ema import Ema
 from toolkit.optim.guarded import step_where
-
-if TYPE_CHECKING:
-    from toolkit.train.run import Role
+from toolkit.optim.optimizers import averaged, averages, state_tensors
+from toolkit.optim.schedules import Schedule
+from toolkit.parts import Part
 
 CLIP_EPSILON = 1e-6
 """Added to the norm that gradients are divided by, as `torch.nn.utils.clip_grad_norm_` does."""
@@ -37,8 +41,8 @@ class Update:
     def before_last_backward(self, role: Role, done: int, finite: Tensor) -> None:
         """Before the backward pass of the window's last micro-batch.
 
-        done: optimizer steps before this one. finite: whether all losses of the window are numbers (0-dim bool on
-        the device).
+        done: optimizer steps before this one. finite: whether all losses of the role are numbers (0-dim bool on the
+        device). Called again when a `TrainStep` makes several passes of one role.
         """
 
     def norm(self, role: Role) -> Tensor:
@@ -51,8 +55,8 @@ class Update:
     def finish(self, role: Role, done: int, norm: Tensor, taken: Tensor) -> dict[str, Tensor]:
         """Takes the step where `taken`, moves the average and lets the gradients go.
 
-        done: optimizer steps before this one. norm: what `norm` gave. taken: 0-dim bool on the device: losses and
-        gradients of all roles are finite. Returns 0-dim numbers worth logging, still on the device.
+        done: optimizer steps before this one. norm: what `norm` gave. taken: 0-dim bool on the device: losses
+        and gradients of the role are finite. Returns 0-dim numbers worth logging, still on the device.
         """
         raise NotImplementedError
 
@@ -88,6 +92,98 @@ class StepOfParts(WholeStep):
         square = _norm(role, role.shared_out.keys() & role.parameters.keys()).square()
         self.add_up([square])
         return torch.sqrt(square + _norm(role, role.parameters.keys() - role.shared_out.keys()).square())
+
+
+@dataclass
+class Role:
+    """One set of weights that is trained together, with what trains it."""
+
+    parameters: dict[str, nn.Parameter]
+    optimizer: Optimizer
+    lr: float
+    """Base learning rate; the schedule gives a factor of it."""
+
+    schedule: Schedule
+    max_grad_norm: float = 1.0
+    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+
+    ema: Ema | None = None
+    group_lrs: dict[str, float] = field(default_factory=dict)
+    """Name -> base learning rate of each group of the optimizer, in its order; empty: one group, at `lr`."""
+
+    every: int = 1
+    """It learns in every so many optimizer steps: the first, and then each `every`-th."""
+
+    update: Update = field(default_factory=WholeStep)
+    """How gradients become a step."""
+
+    after_step: Callable[[Tensor], dict[str, Tensor]] = lambda taken: {}
+    """What the network does to its weights after each step that is `taken` (`Network.after_step`)."""
+
+    shared_out: Mapping[str, Part] = field(default_factory=dict)
+    """Parameters of which this process has some rows only, by their names (`Network.shared_out`)."""
+
+    @property
+    def size(self) -> int:
+        """Bytes of its whole parameters."""
+        return sum(prod(self.shape_of(name)) * p.element_size() for name, p in self.parameters.items())
+
+    @property
+    def state_bytes(self) -> int:
+        """Bytes of what the optimizer remembers by now; nothing before its first step."""
+        tensors, _ = state_tensors(self.optimizer, list(self.parameters))
+        return sum(tensor.nbytes for tensor in tensors.values())
+
+    def shape_of(self, name: str) -> tuple[int, ...]:
+        """The shape of a whole parameter."""
+        return self.shared_out[name].shape if name in self.shared_out else tuple(self.parameters[name].shape)
+
+    def learns_at(self, step: int) -> bool:
+        """Whether it takes part in the next step when `step` are done."""
+        return step % self.every == 0
+
+    def lr_at(self, step: int) -> float:
+        """The base learning rate of the next step when `step` are done."""
+        return self.lr * self.schedule(step)
+
+    def set_rates(self, step: int) -> None:
+        """Gives each group of the optimizer its learning rate of the next step when `step` are done."""
+        groups = self.optimizer.param_groups
+        bases = self.group_lrs.values() or [self.lr] * len(groups)
+        for group, base in zip(groups, bases, strict=True):
+            group["lr"] = base * self.schedule(step)
+
+    def rates(self) -> dict[str, float]:
+        """The rates of the step just done that `lr_at` does not tell, by name.
+
+        Those of several groups, and what an optimizer that finds its rate itself (Prodigy's and D-Adaptation's `d`)
+        makes of them.
+        """
+        groups = dict(zip(self.group_lrs or [""], self.optimizer.param_groups, strict=bool(self.group_lrs)))
+        given = {name: group["lr"] for name, group in groups.items() if name}
+        found = {
+            f"d*lr/{name}".rstrip("/"): float(group["d"]) * group["lr"]
+            for name, group in groups.items()
+            if "d" in group
+        }
+        return given | found
+
+    def weights_to_keep(self) -> dict[str, torch.Tensor]:
+        """What samples and saved files use: the average where there is one, else the weights themselves."""
+        if self.ema:
+            return self.ema.averages
+        if not averages(self.optimizer):
+            return {name: p.detach() for name, p in self.parameters.items()}
+        with averaged(self.optimizer):
+            return {name: p.detach().clone() for name, p in self.parameters.items()}
+
+    def weights(self, raw: bool) -> dict[str, torch.Tensor]:
+        """`weights_to_keep`, or the weights as they are."""
+        return dict(self.parameters) if raw else self.weights_to_keep()
+
+    def evaluation(self) -> AbstractContextManager[None]:
+        """Inside the block the parameters hold `weights_to_keep`, after it their own values again."""
+        return self.ema.applied() if self.ema else averaged(self.optimizer)
 
 
 def after_weights_moved(role: Role, taken: Tensor) -> dict[str, Tensor]:

@@ -11,22 +11,15 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSpec, Item, ModelAdapter
-from toolkit.data.batches import BatchLoader
+from toolkit.config.validation import LOSS, loss_at, noise_levels
+from toolkit.contracts import BatchSpec, Item, ModelAdapter
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.cache import key_of
 from toolkit.data.digests import file_digest
 from toolkit.data.encode import EncodedDataset
 from toolkit.flow.losses import loss_per_sample
 from toolkit.flow.path import linear_path
 from toolkit.seeding import generator
-
-LOSS = "validation/loss"
-"""The mean over all images and noise levels; `validation/loss_t0.125` and so on are those of one level."""
-
-
-def noise_levels(count: int) -> tuple[float, ...]:
-    """The middles of `count` equal parts of (0, 1)."""
-    return tuple((index + 0.5) / count for index in range(count))
 
 
 class Validator:
@@ -65,11 +58,9 @@ class Validator:
                     return None
                 losses.append(self._loss(batch, noise_BCHW, level))
         means = [fmean(losses) for losses in by_level]
-        return {LOSS: fmean(means)} | {
-            f"{LOSS}_t{level:g}": mean for level, mean in zip(self._levels, means, strict=True)
-        }
+        return {LOSS: fmean(means)} | {loss_at(level): mean for level, mean in zip(self._levels, means, strict=True)}
 
-    def _loss(self, batch: Batch, noise_BCHW: Tensor, level: float) -> float:
+    def _loss(self, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> float:
         t_B = torch.tensor([level])
         x_t_BCHW, velocity_BCHW = linear_path(batch.latents_BCHW, noise_BCHW, t_B)
         predicted_BCHW = self._adapter.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.references)

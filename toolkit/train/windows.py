@@ -1,15 +1,12 @@
-"""Which micro-batches make up each optimizer step: a pure function of the cursor, so a resume is exact."""
+"""Which micro-batches make up each optimizer step, and who of several processes computes which of them."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
+from itertools import islice, pairwise
 
-from toolkit.contracts import BatchSpec
-
-EpochBatches = Callable[[int], list[BatchSpec]]
-"""The micro-batches of an epoch, in order."""
+from toolkit.contracts import BatchSpec, Cursor, MicroBatch
 
 
 @dataclass(frozen=True)
@@ -17,11 +14,11 @@ class Window:
     """The micro-batches of one optimizer step."""
 
     specs: tuple[BatchSpec, ...]
-    epoch: int
-    """Where the cursor stands after the window: the epoch of the next micro-batch ..."""
+    cursor: Cursor
+    """Where the source goes on behind it."""
 
-    batch: int
-    """... and its index there."""
+    epochs_ended: int = 0
+    """Epochs whose last micro-batch is among them."""
 
     @property
     def samples(self) -> int:
@@ -34,18 +31,12 @@ class Window:
         return [(spec.epoch, position) for spec in self.specs for position in spec.positions]
 
 
-def windows(epoch_batches: EpochBatches, epoch: int, batch: int, accumulation: int) -> Iterator[Window]:
-    """Windows of `accumulation` micro-batches for ever, from the cursor on; they run on across epochs."""
-    specs = epoch_batches(epoch)
-    while True:
-        chosen: list[BatchSpec] = []
-        while len(chosen) < accumulation:
-            if batch >= len(specs):
-                epoch, batch = epoch + 1, 0
-                specs = epoch_batches(epoch)
-            chosen.append(specs[batch])
-            batch += 1
-        yield Window(tuple(chosen), epoch, batch)
+def windows(micro_batches: Iterable[MicroBatch], accumulation: int) -> Iterator[Window]:
+    """Windows of `accumulation` micro-batches, across epochs; where the source ends the last one is short."""
+    remaining = iter(micro_batches)
+    while chosen := list(islice(remaining, accumulation)):
+        specs = tuple(micro_batch.spec for micro_batch in chosen)
+        yield Window(specs, chosen[-1].cursor, sum(micro_batch.ends_epoch for micro_batch in chosen))
 
 
 def dealt(specs: Sequence[BatchSpec], rank: int, size: int) -> tuple[BatchSpec, ...]:
@@ -68,4 +59,4 @@ def parts(spec: BatchSpec, count: int) -> list[BatchSpec]:
     samples."""
     count = min(count, len(spec.items))
     edges = [len(spec.items) * part // count for part in range(count + 1)]
-    return [BatchSpec(spec.epoch, spec.items[a:b], spec.positions[a:b]) for a, b in pairwise(edges)]
+    return [spec.select(range(a, b)) for a, b in pairwise(edges)]

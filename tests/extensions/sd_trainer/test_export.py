@@ -21,7 +21,8 @@ from toolkit.config.train import TrainConfig
 from toolkit.contracts import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import ROLE
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 
 def writer(chosen: SdTrainerConfig | None = None, meta: dict | None = None) -> NetworkWriter:
@@ -42,7 +43,7 @@ def run(tmp_path: Path):
         if average:
             average.averages["up"].fill_(0.25)
         role = Role(parameters, torch.optim.SGD(parameters.values()), 0.1, lambda step: 1.0, ema=average)
-        state = TrainState(step=340, epoch=2)
+        state = TrainState(step=340, epochs_done=2)
         return Run("maya", tmp_path, 400, 1, seed=1, roles={ROLE: role}, state=state)
 
     return make

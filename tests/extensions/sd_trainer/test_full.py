@@ -23,6 +23,10 @@ FULL = "network: {type: full}"
             "network.pretrained_lora_path: 'type: full' trains no adapter",
         ),
         ([FULL, "train: {full_bf16: true, dtype: fp16}"], "train.full_bf16: true needs 'dtype: bf16', not float16."),
+        (
+            ["train: {fused_backward_pass: true, dtype: fp16}"],
+            "train.fused_backward_pass: true does not go with 'dtype:",
+        ),
         (["train: {full_bf16: true}"], "train.full_bf16: true: an adapter's weights are always float32."),
         (
             [FULL, "train: {full_bf16: true, optimizer: prodigy}"],

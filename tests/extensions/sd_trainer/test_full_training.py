@@ -14,8 +14,9 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.trained import attach_network, build_roles
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
-from toolkit.contracts import BatchSpec, Size
+from toolkit.contracts import BatchSpec, Size, TrainStep
 from toolkit.data.batches import BatchLoader
+from toolkit.data.order import EpochSource
 from toolkit.device import DTYPES
 from toolkit.parallel import Team
 from toolkit.train.flow_step import ROLE, FlowMatchingStep
@@ -56,12 +57,14 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
         seen = []
         step = FlowMatchingStep(adapter, seed=3, timestep_type="sigmoid")
 
-        def watched(batch):
-            found = step(batch)
-            seen.append(found.by_role[ROLE].detach().mean())
-            return found
+        class Watched(TrainStep):
+            def __call__(self, batch, number: int):
+                found = step(batch, number)
+                seen.append(found.by_role[ROLE].detach().mean())
+                return found
 
-        train(run, lambda epoch: [BatchSpec(epoch, (0, 1), (0, 1))], lambda specs: map(loader.load, specs), watched)
+        source = EpochSource(lambda epoch: [BatchSpec(epoch, (0, 1), (0, 1))], lambda specs: map(loader.load, specs))
+        train(run, source, Watched())
         return torch.stack(seen), {name: p.detach().float() - start[name] for name, p in network.parameters().items()}
 
     return run

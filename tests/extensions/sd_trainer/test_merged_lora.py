@@ -24,7 +24,8 @@ from toolkit.networks.dora import DoraNetwork
 from toolkit.networks.formats import read_network_file
 from toolkit.networks.merge import Merge, read_base_loras
 from toolkit.train.flow_step import ROLE
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 
 def lora(path: Path, layers: dict[str, tuple[int, int]], seed: int) -> Path:

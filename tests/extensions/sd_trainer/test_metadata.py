@@ -16,7 +16,8 @@ from toolkit.config import load_job
 from toolkit.contracts import TrainState
 from toolkit.data.plan import BucketCount, FolderPlan, RunPlan
 from toolkit.train.flow_step import ROLE
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 KIND = {"rank": 4, "alpha": 2.0}
 
@@ -35,8 +36,8 @@ def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
     photos = make_pictures(tmp_path / "photos", "a")
     parameters = {"up": nn.Parameter(torch.ones(2))}
     role = Role(parameters, torch.optim.AdamW(parameters.values()), 0.1, lambda step: 1.0)
-    state = TrainState(step=9, epoch=1, batch=6)
-    run = Run("maya", tmp_path, 30, 2, seed=7, roles={ROLE: role}, batches_per_epoch=12, state=state)
+    state = TrainState(step=9, epoch=1, epochs_done=1)
+    run = Run("maya", tmp_path, 30, 2, seed=7, roles={ROLE: role}, state=state)
 
     def describe(meta: dict | None = None, plan: RunPlan | None = plan, **sections) -> dict[str, str]:
         job = load_job(write_job(trainer(photos, **sections)), lambda _: SdTrainerConfig)

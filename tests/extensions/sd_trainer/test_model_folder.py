@@ -20,7 +20,8 @@ from toolkit.errors import RunError
 from toolkit.networks.full import FullNetwork
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import ROLE
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 PARTS = {"model_index.json", "processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"}
 
@@ -38,7 +39,7 @@ def trained(tiny_model: Path, tmp_path: Path) -> Callable[..., tuple]:
         with torch.no_grad():
             parameters["proj_out.weight"].fill_(0.5)
         role = Role(parameters, torch.optim.SGD(parameters.values()), 0.1, lambda step: 1.0, ema=average)
-        run = Run("maya", tmp_path, 400, 1, seed=1, roles={ROLE: role}, state=TrainState(step=340, epoch=2))
+        run = Run("maya", tmp_path, 400, 1, seed=1, roles={ROLE: role}, state=TrainState(step=340, epochs_done=2))
         return ModelFolderWriter(network, section(tiny_model, **save), {}), run, adapter
 
     return make

@@ -21,8 +21,8 @@ from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny,
 from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.config.loader import load_job
 from toolkit.config.model import ModelConfig
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, Size
-from toolkit.data.batches import BatchLoader
+from toolkit.contracts import BatchSpec, PromptEmbeds, Size
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.memory import int8_matmul
@@ -270,7 +270,7 @@ def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path):
     photos = make_pictures(tmp_path / "photos", "a")
     dataset = encode_photos(open_tiny(tiny_model, match_target_res=True), photo_item(Size(64, 64), REFERENCES[:1]))
 
-    def first() -> tuple[Batch, Tensor]:
+    def first() -> tuple[LatentBatch, Tensor]:
         noise_BCHW = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(5))
         return BatchLoader(dataset, seed=1).load(BatchSpec(0, (0,), (0,))), noise_BCHW
 

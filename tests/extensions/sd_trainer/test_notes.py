@@ -12,7 +12,9 @@ from extensions.sd_trainer.rules import mistakes
 from toolkit.config.process import Finding
 
 
-def measured(validation: dict | None = None, stop: dict | None = None, **train) -> SdTrainerConfig:
+def measured(
+    validation: dict | None = None, stop: dict | None = None, scale_weight_norms: float = 0, **train
+) -> SdTrainerConfig:
     return SdTrainerConfig(
         type="sd_trainer",
         datasets=[{"folder_path": "photos/"}],
@@ -20,7 +22,11 @@ def measured(validation: dict | None = None, stop: dict | None = None, **train) 
         validation=None if validation is None else {"every": 0, **taken_from(validation)},
         stop_when=None if stop is None else {"metric": "loss", "below": 1.0, "smooth": 20, **stop},
         train={"steps": 1000, **train},
+        network={"scale_weight_norms": scale_weight_norms},
     )
+
+
+FOLLOWS = ("train", "lr_scheduler_params")
 
 
 def taken_from(validation: dict) -> dict:
@@ -35,8 +41,10 @@ def told(found: Iterable[Finding]) -> list[Finding]:
     ("stop", "fault"),
     [
         ({"metric": "validation/loss"}, "needs the section 'validation'"),
+        ({"metric": "validation/loss_t0.125"}, "needs the section 'validation'"),
+        ({"metric": "max_norm/keys_scaled"}, "is no number that is measured"),
         ({"metric": "los"}, "Did you mean 'loss'?"),
-        ({"metric": "loss_recon"}, "Known names: grad_norm, loss, validation/loss."),
+        ({"metric": "loss_recon"}, "Known names: grad_norm, loss, lr, t_mean."),
     ],
 )
 def test_a_number_that_is_never_measured_is_a_mistake(stop: dict, fault: str) -> None:
@@ -46,11 +54,35 @@ def test_a_number_that_is_never_measured_is_a_mistake(stop: dict, fault: str) ->
 
 
 @pytest.mark.parametrize(
-    ("validation", "metric"), [(None, "loss"), (None, "grad_norm"), ({}, "validation/loss"), ({}, "loss")]
+    ("validation", "metric"),
+    [(None, "loss"), (None, "grad_norm"), ({}, "validation/loss"), ({}, "validation/loss_t0.625")],
 )
 def test_what_is_measured_is_none(validation, metric: str) -> None:
     assert not told(mistakes(measured(validation, {"metric": metric})))
     assert not told(mistakes(measured(validation)))
+
+
+def test_any_number_that_the_section_logs_may_end_the_run() -> None:
+    numbers = measured({}, scale_weight_norms=1.0).logged_numbers()
+    assert {"lr", "t_mean", "max_norm/keys_scaled", "validation/loss_t0.875"} <= set(numbers)
+    for metric in numbers:
+        assert not told(mistakes(measured({}, {"metric": metric}, scale_weight_norms=1.0)))
+
+
+@pytest.mark.parametrize(
+    ("validation", "metric", "fault"),
+    [
+        (None, "loss", None),
+        ({}, "validation/loss", None),
+        (None, "validation/loss", "needs the section 'validation'"),
+        ({}, "grad_norm", "is no number that is measured"),
+    ],
+)
+def test_a_schedule_follows_the_loss_or_the_validation_loss(validation, metric: str, fault: str | None) -> None:
+    follows = {"lr_scheduler": "plateau", "lr_scheduler_params": {"metric": metric}}
+    findings = [finding for finding in mistakes(measured(validation, **follows)) if finding.key[1] == FOLLOWS[1]]
+    assert [finding.key for finding in findings] == ([FOLLOWS] if fault else [])
+    assert fault is None or fault in findings[0].message
 
 
 @pytest.mark.parametrize(

@@ -25,8 +25,9 @@ from toolkit.networks.full import FullNetwork
 from toolkit.networks.lora import LoraNetwork
 from toolkit.parallel import Team
 from toolkit.train.checkpoint import capture, load_state
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
 from toolkit.train.state_folder import state_root, write_state
+from toolkit.train.update import Role
 
 GROUPS = [{"match": "c", "lr": 0.5}, {"match": "a", "lr_scale": 2, "name": "first"}]
 

@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.contracts import BatchSpec, CaptionRules, Mask
-from toolkit.data.batches import BatchLoader
+from toolkit.contracts import BatchSpec, CaptionRules, Mask, PromptEmbeds
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.buckets import make_items
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import caption_for_use
@@ -150,3 +150,40 @@ def test_a_batch_has_the_masks_of_its_items_and_ones_for_those_without(load_phot
     mask_B1HW = BatchLoader(encoded, SEED).load(BatchSpec(0, (0, 1, 1), (0, 1, 2))).loss_mask_B1HW
     assert mask_B1HW.shape == (3, 1, bucket.height // 8, bucket.width // 8)
     torch.testing.assert_close(mask_B1HW.mean((1, 2, 3)), torch.tensor([1.0, 0.2, 0.2]))
+
+
+# ------------------------------------------------------------ the batch
+
+
+def batch(count: int) -> LatentBatch:
+    """Items that carry their number everywhere; item i has i + 1 text tokens and i references."""
+    return LatentBatch(
+        latents_BCHW=torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 2, 4, 4),
+        prompts=PromptEmbeds.stack([torch.full((i + 1, 3), float(i)) for i in range(count)]),
+        references=tuple(tuple(torch.full((2, 4, 4), float(i)) for _ in range(i)) for i in range(count)),
+        spec=BatchSpec(7, tuple(range(10, 10 + count)), tuple(range(20, 20 + count))),
+        names=tuple(f"{i}.png" for i in range(count)),
+        loss_weight_B=torch.arange(count, dtype=torch.float32),
+        loss_mask_B1HW=torch.arange(count, dtype=torch.float32)[:, None, None, None].expand(count, 1, 4, 4),
+    )
+
+
+@pytest.mark.parametrize(("count", "sizes"), [(1, [1]), (2, [1, 1]), (3, [2, 1]), (4, [2, 2])])
+def test_halves_hold_every_item_once_with_all_that_belongs_to_it(count: int, sizes: list[int]) -> None:
+    halves = batch(count).halves()
+    assert [len(half) for half in halves] == sizes
+    number = 0
+    for half in halves:
+        for row in range(len(half)):
+            assert half.names[row] == f"{number}.png"
+            assert (half.spec.epoch, half.spec.items[row], half.spec.positions[row]) == (7, 10 + number, 20 + number)
+            assert half.prompts.lengths[row] == number + 1
+            assert len(half.references[row]) == number
+            for tensor in (half.latents_BCHW, half.loss_mask_B1HW, half.loss_weight_B):
+                assert (tensor[row] == number).all()
+            number += 1
+    assert number == count
+
+
+def test_a_batch_describes_its_size() -> None:
+    assert batch(2).describe() == "latents (2, 2, 4, 4)"

@@ -1,3 +1,6 @@
+import json
+import math
+
 import pytest
 import torch
 
@@ -197,3 +200,53 @@ def test_a_wrong_parameter_is_a_mistake_with_a_hint(name: str, params: dict, mes
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_every_schedule_takes_the_warm_up_by_its_other_name(name: str) -> None:
     assert "num_warmup_steps" in parameters(name)
+
+
+# ------------------------------------------------------------ a schedule that follows a value
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {},
+        {"factor": 0.5, "patience": 0},
+        {"factor": 0.3, "patience": 2, "cooldown": 3},
+        {"patience": 1, "threshold": 0.05, "threshold_mode": "abs", "min_lr": 1e-4},
+        {"patience": 1, "eps": 1e-4},
+    ],
+)
+def test_plateau_is_torchs(settings: dict) -> None:
+    generator = torch.Generator().manual_seed(2)
+    values = (1 / (1 + 0.05 * torch.arange(120)).clamp(max=3) + 0.05 * torch.rand(120, generator=generator)).tolist()
+    values[7] = values[50]
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=0.01)
+    theirs = torch.optim.lr_scheduler.ReduceLROnPlateau(optimizer, **settings)
+    schedule = build_schedule("plateau", 1000, params=settings, lr=0.01)
+    rates = []
+    for step, value in enumerate(values):
+        theirs.step(value)
+        schedule.observe(value)
+        assert 0.01 * schedule(step) == pytest.approx(optimizer.param_groups[0]["lr"], rel=1e-9)
+        rates.append(schedule(step))
+        resumed = build_schedule("plateau", 1000, params=settings, lr=0.01)
+        resumed.load_state_dict(json.loads(json.dumps(schedule.state_dict())))
+        schedule = resumed
+    assert len(set(rates)) > 1
+
+
+def test_plateau_rises_first_and_looks_at_no_number_that_is_none() -> None:
+    schedule = build_schedule("plateau", 100, warmup=4, params={"patience": 0, "factor": 0.5})
+    assert [schedule(step) for step in range(6)] == [0, 0.25, 0.5, 0.75, 1, 1]
+    for value in (1.0, math.nan, math.inf):
+        schedule.observe(value)
+    assert schedule(5) == 1
+    schedule.observe(1.0)
+    assert schedule(5) == 0.5
+
+
+@pytest.mark.parametrize(
+    "params", [{"factor": 1.0}, {"patience": -1}, {"threshold_mode": "x"}, {"every": 0}, {"mode": "max"}]
+)
+def test_plateau_refuses_what_it_cannot_use(params: dict) -> None:
+    with pytest.raises(UserError):
+        check_parameters("plateau", params)

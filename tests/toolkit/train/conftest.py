@@ -10,10 +10,27 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult
+from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult, TrainStep
+from toolkit.data.batches import LatentBatch
+from toolkit.data.order import EpochSource
 from toolkit.optim.ema import Ema
-from toolkit.train.hook import Hook
-from toolkit.train.run import Role, Run
+from toolkit.train.loop import probe, train
+from toolkit.train.run import Hook, Run
+from toolkit.train.update import Role
+
+
+class Losses(TrainStep):
+    """A function of a batch as a step."""
+
+    def __init__(self, losses: Callable[[Batch], StepLosses]) -> None:
+        self.losses = losses
+
+    def __call__(self, batch: Batch, step: int) -> StepLosses:
+        return self.losses(batch)
+
+
+def as_step(step: Callable[[Batch], StepLosses] | TrainStep) -> TrainStep:
+    return step if isinstance(step, TrainStep) else Losses(step)
 
 
 class Toy:
@@ -32,10 +49,10 @@ class Toy:
         order = [(position + epoch) % 7 for position in range(7)]
         return [BatchSpec(epoch, tuple(order[i : i + 3]), tuple(range(i, min(i + 3, 7)))) for i in (0, 3, 6)]
 
-    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
         for spec in specs:
             x_B11D = self.x_ND[list(spec.items)][:, None, None]
-            yield Batch(
+            yield LatentBatch(
                 latents_BCHW=x_B11D,
                 prompts=PromptEmbeds(torch.zeros(len(spec.items), 1, 1), (1,) * len(spec.items)),
                 references=((),) * len(spec.items),
@@ -65,11 +82,21 @@ class Toy:
             hooks=list(hooks),
         )
 
-    def step(self, run: Run) -> Callable[[Batch], StepLosses]:
+    def train(
+        self, run: Run, step: Callable[[LatentBatch], StepLosses] | TrainStep, load=None, epoch_batches=None
+    ) -> bool:
+        """`train` with this step, or these losses."""
+        source = EpochSource(epoch_batches or self.epoch_batches, load or self.load)
+        return train(run, source, as_step(step))
+
+    def probe(self, run: Run, batch: Batch, step: Callable[[LatentBatch], StepLosses], *more) -> str | None:
+        return probe(run, batch, as_step(step), *more)
+
+    def step(self, run: Run) -> Callable[[LatentBatch], StepLosses]:
         """The TrainStep on the weights of this run."""
         w_D = self.weight(run)
 
-        def losses(batch: Batch) -> StepLosses:
+        def losses(batch: LatentBatch) -> StepLosses:
             residual_B = batch.latents_BCHW[:, 0, 0] @ w_D - self.y_N[list(batch.spec.items)]
             return StepLosses({"network": residual_B**2}, {"item": torch.tensor(batch.spec.items).float()})
 

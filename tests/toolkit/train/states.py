@@ -10,8 +10,9 @@ from torch import nn
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.train.checkpoint import capture
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
 from toolkit.train.state_folder import state_root, write_state
+from toolkit.train.update import Role
 
 
 def make_run(folder: Path, optimizer: str = "adamw", rank: int = 64, ema: bool = True, fill: int = 0) -> Run:

@@ -12,6 +12,7 @@ from torch import nn
 from tests.processes import in_processes
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.contracts import TrainState
+from toolkit.data.order import epoch_cursor
 from toolkit.errors import RunError
 from toolkit.optim.choice import NUMBER_BY_NUMBER
 from toolkit.optim.ema import Ema
@@ -20,8 +21,9 @@ from toolkit.parallel import Team
 from toolkit.parts import Part
 from toolkit.train.checkpoint import capture, load_state, recorded_seed
 from toolkit.train.lockstep import Follower, follow
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
 from toolkit.train.state_folder import step_of
+from toolkit.train.update import Role
 
 FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
 
@@ -53,12 +55,16 @@ def test_a_state_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_had_h
 ) -> None:
     run = make_run(tmp_path, optimizer)
     take_steps(run, 3)
-    run.state = TrainState(step=3, epoch=2, batch=1, samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}})
+    run.state = TrainState(
+        step=3, epoch=2, cursor=epoch_cursor(2, 1), samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}}
+    )
     path = save_state(run)
 
     other = make_run(tmp_path, optimizer, fill=1)
     load_state(path, other)
-    assert other.state == TrainState(step=3, epoch=2, batch=1, samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}})
+    assert other.state == TrainState(
+        step=3, epoch=2, cursor=epoch_cursor(2, 1), samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}}
+    )
     assert other.roles["network"].ema.updates == 3
     assert_same_bits(run, other)
     if optimizer.endswith("8bit"):
@@ -228,3 +234,24 @@ def test_a_state_of_other_shapes_is_refused_where_weights_are_shared_out(tmp_pat
         load_state(path, run)
 
     assert all("made by a job with another network" in str(error) for error in in_processes(2, work))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "batch", "per_epoch", "done", "before"),
+    [(1, 2, 3, 1, 1), (0, 3, 3, 1, 0), (1, 1, 3, 1, 0), (2, 0, 3, 2, 1), (2, 1, 0, 2, 2)],
+)
+def test_a_state_of_an_earlier_version_names_an_epoch_and_a_micro_batch(
+    tmp_path: Path, epoch: int, batch: int, per_epoch: int, done: int, before: int
+) -> None:
+    """With two micro-batches per optimizer step."""
+    run = make_run(tmp_path)
+    take_steps(run, 3)
+    path = save_state(run)
+    document = json.loads((path / "state.json").read_text())
+    document["state"] = {"step": 3, "epoch": epoch, "batch": batch, "samples": 9, "skipped": 1, "extra": {"hook": 1}}
+    (path / "state.json").write_text(json.dumps(document))
+    other = make_run(tmp_path)
+    other.accumulation, other.batches_per_epoch = 2, per_epoch
+    load_state(path, other)
+    cursor = epoch_cursor(epoch, batch)
+    assert other.state == TrainState(3, cursor, epoch, done, before, samples=9, skipped=1, extra={"hook": 1})

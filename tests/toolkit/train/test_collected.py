@@ -15,7 +15,8 @@ from toolkit.parallel import Team
 from toolkit.parts import Part
 from toolkit.train.collected import collected, exported
 from toolkit.train.lockstep import Follower, follow
-from toolkit.train.run import Role, Run
+from toolkit.train.run import Run
+from toolkit.train.update import Role
 
 WHOLE = {"matrix": torch.arange(10.0).view(5, 2), "bias": torch.tensor([7.0]), "outside": torch.tensor([1.0, 2.0])}
 SHARED_OUT = ("matrix", "bias")

@@ -9,11 +9,11 @@ import torch
 
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Recorder, Toy
-from toolkit.contracts import Batch, StepLosses
+from toolkit.contracts import StepLosses
+from toolkit.data.batches import LatentBatch
 from toolkit.errors import RunError
 from toolkit.parallel import Team
 from toolkit.parts import Part
-from toolkit.train.loop import train
 
 STEPS = 5
 
@@ -25,13 +25,13 @@ def trained(team: Team, folder: Path, accumulation: int, spoiled: int | None = N
     run.team = team
     step = toy.step(run)
 
-    def spoiling(batch: Batch) -> StepLosses:
+    def spoiling(batch: LatentBatch) -> StepLosses:
         losses = step(batch)
         if batch.spec.epoch == 1 and spoiled in batch.spec.positions:
             losses.by_role["network"] = losses.by_role["network"] * float("inf")
         return losses
 
-    train(run, toy.epoch_batches, toy.load, spoiling)
+    toy.train(run, spoiling)
     results = [(r.loss, r.grad_norm, r.by_sample, r.samples, r.skipped) for r in recorder.results]
     return results, [weight.tolist() for weight in [*recorder.weights, *recorder.averages]], run.state.skipped
 
@@ -66,7 +66,7 @@ def test_all_names_of_a_window_that_is_not_finite_are_told(tmp_path: Path) -> No
         toy.y_N[:] = float("nan")
         run = toy.run(STEPS, accumulation=3)
         run.team = team
-        train(run, toy.epoch_batches, toy.load, toy.step(run))
+        toy.train(run, toy.step(run))
 
     first, second = in_processes(2, work)
     assert isinstance(first, RunError) and str(first) == str(second)
@@ -91,7 +91,7 @@ def test_a_parameter_that_learns_in_one_process_only_learns_in_all(tmp_path: Pat
             return losses
 
         torch.nn.init.ones_(parameters["never"])
-        train(run, toy.epoch_batches, toy.load, step)
+        toy.train(run, step)
         return [parameters["seldom"].item(), parameters["never"].item()]
 
     (alone,) = [work(Team())]
@@ -108,7 +108,7 @@ def test_gradients_of_what_is_shared_out_are_left_alone(tmp_path: Path) -> None:
         run = toy.run(1, accumulation=2, hooks=[recorder])
         run.team = team
         run.roles["network"].shared_out = {"w": Part((6,), 0, 3)} if shared_out else {}
-        train(run, toy.epoch_batches, toy.load, toy.step(run))
+        toy.train(run, toy.step(run))
         return toy.weight(run).tolist(), [result.loss for result in recorder.results]
 
     (both, loss), _ = in_processes(2, work, False)
@@ -126,12 +126,12 @@ def test_a_stop_that_one_process_hears_of_ends_all_at_the_same_step(tmp_path: Pa
         run.team, run.in_lockstep = team, in_lockstep
         plain = toy.step(run)
 
-        def step(batch: Batch) -> StepLosses:
+        def step(batch: LatentBatch) -> StepLosses:
             seen.append(batch)
             return plain(batch)
 
         run.stop_asked = lambda: team.rank == 1 and bool(seen)  # from its first micro-batch of two on
-        finished = train(run, toy.epoch_batches, toy.load, step)
+        finished = toy.train(run, step)
         return run.state.step, len(seen), finished
 
     begun = [(0, 2, False), (0, 1, False)]

@@ -14,8 +14,8 @@ from torch import Tensor
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
-from toolkit.contracts import Batch, BatchSpec, DynamicShift, PromptEmbeds, Size
-from toolkit.data.batches import BatchLoader
+from toolkit.contracts import BatchSpec, DynamicShift, PromptEmbeds, Size
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.flow.path import linear_path
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.adapter import QwenEditAdapter
@@ -41,10 +41,12 @@ class FakeAdapter:
         return torch.full_like(x_t_BCHW, self.velocity)
 
 
-def make_batch(latents_BCHW: Tensor, epoch: int = 0, positions: tuple[int, ...] | None = None, **changes) -> Batch:
+def make_batch(
+    latents_BCHW: Tensor, epoch: int = 0, positions: tuple[int, ...] | None = None, **changes
+) -> LatentBatch:
     count = len(latents_BCHW)
     spec = BatchSpec(epoch, items=tuple(range(count)), positions=positions or tuple(range(count)))
-    batch = Batch(
+    batch = LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds(torch.zeros(count, 1, 1), (1,) * count),
         references=((),) * count,
@@ -324,7 +326,7 @@ def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
     network = LoraNetwork(adapter.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
     network.attach(adapter.network_module)
     reference_CHW = torch.randn(16, 8, 12)
-    batch = Batch(
+    batch = LatentBatch(
         latents_BCHW=torch.randn(2, 16, 8, 8),
         prompts=PromptEmbeds.stack([torch.randn(5, 64), torch.randn(7, 64)]),
         references=((reference_CHW,), ()),

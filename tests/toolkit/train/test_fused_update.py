@@ -17,9 +17,8 @@ from toolkit.optim.one_by_one import OneByOne
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.optim.stochastic_rounding import RoundedOptimizer
 from toolkit.train.fused_update import FusedStep
-from toolkit.train.loop import probe, train
-from toolkit.train.run import Role, Run
-from toolkit.train.update import WholeStep
+from toolkit.train.run import Run
+from toolkit.train.update import Role, WholeStep
 
 
 class Layers(nn.Module):
@@ -94,7 +93,7 @@ def test_weights_average_and_state_are_those_of_whole_steps(toy, trained, optimi
     for fused in (False, True):
         run, step_fn = trained(fused, optimizer, **options)
         start = weights(run)
-        train(run, toy.epoch_batches, toy.load, step_fn)
+        toy.train(run, step_fn)
         runs.append(run.roles["network"])
     whole, fused = runs
     assert_same(*({name: p.detach() for name, p in role.parameters.items()} for role in runs))
@@ -116,7 +115,7 @@ def test_a_parameter_that_only_an_earlier_micro_batch_reaches_moves_too(toy, tra
             more = unused.square().sum() if next(calls) == 0 else 0.0
             return StepLosses({"network": step_fn(batch).by_role["network"] + more})
 
-        train(run, toy.epoch_batches, toy.load, reaching)
+        toy.train(run, reaching)
         found.append(weights(run))
     assert_same(*found)
     assert not torch.equal(found[1]["unused.bias"], Layers().unused.bias)
@@ -131,8 +130,8 @@ def test_gradients_go_one_after_the_other(toy, trained) -> None:
             lambda _: alive.append(sum(p.grad is not None for p in parameters))
         )
     [batch] = toy.load(toy.epoch_batches(0)[:1])
-    assert probe(run, batch, step_fn) is None
-    train(run, toy.epoch_batches, toy.load, step_fn)
+    assert toy.probe(run, batch, step_fn) is None
+    toy.train(run, step_fn)
     assert set(alive) == {0} and len(alive) == 6 * (3 + 1)
 
 
@@ -144,7 +143,7 @@ def test_a_batch_that_is_only_tried_needs_what_a_real_one_does_and_moves_nothing
         run.roles["network"].parameters["first.weight"].register_post_accumulate_grad_hook(
             lambda p, seen=seen: seen.append(p.grad is not None)
         )
-        probe(run, batch, step_fn)
+        toy.probe(run, batch, step_fn)
         assert seen == [held]
         assert_same(weights(run), before)
 
@@ -153,7 +152,7 @@ def test_each_gradient_is_clipped_by_itself(toy, trained) -> None:
     """Plain SGD at rate 1: a weight moves by its gradient, cut to length 0.001."""
     run, step_fn = trained(fused=True, optimizer="sgd", max_grad_norm=0.001, steps=1, rate=lambda step: 100.0)
     before = weights(run)
-    train(run, toy.epoch_batches, toy.load, step_fn)
+    toy.train(run, step_fn)
     for name, weight in weights(run).items():
         if not name.startswith("unused"):
             assert (weight - before[name]).norm().item() == pytest.approx(0.001, rel=1e-2), name
@@ -166,7 +165,7 @@ def test_the_norm_that_is_told_is_that_of_all_gradients(toy, trained, recorder) 
         hook = type(recorder)()
         hook.after_step = lambda run: None
         run.hooks = [hook]
-        train(run, toy.epoch_batches, toy.load, step_fn)
+        toy.train(run, step_fn)
         norms.append([result.grad_norm for result in hook.results])
     assert norms[1] == pytest.approx(norms[0], rel=1e-6) and len(norms[0]) == 3
 
@@ -186,7 +185,7 @@ def test_a_window_with_a_loss_that_is_not_finite_changes_nothing(toy, trained, a
     average_updates = []
     original = run.roles["network"].ema.update
     run.roles["network"].ema.update = lambda taken: average_updates.append(bool(taken)) or original(taken)
-    train(run, toy.epoch_batches, toy.load, broken)
+    toy.train(run, broken)
     assert_same(seen[2], seen[4])  # before and after the second window
     assert not torch.equal(seen[0]["third.weight"], seen[2]["third.weight"])
     assert not torch.equal(seen[4]["third.weight"], weights(run)["third.weight"])
@@ -198,7 +197,7 @@ def test_a_gradient_that_is_not_finite_leaves_its_parameter_and_skips_the_step(t
     run, step_fn = trained(fused=True, steps=1)
     before = weights(run)
     run.roles["network"].parameters["second.weight"].register_hook(lambda gradient: gradient * float("inf"))
-    train(run, toy.epoch_batches, toy.load, step_fn)
+    toy.train(run, step_fn)
     assert torch.equal(weights(run)["second.weight"], before["second.weight"])
     assert all(weight.isfinite().all() for weight in weights(run).values())
     assert run.state.skipped == 1
@@ -212,20 +211,20 @@ def test_memory_that_runs_out_after_weights_have_moved_ends_the_run(toy, trained
 
     run.roles["network"].parameters["first.weight"].register_hook(full)  # the last one reached
     with pytest.raises(RunError, match=r"fused backward pass.*last save"):
-        train(run, toy.epoch_batches, toy.load, step_fn)
+        toy.train(run, step_fn)
 
 
 def test_memory_that_runs_out_before_is_met_with_smaller_batches(toy, trained) -> None:
     run, step_fn = trained(fused=True, steps=1)
     whole, whole_step = trained(fused=True, steps=1)
-    train(whole, toy.epoch_batches, toy.load, whole_step)
+    toy.train(whole, whole_step)
 
     def tight(batch) -> StepLosses:
         if len(batch) > 2:
             raise torch.OutOfMemoryError
         return step_fn(batch)
 
-    train(run, toy.epoch_batches, toy.load, tight)
+    toy.train(run, tight)
     for name, weight in weights(run).items():
         torch.testing.assert_close(weight, weights(whole)[name], rtol=1e-4, atol=1e-5)
 
@@ -238,13 +237,13 @@ def test_a_resume_in_the_middle_ends_in_the_same_bits(toy, trained, tmp_path: Pa
         return trained(fused=True, optimizer="adafactor", accumulation=2, steps=steps, bf16=True)
 
     whole, step_fn = fresh(6)
-    train(whole, toy.epoch_batches, toy.load, step_fn)
+    toy.train(whole, step_fn)
     first, step_fn = fresh(3)
-    train(first, toy.epoch_batches, toy.load, step_fn)
+    toy.train(first, step_fn)
     path = write_state(tmp_path, capture(first), keep=1)
     second, step_fn = fresh(6)
     load_state(path, second)
-    train(second, toy.epoch_batches, toy.load, step_fn)
+    toy.train(second, step_fn)
     assert_same(weights(second), weights(whole))
     for group, tensors in capture(whole).tensors.items():
         assert_same(capture(second).tensors[group], tensors)

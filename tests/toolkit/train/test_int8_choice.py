@@ -11,8 +11,8 @@ from torch._dynamo.utils import counters
 
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from toolkit.config.compile import CompileConfig
-from toolkit.contracts import Batch, BatchSpec, Size
-from toolkit.data.batches import BatchLoader
+from toolkit.contracts import BatchSpec, Size
+from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.order import epoch_batches, epoch_order
 from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.compiling import compiled
@@ -40,17 +40,17 @@ def opened(folder: Path, learned: float = 0.0, **options):
 
 
 @pytest.fixture(scope="module")
-def batch(tiny_model: Path) -> Batch:
+def batch(tiny_model: Path) -> LatentBatch:
     dataset = encode_photos(open_tiny(tiny_model, match_target_res=True), photo_item(Size(64, 64), REFERENCES[:1]))
     return BatchLoader(dataset, seed=1).load(BatchSpec(0, (0,), (0,)))
 
 
-def chosen(adapter, network, batch: Batch, **how) -> list[dict[str, float]]:
+def chosen(adapter, network, batch: LatentBatch, **how) -> list[dict[str, float]]:
     layers = candidates(adapter.network_module, True, CPU)
     return choose_int8(adapter, network, layers, batch, NOISE, **how)
 
 
-def test_layers_of_many_rows_are_seen_both_ways_where_gradients_get(tiny_model: Path, batch: Batch) -> None:
+def test_layers_of_many_rows_are_seen_both_ways_where_gradients_get(tiny_model: Path, batch: LatentBatch) -> None:
     adapter, network = opened(tiny_model)
     errors = chosen(adapter, network, batch)
     choice = [layer.in_int8 for layer in int8_layers(adapter.network_module)]
@@ -61,12 +61,12 @@ def test_layers_of_many_rows_are_seen_both_ways_where_gradients_get(tiny_model: 
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
-def test_what_was_learned_changes_nothing(tiny_model: Path, batch: Batch, table: bool) -> None:
+def test_what_was_learned_changes_nothing(tiny_model: Path, batch: LatentBatch, table: bool) -> None:
     new, learned = (chosen(*opened(tiny_model, learned, modulation_table=table), batch) for learned in (0.0, 0.3))
     assert new == learned
 
 
-def test_it_leaves_nothing_behind_but_the_choice(tiny_model: Path, batch: Batch) -> None:
+def test_it_leaves_nothing_behind_but_the_choice(tiny_model: Path, batch: LatentBatch) -> None:
     adapter, network = opened(tiny_model, 0.3)
     t = torch.tensor([0.5])
     with network.inference(), torch.no_grad():
@@ -82,7 +82,7 @@ def test_it_leaves_nothing_behind_but_the_choice(tiny_model: Path, batch: Batch)
         assert torch.equal(adapter.predict_velocity(NOISE, t, batch.prompts, batch.references), before)
 
 
-def test_each_noise_level_counts(tiny_model: Path, batch: Batch, monkeypatch) -> None:
+def test_each_noise_level_counts(tiny_model: Path, batch: LatentBatch, monkeypatch) -> None:
     from toolkit.train import int8_choice
 
     together = chosen(*opened(tiny_model), batch)
@@ -95,7 +95,7 @@ def test_each_noise_level_counts(tiny_model: Path, batch: Batch, monkeypatch) ->
     assert len({str(errors) for errors in alone}) == len(LEVELS)
 
 
-def test_checkpointing_and_compiling_change_nothing(tiny_model: Path, batch: Batch) -> None:
+def test_checkpointing_and_compiling_change_nothing(tiny_model: Path, batch: LatentBatch) -> None:
     expected = chosen(*opened(tiny_model), batch)
     adapter, network = opened(tiny_model)
     adapter.wrap_blocks([checkpointed("full"), compiled(CompileConfig(enabled=True, backend="eager", fullgraph=True))])
@@ -104,14 +104,14 @@ def test_checkpointing_and_compiling_change_nothing(tiny_model: Path, batch: Bat
     assert counters["stats"]["unique_graphs"] == before  # that would be programs for these passes alone
 
 
-def test_all_processes_do_as_the_first(tiny_model: Path, batch: Batch) -> None:
+def test_all_processes_do_as_the_first(tiny_model: Path, batch: LatentBatch) -> None:
     adapter, network = opened(tiny_model)
     refused = {"forward": 0.5, "backward": 0.5}
     chosen(adapter, network, batch, from_first=lambda make: [refused for _ in make()])
     assert {layer.in_int8 for layer in int8_layers(adapter.network_module)} == {InInt8()}
 
 
-def test_blocks_that_are_compiled_are_made_alike(tiny_model: Path, batch: Batch, monkeypatch) -> None:
+def test_blocks_that_are_compiled_are_made_alike(tiny_model: Path, batch: LatentBatch, monkeypatch) -> None:
     monkeypatch.setattr("toolkit.memory.int8_probe.MOST_PATTERNS", 1)
     adapter, network = opened(tiny_model)
     chosen(adapter, network, batch, compiled=True)
@@ -135,7 +135,7 @@ def make_items():
 
 
 @torch.no_grad()
-def test_the_network_is_really_left_out(tiny_model: Path, batch: Batch) -> None:
+def test_the_network_is_really_left_out(tiny_model: Path, batch: LatentBatch) -> None:
     adapter, network = opened(tiny_model, 0.3)
     alone = open_tiny(tiny_model, transform_block=quantizer("int8"), match_target_res=True)
     inputs: tuple[Tensor, ...] = (NOISE, torch.tensor([0.5]), batch.prompts, batch.references)

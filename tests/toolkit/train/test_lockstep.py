@@ -12,7 +12,7 @@ from tests.processes import in_processes
 from tests.toolkit.train.conftest import Toy
 from toolkit.contracts import PromptEmbeds
 from toolkit.parallel import Team
-from toolkit.train.lockstep import Follower, LeadingAdapter, follow
+from toolkit.train.lockstep import Follower, LeadingAdapter, evaluation, follow
 
 
 class Adapter:
@@ -66,7 +66,7 @@ def test_all_hold_the_average_while_the_first_one_evaluates(tmp_path: Path) -> N
         if team.is_first:
             leading = LeadingAdapter(adapter, team)
             for _ in range(2):
-                with run.evaluation():
+                with evaluation(run):
                     leading.predict_velocity(torch.zeros(1))
                 leading.predict_velocity(torch.zeros(1))
         team.gather("done")
@@ -82,6 +82,6 @@ def test_where_weights_are_whole_the_first_one_evaluates_alone(tmp_path: Path) -
     run = toy.run(1, ema_decay=0.5)
     with torch.no_grad():
         toy.weight(run).fill_(2.0)
-    with run.evaluation():
+    with evaluation(run):
         assert toy.weight(run).tolist() == [0.0] * 3
     assert toy.weight(run).tolist() == [2.0] * 3

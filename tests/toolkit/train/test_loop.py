@@ -11,11 +11,11 @@ import pytest
 import torch
 
 from toolkit.contracts import StepLosses, TrainState
+from toolkit.data.order import epoch_cursor
 from toolkit.errors import RunError
-from toolkit.train.hook import Hook
-from toolkit.train.loop import probe, train
 from toolkit.train.results import MOST_SKIPPED_IN_A_ROW
-from toolkit.train.run import Role
+from toolkit.train.run import Hook
+from toolkit.train.update import Role
 
 NAN = float("nan")
 
@@ -31,7 +31,7 @@ def constant(lr: float):
 def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, recorder, accumulation: int) -> None:
     """The short batches of an epoch's end weigh by their samples, not as whole batches."""
     run = toy.run(8, accumulation=accumulation, hooks=[recorder])
-    assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is True
+    assert toy.train(run, toy.step(run)) is True
     items = toy.items(8, accumulation)
     torch.testing.assert_close(recorder.weights, toy.by_hand(items, constant(0.1)))
     assert [r.samples for r in recorder.results] == list(accumulate(map(len, items)))
@@ -39,7 +39,7 @@ def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, re
 
 def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, recorder) -> None:
     run = toy.run(2, accumulation=2, hooks=[recorder])
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     assert recorder.results[0].loss == pytest.approx(float((toy.y_N[:6] ** 2).mean()), rel=1e-6)  # w = 0
     assert recorder.results[0].by_sample["loss"] == pytest.approx((toy.y_N[:6] ** 2).tolist())
     assert recorder.results[1].by_sample["item"] == tuple(toy.items(2, 2)[1])
@@ -48,9 +48,9 @@ def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, reco
 
 def test_gradients_are_scaled_down_to_the_norm_that_is_given(toy, recorder) -> None:
     free = toy.run(1, hooks=[recorder])
-    train(free, toy.epoch_batches, toy.load, toy.step(free))
+    toy.train(free, toy.step(free))
     clipped = toy.run(1, max_grad_norm=0.25, hooks=[recorder])
-    train(clipped, toy.epoch_batches, toy.load, toy.step(clipped))
+    toy.train(clipped, toy.step(clipped))
     unclipped_norm = float(toy.weight(free).detach().norm()) / 0.1
     assert unclipped_norm > 0.25
     torch.testing.assert_close(toy.weight(clipped).norm(), torch.tensor(0.1 * 0.25), rtol=1e-4, atol=0)
@@ -62,20 +62,20 @@ def test_gradients_are_scaled_down_to_the_norm_that_is_given(toy, recorder) -> N
 
 def test_a_gradient_below_the_limit_is_left_as_it_is(toy) -> None:
     run = toy.run(3, max_grad_norm=1e6)
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     torch.testing.assert_close(toy.weight(run).detach(), toy.by_hand(toy.items(3), constant(0.1))[-1])
 
 
 def test_each_step_has_the_learning_rate_of_its_schedule(toy, recorder) -> None:
     run = toy.run(4, lr=0.2, schedule=lambda step: 1 / (1 + step), hooks=[recorder])
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(4), lambda step: 0.2 / (1 + step)))
     assert [r.lr for r in recorder.results] == pytest.approx([0.2, 0.1, 0.2 / 3, 0.05])
 
 
 def test_the_average_moves_once_per_optimizer_step(toy, recorder) -> None:
     run = toy.run(3, accumulation=3, ema_decay=0.75, hooks=[recorder])
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     average, expected = torch.zeros(3), []
     for w_D in toy.by_hand(toy.items(3, accumulation=3), constant(0.1)):
         average = 0.75 * average + 0.25 * w_D
@@ -92,7 +92,7 @@ def test_only_the_batches_that_are_trained_are_loaded(toy) -> None:
         return toy.load(specs)
 
     run = toy.run(4, accumulation=2)
-    train(run, toy.epoch_batches, load, toy.step(run))
+    toy.train(run, toy.step(run), load)
     assert [spec.items for spec in asked] == [s.items for epoch in range(3) for s in toy.epoch_batches(epoch)][:8]
 
 
@@ -122,7 +122,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recor
             momentum_after.append(state["momentum_buffer"].clone())
 
     run.hooks.append(Momentum())
-    train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {4}, value))  # sample 4 is in step 2 alone
+    toy.train(run, broken_for(toy, run, {4}, value))  # sample 4 is in step 2 alone
     assert [r.skipped for r in recorder.results] == [False, True, False]
     for kept in (recorder.weights, recorder.averages, momentum_after):
         assert torch.equal(kept[0], kept[1])
@@ -134,7 +134,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recor
 
 def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:
     run = toy.run(1, accumulation=2, hooks=[recorder])
-    train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {4}))  # in the second of the two
+    toy.train(run, broken_for(toy, run, {4}))  # in the second of the two
     assert [r.skipped for r in recorder.results] == [True]
     assert toy.weight(run).tolist() == [0.0, 0.0, 0.0]
     assert toy.weight(run).grad is None
@@ -143,12 +143,12 @@ def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:
 def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(toy, recorder) -> None:
     run = toy.run(2, hooks=[recorder])
     w_D = toy.weight(run)
-    train(run, toy.epoch_batches, toy.load, lambda batch: StepLosses({"network": w_D.sum().sqrt().repeat(len(batch))}))
+    toy.train(run, lambda batch: StepLosses({"network": w_D.sum().sqrt().repeat(len(batch))}))
     assert [(r.loss, r.skipped) for r in recorder.results] == [(0.0, True), (0.0, True)]  # d sqrt(w) at 0 is infinite
     assert w_D.tolist() == [0.0, 0.0, 0.0]
 
 
-def test_what_is_no_number_in_one_role_skips_the_step_of_all(toy, recorder) -> None:
+def test_what_is_no_number_in_one_role_skips_the_step_of_that_role_alone(toy, recorder) -> None:
     run = toy.run(2, hooks=[recorder])
     v = torch.nn.Parameter(torch.ones(()))
     run.roles["second"] = Role({"v": v}, torch.optim.SGD([v], lr=0.0), 0.1, lambda step: 1.0, max_grad_norm=0.0)
@@ -160,18 +160,19 @@ def test_what_is_no_number_in_one_role_skips_the_step_of_all(toy, recorder) -> N
         second = second.expand(len(batch))
         return StepLosses({"network": loss_B, "second": second})
 
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     assert [r.skipped for r in recorder.results] == [False, True]
     first = (recorder.weights[0].norm() / 0.1).item()
     assert recorder.results[0].grad_norm == pytest.approx(math.hypot(first, 3.0), rel=1e-5)
     assert math.isfinite(recorder.results[1].loss)
-    assert torch.equal(recorder.weights[1], recorder.weights[0]) and v.item() == pytest.approx(0.7)
+    assert not torch.equal(recorder.weights[1], recorder.weights[0]) and v.item() == pytest.approx(0.7)
+    assert [role.skipped for role in recorder.results[1].by_role.values()] == [False, True]
 
 
 def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, recorder) -> None:
     run = toy.run(9, hooks=[recorder])
     with pytest.raises(RunError) as error:
-        train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {3, 6, 1, 2}))
+        toy.train(run, broken_for(toy, run, {3, 6, 1, 2}))
     # Step 1 holds sample 1, step 2 sample 3, step 3 sample 6.
     assert run.state.step == run.state.skipped == MOST_SKIPPED_IN_A_ROW == 3
     assert "image_6.png" in str(error.value)
@@ -181,7 +182,7 @@ def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, record
 
 def test_skipped_steps_with_a_good_one_between_them_do_not_end_the_run(toy, recorder) -> None:
     run = toy.run(9, hooks=[recorder])
-    train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {3}))
+    toy.train(run, broken_for(toy, run, {3}))
     # Sample 3 is in batches [2nd], [1st], [1st] of the three epochs: never three in a row.
     assert [r.step for r in recorder.results if r.skipped] == [2, 4, 7]
     assert run.state.step == 9
@@ -205,8 +206,8 @@ def test_a_stop_within_a_window_discards_what_was_begun(toy, recorder) -> None:
         return toy.step(run)(batch)
 
     run.stop_asked = lambda: len(seen) == 4  # one micro-batch into the second window
-    assert train(run, toy.epoch_batches, toy.load, step) is False
-    assert run.state == TrainState(step=1, epoch=0, batch=3, samples=7)
+    assert toy.train(run, step) is False
+    assert run.state == TrainState(step=1, cursor=epoch_cursor(0, 3), epochs_done=1, samples=7)
     assert toy.weight(run).grad is None
     torch.testing.assert_close(toy.weight(run).detach(), toy.by_hand(toy.items(1, 3), constant(0.1))[-1])
     assert recorder.calls == ["start", "step 1", "end False"]
@@ -215,13 +216,13 @@ def test_a_stop_within_a_window_discards_what_was_begun(toy, recorder) -> None:
 @pytest.mark.parametrize("asked", [1, 2, 3, 5, 8])
 def test_going_on_after_a_stop_ends_in_the_same_weights(toy, asked: int) -> None:
     whole = toy.run(5, accumulation=2)
-    train(whole, toy.epoch_batches, toy.load, toy.step(whole))
+    toy.train(whole, toy.step(whole))
     run = toy.run(5, accumulation=2)
     run.stop_asked = stop_after(asked)
-    assert not train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert not toy.train(run, toy.step(run))
     assert run.state.step < 5
     run.stop_asked = lambda: False
-    assert train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert toy.train(run, toy.step(run))
     assert torch.equal(toy.weight(run), toy.weight(whole))
     assert run.state == whole.state
 
@@ -232,16 +233,16 @@ def test_a_hook_that_asks_for_a_stop_ends_the_run_after_its_step(toy, recorder) 
             run.stop_reason = "enough" if run.state.step == 2 else None
 
     run = toy.run(5, hooks=[Stop(), recorder])
-    assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is False
+    assert toy.train(run, toy.step(run)) is False
     assert recorder.calls == ["start", "step 1", "step 2", "end False"]
 
 
 def test_a_run_whose_steps_are_done_trains_nothing(toy, recorder) -> None:
     run = toy.run(5, hooks=[recorder])
-    run.state = TrainState(step=5, epoch=1, batch=2)
-    assert train(run, toy.epoch_batches, toy.load, toy.step(run)) is True
+    run.state = TrainState(step=5, epoch=1, cursor=epoch_cursor(1, 2))
+    assert toy.train(run, toy.step(run)) is True
     assert recorder.calls == ["start", "end True"]
-    assert run.state == TrainState(step=5, epoch=1, batch=2)
+    assert run.state == TrainState(step=5, epoch=1, cursor=epoch_cursor(1, 2))
 
 
 # ------------------------------------------------------------ randomness
@@ -255,7 +256,7 @@ def draws_of(toy, run) -> list[float]:
         drawn.append(float(torch.rand(())))
         return toy.step(run)(batch)
 
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     return drawn
 
 
@@ -267,7 +268,7 @@ def test_global_draws_are_keyed_by_micro_batch_and_leave_the_global_generator_al
     assert len(set(whole)) == 6
     torch.manual_seed(12)  # another process, that goes on after four steps
     resumed = toy.run(6)
-    resumed.state = TrainState(step=4, epoch=1, batch=1)
+    resumed.state = TrainState(step=4, epoch=1, cursor=epoch_cursor(1, 1))
     assert draws_of(toy, resumed) == whole[4:]
     assert draws_of(toy, toy.run(3, accumulation=2)) == whole
     assert draws_of(toy, replace(toy.run(6), seed=6)) != whole
@@ -297,7 +298,7 @@ class Named(Hook):
 def test_hooks_are_called_in_their_order_at_each_moment(toy) -> None:
     said: list[str] = []
     run = toy.run(1, hooks=[Named("a", said), Named("b", said)])
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     assert said == ["a start", "b start", "a step", "b step", "a end", "b end"]
 
 
@@ -314,7 +315,7 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
     setattr(Fails, moment, fail)
     run = toy.run(1, hooks=[Named("a", said), Fails(), Named("b", said)])
     with pytest.raises(OSError, match="disk full"):
-        train(run, toy.epoch_batches, toy.load, toy.step(run))
+        toy.train(run, toy.step(run))
     assert said[-2:] == ["a error", "b error"]
 
 
@@ -343,7 +344,7 @@ def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypa
         clock.now += 4.0
         return toy.step(run)(batch)
 
-    train(run, toy.epoch_batches, load, step)
+    toy.train(run, step, load)
     # Two micro-batches of 1 s waiting and 4 s work each; the logging of a step is part of the next one's time.
     assert [r.step_s for r in recorder.results] == [10.0, 10.5, 10.5]
     assert [r.data_s for r in recorder.results] == [2.0, 2.0, 2.0]
@@ -376,7 +377,7 @@ def test_a_window_that_runs_out_of_memory_is_done_once_more_in_halves(
     toy, recorder, accumulation: int, backward: bool
 ) -> None:
     run = toy.run(6, accumulation=accumulation, hooks=[recorder])
-    train(run, toy.epoch_batches, toy.load, out_of_memory_above(toy, run, 2, backward))
+    toy.train(run, out_of_memory_above(toy, run, 2, backward))
     torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(6, accumulation), constant(0.1)))
     assert run.state.skipped == 0
 
@@ -385,14 +386,14 @@ def test_what_does_not_fit_in_halves_ends_the_run_with_advice(toy, recorder) -> 
     run = toy.run(3, hooks=[recorder])
     run.memory_advice = "Use less of everything."
     with pytest.raises(RunError, match=r"image_0\.png, image_1\.png .*Use less of everything\."):
-        train(run, toy.epoch_batches, toy.load, out_of_memory_above(toy, run, 1))
+        toy.train(run, out_of_memory_above(toy, run, 1))
     assert recorder.calls == ["start", "error"]
 
 
 def test_a_batch_of_one_cannot_be_halved(toy) -> None:
     run = toy.run(3)
     with pytest.raises(RunError, match="out of memory"):
-        train(run, lambda epoch: toy.epoch_batches(epoch)[2:], toy.load, out_of_memory_above(toy, run, 0))
+        toy.train(run, out_of_memory_above(toy, run, 0), epoch_batches=lambda epoch: toy.epoch_batches(epoch)[2:])
 
 
 def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
@@ -401,9 +402,9 @@ def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
     run.in_lockstep, run.memory_advice = True, "Use less of everything."
     step = out_of_memory_above(toy, run, 2)
     with pytest.raises(RunError, match=r"out of memory .*Use less of everything"):
-        probe(run, next(toy.load(toy.epoch_batches(0))), step)
+        toy.probe(run, next(toy.load(toy.epoch_batches(0))), step)
     with pytest.raises(RunError, match=r"out of memory .*Use less of everything"):
-        train(run, toy.epoch_batches, toy.load, step)
+        toy.train(run, step)
     assert recorder.calls == ["start", "error"]
 
 
@@ -420,7 +421,7 @@ def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int
         return True
 
     batch = next(toy.load(toy.epoch_batches(0)))
-    said = probe(run, batch, lambda batch: (fits if len(saved) >= room else short)(batch), save_more)
+    said = toy.probe(run, batch, lambda batch: (fits if len(saved) >= room else short)(batch), save_more)
     assert len(saved) == asked
     assert said is None if says is None else says in said
 
@@ -433,9 +434,9 @@ def test_the_largest_batch_is_tried_first_and_nothing_is_learned_from_it(toy, mo
     step = out_of_memory_above(toy, run, most)
     if says is RunError:
         with pytest.raises(RunError, match="Use less of everything"):
-            probe(run, batch, step)
+            toy.probe(run, batch, step)
     else:
-        said = probe(run, batch, step)
+        said = toy.probe(run, batch, step)
         assert said is None if says is None else says in said
     assert toy.weight(run).grad is None
     assert not toy.weight(run).any()

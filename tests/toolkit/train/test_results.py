@@ -21,11 +21,9 @@ from toolkit.memory.quantize import quantize_weight
 from toolkit.memory.stored import InInt8
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.metrics import MetricsHook
-from toolkit.train.loop import train
 from toolkit.train.results import fetch, fetch_interval
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 NAN = float("nan")
 
@@ -83,7 +81,7 @@ def test_fetching_seldom_changes_neither_weights_nor_lines(toy, tmp_path: Path, 
         toy.folder = tmp_path / str(fetch_every)
         saving = SavesAt(11)
         run = run_with(toy, optimizer, 16, fetch_every, [MetricsHook(), saving])
-        train(run, toy.epoch_batches, toy.load, broken_for(toy, run, {3}))
+        toy.train(run, broken_for(toy, run, {3}))
         saved_weights, saved_state, *rest = saving.saved
         assert len(rest[-1]) == 11, "no line is missing before a save"
         assert sum("skipped" in line for line in lines(run.folder)) == run.state.skipped > 2
@@ -109,7 +107,7 @@ def test_results_come_in_order_at_the_interval_before_a_save_and_at_the_end(toy)
             told.append("end")
 
     run = run_with(toy, "adamw", 6, 3, [MetricsHook(), Tells(4)])
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     first = ["step 1", "step 2", "result 1", "result 2", "result 3", "step 3"]
     assert told == [*first, "step 4", "result 4", "step 5", "step 6", "result 5", "result 6", "end"]
 
@@ -124,7 +122,7 @@ def test_what_was_done_before_a_failure_is_told(toy, recorder) -> None:
         return good(batch)
 
     with pytest.raises(OSError, match="gone"):
-        train(run, toy.epoch_batches, toy.load, step)
+        toy.train(run, step)
     assert [result.step for result in recorder.results] == [1, 2, 3, 4]
 
 
@@ -133,7 +131,7 @@ def test_three_skipped_steps_end_the_run_before_anything_is_saved_after_them(toy
     saving = SavesAt(save_at)
     run = run_with(toy, "adamw", 30, 100, [recorder, saving])
     with pytest.raises(RunError, match=r"3 steps in a row \(up to step 4\).*image"):
-        train(run, toy.epoch_batches, toy.load, _after(toy, run, 1))
+        toy.train(run, _after(toy, run, 1))
     assert not saving.saved
     assert [result.step for result in recorder.results] == [1, 2, 3, 4]
 
@@ -188,7 +186,7 @@ def test_between_two_fetches_the_host_asks_for_no_number(toy, asked: Counter, op
         items = list(batch.spec.items)
         return StepLosses({"network": (batch.latents_BCHW[:, 0, 0] @ w_D - toy.y_N[items]) ** 2})
 
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     asked_per_step = [now - before for before, now in zip([0, *after], after, strict=False)]
     assert asked_per_step == [per_step] * 6 + [per_step + 1] + [per_step] * 6 + [per_step + 1]
 
@@ -214,7 +212,7 @@ def test_products_in_int8_ask_for_no_number(
     products, int_mm = [], torch._int_mm
     monkeypatch.setattr(torch, "_int_mm", lambda *factors: products.append(factors) or int_mm(*factors))
     asked.clear()
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     assert asked.total() == 1  # the fetch at the end
     assert len(products) == 4 * 2  # forward and backward
 
@@ -235,7 +233,7 @@ def test_a_step_that_is_not_finite_in_an_int8_product_is_skipped(toy, in_int8: F
             y_MN.register_hook(lambda g_MN: g_MN * math.inf)
         return StepLosses({"network": y_MN.square().mean().expand(len(batch))})
 
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     assert run.state.skipped == 1
     assert [torch.equal(one, other) for one, other in pairwise(seen)] == [False, False, True]
 

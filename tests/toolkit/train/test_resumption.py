@@ -15,6 +15,7 @@ from toolkit.config.datasets_job import ModelSection, TrainerConfig
 from toolkit.contracts import Sample, Size
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import FolderInfo, Scan
+from toolkit.data.order import epoch_cursor
 from toolkit.errors import RunError, UserError
 from toolkit.train.changes import corrections
 from toolkit.train.resumption import Resumption
@@ -59,7 +60,7 @@ def state(tmp_path: Path, scan) -> Path:
     """A state at step 3 in the middle of epoch 1, of the plain section and the files a and b."""
     run = make_run(tmp_path / "run")
     take_steps(run, 3)
-    run.state.epoch, run.state.batch = 1, 2
+    run.state.epoch, run.state.cursor, run.state.epochs_done = 1, epoch_cursor(1, 2), 1
     first = resumption_of(None, section(), scan(a="a", b="b"), False, print)
     run.record = first.record
     first.apply(run, print)
@@ -91,7 +92,7 @@ def test_the_same_job_goes_on_without_a_word(state: Path, same: Scan, tmp_path: 
     assert said == []
     run = make_run(tmp_path / "run", fill=5)
     resumption.apply(run, said.append)
-    assert (run.state.step, run.state.epoch, run.state.batch) == (3, 1, 2)
+    assert (run.state.step, run.state.epoch, run.state.cursor) == (3, 1, epoch_cursor(1, 2))
     assert said == [f"going on from {state}"]
 
 
@@ -187,7 +188,8 @@ def test_a_changed_dataset_is_told_and_begins_with_the_next_epoch(state: Path, s
     assert resumption.new_dataset
     run = make_run(tmp_path / "run")
     resumption.apply(run, said.append)
-    assert (run.state.step, run.state.epoch, run.state.batch) == (3, 2, 0)
+    assert (run.state.step, run.state.epoch, run.state.cursor) == (3, 2, epoch_cursor(2, 0))
+    assert run.state.epochs_done == run.state.epochs_before == 2
     told = said[-1]
     for words in ("1 added (data/c)", "1 removed (data/a)", "1 edited (data/b)"):
         assert words in told
@@ -197,10 +199,10 @@ def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, 
     run = make_run(tmp_path / "run")
     resumption, _ = judge(state, section(), scan(a="a", b="b", c="c"))
     document = json.loads((state / "state.json").read_text())
-    document["state"]["batch"] = 0
+    document["state"]["cursor"] = epoch_cursor(1, 0)
     (state / "state.json").write_text(json.dumps(document))
     resumption.apply(run, print)
-    assert (run.state.epoch, run.state.batch) == (1, 0)
+    assert (run.state.epoch, run.state.cursor, run.state.epochs_done) == (1, epoch_cursor(1, 0), 1)
 
 
 @pytest.mark.parametrize("text", [None, "", "[", "[1]", '"x"', "\0"])

@@ -10,7 +10,7 @@ from torch import nn
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.parts import Part
-from toolkit.train.run import Role
+from toolkit.train.update import Role
 
 
 def test_the_learning_rate_is_the_base_rate_times_the_schedule(toy) -> None:

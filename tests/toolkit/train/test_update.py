@@ -13,9 +13,7 @@ from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.parallel import Team
 from toolkit.parts import Part
-from toolkit.train.loop import probe, train
-from toolkit.train.run import Role
-from toolkit.train.update import StepOfParts, WholeStep, clip_
+from toolkit.train.update import Role, StepOfParts, WholeStep, clip_
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 
@@ -178,7 +176,7 @@ def test_a_strategy_hears_of_each_moment_of_a_window(toy) -> None:
         told.said.append("forward")
         return good(batch)
 
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     assert told.said == ["begin", "forward", "forward", "last", "norm", "finish"] * 2
 
 
@@ -191,7 +189,7 @@ def test_a_strategy_is_told_that_a_loss_of_the_window_is_no_number(toy) -> None:
         loss_B = good(batch).by_role["network"]
         return StepLosses({"network": loss_B * float("nan") if batch.spec.items == first else loss_B})
 
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     assert told.said == ["begin", "last, not finite", "norm", "finish"]
 
 
@@ -204,11 +202,11 @@ def test_a_window_that_is_repeated_in_halves_begins_again(toy) -> None:
             raise torch.OutOfMemoryError("no memory left")
         return good(batch)
 
-    train(run, toy.epoch_batches, toy.load, step)
+    toy.train(run, step)
     assert told.said == ["begin", "begin", "last", "norm", "finish"]
 
 
 def test_trying_the_largest_batch_is_no_window(toy) -> None:
     run = toy.run(1, update=(told := Told()))
-    probe(run, next(toy.load(toy.epoch_batches(0))), toy.step(run))
+    toy.probe(run, next(toy.load(toy.epoch_batches(0))), toy.step(run))
     assert told.said == []

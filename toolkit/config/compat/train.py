@@ -11,6 +11,8 @@ from toolkit.config.compat.pairs import merged, read_pairs
 from toolkit.config.normalise import prefer
 from toolkit.config.report import Report
 
+SCHEDULE_SPELLINGS = {"reduce_lr_on_plateau": "plateau", "reducelronplateau": "plateau"}
+
 OPTIMIZER_SPELLINGS = {
     "adamw_8bit": "adamw8bit",
     "adam_8bit": "adam8bit",

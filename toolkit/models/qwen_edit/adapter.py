@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from toolkit.contracts import Batch, BlockWrapper, ModelAdapter, PromptEmbeds, Size
+from toolkit.contracts import BlockWrapper, ModelAdapter, PromptEmbeds, Size
 from toolkit.device import to_device
 from toolkit.errors import RunError
 from toolkit.host_memory import return_freed_memory
@@ -234,9 +234,9 @@ class QwenEditAdapter(ModelAdapter):
     def head_width(self) -> int:
         return self.network_module.config.attention_head_dim
 
-    def tokens(self, batch: Batch) -> int:
-        pictures = [*batch.latents_BCHW, *(latents for references in batch.references for latents in references)]
-        return sum(map(prod, image_shapes(pictures))) + sum(batch.prompts.lengths)
+    def tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+        pictures = [*latents_BCHW, *(latents for of_item in references for latents in of_item)]
+        return sum(map(prod, image_shapes(pictures))) + sum(prompts.lengths)
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.transformer_blocks)

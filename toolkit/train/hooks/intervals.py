@@ -1,5 +1,5 @@
-"""When something is due: every so many optimizer steps, or at the end of every so many epochs. Reads the cursor only,
-so that a resume changes nothing.
+"""When something is due: every so many optimizer steps, or at the end of every so many epochs. Reads the state
+only, so that a resume changes nothing.
 """
 
 from __future__ import annotations
@@ -16,17 +16,6 @@ def due(step: int, every: int) -> bool:
     return bool(every) and step % every == 0
 
 
-def epochs_done(run: Run, steps_ago: int = 0) -> int:
-    """Epochs of which every micro-batch is trained, now or so many optimizer steps ago.
-
-    An epoch that a changed dataset cut short counts as done from the resume on.
-    """
-    if not run.batches_per_epoch:
-        return run.state.epoch
-    trained = run.state.epoch * run.batches_per_epoch + run.state.batch - steps_ago * run.accumulation
-    return max(0, trained) // run.batches_per_epoch
-
-
 @dataclass(frozen=True)
 class Interval:
     """Steps or epochs between two moments; 0 is never. Where both are given, both count."""
@@ -41,8 +30,8 @@ class Interval:
 
         An accumulation window may run across several ends; its step is due once.
         """
-        step = run.state.step
-        if step < self.start:
+        state = run.state
+        if state.step < self.start:
             return False
-        ended = self.epochs and epochs_done(run) // self.epochs > epochs_done(run, steps_ago=1) // self.epochs
-        return bool(ended) or due(step, self.steps)
+        ended = self.epochs and state.epochs_done // self.epochs > state.epochs_before // self.epochs
+        return bool(ended) or due(state.step, self.steps)

@@ -6,14 +6,12 @@ import json
 import math
 from collections.abc import Iterator
 from pathlib import Path
-from statistics import fmean
 from typing import Any
 
 from toolkit import run_files
 from toolkit.contracts import StepResult
 from toolkit.files import append_json_line, naming_failures, write_text
-from toolkit.train.hook import Hook
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 FILE = run_files.METRICS
 
@@ -32,18 +30,14 @@ class MetricsHook(Hook):
 
     def on_result(self, run: Run, result: StepResult) -> None:
         line = {
-            "step": result.step,
-            "epoch": result.epoch,
-            "loss": _finite(result.loss),
-            "lr": result.lr,
-            "grad_norm": _finite(result.grad_norm),
+            **dict.fromkeys(("step", "epoch", "loss", "lr", "grad_norm")),  # their order in the line
             "samples": result.samples,
             "step_s": round(result.step_s, 6),
             "data_s": round(result.data_s, 6),
             "time": run_files.utc_now(),
-            **{f"lr/{name}": lr for name, lr in result.lr_by_group.items()},
-            **{name: _finite(value) for name, value in result.numbers.items()},
-            **{f"{name}_mean": _finite(fmean(values)) for name, values in result.by_sample.items() if name != "loss"},
+            **{name: _finite(value) for name, value in result.logged().items()},
+            "step": result.step,
+            "epoch": result.epoch,
         }
         append_json_line(self._file, line | {"skipped": True} if result.skipped else line)
 

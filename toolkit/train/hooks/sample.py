@@ -11,9 +11,9 @@ from PIL import Image
 
 from toolkit.files import naming_failures, replaced
 from toolkit.run_files import SAMPLES
-from toolkit.train.hook import Hook
-from toolkit.train.hooks.intervals import Interval, epochs_done
-from toolkit.train.run import Run
+from toolkit.train.hooks.intervals import Interval
+from toolkit.train.lockstep import evaluation
+from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplingStopped
 
 DrawPicture = Callable[[int], Image.Image]
@@ -95,7 +95,7 @@ class SampleHook(Hook):
             return
         for path in self._files_of(run, step):
             path.unlink()
-        with run.evaluation():
+        with evaluation(run):
             files = self._draw_set(run, step, pictures)
         if files is None:
             for path in self._files_of(run, step):
@@ -103,7 +103,7 @@ class SampleHook(Hook):
             return
         self._drawn_at = step
         prompts = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
-        self.event("sample", step=step, epoch=epochs_done(run), files=files, **prompts)
+        self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
         self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 
     def _draw_set(self, run: Run, step: int, pictures: PictureSet) -> list[str] | None:

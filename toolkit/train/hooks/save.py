@@ -10,9 +10,8 @@ from toolkit.files import naming_failures
 from toolkit.networks.files import remove_old_step_files
 from toolkit.train.background import BackgroundWriter
 from toolkit.train.checkpoint import capture
-from toolkit.train.hook import Hook
-from toolkit.train.hooks.intervals import Interval, epochs_done
-from toolkit.train.run import Run
+from toolkit.train.hooks.intervals import Interval
+from toolkit.train.run import Hook, Run
 from toolkit.train.state_folder import make_room, remove_old_states, state_root, write_state
 
 PrepareNetwork = Callable[[Run, int | None], Callable[[], list[Path]]]
@@ -83,7 +82,7 @@ class SaveHook(Hook):
         if not self._has_room(run, (snapshot.size if snapshot else 0) + _network_size(run)):
             return False
         write_network = self.prepare_network(run, step)
-        folder, name, done, epoch = run.folder, run.name, run.state.step, epochs_done(run)
+        folder, name, done, epoch = run.folder, run.name, run.state.step, run.state.epochs_done
 
         def work() -> str:
             files = write_network()

@@ -12,10 +12,10 @@ from toolkit.config.sample import SampleConfig
 from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS
 from toolkit.train.events import EventLog
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.control import ControlHook, ask_to_stop
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.metrics import MetricsHook
+from toolkit.train.hooks.plateau import PlateauHook
 from toolkit.train.hooks.sample import DrawPicture, PictureSet, SampleHook
 from toolkit.train.hooks.save import PrepareNetwork, SaveHook
 from toolkit.train.hooks.status import StatusHook
@@ -23,6 +23,7 @@ from toolkit.train.hooks.stop_when import StopHook
 from toolkit.train.hooks.trackers import TrackerHook
 from toolkit.train.hooks.validation import Measure, ValidationHook
 from toolkit.train.hooks.watchdog import WatchdogHook
+from toolkit.train.run import Hook, Run
 
 Event = Callable[..., None]
 """Tells of something that happened, by name and details: `event("save", step=4)`."""
@@ -118,10 +119,11 @@ def _to_each(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
 def _measuring(
     section: TrainerConfig, validation: Validation | None, saving: SaveHook, status: StatusLine
 ) -> list[Hook]:
-    """Those that `validation` and `stop_when` ask for."""
-    stopping = StopHook(section.stop_when, status.note) if section.stop_when else None
+    """Those that `validation`, `stop_when` and a schedule that observes a value ask for."""
+    following = [PlateauHook()] if section.train.lr_scheduler == "plateau" else []
+    stopping = [StopHook(section.stop_when, status.note)] if section.stop_when else []
     if validation is None:
-        return [stopping] if stopping else []
+        return [*following, *stopping]
     validating = ValidationHook(
         validation.measure,
         validation.identity,
@@ -129,10 +131,15 @@ def _measuring(
         save_best=lambda run: saving.prepare_network(run, "best")(),
         note=status.note,
     )
-    if stopping is None:
-        return [validating]
-    validating.heard, stopping.at_goal = stopping.take, validating.validate_once
-    return [validating, stopping]
+    for hook in stopping:
+        hook.at_goal = validating.validate_once
+
+    def heard(run: Run, losses: dict[str, float]) -> None:
+        for hook in (*following, *stopping):
+            hook.take(run, losses)
+
+    validating.heard = heard
+    return [validating, *following, *stopping]
 
 
 def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) -> SampleHook:

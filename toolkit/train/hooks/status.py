@@ -18,9 +18,8 @@ from toolkit.contracts import StepResult
 from toolkit.errors import RunError, Stopped
 from toolkit.files import write_json
 from toolkit.log import StatusLine
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 FILE = run_files.STATUS
 FINISHED = "finished"

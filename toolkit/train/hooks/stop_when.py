@@ -8,12 +8,8 @@ from statistics import fmean
 from typing import Any
 
 from toolkit.contracts import StepResult
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import due
-from toolkit.train.run import Run
-
-OF_A_STEP = ("loss", "grad_norm")
-"""Metrics every optimizer step has."""
+from toolkit.train.run import Hook, Run
 
 _KEY = "stop_when"
 
@@ -34,11 +30,10 @@ class StopHook(Hook):
         self._look(run)
 
     def on_result(self, run: Run, result: StepResult) -> None:
-        if self.settings.metric in OF_A_STEP:
-            self._add(run, getattr(result, self.settings.metric))
+        self.take(run, result.logged())
 
     def take(self, run: Run, values: Mapping[str, float]) -> None:
-        """Values that are measured now and then, by their name in a log."""
+        """Values by their name in a log: of a step, or measured now and then."""
         if self.settings.metric in values:
             self._add(run, values[self.settings.metric])
 

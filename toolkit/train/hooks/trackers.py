@@ -11,12 +11,11 @@ from pathlib import Path
 
 from toolkit.config.logging import LoggingConfig
 from toolkit.contracts import StepResult
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.averages import AVERAGE_OVER, LossAverages, LossBands
 from toolkit.train.hooks.intervals import due
 from toolkit.train.hooks.metrics import FILE as METRICS_FILE
 from toolkit.train.hooks.metrics import read_metrics
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 from toolkit.train.trackers.feed import Feed
 from toolkit.train.trackers.tracker import TrackedRun, open_tracker
 

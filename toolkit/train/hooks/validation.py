@@ -11,10 +11,10 @@ import torch
 from toolkit import run_files
 from toolkit.errors import RunError
 from toolkit.files import append_json_line, naming_failures
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.metrics import cut_after
-from toolkit.train.run import Run
+from toolkit.train.lockstep import evaluation
+from toolkit.train.run import Hook, Run
 
 FILE = run_files.VALIDATION
 
@@ -93,7 +93,7 @@ class ValidationHook(Hook):
 
     def _measure(self, run: Run) -> dict[str, float] | None:
         try:
-            with run.evaluation():
+            with evaluation(run):
                 return self.measure(lambda: run.interrupted)
         except torch.OutOfMemoryError as error:
             raise RunError(f"out of memory in the validation of step {run.state.step}. {run.memory_advice}") from error

@@ -11,8 +11,7 @@ from pathlib import Path
 from statistics import median
 
 from toolkit.contracts import StepResult
-from toolkit.train.hook import Hook
-from toolkit.train.run import Run
+from toolkit.train.run import Hook, Run
 
 FILE = "stacks.txt"
 LEAST_S = 600.0

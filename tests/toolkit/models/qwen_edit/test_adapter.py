@@ -15,7 +15,7 @@ from tests.diffusers_reference import (
     recording,
     relative,
 )
-from toolkit.contracts import Batch, BatchSpec, BlockWrapper, PromptEmbeds, RunBlock, Size
+from toolkit.contracts import BlockWrapper, PromptEmbeds, RunBlock, Size
 from toolkit.errors import RunError
 from toolkit.memory.checkpointing import checkpointed
 from toolkit.memory.quantize import quantizer
@@ -152,12 +152,10 @@ def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
 
 def test_the_size_of_the_work_is_that_of_the_forwards(adapter: QwenEditAdapter, mixed) -> None:
     x_t_BCHW, t_B, prompts, references = mixed
-    spec = BatchSpec(0, tuple(range(6)), tuple(range(6)))
-    batch = Batch(x_t_BCHW, prompts, tuple(references), spec, tuple("abcdef"), torch.ones(6))
     with torch.no_grad():
         seen = forwards(adapter, x_t_BCHW, t_B, prompts, references)
     streams = [call[name] for call in seen for name in ("hidden_states", "encoder_hidden_states")]
-    assert adapter.tokens(batch) == sum(stream.shape[0] * stream.shape[1] for stream in streams)
+    assert adapter.tokens(x_t_BCHW, prompts, references) == sum(stream.shape[0] * stream.shape[1] for stream in streams)
     assert {stream.shape[2] for stream in streams} == {adapter.width}
     assert adapter.width == adapter.head_width * adapter.blocks()[0].attn.heads
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 import pytest
 
 from toolkit.train.hooks.control import ControlHook, ask_to_stop
-from toolkit.train.loop import train
 
 
 @pytest.fixture
@@ -52,7 +51,7 @@ def test_stop_ends_the_run_after_the_step_that_saw_it(toy, hook) -> None:
                 (run.folder / "control" / "stop").touch()
             yield batch
 
-    assert train(run, toy.epoch_batches, load, toy.step(run)) is False
+    assert toy.train(run, toy.step(run), load) is False
     assert run.state.step == 4
     assert run.stop_reason == "control/stop"
     assert not (run.folder / "control" / "stop").exists()

@@ -11,7 +11,6 @@ from PIL import Image
 from toolkit.contracts import TrainState
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.sample import PictureSet, SampleHook
-from toolkit.train.loop import train
 from toolkit.train.sampling import SamplingStopped
 
 NAME = re.compile(r"^\d+__\d{9}_\d+\.(jpg|png|webp)$")
@@ -87,10 +86,9 @@ def test_the_interval_begins_at_the_start_step(run, result) -> None:
 def test_sets_are_drawn_at_the_end_of_epochs(toy) -> None:
     """Epochs of 3 micro-batches in windows of 2 end at steps 2, 3, 5, 6."""
     run = toy.run(7, accumulation=2)
-    run.batches_per_epoch = 3
     drawing = Drawing(run, every=0, epochs=2)
     run.hooks = [drawing.hook]
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     assert drawing.pictures() == sets(0, 3, 6, 7)
     assert [event["epoch"] for event in drawing.events] == [0, 2, 4, 4]
 

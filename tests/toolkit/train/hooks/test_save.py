@@ -16,7 +16,6 @@ from toolkit.run_files import step_file
 from toolkit.train.hooks import save
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.save import SaveHook
-from toolkit.train.loop import train
 
 
 class Saving:
@@ -117,9 +116,8 @@ def test_an_interval_of_zero_writes_only_the_last_file(run, result) -> None:
 def epoch_saves(toy, saving: Saving, steps: int, run=None):
     """Trains to `steps` in windows of 2 of the 3 micro-batches of an epoch; goes on from the cursor of `run`."""
     before, run = run, toy.run(steps, accumulation=2, hooks=[saving.hook])
-    run.batches_per_epoch = 3
     run.state = before.state if before else run.state
-    train(run, toy.epoch_batches, toy.load, toy.step(run))
+    toy.train(run, toy.step(run))
     return run
 
 

@@ -9,9 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from toolkit.contracts import TrainState
-from toolkit.train.hook import Hook
 from toolkit.train.hooks.stop_when import StopHook, reached
-from toolkit.train.loop import train
+from toolkit.train.run import Hook
 
 LOSSES = [5.0, 4.0, math.nan, 3.0, 2.0, 1.0, math.inf, 0.5, 0.5, 0.5, 9.0, 0.1]
 """Of steps 1, 2, ..."""
@@ -53,6 +52,8 @@ def run(toy):
         ({"min_steps": 9}, 9),
         ({"check_every": 4, "min_steps": 5}, 8),
         ({"metric": "grad_norm", "below": 5.0}, 6),
+        ({"metric": "t_mean", "below": 0.8}, 3),
+        ({"metric": "told_apart", "below": 0.8}, None),  # a number that no step has
         ({"smooth": 11}, None),  # never so many finite values
         ({"below": 0.0}, None),
     ],
@@ -122,7 +123,7 @@ def test_the_loop_ends_as_finished_and_hooks_hear_it(toy, recorder) -> None:
             run.goal_reached = "low enough" if run.state.step == 3 else None
 
     run = toy.run(50, hooks=[AtThree(), recorder])
-    assert train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert toy.train(run, toy.step(run))
     assert recorder.calls == ["start", "step 1", "step 2", "step 3", "end True"]
 
 
@@ -132,7 +133,7 @@ def test_the_numbers_of_all_steps_are_there_when_it_looks(toy) -> None:
     for fetch_every in (1, 7):
         run = toy.run(60, hooks=[StopHook(settings(below=0.5, check_every=2), print)])
         run.fetch_every = fetch_every
-        assert train(run, toy.epoch_batches, toy.load, toy.step(run))
+        assert toy.train(run, toy.step(run))
         ends.append((run.state.step, run.state.extra["stop_when"]))
     assert ends[0] == ends[1]
     assert 0 < ends[0][0] < 60

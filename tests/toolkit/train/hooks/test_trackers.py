@@ -14,7 +14,6 @@ from toolkit.contracts import TrainState
 from toolkit.train.hooks import trackers as hook_module
 from toolkit.train.hooks.metrics import MetricsHook
 from toolkit.train.hooks.trackers import TrackerHook
-from toolkit.train.loop import train
 from toolkit.train.trackers.tracker import TrackedRun, Tracker
 
 
@@ -203,7 +202,7 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(toy, monkeypatch, where
     hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", toy.folder, notes.append)
     watched.hooks, watched.log = [hook], hook.log
     for each in (plain, watched):
-        assert train(each, toy.epoch_batches, toy.load, toy.step(each))
+        assert toy.train(each, toy.step(each))
     assert toy.weight(plain).equal(toy.weight(watched))
     assert notes == ["tensorboard failed, and the run goes on without it: ConnectionError: gone"]
 
@@ -215,7 +214,7 @@ def test_a_run_ends_beside_a_tracker_that_never_answers(toy, monkeypatch) -> Non
     toy.folder.mkdir()
     notes, run = [], toy.run(6)
     run.hooks = [MetricsHook(), TrackerHook(LoggingConfig(logging_dir="tb"), "job", toy.folder, notes.append)]
-    assert train(run, toy.epoch_batches, toy.load, toy.step(run))
+    assert toy.train(run, toy.step(run))
     may_end.set()
     assert notes == ["tensorboard is not done after 0.01 s: the run ends without waiting for it"]
     lines = (toy.folder / "metrics.jsonl").read_text().splitlines()

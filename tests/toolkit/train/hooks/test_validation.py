@@ -13,7 +13,6 @@ from toolkit.contracts import TrainState
 from toolkit.errors import RunError
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.validation import FILE, ValidationHook
-from toolkit.train.loop import train
 
 
 class Measuring:
@@ -201,7 +200,7 @@ def test_the_averages_are_measured_and_the_weights_are_the_same_after_it(toy) ->
     measuring = Measuring(watched, every=4)
     watched.hooks = [measuring.hook]
     for run in (plain, watched):
-        assert train(run, toy.epoch_batches, toy.load, toy.step(run))
+        assert toy.train(run, toy.step(run))
     assert toy.weight(plain).tolist() == toy.weight(watched).tolist()
     assert measuring.weights[-1] == watched.roles["network"].ema.averages["w"][0].item()
     assert measuring.weights[-1] != toy.weight(watched)[0].item()

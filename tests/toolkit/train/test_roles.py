@@ -1,0 +1,199 @@
+"""Two roles that see each other: a toy generator and its discriminator on the real loop."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import softplus
+
+from tests.toolkit.train.conftest import Losses, Recorder, Toy
+from toolkit.contracts import Backward, Batch, StepLosses, TrainStep
+from toolkit.data.order import EpochSource
+from toolkit.errors import RunError
+from toolkit.optim.ema import Ema
+from toolkit.train.checkpoint import capture, load_state
+from toolkit.train.hooks.metrics import MetricsHook, read_metrics
+from toolkit.train.loop import train
+from toolkit.train.run import Run
+from toolkit.train.state_folder import write_state
+from toolkit.train.update import Role
+
+ACCUMULATION = 2
+
+
+class Gan(TrainStep):
+    """A generator that shifts and scales, a discriminator with one hidden layer; `spoiled` steps have a NaN loss."""
+
+    def __init__(self, seed: int = 0) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(seed)
+            self.generator = nn.Linear(3, 3)
+            self.discriminator = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+        self.told: list[tuple[int, frozenset[str]]] = []
+        self.spoiled: dict[str, int] = {}
+
+    def losses(self, x_BD: Tensor) -> tuple[Tensor, Tensor]:
+        made_BD = self.generator(x_BD)
+        deceived_B = softplus(-self.discriminator(made_BD)).mean(1)
+        told_apart_B = (softplus(self.discriminator(made_BD)) + softplus(-self.discriminator(x_BD))).mean(1)
+        return deceived_B, told_apart_B
+
+    def __call__(self, batch: Batch, step: int) -> StepLosses:
+        of_generator_B, of_discriminator_B = self.losses(batch.latents_BCHW[:, 0, 0])
+        losses = {"generator": of_generator_B, "discriminator": of_discriminator_B}
+        for name, at in self.spoiled.items():
+            losses[name] = losses[name] * (float("nan") if step == at else 1.0)
+        numbers = {"told_apart": of_discriminator_B.detach().mean()}
+        return StepLosses(losses, {"item": torch.tensor(batch.spec.items).float()}, numbers)
+
+    def backward(self, batch: Batch, backward: Backward) -> StepLosses:
+        """Both losses share one graph, through which each reaches the weights of both."""
+        self.told.append((backward.step, backward.roles))
+        losses = self(batch, backward.step)
+        backward({"generator": losses.by_role["generator"]}, retain_graph=True)
+        backward({"discriminator": losses.by_role["discriminator"]})
+        return losses
+
+
+def role_of(module: nn.Module, **settings) -> Role:
+    parameters = dict(module.named_parameters())
+    optimizer = torch.optim.AdamW(parameters.values(), lr=0.0, betas=(0.0, 0.9))
+    return Role(parameters, optimizer, schedule=lambda step: 1 / (1 + step), **settings)
+
+
+def gan_run(toy: Toy, steps: int, hooks=(), every: int = 1) -> tuple[Run, Gan]:
+    gan = Gan()
+    roles = {
+        "generator": role_of(
+            gan.generator, lr=0.02, max_grad_norm=0.05, ema=Ema(dict(gan.generator.named_parameters()), 0.9)
+        ),
+        "discriminator": role_of(gan.discriminator, lr=0.1, every=every),
+    }
+    return Run("gan", toy.folder, steps, ACCUMULATION, seed=5, roles=roles, hooks=list(hooks)), gan
+
+
+def source(toy: Toy) -> EpochSource:
+    return EpochSource(toy.epoch_batches, toy.load)
+
+
+def weights(gan: Gan) -> list[Tensor]:
+    return [p.detach().clone() for p in (*gan.generator.parameters(), *gan.discriminator.parameters())]
+
+
+def by_hand(toy: Toy, steps: int, every: int = 1, spoiled: tuple[int, ...] = ()) -> list[Tensor]:
+    """The weights after `steps` of the same training in plain PyTorch. spoiled: steps the generator does not take."""
+    gan = Gan()
+    generator, discriminator = (list(part.parameters()) for part in (gan.generator, gan.discriminator))
+    of_generator, of_discriminator = (torch.optim.AdamW(p, betas=(0.0, 0.9)) for p in (generator, discriminator))
+    for step, items in enumerate(toy.items(steps, ACCUMULATION)):
+        deceived_B, told_apart_B = gan.losses(toy.x_ND[items])
+        gradients = torch.autograd.grad(deceived_B.mean(), generator, retain_graph=True)
+        opposite = torch.autograd.grad(told_apart_B.mean(), discriminator)
+        if step not in spoiled:
+            for parameter, gradient in zip(generator, gradients, strict=True):
+                parameter.grad = gradient
+            nn.utils.clip_grad_norm_(generator, 0.05)
+            of_generator.param_groups[0]["lr"] = 0.02 / (1 + step)
+            of_generator.step()
+        if step % every == 0:
+            for parameter, gradient in zip(discriminator, opposite, strict=True):
+                parameter.grad = gradient
+            nn.utils.clip_grad_norm_(discriminator, 1.0)
+            of_discriminator.param_groups[0]["lr"] = 0.1 / (1 + step)
+            of_discriminator.step()
+    return weights(gan)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_each_role_learns_by_its_own_loss_alone(toy: Toy, every: int) -> None:
+    run, gan = gan_run(toy, 5, every=every)
+    assert train(run, source(toy), gan)
+    torch.testing.assert_close(weights(gan), by_hand(toy, 5, every), rtol=1e-5, atol=1e-6)
+    both, one = frozenset(run.roles), frozenset({"generator"})
+    assert gan.told == [(step, both if step % every == 0 else one) for step in range(5) for _ in range(ACCUMULATION)]
+
+
+def test_the_gradients_of_one_backward_of_the_sum_would_be_others(toy: Toy) -> None:
+    run, gan = gan_run(toy, 1)
+    train(run, source(toy), Losses(lambda batch: gan(batch, 0)))
+    with pytest.raises(AssertionError):
+        torch.testing.assert_close(weights(gan), by_hand(toy, 1), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_a_resume_in_the_middle_ends_in_the_same_bits(toy: Toy, tmp_path: Path, every: int) -> None:
+    whole, gan = gan_run(toy, 6, every=every)
+    train(whole, source(toy), gan)
+    first, first_gan = gan_run(toy, 3, every=every)
+    train(first, source(toy), first_gan)
+    path = write_state(tmp_path / "states", capture(first), keep=1)
+    second, second_gan = gan_run(toy, 6, every=every)
+    load_state(path, second)
+    train(second, source(toy), second_gan)
+    assert all(map(torch.equal, weights(second_gan), weights(gan)))
+    for group, tensors in capture(whole).tensors.items():
+        found = capture(second).tensors[group]
+        assert found.keys() == tensors.keys() and all(torch.equal(found[name], t) for name, t in tensors.items())
+    assert second.state == whole.state
+
+
+def test_what_is_no_number_in_one_role_skips_the_step_of_that_role_alone(toy: Toy) -> None:
+    recorder = Results()
+    run, gan = gan_run(toy, 4, [recorder])
+    gan.spoiled = {"generator": 1}
+    train(run, source(toy), gan)
+    torch.testing.assert_close(weights(gan), by_hand(toy, 4, spoiled=(1,)), rtol=1e-5, atol=1e-6)
+    skipped = [[role.skipped for role in result.by_role.values()] for result in recorder.results]
+    assert skipped == [[False, False], [True, False], [False, False], [False, False]]
+    assert run.state.skipped == 1 and [result.skipped for result in recorder.results] == [False, True, False, False]
+
+
+def test_a_role_that_never_has_a_number_ends_the_run_though_the_other_learns(toy: Toy) -> None:
+    run, gan = gan_run(toy, 9)
+    gan.losses = lambda x_BD: (gan.generator(x_BD).mean(1), gan.discriminator(x_BD).mean(1) * math.nan)
+    with pytest.raises(RunError, match="3 steps in a row"):
+        train(run, source(toy), gan)
+    assert run.state.step == 3
+
+
+class Results(Recorder):
+    def after_step(self, run: Run) -> None:
+        self.calls.append(f"step {run.state.step}")
+
+
+def test_losses_norms_and_rates_are_logged_by_role(toy: Toy) -> None:
+    toy.folder.mkdir()
+    recorder = Results()
+    run, gan = gan_run(toy, 3, [MetricsHook(), recorder], every=2)
+    before = copy.deepcopy(gan)
+    train(run, source(toy), gan)
+    lines = list(read_metrics(toy.folder / "metrics.jsonl"))
+    deceived_B, told_apart_B = before.losses(toy.x_ND[toy.items(1, ACCUMULATION)[0]])
+    first = lines[0]
+    assert first["loss/generator"] == pytest.approx(deceived_B.mean().item(), rel=1e-5)
+    assert first["loss/discriminator"] == pytest.approx(told_apart_B.mean().item(), rel=1e-5)
+    assert first["told_apart"] == pytest.approx(told_apart_B.mean().item(), rel=1e-5), "of all samples of the step"
+    assert first["loss"] == pytest.approx(first["loss/generator"] + first["loss/discriminator"])
+    assert first["grad_norm"] == pytest.approx(
+        math.hypot(first["grad_norm/generator"], first["grad_norm/discriminator"])
+    )
+    assert [(line["lr/generator"], line["lr/discriminator"]) for line in lines] == [
+        pytest.approx((0.02 / (1 + step), 0.1 / (1 + step))) for step in range(3)
+    ]
+    of_step_2 = lines[1]  # the discriminator waits
+    assert "loss/discriminator" not in of_step_2 and of_step_2["loss"] == of_step_2["loss/generator"]
+    assert of_step_2["grad_norm"] == of_step_2["grad_norm/generator"]
+
+
+def test_of_one_role_nothing_is_logged_by_role(toy: Toy) -> None:
+    toy.folder.mkdir()
+    run = toy.run(1, hooks=[MetricsHook()])
+    toy.train(run, toy.step(run))
+    line = json.loads((toy.folder / "metrics.jsonl").read_text())
+    assert list(line) == ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "item_mean"]
