@@ -73,23 +73,51 @@ CONFIG = '''
 '''
 
 PROCESS = '''
+    from dataclasses import dataclass
     from functools import partial
 
     import torch
     from torch import nn
 
     from jobs.process.trainer import Attached, Trainer
-    from toolkit.contracts import Batch, PromptEmbeds, StepLosses
+    from toolkit.contracts import BatchSpec, StepLosses, TrainStep
     from toolkit.data.fingerprint import fingerprint
     from toolkit.data.images import open_image, resize_cover_crop, to_tensor
     from toolkit.data.items import scan_items
-    from toolkit.data.order import epoch_batches
+    from toolkit.data.order import EpochSource, epoch_batches
     from toolkit.networks.files import write_stored
     from toolkit.run_files import step_stem
     from toolkit.train.loop import train
     from toolkit.train.roles import build_role
 
     SIDE = 32
+
+
+    @dataclass(frozen=True)
+    class Pictures:
+        """A batch that has neither latents nor prompts."""
+
+        pixels_BCHW: torch.Tensor
+        spec: BatchSpec
+        names: tuple
+
+        def __len__(self):
+            return len(self.names)
+
+        def halves(self):
+            return (self,)
+
+        def describe(self):
+            return f"pixels {tuple(self.pixels_BCHW.shape)}"
+
+
+    class Reconstruction(TrainStep):
+        def __init__(self, model):
+            self.model = model
+
+        def __call__(self, batch, step):
+            x_BD = batch.pixels_BCHW.flatten(1)
+            return StepLosses({"autoencoder": (self.model(x_BD) - x_BD).square().mean(1)})
 
 
     class AutoencoderProcess(Trainer):
@@ -134,16 +162,11 @@ PROCESS = '''
                 for spec in specs:
                     samples = [items[index] for index in spec.items]
                     pixels = [to_tensor(resize_cover_crop(open_image(s.sample.image), s.crop)) for s in samples]
-                    nothing = PromptEmbeds(torch.zeros(len(pixels), 1, 1), (1,) * len(pixels))
-                    names = tuple(item.sample.image for item in samples)
                     pixels_BCHW = nn.functional.interpolate(torch.stack(pixels), (SIDE, SIDE))
-                    yield Batch(pixels_BCHW, nothing, ((),) * len(names), spec, names, torch.ones(len(names)))
+                    yield Pictures(pixels_BCHW, spec, tuple(item.sample.image for item in samples))
 
-            def step(batch):
-                x_BD = batch.latents_BCHW.flatten(1)
-                return StepLosses({"autoencoder": (model(x_BD) - x_BD).square().mean(1)})
-
-            train(run, partial(epoch_batches, items, self.section.train.batch_size, run.seed), load, step)
+            batches = partial(epoch_batches, items, self.section.train.batch_size, run.seed)
+            train(run, EpochSource(batches, load), Reconstruction(model))
 '''
 
 
