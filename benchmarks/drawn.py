@@ -20,7 +20,6 @@ from accelerate import init_empty_weights
 from diffusers import QwenImageTransformer2DModel
 
 from benchmarks.synthetic import SEED, SIZES, EncoderlessAdapter, ModelSize, make_transformer, write_scheduler
-from toolkit.config.model_files import PARTS
 from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit import loading
 from toolkit.models.qwen_edit.estimate import PUBLISHED
@@ -56,7 +55,7 @@ def write_folder(folder: Path, size: ModelSize) -> None:
         make_transformer(size).save_config(folder / "transformer")
     write_scheduler(folder)
     (folder / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
-    for part, file in PARTS.items():  # nothing is read of the parts that are not trained
+    for part, file in QwenEditFamily.parts.items():  # nothing is read of the parts that are not trained
         path = folder / part / file.replace("*", part)
         if not path.exists():
             path.parent.mkdir(exist_ok=True)

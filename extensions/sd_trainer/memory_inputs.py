@@ -21,6 +21,7 @@ from toolkit.models.family import ModelFamily
 from toolkit.models.footprint import Footprint
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import chosen_targets
+from toolkit.number_types import DTYPE_BYTES, INT8_SIDE
 from toolkit.optim.lr_groups import group_of_layers
 from toolkit.optim.state_size import Shape, optimizer_bytes
 from toolkit.parallel import place_of
@@ -87,8 +88,6 @@ def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], process
         yield (rows_each(modules[name] - inputs * outputs, sharers),)
 
 
-NUMBER_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
-
 FLOAT = 4
 """Bytes of a number in float32."""
 
@@ -101,14 +100,11 @@ STEPPING_COPIES = 4
 STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 """Optimizers whose step makes no copies: torch's fused ones, and SGD."""
 
-WIDE = 512
-"""Layers from which on `int8_matmul: auto` multiplies in int8 on a CPU."""
-
 
 def work_of(section: DatasetsJob, facts: Footprint, trained: Trained, tokens: int, on_card: bool) -> Work:
     """A step of one process with so many tokens in its largest batch. trained: `trained_here(section)`."""
     model, train = section.model, section.train
-    number, own = NUMBER_BYTES[train.dtype], trained_bytes(section)
+    number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
     waits = micro_batches(train) > 1
     fused = train.fused_backward_pass and not waits
     int8 = _multiplies_in_int8(model, facts, on_card)
@@ -149,7 +145,7 @@ def whole_blocks(section: DatasetsJob, facts: Footprint) -> tuple[int, int]:
     they come, to be added up, and added up."""
     if sharers(section.train) == 1:
         return 0, 0
-    number, block = NUMBER_BYTES[section.train.dtype], facts.linears // facts.blocks
+    number, block = DTYPE_BYTES[section.train.dtype], facts.linears // facts.blocks
     return WHOLE_BLOCKS * block * number, block * (number + 2 * FLOAT) * section.network.trains_model
 
 
@@ -160,7 +156,7 @@ def trained_here(section: DatasetsJob) -> Trained:
 
 def trained_bytes(section: DatasetsJob) -> int:
     """Of a trained weight, and of its gradient: adapters are always float32."""
-    return NUMBER_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
+    return DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
 
 
 def images_at_once(train: TrainConfig) -> int:
@@ -178,7 +174,7 @@ def micro_batches(train: TrainConfig) -> int:
 def _multiplies_in_int8(model: ModelConfig, facts: Footprint, on_card: bool) -> bool:
     if not model.quantize or model.qtype != "int8":
         return False
-    wide_enough = not on_card and facts.width >= WIDE
+    wide_enough = not on_card and facts.width >= INT8_SIDE
     return wide_enough if model.int8_matmul == "auto" else model.int8_matmul
 
 

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.memory_inputs import (
-    WIDE,
     Group,
     Largest,
     Sizes,
@@ -21,7 +20,6 @@ from tests.extensions.sd_trainer.test_memory_plan import item, section
 from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.contracts import Item
 from toolkit.memory.activations import Work
-from toolkit.memory.int8_matmul import SMALLEST_SIDE
 from toolkit.models.qwen_edit.footprint import footprint
 
 LORA = 147_456_000
@@ -56,7 +54,6 @@ def test_int8_products_need_no_copy_of_the_weight() -> None:
     assert work(model=int8 | {"int8_matmul": True}).int8_products
     assert work(False, model=int8).expanded == 0
     assert not work(False, model=int8 | {"qtype": "int4"}).int8_products
-    assert WIDE == SMALLEST_SIDE
 
 
 def test_gradients_wait_where_there_are_several_micro_batches() -> None:
