@@ -35,7 +35,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Does what the arguments ask for and returns the exit code."""
     prepare_streams()
     try:
-        return failure.guarded(dispatch_logged, parse_arguments(argv))
+        with log.shown():
+            return failure.guarded(dispatch_logged, parse_arguments(argv))
     finally:
         log.release_streams()
 

@@ -158,7 +158,7 @@ def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveHookToWa
         datasets=(DatasetConfig(folder_path="."),),
     )
     writer = NetworkWriter(network, section, meta={})
-    hook = SaveHookToWaitFor(writer.prepare, every=Interval(), keep=1, keep_states=1, note=ignore, event=ignore)
+    hook = SaveHookToWaitFor(writer.prepare, every=Interval(), keep=1, keep_states=1, event=ignore)
     hook.on_start(run)
     return run, hook
 
@@ -181,7 +181,7 @@ def hollow_model(shapes: Mapping[str, tuple[int, int]]) -> nn.Module:
 
 
 def ignore(*_: object, **__: object) -> None:
-    """Nobody reads the notes and events of a bench."""
+    """Nobody reads the events of a bench."""
 
 
 if __name__ == "__main__":

@@ -70,8 +70,8 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
         adapter = open_adapter(section, size)
         adapter.network_module  # noqa: B018 - it is loaded now
         live.phase("attaching")
-        network = attach_network(section, adapter, SEED, None, silent)
-        block_engine(section, adapter, DEVICE, silent)
+        network = attach_network(section, adapter, SEED, None)
+        block_engine(section, adapter, DEVICE)
         step = FlowMatchingStep(adapter, SEED)
         batch, level = batch_of(size, references, DTYPES[section.train.dtype]), torch.tensor([0.5])
         step.draws = lambda spec, shape_CHW: (torch.empty((1, *shape_CHW)), level)
@@ -127,7 +127,7 @@ def open_adapter(section: SdTrainerConfig, size: ModelSize) -> EncoderlessAdapte
         weights_dtype=DTYPES[section.weights_dtype()],
         transform_block=quantizer(model.qtype) if model.quantize else None,
         modulation_table=model.modulation_table is True,
-        on_host=blocks_on_host(section, silent),
+        on_host=blocks_on_host(section),
     )
     return EncoderlessAdapter(options, size)
 
@@ -152,10 +152,6 @@ def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatc
         names=("simulated.png",),
         loss_weight_B=torch.ones(1),
     )
-
-
-def silent(line: str) -> None:
-    """Notes are for users."""
 
 
 # ------------------------------------------------------------ the fiction of a device

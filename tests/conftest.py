@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from random import Random
 from textwrap import dedent
 
 import pytest
+
+from toolkit.log import OWN_LOGGERS
 
 ROOT = Path(__file__).resolve().parent.parent
 
@@ -25,6 +29,32 @@ def run_py(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
         return subprocess.run(command, cwd=cwd, env=child_environment(env), capture_output=True, text=True, timeout=120)
 
     return run
+
+
+@contextmanager
+def heard() -> Iterator[list[str]]:
+    """What the program logs inside the block; the list grows with it."""
+    messages: list[str] = []
+    handler = logging.Handler()
+    handler.emit = lambda record: messages.append(record.getMessage())
+    loggers = [logging.getLogger(name) for name in OWN_LOGGERS]
+    levels = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.addHandler(handler)
+        logger.setLevel(logging.INFO)
+    try:
+        yield messages
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.removeHandler(handler)
+            logger.setLevel(level)
+
+
+@pytest.fixture
+def said() -> Iterator[list[str]]:
+    """What the program logs during the test."""
+    with heard() as messages:
+        yield messages
 
 
 def child_environment(extra: dict[str, str] | None = None) -> dict[str, str]:

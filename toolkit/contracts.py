@@ -508,7 +508,7 @@ class Network(ABC):
         """May use that the layers of a group read the same input (`ModelAdapter.shared_inputs`); results stay."""
 
     @abstractmethod
-    def start_from(self, changes: Mapping[str, Any], note: Callable[[str], None]) -> None:
+    def start_from(self, changes: Mapping[str, Any]) -> None:
         """Takes over a file's changes (`toolkit.networks.formats.ModuleChange` by module) in place of its start."""
 
     @abstractmethod

@@ -2,26 +2,30 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
 
 import torch
 
 from toolkit.host_memory import free_host_memory
 
+logger = logging.getLogger(__name__)
 
-def pick_device(wanted: str, note: Callable[[str], None] = print) -> torch.device:
+
+def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best there is.
 
-    Without the wanted accelerator: one warning, then the CPU.
+    Without the wanted accelerator: one warning (none if `quiet`), then the CPU.
     """
     if wanted == "auto":
         return torch.device("cuda:0" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        note(f"device: {wanted} is not there ({torch.cuda.device_count()} CUDA devices); using the CPU.")
+        if not quiet:
+            logger.warning(f"device: {wanted} is not there ({torch.cuda.device_count()} CUDA devices); using the CPU.")
         return torch.device("cpu")
     if device.type == "mps" and not _has_mps():
-        note("device: mps is not there; using the CPU.")
+        if not quiet:
+            logger.warning("device: mps is not there; using the CPU.")
         return torch.device("cpu")
     return device
 
@@ -65,14 +69,12 @@ def forget_peak(device: torch.device) -> None:
     torch.cuda.reset_peak_memory_stats(device)
 
 
-def set_up_cuda(
-    device: torch.device, allow_tf32: bool, cudnn_benchmark: bool, note: Callable[[str], None] = print
-) -> None:
+def set_up_cuda(device: torch.device, allow_tf32: bool, cudnn_benchmark: bool) -> None:
     """Sets PyTorch's switches of these names for the rest of the process; on another device than CUDA only says so."""
     wanted = {"cuda_allow_tf32": allow_tf32, "cuda_cudnn_benchmark": cudnn_benchmark}
     given = [f"train.{key}" for key, value in wanted.items() if value]
     if given and device.type != "cuda":
-        note(f"{' and '.join(given)}: no effect on {device}.")
+        logger.warning(f"{' and '.join(given)}: no effect on {device}.")
         return
     if allow_tf32:
         torch.backends.cuda.matmul.allow_tf32 = True

@@ -22,6 +22,7 @@ from types import ModuleType
 from typing import TYPE_CHECKING
 
 from toolkit.errors import RunError, UserError, did_you_mean
+from toolkit.log import show_extension
 from toolkit.paths import EXTENSIONS_ROOT
 
 if TYPE_CHECKING:
@@ -223,6 +224,7 @@ def _import(package: Path) -> ModuleType:
     spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
     module = module_from_spec(spec)
     sys.modules[name] = module
+    show_extension(name)
     try:
         spec.loader.exec_module(module)
     except BaseException:

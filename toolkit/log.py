@@ -3,6 +3,8 @@
 A terminal shows progress by overwriting a line with carriage returns. In a log file that would be
 thousands of lines of noise, so the copy holds only what stayed: complete lines, in their last state.
 
+Modules log with `logging.getLogger(__name__)`; inside `shown` what they log is printed, each message as it is.
+
 Secrets are blacked out of all of it.
 """
 
@@ -222,6 +224,11 @@ class StatusLine:
             self._stream.write(text + "\n")
         self._stream.flush()
 
+    @property
+    def is_shown(self) -> bool:
+        """Whether it stands in the last line of the terminal that standard output is."""
+        return bool(self._shown) and self._stream is sys.stdout
+
     def note(self, text: str) -> None:
         """Prints a full line that stays; the status line goes on below it."""
         status = self._shown
@@ -242,11 +249,78 @@ class StatusLine:
     def _draw(self, text: str) -> None:
         # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
         # off could no longer be recognised.
+        global _last_drawn
         text = black_out(text)[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + text.ljust(len(self._shown)))
-        self._shown = text
+        self._shown, _last_drawn = text, self
 
     def _erase(self) -> None:
         if self._shown:
             self._stream.write("\r" + " " * len(self._shown) + "\r")
             self._shown = ""
+
+
+# ---------------------------------------------------------------- logging
+
+
+_last_drawn: StatusLine | None = None
+
+OWN_LOGGERS = ("toolkit", "jobs", "extensions")
+"""What the program's own modules log to; extensions of other folders have further ones."""
+
+
+class StdoutHandler(logging.Handler):
+    """Prints each record as one line of standard output, above the status line where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        # An error of the stream is not caught, as `logging` would: it ends the run as that of a print does.
+        text = self.format(record)
+        if _last_drawn is not None and _last_drawn.is_shown:
+            _last_drawn.note(text)
+        else:
+            # In one piece, so that threads do not tear each other's lines apart.
+            sys.stdout.write(text + "\n")
+            sys.stdout.flush()
+
+
+_handler = StdoutHandler()
+_handler.setFormatter(logging.Formatter("%(message)s"))
+_others: set[str] = set()
+"""Loggers of extensions that do not come with the program."""
+
+_is_shown = False
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Inside the block, what the program and its extensions log at INFO and above goes to standard output.
+
+    Standard output is looked up for each line. Loggers of libraries stay as they are.
+    """
+    global _is_shown
+    _is_shown = True
+    for name in (*OWN_LOGGERS, *_others):
+        _show(name)
+    try:
+        yield
+    finally:
+        _is_shown = False
+        for name in (*OWN_LOGGERS, *_others):
+            logger = logging.getLogger(name)
+            logger.removeHandler(_handler)
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
+
+
+def show_extension(name: str) -> None:
+    """Adds the logger of an extension, and with it those of its modules, to what `shown` prints."""
+    _others.add(name)
+    if _is_shown:
+        _show(name)
+
+
+def _show(name: str) -> None:
+    logger = logging.getLogger(name)
+    logger.addHandler(_handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library that gives the root logger a handler would print each line twice

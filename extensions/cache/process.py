@@ -26,11 +26,11 @@ class CacheProcess(BaseExtensionProcess):
         _, trained, held_out = scan_job(section, checked_family(section.model), manifest)
         manifest.save()
         items = (*trained, *(held_out.items if held_out else ()))
-        device = pick_device(section.device, print)
+        device = pick_device(section.device)
         dtype = DTYPES[section.train.dtype]
         adapter = open_adapter(section.model, device, dtype, quantizer)
         folder = Path(section.training_folder).expanduser()
-        stores = CacheStores(folder, print).on_disk
+        stores = CacheStores(folder).on_disk
         encode_items(
             items, adapter, lambda _: stores, dtype, lambda what, done, total: status.update(f"{what} {done}/{total}")
         )

@@ -21,7 +21,7 @@ STATUS = Path("/proc/self/status")
 
 def machine_of(section: DatasetsJob) -> Machine:
     """Where a section runs on this computer."""
-    device = pick_device(section.device, lambda line: None)
+    device = pick_device(section.device, quiet=True)
     if device.type == "cuda":
         return Machine("cuda", total_memory(device))
     return machine_for("cpu")
@@ -32,7 +32,6 @@ def memory_hook(
     items: Sequence[Item],
     level: Callable[[], str],
     device: torch.device,
-    note: Callable[[str], None],
     event: Callable[..., None],
 ) -> list[MemoryHook]:
     """The hook, where something can be measured; a device's peak counts from now on.
@@ -57,7 +56,7 @@ def memory_hook(
     def measure() -> int:
         return peak_memory(device) if on_card else peak_resident()
 
-    return [MemoryHook(predict, measure, note if on_card else None, event)]
+    return [MemoryHook(predict, measure, on_card, event)]
 
 
 def _samples_before_training(section: DatasetsJob) -> bool:

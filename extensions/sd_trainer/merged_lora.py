@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
@@ -15,6 +16,8 @@ from toolkit.networks.files import as_stored, write_stored
 from toolkit.networks.plain import PlainLora, plain_lora
 from toolkit.train.flow_step import ROLE
 from toolkit.train.run import Run
+
+logger = logging.getLogger(__name__)
 
 OF_THE_KIND = ("network_type", "rank", "alpha", "lokr_factor")
 """Metadata of the main file that say what the plain LoRA was made from."""
@@ -30,14 +33,12 @@ class MergedLoraWriter:
         writer: NetworkWriter,
         network: LayersNetwork,
         save: SaveConfig,
-        note: Callable[[str], None],
         event: Callable[..., None],
     ) -> None:
-        """save: the typed `save` section. note, event: called from the thread that writes."""
+        """save: the typed `save` section. event: called from the thread that writes."""
         self.writer = writer
         self.network = network
         self.save = save
-        self.note = note
         self.event = event
 
     def prepare(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
@@ -57,7 +58,7 @@ class MergedLoraWriter:
             file = files[0].with_name(f"{files[0].stem}_lora.safetensors")
             plain = plain_lora(self.network, weights, self.save.merged_lora_rank, self.save.dtype, must_end)
             if plain is None:
-                self.note(f"{file.name} is left out: the run is asked to stop")
+                logger.info(f"{file.name} is left out: the run is asked to stop")
                 return files
             write_stored(file, plain.tensors, _metadata(plain, metadata) if metadata else None)
             self._tell(file, plain, done)
@@ -66,7 +67,7 @@ class MergedLoraWriter:
         return write
 
     def _tell(self, file: Path, plain: PlainLora, step: int) -> None:
-        self.note(
+        logger.info(
             f"{file.name}: the nearest LoRA of rank {plain.rank}; relative error of a layer's change "
             f"{plain.mean:.2g} on average, {plain.worst:.2g} in {plain.worst_layer}"
         )

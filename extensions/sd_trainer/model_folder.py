@@ -52,7 +52,7 @@ class ModelFolderWriter(NetworkWriter):
         self, network: Network, section: DatasetsJob, meta: dict[str, Any], plan: RunPlan | None = None
     ) -> None:
         super().__init__(network, section, meta, plan)
-        self.base = model_folder(section.model, lambda line: None).resolve()
+        self.base = model_folder(section.model).resolve()
         self.trained_part = family_for(section.model).trained_part
 
     def prepare(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:

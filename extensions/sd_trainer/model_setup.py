@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -32,12 +33,13 @@ if TYPE_CHECKING:
     import torch
     from torch import Tensor
 
+logger = logging.getLogger(__name__)
 
-Note = Callable[[str], None]
+
 RECOVERY = "model.accuracy_recovery_adapter"
 
 
-def block_quantizer(section: DatasetsJob, note: Note) -> Quantizer | None:
+def block_quantizer(section: DatasetsJob) -> Quantizer | None:
     """What quantizes the transformer's blocks, with its recovery adapter; None when they are not quantized.
 
     Says what changes the numbers beyond the chosen type. Raises UserError when the adapter's file is of no use.
@@ -45,15 +47,15 @@ def block_quantizer(section: DatasetsJob, note: Note) -> Quantizer | None:
     model = section.model
     if not model.quantize:
         return None
-    layers = family_for(model).linear_layers(model_folder(model, note))
-    recovery = _recovery(model, layers, note) if model.accuracy_recovery_adapter else None
+    layers = family_for(model).linear_layers(model_folder(model))
+    recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
     return partial(quantizer, recovery=recovery)
 
 
-def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]], note: Note) -> dict[str, LowRank]:
+def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
     """The changes of the adapter's file by full layer name."""
     name = model.accuracy_recovery_adapter
-    path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY, note)
+    path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
     changes = read_network_file(path, layers)
     if not changes:
         raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model.")
@@ -63,7 +65,7 @@ def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]], note: Note
             raise UserError(f"{RECOVERY}: {path.name} is no plain LoRA ({target}).")
         recovery[target] = change.low_rank
     rest = len(layers) - len(recovery)
-    note(
+    logger.info(
         f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
         "never trained and never saved"
         + (f"; the other {rest} are {UNCOVERED_QTYPE}" if rest and model.qtype != UNCOVERED_QTYPE else "")
@@ -71,15 +73,15 @@ def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]], note: Note
     return recovery
 
 
-def blocks_on_host(section: DatasetsJob, note: Note) -> frozenset[int]:
+def blocks_on_host(section: DatasetsJob) -> frozenset[int]:
     """Indices of the blocks that `model.blocks_to_swap` keeps in the main memory."""
     count = section.model.blocks_to_swap
     if not count:
         return frozenset()
-    return frozenset(swapped_blocks(count, family_for(section.model).block_count(model_folder(section.model, note))))
+    return frozenset(swapped_blocks(count, family_for(section.model).block_count(model_folder(section.model))))
 
 
-def block_engine(section: DatasetsJob, adapter: ModelAdapter, device: torch.device, note: Note) -> BlockEngine:
+def block_engine(section: DatasetsJob, adapter: ModelAdapter, device: torch.device) -> BlockEngine:
     """The engine a section asks for, around the blocks of an adapter whose network is attached."""
     train = section.train
     return BlockEngine(
@@ -89,7 +91,6 @@ def block_engine(section: DatasetsJob, adapter: ModelAdapter, device: torch.devi
         train.checkpointing_level(),
         section.model.blocks_to_swap,
         train.compile,
-        note,
     )
 
 
@@ -107,7 +108,7 @@ def settle(
     remembered: bytes of the optimizers' state that are there already, as in a run that goes on. gather: what all
     processes give it.
     """
-    folder = model_folder(section.model, note=lambda line: None)  # it is here by now
+    folder = model_folder(section.model)
     trained, on_card = trained_here(section), next(iter(network.parameters().values())).is_cuda
     facts = family_for(section.model).footprint(folder)
     tokens = adapter.tokens(largest.latents_BCHW, largest.prompts, largest.references)
@@ -127,7 +128,6 @@ def choose_int8_products(
     device: torch.device,
     first: Callable[[], tuple[LatentBatch, Tensor]],
     team: Team,
-    note: Note,
 ) -> None:
     """Makes the choice that `model.int8_matmul` asks for; the network is attached, and nothing is trained yet.
 
@@ -142,13 +142,13 @@ def choose_int8_products(
     count = len(int8_layers(model))
     if not all(team.gather(bool(layers))):  # processes on unlike machines make the same passes
         if wanted is True and count:
-            note(f"{INT8} true has no effect: {_reason(device, bool(layers))}.")
+            logger.info(f"{INT8} true has no effect: {_reason(device, bool(layers))}.")
         return
     try:
         errors = choose_int8(adapter, network, layers, *first(), team.from_first, compiled.enabled)
     except OutOfMemoryError as error:
         raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
-    note(_said(wanted, layers, errors, count))
+    logger.info(_said(wanted, layers, errors, count))
 
 
 def _reason(device: torch.device, able: bool) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -63,6 +64,8 @@ from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplePrompt, Sampler
 from toolkit.train.validation import Validator
 from toolkit.train.windows import cut_into, parts
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -133,20 +136,19 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def open_model(self, setup: Setup[SdData]) -> SdModel:
         section, train, device = self.section, self.section.train, setup.device
-        start = None if setup.resumption.state else starting_point(section, self.print)
-        self.print(f"device {device}, {train.dtype}")
+        start = None if setup.resumption.state else starting_point(section)
+        logger.info(f"device {device}, {train.dtype}")
         check_backend(train.compile, device)
-        set_up_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark, self.print)
+        set_up_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         adapter = open_adapter(
             section.model,
             device,
             self._dtype,
             quantizer,
-            self.print,
             weights_dtype=DTYPES[section.weights_dtype()],
-            merging=base_merging(section, self.print),
-            block_quantizer=block_quantizer(section, self.print),
-            on_host=blocks_on_host(section, self.print),
+            merging=base_merging(section),
+            block_quantizer=block_quantizer(section),
+            on_host=blocks_on_host(section),
             block_sharing=self._sharing(device),
         )
         return SdModel(adapter, start)
@@ -166,7 +168,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return DTYPES[self.section.train.dtype]
 
     def encode(self, setup: Setup[SdData], model: SdModel) -> SdEncoded:
-        adapter, stores = model.adapter, CacheStores(self.training_folder, self.print)
+        adapter, stores = model.adapter, CacheStores(self.training_folder)
         dataset = self._encode(setup, adapter, stores)
         sampler = self._sampler(setup, adapter, dataset, stores)
         validator = self._validator(setup, adapter, stores)
@@ -231,10 +233,10 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def attach(self, setup: Setup[SdData], model: SdModel, encoded: SdEncoded) -> SdAttached:
         adapter = model.adapter
-        network = attach_network(self.section, adapter, setup.seed, model.start, self.print)
+        network = attach_network(self.section, adapter, setup.seed, model.start)
         if self._is_shared_out:
             gather_ahead(adapter.blocks())
-        engine = block_engine(self.section, adapter, setup.device, self.print)
+        engine = block_engine(self.section, adapter, setup.device)
         shared_out = network.shared_out()
         self.team.copy_from_first([p for name, p in network.parameters().items() if name not in shared_out])
         roles = build_roles(self.section, network, setup.plan.optimizer_steps, setup.seed, self.team)
@@ -244,8 +246,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         kind = ModelFolderWriter if self.section.network.trains_model else NetworkWriter
         writer = kind(attached.network, self.section, self.meta, setup.plan)
         if "merged_lora" in self.section.save.also:
-            save, note = self.section.save, reporting.status.note
-            writer = MergedLoraWriter(writer, attached.network, save, note, reporting.event)
+            writer = MergedLoraWriter(writer, attached.network, self.section.save, reporting.event)
         return writer.prepare
 
     def validation(self, setup: Setup[SdData], encoded: SdEncoded, attached: SdAttached) -> Validation | None:
@@ -289,8 +290,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         step = FlowMatchingStep(adapter, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
         if self.team.alone:
             event = EventLog(self.save_root / EVENTS).add
-            level, note = lambda: engine.level, setup.status.note
-            run.hooks = [*run.hooks, *memory_hook(self.section, items, level, setup.device, note, event)]
+            run.hooks = [*run.hooks, *memory_hook(self.section, items, lambda: engine.level, setup.device, event)]
         if run.state.step < run.steps:
             cut = cut_into(run.accumulation, self.team.size)
             own = (parts(spec, cut)[-1] for spec in batches_of_epoch(run.state.epoch))
@@ -302,12 +302,12 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 first_batch = loader.load(first_use(batches_of_epoch(0)))
                 return first_batch, step.draws(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
-            choose_int8_products(self.section, adapter, network, setup.device, first, self.team, self.print)
+            choose_int8_products(self.section, adapter, network, setup.device, first, self.team)
             remembered = sum(role.state_bytes for role in run.roles.values())
             settle(engine, self.section, adapter, network, batch, remembered, self.team.gather)
             # Of a model that is shared out no process repeats a pass by itself.
-            if note := probe(run, batch, step, *([] if self._is_shared_out else [engine.save_more])):
-                self.print(note)
+            if line := probe(run, batch, step, *([] if self._is_shared_out else [engine.save_more])):
+                logger.info(line)
 
         def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
             return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items, adapter.family)), workers)

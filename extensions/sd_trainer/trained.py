@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from math import prod
 from pathlib import Path
@@ -20,19 +21,19 @@ from toolkit.train.flow_step import ROLE
 from toolkit.train.roles import build_role
 from toolkit.train.update import Role
 
-Note = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def starting_point(section: DatasetsJob, note: Note) -> dict[str, ModuleChange] | None:
+def starting_point(section: DatasetsJob) -> dict[str, ModuleChange] | None:
     """The weights of `network.pretrained_lora_path`; read first, so that a wrong file costs no time."""
     path = section.network.pretrained_lora_path
     if not path:
         return None
-    layers = family_for(section.model).every_linear_layer(model_folder(section.model, note))
+    layers = family_for(section.model).every_linear_layer(model_folder(section.model))
     return read_network_file(Path(path).expanduser(), layers)
 
 
-def base_merging(section: DatasetsJob, note: Note) -> Callable[[], Merge] | None:
+def base_merging(section: DatasetsJob) -> Callable[[], Merge] | None:
     """What merges `model.base_loras` into the model when it is loaded, if there are any.
 
     The files are read now, so that a wrong one costs no time, and again then: until then they would take memory.
@@ -40,18 +41,18 @@ def base_merging(section: DatasetsJob, note: Note) -> Callable[[], Merge] | None
     loras = section.model.base_loras
     if not loras:
         return None
-    layers = family_for(section.model).every_linear_layer(model_folder(section.model, note))
+    layers = family_for(section.model).every_linear_layer(model_folder(section.model))
 
     def read() -> list[BaseChange]:
         return read_base_loras(loras, layers)
 
     for change in read():
-        note(f"merged into the model: {change}")
+        logger.info(f"merged into the model: {change}")
     return lambda: Merge(read())
 
 
 def attach_network(
-    section: DatasetsJob, adapter: ModelAdapter, seed: int, start: dict[str, ModuleChange] | None, note: Note
+    section: DatasetsJob, adapter: ModelAdapter, seed: int, start: dict[str, ModuleChange] | None
 ) -> Network:
     """The network of a `network:` section on the model, begun at `start` if there is one."""
     settings = section.network
@@ -62,14 +63,14 @@ def attach_network(
     network.attach(adapter.network_module)
     network.share_inputs(adapter.shared_inputs())
     if start is not None:
-        network.start_from(start, note)
+        network.start_from(start)
     if reason := adapter.tabulate():
-        note(f"model.modulation_table: not possible here, {reason}")
+        logger.info(f"model.modulation_table: not possible here, {reason}")
     parts = network.shared_out()
     count = sum(prod(parts[name].shape if name in parts else p.shape) for name, p in network.parameters().items())
-    note(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")
+    logger.info(f"{settings.type}: {len(targets)} layers, {count:,} trainable weights")
     if kind.caution:
-        note(kind.caution)
+        logger.info(kind.caution)
     return network
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import logging
 from pathlib import Path
 
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
 from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
+
+logger = logging.getLogger(__name__)
 
 
 class TinyModelProcess(BaseExtensionProcess):
@@ -17,7 +20,7 @@ class TinyModelProcess(BaseExtensionProcess):
         folder = Path(self.section.path).expanduser()
         spec = TinySpec(seed=self.section.seed, layers=self.section.layers, heads=self.section.heads)
         if is_written(folder, spec) and not self.section.overwrite:
-            print(f"tiny model: {folder} is there already")
+            logger.info(f"tiny model: {folder} is there already")
             return
         if _is_another_model(folder) and not self.section.overwrite:
             raise UserError(
@@ -25,7 +28,7 @@ class TinyModelProcess(BaseExtensionProcess):
                 "Give another folder, or set overwrite: true."
             )
         write_tiny_model(folder, spec)
-        print(f"tiny model: wrote {folder} ({spec.layers} blocks, seed {spec.seed})")
+        logger.info(f"tiny model: wrote {folder} ({spec.layers} blocks, seed {spec.seed})")
 
 
 def _is_another_model(folder: Path) -> bool:

@@ -7,6 +7,7 @@ the end are here. `tests/jobs/process/test_trainer.py` has a small one.
 
 from __future__ import annotations
 
+import logging
 import secrets
 from abc import abstractmethod
 from collections.abc import Iterator
@@ -41,6 +42,8 @@ from toolkit.train.resumption import Resumption
 from toolkit.train.run import Hook, Run
 from toolkit.train.state_folder import read_document, remove_leftovers, state_root, step_of
 from toolkit.train.update import Role
+
+logger = logging.getLogger(__name__)
 
 DataT = TypeVar("DataT")
 """What `scan` found."""
@@ -100,7 +103,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             with self.own_folder():
                 checkpoint = self.team.from_first(self.choose_checkpoint)
                 with self.copied_output():
-                    self.print(plan.render())
+                    logger.info(plan.render())
                     if not self.team.from_first(lambda: self.is_complete(checkpoint, plan)):
                         setup = self.set_up(data, plan, checkpoint, request)
                         with self.recorded_end():
@@ -184,7 +187,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """Owns the run's folder, which the first process does for all; memory that runs out inside ends with advice."""
         self.team.memory_advice = self.memory_advice()
         with (
-            locked(self.save_root, self.print) if self.team.is_first else nullcontext(),
+            locked(self.save_root) if self.team.is_first else nullcontext(),
             telling_of_memory(self.team.memory_advice),
         ):
             yield
@@ -192,7 +195,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     def choose_checkpoint(self) -> Path | None:
         """The state to go on from; None begins anew."""
         remove_leftovers(state_root(self.save_root))
-        return choose_state(self.save_root, self.section.resume, self.job.options.restart, self.print)
+        return choose_state(self.save_root, self.section.resume, self.job.options.restart)
 
     def copied_output(self) -> AbstractContextManager[Any]:
         """What is printed goes to log.txt too."""
@@ -209,7 +212,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         step, extra = step_of(checkpoint), read_document(checkpoint)["state"]["extra"]
         if step < plan.optimizer_steps and reached(self.section.stop_when, step, extra) is None:
             return False
-        self.print(f"{self.save_root} is complete at step {step}: nothing to do.")
+        logger.info(f"{self.save_root} is complete at step {step}: nothing to do.")
         return True
 
     def set_up(self, data: DataT, plan: RunPlan, checkpoint: Path | None, request: StopRequest) -> Setup[DataT]:
@@ -224,7 +227,6 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             self.section,
             self.fingerprint(data),
             self.job.options.allow_change,
-            self.print,
             lambda revision: self.corrections(data, revision),
         )
         self.team.require_same(dict(flat(resumption.record["settings"])))
@@ -232,14 +234,14 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             self.write_config()
             self.written_at_begin(data)
         seed = self._seed(checkpoint)
-        device = self.team.device(pick_device(self.section.device, self.print))
+        device = self.team.device(pick_device(self.section.device))
         return Setup(data, plan, resumption, seed, device, request, StatusLine())
 
     def _seed(self, checkpoint: Path | None) -> int:
         """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
         drawn = self.team.from_first(lambda: secrets.randbelow(2**31 - 1) + 1)
         seed = self.training_seed or (recorded_seed(checkpoint) if checkpoint else drawn)
-        self.print(f"training_seed {seed}")
+        logger.info(f"training_seed {seed}")
         return seed
 
     def build_hooks(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> list[Hook]:
@@ -276,7 +278,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def go_on(self, setup: Setup[DataT], run: Run) -> None:
         """Puts the checkpoint into the run; from here on all processes stand at the same place."""
-        setup.resumption.apply(run, self.print)
+        setup.resumption.apply(run)
         self.team.require_same(_beginning(run))
 
     def end(self, run: Run, request: StopRequest) -> None:
@@ -285,7 +287,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         run.stop_reason = next((reason for reason, _ in told if reason), None)
         request.exit_code = next((code for _, code in told if code is not None), None)
         if run.stop_reason:
-            self.print(f"stopped by {run.stop_reason}")
+            logger.info(f"stopped by {run.stop_reason}")
             raise Stopped(EXIT_DONE)  # asked for by the user: the job ends here, and well
 
 

@@ -38,8 +38,8 @@ def section(folder: Path, model: dict[str, Any] | None = None, rank: int = 16, *
 
 
 def trained_with(adapter: ModelAdapter, settings: SdTrainerConfig) -> list[torch.nn.Parameter]:
-    network = attach_network(settings, adapter, 1, None, simulation.silent)
-    block_engine(settings, adapter, simulation.DEVICE, simulation.silent)
+    network = attach_network(settings, adapter, 1, None)
+    block_engine(settings, adapter, simulation.DEVICE)
     return list(network.parameters().values())
 
 

@@ -96,7 +96,7 @@ def losses() -> tuple[float, float]:
     section = job.processes[1].section
     adapter = open_adapter(section.model, torch.device("cpu"), torch.float32, quantizer)
     _, items = scan_items(section, 32)
-    stores = CacheStores(Path("output"), print)
+    stores = CacheStores(Path("output"))
     dataset = encode_items(items, adapter, stores.of_samples(section), torch.float32)
     draws = range(16)
     spec = BatchSpec(epoch=10**6, items=tuple(n % len(items) for n in draws), positions=tuple(draws))

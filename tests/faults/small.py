@@ -42,15 +42,15 @@ def prepare(run: Run, step: int | None) -> Callable[[], list[Path]]:
 def go_on(folder: Path) -> None:
     """Begins or resumes the run in `folder` and brings it to its end."""
     toy = Toy(folder)
-    saving = SaveHook(prepare, Interval(EVERY), 1, 1, print, lambda *_, **__: None)
+    saving = SaveHook(prepare, Interval(EVERY), 1, 1, lambda *_, **__: None)
     hooks = [MetricsHook(), saving, StatusHook(StatusLine(io.StringIO()))]
     run = toy.run(STEPS, accumulation=2, momentum=0.9, ema_decay=0.9, hooks=hooks)
-    with locked(folder, print):
+    with locked(folder):
         remove_leftovers(state_root(folder))
-        state = choose_state(folder, "auto", False, print)
+        state = choose_state(folder, "auto", False)
         if state:
             load_state(state, run)
-        supersede(folder, run.name, run.state.step if state else None, print)
+        supersede(folder, run.name, run.state.step if state else None)
         toy.train(run, toy.step(run))
 
 

@@ -62,7 +62,7 @@ def test_death_at_every_write_ends_in_the_same_bytes(start, runs: Path, thread: 
         folder = runs / f"killed_{call}"
         assert start(folder.name, ("leave_at_write", thread, call, half)) == 99, call
         root = state_root(folder)
-        assert newest_state(root, lambda _: None) or not state_folders(root), f"write {call}: no good state is left"
+        assert newest_state(root) or not state_folders(root), f"write {call}: no good state is left"
         assert start(folder.name) == 0
         assert result(folder) == expected, f"write {call} of {writes}"
 

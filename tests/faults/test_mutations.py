@@ -182,9 +182,9 @@ def test_mutated_captions_are_read_or_named(tmp_path: Path) -> None:
 # ------------------------------------------------------------ what the program wrote itself
 
 
-def test_mutated_cache_entries_are_whole_or_missing(tmp_path: Path) -> None:
-    draw, said = Random(4), []
-    cache = TensorCache(tmp_path, said.append)
+def test_mutated_cache_entries_are_whole_or_missing(said: list[str], tmp_path: Path) -> None:
+    draw = Random(4)
+    cache = TensorCache(tmp_path)
     good = {"tensor": torch.arange(12.0).reshape(3, 4), "other": torch.ones(2, dtype=torch.bfloat16)}
     cache.put("ab12", good)
     [path] = tmp_path.rglob("*.safetensors")
@@ -206,7 +206,7 @@ def test_mutated_cache_entries_are_whole_or_missing(tmp_path: Path) -> None:
     assert whole < CASES // 5
 
 
-def test_mutated_states_are_passed_over_or_hold_the_same(tmp_path: Path) -> None:
+def test_mutated_states_are_passed_over_or_hold_the_same(said: list[str], tmp_path: Path) -> None:
     draw = Random(5)
     older, newer = saved(tmp_path, 2, 4)
     whole = make_run(tmp_path)
@@ -217,9 +217,9 @@ def test_mutated_states_are_passed_over_or_hold_the_same(tmp_path: Path) -> None
         raw = path.read_bytes()
         bad = mutated(raw, draw)
         path.write_bytes(bad)
-        said: list[str] = []
+        said.clear()
         try:
-            chosen = choose_state(tmp_path, "auto", False, said.append)
+            chosen = choose_state(tmp_path, "auto", False)
             run = make_run(tmp_path, fill=1)
             load_state(chosen, run)
         except (RunError, UserError) as error:

@@ -296,15 +296,16 @@ def test_metadata_has_every_variable_as_it_was_written(trainer, make_pictures, w
     assert black_out("ordinary78") == "ordinary78"
 
 
-def test_a_state_from_before_the_secret_was_known_is_of_the_same_job(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_state_from_before_the_secret_was_known_is_of_the_same_job(
+    said: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from toolkit.train import resumption
 
     settings = {"trigger_word": LITERAL, "train": {"lr": 1.0}}
     section = SimpleNamespace(recorded_settings=lambda: settings, model_dump=lambda **_: settings)
     dataset = resumption.Resumption.of(None, section, {}, False, print).record["dataset"]
     monkeypatch.setattr(resumption, "read_document", lambda _: {"settings": settings, "dataset": dataset})
-    said: list[str] = []
-    again = resumption.Resumption.of(Path("state"), section, {}, False, said.append)
+    again = resumption.Resumption.of(Path("state"), section, {}, False)
     assert said == [] and again.record["settings"]["trigger_word"] == "<redacted>"
 
 

@@ -28,19 +28,21 @@ def machine(monkeypatch: pytest.MonkeyPatch):
         (0, True, "mps", "mps"),
     ],
 )
-def test_the_wanted_device_is_taken_without_a_word(machine, cuda: int, mps: bool, wanted: str, chosen: str) -> None:
+def test_the_wanted_device_is_taken_without_a_word(
+    said: list[str], machine, cuda: int, mps: bool, wanted: str, chosen: str
+) -> None:
     machine(cuda, mps)
-    notes: list[str] = []
-    assert pick_device(wanted, notes.append) == torch.device(chosen)
-    assert notes == []
+    assert pick_device(wanted) == torch.device(chosen)
+    assert said == []
 
 
 @pytest.mark.parametrize(("cuda", "wanted"), [(0, "cuda:0"), (0, "cuda"), (1, "cuda:1"), (0, "mps")])
-def test_a_device_that_is_not_there_gives_one_warning_and_the_cpu(machine, cuda: int, wanted: str) -> None:
+def test_a_device_that_is_not_there_gives_one_warning_and_the_cpu(
+    said: list[str], machine, cuda: int, wanted: str
+) -> None:
     machine(cuda)
-    notes: list[str] = []
-    assert pick_device(wanted, notes.append) == torch.device("cpu")
-    (note,) = notes
+    assert pick_device(wanted) == torch.device("cpu")
+    (note,) = said
     assert wanted in note and "CPU" in note
 
 
@@ -68,18 +70,18 @@ def cuda_switches():
     ("tf32", "benchmark", "expected"),
     [(False, False, [False] * 3), (True, False, [True, True, False]), (False, True, [False, False, True])],
 )
-def test_cuda_switches_are_set_as_asked(cuda_switches, tf32: bool, benchmark: bool, expected: list[bool]) -> None:
-    notes = []
-    set_up_cuda(torch.device("cuda:0"), tf32, benchmark, notes.append)
-    assert (cuda_switches(), notes) == (expected, [])
+def test_cuda_switches_are_set_as_asked(
+    said: list[str], cuda_switches, tf32: bool, benchmark: bool, expected: list[bool]
+) -> None:
+    set_up_cuda(torch.device("cuda:0"), tf32, benchmark)
+    assert (cuda_switches(), said) == (expected, [])
 
 
-def test_without_cuda_one_line_says_that_they_do_nothing(cuda_switches) -> None:
-    notes = []
-    set_up_cuda(torch.device("cpu"), True, True, notes.append)
-    assert notes == ["train.cuda_allow_tf32 and train.cuda_cudnn_benchmark: no effect on cpu."]
-    set_up_cuda(torch.device("cpu"), False, False, notes.append)
-    assert (cuda_switches(), len(notes)) == ([False] * 3, 1)
+def test_without_cuda_one_line_says_that_they_do_nothing(said: list[str], cuda_switches) -> None:
+    set_up_cuda(torch.device("cpu"), True, True)
+    assert said == ["train.cuda_allow_tf32 and train.cuda_cudnn_benchmark: no effect on cpu."]
+    set_up_cuda(torch.device("cpu"), False, False)
+    assert (cuda_switches(), len(said)) == ([False] * 3, 1)
 
 
 def test_a_tensor_goes_to_a_device_in_a_number_type() -> None:

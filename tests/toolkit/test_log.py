@@ -1,13 +1,24 @@
 """The copy of the output in a file, and the status line."""
 
 import io
+import logging
 import sys
 from pathlib import Path
 
 import pytest
 
 from toolkit.errors import UserError
-from toolkit.log import BlackedOut, StatusLine, black_out_streams, copy_output, release_streams
+from toolkit.log import (
+    BlackedOut,
+    StatusLine,
+    black_out_streams,
+    copy_output,
+    release_streams,
+    show_extension,
+    shown,
+)
+from toolkit.parallel import silence_others
+from toolkit.place import Place
 
 TOKEN = "hf_" + "aB3" * 11 + "z"
 
@@ -221,3 +232,106 @@ def test_the_streams_of_the_process_are_wrapped_once(monkeypatch: pytest.MonkeyP
     print(TOKEN, file=sys.stderr)
     release_streams()
     assert (out.getvalue(), err.getvalue()) == ("<redacted>", "<redacted>\n")
+
+
+# ------------------------------------------------------------ logging
+
+
+OWN = logging.getLogger("toolkit.some.module")
+
+
+def test_what_is_logged_is_printed_as_it_is_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with shown():
+        OWN.info("before")
+        with copy_output(tmp_path / "log.txt"):
+            print("printed")
+            OWN.info("50 % of 3")
+            OWN.warning("warning: two\nlines")
+            OWN.debug("a detail")
+            for name in ("jobs.job", "extensions.sd_trainer.process"):
+                logging.getLogger(name).info(name)
+    copied = "printed\n50 % of 3\nwarning: two\nlines\njobs.job\nextensions.sd_trainer.process\n"
+    assert capsys.readouterr() == (f"before\n{copied}", "")
+    assert (tmp_path / "log.txt").read_text() == copied
+
+
+def test_libraries_log_as_they_did(capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture) -> None:
+    root = logging.getLogger()
+    before = (root.level, [*root.handlers])
+    with shown():
+        assert (root.level, root.handlers) == before
+        logging.getLogger("transformers.loading").info("loading")
+        logging.getLogger("toolkits").warning("of another program")
+        OWN.info("once")
+    assert capsys.readouterr().out == "once\n"
+    assert caplog.messages[-1] == "of another program"  # a handler of the root logger does not get ours again
+
+
+def test_a_logged_line_stays_above_the_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", BlackedOut(terminal))
+    status = StatusLine()
+    with shown():
+        OWN.info("first")
+        status.update("step 1, a long state")
+        OWN.info("second")
+        assert terminal.shown() == ["first", "second", "step 1, a long state"]
+        status.finish("done")
+        OWN.info("third")
+    assert terminal.shown() == ["first", "second", "done", "third", ""]
+
+
+def test_a_status_line_on_another_stream_is_left_alone(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    terminal = Terminal()
+    StatusLine(terminal).update("step 1")
+    with shown():
+        OWN.info("a line")
+    assert (capsys.readouterr().out, terminal.shown()) == ("a line\n", ["step 1"])
+
+
+def test_a_logged_secret_is_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", BlackedOut(stream))
+    with shown():
+        OWN.info("the token %s", TOKEN)
+    assert stream.getvalue() == "the token <redacted>\n"
+
+
+@pytest.mark.parametrize(("rank", "text"), [(0, "a line\n"), (1, "")])
+def test_only_the_first_process_shows_what_is_logged(monkeypatch: pytest.MonkeyPatch, rank: int, text: str) -> None:
+    stream = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", stream)
+    with shown():
+        silence_others(Place(rank=rank, size=2))
+        OWN.info("a line")
+    assert stream.getvalue() == text
+
+
+def test_extensions_of_other_folders_are_shown_whenever_they_are_found(capsys: pytest.CaptureFixture[str]) -> None:
+    show_extension("extension_early_1")
+    with shown():
+        show_extension("extension_late_2")
+        for name in ("extension_early_1", "extension_late_2.process", "extension_of_nobody"):
+            logging.getLogger(name).info(name)
+    assert capsys.readouterr().out == "extension_early_1\nextension_late_2.process\n"
+
+
+def test_outside_the_block_nothing_is_printed(
+    capsys: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    with shown():
+        OWN.info("inside")
+    caplog.set_level(logging.INFO)
+    OWN.info("outside")
+    assert capsys.readouterr().out == "inside\n"
+    assert caplog.messages == ["outside"]
+
+
+def test_a_stream_that_fails_ends_the_work_as_for_a_print(monkeypatch: pytest.MonkeyPatch) -> None:
+    closed = io.StringIO()
+    closed.close()
+    monkeypatch.setattr(sys, "stdout", closed)
+    with shown(), pytest.raises(ValueError, match="closed"):
+        OWN.info("a line")

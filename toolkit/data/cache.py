@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
-from collections.abc import Callable
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -22,19 +22,20 @@ from toolkit.errors import RunError
 from toolkit.files import replaced
 from toolkit.safetensors_header import METADATA, Header, framed, read_header
 
+logger = logging.getLogger(__name__)
+
 _CANONICAL = json.JSONEncoder(sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
 class TensorCache:
     """Named tensors by key, in `folder` or, when that is None, in memory for as long as this object lives.
 
-    `note` is told of each damaged entry. Safe to use from several threads and processes: equal keys
+    A damaged entry is logged. Safe to use from several threads and processes: equal keys
     mean equal contents, so it does not matter who writes last.
     """
 
-    def __init__(self, folder: Path | None, note: Callable[[str], None] = lambda _: None) -> None:
+    def __init__(self, folder: Path | None) -> None:
         self.folder = folder
-        self._note = note
         self._memory: dict[str, dict[str, Tensor]] = {}
         self._verified: dict[str, tuple[int, int]] = {}
         """Key -> bytes and time of change of the file that verified; hashing costs more than reading."""
@@ -50,12 +51,12 @@ class TensorCache:
         except FileNotFoundError:
             return None
         except OSError as error:
-            self._note(f"{path}: cache entry cannot be read ({error}), it is made again")
+            logger.warning(f"{path}: cache entry cannot be read ({error}), it is made again")
             return None
         version = (len(raw), changed)
         if self._verified.get(key) != version:
             if not _verifies(raw, key):
-                self._note(f"{path}: cache entry is damaged, it is made again")
+                logger.warning(f"{path}: cache entry is damaged, it is made again")
                 return None
             self._verified[key] = version
         return safetensors.torch.load(raw)

@@ -15,9 +15,9 @@ from toolkit.data.manifest import CACHE_FOLDER
 class CacheStores:
     """The stores of a job. Each dataset's flags decide whether its entries outlive the run."""
 
-    def __init__(self, training_folder: Path, note: Callable[[str], None]) -> None:
+    def __init__(self, training_folder: Path) -> None:
         root = training_folder / CACHE_FOLDER
-        self._disk = Stores(TensorCache(root / "latents", note), TensorCache(root / "text", note))
+        self._disk = Stores(TensorCache(root / "latents"), TensorCache(root / "text"))
         self._memory = Stores(TensorCache(None), TensorCache(None))
 
     def of_samples(self, section: Any) -> Callable[[Sample], Stores]:

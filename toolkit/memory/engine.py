@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 
 import torch
@@ -18,7 +19,7 @@ from toolkit.memory.compiling import compiled
 from toolkit.memory.offloading import offloading
 from toolkit.memory.row_attention import by_rows, is_faster
 
-Note = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 KEY = "train.gradient_checkpointing"
 
@@ -34,10 +35,9 @@ class BlockEngine:
         level: str = "full",
         swapped: int = 0,
         compile_settings: CompileConfig | None = None,
-        note: Note = print,
     ) -> None:
         """level: of CHECKPOINTING_LEVELS, or "auto". swapped: blocks whose weights wait in the main memory."""
-        self._adapter, self._device, self._note = adapter, device, note
+        self._adapter, self._device = adapter, device
         self._is_auto = level == "auto"
         self._compile = compile_settings if compile_settings and compile_settings.enabled else None
         blocks = adapter.blocks()
@@ -62,7 +62,7 @@ class BlockEngine:
             return
         free = free_memory(self._device) - needed
         self.level = max(gather(roomiest(self.levels, free, work)), key=CHECKPOINTING_LEVELS.index)
-        self._note(f"{KEY} auto: {self.level}, {max(0, free) / 1e9:.1f} GB are free for {work.tokens} tokens")
+        logger.info(f"{KEY} auto: {self.level}, {max(0, free) / 1e9:.1f} GB are free for {work.tokens} tokens")
         self._wrap()
 
     def save_more(self) -> bool:
@@ -70,7 +70,7 @@ class BlockEngine:
         if not self._is_auto or self.level == self.levels[-1]:
             return False
         before, self.level = self.level, self.levels[self.levels.index(self.level) + 1]
-        self._note(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
+        logger.info(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
         self._wrap()
         return True
 
@@ -78,7 +78,9 @@ class BlockEngine:
         """What chooses the attention kernel on this device."""
         if self._device.type == "cuda":
             if not attention.is_fast(self._device, dtype, self._adapter.head_width):
-                self._note(f"attention: neither flash nor cuDNN takes {dtype} on this device; it is slower without.")
+                logger.warning(
+                    f"attention: neither flash nor cuDNN takes {dtype} on this device; it is slower without."
+                )
             return [attention.pinned]
         # Compiled it would be a break in the program of a block.
         return [by_rows] if is_faster(self._device, dtype) and not self._compile else []

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -32,10 +33,12 @@ from toolkit.config.model_files import (
 )
 from toolkit.errors import UserError
 
+logger = logging.getLogger(__name__)
+
 KEY = "model.name_or_path"
 
 
-def download(name: str, revision: str | None, note: Callable[[str], None]) -> Path:
+def download(name: str, revision: str | None) -> Path:
     """The local snapshot of the hub model `name` at `revision` (a branch, tag or commit; None: main).
 
     HF_HUB_OFFLINE and HF_HOME are respected. Raises UserError when the hub refuses, the model is not there,
@@ -45,7 +48,7 @@ def download(name: str, revision: str | None, note: Callable[[str], None]) -> Pa
         return folder
     enable_progress_bars()  # a library imported earlier may have switched them off
     with _asking(name, revision):
-        _announce(name, revision, note)
+        _announce(name, revision)
         return Path(snapshot_download(name, revision=revision, allow_patterns=needed_files()))
 
 
@@ -88,7 +91,7 @@ def _asking(name: str, revision: str | None) -> Iterator[None]:
         raise UserError(message.rstrip()) from error
 
 
-def download_file(name: str, key: str, note: Callable[[str], None]) -> Path:
+def download_file(name: str, key: str) -> Path:
     """The local copy of one file of a hub repository, `owner/repo/path/of/file`; `key` names the setting in messages.
 
     Raises UserError when there is no such file or nothing can be reached.
@@ -98,7 +101,7 @@ def download_file(name: str, key: str, note: Callable[[str], None]) -> Path:
     try:
         return Path(hf_hub_download(repository, file, local_files_only=True))
     except LocalEntryNotFoundError:
-        note(f"downloading {file} of {repository}")
+        logger.info(f"downloading {file} of {repository}")
     except HFValidationError as error:
         raise UserError(f"{place}: neither a local file nor one of the hub: {_first_line(error)}") from error
     try:
@@ -125,14 +128,14 @@ def _out_of_reach(place: str, error: Exception) -> UserError:
 _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
 
 
-def _announce(name: str, revision: str | None, note: Callable[[str], None]) -> None:
+def _announce(name: str, revision: str | None) -> None:
     """Says size, target and free space before a download. Raises UserError when the space does not suffice."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     total = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
     target = Path(constants.HF_HUB_CACHE)
     existing = next(path for path in (target, *target.parents) if path.exists())
     free = shutil.disk_usage(existing).free + _size_of(target / f"models--{name.replace('/', '--')}")
-    note(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
+    logger.info(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
     if free < total * 1.02:
         raise UserError(
             f"model.name_or_path: {name} needs {total / 1e9:.1f} GB, {target} has {free / 1e9:.1f} GB free. "

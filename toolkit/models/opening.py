@@ -26,7 +26,6 @@ def open_adapter(
     device: torch.device,
     dtype: torch.dtype,
     quantizer: Quantizer,
-    note: Callable[[str], None] = print,
     weights_dtype: torch.dtype | None = None,
     merging: Callable[[], BlockTransform] | None = None,
     block_quantizer: Quantizer | None = None,
@@ -41,7 +40,7 @@ def open_adapter(
     stands for a part of them.
     Raises UserError when the folder is missing, is no model, or is of another family than `arch` says.
     """
-    folder = model_folder(model, note)
+    folder = model_folder(model)
     family = family_for(model)
     options = AdapterOptions(
         folder=folder,
@@ -65,7 +64,7 @@ def _wants_table(model: Any, device: torch.device) -> bool:
     return device.type == "cuda" if wanted == "auto" else wanted
 
 
-def model_folder(model: Any, note: Callable[[str], None]) -> Path:
+def model_folder(model: Any) -> Path:
     """The local folder of `model.name_or_path`: itself, or the hub's snapshot.
 
     Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
@@ -77,7 +76,7 @@ def model_folder(model: Any, note: Callable[[str], None]) -> Path:
         fault = path_fault(name)
     else:
         checked_family(model)
-        folder = download(name, model.revision, note)
+        folder = download(name, model.revision)
         fault = files_fault(name, folder)
     if fault:
         raise UserError(f"model.name_or_path: {fault}")

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
-from collections.abc import Callable, Container, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, ClassVar, Self
 
@@ -19,6 +20,8 @@ from toolkit.networks.formats import ModuleChange
 from toolkit.networks.max_norm import limit_norms
 from toolkit.networks.thinning import Thinning
 from toolkit.seeding import generator
+
+logger = logging.getLogger(__name__)
 
 FILE_PREFIX = "diffusion_model."
 """Put before the names of the weights and `.alpha`: for each kind a form that ComfyUI loads."""
@@ -88,7 +91,7 @@ class AdapterNetwork(Network):
     # ------------------------------------------------------------ a file to start from
 
     @torch.no_grad()
-    def start_from(self, changes: Mapping[str, ModuleChange], note: Callable[[str], None]) -> None:
+    def start_from(self, changes: Mapping[str, ModuleChange]) -> None:
         """Takes over the changes of another file, as far as this kind can hold them.
 
         Raises UserError when no adapted layer is in the file, the scale is 0, or a change cannot be held.
@@ -100,7 +103,7 @@ class AdapterNetwork(Network):
             raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
         worst = max(self.take_over(target, changes[target]) for target in common)
         left_out = len(changes.keys() - set(common))
-        note(
+        logger.info(
             f"started from {len(common)} layers of the given file"
             + (f"; {left_out} of its layers are not trained here" if left_out else "")
             + (f"; cut to rank {self.rank} with relative error up to {worst:.3g}" if worst > NOTABLE_ERROR else "")

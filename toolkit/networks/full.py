@@ -6,7 +6,7 @@ scale of a norm) are trained with it.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Self
 
 import torch
@@ -60,7 +60,7 @@ class FullNetwork(Network):
         for module in self._modules.values():
             round_frozen(module, self.dtype)
 
-    def start_from(self, changes: Mapping[str, Any], note: Callable[[str], None]) -> None:
+    def start_from(self, changes: Mapping[str, Any]) -> None:
         raise UserError("network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras.")
 
     def parameters(self) -> dict[str, nn.Parameter]:

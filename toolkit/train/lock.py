@@ -16,12 +16,13 @@ file.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import socket
 import struct
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from typing import IO
 
 from toolkit.errors import RunError
 from toolkit.files import naming_failures
+
+logger = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -94,7 +97,7 @@ def read_lock(folder: Path) -> LockState:
 
 
 @contextmanager
-def locked(folder: Path, note: Callable[[str], None] = print) -> Iterator[None]:
+def locked(folder: Path) -> Iterator[None]:
     """Owns `folder` inside the block. Raises RunError naming the owner when another run is in it."""
     with naming_failures(folder / FILE):
         folder.mkdir(parents=True, exist_ok=True)
@@ -104,7 +107,9 @@ def locked(folder: Path, note: Callable[[str], None] = print) -> Iterator[None]:
         if not _take(file) or _alive_elsewhere(previous):
             raise RunError(_refusal(folder, previous))
         if previous:
-            note(f"{folder}: a run of process {previous.pid} on {previous.host} ended without a word; taken over.")
+            logger.warning(
+                f"{folder}: a run of process {previous.pid} on {previous.host} ended without a word; taken over."
+            )
         stop = threading.Event()
         beating = threading.Thread(target=_beat, args=(file, stop), daemon=True, name="run lock")
         _show(file)  # before the name: a name that nobody stands by is that of a killed process

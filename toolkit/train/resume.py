@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 from toolkit.errors import RunError
@@ -11,10 +12,10 @@ from toolkit.run_files import SAMPLE_FILE, SAMPLES, SUPERSEDED, best_stem, final
 from toolkit.train.lock import FILE as LOCK_FILE
 from toolkit.train.state_folder import is_state_name, newest_state, state_folders, state_root, step_of, verify
 
-Note = Callable[[str], None]
+logger = logging.getLogger(__name__)
 
 
-def choose_state(folder: Path, resume: str | int, restart: bool, note: Note) -> Path | None:
+def choose_state(folder: Path, resume: str | int, restart: bool) -> Path | None:
     """The state folder to go on from, or None to begin anew.
 
     resume: `auto` (the newest good one), `never`, a step number, or the path of a state folder.
@@ -23,18 +24,18 @@ def choose_state(folder: Path, resume: str | int, restart: bool, note: Note) -> 
     """
     root = state_root(folder)
     if resume == "never":
-        move_aside(folder, note)
+        move_aside(folder)
         return None
     if resume != "auto":
         return _checked(root / f"step_{resume:09d}" if isinstance(resume, int) else Path(resume).expanduser(), root)
-    newest = newest_state(root, note)
+    newest = newest_state(root)
     if newest is None and state_folders(root):
         if not restart:
             raise RunError(
                 f"{root}: there are states, and none of them is good. To begin anew, run the job again with --restart: "
                 "it moves the old run aside and overwrites nothing."
             )
-        move_aside(folder, note)
+        move_aside(folder)
     return newest
 
 
@@ -47,17 +48,17 @@ def _checked(path: Path, root: Path) -> Path:
     return path
 
 
-def move_aside(folder: Path, note: Note) -> None:
+def move_aside(folder: Path) -> None:
     """Moves the files of a run to `<folder>.old-<n>` beside it; the folder itself stays, with its lock."""
     entries = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
     if not entries:
         return
     target = _numbered(folder.parent, f"{folder.name}.old-")
     _move(entries, target)
-    note(f"moved the old run to {target}")
+    logger.info(f"moved the old run to {target}")
 
 
-def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
+def supersede(folder: Path, name: str, step: int | None) -> None:
     """Moves states, step files and samples of steps after `step` to superseded/<n>, so that none appears twice.
 
     The final files and the best one count by the step they were written at. step: None for a run that begins anew.
@@ -76,7 +77,7 @@ def supersede(folder: Path, name: str, step: int | None, note: Note) -> None:
         target = _numbered(folder / SUPERSEDED, "")
         _move(later, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
-        note(f"moved {len(later)} files and states {what} to {target}")
+        logger.info(f"moved {len(later)} files and states {what} to {target}")
 
 
 def _numbered(parent: Path, prefix: str) -> Path:

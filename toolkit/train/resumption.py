@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,8 +22,7 @@ from toolkit.train.resume import supersede
 from toolkit.train.run import Run
 from toolkit.train.state_folder import read_document
 
-Note = Callable[[str], None]
-
+logger = logging.getLogger(__name__)
 
 Corrections = Callable[[int], list[Change]]
 """From the revision of the program that wrote a state to what this one computes otherwise."""
@@ -49,7 +49,6 @@ class Resumption:
         section: ProcessConfig,
         found: Fingerprint,
         allow_change: bool,
-        note: Note,
         corrections: Corrections = lambda revision: [],
     ) -> Resumption:
         """Compares the job with the one the state was made with.
@@ -66,7 +65,7 @@ class Resumption:
         given = section.model_dump(mode="json", exclude_unset=True)
         differing = changes(type(section), black_out_data(document["settings"], by_key=True), settings, given)
         differing += corrections(document.get("revision", 1))
-        _judge(state, differing, allow_change, note)
+        _judge(state, differing, allow_change)
         return cls(
             state,
             record,
@@ -75,7 +74,7 @@ class Resumption:
             new_dataset=document["dataset"] != record["dataset"],
         )
 
-    def apply(self, run: Run, note: Note) -> None:
+    def apply(self, run: Run) -> None:
         """Puts the state into the run, moves what is later out of its way, and keeps the dataset's fingerprint.
 
         Of several processes the first alone touches files.
@@ -83,21 +82,21 @@ class Resumption:
         if self.state is not None:
             load_state(self.state, run, fresh_optimizer=self.new_optimizer)
         if run.team.is_first:
-            supersede(run.folder, run.name, run.state.step if self.state else None, note)
+            supersede(run.folder, run.name, run.state.step if self.state else None)
         if self.state is not None:
-            note(f"going on from {self.state}")
+            logger.info(f"going on from {self.state}")
             if self.new_dataset:
-                self._begin_next_epoch(run, note)
+                self._begin_next_epoch(run)
         if run.team.is_first:
             self._keep_fingerprint(run.folder)
 
     def _keep_fingerprint(self, folder: Path) -> None:
         write_json(_fingerprint_file(folder, self.record["dataset"]), self.found)
 
-    def _begin_next_epoch(self, run: Run, note: Note) -> None:
+    def _begin_next_epoch(self, run: Run) -> None:
         """The order of a changed dataset is another one: its first epoch is trained whole."""
         old = _fingerprint_file(run.folder, read_document(self.state)["dataset"])
-        note(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
+        logger.info(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
         state = run.state
         if state.cursor and state.cursor["batch"]:
             state.epoch += 1
@@ -105,7 +104,7 @@ class Resumption:
             state.epochs_done = state.epochs_before = state.epoch
 
 
-def _judge(state: Path, differing: list[Change], allow_change: bool, note: Note) -> None:
+def _judge(state: Path, differing: list[Change], allow_change: bool) -> None:
     impossible = [change for change in differing if change.kind == "impossible"]
     if impossible:
         raise UserError(
@@ -120,7 +119,7 @@ def _judge(state: Path, differing: list[Change], allow_change: bool, note: Note)
             "Restore the settings, add --allow-change to go on with the new values, or give the job another name."
         )
     for change in differing:
-        note(f"changed since the last run: {change}")
+        logger.info(f"changed since the last run: {change}")
 
 
 def _listed(differing: list[Change]) -> str:

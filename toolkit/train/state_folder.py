@@ -14,11 +14,12 @@ manifest verifies, and the newest is the one with the highest step: no file time
 from __future__ import annotations
 
 import json
+import logging
 import os
 import re
 import shutil
 import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +30,8 @@ from toolkit.tensor_file import save_file
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
@@ -130,7 +133,7 @@ def remove_leftovers(root: Path) -> None:
             shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
-def make_room(root: Path, size: int, note: Callable[[str], None]) -> bool:
+def make_room(root: Path, size: int) -> bool:
     """Whether a save of `size` bytes may be begun; when space is short, older states go until one good one is left."""
     root.mkdir(parents=True, exist_ok=True)
     if _free(root) >= COMFORT * size:
@@ -139,10 +142,10 @@ def make_room(root: Path, size: int, note: Callable[[str], None]) -> bool:
     for path in state_folders(root):
         if path != newest and _free(root) < COMFORT * size:
             shutil.rmtree(path)
-            note(f"disk space is short: removed {path}")
+            logger.warning(f"disk space is short: removed {path}")
     if _free(root) >= LEAST * size:
         return True
-    note(
+    logger.warning(
         f"disk space is too short to save: {_free(root) / 1e6:.0f} MB free, {size / 1e6:.0f} MB needed. "
         "Training goes on and tries again at the next save. Free some space."
     )
@@ -169,13 +172,13 @@ def step_of(path: Path) -> int:
     return int(_STEP_FOLDER.fullmatch(path.name).group(1))
 
 
-def newest_state(root: Path, note: Callable[[str], None] = print) -> Path | None:
-    """The state with the highest step whose manifest verifies; `note` hears what was skipped and why."""
+def newest_state(root: Path) -> Path | None:
+    """The state with the highest step whose manifest verifies; what is skipped is logged with the reason."""
     for path in reversed(state_folders(root)):
         problem = verify(path)
         if problem is None:
             return path
-        note(f"{path} is skipped: {problem}")
+        logger.warning(f"{path} is skipped: {problem}")
     return None
 
 

@@ -50,7 +50,7 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
         )
         weights_dtype = DTYPES[section.weights_dtype()]
         adapter = open_tiny(tiny_model, DTYPES[section.train.dtype], match_target_res=True, weights_dtype=weights_dtype)
-        network = attach_network(section, adapter, 3, None, lambda line: None)
+        network = attach_network(section, adapter, 3, None)
         start = {name: p.detach().float().clone() for name, p in network.parameters().items()}
         roles = build_roles(section, network, steps, 3, Team())
         run = Run("full", tmp_path, steps, section.train.gradient_accumulation, seed=3, roles=roles)

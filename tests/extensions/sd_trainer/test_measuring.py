@@ -15,6 +15,7 @@ from jobs import ExtensionJob
 from toolkit.config import JobContext, load_job
 from toolkit.errors import Stopped
 from toolkit.extension import discover
+from toolkit.log import shown
 
 LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
 
@@ -30,7 +31,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[.
             (stop_in / "control").mkdir(parents=True, exist_ok=True)
             (stop_in / "control" / "stop").touch()
         job = ExtensionJob(load_job(path, table.find_config), table)
-        with suppress(Stopped):
+        with shown(), suppress(Stopped):
             job.run()
         return capsys.readouterr().out
 

@@ -32,7 +32,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     state = {"resets": 0, "peak": 22 * 10**9}
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: state.update(resets=state["resets"] + 1))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state["peak"])
-    monkeypatch.setattr(memory_check, "pick_device", lambda wanted, note: CARD)
+    monkeypatch.setattr(memory_check, "pick_device", lambda wanted, quiet: CARD)
     properties = SimpleNamespace(total_memory=24 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     return state
@@ -44,23 +44,23 @@ def first_step(found: MemoryPlan, name: str = "first step") -> int:
 
 
 @pytest.mark.parametrize("level", ["none", "full"])
-def test_on_a_card_tensors_are_held_against_the_plan_of_the_chosen_level(cuda, level: str) -> None:
-    job, notes, events = section(train={"gradient_checkpointing": "auto"}), [], []
+def test_on_a_card_tensors_are_held_against_the_plan_of_the_chosen_level(said: list[str], cuda, level: str) -> None:
+    job, events = section(train={"gradient_checkpointing": "auto"}), []
 
     def event(name: str, **details: object) -> None:
         events.append(details)
 
-    [hook] = memory_hook(job, (item(),), lambda: level, CARD, notes.append, event)
+    [hook] = memory_hook(job, (item(),), lambda: level, CARD, event)
     assert cuda["resets"] == 1
     after_first_step(hook)
     planned = plan_memory(*grouped(job), machine_of(job), level)
     assert events == [{"step": 1, "predicted_bytes": first_step(planned), "measured_bytes": cuda["peak"]}]
-    assert notes[0].startswith("memory at the first step: 22.00 GB, predicted ")
+    assert said[0].startswith("memory at the first step: 22.00 GB, predicted ")
 
 
 def test_a_resumed_run_is_held_against_a_step_with_the_optimizers_state(cuda) -> None:
     job, events = section(), []
-    [hook] = memory_hook(job, (item(),), lambda: "full", CARD, print, lambda name, **details: events.append(details))
+    [hook] = memory_hook(job, (item(),), lambda: "full", CARD, lambda name, **details: events.append(details))
     after_first_step(hook, step=7)
     planned = plan_memory(*grouped(job), machine_of(job), "full")
     assert events[0]["predicted_bytes"] == first_step(planned, "training")
@@ -69,7 +69,7 @@ def test_a_resumed_run_is_held_against_a_step_with_the_optimizers_state(cuda) ->
 def test_samples_before_the_first_step_belong_to_its_peak(cuda) -> None:
     sample = {"samples": [{"prompt": "a"}], "width": 4096, "height": 4096}
     job, events = section(sample=sample), []
-    [hook] = memory_hook(job, (item(256, 0),), lambda: "full", CARD, print, lambda name, **d: events.append(d))
+    [hook] = memory_hook(job, (item(256, 0),), lambda: "full", CARD, lambda name, **d: events.append(d))
     after_first_step(hook)
     planned = plan_memory(*grouped(job, item(256, 0)), machine_of(job), "full")
     assert events[0]["predicted_bytes"] == first_step(planned, "sampling") > first_step(planned)

@@ -107,9 +107,8 @@ class Dora:
         self.average = {name: p.detach().clone() for name, p in parameters.items()}
         role.weights_to_keep = lambda: self.average
         self.run.roles[ROLE] = role
-        self.said: list[str] = []
         save = SimpleNamespace(merged_lora_rank=5, dtype="float32")
-        self.writer = MergedLoraWriter(self, self.network, save, self.said.append, lambda *_, **__: None)
+        self.writer = MergedLoraWriter(self, self.network, save, lambda *_, **__: None)
 
     def prepare(self, run: Run, step: int | str | None) -> Callable[[], list[Path]]:
         path = run.folder / f"toy_{step}.safetensors"
@@ -138,10 +137,10 @@ def test_it_holds_the_average_as_it_was_when_the_save_began(dora: Dora) -> None:
     assert relative(read_network_file(file, ["layer"])["layer"].delta(), expected_OI) < 1e-5
 
 
-def test_a_stop_leaves_it_out_but_at_the_end_of_the_run(dora: Dora, tmp_path: Path) -> None:
+def test_a_stop_leaves_it_out_but_at_the_end_of_the_run(said: list[str], dora: Dora, tmp_path: Path) -> None:
     dora.run.stop_asked = lambda: True
     assert [path.name for path in dora.writer.prepare(dora.run, 3)()] == ["toy_3.safetensors"]
-    assert dora.said == ["toy_3_lora.safetensors is left out: the run is asked to stop"]
+    assert said == ["toy_3_lora.safetensors is left out: the run is asked to stop"]
     assert not (tmp_path / "toy_3_lora.safetensors").exists()
     assert len(dora.writer.prepare(dora.run, None)()) == 2
 

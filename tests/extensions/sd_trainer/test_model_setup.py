@@ -25,6 +25,7 @@ from toolkit.contracts import BatchSpec, PromptEmbeds, Size
 from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.log import shown
 from toolkit.memory import int8_matmul
 from toolkit.memory.int8_matmul import applies
 from toolkit.memory.int8_probe import int8_layers
@@ -56,13 +57,12 @@ def section(model_folder: Path, **keys) -> SimpleNamespace:
 
 
 @pytest.fixture
-def ask(tiny_model: Path):
+def ask(tiny_model: Path, said: list[str]):
     """The quantizer of a section with these keys, and what it said."""
 
     def ask(**keys):
-        notes = []
-        made = block_quantizer(section(tiny_model, **keys), notes.append)
-        return made(keys.get("qtype", "int8")), notes
+        made = block_quantizer(section(tiny_model, **keys))
+        return made(keys.get("qtype", "int8")), said
 
     return ask
 
@@ -139,14 +139,14 @@ def test_a_file_of_the_hub_is_brought(ask, tmp_path: Path, tiny_model: Path, mon
     file = tmp_path / "recovery.safetensors"
     save_file(recovery_tensors(tiny_model, "int4"), file)
     asked = []
-    monkeypatch.setattr(frozen, "download_file", lambda name, key, note: asked.append((name, key)) or file)
+    monkeypatch.setattr(frozen, "download_file", lambda name, key: asked.append((name, key)) or file)
     ask(qtype="int4", accuracy_recovery_adapter="owner/repo/recovery.safetensors")
     assert asked == [("owner/repo/recovery.safetensors", "model.accuracy_recovery_adapter")]
 
 
 def test_an_unquantized_model_has_no_quantizer(tiny_model: Path) -> None:
     plain = SimpleNamespace(model=ModelConfig(name_or_path=str(tiny_model)))
-    assert block_quantizer(plain, print) is None
+    assert block_quantizer(plain) is None
 
 
 def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(
@@ -244,7 +244,8 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
         )
         extensions = discover()
         job = ExtensionJob(load_job(write_job(section, name=name), extensions.find_config), extensions)
-        job.run()
+        with shown():
+            job.run()
         job.cleanup()
         folder = tmp_path / "output" / name
         lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
@@ -265,7 +266,7 @@ def asked_anew():
 
 
 @pytest.fixture
-def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path):
+def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, said: list[str]):
     """Makes the choice for a job with these keys of `model:`; gives the lines it said and the layers."""
     photos = make_pictures(tmp_path / "photos", "a")
     dataset = encode_photos(open_tiny(tiny_model, match_target_res=True), photo_item(Size(64, 64), REFERENCES[:1]))
@@ -281,9 +282,8 @@ def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path):
         adapter = open_tiny(tiny_model, match_target_res=True, transform_block=quantizer(section.model.qtype))
         network = LoraNetwork(adapter.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
         network.attach(adapter.network_module)
-        notes: list[str] = []
-        choose_int8_products(section, adapter, network, CPU, first, team or Team(), notes.append)
-        return notes, int8_layers(adapter.network_module)
+        choose_int8_products(section, adapter, network, CPU, first, team or Team())
+        return said, int8_layers(adapter.network_module)
 
     return run
 
@@ -292,7 +292,7 @@ ALL = "of 28 int8 layers 24 round their inputs to int8 too, 18 their gradients, 
 
 
 @pytest.mark.parametrize(
-    ("keys", "exact", "said"),
+    ("keys", "exact", "expected"),
     [
         ({"int8_matmul": "auto"}, True, []),  # no layer of the tiny model is wide enough
         ({"int8_matmul": False}, True, []),
@@ -301,12 +301,12 @@ ALL = "of 28 int8 layers 24 round their inputs to int8 too, 18 their gradients, 
         ({"int8_matmul": True, "qtype": "int4"}, True, []),
     ],
 )
-def test_one_line_says_what_is_rounded(choose, monkeypatch, keys: dict, exact: bool, said: list[str]) -> None:
+def test_one_line_says_what_is_rounded(choose, monkeypatch, keys: dict, exact: bool, expected: list[str]) -> None:
     monkeypatch.setattr(int8_matmul, "is_exact", lambda device: exact)
     monkeypatch.setattr(int8_products, "is_exact", lambda device: exact)
     notes, layers = choose(**keys)
-    assert notes == said
-    assert any(layer.in_int8.forward for layer in layers) == bool(said and exact)
+    assert notes == expected
+    assert any(layer.in_int8.forward for layer in layers) == bool(expected and exact)
 
 
 def test_layers_that_would_lose_too_much_are_said_and_left(choose, monkeypatch) -> None:

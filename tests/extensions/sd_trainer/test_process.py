@@ -20,6 +20,7 @@ from safetensors import safe_open
 from jobs import ExtensionJob
 from toolkit.config import load_job
 from toolkit.extension import discover
+from toolkit.log import shown
 
 Run = Callable[..., subprocess.CompletedProcess]
 PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"
@@ -379,7 +380,8 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     def run(**changes: object) -> tuple[dict[str, bytes], str]:
         extensions = discover()
         job = ExtensionJob(load_job(write_job({**section, **changes}), extensions.find_config), extensions)
-        job.run()
+        with shown():
+            job.run()
         job.cleanup()
         names = ("job.safetensors", "metrics.jsonl", "state/step_000000006/optimizer.safetensors")
         files = {name: (tmp_path / "output" / "job" / name).read_bytes() for name in names}

@@ -16,6 +16,7 @@ from jobs.dry_run import plan_job
 from toolkit.config import load_job
 from toolkit.errors import RunError, Stopped, UserError
 from toolkit.extension import discover
+from toolkit.log import shown
 from toolkit.train.lock import locked
 
 INIT = """
@@ -199,7 +200,8 @@ def start(
         if plan_only:
             print(plan_job(config).render())
         else:
-            ExtensionJob(config, table).run()
+            with shown():
+                ExtensionJob(config, table).run()
         return tmp_path / "output" / name
 
     return start

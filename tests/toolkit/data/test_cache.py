@@ -14,11 +14,10 @@ KEY = key_of(name="entry")
 TENSORS = {"a": torch.arange(300.0).reshape(3, 100), "b": torch.tensor([1.5, -2.0], dtype=torch.bfloat16)}
 
 
-def make_cache(folder: Path) -> tuple[TensorCache, Path, list[str]]:
-    notes: list[str] = []
-    cache = TensorCache(folder, notes.append)
+def make_cache(folder: Path) -> tuple[TensorCache, Path]:
+    cache = TensorCache(folder)
     cache.put(KEY, TENSORS)
-    return cache, folder / KEY[:2] / f"{KEY}.safetensors", notes
+    return cache, folder / KEY[:2] / f"{KEY}.safetensors"
 
 
 def assert_same(read: dict[str, torch.Tensor] | None) -> None:
@@ -37,7 +36,7 @@ def test_what_is_put_is_got_back(tmp_path: Path, in_memory: bool) -> None:
 
 
 def test_entries_are_safetensors_files_that_other_programs_read(tmp_path: Path) -> None:
-    _, path, _ = make_cache(tmp_path)
+    _, path = make_cache(tmp_path)
     with safe_open(path, "pt") as file:
         assert_same({name: file.get_tensor(name) for name in file.keys()})  # noqa: SIM118 (not a dict)
         assert len(file.metadata()["sha256"]) == 64
@@ -52,18 +51,18 @@ def test_memory_holds_a_copy_and_not_the_larger_tensor_behind_a_view() -> None:
 
 
 @pytest.mark.parametrize("share", [0.0, 0.001, 0.05, 0.5, 0.99])
-def test_truncated_entry_counts_as_missing_and_is_said(tmp_path: Path, share: float) -> None:
-    cache, path, notes = make_cache(tmp_path)
+def test_truncated_entry_counts_as_missing_and_is_said(said: list[str], tmp_path: Path, share: float) -> None:
+    cache, path = make_cache(tmp_path)
     whole = path.read_bytes()
     path.write_bytes(whole[: int(len(whole) * share)])
     assert cache.get(KEY) is None
-    assert len(notes) == 1 and str(path) in notes[0]
+    assert len(said) == 1 and str(path) in said[0]
     cache.put(KEY, TENSORS)
     assert_same(cache.get(KEY))
 
 
 def test_any_changed_byte_of_header_or_tensors_is_noticed(tmp_path: Path) -> None:
-    cache, path, _ = make_cache(tmp_path)
+    cache, path = make_cache(tmp_path)
     whole = path.read_bytes()
     header_end = 8 + int.from_bytes(whole[:8], "little")
     for place in (*range(header_end), header_end + 17, len(whole) - 1):
@@ -75,8 +74,8 @@ def test_any_changed_byte_of_header_or_tensors_is_noticed(tmp_path: Path) -> Non
     assert cache.get(KEY) is None
 
 
-def test_an_entry_is_hashed_once_until_its_file_is_another(tmp_path: Path, monkeypatch) -> None:
-    cache, path, notes = make_cache(tmp_path)
+def test_an_entry_is_hashed_once_until_its_file_is_another(said: list[str], tmp_path: Path, monkeypatch) -> None:
+    cache, path = make_cache(tmp_path)
     hashed, content_hash = [], _content_hash
     monkeypatch.setattr("toolkit.data.cache._content_hash", lambda *args: hashed.append(1) or content_hash(*args))
     for _ in range(3):
@@ -89,7 +88,7 @@ def test_an_entry_is_hashed_once_until_its_file_is_another(tmp_path: Path, monke
     damaged = bytearray(path.read_bytes())
     damaged[-1] ^= 1
     path.write_bytes(damaged)  # as long as before; only its time of change is another
-    assert cache.get(KEY) is None and len(notes) == 1
+    assert cache.get(KEY) is None and len(said) == 1
     cache.put(KEY, TENSORS)
     assert_same(cache.get(KEY))
     path.write_bytes(path.read_bytes()[:-1])
@@ -97,12 +96,12 @@ def test_an_entry_is_hashed_once_until_its_file_is_another(tmp_path: Path, monke
     assert cache.get(KEY) is None
 
 
-def test_an_entry_under_another_key_is_not_taken(tmp_path: Path) -> None:
-    cache, path, notes = make_cache(tmp_path)
+def test_an_entry_under_another_key_is_not_taken(said: list[str], tmp_path: Path) -> None:
+    cache, path = make_cache(tmp_path)
     other = key_of(name="other")
     (tmp_path / other[:2]).mkdir(exist_ok=True)
     path.rename(tmp_path / other[:2] / f"{other}.safetensors")
-    assert cache.get(other) is None and notes
+    assert cache.get(other) is None and said
 
 
 def test_a_killed_writer_leaves_no_entry(tmp_path: Path) -> None:
@@ -120,7 +119,7 @@ def test_a_killed_writer_leaves_no_entry(tmp_path: Path) -> None:
 
 
 def test_failed_write_keeps_the_old_entry_and_no_rubbish(tmp_path: Path, monkeypatch) -> None:
-    cache, _, _ = make_cache(tmp_path)
+    cache, _ = make_cache(tmp_path)
 
     def full(_: int) -> None:
         raise OSError(28, "No space left on device")
@@ -133,7 +132,7 @@ def test_failed_write_keeps_the_old_entry_and_no_rubbish(tmp_path: Path, monkeyp
 
 
 def test_target_held_open_on_windows_is_no_failure(tmp_path: Path, monkeypatch) -> None:
-    cache, _, _ = make_cache(tmp_path)
+    cache, _ = make_cache(tmp_path)
 
     def held(*_: object) -> None:
         raise PermissionError("in use")

@@ -12,7 +12,7 @@ def test_flags_decide_what_outlives_the_run(tmp_path: Path, image, dataset) -> N
     kept = SimpleNamespace(cache_latents=True, cache_latents_to_disk=True, cache_text_embeddings=None)
     passing = SimpleNamespace(cache_latents=True, cache_latents_to_disk=False, cache_text_embeddings=False)
     section = SimpleNamespace(datasets=(kept, passing), asked_text_cache=lambda d: d.cache_text_embeddings)
-    stores = CacheStores(tmp_path / "out", print)
+    stores = CacheStores(tmp_path / "out")
     # two entries over one folder, whose flags differ
     scan = scan_datasets([dataset(tmp_path / "data")] * 2, None)
     of_sample = stores.of_samples(section)

@@ -36,13 +36,13 @@ class ToyAdapter:
 
 
 @pytest.fixture
-def made(monkeypatch: pytest.MonkeyPatch):
+def made(monkeypatch: pytest.MonkeyPatch, said: list[str]):
     """(adapter, engine, lines for the user); `free` is the memory that is found."""
 
     def made(level: str = "auto", free: int = 0, **options):
         monkeypatch.setattr(engine_module, "free_memory", lambda device: free)
-        adapter, said = ToyAdapter(Stack()), []
-        return adapter, BlockEngine(adapter, CPU, torch.float32, level, note=said.append, **options), said
+        adapter = ToyAdapter(Stack())
+        return adapter, BlockEngine(adapter, CPU, torch.float32, level, **options), said
 
     return made
 

@@ -24,11 +24,13 @@ FILES = {
 }
 
 CALL = """
-import sys
+import logging, sys
 from toolkit.errors import UserError
 from toolkit.models.hub import download
+logging.basicConfig(stream=sys.stdout, format="note %(message)s")
+logging.getLogger("toolkit").setLevel("INFO")
 try:
-    print("path", download(sys.argv[1], sys.argv[2] or None, lambda text: print("note", text)))
+    print("path", download(sys.argv[1], sys.argv[2] or None))
 except UserError as error:
     print("error", error)
 """
@@ -139,22 +141,23 @@ def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub)
     }
 
 
-def test_too_little_space_is_said_before_the_download(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_too_little_space_is_said_before_the_download(
+    said: list[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     files = [SimpleNamespace(rfilename=name, size=10 * 10**9) for name in ("transformer/a.safetensors", "preview.png")]
     info = SimpleNamespace(siblings=files)
     monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9))
-    notes: list[str] = []
     with pytest.raises(UserError, match=r"needs 10\.0 GB, .* has 10\.1 GB free.*HF_HOME"):
-        hub._announce(NAME, None, notes.append)
-    assert "10.0 GB" in notes[0]
+        hub._announce(NAME, None)
+    assert "10.0 GB" in said[0]
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9))
-    hub._announce(NAME, None, notes.append)
+    hub._announce(NAME, None)
 
 
 CALL_FOR_INDEX = """
-import sys
+import logging, sys
 from toolkit.errors import UserError
 from toolkit.models.hub import fetch_index
 try:
@@ -192,11 +195,13 @@ def test_an_index_that_cannot_be_had_says_why(ask, monkeypatch: pytest.MonkeyPat
 
 
 CALL_FOR_FILE = """
-import sys
+import logging, sys
 from toolkit.errors import UserError
 from toolkit.models.hub import download_file
+logging.basicConfig(stream=sys.stdout, format="note %(message)s")
+logging.getLogger("toolkit").setLevel("INFO")
 try:
-    print("path", download_file(sys.argv[1], "model.key", lambda text: print("note", text)))
+    print("path", download_file(sys.argv[1], "model.key"))
 except UserError as error:
     print("error", error)
 """

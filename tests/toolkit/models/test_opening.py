@@ -45,33 +45,33 @@ def no_network(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_network")
 def test_a_local_folder_never_asks_the_hub(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert model_folder(model(tiny_model), print) == tiny_model
+    assert model_folder(model(tiny_model)) == tiny_model
     # A relative folder of the form owner/name that is there wins over a hub id in the cache.
     monkeypatch.chdir(tiny_model.parent.parent)
     relative = f"{tiny_model.parent.name}/{tiny_model.name}"
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     write_cached(tmp_path, relative, "FluxPipeline")
     assert not looks_like_a_path(relative)
-    assert model_folder(model(relative), print) == Path(relative)
+    assert model_folder(model(relative)) == Path(relative)
 
 
 @pytest.mark.usefixtures("no_network")
 def test_a_folder_without_an_index_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"holds no model_index\.json"):
-        model_folder(model(tmp_path), print)
+        model_folder(model(tmp_path))
 
 
 @pytest.mark.usefixtures("no_network")
 @pytest.mark.parametrize("name", ["./models/x", "/models/x", "~/x", "models/qwen/x", "x", "models\\x", "models/x"])
 def test_a_path_that_is_not_there_is_a_mistake(name: str) -> None:
     with pytest.raises(UserError, match=r"model\.name_or_path: .*(does not exist|neither a folder)"):
-        model_folder(model(name), print)
+        model_folder(model(name))
 
 
 @pytest.mark.usefixtures("no_network")
 def test_a_folder_without_a_part_is_a_mistake(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.name_or_path: .*: vae/ is missing in "):
-        model_folder(model(write_model(tmp_path / "model", without="vae")), print)
+        model_folder(model(write_model(tmp_path / "model", without="vae")))
 
 
 @pytest.fixture
@@ -79,20 +79,20 @@ def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> dict[str, Path]:
     """What the hub gives by the names of models, at revision abc; the files of none are here."""
     models: dict[str, Path] = {}
     monkeypatch.setattr(opening, "fetch_index", lambda name, revision: models[name, revision] / "model_index.json")
-    monkeypatch.setattr(opening, "download", lambda name, revision, note: models[name, revision])
+    monkeypatch.setattr(opening, "download", lambda name, revision: models[name, revision])
     monkeypatch.setattr(families, "local_index", lambda name, revision: models[name, revision] / "model_index.json")
     return models
 
 
 def test_a_hub_id_is_brought_at_its_revision(hub, tmp_path: Path) -> None:
     hub["Qwen/Qwen-Image-Edit-2509", "abc"] = folder = write_model(tmp_path / "snapshot")
-    assert model_folder(model("Qwen/Qwen-Image-Edit-2509", revision="abc"), print) == folder
+    assert model_folder(model("Qwen/Qwen-Image-Edit-2509", revision="abc")) == folder
 
 
 def test_a_hub_model_of_another_family_is_not_brought(hub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     hub["someone/flux", "abc"] = write_model(tmp_path / "snapshot", "FluxPipeline")
     monkeypatch.delattr(opening, "download")
-    for look in (checked_family, lambda section: model_folder(section, print)):
+    for look in (checked_family, lambda section: model_folder(section)):
         with pytest.raises(UserError, match="'someone/flux' is another model"):
             look(model("someone/flux", revision="abc"))
 
@@ -100,7 +100,7 @@ def test_a_hub_model_of_another_family_is_not_brought(hub, tmp_path: Path, monke
 def test_a_hub_model_without_a_part_is_a_mistake(hub, tmp_path: Path) -> None:
     hub["someone/model", "abc"] = write_model(tmp_path / "snapshot", without="processor")
     with pytest.raises(UserError, match=r"'someone/model': processor/ is missing"):
-        model_folder(model("someone/model", revision="abc"), print)
+        model_folder(model("someone/model", revision="abc"))
 
 
 def quantized_linears(module: torch.nn.Module) -> int:

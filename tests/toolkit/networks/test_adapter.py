@@ -236,16 +236,15 @@ def test_the_file_has_the_names_that_comfyui_reads(settings) -> None:
 
 
 @torch.no_grad()
-def test_a_file_can_be_gone_on_from_in_its_own_kind(tmp_path: Path, settings) -> None:
+def test_a_file_can_be_gone_on_from_in_its_own_kind(said: list[str], tmp_path: Path, settings) -> None:
     """Also with another alpha."""
     layer, first = single(settings)
     train_somewhat(first)
     changes = saved(first, tmp_path)
     after, second = single(settings.model_copy(update={"linear_alpha": 4.0}))
     train_somewhat(second)
-    lines = []
-    second.start_from(changes, lines.append)
-    assert lines == ["started from 1 layers of the given file"]
+    second.start_from(changes)
+    assert said == ["started from 1 layers of the given file"]
     x = torch.eye(24)[None]
     assert relative(after()(x), layer()(x)) < 1e-6
 
@@ -260,7 +259,7 @@ def saved(network: AdapterNetwork, folder: Path) -> dict[str, ModuleChange]:
 def test_an_adapter_without_effect_cannot_take_over_a_file(settings, tmp_path: Path) -> None:
     _, network = single(settings.model_copy(update={"linear_alpha": 0.0}))
     with pytest.raises(UserError, match="linear_alpha: 0 cannot take over"):
-        network.start_from(saved(single(settings)[1], tmp_path), print)
+        network.start_from(saved(single(settings)[1], tmp_path))
 
 
 @torch.no_grad()
@@ -290,7 +289,7 @@ def test_alpha_zero_is_no_effect_in_training_and_in_the_file(settings, tmp_path:
 def test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason(tmp_path: Path, kind, of, words: str) -> None:
     given = configured("loha", linear=5) if of == "loha_large" else configured(of)
     with pytest.raises(UserError, match=words):
-        single(configured(kind))[1].start_from(saved(single(given)[1], tmp_path), print)
+        single(configured(kind))[1].start_from(saved(single(given)[1], tmp_path))
 
 
 @torch.no_grad()
@@ -300,7 +299,7 @@ def test_a_file_of_less_or_of_another_kind_is_held_whole(tmp_path: Path, kind: s
     layer, first = single(configured(of))
     train_somewhat(first)
     after, second = single(configured(kind, linear=rank))
-    second.start_from(saved(first, tmp_path), print)
+    second.start_from(saved(first, tmp_path))
     x = torch.eye(24)[None]
     assert relative(after()(x), layer()(x)) < 1e-5
     train_somewhat(second)
@@ -315,7 +314,7 @@ def test_a_dora_that_scales_output_rows_is_read_but_not_taken_over() -> None:
     rows = ModuleChange({**parts, "dora_scale": torch.ones(40, 1)}, 0.5)
     torch.testing.assert_close(rows.applied_to(layer().base_layer.weight).norm(dim=1), torch.ones(40))
     with pytest.raises(UserError, match="scales output rows"):
-        network.start_from({"layer": rows}, print)
+        network.start_from({"layer": rows})
 
 
 # ---------------------------------------------------------------- diffusers

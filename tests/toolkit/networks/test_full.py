@@ -175,4 +175,4 @@ def test_a_module_computes_in_another_type_and_stays_what_it_is() -> None:
 
 def test_a_lora_file_is_no_start(attached) -> None:
     with pytest.raises(UserError, match=r"network\.pretrained_lora_path"):
-        attached()[1].start_from({}, print)
+        attached()[1].start_from({})

@@ -57,24 +57,23 @@ def test_a_second_process_is_refused_and_told_whose_folder_it_is(tmp_path: Path,
     assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == other.pid, "the refused one left its name"
 
 
-def test_the_lock_of_a_killed_process_is_taken_over_with_a_note(tmp_path: Path, hold) -> None:
-    other, said = hold(), []
+def test_the_lock_of_a_killed_process_is_taken_over_with_a_note(said: list[str], tmp_path: Path, hold) -> None:
+    other = hold()
     other.send_signal(signal.SIGKILL)
     other.wait()
-    with locked(tmp_path, said.append):
+    with locked(tmp_path):
         assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
     assert len(said) == 1
     assert f"process {other.pid} on {socket.gethostname()}" in said[0] and "taken over" in said[0]
 
 
-def test_after_a_good_end_nothing_is_left_to_say(tmp_path: Path) -> None:
-    said: list[str] = []
+def test_after_a_good_end_nothing_is_left_to_say(said: list[str], tmp_path: Path) -> None:
     for _ in range(2):
-        with locked(tmp_path, said.append):
+        with locked(tmp_path):
             pass
-    with pytest.raises(KeyError), locked(tmp_path, said.append):
+    with pytest.raises(KeyError), locked(tmp_path):
         raise KeyError
-    with locked(tmp_path, said.append):
+    with locked(tmp_path):
         pass
     assert said == []
     assert (tmp_path / lock.FILE).read_text() == ""
@@ -97,10 +96,9 @@ def test_a_fresh_owner_on_another_host_is_refused(tmp_path: Path) -> None:
     ids=["silent", "other boot", "other container"],
 )
 @pytest.mark.skipif(not lock._boot_id(), reason="the system does not tell when it was started")
-def test_an_owner_that_is_gone_is_taken_over_with_a_note(tmp_path: Path, gone: dict) -> None:
+def test_an_owner_that_is_gone_is_taken_over_with_a_note(said: list[str], tmp_path: Path, gone: dict) -> None:
     leave_owner(tmp_path, **gone)
-    said: list[str] = []
-    with locked(tmp_path, said.append):
+    with locked(tmp_path):
         pass
     assert len(said) == 1 and "process 4711 on" in said[0]
 
@@ -111,7 +109,7 @@ def test_without_locks_of_the_system_the_heartbeat_decides(tmp_path: Path, monke
     with pytest.raises(RunError, match="process 4711"), locked(tmp_path):
         pytest.fail("two owners")
     leave_owner(tmp_path, beat=time.time() - lock.SILENT_S - 5)
-    with locked(tmp_path, lambda _: None):
+    with locked(tmp_path):
         pass
 
 
@@ -126,10 +124,9 @@ def test_the_owner_gives_signs_of_life(tmp_path: Path, monkeypatch) -> None:
 
 
 @pytest.mark.parametrize("rest", ["", '{"pid": 4', "[]", '{"pid": 1}', "\0\0\0"])
-def test_a_half_written_owner_is_nobody(tmp_path: Path, rest: str) -> None:
+def test_a_half_written_owner_is_nobody(said: list[str], tmp_path: Path, rest: str) -> None:
     (tmp_path / lock.FILE).write_text(rest)
-    said: list[str] = []
-    with locked(tmp_path, said.append):
+    with locked(tmp_path):
         pass
     assert said == []
 

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
 from toolkit.config.datasets_job import ModelSection, TrainerConfig
 from toolkit.contracts import Sample, Size
@@ -61,24 +61,24 @@ def state(tmp_path: Path, scan) -> Path:
     run = make_run(tmp_path / "run")
     take_steps(run, 3)
     run.state.epoch, run.state.cursor, run.state.epochs_done = 1, epoch_cursor(1, 2), 1
-    first = resumption_of(None, section(), scan(a="a", b="b"), False, print)
+    first = resumption_of(None, section(), scan(a="a", b="b"), False)
     run.record = first.record
-    first.apply(run, print)
+    first.apply(run)
     return save_state(run)
 
 
 def judge(state: Path, job: Job, found: Scan, allow_change: bool = False) -> tuple[Resumption, list[str]]:
-    said: list[str] = []
-    return resumption_of(state, job, found, allow_change, said.append), said
+    with heard() as said:
+        return resumption_of(state, job, found, allow_change), said
 
 
-def resumption_of(state: Path | None, job: Job, found: Scan, allow_change: bool, note: Callable) -> Resumption:
+def resumption_of(state: Path | None, job: Job, found: Scan, allow_change: bool) -> Resumption:
     """As a trainer asks for it whose corrections are those of the program."""
     has_references = any(sample.controls for sample in found.samples)
     train = job.train.model_dump(mode="json")
     digests = fingerprint(found.samples)
     return Resumption.of(
-        state, job, digests, allow_change, note, lambda revision: corrections(revision, train, has_references)
+        state, job, digests, allow_change, lambda revision: corrections(revision, train, has_references)
     )
 
 
@@ -91,7 +91,8 @@ def test_the_same_job_goes_on_without_a_word(state: Path, same: Scan, tmp_path: 
     resumption, said = judge(state, section(), same)
     assert said == []
     run = make_run(tmp_path / "run", fill=5)
-    resumption.apply(run, said.append)
+    with heard() as said:
+        resumption.apply(run)
     assert (run.state.step, run.state.epoch, run.state.cursor) == (3, 1, epoch_cursor(1, 2))
     assert said == [f"going on from {state}"]
 
@@ -177,17 +178,18 @@ def test_another_optimizer_begins_with_a_fresh_state_and_the_same_weights(
     assert resumption.new_optimizer
     run, old = make_run(tmp_path / "run", optimizer="adam", fill=5), make_run(tmp_path / "run")
     take_steps(old, 3)
-    resumption.apply(run, print)
+    resumption.apply(run)
     for name, weight in run.roles["network"].parameters.items():
         assert torch.equal(weight, old.roles["network"].parameters[name])
     assert not run.roles["network"].optimizer.state
 
 
 def test_a_changed_dataset_is_told_and_begins_with_the_next_epoch(state: Path, scan, tmp_path: Path) -> None:
-    resumption, said = judge(state, section(), scan(b="other", c="c"))
+    resumption, _ = judge(state, section(), scan(b="other", c="c"))
     assert resumption.new_dataset
     run = make_run(tmp_path / "run")
-    resumption.apply(run, said.append)
+    with heard() as said:
+        resumption.apply(run)
     assert (run.state.step, run.state.epoch, run.state.cursor) == (3, 2, epoch_cursor(2, 0))
     assert run.state.epochs_done == run.state.epochs_before == 2
     told = said[-1]
@@ -201,7 +203,7 @@ def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, 
     document = json.loads((state / "state.json").read_text())
     document["state"]["cursor"] = epoch_cursor(1, 0)
     (state / "state.json").write_text(json.dumps(document))
-    resumption.apply(run, print)
+    resumption.apply(run)
     assert (run.state.epoch, run.state.cursor, run.state.epochs_done) == (1, epoch_cursor(1, 0), 1)
 
 
@@ -209,14 +211,15 @@ def test_between_two_epochs_nothing_of_the_new_dataset_is_left_out(state: Path, 
 def test_a_lost_or_damaged_list_of_files_is_no_reason_to_fail(state: Path, scan, tmp_path: Path, text) -> None:
     [listing] = (tmp_path / "run").glob("dataset-*.json")
     listing.write_text(text) if text is not None else listing.unlink()
-    resumption, said = judge(state, section(), scan(a="new"))
-    resumption.apply(make_run(tmp_path / "run"), said.append)
+    resumption, _ = judge(state, section(), scan(a="new"))
+    with heard() as said:
+        resumption.apply(make_run(tmp_path / "run"))
     assert "missing or damaged" in said[-1] and listing.name in said[-1]
 
 
 def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(state: Path, scan, tmp_path: Path) -> None:
     resumption, _ = judge(state, section(), scan(a="a"))
-    resumption.apply(make_run(tmp_path / "run"), print)
+    resumption.apply(make_run(tmp_path / "run"))
     kept = [json.loads(path.read_text()) for path in sorted((tmp_path / "run").glob("dataset-*.json"))]
     assert sorted(map(len, kept)) == [1, 2]
 
@@ -224,15 +227,14 @@ def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(state: Path, 
 def test_a_state_of_another_network_is_refused_with_its_name(state: Path, same: Scan, tmp_path: Path) -> None:
     resumption, _ = judge(state, section(), same)
     with pytest.raises(RunError, match="another network"):
-        resumption.apply(make_run(tmp_path / "run", rank=32), print)
+        resumption.apply(make_run(tmp_path / "run", rank=32))
 
 
-def test_a_new_run_moves_what_an_earlier_one_left(tmp_path: Path, same: Scan) -> None:
+def test_a_new_run_moves_what_an_earlier_one_left(said: list[str], tmp_path: Path, same: Scan) -> None:
     run = make_run(tmp_path / "run")
     run.folder.mkdir()
     (run.folder / "toy_000000004.safetensors").write_text("old")
-    said: list[str] = []
-    resumption_of(None, section(), same, False, said.append).apply(run, said.append)
+    resumption_of(None, section(), same, False).apply(run)
     assert (run.folder / "superseded" / "1" / "toy_000000004.safetensors").read_text() == "old"
     assert run.state.step == 0
 
@@ -244,7 +246,7 @@ def test_another_base_lora_under_the_same_name_is_noticed(tmp_path: Path, scan) 
     job = changed("model", base_loras=[{"path": str(file), "multiplier": 1.0}])
     found = scan(a="a", b="b")
     run = make_run(tmp_path / "run")
-    run.record = resumption_of(None, job, found, False, print).record
+    run.record = resumption_of(None, job, found, False).record
     take_steps(run, 3)
     state = save_state(run)
     assert judge(state, job, found)[1] == []
@@ -262,7 +264,7 @@ def test_a_recovery_adapter_goes_by_what_is_in_it(tmp_path: Path, scan) -> None:
     job = changed("model", accuracy_recovery_adapter=str(file))
     found = scan(a="a", b="b")
     run = make_run(tmp_path / "run")
-    run.record = resumption_of(None, job, found, False, print).record
+    run.record = resumption_of(None, job, found, False).record
     take_steps(run, 3)
     state = save_state(run)
     elsewhere = file.rename(tmp_path / "other.safetensors")

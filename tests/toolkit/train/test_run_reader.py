@@ -223,7 +223,7 @@ def test_where_the_system_tells_of_no_locks_the_heartbeat_decides_here_too(tmp_p
     assert read_run(tmp_path).status is RunStatus.RUNNING
     owned(tmp_path, host=socket.gethostname(), beat=time.time() - lock.SILENT_S - 60)
     assert read_run(tmp_path).status is RunStatus.KILLED
-    with lock.locked(tmp_path, lambda _: None):
+    with lock.locked(tmp_path):
         assert read_run(tmp_path).status is RunStatus.RUNNING
 
 

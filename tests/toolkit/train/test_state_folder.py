@@ -34,11 +34,10 @@ def flip(file: Path) -> None:
 
 @pytest.mark.parametrize("damage", [truncate, flip, Path.unlink])
 @pytest.mark.parametrize("name", FILES)
-def test_a_damaged_state_is_passed_over_with_the_reason(tmp_path: Path, name: str, damage) -> None:
+def test_a_damaged_state_is_passed_over_with_the_reason(said: list[str], tmp_path: Path, name: str, damage) -> None:
     older, newer = saved(tmp_path, 2, 4)
     damage(newer / name)
-    said: list[str] = []
-    assert newest_state(state_root(tmp_path), said.append) == older
+    assert newest_state(state_root(tmp_path)) == older
     assert len(said) == 1
     assert str(newer) in said[0] and name in said[0]
 
@@ -47,7 +46,7 @@ def test_a_manifest_that_is_json_but_no_manifest_is_passed_over(tmp_path: Path) 
     older, newer = saved(tmp_path, 2, 4)
     for text in ("[]", "{}", '{"format": 1}', '{"format": 99, "files": {}}', '{"format": 1, "files": ["a"]}'):
         (newer / "MANIFEST.json").write_text(text)
-        assert newest_state(state_root(tmp_path), lambda _: None) == older
+        assert newest_state(state_root(tmp_path)) == older
 
 
 def test_the_highest_step_wins_whatever_the_file_times_and_the_spelling(tmp_path: Path) -> None:
@@ -67,11 +66,10 @@ def test_without_a_state_there_is_none(tmp_path: Path) -> None:
     assert newest_state(state_root(tmp_path)) is None
 
 
-def test_a_broken_off_save_is_no_state(tmp_path: Path) -> None:
+def test_a_broken_off_save_is_no_state(said: list[str], tmp_path: Path) -> None:
     [path] = saved(tmp_path, 2)
     path.rename(path.with_name(".tmp-4-99-abcdef01"))
-    said: list[str] = []
-    assert newest_state(state_root(tmp_path), said.append) is None
+    assert newest_state(state_root(tmp_path)) is None
     assert said == []
 
 
@@ -268,7 +266,7 @@ class Disk:
     ],
 )
 def test_older_states_make_room_until_one_good_one_is_left(
-    tmp_path: Path, monkeypatch, free: int, begins: bool, left: list[int]
+    said: list[str], tmp_path: Path, monkeypatch, free: int, begins: bool, left: list[int]
 ) -> None:
     run = make_run(tmp_path)
     for step in (2, 4, 10):
@@ -276,8 +274,7 @@ def test_older_states_make_room_until_one_good_one_is_left(
         save_state(run, keep=0)
     root = state_root(tmp_path)
     Disk(root, free, monkeypatch)
-    said: list[str] = []
-    assert make_room(root, 100, said.append) is begins
+    assert make_room(root, 100) is begins
     assert [state_folder.step_of(path) for path in state_folders(root)] == left
     assert len(said) == 3 - len(left) + (not begins)
 
@@ -286,5 +283,5 @@ def test_the_state_that_stays_is_a_good_one(tmp_path: Path, monkeypatch) -> None
     older, newer = saved(tmp_path, 2, 4)
     flip(newer / "weights.safetensors")
     Disk(state_root(tmp_path), 0, monkeypatch)
-    make_room(state_root(tmp_path), 100, lambda _: None)
+    make_room(state_root(tmp_path), 100)
     assert state_folders(state_root(tmp_path)) == [older]

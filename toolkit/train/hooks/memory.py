@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 
 from toolkit.train.run import Hook, Run
+
+logger = logging.getLogger(__name__)
 
 NOTABLE = 0.10
 """Share of the measured peak by which the prediction may be off before that is said."""
@@ -19,15 +22,15 @@ class MemoryHook(Hook):
         self,
         predict: Callable[[bool], int],
         measure: Callable[[], int],
-        note: Callable[[str], None] | None,
+        logged: bool,
         event: Callable[..., None],
     ) -> None:
         """predict: bytes at the peak so far, told whether the optimizer had a state from the beginning. measure: the
-        same, as they were. note: hears of it; None: the event is enough.
+        same, as they were. logged: whether a line is logged beside the event.
         """
         self.predict = predict
         self.measure = measure
-        self.note = note
+        self.logged = logged
         self.event = event
         self._resumed: bool | None = False
 
@@ -40,8 +43,8 @@ class MemoryHook(Hook):
         predicted, measured = self.predict(self._resumed), self.measure()
         self._resumed = None
         self.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
-        if self.note:
-            self.note(_words(predicted, measured))
+        if self.logged:
+            logger.info(_words(predicted, measured))
 
 
 def _words(predicted: int, measured: int) -> str:

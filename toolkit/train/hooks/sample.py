@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,6 +16,8 @@ from toolkit.train.hooks.intervals import Interval
 from toolkit.train.lockstep import evaluation
 from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplingStopped
+
+logger = logging.getLogger(__name__)
 
 DrawPicture = Callable[[int], Image.Image]
 """Draws the sample with this index into the sampler's prompts."""
@@ -49,7 +52,6 @@ class SampleHook(Hook):
         every: Interval,
         first: PictureSet | None,
         at_each_start: bool,
-        note: Callable[[str], None],
         event: Callable[..., None],
         texts: Sequence[str] = (),
     ) -> None:
@@ -62,7 +64,6 @@ class SampleHook(Hook):
         self.every = every
         self.first = first
         self.at_each_start = at_each_start
-        self.note = note
         self.event = event
         self.texts = texts
         self._drawn_at = -1
@@ -104,7 +105,7 @@ class SampleHook(Hook):
         self._drawn_at = step
         prompts = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
         self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
-        self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
+        logger.info(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 
     def _draw_set(self, run: Run, step: int, pictures: PictureSet) -> list[str] | None:
         """The names of the pictures; None when a stop broke the set off."""

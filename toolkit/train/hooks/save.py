@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from toolkit.train.checkpoint import capture
 from toolkit.train.hooks.intervals import Interval
 from toolkit.train.run import Hook, Run
 from toolkit.train.state_folder import make_room, remove_old_states, state_root, write_state
+
+logger = logging.getLogger(__name__)
 
 PrepareNetwork = Callable[[Run, int | None], Callable[[], list[Path]]]
 """Copies what the network's files for a step (None: the final ones) hold; the result writes and names them."""
@@ -32,7 +35,6 @@ class SaveHook(Hook):
         every: Interval,
         keep: int,
         keep_states: int,
-        note: Callable[[str], None],
         event: Callable[..., None],
     ) -> None:
         """every: of never, only the final file is written. keep, keep_states: how many stay, 0 = all."""
@@ -40,7 +42,6 @@ class SaveHook(Hook):
         self.every = every
         self.keep = keep
         self.keep_states = keep_states
-        self.note = note
         self.event = event
         self._background = BackgroundWriter()
         self._state_at = -1
@@ -72,7 +73,7 @@ class SaveHook(Hook):
         try:
             self._tell(self._background.wait())
         except Exception as failed:  # noqa: BLE001 - `error` ends the run; this one is told beside it
-            self.note(f"the save in progress failed too: {failed}")
+            logger.warning(f"the save in progress failed too: {failed}")
 
     def _begin(self, run: Run, step: int | None) -> bool:
         """Begins to write the network file, and the state unless it is there. Returns whether there is room."""
@@ -116,11 +117,11 @@ class SaveHook(Hook):
         return True
 
     def _has_room(self, run: Run, size: int) -> bool:
-        return make_room(state_root(run.folder), size, self.note)
+        return make_room(state_root(run.folder), size)
 
     def _tell(self, lines: list[str]) -> None:
         for line in lines:
-            self.note(line)
+            logger.info(line)
 
 
 def _network_size(run: Run) -> int:

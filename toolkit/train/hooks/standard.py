@@ -62,7 +62,7 @@ class Reporting:
         if section.logging.trackers():
             # `<job>/<process>`, or the job's
             name = f"{folder.parent.name}/{folder.name}" if section.name else folder.name
-            tracking = (TrackerHook(section.logging, name, folder, status.note),)
+            tracking = (TrackerHook(section.logging, name, folder),)
         events = EventLog(folder / EVENTS)
         return cls(tracking, _to_each([events.add, *(hook.event for hook in tracking)]), status)
 
@@ -82,13 +82,12 @@ def standard_hooks(
         Interval(*save.interval()),
         save.files_to_keep(),
         save.max_states_to_keep,
-        status.note,
         event,
     )
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
     # Saving comes before sampling: a crash in the less important one loses nothing. What is measured comes before
     # saving: the state of a step knows it.
-    hooks: list[Hook] = [MetricsHook(), *_measuring(section, validation, saving, status), saving]
+    hooks: list[Hook] = [MetricsHook(), *_measuring(section, validation, saving), saving]
     if samples:
         sampling = _sampling(section, samples, reporting)
         actions["sample_now"] = sampling.sample_now
@@ -98,7 +97,7 @@ def standard_hooks(
         ControlHook(actions),
         *reporting.tracking,
         StatusHook(status, section.logging.log_every),
-        WatchdogHook(status.note),
+        WatchdogHook(),
     ]
     return hooks
 
@@ -116,12 +115,10 @@ def _to_each(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
     return tell
 
 
-def _measuring(
-    section: TrainerConfig, validation: Validation | None, saving: SaveHook, status: StatusLine
-) -> list[Hook]:
+def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveHook) -> list[Hook]:
     """Those that `validation`, `stop_when` and a schedule that observes a value ask for."""
     following = [PlateauHook()] if section.train.lr_scheduler == "plateau" else []
-    stopping = [StopHook(section.stop_when, status.note)] if section.stop_when else []
+    stopping = [StopHook(section.stop_when)] if section.stop_when else []
     if validation is None:
         return [*following, *stopping]
     validating = ValidationHook(
@@ -129,7 +126,6 @@ def _measuring(
         validation.identity,
         Interval(section.validation.every, section.validation.every_n_epochs),
         save_best=lambda run: saving.prepare_network(run, "best")(),
-        note=status.note,
     )
     for hook in stopping:
         hook.at_goal = validating.validate_once
@@ -154,7 +150,6 @@ def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) ->
         Interval(*settings.interval(), start=settings.sample_start_step),
         first=first if section.draws_first() else None,
         at_each_start=section.train.force_first_sample,
-        note=reporting.status.note,
         event=reporting.event,
         texts=samples.texts,
     )

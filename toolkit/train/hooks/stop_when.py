@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable, Mapping
 from statistics import fmean
@@ -10,6 +11,8 @@ from typing import Any
 from toolkit.contracts import StepResult
 from toolkit.train.hooks.intervals import due
 from toolkit.train.run import Hook, Run
+
+logger = logging.getLogger(__name__)
 
 _KEY = "stop_when"
 
@@ -20,10 +23,9 @@ class StopHook(Hook):
     at_goal: Callable[[Run], None] = staticmethod(lambda run: None)
     """Called when the metric is low enough, before the step is saved."""
 
-    def __init__(self, settings: Any, note: Callable[[str], None]) -> None:
+    def __init__(self, settings: Any) -> None:
         """settings: a `stop_when` section."""
         self.settings = settings
-        self.note = note
 
     def on_start(self, run: Run) -> None:
         self._known(run)
@@ -57,7 +59,7 @@ class StopHook(Hook):
     def _look(self, run: Run) -> None:
         reason = reached(self.settings, run.state.step, run.state.extra)
         if reason:
-            self.note(f"{reason} at step {run.state.step}: the run is finished")
+            logger.info(f"{reason} at step {run.state.step}: the run is finished")
             run.goal_reached = run.report["reason"] = reason
             self.at_goal(run)
 

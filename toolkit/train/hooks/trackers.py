@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Callable
@@ -19,6 +20,8 @@ from toolkit.train.run import Hook, Run
 from toolkit.train.trackers.feed import Feed
 from toolkit.train.trackers.tracker import TrackedRun, open_tracker
 
+logger = logging.getLogger(__name__)
+
 WAIT_AT_END_S = 5.0
 
 
@@ -28,16 +31,15 @@ class TrackerHook(Hook):
     Nothing here waits for a tracker or depends on one: each has a thread of its own.
     """
 
-    def __init__(self, options: LoggingConfig, name: str, folder: Path, note: Callable[[str], None]) -> None:
-        """name: of the run, for the trackers. folder: of its files. note: tells the user a line, from any thread.
+    def __init__(self, options: LoggingConfig, name: str, folder: Path) -> None:
+        """name: of the run, for the trackers. folder: of its files.
 
         It may be told things before `on_start`; trackers are opened only then.
         """
         self.options = options
         self.name = name
         self.folder = folder
-        self.note = note
-        self._feeds = [Feed(tracker, note) for tracker in options.trackers()]
+        self._feeds = [Feed(tracker) for tracker in options.trackers()]
         self._averages = LossAverages()
         self._bands = LossBands()
         self._skipped = 0
@@ -134,4 +136,6 @@ class TrackerHook(Hook):
         until = time.monotonic() + WAIT_AT_END_S
         for feed in self._feeds:
             if not feed.wait(max(0.0, until - time.monotonic())):
-                self.note(f"{feed.name} is not done after {WAIT_AT_END_S:g} s: the run ends without waiting for it")
+                logger.warning(
+                    f"{feed.name} is not done after {WAIT_AT_END_S:g} s: the run ends without waiting for it"
+                )

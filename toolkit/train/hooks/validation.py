@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 from collections.abc import Callable
 from pathlib import Path
@@ -15,6 +16,8 @@ from toolkit.train.hooks.intervals import Interval
 from toolkit.train.hooks.metrics import cut_after
 from toolkit.train.lockstep import evaluation
 from toolkit.train.run import Hook, Run
+
+logger = logging.getLogger(__name__)
 
 FILE = run_files.VALIDATION
 
@@ -37,7 +40,6 @@ class ValidationHook(Hook):
         identity: str,
         every: Interval,
         save_best: Callable[[Run], list[Path]],
-        note: Callable[[str], None],
         heard: Callable[[Run, dict[str, float]], None] = lambda run, losses: None,
     ) -> None:
         """identity: of what is measured; losses of another one do not compare.
@@ -48,7 +50,6 @@ class ValidationHook(Hook):
         self.identity = identity
         self.every = every
         self.save_best = save_best
-        self.note = note
         self.heard = heard
 
     def on_start(self, run: Run) -> None:
@@ -57,7 +58,7 @@ class ValidationHook(Hook):
         known = run.state.extra.get("validation", {})
         if known.get("of") != self.identity:
             if known.get("best"):
-                self.note("other images or noise levels are validated now: the best loss is counted anew")
+                logger.info("other images or noise levels are validated now: the best loss is counted anew")
             run.state.extra["validation"] = {"of": self.identity}
         self._report(run)
         if step == 0 or self.every.due(run):
@@ -83,7 +84,7 @@ class ValidationHook(Hook):
         known["step"], best = step, known.get("best")
         is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
         self._write(run, losses)
-        self.note(f"validation loss {loss:.5f} at step {step}" + (", the best so far" if is_best else ""))
+        logger.info(f"validation loss {loss:.5f} at step {step}" + (", the best so far" if is_best else ""))
         file = self._save(run) if is_best else None
         if file:
             known["best"] = {"step": step, "loss": loss, "file": file}
@@ -103,7 +104,7 @@ class ValidationHook(Hook):
         try:
             return self.save_best(run)[0].name
         except RunError as error:  # a full disk, say: the training itself goes on
-            self.note(f"the best weights could not be saved: {error}")
+            logger.warning(f"the best weights could not be saved: {error}")
             return None
 
     @staticmethod

@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import faulthandler
+import logging
 import threading
 import time
 from collections import deque
-from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
 from toolkit.contracts import StepResult
 from toolkit.train.run import Hook, Run
+
+logger = logging.getLogger(__name__)
 
 FILE = "stacks.txt"
 LEAST_S = 600.0
@@ -23,9 +25,8 @@ class WatchdogHook(Hook):
 
     counts_as_step_time = False
 
-    def __init__(self, note: Callable[[str], None], least_s: float = LEAST_S, look_every_s: float = 5.0) -> None:
+    def __init__(self, least_s: float = LEAST_S, look_every_s: float = 5.0) -> None:
         """least_s: seconds without a step that are never a stall. look_every_s: between two looks."""
-        self.note = note
         self.least_s = least_s
         self.look_every_s = look_every_s
         self._recent_s: deque[float] = deque(maxlen=50)
@@ -65,9 +66,9 @@ class WatchdogHook(Hook):
                 told = f"no step has ended for {silent_s:.0f} s (step {run.state.step})"
                 try:
                     self._write_stacks(run.folder / FILE, told)
-                    self.note(f"{told}; where every thread stands is in {run.folder / FILE}")
+                    logger.warning(f"{told}; where every thread stands is in {run.folder / FILE}")
                 except OSError as error:
-                    self.note(f"{told}; where every thread stands could not be written: {error}")
+                    logger.warning(f"{told}; where every thread stands could not be written: {error}")
 
     @staticmethod
     def _write_stacks(path: Path, title: str) -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import logging
 import threading
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 
 from toolkit.train.trackers.tracker import Tracker
+
+logger = logging.getLogger(__name__)
 
 MOST_WAITING = 10_000
 """Calls that are kept for a tracker that does not keep up."""
@@ -22,10 +25,9 @@ class Feed:
     thread is a daemon: even a tracker that hangs does not keep the process from ending.
     """
 
-    def __init__(self, name: str, note: Callable[[str], None], most: int = MOST_WAITING) -> None:
-        """name: of the tracker, for messages. note: tells the user a line, from any thread."""
+    def __init__(self, name: str, most: int = MOST_WAITING) -> None:
+        """name: of the tracker, for messages."""
         self.name = name
-        self.note = note
         self.most = most
         self._calls: deque[Call] = deque()
         self._changed = threading.Condition()
@@ -52,7 +54,7 @@ class Feed:
             self._calls.append(call)
             self._changed.notify()
         if first_loss:
-            self.note(f"{self.name} does not keep up: its oldest values are left out (metrics.jsonl has them all)")
+            logger.warning(f"{self.name} does not keep up: its oldest values are left out (metrics.jsonl has them all)")
 
     def end(self) -> None:
         """Nothing more will be put: the tracker is closed after the last call."""
@@ -78,7 +80,7 @@ class Feed:
                 self._given_up = True
                 self._calls.clear()
             words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            self.note(f"{self.name} failed, and the run goes on without it: {words}")
+            logger.warning(f"{self.name} failed, and the run goes on without it: {words}")
             with suppress(Exception):
                 if tracker:
                     tracker.close()

@@ -17,8 +17,8 @@ def run_at(step: int) -> Run:
 
 
 @pytest.fixture
-def heard() -> dict[str, list[Any]]:
-    return {"notes": [], "events": []}
+def heard(said: list[str]) -> dict[str, list[Any]]:
+    return {"notes": said, "events": []}
 
 
 def hook_with(heard: dict[str, list[Any]], measured: int, quiet: bool = False) -> MemoryHook:
@@ -29,7 +29,7 @@ def hook_with(heard: dict[str, list[Any]], measured: int, quiet: bool = False) -
     def predict(resumed: bool) -> int:
         return 13 * 10**9 if resumed else 10 * 10**9
 
-    return MemoryHook(predict, lambda: measured, None if quiet else heard["notes"].append, event)
+    return MemoryHook(predict, lambda: measured, not quiet, event)
 
 
 def steps(hook: MemoryHook, begin: int, count: int = 3) -> None:

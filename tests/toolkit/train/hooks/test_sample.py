@@ -22,12 +22,11 @@ class Drawing:
     def __init__(self, run, **changes) -> None:
         self.run = run
         self.weights: list[torch.Tensor] = []
-        self.notes: list[str] = []
         self.events: list[dict] = []
         usual = PictureSet(range(2), changes.pop("picture_format", "jpg"))
         every = Interval(changes.pop("every", 10), changes.pop("epochs", 0), changes.pop("start", 0))
         settings = {"first": usual, "at_each_start": False} | changes
-        self.hook = SampleHook(self._draw, usual, every, **settings, note=self.notes.append, event=self._event)
+        self.hook = SampleHook(self._draw, usual, every, **settings, event=self._event)
 
     def _draw(self, index: int) -> Image.Image:
         self.weights.append(self.run.roles["network"].parameters["w"].detach().clone())
@@ -63,12 +62,12 @@ def sets(*steps: int) -> list[tuple[int, int]]:
     return [(step, index) for step in steps for index in (0, 1)]
 
 
-def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(run, result) -> None:
+def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(said: list[str], run, result) -> None:
     drawing = Drawing(run)
     assert drawing.run_to(25, result) == sets(0, 10, 20, 25)
     assert [event["step"] for event in drawing.events] == [0, 10, 20, 25]
     assert all(NAME.match(name) for event in drawing.events for name in event["files"])
-    assert len(drawing.notes) == 4
+    assert len(said) == 4
 
 
 def test_the_last_set_is_drawn_once(run, result) -> None:

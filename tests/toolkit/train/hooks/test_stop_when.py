@@ -32,7 +32,7 @@ def stop_step(run, hook: StopHook, result, values=LOSSES, restart_after: int | N
             return step
         if step == restart_after:
             run.state = TrainState(step=step, extra=json.loads(json.dumps(run.state.extra)))
-            hook = StopHook(hook.settings, hook.note)
+            hook = StopHook(hook.settings)
             hook.on_start(run)
     return None
 
@@ -59,17 +59,16 @@ def run(toy):
     ],
 )
 def test_it_ends_where_the_mean_of_the_finite_values_is_low_enough(run, result, changes: dict, step) -> None:
-    assert stop_step(run, StopHook(settings(**changes), print), result) == step
+    assert stop_step(run, StopHook(settings(**changes)), result) == step
 
 
 @pytest.mark.parametrize("broken_off", range(1, 8))
 def test_a_resume_stops_at_the_same_step(run, result, broken_off: int) -> None:
-    assert stop_step(run, StopHook(settings(below=2.0), print), result, restart_after=broken_off) == 8
+    assert stop_step(run, StopHook(settings(below=2.0)), result, restart_after=broken_off) == 8
 
 
-def test_values_that_are_measured_now_and_then_count_by_their_name(run, result) -> None:
-    notes = []
-    hook = StopHook(settings(metric="validation/loss", smooth=2), notes.append)
+def test_values_that_are_measured_now_and_then_count_by_their_name(said: list[str], run, result) -> None:
+    hook = StopHook(settings(metric="validation/loss", smooth=2))
     hook.on_start(run)
     for step, loss in [(10, 3.0), (20, math.nan), (30, 2.5), (40, 2.0)]:
         run.state.step = step
@@ -77,12 +76,12 @@ def test_values_that_are_measured_now_and_then_count_by_their_name(run, result) 
         hook.take(run, {"validation/loss": loss, "validation/loss_t0.5": 0.0})
         hook.after_step(run)
         assert bool(run.goal_reached) is (step == 40)
-    assert notes == ["stop_when: the mean validation/loss of 2, 2.25, is below 2.5 at step 40: the run is finished"]
+    assert said == ["stop_when: the mean validation/loss of 2, 2.25, is below 2.5 at step 40: the run is finished"]
     assert run.report == {"reason": run.goal_reached}
 
 
 def test_what_is_measured_at_the_end_does_not_change_what_ended_the_run(run, result) -> None:
-    hook = StopHook(settings(metric="validation/loss", smooth=1), print)
+    hook = StopHook(settings(metric="validation/loss", smooth=1))
     hook.at_goal = lambda run: hook.take(run, {"validation/loss": 99.0})
     hook.on_start(run)
     run.state.step = 7
@@ -92,16 +91,16 @@ def test_what_is_measured_at_the_end_does_not_change_what_ended_the_run(run, res
 
 
 def test_a_run_that_was_killed_after_its_last_state_ends_at_once(run, result) -> None:
-    stop_step(run, StopHook(settings(), print), result)
+    stop_step(run, StopHook(settings()), result)
     run.goal_reached = None
-    StopHook(settings(), print).on_start(run)
+    StopHook(settings()).on_start(run)
     assert run.goal_reached
     assert run.complete
 
 
 @pytest.mark.parametrize("changes", [{"below": 1.5}, {"smooth": 4}, {"min_steps": 9}, {"metric": "grad_norm"}])
 def test_a_finished_run_is_not_finished_for_a_stricter_job(run, result, changes: dict) -> None:
-    stop_step(run, StopHook(settings(), print), result)
+    stop_step(run, StopHook(settings()), result)
     assert reached(settings(), 6, run.state.extra)
     assert not reached(settings(**changes), 6, run.state.extra)
 
@@ -112,8 +111,8 @@ def test_a_state_that_knows_nothing_of_it_is_not_finished(section) -> None:
 
 
 def test_another_metric_begins_with_no_values(run, result) -> None:
-    stop_step(run, StopHook(settings(below=0.0), print), result)
-    StopHook(settings(metric="grad_norm"), print).on_start(run)
+    stop_step(run, StopHook(settings(below=0.0)), result)
+    StopHook(settings(metric="grad_norm")).on_start(run)
     assert run.state.extra["stop_when"] == {"metric": "grad_norm", "values": []}
 
 
@@ -131,7 +130,7 @@ def test_the_numbers_of_all_steps_are_there_when_it_looks(toy) -> None:
     """The loop may keep numbers on the device for some steps: a look fetches them first."""
     ends = []
     for fetch_every in (1, 7):
-        run = toy.run(60, hooks=[StopHook(settings(below=0.5, check_every=2), print)])
+        run = toy.run(60, hooks=[StopHook(settings(below=0.5, check_every=2))])
         run.fetch_every = fetch_every
         assert toy.train(run, toy.step(run))
         ends.append((run.state.step, run.state.extra["stop_when"]))

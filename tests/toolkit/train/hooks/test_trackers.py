@@ -61,9 +61,9 @@ def run(toy):
     return toy.run(100)
 
 
-def tell(run, results, finished: bool = True, note=print, **options) -> TrackerHook:
+def tell(run, results, finished: bool = True, **options) -> TrackerHook:
     """What the loop calls for these results."""
-    hook = TrackerHook(LoggingConfig(logging_dir="tb", **options), "job", run.folder, note)
+    hook = TrackerHook(LoggingConfig(logging_dir="tb", **options), "job", run.folder)
     metrics = MetricsHook()
     for each in (metrics, hook):
         each.on_start(run)
@@ -135,7 +135,7 @@ def test_averages_go_on_over_a_resume(run, opened, result) -> None:
 
 def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(run, opened, result) -> None:
     """They are made at their step, whose own numbers may come later."""
-    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder, print)
+    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder)
     hook.log(0, {"validation/loss": 9.0})  # before its own start
     hook.event("sample", step=0, files=["a.jpg"])
     hook.on_start(run)
@@ -162,7 +162,7 @@ def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(run, 
 
 def test_numbers_told_where_a_resume_begins_come_before_those_of_its_first_step(run, opened, result) -> None:
     run.state = TrainState(step=5)
-    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder, print)
+    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder)
     hook.log(5, {"validation/loss": 9.0})
     hook.on_start(run)
     hook.on_result(run, result(6))
@@ -186,7 +186,7 @@ def test_all_trackers_are_told(run, opened, result) -> None:
 
 
 @pytest.mark.parametrize("where", ["open", "scalars", "close"])
-def test_a_run_ends_as_usual_beside_a_tracker_that_fails(toy, monkeypatch, where: str) -> None:
+def test_a_run_ends_as_usual_beside_a_tracker_that_fails(said: list[str], toy, monkeypatch, where: str) -> None:
     def fail(*_):
         raise ConnectionError("gone")
 
@@ -197,32 +197,31 @@ def test_a_run_ends_as_usual_beside_a_tracker_that_fails(toy, monkeypatch, where
         setattr(Failing, where, fail)
     monkeypatch.setattr(hook_module, "open_tracker", fail if where == "open" else lambda name, run: Failing(run))
     toy.folder.mkdir()
-    notes = []
     plain, watched = toy.run(6), toy.run(6)
-    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", toy.folder, notes.append)
+    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", toy.folder)
     watched.hooks, watched.log = [hook], hook.log
     for each in (plain, watched):
         assert toy.train(each, toy.step(each))
     assert toy.weight(plain).equal(toy.weight(watched))
-    assert notes == ["tensorboard failed, and the run goes on without it: ConnectionError: gone"]
+    assert said == ["tensorboard failed, and the run goes on without it: ConnectionError: gone"]
 
 
-def test_a_run_ends_beside_a_tracker_that_never_answers(toy, monkeypatch) -> None:
+def test_a_run_ends_beside_a_tracker_that_never_answers(said: list[str], toy, monkeypatch) -> None:
     may_end = threading.Event()
     monkeypatch.setattr(hook_module, "open_tracker", lambda name, run: may_end.wait() and Recording(run))
     monkeypatch.setattr(hook_module, "WAIT_AT_END_S", 0.01)
     toy.folder.mkdir()
-    notes, run = [], toy.run(6)
-    run.hooks = [MetricsHook(), TrackerHook(LoggingConfig(logging_dir="tb"), "job", toy.folder, notes.append)]
+    run = toy.run(6)
+    run.hooks = [MetricsHook(), TrackerHook(LoggingConfig(logging_dir="tb"), "job", toy.folder)]
     assert toy.train(run, toy.step(run))
     may_end.set()
-    assert notes == ["tensorboard is not done after 0.01 s: the run ends without waiting for it"]
+    assert said == ["tensorboard is not done after 0.01 s: the run ends without waiting for it"]
     lines = (toy.folder / "metrics.jsonl").read_text().splitlines()
     assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
 
 
 def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
-    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder, print)
+    hook = TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder)
     hook.on_start(run)
     hook.on_result(run, result(1))
     hook.on_error(run, RuntimeError())
@@ -230,5 +229,5 @@ def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
 
 
 def test_an_error_before_the_start_is_no_second_one(run, opened) -> None:
-    TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder, print).on_error(run, RuntimeError())
+    TrackerHook(LoggingConfig(logging_dir="tb"), "job", run.folder).on_error(run, RuntimeError())
     assert opened == []

@@ -21,12 +21,11 @@ class Measuring:
     def __init__(self, run, losses: dict[int, float] | None = None, every: int = 2, identity: str = "these") -> None:
         self.run = run
         self.losses = losses or {}
-        self.notes: list[str] = []
         self.heard: list[tuple[int, float]] = []
         self.logged: list[tuple[int, dict]] = []
         self.weights: list[float] = []
         self.full = self.stopped = False
-        self.hook = ValidationHook(self._measure, identity, Interval(every), self._save, self.notes.append, self._hear)
+        self.hook = ValidationHook(self._measure, identity, Interval(every), self._save, self._hear)
         run.log = lambda step, values: self.logged.append((step, values))
 
     def _measure(self, stop_asked) -> dict[str, float] | None:
@@ -92,11 +91,11 @@ def test_with_no_interval_only_before_and_after_and_not_at_a_stop(run, last: int
     assert [line["step"] for line in lines(run)] == steps
 
 
-def test_the_weights_of_the_lowest_finite_loss_are_kept_and_named(run) -> None:
-    measuring = Measuring(run, {0: math.nan, 2: 0.75, 4: 0.5, 6: 0.5, 7: 0.625}).steps(7)
+def test_the_weights_of_the_lowest_finite_loss_are_kept_and_named(said: list[str], run) -> None:
+    Measuring(run, {0: math.nan, 2: 0.75, 4: 0.5, 6: 0.5, 7: 0.625}).steps(7)
     assert best(run) == "weights of step 4"  # of equal ones the first
     assert run.report["best"] == {"step": 4, "loss": 0.5, "file": "toy_best.safetensors"}
-    assert [note for note in measuring.notes if "best" in note] == [
+    assert [note for note in said if "best" in note] == [
         "validation loss 0.75000 at step 2, the best so far",
         "validation loss 0.50000 at step 4, the best so far",
     ]
@@ -155,19 +154,19 @@ def test_the_last_step_is_measured_before_it_is_saved(run) -> None:
     assert run.state.extra["validation"]["step"] == 7
 
 
-def test_losses_of_other_images_are_not_compared(toy, run) -> None:
+def test_losses_of_other_images_are_not_compared(said: list[str], toy, run) -> None:
     Measuring(run, {2: 0.25}).steps(3, finished=False)
     again = resumed(toy, run, step=3)
-    measuring = Measuring(again, {4: 0.5}, identity="others").steps(4, finished=False)
+    Measuring(again, {4: 0.5}, identity="others").steps(4, finished=False)
     assert again.report["best"]["step"] == 4
-    assert any("counted anew" in note for note in measuring.notes)
+    assert any("counted anew" in note for note in said)
 
 
-def test_a_best_file_that_cannot_be_written_does_not_end_the_run(run) -> None:
+def test_a_best_file_that_cannot_be_written_does_not_end_the_run(said: list[str], run) -> None:
     measuring = Measuring(run, {2: 0.5, 4: 0.75})
     measuring.full = True
     measuring.steps(3, finished=False)
-    assert "the best weights could not be saved: disk full" in measuring.notes
+    assert "the best weights could not be saved: disk full" in said
     assert "best" not in run.report
     measuring.full = False
     run.state.step = 4

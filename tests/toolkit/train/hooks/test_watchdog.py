@@ -25,13 +25,12 @@ def run(toy):
 
 
 @pytest.fixture
-def watch(run):
+def watch(run, said: list[str]):
     """Starts watchdogs with these limits, and stops them at the end."""
     started = []
 
     def start(least_s: float) -> tuple[WatchdogHook, list[str]]:
-        said: list[str] = []
-        hook = WatchdogHook(said.append, least_s=least_s, look_every_s=0.005)
+        hook = WatchdogHook(least_s=least_s, look_every_s=0.005)
         hook.on_start(run)
         started.append(hook)
         return hook, said
@@ -94,4 +93,4 @@ def test_a_full_disk_does_not_end_the_watch(run, watch) -> None:
 
 
 def test_by_default_ten_minutes_are_no_stall() -> None:
-    assert WatchdogHook(print).least_s == 600
+    assert WatchdogHook().least_s == 600

@@ -31,30 +31,25 @@ def tracker() -> Listing:
     return Listing()
 
 
-@pytest.fixture
-def notes() -> list[str]:
-    return []
-
-
 def hear(number: int):
     return lambda tracker: tracker.heard.append(number)
 
 
-def test_calls_are_made_in_order_also_those_from_before_the_start(tracker, notes) -> None:
-    feed = Feed("it", notes.append)
+def test_calls_are_made_in_order_also_those_from_before_the_start(tracker, said) -> None:
+    feed = Feed("it")
     feed.put(hear(1))
     feed.start(lambda: tracker)
     feed.put(hear(2))
     feed.end()
     assert feed.wait(LONG_S)
-    assert (tracker.heard, tracker.closed, notes) == ([1, 2], 1, [])
+    assert (tracker.heard, tracker.closed, said) == ([1, 2], 1, [])
 
 
-def test_a_tracker_that_raises_is_told_once_and_called_no_more(tracker, notes) -> None:
+def test_a_tracker_that_raises_is_told_once_and_called_no_more(tracker, said) -> None:
     def fail(_) -> None:
         raise ConnectionError("no route to host")
 
-    feed = Feed("it", notes.append)
+    feed = Feed("it")
     for call in (hear(1), fail, hear(2), fail):
         feed.put(call)
     feed.start(lambda: tracker)
@@ -63,38 +58,38 @@ def test_a_tracker_that_raises_is_told_once_and_called_no_more(tracker, notes) -
     feed.end()
     assert feed.wait(LONG_S)
     assert (tracker.heard, tracker.closed) == ([1], 1)
-    assert notes == ["it failed, and the run goes on without it: ConnectionError: no route to host"]
+    assert said == ["it failed, and the run goes on without it: ConnectionError: no route to host"]
 
 
-def test_a_tracker_that_cannot_be_opened_is_told_once(notes) -> None:
+def test_a_tracker_that_cannot_be_opened_is_told_once(said) -> None:
     def fail():
         raise ImportError("libfoo.so is missing")
 
-    feed = Feed("it", notes.append)
+    feed = Feed("it")
     feed.start(fail)
     feed.put(hear(1))
     feed.end()
     assert feed.wait(LONG_S)
-    assert notes == ["it failed, and the run goes on without it: ImportError: libfoo.so is missing"]
+    assert said == ["it failed, and the run goes on without it: ImportError: libfoo.so is missing"]
 
 
-def test_a_tracker_that_fails_to_close_is_told_too(tracker, notes) -> None:
+def test_a_tracker_that_fails_to_close_is_told_too(tracker, said) -> None:
     tracker.close = lambda: 1 / 0
-    feed = Feed("it", notes.append)
+    feed = Feed("it")
     feed.start(lambda: tracker)
     feed.end()
     assert feed.wait(LONG_S)
-    assert notes == ["it failed, and the run goes on without it: ZeroDivisionError: division by zero"]
+    assert said == ["it failed, and the run goes on without it: ZeroDivisionError: division by zero"]
 
 
-def test_the_oldest_calls_go_when_a_tracker_does_not_keep_up(tracker, notes) -> None:
+def test_the_oldest_calls_go_when_a_tracker_does_not_keep_up(tracker, said) -> None:
     may_go_on, is_in_it = threading.Event(), threading.Event()
 
     def wait(_) -> None:
         is_in_it.set()
         may_go_on.wait(LONG_S)
 
-    feed = Feed("it", notes.append, most=3)
+    feed = Feed("it", most=3)
     feed.start(lambda: tracker)
     feed.put(wait)
     is_in_it.wait(LONG_S)
@@ -104,14 +99,14 @@ def test_the_oldest_calls_go_when_a_tracker_does_not_keep_up(tracker, notes) -> 
     feed.end()
     assert feed.wait(LONG_S)
     assert tracker.heard == [5, 6, 7]
-    assert notes == ["it does not keep up: its oldest values are left out (metrics.jsonl has them all)"]
+    assert said == ["it does not keep up: its oldest values are left out (metrics.jsonl has them all)"]
 
 
 def test_a_tracker_that_hangs_holds_up_neither_the_run_nor_the_end_of_the_process() -> None:
     program = """
 import threading
 from toolkit.train.trackers.feed import Feed
-feed = Feed("it", print)
+feed = Feed("it")
 feed.start(lambda: None)
 feed.put(lambda tracker: threading.Event().wait())
 for number in range(100):

@@ -112,7 +112,7 @@ from toolkit.train.trackers.tracker import TrackedRun
 from toolkit.train.trackers.wandb_run import WandbRun
 run = TrackedRun("job", Path({str(tracked().folder)!r}), 0, LoggingConfig(wandb_api_key={KEY!r}))
 opened = []
-feed = Feed("wandb", print)
+feed = Feed("wandb")
 feed.start(lambda: opened.append(WandbRun(run)) or opened[0])
 for step in range(100):
     feed.put(lambda tracker, step=step: tracker.scalars(step, {{"loss": 1.0}}))
