@@ -49,6 +49,7 @@ from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.models.families import family_for
 from toolkit.models.opening import checked_family, open_adapter
 from toolkit.models.options import BlockTransform
+from toolkit.networks.adapter import LayersNetwork
 from toolkit.networks.formats import ModuleChange
 from toolkit.run_files import EVENTS
 from toolkit.train.changes import Change, corrections
@@ -57,7 +58,7 @@ from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hooks.save import PrepareNetwork
 from toolkit.train.hooks.standard import Reporting, Samples, Validation
 from toolkit.train.int8_choice import first_use
-from toolkit.train.lockstep import Follower, LeadingAdapter, follow
+from toolkit.train.lockstep import Follower, follow, leading
 from toolkit.train.loop import probe, train
 from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplePrompt, Sampler
@@ -185,16 +186,16 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _validator(self, setup: Setup[SdData], adapter: ModelAdapter, stores: CacheStores) -> Validator | None:
         held_out, settings = setup.data.held_out, self.section.validation
-        if not held_out or not self.team.is_first:
+        if not held_out or settings is None or not self.team.is_first:
             return None
         of_sample = stores.of_samples(self.section) if held_out.from_training else lambda _: stores.on_disk
         dataset = encode_items(held_out.items, adapter, of_sample, self._dtype, setup.progress)
         setup.status.finish()
-        return Validator(self._led(adapter), dataset, settings.timesteps, settings.seed)
+        return Validator(adapter, dataset, settings.timesteps, settings.seed, self._led(adapter))
 
-    def _led(self, adapter: ModelAdapter) -> ModelAdapter | LeadingAdapter:
-        """The adapter for what only the first process does."""
-        return LeadingAdapter(adapter, self.team) if self._is_shared_out else adapter
+    def _led(self, adapter: ModelAdapter) -> Callable[..., Tensor]:
+        """A pass of the model in what only the first process does."""
+        return leading(adapter, self.team) if self._is_shared_out else adapter.predict_velocity
 
     def _sampler(
         self, setup: Setup[SdData], adapter: ModelAdapter, dataset: EncodedDataset, stores: CacheStores
@@ -202,7 +203,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         prompts = self._sample_prompts()
         if not prompts or self.section.train.disable_sampling or not self.team.is_first:
             return None
-        sampler = Sampler(self._led(adapter), prompts, dataset.encoder, stores.on_disk)
+        sampler = Sampler(adapter, prompts, dataset.encoder, stores.on_disk, self._led(adapter))
         sampler.encode(setup.progress)
         setup.status.finish()
         sampler.stop_asked = lambda: setup.request.asked
@@ -243,10 +244,11 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
     def weights_writer(self, setup: Setup[SdData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
         kind = ModelFolderWriter if self.section.network.trains_model else NetworkWriter
         writer = kind(attached.network, self.section, self.meta, setup.plan)
-        if "merged_lora" in self.section.save.also:
-            save, note = self.section.save, reporting.status.note
-            writer = MergedLoraWriter(writer, attached.network, save, note, reporting.event)
-        return writer.prepare
+        if "merged_lora" not in self.section.save.also:
+            return writer.prepare
+        assert isinstance(attached.network, LayersNetwork)  # all kinds that `merged_lora` goes with
+        save, note = self.section.save, reporting.status.note
+        return MergedLoraWriter(writer, attached.network, save, note, reporting.event).prepare
 
     def validation(self, setup: Setup[SdData], encoded: SdEncoded, attached: SdAttached) -> Validation | None:
         validator = encoded.validator
@@ -306,8 +308,8 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             remembered = sum(role.state_bytes for role in run.roles.values())
             settle(engine, self.section, adapter, network, batch, remembered, self.team.gather)
             # Of a model that is shared out no process repeats a pass by itself.
-            if note := probe(run, batch, step, *([] if self._is_shared_out else [engine.save_more])):
-                self.print(note)
+            if found := probe(run, batch, step, *([] if self._is_shared_out else [engine.save_more])):
+                self.print(found)
 
         def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
             return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items, adapter.family)), workers)

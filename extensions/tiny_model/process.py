@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from extensions.tiny_model.config import TinyModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
 from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
@@ -11,6 +12,8 @@ from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
 
 class TinyModelProcess(BaseExtensionProcess):
     """A complete folder of the same settings is left as it is, so that a job can be run again."""
+
+    section: TinyModelConfig
 
     def run(self) -> None:
         super().run()

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -19,7 +20,7 @@ from toolkit.train.sampling import SamplingStopped
 DrawPicture = Callable[[int], Image.Image]
 """Draws the sample with this index into the sampler's prompts."""
 
-SAVE_OPTIONS = {
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95},
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "quality": 95},
@@ -102,7 +103,7 @@ class SampleHook(Hook):
                 path.unlink()
             return
         self._drawn_at = step
-        prompts = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
+        prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
         self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
         self.note(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 
