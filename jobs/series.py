@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from collections.abc import Callable, Sequence
 from itertools import zip_longest
 from types import FrameType
+from typing import Any
 
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE
 from toolkit.interrupt import EXIT_CODES
@@ -80,12 +80,14 @@ class ChildRunner:
             self._child.send_signal(_sendable(self._undelivered.pop(0)))
 
 
-def _own_session() -> dict[str, object]:
-    if os.name == "nt":
+def _own_session() -> dict[str, Any]:
+    if sys.platform == "win32":
         return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
     return {"start_new_session": True}
 
 
 def _sendable(number: int) -> int:
     """Windows can interrupt another process group only by CTRL_BREAK."""
-    return signal.CTRL_BREAK_EVENT if os.name == "nt" else number
+    if sys.platform == "win32":
+        return signal.CTRL_BREAK_EVENT
+    return number

@@ -12,6 +12,8 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks.source_figures import figures, sources
+
 ROOT = Path(__file__).resolve().parents[1]
 
 OWN = {"run", "jobs", "extensions", "toolkit", "docs", "tests"}
@@ -200,6 +202,11 @@ def test_an_arrow_that_points_the_right_way_is_let_be(name: str, line: str) -> N
     assert wrong_arrows(name, line) == []
 
 
+def test_no_files_import_each_other_in_a_circle() -> None:
+    """Wherever the imports stand: those for the type checker count as well."""
+    assert figures(sources(ROOT, ["toolkit", "jobs", "extensions", "run.py"]))["circles"] == []
+
+
 def test_every_folder_of_the_toolkit_is_a_room_with_a_place() -> None:
     rooms = {path.parent.name for path in (ROOT / "toolkit").glob("*/__init__.py")}
     assert rooms == set(ROOMS_MAY_IMPORT) - {""}
@@ -249,6 +256,27 @@ def test_what_planning_imports_loads_no_torch() -> None:
     code = f"import importlib, sys\nfor name in {modules}: importlib.import_module(name)\nprint('torch' in sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
     assert result.stdout == "False\n"
+
+
+# ------------------------------------------------------------ types
+
+
+@pytest.mark.slow  # half a minute where mypy has no cache
+def test_a_key_that_a_section_does_not_have_is_a_type_error(tmp_path: Path) -> None:
+    """What would become of all readers of a key that is renamed."""
+    reader = tmp_path / "reader.py"
+    reader.write_text(
+        "from extensions.sd_trainer.config import SdTrainerConfig\n\n\n"
+        "def right(section: SdTrainerConfig) -> int:\n    return section.train.steps\n\n\n"
+        "def wrong(section: SdTrainerConfig) -> int:\n    return section.train.stepz\n"
+    )
+    command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(reader)]
+    result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    assert result.stdout.splitlines() == [
+        f'{reader}:9: error: "TrainConfig" has no attribute "stepz"; maybe "steps"?  [attr-defined]',
+        "Found 1 error in 1 file (checked 1 source file)",
+    ]
 
 
 # ------------------------------------------------------------ one model family is one folder

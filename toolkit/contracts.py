@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from statistics import fmean
-from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
 if TYPE_CHECKING:
     import torch
@@ -265,10 +265,17 @@ class BatchSource(Protocol):
 class ModelSection(Protocol):
     """The keys of the `model:` section that decide the family, and what of it is opened how."""
 
-    name_or_path: str
-    revision: str | None
-    arch: str | None
-    model_kwargs: Any
+    @property
+    def name_or_path(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def arch(self) -> str | None: ...
+
+    @property
+    def model_kwargs(self) -> Any: ...
 
 
 class ModelFacts:
@@ -495,6 +502,11 @@ class ModelAdapter(ABC):
 class Network(ABC):
     """What is trained: an adapter on a frozen model, or the model itself."""
 
+    @classmethod
+    def from_config(cls, settings: Any, targets: Sequence[str], seed: int, dtype: torch.dtype) -> Self:
+        """The network that a `network:` section describes, on these modules; computed in `dtype`."""
+        raise NotImplementedError
+
     @staticmethod
     @abstractmethod
     def candidates(adapter: ModelAdapter) -> Sequence[str]:
@@ -618,14 +630,18 @@ class Backward(Protocol):
         """
 
 
-class TrainStep(ABC):
+BatchT = TypeVar("BatchT", bound=Batch)
+"""What a step is given; whatever its source of batches loads."""
+
+
+class TrainStep(ABC, Generic[BatchT]):
     """The mathematics of one micro-batch. The loop calls it and knows nothing else of the model."""
 
     @abstractmethod
-    def __call__(self, batch: Batch, step: int) -> StepLosses:
+    def __call__(self, batch: BatchT, step: int) -> StepLosses:
         """The losses of a micro-batch. step: optimizer steps done."""
 
-    def backward(self, batch: Batch, backward: Backward) -> StepLosses:
+    def backward(self, batch: BatchT, backward: Backward) -> StepLosses:
         """Computes losses and runs their backward passes: by default one of their sum.
 
         A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each.

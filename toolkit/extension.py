@@ -19,7 +19,7 @@ from importlib import import_module
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError, UserError, did_you_mean
 from toolkit.log import show_extension
@@ -58,7 +58,7 @@ class Found:
     uid: str
     name: str
     folder: Path
-    extension: type
+    extension: type[Any]
 
 
 @dataclass(frozen=True)
@@ -222,6 +222,7 @@ def _import(package: Path) -> ModuleType:
     if name in sys.modules:
         return sys.modules[name]
     spec = spec_from_file_location(name, package / "__init__.py", submodule_search_locations=[str(package)])
+    assert spec is not None and spec.loader is not None  # a path that ends in .py always has both
     module = module_from_spec(spec)
     sys.modules[name] = module
     show_extension(name)

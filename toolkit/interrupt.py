@@ -27,7 +27,7 @@ from toolkit.errors import EXIT_SIGINT, EXIT_SIGTERM, Stopped
 
 
 def _exit_codes() -> dict[int, int]:
-    codes = {signal.SIGINT: EXIT_SIGINT}
+    codes: dict[int, int] = {signal.SIGINT: EXIT_SIGINT}
     if hasattr(signal, "SIGTERM"):
         codes[signal.SIGTERM] = EXIT_SIGTERM
     return codes
@@ -118,5 +118,7 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
 
 def _say(text: str) -> None:
     """Writes past Python's buffers: the signal may have come within a print, which cannot be re-entered."""
-    with suppress(OSError, ValueError, AttributeError):
+    if sys.__stderr__ is None:
+        return
+    with suppress(OSError, ValueError):
         os.write(sys.__stderr__.fileno(), text.encode())

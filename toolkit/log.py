@@ -19,7 +19,7 @@ import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
+from typing import Any, TextIO
 
 from toolkit.errors import RunError, Stopped, UserError
 from toolkit.redact import black_out
@@ -71,7 +71,7 @@ class BlackedOut:
                 self._stream.write(black_out(ready))
         self._stream.flush()
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
@@ -147,7 +147,7 @@ class Tee:
             self._log.write_line(rest)
         self._pending = ""
 
-    def __getattr__(self, name: str):
+    def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from toolkit.registry import load_object
 
@@ -19,6 +19,13 @@ Shapes = dict[str, tuple[int, int]]
 
 Pair = tuple[float, float]
 """In half precision, in float32."""
+
+
+class NetworkSection(Protocol):
+    """The keys of a `network:` section that every kind of adapter reads; `NetworkKind.settings` names the others."""
+
+    @property
+    def linear(self) -> int: ...
 
 
 @dataclass(frozen=True)
@@ -93,11 +100,11 @@ class NetworkKind:
         """Its class."""
         return load_object(self.network_class)
 
-    def own_settings(self, section: Any) -> dict[str, Any]:
+    def own_settings(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""
         return {argument: getattr(section, key) for argument, key in self.settings.items()}
 
-    def layer_shapes(self, section: Any, inputs: int, outputs: int) -> Shapes:
+    def layer_shapes(self, section: NetworkSection, inputs: int, outputs: int) -> Shapes:
         """The matrices that a `network:` section trains on a layer of this size; none where it trains the model."""
         if self.shapes is None:
             return {}

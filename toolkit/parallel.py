@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from toolkit import interrupt
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, RunError, Stopped, UserError
@@ -98,6 +98,7 @@ class Team:
         if self.alone:
             return [value]
         while isinstance((found := self._values(value))[0], _Order):
+            assert self.follow is not None  # orders come once `follow` is set (`train.lockstep`)
             self.follow(found[0].what)
         return found
 
@@ -119,7 +120,8 @@ class Team:
 
     def from_first(self, make: Callable[[], T]) -> T:
         """What the first process makes; the others call nothing and wait for it."""
-        return self.gather(make() if self.is_first else None)[0]
+        first = self.gather(make() if self.is_first else None)[0]
+        return cast("T", first)  # the first process has made one
 
     def first_does(self, action: Callable[[], Any]) -> None:
         """The first process does something however long it takes; the others wait."""
@@ -157,7 +159,9 @@ class Team:
         of the first process has room for one whole tensor. dtype: of the copy; None: as it is.
         """
         whole = tensor.detach() if part is None else self._joined(tensor.detach(), part)
-        return whole.to("cpu", dtype or whole.dtype, copy=True).contiguous() if self.is_first else None
+        if whole is None or not self.is_first:
+            return None
+        return whole.to("cpu", dtype or whole.dtype, copy=True).contiguous()
 
     def _joined(self, own: Tensor, part: Part) -> Tensor | None:
         import torch.distributed as dist
@@ -230,7 +234,7 @@ class Team:
             return report(error) if speaks else error.exit_code
         code, text = _exit_code(error), str(error) or type(error).__name__
         word = json.dumps({"rank": self.rank, "code": code, "text": text})
-        said = self._ask(lambda store: store.compare_set(_WORD, "", word).decode(), word)
+        said = self._ask(lambda store: store.compare_set(_WORD, "", word).decode(), word) or word
         stopped = isinstance(error, Stopped | KeyboardInterrupt)
         # All find the same mistake in a job, and all hear of a stop: one is enough to say so.
         speaks = self.is_first if stopped else said == word or json.loads(said)["text"] != text

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
+    from torch.distributed.tensor import DTensor
 
 
 @dataclass(frozen=True)
@@ -45,13 +46,14 @@ def is_shared_out(parameter: Tensor) -> bool:
 
 def part_of(parameter: Tensor) -> Part:
     """What this process has of a parameter that is shared out."""
-    mesh = parameter.device_mesh
+    mesh = cast("DTensor", parameter).device_mesh
     return Part.of(parameter.shape, mesh.get_local_rank(), mesh.size())
 
 
 def rows_here(parameter: Tensor) -> Tensor:
     """The numbers of a parameter that are in this process, all of one that is whole; the same memory, no gradient."""
-    return parameter.detach().to_local() if is_shared_out(parameter) else parameter.detach()
+    own = parameter.detach()
+    return cast("DTensor", own).to_local() if is_shared_out(parameter) else own
 
 
 def trained_rows(parameter: nn.Parameter) -> nn.Parameter:
@@ -65,7 +67,7 @@ def trained_rows(parameter: nn.Parameter) -> nn.Parameter:
     rows = nn.Parameter(rows_here(parameter))
 
     def hand_over(shared_out: nn.Parameter) -> None:
-        gradient, shared_out.grad = shared_out.grad.to_local(), None
+        gradient, shared_out.grad = cast("DTensor", shared_out.grad).to_local(), None
         rows.grad = gradient if rows.grad is None else rows.grad.add_(gradient)
 
     parameter.register_post_accumulate_grad_hook(hand_over)

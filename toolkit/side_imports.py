@@ -5,6 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from types import ModuleType
 
 
 @contextmanager
@@ -16,7 +17,8 @@ def without(name: str) -> Iterator[None]:
     if name in sys.modules:
         yield
         return
-    sys.modules[name] = None  # type: ignore[assignment] - what the import system reads as "there is no such module"
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None is "there is no such module"
+    modules[name] = None
     try:
         yield
     finally:

@@ -8,13 +8,13 @@ class CacheExtension(Extension):
     name = "Cache"
 
     @classmethod
-    def get_config(cls):
+    def get_config(cls) -> type:
         from extensions.cache.config import CacheConfig
 
         return CacheConfig
 
     @classmethod
-    def get_process(cls):
+    def get_process(cls) -> type:
         from extensions.cache.process import CacheProcess
 
         return CacheProcess

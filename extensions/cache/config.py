@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from toolkit.config.compat.foreign import ForeignNames
 from toolkit.config.datasets_job import DatasetsJob
@@ -11,6 +11,9 @@ from toolkit.config.node import Node
 from toolkit.config.normalise import place_in
 from toolkit.config.process import JobContext
 from toolkit.config.report import Report
+
+if TYPE_CHECKING:
+    from toolkit.data.plan import RunPlan
 
 
 class CacheConfig(DatasetsJob):
@@ -35,7 +38,7 @@ class CacheConfig(DatasetsJob):
         """The folder of the cache; what is missing inside it the training makes itself."""
         return (Path(self.training_folder).expanduser() / "_cache").is_dir()
 
-    def plan(self, job: JobContext):
+    def plan(self, job: JobContext) -> RunPlan:
         """What there is to encode."""
         from extensions.cache.plan import plan_cache
 

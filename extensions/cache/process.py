@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from extensions.cache.config import CacheConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.data.encode import encode_items
 from toolkit.data.held_out import scan_job
@@ -17,6 +18,8 @@ from toolkit.models.opening import checked_family, open_adapter
 
 class CacheProcess(BaseExtensionProcess):
     """Fills `<training_folder>/_cache`; a training job with the same datasets and model then encodes nothing."""
+
+    section: CacheConfig
 
     def run(self) -> None:
         super().run()

@@ -8,13 +8,13 @@ class ExampleExtension(Extension):
     name = "Example: counts images"
 
     @classmethod
-    def get_process(cls):
+    def get_process(cls) -> type:
         from .process import ExampleProcess  # here, not above: torch and the like load only when a job runs
 
         return ExampleProcess
 
     @classmethod
-    def get_config(cls):
+    def get_config(cls) -> type:
         from .config import ExampleConfig
 
         return ExampleConfig

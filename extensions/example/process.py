@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections import Counter
 from pathlib import Path
 
+from extensions.example.config import ExampleConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.files import write_json
 
 
 class ExampleProcess(BaseExtensionProcess):
     """Writes {"job", "folders": {folder: images}, "images"} to `output`."""
+
+    section: ExampleConfig
 
     def run(self) -> None:
         super().run()

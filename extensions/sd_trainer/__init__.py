@@ -8,13 +8,13 @@ class SdTrainerExtension(Extension):
     name = "LoRA trainer"
 
     @classmethod
-    def get_config(cls):
+    def get_config(cls) -> type:
         from extensions.sd_trainer.config import SdTrainerConfig
 
         return SdTrainerConfig
 
     @classmethod
-    def get_process(cls):
+    def get_process(cls) -> type:
         from extensions.sd_trainer.process import SdTrainerProcess
 
         return SdTrainerProcess

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import ClassVar
+from typing import TYPE_CHECKING, ClassVar
 
 from extensions.sd_trainer.notes import notes
 from extensions.sd_trainer.rules import mistakes
@@ -15,6 +15,9 @@ from toolkit.config.process import Finding, JobContext
 from toolkit.config.report import Report
 from toolkit.config.train import TrainConfig
 from toolkit.config.validation import LOSS, loss_at, noise_levels
+
+if TYPE_CHECKING:
+    from toolkit.data.plan import RunPlan
 
 
 def _child(entries: dict[str, Node], section: str, key: str) -> Node | None:
@@ -84,7 +87,7 @@ class SdTrainerConfig(DatasetsJob, TrainerConfig):
         """Settings that are allowed and train nothing, or that do nothing."""
         return notes(self)
 
-    def plan(self, job: JobContext):
+    def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps."""
         from extensions.sd_trainer.plan import plan_run
 

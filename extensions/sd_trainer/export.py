@@ -58,7 +58,7 @@ class NetworkWriter:
 
     def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
         """The files of a step (as of `prepare`), and of each whether the weights go in as they are (`Role.weights`)."""
-        stem = {None: run.name, "best": best_stem(run.name)}.get(step) or step_stem(run.name, step)
+        stem = run.name if step is None else best_stem(run.name) if step == "best" else step_stem(run.name, step)
         found = {run.folder / f"{stem}{self.suffix}": False}
         if run.roles[ROLE].ema and "raw" in self.section.save.also:
             found[run.folder / f"{stem}_raw{self.suffix}"] = True

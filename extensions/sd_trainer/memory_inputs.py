@@ -12,7 +12,7 @@ from pathlib import Path
 
 from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.model import ModelConfig
-from toolkit.config.sample import SampleItem
+from toolkit.config.sample import SamplePicture
 from toolkit.config.train import TrainConfig
 from toolkit.contracts import Item, Size
 from toolkit.memory.activations import Work
@@ -67,14 +67,17 @@ def count_trained(config: DatasetsJob, processes: int = 1) -> Trained:
     Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
     """
     family, folder = family_for(config.model), config.model.folder()
-    candidates = (family.modules if config.network.trains_model else family.linear_layers)(folder)
-    chosen = chosen_targets(config.network, list(candidates))
-    group_of_layers(config.train.lr_groups, chosen)
     if config.network.trains_model:
+        modules = family.modules(folder)
+        chosen = chosen_targets(config.network, list(modules))
+        group_of_layers(config.train.lr_groups, chosen)
         shapes = tuple(_module_shapes(family, folder, chosen, processes))
-        return Trained(tuple(chosen), shapes, sum(candidates.values()))
+        return Trained(tuple(chosen), shapes, sum(modules.values()))
+    layers = family.linear_layers(folder)
+    chosen = chosen_targets(config.network, list(layers))
+    group_of_layers(config.train.lr_groups, chosen)
     shapes_of = partial(KINDS[config.network.type].layer_shapes, config.network)
-    shapes = tuple(shape for name in chosen for shape in shapes_of(*candidates[name]).values())
+    shapes = tuple(shape for name in chosen for shape in shapes_of(*layers[name]).values())
     return Trained(tuple(chosen), shapes, sum(map(prod, shapes)))
 
 
@@ -304,7 +307,7 @@ class Sizes:
             text_tokens=self.text_tokens(group.references, group.longest),
         )
 
-    def _drawn(self, item: SampleItem) -> Largest:
+    def _drawn(self, item: SamplePicture) -> Largest:
         pixels, references = item.width * item.height, len(item.ctrl_img)
         reference = pixels if self._follows_target else self._facts.reference_pixels
         return Largest(

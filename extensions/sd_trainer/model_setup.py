@@ -55,6 +55,7 @@ def block_quantizer(section: DatasetsJob) -> Quantizer | None:
 def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
     """The changes of the adapter's file by full layer name."""
     name = model.accuracy_recovery_adapter
+    assert name is not None  # it is asked for where there is one
     path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
     changes = read_network_file(path, layers)
     if not changes:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from extensions.sd_trainer.rules import Check, Rule, is_full, with_full
@@ -25,6 +25,14 @@ def notes(section: DatasetsJob) -> Iterator[Finding]:
     """Settings that are allowed and train nothing, or that do nothing."""
     for check in NOTES:
         yield from check(section)
+
+
+def _given_alone(key: str) -> Callable[[DatasetsJob], bool]:
+    return lambda s: place_of().alone and _given(s.train, key)
+
+
+def _given_of_network(key: str) -> Callable[[DatasetsJob], bool]:
+    return lambda s: key in s.network.model_fields_set
 
 
 def _given(section: StrictModel, key: str) -> bool:
@@ -153,7 +161,7 @@ NOTES: tuple[Check, ...] = (
     *(
         Rule(
             f"train.{key}",
-            lambda s, key=key: place_of().alone and _given(s.train, key),
+            _given_alone(key),
             "has no effect with one process. Start several with torchrun.",
         )
         for key in ("parallel", "ddp_timeout")
@@ -172,7 +180,7 @@ NOTES: tuple[Check, ...] = (
     *(
         Rule(
             f"network.{key}",
-            with_full(lambda s, key=key: key in s.network.model_fields_set),
+            with_full(_given_of_network(key)),
             "has no effect: 'type: full' trains the model itself, without an adapter.",
         )
         for key in OF_ADAPTERS

@@ -50,6 +50,7 @@ from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.models.families import family_for
 from toolkit.models.opening import checked_family, open_adapter
 from toolkit.models.options import BlockTransform
+from toolkit.networks.adapter import LayersNetwork
 from toolkit.networks.formats import ModuleChange
 from toolkit.run_files import EVENTS
 from toolkit.train.changes import Change, corrections
@@ -58,7 +59,7 @@ from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.hooks.save import PrepareNetwork
 from toolkit.train.hooks.standard import Reporting, Samples, Validation
 from toolkit.train.int8_choice import first_use
-from toolkit.train.lockstep import Follower, LeadingAdapter, follow
+from toolkit.train.lockstep import Follower, follow, leading
 from toolkit.train.loop import probe, train
 from toolkit.train.run import Hook, Run
 from toolkit.train.sampling import SamplePrompt, Sampler
@@ -187,16 +188,16 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _validator(self, setup: Setup[SdData], adapter: ModelAdapter, stores: CacheStores) -> Validator | None:
         held_out, settings = setup.data.held_out, self.section.validation
-        if not held_out or not self.team.is_first:
+        if not held_out or settings is None or not self.team.is_first:
             return None
         of_sample = stores.of_samples(self.section) if held_out.from_training else lambda _: stores.on_disk
         dataset = encode_items(held_out.items, adapter, of_sample, self._dtype, setup.progress)
         setup.status.finish()
-        return Validator(self._led(adapter), dataset, settings.timesteps, settings.seed)
+        return Validator(adapter, dataset, settings.timesteps, settings.seed, self._led(adapter))
 
-    def _led(self, adapter: ModelAdapter) -> ModelAdapter | LeadingAdapter:
-        """The adapter for what only the first process does."""
-        return LeadingAdapter(adapter, self.team) if self._is_shared_out else adapter
+    def _led(self, adapter: ModelAdapter) -> Callable[..., Tensor]:
+        """A pass of the model in what only the first process does."""
+        return leading(adapter, self.team) if self._is_shared_out else adapter.predict_velocity
 
     def _sampler(
         self, setup: Setup[SdData], adapter: ModelAdapter, dataset: EncodedDataset, stores: CacheStores
@@ -204,7 +205,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         prompts = self._sample_prompts()
         if not prompts or self.section.train.disable_sampling or not self.team.is_first:
             return None
-        sampler = Sampler(self._led(adapter), prompts, dataset.encoder, stores.on_disk)
+        sampler = Sampler(adapter, prompts, dataset.encoder, stores.on_disk, self._led(adapter))
         sampler.encode(setup.progress)
         setup.status.finish()
         sampler.stop_asked = lambda: setup.request.asked
@@ -245,9 +246,10 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
     def weights_writer(self, setup: Setup[SdData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
         kind = ModelFolderWriter if self.section.network.trains_model else NetworkWriter
         writer = kind(attached.network, self.section, self.meta, setup.plan)
-        if "merged_lora" in self.section.save.also:
-            writer = MergedLoraWriter(writer, attached.network, self.section.save, reporting.event)
-        return writer.prepare
+        if "merged_lora" not in self.section.save.also:
+            return writer.prepare
+        assert isinstance(attached.network, LayersNetwork)  # all kinds that `merged_lora` goes with
+        return MergedLoraWriter(writer, attached.network, self.section.save, reporting.event).prepare
 
     def validation(self, setup: Setup[SdData], encoded: SdEncoded, attached: SdAttached) -> Validation | None:
         validator = encoded.validator

@@ -102,6 +102,13 @@ def _excluded_by_fsdp(part: str, key: str, given: Callable[[DatasetsJob], object
     return Rule(f"{part}.{key}", _with_fsdp(given), message)
 
 
+def _has_no_merged_lora(of_model: bool) -> Callable[[DatasetsJob], bool]:
+    """of_model: of the kind that trains the model itself, else of all others."""
+    return lambda s: (
+        "merged_lora" in s.save.also and s.network.type not in MERGED and s.network.trains_model == of_model
+    )
+
+
 def _has_qinglong(key: str, plain: object) -> Rule:
     return Rule(
         f"train.{key}",
@@ -314,12 +321,12 @@ MISTAKES: tuple[Check, ...] = (
     *(
         Rule(
             "save.also",
-            lambda s, fits=fits: "merged_lora" in s.save.also and s.network.type not in MERGED and fits(s),
+            _has_no_merged_lora(of_model),
             f"'merged_lora' goes with {', '.join(MERGED)}. With 'type: {{network.type}}' {why}. Leave it out.",
         )
-        for fits, why in (
-            (lambda s: not s.network.trains_model, "the files are plain LoRAs already"),
-            (lambda s: s.network.trains_model, "no adapter is trained"),
+        for of_model, why in (
+            (False, "the files are plain LoRAs already"),
+            (True, "no adapter is trained"),
         )
     ),
     _first_samples,

@@ -8,13 +8,13 @@ class TinyModelExtension(Extension):
     name = "Tiny model"
 
     @classmethod
-    def get_config(cls):
+    def get_config(cls) -> type:
         from extensions.tiny_model.config import TinyModelConfig
 
         return TinyModelConfig
 
     @classmethod
-    def get_process(cls):
+    def get_process(cls) -> type:
         from extensions.tiny_model.process import TinyModelProcess
 
         return TinyModelProcess

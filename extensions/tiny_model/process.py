@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from pathlib import Path
 
+from extensions.tiny_model.config import TinyModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
 from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
@@ -14,6 +15,8 @@ logger = logging.getLogger(__name__)
 
 class TinyModelProcess(BaseExtensionProcess):
     """A complete folder of the same settings is left as it is, so that a job can be run again."""
+
+    section: TinyModelConfig
 
     def run(self) -> None:
         super().run()

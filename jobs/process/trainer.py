@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Generic, TypeVar
+from typing import Any, Generic, TypeVar, cast
 
 import torch
 
@@ -137,7 +137,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def encode(self, setup: Setup[DataT], model: ModelT) -> EncodedT:
         """Makes what is computed once, before training; by default there is nothing, and the data stays as it is."""
-        return setup.data
+        return cast("EncodedT", setup.data)
 
     @abstractmethod
     def attach(self, setup: Setup[DataT], model: ModelT, encoded: EncodedT) -> AttachedT:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
@@ -20,8 +20,14 @@ def mistake(message: str) -> PydanticCustomError:
 def one_of(*names: str, spellings: Mapping[str, str] | None = None) -> tuple[BeforeValidator, WithJsonSchema]:
     """Annotations of a Literal: other `spellings` of its names. Upper and lower case are alike."""
     spellings = spellings or {}
+    schema = WithJsonSchema({"type": "string", "enum": [*names, *spellings]})
+    return BeforeValidator(reader_of(names, spellings)), schema
 
-    def read(value: Any) -> Any:
+
+def reader_of(names: Collection[str], spellings: Mapping[str, str]) -> Callable[[Any], str]:
+    """From a value to the name that is meant; raises what a validator raises."""
+
+    def read(value: Any) -> str:
         if not isinstance(value, str):
             raise mistake(f"{value!r} is not one of {_listed(names)}.")
         folded = value.strip().lower()
@@ -34,10 +40,10 @@ def one_of(*names: str, spellings: Mapping[str, str] | None = None) -> tuple[Bef
         hint = f"Did you mean {near[0]!r}? " if near else ""
         raise mistake(f"{value!r} is unknown. {hint}Use {_listed(names)}.")
 
-    return BeforeValidator(read), WithJsonSchema({"type": "string", "enum": [*names, *spellings]})
+    return read
 
 
-def _listed(names: Sequence[str]) -> str:
+def _listed(names: Iterable[str]) -> str:
     return " or ".join(repr(name) for name in names)
 
 

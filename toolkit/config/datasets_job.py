@@ -138,8 +138,7 @@ class ModelSection(ProcessConfig):
             yield from _check_path(("model", "accuracy_recovery_adapter"), recovery, remedy, job, file=True)
         pretrained = self.network.pretrained_lora_path
         if pretrained is not None:
-            key = ("network", "pretrained_lora_path")
-            yield from _check_path(key, pretrained, "Give a LoRA file.", job, file=True)
+            yield from _check_path(("network", "pretrained_lora_path"), pretrained, "Give a LoRA file.", job, file=True)
 
 
 class TrainingSection(RunSection):

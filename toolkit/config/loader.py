@@ -69,13 +69,14 @@ def load_job(
     job = JobContext(job_name)
     check_processes(processes, job, report)
     report.raise_mistakes()
-    note_processes(processes, job, report)
+    known = [process for process in processes if process is not None]
+    note_processes(known, job, report)
     meta = root.value.get("meta")
     return JobConfig(
         job=root.value["job"].value,
         name=job_name,
         meta=meta.data() if meta and meta.value else {},
-        processes=tuple(process.entry for process in processes),
+        processes=tuple(process.entry for process in known),
         warnings=report.warnings,
         path=Path(path),
         unexpanded_text=saved_text(text, written, name, json_input=is_json(path)),
@@ -187,8 +188,9 @@ def read_process(index: int, node: Node, find_model: FindModel, normaliser: Norm
     if report.reported(type_node.path):
         return None
     name_node = node.value.get("name")
-    has_name = name_node is not None and not name_node.is_blank
-    if has_name:
+    if name_node is not None and name_node.is_blank:
+        name_node = None
+    if name_node is not None:
         check_folder_name(name_node, report)
     try:
         model = find_model(str(type_node.value))
@@ -205,7 +207,7 @@ def read_process(index: int, node: Node, find_model: FindModel, normaliser: Norm
     entry = ProcessEntry(
         index=index,
         type=str(type_node.value),
-        name=str(name_node.value) if has_name else None,
+        name=None if name_node is None else str(name_node.value),
         raw=node.data(_resolved),
         section=section,
     )

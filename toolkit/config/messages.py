@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import re
-from typing import Any
+
+from pydantic_core import ErrorDetails
 
 from toolkit.config.node import Node, show
 from toolkit.errors import did_you_mean
@@ -26,7 +27,7 @@ _BOUNDS = {
 }
 
 
-def explain(error: dict[str, Any], node: Node) -> str:
+def explain(error: ErrorDetails, node: Node) -> str:
     """One line for one entry of `ValidationError.errors()`, whose value is `node`."""
     kind, context = error["type"], error.get("ctx", {})
     value = show(node)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
@@ -81,6 +81,12 @@ def _from_path(value: Any) -> Any:
     return {"path": value} if isinstance(value, str) else value
 
 
+if TYPE_CHECKING:  # the checker knows no Literal that is computed
+    Arch = str
+else:
+    Arch = Literal[tuple(FAMILIES)]
+
+
 class ModelConfig(StrictModel):
     """`model`: the model that is trained, and how it is kept in memory."""
 
@@ -92,7 +98,7 @@ class ModelConfig(StrictModel):
     """Branch, tag or commit of the hub repository."""
 
     arch: Annotated[
-        Literal[tuple(FAMILIES)] | None,
+        Arch | None,
         *one_of(*FAMILIES),
         BeforeValidator(_without_tag),
     ] = Field(default=None, validate_default=False)

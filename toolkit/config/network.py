@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar, Literal
+from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -36,11 +36,18 @@ Patterns = Annotated[tuple[Pattern, ...], BeforeValidator(as_list), schema_of_li
 """One regular expression or a list of them."""
 
 
+if TYPE_CHECKING:  # the checker knows no Literal that is computed
+    Algo: TypeAlias = str
+    Kind: TypeAlias = str
+else:
+    Algo, Kind = Literal[IN_LYCORIS], Literal[tuple(KINDS)]
+
+
 class NetworkKwargs(StrictModel):
     """`network.network_kwargs`: which layers carry the adapter."""
 
     algo: Annotated[
-        Literal[IN_LYCORIS],
+        Algo,
         *one_of(*IN_LYCORIS, spellings=ALGO_SPELLINGS),
     ] = "lora"
     """With `type: lycoris` the kind of adapter, under LyCORIS' names."""
@@ -58,7 +65,7 @@ class NetworkConfig(StrictModel):
     """`network`: the adapter that is trained and its size."""
 
     type: Annotated[
-        Literal[tuple(KINDS)],
+        Kind,
         *one_of(*KINDS, spellings=KIND_SPELLINGS),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,

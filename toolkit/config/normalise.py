@@ -7,6 +7,7 @@ so that the model can then report every other mistake in the same pass.
 from __future__ import annotations
 
 import types
+from collections.abc import Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
@@ -65,8 +66,8 @@ class Normaliser:
 
     def is_given(self, model: type[BaseModel], key: str, child: Node) -> bool:
         """False for null and "": the default applies. A mistake where there is no default."""
-        strict = issubclass(model, StrictModel)
-        if not child.is_blank or (child.value == "" and strict and key in model.may_be_empty):
+        may_be_empty = model.may_be_empty if issubclass(model, StrictModel) else ()
+        if not child.is_blank or (child.value == "" and key in may_be_empty):
             return True
         name = field_names(model).get(key)
         if name and model.model_fields[name].is_required():
@@ -167,7 +168,7 @@ def is_number(annotation: Any) -> bool:
     return any(part in (int, float) for part in parts) and bool not in parts
 
 
-def _parts(annotation: Any):
+def _parts(annotation: Any) -> Iterator[Any]:
     origin = get_origin(annotation)
     if origin is Annotated:
         yield from _parts(get_args(annotation)[0])

@@ -95,6 +95,6 @@ class ProcessConfig(StrictModel):
         """What states record of the section and a resume compares, as plain data: all that says what is computed."""
         return self.model_dump(mode="json")
 
-    def plan(self, job: JobContext):
+    def plan(self, job: JobContext) -> Any:
         """What a run would do, as a `toolkit.data.plan.RunPlan`, or None. May scan the dataset; writes nothing."""
         return None

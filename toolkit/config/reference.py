@@ -127,7 +127,9 @@ def _names(field: str, path: str, section: type[StrictModel]) -> str:
     known = {field, *accepted, *section.foreign.shapes}
     theirs = [name for name, peer in MUSUBI.items() if _dotted(path, field) in peer.here and name not in known]
     names = ", ".join(f"`{name}`" for name in accepted)
-    return "; ".join(filter(None, [names, theirs and f"musubi-tuner: {', '.join(f'`{name}`' for name in theirs)}"]))
+    return "; ".join(
+        filter(None, [names, f"musubi-tuner: {', '.join(f'`{name}`' for name in theirs)}" if theirs else ""])
+    )
 
 
 def _dotted(path: str, key: str) -> str:

@@ -57,6 +57,17 @@ class SampleItem(StrictModel):
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
 
 
+class SamplePicture(SampleItem):
+    """A `SampleItem` with everything filled in."""
+
+    width: int
+    height: int
+    neg: str
+    seed: int
+    guidance_scale: float
+    sample_steps: int
+
+
 class SampleConfig(StrictModel):
     """`sample`: pictures drawn before, during and after training."""
 
@@ -124,11 +135,11 @@ class SampleConfig(StrictModel):
         if epochs and self.sample_every and "sample_every" in self.model_fields_set:
             yield "sample_every", f"has no effect: 'sample_every_n_epochs: {epochs}' decides. Leave one of them out."
 
-    def pictures(self) -> tuple[SampleItem, ...]:
+    def pictures(self) -> tuple[SamplePicture, ...]:
         """The items of one set with everything filled in from the section."""
         return tuple(self._picture(index, item) for index, item in enumerate(self.samples))
 
-    def _picture(self, index: int, item: SampleItem) -> SampleItem:
+    def _picture(self, index: int, item: SampleItem) -> SamplePicture:
         shared = {
             "width": self.width,
             "height": self.height,
@@ -139,4 +150,4 @@ class SampleConfig(StrictModel):
             "flow_shift": self.flow_shift,
         }
         missing = {key: value for key, value in shared.items() if getattr(item, key) is None}
-        return item.model_copy(update=missing)
+        return SamplePicture.model_construct(item.model_fields_set | missing.keys(), **{**dict(item), **missing})

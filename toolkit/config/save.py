@@ -63,8 +63,9 @@ class SaveConfig(StrictModel):
 
     def files_to_keep(self) -> int:
         """How many files of the interval stay; 0: all."""
-        by_epochs = self.interval()[1] and self.save_last_n_epochs is not None
-        return self.save_last_n_epochs if by_epochs else self.max_step_saves_to_keep
+        if self.interval()[1] and self.save_last_n_epochs is not None:
+            return self.save_last_n_epochs
+        return self.max_step_saves_to_keep
 
     def without_effect(self) -> Iterator[tuple[str, str]]:
         """Keys given that the rest of the section makes no use of, and why."""

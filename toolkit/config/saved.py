@@ -67,7 +67,7 @@ def _key_of(node: Node) -> str:
 class _Dumper(yaml.SafeDumper):
     """Quotes what a reader of YAML 1.1 or of 1.2 would take for something other than text."""
 
-    def resolve(self, kind, value, implicit):
+    def resolve(self, kind: type, value: str, implicit: tuple[bool, bool]) -> str:
         tag = super().resolve(kind, value, implicit)
         if kind is yaml.ScalarNode and implicit[0] and tag.endswith(":str") and scalar_kind(value) != "str":
             return f"tag:yaml.org,2002:{scalar_kind(value)}"

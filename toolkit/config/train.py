@@ -8,7 +8,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
-from toolkit.config.choices import Checkpointing, Dtype, mistake, one_of
+from toolkit.config.choices import Checkpointing, Dtype, mistake, one_of, reader_of
 from toolkit.config.compat.train import (
     LOSS_SPELLINGS,
     OPTIMIZER_SPELLINGS,
@@ -23,12 +23,12 @@ from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
 from toolkit.optim.choice import OPTIMIZERS
 from toolkit.optim.schedules import SCHEDULES
 
-_short_name, _ = one_of(*OPTIMIZERS, spellings=OPTIMIZER_SPELLINGS)
+_short_name = reader_of(OPTIMIZERS, OPTIMIZER_SPELLINGS)
 
 
 def _optimizer(value: Any) -> Any:
     if not isinstance(value, str) or "." not in value:
-        return _short_name.func(value)
+        return _short_name(value)
     parts = value.strip().split(".")
     if not all(part.isidentifier() for part in parts):
         raise mistake(f"{value!r} is no dotted path. Write a class such as 'torch.optim.SGD'.")
@@ -306,7 +306,8 @@ class TrainConfig(StrictModel):
 
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level, or "auto"."""
-        return {True: "full", False: "none"}.get(self.gradient_checkpointing, self.gradient_checkpointing)
+        given = self.gradient_checkpointing
+        return given if isinstance(given, str) else "full" if given else "none"
 
     def noise_levels(self) -> str:
         """The `timestep_type` by which noise levels are drawn: linear where a bell weighs the loss."""

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from pydantic import BaseModel, ValidationError
+from pydantic_core import ErrorDetails
 
 from toolkit.config.messages import explain
 from toolkit.config.node import Key, Node
@@ -38,7 +39,7 @@ def validate(model: type[BaseModel], node: Node, report: Report) -> tuple[BaseMo
     return None, node
 
 
-def _is_echo(error: dict, node: Node) -> bool:
+def _is_echo(error: ErrorDetails, node: Node) -> bool:
     """Whether an error only follows from another one.
 
     pydantic counts the items of a list that are right, and so calls one with wrong items too short; and it
@@ -50,7 +51,7 @@ def _is_echo(error: dict, node: Node) -> bool:
     return error["type"] == "too_short" and isinstance(found, list) and len(found) >= error["ctx"]["min_length"]
 
 
-def _report(errors: Sequence[dict], node: Node, report: Report) -> None:
+def _report(errors: Sequence[ErrorDetails], node: Node, report: Report) -> None:
     """One line per value; the branches of a union that fail together are joined."""
     found: dict[Key, tuple[Node, list[str]]] = {}
     for error in errors:

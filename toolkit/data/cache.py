@@ -44,7 +44,7 @@ class TensorCache:
         """The entry, on the CPU and not to be written to; None when it is missing or damaged."""
         if self.folder is None:
             return self._memory.get(key)
-        path = self._path(key)
+        path = self._path(self.folder, key)
         try:
             with path.open("rb") as file:
                 changed, raw = os.fstat(file.fileno()).st_mtime_ns, file.read()
@@ -68,12 +68,13 @@ class TensorCache:
             self._memory[key] = tensors
             return
         try:
-            self._write(self._path(key), _serialize(key, tensors))
+            self._write(self._path(self.folder, key), _serialize(key, tensors))
         except OSError as error:
             raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
 
-    def _path(self, key: str) -> Path:
-        return self.folder / key[:2] / f"{key}.safetensors"
+    @staticmethod
+    def _path(folder: Path, key: str) -> Path:
+        return folder / key[:2] / f"{key}.safetensors"
 
     @staticmethod
     def _write(path: Path, contents: bytes) -> None:

@@ -44,7 +44,7 @@ def find_captions(listing: Listing, files: Sequence[list[str]], mistakes: list[M
 def _read(listing: Listing, names: Sequence[str], mistakes: list[Mistake]) -> None:
     for name, text in zip(names, on_threads(_text_or_error, [listing.path(name) for name in names]), strict=True):
         if isinstance(text, CaptionError):
-            mistakes.append(Mistake(text.path, text.reason))
+            mistakes.append(Mistake(str(text.path), text.reason))
         else:
             listing.texts[name] = text
 

@@ -7,8 +7,8 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain, repeat
-from typing import Any
 
+from toolkit.config.dataset import DatasetConfig
 from toolkit.contracts import NO_FLIP, CaptionRules, Flip, Mask, Sample, Size
 from toolkit.data.captionfile import caption_files, find_captions
 from toolkit.data.captions import inject_trigger
@@ -45,7 +45,7 @@ class FolderInfo:
 class Draft:
     """What was found for the images of one folder, by their stems where nothing else is said."""
 
-    def __init__(self, index: int, dataset: Any, listing: Listing, subfolder: str | None) -> None:
+    def __init__(self, index: int, dataset: DatasetConfig, listing: Listing, subfolder: str | None) -> None:
         self.index, self.dataset, self.listing, self.subfolder = index, dataset, listing, subfolder
         # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
         match = _REPEATS.match(os.path.basename(os.path.abspath(listing.folder)))
@@ -92,6 +92,7 @@ class Draft:
         opaque, stretched = [], []
         for stem, mask in list(self.masks.items()):
             (name,) = self.listing.images[stem]
+            assert mask.facts is not None  # known from here on, see above
             if self.dataset.alpha_mask and not mask.facts.alpha:
                 del self.masks[stem]
                 opaque.append(name)

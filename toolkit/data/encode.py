@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 from threading import RLock
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -130,7 +130,7 @@ class ItemEncoder:
         with self._lock, torch.no_grad():
             return self._adapter.encode_images(pixels_3HW[None])[0].to("cpu", self._dtype)
 
-    def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts) -> str:
+    def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts: Any) -> str:
         # text without pictures depends neither on the background nor on the flip
         if source and any(sample.flip):
             parts["flip"] = sample.flip

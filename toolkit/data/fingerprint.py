@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from toolkit.contracts import Sample
 from toolkit.data.cache import key_of
@@ -25,7 +26,7 @@ def fingerprint(samples: Iterable[Sample]) -> Fingerprint:
 
 def _digest(sample: Sample) -> str:
     # Only where there are any: what has neither keeps the digest that older states recorded.
-    more = {"mask": file_digest(sample.mask.file)} if sample.mask else {}
+    more: dict[str, Any] = {"mask": file_digest(sample.mask.file)} if sample.mask else {}
     if any(sample.flip):
         more["flip"] = sample.flip
     return key_of(

@@ -13,6 +13,7 @@ from functools import cached_property
 from itertools import chain
 from typing import Any
 
+from toolkit.config.dataset import DatasetConfig
 from toolkit.contracts import Sample
 from toolkit.data.draft import Draft, FolderInfo
 from toolkit.data.ignored import ignored_files, some
@@ -71,7 +72,7 @@ class _Scanner:
         self.notes: list[str] = []
         self.partners = PartnerFinder(self.mistakes, manifest.listing)
 
-    def drafts(self, index: int, dataset: Any) -> Iterator[Draft]:
+    def drafts(self, index: int, dataset: DatasetConfig) -> Iterator[Draft]:
         """The image folders of one entry: its own, or its subfolders."""
         folder = dataset.folder_path
         top = self._list(folder)
@@ -104,7 +105,7 @@ class _Scanner:
         if not reasons:
             self.notes += notes_of(wanted)
 
-    def _draft(self, index: int, dataset: Any, listing: Listing, subfolder: str | None) -> Iterator[Draft]:
+    def _draft(self, index: int, dataset: DatasetConfig, listing: Listing, subfolder: str | None) -> Iterator[Draft]:
         draft = Draft(index, dataset, listing, subfolder)
         if draft.named_repeats == 0 and not dataset.num_repeats:
             self._mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
@@ -125,7 +126,7 @@ class _Scanner:
         self.mistakes.append(Mistake(place, message))
 
 
-def _subfolders(listing: Listing, dataset: Any) -> list[str]:
+def _subfolders(listing: Listing, dataset: DatasetConfig) -> list[str]:
     """Subfolders without those that hold the dataset's references and masks."""
     partners = {same_place(folder) for folder in (*dataset.control_path, dataset.mask_path) if folder}
     return [name for name in listing.subfolders if same_place(join(listing.folder, name)) not in partners]

@@ -68,7 +68,8 @@ def _jpeg(read: Read, length: int) -> ImageFacts | None:
     """Source of the layout: ITU-T T.81, annex B."""
     if read(length - 2, 2) != b"\xff\xd9":
         return None
-    offset, exif, notes = 2, None, ()
+    offset, exif = 2, None
+    notes: tuple[str, ...] = ()
     while True:
         mark, code, size = struct.unpack(">BBH", read(offset, 4))
         if mark != 0xFF or code in _NOT_A_SEGMENT:

@@ -10,9 +10,10 @@ from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
-from typing import Any
 
 from toolkit import seeding
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.validation import ValidationConfig
 from toolkit.contracts import CaptionRules, Item, ModelFacts, Sample
 from toolkit.data.buckets import make_items
 from toolkit.data.folder import Scan, scan_datasets
@@ -38,7 +39,7 @@ class HeldOut:
 
 
 def scan_job(
-    section: Any, family: ModelFacts, manifest: Manifest | None = None
+    section: DatasetsJob, family: ModelFacts, manifest: Manifest | None = None
 ) -> tuple[Scan, tuple[Item, ...], HeldOut | None]:
     """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise, and DataErrors naming
     every image with more references than the family takes, or whose caption the model has no room for, where that can
@@ -53,7 +54,7 @@ def scan_job(
 
 
 def hold_out(
-    section: Any, scan: Scan, items: tuple[Item, ...], size_multiple: int
+    section: DatasetsJob, scan: Scan, items: tuple[Item, ...], size_multiple: int
 ) -> tuple[Scan, tuple[Item, ...], HeldOut | None]:
     """What is left to train on, and what `section.validation` takes or brings; None without that section.
 
@@ -64,7 +65,7 @@ def hold_out(
     if settings is None:
         return scan, items, None
     if settings.folder_path is not None:
-        return scan, items, _own_folder(section, size_multiple, scan.manifest)
+        return scan, items, _own_folder(section, settings, size_multiple, scan.manifest)
     chosen = draw([sample for folder in scan.folders if not folder.is_reg for sample in folder.samples], settings)
     measured = [item for item in items if _place(item.sample) in chosen and not any(item.sample.flip)]
     names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, chosen))
@@ -77,12 +78,13 @@ def hold_out(
     )
 
 
-def draw(samples: Iterable[Sample], settings: Any) -> set[str]:
+def draw(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]:
     """The images that `settings.fraction` holds out, by absolute path; a file that is used twice counts once.
 
     Drawn by the names of file and folder: neither the order of the datasets nor where they lie matters.
     """
     places = {_place(sample) for sample in samples}
+    assert settings.fraction is not None  # a validation has a folder or a fraction
     count = max(1, round(settings.fraction * len(places)))
     if count >= len(places):
         raise UserError(
@@ -97,17 +99,17 @@ def draw(samples: Iterable[Sample], settings: Any) -> set[str]:
     return set(sorted(places, key=key)[:count])
 
 
-def _own_folder(section: Any, size_multiple: int, manifest: Manifest) -> HeldOut:
-    dataset = section.validation.dataset(section.datasets)
+def _own_folder(section: DatasetsJob, settings: ValidationConfig, size_multiple: int, manifest: Manifest) -> HeldOut:
+    dataset = settings.dataset(section.datasets)
     scan = scan_datasets([dataset], section.trigger_word, 1.0, manifest)
     items = make_items(scan.samples, lambda _: dataset.resolution, size_multiple)
     missing = sum(folder.missing_captions for folder in scan.folders)
     note = f"validation: {dataset.folder_path}, {_count(len(scan.samples), 'image')}"
     note += f", {missing} without caption" if missing else ""
-    return HeldOut(tuple(map(_as_it_is, items)), False, (_work(note, items, section.validation), *scan.notes))
+    return HeldOut(tuple(map(_as_it_is, items)), False, (_work(note, items, settings), *scan.notes))
 
 
-def _work(note: str, items: Iterable[Item], settings: Any) -> str:
+def _work(note: str, items: Iterable[Item], settings: ValidationConfig) -> str:
     """The note with what each validation costs."""
     passes = settings.timesteps * sum(1 for _ in items)
     return f"{note}; {_count(passes, 'forward pass', 'forward passes')} each time"

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, cast
 
 from PIL import Image, ImageCms, ImageColor, TiffImagePlugin
 
@@ -234,7 +234,7 @@ def _turn(image: Image.Image, orientation: int) -> Image.Image:
 
 def _refuse_wide_values(image: Image.Image, path: Path | str) -> None:
     """Mode I is either 16 bits in a wider type or truly 32 bits; only the pixels tell."""
-    low, high = image.getextrema() if image.mode == "I" else (0, 0)
+    low, high = cast("tuple[int, int]", image.getextrema()) if image.mode == "I" else (0, 0)  # one pair: one band
     if low < 0 or high > 65535:
         raise ImageError(path, f"holds 32-bit values ({low} to {high}). Save it with 8 or 16 bits")
 
@@ -300,7 +300,8 @@ def _to_srgb(colour: Image.Image, profile_bytes: bytes | None, note: Note) -> Im
         note(f"its colour profile is for {mode}, its pixels are {colour.mode}: taken as sRGB")
         return colour.convert("RGB")
     try:
-        return ImageCms.profileToProfile(colour, profile, _srgb(), outputMode="RGB")
+        converted = ImageCms.profileToProfile(colour, profile, _srgb(), outputMode="RGB")
+        return cast("Image.Image", converted)  # None only in place
     except ImageCms.PyCMSError as error:
         note(f"its colour profile cannot be applied ({error}): taken as sRGB")
         return colour.convert("RGB")

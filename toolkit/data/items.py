@@ -5,8 +5,8 @@ from __future__ import annotations
 import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
 
+from toolkit.config.datasets_job import DatasetsJob
 from toolkit.contracts import Item, ModelFacts, Size
 from toolkit.data.buckets import make_items
 from toolkit.data.folder import Scan, scan_datasets
@@ -15,10 +15,12 @@ from toolkit.data.manifest import Manifest
 from toolkit.errors import DataErrors, Mistake
 
 
-def scan_items(section: Any, size_multiple: int, manifest: Manifest | None = None) -> tuple[Scan, tuple[Item, ...]]:
+def scan_items(
+    section: DatasetsJob, size_multiple: int, manifest: Manifest | None = None
+) -> tuple[Scan, tuple[Item, ...]]:
     """Scans `section.datasets` and gives each image its buckets.
 
-    section: anything with `datasets`, `trigger_word` and `train.reg_weight`. size_multiple: sides of a bucket are
+    size_multiple: sides of a bucket are
     multiples of it, pixels. manifest: as of `scan_datasets`.
     Raises DataErrors naming every offending file.
     """

@@ -106,6 +106,7 @@ class Manifest:
                 self._stored[place] = columns.digest_of(document)
 
     def _file(self, place: str) -> Path:
+        assert self._folder is not None  # without a folder nothing is recalled or saved
         return self._folder / f"{hashlib.sha256(os.fsencode(place)).hexdigest()[:32]}.columns"
 
 

@@ -135,7 +135,7 @@ def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, acc
 
 def folder_plans(folders: Sequence[FolderInfo], items: Iterable[Item]) -> tuple[FolderPlan, ...]:
     """Counts per folder; `items` are those made from the folders' samples."""
-    buckets = {(folder.dataset, folder.folder): Counter() for folder in folders}
+    buckets: dict[tuple[int, str], Counter[Size]] = {(folder.dataset, folder.folder): Counter() for folder in folders}
     for item in items:
         buckets[item.sample.dataset, item.sample.folder][item.crop.bucket] += 1
     return tuple(_folder_plan(folder, buckets[folder.dataset, folder.folder]) for folder in folders)

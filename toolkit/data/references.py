@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from functools import cache
-from typing import Any
 
+from toolkit.config.dataset import DatasetConfig
 from toolkit.data.listing import Listing, Picture, join
 from toolkit.errors import Mistake
 
@@ -26,7 +26,9 @@ class PartnerFinder:
         self._list_folder = list_folder
         self._listing = cache(self._read)
 
-    def references(self, image: Picture, stem: str, dataset: Any, subfolder: str | None) -> tuple[Picture, ...]:
+    def references(
+        self, image: Picture, stem: str, dataset: DatasetConfig, subfolder: str | None
+    ) -> tuple[Picture, ...]:
         """The references of one image.
 
         With `control_optional` an absent slot is left out and the following ones close up: slot 2 alone becomes the
@@ -38,8 +40,9 @@ class PartnerFinder:
         ]
         return tuple(picture for picture in slots if picture)
 
-    def mask(self, image: Picture, stem: str, dataset: Any, subfolder: str | None) -> Picture | None:
+    def mask(self, image: Picture, stem: str, dataset: DatasetConfig, subfolder: str | None) -> Picture | None:
         """The mask of one image; None when it is absent and `mask_optional`."""
+        assert dataset.mask_path is not None  # masks are asked for where a folder of them is given
         return self._find(image, stem, dataset.mask_path, subfolder, "mask", dataset.mask_optional)
 
     def _find(

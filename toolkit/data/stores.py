@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+from toolkit.config.datasets_job import DatasetsSection
 from toolkit.contracts import Sample
 from toolkit.data.cache import TensorCache
 from toolkit.data.encode import Stores
@@ -20,7 +20,7 @@ class CacheStores:
         self._disk = Stores(TensorCache(root / "latents"), TensorCache(root / "text"))
         self._memory = Stores(TensorCache(None), TensorCache(None))
 
-    def of_samples(self, section: Any) -> Callable[[Sample], Stores]:
+    def of_samples(self, section: DatasetsSection) -> Callable[[Sample], Stores]:
         """The stores of each sample of `section.datasets`, by the flags of its dataset."""
         by_dataset = [
             Stores(

@@ -30,6 +30,6 @@ class FlowSettings:
     huber_scale: float = 1.0
 
     @staticmethod
-    def named_in(section: Any) -> dict[str, Any]:
+    def named_in(section: object) -> dict[str, Any]:
         """The values a section has under these names, as keyword arguments."""
         return {field.name: getattr(section, field.name) for field in fields(FlowSettings)}

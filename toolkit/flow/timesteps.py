@@ -69,6 +69,7 @@ def shifted(t: Tensor, factor: float) -> Tensor:
 
 def shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     """`sigmoid`, shifted by `discrete_flow_shift`. Source: musubi-tuner, `timestep_sampling shift`."""
+    assert settings.discrete_flow_shift is not None  # `shift` is refused without it
     return shifted(sigmoid(normal, settings, picture), settings.discrete_flow_shift)
 
 
@@ -282,7 +283,11 @@ def _shares_between(settings: FlowSettings, picture: Picture, low: float, high: 
         return float(timesteps_of_shares(torch.tensor([share], dtype=torch.float64), settings, picture))
 
     rises = t_of(0.0) < t_of(1.0)
-    ends = [_bisect(lambda share, bound=bound: (t_of(share) < bound) == rises) for bound in (low, high)]
+
+    def share_of(bound: float) -> float:
+        return _bisect(lambda share: (t_of(share) < bound) == rises)
+
+    ends = share_of(low), share_of(high)
     return min(ends), max(ends)
 
 

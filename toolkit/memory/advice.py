@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from toolkit.config.choices import ONE_BY_ONE
+from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.train import TrainConfig
 from toolkit.place import place_of
+
+SectionT = TypeVar("SectionT", bound=DatasetsJob)
 
 OF_ONE_PROCESS = frozenset({"fused_backward_pass"})
 """Keys that several processes cannot change."""
@@ -41,20 +45,20 @@ class Change:
     is_last_resort: bool = False
     """Whether something else is learned, not the same in another way."""
 
-    def applied(self, section: Any) -> Any:
+    def applied(self, section: SectionT) -> SectionT:
         """A copy of a training section with the change."""
         for part, key, value in self.values:
             section = section.model_copy(update={part: getattr(section, part).model_copy(update={key: value})})
         return section
 
 
-def memory_advice(section: Any) -> str:
+def memory_advice(section: DatasetsJob) -> str:
     """One sentence of the settings of a training section that would save memory and are not used yet, in the order of
     their usual effect."""
     return f"To save memory, in order of effect: {'; '.join(change.words for change in changes(section))}."
 
 
-def changes(section: Any) -> Iterator[Change]:
+def changes(section: DatasetsJob) -> Iterator[Change]:
     """The same, each by itself."""
     excluded = _excluded(section.train)
     for change in _thinkable(section):
@@ -62,13 +66,13 @@ def changes(section: Any) -> Iterator[Change]:
             yield change
 
 
-def _excluded(train: Any) -> frozenset[str]:
+def _excluded(train: TrainConfig) -> frozenset[str]:
     if place_of().alone:
         return frozenset()
     return OF_WHOLE_BLOCKS if train.parallel == "fsdp" else OF_ONE_PROCESS
 
 
-def _thinkable(section: Any) -> Iterator[Change]:
+def _thinkable(section: DatasetsJob) -> Iterator[Change]:
     """Those that one process could make."""
     model, train = section.model, section.train
     if train.checkpointing_level() not in ("auto", "full", "full_offload"):
@@ -111,7 +115,7 @@ def _thinkable(section: Any) -> Iterator[Change]:
         yield replace(_set("network", linear=8), is_last_resort=True)
 
 
-def _for_a_whole_model(train: Any) -> Iterator[Change]:
+def _for_a_whole_model(train: TrainConfig) -> Iterator[Change]:
     if train.optimizer not in ("adafactor", "sgd"):
         yield _set("train", optimizer="adafactor", optimizer_params={}, words="train.optimizer: adafactor")
     if not train.full_bf16 and train.optimizer in ONE_BY_ONE:
@@ -121,7 +125,7 @@ def _for_a_whole_model(train: Any) -> Iterator[Change]:
         yield _set("train", words, fused_backward_pass=True, max_grad_norm=0.0, gradient_accumulation=1)
 
 
-def _as_an_adapter(train: Any) -> Change:
+def _as_an_adapter(train: TrainConfig) -> Change:
     """A LoRA instead of the model itself; its weights are always float32."""
     words = "network.type: lora" + (" and train.full_bf16: false" if train.full_bf16 else "")
     return Change(words, (("network", "type", "lora"), ("train", "full_bf16", False)), is_last_resort=True)

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
+from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import files_fault, looks_like_a_path, path_fault
 from toolkit.contracts import ModelAdapter
 from toolkit.errors import UserError
@@ -22,7 +23,7 @@ Quantizer = Callable[[str], BlockTransform]
 
 
 def open_adapter(
-    model: Any,
+    model: ModelConfig,
     device: torch.device,
     dtype: torch.dtype,
     quantizer: Quantizer,
@@ -59,12 +60,12 @@ def open_adapter(
     return family.open(options)
 
 
-def _wants_table(model: Any, device: torch.device) -> bool:
+def _wants_table(model: ModelConfig, device: torch.device) -> bool:
     wanted = model.modulation_table
     return device.type == "cuda" if wanted == "auto" else wanted
 
 
-def model_folder(model: Any) -> Path:
+def model_folder(model: ModelConfig) -> Path:
     """The local folder of `model.name_or_path`: itself, or the hub's snapshot.
 
     Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
@@ -83,7 +84,7 @@ def model_folder(model: Any) -> Path:
     return folder
 
 
-def checked_family(model: Any) -> ModelFamily:
+def checked_family(model: ModelConfig) -> ModelFamily:
     """`family_for` once the model's own files have said so: of a hub model, model_index.json is brought if need be.
 
     For a process that is about to begin: it ends here, with a UserError, where the model is of another family.

@@ -170,6 +170,7 @@ class LayersNetwork(AdapterNetwork):
         model.requires_grad_(False)
         for target in self.targets:
             base = model.get_submodule(target)
+            assert isinstance(base, nn.Linear), target  # all `candidates` are linear layers
             thinning = Thinning(self.dropout, self.rank_dropout, self.module_dropout)
             shapes = self.shapes(base.in_features, base.out_features)
             layer = self.layer(base, shapes, self.scale_for(shapes), thinning).eval()
@@ -204,6 +205,7 @@ class LayersNetwork(AdapterNetwork):
     def shapes(self, inputs: int, outputs: int) -> Shapes:
         """The matrices of a layer of this size, by their names in files."""
         own = {argument: getattr(self, argument) for argument in self.kind.settings}
+        assert self.kind.shapes is not None  # None means that the model itself is trained
         return self.kind.shapes(inputs, outputs, self.rank, **own)
 
     def scale_for(self, names: Container[str]) -> float:

@@ -24,6 +24,10 @@ from toolkit.networks.max_norm import product_norm
 class DoraLinear(AdaptedLinear):
     """A [R, I] random and B [O, R] zero at the start; the network then sets m [1, I] to the norm of W."""
 
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+    dora_scale: nn.Parameter
+
     needs_base = KINDS["dora"].needs_base
 
     def start(self, random: torch.Generator) -> None:
@@ -67,6 +71,7 @@ class DoraNetwork(LayersNetwork):
     def attach(self, model: nn.Module) -> None:
         super().attach(model)
         for layer in self.layers.values():
+            assert isinstance(layer, DoraLinear)  # the class that `layer` names
             layer.dora_scale.data.copy_(layer.norm())  # on the layer's device, as in training: m / |W| is exactly 1
 
     def take_over(self, target: str, change: ModuleChange) -> float:
@@ -79,5 +84,7 @@ class DoraNetwork(LayersNetwork):
                 "It cannot be taken over."
             )
         error = take_over_low_rank(self, target, change)
-        own_1I.copy_(self.layers[target].norm() if magnitude_1I is None else magnitude_1I)
+        layer = self.layers[target]
+        assert isinstance(layer, DoraLinear)  # the class that `layer` names
+        own_1I.copy_(layer.norm() if magnitude_1I is None else magnitude_1I)
         return error

@@ -84,7 +84,7 @@ def add_to_digest(digest: Any, name: str, tensor: Tensor) -> None:
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The numbers of a tensor on the CPU as they stand in a file."""
-    return memoryview(tensor.contiguous().reshape(-1).view(torch.uint8).numpy())
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
 
 
 def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:

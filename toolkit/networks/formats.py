@@ -15,6 +15,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -289,7 +290,7 @@ def _check_shapes(source: str, changes: Mapping[str, ModuleChange], layers: Mapp
             )
 
 
-def _header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, object]:
+def _header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
     """peft's settings in diffusers' header metadata, without the name of the part of the pipeline."""
     try:
         written = json.loads(metadata.get(HEADER_METADATA, "{}"))
@@ -298,7 +299,7 @@ def _header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, obje
         raise UserError(f"{source}: {HEADER_METADATA} in its header is no JSON mapping ({error}).") from error
 
 
-def _header_scale(settings: Mapping[str, object], module: str) -> float:
+def _header_scale(settings: Mapping[str, Any], module: str) -> float:
     """lora_alpha / r of diffusers' header metadata, which scales a file without alpha keys; 1 without it.
 
     Source: diffusers, loaders/lora_base.py, `_load_lora_into_...` with `lora_adapter_metadata`; peft, LoraConfig.

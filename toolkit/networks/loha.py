@@ -6,7 +6,7 @@ Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 from __future__ import annotations
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.errors import UserError
@@ -17,6 +17,11 @@ from toolkit.networks.formats import ModuleChange
 
 class LohaLinear(AdaptedLinear):
     """A1 [O, R] small, B1 and B2 [R, I] normal, A2 [O, R] zero at the start, as in LyCORIS."""
+
+    hada_w1_a: nn.Parameter
+    hada_w1_b: nn.Parameter
+    hada_w2_a: nn.Parameter
+    hada_w2_b: nn.Parameter
 
     def start(self, random: torch.Generator) -> None:
         self.hada_w1_a.data.normal_(std=0.1, generator=random)

@@ -80,5 +80,5 @@ class LokrNetwork(LayersNetwork):
             )
         for name, matrix in change.parts.items():
             own[name].copy_(matrix)
-        own["lokr_w1"] *= change.scale / self.scale_for(own)
+        own["lokr_w1"].mul_(change.scale / self.scale_for(own))
         return 0.0

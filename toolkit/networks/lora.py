@@ -14,7 +14,7 @@ import weakref
 from collections.abc import Iterable, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from toolkit.errors import UserError
 from toolkit.network_kinds import KINDS
@@ -27,6 +27,9 @@ from toolkit.networks.max_norm import product_norm
 class LoraLinear(AdaptedLinear):
     """A [R, I] random and B [O, R] zero at the start."""
 
+    lora_A: nn.Parameter
+    lora_B: nn.Parameter
+
     siblings: SharedInput | None = None
     """Set where other layers read the same input."""
 
@@ -36,8 +39,8 @@ class LoraLinear(AdaptedLinear):
 
     def add_change(self, out: Tensor, x: Tensor) -> Tensor:
         # A compiler sees for itself what is computed twice, and nothing of what is remembered in between.
-        is_shared = self.siblings is not None and not torch.compiler.is_compiling()
-        low_R = self.siblings.low(self, x) if is_shared else self.low(x)
+        siblings = None if torch.compiler.is_compiling() else self.siblings
+        low_R = self.low(x) if siblings is None else siblings.low(self, x)
         if self.thinning.rates["module"]:
             return out + self.thinning.module(self.scale * linear(low_R, self.lora_B))
         # One pass over the output: the product is added where it is made.
@@ -98,7 +101,7 @@ class LoraNetwork(LayersNetwork):
     def share_inputs(self, groups: Iterable[Sequence[str]]) -> None:
         """Their down matrices are applied in one product."""
         for group in groups:
-            layers = [self.layers[target] for target in group if target in self.layers]
+            layers = [layer for target in group if isinstance(layer := self.layers.get(target), LoraLinear)]
             if len(layers) > 1:
                 shared = SharedInput(layers)
                 for layer in layers:

@@ -24,8 +24,11 @@ from toolkit.networks.formats import ModuleChange, read_network_file
 class BaseLora(Protocol):
     """An entry of `model.base_loras`."""
 
-    path: str
-    multiplier: float
+    @property
+    def path(self) -> str: ...
+
+    @property
+    def multiplier(self) -> float: ...
 
 
 @dataclass(frozen=True)
@@ -81,6 +84,7 @@ class Merge:
         targets = dict.fromkeys(t for _, _, changes in self._files for t in changes if t.startswith(prefix))
         for target in targets:
             layer = module.get_submodule(target.removeprefix(prefix))
+            assert isinstance(layer, nn.Linear), target  # what the file changes are linear layers, not yet quantized
             weight_OI = layer.weight.data.to(torch.float32, copy=True)
             for _, multiplier, changes in self._files:
                 if target in changes:

@@ -35,7 +35,7 @@ class PlainLora:
     @property
     def worst_layer(self) -> str:
         """The one with the largest error."""
-        return max(self.errors, key=self.errors.get)
+        return max(self.errors, key=self.errors.__getitem__)
 
     @property
     def worst(self) -> float:

@@ -2,14 +2,35 @@
 
 from __future__ import annotations
 
+from typing import Any, Protocol, TypeGuard
+
 from torch import Tensor
-from torch.optim import Adam, AdamW, Optimizer
+from torch.optim import Adam, AdamW
+
+
+class AnyOptimizer(Protocol):
+    """What the program asks of an optimizer: `torch.optim.Optimizer` has it, and what steps in its place."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def defaults(self) -> dict[str, Any]: ...
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
 
 GUARDING = (Adam, AdamW)
 """Optimizers whose fused form guards itself."""
 
 
-def guards_on_device(optimizer: Optimizer) -> bool:
+def guards_on_device(optimizer: AnyOptimizer) -> TypeGuard[Adam]:
     """Whether the optimizer can leave a step out without the host knowing of it.
 
     torch's fused Adam and AdamW do, by the `found_inf` that `torch.amp.GradScaler` gives them: their kernel returns
@@ -19,13 +40,13 @@ def guards_on_device(optimizer: Optimizer) -> bool:
     return type(optimizer) in GUARDING and all(group["fused"] for group in optimizer.param_groups)
 
 
-def step_where(optimizer: Optimizer, taken: Tensor) -> None:
+def step_where(optimizer: AnyOptimizer, taken: Tensor) -> None:
     """`optimizer.step()` where `taken` (0-dim bool); elsewhere parameters and state stay as they are, bit for bit.
 
     For an optimizer that does not guard itself the host waits here until the device knows `taken`.
     """
     if guards_on_device(optimizer):
-        optimizer.found_inf = taken.logical_not().float()
+        optimizer.found_inf = taken.logical_not().float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
         optimizer.step()
     elif taken.item():
         optimizer.step()

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, Protocol, TypeGuard, cast
 
 import torch
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from torch.optim import Optimizer
 
 from toolkit.errors import UserError
 from toolkit.optim.choice import DEFAULTS, ArgumentError, constructor_defaults, optimizer_class, typed_arguments
-from toolkit.optim.guarded import GUARDING
+from toolkit.optim.guarded import GUARDING, AnyOptimizer
 
 GROUPS = "param_groups"
 """First part of the names of state that belongs to all parameters; no parameter is called that."""
@@ -39,7 +39,7 @@ def build_optimizer(
         if defaults is not None:
             arguments = typed_arguments(name, defaults, arguments)
         # Some refuse 0 in the constructor only; it means that nothing is learned.
-        optimizer = found(
+        optimizer = cast("Callable[..., Optimizer]", found)(
             [{"params": list(group)} for group in groups],
             lr=1.0 if lr == 0 else lr,
             **{**DEFAULTS.get(name, {}), **_fused(found, groups, arguments), **arguments},
@@ -65,13 +65,21 @@ def _fused(found: type[Optimizer], groups: Sequence[Iterable[nn.Parameter]], giv
 # ------------------------------------------------------------ schedule-free
 
 
-def averages(optimizer: Optimizer) -> bool:
+class Averaging(AnyOptimizer, Protocol):
+    """A schedule-free optimizer."""
+
+    def train(self) -> None: ...
+
+    def eval(self) -> None: ...
+
+
+def averages(optimizer: AnyOptimizer) -> TypeGuard[Averaging]:
     """Whether the optimizer trains at one point and means another one, its average, to be used."""
     return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
 
 
 @contextmanager
-def averaged(optimizer: Optimizer) -> Iterator[None]:
+def averaged(optimizer: AnyOptimizer) -> Iterator[None]:
     """Inside the block the parameters hold the average of a schedule-free optimizer; others change nothing.
 
     After it they are as before, bit for bit: a run that saves often is the same run.
@@ -94,7 +102,7 @@ def averaged(optimizer: Optimizer) -> Iterator[None]:
 # ------------------------------------------------------------ state
 
 
-def state_tensors(optimizer: Optimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
+def state_tensors(optimizer: AnyOptimizer, names: list[str]) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """The optimizer's state by parameter name: tensors as `<parameter>/<entry>`, everything else as JSON values.
 
     names: of the parameters, in the order the optimizer was given them. Nested entries (bitsandbytes keeps its
@@ -122,7 +130,7 @@ def _counted(group: Mapping[str, Any], defaults: Mapping[str, Any]) -> Iterator[
 
 
 def load_state_tensors(
-    optimizer: Optimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
+    optimizer: AnyOptimizer, names: list[str], tensors: Mapping[str, Tensor], plain: Mapping[str, Any]
 ) -> None:
     """The inverse of `state_tensors`, into a fresh optimizer over the same parameters."""
     index_of = {name: index for index, name in enumerate(names)}

@@ -11,12 +11,20 @@ import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Protocol, cast
 
 from toolkit.errors import UserError, did_you_mean
 
 Schedule = Callable[[int], float]
 """From the number of optimizer steps done to the factor of the learning rate for the next one."""
+
+
+class TrainSection(Protocol):
+    """What a `train` section has: the base rate; the names of `KEYS` are read beside it."""
+
+    @property
+    def lr(self) -> float:
+        """The base learning rate."""
 
 
 @dataclass(frozen=True)
@@ -42,7 +50,7 @@ class Course:
     """The base learning rate, for ends that are given as a rate."""
 
     @staticmethod
-    def named_in(section: Any) -> dict[str, Any]:
+    def named_in(section: TrainSection) -> dict[str, Any]:
         """What the `train` section says of the fields but `steps`, as keyword arguments."""
         return {"lr": section.lr, **{field: getattr(section, key) for field, key in KEYS.items()}}
 
@@ -298,7 +306,7 @@ SCHEDULES = {
     "rex": Kind(rex, _FALL, rex_rise),
     "step": Kind(stepwise),
     "piecewise_constant": Kind(piecewise_constant),
-    "plateau": Kind(Plateau, ("min_ratio",)),
+    "plateau": Kind(cast("Callable[..., float]", Plateau), ("min_ratio",)),
 }
 """By the names of `train.lr_scheduler`."""
 

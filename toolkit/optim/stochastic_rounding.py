@@ -67,6 +67,7 @@ class RoundedOptimizer:
     @torch.no_grad()
     def step_one(self, parameter: nn.Parameter) -> None:
         """The step of one parameter by its `grad`."""
+        assert parameter.grad is not None  # those without one are not stepped
         stand_in = self._stand_ins[parameter]
         stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
         self._single.step(stand_in)

@@ -56,7 +56,8 @@ def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     for role_name, role in run.roles.items():
         tensors, _ = state_tensors(role.optimizer, list(role.parameters))
         averages = role.ema.averages if role.ema else {}
-        for file, found in {"weights": role.parameters, "ema": averages, "optimizer": tensors}.items():
+        of_files: dict[str, Mapping[str, Tensor]] = {"weights": role.parameters, "ema": averages, "optimizer": tensors}
+        for file, found in of_files.items():
             copies = collected(run.team, found, _parts(role, found))
             files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
     return files
@@ -128,8 +129,10 @@ def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:
             if key == name:
                 continue
             part, saved = role.shared_out.get(_parameter_of(key)), tensors.get_slice(name)
-            is_part = part is not None and tuple(saved.get_shape()) == part.shape
-            found[key] = saved[part.start : part.stop] if is_part else tensors.get_tensor(name)
+            if part is not None and tuple(saved.get_shape()) == part.shape:
+                found[key] = saved[part.start : part.stop]
+            else:
+                found[key] = tensors.get_tensor(name)
     return found
 
 

@@ -48,15 +48,16 @@ def exchanged(run: Run, window: Window, own: WindowLosses | None) -> WindowLosse
     parameters = [
         p for role in run.roles.values() for name, p in role.parameters.items() if name not in role.shared_out
     ]
-    told = run.team.gather(None if own is None else _known(own, parameters))
-    if None in told:
+    gathered = run.team.gather(None if own is None else _known(own, parameters))
+    told = [known for known in gathered if known is not None]
+    if own is None or len(told) < len(gathered):
         return None
     for parameter, *has_one in zip(parameters, *(known.with_gradient for known in told), strict=True):
         if any(has_one) and parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     kinds = next(known.numbers for known in told if known.uses)
     roles = [name for name in run.roles if any(name in known.roles for known in told)]
-    counts = sum((Counter(known.batch_numbers) for known in told), Counter())
+    counts = sum((Counter(known.batch_numbers) for known in told), Counter[str]())
     numbers = _numbers(own, window, roles, kinds, counts, _device(run))
     run.team.add_up([*(p.grad for p in parameters if p.grad is not None), numbers])
     names = {use: name for known in told for use, name in zip(known.uses, known.names, strict=True)}
@@ -89,7 +90,7 @@ def _numbers(
         place = {use: index for index, use in enumerate(window.uses)}
         mine = torch.tensor([place[use] for use in own.uses], device=device)
         rows = numbers[len(sums) :].view(len(kinds), window.samples)
-        for row, values in zip(rows, map(own.by_sample.get, kinds), strict=True):
+        for row, values in zip(rows, (own.by_sample[kind] for kind in kinds), strict=True):
             row[mine] = torch.cat([values_B.to(device, row.dtype) for values_B in values])
     return numbers
 

@@ -30,7 +30,7 @@ ROLE = "network"
 """The one role of a LoRA or a fully trained model."""
 
 
-class FlowMatchingStep(TrainStep):
+class FlowMatchingStep(TrainStep[LatentBatch]):
     """Velocity loss on the straight path between each image and its own noise."""
 
     def __init__(

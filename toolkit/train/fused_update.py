@@ -67,6 +67,7 @@ class FusedStep(Update):
 
     @torch.no_grad()
     def _step(self, parameter: nn.Parameter) -> None:
+        assert parameter.grad is not None  # it has just been completed
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
         self._norms.append(norm.item())
         if torch.isfinite(norm):

@@ -43,22 +43,16 @@ def follow(follower: Follower) -> None:
     follower.run.lead = team.lead
 
 
-class LeadingAdapter:
-    """An adapter for what the first process does alone (samples, validation): the others make each pass with it.
-
-    They throw the result away.
+def leading(adapter: ModelAdapter, team: Team) -> Callable[..., Tensor]:
+    """`adapter.predict_velocity` for what the first process does alone (samples, validation): the others make each pass
+    with it and throw the result away.
     """
 
-    def __init__(self, adapter: ModelAdapter, team: Team) -> None:
-        self._adapter = adapter
-        self._team = team
+    def predict_velocity(*inputs: Any) -> Tensor:
+        team.lead(partial(_pass, inputs=_on_cpu(inputs)))
+        return adapter.predict_velocity(*inputs)
 
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._adapter, name)
-
-    def predict_velocity(self, *inputs: Any) -> Tensor:
-        self._team.lead(partial(_pass, inputs=_on_cpu(inputs)))
-        return self._adapter.predict_velocity(*inputs)
+    return predict_velocity
 
 
 @torch.no_grad()

@@ -11,6 +11,7 @@ import gc
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -171,7 +172,7 @@ class _Passes:
         if self.is_last and not self._tried:
             for name, role in roles.items():
                 role.update.before_last_backward(role, self.step, self.window.finite(name))
-        whole = sum(shares.values())
+        whole = cast("Tensor", sum(shares.values()))
         if self._run.loss_scaler:
             whole = whole * self._run.loss_scaler.scale.to(whole.device)
         # Of all roles: as it is. Of some: theirs alone, also where the graph leads to the weights of others.

@@ -12,6 +12,7 @@ import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from typing import cast
 
 import torch
 from torch import Tensor
@@ -51,7 +52,7 @@ class WindowLosses:
         self.names.extend(batch.names)
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
         learned = [loss_B for role, loss_B in losses.by_role.items() if role in roles]
-        loss_B = {"loss": sum(learned)} if learned else {}
+        loss_B = {"loss": cast("Tensor", sum(learned))} if learned else {}
         for name, values_B in {**loss_B, **losses.by_sample}.items():
             self.by_sample[name].append(values_B.detach())
         for name, number in losses.numbers.items():

@@ -86,16 +86,16 @@ class Resumption:
         if self.state is not None:
             logger.info(f"going on from {self.state}")
             if self.new_dataset:
-                self._begin_next_epoch(run)
+                self._begin_next_epoch(self.state, run)
         if run.team.is_first:
             self._keep_fingerprint(run.folder)
 
     def _keep_fingerprint(self, folder: Path) -> None:
         write_json(_fingerprint_file(folder, self.record["dataset"]), self.found)
 
-    def _begin_next_epoch(self, run: Run) -> None:
+    def _begin_next_epoch(self, begun_from: Path, run: Run) -> None:
         """The order of a changed dataset is another one: its first epoch is trained whole."""
-        old = _fingerprint_file(run.folder, read_document(self.state)["dataset"])
+        old = _fingerprint_file(run.folder, read_document(begun_from)["dataset"])
         logger.info(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
         state = run.state
         if state.cursor and state.cursor["batch"]:

@@ -50,6 +50,7 @@ def build_role(
         by_group = {group.name: [weights[name] for name in group.weights] for group in groups}
         return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
 
+    optimizer: Optimizer | RoundedOptimizer
     if train.full_bf16:
         optimizer = RoundedOptimizer(parameters, optimizer_over, seed, shared_out)
     else:

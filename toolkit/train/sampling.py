@@ -9,12 +9,12 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import shorten
 
 import torch
 from PIL import Image
 from torch import Tensor
 
-from toolkit.config.node import show
 from toolkit.contracts import Crop, Item, ModelAdapter, Progress, PromptEmbeds, Sample, Size
 from toolkit.data.encode import EncodedDataset, Entry, ItemEncoder, Stores
 from toolkit.data.glance import picture_size
@@ -69,10 +69,17 @@ class Sampler:
     """Read between sampling steps; True makes `draw` raise SamplingStopped."""
 
     def __init__(
-        self, adapter: ModelAdapter, prompts: Sequence[SamplePrompt], encoder: ItemEncoder, stores: Stores
+        self,
+        adapter: ModelAdapter,
+        prompts: Sequence[SamplePrompt],
+        encoder: ItemEncoder,
+        stores: Stores,
+        predict: Callable[..., Tensor] | None = None,
     ) -> None:
-        """encoder, stores: where prompt embeddings and reference latents come from and are kept."""
+        """encoder, stores: where prompt embeddings and reference latents come from and are kept. predict: stands for
+        `adapter.predict_velocity`."""
         self.adapter = adapter
+        self._predict = predict or adapter.predict_velocity
         self.prompts = tuple(prompts)
         embeds_guidance = adapter.family.embeds_guidance
         self._encoded = [_entries(prompt, encoder, stores, embeds_guidance) for prompt in self.prompts]
@@ -86,7 +93,7 @@ class Sampler:
             sizes = [picture_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
                 if message := self.adapter.prompt_fault(text, item.size, sizes):
-                    raise UserError(f"sample prompt {show(text)} has {message}")
+                    raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
         entries = [e for item in self._encoded for e in (*item.references, item.prompt, item.negative) if e]
         for done, entry in enumerate(entries, start=1):
             EncodedDataset.read_prompt(entry)
@@ -111,10 +118,10 @@ class Sampler:
             if self.stop_asked():
                 raise SamplingStopped
             t_B = self.adapter.sampling_level(t_B)
-            cond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, positive, references, *guidance)
+            cond_BCHW = self._predict(x_t_BCHW, t_B, positive, references, *guidance)
             if negative is None:
                 return cond_BCHW
-            uncond_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, negative, references)
+            uncond_BCHW = self._predict(x_t_BCHW, t_B, negative, references)
             return self.adapter.guide(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
         levels = self._sigmas(item)

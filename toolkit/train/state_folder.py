@@ -169,7 +169,9 @@ def is_state_name(name: str) -> bool:
 
 def step_of(path: Path) -> int:
     """Optimizer steps done when a state folder was written, by its name."""
-    return int(_STEP_FOLDER.fullmatch(path.name).group(1))
+    found = _STEP_FOLDER.fullmatch(path.name)
+    assert found is not None, path  # every caller has asked `is_state_name`
+    return int(found[1])
 
 
 def newest_state(root: Path) -> Path | None:

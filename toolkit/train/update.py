@@ -16,10 +16,9 @@ from math import prod
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
 
 from toolkit.optim.ema import Ema
-from toolkit.optim.guarded import step_where
+from toolkit.optim.guarded import AnyOptimizer, step_where
 from toolkit.optim.optimizers import averaged, averages, state_tensors
 from toolkit.optim.schedules import Schedule
 from toolkit.parts import Part
@@ -99,7 +98,7 @@ class Role:
     """One set of weights that is trained together, with what trains it."""
 
     parameters: dict[str, nn.Parameter]
-    optimizer: Optimizer
+    optimizer: AnyOptimizer
     lr: float
     """Base learning rate; the schedule gives a factor of it."""
 

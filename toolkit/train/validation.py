@@ -28,9 +28,18 @@ class Validator:
     It draws nothing from a shared generator and changes no weight.
     """
 
-    def __init__(self, adapter: ModelAdapter, dataset: EncodedDataset, timesteps: int, seed: int) -> None:
-        """dataset: the held-out items. timesteps: noise levels per item. seed: of the noise."""
+    def __init__(
+        self,
+        adapter: ModelAdapter,
+        dataset: EncodedDataset,
+        timesteps: int,
+        seed: int,
+        predict: Callable[..., Tensor] | None = None,
+    ) -> None:
+        """dataset: the held-out items. timesteps: noise levels per item. seed: of the noise. predict: stands for
+        `adapter.predict_velocity`."""
         self._adapter = adapter
+        self._predict = predict or adapter.predict_velocity
         self._dataset = dataset
         self._levels = noise_levels(timesteps)
         self._seed = seed
@@ -63,7 +72,7 @@ class Validator:
     def _loss(self, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> float:
         t_B = torch.tensor([level])
         x_t_BCHW, velocity_BCHW = linear_path(batch.latents_BCHW, noise_BCHW, t_B)
-        predicted_BCHW = self._adapter.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.references)
+        predicted_BCHW = self._predict(x_t_BCHW, t_B, batch.prompts, batch.references)
         mask_B1HW = batch.loss_mask_B1HW
         if mask_B1HW is not None:
             mask_B1HW = mask_B1HW.to(predicted_BCHW.device)

@@ -12,7 +12,7 @@ from tests.processes import in_processes
 from tests.toolkit.train.conftest import Toy
 from toolkit.contracts import PromptEmbeds
 from toolkit.parallel import Team
-from toolkit.train.lockstep import Follower, LeadingAdapter, evaluation, follow
+from toolkit.train.lockstep import Follower, evaluation, follow, leading
 
 
 class Adapter:
@@ -36,12 +36,11 @@ def test_the_others_make_each_pass_of_the_first() -> None:
         adapter = Adapter(team)
         follow(Follower(adapter, network=None, run=SimpleNamespace(team=team)))
         if team.is_first:
-            leading = LeadingAdapter(adapter, team)
-            assert leading.width == 7
+            predict = leading(adapter, team)
             prompts = PromptEmbeds(torch.zeros(1, 2, 1), (2,))
-            result_B = leading.predict_velocity(torch.tensor([1.0]), torch.tensor([3.0]), prompts, [(torch.ones(4),)])
+            result_B = predict(torch.tensor([1.0]), torch.tensor([3.0]), prompts, [(torch.ones(4),)])
             assert result_B.tolist() == [14.0], "of two processes"
-            leading.predict_velocity(torch.tensor([2.0]), torch.tensor([0.5]), prompts, [()])
+            predict(torch.tensor([2.0]), torch.tensor([0.5]), prompts, [()])
         told = team.gather(f"value of {team.rank}")
         return adapter.seen, told, team.any(False)
 
@@ -64,11 +63,11 @@ def test_all_hold_the_average_while_the_first_one_evaluates(tmp_path: Path) -> N
         adapter = SimpleNamespace(predict_velocity=lambda x_B: seen.append(weight_D.tolist()))
         follow(Follower(adapter, network=None, run=run))
         if team.is_first:
-            leading = LeadingAdapter(adapter, team)
+            predict = leading(adapter, team)
             for _ in range(2):
                 with evaluation(run):
-                    leading.predict_velocity(torch.zeros(1))
-                leading.predict_velocity(torch.zeros(1))
+                    predict(torch.zeros(1))
+                predict(torch.zeros(1))
         team.gather("done")
         return seen, weight_D.tolist()
 

@@ -58,7 +58,7 @@ def _move_compile(section: type[BaseModel], entries: Entries, report: Report) ->
     entries["model"] = replace(model, value=rest)
     train = entries.get("train")
     given = train.child("compile") if train is not None and isinstance(train.value, dict) else None
-    if switch is not None and given is not None and isinstance(given.value, dict):
+    if switch is not None and train is not None and given is not None and isinstance(given.value, dict):
         given = replace(given, value={**given.value, "enabled": prefer(given.value.get("enabled"), switch, report)})
         entries["train"] = replace(train, value={**train.value, "compile": given})
     else:

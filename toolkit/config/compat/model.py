@@ -55,7 +55,7 @@ def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entr
 def _paired(paths: Node, multipliers: Node | None, report: Report) -> Node:
     """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as there."""
     factors = list(multipliers.value) if multipliers else []
-    if len(factors) > len(paths.value):
+    if multipliers is not None and len(factors) > len(paths.value):
         report.mistake(multipliers, f"{len(factors)} multipliers for {len(paths.value)} files of base_weights.")
     factors += [None] * (len(paths.value) - len(factors))
     entries = [

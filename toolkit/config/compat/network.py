@@ -42,7 +42,7 @@ def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entr
     _from_arguments(section, entries, report)
     kwargs = entries.get("network_kwargs")
     whole = kwargs.child("lokr_full_rank") if kwargs else None
-    if whole is not None:
+    if kwargs is not None and whole is not None:
         rest = {key: child for key, child in kwargs.value.items() if key != "lokr_full_rank"}
         kwargs = entries["network_kwargs"] = replace(kwargs, value=rest)
         if not whole.is_blank:

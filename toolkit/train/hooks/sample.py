@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -22,7 +23,7 @@ logger = logging.getLogger(__name__)
 DrawPicture = Callable[[int], Image.Image]
 """Draws the sample with this index into the sampler's prompts."""
 
-SAVE_OPTIONS = {
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95},
     "png": {"format": "PNG"},
     "webp": {"format": "WEBP", "quality": 95},
@@ -103,7 +104,7 @@ class SampleHook(Hook):
                 path.unlink()
             return
         self._drawn_at = step
-        prompts = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
+        prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
         self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
         logger.info(f"drew {len(files)} sample{'s' * (len(files) != 1)} at step {step}")
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable
 from pathlib import Path
+from typing import Literal
 
 from toolkit.errors import RunError
 from toolkit.files import naming_failures
@@ -17,8 +18,9 @@ from toolkit.train.state_folder import make_room, remove_old_states, state_root,
 
 logger = logging.getLogger(__name__)
 
-PrepareNetwork = Callable[[Run, int | None], Callable[[], list[Path]]]
-"""Copies what the network's files for a step (None: the final ones) hold; the result writes and names them."""
+PrepareNetwork = Callable[[Run, int | Literal["best"] | None], Callable[[], list[Path]]]
+"""Copies what the network's files for a step hold (None: the final files; "best": those of the best step); the result
+writes and names them."""
 
 
 class SaveHook(Hook):

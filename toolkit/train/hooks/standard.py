@@ -119,20 +119,23 @@ def _measuring(section: TrainerConfig, validation: Validation | None, saving: Sa
     """Those that `validation`, `stop_when` and a schedule that observes a value ask for."""
     following = [PlateauHook()] if section.train.lr_scheduler == "plateau" else []
     stopping = [StopHook(section.stop_when)] if section.stop_when else []
-    if validation is None:
+    settings = section.validation
+    if validation is None or settings is None:
         return [*following, *stopping]
     validating = ValidationHook(
         validation.measure,
         validation.identity,
-        Interval(section.validation.every, section.validation.every_n_epochs),
+        Interval(settings.every, settings.every_n_epochs),
         save_best=lambda run: saving.prepare_network(run, "best")(),
     )
-    for hook in stopping:
-        hook.at_goal = validating.validate_once
+    for stop in stopping:
+        stop.at_goal = validating.validate_once
 
     def heard(run: Run, losses: dict[str, float]) -> None:
-        for hook in (*following, *stopping):
+        for hook in following:
             hook.take(run, losses)
+        for stop in stopping:
+            stop.take(run, losses)
 
     validating.heard = heard
     return [validating, *following, *stopping]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
 from operator import itemgetter
 from pathlib import Path
@@ -61,7 +61,7 @@ class TrackerHook(Hook):
         epoch_before = self._averages.add(result.epoch, result.loss)
         if "t" in result.by_sample:
             self._bands.add(result.by_sample["t"], result.by_sample["loss"])
-        values = {
+        values: dict[str, float | None] = {
             "loss/current": result.loss,
             "loss/average": self._averages.recent(),
             "loss/epoch": epoch_before,  # at the step after its last: a resume right behind an epoch tells it again
@@ -87,15 +87,16 @@ class TrackerHook(Hook):
     def on_error(self, run: Run, error: BaseException) -> None:
         self._close()
 
-    def log(self, step: int, values: dict[str, float]) -> None:
+    def log(self, step: int, values: Mapping[str, float | None]) -> None:
         """More numbers of a step, by name: what `run.log` does."""
         self._in_order(step, partial(self._scalars, step, values))
 
     def event(self, event: str, **details: object) -> None:
         """Hears of a run's events; those of kind `sample` name the pictures that were drawn."""
         if event == "sample":
-            step = details["step"]
-            for index, file in enumerate(details["files"]):
+            step, files = details["step"], details["files"]
+            assert isinstance(step, int) and isinstance(files, list)  # as `SampleHook` tells them
+            for index, file in enumerate(files):
                 picture = self.folder / "samples" / file
                 self._in_order(step, partial(self._image, step, f"samples/{index}", picture))
 
@@ -116,7 +117,7 @@ class TrackerHook(Hook):
         for tell in ready:
             tell()
 
-    def _scalars(self, step: int, values: dict[str, float | None]) -> None:
+    def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         finite = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
         for feed in self._feeds if finite else ():
             feed.put(lambda tracker: tracker.scalars(step, finite))

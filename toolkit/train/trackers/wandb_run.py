@@ -46,6 +46,8 @@ class WandbRun(Tracker):
             env=os.environ | key,
             start_new_session=True,  # Ctrl-C is for the training, which tells the child when it is over
         )
+        assert self._child.stdin is not None  # a pipe was asked for
+        self._to_child = self._child.stdin
         self._send(
             project=options.wandb_project or options.log_tracker_name or "atelier",
             name=options.wandb_run_name or run.name,
@@ -63,14 +65,14 @@ class WandbRun(Tracker):
         self._send(step=step, images={name: str(path)})
 
     def close(self) -> None:
-        self._child.stdin.close()
+        self._to_child.close()
         if self._child.wait():
             raise RunError(self._last_words())
 
     def _send(self, **message: Any) -> None:
         try:
-            self._child.stdin.write(json.dumps(message).encode() + b"\n")
-            self._child.stdin.flush()
+            self._to_child.write(json.dumps(message).encode() + b"\n")
+            self._to_child.flush()
         except OSError as error:  # the child has ended
             raise RunError(self._last_words()) from error
 
