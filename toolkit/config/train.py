@@ -56,7 +56,9 @@ def _steps_or_share(value: float) -> float:
     return value
 
 
-SCHEDULES_WITHOUT_LENGTH = ("constant", "constant_with_warmup", "inverse_sqrt", "step", "piecewise_constant")
+SCHEDULES_WITHOUT_LENGTH = (
+    "constant", "constant_with_warmup", "inverse_sqrt", "step", "piecewise_constant", "plateau",
+)  # fmt: skip
 
 
 def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:

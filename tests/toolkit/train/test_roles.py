@@ -196,4 +196,15 @@ def test_of_one_role_nothing_is_logged_by_role(toy: Toy) -> None:
     run = toy.run(1, hooks=[MetricsHook()])
     toy.train(run, toy.step(run))
     line = json.loads((toy.folder / "metrics.jsonl").read_text())
-    assert list(line) == ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "item_mean"]
+    assert list(line) == [
+        "step",
+        "epoch",
+        "loss",
+        "lr",
+        "grad_norm",
+        "samples",
+        "step_s",
+        "data_s",
+        "time",
+        "item_mean",
+    ]
