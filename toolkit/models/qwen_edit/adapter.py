@@ -20,7 +20,7 @@ from torch import nn
 
 from toolkit.contracts import BlockWrapper, ModelAdapter, PromptEmbeds, Size
 from toolkit.device import to_device
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 from toolkit.host_memory import return_freed_memory
 from toolkit.models.loading import part_identity
 from toolkit.models.options import AdapterOptions
@@ -71,7 +71,7 @@ class QwenEditAdapter(ModelAdapter):
             if name == "tokenizer":
                 return loading.load_tokenizer(o.folder)
             return loading.load_image_processor(o.folder)
-        except (OSError, ValueError, KeyError) as error:
+        except (OSError, ValueError, KeyError, UserError) as error:
             raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
 
     def _on_device(self, name: str) -> Any:
