@@ -33,7 +33,7 @@ from toolkit.files import naming_failures
 try:
     import fcntl
 except ImportError:  # Windows: the heartbeat alone decides
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 FILE = "run.lock"
 BEAT_S = 30.0
