@@ -137,6 +137,7 @@ class BlockSwap:
         here = next((buffer for buffer in self._buffers if buffer.place == place), None)
         buffer = here or next((buffer for buffer in self._buffers if buffer is not keep), None)
         if buffer is None:
+            assert keep is not None  # there is a buffer, and it is that one
             return keep
         self._buffers.remove(buffer)  # the one used longest ago stands first
         self._buffers.append(buffer)

@@ -17,7 +17,7 @@ class FrozenLinear(nn.Linear):
     def __init__(self, weight: StoredWeight, bias_O: nn.Parameter | None) -> None:
         nn.Module.__init__(self)  # nn.Linear's own would make a weight of full size
         self.out_features, self.in_features = weight.shape
-        self.weight = weight
+        self.weight = weight  # type: ignore[assignment]  # it has all that adapters ask of a weight
         self.register_parameter("bias", bias_O)
         self.requires_grad_(False)
 

@@ -38,6 +38,7 @@ def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) 
     def transform(block: nn.Module, name: str) -> None:
         for layer in [layer for layer, module in block.named_modules() if isinstance(module, nn.Linear)]:
             linear = block.get_submodule(layer)
+            assert isinstance(linear, nn.Linear)  # as those listed
             own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
             chosen = qtype if recovery is None or own else UNCOVERED_QTYPE
             weight = quantize_weight(linear.weight.detach(), chosen)

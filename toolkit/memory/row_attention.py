@@ -117,7 +117,7 @@ attention_kernel = torch.ops.atelier.row_attention.default
 
 def _gradients(g_BHSD: Tensor, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Those of q, k and v; see Dao et al. 2022, https://arxiv.org/abs/2205.14135, appendix B.2."""
-    gradients = tuple(_like(t) for t in (q_BHSD, k_BHSD, v_BHSD))
+    gradients = _like(q_BHSD), _like(k_BHSD), _like(v_BHSD)
     with _products_in_bfloat16():
         for place in _heads(q_BHSD):
             of_head = _gradients_of_head(*(t[place] for t in (g_BHSD, q_BHSD, k_BHSD, v_BHSD)))
@@ -165,7 +165,7 @@ def _products_in_bfloat16() -> Iterator[None]:
 
     What was bfloat16 before loses nothing by it.
     """
-    settings = torch.backends.mkldnn.matmul
+    settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at run time, unknown to torch's stubs
     before, settings.fp32_precision = settings.fp32_precision, "bf16"
     try:
         yield

@@ -10,11 +10,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 if TYPE_CHECKING:
     import torch
     from torch import nn
+    from torch.distributed.fsdp import FSDPModule
+    from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
 Exchange = Callable[..., Any]
 """Calls a function that exchanges something with the other processes, with these arguments (`Team.exchange`)."""
@@ -39,12 +41,12 @@ def block_sharing(
     def share(block: nn.Module, name: str) -> None:
         # Each block is gathered by itself: none is another one's parent, so that must be said.
         block.requires_grad_(False).to(device)
-        fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-        block.set_custom_all_gather(_AllGather(exchange))
-        block.set_custom_reduce_scatter(_ReduceScatter(exchange))
+        shared = fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        shared.set_custom_all_gather(cast("AllGather", _AllGather(exchange)))
+        shared.set_custom_reduce_scatter(cast("ReduceScatter", _ReduceScatter(exchange)))
         # Sums, not means: each process has divided its losses by the samples of the whole window.
-        block.set_gradient_divide_factor(1.0)
-        block.set_force_sum_reduction_for_comms(True)
+        shared.set_gradient_divide_factor(1.0)
+        shared.set_force_sum_reduction_for_comms(True)
 
     return share
 
@@ -56,10 +58,11 @@ def gather_ahead(blocks: Sequence[nn.Module]) -> None:
     """
     from torch.distributed.fsdp import share_comm_ctx
 
-    for block in blocks:
+    shared = cast("list[FSDPModule]", list(blocks))
+    for block in shared:
         block._get_fsdp_state()._lazy_init()  # a block's first run would do it, which is too late for the one before it
-    share_comm_ctx(list(blocks))
-    for block, after in pairwise(blocks):  # backwards FSDP2 does it by itself, once they have a context in common
+    share_comm_ctx(shared)
+    for block, after in pairwise(shared):  # backwards FSDP2 does it by itself, once they have a context in common
         block.set_modules_to_forward_prefetch([after])
 
 

@@ -118,7 +118,7 @@ class InInt8(NamedTuple):
 class Watch(Protocol):
     """Looks at the rows that a layer is to multiply; `way` is a field of `InInt8`."""
 
-    def __call__(self, way: str, rows: Tensor) -> None: ...
+    def __call__(self, way: str, rows: Tensor, /) -> None: ...
 
 
 class RowScaled(StoredWeight):
@@ -128,6 +128,9 @@ class RowScaled(StoredWeight):
     the weight is its conversion, and with int8 products not even that.
     """
 
+    codes_OI: Tensor
+    scale_O1: Tensor
+
     in_int8 = InInt8()
     """Chosen by `int8_probe`; until then everything is multiplied in floating point."""
 
@@ -135,7 +138,7 @@ class RowScaled(StoredWeight):
     """Sees the rows that int8 products would round, while they are chosen."""
 
     def __init__(self, codes_OI: Tensor, scale_O1: Tensor) -> None:
-        super().__init__(tuple(codes_OI.shape), scale_O1.dtype)
+        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), scale_O1.dtype)
         self.code_type = codes_OI.dtype
         # As bytes: a module that is cast to another floating-point type would convert E4M3 codes with the rest.
         self.register_buffer("codes_OI", codes_OI.view(torch.int8))
@@ -186,6 +189,10 @@ class Grouped(StoredWeight):
     Group g holds scale * code - shift. The groups lie as rows [G, S]; packed, the first rows take the lowest bits.
     """
 
+    packed: Tensor
+    scale_G1: Tensor
+    shift_G1: Tensor
+
     def __init__(self, packed: Tensor, bits: int, scale_G1: Tensor, shift_G1: Tensor, shape: tuple[int, int]) -> None:
         """packed: uint8, each with the codes of 8 / bits rows."""
         super().__init__(shape, scale_G1.dtype)
@@ -207,8 +214,11 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
 class BlockScaled(StoredWeight):
     """E4M3 codes with a float32 scale per block of weights along each row."""
 
+    codes_OI: Tensor
+    scale_ON: Tensor
+
     def __init__(self, codes_OI: Tensor, scale_ON: Tensor, dtype: torch.dtype) -> None:
-        super().__init__(tuple(codes_OI.shape), dtype)
+        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), dtype)
         self.register_buffer("codes_OI", codes_OI.view(torch.int8))  # as bytes, see RowScaled
         self.register_buffer("scale_ON", scale_ON.float())
 
@@ -235,8 +245,11 @@ def _e4m3_table(dtype: torch.dtype) -> Tensor:
 class Recovered(StoredWeight):
     """Another stored weight and a frozen low-rank change of it, up @ down."""
 
+    up_OR: Tensor
+    down_RI: Tensor
+
     def __init__(self, stored: StoredWeight, up_OR: Tensor, down_RI: Tensor) -> None:
-        super().__init__(tuple(stored.shape), stored.dtype)
+        super().__init__((stored.shape[0], stored.shape[1]), stored.dtype)
         self.stored = stored
         self.register_buffer("up_OR", up_OR.to(stored.device, stored.dtype))
         self.register_buffer("down_RI", down_RI.to(stored.device, stored.dtype))

@@ -36,7 +36,7 @@ logger = logging.getLogger(__name__)
 try:
     import fcntl
 except ImportError:  # Windows: the heartbeat alone decides
-    fcntl = None  # type: ignore[assignment]
+    fcntl = None  # type: ignore[assignment]  # Windows has none
 
 FILE = "run.lock"
 BEAT_S = 30.0
