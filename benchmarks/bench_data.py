@@ -110,6 +110,8 @@ def build_cache(folder: Path, samples: Sequence, crop: object) -> None:
 
     idle = SimpleNamespace(
         identity=lambda part: part,
+        family=SimpleNamespace(sure_prompt=10**6),
+        prompt_fault=lambda prompt, target, references: None,
         encode_images=lambda pixels_BCHW: torch.zeros(1, 16, pixels_BCHW.shape[-2] // 8, pixels_BCHW.shape[-1] // 8),
         encode_prompt=lambda prompt, references: torch.zeros(280, 3584),
     )

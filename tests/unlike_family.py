@@ -21,7 +21,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolkit.contracts import EMBEDS, Batch, BlockWrapper, ModelAdapter, ModelFacts, PromptEmbeds, RunBlock, Size
+from toolkit.contracts import EMBEDS, BlockWrapper, ModelAdapter, ModelFacts, PromptEmbeds, RunBlock, Size
 from toolkit.models.family import ModelFamily
 from toolkit.models.footprint import Encoder, Footprint
 from toolkit.models.loading import WEIGHTS, ShardReader, fill, part_identity
@@ -213,8 +213,8 @@ class UnlikeAdapter(ModelAdapter):
     def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
 
-    def tokens(self, batch: Batch) -> int:
-        return batch.latents_BCHW[:, 0].numel() + sum(batch.prompts.lengths)
+    def tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+        return latents_BCHW[:, 0].numel() + sum(prompts.lengths)
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.blocks)

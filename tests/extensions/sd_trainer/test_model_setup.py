@@ -179,6 +179,9 @@ def weights_of(file: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
 
+BATCH = SimpleNamespace(latents_BCHW=None, prompts=None, references=None)
+
+
 def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) -> None:
     section = SdTrainerConfig.model_validate(
         {
@@ -192,15 +195,15 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
     heard = {}
     engine = SimpleNamespace(settle=lambda work, **others: heard.update(work=work, **others))
     adapter, network = (
-        SimpleNamespace(tokens=lambda batch: 77),
+        SimpleNamespace(tokens=lambda latents, prompts, references: 77),
         SimpleNamespace(parameters=lambda: {"a": torch.ones(1)}),
     )
-    settle(engine, section, adapter, network, largest=None, gather=sorted)
+    settle(engine, section, adapter, network, largest=BATCH, gather=sorted)
     trained = count_trained(section)
     assert heard["work"] == work_of(section, footprint(Path(five_blocks)), trained, 77, on_card=False)
     assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
     assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
-    settle(engine, section, adapter, network, largest=None, remembered=7 * trained.weights)
+    settle(engine, section, adapter, network, largest=BATCH, remembered=7 * trained.weights)
     assert heard["needed"] == trained.weights, "a run that goes on has it already"
 
 
@@ -216,12 +219,12 @@ def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(mo
     )
     heard = []
     engine = SimpleNamespace(settle=lambda work, needed, gather: heard.append((needed, work.gradients)))
-    adapter = SimpleNamespace(tokens=lambda batch: 77)
+    adapter = SimpleNamespace(tokens=lambda latents, prompts, references: 77)
     network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
     facts = footprint(Path(five_blocks))
     for processes in (1, 2):
         with several(monkeypatch, processes):
-            settle(engine, section, adapter, network, largest=None)
+            settle(engine, section, adapter, network, largest=BATCH)
     (alone, gradients), (shared_out, of_rows) = heard
     assert (alone, shared_out) == (0, facts.linears // 5 * (2 * 2 + 2 + 2 * 4))
     assert of_rows == pytest.approx(gradients - 4 * facts.linears / 2, rel=0.02)  # biases are dealt out, too
