@@ -5,8 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
 from benchmarks import bench_memory
+
+FAST_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
+"""Elsewhere a product in bf16 takes a CPU 50 times as long as one in float32: half an hour for these jobs."""
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 
@@ -24,9 +28,11 @@ def test_every_job_of_the_bench_stands_in_the_documentation() -> None:
 @pytest.mark.slow
 def test_whole_jobs_take_what_their_plans_say(report_of, tmp_path: Path) -> None:
     """The tolerance is for other builds of the libraries and other C libraries; on one machine it is 5 %."""
-    names = ["lora fp32", "lora bf16, batch 4", "lora fp32 on int8", "lora rank 256, EMA", "full, sgd"]
+    names = ["lora fp32", "lora fp32 on int8", "full, sgd"]
+    if FAST_BF16:
+        names += ["lora bf16, batch 4", "lora rank 256, EMA"]
     rows = report_of(bench_memory.main, "--folder", tmp_path, "--jobs", *names)["jobs"]
     assert list(rows) == names
     off = {name: row["predicted"] / row["measured"] - 1 for name, row in rows.items()}
     assert all(abs(difference) < 0.15 for difference in off.values()), off
-    assert len({row["phase"] for row in rows.values()}) == 3
+    assert len({row["phase"] for row in rows.values()}) == (3 if FAST_BF16 else 2)

@@ -89,7 +89,7 @@ class Child:
             self.code = self.nursery.status_of(self.pid)
         return self.code
 
-    def wait(self, seconds: float = 60) -> int:
+    def wait(self, seconds: float = 240) -> int:
         """The exit code. Fails when the job has not ended by then."""
         deadline = time.monotonic() + seconds
         while self.poll() is None:
@@ -97,7 +97,7 @@ class Child:
             time.sleep(0.005)
         return self.code
 
-    def wait_until(self, condition: Callable[[], object], seconds: float = 60) -> None:
+    def wait_until(self, condition: Callable[[], object], seconds: float = 240) -> None:
         """Waits for something the running job is to bring about."""
         deadline = time.monotonic() + seconds
         while not condition():
