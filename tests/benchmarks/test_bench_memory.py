@@ -5,12 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-import torch
 
 from benchmarks import bench_memory
-
-FAST_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
-"""Elsewhere a product in bf16 takes a CPU 50 times as long as one in float32: half an hour for these jobs."""
+from tests.conftest import FAST_BF16
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 
