@@ -6,6 +6,7 @@ that is shown; anything else is a defect of the program (or an extension) and ke
 
 from __future__ import annotations
 
+import re
 import sys
 import traceback
 from collections.abc import Callable, Iterator
@@ -62,11 +63,20 @@ def _exit_code_of(error: SystemExit) -> int:
 
 def _hint_at_missing_module(error: BaseException) -> None:
     missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
-    if missing is not None and (missing.name or "").split(".")[0] not in OWN_PACKAGES:
+    name = _missing_name(missing) if missing else None
+    if name and name.split(".")[0] not in OWN_PACKAGES:
         say(
-            f"The Python package {missing.name!r} is not installed. Install what the program needs: "
+            f"The Python package {name!r} is not installed. Install what the program needs: "
             "pip install -r requirements.txt (a package of an extension: see the extension's README)."
         )
+
+
+def _missing_name(error: ModuleNotFoundError) -> str | None:
+    """The module or distribution: transformers raises a PackageNotFoundError whose name is a sentence about it."""
+    name = error.name or ""
+    quoted = re.search(r"'([^']+)'", name)
+    found = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)  # 'tokenizers>=0.22': no version
+    return found[0] if found and (quoted or found[0] == name) else None
 
 
 def _causes(error: BaseException | None) -> Iterator[BaseException]:

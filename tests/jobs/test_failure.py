@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from importlib.metadata import PackageNotFoundError
+
 import pytest
 
 from jobs.failure import guarded, report
@@ -50,6 +52,20 @@ def test_a_missing_package_says_what_to_install(wrapped: bool, capsys: pytest.Ca
         error = outer
     assert report(error) == 1
     assert "'torch' is not installed" in capsys.readouterr().err.splitlines()[-1]
+
+
+@pytest.mark.parametrize(
+    "requirement, name",
+    [("requests", "requests"), ("tokenizers>=9.0,<10", "tokenizers"), ("a.b-c", "a.b-c")],
+)
+def test_a_library_that_misses_a_package_of_its_own_is_told_by_its_name(
+    requirement: str, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """transformers' own check raises, for a package that is not there, an error whose name is a whole sentence."""
+    sentence = f"The {requirement!r} distribution was not found and is required by this application. Try: pip install x"
+    assert report(raised(PackageNotFoundError(sentence))) == 1
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert last.startswith(f"The Python package {name!r} is not installed. Install")
 
 
 def test_guarded_gives_the_code_of_either(capsys: pytest.CaptureFixture[str]) -> None:
