@@ -2,7 +2,7 @@
 
 One config runs in this process. Several run one after another, each in a fresh interpreter. Started by `torchrun` or
 `accelerate launch`, several processes run one config together (docs/multi_gpu.md).
-Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C and 75 SIGTERM after a clean save.
+Exit codes: 0 done, 1 failure, 2 error in the input, 130 Ctrl-C and 75 SIGTERM after a clean save.
 
 Imports are late on purpose: --dry-run never loads torch, and a missing package gets a plain message.
 """
@@ -19,12 +19,12 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from jobs import ExtensionJob, JobOptions, failure, series
-from toolkit import interrupt, log, parallel, redact
+from jobs import ExtensionJob, JobOptions, exit, multi_run
+from toolkit import distributed, log, redact, signals
+from toolkit.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.errors import EXIT_DONE, UserError
 from toolkit.extension import discover
 from toolkit.paths import find_config
-from toolkit.place import Place, place_of
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig
@@ -36,24 +36,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     prepare_streams()
     try:
         with log.shown():
-            return failure.guarded(dispatch_logged, parse_arguments(argv))
+            return exit.run_with_exit_code(dispatch_logged, parse_arguments(argv))
     finally:
-        log.release_streams()
+        log.flush_streams()
 
 
 def dispatch_logged(arguments: argparse.Namespace) -> int:
     """`dispatch`, with a copy of all output (of a failure too) in the file of --log."""
-    place = place_of()
-    parallel.silence_others(place)
-    with log.copy_output(Path(arguments.log)) if arguments.log and place.is_first else nullcontext():
-        return failure.guarded(dispatch, arguments)
+    env = read_distributed_env()
+    distributed.mute_nonzero_ranks(env)
+    with log.tee_output(Path(arguments.log)) if arguments.log and env.is_main_process else nullcontext():
+        return exit.run_with_exit_code(dispatch, arguments)
 
 
 def dispatch(arguments: argparse.Namespace) -> int:
-    place = place_of()
+    env = read_distributed_env()
     if len(arguments.configs) == 1 and not arguments.dry_run:
-        return run_job(arguments, place)
-    if not place.is_first:
+        return run_job(arguments, env)
+    if not env.is_main_process:
         return EXIT_DONE  # what is only looked at, the first process shows
     if arguments.list_extensions:
         return list_extensions()
@@ -61,23 +61,23 @@ def dispatch(arguments: argparse.Namespace) -> int:
         return print_schema()
     if arguments.dry_run:
         return dry_run(arguments)
-    if not place.alone:
-        raise UserError(f"{len(arguments.configs)} configs for {place.size} processes: start them one after another.")
+    if not env.is_single_process:
+        raise UserError(f"{len(arguments.configs)} configs for {env.size} processes: start them one after another.")
     return run_series(arguments)
 
 
-def run_job(arguments: argparse.Namespace, place: Place) -> int:
+def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
     """Runs one config in this process, or this process's part of it."""
-    interrupt.install(quiet=not place.is_first)
-    with interrupt.deferred() as request:  # a signal must not tear heavy imports apart
-        team = parallel.meet(place)
+    signals.install(quiet=not env.is_main_process)
+    with signals.defer_signals() as request:  # a signal must not tear heavy imports apart
+        process_group = distributed.rendezvous_processes(env)
     request.check()
-    with team.together(failure.report):
+    with process_group.fail_together(exit.report):
         extensions = discover()
-        config = load(arguments.configs[0], arguments.name, extensions, warn=place.is_first)
+        config = load(arguments.configs[0], arguments.name, extensions, warn=env.is_main_process)
         options = JobOptions(restart=arguments.restart, allow_change=arguments.allow_change)
-        with interrupt.deferred() as request:
-            job = ExtensionJob(config, extensions, options, team)
+        with signals.defer_signals() as request:
+            job = ExtensionJob(config, extensions, options, process_group)
         request.check()
         try:
             job.run()
@@ -92,7 +92,7 @@ def run_series(arguments: argparse.Namespace) -> int:
     if arguments.log:
         command += ["--log", arguments.log]
     command += [flag for flag in ("--restart", "--allow-change") if getattr(arguments, flag[2:].replace("-", "_"))]
-    return series.run_series(arguments.configs, series.ChildRunner(command), recover=arguments.recover)
+    return multi_run.run_series(arguments.configs, multi_run.ChildRunner(command), recover=arguments.recover)
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
@@ -110,8 +110,8 @@ def dry_run(arguments: argparse.Namespace) -> int:
 
     with redirect_stdout(sys.stderr):  # standard output is for the plans alone
         extensions = discover()
-        guarded = partial(failure.guarded, plan_one)
-        code = series.run_series(arguments.configs, guarded, recover=arguments.recover)
+        guarded = partial(exit.run_with_exit_code, plan_one)
+        code = multi_run.run_series(arguments.configs, guarded, recover=arguments.recover)
     if arguments.json and len(arguments.configs) > 1:
         print(json.dumps([plan.to_json() for plan in plans], indent=2))
     elif arguments.json and plans:
@@ -139,7 +139,7 @@ def load(argument: str, name: str | None, extensions: ExtensionTable, warn: bool
 
     config = load_job(find_config(argument), extensions.find_config, name=name)
     for warning in config.warnings if warn else ():
-        failure.say(f"warning: {warning}")
+        exit.print_error(f"warning: {warning}")
     return config
 
 
@@ -163,7 +163,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     # Intermixed: flags may stand between two configs.
     arguments = parser.parse_intermixed_args(argv)
     if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
-        parser.error("give a config to run, for example config/examples/quickstart.yaml")
+        parser.error("no config file given, for example config/examples/quickstart.yaml")
     if arguments.name and len(arguments.configs) > 1:
         parser.error("--name with several configs: they would all write to one folder. Give one config.")
     if arguments.json and not arguments.dry_run:
@@ -174,15 +174,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 def prepare_streams() -> None:
     """Lines appear when they are complete, in a pipe too; what cannot be encoded is escaped, not fatal.
 
-    Secrets are blacked out, those of the environment from the start.
+    Secrets are redacted, those of the environment from the start.
     """
     log.quiet_libraries()
     redact.remember_environment(os.environ)
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):
             stream.reconfigure(line_buffering=True, errors="backslashreplace")
-    log.black_out_streams()
+    log.redact_streams()
 
 
 if __name__ == "__main__":
-    parallel.leave(main())
+    distributed.exit_process(main())

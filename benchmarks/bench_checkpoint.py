@@ -27,20 +27,20 @@ if str(ROOT) not in sys.path:
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.synthetic import RANK, SEED, SIZES  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from extensions.sd_trainer.export import NetworkWriter  # noqa: E402
+from extensions.sd_trainer.lora_writer import LoraWriter  # noqa: E402
 from toolkit.config.dataset import DatasetConfig  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
 from toolkit.config.network import NetworkConfig  # noqa: E402
 from toolkit.config.save import SaveConfig  # noqa: E402
 from toolkit.config.train import TrainConfig  # noqa: E402
-from toolkit.models.qwen_edit.estimate import PUBLISHED, block_linears  # noqa: E402
+from toolkit.models.qwen_edit.layer_shapes import PUBLISHED, block_linears  # noqa: E402
 from toolkit.networks.lora import LoraNetwork  # noqa: E402
 from toolkit.optim.optimizers import build_optimizer  # noqa: E402
-from toolkit.train.flow_step import ROLE  # noqa: E402
-from toolkit.train.hooks.intervals import Interval  # noqa: E402
-from toolkit.train.hooks.save import SaveHook  # noqa: E402
+from toolkit.train.callbacks.intervals import Interval  # noqa: E402
+from toolkit.train.callbacks.save import SaveCallback  # noqa: E402
+from toolkit.train.flow_step import NETWORK  # noqa: E402
+from toolkit.train.optimizer_step import Role  # noqa: E402
 from toolkit.train.run import Run  # noqa: E402
-from toolkit.train.update import Role  # noqa: E402
 
 SHAPES = {name: (size.layers, size.heads * size.head_dim) for name, size in SIZES.items()} | {
     "published": (PUBLISHED["num_layers"], PUBLISHED["num_attention_heads"] * PUBLISHED["attention_head_dim"])
@@ -54,12 +54,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     layers, width = SHAPES[asked.size]
     report.card("checkpoint", f"LoRA rank {RANK} on {layers} blocks of width {width}, AdamW; {asked.dtype} file")
     with TemporaryDirectory(dir=asked.folder) as folder:
-        run, hook = make_run(Path(folder), asked)
-        taken = [save(run, hook) | {"disk alone": disk_alone(run.folder)} for _ in range(1 + asked.rounds)][1:]
+        run, callback = make_run(Path(folder), asked)
+        taken = [save(run, callback) | {"disk alone": disk_alone(run.folder)} for _ in range(1 + asked.rounds)][1:]
         size = size_of_files(run.folder)
-    weights = sum(p.numel() for p in run.roles[ROLE].parameters.values())
+    weights = sum(p.numel() for p in run.roles[NETWORK].parameters.values())
     print(
-        f"{weights:,} weights in {len(run.roles[ROLE].parameters)} tensors; {size / 1e6:.0f} MB on disk | "
+        f"{weights:,} weights in {len(run.roles[NETWORK].parameters)} tensors; {size / 1e6:.0f} MB on disk | "
         f"1 save dropped, {asked.rounds} timed, medians (minima)"
     )
     times = {name: [1e3 * one[name] for one in taken] for name in taken[0]}
@@ -87,7 +87,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def save(run: Run, hook: SaveHook) -> dict[str, float]:
+def save(run: Run, callback: SaveCallback) -> dict[str, float]:
     """Seconds of one save: what the training waits for, until everything is on disk, and of the bare copying."""
     copied = everything_saved(run)
     begin = time.perf_counter()
@@ -96,9 +96,9 @@ def save(run: Run, hook: SaveHook) -> dict[str, float]:
     del copies
     run.state.step += 1
     begin = time.perf_counter()
-    hook.save_now(run)
+    callback.save_now(run)
     blocking = time.perf_counter() - begin
-    hook.wait()
+    callback.wait()
     return {"blocking": blocking, "copy alone": copy, "total": time.perf_counter() - begin}
 
 
@@ -120,7 +120,7 @@ def disk_alone(folder: Path) -> float:
 
 def everything_saved(run: Run) -> list[torch.Tensor]:
     """Weights and optimizer state for the resume, and the weights once more for the network file."""
-    role = run.roles[ROLE]
+    role = run.roles[NETWORK]
     moments = [tensor for state in role.optimizer.state.values() for tensor in state.values()]
     return [*role.parameters.values(), *role.parameters.values(), *moments]
 
@@ -128,14 +128,14 @@ def everything_saved(run: Run) -> list[torch.Tensor]:
 # ------------------------------------------------------------ a run without a model
 
 
-class SaveHookToWaitFor(SaveHook):
+class SaveCallbackToWaitFor(SaveCallback):
     """The program's hook, whose thread can be waited for."""
 
     def wait(self) -> None:
         self._background.wait()
 
 
-def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveHookToWaitFor]:
+def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveCallbackToWaitFor]:
     """A run with the LoRA of the asked size and an optimizer that has done one step."""
     layers, width = SHAPES[asked.size]
     shapes = {f"blocks.{i}.{name}": shape for i in range(layers) for name, shape in block_linears(width).items()}
@@ -148,7 +148,7 @@ def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveHookToWa
     optimizer.step()
     optimizer.zero_grad()
     role = Role(parameters, optimizer, 1e-4, lambda step: 1.0)
-    run = Run("bench", folder, steps=100, accumulation=1, seed=SEED, roles={ROLE: role})
+    run = Run("bench", folder, steps=100, grad_accum_steps=1, seed=SEED, roles={NETWORK: role})
     section = SdTrainerConfig(
         type="sd_trainer",
         model=ModelConfig(name_or_path="Qwen/Qwen-Image-Edit-2509"),
@@ -157,10 +157,10 @@ def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveHookToWa
         train=TrainConfig(),
         datasets=(DatasetConfig(folder_path="."),),
     )
-    writer = NetworkWriter(network, section, meta={})
-    hook = SaveHookToWaitFor(writer.prepare, every=Interval(), keep=1, keep_states=1, event=ignore)
-    hook.on_start(run)
-    return run, hook
+    writer = LoraWriter(network, section, meta={})
+    callback = SaveCallbackToWaitFor(writer.snapshot, every=Interval(), keep=1, keep_states=1, event=ignore)
+    callback.on_start(run)
+    return run, callback
 
 
 def hollow_model(shapes: Mapping[str, tuple[int, int]]) -> nn.Module:

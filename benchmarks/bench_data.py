@@ -1,6 +1,6 @@
 """The data side, without a model: `python benchmarks/bench_data.py`.
 
-Pictures: how fast JPEGs of 1024x1024 become tensors, in one thread, by stage, and through the whole building of the
+Images: how fast JPEGs of 1024x1024 become tensors, in one thread, by stage, and through the whole building of the
 cache with encoders that do nothing. Folders: how long the scan of many images takes, again at a second start, and how
 much memory; each scan in a process of its own.
 """
@@ -56,16 +56,16 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-# ------------------------------------------------------------ pictures
+# ------------------------------------------------------------ images
 
 
 def picture_rates(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """Images per CPU second of each stage; the CPU time is what one core spends on them, whatever else runs."""
     import torch
 
-    from toolkit.contracts import Sample, Size
     from toolkit.data.buckets import bucket_for
     from toolkit.data.images import inspect_image, open_image, resize_cover_crop, to_tensor
+    from toolkit.interfaces import Sample, Size
 
     torch.set_num_threads(1)
     files = write_photos(folder / "photos", asked.pictures)
@@ -104,19 +104,19 @@ def build_cache(folder: Path, samples: Sequence, crop: object) -> None:
     """Everything that happens to a dataset before training, but the encoding itself."""
     import torch
 
-    from toolkit.contracts import Item
     from toolkit.data.cache import TensorCache
-    from toolkit.data.encode import Stores, encode_items
+    from toolkit.data.latent_cache import CachePair, encode_items
+    from toolkit.interfaces import BucketedSample
 
     idle = SimpleNamespace(
-        identity=lambda part: part,
+        cache_key=lambda part: part,
         family=SimpleNamespace(sure_prompt=10**6),
-        prompt_fault=lambda prompt, target, references: None,
+        prompt_error=lambda prompt, target, references: None,
         encode_images=lambda pixels_BCHW: torch.zeros(1, 16, pixels_BCHW.shape[-2] // 8, pixels_BCHW.shape[-1] // 8),
         encode_prompt=lambda prompt, references: torch.zeros(280, 3584),
     )
-    stores = Stores(TensorCache(folder / "latents"), TensorCache(folder / "text"))
-    encode_items([Item(sample, crop) for sample in samples], idle, lambda _: stores, torch.bfloat16)
+    stores = CachePair(TensorCache(folder / "latents"), TensorCache(folder / "text"))
+    encode_items([BucketedSample(sample, crop) for sample in samples], idle, lambda _: stores, torch.bfloat16)
 
 
 def write_photos(folder: Path, count: int) -> list[Path]:
@@ -141,9 +141,9 @@ def write_photos(folder: Path, count: int) -> list[Path]:
 
 def scans_of(folder: Path, count: int) -> dict[str, dict[str, float]]:
     """First and second start on a folder of `count` small images."""
-    from toolkit.data.manifest import SETTLED_NS
+    from toolkit.data.scan_cache import MIN_FILE_AGE_NS
 
-    time.sleep(SETTLED_NS / 1e9)  # of files that were written just now a start remembers nothing
+    time.sleep(MIN_FILE_AGE_NS / 1e9)  # of files that were written just now a start remembers nothing
     command = [sys.executable, str(Path(__file__).resolve()), "--scan-only", str(folder)]
     results = {}
     for start in ("first", "second"):
@@ -161,7 +161,7 @@ def scans_of(folder: Path, count: int) -> dict[str, dict[str, float]]:
 
 
 def link_images(folder: Path, count: int) -> Path:
-    """`count` names of a few small pictures, and as many of their captions."""
+    """`count` names of a few small images, and as many of their captions."""
     folder.mkdir()
     for index in range(count):
         path, source = folder / f"{index:06d}.jpg", folder / f"{index - index % LINKS_PER_FILE:06d}.jpg"
@@ -178,17 +178,17 @@ def scan_once(folder: Path) -> dict[str, float]:
     """What a start does with its datasets before anything is encoded: seconds, and megabytes of this process."""
     from toolkit.config.dataset import DatasetConfig
     from toolkit.config.train import TrainConfig
+    from toolkit.data.epoch_order import count_batches, epoch_batches
     from toolkit.data.items import scan_items
-    from toolkit.data.manifest import Manifest
-    from toolkit.data.order import count_batches, epoch_batches
-    from toolkit.data.plan import folder_plans
+    from toolkit.data.run_plan import folder_plans
+    from toolkit.data.scan_cache import ScanCache
 
     datasets = [DatasetConfig(folder_path=str(folder))]
     section = SimpleNamespace(datasets=datasets, trigger_word=None, train=TrainConfig())
     before = peak_mb()
-    manifest = Manifest.beside(f"{folder}_output")
+    scan_cache = ScanCache.beside(f"{folder}_output")
     wall, cpu = time.perf_counter(), time.process_time()
-    scan, items = scan_items(section, 16, manifest)
+    scan, items = scan_items(section, 16, scan_cache)
     found = {"scan_s": time.perf_counter() - wall, "scan_cpu_s": time.process_time() - cpu}
     found["plan_s"] = seconds(lambda: (count_batches(items, 1), folder_plans(scan.folders, items)))
     order = [seconds(lambda: epoch_batches(items, 1, seed=1, epoch=0)) for _ in range(1 if len(items) > 5000 else 3)]
@@ -198,7 +198,7 @@ def scan_once(folder: Path) -> dict[str, float]:
     cpu = time.process_time()
     found["digests_s"] = seconds(lambda: fingerprint(scan.samples))
     found["digests_cpu_s"] = time.process_time() - cpu
-    return found | {"save_s": seconds(manifest.save)}
+    return found | {"save_s": seconds(scan_cache.save)}
 
 
 def seconds(work: Callable[[], object]) -> float:

@@ -32,9 +32,9 @@ if str(ROOT) not in sys.path:
 import torch  # noqa: E402
 
 from benchmarks import encoding, gpu_rows, kernel_rates, report  # noqa: E402
-from benchmarks.drawn import DRAWN_SIZES  # noqa: E402
+from benchmarks.device_timer import device_name  # noqa: E402
 from benchmarks.gpu_rows import CACHE, KERNELS, ROWS, Row  # noqa: E402
-from benchmarks.stopwatch import device_name  # noqa: E402
+from benchmarks.random_weights import DRAWN_SIZES  # noqa: E402
 from benchmarks.synthetic import DTYPES  # noqa: E402
 
 FINAL = ("measured", "out of memory", "refused")

@@ -2,7 +2,7 @@
 
 Each job runs in a process of its own, as a user runs it (`run.py`), on a random model that is large beside the program
 itself. Its plan (`--dry-run --json`) is held against the most that was resident (VmHWM), read by the process at its
-end. `--cards` prints the table of docs/memory.md instead: the published model on cards, by the same arithmetic.
+end. `--cards` prints the table of docs/memory.md instead: the published model on GPUs, by the same arithmetic.
 """
 
 from __future__ import annotations
@@ -28,8 +28,8 @@ from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.memory_inputs import group_items  # noqa: E402
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
-from toolkit.contracts import Crop, Item, Sample, Size  # noqa: E402
-from toolkit.memory.plan import GB  # noqa: E402
+from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
+from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model  # noqa: E402
 
 SPEC = TinySpec(layers=6, heads=24)
@@ -84,7 +84,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare(folder: Path) -> None:
-    """The model, in bfloat16 as the published one, and four pictures."""
+    """The model, in bfloat16 as the published one, and four images."""
     write_tiny_model(folder / "model", SPEC)
     for shard in (folder / "model" / "transformer").glob("*.safetensors"):
         save_file({name: tensor.bfloat16() for name, tensor in load_file(shard).items()}, shard)
@@ -134,7 +134,7 @@ def run(*command: object) -> str:
     return done.stdout
 
 
-# ------------------------------------------------------------ the published model on cards
+# ------------------------------------------------------------ the published model on GPUs
 
 QUANTIZED = {"quantize": True, "quantize_te": True, "low_vram": True}
 SMALL_STATE = {"gradient_checkpointing": "full_offload", "optimizer": "adamw8bit"}
@@ -157,7 +157,7 @@ CARD_JOBS: dict[str, dict[str, Any]] = {
 
 
 def cards_table() -> str:
-    """A row per job in Markdown: the peak on the device, its phase, the main memory, the smallest card."""
+    """A row per job in Markdown: the peak on the device, its phase, the CPU memory, the smallest GPU."""
     lines = ["| job | device | at the peak | main memory | fits |", "|---|---|---|---|---|"]
     for name, own in CARD_JOBS.items():
         job = published_job(own)
@@ -180,10 +180,10 @@ def published_job(own: Mapping[str, Any]) -> SdTrainerConfig:
     return SdTrainerConfig.model_validate(section)
 
 
-def one_item() -> Item:
+def one_item() -> BucketedSample:
     side = Size(1024, 1024)
     sample = Sample("a.png", "a caption of some two hundred letters" * 5, 1, side, ".", ("b.png",))
-    return Item(sample, Crop(scaled=side, left=0, top=0, bucket=side))
+    return BucketedSample(sample, ResizeCrop(scaled=side, left=0, top=0, bucket=side))
 
 
 if __name__ == "__main__":

@@ -29,18 +29,18 @@ if str(ROOT) not in sys.path:
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.loops import OurLoop  # noqa: E402
 from benchmarks.synthetic import DTYPES, RANK, SEED, SIZES, write_model  # noqa: E402
-from toolkit.contracts import Crop, Item, Sample, Size  # noqa: E402
-from toolkit.data.batches import BatchLoader  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402
-from toolkit.data.encode import Stores, encode_items  # noqa: E402
-from toolkit.data.order import EpochSource, epoch_batches  # noqa: E402
+from toolkit.data.dataloader import BatchLoader  # noqa: E402
+from toolkit.data.epoch_order import EpochSource, epoch_batches  # noqa: E402
+from toolkit.data.latent_cache import CachePair, encode_items  # noqa: E402
+from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.log import StatusLine  # noqa: E402
 from toolkit.optim.ema import Ema  # noqa: E402
-from toolkit.train.flow_step import ROLE  # noqa: E402
-from toolkit.train.hooks.metrics import MetricsHook  # noqa: E402
-from toolkit.train.hooks.status import StatusHook  # noqa: E402
+from toolkit.train.callbacks.metrics import MetricsCallback  # noqa: E402
+from toolkit.train.callbacks.status import StatusCallback  # noqa: E402
+from toolkit.train.flow_step import NETWORK  # noqa: E402
 from toolkit.train.loop import train  # noqa: E402
-from toolkit.train.run import Hook  # noqa: E402
+from toolkit.train.run import Callback  # noqa: E402
 
 PHOTO = ROOT / "config" / "examples" / "photos" / "40_photo" / "coffee.jpg"
 
@@ -82,10 +82,10 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-class Bench(Hook):
+class Bench(Callback):
     """One run of the program's loop, its parts timed; after each step the model alone has its turn."""
 
-    counts_as_step_time = False
+    included_in_step_time = False
 
     def __init__(self, folder: Path, asked: argparse.Namespace) -> None:
         size, dtype = SIZES[asked.size], DTYPES[asked.dtype]
@@ -94,28 +94,28 @@ class Bench(Hook):
         run = self.run = self.ours.run
         run.folder, run.steps = folder / "run", asked.steps + 5
         run.folder.mkdir()
-        run.roles[ROLE].ema = Ema(self.ours.network.parameters(), 0.99, warm_up=False)
-        run.hooks = [MetricsHook(), StatusHook(StatusLine(StringIO())), self]
+        run.roles[NETWORK].ema = Ema(self.ours.network.parameters(), 0.99, warm_up=False)
+        run.callbacks = [MetricsCallback(), StatusCallback(StatusLine(StringIO())), self]
         side = 8 * size.latent_side
-        crop = Crop(Size(side, side), 0, 0, Size(side, side))
-        items = [Item(Sample(str(PHOTO), "a cup of coffee", 20, Size(side, side), "", (str(PHOTO),)), crop)]
-        stores = Stores(TensorCache(folder / "latents"), TensorCache(folder / "text"))
-        dataset = encode_items(items, self.ours.adapter, lambda _: stores, dtype)
+        crop = ResizeCrop(Size(side, side), 0, 0, Size(side, side))
+        items = [BucketedSample(Sample(str(PHOTO), "a cup of coffee", 20, Size(side, side), "", (str(PHOTO),)), crop)]
+        stores = CachePair(TensorCache(folder / "latents"), TensorCache(folder / "text"))
+        dataset = encode_items(items, self.ours.model, lambda _: stores, dtype)
         self.loader = BatchLoader(dataset, SEED)
         self.epoch_batches = partial(epoch_batches, items, 1, SEED)
         self.parts: dict[str, list[float]] = {"model alone": [], "step": []}
         self._began = 0.0
 
     def train(self) -> None:
-        role, step_fn = self.run.roles[ROLE], self.ours.step_fn
+        role, step_fn = self.run.roles[NETWORK], self.ours.step_fn
         with ExitStack() as stack:
             for name, owner, method in (
                 ("load a batch", BatchLoader, "load"),
-                ("draw noise and t", step_fn, "draws"),
-                ("gradient norm", role.update, "norm"),
+                ("draw noise and t", step_fn, "sample_noise_and_t"),
+                ("gradient norm", role.optimizer_step, "norm"),
                 ("optimizer", role.optimizer, "step"),
                 ("average", role.ema, "update"),
-                *((type(hook).__name__, hook, "on_result") for hook in self.run.hooks[:2]),
+                *((type(callback).__name__, callback, "on_metrics") for callback in self.run.callbacks[:2]),
             ):
                 stack.enter_context(mock.patch.object(owner, method, self._timed(name, getattr(owner, method))))
             load = partial(self.loader.prefetch, workers=self.asked.workers)
@@ -142,12 +142,12 @@ class Bench(Hook):
         self._began = time.thread_time()
 
     def _model_alone(self) -> None:
-        batch, adapter = self.ours.batch, self.ours.adapter
+        batch, model = self.ours.batch, self.ours.model
         begin = time.thread_time()
-        velocity = adapter.predict_velocity(batch.latents_BCHW, torch.tensor([0.5]), batch.prompts, batch.references)
+        velocity = model.predict_velocity(batch.latents_BCHW, torch.tensor([0.5]), batch.prompts, batch.control_latents)
         velocity.square().mean().backward()
         self.parts["model alone"].append(time.thread_time() - begin)
-        self.run.roles[ROLE].optimizer.zero_grad(set_to_none=True)
+        self.run.roles[NETWORK].optimizer.zero_grad(set_to_none=True)
 
 
 if __name__ == "__main__":

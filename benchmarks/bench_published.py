@@ -20,19 +20,19 @@ if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
 from benchmarks import report  # noqa: E402
-from benchmarks.drawn import DRAWN_SIZES, TEXT_TOKENS, write_folder  # noqa: E402
+from benchmarks.random_weights import DRAWN_SIZES, TEXT_TOKENS, write_folder  # noqa: E402
 from benchmarks.simulation import simulate  # noqa: E402
 from benchmarks.synthetic import RANK, ModelSize  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.memory_inputs import LETTERS_PER_TOKEN, group_items  # noqa: E402
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
-from toolkit.contracts import Crop, Item, Sample, Size  # noqa: E402
-from toolkit.memory.plan import GB, MemoryPlan  # noqa: E402
-from toolkit.models.qwen_edit.footprint import footprint  # noqa: E402
+from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
+from toolkit.memory.estimate import GB, MemoryEstimate  # noqa: E402
+from toolkit.models.qwen_edit.size_info import footprint  # noqa: E402
 
 PHASES = ("loading", "first step", "training", "validation")
 ON_HOST = ("weights of the table", "swapped blocks", "activations, offloaded")
-"""Parts of the main memory that a simulation has too."""
+"""Parts of the CPU memory that a simulation has too."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class Row:
 
     references: int = 1
     swapped: float = 0.0
-    """Share of the blocks whose weights wait in the main memory."""
+    """Share of the blocks whose weights wait in the CPU memory."""
 
     network: Mapping[str, Any] = field(default_factory=dict)
     """Keys of `network:`."""
@@ -142,14 +142,14 @@ def section(folder: Path, row: Row, size: ModelSize) -> SdTrainerConfig:
     )
 
 
-def plan_of(job: SdTrainerConfig, row: Row, size: ModelSize) -> MemoryPlan:
-    """The plan of the job on a card, with pictures and a caption that have as many tokens as the simulated ones."""
+def plan_of(job: SdTrainerConfig, row: Row, size: ModelSize) -> MemoryEstimate:
+    """The plan of the job on a GPU, with images and a caption that have as many tokens as the simulated ones."""
     facts = footprint(job.model.folder())
     letters = size.text_tokens - facts.text_tokens - row.references * facts.text_tokens_per_reference
     side = Size(8 * size.latent_side, 8 * size.latent_side)
     references = ("b.png",) * row.references
     sample = Sample("a.png", "x" * max(0, LETTERS_PER_TOKEN * letters), 1, side, ".", references)
-    items = [Item(sample, Crop(side, 0, 0, side))]
+    items = [BucketedSample(sample, ResizeCrop(side, 0, 0, side))]
     return plan_memory(job, group_items(job, items, held_out=items), Machine("cuda"), row.level)
 
 

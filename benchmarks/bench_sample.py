@@ -1,6 +1,6 @@
 """A sampling step against the forward pass of a training step: `python benchmarks/bench_sample.py --size S`.
 
-Both see the same tokens: the picture, one reference, the text. What a sampling step costs beyond the forward pass is
+Both see the same tokens: the image, one reference, the text. What a sampling step costs beyond the forward pass is
 overhead of the sampler; that it keeps no activations may even make it cheaper.
 """
 
@@ -19,9 +19,9 @@ if str(ROOT) not in sys.path:
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.loops import OurLoop  # noqa: E402
 from benchmarks.synthetic import DTYPES, RANK, SIZES, write_model  # noqa: E402
-from toolkit.contracts import Size  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402
-from toolkit.data.encode import ItemEncoder, Stores  # noqa: E402
+from toolkit.data.latent_cache import CachePair, ItemEncoder  # noqa: E402
+from toolkit.interfaces import Size  # noqa: E402
 from toolkit.train.sampling import SamplePrompt, Sampler  # noqa: E402
 
 PHOTO = ROOT / "config" / "examples" / "photos" / "40_photo" / "coffee.jpg"
@@ -74,11 +74,11 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def make_sampler(loop: OurLoop, asked: argparse.Namespace) -> Sampler:
-    """The program's sampler for one picture of the training size, its embeddings and reference already cached."""
+    """The program's sampler for one image of the training size, its embeddings and reference already cached."""
     side = 8 * SIZES[asked.size].latent_side
     prompt = SamplePrompt("drawn", "", Size(side, side), 42, guidance_scale=1.0, steps=asked.steps, references=(PHOTO,))
-    stores = Stores(TensorCache(None), TensorCache(None))
-    sampler = Sampler(loop.adapter, [prompt], ItemEncoder(loop.adapter, DTYPES[asked.dtype]), stores)
+    stores = CachePair(TensorCache(None), TensorCache(None))
+    sampler = Sampler(loop.model, [prompt], ItemEncoder(loop.model, DTYPES[asked.dtype]), stores)
     sampler.encode(lambda what, done, total: None)
     return sampler
 

@@ -88,7 +88,7 @@ def summary(runs: Sequence[Start]) -> dict[str, float]:
 
 
 class Bench:
-    """Runs the job under a new name each time, so that no run goes on from another."""
+    """Runs the job under a new name each time, so that no run resumes from another."""
 
     def __init__(self, folder: Path, asked: argparse.Namespace) -> None:
         self.folder = folder

@@ -34,19 +34,19 @@ LIBRARY = ("toolkit", "extensions", "jobs", "run.py")
 
 # Where the walks begin: <file>:<qualified name>. Whoever renames one of these corrects it here; a test looks for each.
 FORWARD = "toolkit/train/flow_step.py:FlowMatchingStep.__call__"
-SAVE = "toolkit/train/hooks/save.py:SaveHook.save_now"
-SAVE_THREAD = "toolkit/train/background.py:BackgroundWriter._run"
+SAVE = "toolkit/train/callbacks/save.py:SaveCallback.save_now"
+SAVE_THREAD = "toolkit/train/async_writer.py:AsyncWriter._run"
 READ_CONFIG = "toolkit/config/loader.py:load_job"
-SCAN = "toolkit/data/held_out.py:scan_job"
-ENCODE = "toolkit/data/encode.py:encode_items"
-LOAD_BATCH = "toolkit/data/batches.py:BatchLoader.load"
-CHOOSE_CHECKPOINTING = "extensions/sd_trainer/model_setup.py:settle"
-BUILD_OPTIMIZER = "extensions/sd_trainer/trained.py:build_roles"
-OPTIMIZER_STEP = "toolkit/train/update.py:WholeStep.finish"
-CHOOSE_STATE = "toolkit/train/resume.py:choose_state"
-COMPARE_STATE = "toolkit/train/resumption.py:Resumption.of"
-APPLY_STATE = "toolkit/train/resumption.py:Resumption.apply"
-SAMPLE_IMAGE = "toolkit/train/sampling.py:Sampler.draw"
+SCAN = "toolkit/data/validation_split.py:scan_and_split"
+ENCODE = "toolkit/data/latent_cache.py:encode_items"
+LOAD_BATCH = "toolkit/data/dataloader.py:BatchLoader.load"
+CHOOSE_CHECKPOINTING = "extensions/sd_trainer/model_setup.py:choose_checkpointing_level"
+BUILD_OPTIMIZER = "extensions/sd_trainer/setup.py:build_roles"
+OPTIMIZER_STEP = "toolkit/train/optimizer_step.py:StandardStep.step"
+CHOOSE_STATE = "toolkit/train/resume.py:select_checkpoint"
+COMPARE_STATE = "toolkit/train/resumption.py:ResumePlan.of"
+APPLY_STATE = "toolkit/train/resumption.py:ResumePlan.apply"
+SAMPLE_IMAGE = "toolkit/train/sampling.py:Sampler.generate"
 WHOLE_PROCESS = "jobs/process/trainer.py:Trainer.run"
 
 STEPS = 4
@@ -82,7 +82,7 @@ WALKS = (
 
 
 def jobs(steps: int = STEPS) -> dict[str, dict[str, Any]]:
-    """The section of each job by name; "resumed" goes on from what "plain" has left."""
+    """The section of each job by name; "resumed" resumes from what "plain" has left."""
     plain = {
         "type": "sd_trainer",
         "device": "cpu",

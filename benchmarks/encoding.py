@@ -1,4 +1,4 @@
-"""How fast pictures and captions become the entries of the cache, with encoders of the published size.
+"""How fast images and captions become the entries of the cache, with encoders of the published size.
 
 The way is the program's own: files are decoded, encoded one by one and written to disk. Of the encoders only the
 weights are drawn, and the tokenizer knows fewer words: a caption is as many tokens as with the published one or more.
@@ -17,14 +17,14 @@ from PIL import Image
 from torch import nn
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLModel
 
-from benchmarks.drawn import DEVIATION
-from benchmarks.stopwatch import forget_peaks, peaks
+from benchmarks.device_timer import forget_peaks, peaks
+from benchmarks.random_weights import DEVIATION
 from benchmarks.synthetic import SEED
-from toolkit.contracts import Crop, Item, Sample, Size
 from toolkit.data.cache import TensorCache
-from toolkit.data.encode import Stores, encode_items
-from toolkit.models.options import AdapterOptions
-from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.data.latent_cache import CachePair, encode_items
+from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.models.qwen_edit.tiny import write_tiny_model
 from toolkit.seeding import global_generator, key
 
@@ -49,7 +49,7 @@ PUBLISHED_VISION = {
 }
 """Of Qwen2.5-VL-7B. The published VAE has the values its class has by itself."""
 
-MARKERS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
+SPECIAL_TOKENS = ("image_token_id", "video_token_id", "vision_start_token_id", "vision_end_token_id")
 """Of the tokenizer in use."""
 
 
@@ -58,11 +58,11 @@ def measure(
 ) -> dict[str, Any]:
     """Samples per second of building the cache: each a target and a reference of side x side pixels, and a caption."""
     write_tiny_model(folder / "model")
-    adapter = DrawnEncoders(AdapterOptions(folder / "model", device, dtype), published)
+    model = DrawnEncoders(ModelLoadOptions(folder / "model", device, dtype), published)
     items = [_item(folder / "pictures", index, side) for index in range(2 + samples)]
-    _build(items[:2], adapter, folder / "warm_up", dtype)  # loads the encoders
+    _build(items[:2], model, folder / "warm_up", dtype)  # loads the encoders
     forget_peaks(device)
-    seconds = _build(items[2:], adapter, folder / "cache", dtype)
+    seconds = _build(items[2:], model, folder / "cache", dtype)
     total = sum(seconds.values())
     return {
         "samples": samples,
@@ -72,18 +72,18 @@ def measure(
     }
 
 
-def _build(items: list[Item], adapter: QwenEditAdapter, folder: Path, dtype: torch.dtype) -> dict[str, float]:
+def _build(items: list[BucketedSample], model: QwenEditModel, folder: Path, dtype: torch.dtype) -> dict[str, float]:
     """Seconds of each of the two passes over the items."""
-    stores = Stores(TensorCache(folder / "latents"), TensorCache(folder / "text"))
+    stores = CachePair(TensorCache(folder / "latents"), TensorCache(folder / "text"))
     done: dict[str, float] = {}
     begin = time.perf_counter()
-    encode_items(items, adapter, lambda _: stores, dtype, lambda what, *_: done.update({what: time.perf_counter()}))
+    encode_items(items, model, lambda _: stores, dtype, lambda what, *_: done.update({what: time.perf_counter()}))
     ends = [begin, *done.values()]
     return {what: end - start for what, start, end in zip(done, ends, ends[1:], strict=False)}
 
 
-def _item(folder: Path, index: int, side: int) -> Item:
-    """Two smooth pictures of their own; as large as JPEGs of photographs."""
+def _item(folder: Path, index: int, side: int) -> BucketedSample:
+    """Two smooth images of their own; as large as JPEGs of photographs."""
     folder.mkdir(exist_ok=True)
     target, reference = paths = [folder / f"{index}_{kind}.jpg" for kind in ("target", "reference")]
     for path in paths:
@@ -91,13 +91,13 @@ def _item(folder: Path, index: int, side: int) -> Item:
         coarse.resize((side, side), Image.Resampling.BICUBIC).save(path, quality=90)
     size = Size(side, side)
     sample = Sample(str(target), f"{CAPTION}, {index}", 1, size, str(folder), (str(reference),))
-    return Item(sample, Crop(size, 0, 0, size))
+    return BucketedSample(sample, ResizeCrop(size, 0, 0, size))
 
 
-class DrawnEncoders(QwenEditAdapter):
+class DrawnEncoders(QwenEditModel):
     """The program's adapter over a tiny model, with encoders of that size or of the published one."""
 
-    def __init__(self, options: AdapterOptions, published: bool) -> None:
+    def __init__(self, options: ModelLoadOptions, published: bool) -> None:
         super().__init__(options)
         self._published = published
 
@@ -120,7 +120,7 @@ class DrawnEncoders(QwenEditAdapter):
     def _text_encoder(self) -> Qwen2_5_VLModel:
         config = Qwen2_5_VLConfig.from_pretrained(self.options.folder / "text_encoder")
         if self._published:
-            markers = {name: getattr(config, name) for name in MARKERS}
+            markers = {name: getattr(config, name) for name in SPECIAL_TOKENS}
             config = Qwen2_5_VLConfig(text_config=PUBLISHED_TEXT, vision_config=PUBLISHED_VISION, **markers)
         with init_empty_weights(include_buffers=False):
             model = Qwen2_5_VLModel(config)

@@ -1,7 +1,7 @@
 """How many floating-point operations a training step of the published model's kind takes, by arithmetic.
 
 What is counted: the products that tokens go through, attention, and the adapter. Left out are elementwise work and
-what is done once per picture (modulation): under 1 %. An 8-bit product counts like one of bf16.
+what is done once per image (modulation): under 1 %. An 8-bit product counts like one of bf16.
 
 Shape suffixes: S tokens of one sample (target, references, text), D width of the model.
 """
@@ -29,7 +29,7 @@ RECOMPUTED = {
     "full": (1, 1),
     "full_offload": (1, 1),
 }
-"""Level of `train.gradient_checkpointing` -> how often linear layers and attention are computed again."""
+"""Level of `train.gradient_checkpointing` -> how often linear layers and attention are recomputed."""
 
 
 @dataclass(frozen=True)

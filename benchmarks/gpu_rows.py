@@ -1,6 +1,6 @@
 """The rows of `bench_gpu`, and how one of them is measured: a job that the program runs, or the plain loop.
 
-Of the program only the weights are not its own: it reads the job and its pictures, loads and quantizes the model, wraps
+Of the program only the weights are not its own: it reads the job and its images, loads and quantizes the model, wraps
 its blocks, tries the largest batch and trains, as it always does. A hook looks at the clock after each step.
 """
 
@@ -22,21 +22,21 @@ import torch
 from PIL import Image
 
 from benchmarks import flops
-from benchmarks.drawn import TEXT_TOKENS, DrawnAdapter, drawn_models, write_folder
+from benchmarks.device_timer import GB, Marks, forget_peaks, limit_memory, peaks
 from benchmarks.loops import PlainLoop, spec_of_step
-from benchmarks.stopwatch import GB, Marks, forget_peaks, limit_memory, peaks
+from benchmarks.random_weights import TEXT_TOKENS, RandomWeightsModel, drawn_models, write_folder
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.process import SdAttached, SdEncoded, SdTrainerProcess
 from jobs.job import ExtensionJob
 from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
-from toolkit.contracts import PromptEmbeds, StepResult
-from toolkit.data.batches import LatentBatch
+from toolkit.data.dataloader import LatentBatch
 from toolkit.errors import RunError, UserError
-from toolkit.models.options import AdapterOptions
+from toolkit.interfaces import PromptEmbeds, StepResult
+from toolkit.models.load_options import ModelLoadOptions
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.run import Hook, Run
+from toolkit.train.run import Callback, Run
 
 KERNELS = "kernels"
 """The name of what comes before all rows."""
@@ -47,7 +47,7 @@ CACHE = "cache"
 CAPTION = "a drawn picture"
 
 LEFT_TO_OTHERS_GIB = 1.0
-"""Of a card's memory: CUDA's own, and what a desktop takes."""
+"""Of a GPU's memory: CUDA's own, and what a desktop takes."""
 
 
 @dataclass(frozen=True)
@@ -63,14 +63,14 @@ class Row:
 
     references: int = 1
     card_gib: float | None = None
-    """Memory of the card it is meant for; it gets no more."""
+    """Memory of the GPU it is meant for; it gets no more."""
 
     goal_s: float | None = None
     """Seconds per micro-step."""
 
     goal_gb: float | None = None
     swapped: float = 0.0
-    """Share of the blocks whose weights wait in the main memory."""
+    """Share of the blocks whose weights wait in the CPU memory."""
 
     plain: bool = False
     """Not the program but diffusers and peft."""
@@ -184,10 +184,10 @@ class Measured(BaseException):
     """Everything is measured: the run ends here, before it saves."""
 
 
-class Stopwatch(Hook):
+class Stopwatch(Callback):
     """Looks at clock and memory when training begins and after each optimizer step."""
 
-    counts_as_step_time = False
+    included_in_step_time = False
 
     def __init__(self, device: torch.device, asked: argparse.Namespace) -> None:
         self._device = device
@@ -211,7 +211,7 @@ class Stopwatch(Hook):
             self._during = peaks(self._device)
             raise Measured
 
-    def on_result(self, run: Run, result: StepResult) -> None:
+    def on_metrics(self, run: Run, result: StepResult) -> None:
         self.losses.append(result.loss)
 
     def result(self) -> dict[str, Any]:
@@ -243,9 +243,9 @@ class MeasuredTrainer(SdTrainerProcess):
         super().__init__(*given)
         self._watch = watch
 
-    def build_hooks(self, setup: Setup, encoded: SdEncoded, attached: SdAttached) -> list[Hook]:
-        self.engine = attached.engine
-        return [self._watch, *super().build_hooks(setup, encoded, attached)]
+    def build_callbacks(self, setup: Setup, encoded: SdEncoded, attached: SdAttached) -> list[Callback]:
+        self.block_runner = attached.block_runner
+        return [self._watch, *super().build_callbacks(setup, encoded, attached)]
 
 
 def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:
@@ -261,12 +261,12 @@ def _program(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace,
         try:
             process.run()
         except Measured:
-            return process.engine.level
+            return process.block_runner.level
     raise RuntimeError("the job ended before everything was measured")
 
 
 def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) -> dict[str, Any]:
-    """The row as a process of a job, with its pictures."""
+    """The row as a process of a job, with its images."""
     side = 8 * size.latent_side
     slots = [_write_picture(folder / f"reference_{slot}", side) for slot in range(row.references)]
     controls = {"control_path": list(map(str, slots))} if slots else {}
@@ -294,7 +294,7 @@ def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespa
 
 
 def _write_picture(folder: Path, side: int) -> Path:
-    """A folder with one picture and its caption."""
+    """A folder with one image and its caption."""
     folder.mkdir()
     Image.effect_noise((side, side), 64).convert("RGB").save(folder / "drawn.jpg")
     (folder / "drawn.txt").write_text(CAPTION, encoding="utf-8")
@@ -307,12 +307,12 @@ def _write_picture(folder: Path, side: int) -> Path:
 def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, watch: Stopwatch) -> str:
     """The same steps in a plain loop, on the same weights; the level of checkpointing."""
     device, dtype = torch.device(asked.device), DTYPES[asked.dtype]
-    adapter = DrawnAdapter(AdapterOptions(folder / "model", device, dtype))
+    model = RandomWeightsModel(ModelLoadOptions(folder / "model", device, dtype))
     loop = PlainLoop(
-        adapter.network_module,
-        adapter.lora_targets(),
-        _batch(adapter, size, row.references),
-        FlowMatchingStep(adapter, SEED).draws,
+        model.network_module,
+        model.lora_targets(),
+        _batch(model, size, row.references),
+        FlowMatchingStep(model, SEED).sample_noise_and_t,
         checkpointing=True,
         accumulation=asked.accumulation,
         autocast=dtype is torch.bfloat16,
@@ -327,15 +327,15 @@ def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, w
         return "full"
 
 
-def _batch(adapter: DrawnAdapter, size: ModelSize, references: int) -> LatentBatch:
+def _batch(model: RandomWeightsModel, size: ModelSize, references: int) -> LatentBatch:
     """What the program would have in its cache."""
     side = 8 * size.latent_side
-    latents_BCHW = adapter.encode_images(torch.empty(1, 3, side, side)).to(adapter.options.dtype)
-    text_LD = adapter.encode_prompt(CAPTION, ()).to(adapter.options.dtype)
+    latents_BCHW = model.encode_images(torch.empty(1, 3, side, side)).to(model.options.dtype)
+    text_LD = model.encode_prompt(CAPTION, ()).to(model.options.dtype)
     return LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds.stack([text_LD]),
-        references=((latents_BCHW[0],) * references,),
+        control_latents=((latents_BCHW[0],) * references,),
         spec=spec_of_step(0),
         names=("drawn.jpg",),
         loss_weight_B=torch.ones(1),

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import linear, scaled_dot_product_attention
 
-from benchmarks.stopwatch import seconds_per_call
+from benchmarks.device_timer import seconds_per_call
 from benchmarks.synthetic import SEED, ModelSize
 
 SQUARE = 8192
@@ -76,7 +76,7 @@ def _products(size: ModelSize, device: torch.device) -> Iterator[Case]:
     square = min(SQUARE, 8 * width)
     tokens = 2 * size.tokens
     for m, k, n in ((square, square, square), (tokens, width, width), (tokens, width, 4 * width)):
-        for name, make in PRODUCTS.items():
+        for name, make in MATMUL_PAIRS.items():
             yield f"{name} {m}x{k}x{n}", 2.0 * m * k * n, lambda make=make, sides=(m, k, n): make(*sides, device)
 
 
@@ -126,7 +126,7 @@ def _e4m3_tensor(m: int, k: int, n: int, device: torch.device, fast: bool = Fals
     return lambda: torch._scaled_mm(x_MK, weight_NK.t(), scale, scale, **settings)
 
 
-PRODUCTS = {
+MATMUL_PAIRS = {
     "bf16 forward": _bf16_forward,
     "bf16 backward": _bf16_backward,
     "int8 forward": _int8_forward,

@@ -24,7 +24,7 @@ class Peak:
 
     device: int = 0
     host: int = 0
-    """In the main memory, at a moment of its own."""
+    """In the CPU memory, at a moment of its own."""
 
     operation: str = ""
     """The one that made the device's peak."""
@@ -72,7 +72,7 @@ class LiveBytes(TorchDispatchMode):
 
     @contextmanager
     def on_host(self) -> Iterator[None]:
-        """What is made inside the block is in the main memory."""
+        """What is made inside the block is in the CPU memory."""
         self._makes_on_host = True
         try:
             yield
@@ -85,7 +85,7 @@ class LiveBytes(TorchDispatchMode):
         self._look("the beginning")
 
     def move(self, tensors: Iterable[Tensor], to_host: bool) -> None:
-        """These, and all that share their memory, are from now on in the main memory, or on the device."""
+        """These, and all that share their memory, are from now on in the CPU memory, or on the device."""
         for storage in _storages(list(tensors)):
             self._see(storage, to_host)
             known = self._known[storage]
@@ -96,7 +96,7 @@ class LiveBytes(TorchDispatchMode):
         self._look("a move")
 
     def _are_on_host(self, given: Any) -> bool:
-        """Whether there are tensors among these, and all are in the main memory."""
+        """Whether there are tensors among these, and all are in the CPU memory."""
         known = [self._known[storage] for storage in _storages(given) if storage in self._known]
         return bool(known) and all(storage.on_host for storage in known)
 

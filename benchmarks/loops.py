@@ -14,58 +14,58 @@ from diffusers import QwenImageEditPlusPipeline, QwenImageTransformer2DModel
 from diffusers.training_utils import cast_training_params
 from peft import LoraConfig
 
-from benchmarks.synthetic import RANK, SEED, ModelSize, make_batch, open_adapter
-from toolkit.contracts import BatchSpec, StepResult
-from toolkit.data.batches import LatentBatch
-from toolkit.data.order import EpochSource
-from toolkit.memory.engine import BlockEngine
-from toolkit.memory.int8_probe import candidates
+from benchmarks.synthetic import RANK, SEED, ModelSize, load_model, make_batch
+from toolkit.data.dataloader import LatentBatch
+from toolkit.data.epoch_order import EpochSource
+from toolkit.interfaces import BatchSpec, StepResult
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.int8_calibration import candidates
 from toolkit.networks.lora import LoraNetwork
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.train.flow_step import ROLE, FlowMatchingStep
-from toolkit.train.int8_choice import choose_int8
+from toolkit.train.flow_step import NETWORK, FlowMatchingStep
+from toolkit.train.int8_calibration import calibrate_int8
 from toolkit.train.loop import train
-from toolkit.train.run import Hook, Run
-from toolkit.train.update import Role
+from toolkit.train.optimizer_step import Role
+from toolkit.train.run import Callback, Run
 
 LR = 1e-4
 MAX_GRAD_NORM = 1.0
 
 Draws = Callable[[BatchSpec, torch.Size], tuple[torch.Tensor, torch.Tensor]]
-"""Noise and noise level of a batch (`FlowMatchingStep.draws`)."""
+"""Noise and noise level of a batch (`FlowMatchingStep.sample_noise_and_t`)."""
 
 
-class OurLoop(Hook):
+class OurLoop(Callback):
     """The program's `train`, one optimizer step at a time."""
 
     def __init__(self, folder: Path, size: ModelSize, dtype: torch.dtype, level: str, qtype: str | None) -> None:
-        self.adapter = open_adapter(folder, size, dtype, qtype)
-        self.network = LoraNetwork(self.adapter.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
-        self.network.attach(self.adapter.network_module)
-        self.network.share_inputs(self.adapter.shared_inputs())
-        BlockEngine(self.adapter, torch.device("cpu"), dtype, level)
+        self.model = load_model(folder, size, dtype, qtype)
+        self.network = LoraNetwork(self.model.lora_targets(), RANK, RANK, dropout=0.0, seed=SEED)
+        self.network.attach(self.model.network_module)
+        self.network.fuse_projections(self.model.fused_projection_groups())
+        BlockRunner(self.model, torch.device("cpu"), dtype, level)
         parameters = self.network.parameters()
         optimizer = build_optimizer("adamw", parameters.values(), LR, {"weight_decay": 0.01})
         role = Role(parameters, optimizer, LR, lambda step: 1.0, MAX_GRAD_NORM)
-        self.run = Run("bench", folder, steps=0, accumulation=1, seed=SEED, roles={ROLE: role}, hooks=[self])
-        self.step_fn = FlowMatchingStep(self.adapter, SEED)
+        self.run = Run("bench", folder, steps=0, grad_accum_steps=1, seed=SEED, roles={NETWORK: role}, callbacks=[self])
+        self.step_fn = FlowMatchingStep(self.model, SEED)
         self.batch = make_batch(size, spec_of_step(0), dtype)
         self.losses: list[float] = []
         self._choose_int8()
 
     def _choose_int8(self) -> None:
         """As the program does before it trains (`model.int8_matmul: auto`)."""
-        layers = candidates(self.adapter.network_module, "auto", self.adapter.options.device)
+        layers = candidates(self.model.network_module, "auto", self.model.options.device)
         if layers:
-            noise_BCHW, _ = self.step_fn.draws(self.batch.spec, self.batch.latents_BCHW.shape[1:])
-            choose_int8(self.adapter, self.network, layers, self.batch, noise_BCHW)
+            noise_BCHW, _ = self.step_fn.sample_noise_and_t(self.batch.spec, self.batch.latents_BCHW.shape[1:])
+            calibrate_int8(self.model, self.network, layers, self.batch, noise_BCHW)
 
     def step(self) -> None:
         """One optimizer step of the program's own loop."""
         self.run.steps += 1
         train(self.run, EpochSource(lambda epoch: [spec_of_step(epoch)], self._load), self.step_fn)
 
-    def on_result(self, run: Run, result: StepResult) -> None:
+    def on_metrics(self, run: Run, result: StepResult) -> None:
         self.losses.append(result.loss)
 
     def _load(self, specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
@@ -122,7 +122,7 @@ class PlainLoop:
         noise, t = (drawn.to(self.device) for drawn in self.draws(spec_of_step(number), latents.shape[1:]))
         noisy = (1 - t.view(-1, 1, 1, 1)) * latents + t.view(-1, 1, 1, 1) * noise
         target_tokens = self._pack(noisy)
-        references = [self._pack(reference[None].to(self.device)) for reference in self.batch.references[0]]
+        references = [self._pack(reference[None].to(self.device)) for reference in self.batch.control_latents[0]]
         height, width = (side // 2 for side in latents.shape[-2:])
         embeds = self.batch.prompts.embeds_BLD.to(self.device)
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
@@ -154,7 +154,7 @@ def plain_rival(
     transformer.requires_grad_(False)
     if quanto:
         _quantize(transformer)
-    plain = PlainLoop(transformer, ours.network.targets, ours.batch, ours.step_fn.draws, checkpointing)
+    plain = PlainLoop(transformer, ours.network.targets, ours.batch, ours.step_fn.sample_noise_and_t, checkpointing)
     own = dict(transformer.named_parameters())
     for name, parameter in ours.network.parameters().items():
         own[name.replace(".weight", ".default.weight")].data.copy_(parameter.data)

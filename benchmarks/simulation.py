@@ -1,8 +1,8 @@
 """Training steps of the program on fake tensors: of any size, on a computer that could not hold them.
 
-The program's own code loads, quantizes, attaches, checkpoints, swaps and steps. Weights and pictures have sizes and no
+The program's own code loads, quantizes, attaches, checkpoints, swaps and steps. Weights and images have sizes and no
 numbers, and the device is a fiction: fake tensors of CUDA cannot go backward in a build without it, so everything is on
-the "cpu" for PyTorch, and `LiveBytes` keeps apart what the program puts on its device and in the main memory.
+the "cpu" for PyTorch, and `LiveBytes` keeps apart what the program puts on its device and in the CPU memory.
 
 Fake tensors do not show the allocator's gaps, the context of CUDA and the workspaces of kernels. The largest of these
 is known, and counted: `flash_backward`.
@@ -26,30 +26,30 @@ from torch import Tensor, nn
 from torch._subclasses import FakeTensorMode
 from torch.utils._python_dispatch import _disable_current_modes
 
-from benchmarks.drawn import DrawnWeights
 from benchmarks.live_bytes import LiveBytes, Peak
-from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessAdapter, ModelSize
+from benchmarks.random_weights import DrawnWeights
+from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessModel, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.model_setup import block_engine, blocks_on_host
-from extensions.sd_trainer.trained import attach_network, build_roles
-from toolkit.contracts import BatchSpec, PromptEmbeds
-from toolkit.data.batches import LatentBatch
-from toolkit.data.order import EpochSource
+from extensions.sd_trainer.model_setup import build_block_runner, cpu_block_indices
+from extensions.sd_trainer.setup import attach_network, build_roles
+from toolkit.data.dataloader import LatentBatch
+from toolkit.data.epoch_order import EpochSource
 from toolkit.device import DTYPES
-from toolkit.memory import engine, stored
-from toolkit.memory.block_swap import _Waiting
-from toolkit.memory.offloading import Offload
+from toolkit.distributed import ProcessGroup
+from toolkit.interfaces import BatchSpec, PromptEmbeds
+from toolkit.memory import block_runner, quantized_weight
+from toolkit.memory.activation_offload import ActivationOffload
+from toolkit.memory.block_swap import _HostBlock
 from toolkit.memory.quantize import quantizer
-from toolkit.models.options import AdapterOptions
+from toolkit.models.load_options import ModelLoadOptions
 from toolkit.models.qwen_edit import loading
-from toolkit.models.qwen_edit.modulation import CHUNK, MOST_ROWS, ModulationTable
-from toolkit.parallel import Team
-from toolkit.train import loop, results
+from toolkit.models.qwen_edit.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
+from toolkit.train import loop, metrics_buffer
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.run import Hook, Run
+from toolkit.train.run import Callback, Run
 
 DEVICE = torch.device("cpu")
-"""What the program takes for its device. The main memory it calls "cpu", in a text."""
+"""What the program takes for its device. The CPU memory it calls "cpu", in a text."""
 
 STEPS = 2
 """The second one has the optimizer's state from the beginning."""
@@ -67,26 +67,26 @@ def simulate(section: SdTrainerConfig, size: ModelSize, references: int) -> dict
     live = LiveBytes(FOLLOWED, WORKSPACES)
     with as_on_a_device(live), FakeTensorMode(allow_non_fake_inputs=True), live:
         live.phase("loading")
-        adapter = open_adapter(section, size)
-        adapter.network_module  # noqa: B018 - it is loaded now
+        model = load_model(section, size)
+        model.network_module  # noqa: B018 - it is loaded now
         live.phase("attaching")
-        network = attach_network(section, adapter, SEED, None)
-        block_engine(section, adapter, DEVICE)
-        step = FlowMatchingStep(adapter, SEED)
+        network = attach_network(section, model, SEED, None)
+        build_block_runner(section, model, DEVICE)
+        step = FlowMatchingStep(model, SEED)
         batch, level = batch_of(size, references, DTYPES[section.train.dtype]), torch.tensor([0.5])
-        step.draws = lambda spec, shape_CHW: (torch.empty((1, *shape_CHW)), level)
-        roles = build_roles(section, network, STEPS, SEED, Team())
-        run = Run("simulated", Path(), STEPS, 1, SEED, roles, hooks=[Phases(live)], fetch_every=STEPS + 1)
-        fill_table(adapter)
+        step.sample_noise_and_t = lambda spec, shape_CHW: (torch.empty((1, *shape_CHW)), level)
+        roles = build_roles(section, network, STEPS, SEED, ProcessGroup())
+        run = Run("simulated", Path(), STEPS, 1, SEED, roles, callbacks=[Phases(live)], metrics_sync_interval=STEPS + 1)
+        fill_table(model)
         loop.train(run, EpochSource(lambda epoch: [batch.spec], lambda specs: (batch for _ in specs)), step)
         live.phase("at rest")
         live.phase("validation")
         with torch.no_grad():
-            adapter.predict_velocity(batch.latents_BCHW, level, batch.prompts, batch.references)
+            model.predict_velocity(batch.latents_BCHW, level, batch.prompts, batch.control_latents)
     return live.phases
 
 
-class Phases(Hook):
+class Phases(Callback):
     """The first step has no optimizer state yet, the next ones do."""
 
     def __init__(self, live: LiveBytes) -> None:
@@ -117,37 +117,37 @@ class SizesOfWeights(DrawnWeights):
             return torch.empty(self._shapes[name], dtype=torch.bfloat16)
 
 
-def open_adapter(section: SdTrainerConfig, size: ModelSize) -> EncoderlessAdapter:
+def load_model(section: SdTrainerConfig, size: ModelSize) -> EncoderlessModel:
     """The adapter with the options that the program gives it, as far as they concern the transformer."""
     model, train = section.model, section.train
-    options = AdapterOptions(
+    options = ModelLoadOptions(
         folder=Path(model.name_or_path),
         device=DEVICE,
         dtype=DTYPES[train.dtype],
         weights_dtype=DTYPES[section.weights_dtype()],
         transform_block=quantizer(model.qtype) if model.quantize else None,
         modulation_table=model.modulation_table is True,
-        on_host=blocks_on_host(section),
+        cpu_blocks=cpu_block_indices(section),
     )
-    return EncoderlessAdapter(options, size)
+    return EncoderlessModel(options, size)
 
 
-def fill_table(adapter: EncoderlessAdapter) -> None:
+def fill_table(model: EncoderlessModel) -> None:
     """Noise levels are looked up by their numbers, which a list of fake ones does not have: straight to the rows."""
     levels = [place / LEVELS for place in range(LEVELS)]
-    for begin in range(0, LEVELS, CHUNK) if adapter._table else ():
-        adapter._table._compute(levels[begin : begin + CHUNK])
+    for begin in range(0, LEVELS, CHUNK) if model._table else ():
+        model._table._compute(levels[begin : begin + CHUNK])
 
 
 def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatch:
-    """One sample with references of its own size; the program keeps it in the main memory, where it counts little."""
+    """One sample with references of its own size; the program keeps it in the CPU memory, where it counts little."""
     side = size.latent_side
     latents_BCHW = torch.empty((1, LATENT_CHANNELS, side, side), dtype=dtype)
     embeds_BLD = torch.empty((1, size.text_tokens, size.text_width), dtype=dtype)
     return LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds(embeds_BLD, (size.text_tokens,)),
-        references=((latents_BCHW[0],) * references,),
+        control_latents=((latents_BCHW[0],) * references,),
         spec=BatchSpec(0, (0,), (0,)),
         names=("simulated.png",),
         loss_weight_B=torch.ones(1),
@@ -159,18 +159,18 @@ def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatc
 
 @contextmanager
 def as_on_a_device(live: LiveBytes) -> Iterator[None]:
-    """Inside the block what the program puts on its device, or in the main memory, is there for `live`."""
+    """Inside the block what the program puts on its device, or in the CPU memory, is there for `live`."""
     places = {
         (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
         (loading, "ShardReader"): partial(SizesOfWeights, live),
         (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
-        (ModulationTable, "_on_device"): copied_to_device,
-        (_Waiting, "__init__"): waiting_on_host(live, _Waiting.__init__),
-        (engine, "offloading"): lambda _: [Offload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
-        (engine, "is_faster"): lambda *_: False,  # the kernel that CPUs have
+        (ModulationCache, "_on_device"): copied_to_device,
+        (_HostBlock, "__init__"): waiting_on_host(live, _HostBlock.__init__),
+        (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
+        (block_runner, "is_faster"): lambda *_: False,  # the kernel that CPUs have
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
-        (stored, "e4m3_values"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
-        (results, "fetch"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
+        (quantized_weight, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
+        (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
     }
     with ExitStack() as stack:
         for (owner, name), stand_in in places.items():
@@ -184,7 +184,7 @@ def moved(live: LiveBytes, module: nn.Module, place: Any) -> nn.Module:
     return module
 
 
-def copied_to_device(_: ModulationTable, layer: nn.Module) -> nn.Module:
+def copied_to_device(_: ModulationCache, layer: nn.Module) -> nn.Module:
     """What the table does with a device other than the CPU; fake tensors cannot be copied with the rest."""
     copies = {id(tensor): tensor.clone() for tensor in (*layer.parameters(), *layer.buffers())}
     return copy.deepcopy(layer, copies).to(DEVICE)
@@ -204,9 +204,9 @@ def empty_model(from_config: Callable[..., nn.Module]) -> Callable[..., nn.Modul
 
 
 def waiting_on_host(live: LiveBytes, init: Callable[..., None]) -> Callable[..., None]:
-    """A swapped block's weights are in the main memory, and what of it is trained is not."""
+    """A swapped block's weights are in the CPU memory, and what of it is trained is not."""
 
-    def init_there(waiting: _Waiting, block: nn.Module, device: torch.device) -> None:
+    def init_there(waiting: _HostBlock, block: nn.Module, device: torch.device) -> None:
         init(waiting, block, device)
         live.move([waiting.memory], to_host=True)
         live.move([p for p in block.parameters() if p.requires_grad], to_host=False)
@@ -223,15 +223,15 @@ class CopiesOf:
     def begin_block(self) -> None:
         """Nothing is under way."""
 
-    def out(self, tensor: Tensor) -> Tensor:
+    def to_host(self, tensor: Tensor) -> Tensor:
         with self._live.on_host():
             return torch.empty(tensor.shape, dtype=tensor.dtype)
 
-    def back(self, host: Tensor) -> Callable[[], Tensor]:
+    def to_device(self, host: Tensor) -> Callable[[], Tensor]:
         tensor = torch.empty(host.shape, dtype=host.dtype)
         return lambda: tensor
 
-    def let_go(self) -> None:
+    def release(self) -> None:
         """Nothing is held."""
 
 
@@ -256,7 +256,7 @@ def flash_backward(grad: Tensor, query_BHSD: Tensor, *_: Any, **__: Any) -> int:
 
 
 FOLLOWED = {
-    stored.frozen_product: stored._product,
+    quantized_weight.frozen_product: quantized_weight._product,
     torch.ops.quanto.quantize_symmetric.default: symmetric,
     torch.ops.quanto.quantize_affine.default: affine,
 }

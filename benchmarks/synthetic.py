@@ -16,11 +16,11 @@ from diffusers.utils import logging as diffusers_logging
 from PIL import Image
 from torch import Tensor
 
-from toolkit.contracts import BatchSpec, PromptEmbeds, Size
-from toolkit.data.batches import LatentBatch
+from toolkit.data.dataloader import LatentBatch
+from toolkit.interfaces import BatchSpec, PromptEmbeds, Size
 from toolkit.memory.quantize import quantizer
-from toolkit.models.options import AdapterOptions
-from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.seeding import generator, global_generator
 
 diffusers_logging.set_verbosity_error()  # it remarks on every cast
@@ -47,7 +47,7 @@ class ModelSize:
 
     @property
     def tokens(self) -> int:
-        """Of one picture."""
+        """Of one image."""
         return (self.latent_side // 2) ** 2
 
     def __str__(self) -> str:
@@ -94,10 +94,10 @@ def write_scheduler(folder: Path) -> None:
     scheduler.save_pretrained(folder / "scheduler")
 
 
-class EncoderlessAdapter(QwenEditAdapter):
+class EncoderlessModel(QwenEditModel):
     """The adapter of the program; latents and embeddings are drawn, so that a folder needs no encoders."""
 
-    def __init__(self, options: AdapterOptions, size: ModelSize) -> None:
+    def __init__(self, options: ModelLoadOptions, size: ModelSize) -> None:
         super().__init__(options)
         self.size = size
 
@@ -112,15 +112,15 @@ class EncoderlessAdapter(QwenEditAdapter):
         return target
 
 
-def open_adapter(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str | None = None) -> EncoderlessAdapter:
+def load_model(folder: Path, size: ModelSize, dtype: torch.dtype, qtype: str | None = None) -> EncoderlessModel:
     """The adapter over a folder of `write_model`, on the CPU; qtype: a key of `toolkit.number_types.QTYPES`."""
-    options = AdapterOptions(
+    options = ModelLoadOptions(
         folder=folder,
         device=torch.device("cpu"),
         dtype=dtype,
         transform_block=quantizer(qtype) if qtype else None,
     )
-    return EncoderlessAdapter(options, size)
+    return EncoderlessModel(options, size)
 
 
 def make_batch(size: ModelSize, spec: BatchSpec, dtype: torch.dtype) -> LatentBatch:
@@ -131,7 +131,7 @@ def make_batch(size: ModelSize, spec: BatchSpec, dtype: torch.dtype) -> LatentBa
     return LatentBatch(
         latents_BCHW=target_CHW[None].to(dtype),
         prompts=PromptEmbeds(text_LD[None].to(dtype), (size.text_tokens,)),
-        references=((reference_CHW.to(dtype),),),
+        control_latents=((reference_CHW.to(dtype),),),
         spec=spec,
         names=("drawn.png",),
         loss_weight_B=torch.ones(1),

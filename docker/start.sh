@@ -160,7 +160,7 @@ train() {
       finish "${code}" "given up after ${restarts} restarts." "${on_failure}"
     fi
     restarts=$((restarts + 1))
-    say "restart ${restarts} in ${pause} s; it goes on from the last save."
+    say "restart ${restarts} in ${pause} s; it resumes from the last save."
     run sleep "${pause}"
   done
 }

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
-from toolkit.data.plan import RunPlan
+from toolkit.data.run_plan import RunPlan
 from toolkit.errors import InputErrors, UserError
 
 
@@ -25,7 +25,7 @@ class JobPlan:
 
 
 def plan_job(config: JobConfig) -> JobPlan:
-    """Asks every process for its plan. Raises UserError with the mistakes of all of them."""
+    """Asks every process for its plan. Raises UserError with the errors of all of them."""
     plans: list[RunPlan] = []
     refused: list[UserError] = []
     job = JobContext(config.name)
@@ -58,6 +58,6 @@ def _all_in_one(errors: list[UserError]) -> UserError:
     """One error with every line once: two processes may well look at the same dataset."""
     lines: dict[str, None] = {}
     for error in errors:
-        found = error.mistakes if isinstance(error, InputErrors) else [error]
+        found = error.errors if isinstance(error, InputErrors) else [error]
         lines |= dict.fromkeys(map(str, found))
     return UserError("\n".join(lines))

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from toolkit.parallel import Team
+from toolkit.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig, ProcessEntry
@@ -32,11 +32,13 @@ class JobOptions:
 class BaseJob:
     """What a process may ask of the job it belongs to."""
 
-    def __init__(self, config: JobConfig, options: JobOptions = JobOptions(), team: Team | None = None) -> None:
+    def __init__(
+        self, config: JobConfig, options: JobOptions = JobOptions(), process_group: ProcessGroup | None = None
+    ) -> None:
         """team: the processes that run the job together; None: this one alone."""
         self.job_config = config
         self.options = options
-        self.team = team or Team()
+        self.process_group = process_group or ProcessGroup()
         self.job: str = config.job
         """The kind of job: what the file says under `job`."""
         self.name: str = config.name
@@ -58,27 +60,27 @@ class BaseJob:
         """
         from jobs.job_state import JobState  # here: it needs the models of the config, a look at --help does not
 
-        self.team.open(_exchange_minutes(self.job_config))
+        self.process_group.init_process_group(_exchange_minutes(self.job_config))
         state = JobState(self.job_config, self.process, anew=self.options.restart)
         for index, process in enumerate(self.process):
-            if self.team.from_first(partial(state.is_finished, index)):
+            if self.process_group.run_on_rank0_and_broadcast(partial(state.is_finished, index)):
                 print(state.describe(index), flush=True)
                 continue
-            if self.team.is_first:
+            if self.process_group.is_main_process:
                 state.begin(index)
             try:
                 self._run(process)
             except Exception as error:
                 _tell(process, error)
                 raise
-            if self.team.is_first:
+            if self.process_group.is_main_process:
                 state.finish(index)
 
     def _run(self, process: Any) -> None:
         if getattr(process, "runs_everywhere", False):
             process.run()
         else:
-            self.team.first_does(process.run)
+            self.process_group.run_on_rank0_then_barrier(process.run)
 
     def cleanup(self) -> None:
         """Lets go of the processes and of what they hold in memory. Always called, however the job ended."""
@@ -94,9 +96,9 @@ class ExtensionJob(BaseJob):
         config: JobConfig,
         extensions: ExtensionTable,
         options: JobOptions = JobOptions(),
-        team: Team | None = None,
+        process_group: ProcessGroup | None = None,
     ) -> None:
-        super().__init__(config, options, team)
+        super().__init__(config, options, process_group)
         for entry, section in zip(config.processes, self.config["process"], strict=True):
             process_class = extensions.process_class(entry.type)
             self.process.append(process_class(entry.index, self, section))

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.errors import RunError
 from toolkit.files import write_json
-from toolkit.redact import black_out, black_out_data
+from toolkit.redact import redact_json, redact_text
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig, ProcessEntry
@@ -69,11 +69,11 @@ class JobState:
         try:
             write_json(self.path, {"finished": records})
         except RunError as error:  # the work itself is done
-            print(black_out(f"warning: {error}"), file=sys.stderr)
+            print(redact_text(f"warning: {error}"), file=sys.stderr)
 
     def _still_there(self, entry: ProcessEntry, process: Any) -> bool:
         if isinstance(entry.section, ProcessConfig):
-            return entry.section.still_there(self._job)
+            return entry.section.outputs_exist(self._job)
         folder = getattr(process, "save_root", None)
         return folder is None or folder.exists()
 
@@ -84,8 +84,8 @@ def _label(entry: ProcessEntry) -> str:
 
 
 def _digest(entry: ProcessEntry) -> str:
-    """Of the settings as they are used, variables filled in; secrets are blacked out first and make no difference."""
-    text = json.dumps(black_out_data(entry.raw, by_key=True), sort_keys=True, default=str)
+    """Of the settings as they are used, variables filled in; secrets are redacted first and make no difference."""
+    text = json.dumps(redact_json(entry.raw, by_key=True), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 
 

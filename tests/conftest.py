@@ -160,7 +160,7 @@ def unit_gain_pipeline(unit_gain_model: Path):
 
 @pytest.fixture
 def make_pictures() -> Callable[..., Path]:
-    """Writes small smooth pictures `<stem>.png` with captions into a folder, all different, and returns the folder."""
+    """Writes small smooth images `<stem>.png` with captions into a folder, all different, and returns the folder."""
     from PIL import Image
 
     def make(folder: Path, *stems: str, size: tuple[int, int] = (80, 64), captions: bool = True) -> Path:

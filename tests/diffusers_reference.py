@@ -25,11 +25,11 @@ from torch import Tensor
 from transformers import BatchFeature, Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from toolkit.contracts import Crop, Item, PromptEmbeds, Sample, Size
 from toolkit.data.cache import TensorCache
-from toolkit.data.encode import EncodedDataset, Stores, encode_items
-from toolkit.models.options import AdapterOptions
-from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
+from toolkit.interfaces import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.qwen_edit.model import QwenEditModel
 
 PHOTOS = Path(__file__).resolve().parent.parent / "config" / "examples" / "photos"
 TARGET = PHOTOS / "40_photo" / "coffee.jpg"
@@ -77,7 +77,7 @@ def load_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
 
 def _tell_of_pictures(text_encoder: Qwen2_5_VLForConditionalGeneration) -> None:
     """Hands the encoder `mm_token_type_ids`, which the pipeline of diffusers 0.42.1 does not and transformers needs
-    since 5.3 to give picture tokens their three-dimensional positions: what diffusers' pull request 14189 changes.
+    since 5.3 to give image tokens their three-dimensional positions: what diffusers' pull request 14189 changes.
     """
     forward = text_encoder.forward
 
@@ -109,14 +109,14 @@ def write_unit_gain(folder: Path, source: Path, seed: int = 0) -> None:
             save_file(weights, shard, metadata={"format": "pt"})
 
 
-def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenEditAdapter:
-    return QwenEditAdapter(AdapterOptions(folder=folder, device=CPU, dtype=dtype, **options))
+def open_tiny(folder: Path, dtype: torch.dtype = torch.float32, **options: Any) -> QwenEditModel:
+    return QwenEditModel(ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **options))
 
 
 def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
     """What `predict_velocity` takes: one photograph with one reference at each of these noise levels."""
-    adapter = open_tiny(folder, match_target_res=True)
-    dataset = encode_photos(adapter, photo_item(Size(96, 64), REFERENCES[:1]))
+    model = open_tiny(folder, match_target_res=True)
+    dataset = encode_photos(model, photo_item(Size(96, 64), REFERENCES[:1]))
     (entries,) = dataset.entries
     x_t_BCHW = torch.randn((len(levels), 16, 8, 12), generator=torch.Generator().manual_seed(0))
     prompts = PromptEmbeds.stack([dataset.read(entries.caption)] * len(levels))
@@ -125,7 +125,7 @@ def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
 
 
 def _raise_contrast(vae: Path, factor: float = 10.0) -> None:
-    """Makes the decoder's pictures use more of the 256 values; the encoder stays as it is."""
+    """Makes the decoder's images use more of the 256 values; the encoder stays as it is."""
     weights = load_file(vae)
     weights["decoder.conv_out.weight"] *= factor
     save_file(weights, vae, metadata={"format": "pt"})
@@ -156,33 +156,35 @@ def recording(module: torch.nn.Module) -> Iterator[Recorded]:
         handle.remove()
 
 
-def memory_stores() -> Stores:
-    return Stores(TensorCache(None), TensorCache(None))
+def memory_stores() -> CachePair:
+    return CachePair(TensorCache(None), TensorCache(None))
 
 
-def photo_item(size: Size, references: Sequence[Path] = (), caption: str = "a cup of coffee", image=TARGET) -> Item:
+def photo_item(
+    size: Size, references: Sequence[Path] = (), caption: str = "a cup of coffee", image=TARGET
+) -> BucketedSample:
     """A photograph at a training size: scaled to cover it, cut in the middle."""
     with Image.open(image) as picture:
         full = Size(*picture.size)
     scale = max(size.width / full.width, size.height / full.height)
     scaled = Size(math.ceil(full.width * scale), math.ceil(full.height * scale))
-    crop = Crop(scaled, (scaled.width - size.width) // 2, (scaled.height - size.height) // 2, size)
-    return Item(
-        Sample(str(image), caption, repeats=1, size=full, folder="", controls=tuple(map(str, references))), crop
+    crop = ResizeCrop(scaled, (scaled.width - size.width) // 2, (scaled.height - size.height) // 2, size)
+    return BucketedSample(
+        Sample(str(image), caption, repeats=1, size=full, folder="", control_images=tuple(map(str, references))), crop
     )
 
 
-def encode_photos(adapter: QwenEditAdapter, *items: Item, dtype: torch.dtype = torch.float32) -> EncodedDataset:
+def encode_photos(model: QwenEditModel, *items: BucketedSample, dtype: torch.dtype = torch.float32) -> EncodedDataset:
     stores = memory_stores()
-    return encode_items(items, adapter, lambda _: stores, dtype)
+    return encode_items(items, model, lambda _: stores, dtype)
 
 
-def pictures_of(item: Item) -> list[Image.Image]:
-    return [Image.open(path).convert("RGB") for path in item.sample.controls]
+def pictures_of(item: BucketedSample) -> list[Image.Image]:
+    return [Image.open(path).convert("RGB") for path in item.sample.control_images]
 
 
 def psnr(ours: Image.Image, theirs: Image.Image) -> float:
-    """Peak signal-to-noise ratio of two 8-bit pictures, dB; infinite when they are equal."""
+    """Peak signal-to-noise ratio of two 8-bit images, dB; infinite when they are equal."""
     a, b = (np.asarray(picture, dtype=np.float64) for picture in (ours, theirs))
     assert a.shape == b.shape
     error = np.mean((a - b) ** 2)

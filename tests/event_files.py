@@ -22,7 +22,7 @@ def events(folder: Path) -> Iterator[Event]:
 
 
 def curves(folder: Path) -> dict[str, dict[int, float | str]]:
-    """Name -> step -> number (of a picture: `image`). A session mark drops what is at its step or later.
+    """Name -> step -> number (of an image: `image`). A session mark drops what is at its step or later.
 
     The rule is that of tensorboard/backend/event_processing/event_accumulator.py, `_CheckForRestartAndMaybePurge`.
     """

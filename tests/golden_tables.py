@@ -15,7 +15,7 @@ def table(name: str) -> dict[str, Any]:
 
 
 def golden(name: str, **wanted: Any) -> list[dict[str, Any]]:
-    """The cases of `<name>.json` that have these values. Never empty: a filter that matches nothing is a mistake."""
+    """The cases of `<name>.json` that have these values. Never empty: a filter that matches nothing is an error."""
     cases = table(name)["cases"]
     chosen = [case for case in cases if all(case.get(key) == value for key, value in wanted.items())]
     assert chosen, f"no case of {name} has {wanted}"

@@ -12,7 +12,9 @@ COMMIT = "a" * 40
 
 
 def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
-    """A folder with model_index.json and every part, each with the file that it needs, but for those in `without`."""
+    """A folder with model_index.json and every part, each with the file that it needs, but for those in
+    `block_import`.
+    """
     folder.mkdir(parents=True, exist_ok=True)
     if "model_index.json" not in without.split():
         (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))

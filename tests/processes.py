@@ -9,8 +9,8 @@ import socket
 from collections.abc import Callable
 from typing import Any
 
-from toolkit import parallel
-from toolkit.place import place_of
+from toolkit import distributed
+from toolkit.distributed_env import read_distributed_env
 
 
 def free_port() -> int:
@@ -69,9 +69,9 @@ def _work(
 ) -> None:
     os.environ.update(environment(rank, size, port))
     try:
-        team = parallel.meet(place_of())
-        team.open(minutes)
-        result = work(team, *arguments)
+        process_group = distributed.rendezvous_processes(read_distributed_env())
+        process_group.init_process_group(minutes)
+        result = work(process_group, *arguments)
     except Exception as error:  # noqa: BLE001 - the test looks at it
         result = error
     sender.send(result)

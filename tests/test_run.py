@@ -334,14 +334,14 @@ finally:
 
 SAVES = """
 import time
-from toolkit import interrupt
-from toolkit.errors import Stopped
-with interrupt.deferred() as request:
+from toolkit import signals
+from toolkit.errors import Interrupted
+with signals.defer_signals() as request:
     print('ready', flush=True)
-    while not request.asked:
+    while not request.requested:
         time.sleep(0.01)
     print('saved', flush=True)
-raise Stopped(request.exit_code)
+raise Interrupted(request.exit_code)
 """
 
 

@@ -21,11 +21,11 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolkit.contracts import EMBEDS, BlockWrapper, ModelAdapter, ModelFacts, PromptEmbeds, RunBlock, Size
+from toolkit.interfaces import EMBEDS, BlockForward, BlockWrapper, DiffusionModel, ModelFacts, PromptEmbeds, Size
 from toolkit.models.family import ModelFamily
-from toolkit.models.footprint import Encoder, Footprint
-from toolkit.models.loading import WEIGHTS, ShardReader, fill, part_identity
-from toolkit.models.options import AdapterOptions
+from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.loading import WEIGHTS, ShardReader, fill, weights_hash
+from toolkit.models.size_info import EncoderSize, ModelSizeInfo
 from toolkit.seeding import global_generator
 
 WIDTH, BLOCKS, TEXT_WIDTH, POOLED = 32, 3, 12, 5
@@ -114,20 +114,20 @@ class UnlikeFamily(ModelFamily):
     def block_count(self, folder: Path) -> int:
         return BLOCKS
 
-    def footprint(self, folder: Path) -> Footprint:
+    def footprint(self, folder: Path) -> ModelSizeInfo:
         in_blocks = sum(i * o for i, o in self.linear_layers(folder).values())
-        return Footprint(
+        return ModelSizeInfo(
             width=WIDTH,
             blocks=BLOCKS,
-            linears=in_blocks,
-            others=sum(self.modules(folder).values()) - in_blocks,
+            linear_params=in_blocks,
+            other_params=sum(self.modules(folder).values()) - in_blocks,
             largest_layer=2 * WIDTH**2,
             largest_of_tokens=2 * WIDTH**2,
-            tabulated=frozenset(),
+            modulation_layers=frozenset(),
             tabulated_weights=0,
             table_inputs=frozenset(),
-            text=Encoder(linears=0, others=256 * (TEXT_WIDTH + POOLED)),
-            vae=Encoder(linears=0, others=2 * 3 * self.latent_channels * self.latent_scale**2),
+            text=EncoderSize(linear_params=0, other_params=256 * (TEXT_WIDTH + POOLED)),
+            vae=EncoderSize(linear_params=0, other_params=2 * 3 * self.latent_channels * self.latent_scale**2),
             encode_numbers=8,
             decode_numbers=8,
             text_token_numbers=TEXT_WIDTH,
@@ -144,12 +144,12 @@ class UnlikeFamily(ModelFamily):
 FAMILY = UnlikeFamily()
 
 
-class UnlikeAdapter(ModelAdapter):
+class UnlikeAdapter(DiffusionModel):
     family: ModelFacts = FAMILY
     dynamic_shift = Shift()
-    width = head_width = WIDTH
+    hidden_size = head_dim = WIDTH
 
-    def __init__(self, options: AdapterOptions) -> None:
+    def __init__(self, options: ModelLoadOptions) -> None:
         self.options = options
         self._parts: dict[str, nn.Module] = {}
         self.wrap_blocks(())
@@ -167,8 +167,8 @@ class UnlikeAdapter(ModelAdapter):
             self._parts[name] = module.requires_grad_(False).eval().to(self.options.device)
         return self._parts[name]
 
-    def identity(self, part: str) -> str:
-        return part_identity(self.options.folder, FAMILY.encoder_parts[part])
+    def cache_key(self, part: str) -> str:
+        return weights_hash(self.options.folder, FAMILY.encoder_parts[part])
 
     def reference_size(self, image: Size, target: Size) -> Size:
         raise AssertionError("a family without references is asked for the size of one")
@@ -210,28 +210,30 @@ class UnlikeAdapter(ModelAdapter):
             (x_BSD,) = run(block, x_BSD, condition_BD[:, None])
         return model.out(x_BSD).transpose(1, 2).unflatten(2, (height, width)).float()
 
-    def guide(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
 
-    def tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
         return latents_BCHW[:, 0].numel() + sum(prompts.lengths)
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.blocks)
 
-    def wrap_blocks(self, wrappers: Sequence[BlockWrapper], first_back: Sequence[BlockWrapper] | None = None) -> None:
+    def wrap_blocks(
+        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+    ) -> None:
         self._run = _within(wrappers)
-        self._run_first_back = self._run if first_back is None else _within(first_back)
+        self._run_first_back = self._run if last_block_wrappers is None else _within(last_block_wrappers)
 
     def lora_targets(self) -> Sequence[str]:
         return list(FAMILY.linear_layers(self.options.folder))
 
-    def drop_encoders(self, keep: Iterable[str] = ()) -> None:
+    def unload_encoders(self, keep: Iterable[str] = ()) -> None:
         for name in {part for parts in FAMILY.encoder_parts.values() for part in parts} - set(keep):
             self._parts.pop(name, None)
 
 
-def _within(wrappers: Sequence[BlockWrapper]) -> RunBlock:
+def _within(wrappers: Sequence[BlockWrapper]) -> BlockForward:
     def run(block: nn.Module, *tensors: Tensor) -> tuple[Tensor, ...]:
         return block(*tensors)
 

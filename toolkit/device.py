@@ -1,4 +1,4 @@
-"""Which device the work runs on, and the number types that configs name."""
+"""Which device the work runs on, and the dtypes that configs name."""
 
 from __future__ import annotations
 
@@ -21,11 +21,13 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         if not quiet:
-            logger.warning(f"device: {wanted} is not there ({torch.cuda.device_count()} CUDA devices); using the CPU.")
+            logger.warning(
+                f"device: {wanted} is not available ({torch.cuda.device_count()} CUDA devices); using the CPU."
+            )
         return torch.device("cpu")
     if device.type == "mps" and not _has_mps():
         if not quiet:
-            logger.warning("device: mps is not there; using the CPU.")
+            logger.warning("device: mps is not available; using the CPU.")
         return torch.device("cpu")
     return device
 
@@ -60,16 +62,16 @@ def total_memory(device: torch.device) -> int:
 
 
 def peak_memory(device: torch.device) -> int:
-    """The most bytes that tensors took on a CUDA device since `forget_peak`."""
+    """The most bytes that tensors took on a CUDA device since `reset_peak_memory`."""
     return torch.cuda.max_memory_allocated(device)
 
 
-def forget_peak(device: torch.device) -> None:
+def reset_peak_memory(device: torch.device) -> None:
     """Begins the measurement of `peak_memory` anew."""
     torch.cuda.reset_peak_memory_stats(device)
 
 
-def set_up_cuda(device: torch.device, allow_tf32: bool, cudnn_benchmark: bool) -> None:
+def configure_cuda(device: torch.device, allow_tf32: bool, cudnn_benchmark: bool) -> None:
     """Sets PyTorch's switches of these names for the rest of the process; on another device than CUDA only says so."""
     wanted = {"cuda_allow_tf32": allow_tf32, "cuda_cudnn_benchmark": cudnn_benchmark}
     given = [f"train.{key}" for key, value in wanted.items() if value]

@@ -1,7 +1,7 @@
-"""What can go wrong in a way the user can act on, and the exit code that says so.
+"""Errors the user can act on, and their exit codes.
 
 `UserError` is shown as its message alone, `RunError` too; any other exception is a bug and
-keeps its traceback. `Stopped` is not an error: it carries the signal that ended the program.
+keeps its traceback. `Interrupted` is not an error: it carries the signal that ended the program.
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ class UserError(Exception):
 
 
 class RunError(Exception):
-    """The run cannot go on, for a reason the message explains. Exit code 1."""
+    """The run cannot continue, for a reason the message explains. Exit code 1."""
 
     exit_code = EXIT_FAILURE
 
 
-class Stopped(BaseException):
+class Interrupted(BaseException):
     """A signal asked the program to end. Not an `Exception`, so that no handler swallows it."""
 
     def __init__(self, exit_code: int) -> None:
@@ -35,8 +35,8 @@ class Stopped(BaseException):
 
 
 @dataclass(frozen=True)
-class Mistake:
-    """One mistake in the user's input, printed as `place: message`."""
+class InputError:
+    """One error in the user's input, printed as `place: message`."""
 
     place: str
     """file:line:column and the dotted key for a config, a path for a dataset."""
@@ -49,19 +49,19 @@ class Mistake:
 
 
 class InputErrors(UserError):
-    """All mistakes found in one pass over the input, one line each."""
+    """All errors found in one pass over the input, one line each."""
 
-    def __init__(self, mistakes: Sequence[Mistake]) -> None:
+    def __init__(self, mistakes: Sequence[InputError]) -> None:
         super().__init__("\n".join(str(mistake) for mistake in mistakes))
-        self.mistakes = tuple(mistakes)
+        self.errors = tuple(mistakes)
 
 
 class ConfigErrors(InputErrors):
-    """Mistakes in a config file."""
+    """Errors in a config file."""
 
 
 class DataErrors(InputErrors):
-    """Mistakes in a dataset: every offending file, not only the first."""
+    """Errors in a dataset: every offending file, not only the first."""
 
 
 def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> str:

@@ -28,7 +28,7 @@ from toolkit.paths import EXTENSIONS_ROOT
 if TYPE_CHECKING:
     from pydantic import BaseModel
 
-LIST_NAME = "AI_TOOLKIT_EXTENSIONS"
+REGISTRY_VARIABLE = "AI_TOOLKIT_EXTENSIONS"
 
 
 class Extension:
@@ -52,7 +52,7 @@ class Extension:
 
 
 @dataclass(frozen=True)
-class Found:
+class RegisteredExtension:
     """An extension class, and the folder it came from."""
 
     uid: str
@@ -62,7 +62,7 @@ class Found:
 
 
 @dataclass(frozen=True)
-class Broken:
+class FailedExtension:
     """A folder that could not be imported, or whose list is not one of extension classes."""
 
     folder: Path
@@ -84,19 +84,19 @@ class Broken:
         return re.search(rf"""["']{re.escape(uid)}["']""", source) is not None
 
     def __str__(self) -> str:
-        return f"extension {self.folder} is broken:\n{_indent(self.details)}"
+        return f"failed to import extension {self.folder}:\n{_indent(self.details)}"
 
 
 @dataclass(frozen=True)
 class ExtensionTable:
-    """All that was found. Mistakes are raised when the uid they concern is asked for, never before."""
+    """All that was found. Errors are raised when the uid they concern is asked for, never before."""
 
-    found: tuple[Found, ...]
-    broken: tuple[Broken, ...] = ()
+    found: tuple[RegisteredExtension, ...]
+    broken: tuple[FailedExtension, ...] = ()
     skipped: tuple[Path, ...] = ()
     """Packages that list no process types."""
 
-    def __getitem__(self, uid: str) -> Found:
+    def __getitem__(self, uid: str) -> RegisteredExtension:
         """The one extension of this uid. Raises UserError when there is none, or more than one."""
         named = [found for found in self.found if found.uid == uid]
         if len(named) == 1:
@@ -164,18 +164,18 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     if folders is None:
         given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
         folders = [EXTENSIONS_ROOT, *(Path(entry).expanduser() for entry in given if entry)]
-    found: list[Found] = []
-    broken: list[Broken] = []
+    found: list[RegisteredExtension] = []
+    broken: list[FailedExtension] = []
     skipped: list[Path] = []
     packages: dict[Path, None] = {}  # a dict keeps the order and drops a folder that is named twice
     for folder in folders:
         try:
             packages |= dict.fromkeys(_packages(folder.resolve()))
         except OSError as error:
-            broken.append(Broken(folder, f"cannot be read (see EXTENSIONS_PATH): {error}"))
+            broken.append(FailedExtension(folder, f"cannot be read (see EXTENSIONS_PATH): {error}"))
     for package in packages:
         listed = _listed_in(package)
-        if isinstance(listed, Broken):
+        if isinstance(listed, FailedExtension):
             broken.append(listed)
         elif listed is None:
             skipped.append(package)
@@ -187,7 +187,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
 def _packages(folder: Path) -> Iterator[Path]:
     """The extension packages in `folder`, or `folder` itself when it is one."""
     init = folder / "__init__.py"
-    if init.is_file() and LIST_NAME in init.read_text(encoding="utf-8", errors="replace"):
+    if init.is_file() and REGISTRY_VARIABLE in init.read_text(encoding="utf-8", errors="replace"):
         yield folder
         return
     for package in sorted(folder.iterdir()):
@@ -195,22 +195,22 @@ def _packages(folder: Path) -> Iterator[Path]:
             yield package
 
 
-def _listed_in(package: Path) -> list[Found] | Broken | None:
+def _listed_in(package: Path) -> list[RegisteredExtension] | FailedExtension | None:
     """The extension classes a package lists; None when it has no such list."""
     try:
         with redirect_stdout(sys.stderr):  # what a neighbour prints must not end up in our JSON
-            listed = getattr(_import(package), LIST_NAME, None)
+            listed = getattr(_import(package), REGISTRY_VARIABLE, None)
     except (Exception, SystemExit) as error:  # noqa: BLE001 - containing a broken extension is the point
-        return Broken(package, _traceback(error, package))
+        return FailedExtension(package, _traceback(error, package))
     if listed is None:
         return None
     if not isinstance(listed, list | tuple):
-        return Broken(package, f"{LIST_NAME} is {listed!r}, not a list of classes")
+        return FailedExtension(package, f"{REGISTRY_VARIABLE} is {listed!r}, not a list of classes")
     for extension in listed:
         uid = getattr(extension, "uid", None)
         if not isinstance(extension, type) or not isinstance(uid, str) or not uid:
-            return Broken(package, f"{LIST_NAME} holds {extension!r}, which is not a class with a uid")
-    return [Found(item.uid, str(getattr(item, "name", "") or item.uid), package, item) for item in listed]
+            return FailedExtension(package, f"{REGISTRY_VARIABLE} holds {extension!r}, which is not a class with a uid")
+    return [RegisteredExtension(item.uid, str(getattr(item, "name", "") or item.uid), package, item) for item in listed]
 
 
 def _import(package: Path) -> ModuleType:
@@ -234,7 +234,7 @@ def _import(package: Path) -> ModuleType:
     return module
 
 
-def _failed(found: Found, what: str, error: Exception) -> str:
+def _failed(found: RegisteredExtension, what: str, error: Exception) -> str:
     return f"extension {found.folder}: {what} failed:\n{_indent(_traceback(error, found.folder))}"
 
 

@@ -1,4 +1,4 @@
-"""Files that are either the old or the new one, never half of either: temporary name, flush, rename."""
+"""Atomic file writes: temporary name, fsync, rename."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError
-from toolkit.redact import black_out, black_out_data
+from toolkit.redact import redact_json, redact_text
 
-LEFTOVERS = ".*.????????.tmp"
-"""Names of what `replaced`, `replaced_folder` and `remove` leave behind when the process is killed."""
+TEMP_FILE_GLOB = ".*.????????.tmp"
+"""Names of what `atomic_write`, `atomic_write_dir` and `remove` leave behind when the process is killed."""
 
-LEFTOVERS_OF_SAFETENSORS = ".tmp??????"
+SAFETENSORS_TEMP_GLOB = ".tmp??????"
 """What a killed `tensor_file.save_file` leaves: safetensors writes under such a name first (since 0.8, pull 764)."""
 
 _PORTION = 1 << 16
 
 
 @contextmanager
-def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """A temporary path in the same folder; the block writes it, then it takes the place of `path`.
 
     durable: flushed to the disk first, so that it survives a power cut; a file that is rewritten all the time need not.
@@ -36,14 +36,14 @@ def replaced(path: Path, durable: bool = True) -> Iterator[Path]:
     try:
         yield temporary
         if durable:
-            flush_to_disk(temporary)
+            fsync(temporary)
         os.replace(temporary, path)
     finally:
         temporary.unlink(missing_ok=True)
 
 
 @contextmanager
-def replaced_folder(path: Path) -> Iterator[Path]:
+def atomic_write_dir(path: Path) -> Iterator[Path]:
     """The same for a folder: the block fills the temporary one, which is there already, and flushes its files."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _leftover_name(path)
@@ -51,13 +51,13 @@ def replaced_folder(path: Path) -> Iterator[Path]:
     try:
         yield temporary
         for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
-            flush_to_disk(folder)
+            fsync(folder)
         if path.exists():
             remove(path)
         os.replace(temporary, path)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    flush_to_disk(path.parent)
+    fsync(path.parent)
 
 
 def remove(path: Path) -> None:
@@ -70,12 +70,12 @@ def remove(path: Path) -> None:
 
 
 def _leftover_name(path: Path) -> Path:
-    """A name beside `path` that LEFTOVERS matches."""
+    """A name beside `path` that TEMP_FILE_GLOB matches."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 
 @contextmanager
-def naming_failures(path: Path) -> Iterator[None]:
+def os_error_as_run_error(path: Path) -> Iterator[None]:
     """A failed write inside the block (disk full, no rights) becomes a RunError that names `path` and the reason."""
     try:
         yield
@@ -84,18 +84,18 @@ def naming_failures(path: Path) -> Iterator[None]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes UTF-8 text atomically, secrets blacked out. Raises RunError when it cannot."""
-    _write(path, black_out(text))
+    """Writes UTF-8 text atomically, secrets redacted. Raises RunError when it cannot."""
+    _write(path, redact_text(text))
 
 
 def write_json(path: Path, data: object, durable: bool = True) -> None:
-    """Writes indented JSON atomically, secrets blacked out; NaN is refused, because other readers refuse it."""
-    text = json.dumps(black_out_data(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    """Writes indented JSON atomically, secrets redacted; NaN is refused, because other readers refuse it."""
+    text = json.dumps(redact_json(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
     _write(path, text, durable)
 
 
 def _write(path: Path, text: str, durable: bool = True) -> None:
-    with naming_failures(path), replaced(path, durable) as temporary:
+    with os_error_as_run_error(path), atomic_write(path, durable) as temporary:
         temporary.write_text(_encodable(text), encoding="utf-8", newline="\n")
 
 
@@ -105,17 +105,17 @@ def _encodable(text: str) -> str:
 
 
 def append_json_line(file: IO[str], data: object) -> None:
-    """Appends one line of JSON, secrets blacked out, to an open file, visible to readers at once.
+    """Appends one line of JSON, secrets redacted, to an open file, visible to readers at once.
 
     Raises RunError when it cannot.
     """
-    line = json.dumps(black_out_data(data), ensure_ascii=False, allow_nan=False) + "\n"
-    with naming_failures(Path(getattr(file, "name", "file"))):
+    line = json.dumps(redact_json(data), ensure_ascii=False, allow_nan=False) + "\n"
+    with os_error_as_run_error(Path(getattr(file, "name", "file"))):
         file.write(_encodable(line))
         file.flush()
 
 
-def flush_to_disk(path: Path) -> None:
+def fsync(path: Path) -> None:
     """Asks the operating system to put a written file, or a folder's entries, on the disk."""
     if path.is_dir() and os.name == "nt":
         return  # Windows cannot open a folder
@@ -129,12 +129,12 @@ def flush_to_disk(path: Path) -> None:
 def sha256_of(path: Path | str) -> str:
     """SHA-256 of a file's bytes, in hex."""
     digest = hashlib.sha256()
-    for portion in portions_of(path):
+    for portion in read_chunks(path):
         digest.update(portion)
     return digest.hexdigest()
 
 
-def portions_of(path: Path | str) -> Iterator[bytes]:
+def read_chunks(path: Path | str) -> Iterator[bytes]:
     """The bytes of a file, a portion at a time; of a small one in half the time that a file object takes."""
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:

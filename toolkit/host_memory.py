@@ -8,7 +8,7 @@ from functools import cache
 from pathlib import Path
 
 
-def return_freed_memory() -> None:
+def malloc_trim() -> None:
     """Gives the memory of freed tensors back to the system, where the C library can be asked to.
 
     glibc keeps freed chunks of up to 32 MiB: after a few quantized blocks that is more than the whole model.

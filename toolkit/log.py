@@ -5,7 +5,7 @@ thousands of lines of noise, so the copy holds only what stayed: complete lines,
 
 Modules log with `logging.getLogger(__name__)`; inside `shown` what they log is printed, each message as it is.
 
-Secrets are blacked out of all of it.
+Secrets are redacted of all of it.
 """
 
 from __future__ import annotations
@@ -21,11 +21,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TextIO
 
-from toolkit.errors import RunError, Stopped, UserError
-from toolkit.redact import black_out
+from toolkit.errors import Interrupted, RunError, UserError
+from toolkit.redact import redact_text
 
 
-class BlackedOut:
+class RedactingStream:
     """A stream without secrets; everything else is the stream's own.
 
     A secret may come in pieces, so text goes on by whole lines (a carriage return ends one, too). A terminal gets an
@@ -47,11 +47,11 @@ class BlackedOut:
             if end and self._terminal:
                 end = len(held)  # what follows a carriage return is to be seen at once
             if len(held) - end > self.LONGEST:
-                held = black_out(held)
+                held = redact_text(held)
                 end = len(held) - self.LONGEST // 2
             ready, self._held = held[:end], held[end:]
             if ready:
-                self._stream.write(black_out(ready))
+                self._stream.write(redact_text(ready))
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -68,25 +68,25 @@ class BlackedOut:
         with self._lock:
             ready, self._held = self._held, ""
             if ready:
-                self._stream.write(black_out(ready))
+                self._stream.write(redact_text(ready))
         self._stream.flush()
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
 
 
-def black_out_streams() -> None:
+def redact_streams() -> None:
     """From here on no secret reaches standard output or standard error by way of Python's streams."""
     for name in ("stdout", "stderr"):
         stream = getattr(sys, name)
-        if stream is not None and not isinstance(stream, BlackedOut):
-            setattr(sys, name, BlackedOut(stream))
+        if stream is not None and not isinstance(stream, RedactingStream):
+            setattr(sys, name, RedactingStream(stream))
 
 
-def release_streams() -> None:
+def flush_streams() -> None:
     """Lets go of the last lines, where they have no end."""
     for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, BlackedOut):
+        if isinstance(stream, RedactingStream):
             stream.release()
 
 
@@ -109,10 +109,10 @@ class LogFile:
             if self._file is None:
                 return
             try:
-                self._file.write(black_out(line) + "\n")
+                self._file.write(redact_text(line) + "\n")
             except OSError as error:
                 self._file = None
-                print(black_out(f"{self.path}: the log ends here: {error}"), file=sys.__stderr__)
+                print(redact_text(f"{self.path}: the log ends here: {error}"), file=sys.__stderr__)
 
     def close(self) -> None:
         with self._lock:
@@ -163,7 +163,7 @@ def _trim(pending: str) -> str:
 
 
 @contextmanager
-def copy_output(path: Path) -> Iterator[None]:
+def tee_output(path: Path) -> Iterator[None]:
     """Inside the block, standard output and standard error are also appended to `path`.
 
     An exception that leaves the block is written to the file as well: it is shown further out.
@@ -188,7 +188,7 @@ def copy_output(path: Path) -> Iterator[None]:
 
 
 def _words_for(error: BaseException) -> str:
-    if isinstance(error, UserError | RunError | Stopped):
+    if isinstance(error, UserError | RunError | Interrupted):
         return str(error)
     return "".join(traceback.format_exception(error))
 
@@ -250,7 +250,7 @@ class StatusLine:
         # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
         # off could no longer be recognised.
         global _last_drawn
-        text = black_out(text)[: shutil.get_terminal_size().columns - 1]
+        text = redact_text(text)[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + text.ljust(len(self._shown)))
         self._shown, _last_drawn = text, self
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
-    from toolkit.contracts import Network
+    from toolkit.interfaces import Network
 
 Shapes = dict[str, tuple[int, int]]
 """The matrices of a layer by their names in files, each [outputs, inputs]."""
@@ -37,23 +37,23 @@ class ActivationUnits:
     """
 
     everything: Pair = (26.1, 22.1)
-    """Kept for the backward pass where nothing is computed again."""
+    """Kept for the backward pass where nothing is recomputed."""
 
-    costly: Pair = (11.1, 11.1)
-    """Of these, the products and what attention gives."""
+    matmul_outputs: Pair = (11.1, 11.1)
+    """Of these, matmul and attention outputs (what `cheap` saves)."""
 
     backward: Pair = (6.4, 6.4)
-    """Beside what is kept, or was computed again, on the way back."""
+    """Beside what is kept, or was recomputed, in the backward pass."""
 
     forward: Pair = (16.0, 15.9)
     """At most, in a pass that keeps nothing."""
 
     change: Pair = (0, 0)
-    """Bytes per weight of the largest layer, on the way back, for kinds that make something as large as it is."""
+    """Bytes per weight of the largest layer, in the backward pass, for kinds that make something as large as it is."""
 
     change_forward: Pair = (0, 0)
     casts: bool = False
-    """Whether trained weights are kept a second time in the type of the computation."""
+    """Whether trained weights are kept a second time in the compute dtype."""
 
 
 @dataclass(frozen=True)
@@ -71,10 +71,10 @@ class NetworkKind:
     settings: Mapping[str, str] = field(default_factory=dict)
     """Further arguments of `shapes` and of the class -> the keys of `network` that give them."""
 
-    up: frozenset[str] = frozenset()
+    up_names: frozenset[str] = frozenset()
     """Of the matrices those that LoRA+ gives a rate of their own; empty: it cannot be used."""
 
-    caution: str = ""
+    format_warning: str = ""
     """What a user has to know about the files of this kind, or empty."""
 
     in_lycoris: bool = False
@@ -100,7 +100,7 @@ class NetworkKind:
         """Its class."""
         return load_object(self.network_class)
 
-    def own_settings(self, section: object) -> dict[str, Any]:
+    def extra_kwargs(self, section: object) -> dict[str, Any]:
         """The arguments named in `settings`, from a `network:` section."""
         return {argument: getattr(section, key) for argument, key in self.settings.items()}
 
@@ -108,7 +108,7 @@ class NetworkKind:
         """The matrices that a `network:` section trains on a layer of this size; none where it trains the model."""
         if self.shapes is None:
             return {}
-        return self.shapes(inputs, outputs, section.linear, **self.own_settings(section))
+        return self.shapes(inputs, outputs, section.linear, **self.extra_kwargs(section))
 
 
 def lora_shapes(inputs: int, outputs: int, rank: int) -> Shapes:
@@ -136,14 +136,14 @@ def lokr_shapes(inputs: int, outputs: int, rank: int, factor: int = -1, whole: b
 
     Source: LyCORIS 4.1.3, modules/lokr.py (`decompose_both` off).
     """
-    (small_in, large_in), (small_out, large_out) = factorise(inputs, factor), factorise(outputs, factor)
+    (small_in, large_in), (small_out, large_out) = factorize(inputs, factor), factorize(outputs, factor)
     first = {"lokr_w1": (small_out, small_in)}
     if whole or rank >= max(large_out, large_in) / 2:
         return {**first, "lokr_w2": (large_out, large_in)}
     return {**first, "lokr_w2_a": (large_out, rank), "lokr_w2_b": (rank, large_in)}
 
 
-def factorise(size: int, factor: int = -1) -> tuple[int, int]:
+def factorize(size: int, factor: int = -1) -> tuple[int, int]:
     """`size` as a product (smaller, larger): the smaller is `factor`, or the nearest divisor below it that balances.
 
     factor: -1 gives the most balanced pair. Source: LyCORIS 4.1.3, functional/general.py `factorization`.
@@ -161,15 +161,15 @@ KINDS: dict[str, NetworkKind] = {
         "toolkit.networks.lora:LoraNetwork",
         lora_shapes,
         ActivationUnits(casts=True),
-        up=frozenset({"lora_B.weight"}),
+        up_names=frozenset({"lora_B.weight"}),
         in_lycoris=True,
     ),
     "dora": NetworkKind(
         "toolkit.networks.dora:DoraNetwork",
         dora_shapes,
         ActivationUnits((56.1, 31.1), (20.1, 20.1), (22.2, 11.0), (33.3, 23.6), (9, 5), (9, 5)),
-        up=frozenset({"lora_B.weight"}),
-        caution="DoRA files load in ComfyUI; diffusers warns and leaves out their magnitudes: it draws something else.",
+        up_names=frozenset({"lora_B.weight"}),
+        format_warning="DoRA files load in ComfyUI; diffusers warns and ignores their magnitudes: its images differ.",
         needs_base=True,
         extracts_lora=True,
     ),
@@ -177,7 +177,7 @@ KINDS: dict[str, NetworkKind] = {
         "toolkit.networks.loha:LohaNetwork",
         loha_shapes,
         ActivationUnits((26.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13)),
-        caution="LoHa files load in ComfyUI; diffusers does not know the kind and refuses them.",
+        format_warning="LoHa files load in ComfyUI; diffusers does not know the kind and refuses them.",
         in_lycoris=True,
         extracts_lora=True,
     ),
@@ -186,7 +186,7 @@ KINDS: dict[str, NetworkKind] = {
         lokr_shapes,
         ActivationUnits((35.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7)),
         settings={"factor": "factor", "whole": "lokr_full_rank"},
-        caution="LoKr files load in ComfyUI; the pipelines of diffusers refuse them.",
+        format_warning="LoKr files load in ComfyUI; the pipelines of diffusers refuse them.",
         in_lycoris=True,
         extracts_lora=True,
     ),

@@ -1,8 +1,8 @@
 """Keeps secrets out of what the program writes: its output, its files, a LoRA's metadata.
 
-Two kinds are known: values that were told (`remember`: what a `${VAR}` with a telling name stands for), and texts whose
-shape says what they are. `black_out` replaces both and suits every text and file. `redact` is for a config, where also
-the name of a key tells, and where 40 hex digits are a wandb key.
+Two kinds are known: values that were told (`register_secret`: what a `${VAR}` with a telling name stands for), and
+texts whose shape says what they are. `redact_text` replaces both and suits every text and file. `redact` is for a
+config, where also the name of a key tells, and where 40 hex digits are a wandb key.
 """
 
 from __future__ import annotations
@@ -72,8 +72,8 @@ _known: re.Pattern[str] | None = None
 """Any of `_forms`."""
 
 
-def remember(values: Iterable[str]) -> None:
-    """From now on these are blacked out of everything this process writes. Of several lines, each is one."""
+def register_secret(values: Iterable[str]) -> None:
+    """From now on these are redacted of everything this process writes. Of several lines, each is one."""
     global _forms, _known
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
     new = {part for part in parts if len(part) >= SHORTEST and part not in REDACTED} - _values
@@ -85,7 +85,7 @@ def remember(values: Iterable[str]) -> None:
 
 def remember_environment(env: Mapping[str, str]) -> None:
     """Remembers the tokens that libraries take from the environment by themselves."""
-    remember(env[name] for name in ALWAYS if name in env)
+    register_secret(env[name] for name in ALWAYS if name in env)
 
 
 def is_secret_variable(name: str) -> bool:
@@ -111,7 +111,7 @@ def _whole(form: str) -> str:
 # ---------------------------------------------------------------- replacing
 
 
-def black_out(text: str) -> str:
+def redact_text(text: str) -> str:
     """`text` with remembered values, tokens and the user part of URLs replaced by `<redacted>`."""
     if _known:
         text = _known.sub(REDACTED, text)
@@ -138,28 +138,28 @@ def _black_out_parts(text: str) -> str:
     return "".join([*done, before])
 
 
-def holds_secret(text: str) -> bool:
-    """Whether `black_out` finds anything in `text`."""
-    return black_out(text) != text
+def contains_secret(text: str) -> bool:
+    """Whether `redact_text` finds anything in `text`."""
+    return redact_text(text) != text
 
 
-def black_out_data(data: Any, *, by_key: bool = False, key: str = "") -> Any:
-    """JSON data with every string blacked out; numbers and the sha256 of files stay.
+def redact_json(data: Any, *, by_key: bool = False, key: str = "") -> Any:
+    """JSON data with every string redacted; numbers and the sha256 of files stay.
 
     by_key: also replace the values whose key is named like a secret.
     """
     if isinstance(data, dict):
         return {
-            black_out(name) if isinstance(name, str) else name: black_out_data(value, by_key=by_key, key=str(name))
+            redact_text(name) if isinstance(name, str) else name: redact_json(value, by_key=by_key, key=str(name))
             for name, value in data.items()
         }
     if isinstance(data, list | tuple):
-        return [black_out_data(value, by_key=by_key, key=key) for value in data]
+        return [redact_json(value, by_key=by_key, key=key) for value in data]
     if by_key and is_secret(key, data):
         return REDACTED
     if not isinstance(data, str) or (_SHA256.fullmatch(data) and data not in _values):
         return data
-    return black_out(data)
+    return redact_text(data)
 
 
 def _redact_shape(match: re.Match[str]) -> str:
@@ -170,8 +170,8 @@ def _redact_shape(match: re.Match[str]) -> str:
 
 
 def redact(text: str) -> str:
-    """A config's text with all that `black_out` finds, values of secret keys and wandb keys replaced."""
-    text = black_out(_PAIR.sub(_redact_pair, text))
+    """A config's text with all that `redact_text` finds, values of secret keys and wandb keys replaced."""
+    text = redact_text(_PAIR.sub(_redact_pair, text))
     return _HEX_40.sub(lambda match: match.group() if _is_commit(match) else REDACTED, text)
 
 

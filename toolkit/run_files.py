@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
-from toolkit.tensor_file import read_metadata
+from toolkit.safetensors_io import read_metadata
 
 STATUS = "run.json"
 METRICS = "metrics.jsonl"
@@ -30,7 +30,7 @@ SAMPLE_FILE = re.compile(r"(?P<ms>\d+)__(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""
 
-ENDINGS = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
+FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
 """What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
 model folders."""
 
@@ -52,7 +52,7 @@ def parse_time(text: str) -> datetime | None:
 
 def final_files(folder: Path, name: str) -> list[Path]:
     """The files and model folders of the end of a run that are there."""
-    return [path for ending in ENDINGS if _is_product(path := folder / f"{name}{ending}")]
+    return [path for ending in FILE_SUFFIXES if _is_product(path := folder / f"{name}{ending}")]
 
 
 def _is_product(path: Path) -> bool:
@@ -62,7 +62,7 @@ def _is_product(path: Path) -> bool:
 
 def step_file(folder: Path, name: str, step: int) -> Path:
     """`<name>_000000340.safetensors`: the weights after 340 optimizer steps."""
-    return folder / f"{step_stem(name, step)}{ENDINGS[0]}"
+    return folder / f"{step_stem(name, step)}{FILE_SUFFIXES[0]}"
 
 
 def step_stem(name: str, step: int) -> str:
@@ -77,7 +77,7 @@ def best_stem(name: str) -> str:
 
 def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
     """The step files and model folders of a run by their step, of every ending."""
-    pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, ENDINGS))})")
+    pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, FILE_SUFFIXES))})")
     by_step: dict[int, list[Path]] = {}
     for path in sorted(folder.iterdir()) if folder.is_dir() else ():
         if (match := pattern.fullmatch(path.name)) and _is_product(path):

@@ -6,17 +6,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
 from toolkit.config.compat.foreign import ForeignNames
-from toolkit.config.datasets_job import DatasetsJob
-from toolkit.config.node import Node
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode
 from toolkit.config.normalise import place_in
 from toolkit.config.process import JobContext
-from toolkit.config.report import Report
+from toolkit.config.sections import DiffusionSection
 
 if TYPE_CHECKING:
-    from toolkit.data.plan import RunPlan
+    from toolkit.data.run_plan import RunPlan
 
 
-class CacheConfig(DatasetsJob):
+class CacheConfig(DiffusionSection):
     """`type: cache`: encodes the datasets of a training job and stops.
 
     It takes every key of `sd_trainer`; those that only concern training are checked and not used.
@@ -27,14 +27,14 @@ class CacheConfig(DatasetsJob):
     foreign: ClassVar = ForeignNames(shapes={"dtype": "train.dtype"})
 
     @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """`dtype` may stand in the process itself, where a cache needs no `train` section."""
         dtype = entries.pop("dtype", None)
         if dtype is not None:
-            place_in(entries, "train", "dtype", dtype, report)
+            place_in(entries, "train", "dtype", dtype, diagnostics)
         return entries
 
-    def still_there(self, job: JobContext) -> bool:
+    def outputs_exist(self, job: JobContext) -> bool:
         """The folder of the cache; what is missing inside it the training makes itself."""
         return (Path(self.training_folder).expanduser() / "_cache").is_dir()
 

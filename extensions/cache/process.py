@@ -6,14 +6,14 @@ from pathlib import Path
 
 from extensions.cache.config import CacheConfig
 from jobs.process import BaseExtensionProcess
-from toolkit.data.encode import encode_items
-from toolkit.data.held_out import scan_job
-from toolkit.data.manifest import Manifest
-from toolkit.data.stores import CacheStores
+from toolkit.data.cache_stores import CacheStores
+from toolkit.data.latent_cache import encode_items
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.validation_split import scan_and_split
 from toolkit.device import DTYPES, pick_device
 from toolkit.log import StatusLine
 from toolkit.memory.quantize import quantizer
-from toolkit.models.opening import checked_family, open_adapter
+from toolkit.models.load import checked_family, load_model
 
 
 class CacheProcess(BaseExtensionProcess):
@@ -25,17 +25,17 @@ class CacheProcess(BaseExtensionProcess):
         super().run()
         section = self.section
         status = StatusLine()
-        manifest = Manifest.beside(section.training_folder)
-        _, trained, held_out = scan_job(section, checked_family(section.model), manifest)
-        manifest.save()
-        items = (*trained, *(held_out.items if held_out else ()))
+        scan_cache = ScanCache.beside(section.training_folder)
+        _, trained, validation_split = scan_and_split(section, checked_family(section.model), scan_cache)
+        scan_cache.save()
+        items = (*trained, *(validation_split.items if validation_split else ()))
         device = pick_device(section.device)
         dtype = DTYPES[section.train.dtype]
-        adapter = open_adapter(section.model, device, dtype, quantizer)
+        model = load_model(section.model, device, dtype, quantizer)
         folder = Path(section.training_folder).expanduser()
         stores = CacheStores(folder).on_disk
         encode_items(
-            items, adapter, lambda _: stores, dtype, lambda what, done, total: status.update(f"{what} {done}/{total}")
+            items, model, lambda _: stores, dtype, lambda what, done, total: status.update(f"{what} {done}/{total}")
         )
-        manifest.save()  # by now it knows the digests as well
+        scan_cache.save()  # by now it knows the digests as well
         status.finish(f"cached {len(items)} items in {folder / '_cache'}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 from pydantic import Field
 
-from toolkit.config.process import Finding, JobContext, ProcessConfig
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 
 
 class ExampleConfig(ProcessConfig):
@@ -22,8 +22,8 @@ class ExampleConfig(ProcessConfig):
     suffixes: tuple[str, ...] = Field((".jpg", ".jpeg", ".png", ".webp"), min_length=1)
     """Endings of the file names that count as images, in either case."""
 
-    def check(self, job: JobContext) -> Iterable[Finding]:
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
         folder = Path(self.folder_path)
         if not folder.is_dir() and folder.resolve() not in job.earlier_outputs:
             where = f"does not exist (working directory: {Path.cwd()})"
-            yield Finding(("folder_path",), f"{self.folder_path!r} {where}. Give a folder of images.")
+            yield Diagnostic(("folder_path",), f"{self.folder_path!r} {where}. Give a folder of images.")

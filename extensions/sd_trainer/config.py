@@ -8,19 +8,19 @@ from typing import TYPE_CHECKING, ClassVar
 
 from extensions.sd_trainer.notes import notes
 from extensions.sd_trainer.rules import mistakes
-from toolkit.config.datasets_job import DatasetsJob, TrainerConfig
-from toolkit.config.node import Node
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode
 from toolkit.config.normalise import place_in
-from toolkit.config.process import Finding, JobContext
-from toolkit.config.report import Report
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
 from toolkit.config.validation import LOSS, loss_at, noise_levels
 
 if TYPE_CHECKING:
-    from toolkit.data.plan import RunPlan
+    from toolkit.data.run_plan import RunPlan
 
 
-def _child(entries: dict[str, Node], section: str, key: str) -> Node | None:
+def _child(entries: dict[str, ConfigNode], section: str, key: str) -> ConfigNode | None:
     node = entries.get(section)
     return node.child(key) if node is not None and isinstance(node.value, dict) else None
 
@@ -29,7 +29,7 @@ RESERVED_NAMES = ("state", "samples", "control", "superseded")
 """Folders of a run beside which the model's own folder `<name>/` lies."""
 
 
-def _tell_what_counts(entries: dict[str, Node], report: Report) -> None:
+def _tell_what_counts(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
     """Source: ai-toolkit, `BaseSDTrainProcess.run`: every micro-batch counts, each n-th one ends an optimizer step."""
     key = _child(entries, "train", "gradient_accumulation_steps")
     if key is None or not isinstance(key.value, int) or key.value <= 1:
@@ -46,25 +46,25 @@ def _tell_what_counts(entries: dict[str, Node], report: Report) -> None:
             f" steps: {steps} is {steps * key.value:,} micro-batches; there it would stop after {steps:,}, "
             f"which are {steps // key.value:,} optimizer steps."
         )
-    report.warn(key, message)
+    diagnostics.warn(key, message)
 
 
-class SdTrainerConfig(DatasetsJob, TrainerConfig):
+class SdTrainerConfig(DiffusionSection, TrainerConfig):
     """`type: sd_trainer`: trains a LoRA for an image-editing model on folders of images."""
 
     process_types: ClassVar[tuple[str, ...]] = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 
     @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """Without `save.dtype` a model that is trained itself is saved in bf16.
 
         LoRAs are usual in float16; a whole model is usual in the type of the original. Tells what `steps` counts
         where accumulation is asked for by a name with which ai-toolkit counts otherwise.
         """
-        _tell_what_counts(entries, report)
+        _tell_what_counts(entries, diagnostics)
         kind, given = (_child(entries, *path) for path in (("network", "type"), ("save", "dtype")))
         if given is None and kind is not None and str(kind.value).strip().lower() in ("full", "fullrank"):
-            place_in(entries, "save", "dtype", replace(kind, value="bfloat16"), report)
+            place_in(entries, "save", "dtype", replace(kind, value="bfloat16"), diagnostics)
         return entries
 
     def logged_numbers(self) -> Sequence[str]:
@@ -75,15 +75,15 @@ class SdTrainerConfig(DatasetsJob, TrainerConfig):
         of_a_step = ("loss", "grad_norm", "lr", "t_mean", *scaled, *(f"max_norm/{name}" for name in limited))
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
-    def check(self, job: JobContext) -> Iterable[Finding]:
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """What its parts check, and what its keys rule out together."""
         yield from super().check(job)
         yield from mistakes(self)
         if self.network.trains_model and (name := self.display_name(job)) in RESERVED_NAMES:
             message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
-            yield Finding(("name",) if self.name else ("network", "type"), message)
+            yield Diagnostic(("name",) if self.name else ("network", "type"), message)
 
-    def notes(self, job: JobContext) -> Iterable[Finding]:
+    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
         """Settings that are allowed and train nothing, or that do nothing."""
         return notes(self)
 

@@ -1,5 +1,5 @@
 """What decides the memory of a job, counted before anything is loaded: what it trains, the step of one process, and the
-largest batch and picture. Imports no torch."""
+largest batch and image. Imports no torch."""
 
 from __future__ import annotations
 
@@ -10,27 +10,27 @@ from functools import partial
 from math import ceil, prod
 from pathlib import Path
 
-from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.model import ModelConfig
 from toolkit.config.sample import SamplePicture
+from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
-from toolkit.contracts import Item, Size
-from toolkit.memory.activations import Work
+from toolkit.distributed import read_distributed_env
+from toolkit.interfaces import BucketedSample, Size
+from toolkit.memory.activation_estimate import StepShape
 from toolkit.models.families import family_for
 from toolkit.models.family import ModelFamily
-from toolkit.models.footprint import Footprint
+from toolkit.models.size_info import ModelSizeInfo
 from toolkit.network_kinds import KINDS
-from toolkit.networks.targets import chosen_targets
+from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, INT8_SIDE
 from toolkit.optim.lr_groups import group_of_layers
-from toolkit.optim.state_size import Shape, optimizer_bytes
-from toolkit.parallel import place_of
-from toolkit.parts import rows_each
-from toolkit.train.windows import cut_into
+from toolkit.optim.optimizer_memory import Shape, optimizer_bytes
+from toolkit.sharded_param import rows_per_rank
+from toolkit.train.accumulation import splits_per_micro_batch
 
 
 @dataclass(frozen=True)
-class Trained:
+class TrainableParams:
     """The weights that are trained."""
 
     layers: tuple[str, ...]
@@ -61,7 +61,7 @@ class Trained:
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 
-def count_trained(config: DatasetsJob, processes: int = 1) -> Trained:
+def count_trainable_params(config: DiffusionSection, processes: int = 1) -> TrainableParams:
     """processes: that share the blocks out; of a model that is trained itself, the shapes are the rows of the first.
 
     Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
@@ -69,16 +69,16 @@ def count_trained(config: DatasetsJob, processes: int = 1) -> Trained:
     family, folder = family_for(config.model), config.model.folder()
     if config.network.trains_model:
         modules = family.modules(folder)
-        chosen = chosen_targets(config.network, list(modules))
+        chosen = select_target_modules(config.network, list(modules))
         group_of_layers(config.train.lr_groups, chosen)
         shapes = tuple(_module_shapes(family, folder, chosen, processes))
-        return Trained(tuple(chosen), shapes, sum(modules.values()))
+        return TrainableParams(tuple(chosen), shapes, sum(modules.values()))
     layers = family.linear_layers(folder)
-    chosen = chosen_targets(config.network, list(layers))
+    chosen = select_target_modules(config.network, list(layers))
     group_of_layers(config.train.lr_groups, chosen)
     shapes_of = partial(KINDS[config.network.type].layer_shapes, config.network)
     shapes = tuple(shape for name in chosen for shape in shapes_of(*layers[name]).values())
-    return Trained(tuple(chosen), shapes, sum(map(prod, shapes)))
+    return TrainableParams(tuple(chosen), shapes, sum(map(prod, shapes)))
 
 
 def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], processes: int) -> Iterator[Shape]:
@@ -87,8 +87,8 @@ def _module_shapes(family: ModelFamily, folder: Path, chosen: list[str], process
         sharers = processes if name in in_blocks else 1
         inputs, outputs = layers.get(name, (0, 0))
         if inputs:
-            yield (rows_each(outputs, sharers), inputs)
-        yield (rows_each(modules[name] - inputs * outputs, sharers),)
+            yield (rows_per_rank(outputs, sharers), inputs)
+        yield (rows_per_rank(modules[name] - inputs * outputs, sharers),)
 
 
 FLOAT = 4
@@ -97,21 +97,23 @@ FLOAT = 4
 WHOLE_BLOCKS = 2
 """Blocks of which the weights are gathered at a time, with `train.parallel: fsdp`: one runs, the next one comes."""
 
-STEPPING_COPIES = 4
+OPTIMIZER_TEMPS = 4
 """Of the largest weight, in float32, by what `full_bf16` and Adafactor allocate; the others make one or none."""
 
 STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
 """Optimizers whose step makes no copies: torch's fused ones, and SGD."""
 
 
-def work_of(section: DatasetsJob, facts: Footprint, trained: Trained, tokens: int, on_card: bool) -> Work:
-    """A step of one process with so many tokens in its largest batch. trained: `trained_here(section)`."""
+def step_shape(
+    section: DiffusionSection, facts: ModelSizeInfo, trained: TrainableParams, tokens: int, on_card: bool
+) -> StepShape:
+    """A step of one process with so many tokens in its largest batch. trained: `local_trainable_params(section)`."""
     model, train = section.model, section.train
     number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
     waits = micro_batches(train) > 1
     fused = train.fused_backward_pass and not waits
     int8 = _multiplies_in_int8(model, facts, on_card)
-    return Work(
+    return StepShape(
         tokens=tokens,
         width=facts.width,
         blocks=facts.blocks,
@@ -119,69 +121,69 @@ def work_of(section: DatasetsJob, facts: Footprint, trained: Trained, tokens: in
         kind=section.network.type,
         dropout=bool(section.network.dropout),
         largest_layer=facts.largest_of_tokens,
-        expanded=0 if int8 else _expanded(model, train.dtype, number),
-        casts=0 if own == number or sharers(train) > 1 else trained.weights * number // facts.blocks,
+        dequantized_bytes=0 if int8 else _dequantized_bytes(model, train.dtype, number),
+        casts=0 if own == number or num_shards(train) > 1 else trained.weights * number // facts.blocks,
         int8_products=int8,
         gradients=own * (trained.largest if fused else trained.weights),
         gradients_wait=waits,
     )
 
 
-def copies_of_a_step(train: TrainConfig, trained: Trained) -> int:
+def optimizer_temp_bytes(train: TrainConfig, trained: TrainableParams) -> int:
     """Bytes of float32 copies while an optimizer steps one weight after the other."""
     in_place = train.optimizer in STEPS_IN_PLACE and not train.full_bf16
-    return 0 if in_place else STEPPING_COPIES * FLOAT * trained.largest
+    return 0 if in_place else OPTIMIZER_TEMPS * FLOAT * trained.largest
 
 
-def copies_within_backward(train: TrainConfig, trained: Trained) -> int:
+def copies_within_backward(train: TrainConfig, trained: TrainableParams) -> int:
     """Those of them that are there beside the activations."""
-    return copies_of_a_step(train, trained) if train.fused_backward_pass else 0
+    return optimizer_temp_bytes(train, trained) if train.fused_backward_pass else 0
 
 
-def sharers(train: TrainConfig) -> int:
+def num_shards(train: TrainConfig) -> int:
     """Processes that share the blocks of the model out."""
-    return place_of().size if train.parallel == "fsdp" else 1
+    return read_distributed_env().size if train.parallel == "fsdp" else 1
 
 
-def whole_blocks(section: DatasetsJob, facts: Footprint) -> tuple[int, int]:
-    """Bytes of blocks that are whole although they are shared out: of their weights, and of the gradients of one, as
-    they come, to be added up, and added up."""
-    if sharers(section.train) == 1:
+def unsharded_block_bytes(section: DiffusionSection, facts: ModelSizeInfo) -> tuple[int, int]:
+    """Bytes of blocks that are whole although they are sharded: of their weights, and of the gradients of one, as
+    they come, to be summed, and summed."""
+    if num_shards(section.train) == 1:
         return 0, 0
-    number, block = DTYPE_BYTES[section.train.dtype], facts.linears // facts.blocks
+    number, block = DTYPE_BYTES[section.train.dtype], facts.linear_params // facts.blocks
     return WHOLE_BLOCKS * block * number, block * (number + 2 * FLOAT) * section.network.trains_model
 
 
-def trained_here(section: DatasetsJob) -> Trained:
+def local_trainable_params(section: DiffusionSection) -> TrainableParams:
     """What one process trains."""
-    return count_trained(section, sharers(section.train))
+    return count_trainable_params(section, num_shards(section.train))
 
 
-def trained_bytes(section: DatasetsJob) -> int:
+def trained_bytes(section: DiffusionSection) -> int:
     """Of a trained weight, and of its gradient: adapters are always float32."""
     return DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
 
 
 def images_at_once(train: TrainConfig) -> int:
     """Images of the largest batch that one process computes."""
-    return -(-train.batch_size // cut_into(train.gradient_accumulation, place_of().size))
+    return -(-train.batch_size // splits_per_micro_batch(train.gradient_accumulation, read_distributed_env().size))
 
 
 def micro_batches(train: TrainConfig) -> int:
     """Batches of an optimizer step that one process computes."""
-    processes = place_of().size
-    parts = min(cut_into(train.gradient_accumulation, processes), train.batch_size)
+    processes = read_distributed_env().size
+    parts = min(splits_per_micro_batch(train.gradient_accumulation, processes), train.batch_size)
     return -(-train.gradient_accumulation * parts // processes)
 
 
-def _multiplies_in_int8(model: ModelConfig, facts: Footprint, on_card: bool) -> bool:
+def _multiplies_in_int8(model: ModelConfig, facts: ModelSizeInfo, on_card: bool) -> bool:
     if not model.quantize or model.qtype != "int8":
         return False
     wide_enough = not on_card and facts.width >= INT8_SIDE
     return wide_enough if model.int8_matmul == "auto" else model.int8_matmul
 
 
-def _expanded(model: ModelConfig, dtype: str, number: int) -> int:
+def _dequantized_bytes(model: ModelConfig, dtype: str, number: int) -> int:
     """Bytes per weight of the copies that a quantized layer has while it is used: see the classes of `stored`."""
     if not model.quantize:
         return 0
@@ -197,13 +199,13 @@ LETTERS_PER_TOKEN = 3
 
 
 @dataclass(frozen=True)
-class Group:
+class ItemGroup:
     """Items that take the same memory, counted."""
 
     bucket: Size
     references: int
     keeps_latents: bool
-    """Whether their cached latents are in the main memory, because no file holds them."""
+    """Whether their cached latents are in the CPU memory, because no file holds them."""
 
     keeps_text: bool
     """The same of their text embeddings."""
@@ -222,30 +224,32 @@ class Group:
     """Letters of a caption."""
 
 
-def group_items(section: DatasetsJob, items: Iterable[Item], held_out: Iterable[Item] = ()) -> tuple[Group, ...]:
+def group_items(
+    section: DiffusionSection, items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()
+) -> tuple[ItemGroup, ...]:
     """The items of a section, alike ones together: there may be very many, and a plan looks at them often.
 
     held_out: those of its validation.
     """
     keeps = [
-        (not (dataset.cache_latents and dataset.cache_latents_to_disk), section.asked_text_cache(dataset) is False)
+        (not (dataset.cache_latents and dataset.cache_latents_to_disk), section.requested_text_cache(dataset) is False)
         for dataset in section.datasets
     ]
     found: dict[tuple, list[int]] = {}
     for item, is_held_out in [*((item, False) for item in items), *((item, True) for item in held_out)]:
         sample = item.sample
         kept = (False, False) if is_held_out else keeps[sample.dataset]
-        key = item.crop.bucket, len(sample.controls), *kept, sample.rules.shuffle_tokens, is_held_out
+        key = item.crop.bucket, len(sample.control_images), *kept, sample.rules.shuffle_tokens, is_held_out
         numbers = found.setdefault(key, [0, 0, 0])
         numbers[0] += 1
         numbers[1] += sample.repeats
         numbers[2] = max(numbers[2], len(sample.caption))
-    return tuple(Group(*key, *numbers) for key, numbers in found.items())
+    return tuple(ItemGroup(*key, *numbers) for key, numbers in found.items())
 
 
 @dataclass(frozen=True)
-class Largest:
-    """A batch, or picture, that the transformer has most tokens of."""
+class LargestBatch:
+    """A batch, or image, that the transformer has most tokens of."""
 
     images: int
     pixels: int
@@ -256,15 +260,17 @@ class Largest:
     text_tokens: int
 
 
-class Sizes:
+class BatchSizes:
     """Pixels and tokens of what a job trains on, measures and draws."""
 
-    def __init__(self, section: DatasetsJob, facts: Footprint, groups: Sequence[Group], area: float = 1.0) -> None:
+    def __init__(
+        self, section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup], area: float = 1.0
+    ) -> None:
         """area: factor on the pixels of all targets."""
         self._section, self._facts, self._groups, self._area = section, facts, groups, area
         self._follows_target = section.model.model_kwargs.match_target_res
 
-    def tokens(self, largest: Largest) -> int:
+    def tokens(self, largest: LargestBatch) -> int:
         """That the transformer sees."""
         pixels = largest.pixels + largest.references * largest.reference_pixels
         return largest.images * (pixels // self._facts.pixels_per_token + largest.text_tokens)
@@ -274,11 +280,11 @@ class Sizes:
         of_references = self._facts.text_tokens_per_reference * references
         return self._facts.text_tokens + of_references + ceil(letters / LETTERS_PER_TOKEN)
 
-    def reference_pixels(self, group: Group) -> int:
+    def reference_pixels(self, group: ItemGroup) -> int:
         """Of each reference of the group's items."""
         return int(self._area * prod(group.bucket)) if self._follows_target else self._facts.reference_pixels
 
-    def batch(self, most: int) -> Largest:
+    def batch(self, most: int) -> LargestBatch:
         """The batch of the most tokens that the buckets can give to one process. most: images of a batch there."""
         groups = [group for group in self._groups if not group.held_out]
         uses = Counter[Size]()
@@ -286,20 +292,20 @@ class Sizes:
             uses[group.bucket] += group.uses
         return max((self._of(group, min(most, uses[group.bucket])) for group in groups), key=self.tokens)
 
-    def held_out(self) -> Largest | None:
-        """The largest picture of the validation, which measures one at a time."""
+    def held_out(self) -> LargestBatch | None:
+        """The largest image of the validation, which measures one at a time."""
         pictures = (self._of(group, 1) for group in self._groups if group.held_out)
         return max(pictures, key=self.tokens, default=None)
 
-    def samples(self) -> list[Largest]:
+    def samples(self) -> list[LargestBatch]:
         """The samples that are drawn, one at a time; guidance is a second pass, not a larger one."""
         if self._section.train.disable_sampling:
             return []
         given = [part for part in (self._section.sample, self._section.first_sample) if part]
-        return [self._drawn(item) for part in given for item in part.pictures()]
+        return [self._drawn(item) for part in given for item in part.sample_items()]
 
-    def _of(self, group: Group, images: int) -> Largest:
-        return Largest(
+    def _of(self, group: ItemGroup, images: int) -> LargestBatch:
+        return LargestBatch(
             images=images,
             pixels=int(self._area * prod(group.bucket)),
             references=group.references,
@@ -307,9 +313,9 @@ class Sizes:
             text_tokens=self.text_tokens(group.references, group.longest),
         )
 
-    def _drawn(self, item: SamplePicture) -> Largest:
+    def _drawn(self, item: SamplePicture) -> LargestBatch:
         pixels, references = item.width * item.height, len(item.ctrl_img)
         reference = pixels if self._follows_target else self._facts.reference_pixels
-        return Largest(
+        return LargestBatch(
             1, pixels, references, reference if references else 0, self.text_tokens(references, len(item.prompt))
         )

@@ -17,33 +17,41 @@ from typing import Literal
 
 from extensions.sd_trainer.memory_inputs import (
     FLOAT,
-    Group,
-    Largest,
-    Sizes,
-    Trained,
-    copies_of_a_step,
+    BatchSizes,
+    ItemGroup,
+    LargestBatch,
+    TrainableParams,
     copies_within_backward,
-    count_trained,
+    count_trainable_params,
     images_at_once,
-    sharers,
+    local_trainable_params,
+    num_shards,
+    optimizer_temp_bytes,
+    step_shape,
     trained_bytes,
-    trained_here,
-    whole_blocks,
-    work_of,
+    unsharded_block_bytes,
 )
-from toolkit.config.choices import CHECKPOINTING_LEVELS
-from toolkit.config.datasets_job import DatasetsJob
+from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.sections import DiffusionSection
+from toolkit.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.host_memory import free_host_memory
-from toolkit.memory.activations import GAPS, Work, step_peak
-from toolkit.memory.plan import CUDA_CONTEXT, ENCODING, GAPS_OF_HOST, PROGRAM, PROGRAM_WITH_CUDA, MemoryPlan, Phase
+from toolkit.memory.activation_estimate import FRAGMENTATION, StepShape, step_peak
+from toolkit.memory.estimate import (
+    CUDA_CONTEXT,
+    ENCODING,
+    HOST_FRAGMENTATION,
+    PROCESS_BASELINE,
+    PROGRAM_WITH_CUDA,
+    MemoryEstimate,
+    Phase,
+)
 from toolkit.models.families import family_for
-from toolkit.models.footprint import AHEAD, MOST_ROWS
+from toolkit.models.size_info import LOOKAHEAD_BATCHES, MOST_ROWS
 from toolkit.network_kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
-from toolkit.parallel import BUCKET_BYTES, place_of
 
 SWAP_BUFFERS = 2
-"""Blocks that have room on the device while they wait in the main memory."""
+"""Blocks that have room on the device while they wait in the CPU memory."""
 
 QUANTIZING_COPIES = 4
 """Of a layer, in the type of the weights, while it is quantized."""
@@ -58,14 +66,18 @@ class Machine:
     """Bytes it has; None: not known."""
 
 
-def machine_for(device: str) -> Machine:
-    """The machine a config's `device` means, as far as that is known without torch: `auto` is a card."""
+def machine_from_config(device: str) -> Machine:
+    """The machine a config's `device` means, as far as that is known without torch: `auto` is a GPU."""
     return Machine("cpu", free_host_memory() or None) if device in ("cpu", "mps") else Machine("cuda")
 
 
 def plan_memory(
-    section: DatasetsJob, groups: Sequence[Group], machine: Machine, level: str | None = None, area: float = 1.0
-) -> MemoryPlan:
+    section: DiffusionSection,
+    groups: Sequence[ItemGroup],
+    machine: Machine,
+    level: str | None = None,
+    area: float = 1.0,
+) -> MemoryEstimate:
     """The plan at a level of checkpointing; by default the one that the section asks for.
 
     `auto`: the fastest level that fits the machine; where its memory is not known, `full`. area: factor on the pixels
@@ -73,40 +85,40 @@ def plan_memory(
     """
     wanted = level or section.train.checkpointing_level()
     if wanted != "auto":
-        return _Job(section, groups, machine, wanted, area).plan()
+        return _Estimator(section, groups, machine, wanted, area).plan()
     if machine.limit is None:
-        return _Job(section, groups, machine, "full", area).plan()
+        return _Estimator(section, groups, machine, "full", area).plan()
     levels = CHECKPOINTING_LEVELS if machine.kind == "cuda" else CHECKPOINTING_LEVELS[:-1]
-    plans = (_Job(section, groups, machine, level, area).plan() for level in levels)
+    plans = (_Estimator(section, groups, machine, level, area).plan() for level in levels)
     fitting = (plan for plan in plans if plan.peak_bytes <= machine.limit)
-    return next(fitting, None) or _Job(section, groups, machine, levels[-1], area).plan()
+    return next(fitting, None) or _Estimator(section, groups, machine, levels[-1], area).plan()
 
 
 # ------------------------------------------------------------ the job in numbers
 
 
 @dataclass(frozen=True)
-class _Parts:
-    """Bytes by what takes them; on the CPU `device` is the main memory too."""
+class _Usage:
+    """Bytes by what takes them; on the CPU `device` is the CPU memory too."""
 
     device: Mapping[str, int]
     host: Mapping[str, int] = field(default_factory=dict)
 
-    def __or__(self, more: _Parts) -> _Parts:
+    def __or__(self, more: _Usage) -> _Usage:
         """Both; a part that is in both is the second one's."""
-        return _Parts({**self.device, **more.device}, {**self.host, **more.host})
+        return _Usage({**self.device, **more.device}, {**self.host, **more.host})
 
 
-class _Job:
+class _Estimator:
     """A section on a machine, at a level of checkpointing."""
 
     def __init__(
-        self, section: DatasetsJob, groups: Sequence[Group], machine: Machine, level: str, area: float
+        self, section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, level: str, area: float
     ) -> None:
         """area: factor on the pixels of all targets."""
         self.section, self.groups, self.level = section, groups, level
         self.on_card = machine.kind == "cuda"
-        self.gaps = GAPS if self.on_card else GAPS_OF_HOST
+        self.gaps = FRAGMENTATION if self.on_card else HOST_FRAGMENTATION
         self.model, self.train, self.network = section.model, section.train, section.network
         self.folder = self.model.folder()
         self.family = family_for(self.model)
@@ -115,15 +127,15 @@ class _Job:
         self.weight_bytes = DTYPE_BYTES[section.weights_dtype()]
         self.trained_bytes = trained_bytes(section)
         self.qtype = self.model.qtype if self.model.quantize else None
-        self.processes = place_of().size
-        self.sharers = sharers(self.train)
+        self.processes = read_distributed_env().size
+        self.sharers = num_shards(self.train)
         self.is_shared_out = self.sharers > 1
-        self.whole_blocks = whole_blocks(section, self.facts)
-        self.sizes = Sizes(section, self.facts, groups, area)
+        self.whole_blocks = unsharded_block_bytes(section, self.facts)
+        self.sizes = BatchSizes(section, self.facts, groups, area)
         self.largest = self.sizes.batch(images_at_once(self.train))
         self.held_out, self.samples = self.sizes.held_out(), self.sizes.samples()
 
-    def plan(self) -> MemoryPlan:
+    def plan(self) -> MemoryEstimate:
         phases = {
             ENCODING: self._encoding(),
             "loading": self._loading(),
@@ -135,7 +147,7 @@ class _Job:
             phases["validation"] = self._passing([self.held_out])
         if self.samples:
             phases["sampling"] = self._passing(self.samples, decodes=True)
-        return MemoryPlan(tuple(map(self._phase, phases, phases.values())), self.on_card, tuple(self._notes()))
+        return MemoryEstimate(tuple(map(self._phase, phases, phases.values())), self.on_card, tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
         if self.processes > 1:
@@ -143,19 +155,21 @@ class _Job:
         if self.train.compile.enabled:
             yield "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
 
-    def _phase(self, name: str, parts: _Parts) -> Phase:
+    def _phase(self, name: str, parts: _Usage) -> Phase:
         if self.on_card:
             device = {"context": CUDA_CONTEXT, **parts.device}
-            return Phase(name, _positive(device), _positive({"program": PROGRAM_WITH_CUDA, **parts.host}))
-        return Phase(name, {}, _positive(Counter(program=PROGRAM) + Counter(parts.device) + Counter(parts.host)))
+            return Phase(name, _positive(device), _positive({"process baseline": PROGRAM_WITH_CUDA, **parts.host}))
+        return Phase(
+            name, {}, _positive(Counter(program=PROCESS_BASELINE) + Counter(parts.device) + Counter(parts.host))
+        )
 
     # ------------------------------------------------------------ phases
 
     def _with_gaps(self, activations: float, name: str = "activations") -> dict[str, int]:
         return {name: int(activations), "gaps": int((self.gaps - 1) * activations)}
 
-    def _encoding(self) -> _Parts:
-        """Pictures come first; the VAE then waits on the device while texts are encoded, unless it makes room."""
+    def _encoding(self) -> _Usage:
+        """Images are encoded first; the VAE stays on the GPU during text encoding unless low_vram."""
         text, vae = self._text_bytes, self._vae_bytes
         seen = [self.largest, *self.samples, *([self.held_out] if self.held_out else [])]
         pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
@@ -163,45 +177,45 @@ class _Job:
         prompts = max(one.text_tokens for one in seen) * self.facts.text_token_numbers * self.number
         waiting_vae = 0 if self._makes_room else vae
         if vae + self.gaps * images > waiting_vae + text + self.gaps * prompts:
-            return _Parts({"VAE": vae, **self._with_gaps(images)}) | self._cached()
-        whole = (self.facts.text.linears + self.facts.text.others + self.facts.text.unused) * self.number
+            return _Usage({"VAE": vae, **self._with_gaps(images)}) | self._cached()
+        whole = (self.facts.text.linear_params + self.facts.text.other_params + self.facts.text.unused) * self.number
         read = whole if self.on_card else max(0, int(whole - text - self.gaps * prompts))
         there = {"text encoder": text, "VAE": waiting_vae, **self._with_gaps(prompts)}
-        return _Parts(there, {"text encoder, read": read}) | self._cached()
+        return _Usage(there, {"text encoder, read": read}) | self._cached()
 
-    def _loading(self) -> _Parts:
-        """At the last block: it is in its stored precision until it is quantized, or shared out."""
+    def _loading(self) -> _Usage:
+        """At the last block: it is in its stored precision until it is quantized, or sharded."""
         transient = {}
         if self.qtype:
             copies = QUANTIZING_COPIES * self.facts.largest_layer
-            not_there_yet = self._block_at_rest + self.facts.others * self.weight_bytes
+            not_there_yet = self._block_at_rest + self.facts.other_params * self.weight_bytes
             block = (self._block_weights + copies) * self.weight_bytes - not_there_yet
             transient = {"one block, quantized": block}
         # On the CPU the pages of the file count as this process's until it is closed.
         file = 0 if self.on_card else _bytes_of_files(self.folder / self.family.trained_part)
-        place = _Parts({}, transient) if self._makes_room else _Parts(transient)
+        place = _Usage({}, transient) if self._makes_room else _Usage(transient)
         there = self._model(buffers=0) | self._encoders_that_stay() | self._cached()
-        return there | place | _Parts({}, {"model file": file})
+        return there | place | _Usage({}, {"model file": file})
 
-    def _step(self, optimizer: int, rows: int = MOST_ROWS) -> _Parts:
+    def _step(self, optimizer: int, rows: int = MOST_ROWS) -> _Usage:
         """The worse of two moments: in the backward pass, or with all gradients while they are exchanged and used.
 
         optimizer: bytes of its state before; it is made where there is none. rows: of the modulation table.
         """
         activations, gradients = step_peak(self.work, self.level, self.gaps)
-        after = max(self._exchange, copies_of_a_step(self.train, self._counted))
+        after = max(self._exchange, optimizer_temp_bytes(self.train, self._counted))
         work = {
             **self._with_gaps(activations),
             "gradients": gradients,
             "gradients of a block": self.whole_blocks[1],
-            "copies for the step": copies_within_backward(self.train, self._counted),
+            "optimizer temporaries": copies_within_backward(self.train, self._counted),
         }
         if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
-            work = {"gradients": self.work.gradients, "copies for the step": after, "optimizer": self.optimizer}
+            work = {"gradients": self.work.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
         offloaded = {"activations, offloaded": self.work.kept_on_host(self.level)}
-        return self._at_rest(optimizer, rows) | _Parts(work, offloaded)
+        return self._at_rest(optimizer, rows) | _Usage(work, offloaded)
 
-    def _saving(self) -> _Parts:
+    def _saving(self) -> _Usage:
         """Everything is copied, that of all processes by the first; where training goes on meanwhile, a step's memory
         is needed beside the copies."""
         averages = FLOAT * self._whole.weights * self.train.ema_config.use_ema
@@ -213,21 +227,23 @@ class _Job:
         goes_on = bool(by_epochs) or 0 < every < (self.train.steps or every + 1)
         now = self._step(self.optimizer) if goes_on else self._at_rest(self.optimizer)
         read_back = 0 if self.on_card else files  # its pages count as this process's meanwhile
-        return now | _Parts({}, {"copies to be saved": state + files, "file, read back": read_back})
+        return now | _Usage({}, {"copies to be saved": state + files, "file, read back": read_back})
 
-    def _passing(self, pictures: Sequence[Largest], decodes: bool = False) -> _Parts:
+    def _passing(self, pictures: Sequence[LargestBatch], decodes: bool = False) -> _Usage:
         """Passes that keep nothing, as for validation and samples, with the weights that are kept."""
         activations = max(self._work_of(picture).forward() for picture in pictures)
-        work = {"weights beside their average": self.trained * self.trained_bytes * self.train.ema_config.use_ema}
+        work = {
+            "weights saved while EMA is swapped in": self.trained * self.trained_bytes * self.train.ema_config.use_ema
+        }
         if decodes:
             decoding = max(picture.pixels for picture in pictures) * self.facts.decode_numbers * self.number
             activations = max(activations, decoding)
             work["VAE"] = self._vae_bytes  # on the device while it decodes, whatever low_vram says
-        return self._at_rest(self.optimizer) | _Parts(work | self._with_gaps(activations))
+        return self._at_rest(self.optimizer) | _Usage(work | self._with_gaps(activations))
 
     # ------------------------------------------------------------ what stays
 
-    def _at_rest(self, optimizer: int, rows: int = MOST_ROWS) -> _Parts:
+    def _at_rest(self, optimizer: int, rows: int = MOST_ROWS) -> _Usage:
         """Between two steps. optimizer: bytes of its state. rows: of the modulation table."""
         own = {
             f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.trained,
@@ -236,17 +252,19 @@ class _Job:
         }
         rows = max(rows, self._rows_at_once) * self.facts.row_numbers * self.number
         table = {"modulation table": rows if self.tabulated else 0}
-        return self._model() | _Parts(table | own) | self._encoders_that_stay() | self._cached()
+        return self._model() | _Usage(table | own) | self._encoders_that_stay() | self._cached()
 
-    def _model(self, buffers: int = SWAP_BUFFERS) -> _Parts:
-        """The weights of the transformer, wherever they are. buffers: for blocks that wait in the main memory."""
+    def _model(self, buffers: int = SWAP_BUFFERS) -> _Usage:
+        """The weights of the transformer, wherever they are. buffers: for blocks that wait in the CPU memory."""
         facts = self.facts
-        blocks = facts.stored(facts.linears, self.qtype, self.weight_bytes)
+        blocks = facts.stored(facts.linear_params, self.qtype, self.weight_bytes)
         waiting = min(self.model.blocks_to_swap, facts.blocks)
         swapped = max(0, waiting - buffers) * self._block_at_rest
-        others = facts.others * self.weight_bytes
-        if self.network.trains_model:  # what is not trained of it is kept in the type of the computation
-            blocks -= (facts.linears + facts.others - self._whole.weights) * (self.weight_bytes - self.number)
+        others = facts.other_params * self.weight_bytes
+        if self.network.trains_model:  # what is not trained of it is kept in the compute dtype
+            blocks -= (facts.linear_params + facts.other_params - self._whole.weights) * (
+                self.weight_bytes - self.number
+            )
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
         # On the host a block stays where it was while it is in a buffer.
@@ -254,17 +272,17 @@ class _Job:
         parts = {"weights": blocks + others - self._table_weights - swapped}
         if self.is_shared_out:
             parts = {"weights": blocks // self.sharers + others, "whole blocks": self.whole_blocks[0]}
-        return _Parts(parts, host)
+        return _Usage(parts, host)
 
-    def _encoders_that_stay(self) -> _Parts:
+    def _encoders_that_stay(self) -> _Usage:
         """The VAE for samples, the text encoder for captions that are encoded at each use."""
         parts = {"VAE": self._vae_bytes} if self.samples else {}
         if any(group.shuffled for group in self.groups):
             parts["text encoder"] = self._text_bytes
-        return _Parts({}, parts) if self._makes_room else _Parts(parts)
+        return _Usage({}, parts) if self._makes_room else _Usage(parts)
 
-    def _cached(self) -> _Parts:
-        """Cached pictures and texts that no file holds."""
+    def _cached(self) -> _Usage:
+        """Cached images and texts that no file holds."""
         total = 0.0
         for group in self.groups:
             if group.keeps_latents:
@@ -272,7 +290,7 @@ class _Job:
                 total += group.count * pixels * self.facts.latent_numbers
             if group.keeps_text and not group.shuffled:
                 total += group.count * self.sizes.text_tokens(group.references, group.longest) * self.facts.text_width
-        return _Parts({}, {"cached data": int(total * self.number)})
+        return _Usage({}, {"cached data": int(total * self.number)})
 
     @property
     def _makes_room(self) -> bool:
@@ -293,7 +311,7 @@ class _Job:
     @property
     def _block_weights(self) -> int:
         """Of the linear layers of one block."""
-        return self.facts.linears // self.facts.blocks
+        return self.facts.linear_params // self.facts.blocks
 
     @property
     def _table_weights(self) -> int:
@@ -303,21 +321,21 @@ class _Job:
     @property
     def _block_at_rest(self) -> int:
         """Bytes of one block's frozen weights, those of the table left out."""
-        blocks = self.facts.stored(self.facts.linears, self.qtype, self.weight_bytes)
+        blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.weight_bytes)
         return (blocks - self._table_weights) // self.facts.blocks
 
     @property
     def _rows_at_once(self) -> int:
         """Rows of the modulation table that are announced together."""
-        return AHEAD * self.train.batch_size
+        return LOOKAHEAD_BATCHES * self.train.batch_size
 
     @cached_property
-    def work(self) -> Work:
+    def work(self) -> StepShape:
         """A training step."""
         return self._work_of(self.largest)
 
-    def _work_of(self, seen: Largest) -> Work:
-        return work_of(self.section, self.facts, self._counted, self.sizes.tokens(seen), self.on_card)
+    def _work_of(self, seen: LargestBatch) -> StepShape:
+        return step_shape(self.section, self.facts, self._counted, self.sizes.tokens(seen), self.on_card)
 
     @property
     def _exchange(self) -> int:
@@ -330,13 +348,13 @@ class _Job:
     # ------------------------------------------------------------ what is trained
 
     @cached_property
-    def _counted(self) -> Trained:
-        return trained_here(self.section)
+    def _counted(self) -> TrainableParams:
+        return local_trainable_params(self.section)
 
     @cached_property
-    def _whole(self) -> Trained:
+    def _whole(self) -> TrainableParams:
         """What all processes train."""
-        return count_trained(self.section) if self.is_shared_out else self._counted
+        return count_trainable_params(self.section) if self.is_shared_out else self._counted
 
     @cached_property
     def trained(self) -> int:
@@ -353,12 +371,12 @@ class _Job:
 
     @cached_property
     def tabulated(self) -> bool:
-        """Whether the table stands for its layers: as `modulation.refuse_trained` decides."""
+        """Whether the table stands for its layers: as `modulation.check_modulation_frozen` decides."""
         wanted = self.model.modulation_table
         if wanted is False or (wanted == "auto" and not self.on_card) or self.is_shared_out:
             return False
         kind = KINDS[self.network.type]
-        unfit = self.facts.tabulated if kind.needs_base or kind.trains_model else frozenset()
+        unfit = self.facts.modulation_layers if kind.needs_base or kind.trains_model else frozenset()
         unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
         return not unfit & set(self._counted.layers)
 

@@ -13,14 +13,14 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
-from toolkit.config.datasets_job import DatasetsJob
 from toolkit.config.network import NetworkConfig
+from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
-from toolkit.data.plan import FolderPlan, RunPlan
+from toolkit.data.run_plan import FolderPlan, RunPlan
 from toolkit.models.families import family_for
 from toolkit.network_kinds import KINDS
-from toolkit.redact import black_out_data
-from toolkit.train.flow_step import ROLE
+from toolkit.redact import redact_json
+from toolkit.train.flow_step import NETWORK
 from toolkit.train.run import Run
 from toolkit.version import NAME, VERSION
 
@@ -38,7 +38,7 @@ _OF_THE_NOISE = (
 
 
 def file_metadata(
-    run: Run, section: DatasetsJob, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
+    run: Run, section: DiffusionSection, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
 ) -> dict[str, str]:
     """Strings for a file's header: the user's own first, ours after. Empty with `save.no_metadata`.
 
@@ -59,10 +59,10 @@ def file_metadata(
         **{f"ss_{key}": _as_kohya(value) for key, value in (_datasets(plan, section) if plan else {}).items()},
         **{f"modelspec.{key}": value for key, value in _modelspec(run, section, meta).items()},
     }
-    return {key: _text(value) for key, value in black_out_data({**meta, **ours}, by_key=True).items()}
+    return {key: _text(value) for key, value in redact_json({**meta, **ours}, by_key=True).items()}
 
 
-def _training(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _training(run: Run, section: DiffusionSection, meta: Mapping[str, Any]) -> dict[str, Any]:
     train, model = section.train, section.model
     comment = meta.get("training_comment", meta.get("comment"))
     return {
@@ -79,7 +79,7 @@ def _training(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[s
         "timestep_sampling": train.noise_levels(),
         "loss_type": train.loss_type,
         "gradient_checkpointing": train.gradient_checkpointing,
-        "gradient_accumulation_steps": run.accumulation,
+        "gradient_accumulation_steps": run.grad_accum_steps,
         "mixed_precision": _PRECISIONS[train.dtype],
         "fp8_base": model.quantize and model.qtype in ("float8", "fp8_scaled"),
         **_network(section.network),
@@ -104,13 +104,13 @@ def _network(network: NetworkConfig) -> dict[str, Any]:
 
 def _optimizer(run: Run, train: TrainConfig) -> str:
     """`module.Class(argument=value, ...)`."""
-    optimizer = run.roles[ROLE].optimizer
-    kind = type(getattr(optimizer, "inner", optimizer))  # of `RoundedOptimizer` the one that is meant
-    arguments = black_out_data(train.optimizer_params, by_key=True)
+    optimizer = run.roles[NETWORK].optimizer
+    kind = type(getattr(optimizer, "inner", optimizer))  # of `StochasticRoundingOptimizer` the one that is meant
+    arguments = redact_json(train.optimizer_params, by_key=True)
     return f"{kind.__module__}.{kind.__qualname__}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
 
 
-def _datasets(plan: RunPlan, section: DatasetsJob) -> dict[str, Any]:
+def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
     written = {
         dataset.folder_path: section.as_written(dataset.folder_path, "datasets", index, "folder_path")
         for index, dataset in enumerate(section.datasets)
@@ -163,7 +163,7 @@ def _bucket_info(plan: RunPlan) -> dict[str, Any]:
     return {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}}
 
 
-def _modelspec(run: Run, section: DatasetsJob, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _modelspec(run: Run, section: DiffusionSection, meta: Mapping[str, Any]) -> dict[str, Any]:
     """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
     architecture, implementation = family_for(section.model).modelspec
     network, train = section.network, section.train
@@ -186,7 +186,7 @@ def _line(value: Any) -> Any:
     return ", ".join(map(str, value)) if isinstance(value, list) else value
 
 
-def _base_model(section: DatasetsJob) -> str:
+def _base_model(section: DiffusionSection) -> str:
     """The model's public name; of one that came from a variable, what was written."""
     model = section.model
     written = section.as_written(model.name_or_path, "model", "name_or_path")
@@ -195,7 +195,7 @@ def _base_model(section: DatasetsJob) -> str:
     return _last_part(written) if model.is_path() else written
 
 
-def _recovery(section: DatasetsJob) -> str:
+def _recovery(section: DiffusionSection) -> str:
     """The file that made the frozen model more exact while this was trained, if any."""
     file = section.model.accuracy_recovery_adapter
     if file is None or not section.model.quantize:
@@ -203,7 +203,7 @@ def _recovery(section: DatasetsJob) -> str:
     return _last_part(section.as_written(file, "model", "accuracy_recovery_adapter"))
 
 
-def _base_loras(section: DatasetsJob) -> list[dict[str, Any]]:
+def _base_loras(section: DiffusionSection) -> list[dict[str, Any]]:
     """The files that were merged into the model, without which this one draws something else."""
     return [
         {

@@ -21,17 +21,17 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from safetensors import SafetensorError
 
-from extensions.sd_trainer.export import NetworkWriter
-from toolkit.config.datasets_job import DatasetsJob
-from toolkit.contracts import Network
-from toolkit.data.plan import RunPlan
+from extensions.sd_trainer.lora_writer import LoraWriter
+from toolkit.config.sections import DiffusionSection
+from toolkit.data.run_plan import RunPlan
 from toolkit.errors import RunError
-from toolkit.files import flush_to_disk, replaced_folder, write_json
+from toolkit.files import atomic_write_dir, fsync, write_json
+from toolkit.interfaces import Network
 from toolkit.models.families import family_for
-from toolkit.models.opening import model_folder
-from toolkit.networks.shards import write_shards
+from toolkit.models.load import model_folder
+from toolkit.networks.sharded_safetensors import write_shards
 from toolkit.run_files import FOLDER_METADATA
-from toolkit.train.flow_step import ROLE
+from toolkit.train.flow_step import NETWORK
 from toolkit.train.run import Run
 
 if TYPE_CHECKING:
@@ -43,19 +43,19 @@ LINKED_BYTES = 2**20
 """Files from this size on are linked. Smaller ones (configs, vocabularies) are copied: people edit them."""
 
 
-class ModelFolderWriter(NetworkWriter):
-    """Writes model folders where a `NetworkWriter` writes files."""
+class ModelFolderWriter(LoraWriter):
+    """Writes model folders where a `LoraWriter` writes files."""
 
     suffix = ""
 
     def __init__(
-        self, network: Network, section: DatasetsJob, meta: dict[str, Any], plan: RunPlan | None = None
+        self, network: Network, section: DiffusionSection, meta: dict[str, Any], plan: RunPlan | None = None
     ) -> None:
         super().__init__(network, section, meta, plan)
         self.base = model_folder(section.model).resolve()
         self.trained_part = family_for(section.model).trained_part
 
-    def prepare(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
         """Copies the weights for `<name>_<step>/`, or for `<name>/` (None: the end) or `<name>_best/`.
 
         With `save.mem_eff_save` there is no copy: the folders are written here and now, while training waits.
@@ -74,13 +74,13 @@ class ModelFolderWriter(NetworkWriter):
         return write
 
     def _live(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        role = run.roles[ROLE]
+        role = run.roles[NETWORK]
         return {path: self.network.export(role.weights(raw)) for path, raw in self.files(run, step).items()}
 
     def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
         if path.exists() and not (path / INDEX).is_file():
             raise RunError(f"{path}: holds something else than a model. Move it away, or give the job another name.")
-        with _naming(path), replaced_folder(path) as folder:
+        with _naming(path), atomic_write_dir(path) as folder:
             place_parts(self.base, folder, without=self.trained_part)
             trained = folder / self.trained_part
             trained.mkdir()
@@ -94,7 +94,7 @@ class ModelFolderWriter(NetworkWriter):
 
 
 def place_parts(base: Path, folder: Path, without: str) -> None:
-    """Puts the index of the model folder `base` and the parts it names, but for `without`, into `folder`."""
+    """Puts the index of the model folder `base` and the parts it names, but for `block_import`, into `folder`."""
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
     _place(base / INDEX, folder / INDEX)
     for part in index:
@@ -112,7 +112,7 @@ def _place(file: Path, target: Path) -> None:
             os.link(file, target)
             return
     shutil.copyfile(file, target)
-    flush_to_disk(target)
+    fsync(target)
 
 
 @contextmanager

@@ -8,26 +8,31 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extensions.sd_trainer.memory_inputs import copies_within_backward, trained_here, whole_blocks, work_of
-from toolkit.config.datasets_job import DatasetsJob
+from extensions.sd_trainer.memory_inputs import (
+    copies_within_backward,
+    local_trainable_params,
+    step_shape,
+    unsharded_block_bytes,
+)
 from toolkit.config.model import ModelConfig
-from toolkit.contracts import ModelAdapter, Network
-from toolkit.data.batches import LatentBatch
+from toolkit.config.sections import DiffusionSection
+from toolkit.data.dataloader import LatentBatch
 from toolkit.device import DTYPES
+from toolkit.distributed import ProcessGroup
 from toolkit.errors import RunError, UserError
-from toolkit.memory.advice import memory_advice
+from toolkit.interfaces import DiffusionModel, Network
+from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.block_swap import swapped_blocks
-from toolkit.memory.engine import BlockEngine
-from toolkit.memory.int8_matmul import MOST_ERROR, is_exact
-from toolkit.memory.int8_probe import candidates, int8_layers, is_small
-from toolkit.memory.quantize import UNCOVERED_QTYPE, LowRank, quantizer
-from toolkit.memory.stored import InInt8, RowScaled
+from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
+from toolkit.memory.int8_matmul import MAX_ERROR, is_exact
+from toolkit.memory.oom_hints import memory_advice
+from toolkit.memory.quantize import DEFAULT_RECOVERY_QTYPE, LowRank, quantizer
+from toolkit.memory.quantized_weight import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
 from toolkit.models.hub import download_file
-from toolkit.models.opening import Quantizer, model_folder
-from toolkit.networks.formats import read_network_file
-from toolkit.parallel import Team
-from toolkit.train.int8_choice import Errors, choose_int8
+from toolkit.models.load import Quantizer, model_folder
+from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.train.int8_calibration import Errors, calibrate_int8
 
 if TYPE_CHECKING:
     import torch
@@ -39,7 +44,7 @@ logger = logging.getLogger(__name__)
 RECOVERY = "model.accuracy_recovery_adapter"
 
 
-def block_quantizer(section: DatasetsJob) -> Quantizer | None:
+def block_quantizer(section: DiffusionSection) -> Quantizer | None:
     """What quantizes the transformer's blocks, with its recovery adapter; None when they are not quantized.
 
     Says what changes the numbers beyond the chosen type. Raises UserError when the adapter's file is of no use.
@@ -57,36 +62,36 @@ def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[st
     name = model.accuracy_recovery_adapter
     assert name is not None  # it is asked for where there is one
     path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
-    changes = read_network_file(path, layers)
+    changes = load_adapter_file(path, layers)
     if not changes:
         raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model.")
     recovery = {}
     for target, change in changes.items():
         if change.low_rank is None or change.magnitude is not None:
-            raise UserError(f"{RECOVERY}: {path.name} is no plain LoRA ({target}).")
+            raise UserError(f"{RECOVERY}: {path.name} is not a plain LoRA ({target}).")
         recovery[target] = change.low_rank
     rest = len(layers) - len(recovery)
     logger.info(
         f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
         "never trained and never saved"
-        + (f"; the other {rest} are {UNCOVERED_QTYPE}" if rest and model.qtype != UNCOVERED_QTYPE else "")
+        + (f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}" if rest and model.qtype != DEFAULT_RECOVERY_QTYPE else "")
     )
     return recovery
 
 
-def blocks_on_host(section: DatasetsJob) -> frozenset[int]:
-    """Indices of the blocks that `model.blocks_to_swap` keeps in the main memory."""
+def cpu_block_indices(section: DiffusionSection) -> frozenset[int]:
+    """Indices of the blocks that `model.blocks_to_swap` keeps in the CPU memory."""
     count = section.model.blocks_to_swap
     if not count:
         return frozenset()
     return frozenset(swapped_blocks(count, family_for(section.model).block_count(model_folder(section.model))))
 
 
-def block_engine(section: DatasetsJob, adapter: ModelAdapter, device: torch.device) -> BlockEngine:
+def build_block_runner(section: DiffusionSection, model: DiffusionModel, device: torch.device) -> BlockRunner:
     """The engine a section asks for, around the blocks of an adapter whose network is attached."""
     train = section.train
-    return BlockEngine(
-        adapter,
+    return BlockRunner(
+        model,
         device,
         DTYPES[train.dtype],
         train.checkpointing_level(),
@@ -95,10 +100,10 @@ def block_engine(section: DatasetsJob, adapter: ModelAdapter, device: torch.devi
     )
 
 
-def settle(
-    engine: BlockEngine,
-    section: DatasetsJob,
-    adapter: ModelAdapter,
+def choose_checkpointing_level(
+    block_runner: BlockRunner,
+    section: DiffusionSection,
+    model: DiffusionModel,
     network: Network,
     largest: LatentBatch,
     remembered: int = 0,
@@ -110,25 +115,27 @@ def settle(
     processes give it.
     """
     folder = model_folder(section.model)
-    trained, on_card = trained_here(section), next(iter(network.parameters().values())).is_cuda
+    trained, on_card = local_trainable_params(section), next(iter(network.parameters().values())).is_cuda
     facts = family_for(section.model).footprint(folder)
-    tokens = adapter.tokens(largest.latents_BCHW, largest.prompts, largest.references)
-    work = work_of(section, facts, trained, tokens, on_card)
+    tokens = model.num_tokens(largest.latents_BCHW, largest.prompts, largest.control_latents)
+    work = step_shape(section, facts, trained, tokens, on_card)
     to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
     within = copies_within_backward(section.train, trained)
-    engine.settle(work, needed=to_come + within + sum(whole_blocks(section, facts)), gather=gather)
+    block_runner.choose_checkpointing(
+        work, needed=to_come + within + sum(unsharded_block_bytes(section, facts)), gather=gather
+    )
 
 
 INT8 = "model.int8_matmul"
 
 
-def choose_int8_products(
-    section: DatasetsJob,
-    adapter: ModelAdapter,
+def choose_w8a8_layers(
+    section: DiffusionSection,
+    diffusion_model: DiffusionModel,
     network: Network,
     device: torch.device,
     first: Callable[[], tuple[LatentBatch, Tensor]],
-    team: Team,
+    process_group: ProcessGroup,
 ) -> None:
     """Makes the choice that `model.int8_matmul` asks for; the network is attached, and nothing is trained yet.
 
@@ -137,16 +144,18 @@ def choose_int8_products(
     from torch import OutOfMemoryError
 
     wanted, compiled = section.model.int8_matmul, section.train.compile
-    model = adapter.network_module
+    model = diffusion_model.network_module
     fused = compiled.enabled and compiled.backend == "inductor"
     layers = candidates(model, wanted, device, fused)
     count = len(int8_layers(model))
-    if not all(team.gather(bool(layers))):  # processes on unlike machines make the same passes
+    if not all(process_group.all_gather_object(bool(layers))):  # processes on unlike machines make the same passes
         if wanted is True and count:
             logger.info(f"{INT8} true has no effect: {_reason(device, bool(layers))}.")
         return
     try:
-        errors = choose_int8(adapter, network, layers, *first(), team.from_first, compiled.enabled)
+        errors = calibrate_int8(
+            diffusion_model, network, layers, *first(), process_group.run_on_rank0_and_broadcast, compiled.enabled
+        )
     except OutOfMemoryError as error:
         raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
     logger.info(_said(wanted, layers, errors, count))
@@ -158,8 +167,8 @@ def _reason(device: torch.device, able: bool) -> str:
     return "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
 
 
-def _said(wanted: bool | str, layers: Sequence[RowScaled], errors: Errors, count: int) -> str:
-    inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in InInt8._fields)
+def _said(wanted: bool | str, layers: Sequence[RowwiseQuantized], errors: Errors, count: int) -> str:
+    inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in Int8Matmuls._fields)
     large = sum(not all(map(is_small, error.values())) for error in errors)
     given_up = sum(
         is_small(value) and not getattr(layer.in_int8, way)
@@ -169,6 +178,6 @@ def _said(wanted: bool | str, layers: Sequence[RowScaled], errors: Errors, count
     return (
         f"{INT8} {str(wanted).lower()}: of {count} int8 layers {inputs} round their inputs to int8 too, "
         f"{gradients} their gradients, which is faster; false keeps them whole"
-        + (f"; {large} would lose more than {MOST_ERROR:.0%} by it" if large else "")
+        + (f"; {large} would lose more than {MAX_ERROR:.0%} by it" if large else "")
         + (f"; {given_up} products are left as they are so that few programs are compiled" if given_up else "")
     )

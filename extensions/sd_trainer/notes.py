@@ -7,11 +7,11 @@ from pathlib import Path
 
 from extensions.sd_trainer.rules import Check, Rule, is_full, with_full
 from toolkit.config.base import StrictModel
-from toolkit.config.datasets_job import DatasetsJob
-from toolkit.config.process import Finding
+from toolkit.config.process import Diagnostic
+from toolkit.config.sections import DiffusionSection
 from toolkit.config.validation import LOSS
+from toolkit.distributed_env import read_distributed_env
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
-from toolkit.place import place_of
 
 FEWEST_TO_SWAP = 3
 """Two of the blocks that are swapped have room on the device."""
@@ -21,17 +21,17 @@ OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_drop
 """Keys of `network` that describe an adapter; the LoKr ones are told anyway."""
 
 
-def notes(section: DatasetsJob) -> Iterator[Finding]:
+def notes(section: DiffusionSection) -> Iterator[Diagnostic]:
     """Settings that are allowed and train nothing, or that do nothing."""
     for check in NOTES:
         yield from check(section)
 
 
-def _given_alone(key: str) -> Callable[[DatasetsJob], bool]:
-    return lambda s: place_of().alone and _given(s.train, key)
+def _given_alone(key: str) -> Callable[[DiffusionSection], bool]:
+    return lambda s: read_distributed_env().is_single_process and _given(s.train, key)
 
 
-def _given_of_network(key: str) -> Callable[[DatasetsJob], bool]:
+def _given_of_network(key: str) -> Callable[[DiffusionSection], bool]:
     return lambda s: key in s.network.model_fields_set
 
 
@@ -40,33 +40,33 @@ def _given(section: StrictModel, key: str) -> bool:
     return getattr(section, key) != type(section).model_fields[key].default
 
 
-def _without_effect(s: DatasetsJob) -> Iterator[Finding]:
+def _without_effect(s: DiffusionSection) -> Iterator[Diagnostic]:
     for name in ("train", "logging", "save", "sample"):
         part = getattr(s, name)
-        yield from (Finding((name, key), message) for key, message in (part.without_effect() if part else ()))
+        yield from (Diagnostic((name, key), message) for key, message in (part.unused_keys() if part else ()))
 
 
-def _schedule(s: DatasetsJob) -> Iterator[Finding]:
+def _schedule(s: DiffusionSection) -> Iterator[Diagnostic]:
     train, uses = s.train, SCHEDULES[s.train.lr_scheduler].uses
     for field, key in KEYS.items():
         if _given(train, key) and field not in ("warmup", *uses):
-            yield Finding(("train", key), f"has no effect: {train.lr_scheduler} does not use it.")
+            yield Diagnostic(("train", key), f"has no effect: {train.lr_scheduler} does not use it.")
     for param, message in remarks(train.lr_scheduler, train.lr_scheduler_params):
-        yield Finding(("train", "lr_scheduler_params", param), message)
+        yield Diagnostic(("train", "lr_scheduler_params", param), message)
 
 
-def _datasets(s: DatasetsJob) -> Iterator[Finding]:
+def _datasets(s: DiffusionSection) -> Iterator[Diagnostic]:
     for index, dataset in enumerate(s.datasets):
         if dataset.loss_multiplier == 0:
-            yield Finding(("datasets", index, "loss_multiplier"), "0: nothing is learned from these images.")
+            yield Diagnostic(("datasets", index, "loss_multiplier"), "0: nothing is learned from these images.")
         if dataset.mask_path is None:
             alone = [key for key in ("mask_min_value", "invert_mask") if getattr(dataset, key)]
             for key in ("mask_optional", *([] if dataset.alpha_mask else alone)):
                 if getattr(dataset, key):
-                    yield Finding(("datasets", index, key), "has no effect without a mask.")
+                    yield Diagnostic(("datasets", index, key), "has no effect without a mask.")
 
 
-def _few_validations(s: DatasetsJob) -> Iterator[Finding]:
+def _few_validations(s: DiffusionSection) -> Iterator[Diagnostic]:
     """A stop that cannot come."""
     if not (s.validation and s.stop_when and s.stop_when.metric.startswith(LOSS)):
         return
@@ -76,15 +76,15 @@ def _few_validations(s: DatasetsJob) -> Iterator[Finding]:
     times = 1 + steps // every if every else 1
     if times < smooth:
         message = f"no effect: {smooth} validations are never reached, there are {times} before the end."
-        yield Finding(("stop_when", "smooth"), f"{message} Lower it, or 'validation.every'.")
+        yield Diagnostic(("stop_when", "smooth"), f"{message} Lower it, or 'validation.every'.")
 
 
-def _steps(s: DatasetsJob) -> int:
+def _steps(s: DiffusionSection) -> int:
     """Of the training; 0: known with the images only."""
     return 0 if s.train.epochs else s.train.steps
 
 
-def _validates_training(s: DatasetsJob) -> bool:
+def _validates_training(s: DiffusionSection) -> bool:
     if not s.validation or s.validation.folder_path is None:
         return False
     folders = (s.validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
@@ -92,26 +92,28 @@ def _validates_training(s: DatasetsJob) -> bool:
     return first in others
 
 
-def _of_first_samples(s: DatasetsJob) -> Iterator[Finding]:
+def _of_first_samples(s: DiffusionSection) -> Iterator[Diagnostic]:
     given = s.first_sample.model_fields_set if s.first_sample else set()
     for key in ("sample_every", "sample_every_n_epochs", "sample_start_step", "sample_at_first"):
         if key in given:
-            yield Finding(("first_sample", key), "has no effect: these pictures are drawn once, before step 1.")
+            yield Diagnostic(("first_sample", key), "has no effect: these pictures are drawn once, before step 1.")
 
 
-def _compile(s: DatasetsJob) -> Iterator[Finding]:
+def _compile(s: DiffusionSection) -> Iterator[Diagnostic]:
     settings = s.train.compile
     for name in sorted(settings.model_fields_set - {"enabled"}):
         if not settings.enabled:
-            yield Finding(("train", "compile", name), "has no effect without 'enabled: true'.")
+            yield Diagnostic(("train", "compile", name), "has no effect without 'enabled: true'.")
         elif name == "mode" and settings.mode != "default" and settings.backend != "inductor":
-            yield Finding(("train", "compile", name), f"has no effect: 'backend: {settings.backend}' knows no modes.")
+            yield Diagnostic(
+                ("train", "compile", name), f"has no effect: 'backend: {settings.backend}' knows no modes."
+            )
 
 
-def _base_loras(s: DatasetsJob) -> Iterator[Finding]:
+def _base_loras(s: DiffusionSection) -> Iterator[Diagnostic]:
     for index, lora in enumerate(s.model.base_loras):
         if lora.multiplier == 0:
-            yield Finding(("model", "base_loras", index, "multiplier"), "0: the file is left out.")
+            yield Diagnostic(("model", "base_loras", index, "multiplier"), "0: the file is left out.")
 
 
 def _needs_switch(key: str, switch: str) -> Rule:

@@ -7,46 +7,46 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from extensions.sd_trainer.memory_advice import advice
-from extensions.sd_trainer.memory_inputs import Group, count_trained, group_items
-from extensions.sd_trainer.memory_plan import Machine, machine_for, plan_memory
-from toolkit.config.datasets_job import DatasetsJob
+from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
+from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan_memory
 from toolkit.config.process import JobContext
+from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
-from toolkit.contracts import Item, Size
-from toolkit.data.folder import Scan
-from toolkit.data.glance import picture_size
-from toolkit.data.held_out import HeldOut, scan_job
+from toolkit.data.epoch_order import count_batches
+from toolkit.data.folder import DatasetScan
+from toolkit.data.image_header import picture_size
 from toolkit.data.items import too_many_references
-from toolkit.data.manifest import Manifest
-from toolkit.data.order import count_batches
-from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
-from toolkit.errors import DataErrors, Mistake, UserError
-from toolkit.memory.plan import MemoryPlan
+from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.validation_split import ValidationSplit, scan_and_split
+from toolkit.distributed_env import read_distributed_env
+from toolkit.errors import DataErrors, InputError, UserError
+from toolkit.interfaces import BucketedSample, Size
+from toolkit.memory.estimate import MemoryEstimate
 from toolkit.models.families import family_for, yet_to_come
 from toolkit.number_types import DTYPE_BYTES
-from toolkit.optim.decay import initial_share
-from toolkit.optim.schedules import Course, course_of, overfull
-from toolkit.place import place_of
+from toolkit.optim.ema_decay import initial_weight_fraction
+from toolkit.optim.schedules import ScheduleArgs, course_of, overfull
 
 
-def plan_run(config: DatasetsJob, job: JobContext) -> RunPlan:
+def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
-    manifest = Manifest.beside(config.training_folder)
-    return plan_items(config, job, *scan_job(config, family_for(config.model), manifest))
+    scan_cache = ScanCache.beside(config.training_folder)
+    return plan_items(config, job, *scan_and_split(config, family_for(config.model), scan_cache))
 
 
 def plan_items(
-    config: DatasetsJob,
+    config: DiffusionSection,
     job: JobContext,
-    scan: Scan,
-    items: tuple[Item, ...],
-    held_out: HeldOut | None = None,
+    scan: DatasetScan,
+    items: tuple[BucketedSample, ...],
+    validation_split: ValidationSplit | None = None,
     machine: Machine | None = None,
 ) -> RunPlan:
     """The plan of a section whose datasets are scanned already. machine: where it runs; by default as `device` says."""
-    machine = machine or machine_for(config.device)
+    machine = machine or machine_from_config(config.device)
     refuse_prompts(config)
-    groups = group_items(config, items, held_out.items if held_out else ())
+    groups = group_items(config, items, validation_split.items if validation_split else ())
     memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
     train = config.train
     micro_batches = count_batches(items, train.batch_size)
@@ -59,12 +59,12 @@ def plan_items(
         micro_batches_per_epoch=micro_batches,
         optimizer_steps=steps,
         accumulation=train.gradient_accumulation,
-        epochs_asked=train.epochs,
-        lines=(
+        requested_epochs=train.epochs,
+        notes=(
             *yet_to_come(config.model, job),
-            *sharing(train),
+            *describe_data_parallel(train),
             *scan.notes,
-            *(held_out.notes if held_out else ()),
+            *(validation_split.notes if validation_split else ()),
             *_base_loras(config),
             *_recovery(config),
             *(_estimates(config, groups, machine, memory) if memory else ()),
@@ -75,30 +75,30 @@ def plan_items(
     )
 
 
-def refuse_prompts(config: DatasetsJob) -> None:
+def refuse_prompts(config: DiffusionSection) -> None:
     """Raises DataErrors naming every sample prompt with more references than the model takes, or that it has no room
     for, where that can be known already."""
     family = family_for(config.model)
     mistakes = []
     for name, section in (("sample", config.sample), ("first_sample", config.first_sample)):
-        for index, item in enumerate(section.pictures() if section else ()):
+        for index, item in enumerate(section.sample_items() if section else ()):
             if len(item.ctrl_img) > family.max_references:
                 fault = too_many_references(len(item.ctrl_img), family, "ctrl_img")
-                mistakes.append(Mistake(f"{name}.samples[{index}].ctrl_img", fault))
+                mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", fault))
                 continue
             texts = {"prompt": item.prompt, "neg": item.neg or ""}
             long = {key: text for key, text in texts.items() if len(text) > family.sure_prompt}
             references = [picture_size(Path(path).expanduser()) for path in item.ctrl_img] if long else []
             for key, text in long.items():
-                if message := family.prompt_fault(config.model, text, Size(item.width, item.height), references):
-                    mistakes.append(Mistake(f"{name}.samples[{index}].{key}", f"has {message}"))
+                if message := family.prompt_error(config.model, text, Size(item.width, item.height), references):
+                    mistakes.append(InputError(f"{name}.samples[{index}].{key}", f"has {message}"))
     if mistakes:
         raise DataErrors(mistakes)
 
 
-def refuse_full_disk(config: DatasetsJob, folder: Path) -> None:
+def check_disk_space(config: DiffusionSection, folder: Path) -> None:
     """Raises UserError when not even one state and one file of the run would fit beside `folder`."""
-    trained = count_trained(config)
+    trained = count_trainable_params(config)
     needed = trained.state_bytes(config.train) + trained.written * DTYPE_BYTES[config.save.dtype]
     free = shutil.disk_usage(folder).free
     if free < needed:
@@ -108,9 +108,9 @@ def refuse_full_disk(config: DatasetsJob, folder: Path) -> None:
         )
 
 
-def sharing(train: TrainConfig) -> Iterator[str]:
-    """How the samples of a step are shared out."""
-    processes = place_of().size
+def describe_data_parallel(train: TrainConfig) -> Iterator[str]:
+    """How the samples of a step are sharded."""
+    processes = read_distributed_env().size
     if processes == 1:
         return
     count, size = train.gradient_accumulation, train.batch_size
@@ -119,7 +119,7 @@ def sharing(train: TrainConfig) -> Iterator[str]:
     each = count * cut
     if each < processes:
         idle = processes - each
-        yield f"{what}: {idle} have nothing to do. A gradient_accumulation of {processes} gives each one batch."
+        yield f"{what}: {idle} are idle. A gradient_accumulation of {processes} gives each one batch."
     elif each % processes:
         yield f"{what}: some compute {each // processes + 1} batches, the others {each // processes}, and wait."
     else:
@@ -127,13 +127,13 @@ def sharing(train: TrainConfig) -> Iterator[str]:
         yield f"{what}: {each // processes} x {size // cut}{uneven} each"
 
 
-def _base_loras(config: DatasetsJob) -> Iterator[str]:
+def _base_loras(config: DiffusionSection) -> Iterator[str]:
     """What becomes part of the model."""
     for lora in config.model.base_loras:
         yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
 
 
-def _recovery(config: DatasetsJob) -> Iterator[str]:
+def _recovery(config: DiffusionSection) -> Iterator[str]:
     if config.model.quantize and config.model.accuracy_recovery_adapter:
         yield (
             f"added to the frozen {config.model.qtype} model: {config.model.recovery_name()}; "
@@ -141,15 +141,17 @@ def _recovery(config: DatasetsJob) -> Iterator[str]:
         )
 
 
-def _is_unwritten(config: DatasetsJob, job: JobContext) -> bool:
+def _is_unwritten(config: DiffusionSection, job: JobContext) -> bool:
     """Whether the model is one that an earlier process of the job writes."""
     folder = config.model.folder()
     return folder in job.earlier_outputs and not folder.is_dir()
 
 
-def _estimates(config: DatasetsJob, groups: Sequence[Group], machine: Machine, memory: MemoryPlan) -> Iterator[str]:
+def _estimates(
+    config: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, memory: MemoryEstimate
+) -> Iterator[str]:
     """Memory and disk, by arithmetic on the model's config."""
-    trained = count_trained(config)
+    trained = count_trainable_params(config)
     yield memory.render()
     yield from memory.notes
     if line := advice(config, groups, machine, memory):
@@ -165,20 +167,26 @@ def _estimates(config: DatasetsJob, groups: Sequence[Group], machine: Machine, m
 
 def _schedule(train: TrainConfig, steps: int) -> Iterator[str]:
     """Where warm-up and fall do not fit into the run."""
-    course = course_of(steps, params=train.lr_scheduler_params, **Course.named_in(train))
+    course = course_of(steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train))
     if line := overfull(train.lr_scheduler, course):
         yield line
 
 
-def _ema_share(config: DatasetsJob, steps: int, micro_batches: int) -> Iterator[str]:
+def _ema_share(config: DiffusionSection, steps: int, micro_batches: int) -> Iterator[str]:
     """How much of the untrained start is left in the average that is saved."""
     ema = config.train.ema_config
     if not ema.use_ema:
         return
     first = optimizer_steps(*config.save.interval(), micro_batches, config.train.gradient_accumulation)
     saves = [step for step in (first, steps) if 0 < step <= steps]
-    shares = [f"{_percent(initial_share(step, ema.ema_decay, ema.use_num_updates))} at step {step}" for step in saves]
-    yield f"EMA {ema.ema_decay:g}: share of the untrained start in what is saved: {', '.join(dict.fromkeys(shares))}"
+    shares = [
+        f"{_percent(initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates))} at step {step}"
+        for step in saves
+    ]
+    yield (
+        f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: "
+        f"{', '.join(dict.fromkeys(shares))}"
+    )
 
 
 def _percent(share: float) -> str:

@@ -14,76 +14,76 @@ from PIL import Image
 from torch import Tensor
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.export import NetworkWriter
-from extensions.sd_trainer.memory_check import machine_of, memory_hook
-from extensions.sd_trainer.merged_lora import MergedLoraWriter
+from extensions.sd_trainer.extracted_lora import ExtractedLoraWriter
+from extensions.sd_trainer.lora_writer import LoraWriter
+from extensions.sd_trainer.memory_measured import machine_of, memory_callback
 from extensions.sd_trainer.model_folder import ModelFolderWriter
 from extensions.sd_trainer.model_setup import (
-    block_engine,
     block_quantizer,
-    blocks_on_host,
-    choose_int8_products,
-    settle,
+    build_block_runner,
+    choose_checkpointing_level,
+    choose_w8a8_layers,
+    cpu_block_indices,
 )
-from extensions.sd_trainer.plan import plan_items, refuse_full_disk
-from extensions.sd_trainer.trained import attach_network, base_merging, build_roles, starting_point
+from extensions.sd_trainer.plan import check_disk_space, plan_items
+from extensions.sd_trainer.setup import attach_network, base_merging, build_roles, load_pretrained_lora
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.process import JobContext
-from toolkit.contracts import BatchSpec, Item, ModelAdapter, ModelFacts, Network, Size
-from toolkit.data.batches import BatchLoader, LatentBatch
-from toolkit.data.captions import inject_trigger
-from toolkit.data.encode import EncodedDataset, encode_items
-from toolkit.data.fingerprint import Fingerprint, fingerprint
-from toolkit.data.folder import Scan
-from toolkit.data.held_out import HeldOut, scan_job
-from toolkit.data.manifest import Manifest
-from toolkit.data.order import EpochSource, epoch_batches
-from toolkit.data.plan import RunPlan
-from toolkit.data.stores import CacheStores
-from toolkit.device import DTYPES, set_up_cuda
+from toolkit.data.cache_stores import CacheStores
+from toolkit.data.caption_augment import inject_trigger
+from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.epoch_order import EpochSource, epoch_batches
+from toolkit.data.fingerprint import DatasetHashes, fingerprint
+from toolkit.data.folder import DatasetScan
+from toolkit.data.latent_cache import EncodedDataset, encode_items
+from toolkit.data.run_plan import RunPlan
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.validation_split import ValidationSplit, scan_and_split
+from toolkit.device import DTYPES, configure_cuda
 from toolkit.flow.settings import FlowSettings
-from toolkit.memory.advice import memory_advice
+from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel, ModelFacts, Network, Size
+from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
-from toolkit.memory.engine import BlockEngine
+from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
+from toolkit.memory.oom_hints import memory_advice
 from toolkit.memory.quantize import quantizer
-from toolkit.memory.sharding import block_sharing, gather_ahead
 from toolkit.models.families import family_for
-from toolkit.models.opening import checked_family, open_adapter
-from toolkit.models.options import BlockTransform
-from toolkit.networks.adapter import LayersNetwork
-from toolkit.networks.formats import ModuleChange
+from toolkit.models.load import checked_family, load_model
+from toolkit.models.load_options import BlockTransform
+from toolkit.networks.adapter import LinearAdapterNetwork
+from toolkit.networks.lora_formats import LayerDelta
 from toolkit.run_files import EVENTS
-from toolkit.train.changes import Change, corrections
+from toolkit.train.accumulation import split_spec, splits_per_micro_batch
+from toolkit.train.callbacks.save import PrepareNetwork
+from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.events import EventLog
 from toolkit.train.flow_step import FlowMatchingStep
-from toolkit.train.hooks.save import PrepareNetwork
-from toolkit.train.hooks.standard import Reporting, Samples, Validation
-from toolkit.train.int8_choice import first_use
-from toolkit.train.lockstep import Follower, follow, leading
-from toolkit.train.loop import probe, train
-from toolkit.train.run import Hook, Run
+from toolkit.train.int8_calibration import first_sample_spec
+from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.rank0_commands import WorkerContext, install_command_handler, leading
+from toolkit.train.run import Callback, Run
 from toolkit.train.sampling import SamplePrompt, Sampler
 from toolkit.train.validation import Validator
-from toolkit.train.windows import cut_into, parts
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class SdData:
-    """The pictures of a job."""
+    """The images of a job."""
 
-    scan: Scan
-    items: tuple[Item, ...]
-    held_out: HeldOut | None
+    scan: DatasetScan
+    items: tuple[BucketedSample, ...]
+    validation_split: ValidationSplit | None
 
 
 @dataclass(frozen=True)
 class SdModel:
     """The model, its parts not yet loaded, and the weights that training starts from where the job names some."""
 
-    adapter: ModelAdapter
-    start: dict[str, ModuleChange] | None
+    model: DiffusionModel
+    start: dict[str, LayerDelta] | None
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ class SdAttached(Attached):
     """The network on the model, and how its blocks are run."""
 
     network: Network
-    engine: BlockEngine
+    block_runner: BlockRunner
 
 
 class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
@@ -109,106 +109,106 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
     section: SdTrainerConfig
 
     def scan(self) -> SdData:
-        manifest = Manifest.beside(self.section.training_folder)
-        return SdData(*scan_job(self.section, family_for(self.section.model), manifest))
+        scan_cache = ScanCache.beside(self.section.training_folder)
+        return SdData(*scan_and_split(self.section, family_for(self.section.model), scan_cache))
 
-    def fingerprint(self, data: SdData) -> Fingerprint:
+    def fingerprint(self, data: SdData) -> DatasetHashes:
         return fingerprint(data.scan.samples)
 
     def make_plan(self, data: SdData) -> RunPlan:
         job, machine = JobContext(self.job.name), machine_of(self.section)
-        return plan_items(self.section, job, data.scan, data.items, data.held_out, machine)
+        return plan_items(self.section, job, data.scan, data.items, data.validation_split, machine)
 
     def memory_advice(self) -> str:
         return memory_advice(self.section)
 
     def refuse(self, data: SdData, plan: RunPlan) -> None:
-        refuse_full_disk(self.section, self.save_root)
+        check_disk_space(self.section, self.save_root)
         checked_family(self.section.model)
 
-    def corrections(self, data: SdData, revision: int) -> list[Change]:
-        has_references = any(sample.controls for sample in data.scan.samples)
+    def corrections(self, data: SdData, revision: int) -> list[ConfigChange]:
+        has_references = any(sample.control_images for sample in data.scan.samples)
         return corrections(revision, self.section.train.model_dump(mode="json"), has_references)
 
     def written_at_begin(self, data: SdData) -> None:
-        data.scan.manifest.save()
+        data.scan.scan_cache.save()
 
     # ------------------------------------------------------------ model and data
 
     def open_model(self, setup: Setup[SdData]) -> SdModel:
         section, train, device = self.section, self.section.train, setup.device
-        start = None if setup.resumption.state else starting_point(section)
+        start = None if setup.resumption.state else load_pretrained_lora(section)
         logger.info(f"device {device}, {train.dtype}")
         check_backend(train.compile, device)
-        set_up_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
-        adapter = open_adapter(
+        configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
+        model = load_model(
             section.model,
             device,
             self._dtype,
             quantizer,
             weights_dtype=DTYPES[section.weights_dtype()],
-            merging=base_merging(section),
+            merge_fn=base_merging(section),
             block_quantizer=block_quantizer(section),
-            on_host=blocks_on_host(section),
+            cpu_blocks=cpu_block_indices(section),
             block_sharing=self._sharing(device),
         )
-        return SdModel(adapter, start)
+        return SdModel(model, start)
 
     def _sharing(self, device: torch.device) -> BlockTransform | None:
         if not self._is_shared_out:
             return None
-        return block_sharing(device, self._dtype, self.team.size, self.team.exchange)
+        return shard_block_fn(device, self._dtype, self.team.world_size, self.team.run_collective)
 
     @property
     def _is_shared_out(self) -> bool:
         """Whether each process has a part of the model only."""
-        return self.section.train.parallel == "fsdp" and not self.team.alone
+        return self.section.train.parallel == "fsdp" and not self.team.is_single_process
 
     @property
     def _dtype(self) -> torch.dtype:
         return DTYPES[self.section.train.dtype]
 
     def encode(self, setup: Setup[SdData], model: SdModel) -> SdEncoded:
-        adapter, stores = model.adapter, CacheStores(self.training_folder)
-        dataset = self._encode(setup, adapter, stores)
-        sampler = self._sampler(setup, adapter, dataset, stores)
-        validator = self._validator(setup, adapter, stores)
-        adapter.drop_encoders(keep=_encoders_in_use(adapter.family, dataset, sampler))
+        diffusion_model, stores = model.model, CacheStores(self.training_folder)
+        dataset = self._encode(setup, diffusion_model, stores)
+        sampler = self._sampler(setup, diffusion_model, dataset, stores)
+        validator = self._validator(setup, diffusion_model, stores)
+        diffusion_model.unload_encoders(keep=_encoders_in_use(diffusion_model.family, dataset, sampler))
         return SdEncoded(dataset, sampler, validator)
 
-    def _encode(self, setup: Setup[SdData], adapter: ModelAdapter, stores: CacheStores) -> EncodedDataset:
+    def _encode(self, setup: Setup[SdData], model: DiffusionModel, stores: CacheStores) -> EncodedDataset:
         items, of_sample = setup.data.items, stores.of_samples(self.section)
-        if not self.team.alone:  # each encodes its share first: what is on disk then is there for all
-            share = items[self.team.rank :: self.team.size]
-            encode_items(share, adapter, of_sample, self._dtype, setup.progress)
-            self.team.gather("encoded")
-        dataset = encode_items(items, adapter, of_sample, self._dtype, setup.progress)
+        if not self.team.is_single_process:  # each encodes its share first: what is on disk then is there for all
+            share = items[self.team.rank :: self.team.world_size]
+            encode_items(share, model, of_sample, self._dtype, setup.progress)
+            self.team.all_gather_object("encoded")
+        dataset = encode_items(items, model, of_sample, self._dtype, setup.progress)
         setup.status.finish(f"latents and text embeddings of {len(items)} items are ready")
         return dataset
 
-    def _validator(self, setup: Setup[SdData], adapter: ModelAdapter, stores: CacheStores) -> Validator | None:
-        held_out, settings = setup.data.held_out, self.section.validation
-        if not held_out or settings is None or not self.team.is_first:
+    def _validator(self, setup: Setup[SdData], model: DiffusionModel, stores: CacheStores) -> Validator | None:
+        validation_split, settings = setup.data.validation_split, self.section.validation
+        if not validation_split or settings is None or not self.team.is_main_process:
             return None
-        of_sample = stores.of_samples(self.section) if held_out.from_training else lambda _: stores.on_disk
-        dataset = encode_items(held_out.items, adapter, of_sample, self._dtype, setup.progress)
+        of_sample = stores.of_samples(self.section) if validation_split.from_training else lambda _: stores.on_disk
+        dataset = encode_items(validation_split.items, model, of_sample, self._dtype, setup.progress)
         setup.status.finish()
-        return Validator(adapter, dataset, settings.timesteps, settings.seed, self._led(adapter))
+        return Validator(model, dataset, settings.timesteps, settings.seed, self._rank0_model(model))
 
-    def _led(self, adapter: ModelAdapter) -> Callable[..., Tensor]:
+    def _rank0_model(self, model: DiffusionModel) -> Callable[..., Tensor]:
         """A pass of the model in what only the first process does."""
-        return leading(adapter, self.team) if self._is_shared_out else adapter.predict_velocity
+        return leading(model, self.team) if self._is_shared_out else model.predict_velocity
 
     def _sampler(
-        self, setup: Setup[SdData], adapter: ModelAdapter, dataset: EncodedDataset, stores: CacheStores
+        self, setup: Setup[SdData], model: DiffusionModel, dataset: EncodedDataset, stores: CacheStores
     ) -> Sampler | None:
         prompts = self._sample_prompts()
-        if not prompts or self.section.train.disable_sampling or not self.team.is_first:
+        if not prompts or self.section.train.disable_sampling or not self.team.is_main_process:
             return None
-        sampler = Sampler(adapter, prompts, dataset.encoder, stores.on_disk, self._led(adapter))
+        sampler = Sampler(model, prompts, dataset.encoder, stores.on_disk, self._rank0_model(model))
         sampler.encode(setup.progress)
         setup.status.finish()
-        sampler.stop_asked = lambda: setup.request.asked
+        sampler.should_stop = lambda: setup.request.requested
         return sampler
 
     def _sample_prompts(self) -> list[SamplePrompt]:
@@ -227,29 +227,29 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 references=tuple(Path(path).expanduser() for path in item.ctrl_img),
             )
             for section in sections
-            for item in section.pictures()
+            for item in section.sample_items()
         ]
 
     # ------------------------------------------------------------ what is trained, and who watches
 
     def attach(self, setup: Setup[SdData], model: SdModel, encoded: SdEncoded) -> SdAttached:
-        adapter = model.adapter
-        network = attach_network(self.section, adapter, setup.seed, model.start)
+        diffusion_model = model.model
+        network = attach_network(self.section, diffusion_model, setup.seed, model.start)
         if self._is_shared_out:
-            gather_ahead(adapter.blocks())
-        engine = block_engine(self.section, adapter, setup.device)
-        shared_out = network.shared_out()
-        self.team.copy_from_first([p for name, p in network.parameters().items() if name not in shared_out])
+            enable_forward_prefetch(diffusion_model.blocks())
+        block_runner = build_block_runner(self.section, diffusion_model, setup.device)
+        shared_out = network.sharded_params()
+        self.team.broadcast([p for name, p in network.parameters().items() if name not in shared_out])
         roles = build_roles(self.section, network, setup.plan.optimizer_steps, setup.seed, self.team)
-        return SdAttached(roles, network, engine)
+        return SdAttached(roles, network, block_runner)
 
     def weights_writer(self, setup: Setup[SdData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
-        kind = ModelFolderWriter if self.section.network.trains_model else NetworkWriter
+        kind = ModelFolderWriter if self.section.network.trains_model else LoraWriter
         writer = kind(attached.network, self.section, self.meta, setup.plan)
         if "merged_lora" not in self.section.save.also:
-            return writer.prepare
-        assert isinstance(attached.network, LayersNetwork)  # all kinds that `merged_lora` goes with
-        return MergedLoraWriter(writer, attached.network, self.section.save, reporting.event).prepare
+            return writer.snapshot
+        assert isinstance(attached.network, LinearAdapterNetwork)  # all kinds that `merged_lora` goes with
+        return ExtractedLoraWriter(writer, attached.network, self.section.save, reporting.event).snapshot
 
     def validation(self, setup: Setup[SdData], encoded: SdEncoded, attached: SdAttached) -> Validation | None:
         validator = encoded.validator
@@ -269,50 +269,59 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
         def draw(index: int) -> Image.Image:
             with attached.network.inference():
-                return sampler.draw(index)
+                return sampler.generate(index)
 
         return Samples(draw, [prompt.prompt for prompt in sampler.prompts])
 
-    def build_run(self, setup: Setup[SdData], model: SdModel, attached: SdAttached, hooks: list[Hook]) -> Run:
-        run = super().build_run(setup, model, attached, hooks)
-        run.in_lockstep = self._is_shared_out
-        if run.in_lockstep:
-            follow(Follower(model.adapter, attached.network, run))
+    def build_run(self, setup: Setup[SdData], model: SdModel, attached: SdAttached, callbacks: list[Callback]) -> Run:
+        run = super().build_run(setup, model, attached, callbacks)
+        run.sharded = self._is_shared_out
+        if run.sharded:
+            install_command_handler(WorkerContext(model.model, attached.network, run))
         return run
 
     # ------------------------------------------------------------ the loop
 
     def fit(self, setup: Setup[SdData], run: Run, model: SdModel, encoded: SdEncoded, attached: SdAttached) -> None:
         settings, items = self.section.train, setup.data.items
-        adapter, network, engine = model.adapter, attached.network, attached.engine
+        diffusion_model, network, block_runner = model.model, attached.network, attached.block_runner
         loader = BatchLoader(encoded.dataset, setup.seed)
         workers = max(dataset.num_workers for dataset in self.section.datasets)
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
         uses = sum(item.sample.repeats for item in items)
-        step = FlowMatchingStep(adapter, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
-        if self.team.alone:
+        step = FlowMatchingStep(diffusion_model, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
+        if self.team.is_single_process:
             event = EventLog(self.save_root / EVENTS).add
-            run.hooks = [*run.hooks, *memory_hook(self.section, items, lambda: engine.level, setup.device, event)]
+            run.callbacks = [
+                *run.callbacks,
+                *memory_callback(self.section, items, lambda: block_runner.level, setup.device, event),
+            ]
         if run.state.step < run.steps:
-            cut = cut_into(run.accumulation, self.team.size)
-            own = (parts(spec, cut)[-1] for spec in batches_of_epoch(run.state.epoch))
-            largest = max(own, key=partial(_cost, items, adapter))
+            cut = splits_per_micro_batch(run.grad_accum_steps, self.team.world_size)
+            own = (split_spec(spec, cut)[-1] for spec in batches_of_epoch(run.state.epoch))
+            largest = max(own, key=partial(_cost, items, diffusion_model))
             batch = loader.load(largest)
 
             def first() -> tuple[LatentBatch, Tensor]:
                 """The first item of the first epoch and its noise, wherever the run goes on."""
-                first_batch = loader.load(first_use(batches_of_epoch(0)))
-                return first_batch, step.draws(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
+                first_batch = loader.load(first_sample_spec(batches_of_epoch(0)))
+                return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
-            choose_int8_products(self.section, adapter, network, setup.device, first, self.team)
+            choose_w8a8_layers(self.section, diffusion_model, network, setup.device, first, self.team)
             remembered = sum(role.state_bytes for role in run.roles.values())
-            settle(engine, self.section, adapter, network, batch, remembered, self.team.gather)
-            # Of a model that is shared out no process repeats a pass by itself.
-            if line := probe(run, batch, step, *([] if self._is_shared_out else [engine.save_more])):
+            choose_checkpointing_level(
+                block_runner, self.section, diffusion_model, network, batch, remembered, self.team.all_gather_object
+            )
+            # Of a model that is sharded no process repeats a pass by itself.
+            if line := try_largest_batch(
+                run, batch, step, *([] if self._is_shared_out else [block_runner.increase_checkpointing])
+            ):
                 logger.info(line)
 
         def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
-            return loader.prefetch(step.look_ahead(specs, partial(_latent_size, items, adapter.family)), workers)
+            return loader.prefetch(
+                step.announce_timesteps(specs, partial(_latent_size, items, diffusion_model.family)), workers
+            )
 
         train(run, EpochSource(batches_of_epoch, load), step)
 
@@ -323,16 +332,16 @@ def _encoders_in_use(family: ModelFacts, dataset: EncodedDataset, sampler: Sampl
     return [part for encoder, parts in family.encoder_parts.items() if needed[encoder] for part in parts]
 
 
-def _cost(items: Sequence[Item], adapter: ModelAdapter, spec: BatchSpec) -> int:
+def _cost(items: Sequence[BucketedSample], model: DiffusionModel, spec: BatchSpec) -> int:
     """Pixels the transformer sees of a batch, references as if they were square: what its memory grows with."""
 
-    def cost(item: Item) -> int:
-        bucket, references = item.crop.bucket, len(item.sample.controls)
+    def cost(item: BucketedSample) -> int:
+        bucket, references = item.crop.bucket, len(item.sample.control_images)
         square = Size(max(bucket), max(bucket))
-        return prod(bucket) + (references and references * prod(adapter.reference_size(square, bucket)))
+        return prod(bucket) + (references and references * prod(model.reference_size(square, bucket)))
 
     return sum(cost(items[index]) for index in spec.items)
 
 
-def _latent_size(items: Sequence[Item], family: ModelFacts, spec: BatchSpec) -> Size:
+def _latent_size(items: Sequence[BucketedSample], family: ModelFacts, spec: BatchSpec) -> Size:
     return family.latent_size(items[spec.items[0]].crop.bucket)

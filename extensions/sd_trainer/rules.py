@@ -6,18 +6,24 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.config.choices import ONE_BY_ONE
-from toolkit.config.datasets_job import DatasetsJob
-from toolkit.config.lr_groups import BASE, UP
-from toolkit.config.node import Key
-from toolkit.config.process import Finding
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.located import KeyPath
+from toolkit.config.lr_groups import BASE, LORA_B_SUFFIX
+from toolkit.config.process import Diagnostic
+from toolkit.config.sections import DiffusionSection
 from toolkit.config.validation import LOSS
+from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import UserError, did_you_mean
 from toolkit.models.families import family_for
 from toolkit.network_kinds import KINDS
-from toolkit.optim.choice import NUMBER_BY_NUMBER, ArgumentError, check_choice, is_schedule_free, wants_one_rate
+from toolkit.optim.optimizer_args import (
+    ELEMENTWISE,
+    ArgumentError,
+    check_optimizer,
+    is_schedule_free,
+    requires_single_lr,
+)
 from toolkit.optim.schedules import check_parameters
-from toolkit.place import place_of
 
 
 @dataclass(frozen=True)
@@ -27,28 +33,28 @@ class Rule:
     key: str
     """Where it is told, dotted."""
 
-    when: Callable[[DatasetsJob], object]
+    when: Callable[[DiffusionSection], object]
     message: str
     """A format of `s`, the section, `model`, `network`, `train`, and `processes`, their number."""
 
-    def __call__(self, s: DatasetsJob) -> Iterator[Finding]:
+    def __call__(self, s: DiffusionSection) -> Iterator[Diagnostic]:
         if self.when(s):
-            parts = {"model": s.model, "network": s.network, "train": s.train, "processes": place_of().size}
-            yield Finding(tuple(self.key.split(".")), self.message.format(s=s, **parts))
+            parts = {"model": s.model, "network": s.network, "train": s.train, "processes": read_distributed_env().size}
+            yield Diagnostic(tuple(self.key.split(".")), self.message.format(s=s, **parts))
 
 
-Check = Callable[[DatasetsJob], Iterable[Finding]]
+Check = Callable[[DiffusionSection], Iterable[Diagnostic]]
 """A rule, or several that one condition does not tell."""
 
 MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
 """Kinds of network beside whose files a plain LoRA can be written."""
 
 OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
-"""Compilers by which a block that is computed again draws anew, so that its gradients are of another dropout
+"""Compilers by which a block that is recomputed draws anew, so that its gradients are of another dropout
 (torch/_higher_order_ops/wrap.py, `divide_kwargs`: the others make draws a part of the program)."""
 
 
-def mistakes(section: DatasetsJob) -> Iterator[Finding]:
+def mistakes(section: DiffusionSection) -> Iterator[Diagnostic]:
     """What contradicts itself."""
     for check in MISTAKES:
         yield from check(section)
@@ -57,34 +63,34 @@ def mistakes(section: DatasetsJob) -> Iterator[Finding]:
 # ------------------------------------------------------------ conditions
 
 
-def is_full(s: DatasetsJob) -> bool:
+def is_full(s: DiffusionSection) -> bool:
     return s.network.trains_model
 
 
-def with_full(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
+def with_full(when: Callable[[DiffusionSection], object]) -> Callable[[DiffusionSection], object]:
     return lambda s: s.network.trains_model and when(s)
 
 
-def _with_schedule_free(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
+def _with_schedule_free(when: Callable[[DiffusionSection], object]) -> Callable[[DiffusionSection], object]:
     return lambda s: is_schedule_free(s.train.optimizer) and when(s)
 
 
-def _with_fsdp(when: Callable[[DatasetsJob], object]) -> Callable[[DatasetsJob], object]:
+def _with_fsdp(when: Callable[[DiffusionSection], object]) -> Callable[[DiffusionSection], object]:
     """In several processes that share the model out: all have to make the same passes over its blocks."""
-    return lambda s: not place_of().alone and s.train.parallel == "fsdp" and when(s)
+    return lambda s: not read_distributed_env().is_single_process and s.train.parallel == "fsdp" and when(s)
 
 
-def _drops(s: DatasetsJob) -> bool:
+def _drops(s: DiffusionSection) -> bool:
     network = s.network
     return not is_full(s) and bool(network.dropout or network.rank_dropout or network.module_dropout)
 
 
 def _single_steps(key: str) -> tuple[Check, Check]:
     """Both keys step one parameter at a time."""
-    remedy = f"Use {', '.join(ONE_BY_ONE)}."
+    remedy = f"Use {', '.join(PER_PARAMETER_OPTIMIZERS)}."
 
-    def unfit(s: DatasetsJob) -> bool:
-        return getattr(s.train, key) and s.train.optimizer not in ONE_BY_ONE
+    def unfit(s: DiffusionSection) -> bool:
+        return getattr(s.train, key) and s.train.optimizer not in PER_PARAMETER_OPTIMIZERS
 
     message = "true steps one parameter at a time, and {train.optimizer} "
     return (
@@ -97,12 +103,12 @@ def _single_steps(key: str) -> tuple[Check, Check]:
     )
 
 
-def _excluded_by_fsdp(part: str, key: str, given: Callable[[DatasetsJob], object], reason: str) -> Rule:
+def _excluded_by_fsdp(part: str, key: str, given: Callable[[DiffusionSection], object], reason: str) -> Rule:
     message = f"not with 'train.parallel: fsdp': {reason}. Leave one of them out."
     return Rule(f"{part}.{key}", _with_fsdp(given), message)
 
 
-def _has_no_merged_lora(of_model: bool) -> Callable[[DatasetsJob], bool]:
+def _has_no_merged_lora(of_model: bool) -> Callable[[DiffusionSection], bool]:
     """of_model: of the kind that trains the model itself, else of all others."""
     return lambda s: (
         "merged_lora" in s.save.also and s.network.type not in MERGED and s.network.trains_model == of_model
@@ -120,42 +126,44 @@ def _has_qinglong(key: str, plain: object) -> Rule:
 # ------------------------------------------------------------ checks that are no single condition
 
 
-def _optimizer(s: DatasetsJob) -> Iterator[Finding]:
+def _optimizer(s: DiffusionSection) -> Iterator[Diagnostic]:
     train = s.train
     try:
-        check_choice(train.optimizer, train.optimizer_params)
+        check_optimizer(train.optimizer, train.optimizer_params)
     except ArgumentError as error:
-        yield Finding(("train", "optimizer_params"), str(error))
+        yield Diagnostic(("train", "optimizer_params"), str(error))
     except UserError as error:
-        yield Finding(("train", "optimizer"), str(error))
+        yield Diagnostic(("train", "optimizer"), str(error))
     try:
         check_parameters(train.lr_scheduler, train.lr_scheduler_params)
     except UserError as error:
-        yield Finding(("train", "lr_scheduler_params"), str(error))
+        yield Diagnostic(("train", "lr_scheduler_params"), str(error))
 
 
-def _group_names(s: DatasetsJob) -> Iterator[Finding]:
+def _group_names(s: DiffusionSection) -> Iterator[Diagnostic]:
     names = {BASE}
     for index, group in enumerate(s.train.lr_groups):
-        if group.label() in names or group.label().endswith(UP):
+        if group.label() in names or group.label().endswith(LORA_B_SUFFIX):
             key = ("train", "lr_groups", index)
-            yield Finding(key, f"{group.label()!r} is the name of another group. Give it another 'name'.")
+            yield Diagnostic(key, f"{group.label()!r} is the name of another group. Give it another 'name'.")
         names.add(group.label())
 
 
-def _swapped(s: DatasetsJob) -> Iterator[Finding]:
+def _swapped(s: DiffusionSection) -> Iterator[Diagnostic]:
     count, key = s.model.blocks_to_swap, ("model", "blocks_to_swap")
     if not count or is_full(s):
         return
     try:
         blocks = family_for(s.model).block_count(Path(s.model.name_or_path).expanduser())
-    except UserError:  # the model has a mistake of its own
+    except UserError:  # the model has an error of its own
         return
     if count >= blocks:
-        yield Finding(key, f"{count}, but the model has {blocks} blocks, of which one has to stay. Write {blocks - 1}.")
+        yield Diagnostic(
+            key, f"{count}, but the model has {blocks} blocks, of which one has to stay. Write {blocks - 1}."
+        )
 
 
-def _first_samples(s: DatasetsJob) -> Iterator[Finding]:
+def _first_samples(s: DiffusionSection) -> Iterator[Diagnostic]:
     """Keys that contradict each other about the first set."""
     train, sample = s.train, s.sample
     wanted = [
@@ -175,10 +183,10 @@ def _first_samples(s: DatasetsJob) -> Iterator[Finding]:
     asks = next(((key, text) for key, text, given in wanted if given), None)
     denies = next((text for text, given in unwanted if given), None)
     if asks and denies:
-        yield Finding(asks[0], f"{asks[1]!r} and {denies!r} contradict each other. Leave one of them out.")
+        yield Diagnostic(asks[0], f"{asks[1]!r} and {denies!r} contradict each other. Leave one of them out.")
 
 
-def _metrics(s: DatasetsJob) -> Iterator[Finding]:
+def _metrics(s: DiffusionSection) -> Iterator[Diagnostic]:
     """Metrics that no run would ever measure."""
     if s.stop_when:
         yield from _metric(s, ("stop_when", "metric"), s.stop_when.metric, s.logged_numbers())
@@ -188,17 +196,17 @@ def _metrics(s: DatasetsJob) -> Iterator[Finding]:
         yield from _metric(s, ("train", "lr_scheduler_params"), metric, known)
 
 
-def _metric(s: DatasetsJob, key: Key, metric: str, known: Sequence[str]) -> Iterator[Finding]:
+def _metric(s: DiffusionSection, key: KeyPath, metric: str, known: Sequence[str]) -> Iterator[Diagnostic]:
     if metric in known:
         return
     if metric.startswith(LOSS) and s.validation is None:
-        yield Finding(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+        yield Diagnostic(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
     else:
-        yield Finding(key, f"{metric!r} is no number that is measured. {did_you_mean(metric, known)}")
+        yield Diagnostic(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
 
 
-def _logging(s: DatasetsJob) -> Iterator[Finding]:
-    return (Finding(("logging", key), message) for key, message in s.logging.faults())
+def _logging(s: DiffusionSection) -> Iterator[Diagnostic]:
+    return (Diagnostic(("logging", key), message) for key, message in s.logging.errors())
 
 
 _FSDP = "'train.parallel: fsdp'"
@@ -210,13 +218,13 @@ MISTAKES: tuple[Check, ...] = (
     Rule(
         "train.lr_scheduler",
         _with_schedule_free(lambda s: s.train.lr_scheduler != "constant"),
-        _AVERAGES + " and 'lr_scheduler: {train.lr_scheduler}' exclude each other. Leave out lr_scheduler.",
+        _AVERAGES + " and 'lr_scheduler: {train.lr_scheduler}' cannot be combined. Leave out lr_scheduler.",
     ),
     *(
         Rule(
             f"train.{key}",
             _with_schedule_free(when),
-            _AVERAGES + " and a schedule exclude each other. Use 'optimizer_params: {{warmup_steps: 100}}'.",
+            _AVERAGES + " and a schedule cannot be combined. Use 'optimizer_params: {{warmup_steps: 100}}'.",
         )
         for key, when in (
             ("lr_warmup_steps", lambda s: s.train.lr_warmup_steps),
@@ -260,18 +268,18 @@ MISTAKES: tuple[Check, ...] = (
     _group_names,
     Rule(
         "network.loraplus_lr_ratio",
-        lambda s: s.network.loraplus_lr_ratio not in (0, 1) and not KINDS[s.network.type].up,
+        lambda s: s.network.loraplus_lr_ratio not in (0, 1) and not KINDS[s.network.type].up_names,
         "'type: {network.type}' has no up matrix that could learn faster. Leave this key out.",
     ),
     Rule(
         "network.loraplus_lr_ratio",
-        lambda s: wants_one_rate(s.train.optimizer) and s.network.loraplus_lr_ratio not in (0, 1),
+        lambda s: requires_single_lr(s.train.optimizer) and s.network.loraplus_lr_ratio not in (0, 1),
         _ONE_RATE,
     ),
     Rule(
         "train.lr_groups",
         lambda s: (
-            wants_one_rate(s.train.optimizer)
+            requires_single_lr(s.train.optimizer)
             and any(group.rate(s.train.lr) not in (0, s.train.lr) for group in s.train.lr_groups)
         ),
         _ONE_RATE,
@@ -344,7 +352,7 @@ MISTAKES: tuple[Check, ...] = (
     # ---------------------------------------- several processes
     Rule(
         "train.fused_backward_pass",
-        lambda s: not place_of().alone and s.train.fused_backward_pass,
+        lambda s: not read_distributed_env().is_single_process and s.train.fused_backward_pass,
         "true steps each parameter before the gradients of all {processes} processes are added up. Write false.",
     ),
     Rule(
@@ -354,14 +362,14 @@ MISTAKES: tuple[Check, ...] = (
     ),
     Rule(
         "train.gradient_accumulation",
-        _with_fsdp(lambda s: s.train.gradient_accumulation % place_of().size),
+        _with_fsdp(lambda s: s.train.gradient_accumulation % read_distributed_env().size),
         f"{{train.gradient_accumulation}}: with {_FSDP} give a multiple of the {{processes}} processes.",
     ),
     Rule(
         "train.optimizer",
-        _with_fsdp(with_full(lambda s: s.train.optimizer not in NUMBER_BY_NUMBER)),
+        _with_fsdp(with_full(lambda s: s.train.optimizer not in ELEMENTWISE)),
         f"{{train.optimizer!r}} may look at more of a weight than one number of it, and {_FSDP} shares the weights "
-        f"out. Use one of {', '.join(NUMBER_BY_NUMBER)}.",
+        f"out. Use one of {', '.join(ELEMENTWISE)}.",
     ),
     Rule(
         "save.mem_eff_save",

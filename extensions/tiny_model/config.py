@@ -8,8 +8,8 @@ from typing import ClassVar
 
 from pydantic import Field
 
-from toolkit.config.choices import PathText
-from toolkit.config.process import Finding, JobContext, ProcessConfig
+from toolkit.config.field_types import PathStr
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 
 
 class TinyModelConfig(ProcessConfig):
@@ -17,11 +17,11 @@ class TinyModelConfig(ProcessConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("tiny_model",)
 
-    path: PathText
+    path: PathStr
     """Folder to write, relative to the working directory."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the random weights; 0 is a seed like any other."""
+    """Seed of the random weights; 0 is a valid seed."""
 
     layers: int = Field(default=2, ge=1)
     """Blocks of the transformer."""
@@ -40,11 +40,11 @@ class TinyModelConfig(ProcessConfig):
         """The model folder."""
         return frozenset({self.folder()})
 
-    def still_there(self, job: JobContext) -> bool:
+    def outputs_exist(self, job: JobContext) -> bool:
         """The index is written last."""
         return (self.folder() / "model_index.json").is_file()
 
-    def check(self, job: JobContext) -> Iterable[Finding]:
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """The folder must not be a file."""
         if self.folder().is_file():
-            yield Finding(("path",), f"{self.path!r} is a file. Give a folder to write.")
+            yield Diagnostic(("path",), f"{self.path!r} is a file. Give a folder to write.")

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BaseTrainProcess(BaseProcess):
-    """What a trainer extends. Building it writes nothing: a mistake in a later process leaves no trace."""
+    """What a trainer extends. Building it writes nothing: an error in a later process leaves no trace."""
 
     def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
         super().__init__(process_id, job, config)

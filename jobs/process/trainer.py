@@ -19,29 +19,29 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 
 from jobs.process.train import BaseTrainProcess
-from toolkit import interrupt, run_files
-from toolkit.config.datasets_job import TrainerConfig
-from toolkit.data.fingerprint import Fingerprint
-from toolkit.data.plan import RunPlan
+from toolkit import run_files, signals
+from toolkit.config.sections import TrainerConfig
+from toolkit.data.fingerprint import DatasetHashes
+from toolkit.data.run_plan import RunPlan
 from toolkit.device import pick_device
-from toolkit.errors import EXIT_DONE, RunError, Stopped
-from toolkit.interrupt import StopRequest
-from toolkit.log import StatusLine, copy_output
-from toolkit.parallel import Team
-from toolkit.train.changes import Change, flat
-from toolkit.train.checkpoint import recorded_seed
-from toolkit.train.hooks.save import PrepareNetwork
-from toolkit.train.hooks.standard import Reporting, Samples, Validation, log_of, standard_hooks
-from toolkit.train.hooks.status import is_finished, recorded_end
-from toolkit.train.hooks.stop_when import reached
-from toolkit.train.lock import locked
+from toolkit.distributed import ProcessGroup
+from toolkit.errors import EXIT_DONE, Interrupted, RunError
+from toolkit.log import StatusLine, tee_output
+from toolkit.signals import StopRequest
+from toolkit.train.callbacks.early_stopping import stop_reason
+from toolkit.train.callbacks.save import PrepareNetwork
+from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_hooks
+from toolkit.train.callbacks.status import is_finished, recorded_end
+from toolkit.train.checkpoint_state import saved_seed
+from toolkit.train.checkpoint_store import checkpoint_dir, read_checkpoint_json, remove_partial_writes, step_of
+from toolkit.train.config_diff import ConfigChange, flatten_config
+from toolkit.train.lock import run_lock
 from toolkit.train.loss_scale import LossScaler
-from toolkit.train.results import fetch_interval
-from toolkit.train.resume import choose_state
-from toolkit.train.resumption import Resumption
-from toolkit.train.run import Hook, Run
-from toolkit.train.state_folder import read_document, remove_leftovers, state_root, step_of
-from toolkit.train.update import Role
+from toolkit.train.metrics_buffer import metrics_sync_interval
+from toolkit.train.optimizer_step import Role
+from toolkit.train.resume import select_checkpoint
+from toolkit.train.resumption import ResumePlan
+from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +58,7 @@ class Setup(Generic[DataT]):
 
     data: DataT
     plan: RunPlan
-    resumption: Resumption
+    resumption: ResumePlan
     seed: int
     device: torch.device
     request: StopRequest
@@ -96,22 +96,22 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     section: TrainerConfig
 
     def run(self) -> None:
-        with interrupt.deferred() as request:
+        with signals.defer_signals() as request:
             data = self.scan()
             plan = self.make_plan(data)
             request.check()
             with self.own_folder():
-                checkpoint = self.team.from_first(self.choose_checkpoint)
+                checkpoint = self.team.run_on_rank0_and_broadcast(self.choose_checkpoint)
                 with self.copied_output():
                     logger.info(plan.render())
-                    if not self.team.from_first(lambda: self.is_complete(checkpoint, plan)):
+                    if not self.team.run_on_rank0_and_broadcast(lambda: self.is_complete(checkpoint, plan)):
                         setup = self.set_up(data, plan, checkpoint, request)
                         with self.recorded_end():
                             model = self.open_model(setup)
                             encoded = self.encode(setup, model)
                             attached = self.attach(setup, model, encoded)
-                            hooks = self.build_hooks(setup, encoded, attached) if self.team.is_first else []
-                            run = self.build_run(setup, model, attached, hooks)
+                            callbacks = self.build_callbacks(setup, encoded, attached) if self.team.is_main_process else []
+                            run = self.build_run(setup, model, attached, callbacks)
                             self.go_on(setup, run)
                             self.fit(setup, run, model, encoded, attached)
                             self.end(run, request)
@@ -124,7 +124,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """Finds the data, before anything expensive. Raises what is wrong with it."""
 
     @abstractmethod
-    def fingerprint(self, data: DataT) -> Fingerprint:
+    def fingerprint(self, data: DataT) -> DatasetHashes:
         """What the data holds, by which a later start says what was added, removed and edited."""
 
     @abstractmethod
@@ -162,13 +162,13 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     # ------------------------------------------------------------ what may differ
 
     def memory_advice(self) -> str:
-        """What the user can change when memory runs out, most effective first."""
+        """What the user can change after an out-of-memory error, most effective first."""
         return ""
 
     def refuse(self, data: DataT, plan: RunPlan) -> None:
         """Raises UserError for what rules the run out, before its folder is written to (room on the disk, say)."""
 
-    def corrections(self, data: DataT, revision: int) -> list[Change]:
+    def corrections(self, data: DataT, revision: int) -> list[ConfigChange]:
         """What the program computes otherwise for this job than the one that recorded `revision`."""
         return []
 
@@ -178,39 +178,39 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     # ------------------------------------------------------------ the steps
 
     @property
-    def team(self) -> Team:
+    def team(self) -> ProcessGroup:
         """The processes that train together."""
-        return self.job.team
+        return self.job.process_group
 
     @contextmanager
     def own_folder(self) -> Iterator[None]:
         """Owns the run's folder, which the first process does for all; memory that runs out inside ends with advice."""
-        self.team.memory_advice = self.memory_advice()
+        self.team.oom_hint = self.memory_advice()
         with (
-            locked(self.save_root) if self.team.is_first else nullcontext(),
-            telling_of_memory(self.team.memory_advice),
+            run_lock(self.save_root) if self.team.is_main_process else nullcontext(),
+            oom_as_run_error(self.team.oom_hint),
         ):
             yield
 
     def choose_checkpoint(self) -> Path | None:
         """The state to go on from; None begins anew."""
-        remove_leftovers(state_root(self.save_root))
-        return choose_state(self.save_root, self.section.resume, self.job.options.restart)
+        remove_partial_writes(checkpoint_dir(self.save_root))
+        return select_checkpoint(self.save_root, self.section.resume, self.job.options.restart)
 
     def copied_output(self) -> AbstractContextManager[Any]:
         """What is printed goes to log.txt too."""
-        return copy_output(self.save_root / run_files.LOG) if self.team.is_first else nullcontext()
+        return tee_output(self.save_root / run_files.LOG) if self.team.is_main_process else nullcontext()
 
     def recorded_end(self) -> AbstractContextManager[None]:
         """run.json says how a run ended that fails before its hooks could."""
-        return recorded_end(self.save_root, self.name) if self.team.is_first else nullcontext()
+        return recorded_end(self.save_root, self.name) if self.team.is_main_process else nullcontext()
 
     def is_complete(self, checkpoint: Path | None, plan: RunPlan) -> bool:
         """Whether nothing is left to do: all steps are done, or `stop_when` would end the run here again."""
         if checkpoint is None or not is_finished(self.save_root):
             return False
-        step, extra = step_of(checkpoint), read_document(checkpoint)["state"]["extra"]
-        if step < plan.optimizer_steps and reached(self.section.stop_when, step, extra) is None:
+        step, extra = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]["extra"]
+        if step < plan.optimizer_steps and stop_reason(self.section.stop_when, step, extra) is None:
             return False
         logger.info(f"{self.save_root} is complete at step {step}: nothing to do.")
         return True
@@ -220,17 +220,17 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
         Raises UserError where they do not go together: a job that is refused leaves the run as it was.
         """
-        if self.team.is_first:
+        if self.team.is_main_process:
             self.refuse(data, plan)
-        resumption = Resumption.of(
+        resumption = ResumePlan.of(
             checkpoint,
             self.section,
             self.fingerprint(data),
             self.job.options.allow_change,
             lambda revision: self.corrections(data, revision),
         )
-        self.team.require_same(dict(flat(resumption.record["settings"])))
-        if self.team.is_first:
+        self.team.assert_equal_across_ranks(dict(flatten_config(resumption.record["settings"])))
+        if self.team.is_main_process:
             self.write_config()
             self.written_at_begin(data)
         seed = self._seed(checkpoint)
@@ -239,12 +239,12 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def _seed(self, checkpoint: Path | None) -> int:
         """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
-        drawn = self.team.from_first(lambda: secrets.randbelow(2**31 - 1) + 1)
-        seed = self.training_seed or (recorded_seed(checkpoint) if checkpoint else drawn)
+        drawn = self.team.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
+        seed = self.training_seed or (saved_seed(checkpoint) if checkpoint else drawn)
         logger.info(f"training_seed {seed}")
         return seed
 
-    def build_hooks(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> list[Hook]:
+    def build_callbacks(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> list[Callback]:
         """Who watches the run, in the order they are called; only the first process has any."""
         status = StatusLine(every_s=0) if self.section.logging.log_every else setup.status
         reporting = Reporting.of(self.section, self.save_root, status)
@@ -256,43 +256,43 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             self.samples(setup, encoded, attached),
         )
 
-    def build_run(self, setup: Setup[DataT], model: ModelT, attached: AttachedT, hooks: list[Hook]) -> Run:
+    def build_run(self, setup: Setup[DataT], model: ModelT, attached: AttachedT, callbacks: list[Callback]) -> Run:
         """The run before its first step."""
         return Run(
             name=self.name,
             folder=self.save_root,
             steps=setup.plan.optimizer_steps,
-            accumulation=self.section.train.gradient_accumulation,
+            grad_accum_steps=self.section.train.gradient_accumulation,
             seed=setup.seed,
             roles=attached.roles,
             batches_per_epoch=setup.plan.micro_batches_per_epoch,
-            hooks=hooks,
-            record=setup.resumption.record,
-            memory_advice=self.team.memory_advice,
+            callbacks=callbacks,
+            checkpoint_metadata=setup.resumption.record,
+            oom_hint=self.team.oom_hint,
             loss_scaler=LossScaler(setup.device) if self.section.train.dtype == "float16" else None,
-            fetch_every=fetch_interval(setup.device),
-            team=self.team,
-            stop_asked=lambda: setup.request.asked,
-            log=log_of(hooks),
+            metrics_sync_interval=metrics_sync_interval(setup.device),
+            process_group=self.team,
+            should_stop=lambda: setup.request.requested,
+            log=log_of(callbacks),
         )
 
     def go_on(self, setup: Setup[DataT], run: Run) -> None:
         """Puts the checkpoint into the run; from here on all processes stand at the same place."""
         setup.resumption.apply(run)
-        self.team.require_same(_beginning(run))
+        self.team.assert_equal_across_ranks(_beginning(run))
 
     def end(self, run: Run, request: StopRequest) -> None:
-        """A stop that one process has heard of is one of all. Nobody goes before the first has saved."""
-        told = self.team.gather((run.stop_reason, request.exit_code))
+        """Synchronises the stop reason; all ranks wait until rank 0 has saved."""
+        told = self.team.all_gather_object((run.stop_reason, request.exit_code))
         run.stop_reason = next((reason for reason, _ in told if reason), None)
         request.exit_code = next((code for _, code in told if code is not None), None)
         if run.stop_reason:
             logger.info(f"stopped by {run.stop_reason}")
-            raise Stopped(EXIT_DONE)  # asked for by the user: the job ends here, and well
+            raise Interrupted(EXIT_DONE)  # asked for by the user: the job ends here, and well
 
 
 @contextmanager
-def telling_of_memory(advice: str) -> Iterator[None]:
+def oom_as_run_error(advice: str) -> Iterator[None]:
     """Memory that runs out inside the block, wherever nothing better is known to do, ends the run with advice."""
     try:
         yield
@@ -306,4 +306,9 @@ def _beginning(run: Run) -> dict[str, Any]:
     """What has to be the same in all processes, so that they share out the same batches."""
     state = run.state
     begun = {"the step to go on from": state.step, "its place in the data": state.cursor}
-    return {"the dataset": run.record["dataset"], "the seed": run.seed, "the number of steps": run.steps, **begun}
+    return {
+        "the dataset": run.checkpoint_metadata["dataset"],
+        "the seed": run.seed,
+        "the number of steps": run.steps,
+        **begun,
+    }

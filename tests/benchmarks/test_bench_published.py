@@ -9,8 +9,8 @@ import pytest
 
 from benchmarks import bench_published
 from benchmarks.bench_published import PHASES, ROWS, Row
-from benchmarks.drawn import DRAWN_SIZES
-from toolkit.config.choices import CHECKPOINTING_LEVELS
+from benchmarks.random_weights import DRAWN_SIZES
+from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.network_kinds import KINDS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"

@@ -25,7 +25,7 @@ def test_other_work_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     step = PlainLoop.step
 
     def without_reference(self: PlainLoop) -> None:
-        self.batch.references[0][0].zero_()
+        self.batch.control_latents[0][0].zero_()
         step(self)
 
     monkeypatch.setattr(PlainLoop, "step", without_reference)

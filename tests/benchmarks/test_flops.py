@@ -1,7 +1,7 @@
 import pytest
 
 from benchmarks import flops
-from benchmarks.drawn import DRAWN_SIZES
+from benchmarks.random_weights import DRAWN_SIZES
 from benchmarks.synthetic import RANK, ModelSize
 
 

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from benchmarks import kernel_rates
-from benchmarks.drawn import DRAWN_SIZES
+from benchmarks.random_weights import DRAWN_SIZES
 from benchmarks.synthetic import ModelSize
 
 
@@ -12,7 +12,7 @@ def found() -> dict:
 
 
 def test_every_product_and_every_way_to_attend_has_a_rate_or_a_reason(found: dict) -> None:
-    assert len(found) == 3 * len(kernel_rates.PRODUCTS) + 4 * len(kernel_rates.BACKENDS)
+    assert len(found) == 3 * len(kernel_rates.MATMUL_PAIRS) + 4 * len(kernel_rates.BACKENDS)
     assert all(one.keys() in ({"ms", "tflops"}, {"failed"}) for one in found.values())
     assert found["bf16 forward 32x64x256"]["tflops"] > 0
     assert found["attention chosen by torch, mask, forward and backward"]["tflops"] > 0

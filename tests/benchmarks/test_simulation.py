@@ -12,16 +12,16 @@ from torch._subclasses import FakeTensorMode
 from torch.profiler import ProfilerActivity, profile
 
 from benchmarks import simulation
-from benchmarks.drawn import write_folder
 from benchmarks.live_bytes import LiveBytes, Peak
-from benchmarks.synthetic import PUBLISHED, ModelSize, make_batch, open_adapter, write_model
+from benchmarks.random_weights import write_folder
+from benchmarks.synthetic import PUBLISHED, ModelSize, load_model, make_batch, write_model
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.model_setup import block_engine
-from extensions.sd_trainer.trained import attach_network
-from toolkit.contracts import BatchSpec, ModelAdapter
-from toolkit.data.batches import LatentBatch
+from extensions.sd_trainer.model_setup import build_block_runner
+from extensions.sd_trainer.setup import attach_network
+from toolkit.data.dataloader import LatentBatch
 from toolkit.device import DTYPES
-from toolkit.memory import engine
+from toolkit.interfaces import BatchSpec, DiffusionModel
+from toolkit.memory import block_runner
 
 SIZE = ModelSize(heads=2, layers=3, **PUBLISHED)
 
@@ -37,14 +37,14 @@ def section(folder: Path, model: dict[str, Any] | None = None, rank: int = 16, *
     return SdTrainerConfig.model_validate(settings)
 
 
-def trained_with(adapter: ModelAdapter, settings: SdTrainerConfig) -> list[torch.nn.Parameter]:
-    network = attach_network(settings, adapter, 1, None)
-    block_engine(settings, adapter, simulation.DEVICE)
+def trained_with(model: DiffusionModel, settings: SdTrainerConfig) -> list[torch.nn.Parameter]:
+    network = attach_network(settings, model, 1, None)
+    build_block_runner(settings, model, simulation.DEVICE)
     return list(network.parameters().values())
 
 
-def velocity(adapter: ModelAdapter, batch: LatentBatch) -> torch.Tensor:
-    return adapter.predict_velocity(batch.latents_BCHW.float(), torch.tensor([0.5]), batch.prompts, batch.references)
+def velocity(model: DiffusionModel, batch: LatentBatch) -> torch.Tensor:
+    return model.predict_velocity(batch.latents_BCHW.float(), torch.tensor([0.5]), batch.prompts, batch.control_latents)
 
 
 def most_allocated(work: Callable[[], object]) -> int:
@@ -62,31 +62,31 @@ def most_allocated(work: Callable[[], object]) -> int:
 def of_real_tensors(folder: Path, settings: SdTrainerConfig) -> tuple[int, int]:
     """Bytes of a step, and of a pass without gradients."""
     dtype = DTYPES[settings.train.dtype]
-    adapter = open_adapter(folder, SIZE, dtype)
-    trained_with(adapter, settings)
+    model = load_model(folder, SIZE, dtype)
+    trained_with(model, settings)
     batch = make_batch(SIZE, BatchSpec(0, (0,), (0,)), dtype)
-    velocity(adapter, batch)  # fills the tables of positions
-    step = most_allocated(lambda: velocity(adapter, batch).square().mean().backward())
+    velocity(model, batch)  # fills the tables of positions
+    step = most_allocated(lambda: velocity(model, batch).square().mean().backward())
     with torch.no_grad():
-        return step, most_allocated(lambda: velocity(adapter, batch))
+        return step, most_allocated(lambda: velocity(model, batch))
 
 
 def of_fake_tensors(settings: SdTrainerConfig) -> tuple[int, int]:
     live = LiveBytes(simulation.FOLLOWED)  # without the workspaces of CUDA's kernels
     with simulation.as_on_a_device(live), FakeTensorMode(allow_non_fake_inputs=True), live:
-        adapter = simulation.open_adapter(settings, SIZE)
-        parameters = trained_with(adapter, settings)
+        model = simulation.load_model(settings, SIZE)
+        parameters = trained_with(model, settings)
         batch = simulation.batch_of(SIZE, 1, DTYPES[settings.train.dtype])
-        velocity(adapter, batch)
+        velocity(model, batch)
         before = live.device
         live.phase("step")
-        velocity(adapter, batch).square().mean().backward()
+        velocity(model, batch).square().mean().backward()
         step = live.phases["step"].device - before
         for parameter in parameters:
             parameter.grad = None
         live.phase("pass")
         with torch.no_grad():
-            velocity(adapter, batch)
+            velocity(model, batch)
     return step, live.phases["pass"].device - before
 
 
@@ -95,7 +95,7 @@ def of_fake_tensors(settings: SdTrainerConfig) -> tuple[int, int]:
     [("none", "bf16"), ("cheap", "bf16"), ("keep_attention", "bf16"), ("full", "bf16"), ("none", "fp32")],
 )
 def test_fake_tensors_take_what_real_ones_do(tmp_path: Path, monkeypatch, level: str, dtype: str) -> None:
-    monkeypatch.setattr(engine, "is_faster", lambda *_: False)  # as in the simulation
+    monkeypatch.setattr(block_runner, "is_faster", lambda *_: False)  # as in the simulation
     write_model(tmp_path, SIZE)
     (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
     settings = section(tmp_path, gradient_checkpointing=level, dtype=dtype)

@@ -82,33 +82,33 @@ def losses() -> tuple[float, float]:
     The LoRA is added by hand, W + alpha / rank * B A, from what its file holds.
     """
     from toolkit.config import load_job
-    from toolkit.contracts import BatchSpec
-    from toolkit.data.batches import BatchLoader
-    from toolkit.data.encode import encode_items
+    from toolkit.data.cache_stores import CacheStores
+    from toolkit.data.dataloader import BatchLoader
     from toolkit.data.items import scan_items
-    from toolkit.data.stores import CacheStores
+    from toolkit.data.latent_cache import encode_items
     from toolkit.extension import discover
+    from toolkit.interfaces import BatchSpec
     from toolkit.memory.quantize import quantizer
-    from toolkit.models.opening import open_adapter
-    from toolkit.train.flow_step import ROLE, FlowMatchingStep
+    from toolkit.models.load import load_model
+    from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 
     job = load_job(Path("config/examples/quickstart.yaml"), discover().find_config)
     section = job.processes[1].section
-    adapter = open_adapter(section.model, torch.device("cpu"), torch.float32, quantizer)
+    model = load_model(section.model, torch.device("cpu"), torch.float32, quantizer)
     _, items = scan_items(section, 32)
     stores = CacheStores(Path("output"))
-    dataset = encode_items(items, adapter, stores.of_samples(section), torch.float32)
+    dataset = encode_items(items, model, stores.of_samples(section), torch.float32)
     draws = range(16)
     spec = BatchSpec(epoch=10**6, items=tuple(n % len(items) for n in draws), positions=tuple(draws))
     batch = BatchLoader(dataset, seed=1).load(spec)
-    step = FlowMatchingStep(adapter, seed=1, timestep_type=section.train.timestep_type)
+    step = FlowMatchingStep(model, seed=1, timestep_type=section.train.timestep_type)
 
     @torch.no_grad()
     def mean_loss() -> float:
-        return float(step(batch).by_role[ROLE].mean())
+        return float(step(batch).by_role[NETWORK].mean())
 
     untrained = mean_loss()
-    fold_in(load_file("output/quickstart/quickstart.safetensors"), adapter.network_module)
+    fold_in(load_file("output/quickstart/quickstart.safetensors"), model.network_module)
     return untrained, mean_loss()
 
 

@@ -22,29 +22,29 @@ USE = """
 import torch
 from toolkit.config.train import TrainConfig
 from toolkit.flow.settings import FlowSettings
-from toolkit.flow.timesteps import Picture, timesteps_of_shares
-from toolkit.optim.choice import OPTIMIZERS, check_choice
+from toolkit.flow.timesteps import TimestepContext, timesteps_from_uniform
+from toolkit.optim.optimizer_args import OPTIMIZERS, check_optimizer
 from toolkit.optim.schedules import build_schedule, check_parameters
 
 train = TrainConfig(lr_scheduler="exponential", optimizer="nadam", timestep_type="arcsine")
 check_parameters(train.lr_scheduler, {"gamma": 0.5})
 rate = build_schedule(train.lr_scheduler, 9, 2, {"gamma": 0.5})
 print([rate(step) for step in range(5)])
-check_choice(train.optimizer, {"momentum_decay": 0.004})
+check_optimizer(train.optimizer, {"momentum_decay": 0.004})
 print(OPTIMIZERS.load(train.optimizer) is torch.optim.NAdam)
 settings = FlowSettings(**FlowSettings.named_in(train))
 shares = torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64)
-print([round(t, 9) for t in timesteps_of_shares(shares, settings, Picture(64, 0.5, 0.02)).tolist()])
+print([round(t, 9) for t in timesteps_from_uniform(shares, settings, TimestepContext(64, 0.5, 0.02)).tolist()])
 
 from pathlib import Path
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.memory.activations import Work
+from toolkit.memory.activation_estimate import StepShape
 from toolkit.models.families import family_for
-from toolkit.models.opening import open_adapter
+from toolkit.models.load import load_model
 from toolkit.network_kinds import KINDS
-from toolkit.networks.files import save_network
-from toolkit.networks.formats import read_network_file
+from toolkit.networks.save import save_network
+from toolkit.networks.lora_formats import load_adapter_file
 
 section = NetworkConfig(type="rslora", linear=4, linear_alpha=6)
 base = torch.nn.Sequential(torch.nn.Linear(8, 8))
@@ -54,15 +54,15 @@ with torch.no_grad():
     for parameter in network.parameters().values():
         parameter += 0.1
 save_network(Path("x.safetensors"), network.export(network.parameters()), "float32", {})
-delta = read_network_file(Path("x.safetensors"), ["0"])["0"].delta()
-parts = network.parts("0")
+delta = load_adapter_file(Path("x.safetensors"), ["0"])["0"].delta()
+parts = network.layer_weights("0")
 print(torch.allclose(delta, 3 * parts["lora_B.weight"] @ parts["lora_A.weight"]))
 print(sum(rows * columns for rows, columns in KINDS["rslora"].layer_shapes(section, 8, 8).values()))
-print(Work(7, 8, 2, 4, "rslora").kept("none") > 0)
+print(StepShape(7, 8, 2, 4, "rslora").kept("none") > 0)
 
 model = ModelConfig(name_or_path="./model")
 family = family_for(model)
-adapter = open_adapter(model, torch.device("cpu"), torch.float32, lambda qtype: None)
+adapter = load_model(model, torch.device("cpu"), torch.float32, lambda qtype: None)
 print(family.title, family.max_references, adapter.family is family)
 print(ModelConfig(name_or_path="a/b", arch="qwen_image").arch)
 """

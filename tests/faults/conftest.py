@@ -29,7 +29,7 @@ def nursery() -> Iterator[Nursery]:
 
 
 def draw_pictures(folder: Path, *stems: str) -> Path:
-    """Small smooth pictures with captions, all different."""
+    """Small smooth images with captions, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem in stems:
         pixels = Random(stem).randbytes(4 * 3 * 3)
@@ -40,7 +40,7 @@ def draw_pictures(folder: Path, *stems: str) -> Path:
 
 @pytest.fixture(scope="session")
 def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Three pictures. Read only."""
+    """Three images. Read only."""
     return draw_pictures(tmp_path_factory.mktemp("data"), "a", "b", "c")
 
 

@@ -63,9 +63,9 @@ def cuda(library: str, report: str = "", total: int = 80 * 2**30) -> None:
 
 def fetch_by_steps_only() -> None:
     """Numbers are fetched after as many steps as ever, however slow these are."""
-    from toolkit.train import results
+    from toolkit.train import metrics_buffer
 
-    results.FETCH_AFTER_S = float("inf")
+    metrics_buffer.METRICS_SYNC_SECONDS = float("inf")
 
 
 def slow(place: str, seconds: float) -> None:
@@ -114,8 +114,8 @@ def leave_at_write(thread: str, call: int, half: bool) -> None:
     Writes are whatever changes the disk: opening a file to write, flushing, renaming, removing, making a folder.
     `counters` tells how many there were.
     """
-    from toolkit.networks import files as networks_files
-    from toolkit.train import state_folder
+    from toolkit.networks import save as networks_files
+    from toolkit.train import checkpoint_store
 
     count = 0
     inside = False
@@ -150,9 +150,9 @@ def leave_at_write(thread: str, call: int, half: bool) -> None:
         write(begin)
         true_save(tensors, path, **named)
 
-    true_flush, true_save = os.fsync, state_folder.save_file
+    true_flush, true_save = os.fsync, checkpoint_store.save_file
     os.fsync = flush
-    networks_files.save_file = state_folder.save_file = save
+    networks_files.save_file = checkpoint_store.save_file = save
     sys.addaudithook(on_event)
     counters.append(lambda: count)
 

@@ -29,7 +29,7 @@ MODULES = [
     "extensions.sd_trainer.plan",
     "extensions.sd_trainer.process",
     "toolkit.models.qwen_edit.tiny",
-    "toolkit.models.qwen_edit.adapter",
+    "toolkit.models.qwen_edit.model",
     "toolkit.networks.lora",
     "peft.tuners.lora",
     "torch.distributed.fsdp",

@@ -10,17 +10,17 @@ from pathlib import Path
 from tests.faults.faults import counters
 from tests.toolkit.train.conftest import Toy
 from toolkit.log import StatusLine
-from toolkit.networks.files import as_stored, write_stored
+from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
 from toolkit.run_files import step_file
-from toolkit.train.checkpoint import load_state
-from toolkit.train.hooks.intervals import Interval
-from toolkit.train.hooks.metrics import MetricsHook
-from toolkit.train.hooks.save import SaveHook
-from toolkit.train.hooks.status import StatusHook
-from toolkit.train.lock import locked
-from toolkit.train.resume import choose_state, supersede
+from toolkit.train.callbacks.intervals import Interval
+from toolkit.train.callbacks.metrics import MetricsCallback
+from toolkit.train.callbacks.save import SaveCallback
+from toolkit.train.callbacks.status import StatusCallback
+from toolkit.train.checkpoint_state import load_state
+from toolkit.train.checkpoint_store import checkpoint_dir, remove_partial_writes
+from toolkit.train.lock import run_lock
+from toolkit.train.resume import archive_later_files, select_checkpoint
 from toolkit.train.run import Run
-from toolkit.train.state_folder import remove_leftovers, state_root
 
 STEPS = 4
 EVERY = 2
@@ -29,11 +29,11 @@ EVERY = 2
 def prepare(run: Run, step: int | None) -> Callable[[], list[Path]]:
     """As the trainer's: the averages now, written later."""
     path = run.folder / f"{run.name}.safetensors" if step is None else step_file(run.folder, run.name, step)
-    tensors = as_stored(run.roles["network"].weights_to_keep(), "float32")
+    tensors = to_cpu_copies(run.roles["network"].eval_weights(), "float32")
     metadata = {"training_info": json.dumps({"step": run.state.step})}
 
     def write() -> list[Path]:
-        write_stored(path, tensors, metadata)
+        write_safetensors_verified(path, tensors, metadata)
         return [path]
 
     return write
@@ -42,15 +42,15 @@ def prepare(run: Run, step: int | None) -> Callable[[], list[Path]]:
 def go_on(folder: Path) -> None:
     """Begins or resumes the run in `folder` and brings it to its end."""
     toy = Toy(folder)
-    saving = SaveHook(prepare, Interval(EVERY), 1, 1, lambda *_, **__: None)
-    hooks = [MetricsHook(), saving, StatusHook(StatusLine(io.StringIO()))]
-    run = toy.run(STEPS, accumulation=2, momentum=0.9, ema_decay=0.9, hooks=hooks)
-    with locked(folder):
-        remove_leftovers(state_root(folder))
-        state = choose_state(folder, "auto", False)
+    saving = SaveCallback(prepare, Interval(EVERY), 1, 1, lambda *_, **__: None)
+    hooks = [MetricsCallback(), saving, StatusCallback(StatusLine(io.StringIO()))]
+    run = toy.run(STEPS, accumulation=2, momentum=0.9, ema_decay=0.9, callbacks=hooks)
+    with run_lock(folder):
+        remove_partial_writes(checkpoint_dir(folder))
+        state = select_checkpoint(folder, "auto", False)
         if state:
             load_state(state, run)
-        supersede(folder, run.name, run.state.step if state else None)
+        archive_later_files(folder, run.name, run.state.step if state else None)
         toy.train(run, toy.step(run))
 
 

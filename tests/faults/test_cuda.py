@@ -30,7 +30,7 @@ from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 pytestmark = [
     pytest.mark.slow,
     pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++"),
-    pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own"),
+    pytest.mark.skipif(torch.backends.cuda.is_supported(), reason="this PyTorch has a CUDA of its own"),
 ]
 
 INT8 = {"quantize": True, "qtype": "int8"}
@@ -137,7 +137,7 @@ def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
     job.run(faults=device)
     whole = (job.folder / "job.safetensors").read_bytes()
     job.change(resume=4)
-    assert "going on from" in job.run(faults=device)
+    assert "resuming from" in job.run(faults=device)
     assert (job.folder / "job.safetensors").read_bytes() == whole
 
 
@@ -266,7 +266,7 @@ def test_a_batch_that_does_not_fit_is_trained_in_halves(on_less, settings: dict)
 def test_memory_that_runs_out_anywhere_ends_in_advice(
     here: Job, there: Callable[[Job], Job], device: list[Fault], cached: bool, share: float
 ) -> None:
-    """While pictures are encoded, the model is loaded, in a pass, in the optimizer's first step, in a sample."""
+    """While images are encoded, the model is loaded, in a pass, in the optimizer's first step, in a sample."""
     here.section["network"] = {"type": "full"}
     here.change(train__lr=1e-4, train__gradient_checkpointing="full")
     job, report = there(here), here.cwd / "report.json"

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from tests.faults.conftest import Job, contents
-from toolkit.train.state_folder import state_folders, verify
+from toolkit.train.checkpoint_store import checkpoint_folders, verify
 
 
 @pytest.fixture
@@ -57,7 +57,7 @@ def small_disk(job: Job) -> Iterator[Callable[[int], Path]]:
 def nothing_is_half_written(folder: Path) -> bool:
     """Every state verifies, and no temporary file is left."""
     left = [path for path in folder.rglob("*") if ".tmp" in path.name]
-    return left == [] and all(verify(path) is None for path in state_folders(folder / "state"))
+    return left == [] and all(verify(path) is None for path in checkpoint_folders(folder / "state"))
 
 
 def test_a_file_that_may_not_grow_ends_the_run_with_a_line_and_loses_nothing(job: Job, same) -> None:
@@ -111,7 +111,7 @@ def test_when_space_runs_short_during_the_run_older_states_go_and_it_is_said(job
 @pytest.mark.parametrize("number", [errno.ENOSPC, errno.EIO, errno.EDQUOT, errno.EROFS])
 def test_whatever_the_system_answers_a_failed_write_is_one_line(job: Job, same, number: int) -> None:
     """The tenth flush to the disk is in the middle of the first state."""
-    said = job.run(faults=[("fail", "toolkit.train.state_folder:flush_to_disk", 2, number)], code=1)
+    said = job.run(faults=[("fail", "toolkit.train.checkpoint_store:fsync", 2, number)], code=1)
     assert os.strerror(number) in said
     assert job.states() == [] and nothing_is_half_written(job.folder)
     job.run()
@@ -119,7 +119,7 @@ def test_whatever_the_system_answers_a_failed_write_is_one_line(job: Job, same, 
 
 
 def test_a_dataset_that_may_not_be_written_to_is_enough(job: Job, pictures: Path, read_only, same) -> None:
-    """Nothing is ever written beside the user's pictures."""
+    """Nothing is ever written beside the user's images."""
     read_only(pictures)
     job.run()
     same()

@@ -1,4 +1,4 @@
-"""A run that goes on from a state ends in the same bits as one that was never interrupted, whatever it trains with.
+"""A run that resumes from a state ends in the same bits as one that was never interrupted, whatever it trains with.
 
 Each case trains 4 steps, then goes back to the state of step 2 (in the middle of an epoch) in a new process. Stops
 within an accumulation, while sampling and by a kill are in test_stops.py.
@@ -13,7 +13,7 @@ import shutil
 import pytest
 
 from tests.faults.conftest import Job
-from toolkit.optim.choice import OPTIMIZERS
+from toolkit.optim.optimizer_args import OPTIMIZERS
 from toolkit.optim.schedules import SCHEDULES
 
 SCHEDULE_NEEDS = {
@@ -52,7 +52,7 @@ def assert_going_back_changes_nothing(job: Job, **changes: object) -> None:
     expected = trained(job)
     shutil.rmtree(job.cwd / "output" / "_cache")
     job.change(resume=2, **changes)
-    assert "going on from" in job.run()
+    assert "resuming from" in job.run()
     got = trained(job)
     assert got.keys() == expected.keys()
     assert [name for name in got if got[name] != expected[name]] == []

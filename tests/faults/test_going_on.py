@@ -134,7 +134,7 @@ def test_going_back_to_a_step_moves_what_is_later_and_ends_the_same(finished: Jo
     for path in finished.folder.glob("state/step_*"):
         os.utime(path, (4e9 - finished.states().index(int(path.name[5:])),) * 2)
     said = finished.run()
-    assert "going on from" in said and "superseded" in said
+    assert "resuming from" in said and "superseded" in said
     same()
     assert finished.steps() == [1, 2, 3, 4, 5, 6]
     moved = {path.name for path in (finished.folder / "superseded" / "1").iterdir()}
@@ -182,7 +182,7 @@ def test_the_newest_good_state_is_taken_and_the_damaged_one_named(finished: Job,
     damage(finished.folder / "state" / "step_000000006" / "optimizer.safetensors")
     (finished.folder / "state" / "step_000000004" / "MANIFEST.json").unlink()
     said = finished.run()
-    for words in ("step_000000006 is skipped: optimizer", "step_000000004 is skipped: MANIFEST", "going on from"):
+    for words in ("step_000000006 is skipped: optimizer", "step_000000004 is skipped: MANIFEST", "resuming from"):
         assert words in said
     same()
 

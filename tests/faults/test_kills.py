@@ -12,7 +12,7 @@ import pytest
 
 from tests.faults.conftest import contents
 from tests.faults.nursery import Nursery
-from toolkit.train.state_folder import newest_state, state_folders, state_root
+from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, latest_checkpoint
 
 RUN = "tests.faults.small"
 
@@ -61,8 +61,8 @@ def test_death_at_every_write_ends_in_the_same_bytes(start, runs: Path, thread: 
     for call in range(1, writes + 1):
         folder = runs / f"killed_{call}"
         assert start(folder.name, ("leave_at_write", thread, call, half)) == 99, call
-        root = state_root(folder)
-        assert newest_state(root) or not state_folders(root), f"write {call}: no good state is left"
+        root = checkpoint_dir(folder)
+        assert latest_checkpoint(root) or not checkpoint_folders(root), f"write {call}: no good state is left"
         assert start(folder.name) == 0
         assert result(folder) == expected, f"write {call} of {writes}"
 

@@ -14,18 +14,18 @@ import torch
 from PIL import Image
 
 from tests.faults.conftest import draw_pictures
-from tests.toolkit.data.conftest import FakeAdapter, make_dataset
+from tests.toolkit.data.conftest import FakeModel, make_dataset
 from tests.toolkit.train.states import make_run, saved
 from toolkit.config import load_job
 from toolkit.config.train import TrainConfig
 from toolkit.data.cache import TensorCache
-from toolkit.data.encode import Stores, encode_items
 from toolkit.data.items import scan_items
+from toolkit.data.latent_cache import CachePair, encode_items
 from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.extension import discover
-from toolkit.train.checkpoint import load_state
-from toolkit.train.resume import choose_state
-from toolkit.train.state_folder import state_root
+from toolkit.train.checkpoint_state import load_state
+from toolkit.train.checkpoint_store import checkpoint_dir
+from toolkit.train.resume import select_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -136,7 +136,7 @@ def encoded(folder: Path) -> None:
     section = SimpleNamespace(datasets=(make_dataset(folder, resolution=(64,)),), trigger_word="x", train=TrainConfig())
     _, items = scan_items(section, 16)
     memory = TensorCache(None)
-    encode_items(items, FakeAdapter(), lambda _: Stores(memory, memory), torch.float32)
+    encode_items(items, FakeModel(), lambda _: CachePair(memory, memory), torch.float32)
 
 
 def damage_one_by_one(folder: Path, path: Path, draw: Random, cases: int) -> list[int]:
@@ -219,7 +219,7 @@ def test_mutated_states_are_passed_over_or_hold_the_same(said: list[str], tmp_pa
         path.write_bytes(bad)
         said.clear()
         try:
-            chosen = choose_state(tmp_path, "auto", False)
+            chosen = select_checkpoint(tmp_path, "auto", False)
             run = make_run(tmp_path, fill=1)
             load_state(chosen, run)
         except (RunError, UserError) as error:
@@ -235,4 +235,4 @@ def test_mutated_states_are_passed_over_or_hold_the_same(said: list[str], tmp_pa
                     assert torch.equal(weight, whole.roles["network"].parameters[name]), (case, path.name)
         assert path.read_bytes() == bad
         path.write_bytes(raw)
-    assert sorted(state_root(tmp_path).iterdir()) == [older, newer]
+    assert sorted(checkpoint_dir(tmp_path).iterdir()) == [older, newer]

@@ -46,7 +46,7 @@ def as_one(job: Job, whole: Job) -> Callable[[], None]:
 
 def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job, as_one) -> None:
     said = run_together(job, 75, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, TERM)])
-    assert said.count("saved the state of step") == said.count("Stopped.") == 1, said
+    assert said.count("saved the checkpoint of step") == said.count("Stopped.") == 1, said
     assert said.count("2 processes share the 2 x 1 images of each step: 1 x 1 each") == 1
     assert (job.states(), job.status()) == ([2, 3], "stopped")
     job.run()
@@ -58,7 +58,7 @@ def test_two_processes_stopped_by_one_of_them_save_once_and_one_goes_on(job: Job
 def test_two_processes_go_on_where_one_was_stopped(job: Job, as_one) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
-    assert "going on from" in run_together(job)
+    assert "resuming from" in run_together(job)
     as_one()
 
 
@@ -75,9 +75,9 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job) -> None:
     first, second = start_together(job, of_second=[("kill_self", STEP, MICRO_BATCH_OF_STEP_3, KILL)])
     assert second.wait() == -KILL
     assert first.wait(20) == 1, first.output
-    assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
+    assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors
     assert job.states() == [2] and job.status() == "failed"
-    assert "gone without a word" in (job.folder / "log.txt").read_text()
+    assert "died without reporting an error" in (job.folder / "log.txt").read_text()
 
 
 def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> None:
@@ -85,7 +85,7 @@ def test_one_without_memory_for_an_exchange_ends_both_with_advice(job: Job) -> N
     assert first.wait() == second.wait() == 1
     says = "out of memory in an exchange with the other processes. To save memory, in order of effect: "
     assert second.errors.startswith(says), second.errors
-    assert first.errors == f"process 1 of 2 failed, so all end: {second.errors}"
+    assert first.errors == f"rank 1 of 2 failed, shutting down: {second.errors}"
     assert len(job.metrics()) == 1
 
 
@@ -122,8 +122,8 @@ def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
     first, second = start_together(job, attempt(0), [("fail", STEP, MICRO_BATCH_OF_STEP_3, errno.EIO)])
     assert first.wait() == second.wait() == 1
     # Whoever comes first must not take what it finds for a sign of the other one.
-    late = [("slow", "toolkit.parallel:Team.open", 1)]
-    assert "going on from" in run_together(job, of_each=attempt(1), of_second=late)
+    late = [("slow", "toolkit.distributed:ProcessGroup.init_process_group", 1)]
+    assert "resuming from" in run_together(job, of_each=attempt(1), of_second=late)
     as_one()
 
 
@@ -144,7 +144,7 @@ def test_torchrun_stopped_by_a_signal_saves_once(job: Job, tmp_path: Path, as_on
             process.send_signal(signal.SIGTERM)
         said, _ = process.communicate(timeout=120)
         assert stop or process.returncode == 0, said
-        assert said.count("saved the state of step") <= 1, said
+        assert said.count("saved the checkpoint of step") <= 1, said
     for step in set(job.states()) - {2, 4, 6}:
         (job.folder / "state" / f"step_{step:09d}").rename(tmp_path / "seen")
     as_one()

@@ -16,10 +16,10 @@ from types import SimpleNamespace
 import pytest
 from safetensors import safe_open
 
-from jobs import failure
+from jobs import exit
 from toolkit.config import load_job
 from toolkit.files import write_json
-from toolkit.redact import black_out
+from toolkit.redact import redact_text
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -148,7 +148,7 @@ def test_a_job_that_ends_in_the_middle_of_a_line_still_shows_it(talker, write_jo
     assert run_py(job, env=environment(tmp_path)).stdout.endswith("the end")
 
 
-# ------------------------------------------------------------ mistakes in a config
+# ------------------------------------------------------------ errors in a config
 
 
 def test_messages_about_a_config_are_without_secrets(
@@ -245,7 +245,7 @@ def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(training_job,
     # The secret was replaced by another one, and the job goes on: only its length has changed.
     result = run_py(training_job(3), env=environment(tmp_path, db_password="marmot33-new"))
     assert result.returncode == 0, result.stderr
-    assert "going on from" in result.stdout
+    assert "resuming from" in result.stdout
     assert re.findall("changed since the last run: (.*)", result.stdout) == ["train.steps: 2 -> 3"]
     assert leaks(result.stdout, result.stderr, tmp_path / "output") == []
 
@@ -256,9 +256,9 @@ def test_a_run_that_fails_leaves_no_secret_in_its_status(training_job, run_py: R
     patch.mkdir()
     patch.joinpath("sitecustomize.py").write_text(
         "import os\n"
-        "from toolkit.train.hooks.metrics import MetricsHook\n"
+        "from toolkit.train.callbacks.metrics import MetricsCallback\n"
         "def fail(*_): raise RuntimeError('lost ' + os.environ['MY_TOKEN'])\n"
-        "MetricsHook.on_result = fail\n"
+        "MetricsCallback.on_metrics = fail\n"
     )
     path = os.pathsep.join([str(patch), str(Path(__file__).resolve().parents[2])])
     result = run_py(training_job(2), "-l", "log.txt", env=environment(tmp_path, PYTHONPATH=path))
@@ -270,15 +270,15 @@ def test_a_run_that_fails_leaves_no_secret_in_its_status(training_job, run_py: R
 
 
 def test_a_message_is_without_secrets_before_it_reaches_a_stream(capsys: pytest.CaptureFixture[str]) -> None:
-    failure.report(RuntimeError(LITERAL))
+    exit.report(RuntimeError(LITERAL))
     assert "RuntimeError: <redacted>" in (said := capsys.readouterr().err)
     assert leaks(said) == []
 
 
 def test_metadata_has_every_variable_as_it_was_written(trainer, make_pictures, write_job, tmp_path: Path) -> None:
     from extensions.sd_trainer.config import SdTrainerConfig
-    from extensions.sd_trainer.export import NetworkWriter
-    from toolkit.train.flow_step import ROLE
+    from extensions.sd_trainer.lora_writer import LoraWriter
+    from toolkit.train.flow_step import NETWORK
     from toolkit.train.run import Run
 
     section = trainer(make_pictures(tmp_path / "photos", "a"), trigger_word="[name] ${PLAIN}")
@@ -286,14 +286,14 @@ def test_metadata_has_every_variable_as_it_was_written(trainer, make_pictures, w
     section["model"]["name_or_path"] = "${MODEL}"
     job = load_job(write_job(section, name="x-${PLAIN}"), lambda _: SdTrainerConfig, env=env)
     assert job.processes[0].section.trigger_word == "x-ordinary78 ordinary78"
-    roles = {ROLE: SimpleNamespace(optimizer=SimpleNamespace())}
+    roles = {NETWORK: SimpleNamespace(optimizer=SimpleNamespace())}
     state = SimpleNamespace(step=1, epochs_done=0)
     run = Run(job.name, tmp_path, 2, 1, seed=3, roles=roles, state=state)
-    metadata = NetworkWriter(None, job.processes[0].section, {}).metadata(run)
+    metadata = LoraWriter(None, job.processes[0].section, {}).metadata(run)
     assert (metadata["ss_output_name"], metadata["base_model"]) == ("x-${PLAIN}", "${MODEL}")
     assert metadata["trigger_word"] == metadata["modelspec.trigger_phrase"] == "x-ordinary78 ${PLAIN}"
     assert (metadata["ss_sd_model_name"], metadata["modelspec.title"]) == ("${MODEL}", "x-${PLAIN}")
-    assert black_out("ordinary78") == "ordinary78"
+    assert redact_text("ordinary78") == "ordinary78"
 
 
 def test_a_state_from_before_the_secret_was_known_is_of_the_same_job(
@@ -303,9 +303,9 @@ def test_a_state_from_before_the_secret_was_known_is_of_the_same_job(
 
     settings = {"trigger_word": LITERAL, "train": {"lr": 1.0}}
     section = SimpleNamespace(recorded_settings=lambda: settings, model_dump=lambda **_: settings)
-    dataset = resumption.Resumption.of(None, section, {}, False, print).record["dataset"]
-    monkeypatch.setattr(resumption, "read_document", lambda _: {"settings": settings, "dataset": dataset})
-    again = resumption.Resumption.of(Path("state"), section, {}, False)
+    dataset = resumption.ResumePlan.of(None, section, {}, False, print).record["dataset"]
+    monkeypatch.setattr(resumption, "read_checkpoint_json", lambda _: {"settings": settings, "dataset": dataset})
+    again = resumption.ResumePlan.of(Path("state"), section, {}, False)
     assert said == [] and again.record["settings"]["trigger_word"] == "<redacted>"
 
 

@@ -17,7 +17,7 @@ from tests.faults.conftest import Job, run_together, start_together
 from tests.faults.nursery import Nursery
 
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
-FORWARD = "toolkit.models.qwen_edit.adapter:forward"
+FORWARD = "toolkit.models.qwen_edit.model:forward"
 TERM, KILL, HANG = int(signal.SIGTERM), int(signal.SIGKILL), int(signal.SIGSTOP)
 
 CALL_OF_STEP_3 = 1 + 3
@@ -35,7 +35,7 @@ FINAL = "job/transformer/diffusion_pytorch_model.safetensors"
 
 @pytest.fixture(scope="session")
 def section(small_section: dict) -> dict:
-    """The small job, with whatever needs the weights of all processes: averages, pictures, validation, both files."""
+    """The small job, with whatever needs the weights of all processes: averages, images, validation, both files."""
     changed = copy.deepcopy(small_section)
     changed["network"] = {"type": "full"}
     changed["validation"] = {"fraction": 0.4, "every": 2, "timesteps": 2}
@@ -83,7 +83,7 @@ def validations(job: Job) -> list[dict]:
 
 def trained_weights(job: Job) -> str:
     """Their number, as it is told."""
-    return re.search(r"[\d,]+ trainable weights", (job.folder / "log.txt").read_text())[0]
+    return re.search(r"[\d,]+ trainable parameters", (job.folder / "log.txt").read_text())[0]
 
 
 def compare(ours: Path, theirs: Path) -> None:
@@ -139,9 +139,9 @@ def test_bf16_weights_are_rounded_at_random_as_in_one_process_bit_for_bit(job: J
 
 def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
     said = run_together(job, 75, of_second=[("kill_self", STEP, CALL_OF_STEP_3, TERM)])
-    assert said.count("saved the state of step") == said.count("Stopped.") == 1, said
+    assert said.count("saved the checkpoint of step") == said.count("Stopped.") == 1, said
     assert (job.states(), job.status()) == ([2, 3], "stopped")
-    assert "going on from" in job.run()
+    assert "resuming from" in job.run()
     (job.folder / "state" / "step_000000003").rename(job.cwd / "seen")
     as_one()
 
@@ -149,7 +149,7 @@ def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
 def test_stopped_on_one_it_goes_on_with_two(job: Job, as_one) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
-    assert "going on from" in run_together(job)
+    assert "resuming from" in run_together(job)
     as_one()
 
 
@@ -166,7 +166,7 @@ def test_one_that_is_killed_ends_the_other_with_one_line(job: Job, place: str, c
     first, second = start_together(job, of_second=[("kill_self", place, call, KILL)])
     assert second.wait() == -KILL
     assert first.wait(20) == 1, first.output
-    assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
+    assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors
     assert job.status() == "failed"
 
 
@@ -174,4 +174,4 @@ def test_one_that_hangs_is_given_up_after_the_time_limit(job: Job) -> None:
     job.change(train__ddp_timeout=0.1)
     first, _ = start_together(job, of_second=[("kill_self", STEP, CALL_OF_STEP_3, HANG)])
     assert first.wait() == 1, first.output
-    assert len(first.errors.splitlines()) == 1 and "gone without a word" in first.errors
+    assert len(first.errors.splitlines()) == 1 and "died without reporting an error" in first.errors

@@ -14,8 +14,8 @@ import pytest
 from tests.faults.conftest import Job
 
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
-DRAW = "toolkit.models.qwen_edit.adapter:QwenEditAdapter.predict_velocity"
-ENCODE = "toolkit.data.encode:_make"
+DRAW = "toolkit.models.qwen_edit.model:QwenEditModel.predict_velocity"
+ENCODE = "toolkit.data.latent_cache:_make"
 PROBE = 1
 """Calls of STEP and DRAW before everything else: the largest batch is tried first."""
 
@@ -93,7 +93,7 @@ def test_a_second_signal_leaves_at_once_and_the_last_save_is_good(job: Job, same
     job.run()
     job.change(train__steps=6)
     child = job.start(faults=[("slow", STEP, 30)])
-    child.wait_until(lambda: "going on from" in child.output)
+    child.wait_until(lambda: "resuming from" in child.output)
     time.sleep(0.3)
     child.send(signal.SIGTERM)
     time.sleep(0.3)
@@ -135,7 +135,7 @@ def test_a_second_run_in_the_folder_is_refused_and_a_killed_one_taken_over(job: 
     first.send(signal.SIGKILL)
     first.wait()
     said = job.run()
-    assert f"process {first.pid} on {socket.gethostname()}" in said and "taken over" in said
+    assert f"process {first.pid} on {socket.gethostname()}" in said and "stale lock" in said
     same()
 
 
@@ -162,7 +162,7 @@ def test_a_clock_that_jumps_changes_nothing(job: Job, same, ahead_s: float) -> N
     assert job.steps() == [1, 2, 3, 4]
     for age, path in enumerate(sorted(job.folder.rglob("*"))):
         os.utime(path, (1e9 - age, 1e9 - age))
-    assert "going on from" in job.run(faults=[("wall_clock", -ahead_s, 3)])
+    assert "resuming from" in job.run(faults=[("wall_clock", -ahead_s, 3)])
     same()
 
 

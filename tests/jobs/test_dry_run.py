@@ -9,8 +9,8 @@ from pydantic import Field
 
 from jobs.dry_run import plan_job
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
-from toolkit.data.plan import RunPlan
-from toolkit.errors import DataErrors, Mistake, UserError
+from toolkit.data.run_plan import RunPlan
+from toolkit.errors import DataErrors, InputError, UserError
 
 
 class Writer(ProcessConfig):
@@ -25,8 +25,8 @@ class Trainer(ProcessConfig):
     def plan(self, job: JobContext) -> RunPlan:
         self.seen.append(job)
         if self.mistakes:
-            raise DataErrors([Mistake(place, "bad") for place in self.mistakes])
-        return RunPlan(self.type, self.display_name(job), (), 8, 4, 12, epochs_asked=3)
+            raise DataErrors([InputError(place, "bad") for place in self.mistakes])
+        return RunPlan(self.type, self.display_name(job), (), 8, 4, 12, requested_epochs=3)
 
 
 def job(*sections: ProcessConfig | None) -> JobConfig:

@@ -10,8 +10,8 @@ import pytest
 
 from jobs import BaseJob, ExtensionJob
 from tests.processes import in_processes
-from toolkit.errors import Stopped
-from toolkit.parallel import Team
+from toolkit.distributed import ProcessGroup
+from toolkit.errors import Interrupted
 
 PROCESS = """
     from jobs.process import BaseExtensionProcess
@@ -77,13 +77,13 @@ def test_a_failing_on_error_does_not_hide_the_first_error(build, capsys: pytest.
 def test_a_stop_is_no_error(build) -> None:
     job = build({})
     job.process[0].run = stop
-    with pytest.raises(Stopped):
+    with pytest.raises(Interrupted):
         job.run()
     assert ("heard", 0) not in [(word.split()[0], index) for word, index in job.meta["log"]]
 
 
 def stop() -> None:
-    raise Stopped(75)
+    raise Interrupted(75)
 
 
 def test_a_process_needs_no_on_error(build) -> None:
@@ -126,9 +126,9 @@ def test_of_several_processes_only_the_first_runs_what_does_not_run_everywhere(b
     job = build({}, {})
     job.process[1].runs_everywhere = True
 
-    def run(team: Team) -> list:
-        job.team = team
-        team.open = lambda minutes: None  # it is
+    def run(process_group: ProcessGroup) -> list:
+        job.process_group = process_group
+        process_group.init_process_group = lambda minutes: None  # it is
         job.run()
         return job.meta["log"][2:]
 

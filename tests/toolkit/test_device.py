@@ -1,7 +1,7 @@
 import pytest
 import torch
 
-from toolkit.device import DTYPES, pick_device, set_up_cuda, to_device
+from toolkit.device import DTYPES, configure_cuda, pick_device, to_device
 
 
 @pytest.fixture
@@ -73,14 +73,14 @@ def cuda_switches():
 def test_cuda_switches_are_set_as_asked(
     said: list[str], cuda_switches, tf32: bool, benchmark: bool, expected: list[bool]
 ) -> None:
-    set_up_cuda(torch.device("cuda:0"), tf32, benchmark)
+    configure_cuda(torch.device("cuda:0"), tf32, benchmark)
     assert (cuda_switches(), said) == (expected, [])
 
 
 def test_without_cuda_one_line_says_that_they_do_nothing(said: list[str], cuda_switches) -> None:
-    set_up_cuda(torch.device("cpu"), True, True)
+    configure_cuda(torch.device("cpu"), True, True)
     assert said == ["train.cuda_allow_tf32 and train.cuda_cudnn_benchmark: no effect on cpu."]
-    set_up_cuda(torch.device("cpu"), False, False)
+    configure_cuda(torch.device("cpu"), False, False)
     assert (cuda_switches(), len(said)) == ([False] * 3, 1)
 
 

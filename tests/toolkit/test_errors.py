@@ -1,17 +1,17 @@
 """What is an error, and what each kind says."""
 
-from toolkit.errors import ConfigErrors, Mistake, RunError, Stopped, UserError, did_you_mean
+from toolkit.errors import ConfigErrors, InputError, Interrupted, RunError, UserError, did_you_mean
 
 
 def test_all_mistakes_are_in_the_message_one_line_each() -> None:
-    error = ConfigErrors([Mistake("a.yaml:1:2", "first"), Mistake("a.yaml:3:4", "second")])
+    error = ConfigErrors([InputError("a.yaml:1:2", "first"), InputError("a.yaml:3:4", "second")])
     assert str(error) == "a.yaml:1:2: first\na.yaml:3:4: second"
-    assert [mistake.place for mistake in error.mistakes] == ["a.yaml:1:2", "a.yaml:3:4"]
+    assert [mistake.place for mistake in error.errors] == ["a.yaml:1:2", "a.yaml:3:4"]
 
 
 def test_exit_codes() -> None:
     assert (UserError.exit_code, ConfigErrors.exit_code, RunError.exit_code) == (2, 2, 1)
-    assert Stopped(75).exit_code == 75
+    assert Interrupted(75).exit_code == 75
 
 
 def test_did_you_mean_names_the_nearest() -> None:

@@ -11,14 +11,14 @@ from pathlib import Path
 import pytest
 
 from toolkit.files import (
-    LEFTOVERS,
-    LEFTOVERS_OF_SAFETENSORS,
+    SAFETENSORS_TEMP_GLOB,
+    TEMP_FILE_GLOB,
     append_json_line,
-    flush_to_disk,
-    portions_of,
+    atomic_write,
+    atomic_write_dir,
+    fsync,
+    read_chunks,
     remove,
-    replaced,
-    replaced_folder,
     sha256_of,
     write_json,
     write_text,
@@ -28,7 +28,7 @@ from toolkit.files import (
 def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> None:
     path = tmp_path / "new folder" / "a.txt"
     write_text(path, "old")
-    with replaced(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text("new")
         assert temporary.parent == path.parent  # a rename is atomic within one file system only
         assert path.read_text() == "old"
@@ -39,7 +39,7 @@ def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> N
 def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
     write_text(path, "old")
-    with pytest.raises(KeyError), replaced(path) as temporary:
+    with pytest.raises(KeyError), atomic_write(path) as temporary:
         temporary.write_text("half")
         raise KeyError
     assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
@@ -48,12 +48,12 @@ def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
 def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     path = tmp_path / "model"
     for turn in ("old", "new"):
-        with replaced_folder(path) as temporary:
-            assert fnmatch(temporary.name, LEFTOVERS) and temporary.parent == path.parent
+        with atomic_write_dir(path) as temporary:
+            assert fnmatch(temporary.name, TEMP_FILE_GLOB) and temporary.parent == path.parent
             (temporary / "part").mkdir()
             (temporary / "part" / turn).touch()
         assert [entry.name for entry in (path / "part").iterdir()] == [turn]
-    with pytest.raises(KeyError), replaced_folder(path) as temporary:
+    with pytest.raises(KeyError), atomic_write_dir(path) as temporary:
         (temporary / "half").touch()
         raise KeyError
     assert [entry.name for entry in path.iterdir()] == ["part"] and list(tmp_path.iterdir()) == [path]
@@ -74,7 +74,7 @@ def test_what_is_removed_is_gone_and_a_folder_goes_at_once(tmp_path: Path, monke
         patch.setattr("toolkit.files.shutil.rmtree", killed)
         remove(tmp_path / "model")
     [left] = tmp_path.iterdir()
-    assert fnmatch(left.name, LEFTOVERS)
+    assert fnmatch(left.name, TEMP_FILE_GLOB)
 
 
 KILLED_WITHIN_A_FILE = """
@@ -93,12 +93,12 @@ def test_what_safetensors_leaves_behind_when_it_is_killed_has_the_known_name(tmp
     command = [sys.executable, "-c", KILLED_WITHIN_A_FILE, tmp_path / "lora.safetensors"]
     assert subprocess.run(command).returncode == -signal.SIGXFSZ
     [left] = tmp_path.iterdir()
-    assert fnmatch(left.name, LEFTOVERS_OF_SAFETENSORS)
+    assert fnmatch(left.name, SAFETENSORS_TEMP_GLOB)
 
 
 def test_two_writers_do_not_meet(tmp_path: Path) -> None:
     path = tmp_path / "a.txt"
-    with replaced(path) as one, replaced(path) as other:
+    with atomic_write(path) as one, atomic_write(path) as other:
         one.write_text("1")
         other.write_text("2")
         assert one != other
@@ -147,15 +147,15 @@ def test_the_digest_of_a_file(tmp_path: Path) -> None:
     for length in (0, 1, 65_535, 65_536, 65_537, 200_000):
         contents = bytes(range(251)) * (length // 251 + 1)
         (tmp_path / "b").write_bytes(contents[:length])
-        assert b"".join(portions_of(tmp_path / "b")) == contents[:length]
+        assert b"".join(read_chunks(tmp_path / "b")) == contents[:length]
         assert sha256_of(str(tmp_path / "b")) == hashlib.sha256(contents[:length]).hexdigest()
 
 
 def test_files_and_folders_can_be_flushed(tmp_path: Path) -> None:
     write_text(tmp_path / "a", "x")
-    flush_to_disk(tmp_path)
+    fsync(tmp_path)
     with pytest.raises(FileNotFoundError):
-        flush_to_disk(tmp_path / "missing")
+        fsync(tmp_path / "missing")
 
 
 def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:

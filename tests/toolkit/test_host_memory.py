@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from toolkit.host_memory import return_freed_memory
+from toolkit.host_memory import malloc_trim
 
 
 def anonymous_mib():
@@ -32,7 +32,7 @@ for _ in range(20):
     kept.append(torch.empty(2**12, dtype=torch.uint8).fill_(1))  # so that the heap cannot simply shrink
 full = anonymous_mib()
 del blocks
-return_freed_memory()
+malloc_trim()
 print(full - before, anonymous_mib() - before)
 """
 """A heap that other tests have used may hold the blocks without growing."""
@@ -50,7 +50,7 @@ def test_freed_tensors_are_given_back() -> None:
 
 def test_a_system_without_the_call_is_no_error(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(host_memory, "_c_library", lambda: None)
-    host_memory.return_freed_memory()
+    host_memory.malloc_trim()
 
 
 def test_free_memory_is_what_the_system_has_or_a_containers_limit(tmp_path: Path, monkeypatch) -> None:

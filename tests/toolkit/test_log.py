@@ -7,18 +7,18 @@ from pathlib import Path
 
 import pytest
 
+from toolkit.distributed import mute_nonzero_ranks
+from toolkit.distributed_env import DistributedEnv
 from toolkit.errors import UserError
 from toolkit.log import (
-    BlackedOut,
+    RedactingStream,
     StatusLine,
-    black_out_streams,
-    copy_output,
-    release_streams,
+    flush_streams,
+    redact_streams,
     show_extension,
     shown,
+    tee_output,
 )
-from toolkit.parallel import silence_others
-from toolkit.place import Place
 
 TOKEN = "hf_" + "aB3" * 11 + "z"
 
@@ -40,7 +40,7 @@ class Terminal(io.StringIO):
 
 def test_both_streams_are_copied_and_still_shown(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "new" / "folder" / "log.txt"
-    with copy_output(path):
+    with tee_output(path):
         print("out")
         print("err", file=sys.stderr)
         assert path.read_text() == "out\nerr\n"  # a line is in the file when it is complete
@@ -51,14 +51,14 @@ def test_both_streams_are_copied_and_still_shown(tmp_path: Path, capsys: pytest.
 def test_the_file_is_appended_to(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     for word in ("first", "second"):
-        with copy_output(Path("bare.txt")):
+        with tee_output(Path("bare.txt")):
             print(word)
     assert Path("bare.txt").read_text() == "first\nsecond\n"
 
 
 def test_overwritten_status_is_dropped(tmp_path: Path) -> None:
     path = tmp_path / "log.txt"
-    with copy_output(path):
+    with tee_output(path):
         for step in range(1000):
             sys.stdout.write(f"\rstep {step}")
         sys.stdout.write("\rdone     \r\n")
@@ -67,7 +67,7 @@ def test_overwritten_status_is_dropped(tmp_path: Path) -> None:
 
 
 def test_a_long_lived_status_line_does_not_pile_up(tmp_path: Path) -> None:
-    with copy_output(tmp_path / "log.txt"):
+    with tee_output(tmp_path / "log.txt"):
         for step in range(1000):
             sys.stdout.write(f"step {step}\r")
         assert len(sys.stdout._pending) < 20
@@ -75,7 +75,7 @@ def test_a_long_lived_status_line_does_not_pile_up(tmp_path: Path) -> None:
 
 def test_a_terminal_stays_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", Terminal())
-    with copy_output(tmp_path / "log.txt"):
+    with tee_output(tmp_path / "log.txt"):
         assert sys.stdout.isatty()
         status = StatusLine()
         status.update("step 1")
@@ -86,16 +86,16 @@ def test_a_terminal_stays_a_terminal(tmp_path: Path, monkeypatch: pytest.MonkeyP
 
 
 def test_an_exception_is_written_too(tmp_path: Path) -> None:
-    with pytest.raises(ZeroDivisionError), copy_output(tmp_path / "log.txt"):
+    with pytest.raises(ZeroDivisionError), tee_output(tmp_path / "log.txt"):
         _ = 1 / 0
     assert "Traceback" in (tmp_path / "log.txt").read_text()
     assert "ZeroDivisionError" in (tmp_path / "log.txt").read_text()
 
 
 def test_nested_copies_each_get_their_part(tmp_path: Path) -> None:
-    with copy_output(tmp_path / "all.txt"):
+    with tee_output(tmp_path / "all.txt"):
         print("before")
-        with copy_output(tmp_path / "run.txt"):
+        with tee_output(tmp_path / "run.txt"):
             print("within")
     assert (tmp_path / "all.txt").read_text() == "before\nwithin\n"
     assert (tmp_path / "run.txt").read_text() == "within\n"
@@ -103,13 +103,13 @@ def test_nested_copies_each_get_their_part(tmp_path: Path) -> None:
 
 def test_text_that_utf8_cannot_hold_is_escaped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    with copy_output(tmp_path / "log.txt"):
+    with tee_output(tmp_path / "log.txt"):
         print("caf\udce9.jpg ü")
     assert (tmp_path / "log.txt").read_text(encoding="utf-8") == "caf\\udce9.jpg ü\n"
 
 
 def test_a_place_that_cannot_be_written_is_a_user_error(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="cannot write the log"), copy_output(tmp_path):
+    with pytest.raises(UserError, match="cannot write the log"), tee_output(tmp_path):
         pass
 
 
@@ -148,14 +148,14 @@ def test_status_elsewhere_is_a_plain_line_every_ten_seconds() -> None:
 @pytest.mark.parametrize("kind", [io.StringIO, Terminal])
 def test_a_secret_does_not_pass(kind: type[io.StringIO]) -> None:
     stream = kind()
-    print(f"a {TOKEN} b", TOKEN, file=BlackedOut(stream))
-    BlackedOut(stream).writelines([f"{TOKEN}\n", "end\n"])
+    print(f"a {TOKEN} b", TOKEN, file=RedactingStream(stream))
+    RedactingStream(stream).writelines([f"{TOKEN}\n", "end\n"])
     assert stream.getvalue() == "a <redacted> b <redacted>\n<redacted>\nend\n"
 
 
 def test_a_secret_in_pieces_does_not_pass_into_a_file() -> None:
     stream = io.StringIO()
-    out = BlackedOut(stream)
+    out = RedactingStream(stream)
     for piece in (f"a {TOKEN[:9]}", TOKEN[9:20], f"{TOKEN[20:]} b"):
         out.write(piece)
         out.flush()
@@ -168,7 +168,7 @@ def test_a_secret_in_pieces_does_not_pass_into_a_file() -> None:
 
 def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sys, "stdout", io.StringIO())
-    with pytest.raises(KeyError), copy_output(tmp_path / "log.txt"):
+    with pytest.raises(KeyError), tee_output(tmp_path / "log.txt"):
         for piece in ("a ", TOKEN[:9], TOKEN[9:], "\n"):
             sys.stdout.write(piece)
         raise KeyError(TOKEN)
@@ -179,7 +179,7 @@ def test_a_log_is_without_secrets_in_pieces_and_in_tracebacks(tmp_path: Path, mo
 
 def test_a_terminal_shows_everything_at_once() -> None:
     terminal = Terminal()
-    out = BlackedOut(terminal)
+    out = RedactingStream(terminal)
     assert out.isatty()
     out.write("\rstep 1")
     assert terminal.getvalue() == "\rstep 1"
@@ -190,7 +190,7 @@ def test_a_terminal_shows_everything_at_once() -> None:
 
 def test_a_pipe_gets_progress_by_carriage_returns_one_state_late() -> None:
     stream = io.StringIO()
-    out = BlackedOut(stream)
+    out = RedactingStream(stream)
     for step in range(3):
         out.write(f"\rstep {step}")
     assert stream.getvalue() == "\rstep 0\rstep 1\r"
@@ -200,10 +200,12 @@ def test_a_pipe_gets_progress_by_carriage_returns_one_state_late() -> None:
 
 def test_an_endless_line_is_not_held_for_ever() -> None:
     stream = io.StringIO()
-    out = BlackedOut(stream)
+    out = RedactingStream(stream)
     for _ in range(3):
-        out.write("x" * BlackedOut.LONGEST + TOKEN + "x" * (BlackedOut.LONGEST // 2 - 10))  # cut within the token
-    assert 0 < len(out._held) <= BlackedOut.LONGEST
+        out.write(
+            "x" * RedactingStream.LONGEST + TOKEN + "x" * (RedactingStream.LONGEST // 2 - 10)
+        )  # cut within the token
+    assert 0 < len(out._held) <= RedactingStream.LONGEST
     out.release()
     assert stream.getvalue().replace("x", "") == "<redacted>" * 3
 
@@ -211,7 +213,7 @@ def test_an_endless_line_is_not_held_for_ever() -> None:
 def test_a_status_line_is_drawn_without_secrets_also_where_it_is_cut_off(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "30")
     terminal = Terminal()
-    status = StatusLine(BlackedOut(terminal))
+    status = StatusLine(RedactingStream(terminal))
     status.update(f"encoding photo of {TOKEN}")
     assert terminal.shown() == ["encoding photo of <redacted>"]
     status.update("step 2")
@@ -224,13 +226,13 @@ def test_the_streams_of_the_process_are_wrapped_once(monkeypatch: pytest.MonkeyP
     out, err = io.StringIO(), io.StringIO()
     monkeypatch.setattr(sys, "stdout", out)
     monkeypatch.setattr(sys, "stderr", err)
-    black_out_streams()
+    redact_streams()
     wrapped = sys.stdout
-    black_out_streams()
+    redact_streams()
     assert sys.stdout is wrapped
     print(TOKEN, end="")
     print(TOKEN, file=sys.stderr)
-    release_streams()
+    flush_streams()
     assert (out.getvalue(), err.getvalue()) == ("<redacted>", "<redacted>\n")
 
 
@@ -243,7 +245,7 @@ OWN = logging.getLogger("toolkit.some.module")
 def test_what_is_logged_is_printed_as_it_is_and_copied(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with shown():
         OWN.info("before")
-        with copy_output(tmp_path / "log.txt"):
+        with tee_output(tmp_path / "log.txt"):
             print("printed")
             OWN.info("50 % of 3")
             OWN.warning("warning: two\nlines")
@@ -269,7 +271,7 @@ def test_libraries_log_as_they_did(capsys: pytest.CaptureFixture[str], caplog: p
 
 def test_a_logged_line_stays_above_the_status_line(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
-    monkeypatch.setattr(sys, "stdout", BlackedOut(terminal))
+    monkeypatch.setattr(sys, "stdout", RedactingStream(terminal))
     status = StatusLine()
     with shown():
         OWN.info("first")
@@ -293,7 +295,7 @@ def test_a_status_line_on_another_stream_is_left_alone(
 
 def test_a_logged_secret_is_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", BlackedOut(stream))
+    monkeypatch.setattr(sys, "stdout", RedactingStream(stream))
     with shown():
         OWN.info("the token %s", TOKEN)
     assert stream.getvalue() == "the token <redacted>\n"
@@ -304,7 +306,7 @@ def test_only_the_first_process_shows_what_is_logged(monkeypatch: pytest.MonkeyP
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     with shown():
-        silence_others(Place(rank=rank, size=2))
+        mute_nonzero_ranks(DistributedEnv(rank=rank, size=2))
         OWN.info("a line")
     assert stream.getvalue() == text
 

@@ -14,17 +14,17 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from toolkit.config.network import NetworkConfig
-from toolkit.contracts import Network
-from toolkit.network_kinds import KINDS, NetworkKind, factorise, loha_shapes, lokr_shapes
-from toolkit.networks.files import save_network
-from toolkit.networks.formats import read_network_file
-from toolkit.networks.plain import plain_lora
+from toolkit.interfaces import Network
+from toolkit.network_kinds import KINDS, NetworkKind, factorize, loha_shapes, lokr_shapes
+from toolkit.networks.extract_lora import extract_network_lora
+from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.networks.save import save_network
 
 
 @pytest.mark.parametrize("factor", [-1, 1, 2, 3, 4, 7, 8, 16, 48, 100])
 def test_a_size_is_factorised_as_lycoris_does(factor: int) -> None:
     for size in [*range(1, 130), 256, 384, 3072, 3584, 12288, 18432]:
-        assert factorise(size, factor) == factorization(size, factor), size
+        assert factorize(size, factor) == factorization(size, factor), size
 
 
 @pytest.mark.parametrize(("inputs", "outputs"), [(64, 64), (64, 384), (256, 64), (30, 42)])
@@ -88,13 +88,13 @@ def test_a_new_network_is_a_no_op_and_its_gradients_reach_every_layer(kind: Netw
     torch.testing.assert_close(after, before, atol=1e-6, rtol=1e-6)
     after.square().sum().backward()
     learning = {
-        network.layer_of(name) for name, p in network.parameters().items() if p.grad is not None and p.grad.any()
+        network.module_name_of(name) for name, p in network.parameters().items() if p.grad is not None and p.grad.any()
     }
     assert learning == {"first", "second"}
     trained = {id(p) for p in network.parameters().values()}
     assert all(id(p) in trained for p in base.parameters() if p.requires_grad)
-    assert network.up_parameters() <= network.parameters().keys()
-    assert bool(network.up_parameters()) == bool(kind.up)
+    assert network.lora_b_parameters() <= network.parameters().keys()
+    assert bool(network.lora_b_parameters()) == bool(kind.up_names)
 
 
 def test_the_table_counts_what_the_class_trains(kind: NetworkKind) -> None:
@@ -122,7 +122,7 @@ def test_what_is_exported_is_read_back_as_the_same_change(kind: NetworkKind, tmp
     if kind.trains_model:
         plain.load_state_dict(load_file(tmp_path / "x.safetensors"))
     else:
-        for name, change in read_network_file(
+        for name, change in load_adapter_file(
             tmp_path / "x.safetensors", {"first": (12, 20), "second": (20, 8)}
         ).items():
             layer = plain.get_submodule(name)
@@ -135,14 +135,14 @@ def test_a_plain_lora_is_extracted_where_the_table_says_so(kind: NetworkKind) ->
     network = made(kind, toy())
     weights = {name: p.detach() for name, p in network.parameters().items()}
     if kind.extracts_lora:
-        assert plain_lora(network, weights, 4, "float32").rank <= 4
+        assert extract_network_lora(network, weights, 4, "float32").rank <= 4
     else:
         assert kind.trains_model or set(kind.shapes(4, 4, 1)) == {"lora_A.weight", "lora_B.weight"}
 
 
 def test_every_kind_has_units_for_the_plan(kind: NetworkKind) -> None:
     units = kind.units
-    pairs = zip(units.everything, units.costly, strict=True)
+    pairs = zip(units.everything, units.matmul_outputs, strict=True)
     assert all(everything > costly > 0 for everything, costly in pairs)
     assert min(*units.backward, *units.forward) > 0
 
@@ -189,5 +189,5 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
         assert file.metadata()["network_type"] == kind
     modules = {key.removeprefix("diffusion_model.").removesuffix(".alpha") for key in stored if key.endswith(".alpha")}
     assert len(modules) == 24  # two blocks of 14 layers, less the modulations
-    changes = read_network_file(whole, modules)
+    changes = load_adapter_file(whole, modules)
     assert any(change.delta().any() for change in changes.values())

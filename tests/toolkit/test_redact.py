@@ -1,4 +1,4 @@
-"""What is blacked out of a text, and what is not."""
+"""What is redacted of a text, and what is not."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ import pytest
 
 from toolkit import redact as module
 from toolkit.redact import (
-    black_out,
-    black_out_data,
-    holds_secret,
+    contains_secret,
     is_secret_variable,
     redact,
-    remember,
+    redact_json,
+    redact_text,
+    register_secret,
     remember_environment,
     wandb_keys,
 )
@@ -90,28 +90,28 @@ NASTY = 'it\'s "q" \\ ü\tend'
 @pytest.mark.parametrize("value", ["simple-value", NASTY])
 def test_a_value_is_found_in_every_form(value: str, written: Callable[[str], str]) -> None:
     text = f"before {written(value)} after"
-    assert black_out(text) == text
-    remember([value])
-    assert not {"simple", "value", "it", "end"} & set(black_out(text).replace("'", " ").replace("<", " ").split())
-    assert black_out(text).count("<redacted>") == 1
-    assert black_out(black_out(text)) == black_out(text)
+    assert redact_text(text) == text
+    register_secret([value])
+    assert not {"simple", "value", "it", "end"} & set(redact_text(text).replace("'", " ").replace("<", " ").split())
+    assert redact_text(text).count("<redacted>") == 1
+    assert redact_text(redact_text(text)) == redact_text(text)
 
 
 def test_the_longest_value_goes_first() -> None:
-    remember(["abcdef"])
-    remember(["abcdef-ghi"])
-    assert black_out("abcdef-ghi abcdef") == "<redacted> <redacted>"
+    register_secret(["abcdef"])
+    register_secret(["abcdef-ghi"])
+    assert redact_text("abcdef-ghi abcdef") == "<redacted> <redacted>"
 
 
 def test_short_values_and_the_mark_itself_are_no_secrets() -> None:
-    remember(["12345", "", " a ", "redacted", "<redacted>"])
-    assert black_out("12345  a  redacted <redacted>") == "12345  a  redacted <redacted>"
+    register_secret(["12345", "", " a ", "redacted", "<redacted>"])
+    assert redact_text("12345  a  redacted <redacted>") == "12345  a  redacted <redacted>"
 
 
 def test_of_several_lines_each_is_a_secret_and_white_space_around_is_none() -> None:
-    remember(["  first line\n    second line\nx\n"])
-    assert black_out("first line") == black_out("second line") == "<redacted>"
-    assert black_out("x  y") == "x  y"
+    register_secret(["  first line\n    second line\nx\n"])
+    assert redact_text("first line") == redact_text("second line") == "<redacted>"
+    assert redact_text("x  y") == "x  y"
 
 
 @pytest.mark.parametrize(
@@ -125,19 +125,19 @@ def test_of_several_lines_each_is_a_secret_and_white_space_around_is_none() -> N
     ],
 )
 def test_what_is_left_of_a_shortened_value_goes_too(text: str, expected: str) -> None:
-    remember(["0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"])
-    assert black_out(text) == expected
+    register_secret(["0123456789abcdefghijklmnopqrstuvwxyzABCDEFG"])
+    assert redact_text(text) == expected
 
 
 def test_digits_are_replaced_as_a_number_of_their_own_only() -> None:
-    remember(["123456"])
-    assert black_out("pin 123456.") == "pin <redacted>."
-    assert black_out("loss 0.123456 of 1234567, 123456.5") == "loss 0.123456 of 1234567, 123456.5"
+    register_secret(["123456"])
+    assert redact_text("pin 123456.") == "pin <redacted>."
+    assert redact_text("loss 0.123456 of 1234567, 123456.5") == "loss 0.123456 of 1234567, 123456.5"
 
 
 def test_tokens_of_the_environment_are_known_without_a_config() -> None:
     remember_environment({"HF_TOKEN": "odd-token-1", "WANDB_API_KEY": HEX, "OTHER_TOKEN": "not-asked-for"})
-    assert black_out(f"odd-token-1 {HEX} not-asked-for") == "<redacted> <redacted> not-asked-for"
+    assert redact_text(f"odd-token-1 {HEX} not-asked-for") == "<redacted> <redacted> not-asked-for"
 
 
 @pytest.mark.parametrize(
@@ -180,8 +180,8 @@ def test_a_variable_tells_by_its_name(name: str, secret: bool) -> None:
     ],
 )
 def test_only_what_is_unmistakable_goes_from_any_text(text: str, expected: str) -> None:
-    assert black_out(text) == expected
-    assert holds_secret(text) is (text != expected)
+    assert redact_text(text) == expected
+    assert contains_secret(text) is (text != expected)
 
 
 def test_wandb_keys_of_the_old_form_are_found_and_commits_are_not() -> None:
@@ -192,9 +192,9 @@ def test_wandb_keys_of_the_old_form_are_found_and_commits_are_not() -> None:
 
 
 def test_data_keeps_its_shape_and_its_numbers() -> None:
-    remember(["123456", "secret-1"])
+    register_secret(["123456", "secret-1"])
     data = {"n": 123456, "x": 0.123456, "t": True, "none": None, "a": ["secret-1", ("123456",)], "secret-1": {"b": "c"}}
-    assert black_out_data(data) == {
+    assert redact_json(data) == {
         "n": 123456,
         "x": 0.123456,
         "t": True,
@@ -206,22 +206,22 @@ def test_data_keeps_its_shape_and_its_numbers() -> None:
 
 def test_a_digest_stays_unless_it_is_the_secret() -> None:
     digest = "0123456789abcdef" * 4
-    remember(["abcdef"])
-    assert black_out_data([digest]) == [digest]
-    remember([digest])
-    assert black_out_data([digest]) == ["<redacted>"]
+    register_secret(["abcdef"])
+    assert redact_json([digest]) == [digest]
+    register_secret([digest])
+    assert redact_json([digest]) == ["<redacted>"]
 
 
 def test_names_of_keys_count_only_when_asked() -> None:
     data = {"api_key": "plain", "my_secret": ["a"], "keep_tokens": 1, "other": "x"}
-    assert black_out_data(data) == data
-    assert black_out_data(data, by_key=True) == data | {"api_key": "<redacted>", "my_secret": ["<redacted>"]}
+    assert redact_json(data) == data
+    assert redact_json(data, by_key=True) == data | {"api_key": "<redacted>", "my_secret": ["<redacted>"]}
 
 
 def test_a_line_costs_next_to_nothing() -> None:
-    remember([f"{'-' * number}some-secret-{number}" for number in range(20)])
+    register_secret([f"{'-' * number}some-secret-{number}" for number in range(20)])
     line = "step 1234/3400 36.3% | loss 0.1234 (avg 0.1200) | lr 1.0e-04 | 1.23 s/it | ETA 45m12s"
     begin = time.perf_counter()
     for _ in range(1000):
-        black_out(line)
+        redact_text(line)
     assert (time.perf_counter() - begin) / 1000 < 0.001  # seconds; some microseconds where nothing else runs

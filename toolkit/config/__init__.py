@@ -7,10 +7,10 @@
 from toolkit.config.base import StrictModel
 from toolkit.config.job import JobConfig, ProcessEntry
 from toolkit.config.loader import load_job
-from toolkit.config.process import Finding, JobContext, ProcessConfig
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 
 __all__ = [
-    "Finding",
+    "Diagnostic",
     "JobConfig",
     "JobContext",
     "ProcessConfig",

@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 from pydantic import BaseModel, ConfigDict
 
 from toolkit.config.compat.foreign import ForeignNames
-from toolkit.config.node import Node
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode
 
 ChangeKind = Literal["harmless", "changes the result", "impossible"]
 """What it means for a resume that a key has another value: nothing of what is trained depends on it; the rest of the
@@ -49,6 +49,6 @@ class StrictModel(BaseModel):
         super().__pydantic_init_subclass__(**kwargs)
 
     @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """Turns other shapes of this section's own keys into its fields. Gets known and given keys only."""
         return entries

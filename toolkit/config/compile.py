@@ -7,7 +7,7 @@ from typing import Annotated
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import AutoOrBool, one_of
+from toolkit.config.field_types import AutoOrBool, literal_with_aliases
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
 
@@ -22,7 +22,7 @@ class CompileConfig(StrictModel):
     backend: str = "inductor"
     """Compiler, by PyTorch's name for it. inductor needs a C++ compiler on the CPU and Triton on CUDA."""
 
-    mode: Annotated[str, *one_of(*MODES)] = "default"
+    mode: Annotated[str, *literal_with_aliases(*MODES)] = "default"
     """What inductor optimises for; max-autotune tries more and takes longer to start."""
 
     dynamic: AutoOrBool = "auto"

@@ -8,9 +8,9 @@ from typing import Annotated, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import PathText, as_list, mistake, schema_of_list
 from toolkit.config.compat.data import DATASET
-from toolkit.config.slots import Slots
+from toolkit.config.control_slots import Slots
+from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
 
 _COLOURS = (
     "white black gray grey silver red green blue yellow cyan aqua magenta fuchsia maroon navy olive purple teal "
@@ -29,7 +29,7 @@ def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
 def _colour(value: str) -> str:
     folded = value.strip().lower()
     if folded not in _COLOURS.split() and not re.fullmatch(r"#[0-9a-f]{6}", folded):
-        raise mistake(f"{value!r} is no colour. Write a name such as 'white' or '#rrggbb'.")
+        raise value_error(f"{value!r} is not a valid colour. Write a name such as 'white' or '#rrggbb'.")
     return folded
 
 
@@ -53,7 +53,7 @@ Extensions = Annotated[
 class DatasetConfig(StrictModel):
     """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`."""
 
-    folder_path: PathText
+    folder_path: PathStr
     """Folder of the images, relative to the working directory."""
 
     num_repeats: int | None = Field(default=None, ge=1)
@@ -89,7 +89,7 @@ class DatasetConfig(StrictModel):
     control_optional: bool = False
     """Images without a partner in a control folder train without that reference instead of being errors."""
 
-    mask_path: PathText | None = None
+    mask_path: PathStr | None = None
     """Folder of masks, matched by file stem: the loss counts an image where its mask is white, and by the brightness
     in between. Transparent is black. A mask is stretched to its image, then resized, cut and mirrored with it. The
     loss stays a mean over the whole image."""

@@ -42,4 +42,4 @@ class JobConfig:
 
     path: Path
     unexpanded_text: str
-    """YAML to keep beside the results: `${VAR}` as written, the job's real name, secrets blacked out."""
+    """YAML to keep beside the results: `${VAR}` as written, the job's real name, secrets redacted."""

@@ -1,4 +1,4 @@
-"""`load_job`: a config file to a checked `JobConfig`, or all of its mistakes at once."""
+"""`load_job`: a config file to a checked `JobConfig`, or all of its errors at once."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from typing import Any
 from pydantic import BaseModel
 
 from toolkit.config.compat.peer_names import hint
-from toolkit.config.defaults import DefaultsWatch, merge_defaults
+from toolkit.config.defaults import UnusedDefaults, merge_defaults
+from toolkit.config.diagnostics import Diagnostics
 from toolkit.config.job import JobConfig, ProcessEntry
+from toolkit.config.located import ConfigNode, show
 from toolkit.config.model import ModelConfig
-from toolkit.config.node import Node, show
 from toolkit.config.normalise import Normaliser
-from toolkit.config.process import Finding, JobContext, ProcessConfig
-from toolkit.config.report import Report
-from toolkit.config.saved import saved_text, secret_scalars
-from toolkit.config.source import is_json, read_text, strip_json_comments
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.read_file import is_json, read_text, strip_json_comments
+from toolkit.config.redacted_copy import saved_text, secret_scalars
 from toolkit.config.validate import validate
 from toolkit.config.variables import expand_variables, replace_name, secret_values, written_with_variables
 from toolkit.config.yaml_reader import read_yaml, scalar_value
-from toolkit.errors import ConfigErrors, Mistake, UserError, did_you_mean
-from toolkit.redact import holds_secret, remember, wandb_keys
+from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
+from toolkit.redact import contains_secret, register_secret, wandb_keys
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
@@ -39,11 +39,11 @@ _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
 class _Process:
     """A process on its way: what the file says, what it is checked against, what came of it."""
 
-    node: Node
+    node: ConfigNode
     entry: ProcessEntry
-    checked: Node
+    checked: ConfigNode
     complete: bool
-    """False when the section has mistakes that leave nothing to look at."""
+    """False when the section has errors that leave nothing to look at."""
 
 
 def load_job(
@@ -53,100 +53,100 @@ def load_job(
     name: str | None = None,
     env: Mapping[str, str] = os.environ,
 ) -> JobConfig:
-    """Reads and checks a config. `name` replaces `config.name`. Raises ConfigErrors holding every mistake."""
-    if name is not None and (fault := folder_name_fault(name)):
-        raise ConfigErrors([Mistake("-n", f"{name!r} {fault}")])
-    report = Report(str(path))
-    text = read_text(path, report)
-    written = read_yaml(strip_json_comments(text) if is_json(path) else text, report)
+    """Reads and checks a config. `name` replaces `config.name`. Raises ConfigErrors holding every error."""
+    if name is not None and (fault := folder_name_error(name)):
+        raise ConfigErrors([InputError("-n", f"{name!r} {fault}")])
+    diagnostics = Diagnostics(str(path))
+    text = read_text(path, diagnostics)
+    written = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
     remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
-    root = expand_variables(written, env, report, ("meta",), *([("config", "name")] if name is not None else []))
-    config = check_frame(root, report)
-    job_name = name if name is not None else read_name(config, report)
+    root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
+    config = check_top_level(root, diagnostics)
+    job_name = name if name is not None else read_name(config, diagnostics)
     root = replace_name(root, job_name)
-    processes = read_processes(root.value["config"], find_model, report)
+    processes = read_processes(root.value["config"], find_model, diagnostics)
     job = JobContext(job_name)
-    check_processes(processes, job, report)
-    report.raise_mistakes()
+    check_processes(processes, job, diagnostics)
+    diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
-    note_processes(known, job, report)
+    note_processes(known, job, diagnostics)
     meta = root.value.get("meta")
     return JobConfig(
         job=root.value["job"].value,
         name=job_name,
         meta=meta.data() if meta and meta.value else {},
         processes=tuple(process.entry for process in known),
-        warnings=report.warnings,
+        warnings=diagnostics.warnings,
         path=Path(path),
         unexpanded_text=saved_text(text, written, name, json_input=is_json(path)),
     )
 
 
-def remember_secrets(text: str, written: Node, env: Mapping[str, str]) -> None:
-    """Tells what is to be blacked out of everything: before the first message can show a value."""
-    remember(secret_values(written, env))
-    remember(wandb_keys(text))
-    # A word such as `sort_key: filename` is blacked out of the saved config at most, not of everything.
+def remember_secrets(text: str, written: ConfigNode, env: Mapping[str, str]) -> None:
+    """Tells what is to be redacted of everything: before the first message can show a value."""
+    register_secret(secret_values(written, env))
+    register_secret(wandb_keys(text))
+    # A word such as `sort_key: filename` is redacted of the saved config at most, not of everything.
     literals = [str(node.value) for node in secret_scalars(written)]
-    remember(value for value in literals if _LOOKS_RANDOM.search(value))
+    register_secret(value for value in literals if _LOOKS_RANDOM.search(value))
 
 
 # ---------------------------------------------------------------- the frame: job, config, meta
 
 
-def check_frame(root: Node, report: Report) -> Node:
+def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """The `config` mapping. Raises when there is none; all else outside the processes is reported."""
-    refuse_unknown(root, ("job", "config", "meta"), report)
+    refuse_unknown(root, ("job", "config", "meta"), diagnostics)
     job = root.value.get("job")
     if job is None or job.is_blank:
-        report.mistake(job or root, "is required. Write 'job: extension'.", path=("job",))
+        diagnostics.error(job or root, "is required. Write 'job: extension'.", path=("job",))
     elif job.value != "extension":
-        report.mistake(job, f"{show(job)} is not a kind of job here. Write 'extension'.")
+        diagnostics.error(job, f"unknown job type {show(job)}. Write 'extension'.")
     meta = root.value.get("meta")
     if meta is not None and meta.value is not None and not isinstance(meta.value, dict):
-        report.mistake(meta, f"{show(meta)} is not a mapping of keys and values.")
+        diagnostics.error(meta, f"{show(meta)} is not a mapping of keys and values.")
     config = root.value.get("config")
     if config is None or not isinstance(config.value, dict):
         message = "is required: a mapping with 'name' and 'process'."
-        report.fatal((config or root).value_at, ("config",), message)
-    refuse_unknown(config, ("name", "process", "defaults"), report)
+        diagnostics.fatal((config or root).value_at, ("config",), message)
+    refuse_unknown(config, ("name", "process", "defaults"), diagnostics)
     defaults = config.value.get("defaults")
     if defaults is not None and defaults.value is not None and not isinstance(defaults.value, dict):
-        report.mistake(defaults, f"{show(defaults)} is not a mapping of keys and values.")
+        diagnostics.error(defaults, f"{show(defaults)} is not a mapping of keys and values.")
     return config
 
 
-def refuse_unknown(node: Node, known: tuple[str, ...], report: Report) -> None:
+def refuse_unknown(node: ConfigNode, known: tuple[str, ...], diagnostics: Diagnostics) -> None:
     for key, child in node.value.items():
         if key not in known:
-            report.mistake(child, f"unknown key. {hint(key) or did_you_mean(key, known)}", at_key=True)
+            diagnostics.error(child, f"unknown key. {hint(key) or did_you_mean(key, known)}", at_key=True)
 
 
-def read_name(config: Node, report: Report) -> str:
+def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
     """`config.name`, checked: it becomes a folder's name."""
     node = config.value.get("name")
     if node is None or node.is_blank:
-        report.mistake(node or config, "is required: the run's folder gets this name.", path=("config", "name"))
+        diagnostics.error(node or config, "is required: the run's folder gets this name.", path=("config", "name"))
         return "job"
-    check_folder_name(node, report)
+    check_folder_name(node, diagnostics)
     return str(node.value)
 
 
-def check_folder_name(node: Node, report: Report) -> None:
+def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> None:
     if not isinstance(node.value, str):
-        report.mistake(node, f'{show(node)} is not text. Put it in quotes: "{node.text}"')
-    elif (fault := folder_name_fault(node.value)) and not report.reported(node.path):
-        report.mistake(node, f"{show(node)} {fault}")
+        diagnostics.error(node, f'{show(node)} is not text. Put it in quotes: "{node.text}"')
+    elif (fault := folder_name_error(node.value)) and not diagnostics.reported(node.path):
+        diagnostics.error(node, f"{show(node)} {fault}")
 
 
-def folder_name_fault(name: str) -> str:
+def folder_name_error(name: str) -> str:
     """Why a name cannot be a folder's name, or an empty string."""
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):
         return "cannot be the name of a folder: leave out '/', '\\' and control characters."
-    if holds_secret(name):
+    if contains_secret(name):
         return f"cannot be the name of a folder: {_SECRET_FOLDER}"
     return ""
 
@@ -154,15 +154,15 @@ def folder_name_fault(name: str) -> str:
 # ---------------------------------------------------------------- processes
 
 
-def read_processes(config: Node, find_model: FindModel, report: Report) -> list[_Process | None]:
+def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagnostics) -> list[_Process | None]:
     """Every entry of `config.process`, checked against the model of its type; None where that is not known."""
     listed = config.value.get("process")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
         node = listed or config
-        report.mistake(node, "is required: a list of at least one process.", path=("config", "process"))
+        diagnostics.error(node, "is required: a list of at least one process.", path=("config", "process"))
         return []
-    watch = DefaultsWatch()
-    normaliser = Normaliser(report, watch)
+    watch = UnusedDefaults()
+    normaliser = Normaliser(diagnostics, watch)
     defaults = config.value.get("defaults")
     processes = [
         read_process(index, merge_defaults(node, defaults), find_model, normaliser)
@@ -170,32 +170,32 @@ def read_processes(config: Node, find_model: FindModel, report: Report) -> list[
     ]
     for process in filter(None, processes):
         remember_written(process, config)
-    watch.report(report)
-    refuse_equal_names(processes, report)
+    watch.report(diagnostics)
+    refuse_equal_names(processes, diagnostics)
     return processes
 
 
-def read_process(index: int, node: Node, find_model: FindModel, normaliser: Normaliser) -> _Process | None:
+def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser: Normaliser) -> _Process | None:
     """One process, or None when not even its type is known."""
-    report = normaliser.report
+    diagnostics = normaliser.diagnostics
     if not isinstance(node.value, dict):
-        report.mistake(node, f"{show(node)} is not a mapping. A process has a 'type' and its keys.")
+        diagnostics.error(node, f"{show(node)} is not a mapping. A process has a 'type' and its keys.")
         return None
     type_node = node.value.get("type")
     if type_node is None or type_node.is_blank:
-        report.mistake(type_node or node, "is required: which process runs.", path=(*node.path, "type"))
+        diagnostics.error(type_node or node, "is required: which process runs.", path=(*node.path, "type"))
         return None
-    if report.reported(type_node.path):
+    if diagnostics.reported(type_node.path):
         return None
     name_node = node.value.get("name")
     if name_node is not None and name_node.is_blank:
         name_node = None
     if name_node is not None:
-        check_folder_name(name_node, report)
+        check_folder_name(name_node, diagnostics)
     try:
         model = find_model(str(type_node.value))
     except UserError as error:
-        report.mistake(type_node, str(error))
+        diagnostics.error(type_node, str(error))
         return None
     section, checked = None, node
     if model is None:
@@ -203,7 +203,7 @@ def read_process(index: int, node: Node, find_model: FindModel, normaliser: Norm
             normaliser.defaults.known(child)
     else:
         checked = normaliser.section(model, node, frozenset({"type", "name"}))
-        section, checked = validate(model, checked, report)
+        section, checked = validate(model, checked, diagnostics)
     entry = ProcessEntry(
         index=index,
         type=str(type_node.value),
@@ -214,7 +214,7 @@ def read_process(index: int, node: Node, find_model: FindModel, normaliser: Norm
     return _Process(node, entry, checked, complete=model is None or section is not None)
 
 
-def remember_written(process: _Process, config: Node) -> None:
+def remember_written(process: _Process, config: ConfigNode) -> None:
     """Tells a section what in it was written with variables; a process without a name goes by the job's."""
     if isinstance(process.entry.section, ProcessConfig):
         name = config.value.get("name") if process.entry.name is None else None
@@ -222,18 +222,18 @@ def remember_written(process: _Process, config: Node) -> None:
         process.entry.section.remember_written(of_job | dict(written_with_variables(process.checked)))
 
 
-def _resolved(node: Node) -> Any:
+def _resolved(node: ConfigNode) -> Any:
     """A scalar as an unchecked section reads it: an unquoted `${STEPS}` is a number if its value is one."""
     return scalar_value(node.value) if node.plain and node.written is not None else node.value
 
 
-def refuse_equal_names(processes: list[_Process | None], report: Report) -> None:
+def refuse_equal_names(processes: list[_Process | None], diagnostics: Diagnostics) -> None:
     seen: dict[str, int] = {}
     for process in filter(None, processes):
         name, index = process.entry.name, process.entry.index
         if name is not None and name in seen:
             node = process.node.value["name"]
-            report.mistake(node, f"{name!r} is already the name of process[{seen[name]}]. Names are unique.")
+            diagnostics.error(node, f"{name!r} is already the name of process[{seen[name]}]. Names are unique.")
         elif name is not None:
             seen[name] = index
 
@@ -241,7 +241,7 @@ def refuse_equal_names(processes: list[_Process | None], report: Report) -> None
 # ---------------------------------------------------------------- what needs the file system
 
 
-def check_processes(processes: list[_Process | None], job: JobContext, report: Report) -> None:
+def check_processes(processes: list[_Process | None], job: JobContext, diagnostics: Diagnostics) -> None:
     """Each section's own checks, in order; a section knows what earlier processes will write."""
     folders: dict[Path, int] = {}
     for process in processes:
@@ -249,55 +249,59 @@ def check_processes(processes: list[_Process | None], job: JobContext, report: R
         if process is None or not process.complete:
             return
         section = process.entry.section
-        refuse_secret_folder(process, job, report)
+        refuse_secret_folder(process, job, diagnostics)
         for finding in findings(section, job):
             node, rest = process.checked.find(finding.key)
             # A single value may stand for a list of one: its place is then that of the value.
             path = (*node.path, *rest) if isinstance(node.value, dict) else node.path
-            if not report.reported(path):
-                report.mistake(node, finding.message, path=path)
+            if not diagnostics.reported(path):
+                diagnostics.error(node, finding.message, path=path)
         if not isinstance(section, ProcessConfig):
             continue
-        refuse_shared_folder(process, section.run_folder(job), folders, report)
+        refuse_shared_folder(process, section.run_folder(job), folders, diagnostics)
         job = JobContext(job.name, job.earlier_outputs | section.outputs(job))
 
 
-def findings(section: BaseModel | None, job: JobContext) -> Iterator[Finding]:
+def findings(section: BaseModel | None, job: JobContext) -> Iterator[Diagnostic]:
     """What is wrong with the model a section names, whichever process it belongs to; then the section's own checks."""
     for key in type(section).model_fields if section is not None else ():
         if isinstance(model := getattr(section, key), ModelConfig):
-            yield from (Finding((key, *found.key), found.message) for found in model.check(job))
+            yield from (Diagnostic((key, *found.key), found.message) for found in model.check(job))
     if isinstance(section, ProcessConfig):
         yield from section.check(job)
 
 
-def refuse_shared_folder(process: _Process, folder: Path | None, folders: dict[Path, int], report: Report) -> None:
+def refuse_shared_folder(
+    process: _Process, folder: Path | None, folders: dict[Path, int], diagnostics: Diagnostics
+) -> None:
     if folder is None:
         return
     folder = folder.expanduser().resolve()
     index = process.entry.index
     if folder in folders:
-        report.mistake(
+        diagnostics.error(
             process.node,
             f"writes to '{folder}' as process[{folders[folder]}] does. Give process[{index}] a 'name' of its own.",
         )
     folders.setdefault(folder, index)
 
 
-def refuse_secret_folder(process: _Process, job: JobContext, report: Report) -> None:
+def refuse_secret_folder(process: _Process, job: JobContext, diagnostics: Diagnostics) -> None:
     """A secret must not reach the disk as the name of a folder either."""
     section = process.entry.section
     if isinstance(section, ProcessConfig):
         folders = {section.run_folder(job), *section.outputs(job)}
     else:
         folders = {process.entry.raw.get("training_folder")}
-    if any(holds_secret(str(folder)) for folder in folders) and not holds_secret(f"{process.entry.name} {job.name}"):
-        report.mistake(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
+    if any(contains_secret(str(folder)) for folder in folders) and not contains_secret(
+        f"{process.entry.name} {job.name}"
+    ):
+        diagnostics.error(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
 
 
-def note_processes(processes: list[_Process], job: JobContext, report: Report) -> None:
+def note_processes(processes: list[_Process], job: JobContext, diagnostics: Diagnostics) -> None:
     """Adds each section's notes to the warnings."""
     for process in processes:
         if isinstance(process.entry.section, ProcessConfig):
-            for note in process.entry.section.notes(job):
-                report.warn(process.checked.find(note.key)[0], note.message)
+            for note in process.entry.section.warnings(job):
+                diagnostics.warn(process.checked.find(note.key)[0], note.message)

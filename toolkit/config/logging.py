@@ -13,9 +13,9 @@ from urllib.parse import urlsplit
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import PathText, one_of
 from toolkit.config.compat.output import LOGGING
-from toolkit.redact import REDACTED, holds_secret
+from toolkit.config.field_types import PathStr, literal_with_aliases
+from toolkit.redact import REDACTED, contains_secret
 
 PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
 """Every tracker -> the Python package it needs."""
@@ -33,20 +33,20 @@ class LoggingConfig(StrictModel):
     """Optimizer steps between two progress lines where the output is no terminal; 0: a line every 10 s. Also the steps
     over which a tracker's loss by noise level is averaged; 0: 50. All other curves have every step."""
 
-    logging_dir: Annotated[PathText, BeforeValidator(_none_if_zero)] = ""
+    logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
     """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 
     log_with: Annotated[
         Literal["auto", "tensorboard", "wandb", "all"],
-        *one_of("auto", "tensorboard", "wandb", "all"),
+        *literal_with_aliases("auto", "tensorboard", "wandb", "all"),
     ] = "auto"
     """Who draws curves: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip install wandb`) or `all`.
     auto or empty: TensorBoard when logging_dir is given."""
 
-    log_prefix: PathText = ""
+    log_prefix: PathStr = ""
     """Put before the name of the run's TensorBoard folder, as it is."""
 
-    log_tracker_name: PathText = ""
+    log_tracker_name: PathStr = ""
     """Folder inside the run's TensorBoard folder, and the W&B project when wandb_project is not given."""
 
     log_config: bool = False
@@ -73,7 +73,7 @@ class LoggingConfig(StrictModel):
             return ("tensorboard",) if self.logging_dir else ()
         return tuple(PACKAGES) if self.log_with == "all" else (self.log_with,)
 
-    def faults(self) -> Iterator[tuple[str, str]]:
+    def errors(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what would keep a tracker from working."""
         trackers = self.trackers()
         for name in trackers:
@@ -87,7 +87,7 @@ class LoggingConfig(StrictModel):
             elif (folder := Path(self.logging_dir).expanduser()).exists() and not folder.is_dir():
                 yield "logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder."
             for key in ("logging_dir", "log_prefix", "log_tracker_name"):
-                if holds_secret(getattr(self, key)):
+                if contains_secret(getattr(self, key)):
                     yield key, "is part of a folder's name, and names are not secret on a disk. Leave the secret out."
         if "wandb" in trackers:
             if self.wandb_api_key == REDACTED:
@@ -96,7 +96,7 @@ class LoggingConfig(StrictModel):
                 remedy = "Set the variable WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
                 yield "log_with", f"Weights & Biases needs an API key, and there is none. {remedy}"
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
         """(key, message) of what is given though the tracker it concerns is not used."""
         trackers = self.trackers()
         for key in ("logging_dir", "log_prefix"):

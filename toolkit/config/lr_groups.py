@@ -13,7 +13,7 @@ from toolkit.config.network import Pattern
 BASE = "base"
 """Name of the group of all other layers."""
 
-UP = " up"
+LORA_B_SUFFIX = " up"
 """Follows the name of a group in that of its up matrices, where LoRA+ gives these a rate of their own."""
 
 

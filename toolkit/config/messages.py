@@ -6,7 +6,7 @@ import re
 
 from pydantic_core import ErrorDetails
 
-from toolkit.config.node import Node, show
+from toolkit.config.located import ConfigNode, show
 from toolkit.errors import did_you_mean
 
 _WRONG_KIND = {
@@ -27,7 +27,7 @@ _BOUNDS = {
 }
 
 
-def explain(error: ErrorDetails, node: Node) -> str:
+def explain(error: ErrorDetails, node: ConfigNode) -> str:
     """One line for one entry of `ValidationError.errors()`, whose value is `node`."""
     kind, context = error["type"], error.get("ctx", {})
     value = show(node)
@@ -57,7 +57,7 @@ def explain(error: ErrorDetails, node: Node) -> str:
     return error["msg"] if error["msg"].startswith(value) else f"{value}: {error['msg']}."
 
 
-def _not_text(node: Node) -> str:
+def _not_text(node: ConfigNode) -> str:
     if isinstance(node.value, dict | list) or node.value is None:
         return f"{show(node)} is not text."
     return f'{show(node)} is not text. Put it in quotes: "{node.text}"'

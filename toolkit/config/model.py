@@ -10,26 +10,28 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.choices import AutoOrBool, PathText, mistake, one_of
 from toolkit.config.compat.model import MODEL, QTYPE_SPELLINGS
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, value_error
+from toolkit.config.located import ConfigNode
 from toolkit.config.model_files import looks_like_a_path, model_fault
-from toolkit.config.node import Node
 from toolkit.config.normalise import listed
-from toolkit.config.process import Finding, JobContext
-from toolkit.config.report import Report
+from toolkit.config.process import Diagnostic, JobContext
 from toolkit.number_types import QTYPES
 from toolkit.registry import FAMILIES
 
 
 def _without_adapter(value: Any) -> Any:
     if isinstance(value, str) and "|" in value:
-        raise mistake(f"{value!r}: only the transformer can have an accuracy-recovery adapter. Leave out '|' and file.")
+        raise value_error(
+            f"{value!r}: only the transformer can have an accuracy-recovery adapter. Leave out '|' and file."
+        )
     return value
 
 
 Qtype = Annotated[
     str,
-    *one_of(*QTYPES, spellings=QTYPE_SPELLINGS),
+    *literal_with_aliases(*QTYPES, aliases=QTYPE_SPELLINGS),
     BeforeValidator(_without_adapter),
 ]
 
@@ -50,7 +52,7 @@ def _without_tag(value: Any) -> Any:
 
 def _is_qwen(value: bool) -> bool:
     if not value:
-        raise mistake("false: only Qwen-Image models can be trained. Write true or leave it out.")
+        raise value_error("false: only Qwen-Image models can be trained. Write true or leave it out.")
     return value
 
 
@@ -64,7 +66,7 @@ class ModelKwargs(StrictModel):
 class BaseLora(StrictModel):
     """`model.base_loras[]`: a LoRA file that becomes part of the model before training."""
 
-    path: PathText
+    path: PathStr
     """A LoRA, DoRA, LoHa or LoKr file (.safetensors), of this or another program."""
 
     multiplier: float = 1.0
@@ -90,7 +92,7 @@ else:
 class ModelConfig(StrictModel):
     """`model`: the model that is trained, and how it is kept in memory."""
 
-    name_or_path: PathText
+    name_or_path: PathStr
     """Hub id (`owner/name`) or local folder in diffusers layout; its `model_index.json` must be that of a
     Qwen-Image-Edit-2509 or a model made from it. What looks like a path is never a hub id (`docs/models.md`)."""
 
@@ -99,7 +101,7 @@ class ModelConfig(StrictModel):
 
     arch: Annotated[
         Arch | None,
-        *one_of(*FAMILIES),
+        *literal_with_aliases(*FAMILIES),
         BeforeValidator(_without_tag),
     ] = Field(default=None, validate_default=False)
     """Family and version; a tag after a colon is ignored. Not given: read from the model's files."""
@@ -115,7 +117,7 @@ class ModelConfig(StrictModel):
     inputs (`fp8_scaled`, musubi-tuner's), 4 or 2 bit with a scale per 128 inputs. `int4|file` also names an
     `accuracy_recovery_adapter`."""
 
-    accuracy_recovery_adapter: PathText | None = None
+    accuracy_recovery_adapter: PathStr | None = None
     """A LoRA that makes up for what quantization lost: a local file, or `owner/repo/file.safetensors` on the hub. It is
     added to the frozen model, never trained and never saved; layers it does not cover become `int8`."""
 
@@ -139,11 +141,11 @@ class ModelConfig(StrictModel):
     the path alone. What is trained comes on top: to use it, load these files with it."""
 
     modulation_table: AutoOrBool = "auto"
-    """Keep the third of the transformer that depends on the noise level alone in the main memory, and its results for
+    """Keep the third of the transformer that depends on the noise level alone in the CPU memory, and its results for
     the levels of the next steps on the device: the same numbers to rounding. auto: with CUDA."""
 
     blocks_to_swap: int = Field(default=0, ge=0)
-    """Blocks whose frozen weights wait in the main memory and are copied to the device each time they are used; at
+    """Blocks whose frozen weights wait in the CPU memory and are copied to the device each time they are used; at
     most all but one. Two of them have room on the device, so fewer than 3 save nothing. 0: none."""
 
     model_kwargs: ModelKwargs = Field(default_factory=ModelKwargs)
@@ -157,16 +159,16 @@ class ModelConfig(StrictModel):
     foreign: ClassVar = MODEL
 
     @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """A single base LoRA becomes a list."""
         if "base_loras" in entries:
             entries["base_loras"] = listed(entries["base_loras"])
         return entries
 
-    def check(self, job: JobContext) -> Iterator[Finding]:
+    def check(self, job: JobContext) -> Iterator[Diagnostic]:
         """What the model's files on this disk say against it: it is not there, of another family, not complete."""
         if self.folder() not in job.earlier_outputs and (fault := model_fault(self.name_or_path, self.revision)):
-            yield Finding(("name_or_path",), fault)
+            yield Diagnostic(("name_or_path",), fault)
 
     def is_path(self) -> bool:
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""

@@ -13,8 +13,8 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from toolkit.contracts import ModelFacts
 from toolkit.errors import UserError
+from toolkit.interfaces import ModelFacts
 from toolkit.registry import FAMILIES
 
 INDEX = "model_index.json"

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import PathText, Texts, as_list, mistake, one_of, schema_of_list
 from toolkit.config.compat.network import ALGO_SPELLINGS, KIND_SPELLINGS, NETWORK, NETWORK_KWARGS
+from toolkit.config.field_types import PathStr, StrOrList, as_list, literal_with_aliases, schema_of_list, value_error
 from toolkit.network_kinds import KINDS
 
 IN_LYCORIS = tuple(name for name, kind in KINDS.items() if kind.in_lycoris)
@@ -19,13 +19,13 @@ def _pattern(text: str) -> str:
     try:
         re.compile(text)
     except re.error as error:
-        raise mistake(f"{text!r} is no regular expression: {error}.") from error
+        raise value_error(f"{text!r} is not a valid regular expression: {error}.") from error
     return text
 
 
 def _factor(value: int) -> int:
     if value == 0:
-        raise mistake("0 is no factor. Give -1 (balanced) or a number above 0.")
+        raise value_error("0 is not a valid factor. Give -1 (balanced) or a number above 0.")
     return value
 
 
@@ -48,14 +48,14 @@ class NetworkKwargs(StrictModel):
 
     algo: Annotated[
         Algo,
-        *one_of(*IN_LYCORIS, spellings=ALGO_SPELLINGS),
+        *literal_with_aliases(*IN_LYCORIS, aliases=ALGO_SPELLINGS),
     ] = "lora"
     """With `type: lycoris` the kind of adapter, under LyCORIS' names."""
 
-    only_if_contains: Texts = ()
+    only_if_contains: StrOrList = ()
     """Adapt only layers whose dotted name contains one of these texts; empty: all."""
 
-    ignore_if_contains: Texts = ()
+    ignore_if_contains: StrOrList = ()
     """Leave out layers whose dotted name contains one of these texts."""
 
     foreign: ClassVar = NETWORK_KWARGS
@@ -66,7 +66,7 @@ class NetworkConfig(StrictModel):
 
     type: Annotated[
         Kind,
-        *one_of(*KINDS, spellings=KIND_SPELLINGS),
+        *literal_with_aliases(*KINDS, aliases=KIND_SPELLINGS),
     ] = "lora"
     """Kind of adapter; `lycoris`: the one that `network_kwargs.algo` names. LoRA files load in ComfyUI and diffusers,
     the others in ComfyUI only. full: no adapter, the model itself is trained and written as a model folder; layers are
@@ -115,7 +115,7 @@ class NetworkConfig(StrictModel):
     exclude_patterns: Patterns = ()
     """Regular expressions that match whole layer names: these layers are not adapted."""
 
-    pretrained_lora_path: PathText | None = None
+    pretrained_lora_path: PathStr | None = None
     """A LoRA file (.safetensors) that training starts from when there is nothing to resume."""
 
     network_kwargs: NetworkKwargs = Field(default_factory=NetworkKwargs)

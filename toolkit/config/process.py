@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pydantic import PrivateAttr
 
 from toolkit.config.base import StrictModel
-from toolkit.config.node import Key
+from toolkit.config.located import KeyPath
 
 
 @dataclass(frozen=True)
@@ -29,10 +29,10 @@ class JobContext:
 
 
 @dataclass(frozen=True)
-class Finding:
+class Diagnostic:
     """What a section's `check` or `notes` found: where in the section, and what to do about it."""
 
-    key: Key
+    key: KeyPath
     """Path from the section, such as ("datasets", 0, "folder_path")."""
 
     message: str
@@ -50,9 +50,9 @@ class ProcessConfig(StrictModel):
     name: str | None = None
     """Name of this process, unique within the job; its files then go to `<job>/<name>/`."""
 
-    _written: dict[Key, str] = PrivateAttr(default_factory=dict)
+    _written: dict[KeyPath, str] = PrivateAttr(default_factory=dict)
 
-    def remember_written(self, written: Mapping[Key, str]) -> None:
+    def remember_written(self, written: Mapping[KeyPath, str]) -> None:
         """Key -> text in the file of every value in which `${VAR}` was filled in, for `as_written`."""
         self._written.update(written)
 
@@ -74,7 +74,7 @@ class ProcessConfig(StrictModel):
         """The folder of run files this process owns alone, if it owns one."""
         return None
 
-    def still_there(self, job: JobContext) -> bool:
+    def outputs_exist(self, job: JobContext) -> bool:
         """Whether what a finished run of this process leaves is there: only then a restart of the job skips it."""
         folder = self.run_folder(job)
         return all(path.exists() for path in (*self.outputs(job), *([folder] if folder else ())))
@@ -83,11 +83,11 @@ class ProcessConfig(StrictModel):
         """Names of the numbers that a run of this section logs: any of them may be the metric of `stop_when`."""
         return ()
 
-    def check(self, job: JobContext) -> Iterable[Finding]:
-        """Mistakes that need the file system or several keys to see. Fast: no image is opened."""
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Errors that need the file system or several keys to see. Fast: no image is opened."""
         return ()
 
-    def notes(self, job: JobContext) -> Iterable[Finding]:
+    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
         """What the user should know though it is allowed; each becomes one warning line."""
         return ()
 
@@ -96,5 +96,5 @@ class ProcessConfig(StrictModel):
         return self.model_dump(mode="json")
 
     def plan(self, job: JobContext) -> Any:
-        """What a run would do, as a `toolkit.data.plan.RunPlan`, or None. May scan the dataset; writes nothing."""
+        """What a run would do, as a `toolkit.data.run_plan.RunPlan`, or None. May scan the dataset; writes nothing."""
         return None

@@ -15,7 +15,7 @@ from pydantic.json_schema import models_json_schema
 
 from toolkit.config.base import StrictModel
 from toolkit.config.compat.foreign import ForeignNames
-from toolkit.config.compat.peer_names import AI_TOOLKIT, MUSUBI, PeerName
+from toolkit.config.compat.peer_names import AI_TOOLKIT, MUSUBI, ForeignOption
 from toolkit.config.normalise import item_annotation, section_model
 
 Models = Mapping[str, type[BaseModel]]
@@ -230,7 +230,7 @@ def _peer_tables(models: Models) -> Iterator[str]:
         yield _peer_row(place, peer, standing, known)
 
 
-def _standing(key: str, path: str, section: type[StrictModel], peer: PeerName) -> str:
+def _standing(key: str, path: str, section: type[StrictModel], peer: ForeignOption) -> str:
     """What becomes of another program's key where it is written in this section; empty: it is unknown there."""
     where = f"`{path}`" if path else "the process"
     if key in section.foreign.no_effect:
@@ -242,7 +242,7 @@ def _standing(key: str, path: str, section: type[StrictModel], peer: PeerName) -
     return where if is_field or key in section.foreign.shapes else ""
 
 
-def _peer_row(name: str, peer: PeerName, standing: list[str], known: Mapping[str, bool]) -> str:
+def _peer_row(name: str, peer: ForeignOption, standing: list[str], known: Mapping[str, bool]) -> str:
     here = ", ".join(f"`{key}`{'' if known[key] else ' (not supported yet)'}" for key in peer.here)
     return f"| `{name}` | {here} | {'; '.join(dict.fromkeys(filter(None, standing)))} | {_cell(peer.remark)} |\n"
 

@@ -1,4 +1,4 @@
-"""`sample`: pictures drawn during training."""
+"""`sample`: images drawn during training."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import one_of
 from toolkit.config.compat.output import SAMPLE, SAMPLE_ITEM
-from toolkit.config.slots import Slots
+from toolkit.config.control_slots import Slots
+from toolkit.config.field_types import literal_with_aliases
 
 
 def _false_is_empty(value: Any) -> Any:
@@ -21,7 +21,7 @@ Negative = Annotated[str, BeforeValidator(_false_is_empty)]
 
 
 class SampleItem(StrictModel):
-    """`sample.samples[]`: one picture. What it does not give comes from the `sample` section."""
+    """`sample.samples[]`: one image. What it does not give comes from the `sample` section."""
 
     prompt: str
     """The prompt; `[trigger]` is replaced, nothing is put before it. It may end in flags between spaces: `--w`, `--h`,
@@ -38,7 +38,7 @@ class SampleItem(StrictModel):
     """Negative prompt; empty or false: one space."""
 
     seed: int | None = Field(default=None, ge=0)
-    """Seed of the noise; 0 is a seed like any other."""
+    """Seed of the noise; 0 is a valid seed."""
 
     guidance_scale: float | None = Field(default=None, ge=0)
     """Strength of classifier-free guidance; 0 to 1: off."""
@@ -47,11 +47,11 @@ class SampleItem(StrictModel):
     """Denoising steps."""
 
     flow_shift: float | None = Field(default=None, gt=0)
-    """Shift of the noise levels, 1 is none. Not given: by the picture's size, as the model's own sampling. 0 is an
+    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling. 0 is an
     error: there would be no noise."""
 
     ctrl_img: Slots = ()
-    """Reference image, or list of up to 3 in slot order; none: the picture is made from text alone."""
+    """Reference image, or list of up to 3 in slot order; none: the image is made from text alone."""
 
     foreign: ClassVar = SAMPLE_ITEM
     may_be_empty: ClassVar = frozenset({"prompt", "neg"})
@@ -69,11 +69,11 @@ class SamplePicture(SampleItem):
 
 
 class SampleConfig(StrictModel):
-    """`sample`: pictures drawn before, during and after training."""
+    """`sample`: images drawn before, during and after training."""
 
     sampler: Annotated[
         Literal["flowmatch"],
-        *one_of("flowmatch"),
+        *literal_with_aliases("flowmatch"),
     ] = "flowmatch"
     """Sampler; Qwen-Image knows flow matching only."""
 
@@ -90,7 +90,7 @@ class SampleConfig(StrictModel):
     """Draw a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
 
     samples: tuple[SampleItem, ...] = ()
-    """The pictures of one set."""
+    """The images of one set."""
 
     width: int = Field(default=1024, ge=64)
     """Pixels, at least 64."""
@@ -102,7 +102,7 @@ class SampleConfig(StrictModel):
     """Negative prompt; empty or false: one space."""
 
     seed: int = Field(default=42, ge=0)
-    """Seed of the noise; 0 is a seed like any other."""
+    """Seed of the noise; 0 is a valid seed."""
 
     walk_seed: bool = False
     """Picture i of a set has the seed `seed` + i."""
@@ -114,9 +114,11 @@ class SampleConfig(StrictModel):
     """Denoising steps."""
 
     flow_shift: float | None = Field(default=None, gt=0)
-    """Shift of the noise levels, 1 is none. Not given: by the picture's size, as the model's own sampling."""
+    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""
 
-    format: Annotated[Literal["jpg", "png", "webp"], *one_of("jpg", "png", "webp", spellings={"jpeg": "jpg"})] = "jpg"
+    format: Annotated[
+        Literal["jpg", "png", "webp"], *literal_with_aliases("jpg", "png", "webp", aliases={"jpeg": "jpg"})
+    ] = "jpg"
     """File format."""
 
     foreign: ClassVar = SAMPLE
@@ -129,13 +131,13 @@ class SampleConfig(StrictModel):
             return 0, self.sample_every_n_epochs
         return self.sample_every, 0
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
         """Keys given that the rest of the section makes no use of, and why."""
         epochs = self.interval()[1]
         if epochs and self.sample_every and "sample_every" in self.model_fields_set:
             yield "sample_every", f"has no effect: 'sample_every_n_epochs: {epochs}' decides. Leave one of them out."
 
-    def pictures(self) -> tuple[SamplePicture, ...]:
+    def sample_items(self) -> tuple[SamplePicture, ...]:
         """The items of one set with everything filled in from the section."""
         return tuple(self._picture(index, item) for index, item in enumerate(self.samples))
 

@@ -8,8 +8,8 @@ from typing import ClassVar, Literal
 from pydantic import Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import Dtype
 from toolkit.config.compat.output import SAVE
+from toolkit.config.field_types import Dtype
 
 
 class SaveConfig(StrictModel):
@@ -35,7 +35,7 @@ class SaveConfig(StrictModel):
     """How many states (all that a resume needs) to keep, the newest by step. 0: all."""
 
     mem_eff_save: bool = False
-    """Of network.type full: write each tensor straight from the model, without a copy of all in main memory; training
+    """Of network.type full: write each tensor straight from the model, without a copy of all in CPU memory; training
     waits meanwhile. The state is copied all the same."""
 
     also: tuple[Literal["raw", "merged_lora"], ...] = ()
@@ -67,7 +67,7 @@ class SaveConfig(StrictModel):
             return self.save_last_n_epochs
         return self.max_step_saves_to_keep
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
         """Keys given that the rest of the section makes no use of, and why."""
         steps, epochs = self.interval()
         if steps and self.save_every_n_epochs:

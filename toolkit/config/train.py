@@ -8,7 +8,6 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
-from toolkit.config.choices import Checkpointing, Dtype, mistake, one_of, reader_of
 from toolkit.config.compat.train import (
     LOSS_SPELLINGS,
     OPTIMIZER_SPELLINGS,
@@ -18,9 +17,10 @@ from toolkit.config.compat.train import (
 )
 from toolkit.config.compile import CompileConfig
 from toolkit.config.ema import EmaConfig
+from toolkit.config.field_types import Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
 from toolkit.config.lr_groups import LrGroupConfig
 from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
-from toolkit.optim.choice import OPTIMIZERS
+from toolkit.optim.optimizer_args import OPTIMIZERS
 from toolkit.optim.schedules import SCHEDULES
 
 _short_name = reader_of(OPTIMIZERS, OPTIMIZER_SPELLINGS)
@@ -31,19 +31,19 @@ def _optimizer(value: Any) -> Any:
         return _short_name(value)
     parts = value.strip().split(".")
     if not all(part.isidentifier() for part in parts):
-        raise mistake(f"{value!r} is no dotted path. Write a class such as 'torch.optim.SGD'.")
+        raise value_error(f"{value!r} is not a dotted path. Write a class such as 'torch.optim.SGD'.")
     return ".".join(parts)
 
 
 def _trained(value: bool) -> bool:
     if not value:
-        raise mistake("false leaves nothing to train: the text encoder is never trained. Write true.")
+        raise value_error("false leaves nothing to train: the text encoder is never trained. Write true.")
     return value
 
 
 def _not_trained(value: bool) -> bool:
     if value:
-        raise mistake(
+        raise value_error(
             "true is not possible: Qwen-Image's text encoder is a frozen vision-language model whose "
             "embeddings are computed once. Write false."
         )
@@ -52,7 +52,7 @@ def _not_trained(value: bool) -> bool:
 
 def _steps_or_share(value: float) -> float:
     if value >= 1 and value != int(value):
-        raise mistake(f"{value} is neither a number of steps nor a share below 1.")
+        raise value_error(f"{value} is neither a number of steps nor a share below 1.")
     return value
 
 
@@ -120,7 +120,7 @@ class TrainConfig(StrictModel):
 
     lr_scheduler: Annotated[
         str,
-        *one_of(*SCHEDULES, spellings=SCHEDULE_SPELLINGS),
+        *literal_with_aliases(*SCHEDULES, aliases=SCHEDULE_SPELLINGS),
     ] = "constant"
     """Course of the learning rate after the warm-up. linear, cosine, polynomial and rex fall to their end; with
     restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; plateau whenever the loss, or the
@@ -160,13 +160,13 @@ class TrainConfig(StrictModel):
 
     noise_scheduler: Annotated[
         Literal["flowmatch"],
-        *one_of("flowmatch"),
+        *literal_with_aliases("flowmatch"),
     ] = "flowmatch"
     """Noise process; Qwen-Image knows flow matching only."""
 
     timestep_type: Annotated[
         str,
-        *one_of(*TIMESTEP_TYPES, spellings=TIMESTEP_TYPE_SPELLINGS),
+        *literal_with_aliases(*TIMESTEP_TYPES, aliases=TIMESTEP_TYPE_SPELLINGS),
     ] = "sigmoid"
     """How noise levels are drawn. uniform, linear: all alike; weighted: so, with weighted loss; sigmoid: the middle
     most; shift: the same, moved by `discrete_flow_shift` (without it: the levels of a sampling run at the image's
@@ -182,7 +182,7 @@ class TrainConfig(StrictModel):
 
     weighting_scheme: Annotated[
         str,
-        *one_of(*WEIGHTING_SCHEMES),
+        *literal_with_aliases(*WEIGHTING_SCHEMES),
     ] = "none"
     """Loss weight by noise level t: sigma_sqrt 1/t^2, cosmap 2/(pi(1-2t+2t^2)). logit_normal and mode weigh nothing but
     decide what timestep_type sigma draws."""
@@ -211,7 +211,7 @@ class TrainConfig(StrictModel):
 
     content_or_style: Annotated[
         Literal["balanced", "content", "style"],
-        *one_of("balanced", "content", "style"),
+        *literal_with_aliases("balanced", "content", "style"),
     ] = "balanced"
     """Noise levels preferred beyond `timestep_type`: content high ones, style low ones (u^3 for a uniform u)."""
 
@@ -224,13 +224,13 @@ class TrainConfig(StrictModel):
 
     loss_type: Annotated[
         Literal["mse", "mae", "huber"],
-        *one_of("mse", "mae", "huber", spellings=LOSS_SPELLINGS),
+        *literal_with_aliases("mse", "mae", "huber", aliases=LOSS_SPELLINGS),
     ] = "mse"
     """Loss between predicted and true velocity, in float32: mean of d^2, of |d|, or d^2 that goes over into |d|."""
 
-    huber_schedule: Annotated[Literal["constant", "exponential", "snr"], *one_of("constant", "exponential", "snr")] = (
-        "constant"
-    )
+    huber_schedule: Annotated[
+        Literal["constant", "exponential", "snr"], *literal_with_aliases("constant", "exponential", "snr")
+    ] = "constant"
     """Where huber goes over, by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each times `huber_scale`."""
 
     huber_c: float = Field(default=0.1, gt=0, le=1)
@@ -265,15 +265,15 @@ class TrainConfig(StrictModel):
     exactly the same weights without clipping. `max_grad_norm` then limits the gradient of each parameter by itself."""
 
     gradient_checkpointing: Checkpointing = "auto"
-    """What is computed a second time in the backward pass instead of being kept: less memory, slower, and the same
+    """What is recomputed in the backward pass instead of being kept: less memory, slower, and the same
     gradients bit for bit. none (= false): nothing. cheap: all but matrix products and attention. keep_attention: all
-    but attention. full (= true): everything. full_offload: everything, and what is left waits in the main memory.
+    but attention. full (= true): everything. full_offload: everything, and what is left waits in the CPU memory.
     auto: the fastest that fits into the free memory, tried with the largest batch."""
 
     compile: CompileConfig = Field(default_factory=CompileConfig)
     """torch.compile of the transformer's blocks."""
 
-    parallel: Annotated[Literal["ddp", "fsdp"], *one_of("ddp", "fsdp")] = "ddp"
+    parallel: Annotated[Literal["ddp", "fsdp"], *literal_with_aliases("ddp", "fsdp")] = "ddp"
     """With several processes (torchrun): ddp keeps the whole model in each; fsdp keeps a share of it in each and
     gathers block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the
     optimizer's state and the averages too. With one process: no effect."""
@@ -289,7 +289,7 @@ class TrainConfig(StrictModel):
     """Draw no samples before step 1."""
 
     force_first_sample: bool = False
-    """Draw a set of samples also where the run goes on from a state, whatever the interval."""
+    """Draw a set of samples also where the run resumes from a state, whatever the interval."""
 
     disable_sampling: bool = False
     """Draw no samples at all."""
@@ -316,7 +316,7 @@ class TrainConfig(StrictModel):
         bell = self.linear_timesteps or self.linear_timesteps2
         return "linear" if bell and self.timestep_type != "weighted" else self.timestep_type
 
-    def without_effect(self) -> Iterator[tuple[str, str]]:
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
         kind, scheme = self.noise_levels(), self.weighting_scheme
         used_by_kind = TIMESTEP_TYPES[kind].uses

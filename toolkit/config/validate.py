@@ -1,4 +1,4 @@
-"""A normalised section -> its model, with every mistake reported at its place."""
+"""A normalised section -> its model, with every error reported at its place."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from dataclasses import replace
 from pydantic import BaseModel, ValidationError
 from pydantic_core import ErrorDetails
 
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode, KeyPath
 from toolkit.config.messages import explain
-from toolkit.config.node import Key, Node
-from toolkit.config.report import Report
 
 _MAX_ROUNDS = 20
 
 
-def validate(model: type[BaseModel], node: Node, report: Report) -> tuple[BaseModel | None, Node]:
+def validate(model: type[BaseModel], node: ConfigNode, diagnostics: Diagnostics) -> tuple[BaseModel | None, ConfigNode]:
     """The section, and the node it was made of.
 
     Values that are wrong are reported and left out, so that the rest can still be looked at (whether
@@ -27,10 +27,10 @@ def validate(model: type[BaseModel], node: Node, report: Report) -> tuple[BaseMo
         try:
             return model.model_validate(node.data()), node
         except ValidationError as error:
-            errors = [entry for entry in error.errors(include_url=False) if not _is_echo(entry, node)]
+            errors = [entry for entry in error.errors(include_url=False) if not _is_consequence(entry, node)]
         # Later rounds only show what leaving out the first round's values entails.
         if attempt == 0:
-            _report(errors, node, report)
+            _report(errors, node, diagnostics)
         wrong = {_removable(node, error["loc"], error["type"] == "missing") for error in errors}
         pruned = _prune(node, wrong)
         if pruned is None:
@@ -39,7 +39,7 @@ def validate(model: type[BaseModel], node: Node, report: Report) -> tuple[BaseMo
     return None, node
 
 
-def _is_echo(error: ErrorDetails, node: Node) -> bool:
+def _is_consequence(error: ErrorDetails, node: ConfigNode) -> bool:
     """Whether an error only follows from another one.
 
     pydantic counts the items of a list that are right, and so calls one with wrong items too short; and it
@@ -51,9 +51,9 @@ def _is_echo(error: ErrorDetails, node: Node) -> bool:
     return error["type"] == "too_short" and isinstance(found, list) and len(found) >= error["ctx"]["min_length"]
 
 
-def _report(errors: Sequence[ErrorDetails], node: Node, report: Report) -> None:
+def _report(errors: Sequence[ErrorDetails], node: ConfigNode, diagnostics: Diagnostics) -> None:
     """One line per value; the branches of a union that fail together are joined."""
-    found: dict[Key, tuple[Node, list[str]]] = {}
+    found: dict[KeyPath, tuple[ConfigNode, list[str]]] = {}
     for error in errors:
         at, rest = node.find(_key(node, error["loc"]))
         missing = error["type"] == "missing"
@@ -63,11 +63,11 @@ def _report(errors: Sequence[ErrorDetails], node: Node, report: Report) -> None:
         if message not in messages:
             messages.append(message)
     for path, (at, messages) in found.items():
-        if not report.reported(path) and not report.reported(at.path):
-            report.mistake(at, " Or: ".join(messages), path=path)
+        if not diagnostics.reported(path) and not diagnostics.reported(at.path):
+            diagnostics.error(at, " Or: ".join(messages), path=path)
 
 
-def _key(node: Node, loc: Sequence[str | int]) -> Key:
+def _key(node: ConfigNode, loc: Sequence[str | int]) -> KeyPath:
     """`loc` without the names of union branches, which pydantic mixes in."""
     key: list[str | int] = []
     for i, part in enumerate(loc):
@@ -80,14 +80,14 @@ def _key(node: Node, loc: Sequence[str | int]) -> Key:
     return tuple(key)
 
 
-def _removable(node: Node, loc: Sequence[str | int], missing: bool) -> Key:
+def _removable(node: ConfigNode, loc: Sequence[str | int], missing: bool) -> KeyPath:
     """The smallest part of the tree that can go: the wrong value, or the mapping that lacks a key."""
     key = _key(node, loc)
     _, rest = node.find(key)
     return key[: len(key) - len(rest)] if rest or missing else key
 
 
-def _prune(node: Node, wrong: set[Key], at: Key = ()) -> Node | None:
+def _prune(node: ConfigNode, wrong: set[KeyPath], at: KeyPath = ()) -> ConfigNode | None:
     if at in wrong:
         return None
     if isinstance(node.value, dict):

@@ -8,12 +8,12 @@ from typing import ClassVar
 from pydantic import Field, model_validator
 
 from toolkit.config.base import StrictModel
-from toolkit.config.choices import PathText
 from toolkit.config.compat.data import VALIDATION
+from toolkit.config.control_slots import Slots
 from toolkit.config.dataset import DatasetConfig, Extensions, Resolution
-from toolkit.config.node import Node
-from toolkit.config.report import Report
-from toolkit.config.slots import Slots
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.field_types import PathStr
+from toolkit.config.located import ConfigNode
 
 OF_THE_FOLDER = (
     "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "trigger_word",
@@ -48,7 +48,7 @@ class ValidationConfig(StrictModel):
     every_n_epochs: int = Field(default=0, ge=0)
     """The same in epochs; where both are given, both count. 0: no others."""
 
-    folder_path: PathText | None = None
+    folder_path: PathStr | None = None
     """Folder of the images, by the rules of a dataset. Either this or `fraction`."""
 
     fraction: float | None = Field(default=None, gt=0, le=0.5)
@@ -59,7 +59,7 @@ class ValidationConfig(StrictModel):
     """Noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and 0.875. Each costs a forward pass."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of the noise and of what `fraction` draws; 0 is a seed like any other. It is apart from `training_seed`, so
+    """Seed of the noise and of what `fraction` draws; 0 is a valid seed. It is apart from `training_seed`, so
     that runs of different seeds compare."""
 
     control_path: Slots = ()
@@ -83,7 +83,7 @@ class ValidationConfig(StrictModel):
     foreign: ClassVar = VALIDATION
 
     @classmethod
-    def reshape(cls, entries: dict[str, Node], report: Report) -> dict[str, Node]:
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """The process's own source comes before one of `config.defaults`."""
         sources = [key for key in ("folder_path", "fraction") if key in entries]
         if len(sources) == 2:
@@ -100,7 +100,7 @@ class ValidationConfig(StrictModel):
                 "names no images. Give 'folder_path', or the 'fraction' of the training images to hold out."
             )
         if self.folder_path is not None and self.fraction is not None:
-            raise ValueError("'folder_path' and 'fraction' exclude each other. Keep one.")
+            raise ValueError("'folder_path' and 'fraction' cannot be combined. Remove one of them.")
         return self
 
     def dataset(self, datasets: Sequence[DatasetConfig]) -> DatasetConfig:

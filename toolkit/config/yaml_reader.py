@@ -1,4 +1,4 @@
-"""YAML 1.2 text to `Node`s: core scalars, no duplicate keys, bounded aliases, a place for every value."""
+"""YAML 1.2 text to `ConfigNode`s: core scalars, no duplicate keys, bounded aliases, a place for every value."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from typing import Any
 
 import yaml
 
-from toolkit.config.node import Key, Node, Place
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode, KeyPath, SourceLocation
 
 MAX_NODES = 100_000
 MAX_DEPTH = 64
@@ -69,40 +69,40 @@ class _Loader(yaml.SafeLoader):
         return super().resolve(kind, value, implicit)
 
 
-def read_yaml(text: str, report: Report) -> Node:
-    """The root mapping. Raises ConfigErrors where nothing can be read; other mistakes go to `report`."""
+def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
+    """The root mapping. Raises ConfigErrors where nothing can be read; other errors go to `report`."""
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
         mark = error.problem_mark or error.context_mark
-        place = Place(mark.line + 1, mark.column + 1) if mark else Place(1, 1)
+        env = SourceLocation(mark.line + 1, mark.column + 1) if mark else SourceLocation(1, 1)
         what = "; ".join(part for part in (error.problem, error.note) if part)
-        report.fatal(place, (), f"not valid YAML: {what}")
+        diagnostics.fatal(env, (), f"not valid YAML: {what}")
     except yaml.reader.ReaderError as error:
-        report.fatal(_place_of(text, error.position), (), f"not valid YAML: the character U+{error.character:04X}")
+        diagnostics.fatal(_place_of(text, error.position), (), f"not valid YAML: the character U+{error.character:04X}")
     if root is None:
-        report.fatal(Place(1, 1), (), "is empty. A job has the keys 'job' and 'config'.")
+        diagnostics.fatal(SourceLocation(1, 1), (), "is empty. A job has the keys 'job' and 'config'.")
     if not isinstance(root, yaml.MappingNode):
-        report.fatal(Place(1, 1), (), "is not a mapping. A job has the keys 'job' and 'config'.")
-    return _Builder(report).build(root, (), _place(root), -1)
+        diagnostics.fatal(SourceLocation(1, 1), (), "is not a mapping. A job has the keys 'job' and 'config'.")
+    return _Builder(diagnostics).build(root, (), _place(root), -1)
 
 
 class _Builder:
-    """Turns YAML nodes into `Node`s; an alias becomes a copy of what it names, and copies are counted."""
+    """Turns YAML nodes into `ConfigNode`s; an alias becomes a copy of what it names, and copies are counted."""
 
-    def __init__(self, report: Report) -> None:
-        self.report = report
+    def __init__(self, diagnostics: Diagnostics) -> None:
+        self.diagnostics = diagnostics
         self.count = 0
         self.open: list[yaml.Node] = []
 
-    def build(self, node: yaml.Node, path: Key, key_at: Place, key_end: int) -> Node:
+    def build(self, node: yaml.Node, path: KeyPath, key_at: SourceLocation, key_end: int) -> ConfigNode:
         self.count += 1
         if self.count > MAX_NODES:
-            self.report.fatal(_place(node), path, f"aliases expand to more than {MAX_NODES} values")
+            self.diagnostics.fatal(_place(node), path, f"aliases expand to more than {MAX_NODES} values")
         if any(node is parent for parent in self.open):
-            self.report.fatal(_place(node), path, "an alias refers to the value that contains it")
+            self.diagnostics.fatal(_place(node), path, "an alias refers to the value that contains it")
         if len(self.open) >= MAX_DEPTH:
-            self.report.fatal(_place(node), path, f"nested deeper than {MAX_DEPTH} levels")
+            self.diagnostics.fatal(_place(node), path, f"nested deeper than {MAX_DEPTH} levels")
         self.open.append(node)
         if isinstance(node, yaml.MappingNode):
             value: Any = self.mapping(node, path)
@@ -111,7 +111,7 @@ class _Builder:
         else:
             value = self.scalar(node, path)
         self.open.pop()
-        return Node(
+        return ConfigNode(
             value=value,
             path=path,
             key_at=key_at,
@@ -122,8 +122,8 @@ class _Builder:
             aliased=node.start_mark.index < key_end,
         )
 
-    def mapping(self, node: yaml.MappingNode, path: Key) -> dict[str, Node]:
-        entries: dict[str, Node] = {}
+    def mapping(self, node: yaml.MappingNode, path: KeyPath) -> dict[str, ConfigNode]:
+        entries: dict[str, ConfigNode] = {}
         merged: list[yaml.Node] = []
         for key_node, value_node in node.value:
             if self.is_merge(key_node):
@@ -134,8 +134,8 @@ class _Builder:
                 continue
             if key in entries:
                 first = entries[key].key_at.line
-                message = f"duplicate key, first given in line {first}. Keep one."
-                self.report.mistake_at(_place(key_node), (*path, key), message)
+                message = f"duplicate key, first given in line {first}. Remove one of them."
+                self.diagnostics.error_at(_place(key_node), (*path, key), message)
                 continue
             entries[key] = self.build(value_node, (*path, key), _place(key_node), key_node.end_mark.index)
         for value_node in merged:
@@ -143,38 +143,38 @@ class _Builder:
                 entries.setdefault(key, child)
         return entries
 
-    def merge(self, node: yaml.Node, path: Key) -> dict[str, Node]:
+    def merge(self, node: yaml.Node, path: KeyPath) -> dict[str, ConfigNode]:
         """The keys that `<<: *anchor` or `<<: [*a, *b]` brings in; earlier ones win."""
         if isinstance(node, yaml.MappingNode):
             built = self.build(node, path, _place(node), -1)
             return built.value
-        entries: dict[str, Node] = {}
+        entries: dict[str, ConfigNode] = {}
         if isinstance(node, yaml.SequenceNode):
             for item in node.value:
                 for key, child in self.merge(item, path).items():
                     entries.setdefault(key, child)
         else:
-            self.report.mistake_at(_place(node), (*path, "<<"), "merges a mapping or a list of mappings only")
+            self.diagnostics.error_at(_place(node), (*path, "<<"), "merges a mapping or a list of mappings only")
         return entries
 
-    def key(self, node: yaml.Node, path: Key) -> str | None:
+    def key(self, node: yaml.Node, path: KeyPath) -> str | None:
         if isinstance(node, yaml.ScalarNode) and node.tag == f"{_TAG}str":
             return node.value
         text = str(node.value) if isinstance(node, yaml.ScalarNode) else "?"
-        self.report.mistake_at(_place(node), (*path, text), "a key must be text. Put it in quotes.")
+        self.diagnostics.error_at(_place(node), (*path, text), "a key must be text. Put it in quotes.")
         return None
 
-    def scalar(self, node: yaml.ScalarNode, path: Key) -> Any:
+    def scalar(self, node: yaml.ScalarNode, path: KeyPath) -> Any:
         kind = node.tag.removeprefix(_TAG)
         if kind not in ("str", *_SCALARS):
-            self.report.mistake_at(_place(node), path, f"the tag {node.tag!r} is not supported. Leave it out.")
+            self.diagnostics.error_at(_place(node), path, f"the tag {node.tag!r} is not supported. Leave it out.")
             return node.value
         try:
             value = scalar_value(node.value, kind)
             # JSON writes characters beyond U+FFFF as two \u escapes, which YAML leaves apart.
             return value.encode("utf-16", "surrogatepass").decode("utf-16") if kind == "str" else value
         except ValueError as error:
-            self.report.mistake_at(_place(node), path, str(error))
+            self.diagnostics.error_at(_place(node), path, str(error))
             return node.value
 
     @staticmethod
@@ -182,10 +182,10 @@ class _Builder:
         return isinstance(node, yaml.ScalarNode) and node.style is None and node.value == "<<"
 
 
-def _place(node: yaml.Node) -> Place:
-    return Place(node.start_mark.line + 1, node.start_mark.column + 1)
+def _place(node: yaml.Node) -> SourceLocation:
+    return SourceLocation(node.start_mark.line + 1, node.start_mark.column + 1)
 
 
-def _place_of(text: str, index: int) -> Place:
+def _place_of(text: str, index: int) -> SourceLocation:
     before = text[:index]
-    return Place(before.count("\n") + 1, index - (before.rfind("\n") + 1) + 1)
+    return SourceLocation(before.count("\n") + 1, index - (before.rfind("\n") + 1) + 1)

@@ -12,10 +12,10 @@ from functools import cache
 from itertools import product
 from math import ceil, sqrt
 
-from toolkit.contracts import Crop, Item, Sample, Size
+from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
 
 
-def bucket_for(size: Size, resolution: int, divisibility: int, square_crop: bool = False) -> Crop:
+def bucket_for(size: Size, resolution: int, divisibility: int, square_crop: bool = False) -> ResizeCrop:
     """How an image of `size` pixels is resized and cut for training at `resolution`.
 
     The bucket's area is at most resolution², its sides are multiples of `divisibility`; a small
@@ -27,19 +27,21 @@ def bucket_for(size: Size, resolution: int, divisibility: int, square_crop: bool
     scale = max(bucket.width / size.width, bucket.height / size.height)
     scaled = Size(ceil(size.width * scale), ceil(size.height * scale))
     left, top = (scaled.width - bucket.width) // 2, (scaled.height - bucket.height) // 2
-    return Crop(scaled, left, top, bucket)
+    return ResizeCrop(scaled, left, top, bucket)
 
 
 def make_items(
     samples: Iterable[Sample], resolutions_of: Callable[[Sample], tuple[int, ...]], divisibility: int
-) -> tuple[Item, ...]:
+) -> tuple[BucketedSample, ...]:
     """Each image once per distinct resolution of its dataset, in the order given there."""
 
     @cache  # images of one size are many, and share the objects
-    def crops(size: Size, resolutions: tuple[int, ...]) -> list[Crop]:
+    def crops(size: Size, resolutions: tuple[int, ...]) -> list[ResizeCrop]:
         return [bucket_for(size, resolution, divisibility) for resolution in dict.fromkeys(resolutions)]
 
-    return tuple(Item(sample, crop) for sample in samples for crop in crops(sample.size, resolutions_of(sample)))
+    return tuple(
+        BucketedSample(sample, crop) for sample in samples for crop in crops(sample.size, resolutions_of(sample))
+    )
 
 
 def _square(resolution: int, divisibility: int) -> Size:

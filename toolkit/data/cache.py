@@ -19,7 +19,7 @@ import safetensors.torch
 from torch import Tensor
 
 from toolkit.errors import RunError
-from toolkit.files import replaced
+from toolkit.files import atomic_write
 from toolkit.safetensors_header import METADATA, Header, framed, read_header
 
 logger = logging.getLogger(__name__)
@@ -79,7 +79,7 @@ class TensorCache:
     @staticmethod
     def _write(path: Path, contents: bytes) -> None:
         try:
-            with replaced(path) as temporary:
+            with atomic_write(path) as temporary:
                 temporary.write_bytes(contents)
         except PermissionError:
             # Windows, while another process reads the target: it holds the same contents already.

@@ -6,17 +6,17 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.contracts import Sample
 from toolkit.data.cache import key_of
-from toolkit.data.digests import file_digest
+from toolkit.data.file_hashes import file_digest
+from toolkit.interfaces import Sample
 
-Fingerprint = dict[str, str]
+DatasetHashes = dict[str, str]
 """`<folder>/<file>` -> digest of the image, its references, mask, caption, repeats and flip."""
 
 
-def fingerprint(samples: Iterable[Sample]) -> Fingerprint:
+def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
     """The fingerprint of a scanned dataset. Reads every file once; the digests are remembered for the encoding."""
-    found: Fingerprint = {}
+    found: DatasetHashes = {}
     for sample in samples:
         name, digest = f"{sample.folder}/{sample.name}", _digest(sample)
         # Two entries of `datasets` may use one folder, each with captions of its own.
@@ -31,7 +31,7 @@ def _digest(sample: Sample) -> str:
         more["flip"] = sample.flip
     return key_of(
         image=file_digest(sample.image),
-        controls=[file_digest(path) for path in sample.controls],
+        controls=[file_digest(path) for path in sample.control_images],
         caption=sample.caption,
         repeats=sample.repeats,
         background=sample.background,
@@ -39,7 +39,7 @@ def _digest(sample: Sample) -> str:
     )
 
 
-def digest_of(found: Fingerprint) -> str:
+def digest_of(found: DatasetHashes) -> str:
     """One digest for the whole dataset."""
     return key_of(**{"files": found})
 

@@ -1,4 +1,4 @@
-"""The one way a picture file becomes pixels: targets, references and masks all come through here.
+"""The one way an image file becomes pixels: targets, references and masks all come through here.
 
 Whatever the file holds (16-bit grey, CMYK, a colour profile, transparency, an EXIF rotation), the
 result is an upright 8-bit sRGB image. What cannot become one faithfully is refused by name:
@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from PIL import Image, ImageCms, ImageColor, TiffImagePlugin
 
-from toolkit.contracts import Crop, Flip, Size
+from toolkit.interfaces import Flip, ResizeCrop, Size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -29,7 +29,7 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 """File name endings (lower case) that are read as images."""
 
 MAX_PIXELS = 120_000_000
-"""Largest picture that is read, in pixels: about 480 MB while it is decoded."""
+"""Largest image that is read, in pixels: about 480 MB while it is decoded."""
 
 # Pillow's own guard warns from its limit on and refuses at twice that; ours names the file and the remedy.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
@@ -66,15 +66,15 @@ Note = Callable[[str], None]
 
 
 class ImageError(ValueError):
-    """A picture that cannot be used: which file, and what is wrong with it."""
+    """An image that cannot be used: which file, and what is wrong with it."""
 
     def __init__(self, path: Path | str, reason: str) -> None:
         super().__init__(f"{path}: {reason}")
         self.reason = reason
 
 
-class ImageFacts(NamedTuple):
-    """What is to be known of a picture before its pixels are needed."""
+class ImageInfo(NamedTuple):
+    """What is to be known of an image before its pixels are needed."""
 
     size: Size
     """After EXIF rotation."""
@@ -85,12 +85,12 @@ class ImageFacts(NamedTuple):
     notes: tuple[str, ...] = ()
     """What is worth knowing about a file that can be used all the same."""
 
-    checked: bool = False
+    verified: bool = False
     """The whole file was read and is good, not its header only."""
 
 
 def open_image(path: Path | str, background: str = "white", note: Note | None = None) -> Image.Image:
-    """The picture as upright 8-bit sRGB (mode RGB); transparency is composited on `background`.
+    """The image as upright 8-bit sRGB (mode RGB); transparency is composited on `background`.
 
     Raises ImageError, and only that, for a file that cannot be used.
     """
@@ -101,8 +101,8 @@ def open_image(path: Path | str, background: str = "white", note: Note | None = 
         return _flatten(_to_eight_bit(upright, path), canvas_colour, note or _silent)
 
 
-def open_alpha(path: Path | str) -> Image.Image:
-    """The opacity of an upright picture (mode L, 255 is opaque); all opaque when it has no transparency.
+def load_alpha(path: Path | str) -> Image.Image:
+    """The opacity of an upright image (mode L, 255 is opaque); all opaque when it has no transparency.
 
     Raises ImageError, and only that, for a file that cannot be used.
     """
@@ -119,7 +119,7 @@ def image_size(path: Path | str) -> Size:
         return _upright_size(image)
 
 
-def inspect_image(path: Path | str) -> ImageFacts:
+def inspect_image(path: Path | str) -> ImageInfo:
     """Reads the whole file as cheaply as its format allows. Raises ImageError."""
     with _reading(path) as image:
         size, alpha = _upright_size(image), image.has_transparency_data
@@ -127,7 +127,7 @@ def inspect_image(path: Path | str) -> ImageFacts:
         image.load()
         _refuse_wide_values(image, path)
         profile = image.info.get("icc_profile")
-        return ImageFacts(size, alpha, profile_notes(profile) if profile else (), checked=True)
+        return ImageInfo(size, alpha, profile_notes(profile) if profile else (), verified=True)
 
 
 def check_image(path: Path | str) -> str | None:
@@ -139,14 +139,14 @@ def check_image(path: Path | str) -> str | None:
     return None
 
 
-def resize_cover_crop(image: Image.Image, crop: Crop) -> Image.Image:
+def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
     """The image as its bucket wants it: bicubic to `crop.scaled`, then the bucket cut out."""
     box = (crop.left, crop.top, crop.left + crop.bucket.width, crop.top + crop.bucket.height)
     return image.resize(crop.scaled, Image.Resampling.BICUBIC).crop(box)
 
 
-def mirrored(image: Image.Image, flip: Flip) -> Image.Image:
-    """The picture with its sides exchanged; without a flip the same object."""
+def flip_image(image: Image.Image, flip: Flip) -> Image.Image:
+    """The image with its sides exchanged; without a flip the same object."""
     if flip.x:
         image = image.transpose(Image.Transpose.FLIP_LEFT_RIGHT)
     return image.transpose(Image.Transpose.FLIP_TOP_BOTTOM) if flip.y else image
@@ -198,7 +198,7 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
         megapixels = image.width * image.height / 1e6
         limit = f"at most {MAX_PIXELS // 10**6} are allowed"
         raise ImageError(path, f"has {megapixels:.0f} megapixels, {limit}. Make it smaller")
-    # A JPEG with several pictures (MPO) is a photograph with previews: its first picture is meant.
+    # A JPEG with several images (MPO) is a photograph with previews: its first image is meant.
     frames = 1 if image.format in ("JPEG", "MPO") else getattr(image, "n_frames", 1)
     if frames > 1:
         kind = "pages" if image.format == "TIFF" else "frames"
@@ -217,7 +217,7 @@ def _orientation(image: Image.Image) -> int:
     try:
         return image.getexif().get(_ORIENTATION, 1)
     except (SyntaxError, struct.error, LookupError):
-        return 1  # the metadata is damaged, the picture need not be
+        return 1  # the metadata is damaged, the image need not be
 
 
 def _upright_size(image: Image.Image) -> Size:
@@ -326,7 +326,7 @@ def _profile_mode(profile: ImageCms.ImageCmsProfile) -> str | None:
 
 @lru_cache(maxsize=16)
 def profile_notes(profile_bytes: bytes) -> tuple[str, ...]:
-    """What is wrong with an embedded profile; most pictures of a dataset have the same."""
+    """What is wrong with an embedded profile; most images of a dataset have the same."""
     notes: list[str] = []
     _read_profile(profile_bytes, notes.append)
     return tuple(notes)

@@ -6,18 +6,18 @@ import gc
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
-from toolkit.config.datasets_job import DatasetsJob
-from toolkit.contracts import Item, ModelFacts, Size
+from toolkit.config.sections import DiffusionSection
 from toolkit.data.buckets import make_items
-from toolkit.data.folder import Scan, scan_datasets
-from toolkit.data.glance import picture_size
-from toolkit.data.manifest import Manifest
-from toolkit.errors import DataErrors, Mistake
+from toolkit.data.folder import DatasetScan, scan_datasets
+from toolkit.data.image_header import picture_size
+from toolkit.data.scan_cache import ScanCache
+from toolkit.errors import DataErrors, InputError
+from toolkit.interfaces import BucketedSample, ModelFacts, Size
 
 
 def scan_items(
-    section: DatasetsJob, size_multiple: int, manifest: Manifest | None = None
-) -> tuple[Scan, tuple[Item, ...]]:
+    section: DiffusionSection, size_multiple: int, scan_cache: ScanCache | None = None
+) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and gives each image its buckets.
 
     size_multiple: sides of a bucket are
@@ -25,18 +25,18 @@ def scan_items(
     Raises DataErrors naming every offending file.
     """
     with _no_collection():
-        scan = scan_datasets(section.datasets, section.trigger_word, section.train.reg_weight, manifest)
+        scan = scan_datasets(section.datasets, section.trigger_word, section.train.reg_weight, scan_cache)
         resolutions = [dataset.resolution for dataset in section.datasets]
         items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     return scan, items
 
 
-def refuse_references(items: Iterable[Item], family: ModelFacts) -> None:
+def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> None:
     """Raises DataErrors naming every image with more reference images than the family takes."""
     most = family.max_references
-    found = {sample.image: len(sample.controls) for sample, _ in items if len(sample.controls) > most}
+    found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
     if found:
-        raise DataErrors([Mistake(image, too_many_references(count, family)) for image, count in found.items()])
+        raise DataErrors([InputError(image, too_many_references(count, family)) for image, count in found.items()])
 
 
 def too_many_references(count: int, family: ModelFacts, key: str = "control_path") -> str:
@@ -51,19 +51,19 @@ PromptFault = Callable[[str, Size, Sequence[Size]], str | None]
 """Given a prompt, the pixels of the target and of the references as they are: what is wrong with it, or None."""
 
 
-def refuse_long_captions(items: Iterable[Item], fault: PromptFault, sure: int = 0) -> None:
+def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, sure: int = 0) -> None:
     """Raises DataErrors naming every image whose caption the model has no room for.
 
-    sure: captions of at most so many letters fit whatever the pictures, and are not looked at.
+    sure: captions of at most so many letters fit whatever the images, and are not looked at.
     """
     found: dict[str, str] = {}
     for sample, crop in items:
         if len(sample.caption) > sure and sample.image not in found:
-            message = fault(sample.caption, crop.bucket, [picture_size(path) for path in sample.controls])
+            message = fault(sample.caption, crop.bucket, [picture_size(path) for path in sample.control_images])
             if message:
                 found[sample.image] = message
     if found:
-        raise DataErrors([Mistake(image, f"its caption has {message}") for image, message in found.items()])
+        raise DataErrors([InputError(image, f"its caption has {message}") for image, message in found.items()])
 
 
 @contextmanager

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from toolkit.contracts import Batch, BatchSpec, Cursor, MicroBatch
-from toolkit.data.batches import loaded_ahead
+from toolkit.data.dataloader import loaded_ahead
+from toolkit.interfaces import Batch, BatchSpec, Cursor, MicroBatch
 
 
 @dataclass(frozen=True)

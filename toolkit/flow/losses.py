@@ -10,7 +10,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from toolkit.flow.path import at_least_float32
+from toolkit.flow.interpolant import at_least_float32
 from toolkit.flow.settings import FlowSettings
 
 

@@ -15,10 +15,10 @@ class TimestepType(NamedTuple):
     draws: Literal["rand", "randn"] = "rand"
     """The random numbers it takes, by torch's name: uniform or normal ones."""
 
-    ladder: bool = False
+    discrete: bool = False
     """t is one of 1000 levels."""
 
-    rises: bool | None = True
+    increasing: bool | None = True
     """Whether a larger random number means more noise; None: neither more nor less."""
 
     uses: tuple[str, ...] = ()
@@ -30,17 +30,17 @@ _NORMAL = ("logit_mean", "logit_std")
 
 TIMESTEP_TYPES = {
     "sigmoid": TimestepType("sigmoid", "randn", uses=_WIDTH),
-    "linear": TimestepType("even", ladder=True, rises=False),
+    "linear": TimestepType("even", discrete=True, increasing=False),
     "uniform": TimestepType("uniform"),
-    "weighted": TimestepType("even", ladder=True, rises=False),
-    "sigma": TimestepType("even", ladder=True, rises=False),
+    "weighted": TimestepType("even", discrete=True, increasing=False),
+    "sigma": TimestepType("even", discrete=True, increasing=False),
     "shift": TimestepType("shift", "randn", uses=("discrete_flow_shift",)),
     "model_shift": TimestepType("model_shift", "randn", uses=_WIDTH),
     "flux_shift": TimestepType("flux_shift", "randn", uses=_WIDTH),
-    "logsnr": TimestepType("logsnr", "randn", rises=False, uses=_NORMAL),
+    "logsnr": TimestepType("logsnr", "randn", increasing=False, uses=_NORMAL),
     "lognorm_blend": TimestepType("lognorm_blend"),
-    "qinglong_flux": TimestepType("qinglong_flux", rises=None, uses=_WIDTH + _NORMAL),
-    "qinglong_model": TimestepType("qinglong_model", rises=None, uses=_WIDTH),
+    "qinglong_flux": TimestepType("qinglong_flux", increasing=None, uses=_WIDTH + _NORMAL),
+    "qinglong_model": TimestepType("qinglong_model", increasing=None, uses=_WIDTH),
 }
 
 WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")

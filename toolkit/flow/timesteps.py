@@ -29,7 +29,7 @@ NormalTransform = Callable[[Tensor, FlowSettings], Tensor]
 
 
 @dataclass(frozen=True)
-class Picture:
+class TimestepContext:
     """What some samplings must know of the image they draw for."""
 
     tokens: int = 4096
@@ -45,7 +45,7 @@ class Picture:
 # ------------------------------------------------------------ from a standard random number to t
 
 
-def sigmoid(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def sigmoid(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """t = sigmoid(scale n), n standard normal: the middle noise levels most often.
 
     Source: Esser et al. 2024, arXiv:2403.03206, section 3.1 (logit-normal with mean 0);
@@ -54,7 +54,7 @@ def sigmoid(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     return torch.sigmoid(settings.sigmoid_scale * normal)
 
 
-def uniform(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def uniform(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """t = u, u uniform on [0, 1): every noise level alike. Source: musubi-tuner, `timestep_sampling uniform`."""
     return uniform
 
@@ -67,24 +67,24 @@ def shifted(t: Tensor, factor: float) -> Tensor:
     return factor * t / (1 + (factor - 1) * t)
 
 
-def shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def shift(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """`sigmoid`, shifted by `discrete_flow_shift`. Source: musubi-tuner, `timestep_sampling shift`."""
     assert settings.discrete_flow_shift is not None  # `shift` is refused without it
     return shifted(sigmoid(normal, settings, picture), settings.discrete_flow_shift)
 
 
-def model_shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def model_shift(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """`sigmoid`, shifted as the model's own sampling is at this size. Source: musubi-tuner, `qwen_shift`."""
     return shifted(sigmoid(normal, settings, picture), math.exp(picture.mu))
 
 
-def flux_shift(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def flux_shift(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """`sigmoid`, shifted by Flux's line: exponent 0.5 at 256 tokens, 1.15 at 4096. Source: musubi-tuner."""
     slope = (1.15 - 0.5) / (4096 - 256)
     return shifted(sigmoid(normal, settings, picture), math.exp(0.5 + slope * (picture.tokens - 256)))
 
 
-def sampling_run(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def inference_timesteps(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """The levels of a sampling run of 1000 steps at this size, each alike.
 
     Source: ai-toolkit, `set_train_timesteps` with `timestep_type shift`: diffusers' `set_timesteps`.
@@ -97,7 +97,7 @@ def sampling_run(uniform: Tensor, settings: FlowSettings, picture: Picture) -> T
     return 1 - (1 - levels) * (1 - picture.terminal) / (1 - last)
 
 
-def logsnr(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def logsnr(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """t = sigmoid(-l / 2), the log signal-to-noise ratio l normal with `logit_mean` and `logit_std`.
 
     Source: Choi et al. 2024, arXiv:2411.14793, section 3.2; musubi-tuner, `timestep_sampling logsnr`.
@@ -119,23 +119,23 @@ def mixture(uniform: Tensor, settings: FlowSettings, parts: Sequence[tuple[float
     return t
 
 
-def little_noise(normal: Tensor, settings: FlowSettings) -> Tensor:
+def low_noise(normal: Tensor, settings: FlowSettings) -> Tensor:
     """`logsnr` around 5.36 with width 1: t near 0.06. Source: musubi-tuner, its two `qinglong` samplings."""
     return torch.sigmoid(-0.5 * (5.36 + normal))
 
 
-def qinglong_flux(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def qinglong_flux(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """79 % `flux_shift`, 11 % `logsnr`, 10 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_flux`."""
     by_size, by_ratio = partial(flux_shift, picture=picture), partial(logsnr, picture=picture)
-    return mixture(uniform, settings, [(0.79, by_size), (0.11, by_ratio), (0.10, little_noise)])
+    return mixture(uniform, settings, [(0.79, by_size), (0.11, by_ratio), (0.10, low_noise)])
 
 
-def qinglong_model(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def qinglong_model(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """95 % `model_shift`, 5 % little noise. Source: musubi-tuner, `timestep_sampling qinglong_...` of this model."""
-    return mixture(uniform, settings, [(0.95, partial(model_shift, picture=picture)), (0.05, little_noise)])
+    return mixture(uniform, settings, [(0.95, partial(model_shift, picture=picture)), (0.05, low_noise)])
 
 
-def lognorm_blend(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def lognorm_blend(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """Three quarters around t = 0.65, one quarter even. Source: ai-toolkit, `timestep_type lognorm_blend`."""
     levels, shares = _lognorm_blend_shares()
     return torch.from_numpy(np.interp(uniform.double().cpu().numpy(), shares, levels)).to(uniform)
@@ -158,12 +158,12 @@ def _lognorm_blend_shares() -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(levels, 1 / LEVELS), 0.25 * levels + 0.75 * lognormal
 
 
-def even(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def even(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """Place u on a ladder of levels, 0 at pure noise: each level alike."""
     return uniform
 
 
-def logit_normal(normal: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def logit_normal(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """Place sigmoid(mean + std n) on the ladder. A positive `logit_mean` means less noise.
 
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 19; musubi-tuner, `weighting_scheme logit_normal`.
@@ -171,7 +171,7 @@ def logit_normal(normal: Tensor, settings: FlowSettings, picture: Picture) -> Te
     return torch.sigmoid(settings.logit_mean + settings.logit_std * normal)
 
 
-def mode(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def mode(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """Place 1 - u - s (cos^2(pi u / 2) - 1 + u) on the ladder, s = `mode_scale`: the middle more often, or the ends.
 
     Source: Esser et al. 2024, arXiv:2403.03206, eq. 20; musubi-tuner, `weighting_scheme mode`.
@@ -184,47 +184,47 @@ def mode(uniform: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Sampling:
+class TimestepSampling:
     """One value of `train.timestep_type`."""
 
     base: Callable[..., Tensor]
     """Draws the standard random number: torch.randn or torch.rand."""
 
-    transform: Callable[[Tensor, FlowSettings, Picture], Tensor]
+    transform: Callable[[Tensor, FlowSettings, TimestepContext], Tensor]
     """To t, or with `ladder` to a place on it: 0 at pure noise, 1 past the last level."""
 
-    ladder: bool = False
+    discrete: bool = False
     """t is one of 1000 levels."""
 
-    rises: bool | None = True
+    increasing: bool | None = True
     """Whether a larger random number means more noise; None: neither more nor less."""
 
 
 SAMPLINGS = {
-    name: Sampling(getattr(torch, kind.draws), globals()[kind.formula], kind.ladder, kind.rises)
+    name: TimestepSampling(getattr(torch, kind.draws), globals()[kind.formula], kind.discrete, kind.increasing)
     for name, kind in TIMESTEP_TYPES.items()
 }
 """By `timestep_type`."""
 
-DENSITIES = {
-    "logit_normal": Sampling(torch.randn, logit_normal, ladder=True, rises=False),
-    "mode": Sampling(torch.rand, mode, ladder=True),
+SIGMA_DENSITIES = {
+    "logit_normal": TimestepSampling(torch.randn, logit_normal, discrete=True, increasing=False),
+    "mode": TimestepSampling(torch.rand, mode, discrete=True),
 }
 """Of `timestep_type sigma`, by `weighting_scheme`."""
 
-SAMPLING_RUN = Sampling(torch.rand, sampling_run, rises=False)
+SAMPLING_RUN = TimestepSampling(torch.rand, inference_timesteps, increasing=False)
 """Of `timestep_type shift` without a `discrete_flow_shift`."""
 
 
-def sampling_for(settings: FlowSettings) -> Sampling:
+def sampling_for(settings: FlowSettings) -> TimestepSampling:
     """The sampling these settings choose.
 
     A loss weighed by a bell goes with even draws, whatever `timestep_type`. Source: ai-toolkit, `linear_timesteps`.
     """
     if settings.linear_timesteps or settings.linear_timesteps2:
         return SAMPLINGS["linear"]
-    if settings.timestep_type == "sigma" and settings.weighting_scheme in DENSITIES:
-        return DENSITIES[settings.weighting_scheme]
+    if settings.timestep_type == "sigma" and settings.weighting_scheme in SIGMA_DENSITIES:
+        return SIGMA_DENSITIES[settings.weighting_scheme]
     if settings.timestep_type == "shift" and settings.discrete_flow_shift is None:
         return SAMPLING_RUN
     return SAMPLINGS[settings.timestep_type]
@@ -233,7 +233,7 @@ def sampling_for(settings: FlowSettings) -> Sampling:
 # ------------------------------------------------------------ drawing
 
 
-def timesteps(base: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def timesteps(base: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """t for standard random numbers of the sampling's own kind, between `min_timestep` and `max_timestep`.
 
     The whole distribution is squeezed between the two, none of it cut off. Source: musubi-tuner,
@@ -242,13 +242,13 @@ def timesteps(base: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     sampling = sampling_for(settings)
     low, high = settings.min_timestep, settings.max_timestep
     t = sampling.transform(base, settings, picture)
-    if not sampling.ladder:
+    if not sampling.discrete:
         return t * ((high - low) / LEVELS) + low / LEVELS
     # The sum in brackets is exact; adding LEVELS first would cost a float32 t the bits that tell two levels apart.
     return 1 - torch.floor(t * (high - low) + (LEVELS - high)).clamp(0, LEVELS - 1) / LEVELS
 
 
-def timesteps_of_shares(share: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def timesteps_from_uniform(share: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """t for uniform numbers, whatever the sampling's own kind: the same distribution, by its inverse.
 
     `content_or_style` bends the numbers here: content prefers much noise, style little. Source: ai-toolkit.
@@ -258,13 +258,13 @@ def timesteps_of_shares(share: Tensor, settings: FlowSettings, picture: Picture)
     sampling = sampling_for(settings)
     if settings.content_or_style != "balanced":
         noise = 1 - share**3 if settings.content_or_style == "content" else share**3
-        share = noise if sampling.rises else 1 - noise
+        share = noise if sampling.increasing else 1 - noise
     if sampling.base is torch.randn:
         share = torch.special.ndtri(share.clamp(SMALLEST, 1 - SMALLEST))
     return timesteps(share, settings, picture)
 
 
-def _cut_off(share: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
+def _cut_off(share: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """As without bounds, but only what lies between them: nothing is squeezed.
 
     musubi-tuner's `preserve_distribution_shape` draws until it fits, at most 1000 times; this never gives up.
@@ -272,15 +272,15 @@ def _cut_off(share: Tensor, settings: FlowSettings, picture: Picture) -> Tensor:
     low, high = settings.min_timestep / LEVELS, settings.max_timestep / LEVELS
     whole = replace(settings, min_timestep=0.0, max_timestep=float(LEVELS), preserve_distribution_shape=False)
     first, last = _shares_between(whole, picture, low, high)
-    return timesteps_of_shares(first + (last - first) * share, whole, picture).clamp(low, high)
+    return timesteps_from_uniform(first + (last - first) * share, whole, picture).clamp(low, high)
 
 
 @lru_cache(maxsize=1024)
-def _shares_between(settings: FlowSettings, picture: Picture, low: float, high: float) -> tuple[float, float]:
+def _shares_between(settings: FlowSettings, picture: TimestepContext, low: float, high: float) -> tuple[float, float]:
     """The first and last uniform number whose t lies in [low, high], by bisection: t only rises or only falls."""
 
     def t_of(share: float) -> float:
-        return float(timesteps_of_shares(torch.tensor([share], dtype=torch.float64), settings, picture))
+        return float(timesteps_from_uniform(torch.tensor([share], dtype=torch.float64), settings, picture))
 
     rises = t_of(0.0) < t_of(1.0)
 
@@ -301,7 +301,7 @@ def _bisect(is_before: Callable[[float], bool]) -> float:
 
 
 def draw_timestep(
-    settings: FlowSettings, generator: torch.Generator, picture: Picture, stratum: int | None = None
+    settings: FlowSettings, generator: torch.Generator, picture: TimestepContext, stratum: int | None = None
 ) -> float:
     """One sample's t in [0, 1], from its own generator.
 
@@ -313,7 +313,7 @@ def draw_timestep(
     share = torch.rand(1, generator=generator, dtype=torch.float64)
     if stratum is not None:
         share = (stratum + share) / settings.num_timestep_buckets
-    return float(timesteps_of_shares(share, settings, picture))
+    return float(timesteps_from_uniform(share, settings, picture))
 
 
 def strata(samples: int, buckets: int, generator: torch.Generator) -> list[int]:

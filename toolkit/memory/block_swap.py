@@ -1,4 +1,4 @@
-"""Some blocks' frozen weights wait in the main memory and come to the device just before their block runs.
+"""Some blocks' frozen weights wait in the CPU memory and come to the device just before their block runs.
 
 Two buffers on the device take turns: while one block computes, the next one's weights arrive in the other. Frozen
 weights do not change, so nothing is ever copied back. What is trained stays on the device.
@@ -17,8 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook
 
-from toolkit.contracts import RunBlock
-from toolkit.memory.keeping import keeping
+from toolkit.interfaces import BlockForward
+from toolkit.memory.saved_tensors import saved_tensor_rule
 
 ALIGNMENT = 256
 """Bytes; no kernel asks for more."""
@@ -30,7 +30,7 @@ def swapped_blocks(count: int, blocks: int) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
-class _Part:
+class _BlockTensors:
     """A frozen tensor of a block and where it lies among the block's bytes."""
 
     tensor: Tensor
@@ -39,32 +39,32 @@ class _Part:
     begin: int
     end: int
 
-    def lay(self, memory: Tensor) -> None:
+    def point_to(self, memory: Tensor) -> None:
         """The tensor's numbers are from now on those in `memory`, which holds the block's bytes."""
         self.tensor.data = memory[self.begin : self.end].view(self.dtype).view(self.shape)
 
 
-class _Waiting:
-    """A block whose frozen weights are in the main memory, one after the other in one piece."""
+class _HostBlock:
+    """A block whose frozen weights are in the CPU memory, one after the other in one piece."""
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
         for parameter in block.parameters():
             if parameter.requires_grad:
                 parameter.data = parameter.data.to(device)
-        self.parts: list[_Part] = []
+        self.parts: list[_BlockTensors] = []
         end = 0
         for tensor in _frozen(block):
             begin = -(-end // ALIGNMENT) * ALIGNMENT
             end = begin + tensor.numel() * tensor.element_size()
-            self.parts.append(_Part(tensor, tensor.dtype, tensor.shape, begin, end))
+            self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
         self.memory = torch.empty(-(-end // ALIGNMENT) * ALIGNMENT, dtype=torch.uint8, pin_memory=device.type == "cuda")
         for part in self.parts:
             self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(part.tensor)
-            part.lay(self.memory)
+            part.point_to(self.memory)
 
-    def lay(self, memory: Tensor) -> None:
+    def point_to(self, memory: Tensor) -> None:
         for part in self.parts:
-            part.lay(memory)
+            part.point_to(memory)
 
 
 def _frozen(block: nn.Module) -> Iterator[Tensor]:
@@ -91,28 +91,28 @@ class BlockSwap:
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         """blocks: those to be swapped, in order, the network attached. Takes their weights off the device."""
         self._device = device
-        self._waiting = [_Waiting(block, device) for block in blocks]
+        self._waiting = [_HostBlock(block, device) for block in blocks]
         self._place_of = {block: place for place, block in enumerate(blocks)}
         size = max(len(waiting.memory) for waiting in self._waiting)
         self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
-    def __call__(self, run: RunBlock) -> RunBlock:
+    def __call__(self, run: BlockForward) -> BlockForward:
         def run_fetched(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
             place = self._place_of.get(block)
             if place is None:
                 return run(block, *tensors)
             flows_back = torch.is_grad_enabled()
-            self._provide(place, self._after(place, flows_back))
+            self._ensure_loaded(place, self._after(place, flows_back))
             if not flows_back:
                 return run(block, *tensors)
-            with keeping(partial(self._as_place, place)):
+            with saved_tensor_rule(partial(self._as_place, place)):
                 outputs = run(block, *tensors)
             learning = [output for output in outputs if output.requires_grad]
             if learning:
                 # The first gradient that reaches the block comes before anything of it is computed backward, or again.
                 register_multi_grad_hook(
-                    learning, lambda grad: self._provide(place, place - 1 if place else None), mode="any"
+                    learning, lambda grad: self._ensure_loaded(place, place - 1 if place else None), mode="any"
                 )
             return outputs
 
@@ -124,7 +124,7 @@ class BlockSwap:
             return place + 1
         return None if flows_back else 0  # backward begins with the last two, which are here
 
-    def _provide(self, place: int, ahead: int | None) -> None:
+    def _ensure_loaded(self, place: int, ahead: int | None) -> None:
         """The weights of one block are on the device when this returns; those of another are on their way."""
         current = self._fetch(place, keep=None)
         if current.arrived is not None:
@@ -145,10 +145,10 @@ class BlockSwap:
             return here
         if buffer.place is not None:
             # On the host they are right as well, and a wrong use of them is noticed on CUDA.
-            self._waiting[buffer.place].lay(self._waiting[buffer.place].memory)
+            self._waiting[buffer.place].point_to(self._waiting[buffer.place].memory)
         buffer.place = place
         self._copy(self._waiting[place].memory, buffer)
-        self._waiting[place].lay(buffer.memory)
+        self._waiting[place].point_to(buffer.memory)
         return buffer
 
     def _copy(self, source: Tensor, buffer: _Buffer) -> None:

@@ -1,4 +1,4 @@
-"""Which of a block's activations are kept for the backward pass, and which are computed a second time.
+"""Which of a block's activations are kept for the backward pass, and which are recomputed.
 
 Whatever the level, the same operations are done on the same numbers: gradients are equal bit for bit.
 """
@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
-from toolkit.config.choices import CHECKPOINTING_LEVELS
-from toolkit.contracts import BlockWrapper, RunBlock
-from toolkit.memory.row_attention import attention_kernel
-from toolkit.memory.stored import frozen_product
+from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.memory.cpu_attention import attention_kernel
+from toolkit.memory.quantized_weight import frozen_product
 
 _aten = torch.ops.aten
 
@@ -31,36 +31,36 @@ ATTENTION = frozenset(
         attention_kernel,
     }
 )
-"""Every kernel of attention that is one operation. Where PyTorch takes attention apart it is computed again."""
+"""Every kernel of attention that is one operation. Where PyTorch takes attention apart it is recomputed."""
 
 MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, frozen_product})
 
-THIN = 4
+MIN_WIDTH_FRACTION = 4
 """A product that sums over less than the width / THIN, such as an adapter's way up, costs less than keeping it."""
 
 
-def checkpointed(level: str) -> BlockWrapper:
+def checkpoint_wrapper(level: str) -> BlockWrapper:
     """A wrapper that keeps what `level` says, one of CHECKPOINTING_LEVELS:
 
     none: everything. cheap: products and attention; elementwise work is done again. keep_attention: what attention
-    gives. full: only what the block is given. full_offload: the same; `Offload` around it does the rest.
+    gives. full: only what the block is given. full_offload: the same; `ActivationOffload` around it does the rest.
     """
     return _WRAPPERS[level]
 
 
-def _keeping_all(run: RunBlock) -> RunBlock:
+def _keeping_all(run: BlockForward) -> BlockForward:
     return run
 
 
-def _keeping_costly(run: RunBlock) -> RunBlock:
+def _keeping_costly(run: BlockForward) -> BlockForward:
     return _selective(run, _policy_for_costly)
 
 
-def _keeping_attention(run: RunBlock) -> RunBlock:
+def _keeping_attention(run: BlockForward) -> BlockForward:
     return _selective(run, lambda tensors: _keeps_attention)
 
 
-def _keeping_inputs(run: RunBlock) -> RunBlock:
+def _keeping_inputs(run: BlockForward) -> BlockForward:
     def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return run(block, *tensors)
@@ -83,7 +83,7 @@ _WRAPPERS: dict[str, BlockWrapper] = dict(
 Policy = Callable[..., CheckpointPolicy]
 
 
-def _selective(run: RunBlock, policy_for: Callable[[tuple[Tensor | None, ...]], Policy]) -> RunBlock:
+def _selective(run: BlockForward, policy_for: Callable[[tuple[Tensor | None, ...]], Policy]) -> BlockForward:
     def run_again(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         if not torch.is_grad_enabled():
             return run(block, *tensors)
@@ -106,7 +106,7 @@ def _policy_for_costly(tensors: tuple[Tensor | None, ...]) -> Policy:
     """
     streams = [t for t in tensors if t is not None and t.dim() == 3]
     tokens = None if torch.compiler.is_compiling() else {prod(t.shape[:-1]) for t in streams}
-    fewest = max(t.shape[-1] for t in streams) // THIN
+    fewest = max(t.shape[-1] for t in streams) // MIN_WIDTH_FRACTION
     return partial(_keeps_costly, tokens, fewest)
 
 

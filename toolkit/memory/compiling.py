@@ -14,10 +14,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.compile import CompileConfig
-from toolkit.contracts import BlockWrapper, RunBlock
 from toolkit.errors import RunError, UserError
+from toolkit.interfaces import BlockForward, BlockWrapper
 
-FEWEST_PROGRAMS = 32
+DEFAULT_RECOMPILE_LIMIT = 32
 """Programs that PyTorch may make of the same code before it goes on uncompiled; its own 8 are soon reached by the
 first block (whose inputs need no gradient), the others, and sampling, each of several shapes."""
 
@@ -51,7 +51,7 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def compiled(settings: CompileConfig) -> BlockWrapper:
+def compile_wrapper(settings: CompileConfig) -> BlockWrapper:
     """A wrapper that compiles what it is given, for each new kind of inputs when it first meets it.
 
     What it returns raises RunError where a compiler is missing, or `fullgraph` wants more programs than may be made.
@@ -59,8 +59,8 @@ def compiled(settings: CompileConfig) -> BlockWrapper:
 
     _keep_quiet()
 
-    def wrap(run: RunBlock) -> RunBlock:
-        limit = settings.cache_size_limit or FEWEST_PROGRAMS
+    def wrap(run: BlockForward) -> BlockForward:
+        limit = settings.cache_size_limit or DEFAULT_RECOMPILE_LIMIT
         torch._dynamo.config.recompile_limit = limit
         # The program of the backward pass is made with the other: what cannot be compiled is told here, and not there.
         torch._functorch.config.force_non_lazy_backward_lowering = True
@@ -72,7 +72,7 @@ def compiled(settings: CompileConfig) -> BlockWrapper:
             try:
                 return program(block, *tensors)
             except Exception as error:
-                if message := _plainly(error, limit):
+                if message := _user_message(error, limit):
                     raise RunError(message) from error
                 raise
 
@@ -100,7 +100,7 @@ def _is_no_reminder_of_in_place(record: logging.LogRecord) -> bool:
     return "Detected that context_fn is passed to torch.utils.checkpoint" not in record.getMessage()
 
 
-def _plainly(error: Exception, limit: int) -> str | None:
+def _user_message(error: Exception, limit: int) -> str | None:
     """What the job or the machine can mend, in words of the job; None for what is a defect."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
     from torch._inductor.exc import GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing

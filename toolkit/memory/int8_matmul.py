@@ -2,9 +2,9 @@
 
 The other factor (activations, or gradients on their way back) is rounded to int8 row by row, each row by its own
 maximum, every time anew. That costs about 1 % of accuracy on ordinary rows, and more where a few values tower above
-the rest. Which layers are multiplied so is decided by the setting, the device and the sizes (`applies`), and by the
-error that a factor would get (`foreseen_error`), once, before training (`int8_probe`); never by a stopwatch. A product
-itself looks at no number: the host waits for nothing, and a compiler sees plain operations.
+the rest. Which layers are multiplied so is decided by the setting, the device and the sizes (`is_supported`), and by
+the error that a factor would get (`quantization_error`), once, before training (`int8_probe`); never by a stopwatch. A
+product itself looks at no number: the host waits for nothing, and a compiler sees plain operations.
 
 Shape suffixes: M rows (tokens), K the summed side, N the other side of the weight.
 """
@@ -29,10 +29,10 @@ SMALLEST_SIDE_ON_CUDA = 1024
 LEAST_CAPABILITY = (8, 0)
 """Of CUDA devices that `auto` takes: the first whose int8 products are twice as fast as those in bf16."""
 
-FEWEST_ROWS = 17
+MIN_ROWS = 17
 """Below, the weight's own traffic decides the time; CUDA's kernel also takes no fewer."""
 
-MOST_ERROR = 0.03
+MAX_ERROR = 0.03
 """Largest error that rounding a factor may cause, about what E4M3 weights have; 1 % is usual."""
 
 LEVELS = 127
@@ -47,7 +47,7 @@ class Int8Rows(NamedTuple):
 
 
 @cache
-def applies(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int], compiled: bool = False) -> bool:
+def is_supported(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int], compiled: bool = False) -> bool:
     """Whether a layer of this shape [outputs, inputs] may multiply in int8 on this device.
 
     compiled: whether inductor compiles the blocks; on CUDA only then are the passes around the product cheap.
@@ -87,7 +87,7 @@ def _fast_cpu() -> bool:
     return bool(torch.cpu.get_capabilities().get("avx512_vnni")) and is_exact(torch.device("cpu"))
 
 
-def foreseen_error(x_MK: Tensor) -> Tensor:
+def quantization_error(x_MK: Tensor) -> Tensor:
     """The relative error that `quantize_rows` would cause, 0-dim; NaN where a number is not finite.
 
     Rounding adds noise of deviation 1 / sqrt(12) steps, which is compared with the mean magnitude of a row. (Its root
@@ -108,7 +108,7 @@ def quantize_rows(x_MK: Tensor) -> Int8Rows:
     return Int8Rows(torch.mul(x_MK, scale_M1.reciprocal(), out=size_MK).round_().to(torch.int8), scale_M1)
 
 
-def multiply(rows: Int8Rows, codes_KN: Tensor, dtype: torch.dtype) -> Tensor:
+def int8_mm(rows: Int8Rows, codes_KN: Tensor, dtype: torch.dtype) -> Tensor:
     """[M, N] in float32: the rows times an int8 matrix, summed in int32. dtype: of the computation around it."""
     sums_MN = torch._int_mm(rows.codes_MK, codes_KN)
     if torch.compiler.is_compiling():  # one pass anyway; checkpointing keeps the sums, and in half the bytes

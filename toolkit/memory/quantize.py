@@ -10,9 +10,15 @@ from collections.abc import Callable, MutableMapping
 import torch
 from torch import Tensor, nn
 
-from toolkit.host_memory import return_freed_memory
-from toolkit.memory.frozen_linear import FrozenLinear
-from toolkit.memory.stored import BlockScaled, Grouped, Recovered, RowScaled, StoredWeight
+from toolkit.host_memory import malloc_trim
+from toolkit.memory.quantized_linear import QuantizedLinear
+from toolkit.memory.quantized_weight import (
+    BlockwiseQuantized,
+    GroupwiseQuantized,
+    QuantizedWeight,
+    RowwiseQuantized,
+    WithRecoveryLora,
+)
 
 QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
 """`model.qtype` -> optimum-quanto's name."""
@@ -20,7 +26,7 @@ QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"
 LowRank = tuple[Tensor, Tensor]
 """(up [O, R], down [R, I]) of a change of a weight."""
 
-UNCOVERED_QTYPE = "int8"
+DEFAULT_RECOVERY_QTYPE = "int8"
 """What layers without a recovery get beside layers that have one, as in ai-toolkit."""
 
 E4M3_MAX = 448.0
@@ -40,27 +46,27 @@ def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) 
             linear = block.get_submodule(layer)
             assert isinstance(linear, nn.Linear)  # as those listed
             own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
-            chosen = qtype if recovery is None or own else UNCOVERED_QTYPE
+            chosen = qtype if recovery is None or own else DEFAULT_RECOVERY_QTYPE
             weight = quantize_weight(linear.weight.detach(), chosen)
             if own:
-                weight = Recovered(weight, *own)
-            block.set_submodule(layer, FrozenLinear(weight, linear.bias))
+                weight = WithRecoveryLora(weight, *own)
+            block.set_submodule(layer, QuantizedLinear(weight, linear.bias))
             del linear
-            return_freed_memory()  # of one layer at a time: the float temporaries of a block would add up
+            malloc_trim()  # of one layer at a time: the float temporaries of a block would add up
         block.requires_grad_(False)
 
     return transform
 
 
 @torch.no_grad()
-def quantize_weight(weight_OI: Tensor, qtype: str) -> StoredWeight:
+def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
     """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along the input side."""
     if qtype == "fp8_scaled":
         return block_scaled(weight_OI)
     return _by_quanto(weight_OI, QUANTO[qtype])
 
 
-def _by_quanto(weight_OI: Tensor, name: str) -> StoredWeight:
+def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:
     """The codes optimum-quanto would compute with; its tensors, which need compiled kernels, are left behind."""
     from optimum.quanto import QLinear, qtypes
     from optimum.quanto.tensor.weights.quantization import quantize_weight as by_quanto
@@ -71,11 +77,11 @@ def _by_quanto(weight_OI: Tensor, name: str) -> StoredWeight:
     if qtype.bits == 8:
         scale_O1 = choices.optimizer(weight_OI, qtype=qtype, axis=0)
         quantized = by_quanto(weight_OI, qtype=qtype, axis=0, scale=scale_O1, optimized=False)
-        return RowScaled(_zero_for_nan(quantized._data), quantized._scale)
+        return RowwiseQuantized(_zero_for_nan(quantized._data), quantized._scale)
     group = choices.weight_group_size
     scale, shift = choices.optimizer(weight_OI, qtype=qtype, axis=0, group_size=group)
     quantized = by_quanto(weight_OI, qtype, 0, scale, shift, group_size=group, optimized=False)
-    return Grouped(quantized._data._data, qtype.bits, quantized._scale, quantized._shift, (outputs, inputs))
+    return GroupwiseQuantized(quantized._data._data, qtype.bits, quantized._scale, quantized._shift, (outputs, inputs))
 
 
 def _zero_for_nan(codes: Tensor) -> Tensor:
@@ -83,7 +89,7 @@ def _zero_for_nan(codes: Tensor) -> Tensor:
     return codes.float().nan_to_num_(0.0).to(codes.dtype) if codes.is_floating_point() else codes
 
 
-def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockScaled:
+def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockwiseQuantized:
     """E4M3 with the largest weight of each block at E4M3's own; rows that `block` does not divide are one block.
 
     Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`; its scales are kept in float32 here.
@@ -93,4 +99,4 @@ def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockScaled:
     values = weight_OI.float().view(outputs, blocks, -1)
     scale = (values.abs().amax(dim=-1, keepdim=True) / E4M3_MAX).clamp_min_(1e-8)
     codes = (values / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
-    return BlockScaled(codes.view(outputs, inputs), scale[..., 0], weight_OI.dtype)
+    return BlockwiseQuantized(codes.view(outputs, inputs), scale[..., 0], weight_OI.dtype)

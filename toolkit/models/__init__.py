@@ -1,1 +1,1 @@
-"""Model families, each a folder behind `toolkit.contracts.ModelAdapter`. Light: imports no torch."""
+"""Model families, each a folder behind `toolkit.interfaces.DiffusionModel`. Light: imports no torch."""

@@ -15,8 +15,8 @@ from toolkit.config.model_files import (
     pipeline_of,
 )
 from toolkit.config.process import JobContext
-from toolkit.contracts import ModelSection
 from toolkit.errors import UserError, did_you_mean
+from toolkit.interfaces import ModelSection
 from toolkit.models.family import ModelFamily
 from toolkit.registry import FAMILIES
 

@@ -6,12 +6,12 @@ from abc import ABC, abstractmethod
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.contracts import ModelAdapter, ModelFacts
-from toolkit.models.footprint import Footprint
+from toolkit.interfaces import DiffusionModel, ModelFacts
+from toolkit.models.size_info import ModelSizeInfo
 from toolkit.registry import load_object
 
 if TYPE_CHECKING:
-    from toolkit.models.options import AdapterOptions
+    from toolkit.models.load_options import ModelLoadOptions
 
 
 class ModelFamily(ModelFacts, ABC):
@@ -22,9 +22,9 @@ class ModelFamily(ModelFacts, ABC):
     """
 
     model_class: str
-    """Its `ModelAdapter`, as "module:Class"; imported when a model is opened."""
+    """Its `DiffusionModel`, as "module:Class"; imported when a model is opened."""
 
-    def open(self, options: AdapterOptions) -> ModelAdapter:
+    def open(self, options: ModelLoadOptions) -> DiffusionModel:
         """The model in a folder; nothing is loaded until it is used."""
         return load_object(self.model_class)(options)
 
@@ -45,5 +45,5 @@ class ModelFamily(ModelFacts, ABC):
         """Repeated blocks of the trained part."""
 
     @abstractmethod
-    def footprint(self, folder: Path) -> Footprint:
+    def footprint(self, folder: Path) -> ModelSizeInfo:
         """What of the whole model takes memory, from its config files and the headers of its weights alone."""

@@ -48,7 +48,7 @@ def download(name: str, revision: str | None) -> Path:
         return folder
     enable_progress_bars()  # a library imported earlier may have switched them off
     with _asking(name, revision):
-        _announce(name, revision)
+        _print_download_size(name, revision)
         return Path(snapshot_download(name, revision=revision, allow_patterns=needed_files()))
 
 
@@ -128,7 +128,7 @@ def _out_of_reach(place: str, error: Exception) -> UserError:
 _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a token of yours that may read it."
 
 
-def _announce(name: str, revision: str | None) -> None:
+def _print_download_size(name: str, revision: str | None) -> None:
     """Says size, target and free space before a download. Raises UserError when the space does not suffice."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     total = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))

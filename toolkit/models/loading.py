@@ -72,7 +72,7 @@ SAMPLE_BYTES = 2**16
 SAMPLES = 256
 
 
-def part_identity(folder: Path, parts: Sequence[str]) -> str:
+def weights_hash(folder: Path, parts: Sequence[str]) -> str:
     """A hash of the named subfolders' files: what decides the numbers that a part computes.
 
     Files over 512 MiB are represented by their size, their safetensors header and 256 evenly spaced

@@ -13,12 +13,12 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.config.network import NetworkConfig
-from toolkit.contracts import ModelAdapter, Network
 from toolkit.errors import UserError
+from toolkit.interfaces import DiffusionModel, Network
 from toolkit.network_kinds import NetworkKind, Shapes
-from toolkit.networks.formats import ModuleChange
-from toolkit.networks.max_norm import limit_norms
-from toolkit.networks.thinning import Thinning
+from toolkit.networks.dropout import AdapterDropout
+from toolkit.networks.lora_formats import LayerDelta
+from toolkit.networks.max_norm import apply_max_norm_
 from toolkit.seeding import generator
 
 logger = logging.getLogger(__name__)
@@ -26,11 +26,11 @@ logger = logging.getLogger(__name__)
 FILE_PREFIX = "diffusion_model."
 """Put before the names of the weights and `.alpha`: for each kind a form that ComfyUI loads."""
 
-NOTABLE_ERROR = 1e-4
+REPORT_ERROR_ABOVE = 1e-4
 """Relative error of a decomposition above which it is mentioned; below it is rounding."""
 
 
-class AdapterNetwork(Network):
+class AdapterBase(Network):
     """Trainable weights beside each of the given linear layers, which stay frozen."""
 
     kind: ClassVar[NetworkKind]
@@ -48,7 +48,7 @@ class AdapterNetwork(Network):
         rank_dropout: float = 0.0,
         module_dropout: float = 0.0,
     ) -> None:
-        """targets: full dotted module names. alpha: numerator of the scale. The dropouts: see `Thinning`."""
+        """targets: full dotted module names. alpha: numerator of the scale. The dropouts: see `AdapterDropout`."""
         self.targets = tuple(targets)
         self._target_set = frozenset(targets)
         self.rank = rank
@@ -61,9 +61,9 @@ class AdapterNetwork(Network):
         self._dropouts: list[nn.Module] = []
 
     @staticmethod
-    def candidates(adapter: ModelAdapter) -> Sequence[str]:
+    def trainable_modules(model: DiffusionModel) -> Sequence[str]:
         """The linear layers that the family adapts."""
-        return adapter.lora_targets()
+        return model.lora_targets()
 
     @classmethod
     def from_config(
@@ -78,20 +78,20 @@ class AdapterNetwork(Network):
             seed,
             settings.rank_dropout,
             settings.module_dropout,
-            **cls.kind.own_settings(settings),
+            **cls.kind.extra_kwargs(settings),
         )
         network.max_norm = settings.scale_weight_norms
         return network
 
     @property
     def scale(self) -> float:
-        """What the change is multiplied by."""
+        """alpha / rank."""
         return self.alpha / self.rank
 
     # ------------------------------------------------------------ a file to start from
 
     @torch.no_grad()
-    def start_from(self, changes: Mapping[str, ModuleChange]) -> None:
+    def load_pretrained(self, changes: Mapping[str, LayerDelta]) -> None:
         """Takes over the changes of another file, as far as this kind can hold them.
 
         Raises UserError when no adapted layer is in the file, the scale is 0, or a change cannot be held.
@@ -101,24 +101,24 @@ class AdapterNetwork(Network):
             raise UserError("network.pretrained_lora_path: the file changes none of the layers this job trains.")
         if self.scale == 0:
             raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
-        worst = max(self.take_over(target, changes[target]) for target in common)
+        worst = max(self.load_layer(target, changes[target]) for target in common)
         left_out = len(changes.keys() - set(common))
         logger.info(
             f"started from {len(common)} layers of the given file"
             + (f"; {left_out} of its layers are not trained here" if left_out else "")
-            + (f"; cut to rank {self.rank} with relative error up to {worst:.3g}" if worst > NOTABLE_ERROR else "")
+            + (f"; cut to rank {self.rank} with relative error up to {worst:.3g}" if worst > REPORT_ERROR_ABOVE else "")
         )
 
     @abstractmethod
-    def take_over(self, target: str, change: ModuleChange) -> float:
+    def load_layer(self, target: str, delta: LayerDelta) -> float:
         """Starts one layer from a change; the relative error of what is held. Raises UserError with the reason."""
 
-    def parts(self, target: str) -> dict[str, nn.Parameter]:
+    def layer_weights(self, target: str) -> dict[str, nn.Parameter]:
         """The trained matrices of one layer by their names in files."""
         prefix = f"{target}."
         return {name.removeprefix(prefix): p for name, p in self._parameters.items() if name.startswith(prefix)}
 
-    def part(self, target: str, name: str) -> nn.Parameter:
+    def layer_weight(self, target: str, name: str) -> nn.Parameter:
         """One trained matrix, by the layer and its name in files."""
         return self._parameters[f"{target}.{name}"]
 
@@ -127,11 +127,11 @@ class AdapterNetwork(Network):
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
-    def layer_of(self, name: str) -> str:
-        return next(target for target in _parents(name) if target in self._target_set)
+    def module_name_of(self, name: str) -> str:
+        return next(target for target in _parent_names(name) if target in self._target_set)
 
-    def up_parameters(self) -> frozenset[str]:
-        return frozenset(f"{target}.{name}" for target in self.targets for name in self.kind.up)
+    def lora_b_parameters(self) -> frozenset[str]:
+        return frozenset(f"{target}.{name}" for target in self.targets for name in self.kind.up_names)
 
     @contextmanager
     def inference(self) -> Iterator[None]:
@@ -156,14 +156,14 @@ class AdapterNetwork(Network):
         return self.alpha
 
 
-class LayersNetwork(AdapterNetwork):
+class LinearAdapterNetwork(AdapterBase):
     """An adapter whose layers are classes of ours, put in the place of the layers they adapt."""
 
-    layer: ClassVar[type[AdaptedLinear]]
+    layer: ClassVar[type[AdapterLinear]]
 
     def __init__(self, *settings: Any, **named: Any) -> None:
         super().__init__(*settings, **named)
-        self.layers: dict[str, AdaptedLinear] = {}
+        self.layers: dict[str, AdapterLinear] = {}
         """By target, once attached."""
 
     def attach(self, model: nn.Module) -> None:
@@ -171,36 +171,36 @@ class LayersNetwork(AdapterNetwork):
         for target in self.targets:
             base = model.get_submodule(target)
             assert isinstance(base, nn.Linear), target  # all `candidates` are linear layers
-            thinning = Thinning(self.dropout, self.rank_dropout, self.module_dropout)
+            adapter_dropout = AdapterDropout(self.dropout, self.rank_dropout, self.module_dropout)
             shapes = self.shapes(base.in_features, base.out_features)
-            layer = self.layer(base, shapes, self.scale_for(shapes), thinning).eval()
-            layer.start(generator(self.seed, "network", target))
+            layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout).eval()
+            layer.init_weights(generator(self.seed, "network", target))
             # The frozen model is in evaluation mode; dropout is the one thing that must not be.
-            self._dropouts.append(thinning.train())
-            layer.place(base.weight.device, torch.promote_types(base.weight.dtype, torch.float32))
-            self._parameters |= {f"{target}.{name}": parameter for name, parameter in layer.parts.items()}
+            self._dropouts.append(adapter_dropout.train())
+            layer.move_to(base.weight.device, torch.promote_types(base.weight.dtype, torch.float32))
+            self._parameters |= {f"{target}.{name}": parameter for name, parameter in layer.layer_weights.items()}
             model.set_submodule(target, layer)
             self.layers[target] = layer
 
     @contextmanager
-    def left_out(self) -> Iterator[None]:
+    def disabled(self) -> Iterator[None]:
         try:
-            self._leave_out(True)
+            self._set_disabled(True)
             yield
         finally:
-            self._leave_out(False)
+            self._set_disabled(False)
 
-    def _leave_out(self, on: bool) -> None:
+    def _set_disabled(self, on: bool) -> None:
         for layer in self.layers.values():
-            layer.left_out = on
+            layer.disabled = on
 
-    def after_step(self, taken: Tensor) -> dict[str, Tensor]:
+    def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
         if not self.max_norm:
             return {}
         layers = self.layers.values()
         with torch.no_grad():
-            norms = [layer.change_norm() for layer in layers]
-        return limit_norms(norms, [layer.factors() for layer in layers], self.max_norm, taken)
+            norms = [layer.delta_norm() for layer in layers]
+        return apply_max_norm_(norms, [layer.factors() for layer in layers], self.max_norm, step_ok)
 
     def shapes(self, inputs: int, outputs: int) -> Shapes:
         """The matrices of a layer of this size, by their names in files."""
@@ -213,70 +213,70 @@ class LayersNetwork(AdapterNetwork):
         return self.scale
 
 
-class AdaptedLinear(nn.Module):
+class AdapterLinear(nn.Module):
     """A frozen linear layer, plain or quantized, and a trained change of its weight."""
 
-    def __init__(self, base_layer: nn.Linear, shapes: Shapes, scale: float, thinning: Thinning) -> None:
+    def __init__(self, base_layer: nn.Linear, shapes: Shapes, scale: float, adapter_dropout: AdapterDropout) -> None:
         super().__init__()
         self.base_layer = base_layer
         self.scale = scale
-        self.thinning = thinning
+        self.adapter_dropout = adapter_dropout
         self._attributes = {name: name.removesuffix(".weight") for name in shapes}
         for name, attribute in self._attributes.items():
             self.register_parameter(attribute, nn.Parameter(torch.empty(shapes[name], dtype=torch.float32)))
 
     @property
-    def parts(self) -> dict[str, nn.Parameter]:
+    def layer_weights(self) -> dict[str, nn.Parameter]:
         """The trained matrices by their names in files."""
         return {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
 
-    left_out = False
+    disabled = False
     """Whether the layer computes as if nothing had been added to it."""
 
     needs_base: ClassVar[bool] = False
     """Whether the change itself is computed with the frozen weight."""
 
-    def place(self, device: torch.device, dtype: torch.dtype) -> None:
+    def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
         """Moves the trained matrices, which are made on the CPU: every device begins with the same numbers."""
         for attribute in self._attributes.values():
             setattr(self, attribute, nn.Parameter(getattr(self, attribute).data.to(device, dtype)))
 
     @abstractmethod
-    def start(self, random: torch.Generator) -> None:
+    def init_weights(self, random: torch.Generator) -> None:
         """Fills the matrices so that nothing is changed yet; `random` is a CPU generator."""
 
     @abstractmethod
-    def change(self, x: Tensor) -> Tensor:
+    def delta(self, x: Tensor) -> Tensor:
         """What the change of the weight adds to the output for inputs `x`, in the dtype of `x`."""
 
     @abstractmethod
-    def change_norm(self) -> Tensor:
+    def delta_norm(self) -> Tensor:
         """The Frobenius norm of the change of the weight, 0-dim; called without gradients."""
 
     def factors(self) -> list[nn.Parameter]:
         """The matrices whose product the change is."""
-        return list(self.parts.values())
+        return list(self.layer_weights.values())
 
-    def adapted(self, out: Tensor, x: Tensor) -> Tensor:
+    def forward_with_base_output(self, out: Tensor, x: Tensor) -> Tensor:
         """`out`, what the frozen layer gives for inputs `x`, with the change unless that is left out."""
-        return out if self.left_out else self.add_change(out, x)
+        return out if self.disabled else self.add_delta(out, x)
 
-    def add_change(self, out: Tensor, x: Tensor) -> Tensor:
+    def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
         """`out`, what the frozen layer gives for inputs `x`, with the change."""
-        return out + self.thinning.module(self.thinning.ranks(self.change(self.thinning.inputs(x))))
+        return out + self.adapter_dropout.module(self.adapter_dropout.ranks(self.delta(self.adapter_dropout.inputs(x))))
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.adapted(self.base_layer(x), x)
+        return self.forward_with_base_output(self.base_layer(x), x)
 
 
-def _parents(name: str) -> Iterator[str]:
+def _parent_names(name: str) -> Iterator[str]:
     """`a.b.c` -> a.b, a"""
     while "." in name:
         name = name.rpartition(".")[0]
         yield name
 
 
-def plain_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:
+def dequantized_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:
     """The frozen weight of a layer in float32, whatever it is stored as, on its own device or another."""
     weight = layer.weight.detach()
     return (weight if type(weight) is Tensor else weight.dequantize()).to(device).float()

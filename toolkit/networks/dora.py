@@ -15,13 +15,13 @@ from torch.nn import functional
 
 from toolkit.errors import UserError
 from toolkit.network_kinds import KINDS
-from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear, plain_weight
-from toolkit.networks.formats import ModuleChange, dora_norm
+from toolkit.networks.adapter import AdapterLinear, LinearAdapterNetwork, dequantized_weight, kaiming_, linear
 from toolkit.networks.lora import take_over_low_rank
+from toolkit.networks.lora_formats import LayerDelta, dora_norm
 from toolkit.networks.max_norm import product_norm
 
 
-class DoraLinear(AdaptedLinear):
+class DoraLinear(AdapterLinear):
     """A [R, I] random and B [O, R] zero at the start; the network then sets m [1, I] to the norm of W."""
 
     lora_A: nn.Parameter
@@ -30,31 +30,31 @@ class DoraLinear(AdaptedLinear):
 
     needs_base = KINDS["dora"].needs_base
 
-    def start(self, random: torch.Generator) -> None:
+    def init_weights(self, random: torch.Generator) -> None:
         kaiming_(self.lora_A.data, random)
         self.lora_B.data.zero_()
 
     @torch.no_grad()
     def norm(self) -> Tensor:
         """[1, I] of W + d."""
-        weight_OI = torch.addmm(plain_weight(self.base_layer), self.lora_B, self.lora_A, alpha=self.scale)
+        weight_OI = torch.addmm(dequantized_weight(self.base_layer), self.lora_B, self.lora_A, alpha=self.scale)
         return dora_norm(weight_OI, axis=0)
 
-    def add_change(self, out: Tensor, x: Tensor) -> Tensor:
-        return out + self.thinning.module(self.change(x))
+    def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
+        return out + self.adapter_dropout.module(self.delta(x))
 
-    def change(self, x: Tensor) -> Tensor:
+    def delta(self, x: Tensor) -> Tensor:
         """(c - 1) x through W and c x through d, c = m / |W + d| for each input.
 
         c x through W would save a product, but near 1 a half-precision c x is x: small changes of m would be lost.
         """
         c_I = (self.dora_scale / self.norm())[0]
         wide = x.float()
-        low_R = self.thinning.ranks(linear(self.thinning.inputs(wide * c_I), self.lora_A))
+        low_R = self.adapter_dropout.ranks(linear(self.adapter_dropout.inputs(wide * c_I), self.lora_A))
         from_base = functional.linear((wide * (c_I - 1)).to(x.dtype), self.base_layer.weight)
         return from_base + (self.scale * linear(low_R, self.lora_B)).to(x.dtype)
 
-    def change_norm(self) -> Tensor:
+    def delta_norm(self) -> Tensor:
         """Of d, the low-rank part: the magnitude is left as it is."""
         return self.scale * product_norm(self.lora_B, self.lora_A)
 
@@ -62,7 +62,7 @@ class DoraLinear(AdaptedLinear):
         return [self.lora_A, self.lora_B]
 
 
-class DoraNetwork(LayersNetwork):
+class DoraNetwork(LinearAdapterNetwork):
     """A DoRA on the given linear layers."""
 
     kind = KINDS["dora"]
@@ -74,16 +74,16 @@ class DoraNetwork(LayersNetwork):
             assert isinstance(layer, DoraLinear)  # the class that `layer` names
             layer.dora_scale.data.copy_(layer.norm())  # on the layer's device, as in training: m / |W| is exactly 1
 
-    def take_over(self, target: str, change: ModuleChange) -> float:
+    def load_layer(self, target: str, delta: LayerDelta) -> float:
         """The low-rank part as a LoRA does; the magnitude of the file, or the one that leaves W + d as it is."""
-        magnitude_1I = change.magnitude
-        own_1I = self.part(target, "dora_scale")
+        magnitude_1I = delta.magnitude
+        own_1I = self.layer_weight(target, "dora_scale")
         if magnitude_1I is not None and magnitude_1I.shape != own_1I.shape:
             raise UserError(
                 "network.pretrained_lora_path: the file's DoRA scales output rows, here input columns are scaled. "
                 "It cannot be taken over."
             )
-        error = take_over_low_rank(self, target, change)
+        error = take_over_low_rank(self, target, delta)
         layer = self.layers[target]
         assert isinstance(layer, DoraLinear)  # the class that `layer` names
         own_1I.copy_(layer.norm() if magnitude_1I is None else magnitude_1I)

@@ -13,19 +13,19 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.network import NetworkConfig
-from toolkit.contracts import ModelAdapter, Network
 from toolkit.errors import UserError
-from toolkit.parts import Part, is_shared_out, part_of, rows_here, trained_rows
+from toolkit.interfaces import DiffusionModel, Network
+from toolkit.sharded_param import RowShard, is_sharded, local_rows, local_shard_parameter, shard_of
 
 
 class FullNetwork(Network):
-    """The given modules of the model, trained in the number type they are loaded in.
+    """The given modules of the model, trained in the dtype they are loaded in.
 
-    Loaded in float32, the weights are their own masters: they are rounded to the type of the computation each time
+    Loaded in float32, the weights are their own masters: they are rounded to the compute dtype each time
     they are used, so gradients and updates are float32 and the output is that of the model in that type. Loaded in
     that type already (`train.full_bf16`), nothing is float32.
 
-    Weights that are shared out between processes are rounded when they are gathered; what this process trains of one
+    Weights that are sharded between processes are rounded when they are gathered; what this process trains of one
     are its rows.
     """
 
@@ -42,9 +42,9 @@ class FullNetwork(Network):
         return cls(targets, dtype)
 
     @staticmethod
-    def candidates(adapter: ModelAdapter) -> list[str]:
+    def trainable_modules(model: DiffusionModel) -> list[str]:
         """Every module of the model that has weights of its own."""
-        return modules_with_weights(adapter.network_module)
+        return modules_with_weights(model.network_module)
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
@@ -52,26 +52,26 @@ class FullNetwork(Network):
             module = model.get_submodule(target)
             for name, parameter in module.named_parameters(recurse=False):
                 parameter.requires_grad_(True)
-                trained = trained_rows(parameter) if is_shared_out(parameter) else parameter
+                trained = local_shard_parameter(parameter) if is_sharded(parameter) else parameter
                 self._parameters[f"{target}.{name}"] = trained
-            compute_in(module, self.dtype)
+            cast_on_use(module, self.dtype)
         # Kept here: some that are not trained may leave the model later (a table in the place of a layer).
         self._modules = {name: model.get_submodule(name) for name in modules_with_weights(model)}
         for module in self._modules.values():
-            round_frozen(module, self.dtype)
+            cast_frozen_(module, self.dtype)
 
-    def start_from(self, changes: Mapping[str, Any]) -> None:
+    def load_pretrained(self, changes: Mapping[str, Any]) -> None:
         raise UserError("network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras.")
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
 
-    def shared_out(self) -> dict[str, Part]:
-        return {name: part_of(parameter) for name, parameter in self._of_model() if is_shared_out(parameter)}
+    def sharded_params(self) -> dict[str, RowShard]:
+        return {name: shard_of(parameter) for name, parameter in self._of_model() if is_sharded(parameter)}
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
         """All weights of the model, those that are not trained included, under the model's own names."""
-        return {name: rows_here(parameter) for name, parameter in self._of_model()} | weights
+        return {name: local_rows(parameter) for name, parameter in self._of_model()} | weights
 
     def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
         for name, module in self._modules.items():
@@ -84,28 +84,28 @@ def modules_with_weights(model: nn.Module) -> list[str]:
     return [name for name, module in model.named_modules() if any(True for _ in module.parameters(recurse=False))]
 
 
-def round_frozen(module: nn.Module, dtype: torch.dtype) -> None:
+def cast_frozen_(module: nn.Module, dtype: torch.dtype) -> None:
     """Rounds those of a module's own parameters that are not trained to `dtype`."""
     for name, parameter in module.named_parameters(recurse=False):
         if parameter.requires_grad or parameter.dtype == dtype:
             continue
-        if is_shared_out(parameter):  # FSDP2 takes over what stands in the module when it first runs
+        if is_sharded(parameter):  # FSDP2 takes over what stands in the module when it first runs
             setattr(module, name, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
         else:
             parameter.data = parameter.data.to(dtype)
 
 
-def compute_in(module: nn.Module, dtype: torch.dtype) -> None:
+def cast_on_use(module: nn.Module, dtype: torch.dtype) -> None:
     """Makes `module` see its own parameters in `dtype`; they stay what they are for everyone else.
 
-    Those that are shared out are left alone.
+    Those that are sharded are left alone.
 
     The class gets a property in front of each parameter, so no name in the model and no file of it changes (torch's
     parametrizations would rename them). The conversion is part of the graph: gradients come back in the parameter's
     own type. Unlike autocast it rounds nothing but the weights.
     """
     own = module.named_parameters(recurse=False)
-    names = [name for name, parameter in own if parameter.dtype != dtype and not is_shared_out(parameter)]
+    names = [name for name, parameter in own if parameter.dtype != dtype and not is_sharded(parameter)]
     if names:
         kind = type(module)
         module.__class__ = type(kind.__name__, (kind,), {name: _seen_in(dtype, name) for name in names})

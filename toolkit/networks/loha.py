@@ -11,11 +11,11 @@ from torch.utils.checkpoint import checkpoint
 
 from toolkit.errors import UserError
 from toolkit.network_kinds import KINDS
-from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, linear
-from toolkit.networks.formats import ModuleChange
+from toolkit.networks.adapter import AdapterLinear, LinearAdapterNetwork, linear
+from toolkit.networks.lora_formats import LayerDelta
 
 
-class LohaLinear(AdaptedLinear):
+class LohaLinear(AdapterLinear):
     """A1 [O, R] small, B1 and B2 [R, I] normal, A2 [O, R] zero at the start, as in LyCORIS."""
 
     hada_w1_a: nn.Parameter
@@ -23,14 +23,14 @@ class LohaLinear(AdaptedLinear):
     hada_w2_a: nn.Parameter
     hada_w2_b: nn.Parameter
 
-    def start(self, random: torch.Generator) -> None:
+    def init_weights(self, random: torch.Generator) -> None:
         self.hada_w1_a.data.normal_(std=0.1, generator=random)
         self.hada_w1_b.data.normal_(std=1, generator=random)
         self.hada_w2_a.data.zero_()
         self.hada_w2_b.data.normal_(std=1, generator=random)
 
-    def change(self, x: Tensor) -> Tensor:
-        # The product is as large as the layer's own weight: computed again in the backward pass, never kept for it.
+    def delta(self, x: Tensor) -> Tensor:
+        # The product is as large as the layer's own weight: recomputed in the backward pass, never kept for it.
         return checkpoint(self._change, x, use_reentrant=False, preserve_rng_state=False)
 
     def _change(self, x: Tensor) -> Tensor:
@@ -40,23 +40,23 @@ class LohaLinear(AdaptedLinear):
         """[O, I]"""
         return self.scale * (self.hada_w1_a @ self.hada_w1_b) * (self.hada_w2_a @ self.hada_w2_b)
 
-    def change_norm(self) -> Tensor:
+    def delta_norm(self) -> Tensor:
         return torch.linalg.vector_norm(self._delta())
 
 
-class LohaNetwork(LayersNetwork):
+class LohaNetwork(LinearAdapterNetwork):
     """A LoHa on the given linear layers."""
 
     kind = KINDS["loha"]
     layer = LohaLinear
 
-    def take_over(self, target: str, change: ModuleChange) -> float:
+    def load_layer(self, target: str, delta: LayerDelta) -> float:
         """A LoHa of this rank or a smaller one.
 
         Ranks it does not fill have zeros in A1 and A2: no effect, but trainable.
         """
-        given = change.parts
-        if "hada_w1_a" not in given or change.magnitude is not None:
+        given = delta.parts
+        if "hada_w1_a" not in given or delta.magnitude is not None:
             raise UserError("network.pretrained_lora_path: a LoHa can only start from a LoHa file.")
         rank = len(given["hada_w1_b"])
         if rank > self.rank:
@@ -65,9 +65,9 @@ class LohaNetwork(LayersNetwork):
                 f"Set network.linear to {rank}."
             )
         for name in ("hada_w1", "hada_w2"):
-            a, b = self.part(target, f"{name}_a"), self.part(target, f"{name}_b")
+            a, b = self.layer_weight(target, f"{name}_a"), self.layer_weight(target, f"{name}_b")
             a.zero_()
             a[:, :rank] = given[f"{name}_a"]
             b[:rank] = given[f"{name}_b"]
-        self.part(target, "hada_w1_a")[:, :rank] *= change.scale / self.scale
+        self.layer_weight(target, "hada_w1_a")[:, :rank] *= delta.scale / self.scale
         return 0.0

@@ -17,38 +17,38 @@ from torch.linalg import vector_norm
 
 from toolkit.errors import UserError
 from toolkit.network_kinds import KINDS
-from toolkit.networks.adapter import AdaptedLinear, LayersNetwork, kaiming_, linear
-from toolkit.networks.formats import ModuleChange
+from toolkit.networks.adapter import AdapterLinear, LinearAdapterNetwork, kaiming_, linear
+from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.max_norm import product_norm
 
 
-class LokrLinear(AdaptedLinear):
+class LokrLinear(AdapterLinear):
     """The last matrix is zero at the start, the others random, as in LyCORIS."""
 
-    def start(self, random: torch.Generator) -> None:
-        *others, last = self.parts.values()
+    def init_weights(self, random: torch.Generator) -> None:
+        *others, last = self.layer_weights.values()
         for matrix in others:
             kaiming_(matrix.data, random)
         last.data.zero_()
 
-    def change(self, x: Tensor) -> Tensor:
+    def delta(self, x: Tensor) -> Tensor:
         """kron(w1, w2) x without forming the product: x as a matrix [m, n] becomes w1 x w2^T."""
-        parts = self.parts
+        parts = self.layer_weights
         h = x.unflatten(-1, (parts["lokr_w1"].shape[1], -1))
         for name in ("lokr_w2", "lokr_w2_b", "lokr_w2_a"):
             if name in parts:
                 h = linear(h, parts[name])
         return linear(h.transpose(-1, -2), self.scale * parts["lokr_w1"]).transpose(-1, -2).flatten(-2)
 
-    def change_norm(self) -> Tensor:
+    def delta_norm(self) -> Tensor:
         """|kron(w1, w2)| = |w1| |w2|."""
-        parts = self.parts
+        parts = self.layer_weights
         whole = "lokr_w2" in parts
         second = vector_norm(parts["lokr_w2"]) if whole else product_norm(parts["lokr_w2_a"], parts["lokr_w2_b"])
         return self.scale * vector_norm(parts["lokr_w1"]) * second
 
 
-class LokrNetwork(LayersNetwork):
+class LokrNetwork(LinearAdapterNetwork):
     """A LoKr on the given linear layers."""
 
     kind = KINDS["lokr"]
@@ -67,18 +67,18 @@ class LokrNetwork(LayersNetwork):
         """For two factors in one piece the rank: also a reader that divides by it finds a scale of 1."""
         return self.rank if f"{target}.lokr_w2" in self._parameters and self.alpha else self.alpha
 
-    def take_over(self, target: str, change: ModuleChange) -> float:
+    def load_layer(self, target: str, delta: LayerDelta) -> float:
         """A LoKr with factors of the same shapes."""
-        if not {"lokr_w1", "lokr_w1_a"} & change.parts.keys() or change.magnitude is not None:
+        if not {"lokr_w1", "lokr_w1_a"} & delta.parts.keys() or delta.magnitude is not None:
             raise UserError("network.pretrained_lora_path: a LoKr can only start from a LoKr file.")
-        own = self.parts(target)
-        given, wanted = ({name: tuple(p.shape) for name, p in parts.items()} for parts in (change.parts, own))
+        own = self.layer_weights(target)
+        given, wanted = ({name: tuple(p.shape) for name, p in parts.items()} for parts in (delta.parts, own))
         if given != wanted:
             raise UserError(
                 f"network.pretrained_lora_path: {target} has the factors {given} in the file and {wanted} here. "
                 "Give network.linear, factor and lokr_full_rank the values the file was made with."
             )
-        for name, matrix in change.parts.items():
+        for name, matrix in delta.parts.items():
             own[name].copy_(matrix)
-        own["lokr_w1"].mul_(change.scale / self.scale_for(own))
+        own["lokr_w1"].mul_(delta.scale / self.scale_for(own))
         return 0.0

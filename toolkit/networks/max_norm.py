@@ -15,8 +15,8 @@ from torch import Tensor
 
 
 @torch.no_grad()
-def limit_norms(
-    norms: Sequence[Tensor], matrices: Sequence[Sequence[Tensor]], most: float, taken: Tensor
+def apply_max_norm_(
+    norms: Sequence[Tensor], matrices: Sequence[Sequence[Tensor]], most: float, step_ok: Tensor
 ) -> dict[str, Tensor]:
     """Scales the matrices of each layer so that no norm is above `most`; nothing where `taken` (0-dim bool) is false.
 
@@ -24,7 +24,7 @@ def limit_norms(
     Returns how many layers were scaled, and mean and largest norm after it; nothing waits for the device.
     """
     before = torch.stack(list(norms))
-    above = (before > most) & taken.to(before.device)
+    above = (before > most) & step_ok.to(before.device)
     ratio = torch.where(above, most / before, 1.0)
     shares = {n: (ratio ** (1 / n)).unbind() for n in {len(parts) for parts in matrices}}
     factors = [shares[len(parts)][index] for index, parts in enumerate(matrices) for _ in parts]

@@ -2,7 +2,7 @@
 
 A weight W becomes W + multiplier (F - W), F being what the file makes of W: of a LoRA, LoHa or LoKr that is W plus
 multiplier times its change. Files are merged in their order, which matters to a DoRA only, as its norms are those of
-the weight it meets. Everything is added up in float32 and rounded once, to the model's dtype.
+the weight it meets. Everything is summed in float32 and rounded once, to the model's dtype.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -18,7 +18,7 @@ import torch
 from torch import nn
 
 from toolkit.errors import UserError
-from toolkit.networks.formats import ModuleChange, read_network_file
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 
 
 class BaseLora(Protocol):
@@ -32,21 +32,21 @@ class BaseLora(Protocol):
 
 
 @dataclass(frozen=True)
-class BaseChange:
+class LoraToMerge:
     """What one file does to the model."""
 
     file: str
     """Its name, without the folder."""
 
     multiplier: float
-    modules: dict[str, ModuleChange]
+    modules: dict[str, LayerDelta]
     """By full dotted module name."""
 
     def __str__(self) -> str:
         return f"{self.file} times {self.multiplier:g} into {len(self.modules)} layers"
 
 
-def read_base_loras(loras: Sequence[BaseLora], layers: Mapping[str, tuple[int, int]]) -> list[BaseChange]:
+def read_base_loras(loras: Sequence[BaseLora], layers: Mapping[str, tuple[int, int]]) -> list[LoraToMerge]:
     """The files of `model.base_loras`, checked against the model's layers: name -> (inputs, outputs).
 
     Raises UserError for a file that cannot be read, is of another model, or changes nothing.
@@ -54,17 +54,17 @@ def read_base_loras(loras: Sequence[BaseLora], layers: Mapping[str, tuple[int, i
     read = []
     for lora in loras:
         path = Path(lora.path).expanduser()
-        modules = read_network_file(path, layers)
+        modules = load_adapter_file(path, layers)
         if all(change.is_zero for change in modules.values()):
             raise UserError(f"model.base_loras: {path} changes no layer: all of its changes are zero.")
-        read.append(BaseChange(path.name, lora.multiplier, modules))
+        read.append(LoraToMerge(path.name, lora.multiplier, modules))
     return read
 
 
-class Merge:
+class LoraMerger:
     """Merges files into a model as it is filled; each layer once, after which its changes are let go."""
 
-    def __init__(self, files: Sequence[BaseChange]) -> None:
+    def __init__(self, files: Sequence[LoraToMerge]) -> None:
         self._files = [(file.file, file.multiplier, dict(file.modules)) for file in files]
 
     @torch.no_grad()
@@ -88,7 +88,7 @@ class Merge:
             weight_OI = layer.weight.data.to(torch.float32, copy=True)
             for _, multiplier, changes in self._files:
                 if target in changes:
-                    weight_OI += multiplier * changes.pop(target).to(weight_OI.device).change_of(weight_OI)
+                    weight_OI += multiplier * changes.pop(target).to(weight_OI.device).delta_for(weight_OI)
             layer.weight.data = weight_OI.to(layer.weight.dtype)
             if not torch.isfinite(layer.weight.data).all():
                 files = ", ".join(file for file, _, _ in self._files)

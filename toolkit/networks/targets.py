@@ -9,7 +9,7 @@ from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
 
 
-def chosen_targets(network: NetworkConfig, names: Sequence[str]) -> list[str]:
+def select_target_modules(network: NetworkConfig, names: Sequence[str]) -> list[str]:
     """The names that a `network:` section chooses."""
     kwargs = network.network_kwargs
     return select_targets(

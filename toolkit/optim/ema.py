@@ -27,15 +27,17 @@ class Ema:
         return int(self._updates)
 
     @torch.no_grad()
-    def update(self, taken: Tensor | None = None) -> None:
+    def update(self, step_ok: Tensor | None = None) -> None:
         """average := decay * average + (1 - decay) * parameter; nothing where `taken` (0-dim bool) is false."""
-        taken = torch.ones_like(self._updates, dtype=torch.bool) if taken is None else taken.to(self._updates.device)
-        self._updates += taken
+        step_ok = (
+            torch.ones_like(self._updates, dtype=torch.bool) if step_ok is None else step_ok.to(self._updates.device)
+        )
+        self._updates += step_ok
         # 1 - `decay_at` of the update, on the device: only there it is known how many there were.
         weight = torch.full_like(self._updates, 1 - self.decay, dtype=torch.float32)
         if self.warm_up:
             weight = torch.maximum(weight, 9 / (10 + self._updates))
-        weight = torch.where(taken, weight, 0.0)
+        weight = torch.where(step_ok, weight, 0.0)
         averages = list(self.averages.values())
         parameters = [p.detach().float() for p in self._parameters.values()]
         torch._foreach_lerp_(averages, parameters, [weight.to(average.device) for average in averages])
@@ -51,7 +53,7 @@ class Ema:
             copy_into(self._parameters, own)
 
     def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
-        """Goes on from a saved average."""
+        """Restores averages and update count from a checkpoint."""
         copy_into(self.averages, averages)
         self._updates.fill_(updates)
 

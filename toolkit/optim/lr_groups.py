@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from toolkit.config.lr_groups import BASE, UP, LrGroupConfig
+from toolkit.config.lr_groups import BASE, LORA_B_SUFFIX, LrGroupConfig
 from toolkit.errors import UserError
 
 SHOWN = 3
@@ -14,7 +14,7 @@ SHOWN = 3
 
 
 @dataclass(frozen=True)
-class RateGroup:
+class LrGroup:
     """Weights that learn at one rate."""
 
     name: str
@@ -49,14 +49,14 @@ def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
     return f"{pattern!r} matches none of the {len(layers)} trained layers. It has to match whole names like {examples}."
 
 
-def rate_groups(
+def build_param_groups(
     weights: Iterable[str],
     layer_of: Callable[[str], str],
     lr: float,
     entries: Sequence[LrGroupConfig] = (),
     up: Container[str] = (),
     up_ratio: float = 1.0,
-) -> list[RateGroup]:
+) -> list[LrGroup]:
     """The groups that have weights: the entries in their order, then the others; of each first those not in `up`.
 
     weights: names, whose order stays within a group. lr: `train.lr`. up: names of the up matrices; they learn at
@@ -69,6 +69,8 @@ def rate_groups(
     for index, (name, rate) in enumerate(kinds):
         own = [weight for weight in weights if found.get(layer_of(weight), len(entries)) == index]
         is_faster = {weight: up_ratio != 1 and weight in up for weight in own}
-        groups.append(RateGroup(name, rate, tuple(weight for weight in own if not is_faster[weight])))
-        groups.append(RateGroup(name + UP, rate * up_ratio, tuple(weight for weight in own if is_faster[weight])))
+        groups.append(LrGroup(name, rate, tuple(weight for weight in own if not is_faster[weight])))
+        groups.append(
+            LrGroup(name + LORA_B_SUFFIX, rate * up_ratio, tuple(weight for weight in own if is_faster[weight]))
+        )
     return [group for group in groups if group.weights]

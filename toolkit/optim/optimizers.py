@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.errors import UserError
-from toolkit.optim.choice import DEFAULTS, ArgumentError, constructor_defaults, optimizer_class, typed_arguments
-from toolkit.optim.guarded import GUARDING, AnyOptimizer
+from toolkit.optim.optimizer_args import DEFAULTS, ArgumentError, constructor_defaults, optimizer_class, typed_arguments
+from toolkit.optim.skip_step import HAS_FOUND_INF, AnyOptimizer
 
 GROUPS = "param_groups"
 """First part of the names of state that belongs to all parameters; no parameter is called that."""
 
 FUSED_DEVICES = {"cpu", "cuda"}
-"""Where torch's fused Adam is known to heed the flag of `guarded.step_where`."""
+"""Where torch's fused Adam is known to heed the flag of `guarded.step_if`."""
 
 ParameterGroups = Mapping[str, Iterable[nn.Parameter]]
 
@@ -29,7 +29,7 @@ def build_optimizer(
     """The optimizer `name` with learning rate `lr` and the user's `optimizer_params`, ready to train.
 
     parameters: all of one group, or the parameters of each group by its name; the order of both is that of the
-    optimizer's state. Who trains with it sets each group's rate (`Role.set_rates`).
+    optimizer's state. Who trains with it sets each group's rate (`Role.set_learning_rates`).
     Raises UserError for an argument the optimizer does not take or refuses.
     """
     groups = list(parameters.values()) if isinstance(parameters, Mapping) else [list(parameters)]
@@ -50,16 +50,18 @@ def build_optimizer(
         raise UserError(f"train.optimizer: {name} cannot be made: {error}") from error
     for group in optimizer.param_groups:
         group["lr"] = lr
-    if averages(optimizer):
+    if has_eval_mode(optimizer):
         optimizer.train()
     return optimizer
 
 
 def _fused(found: type[Optimizer], groups: Sequence[Iterable[nn.Parameter]], given: Mapping[str, Any]) -> dict:
-    """The argument for torch's one-kernel step: faster, and it can leave a step out by itself (`guarded`)."""
+    """The argument for torch's one-kernel step: faster, and it can leave a step out by itself
+    (`run_with_exit_code`).
+    """
     devices = {parameter.device.type for group in groups for parameter in group}
     chosen = given.keys() & {"fused", "foreach", "capturable", "differentiable"}
-    return {"fused": True} if found in GUARDING and devices <= FUSED_DEVICES and not chosen else {}
+    return {"fused": True} if found in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen else {}
 
 
 # ------------------------------------------------------------ schedule-free
@@ -73,18 +75,18 @@ class Averaging(AnyOptimizer, Protocol):
     def eval(self) -> None: ...
 
 
-def averages(optimizer: AnyOptimizer) -> TypeGuard[Averaging]:
+def has_eval_mode(optimizer: AnyOptimizer) -> TypeGuard[Averaging]:
     """Whether the optimizer trains at one point and means another one, its average, to be used."""
     return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
 
 
 @contextmanager
-def averaged(optimizer: AnyOptimizer) -> Iterator[None]:
+def eval_mode(optimizer: AnyOptimizer) -> Iterator[None]:
     """Inside the block the parameters hold the average of a schedule-free optimizer; others change nothing.
 
     After it they are as before, bit for bit: a run that saves often is the same run.
     """
-    if not averages(optimizer):
+    if not has_eval_mode(optimizer):
         yield
         return
     parameters = [p for group in optimizer.param_groups for p in group["params"]]

@@ -28,7 +28,7 @@ class TrainSection(Protocol):
 
 
 @dataclass(frozen=True)
-class Course:
+class ScheduleArgs:
     """The lengths of a run in optimizer steps, and what its schedule may need: the keys `lr_*` of `train`."""
 
     steps: int
@@ -55,25 +55,25 @@ class Course:
         return {"lr": section.lr, **{field: getattr(section, key) for field, key in KEYS.items()}}
 
     @property
-    def rise(self) -> int:
+    def warmup_steps(self) -> int:
         """Steps of the warm-up."""
         return in_steps(self.warmup, self.steps)
 
     @property
-    def fall(self) -> int:
+    def decay_steps(self) -> int:
         """Steps of `decay`."""
         return in_steps(self.decay, self.steps)
 
     @property
     def fall_begins(self) -> int:
         """The step at which the rate begins to fall."""
-        return max(self.rise, self.steps - self.fall) if self.fall else self.rise
+        return max(self.warmup_steps, self.steps - self.decay_steps) if self.decay_steps else self.warmup_steps
 
-    def fallen(self, step: int) -> float:
+    def decay_progress(self, step: int) -> float:
         """Share of the fall that lies behind `step`: 0 before it begins, 1 at the end of the run."""
         return max(0, step - self.fall_begins) / max(1, self.steps - self.fall_begins)
 
-    def above_end(self, factor: float, end: float = 0.0) -> float:
+    def lerp_to_min(self, factor: float, end: float = 0.0) -> float:
         """A factor that falls from 1 to 0 as one that falls from 1 to `min_ratio`, or to `end` without one."""
         end = end if self.min_ratio is None else self.min_ratio
         return end + (1 - end) * factor
@@ -87,92 +87,94 @@ def in_steps(length: float, steps: int) -> int:
 # ------------------------------------------------------------ after the warm-up
 
 
-def constant(step: int, course: Course, *, factor: float = 1.0) -> float:
+def constant(step: int, course: ScheduleArgs, *, factor: float = 1.0) -> float:
     """1 throughout; `factor` makes it that."""
     return factor
 
 
-def linear(step: int, course: Course, *, start_factor: float | None = None, end_factor: float | None = None) -> float:
+def linear(
+    step: int, course: ScheduleArgs, *, start_factor: float | None = None, end_factor: float | None = None
+) -> float:
     """From 1 to 0 in a line; with `start_factor` or `end_factor` from the first (1/3) to the second (1).
 
     Source: transformers, optimization.py, `get_linear_schedule_with_warmup`; torch, LinearLR.
     """
-    fallen = min(1.0, course.fallen(step))
+    fallen = min(1.0, course.decay_progress(step))
     if start_factor is None and end_factor is None:
-        return course.above_end(1 - fallen)
+        return course.lerp_to_min(1 - fallen)
     start = 1 / 3 if start_factor is None else start_factor
     end = 1.0 if end_factor is None else end_factor
     return start + (end - start) * fallen
 
 
-def cosine(step: int, course: Course) -> float:
+def cosine(step: int, course: ScheduleArgs) -> float:
     """Half a cosine from 1 to 0.
 
     Source: transformers, optimization.py, `get_cosine_schedule_with_warmup`.
     """
-    return course.above_end(_half_waves(course.fallen(step)))
+    return course.lerp_to_min(_half_waves(course.decay_progress(step)))
 
 
-def cosine_with_restarts(step: int, course: Course) -> float:
+def cosine_with_restarts(step: int, course: ScheduleArgs) -> float:
     """As often as `lr_scheduler_num_cycles` says from 1 to 0 along half a cosine.
 
     Source: transformers, optimization.py, `get_cosine_with_hard_restarts_schedule_with_warmup`.
     """
-    fallen = course.fallen(step)
-    return course.above_end(0.0 if fallen >= 1 else _half_waves(course.cycles * fallen % 1.0))
+    fallen = course.decay_progress(step)
+    return course.lerp_to_min(0.0 if fallen >= 1 else _half_waves(course.cycles * fallen % 1.0))
 
 
-def cosine_with_min_lr(step: int, course: Course) -> float:
+def cosine_with_min_lr(step: int, course: ScheduleArgs) -> float:
     """A cosine between 1 and `min_ratio`; `lr_scheduler_num_cycles` half waves.
 
     Source: transformers, optimization.py, `get_cosine_with_min_lr_schedule_with_warmup`.
     """
-    return course.above_end(_half_waves(course.cycles * course.fallen(step)))
+    return course.lerp_to_min(_half_waves(course.cycles * course.decay_progress(step)))
 
 
-def polynomial(step: int, course: Course) -> float:
+def polynomial(step: int, course: ScheduleArgs) -> float:
     """(1 - share)^power, from 1 to a learning rate of 1e-7.
 
     Source: transformers, optimization.py, `get_polynomial_decay_schedule_with_warmup`.
     """
     end = min(1.0, 1e-7 / course.lr) if course.lr else 0.0
-    return course.above_end(max(0.0, 1 - course.fallen(step)) ** course.power, end)
+    return course.lerp_to_min(max(0.0, 1 - course.decay_progress(step)) ** course.power, end)
 
 
-def warmup_stable_decay(step: int, course: Course) -> float:
+def warmup_stable_decay(step: int, course: ScheduleArgs) -> float:
     """1, and half a cosine to 0 in the last `lr_decay_steps`; without these 1 to the end.
 
     Source: transformers, optimization.py, `get_wsd_schedule`.
     """
-    return cosine(step, course) if course.fall else 1.0
+    return cosine(step, course) if course.decay_steps else 1.0
 
 
-def inverse_sqrt(step: int, course: Course) -> float:
+def inverse_sqrt(step: int, course: ScheduleArgs) -> float:
     """1 / sqrt(1 + n / timescale), n steps after the warm-up; the time scale is the warm-up's length, or 10000.
 
     Source: transformers, optimization.py, `get_inverse_sqrt_schedule`.
     """
-    timescale = course.timescale or course.rise or 10_000
-    return 1 / math.sqrt((step + timescale - course.rise) / timescale)
+    timescale = course.timescale or course.warmup_steps or 10_000
+    return 1 / math.sqrt((step + timescale - course.warmup_steps) / timescale)
 
 
-def rex(step: int, course: Course, *, rex_alpha: float = 0.1, rex_beta: float = 0.9) -> float:
+def rex(step: int, course: ScheduleArgs, *, rex_alpha: float = 0.1, rex_beta: float = 0.9) -> float:
     """z / (alpha + beta z), z the share of the fall still to come: high for long, then steep, to 0.01.
 
     Source: Chen et al. 2021, arXiv:2107.04197; musubi-tuner, modules/lr_schedulers.py.
     """
-    left = max(0.0, 1 - course.fallen(step))
-    return course.above_end(left / (rex_alpha + rex_beta * left) if left else 0.0, end=REX_END)
+    left = max(0.0, 1 - course.decay_progress(step))
+    return course.lerp_to_min(left / (rex_alpha + rex_beta * left) if left else 0.0, end=REX_END)
 
 
-def stepwise(step: int, course: Course, *, step_size: int | None = None, gamma: float = 0.1) -> float:
+def step_decay(step: int, course: ScheduleArgs, *, step_size: int | None = None, gamma: float = 0.1) -> float:
     """gamma^k after k times `step_size` steps. Source: torch, StepLR."""
     if step_size is None:
         return 1.0
-    return gamma ** ((step - course.rise) // step_size)
+    return gamma ** ((step - course.warmup_steps) // step_size)
 
 
-def piecewise_constant(step: int, course: Course, *, step_rules: str = "1") -> float:
+def piecewise_constant(step: int, course: ScheduleArgs, *, step_rules: str = "1") -> float:
     """`step_rules` "1:10,0.1:20,0.01": factor 1 before step 10, 0.1 before step 20, then 0.01.
 
     Source: diffusers, optimization.py, `get_piecewise_constant_schedule`.
@@ -190,7 +192,7 @@ class Plateau:
 
     def __init__(
         self,
-        course: Course,
+        course: ScheduleArgs,
         *,
         metric: str = "loss",
         every: int = 100,
@@ -221,7 +223,7 @@ class Plateau:
 
     def __call__(self, step: int) -> float:
         """The factor of the next step when `step` are done, by the values seen so far."""
-        return from_zero(step, self._course) if step < self._course.rise else self._ratio
+        return from_zero(step, self._course) if step < self._course.warmup_steps else self._ratio
 
     def observe(self, value: float) -> None:
         """Takes the next value; one that is not finite is left out."""
@@ -260,53 +262,53 @@ def _half_waves(count: float) -> float:
 REX_END = 0.01
 
 
-def from_zero(step: int, course: Course) -> float:
+def from_zero(step: int, course: ScheduleArgs) -> float:
     """A line from 0 at step 0 to 1 at the end of the warm-up."""
-    return step / course.rise
+    return step / course.warmup_steps
 
 
-def from_the_end(step: int, course: Course) -> float:
-    """A line from where the rate will end. Source: transformers, `get_wsd_schedule`."""
-    return course.above_end(step / course.rise)
+def from_the_end(step: int, course: ScheduleArgs) -> float:
+    """Linear warm-up from the final learning rate. Source: transformers, `get_wsd_schedule`."""
+    return course.lerp_to_min(step / course.warmup_steps)
 
 
-def rex_rise(step: int, course: Course) -> float:
+def rex_warmup(step: int, course: ScheduleArgs) -> float:
     """A line from the end value at step 1. Source: musubi-tuner, modules/lr_schedulers.py."""
-    return course.above_end(max(0, step - 1) / max(1, course.rise - 1), end=REX_END)
+    return course.lerp_to_min(max(0, step - 1) / max(1, course.warmup_steps - 1), end=REX_END)
 
 
 # ------------------------------------------------------------ the table
 
 
 @dataclass(frozen=True)
-class Kind:
+class ScheduleDef:
     """One value of `train.lr_scheduler`."""
 
     after: Callable[..., float]
     """The factor once the warm-up is over; its keyword arguments are names for `train.lr_scheduler_params`."""
 
     uses: tuple[str, ...] = ()
-    """Fields of `Course` besides the warm-up that matter to it."""
+    """Fields of `ScheduleArgs` besides the warm-up that matter to it."""
 
-    rise: Callable[[int, Course], float] = from_zero
+    rise: Callable[[int, ScheduleArgs], float] = from_zero
 
 
 _FALL = ("decay", "min_ratio")
 
 SCHEDULES = {
-    "constant": Kind(constant),
-    "constant_with_warmup": Kind(constant),
-    "linear": Kind(linear, _FALL),
-    "cosine": Kind(cosine, _FALL),
-    "cosine_with_restarts": Kind(cosine_with_restarts, (*_FALL, "cycles")),
-    "cosine_with_min_lr": Kind(cosine_with_min_lr, (*_FALL, "cycles")),
-    "polynomial": Kind(polynomial, (*_FALL, "power")),
-    "warmup_stable_decay": Kind(warmup_stable_decay, _FALL, from_the_end),
-    "inverse_sqrt": Kind(inverse_sqrt, ("timescale",)),
-    "rex": Kind(rex, _FALL, rex_rise),
-    "step": Kind(stepwise),
-    "piecewise_constant": Kind(piecewise_constant),
-    "plateau": Kind(cast("Callable[..., float]", Plateau), ("min_ratio",)),
+    "constant": ScheduleDef(constant),
+    "constant_with_warmup": ScheduleDef(constant),
+    "linear": ScheduleDef(linear, _FALL),
+    "cosine": ScheduleDef(cosine, _FALL),
+    "cosine_with_restarts": ScheduleDef(cosine_with_restarts, (*_FALL, "cycles")),
+    "cosine_with_min_lr": ScheduleDef(cosine_with_min_lr, (*_FALL, "cycles")),
+    "polynomial": ScheduleDef(polynomial, (*_FALL, "power")),
+    "warmup_stable_decay": ScheduleDef(warmup_stable_decay, _FALL, from_the_end),
+    "inverse_sqrt": ScheduleDef(inverse_sqrt, ("timescale",)),
+    "rex": ScheduleDef(rex, _FALL, rex_warmup),
+    "step": ScheduleDef(step_decay),
+    "piecewise_constant": ScheduleDef(piecewise_constant),
+    "plateau": ScheduleDef(cast("Callable[..., float]", Plateau), ("min_ratio",)),
 }
 """By the names of `train.lr_scheduler`."""
 
@@ -318,7 +320,7 @@ KEYS = {
     "min_ratio": "lr_scheduler_min_lr_ratio",
     "timescale": "lr_scheduler_timescale",
 }
-"""Field of `Course` -> key of `train`."""
+"""Field of `ScheduleArgs` -> key of `train`."""
 
 OTHER_NAMES = {
     "num_warmup_steps": "warmup",
@@ -329,7 +331,7 @@ OTHER_NAMES = {
     "min_lr_rate": "min_ratio",
     "timescale": "timescale",
 }
-"""Name in `train.lr_scheduler_params` -> field of `Course`."""
+"""Name in `train.lr_scheduler_params` -> field of `ScheduleArgs`."""
 
 END_RATES = ("eta_min", "min_lr", "lr_end")
 """Names there for the end of the fall as a learning rate instead of a ratio."""
@@ -390,9 +392,9 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
 
 def course_of(
     steps: int, warmup: float = 0, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any
-) -> Course:
+) -> ScheduleArgs:
     """The lengths of a run; what `params` say of them goes before the rest. Arguments as for `build_schedule`."""
-    course = Course(steps, warmup, **course_fields)
+    course = ScheduleArgs(steps, warmup, **course_fields)
     for param, value in params.items():
         if param in OTHER_NAMES:
             course = replace(course, **{OTHER_NAMES[param]: value})
@@ -401,9 +403,9 @@ def course_of(
     return course
 
 
-def overfull(name: str, course: Course) -> str:
+def overfull(name: str, course: ScheduleArgs) -> str:
     """What becomes of a warm-up and a fall that together are longer than the run; empty when they are not."""
-    rise, fall = course.rise, course.fall if "decay" in SCHEDULES[name].uses else 0
+    rise, fall = course.warmup_steps, course.decay_steps if "decay" in SCHEDULES[name].uses else 0
     if rise >= course.steps and rise > 0:
         return (
             f"lr: the warm-up takes {rise:,} optimizer steps, the run {course.steps:,}: it never reaches the full rate"
@@ -422,7 +424,7 @@ def build_schedule(
     """The schedule `name` over `steps` optimizer steps.
 
     params: `train.lr_scheduler_params`, checked by `check_parameters`; what they say goes before `course_fields`,
-    which are further fields of `Course`.
+    which are further fields of `ScheduleArgs`.
     """
     kind, course = SCHEDULES[name], course_of(steps, warmup, params, **course_fields)
     not_own = (*OTHER_NAMES, *END_RATES, *LENGTHS.get(name, ()))
@@ -431,6 +433,6 @@ def build_schedule(
         return Plateau(course, **own)
 
     def factor(step: int) -> float:
-        return kind.rise(step, course) if step < course.rise else kind.after(step, course, **own)
+        return kind.rise(step, course) if step < course.warmup_steps else kind.after(step, course, **own)
 
     return factor

@@ -14,29 +14,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from toolkit.optim.one_by_one import OneByOne
-from toolkit.parts import Part
+from toolkit.optim.per_parameter_step import PerParameterStepper
 from toolkit.seeding import key
+from toolkit.sharded_param import RowShard
 
-DRAWS = "draws"
+ROUNDING_COUNT = "draws"
 """Entry of a parameter's state: how often it has been rounded."""
 
 
-def rounded_to_bf16(values: Tensor, random: torch.Generator, part: Part | None = None) -> Tensor:
+def stochastic_round_bf16(values: Tensor, random: torch.Generator, shard: RowShard | None = None) -> Tensor:
     """float32 `values` as bf16, each its neighbour below or above; above with odds (x - below) / (above - below).
 
     The bf16 numbers are the float32 ones whose lower 16 bits are 0: a uniform number of 16 bits is added to the
     pattern, and the lower half cut off. The mean over the draws is x; what is no finite number stays so. part: the
     values are these rows of a tensor; they are rounded as within the whole, for which all is drawn.
     """
-    bits, shape = values.view(torch.int32), part.shape if part else values.shape
+    bits, shape = values.view(torch.int32), shard.shape if shard else values.shape
     noise = torch.randint(0, 1 << 16, shape, dtype=torch.int32, device=bits.device, generator=random)
-    noise = noise[part.start : part.stop] if part else noise
+    noise = noise[shard.start : shard.stop] if shard else noise
     rounded = noise.add_(bits).bitwise_and_(-(1 << 16)).view(torch.float32)
     return torch.where(values.isfinite(), rounded, values, out=rounded).to(torch.bfloat16)
 
 
-class RoundedOptimizer:
+class StochasticRoundingOptimizer:
     """An optimizer over bf16 parameters that steps each in float32 and rounds the result at random.
 
     Stands where an `Optimizer` would: same state, same groups. Only the parameter at its turn has a float32 copy.
@@ -48,7 +48,7 @@ class RoundedOptimizer:
         parameters: Mapping[str, nn.Parameter],
         build: Callable[[Mapping[str, nn.Parameter]], Optimizer],
         seed: int,
-        shared_out: Mapping[str, Part] | None = None,
+        shared_out: Mapping[str, RowShard] | None = None,
     ) -> None:
         """build: makes the float32 optimizer over stand-ins for the parameters, given by the same names.
 
@@ -62,7 +62,7 @@ class RoundedOptimizer:
         }
         self._stand_ins = {p: stand_ins[name] for name, p in parameters.items()}
         self.inner = build(stand_ins)
-        self._single = OneByOne(self.inner)
+        self._single = PerParameterStepper(self.inner)
 
     @torch.no_grad()
     def step_one(self, parameter: nn.Parameter) -> None:
@@ -72,13 +72,13 @@ class RoundedOptimizer:
         stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
         self._single.step(stand_in)
         stand_in.grad = None
-        parameter.copy_(rounded_to_bf16(stand_in.data, self._generator(parameter), self._parts[parameter]))
+        parameter.copy_(stochastic_round_bf16(stand_in.data, self._generator(parameter), self._parts[parameter]))
         stand_in.data = stand_in.data.new_empty(0)
 
     def _generator(self, parameter: nn.Parameter) -> torch.Generator:
         state = self.inner.state[self._stand_ins[parameter]]
-        state[DRAWS] = state.get(DRAWS, 0) + 1
-        number = key(self.seed, "rounding", self._names[parameter], state[DRAWS])
+        state[ROUNDING_COUNT] = state.get(ROUNDING_COUNT, 0) + 1
+        number = key(self.seed, "rounding", self._names[parameter], state[ROUNDING_COUNT])
         return torch.Generator(parameter.device).manual_seed(number)
 
     def step(self) -> None:

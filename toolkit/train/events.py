@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from toolkit.files import append_json_line, naming_failures
+from toolkit.files import append_json_line, os_error_as_run_error
 from toolkit.run_files import utc_now
 
 
@@ -16,5 +16,5 @@ class EventLog:
 
     def add(self, event: str, **details: object) -> None:
         """One event with its details (JSON values) and the time in UTC."""
-        with naming_failures(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
+        with os_error_as_run_error(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
             append_json_line(file, {"time": utc_now(), "event": event, **details})

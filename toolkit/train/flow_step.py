@@ -15,18 +15,18 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.contracts import BatchSpec, ModelAdapter, Size, StepLosses, TrainStep
-from toolkit.data.batches import LatentBatch
+from toolkit.data.dataloader import LatentBatch
 from toolkit.device import to_device
+from toolkit.flow.interpolant import at_least_float32, linear_path
 from toolkit.flow.losses import loss_per_sample
-from toolkit.flow.path import at_least_float32, linear_path
 from toolkit.flow.settings import FlowSettings
-from toolkit.flow.timesteps import LEVELS, Picture, draw_timestep, strata
+from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
 from toolkit.flow.weighting import weights
-from toolkit.models.footprint import AHEAD
+from toolkit.interfaces import BatchSpec, DiffusionModel, Size, StepLosses, TrainStep
+from toolkit.models.size_info import LOOKAHEAD_BATCHES
 from toolkit.seeding import generator
 
-ROLE = "network"
+NETWORK = "network"
 """The one role of a LoRA or a fully trained model."""
 
 
@@ -35,14 +35,14 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        model: DiffusionModel,
         seed: int,
         timestep_type: str = "sigmoid",
         samples_per_epoch: int = 0,
         **settings: Any,
     ) -> None:
         """settings: further fields of `FlowSettings`. samples_per_epoch: needed with `num_timestep_buckets`."""
-        self.adapter = adapter
+        self.model = model
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
@@ -50,10 +50,10 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         latents_BCHW = at_least_float32(batch.latents_BCHW)
-        noise_BCHW, t_B = self.draws(batch.spec, latents_BCHW.shape[1:])
+        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
         noise_BCHW, t_B = (to_device(drawn, latents_BCHW.device) for drawn in (noise_BCHW, t_B))
         x_t_BCHW, velocity_BCHW = linear_path(latents_BCHW, noise_BCHW, t_B)
-        predicted_BCHW = self.adapter.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.references)
+        predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
         # The adapter decides the device: the batch may still be on the CPU.
         there = predicted_BCHW.device
         mask_B1HW = None if batch.loss_mask_B1HW is None else to_device(batch.loss_mask_B1HW, there)
@@ -61,19 +61,19 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             predicted_BCHW, to_device(velocity_BCHW, there), to_device(t_B, there), mask_B1HW, self.settings
         )
         weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), there)
-        return StepLosses({ROLE: loss_B * weight_B}, {"t": t_B})
+        return StepLosses({NETWORK: loss_B * weight_B}, {"t": t_B})
 
     def weighting(self, t_B: Tensor) -> Tensor:
         """How much the loss of each sample counts, by its t."""
         return weights(t_B, self.settings)
 
-    def draws(self, spec: BatchSpec, shape_CHW: torch.Size) -> tuple[Tensor, Tensor]:
+    def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size) -> tuple[Tensor, Tensor]:
         """Noise [B, C, H, W] and t [B] of a batch, float32 on the CPU."""
         keys = [(spec.epoch, position) for position in spec.positions]
         noise = [torch.randn(shape_CHW, generator=generator(self.seed, "noise", *key)) for key in keys]
-        return torch.stack(noise), torch.tensor(self.levels(spec, Size(shape_CHW[-1], shape_CHW[-2])))
+        return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2])))
 
-    def levels(self, spec: BatchSpec, latent: Size) -> list[float]:
+    def sample_t(self, spec: BatchSpec, latent: Size) -> list[float]:
         """The noise level t of each item of a batch whose targets have latents of this size."""
         keys = [(spec.epoch, position) for position in spec.positions]
         picture = self._picture(latent)
@@ -82,14 +82,16 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             for key in keys
         ]
 
-    def look_ahead(self, specs: Iterable[BatchSpec], latent_of: Callable[[BatchSpec], Size]) -> Iterator[BatchSpec]:
+    def announce_timesteps(
+        self, specs: Iterable[BatchSpec], latent_of: Callable[[BatchSpec], Size]
+    ) -> Iterator[BatchSpec]:
         """The same specs; the adapter hears of their noise levels some micro-batches early.
 
         latent_of: width and height of a batch's target latents.
         """
         specs = iter(specs)
-        while upcoming := list(islice(specs, AHEAD)):
-            self.adapter.announce([t for spec in upcoming for t in self.levels(spec, latent_of(spec))])
+        while upcoming := list(islice(specs, LOOKAHEAD_BATCHES)):
+            self.model.prefetch_timesteps([t for spec in upcoming for t in self.sample_t(spec, latent_of(spec))])
             yield from upcoming
 
     def _stratum(self, epoch: int, position: int) -> int | None:
@@ -102,6 +104,6 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             self._strata = (epoch, drawn)
         return self._strata[1][position]
 
-    def _picture(self, latent: Size) -> Picture:
-        tokens, shift = self.adapter.family.tokens(latent), self.adapter.dynamic_shift
-        return Picture(tokens, shift.mu(tokens, LEVELS), shift.shift_terminal)
+    def _picture(self, latent: Size) -> TimestepContext:
+        tokens, shift = self.model.family.tokens(latent), self.model.dynamic_shift
+        return TimestepContext(tokens, shift.mu(tokens, LEVELS), shift.shift_terminal)

@@ -29,7 +29,7 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError
-from toolkit.files import naming_failures
+from toolkit.files import os_error_as_run_error
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,8 @@ except ImportError:  # Windows: the heartbeat alone decides
     fcntl = None  # type: ignore[assignment]  # Windows has none
 
 FILE = "run.lock"
-BEAT_S = 30.0
-SILENT_S = 180.0
+HEARTBEAT_S = 30.0
+STALE_AFTER_S = 180.0
 """Seconds without a heartbeat after which an owner on another machine counts as gone."""
 
 
@@ -49,7 +49,7 @@ _READS = 20
 
 
 @dataclass(frozen=True)
-class Owner:
+class LockHolder:
     """Who runs in a folder."""
 
     pid: int
@@ -68,7 +68,7 @@ class LockState:
     held: bool
     """Whether a live process runs in the folder."""
 
-    owner: Owner | None
+    owner: LockHolder | None
     """Who holds it; when nobody does, who held it last and ended without letting go, as a killed process does.
 
     None: it was let go in order, there never was one, or it is being written just now.
@@ -79,27 +79,27 @@ def read_lock(folder: Path) -> LockState:
     """Who runs in `folder`. Takes no lock and writes nothing, so it can disturb no run, however often it is called.
 
     Where the system does not answer (another machine, a file system without locks, neither Linux nor a kernel of 3.15)
-    the heartbeat decides: a killed process then counts as alive for up to SILENT_S.
+    the heartbeat decides: a killed process then counts as alive for up to STALE_AFTER_S.
     """
     for _ in range(_READS):
         try:
             with (folder / FILE).open(encoding="utf-8", errors="replace") as file:
-                taken, owner = _is_taken(file), _owner_in(file)
+                step_ok, owner = _is_taken(file), _owner_in(file)
         except OSError:
             return LockState(False, None)
-        if owner or not taken:  # else a heartbeat is being written
+        if owner or not step_ok:  # else a heartbeat is being written
             break
         time.sleep(0.001)
-    if not taken and owner:
-        silent = time.time() - owner.beat > SILENT_S
-        taken = not silent and (taken is None or not _is_here(owner))
-    return LockState(bool(taken), owner)
+    if not step_ok and owner:
+        silent = time.time() - owner.beat > STALE_AFTER_S
+        step_ok = not silent and (step_ok is None or not _is_here(owner))
+    return LockState(bool(step_ok), owner)
 
 
 @contextmanager
-def locked(folder: Path) -> Iterator[None]:
+def run_lock(folder: Path) -> Iterator[None]:
     """Owns `folder` inside the block. Raises RunError naming the owner when another run is in it."""
-    with naming_failures(folder / FILE):
+    with os_error_as_run_error(folder / FILE):
         folder.mkdir(parents=True, exist_ok=True)
         opened = (folder / FILE).open("a+", encoding="utf-8")
     with opened as file:
@@ -108,7 +108,7 @@ def locked(folder: Path) -> Iterator[None]:
             raise RunError(_refusal(folder, previous))
         if previous:
             logger.warning(
-                f"{folder}: a run of process {previous.pid} on {previous.host} ended without a word; taken over."
+                f"{folder}: stale lock of process {previous.pid} on {previous.host} removed (the process is gone)."
             )
         stop = threading.Event()
         beating = threading.Thread(target=_beat, args=(file, stop), daemon=True, name="run lock")
@@ -136,14 +136,14 @@ def _take(file: IO[str]) -> bool:
     return True
 
 
-def _alive_elsewhere(owner: Owner | None) -> bool:
+def _alive_elsewhere(owner: LockHolder | None) -> bool:
     """Whether an owner whose lock this machine cannot see gave a sign of life lately."""
-    if owner is None or time.time() - owner.beat > SILENT_S:
+    if owner is None or time.time() - owner.beat > STALE_AFTER_S:
         return False
     return fcntl is None or not _is_here(owner)
 
 
-def _is_here(owner: Owner) -> bool:
+def _is_here(owner: LockHolder) -> bool:
     """Whether an owner is, or was, on this machine."""
     # A container that was started again has another name on the same machine, a machine that was has another boot.
     myself = _myself()
@@ -173,33 +173,33 @@ def _write_lock() -> bytes:
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
-def _refusal(folder: Path, owner: Owner | None) -> str:
+def _refusal(folder: Path, owner: LockHolder | None) -> str:
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
     return f"{folder}: {who} is running in this folder. Wait for it, stop it, or give the job another name."
 
 
 def _beat(file: IO[str], stop: threading.Event) -> None:
-    while not stop.wait(BEAT_S):
+    while not stop.wait(HEARTBEAT_S):
         _write(file, _myself())
 
 
-def _write(file: IO[str], owner: Owner) -> None:
+def _write(file: IO[str], owner: LockHolder) -> None:
     file.seek(0)
     file.truncate()
     file.write(json.dumps(asdict(owner)))
     file.flush()
 
 
-def _owner_in(file: IO[str]) -> Owner | None:
+def _owner_in(file: IO[str]) -> LockHolder | None:
     file.seek(0)
     try:
-        return Owner(**json.loads(file.read()))
+        return LockHolder(**json.loads(file.read()))
     except (ValueError, TypeError):
         return None  # empty: the last run ended well; or half written
 
 
-def _myself() -> Owner:
-    return Owner(os.getpid(), socket.gethostname(), _boot_id(), time.time())
+def _myself() -> LockHolder:
+    return LockHolder(os.getpid(), socket.gethostname(), _boot_id(), time.time())
 
 
 def _boot_id() -> str:

@@ -1,8 +1,8 @@
-"""The training loop: windows of micro-batches, their gradients, one step each. It knows nothing of diffusion, files or
-screens, nor of how gradients become a step (`update`).
+"""The training loop: accumulation steps of micro-batches, their gradients, one step each. It knows nothing of
+diffusion, files or screens, nor of how gradients become a step (`update`).
 
-It is given a source of batches, a `TrainStep` and the weights by role; hooks watch. Every trainer shares it. Nothing in
-it waits for the device: what is known there only is fetched by `results`.
+It is given a source of batches, a `TrainStep` and the weights by role; callbacks watch. Every trainer shares it.
+Nothing in it waits for the device: what is known there only is fetched by `results`.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from toolkit.contracts import Batch, BatchSource, RoleResult, StepResult, TrainStep
 from toolkit.errors import RunError
+from toolkit.interfaces import Batch, BatchSource, RoleResult, StepResult, TrainStep
 from toolkit.optim.schedules import Plateau
 from toolkit.seeding import global_generator
-from toolkit.train.clock import StepClock
-from toolkit.train.exchange import exchanged
-from toolkit.train.results import Results, StepNumbers, WindowLosses
+from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
+from toolkit.train.gradient_sync import all_reduce_gradients_and_losses
+from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer
 from toolkit.train.run import Run
-from toolkit.train.windows import dealt, windows
+from toolkit.train.step_timer import StepTimer
 
 
 def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:
@@ -32,62 +32,69 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:
 
     Returns whether nothing is left to train. Raises RunError when the loss is not finite three steps in a row.
     """
-    clock = StepClock()
-    results = Results(run, clock)
-    run.settle = results.settle
+    timer = StepTimer()
+    results = MetricsBuffer(run, timer)
+    run.flush_metrics = results.flush
     try:
-        with clock.charging("outside"):
-            for hook in run.hooks:
-                hook.on_start(run)
-        _steps(run, source, step_fn, results, clock)
-        results.settle()
+        with timer.track("outside"):
+            for callback in run.callbacks:
+                callback.on_start(run)
+        _steps(run, source, step_fn, results, timer)
+        results.flush()
         finished = run.complete
-        for hook in run.hooks:
-            hook.on_end(run, finished)
+        for callback in run.callbacks:
+            callback.on_end(run, finished)
     except BaseException as error:
         with suppress(Exception):  # the last lines before a failure, where the device still gives them
-            results.settle()
-        for hook in run.hooks:
-            hook.on_error(run, error)
+            results.flush()
+        for callback in run.callbacks:
+            callback.on_error(run, error)
         raise
     return finished
 
 
-def _steps(run: Run, source: BatchSource, step_fn: TrainStep, results: Results, clock: StepClock) -> None:
-    state, team = run.state, run.team
-    planned = windows(source.iterate(state.cursor), run.accumulation)
+def _steps(run: Run, source: BatchSource, step_fn: TrainStep, results: MetricsBuffer, timer: StepTimer) -> None:
+    state, process_group = run.state, run.process_group
+    planned = accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps)
     planned, ahead = itertools.tee(itertools.islice(planned, max(0, run.steps - state.step)))
-    batches = source.load(spec for window in ahead for spec in dealt(window.specs, team.rank, team.size))
-    for window in planned:
-        if team.any(run.stopping):
+    batches = source.load(
+        spec
+        for accumulation_step in ahead
+        for spec in shard_micro_batches(accumulation_step.specs, process_group.rank, process_group.world_size)
+    )
+    for accumulation_step in planned:
+        if process_group.any(run.stopping):
             return
         _agree_on_rates(run)
-        with clock.charging("data"):
-            loaded = [next(batches) for _ in dealt(window.specs, team.rank, team.size)]
-        own = _gradients_that_fit(run, window.samples, loaded, step_fn)
-        losses = exchanged(run, window, own)
+        with timer.track("data"):
+            loaded = [
+                next(batches)
+                for _ in shard_micro_batches(accumulation_step.specs, process_group.rank, process_group.world_size)
+            ]
+        own = _forward_backward_with_oom_retry(run, accumulation_step.samples, loaded, step_fn)
+        losses = all_reduce_gradients_and_losses(run, accumulation_step, own)
         if losses is None:
-            _discard(run)
+            _zero_grad(run)
             return
-        norms, taken, numbers = _update(run, losses)
+        norms, step_ok, numbers = _optimizer_step(run, losses)
         state.step += 1
-        state.cursor, state.epoch = window.cursor, window.specs[-1].epoch
+        state.cursor, state.epoch = accumulation_step.cursor, accumulation_step.specs[-1].epoch
         state.epochs_before = state.epochs_done
-        state.epochs_done += window.epochs_ended
-        state.samples += window.samples
-        results.add(StepNumbers(_known(run), losses, norms, taken, numbers))
-        for hook in run.hooks:
-            with clock.charging("step" if hook.counts_as_step_time else "outside"):
-                hook.after_step(run)
+        state.epochs_done += accumulation_step.epochs_ended
+        state.samples += accumulation_step.samples
+        results.add(PendingStepMetrics(_host_metrics(run), losses, norms, step_ok, numbers))
+        for callback in run.callbacks:
+            with timer.track("step" if callback.included_in_step_time else "outside"):
+                callback.after_step(run)
     if not run.complete:
-        run.goal_reached = run.report["reason"] = f"there are no more batches after step {state.step}"
+        run.early_stop_reason = run.status_fields["reason"] = f"there are no more batches after step {state.step}"
 
 
 def _agree_on_rates(run: Run) -> None:
-    """What a schedule has observed only the first process knows, whose hooks measure."""
+    """What a schedule has observed only rank 0 knows, whose callbacks measure."""
     for role in run.roles.values():
         if isinstance(role.schedule, Plateau):
-            role.schedule.load_state_dict(run.team.from_first(role.schedule.state_dict))
+            role.schedule.load_state_dict(run.process_group.run_on_rank0_and_broadcast(role.schedule.state_dict))
 
 
 class _NoMemory(Exception):
@@ -98,46 +105,49 @@ class _NoMemory(Exception):
         self.batch = batch
 
 
-def _gradients_that_fit(run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep) -> WindowLosses | None:
-    """`_gradients`; where they run out of memory, once more with each batch in halves."""
+def _forward_backward_with_oom_retry(
+    run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep
+) -> StepLossBuffer | None:
+    """`_forward_backward`; where they run out of memory, once more with each batch in halves."""
     try:
-        return _gradients(run, samples, batches, step_fn)
+        return _forward_backward(run, samples, batches, step_fn)
     except _NoMemory as error:
         large = error.batch  # in halves below: within the handler the error still holds what was computed
-    return _gradients_in_halves(run, samples, batches, step_fn, large)
+    return _forward_backward_split_batch(run, samples, batches, step_fn, large)
 
 
-def _gradients_in_halves(
+def _forward_backward_split_batch(
     run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, large: Batch, tried: bool = False
-) -> WindowLosses | None:
-    """`_gradients` with each batch in halves, after an attempt that ran out of memory with one of them (`large`).
+) -> StepLossBuffer | None:
+    """`_forward_backward` with each batch in halves, after an attempt that ran out of memory with one of them
+    (`large`).
 
     Raises RunError with advice when that does not fit either, or nothing can be halved: in lockstep it would be passes
     that the other processes do not make.
     """
     _free_memory(run)
-    halves = batches if run.in_lockstep else [half for batch in batches for half in batch.halves()]
+    halves = batches if run.sharded else [half for batch in batches for half in batch.halves()]
     if len(halves) == len(batches):
         raise RunError(_out_of_memory_message(run, large))
     try:
-        return _gradients(run, samples, halves, step_fn, tried)
+        return _forward_backward(run, samples, halves, step_fn, tried)
     except _NoMemory as error:
         _free_memory(run)
         raise RunError(_out_of_memory_message(run, error.batch)) from error
 
 
-def _gradients(
+def _forward_backward(
     run: Run, samples: int, batches: Sequence[Batch], step_fn: TrainStep, tried: bool = False
-) -> WindowLosses | None:
-    """Adds up the gradients of a window, averaged over its samples. None when a stop was asked for in between.
+) -> StepLossBuffer | None:
+    """Accumulates the gradients of one accumulation step, averaged over its samples. None after a stop request.
 
     tried: nothing is to be learned of them.
     """
     passes = _Passes(run, samples, tried)
     for index, batch in enumerate(batches, start=1):
-        if run.stopping and not run.in_lockstep:
-            # The cursor still stands before this window: it is trained whole after a resume.
-            _discard(run)
+        if run.stopping and not run.sharded:
+            # The cursor still stands before this accumulation step: it is trained whole after a resume.
+            _zero_grad(run)
             return None
         passes.is_last = index == len(batches)
         # Dropout and stochastic rounding draw from torch's global generator: keyed per micro-batch.
@@ -151,16 +161,16 @@ def _gradients(
 
 
 class _Passes:
-    """The backward passes of a window (`contracts.Backward`), and the losses they were of."""
+    """The backward passes of an accumulation step (`contracts.Backward`), and the losses they were of."""
 
     def __init__(self, run: Run, samples: int, tried: bool) -> None:
-        self.window = WindowLosses()
+        self.window = StepLossBuffer()
         self.step = run.state.step
         self.roles = frozenset(name for name, role in run.roles.items() if tried or role.learns_at(self.step))
         self.is_last = False
         self._run, self._samples, self._tried = run, samples, tried
         for name in () if tried else self.roles:
-            run.roles[name].update.begin_window(run.roles[name])
+            run.roles[name].optimizer_step.begin_accumulation(run.roles[name])
 
     def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False) -> None:
         shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}
@@ -171,7 +181,7 @@ class _Passes:
             self.window.shares[name].append(share.detach())
         if self.is_last and not self._tried:
             for name, role in roles.items():
-                role.update.before_last_backward(role, self.step, self.window.finite(name))
+                role.optimizer_step.before_last_backward(role, self.step, self.window.finite(name))
         whole = cast("Tensor", sum(shares.values()))
         if self._run.loss_scaler:
             whole = whole * self._run.loss_scaler.scale.to(whole.device)
@@ -181,26 +191,28 @@ class _Passes:
         whole.backward(retain_graph=retain_graph, inputs=inputs)
 
 
-def probe(run: Run, batch: Batch, step_fn: TrainStep, save_more: Callable[[], bool] = lambda: False) -> str | None:
+def try_largest_batch(
+    run: Run, batch: Batch, step_fn: TrainStep, increase_checkpointing: Callable[[], bool] = lambda: False
+) -> str | None:
     """Forward and backward of the largest batch, before anything is learned: what cannot fit fails at once.
 
     save_more: called while the batch does not fit; makes a step take less memory, and returns whether it could.
     Returns a line for the user when the batch fits only in halves. Raises RunError with advice when it does not fit.
     """
     try:
-        while not _fits(run, batch, step_fn):
-            if not save_more():
-                _gradients_in_halves(run, len(batch), [batch], step_fn, batch, tried=True)
-                said = f"the largest batch ({len(batch)} images) fits only in halves: it takes longer."
-                return f"{said} {run.memory_advice}"
+        while not _try_forward_backward(run, batch, step_fn):
+            if not increase_checkpointing():
+                _forward_backward_split_batch(run, len(batch), [batch], step_fn, batch, tried=True)
+                said = f"the largest batch ({len(batch)} images) does not fit; it is split in two, which is slower."
+                return f"{said} {run.oom_hint}"
     finally:
-        _discard(run)
+        _zero_grad(run)
     return None
 
 
-def _fits(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
+def _try_forward_backward(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
     try:
-        _gradients(run, len(batch), [batch], step_fn, tried=True)
+        _forward_backward(run, len(batch), [batch], step_fn, tried=True)
     except _NoMemory:
         pass  # freed below: within the handler the error still holds what was computed
     else:
@@ -210,18 +222,18 @@ def _fits(run: Run, batch: Batch, step_fn: TrainStep) -> bool:
 
 
 def _free_memory(run: Run) -> None:
-    """Gives back what a pass has left that was broken off."""
-    _discard(run)
-    gc.collect()  # a block that was being computed again is held by a ring of references
+    """Frees what an aborted pass left behind."""
+    _zero_grad(run)
+    gc.collect()  # a block that was being recomputed is held by a ring of references
     if torch.cuda.is_available():
         torch.cuda.empty_cache()
 
 
 def _out_of_memory_message(run: Run, batch: Batch) -> str:
-    return f"out of memory with {', '.join(batch.names)} ({batch.describe()}). {run.memory_advice}".rstrip()
+    return f"out of memory with {', '.join(batch.names)} ({batch.describe()}). {run.oom_hint}".rstrip()
 
 
-def _update(run: Run, losses: WindowLosses) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
+def _optimizer_step(run: Run, losses: StepLossBuffer) -> tuple[dict[str, Tensor], dict[str, Tensor], dict[str, Tensor]]:
     """One step of every role that had a loss, unless its loss or gradient is not finite.
 
     Returns each such role's gradient norm, whether its step was taken, and further numbers.
@@ -231,30 +243,32 @@ def _update(run: Run, losses: WindowLosses) -> tuple[dict[str, Tensor], dict[str
     if scaler:
         scaler.unscale_([p.grad for role in learning.values() for p in role.parameters.values() if p.grad is not None])
         numbers["loss_scale"] = scaler.scale
-    norms = {name: role.update.norm(role) for name, role in learning.items()}
-    taken = {name: losses.finite(name) & torch.isfinite(norm) for name, norm in norms.items()}
+    norms = {name: role.optimizer_step.norm(role) for name, role in learning.items()}
+    step_ok = {name: losses.finite(name) & torch.isfinite(norm) for name, norm in norms.items()}
     for name, role in learning.items():
-        found = role.update.finish(role, run.state.step, norms[name], taken[name])
+        found = role.optimizer_step.step(role, run.state.step, norms[name], step_ok[name])
         numbers |= {key if len(run.roles) == 1 else f"{key}/{name}": number for key, number in found.items()}
     for name in run.roles.keys() - learning.keys():
-        run.roles[name].update.discard(run.roles[name])
+        run.roles[name].optimizer_step.zero_grad(run.roles[name])
     if scaler and norms:
         scaler.update(torch.isfinite(torch.stack([norm.to(scaler.scale.device) for norm in norms.values()])).all())
-    return norms, taken, numbers
+    return norms, step_ok, numbers
 
 
-def _discard(run: Run) -> None:
+def _zero_grad(run: Run) -> None:
     for role in run.roles.values():
-        role.update.discard(role)
+        role.optimizer_step.zero_grad(role)
 
 
-def _known(run: Run) -> StepResult:
+def _host_metrics(run: Run) -> StepResult:
     """What the host knows of the step just done."""
     unknown, done = float("nan"), run.state.step - 1
     lrs = {name: role.lr_at(done) for name, role in run.roles.items()}
-    by_group = next(iter(run.roles.values())).rates()
+    by_group = next(iter(run.roles.values())).learning_rates()
     if len(run.roles) > 1:
-        by_group = lrs | {f"{name}/{key}": lr for name, role in run.roles.items() for key, lr in role.rates().items()}
+        by_group = lrs | {
+            f"{name}/{key}": lr for name, role in run.roles.items() for key, lr in role.learning_rates().items()
+        }
     return StepResult(
         step=run.state.step,
         epoch=run.state.epoch,

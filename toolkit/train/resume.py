@@ -9,33 +9,40 @@ from pathlib import Path
 
 from toolkit.errors import RunError
 from toolkit.run_files import SAMPLE_FILE, SAMPLES, SUPERSEDED, best_stem, final_files, step_files, step_in
+from toolkit.train.checkpoint_store import (
+    checkpoint_dir,
+    checkpoint_folders,
+    is_state_name,
+    latest_checkpoint,
+    step_of,
+    verify,
+)
 from toolkit.train.lock import FILE as LOCK_FILE
-from toolkit.train.state_folder import is_state_name, newest_state, state_folders, state_root, step_of, verify
 
 logger = logging.getLogger(__name__)
 
 
-def choose_state(folder: Path, resume: str | int, restart: bool) -> Path | None:
+def select_checkpoint(folder: Path, resume: str | int, restart: bool) -> Path | None:
     """The state folder to go on from, or None to begin anew.
 
     resume: `auto` (the newest good one), `never`, a step number, or the path of a state folder.
     restart: where no state is good, move the run aside and begin anew instead of refusing.
     Raises RunError when the wanted state is not there or damaged, or when states exist and none is good.
     """
-    root = state_root(folder)
+    root = checkpoint_dir(folder)
     if resume == "never":
-        move_aside(folder)
+        archive_run(folder)
         return None
     if resume != "auto":
         return _checked(root / f"step_{resume:09d}" if isinstance(resume, int) else Path(resume).expanduser(), root)
-    newest = newest_state(root)
-    if newest is None and state_folders(root):
+    newest = latest_checkpoint(root)
+    if newest is None and checkpoint_folders(root):
         if not restart:
             raise RunError(
-                f"{root}: there are states, and none of them is good. To begin anew, run the job again with --restart: "
-                "it moves the old run aside and overwrites nothing."
+                f"{root}: no valid checkpoint found, all failed verification. To start over, run the job again "
+                "with --restart: it moves the old run aside and overwrites nothing."
             )
-        move_aside(folder)
+        archive_run(folder)
     return newest
 
 
@@ -43,12 +50,12 @@ def _checked(path: Path, root: Path) -> Path:
     problem = "its name has to be step_ and nine digits" if not is_state_name(path.name) else None
     problem = problem or (verify(path) if path.is_dir() else "it does not exist")
     if problem:
-        have = ", ".join(str(step_of(p)) for p in state_folders(root)) or "none"
+        have = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
         raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {have}.")
     return path
 
 
-def move_aside(folder: Path) -> None:
+def archive_run(folder: Path) -> None:
     """Moves the files of a run to `<folder>.old-<n>` beside it; the folder itself stays, with its lock."""
     entries = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
     if not entries:
@@ -58,7 +65,7 @@ def move_aside(folder: Path) -> None:
     logger.info(f"moved the old run to {target}")
 
 
-def supersede(folder: Path, name: str, step: int | None) -> None:
+def archive_later_files(folder: Path, name: str, step: int | None) -> None:
     """Moves states, step files and samples of steps after `step` to superseded/<n>, so that none appears twice.
 
     The final files and the best one count by the step they were written at. step: None for a run that begins anew.
@@ -67,7 +74,7 @@ def supersede(folder: Path, name: str, step: int | None) -> None:
     later = [path for path in final_files(folder, name) if step_in(path) > step]
     # A best file that does not say its step stays: unlike the final one it is not written again by every run.
     later += [path for path in final_files(folder, best_stem(name)) if step < step_in(path) < math.inf]
-    later += [path for path in state_folders(state_root(folder)) if step_of(path) > step]
+    later += [path for path in checkpoint_folders(checkpoint_dir(folder)) if step_of(path) > step]
     later += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
     samples = folder / SAMPLES
     for path in sorted(samples.iterdir()) if samples.is_dir() else ():
@@ -77,7 +84,7 @@ def supersede(folder: Path, name: str, step: int | None) -> None:
         target = _numbered(folder / SUPERSEDED, "")
         _move(later, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
-        logger.info(f"moved {len(later)} files and states {what} to {target}")
+        logger.info(f"moved {len(later)} file{'s' * (len(later) != 1)} {what} to {target}")
 
 
 def _numbered(parent: Path, prefix: str) -> Path:

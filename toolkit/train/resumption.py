@@ -1,4 +1,4 @@
-"""How a job goes on from a state: what it may have changed since, and what becomes of the run's files."""
+"""How a job resumes from a state: what it may have changed since, and what becomes of the run's files."""
 
 from __future__ import annotations
 
@@ -10,33 +10,33 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.process import ProcessConfig
-from toolkit.data.fingerprint import Fingerprint, compare, digest_of
-from toolkit.data.order import epoch_cursor
+from toolkit.data.epoch_order import epoch_cursor
+from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.errors import UserError
 from toolkit.files import write_json
-from toolkit.redact import black_out_data
+from toolkit.redact import redact_json
 from toolkit.run_files import DATASET_PREFIX
-from toolkit.train.changes import REVISION, Change, changes
-from toolkit.train.checkpoint import load_state
-from toolkit.train.resume import supersede
+from toolkit.train.checkpoint_state import load_state
+from toolkit.train.checkpoint_store import read_checkpoint_json
+from toolkit.train.config_diff import REVISION, ConfigChange, diff_configs
+from toolkit.train.resume import archive_later_files
 from toolkit.train.run import Run
-from toolkit.train.state_folder import read_document
 
 logger = logging.getLogger(__name__)
 
-Corrections = Callable[[int], list[Change]]
+Corrections = Callable[[int], list[ConfigChange]]
 """From the revision of the program that wrote a state to what this one computes otherwise."""
 
 
 @dataclass(frozen=True)
-class Resumption:
+class ResumePlan:
     """A checked way to begin: from `state`, or anew when that is None."""
 
     state: Path | None
     record: dict[str, Any]
     """What every state of this run keeps: the job's settings, the digest of its dataset, the program's revision."""
 
-    found: Fingerprint
+    found: DatasetHashes
     new_optimizer: bool = False
     """The job changed the optimizer: the saved optimizer state means nothing to it."""
 
@@ -47,23 +47,23 @@ class Resumption:
         cls,
         state: Path | None,
         section: ProcessConfig,
-        found: Fingerprint,
+        found: DatasetHashes,
         allow_change: bool,
         corrections: Corrections = lambda revision: [],
-    ) -> Resumption:
+    ) -> ResumePlan:
         """Compares the job with the one the state was made with.
 
         found: the dataset. corrections: what the program computes otherwise for this job since a revision.
         Raises UserError when it differs in what cannot change, or in what changes the result without `allow_change`.
         """
         # What is recorded has no secrets in it, so neither has what is compared with it.
-        settings = black_out_data(section.recorded_settings(), by_key=True)
+        settings = redact_json(section.recorded_settings(), by_key=True)
         record = {"settings": settings, "dataset": digest_of(found), "revision": REVISION}
         if state is None:
             return cls(None, record, found)
-        document = read_document(state)
+        document = read_checkpoint_json(state)
         given = section.model_dump(mode="json", exclude_unset=True)
-        differing = changes(type(section), black_out_data(document["settings"], by_key=True), settings, given)
+        differing = diff_configs(type(section), redact_json(document["settings"], by_key=True), settings, given)
         differing += corrections(document.get("revision", 1))
         _judge(state, differing, allow_change)
         return cls(
@@ -81,13 +81,13 @@ class Resumption:
         """
         if self.state is not None:
             load_state(self.state, run, fresh_optimizer=self.new_optimizer)
-        if run.team.is_first:
-            supersede(run.folder, run.name, run.state.step if self.state else None)
+        if run.process_group.is_main_process:
+            archive_later_files(run.folder, run.name, run.state.step if self.state else None)
         if self.state is not None:
-            logger.info(f"going on from {self.state}")
+            logger.info(f"resuming from {self.state}")
             if self.new_dataset:
                 self._begin_next_epoch(self.state, run)
-        if run.team.is_first:
+        if run.process_group.is_main_process:
             self._keep_fingerprint(run.folder)
 
     def _keep_fingerprint(self, folder: Path) -> None:
@@ -95,7 +95,7 @@ class Resumption:
 
     def _begin_next_epoch(self, begun_from: Path, run: Run) -> None:
         """The order of a changed dataset is another one: its first epoch is trained whole."""
-        old = _fingerprint_file(run.folder, read_document(begun_from)["dataset"])
+        old = _fingerprint_file(run.folder, read_checkpoint_json(begun_from)["dataset"])
         logger.info(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
         state = run.state
         if state.cursor and state.cursor["batch"]:
@@ -104,11 +104,11 @@ class Resumption:
             state.epochs_done = state.epochs_before = state.epoch
 
 
-def _judge(state: Path, differing: list[Change], allow_change: bool) -> None:
+def _judge(state: Path, differing: list[ConfigChange], allow_change: bool) -> None:
     impossible = [change for change in differing if change.kind == "impossible"]
     if impossible:
         raise UserError(
-            f"{state} was made by another job, and these cannot change:\n{_listed(impossible)}\n"
+            f"{state} was written with different settings, and these cannot change:\n{_listed(impossible)}\n"
             "Restore them, or give the job another name."
         )
     serious = [change for change in differing if change.kind == "changes the result"]
@@ -122,13 +122,13 @@ def _judge(state: Path, differing: list[Change], allow_change: bool) -> None:
         logger.info(f"changed since the last run: {change}")
 
 
-def _listed(differing: list[Change]) -> str:
+def _listed(differing: list[ConfigChange]) -> str:
     return "\n".join(f"  {change}" for change in differing)
 
 
-def _change(old: Path, found: Fingerprint) -> str:
+def _change(old: Path, found: DatasetHashes) -> str:
     try:
-        return str(compare(json.loads(old.read_text(encoding="utf-8")), black_out_data(found)))
+        return str(compare(json.loads(old.read_text(encoding="utf-8")), redact_json(found)))
     except (OSError, ValueError, AttributeError, TypeError):
         return f"{old} is missing or damaged, so it is not known in what"
 

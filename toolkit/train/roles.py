@@ -6,16 +6,16 @@ from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING
 
 from toolkit.config.train import TrainConfig
+from toolkit.distributed import ProcessGroup
 from toolkit.optim.ema import Ema
-from toolkit.optim.lr_groups import rate_groups
-from toolkit.optim.one_by_one import OneByOne
+from toolkit.optim.lr_groups import build_param_groups
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.optim.schedules import Course, build_schedule
-from toolkit.optim.stochastic_rounding import RoundedOptimizer
-from toolkit.parallel import Team
-from toolkit.parts import Part
-from toolkit.train.fused_update import FusedStep
-from toolkit.train.update import Role, StepOfParts, Update, WholeStep
+from toolkit.optim.per_parameter_step import PerParameterStepper
+from toolkit.optim.schedules import ScheduleArgs, build_schedule
+from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer
+from toolkit.sharded_param import RowShard
+from toolkit.train.optimizer_in_backward import OptimizerInBackward
+from toolkit.train.optimizer_step import OptimizerStep, Role, ShardedStep, StandardStep
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,12 +27,12 @@ def build_role(
     parameters: Mapping[str, nn.Parameter],
     steps: int,
     seed: int,
-    team: Team,
+    process_group: ProcessGroup,
     layer_of: Callable[[str], str] = lambda name: name.rpartition(".")[0],
     up: Container[str] = (),
     up_ratio: float = 1.0,
-    after_step: Callable[[Tensor], dict[str, Tensor]] = lambda taken: {},
-    shared_out: Mapping[str, Part] | None = None,
+    after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
+    shared_out: Mapping[str, RowShard] | None = None,
 ) -> Role:
     """The parameters with what trains them in a run of so many optimizer steps.
 
@@ -41,7 +41,7 @@ def build_role(
     Raises UserError for an entry of `lr_groups` that matches no layer.
     """
     ema, shared_out = train.ema_config, shared_out or {}
-    groups = rate_groups(parameters, layer_of, train.lr, train.lr_groups, up, up_ratio)
+    groups = build_param_groups(parameters, layer_of, train.lr, train.lr_groups, up, up_ratio)
     # The optimizer numbers its state by its groups; states name it by the order here.
     parameters = {name: parameters[name] for group in groups for name in group.weights}
     is_one = [group.lr for group in groups] == [train.lr]
@@ -50,29 +50,37 @@ def build_role(
         by_group = {group.name: [weights[name] for name in group.weights] for group in groups}
         return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
 
-    optimizer: Optimizer | RoundedOptimizer
+    optimizer: Optimizer | StochasticRoundingOptimizer
     if train.full_bf16:
-        optimizer = RoundedOptimizer(parameters, optimizer_over, seed, shared_out)
+        optimizer = StochasticRoundingOptimizer(parameters, optimizer_over, seed, shared_out)
     else:
         optimizer = optimizer_over(parameters)
     return Role(
         parameters=parameters,
         optimizer=optimizer,
         lr=train.lr,
-        schedule=build_schedule(train.lr_scheduler, steps, params=train.lr_scheduler_params, **Course.named_in(train)),
+        schedule=build_schedule(
+            train.lr_scheduler, steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train)
+        ),
         max_grad_norm=train.max_grad_norm,
         ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
         group_lrs={} if is_one else {group.name: group.lr for group in groups},
-        update=StepOfParts(team.add_up) if shared_out else _update(train, parameters, optimizer),
+        optimizer_step=ShardedStep(process_group.all_reduce_sum)
+        if shared_out
+        else _update(train, parameters, optimizer),
         after_step=after_step,
-        shared_out=shared_out,
+        sharded=shared_out,
     )
 
 
 def _update(
-    train: TrainConfig, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | RoundedOptimizer
-) -> Update:
+    train: TrainConfig, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | StochasticRoundingOptimizer
+) -> OptimizerStep:
     if not train.fused_backward_pass:
-        return WholeStep()
-    step_one = optimizer.step_one if isinstance(optimizer, RoundedOptimizer) else OneByOne(optimizer).step
-    return FusedStep(parameters.values(), step_one, accumulates=train.gradient_accumulation > 1)
+        return StandardStep()
+    step_one = (
+        optimizer.step_one
+        if isinstance(optimizer, StochasticRoundingOptimizer)
+        else PerParameterStepper(optimizer).step
+    )
+    return OptimizerInBackward(parameters.values(), step_one, accumulates=train.gradient_accumulation > 1)

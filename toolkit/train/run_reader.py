@@ -25,9 +25,9 @@ from typing import Any
 
 from toolkit import run_files
 from toolkit.errors import RunError
+from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, step_of, verify
 from toolkit.train.lock import FILE as LOCK
-from toolkit.train.lock import Owner, read_lock
-from toolkit.train.state_folder import state_folders, state_root, step_of, verify
+from toolkit.train.lock import LockHolder, read_lock
 
 Row = dict[str, Any]
 """One line of a `.jsonl` file: JSON values by name."""
@@ -68,7 +68,7 @@ class RunInfo:
     """As in run.json, else the folder's name."""
 
     status: RunStatus
-    owner: Owner | None
+    owner: LockHolder | None
     """The process that runs in the folder, or the one that was killed there."""
 
     step: int | None
@@ -129,7 +129,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class SampleImage:
-    """One sample picture."""
+    """One sample image."""
 
     path: Path
     step: int
@@ -253,7 +253,7 @@ def _info(folder: Path) -> RunInfo:
     )
 
 
-def _status(held: bool, owner: Owner | None, document: Row) -> RunStatus:
+def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
     """Of a folder whose lock nobody holds, a name left in it counts more than run.json, which may be of before."""
     if held:
         return RunStatus.RUNNING
@@ -365,7 +365,7 @@ def _step_of(row: Row) -> int:
 
 
 def list_samples(folder: Path) -> tuple[SampleImage, ...]:
-    """All sample pictures of a run, by step and index. What was moved to superseded/ is not among them."""
+    """All sample images of a run, by step and index. What was moved to superseded/ is not among them."""
     prompts = {
         file: prompt
         for event in read_events(folder).rows
@@ -405,7 +405,7 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
     """The state folders of a run by ascending step, good or not."""
-    found = state_folders(state_root(folder))
+    found = checkpoint_folders(checkpoint_dir(folder))
     return tuple(Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False)) for path in found)
 
 

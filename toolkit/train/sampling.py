@@ -1,4 +1,4 @@
-"""Sample pictures during training: the same adapter, cache and flow as the training itself.
+"""Sample images during training: the same adapter, cache and flow as the training itself.
 
 Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 """
@@ -15,19 +15,19 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from toolkit.contracts import Crop, Item, ModelAdapter, Progress, PromptEmbeds, Sample, Size
-from toolkit.data.encode import EncodedDataset, Entry, ItemEncoder, Stores
-from toolkit.data.glance import picture_size
+from toolkit.data.image_header import picture_size
+from toolkit.data.latent_cache import CacheEntry, CachePair, EncodedDataset, ItemEncoder
 from toolkit.errors import UserError
 from toolkit.flow.sampler import euler_sample, sigmas
+from toolkit.interfaces import BucketedSample, DiffusionModel, Progress, PromptEmbeds, ResizeCrop, Sample, Size
 
-NO_NEGATIVE = " "
+EMPTY_NEGATIVE_PROMPT = " "
 """What guidance is measured against when `neg` is empty, as diffusers' documentation advises."""
 
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One picture to draw."""
+    """One image to draw."""
 
     prompt: str
     negative: str
@@ -53,35 +53,35 @@ class SamplePrompt:
 
 @dataclass(frozen=True)
 class _Encoded:
-    prompt: Entry
-    negative: Entry | None
-    references: tuple[Entry, ...]
+    prompt: CacheEntry
+    negative: CacheEntry | None
+    references: tuple[CacheEntry, ...]
 
 
-class SamplingStopped(Exception):
-    """A stop was asked for in the middle of a picture, which is given up."""
+class SamplingInterrupted(Exception):
+    """A stop was asked for in the middle of an image, which is given up."""
 
 
 class Sampler:
-    """Draws pictures with whatever weights the adapter has now; nothing it does changes the training."""
+    """Draws images with whatever weights the adapter has now; nothing it does changes the training."""
 
-    stop_asked: Callable[[], bool] = staticmethod(lambda: False)
-    """Read between sampling steps; True makes `draw` raise SamplingStopped."""
+    should_stop: Callable[[], bool] = staticmethod(lambda: False)
+    """Read between sampling steps; True makes `draw` raise SamplingInterrupted."""
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        model: DiffusionModel,
         prompts: Sequence[SamplePrompt],
         encoder: ItemEncoder,
-        stores: Stores,
+        stores: CachePair,
         predict: Callable[..., Tensor] | None = None,
     ) -> None:
         """encoder, stores: where prompt embeddings and reference latents come from and are kept. predict: stands for
         `adapter.predict_velocity`."""
-        self.adapter = adapter
-        self._predict = predict or adapter.predict_velocity
+        self.model = model
+        self._predict = predict or model.predict_velocity
         self.prompts = tuple(prompts)
-        embeds_guidance = adapter.family.embeds_guidance
+        embeds_guidance = model.family.embeds_guidance
         self._encoded = [_entries(prompt, encoder, stores, embeds_guidance) for prompt in self.prompts]
 
     def encode(self, progress: Progress) -> None:
@@ -92,7 +92,7 @@ class Sampler:
         for item in self.prompts:
             sizes = [picture_size(path) for path in item.references]
             for text in (item.prompt, item.negative):
-                if message := self.adapter.prompt_fault(text, item.size, sizes):
+                if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
         entries = [e for item in self._encoded for e in (*item.references, item.prompt, item.negative) if e]
         for done, entry in enumerate(entries, start=1):
@@ -100,9 +100,9 @@ class Sampler:
             progress("sample prompts", done, len(entries))
 
     @torch.no_grad()
-    def draw(self, index: int) -> Image.Image:
-        """The picture of prompt `index`."""
-        return to_picture(self.adapter.decode_latents(self.latents(index)))
+    def generate(self, index: int) -> Image.Image:
+        """The image of prompt `index`."""
+        return to_pil(self.model.decode_latents(self.latents(index)))
 
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:
@@ -112,38 +112,40 @@ class Sampler:
         positive = PromptEmbeds.stack([read_prompt(encoded.prompt)])
         negative = PromptEmbeds.stack([read_prompt(encoded.negative)]) if encoded.negative else None
         references = [tuple(read(entry) for entry in encoded.references)]
-        guidance = [torch.tensor([item.guidance_scale])] if self.adapter.family.embeds_guidance else []
+        guidance = [torch.tensor([item.guidance_scale])] if self.model.family.embeds_guidance else []
 
         def velocity(x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            if self.stop_asked():
-                raise SamplingStopped
-            t_B = self.adapter.sampling_level(t_B)
+            if self.should_stop():
+                raise SamplingInterrupted
+            t_B = self.model.sampling_level(t_B)
             cond_BCHW = self._predict(x_t_BCHW, t_B, positive, references, *guidance)
             if negative is None:
                 return cond_BCHW
             uncond_BCHW = self._predict(x_t_BCHW, t_B, negative, references)
-            return self.adapter.guide(cond_BCHW, uncond_BCHW, item.guidance_scale)
+            return self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
         levels = self._sigmas(item)
-        self.adapter.announce(self.adapter.sampling_level(levels[:-1]).tolist())  # the last one is the picture itself
+        self.model.prefetch_timesteps(
+            self.model.sampling_level(levels[:-1]).tolist()
+        )  # the last one is the image itself
         return euler_sample(velocity, self._noise(item), levels)
 
     def _noise(self, item: SamplePrompt) -> Tensor:
-        """Drawn on the CPU: a seed gives the same picture on every machine, and in diffusers."""
-        family = self.adapter.family
+        """Drawn on the CPU: a seed gives the same image on every machine, and in diffusers."""
+        family = self.model.family
         width, height = family.latent_size(item.size)
         shape = (1, family.latent_channels, height, width)
         return torch.randn(shape, generator=torch.Generator("cpu").manual_seed(item.seed))
 
     def _sigmas(self, item: SamplePrompt) -> Tensor:
-        shift, family = self.adapter.dynamic_shift, self.adapter.family
+        shift, family = self.model.dynamic_shift, self.model.family
         mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:
             mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)
         return sigmas(item.steps, mu, shift.shift_terminal)
 
 
-def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: Stores, embeds_guidance: bool) -> _Encoded:
+def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, embeds_guidance: bool) -> _Encoded:
     """The prompt as an item of a dataset: a target of its size with its references.
 
     embeds_guidance: no negative prompt is needed, as the model is given the scale.
@@ -155,15 +157,15 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: Stores, embeds_
         repeats=1,
         size=size,
         folder="",
-        controls=tuple(map(str, prompt.references)),
+        control_images=tuple(map(str, prompt.references)),
     )
-    item = Item(sample, Crop(scaled=size, left=0, top=0, bucket=size))
+    item = BucketedSample(sample, ResizeCrop(scaled=size, left=0, top=0, bucket=size))
     needs_negative = prompt.guided and not embeds_guidance
-    negative = encoder.text(sample, prompt.negative or NO_NEGATIVE, stores) if needs_negative else None
+    negative = encoder.text(sample, prompt.negative or EMPTY_NEGATIVE_PROMPT, stores) if needs_negative else None
     return _Encoded(encoder.text(sample, prompt.prompt, stores), negative, encoder.references(item, stores))
 
 
-def to_picture(pixels_BCHW: Tensor) -> Image.Image:
-    """The first of the pictures [B, 3, H, W] in [-1, 1] as 8-bit RGB, rounded as diffusers rounds."""
+def to_pil(pixels_BCHW: Tensor) -> Image.Image:
+    """The first of the images [B, 3, H, W] in [-1, 1] as 8-bit RGB, rounded as diffusers rounds."""
     values = (pixels_BCHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray((values * 255).round().astype("uint8"))

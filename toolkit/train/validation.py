@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from toolkit.config.validation import LOSS, loss_at, noise_levels
-from toolkit.contracts import BatchSpec, Item, ModelAdapter
-from toolkit.data.batches import BatchLoader, LatentBatch
 from toolkit.data.cache import key_of
-from toolkit.data.digests import file_digest
-from toolkit.data.encode import EncodedDataset
+from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.file_hashes import file_digest
+from toolkit.data.latent_cache import EncodedDataset
+from toolkit.flow.interpolant import linear_path
 from toolkit.flow.losses import loss_per_sample
-from toolkit.flow.path import linear_path
+from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel
 from toolkit.seeding import generator
 
 
@@ -30,7 +30,7 @@ class Validator:
 
     def __init__(
         self,
-        adapter: ModelAdapter,
+        model: DiffusionModel,
         dataset: EncodedDataset,
         timesteps: int,
         seed: int,
@@ -38,8 +38,8 @@ class Validator:
     ) -> None:
         """dataset: the held-out items. timesteps: noise levels per item. seed: of the noise. predict: stands for
         `adapter.predict_velocity`."""
-        self._adapter = adapter
-        self._predict = predict or adapter.predict_velocity
+        self._model = model
+        self._predict = predict or model.predict_velocity
         self._dataset = dataset
         self._levels = noise_levels(timesteps)
         self._seed = seed
@@ -57,7 +57,7 @@ class Validator:
 
         stop_asked: read before each forward pass; None when it asked for an end.
         """
-        self._adapter.announce(self._levels)
+        self._model.prefetch_timesteps(self._levels)
         by_level: list[list[float]] = [[] for _ in self._levels]
         for index, item in enumerate(self._dataset.items):
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
@@ -72,13 +72,13 @@ class Validator:
     def _loss(self, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> float:
         t_B = torch.tensor([level])
         x_t_BCHW, velocity_BCHW = linear_path(batch.latents_BCHW, noise_BCHW, t_B)
-        predicted_BCHW = self._predict(x_t_BCHW, t_B, batch.prompts, batch.references)
+        predicted_BCHW = self._predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
         mask_B1HW = batch.loss_mask_B1HW
         if mask_B1HW is not None:
             mask_B1HW = mask_B1HW.to(predicted_BCHW.device)
         return loss_per_sample(predicted_BCHW, velocity_BCHW.to(predicted_BCHW.device), mask_B1HW=mask_B1HW).item()
 
-    def _noise(self, item: Item, shape_CHW: Sequence[int]) -> Tensor:
+    def _noise(self, item: BucketedSample, shape_CHW: Sequence[int]) -> Tensor:
         """The item's own noise [1, C, H, W], by what its image holds."""
         key = (file_digest(item.sample.image), str(item.crop.bucket))
         return torch.randn((1, *shape_CHW), generator=generator(self._seed, "validation", *key))

@@ -37,6 +37,6 @@ def test_a_misspelt_key_is_refused(load) -> None:
 
 def test_it_is_still_there_while_its_folder_is(load, tmp_path) -> None:
     section = load(training_folder=str(tmp_path / "runs"))
-    assert not section.still_there(JobContext("job"))
+    assert not section.outputs_exist(JobContext("job"))
     (tmp_path / "runs" / "_cache").mkdir(parents=True)
-    assert section.still_there(JobContext("job"))
+    assert section.outputs_exist(JobContext("job"))

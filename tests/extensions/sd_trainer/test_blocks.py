@@ -29,7 +29,7 @@ def section(write_job, trainer, make_pictures, tmp_path: Path):
 
 
 def notes(section: SdTrainerConfig) -> dict[str, str]:
-    return {".".join(map(str, finding.key)): finding.message for finding in section.notes(JOB)}
+    return {".".join(map(str, finding.key)): finding.message for finding in section.warnings(JOB)}
 
 
 @pytest.mark.parametrize(

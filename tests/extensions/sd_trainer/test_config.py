@@ -179,7 +179,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads_with_a_supported_qtype(load)
     assert (section.model.qtype, section.model.qtype_te, section.train.lr) == ("float8", "float8", 1e-4)
     assert section.datasets[0].control_path == ("photos",) * 3
     assert section.sample.samples[0].ctrl_img == ("photos/a.png",) * 3
-    assert section.asked_text_cache(section.datasets[0]) is True
+    assert section.requested_text_cache(section.datasets[0]) is True
 
 
 def test_its_qtype_gives_one_line_naming_the_supported_ones(load) -> None:
@@ -212,7 +212,7 @@ def test_its_qtype_gives_one_line_naming_the_supported_ones(load) -> None:
         (
             "shuffle_tokens: false",
             "shuffle_tokens: true\n          cache_text_embeddings: true",
-            "datasets[0].cache_text_embeddings: 'cache_text_embeddings: true' and 'shuffle_tokens: true' exclude",
+            "datasets[0].cache_text_embeddings: 'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be",
         ),
     ],
 )
@@ -240,7 +240,7 @@ def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
     [
         ("mask_path: nowhere", "mask_path: 'nowhere' does not exist"),
         ("mask_path: ./photos/", "mask_path: './photos/' is the folder of the images"),
-        ("{mask_path: masks, alpha_mask: true}", "mask_path: 'mask_path' and 'alpha_mask: true' exclude each other."),
+        ("{mask_path: masks, alpha_mask: true}", "mask_path: 'mask_path' and 'alpha_mask: true' cannot be combined."),
     ],
 )
 def test_mistakes_of_masks(load, keys: str, message: str) -> None:

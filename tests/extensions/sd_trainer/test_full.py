@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from tests.toolkit.config.conftest import faults, load, mistakes, section, trainer  # noqa: F401 - fixtures
-from toolkit.config.choices import ONE_BY_ONE
-from toolkit.optim.choice import OPTIMIZERS
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.optim.optimizer_args import OPTIMIZERS
 
 FULL = "network: {type: full}"
 
@@ -89,4 +89,4 @@ def test_the_weights_are_float32_where_they_are_trained(section) -> None:  # noq
 
 
 def test_optimizers_that_step_one_by_one_are_known() -> None:
-    assert set(ONE_BY_ONE) < set(OPTIMIZERS)
+    assert set(PER_PARAMETER_OPTIMIZERS) < set(OPTIMIZERS)

@@ -11,15 +11,15 @@ import torch
 from safetensors.torch import load_file
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.trained import attach_network, build_roles
+from extensions.sd_trainer.setup import attach_network, build_roles
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
-from toolkit.contracts import BatchSpec, Size, TrainStep
-from toolkit.data.batches import BatchLoader
-from toolkit.data.order import EpochSource
+from toolkit.data.dataloader import BatchLoader
+from toolkit.data.epoch_order import EpochSource
 from toolkit.device import DTYPES
-from toolkit.parallel import Team
-from toolkit.train.flow_step import ROLE, FlowMatchingStep
+from toolkit.distributed import ProcessGroup
+from toolkit.interfaces import BatchSpec, Size, TrainStep
+from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.loop import train
 from toolkit.train.run import Run
 
@@ -30,7 +30,7 @@ BF16 = {"full_bf16": True}
 
 @pytest.fixture(scope="module")
 def loader(tiny_model: Path) -> BatchLoader:
-    """Two small pictures, one with a reference."""
+    """Two small images, one with a reference."""
     items = [photo_item(Size(64, 64), refs, text) for refs, text in [((), "a face"), (REFERENCES[:1], "a smile")]]
     return BatchLoader(encode_photos(open_tiny(tiny_model, match_target_res=True), *items), seed=3)
 
@@ -49,18 +49,18 @@ def losses(tiny_model: Path, loader: BatchLoader, tmp_path: Path) -> Callable[..
             train=settings,
         )
         weights_dtype = DTYPES[section.weights_dtype()]
-        adapter = open_tiny(tiny_model, DTYPES[section.train.dtype], match_target_res=True, weights_dtype=weights_dtype)
-        network = attach_network(section, adapter, 3, None)
+        model = open_tiny(tiny_model, DTYPES[section.train.dtype], match_target_res=True, weights_dtype=weights_dtype)
+        network = attach_network(section, model, 3, None)
         start = {name: p.detach().float().clone() for name, p in network.parameters().items()}
-        roles = build_roles(section, network, steps, 3, Team())
+        roles = build_roles(section, network, steps, 3, ProcessGroup())
         run = Run("full", tmp_path, steps, section.train.gradient_accumulation, seed=3, roles=roles)
         seen = []
-        step = FlowMatchingStep(adapter, seed=3, timestep_type="sigmoid")
+        step = FlowMatchingStep(model, seed=3, timestep_type="sigmoid")
 
         class Watched(TrainStep):
             def __call__(self, batch, number: int):
                 found = step(batch, number)
-                seen.append(found.by_role[ROLE].detach().mean())
+                seen.append(found.by_role[NETWORK].detach().mean())
                 return found
 
         source = EpochSource(lambda epoch: [BatchSpec(epoch, (0, 1), (0, 1))], lambda specs: map(loader.load, specs))
@@ -110,7 +110,7 @@ def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
         assert result.returncode == 0, result.stdout + result.stderr
         counted = sum(p.numel() for p in open_tiny(tiny_model).network_module.parameters())
         assert f"layers: {counted:,} weights; each folder" in result.stdout
-        assert f"layers, {counted:,} trainable weights" in result.stdout
+        assert f"layers, {counted:,} trainable parameters" in result.stdout
         return tmp_path / folder / "job"
 
     run("parts", 2)

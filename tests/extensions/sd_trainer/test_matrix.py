@@ -1,4 +1,4 @@
-"""Every network, optimizer, schedule and number type with every other that claims to work with it.
+"""Every network, optimizer, schedule and dtype with every other that claims to work with it.
 
 Each row trains 4 steps with a save after 2, goes on once more from that save, ends in the same bytes, and loads.
 """
@@ -17,11 +17,11 @@ from jobs.job import ExtensionJob
 from tests.pairwise import Row, pairwise
 from toolkit.config import load_job
 from toolkit.extension import discover
-from toolkit.models.qwen_edit.estimate import linear_layers
+from toolkit.models.qwen_edit.layer_shapes import linear_layers
 from toolkit.network_kinds import KINDS
-from toolkit.networks.formats import read_network_file
+from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES
-from toolkit.optim.choice import OPTIMIZERS, is_schedule_free
+from toolkit.optim.optimizer_args import OPTIMIZERS, is_schedule_free
 from toolkit.optim.schedules import SCHEDULES
 
 AXES = {
@@ -88,7 +88,7 @@ def what_is_saved(run: Path, name: str) -> dict[str, bytes]:
 def loads(run: Path, name: str, kind: str, model: Path) -> bool:
     """Whether the file holds a change of every layer, or the folder a model that draws finite numbers."""
     if kind != "full":
-        changes = read_network_file(run / name, linear_layers(model))
+        changes = load_adapter_file(run / name, linear_layers(model))
         return len(changes) == 28 and all(bool(change.delta().isfinite().all()) for change in changes.values())
     loaded = QwenImageTransformer2DModel.from_pretrained(run / name / "transformer", torch_dtype=torch.float32)
     return all(bool(parameter.isfinite().all()) for parameter in loaded.parameters())

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from jobs import ExtensionJob
 from toolkit.config import JobContext, load_job
-from toolkit.errors import Stopped
+from toolkit.errors import Interrupted
 from toolkit.extension import discover
 from toolkit.log import shown
 
@@ -31,7 +31,7 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys) -> Callable[.
             (stop_in / "control").mkdir(parents=True, exist_ok=True)
             (stop_in / "control" / "stop").touch()
         job = ExtensionJob(load_job(path, table.find_config), table)
-        with shown(), suppress(Stopped):
+        with shown(), suppress(Interrupted):
             job.run()
         return capsys.readouterr().out
 

@@ -1,17 +1,17 @@
-"""What a plan advises: the keys that bring the peak below a card, or below what is there."""
+"""What a plan advises: the keys that bring the peak below a GPU, or below what is there."""
 
 from __future__ import annotations
 
 from extensions.sd_trainer.memory_advice import advice
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import CARD, INT8, grouped, item, plan, section
-from toolkit.memory.plan import GB
+from toolkit.memory.estimate import GB
 
 
 def test_the_next_smaller_card_comes_with_what_it_takes() -> None:
     job, groups = grouped(section())
     words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
-    assert words.startswith("for a 24 GB card: model.quantize: true with qtype: int8 saves 13.")
+    assert words.startswith("for a 24 GB GPU: model.quantize: true with qtype: int8 saves 13.")
     assert float(words.rpartition("then ")[2].split()[0]) <= 24
 
 
@@ -20,20 +20,20 @@ def test_a_device_that_is_too_small_is_warned_of_and_another_is_not() -> None:
     found = plan_memory(job, groups, CARD)
     assert advice(job, groups, Machine("cuda", found.device_bytes), found) is None
     words = advice(job, groups, Machine("cuda", 16 * GB), found)
-    assert words.startswith("warning: this device has 16.0 GB, which is too little: model.")
+    assert words.startswith("warning: this device has 16.0 GB, which is not enough: model.")
 
 
 def test_too_little_main_memory_is_warned_of() -> None:
     machine = Machine("cpu", 8 * GB)
     job, groups = grouped(section(model=INT8))
     words = advice(job, groups, machine, plan_memory(job, groups, machine))
-    assert words.startswith("warning: 8.0 GB of main memory are free, which is too little: ")
+    assert words.startswith("warning: 8.0 GB of main memory are free, which is not enough: ")
 
 
 def test_what_is_advised_brings_the_peak_that_is_named() -> None:
     job, groups = grouped(section(network={"type": "full"}))
     words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
-    assert words.startswith("for a 80 GB card: train.optimizer: adafactor saves 16")
+    assert words.startswith("for a 80 GB GPU: train.optimizer: adafactor saves 16")
     frugal = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True, "max_grad_norm": 0}
     reached = plan(network={"type": "full"}, train=frugal).device_bytes
     assert words.endswith(f"then {reached / GB:.1f} GB")
@@ -54,7 +54,7 @@ def test_what_auto_does_by_itself_on_a_card_comes_before_any_change() -> None:
     words = advice(job, groups, CARD, found)
     offloaded = plan(item(1536, 3), model=INT8, train={"gradient_checkpointing": "full_offload"}).device_bytes
     assert offloaded < 24 * GB < found.device_bytes
-    assert words.startswith("for a 24 GB card: train.gradient_checkpointing: auto (there full_offload) saves ")
+    assert words.startswith("for a 24 GB GPU: train.gradient_checkpointing: auto (there full_offload) saves ")
     assert words.endswith(f"GB; then {offloaded / GB:.1f} GB") and "qtype" not in words
 
 

@@ -1,4 +1,4 @@
-"""What decides the memory of a job: the step of one process, and its largest batch and picture."""
+"""What decides the memory of a job: the step of one process, and its largest batch and image."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.memory_inputs import (
-    Group,
-    Largest,
-    Sizes,
-    count_trained,
+    BatchSizes,
+    ItemGroup,
+    LargestBatch,
+    count_trainable_params,
     group_items,
     images_at_once,
     micro_batches,
-    work_of,
+    step_shape,
 )
 from tests.extensions.sd_trainer.test_memory_plan import item, section
 from tests.extensions.sd_trainer.test_parallel import several
-from toolkit.contracts import Item
-from toolkit.memory.activations import Work
-from toolkit.models.qwen_edit.footprint import footprint
+from toolkit.interfaces import BucketedSample
+from toolkit.memory.activation_estimate import StepShape
+from toolkit.models.qwen_edit.size_info import footprint
 
 LORA = 147_456_000
 
 
-def work(on_card: bool = True, **parts: Any) -> Work:
+def work(on_card: bool = True, **parts: Any) -> StepShape:
     job = section(**parts)
-    return work_of(job, footprint(job.model.folder()), count_trained(job), 100, on_card)
+    return step_shape(job, footprint(job.model.folder()), count_trainable_params(job), 100, on_card)
 
 
 def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
@@ -44,15 +44,15 @@ def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
 )
 def test_a_quantized_layer_has_copies_while_it_is_used(qtype: str, dtype: str, copies: int) -> None:
     quantized = {"quantize": True, "qtype": qtype, "int8_matmul": False}
-    assert work(model=quantized, train={"dtype": dtype}).expanded == copies
-    assert work(train={"dtype": dtype}).expanded == 0
+    assert work(model=quantized, train={"dtype": dtype}).dequantized_bytes == copies
+    assert work(train={"dtype": dtype}).dequantized_bytes == 0
 
 
 def test_int8_products_need_no_copy_of_the_weight() -> None:
     int8 = {"quantize": True, "qtype": "int8"}
     assert [work(on_card, model=int8).int8_products for on_card in (True, False)] == [False, True]
     assert work(model=int8 | {"int8_matmul": True}).int8_products
-    assert work(False, model=int8).expanded == 0
+    assert work(False, model=int8).dequantized_bytes == 0
     assert not work(False, model=int8 | {"qtype": "int4"}).int8_products
 
 
@@ -79,9 +79,9 @@ def test_processes_share_the_images_of_a_step(
 PIXELS = 1024 * 1024
 
 
-def sizes(*items: Item, held_out: tuple[Item, ...] = (), area: float = 1.0, **parts) -> Sizes:
+def sizes(*items: BucketedSample, held_out: tuple[BucketedSample, ...] = (), area: float = 1.0, **parts) -> BatchSizes:
     job = section(**parts)
-    return Sizes(job, footprint(job.model.folder()), group_items(job, items, held_out), area)
+    return BatchSizes(job, footprint(job.model.folder()), group_items(job, items, held_out), area)
 
 
 def test_alike_items_are_one_group() -> None:
@@ -94,11 +94,11 @@ def test_alike_items_are_one_group() -> None:
         ((1024, 1024), 2, False, 1, 9),
         ((1024, 1024), 1, True, 1, 9),
     ]
-    assert isinstance(groups[0], Group)
+    assert isinstance(groups[0], ItemGroup)
 
 
 def test_tokens_are_those_of_all_pictures_and_texts() -> None:
-    largest = Largest(images=2, pixels=PIXELS, references=2, reference_pixels=PIXELS // 4, text_tokens=100)
+    largest = LargestBatch(images=2, pixels=PIXELS, references=2, reference_pixels=PIXELS // 4, text_tokens=100)
     assert sizes(item()).tokens(largest) == 2 * (4096 + 2 * 1024 + 100)
 
 

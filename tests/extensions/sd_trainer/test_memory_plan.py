@@ -7,11 +7,11 @@ from typing import Any
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import Group, count_trained, group_items
+from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from tests.extensions.sd_trainer.test_parallel import several
-from toolkit.contracts import CaptionRules, Crop, Item, Sample, Size
-from toolkit.memory.plan import GB, MemoryPlan
+from toolkit.interfaces import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
+from toolkit.memory.estimate import GB, MemoryEstimate
 
 CARD = Machine("cuda")
 INT8 = {"quantize": True, "qtype": "int8"}
@@ -27,26 +27,28 @@ def section(**parts: Any) -> SdTrainerConfig:
     return SdTrainerConfig.model_validate(given | parts)
 
 
-def item(side: int = 1024, references: int = 1, repeats: int = 9, **sample: Any) -> Item:
+def item(side: int = 1024, references: int = 1, repeats: int = 9, **sample: Any) -> BucketedSample:
     size = Size(side, side)
     controls = ("c.png",) * references
-    return Item(Sample("a.png", "a caption", repeats, size, ".", controls, **sample), Crop(size, 0, 0, size))
+    return BucketedSample(
+        Sample("a.png", "a caption", repeats, size, ".", controls, **sample), ResizeCrop(size, 0, 0, size)
+    )
 
 
-def plan(*items: Item, machine: Machine = CARD, **parts: Any) -> MemoryPlan:
+def plan(*items: BucketedSample, machine: Machine = CARD, **parts: Any) -> MemoryEstimate:
     job = section(**parts)
     return plan_memory(job, group_items(job, items or (item(),)), machine)
 
 
-def grouped(job: SdTrainerConfig, *items: Item) -> tuple[SdTrainerConfig, tuple[Group, ...]]:
+def grouped(job: SdTrainerConfig, *items: BucketedSample) -> tuple[SdTrainerConfig, tuple[ItemGroup, ...]]:
     return job, group_items(job, items or (item(),))
 
 
-def phase(found: MemoryPlan, name: str) -> Any:
+def phase(found: MemoryEstimate, name: str) -> Any:
     return next(phase for phase in found.phases if phase.name == name)
 
 
-def taken(found: MemoryPlan, part: str, name: str = "training") -> float:
+def taken(found: MemoryEstimate, part: str, name: str = "training") -> float:
     """GB on the device."""
     return phase(found, name).device.get(part, 0) / GB
 
@@ -106,9 +108,9 @@ def test_a_step_within_the_backward_pass_has_its_copies_beside_the_activations()
     frugal = {"full_bf16": True, "optimizer": "adafactor", "max_grad_norm": 0, "gradient_checkpointing": "none"}
     within = plan(network={"type": "full"}, train=frugal | {"fused_backward_pass": True})
     # Four of the largest weight in float32: what makes six modulations of each block out of the embedded time.
-    assert taken(within, "copies for the step") == pytest.approx(4 * 4 * 3072 * 6 * 3072 / GB, rel=0.01)
+    assert taken(within, "optimizer temporaries") == pytest.approx(4 * 4 * 3072 * 6 * 3072 / GB, rel=0.01)
     assert taken(within, "activations") > 30
-    assert taken(plan(network={"type": "full"}, train=frugal), "copies for the step") == 0
+    assert taken(plan(network={"type": "full"}, train=frugal), "optimizer temporaries") == 0
 
 
 # ------------------------------------------------------------ what decides activations
@@ -155,7 +157,7 @@ def test_auto_is_the_fastest_level_that_fits() -> None:
     for peak in peaks:
         assert plan(model=INT8, train=auto, machine=Machine("cuda", peak)).device_bytes == peak
     assert plan(model=INT8, train=auto, machine=Machine("cuda", peaks[-1] - 1)).device_bytes == peaks[-1]
-    assert plan(model=INT8, train=auto).device_bytes == peaks[3]  # an unknown card: as with `full`
+    assert plan(model=INT8, train=auto).device_bytes == peaks[3]  # an unknown GPU: as with `full`
 
 
 # ------------------------------------------------------------ several processes, validation, what is not known
@@ -205,11 +207,11 @@ def test_ddp_leaves_everything_in_each_process_but_the_images(monkeypatch: pytes
 
 
 def test_gradients_are_exchanged_a_bucket_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGD makes no copies of its own; on so small a picture nothing is above the moment of all gradients."""
+    """SGD makes no copies of its own; on so small an image nothing is above the moment of all gradients."""
     job = {"network": {"type": "full"}, "train": {"optimizer": "sgd"}}
-    assert taken(plan(item(64, 0), **job), "copies for the step") == 0
+    assert taken(plan(item(64, 0), **job), "optimizer temporaries") == 0
     with several(monkeypatch, 2):
-        found = taken(plan(item(64, 0), **job), "copies for the step")
+        found = taken(plan(item(64, 0), **job), "optimizer temporaries")
     assert found == pytest.approx((64 * 2**20 + 4 * 6 * 3072**2) / GB, abs=1e-3)
 
 
@@ -318,6 +320,6 @@ def test_on_the_cpu_everything_is_in_one_memory() -> None:
 
 def test_the_state_on_disk_is_weights_average_and_what_the_optimizer_keeps() -> None:
     adafactor = section(train={"optimizer": "adafactor", "ema_config": {"use_ema": True}})
-    counted = count_trained(adafactor)
+    counted = count_trainable_params(adafactor)
     rows_and_columns = sum(4 * sum(shape) for shape in counted.shapes)
     assert counted.state_bytes(adafactor.train) == 8 * 147_456_000 + rows_and_columns

@@ -13,11 +13,11 @@ from torch import nn
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import file_metadata
 from toolkit.config import load_job
-from toolkit.contracts import TrainState
-from toolkit.data.plan import BucketCount, FolderPlan, RunPlan
-from toolkit.train.flow_step import ROLE
+from toolkit.data.run_plan import BucketCount, FolderPlan, RunPlan
+from toolkit.interfaces import TrainState
+from toolkit.train.flow_step import NETWORK
+from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
-from toolkit.train.update import Role
 
 KIND = {"rank": 4, "alpha": 2.0}
 
@@ -37,7 +37,7 @@ def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
     parameters = {"up": nn.Parameter(torch.ones(2))}
     role = Role(parameters, torch.optim.AdamW(parameters.values()), 0.1, lambda step: 1.0)
     state = TrainState(step=9, epoch=1, epochs_done=1)
-    run = Run("maya", tmp_path, 30, 2, seed=7, roles={ROLE: role}, state=state)
+    run = Run("maya", tmp_path, 30, 2, seed=7, roles={NETWORK: role}, state=state)
 
     def describe(meta: dict | None = None, plan: RunPlan | None = plan, **sections) -> dict[str, str]:
         job = load_job(write_job(trainer(photos, **sections)), lambda _: SdTrainerConfig)

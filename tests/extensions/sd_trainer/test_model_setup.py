@@ -14,38 +14,38 @@ from torch import Tensor, nn
 
 from extensions.sd_trainer import model_setup as int8_products
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_inputs import count_trained, work_of
-from extensions.sd_trainer.model_setup import block_quantizer, choose_int8_products, settle
+from extensions.sd_trainer.memory_inputs import count_trainable_params, step_shape
+from extensions.sd_trainer.model_setup import block_quantizer, choose_checkpointing_level, choose_w8a8_layers
 from jobs.job import ExtensionJob
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.config.loader import load_job
 from toolkit.config.model import ModelConfig
-from toolkit.contracts import BatchSpec, PromptEmbeds, Size
-from toolkit.data.batches import BatchLoader, LatentBatch
+from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.distributed import ProcessGroup
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.interfaces import BatchSpec, PromptEmbeds, Size
 from toolkit.log import shown
 from toolkit.memory import int8_matmul
-from toolkit.memory.int8_matmul import applies
-from toolkit.memory.int8_probe import int8_layers
+from toolkit.memory.int8_calibration import int8_layers
+from toolkit.memory.int8_matmul import is_supported
 from toolkit.memory.quantize import quantize_weight, quantizer
-from toolkit.memory.stored import Recovered, RowScaled
-from toolkit.models.qwen_edit.footprint import footprint
+from toolkit.memory.quantized_weight import RowwiseQuantized, WithRecoveryLora
+from toolkit.models.qwen_edit.size_info import footprint
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
-from toolkit.parallel import Team
 
 RANK = 24
 
 
 def recovery_tensors(model_folder: Path, qtype: str) -> dict[str, Tensor]:
     """A LoRA file's tensors: of each attention layer the best change of `RANK` that undoes its quantization."""
-    adapter = open_tiny(model_folder)
+    model = open_tiny(model_folder)
     tensors = {}
-    for target in adapter.lora_targets():
+    for target in model.lora_targets():
         if ".attn." in target:
-            weight_OI = adapter.network_module.get_submodule(target).weight.detach()
+            weight_OI = model.network_module.get_submodule(target).weight.detach()
             u, s, vh = torch.linalg.svd(weight_OI - quantize_weight(weight_OI, qtype).dequantize())
             tensors[f"transformer.{target}.lora_A.weight"] = vh[:RANK].contiguous()
             tensors[f"transformer.{target}.lora_B.weight"] = (u[:, :RANK] * s[:RANK]).contiguous()
@@ -78,11 +78,11 @@ def test_a_recovery_adapter_brings_the_output_closer(tiny_model: Path, ask, tmp_
     prompt = PromptEmbeds.stack([plain.encode_prompt("a cat", [])])
     x_BCHW = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(0))
     exact, before, after = (
-        adapter.predict_velocity(x_BCHW, torch.tensor([0.5]), prompt, [()]) for adapter in (plain, without, recovered)
+        model.predict_velocity(x_BCHW, torch.tensor([0.5]), prompt, [()]) for model in (plain, without, recovered)
     )
     assert relative(after, exact) < 0.7 * relative(before, exact)
     block = recovered.blocks()[0]
-    assert type(block.attn.to_q.weight) is Recovered and type(block.img_mlp.net[2].weight) is RowScaled
+    assert type(block.attn.to_q.weight) is WithRecoveryLora and type(block.img_mlp.net[2].weight) is RowwiseQuantized
     assert notes == [
         "accuracy-recovery adapter recovery.safetensors: added to 16 layers of int2, never trained and never saved; "
         "the other 12 are int8"
@@ -113,7 +113,7 @@ NOTHING = (torch.zeros(64, 1), torch.zeros(1, 64))
                 "transformer_blocks.0.attn.to_q.lokr_w1": torch.ones(2, 2),
                 "transformer_blocks.0.attn.to_q.lokr_w2": torch.ones(32, 32),
             },
-            "recovery.safetensors is no plain LoRA (transformer_blocks.0.attn.to_q).",
+            "recovery.safetensors is not a plain LoRA (transformer_blocks.0.attn.to_q).",
         ),
         (
             {
@@ -179,7 +179,7 @@ def weights_of(file: Path) -> dict[str, bytes]:
     return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
 
 
-BATCH = SimpleNamespace(latents_BCHW=None, prompts=None, references=None)
+BATCH = SimpleNamespace(latents_BCHW=None, prompts=None, control_latents=None)
 
 
 def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) -> None:
@@ -193,17 +193,17 @@ def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) ->
         }
     )
     heard = {}
-    engine = SimpleNamespace(settle=lambda work, **others: heard.update(work=work, **others))
+    engine = SimpleNamespace(choose_checkpointing=lambda work, **others: heard.update(work=work, **others))
     adapter, network = (
-        SimpleNamespace(tokens=lambda latents, prompts, references: 77),
+        SimpleNamespace(num_tokens=lambda latents, prompts, references: 77),
         SimpleNamespace(parameters=lambda: {"a": torch.ones(1)}),
     )
-    settle(engine, section, adapter, network, largest=BATCH, gather=sorted)
-    trained = count_trained(section)
-    assert heard["work"] == work_of(section, footprint(Path(five_blocks)), trained, 77, on_card=False)
+    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, gather=sorted)
+    trained = count_trainable_params(section)
+    assert heard["work"] == step_shape(section, footprint(Path(five_blocks)), trained, 77, on_card=False)
     assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
     assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
-    settle(engine, section, adapter, network, largest=BATCH, remembered=7 * trained.weights)
+    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, remembered=7 * trained.weights)
     assert heard["needed"] == trained.weights, "a run that goes on has it already"
 
 
@@ -218,16 +218,16 @@ def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(mo
         }
     )
     heard = []
-    engine = SimpleNamespace(settle=lambda work, needed, gather: heard.append((needed, work.gradients)))
-    adapter = SimpleNamespace(tokens=lambda latents, prompts, references: 77)
+    engine = SimpleNamespace(choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)))
+    adapter = SimpleNamespace(num_tokens=lambda latents, prompts, references: 77)
     network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
     facts = footprint(Path(five_blocks))
     for processes in (1, 2):
         with several(monkeypatch, processes):
-            settle(engine, section, adapter, network, largest=BATCH)
+            choose_checkpointing_level(engine, section, adapter, network, largest=BATCH)
     (alone, gradients), (shared_out, of_rows) = heard
-    assert (alone, shared_out) == (0, facts.linears // 5 * (2 * 2 + 2 + 2 * 4))
-    assert of_rows == pytest.approx(gradients - 4 * facts.linears / 2, rel=0.02)  # biases are dealt out, too
+    assert (alone, shared_out) == (0, facts.linear_params // 5 * (2 * 2 + 2 + 2 * 4))
+    assert of_rows == pytest.approx(gradients - 4 * facts.linear_params / 2, rel=0.02)  # biases are dealt out, too
 
 
 def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
@@ -255,7 +255,7 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
         return [json.loads(line)["loss"] for line in lines], weights_of(folder / f"{name}.safetensors")
 
     plain = run("job", "auto", 0)
-    assert "train.gradient_checkpointing auto: none, " in capsys.readouterr().out
+    assert "train.gradient_checkpointing auto: none (" in capsys.readouterr().out
     assert run("job", "full", 3, resume=2) == plain
     assert "model.blocks_to_swap: 0 -> 3" in capsys.readouterr().out
     assert run("other", "cheap", 4) == plain
@@ -263,9 +263,9 @@ def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
 
 @pytest.fixture(autouse=True)
 def asked_anew():
-    applies.cache_clear()
+    is_supported.cache_clear()
     yield
-    applies.cache_clear()
+    is_supported.cache_clear()
 
 
 @pytest.fixture
@@ -278,15 +278,15 @@ def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, 
         noise_BCHW = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(5))
         return BatchLoader(dataset, seed=1).load(BatchSpec(0, (0,), (0,))), noise_BCHW
 
-    def run(train: dict | None = None, first=first, team: Team | None = None, **keys):
+    def run(train: dict | None = None, first=first, process_group: ProcessGroup | None = None, **keys):
         section = trainer(photos, train=train)
         section["model"] |= {"quantize": True, **keys}
         section = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
-        adapter = open_tiny(tiny_model, match_target_res=True, transform_block=quantizer(section.model.qtype))
-        network = LoraNetwork(adapter.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
-        network.attach(adapter.network_module)
-        choose_int8_products(section, adapter, network, CPU, first, team or Team())
-        return said, int8_layers(adapter.network_module)
+        model = open_tiny(tiny_model, match_target_res=True, transform_block=quantizer(section.model.qtype))
+        network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
+        network.attach(model.network_module)
+        choose_w8a8_layers(section, model, network, CPU, first, process_group or ProcessGroup())
+        return said, int8_layers(model.network_module)
 
     return run
 
@@ -313,7 +313,7 @@ def test_one_line_says_what_is_rounded(choose, monkeypatch, keys: dict, exact: b
 
 
 def test_layers_that_would_lose_too_much_are_said_and_left(choose, monkeypatch) -> None:
-    monkeypatch.setattr("toolkit.memory.int8_probe.MOST_ERROR", 0.0085)
+    monkeypatch.setattr("toolkit.memory.int8_calibration.MAX_ERROR", 0.0085)
     (line,), layers = choose(int8_matmul=True)
     inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in ("forward", "backward"))
     assert 0 < inputs < 24 and 0 < gradients < 18
@@ -328,8 +328,8 @@ def test_where_blocks_are_alike_anyway_nothing_is_given_up(choose) -> None:
 
 
 def test_what_is_given_up_for_few_programs_is_said(choose, monkeypatch) -> None:
-    monkeypatch.setattr("toolkit.memory.int8_probe.MOST_ERROR", 0.0085)
-    monkeypatch.setattr("toolkit.memory.int8_probe.MOST_PATTERNS", 1)
+    monkeypatch.setattr("toolkit.memory.int8_calibration.MAX_ERROR", 0.0085)
+    monkeypatch.setattr("toolkit.memory.int8_calibration.MOST_PATTERNS", 1)
     (line,), layers = choose({"compile": {"enabled": True, "backend": "eager"}}, int8_matmul=True)
     assert "; 2 products are left as they are so that few programs are compiled" in line
     half = len(layers) // 2
@@ -337,9 +337,9 @@ def test_what_is_given_up_for_few_programs_is_said(choose, monkeypatch) -> None:
 
 
 def test_a_machine_that_cannot_do_it_decides_for_all(choose, monkeypatch) -> None:
-    team = Team()
-    monkeypatch.setattr(team, "gather", lambda value: [value, False])
-    notes, layers = choose(team=team, int8_matmul=True)
+    process_group = ProcessGroup()
+    monkeypatch.setattr(process_group, "all_gather_object", lambda value: [value, False])
+    notes, layers = choose(process_group=process_group, int8_matmul=True)
     assert notes == ["model.int8_matmul true has no effect: another process has no exact product of int8."]
     assert not any(any(layer.in_int8) for layer in layers)
 

@@ -1,4 +1,4 @@
-"""What is told of keys that do nothing, and mistakes, about what is measured."""
+"""What is told of keys that do nothing, and errors, about what is measured."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import pytest
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.notes import notes
 from extensions.sd_trainer.rules import mistakes
-from toolkit.config.process import Finding
+from toolkit.config.process import Diagnostic
 
 
 def measured(
@@ -33,7 +33,7 @@ def taken_from(validation: dict) -> dict:
     return validation if "folder_path" in validation else {"fraction": 0.5, **validation}
 
 
-def told(found: Iterable[Finding]) -> list[Finding]:
+def told(found: Iterable[Diagnostic]) -> list[Diagnostic]:
     return [finding for finding in found if finding.key[0] in ("validation", "stop_when")]
 
 
@@ -42,7 +42,7 @@ def told(found: Iterable[Finding]) -> list[Finding]:
     [
         ({"metric": "validation/loss"}, "needs the section 'validation'"),
         ({"metric": "validation/loss_t0.125"}, "needs the section 'validation'"),
-        ({"metric": "max_norm/keys_scaled"}, "is no number that is measured"),
+        ({"metric": "max_norm/keys_scaled"}, "is not a metric of this run"),
         ({"metric": "los"}, "Did you mean 'loss'?"),
         ({"metric": "loss_recon"}, "Known names: grad_norm, loss, lr, t_mean."),
     ],
@@ -75,7 +75,7 @@ def test_any_number_that_the_section_logs_may_end_the_run() -> None:
         (None, "loss", None),
         ({}, "validation/loss", None),
         (None, "validation/loss", "needs the section 'validation'"),
-        ({}, "grad_norm", "is no number that is measured"),
+        ({}, "grad_norm", "is not a metric of this run"),
     ],
 )
 def test_a_schedule_follows_the_loss_or_the_validation_loss(validation, metric: str, fault: str | None) -> None:

@@ -9,19 +9,19 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.plan import sharing
+from extensions.sd_trainer.plan import describe_data_parallel
 from tests.processes import environment
 from toolkit.config import load_job
 from toolkit.config.train import TrainConfig
 from toolkit.errors import ConfigErrors
-from toolkit.optim.choice import NUMBER_BY_NUMBER
+from toolkit.optim.optimizer_args import ELEMENTWISE
 
 
 @pytest.fixture
 def found(
     tmp_path: Path, trainer, write_job, make_pictures, monkeypatch: pytest.MonkeyPatch
 ) -> Callable[..., list[str]]:
-    """Mistakes, or else warnings, of a job that so many processes run, each from its key on."""
+    """Errors, or else warnings, of a job that so many processes run, each from its key on."""
     monkeypatch.chdir(tmp_path)
     folder = make_pictures(tmp_path / "pictures", "a")
 
@@ -115,7 +115,7 @@ def test_what_training_a_model_that_is_shared_out_rules_out(found, train, change
     assert len(mistakes) == 1 and mistakes[0].startswith(mistake), mistakes
 
 
-@pytest.mark.parametrize("optimizer", NUMBER_BY_NUMBER)
+@pytest.mark.parametrize("optimizer", ELEMENTWISE)
 def test_a_model_that_is_shared_out_may_be_trained(found, optimizer: str) -> None:
     assert found(2, SHARED_OUT | {"optimizer": optimizer}, network=FULL) == []
 
@@ -142,7 +142,7 @@ def test_a_job_that_may_be_shared_out_passes(found) -> None:
             1,
             1,
             [
-                "2 processes share the 1 x 1 images of each step: 1 have nothing to do. "
+                "2 processes share the 1 x 1 images of each step: 1 are idle. "
                 "A gradient_accumulation of 2 gives each one batch."
             ],
         ),
@@ -152,4 +152,4 @@ def test_the_plan_says_how_a_step_is_shared(
     monkeypatch: pytest.MonkeyPatch, processes: int, accumulation: int, size: int, said: list[str]
 ) -> None:
     with several(monkeypatch, processes):
-        assert list(sharing(TrainConfig(gradient_accumulation=accumulation, batch_size=size))) == said
+        assert list(describe_data_parallel(TrainConfig(gradient_accumulation=accumulation, batch_size=size))) == said

@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.plan import refuse_full_disk
+from extensions.sd_trainer.plan import check_disk_space
 from toolkit.config import JobContext, load_job
-from toolkit.data.plan import RunPlan
+from toolkit.data.run_plan import RunPlan
 from toolkit.errors import UserError
 
 
@@ -34,7 +34,7 @@ def test_repeats_batches_and_epochs_are_counted(plan) -> None:
     """15 + 8 uses; in batches of 4: ceil(15 / 4) + ceil(8 / 4) = 6; 3 epochs in windows of 4: ceil(18 / 4) = 5."""
     found = plan(train={"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation": 4})
     assert (found.samples_per_epoch, found.micro_batches_per_epoch, found.optimizer_steps) == (23, 6, 5)
-    assert (found.accumulation, found.epochs_asked) == (4, 3)
+    assert (found.accumulation, found.requested_epochs) == (4, 3)
 
 
 def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> None:
@@ -96,15 +96,15 @@ def test_a_disk_without_room_for_one_save_is_refused(write_job, trainer, make_pi
     for free in (needed, needed - 1):
         monkeypatch.setattr("extensions.sd_trainer.plan.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
         with pytest.raises(UserError, match="training_folder") if free < needed else nullcontext():
-            refuse_full_disk(config, tmp_path)
+            check_disk_space(config, tmp_path)
 
 
 def test_the_memory_is_told_in_words_and_in_json(plan) -> None:
     found = plan()
-    assert "  memory: 0." in found.render()
+    assert "  memory: peak 0." in found.render()
     memory = found.to_json()["memory"]
     assert memory["host_phase"] in memory["phases"] and memory["host_bytes"] > 0
-    assert ("device_bytes" in memory) == ("GB card" in found.render())
+    assert ("device_bytes" in memory) == ("GB GPU" in found.render())
 
 
 def test_planning_writes_nothing(plan, tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ PICTURE = re.compile(r"^\d+__(\d{9})_(\d+)\.(jpg|png|webp)$")
 
 
 def pictures(folder: Path) -> list[tuple[int, int]]:
-    """(step, index) of every sample picture."""
+    """(step, index) of every sample image."""
     names = [PICTURE.match(path.name) for path in (folder / "samples").iterdir()]
     return sorted((int(name[1]), int(name[2])) for name in names)
 
@@ -150,7 +150,7 @@ def test_the_published_job_runs_with_only_paths_and_sizes_changed(
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     for words in (
         "2 x 40 + 1 x 20 = 100 samples per epoch; 100 micro-batches; with accumulation 4, 25 optimizer steps",
-        "device: cuda:0 is not there",
+        "device: cuda:0 is not available",
         "int8",
     ):
         assert words in result.stdout
@@ -261,7 +261,7 @@ def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_n
         file.write('{"step": 99, "lo')  # what a kill may leave
     last = run_py(job, "-n", "long")
     assert last.returncode == 0, last.stderr
-    assert f"going on from {Path('broken/long/state')}/step_0000000" in last.stdout
+    assert f"resuming from {Path('broken/long/state')}/step_0000000" in last.stdout
 
     metrics = lines(broken / "metrics.jsonl")
     assert [line["step"] for line in metrics] == list(range(1, 31))
@@ -396,7 +396,7 @@ def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(
     latents = list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))
     assert len(latents) == 3 * 2 * 3 + 2  # target, mask and reference, each as it is and mirrored
     again, said = run(resume=3)
-    assert "going on from" in said and "step_000000003" in said
+    assert "resuming from" in said and "step_000000003" in said
     assert again == whole
 
     Image.new("L", (80, 64)).save(folders[1] / "b.png")

@@ -47,6 +47,6 @@ def test_a_trainer_after_it_may_name_the_model_it_writes(write_job, trainer, mak
 
 def test_a_model_is_still_there_when_its_index_is(tmp_path) -> None:
     section = TinyModelConfig(type="tiny_model", path=str(tmp_path))
-    assert not section.still_there(JobContext("job"))
+    assert not section.outputs_exist(JobContext("job"))
     (tmp_path / "model_index.json").write_text("{}")
-    assert section.still_there(JobContext("job"))
+    assert section.outputs_exist(JobContext("job"))

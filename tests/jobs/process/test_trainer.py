@@ -1,4 +1,4 @@
-"""A second trainer: a linear autoencoder on folders of pictures goes through the rooms that all trainers share."""
+"""A second trainer: a linear autoencoder on folders of images goes through the rooms that all trainers share."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from safetensors.torch import load_file
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
 from toolkit.config import load_job
-from toolkit.errors import RunError, Stopped, UserError
+from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.log import shown
-from toolkit.train.lock import locked
+from toolkit.train.lock import run_lock
 
 INIT = """
     from toolkit.extension import Extension
@@ -42,10 +42,10 @@ INIT = """
 CONFIG = '''
     from typing import ClassVar
 
-    from toolkit.config.datasets_job import DatasetsSection, TrainerConfig
+    from toolkit.config.sections import DatasetsSection, TrainerConfig
     from toolkit.data.items import scan_items
-    from toolkit.data.order import count_batches
-    from toolkit.data.plan import RunPlan, folder_plans, optimizer_steps
+    from toolkit.data.epoch_order import count_batches
+    from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 
 
     class AutoencoderConfig(DatasetsSection, TrainerConfig):
@@ -69,7 +69,7 @@ CONFIG = '''
                 micro_batches_per_epoch=batches,
                 optimizer_steps=optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
                 accumulation=train.gradient_accumulation,
-                lines=scan.notes,
+                notes=scan.notes,
             )
 '''
 
@@ -81,12 +81,12 @@ PROCESS = '''
     from torch import nn
 
     from jobs.process.trainer import Attached, Trainer
-    from toolkit.contracts import BatchSpec, StepLosses, TrainStep
+    from toolkit.interfaces import BatchSpec, StepLosses, TrainStep
     from toolkit.data.fingerprint import fingerprint
     from toolkit.data.images import open_image, resize_cover_crop, to_tensor
     from toolkit.data.items import scan_items
-    from toolkit.data.order import EpochSource, epoch_batches
-    from toolkit.networks.files import write_stored
+    from toolkit.data.epoch_order import EpochSource, epoch_batches
+    from toolkit.networks.save import write_safetensors_verified
     from toolkit.run_files import step_stem
     from toolkit.train.loop import train
     from toolkit.train.roles import build_role
@@ -146,10 +146,10 @@ PROCESS = '''
             def prepare(run, step):
                 stem = {None: run.name, "best": f"{run.name}_best"}.get(step) or step_stem(run.name, step)
                 file, info = run.folder / f"{stem}.safetensors", {"training_info": f'{{"step": {run.state.step}}}'}
-                weights = {name: value.clone() for name, value in run.roles["autoencoder"].weights_to_keep().items()}
+                weights = {name: value.clone() for name, value in run.roles["autoencoder"].eval_weights().items()}
 
                 def write():
-                    write_stored(file, weights, info)
+                    write_safetensors_verified(file, weights, info)
                     return [file]
 
                 return write
@@ -238,7 +238,7 @@ def test_a_run_that_is_stopped_goes_on_bit_for_bit(start, tmp_path: Path) -> Non
     stopped = tmp_path / "output" / "stopped"
     (stopped / "control").mkdir(parents=True)
     (stopped / "control" / "stop").touch()
-    with suppress(Stopped):
+    with suppress(Interrupted):
         start("stopped")
     assert len(losses(stopped)) < 6
     assert start("stopped") == stopped
@@ -259,7 +259,7 @@ def test_its_own_section_says_which_keys_may_change(start) -> None:
 
 
 def test_a_folder_in_which_a_run_is_going_on_is_refused(start, tmp_path: Path) -> None:
-    with locked(tmp_path / "output" / "job"), pytest.raises(RunError, match="process"):
+    with run_lock(tmp_path / "output" / "job"), pytest.raises(RunError, match="process"):
         start()
 
 

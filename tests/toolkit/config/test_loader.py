@@ -1,4 +1,4 @@
-"""The loader as a whole: many mistakes at once, frames, names, defaults, processes of one job."""
+"""The loader as a whole: many errors at once, frames, names, defaults, processes of one job."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path:
 @pytest.mark.parametrize(
     ("text", "line"),
     [
-        ("job: train\nconfig: {name: a, process: [{type: drop_in}]}", "1:6: job: 'train' is not a kind of job"),
+        ("job: train\nconfig: {name: a, process: [{type: drop_in}]}", "1:6: job: unknown job type 'train'"),
         ("config: {name: a, process: [{type: drop_in}]}", "1:1: job: is required"),
         ("job: extension", "1:1: config: is required"),
         ("job: extension\nconfig: 3", "2:9: config: is required"),

@@ -1,4 +1,4 @@
-"""`train.lr_groups` and what belongs to it: its fields, and the mistakes that are found before anything is loaded."""
+"""`train.lr_groups` and what belongs to it: its fields, and the errors that are found before anything is loaded."""
 
 from __future__ import annotations
 
@@ -20,7 +20,10 @@ def test_the_transformers_rate_is_the_rate(section) -> None:
     ("line", "message"),
     [
         ("train: {lr_groups: [{lr: 1}]}", "train.lr_groups[0].match: "),
-        ("train: {lr_groups: [{match: '(', lr: 1}]}", "train.lr_groups[0].match: '(' is no regular expression"),
+        (
+            "train: {lr_groups: [{match: '(', lr: 1}]}",
+            "train.lr_groups[0].match: '(' is not a valid regular expression",
+        ),
         ("train: {lr_groups: [{match: a, lr: -1}]}", "train.lr_groups[0].lr: -1 is out of range"),
         ("train: {lr_groups: [{match: a, lr: x}]}", "train.lr_groups[0].lr: 'x' is not a number."),
         ("train: {lr_groups: [{match: a, rate: 1}]}", "train.lr_groups[0].rate: unknown key."),

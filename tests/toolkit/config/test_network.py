@@ -28,9 +28,18 @@ def test_lycoris_is_the_kind_that_algo_names(section, line: str, kind: str) -> N
         ("network: {network_kwargs: {algo: lokr}}", "network.network_kwargs.algo: applies to 'type: lycoris' only."),
         ("network: {type: lycoris, network_kwargs: {algo: boft}}", "network.network_kwargs.algo: 'boft' is unknown. "),
         ("network: {type: lycoris, network_kwargs: {algo: loka}}", "network.network_kwargs.algo: 'loka' is unknown."),
-        ("network: {include_patterns: '(attn'}", "network.include_patterns: '(attn' is no regular expression: missing"),
-        ("network: {exclude_patterns: [ok, '*']}", "network.exclude_patterns[1]: '*' is no regular expression: nothi"),
-        ("network: {type: lokr, factor: 0}", "network.factor: 0 is no factor. Give -1 (balanced) or a number above"),
+        (
+            "network: {include_patterns: '(attn'}",
+            "network.include_patterns: '(attn' is not a valid regular expression: missing",
+        ),
+        (
+            "network: {exclude_patterns: [ok, '*']}",
+            "network.exclude_patterns[1]: '*' is not a valid regular expression: nothi",
+        ),
+        (
+            "network: {type: lokr, factor: 0}",
+            "network.factor: 0 is not a valid factor. Give -1 (balanced) or a number above",
+        ),
         ("network: {type: lokr, lokr_factor: -2}", "network.lokr_factor: -2 is out of range: must be >= -1."),
         ("network: {rank_dropout: 1}", "network.rank_dropout: 1 is out of range: must be < 1."),
         ("network: {scale_weight_norms: -1}", "network.scale_weight_norms: -1 is out of range: must be >= 0."),

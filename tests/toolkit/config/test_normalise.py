@@ -76,7 +76,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("save: {push_to_hub: true}", "save.push_to_hub: true is not supported yet."),
         ("guidance: {loss: 3}", "guidance: a mapping is not supported yet."),
         ("training: {epohcs: 3}", "training.epohcs: unknown key. Did you mean 'epochs'?"),
-        ("device: gpu", "device: 'gpu' is no device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'."),
+        ("device: gpu", "device: 'gpu' is not a valid device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'."),
         (
             "resume: latest",
             "resume: 'latest' is none of these. Write 'auto', 'never', a step number or the path of a state folder.",

@@ -8,7 +8,7 @@ import pytest
 def test_prompts_become_samples(section) -> None:
     sample = section("sample: {prompts: [a, '', 'b -- c'], neg: false, seed: 5, walk_seed: true}").sample
     assert [item.prompt for item in sample.samples] == ["a", "", "b -- c"]
-    assert [(item.seed, item.neg, item.width) for item in sample.pictures()] == [
+    assert [(item.seed, item.neg, item.width) for item in sample.sample_items()] == [
         (5, "", 1024),
         (6, "", 1024),
         (7, "", 1024),
@@ -19,7 +19,7 @@ def test_an_item_outranks_its_section(section) -> None:
     sample = section(
         "sample: {neg: ugly, seed: 5, samples: [{prompt: a, neg: '', seed: 0, width: 512}, {prompt: b}]}"
     ).sample
-    first, second = sample.pictures()
+    first, second = sample.sample_items()
     assert (first.neg, first.seed, first.width) == ("", 0, 512)
     assert (second.neg, second.seed, second.width) == ("ugly", 5, 1024)
 
@@ -43,7 +43,7 @@ def test_a_file_of_prompts_has_one_per_line(section, tmp_path) -> None:
     text = "\ufeff# portraits\na cat, smiling -- happy\n\n   # none\r\n  a dog [trigger] --w 96 --n bad  \n"
     (tmp_path / "my prompts.txt").write_text(text, encoding="utf-8")
     for key in ("prompts", "sample_prompts"):
-        first, second = section(f"sample: {{{key}: my prompts.txt, neg: ugly}}").sample.pictures()
+        first, second = section(f"sample: {{{key}: my prompts.txt, neg: ugly}}").sample.sample_items()
         assert (first.prompt, first.neg) == ("a cat, smiling -- happy", "ugly")
         assert (second.prompt, second.width, second.neg) == ("a dog [trigger]", 96, "bad")
 
@@ -59,14 +59,14 @@ def test_a_mistake_in_a_file_of_prompts_names_its_line(faults, tmp_path) -> None
 
 def test_the_shift_comes_from_the_section(section) -> None:
     keys = "flow_shift: 3, samples: [{prompt: a}, {prompt: b, discrete_flow_shift: 2}, {prompt: c --fs 1.5}]"
-    assert [item.flow_shift for item in section(f"sample: {{{keys}}}").sample.pictures()] == [3, 2, 1.5]
+    assert [item.flow_shift for item in section(f"sample: {{{keys}}}").sample.sample_items()] == [3, 2, 1.5]
 
 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("prompts: [a], samples: [{prompt: b}]", "prompts: 'samples' is given as well. Keep one."),
-        ("prompts: [a], sample_prompts: b.txt", "prompts: 'sample_prompts' is given as well. Keep one."),
+        ("prompts: [a], samples: [{prompt: b}]", "prompts: 'samples' is given as well. Remove one of them."),
+        ("prompts: [a], sample_prompts: b.txt", "prompts: 'sample_prompts' is given as well. Remove one of them."),
         (
             "prompts: a",
             "prompts: is not a list. Write one prompt per line, each after '- ', or give a text file (.txt)",

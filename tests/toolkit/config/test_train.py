@@ -134,7 +134,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("min_timestep: 500, max_timestep: 400", "train.min_timestep: 500 leaves nothing below max_timestep 400."),
         ("timestep_type: next_sample", "train.timestep_type: 'next_sample' is unknown. Use 'sigmoid' or"),
         ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
-        ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is no dotted path."),
+        ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is not a dotted path."),
         ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
         ("optimizer: lion", "train.optimizer: 'lion' is unknown. Use 'adamw' or"),
         ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
@@ -145,11 +145,11 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("lr_scheduler_params: {gamma: 1}", "train.lr_scheduler_params: constant has no 'gamma'."),
         (
             "optimizer: schedulefree_adamw, lr_scheduler: cosine",
-            "train.lr_scheduler: 'optimizer: schedulefree_adamw' and 'lr_scheduler: cosine' exclude each other.",
+            "train.lr_scheduler: 'optimizer: schedulefree_adamw' and 'lr_scheduler: cosine' cannot be combined.",
         ),
         (
             "optimizer: schedulefree.SGDScheduleFree, lr_warmup_steps: 5",
-            "train.lr_warmup_steps: 'optimizer: schedulefree.SGDScheduleFree' and a schedule exclude each other.",
+            "train.lr_warmup_steps: 'optimizer: schedulefree.SGDScheduleFree' and a schedule cannot be combined.",
         ),
         (
             "optimizer: schedulefree_adamw, ema_config: {use_ema: true}",

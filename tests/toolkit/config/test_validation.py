@@ -30,7 +30,7 @@ def test_two_places_that_differ_are_a_mistake(faults) -> None:
     [
         ("{}", "validation: names no images. Give 'folder_path', or the 'fraction'"),
         ("{every: 10}", "validation: names no images. Give 'folder_path', or the 'fraction'"),
-        ("{fraction: 0.1, folder_path: photos}", "'folder_path' and 'fraction' exclude each other"),
+        ("{fraction: 0.1, folder_path: photos}", "'folder_path' and 'fraction' cannot be combined"),
         ("{fraction: 0}", "validation.fraction"),
         ("{fraction: 0.6}", "validation.fraction"),
         ("{fraction: 10}", "validation.fraction"),

@@ -7,15 +7,15 @@ from typing import Any
 
 import pytest
 
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
 from toolkit.config.yaml_reader import MAX_DEPTH, read_yaml
 from toolkit.errors import ConfigErrors
 
 
 def read(text: str) -> Any:
-    report = Report("f")
-    data = read_yaml(text, report).data()
-    report.raise_mistakes()
+    diagnostics = Diagnostics("f")
+    data = read_yaml(text, diagnostics).data()
+    diagnostics.raise_errors()
     return data
 
 
@@ -73,7 +73,7 @@ def test_a_number_may_be_tagged_as_a_float() -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("a: 1\nb: 2\na: 3\n", "f:3:1: a: duplicate key, first given in line 1. Keep one."),
+        ("a: 1\nb: 2\na: 3\n", "f:3:1: a: duplicate key, first given in line 1. Remove one of them."),
         ("x:\n  1: a\n", "f:2:3: x.1: a key must be text. Put it in quotes."),
         ("x:\n  true: a\n", "f:2:3: x.true: a key must be text. Put it in quotes."),
         ("? [a]\n: b\n", "f:1:3: ?: a key must be text. Put it in quotes."),
@@ -117,6 +117,6 @@ def test_aliases_and_merge_keys_work() -> None:
 
 
 def test_places_are_those_of_key_and_value() -> None:
-    root = read_yaml("a:\n  b:   [x,\n    y]\n", Report("f"))
+    root = read_yaml("a:\n  b:   [x,\n    y]\n", Diagnostics("f"))
     child = root.value["a"].value["b"]
     assert (child.key_at, child.value_at, child.value[1].value_at) == ((2, 3), (2, 8), (3, 5))

@@ -19,7 +19,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.base import StrictModel
 from toolkit.config.reference import distinct_sections
-from toolkit.data.plan import optimizer_steps
+from toolkit.data.run_plan import optimizer_steps
 from toolkit.optim.schedules import build_schedule, in_steps
 
 
@@ -28,7 +28,7 @@ class Zero(NamedTuple):
 
     lines: str
     error: str = ""
-    """Beginning of the one mistake that is found."""
+    """Beginning of the one error that is found."""
 
     warning: str = ""
     """End of the one warning; without one there is none."""

@@ -12,8 +12,8 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
-from toolkit.contracts import ModelAdapter, Size
 from toolkit.errors import RunError
+from toolkit.interfaces import DiffusionModel, Size
 from toolkit.models.qwen_edit.family import FAMILY
 
 
@@ -51,7 +51,7 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
     return SimpleNamespace(**(section | changes))
 
 
-class FakeAdapter(ModelAdapter):
+class FakeModel(DiffusionModel):
     """The "VAE" averages 8 x 8 pixels, the "text encoder" hashes words. Counts its calls.
 
     Encoders that were dropped refuse to work.
@@ -66,7 +66,7 @@ class FakeAdapter(ModelAdapter):
         self.dropped = False
         self.reference_scale = 1
 
-    def identity(self, part: str) -> str:
+    def cache_key(self, part: str) -> str:
         return self.identities[part]
 
     def reference_size(self, image: Size, target: Size) -> Size:
@@ -83,7 +83,7 @@ class FakeAdapter(ModelAdapter):
         words = [f"<{image.size}>" for image in references] + prompt.split() + ["<end>"]
         return torch.tensor([[byte / 255 for byte in hashlib.sha256(w.encode()).digest()[:4]] for w in words])
 
-    def drop_encoders(self, keep=()) -> None:
+    def unload_encoders(self, keep=()) -> None:
         self.dropped = True
 
     def _work(self, kind: str) -> None:
@@ -95,8 +95,8 @@ class FakeAdapter(ModelAdapter):
     def _unused(self, *_: object) -> None:
         raise NotImplementedError
 
-    decode_latents = predict_velocity = guide = blocks = lora_targets = wrap_blocks = _unused
-    width = head_width = tokens = _unused
+    decode_latents = predict_velocity = apply_cfg = blocks = lora_targets = wrap_blocks = _unused
+    hidden_size = head_dim = num_tokens = _unused
 
 
 @pytest.fixture
@@ -111,4 +111,4 @@ def dataset():
 
 @pytest.fixture
 def fake_adapter():
-    return FakeAdapter
+    return FakeModel

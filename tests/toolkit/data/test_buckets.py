@@ -1,15 +1,15 @@
 import pytest
 
 from tests.golden_tables import golden
-from toolkit.contracts import Crop, Sample, Size
 from toolkit.data.buckets import bucket_for, make_items
+from toolkit.interfaces import ResizeCrop, Sample, Size
 
 
 @pytest.mark.parametrize("case", golden("buckets"), ids=lambda c: f"{c['width']}x{c['height']}@{c['resolution']}")
 def test_golden_buckets(case: dict) -> None:
     size = Size(case["width"], case["height"])
     crop = bucket_for(size, case["resolution"], case["divisibility"], case["square_crop"])
-    assert crop == Crop(
+    assert crop == ResizeCrop(
         scaled=Size(case["scale_to_width"], case["scale_to_height"]),
         left=case["crop_x"],
         top=case["crop_y"],

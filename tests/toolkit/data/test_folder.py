@@ -7,9 +7,9 @@ import pytest
 from PIL import Image
 
 from tests.golden_tables import golden
-from toolkit.contracts import Size
 from toolkit.data.folder import scan_datasets
 from toolkit.errors import DataErrors
+from toolkit.interfaces import Size
 
 PHOTOS = "config/examples/photos"
 
@@ -17,7 +17,7 @@ PHOTOS = "config/examples/photos"
 def mistakes_of(*datasets) -> dict[str, str]:
     with pytest.raises(DataErrors) as caught:
         scan_datasets(datasets, None)
-    return {Path(m.place).name: m.message for m in caught.value.mistakes}
+    return {Path(m.place).name: m.message for m in caught.value.errors}
 
 
 def test_photographs_by_their_subfolders(dataset) -> None:
@@ -27,7 +27,7 @@ def test_photographs_by_their_subfolders(dataset) -> None:
         (f"{PHOTOS}/40_photo", 40, 3, 0),
     ]
     chelsea = scan.samples[0]
-    assert chelsea.size == Size(451, 300) and chelsea.controls == () and chelsea.rules.trigger == "sks"
+    assert chelsea.size == Size(451, 300) and chelsea.control_images == () and chelsea.rules.trigger == "sks"
     assert chelsea.caption == "sks " + Path(PHOTOS, "20_photo_wide/chelsea.txt").read_text().strip()
     assert scan.notes == ()
 
@@ -174,7 +174,7 @@ def test_order_does_not_depend_on_the_file_system(tmp_path: Path, image, dataset
 def test_scanning_and_planning_import_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "import toolkit.data.plan, toolkit.data.order, toolkit.data.buckets, extensions.sd_trainer.plan\n"
+        "import toolkit.data.run_plan, toolkit.data.epoch_order, toolkit.data.buckets, extensions.sd_trainer.plan\n"
         "from toolkit.data.images import inspect_image; inspect_image(sys.argv[1])\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )

@@ -1,4 +1,4 @@
-"""Every picture in these tests is a real file, written by Pillow (or by hand where Pillow cannot)."""
+"""Every image in these tests is a real file, written by Pillow (or by hand where Pillow cannot)."""
 
 import struct
 import zlib
@@ -8,7 +8,6 @@ import numpy
 import pytest
 from PIL import Image, ImageCms
 
-from toolkit.contracts import Crop, Size
 from toolkit.data import images
 from toolkit.data.images import (
     ImageError,
@@ -19,6 +18,7 @@ from toolkit.data.images import (
     resize_cover_crop,
     to_tensor,
 )
+from toolkit.interfaces import ResizeCrop, Size
 
 PHOTOS = Path("config/examples/photos")
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
@@ -349,7 +349,7 @@ def test_odd_names(tmp_path: Path) -> None:
 
 
 def test_resize_cover_crop_cuts_the_bucket_out_of_the_scaled_image() -> None:
-    crop = Crop(scaled=Size(96, 64), left=32, top=0, bucket=Size(64, 64))
+    crop = ResizeCrop(scaled=Size(96, 64), left=32, top=0, bucket=Size(64, 64))
     image = resize_cover_crop(quarters(), crop)
     assert image.size == (64, 64)
     expected = quarters().resize((96, 64), Image.Resampling.BICUBIC).crop((32, 0, 96, 64))

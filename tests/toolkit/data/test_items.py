@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit.contracts import Crop, Item, Sample, Size
 from toolkit.data.items import refuse_references, scan_items
 from toolkit.errors import DataErrors
+from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
 
 
 def section(*datasets) -> SimpleNamespace:
@@ -27,8 +27,8 @@ def test_every_image_is_an_item_at_each_of_its_sizes(tmp_path: Path, image, data
 def test_more_references_than_the_family_takes_are_refused_by_image(most: int, faults: list[str]) -> None:
     family = SimpleNamespace(title="Unlike-1", max_references=most)
     controls = {"a.png": (), "b.png": ("x.png",), "c.png": ("x.png", "y.png")}
-    crop = Crop(Size(32, 32), 0, 0, Size(32, 32))
-    items = [Item(Sample(name, "", 1, Size(32, 32), "", used), crop) for name, used in controls.items()] * 2
+    crop = ResizeCrop(Size(32, 32), 0, 0, Size(32, 32))
+    items = [BucketedSample(Sample(name, "", 1, Size(32, 32), "", used), crop) for name, used in controls.items()] * 2
     if not faults:
         refuse_references(items, family)
         return

@@ -5,17 +5,17 @@ import pytest
 import torch
 from PIL import Image
 
-from toolkit.contracts import NO_FLIP, Crop, Flip, Mask, Size
 from toolkit.data.buckets import bucket_for
-from toolkit.data.images import mirrored, open_image, resize_cover_crop, to_tensor
+from toolkit.data.images import flip_image, open_image, resize_cover_crop, to_tensor
 from toolkit.data.masks import mask_weights
+from toolkit.interfaces import NO_FLIP, Flip, Mask, ResizeCrop, Size
 
-PLAIN = Crop(Size(32, 16), 0, 0, Size(32, 16))
+PLAIN = ResizeCrop(Size(32, 16), 0, 0, Size(32, 16))
 ROTATED = 6
 """EXIF: to be turned by a quarter."""
 
 
-def weights(path: Path, crop: Crop = PLAIN, flip: Flip = NO_FLIP, **mask) -> torch.Tensor:
+def weights(path: Path, crop: ResizeCrop = PLAIN, flip: Flip = NO_FLIP, **mask) -> torch.Tensor:
     weights_1HW = mask_weights(Mask(path, **mask), crop, flip, 8)
     assert weights_1HW.dtype == torch.float32 and weights_1HW.shape[0] == 1
     return weights_1HW[0]
@@ -69,14 +69,14 @@ def test_an_inverted_mask_counts_where_it_is_black(save) -> None:
 @pytest.mark.parametrize("orientation", [1, ROTATED])
 @pytest.mark.parametrize("size", [(150, 90), (64, 64), (37, 201)])
 def test_a_mask_goes_the_way_of_its_image(tmp_path: Path, size, orientation: int, flip: Flip) -> None:
-    """A grey picture as its own mask: the weights are the means of exactly the pixels that are encoded."""
+    """A grey image as its own mask: the weights are the means of exactly the pixels that are encoded."""
     path = tmp_path / "a.png"
     exif = Image.Exif()
     exif[0x0112] = orientation
     Image.effect_noise(size, 90).save(path, exif=exif)
     picture = open_image(path)
     crop = bucket_for(Size(*picture.size), 96, 32)
-    pixels_3HW = to_tensor(mirrored(resize_cover_crop(picture, crop), flip))
+    pixels_3HW = to_tensor(flip_image(resize_cover_crop(picture, crop), flip))
     expected_HW = (torch.nn.functional.avg_pool2d(pixels_3HW, 8)[0] + 1) / 2
     torch.testing.assert_close(weights(path, crop, flip), expected_HW)
 
@@ -132,7 +132,7 @@ def test_opacity_is_turned_as_its_image_is(save) -> None:
     exif = Image.Exif()
     exif[0x0112] = ROTATED  # a quarter clockwise: what is left comes to the top
     path = save(halves("RGBA", (9, 9, 9, 255), (9, 9, 9, 0)), exif=exif)
-    turned = weights(path, Crop(Size(16, 32), 0, 0, Size(16, 32)), alpha=True)
+    turned = weights(path, ResizeCrop(Size(16, 32), 0, 0, Size(16, 32)), alpha=True)
     assert turned.tolist() == [[1.0, 1.0]] * 2 + [[0.0, 0.0]] * 2
 
 

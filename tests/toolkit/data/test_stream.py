@@ -13,15 +13,15 @@ import torch
 from torch import Tensor, nn
 
 from tests.processes import in_processes
-from toolkit.contracts import BatchSpec, StepLosses, TrainStep
 from toolkit.data.stream import StreamSource
+from toolkit.distributed import ProcessGroup
 from toolkit.errors import RunError
-from toolkit.parallel import Team
-from toolkit.train.checkpoint import capture, load_state
+from toolkit.interfaces import BatchSpec, StepLosses, TrainStep
+from toolkit.train.checkpoint_state import load_state, snapshot_state
+from toolkit.train.checkpoint_store import write_checkpoint
 from toolkit.train.loop import train
+from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
-from toolkit.train.state_folder import write_state
-from toolkit.train.update import Role
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ class Fit(TrainStep):
 def fit_run(folder: Path, steps: int) -> tuple[Run, Fit]:
     fit = Fit()
     role = Role({"w": fit.w_D}, torch.optim.AdamW([fit.w_D], lr=0.0), 0.1, lambda step: 1.0)
-    return Run("fit", folder, steps, accumulation=2, seed=4, roles={"w": role}), fit
+    return Run("fit", folder, steps, grad_accum_steps=2, seed=4, roles={"w": role}), fit
 
 
 def test_the_stream_is_read_on_from_any_cursor(tmp_path: Path) -> None:
@@ -109,9 +109,9 @@ def test_a_run_that_is_stopped_goes_on_by_the_cursor_with_the_same_bits(tmp_path
     whole, fit = fit_run(tmp_path, 6)
     assert train(whole, shards.source(), fit)
     first, first_fit = fit_run(tmp_path, 6)
-    first.stop_asked = lambda: first.state.step == 3 or len(first_fit.seen) > 100
+    first.should_stop = lambda: first.state.step == 3 or len(first_fit.seen) > 100
     assert not train(first, shards.source(workers), first_fit)
-    path = write_state(tmp_path / "states", capture(first), keep=1)
+    path = write_checkpoint(tmp_path / "states", snapshot_state(first), keep=1)
     second, second_fit = fit_run(tmp_path, 6)
     load_state(path, second)
     shards.opened.clear()
@@ -125,18 +125,18 @@ def test_a_run_ends_where_the_stream_does(tmp_path: Path) -> None:
     run, fit = fit_run(tmp_path, 100)
     assert train(run, Shards(tmp_path / "shards", endless=False).source(), fit) is True
     assert fit.seen == [(0, 1, 2), (3, 4, 5), (6, 7, 8), (9, 10)]
-    assert (run.state.step, run.state.samples) == (2, 11) and "no more batches after step 2" in run.goal_reached
+    assert (run.state.step, run.state.samples) == (2, 11) and "no more batches after step 2" in run.early_stop_reason
 
 
 def test_several_processes_share_out_the_stream(tmp_path: Path) -> None:
-    def work(team: Team) -> tuple[list[float], list[tuple[int, ...]]]:
+    def work(process_group: ProcessGroup) -> tuple[list[float], list[tuple[int, ...]]]:
         run, fit = fit_run(tmp_path, 3)
-        run.team = team
+        run.process_group = process_group
         fit.__class__ = Plain
-        train(run, Shards(tmp_path / f"shards{team.rank}").source(), fit)
+        train(run, Shards(tmp_path / f"shards{process_group.rank}").source(), fit)
         return fit.w_D.tolist(), fit.seen
 
-    alone, seen = work(Team())
+    alone, seen = work(ProcessGroup())
     (first, firsts), (second, seconds) = in_processes(2, work)
     assert first == second == pytest.approx(alone, rel=1e-5)
     assert [*map(tuple, firsts)] == seen[0::2] and [*map(tuple, seconds)] == seen[1::2]
@@ -155,6 +155,6 @@ def test_a_batch_without_latents_is_halved_and_described_when_memory_runs_out(tm
     assert train(run, shards.source(), fit)
     assert {len(items) for items in fit.seen} == {1, 2}
     run, fit = fit_run(tmp_path, 2)
-    fit.most, run.memory_advice = 1, "Use less."
+    fit.most, run.oom_hint = 1, "Use less."
     with pytest.raises(RunError, match=r"out of memory with 0, 1 \(2 rows of 3\)\. Use less\."):
         train(run, shards.source(), fit)

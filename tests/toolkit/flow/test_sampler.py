@@ -3,8 +3,8 @@ import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.contracts import DynamicShift
 from toolkit.flow.sampler import euler_sample, sigmas
+from toolkit.interfaces import DynamicShift
 
 SHIFT = DynamicShift()
 

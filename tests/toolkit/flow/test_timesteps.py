@@ -7,26 +7,26 @@ import torch
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.contracts import DynamicShift
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import (
     SAMPLINGS,
-    Picture,
+    TimestepContext,
     draw_timestep,
     sampling_for,
     strata,
     timesteps,
-    timesteps_of_shares,
+    timesteps_from_uniform,
 )
+from toolkit.interfaces import DynamicShift
 from toolkit.seeding import generator
 
 LINE = DynamicShift()
 
 
-def picture_of(width: int, height: int) -> Picture:
+def picture_of(width: int, height: int) -> TimestepContext:
     tokens = (width // 16) * (height // 16)
     mu = LINE.mu(tokens, 1000)
-    return Picture(tokens, mu, LINE.shift_terminal)
+    return TimestepContext(tokens, mu, LINE.shift_terminal)
 
 
 def ours(params: dict) -> FlowSettings:
@@ -55,7 +55,7 @@ def settings_of(timestep_type: str, **settings) -> FlowSettings:
 PICTURE = picture_of(1024, 1024)
 
 
-def drawn(settings: FlowSettings, picture: Picture = PICTURE, count: int = 20000) -> torch.Tensor:
+def drawn(settings: FlowSettings, picture: TimestepContext = PICTURE, count: int = 20000) -> torch.Tensor:
     shared = generator(1, "timestep", 0, 0)
     return torch.tensor([draw_timestep(settings, shared, picture) for _ in range(count)], dtype=torch.float64)
 
@@ -78,7 +78,7 @@ def test_a_random_number_gives_the_t_of_musubi(case: dict) -> None:
 def test_a_stratified_uniform_gives_the_t_of_musubi(case: dict) -> None:
     share = torch.tensor(case["base_values"], dtype=torch.float64)
     settings = ours(case["params"])
-    t = timesteps_of_shares(share, settings, picture_of(case["width"], case["height"]))
+    t = timesteps_from_uniform(share, settings, picture_of(case["width"], case["height"]))
     torch.testing.assert_close(t, torch.tensor(case["t"], dtype=torch.float64), rtol=0, atol=2e-6)
     if case["params"]["timestep_sampling"] == "sigma":
         told = torch.tensor(case["model_timestep"], dtype=torch.float64)
@@ -89,7 +89,7 @@ def test_a_stratified_uniform_gives_the_t_of_musubi(case: dict) -> None:
 def test_draws_have_the_distribution_of_musubi(case: dict) -> None:
     """Evenly spread shares have none of the noise of draws: its 200000 have enough of it."""
     share = torch.arange(0.5, 20000, dtype=torch.float64) / 20000
-    t = timesteps_of_shares(share, ours(case["params"]), picture_of(case["width"], case["height"]))
+    t = timesteps_from_uniform(share, ours(case["params"]), picture_of(case["width"], case["height"]))
     quantiles = torch.quantile(t, torch.tensor(case["q"], dtype=torch.float64))
     torch.testing.assert_close(quantiles, torch.tensor(case["t_quantiles"], dtype=torch.float64), rtol=0, atol=0.01)
     assert (float(t.mean()), float(t.std())) == pytest.approx((case["t_mean"], case["t_std"]), abs=0.005)
@@ -136,7 +136,7 @@ def test_shift_without_a_number_draws_the_levels_of_a_sampling_run_as_ai_toolkit
 def test_random_grids_have_the_distribution_of_ai_toolkit(timestep_type: str) -> None:
     (case,) = golden("aitk_timesteps", table="grid", timestep_type=timestep_type, random=True)
     share = torch.arange(0.5, 20000, dtype=torch.float64) / 20000
-    t = timesteps_of_shares(share, FlowSettings(timestep_type=timestep_type), PICTURE)
+    t = timesteps_from_uniform(share, FlowSettings(timestep_type=timestep_type), PICTURE)
     quantiles = 1000 * torch.quantile(t, torch.tensor(case["quantiles_q"], dtype=torch.float64))
     # ai-toolkit's quantiles are those of 100 random grids, given to 5.
     torch.testing.assert_close(quantiles, torch.tensor(case["quantiles"], dtype=torch.float64), rtol=0, atol=5)
@@ -145,7 +145,7 @@ def test_random_grids_have_the_distribution_of_ai_toolkit(timestep_type: str) ->
 @pytest.mark.parametrize("settings", [FlowSettings(), FlowSettings(timestep_type="lognorm_blend")])
 def test_draws_have_the_distribution_of_even_shares(settings: FlowSettings) -> None:
     at = torch.tensor([0.25, 0.5, 0.75], dtype=torch.float64)
-    expected = timesteps_of_shares(at, settings, PICTURE)
+    expected = timesteps_from_uniform(at, settings, PICTURE)
     torch.testing.assert_close(torch.quantile(drawn(settings), at), expected, rtol=0, atol=0.02)
 
 
@@ -163,7 +163,7 @@ def test_a_draw_depends_on_its_own_generator_alone(timestep_type: str) -> None:
 
 
 EVERY = [
-    *(settings_of(kind) for kind, sampling in SAMPLINGS.items() if sampling.rises is not None),
+    *(settings_of(kind) for kind, sampling in SAMPLINGS.items() if sampling.increasing is not None),
     FlowSettings(timestep_type="shift"),
 ]
 EVERY += [settings_of("sigma", weighting_scheme=scheme) for scheme in ("logit_normal", "mode")]
@@ -173,15 +173,15 @@ EVERY += [settings_of("sigma", weighting_scheme=scheme) for scheme in ("logit_no
 def test_the_random_number_orders_the_noise(settings: FlowSettings) -> None:
     """By `rises`: the strata of an epoch and content_or_style rest on it."""
     share = torch.arange(1, 1000, dtype=torch.float64) / 1000
-    steps = timesteps_of_shares(share, settings, PICTURE).diff()
-    assert (steps >= -1e-12).all() if sampling_for(settings).rises else (steps <= 1e-12).all()
+    steps = timesteps_from_uniform(share, settings, PICTURE).diff()
+    assert (steps >= -1e-12).all() if sampling_for(settings).increasing else (steps <= 1e-12).all()
 
 
 @pytest.mark.parametrize("settings", EVERY, ids=lambda s: f"{s.timestep_type}-{s.weighting_scheme}")
 def test_bounds_mean_the_same_noise_for_every_type(settings: FlowSettings) -> None:
     share = torch.arange(0.5, 4000, dtype=torch.float64) / 4000
-    whole = timesteps_of_shares(share, settings, PICTURE)
-    bounded = timesteps_of_shares(share, replace(settings, min_timestep=100, max_timestep=500), PICTURE)
+    whole = timesteps_from_uniform(share, settings, PICTURE)
+    bounded = timesteps_from_uniform(share, replace(settings, min_timestep=100, max_timestep=500), PICTURE)
     assert bounded.min() >= 0.1 and bounded.max() <= 0.5
     torch.testing.assert_close(bounded, 0.1 + 0.4 * whole, rtol=0, atol=1.1e-3)
 
@@ -189,11 +189,11 @@ def test_bounds_mean_the_same_noise_for_every_type(settings: FlowSettings) -> No
 @pytest.mark.parametrize("settings", EVERY, ids=lambda s: f"{s.timestep_type}-{s.weighting_scheme}")
 def test_bounds_can_cut_the_distribution_instead_of_squeezing_it(settings: FlowSettings) -> None:
     share = torch.arange(0.5, 4000, dtype=torch.float64) / 4000
-    whole = timesteps_of_shares(share, settings, PICTURE)
+    whole = timesteps_from_uniform(share, settings, PICTURE)
     inside = whole[(whole >= 0.3) & (whole <= 0.7)].sort().values
     cut = replace(settings, min_timestep=300, max_timestep=700, preserve_distribution_shape=True)
     at = torch.linspace(0, 1, 21, dtype=torch.float64)
-    t = timesteps_of_shares(share, cut, PICTURE)
+    t = timesteps_from_uniform(share, cut, PICTURE)
     torch.testing.assert_close(torch.quantile(t, at), torch.quantile(inside, at), rtol=0, atol=4e-3)
     assert t.min() >= 0.3 and t.max() <= 0.7
 
@@ -205,9 +205,9 @@ def test_what_hardly_ever_lies_between_the_bounds_is_drawn_between_them_all_the_
 
 def test_a_mixture_has_the_shares_of_its_parts() -> None:
     share = (torch.arange(100_000, dtype=torch.float64) + 0.5) / 100_000
-    t = timesteps_of_shares(share, FlowSettings(timestep_type="qinglong_model"), PICTURE)
-    parts = timesteps_of_shares(share, FlowSettings(timestep_type="model_shift"), PICTURE)
-    little = timesteps_of_shares(share, FlowSettings(timestep_type="logsnr", logit_mean=5.36), PICTURE)
+    t = timesteps_from_uniform(share, FlowSettings(timestep_type="qinglong_model"), PICTURE)
+    parts = timesteps_from_uniform(share, FlowSettings(timestep_type="model_shift"), PICTURE)
+    little = timesteps_from_uniform(share, FlowSettings(timestep_type="logsnr", logit_mean=5.36), PICTURE)
     for level in (0.03, 0.07, 0.2, 0.5, 0.8):
         expected = 0.95 * (parts <= level).double().mean() + 0.05 * (little <= level).double().mean()
         assert float((t <= level).double().mean()) == pytest.approx(float(expected), abs=1e-4)
@@ -217,9 +217,9 @@ def test_a_mixture_has_the_shares_of_its_parts() -> None:
 def test_content_prefers_noise_and_style_the_picture(settings: FlowSettings) -> None:
     """The share of the balanced distribution below a draw is 1 - u^3 or u^3: on average 3/4 or 1/4."""
     share = torch.arange(0.5, 4000, dtype=torch.float64) / 4000
-    balanced = timesteps_of_shares(share, settings, PICTURE).sort().values
+    balanced = timesteps_from_uniform(share, settings, PICTURE).sort().values
     for preference, mean in (("content", 0.75), ("style", 0.25)):
-        t = timesteps_of_shares(share, replace(settings, content_or_style=preference), PICTURE)
+        t = timesteps_from_uniform(share, replace(settings, content_or_style=preference), PICTURE)
         below = torch.searchsorted(balanced, t.contiguous()).double() / len(balanced)
         assert float(below.mean()) == pytest.approx(mean, abs=2e-3)
         assert float((below**2).mean()) == pytest.approx({"content": 9 / 14, "style": 1 / 7}[preference], abs=3e-3)
@@ -251,7 +251,7 @@ def test_the_grid_never_reaches_zero() -> None:
 @pytest.mark.parametrize("timestep_type", ["sigmoid", "logsnr", "linear"])
 def test_a_stratum_is_its_part_of_the_distribution(timestep_type: str) -> None:
     settings = settings_of(timestep_type, num_timestep_buckets=4)
-    edges = timesteps_of_shares(torch.tensor([0.25, 0.5], dtype=torch.float64), settings, PICTURE).sort().values
+    edges = timesteps_from_uniform(torch.tensor([0.25, 0.5], dtype=torch.float64), settings, PICTURE).sort().values
     for position in range(50):
         t = draw_timestep(settings, generator(1, "timestep", 0, position), PICTURE, stratum=1)
         assert edges[0] - 1e-6 <= t <= edges[1] + 1e-6

@@ -9,7 +9,7 @@ import torch
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
 from toolkit.memory.block_swap import BlockSwap, swapped_blocks
-from toolkit.memory.checkpointing import checkpointed
+from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.networks.dora import DoraNetwork
 from toolkit.networks.loha import LohaNetwork
 from toolkit.networks.lora import LoraNetwork
@@ -34,7 +34,7 @@ class Watched(BlockSwap):
 def swapping(swapped: int, level: str = "none", **options) -> tuple[Stack, Watched]:
     stack = Stack(**options)
     swap = Watched(stack.blocks(*swapped_blocks(swapped, len(stack.model))), CPU)
-    return stack.wrap(checkpointed(level), swap), swap
+    return stack.wrap(checkpoint_wrapper(level), swap), swap
 
 
 @pytest.mark.parametrize(
@@ -150,10 +150,10 @@ def test_a_block_that_comes_back_in_the_other_buffer_is_computed_with_its_own_we
         output = stack.output()
         if stack is found:
             swap._buffers.reverse()
-            swap._provide(0, None)
-            swap._provide(1, None)
-            swap._provide(0, None)
-            swap._provide(swapped - 1, None)
+            swap._ensure_loaded(0, None)
+            swap._ensure_loaded(1, None)
+            swap._ensure_loaded(0, None)
+            swap._ensure_loaded(swapped - 1, None)
         output.sum().backward()
     gradients = [[p.grad for p in stack.network.parameters().values()] for stack in (found, expected)]
     assert same(*gradients)

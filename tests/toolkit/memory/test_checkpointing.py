@@ -11,11 +11,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.diffusers_reference import open_tiny
 from tests.toolkit.memory.toy_blocks import Stack, same
-from toolkit.config.choices import CHECKPOINTING_LEVELS
-from toolkit.contracts import PromptEmbeds
-from toolkit.memory.checkpointing import checkpointed
+from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.interfaces import PromptEmbeds
+from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantize import quantizer
-from toolkit.memory.stored import frozen_product
+from toolkit.memory.quantized_weight import frozen_product
 from toolkit.networks.dora import DoraNetwork
 from toolkit.networks.loha import LohaNetwork
 from toolkit.networks.lora import LoraNetwork
@@ -38,7 +38,7 @@ class Counted(TorchDispatchMode):
 
 def computed(level: str, **options) -> Counter:
     """Operations of a step on one block: forward, backward, and what is done again."""
-    stack = Stack(count=2, dropout=0.0, **options).wrap(checkpointed(level))
+    stack = Stack(count=2, dropout=0.0, **options).wrap(checkpoint_wrapper(level))
     with Counted() as counted:
         stack.gradients()
     return counted.calls
@@ -50,27 +50,27 @@ def test_each_level_gives_the_same_bits_with_dropout(kind, qtype) -> None:
     options = {"count": 2, "kind": kind, "qtype": qtype}
     expected = Stack(**options).gradients()
     for level in CHECKPOINTING_LEVELS:
-        assert same(Stack(**options).wrap(checkpointed(level)).gradients(), expected), level
+        assert same(Stack(**options).wrap(checkpoint_wrapper(level)).gradients(), expected), level
 
 
 @pytest.mark.parametrize("table", [False, True], ids=["", "table"])
 def test_each_level_gives_the_same_bits_on_a_real_model(tiny_model: Path, table: bool) -> None:
     found = []
     for level in CHECKPOINTING_LEVELS:
-        adapter = open_tiny(tiny_model, transform_block=quantizer("int8"), modulation_table=table)
-        network = LoraNetwork(adapter.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
-        network.attach(adapter.network_module)
-        network.share_inputs(adapter.shared_inputs())
+        model = open_tiny(tiny_model, transform_block=quantizer("int8"), modulation_table=table)
+        network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
+        network.attach(model.network_module)
+        network.fuse_projections(model.fused_projection_groups())
         random = torch.Generator().manual_seed(2)
         for parameter in network.parameters().values():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
-        assert adapter.tabulate() is None
-        adapter.wrap_blocks([checkpointed(level)])
+        assert model.enable_modulation_cache() is None
+        model.wrap_blocks([checkpoint_wrapper(level)])
         torch.manual_seed(0)
-        width = adapter.network_module.config.joint_attention_dim
+        width = model.network_module.config.joint_attention_dim
         texts = [torch.randn((tokens, width), generator=random) for tokens in (7, 9)]  # two groups: two passes
         x_t_BCHW = torch.randn((2, 16, 8, 12), generator=random)
-        velocity = adapter.predict_velocity(x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()])
+        velocity = model.predict_velocity(x_t_BCHW, torch.tensor([0.8, 0.3]), PromptEmbeds.stack(texts), [(), ()])
         velocity.square().mean().backward()
         found.append([velocity.detach(), *(p.grad for p in network.parameters().values() if p.grad is not None)])
     assert all(same(other, found[0]) for other in found[1:])
@@ -112,7 +112,7 @@ def _kept_by_cheap(kind) -> list[tuple[torch.Size, object]]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(checkpointing, "_keeps_costly", spying)
-        Stack(count=1, kind=kind, rank=16).wrap(checkpointed("cheap")).gradients()
+        Stack(count=1, kind=kind, rank=16).wrap(checkpoint_wrapper("cheap")).gradients()
     assert kept
     return kept
 
@@ -122,4 +122,4 @@ def test_without_gradients_nothing_is_wrapped(level: str) -> None:
     stack = Stack(dropout=0.0)
     with torch.no_grad():
         expected = stack.output()
-        assert torch.equal(stack.wrap(checkpointed(level)).output(), expected)
+        assert torch.equal(stack.wrap(checkpoint_wrapper(level)).output(), expected)

@@ -20,9 +20,9 @@ from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack
 from toolkit.config.compile import CompileConfig
 from toolkit.errors import RunError, UserError
 from toolkit.memory.block_swap import BlockSwap
-from toolkit.memory.checkpointing import checkpointed
-from toolkit.memory.compiling import FEWEST_PROGRAMS, check_backend, compiled
-from toolkit.memory.stored import InInt8
+from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.compiling import DEFAULT_RECOMPILE_LIMIT, check_backend, compile_wrapper
+from toolkit.memory.quantized_weight import Int8Matmuls
 
 TOLERANCE = 1e-5
 """Relative, in float32: shared down-projections are done one by one, sums in another order."""
@@ -39,7 +39,7 @@ def fresh_compiler() -> Iterator[None]:
 
 def stack(level: str, backend: str = "eager", **options) -> Stack:
     settings = CompileConfig(enabled=True, backend=backend, fullgraph=True)
-    return Stack(dropout=0.0, **options).wrap(checkpointed(level), compiled(settings))
+    return Stack(dropout=0.0, **options).wrap(checkpoint_wrapper(level), compile_wrapper(settings))
 
 
 def register(monkeypatch: pytest.MonkeyPatch, name: str, forward: Callable, backward: Callable) -> None:
@@ -83,7 +83,7 @@ def test_nothing_is_compiled_after_the_warm_up(level: str) -> None:
 @pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full"])
 def test_programs_of_any_size_from_the_first_are_whole_and_made_once(level: str) -> None:
     settings = CompileConfig(enabled=True, backend="eager", dynamic=True, fullgraph=True)
-    compiled_stack = Stack(dropout=0.0, count=2).wrap(checkpointed(level), compiled(settings))
+    compiled_stack = Stack(dropout=0.0, count=2).wrap(checkpoint_wrapper(level), compile_wrapper(settings))
     assert close(compiled_stack.gradients(), Stack(dropout=0.0, count=2).gradients())
     warm = counters["stats"]["unique_graphs"]
     compiled_stack.gradients(tokens=12)
@@ -100,7 +100,7 @@ def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
 
     settings = CompileConfig(enabled=True, backend="aot_eager", fullgraph=True)
     plain_stack = Stack(dropout=0.0, count=1)
-    run = Stack.wrapped(modulated, checkpointed(level), compiled(settings))
+    run = Stack.wrapped(modulated, checkpoint_wrapper(level), compile_wrapper(settings))
     for images, tokens in ((2, 20), (3, 12), (4, 28), (3, 36)):
         x_BSD = torch.randn((images, tokens, WIDTH)).requires_grad_()
         outputs = [one(plain_stack.model[0], x_BSD, x_BSD[:, 0])[0] for one in (run, modulated)]
@@ -128,7 +128,7 @@ def test_dropout_of_a_block_that_is_computed_again_is_that_of_the_first_time(lev
         return block.weight.grad
 
     settings = CompileConfig(enabled=True, backend="aot_eager")
-    assert torch.equal(gradient(compiled(settings)(checkpointed(level)(thinned))), gradient(thinned))
+    assert torch.equal(gradient(compile_wrapper(settings)(checkpoint_wrapper(level)(thinned))), gradient(thinned))
 
 
 def test_names_of_weights_stay() -> None:
@@ -139,9 +139,9 @@ def test_names_of_weights_stay() -> None:
     assert not [name for name in before[0] if "_orig_mod" in name]
 
 
-@pytest.mark.parametrize(("given", "limit"), [(0, FEWEST_PROGRAMS), (5, 5)])
+@pytest.mark.parametrize(("given", "limit"), [(0, DEFAULT_RECOMPILE_LIMIT), (5, 5)])
 def test_the_number_of_programs_is_limited(given: int, limit: int) -> None:
-    compiled(CompileConfig(enabled=True, backend="eager", cache_size_limit=given))(lambda block, x: (x,))
+    compile_wrapper(CompileConfig(enabled=True, backend="eager", cache_size_limit=given))(lambda block, x: (x,))
     assert torch._dynamo.config.recompile_limit == limit
 
 
@@ -168,14 +168,14 @@ def test_a_missing_compiler_is_found_before_anything_is_loaded() -> None:
 def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
     settings = CompileConfig(enabled=True, backend="eager", fullgraph=True, cache_size_limit=1)
     with pytest.raises(RunError, match=r"more than 1 programs .* cache_size_limit, or write fullgraph: false"):
-        Stack(count=2).wrap(compiled(settings)).gradients()
+        Stack(count=2).wrap(compile_wrapper(settings)).gradients()
 
 
 @torch._inductor.config.patch({"cpp.cxx": (None, "/nowhere/g++"), "force_disable_caches": True})
 def test_a_missing_compiler_ends_the_run_with_advice() -> None:
     settings = CompileConfig(enabled=True)
     with pytest.raises(RunError, match=r"inductor cannot compile here .* Write enabled: false"):
-        Stack(count=1, dropout=0.0).wrap(compiled(settings)).gradients()
+        Stack(count=1, dropout=0.0).wrap(compile_wrapper(settings)).gradients()
 
 
 @pytest.mark.parametrize("dynamic", ["auto", True])
@@ -191,7 +191,7 @@ def test_a_backward_pass_that_cannot_be_compiled_ends_the_run_with_advice_too(
     register(monkeypatch, "forward only", lambda module, inputs: make_boxed_func(module.forward), without_compiler)
     settings = CompileConfig(enabled=True, backend="forward only", dynamic=dynamic)
     with pytest.raises(RunError, match=r"inductor cannot compile here .* Write enabled: false"):
-        Stack(count=1, dropout=0.0).wrap(compiled(settings)).gradients()
+        Stack(count=1, dropout=0.0).wrap(compile_wrapper(settings)).gradients()
 
 
 def test_a_defect_of_a_block_keeps_its_own_error() -> None:
@@ -199,12 +199,12 @@ def test_a_defect_of_a_block_keeps_its_own_error() -> None:
         return (x_BSD @ x_BSD,)
 
     with pytest.raises(torch._dynamo.exc.TorchRuntimeError):
-        compiled(CompileConfig(enabled=True, backend="eager"))(broken)(nn.Identity(), torch.ones(2, 3, 4))
+        compile_wrapper(CompileConfig(enabled=True, backend="eager"))(broken)(nn.Identity(), torch.ones(2, 3, 4))
 
 
 # ------------------------------------------------------------ products in int8
 
-IN_INT8 = InInt8(forward=True, backward=True)
+IN_INT8 = Int8Matmuls(forward=True, backward=True)
 
 
 @dataclass
@@ -271,7 +271,7 @@ def test_int8_products_of_any_number_of_rows_are_compiled_once() -> None:
 def test_blocks_of_one_choice_share_a_program() -> None:
     mixed = stack("none", qtype="int8", in_int8=IN_INT8)
     for block in mixed.model[3:]:
-        block.up.base_layer.weight.in_int8 = InInt8()
+        block.up.base_layer.weight.in_int8 = Int8Matmuls()
     mixed.gradients()
     assert counters["stats"]["unique_graphs"] == 3  # the first block's, two more with all products, two with fewer
 

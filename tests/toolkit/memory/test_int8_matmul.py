@@ -10,12 +10,12 @@ from tests.diffusers_reference import CPU, relative
 from tests.measured import at_most
 from toolkit.memory import int8_matmul
 from toolkit.memory.int8_matmul import (
-    MOST_ERROR,
+    MAX_ERROR,
     SMALLEST_SIDE_ON_CUDA,
-    applies,
-    foreseen_error,
+    int8_mm,
     is_exact,
-    multiply,
+    is_supported,
+    quantization_error,
     quantize_rows,
 )
 from toolkit.number_types import INT8_SIDE
@@ -40,7 +40,7 @@ def test_the_product_is_that_of_the_rounded_factors() -> None:
     rows = quantize_rows(normal(33, 640))
     codes = torch.randint(-127, 128, (640, 48), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
     expected = (rows.codes_MK.double() @ codes.double()) * rows.scale_M1.double()
-    assert relative(multiply(rows, codes, torch.float32), expected) < 1e-7
+    assert relative(int8_mm(rows, codes, torch.float32), expected) < 1e-7
 
 
 def test_the_input_is_left_as_it_was() -> None:
@@ -57,26 +57,26 @@ def test_the_error_is_foreseen_that_ordinary_values_will_have(outlier: float) ->
     x[:, :12] *= outlier
     rows = quantize_rows(x)
     error = relative((rows.codes_MK * rows.scale_M1)[:, 12:], x[:, 12:])
-    assert bool(foreseen_error(x) > MOST_ERROR) == (error > MOST_ERROR) == (outlier >= 10)
+    assert bool(quantization_error(x) > MAX_ERROR) == (error > MAX_ERROR) == (outlier >= 10)
 
 
 def test_rows_of_zeros_do_not_make_the_others_look_better() -> None:
     x = normal(40, 64)
     x[5:] = 0
-    torch.testing.assert_close(foreseen_error(x), foreseen_error(x[:5]))
+    torch.testing.assert_close(quantization_error(x), quantization_error(x[:5]))
     rows = quantize_rows(x)
     assert not rows.codes_MK[5:].any()
     assert torch.equal(rows.codes_MK[:5], quantize_rows(x[:5]).codes_MK)
     zeros = torch.zeros(20, 64)
-    assert not foreseen_error(zeros)
-    assert not multiply(quantize_rows(zeros), torch.ones(64, 8, dtype=torch.int8), torch.float32).any()
+    assert not quantization_error(zeros)
+    assert not int8_mm(quantize_rows(zeros), torch.ones(64, 8, dtype=torch.int8), torch.float32).any()
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_numbers_that_are_not_finite_have_no_small_error(value: float) -> None:
     x = normal(20, 64)
     x[3, 3] = value
-    assert not bool(foreseen_error(x) <= MOST_ERROR)
+    assert not bool(quantization_error(x) <= MAX_ERROR)
 
 
 def test_ordinary_rows_lose_about_a_percent() -> None:
@@ -90,18 +90,18 @@ def test_ordinary_rows_lose_about_a_percent() -> None:
 
 @pytest.fixture(autouse=True)
 def asked_anew():
-    applies.cache_clear()
+    is_supported.cache_clear()
     yield
-    applies.cache_clear()
+    is_supported.cache_clear()
 
 
 def test_auto_takes_wide_layers_on_fast_cpus(monkeypatch) -> None:
     monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: True)
     wide, narrow = (INT8_SIDE, 2048), (2048, INT8_SIDE - 1)
-    assert applies("auto", CPU, wide) and not applies("auto", CPU, narrow)
-    applies.cache_clear()
+    assert is_supported("auto", CPU, wide) and not is_supported("auto", CPU, narrow)
+    is_supported.cache_clear()
     monkeypatch.setattr(int8_matmul, "_fast_cpu", lambda: False)
-    assert not applies("auto", CPU, wide)
+    assert not is_supported("auto", CPU, wide)
 
 
 @pytest.mark.parametrize(
@@ -118,20 +118,24 @@ def test_auto_takes_wide_layers_on_fast_cpus(monkeypatch) -> None:
 def test_auto_takes_wide_layers_of_compiled_blocks_on_cuda(monkeypatch, capability, shape, compiled, taken) -> None:
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(int8_matmul, "is_exact", lambda device: True)
-    assert applies("auto", CUDA, shape, compiled) is taken
-    applies.cache_clear()
+    assert is_supported("auto", CUDA, shape, compiled) is taken
+    is_supported.cache_clear()
     monkeypatch.setattr(int8_matmul, "is_exact", lambda device: False)
-    assert not applies("auto", CUDA, shape, compiled)
+    assert not is_supported("auto", CUDA, shape, compiled)
 
 
 def test_true_takes_what_the_device_can_multiply(monkeypatch) -> None:
     monkeypatch.setattr(int8_matmul, "is_exact", lambda device: True)
-    assert applies(True, CPU, (7, 5)) and not applies(False, CPU, (1024, 1024))
+    assert is_supported(True, CPU, (7, 5)) and not is_supported(False, CPU, (1024, 1024))
     # CUDA's kernel takes sizes divisible by 8 alone
-    assert applies(True, CUDA, (64, 24)) and not applies(True, CUDA, (64, 20)) and not applies(True, CUDA, (20, 64))
-    applies.cache_clear()
+    assert (
+        is_supported(True, CUDA, (64, 24))
+        and not is_supported(True, CUDA, (64, 20))
+        and not is_supported(True, CUDA, (20, 64))
+    )
+    is_supported.cache_clear()
     monkeypatch.setattr(int8_matmul, "is_exact", lambda device: False)
-    assert not applies(True, CPU, (1024, 1024))
+    assert not is_supported(True, CPU, (1024, 1024))
 
 
 def test_a_device_whose_sums_overflow_or_that_has_no_kernel_is_found_out(monkeypatch) -> None:

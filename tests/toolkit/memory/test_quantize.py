@@ -9,11 +9,11 @@ from torch import Tensor, nn
 from tests.diffusers_reference import open_tiny, relative
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
-from toolkit.contracts import PromptEmbeds
-from toolkit.memory.frozen_linear import FrozenLinear
-from toolkit.memory.int8_probe import int8_layers
+from toolkit.interfaces import PromptEmbeds
+from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantize import QUANTO, block_scaled, quantize_weight, quantizer
-from toolkit.memory.stored import InInt8, StoredWeight
+from toolkit.memory.quantized_linear import QuantizedLinear
+from toolkit.memory.quantized_weight import Int8Matmuls, QuantizedWeight
 from toolkit.networks.lora import LoraNetwork
 from toolkit.number_types import QTYPES
 
@@ -48,8 +48,8 @@ def test_errors_are_those_of_optimum_quanto(qtype: str) -> None:
     at_most(f"quantization error, {qtype}, share of the listed error", worst, 0.02)
 
 
-def same_scales(weight: StoredWeight, case: dict) -> None:
-    """Codes, scales and shifts in the shapes and number types of optimum-quanto's own."""
+def same_scales(weight: QuantizedWeight, case: dict) -> None:
+    """Codes, scales and shifts in the shapes and dtypes of optimum-quanto's own."""
     held = dict(weight.named_buffers())
     codes = held.pop("codes_OI" if "codes_OI" in held else "packed")
     assert str(getattr(weight, "code_type", codes.dtype)) == f"torch.{case['data_dtype']}"
@@ -110,7 +110,7 @@ def test_weights_in_fp8_scaled_are_those_of_musubi() -> None:
 def test_only_the_linears_weights_are_quantized(tiny_model: Path, qtype: str, dtype: torch.dtype) -> None:
     plain = open_tiny(tiny_model, dtype).network_module
     model = open_tiny(tiny_model, dtype, transform_block=quantizer(qtype)).network_module
-    found = {name for name, module in model.named_modules() if isinstance(module, FrozenLinear)}
+    found = {name for name, module in model.named_modules() if isinstance(module, QuantizedLinear)}
     linears = {name for name, module in plain.named_modules() if isinstance(module, nn.Linear)}
     assert found == {name for name in linears if name.startswith("transformer_blocks.")}
     for name in found:
@@ -210,11 +210,11 @@ def losses(
     model_folder: Path, inputs, steps: int, dtype: torch.dtype = torch.float32, in_int8: bool = False, **options
 ) -> list[float]:
     """Of a LoRA that learns a fixed drawing of noise. in_int8: all int8 layers round inputs and gradients too."""
-    adapter = open_tiny(model_folder, dtype, **options)
-    for layer in int8_layers(adapter.network_module):
-        layer.in_int8 = InInt8(in_int8, in_int8)
-    network = LoraNetwork(adapter.lora_targets(), 4, 4, dropout=0.0, seed=1)
-    network.attach(adapter.network_module)
+    model = open_tiny(model_folder, dtype, **options)
+    for layer in int8_layers(model.network_module):
+        layer.in_int8 = Int8Matmuls(in_int8, in_int8)
+    network = LoraNetwork(model.lora_targets(), 4, 4, dropout=0.0, seed=1)
+    network.attach(model.network_module)
     optimizer = torch.optim.Adam(network.parameters().values(), lr=1e-3)
     seen = []
     for step in range(steps):
@@ -222,7 +222,7 @@ def losses(
         x_BCHW, noise_BCHW = torch.randn((2, 1, 16, 8, 8), generator=generator)
         t = torch.rand((1,), generator=generator)
         mixed = (1 - t) * x_BCHW + t * noise_BCHW
-        loss = (adapter.predict_velocity(mixed, t, *inputs).float() - (noise_BCHW - x_BCHW)).square().mean()
+        loss = (model.predict_velocity(mixed, t, *inputs).float() - (noise_BCHW - x_BCHW)).square().mean()
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -233,8 +233,8 @@ def losses(
 @pytest.fixture(scope="module")
 def inputs(tiny_model: Path):
     """Prompt and no reference."""
-    adapter = open_tiny(tiny_model)
-    return PromptEmbeds.stack([adapter.encode_prompt("a cat", [])]), [()]
+    model = open_tiny(tiny_model)
+    return PromptEmbeds.stack([model.encode_prompt("a cat", [])]), [()]
 
 
 @pytest.fixture(scope="module")
@@ -268,7 +268,7 @@ def test_losses_are_those_of_the_plain_model(tiny_model, inputs, plain_losses, q
 
 @pytest.mark.slow
 def test_the_loss_curve_in_int8_is_that_of_bf16(tiny_model: Path, inputs) -> None:
-    """300 steps; every 20 steps see the same pictures once, so their means are compared."""
+    """300 steps; every 20 steps see the same images once, so their means are compared."""
     plain = losses(tiny_model, inputs, 300, torch.bfloat16)
     ours = losses(tiny_model, inputs, 300, torch.bfloat16, in_int8=True, transform_block=quantizer("int8"))
     means = [torch.tensor(curve).view(15, 20).mean(dim=1) for curve in (ours, plain)]

@@ -7,11 +7,11 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from toolkit.contracts import BlockWrapper, RunBlock
-from toolkit.memory.int8_probe import int8_layers
+from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantize import quantizer
-from toolkit.memory.stored import InInt8
-from toolkit.networks.adapter import LayersNetwork
+from toolkit.memory.quantized_weight import Int8Matmuls
+from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import LoraNetwork
 
 WIDTH, TOKENS = 32, 20
@@ -39,11 +39,11 @@ class Stack:
     def __init__(
         self,
         count: int = 5,
-        kind: type[LayersNetwork] = LoraNetwork,
+        kind: type[LinearAdapterNetwork] = LoraNetwork,
         qtype: str | None = None,
         dropout: float = 0.1,
         rank: int = 4,
-        in_int8: InInt8 | None = None,
+        in_int8: Int8Matmuls | None = None,
     ) -> None:
         with torch.random.fork_rng():
             torch.manual_seed(0)
@@ -55,11 +55,11 @@ class Stack:
         targets = [f"{index}.{layer}" for index in range(count) for layer in ("q", "k", "v", "out", "up", "down")]
         self.network = kind(targets, rank, 4.0, dropout, seed=1)
         self.network.attach(self.model)
-        self.network.share_inputs([[f"{index}.{layer}" for layer in "qkv"] for index in range(count)])
+        self.network.fuse_projections([[f"{index}.{layer}" for layer in "qkv"] for index in range(count)])
         random = torch.Generator().manual_seed(2)
         for parameter in self.network.parameters().values():
             parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
-        self.run: RunBlock = plain
+        self.run: BlockForward = plain
 
     def blocks(self, *indices: int) -> Sequence[nn.Module]:
         return [self.model[index] for index in indices]
@@ -70,7 +70,7 @@ class Stack:
         return self
 
     @staticmethod
-    def wrapped(run: RunBlock, *wrappers: BlockWrapper) -> RunBlock:
+    def wrapped(run: BlockForward, *wrappers: BlockWrapper) -> BlockForward:
         for wrapper in wrappers:
             run = wrapper(run)
         return run

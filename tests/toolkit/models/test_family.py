@@ -16,9 +16,9 @@ from torch import nn
 
 from tests.conftest import ROOT, child_environment
 from tests.unlike_family import write_unlike_model
-from toolkit.contracts import EMBEDS, ModelAdapter, PromptEmbeds, Size
+from toolkit.interfaces import EMBEDS, DiffusionModel, PromptEmbeds, Size
 from toolkit.models.family import ModelFamily
-from toolkit.models.options import AdapterOptions
+from toolkit.models.load_options import ModelLoadOptions
 from toolkit.network_kinds import KINDS
 from toolkit.registry import FAMILIES
 
@@ -38,12 +38,12 @@ def folder(family: ModelFamily, tiny_model: Path, tmp_path: Path) -> Path:
 
 
 @pytest.fixture
-def adapter(family: ModelFamily, folder: Path) -> ModelAdapter:
-    return family.open(AdapterOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32))
+def adapter(family: ModelFamily, folder: Path) -> DiffusionModel:
+    return family.open(ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32))
 
 
-def encoded(adapter: ModelAdapter, *prompts: str) -> PromptEmbeds:
-    return PromptEmbeds.stack([adapter.encode_prompt(prompt, ()) for prompt in prompts])
+def encoded(model: DiffusionModel, *prompts: str) -> PromptEmbeds:
+    return PromptEmbeds.stack([model.encode_prompt(prompt, ()) for prompt in prompts])
 
 
 def latents(family: ModelFamily, count: int, size: Size, seed: int = 1) -> torch.Tensor:
@@ -53,7 +53,7 @@ def latents(family: ModelFamily, count: int, size: Size, seed: int = 1) -> torch
 
 
 def test_the_layers_and_modules_are_those_of_the_loaded_model(
-    family: ModelFamily, folder: Path, adapter: ModelAdapter
+    family: ModelFamily, folder: Path, adapter: DiffusionModel
 ) -> None:
     model = adapter.network_module
     linears = {name: (m.in_features, m.out_features) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
@@ -63,13 +63,15 @@ def test_the_layers_and_modules_are_those_of_the_loaded_model(
     assert family.modules(folder) == {name: count for name, count in own.items() if count}
     facts, blocks = family.footprint(folder), adapter.blocks()
     assert facts.blocks == family.block_count(folder) == len(blocks)
-    assert facts.linears + facts.others == sum(p.numel() for p in model.parameters())
-    assert facts.linears == sum(m.weight.numel() for block in blocks for m in block.modules() if type(m) is nn.Linear)
-    assert (facts.width, facts.pixels_per_token) == (adapter.width, family.token_side**2)
+    assert facts.linear_params + facts.other_params == sum(p.numel() for p in model.parameters())
+    assert facts.linear_params == sum(
+        m.weight.numel() for block in blocks for m in block.modules() if type(m) is nn.Linear
+    )
+    assert (facts.width, facts.pixels_per_token) == (adapter.hidden_size, family.token_side**2)
     assert facts.latent_numbers == family.latent_channels / family.latent_scale**2
 
 
-def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapter: ModelAdapter) -> None:
+def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapter: DiffusionModel) -> None:
     size = Size(2 * family.size_multiple, family.size_multiple)
     pixels_BCHW = torch.rand(1, 3, size.height, size.width) * 2 - 1
     with torch.no_grad():
@@ -85,7 +87,7 @@ def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapt
     assert family.size_multiple % family.token_side == 0
 
 
-def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily, adapter: ModelAdapter) -> None:
+def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily, adapter: DiffusionModel) -> None:
     prompts = encoded(adapter, "a cat", "a very long caption, with many words", "")
     x_BCHW, t_B = latents(family, 3, Size(64, 96)), torch.tensor([0.9, 0.5, 0.1])
     with torch.no_grad():
@@ -98,7 +100,7 @@ def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily
     assert not torch.equal(together[0], together[1])
 
 
-def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, adapter: ModelAdapter) -> None:
+def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, adapter: DiffusionModel) -> None:
     picture = Image.new("RGB", (64, 48), "red")
     for count in range(1, family.max_references + 1):
         prompt = adapter.encode_prompt("a cat", [picture] * count)
@@ -111,7 +113,7 @@ def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, ada
         assert velocity.isfinite().all()
 
 
-def test_guidance_is_embedded_or_refused(family: ModelFamily, adapter: ModelAdapter) -> None:
+def test_guidance_is_embedded_or_refused(family: ModelFamily, adapter: DiffusionModel) -> None:
     arguments = latents(family, 1, Size(64, 64)), torch.tensor([0.5]), encoded(adapter, "a cat"), [()]
     if not family.embeds_guidance:
         with pytest.raises(ValueError, match="guidance"):
@@ -122,18 +124,18 @@ def test_guidance_is_embedded_or_refused(family: ModelFamily, adapter: ModelAdap
     assert not torch.equal(weak, strong)
 
 
-def test_dropped_encoders_are_loaded_again_and_kept_ones_stay(family: ModelFamily, adapter: ModelAdapter) -> None:
+def test_dropped_encoders_are_loaded_again_and_kept_ones_stay(family: ModelFamily, adapter: DiffusionModel) -> None:
     before = encoded(adapter, "a cat")
     for keep in ((), family.encoder_parts["text_encoder"]):
-        adapter.drop_encoders(keep)
+        adapter.unload_encoders(keep)
         after = encoded(adapter, "a cat")
         assert torch.equal(before.embeds_BLD, after.embeds_BLD)
         assert all(torch.equal(tensor, after.extra[name]) for name, tensor in before.extra.items())
     assert {"vae", "text_encoder"} == set(family.encoder_parts)
-    assert all(adapter.identity(part) == adapter.identity(part) for part in family.encoder_parts)
+    assert all(adapter.cache_key(part) == adapter.cache_key(part) for part in family.encoder_parts)
 
 
-def test_blocks_run_within_the_wrappers_in_order(family: ModelFamily, adapter: ModelAdapter) -> None:
+def test_blocks_run_within_the_wrappers_in_order(family: ModelFamily, adapter: DiffusionModel) -> None:
     seen: list[nn.Module] = []
 
     def watching(run):
@@ -154,7 +156,7 @@ def test_blocks_run_within_the_wrappers_in_order(family: ModelFamily, adapter: M
 
 @pytest.mark.parametrize("tokens", [16, 256])
 def test_the_time_shift_is_a_number_for_every_size_and_length(
-    family: ModelFamily, adapter: ModelAdapter, tokens: int
+    family: ModelFamily, adapter: DiffusionModel, tokens: int
 ) -> None:
     shift = adapter.dynamic_shift
     assert all(isinstance(shift.mu(tokens, steps), float) for steps in (1, 4, 1000))
@@ -163,7 +165,7 @@ def test_the_time_shift_is_a_number_for_every_size_and_length(
 
 
 def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
-    family: ModelFamily, adapter: ModelAdapter
+    family: ModelFamily, adapter: DiffusionModel
 ) -> None:
     from toolkit.config.network import NetworkConfig
 
@@ -172,13 +174,13 @@ def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
         before = adapter.predict_velocity(*arguments)
     network = KINDS["lora"].load().from_config(NetworkConfig(linear=2), adapter.lora_targets(), 1)
     network.attach(adapter.network_module)
-    network.share_inputs(adapter.shared_inputs())
+    network.fuse_projections(adapter.fused_projection_groups())
     after = adapter.predict_velocity(*arguments)
     assert torch.equal(before, after)
     after.square().mean().backward()
     # The last block of some families hands on the image alone: what only its text goes through learns nothing.
     reached = [name for name, p in network.parameters().items() if "lora_B" in name and p.grad is not None]
-    assert len({network.layer_of(name) for name in reached}) >= 0.8 * len(network.targets)
+    assert len({network.module_name_of(name) for name in reached}) >= 0.8 * len(network.targets)
     assert any(network.parameters()[name].grad.any() for name in reached)
 
 

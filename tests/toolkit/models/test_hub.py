@@ -150,10 +150,10 @@ def test_too_little_space_is_said_before_the_download(
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9))
     with pytest.raises(UserError, match=r"needs 10\.0 GB, .* has 10\.1 GB free.*HF_HOME"):
-        hub._announce(NAME, None)
+        hub._print_download_size(NAME, None)
     assert "10.0 GB" in said[0]
     monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9))
-    hub._announce(NAME, None)
+    hub._print_download_size(NAME, None)
 
 
 CALL_FOR_INDEX = """

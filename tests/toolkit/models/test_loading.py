@@ -14,7 +14,7 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 
 from toolkit.errors import RunError, UserError
-from toolkit.models.loading import WEIGHTS, ShardReader, fill, part_identity
+from toolkit.models.loading import WEIGHTS, ShardReader, fill, weights_hash
 
 
 @pytest.fixture
@@ -80,22 +80,22 @@ def test_what_is_damaged_or_absent_is_named(tmp_path: Path, index: str, message:
     ],
 )
 def test_one_byte_changes_the_identity(copy: Path, parts: list[str], file: str) -> None:
-    before = part_identity(copy, parts)
+    before = weights_hash(copy, parts)
     path = copy / file
     data = bytearray(path.read_bytes())
     data[-2] ^= 1
     path.write_bytes(data)
-    assert part_identity(copy, parts) != before
+    assert weights_hash(copy, parts) != before
 
 
 def test_file_times_and_the_folder_do_not_change_the_identity(tiny_model: Path, copy: Path) -> None:
-    before = part_identity(tiny_model, ["vae"])
+    before = weights_hash(tiny_model, ["vae"])
     for path in copy.rglob("*"):
         os.utime(path, (1, 1))
-    assert part_identity(copy, ["vae"]) == before
+    assert weights_hash(copy, ["vae"]) == before
 
 
 def test_a_renamed_file_changes_the_identity(copy: Path) -> None:
-    before = part_identity(copy, ["vae"])
+    before = weights_hash(copy, ["vae"])
     (copy / "vae" / "config.json").rename(copy / "vae" / "config2.json")
-    assert part_identity(copy, ["vae"]) != before
+    assert weights_hash(copy, ["vae"]) != before

@@ -12,11 +12,11 @@ from tests.measured import at_most
 from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
-from toolkit.memory.checkpointing import checkpointed
+from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantize import quantizer
-from toolkit.networks.adapter import AdapterNetwork, plain_weight
-from toolkit.networks.files import save_network
-from toolkit.networks.formats import ModuleChange, read_network_file
+from toolkit.networks.adapter import AdapterBase, dequantized_weight
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
+from toolkit.networks.save import save_network
 
 INT8, INT4 = quantizer("int8"), quantizer("int4")
 BASES = {"plain": None, "int8": INT8, "int4": INT4}
@@ -41,13 +41,13 @@ def configured(kind: str, **more) -> NetworkConfig:
     return NetworkConfig(**{"linear": 3, "linear_alpha": 1.5, **KINDS[kind], **more})
 
 
-def attached(settings: NetworkConfig, adapter, seed: int = 1) -> AdapterNetwork:
+def attached(settings: NetworkConfig, adapter, seed: int = 1) -> AdapterBase:
     network = network_kinds.KINDS[settings.type].load().from_config(settings, adapter.lora_targets(), seed)
     network.attach(adapter.network_module)
     return network
 
 
-def train_somewhat(network: AdapterNetwork, strength: float = 0.05) -> None:
+def train_somewhat(network: AdapterBase, strength: float = 0.05) -> None:
     """Every matrix a little elsewhere than at its start."""
     generator = torch.Generator().manual_seed(11)
     for parameter in network.parameters().values():
@@ -62,17 +62,17 @@ def train_somewhat(network: AdapterNetwork, strength: float = 0.05) -> None:
     ("base", "dtype"), [("plain", torch.float32), ("int8", torch.float32), ("int4", torch.bfloat16)]
 )
 def test_a_new_adapter_changes_nothing(tiny_model: Path, step_inputs, settings, base: str, dtype) -> None:
-    adapter = open_tiny(tiny_model, dtype, transform_block=BASES[base])
-    before = adapter.predict_velocity(*step_inputs)
-    network = attached(settings, adapter)
-    assert torch.equal(adapter.predict_velocity(*step_inputs), before)
+    model = open_tiny(tiny_model, dtype, transform_block=BASES[base])
+    before = model.predict_velocity(*step_inputs)
+    network = attached(settings, model)
+    assert torch.equal(model.predict_velocity(*step_inputs), before)
     train_somewhat(network)
-    assert relative(adapter.predict_velocity(*step_inputs), before) > 1e-3
+    assert relative(model.predict_velocity(*step_inputs), before) > 1e-3
     assert {p.dtype for p in network.parameters().values()} == {torch.float32}
 
 
 def last_block_text(name: str) -> bool:
-    """Layers of the last block whose output never reaches the picture."""
+    """Layers of the last block whose output never reaches the image."""
     dead = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
     return name.startswith("transformer_blocks.1.") and any(part in name for part in dead)
 
@@ -80,13 +80,13 @@ def last_block_text(name: str) -> bool:
 def test_gradients_reach_every_matrix_and_checkpointing_changes_none(tiny_model, step_inputs, settings) -> None:
     found = []
     for checkpointing in (False, True):
-        adapter = open_tiny(tiny_model, transform_block=INT8)
-        network = attached(settings, adapter)
+        model = open_tiny(tiny_model, transform_block=INT8)
+        network = attached(settings, model)
         train_somewhat(network)
-        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
-        adapter.predict_velocity(*step_inputs).square().mean().backward()
+        model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
+        model.predict_velocity(*step_inputs).square().mean().backward()
         found.append({name: p.grad for name, p in network.parameters().items()})
-        trainable = {id(p) for p in adapter.network_module.parameters() if p.requires_grad}
+        trainable = {id(p) for p in model.network_module.parameters() if p.requires_grad}
         assert trainable == {id(p) for p in network.parameters().values()}
     without = {name for name, gradient in found[0].items() if gradient is None or not gradient.any()}
     assert without == {name for name in found[0] if last_block_text(name)}
@@ -102,7 +102,7 @@ def test_gradients_are_those_of_the_weight_the_file_makes(kind: str) -> None:
     x = torch.randn(2, 5, 24, generator=torch.Generator().manual_seed(3))
     layer_of().forward(x).square().sum().backward()
     ours = {name: p.grad.clone() for name, p in network.parameters().items()}
-    parts = {name: p.detach().requires_grad_() for name, p in network.parts("layer").items()}
+    parts = {name: p.detach().requires_grad_() for name, p in network.layer_weights("layer").items()}
     weight, bias = layer_of().base_layer.weight, layer_of().base_layer.bias
     expected_OI = written_out(kind, parts, weight, layer_of().scale)
     torch.nn.functional.linear(x, expected_OI, bias).square().sum().backward()
@@ -130,7 +130,7 @@ def layers(*names: str) -> torch.nn.Sequential:
     return model
 
 
-def single(settings: NetworkConfig) -> tuple[Callable[[], torch.nn.Module], AdapterNetwork]:
+def single(settings: NetworkConfig) -> tuple[Callable[[], torch.nn.Module], AdapterBase]:
     """The layer of a model of one, and its network."""
     model = layers("layer")
     network = network_kinds.KINDS[settings.type].load().from_config(settings, ["layer"], seed=1)
@@ -189,13 +189,13 @@ def test_dropout_and_checkpointing_agree(tiny_model: Path, step_inputs, kind: st
     """What is dropped in the forward pass is dropped again when it is computed once more."""
     found = []
     for checkpointing in (False, True):
-        adapter = open_tiny(tiny_model)
+        model = open_tiny(tiny_model)
         thinned = configured(kind, dropout=0.2, rank_dropout=0.3, module_dropout=0.2)
-        network = attached(thinned, adapter)
+        network = attached(thinned, model)
         train_somewhat(network)
-        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
+        model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
         torch.manual_seed(0)
-        adapter.predict_velocity(*step_inputs).square().mean().backward()
+        model.predict_velocity(*step_inputs).square().mean().backward()
         found.append([p.grad for p in network.parameters().values()])
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -207,21 +207,21 @@ def test_dropout_and_checkpointing_agree(tiny_model: Path, step_inputs, kind: st
 @pytest.mark.parametrize("base", ["plain", "int8"])
 def test_the_file_makes_the_weight_that_was_trained(tiny_model, tmp_path, settings, base: str) -> None:
     """Layer by layer: inputs through the trained layer, and through the frozen weight with the file's change."""
-    adapter = open_tiny(tiny_model, transform_block=BASES[base])
-    targets = adapter.lora_targets()
-    frozen = {name: adapter.network_module.get_submodule(name) for name in targets}
-    network = attached(settings, adapter)
+    model = open_tiny(tiny_model, transform_block=BASES[base])
+    targets = model.lora_targets()
+    frozen = {name: model.network_module.get_submodule(name) for name in targets}
+    network = attached(settings, model)
     train_somewhat(network)
     path = tmp_path / "network.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})
-    changes = read_network_file(path, targets)
+    changes = load_adapter_file(path, targets)
     assert changes.keys() == set(targets)
     worst = 0.0
     for name in targets:
-        weight_OI = plain_weight(frozen[name])
+        weight_OI = dequantized_weight(frozen[name])
         change_OI = changes[name].applied_to(weight_OI) - weight_OI
         x = torch.eye(weight_OI.shape[1])[None]
-        trained_IO = adapter.network_module.get_submodule(name)(x)[0] - frozen[name](x)[0]
+        trained_IO = model.network_module.get_submodule(name)(x)[0] - frozen[name](x)[0]
         worst = max(worst, relative(trained_IO.T, change_OI))
         assert change_OI.norm() > 1e-3 * weight_OI.norm()
     at_most(f"{settings.type} {settings.size()} file on {base}, change of a weight", worst, 1e-5)
@@ -230,7 +230,7 @@ def test_the_file_makes_the_weight_that_was_trained(tiny_model, tmp_path, settin
 def test_the_file_has_the_names_that_comfyui_reads(settings) -> None:
     _, network = single(settings)
     exported = network.export(network.parameters())
-    assert exported.keys() == {f"diffusion_model.layer.{part}" for part in (*network.parts("layer"), "alpha")}
+    assert exported.keys() == {f"diffusion_model.layer.{part}" for part in (*network.layer_weights("layer"), "alpha")}
     # LoKr with two whole factors is not scaled; the rank as alpha says so to readers that divide all the same.
     assert float(exported["diffusion_model.layer.alpha"]) == (3.0 if settings.lokr_full_rank else 1.5)
 
@@ -243,23 +243,23 @@ def test_a_file_can_be_gone_on_from_in_its_own_kind(said: list[str], tmp_path: P
     changes = saved(first, tmp_path)
     after, second = single(settings.model_copy(update={"linear_alpha": 4.0}))
     train_somewhat(second)
-    second.start_from(changes)
+    second.load_pretrained(changes)
     assert said == ["started from 1 layers of the given file"]
     x = torch.eye(24)[None]
     assert relative(after()(x), layer()(x)) < 1e-6
 
 
-def saved(network: AdapterNetwork, folder: Path) -> dict[str, ModuleChange]:
+def saved(network: AdapterBase, folder: Path) -> dict[str, LayerDelta]:
     """What the file of a network on one layer says."""
     path = folder / "network.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})
-    return read_network_file(path, ["layer"])
+    return load_adapter_file(path, ["layer"])
 
 
 def test_an_adapter_without_effect_cannot_take_over_a_file(settings, tmp_path: Path) -> None:
     _, network = single(settings.model_copy(update={"linear_alpha": 0.0}))
     with pytest.raises(UserError, match="linear_alpha: 0 cannot take over"):
-        network.start_from(saved(single(settings)[1], tmp_path))
+        network.load_pretrained(saved(single(settings)[1], tmp_path))
 
 
 @torch.no_grad()
@@ -289,7 +289,7 @@ def test_alpha_zero_is_no_effect_in_training_and_in_the_file(settings, tmp_path:
 def test_a_file_that_a_kind_cannot_hold_is_refused_with_the_reason(tmp_path: Path, kind, of, words: str) -> None:
     given = configured("loha", linear=5) if of == "loha_large" else configured(of)
     with pytest.raises(UserError, match=words):
-        single(configured(kind))[1].start_from(saved(single(given)[1], tmp_path))
+        single(configured(kind))[1].load_pretrained(saved(single(given)[1], tmp_path))
 
 
 @torch.no_grad()
@@ -299,7 +299,7 @@ def test_a_file_of_less_or_of_another_kind_is_held_whole(tmp_path: Path, kind: s
     layer, first = single(configured(of))
     train_somewhat(first)
     after, second = single(configured(kind, linear=rank))
-    second.start_from(saved(first, tmp_path))
+    second.load_pretrained(saved(first, tmp_path))
     x = torch.eye(24)[None]
     assert relative(after()(x), layer()(x)) < 1e-5
     train_somewhat(second)
@@ -311,10 +311,10 @@ def test_a_dora_that_scales_output_rows_is_read_but_not_taken_over() -> None:
     layer, network = single(configured("dora"))
     generator = torch.Generator().manual_seed(0)
     parts = {name: torch.randn(shape, generator=generator) for name, shape in (("up", (40, 3)), ("down", (3, 24)))}
-    rows = ModuleChange({**parts, "dora_scale": torch.ones(40, 1)}, 0.5)
+    rows = LayerDelta({**parts, "dora_scale": torch.ones(40, 1)}, 0.5)
     torch.testing.assert_close(rows.applied_to(layer().base_layer.weight).norm(dim=1), torch.ones(40))
     with pytest.raises(UserError, match="scales output rows"):
-        network.start_from({"layer": rows})
+        network.load_pretrained({"layer": rows})
 
 
 # ---------------------------------------------------------------- diffusers
@@ -327,7 +327,7 @@ def test_diffusers_refuses_what_it_does_not_know(pipeline, tiny_model: Path, tmp
     save_network(path, network.export(network.parameters()), "float32", {})
     with pytest.raises(ValueError, match=r"state_dict.* should be empty"):
         pipeline.load_lora_weights(path)
-    assert "refuse" in network.kind.caution
+    assert "refuse" in network.kind.format_warning
 
 
 def test_diffusers_takes_a_dora_without_its_magnitude(pipeline, tiny_model: Path, tmp_path: Path) -> None:
@@ -340,4 +340,4 @@ def test_diffusers_takes_a_dora_without_its_magnitude(pipeline, tiny_model: Path
         delta_OI = pipeline.transformer.get_submodule(TO_Q).get_delta_weight("default_0")
     finally:
         pipeline.unload_lora_weights()
-    torch.testing.assert_close(delta_OI, read_network_file(path, network.targets)[TO_Q].delta())
+    torch.testing.assert_close(delta_OI, load_adapter_file(path, network.targets)[TO_Q].delta())

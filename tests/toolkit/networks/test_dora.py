@@ -26,7 +26,7 @@ def test_the_layer_computes_what_lycoris_trains(rank: int, alpha: float) -> None
     """LyCORIS with `wd_on_output: false`."""
     model, network = trained(rank, alpha)
     theirs = LoConModule("x", model[0].base_layer, lora_dim=rank, alpha=alpha, weight_decompose=True, wd_on_out=False)
-    parts = network.parts("0")
+    parts = network.layer_weights("0")
     theirs.lora_down.weight.copy_(parts["lora_A.weight"])
     theirs.lora_up.weight.copy_(parts["lora_B.weight"])
     theirs.dora_scale.copy_(parts["dora_scale"])
@@ -61,8 +61,8 @@ def test_a_small_change_of_the_magnitude_is_seen_in_bfloat16() -> None:
     model = torch.nn.Sequential(torch.nn.Linear(64, 64)).bfloat16()
     network = DoraNetwork(["0"], 4, 4.0, dropout=0.0, seed=1)
     network.attach(model)
-    network.part("0", "dora_scale").mul_(1.001)
+    network.layer_weight("0", "dora_scale").mul_(1.001)
     x = torch.randn(32, 64, generator=torch.Generator().manual_seed(0)).bfloat16()
-    change = model[0].change(x).float()
+    change = model[0].delta(x).float()
     expected = 0.001 * torch.nn.functional.linear(x.float(), model[0].base_layer.weight.float())
     assert relative(change, expected) < 0.01

@@ -1,4 +1,4 @@
-"""Training the model itself: what is trained, in which number type, and that nothing else changes."""
+"""Training the model itself: what is trained, in which dtype, and that nothing else changes."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ import torch.distributed.fsdp  # once, not in each process
 from tests.diffusers_reference import open_tiny, relative
 from tests.processes import in_processes
 from toolkit.config.network import NetworkConfig
+from toolkit.distributed import ProcessGroup
 from toolkit.errors import UserError
-from toolkit.memory.checkpointing import checkpointed
-from toolkit.memory.sharding import block_sharing
-from toolkit.models.qwen_edit.estimate import modules
-from toolkit.networks.full import FullNetwork, compute_in, modules_with_weights
-from toolkit.networks.targets import chosen_targets
-from toolkit.parallel import Team
+from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.fsdp import shard_block_fn
+from toolkit.models.qwen_edit.layer_shapes import modules
+from toolkit.networks.full import FullNetwork, cast_on_use, modules_with_weights
+from toolkit.networks.targets import select_target_modules
 
 BF16 = torch.bfloat16
 
@@ -28,12 +28,12 @@ def attached(tiny_model: Path) -> Callable[..., tuple]:
     """The adapter and the attached network of a `network:` section, with float32 masters unless asked otherwise."""
 
     def attach(dtype=BF16, weights_dtype=torch.float32, modulation_table=False, **section) -> tuple:
-        adapter = open_tiny(tiny_model, dtype, weights_dtype=weights_dtype, modulation_table=modulation_table)
+        model = open_tiny(tiny_model, dtype, weights_dtype=weights_dtype, modulation_table=modulation_table)
         settings = NetworkConfig(type="full", **section)
-        targets = chosen_targets(settings, FullNetwork.candidates(adapter))
+        targets = select_target_modules(settings, FullNetwork.trainable_modules(model))
         network = FullNetwork.from_config(settings, targets, seed=1, dtype=dtype)
-        network.attach(adapter.network_module)
-        return adapter, network
+        network.attach(model.network_module)
+        return model, network
 
     return attach
 
@@ -74,7 +74,7 @@ def test_patterns_choose_modules_with_all_that_is_theirs_and_the_rest_is_frozen(
 
 
 def last_block_text(name: str) -> bool:
-    """Weights of the last block whose effect never reaches the picture."""
+    """Weights of the last block whose effect never reaches the image."""
     dead = ("attn.add_q_proj", "attn.norm_added_q", "attn.to_add_out", "txt_mlp")
     return name.startswith("transformer_blocks.1.") and any(part in name for part in dead)
 
@@ -83,7 +83,7 @@ def test_gradients_are_float32_reach_every_weight_and_checkpointing_changes_none
     found = []
     for checkpointing in (False, True):
         adapter, network = attached()
-        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
+        adapter.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
         adapter.predict_velocity(*step_inputs).square().mean().backward()
         found.append({name: p.grad for name, p in network.parameters().items()})
     without = {name for name, gradient in found[0].items() if gradient is None or not gradient.any()}
@@ -109,7 +109,7 @@ def test_an_update_below_the_resolution_of_bf16_is_kept(step_inputs, attached) -
 def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
     adapter, network = attached(include_patterns=["proj_out"], modulation_table=True)
     model = {name: tensor.clone() for name, tensor in adapter.network_module.state_dict().items()}
-    assert adapter.tabulate() is None  # layers that are not trained leave the model
+    assert adapter.enable_modulation_cache() is None  # layers that are not trained leave the model
     assert adapter.network_module.state_dict().keys() < model.keys()
     weights = {name: torch.zeros_like(p) for name, p in network.parameters().items()}
     exported = network.export(weights)
@@ -118,7 +118,7 @@ def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
         assert torch.equal(tensor, weights.get(name, model[name])), name
 
 
-# ------------------------------------------------------------ shared out
+# ------------------------------------------------------------ sharded
 
 
 def test_rows_of_what_is_shared_out_are_trained_and_exported(tiny_model, step_inputs, attached) -> None:
@@ -133,26 +133,28 @@ def test_rows_of_what_is_shared_out_are_trained_and_exported(tiny_model, step_in
     def rows(tensor: torch.Tensor | None, rank: int) -> torch.Tensor | None:
         return None if tensor is None else tensor.chunk(2)[rank]
 
-    def work(team: Team) -> str:
-        share = block_sharing(torch.device("cpu"), BF16, team.size, team.exchange)
-        adapter = open_tiny(tiny_model, BF16, weights_dtype=torch.float32, transform_block=share)
+    def work(process_group: ProcessGroup) -> str:
+        share = shard_block_fn(torch.device("cpu"), BF16, process_group.world_size, process_group.run_collective)
+        model = open_tiny(tiny_model, BF16, weights_dtype=torch.float32, transform_block=share)
         settings = NetworkConfig(type="full", include_patterns=patterns)
-        own = FullNetwork.from_config(settings, chosen_targets(settings, FullNetwork.candidates(adapter)), 1, BF16)
-        own.attach(adapter.network_module)
-        found = adapter.predict_velocity(*step_inputs)
+        own = FullNetwork.from_config(
+            settings, select_target_modules(settings, FullNetwork.trainable_modules(model)), 1, BF16
+        )
+        own.attach(model.network_module)
+        found = model.predict_velocity(*step_inputs)
         assert torch.equal(found, velocity)
         (found.square().mean() / 2).backward()
-        exported, parts = own.export(own.parameters()), own.shared_out()
+        exported, parts = own.export(own.parameters()), own.sharded_params()
         assert parts.keys() == {name for name in whole if name.startswith("transformer_blocks.")}
         assert exported.keys() == whole.keys() and list(own.parameters()) == list(gradients)
         for name, tensor in whole.items():
-            here = rows(tensor, team.rank) if name in parts else tensor
+            here = rows(tensor, process_group.rank) if name in parts else tensor
             assert torch.equal(exported[name], here) and exported[name].dtype == tensor.dtype, name
             assert exported[name].untyped_storage().nbytes() == here.numel() * here.element_size(), name
         for name, parameter in own.parameters().items():
-            expected = rows(gradients[name], team.rank) if name in parts else gradients[name]
+            expected = rows(gradients[name], process_group.rank) if name in parts else gradients[name]
             if name not in parts and expected is not None:
-                expected = expected / 2  # not added up yet
+                expected = expected / 2  # not summed yet
             assert (parameter.grad is None) == (expected is None), name
             assert expected is None or torch.equal(parameter.grad, expected), name
         return "all as expected"
@@ -163,7 +165,7 @@ def test_rows_of_what_is_shared_out_are_trained_and_exported(tiny_model, step_in
 def test_a_module_computes_in_another_type_and_stays_what_it_is() -> None:
     layer = torch.nn.Linear(3, 2)
     state = {name: tensor.clone() for name, tensor in layer.state_dict().items()}
-    compute_in(layer, BF16)
+    cast_on_use(layer, BF16)
     x = torch.ones(1, 3, dtype=BF16)
     expected = torch.nn.functional.linear(x, state["weight"].to(BF16), state["bias"].to(BF16))
     assert torch.equal(layer(x), expected)
@@ -175,4 +177,4 @@ def test_a_module_computes_in_another_type_and_stays_what_it_is() -> None:
 
 def test_a_lora_file_is_no_start(attached) -> None:
     with pytest.raises(UserError, match=r"network\.pretrained_lora_path"):
-        attached()[1].start_from({})
+        attached()[1].load_pretrained({})

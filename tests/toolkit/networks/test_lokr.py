@@ -20,7 +20,7 @@ def test_the_layer_computes_what_lycoris_trains(rank: int, alpha: float, factor:
     theirs = LokrModule("x", model[0], lora_dim=rank, alpha=alpha, factor=factor, full_matrix=whole)
     network = LokrNetwork(["0"], rank, alpha, dropout=0.0, seed=1, factor=factor, whole=whole)
     network.attach(model)
-    for name, p in network.parts("0").items():
+    for name, p in network.layer_weights("0").items():
         getattr(theirs, name).copy_(p.normal_())
     x = torch.randn(2, 5, 24)
     base = model[0].base_layer(x)

@@ -20,22 +20,22 @@ from tests.diffusers_reference import (
     relative,
 )
 from tests.measured import at_least, at_most
-from toolkit.contracts import Size
-from toolkit.data.encode import ItemEncoder
-from toolkit.memory.checkpointing import checkpointed
+from toolkit.data.latent_cache import ItemEncoder
+from toolkit.interfaces import Size
+from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantize import quantizer
-from toolkit.models.qwen_edit.adapter import QwenEditAdapter
-from toolkit.networks.files import save_network
+from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
+from toolkit.networks.save import save_network
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 SIZE = Size(96, 64)
 INT8 = quantizer("int8")
 
 
-def lora(adapter: QwenEditAdapter, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, seed: int = 1, **options):
-    network = LoraNetwork(options.get("targets", adapter.lora_targets()), rank, alpha, dropout, seed)
-    network.attach(adapter.network_module)
+def lora(model: QwenEditModel, rank: int = 4, alpha: float = 4.0, dropout: float = 0.0, seed: int = 1, **options):
+    network = LoraNetwork(options.get("targets", model.lora_targets()), rank, alpha, dropout, seed)
+    network.attach(model.network_module)
     return network
 
 
@@ -53,16 +53,16 @@ def train_somewhat(network: LoraNetwork, strength: float = 0.05) -> None:
 @torch.no_grad()
 @pytest.mark.parametrize("transform", [None, INT8], ids=["unquantized", "int8"])
 def test_a_new_lora_changes_nothing(tiny_model: Path, step_inputs, transform) -> None:
-    adapter = open_tiny(tiny_model, transform_block=transform)
-    before = adapter.predict_velocity(*step_inputs)
-    network = lora(adapter)
-    assert torch.equal(adapter.predict_velocity(*step_inputs), before)
+    model = open_tiny(tiny_model, transform_block=transform)
+    before = model.predict_velocity(*step_inputs)
+    network = lora(model)
+    assert torch.equal(model.predict_velocity(*step_inputs), before)
     train_somewhat(network)
-    assert relative(adapter.predict_velocity(*step_inputs), before) > 1e-3
+    assert relative(model.predict_velocity(*step_inputs), before) > 1e-3
 
 
 def last_block_text(name: str) -> bool:
-    """Layers of the last block whose output never reaches the picture."""
+    """Layers of the last block whose output never reaches the image."""
     dead = ("attn.add_q_proj", "attn.to_add_out", "txt_mlp.net.0.proj", "txt_mlp.net.2")
     return name.startswith("transformer_blocks.1.") and any(part in name for part in dead)
 
@@ -70,27 +70,27 @@ def last_block_text(name: str) -> bool:
 @pytest.mark.parametrize("checkpointing", [False, True], ids=["plain", "checkpointing"])
 @pytest.mark.parametrize("transform", [None, INT8], ids=["unquantized", "int8"])
 def test_gradients_reach_every_layer(tiny_model: Path, step_inputs, transform, checkpointing: bool) -> None:
-    adapter = open_tiny(tiny_model, transform_block=transform)
-    network = lora(adapter)
+    model = open_tiny(tiny_model, transform_block=transform)
+    network = lora(model)
     train_somewhat(network)
-    adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
-    adapter.predict_velocity(*step_inputs).square().mean().backward()
+    model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
+    model.predict_velocity(*step_inputs).square().mean().backward()
     parameters = network.parameters()
     assert len(parameters) == 2 * 2 * 14
     without = {name for name, p in parameters.items() if p.grad is None or not p.grad.any()}
     assert without == {name for name in parameters if last_block_text(name)}
-    trainable = {id(p) for p in adapter.network_module.parameters() if p.requires_grad}
+    trainable = {id(p) for p in model.network_module.parameters() if p.requires_grad}
     assert trainable == {id(p) for p in parameters.values()}
 
 
 def test_checkpointing_changes_no_gradient(tiny_model: Path, step_inputs) -> None:
     found = []
     for checkpointing in (False, True):
-        adapter = open_tiny(tiny_model, transform_block=INT8)
-        network = lora(adapter)
+        model = open_tiny(tiny_model, transform_block=INT8)
+        network = lora(model)
         train_somewhat(network)
-        adapter.wrap_blocks([checkpointed("full" if checkpointing else "none")])
-        adapter.predict_velocity(*step_inputs).square().mean().backward()
+        model.wrap_blocks([checkpoint_wrapper("full" if checkpointing else "none")])
+        model.predict_velocity(*step_inputs).square().mean().backward()
         found.append([p.grad for p in network.parameters().values()])
     assert all(a is b is None or torch.equal(a, b) for a, b in zip(*found, strict=True))
 
@@ -109,54 +109,54 @@ def test_the_start_depends_on_the_seed_alone(tiny_model: Path) -> None:
 
 
 def test_attaching_leaves_the_global_generator_alone(tiny_model: Path) -> None:
-    adapter = open_tiny(tiny_model)
-    adapter.blocks()
+    model = open_tiny(tiny_model)
+    model.blocks()
     state = torch.get_rng_state()
-    lora(adapter)
+    lora(model)
     assert torch.equal(torch.get_rng_state(), state)
 
 
 @pytest.mark.parametrize(("rank", "alpha"), [(4, 4.0), (4, 2.0), (8, 3.0), (2, 16.0)])
 def test_the_scale_is_alpha_over_rank(tiny_model: Path, rank: int, alpha: float) -> None:
-    adapter = open_tiny(tiny_model)
+    model = open_tiny(tiny_model)
     name = "transformer_blocks.0.attn.to_q"
-    layer = adapter.network_module.get_submodule(name)
+    layer = model.network_module.get_submodule(name)
     x = torch.randn(3, 64, generator=torch.Generator().manual_seed(0))
     base = layer(x)
-    network = lora(adapter, rank, alpha)
+    network = lora(model, rank, alpha)
     train_somewhat(network)
     down, up = (network.parameters()[f"{name}.{matrix}.weight"] for matrix in ("lora_A", "lora_B"))
     assert down.shape == (rank, 64)
     expected = base + alpha / rank * x @ down.T @ up.T
-    torch.testing.assert_close(adapter.network_module.get_submodule(name)(x), expected)
+    torch.testing.assert_close(model.network_module.get_submodule(name)(x), expected)
 
 
 def test_only_the_asked_layers_are_adapted(tiny_model: Path) -> None:
-    adapter = open_tiny(tiny_model)
+    model = open_tiny(tiny_model)
     targets = ["transformer_blocks.1.attn.to_q", "transformer_blocks.0.img_mlp.net.2"]
-    network = lora(adapter, targets=targets)
-    adapted = {name for name, module in adapter.network_module.named_modules() if hasattr(module, "lora_A")}
+    network = lora(model, targets=targets)
+    adapted = {name for name, module in model.network_module.named_modules() if hasattr(module, "lora_A")}
     assert adapted == set(targets)
     assert {name.rsplit(".", 2)[0] for name in network.parameters()} == set(targets)
 
 
 @torch.no_grad()
 def test_dropout_is_active_in_training_and_off_for_samples(tiny_model: Path, step_inputs) -> None:
-    adapter = open_tiny(tiny_model)
-    network = lora(adapter, dropout=0.5)
+    model = open_tiny(tiny_model)
+    network = lora(model, dropout=0.5)
     train_somewhat(network)
     plain_adapter = open_tiny(tiny_model)
     train_somewhat(lora(plain_adapter))
     plain = plain_adapter.predict_velocity(*step_inputs)
     torch.manual_seed(0)
-    first, second = adapter.predict_velocity(*step_inputs), adapter.predict_velocity(*step_inputs)
+    first, second = model.predict_velocity(*step_inputs), model.predict_velocity(*step_inputs)
     assert not torch.equal(first, second)
     with network.inference():
-        assert torch.equal(adapter.predict_velocity(*step_inputs), plain)
-    assert not torch.equal(adapter.predict_velocity(*step_inputs), plain)
+        assert torch.equal(model.predict_velocity(*step_inputs), plain)
+    assert not torch.equal(model.predict_velocity(*step_inputs), plain)
     with pytest.raises(KeyError), network.inference():
         raise KeyError
-    assert not torch.equal(adapter.predict_velocity(*step_inputs), plain)  # on again after an error too
+    assert not torch.equal(model.predict_velocity(*step_inputs), plain)  # on again after an error too
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
@@ -169,12 +169,12 @@ def test_the_trained_weights_are_float32_in_any_compute_dtype(tiny_model: Path, 
 
 
 def test_the_file_has_the_names_both_programs_read(tiny_model: Path) -> None:
-    adapter = open_tiny(tiny_model)
-    network = lora(adapter, rank=4, alpha=2.0)
+    model = open_tiny(tiny_model)
+    network = lora(model, rank=4, alpha=2.0)
     exported = network.export(network.parameters())
     expected = {
         f"diffusion_model.{target}.{part}"
-        for target in adapter.lora_targets()
+        for target in model.lora_targets()
         for part in ("lora_A.weight", "lora_B.weight", "alpha")
     }
     assert exported.keys() == expected
@@ -217,15 +217,15 @@ def test_the_file_in_diffusers_equals_the_trained_adapter(
     loaded, tiny_model: Path, step_inputs, tmp_path: Path, dtype: str, rank: int, alpha: float, limit: float
 ) -> None:
     """Relative to the change that the LoRA makes. Ours holds the file's weights, rounded to its dtype."""
-    adapter = open_tiny(tiny_model)
-    base = adapter.predict_velocity(*step_inputs)
-    network = lora(adapter, rank, alpha)
+    model = open_tiny(tiny_model)
+    base = model.predict_velocity(*step_inputs)
+    network = lora(model, rank, alpha)
     train_somewhat(network)
     path = tmp_path / "lora.safetensors"
     save_network(path, network.export(network.parameters()), dtype, {"rank": str(rank)})
     for parameter in network.parameters().values():
         parameter.data = parameter.data.to(getattr(torch, dtype)).float()
-    ours = adapter.predict_velocity(*step_inputs)
+    ours = model.predict_velocity(*step_inputs)
 
     pipeline = loaded(path)
     theirs_adapter = open_tiny(tiny_model)
@@ -236,13 +236,13 @@ def test_the_file_in_diffusers_equals_the_trained_adapter(
 
 
 def test_every_tensor_of_the_file_reaches_its_layer_in_diffusers(loaded, tiny_model: Path, tmp_path: Path) -> None:
-    adapter = open_tiny(tiny_model)
-    network = lora(adapter, rank=4, alpha=2.0)
+    model = open_tiny(tiny_model)
+    network = lora(model, rank=4, alpha=2.0)
     train_somewhat(network)
     path = tmp_path / "lora.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})
     stored, transformer = load_file(path), loaded(path).transformer
-    for target in adapter.lora_targets():
+    for target in model.lora_targets():
         theirs = transformer.get_submodule(target).get_delta_weight("default_0")
         down, up, alpha = (
             stored[f"diffusion_model.{target}.{part}"] for part in ("lora_A.weight", "lora_B.weight", "alpha")
@@ -254,16 +254,16 @@ def test_a_sample_with_the_trained_lora_equals_the_pipelines_with_its_file(
     loaded, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", SIZE.width * SIZE.height)
-    adapter = open_tiny(tiny_model, match_target_res=True)
+    model = open_tiny(tiny_model, match_target_res=True)
     prompt = SamplePrompt("a cat", "blurry", SIZE, seed=4, guidance_scale=3.0, steps=4, references=REFERENCES[:1])
-    sampler = Sampler(adapter, [prompt], ItemEncoder(adapter, torch.float32), memory_stores())
-    without = sampler.draw(0)
-    network = lora(adapter, rank=4, alpha=6.0, dropout=0.1)
+    sampler = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores())
+    without = sampler.generate(0)
+    network = lora(model, rank=4, alpha=6.0, dropout=0.1)
     train_somewhat(network, strength=1.0)
     path = tmp_path / "lora.safetensors"
     save_network(path, network.export(network.parameters()), "float32", {})
     with network.inference():
-        ours = sampler.draw(0)
+        ours = sampler.generate(0)
 
     theirs = loaded(path)(
         image=[Image.open(path) for path in prompt.references],
@@ -290,7 +290,7 @@ def three_layers(shared: bool, rank_dropout: float = 0.0, dropout: float = 0.0):
     network.attach(model)
     train_somewhat(network, strength=1.0)
     if shared:
-        network.share_inputs([["q", "k", "v", "absent"]])
+        network.fuse_projections([["q", "k", "v", "absent"]])
     return model, network
 
 
@@ -345,8 +345,8 @@ def test_an_input_changed_in_place_between_the_calls_is_seen() -> None:
 def test_with_dropout_each_layer_leaves_out_inputs_of_its_own() -> None:
     model, network = three_layers(shared=True, dropout=0.5)
     for name in ("k", "v"):
-        for part, own in network.parts("q").items():
-            network.part(name, part).data.copy_(own.data)
+        for part, own in network.layer_weights("q").items():
+            network.layer_weight(name, part).data.copy_(own.data)
     base = {name: model[name].base_layer for name in model}
     x = torch.ones(1, 16)
     changes = [model[name](x) - base[name](x) for name in model]

@@ -9,7 +9,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
-from toolkit.networks.max_norm import limit_norms, product_norm
+from toolkit.networks.max_norm import apply_max_norm_, product_norm
 
 YES, NO = torch.tensor(True), torch.tensor(False)
 KINDS = {
@@ -33,7 +33,7 @@ def adapted(kind: str, limit: float, strength: float = 0.2):
     network = network_kinds.KINDS[settings.type].load().from_config(settings, ["0", "1"], 1)
     network.attach(model)
     for target, size in (("0", strength), ("1", strength / 10)):
-        for name, parameter in network.parts(target).items():
+        for name, parameter in network.layer_weights(target).items():
             if name != "dora_scale":
                 parameter.data = size * torch.randn(parameter.shape)
     return model, network
@@ -95,8 +95,8 @@ def test_on_a_device_the_host_waits_for_nothing() -> None:
     """A fake CUDA device has no numbers: whoever asks for one fails where a real one would make it wait."""
     with FakeTensorMode():
         up_OR, down_RI = torch.empty(5, 2, device="cuda"), torch.empty(2, 3, device="cuda")
-        taken = torch.empty((), device="cuda") > 0
-        numbers = limit_norms([product_norm(up_OR, down_RI)], [[up_OR, down_RI]], 1.0, taken)
+        step_ok = torch.empty((), device="cuda") > 0
+        numbers = apply_max_norm_([product_norm(up_OR, down_RI)], [[up_OR, down_RI]], 1.0, step_ok)
         assert {number.device.type for number in numbers.values()} == {"cuda"}
 
 
@@ -107,7 +107,7 @@ def test_the_norm_of_a_product_without_forming_it(rank: int) -> None:
 
 
 def test_only_low_rank_pairs_have_up_matrices() -> None:
-    ups = {kind: adapted(kind, 0.0)[1].up_parameters() for kind in KINDS}
+    ups = {kind: adapted(kind, 0.0)[1].lora_b_parameters() for kind in KINDS}
     assert ups["lora"] == ups["dora"] == {"0.lora_B.weight", "1.lora_B.weight"}
     assert not ups["loha"] | ups["lokr"]
 
@@ -115,5 +115,5 @@ def test_only_low_rank_pairs_have_up_matrices() -> None:
 @pytest.mark.parametrize("kind", KINDS)
 def test_a_weight_knows_its_layer(kind: str) -> None:
     _, network = adapted(kind, 0.0)
-    assert {network.layer_of(name) for name in network.parameters()} == {"0", "1"}
-    assert all(name.startswith(network.layer_of(name) + ".") for name in network.parameters())
+    assert {network.module_name_of(name) for name in network.parameters()} == {"0", "1"}
+    assert all(name.startswith(network.module_name_of(name) + ".") for name in network.parameters())

@@ -14,10 +14,10 @@ from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
 from toolkit.errors import UserError
 from toolkit.memory.quantize import quantizer
-from toolkit.models.qwen_edit.estimate import every_linear_layer
-from toolkit.networks.adapter import plain_weight
-from toolkit.networks.formats import ModuleChange, read_network_file
-from toolkit.networks.merge import BaseChange, Merge, read_base_loras
+from toolkit.models.qwen_edit.layer_shapes import every_linear_layer
+from toolkit.networks.adapter import dequantized_weight
+from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
+from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras
 
 GOLDEN = Path(__file__).parents[2] / "golden" / "lora_files"
 EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))["files"]
@@ -42,10 +42,10 @@ def entry(path: Path, multiplier: float = 1.0) -> SimpleNamespace:
     return SimpleNamespace(path=str(path), multiplier=multiplier)
 
 
-def change(seed: int = 0, **parts: Tensor) -> ModuleChange:
+def change(seed: int = 0, **parts: Tensor) -> LayerDelta:
     random = torch.Generator().manual_seed(seed)
     shapes = {"down": (2, 6), "up": (5, 2)}
-    return ModuleChange({n: 0.3 * torch.randn(s, generator=random) for n, s in shapes.items()} | parts, 0.5)
+    return LayerDelta({n: 0.3 * torch.randn(s, generator=random) for n, s in shapes.items()} | parts, 0.5)
 
 
 def one_layer(dtype: torch.dtype = torch.float32) -> nn.Module:
@@ -53,8 +53,8 @@ def one_layer(dtype: torch.dtype = torch.float32) -> nn.Module:
     return nn.Sequential(nn.Linear(6, 5)).to(dtype)
 
 
-def merged(model: nn.Module, *changes: tuple[ModuleChange, float]) -> Tensor:
-    Merge([BaseChange("a", multiplier, {"0": change}) for change, multiplier in changes])(model, "")
+def merged(model: nn.Module, *changes: tuple[LayerDelta, float]) -> Tensor:
+    LoraMerger([LoraToMerge("a", multiplier, {"0": change}) for change, multiplier in changes])(model, "")
     return model[0].weight.detach()
 
 
@@ -67,7 +67,7 @@ def test_a_file_of_another_program_adds_the_change_that_program_computed(name: s
     base = {module: model.get_submodule(module).weight.detach().clone() for module in modules}
     layers = {n: (m.in_features, m.out_features) for n, m in model.named_modules() if isinstance(m, nn.Linear)}
     [file] = read_base_loras([entry(GOLDEN / name, 0.5)], layers)
-    merge = Merge([file])
+    merge = LoraMerger([file])
     for index, block in enumerate(model.transformer_blocks):
         merge(block, f"transformer_blocks.{index}")
     worst = 0.0
@@ -95,19 +95,19 @@ def test_a_model_is_quantized_after_the_merge(tiny_model: Path, tmp_path: Path, 
     plain = open_tiny(tiny_model).network_module
     layers = every_linear_layer(tiny_model)
 
-    def merging() -> Merge:
-        return Merge(read_base_loras([entry(path, 0.7)], layers))
+    def merging() -> LoraMerger:
+        return LoraMerger(read_base_loras([entry(path, 0.7)], layers))
 
-    model = open_tiny(tiny_model, merging=merging, transform_block=qtype and quantizer(qtype)).network_module
+    model = open_tiny(tiny_model, merge_fn=merging, transform_block=qtype and quantizer(qtype)).network_module
     expected = nn.Linear(64, 64)
-    delta_OI = read_network_file(path, layers)[LAYER].delta()
+    delta_OI = load_adapter_file(path, layers)[LAYER].delta()
     expected.weight.data = plain.get_submodule(LAYER).weight.data + 0.7 * delta_OI
     block = nn.Sequential(expected)
     if qtype:
         quantizer(qtype)(block, "block")
-    ours, theirs = plain_weight(model.get_submodule(LAYER)), plain_weight(block[0])
+    ours, theirs = dequantized_weight(model.get_submodule(LAYER)), dequantized_weight(block[0])
     at_most(f"merged, then {qtype}", relative(ours, theirs), 1e-6)
-    assert relative(ours, plain_weight(plain.get_submodule(LAYER))) > 0.05
+    assert relative(ours, dequantized_weight(plain.get_submodule(LAYER))) > 0.05
     other = "transformer_blocks.1.attn.to_q"
     if qtype is None:
         assert torch.equal(model.get_submodule(other).weight, plain.get_submodule(other).weight)
@@ -118,9 +118,9 @@ def test_layers_outside_of_the_blocks_are_merged_too(tiny_model: Path, tmp_path:
     layers = every_linear_layer(tiny_model)
     path = lora(tmp_path / "a.safetensors", layer, size=layers[layer])
     plain = open_tiny(tiny_model).network_module.get_submodule(layer).weight
-    adapter = open_tiny(tiny_model, merging=lambda: Merge(read_base_loras([entry(path)], layers)))
-    delta_OI = read_network_file(path, layers)[layer].delta()
-    torch.testing.assert_close(adapter.network_module.get_submodule(layer).weight, plain + delta_OI)
+    model = open_tiny(tiny_model, merge_fn=lambda: LoraMerger(read_base_loras([entry(path)], layers)))
+    delta_OI = load_adapter_file(path, layers)[layer].delta()
+    torch.testing.assert_close(model.network_module.get_submodule(layer).weight, plain + delta_OI)
 
 
 def test_two_files_add_up() -> None:
@@ -141,7 +141,7 @@ def test_a_dora_is_merged_with_its_magnitude_by_the_part_the_multiplier_says() -
 def test_weights_are_rounded_once(dtype: torch.dtype) -> None:
     """Each change alone would be lost in the rounding of the weight."""
     base = one_layer(dtype)[0].weight.detach().clone()
-    little = ModuleChange({"down": torch.ones(1, 6), "up": base.float().abs().mean() * torch.ones(5, 1) / 3}, 2**-9)
+    little = LayerDelta({"down": torch.ones(1, 6), "up": base.float().abs().mean() * torch.ones(5, 1) / 3}, 2**-9)
     found = merged(one_layer(dtype), *[(little, 1.0)] * 5)
     assert found.dtype == dtype
     assert torch.equal(found, (base.float() + 5 * little.delta()).to(dtype))
@@ -149,7 +149,7 @@ def test_weights_are_rounded_once(dtype: torch.dtype) -> None:
 
 def test_each_change_is_merged_once() -> None:
     model = nn.ModuleDict({"a": one_layer(), "b": one_layer()})
-    merge = Merge([BaseChange("x", 1.0, {"a.0": change(1), "b.0": change(2)})])
+    merge = LoraMerger([LoraToMerge("x", 1.0, {"a.0": change(1), "b.0": change(2)})])
     base = one_layer()[0].weight.detach().clone()
     merge(model["a"], "a")
     assert torch.equal(model["b"][0].weight, base)

@@ -2,7 +2,7 @@ import pytest
 
 from toolkit.config.network import NetworkConfig, NetworkKwargs
 from toolkit.errors import UserError
-from toolkit.networks.targets import chosen_targets, select_targets
+from toolkit.networks.targets import select_target_modules, select_targets
 
 NAMES = ["blocks.0.attn.to_q", "blocks.0.mlp.2", "blocks.1.attn.to_q", "blocks.1.mlp.2"]
 
@@ -44,7 +44,7 @@ def test_texts_narrow_what_patterns_choose() -> None:
     settings = NetworkConfig(
         include_patterns=[r".*attn.*"], network_kwargs=NetworkKwargs(ignore_if_contains=["blocks.0"])
     )
-    assert chosen_targets(settings, NAMES) == [NAMES[2]]
+    assert select_target_modules(settings, NAMES) == [NAMES[2]]
 
 
 def test_patterns_that_match_nothing_are_a_mistake() -> None:

@@ -4,8 +4,8 @@ from torch import nn
 
 from tests.golden_tables import golden
 from tests.measured import at_most
-from toolkit.optim.decay import initial_share
 from toolkit.optim.ema import Ema, copy_into
+from toolkit.optim.ema_decay import initial_weight_fraction
 
 CASES = golden("ema", use_feedback=False, param_multiplier=1.0, update_rule="w = input")
 
@@ -34,7 +34,7 @@ def test_the_share_of_the_start_is_what_decay_says(warm_up: bool) -> None:
     parameter.data.zero_()
     for _ in range(12):
         ema.update()
-    assert float(ema.averages["w"]) == pytest.approx(initial_share(12, 0.9, warm_up), rel=1e-5)
+    assert float(ema.averages["w"]) == pytest.approx(initial_weight_fraction(12, 0.9, warm_up), rel=1e-5)
 
 
 def two_weights() -> dict[str, nn.Parameter]:
@@ -94,10 +94,10 @@ def test_a_missing_name_is_an_error() -> None:
 def test_an_update_that_is_not_taken_is_none(warm_up: bool) -> None:
     """Neither the average moves nor does the next update count as a later one."""
     averages = []
-    for taken in ([True, True, True], [True, False, True, False, False, True]):
+    for step_ok in ([True, True, True], [True, False, True, False, False, True]):
         w = nn.Parameter(torch.tensor([1.0, -2.0]))
         ema = Ema({"w": w}, 0.9, warm_up)
-        for is_taken in taken:
+        for is_taken in step_ok:
             if is_taken:
                 w.data += 1
             ema.update(torch.tensor(is_taken))

@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.config.lr_groups import LrGroupConfig
 from toolkit.errors import UserError
-from toolkit.optim.lr_groups import RateGroup, group_of_layers, rate_groups
+from toolkit.optim.lr_groups import LrGroup, build_param_groups, group_of_layers
 
 LAYERS = ["blocks.0.attn.to_q", "blocks.0.mlp", "blocks.1.attn.to_q", "blocks.1.mlp"]
 WEIGHTS = [f"{layer}.{matrix}" for layer in LAYERS for matrix in ("down", "up")]
@@ -22,21 +22,21 @@ def entries(*groups: dict) -> list[LrGroupConfig]:
 
 
 def test_without_entries_all_weights_are_one_group_in_their_order() -> None:
-    assert rate_groups(WEIGHTS, layer_of, 0.1) == [RateGroup("base", 0.1, tuple(WEIGHTS))]
+    assert build_param_groups(WEIGHTS, layer_of, 0.1) == [LrGroup("base", 0.1, tuple(WEIGHTS))]
 
 
 def test_the_first_entry_that_matches_a_whole_name_decides() -> None:
     given = entries({"match": r"blocks\.0\..*", "lr": 0.5, "name": "first"}, {"match": ".*mlp", "lr_scale": 2})
-    assert rate_groups(WEIGHTS, layer_of, 0.1, given) == [
-        RateGroup("first", 0.5, tuple(WEIGHTS[:4])),
-        RateGroup(".*mlp", 0.2, tuple(WEIGHTS[6:])),
-        RateGroup("base", 0.1, tuple(WEIGHTS[4:6])),
+    assert build_param_groups(WEIGHTS, layer_of, 0.1, given) == [
+        LrGroup("first", 0.5, tuple(WEIGHTS[:4])),
+        LrGroup(".*mlp", 0.2, tuple(WEIGHTS[6:])),
+        LrGroup("base", 0.1, tuple(WEIGHTS[4:6])),
     ]
 
 
 def test_up_matrices_learn_faster_by_a_factor_of_the_rate_of_their_group() -> None:
     given = entries({"match": ".*mlp", "lr": 0.5, "name": "mlp"})
-    groups = rate_groups(WEIGHTS, layer_of, 0.1, given, UPS, up_ratio=4)
+    groups = build_param_groups(WEIGHTS, layer_of, 0.1, given, UPS, up_ratio=4)
     assert [(group.name, group.lr) for group in groups] == [
         ("mlp", 0.5),
         ("mlp up", 2.0),
@@ -51,11 +51,11 @@ def test_up_matrices_learn_faster_by_a_factor_of_the_rate_of_their_group() -> No
 
 
 def test_a_ratio_of_one_makes_no_groups() -> None:
-    assert len(rate_groups(WEIGHTS, layer_of, 0.1, up=UPS, up_ratio=1)) == 1
+    assert len(build_param_groups(WEIGHTS, layer_of, 0.1, up=UPS, up_ratio=1)) == 1
 
 
 def test_entries_that_take_all_layers_leave_no_base_group() -> None:
-    assert [g.name for g in rate_groups(WEIGHTS, layer_of, 0.1, entries({"match": ".*", "lr": 0}))] == [".*"]
+    assert [g.name for g in build_param_groups(WEIGHTS, layer_of, 0.1, entries({"match": ".*", "lr": 0}))] == [".*"]
 
 
 @pytest.mark.parametrize("pattern", ["attn", "blocks.2.*", "to_q$"])

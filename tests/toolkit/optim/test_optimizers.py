@@ -7,11 +7,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.optim.choice import OPTIMIZERS
+from toolkit.optim.optimizer_args import OPTIMIZERS
 from toolkit.optim.optimizers import (
-    averaged,
-    averages,
     build_optimizer,
+    eval_mode,
+    has_eval_mode,
     load_state_tensors,
     state_tensors,
 )
@@ -155,13 +155,13 @@ def test_the_average_of_a_schedule_free_optimizer_is_shown_and_taken_away_again(
     optimizer = build_optimizer("schedulefree_adamw", parameters, 1e-2, {})
     take_steps(optimizer, parameters, range(3))
     own = values(parameters)
-    with averaged(optimizer):
+    with eval_mode(optimizer):
         shown = values(parameters)
         # y = beta x + (1 - beta) z, the definition of the point it trains at.
         for x, y, parameter in zip(shown, own, parameters, strict=True):
             torch.testing.assert_close(0.9 * x + 0.1 * optimizer.state[parameter]["z"], y)
     assert not equal(shown, own) and equal(values(parameters), own)
-    with pytest.raises(KeyError), averaged(optimizer):
+    with pytest.raises(KeyError), eval_mode(optimizer):
         raise KeyError
     assert equal(values(parameters), own)
     take_steps(optimizer, parameters, range(3, 4))
@@ -171,7 +171,7 @@ def test_looking_at_the_average_does_not_change_the_training() -> None:
     watched, alone = start(), start()
     of_watched, of_alone = (build_optimizer("schedulefree_adamw", p, 1e-2, {}) for p in (watched, alone))
     for step in range(4):
-        with averaged(of_watched):
+        with eval_mode(of_watched):
             pass
         take_steps(of_watched, watched, range(step, step + 1))
         take_steps(of_alone, alone, range(step, step + 1))
@@ -181,8 +181,8 @@ def test_looking_at_the_average_does_not_change_the_training() -> None:
 def test_other_optimizers_have_no_average() -> None:
     parameters = start()
     optimizer = build_optimizer("adamw", parameters, 1e-2, {})
-    assert not averages(optimizer)
-    with averaged(optimizer):
+    assert not has_eval_mode(optimizer)
+    with eval_mode(optimizer):
         assert equal(values(parameters), values(start()))
 
 

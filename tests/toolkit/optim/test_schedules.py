@@ -12,7 +12,7 @@ from toolkit.optim.schedules import (
     KEYS,
     LENGTHS,
     SCHEDULES,
-    Course,
+    ScheduleArgs,
     build_schedule,
     check_parameters,
     course_of,
@@ -108,19 +108,19 @@ def test_a_line_that_is_only_told_its_end_says_where_it_begins() -> None:
     ],
 )
 def test_a_warm_up_and_a_fall_that_are_longer_than_the_run_are_told(name: str, lengths: tuple, says: str) -> None:
-    line = overfull(name, Course(100, *lengths))
+    line = overfull(name, ScheduleArgs(100, *lengths))
     assert says in line and bool(line) == bool(says)
 
 
 def test_lengths_among_the_parameters_count_in_a_course() -> None:
     course = course_of(100, 5, {"num_warmup_steps": 70, "num_decay_steps": 0.4}, decay=3)
-    assert (course.rise, course.fall) == (70, 40)
+    assert (course.warmup_steps, course.decay_steps) == (70, 40)
 
 
 def test_the_course_comes_from_the_config() -> None:
     train = TrainConfig(lr=2.0, lr_warmup_steps=3, lr_decay_steps=4, lr_scheduler_power=2, lr_scheduler_timescale=7)
     train = train.model_copy(update={"lr_scheduler_num_cycles": 5, "lr_scheduler_min_lr_ratio": 0.5})
-    assert Course(10, **Course.named_in(train)) == Course(10, 3, 4, 5, 2, 0.5, 7, 2.0)
+    assert ScheduleArgs(10, **ScheduleArgs.named_in(train)) == ScheduleArgs(10, 3, 4, 5, 2, 0.5, 7, 2.0)
 
 
 # ------------------------------------------------------------ by hand
@@ -176,7 +176,7 @@ def test_a_length_below_one_is_a_share() -> None:
     assert [in_steps(value, 200) for value in (0, 0.1, 0.5, 1, 10)] == [0, 20, 100, 1, 10]
 
 
-# ------------------------------------------------------------ mistakes
+# ------------------------------------------------------------ errors
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.optim.optimizers import build_optimizer, load_state_tensors, state_tensors
-from toolkit.optim.stochastic_rounding import RoundedOptimizer, rounded_to_bf16
-from toolkit.parts import Part
+from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer, stochastic_round_bf16
+from toolkit.sharded_param import RowShard
 
 BF16 = torch.bfloat16
 
@@ -23,7 +23,7 @@ def generator(seed: int = 0) -> torch.Generator:
 @pytest.mark.parametrize("value", [1.0 + 2**-9, -3.1, 1e-3, -7e-20, 1e-39, 65504.0])
 def test_the_result_is_a_neighbour_and_its_mean_is_the_value(value: float) -> None:
     values = torch.full((100_000,), value)
-    rounded = rounded_to_bf16(values, generator())
+    rounded = stochastic_round_bf16(values, generator())
     below, above = sorted(rounded.float().unique().tolist())
     value = values[0].item()
     assert below < value < above
@@ -36,10 +36,10 @@ def test_the_result_is_a_neighbour_and_its_mean_is_the_value(value: float) -> No
 def test_numbers_of_bf16_and_what_is_not_finite_stay() -> None:
     largest = torch.finfo(BF16).max
     values = torch.tensor([0.0, -0.0, 1.0, -2.5, 2.0**-133, largest, -largest, float("inf"), float("-inf")])
-    rounded = rounded_to_bf16(values, generator())
+    rounded = stochastic_round_bf16(values, generator())
     assert torch.equal(rounded.float(), values) and torch.equal(rounded.signbit(), values.signbit())
     nan = torch.tensor([0x7F800001, 0x7FFFFFFF, -1], dtype=torch.int32).view(torch.float32)
-    assert rounded_to_bf16(nan, generator()).isnan().all()
+    assert stochastic_round_bf16(nan, generator()).isnan().all()
 
 
 # ---------------------------------------------------------------- the optimizer
@@ -50,15 +50,15 @@ def rounded(
     weights: dict[str, Tensor],
     lr: float,
     seed: int = 7,
-    shared_out: dict[str, Part] | None = None,
+    shared_out: dict[str, RowShard] | None = None,
     **arguments,
-) -> tuple[dict, RoundedOptimizer]:
+) -> tuple[dict, StochasticRoundingOptimizer]:
     parameters = {key: nn.Parameter(weight.to(BF16, copy=True)) for key, weight in weights.items()}
 
     def build(of: dict[str, nn.Parameter]) -> torch.optim.Optimizer:
         return build_optimizer(name, of.values(), lr, arguments)
 
-    return parameters, RoundedOptimizer(parameters, build, seed, shared_out)
+    return parameters, StochasticRoundingOptimizer(parameters, build, seed, shared_out)
 
 
 def test_updates_far_below_the_resolution_arrive_on_average() -> None:
@@ -98,7 +98,7 @@ def test_the_step_before_rounding_is_the_optimizers_in_float32(name: str) -> Non
 def test_a_resume_goes_on_bit_for_bit(name: str, arguments: dict) -> None:
     weights = {"a": torch.randn(8, 4, generator=generator(1)), "b": torch.randn(6, generator=generator(2))}
 
-    def train(parameters: dict, optimizer: RoundedOptimizer, steps: range) -> None:
+    def train(parameters: dict, optimizer: StochasticRoundingOptimizer, steps: range) -> None:
         for step in steps:
             for parameter in parameters.values():
                 parameter.grad = torch.randn(parameter.shape, generator=generator(step)).to(BF16)
@@ -143,7 +143,7 @@ def test_rows_are_stepped_and_rounded_as_within_the_whole_weight() -> None:
     whole = {"w": torch.randn(4, 50, generator=generator(1)), "b": torch.randn(4, generator=generator(2))}
 
     def trained(rank: int, size: int) -> dict[str, Tensor]:
-        parts = {key: Part.of(weight.shape, rank, size) for key, weight in whole.items()}
+        parts = {key: RowShard.of(weight.shape, rank, size) for key, weight in whole.items()}
         rows = {key: weight[parts[key].start : parts[key].stop] for key, weight in whole.items()}
         parameters, optimizer = rounded("adamw", rows, 0.01, shared_out=parts)
         for step in range(3):

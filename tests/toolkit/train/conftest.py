@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from toolkit.contracts import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult, TrainStep
-from toolkit.data.batches import LatentBatch
-from toolkit.data.order import EpochSource
+from toolkit.data.dataloader import LatentBatch
+from toolkit.data.epoch_order import EpochSource
+from toolkit.interfaces import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult, TrainStep
 from toolkit.optim.ema import Ema
-from toolkit.train.loop import probe, train
-from toolkit.train.run import Hook, Run
-from toolkit.train.update import Role
+from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.optimizer_step import Role
+from toolkit.train.run import Callback, Run
 
 
 class Losses(TrainStep):
@@ -55,13 +55,15 @@ class Toy:
             yield LatentBatch(
                 latents_BCHW=x_B11D,
                 prompts=PromptEmbeds(torch.zeros(len(spec.items), 1, 1), (1,) * len(spec.items)),
-                references=((),) * len(spec.items),
+                control_latents=((),) * len(spec.items),
                 spec=spec,
                 names=tuple(f"image_{item}.png" for item in spec.items),
                 loss_weight_B=torch.ones(len(spec.items)),
             )
 
-    def run(self, steps: int, *, accumulation: int = 1, hooks: Sequence[Hook] = (), name: str = "toy", **role) -> Run:
+    def run(
+        self, steps: int, *, accumulation: int = 1, callbacks: Sequence[Callback] = (), name: str = "toy", **role
+    ) -> Run:
         """A fresh run from w = 0 with plain SGD; `role` changes the fields of its one role."""
         parameters = {"w": nn.Parameter(torch.zeros(3))}
         settings = {"lr": 0.1, "schedule": lambda step: 1.0, "max_grad_norm": 0.0} | role
@@ -76,10 +78,10 @@ class Toy:
             name=name,
             folder=self.folder,
             steps=steps,
-            accumulation=accumulation,
+            grad_accum_steps=accumulation,
             seed=5,
             roles={"network": Role(parameters, optimizer, **settings)},
-            hooks=list(hooks),
+            callbacks=list(callbacks),
         )
 
     def train(
@@ -90,7 +92,7 @@ class Toy:
         return train(run, source, as_step(step))
 
     def probe(self, run: Run, batch: Batch, step: Callable[[LatentBatch], StepLosses], *more) -> str | None:
-        return probe(run, batch, as_step(step), *more)
+        return try_largest_batch(run, batch, as_step(step), *more)
 
     def step(self, run: Run) -> Callable[[LatentBatch], StepLosses]:
         """The TrainStep on the weights of this run."""
@@ -107,7 +109,7 @@ class Toy:
         return run.roles["network"].parameters["w"]
 
     def items(self, steps: int, accumulation: int = 1) -> list[list[int]]:
-        """Samples of each optimizer step, written out without `windows`."""
+        """Samples of each optimizer step, written out without `accumulation_steps`."""
         batches = [spec.items for epoch in range(20) for spec in self.epoch_batches(epoch)]
         return [
             [i for items in batches[n * accumulation : (n + 1) * accumulation] for i in items] for n in range(steps)
@@ -128,7 +130,7 @@ def toy(tmp_path: Path) -> Toy:
     return Toy(tmp_path / "run")
 
 
-class Recorder(Hook):
+class Recorder(Callback):
     """Keeps what it is shown, and the weights (and averages) at each moment."""
 
     def __init__(self) -> None:
@@ -141,7 +143,7 @@ class Recorder(Hook):
     def on_start(self, run: Run) -> None:
         self.calls.append("start")
 
-    def on_result(self, run: Run, result: StepResult) -> None:
+    def on_metrics(self, run: Run, result: StepResult) -> None:
         self.results.append(result)
 
     def after_step(self, run: Run) -> None:
@@ -177,7 +179,7 @@ def result() -> Callable[..., StepResult]:
             "samples": 3 * step,
             "step_s": 0.25,
             "data_s": 0.0625,
-            "by_sample": {"t": (0.5, 1.0), "loss": (0.25, 0.75)},
+            "per_sample": {"t": (0.5, 1.0), "loss": (0.25, 0.75)},
             "skipped": not math.isfinite(changes.get("loss", 0.5)),
         }
         return StepResult(step=step, **fields | changes)

@@ -9,10 +9,10 @@ from torch import nn
 
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.train.checkpoint import capture
+from toolkit.train.checkpoint_state import snapshot_state
+from toolkit.train.checkpoint_store import checkpoint_dir, write_checkpoint
+from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
-from toolkit.train.state_folder import state_root, write_state
-from toolkit.train.update import Role
 
 
 def make_run(folder: Path, optimizer: str = "adamw", rank: int = 64, ema: bool = True, fill: int = 0) -> Run:
@@ -29,7 +29,7 @@ def make_run(folder: Path, optimizer: str = "adamw", rank: int = 64, ema: bool =
         schedule=lambda step: 1.0,
         ema=Ema(parameters, 0.9) if ema else None,
     )
-    return Run("toy", folder, steps=100, accumulation=1, seed=77, roles={"network": role})
+    return Run("toy", folder, steps=100, grad_accum_steps=1, seed=77, roles={"network": role})
 
 
 def take_steps(run: Run, count: int) -> None:
@@ -56,4 +56,4 @@ def saved(folder: Path, *steps: int) -> list[Path]:
 
 def save_state(run: Run, keep: int = 2) -> Path:
     """What a save does, without the thread."""
-    return write_state(state_root(run.folder), capture(run), keep)
+    return write_checkpoint(checkpoint_dir(run.folder), snapshot_state(run), keep)

@@ -14,20 +14,20 @@ from torch import Tensor
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
-from toolkit.contracts import BatchSpec, DynamicShift, PromptEmbeds, Size
-from toolkit.data.batches import BatchLoader, LatentBatch
-from toolkit.flow.path import linear_path
-from toolkit.models.options import AdapterOptions
-from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.flow.interpolant import linear_path
+from toolkit.interfaces import BatchSpec, DynamicShift, PromptEmbeds, Size
+from toolkit.models.load_options import ModelLoadOptions
 from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train import flow_step
-from toolkit.train.flow_step import AHEAD, ROLE, FlowMatchingStep
+from toolkit.train.flow_step import LOOKAHEAD_BATCHES, NETWORK, FlowMatchingStep
 
 SIZE = Size(96, 64)
 
 
-class FakeAdapter:
+class FakeModel:
     """Predicts a fixed velocity and remembers what it was asked."""
 
     family = FAMILY
@@ -49,7 +49,7 @@ def make_batch(
     batch = LatentBatch(
         latents_BCHW=latents_BCHW,
         prompts=PromptEmbeds(torch.zeros(count, 1, 1), (1,) * count),
-        references=((),) * count,
+        control_latents=((),) * count,
         spec=spec,
         names=("x.png",) * count,
         loss_weight_B=torch.ones(count),
@@ -61,60 +61,60 @@ LATENTS = torch.randn((3, 2, 4, 4), generator=torch.Generator().manual_seed(0))
 
 
 def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
-    step = FlowMatchingStep(FakeAdapter(velocity=0.5), seed=1, timestep_type="sigmoid")
+    step = FlowMatchingStep(FakeModel(velocity=0.5), seed=1, timestep_type="sigmoid")
     batch = make_batch(LATENTS)
-    noise_BCHW, t_B = step.draws(batch.spec, LATENTS.shape[1:])
+    noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, LATENTS.shape[1:])
     result = step(batch)
     expected_B = ((0.5 - (noise_BCHW - LATENTS)) ** 2).mean(dim=(1, 2, 3))
-    torch.testing.assert_close(result.by_role[ROLE], expected_B)
-    assert torch.equal(result.by_sample["t"], t_B)
-    x_t_BCHW, asked_t_B = step.adapter.asked
+    torch.testing.assert_close(result.by_role[NETWORK], expected_B)
+    assert torch.equal(result.per_sample["t"], t_B)
+    x_t_BCHW, asked_t_B = step.model.asked
     assert torch.equal(x_t_BCHW, linear_path(LATENTS, noise_BCHW, t_B)[0]) and torch.equal(asked_t_B, t_B)
 
 
 def test_draws_depend_on_epoch_and_position_only() -> None:
-    step = FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="sigmoid")
+    step = FlowMatchingStep(FakeModel(), seed=1, timestep_type="sigmoid")
     shape = torch.Size((2, 4, 4))
-    noise, t = step.draws(BatchSpec(2, items=(9, 8, 7), positions=(4, 5, 6)), shape)
+    noise, t = step.sample_noise_and_t(BatchSpec(2, items=(9, 8, 7), positions=(4, 5, 6)), shape)
     torch.manual_seed(99)
     for row, position in enumerate((4, 5, 6)):
-        alone_noise, alone_t = step.draws(BatchSpec(2, items=(0,), positions=(position,)), shape)
+        alone_noise, alone_t = step.sample_noise_and_t(BatchSpec(2, items=(0,), positions=(position,)), shape)
         assert torch.equal(alone_noise[0], noise[row]) and torch.equal(alone_t[0], t[row])
     for other in (BatchSpec(3, (9,), (4,)), BatchSpec(2, (9,), (5,))):
-        other_noise, other_t = step.draws(other, shape)
+        other_noise, other_t = step.sample_noise_and_t(other, shape)
         assert not torch.equal(other_noise[0], noise[0]) and other_t[0] != t[0]
-    of_other_seed = FlowMatchingStep(FakeAdapter(), seed=2, timestep_type="sigmoid")
-    assert not torch.equal(of_other_seed.draws(BatchSpec(2, (9,), (4,)), shape)[0][0], noise[0])
+    of_other_seed = FlowMatchingStep(FakeModel(), seed=2, timestep_type="sigmoid")
+    assert not torch.equal(of_other_seed.sample_noise_and_t(BatchSpec(2, (9,), (4,)), shape)[0][0], noise[0])
 
 
 def test_drawing_leaves_the_global_generator_alone() -> None:
     state = torch.get_rng_state()
-    FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="uniform")(make_batch(LATENTS))
+    FlowMatchingStep(FakeModel(), seed=1, timestep_type="uniform")(make_batch(LATENTS))
     assert torch.equal(torch.get_rng_state(), state)
 
 
 def test_weights_and_masks_scale_the_loss() -> None:
-    step = FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="sigmoid")
-    plain_B = step(make_batch(LATENTS)).by_role[ROLE]
-    weighted_B = step(make_batch(LATENTS, loss_weight_B=torch.tensor([0.0, 1.0, 2.0]))).by_role[ROLE]
+    step = FlowMatchingStep(FakeModel(), seed=1, timestep_type="sigmoid")
+    plain_B = step(make_batch(LATENTS)).by_role[NETWORK]
+    weighted_B = step(make_batch(LATENTS, loss_weight_B=torch.tensor([0.0, 1.0, 2.0]))).by_role[NETWORK]
     torch.testing.assert_close(weighted_B, plain_B * torch.tensor([0.0, 1.0, 2.0]))
     half = torch.full((3, 1, 4, 4), 0.5)
-    torch.testing.assert_close(step(make_batch(LATENTS, loss_mask_B1HW=half)).by_role[ROLE], plain_B / 2)
+    torch.testing.assert_close(step(make_batch(LATENTS, loss_mask_B1HW=half)).by_role[NETWORK], plain_B / 2)
 
 
 def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_teaches_nothing() -> None:
     """The two masked halves of a sample, each by hand, and the gradient of the velocity that was predicted."""
 
-    class Learner(FakeAdapter):
+    class Learner(FakeModel):
         def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts, references) -> Tensor:
             self.predicted = torch.full_like(x_t_BCHW, 0.5).requires_grad_()
             return self.predicted
 
     def losses(mask_B1HW: Tensor | None) -> tuple[Tensor, Tensor]:
         step = FlowMatchingStep(Learner(), seed=1, timestep_type="sigmoid")
-        loss_B = step(make_batch(LATENTS, loss_mask_B1HW=mask_B1HW)).by_role[ROLE]
+        loss_B = step(make_batch(LATENTS, loss_mask_B1HW=mask_B1HW)).by_role[NETWORK]
         loss_B.sum().backward()
-        return loss_B.detach(), step.adapter.predicted.grad
+        return loss_B.detach(), step.model.predicted.grad
 
     plain_B, plain_grad_BCHW = losses(None)
     ones_B, ones_grad_BCHW = losses(torch.ones(3, 1, 4, 4))
@@ -126,36 +126,38 @@ def test_a_mask_of_ones_changes_nothing_and_one_of_zeros_teaches_nothing() -> No
     masked_B, masked_grad_BCHW = losses(mask_B1HW)
     assert masked_B[0] == 0 and masked_grad_BCHW[0].eq(0).all() and masked_B[2] == plain_B[2]
     assert torch.equal(masked_grad_BCHW, plain_grad_BCHW * mask_B1HW)
-    noise_BCHW, _ = FlowMatchingStep(FakeAdapter(), 1).draws(make_batch(LATENTS).spec, LATENTS.shape[1:])
+    noise_BCHW, _ = FlowMatchingStep(FakeModel(), 1).sample_noise_and_t(make_batch(LATENTS).spec, LATENTS.shape[1:])
     squares_CHW = (0.5 - (noise_BCHW - LATENTS)[1]) ** 2
     torch.testing.assert_close(masked_B[1], squares_CHW[..., 2:].sum() / squares_CHW.numel())
 
 
 def test_the_weighted_type_brings_its_weights() -> None:
-    weighted, linear = (FlowMatchingStep(FakeAdapter(), 1, kind) for kind in ("weighted", "linear"))
+    weighted, linear = (FlowMatchingStep(FakeModel(), 1, kind) for kind in ("weighted", "linear"))
     batch = make_batch(LATENTS)
-    t_B = weighted.draws(batch.spec, LATENTS.shape[1:])[1]
-    factor_B = weighted(batch).by_role[ROLE] / linear(batch).by_role[ROLE]
+    t_B = weighted.sample_noise_and_t(batch.spec, LATENTS.shape[1:])[1]
+    factor_B = weighted(batch).by_role[NETWORK] / linear(batch).by_role[NETWORK]
     torch.testing.assert_close(factor_B, weighted.weighting(t_B))
     assert (factor_B - 1).abs().max() > 0.01
 
 
 def test_the_shift_goes_by_the_size_of_the_image() -> None:
     """At 1024x1024 the shift is exp(0.5 + 0.4 (4096 - 256) / (8192 - 256)) = 2.001, at 16x16 exp(0.487)."""
-    shifted, plain = (FlowMatchingStep(FakeAdapter(), 1, kind) for kind in ("model_shift", "sigmoid"))
+    shifted, plain = (FlowMatchingStep(FakeModel(), 1, kind) for kind in ("model_shift", "sigmoid"))
     spec = BatchSpec(0, (0, 1), (0, 1))
     for side, shift in ((128, 2.00079), (2, math.exp(0.5 + 0.4 * (1 - 256) / (8192 - 256)))):
-        (_, t_B), (_, plain_B) = (step.draws(spec, torch.Size((2, side, side))) for step in (shifted, plain))
+        (_, t_B), (_, plain_B) = (
+            step.sample_noise_and_t(spec, torch.Size((2, side, side))) for step in (shifted, plain)
+        )
         torch.testing.assert_close(t_B, shift * plain_B / (1 + (shift - 1) * plain_B), rtol=0, atol=1e-5)
 
 
 def test_the_loss_and_its_weight_follow_the_settings() -> None:
-    step = FlowMatchingStep(FakeAdapter(0.5), 1, "uniform", loss_type="mae", weighting_scheme="cosmap")
+    step = FlowMatchingStep(FakeModel(0.5), 1, "uniform", loss_type="mae", weighting_scheme="cosmap")
     batch = make_batch(LATENTS)
-    noise_BCHW, t_B = step.draws(batch.spec, LATENTS.shape[1:])
+    noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, LATENTS.shape[1:])
     weight_B = 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
     expected_B = weight_B * (0.5 - (noise_BCHW - LATENTS)).abs().mean(dim=(1, 2, 3))
-    torch.testing.assert_close(step(batch).by_role[ROLE], expected_B, rtol=2e-3, atol=0)
+    torch.testing.assert_close(step(batch).by_role[NETWORK], expected_B, rtol=2e-3, atol=0)
 
 
 # ---------------------------------------------------------------- strata
@@ -163,12 +165,12 @@ def test_the_loss_and_its_weight_follow_the_settings() -> None:
 
 def epoch_of(step: FlowMatchingStep, epoch: int, samples: int) -> list[float]:
     """t of each position, in batches of one."""
-    return [float(step.draws(BatchSpec(epoch, (0,), (n,)), LATENTS.shape[1:])[1]) for n in range(samples)]
+    return [float(step.sample_noise_and_t(BatchSpec(epoch, (0,), (n,)), LATENTS.shape[1:])[1]) for n in range(samples)]
 
 
 @pytest.mark.parametrize("samples", [12, 13, 3])
 def test_an_epoch_draws_equally_often_from_every_stratum(samples: int) -> None:
-    step = FlowMatchingStep(FakeAdapter(), 1, "uniform", samples_per_epoch=samples, num_timestep_buckets=4)
+    step = FlowMatchingStep(FakeModel(), 1, "uniform", samples_per_epoch=samples, num_timestep_buckets=4)
     for epoch in range(3):
         counts = Counter(int(4 * t) for t in epoch_of(step, epoch, samples))
         assert set(counts) <= set(range(4)) and sum(counts.values()) == samples
@@ -177,24 +179,24 @@ def test_an_epoch_draws_equally_often_from_every_stratum(samples: int) -> None:
 
 def test_a_stratum_is_a_function_of_the_position_alone() -> None:
     def fresh() -> FlowMatchingStep:
-        return FlowMatchingStep(FakeAdapter(), 1, "sigmoid", samples_per_epoch=20, num_timestep_buckets=5)
+        return FlowMatchingStep(FakeModel(), 1, "sigmoid", samples_per_epoch=20, num_timestep_buckets=5)
 
     straight = fresh()
     whole = [epoch_of(straight, epoch, 20) for epoch in (0, 1)]
-    late = fresh().draws(BatchSpec(1, (0, 0, 0), (13, 14, 15)), LATENTS.shape[1:])[1].tolist()
+    late = fresh().sample_noise_and_t(BatchSpec(1, (0, 0, 0), (13, 14, 15)), LATENTS.shape[1:])[1].tolist()
     assert late == whole[1][13:16]
     assert whole[0] != whole[1] and sorted(whole[0]) != sorted(whole[1])
 
 
 def test_without_strata_the_draws_are_those_of_before() -> None:
-    plain = FlowMatchingStep(FakeAdapter(), 1, "sigmoid")
-    counted = FlowMatchingStep(FakeAdapter(), 1, "sigmoid", samples_per_epoch=20)
+    plain = FlowMatchingStep(FakeModel(), 1, "sigmoid")
+    counted = FlowMatchingStep(FakeModel(), 1, "sigmoid", samples_per_epoch=20)
     assert epoch_of(plain, 0, 20) == epoch_of(counted, 0, 20)
 
 
 def test_half_precision_latents_make_a_float32_loss() -> None:
-    step = FlowMatchingStep(FakeAdapter(), seed=1, timestep_type="sigmoid")
-    assert step(make_batch(LATENTS.bfloat16())).by_role[ROLE].dtype == torch.float32
+    step = FlowMatchingStep(FakeModel(), seed=1, timestep_type="sigmoid")
+    assert step(make_batch(LATENTS.bfloat16())).by_role[NETWORK].dtype == torch.float32
 
 
 # ---------------------------------------------------------------- against another program
@@ -226,11 +228,11 @@ def drawn_model(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> P
 class GivenDraws(FlowMatchingStep):
     """A step whose noise and t come from elsewhere."""
 
-    def __init__(self, adapter: QwenEditAdapter, noise_BCHW: Tensor, t_B: Tensor) -> None:
-        super().__init__(adapter, seed=0, timestep_type="weighted")
+    def __init__(self, model: QwenEditModel, noise_BCHW: Tensor, t_B: Tensor) -> None:
+        super().__init__(model, seed=0, timestep_type="weighted")
         self.given = noise_BCHW, t_B
 
-    def draws(self, spec: BatchSpec, shape_CHW: torch.Size) -> tuple[Tensor, Tensor]:
+    def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size) -> tuple[Tensor, Tensor]:
         return self.given
 
 
@@ -244,10 +246,10 @@ def test_the_loss_of_step_1_is_that_of_ai_toolkit(
     batch = make_batch(
         theirs["latents"],
         prompts=PromptEmbeds(theirs["embeds"], tuple(case["embeds_lengths"])),
-        references=tuple(tuple(tensors[name] for name in names) for names in case["references"]),
+        control_latents=tuple(tuple(tensors[name] for name in names) for names in case["references"]),
     )
-    adapter = open_tiny(drawn_model)
-    ours, predict, measure = {}, adapter.predict_velocity, flow_step.loss_per_sample
+    model = open_tiny(drawn_model)
+    ours, predict, measure = {}, model.predict_velocity, flow_step.loss_per_sample
 
     def seen_predict(x_t_BCHW: Tensor, *rest) -> Tensor:
         ours["x_t"] = x_t_BCHW
@@ -258,11 +260,11 @@ def test_the_loss_of_step_1_is_that_of_ai_toolkit(
         ours["target"] = target_BCHW
         return measure(predicted_BCHW, target_BCHW, *rest)
 
-    monkeypatch.setattr(adapter, "predict_velocity", seen_predict)
+    monkeypatch.setattr(model, "predict_velocity", seen_predict)
     monkeypatch.setattr(flow_step, "loss_per_sample", seen_measure)
-    step = GivenDraws(adapter, theirs["noise"], torch.tensor(case["timesteps"]) / 1000)
+    step = GivenDraws(model, theirs["noise"], torch.tensor(case["timesteps"]) / 1000)
     with torch.no_grad():
-        loss = float(step(batch).by_role[ROLE].mean())
+        loss = float(step(batch).by_role[NETWORK].mean())
 
     for name, limit in {"x_t": 1e-6, "target": 1e-6}.items():
         at_most(f"{case['case']}, {name}", float((ours[name] - theirs[name]).abs().max()), limit)
@@ -288,19 +290,19 @@ def gradients(
     tiny_model: Path, loader: BatchLoader, dtype: torch.dtype, micro_batches: list[tuple[int, ...]]
 ) -> Tensor:
     """All LoRA gradients of one optimizer step over the six items, in these micro-batches."""
-    adapter = open_tiny(tiny_model, dtype)
-    network = LoraNetwork(adapter.lora_targets(), rank=4, alpha=4.0, dropout=0.0, seed=3)
-    network.attach(adapter.network_module)
+    model = open_tiny(tiny_model, dtype)
+    network = LoraNetwork(model.lora_targets(), rank=4, alpha=4.0, dropout=0.0, seed=3)
+    network.attach(model.network_module)
     generator = torch.Generator().manual_seed(1)
     for name, parameter in network.parameters().items():
         if "lora_B" in name:  # zero at the start, where half of the gradients would be zero
             parameter.data.copy_(0.1 * torch.randn(parameter.shape, generator=generator))
-    step = FlowMatchingStep(adapter, seed=3, timestep_type="sigmoid")
+    step = FlowMatchingStep(model, seed=3, timestep_type="sigmoid")
     for rows in micro_batches:
         batch = loader.load(BatchSpec(epoch=0, items=rows, positions=rows))
         batch = replace(batch, latents_BCHW=batch.latents_BCHW.to(dtype))
-        (step(batch).by_role[ROLE].sum() / 6).backward()
-    # Some layers of the last block cannot influence the picture: they have no gradient.
+        (step(batch).by_role[NETWORK].sum() / 6).backward()
+    # Some layers of the last block cannot influence the image: they have no gradient.
     return torch.cat([p.grad.flatten().double() for p in network.parameters().values() if p.grad is not None])
 
 
@@ -322,26 +324,26 @@ def test_micro_batches_add_up_to_one_batch(
 def test_a_step_and_a_sample_never_mix_devices(tiny_model: Path) -> None:
     """Batches, noise and t come from the CPU, the model may be anywhere: the meta device stands in for a GPU."""
     meta = torch.device("meta")
-    adapter = QwenEditAdapter(AdapterOptions(tiny_model, meta, torch.bfloat16))
-    network = LoraNetwork(adapter.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
-    network.attach(adapter.network_module)
+    model = QwenEditModel(ModelLoadOptions(tiny_model, meta, torch.bfloat16))
+    network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.1, seed=1)
+    network.attach(model.network_module)
     reference_CHW = torch.randn(16, 8, 12)
     batch = LatentBatch(
         latents_BCHW=torch.randn(2, 16, 8, 8),
         prompts=PromptEmbeds.stack([torch.randn(5, 64), torch.randn(7, 64)]),
-        references=((reference_CHW,), ()),
+        control_latents=((reference_CHW,), ()),
         spec=BatchSpec(0, (0, 1), (0, 1)),
         names=("a", "b"),
         loss_weight_B=torch.ones(2),
         loss_mask_B1HW=torch.rand(2, 1, 8, 8),
     )
     for loss_type in ("mse", "huber"):
-        loss_B = FlowMatchingStep(adapter, 1, "weighted", loss_type=loss_type)(batch).by_role[ROLE]
+        loss_B = FlowMatchingStep(model, 1, "weighted", loss_type=loss_type)(batch).by_role[NETWORK]
         loss_B.sum().backward()
         assert loss_B.device == meta
     assert {p.grad.device for p in network.parameters().values() if p.grad is not None} == {meta}
-    assert adapter.encode_images(torch.rand(1, 3, 64, 64)).device == meta
-    assert adapter.decode_latents(torch.rand(1, 16, 8, 8)).device == meta
+    assert model.encode_images(torch.rand(1, 3, 64, 64)).device == meta
+    assert model.decode_latents(torch.rand(1, 16, 8, 8)).device == meta
 
 
 # ------------------------------------------------------------ levels that are known ahead
@@ -356,7 +358,7 @@ class Announced:
     def __init__(self) -> None:
         self.heard: list[list[float]] = []
 
-    def announce(self, levels: list[float]) -> None:
+    def prefetch_timesteps(self, levels: list[float]) -> None:
         self.heard.append(levels)
 
 
@@ -364,10 +366,10 @@ class Announced:
 def test_the_levels_of_coming_batches_are_announced_before_they_are_drawn(settings: dict) -> None:
     adapter = Announced()
     step = FlowMatchingStep(adapter, seed=3, samples_per_epoch=200, **settings)
-    specs = [BatchSpec(1, (0, 1), (2 * place, 2 * place + 1)) for place in range(AHEAD + 3)]
-    passing = step.look_ahead(iter(specs), lambda spec: Size(24, 16))
+    specs = [BatchSpec(1, (0, 1), (2 * place, 2 * place + 1)) for place in range(LOOKAHEAD_BATCHES + 3)]
+    passing = step.announce_timesteps(iter(specs), lambda spec: Size(24, 16))
     assert next(passing) is specs[0]
-    assert [len(levels) for levels in adapter.heard] == [2 * AHEAD]
+    assert [len(levels) for levels in adapter.heard] == [2 * LOOKAHEAD_BATCHES]
     assert [specs[0], *passing] == specs
-    drawn = [step.draws(spec, torch.Size((16, 16, 24)))[1] for spec in specs]
+    drawn = [step.sample_noise_and_t(spec, torch.Size((16, 16, 24)))[1] for spec in specs]
     assert torch.equal(torch.tensor([level for levels in adapter.heard for level in levels]), torch.cat(drawn))

@@ -16,11 +16,11 @@ import pytest
 
 from toolkit.errors import RunError
 from toolkit.train import lock
-from toolkit.train.lock import locked
+from toolkit.train.lock import run_lock
 
 ROOT = Path(__file__).resolve().parents[3]
-HOLD = "import sys, time; from pathlib import Path; from toolkit.train.lock import locked\n"
-HOLD += "with locked(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
+HOLD = "import sys, time; from pathlib import Path; from toolkit.train.lock import run_lock\n"
+HOLD += "with run_lock(Path(sys.argv[1])): print('mine', flush=True); time.sleep(60)"
 
 
 @pytest.fixture
@@ -51,7 +51,7 @@ def leave_owner(folder: Path, **changes) -> None:
 def test_a_second_process_is_refused_and_told_whose_folder_it_is(tmp_path: Path, hold) -> None:
     other = hold()
     words = f"process {other.pid} on {socket.gethostname()} is running"
-    with pytest.raises(RunError, match=words) as refused, locked(tmp_path):
+    with pytest.raises(RunError, match=words) as refused, run_lock(tmp_path):
         pytest.fail("two owners")
     assert str(tmp_path) in str(refused.value)
     assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == other.pid, "the refused one left its name"
@@ -61,27 +61,27 @@ def test_the_lock_of_a_killed_process_is_taken_over_with_a_note(said: list[str],
     other = hold()
     other.send_signal(signal.SIGKILL)
     other.wait()
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
     assert len(said) == 1
-    assert f"process {other.pid} on {socket.gethostname()}" in said[0] and "taken over" in said[0]
+    assert f"process {other.pid} on {socket.gethostname()}" in said[0] and "stale lock" in said[0]
 
 
 def test_after_a_good_end_nothing_is_left_to_say(said: list[str], tmp_path: Path) -> None:
     for _ in range(2):
-        with locked(tmp_path):
+        with run_lock(tmp_path):
             pass
-    with pytest.raises(KeyError), locked(tmp_path):
+    with pytest.raises(KeyError), run_lock(tmp_path):
         raise KeyError
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
     assert said == []
     assert (tmp_path / lock.FILE).read_text() == ""
 
 
 def test_a_fresh_owner_on_another_host_is_refused(tmp_path: Path) -> None:
-    leave_owner(tmp_path, beat=time.time() - lock.SILENT_S + 5)
-    with pytest.raises(RunError, match="process 4711 on elsewhere is running"), locked(tmp_path):
+    leave_owner(tmp_path, beat=time.time() - lock.STALE_AFTER_S + 5)
+    with pytest.raises(RunError, match="process 4711 on elsewhere is running"), run_lock(tmp_path):
         pytest.fail("two owners")
     assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == 4711
 
@@ -89,7 +89,7 @@ def test_a_fresh_owner_on_another_host_is_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     "gone",
     [
-        {"beat": time.time() - lock.SILENT_S - 5},  # silent for long
+        {"beat": time.time() - lock.STALE_AFTER_S - 5},  # silent for long
         {"host": socket.gethostname()},  # this machine before it was started again
         {"boot": lock._boot_id()},  # this machine under the name of another container
     ],
@@ -98,7 +98,7 @@ def test_a_fresh_owner_on_another_host_is_refused(tmp_path: Path) -> None:
 @pytest.mark.skipif(not lock._boot_id(), reason="the system does not tell when it was started")
 def test_an_owner_that_is_gone_is_taken_over_with_a_note(said: list[str], tmp_path: Path, gone: dict) -> None:
     leave_owner(tmp_path, **gone)
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
     assert len(said) == 1 and "process 4711 on" in said[0]
 
@@ -106,16 +106,16 @@ def test_an_owner_that_is_gone_is_taken_over_with_a_note(said: list[str], tmp_pa
 def test_without_locks_of_the_system_the_heartbeat_decides(tmp_path: Path, monkeypatch) -> None:
     monkeypatch.setattr(lock, "fcntl", None)
     leave_owner(tmp_path, host=socket.gethostname(), boot=lock._boot_id())
-    with pytest.raises(RunError, match="process 4711"), locked(tmp_path):
+    with pytest.raises(RunError, match="process 4711"), run_lock(tmp_path):
         pytest.fail("two owners")
-    leave_owner(tmp_path, beat=time.time() - lock.SILENT_S - 5)
-    with locked(tmp_path):
+    leave_owner(tmp_path, beat=time.time() - lock.STALE_AFTER_S - 5)
+    with run_lock(tmp_path):
         pass
 
 
 def test_the_owner_gives_signs_of_life(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(lock, "BEAT_S", 0.01)
-    with locked(tmp_path):
+    monkeypatch.setattr(lock, "HEARTBEAT_S", 0.01)
+    with run_lock(tmp_path):
         first = json.loads((tmp_path / lock.FILE).read_text())["beat"]
         deadline = time.monotonic() + 10
         while (text := (tmp_path / lock.FILE).read_text()) == "" or json.loads(text)["beat"] <= first:
@@ -126,12 +126,12 @@ def test_the_owner_gives_signs_of_life(tmp_path: Path, monkeypatch) -> None:
 @pytest.mark.parametrize("rest", ["", '{"pid": 4', "[]", '{"pid": 1}', "\0\0\0"])
 def test_a_half_written_owner_is_nobody(said: list[str], tmp_path: Path, rest: str) -> None:
     (tmp_path / lock.FILE).write_text(rest)
-    with locked(tmp_path):
+    with run_lock(tmp_path):
         pass
     assert said == []
 
 
 def test_a_folder_that_cannot_be_written_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(RunError, match=r"file/run/run\.lock: cannot be written"), locked(tmp_path / "file" / "run"):
+    with pytest.raises(RunError, match=r"file/run/run\.lock: cannot be written"), run_lock(tmp_path / "file" / "run"):
         pass

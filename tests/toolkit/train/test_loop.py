@@ -10,12 +10,12 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit.contracts import StepLosses, TrainState
-from toolkit.data.order import epoch_cursor
+from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
-from toolkit.train.results import MOST_SKIPPED_IN_A_ROW
-from toolkit.train.run import Hook
-from toolkit.train.update import Role
+from toolkit.interfaces import StepLosses, TrainState
+from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS
+from toolkit.train.optimizer_step import Role
+from toolkit.train.run import Callback
 
 NAN = float("nan")
 
@@ -30,7 +30,7 @@ def constant(lr: float):
 @pytest.mark.parametrize("accumulation", [1, 2, 3, 4])
 def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, recorder, accumulation: int) -> None:
     """The short batches of an epoch's end weigh by their samples, not as whole batches."""
-    run = toy.run(8, accumulation=accumulation, hooks=[recorder])
+    run = toy.run(8, accumulation=accumulation, callbacks=[recorder])
     assert toy.train(run, toy.step(run)) is True
     items = toy.items(8, accumulation)
     torch.testing.assert_close(recorder.weights, toy.by_hand(items, constant(0.1)))
@@ -38,18 +38,18 @@ def test_it_is_gradient_descent_on_the_mean_over_the_samples_of_a_window(toy, re
 
 
 def test_the_loss_and_the_numbers_of_a_step_are_means_over_its_samples(toy, recorder) -> None:
-    run = toy.run(2, accumulation=2, hooks=[recorder])
+    run = toy.run(2, accumulation=2, callbacks=[recorder])
     toy.train(run, toy.step(run))
     assert recorder.results[0].loss == pytest.approx(float((toy.y_N[:6] ** 2).mean()), rel=1e-6)  # w = 0
-    assert recorder.results[0].by_sample["loss"] == pytest.approx((toy.y_N[:6] ** 2).tolist())
-    assert recorder.results[1].by_sample["item"] == tuple(toy.items(2, 2)[1])
+    assert recorder.results[0].per_sample["loss"] == pytest.approx((toy.y_N[:6] ** 2).tolist())
+    assert recorder.results[1].per_sample["item"] == tuple(toy.items(2, 2)[1])
     assert [(r.step, r.epoch) for r in recorder.results] == [(1, 0), (2, 1)]
 
 
 def test_gradients_are_scaled_down_to_the_norm_that_is_given(toy, recorder) -> None:
-    free = toy.run(1, hooks=[recorder])
+    free = toy.run(1, callbacks=[recorder])
     toy.train(free, toy.step(free))
-    clipped = toy.run(1, max_grad_norm=0.25, hooks=[recorder])
+    clipped = toy.run(1, max_grad_norm=0.25, callbacks=[recorder])
     toy.train(clipped, toy.step(clipped))
     unclipped_norm = float(toy.weight(free).detach().norm()) / 0.1
     assert unclipped_norm > 0.25
@@ -67,14 +67,14 @@ def test_a_gradient_below_the_limit_is_left_as_it_is(toy) -> None:
 
 
 def test_each_step_has_the_learning_rate_of_its_schedule(toy, recorder) -> None:
-    run = toy.run(4, lr=0.2, schedule=lambda step: 1 / (1 + step), hooks=[recorder])
+    run = toy.run(4, lr=0.2, schedule=lambda step: 1 / (1 + step), callbacks=[recorder])
     toy.train(run, toy.step(run))
     torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(4), lambda step: 0.2 / (1 + step)))
     assert [r.lr for r in recorder.results] == pytest.approx([0.2, 0.1, 0.2 / 3, 0.05])
 
 
 def test_the_average_moves_once_per_optimizer_step(toy, recorder) -> None:
-    run = toy.run(3, accumulation=3, ema_decay=0.75, hooks=[recorder])
+    run = toy.run(3, accumulation=3, ema_decay=0.75, callbacks=[recorder])
     toy.train(run, toy.step(run))
     average, expected = torch.zeros(3), []
     for w_D in toy.by_hand(toy.items(3, accumulation=3), constant(0.1)):
@@ -113,15 +113,15 @@ def broken_for(toy, run, broken: set[int], value: float = NAN):
 
 @pytest.mark.parametrize("value", [NAN, float("inf")])
 def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recorder, value: float) -> None:
-    run = toy.run(3, momentum=0.9, ema_decay=0.5, hooks=[recorder])
+    run = toy.run(3, momentum=0.9, ema_decay=0.5, callbacks=[recorder])
     momentum_after = []
 
-    class Momentum(Hook):
+    class Momentum(Callback):
         def after_step(self, run) -> None:
             state = run.roles["network"].optimizer.state_dict()["state"][0]
             momentum_after.append(state["momentum_buffer"].clone())
 
-    run.hooks.append(Momentum())
+    run.callbacks.append(Momentum())
     toy.train(run, broken_for(toy, run, {4}, value))  # sample 4 is in step 2 alone
     assert [r.skipped for r in recorder.results] == [False, True, False]
     for kept in (recorder.weights, recorder.averages, momentum_after):
@@ -133,7 +133,7 @@ def test_a_step_whose_loss_is_no_number_changes_nothing_but_the_count(toy, recor
 
 
 def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:
-    run = toy.run(1, accumulation=2, hooks=[recorder])
+    run = toy.run(1, accumulation=2, callbacks=[recorder])
     toy.train(run, broken_for(toy, run, {4}))  # in the second of the two
     assert [r.skipped for r in recorder.results] == [True]
     assert toy.weight(run).tolist() == [0.0, 0.0, 0.0]
@@ -141,7 +141,7 @@ def test_one_bad_micro_batch_skips_its_whole_window(toy, recorder) -> None:
 
 
 def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(toy, recorder) -> None:
-    run = toy.run(2, hooks=[recorder])
+    run = toy.run(2, callbacks=[recorder])
     w_D = toy.weight(run)
     toy.train(run, lambda batch: StepLosses({"network": w_D.sum().sqrt().repeat(len(batch))}))
     assert [(r.loss, r.skipped) for r in recorder.results] == [(0.0, True), (0.0, True)]  # d sqrt(w) at 0 is infinite
@@ -149,7 +149,7 @@ def test_a_gradient_that_is_no_number_skips_the_step_though_the_loss_is_one(toy,
 
 
 def test_what_is_no_number_in_one_role_skips_the_step_of_that_role_alone(toy, recorder) -> None:
-    run = toy.run(2, hooks=[recorder])
+    run = toy.run(2, callbacks=[recorder])
     v = torch.nn.Parameter(torch.ones(()))
     run.roles["second"] = Role({"v": v}, torch.optim.SGD([v], lr=0.0), 0.1, lambda step: 1.0, max_grad_norm=0.0)
     good = toy.step(run)
@@ -170,18 +170,18 @@ def test_what_is_no_number_in_one_role_skips_the_step_of_that_role_alone(toy, re
 
 
 def test_three_skipped_steps_in_a_row_end_the_run_and_name_the_files(toy, recorder) -> None:
-    run = toy.run(9, hooks=[recorder])
+    run = toy.run(9, callbacks=[recorder])
     with pytest.raises(RunError) as error:
         toy.train(run, broken_for(toy, run, {3, 6, 1, 2}))
     # Step 1 holds sample 1, step 2 sample 3, step 3 sample 6.
-    assert run.state.step == run.state.skipped == MOST_SKIPPED_IN_A_ROW == 3
+    assert run.state.step == run.state.skipped == MAX_CONSECUTIVE_SKIPS == 3
     assert "image_6.png" in str(error.value)
     assert recorder.calls == ["start", "step 1", "step 2", "error"]  # nothing is saved after the third
     assert recorder.errors == [error.value]
 
 
 def test_skipped_steps_with_a_good_one_between_them_do_not_end_the_run(toy, recorder) -> None:
-    run = toy.run(9, hooks=[recorder])
+    run = toy.run(9, callbacks=[recorder])
     toy.train(run, broken_for(toy, run, {3}))
     # Sample 3 is in batches [2nd], [1st], [1st] of the three epochs: never three in a row.
     assert [r.step for r in recorder.results if r.skipped] == [2, 4, 7]
@@ -192,20 +192,20 @@ def test_skipped_steps_with_a_good_one_between_them_do_not_end_the_run(toy, reco
 
 
 def stop_after(micro_batches: int):
-    """A `stop_asked` that says yes once the loop has asked this often (it asks before each window and batch)."""
+    """A `should_stop` that says yes once the loop has asked this often (it asks before each window and batch)."""
     asked = iter(range(1000))
     return lambda: next(asked) >= micro_batches
 
 
 def test_a_stop_within_a_window_discards_what_was_begun(toy, recorder) -> None:
-    run = toy.run(6, accumulation=3, hooks=[recorder])
+    run = toy.run(6, accumulation=3, callbacks=[recorder])
     seen = []
 
     def step(batch):
         seen.append(batch.spec.items)
         return toy.step(run)(batch)
 
-    run.stop_asked = lambda: len(seen) == 4  # one micro-batch into the second window
+    run.should_stop = lambda: len(seen) == 4  # one micro-batch into the second window
     assert toy.train(run, step) is False
     assert run.state == TrainState(step=1, cursor=epoch_cursor(0, 3), epochs_done=1, samples=7)
     assert toy.weight(run).grad is None
@@ -218,27 +218,27 @@ def test_going_on_after_a_stop_ends_in_the_same_weights(toy, asked: int) -> None
     whole = toy.run(5, accumulation=2)
     toy.train(whole, toy.step(whole))
     run = toy.run(5, accumulation=2)
-    run.stop_asked = stop_after(asked)
+    run.should_stop = stop_after(asked)
     assert not toy.train(run, toy.step(run))
     assert run.state.step < 5
-    run.stop_asked = lambda: False
+    run.should_stop = lambda: False
     assert toy.train(run, toy.step(run))
     assert torch.equal(toy.weight(run), toy.weight(whole))
     assert run.state == whole.state
 
 
 def test_a_hook_that_asks_for_a_stop_ends_the_run_after_its_step(toy, recorder) -> None:
-    class Stop(Hook):
+    class Stop(Callback):
         def after_step(self, run) -> None:
             run.stop_reason = "enough" if run.state.step == 2 else None
 
-    run = toy.run(5, hooks=[Stop(), recorder])
+    run = toy.run(5, callbacks=[Stop(), recorder])
     assert toy.train(run, toy.step(run)) is False
     assert recorder.calls == ["start", "step 1", "step 2", "end False"]
 
 
 def test_a_run_whose_steps_are_done_trains_nothing(toy, recorder) -> None:
-    run = toy.run(5, hooks=[recorder])
+    run = toy.run(5, callbacks=[recorder])
     run.state = TrainState(step=5, epoch=1, cursor=epoch_cursor(1, 2))
     assert toy.train(run, toy.step(run)) is True
     assert recorder.calls == ["start", "end True"]
@@ -278,7 +278,7 @@ def test_global_draws_are_keyed_by_micro_batch_and_leave_the_global_generator_al
 
 
 @dataclass
-class Named(Hook):
+class Named(Callback):
     name: str
     said: list[str]
 
@@ -297,23 +297,23 @@ class Named(Hook):
 
 def test_hooks_are_called_in_their_order_at_each_moment(toy) -> None:
     said: list[str] = []
-    run = toy.run(1, hooks=[Named("a", said), Named("b", said)])
+    run = toy.run(1, callbacks=[Named("a", said), Named("b", said)])
     toy.train(run, toy.step(run))
     assert said == ["a start", "b start", "a step", "b step", "a end", "b end"]
 
 
-@pytest.mark.parametrize("moment", ["on_start", "on_result", "after_step", "on_end"])
+@pytest.mark.parametrize("moment", ["on_start", "on_metrics", "after_step", "on_end"])
 def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) -> None:
     said: list[str] = []
 
-    class Fails(Hook):
+    class Fails(Callback):
         pass
 
     def fail(*_) -> None:
         raise OSError("disk full")
 
     setattr(Fails, moment, fail)
-    run = toy.run(1, hooks=[Named("a", said), Fails(), Named("b", said)])
+    run = toy.run(1, callbacks=[Named("a", said), Fails(), Named("b", said)])
     with pytest.raises(OSError, match="disk full"):
         toy.train(run, toy.step(run))
     assert said[-2:] == ["a error", "b error"]
@@ -321,11 +321,11 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
 
 def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("toolkit.train.clock.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("toolkit.train.step_timer.time", SimpleNamespace(monotonic=lambda: clock.now))
 
-    class Takes(Hook):
+    class Takes(Callback):
         def __init__(self, seconds: float, counts: bool) -> None:
-            self.seconds, self.counts_as_step_time = seconds, counts
+            self.seconds, self.included_in_step_time = seconds, counts
 
         def on_start(self, run) -> None:
             clock.now += 1000.0
@@ -338,7 +338,7 @@ def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypa
             clock.now += 1.0
             yield batch
 
-    run = toy.run(3, accumulation=2, hooks=[Takes(0.5, counts=True), Takes(64.0, counts=False), recorder])
+    run = toy.run(3, accumulation=2, callbacks=[Takes(0.5, counts=True), Takes(64.0, counts=False), recorder])
 
     def step(batch):
         clock.now += 4.0
@@ -376,15 +376,15 @@ def out_of_memory_above(toy, run, most: int, backward: bool = False):
 def test_a_window_that_runs_out_of_memory_is_done_once_more_in_halves(
     toy, recorder, accumulation: int, backward: bool
 ) -> None:
-    run = toy.run(6, accumulation=accumulation, hooks=[recorder])
+    run = toy.run(6, accumulation=accumulation, callbacks=[recorder])
     toy.train(run, out_of_memory_above(toy, run, 2, backward))
     torch.testing.assert_close(recorder.weights, toy.by_hand(toy.items(6, accumulation), constant(0.1)))
     assert run.state.skipped == 0
 
 
 def test_what_does_not_fit_in_halves_ends_the_run_with_advice(toy, recorder) -> None:
-    run = toy.run(3, hooks=[recorder])
-    run.memory_advice = "Use less of everything."
+    run = toy.run(3, callbacks=[recorder])
+    run.oom_hint = "Use less of everything."
     with pytest.raises(RunError, match=r"image_0\.png, image_1\.png .*Use less of everything\."):
         toy.train(run, out_of_memory_above(toy, run, 1))
     assert recorder.calls == ["start", "error"]
@@ -398,8 +398,8 @@ def test_a_batch_of_one_cannot_be_halved(toy) -> None:
 
 def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
     """The other processes would not make these passes."""
-    run = toy.run(3, hooks=[recorder])
-    run.in_lockstep, run.memory_advice = True, "Use less of everything."
+    run = toy.run(3, callbacks=[recorder])
+    run.sharded, run.oom_hint = True, "Use less of everything."
     step = out_of_memory_above(toy, run, 2)
     with pytest.raises(RunError, match=r"out of memory .*Use less of everything"):
         toy.probe(run, next(toy.load(toy.epoch_batches(0))), step)
@@ -408,7 +408,7 @@ def test_nothing_is_halved_in_lockstep(toy, recorder) -> None:
     assert recorder.calls == ["start", "error"]
 
 
-@pytest.mark.parametrize(("room", "asked", "says"), [(0, 0, None), (2, 2, None), (5, 3, "only in halves")])
+@pytest.mark.parametrize(("room", "asked", "says"), [(0, 0, None), (2, 2, None), (5, 3, "split in two")])
 def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int, asked: int, says) -> None:
     """Memory is short until it was saved `room` times; it can be three times."""
     run, saved = toy.run(3), []
@@ -426,10 +426,10 @@ def test_what_can_save_memory_is_asked_before_the_batch_is_halved(toy, room: int
     assert said is None if says is None else says in said
 
 
-@pytest.mark.parametrize(("most", "says"), [(3, None), (2, "only in halves"), (1, RunError)])
+@pytest.mark.parametrize(("most", "says"), [(3, None), (2, "split in two"), (1, RunError)])
 def test_the_largest_batch_is_tried_first_and_nothing_is_learned_from_it(toy, most: int, says) -> None:
     run = toy.run(3)
-    run.memory_advice = "Use less of everything."
+    run.oom_hint = "Use less of everything."
     batch = next(toy.load(toy.epoch_batches(0)))
     step = out_of_memory_above(toy, run, most)
     if says is RunError:

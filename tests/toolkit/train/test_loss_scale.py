@@ -8,12 +8,12 @@ import torch
 from torch import nn
 
 from tests.toolkit.train.conftest import Recorder, Toy
-from toolkit.contracts import StepLosses
+from toolkit.interfaces import StepLosses
 from toolkit.train import loss_scale
-from toolkit.train.checkpoint import capture, load_state
+from toolkit.train.checkpoint_state import load_state, snapshot_state
+from toolkit.train.checkpoint_store import write_checkpoint
 from toolkit.train.loss_scale import LossScaler
 from toolkit.train.run import Run
-from toolkit.train.state_folder import write_state
 
 
 def test_the_scale_moves_as_that_of_torch(monkeypatch) -> None:
@@ -33,8 +33,8 @@ def test_the_scale_moves_as_that_of_torch(monkeypatch) -> None:
     assert set(scales) == {32768, 65536, 131072}
 
 
-def half_run(toy: Toy, steps: int, hooks=(), scaled: bool = True) -> Run:
-    run = toy.run(steps, hooks=list(hooks), momentum=0.5)
+def half_run(toy: Toy, steps: int, callbacks=(), scaled: bool = True) -> Run:
+    run = toy.run(steps, callbacks=list(callbacks), momentum=0.5)
     run.loss_scaler = LossScaler() if scaled else None
     return run
 
@@ -66,7 +66,7 @@ def test_a_scale_that_is_too_large_skips_steps_and_ends_no_run(toy: Toy, recorde
     toy.train(run, tiny_losses(toy, run, factor=4.0))  # 65536 times 4 is more than float16 holds
     skipped = [result.skipped for result in recorder.results]
     assert sum(skipped) > 3 and not any(skipped[-3:])
-    scales = [result.numbers["loss_scale"] for result in recorder.results]
+    scales = [result.extra_metrics["loss_scale"] for result in recorder.results]
     assert scales == [65536 / 2 ** sum(skipped[:step]) for step in range(12)]
     assert toy.weight(run).isfinite().all() and toy.weight(run).any()
 
@@ -76,7 +76,7 @@ def test_the_scale_is_in_the_state(toy: Toy, tmp_path: Path) -> None:
     toy.train(whole, tiny_losses(toy, whole, 4.0))
     first = half_run(toy, 3)
     toy.train(first, tiny_losses(toy, first, 4.0))
-    path = write_state(tmp_path / "states", capture(first), keep=1)
+    path = write_checkpoint(tmp_path / "states", snapshot_state(first), keep=1)
     second = half_run(toy, 12)
     load_state(path, second)
     assert second.loss_scaler.scale == first.loss_scaler.scale < 65536

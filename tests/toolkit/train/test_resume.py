@@ -13,9 +13,9 @@ from safetensors.numpy import save_file
 from tests.conftest import heard
 from tests.toolkit.train.states import saved
 from toolkit.errors import RunError
+from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders
 from toolkit.train.lock import FILE as LOCK_FILE
-from toolkit.train.resume import choose_state, supersede
-from toolkit.train.state_folder import state_folders, state_root
+from toolkit.train.resume import archive_later_files, select_checkpoint
 
 ODD_NAMES = ["plain", "a[b]*?c", "a+(b){2}.x|y$", "ünï 🦊 name", "a_000000009", "[!a]", "a.b"]
 
@@ -35,7 +35,7 @@ def names(folder: Path) -> list[str]:
 
 def choose(folder: Path, resume: str | int = "auto", restart: bool = False) -> tuple[Path | None, list[str]]:
     with heard() as said:
-        return choose_state(folder, resume, restart), said
+        return select_checkpoint(folder, resume, restart), said
 
 
 # ------------------------------------------------------------ where to begin
@@ -63,7 +63,7 @@ def test_a_step_means_that_state_and_auto_the_last(tmp_path: Path, resume) -> No
     state, _ = choose(run, resume)
     assert state == {"auto": newer, "never": None, 2: older}[resume]
     if resume != "never":
-        assert state_folders(state_root(run)) == [older, newer]
+        assert checkpoint_folders(checkpoint_dir(run)) == [older, newer]
 
 
 @pytest.mark.parametrize("resume", ["auto", 2, "path"])
@@ -165,7 +165,7 @@ def test_what_is_later_is_moved_and_nothing_else(said: list[str], tmp_path: Path
     run = tmp_path / name
     make_files(run, name)
     before = contents(run)
-    supersede(run, name, 2)
+    archive_later_files(run, name, 2)
     moved = contents(run / "superseded" / "1")
     assert sorted(moved) == sorted(
         [
@@ -186,7 +186,7 @@ def test_what_is_later_is_moved_and_nothing_else(said: list[str], tmp_path: Path
 def test_the_best_file_goes_with_what_is_later_when_it_says_its_step(tmp_path: Path, step_in_it, stays: bool) -> None:
     metadata = {"training_info": json.dumps({"step": step_in_it})} if step_in_it else None
     save_file({"w": numpy.ones(3)}, tmp_path / "run_best.safetensors", metadata)
-    supersede(tmp_path, "run", 2)
+    archive_later_files(tmp_path, "run", 2)
     assert (tmp_path / "run_best.safetensors").exists() is stays
 
 
@@ -197,7 +197,7 @@ def test_model_folders_are_moved_as_files_are_and_other_runs_are_not(tmp_path: P
         (tmp_path / name / "model_index.json").touch()
     (tmp_path / "run" / "training.json").write_text(json.dumps({"training_info": json.dumps({"step": 2})}))
     (tmp_path / "run_raw" / "state").mkdir(parents=True)  # the folder of a process that is called so
-    supersede(tmp_path, "run", step)
+    archive_later_files(tmp_path, "run", step)
     assert [(tmp_path / name).exists() for name in ("run", "run_000000002", "run_000000004", "run_raw")] == [
         stays,
         stays,
@@ -209,7 +209,7 @@ def test_model_folders_are_moved_as_files_are_and_other_runs_are_not(tmp_path: P
 def test_a_second_time_goes_to_a_folder_of_its_own(tmp_path: Path) -> None:
     for turn in ("1", "2"):
         make_files(tmp_path, "job")
-        supersede(tmp_path, "job", 4)
+        archive_later_files(tmp_path, "job", 4)
         assert names(tmp_path / "superseded") == ["1", "2"][: int(turn)]
         assert "job_000000006.safetensors" in names(tmp_path / "superseded" / turn)
 
@@ -217,28 +217,28 @@ def test_a_second_time_goes_to_a_folder_of_its_own(tmp_path: Path) -> None:
 @pytest.mark.parametrize(("step", "moved"), [(5, True), (6, False), (7, False), (None, True)])
 def test_the_final_file_counts_by_the_step_it_was_written_at(tmp_path: Path, step, moved: bool) -> None:
     make_files(tmp_path, "job", final_step=6)
-    supersede(tmp_path, "job", step)
+    archive_later_files(tmp_path, "job", step)
     assert (tmp_path / "job.safetensors").exists() is not moved
 
 
 def test_a_final_file_that_does_not_tell_its_step_is_moved_rather_than_overwritten(tmp_path: Path) -> None:
     (tmp_path / "job.safetensors").write_text("damaged")
-    supersede(tmp_path, "job", 2)
+    archive_later_files(tmp_path, "job", 2)
     assert (tmp_path / "superseded" / "1" / "job.safetensors").read_text() == "damaged"
 
 
 def test_where_nothing_is_later_nothing_is_said_or_made(said: list[str], tmp_path: Path) -> None:
     make_files(tmp_path, "job")
     before = contents(tmp_path)
-    supersede(tmp_path, "job", 6)
+    archive_later_files(tmp_path, "job", 6)
     assert (contents(tmp_path), said) == (before, [])
-    supersede(tmp_path / "not there", "job", None)
+    archive_later_files(tmp_path / "not there", "job", None)
     assert said == []
 
 
 def test_a_run_that_begins_anew_takes_nothing_over(said: list[str], tmp_path: Path) -> None:
     make_files(tmp_path, "job")
-    supersede(tmp_path, "job", None)
+    archive_later_files(tmp_path, "job", None)
     assert not list(tmp_path.glob("job_0*")) and not list(tmp_path.glob("state/step_*"))
     assert names(tmp_path / "samples") == ["my favourite__4_0.jpg"]
     assert "of an earlier run" in said[0]

@@ -1,4 +1,4 @@
-"""How a job goes on from a state: what may have changed, and what is said of it."""
+"""How a job resumes from a state: what may have changed, and what is said of it."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ import torch
 
 from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
-from toolkit.config.datasets_job import ModelSection, TrainerConfig
-from toolkit.contracts import Sample, Size
+from toolkit.config.sections import ModelSection, TrainerConfig
+from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import fingerprint
-from toolkit.data.folder import FolderInfo, Scan
-from toolkit.data.order import epoch_cursor
+from toolkit.data.folder import DatasetScan, FolderInfo
 from toolkit.errors import RunError, UserError
-from toolkit.train.changes import corrections
-from toolkit.train.resumption import Resumption
+from toolkit.interfaces import Sample, Size
+from toolkit.train.config_diff import corrections
+from toolkit.train.resumption import ResumePlan
 
 
 class Job(ModelSection, TrainerConfig):
@@ -45,12 +45,12 @@ def changed(part: str, **values: object) -> Job:
 def scan(tmp_path: Path):
     """Writes these files as a dataset and scans it."""
 
-    def make(**texts: str) -> Scan:
+    def make(**texts: str) -> DatasetScan:
         samples = []
         for name, text in texts.items():
             (tmp_path / name).write_text(text)
             samples.append(Sample(str(tmp_path / name), "a caption", 1, Size(8, 8), "data"))
-        return Scan((FolderInfo(0, "data", 1, tuple(samples), 0),), ())
+        return DatasetScan((FolderInfo(0, "data", 1, tuple(samples), 0),), ())
 
     return make
 
@@ -62,46 +62,46 @@ def state(tmp_path: Path, scan) -> Path:
     take_steps(run, 3)
     run.state.epoch, run.state.cursor, run.state.epochs_done = 1, epoch_cursor(1, 2), 1
     first = resumption_of(None, section(), scan(a="a", b="b"), False)
-    run.record = first.record
+    run.checkpoint_metadata = first.record
     first.apply(run)
     return save_state(run)
 
 
-def judge(state: Path, job: Job, found: Scan, allow_change: bool = False) -> tuple[Resumption, list[str]]:
+def judge(state: Path, job: Job, found: DatasetScan, allow_change: bool = False) -> tuple[ResumePlan, list[str]]:
     with heard() as said:
         return resumption_of(state, job, found, allow_change), said
 
 
-def resumption_of(state: Path | None, job: Job, found: Scan, allow_change: bool) -> Resumption:
+def resumption_of(state: Path | None, job: Job, found: DatasetScan, allow_change: bool) -> ResumePlan:
     """As a trainer asks for it whose corrections are those of the program."""
-    has_references = any(sample.controls for sample in found.samples)
+    has_references = any(sample.control_images for sample in found.samples)
     train = job.train.model_dump(mode="json")
     digests = fingerprint(found.samples)
-    return Resumption.of(
+    return ResumePlan.of(
         state, job, digests, allow_change, lambda revision: corrections(revision, train, has_references)
     )
 
 
 @pytest.fixture
-def same(scan) -> Scan:
+def same(scan) -> DatasetScan:
     return scan(a="a", b="b")
 
 
-def test_the_same_job_goes_on_without_a_word(state: Path, same: Scan, tmp_path: Path) -> None:
+def test_the_same_job_goes_on_without_a_word(state: Path, same: DatasetScan, tmp_path: Path) -> None:
     resumption, said = judge(state, section(), same)
     assert said == []
     run = make_run(tmp_path / "run", fill=5)
     with heard() as said:
         resumption.apply(run)
     assert (run.state.step, run.state.epoch, run.state.cursor) == (3, 1, epoch_cursor(1, 2))
-    assert said == [f"going on from {state}"]
+    assert said == [f"resuming from {state}"]
 
 
-def test_a_moved_run_is_the_same_job(state: Path, same: Scan) -> None:
+def test_a_moved_run_is_the_same_job(state: Path, same: DatasetScan) -> None:
     assert judge(state, section(training_folder="elsewhere", resume=3), same)[1] == []
 
 
-def test_what_changes_the_result_is_refused_and_listed(state: Path, same: Scan) -> None:
+def test_what_changes_the_result_is_refused_and_listed(state: Path, same: DatasetScan) -> None:
     job = changed("train", lr=0.2, optimizer="adam", steps=20)
     with pytest.raises(UserError, match="--allow-change") as refused:
         judge(state, job, same)
@@ -119,15 +119,15 @@ def as_saved_before(state: Path) -> Path:
     return state
 
 
-def with_references(found: Scan) -> Scan:
+def with_references(found: DatasetScan) -> DatasetScan:
     (folder,) = found.folders
-    samples = tuple(sample._replace(controls=(sample.image,)) for sample in folder.samples)
-    return Scan((replace(folder, samples=samples),), ())
+    samples = tuple(sample._replace(control_images=(sample.image,)) for sample in folder.samples)
+    return DatasetScan((replace(folder, samples=samples),), ())
 
 
 @pytest.mark.parametrize("before", [True, False])
 def test_a_run_with_references_that_had_other_picture_positions_is_refused(
-    state: Path, same: Scan, before: bool
+    state: Path, same: DatasetScan, before: bool
 ) -> None:
     if before:
         as_saved_before(state)
@@ -140,11 +140,11 @@ def test_a_run_with_references_that_had_other_picture_positions_is_refused(
         assert judge(state, section(), with_references(same))[1] == []
 
 
-def test_a_run_without_references_of_an_earlier_revision_goes_on(state: Path, same: Scan) -> None:
+def test_a_run_without_references_of_an_earlier_revision_goes_on(state: Path, same: DatasetScan) -> None:
     assert judge(as_saved_before(state), section(), same)[1] == []
 
 
-def test_a_weighted_run_of_an_earlier_revision_is_refused(state: Path, same: Scan) -> None:
+def test_a_weighted_run_of_an_earlier_revision_is_refused(state: Path, same: DatasetScan) -> None:
     document = json.loads((as_saved_before(state) / "state.json").read_text())
     document["settings"]["train"]["timestep_type"] = "weighted"
     (state / "state.json").write_text(json.dumps(document))
@@ -152,19 +152,19 @@ def test_a_weighted_run_of_an_earlier_revision_is_refused(state: Path, same: Sca
         judge(state, changed("train", timestep_type="weighted"), same)
 
 
-def test_allow_change_lets_it_through_with_a_note_each(state: Path, same: Scan) -> None:
+def test_allow_change_lets_it_through_with_a_note_each(state: Path, same: DatasetScan) -> None:
     resumption, said = judge(state, changed("train", lr=0.2), same, allow_change=True)
     assert said == ["changed since the last run: train.lr: 0.1 -> 0.2"]
     assert not resumption.new_optimizer
 
 
-def test_harmless_keys_are_noted(state: Path, same: Scan) -> None:
+def test_harmless_keys_are_noted(state: Path, same: DatasetScan) -> None:
     _, said = judge(state, changed("save", save_every=5), same)
     assert said == ["changed since the last run: save.save_every: 2 -> 5"]
 
 
 @pytest.mark.parametrize("allow_change", [False, True])
-def test_what_cannot_change_is_refused_whatever_is_allowed(state: Path, same: Scan, allow_change: bool) -> None:
+def test_what_cannot_change_is_refused_whatever_is_allowed(state: Path, same: DatasetScan, allow_change: bool) -> None:
     with pytest.raises(UserError, match="cannot change") as refused:
         judge(state, changed("network", linear=8), same, allow_change)
     assert "  network.linear: 4 -> 8" in str(refused.value)
@@ -172,7 +172,7 @@ def test_what_cannot_change_is_refused_whatever_is_allowed(state: Path, same: Sc
 
 
 def test_another_optimizer_begins_with_a_fresh_state_and_the_same_weights(
-    state: Path, same: Scan, tmp_path: Path
+    state: Path, same: DatasetScan, tmp_path: Path
 ) -> None:
     resumption, _ = judge(state, changed("train", optimizer="adam"), same, allow_change=True)
     assert resumption.new_optimizer
@@ -224,13 +224,13 @@ def test_the_files_of_the_dataset_are_kept_for_the_next_comparison(state: Path, 
     assert sorted(map(len, kept)) == [1, 2]
 
 
-def test_a_state_of_another_network_is_refused_with_its_name(state: Path, same: Scan, tmp_path: Path) -> None:
+def test_a_state_of_another_network_is_refused_with_its_name(state: Path, same: DatasetScan, tmp_path: Path) -> None:
     resumption, _ = judge(state, section(), same)
     with pytest.raises(RunError, match="another network"):
         resumption.apply(make_run(tmp_path / "run", rank=32))
 
 
-def test_a_new_run_moves_what_an_earlier_one_left(said: list[str], tmp_path: Path, same: Scan) -> None:
+def test_a_new_run_moves_what_an_earlier_one_left(said: list[str], tmp_path: Path, same: DatasetScan) -> None:
     run = make_run(tmp_path / "run")
     run.folder.mkdir()
     (run.folder / "toy_000000004.safetensors").write_text("old")
@@ -246,7 +246,7 @@ def test_another_base_lora_under_the_same_name_is_noticed(tmp_path: Path, scan) 
     job = changed("model", base_loras=[{"path": str(file), "multiplier": 1.0}])
     found = scan(a="a", b="b")
     run = make_run(tmp_path / "run")
-    run.record = resumption_of(None, job, found, False).record
+    run.checkpoint_metadata = resumption_of(None, job, found, False).record
     take_steps(run, 3)
     state = save_state(run)
     assert judge(state, job, found)[1] == []
@@ -264,7 +264,7 @@ def test_a_recovery_adapter_goes_by_what_is_in_it(tmp_path: Path, scan) -> None:
     job = changed("model", accuracy_recovery_adapter=str(file))
     found = scan(a="a", b="b")
     run = make_run(tmp_path / "run")
-    run.record = resumption_of(None, job, found, False).record
+    run.checkpoint_metadata = resumption_of(None, job, found, False).record
     take_steps(run, 3)
     state = save_state(run)
     elsewhere = file.rename(tmp_path / "other.safetensors")

@@ -13,16 +13,16 @@ from torch import Tensor, nn
 from torch.nn.functional import softplus
 
 from tests.toolkit.train.conftest import Losses, Recorder, Toy
-from toolkit.contracts import Backward, Batch, StepLosses, TrainStep
-from toolkit.data.order import EpochSource
+from toolkit.data.epoch_order import EpochSource
 from toolkit.errors import RunError
+from toolkit.interfaces import Backward, Batch, StepLosses, TrainStep
 from toolkit.optim.ema import Ema
-from toolkit.train.checkpoint import capture, load_state
-from toolkit.train.hooks.metrics import MetricsHook, read_metrics
+from toolkit.train.callbacks.metrics import MetricsCallback, read_metrics
+from toolkit.train.checkpoint_state import load_state, snapshot_state
+from toolkit.train.checkpoint_store import write_checkpoint
 from toolkit.train.loop import train
+from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
-from toolkit.train.state_folder import write_state
-from toolkit.train.update import Role
 
 ACCUMULATION = 2
 
@@ -67,7 +67,7 @@ def role_of(module: nn.Module, **settings) -> Role:
     return Role(parameters, optimizer, schedule=lambda step: 1 / (1 + step), **settings)
 
 
-def gan_run(toy: Toy, steps: int, hooks=(), every: int = 1) -> tuple[Run, Gan]:
+def gan_run(toy: Toy, steps: int, callbacks=(), every: int = 1) -> tuple[Run, Gan]:
     gan = Gan()
     roles = {
         "generator": role_of(
@@ -75,7 +75,7 @@ def gan_run(toy: Toy, steps: int, hooks=(), every: int = 1) -> tuple[Run, Gan]:
         ),
         "discriminator": role_of(gan.discriminator, lr=0.1, every=every),
     }
-    return Run("gan", toy.folder, steps, ACCUMULATION, seed=5, roles=roles, hooks=list(hooks)), gan
+    return Run("gan", toy.folder, steps, ACCUMULATION, seed=5, roles=roles, callbacks=list(callbacks)), gan
 
 
 def source(toy: Toy) -> EpochSource:
@@ -132,19 +132,19 @@ def test_a_resume_in_the_middle_ends_in_the_same_bits(toy: Toy, tmp_path: Path, 
     train(whole, source(toy), gan)
     first, first_gan = gan_run(toy, 3, every=every)
     train(first, source(toy), first_gan)
-    path = write_state(tmp_path / "states", capture(first), keep=1)
+    path = write_checkpoint(tmp_path / "states", snapshot_state(first), keep=1)
     second, second_gan = gan_run(toy, 6, every=every)
     load_state(path, second)
     train(second, source(toy), second_gan)
     assert all(map(torch.equal, weights(second_gan), weights(gan)))
-    for group, tensors in capture(whole).tensors.items():
-        found = capture(second).tensors[group]
+    for group, tensors in snapshot_state(whole).tensors.items():
+        found = snapshot_state(second).tensors[group]
         assert found.keys() == tensors.keys() and all(torch.equal(found[name], t) for name, t in tensors.items())
     assert second.state == whole.state
 
 
 def test_what_is_no_number_in_one_role_skips_the_step_of_that_role_alone(toy: Toy) -> None:
-    recorder = Results()
+    recorder = MetricsBuffer()
     run, gan = gan_run(toy, 4, [recorder])
     gan.spoiled = {"generator": 1}
     train(run, source(toy), gan)
@@ -162,15 +162,15 @@ def test_a_role_that_never_has_a_number_ends_the_run_though_the_other_learns(toy
     assert run.state.step == 3
 
 
-class Results(Recorder):
+class MetricsBuffer(Recorder):
     def after_step(self, run: Run) -> None:
         self.calls.append(f"step {run.state.step}")
 
 
 def test_losses_norms_and_rates_are_logged_by_role(toy: Toy) -> None:
     toy.folder.mkdir()
-    recorder = Results()
-    run, gan = gan_run(toy, 3, [MetricsHook(), recorder], every=2)
+    recorder = MetricsBuffer()
+    run, gan = gan_run(toy, 3, [MetricsCallback(), recorder], every=2)
     before = copy.deepcopy(gan)
     train(run, source(toy), gan)
     lines = list(read_metrics(toy.folder / "metrics.jsonl"))
@@ -193,7 +193,7 @@ def test_losses_norms_and_rates_are_logged_by_role(toy: Toy) -> None:
 
 def test_of_one_role_nothing_is_logged_by_role(toy: Toy) -> None:
     toy.folder.mkdir()
-    run = toy.run(1, hooks=[MetricsHook()])
+    run = toy.run(1, callbacks=[MetricsCallback()])
     toy.train(run, toy.step(run))
     line = json.loads((toy.folder / "metrics.jsonl").read_text())
     assert list(line) == [

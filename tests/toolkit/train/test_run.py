@@ -9,8 +9,8 @@ from torch import nn
 
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.parts import Part
-from toolkit.train.update import Role
+from toolkit.sharded_param import RowShard
+from toolkit.train.optimizer_step import Role
 
 
 def test_the_learning_rate_is_the_base_rate_times_the_schedule(toy) -> None:
@@ -32,17 +32,17 @@ def test_what_is_kept_is_the_average_where_there_is_one(toy) -> None:
     for role in (plain, averaged):
         with torch.no_grad():
             role.parameters["w"].fill_(2.0)
-    assert plain.weights_to_keep()["w"].tolist() == [2.0, 2.0, 2.0]
-    assert averaged.weights_to_keep()["w"].tolist() == [0.0, 0.0, 0.0]
-    assert not plain.weights_to_keep()["w"].requires_grad
+    assert plain.eval_weights()["w"].tolist() == [2.0, 2.0, 2.0]
+    assert averaged.eval_weights()["w"].tolist() == [0.0, 0.0, 0.0]
+    assert not plain.eval_weights()["w"].requires_grad
 
 
 def test_a_stop_may_be_asked_for_by_a_signal_or_by_a_hook(toy) -> None:
     run = toy.run(1)
     assert not run.stopping
-    run.stop_asked = lambda: True
+    run.should_stop = lambda: True
     assert run.stopping
-    run.stop_asked = lambda: False
+    run.should_stop = lambda: False
     run.stop_reason = "control/stop"
     assert run.stopping
 
@@ -54,9 +54,9 @@ def test_a_schedule_free_optimizer_keeps_its_average_and_trains_on_where_it_was(
     for _ in range(3):
         weight.grad = torch.ones(3)
         optimizer.step()
-    own, kept = weight.detach().clone(), role.weights_to_keep()
+    own, kept = weight.detach().clone(), role.eval_weights()
     assert torch.equal(weight, own) and not torch.equal(kept["w"], own)
-    with role.evaluation():
+    with role.using_eval_weights():
         assert torch.equal(weight, kept["w"])
     assert torch.equal(weight, own)
 
@@ -66,9 +66,9 @@ def test_evaluation_shows_the_average_where_there_is_one() -> None:
     plain = Role({"w": weight}, torch.optim.SGD([weight]), 0.1, lambda step: 1.0)
     averaging = replace(plain, ema=Ema({"w": weight}, 0.5))
     weight.data.fill_(1.0)
-    with plain.evaluation():
+    with plain.using_eval_weights():
         assert weight.tolist() == [1.0] * 3
-    with averaging.evaluation():
+    with averaging.using_eval_weights():
         assert weight.tolist() == [0.0] * 3
     assert weight.tolist() == [1.0] * 3
 
@@ -77,6 +77,6 @@ def test_the_size_of_a_role_is_that_of_whole_weights_whoever_has_their_rows() ->
     rows = {"shared": nn.Parameter(torch.zeros(2, 3)), "whole": nn.Parameter(torch.zeros(4, dtype=torch.bfloat16))}
     role = Role(rows, torch.optim.SGD(rows.values()), 0.1, lambda step: 1.0)
     assert role.size == 4 * 6 + 2 * 4
-    role.shared_out = {"shared": Part((5, 3), 0, 2), "frozen": Part((7,), 0, 3)}
+    role.sharded = {"shared": RowShard((5, 3), 0, 2), "frozen": RowShard((7,), 0, 3)}
     assert role.size == 4 * 15 + 2 * 4
     assert (role.shape_of("shared"), role.shape_of("whole")) == ((5, 3), (4,))

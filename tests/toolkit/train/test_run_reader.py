@@ -21,7 +21,7 @@ from tests.faults.conftest import Job, job, nursery, pictures, small_section, wh
 from tests.light_start import FORBID
 from toolkit.errors import RunError
 from toolkit.train import lock
-from toolkit.train.hooks.metrics import cut_after
+from toolkit.train.callbacks.metrics import truncate_after_step
 from toolkit.train.run_reader import (
     RunStatus,
     list_checkpoints,
@@ -38,7 +38,7 @@ from toolkit.train.run_reader import (
 
 ROOT = Path(__file__).resolve().parents[3]
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
-ENCODE = "toolkit.data.encode:_make"
+ENCODE = "toolkit.data.latent_cache:_make"
 
 
 # ------------------------------------------------------------ real runs
@@ -122,7 +122,7 @@ def test_a_stop_file_ends_it_as_stopped(job: Job) -> None:  # noqa: F811
 
 @pytest.mark.parametrize(
     ("place", "call", "step"),
-    [(STEP, 6, 2), ("extensions.sd_trainer.process:open_adapter", 1, None)],
+    [(STEP, 6, 2), ("extensions.sd_trainer.process:load_model", 1, None)],
     ids=["in a step", "before the hooks"],
 )
 def test_an_error_is_told_and_forgotten_when_the_run_goes_on(job: Job, place: str, call: int, step: int | None) -> None:  # noqa: F811
@@ -147,7 +147,7 @@ def test_a_run_that_began_again_and_died_while_loading_is_killed(job: Job, whole
     """run.json is still that of the finished run."""
     shutil.copytree(whole.folder, job.folder)
     job.change(train__steps=8)
-    child = job.start(faults=[("kill_self", "extensions.sd_trainer.process:open_adapter", 1, int(signal.SIGKILL))])
+    child = job.start(faults=[("kill_self", "extensions.sd_trainer.process:load_model", 1, int(signal.SIGKILL))])
     assert child.wait() == -signal.SIGKILL
     assert (job.status(), read_run(job.folder).status) == ("finished", RunStatus.KILLED)
 
@@ -171,7 +171,7 @@ def test_readers_never_disturb_a_run_that_starts_or_ends(tmp_path: Path) -> None
         for reader in readers:
             reader.start()
         for _ in range(60):
-            with lock.locked(tmp_path):  # raises RunError when it is refused
+            with lock.run_lock(tmp_path):  # raises RunError when it is refused
                 assert read_run(tmp_path).status is RunStatus.RUNNING
                 (tmp_path / "run.json").write_text('{"status": "finished"}')
             assert read_run(tmp_path).status is RunStatus.FINISHED
@@ -199,7 +199,7 @@ def owned(folder: Path, **changes: object) -> None:
     ("changes", "status"),
     [
         ({}, RunStatus.RUNNING),
-        ({"beat": time.time() - lock.SILENT_S - 60}, RunStatus.KILLED),
+        ({"beat": time.time() - lock.STALE_AFTER_S - 60}, RunStatus.KILLED),
         ({"host": socket.gethostname()}, RunStatus.KILLED),  # this machine, where nobody holds the lock
     ],
     ids=["alive elsewhere", "silent elsewhere", "here"],
@@ -221,14 +221,14 @@ def test_where_the_system_tells_of_no_locks_the_heartbeat_decides_here_too(tmp_p
     no_query(monkeypatch)
     owned(tmp_path, host=socket.gethostname())
     assert read_run(tmp_path).status is RunStatus.RUNNING
-    owned(tmp_path, host=socket.gethostname(), beat=time.time() - lock.SILENT_S - 60)
+    owned(tmp_path, host=socket.gethostname(), beat=time.time() - lock.STALE_AFTER_S - 60)
     assert read_run(tmp_path).status is RunStatus.KILLED
-    with lock.locked(tmp_path):
+    with lock.run_lock(tmp_path):
         assert read_run(tmp_path).status is RunStatus.RUNNING
 
 
 def test_a_folder_that_may_only_be_read_is_enough(tmp_path: Path) -> None:
-    with lock.locked(tmp_path):
+    with lock.run_lock(tmp_path):
         before = {path: path.stat().st_mtime_ns for path in tmp_path.iterdir()}
         (tmp_path / "run.lock").chmod(0o400)
         assert read_run(tmp_path).status is RunStatus.RUNNING
@@ -341,7 +341,7 @@ def test_a_page_gets_each_row_once(metrics: Path) -> None:
 @pytest.mark.parametrize("grown_to", [2, 3, 9], ids=["shorter", "as long", "longer"])
 def test_a_run_that_went_back_is_read_anew(metrics: Path, grown_to: int) -> None:
     before = read_metrics(metrics.parent)
-    cut_after(metrics, 1)
+    truncate_after_step(metrics, 1)
     append(metrics, *range(2, grown_to + 1), loss=2.0)
     again = read_metrics(metrics.parent, before.cursor)
     assert again.anew

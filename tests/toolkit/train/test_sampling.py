@@ -20,11 +20,11 @@ from tests.diffusers_reference import (
     relative,
 )
 from tests.measured import at_least, at_most
-from toolkit.contracts import Size
-from toolkit.data.encode import ItemEncoder
-from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.data.latent_cache import ItemEncoder
+from toolkit.interfaces import Size
+from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.models.qwen_edit.packing import pack
-from toolkit.train.sampling import SamplePrompt, Sampler, to_picture
+from toolkit.train.sampling import SamplePrompt, Sampler, to_pil
 
 SIZE = Size(128, 96)
 
@@ -44,8 +44,8 @@ SHARED = memory_stores()
 """Entries are kept by content and model: what one test encoded, another need not encode again."""
 
 
-def sampler(adapter: QwenEditAdapter, *prompts: SamplePrompt) -> Sampler:
-    return Sampler(adapter, prompts, ItemEncoder(adapter, torch.float32), SHARED)
+def sampler(model: QwenEditModel, *prompts: SamplePrompt) -> Sampler:
+    return Sampler(model, prompts, ItemEncoder(model, torch.float32), SHARED)
 
 
 def as_png(picture: Image.Image) -> Image.Image:
@@ -89,17 +89,17 @@ def small_references(monkeypatch: pytest.MonkeyPatch) -> Callable[[Size], None]:
 def test_a_seed_gives_the_picture_of_the_pipeline(
     unit_gain_pipeline, unit_gain_model: Path, small_references, case: str
 ) -> None:
-    """The 8-bit pictures, and the latents beside what another prompt changes of them: a text that hardly reaches the
-    picture would prove nothing.
+    """The 8-bit images, and the latents beside what another prompt changes of them: a text that hardly reaches the
+    image would prove nothing.
     """
     prompt = CASES[case]
     small_references(prompt.size)
-    adapter = open_tiny(unit_gain_model, match_target_res=True)
-    ours = sampler(adapter, prompt)
+    model = open_tiny(unit_gain_model, match_target_res=True)
+    ours = sampler(model, prompt)
     theirs = as_png(drawn_by_pipeline(unit_gain_pipeline, prompt))
-    at_least(f"sample, {case}, dB", psnr(as_png(ours.draw(0)), theirs), 60)
+    at_least(f"sample, {case}, dB", psnr(as_png(ours.generate(0)), theirs), 60)
     latents_BSP = pack(ours.latents(0))
-    other_BSP = pack(sampler(adapter, replace(prompt, prompt="a rocket before launch")).latents(0))
+    other_BSP = pack(sampler(model, replace(prompt, prompt="a rocket before launch")).latents(0))
     error_BSP = latents_BSP - drawn_by_pipeline(unit_gain_pipeline, prompt, output_type="latent")
     share = float(error_BSP.norm() / (latents_BSP - other_BSP).norm())
     at_most(f"sample, {case}, error of what another prompt changes", share, 0.02)
@@ -122,12 +122,12 @@ def test_the_transformer_is_told_the_pipelines_noise_levels_in_bf16(
     monkeypatch.setattr(unit_gain_pipeline, "encode_prompt", in_half)
     with recording_levels(half["transformer"]) as theirs:
         drawn_by_pipeline(unit_gain_pipeline, prompt)
-    adapter = open_tiny(unit_gain_model, torch.bfloat16, match_target_res=True)
-    with recording_levels(adapter.network_module) as ours:
-        Sampler(adapter, [prompt], ItemEncoder(adapter, torch.bfloat16), memory_stores()).latents(0)
+    model = open_tiny(unit_gain_model, torch.bfloat16, match_target_res=True)
+    with recording_levels(model.network_module) as ours:
+        Sampler(model, [prompt], ItemEncoder(model, torch.bfloat16), memory_stores()).latents(0)
     assert len(ours) == prompt.steps
     assert ours == theirs
-    rounded_once = sampler(adapter, prompt)._sigmas(prompt)[:-1].bfloat16().tolist()
+    rounded_once = sampler(model, prompt)._sigmas(prompt)[:-1].bfloat16().tolist()
     assert ours != rounded_once
 
 
@@ -150,7 +150,7 @@ def test_a_shift_is_the_static_one_of_the_pipelines_scheduler(
     monkeypatch.setattr(unit_gain_pipeline, "scheduler", static)
     prompt = sample_prompt(1, flow_shift=3.0)
     small_references(prompt.size)
-    ours = sampler(open_tiny(unit_gain_model, match_target_res=True), prompt).draw(0)
+    ours = sampler(open_tiny(unit_gain_model, match_target_res=True), prompt).generate(0)
     at_least("sample, static shift, dB", psnr(as_png(ours), as_png(drawn_by_pipeline(unit_gain_pipeline, prompt))), 60)
 
 
@@ -160,13 +160,13 @@ def test_a_seed_gives_the_picture_of_the_pipeline_with_full_references(
     unit_gain_pipeline, unit_gain_model: Path, references: int
 ) -> None:
     prompt = sample_prompt(references, Size(160, 96), steps=2)
-    ours = sampler(open_tiny(unit_gain_model), prompt).draw(0)
+    ours = sampler(open_tiny(unit_gain_model), prompt).generate(0)
     limit = f"sample, {references} references of 1024x1024 area, dB"
     at_least(limit, psnr(as_png(ours), as_png(drawn_by_pipeline(unit_gain_pipeline, prompt))), 60)
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_model: Path) -> QwenEditAdapter:
+def adapter(tiny_model: Path) -> QwenEditModel:
     return open_tiny(tiny_model, match_target_res=True)
 
 
@@ -184,47 +184,45 @@ CHANGES = [
 @pytest.mark.parametrize("change", CHANGES, ids=str)
 def test_each_setting_is_seen_in_the_picture(unit_gain_model: Path, change: dict) -> None:
     """Further than the 60 dB above allow: otherwise they would say nothing of this setting."""
-    adapter = open_tiny(unit_gain_model, match_target_res=True)
-    usual = sampler(adapter, sample_prompt(0)).draw(0)
-    changed = sampler(adapter, sample_prompt(change.pop("references", 0), **change)).draw(0)
-    assert psnr(sampler(adapter, sample_prompt(0)).draw(0), usual) == math.inf
+    model = open_tiny(unit_gain_model, match_target_res=True)
+    usual = sampler(model, sample_prompt(0)).generate(0)
+    changed = sampler(model, sample_prompt(change.pop("references", 0), **change)).generate(0)
+    assert psnr(sampler(model, sample_prompt(0)).generate(0), usual) == math.inf
     assert psnr(changed, usual) < 55
 
 
 def test_the_length_of_guided_velocities_is_seen_in_the_latents(unit_gain_model: Path) -> None:
     """Further than the errors above allow."""
-    adapter = open_tiny(unit_gain_model, match_target_res=True)
+    model = open_tiny(unit_gain_model, match_target_res=True)
     prompt = sample_prompt(1, guidance_scale=20.0)
-    usual = sampler(adapter, prompt).latents(0)
-    adapter.guide = lambda cond, uncond, scale: uncond + scale * (cond - uncond)
-    assert relative(sampler(adapter, prompt).latents(0), usual) > 1e-3
+    usual = sampler(model, prompt).latents(0)
+    model.apply_cfg = lambda cond, uncond, scale: uncond + scale * (cond - uncond)
+    assert relative(sampler(model, prompt).latents(0), usual) > 1e-3
 
 
 @pytest.mark.parametrize(("guidance_scale", "calls_per_step"), [(1.0, 1), (4.0, 2)])
-def test_guidance_costs_a_second_prediction(
-    adapter: QwenEditAdapter, guidance_scale: float, calls_per_step: int
-) -> None:
+def test_guidance_costs_a_second_prediction(adapter: QwenEditModel, guidance_scale: float, calls_per_step: int) -> None:
     with recording(adapter.blocks()[0]) as seen:
         sampler(adapter, sample_prompt(0, guidance_scale=guidance_scale, steps=3)).latents(0)
     assert len(seen.inputs) == 3 * calls_per_step
 
 
 def test_after_encode_drawing_needs_only_the_vae(tiny_model: Path) -> None:
-    adapter = open_tiny(tiny_model, match_target_res=True)
-    drawing = sampler(adapter, sample_prompt(1, steps=1), sample_prompt(0, steps=1, guidance_scale=1.0))
+    model = open_tiny(tiny_model, match_target_res=True)
+    drawing = sampler(model, sample_prompt(1, steps=1), sample_prompt(0, steps=1, guidance_scale=1.0))
     reports: list[tuple[str, int, int]] = []
     drawing.encode(lambda *report: reports.append(report))
     # One reference, its prompt and its negative; then a prompt alone.
     assert reports == [("sample prompts", done, 4) for done in (1, 2, 3, 4)]
-    adapter.drop_encoders(keep=["vae"])
-    assert [drawing.draw(index).size for index in (0, 1)] == [SIZE, SIZE]
-    assert "text_encoder" not in adapter._parts
+    model.unload_encoders(keep=["vae"])
+    assert [drawing.generate(index).size for index in (0, 1)] == [SIZE, SIZE]
+    assert "text_encoder" not in model._parts
 
 
-def test_drawing_leaves_the_random_state_and_the_weights_alone(adapter: QwenEditAdapter) -> None:
+def test_drawing_leaves_the_random_state_and_the_weights_alone(adapter: QwenEditModel) -> None:
     state = torch.get_rng_state()
     weights = {name: p.clone() for name, p in adapter.network_module.named_parameters()}
-    sampler(adapter, sample_prompt(1, steps=1)).draw(0)
+    sampler(adapter, sample_prompt(1, steps=1)).generate(0)
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(p, weights[name]) for name, p in adapter.network_module.named_parameters())
 
@@ -232,4 +230,4 @@ def test_drawing_leaves_the_random_state_and_the_weights_alone(adapter: QwenEdit
 def test_pixels_are_rounded_to_the_nearest_of_256() -> None:
     values: Sequence[float] = [-1.0, 1.0, 0.0, -2.0, 2.0, 2 * (100.4 / 255) - 1]
     pixels_BCHW = torch.tensor(values).expand(1, 3, 1, len(values))
-    assert [picture[0] for picture in to_picture(pixels_BCHW).getdata()] == [0, 255, 128, 0, 255, 100]
+    assert [picture[0] for picture in to_pil(pixels_BCHW).getdata()] == [0, 255, 128, 0, 255, 100]

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
-from toolkit.contracts import CaptionRules, PromptEmbeds, Size
-from toolkit.data.encode import EncodedDataset
-from toolkit.models.qwen_edit.adapter import QwenEditAdapter
+from toolkit.data.latent_cache import EncodedDataset
+from toolkit.interfaces import CaptionRules, PromptEmbeds, Size
+from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.validation import Validator, noise_levels
 
@@ -22,12 +22,12 @@ SIZE = Size(96, 64)
 
 
 @pytest.fixture(scope="module")
-def adapter(tiny_model: Path) -> QwenEditAdapter:
+def adapter(tiny_model: Path) -> QwenEditModel:
     return open_tiny(tiny_model, match_target_res=True)
 
 
 @pytest.fixture(scope="module")
-def photos(adapter: QwenEditAdapter) -> EncodedDataset:
+def photos(adapter: QwenEditModel) -> EncodedDataset:
     """One item without a reference, one with two."""
     return encode_photos(adapter, photo_item(SIZE), photo_item(Size(64, 64), REFERENCES[:2], "a cup in the garden"))
 
@@ -39,7 +39,7 @@ class Recording:
         self.asked: list[tuple[Tensor, float, PromptEmbeds, int]] = []
         self.announced: list[float] = []
 
-    def announce(self, levels) -> None:
+    def prefetch_timesteps(self, levels) -> None:
         self.announced.extend(levels)
 
     def predict_velocity(self, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, references) -> Tensor:
@@ -94,12 +94,12 @@ def test_the_same_weights_give_the_same_bits_and_nothing_is_drawn(adapter, photo
 
 
 def test_trained_weights_and_nothing_of_dropout_are_seen(tiny_model: Path) -> None:
-    adapter = open_tiny(tiny_model)
-    photos = encode_photos(adapter, photo_item(Size(64, 64)))
-    validator = Validator(adapter, photos, timesteps=1, seed=0)
+    model = open_tiny(tiny_model)
+    photos = encode_photos(model, photo_item(Size(64, 64)))
+    validator = Validator(model, photos, timesteps=1, seed=0)
     before = validator.losses()
-    network = LoraNetwork(adapter.lora_targets(), 4, 4, seed=0, dropout=0.5)
-    network.attach(adapter.network_module)
+    network = LoraNetwork(model.lora_targets(), 4, 4, seed=0, dropout=0.5)
+    network.attach(model.network_module)
     with network.inference():
         assert validator.losses() == pytest.approx(before, rel=1e-5)
         with torch.no_grad():

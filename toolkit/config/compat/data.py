@@ -8,21 +8,21 @@ from typing import Any
 from pydantic import BaseModel
 
 from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
-from toolkit.config.report import Report
-from toolkit.config.slots import gather_slots, slot_names
+from toolkit.config.control_slots import gather_slots, slot_names
+from toolkit.config.diagnostics import Diagnostics
 
 
-def _dataset(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+def _dataset(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`control_path_1..3` become one list, a colour of three numbers becomes "#rrggbb"."""
-    gather_slots(entries, "control_path", report)
+    gather_slots(entries, "control_path", diagnostics)
     colour = entries.pop("control_transparent_color", None)
     if colour is not None and "background" not in entries:
         if rgb := _rgb(colour.data()):
             entries["background"] = replace(colour, value=rgb)
         else:
-            report.mistake(colour, "is no colour. Write [red, green, blue], each 0 to 255.")
+            diagnostics.error(colour, "is not a valid colour. Write [red, green, blue], each 0 to 255.")
     elif colour is not None:
-        report.mistake(colour, "'background' is given as well. Keep one.", at_key=True)
+        diagnostics.error(colour, "'background' is given as well. Remove one of them.", at_key=True)
     return entries
 
 
@@ -33,8 +33,8 @@ def _rgb(value: Any) -> str:
     return "#" + "".join(f"{part:02x}" for part in parts)
 
 
-def _validation(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
-    gather_slots(entries, "control_path", report)
+def _validation(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    gather_slots(entries, "control_path", diagnostics)
     return entries
 
 

@@ -8,13 +8,13 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.config.node import Node
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode
 
-Entries = dict[str, Node]
+Entries = dict[str, ConfigNode]
 """Key -> value of one section."""
 
-Reshape = Callable[[type[BaseModel], Entries, Report], Entries]
+Reshape = Callable[[type[BaseModel], Entries, Diagnostics], Entries]
 
 
 @dataclass(frozen=True)
@@ -31,7 +31,7 @@ class ForeignNames:
     """Names that are accepted with a warning -> why they do nothing here."""
 
     refused_when_on: Mapping[str, str] = field(default_factory=dict)
-    """Switches of `no_effect` that are refused unless they are false -> why, and the remedy."""
+    """Switches of `ignored` that are refused unless they are false -> why, and the remedy."""
 
     unsupported: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
     """Names that are known and refused -> the values that ask for nothing and therefore pass."""
@@ -52,10 +52,10 @@ class ForeignNames:
         steps = dict.fromkeys(step for part in parts for step in part.reshapes)
         return cls(**{table: merged(table) for table in tables}, reshapes=tuple(steps))
 
-    def reshape(self, section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+    def reshape(self, section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
         """The entries of a section with its own fields only."""
         for step in self.reshapes:
-            entries = step(section, entries, report)
+            entries = step(section, entries, diagnostics)
         return entries
 
     def names(self) -> set[str]:

@@ -8,30 +8,30 @@ from pydantic import BaseModel
 
 from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
 from toolkit.config.compat.model import TO_TRAIN
-from toolkit.config.normalise import place_in, prefer
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.normalise import merge_aliases, place_in
 
 _FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when": "stop_when"}
 """Keys that are also taken inside `train` -> the process's own key."""
 
 
-def _log_dir(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+def _log_dir(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`log_dir` goes to `logging`."""
     if "log_dir" in entries:
-        place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), report)
+        place_in(entries, "logging", "logging_dir", entries.pop("log_dir"), diagnostics)
     return entries
 
 
-def _training(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+def _training(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`optimizer` and `training` go to `train`, and keys of `train` that are the process's own to the process."""
     if "optimizer" in entries:
-        place_in(entries, "train", "optimizer", entries.pop("optimizer"), report)
+        place_in(entries, "train", "optimizer", entries.pop("optimizer"), diagnostics)
     training = entries.pop("training", None)
     if training is not None and isinstance(training.value, dict):
         for key, child in training.value.items():
-            place_in(entries, "train", key, child, report)
+            place_in(entries, "train", key, child, diagnostics)
     elif training is not None:
-        report.mistake(training, "is not a mapping of keys and values.")
+        diagnostics.error(training, "is not a mapping of keys and values.")
     train = entries.get("train")
     if train is None or not isinstance(train.value, dict):
         return entries
@@ -41,12 +41,12 @@ def _training(section: type[BaseModel], entries: Entries, report: Report) -> Ent
             continue
         node = rest.pop(key, None)
         if node is not None and not node.is_blank:
-            entries[field] = prefer(entries.get(field), node, report)
+            entries[field] = merge_aliases(entries.get(field), node, diagnostics)
     entries["train"] = replace(train, value=rest)
     return entries
 
 
-def _move_compile(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """ai-toolkit's keys of compiling go from `model` to `train`."""
     model = entries.get("model")
     if model is None or not isinstance(model.value, dict):
@@ -59,13 +59,15 @@ def _move_compile(section: type[BaseModel], entries: Entries, report: Report) ->
     train = entries.get("train")
     given = train.child("compile") if train is not None and isinstance(train.value, dict) else None
     if switch is not None and train is not None and given is not None and isinstance(given.value, dict):
-        given = replace(given, value={**given.value, "enabled": prefer(given.value.get("enabled"), switch, report)})
+        given = replace(
+            given, value={**given.value, "enabled": merge_aliases(given.value.get("enabled"), switch, diagnostics)}
+        )
         entries["train"] = replace(train, value={**train.value, "compile": given})
     else:
         moved["compile"] = switch
     for key, node in moved.items():
         if node is not None:
-            place_in(entries, "train", key, node, report)
+            place_in(entries, "train", key, node, diagnostics)
     return entries
 
 

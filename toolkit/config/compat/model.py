@@ -7,9 +7,9 @@ from dataclasses import replace
 from pydantic import BaseModel
 
 from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
-from toolkit.config.node import Node
-from toolkit.config.normalise import listed, prefer
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode
+from toolkit.config.normalise import listed, merge_aliases
 
 QTYPE_SPELLINGS = {
     "qint8": "int8",
@@ -34,29 +34,29 @@ _OTHER_FAMILIES = "is_flux is_xl is_v2 is_v3 is_v_pred is_pixart is_pixart_sigma
 _OF_OTHER_FAMILIES = "use_flux_cfg flux_cfg use_text_encoder_1 use_text_encoder_2 experimental_xl refiner_name_or_path"
 
 
-def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`base_weights` and `base_weights_multiplier` become `base_loras`.
 
     `qtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types.
     """
-    _switched(entries, report)
-    _parted(entries, report)
+    _switched(entries, diagnostics)
+    _parted(entries, diagnostics)
     weights, multipliers = entries.pop("base_weights", None), entries.pop("base_weights_multiplier", None)
     if weights is None or weights.value == []:
         if multipliers is not None and multipliers.data() not in (1, [1], []):
-            report.warn(multipliers, "has no effect without base_weights.")
+            diagnostics.warn(multipliers, "has no effect without base_weights.")
     elif "base_loras" in entries and entries["base_loras"].value:
-        report.mistake(weights, "'base_loras' is given as well. Keep one.", at_key=True)
+        diagnostics.error(weights, "'base_loras' is given as well. Remove one of them.", at_key=True)
     else:
-        entries["base_loras"] = _paired(listed(weights), multipliers and listed(multipliers), report)
+        entries["base_loras"] = _paired(listed(weights), multipliers and listed(multipliers), diagnostics)
     return entries
 
 
-def _paired(paths: Node, multipliers: Node | None, report: Report) -> Node:
+def _paired(paths: ConfigNode, multipliers: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
     """musubi-tuner's two lists as one; files beyond the last multiplier have 1, as there."""
     factors = list(multipliers.value) if multipliers else []
     if multipliers is not None and len(factors) > len(paths.value):
-        report.mistake(multipliers, f"{len(factors)} multipliers for {len(paths.value)} files of base_weights.")
+        diagnostics.error(multipliers, f"{len(factors)} multipliers for {len(paths.value)} files of base_weights.")
     factors += [None] * (len(paths.value) - len(factors))
     entries = [
         replace(path, value={"path": path, **({"multiplier": factor} if factor else {})})
@@ -65,12 +65,12 @@ def _paired(paths: Node, multipliers: Node | None, report: Report) -> Node:
     return replace(paths, value=entries)
 
 
-def _switched(entries: Entries, report: Report) -> None:
+def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
     """`fp8_base`, `fp8_scaled` and `fp8_vl` as what they stand for. Alone, `fp8_base` is float8 with scales."""
     given = {key: entries.pop(key, None) for key in ("fp8_base", "fp8_scaled", "fp8_vl")}
     for key, node in list(given.items()):
         if node is not None and not isinstance(node.value, bool):
-            report.mistake(node, "write true or false.")
+            diagnostics.error(node, "write true or false.")
             given[key] = None
     base, scaled, text = (node if node is not None and node.value else None for node in given.values())
     for node, switch, kind, qtype in (
@@ -78,11 +78,11 @@ def _switched(entries: Entries, report: Report) -> None:
         (text, "quantize_te", "qtype_te", "float8"),
     ):
         if node is not None:
-            entries[switch] = prefer(entries.get(switch), replace(node, value=True), report)
-            entries[kind] = prefer(entries.get(kind), replace(node, value=qtype), report)
+            entries[switch] = merge_aliases(entries.get(switch), replace(node, value=True), diagnostics)
+            entries[kind] = merge_aliases(entries.get(kind), replace(node, value=qtype), diagnostics)
 
 
-def _parted(entries: Entries, report: Report) -> None:
+def _parted(entries: Entries, diagnostics: Diagnostics) -> None:
     """`qtype: int4|file` as qtype and accuracy_recovery_adapter, as in ai-toolkit."""
     for key in ("qtype", "quantize_dtype"):
         node = entries.get(key)
@@ -93,9 +93,9 @@ def _parted(entries: Entries, report: Report) -> None:
             if file:
                 adapter = entries.get("accuracy_recovery_adapter")
                 moved = replace(node, value=file, written=written)
-                entries["accuracy_recovery_adapter"] = prefer(adapter, moved, report)
+                entries["accuracy_recovery_adapter"] = merge_aliases(adapter, moved, diagnostics)
             else:
-                report.mistake(node, "needs a file after '|'.")
+                diagnostics.error(node, "needs a file after '|'.")
 
 
 MODEL = ForeignNames(

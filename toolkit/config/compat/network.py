@@ -8,9 +8,9 @@ from pydantic import BaseModel
 
 from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
 from toolkit.config.compat.pairs import read_pairs
-from toolkit.config.node import Node, show
-from toolkit.config.normalise import prefer
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode, show
+from toolkit.config.normalise import merge_aliases
 from toolkit.errors import did_you_mean
 
 KIND_SPELLINGS = {"lycoris": "lora", "fullrank": "full"}
@@ -33,57 +33,57 @@ _IDLE_ARGUMENTS = {
 }
 
 
-def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`type: lycoris` becomes the kind that `network_kwargs.algo` names; `lokr_full_rank` comes out of there.
 
     musubi-tuner's `network_module` becomes the type, its `network_args` the keys they name.
     """
-    _from_module(entries, report)
-    _from_arguments(section, entries, report)
+    _from_module(entries, diagnostics)
+    _from_arguments(section, entries, diagnostics)
     kwargs = entries.get("network_kwargs")
     whole = kwargs.child("lokr_full_rank") if kwargs else None
     if kwargs is not None and whole is not None:
         rest = {key: child for key, child in kwargs.value.items() if key != "lokr_full_rank"}
         kwargs = entries["network_kwargs"] = replace(kwargs, value=rest)
         if not whole.is_blank:
-            entries["lokr_full_rank"] = prefer(entries.get("lokr_full_rank"), whole, report)
+            entries["lokr_full_rank"] = merge_aliases(entries.get("lokr_full_rank"), whole, diagnostics)
     algo = kwargs.child("algo") if kwargs else None
     if algo is not None and not algo.is_blank:
         kind, named = _name(entries.get("type")), _name(algo)
         if kind == "lycoris" and named in _ALGOS:
             entries["type"] = replace(algo, value=named)
         elif kind != "lycoris" and named not in ("lora", "locon", kind):
-            report.mistake(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
+            diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
     for key in ("factor", "lokr_factor"):
         if key in entries and entries[key].value != -1 and _name(entries.get("type")) != "lokr":
-            report.warn(entries[key], "has no effect: it concerns LoKr only.")
+            diagnostics.warn(entries[key], "has no effect: it concerns LoKr only.")
     return entries
 
 
-def _from_module(entries: Entries, report: Report) -> None:
+def _from_module(entries: Entries, diagnostics: Diagnostics) -> None:
     module = entries.pop("network_module", None)
     if module is None:
         return
     kind = _MODULES.get(str(module.value).strip())
     if kind is None:
-        report.mistake(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
+        diagnostics.error(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
     else:
-        entries["type"] = prefer(entries.get("type"), replace(module, value=kind), report)
+        entries["type"] = merge_aliases(entries.get("type"), replace(module, value=kind), diagnostics)
 
 
-def _from_arguments(section: type[BaseModel], entries: Entries, report: Report) -> None:
+def _from_arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
     arguments = entries.pop("network_args", None)
     known = {name: name for name in section.model_fields} | dict(NETWORK.aliases)
-    for key, node in read_pairs(arguments, report).value.items() if arguments else ():
+    for key, node in read_pairs(arguments, diagnostics).value.items() if arguments else ():
         if key in _IDLE_ARGUMENTS:
-            report.warn(node, f"{key!r} has no effect: {_IDLE_ARGUMENTS[key]}.")
+            diagnostics.warn(node, f"{key!r} has no effect: {_IDLE_ARGUMENTS[key]}.")
         elif key in known:
-            entries[known[key]] = prefer(entries.get(known[key]), node, report)
+            entries[known[key]] = merge_aliases(entries.get(known[key]), node, diagnostics)
         else:
-            report.mistake(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
+            diagnostics.error(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
 
 
-def _name(node: Node | None) -> str:
+def _name(node: ConfigNode | None) -> str:
     """The kind a node names; without one the default."""
     return str(node.value).strip().lower() if node else "lora"
 

@@ -7,14 +7,14 @@ import re
 from dataclasses import replace
 from typing import Any
 
-from toolkit.config.node import Node, show
-from toolkit.config.normalise import prefer
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode, show
+from toolkit.config.normalise import merge_aliases
 
 _BETWEEN = re.compile(r"\s+(?=[A-Za-z_]\w*\s*=)")
 
 
-def read_pairs(node: Node, report: Report) -> Node:
+def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """`["a=1", "b=[2, 3]"]`, or the same in one text, as a mapping; numbers and lists of texts are read."""
     if isinstance(node.value, dict):
         return node
@@ -26,14 +26,14 @@ def read_pairs(node: Node, report: Report) -> Node:
     for item in items:
         key, equals, value = str(item.value).partition("=")
         if not equals:
-            report.mistake(item, f"{show(item)} is not of the form name=value.")
+            diagnostics.error(item, f"{show(item)} is not of the form name=value.")
             continue
         name = key.strip()
         pairs[name] = _value(value.strip(), replace(item, path=(*item.path, name)))
     return replace(node, value=pairs)
 
 
-def _value(text: str, item: Node) -> Node:
+def _value(text: str, item: ConfigNode) -> ConfigNode:
     value = _literal(text)
     if isinstance(value, list):
         value = [replace(item, value=part, text=str(part)) for part in value]
@@ -54,9 +54,9 @@ def _literal(text: str) -> Any:
     return value if isinstance(value, str) or all(isinstance(part, str) for part in value) else text
 
 
-def merged(given: Node | None, more: Node, report: Report) -> Node:
-    """One mapping of two; a name that both have with unlike values is a mistake."""
+def merged(given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    """One mapping of two; a name that both have with unlike values is an error."""
     if given is None or not isinstance(given.value, dict):
         return given or more
-    both = {key: prefer(given.value.get(key), child, report) for key, child in more.value.items()}
+    both = {key: merge_aliases(given.value.get(key), child, diagnostics) for key, child in more.value.items()}
     return replace(given, value={**given.value, **both})

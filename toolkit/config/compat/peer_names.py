@@ -10,7 +10,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 
-class PeerName(NamedTuple):
+class ForeignOption(NamedTuple):
     """What an option of another program is here."""
 
     here: tuple[str, ...] = ()
@@ -20,12 +20,12 @@ class PeerName(NamedTuple):
     """How the meaning differs, or why there is no such key."""
 
 
-def _is(here: str, remark: str = "") -> PeerName:
-    return PeerName(tuple(here.split()), remark)
+def _is(here: str, remark: str = "") -> ForeignOption:
+    return ForeignOption(tuple(here.split()), remark)
 
 
-def _none(remark: str) -> PeerName:
-    return PeerName((), remark)
+def _none(remark: str) -> ForeignOption:
+    return ForeignOption((), remark)
 
 
 _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
@@ -35,7 +35,7 @@ _KERNEL = "PyTorch chooses the attention kernel"
 _ENCODED = "images and captions are encoded one at a time, each once, before training; 0 would be an error there"
 _OWN_RUN = "there for a program of its own; here pictures are drawn during training, by the `sample` section"
 
-MUSUBI: dict[str, PeerName] = {
+MUSUBI: dict[str, ForeignOption] = {
     # the model
     "dit": _is("model.name_or_path", f"required, an empty value is an error; {_ONE_FOLDER}"),
     "vae": _is("model.name_or_path", f"required; {_ONE_FOLDER}"),
@@ -162,7 +162,7 @@ MUSUBI: dict[str, PeerName] = {
     "metadata_description": _is("meta", "any keys"),
     "metadata_license": _is("meta", "any keys"),
     "metadata_tags": _is("meta", "any keys"),
-    # pictures
+    # images
     "sample_every_n_steps": _is("sample.sample_every", "0: none at intervals"),
     "sample_every_n_epochs": _is("sample.sample_every_n_epochs", "0: none; above 0 it decides over steps"),
     "sample_at_first": _is("sample.sample_at_first train.skip_first_sample", "here a set is drawn unless skipped"),
@@ -193,7 +193,7 @@ MUSUBI: dict[str, PeerName] = {
 }
 """Option of musubi-tuner -> what it is here."""
 
-AI_TOOLKIT: dict[str, PeerName] = {
+AI_TOOLKIT: dict[str, ForeignOption] = {
     "network.linear_alpha": _is("network.linear_alpha", "honoured; there always `linear`"),
     "network.transformer_only": _none("always so: the layers of the blocks"),
     "network.conv": _none("the transformer has no convolutions"),

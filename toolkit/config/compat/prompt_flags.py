@@ -12,10 +12,10 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
 
-from toolkit.config.node import Node
-from toolkit.config.normalise import prefer
-from toolkit.config.report import Report
-from toolkit.config.slots import slot_names
+from toolkit.config.control_slots import slot_names
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import ConfigNode
+from toolkit.config.normalise import merge_aliases
 
 PATHS = ("ctrl_img", *slot_names("ctrl_img"))
 
@@ -42,36 +42,36 @@ _FLAG = re.compile(r"(?<!\S)--([A-Za-z]\w*)(?!\S)")
 _QUOTED = re.compile(r"""\s*(?:"[^"]*"|'[^']*')(?!\S)""")
 
 
-def read_flags(entries: dict[str, Node], report: Report) -> None:
-    """Moves the flags of `prompt` to the keys they mean. A key given both ways with unlike values is a mistake."""
+def read_flags(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
+    """Moves the flags of `prompt` to the keys they mean. A key given both ways with unlike values is an error."""
     prompt = entries.get("prompt")
     if prompt is None or not isinstance(prompt.value, str):
         return
     text, flags = split_flags(prompt.value)
     if strange := [found for found in _FLAG.findall(prompt.value) if not _is_known(found)]:
         names = ", ".join(f"'--{name}'" for name in dict.fromkeys(strange))
-        report.warn(prompt, f"{names}: no flag of a sample prompt, so it stays in the text.")
+        diagnostics.warn(prompt, f"{names}: no flag of a sample prompt, so it stays in the text.")
     if not flags:
         return
     entries["prompt"] = replace(prompt, value=text, text=text)
-    images: list[Node] = []
+    images: list[ConfigNode] = []
     for name, value in flags:
         path = (*prompt.path, f"--{name}")
         node = replace(prompt, path=path, key_at=prompt.value_at, text=value, plain=True)
         key = KEYS.get(name)
         if key is None:
-            _refuse(name, value, node, report)
+            _refuse(name, value, node, diagnostics)
         elif not value and key != "neg":
-            report.mistake(node, "needs a value.")
+            diagnostics.error(node, "needs a value.")
         elif key == "ctrl_img":
             images.append(replace(node, value=_unquoted(value)))
         else:
-            read = value if key == "neg" else _unquoted(value) if key in PATHS else _number(value, node, report)
+            read = value if key == "neg" else _unquoted(value) if key in PATHS else _number(value, node, diagnostics)
             if read is not None:
-                entries[key] = prefer(entries.get(key), replace(node, value=read), report)
+                entries[key] = merge_aliases(entries.get(key), replace(node, value=read), diagnostics)
     if images:
         given = images[0] if len(images) == 1 else replace(images[0], value=images)
-        entries["ctrl_img"] = prefer(entries.get("ctrl_img"), given, report)
+        entries["ctrl_img"] = merge_aliases(entries.get("ctrl_img"), given, diagnostics)
 
 
 def split_flags(text: str) -> tuple[str, list[tuple[str, str]]]:
@@ -99,22 +99,24 @@ def _is_known(name: str) -> bool:
     return any(name.lower() in names for names in (KEYS, NO_EFFECT, UNSUPPORTED))
 
 
-def _refuse(name: str, value: str, node: Node, report: Report) -> None:
+def _refuse(name: str, value: str, node: ConfigNode, diagnostics: Diagnostics) -> None:
     if name in NO_EFFECT:
-        report.warn(node, f"has no effect: {NO_EFFECT[name]}.")
+        diagnostics.warn(node, f"has no effect: {NO_EFFECT[name]}.")
     elif value not in UNSUPPORTED[name]:
-        report.mistake(node, f"{value!r} is not supported yet. Leave this flag out.")
+        diagnostics.error(node, f"{value!r} is not supported yet. Leave this flag out.")
 
 
 def _unquoted(value: str) -> str:
     return value[1:-1] if len(value) > 1 and value[0] == value[-1] and value[0] in "\"'" else value
 
 
-def _number(value: str, node: Node, report: Report) -> Any:
+def _number(value: str, node: ConfigNode, diagnostics: Diagnostics) -> Any:
     """The number, the text where it spells none (the field then says what it wants), or None for more than one word."""
     first, *more = value.split(maxsplit=1)
     if more:
-        report.mistake(node, f"takes one number, and {more[0]!r} follows it. Put the prompt's text before its flags.")
+        diagnostics.error(
+            node, f"takes one number, and {more[0]!r} follows it. Put the prompt's text before its flags."
+        )
         return None
     for kind in (int, float):
         try:

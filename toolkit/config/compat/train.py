@@ -8,8 +8,8 @@ from pydantic import BaseModel
 
 from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
 from toolkit.config.compat.pairs import merged, read_pairs
-from toolkit.config.normalise import prefer
-from toolkit.config.report import Report
+from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.normalise import merge_aliases
 
 SCHEDULE_SPELLINGS = {"reduce_lr_on_plateau": "plateau", "reducelronplateau": "plateau"}
 
@@ -39,14 +39,14 @@ _OF_COMPILE = {
 """musubi-tuner's names -> keys of `compile`."""
 
 
-def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entries:
+def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
     for key in ("optimizer", "lr_scheduler"):
         if f"{key}_args" in entries:
-            arguments = read_pairs(entries.pop(f"{key}_args"), report)
-            entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, report)
-    _offloaded(entries, report)
-    _compiled(entries, report)
+            arguments = read_pairs(entries.pop(f"{key}_args"), diagnostics)
+            entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, diagnostics)
+    _offloaded(entries, diagnostics)
+    _compiled(entries, diagnostics)
     optimizer = entries.get("optimizer")
     if optimizer is None or not isinstance(optimizer.value, dict):
         return entries
@@ -54,7 +54,7 @@ def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entr
     kinds = [parts.pop(key) for key in ("name", "type") if key in parts]
     for field, node in [("optimizer", kinds[0] if kinds else None), ("lr", parts.pop("lr", None))]:
         if node is not None:
-            entries[field] = prefer(entries.get(field), node, report)
+            entries[field] = merge_aliases(entries.get(field), node, diagnostics)
     if parts:
         given = entries.get("optimizer_params")
         extra = given.value if given is not None and isinstance(given.value, dict) else {}
@@ -62,7 +62,7 @@ def _reshape(section: type[BaseModel], entries: Entries, report: Report) -> Entr
     return entries
 
 
-def _offloaded(entries: Entries, report: Report) -> None:
+def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
     """musubi-tuner's switch beside `gradient_checkpointing: true` as the level it stands for."""
     for key in _OFFLOAD:
         node = entries.pop(key, None)
@@ -70,14 +70,14 @@ def _offloaded(entries: Entries, report: Report) -> None:
             continue
         given = entries.get("gradient_checkpointing")
         if node.value is not True:
-            report.mistake(node, "write true or false.")
+            diagnostics.error(node, "write true or false.")
         elif given is not None and given.value is not True:
-            entries["gradient_checkpointing"] = prefer(given, replace(node, value="full_offload"), report)
+            entries["gradient_checkpointing"] = merge_aliases(given, replace(node, value="full_offload"), diagnostics)
         else:
             entries["gradient_checkpointing"] = replace(node, value="full_offload")
 
 
-def _compiled(entries: Entries, report: Report) -> None:
+def _compiled(entries: Entries, diagnostics: Diagnostics) -> None:
     """`compile: true` and musubi-tuner's flat keys as one section."""
     node = entries.get("compile")
     if node is not None and isinstance(node.value, bool):
@@ -86,7 +86,7 @@ def _compiled(entries: Entries, report: Report) -> None:
         flat = entries.pop(old, None)
         if flat is not None and (node is None or isinstance(node.value, dict)):
             inside = node.value if node is not None else {}
-            node = replace(node or flat, value={**inside, new: prefer(inside.get(new), flat, report)})
+            node = replace(node or flat, value={**inside, new: merge_aliases(inside.get(new), flat, diagnostics)})
             entries["compile"] = node
 
 

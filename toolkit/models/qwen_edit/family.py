@@ -7,27 +7,27 @@ from pathlib import Path
 from typing import ClassVar
 
 from toolkit.config.model_files import local_index
-from toolkit.contracts import ModelSection, Size
+from toolkit.interfaces import ModelSection, Size
 from toolkit.models.family import ModelFamily
-from toolkit.models.footprint import Footprint
-from toolkit.models.qwen_edit import estimate, sizes
-from toolkit.models.qwen_edit.footprint import footprint
+from toolkit.models.qwen_edit import layer_shapes, resolutions
 from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
+from toolkit.models.qwen_edit.size_info import footprint
+from toolkit.models.size_info import ModelSizeInfo
 
 
 class QwenEditFamily(ModelFamily):
     """See `ModelFamily`."""
 
     arch = "qwen_image_edit_plus"
-    model_class = "toolkit.models.qwen_edit.adapter:QwenEditAdapter"
+    model_class = "toolkit.models.qwen_edit.model:QwenEditModel"
     title = "Qwen-Image-Edit-2509"
     pipelines = ("QwenImageEditPlusPipeline",)
     published = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
     modelspec = ("Qwen-Image-Edit-Plus", "https://github.com/QwenLM/Qwen-Image")  # as musubi-tuner names it
     size_multiple = 32
-    latent_channels = sizes.LATENT_CHANNELS
-    latent_scale = sizes.LATENT_SCALE
-    patch = sizes.PATCH
+    latent_channels = resolutions.LATENT_CHANNELS
+    latent_scale = resolutions.LATENT_SCALE
+    patch = resolutions.PATCH
     max_references = 3
     sure_prompt = SURE_PROMPT
     encoder_parts: ClassVar = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer", "processor")}
@@ -40,25 +40,25 @@ class QwenEditFamily(ModelFamily):
         "scheduler": "scheduler_config.json",
     }
 
-    def prompt_fault(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
         if index is None:
             return None
         return prompt_fault(index.parent, prompt, target, references, model.model_kwargs.match_target_res)
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return estimate.linear_layers(folder)
+        return layer_shapes.linear_layers(folder)
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return estimate.every_linear_layer(folder)
+        return layer_shapes.every_linear_layer(folder)
 
     def modules(self, folder: Path) -> dict[str, int]:
-        return estimate.modules(folder)
+        return layer_shapes.modules(folder)
 
     def block_count(self, folder: Path) -> int:
-        return estimate.block_count(folder)
+        return layer_shapes.block_count(folder)
 
-    def footprint(self, folder: Path) -> Footprint:
+    def footprint(self, folder: Path) -> ModelSizeInfo:
         return footprint(folder)
 
 

@@ -16,18 +16,18 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from toolkit.contracts import BlockWrapper
 from toolkit.device import to_device
+from toolkit.interfaces import BlockWrapper
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
 
 ImageShape = tuple[int, int, int]
-"""Frames, height and width of a picture in tokens."""
+"""Frames, height and width of an image in tokens."""
 
 
 @dataclass(frozen=True)
-class Conditions:
+class BlockConditioning:
     """What every block is given besides the two streams."""
 
     temb_BD: Tensor
@@ -37,25 +37,27 @@ class Conditions:
     levels: tuple[float, ...]
     """The noise level of each row of `temb_BD`."""
 
-    which_BS: Tensor | None = None
+    modulate_index_BS: Tensor | None = None
     """With `zero_cond_t`: 0 for tokens of the target, 1 for those of references."""
 
 
-Streams = tuple[Tensor, Tensor]
+ImageTextStreams = tuple[Tensor, Tensor]
 """Image tokens [B, S, D] and text tokens [B, L, D]."""
 
-RunIndexed = Callable[[int, nn.Module, Streams, Conditions], Streams]
+RunIndexed = Callable[[int, nn.Module, ImageTextStreams, BlockConditioning], ImageTextStreams]
 """Runs one block, given its index."""
 
 
-def run_within(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
+def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
     """Runs a block within these, the first one innermost. They see tensors alone: no levels, no index."""
     run = _on_tensors
     for wrapper in wrappers:
         run = wrapper(run)
 
-    def run_block(index: int, block: nn.Module, streams: Streams, conditions: Conditions) -> Streams:
-        return run(block, *streams, conditions.temb_BD, *conditions.rotary, conditions.which_BS)
+    def run_block(
+        index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
+    ) -> ImageTextStreams:
+        return run(block, *streams, conditions.temb_BD, *conditions.rotary, conditions.modulate_index_BS)
 
     return run_block
 
@@ -68,7 +70,7 @@ def _on_tensors(
     image_rotary: Tensor,
     text_rotary: Tensor,
     which_BS: Tensor | None,
-) -> Streams:
+) -> ImageTextStreams:
     """The block as it is."""
     text_BLD, image_BSD = block(
         hidden_states=image_BSD,
@@ -110,13 +112,15 @@ def _conditions(
     levels: Sequence[float],
     text_tokens: int,
     shapes: Sequence[ImageShape],
-) -> Conditions:
+) -> BlockConditioning:
     count = len(levels)
     rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_tokens, device=image_BSD.device)
-    # With `zero_cond_t` references are seen as pictures without noise. Made on the host: the levels are known there.
+    # With `zero_cond_t` references are seen as images without noise. Made on the host: the levels are known there.
     t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
-    conditions = Conditions(model.time_text_embed(to_device(t, image_BSD.device), image_BSD), rotary, tuple(t.tolist()))
+    conditions = BlockConditioning(
+        model.time_text_embed(to_device(t, image_BSD.device), image_BSD), rotary, tuple(t.tolist())
+    )
     if not model.zero_cond_t:
         return conditions
     which_S = (torch.arange(image_BSD.shape[1], device=image_BSD.device) >= prod(shapes[0])).int()
-    return replace(conditions, which_BS=which_S.expand(count, -1))
+    return replace(conditions, modulate_index_BS=which_S.expand(count, -1))

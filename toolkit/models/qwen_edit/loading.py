@@ -14,15 +14,15 @@ import torch
 from accelerate import init_empty_weights
 from transformers.utils import logging as transformers_logging
 
+from toolkit.block_import import block_import
 from toolkit.config.model_files import read_model_json
-from toolkit.contracts import DynamicShift
 from toolkit.errors import RunError
+from toolkit.interfaces import DynamicShift
+from toolkit.models.load_options import BlockTransform, ModelLoadOptions
 from toolkit.models.loading import ShardReader, fill, some
-from toolkit.models.options import AdapterOptions, BlockTransform
-from toolkit.models.qwen_edit.prompts import MARKERS
-from toolkit.side_imports import without
+from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
 
-with without("bitsandbytes"):  # diffusers would import it only to know that it is there
+with block_import("bitsandbytes"):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
 if TYPE_CHECKING:
@@ -36,14 +36,14 @@ TABULATED = ("img_mod", "txt_mod")
 """Parts of a block that a table can stand for: of the image stream, of the text stream."""
 
 
-def load_transformer(options: AdapterOptions) -> QwenImageTransformer2DModel:
+def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
     """The transformer of a model folder: frozen, in `weights_dtype`, each block transformed as it is filled.
 
     Raises RunError when weights are missing, unknown, or of another shape than config.json says.
     """
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
-    merge = options.merging() if options.merging else None
+    merge = options.merge_fn() if options.merge_fn else None
     with init_empty_weights(include_buffers=False):
         model = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(part))
     with ExitStack() as stack:
@@ -57,7 +57,7 @@ def load_transformer(options: AdapterOptions) -> QwenImageTransformer2DModel:
             if options.transform_block:
                 options.transform_block(block, f"{BLOCKS}.{index}")
             for name, child in block.named_children():
-                stays = index in options.on_host or (options.modulation_table and name in TABULATED)
+                stays = index in options.cpu_blocks or (options.modulation_table and name in TABULATED)
                 child.to("cpu" if stays else options.device)
         fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
         if merge:
@@ -97,7 +97,7 @@ def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
     from transformers import Qwen2Tokenizer
 
     tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
-    split_up = [marker for marker in MARKERS if len(tokenizer.encode(marker)) != 1]
+    split_up = [marker for marker in SPECIAL_TOKENS if len(tokenizer.encode(marker)) != 1]
     absent = [marker for marker in split_up if marker not in tokenizer.get_vocab()]
     if absent:
         raise RunError(
@@ -110,7 +110,7 @@ def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
 
 
 def load_image_processor(folder: Path) -> Qwen2VLImageProcessorPil:
-    """The preprocessing of pictures for the text encoder's vision tower."""
+    """The preprocessing of images for the text encoder's vision tower."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     return Qwen2VLImageProcessorPil.from_pretrained(folder / "processor", local_files_only=True)

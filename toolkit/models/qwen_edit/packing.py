@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from toolkit.models.qwen_edit.sizes import PATCH
+from toolkit.models.qwen_edit.resolutions import PATCH
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -1,6 +1,6 @@
 """Whether a prompt fits into the transformer's rotary positions, before anything is encoded.
 
-Text tokens take the positions behind those of the pictures, and the table of positions ends. Imports no torch; the
+Text tokens take the positions behind those of the images, and the table of positions ends. Imports no torch; the
 tokenizer is loaded only for prompts that are long enough to be in doubt.
 """
 
@@ -12,8 +12,8 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.contracts import Size
-from toolkit.models.qwen_edit.sizes import LATENT_SCALE, PATCH, condition_size, reference_size
+from toolkit.interfaces import Size
+from toolkit.models.qwen_edit.resolutions import LATENT_SCALE, PATCH, condition_size, reference_size
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer
@@ -22,21 +22,21 @@ POSITIONS = 4096
 """Rows of the table. Source: diffusers, transformer_qwenimage.py, QwenEmbedRope."""
 
 SURE_PROMPT = 500
-"""Letters of a prompt that fits whatever the pictures: in at most 4 bytes each, beside three references of the most
+"""Letters of a prompt that fits whatever the images: in at most 4 bytes each, beside three references of the most
 extreme shapes that the image processor takes (200 : 1)."""
 
 PIXELS_PER_TEXT_TOKEN = 28
-"""Side of the square of a picture that is one token of the text encoder: 14 x 14 patches, merged by 2 x 2."""
+"""Side of the square of an image that is one token of the text encoder: 14 x 14 patches, merged by 2 x 2."""
 
 WORDS_AROUND = 40
-"""More tokens than the template puts around a prompt and around each of its pictures."""
+"""More tokens than the template puts around a prompt and around each of its images."""
 
 
 def prompt_fault(folder: Path, prompt: str, target: Size, references: Sequence[Size], match_target: bool) -> str | None:
     """What is wrong with a prompt that is too long for a target of this size with these references; None if nothing.
 
     folder: the model's; where its tokenizer is not there (yet), only what is too short to be in doubt is judged.
-    references: pixels of the pictures as they are; they are sized as `match_target` says.
+    references: pixels of the images as they are; they are sized as `match_target` says.
     """
     seen = [reference_size(reference, target, match_target) for reference in references]
     most = POSITIONS - max(max(size) // (LATENT_SCALE * PATCH) // 2 for size in (target, *seen))

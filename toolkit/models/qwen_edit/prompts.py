@@ -1,10 +1,10 @@
-"""A prompt and its reference pictures as the text encoder's input, as diffusers' pipeline builds it.
+"""A prompt and its reference images as the text encoder's input, as diffusers' pipeline builds it.
 
 The tokenizer and the PIL image processor are used on their own: transformers' `Qwen2VLProcessor` needs
 torchvision, and one path for all machines means the same numbers everywhere.
 
 Source: diffusers, pipeline_qwenimage_edit_plus.py, `_get_qwen_prompt_embeds`. One thing differs from diffusers 0.42.1:
-the text encoder is told which tokens are pictures, so that they get the three-dimensional positions that the published
+the text encoder is told which tokens are images, so that they get the three-dimensional positions that the published
 model was trained and released with (transformers before 5.3 found them by itself; diffusers issue 14194).
 
 Shape suffixes: B batch (1), L tokens, D embedding width, N vision patches, V patch width.
@@ -19,8 +19,8 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from toolkit.contracts import Size
-from toolkit.models.qwen_edit.sizes import condition_size
+from toolkit.interfaces import Size
+from toolkit.models.qwen_edit.resolutions import condition_size
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +36,7 @@ PREFIX = (
 SUFFIX = "<|im_end|>\n<|im_start|>assistant\n"
 IMAGE_PAD = "<|image_pad|>"
 PICTURE = "Picture {}: <|vision_start|>" + IMAGE_PAD + "<|vision_end|>"
-MARKERS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
+SPECIAL_TOKENS = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", IMAGE_PAD)
 """Special tokens of the template: one id each."""
 
 DROP_TOKENS = 64
@@ -48,7 +48,7 @@ def prompt_text(prompt: str, references: int) -> str:
     return PREFIX + "".join(PICTURE.format(i + 1) for i in range(references)) + prompt + SUFFIX
 
 
-def condition_picture(image: Image.Image) -> Image.Image:
+def resize_condition_image(image: Image.Image) -> Image.Image:
     """A reference as the text encoder sees it: RGB values 0..255, area of about 384x384, aspect ratio kept."""
     return image.convert("RGB").resize(condition_size(Size(*image.size)), Image.Resampling.LANCZOS)
 
@@ -60,14 +60,14 @@ def encoder_inputs(
     image_processor: Qwen2VLImageProcessorPil,
 ) -> dict[str, Tensor]:
     """input_ids_BL and attention_mask_BL; with references also pixel_values_NV, image_grid_thw [references, 3] and
-    mm_token_type_ids_BL (1 for the tokens of a picture, 0 for text), by which the encoder places pictures on a grid.
+    mm_token_type_ids_BL (1 for the tokens of an image, 0 for text), by which the encoder places images on a grid.
 
     Special tokens that the prompt spells out, such as `<|image_pad|>`, are encoded as the text they are.
     """
     if not references:
         ids_BL = torch.tensor([token_ids(prompt, (), tokenizer)])
         return {"input_ids": ids_BL, "attention_mask": torch.ones_like(ids_BL)}
-    pictures = [condition_picture(image) for image in references]
+    pictures = [resize_condition_image(image) for image in references]
     vision = dict(image_processor(images=pictures, return_tensors="pt"))
     counts = [int(grid.prod()) // image_processor.merge_size**2 for grid in vision["image_grid_thw"]]
     ids_BL = torch.tensor([token_ids(prompt, counts, tokenizer)])
@@ -81,9 +81,9 @@ def encoder_inputs(
 
 
 def token_ids(prompt: str, picture_tokens: Sequence[int], tokenizer: Qwen2Tokenizer) -> list[int]:
-    """The tokens of `prompt_text`, each picture's placeholder repeated as often as `picture_tokens` says.
+    """The tokens of `prompt_text`, each image's placeholder repeated as often as `picture_tokens` says.
 
-    Only the placeholders of the template are pictures: a special token within the prompt is split into plain ones.
+    Only the placeholders of the template are images: a special token within the prompt is split into plain ones.
     """
     template = prompt_text("\0", len(picture_tokens))
     before, after = template.split("\0")

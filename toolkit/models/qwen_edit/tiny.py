@@ -17,12 +17,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from toolkit.block_import import block_import
 from toolkit.models.qwen_edit import loading  # noqa: F401 - switches the libraries' progress bars off
 from toolkit.models.qwen_edit.prompts import IMAGE_PAD, PREFIX, SUFFIX
 from toolkit.seeding import global_generator
-from toolkit.side_imports import without
 
-with without("bitsandbytes"):
+with block_import("bitsandbytes"):
     from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel
 
 SPECIAL_TOKENS = (
@@ -110,7 +110,7 @@ def _transformer(spec: TinySpec) -> QwenImageTransformer2DModel:
 
 
 def _vae() -> AutoencoderKLQwenImage:
-    """A random VAE whose latents_mean and latents_std make the latents of pictures about unit normal."""
+    """A random VAE whose latents_mean and latents_std make the latents of images about unit normal."""
     shape = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 2, 2, 2], "num_res_blocks": 1}
     vae = AutoencoderKLQwenImage(**shape, latents_mean=[0.0] * 16, latents_std=[1.0] * 16).eval()
     with torch.no_grad():
@@ -122,7 +122,7 @@ def _vae() -> AutoencoderKLQwenImage:
 
 
 def _pictures() -> torch.Tensor:
-    """Eight smooth random pictures [8, 3, 64, 64] in [-1, 1]: what the latents' scale is measured on."""
+    """Eight smooth random images [8, 3, 64, 64] in [-1, 1]: what the latents' scale is measured on."""
     coarse = torch.rand(8, 3, 8, 8) * 2 - 1
     return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
 

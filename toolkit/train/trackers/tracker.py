@@ -12,7 +12,7 @@ from toolkit.registry import Registry
 
 
 @dataclass(frozen=True)
-class TrackedRun:
+class RunInfo:
     """What a tracker knows of the run it shows."""
 
     name: str
@@ -35,7 +35,7 @@ class Tracker(ABC):
     Its methods may take long and may raise: the run is not held up, and goes on without a tracker that failed.
     """
 
-    def __init__(self, run: TrackedRun) -> None:
+    def __init__(self, run: RunInfo) -> None:
         """Begins to show `run`, or goes on where an earlier process was."""
         self.run = run
 
@@ -45,7 +45,7 @@ class Tracker(ABC):
 
     @abstractmethod
     def image(self, step: int, name: str, path: Path) -> None:
-        """A picture file."""
+        """An image file."""
 
     @abstractmethod
     def close(self) -> None:
@@ -55,12 +55,12 @@ class Tracker(ABC):
 TRACKERS = Registry(
     "tracker",
     {
-        "tensorboard": "toolkit.train.trackers.event_files:EventFiles",
-        "wandb": "toolkit.train.trackers.wandb_run:WandbRun",
+        "tensorboard": "toolkit.train.trackers.tensorboard_tracker:TensorBoardTracker",
+        "wandb": "toolkit.train.trackers.wandb_tracker:WandbTracker",
     },
 )
 
 
-def open_tracker(name: str, run: TrackedRun) -> Tracker:
+def open_tracker(name: str, run: RunInfo) -> Tracker:
     """The tracker of this name, imported only now. Raises whatever its package raises."""
     return TRACKERS.load(name)(run)

@@ -1,8 +1,8 @@
 """The process that talks to Weights & Biases; `wandb_run` starts it. It uses nothing of this project.
 
 Standard input has one JSON object per line. First the arguments of `wandb.init`, then {"step": n, "scalars": {name:
-number}} or {"step": n, "images": {name: file}}. After the last line it has LINGER_S seconds to send what is left;
-what it could not send by then stays in its folder, for `wandb sync`.
+number}} or {"step": n, "images": {name: file}}. After the last line it has UPLOAD_TIMEOUT_S seconds to send what is
+left; what it could not send by then stays in its folder, for `wandb sync`.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import sys
 import threading
 from queue import SimpleQueue
 
-LINGER_S = 60.0
+UPLOAD_TIMEOUT_S = 60.0
 
 
 def read_lines(lines: SimpleQueue[str]) -> None:
@@ -21,7 +21,7 @@ def read_lines(lines: SimpleQueue[str]) -> None:
     for line in sys.stdin:
         lines.put(line)
     lines.put("")
-    timer = threading.Timer(LINGER_S, os._exit, (1,))
+    timer = threading.Timer(UPLOAD_TIMEOUT_S, os._exit, (1,))
     timer.daemon = True
     timer.start()
 
@@ -31,7 +31,9 @@ def main() -> None:
     threading.Thread(target=read_lines, args=(lines,), daemon=True).start()
     import wandb
 
-    settings = wandb.Settings(silent=True, console="off", disable_git=True, disable_code=True, finish_timeout=LINGER_S)
+    settings = wandb.Settings(
+        silent=True, console="off", disable_git=True, disable_code=True, finish_timeout=UPLOAD_TIMEOUT_S
+    )
     run = wandb.init(**json.loads(lines.get()), settings=settings)
     while line := lines.get():
         message = json.loads(line)

@@ -52,7 +52,10 @@ def test_arguments_without_effect_are_warnings(load) -> None:
             "network.network_args[0].rank_dropout: 2 is out of range: must be < 1.",
         ),
         ("network: {network_args: [rank_dropout]}", "network.network_args[0]: 'rank_dropout' is not of the form name="),
-        ("network: {network_args: ['include_patterns=(a']}", "network.network_args[0].include_patterns: '(a' is no re"),
+        (
+            "network: {network_args: ['include_patterns=(a']}",
+            "network.network_args[0].include_patterns: '(a' is not a valid re",
+        ),
         (
             "network: {rank: 4, network_args: [linear=8]}",
             "network.rank: 'rank' and 'linear' mean the same, but 4 and 8 were given.",

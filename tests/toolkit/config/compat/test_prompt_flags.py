@@ -9,9 +9,9 @@ from toolkit.config.compat.prompt_flags import split_flags
 
 
 def picture(section, prompt: str, keys: str = ""):
-    """The one picture of a sample section with this prompt."""
+    """The one image of a sample section with this prompt."""
     quoted = prompt.replace("'", "''")
-    return section(f"sample: {{samples: [{{prompt: '{quoted}'{keys}}}]}}").sample.pictures()[0]
+    return section(f"sample: {{samples: [{{prompt: '{quoted}'{keys}}}]}}").sample.sample_items()[0]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +70,11 @@ def test_flags_that_ask_for_nothing_pass(section) -> None:
 @pytest.mark.parametrize(
     ("prompt", "keys", "message"),
     [
-        ("a --w 512", ", width: 640", "--w: '--w' and 'width' mean the same, but 512 and 640 were given. Keep one."),
+        (
+            "a --w 512",
+            ", width: 640",
+            "--w: '--w' and 'width' mean the same, but 512 and 640 were given. Remove one of them.",
+        ),
         ("a --w 512 --width 640", "", "--width: '--width' and '--w' mean the same"),
         ("a --w x", "", "--w: 'x' is not a whole number."),
         ("a --h 32", "", "--h: 32 is out of range: must be >= 64."),
@@ -98,7 +102,7 @@ def test_mistakes_in_flags_have_the_place_of_the_prompt(mistakes, prompt: str, k
 
 def test_unknown_flags_stay_in_the_prompt_with_one_warning(load) -> None:
     job = load(trainer("sample: {prompts: ['a --foo bar --foo --style loud --w 96']}"))
-    (picture,) = job.processes[0].section.sample.pictures()
+    (picture,) = job.processes[0].section.sample.sample_items()
     assert (picture.prompt, picture.width) == ("a --foo bar --foo --style loud", 96)
     (warning,) = job.warnings
     assert warning.endswith(

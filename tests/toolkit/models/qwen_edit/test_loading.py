@@ -12,10 +12,10 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
-from toolkit.contracts import DynamicShift
 from toolkit.errors import RunError
+from toolkit.interfaces import DynamicShift
+from toolkit.models.load_options import ModelLoadOptions
 from toolkit.models.loading import WEIGHTS
-from toolkit.models.options import AdapterOptions
 from toolkit.models.qwen_edit.loading import (
     load_dynamic_shift,
     load_text_model,
@@ -27,8 +27,8 @@ from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 INDEX = f"{WEIGHTS}.index.json"
 
 
-def options(folder: Path, dtype: torch.dtype = torch.float32, **more) -> AdapterOptions:
-    return AdapterOptions(folder=folder, device=CPU, dtype=dtype, **more)
+def options(folder: Path, dtype: torch.dtype = torch.float32, **more) -> ModelLoadOptions:
+    return ModelLoadOptions(folder=folder, device=CPU, dtype=dtype, **more)
 
 
 @pytest.fixture
@@ -177,9 +177,9 @@ def test_the_time_shift_is_that_of_the_scheduler_config(copy: Path) -> None:
 
 
 def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(tiny_model: Path) -> None:
-    plain, quantized = open_tiny(tiny_model), open_tiny(tiny_model, text_variant="int8")
-    assert plain.identity("vae") == quantized.identity("vae")
-    assert plain.identity("text_encoder") != quantized.identity("text_encoder")
+    plain, quantized = open_tiny(tiny_model), open_tiny(tiny_model, text_encoder_cache_tag="int8")
+    assert plain.cache_key("vae") == quantized.cache_key("vae")
+    assert plain.cache_key("text_encoder") != quantized.cache_key("text_encoder")
 
 
 # ---------------------------------------------------------------- memory
@@ -202,7 +202,7 @@ from pathlib import Path
 import torch
 from toolkit.memory.quantize import quantizer
 from toolkit.models.loading import WEIGHTS
-from toolkit.models.options import AdapterOptions
+from toolkit.models.load_options import ModelLoadOptions
 from toolkit.models.qwen_edit.loading import load_transformer
 
 def anonymous():
@@ -220,7 +220,7 @@ quantizer("int8")(torch.nn.Sequential(torch.nn.Linear(64, 64)), "")
 baseline, peak, done = anonymous(), 0, False
 thread = threading.Thread(target=sample)
 thread.start()
-options = AdapterOptions(
+options = ModelLoadOptions(
     folder=Path(sys.argv[1]),
     device=torch.device("cpu"),
     dtype=torch.bfloat16,

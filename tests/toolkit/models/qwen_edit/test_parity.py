@@ -22,8 +22,8 @@ from tests.diffusers_reference import (
     relative,
 )
 from tests.measured import at_most
-from toolkit.contracts import BatchSpec, Size
-from toolkit.data.batches import BatchLoader
+from toolkit.data.dataloader import BatchLoader
+from toolkit.interfaces import BatchSpec, Size
 from toolkit.models.qwen_edit.packing import image_shapes, pack
 from toolkit.train.flow_step import FlowMatchingStep
 
@@ -113,7 +113,7 @@ def test_velocity_equals_the_pipelines_with_full_references(
 
 @pytest.mark.parametrize("size", [PORTRAIT, LANDSCAPE], ids=str)
 def test_velocity_without_references_equals_the_pipelines_parts(pipeline, unit_gain_model: Path, size: Size) -> None:
-    """The pipeline itself needs a picture, so its parts are called by hand."""
+    """The pipeline itself needs an image, so its parts are called by hand."""
     item = photo_item(size, (), caption="a cup of coffee, natural light")
     t_B, x_t_BCHW, velocity_BCHW = training_velocity(open_tiny(unit_gain_model), item, position=0)
     embeds_BLD, mask = pipeline.encode_prompt(item.sample.caption, image=None)
@@ -142,9 +142,9 @@ def test_prompt_embeddings_equal_the_pipelines(pipeline, unit_gain_model: Path, 
 
 
 def test_reference_latents_equal_the_pipelines(pipeline, unit_gain_model: Path) -> None:
-    adapter = open_tiny(unit_gain_model, match_target_res=True)
+    model = open_tiny(unit_gain_model, match_target_res=True)
     item = photo_item(LANDSCAPE, REFERENCES[:1])
-    dataset = encode_photos(adapter, item)
+    dataset = encode_photos(model, item)
     ours_CHW = dataset.read(dataset.entries[0].references[0])
     height, width = (8 * side for side in ours_CHW.shape[1:])
     pixels = pipeline.image_processor.preprocess(pictures_of(item)[0], height, width).unsqueeze(2)

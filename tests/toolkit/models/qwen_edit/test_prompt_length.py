@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.diffusers_reference import open_tiny
-from toolkit.contracts import PromptEmbeds, Size
+from toolkit.interfaces import PromptEmbeds, Size
 from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
 from toolkit.models.qwen_edit.prompts import DROP_TOKENS, encoder_inputs
 
@@ -41,19 +41,19 @@ def test_the_longest_prompt_that_fits_is_the_longest_the_transformer_takes(
     tiny_model: Path, target: Size, references: list[Size], match_target: bool
 ) -> None:
     most = longest(tiny_model, target=target, references=references, match_target=match_target)
-    adapter = open_tiny(tiny_model, match_target_res=match_target)
-    inputs = encoder_inputs(words(most), [picture(size) for size in references], *tokenizers(adapter))
+    model = open_tiny(tiny_model, match_target_res=match_target)
+    inputs = encoder_inputs(words(most), [picture(size) for size in references], *tokenizers(model))
     length = inputs["input_ids"].shape[1] - DROP_TOKENS
     latents = [
         torch.zeros(16, size.height // 8, size.width // 8)
-        for size in (adapter.reference_size(reference, target) for reference in references)
+        for size in (model.reference_size(reference, target) for reference in references)
     ]
     x_t_BCHW = torch.zeros(1, 16, target.height // 8, target.width // 8)
 
     def predict(tokens: int) -> torch.Tensor:
         prompts = PromptEmbeds(torch.zeros(1, tokens, 64), (tokens,))
         with torch.no_grad():
-            return adapter.predict_velocity(x_t_BCHW, torch.tensor([0.5]), prompts, [tuple(latents)])
+            return model.predict_velocity(x_t_BCHW, torch.tensor([0.5]), prompts, [tuple(latents)])
 
     predict(length)
     with pytest.raises(RuntimeError, match="size of tensor"):
@@ -72,7 +72,7 @@ def picture(size: Size):
 
 def test_the_fault_says_how_long_it_is_and_how_long_it_may_be(tiny_model: Path) -> None:
     fault = prompt_fault(tiny_model, words(5000), TARGET, [Size(451, 300)], match_target=True)
-    # 5 tokens end the template; a picture is 187 and the 7 around it; the longer side is 4 tokens from the middle.
+    # 5 tokens end the template; an image is 187 and the 7 around it; the longer side is 4 tokens from the middle.
     assert fault == (
         "5,199 text tokens; a target of 128x96 beside 1 reference leaves room for 4,092. Shorten the text."
     )

@@ -11,10 +11,10 @@ from tests.golden_tables import golden
 from toolkit.models.qwen_edit.loading import load_image_processor, load_text_model, load_tokenizer
 from toolkit.models.qwen_edit.prompts import (
     DROP_TOKENS,
-    condition_picture,
     encoder_inputs,
     prompt_embedding,
     prompt_text,
+    resize_condition_image,
     token_ids,
 )
 
@@ -76,7 +76,7 @@ def test_a_special_token_typed_by_the_user_is_text(tokenizer, processor, typed: 
 
 
 def test_the_text_encoder_takes_a_picture_beside_a_typed_placeholder(unit_gain_model, tokenizer, processor) -> None:
-    """It counts placeholders and pictures, and raises when they differ."""
+    """It counts placeholders and images, and raises when they differ."""
     inputs = encoder_inputs("<|image_pad|>", [Image.open(REFERENCES[0])], tokenizer, processor)
     assert torch.isfinite(prompt_embedding(inputs, load_text_model(unit_gain_model, torch.float32))).all()
 
@@ -92,7 +92,7 @@ def test_tokens_of_plain_prompts_are_those_of_the_whole_text(tokenizer, prompt: 
 
 @pytest.mark.parametrize(("colour", "value"), [("black", 0.0), ("white", 1.0), ((128, 128, 128), 128 / 255)])
 def test_the_text_encoder_sees_pictures_at_their_full_brightness(tokenizer, processor, colour, value: float) -> None:
-    """A peer scales 0..255 to 0..1 before a processor that scales again: every picture is then nearly black."""
+    """A peer scales 0..255 to 0..1 before a processor that scales again: every image is then nearly black."""
     pixels_NV = encoder_inputs("x", [Image.new("RGB", (64, 64), colour)], tokenizer, processor)["pixel_values"]
     # A patch's values are channel-major: 2 frames x 14 x 14 of each channel.
     channels = pixels_NV.reshape(len(pixels_NV), 3, -1)
@@ -104,10 +104,10 @@ def test_a_known_photograph_reaches_the_encoder_as_the_image_processor_makes_it(
     photo = Image.open(REFERENCES[0])
     ours = encoder_inputs("x", [photo], tokenizer, processor)["pixel_values"]
     picture = photo.convert("RGB").resize((480, 320), Image.Resampling.LANCZOS)  # 451x300 at an area of 384x384
-    assert condition_picture(photo).size == picture.size
+    assert resize_condition_image(photo).size == picture.size
     theirs = processor(images=[picture], return_tensors="pt")["pixel_values"]
     assert torch.equal(ours, theirs)
-    assert ours.max() > 1  # of a twice scaled picture no value is above -1.4
+    assert ours.max() > 1  # of a twice scaled image no value is above -1.4
 
 
 PROMPT = "a cup of coffee, a cat, a rocket, natural light,"

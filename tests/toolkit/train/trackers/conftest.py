@@ -8,18 +8,18 @@ from pathlib import Path
 import pytest
 
 from toolkit.config.logging import LoggingConfig
-from toolkit.train.trackers.tracker import TrackedRun
+from toolkit.train.trackers.tracker import RunInfo
 
 
 @pytest.fixture
-def tracked(tmp_path: Path) -> Callable[..., TrackedRun]:
+def tracked(tmp_path: Path) -> Callable[..., RunInfo]:
     """Makes a run at a step; `options` are keys of the `logging` section."""
 
-    def make(step: int = 0, settings: dict | None = None, **options) -> TrackedRun:
+    def make(step: int = 0, settings: dict | None = None, **options) -> RunInfo:
         folder = tmp_path / "output" / "job"
         folder.mkdir(parents=True, exist_ok=True)
         given = {"logging_dir": str(tmp_path / "tb"), **options}
-        return TrackedRun("job", folder, step, LoggingConfig(**given), settings or {})
+        return RunInfo("job", folder, step, LoggingConfig(**given), settings or {})
 
     return make
 

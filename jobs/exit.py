@@ -1,0 +1,85 @@
+"""How the program ends: what a person reads about it, and the exit code.
+
+An error of the user and a run that cannot go on have a message written for people, so that is all
+that is shown; anything else is a defect of the program (or an extension) and keeps its traceback.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+import traceback
+from collections.abc import Callable, Iterator
+
+from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, RunError, UserError
+from toolkit.redact import redact_text
+
+OWN_PACKAGES = ("toolkit", "jobs", "extensions")
+"""A module missing from these is an error in code; nothing that could be installed brings it."""
+
+
+def report(error: BaseException) -> int:
+    """Says on standard error why the program ends, and returns its exit code."""
+    if isinstance(error, UserError | RunError):
+        print_error(str(error))
+        _hint_at_missing_module(error)
+        return error.exit_code
+    if isinstance(error, Interrupted):
+        print_error("Stopped.")
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt):
+        print_error("Stopped.")
+        return EXIT_SIGINT
+    if isinstance(error, SystemExit):
+        return _exit_code_of(error)
+    print_error("".join(traceback.format_exception(error)).rstrip())
+    print_error(f"Failed: {type(error).__name__}: {error}")
+    _hint_at_missing_module(error)
+    return EXIT_FAILURE
+
+
+def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
+    """The exit code of `action(*arguments)`, or of what it raised, after saying what went wrong."""
+    try:
+        return action(*arguments)
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: every end becomes an exit code
+        return report(error)
+
+
+def print_error(text: str) -> None:
+    """One message on standard error, secrets redacted: here a secret of several lines is still in one piece."""
+    print(redact_text(text), file=sys.stderr, flush=True)
+
+
+def _exit_code_of(error: SystemExit) -> int:
+    """The code of a process that called `sys.exit`, which also takes None and a message."""
+    if error.code is None:
+        return 0
+    if isinstance(error.code, int):
+        return error.code
+    print_error(str(error.code))
+    return EXIT_FAILURE
+
+
+def _hint_at_missing_module(error: BaseException) -> None:
+    missing = next((cause for cause in _causes(error) if isinstance(cause, ModuleNotFoundError)), None)
+    name = _missing_name(missing) if missing else None
+    if name and name.split(".")[0] not in OWN_PACKAGES:
+        print_error(
+            f"The Python package {name!r} is not installed. Install what the program needs: "
+            "pip install -r requirements.txt (a package of an extension: see the extension's README)."
+        )
+
+
+def _missing_name(error: ModuleNotFoundError) -> str | None:
+    """The module or distribution: transformers raises a PackageNotFoundError whose name is a sentence about it."""
+    name = error.name or ""
+    quoted = re.search(r"'([^']+)'", name)
+    found = re.match(r"[A-Za-z0-9_.-]+", quoted[1] if quoted else name)  # 'tokenizers>=0.22': no version
+    return found[0] if found and (quoted or found[0] == name) else None
+
+
+def _causes(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__cause__

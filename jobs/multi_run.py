@@ -1,0 +1,93 @@
+"""Several configs one after another, and what became of each."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable, Sequence
+from itertools import zip_longest
+from types import FrameType
+from typing import Any
+
+from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE
+from toolkit.signals import EXIT_CODES
+
+STOP_CODES = frozenset(EXIT_CODES.values())
+
+WORDS = {None: "not run", EXIT_DONE: "done", EXIT_FAILURE: "failed", EXIT_MISTAKE: "mistake in the config"}
+
+
+def run_series(configs: Sequence[str], run_one: Callable[[str], int], *, recover: bool) -> int:
+    """Runs each config; a failure ends the series unless `recover`, a stop always does.
+
+    Prints one line per config, where there are several, and returns the first code that is not 0.
+    """
+    codes: list[int] = []
+    for config in configs:
+        code = run_one(config)
+        codes.append(code)
+        if code in STOP_CODES or (code != EXIT_DONE and not recover):
+            break
+    if len(configs) > 1:
+        for config, code in zip_longest(configs, codes):
+            print(f"{config}: {_describe(code)}")
+    return next((code for code in codes if code != EXIT_DONE), EXIT_DONE)
+
+
+def _describe(code: int | None) -> str:
+    if code in STOP_CODES:
+        return f"stopped (exit code {code})"
+    words = WORDS.get(code, "failed")
+    return words if code in (None, EXIT_DONE) else f"{words} (exit code {code})"
+
+
+class ChildRunner:
+    """Runs a config in a fresh interpreter, so that all its memory returns, and passes signals on to it.
+
+    The child has a session of its own: a Ctrl-C at the terminal reaches it once, through this process.
+    """
+
+    def __init__(self, command: Sequence[str]) -> None:
+        """command: the program and the flags that every config of the series gets."""
+        self._command = list(command)
+        self._child: subprocess.Popen | None = None
+        self._undelivered: list[int] = []
+        self._stop_code: int | None = None
+        for number in EXIT_CODES:
+            signal.signal(number, self._on_signal)
+
+    def __call__(self, config: str) -> int:
+        """Runs one config to its end and returns its exit code; the stop's code once a signal has come."""
+        if self._stop_code is not None:
+            return self._stop_code
+        sys.stdout.flush()
+        self._child = subprocess.Popen([*self._command, "--", config], **_own_session())
+        self._deliver()
+        code = self._child.wait()
+        self._child = None
+        if code < 0:  # killed by a signal before it could handle it
+            code = EXIT_CODES.get(-code, 128 - code)
+        return code
+
+    def _on_signal(self, number: int, frame: FrameType | None) -> None:
+        self._stop_code = EXIT_CODES[number]
+        self._undelivered.append(number)
+        self._deliver()
+
+    def _deliver(self) -> None:
+        while self._child is not None and self._undelivered:
+            self._child.send_signal(_sendable(self._undelivered.pop(0)))
+
+
+def _own_session() -> dict[str, Any]:
+    if sys.platform == "win32":
+        return {"creationflags": subprocess.CREATE_NEW_PROCESS_GROUP}
+    return {"start_new_session": True}
+
+
+def _sendable(number: int) -> int:
+    """Windows can interrupt another process group only by CTRL_BREAK."""
+    if sys.platform == "win32":
+        return signal.CTRL_BREAK_EVENT
+    return number

@@ -1,0 +1,61 @@
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from benchmarks import device_timer
+
+CPU = torch.device("cpu")
+
+
+def test_times_are_between_marks() -> None:
+    marks = device_timer.Marks(CPU)
+    marks._marks = [1.0, 3.0, 3.5]
+    assert (len(marks), marks.seconds()) == (3, [2.0, 0.5])
+
+
+def test_a_call_is_timed_after_the_warm_up() -> None:
+    calls = []
+    seconds = device_timer.seconds_per_call(lambda: calls.append(1), CPU, calls=3, warm_up=2)
+    assert (len(calls), seconds >= 0) == (5, True)
+
+
+def test_where_nothing_counts_memory_there_is_no_figure() -> None:
+    device_timer.forget_peaks(CPU)
+    assert device_timer.peaks(CPU) == {"allocated_gb": None, "reserved_gb": None}
+    assert not device_timer.limit_memory(CPU, 24)
+    assert device_timer.device_name(CPU) == "cpu"
+
+
+class Event:
+    """Stands for CUDA's: recorded at the moments in `now`, milliseconds."""
+
+    now = 0.0
+
+    def __init__(self, enable_timing: bool) -> None:
+        assert enable_timing
+
+    def record(self) -> None:
+        self.at = Event.now
+
+    def synchronize(self) -> None: ...
+
+    def elapsed_time(self, end: "Event") -> float:
+        return end.at - self.at
+
+
+def test_on_cuda_the_devices_own_events_are_read(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    marks = device_timer.Marks(torch.device("cuda:0"))
+    for Event.now in (0.0, 1500.0, 1750.0):
+        marks.set()
+    assert marks.seconds() == [1.5, 0.25]
+
+
+def test_a_smaller_card_is_a_share_of_this_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    shares = []
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda _: SimpleNamespace(total_memory=140 * 2**30))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda share, _: shares.append(share))
+    assert device_timer.limit_memory(torch.device("cuda:0"), 14)
+    assert device_timer.limit_memory(torch.device("cuda:0"), 1000)
+    assert shares == [pytest.approx(0.1), 1.0]

@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks.random_weights import DRAWN_SIZES, RandomWeightsModel, drawn_models, write_folder
+from toolkit.memory.quantize import quantizer
+from toolkit.memory.quantized_linear import QuantizedLinear
+from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_edit.layer_shapes import modules
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    write_folder(tmp_path, DRAWN_SIZES["XS"])
+    return tmp_path
+
+
+def drawn(folder: Path, **options: object) -> torch.nn.Module:
+    return RandomWeightsModel(ModelLoadOptions(folder, torch.device("cpu"), torch.float32, **options)).network_module
+
+
+def test_weights_are_drawn_with_the_same_numbers_each_time(folder: Path) -> None:
+    one, other = (drawn(folder).state_dict() for _ in range(2))
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    linear = one["transformer_blocks.0.attn.to_q.weight"]
+    assert linear.std() == pytest.approx(0.02, rel=0.1)
+    assert not torch.equal(linear, one["transformer_blocks.0.attn.to_k.weight"])
+    assert one["transformer_blocks.0.attn.norm_q.weight"].mean() == pytest.approx(1, abs=0.02)
+
+
+def test_blocks_are_transformed_as_the_program_does_it(folder: Path) -> None:
+    model = drawn(folder, transform_block=quantizer("int8"))
+    assert isinstance(model.transformer_blocks[0].attn.to_q, QuantizedLinear)
+    assert isinstance(model.img_in, torch.nn.Linear) and not isinstance(model.img_in, QuantizedLinear)
+
+
+def test_a_folder_holds_no_weights(folder: Path) -> None:
+    assert sum(path.stat().st_size for path in folder.rglob("*") if path.is_file()) < 10_000
+    drawn(folder)
+    assert not list(folder.rglob("*.safetensors"))
+
+
+def test_the_published_size_is_the_one_of_the_model(tmp_path: Path) -> None:
+    write_folder(tmp_path, DRAWN_SIZES["published"])
+    assert sum(modules(tmp_path).values()) == pytest.approx(20.43e9, rel=1e-3)
+
+
+def test_the_program_opens_drawn_models_only_when_told_to(folder: Path) -> None:
+    options = ModelLoadOptions(folder, torch.device("cpu"), torch.bfloat16)
+    with drawn_models():
+        assert isinstance(FAMILY.open(options), RandomWeightsModel)
+    assert not isinstance(FAMILY.open(options), RandomWeightsModel)

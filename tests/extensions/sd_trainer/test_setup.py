@@ -1,0 +1,233 @@
+"""The optimizer of a section: groups of weights with rates of their own, and how they go on."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+import torch.distributed.fsdp  # once, not in each process
+from torch import nn
+
+from extensions.sd_trainer.setup import build_roles
+from jobs.job import ExtensionJob
+from tests.processes import in_processes
+from toolkit.config import load_job
+from toolkit.config.network import NetworkConfig
+from toolkit.config.train import TrainConfig
+from toolkit.distributed import ProcessGroup
+from toolkit.errors import UserError
+from toolkit.extension import discover
+from toolkit.memory.fsdp import shard_block_fn
+from toolkit.networks.full import FullNetwork
+from toolkit.networks.lora import LoraNetwork
+from toolkit.train.checkpoint_state import load_state, snapshot_state
+from toolkit.train.checkpoint_store import checkpoint_dir, write_checkpoint
+from toolkit.train.optimizer_step import Role
+from toolkit.train.run import Run
+
+GROUPS = [{"match": "c", "lr": 0.5}, {"match": "a", "lr_scale": 2, "name": "first"}]
+
+
+def run_of(folder: Path, ratio: float = 0, **train) -> Run:
+    """A run on three layers with a LoRA each."""
+    torch.manual_seed(0)
+    model = nn.ModuleDict({name: nn.Linear(6, 5) for name in "abc"})
+    network = LoraNetwork(list(model), 2, 2.0, 0.0, seed=1)
+    network.attach(model)
+    section = SimpleNamespace(
+        train=TrainConfig(lr=0.1, **train), network=NetworkConfig(linear=2, loraplus_lr_ratio=ratio)
+    )
+    return Run(
+        "toy", folder, steps=10, grad_accum_steps=1, seed=1, roles=build_roles(section, network, 10, 1, ProcessGroup())
+    )
+
+
+def role_of(run: Run) -> Role:
+    return run.roles["network"]
+
+
+def take_steps(run: Run, count: int) -> None:
+    role = role_of(run)
+    for _ in range(count):
+        for index, name in enumerate(sorted(role.parameters)):
+            generator = torch.Generator().manual_seed(100 * run.state.step + index)
+            role.parameters[name].grad = torch.randn(role.parameters[name].shape, generator=generator)
+        norm = role.optimizer_step.norm(role)
+        role.optimizer_step.step(role, run.state.step, norm, torch.isfinite(norm))
+        run.state.step += 1
+
+
+def test_without_groups_all_is_one_group_at_the_rate(tmp_path: Path) -> None:
+    role = role_of(run_of(tmp_path))
+    assert len(role.optimizer.param_groups) == 1 and role.group_lrs == {}
+    assert role.learning_rates() == {}
+    assert list(role.parameters) == [f"{layer}.lora_{matrix}.weight" for layer in "abc" for matrix in "AB"]
+
+
+def test_each_group_follows_the_schedule_at_its_own_rate(tmp_path: Path) -> None:
+    run = run_of(tmp_path, ratio=4, lr_groups=GROUPS, lr_scheduler="linear")
+    take_steps(run, 1)
+    rates = {"c": 0.5, "c up": 2.0, "first": 0.2, "first up": 0.8, "base": 0.1, "base up": 0.4}
+    assert role_of(run).learning_rates() == pytest.approx(rates)
+    take_steps(run, 1)
+    assert role_of(run).learning_rates() == pytest.approx({name: 0.9 * rate for name, rate in rates.items()})
+    assert role_of(run).lr_at(1) == pytest.approx(0.09)
+
+
+def test_weights_are_named_in_the_order_of_the_optimizer(tmp_path: Path) -> None:
+    role = role_of(run_of(tmp_path, ratio=4, lr_groups=GROUPS))
+    in_optimizer = [p for group in role.optimizer.param_groups for p in group["params"]]
+    assert all(own is p for own, p in zip(role.parameters.values(), in_optimizer, strict=True))
+    assert list(role.parameters)[:3] == ["c.lora_A.weight", "c.lora_B.weight", "a.lora_A.weight"]
+
+
+def test_a_weight_moves_as_in_a_run_of_its_own_with_its_rate(tmp_path: Path) -> None:
+    grouped = run_of(tmp_path, lr_groups=[{"match": "c", "lr": 0.5}], max_grad_norm=0)
+    take_steps(grouped, 3)
+    for layer, lr in (("a", 0.1), ("c", 0.5)):
+        alone = run_of(tmp_path, max_grad_norm=0)
+        role_of(alone).lr = lr
+        take_steps(alone, 3)
+        name = f"{layer}.lora_B.weight"
+        torch.testing.assert_close(role_of(grouped).parameters[name], role_of(alone).parameters[name])
+
+
+def test_a_rate_of_zero_trains_nothing(tmp_path: Path) -> None:
+    run = run_of(tmp_path, lr_groups=[{"match": "c", "lr": 0}])
+    start = {name: p.detach().clone() for name, p in role_of(run).parameters.items()}
+    take_steps(run, 2)
+    moved = {name for name, p in role_of(run).parameters.items() if not torch.equal(p, start[name])}
+    assert moved == {name for name in start if not name.startswith("c.")}
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "adafactor", "schedulefree_adamw", "lion8bit"])
+def test_groups_go_on_from_their_state_bit_for_bit(tmp_path: Path, optimizer: str) -> None:
+    settings = {"ratio": 4, "lr_groups": GROUPS, "optimizer": optimizer}
+    if optimizer == "sgd":
+        settings["optimizer_params"] = {"momentum": 0.9}
+    whole, resumed = run_of(tmp_path, **settings), run_of(tmp_path, **settings)
+    take_steps(whole, 3)
+    load_state(write_checkpoint(checkpoint_dir(tmp_path), snapshot_state(whole), 1), resumed)
+    take_steps(whole, 3)
+    take_steps(resumed, 3)
+    for name, parameter in role_of(whole).parameters.items():
+        assert torch.equal(role_of(resumed).parameters[name], parameter), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "schedulefree_adamw"])
+def test_a_state_without_groups_goes_on_in_groups(tmp_path: Path, optimizer: str) -> None:
+    """With `--allow-change`: at the same rate, nothing but the order of the weights is new."""
+    whole = run_of(tmp_path, optimizer=optimizer, max_grad_norm=0)
+    take_steps(whole, 3)
+    path = write_checkpoint(checkpoint_dir(tmp_path), snapshot_state(whole), 1)
+    grouped = run_of(tmp_path, optimizer=optimizer, max_grad_norm=0, lr_groups=[{"match": "c", "lr_scale": 1}])
+    load_state(path, grouped)
+    take_steps(whole, 2)
+    take_steps(grouped, 2)
+    for name, parameter in role_of(whole).parameters.items():
+        torch.testing.assert_close(role_of(grouped).parameters[name], parameter)
+
+
+def test_prodigys_own_rate_is_told(tmp_path: Path) -> None:
+    run = run_of(tmp_path, optimizer="prodigy")
+    take_steps(run, 3)
+    (group,) = role_of(run).optimizer.param_groups
+    assert role_of(run).learning_rates() == {"d*lr": group["d"] * group["lr"]}
+    grouped = run_of(tmp_path, optimizer="prodigy", lr_groups=[{"match": "c", "lr": 0}])
+    take_steps(grouped, 1)
+    assert role_of(grouped).learning_rates().keys() == {"c", "base", "d*lr/c", "d*lr/base"}
+
+
+def test_a_pattern_that_matches_nothing_is_found(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"train\.lr_groups\[0\]\.match: 'd' matches none of the 3 trained layers"):
+        run_of(tmp_path, lr_groups=[{"match": "d", "lr": 1}])
+
+
+# ------------------------------------------------------------ a whole job
+
+
+def test_a_job_with_groups_and_a_limit_goes_on_in_the_same_bits(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    section = trainer(
+        make_pictures(tmp_path / "photos", "a", "b"),
+        network={"type": "lora", "linear": 4, "linear_alpha": 4, "loraplus_lr_ratio": 4, "scale_weight_norms": 0.01},
+        save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
+        train={
+            "steps": 4,
+            "lr": 1e-3,
+            "lr_groups": [{"match": r".*attn\..*", "lr_scale": 0.5, "name": "attention"}],
+            "ema_config": {"use_ema": True, "ema_decay": 0.9},
+        },
+    )
+
+    def run(**changes: object) -> tuple[list[dict], list[bytes]]:
+        extensions = discover()
+        job = ExtensionJob(load_job(write_job({**section, **changes}), extensions.find_config), extensions)
+        job.run()
+        job.cleanup()
+        folder = tmp_path / "output" / "job"
+        lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+        for line in lines:
+            del line["step_s"], line["data_s"], line["time"]
+        names = ("job.safetensors", "state/step_000000004/optimizer.safetensors")
+        return lines, [(folder / name).read_bytes() for name in names]
+
+    whole = run()
+    last = whole[0][-1]
+    rates = {"attention": 5e-4, "attention up": 2e-3, "base": 1e-3, "base up": 4e-3}
+    assert {name: last[f"lr/{name}"] for name in rates} == pytest.approx(rates)
+    assert last["lr"] == 1e-3
+    assert last["max_norm/keys_scaled"] > 0
+    assert last["max_norm/average_key_norm"] <= last["max_norm/max_key_norm"] <= 0.01 * (1 + 1e-5)
+    assert run(resume=2) == whole
+
+
+# ------------------------------------------------------------ sharded
+
+
+def bytes_of(tensors: Iterable[torch.Tensor]) -> int:
+    storages = [tensor.untyped_storage() for tensor in tensors]
+    return sum({storage.data_ptr(): storage.nbytes() for storage in storages}.values())
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "sgd", "schedulefree_adamw"])
+def test_each_process_holds_its_rows_of_all_that_is_trained_and_no_more(optimizer: str) -> None:
+    """A block of 24 + 4 weights, of which two processes have 14 each; float32, and per parameter a few counters."""
+    arguments = {"momentum": 0.9} if optimizer == "sgd" else {}
+    section = SimpleNamespace(
+        train=TrainConfig(optimizer=optimizer, optimizer_params=arguments, ema_config={"use_ema": True}),
+        network=NetworkConfig(type="full"),
+    )
+
+    def work(process_group: ProcessGroup) -> tuple[int, ...]:
+        block = nn.Linear(6, 4)
+        shard_block_fn(torch.device("cpu"), torch.float32, process_group.world_size, process_group.run_collective)(
+            block, "block"
+        )
+        network = FullNetwork([""], torch.float32)
+        network.attach(block)
+        role = build_roles(section, network, 10, 1, process_group)["network"]
+        for _ in range(2):
+            block(torch.ones(1, 6)).sum().backward()
+        norm = role.optimizer_step.norm(role)
+        assert norm.item() == pytest.approx((4 * (2 * process_group.world_size) ** 2 * (6 + 1)) ** 0.5)
+        held = bytes_of(p.grad for p in role.parameters.values())
+        role.optimizer_step.step(role, 0, norm, torch.isfinite(norm))
+        state = [value for entries in role.optimizer.state.values() for value in entries.values()]
+        tensors = [value for value in state if isinstance(value, torch.Tensor) and value.dim()]
+        return (
+            bytes_of(p.to_local() for p in block.parameters()),
+            held,
+            bytes_of(role.ema.averages.values()),
+            bytes_of(tensors) // (len(tensors) // 2),
+        )
+
+    ends = in_processes(2, work)
+    assert isinstance(ends[0], tuple), ends[0]
+    assert ends == [(4 * 14,) * 4] * 2, "weights, gradients, averages, each moment"

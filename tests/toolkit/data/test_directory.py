@@ -1,0 +1,81 @@
+import os
+from pathlib import Path
+
+from toolkit.data.directory import join, list_folder, real_path
+from toolkit.data.file_hashes import NO_VERSION, version_of
+
+
+def test_entries_are_sorted_and_hidden_ones_unseen(tmp_path: Path) -> None:
+    for name in ("b.png", "a.JPG", ".hidden.png", "c.txt", "a.png", "Z.webp", "x.gif"):
+        (tmp_path / name).touch()
+    for name in ("sub", ".git"):
+        (tmp_path / name).mkdir()
+    listing = list_folder(str(tmp_path))
+    assert list(listing.images) == ["Z", "a", "b", "x"]
+    assert listing.images["a"] == ("a.JPG", "a.png")
+    assert list(listing.files) == ["c.txt"] and listing.subfolders == ("sub",)
+
+
+def test_names_match_in_any_unicode_form(tmp_path: Path) -> None:
+    (tmp_path / "e\u0301.png").touch()  # decomposed, as macOS writes it
+    (tmp_path / "\u00e9.TXT").touch()
+    listing = list_folder(str(tmp_path))
+    assert list(listing.images) == ["\u00e9"] and list(listing.files) == ["\u00e9.txt"]
+
+
+def test_seen_counts_by_suffix(tmp_path: Path) -> None:
+    for name in ("a.heic", "b.HEIC", "c.txt", "README"):
+        (tmp_path / name).touch()
+    (tmp_path / "sub").mkdir()
+    assert list_folder(str(tmp_path)).describe() == "2 .heic, 1 .txt, 1 without suffix, 1 subfolder(s)"
+
+
+def test_broken_and_looping_links_do_not_stop_the_listing(tmp_path: Path) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    listing = list_folder(str(tmp_path))
+    assert list(listing.images) == ["gone"] and listing.subfolders == ()
+    assert listing.versions == {"gone.png": NO_VERSION, "loop": NO_VERSION}
+
+
+def test_each_file_has_its_own_version(tmp_path: Path) -> None:
+    for index, name in enumerate(("b.png", "a.txt", "c.png")):
+        (tmp_path / name).write_bytes(b"x" * index)
+    for name in ("b", "aa"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "ab.png").symlink_to("nowhere.png")
+    listing = list_folder(str(tmp_path))
+    assert listing.names == ["a.txt", "ab.png", "b.png", "c.png"] and listing.subfolders == ("aa", "b")
+    own = {name: version_of((tmp_path / name).stat()) for name in ("a.txt", "b.png", "c.png")}
+    assert listing.versions == own | {"ab.png": NO_VERSION}
+
+
+def test_where_the_system_knows_files_by_their_path_only_the_same_is_found(tmp_path: Path, monkeypatch) -> None:
+    for name in ("a.png", "a.txt", "-b.png", "!.png", ".hidden", "0.png"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "sub").mkdir()
+    (tmp_path / "gone.png").symlink_to("nowhere.png")
+    beside = list_folder(str(tmp_path))
+    monkeypatch.setattr(os, "supports_dir_fd", set())
+    by_path = list_folder(str(tmp_path))
+    assert (by_path.images, by_path.files, by_path.subfolders) == (beside.images, beside.files, beside.subfolders)
+    assert by_path.versions == beside.versions and set(beside.images) == {"a", "-b", "!", "0", "gone"}
+
+
+def test_an_empty_folder_holds_nothing(tmp_path: Path) -> None:
+    listing = list_folder(str(tmp_path))
+    assert (listing.names, listing.versions, listing.images, listing.files) == ([], {}, {}, {})
+
+
+def test_join_keeps_what_the_user_wrote() -> None:
+    assert join("data", "40_a") == join("data/", "40_a") == "data/40_a"
+
+
+def test_home_folder(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "data").mkdir()
+    (tmp_path / "data" / "a.png").touch()
+    listing = list_folder("~/data")
+    assert listing.folder == "~/data" and listing.path("a.png") == str(tmp_path / "data" / "a.png")
+    assert real_path("~/data") == real_path(str(tmp_path / "data"))

@@ -1,0 +1,120 @@
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from toolkit.data.buckets import make_items
+from toolkit.data.epoch_order import count_batches
+from toolkit.data.folder import scan_datasets
+from toolkit.data.folder_builder import FolderInfo
+from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
+from toolkit.interfaces import Sample, Size
+
+
+def make_folder(name: str, images: int, repeats: int, size=(1024, 1024), references: int = 0):
+    controls = (Path("r.png"),) * references
+    samples = tuple(Sample(f"{name}/{i}.png", "", repeats, Size(*size), name, controls) for i in range(images))
+    return FolderInfo(0, name, repeats, samples, missing_captions=1)
+
+
+def make_plan(folders, resolutions=(1024,), batch_size=1, accumulation=4, steps=3400, epochs=0, **more) -> RunPlan:
+    items = make_items([s for f in folders for s in f.samples], lambda _: resolutions, 32)
+    batches = count_batches(items, batch_size)
+    return RunPlan(
+        type="sd_trainer",
+        name="my_char",
+        datasets=folder_plans(folders, items),
+        samples_per_epoch=sum(item.sample.repeats for item in items),
+        micro_batches_per_epoch=batches,
+        optimizer_steps=optimizer_steps(steps, epochs, batches, accumulation),
+        accumulation=accumulation,
+        requested_epochs=epochs,
+        **more,
+    )
+
+
+SEED_001 = [make_folder("data/40_char", 70, 40), make_folder("data/20_style", 30, 20, references=1)]
+
+
+def test_seed_001_in_the_words_of_the_documentation() -> None:
+    plan = make_plan(SEED_001)
+    assert (plan.samples_per_epoch, plan.optimizer_steps, plan.epochs) == (3400, 3400, 4)
+    assert (
+        "70 x 40 + 30 x 20 = 3,400 samples per epoch; 3,400 micro-batches; "
+        "with accumulation 4, 850 optimizer steps per epoch; steps: 3400 is 4 epochs" in plan.render()
+    )
+
+
+def test_epochs_decide_over_steps_and_round_up() -> None:
+    assert optimizer_steps(100, 0, 10, 4) == 100
+    assert optimizer_steps(100, 1, 10, 4) == 3
+    assert optimizer_steps(100, 4, 850 * 4, 4) == 3400
+    assert "epochs: 4 is 3,400 optimizer steps" in make_plan(SEED_001, epochs=4).render()
+
+
+@pytest.mark.parametrize(("steps", "epochs"), [(850, 1), (425, 0.5), (1, 0.0012), (284, 0.3341)])
+def test_epochs_are_rounded_to_four_places_and_whole_ones_are_integers(steps: int, epochs: float) -> None:
+    plan = make_plan(SEED_001, steps=steps)
+    assert plan.epochs == epochs and isinstance(plan.epochs, type(epochs))
+
+
+def test_json_has_exactly_the_documented_shape() -> None:
+    plan = make_plan([make_folder("data/20_style", 3, 20, (1600, 1200), references=2)], (768, 512, 512), 4)
+    assert plan.to_json() == {
+        "type": "sd_trainer",
+        "name": "my_char",
+        "datasets": [
+            {
+                "folder": "data/20_style",
+                "images": 3,
+                "repeats": 20,
+                "missing_captions": 1,
+                "references": {"2": 3},
+                "buckets": [
+                    {"width": 576, "height": 448, "images": 3},
+                    {"width": 864, "height": 672, "images": 3},
+                ],
+            }
+        ],
+        "samples_per_epoch": 120,
+        "micro_batches_per_epoch": 30,
+        "optimizer_steps": 3400,
+        "epochs": 453.3333,
+    }
+
+
+def test_render_shows_each_folder_and_the_further_lines() -> None:
+    text = make_plan(SEED_001, (1024, 512), notes=("disk: about 1 GB",)).render()
+    for part in (
+        "data/40_char: 70 x 40 x 2 sizes = 5,600 samples",
+        "references: none",
+        "references: 30 with 1",
+        "buckets: 512x512 (70), 1024x1024 (70)",
+        "without caption: 1 of 70",
+        "disk: about 1 GB",
+    ):
+        assert part in text
+
+
+def test_optimizer_steps_per_epoch_need_not_be_whole() -> None:
+    assert "with accumulation 3, 1,133.33 optimizer steps per epoch" in make_plan(SEED_001, accumulation=3).render()
+
+
+def test_mirrored_copies_are_counted_and_said(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "2_x" / f"{name}.png", 64, 64)
+        image(tmp_path / "reg" / f"{name}.png", 64, 64)
+    Image.new("RGBA", (64, 64)).save(tmp_path / "2_x" / "c.png")
+    sections = [
+        dataset(tmp_path / "2_x", flip_x=True, flip_y=True, alpha_mask=True),
+        dataset(tmp_path / "reg", is_reg=True, flip_x=True),
+    ]
+    plan = make_plan(scan_datasets(sections, None).folders, (64, 32))
+    assert [(folder.images, folder.sizes, folder.flips, folder.samples) for folder in plan.datasets] == [
+        (3, 2, 4, 48),
+        (3, 2, 2, 12),
+    ]
+    assert (plan.samples_per_epoch, plan.micro_batches_per_epoch) == (60, 60)
+    text = plan.render()
+    assert "3 x 2 x 2 sizes x 4 flips + 3 x 1 x 2 sizes x 2 flips = 60 samples per epoch; 60 micro-batches" in text
+    assert text.count("regularisation images") == 1 and "masks: 1 of 3" in text and text.count("masks") == 1

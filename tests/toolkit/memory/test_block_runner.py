@@ -1,0 +1,127 @@
+"""The engine wraps the blocks as asked, and `auto` goes from level to level."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import pytest
+import torch
+
+from tests.toolkit.memory.toy_blocks import CPU, Stack, plain, same
+from toolkit.config.compile import CompileConfig
+from toolkit.memory import block_runner as engine_module
+from toolkit.memory.activation_estimate import StepShape, activation_bytes
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.block_swap import BlockSwap
+
+WORK = StepShape(tokens=1000, width=64, blocks=5, number_bytes=4)
+
+
+@dataclass
+class ToyModel:
+    """As much of an adapter as the engine asks for."""
+
+    stack: Stack
+    wrappers: list = field(default_factory=list)
+    last_block_wrappers: list | None = None
+    head_dim = 16
+
+    def blocks(self):
+        return list(self.stack.model)
+
+    def wrap_blocks(self, wrappers, last_block_wrappers=None) -> None:
+        self.wrappers, self.last_block_wrappers = list(wrappers), last_block_wrappers
+        runs = [Stack.wrapped(plain, *around) for around in (wrappers, wrappers if last_block_wrappers is None else last_block_wrappers)]
+        self.stack.run = lambda block, *tensors: runs[block is self.stack.model[-1]](block, *tensors)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch, said: list[str]):
+    """(adapter, engine, lines for the user); `free` is the memory that is found."""
+
+    def made(level: str = "auto", free: int = 0, **options):
+        monkeypatch.setattr(engine_module, "free_memory", lambda device: free)
+        adapter = ToyModel(Stack())
+        return adapter, BlockRunner(adapter, CPU, torch.float32, level, **options), said
+
+    return made
+
+
+@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full", "full_offload"])
+def test_every_level_with_and_without_swapping_gives_the_same_bits(made, level: str) -> None:
+    expected = Stack().gradients()
+    for swapped in (0, 3):
+        adapter, engine, said = made(level, swapped=swapped)
+        assert engine.level == level and said == []
+        assert any(isinstance(wrapper, BlockSwap) for wrapper in adapter.wrappers) is bool(swapped)
+        assert same(adapter.stack.gradients(), expected)
+
+
+@pytest.mark.parametrize("swapped", [0, 3])
+def test_the_block_that_backward_begins_with_is_not_computed_again(made, swapped: int) -> None:
+    adapter, *_ = made("full", swapped=swapped)
+    begun = dict.fromkeys(adapter.stack.model, 0)
+
+    def count(block, inputs) -> None:
+        begun[block] += 1
+
+    for block in begun:
+        block.register_forward_pre_hook(count)
+    adapter.stack.gradients()
+    assert list(begun.values()) == [2, 2, 2, 2, 1]
+
+
+def test_compiled_all_blocks_are_one_program(made) -> None:
+    adapter, *_ = made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))
+    assert adapter.last_block_wrappers is None
+
+
+def test_auto_saves_all_it_can_until_it_knows_the_work(made) -> None:
+    _, engine, _ = made()
+    assert engine.level == "full_offload"
+
+
+@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full"])
+def test_auto_takes_the_fastest_level_that_fits(made, level: str) -> None:
+    adapter, engine, said = made(free=activation_bytes(level, WORK) + 50)
+    engine.choose_checkpointing(WORK, needed=50)
+    assert engine.level == level
+    assert said == [f"train.gradient_checkpointing auto: {level} (0.0 GB free, largest batch 1000 tokens)"]
+    assert same(adapter.stack.gradients(), Stack().gradients())
+
+
+def test_what_training_needs_besides_is_taken_off(made) -> None:
+    free = int(activation_bytes("none", WORK) / 0.9)
+    _, engine, _ = made(free=free)
+    engine.choose_checkpointing(WORK, needed=free // 4)
+    assert engine.level == "cheap"
+
+
+def test_all_processes_take_what_one_of_them_needs(made) -> None:
+    _, engine, _ = made(free=10**12)
+    engine.choose_checkpointing(WORK, needed=0, gather=lambda own: [own, "keep_attention", "cheap"])
+    assert engine.level == "keep_attention"
+
+
+def test_auto_goes_down_one_level_at_a_time_and_says_so(made) -> None:
+    _, engine, said = made(free=10**12)
+    engine.choose_checkpointing(WORK, needed=0)
+    del said[:]
+    levels = []
+    while engine.increase_checkpointing():
+        levels.append(engine.level)
+    assert levels == ["cheap", "keep_attention", "full"]  # on the CPU there is nothing to offload to
+    assert said[0] == "train.gradient_checkpointing auto: the largest batch does not fit with none; cheap instead"
+    assert len(said) == 3
+
+
+def test_a_level_that_was_asked_for_stays(made) -> None:
+    _, engine, said = made("none", free=0)
+    engine.choose_checkpointing(WORK, needed=0)
+    assert not engine.increase_checkpointing()
+    assert engine.level == "none" and said == []
+
+
+def test_compiling_is_only_done_when_enabled(made) -> None:
+    assert len(made("full", compile_settings=CompileConfig())[0].wrappers) == 1
+    assert len(made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))[0].wrappers) == 2

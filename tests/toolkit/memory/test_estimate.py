@@ -1,0 +1,63 @@
+"""What a memory plan says: the largest phase, the GPUs it fits, what would make it smaller."""
+
+from __future__ import annotations
+
+from toolkit.memory.estimate import GB, MemoryEstimate, Phase, Saving, suggest
+
+
+def plan(device: float, host: float = 1.0, on_device: bool = True) -> MemoryEstimate:
+    """Two phases, of which the second is larger."""
+    parts = [Phase("encoding", {"text encoder": GB}, {"process baseline": GB // 2})]
+    parts += [Phase("training", {"context": GB // 2, "weights": int((device - 0.5) * GB)}, {"process baseline": int(host * GB)})]
+    return MemoryEstimate(tuple(parts), on_device)
+
+
+def test_the_largest_phase_decides_and_the_smallest_card_is_named() -> None:
+    assert [plan(size).card() for size in (2, 12, 12.1, 47.9, 80.1)] == [12, 12, 16, 48, None]
+    words = plan(21.9).render()
+    assert words == (
+        "memory: peak 21.9 GB on the GPU (training: weights 21.4, context 0.50): fits a 24 GB GPU; "
+        "1.0 GB of main memory (training)"
+    )
+    assert "does not fit 12, 16, 24, 48, 80 GB GPUs" in plan(81).render()
+
+
+def test_on_the_cpu_there_is_no_card() -> None:
+    on_host = MemoryEstimate((Phase("training", {}, {"process baseline": GB // 2, "weights": GB}),), on_device=False)
+    assert on_host.render() == "memory: peak 1.5 GB (training: weights 1.0, process baseline 0.50)"
+    assert on_host.card() is None
+    assert on_host.to_json().keys() == {"host_bytes", "host_phase", "phases", "notes"}
+
+
+def test_what_encoding_takes_is_not_sure() -> None:
+    words = MemoryEstimate((Phase("encoding", {"text encoder": 9 * GB}, {"process baseline": GB}),), True).render()
+    assert "(encoding, if not cached yet: text encoder 9.0)" in words
+    assert words.endswith("of main memory (encoding, if not cached yet)")
+
+
+def test_what_tensors_take_is_without_the_context_and_the_gaps() -> None:
+    parts = {"context": GB, "weights": 2 * GB, "activations": 3 * GB, "gaps": GB // 4}
+    assert MemoryEstimate((Phase("training", parts, {}),), True).allocated("training") == 5 * GB
+    assert MemoryEstimate((Phase("training", {}, parts),), False).allocated("training") == 6.25 * GB
+    assert plan(21.9).allocated("training") == int(21.4 * GB)
+    assert plan(21.9).allocated("encoding", "training") == int(21.4 * GB)
+    assert plan(21.9).allocated("encoding") == GB
+
+
+def test_the_json_has_all_phases_in_bytes() -> None:
+    found = plan(15.5).to_json()
+    assert (found["device_bytes"], found["device_phase"], found["fits_cards_gb"]) == (
+        15.5 * GB,
+        "training",
+        [16, 24, 48, 80],
+    )
+    assert found["phases"]["encoding"] == {"device": {"text encoder": GB}, "host": {"process baseline": GB // 2}}
+
+
+def test_the_remedy_says_what_each_change_saves_and_what_is_left() -> None:
+    savings = [Saving("model.qtype: int4", 6 * GB), Saving("train.batch_size: 1", GB)]
+    assert suggest(plan(20), 16 * GB, savings) == (
+        "model.qtype: int4 saves 6.0 GB, train.batch_size: 1 saves 1.0 GB; then 13.0 GB"
+    )
+    assert suggest(plan(30), 16 * GB, savings).startswith("no setting saves enough: with model.qtype: int4")
+    assert suggest(plan(30), 16 * GB, []) == "no setting saves enough"

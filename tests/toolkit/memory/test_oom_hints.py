@@ -1,0 +1,127 @@
+"""The advice names what would help and is not used yet, most effective first."""
+
+from __future__ import annotations
+
+import pytest
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.rules import mistakes
+from tests.extensions.sd_trainer.test_parallel import several
+from toolkit.memory.oom_hints import memory_advice, suggestions
+
+FRUGAL = {
+    "name_or_path": "x/y",
+    "quantize": True,
+    "qtype": "int4",
+    "quantize_te": True,
+    "low_vram": True,
+    "blocks_to_swap": 30,
+    "model_kwargs": {"match_target_res": True},
+}
+
+
+def section(**fields) -> SdTrainerConfig:
+    given = {"type": "sd_trainer", "model": {"name_or_path": "x/y"}, "datasets": [{"folder_path": "d"}]}
+    return SdTrainerConfig.model_validate(given | fields)
+
+
+def test_everything_that_would_help_is_named_in_order() -> None:
+    found = memory_advice(
+        section(
+            train={"gradient_checkpointing": False, "batch_size": 4},
+            datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (768, 1024)}],
+        )
+    )
+    order = [
+        "train.gradient_checkpointing: auto",
+        "qtype: int8",
+        "batch_size: 1 with gradient_accumulation: 4",
+        "match_target_res",
+        "blocks_to_swap: 30",
+        "quantize_te: true",
+        "low_vram",
+        "resolution: 768",
+        "network.linear: 8",
+    ]
+    places = [found.index(word) for word in order]
+    assert places == sorted(places)
+
+
+def test_what_is_used_already_is_not_advised() -> None:
+    found = memory_advice(
+        section(
+            model=FRUGAL,
+            train={"gradient_checkpointing": "full_offload", "optimizer": "adamw8bit", "disable_sampling": True},
+            datasets=[{"folder_path": "d", "control_path": ("c",), "resolution": (512,)}],
+            sample={"samples": [{"prompt": "a cup"}]},
+            network={"linear": 4},
+        )
+    )
+    assert found == "To save memory, in order of effect: datasets[].resolution: 384."
+
+
+def test_a_smaller_number_type_is_the_next_step() -> None:
+    assert "qtype: int4" in memory_advice(section(model={"name_or_path": "x/y", "quantize": True}))
+
+
+def test_full_checkpointing_can_still_be_offloaded() -> None:
+    assert "gradient_checkpointing: full_offload" in memory_advice(section(train={"gradient_checkpointing": True}))
+    assert "gradient_checkpointing" not in memory_advice(section(train={"gradient_checkpointing": "auto"}))
+
+
+def test_a_model_that_is_trained_itself_has_other_remedies() -> None:
+    full = {"network": {"type": "full"}, "model": {"name_or_path": "x/y", "low_vram": True}}
+    found = memory_advice(section(**full))
+    order = ["optimizer: adafactor", "full_bf16: true", "fused_backward_pass: true", "768", "network.type: lora"]
+    places = [found.index(word) for word in order]
+    assert places == sorted(places)
+    assert "quantize: true with" not in found and "linear" not in found and "swap" not in found
+    used = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True}
+    assert "train." not in memory_advice(section(**full, train=used)).partition("network.type: lora")[0]
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "prodigy", "sgd", "schedulefree_adamw"])
+@pytest.mark.parametrize("full_bf16", [False, True])
+def test_no_single_change_of_a_model_that_is_trained_itself_is_refused(optimizer: str, full_bf16: bool) -> None:
+    if full_bf16 and optimizer not in ("adamw", "sgd"):
+        return
+    job = section(network={"type": "full"}, train={"optimizer": optimizer, "full_bf16": full_bf16})
+    for change in suggestions(job):
+        assert not list(mistakes(change.applied(job))), change.text
+
+
+def test_an_optimizer_of_8_bits_and_no_average_are_advised_for_an_adapter() -> None:
+    found = memory_advice(section(train={"optimizer": "adamw", "ema_config": {"use_ema": True}}))
+    assert "train.optimizer: adamw8bit; train.ema_config.use_ema: false" in found
+    assert "8bit" not in memory_advice(section(train={"optimizer": "prodigy"}))
+
+
+def test_smaller_samples_are_advised_where_there_are_some() -> None:
+    sample = {"sample": {"samples": [{"prompt": "a cup"}]}}
+    assert "smaller pictures in sample" in memory_advice(section(**sample))
+    assert "smaller pictures" not in memory_advice(section(**sample, train={"disable_sampling": True}))
+    assert "smaller pictures" not in memory_advice(section())
+
+
+def test_a_section_with_every_change_has_no_advice_left_but_smaller_numbers() -> None:
+    """Each change is what its words say: once applied it is not advised again."""
+    changed = section(train={"gradient_checkpointing": False, "batch_size": 2, "optimizer": "adamw"})
+    for _ in range(20):
+        left = [change for change in suggestions(changed) if not change.is_last_resort]
+        if not left:
+            break
+        changed = left[0].applied(changed)
+    assert not left
+    assert (changed.model.qtype, changed.model.blocks_to_swap, changed.train.batch_size) == ("int4", 30, 1)
+    assert changed.train.gradient_checkpointing == "auto"
+    assert changed.train.gradient_accumulation == 2
+
+
+@pytest.mark.parametrize("network", ["lora", "full"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp"])
+def test_several_processes_are_advised_nothing_that_is_refused_then(monkeypatch, parallel: str, network: str) -> None:
+    job = section(network={"type": network}, train={"parallel": parallel, "gradient_accumulation": 8})
+    with several(monkeypatch, 8):
+        found = list(suggestions(job))
+        assert found
+        assert not any(list(mistakes(change.applied(job))) for change in found)

@@ -1,0 +1,289 @@
+"""The meaning of other programs' files, against the numbers those programs computed (tests/golden/lora_files)."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from toolkit.errors import UserError
+from toolkit.models.qwen_edit.layer_shapes import block_linears
+from toolkit.networks.lora_formats import load_adapter_file
+
+GOLDEN = Path(__file__).parents[2] / "golden" / "lora_files"
+EXPECTED = json.loads((GOLDEN / "expected.json").read_text(encoding="utf-8"))["files"]
+MODULES = [f"transformer_blocks.{index}.{name}" for index in range(2) for name in block_linears(1)]
+TO_Q = "transformer_blocks.0.attn.to_q"
+
+
+@pytest.mark.parametrize("name", EXPECTED)
+def test_a_file_means_what_its_writer_computed(name: str) -> None:
+    changes = load_adapter_file(GOLDEN / name, MODULES)
+    expected = EXPECTED[name]["modules"]
+    assert changes.keys() == expected.keys() and len(changes) == EXPECTED[name]["module_count"]
+    for module, numbers in expected.items():
+        delta_OI = changes[module].delta()
+        assert list(delta_OI.shape) == numbers["shape"]
+        assert float(delta_OI.norm()) == pytest.approx(numbers["frobenius"], rel=1e-5)
+        tolerance = 1e-4 * numbers["frobenius"] * delta_OI.numel() ** 0.5
+        assert float(delta_OI.sum()) == pytest.approx(numbers["sum"], abs=tolerance)
+
+
+@pytest.mark.parametrize(
+    "stem",
+    [
+        f"diffusion_model.{TO_Q}",
+        f"transformer.{TO_Q}",
+        f"base_model.model.{TO_Q}",
+        f"lora_unet_{TO_Q.replace('.', '_')}",
+        f"lycoris_{TO_Q.replace('.', '_')}",
+        TO_Q,
+    ],
+)
+@pytest.mark.parametrize(
+    "suffixes", [("lora_A", "lora_B"), ("lora_down", "lora_up"), ("lora_A.default", "lora_B.default")]
+)
+def test_every_prefix_and_suffix_names_the_same_layer(tmp_path: Path, stem: str, suffixes: tuple[str, str]) -> None:
+    down, up = torch.randn(2, 6), torch.randn(5, 2)
+    tensors = {
+        f"{stem}.{suffixes[0]}.weight": down,
+        f"{stem}.{suffixes[1]}.weight": up,
+        f"{stem}.alpha": torch.tensor(1.0),
+    }
+    changes = load_adapter_file(_written(tmp_path, tensors), MODULES)
+    assert changes.keys() == {TO_Q}
+    torch.testing.assert_close(changes[TO_Q].delta(), 0.5 * up @ down)
+
+
+def test_without_alpha_the_scale_is_one(tmp_path: Path) -> None:
+    down, up = torch.randn(2, 6), torch.randn(5, 2)
+    path = _written(tmp_path, {f"{TO_Q}.lora_A.weight": down, f"{TO_Q}.lora_B.weight": up})
+    torch.testing.assert_close(load_adapter_file(path, MODULES)[TO_Q].delta(), up @ down)
+
+
+def test_header_metadata_scales_a_file_without_alpha(tmp_path: Path) -> None:
+    down, up = torch.randn(2, 6), torch.randn(5, 2)
+    header = {"transformer.r": 2, "transformer.lora_alpha": 8, "transformer.rank_pattern": {}}
+    path = tmp_path / "x.safetensors"
+    save_file(
+        {f"transformer.{TO_Q}.lora_A.weight": down, f"transformer.{TO_Q}.lora_B.weight": up},
+        path,
+        metadata={"lora_adapter_metadata": json.dumps(header)},
+    )
+    torch.testing.assert_close(load_adapter_file(path, MODULES)[TO_Q].delta(), 4 * up @ down)
+
+
+@pytest.mark.parametrize(
+    ("down", "up"),
+    [
+        (".lora_A", ".lora_B"),
+        (".lora.down.weight", ".lora.up.weight"),
+        ("_lora.down.weight", "_lora.up.weight"),
+        (".lora_linear_layer.down.weight", ".lora_linear_layer.up.weight"),
+    ],
+)
+def test_older_names_of_the_two_matrices(tmp_path: Path, down: str, up: str) -> None:
+    a, b = torch.randn(2, 6), torch.randn(5, 2)
+    path = _written(tmp_path, {f"transformer.{TO_Q}{down}": a, f"transformer.{TO_Q}{up}": b})
+    torch.testing.assert_close(load_adapter_file(path, MODULES)[TO_Q].delta(), b @ a)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2])
+@pytest.mark.parametrize("alpha", [torch.tensor(3), torch.tensor([3.0]), torch.tensor(3.0, dtype=torch.bfloat16)])
+def test_every_number_type_is_read(tmp_path: Path, dtype: torch.dtype, alpha: torch.Tensor) -> None:
+    down, up = torch.randn(2, 6).to(dtype), torch.randn(5, 2).to(dtype)
+    path = _written(tmp_path, {f"{TO_Q}.lora_A.weight": down, f"{TO_Q}.lora_B.weight": up, f"{TO_Q}.alpha": alpha})
+    change = load_adapter_file(path, MODULES)[TO_Q]
+    assert all(part.dtype == torch.float32 for part in change.parts.values())
+    torch.testing.assert_close(change.delta(), 1.5 * up.float() @ down.float())
+
+
+def kron_of(parts: dict[str, torch.Tensor]) -> torch.Tensor:
+    whole = {n: parts[n] if n in parts else parts[f"{n}_a"] @ parts[f"{n}_b"] for n in ("lokr_w1", "lokr_w2")}
+    return torch.kron(whole["lokr_w1"], whole["lokr_w2"])
+
+
+W1, W2 = {"lokr_w1": (2, 3)}, {"lokr_w2": (4, 5)}
+W1_LOW, W2_LOW = {"lokr_w1_a": (2, 1), "lokr_w1_b": (1, 3)}, {"lokr_w2_a": (4, 2), "lokr_w2_b": (2, 5)}
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "transformer.", "lora_unet_", "lycoris_", ""])
+@pytest.mark.parametrize(
+    ("shapes", "scale"),
+    [(W1 | W2, 1.0), (W1 | W2_LOW, 3.0), (W1_LOW | W2, 6.0), (W1_LOW | W2_LOW, 3.0)],
+    ids=["whole", "second low", "first low", "both low"],
+)
+def test_every_form_of_a_lokr(tmp_path: Path, prefix: str, shapes: dict, scale: float) -> None:
+    """With alpha 6: divided by the rank of the second factor, or of the first where only that is low-rank."""
+    stem = prefix + (TO_Q.replace(".", "_") if prefix.endswith("_") else TO_Q)
+    parts = {name: torch.randn(shape) for name, shape in shapes.items()}
+    tensors = {f"{stem}.{name}": part for name, part in parts.items()} | {f"{stem}.alpha": torch.tensor(6.0)}
+    change = load_adapter_file(_written(tmp_path, tensors), {TO_Q: (15, 8)})[TO_Q]
+    torch.testing.assert_close(change.delta(), scale * kron_of(parts))
+
+
+@pytest.mark.parametrize("prefix", ["diffusion_model.", "lycoris_"])
+@pytest.mark.parametrize(("alpha", "scale"), [(None, 1.0), (5.0, 2.5)])
+def test_every_form_of_a_loha(tmp_path: Path, prefix: str, alpha: float | None, scale: float) -> None:
+    stem = prefix + (TO_Q.replace(".", "_") if prefix.endswith("_") else TO_Q)
+    w1_a, w1_b, w2_a, w2_b = torch.randn(5, 2), torch.randn(2, 6), torch.randn(5, 2), torch.randn(2, 6)
+    matrices = {"w1_a": w1_a, "w1_b": w1_b, "w2_a": w2_a, "w2_b": w2_b}
+    tensors = {f"{stem}.hada_{name}": matrix for name, matrix in matrices.items()}
+    if alpha:
+        tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+    change = load_adapter_file(_written(tmp_path, tensors), {TO_Q: (6, 5)})[TO_Q]
+    torch.testing.assert_close(change.delta(), scale * (w1_a @ w1_b) * (w2_a @ w2_b))
+
+
+@pytest.mark.parametrize("kind", ["lora", "loha", "lokr"])
+@pytest.mark.parametrize(("shape", "axis"), [((1, 15), 0), ((8, 1), 1)])
+def test_a_dora_scales_columns_or_rows_of_any_kind(tmp_path: Path, kind: str, shape, axis: int) -> None:
+    kinds = {
+        "lora": {"lora_A.weight": (2, 15), "lora_B.weight": (8, 2)},
+        "loha": {"hada_w1_a": (8, 2), "hada_w1_b": (2, 15), "hada_w2_a": (8, 2), "hada_w2_b": (2, 15)},
+        "lokr": W1 | W2,
+    }
+    magnitude, weight_OI = torch.rand(shape) + 0.5, torch.randn(8, 15)
+    tensors = {f"{TO_Q}.{name}": torch.randn(size) for name, size in kinds[kind].items()}
+    path = _written(tmp_path, tensors | {f"{TO_Q}.dora_scale": magnitude})
+    change = load_adapter_file(path, {TO_Q: (15, 8)})[TO_Q]
+    changed_OI = weight_OI + change.delta()
+    expected = magnitude * changed_OI / changed_OI.norm(dim=axis, keepdim=True)
+    torch.testing.assert_close(change.applied_to(weight_OI), expected)
+    torch.testing.assert_close(change.delta_for(weight_OI), expected - weight_OI)
+
+
+@torch.no_grad()
+def test_a_saved_peft_adapter_means_what_peft_computes(tmp_path: Path) -> None:
+    """Its alpha stands in adapter_config.json, its DoRA scales output rows."""
+    from peft import LoraConfig, get_peft_model
+
+    torch.manual_seed(0)
+    model = torch.nn.Sequential()
+    model.add_module("layer", torch.nn.Linear(6, 5))
+    weight_OI = model.layer.weight.clone()
+    adapter = get_peft_model(model, LoraConfig(r=2, lora_alpha=5, target_modules=["layer"], use_dora=True))
+    for name, parameter in adapter.named_parameters():
+        if "lora_" in name:
+            parameter += 0.3 * torch.rand_like(parameter)
+    adapter.save_pretrained(tmp_path)
+    change = load_adapter_file(tmp_path / "adapter_model.safetensors", {"layer": (6, 5)})["layer"]
+    merged = adapter.merge_and_unload().layer.weight
+    torch.testing.assert_close(change.applied_to(weight_OI), merged)
+    assert change.scale == 2.5
+
+
+@pytest.mark.parametrize(
+    ("suffix", "words"),
+    [
+        ("diff", "holds whole changes of weights"),
+        ("diff_b", "holds changes of biases"),
+        ("w_norm", "holds changes of norms"),
+        ("oft_blocks", "holds an OFT"),
+        ("on_input", "holds an IA3"),
+        ("lora_mid.weight", "holds a convolution's LoRA"),
+        ("lokr_t2", "holds a convolution's LoKr"),
+        ("hada_t1", "holds a convolution's LoHa"),
+        ("scale_weight", "holds scaled float8 weights"),
+        ("anything", "1 keys are of no known form"),
+    ],
+)
+def test_other_forms_are_refused_by_name(tmp_path: Path, suffix: str, words: str) -> None:
+    tensors = {f"{TO_Q}.lora_A.weight": torch.ones(2, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}
+    path = _written(tmp_path, {**tensors, f"diffusion_model.{TO_Q}.{suffix}": torch.ones(5)})
+    with pytest.raises(UserError, match=words):
+        load_adapter_file(path, MODULES)
+
+
+@pytest.mark.parametrize("dims", [{"lora_A.weight": (2, 6), "lora_B.weight": (5, 2)}, W1 | W2])
+def test_a_layer_of_another_shape_is_refused(tmp_path: Path, dims: dict[str, tuple[int, int]]) -> None:
+    path = _written(tmp_path, {f"{TO_Q}.{name}": torch.ones(shape) for name, shape in dims.items()})
+    with pytest.raises(UserError, match=rf"{TO_Q} has \d+ inputs and \d outputs there, 7 and 9 in this model"):
+        load_adapter_file(path, {TO_Q: (7, 9)})
+
+
+@pytest.mark.parametrize(
+    ("tensors", "words"),
+    [
+        ({f"{TO_Q}.lora_A.weight": torch.ones(2, 6)}, "lacks a matrix"),
+        ({f"{TO_Q}.lora_A.weight": torch.ones(2, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 3)}, "do not fit together"),
+        (
+            {f"{TO_Q}.lora_A.weight": torch.ones(2, 6, 1, 1), f"{TO_Q}.lora_B.weight": torch.ones(5, 2, 1, 1)},
+            r"has the shape \[2, 6, 1, 1\]; it is not a matrix",
+        ),
+        ({f"{TO_Q}.lora_A.weight": torch.ones(0, 6), f"{TO_Q}.lora_B.weight": torch.ones(5, 0)}, "it is not a matrix"),
+        (
+            {
+                f"{TO_Q}.{name}": torch.ones(shape)
+                for name, shape in {
+                    "hada_w1_a": (5, 2),
+                    "hada_w1_b": (2, 6),
+                    "hada_w2_a": (4, 2),
+                    "hada_w2_b": (2, 6),
+                }.items()
+            },
+            "do not fit together",
+        ),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+                f"{TO_Q}.dora_scale": torch.ones(1, 5),
+            },
+            r"dora_scale of .* has the shape \[1, 5\], not \[1, 6\] or \[5, 1\]",
+        ),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+                f"{TO_Q}.alpha": torch.ones(2),
+            },
+            "alpha of .* is .* numbers, not one",
+        ),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+                f"{TO_Q}.lokr_w1": torch.ones(2, 6),
+            },
+            "mixes several kinds",
+        ),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+                f"transformer.{TO_Q}.lora_A.weight": torch.ones(2, 6),
+            },
+            "is changed twice, by .* and ",
+        ),
+        ({"text_encoder.layer.lora_A.weight": torch.ones(2, 6)}, "text_encoder.layer"),
+        ({f"{TO_Q}.dora_scale": torch.ones(1, 6)}, "dora_scale"),
+        ({f"{TO_Q}.lora_A.weight": torch.full((2, 6), torch.nan), f"{TO_Q}.lora_B.weight": torch.ones(5, 2)}, "finite"),
+        (
+            {
+                f"{TO_Q}.lora_A.weight": torch.ones(2, 6),
+                f"{TO_Q}.lora_B.weight": torch.ones(5, 2),
+                f"{TO_Q}.alpha": torch.tensor(torch.inf),
+            },
+            "alpha",
+        ),
+    ],
+)
+def test_what_cannot_be_used_is_named(tmp_path: Path, tensors: dict[str, torch.Tensor], words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        load_adapter_file(_written(tmp_path, tensors), MODULES)
+
+
+@pytest.mark.parametrize("content", [b"", b"not a safetensors file at all"])
+def test_a_file_of_another_kind_is_refused(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match="cannot be read"):
+        load_adapter_file(path, MODULES)
+
+
+def _written(folder: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    path = folder / "x.safetensors"
+    save_file(tensors, path)
+    return path

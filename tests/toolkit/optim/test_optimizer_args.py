@@ -1,0 +1,126 @@
+import subprocess
+import sys
+
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.optim.optimizer_args import (
+    ARGUMENTS,
+    OPTIMIZERS,
+    REQUIRED,
+    ArgumentError,
+    check_optimizer,
+    constructor_defaults,
+    is_schedule_free,
+    optimizer_class,
+    typed_arguments,
+)
+
+DEFAULTS = {
+    "weight_decay": 0.01,
+    "warmup_steps": 0,
+    "betas": (0.9, 0.999),
+    "amsgrad": False,
+    "beta3": None,
+    "mode": "plain",
+    "required": REQUIRED,
+}
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_the_table_has_the_arguments_of_the_constructor(name: str) -> None:
+    assert constructor_defaults(optimizer_class(name)) == ARGUMENTS[name]
+
+
+@pytest.mark.parametrize(
+    ("path", "message"),
+    [
+        ("torch.nn.Linear", "'torch.nn.Linear' is not an optimizer"),
+        ("torch.optim.Optimizer", "'torch.optim.Optimizer' is not an optimizer"),
+        ("torch.optim.AdamV", r"torch\.optim has no 'AdamV'\. Did you mean 'Adam'"),
+        ("torch.optim.LBFGS", "evaluates the loss several times"),
+        ("torch.nn.no_such_module.X", "cannot be imported"),
+    ],
+)
+def test_a_dotted_path_is_looked_at_before_anything_runs(path: str, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        check_optimizer(path, {})
+
+
+def test_arguments_of_a_dotted_path_are_those_of_its_constructor() -> None:
+    check_optimizer("bitsandbytes.optim.PagedAdEMAMix8bit", {"alpha": "4"})
+    with pytest.raises(ArgumentError, match=r"no 'momentun'\. Did you mean 'momentum'"):
+        check_optimizer("torch.optim.SGD", {"momentun": 0.9})
+
+
+def test_only_an_optimizer_outside_of_the_table_loads_torch() -> None:
+    code = (
+        "import sys\nfrom toolkit.optim.optimizer_args import ARGUMENTS, check_optimizer\n"
+        "for name in ARGUMENTS: check_optimizer(name, {'weight_decay': 0})\nprint('torch' in sys.modules)\n"
+        "check_optimizer('torch.optim.SGD', {})\nprint('torch' in sys.modules)"
+    )
+    result = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert result.stdout.split() == ["False", "True"]
+
+
+def test_a_class_that_its_module_does_not_name_is_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"torch\.optim has no 'AdamWW'\. Did you mean 'AdamW'"):
+        check_optimizer("torch.optim.AdamWW", {})
+    check_optimizer("torch.optim.NAdam", {"momentum_decay": "0.004"})
+
+
+@pytest.mark.parametrize(
+    ("given", "typed"),
+    [
+        ({"weight_decay": 1}, {"weight_decay": 1}),
+        ({"weight_decay": "1e-2"}, {"weight_decay": 0.01}),
+        ({"warmup_steps": 0.5}, {"warmup_steps": 0.5}),
+        ({"betas": [0.8, 0.9]}, {"betas": (0.8, 0.9)}),
+        ({"betas": "0.9,0.95"}, {"betas": (0.9, 0.95)}),
+        ({"betas": "(0.9, 0.95)"}, {"betas": (0.9, 0.95)}),
+        ({"amsgrad": "True"}, {"amsgrad": True}),
+        ({"amsgrad": "false"}, {"amsgrad": False}),
+        ({"beta3": "0.5"}, {"beta3": 0.5}),
+        ({"beta3": "none"}, {"beta3": None}),
+        ({"mode": "0.5"}, {"mode": "0.5"}),
+        ({"required": [1]}, {"required": [1]}),
+    ],
+)
+def test_arguments_take_the_type_of_their_default(given: dict, typed: dict) -> None:
+    assert typed_arguments("adam", DEFAULTS, given) == typed
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({"weight_decai": 1}, r"adam has no 'weight_decai'\. Did you mean 'weight_decay'"),
+        ({"weight_decay": "much"}, "weight_decay: 'much' is not a number, such as 0.01"),
+        ({"weight_decay": True}, "weight_decay: True is not a number"),
+        ({"betas": "0.9"}, r"betas: '0.9' is not 2 numbers, such as \[0.9, 0.999\]"),
+        ({"betas": [0.9, 0.99, 0.999]}, "is not 2 numbers"),
+        ({"amsgrad": 1}, "amsgrad: 1 is not true or false"),
+        ({"mode": 1}, "mode: 1 is not a str"),
+        ({"lr": 1}, "'lr' has its own key"),
+    ],
+)
+def test_a_wrong_argument_is_a_mistake_with_a_hint(given: dict, message: str) -> None:
+    with pytest.raises(ArgumentError, match=message):
+        typed_arguments("adam", DEFAULTS, given)
+
+
+def test_a_package_that_is_not_there_is_a_mistake() -> None:
+    with pytest.raises(UserError, match=r"'no_such_package\.Adam': there is no package 'no_such_package' here"):
+        check_optimizer("no_such_package.Adam", {})
+
+
+@pytest.mark.parametrize(
+    ("name", "free"),
+    [
+        ("schedulefree_adamw", True),
+        ("schedulefree.SGDScheduleFree", True),
+        ("adamw", False),
+        ("torch.optim.SGD", False),
+    ],
+)
+def test_schedule_free_optimizers_are_known_by_name(name: str, free: bool) -> None:
+    assert is_schedule_free(name) is free

@@ -1,0 +1,138 @@
+"""The end of a run by a number, and that a resume stops at the same step."""
+
+from __future__ import annotations
+
+import json
+import math
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit.interfaces import TrainState
+from toolkit.train.callbacks.early_stopping import EarlyStopping, stop_reason
+from toolkit.train.run import Callback
+
+LOSSES = [5.0, 4.0, math.nan, 3.0, 2.0, 1.0, math.inf, 0.5, 0.5, 0.5, 9.0, 0.1]
+"""Of steps 1, 2, ..."""
+
+
+def settings(**changes) -> SimpleNamespace:
+    given = {"metric": "loss", "below": 2.5, "smooth": 3, "min_steps": 0, "check_every": 1}
+    return SimpleNamespace(**given | changes)
+
+
+def stop_step(run, callback: EarlyStopping, result, values=LOSSES, restart_after: int | None = None) -> int | None:
+    """The step at which the hook ends the run when the loop tells it these losses."""
+    callback.on_start(run)
+    for step, value in enumerate(values, start=1):
+        run.state.step = step
+        callback.on_metrics(run, result(step, loss=value, grad_norm=2 * value))
+        callback.after_step(run)
+        if run.early_stop_reason:
+            return step
+        if step == restart_after:
+            run.state = TrainState(step=step, extra=json.loads(json.dumps(run.state.extra)))
+            callback = EarlyStopping(callback.settings)
+            callback.on_start(run)
+    return None
+
+
+@pytest.fixture
+def run(toy):
+    return toy.run(50)
+
+
+@pytest.mark.parametrize(
+    ("changes", "step"),
+    [
+        ({}, 6),  # (3 + 2 + 1) / 3
+        ({"below": 2.0}, 8),  # the mean of step 6 is 2: not below; (2 + 1 + 0.5) / 3 is
+        ({"smooth": 1, "below": 0.6}, 8),
+        ({"check_every": 5}, 10),
+        ({"min_steps": 9}, 9),
+        ({"check_every": 4, "min_steps": 5}, 8),
+        ({"metric": "grad_norm", "below": 5.0}, 6),
+        ({"metric": "t_mean", "below": 0.8}, 3),
+        ({"metric": "told_apart", "below": 0.8}, None),  # a number that no step has
+        ({"smooth": 11}, None),  # never so many finite values
+        ({"below": 0.0}, None),
+    ],
+)
+def test_it_ends_where_the_mean_of_the_finite_values_is_low_enough(run, result, changes: dict, step) -> None:
+    assert stop_step(run, EarlyStopping(settings(**changes)), result) == step
+
+
+@pytest.mark.parametrize("broken_off", range(1, 8))
+def test_a_resume_stops_at_the_same_step(run, result, broken_off: int) -> None:
+    assert stop_step(run, EarlyStopping(settings(below=2.0)), result, restart_after=broken_off) == 8
+
+
+def test_values_that_are_measured_now_and_then_count_by_their_name(said: list[str], run, result) -> None:
+    callback = EarlyStopping(settings(metric="validation/loss", smooth=2))
+    callback.on_start(run)
+    for step, loss in [(10, 3.0), (20, math.nan), (30, 2.5), (40, 2.0)]:
+        run.state.step = step
+        callback.on_metrics(run, result(step, loss=0.0))
+        callback.update(run, {"validation/loss": loss, "validation/loss_t0.5": 0.0})
+        callback.after_step(run)
+        assert bool(run.early_stop_reason) is (step == 40)
+    assert said == ["stop_when: the mean validation/loss of 2, 2.25, is below 2.5 at step 40: the run is finished"]
+    assert run.status_fields == {"reason": run.early_stop_reason}
+
+
+def test_what_is_measured_at_the_end_does_not_change_what_ended_the_run(run, result) -> None:
+    callback = EarlyStopping(settings(metric="validation/loss", smooth=1))
+    callback.on_stop = lambda run: callback.update(run, {"validation/loss": 99.0})
+    callback.on_start(run)
+    run.state.step = 7
+    callback.update(run, {"validation/loss": 1.0})
+    callback.after_step(run)
+    assert stop_reason(callback.settings, 7, run.state.extra)
+
+
+def test_a_run_that_was_killed_after_its_last_state_ends_at_once(run, result) -> None:
+    stop_step(run, EarlyStopping(settings()), result)
+    run.early_stop_reason = None
+    EarlyStopping(settings()).on_start(run)
+    assert run.early_stop_reason
+    assert run.complete
+
+
+@pytest.mark.parametrize("changes", [{"below": 1.5}, {"smooth": 4}, {"min_steps": 9}, {"metric": "grad_norm"}])
+def test_a_finished_run_is_not_finished_for_a_stricter_job(run, result, changes: dict) -> None:
+    stop_step(run, EarlyStopping(settings()), result)
+    assert stop_reason(settings(), 6, run.state.extra)
+    assert not stop_reason(settings(**changes), 6, run.state.extra)
+
+
+@pytest.mark.parametrize("section", [None, settings()])
+def test_a_state_that_knows_nothing_of_it_is_not_finished(section) -> None:
+    assert stop_reason(section, 40, {}) is None
+
+
+def test_another_metric_begins_with_no_values(run, result) -> None:
+    stop_step(run, EarlyStopping(settings(below=0.0)), result)
+    EarlyStopping(settings(metric="grad_norm")).on_start(run)
+    assert run.state.extra["stop_when"] == {"metric": "grad_norm", "values": []}
+
+
+def test_the_loop_ends_as_finished_and_hooks_hear_it(toy, recorder) -> None:
+    class AtThree(Callback):
+        def after_step(self, run) -> None:
+            run.early_stop_reason = "low enough" if run.state.step == 3 else None
+
+    run = toy.run(50, callbacks=[AtThree(), recorder])
+    assert toy.train(run, toy.step(run))
+    assert recorder.calls == ["start", "step 1", "step 2", "step 3", "end True"]
+
+
+def test_the_numbers_of_all_steps_are_there_when_it_looks(toy) -> None:
+    """The loop may keep numbers on the device for some steps: a look fetches them first."""
+    ends = []
+    for fetch_every in (1, 7):
+        run = toy.run(60, callbacks=[EarlyStopping(settings(below=0.5, check_every=2))])
+        run.metrics_sync_interval = fetch_every
+        assert toy.train(run, toy.step(run))
+        ends.append((run.state.step, run.state.extra["stop_when"]))
+    assert ends[0] == ends[1]
+    assert 0 < ends[0][0] < 60

@@ -1,0 +1,196 @@
+"""Sample images: when, under which names, and with which weights."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+import torch
+from PIL import Image
+
+from toolkit.interfaces import TrainState
+from toolkit.train.callbacks.intervals import Interval
+from toolkit.train.callbacks.sample import SampleCallback, SampleSet
+from toolkit.train.sampling import SamplingInterrupted
+
+NAME = re.compile(r"^\d+__\d{9}_\d+\.(jpg|png|webp)$")
+
+
+class Drawing:
+    """A hook that draws flat images, and what it saw and said."""
+
+    def __init__(self, run, **changes) -> None:
+        self.run = run
+        self.weights: list[torch.Tensor] = []
+        self.events: list[dict] = []
+        usual = SampleSet(range(2), changes.pop("picture_format", "jpg"))
+        every = Interval(changes.pop("every", 10), changes.pop("epochs", 0), changes.pop("start", 0))
+        settings = {"first": usual, "at_each_start": False} | changes
+        self.callback = SampleCallback(self._draw, usual, every, **settings, event=self._event)
+
+    def _draw(self, index: int) -> Image.Image:
+        self.weights.append(self.run.roles["network"].parameters["w"].detach().clone())
+        return Image.new("RGB", (32, 16), (100 * index, 50, 0))
+
+    def _event(self, event: str, **details) -> None:
+        self.events.append({"event": event, **details})
+
+    def run_to(self, last: int, result, finished: bool = True) -> list[tuple[int, int]]:
+        """What the loop would call up to step `last`; (step, index) of the images that are there then."""
+        self.callback.on_start(self.run)
+        for step in range(self.run.state.step + 1, last + 1):
+            self.run.state = TrainState(step=step)
+            self.callback.after_step(self.run)
+        self.callback.on_end(self.run, finished)
+        return self.pictures()
+
+    def names(self, step: int) -> list[str]:
+        return sorted(p.name for p in self.run.folder.glob(f"samples/*__{step:09d}_*"))
+
+    def pictures(self) -> list[tuple[int, int]]:
+        names = [p.name for p in self.run.folder.glob("samples/*")]
+        assert all(NAME.match(name) for name in names), names
+        return sorted((int(name.split("__")[1][:9]), int(name.split("_")[-1].split(".")[0])) for name in names)
+
+
+@pytest.fixture
+def run(toy):
+    return toy.run(50)
+
+
+def sets(*steps: int) -> list[tuple[int, int]]:
+    return [(step, index) for step in steps for index in (0, 1)]
+
+
+def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(said: list[str], run, result) -> None:
+    drawing = Drawing(run)
+    assert drawing.run_to(25, result) == sets(0, 10, 20, 25)
+    assert [event["step"] for event in drawing.events] == [0, 10, 20, 25]
+    assert all(NAME.match(name) for event in drawing.events for name in event["files"])
+    assert len(said) == 4
+
+
+def test_the_last_set_is_drawn_once(run, result) -> None:
+    assert Drawing(run).run_to(20, result) == sets(0, 10, 20)
+
+
+def test_no_set_before_the_first_step_when_it_is_skipped(run, result) -> None:
+    assert Drawing(run, first=None).run_to(10, result) == sets(10)
+
+
+def test_the_interval_begins_at_the_start_step(run, result) -> None:
+    assert Drawing(run, start=15, first=None).run_to(30, result) == sets(20, 30)
+
+
+def test_sets_are_drawn_at_the_end_of_epochs(toy) -> None:
+    """Epochs of 3 micro-batches in windows of 2 end at steps 2, 3, 5, 6."""
+    run = toy.run(7, accumulation=2)
+    drawing = Drawing(run, every=0, epochs=2)
+    run.callbacks = [drawing.callback]
+    toy.train(run, toy.step(run))
+    assert drawing.pictures() == sets(0, 3, 6, 7)
+    assert [event["epoch"] for event in drawing.events] == [0, 2, 4, 4]
+
+
+def test_the_first_set_may_be_another_one(run, result) -> None:
+    drawing = Drawing(run, first=SampleSet(range(2, 3), "png"))
+    drawn: list[int] = []
+    drawing.callback.draw = lambda index: drawn.append(index) or Image.new("RGB", (8, 8))
+    assert drawing.run_to(10, result) == [(0, 0), *sets(10)]
+    assert drawn == [2, 0, 1]
+    assert drawing.names(0)[0].endswith("_0.png") and drawing.names(10)[0].endswith("_0.jpg")
+
+
+def test_without_usual_pictures_only_the_first_are_drawn(run, result) -> None:
+    drawing = Drawing(run, every=0, first=SampleSet(range(1), "jpg"))
+    drawing.callback.pictures = SampleSet(range(0), "jpg")
+    assert drawing.run_to(10, result) == [(0, 0)]
+    assert [event["step"] for event in drawing.events] == [0]
+
+
+def test_a_set_where_the_run_goes_on_when_it_is_asked_for(run, result) -> None:
+    run.state = TrainState(step=13)
+    assert Drawing(run).run_to(13, result, finished=False) == []
+    drawing = Drawing(run, at_each_start=True)
+    assert drawing.run_to(15, result, finished=False) == sets(13)
+    drawing.callback.on_end(run, finished=True)
+    assert drawing.pictures() == sets(13, 15)
+
+
+def test_an_interval_of_zero_leaves_the_first_and_the_last(run, result) -> None:
+    assert Drawing(run, every=0).run_to(25, result) == sets(0, 25)
+
+
+def test_going_on_draws_what_is_missing_and_nothing_twice(run, result) -> None:
+    Drawing(run).run_to(10, result, finished=False)
+    (run.folder / "samples").joinpath(Drawing(run).names(10)[1]).unlink()  # the run ended in the middle of a set
+    resumed = Drawing(run)
+    assert resumed.run_to(15, result) == sets(0, 10, 15)
+    assert [event["step"] for event in resumed.events] == [10, 15]
+    run.state = TrainState(step=15)  # the run is done: started again it has nothing to draw
+    again = Drawing(run)
+    again.run_to(15, result)
+    assert again.events == []
+
+
+def test_a_stop_draws_nothing(run, result) -> None:
+    assert Drawing(run, first=None).run_to(5, result, finished=False) == []
+
+
+@pytest.mark.parametrize(("picture_format", "kind"), [("jpg", "JPEG"), ("png", "PNG"), ("webp", "WEBP")])
+def test_a_picture_has_the_format_that_is_asked_for(run, result, picture_format: str, kind: str) -> None:
+    Drawing(run, picture_format=picture_format).run_to(0, result)
+    files = sorted(run.folder.glob("samples/*"), key=lambda path: path.stem[-1])
+    assert [path.suffix for path in files] == [f".{picture_format}"] * 2
+    with Image.open(files[1]) as picture:
+        assert (picture.format, picture.size) == (kind, (32, 16))
+        assert abs(picture.convert("RGB").getpixel((8, 8))[0] - 100) < 4  # the image of index 1
+
+
+def test_pictures_are_drawn_with_the_average_and_the_weights_come_back_bit_for_bit(toy, result) -> None:
+    run = toy.run(5, ema_decay=0.5)
+    weight = toy.weight(run)
+    with torch.no_grad():
+        weight.copy_(torch.tensor([1 / 3, -0.0, 1e-38]))
+    own = weight.detach().clone()
+    average = run.roles["network"].ema.averages["w"]
+    average.fill_(0.125)
+    drawing = Drawing(run)
+    drawing.callback.sample_now(run)
+    assert all(seen.tolist() == [0.125] * 3 for seen in drawing.weights)
+    assert weight.detach().numpy().tobytes() == own.numpy().tobytes()
+    assert average.tolist() == [0.125] * 3
+
+
+def test_the_weights_come_back_when_drawing_fails(toy) -> None:
+    run = toy.run(5, ema_decay=0.5)
+    run.roles["network"].ema.averages["w"].fill_(9.0)
+    drawing = Drawing(run)
+
+    def fail(index: int) -> Image.Image:
+        raise RuntimeError("out of memory")
+
+    drawing.callback.draw = fail
+    with pytest.raises(RuntimeError, match="out of memory"):
+        drawing.callback.sample_now(run)
+    assert toy.weight(run).tolist() == [0.0, 0.0, 0.0]
+    assert drawing.pictures() == []
+
+
+def test_a_set_broken_off_by_a_stop_leaves_no_picture(run, result) -> None:
+    drawing, draw = Drawing(run), None
+    draw = drawing.callback.draw
+
+    def stopped_at_the_second(index: int):
+        if index == 1:
+            raise SamplingInterrupted
+        return draw(index)
+
+    drawing.callback.draw = stopped_at_the_second
+    assert drawing.run_to(10, result, finished=False) == []
+    assert drawing.events == []
+    assert Drawing(run).run_to(10, result, finished=False) == sets(10)  # and the next start draws it
+
+
+def test_its_time_is_not_step_time() -> None:
+    assert SampleCallback.included_in_step_time is False

@@ -1,0 +1,77 @@
+"""Who watches a run: a whole job whose curves and samples are drawn by both trackers."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from jobs import ExtensionJob
+from tests.event_files import curves
+from toolkit.config import load_job
+from toolkit.extension import discover
+
+KEY = "c0ffee99" * 5
+
+
+@pytest.fixture
+def run_job(trainer, make_pictures, write_job, tmp_path: Path, monkeypatch) -> Callable[[int], None]:
+    """Runs a job of so many steps in this process."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    monkeypatch.setattr("toolkit.train.callbacks.trackers.WAIT_AT_END_S", 60.0)  # the machine may be busy
+    photos = make_pictures(tmp_path / "photos", "a", "b", "c")
+
+    def run(steps: int) -> None:
+        section = trainer(
+            photos,
+            train={"steps": steps},
+            name="first",
+            save={"dtype": "float32", "save_every": 2},
+            sample={
+                "sample_every": 2,
+                "sample_steps": 1,
+                "width": 64,
+                "height": 64,
+                "guidance_scale": 1,
+                "prompts": ["a", "b"],
+            },
+            validation={"fraction": 0.34, "every": 2},
+            logging={"use_wandb": True, "logging_dir": "tb", "log_every": 2, "log_config": True, "wandb_api_key": KEY},
+        )
+        extensions = discover()
+        job = ExtensionJob(load_job(write_job(section), extensions.find_config), extensions)
+        job.run()
+        job.cleanup()
+
+    return run
+
+
+def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(run_job, tmp_path: Path) -> None:
+    folder = tmp_path / "output" / "job" / "first"
+    run_job(4)
+    wandb_run = (folder / "wandb" / "run_id").read_text()
+    shutil.rmtree(folder / "state" / "step_000000004")  # as if it had been killed before it saved a second time
+    run_job(5)
+
+    drawn = curves(tmp_path / "tb" / "job" / "first")
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == [1, 2, 3, 4, 5]
+    for name, key in (("loss/current", "loss"), ("grad_norm", "grad_norm"), ("lr", "lr")):
+        assert drawn[name] == pytest.approx({line["step"]: line[key] for line in lines}), name
+    assert list(drawn["loss/average"]) == list(drawn["time/step_s"]) == list(drawn["skipped"]) == [1, 2, 3, 4, 5]
+    assert {step for name, curve in drawn.items() if name.startswith("loss_by_t/") for step in curve} == {2, 4, 5}
+    assert list(drawn["samples/0"]) == list(drawn["samples/1"]) == [0, 2, 4, 5]
+    validated = [json.loads(line) for line in (folder / "validation.jsonl").read_text().splitlines()]
+    name = next(name for name in validated[0] if name != "step")
+    assert list(drawn[name]) == [line["step"] for line in validated] == [0, 2, 4, 5]
+
+    assert (folder / "wandb" / "run_id").read_text() == wandb_run
+    assert len(list((folder / "wandb").glob("offline-run-*"))) == 2
+    assert len(list((folder / "wandb").glob("offline-run-*/files/media/images/samples/*"))) == 10
+    files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "job.yaml"]
+    assert not [path for path in files if KEY.encode() in path.read_bytes()]

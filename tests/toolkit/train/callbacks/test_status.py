@@ -1,0 +1,114 @@
+"""run.json and the status line."""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from types import SimpleNamespace
+
+import pytest
+
+from toolkit.interfaces import TrainState
+from toolkit.log import StatusLine
+from toolkit.train.callbacks.status import StatusCallback, duration
+
+
+@pytest.fixture
+def run(toy):
+    toy.folder.mkdir()
+    return toy.run(40)
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
+    clock = SimpleNamespace(now=50.0)
+    fake = SimpleNamespace(monotonic=lambda: clock.now, strftime=time.strftime, gmtime=time.gmtime)
+    monkeypatch.setattr("toolkit.train.callbacks.status.time", fake)
+    return clock
+
+
+def status(run) -> dict:
+    return json.loads((run.folder / "run.json").read_text(), parse_constant=pytest.fail)
+
+
+def hook_on() -> tuple[StatusCallback, io.StringIO]:
+    stream = io.StringIO()
+    return StatusCallback(StatusLine(stream)), stream
+
+
+def test_it_is_running_from_before_the_first_step(run) -> None:
+    callback, _ = hook_on()
+    callback.on_start(run)
+    document = status(run)
+    assert (document["status"], document["step"], document["steps"], document["loss"]) == ("running", 0, 40, None)
+
+
+def test_it_is_rewritten_once_a_second_with_the_newest_numbers(run, result, clock) -> None:
+    callback, _ = hook_on()
+    callback.on_start(run)
+    seen = []
+    for step in range(1, 9):
+        run.state = TrainState(step=step, epoch=1, samples=3 * step)
+        clock.now += 0.3
+        callback.on_metrics(run, result(step, loss=float(step)))
+        seen.append(status(run)["step"])
+    assert seen == [0, 0, 0, 4, 4, 4, 4, 8]
+    document = status(run)
+    assert (document["epoch"], document["samples"], document["lr"], document["step_s"]) == (1, 24, 0.1, 0.25)
+    assert document["loss"] == 4.5  # the mean of 1 to 8
+
+
+def test_a_loss_that_is_no_number_keeps_it_valid_json(run, result, clock) -> None:
+    callback, stream = hook_on()
+    callback.on_start(run)
+    for step, loss in [(1, float("nan")), (2, 0.5), (3, float("inf"))]:
+        clock.now += 2
+        run.state = TrainState(step=step, skipped=1 + (step == 3))
+        callback.on_metrics(run, result(step, loss=loss))
+        assert status(run)["loss"] == (None if step == 1 else 0.5)
+    assert status(run)["skipped"] == 2
+    callback.on_end(run, finished=True)
+    assert "2 skipped" in stream.getvalue()
+
+
+@pytest.mark.parametrize(("finished", "word"), [(True, "finished"), (False, "stopped")])
+def test_the_end_says_which_end_it_was(run, result, finished: bool, word: str) -> None:
+    callback, stream = hook_on()
+    callback.on_start(run)
+    run.state = TrainState(step=7)
+    callback.on_metrics(run, result(7))
+    callback.on_end(run, finished)
+    assert (status(run)["status"], status(run)["step"]) == (word, 7)
+    assert "step 7/40 17.5%" in stream.getvalue().splitlines()[-1]
+
+
+def test_a_failure_is_told_with_its_error(run) -> None:
+    callback, _ = hook_on()
+    callback.on_start(run)
+    callback.on_error(run, ValueError("no such thing"))
+    assert (status(run)["status"], status(run)["error"]) == ("failed", "ValueError: no such thing")
+
+
+def test_a_run_without_a_step_ends_without_a_line(run) -> None:
+    callback, stream = hook_on()
+    callback.on_start(run)
+    callback.on_end(run, finished=True)
+    assert stream.getvalue() == ""
+    assert status(run)["status"] == "finished"
+
+
+def test_the_line_tells_step_loss_speed_and_what_is_left(run, result) -> None:
+    callback, stream = hook_on()
+    callback.on_start(run)
+    callback.on_metrics(run, result(10, loss=0.5, step_s=4.0))
+    line = stream.getvalue()
+    for part in ("step 10/40 25.0%", "loss 0.5000 (avg 0.5000)", "lr 1.0e-01", "4.00 s/it", "ETA 2m00s"):
+        assert part in line
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (187, "3m07s"), (7380, "2h03m"), (90061, "25h01m")]
+)
+def test_a_time_span_is_written_as_people_say_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

@@ -1,0 +1,235 @@
+"""What trackers are told of a run, and that a run never depends on them."""
+
+from __future__ import annotations
+
+import json
+import threading
+from collections import defaultdict
+from pathlib import Path
+
+import pytest
+
+from toolkit.config.logging import LoggingConfig
+from toolkit.interfaces import TrainState
+from toolkit.train.callbacks import trackers as hook_module
+from toolkit.train.callbacks.metrics import MetricsCallback
+from toolkit.train.callbacks.trackers import TrackerCallback
+from toolkit.train.trackers.tracker import RunInfo, Tracker
+
+
+class Recording(Tracker):
+    """Keeps what it is told."""
+
+    def __init__(self, run: RunInfo) -> None:
+        super().__init__(run)
+        self.curves: dict[str, dict[int, float]] = defaultdict(dict)
+        self.steps: list[int] = []
+        self.images: list[tuple[int, str, Path]] = []
+        self.closed = False
+
+    def scalars(self, step: int, values: dict[str, float]) -> None:
+        self.steps.append(step)
+        for name, value in values.items():
+            assert step not in self.curves[name]
+            self.curves[name][step] = value
+
+    def image(self, step: int, name: str, path: Path) -> None:
+        self.steps.append(step)
+        self.images.append((step, name, path))
+
+    def close(self) -> None:
+        self.closed = True
+
+
+@pytest.fixture
+def opened(monkeypatch: pytest.MonkeyPatch) -> list[Recording]:
+    """Every tracker that was opened."""
+    found: list[Recording] = []
+
+    def open_tracker(name: str, run: RunInfo) -> Recording:
+        found.append(Recording(run))
+        return found[-1]
+
+    monkeypatch.setattr(hook_module, "open_tracker", open_tracker)
+    monkeypatch.setattr(hook_module, "WAIT_AT_END_S", 60.0)
+    return found
+
+
+@pytest.fixture
+def run(toy):
+    toy.folder.mkdir()
+    return toy.run(100)
+
+
+def tell(run, results, finished: bool = True, **options) -> TrackerCallback:
+    """What the loop calls for these results."""
+    callback = TrackerCallback(LoggingConfig(logging_dir="tb", **options), "job", run.folder)
+    metrics = MetricsCallback()
+    for each in (metrics, callback):
+        each.on_start(run)
+    for result in results:
+        run.state.step = result.step
+        for each in (metrics, callback):
+            each.on_metrics(run, result)
+    for each in (metrics, callback):
+        each.on_end(run, finished)
+    return callback
+
+
+def test_every_step_has_its_numbers(run, opened, result) -> None:
+    tell(
+        run, [result(1, loss=0.5), result(2, loss=1.0, lr_by_group={"up": 0.5}, extra_metrics={"norm/max": 3.0})], False
+    )
+    [tracker] = opened
+    assert tracker.closed
+    assert dict(tracker.curves) == {
+        "loss/current": {1: 0.5, 2: 1.0},
+        "loss/average": {1: 0.5, 2: 0.75},
+        "lr": {1: 0.1, 2: 0.1},
+        "lr/up": {2: 0.5},
+        "norm/max": {2: 3.0},
+        "grad_norm": {1: 2.0, 2: 2.0},
+        "time/step_s": {1: 0.25, 2: 0.25},
+        "time/data_s": {1: 0.0625, 2: 0.0625},
+        "skipped": {1: 0, 2: 0},
+    }
+
+
+def test_a_step_that_was_skipped_has_no_loss_and_is_counted(run, opened, result) -> None:
+    nan = float("nan")
+    run.state.skipped = 3
+    tell(run, [result(1, loss=nan, grad_norm=nan), result(2, loss=1.0)], finished=False)
+    curves = opened[0].curves
+    assert (curves["loss/current"], curves["grad_norm"], curves["skipped"]) == ({2: 1.0}, {2: 2.0}, {1: 4, 2: 4})
+
+
+def test_the_loss_by_noise_level_is_the_mean_over_the_interval(run, opened, result) -> None:
+    samples = [((0.05, 0.95), (1.0, 4.0)), ((0.05, 0.35), (2.0, 8.0)), ((0.05,), (5.0,))]
+    results = [result(n, per_sample={"t": t, "loss": loss}) for n, (t, loss) in enumerate(samples, start=1)]
+    tell(run, results, log_every=2)
+    bands = {name: curve for name, curve in opened[0].curves.items() if name.startswith("loss_by_t/")}
+    assert bands == {
+        "loss_by_t/0.0-0.1": {2: 1.5, 3: 5.0},
+        "loss_by_t/0.3-0.4": {2: 8.0},
+        "loss_by_t/0.9-1.0": {2: 4.0},
+    }
+
+
+def test_a_trainer_without_noise_levels_has_no_bands(run, opened, result) -> None:
+    tell(run, [result(1, per_sample={"loss": (1.0,)})], log_every=1)
+    assert not [name for name in opened[0].curves if name.startswith("loss_by_t")]
+
+
+def test_averages_go_on_over_a_resume(run, opened, result) -> None:
+    """Two epochs of 4 steps, then the end of a third; broken off after step 6 and resumed from step 5, and whole."""
+    results = [result(n, epoch=(n - 1) // 4, loss=float(n)) for n in range(1, 11)]
+    tell(run, results)
+    run.state = TrainState()
+    tell(run, results[:6], finished=False)
+    run.state = TrainState(step=5)
+    tell(run, results[5:])
+    whole, before, after = (tracker.curves for tracker in opened)
+    assert whole["loss/epoch"] == {5: 2.5, 9: 6.5, 11: 9.5}
+    for name in ("loss/average", "loss/epoch"):
+        assert {**{n: value for n, value in before[name].items() if n <= 5}, **after[name]} == whole[name]
+    assert opened[2].run.step == 5
+
+
+def test_samples_and_numbers_of_other_hooks_come_in_the_order_of_the_steps(run, opened, result) -> None:
+    """They are made at their step, whose own numbers may come later."""
+    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback.log(0, {"validation/loss": 9.0})  # before its own start
+    callback.event("sample", step=0, files=["a.jpg"])
+    callback.on_start(run)
+    callback.log(2, {"validation/loss": 4.0, "validation/t_0.9": float("inf")})
+    callback.event("sample", step=2, files=["b.jpg", "c.jpg"])
+    callback.event("save", step=2, files=["x.safetensors"])
+    for step in (1, 2, 3):
+        callback.on_metrics(run, result(step))
+    callback.event("sample", step=3, files=["d.jpg"])
+    callback.log(4, {"validation/loss": 3.0})
+    callback.on_end(run, finished=False)
+    [tracker] = opened
+    assert tracker.steps == sorted(tracker.steps)
+    assert tracker.curves["validation/loss"] == {0: 9.0, 2: 4.0, 4: 3.0}
+    assert "validation/t_0.9" not in tracker.curves
+    assert [(step, name, path.name) for step, name, path in tracker.images] == [
+        (0, "samples/0", "a.jpg"),
+        (2, "samples/0", "b.jpg"),
+        (2, "samples/1", "c.jpg"),
+        (3, "samples/0", "d.jpg"),
+    ]
+    assert {path.parent for _, _, path in tracker.images} == {run.folder / "samples"}
+
+
+def test_numbers_told_where_a_resume_begins_come_before_those_of_its_first_step(run, opened, result) -> None:
+    run.state = TrainState(step=5)
+    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback.log(5, {"validation/loss": 9.0})
+    callback.on_start(run)
+    callback.on_metrics(run, result(6))
+    callback.on_end(run, finished=False)
+    assert opened[0].steps == [5, 6]
+
+
+@pytest.mark.parametrize("shown", [True, False])
+def test_settings_are_shown_when_asked_for(run, opened, shown: bool) -> None:
+    run.checkpoint_metadata = {"settings": {"train": {"lr": 1.0}}}
+    tell(run, [], log_config=shown)
+    assert opened[0].run.settings == ({"train": {"lr": 1.0}} if shown else {})
+
+
+def test_all_trackers_are_told(run, opened, result) -> None:
+    tell(run, [result(1)], log_with="all")
+    assert [tracker.curves["loss/current"] for tracker in opened] == [{1: 0.5}, {1: 0.5}]
+
+
+# ------------------------------------------------------------ trackers that fail
+
+
+@pytest.mark.parametrize("where", ["open", "scalars", "close"])
+def test_a_run_ends_as_usual_beside_a_tracker_that_fails(said: list[str], toy, monkeypatch, where: str) -> None:
+    def fail(*_):
+        raise ConnectionError("gone")
+
+    class Failing(Recording):
+        pass
+
+    if where != "open":
+        setattr(Failing, where, fail)
+    monkeypatch.setattr(hook_module, "open_tracker", fail if where == "open" else lambda name, run: Failing(run))
+    toy.folder.mkdir()
+    plain, watched = toy.run(6), toy.run(6)
+    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder)
+    watched.callbacks, watched.log = [callback], callback.log
+    for each in (plain, watched):
+        assert toy.train(each, toy.step(each))
+    assert toy.weight(plain).equal(toy.weight(watched))
+    assert said == ["tensorboard failed, and the run goes on without it: ConnectionError: gone"]
+
+
+def test_a_run_ends_beside_a_tracker_that_never_answers(said: list[str], toy, monkeypatch) -> None:
+    may_end = threading.Event()
+    monkeypatch.setattr(hook_module, "open_tracker", lambda name, run: may_end.wait() and Recording(run))
+    monkeypatch.setattr(hook_module, "WAIT_AT_END_S", 0.01)
+    toy.folder.mkdir()
+    run = toy.run(6)
+    run.callbacks = [MetricsCallback(), TrackerCallback(LoggingConfig(logging_dir="tb"), "job", toy.folder)]
+    assert toy.train(run, toy.step(run))
+    may_end.set()
+    assert said == ["tensorboard did not finish within 0.01 s: not waiting for it"]
+    lines = (toy.folder / "metrics.jsonl").read_text().splitlines()
+    assert [json.loads(line)["step"] for line in lines] == [1, 2, 3, 4, 5, 6]
+
+
+def test_trackers_are_closed_when_the_run_fails(run, opened, result) -> None:
+    callback = TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder)
+    callback.on_start(run)
+    callback.on_metrics(run, result(1))
+    callback.on_error(run, RuntimeError())
+    assert opened[0].closed and opened[0].curves["loss/current"] == {1: 0.5}
+
+
+def test_an_error_before_the_start_is_no_second_one(run, opened) -> None:
+    TrackerCallback(LoggingConfig(logging_dir="tb"), "job", run.folder).on_error(run, RuntimeError())
+    assert opened == []

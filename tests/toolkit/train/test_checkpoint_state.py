@@ -1,0 +1,259 @@
+"""What a state holds comes back bit for bit, and what does not fit is refused."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from tests.processes import in_processes
+from tests.toolkit.train.states import make_run, save_state, saved, take_steps
+from toolkit.data.epoch_order import epoch_cursor
+from toolkit.distributed import ProcessGroup
+from toolkit.errors import RunError
+from toolkit.interfaces import TrainState
+from toolkit.optim.ema import Ema
+from toolkit.optim.optimizer_args import ELEMENTWISE
+from toolkit.optim.optimizers import build_optimizer
+from toolkit.sharded_param import RowShard
+from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
+from toolkit.train.checkpoint_store import step_of
+from toolkit.train.optimizer_step import Role
+from toolkit.train.rank0_commands import WorkerContext, install_command_handler
+from toolkit.train.run import Run
+
+FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
+
+
+def everything(run: Run) -> dict[str, torch.Tensor]:
+    """Every tensor of a run, by name."""
+    role = run.roles["network"]
+    optimizer = {
+        f"optimizer/{name}/{entry}": torch.as_tensor(value)
+        for name, parameter in role.parameters.items()
+        for entry, value in role.optimizer.state[parameter].items()
+        if value is not None
+    }
+    averages = {f"ema/{name}": tensor for name, tensor in role.ema.averages.items()} if role.ema else {}
+    return optimizer | averages | {name: p.detach() for name, p in role.parameters.items()}
+
+
+def assert_same_bits(one: Run, other: Run) -> None:
+    ours, theirs = everything(one), everything(other)
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert tensor.dtype == theirs[name].dtype, name
+        assert torch.equal(tensor, theirs[name]), name
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "adamw8bit", "adam", "adafactor", "lion8bit"])
+def test_a_state_comes_back_bit_for_bit_and_training_goes_on_as_if_nothing_had_happened(
+    tmp_path: Path, optimizer: str
+) -> None:
+    run = make_run(tmp_path, optimizer)
+    take_steps(run, 3)
+    run.state = TrainState(
+        step=3, epoch=2, cursor=epoch_cursor(2, 1), samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}}
+    )
+    path = save_state(run)
+
+    other = make_run(tmp_path, optimizer, fill=1)
+    load_state(path, other)
+    assert other.state == TrainState(
+        step=3, epoch=2, cursor=epoch_cursor(2, 1), samples=9, skipped=1, extra={"hook": {"seen": [1, 2]}}
+    )
+    assert other.roles["network"].ema.updates == 3
+    assert_same_bits(run, other)
+    if optimizer.endswith("8bit"):
+        assert any(t.dtype == torch.uint8 for t in everything(run).values())
+
+    take_steps(run, 2)
+    take_steps(other, 2)
+    assert_same_bits(run, other)
+
+
+def test_a_state_folder_says_what_it_is(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, 4)
+    assert path == tmp_path / "state" / "step_000000004"
+    assert sorted(p.name for p in path.iterdir()) == FILES  # safetensors and JSON: nothing that runs code when read
+    assert (step_of(path), saved_seed(path)) == (4, 77)
+    manifest = json.loads((path / "MANIFEST.json").read_text())
+    assert (manifest["format"], manifest["step"], sorted(manifest["files"])) == (1, 4, FILES[1:])
+    assert all(manifest["files"][name]["size"] == (path / name).stat().st_size for name in FILES[1:])
+
+
+def test_a_snapshot_does_not_follow_the_run(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    take_steps(run, 2)
+    before = {name: p.detach().clone() for name, p in run.roles["network"].parameters.items()}
+    snapshot = snapshot_state(run)
+    take_steps(run, 1)
+    assert snapshot.step == snapshot.document["state"]["step"] == 2
+    for name, tensor in before.items():
+        assert torch.equal(snapshot.tensors["weights"][f"network/{name}"], tensor)
+        assert not torch.equal(run.roles["network"].parameters[name], tensor)
+
+
+def test_what_a_run_records_is_in_every_state(tmp_path: Path) -> None:
+    run = make_run(tmp_path)
+    run.checkpoint_metadata = {"settings": {"train": {"lr": 0.1}}, "dataset": "abc"}
+    document = json.loads((save_state(run) / "state.json").read_text())
+    assert (document["settings"], document["dataset"]) == ({"train": {"lr": 0.1}}, "abc")
+
+
+def test_a_changed_optimizer_may_begin_afresh(tmp_path: Path) -> None:
+    run = make_run(tmp_path, "adamw")
+    take_steps(run, 2)
+    other = make_run(tmp_path, "lion8bit", fill=1)
+    load_state(save_state(run), other, fresh_optimizer=True)
+    assert other.state.step == 2
+    assert not other.roles["network"].optimizer.state
+    for name, parameter in run.roles["network"].parameters.items():
+        assert torch.equal(other.roles["network"].parameters[name], parameter)
+
+
+# ------------------------------------------------------------ states that do not fit
+
+
+@pytest.mark.parametrize("rank", [16, 65])
+def test_a_state_of_another_rank_is_refused_by_name(tmp_path: Path, rank: int) -> None:
+    [path] = saved(tmp_path, 2)
+    with pytest.raises(RunError) as error:
+        load_state(path, make_run(tmp_path, rank=rank))
+    for word in (str(path), "network/block.lora_A.weight", "linear"):
+        assert word in str(error.value)
+
+
+def test_a_state_of_other_layers_is_refused_by_name(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, 2)
+    run = make_run(tmp_path)
+    run.roles["network"].parameters["other.lora_A.weight"] = nn.Parameter(torch.zeros(2))
+    with pytest.raises(RunError, match=r"network/other\.lora_A\.weight"):
+        load_state(path, run)
+
+
+def test_an_average_that_is_switched_on_later_starts_from_the_weights(tmp_path: Path) -> None:
+    run = make_run(tmp_path, ema=False)
+    take_steps(run, 2)
+    other = make_run(tmp_path, ema=True, fill=1)
+    load_state(save_state(run), other)
+    ema = other.roles["network"].ema
+    assert ema.updates == 0
+    assert all(torch.equal(ema.averages[name], p) for name, p in run.roles["network"].parameters.items())
+
+
+@pytest.mark.parametrize(("before", "after"), [("adamw", "adamw8bit"), ("adamw8bit", "adamw"), ("adamw", "adafactor")])
+def test_another_optimizer_than_the_state_was_made_with_is_refused(tmp_path: Path, before: str, after: str) -> None:
+    run = make_run(tmp_path, before)
+    take_steps(run, 2)
+    path = save_state(run)
+    with pytest.raises(RunError, match=r"train\.optimizer"):
+        load_state(path, make_run(tmp_path, after))
+
+
+# ------------------------------------------------------------ sharded
+
+
+def shared_out(folder: Path, optimizer: str, process_group: ProcessGroup, fill: int = 0) -> Run:
+    """`make_run` where each process has some rows of both matrices; of the second (4 rows) the last may have none."""
+    whole = make_run(folder, fill=fill).roles["network"].parameters
+    parts = {name: RowShard.of(p.shape, process_group.rank, process_group.world_size) for name, p in whole.items()}
+    rows = {name: nn.Parameter(p.detach()[parts[name].start : parts[name].stop].clone()) for name, p in whole.items()}
+    role = Role(
+        rows,
+        build_optimizer(optimizer, rows.values(), 0.01, ARGUMENTS.get(optimizer, {})),
+        lr=0.01,
+        schedule=lambda step: 1.0,
+        ema=Ema(rows, 0.9),
+        sharded={} if process_group.is_single_process else parts,
+    )
+    run = Run(
+        "toy", folder, steps=100, grad_accum_steps=1, seed=77, roles={"network": role}, process_group=process_group
+    )
+    install_command_handler(WorkerContext(None, None, run))
+    return run
+
+
+def take_shared_steps(run: Run, count: int) -> None:
+    """`take_steps` with this process's rows of the same gradients."""
+    role = run.roles["network"]
+    for _ in range(count):
+        generator = torch.Generator().manual_seed(1000 + run.state.step)
+        for name, parameter in role.parameters.items():
+            shard = role.sharded.get(name) or RowShard.of(parameter.shape, 0, 1)
+            parameter.grad = torch.randn(shard.shape, generator=generator)[shard.start : shard.stop]
+        role.optimizer.step()
+        role.ema.update()
+        run.state.step += 1
+
+
+ARGUMENTS = {"sgd": {"momentum": 0.9}}
+PROCESSES = 3
+
+
+def test_a_state_knows_nothing_of_the_number_of_processes(tmp_path: Path) -> None:
+    """Steps on three processes, then on one, then on three again: each state is that of one process, bit for bit."""
+
+    def on_three(process_group: ProcessGroup, begun: dict[str, Path]) -> dict[str, Path]:
+        saved = {}
+        for name in ELEMENTWISE:
+            run = shared_out(tmp_path / f"{name} {len(begun)}", name, process_group, fill=len(begun))
+            if begun:
+                load_state(begun[name], run)
+            take_shared_steps(run, 2)
+            if process_group.is_main_process:
+                saved[name] = save_state(run)
+            process_group.all_gather_object("saved")
+        return saved
+
+    first = in_processes(PROCESSES, on_three, {})
+    assert isinstance(first[0], dict), first
+    on_one = {name: shared_out(tmp_path / f"{name} one", name, ProcessGroup(), fill=5) for name in ELEMENTWISE}
+    for name, run in on_one.items():
+        load_state(first[0][name], run)
+        take_shared_steps(run, 2)
+    last = in_processes(PROCESSES, on_three, {name: save_state(run) for name, run in on_one.items()})
+    assert isinstance(last[0], dict), last
+    for name, path in last[0].items():
+        whole = shared_out(tmp_path / f"{name} whole", name, ProcessGroup())
+        take_shared_steps(whole, 6)
+        expected = save_state(whole)
+        for file in FILES[1:]:
+            assert (path / file).read_bytes() == (expected / file).read_bytes(), (name, file)
+
+
+def test_a_state_of_other_shapes_is_refused_where_weights_are_shared_out(tmp_path: Path) -> None:
+    [path] = saved(tmp_path, 2)
+
+    def work(process_group: ProcessGroup) -> None:
+        run = shared_out(tmp_path, "adamw", process_group)
+        role = run.roles["network"]
+        name, shard = next(iter(role.sharded.items()))
+        role.sharded = role.sharded | {name: RowShard((shard.shape[0] + 1, *shard.shape[1:]), shard.start, shard.stop)}
+        load_state(path, run)
+
+    assert all("made by a job with another network" in str(error) for error in in_processes(2, work))
+
+
+@pytest.mark.parametrize(
+    ("epoch", "batch", "per_epoch", "done", "before"),
+    [(1, 2, 3, 1, 1), (0, 3, 3, 1, 0), (1, 1, 3, 1, 0), (2, 0, 3, 2, 1), (2, 1, 0, 2, 2)],
+)
+def test_a_state_of_an_earlier_version_names_an_epoch_and_a_micro_batch(
+    tmp_path: Path, epoch: int, batch: int, per_epoch: int, done: int, before: int
+) -> None:
+    """With two micro-batches per optimizer step."""
+    run = make_run(tmp_path)
+    take_steps(run, 3)
+    path = save_state(run)
+    document = json.loads((path / "state.json").read_text())
+    document["state"] = {"step": 3, "epoch": epoch, "batch": batch, "samples": 9, "skipped": 1, "extra": {"hook": 1}}
+    (path / "state.json").write_text(json.dumps(document))
+    other = make_run(tmp_path)
+    other.grad_accum_steps, other.batches_per_epoch = 2, per_epoch
+    load_state(path, other)
+    cursor = epoch_cursor(epoch, batch)
+    assert other.state == TrainState(3, cursor, epoch, done, before, samples=9, skipped=1, extra={"hook": 1})

@@ -1,0 +1,135 @@
+"""Field types that several sections share: a value out of a list of names, a list that may be a single value."""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Callable, Collection, Iterable, Mapping
+from difflib import get_close_matches
+from typing import Annotated, Any, Literal
+
+from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic_core import PydanticCustomError
+
+
+def value_error(message: str) -> PydanticCustomError:
+    """An error that a validator raises; the message reaches the user as it is."""
+    return PydanticCustomError("mistake", "{message}", {"message": message})
+
+
+def literal_with_aliases(
+    *names: str, aliases: Mapping[str, str] | None = None
+) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Annotations of a Literal: other `spellings` of its names. Upper and lower case are alike."""
+    aliases = aliases or {}
+    schema = WithJsonSchema({"type": "string", "enum": [*names, *aliases]})
+    return BeforeValidator(reader_of(names, aliases)), schema
+
+
+def reader_of(names: Collection[str], spellings: Mapping[str, str]) -> Callable[[Any], str]:
+    """From a value to the name that is meant; raises what a validator raises."""
+
+    def read(value: Any) -> str:
+        if not isinstance(value, str):
+            raise value_error(f"{value!r} is not one of {_listed(names)}.")
+        folded = value.strip().lower()
+        if folded in names:
+            return folded
+        if folded in spellings:
+            return spellings[folded]
+        # Nearer than elsewhere: the names of other programs' choices are not to be taken for typing errors.
+        near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
+        hint = f"Did you mean {near[0]!r}? " if near else ""
+        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(names)}.")
+
+    return read
+
+
+def _listed(names: Iterable[str]) -> str:
+    return " or ".join(repr(name) for name in names)
+
+
+def _auto_or_bool(value: Any) -> Any:
+    if isinstance(value, bool) or value == "auto":
+        return value
+    if str(value).lower() in ("true", "false"):
+        return str(value).lower() == "true"
+    raise value_error(f"{value!r} is not one of true, false or 'auto'.")
+
+
+AutoOrBool = Annotated[
+    bool | Literal["auto"], BeforeValidator(_auto_or_bool), WithJsonSchema({"enum": [True, False, "auto"]})
+]
+"""true, false, or "auto": the program decides."""
+
+
+PER_PARAMETER_OPTIMIZERS = ("adamw", "adam", "sgd", "adafactor")
+"""Optimizers known to step a parameter by nothing but its own gradient and state."""
+
+CHECKPOINTING_LEVELS = ("none", "cheap", "keep_attention", "full", "full_offload")
+"""Of `train.gradient_checkpointing`: what is kept for the backward pass, from everything to nothing on the device."""
+
+
+def _checkpointing(value: Any) -> Any:
+    folded = str(value).strip().lower()
+    if folded in ("true", "false"):
+        return folded == "true"
+    known = ("auto", *CHECKPOINTING_LEVELS)
+    if folded not in known:
+        raise value_error(f"{value!r} is not one of true, false, {_listed(known)}.")
+    return folded
+
+
+Checkpointing = Annotated[
+    bool | str,
+    BeforeValidator(_checkpointing),
+    WithJsonSchema({"enum": [True, False, "auto", *CHECKPOINTING_LEVELS]}),
+]
+"""A level, "auto", or true and false for the last but one and the first."""
+
+
+def _possible_path(value: str) -> str:
+    if "\0" in value:
+        raise value_error("holds a zero byte, which no path can.")
+    longest = max(len(os.fsencode(part)) for part in re.split(r"[/\\]", value))
+    if longest > LONGEST_NAME or len(os.fsencode(value)) > LONGEST_PATH:
+        raise value_error(f"{value[:40]!r}... is too long for a path.")
+    return value
+
+
+LONGEST_NAME, LONGEST_PATH = 255, 4000
+"""Bytes that common file systems allow for one name, and for a whole path."""
+
+PathStr = Annotated[str, AfterValidator(_possible_path)]
+"""Text that can name a file or folder."""
+
+
+def as_list(value: Any) -> Any:
+    """A single value as a list of one; lists and mappings as they are."""
+    return value if isinstance(value, list | tuple | dict) else [value]
+
+
+def schema_of_list(item: dict[str, Any]) -> WithJsonSchema:
+    """The JSON Schema of a field that takes one item or a list of them."""
+    return WithJsonSchema({"anyOf": [item, {"type": "array", "items": item}]})
+
+
+StrOrList = Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+"""One string or a list of strings."""
+
+Dtype = Annotated[
+    Literal["float16", "bfloat16", "float32"],
+    *literal_with_aliases(
+        "float16",
+        "bfloat16",
+        "float32",
+        aliases={
+            "fp16": "float16",
+            "half": "float16",
+            "bf16": "bfloat16",
+            "fp32": "float32",
+            "float": "float32",
+        },
+    ),
+]
+"""A floating-point type under its usual names."""

@@ -1,0 +1,84 @@
+"""The config as it is kept beside the results of a run."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import yaml
+
+from toolkit.config.located import ConfigNode
+from toolkit.config.yaml_reader import scalar_kind
+from toolkit.redact import REDACTED, is_secret, redact
+
+
+def saved_text(text: str, root: ConfigNode, new_name: str | None, *, json_input: bool) -> str:
+    """YAML with variables unexpanded, the name given by `-n` in its place and secrets redacted.
+
+    `root` is what `text` holds before anything was filled in.
+    """
+    config = root.value["config"]
+    name = config.value.get("name")
+    # An aliased name stands elsewhere in the text, where other keys use it too.
+    if json_input or (new_name is not None and name is not None and name.aliased):
+        return redact(_dump(root, new_name))
+    edits = [(*node.span, REDACTED) for node in secret_scalars(root)]
+    if new_name is not None:
+        edits.append(_rename(text, config, name, new_name))
+    return redact(_edit(text, edits))
+
+
+def _rename(text: str, config: ConfigNode, name: ConfigNode | None, new_name: str) -> tuple[int, int, str]:
+    quoted = json.dumps(new_name, ensure_ascii=False)
+    if name is not None:
+        return (*name.span, quoted)
+    start = config.span[0]
+    if text[start] == "{":
+        return start + 1, start + 1, f"name: {quoted}, "
+    return start, start, f"name: {quoted}\n" + " " * (config.value_at.column - 1)
+
+
+def _edit(text: str, edits: list[tuple[int, int, str]]) -> str:
+    for start, end, new in sorted(set(edits), reverse=True):
+        # The end of an empty or a block scalar (| or >) lies behind white space that must stay.
+        kept = text[start:end][len(text[start:end].rstrip()) :]
+        space = " " if start and text[start - 1] == ":" else ""
+        text = text[:start] + space + new + kept + text[end:]
+    return text
+
+
+def secret_scalars(node: ConfigNode) -> Iterator[ConfigNode]:
+    """The scalars that a secret's key holds, directly or in a list."""
+    if isinstance(node.value, dict):
+        for child in node.value.values():
+            yield from secret_scalars(child)
+    elif isinstance(node.value, list):
+        for child in node.value:
+            yield from secret_scalars(child)
+    elif is_secret(_key_of(node), node.value):
+        yield node
+
+
+def _key_of(node: ConfigNode) -> str:
+    return next((part for part in reversed(node.path) if isinstance(part, str)), "")
+
+
+class _Dumper(yaml.SafeDumper):
+    """Quotes what a reader of YAML 1.1 or of 1.2 would take for something other than text."""
+
+    def resolve(self, kind: type, value: str, implicit: tuple[bool, bool]) -> str:
+        tag = super().resolve(kind, value, implicit)
+        if kind is yaml.ScalarNode and implicit[0] and tag.endswith(":str") and scalar_kind(value) != "str":
+            return f"tag:yaml.org,2002:{scalar_kind(value)}"
+        return tag
+
+
+def _dump(root: ConfigNode, new_name: str | None) -> str:
+    def scalar(node: ConfigNode) -> Any:
+        return REDACTED if is_secret(_key_of(node), node.value) else node.value
+
+    data = root.data(scalar)
+    if new_name is not None:
+        data["config"] = {"name": new_name} | data["config"] | {"name": new_name}
+    return yaml.dump(data, Dumper=_Dumper, sort_keys=False, allow_unicode=True, width=10**6)

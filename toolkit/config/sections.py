@@ -1,0 +1,289 @@
+"""The parts that the section of a process is composed of, and `DiffusionSection`, all of them together.
+
+Training and caching share `DiffusionSection`, so that a user can copy a job and change only its `type`. A trainer of
+something else takes `TrainerConfig` and what it needs of the others. Their tables (`foreign`, `on_resume`) add up.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar
+
+from pydantic import AfterValidator, BeforeValidator, Field
+
+from toolkit.config.compat.job import EVALUATION, MODEL_AND_NETWORK, RUN, TRAINING
+from toolkit.config.dataset import DatasetConfig
+from toolkit.config.early_stopping import StopWhenConfig
+from toolkit.config.field_types import PathStr, value_error
+from toolkit.config.located import KeyPath
+from toolkit.config.logging import LoggingConfig
+from toolkit.config.model import ModelConfig
+from toolkit.config.network import NetworkConfig
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.sample import SampleConfig
+from toolkit.config.save import SaveConfig
+from toolkit.config.train import TrainConfig
+from toolkit.config.validation import OF_THE_FOLDER, ValidationConfig
+from toolkit.files import sha256_of
+
+Found = Iterable[Diagnostic]
+
+_DEVICE = r"(?:cuda(?::\d+)?|cpu|mps|auto)"
+
+
+def _device(value: str) -> str:
+    if not re.fullmatch(_DEVICE, value):
+        raise value_error(f"{value!r} is not a valid device. Write 'auto', 'cuda', 'cuda:0', 'mps' or 'cpu'.")
+    return value
+
+
+def _resume(value: Any) -> Any:
+    if isinstance(value, bool) or (isinstance(value, int) and value < 0):
+        raise value_error(
+            f"{value!r} is not a step. Write 'auto', 'never', a step number or the path of a state folder."
+        )
+    if isinstance(value, str) and value.isdigit():
+        return int(value)
+    if isinstance(value, str) and value not in ("auto", "never") and "/" not in value and "\\" not in value:
+        remedy = "Write 'auto', 'never', a step number or the path of a state folder."
+        raise value_error(f"{value!r} is none of these. {remedy}")
+    return value
+
+
+class RunSection(ProcessConfig):
+    """A process that computes something and leaves files in a folder of its own."""
+
+    training_folder: PathStr = "output"
+    """The run's files go to `<training_folder>/<name>/`."""
+
+    device: Annotated[str, AfterValidator(_device)] = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu. Without CUDA: one warning, then the CPU."""
+
+    logging: LoggingConfig = Field(default_factory=LoggingConfig)
+    """What is printed."""
+
+    foreign: ClassVar = RUN
+    on_resume: ClassVar = {"device": "harmless", "logging": "harmless"}
+
+    def job_folder(self, job: JobContext) -> Path:
+        """`<training_folder>/<job>`, with the process's name below it where it has one."""
+        folder = Path(self.training_folder).expanduser() / job.name
+        return folder / self.name if self.name else folder
+
+
+class DatasetsSection(ProcessConfig):
+    """Images with captions."""
+
+    trigger_word: str = ""
+    """Replaces `[trigger]` in captions and prompts; put before captions that do not contain it."""
+
+    datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
+    """Folders of images; at least one."""
+
+    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
+        """`cache_text_embeddings` as the user gave it for this dataset, or None."""
+        return dataset.cache_text_embeddings
+
+    def check(self, job: JobContext) -> Found:
+        """Folders that are missing, and keys of a dataset that contradict each other."""
+        yield from super().check(job)
+        for index, dataset in enumerate(self.datasets):
+            yield from self._check_dataset(("datasets", index), dataset, job)
+
+    def _check_dataset(self, at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
+        yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
+        for slot, path in enumerate(dataset.control_path):
+            yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
+        yield from _check_masks(at, dataset, job)
+        if dataset.shuffle_tokens and self.requested_text_cache(dataset):
+            own = dataset.cache_text_embeddings is not None
+            key = (*at, "cache_text_embeddings") if own else ("train", "cache_text_embeddings")
+            yield Diagnostic(
+                key,
+                "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
+                "is a new text at each use. Remove one of them.",
+            )
+
+
+class ModelSection(ProcessConfig):
+    """A model from a folder or the hub, and what is trained of it or beside it."""
+
+    network: NetworkConfig = Field(default_factory=NetworkConfig)
+    """The adapter that is trained."""
+
+    model: ModelConfig
+    """The model that is trained."""
+
+    foreign: ClassVar = MODEL_AND_NETWORK
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """What is in a file counts, not where it lies."""
+        settings = super().recorded_settings()
+        for lora in settings["model"]["base_loras"]:
+            lora["sha256"] = sha256_of(Path(lora["path"]).expanduser())
+        recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
+        if recovery.is_file():  # one of the hub goes by its name
+            settings["model"]["accuracy_recovery_adapter"] = f"sha256 {sha256_of(recovery)}"
+        return settings
+
+    def check(self, job: JobContext) -> Found:
+        """Files that are missing."""
+        yield from super().check(job)
+        for index, lora in enumerate(self.model.base_loras):
+            key = ("model", "base_loras", index, "path")
+            yield from _check_path(key, lora.path, "Give a LoRA file.", job, file=True)
+        recovery = self.model.accuracy_recovery_adapter
+        if recovery is not None and self.model.recovery_is_path():
+            remedy = "Give a file, or owner/repo/file.safetensors of the hub."
+            yield from _check_path(("model", "accuracy_recovery_adapter"), recovery, remedy, job, file=True)
+        pretrained = self.network.pretrained_lora_path
+        if pretrained is not None:
+            yield from _check_path(("network", "pretrained_lora_path"), pretrained, "Give a LoRA file.", job, file=True)
+
+
+class TrainingSection(RunSection):
+    """Optimizer steps, and where they begin."""
+
+    training_seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of order, noise, dropout and initial weights. 0: a random one, printed and recorded."""
+
+    resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
+    """auto: go on from the newest good state of the run's folder, if there is one. never: move an old run aside
+    and begin anew. A step number (0 is one like any other), or the path of a state folder: go on from there;
+    what is later is moved aside."""
+
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """Length, optimizer, loss and precision."""
+
+    foreign: ClassVar = TRAINING
+    on_resume: ClassVar = {"resume": "harmless"}
+
+    def recorded_settings(self) -> dict[str, Any]:
+        """Without where the files are and where to go on from: states of moved runs are equal byte for byte."""
+        settings = super().recorded_settings()
+        return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
+
+    def check(self, job: JobContext) -> Found:
+        """A training without an end."""
+        yield from super().check(job)
+        if self.train.steps == 0 and self.train.epochs == 0:
+            yield Diagnostic(("train", "steps"), "0 optimizer steps. Give steps or epochs a value above 0.")
+
+
+class SavingSection(ProcessConfig):
+    """Files of what is trained."""
+
+    save: SaveConfig = Field(default_factory=SaveConfig)
+    """When the LoRA is written, and how."""
+
+    on_resume: ClassVar = {"save": "harmless"}
+
+
+class EvaluationSection(TrainingSection):
+    """What is drawn and measured while training goes on, and what ends it."""
+
+    sample: SampleConfig | None = None
+    """Images drawn during training; none without this section."""
+
+    first_sample: SampleConfig | None = None
+    """The images drawn before step 1, where they are others: a section like `sample`; it takes nothing from it."""
+
+    validation: ValidationConfig | None = None
+    """The loss on images that are not trained on; none without this section."""
+
+    stop_when: StopWhenConfig | None = None
+    """Ends the training before its last step; never without this section."""
+
+    # The images that `validation` holds out are missing in the dataset, which is compared by its content.
+    on_resume: ClassVar = dict.fromkeys(("sample", "first_sample", "validation", "stop_when"), "harmless")
+    foreign: ClassVar = EVALUATION
+
+    def draws_first(self) -> bool:
+        """Whether a set is drawn before step 1."""
+        return not (self.train.skip_first_sample or (self.sample and self.sample.sample_at_first is False))
+
+    def check(self, job: JobContext) -> Found:
+        """Files and folders that are missing."""
+        yield from super().check(job)
+        yield from self._check_validation(job)
+        for section in ("sample", "first_sample"):
+            yield from self._check_samples(section, job)
+
+    def _check_validation(self, job: JobContext) -> Found:
+        validation = self.validation
+        if validation is None:
+            return
+        folder = validation.folder_path
+        if folder is None:
+            for key in sorted(validation.model_fields_set & set(OF_THE_FOLDER)):
+                yield Diagnostic(("validation", key), "goes with 'folder_path', which is not given. Leave it out.")
+            return
+        yield from _check_path(("validation", "folder_path"), folder, "Give a folder of images.", job)
+        for slot, path in enumerate(validation.control_path):
+            yield from _check_path(("validation", "control_path", slot), path, "Give a folder of images.", job)
+
+    def _check_samples(self, section: str, job: JobContext) -> Found:
+        sample = getattr(self, section)
+        for index, item in enumerate(sample.samples if sample else ()):
+            for slot, path in enumerate(item.ctrl_img):
+                key = (section, "samples", index, "ctrl_img", slot)
+                yield from _check_path(key, path, "Give an image file.", job, file=True)
+
+
+class TrainerConfig(SavingSection, EvaluationSection):
+    """What every trainer has, whatever it trains."""
+
+    def run_folder(self, job: JobContext) -> Path:
+        """The folder of the run's files."""
+        return self.job_folder(job)
+
+    def outputs_exist(self, job: JobContext) -> bool:
+        """The final file, or folder of a model; a run that is told where to begin decides for itself."""
+        final = self.job_folder(job) / self.display_name(job)
+        return self.resume == "auto" and (final.is_dir() or final.with_name(f"{final.name}.safetensors").is_file())
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The run's folder: a later process may start from its files."""
+        return frozenset({self.job_folder(job).resolve()})
+
+
+class DiffusionSection(ModelSection, DatasetsSection, SavingSection, EvaluationSection):
+    """The keys of a process that works on the datasets of a training job."""
+
+    def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
+        """`cache_text_embeddings` as the user gave it for this dataset, or for all, or None."""
+        own = super().requested_text_cache(dataset)
+        return self.train.cache_text_embeddings if own is None else own
+
+    def weights_dtype(self) -> str:
+        """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
+        masters = self.network.trains_model and not self.train.full_bf16
+        return "float32" if masters else self.train.dtype
+
+
+def _check_masks(at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
+    folder, key = dataset.mask_path, (*at, "mask_path")
+    if folder is None:
+        return
+    if dataset.alpha_mask:
+        yield Diagnostic(key, "'mask_path' and 'alpha_mask: true' cannot be combined. Remove one of them.")
+    if Path(folder).expanduser().resolve() == Path(dataset.folder_path).expanduser().resolve():
+        remedy = "Give another folder, or 'alpha_mask: true' where the transparency of the images is meant."
+        yield Diagnostic(key, f"{folder!r} is the folder of the images: each would be its own mask. {remedy}")
+    yield from _check_path(key, folder, "Give a folder of masks.", job)
+
+
+def _check_path(key: KeyPath, path: str, remedy: str, job: JobContext, *, file: bool = False) -> Found:
+    resolved = Path(path).expanduser().resolve()
+    if any(folder in job.earlier_outputs for folder in (resolved, *resolved.parents)):
+        return
+    if not resolved.exists():
+        yield Diagnostic(key, _missing(path, remedy))
+    elif file != resolved.is_file():
+        yield Diagnostic(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")
+
+
+def _missing(path: str, remedy: str) -> str:
+    return f"{path!r} does not exist (working directory: {Path.cwd()}). {remedy}"

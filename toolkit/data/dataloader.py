@@ -1,0 +1,142 @@
+"""Loads batches from the stores. Which caption a use gets is drawn here; nothing else is random.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from itertools import islice
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from toolkit.data.caption_augment import caption_for_use
+from toolkit.data.latent_cache import EncodedDataset, ItemEntries
+from toolkit.interfaces import BatchSpec, EncodedPrompt, PromptEmbeds, Sample
+
+T = TypeVar("T")
+
+_AHEAD_PER_WORKER = 2
+
+
+@dataclass(frozen=True)
+class LatentBatch:
+    """What one micro-step trains on: items of one target size, everything already encoded."""
+
+    latents_BCHW: Tensor
+    """Normalised latents of the targets."""
+
+    prompts: PromptEmbeds
+    control_latents: tuple[tuple[Tensor, ...], ...]
+    """For each item 0 to 3 latents [C, h, w], each of its own size."""
+
+    spec: BatchSpec
+    names: tuple[str, ...]
+    """The image file of each item, for messages."""
+
+    loss_weight_B: Tensor
+    loss_mask_B1HW: Tensor | None = None
+    """Weight of each latent pixel in the loss, in [0, 1]; None weighs all alike."""
+
+    def __len__(self) -> int:
+        return len(self.names)
+
+    def halves(self) -> tuple[LatentBatch, ...]:
+        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
+        middle = (len(self) + 1) // 2
+        return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
+
+    def select(self, rows: Sequence[int]) -> LatentBatch:
+        """The given items as a batch."""
+        rows = list(rows)
+        return LatentBatch(
+            latents_BCHW=self.latents_BCHW[rows],
+            prompts=self.prompts.select(rows),
+            control_latents=tuple(self.control_latents[row] for row in rows),
+            spec=self.spec.select(rows),
+            names=tuple(self.names[row] for row in rows),
+            loss_weight_B=self.loss_weight_B[rows],
+            loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
+        )
+
+    def describe(self) -> str:
+        return f"latents {tuple(self.latents_BCHW.shape)}"
+
+
+@dataclass(frozen=True)
+class BatchLoader:
+    """Batches of an encoded dataset; each is a pure function of its spec and the seed."""
+
+    dataset: EncodedDataset
+    seed: int
+
+    encode_prompt: Callable[[str, Sample], EncodedPrompt] | None = None
+    """Encodes a text that is not cached; by default from the dataset's own encoder."""
+
+    def load(self, spec: BatchSpec) -> LatentBatch:
+        """The batch on the CPU, in the dtype it was stored in."""
+        samples = [self.dataset.items[index].sample for index in spec.items]
+        entries = [self.dataset.entries[index] for index in spec.items]
+        read = self.dataset.read
+        texts = [
+            self._text(index, position, spec.epoch) for index, position in zip(spec.items, spec.positions, strict=True)
+        ]
+        return LatentBatch(
+            latents_BCHW=torch.stack([read(entry.latents) for entry in entries]),
+            prompts=PromptEmbeds.stack(texts),
+            control_latents=tuple(tuple(map(read, entry.references)) for entry in entries),
+            spec=spec,
+            names=tuple(sample.image for sample in samples),
+            loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
+            loss_mask_B1HW=self._masks(entries),
+        )
+
+    def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[LatentBatch]:
+        """The batches in the order of `specs`, loaded ahead by `workers` threads; 0 loads in this thread."""
+        return loaded_ahead(self.load, specs, workers)
+
+    def _masks(self, entries: Sequence[ItemEntries]) -> Tensor | None:
+        """Loss masks [B, 1, H, W]; an item without one counts whole. None when no item has one."""
+        masks = [self.dataset.read(entry.mask) if entry.mask else None for entry in entries]
+        given = [mask_1HW for mask_1HW in masks if mask_1HW is not None]
+        if not given:
+            return None
+        whole_1HW = torch.ones_like(given[0])
+        return torch.stack([whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks])
+
+    def _text(self, index: int, position: int, epoch: int) -> EncodedPrompt:
+        """The text of one use: the cached caption, the cached empty one, or a text made now."""
+        sample, entries = self.dataset.items[index].sample, self.dataset.entries[index]
+        caption = caption_for_use(sample.caption, sample.rules, self.seed, epoch, position)
+        if sample.rules.shuffle_tokens:
+            encode_prompt = self.encode_prompt or self.dataset.encoder.encode_prompt
+            return encode_prompt(caption, sample)
+        entry = entries.caption if caption else entries.empty
+        assert entry is not None, "encode_items stores the empty caption wherever it may be drawn"
+        return self.dataset.read_prompt(entry)
+
+
+def loaded_ahead(load: Callable[[BatchSpec], T], specs: Iterable[BatchSpec], workers: int) -> Iterator[T]:
+    """What `load` makes of the specs, in their order, ahead of its use by `workers` threads; 0 loads in this thread.
+
+    The results are the same for any number of workers. Closing the iterator ends the threads.
+    """
+    if workers == 0:
+        yield from map(load, specs)
+        return
+    remaining = iter(specs)
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="batches")
+    try:
+        first = islice(remaining, workers * _AHEAD_PER_WORKER)
+        queue: deque[Future[T]] = deque(pool.submit(load, spec) for spec in first)
+        while queue:
+            batch = queue.popleft().result()
+            queue.extend(pool.submit(load, spec) for spec in islice(remaining, 1))
+            yield batch
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)

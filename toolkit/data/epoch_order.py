@@ -1,0 +1,76 @@
+"""In which order and in which batches an epoch is seen: pure functions of (seed, epoch).
+
+The global order is drawn first, over single uses of images; batches are formed along it. So a
+use's position, which keys all its draws, does not depend on the batch size.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from toolkit import seeding
+from toolkit.interfaces import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Size
+
+
+def epoch_order(items: Sequence[BucketedSample], seed: int, epoch: int) -> list[int]:
+    """Index of the item at each position of the epoch; each item exactly `repeats` times."""
+    # Sorting by a hash depends on no library's shuffle, so an order never changes with a version.
+    uses = [
+        (seeding.key(seed, "order", epoch, index, repeat), index)
+        for index, item in enumerate(items)
+        for repeat in range(item.sample.repeats)
+    ]
+    uses.sort()
+    return [index for _, index in uses]
+
+
+def epoch_batches(items: Sequence[BucketedSample], batch_size: int, seed: int, epoch: int) -> list[BatchSpec]:
+    """The epoch's batches: each of one bucket, emitted when full; what remains comes last and stays short."""
+    waiting: dict[Size, list[tuple[int, int]]] = {}
+    batches = []
+    for position, index in enumerate(epoch_order(items, seed, epoch)):
+        queue = waiting.setdefault(items[index].crop.bucket, [])
+        queue.append((index, position))
+        if len(queue) == batch_size:
+            batches.append(_batch(epoch, queue))
+            queue.clear()
+    return batches + [_batch(epoch, queue) for queue in waiting.values() if queue]
+
+
+def count_batches(items: Sequence[BucketedSample], batch_size: int) -> int:
+    """Batches of one epoch: the sum over buckets of ceil(uses / batch_size)."""
+    uses: Counter[Size] = Counter()
+    for item in items:
+        uses[item.crop.bucket] += item.sample.repeats
+    return sum(-(-count // batch_size) for count in uses.values())
+
+
+def _batch(epoch: int, queue: Sequence[tuple[int, int]]) -> BatchSpec:
+    indices, positions = zip(*queue, strict=True)
+    return BatchSpec(epoch, indices, positions)
+
+
+@dataclass(frozen=True)
+class EpochSource:
+    """A `BatchSource` over lists of micro-batches, epoch after epoch for ever."""
+
+    batches: Callable[[int], Sequence[BatchSpec]]
+    """The micro-batches of an epoch, in order: a pure function."""
+
+    load: Callable[[Iterable[BatchSpec]], Iterator[Batch]]
+
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        """The cursor is an epoch and the index of a micro-batch in it; behind an epoch's last one it stays in it."""
+        epoch, first = (cursor["epoch"], cursor["batch"]) if cursor else (0, 0)
+        while True:
+            specs = self.batches(epoch)
+            for done in range(first + 1, len(specs) + 1):
+                yield MicroBatch(specs[done - 1], epoch_cursor(epoch, done), ends_epoch=done == len(specs))
+            epoch, first = epoch + 1, 0
+
+
+def epoch_cursor(epoch: int, batch: int) -> Cursor:
+    """Where an `EpochSource` goes on: `batch` micro-batches of this epoch are done."""
+    return {"epoch": epoch, "batch": batch}

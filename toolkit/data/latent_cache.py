@@ -1,0 +1,273 @@
+"""Everything the encoders are needed for, done once before training: latents and text embeddings.
+
+Each entry is stored as soon as it is made, so encoding that was broken off goes on where it
+stopped. When nothing is missing no encoder is called, and so none is loaded.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from threading import RLock
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolkit.data.cache import TensorCache, key_of
+from toolkit.data.file_hashes import file_digest
+from toolkit.data.image_header import picture_size
+from toolkit.data.images import ImageError, flip_image, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.items import refuse_long_captions
+from toolkit.data.masks import mask_weights
+from toolkit.errors import RunError
+from toolkit.interfaces import EMBEDS, BucketedSample, DiffusionModel, EncodedPrompt, Progress, ResizeCrop, Sample, Size
+
+FORMAT = 1
+"""Part of every key: raised when the way from file to tensor changes, so that old entries are not used."""
+
+PROMPT_FORMAT = 2
+"""FORMAT of texts seen with images, or with special tokens spelled out in them, since image tokens have their
+three-dimensional positions and special tokens of a prompt are plain text."""
+
+FIRST_LATENT_SCALE = 8
+"""That of the masks which were cached before their keys named it."""
+
+
+class CachePair(NamedTuple):
+    """Where the entries of one dataset are kept."""
+
+    latents: TensorCache
+    text: TensorCache
+
+
+@dataclass(frozen=True)
+class CacheEntry:
+    """One tensor of an item: where it is kept, under which key, and how to make it."""
+
+    what: str
+    """For messages: the kind and the file it is made from."""
+
+    store: TensorCache
+    key: str
+    make: Callable[[], EncodedPrompt]
+    """Of a text what `DiffusionModel.encode_prompt` gives, else one tensor."""
+
+
+class ItemEncoder:
+    """Knows the entries of an item; makes a tensor only when asked to. All keys are by content."""
+
+    def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
+        self._model = model
+        self._dtype = dtype
+        self._identity = cache(model.cache_key)
+        self._sizes: dict[str, Size] = {}
+        self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time
+
+    def latents(self, item: BucketedSample, stores: CachePair) -> CacheEntry:
+        """Target latents [C, H, W] of the image at its bucket."""
+        sample, crop = item.sample, item.crop
+        key = self._key("vae", "latents", sample, file_digest(sample.image), crop=_plain(crop))
+
+        def make() -> Tensor:
+            image = open_image(sample.image, sample.background)
+            return self._encode_image(to_tensor(flip_image(resize_cover_crop(image, crop), sample.flip)))
+
+        return CacheEntry(f"latents of {sample.image}", stores.latents, key, make)
+
+    def mask(self, item: BucketedSample, stores: CachePair) -> CacheEntry | None:
+        """Loss weights [1, H, W] of an image that has a mask."""
+        mask, crop, flip = item.sample.mask, item.crop, item.sample.flip
+        if mask is None:
+            return None
+        settings = (mask.alpha, mask.min_value, mask.inverted)
+        source, scale = file_digest(mask.file), self._model.family.latent_scale
+        parts = {} if scale == FIRST_LATENT_SCALE else {"latent_scale": scale}
+        key = key_of(
+            kind="mask", source=source, settings=settings, crop=_plain(crop), flip=flip, format=FORMAT, **parts
+        )
+        return CacheEntry(
+            f"mask of {item.sample.image}", stores.latents, key, lambda: mask_weights(mask, crop, flip, scale)
+        )
+
+    def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
+        """Latents [C, h, w] of each reference, in slot order, each of its own size."""
+        return tuple(self._reference(path, item, stores) for path in item.sample.control_images)
+
+    def text(self, sample: Sample, prompt: str, stores: CachePair) -> CacheEntry:
+        """Embeddings [L, D] of the prompt seen with the sample's references."""
+        digests = [file_digest(path) for path in sample.control_images]
+        changed = bool(digests) or "<|" in prompt
+        made = {"format": PROMPT_FORMAT} if changed else {}
+        key = self._key("text_encoder", "text", sample, digests, prompt=prompt, **made)
+        what = f"text of {sample.image}"
+        return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, sample))
+
+    def encode_prompt(self, prompt: str, sample: Sample) -> dict[str, Tensor]:
+        """The prompt's embeddings [L, D] under EMBEDS and its further tensors, made now, nothing stored."""
+        pictures = [flip_image(open_image(path, sample.background), sample.flip) for path in sample.control_images]
+        with self._lock, torch.no_grad():
+            encoded = _by_name(self._model.encode_prompt(prompt, pictures))
+        return {name: tensor.to("cpu", self._dtype) for name, tensor in encoded.items()}
+
+    def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
+        if path not in self._sizes:
+            try:
+                self._sizes[path] = picture_size(path)
+            except ImageError as error:
+                raise RunError(f"reference {error}") from error
+        size = self._model.reference_size(self._sizes[path], item.crop.bucket)
+        background, flip = item.sample.background, item.sample.flip
+        key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
+
+        def make() -> Tensor:
+            return self._encode_image(to_tensor(flip_image(resize(open_image(path, background), size), flip)))
+
+        return CacheEntry(f"latents of reference {path}", stores.latents, key, make)
+
+    def _encode_image(self, pixels_3HW: Tensor) -> Tensor:
+        with self._lock, torch.no_grad():
+            return self._model.encode_images(pixels_3HW[None])[0].to("cpu", self._dtype)
+
+    def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts: Any) -> str:
+        # text without images depends neither on the background nor on the flip
+        if source and any(sample.flip):
+            parts["flip"] = sample.flip
+        return key_of(
+            kind=kind,
+            source=source,
+            background=sample.background if source else "",
+            encoder=self._identity(part),
+            dtype=str(self._dtype),
+            **{"format": FORMAT, **parts},
+        )
+
+
+@dataclass(frozen=True)
+class ItemEntries:
+    """The entries of one item. A text that is not cached is None: it is encoded anew at each use."""
+
+    latents: CacheEntry
+    references: tuple[CacheEntry, ...]
+    mask: CacheEntry | None
+    caption: CacheEntry | None
+    empty: CacheEntry | None
+    """The empty caption: present when a use may drop the caption, or when there is none."""
+
+    def images(self) -> tuple[CacheEntry, ...]:
+        return (self.latents, *self.references, *([self.mask] if self.mask else []))
+
+    def texts(self) -> tuple[CacheEntry, ...]:
+        return tuple(entry for entry in (self.caption, self.empty) if entry)
+
+
+@dataclass(frozen=True)
+class EncodedDataset:
+    """Items whose tensors are all in the stores."""
+
+    items: tuple[BucketedSample, ...]
+    entries: tuple[ItemEntries, ...]
+    encoder: ItemEncoder
+
+    @property
+    def needs_text_encoder(self) -> bool:
+        """Whether some text is encoded during training, so that the text encoder has to stay."""
+        return any(not entries.texts() for entries in self.entries)
+
+    @staticmethod
+    def read(entry: CacheEntry) -> Tensor:
+        """The stored tensor, of a prompt its embeddings; as `read_prompt`."""
+        return EncodedDataset.read_prompt(entry)[EMBEDS]
+
+    @staticmethod
+    def read_prompt(entry: CacheEntry) -> dict[str, Tensor]:
+        """All tensors of an entry by name. One that vanished or was damaged since is made again.
+
+        Raises RunError when the encoder for that is no longer there.
+        """
+        stored = entry.store.get(entry.key)
+        if stored is not None:
+            return stored
+        try:
+            return _make(entry)
+        except RunError as error:
+            raise RunError(f"{entry.what}: its cache entry is gone and cannot be made again: {error}") from error
+
+
+def encode_items(
+    items: Sequence[BucketedSample],
+    model: DiffusionModel,
+    stores_for: Callable[[Sample], CachePair],
+    dtype: torch.dtype,
+    progress: Progress = lambda what, done, total: None,
+) -> EncodedDataset:
+    """Makes sure that every tensor of every item is stored, each distinct one encoded once.
+
+    All images come first, then all texts, so that only one encoder need be loaded at a time.
+    `progress` is called after each item as ("latents" or "text embeddings", done, total).
+    Raises DataErrors naming every image whose caption the model has no room for, before anything is encoded.
+    """
+    refuse_long_captions(items, model.prompt_error, model.family.sure_prompt)
+    encoder = ItemEncoder(model, dtype)
+    entries = tuple(_entries(item, encoder, stores_for(item.sample)) for item in items)
+    _fill_cache("latents", [entry.images() for entry in entries], progress)
+    _fill_cache("text embeddings", [texts for entry in entries if (texts := entry.texts())], progress)
+    return EncodedDataset(tuple(items), entries, encoder)
+
+
+def _entries(item: BucketedSample, encoder: ItemEncoder, stores: CachePair) -> ItemEntries:
+    sample = item.sample
+    caption = empty = None
+    if not sample.rules.shuffle_tokens:
+        caption = encoder.text(sample, sample.caption, stores) if sample.caption else None
+        if sample.rules.dropout_rate > 0 or caption is None:
+            empty = encoder.text(sample, "", stores)
+    return ItemEntries(
+        encoder.latents(item, stores), encoder.references(item, stores), encoder.mask(item, stores), caption, empty
+    )
+
+
+def _fill_cache(what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress) -> None:
+    """Verifies every stored entry and makes the missing ones, each once however often it is used.
+
+    Files that cannot be read are passed over until all others are done; then one RunError names them all.
+    """
+    seen: set[tuple[int, str]] = set()
+    unreadable: dict[str, None] = {}
+    for done, group in enumerate(groups, start=1):
+        for entry in group:
+            place = (id(entry.store), entry.key)
+            if place not in seen and entry.store.get(entry.key) is None:
+                try:
+                    _make(entry)
+                except _UnreadableError as error:
+                    unreadable[str(error)] = None
+            seen.add(place)
+        progress(what, done, len(groups))
+    if unreadable:
+        raise RunError("\n".join(unreadable))
+
+
+class _UnreadableError(RunError):
+    """A file that was good, as far as the scan looked at it."""
+
+
+def _make(entry: CacheEntry) -> dict[str, Tensor]:
+    try:
+        tensors = _by_name(entry.make())
+    except (ImageError, OSError) as error:
+        raise _UnreadableError(f"{entry.what}: {error}") from error
+    entry.store.put(entry.key, tensors)
+    return tensors
+
+
+def _by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
+    return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
+
+
+def _plain(crop: ResizeCrop) -> list:
+    """A crop as JSON values."""
+    return [list(crop.scaled), crop.left, crop.top, list(crop.bucket)]

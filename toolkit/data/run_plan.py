@@ -1,0 +1,199 @@
+"""What a run will do, in numbers: images, repeats, buckets, batches, optimizer steps. No torch, no pixels."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from math import ceil
+from typing import Any, Protocol
+
+from toolkit.data.folder_builder import FolderInfo
+from toolkit.interfaces import BucketedSample, Size
+
+
+@dataclass(frozen=True)
+class BucketCount:
+    """Images of one folder that train at one size, mirrored ones counted, repeats not. Pixels."""
+
+    width: int
+    height: int
+    images: int
+
+
+@dataclass(frozen=True)
+class FolderPlan:
+    """One folder of images."""
+
+    folder: str
+    images: int
+    repeats: int
+    missing_captions: int
+    references: dict[int, int]
+    """Number of references -> images that have so many."""
+
+    buckets: tuple[BucketCount, ...]
+
+    flips: int = 1
+    """Ways in which each image is used: as it is and mirrored."""
+
+    masks: int = 0
+    """Images of which only a part counts."""
+
+    is_reg: bool = False
+
+    @property
+    def sizes(self) -> int:
+        """Distinct training sizes asked for; each image is one sample per size."""
+        return sum(bucket.images for bucket in self.buckets) // max(1, self.images * self.flips)
+
+    @property
+    def samples(self) -> int:
+        """Samples this folder gives to one epoch."""
+        return self.repeats * sum(bucket.images for bucket in self.buckets)
+
+
+class MemoryEstimate(Protocol):
+    """`toolkit.memory.estimate.MemoryEstimate`, as far as plans are concerned with it."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def allocated(self, *phases: str) -> int: ...
+
+
+@dataclass(frozen=True)
+class RunPlan:
+    """One process of a job, counted."""
+
+    type: str
+    name: str
+    datasets: tuple[FolderPlan, ...]
+    samples_per_epoch: int
+    micro_batches_per_epoch: int
+    optimizer_steps: int
+    accumulation: int = 1
+    """Micro-batches per optimizer step."""
+
+    requested_epochs: float = 0
+    """`epochs` of the config when it decided, 0 when `steps` did."""
+
+    notes: tuple[str, ...] = ()
+    """Further lines to print: estimates, notes of the scan."""
+
+    memory: MemoryEstimate | None = None
+    """What the run takes of memory, where that can be told."""
+
+    @property
+    def epochs(self) -> int | float:
+        """Passes over the data, rounded to 4 places; an int when whole."""
+        if not self.micro_batches_per_epoch:
+            return 0
+        epochs = round(self.optimizer_steps * self.accumulation / self.micro_batches_per_epoch, 4)
+        return int(epochs) if epochs == int(epochs) else epochs
+
+    def to_json(self) -> dict[str, Any]:
+        """The process's entry in the object that `--dry-run --json` prints."""
+        return {
+            "type": self.type,
+            "name": self.name,
+            "datasets": [_folder_json(folder) for folder in self.datasets],
+            "samples_per_epoch": self.samples_per_epoch,
+            "micro_batches_per_epoch": self.micro_batches_per_epoch,
+            "optimizer_steps": self.optimizer_steps,
+            "epochs": self.epochs,
+            **({"memory": self.memory.to_json()} if self.memory else {}),
+        }
+
+    def render(self) -> str:
+        """The plan as it is printed: a block per folder, then the arithmetic of the run."""
+        blocks = [f"{self.name} ({self.type})", *map(_folder_lines, self.datasets)]
+        if self.datasets:
+            blocks.append(f"  {self._arithmetic()}")
+        return "\n".join([*blocks, *(f"  {line}" for line in self.notes)])
+
+    def _arithmetic(self) -> str:
+        terms = " + ".join(_product(folder) for folder in self.datasets)
+        per_epoch = self.micro_batches_per_epoch / self.accumulation
+        if self.requested_epochs:
+            duration = f"epochs: {self.requested_epochs:g} is {self.optimizer_steps:,} optimizer steps"
+        else:
+            unit = "epoch" if self.epochs == 1 else "epochs"
+            duration = f"steps: {self.optimizer_steps} is {self.epochs:g} {unit}"
+        return (
+            f"{terms} = {self.samples_per_epoch:,} samples per epoch; "
+            f"{self.micro_batches_per_epoch:,} micro-batches; with accumulation {self.accumulation}, "
+            f"{_number(per_epoch)} optimizer steps per epoch; {duration}"
+        )
+
+
+def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int) -> int:
+    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step; else `steps`."""
+    if epochs > 0:
+        return ceil(epochs * micro_batches_per_epoch / accumulation)
+    return steps
+
+
+def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample]) -> tuple[FolderPlan, ...]:
+    """Counts per folder; `items` are those made from the folders' samples."""
+    buckets: dict[tuple[int, str], Counter[Size]] = {(folder.dataset, folder.folder): Counter() for folder in folders}
+    for item in items:
+        buckets[item.sample.dataset, item.sample.folder][item.crop.bucket] += 1
+    return tuple(_folder_plan(folder, buckets[folder.dataset, folder.folder]) for folder in folders)
+
+
+def _folder_plan(folder: FolderInfo, buckets: Counter[Size]) -> FolderPlan:
+    images = [sample for sample in folder.samples if not any(sample.flip)]
+    return FolderPlan(
+        folder=folder.folder,
+        images=len(images),
+        repeats=folder.repeats,
+        missing_captions=folder.missing_captions,
+        references=dict(sorted(Counter(len(sample.control_images) for sample in images).items())),
+        buckets=tuple(BucketCount(*size, count) for size, count in sorted(buckets.items())),
+        flips=len(folder.samples) // max(1, len(images)),
+        masks=sum(sample.mask is not None for sample in images),
+        is_reg=folder.is_reg,
+    )
+
+
+def _folder_json(folder: FolderPlan) -> dict[str, Any]:
+    return {
+        "folder": folder.folder,
+        "images": folder.images,
+        "repeats": folder.repeats,
+        "missing_captions": folder.missing_captions,
+        "references": {str(count): images for count, images in folder.references.items()},
+        "buckets": [
+            {"width": bucket.width, "height": bucket.height, "images": bucket.images} for bucket in folder.buckets
+        ],
+    }
+
+
+def _folder_lines(folder: FolderPlan) -> str:
+    references = ", ".join(f"{images} with {count}" for count, images in folder.references.items())
+    buckets = ", ".join(f"{b.width}x{b.height} ({b.images})" for b in folder.buckets)
+    lines = [
+        f"  {folder.folder}: {_product(folder)} = {folder.samples:,} samples",
+        f"    references: {references if set(folder.references) != {0} else 'none'}",
+        f"    buckets: {buckets}",
+    ]
+    if folder.masks:
+        lines.append(f"    masks: {folder.masks} of {folder.images}")
+    if folder.is_reg:
+        lines.insert(1, "    regularisation images")
+    if folder.missing_captions:
+        lines.insert(1, f"    without caption: {folder.missing_captions} of {folder.images}")
+    return "\n".join(lines)
+
+
+def _product(folder: FolderPlan) -> str:
+    """`images x repeats`, and the numbers of sizes and flips when there is more than one."""
+    sizes = f" x {folder.sizes} sizes" if folder.sizes > 1 else ""
+    flips = f" x {folder.flips} flips" if folder.flips > 1 else ""
+    return f"{folder.images} x {folder.repeats}{sizes}{flips}"
+
+
+def _number(value: float) -> str:
+    """With thousands separators, at most 2 decimals."""
+    text = f"{value:,.2f}"
+    return text.rstrip("0").rstrip(".") if "." in text else text

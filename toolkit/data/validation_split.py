@@ -1,0 +1,154 @@
+"""The images of `validation`: a folder of their own, or some of the training's, which then are not trained on.
+
+Imports no torch: a dry run counts them too.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+from dataclasses import dataclass, replace
+from functools import lru_cache, partial
+from pathlib import Path
+
+from toolkit import seeding
+from toolkit.config.sections import DiffusionSection
+from toolkit.config.validation import ValidationConfig
+from toolkit.data.buckets import make_items
+from toolkit.data.folder import DatasetScan, scan_datasets
+from toolkit.data.items import refuse_long_captions, refuse_references, scan_items
+from toolkit.data.scan_cache import ScanCache
+from toolkit.errors import UserError
+from toolkit.interfaces import BucketedSample, CaptionRules, ModelFacts, Sample
+
+_LISTED = 5
+
+
+@dataclass(frozen=True)
+class ValidationSplit:
+    """What is measured and not trained on."""
+
+    items: tuple[BucketedSample, ...]
+    """Each image at each size, as it is: captions are neither dropped nor shuffled, nothing is mirrored."""
+
+    from_training: bool
+    """They belong to the `datasets`; else to a folder of their own."""
+
+    notes: tuple[str, ...]
+    """Lines for the plan."""
+
+
+def scan_and_split(
+    section: DiffusionSection, family: ModelFacts, scan_cache: ScanCache | None = None
+) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
+    """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise, and DataErrors naming
+    every image with more references than the family takes, or whose caption the model has no room for, where that can
+    be known already.
+    """
+    multiple = family.size_multiple
+    scan, items, validation_split = split_validation(section, *scan_items(section, multiple, scan_cache), multiple)
+    everything = (*items, *(validation_split.items if validation_split else ()))
+    refuse_references(everything, family)
+    refuse_long_captions(everything, partial(family.prompt_error, section.model), family.sure_prompt)
+    return scan, items, validation_split
+
+
+def split_validation(
+    section: DiffusionSection, scan: DatasetScan, items: tuple[BucketedSample, ...], size_multiple: int
+) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
+    """What is left to train on, and what `section.validation` takes or brings; None without that section.
+
+    section, scan, items, size_multiple: as of `scan_items`. Raises UserError when nothing would be left, DataErrors
+    naming every offending file of the validation's folder.
+    """
+    settings = section.validation
+    if settings is None:
+        return scan, items, None
+    if settings.folder_path is not None:
+        return scan, items, _own_folder(section, settings, size_multiple, scan.scan_cache)
+    chosen = choose_validation_images(
+        [sample for folder in scan.folders if not folder.is_reg for sample in folder.samples], settings
+    )
+    measured = [item for item in items if _place(item.sample) in chosen and not any(item.sample.flip)]
+    names = sorted(f"{path.parent.name}/{path.name}" for path in map(Path, chosen))
+    listed = ", ".join(names[:_LISTED]) + (", ..." if len(names) > _LISTED else "")
+    note = f"validation: {_count(len(chosen), 'image')} held out, not trained on ({listed})"
+    return (
+        _without(scan, chosen),
+        tuple(item for item in items if _place(item.sample) not in chosen),
+        ValidationSplit(tuple(map(_as_it_is, measured)), True, (_work(note, measured, settings),)),
+    )
+
+
+def choose_validation_images(samples: Iterable[Sample], settings: ValidationConfig) -> set[str]:
+    """The images that `settings.fraction` holds out, by absolute path; a file that is used twice counts once.
+
+    Drawn by the names of file and folder: neither the order of the datasets nor where they lie matters.
+    """
+    places = {_place(sample) for sample in samples}
+    assert settings.fraction is not None  # a validation has a folder or a fraction
+    count = max(1, round(settings.fraction * len(places)))
+    if count >= len(places):
+        raise UserError(
+            f"validation.fraction: of {_count(len(places), 'image')} none would be left to train on. "
+            "Add images, or give validation.folder_path."
+        )
+
+    def key(place: str) -> tuple[int, str]:
+        folder, name = os.path.split(place)
+        return seeding.key(settings.seed, "held out", os.path.basename(folder), name), place
+
+    return set(sorted(places, key=key)[:count])
+
+
+def _own_folder(
+    section: DiffusionSection, settings: ValidationConfig, size_multiple: int, scan_cache: ScanCache
+) -> ValidationSplit:
+    dataset = settings.dataset(section.datasets)
+    scan = scan_datasets([dataset], section.trigger_word, 1.0, scan_cache)
+    items = make_items(scan.samples, lambda _: dataset.resolution, size_multiple)
+    missing = sum(folder.missing_captions for folder in scan.folders)
+    note = f"validation: {dataset.folder_path}, {_count(len(scan.samples), 'image')}"
+    note += f", {missing} without caption" if missing else ""
+    return ValidationSplit(tuple(map(_as_it_is, items)), False, (_work(note, items, settings), *scan.notes))
+
+
+def _work(note: str, items: Iterable[BucketedSample], settings: ValidationConfig) -> str:
+    """The note with what each validation costs."""
+    passes = settings.timesteps * sum(1 for _ in items)
+    return f"{note}; {_count(passes, 'forward pass', 'forward passes')} each time"
+
+
+def _without(scan: DatasetScan, chosen: set[str]) -> DatasetScan:
+    """The scan of what stays; a folder that is held out whole goes with its images."""
+    left = []
+    for folder in scan.folders:
+        samples = tuple(sample for sample in folder.samples if _place(sample) not in chosen)
+        if samples:
+            # Which images had no caption file is not known any more; there are not more of them than images.
+            missing = min(folder.missing_captions, len(samples))
+            left.append(replace(folder, samples=samples, missing_captions=missing))
+    return replace(scan, folders=tuple(left))
+
+
+def _as_it_is(item: BucketedSample) -> BucketedSample:
+    """The item as it is measured: always with its caption, and no sample counts more than another."""
+    rules = CaptionRules(trigger=item.sample.rules.trigger)
+    return item._replace(sample=item.sample._replace(rules=rules, repeats=1, loss_weight=1.0))
+
+
+def _place(sample: Sample) -> str:
+    """Which file an image is, however it was written."""
+    folder, name = os.path.split(os.path.abspath(sample.image))
+    path = os.path.join(_real_folder(folder), name)
+    return os.path.realpath(path) if os.path.islink(path) else path
+
+
+@lru_cache(maxsize=64)
+def _real_folder(folder: str) -> str:
+    """Links followed; once for all images of a folder, because that looks at each folder above it."""
+    return os.path.realpath(folder)
+
+
+def _count(number: int, one: str, many: str = "") -> str:
+    return f"{number} {one if number == 1 else many or one + 's'}"

@@ -1,0 +1,722 @@
+"""What the rooms of the toolkit exchange: small frozen dataclasses and two abstract classes.
+
+Torch is named for the type checker only, so that planning a run never imports it.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`),
+L text tokens, D text embedding width.
+"""
+
+from __future__ import annotations
+
+import os
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor
+
+    from toolkit.sharded_param import RowShard
+
+
+class Size(NamedTuple):
+    """Width and height; pixels unless said otherwise."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class Flip(NamedTuple):
+    """How an image is mirrored."""
+
+    x: bool = False
+    """Left and right change places."""
+
+    y: bool = False
+    """Top and bottom change places."""
+
+
+NO_FLIP = Flip()
+
+
+# ---------------------------------------------------------------- data
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRules:
+    """What happens to a caption each time it is used; everything else is done once, at the scan."""
+
+    dropout_rate: float = 0.0
+    """Probability in [0, 1] that the caption of one use is empty."""
+
+    shuffle_tokens: bool = False
+    """Shuffle the comma-separated parts, drawn anew per use."""
+
+    keep_tokens: int = 0
+    """Leading parts that `shuffle_tokens` leaves in place (a prepended trigger word is not a part)."""
+
+    trigger: str = ""
+    """Trigger word the caption starts with after injection, or empty: it is never moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Which part of an image counts in the loss."""
+
+    file: str
+    """An image, white where the image counts; with `alpha` one whose opacity says so, the image itself."""
+
+    alpha: bool = False
+    min_value: float = 0.0
+    """Weight of what the mask leaves out, in [0, 1]."""
+
+    inverted: bool = False
+    """Black (transparent) is where the image counts."""
+
+
+class Sample(NamedTuple):
+    """One image of a dataset with all that belongs to it. Texts and numbers only, no pixels.
+
+    A tuple with files named by text: 100,000 of them take a tenth of the time of as many dataclasses with paths.
+    """
+
+    image: str
+    """Its file."""
+
+    caption: str
+    """With the trigger word in place; empty when there is none."""
+
+    repeats: int
+    """How often the image is used in one epoch, per size; at least 1."""
+
+    size: Size
+    """Pixels of the image after EXIF rotation."""
+
+    folder: str
+    """The folder that holds the image, as the user wrote it (a subfolder appended with /)."""
+
+    control_images: tuple[str, ...] = ()
+    """The files of its reference images in slot order."""
+
+    rules: CaptionRules = CaptionRules()
+    mask: Mask | None = None
+    loss_weight: float = 1.0
+    """Factor on the loss; 0: nothing is learned from the image."""
+
+    background: str = "white"
+    """Colour that transparent pixels of the image and its references are composited on."""
+
+    flip: Flip = NO_FLIP
+    """The image, its references and its mask are mirrored so."""
+
+    dataset: int = 0
+    """Index in `datasets` of the entry it came from."""
+
+    @property
+    def name(self) -> str:
+        """The image's file without its folder."""
+        return self.image.rpartition(os.sep)[2]
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeCrop:
+    """How an image reaches its bucket: resized to `scaled`, then cut to `bucket` at (left, top)."""
+
+    scaled: Size
+    left: int
+    top: int
+    bucket: Size
+
+
+class BucketedSample(NamedTuple):
+    """One image at one training size."""
+
+    sample: Sample
+    crop: ResizeCrop
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which items form one micro-batch; a pure function of (seed, epoch, batch size)."""
+
+    epoch: int
+    """Counted from 0."""
+
+    items: tuple[int, ...]
+    """Indices into the list of items, all of one bucket."""
+
+    positions: tuple[int, ...]
+    """Index of each use in the epoch's global order: with the epoch, the key of all its draws."""
+
+    samples: tuple[Any, ...] = ()
+    """What a stream read for each item, not yet decoded; empty where the items' numbers find it again."""
+
+    def select(self, rows: Iterable[int]) -> BatchSpec:
+        """The given items as a micro-batch."""
+        rows = tuple(rows)
+        items, positions, samples = (
+            tuple(of_items[row] for row in rows) if of_items else ()
+            for of_items in (self.items, self.positions, self.samples)
+        )
+        return BatchSpec(self.epoch, items, positions, samples)
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Text embeddings of a batch, padded at the end to the longest."""
+
+    embeds_BLD: Tensor
+    lengths: tuple[int, ...]
+    """Valid tokens of each item."""
+
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further tensors of the family's text encoders by name, such as a pooled embedding: [B, ...], one shape for all
+    prompts."""
+
+    def select(self, rows: Sequence[int]) -> PromptEmbeds:
+        """The given items, padded only as far as the longest of them."""
+        rows = list(rows)
+        lengths = tuple(self.lengths[row] for row in rows)
+        extra = {name: tensor[rows] for name, tensor in self.extra.items()}
+        return PromptEmbeds(self.embeds_BLD[rows, : max(lengths)], lengths, extra)
+
+    def cpu(self) -> PromptEmbeds:
+        """The same in CPU memory."""
+        extra = {name: tensor.cpu() for name, tensor in self.extra.items()}
+        return PromptEmbeds(self.embeds_BLD.cpu(), self.lengths, extra)
+
+    @staticmethod
+    def stack(prompts: Sequence[EncodedPrompt]) -> PromptEmbeds:
+        """Single prompts as one batch. Raises ValueError when their extra tensors differ in name or shape."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        encoded = [{EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt for prompt in prompts]
+        shapes = {tuple((name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS) for one in encoded}
+        if len(shapes) > 1:
+            raise ValueError(f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}")
+        padded_BLD = pad_sequence([one[EMBEDS] for one in encoded], batch_first=True)
+        extra = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0] if name != EMBEDS}
+        return PromptEmbeds(padded_BLD, tuple(len(one[EMBEDS]) for one in encoded), extra)
+
+
+EMBEDS = "tensor"
+"""The name of the embeddings [L, D] in an encoded prompt, and of the only tensor of a cache entry that has one."""
+
+EncodedPrompt: TypeAlias = "Tensor | Mapping[str, Tensor]"
+"""One prompt: its embeddings [L, D], or these under `EMBEDS` and the tensors of `PromptEmbeds.extra`."""
+
+
+class Batch(Protocol):
+    """What one micro-step trains on, whatever it holds; every trainer has a class of its own for it."""
+
+    @property
+    def spec(self) -> BatchSpec: ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The file of each item, for messages."""
+
+    def __len__(self) -> int: ...
+
+    def halves(self) -> Sequence[Batch]:
+        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
+
+    def describe(self) -> str:
+        """Its size in a few words, such as "latents (3, 16, 64, 64)", for messages."""
+
+
+Cursor = Any
+"""Where a source goes on: a JSON value that only the source reads. None: from the beginning."""
+
+
+class MicroBatch(NamedTuple):
+    """What a source gives next."""
+
+    spec: BatchSpec
+    cursor: Cursor
+    """Where the source goes on behind it."""
+
+    ends_epoch: bool = False
+    """It is the last of its epoch, where the source knows epochs."""
+
+
+class BatchSource(Protocol):
+    """Where micro-batches come from: an epoch list, or a stream of unknown length."""
+
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        """The micro-batches from the cursor on, always the same ones; it ends where there are no more."""
+
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        """The batches of these micro-batches, or of parts of them, in order; loaded ahead of their use."""
+
+
+# ---------------------------------------------------------------- models
+
+
+class ModelSection(Protocol):
+    """The keys of the `model:` section that decide the family, and what of it is opened how."""
+
+    @property
+    def name_or_path(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def arch(self) -> str | None: ...
+
+    @property
+    def model_kwargs(self) -> Any: ...
+
+
+class ModelFacts:
+    """What is known of a model family before any of its files is read; `toolkit.models.family.ModelFamily` has the
+    facts that depend on a model folder."""
+
+    arch: str
+    """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
+
+    title: str
+    """The published model, as its users call it."""
+
+    pipelines: tuple[str, ...]
+    """What `_class_name` in model_index.json may be."""
+
+    published: tuple[str, ...] = ()
+    """Hub ids that are known to be of this family."""
+
+    parts: Mapping[str, str]
+    """Subfolders of a model folder -> the file that each holds at least, or a pattern of its name."""
+
+    trained_part: str = "transformer"
+    """Subfolder of a model folder that holds what is trained."""
+
+    modelspec: tuple[str, str]
+    """`modelspec.architecture`, as other trainers write it, and `modelspec.implementation` in a file's metadata."""
+
+    size_multiple: int
+    """Training widths and heights are multiples of this many pixels."""
+
+    latent_channels: int
+    latent_scale: int
+    """Pixels of an image along one side of a latent pixel."""
+
+    patch: int = 1
+    """Latent pixels along one side of a token."""
+
+    max_references: int = 0
+    """Reference images one item may have."""
+
+    sure_prompt: int = 0
+    """Letters of a prompt that fits into the model whatever the images beside it."""
+
+    embeds_guidance: bool = False
+    """Whether the model is given a guidance scale as an input: samples then need no second, negative prediction."""
+
+    encoder_parts: Mapping[str, Sequence[str]]
+    """Subfolders of a model folder that make latents ("vae") and text embeddings ("text_encoder")."""
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of an image along one side of a token."""
+        return self.latent_scale * self.patch
+
+    def latent_size(self, pixels: Size) -> Size:
+        """Width and height of the latents of an image."""
+        return Size(*(side // self.latent_scale for side in pixels))
+
+    def tokens(self, latent: Size) -> int:
+        """Tokens of an image whose latents have this size."""
+        return (latent.width // self.patch) * (latent.height // self.patch)
+
+    def drawable(self, pixels: Size) -> Size:
+        """The next size below that the model can draw."""
+        return Size(*(side // self.token_side * self.token_side for side in pixels))
+
+    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        """What is wrong with a prompt that is too long for a target of this size with these references, or None.
+
+        Also None where that cannot be known yet, because the model's tokenizer is not on the disk.
+        """
+        return None
+
+
+class TimeShift(Protocol):
+    """How a model's own sampling moves the noise levels t, to exp(mu) t / (1 + (exp(mu) - 1) t)."""
+
+    @property
+    def shift_terminal(self) -> float | None:
+        """The last noise level before 0, to which all are stretched; None: they are not."""
+
+    def mu(self, tokens: int, steps: int) -> float:
+        """The shift exponent for an image of so many tokens, drawn in so many steps."""
+
+
+@dataclass(frozen=True)
+class DynamicShift:
+    """The sampler's resolution-dependent time shift, as diffusers' FlowMatchEulerDiscreteScheduler names it."""
+
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 8192
+    base_shift: float = 0.5
+    max_shift: float = 0.9
+    shift_terminal: float | None = 0.02
+
+    def mu(self, tokens: int, steps: int) -> float:
+        """Linear in the number of tokens. Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`."""
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return self.base_shift + slope * (tokens - self.base_image_seq_len)
+
+
+BlockForward = Callable[..., "tuple[Tensor, ...]"]
+"""Runs a block, the first argument, on tensors, the others (or None); its outputs are what the next block is given."""
+
+BlockWrapper = Callable[[BlockForward], BlockForward]
+"""Does something around a run of a block, which computes the same as before."""
+
+
+class DiffusionModel(ABC):
+    """One model family behind one interface. Nothing outside `toolkit/models` knows which it is."""
+
+    family: ModelFacts
+    dynamic_shift: TimeShift
+    network_module: torch.nn.Module
+    """The module that is trained or carries the adapter (the transformer); absent until loaded."""
+
+    @abstractmethod
+    def cache_key(self, part: str) -> str:
+        """What decides the result of encoding: a hash of the weights and settings of `vae` or `text_encoder`."""
+
+    @abstractmethod
+    def reference_size(self, image: Size, target: Size) -> Size:
+        """Pixels a reference of size `image` is resized to before `encode_images`, for a target of this size."""
+
+    @abstractmethod
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] [B, 3, sH, sW] to normalised latents [B, C, H, W], s `ModelFacts.latent_scale`.
+
+        Deterministic (the mean).
+        """
+
+    @abstractmethod
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """The inverse: float32 pixels [B, 3, sH, sW], clamped to [-1, 1]."""
+
+    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        """What is wrong with a prompt that is too long for a target of this size with these references, or None.
+
+        references: pixels of the images as they are.
+        """
+        return None
+
+    @abstractmethod
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
+        """Embeddings [L, D] of one prompt seen with RGB images of any size, at most `ModelFacts.max_references`."""
+
+    @abstractmethod
+    def predict_velocity(
+        self,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+        guidance_B: Tensor | None = None,
+    ) -> Tensor:
+        """Velocity [B, C, H, W] (noise - image) at noise fraction t in [0, 1], 1 = pure noise.
+
+        guidance_B: the guidance scale that a distilled model embeds; None: the family's own. A family without such an
+        input raises ValueError for any other.
+        """
+
+    def sampling_level(self, t_B: Tensor) -> Tensor:
+        """The noise level that the family's own pipeline tells the model for the noise fraction t [B], float32.
+
+        It may differ by the rounding of that pipeline; training tells the model t itself.
+        """
+        return t_B
+
+    @abstractmethod
+    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance as this family's own pipeline combines the two velocities."""
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """Hidden size of the transformer: channels per token."""
+
+    @property
+    @abstractmethod
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+
+    @abstractmethod
+    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+        """Tokens the blocks are given of a batch: images, references and texts of all its items."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The repeated blocks, in order: the unit of quantization, checkpointing, compiling and swapping."""
+
+    @abstractmethod
+    def lora_targets(self) -> Sequence[str]:
+        """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
+
+    def fused_projection_groups(self) -> Sequence[Sequence[str]]:
+        """Groups of `lora_targets` that are called one after the other with the very same input."""
+        return ()
+
+    @abstractmethod
+    def wrap_blocks(
+        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+    ) -> None:
+        """Wraps every block's forward in these, the first one innermost; replaces earlier wrappers.
+
+        last_block_wrappers: those of the last block of a batch, where the backward pass begins; None: the same.
+        """
+
+    def enable_modulation_cache(self) -> str | None:
+        """Moves the modulation layers to the CPU and caches their outputs per timestep (`model.modulation_table`).
+
+        Called once the network is attached. Returns why that is not possible here, or None.
+        """
+        return None
+
+    def prefetch_timesteps(self, levels: Iterable[float]) -> None:  # noqa: B027 - only a table has a use for it
+        """Noise levels in [0, 1] that `predict_velocity` will be asked for soon. Others are right too, and slower."""
+
+    @abstractmethod
+    def unload_encoders(self, keep: Iterable[str] = ()) -> None:
+        """Frees the encoders that training no longer needs; `keep` names parts that stay."""
+
+
+# ---------------------------------------------------------------- training
+
+
+class Network(ABC):
+    """The trained parameters: an adapter on a frozen model, or the model itself."""
+
+    @classmethod
+    def from_config(cls, settings: Any, targets: Sequence[str], seed: int, dtype: torch.dtype) -> Self:
+        """The network that a `network:` section describes, on these modules; computed in `dtype`."""
+        raise NotImplementedError
+
+    @staticmethod
+    @abstractmethod
+    def trainable_modules(model: DiffusionModel) -> Sequence[str]:
+        """Full dotted names, inside `network_module`, of the modules this kind can train."""
+
+    @abstractmethod
+    def attach(self, model: torch.nn.Module) -> None:
+        """Adds the trainable weights to `model`; the rest of it is frozen. A no-op on its output."""
+
+    def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:  # noqa: B027 - most kinds make no use of it
+        """May use that the layers of a group read the same input (`DiffusionModel.fused_projection_groups`); results
+        stay.
+        """
+
+    @abstractmethod
+    def load_pretrained(self, changes: Mapping[str, Any]) -> None:
+        """Initialises the network from a file's deltas (`toolkit.networks.lora_formats.LayerDelta` by module)."""
+
+    @abstractmethod
+    def parameters(self) -> dict[str, torch.nn.Parameter]:
+        """Trainable parameters by a name that is stable across runs; float32 unless `train.full_bf16`."""
+
+    def sharded_params(self) -> dict[str, RowShard]:
+        """Tensors of `parameters` and of `export` of which this process has some rows only; by name.
+
+        A network that has any calls its parameters in `export` what `parameters` calls them.
+        """
+        return {}
+
+    @contextmanager
+    def inference(self) -> Iterator[None]:
+        """Disables dropout inside the block; for sampling and validation during training."""
+        yield
+
+    @contextmanager
+    def disabled(self) -> Iterator[None]:
+        """Disables the network inside the block, as peft's `disable_adapter`; no effect on a kind that trains the model
+        itself."""
+        yield
+
+    def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
+        """What the network does to its weights after an optimizer step, without waiting for the device.
+
+        taken: 0-dim bool; where false nothing may change, bit for bit. Returns 0-dim numbers of the step worth logging.
+        """
+        return {}
+
+    def module_name_of(self, name: str) -> str:
+        """The dotted name of the layer that one of `parameters` belongs to."""
+        return name.rpartition(".")[0]
+
+    def lora_b_parameters(self) -> frozenset[str]:
+        """Names of those of `parameters` that LoRA+ gives a rate of their own: the up matrices; empty: there are none.
+
+        Source: https://arxiv.org/abs/2402.12354 (its B).
+        """
+        return frozenset()
+
+    @abstractmethod
+    def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
+        """`weights` (as named by `parameters`) under the names of the file format that users take away."""
+
+
+@dataclass
+class TrainState:
+    """Everything a resume needs that is not a tensor. Changed by the loop only."""
+
+    step: int = 0
+    """Optimizer steps done."""
+
+    cursor: Cursor = None
+    """Where the source of batches goes on."""
+
+    epoch: int = 0
+    """Epoch of the last micro-batch, counted from 0; 0 where the source knows no epochs."""
+
+    epochs_done: int = 0
+    """Epochs of which every micro-batch is trained."""
+
+    epochs_before: int = 0
+    """`epochs_done` before the last step: what lies between them ended with it."""
+
+    samples: int = 0
+    """Samples trained on, repeats included."""
+
+    skipped: int = 0
+    """Optimizer steps skipped by a role because its loss or gradient was not finite."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """State of callbacks for a resume, by callback name; JSON values only."""
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What a `TrainStep` returns: one loss per sample and role, and numbers worth logging."""
+
+    by_role: dict[str, Tensor]
+    """Role -> differentiable float32 losses [B]."""
+
+    per_sample: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> a number per sample worth logging [B], on any device, such as the noise level t."""
+
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+    """Name -> a number of the whole batch worth logging (0-dim); of an accumulation step their mean over the samples
+    of the batches that gave it."""
+
+
+class Backward(Protocol):
+    """Runs the backward passes of one micro-batch; gradients are those of means over the whole accumulation step."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Roles that learn in this step; losses of others are not needed and have no effect."""
+
+    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False) -> None:
+        """One pass of the sum of these losses (role -> [B]), whose gradients reach the weights of these roles only.
+
+        retain_graph: another pass of this micro-batch goes through the same graph.
+        """
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+"""What a step is given; whatever its source of batches loads."""
+
+
+class TrainStep(ABC, Generic[BatchT]):
+    """Forward pass and losses of one micro-batch. All the loop knows of the model."""
+
+    @abstractmethod
+    def __call__(self, batch: BatchT, step: int) -> StepLosses:
+        """The losses of a micro-batch. step: optimizer steps done."""
+
+    def backward(self, batch: BatchT, backward: Backward) -> StepLosses:
+        """Computes losses and runs their backward passes: by default one of their sum.
+
+        A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each.
+        """
+        losses = self(batch, backward.step)
+        backward(losses.by_role)
+        return losses
+
+
+@dataclass(frozen=True)
+class RoleResult:
+    """One optimizer step of one role."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+    skipped: bool = False
+    """Loss or gradient was not finite: the role learned nothing."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, as callbacks see it."""
+
+    step: int
+    """Number of the step just done, from 1."""
+
+    epoch: int
+    """Epoch the step's last micro-batch belongs to, counted from 0."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+    samples: int
+    """Samples trained on since the run began."""
+
+    step_s: float
+    """Wall seconds since the previous optimizer step ended; saving and sampling excluded. Of steps whose numbers were
+    fetched together (`Callback.on_metrics`) their mean: the device works on one while the host prepares the next."""
+
+    data_s: float
+    """Of these, seconds spent waiting for batches."""
+
+    per_sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Name -> a number for each sample of the step: its `loss`, and what the `TrainStep` names (`t`)."""
+
+    skipped: bool = False
+    """A loss or gradient was not finite: nothing was learned in this step by a role."""
+
+    lr_by_group: dict[str, float] = field(default_factory=dict)
+    """Learning rates beyond `lr`, by name: of each role (`<role>`, `<role>/<group>`) and group where there are several,
+    and those an optimizer found."""
+
+    extra_metrics: dict[str, float] = field(default_factory=dict)
+    """Further numbers of the step worth logging, by the name they are logged under; with several roles `loss/<role>`
+    and `grad_norm/<role>` of those that learned."""
+
+    by_role: dict[str, RoleResult] = field(default_factory=dict)
+    """The step of each role that learned in it, or skipped it."""
+
+    def logged(self) -> dict[str, float]:
+        """The numbers of the step by the names that metrics.jsonl has for them."""
+        return {
+            "loss": self.loss,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            **{f"lr/{name}": lr for name, lr in self.lr_by_group.items()},
+            **self.extra_metrics,
+            **{f"{name}_mean": fmean(values) for name, values in self.per_sample.items() if name != "loss"},
+        }
+
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, done, total) by long work that is not training."""

@@ -1,0 +1,98 @@
+"""How the blocks of a model are run: what they keep, where their weights wait, whether they are compiled."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+
+import torch
+
+from toolkit.config.compile import CompileConfig
+from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.device import free_memory
+from toolkit.interfaces import BlockWrapper, DiffusionModel
+from toolkit.memory import sdpa_backend
+from toolkit.memory.activation_estimate import StepShape, fastest_level_that_fits
+from toolkit.memory.activation_offload import offloading
+from toolkit.memory.block_swap import BlockSwap, swapped_blocks
+from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.compiling import compile_wrapper
+from toolkit.memory.cpu_attention import cpu_attention_wrapper, is_faster
+
+logger = logging.getLogger(__name__)
+
+KEY = "train.gradient_checkpointing"
+
+
+class BlockRunner:
+    """Wraps the blocks of an adapter whose network is attached. `auto` becomes a level once the work is known."""
+
+    def __init__(
+        self,
+        model: DiffusionModel,
+        device: torch.device,
+        dtype: torch.dtype,
+        level: str = "full",
+        swapped: int = 0,
+        compile_settings: CompileConfig | None = None,
+    ) -> None:
+        """level: of CHECKPOINTING_LEVELS, or "auto". swapped: blocks whose weights wait in the CPU memory."""
+        self._model, self._device = model, device
+        self._is_auto = level == "auto"
+        self._compile = compile_settings if compile_settings and compile_settings.enabled else None
+        blocks = model.blocks()
+        waiting = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
+        self._swap = BlockSwap(waiting, device) if waiting else None
+        self._kernel = self._of_attention(dtype)
+        self.level = CHECKPOINTING_LEVELS[-1] if self._is_auto else level
+        self._wrap()
+
+    @property
+    def levels(self) -> Sequence[str]:
+        """Those `auto` chooses from: on the CPU there is no other memory to offload to."""
+        return CHECKPOINTING_LEVELS[:-1] if self._device.type == "cpu" else CHECKPOINTING_LEVELS
+
+    def choose_checkpointing(
+        self, work: StepShape, needed: int, gather: Callable[[str], Sequence[str]] = lambda level: [level]
+    ) -> None:
+        """Chooses the level of `auto`: the fastest whose activations fit into what is free.
+
+        needed: bytes that training will take besides: gradients, the optimizer's state. gather: gives the levels of all
+        processes of a run for that of this one; all take the smallest, so that they make the same passes.
+        """
+        if not self._is_auto:
+            return
+        free = free_memory(self._device) - needed
+        self.level = max(gather(fastest_level_that_fits(self.levels, free, work)), key=CHECKPOINTING_LEVELS.index)
+        logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")
+        self._wrap()
+
+    def increase_checkpointing(self) -> bool:
+        """Takes the next level of `auto` where one is left, and says so. Called when the largest batch does not fit."""
+        if not self._is_auto or self.level == self.levels[-1]:
+            return False
+        before, self.level = self.level, self.levels[self.levels.index(self.level) + 1]
+        logger.info(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
+        self._wrap()
+        return True
+
+    def _of_attention(self, dtype: torch.dtype) -> list[BlockWrapper]:
+        """What chooses the attention kernel on this device."""
+        if self._device.type == "cuda":
+            if not sdpa_backend.has_fast_kernel(self._device, dtype, self._model.head_dim):
+                logger.warning(f"attention: no flash or cuDNN kernel for {dtype} on this device; using a slower one.")
+            return [sdpa_backend.with_sdpa_priority]
+        # Compiled it would be a break in the program of a block.
+        return [cpu_attention_wrapper] if is_faster(self._device, dtype) and not self._compile else []
+
+    def _wrap(self) -> None:
+        """Innermost first. Weights must be there before anything is computed, also for the second time."""
+        compiling = [compile_wrapper(self._compile)] if self._compile else []
+        waiting = offloading(self._device) if self.level == "full_offload" else []
+        fetching = [self._swap] if self._swap else []
+        self._model.wrap_blocks(
+            [*self._kernel, checkpoint_wrapper(self.level), *compiling, *waiting, *fetching],
+            # What checkpointing would free there is wanted again before anything else is, so nothing is gained by it.
+            # Compiled it would be a program of its own, and is not worth that.
+            last_block_wrappers=None if self._compile else [*self._kernel, *fetching],
+        )

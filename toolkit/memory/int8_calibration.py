@@ -1,0 +1,134 @@
+"""Which layers multiply in int8: chosen once, by the error that rounding their inputs and gradients would cause.
+
+While they are watched, the layers multiply in floating point, and keep the largest error of each kind on the device. It
+is read once. From then on each product of a layer is an int8 one or it is not, whatever the numbers.
+
+Shape suffixes: M rows (tokens), K the summed side.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from itertools import combinations
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.memory.int8_matmul import MAX_ERROR, MIN_ROWS, Int8Matmul, is_supported, quantization_error
+from toolkit.memory.quantized_weight import Int8Matmuls, RowwiseQuantized
+
+MOST_PATTERNS = 4
+"""Kinds of blocks, by which of their layers multiply in int8, where each kind is a compiled program of its own."""
+
+
+def int8_layers(model: nn.Module) -> list[RowwiseQuantized]:
+    """All weights in int8, in the order of the model."""
+    return [part for part in model.modules() if isinstance(part, RowwiseQuantized) and part.code_type == torch.int8]
+
+
+def candidates(
+    model: nn.Module, wanted: Int8Matmul, device: torch.device, compiled: bool = False
+) -> list[RowwiseQuantized]:
+    """Those that multiply in int8 unless their errors are too large; see `is_supported`."""
+    return [layer for layer in int8_layers(model) if is_supported(wanted, device, tuple(layer.shape), compiled)]
+
+
+LayerErrors = dict[str, float]
+"""The largest errors of one layer, by field of `Int8Matmuls`; a field that never had rows enough is not there."""
+
+
+class ErrorObserver:
+    """The largest errors foreseen so far of one layer, on the device."""
+
+    def __init__(self) -> None:
+        self.worst: dict[str, Tensor] = {}
+        """As `LayerErrors`, each 0-dim."""
+
+    def __call__(self, way: str, rows_MK: Tensor) -> None:
+        if len(rows_MK) >= MIN_ROWS:
+            error = quantization_error(rows_MK)
+            self.worst[way] = torch.maximum(self.worst.get(way, error), error)  # NaN stays NaN
+
+
+@contextmanager
+def observe_errors(layers: Sequence[RowwiseQuantized]) -> Iterator[list[ErrorObserver]]:
+    """Inside the block the layers multiply in floating point and note their errors; gives these, layer by layer."""
+    errors = [ErrorObserver() for _ in layers]
+    try:
+        for layer, own in zip(layers, errors, strict=True):
+            layer.in_int8, layer.watch = Int8Matmuls(), own
+        yield errors
+    finally:
+        for layer in layers:
+            layer.watch = None
+
+
+def errors_to_host(errors: Sequence[ErrorObserver]) -> list[LayerErrors]:
+    """The errors on the host, in one transfer."""
+    worst = [value for own in errors for value in own.worst.values()]
+    values = iter(torch.stack(worst).tolist() if worst else [])
+    return [{way: next(values) for way in own.worst} for own in errors]
+
+
+def is_small(error: float) -> bool:
+    """Whether a product with this error may be made in int8; NaN is not small."""
+    return error <= MAX_ERROR
+
+
+def choose(layers: Sequence[RowwiseQuantized], errors: Sequence[LayerErrors]) -> None:
+    """Gives each layer its choice: the products it was seen to make, where their errors are small."""
+    for layer, error in zip(layers, errors, strict=True):
+        layer.in_int8 = Int8Matmuls(*map(bool, _flags(error)))
+
+
+# ------------------------------------------------------------ few kinds of blocks
+
+Pattern = tuple[bool | None, ...]
+"""Of each layer of a block, forward and backward: whether the error is small; None where none was seen."""
+
+
+def choose_with_few_patterns(
+    layers: Sequence[RowwiseQuantized], errors: Sequence[LayerErrors], blocks: Iterable[nn.Module], most: int = 0
+) -> None:
+    """`choose` so that at most `most` (0: MOST_PATTERNS) kinds of blocks come of it, with as many int8 products as can
+    be. What a block was not seen to make (a first block's gradients go nowhere) is chosen as in others of its kind."""
+    error_of = dict(zip(layers, errors, strict=True))
+    layers_of = [int8_layers(block) for block in blocks]
+    patterns = [tuple(flag for layer in own for flag in _flags(error_of.get(layer))) for own in layers_of]
+    shared = few_patterns(patterns, most or MOST_PATTERNS)
+    for own, pattern in zip(layers_of, patterns, strict=True):
+        flags = map(bool, shared[pattern])
+        for layer in own:
+            layer.in_int8 = Int8Matmuls(*(next(flags) for _ in Int8Matmuls._fields))
+
+
+def _flags(error: LayerErrors | None) -> Pattern:
+    """None: of a layer that is no candidate."""
+    if error is None:
+        return (False,) * len(Int8Matmuls._fields)
+    return tuple(is_small(error[way]) if way in error else None for way in Int8Matmuls._fields)
+
+
+def few_patterns(patterns: Sequence[Pattern], most: int) -> dict[Pattern, Pattern]:
+    """For each pattern one that it contains, at most `most` in all; patterns of unlike lengths are never one."""
+    blocks = Counter(patterns)
+    shared = {pattern: pattern for pattern in blocks}
+
+    def lost(pair: tuple[Pattern, Pattern]) -> int:
+        both = _both(*pair)
+        return sum(blocks[part] * sum(a is True and not b for a, b in zip(part, both, strict=True)) for part in pair)
+
+    while pairs := [pair for pair in combinations(blocks, 2) if len(pair[0]) == len(pair[1])]:
+        pair = min(pairs, key=lost)
+        if len(blocks) <= most and lost(pair):
+            break
+        both = _both(*pair)
+        blocks[both] += sum(blocks.pop(part) for part in pair)
+        shared = {pattern: both if found in pair else found for pattern, found in shared.items()}
+    return shared
+
+
+def _both(one: Pattern, other: Pattern) -> Pattern:
+    return tuple(b if a is None else a if b is None else a and b for a, b in zip(one, other, strict=True))

@@ -1,0 +1,138 @@
+"""What a user can change when memory runs out: keys and values that are not used yet."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, replace
+from typing import Any, TypeVar
+
+from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.sections import DiffusionSection
+from toolkit.config.train import TrainConfig
+from toolkit.distributed_env import read_distributed_env
+
+SectionT = TypeVar("SectionT", bound=DiffusionSection)
+
+SINGLE_PROCESS_ONLY = frozenset({"fused_backward_pass"})
+"""Keys that several processes cannot change."""
+
+OF_WHOLE_BLOCKS = SINGLE_PROCESS_ONLY | {"quantize", "qtype", "blocks_to_swap", "optimizer"}
+"""The same where they share the blocks out (`train.parallel: fsdp`)."""
+
+RESOLUTION_STEP = 0.75
+"""Of the largest resolution, the next one that is advised; rounded down to 64 pixels."""
+
+EIGHT_BIT = {"adamw": "adamw8bit", "adam": "adam8bit"}
+"""Optimizers, and the same with a quarter of their state."""
+
+DEFAULT_BLOCKS_TO_SWAP = 30
+"""Blocks that are advised to wait in the CPU memory: half of the published model's."""
+
+
+@dataclass(frozen=True)
+class MemorySaving:
+    """A change of a job."""
+
+    text: str
+    """As the user has to write it."""
+
+    values: tuple[tuple[str, str, Any], ...] = ()
+    """(section, key, value) of each key that changes."""
+
+    area: float = 1.0
+    """Factor on the pixels of the images that are trained on."""
+
+    is_last_resort: bool = False
+    """Whether something else is learned, not the same in another way."""
+
+    def applied(self, section: SectionT) -> SectionT:
+        """A copy of a training section with the change."""
+        for part, key, value in self.values:
+            section = section.model_copy(update={part: getattr(section, part).model_copy(update={key: value})})
+        return section
+
+
+def memory_advice(section: DiffusionSection) -> str:
+    """One sentence of the settings of a training section that would save memory and are not used yet, in the order of
+    their usual effect."""
+    return f"To save memory, in order of effect: {'; '.join(change.text for change in suggestions(section))}."
+
+
+def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
+    """The same, each by itself."""
+    excluded = _excluded(section.train)
+    for change in _possible_savings(section):
+        if excluded.isdisjoint(key for _, key, _ in change.values):
+            yield change
+
+
+def _excluded(train: TrainConfig) -> frozenset[str]:
+    if read_distributed_env().is_single_process:
+        return frozenset()
+    return OF_WHOLE_BLOCKS if train.parallel == "fsdp" else SINGLE_PROCESS_ONLY
+
+
+def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
+    """All suggestions that are valid for a single process."""
+    model, train = section.model, section.train
+    if train.checkpointing_level() not in ("auto", "full", "full_offload"):
+        yield _set("train", gradient_checkpointing="auto")
+    if section.network.trains_model:
+        yield from _full_finetune_savings(train)
+    elif not model.quantize:
+        yield _set("model", "model.quantize: true with qtype: int8", quantize=True, qtype="int8")
+    elif model.qtype not in ("int4", "int2"):
+        yield _set("model", qtype="int4")
+    if train.batch_size > 1:
+        accumulation = train.batch_size * train.gradient_accumulation
+        words = f"train.batch_size: 1 with gradient_accumulation: {accumulation}"
+        yield _set("train", words, batch_size=1, gradient_accumulation=accumulation)
+    if any(dataset.control_path for dataset in section.datasets) and not model.model_kwargs.match_target_res:
+        kwargs = model.model_kwargs.model_copy(update={"match_target_res": True})
+        yield _set("model", "model.model_kwargs.match_target_res: true", model_kwargs=kwargs)
+    if train.checkpointing_level() == "full":
+        yield _set("train", gradient_checkpointing="full_offload")
+    if not section.network.trains_model and not model.blocks_to_swap:
+        yield _set("model", blocks_to_swap=DEFAULT_BLOCKS_TO_SWAP)
+    if not section.network.trains_model and train.optimizer in EIGHT_BIT:
+        yield _set("train", optimizer=EIGHT_BIT[train.optimizer])
+    if train.ema_config.use_ema:
+        ema = train.ema_config.model_copy(update={"use_ema": False})
+        yield _set("train", "train.ema_config.use_ema: false", ema_config=ema)
+    if not model.quantize_te:
+        yield _set("model", "model.quantize_te: true with qtype_te: int8", quantize_te=True, qtype_te="int8")
+    if not model.low_vram:
+        yield _set("model", low_vram=True)
+    if (section.sample or section.first_sample) and not train.disable_sampling:
+        yield _set("train", "smaller pictures in sample, or train.disable_sampling: true", disable_sampling=True)
+    largest = max(size for dataset in section.datasets for size in dataset.resolution)
+    smaller = int(RESOLUTION_STEP * largest) // 64 * 64
+    if smaller:
+        yield MemorySaving(f"datasets[].resolution: {smaller}", area=(smaller / largest) ** 2, is_last_resort=True)
+    if section.network.trains_model:
+        yield _as_an_adapter(train)
+    elif section.network.linear > 8:
+        yield replace(_set("network", linear=8), is_last_resort=True)
+
+
+def _full_finetune_savings(train: TrainConfig) -> Iterator[MemorySaving]:
+    if train.optimizer not in ("adafactor", "sgd"):
+        yield _set("train", optimizer="adafactor", optimizer_params={}, words="train.optimizer: adafactor")
+    if not train.full_bf16 and train.optimizer in PER_PARAMETER_OPTIMIZERS:
+        yield _set("train", "train.full_bf16: true with dtype: bf16", full_bf16=True, dtype="bfloat16")
+    if not train.fused_backward_pass and train.optimizer in PER_PARAMETER_OPTIMIZERS:
+        words = "train.fused_backward_pass: true with max_grad_norm: 0 and gradient_accumulation: 1"
+        yield _set("train", words, fused_backward_pass=True, max_grad_norm=0.0, gradient_accumulation=1)
+
+
+def _as_an_adapter(train: TrainConfig) -> MemorySaving:
+    """A LoRA instead of the model itself; its weights are always float32."""
+    words = "network.type: lora" + (" and train.full_bf16: false" if train.full_bf16 else "")
+    return MemorySaving(words, (("network", "type", "lora"), ("train", "full_bf16", False)), is_last_resort=True)
+
+
+def _set(part: str, words: str = "", **values: Any) -> MemorySaving:
+    """words: by default the first key and its value."""
+    key, value = next(iter(values.items()))
+    shown = str(value).lower() if isinstance(value, bool) else value
+    return MemorySaving(words or f"{part}.{key}: {shown}", tuple((part, key, value) for key, value in values.items()))

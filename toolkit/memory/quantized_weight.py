@@ -1,0 +1,266 @@
+"""The frozen weight of a linear layer as it lies in memory, and the two products training needs of it.
+
+Each way of storing is a class with `product` (forward) and `matmul_grad` (the gradient to the inputs). A
+stored weight is a module, so that its parts move with the model, and stands where a layer's `weight` tensor stood.
+
+Shape suffixes: M rows (tokens), I inputs of the layer, O outputs, R rank, G groups of a grouped weight,
+S weights of a group, N blocks along a row.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
+
+
+class QuantizedWeight(nn.Module):
+    """A weight [O, I] that is not a tensor; `functional.linear` takes it all the same."""
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """dtype: the dtype the weight had, and has again when it is dequantized."""
+        super().__init__()
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """The weight [O, I] as a tensor of `dtype`."""
+
+    def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """[M, O] in the dtype of `x_MI`: x times the transposed weight, plus the bias."""
+        return functional.linear(x_MI, self.dequantize().to(x_MI.dtype), bias_O)
+
+    def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        """[M, I] in the dtype of `g_MO`: g times the weight."""
+        return g_MO @ self.dequantize().to(g_MO.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weight is."""
+        return next(self.buffers()).device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Never: it is frozen."""
+        return False
+
+    def detach(self) -> QuantizedWeight:
+        """Itself: there is no graph it could belong to."""
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Torch calls this when a stored weight is handed to one of its functions."""
+        if func is not functional.linear:
+            return NotImplemented
+        return _linear(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+    return QuantizedLinearFn.apply(input, weight, bias)
+
+
+_products = torch.library.Library("atelier", "FRAGMENT")
+_products.define("frozen_product(Tensor x_MI, int weight, Tensor? bias) -> Tensor")
+_in_use: WeakValueDictionary[int, QuantizedWeight] = WeakValueDictionary()
+
+
+def _product(x_MI: Tensor, weight: int, bias_O: Tensor | None) -> Tensor:
+    return _in_use[weight].matmul(x_MI, bias_O)
+
+
+_products.impl("frozen_product", _product, "CompositeExplicitAutograd")
+
+frozen_product = torch.ops.atelier.frozen_product.default
+"""`product` as one operation, so that selective checkpointing can keep its result; weights are told by their `id`."""
+
+
+class QuantizedLinearFn(torch.autograd.Function):
+    """x times the transposed weight, plus a frozen bias.
+
+    Nothing is kept for the backward pass but a reference to the stored weight: no activations, no dequantized copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, bias_O: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        x_MI = x.reshape(-1, x.shape[-1])
+        if torch.compiler.is_compiling():
+            y_MO = weight.matmul(x_MI, bias_O)
+        else:
+            _in_use[id(weight)] = weight
+            y_MO = frozen_product(x_MI, id(weight), bias_O)
+        return y_MO.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        weight = ctx.weight
+        return weight.matmul_grad(g.reshape(-1, g.shape[-1])).view(*g.shape[:-1], weight.shape[1]), None, None
+
+
+class Int8Matmuls(NamedTuple):
+    """Which products of a layer are made in int8."""
+
+    forward: bool = False
+    backward: bool = False
+
+
+class Observer(Protocol):
+    """Looks at the rows that a layer is to multiply; `way` is a field of `Int8Matmuls`."""
+
+    def __call__(self, way: str, rows: Tensor, /) -> None: ...
+
+
+class RowwiseQuantized(QuantizedWeight):
+    """int8 or E4M3 codes with a scale per output row.
+
+    Codes are exact in every compute dtype, so the product runs on them and is scaled afterwards: the only pass over
+    the weight is its conversion, and with int8 products not even that.
+    """
+
+    codes_OI: Tensor
+    scale_O1: Tensor
+
+    in_int8 = Int8Matmuls()
+    """Chosen by `int8_probe`; until then everything is multiplied in floating point."""
+
+    watch: Observer | None = None
+    """Sees the rows that int8 products would round, while they are chosen."""
+
+    def __init__(self, codes_OI: Tensor, scale_O1: Tensor) -> None:
+        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), scale_O1.dtype)
+        self.code_type = codes_OI.dtype
+        # As bytes: a module that is cast to another floating-point type would convert E4M3 codes with the rest.
+        self.register_buffer("codes_OI", codes_OI.view(torch.int8))
+        self.register_buffer("scale_O1", scale_O1)
+
+    def _values(self, dtype: torch.dtype) -> Tensor:
+        return self.codes_OI.to(dtype) if self.code_type == torch.int8 else decode_e4m3(self.codes_OI, dtype)
+
+    def dequantize(self) -> Tensor:
+        return self.scale_O1 * self._values(self.dtype)
+
+    def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if x_MI.dtype == torch.float16:  # sums of unscaled codes may be too large for it
+            return super().matmul(x_MI, bias_O)
+        scale_1O = self.scale_O1.t()
+        if self.watch:
+            self.watch("forward", x_MI)
+        if self.in_int8.forward and len(x_MI) >= MIN_ROWS:
+            y_MO = int8_mm(quantize_rows(x_MI), self.codes_OI.t(), x_MI.dtype)
+            return _scaled(y_MO, scale_1O.float(), bias_O).to(x_MI.dtype)
+        y_MO = x_MI @ self._values(x_MI.dtype).t()
+        return _scaled(y_MO, scale_1O.to(x_MI.dtype), bias_O)
+
+    def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        if g_MO.dtype == torch.float16:
+            return super().matmul_grad(g_MO)
+        # The scale of an output row is one of a column of g: it goes there, before g itself is rounded.
+        scale_1O = self.scale_O1.t()
+        if self.watch:
+            self.watch("backward", g_MO * scale_1O.float())
+        if self.in_int8.backward and len(g_MO) >= MIN_ROWS:
+            return int8_mm(quantize_rows(g_MO * scale_1O.float()), self.codes_OI, g_MO.dtype).to(g_MO.dtype)
+        return (g_MO * scale_1O.to(g_MO.dtype)) @ self._values(g_MO.dtype)
+
+
+def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
+    """y times the scale plus the bias, in place of y: one pass over it."""
+    if torch.compiler.is_compiling():  # one pass anyway, and a y that checkpointing kept must stay
+        return y_MO * scale_1O if bias_O is None else torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O)
+    if bias_O is None:
+        return y_MO.mul_(scale_1O)
+    return torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O, out=y_MO)
+
+
+class GroupwiseQuantized(QuantizedWeight):
+    """Codes of 2 or 4 bits with a scale and a shift per group of weights along the input side.
+
+    Group g holds scale * code - shift. The groups lie as rows [G, S]; packed, the first rows take the lowest bits.
+    """
+
+    packed: Tensor
+    scale_G1: Tensor
+    shift_G1: Tensor
+
+    def __init__(self, packed: Tensor, bits: int, scale_G1: Tensor, shift_G1: Tensor, shape: tuple[int, int]) -> None:
+        """packed: uint8, each with the codes of 8 / bits rows."""
+        super().__init__(shape, scale_G1.dtype)
+        self.bits = bits
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale_G1", scale_G1)
+        self.register_buffer("shift_G1", shift_G1)
+
+    def dequantize(self) -> Tensor:
+        codes_GS = unpack(self.packed, self.bits)[: len(self.scale_G1)]
+        return (self.scale_G1 * codes_GS).sub_(self.shift_G1).view(self.shape)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The codes of `bits` bits each in a packed uint8 tensor: all lowest ones first, along the first axis."""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+class BlockwiseQuantized(QuantizedWeight):
+    """E4M3 codes with a float32 scale per block of weights along each row."""
+
+    codes_OI: Tensor
+    scale_ON: Tensor
+
+    def __init__(self, codes_OI: Tensor, scale_ON: Tensor, dtype: torch.dtype) -> None:
+        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), dtype)
+        self.register_buffer("codes_OI", codes_OI.view(torch.int8))  # as bytes, see RowwiseQuantized
+        self.register_buffer("scale_ON", scale_ON.float())
+
+    def dequantize(self) -> Tensor:
+        values = decode_e4m3(self.codes_OI, torch.float32)
+        values.unflatten(1, (self.scale_ON.shape[1], -1)).mul_(self.scale_ON[..., None])
+        return values.to(self.dtype)
+
+
+def decode_e4m3(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """E4M3 numbers that lie as bytes, in `dtype`."""
+    if codes.device.type != "cpu" or torch.compiler.is_compiling():
+        return codes.view(torch.float8_e4m3fn).to(dtype)
+    # PyTorch converts them one by one on CPUs, uncompiled; looking them up is five times faster.
+    places = codes.view(torch.uint8).flatten().int()
+    return _e4m3_table(dtype).index_select(0, places).view(codes.shape)
+
+
+@cache
+def _e4m3_table(dtype: torch.dtype) -> Tensor:
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(dtype)
+
+
+class WithRecoveryLora(QuantizedWeight):
+    """Another stored weight and a frozen low-rank change of it, up @ down."""
+
+    up_OR: Tensor
+    down_RI: Tensor
+
+    def __init__(self, stored: QuantizedWeight, up_OR: Tensor, down_RI: Tensor) -> None:
+        super().__init__((stored.shape[0], stored.shape[1]), stored.dtype)
+        self.stored = stored
+        self.register_buffer("up_OR", up_OR.to(stored.device, stored.dtype))
+        self.register_buffer("down_RI", down_RI.to(stored.device, stored.dtype))
+
+    def dequantize(self) -> Tensor:
+        return torch.addmm(self.stored.dequantize(), self.up_OR, self.down_RI)
+
+    def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        low_MR = x_MI @ self.down_RI.to(x_MI.dtype).t()
+        return torch.addmm(self.stored.matmul(x_MI, bias_O), low_MR, self.up_OR.to(x_MI.dtype).t())
+
+    def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        low_MR = g_MO @ self.up_OR.to(g_MO.dtype)
+        return self.stored.matmul_grad(g_MO).addmm_(low_MR, self.down_RI.to(g_MO.dtype))

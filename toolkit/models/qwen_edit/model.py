@@ -1,0 +1,264 @@
+"""`DiffusionModel` for Qwen-Image-Edit-2509 (and 2511, which differs only in its config files).
+
+Parts are loaded when they are first used and dropped when training no longer needs them.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / 8), F frames (1),
+S tokens, P token width, L text tokens, D text width.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from functools import cached_property
+from itertools import chain
+from math import prod
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from toolkit.device import to_device
+from toolkit.errors import RunError, UserError
+from toolkit.host_memory import malloc_trim
+from toolkit.interfaces import BlockWrapper, DiffusionModel, PromptEmbeds, Size
+from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.loading import weights_hash
+from toolkit.models.qwen_edit import loading, prompts, resolutions
+from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.models.qwen_edit.forward import BlockConditioning, ImageTextStreams, RunIndexed, compose_wrappers, forward
+from toolkit.models.qwen_edit.layer_shapes import block_linears
+from toolkit.models.qwen_edit.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
+from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
+from toolkit.models.qwen_edit.prompt_length import prompt_fault
+
+if TYPE_CHECKING:
+    from PIL import Image
+    from torch import Tensor
+
+
+class QwenEditModel(DiffusionModel):
+    """One Qwen-Image-Edit model folder; see `DiffusionModel` for what the methods promise."""
+
+    family = FAMILY
+
+    def __init__(self, options: ModelLoadOptions) -> None:
+        self.options = options
+        self._parts: dict[str, object] = {}
+        self.wrap_blocks(())
+        self._table: ModulationCache | None = None
+
+    # ------------------------------------------------------------ parts, loaded on first use
+
+    @property
+    def network_module(self) -> nn.Module:
+        return self._part("transformer")
+
+    def _part(self, name: str):
+        if name not in self._parts:
+            self._parts[name] = self._load(name)
+        return self._parts[name]
+
+    def _load(self, name: str) -> object:
+        o = self.options
+        try:
+            if name == "transformer":
+                return loading.load_transformer(o)
+            if name == "vae":
+                return loading.load_vae(o.folder, o.dtype)
+            if name == "text_encoder":
+                return loading.load_text_model(o.folder, o.dtype, o.transform_text_block)
+            if name == "tokenizer":
+                return loading.load_tokenizer(o.folder)
+            return loading.load_image_processor(o.folder)
+        except (OSError, ValueError, KeyError, UserError) as error:
+            raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
+
+    def _on_device(self, name: str) -> Any:
+        """An encoder where the work is done; with `low_vram` the others leave the device first."""
+        self._clear_device(keep=name)
+        return self._part(name).to(self.options.device)
+
+    def _clear_device(self, keep: str | None = None) -> None:
+        """With `low_vram`, moves the encoders that are not at work to the CPU."""
+        if self.options.low_vram:
+            for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep}:
+                self._parts[name].to("cpu")
+
+    def unload_encoders(self, keep: Iterable[str] = ()) -> None:
+        for name in set(chain(*self.family.encoder_parts.values())) - set(keep):
+            self._parts.pop(name, None)
+        malloc_trim()
+        if self.options.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    @cached_property
+    def dynamic_shift(self):
+        return loading.load_dynamic_shift(self.options.folder)
+
+    def cache_key(self, part: str) -> str:
+        variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""
+        return self._identities[part] + variant
+
+    @cached_property
+    def _identities(self) -> dict[str, str]:
+        return {part: weights_hash(self.options.folder, files) for part, files in self.family.encoder_parts.items()}
+
+    # ------------------------------------------------------------ images
+
+    def reference_size(self, image: Size, target: Size) -> Size:
+        return resolutions.reference_size(image, target, self.options.match_target_res)
+
+    @torch.no_grad()
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        pixels_BCFHW = pixels_BCHW.to(self.options.device, self.options.dtype).unsqueeze(2)
+        latents_BCHW = self._on_device("vae").encode(pixels_BCFHW).latent_dist.mode().squeeze(2)
+        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
+        return (latents_BCHW - mean_C11) / std_C11
+
+    @torch.no_grad()
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        latents_BCHW = latents_BCHW.to(self.options.device, self.options.dtype)
+        mean_C11, std_C11 = self._latent_scale(latents_BCHW)
+        latents_BCFHW = (latents_BCHW * std_C11 + mean_C11).unsqueeze(2)
+        pixels_BCFHW = self._on_device("vae").decode(latents_BCFHW, return_dict=False)[0]
+        return pixels_BCFHW[:, :, 0].float().clamp(-1, 1)
+
+    def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self._part("vae").config
+        return tuple(like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std))
+
+    # ------------------------------------------------------------ text
+
+    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        return prompt_fault(self.options.folder, prompt, target, references, self.options.match_target_res)
+
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
+        processor = self._part("processor") if references else None
+        inputs = prompts.encoder_inputs(prompt, references, self._part("tokenizer"), processor)
+        return prompts.prompt_embedding(inputs, self._on_device("text_encoder"))
+
+    # ------------------------------------------------------------ the transformer
+
+    def predict_velocity(
+        self,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+        guidance_B: Tensor | None = None,
+    ) -> Tensor:
+        if guidance_B is not None:
+            raise ValueError(f"{self.family.title} has no guidance input")
+        self._clear_device()
+        # Items of unlike shapes have positions of their own; texts of unlike lengths would need an attention mask.
+        groups: dict[tuple, list[int]] = defaultdict(list)
+        for row, latents in enumerate(references):
+            groups[prompts.lengths[row], *image_shapes(latents)].append(row)
+        velocity = [None] * len(x_t_BCHW)
+        for number, rows in enumerate(groups.values(), start=1):
+            run = self._run_last_pass if number == len(groups) else self._run_block
+            of_group = self._predict_group(
+                run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), [references[row] for row in rows]
+            )
+            for row, velocity_CHW in zip(rows, of_group, strict=True):
+                velocity[row] = velocity_CHW
+        return torch.stack(velocity)
+
+    def _predict_group(
+        self,
+        run: RunIndexed,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+    ) -> Tensor:
+        """One forward for items that share the text length, the target size and every reference size."""
+        height, width = x_t_BCHW.shape[-2:]
+        target_BSP = pack(self._to_model(x_t_BCHW))
+        slots = [self._to_model(torch.stack(slot_B)) for slot_B in zip(*references, strict=True)]
+        tokens_BSP = torch.cat([target_BSP, *map(pack, slots)], dim=1)
+        velocity_BSP = forward(
+            self.network_module,
+            self._table.wrap(run) if self._table else run,
+            tokens_BSP,
+            t_B.tolist(),
+            self._to_model(prompts.embeds_BLD),
+            image_shapes([x_t_BCHW, *slots]),
+        )
+        velocity_BCHW = unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width)
+        return velocity_BCHW.to(torch.promote_types(velocity_BCHW.dtype, torch.float32))
+
+    def _to_model(self, tensor: Tensor) -> Tensor:
+        return to_device(tensor, self.options.device, self.options.dtype)
+
+    def enable_modulation_cache(self) -> str | None:
+        if not self.options.modulation_table:
+            return None
+        try:
+            self._table = ModulationCache(self.network_module, self.options.device, self.options.dtype)
+        except ModulationCacheUnsupportedError as reason:
+            for index, block in enumerate(self.blocks()):
+                if index not in self.options.cpu_blocks:
+                    block.to(self.options.device)
+            return str(reason)
+        return None
+
+    def prefetch_timesteps(self, levels: Iterable[float]) -> None:
+        if self._table:
+            self._table.prefetch_timesteps(levels)
+
+    def sampling_level(self, t_B: Tensor) -> Tensor:
+        """1000 t rounded to the compute dtype, and divided there.
+
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`timestep / 1000`).
+        """
+        return ((t_B * 1000).to(self.options.dtype) / 1000).to(t_B.dtype)
+
+    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+        """Guidance with each token's length restored to the conditional one's.
+
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`, `cond_norm`).
+        """
+        height, width = cond_BCHW.shape[-2:]
+        cond_BSP, uncond_BSP = pack(cond_BCHW), pack(uncond_BCHW)
+        guided_BSP = uncond_BSP + scale * (cond_BSP - uncond_BSP)
+        length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True)
+        return unpack(guided_BSP * length_BS1, height, width)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.head_dim * self.network_module.config.num_attention_heads
+
+    @property
+    def head_dim(self) -> int:
+        return self.network_module.config.attention_head_dim
+
+    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+        pictures = [*latents_BCHW, *(latents for of_item in references for latents in of_item)]
+        return sum(map(prod, image_shapes(pictures))) + sum(prompts.lengths)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.network_module.transformer_blocks)
+
+    def wrap_blocks(
+        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+    ) -> None:
+        self._run_block = compose_wrappers(wrappers)
+        self._run_first_back = self._run_block if last_block_wrappers is None else compose_wrappers(last_block_wrappers)
+
+    def _run_last_pass(
+        self, index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
+    ) -> ImageTextStreams:
+        """The last block of the last group needs no recomputation: its backward comes first."""
+        run = self._run_first_back if index == len(self.network_module.transformer_blocks) - 1 else self._run_block
+        return run(index, block, streams, conditions)
+
+    def fused_projection_groups(self) -> Sequence[Sequence[str]]:
+        groups = [["to_q", "to_k", "to_v"], ["add_q_proj", "add_k_proj", "add_v_proj"]]
+        blocks = range(len(self.blocks()))
+        return [[f"{loading.BLOCKS}.{index}.attn.{name}" for name in group] for index in blocks for group in groups]
+
+    def lora_targets(self) -> Sequence[str]:
+        names = block_linears(dim=1)
+        return [f"{loading.BLOCKS}.{index}.{name}" for index in range(len(self.blocks())) for name in names]

@@ -1,0 +1,151 @@
+"""The frozen part of each block's modulation by noise level: a third of the model's weights leave the device.
+
+`img_mod` and `txt_mod` see nothing but the noise level, so their frozen output is a constant of it. The levels a run
+will draw are known ahead (`announce`); their outputs are computed there from weights that stay on the host. A level
+nobody announced is computed when it is asked for: slower, and the same.
+
+A row is always computed among `CHUNK` rows, so that its bits do not depend on the company it is in. Against a product
+of one row they differ by rounding.
+
+Shape suffixes: B batch rows, D model width, M = 12 D both modulations of a block, N rows computed together.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import silu
+
+from toolkit.models.qwen_edit.forward import BlockConditioning, ImageTextStreams, RunIndexed
+from toolkit.models.qwen_edit.loading import TABULATED
+from toolkit.models.size_info import MOST_ROWS
+
+if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
+
+CHUNK = 64
+
+
+class ModulationCacheUnsupportedError(Exception):
+    """Why the modulation of this model cannot come from a table."""
+
+
+class Modulation(nn.Module):
+    """In the place of `img_mod` or `txt_mod`: its rows come with the embedding, what an adapter adds is computed."""
+
+    def __init__(self, adapter: nn.Module | None, width: int, stream: int) -> None:
+        """adapter: the layer that adapts the frozen one, or None. stream: 0 image, 1 text."""
+        super().__init__()
+        self.adapter = adapter
+        self.width = width
+        self.place = slice((1 + 6 * stream) * width, (7 + 6 * stream) * width)
+
+    def forward(self, extended_BE: Tensor) -> Tensor:
+        """extended_BE: the embedding [B, D], then the rows of both streams [B, M]. Returns [B, 6 D]."""
+        rows_B = extended_BE[:, self.place]
+        return (
+            self.adapter.forward_with_base_output(rows_B, silu(extended_BE[:, : self.width]))
+            if self.adapter
+            else rows_B
+        )
+
+
+class ModulationCache:
+    """Rows of both modulations of every block, for the noise levels that were announced or asked for."""
+
+    def __init__(self, model: QwenImageTransformer2DModel, device: torch.device, dtype: torch.dtype) -> None:
+        """Takes the frozen layers out of `model`, whose adapters are attached by now.
+
+        Raises ModulationCacheUnsupportedError, with nothing changed, where the output depends on more than the noise
+        level.
+        """
+        check_modulation_frozen(model)
+        self._model = model
+        self._device, self._dtype = device, dtype
+        self._layers = [[self._take(block, stream) for stream in range(2)] for block in model.transformer_blocks]
+        self._rows: dict[float, list[Tensor]] = {}
+        """Level in the model's dtype -> its rows [M] of each block; the one used longest ago first."""
+
+    def _take(self, block: nn.Module, stream: int) -> nn.Module:
+        """The frozen layer of one stream, which from now on is kept on the host alone."""
+        layer = getattr(block, TABULATED[stream])[1]
+        adapter = layer if hasattr(layer, "base_layer") else None
+        base = adapter.base_layer if adapter is not None else layer
+        if adapter is not None:
+            adapter.base_layer = nn.Identity()
+            adapter.to(self._device)
+        width = base.in_features
+        setattr(block, TABULATED[stream], Modulation(adapter, width, stream).to(self._device))
+        return base.to("cpu")
+
+    def prefetch_timesteps(self, levels: Iterable[float]) -> None:
+        """Computes what is missing for these levels, each in [0, 1]; the oldest others go when there are too many."""
+        wanted = dict.fromkeys(torch.tensor(list(levels)).to(self._dtype).tolist())
+        for level in wanted:
+            if level in self._rows:
+                self._rows[level] = self._rows.pop(level)
+        missing = [level for level in wanted if level not in self._rows]
+        for begin in range(0, len(missing), CHUNK):
+            self._compute(missing[begin : begin + CHUNK])
+        for level in [level for level in self._rows if level not in wanted][: max(0, len(self._rows) - MOST_ROWS)]:
+            del self._rows[level]
+
+    @torch.no_grad()
+    def _compute(self, levels: Sequence[float]) -> None:
+        padded = [*levels, *[0.0] * (CHUNK - len(levels))]
+        t_N = torch.tensor(padded, dtype=self._dtype, device=self._device)
+        embedded_ND = silu(self._model.time_text_embed(t_N, t_N))  # of its second argument only the dtype is used
+        for level in levels:
+            self._rows[level] = []
+        for layers in self._layers:
+            rows_NM = torch.cat([self._on_device(layer)(embedded_ND) for layer in layers], dim=1)
+            for place, level in enumerate(levels):
+                self._rows[level].append(rows_NM[place].clone())  # a view would keep the whole chunk
+
+    def _on_device(self, layer: nn.Module) -> nn.Module:
+        return layer if self._device.type == "cpu" else copy.deepcopy(layer).to(self._device)
+
+    def with_modulation(self, index: int, conditions: BlockConditioning) -> BlockConditioning:
+        """The conditions of block `index`: behind the embedding of each level stand its rows."""
+        rows_BM = torch.stack([self._rows[level][index] for level in conditions.levels])
+        return replace(conditions, temb_BD=torch.cat([conditions.temb_BD, rows_BM], dim=1))
+
+    def wrap(self, run: RunIndexed) -> RunIndexed:
+        """`run`, given the rows of each block."""
+
+        def run_with_rows(
+            index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
+        ) -> ImageTextStreams:
+            if index == 0:
+                self._provide(conditions.levels)
+            return run(index, block, streams, self.with_modulation(index, conditions))
+
+        return run_with_rows
+
+    def _provide(self, levels: Sequence[float]) -> None:
+        if any(level not in self._rows for level in levels):
+            self.prefetch_timesteps(levels)
+
+
+def check_modulation_frozen(model: QwenImageTransformer2DModel) -> None:
+    """Raises ModulationCacheUnsupportedError when something is trained that makes the modulation more than a
+    constant of the level.
+    """
+    if any(p.requires_grad for p in model.time_text_embed.parameters()):
+        raise ModulationCacheUnsupportedError("the embedding of the noise level is trained")
+    for block in model.transformer_blocks:
+        for stream in TABULATED:
+            layer = getattr(block, stream)[1]
+            if hasattr(layer, "base_layer"):
+                if layer.needs_base:
+                    raise ModulationCacheUnsupportedError(
+                        "this kind of network computes with the frozen weights of img_mod and txt_mod"
+                    )
+                layer = layer.base_layer
+            if any(p.requires_grad for p in layer.parameters()):
+                raise ModulationCacheUnsupportedError("img_mod and txt_mod are trained themselves")

@@ -1,0 +1,95 @@
+"""A plain LoRA in the place of a network of another kind, for programs that read nothing else (`save.also`)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from toolkit.device import DTYPES
+from toolkit.networks.adapter import FILE_PREFIX, LinearAdapterNetwork, dequantized_weight
+from toolkit.networks.lora_formats import parse_adapter_tensors
+from toolkit.networks.svd import extract_lora, extract_lora_from_delta
+
+CPU = torch.device("cpu")
+
+
+@dataclass(frozen=True)
+class ExtractedLora:
+    """A LoRA file's tensors and what it lost."""
+
+    tensors: dict[str, Tensor]
+    """In the file's dtype, under names that ComfyUI and diffusers load."""
+
+    errors: dict[str, float]
+    """Layer -> Frobenius norm of what is missing, relative to the layer's change; of no change 0."""
+
+    @property
+    def rank(self) -> int:
+        """The largest of a layer; its alpha is the same, so nothing is scaled."""
+        return int(max(tensor for name, tensor in self.tensors.items() if name.endswith(".alpha")))
+
+    @property
+    def worst_layer(self) -> str:
+        """The one with the largest error."""
+        return max(self.errors, key=self.errors.__getitem__)
+
+    @property
+    def worst(self) -> float:
+        """The largest error."""
+        return self.errors[self.worst_layer]
+
+    @property
+    def mean(self) -> float:
+        """The mean error of all layers."""
+        return sum(self.errors.values()) / len(self.errors)
+
+
+@torch.no_grad()
+def extract_network_lora(
+    network: LinearAdapterNetwork,
+    weights: Mapping[str, Tensor],
+    rank: int,
+    dtype: str,
+    stop_asked: Callable[[], bool] = lambda: False,
+) -> ExtractedLora | None:
+    """The LoRA of at most `rank`, in `dtype` (a key of DTYPES), nearest to what `weights` change in each layer.
+
+    weights: float32 on the CPU, as named by the network's `parameters`. The change of a DoRA is that of the weight its
+    training sees: of a quantized one, the dequantized. Works on the CPU, one layer after the other, which can take
+    minutes: None when `should_stop` before the end.
+    """
+    tensors: dict[str, Tensor] = {}
+    errors: dict[str, float] = {}
+    for name, change in parse_adapter_tensors(
+        network.export(dict(weights)), network.targets, network.__class__.__name__
+    ).items():
+        if stop_asked():
+            return None
+        if change.magnitude is None:
+            up, down, error = extract_lora(change, rank)
+        else:
+            up, down, error = extract_lora_from_delta(
+                change.delta_for(dequantized_weight(network.layers[name].base_layer, CPU)), rank
+            )
+        stored = up.to(DTYPES[dtype]).contiguous(), down.to(DTYPES[dtype]).contiguous()
+        tensors[f"{FILE_PREFIX}{name}.lora_B.weight"], tensors[f"{FILE_PREFIX}{name}.lora_A.weight"] = stored
+        tensors[f"{FILE_PREFIX}{name}.alpha"] = torch.tensor(float(len(down)))  # bfloat16 would round some ranks
+        errors[name] = math.hypot(error, _rounding((up, down), stored))
+    return ExtractedLora(tensors, errors)
+
+
+def _rounding(exact: tuple[Tensor, Tensor], stored: tuple[Tensor, Tensor]) -> float:
+    """|stored product - exact product| relative to the latter, by the products' small Gram matrices, in float64."""
+    (up, down), (stored_up, stored_down) = ([matrix.double() for matrix in pair] for pair in (exact, stored))
+    norm = _product_norm(up, down)
+    difference = _product_norm(torch.cat([stored_up - up, up], 1), torch.cat([stored_down, stored_down - down], 0))
+    return difference / norm if norm else 0.0
+
+
+def _product_norm(up: Tensor, down: Tensor) -> float:
+    """|up @ down| without forming it: the trace of (up^T up)(down down^T)."""
+    return math.sqrt(max(0.0, float(((up.T @ up) * (down @ down.T)).sum())))

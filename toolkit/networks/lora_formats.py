@@ -1,0 +1,315 @@
+"""Reads adapter files of other programs: which change of which weight a file means, whatever its key names.
+
+Known: LoRA, LoHa and LoKr, with or without DoRA, under every module prefix that ComfyUI or diffusers accept, and what
+peft saves. The meaning of alpha and of diffusers' header metadata is theirs too; `docs/correctness.md` lists the files
+it was checked with.
+
+Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from collections import defaultdict
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from toolkit.errors import UserError
+
+PREFIXES = ("base_model.model.", "diffusion_model.", "transformer.", "lora_unet_", "lycoris_", "")
+"""Put before the module's name by one program or another; the flat ones write `_` for each dot."""
+
+PARTS = {
+    **{f".lora_{matrix}{end}": part for matrix, part in (("A", "down"), ("B", "up")) for end in ("", ".weight")},
+    ".lora_A.default.weight": "down",
+    ".lora_B.default.weight": "up",
+    **{f"{start}{part}.weight": part for start in (".lora_", ".lora.", "_lora.") for part in ("down", "up")},
+    **{f".lora_linear_layer.{part}.weight": part for part in ("down", "up")},
+    ".alpha": "alpha",
+    ".dora_scale": "dora_scale",
+    **{f".lora_magnitude_vector{end}": "row_norms" for end in ("", ".weight", ".default.weight")},
+    **{f".{name}": name for name in ("hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b")},
+    **{f".{name}": name for name in ("lokr_w1", "lokr_w1_a", "lokr_w1_b", "lokr_w2", "lokr_w2_a", "lokr_w2_b")},
+}
+"""Suffix of a key -> the part of the module it holds."""
+
+UNSUPPORTED_KEYS = {
+    ".diff": "whole changes of weights (diff)",
+    ".diff_b": "changes of biases (diff_b)",
+    ".set_weight": "whole weights (set_weight)",
+    ".w_norm": "changes of norms (w_norm)",
+    ".b_norm": "changes of norms (b_norm)",
+    ".oft_blocks": "an OFT",
+    ".oft_diag": "an OFT",
+    ".on_input": "an IA3",
+    ".a1.weight": "a GLoRA",
+    ".lora_mid.weight": "a convolution's LoRA",
+    ".hada_t1": "a convolution's LoHa",
+    ".hada_t2": "a convolution's LoHa",
+    ".lokr_t2": "a convolution's LoKr",
+    ".lora_B.bias": "changes of biases (lora_bias)",
+    ".scale_weight": "scaled float8 weights",
+}
+"""Suffix of a key of a form that is not read -> what it is, for the message."""
+
+MATMUL_PAIRS = (
+    ("up", "down"),
+    ("hada_w1_a", "hada_w1_b"),
+    ("hada_w2_a", "hada_w2_b"),
+    ("lokr_w1_a", "lokr_w1_b"),
+    ("lokr_w2_a", "lokr_w2_b"),
+)
+"""Parts that are multiplied as matrices."""
+
+HEADER_METADATA = "lora_adapter_metadata"
+
+
+@dataclass(frozen=True)
+class LayerDelta:
+    """What a file does to one linear layer."""
+
+    parts: Mapping[str, Tensor]
+    """Float32, by the names in PARTS; alpha excluded, row_norms as dora_scale [O, 1]."""
+
+    scale: float
+
+    @property
+    def low_rank(self) -> tuple[Tensor, Tensor] | None:
+        """(up_OR, down_RI) with the scale in `up`, for a plain LoRA."""
+        return (self.scale * self.parts["up"], self.parts["down"]) if "up" in self.parts else None
+
+    @property
+    def magnitude(self) -> Tensor | None:
+        """Of a DoRA: the norms its weight gets, [1, I] of input columns or [O, 1] of output rows."""
+        return self.parts.get("dora_scale")
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(outputs, inputs) of the weight it belongs to."""
+        p = self.parts
+        if "up" in p:
+            return p["up"].shape[0], p["down"].shape[1]
+        if "hada_w1_a" in p:
+            return p["hada_w1_a"].shape[0], p["hada_w1_b"].shape[1]
+        (rows, columns), (more_rows, more_columns) = factor(p, "lokr_w1").shape, factor(p, "lokr_w2").shape
+        return rows * more_rows, columns * more_columns
+
+    @property
+    def is_zero(self) -> bool:
+        """Whether one of its factors is all zero; never of a DoRA, whose norms may change the weight all the same."""
+        return self.magnitude is None and (self.scale == 0 or not all(part.any() for part in self.parts.values()))
+
+    def to(self, device: torch.device) -> LayerDelta:
+        """The same on another device."""
+        return LayerDelta({name: part.to(device) for name, part in self.parts.items()}, self.scale)
+
+    def applied_to(self, weight_OI: Tensor) -> Tensor:
+        """The weight that the file makes of `weight_OI` (float32)."""
+        changed_OI = weight_OI + self.delta()
+        if self.magnitude is None:
+            return changed_OI
+        return changed_OI * (self.magnitude / dora_norm(changed_OI, axis=0 if self.magnitude.shape[0] == 1 else 1))
+
+    def delta_for(self, weight_OI: Tensor) -> Tensor:
+        """What the file adds to `weight_OI` (float32), the magnitude of a DoRA included."""
+        return self.delta() if self.magnitude is None else self.applied_to(weight_OI) - weight_OI
+
+    def delta(self) -> Tensor:
+        """The change of the weight [O, I]; of a DoRA, the one before its magnitude.
+
+        Formulas: LyCORIS 4.1.3, equal to its training forward pass.
+        """
+        p = self.parts
+        if "up" in p:
+            return self.scale * p["up"] @ p["down"]
+        if "hada_w1_a" in p:
+            return self.scale * (p["hada_w1_a"] @ p["hada_w1_b"]) * (p["hada_w2_a"] @ p["hada_w2_b"])
+        return self.scale * torch.kron(factor(p, "lokr_w1"), factor(p, "lokr_w2"))
+
+
+def dora_norm(weight_OI: Tensor, axis: int) -> Tensor:
+    """Norms of columns (axis 0, [1, I]) or rows (axis 1, [O, 1]); never zero."""
+    return weight_OI.norm(dim=axis, keepdim=True).clamp_min(torch.finfo(weight_OI.dtype).tiny)
+
+
+def factor(parts: Mapping[str, Tensor], name: str) -> Tensor:
+    """A factor of a LoKr, `lokr_w1` or `lokr_w2`, multiplied out where it is low-rank."""
+    return parts[name] if name in parts else parts[f"{name}_a"] @ parts[f"{name}_b"]
+
+
+def load_adapter_file(path: Path, layers: Mapping[str, tuple[int, int]] | Iterable[str]) -> dict[str, LayerDelta]:
+    """The changes a file makes, by full dotted module name.
+
+    layers: names of all linear layers of the model; a mapping to (inputs, outputs) has the shapes checked too. Raises
+    UserError when the file cannot be read, holds keys of no known form or of layers this model does not have, lacks a
+    matrix, has matrices that do not fit, or holds numbers that are not finite.
+    """
+    tensors, metadata = _read(path)
+    return parse_adapter_tensors(tensors, layers, str(path), metadata)
+
+
+def parse_adapter_tensors(
+    tensors: Mapping[str, Tensor],
+    layers: Mapping[str, tuple[int, int]] | Iterable[str],
+    source: str,
+    metadata: Mapping[str, str] | None = None,
+) -> dict[str, LayerDelta]:
+    """`load_adapter_file` for tensors in memory; `source` names them in messages."""
+    names = {spelling: name for name in layers for spelling in (name, name.replace(".", "_"))}
+    grouped: dict[str, dict[str, Tensor]] = defaultdict(dict)
+    key_of: dict[tuple[str, str], str] = {}
+    unknown: list[str] = []
+    for key, tensor in tensors.items():
+        place = _locate(key, names)
+        if place is None:
+            unknown.append(key)
+        elif place in key_of:
+            raise UserError(f"{source}: {place[0]} is changed twice, by {key_of[place]!r} and {key!r}.")
+        else:
+            key_of[place] = key
+            grouped[place[0]][place[1]] = tensor.float()
+    if unknown:
+        raise UserError(_about_unknown(source, sorted(unknown)))
+    scales = _header_settings(source, metadata or {})
+    changes = {name: _module(source, name, parts, scales) for name, parts in grouped.items()}
+    if isinstance(layers, Mapping):
+        _check_shapes(source, changes, layers)
+    return changes
+
+
+def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
+        settings = path.with_name("adapter_config.json")  # peft keeps rank and alpha there
+        if path.name == "adapter_model.safetensors" and HEADER_METADATA not in metadata and settings.is_file():
+            metadata = {**metadata, HEADER_METADATA: settings.read_text(encoding="utf-8")}
+    except (SafetensorError, OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path}: cannot be read as a safetensors file ({error}).") from error
+    return tensors, metadata
+
+
+def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
+    """(module name, part) of a key."""
+    suffix = max((s for s in PARTS if key.endswith(s)), key=len, default=None)
+    if suffix is None:
+        return None
+    stem = key.removesuffix(suffix)
+    for prefix in PREFIXES:
+        if stem.startswith(prefix) and stem.removeprefix(prefix) in names:
+            return names[stem.removeprefix(prefix)], PARTS[suffix]
+    return None
+
+
+def _about_unknown(source: str, keys: list[str]) -> str:
+    """Why these keys cannot be used, by the first of the most telling sort."""
+    for key in keys:
+        what = next((what for suffix, what in UNSUPPORTED_KEYS.items() if key.endswith(suffix)), None)
+        if what:
+            return f"{source}: holds {what}, as {key!r}. Only LoRA, DoRA, LoHa and LoKr can be read."
+    for key in keys:
+        if any(key.endswith(suffix) for suffix in PARTS):
+            return f"{source}: {len(keys)} keys are of layers that this model does not have, such as {key!r}."
+    return f"{source}: {len(keys)} keys are of no known form, such as {keys[0]!r}."
+
+
+def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[str, object]) -> LayerDelta:
+    alpha = parts.pop("alpha", None)
+    if "row_norms" in parts:
+        parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
+    rank = _rank(parts)
+    if rank is None:
+        raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
+    _check_parts(source, name, parts)
+    if {"lokr_w1", "lokr_w2"} <= parts.keys():
+        scale = 1.0  # two full factors: alpha is ignored, and may be infinite
+    elif alpha is not None:
+        if alpha.numel() != 1:
+            raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
+        scale = float(alpha) / rank
+    else:
+        scale = _header_scale(settings, name)
+    if not math.isfinite(scale):
+        raise UserError(f"{source}: alpha of {name} is not finite.")
+    return LayerDelta(parts, scale)
+
+
+def _rank(parts: Mapping[str, Tensor]) -> int | None:
+    """The inner size alpha is divided by, or None when a matrix is missing."""
+    if {"up", "down"} <= parts.keys():
+        return parts["down"].shape[0]
+    if {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
+        return parts["hada_w1_b"].shape[0]
+    factors = ("lokr_w1", "lokr_w2")
+    if not all(name in parts or {f"{name}_a", f"{name}_b"} <= parts.keys() for name in factors):
+        return None
+    inner = parts.get("lokr_w2_b", parts.get("lokr_w1_b"))
+    return 1 if inner is None else inner.shape[0]
+
+
+def _check_parts(source: str, name: str, parts: Mapping[str, Tensor]) -> None:
+    """Matrices of one kind, that can be multiplied, of finite numbers."""
+    if len({"lora" if part in ("up", "down") else part[:4] for part in parts if part != "dora_scale"}) > 1:
+        raise UserError(f"{source}: {name} mixes several kinds of change: {', '.join(sorted(parts))}.")
+    for part, tensor in parts.items():
+        if tensor.dim() != 2 or not tensor.numel():
+            raise UserError(f"{source}: {part} of {name} has the shape {list(tensor.shape)}; it is not a matrix.")
+        if not torch.isfinite(tensor).all():
+            raise UserError(f"{source}: {name} holds numbers that are not finite.")
+    for left, right in MATMUL_PAIRS:
+        if {left, right} <= parts.keys() and parts[left].shape[1] != parts[right].shape[0]:
+            raise _misfit(source, name, parts)
+    outputs, inputs = LayerDelta(parts, 1.0).shape
+    if "hada_w2_a" in parts and (parts["hada_w2_a"].shape[0], parts["hada_w2_b"].shape[1]) != (outputs, inputs):
+        raise _misfit(source, name, parts)
+    magnitude = parts.get("dora_scale")
+    if magnitude is not None and magnitude.shape not in ((1, inputs), (outputs, 1)):
+        wanted = f"[1, {inputs}] or [{outputs}, 1]"
+        raise UserError(f"{source}: dora_scale of {name} has the shape {list(magnitude.shape)}, not {wanted}.")
+
+
+def _misfit(source: str, name: str, parts: Mapping[str, Tensor]) -> UserError:
+    shapes = ", ".join(f"{part} {list(tensor.shape)}" for part, tensor in sorted(parts.items()))
+    return UserError(f"{source}: the matrices of {name} do not fit together: {shapes}.")
+
+
+def _check_shapes(source: str, changes: Mapping[str, LayerDelta], layers: Mapping[str, tuple[int, int]]) -> None:
+    for name, change in changes.items():
+        inputs, outputs = layers[name]
+        if change.shape != (outputs, inputs):
+            has = f"{change.shape[1]} inputs and {change.shape[0]} outputs"
+            raise UserError(
+                f"{source}: {name} has {has} there, {inputs} and {outputs} in this model. It is of another model."
+            )
+
+
+def _header_settings(source: str, metadata: Mapping[str, str]) -> dict[str, Any]:
+    """peft's settings in diffusers' header metadata, without the name of the part of the pipeline."""
+    try:
+        written = json.loads(metadata.get(HEADER_METADATA, "{}"))
+        return {key.removeprefix("transformer."): value for key, value in written.items()}
+    except (ValueError, AttributeError) as error:
+        raise UserError(f"{source}: {HEADER_METADATA} in its header is no JSON mapping ({error}).") from error
+
+
+def _header_scale(settings: Mapping[str, Any], module: str) -> float:
+    """lora_alpha / r of diffusers' header metadata, which scales a file without alpha keys; 1 without it.
+
+    Source: diffusers, loaders/lora_base.py, `_load_lora_into_...` with `lora_adapter_metadata`; peft, LoraConfig.
+    """
+    rank = _pattern_value(settings.get("rank_pattern"), module) or settings.get("r")
+    alpha = _pattern_value(settings.get("alpha_pattern"), module) or settings.get("lora_alpha")
+    if not rank or alpha is None:
+        return 1.0
+    return alpha / math.sqrt(rank) if settings.get("use_rslora") else alpha / rank
+
+
+def _pattern_value(patterns: Mapping[str, float] | None, module: str) -> float | None:
+    return next((v for name, v in (patterns or {}).items() if module == name or module.endswith(f".{name}")), None)

@@ -1,0 +1,115 @@
+"""Brings a change of a weight into a LoRA of another rank: the nearest one, by singular values.
+
+Exact for LoRA, LoHa and LoKr, whose factors are decomposed instead of the whole change: a LoHa of ranks r and s is a
+product of rank r s (rows of the up matrices, columns of the down matrices multiplied with each other), and the
+singular values of a Kronecker product are the products of its factors' ones. What has no such factors is decomposed
+whole: exactly up to `FULL_SVD_SIDE`, above it by a randomised method with random numbers of its own, always the same.
+
+Shape suffixes: R rank, I inputs of a layer, O outputs of a layer, Q columns of a basis.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from toolkit.networks.lora_formats import LayerDelta, factor
+
+FULL_SVD_SIDE = 2048
+"""Matrices with a shorter side up to this get an exact decomposition; larger ones a randomised one."""
+
+OVERSAMPLING = 16
+POWER_ITERATIONS = 4
+
+
+class Svd(NamedTuple):
+    """The largest singular values of a matrix, in order, with their vectors."""
+
+    u_OQ: Tensor
+    s_Q: Tensor
+    v_IQ: Tensor
+    rest: float = 0.0
+    """Sum of the squares of those that are left out."""
+
+
+def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:
+    """(up_OR, down_RI, error): the LoRA of at most `rank` nearest to `change`, and its relative Frobenius error.
+
+    A LoRA that fits is returned as it is, with its own smaller rank and error 0; the others have their singular values
+    shared evenly by both matrices. The magnitude of a DoRA is not looked at.
+    """
+    pair = change.low_rank
+    if pair is not None and len(pair[1]) <= rank:
+        return (*pair, 0.0)
+    if "lokr_w1" in change.parts or "lokr_w1_a" in change.parts:
+        return _truncate(_svd_of_kronecker(change, rank), rank)
+    inner = len(pair[1]) if pair else len(change.parts["hada_w1_b"]) * len(change.parts["hada_w2_b"])
+    if inner >= min(change.shape):
+        return extract_lora_from_delta(change.delta(), rank)
+    return _truncate(_svd_of_product(*(pair or _as_product(change))), rank)
+
+
+def extract_lora_from_delta(delta_OI: Tensor, rank: int) -> tuple[Tensor, Tensor, float]:
+    """`extract_lora` for a change that is given as a whole (float32)."""
+    return _truncate(_svd(delta_OI, rank), rank)
+
+
+def _truncate(svd: Svd, rank: int) -> tuple[Tensor, Tensor, float]:
+    u_OQ, s_Q, v_IQ, rest = svd
+    root_R = s_Q[:rank].sqrt()
+    dropped, kept = float(s_Q[rank:].double().square().sum()) + rest, float(s_Q[:rank].double().square().sum())
+    error = math.sqrt(dropped / (dropped + kept)) if dropped else 0.0
+    return u_OQ[:, :rank] * root_R, root_R[:, None] * v_IQ[:, :rank].T, error
+
+
+def _as_product(loha: LayerDelta) -> tuple[Tensor, Tensor]:
+    """(up, down) of rank r s: (A1 B1) * (A2 B2) = sum over i, j of (A1_i * A2_j) (B1_i * B2_j)."""
+    p = loha.parts
+    up = (p["hada_w1_a"][:, :, None] * p["hada_w2_a"][:, None, :]).flatten(1)
+    down = (p["hada_w1_b"][:, None] * p["hada_w2_b"][None]).flatten(0, 1)
+    return loha.scale * up, down
+
+
+def _svd_of_product(up_OR: Tensor, down_RI: Tensor) -> Svd:
+    """SVD of up @ down without forming it: both are thin."""
+    q_up, r_up = torch.linalg.qr(up_OR)
+    q_down, r_down = torch.linalg.qr(down_RI.T)
+    u, s, vh = torch.linalg.svd(r_up @ r_down.T)
+    return Svd(q_up @ u, s, q_down @ vh.T)
+
+
+def _svd_of_kronecker(lokr: LayerDelta, rank: int) -> Svd:
+    """The `rank` largest products of the factors' singular values, with the Kronecker products of their vectors."""
+    first, second = (torch.linalg.svd(factor(lokr.parts, name), full_matrices=False) for name in ("lokr_w1", "lokr_w2"))
+    products = abs(lokr.scale) * first.S[:, None] * second.S[None]
+    s, order = products.flatten().sort(descending=True, stable=True)
+    i, j = order[:rank] // len(second.S), order[:rank] % len(second.S)
+    u = (first.U[:, None, i] * second.U[None, :, j]).flatten(0, 1)
+    v = (first.Vh.T[:, None, i] * second.Vh.T[None, :, j]).flatten(0, 1)
+    return Svd(math.copysign(1.0, lokr.scale) * u, s[:rank], v, rest=float(s[rank:].double().square().sum()))
+
+
+def _svd(delta_OI: Tensor, rank: int) -> Svd:
+    columns = rank + OVERSAMPLING
+    if min(delta_OI.shape) <= max(FULL_SVD_SIDE, columns):
+        u, s, vh = torch.linalg.svd(delta_OI, full_matrices=False)
+        return Svd(u, s, vh.T)
+    u, s, v = _randomised_svd(delta_OI, columns)
+    return Svd(u, s, v, rest=max(0.0, float(delta_OI.double().square().sum() - s.double().square().sum())))
+
+
+def _randomised_svd(delta_OI: Tensor, columns: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Source: Halko, Martinsson and Tropp, https://arxiv.org/abs/0909.4061, algorithms 4.4 and 5.1.
+
+    Not torch.svd_lowrank: it draws from the global generator, which belongs to the training.
+    """
+    random = torch.Generator().manual_seed(0)
+    start_IQ = torch.randn(delta_OI.shape[1], columns, generator=random).to(delta_OI.device)
+    basis_OQ = torch.linalg.qr(delta_OI @ start_IQ).Q
+    for _ in range(POWER_ITERATIONS):
+        basis_OQ = torch.linalg.qr(delta_OI @ torch.linalg.qr(delta_OI.T @ basis_OQ).Q).Q
+    u, s, vh = torch.linalg.svd(basis_OQ.T @ delta_OI, full_matrices=False)
+    return basis_OQ @ u, s, vh.T

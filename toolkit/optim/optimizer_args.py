@@ -1,0 +1,213 @@
+"""Which optimizer a job means, and which arguments it takes. Planning a job with one of the table imports no torch."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import math
+from collections.abc import Mapping
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+from toolkit.errors import UserError, did_you_mean
+from toolkit.registry import Registry
+
+if TYPE_CHECKING:
+    from torch.optim import Optimizer
+
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "adamw": "torch.optim:AdamW",
+        "adam": "torch.optim:Adam",
+        "sgd": "torch.optim:SGD",
+        "adamw8bit": "bitsandbytes.optim:AdamW8bit",
+        "adam8bit": "bitsandbytes.optim:Adam8bit",
+        "lion8bit": "bitsandbytes.optim:Lion8bit",
+        "ademamix8bit": "bitsandbytes.optim:AdEMAMix8bit",
+        "adafactor": "transformers.optimization:Adafactor",
+        "prodigy": "prodigyopt:Prodigy",
+        "schedulefree_adamw": "schedulefree:AdamWScheduleFree",
+    },
+)
+
+_BETAS = {"betas": (0.9, 0.999)}
+_TORCH = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
+_ADAM = _BETAS | {"eps": 1e-08, "weight_decay": 0, "amsgrad": False, "capturable": False} | _TORCH
+_8BIT = {"weight_decay": 0, "min_8bit_size": 4096, "is_paged": False}
+_ADAM_8BIT = _BETAS | {"eps": 1e-08, "amsgrad": False, "optim_bits": 32, "args": None} | _8BIT
+
+ARGUMENTS: dict[str, dict[str, Any]] = {
+    "adamw": _ADAM | {"weight_decay": 0.01},
+    "adam": _ADAM | {"decoupled_weight_decay": False},
+    "sgd": {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False} | _TORCH,
+    "adamw8bit": _ADAM_8BIT | {"weight_decay": 0.01},
+    "adam8bit": _ADAM_8BIT,
+    "lion8bit": {"betas": (0.9, 0.99), "args": None} | _8BIT,
+    "ademamix8bit": _8BIT
+    | {"betas": (0.9, 0.999, 0.9999), "alpha": 5.0, "t_alpha": None, "t_beta3": None, "eps": 1e-08}
+    | {"weight_decay": 0.01},
+    "adafactor": {
+        "eps": (1e-30, 0.001), "clip_threshold": 1.0, "decay_rate": -0.8, "beta1": None, "weight_decay": 0.0,
+        "scale_parameter": True, "relative_step": True, "warmup_init": False,
+    },
+    "prodigy": _BETAS | {
+        "beta3": None, "eps": 1e-08, "weight_decay": 0, "decouple": True, "use_bias_correction": False,
+        "safeguard_warmup": False, "d0": 1e-06, "d_coef": 1.0, "growth_rate": math.inf, "fsdp_in_use": False,
+        "slice_p": 1,
+    },
+    "schedulefree_adamw": _BETAS | {
+        "eps": 1e-08, "weight_decay": 0, "warmup_steps": 0, "r": 0.0, "weight_lr_power": 2.0, "foreach": True,
+    },
+}  # fmt: skip
+"""Argument -> default of the constructors (torch 2.13, bitsandbytes, transformers, prodigyopt, schedulefree as in
+requirements.txt), so that a plan need not import them. An optimizer without a row here is imported to be checked."""
+
+DEFAULTS: dict[str, dict[str, Any]] = {
+    # Adafactor's own learning rate would ignore `train.lr`.
+    "adafactor": {"relative_step": False, "scale_parameter": False, "warmup_init": False},
+}
+"""Arguments an optimizer gets unless `optimizer_params` says otherwise."""
+
+ELEMENTWISE = (
+    "adamw",
+    "adam",
+    "sgd",
+    "schedulefree_adamw",
+    *(f"torch.optim.{name}" for name in ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad")),
+)
+"""Optimizers known to step each number of a weight by nothing but its own gradients, and to keep what they remember of
+it in tensors of the weight's shape: a part of a weight moves as it does within the whole."""
+
+NOT_ARGUMENTS = {"self", "params", "lr"}
+"""What the constructor gets from the run itself."""
+
+REQUIRED = object()
+"""Instead of a default, of an argument that has none; any value is taken for it."""
+
+
+class ArgumentError(UserError):
+    """An error in `train.optimizer_params`."""
+
+
+def is_schedule_free(name: str) -> bool:
+    """Whether the optimizer averages its weights itself and wants no schedule."""
+    return OPTIMIZERS.get(name, name).lower().endswith("schedulefree")
+
+
+def requires_single_lr(name: str) -> bool:
+    """Whether the optimizer refuses groups with unlike learning rates (it finds one rate for all)."""
+    return OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2].startswith(("Prodigy", "DAdapt"))
+
+
+def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
+    """Raises UserError for an optimizer that is not there and for arguments it does not take.
+
+    Imports the class, and torch with it, only where `ARGUMENTS` does not have the name.
+    """
+    defaults = ARGUMENTS.get(name)
+    if defaults is None:
+        defaults = constructor_defaults(optimizer_class(name))
+    if defaults is not None:
+        typed_arguments(name, defaults, arguments)
+
+
+# ------------------------------------------------------------ the class
+
+
+def optimizer_class(name: str) -> type[Optimizer]:
+    """The class behind a short name or a dotted path. Raises UserError when there is none."""
+    if "." not in name:
+        return OPTIMIZERS.load(name)
+    module_path, _, class_name = name.rpartition(".")
+    package = module_path.partition(".")[0]
+    try:
+        module = import_module(module_path)
+    except ImportError as error:
+        if isinstance(error, ModuleNotFoundError) and error.name == package:
+            hint = f"there is no package {package!r} here. Is it installed, and spelled right?"
+            raise UserError(f"{name!r}: {hint}") from error
+        raise UserError(f"{name!r} cannot be imported: {error}.") from error
+    found = getattr(module, class_name, None)
+    if found is None:
+        classes = [key for key, value in vars(module).items() if _is_optimizer(value)]
+        hint = did_you_mean(class_name, classes, list_all=False) if classes else ""
+        raise UserError(f"{module_path} has no {class_name!r}. {hint}".rstrip())
+    if not _is_optimizer(found):
+        raise UserError(f"{name!r} is not an optimizer. Give a class such as 'torch.optim.AdamW'.")
+    closure = inspect.signature(found.step).parameters.get("closure")
+    if closure is not None and closure.default is inspect.Parameter.empty:
+        raise UserError(f"{name!r} evaluates the loss several times per step, which is not possible.")
+    return found
+
+
+def _is_optimizer(found: Any) -> bool:
+    from torch.optim import Optimizer
+
+    return isinstance(found, type) and issubclass(found, Optimizer) and found is not Optimizer
+
+
+def constructor_defaults(found: type) -> dict[str, Any] | None:
+    """Argument -> default; None when the constructor takes any name."""
+    parameters = inspect.signature(found).parameters.values()
+    if any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters):
+        return None
+    return {
+        parameter.name: REQUIRED if parameter.default is parameter.empty else parameter.default
+        for parameter in parameters
+        if parameter.name not in NOT_ARGUMENTS and parameter.kind is not parameter.VAR_POSITIONAL
+    }
+
+
+# ------------------------------------------------------------ arguments
+
+
+def typed_arguments(name: str, defaults: Mapping[str, Any], arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The user's `optimizer_params` in the types of the constructor's defaults.
+
+    Texts are read as numbers, true and false, or lists ("0.9,0.999"), as musubi-tuner reads them.
+    Raises ArgumentError for an argument the optimizer does not take, or of another type.
+    """
+    typed = {}
+    for argument, value in arguments.items():
+        if argument == "lr":
+            raise ArgumentError("'lr' has its own key. Write train.lr.")
+        if argument not in defaults:
+            raise ArgumentError(f"{name} has no {argument!r}. {did_you_mean(argument, defaults)}")
+        typed[argument] = _typed(argument, defaults[argument], value)
+    return typed
+
+
+def _typed(argument: str, default: Any, given: Any) -> Any:
+    value = given
+    if isinstance(given, str) and not isinstance(default, str):
+        value = _read(given)
+    if default is None or default is REQUIRED or value is None:
+        return value
+    if isinstance(default, bool):
+        fits, wanted = isinstance(value, bool), "true or false"
+    elif isinstance(default, int | float):
+        fits, wanted = _is_number(value), "a number"
+    elif isinstance(default, tuple | list):
+        fits = isinstance(value, tuple | list) and len(value) == len(default)
+        fits, wanted = fits and all(_is_number(part) or part is None for part in value), f"{len(default)} numbers"
+        value = tuple(value) if fits else value
+    else:
+        fits, wanted = isinstance(value, type(default)), f"a {type(default).__name__}"
+    if not fits:
+        example = f", such as {list(default)}" if isinstance(default, tuple) else f", such as {default}"
+        raise ArgumentError(f"{argument}: {given!r} is not {wanted}{example}.")
+    return value
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool) and not math.isnan(value)
+
+
+def _read(text: str) -> Any:
+    """A text as the literal it spells, or as it is."""
+    folded = {"true": "True", "false": "False", "none": "None", "null": "None"}.get(text.strip().lower(), text.strip())
+    try:
+        return ast.literal_eval(folded)
+    except (ValueError, SyntaxError):
+        return text

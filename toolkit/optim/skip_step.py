@@ -1,0 +1,52 @@
+"""Optimizer steps that are taken or not by a flag on the device, without the host waiting to know it."""
+
+from __future__ import annotations
+
+from typing import Any, Protocol, TypeGuard
+
+from torch import Tensor
+from torch.optim import Adam, AdamW
+
+
+class AnyOptimizer(Protocol):
+    """What the program asks of an optimizer: `torch.optim.Optimizer` has it, and what steps in its place."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def defaults(self) -> dict[str, Any]: ...
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+HAS_FOUND_INF = (Adam, AdamW)
+"""Optimizers whose fused form guards itself."""
+
+
+def supports_found_inf(optimizer: AnyOptimizer) -> TypeGuard[Adam]:
+    """Whether the optimizer can leave a step out without the host knowing of it.
+
+    torch's fused Adam and AdamW do, by the `found_inf` that `torch.amp.GradScaler` gives them: their kernel returns
+    before it changes anything, and the step count is taken back. (Fused SGD would leave its first momentum unset.)
+    All others count steps on the host.
+    """
+    return type(optimizer) in HAS_FOUND_INF and all(group["fused"] for group in optimizer.param_groups)
+
+
+def step_if(optimizer: AnyOptimizer, step_ok: Tensor) -> None:
+    """`optimizer.step()` where `taken` (0-dim bool); elsewhere parameters and state stay as they are, bit for bit.
+
+    For an optimizer that does not guard itself the host waits here until the device knows `taken`.
+    """
+    if supports_found_inf(optimizer):
+        optimizer.found_inf = step_ok.logical_not().float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
+        optimizer.step()
+    elif step_ok.item():
+        optimizer.step()

@@ -1,0 +1,34 @@
+"""The control folder: a person or a page drops a file in, the run answers at the next step and removes it.
+
+`save_now` saves, `sample_now` draws a set of samples, `stop` ends the run after a save.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from toolkit.train.run import Callback, Run
+
+
+class ControlFilesCallback(Callback):
+    """Answers to files by name; what each name does is passed in."""
+
+    included_in_step_time = False
+
+    def __init__(self, actions: dict[str, Callable[[Run], None]]) -> None:
+        self.actions = actions
+
+    def on_start(self, run: Run) -> None:
+        (run.folder / "control").mkdir(parents=True, exist_ok=True)
+
+    def after_step(self, run: Run) -> None:
+        for name, action in self.actions.items():
+            request = run.folder / "control" / name
+            if request.exists():
+                request.unlink()
+                action(run)
+
+
+def ask_to_stop(run: Run) -> None:
+    """What `stop` does: the loop ends at the next boundary, and the run is saved."""
+    run.stop_reason = "control/stop"

@@ -1,0 +1,65 @@
+"""Means of the loss over steps, over an epoch, and by noise level. Pure."""
+
+from __future__ import annotations
+
+import math
+from collections import deque
+from collections.abc import Iterable
+from statistics import fmean
+
+AVERAGE_OVER = 50
+"""Optimizer steps that `loss/average` is the mean of."""
+
+BANDS = 10
+"""Parts of equal width that the noise level t in [0, 1] is divided into."""
+
+
+class RunningLoss:
+    """The mean of the latest steps and the one of the present epoch; losses that are not finite do not count."""
+
+    def __init__(self) -> None:
+        self._recent: deque[float] = deque(maxlen=AVERAGE_OVER)
+        self._epoch = 0
+        self._of_epoch: list[float] = []
+
+    def add(self, epoch: int, loss: float | None) -> float | None:
+        """Takes in a step. Returns the mean of the epoch before when the step is the first of its epoch."""
+        done = None
+        if epoch != self._epoch:
+            done = self.of_epoch()
+            self._epoch, self._of_epoch = epoch, []
+        if loss is not None and math.isfinite(loss):
+            self._recent.append(loss)
+            self._of_epoch.append(loss)
+        return done
+
+    def recent(self) -> float | None:
+        """Mean of the latest AVERAGE_OVER steps."""
+        return fmean(self._recent) if self._recent else None
+
+    def of_epoch(self) -> float | None:
+        """Mean of the present epoch so far."""
+        return fmean(self._of_epoch) if self._of_epoch else None
+
+
+class LossByTimestep:
+    """Mean loss of the samples in each band of the noise level t; the last band includes t = 1."""
+
+    def __init__(self) -> None:
+        self._losses: list[list[float]] = [[] for _ in range(BANDS)]
+
+    def add(self, t: Iterable[float], loss: Iterable[float]) -> None:
+        """Takes in samples; those whose loss or t is not finite do not count."""
+        for level, value in zip(t, loss, strict=True):
+            if math.isfinite(level) and math.isfinite(value):
+                self._losses[min(max(int(level * BANDS), 0), BANDS - 1)].append(value)
+
+    def pop_means(self) -> dict[str, float]:
+        """The means since the last call by band, such as `0.3-0.4`; a band without samples is left out."""
+        means = {
+            f"{band / BANDS:.1f}-{(band + 1) / BANDS:.1f}": fmean(losses)
+            for band, losses in enumerate(self._losses)
+            if losses
+        }
+        self._losses = [[] for _ in range(BANDS)]
+        return means

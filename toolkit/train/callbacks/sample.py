@@ -1,0 +1,127 @@
+"""Draws the sample images at their interval, with the weights that are saved (the average, when there is one)."""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from PIL import Image
+
+from toolkit.files import atomic_write, os_error_as_run_error
+from toolkit.run_files import SAMPLES
+from toolkit.train.callbacks.intervals import Interval
+from toolkit.train.rank0_commands import using_eval_weights
+from toolkit.train.run import Callback, Run
+from toolkit.train.sampling import SamplingInterrupted
+
+logger = logging.getLogger(__name__)
+
+GenerateImage = Callable[[int], Image.Image]
+"""Draws the sample with this index into the sampler's prompts."""
+
+SAVE_OPTIONS: dict[str, dict[str, Any]] = {
+    "jpg": {"format": "JPEG", "quality": 95},
+    "png": {"format": "PNG"},
+    "webp": {"format": "WEBP", "quality": 95},
+}
+
+
+@dataclass(frozen=True)
+class SampleSet:
+    """The images that are drawn at one time."""
+
+    prompts: range
+    """Which of the sampler's prompts; image i of the set shows the i-th of them."""
+
+    format: str
+    """A key of SAVE_OPTIONS."""
+
+
+class SampleCallback(Callback):
+    """Images go to samples/<milliseconds>__<step>_<index>.<format>."""
+
+    included_in_step_time = False
+
+    def __init__(
+        self,
+        draw: GenerateImage,
+        pictures: SampleSet,
+        every: Interval,
+        first: SampleSet | None,
+        at_each_start: bool,
+        event: Callable[..., None],
+        texts: Sequence[str] = (),
+    ) -> None:
+        """first: the set before step 1; None: none. at_each_start: `pictures` also where a resume begins.
+
+        texts: of all the sampler's prompts, for readers of the event; empty: none are told.
+        """
+        self.draw = draw
+        self.pictures = pictures
+        self.every = every
+        self.first = first
+        self.at_each_start = at_each_start
+        self.event = event
+        self.texts = texts
+        self._drawn_at = -1
+
+    def on_start(self, run: Run) -> None:
+        step = run.state.step
+        wanted = (self.first if step == 0 else self.pictures) or SampleSet(range(0), "")
+        # After a resume too: the run may have ended in the middle of this set.
+        expected = step == 0 or self.every.due(run) or run.complete
+        if (expected and len(self._files_of(run, step)) < len(wanted.prompts)) or (step and self.at_each_start):
+            self._draw(run, wanted)
+        elif step:
+            self._drawn_at = step
+
+    def after_step(self, run: Run) -> None:
+        if self.every.due(run):
+            self.sample_now(run)
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        if finished and self._drawn_at != run.state.step:
+            self.sample_now(run)
+
+    def sample_now(self, run: Run) -> None:
+        """Draws one set at the current step; a set that is broken off by a stop leaves no image."""
+        self._draw(run, self.pictures)
+
+    def _draw(self, run: Run, pictures: SampleSet) -> None:
+        step = run.state.step
+        if not pictures.prompts:
+            return
+        for path in self._files_of(run, step):
+            path.unlink()
+        with using_eval_weights(run):
+            files = self._draw_set(run, step, pictures)
+        if files is None:
+            for path in self._files_of(run, step):
+                path.unlink()
+            return
+        self._drawn_at = step
+        prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
+        self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
+        logger.info(f"generated {len(files)} sample image{'s' * (len(files) != 1)} at step {step}")
+
+    def _draw_set(self, run: Run, step: int, pictures: SampleSet) -> list[str] | None:
+        """The names of the images; None when a stop broke the set off."""
+        files = []
+        for index, prompt in enumerate(pictures.prompts):
+            try:
+                picture = self.draw(prompt)
+            except SamplingInterrupted:
+                return None
+            path = run.folder / SAMPLES / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
+            with os_error_as_run_error(path), atomic_write(path) as temporary:
+                picture.save(temporary, **SAVE_OPTIONS[pictures.format])
+            files.append(path.name)
+        return files
+
+    @staticmethod
+    def _files_of(run: Run, step: int) -> list[Path]:
+        return sorted((run.folder / SAMPLES).glob(f"*__{step:09d}_*"))

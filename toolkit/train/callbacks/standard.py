@@ -1,0 +1,160 @@
+"""The callbacks of every trainer, in the order they are called, from its section and what it saves, measures and
+draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.sample import SampleConfig
+from toolkit.config.sections import TrainerConfig
+from toolkit.log import StatusLine
+from toolkit.run_files import EVENTS
+from toolkit.train.callbacks.control_files import ControlFilesCallback, ask_to_stop
+from toolkit.train.callbacks.early_stopping import EarlyStopping
+from toolkit.train.callbacks.intervals import Interval
+from toolkit.train.callbacks.metrics import MetricsCallback
+from toolkit.train.callbacks.plateau import PlateauHook
+from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
+from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
+from toolkit.train.callbacks.status import StatusCallback
+from toolkit.train.callbacks.trackers import TrackerCallback
+from toolkit.train.callbacks.validation import Measure, ValidationCallback
+from toolkit.train.callbacks.watchdog import WatchdogCallback
+from toolkit.train.events import EventLog
+from toolkit.train.run import Callback, Run
+
+Event = Callable[..., None]
+"""Tells of something that happened, by name and details: `event("save", step=4)`."""
+
+
+@dataclass(frozen=True)
+class Validation:
+    """What is measured of a run at its `validation` interval."""
+
+    measure: Measure
+    identity: str
+    """Of what is measured; losses of another one do not compare."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """What is drawn at its `sample` interval."""
+
+    draw: GenerateImage
+    texts: Sequence[str]
+    """The prompt of each image, those of `sample` and after them those of `first_sample`."""
+
+
+@dataclass(frozen=True)
+class Reporting:
+    """Where a run's news go: the trackers of its `logging` section, events.jsonl, and the status line."""
+
+    tracking: tuple[TrackerCallback, ...]
+    event: Event
+    status: StatusLine
+
+    @classmethod
+    def of(cls, section: TrainerConfig, folder: Path, status: StatusLine) -> Reporting:
+        """folder: of the run's files."""
+        tracking: tuple[TrackerCallback, ...] = ()
+        if section.logging.trackers():
+            # `<job>/<process>`, or the job's
+            name = f"{folder.parent.name}/{folder.name}" if section.name else folder.name
+            tracking = (TrackerCallback(section.logging, name, folder),)
+        events = EventLog(folder / EVENTS)
+        return cls(tracking, _fan_out([events.add, *(callback.event for callback in tracking)]), status)
+
+
+def standard_hooks(
+    section: TrainerConfig,
+    reporting: Reporting,
+    prepare_weights: PrepareNetwork,
+    validation: Validation | None = None,
+    samples: Samples | None = None,
+) -> list[Callback]:
+    """prepare_weights: copies what the files for a step hold, and gives what writes them."""
+    status, event = reporting.status, reporting.event
+    save = section.save
+    saving = SaveCallback(
+        prepare_weights,
+        Interval(*save.interval()),
+        save.files_to_keep(),
+        save.max_states_to_keep,
+        event,
+    )
+    actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
+    # Saving comes before sampling: a crash in the less important one loses nothing. What is measured comes before
+    # saving: the state of a step knows it.
+    callbacks: list[Callback] = [MetricsCallback(), *_measuring(section, validation, saving), saving]
+    if samples:
+        sampling = _sampling(section, samples, reporting)
+        actions["sample_now"] = sampling.sample_now
+        callbacks.append(sampling)
+    # The status comes last: "finished" means that every file is there.
+    callbacks += [
+        ControlFilesCallback(actions),
+        *reporting.tracking,
+        StatusCallback(status, section.logging.log_every),
+        WatchdogCallback(),
+    ]
+    return callbacks
+
+
+def log_of(callbacks: Iterable[Callback]) -> Callable[[int, dict[str, float]], None]:
+    """What `run.log` does with these callbacks."""
+    return _fan_out([callback.log for callback in callbacks if isinstance(callback, TrackerCallback)])
+
+
+def _fan_out(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
+    def tell(*arguments: Any, **details: Any) -> None:
+        for listener in listeners:
+            listener(*arguments, **details)
+
+    return tell
+
+
+def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveCallback) -> list[Callback]:
+    """Those that `validation`, `stop_when` and a schedule that observes a value ask for."""
+    following = [PlateauHook()] if section.train.lr_scheduler == "plateau" else []
+    stopping = [EarlyStopping(section.stop_when)] if section.stop_when else []
+    settings = section.validation
+    if validation is None or settings is None:
+        return [*following, *stopping]
+    validating = ValidationCallback(
+        validation.measure,
+        validation.identity,
+        Interval(settings.every, settings.every_n_epochs),
+        save_best=lambda run: saving.prepare_network(run, "best")(),
+    )
+    for stop in stopping:
+        stop.on_stop = validating.validate
+
+    def heard(run: Run, losses: dict[str, float]) -> None:
+        for callback in following:
+            callback.take(run, losses)
+        for stop in stopping:
+            stop.update(run, losses)
+
+    validating.on_losses = heard
+    return [validating, *following, *stopping]
+
+
+def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) -> SampleCallback:
+    settings = section.sample or SampleConfig()  # there may be a `first_sample` alone
+    usual = SampleSet(range(len(settings.samples)), settings.format)
+    first = usual
+    if section.first_sample:  # its prompts come after the usual ones
+        first = SampleSet(range(len(usual.prompts), len(samples.texts)), section.first_sample.format)
+    return SampleCallback(
+        samples.draw,
+        usual,
+        Interval(*settings.interval(), start=settings.sample_start_step),
+        first=first if section.draws_first() else None,
+        at_each_start=section.train.force_first_sample,
+        event=reporting.event,
+        texts=samples.texts,
+    )

@@ -1,0 +1,168 @@
+"""What is going on now: run.json for readers, one line for the person at the terminal."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections import deque
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import torch
+
+from toolkit import run_files
+from toolkit.errors import Interrupted, RunError
+from toolkit.files import write_json
+from toolkit.interfaces import StepResult
+from toolkit.log import StatusLine
+from toolkit.train.callbacks.intervals import due
+from toolkit.train.run import Callback, Run
+
+FILE = run_files.STATUS
+FINISHED = "finished"
+WRITE_EVERY_S = 1.0
+
+
+class StatusCallback(Callback):
+    """Rewrites run.json at most once a second and keeps the status line current."""
+
+    def __init__(self, line: StatusLine, log_every: int = 0) -> None:
+        """log_every: optimizer steps between two updates of `line`; 0 leaves the pace to the line itself."""
+        self.line = line
+        self.log_every = log_every
+        self._recent_s: deque[float] = deque(maxlen=50)
+        self._losses: deque[float] = deque(maxlen=50)
+        self._written = 0.0
+        self._last: StepResult | None = None
+        self._started: str | None = None
+
+    def on_start(self, run: Run) -> None:
+        self._started = run_files.utc_now()
+        self._write(run, "running")
+
+    def on_metrics(self, run: Run, result: StepResult) -> None:
+        self._recent_s.append(result.step_s)
+        self._last = result
+        if not result.skipped:
+            self._losses.append(result.loss)
+        if not self.log_every or due(result.step, self.log_every):
+            self.line.update(self._text(run, result))
+        if time.monotonic() - self._written >= WRITE_EVERY_S:
+            self._write(run, "running")
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self.line.finish(self._text(run, self._last) if self._last else "")
+        # A stop may have cut the last samples short: only a run that nobody asked to stop is surely complete.
+        self._write(run, FINISHED if finished and not run.interrupted else "stopped")
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        self.line.finish()
+        if isinstance(error, Interrupted | KeyboardInterrupt):
+            self._write(run, "stopped")
+        else:
+            with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
+                self._write(run, "failed", error=_words_for(error))
+
+    def _text(self, run: Run, result: StepResult) -> str:
+        seconds = median(self._recent_s)
+        # In the order of what may be cut off by a narrow terminal.
+        parts = [
+            f"step {result.step}/{run.steps} {100 * result.step / run.steps:.1f}%",
+            f"loss {result.loss:.4f} (avg {sum(self._losses) / max(1, len(self._losses)):.4f})",
+            f"{seconds:.2f} s/it",
+            f"ETA {duration((run.steps - result.step) * seconds)}",
+            memory_text(),
+            f"lr {result.lr:.1e}",
+        ]
+        if run.state.skipped:
+            parts.append(f"{run.state.skipped} skipped")
+        return " | ".join(part for part in parts if part)
+
+    def _write(self, run: Run, status: str, **more: object) -> None:
+        self._written = time.monotonic()
+        last = self._last
+        document = {
+            "name": run.name,
+            "status": status,
+            "step": run.state.step,
+            "steps": run.steps,
+            "epoch": run.state.epoch,
+            "samples": run.state.samples,
+            "skipped": run.state.skipped,
+            "loss": round(sum(self._losses) / len(self._losses), 6) if self._losses else None,
+            "lr": last.lr if last else None,
+            "step_s": round(median(self._recent_s), 4) if self._recent_s else None,
+            "started": self._started,
+            "updated": run_files.utc_now(),
+            **run.status_fields,
+            **more,
+        }
+        write_json(run.folder / FILE, document, durable=status != "running")
+
+
+@contextmanager
+def recorded_end(folder: Path, name: str) -> Iterator[None]:
+    """Writes into run.json how a run ended that did not come as far as its callbacks: while a model was loaded, say.
+
+    What run.json tells of an earlier start (step, loss) stays. The exception goes on.
+    """
+    try:
+        yield
+    except BaseException as error:
+        path, told = folder / FILE, {"status": "stopped"}
+        if not isinstance(error, Interrupted | KeyboardInterrupt):
+            told = {"status": "failed", "error": _words_for(error)}
+        with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
+            before = {key: value for key, value in (_read(path) or {"name": name}).items() if key != "error"}
+            write_json(path, before | {"updated": run_files.utc_now()} | told)
+        raise
+
+
+def _words_for(error: BaseException) -> str:
+    return f"{type(error).__name__}: {error}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """run.json; empty when it is missing or damaged."""
+    try:
+        document = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def is_finished(folder: Path) -> bool:
+    """Whether the run in a folder came to its end, everything written."""
+    return _read(folder / FILE).get("status") == FINISHED
+
+
+def duration(seconds: float) -> str:
+    """A time span as people say it: 45s, 3m07s, 2h03m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def memory_text() -> str:
+    """Memory of the GPU in use and in all, or of the process where there is no GPU; empty when unknown."""
+    if torch.cuda.is_available():
+        free, total = torch.cuda.mem_get_info()
+        return f"VRAM {(total - free) / 2**30:.1f}/{total / 2**30:.1f} GiB"
+    resident = _resident_bytes()
+    return f"RAM {resident / 2**30:.1f} GiB" if resident else ""
+
+
+def _resident_bytes() -> int:
+    try:
+        with open("/proc/self/statm", encoding="ascii") as file:
+            pages = int(file.read().split()[1])
+    except OSError:
+        return 0
+    import resource
+
+    return pages * resource.getpagesize()

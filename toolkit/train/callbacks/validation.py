@@ -1,0 +1,124 @@
+"""Measures the loss on held-out images at its interval, writes validation.jsonl, and keeps the best weights."""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from toolkit import run_files
+from toolkit.errors import RunError
+from toolkit.files import append_json_line, os_error_as_run_error
+from toolkit.train.callbacks.intervals import Interval
+from toolkit.train.callbacks.metrics import truncate_after_step
+from toolkit.train.rank0_commands import using_eval_weights
+from toolkit.train.run import Callback, Run
+
+logger = logging.getLogger(__name__)
+
+FILE = run_files.VALIDATION
+
+Measure = Callable[[Callable[[], bool]], dict[str, float] | None]
+"""Losses by name, the mean first, with the weights as they are; None when the given question was answered with yes."""
+
+
+class ValidationCallback(Callback):
+    """Validates before step 1, every so many steps, and after the last.
+
+    What a resume needs is in the state: which step was validated last, and the best loss so far. It comes before the
+    saving of a step, so that the state of a step knows the validation of that step.
+    """
+
+    included_in_step_time = False
+
+    def __init__(
+        self,
+        measure: Measure,
+        identity: str,
+        every: Interval,
+        save_best: Callable[[Run], list[Path]],
+        on_losses: Callable[[Run, dict[str, float]], None] = lambda run, losses: None,
+    ) -> None:
+        """identity: of what is measured; losses of another one do not compare.
+
+        save_best: writes the weights that are kept and names the files, the main one first. heard: is told the losses.
+        """
+        self.measure = measure
+        self.identity = identity
+        self.every = every
+        self.save_best = save_best
+        self.on_losses = on_losses
+
+    def on_start(self, run: Run) -> None:
+        step = run.state.step
+        truncate_after_step(run.folder / FILE, step)
+        known = run.state.extra.get("validation", {})
+        if known.get("of") != self.identity:
+            if known.get("best"):
+                logger.info("other images or noise levels are validated now: the best loss is counted anew")
+            run.state.extra["validation"] = {"of": self.identity}
+        self._report(run)
+        if step == 0 or self.every.due(run):
+            self.validate(run)
+
+    def after_step(self, run: Run) -> None:
+        if self.every.due(run) or run.complete:
+            self.validate(run)
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        if finished:
+            self.validate(run)
+
+    def validate(self, run: Run) -> None:
+        """Validates the current step unless it was; broken off by a stop, it is done when the run goes on."""
+        known, step = run.state.extra["validation"], run.state.step
+        if known.get("step") == step:
+            return
+        losses = self._measure(run)
+        if losses is None:
+            return
+        loss = next(iter(losses.values()))
+        known["step"], best = step, known.get("best")
+        is_best = math.isfinite(loss) and (best is None or loss < best["loss"])
+        self._write(run, losses)
+        logger.info(f"validation loss {loss:.5f} at step {step}" + (", the best so far" if is_best else ""))
+        file = self._save(run) if is_best else None
+        if file:
+            known["best"] = {"step": step, "loss": loss, "file": file}
+        self._report(run)
+        run.log(step, losses)
+        self.on_losses(run, losses)
+
+    def _measure(self, run: Run) -> dict[str, float] | None:
+        try:
+            with using_eval_weights(run):
+                return self.measure(lambda: run.interrupted)
+        except torch.OutOfMemoryError as error:
+            raise RunError(f"out of memory in the validation of step {run.state.step}. {run.oom_hint}") from error
+
+    def _save(self, run: Run) -> str | None:
+        """Saves the weights as the best; the name of their file, or None when that failed."""
+        try:
+            return self.save_best(run)[0].name
+        except RunError as error:  # a full disk, say: the training itself goes on
+            logger.warning(f"the best weights could not be saved: {error}")
+            return None
+
+    @staticmethod
+    def _write(run: Run, losses: dict[str, float]) -> None:
+        path = run.folder / FILE
+        truncate_after_step(path, run.state.step - 1)  # a step that is validated again, after a resume
+        line = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
+        with os_error_as_run_error(path), path.open("a", encoding="utf-8", newline="\n") as file:
+            append_json_line(file, {"step": run.state.step, **line})
+
+    def _report(self, run: Run) -> None:
+        """Names the best step to the readers of run.json."""
+        best = run.state.extra["validation"].get("best")
+        if best:
+            # A resume from an older state may have moved it aside, with all that is later.
+            there = (run.folder / best["file"]).exists()
+            run.status_fields["best"] = best | {"file": best["file"] if there else None}

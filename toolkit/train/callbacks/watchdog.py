@@ -1,0 +1,78 @@
+"""Writes down where every thread stands when no step finished for very long, so that a hang can be understood."""
+
+from __future__ import annotations
+
+import faulthandler
+import logging
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from statistics import median
+
+from toolkit.interfaces import StepResult
+from toolkit.train.run import Callback, Run
+
+logger = logging.getLogger(__name__)
+
+FILE = "stacks.txt"
+MIN_STALL_S = 600.0
+TIMES_MEDIAN = 10
+
+
+class WatchdogCallback(Callback):
+    """Looks from a thread of its own; says so once per stall and goes on waiting: it ends nothing."""
+
+    included_in_step_time = False
+
+    def __init__(self, least_s: float = MIN_STALL_S, look_every_s: float = 5.0) -> None:
+        """least_s: seconds without a step that are never a stall. look_every_s: between two looks."""
+        self.least_s = least_s
+        self.look_every_s = look_every_s
+        self._recent_s: deque[float] = deque(maxlen=50)
+        self._done = threading.Event()
+        self._thread: threading.Thread | None = None
+
+    def on_start(self, run: Run) -> None:
+        self._last = time.monotonic()
+        self._told = False
+        self._thread = threading.Thread(target=self._look, args=(run,), daemon=True, name="watchdog")
+        self._thread.start()
+
+    def on_metrics(self, run: Run, result: StepResult) -> None:
+        self._recent_s.append(result.step_s)
+
+    def after_step(self, run: Run) -> None:
+        self._last = time.monotonic()
+        self._told = False
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self._stop()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        self._stop()
+
+    def _stop(self) -> None:
+        self._done.set()
+        if self._thread:
+            self._thread.join()
+
+    def _look(self, run: Run) -> None:
+        while not self._done.wait(self.look_every_s):
+            silent_s = time.monotonic() - self._last
+            limit_s = max(self.least_s, TIMES_MEDIAN * (median(self._recent_s) if self._recent_s else 0))
+            if silent_s > limit_s and not self._told:
+                self._told = True
+                told = f"no step finished for {silent_s:.0f} s (step {run.state.step})"
+                try:
+                    self._write_stacks(run.folder / FILE, told)
+                    logger.warning(f"{told}; where every thread stands is in {run.folder / FILE}")
+                except OSError as error:
+                    logger.warning(f"{told}; where every thread stands could not be written: {error}")
+
+    @staticmethod
+    def _write_stacks(path: Path, title: str) -> None:
+        with path.open("a", encoding="utf-8") as file:
+            file.write(title + "\n")
+            file.flush()
+            faulthandler.dump_traceback(file, all_threads=True)

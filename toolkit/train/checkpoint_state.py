@@ -1,0 +1,158 @@
+"""Between a run and its state folders: what is taken from a run, and how it is put back, bit for bit."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from safetensors import safe_open
+from torch import Tensor
+
+from toolkit.data.epoch_order import epoch_cursor
+from toolkit.errors import RunError
+from toolkit.interfaces import TrainState
+from toolkit.optim.ema import copy_into
+from toolkit.optim.optimizers import load_state_tensors, state_tensors
+from toolkit.optim.schedules import Plateau
+from toolkit.sharded_param import RowShard
+from toolkit.train.checkpoint_store import CheckpointData, read_checkpoint_json
+from toolkit.train.gather_tensors import gather_full_tensors
+from toolkit.train.optimizer_step import Role
+from toolkit.train.rank0_commands import WorkerContext
+from toolkit.train.run import Run
+
+
+def snapshot_state(run: Run) -> CheckpointData:
+    """A copy of everything a resume needs; the run may go on while it is written. Called by rank 0."""
+    run.broadcast_command(_give_tensors)
+    plain = {
+        role_name: {
+            "optimizer_class": type(role.optimizer).__name__,
+            "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
+            "ema_updates": role.ema.updates if role.ema else 0,
+            **({"schedule": role.schedule.state_dict()} if isinstance(role.schedule, Plateau) else {}),
+        }
+        for role_name, role in run.roles.items()
+    }
+    scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
+    return CheckpointData(
+        step=run.state.step,
+        tensors=_tensors(run),
+        document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **scaling, **run.checkpoint_metadata},
+    )
+
+
+def _give_tensors(worker: WorkerContext) -> None:
+    _tensors(worker.run)
+
+
+def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    """The tensors of a state by the file they go into; copies, as training goes on, and entries of 8-bit optimizers
+    share memory, which safetensors refuses.
+    """
+    files: dict[str, dict[str, Tensor]] = {"weights": {}, "ema": {}, "optimizer": {}}
+    for role_name, role in run.roles.items():
+        tensors, _ = state_tensors(role.optimizer, list(role.parameters))
+        averages = role.ema.averages if role.ema else {}
+        of_files: dict[str, Mapping[str, Tensor]] = {"weights": role.parameters, "ema": averages, "optimizer": tensors}
+        for file, found in of_files.items():
+            copies = gather_full_tensors(run.process_group, found, _parts(role, found))
+            files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
+    return files
+
+
+def _parts(role: Role, tensors: Mapping[str, Tensor]) -> dict[str, RowShard]:
+    """Those of `tensors` (parameters, or what is kept for each of their weights) that are sharded."""
+    return {
+        key: role.sharded[name]
+        for key, tensor in tensors.items()
+        if (name := _parameter_of(key)) in role.sharded and tensor.shape == role.parameters[name].shape
+    }
+
+
+def _parameter_of(key: str) -> str:
+    """`<parameter>`, or `<parameter>/<entry>` of an optimizer's state."""
+    return key.partition("/")[0]
+
+
+def saved_seed(path: Path) -> int:
+    """The seed the run of a state folder began with."""
+    return read_checkpoint_json(path)["seed"]
+
+
+def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
+    """Puts a verified state folder into the run: weights, averages, optimizers, cursor.
+
+    fresh_optimizer: leave the optimizers as they are, for a job that changed them.
+    Raises RunError when the state was made for other weights or another optimizer than the run has.
+    """
+    document = read_checkpoint_json(path)
+    _refuse_other_weights(path, run)
+    for role_name, role in run.roles.items():
+        weights, averages, optimizer = (
+            _read(path / f"{file}.safetensors", role_name, role) for file in ("weights", "ema", "optimizer")
+        )
+        plain = document["roles"][role_name]
+        copy_into(role.parameters, weights)
+        if not fresh_optimizer:
+            _refuse_other_optimizer(path, plain["optimizer_class"], type(role.optimizer).__name__)
+            load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
+        if role.ema:
+            role.ema.load(averages or weights, plain["ema_updates"])  # EMA switched on later: starts here
+        if isinstance(role.schedule, Plateau) and "schedule" in plain:
+            role.schedule.load_state_dict(plain["schedule"])
+    if run.loss_scaler and "loss_scaler" in document:
+        run.loss_scaler.load_state_dict(document["loss_scaler"])
+    run.state = _state(document["state"], run)
+
+
+def _state(saved: dict[str, Any], run: Run) -> TrainState:
+    """A state as it was saved; earlier versions named an epoch and a micro-batch of it instead of a cursor."""
+    if "cursor" in saved:
+        return TrainState(**saved)
+    epoch, batch = saved["epoch"], saved.pop("batch")
+    ends = [epoch, epoch]
+    if run.batches_per_epoch:
+        trained = epoch * run.batches_per_epoch + batch
+        ends = [max(0, trained - ago) // run.batches_per_epoch for ago in (0, run.grad_accum_steps)]
+    return TrainState(**saved, cursor=epoch_cursor(epoch, batch), epochs_done=ends[0], epochs_before=ends[1])
+
+
+def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:
+    """The tensors of a role in one file of a state; of those that are sharded this process's rows."""
+    found, prefix = {}, f"{role_name}/"
+    with safe_open(file, framework="pt") as tensors:
+        for name in tensors.keys():  # noqa: SIM118 - not a dict
+            key = name.removeprefix(prefix)
+            if key == name:
+                continue
+            shard, saved = role.sharded.get(_parameter_of(key)), tensors.get_slice(name)
+            if shard is not None and tuple(saved.get_shape()) == shard.shape:
+                found[key] = saved[shard.start : shard.stop]
+            else:
+                found[key] = tensors.get_tensor(name)
+    return found
+
+
+def _refuse_other_weights(path: Path, run: Run) -> None:
+    expected = {f"{role}/{name}": r.shape_of(name) for role, r in run.roles.items() for name in r.parameters}
+    with safe_open(path / "weights.safetensors", framework="pt") as tensors:
+        saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
+    differing = sorted(expected.keys() ^ saved.keys()) or sorted(
+        name for name, shape in expected.items() if shape != saved[name]
+    )
+    if differing:
+        raise RunError(
+            f"{path} was made by a job with another network: {differing[0]} and {len(differing) - 1} more differ. "
+            "Give the job a new name, or restore network.type, linear and network_kwargs."
+        )
+
+
+def _refuse_other_optimizer(path: Path, made_with: str, has: str) -> None:
+    if made_with != has:
+        raise RunError(
+            f"{path} was made with another optimizer: {made_with}, the job has {has}. "
+            "Give the job a new name, or restore train.optimizer."
+        )

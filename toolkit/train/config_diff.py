@@ -1,0 +1,146 @@
+"""What changed since the state a job would go on from, in the job or the program, and whether that may be.
+
+Pure; imports no torch. Keys are dotted paths of the typed section, `datasets[0].folder_path` style. What the change of
+each means, its section says (`StrictModel.on_resume`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pydantic import BaseModel
+
+from toolkit.config.base import ALL_OTHERS, ChangeKind, StrictModel
+from toolkit.config.normalise import item_annotation, section_model
+
+
+@dataclass(frozen=True)
+class ConfigChange:
+    """One key with its values then and now."""
+
+    key: str
+    old: Any
+    new: Any
+    kind: ChangeKind
+
+    def __str__(self) -> str:
+        return f"{self.key}: {self.old!r} -> {self.new!r}"
+
+
+REVISION = 2
+"""Recorded with every state; raised when the same job computes something else. What, and for whom: `CORRECTIONS`."""
+
+
+@dataclass(frozen=True)
+class Correction:
+    """Something that the program computed otherwise before a revision, for the jobs that it concerns."""
+
+    revision: int
+    what: str
+    old: str
+    new: str
+    concerns: Callable[[Mapping[str, Any], bool], bool]
+    """Given the train section as plain data, and whether any image has references."""
+
+
+CORRECTIONS = (
+    Correction(
+        2,
+        "picture positions in the text encoder",
+        "one-dimensional, which the model was not made with",
+        "three-dimensional",
+        lambda _, has_references: has_references,
+    ),
+    Correction(
+        2,
+        "loss weights of timestep_type weighted",
+        "52 of the 1000 published ones, interpolated",
+        "all 1000",
+        lambda train, _: train.get("timestep_type") == "weighted",
+    ),
+    Correction(
+        2,
+        "noise levels of linear_timesteps",
+        "drawn by timestep_type",
+        "drawn evenly, as in ai-toolkit",
+        lambda train, _: bool(train.get("linear_timesteps") or train.get("linear_timesteps2")),
+    ),
+    Correction(
+        2,
+        "lr_scheduler linear with end_factor alone",
+        "from the full rate",
+        "from a third of it, as torch's LinearLR",
+        lambda train, _: (
+            train.get("lr_scheduler") == "linear"
+            and "end_factor" in train.get("lr_scheduler_params", {})
+            and "start_factor" not in train.get("lr_scheduler_params", {})
+        ),
+    ),
+    Correction(
+        2,
+        "lr_scheduler_params.T_0",
+        "restarts after so many steps",
+        "has no effect, as in ai-toolkit",
+        lambda train, _: "T_0" in train.get("lr_scheduler_params", {}),
+    ),
+)
+
+
+def corrections(revision: int, train: Mapping[str, Any], has_references: bool) -> list[ConfigChange]:
+    """What this program computes otherwise for such a job than the one that recorded `revision`."""
+    return [
+        ConfigChange(correction.what, correction.old, correction.new, "changes the result")
+        for correction in CORRECTIONS
+        if correction.revision > revision and correction.concerns(train, has_references)
+    ]
+
+
+def diff_configs(
+    section: type[BaseModel], old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None
+) -> list[ConfigChange]:
+    """Every key whose value differs, in the order of the keys.
+
+    section: its class. old, new: the section as plain data (`model_dump(mode="json")`), then and now. given: what of
+    `new` the job itself says. A key that `old` lacks, because the program did not have it yet, is no change while the
+    job leaves it alone.
+    """
+    before, after = dict(flatten_config(old)), dict(flatten_config(new))
+    if given is not None:
+        said = dict(flatten_config(given))
+        after = {key: value for key, value in after.items() if key in before or key in said}
+    return [
+        ConfigChange(key, before.get(key), after.get(key), _kind(section, key, new))
+        for key in sorted(before.keys() | after.keys())
+        if before.get(key) != after.get(key)
+    ]
+
+
+def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
+    """What the innermost section on the way to the key says that says anything of it."""
+    kind: ChangeKind = "changes the result"
+    for part in key.split("."):
+        if section is None:
+            break
+        name = part.partition("[")[0]
+        rules = section.on_resume if issubclass(section, StrictModel) else {}
+        rule = rules.get(name, rules.get(ALL_OTHERS, kind))
+        kind = rule(values) if callable(rule) else rule
+        values = values.get(name) if isinstance(values, Mapping) else None
+        field = section.model_fields.get(name)
+        annotation = field.annotation if field else None
+        section = section_model(item_annotation(annotation) if "[" in part else annotation)
+    return kind
+
+
+def flatten_config(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    """The keys of plain data with their values, each by its dotted path."""
+    if isinstance(value, Mapping) and value:
+        for key, child in value.items():
+            yield from flatten_config(child, f"{path}.{key}" if path else str(key))
+    elif isinstance(value, list | tuple) and any(isinstance(child, Mapping) for child in value):
+        for index, child in enumerate(value):
+            yield from flatten_config(child, f"{path}[{index}]")
+    else:
+        yield path, list(value) if isinstance(value, tuple) else value

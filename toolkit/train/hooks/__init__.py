@@ -1,1 +1,0 @@
-"""The hooks that come with the program, one duty each."""

@@ -1,0 +1,92 @@
+"""Feeding a tracker without ever waiting for it: a bounded queue and a thread."""
+
+from __future__ import annotations
+
+import logging
+import threading
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+
+from toolkit.train.trackers.tracker import Tracker
+
+logger = logging.getLogger(__name__)
+
+MAX_QUEUED = 10_000
+"""Calls that are kept for a tracker that does not keep up."""
+
+Call = Callable[[Tracker], None]
+
+
+class TrackerWorker:
+    """Calls one tracker from a thread of its own, in order.
+
+    What it raises is told once, and it is called no more. When it does not keep up, the oldest calls are dropped. The
+    thread is a daemon: even a tracker that hangs does not keep the process from ending.
+    """
+
+    def __init__(self, name: str, most: int = MAX_QUEUED) -> None:
+        """name: of the tracker, for messages."""
+        self.name = name
+        self.most = most
+        self._calls: deque[Call] = deque()
+        self._changed = threading.Condition()
+        self._ending = False
+        self._given_up = False
+        self._has_dropped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, open_tracker: Callable[[], Tracker]) -> None:
+        """Opens the tracker in the thread; what was put before is not lost."""
+        work = threading.Thread(target=self._work, args=(open_tracker,), daemon=True, name=f"tracker-{self.name}")
+        self._thread = work
+        work.start()
+
+    def put(self, call: Call) -> None:
+        """Asks for a call; returns at once."""
+        with self._changed:
+            if self._given_up:
+                return
+            full = len(self._calls) >= self.most
+            if full:
+                self._calls.popleft()
+            first_loss, self._has_dropped = full and not self._has_dropped, self._has_dropped or full
+            self._calls.append(call)
+            self._changed.notify()
+        if first_loss:
+            logger.warning(f"{self.name} queue is full: dropping its oldest values (metrics.jsonl has them all)")
+
+    def end(self) -> None:
+        """Nothing more will be put: the tracker is closed after the last call."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits for the tracker to be closed, at most so long. Returns whether it is."""
+        if self._thread:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _work(self, open_tracker: Callable[[], Tracker]) -> None:
+        tracker = None
+        try:
+            tracker = open_tracker()
+            while call := self._next():
+                call(tracker)
+            tracker.close()
+        except Exception as error:  # noqa: BLE001 - whatever a tracker's package raises: the run matters more
+            with self._changed:
+                self._given_up = True
+                self._calls.clear()
+            words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            logger.warning(f"{self.name} failed, and the run goes on without it: {words}")
+            with suppress(Exception):
+                if tracker:
+                    tracker.close()
+
+    def _next(self) -> Call | None:
+        """The next call, once there is one; None when there will be no more."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or self._ending)
+            return self._calls.popleft() if self._calls else None
