@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import ast
 import importlib
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -411,3 +412,35 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
             f"{name}: {call}" for call in calls if call in ("torch.load", "torch.save", "yaml.load", "eval", "exec")
         ]
     assert reading == []
+
+
+# ------------------------------------------------------------ packages
+
+DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
+"""The module of a distribution, where it has another name."""
+
+OPTIONAL = {"wandb"}
+"""Asked for by a job's key, which names the package where it is missing."""
+
+
+def third_party(name: str, text: str) -> set[str]:
+    """Packages that a file imports, or names as "package.module:Class"."""
+    named = re.findall(r'"(\w+)(?:\.\w+)*:[A-Z]\w+"', text.replace("module:Class", ""))
+    imported = (module.split(".")[0] for module in imports(name, text))
+    return {*imported, *named} - OWN - sys.stdlib_module_names
+
+
+def test_a_package_is_seen_where_it_is_imported_and_where_it_is_named() -> None:
+    text = 'import os\ndef late():\n    from . import x\n    import peft.tuners\nTABLE = {"b": "lycoris.modules:Loha"}'
+    assert third_party("toolkit/optim/x.py", text) == {"peft", "lycoris"}
+
+
+def test_what_the_program_imports_is_what_it_requires() -> None:
+    """A package that only tests or benches import is a requirement of theirs (requirements-dev.txt)."""
+    lines = source("requirements.txt").splitlines()
+    required = {line.split("==")[0] for line in lines if "==" in line}
+    modules = {DISTRIBUTIONS.get(name, name.replace("-", "_")) for name in required}
+    used = set().union(
+        *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", "run.py"))
+    )
+    assert used - OPTIONAL - {"pydantic_core"} == modules
