@@ -388,9 +388,16 @@ class DiffusionModel(ABC):
     """One model family behind one interface. Nothing outside `toolkit/models` knows which it is."""
 
     family: ModelFacts
-    dynamic_shift: TimeShift
-    network_module: torch.nn.Module
-    """The module that is trained or carries the adapter (the transformer); absent until loaded."""
+
+    @property
+    @abstractmethod
+    def dynamic_shift(self) -> TimeShift:
+        """By how much the noise level is shifted for a number of tokens."""
+
+    @property
+    @abstractmethod
+    def network_module(self) -> torch.nn.Module:
+        """The module that is trained or carries the adapter (the transformer); loaded by the first access."""
 
     @abstractmethod
     def cache_key(self, part: str) -> str:

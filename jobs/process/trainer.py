@@ -110,7 +110,9 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                             model = self.open_model(setup)
                             encoded = self.encode(setup, model)
                             attached = self.attach(setup, model, encoded)
-                            callbacks = self.build_callbacks(setup, encoded, attached) if self.team.is_main_process else []
+                            callbacks = (
+                                self.build_callbacks(setup, encoded, attached) if self.team.is_main_process else []
+                            )
                             run = self.build_run(setup, model, attached, callbacks)
                             self.go_on(setup, run)
                             self.fit(setup, run, model, encoded, attached)

@@ -58,6 +58,7 @@ class FakeModel(DiffusionModel):
     """
 
     family = FAMILY
+    dynamic_shift = network_module = None
 
     def __init__(self, vae: str = "vae-1", text_encoder: str = "te-1") -> None:
         self.identities = {"vae": vae, "text_encoder": text_encoder}

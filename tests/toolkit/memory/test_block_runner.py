@@ -31,7 +31,10 @@ class ToyModel:
 
     def wrap_blocks(self, wrappers, last_block_wrappers=None) -> None:
         self.wrappers, self.last_block_wrappers = list(wrappers), last_block_wrappers
-        runs = [Stack.wrapped(plain, *around) for around in (wrappers, wrappers if last_block_wrappers is None else last_block_wrappers)]
+        runs = [
+            Stack.wrapped(plain, *around)
+            for around in (wrappers, wrappers if last_block_wrappers is None else last_block_wrappers)
+        ]
         self.stack.run = lambda block, *tensors: runs[block is self.stack.model[-1]](block, *tensors)
 
 

@@ -8,7 +8,11 @@ from toolkit.memory.estimate import GB, MemoryEstimate, Phase, Saving, suggest
 def plan(device: float, host: float = 1.0, on_device: bool = True) -> MemoryEstimate:
     """Two phases, of which the second is larger."""
     parts = [Phase("encoding", {"text encoder": GB}, {"process baseline": GB // 2})]
-    parts += [Phase("training", {"context": GB // 2, "weights": int((device - 0.5) * GB)}, {"process baseline": int(host * GB)})]
+    parts += [
+        Phase(
+            "training", {"context": GB // 2, "weights": int((device - 0.5) * GB)}, {"process baseline": int(host * GB)}
+        )
+    ]
     return MemoryEstimate(tuple(parts), on_device)
 
 

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
 
 from toolkit.config.model_files import local_index
 from toolkit.interfaces import ModelSection, Size
@@ -30,8 +29,11 @@ class QwenEditFamily(ModelFamily):
     patch = resolutions.PATCH
     max_references = 3
     sure_prompt = SURE_PROMPT
-    encoder_parts: ClassVar = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer", "processor")}
-    parts: ClassVar = {
+    encoder_parts: Mapping[str, tuple[str, ...]] = {
+        "vae": ("vae",),
+        "text_encoder": ("text_encoder", "tokenizer", "processor"),
+    }
+    parts: Mapping[str, str] = {
         "transformer": "config.json",
         "vae": "config.json",
         "text_encoder": "config.json",

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.device import to_device
-from toolkit.interfaces import BlockWrapper
+from toolkit.interfaces import BlockForward, BlockWrapper
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -50,14 +50,15 @@ RunIndexed = Callable[[int, nn.Module, ImageTextStreams, BlockConditioning], Ima
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
     """Runs a block within these, the first one innermost. They see tensors alone: no levels, no index."""
-    run = _on_tensors
+    run: BlockForward = _on_tensors
     for wrapper in wrappers:
         run = wrapper(run)
 
     def run_block(
         index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
     ) -> ImageTextStreams:
-        return run(block, *streams, conditions.temb_BD, *conditions.rotary, conditions.modulate_index_BS)
+        image_BSD, text_BLD = run(block, *streams, conditions.temb_BD, *conditions.rotary, conditions.modulate_index_BS)
+        return image_BSD, text_BLD
 
     return run_block
 

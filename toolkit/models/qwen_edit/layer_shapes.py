@@ -6,6 +6,7 @@ VAE 0.13 B) are used when the model folder is not here yet.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,7 @@ PUBLISHED = {
     "in_channels": 64,
     "out_channels": 16,
 }
-BYTES_PER_WEIGHT = {None: 2.0, **QTYPE_BYTES}
+BYTES_PER_WEIGHT: Mapping[str | None, float] = {None: 2.0} | QTYPE_BYTES
 """By `model.qtype`; None: not quantized."""
 
 

@@ -33,8 +33,11 @@ from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
 from toolkit.models.qwen_edit.prompt_length import prompt_fault
 
 if TYPE_CHECKING:
+    from diffusers import QwenImageTransformer2DModel
     from PIL import Image
     from torch import Tensor
+
+    from toolkit.interfaces import TimeShift
 
 
 class QwenEditModel(DiffusionModel):
@@ -44,17 +47,17 @@ class QwenEditModel(DiffusionModel):
 
     def __init__(self, options: ModelLoadOptions) -> None:
         self.options = options
-        self._parts: dict[str, object] = {}
+        self._parts: dict[str, Any] = {}
         self.wrap_blocks(())
         self._table: ModulationCache | None = None
 
     # ------------------------------------------------------------ parts, loaded on first use
 
     @property
-    def network_module(self) -> nn.Module:
+    def network_module(self) -> QwenImageTransformer2DModel:
         return self._part("transformer")
 
-    def _part(self, name: str):
+    def _part(self, name: str) -> Any:
         if name not in self._parts:
             self._parts[name] = self._load(name)
         return self._parts[name]
@@ -93,7 +96,7 @@ class QwenEditModel(DiffusionModel):
             torch.cuda.empty_cache()
 
     @cached_property
-    def dynamic_shift(self):
+    def dynamic_shift(self) -> TimeShift:
         return loading.load_dynamic_shift(self.options.folder)
 
     def cache_key(self, part: str) -> str:
@@ -126,7 +129,8 @@ class QwenEditModel(DiffusionModel):
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
         config = self._part("vae").config
-        return tuple(like.new_tensor(values).view(-1, 1, 1) for values in (config.latents_mean, config.latents_std))
+        mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        return mean_C11, std_C11
 
     # ------------------------------------------------------------ text
 
@@ -155,15 +159,14 @@ class QwenEditModel(DiffusionModel):
         groups: dict[tuple, list[int]] = defaultdict(list)
         for row, latents in enumerate(references):
             groups[prompts.lengths[row], *image_shapes(latents)].append(row)
-        velocity = [None] * len(x_t_BCHW)
+        velocity: dict[int, Tensor] = {}
         for number, rows in enumerate(groups.values(), start=1):
             run = self._run_last_pass if number == len(groups) else self._run_block
             of_group = self._predict_group(
                 run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), [references[row] for row in rows]
             )
-            for row, velocity_CHW in zip(rows, of_group, strict=True):
-                velocity[row] = velocity_CHW
-        return torch.stack(velocity)
+            velocity |= zip(rows, of_group, strict=True)
+        return torch.stack([velocity[row] for row in range(len(x_t_BCHW))])
 
     def _predict_group(
         self,

@@ -15,7 +15,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -38,8 +38,11 @@ class ModulationCacheUnsupportedError(Exception):
 class Modulation(nn.Module):
     """In the place of `img_mod` or `txt_mod`: its rows come with the embedding, what an adapter adds is computed."""
 
+    adapter: Any
+    """The layer that adapts the frozen one (`toolkit.networks.adapter.AdapterLinear`), or None."""
+
     def __init__(self, adapter: nn.Module | None, width: int, stream: int) -> None:
-        """adapter: the layer that adapts the frozen one, or None. stream: 0 image, 1 text."""
+        """stream: 0 image, 1 text."""
         super().__init__()
         self.adapter = adapter
         self.width = width
