@@ -19,7 +19,7 @@ from toolkit.config.compile import CompileConfig
 from toolkit.config.ema import EmaConfig
 from toolkit.config.field_types import Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
 from toolkit.config.lr_groups import LrGroupConfig
-from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
+from toolkit.flow.names import HUBER_SCHEDULES, LOSS_TYPES, TIMESTEP_TYPES, WEIGHTING_SCHEMES
 from toolkit.optim.optimizer_args import OPTIMIZERS
 from toolkit.optim.schedules import SCHEDULES
 
@@ -223,13 +223,14 @@ class TrainConfig(StrictModel):
     """The same, but below the middle with the weight of the bell's top. It goes before linear_timesteps."""
 
     loss_type: Annotated[
-        Literal["mse", "mae", "huber"],
-        *literal_with_aliases("mse", "mae", "huber", aliases=LOSS_SPELLINGS),
+        str,
+        *literal_with_aliases(*LOSS_TYPES, aliases=LOSS_SPELLINGS),
     ] = "mse"
     """Loss between predicted and true velocity, in float32: mean of d^2, of |d|, or d^2 that goes over into |d|."""
 
     huber_schedule: Annotated[
-        Literal["constant", "exponential", "snr"], *literal_with_aliases("constant", "exponential", "snr")
+        str,
+        *literal_with_aliases(*HUBER_SCHEDULES),
     ] = "constant"
     """Where huber goes over, by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each times `huber_scale`."""
 
@@ -328,7 +329,7 @@ class TrainConfig(StrictModel):
             "logit_mean": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
             "logit_std": (normal, "timestep_type logsnr, qinglong_flux, or sigma with logit_normal"),
             "mode_scale": (kind == "sigma" and scheme == "mode", "timestep_type sigma with weighting_scheme mode"),
-            "weighting_scheme": (kind == "sigma" or scheme not in ("logit_normal", "mode"), "timestep_type sigma"),
+            "weighting_scheme": (kind == "sigma" or scheme == WEIGHTING_SCHEMES[scheme], "timestep_type sigma"),
             "preserve_distribution_shape": (self.min_timestep > 0 or self.max_timestep < 1000, "min_ and max_timestep"),
             **dict.fromkeys(_HUBER, (self.loss_type == "huber", "loss_type huber")),
         }

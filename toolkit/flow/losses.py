@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from toolkit.flow.interpolant import at_least_float32
+from toolkit.flow.names import HUBER_SCHEDULES, LOSS_TYPES
 from toolkit.flow.settings import FlowSettings
 
 
@@ -29,20 +30,30 @@ def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tenso
 
     c follows `huber_schedule` over t. Source: Charbonnier et al. 1994; kohya sd-scripts, `loss_type huber`.
     """
-    c_B111 = HUBER_SCHEDULES[settings.huber_schedule](t_B, settings.huber_c, settings.huber_scale)[:, None, None, None]
+    c_B111 = HUBER_BENDS[settings.huber_schedule](t_B, settings.huber_c, settings.huber_scale)[:, None, None, None]
     # The same as the formula above, without its loss of digits where d is small.
     return 2 * c_B111 * difference_BCHW.square() / (torch.sqrt(difference_BCHW.square() + c_B111**2) + c_B111)
 
 
-HUBER_SCHEDULES: dict[str, Callable[[Tensor, float, float], Tensor]] = {
-    "constant": lambda t_B, c, scale: torch.full_like(t_B, c * scale),
-    "exponential": lambda t_B, c, scale: scale * c**t_B,
-    # (1 - c) / (1 + sigma)^2 + c; noise to signal is sigma = t / (1 - t) on the straight path.
-    "snr": lambda t_B, c, scale: scale * ((1 - c) * (1 - t_B) ** 2 + c),
-}
+def constant(t_B: Tensor, c: float, scale: float) -> Tensor:
+    """c."""
+    return torch.full_like(t_B, c * scale)
+
+
+def exponential(t_B: Tensor, c: float, scale: float) -> Tensor:
+    """c^t."""
+    return scale * c**t_B
+
+
+def snr(t_B: Tensor, c: float, scale: float) -> Tensor:
+    """(1 - c) / (1 + sigma)^2 + c; noise to signal is sigma = t / (1 - t) on the straight path."""
+    return scale * ((1 - c) * (1 - t_B) ** 2 + c)
+
+
+HUBER_BENDS: dict[str, Callable[[Tensor, float, float], Tensor]] = {name: globals()[name] for name in HUBER_SCHEDULES}
 """By `train.huber_schedule`: the bend c at noise fraction t. Source: kohya sd-scripts, `get_huber_threshold`."""
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, FlowSettings], Tensor]] = {"mse": mse, "mae": mae, "huber": huber}
+LOSSES: dict[str, Callable[[Tensor, Tensor, FlowSettings], Tensor]] = {name: globals()[name] for name in LOSS_TYPES}
 """By `train.loss_type`: the loss of each element."""
 
 

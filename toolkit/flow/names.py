@@ -43,5 +43,18 @@ TIMESTEP_TYPES = {
     "qinglong_model": TimestepType("qinglong_model", increasing=None, uses=_WIDTH),
 }
 
-WEIGHTING_SCHEMES = ("none", "sigma_sqrt", "logit_normal", "mode", "cosmap")
-"""Of `train.weighting_scheme`."""
+WEIGHTING_SCHEMES = {
+    "none": "none",
+    "sigma_sqrt": "sigma_sqrt",
+    "logit_normal": "none",
+    "mode": "none",
+    "cosmap": "cosmap",
+}
+"""`train.weighting_scheme` -> function of `flow/weighting.py`. logit_normal and mode change what `timestep_type sigma`
+samples, and weight all alike."""
+
+LOSS_TYPES = ("mse", "mae", "huber")
+"""`train.loss_type`: functions of `flow/losses.py`."""
+
+HUBER_SCHEDULES = ("constant", "exponential", "snr")
+"""`train.huber_schedule`: functions of `flow/losses.py`."""

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from toolkit.flow.names import WEIGHTING_SCHEMES
 from toolkit.flow.settings import FlowSettings
 
 
@@ -69,23 +70,15 @@ BELL_FOOT = math.exp(-0.5)
 BELL_MEAN = sum(math.exp(-2 * (index / 1000 - 0.5) ** 2) - BELL_FOOT for index in range(1000)) / 1000
 
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    "none": none,
-    "flex": flex,
-    "sigma_sqrt": sigma_sqrt,
-    "cosmap": cosmap,
-    "bell": bell,
-    "half_bell": half_bell,
+    name: globals()[name] for name in (*WEIGHTING_SCHEMES.values(), "flex", "bell", "half_bell")
 }
-
-SAMPLING_ONLY = ("logit_normal", "mode")
-"""Values of `train.weighting_scheme` that change what `timestep_type sigma` draws, and weigh all alike."""
+"""By `weighting_scheme`, then those that ai-toolkit's `timestep_type` and `linear_timesteps` choose."""
 
 
 def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
     """By `weighting_scheme`, times ai-toolkit's weighting where one is asked for."""
-    scheme = settings.weighting_scheme
-    by_scheme = "none" if scheme in SAMPLING_ONLY else scheme
-    return WEIGHTINGS[by_scheme](t_B) * WEIGHTINGS[_of_ai_toolkit(settings)](t_B)
+    by_scheme = WEIGHTINGS[WEIGHTING_SCHEMES[settings.weighting_scheme]]
+    return by_scheme(t_B) * WEIGHTINGS[_of_ai_toolkit(settings)](t_B)
 
 
 def _of_ai_toolkit(settings: FlowSettings) -> str:

@@ -6,20 +6,9 @@ import pytest
 
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.train import TrainConfig
-from toolkit.flow.losses import HUBER_SCHEDULES, LOSSES
-from toolkit.flow.names import TIMESTEP_TYPES, WEIGHTING_SCHEMES
+from toolkit.flow.names import TIMESTEP_TYPES
 from toolkit.flow.settings import FlowSettings
-from toolkit.flow.weighting import SAMPLING_ONLY, WEIGHTINGS
 from toolkit.optim.schedules import SCHEDULES
-
-
-def choices(field: str) -> set[str]:
-    return set(TrainConfig.model_fields[field].annotation.__args__)
-
-
-def test_every_name_of_the_config_leads_somewhere() -> None:
-    assert set(WEIGHTING_SCHEMES) == {*WEIGHTINGS, *SAMPLING_ONLY} - {"flex", "bell", "half_bell"}
-    assert choices("loss_type") == set(LOSSES) and choices("huber_schedule") == set(HUBER_SCHEDULES)
 
 
 def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:

@@ -3,7 +3,7 @@ import math
 import pytest
 import torch
 
-from toolkit.flow.losses import HUBER_SCHEDULES, LOSSES, loss_per_sample
+from toolkit.flow.losses import HUBER_BENDS, LOSSES, loss_per_sample
 from toolkit.flow.settings import FlowSettings
 
 HALF = torch.full((1,), 0.5)
@@ -67,7 +67,7 @@ def test_huber_has_a_gradient_where_the_prediction_is_right() -> None:
     [("constant", 0.2, 0.2, 0.2), ("exponential", 2.0, 2 * math.sqrt(0.1), 0.2), ("snr", 2.0, 2 * 0.325, 0.2)],
 )
 def test_the_bend_of_huber_over_the_noise_level(schedule: str, at_0: float, at_half: float, at_1: float) -> None:
-    c_B = HUBER_SCHEDULES[schedule](torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.1, 2.0)
+    c_B = HUBER_BENDS[schedule](torch.tensor([0.0, 0.5, 1.0], dtype=torch.float64), 0.1, 2.0)
     assert c_B.tolist() == pytest.approx([at_0, at_half, at_1])
 
 
