@@ -109,7 +109,7 @@ def test_a_job_stops_goes_on_and_leaves_a_model_that_the_next_job_trains(
         result = run_py(write_job(section))
         assert result.returncode == 0, result.stdout + result.stderr
         counted = sum(p.numel() for p in open_tiny(tiny_model).network_module.parameters())
-        assert f"layers: {counted:,} weights; each folder" in result.stdout
+        assert f"layers: {counted:,} trainable parameters; each folder" in result.stdout
         assert f"layers, {counted:,} trainable parameters" in result.stdout
         return tmp_path / folder / "job"
 

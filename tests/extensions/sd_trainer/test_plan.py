@@ -55,7 +55,7 @@ def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
     words = plan(network={"type": "lora", "linear": 4, "linear_alpha": 4}).render()
     # In each of 2 blocks 8 layers of 64 x 64, 2 of 64 x 384, 4 of 64 x 256: rank * (in + out) weights each, of 4 bytes.
     weights = 2 * 4 * (8 * (64 + 64) + 2 * (64 + 6 * 64) + 4 * (64 + 256))
-    assert f"lora rank 4 on 28 layers: {weights:,} weights; each file {4 * weights / 1000:.3g} kB" in words
+    assert f"lora rank 4 on 28 layers: {weights:,} trainable parameters; each file {4 * weights / 1000:.3g} kB" in words
     assert "5 x 3 + 2 x 4 = 23 samples per epoch" in words
     only = plan(network={"type": "lora", "linear": 4, "network_kwargs": {"only_if_contains": ["to_q"]}}).render()
     assert "on 2 layers" in only
@@ -74,10 +74,10 @@ def test_a_model_that_is_trained_itself_is_counted_whole(plan, tiny_model: Path)
     # Folder and state in bf16; Adafactor keeps a float32 mean of each row and column, and all of a vector.
     kept = 4 * sum(map(sum, shapes))
     sizes = f"each folder {2 * stored / 1000:.3g} kB, each state {(2 * stored + kept) / 1000:.3g} kB on disk"
-    assert f"{stored:,} weights; {sizes}" in words
+    assert f"{stored:,} trainable parameters; {sizes}" in words
     part = plan(network={"type": "full", "include_patterns": r".*\.norm_q"}, save={"dtype": "fp32"}).render()
     # 2 norms of 32 weights; AdamW keeps two moments of each: 12 bytes. The folder holds the whole model.
-    assert f"64 weights; each folder {4 * stored / 1e6:.3g} MB, each state {12 * 64} B on disk" in part
+    assert f"64 trainable parameters; each folder {4 * stored / 1e6:.3g} MB, each state {12 * 64} B on disk" in part
 
 
 def test_the_share_of_the_untrained_start_is_told_for_the_first_save_and_the_end(plan) -> None:
