@@ -157,8 +157,8 @@ def _estimates(
     if line := advice(config, groups, machine, memory):
         yield line
     yield (
-        f"{config.network.type} {config.network.size()} on {len(trained.layers)} layers: {trained.weights:,} trainable parameters; "
-        f"each {'folder' if config.network.trains_model else 'file'} "
+        f"{config.network.type} {config.network.size()} on {len(trained.layers)} layers: "
+        f"{trained.weights:,} trainable parameters; each {'folder' if config.network.trains_model else 'file'} "
         f"{_size(trained.written * DTYPE_BYTES[config.save.dtype])}, "
         f"each state {_size(trained.state_bytes(config.train))} on disk"
         + (f"; the model's own weights in {config.model.qtype}" if config.model.quantize else "")

@@ -150,7 +150,12 @@ def _refuse_other_weights(path: Path, run: Run) -> None:
         )
 
 
+RENAMED_OPTIMIZERS = {"RoundedOptimizer": "StochasticRoundingOptimizer"}
+"""Classes by the names that states of earlier versions have for them."""
+
+
 def _refuse_other_optimizer(path: Path, made_with: str, has: str) -> None:
+    made_with = RENAMED_OPTIMIZERS.get(made_with, made_with)
     if made_with != has:
         raise RunError(
             f"{path} was made with another optimizer: {made_with}, the job has {has}. "

@@ -37,7 +37,7 @@ def take_steps(run: Run, count: int) -> None:
     for _ in range(count):
         generator = torch.Generator().manual_seed(1000 + run.state.step)
         for parameter in role.parameters.values():
-            parameter.grad = torch.randn(parameter.shape, generator=generator)
+            parameter.grad = torch.randn(parameter.shape, generator=generator).to(parameter.dtype)
         role.optimizer.step()
         if role.ema:
             role.ema.update()

@@ -18,6 +18,7 @@ from toolkit.interfaces import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizer_args import ELEMENTWISE
 from toolkit.optim.optimizers import build_optimizer
+from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer
 from toolkit.sharded_param import RowShard
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
 from toolkit.train.checkpoint_store import step_of
@@ -152,6 +153,25 @@ def test_another_optimizer_than_the_state_was_made_with_is_refused(tmp_path: Pat
     path = save_state(run)
     with pytest.raises(RunError, match=r"train\.optimizer"):
         load_state(path, make_run(tmp_path, after))
+
+
+def test_a_state_with_the_earlier_name_of_an_optimizer_is_read(tmp_path: Path) -> None:
+    run, other = (make_run(tmp_path / name, ema=False, fill=len(name)) for name in ("earlier", "now"))
+    for role in (run.roles["network"], other.roles["network"]):
+        for parameter in role.parameters.values():
+            parameter.data = parameter.bfloat16()
+        role.optimizer = StochasticRoundingOptimizer(
+            role.parameters, lambda weights: build_optimizer("adamw", weights.values(), 0.01, {}), seed=3
+        )
+    take_steps(run, 2)
+    path = save_state(run)
+    document = (path / "state.json").read_text()
+    assert "StochasticRoundingOptimizer" in document
+    (path / "state.json").write_text(document.replace("StochasticRoundingOptimizer", "RoundedOptimizer"))
+    load_state(path, other)
+    again = save_state(other)
+    for name in ("weights.safetensors", "optimizer.safetensors"):
+        assert (again / name).read_bytes() == (path / name).read_bytes()
 
 
 # ------------------------------------------------------------ sharded
