@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Does what the arguments ask for and returns the exit code."""
+    """Runs what the arguments ask for and returns the exit code."""
     prepare_streams()
     try:
         with log.shown():
@@ -54,7 +54,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if len(arguments.configs) == 1 and not arguments.dry_run:
         return run_job(arguments, env)
     if not env.is_main_process:
-        return EXIT_DONE  # what is only looked at, the first process shows
+        return EXIT_DONE  # rank 0 prints what is only displayed
     if arguments.list_extensions:
         return list_extensions()
     if arguments.print_schema:
@@ -67,9 +67,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
 
 
 def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
-    """Runs one config in this process, or this process's part of it."""
+    """Runs one config in this process; as one rank of it where there are several."""
     signals.install(quiet=not env.is_main_process)
-    with signals.defer_signals() as request:  # a signal must not tear heavy imports apart
+    with signals.defer_signals() as request:  # a signal must not interrupt heavy imports
         process_group = distributed.rendezvous_processes(env)
     request.check()
     with process_group.fail_together(exit.report):
@@ -87,7 +87,7 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
 
 
 def run_series(arguments: argparse.Namespace) -> int:
-    """Runs several configs, each in an interpreter of its own; every child appends to the same log."""
+    """Runs several configs, each in its own interpreter; every child appends to the same log."""
     command = [sys.executable, str(Path(__file__).resolve())]
     if arguments.log:
         command += ["--log", arguments.log]
@@ -96,7 +96,7 @@ def run_series(arguments: argparse.Namespace) -> int:
 
 
 def dry_run(arguments: argparse.Namespace) -> int:
-    """Checks the configs and prints what they would do: words, or one JSON object (a list for several)."""
+    """Checks the configs and prints what they would do: text, or one JSON object (a list for several)."""
     from jobs.dry_run import plan_job
 
     sys.dont_write_bytecode = True  # importing an extension would otherwise write next to it
@@ -108,7 +108,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
             print(plans[-1].render(), file=output)
         return EXIT_DONE
 
-    with redirect_stdout(sys.stderr):  # standard output is for the plans alone
+    with redirect_stdout(sys.stderr):  # only the plans go to standard output
         extensions = discover()
         guarded = partial(exit.run_with_exit_code, plan_one)
         code = multi_run.run_series(arguments.configs, guarded, recover=arguments.recover)
@@ -172,7 +172,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare_streams() -> None:
-    """Lines appear when they are complete, in a pipe too; what cannot be encoded is escaped, not fatal.
+    """Makes the streams line-buffered, also in a pipe, and escapes what cannot be encoded.
 
     Secrets are redacted, those of the environment from the start.
     """

@@ -1,4 +1,4 @@
-"""`--dry-run`: what a job would do, in words or as JSON. Scans datasets; writes and downloads nothing."""
+"""`--dry-run`: what a job would do, as text or JSON. Scans datasets; writes and downloads nothing."""
 
 from __future__ import annotations
 
@@ -25,24 +25,24 @@ class JobPlan:
 
 
 def plan_job(config: JobConfig) -> JobPlan:
-    """Asks every process for its plan. Raises UserError with the errors of all of them."""
+    """The plans of all processes. Raises UserError with the errors of all of them."""
     plans: list[RunPlan] = []
-    refused: list[UserError] = []
+    errors: list[UserError] = []
     job = JobContext(config.name)
     for entry in config.processes:
         try:
             plans.append(_plan_process(entry, job))
         except UserError as error:
-            refused.append(error)
+            errors.append(error)
         if isinstance(entry.section, ProcessConfig):
             job = JobContext(job.name, job.earlier_outputs | entry.section.outputs(job))
-    if refused:
-        raise _all_in_one(refused)
+    if errors:
+        raise _merge_errors(errors)
     return JobPlan(config.name, tuple(plans))
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
-    """The section's own plan; an empty one for a process that makes none."""
+    """The section's own plan; an empty one for a process without a plan."""
     plan = entry.section.plan(job) if isinstance(entry.section, ProcessConfig) else None
     return plan or RunPlan(
         type=entry.type,
@@ -54,8 +54,8 @@ def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
     )
 
 
-def _all_in_one(errors: list[UserError]) -> UserError:
-    """One error with every line once: two processes may well look at the same dataset."""
+def _merge_errors(errors: list[UserError]) -> UserError:
+    """One error with every line once: two processes may use the same dataset."""
     lines: dict[str, None] = {}
     for error in errors:
         found = error.errors if isinstance(error, InputErrors) else [error]

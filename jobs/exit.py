@@ -1,7 +1,7 @@
-"""How the program ends: what a person reads about it, and the exit code.
+"""From an exception to an error message and an exit code.
 
-An error of the user and a run that cannot go on have a message written for people, so that is all
-that is shown; anything else is a defect of the program (or an extension) and keeps its traceback.
+A UserError and a RunError have a message for users, so only that is printed; anything else is a defect of the program
+(or of an extension) and is printed with its traceback.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 
 
 def report(error: BaseException) -> int:
-    """Says on standard error why the program ends, and returns its exit code."""
+    """Prints the error to standard error, and returns the exit code."""
     if isinstance(error, UserError | RunError):
         print_error(str(error))
         _hint_at_missing_module(error)
@@ -39,15 +39,15 @@ def report(error: BaseException) -> int:
 
 
 def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
-    """The exit code of `action(*arguments)`, or of what it raised, after saying what went wrong."""
+    """Returns the exit code of `action(*arguments)`; reports what it raises."""
     try:
         return action(*arguments)
-    except BaseException as error:  # noqa: BLE001 - the outermost frame: every end becomes an exit code
+    except BaseException as error:  # noqa: BLE001 - the outermost frame: every error becomes an exit code
         return report(error)
 
 
 def print_error(text: str) -> None:
-    """One message on standard error, secrets redacted: here a secret of several lines is still in one piece."""
+    """Prints one message to standard error, redacted here because a secret may span several lines."""
     print(redact_text(text), file=sys.stderr, flush=True)
 
 

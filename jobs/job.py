@@ -20,22 +20,22 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class JobOptions:
-    """What the command line says of every process of a job."""
+    """Command-line options for every process of a job."""
 
     restart: bool = False
-    """Where no state of a run is good: move it aside and begin anew. No process is skipped as finished."""
+    """Where no checkpoint of a run is good: move the run aside and start over. Finished processes run again."""
 
     allow_change: bool = False
-    """Go on from a state although the job differs from the one it was made with."""
+    """Resume from a checkpoint although the job differs from the one that wrote it."""
 
 
 class BaseJob:
-    """What a process may ask of the job it belongs to."""
+    """A job, as its processes see it."""
 
     def __init__(
         self, config: JobConfig, options: JobOptions = JobOptions(), process_group: ProcessGroup | None = None
     ) -> None:
-        """team: the processes that run the job together; None: this one alone."""
+        """process_group: the ranks that run the job together; None: a single process."""
         self.job_config = config
         self.options = options
         self.process_group = process_group or ProcessGroup()
@@ -54,13 +54,13 @@ class BaseJob:
         return self.process
 
     def run(self) -> None:
-        """Runs the processes in order, but for those that an earlier start finished.
+        """Runs the processes in order, except those that an earlier start finished.
 
-        The first that fails hears of it and ends the job.
+        The first one that fails ends the job, after its `on_error`.
         """
-        from jobs.job_state import JobState  # here: it needs the models of the config, a look at --help does not
+        from jobs.job_state import JobState  # here: it imports the config models, which --help does not need
 
-        self.process_group.init_process_group(_exchange_minutes(self.job_config))
+        self.process_group.init_process_group(_collective_timeout_min(self.job_config))
         state = JobState(self.job_config, self.process, anew=self.options.restart)
         for index, process in enumerate(self.process):
             if self.process_group.run_on_rank0_and_broadcast(partial(state.is_finished, index)):
@@ -71,7 +71,7 @@ class BaseJob:
             try:
                 self._run(process)
             except Exception as error:
-                _tell(process, error)
+                _call_on_error(process, error)
                 raise
             if self.process_group.is_main_process:
                 state.finish(index)
@@ -83,7 +83,7 @@ class BaseJob:
             self.process_group.run_on_rank0_then_barrier(process.run)
 
     def cleanup(self) -> None:
-        """Lets go of the processes and of what they hold in memory. Always called, however the job ended."""
+        """Drops the processes and frees their memory. Always called, however the job ended."""
         self.process.clear()
         gc.collect()
 
@@ -104,8 +104,8 @@ class ExtensionJob(BaseJob):
             self.process.append(process_class(entry.index, self, section))
 
 
-def _exchange_minutes(config: JobConfig) -> float:
-    """The longest `train.ddp_timeout` of the processes; 0: none gives one."""
+def _collective_timeout_min(config: JobConfig) -> float:
+    """The longest `train.ddp_timeout` of the processes, in minutes; 0: none is set."""
     trains = (getattr(entry.section, "train", None) for entry in config.processes)
     return max((getattr(train, "ddp_timeout", 0) for train in trains), default=0)
 
@@ -114,8 +114,8 @@ def _section_of(entry: ProcessEntry) -> OrderedDict[str, Any]:
     return OrderedDict(copy.deepcopy(dict(entry.raw)))
 
 
-def _tell(process: Any, error: Exception) -> None:
-    """Calls the process's `on_error`, if it has one. A failure in there is shown, `error` counts."""
+def _call_on_error(process: Any, error: Exception) -> None:
+    """Calls the process's `on_error`, if it has one. An error in it is printed; `error` stays the one that counts."""
     on_error = getattr(process, "on_error", None)
     if on_error is None:
         return

@@ -1,7 +1,7 @@
-"""Which processes of a job are finished, so that a job that was broken off goes on where it was.
+"""Which processes of a job are finished, so that an interrupted job resumes with the next one.
 
-`job_state.json` lies in `<training_folder>/<job>/`, by the first process that has a `training_folder` (else `output`).
-A job of one process keeps none: that process knows best what is left to do.
+`job_state.json` is in `<training_folder>/<job>/` of the first process with a `training_folder` (else `output`). A job
+of one process has none: the process itself knows what is left to do.
 """
 
 from __future__ import annotations
@@ -25,40 +25,40 @@ FILE = "job_state.json"
 
 
 class JobState:
-    """The leading processes that an earlier start finished with these settings and whose files are still there.
+    """The first processes of a job that are finished: by an earlier start, with these settings, and their files exist.
 
-    Once a process runs, all after it run too: they may build on what it makes.
+    Once a process runs, all after it run too: they may use its output.
     """
 
     def __init__(self, config: JobConfig, processes: Sequence[Any], anew: bool = False) -> None:
-        """processes: the objects of `config.processes`. anew: nothing counts as finished."""
+        """processes: the objects of `config.processes`. anew: no process counts as finished."""
         self._job = JobContext(config.name)
         self._entries = config.processes
         self.path = _folder(config) / FILE if len(config.processes) > 1 else None
         self._records = {} if anew or self.path is None else _read(self.path)
-        self._leading = 0
+        self._finished_count = 0
         for entry, process in zip(config.processes, processes, strict=False):
-            if self._records.get(_label(entry)) != _digest(entry) or not self._still_there(entry, process):
+            if self._records.get(_label(entry)) != _settings_hash(entry) or not self._still_there(entry, process):
                 break
-            self._leading += 1
+            self._finished_count += 1
 
     def is_finished(self, index: int) -> bool:
         """Whether process `index` need not run."""
-        return index < self._leading
+        return index < self._finished_count
 
     def describe(self, index: int) -> str:
-        """One line about a process that does not run."""
+        """A line for the user about a process that is skipped."""
         place = f"process {index + 1} of {len(self._entries)}"
         return f"{place}, {_label(self._entries[index])}: finished before, nothing to do (--restart runs it again)"
 
     def begin(self, index: int) -> None:
-        """Process `index` runs: neither it nor what comes after it counts as finished any more."""
+        """Records that process `index` runs: it and those after it are no longer finished."""
         self._keep_first(index)
 
     def finish(self, index: int) -> None:
-        """Process `index` came to its end."""
+        """Records that process `index` is finished."""
         entry = self._entries[index]
-        self._keep_first(index, **{_label(entry): _digest(entry)})
+        self._keep_first(index, **{_label(entry): _settings_hash(entry)})
 
     def _keep_first(self, count: int, **more: str) -> None:
         first = {_label(entry) for entry in self._entries[:count]}
@@ -68,7 +68,7 @@ class JobState:
         self._records = records
         try:
             write_json(self.path, {"finished": records})
-        except RunError as error:  # the work itself is done
+        except RunError as error:  # the process itself has succeeded
             print(redact_text(f"warning: {error}"), file=sys.stderr)
 
     def _still_there(self, entry: ProcessEntry, process: Any) -> bool:
@@ -79,12 +79,12 @@ class JobState:
 
 
 def _label(entry: ProcessEntry) -> str:
-    """What a process is known by: its name, or its place and type."""
+    """The name of a process, or its index and type."""
     return entry.name or f"[{entry.index}] {entry.type}"
 
 
-def _digest(entry: ProcessEntry) -> str:
-    """Of the settings as they are used, variables filled in; secrets are redacted first and make no difference."""
+def _settings_hash(entry: ProcessEntry) -> str:
+    """Hash of the expanded settings; secrets are redacted first and make no difference."""
     text = json.dumps(redact_json(entry.raw, by_key=True), sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()
 

@@ -1,4 +1,4 @@
-"""Several configs one after another, and what became of each."""
+"""Runs several configs one after another and summarises the results."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ WORDS = {None: "not run", EXIT_DONE: "done", EXIT_FAILURE: "failed", EXIT_MISTAK
 
 
 def run_series(configs: Sequence[str], run_one: Callable[[str], int], *, recover: bool) -> int:
-    """Runs each config; a failure ends the series unless `recover`, a stop always does.
+    """Runs each config; stops after a failure unless `recover`, and always after a stop request.
 
-    Prints one line per config, where there are several, and returns the first code that is not 0.
+    Prints one line per config, where there are several, and returns the first exit code that is not 0.
     """
     codes: list[int] = []
     for config in configs:
@@ -43,13 +43,13 @@ def _describe(code: int | None) -> str:
 
 
 class ChildRunner:
-    """Runs a config in a fresh interpreter, so that all its memory returns, and passes signals on to it.
+    """Runs a config in a new interpreter, so that all its memory is freed, and forwards signals to it.
 
-    The child has a session of its own: a Ctrl-C at the terminal reaches it once, through this process.
+    The child has its own session: a Ctrl-C at the terminal reaches it only through this process.
     """
 
     def __init__(self, command: Sequence[str]) -> None:
-        """command: the program and the flags that every config of the series gets."""
+        """command: the program and its flags for every config."""
         self._command = list(command)
         self._child: subprocess.Popen | None = None
         self._undelivered: list[int] = []
@@ -58,7 +58,7 @@ class ChildRunner:
             signal.signal(number, self._on_signal)
 
     def __call__(self, config: str) -> int:
-        """Runs one config to its end and returns its exit code; the stop's code once a signal has come."""
+        """Runs one config and returns its exit code; after a signal that of the signal, without running it."""
         if self._stop_code is not None:
             return self._stop_code
         sys.stdout.flush()
@@ -87,7 +87,7 @@ def _own_session() -> dict[str, Any]:
 
 
 def _sendable(number: int) -> int:
-    """Windows can interrupt another process group only by CTRL_BREAK."""
+    """Windows can interrupt another process group only with CTRL_BREAK."""
     if sys.platform == "win32":
         return signal.CTRL_BREAK_EVENT
     return number

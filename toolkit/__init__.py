@@ -1,1 +1,1 @@
-"""The library: everything a process is wired from. Knows nothing of jobs or extensions."""
+"""The library that processes are built from. It knows nothing of jobs or extensions."""

@@ -1,13 +1,13 @@
 """Process group of a run on several ranks: collectives, and how all ranks end together.
 
-Rank 0, the first, is the one that prints and writes. What the processes decide together (a stop, say) goes over gloo on
-the CPU, so nobody waits for a GPU to know it; gradients go over NCCL where they are on CUDA.
+Rank 0 prints and writes. Python objects (a stop request, say) go over gloo on the CPU, so that no rank waits for a GPU;
+gradients go over NCCL where they are on CUDA.
 
-How they end: whoever fails leaves a word in the store that the launcher keeps, and goes. The others notice at their
-next collective, as the connection is gone, read the word and end too. A rank that disappears without an error record
+Shutdown: a rank that fails writes a failure record into the launcher's store and exits. The connection of the other
+ranks is then lost: at their next collective they read the record and exit too. A rank that disappears without a record
 was killed.
 
-Imports no torch until several processes meet.
+Imports no torch before several processes rendezvous.
 """
 
 from __future__ import annotations
@@ -34,22 +34,22 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 BUCKET_BYTES = 64 * 2**20
-"""Tensors are exchanged in pieces of about this size: few enough calls, and little memory beside the tensors."""
+"""Tensors are reduced in buckets of about this size: few calls, and little extra memory."""
 
 RENDEZVOUS_TIMEOUT_MIN = 10.0
-"""How long the processes wait for each other at the start."""
+"""Minutes that the ranks wait for each other at the start."""
 
 SHUTDOWN_GRACE_S = 10.0
-"""How long a process that ends waits for the one that says why: a launcher that sees one end hurries the others."""
+"""Seconds that a failing rank waits for the one that reports the error: a launcher kills the others once one exits."""
 
 POLL_INTERVAL_S = 0.05
-"""Between two looks whether rank 0 is done with what it does alone."""
+"""Seconds between two queries of the store."""
 
-_WORD, _TOLD, _READY, _SPOKEN = "word", "told", "ready", "spoken"
+_FAILURE, _LOST_PEERS, _READY, _REPORTED = "failure", "lost peers", "ready", "reported"
 
 
 class PeerFailedError(RunError):
-    """Another process is gone or has failed, so this one ends, with its exit code."""
+    """Another rank died or failed, so this one exits too, with that rank's exit code."""
 
     def __init__(self, message: str, exit_code: int = EXIT_FAILURE) -> None:
         super().__init__(message)
@@ -58,7 +58,7 @@ class PeerFailedError(RunError):
 
 @dataclass(frozen=True)
 class _Command:
-    """In the place of a value that is exchanged."""
+    """A command of rank 0, gathered in place of a value."""
 
     what: Any
 
@@ -67,7 +67,7 @@ class ProcessGroup:
     """The process group as seen from one rank. On a single process every collective returns its input."""
 
     def __init__(self, env: DistributedEnv = SINGLE_PROCESS, store: Any = None) -> None:
-        """store: a `torch.distributed` store that all share; None when alone."""
+        """store: the `torch.distributed` store of all ranks; None for a single process."""
         self.rank, self.world_size, self.local_rank = env.rank, env.size, env.local_rank
         self.is_main_process, self.is_single_process = env.is_main_process, env.is_single_process
         self._store = store
@@ -78,14 +78,14 @@ class ProcessGroup:
         """What the user can change when memory runs out in a collective, most effective first."""
 
     def init_process_group(self, minutes: float = 0) -> None:
-        """Connects the processes. minutes: how long one collective may take; 0: as long as torch says (30 minutes)."""
+        """Connects the ranks. minutes: timeout of a collective; 0: torch's default (30 minutes)."""
         if self.is_single_process:
             return
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
         timeout = timedelta(minutes=minutes) if minutes else None
-        # One that failed before this would be waited for until the time is over.
+        # Without this the ranks would wait for one that has failed already until the timeout.
         self._store_call(lambda store: store.add(_READY, 1))
         self._wait_until(lambda store: store.add(_READY, 0) >= self.world_size)
         self.run_collective(
@@ -97,21 +97,21 @@ class ProcessGroup:
             timeout=timeout,
         )
 
-    # ------------------------------------------------------------ exchanges: all processes call them, in one order
+    # ------------------------------------------------------------ collectives: all ranks call them in the same order
 
     def all_gather_object(self, value: T) -> list[T]:
         """The value of each rank, in rank order, on every rank. Values must be picklable."""
         if self.is_single_process:
             return [value]
         while isinstance((found := self._values(value))[0], _Command):
-            assert self.on_command is not None  # orders come once `follow` is set (`train.lockstep`)
+            assert self.on_command is not None  # set by `rank0_commands.install_command_handler` before any command
             self.on_command(found[0].what)
         return found
 
-    def broadcast_command(self, order: Any) -> None:
-        """Called by rank 0 while the others wait in a collective: they `follow` the order, and wait again."""
+    def broadcast_command(self, command: Any) -> None:
+        """Called by rank 0 while the other ranks wait in a collective: they run the command, and wait again."""
         if not self.is_single_process:
-            self._values(_Command(order))
+            self._values(_Command(command))
 
     def _values(self, value: Any) -> list[Any]:
         import torch.distributed as dist
@@ -121,13 +121,13 @@ class ProcessGroup:
         return found
 
     def any(self, flag: bool) -> bool:
-        """Whether one of them says yes."""
+        """Whether the flag is true on any rank."""
         return any(self.all_gather_object(flag))
 
-    def run_on_rank0_and_broadcast(self, make: Callable[[], T]) -> T:
-        """Calls `make` on rank 0 and broadcasts the result."""
-        first = self.all_gather_object(make() if self.is_main_process else None)[0]
-        return cast("T", first)  # rank 0 has made one
+    def run_on_rank0_and_broadcast(self, compute: Callable[[], T]) -> T:
+        """Calls `compute` on rank 0 and broadcasts the result."""
+        first = self.all_gather_object(compute() if self.is_main_process else None)[0]
+        return cast("T", first)  # rank 0 has computed it
 
     def run_on_rank0_then_barrier(self, action: Callable[[], Any]) -> None:
         """Rank 0 runs the action; the other ranks wait, however long it takes."""
@@ -140,7 +140,7 @@ class ProcessGroup:
             self._wait_until(lambda store: store.check([key]))
 
     def assert_equal_across_ranks(self, values: Mapping[str, Any]) -> None:
-        """Raises RunError, in every process, when not all have the same values; it names the first that differs."""
+        """Raises RunError on all ranks when their values differ; it names the first one that does."""
         found = self.all_gather_object(values)
         for name in dict.fromkeys(name for own in found for name in own):
             each = [own.get(name) for own in found]
@@ -161,22 +161,22 @@ class ProcessGroup:
     def gather_to_rank0(
         self, tensor: Tensor, shard: RowShard | None = None, dtype: torch.dtype | None = None
     ) -> Tensor | None:
-        """A copy of a tensor on the CPU, in rank 0; None in the others.
+        """A copy of a tensor on the CPU of rank 0; None on other ranks.
 
-        part: the tensor is these rows of one that is sharded. All call it then, and all rows are copied; the device
-        of rank 0 has room for one whole tensor. dtype: of the copy; None: as it is.
+        shard: the tensor is this shard of a larger one, which is gathered: all ranks have to call it, and the device of
+        rank 0 needs room for the full tensor. dtype: of the copy; None: that of the tensor.
         """
-        whole = tensor.detach() if shard is None else self._gather_rows(tensor.detach(), shard)
-        if whole is None or not self.is_main_process:
+        full = tensor.detach() if shard is None else self._gather_rows(tensor.detach(), shard)
+        if full is None or not self.is_main_process:
             return None
-        return whole.to("cpu", dtype or whole.dtype, copy=True).contiguous()
+        return full.to("cpu", dtype or full.dtype, copy=True).contiguous()
 
     def _gather_rows(self, own: Tensor, shard: RowShard) -> Tensor | None:
         import torch.distributed as dist
 
         each = rows_per_rank(shard.shape[0], self.world_size)
         with self._oom_as_run_error():
-            padded = own.new_zeros(each, *shard.shape[1:])  # all have to send as much
+            padded = own.new_zeros(each, *shard.shape[1:])  # all ranks send the same size
             joined = own.new_empty(each * self.world_size, *shard.shape[1:]) if self.is_main_process else None
         padded[: len(own)] = own
         self.run_collective(dist.gather, padded, None if joined is None else list(joined.chunk(self.world_size)))
@@ -193,12 +193,12 @@ class ProcessGroup:
                 with self._oom_as_run_error():
                     flat = torch.cat([tensor.detach().reshape(-1).float() for tensor in bucket])
                 self.run_collective(reduce, dist, flat)
-                parts = flat.split([tensor.numel() for tensor in bucket])
-                for tensor, part in zip(bucket, parts, strict=True):
-                    tensor.copy_(part.view_as(tensor))
+                pieces = flat.split([tensor.numel() for tensor in bucket])
+                for tensor, piece in zip(bucket, pieces, strict=True):
+                    tensor.copy_(piece.view_as(tensor))
 
     def device(self, wanted: torch.device) -> torch.device:
-        """The device of this process: with several processes each has a GPU of its own.
+        """The device of this rank: with several processes each has its own GPU.
 
         Raises UserError when the machine has too few, or the device cannot be shared by several processes.
         """
@@ -219,14 +219,13 @@ class ProcessGroup:
         torch.cuda.set_device(self.local_rank)
         return torch.device("cuda", self.local_rank)
 
-    # ------------------------------------------------------------ ends
+    # ------------------------------------------------------------ shutdown
 
     @contextmanager
     def fail_together(self, report: Callable[[BaseException], int]) -> Iterator[None]:
-        """Inside the block the processes end together: one that fails tells the others, and one speaks for all.
+        """Inside the block all ranks shut down together: one that fails records it, and one rank reports the error.
 
-        report: shows why the program ends and returns its exit code. Of several processes each then leaves with
-        SystemExit.
+        report: prints the error and returns the exit code. With several processes each exits with SystemExit.
         """
         try:
             yield
@@ -238,41 +237,41 @@ class ProcessGroup:
             raise SystemExit(self._end(error, report)) from error
 
     def _end(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
-        """Says why all end, or lets another process do it. Returns the exit code."""
+        """Reports the error, or leaves that to another rank. Returns the exit code."""
         if isinstance(error, PeerFailedError):
-            speaks = (
+            reports = (
                 self.is_main_process
                 if self._failure_record()
-                else self._store_call(lambda store: store.add(_TOLD, 1), 1) == 1
+                else self._store_call(lambda store: store.add(_LOST_PEERS, 1), 1) == 1
             )
-            return report(error) if speaks else error.exit_code
+            return report(error) if reports else error.exit_code
         code, text = _exit_code(error), str(error) or type(error).__name__
-        word = json.dumps({"rank": self.rank, "code": code, "text": text})
-        said = self._store_call(lambda store: store.compare_set(_WORD, "", word).decode(), word) or word
+        record = json.dumps({"rank": self.rank, "code": code, "text": text})
+        stored = self._store_call(lambda store: store.compare_set(_FAILURE, "", record).decode(), record) or record
         stopped = isinstance(error, Interrupted | KeyboardInterrupt)
-        # All find the same error in a job, and all hear of a stop: one is enough to say so.
-        speaks = self.is_main_process if stopped else said == word or json.loads(said)["text"] != text
-        if speaks:
+        # An error in the job and a stop concern all ranks: one of them reports it.
+        reports = self.is_main_process if stopped else stored == record or json.loads(stored)["text"] != text
+        if reports:
             code = report(error)
-            self._store_call(lambda store: store.set(_SPOKEN, "yes"))
+            self._store_call(lambda store: store.set(_REPORTED, "yes"))
         elif not self._another_rank_reports():
             return report(error)
         return code
 
     def _another_rank_reports(self) -> bool:
-        """Waits for the one that says why all end, so that no launcher hurries it. Whether it does."""
+        """Waits for the rank that reports the error, so that the launcher does not kill it. Returns whether it did."""
         until = time.monotonic() + SHUTDOWN_GRACE_S
         while time.monotonic() < until:
-            # A store that is gone was kept by rank 0, which ends last of those that are well.
-            if self._store_call(lambda store: store.check([_SPOKEN]), True):
+            # A lost store was that of rank 0, which exits after the other healthy ranks.
+            if self._store_call(lambda store: store.check([_REPORTED]), True):
                 return True
             time.sleep(POLL_INTERVAL_S)
         return False
 
     def run_collective(self, call: Callable[..., Any], *arguments: Any, **named: Any) -> Any:
-        """What `call` gives, which exchanges something with the other processes.
+        """Calls `call`, a collective, and returns its result.
 
-        Raises Lost, or Stopped, when one of them is gone; RunError when this one runs out of memory.
+        Raises PeerFailedError or Interrupted when another rank is gone; RunError when this one runs out of memory.
         """
         with self._oom_as_run_error():
             try:
@@ -284,7 +283,7 @@ class ProcessGroup:
 
     @contextmanager
     def _oom_as_run_error(self) -> Iterator[None]:
-        """What runs out of memory inside the block ends the run with advice."""
+        """Turns an out-of-memory error inside the block into a RunError with advice."""
         try:
             yield
         except RuntimeError as error:
@@ -294,34 +293,34 @@ class ProcessGroup:
             raise RunError(message.rstrip()) from error
 
     def _peer_failure(self) -> BaseException:
-        """Why a collective could not be made; this process is on its way out now."""
+        """The error for a failed collective; this rank is shutting down."""
         signals.ignore()
-        word = self._failure_record()
-        if word is None:
+        record = self._failure_record()
+        if record is None:
             return PeerFailedError(
                 f"one of the {self.world_size} ranks died without reporting an error (killed, out of memory, hung, or "
                 "its node is unreachable); shutting down. Run the same command to resume from the last save."
             )
-        if word["code"] in (EXIT_SIGINT, EXIT_SIGTERM):
-            return Interrupted(word["code"])
+        if record["code"] in (EXIT_SIGINT, EXIT_SIGTERM):
+            return Interrupted(record["code"])
         return PeerFailedError(
-            f"rank {word['rank']} of {self.world_size} failed, shutting down: {word['text']}", word["code"]
+            f"rank {record['rank']} of {self.world_size} failed, shutting down: {record['text']}", record["code"]
         )
 
     def _failure_record(self) -> dict[str, Any] | None:
-        """What the process that failed first has said."""
-        said = self._store_call(lambda store: store.get(_WORD).decode() if store.check([_WORD]) else "", "")
-        return json.loads(said) if said else None
+        """The failure record of the rank that failed first."""
+        stored = self._store_call(lambda store: store.get(_FAILURE).decode() if store.check([_FAILURE]) else "", "")
+        return json.loads(stored) if stored else None
 
-    def _wait_until(self, true: Callable[[Any], bool]) -> None:
-        """Looks again and again, so that a signal is answered in between."""
-        while not self._store_call(true):
+    def _wait_until(self, condition: Callable[[Any], bool]) -> None:
+        """Polls the store, so that signals are handled in between."""
+        while not self._store_call(condition):
             if self._failure_record() or not self._store_call(lambda store: store.add(_READY, 0)):
                 raise self._peer_failure()
             time.sleep(POLL_INTERVAL_S)
 
     def _store_call(self, question: Callable[[Any], T], otherwise: T | None = None) -> T | None:
-        """The store's answer; `otherwise` when it is gone, with the launcher or rank 0."""
+        """The result of a call of the store; `otherwise` when the store is lost, with the launcher or rank 0."""
         with suppress(RuntimeError):
             if self._store is not None:
                 return question(self._store)
@@ -329,30 +328,28 @@ class ProcessGroup:
 
 
 def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
-    """The team of this process. Of several processes each waits until all are there."""
+    """The process group of this rank. Waits until all ranks have joined."""
     if env.is_single_process:
         return ProcessGroup()
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a store that is gone is told in words of our own
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")  # a lost store has a message of our own
     from torch.distributed import PrefixStore, rendezvous
 
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN)))
     except RuntimeError as error:
         raise RunError(f"rank {env.rank} of {env.size}: rendezvous failed: {error}") from error
-    return ProcessGroup(
-        env, PrefixStore(f"run {env.attempt}", store)
-    )  # what an earlier attempt said is not for this one
+    return ProcessGroup(env, PrefixStore(f"run {env.attempt}", store))  # ignores records of earlier attempts
 
 
 def mute_nonzero_ranks(env: DistributedEnv) -> None:
-    """Only rank 0 of a run prints; what ends another one still goes to standard error."""
+    """Only rank 0 prints to standard output; errors of other ranks still go to standard error."""
     if not env.is_main_process:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115 - it lives as long as the process
 
 
 def exit_process(code: int) -> NoReturn:
-    """Ends this process; of several, without waiting for what libraries still have under way with the others."""
-    signals.ignore()  # the exit code stands: a signal while the interpreter closes would be a traceback
+    """Exits this process; with several, without waiting for pending work of libraries with the other ranks."""
+    signals.ignore()  # the exit code is final: a signal during interpreter shutdown would print a traceback
     with suppress(UserError):
         if read_distributed_env().is_single_process:
             sys.exit(code)
@@ -371,7 +368,7 @@ def _exit_code(error: BaseException) -> int:
 
 
 def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Of a device. NCCL takes memory by itself, and says so in words only."""
+    """Whether a device ran out of memory. NCCL allocates memory itself, and reports it in the message only."""
     import torch
 
     return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
@@ -385,7 +382,7 @@ def _has_nccl() -> bool:
 
 
 def _buckets(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
-    """The tensors in order, cut where a bucket is full or the device changes."""
+    """The tensors in order, split where a bucket is full or the device changes."""
     bucket: list[Tensor] = []
     size = 0
     for tensor in tensors:

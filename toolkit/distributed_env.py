@@ -1,6 +1,6 @@
 """Rank and world size as the launcher's environment gives them. Imports no torch.
 
-`torchrun` and `accelerate launch` start the processes and say in the environment which is which; it is read here only.
+`torchrun` and `accelerate launch` set these environment variables; only this module reads them.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ class DistributedEnv:
     """Rank, world size and local rank of this process."""
 
     rank: int = 0
-    """0 to size - 1; 0 prints and writes."""
+    """0 to size - 1; rank 0 prints and writes."""
 
     size: int = 1
     local_rank: int = 0
-    """Counted within the machine: the GPU of this process."""
+    """Rank within the machine: the index of its GPU."""
 
     attempt: int = 0
-    """How often the launcher has started the processes anew (`torchrun --max-restarts`). Its store stays the same."""
+    """Number of restarts by the launcher (`torchrun --max-restarts`), which keeps its store."""
 
     @property
     def is_main_process(self) -> bool:
@@ -39,9 +39,9 @@ SINGLE_PROCESS = DistributedEnv()
 
 
 def read_distributed_env(environment: Mapping[str, str] = os.environ) -> DistributedEnv:
-    """The place that a launcher gave this process; alone where there is none.
+    """Rank and world size as the launcher set them; a single process where there is no launcher.
 
-    Raises UserError when the variables make no sense.
+    Raises UserError when the variables are inconsistent.
     """
     size = environment.get("WORLD_SIZE", "1")
     if size == "1":
@@ -64,7 +64,7 @@ def read_distributed_env(environment: Mapping[str, str] = os.environ) -> Distrib
 
 
 def _attempt(environment: Mapping[str, str]) -> int:
-    """torchrun's count; 0 with several machines, where each counts for itself."""
+    """torchrun's restart count; 0 with several machines, where each has its own."""
     if environment.get("LOCAL_WORLD_SIZE") != environment["WORLD_SIZE"]:
         return 0
     return int(environment.get("TORCHELASTIC_RESTART_COUNT") or 0)

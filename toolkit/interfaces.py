@@ -1,4 +1,4 @@
-"""What the rooms of the toolkit exchange: small frozen dataclasses and two abstract classes.
+"""The types that the packages of the toolkit share: small frozen dataclasses, protocols and abstract classes.
 
 Torch is named for the type checker only, so that planning a run never imports it.
 
@@ -38,10 +38,10 @@ class Flip(NamedTuple):
     """How an image is mirrored."""
 
     x: bool = False
-    """Left and right change places."""
+    """Mirror left to right."""
 
     y: bool = False
-    """Top and bottom change places."""
+    """Mirror top to bottom."""
 
 
 NO_FLIP = Flip()
@@ -58,41 +58,41 @@ class CaptionRules:
     """Probability in [0, 1] that the caption of one use is empty."""
 
     shuffle_tokens: bool = False
-    """Shuffle the comma-separated parts, drawn anew per use."""
+    """Shuffle the comma-separated tags, anew at each use."""
 
     keep_tokens: int = 0
-    """Leading parts that `shuffle_tokens` leaves in place (a prepended trigger word is not a part)."""
+    """Leading tags that `shuffle_tokens` leaves in place (a prepended trigger word is not counted)."""
 
     trigger: str = ""
-    """Trigger word the caption starts with after injection, or empty: it is never moved."""
+    """Trigger word that the caption starts with, or empty. It is never moved."""
 
 
 @dataclass(frozen=True, slots=True)
 class Mask:
-    """Which part of an image counts in the loss."""
+    """Weights of the loss over the area of an image."""
 
     file: str
-    """An image, white where the image counts; with `alpha` one whose opacity says so, the image itself."""
+    """Mask file, white where the loss counts. With `alpha` it is the image itself, opaque where the loss counts."""
 
     alpha: bool = False
     min_value: float = 0.0
-    """Weight of what the mask leaves out, in [0, 1]."""
+    """Loss weight outside the mask, in [0, 1]."""
 
     inverted: bool = False
-    """Black (transparent) is where the image counts."""
+    """The loss counts where the mask is black (transparent)."""
 
 
 class Sample(NamedTuple):
-    """One image of a dataset with all that belongs to it. Texts and numbers only, no pixels.
+    """One image of a dataset with its caption, control images and mask. Text and numbers only, no pixels.
 
     A tuple with files named by text: 100,000 of them take a tenth of the time of as many dataclasses with paths.
     """
 
     image: str
-    """Its file."""
+    """Path of the image file."""
 
     caption: str
-    """With the trigger word in place; empty when there is none."""
+    """Caption with the trigger word in place; empty when there is none."""
 
     repeats: int
     """How often the image is used in one epoch, per size; at least 1."""
@@ -104,7 +104,7 @@ class Sample(NamedTuple):
     """The folder that holds the image, as the user wrote it (a subfolder appended with /)."""
 
     control_images: tuple[str, ...] = ()
-    """The files of its reference images in slot order."""
+    """Paths of its control images in slot order."""
 
     rules: CaptionRules = CaptionRules()
     mask: Mask | None = None
@@ -112,13 +112,13 @@ class Sample(NamedTuple):
     """Factor on the loss; 0: nothing is learned from the image."""
 
     background: str = "white"
-    """Colour that transparent pixels of the image and its references are composited on."""
+    """Colour that transparent pixels of the image and its control images are composited on."""
 
     flip: Flip = NO_FLIP
-    """The image, its references and its mask are mirrored so."""
+    """How the image, its control images and its mask are mirrored."""
 
     dataset: int = 0
-    """Index in `datasets` of the entry it came from."""
+    """Index of its entry in `datasets`."""
 
     @property
     def name(self) -> str:
@@ -128,7 +128,7 @@ class Sample(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class ResizeCrop:
-    """How an image reaches its bucket: resized to `scaled`, then cut to `bucket` at (left, top)."""
+    """How an image is fitted to its bucket: resized to `scaled`, then cropped to `bucket` at (left, top)."""
 
     scaled: Size
     left: int
@@ -151,13 +151,13 @@ class BatchSpec:
     """Counted from 0."""
 
     items: tuple[int, ...]
-    """Indices into the list of items, all of one bucket."""
+    """Indices into the list of bucketed samples, all of one bucket."""
 
     positions: tuple[int, ...]
-    """Index of each use in the epoch's global order: with the epoch, the key of all its draws."""
+    """Index of each use in the epoch's global order. With the epoch it keys all random numbers of that use."""
 
     samples: tuple[Any, ...] = ()
-    """What a stream read for each item, not yet decoded; empty where the items' numbers find it again."""
+    """What a stream read for each item, not yet decoded; empty where `items` is enough to load them."""
 
     def select(self, rows: Iterable[int]) -> BatchSpec:
         """The given items as a micro-batch."""
@@ -216,7 +216,7 @@ EncodedPrompt: TypeAlias = "Tensor | Mapping[str, Tensor]"
 
 
 class Batch(Protocol):
-    """What one micro-step trains on, whatever it holds; every trainer has a class of its own for it."""
+    """The data of one micro-batch; every trainer has its own class for it."""
 
     @property
     def spec(self) -> BatchSpec: ...
@@ -228,42 +228,42 @@ class Batch(Protocol):
     def __len__(self) -> int: ...
 
     def halves(self) -> Sequence[Batch]:
-        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
+        """The batch split in two, with the same random numbers per item; a batch of one is not split."""
 
     def describe(self) -> str:
-        """Its size in a few words, such as "latents (3, 16, 64, 64)", for messages."""
+        """Its size for messages, such as "latents (3, 16, 64, 64)"."""
 
 
 Cursor = Any
-"""Where a source goes on: a JSON value that only the source reads. None: from the beginning."""
+"""Position of the next micro-batch: a JSON value that only the source reads. None: the beginning."""
 
 
 class MicroBatch(NamedTuple):
-    """What a source gives next."""
+    """The next micro-batch of a source."""
 
     spec: BatchSpec
     cursor: Cursor
-    """Where the source goes on behind it."""
+    """Position behind it, from which a resume continues."""
 
     ends_epoch: bool = False
-    """It is the last of its epoch, where the source knows epochs."""
+    """Whether it is the last of its epoch, where the source has epochs."""
 
 
 class BatchSource(Protocol):
     """Where micro-batches come from: an epoch list, or a stream of unknown length."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
-        """The micro-batches from the cursor on, always the same ones; it ends where there are no more."""
+        """The micro-batches from the cursor on, always the same ones, to the end of the data."""
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
-        """The batches of these micro-batches, or of parts of them, in order; loaded ahead of their use."""
+        """The batches of these specs, in order, prefetched."""
 
 
 # ---------------------------------------------------------------- models
 
 
 class ModelSection(Protocol):
-    """The keys of the `model:` section that decide the family, and what of it is opened how."""
+    """The keys of the `model:` section that decide the family and how it is loaded."""
 
     @property
     def name_or_path(self) -> str: ...
@@ -279,29 +279,29 @@ class ModelSection(Protocol):
 
 
 class ModelFacts:
-    """What is known of a model family before any of its files is read; `toolkit.models.family.ModelFamily` has the
-    facts that depend on a model folder."""
+    """Constants of a model family, known before any file is read. `toolkit.models.family.ModelFamily` has what depends
+    on a model folder."""
 
     arch: str
     """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
 
     title: str
-    """The published model, as its users call it."""
+    """Name of the published model."""
 
     pipelines: tuple[str, ...]
-    """What `_class_name` in model_index.json may be."""
+    """Accepted values of `_class_name` in model_index.json."""
 
     published: tuple[str, ...] = ()
-    """Hub ids that are known to be of this family."""
+    """Hub ids of this family."""
 
     parts: Mapping[str, str]
-    """Subfolders of a model folder -> the file that each holds at least, or a pattern of its name."""
+    """Subfolder of a model folder -> a file that it has to contain, or a pattern of its name."""
 
     trained_part: str = "transformer"
-    """Subfolder of a model folder that holds what is trained."""
+    """Subfolder of the trained module."""
 
     modelspec: tuple[str, str]
-    """`modelspec.architecture`, as other trainers write it, and `modelspec.implementation` in a file's metadata."""
+    """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as other trainers write them."""
 
     size_multiple: int
     """Training widths and heights are multiples of this many pixels."""
@@ -314,16 +314,16 @@ class ModelFacts:
     """Latent pixels along one side of a token."""
 
     max_references: int = 0
-    """Reference images one item may have."""
+    """Largest number of control images per sample."""
 
     sure_prompt: int = 0
-    """Letters of a prompt that fits into the model whatever the images beside it."""
+    """Characters of a prompt that fits into the model with any control images."""
 
     embeds_guidance: bool = False
-    """Whether the model is given a guidance scale as an input: samples then need no second, negative prediction."""
+    """Whether the guidance scale is an input of the model: sampling then needs no negative prediction."""
 
     encoder_parts: Mapping[str, Sequence[str]]
-    """Subfolders of a model folder that make latents ("vae") and text embeddings ("text_encoder")."""
+    """Subfolders of the encoders of latents ("vae") and text embeddings ("text_encoder")."""
 
     @property
     def token_side(self) -> int:
@@ -339,26 +339,26 @@ class ModelFacts:
         return (latent.width // self.patch) * (latent.height // self.patch)
 
     def drawable(self, pixels: Size) -> Size:
-        """The next size below that the model can draw."""
+        """The size rounded down to one that the model can generate."""
         return Size(*(side // self.token_side * self.token_side for side in pixels))
 
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        """What is wrong with a prompt that is too long for a target of this size with these references, or None.
+        """The error message for a prompt that is too long with these control images, or None.
 
-        Also None where that cannot be known yet, because the model's tokenizer is not on the disk.
+        Also None where it cannot be checked yet, because the model's tokenizer is not on the disk.
         """
         return None
 
 
 class TimeShift(Protocol):
-    """How a model's own sampling moves the noise levels t, to exp(mu) t / (1 + (exp(mu) - 1) t)."""
+    """The timestep shift of a model's own sampler: t becomes exp(mu) t / (1 + (exp(mu) - 1) t)."""
 
     @property
     def shift_terminal(self) -> float | None:
-        """The last noise level before 0, to which all are stretched; None: they are not."""
+        """The last timestep before 0, to which the schedule is stretched; None: no stretching."""
 
     def mu(self, tokens: int, steps: int) -> float:
-        """The shift exponent for an image of so many tokens, drawn in so many steps."""
+        """The shift exponent for an image of `tokens` tokens, sampled in `steps` steps."""
 
 
 @dataclass(frozen=True)
@@ -378,14 +378,14 @@ class DynamicShift:
 
 
 BlockForward = Callable[..., "tuple[Tensor, ...]"]
-"""Runs a block, the first argument, on tensors, the others (or None); its outputs are what the next block is given."""
+"""Runs a block (the first argument) on tensors (the others, or None). Its outputs are the inputs of the next block."""
 
 BlockWrapper = Callable[[BlockForward], BlockForward]
-"""Does something around a run of a block, which computes the same as before."""
+"""Wraps the forward of a block without changing its result."""
 
 
 class DiffusionModel(ABC):
-    """One model family behind one interface. Nothing outside `toolkit/models` knows which it is."""
+    """The interface to a model family. Nothing outside `toolkit/models` knows which one it is."""
 
     family: ModelFacts
 
@@ -401,11 +401,11 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def cache_key(self, part: str) -> str:
-        """What decides the result of encoding: a hash of the weights and settings of `vae` or `text_encoder`."""
+        """Hash of the weights and settings of `vae` or `text_encoder`: all that decides the result of encoding."""
 
     @abstractmethod
     def reference_size(self, image: Size, target: Size) -> Size:
-        """Pixels a reference of size `image` is resized to before `encode_images`, for a target of this size."""
+        """Size that a control image of size `image` is resized to before `encode_images`, for a target of this size."""
 
     @abstractmethod
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
@@ -416,18 +416,18 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        """The inverse: float32 pixels [B, 3, sH, sW], clamped to [-1, 1]."""
+        """The inverse of `encode_images`: float32 pixels [B, 3, sH, sW], clamped to [-1, 1]."""
 
     def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
-        """What is wrong with a prompt that is too long for a target of this size with these references, or None.
+        """The error message for a prompt that is too long with these control images, or None.
 
-        references: pixels of the images as they are.
+        references: sizes of the control images before resizing.
         """
         return None
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
-        """Embeddings [L, D] of one prompt seen with RGB images of any size, at most `ModelFacts.max_references`."""
+        """Embeddings [L, D] of one prompt with its RGB control images, of any size, at most `max_references`."""
 
     @abstractmethod
     def predict_velocity(
@@ -445,15 +445,15 @@ class DiffusionModel(ABC):
         """
 
     def sampling_level(self, t_B: Tensor) -> Tensor:
-        """The noise level that the family's own pipeline tells the model for the noise fraction t [B], float32.
+        """The timestep that the family's own pipeline passes to the model for t [B], float32.
 
-        It may differ by the rounding of that pipeline; training tells the model t itself.
+        It may differ from t by the rounding of that pipeline; training passes t itself.
         """
         return t_B
 
     @abstractmethod
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """Classifier-free guidance as this family's own pipeline combines the two velocities."""
+        """Classifier-free guidance: combines the two velocities as this family's own pipeline does."""
 
     @property
     @abstractmethod
@@ -467,7 +467,7 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
-        """Tokens the blocks are given of a batch: images, references and texts of all its items."""
+        """Tokens of a batch in the blocks: images, control images and texts of all its items."""
 
     @abstractmethod
     def blocks(self) -> Sequence[torch.nn.Module]:
@@ -478,14 +478,14 @@ class DiffusionModel(ABC):
         """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
 
     def fused_projection_groups(self) -> Sequence[Sequence[str]]:
-        """Groups of `lora_targets` that are called one after the other with the very same input."""
+        """Groups of `lora_targets` that are called one after the other with the same input."""
         return ()
 
     @abstractmethod
     def wrap_blocks(
         self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
     ) -> None:
-        """Wraps every block's forward in these, the first one innermost; replaces earlier wrappers.
+        """Wraps every block's forward in `wrappers`, the first one innermost; replaces earlier wrappers.
 
         last_block_wrappers: those of the last block of a batch, where the backward pass begins; None: the same.
         """
@@ -497,12 +497,12 @@ class DiffusionModel(ABC):
         """
         return None
 
-    def prefetch_timesteps(self, levels: Iterable[float]) -> None:  # noqa: B027 - only a table has a use for it
-        """Noise levels in [0, 1] that `predict_velocity` will be asked for soon. Others are right too, and slower."""
+    def prefetch_timesteps(self, levels: Iterable[float]) -> None:  # noqa: B027 - only a cache makes use of it
+        """Timesteps in [0, 1] of the next calls of `predict_velocity`. Other timesteps work too, but slower."""
 
     @abstractmethod
     def unload_encoders(self, keep: Iterable[str] = ()) -> None:
-        """Frees the encoders that training no longer needs; `keep` names parts that stay."""
+        """Frees the encoders that training no longer needs. keep: names of parts that stay."""
 
 
 # ---------------------------------------------------------------- training
@@ -513,7 +513,7 @@ class Network(ABC):
 
     @classmethod
     def from_config(cls, settings: Any, targets: Sequence[str], seed: int, dtype: torch.dtype) -> Self:
-        """The network that a `network:` section describes, on these modules; computed in `dtype`."""
+        """The network of a `network:` section, on these modules; its compute dtype is `dtype`."""
         raise NotImplementedError
 
     @staticmethod
@@ -523,15 +523,15 @@ class Network(ABC):
 
     @abstractmethod
     def attach(self, model: torch.nn.Module) -> None:
-        """Adds the trainable weights to `model`; the rest of it is frozen. A no-op on its output."""
+        """Adds the trainable parameters to `model` and freezes the rest. The output of the model stays the same."""
 
     def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:  # noqa: B027 - most kinds make no use of it
-        """May use that the layers of a group read the same input (`DiffusionModel.fused_projection_groups`); results
-        stay.
+        """Optional optimisation: fuses the projections of layers that share an input
+        (`DiffusionModel.fused_projection_groups`). Must not change results.
         """
 
     @abstractmethod
-    def load_pretrained(self, changes: Mapping[str, Any]) -> None:
+    def load_pretrained(self, deltas: Mapping[str, Any]) -> None:
         """Initialises the network from a file's deltas (`toolkit.networks.lora_formats.LayerDelta` by module)."""
 
     @abstractmethod
@@ -539,9 +539,9 @@ class Network(ABC):
         """Trainable parameters by a name that is stable across runs; float32 unless `train.full_bf16`."""
 
     def sharded_params(self) -> dict[str, RowShard]:
-        """Tensors of `parameters` and of `export` of which this process has some rows only; by name.
+        """Tensors of `parameters` and `export` that are sharded, by name.
 
-        A network that has any calls its parameters in `export` what `parameters` calls them.
+        A network with sharded parameters uses the same names in `export` and `parameters`.
         """
         return {}
 
@@ -552,23 +552,23 @@ class Network(ABC):
 
     @contextmanager
     def disabled(self) -> Iterator[None]:
-        """Disables the network inside the block, as peft's `disable_adapter`; no effect on a kind that trains the model
-        itself."""
+        """Disables the network inside the block, as peft's `disable_adapter`. No effect where the model itself is
+        trained."""
         yield
 
     def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
-        """What the network does to its weights after an optimizer step, without waiting for the device.
+        """Post-processes the weights after an optimizer step (max norm, say), without waiting for the device.
 
-        taken: 0-dim bool; where false nothing may change, bit for bit. Returns 0-dim numbers of the step worth logging.
+        step_ok: 0-dim bool; where it is false nothing may change, bit for bit. Returns 0-dim metrics to log.
         """
         return {}
 
     def module_name_of(self, name: str) -> str:
-        """The dotted name of the layer that one of `parameters` belongs to."""
+        """The dotted name of the layer that a parameter belongs to."""
         return name.rpartition(".")[0]
 
     def lora_b_parameters(self) -> frozenset[str]:
-        """Names of those of `parameters` that LoRA+ gives a rate of their own: the up matrices; empty: there are none.
+        """Names of the parameters with LoRA+'s own learning rate (the up matrices); empty where there are none.
 
         Source: https://arxiv.org/abs/2402.12354 (its B).
         """
@@ -576,33 +576,33 @@ class Network(ABC):
 
     @abstractmethod
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """`weights` (as named by `parameters`) under the names of the file format that users take away."""
+        """`weights` (named as in `parameters`) under the names of the saved file."""
 
 
 @dataclass
 class TrainState:
-    """Everything a resume needs that is not a tensor. Changed by the loop only."""
+    """Everything a resume needs that is not a tensor. Only the loop changes it."""
 
     step: int = 0
     """Optimizer steps done."""
 
     cursor: Cursor = None
-    """Where the source of batches goes on."""
+    """Position of the next micro-batch."""
 
     epoch: int = 0
-    """Epoch of the last micro-batch, counted from 0; 0 where the source knows no epochs."""
+    """Epoch of the last micro-batch, counted from 0; 0 where the source has no epochs."""
 
     epochs_done: int = 0
-    """Epochs of which every micro-batch is trained."""
+    """Completed epochs."""
 
     epochs_before: int = 0
-    """`epochs_done` before the last step: what lies between them ended with it."""
+    """`epochs_done` before the last step: tells whether an epoch ended with it."""
 
     samples: int = 0
     """Samples trained on, repeats included."""
 
     skipped: int = 0
-    """Optimizer steps skipped by a role because its loss or gradient was not finite."""
+    """Optimizer steps that a role skipped because its loss or gradient was not finite."""
 
     extra: dict[str, Any] = field(default_factory=dict)
     """State of callbacks for a resume, by callback name; JSON values only."""
@@ -610,21 +610,21 @@ class TrainState:
 
 @dataclass(frozen=True)
 class StepLosses:
-    """What a `TrainStep` returns: one loss per sample and role, and numbers worth logging."""
+    """What a `TrainStep` returns: one loss per sample and role, and metrics."""
 
     by_role: dict[str, Tensor]
     """Role -> differentiable float32 losses [B]."""
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
-    """Name -> a number per sample worth logging [B], on any device, such as the noise level t."""
+    """Metric name -> one value per sample [B], on any device, such as the timestep t."""
 
     numbers: dict[str, Tensor] = field(default_factory=dict)
-    """Name -> a number of the whole batch worth logging (0-dim); of an accumulation step their mean over the samples
-    of the batches that gave it."""
+    """Metric name -> one value of the batch (0-dim). Of an accumulation step the mean is logged, weighted by the
+    samples of the batches that have the metric."""
 
 
 class Backward(Protocol):
-    """Runs the backward passes of one micro-batch; gradients are those of means over the whole accumulation step."""
+    """Runs the backward passes of one micro-batch. Losses are averaged over the whole accumulation step."""
 
     @property
     def step(self) -> int:
@@ -632,17 +632,17 @@ class Backward(Protocol):
 
     @property
     def roles(self) -> frozenset[str]:
-        """Roles that learn in this step; losses of others are not needed and have no effect."""
+        """Roles that are trained in this step; losses of others are ignored."""
 
     def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False) -> None:
-        """One pass of the sum of these losses (role -> [B]), whose gradients reach the weights of these roles only.
+        """One backward pass of the sum of these losses (role -> [B]); only parameters of these roles get gradients.
 
-        retain_graph: another pass of this micro-batch goes through the same graph.
+        retain_graph: another backward pass of this micro-batch uses the same graph.
         """
 
 
 BatchT = TypeVar("BatchT", bound=Batch)
-"""What a step is given; whatever its source of batches loads."""
+"""The type of batch that the source loads and the step takes."""
 
 
 class TrainStep(ABC, Generic[BatchT]):
@@ -653,7 +653,7 @@ class TrainStep(ABC, Generic[BatchT]):
         """The losses of a micro-batch. step: optimizer steps done."""
 
     def backward(self, batch: BatchT, backward: Backward) -> StepLosses:
-        """Computes losses and runs their backward passes: by default one of their sum.
+        """Computes the losses and runs their backward passes: by default one of their sum.
 
         A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each.
         """
@@ -670,7 +670,7 @@ class RoleResult:
     lr: float
     grad_norm: float
     skipped: bool = False
-    """Loss or gradient was not finite: the role learned nothing."""
+    """Loss or gradient was not finite: the role's parameters did not change."""
 
 
 @dataclass(frozen=True)
@@ -690,31 +690,31 @@ class StepResult:
     """Samples trained on since the run began."""
 
     step_s: float
-    """Wall seconds since the previous optimizer step ended; saving and sampling excluded. Of steps whose numbers were
-    fetched together (`Callback.on_metrics`) their mean: the device works on one while the host prepares the next."""
+    """Wall seconds since the previous optimizer step ended, without saving and sampling. Steps whose metrics were
+    fetched together (`Callback.on_metrics`) have their mean, as the host prepares a step while the device computes."""
 
     data_s: float
-    """Of these, seconds spent waiting for batches."""
+    """Part of `step_s` spent waiting for batches."""
 
     per_sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
-    """Name -> a number for each sample of the step: its `loss`, and what the `TrainStep` names (`t`)."""
+    """Metric name -> one value per sample of the step: its `loss`, and those of the `TrainStep` (`t`)."""
 
     skipped: bool = False
-    """A loss or gradient was not finite: nothing was learned in this step by a role."""
+    """A loss or gradient was not finite: at least one role skipped this step."""
 
     lr_by_group: dict[str, float] = field(default_factory=dict)
-    """Learning rates beyond `lr`, by name: of each role (`<role>`, `<role>/<group>`) and group where there are several,
-    and those an optimizer found."""
+    """Further learning rates by name: of each role (`<role>`, `<role>/<group>`) and parameter group where there are
+    several, and those that the optimizer estimates."""
 
     extra_metrics: dict[str, float] = field(default_factory=dict)
-    """Further numbers of the step worth logging, by the name they are logged under; with several roles `loss/<role>`
-    and `grad_norm/<role>` of those that learned."""
+    """Extra scalars to log: name -> value. With several roles also `loss/<role>` and `grad_norm/<role>` of those that
+    were trained."""
 
     by_role: dict[str, RoleResult] = field(default_factory=dict)
-    """The step of each role that learned in it, or skipped it."""
+    """The results of the roles that took part in the step."""
 
     def logged(self) -> dict[str, float]:
-        """The numbers of the step by the names that metrics.jsonl has for them."""
+        """The metrics of the step, by their names in metrics.jsonl."""
         return {
             "loss": self.loss,
             "lr": self.lr,

@@ -1,7 +1,7 @@
 """Sharded parameters: each rank holds some rows of a weight.
 
-A process trains its rows as a parameter of their own. The rows of rank 0 come first; all have as many, but
-for the last ones, which may have fewer or none (as `torch.chunk` cuts). Imports no torch before there is a weight.
+A rank trains its rows as a separate parameter. The rows of rank 0 come first; all ranks have the same number, except
+the last ones, which may have fewer or none (as with `torch.chunk`). Imports torch only when it is used.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ class RowShard:
     """The local shard of a tensor: a range of its rows."""
 
     shape: tuple[int, ...]
-    """Of the whole tensor. Rows are counted in its first dimension."""
+    """Shape of the full tensor. Rows are indices of its first dimension."""
 
     start: int
     stop: int
@@ -28,14 +28,14 @@ class RowShard:
 
     @classmethod
     def of(cls, shape: Sequence[int], rank: int, size: int) -> RowShard:
-        """What process `rank` of `size` has of a tensor of this shape."""
+        """The shard of rank `rank` of `size` of a tensor of this shape."""
         each = rows_per_rank(shape[0], size)
         start = min(rank * each, shape[0])
         return cls(tuple(shape), start, min(start + each, shape[0]))
 
 
 def rows_per_rank(rows: int, size: int) -> int:
-    """The most rows that one of `size` processes has."""
+    """The largest number of rows that one of `size` ranks has."""
     return -(-rows // size)
 
 
@@ -51,24 +51,23 @@ def shard_of(parameter: Tensor) -> RowShard:
 
 
 def local_rows(parameter: Tensor) -> Tensor:
-    """The numbers of a parameter that are in this process, all of one that is whole; the same memory, no gradient."""
+    """The local shard of a parameter, or all of one that is not sharded; shares its memory, without a gradient."""
     own = parameter.detach()
     return cast("DTensor", own).to_local() if is_sharded(parameter) else own
 
 
 def local_shard_parameter(parameter: nn.Parameter) -> nn.Parameter:
-    """This process's rows of a parameter that is sharded, as a parameter of their own in the same memory.
+    """The local shard of a sharded parameter, as a separate parameter in the same memory.
 
-    The gradients that FSDP2 adds up over the processes are handed over to it at once: they gather in its `grad`, as
-    those of any parameter do, until somebody lets them go.
+    Gradients that FSDP2 has reduced move to it at once and accumulate in its `grad`, as those of any parameter.
     """
     from torch import nn
 
     rows = nn.Parameter(local_rows(parameter))
 
-    def hand_over(shared_out: nn.Parameter) -> None:
-        gradient, shared_out.grad = cast("DTensor", shared_out.grad).to_local(), None
+    def move_gradient(sharded: nn.Parameter) -> None:
+        gradient, sharded.grad = cast("DTensor", sharded.grad).to_local(), None
         rows.grad = gradient if rows.grad is None else rows.grad.add_(gradient)
 
-    parameter.register_post_accumulate_grad_hook(hand_over)
+    parameter.register_post_accumulate_grad_hook(move_gradient)
     return rows

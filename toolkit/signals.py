@@ -1,15 +1,14 @@
-"""Ctrl-C and SIGTERM: the first asks the program to end, the second ends it at once.
+"""Ctrl-C and SIGTERM: the first one requests a stop, the second one stops the program at once.
 
-By default a signal raises `Interrupted` where the program happens to be. Work that must not be torn
-apart (training between two saves) runs inside `deferred()`: there the first signal only sets
-`request.asked`, and the work ends itself at its next good moment:
+By default a signal raises `Interrupted` in the running code. Work that must not be interrupted anywhere
+(training between two saves) runs inside `defer_signals()`: there the first signal only sets
+`request.requested`, and the work stops at its next safe point:
 
-    with interrupt.deferred() as request:
-        while not done and not request.asked:
+    with signals.defer_signals() as request:
+        while not done and not request.requested:
             step()
         save()
-    if request.asked:
-        raise Stopped(request.exit_code)
+    request.check()
 """
 
 from __future__ import annotations
@@ -34,12 +33,12 @@ def _exit_codes() -> dict[int, int]:
 
 
 EXIT_CODES = _exit_codes()
-"""The signals that end the program, as far as this platform has them, and the exit code of each."""
+"""The signals that stop the program, where this platform has them, and the exit code of each."""
 
 
 @dataclass
 class StopRequest:
-    """Whether a signal has asked the running work to end."""
+    """Whether a signal has requested a stop."""
 
     exit_code: int | None = None
     """130 after Ctrl-C, 75 after SIGTERM, None before either."""
@@ -49,7 +48,7 @@ class StopRequest:
         return self.exit_code is not None
 
     def check(self) -> None:
-        """Raises Stopped when a signal has come: for work that loses nothing by ending here."""
+        """Raises Interrupted when a signal has come: for work that loses nothing by stopping here."""
         if self.exit_code is not None:
             raise Interrupted(self.exit_code)
 
@@ -62,9 +61,9 @@ _quiet = False
 
 
 def install(quiet: bool = False) -> None:
-    """Handles the signals from here on. Only the main thread of a process may; elsewhere a no-op.
+    """Installs the signal handlers. Only possible in the main thread of a process; elsewhere a no-op.
 
-    quiet: says nothing about it, as another process does.
+    quiet: prints no message, as rank 0 prints it.
     """
     global _quiet
     _quiet = quiet
@@ -77,9 +76,9 @@ def install(quiet: bool = False) -> None:
 
 
 def ignore() -> None:
-    """From here on the signals do nothing: the program is on its way out.
+    """Ignores the signals from here on: the program is shutting down.
 
-    Of several processes: a launcher that sees one of them end sends signals to the others.
+    With several processes the launcher sends signals to the others once one of them exits.
     """
     if threading.current_thread() is threading.main_thread():
         for number in EXIT_CODES:
@@ -87,10 +86,10 @@ def ignore() -> None:
 
 
 def _leave_to_parent() -> None:
-    """A forked worker outlives Ctrl-C, which the terminal sends to it too, until its parent ends it."""
-    for number, answer in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
+    """A forked worker ignores Ctrl-C, which the terminal sends to it too, until its parent ends it."""
+    for number, handler in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
         if signal.getsignal(number) is _on_signal:
-            signal.signal(number, answer)
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -113,10 +112,10 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Interrupted(code)
     _request.exit_code = code
     if not _quiet:
-        _say("\nStopping after this step, then saving. Press Ctrl-C again to quit now.\n")
+        _write_message("\nStopping after this step, then saving. Press Ctrl-C again to quit now.\n")
 
 
-def _say(text: str) -> None:
+def _write_message(text: str) -> None:
     """Writes past Python's buffers: the signal may have come within a print, which cannot be re-entered."""
     if sys.__stderr__ is None:
         return

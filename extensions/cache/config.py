@@ -28,23 +28,23 @@ class CacheConfig(DiffusionSection):
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """`dtype` may stand in the process itself, where a cache needs no `train` section."""
+        """Accepts `dtype` in the process itself, so that a cache needs no `train` section."""
         dtype = entries.pop("dtype", None)
         if dtype is not None:
             place_in(entries, "train", "dtype", dtype, diagnostics)
         return entries
 
     def outputs_exist(self, job: JobContext) -> bool:
-        """The folder of the cache; what is missing inside it the training makes itself."""
+        """Whether the cache folder exists; training encodes what is missing in it."""
         return (Path(self.training_folder).expanduser() / "_cache").is_dir()
 
     def plan(self, job: JobContext) -> RunPlan:
-        """What there is to encode."""
+        """The plan: what there is to encode."""
         from extensions.cache.plan import plan_cache
 
         return plan_cache(self, job)
 
     @property
     def dtype(self) -> str:
-        """Number type of the cached tensors."""
+        """Dtype of the cached tensors."""
         return self.train.dtype

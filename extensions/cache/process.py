@@ -1,4 +1,4 @@
-"""`type: cache`: encodes the datasets of a job as training would, and stops. What broke off goes on where it was."""
+"""`type: cache`: encodes the datasets of a job as training would, and stops. An interrupted run resumes."""
 
 from __future__ import annotations
 
@@ -37,5 +37,5 @@ class CacheProcess(BaseExtensionProcess):
         encode_items(
             items, model, lambda _: stores, dtype, lambda what, done, total: status.update(f"{what} {done}/{total}")
         )
-        scan_cache.save()  # by now it knows the digests as well
+        scan_cache.save()  # now with the file hashes
         status.finish(f"cached {len(items)} items in {folder / '_cache'}")

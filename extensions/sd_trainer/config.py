@@ -26,10 +26,10 @@ def _child(entries: dict[str, ConfigNode], section: str, key: str) -> ConfigNode
 
 
 RESERVED_NAMES = ("state", "samples", "control", "superseded")
-"""Folders of a run beside which the model's own folder `<name>/` lies."""
+"""Other folders in the folder of a run, next to the model's own folder `<name>/`."""
 
 
-def _tell_what_counts(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
+def _warn_about_step_count(entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> None:
     """Source: ai-toolkit, `BaseSDTrainProcess.run`: every micro-batch counts, each n-th one ends an optimizer step."""
     key = _child(entries, "train", "gradient_accumulation_steps")
     if key is None or not isinstance(key.value, int) or key.value <= 1:
@@ -58,17 +58,17 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """Without `save.dtype` a model that is trained itself is saved in bf16.
 
-        LoRAs are usual in float16; a whole model is usual in the type of the original. Tells what `steps` counts
-        where accumulation is asked for by a name with which ai-toolkit counts otherwise.
+        LoRAs are usually float16; a full model usually has the dtype of the original. Warns about what `steps` counts
+        where accumulation is given by a key with which ai-toolkit counts differently.
         """
-        _tell_what_counts(entries, diagnostics)
+        _warn_about_step_count(entries, diagnostics)
         kind, given = (_child(entries, *path) for path in (("network", "type"), ("save", "dtype")))
         if given is None and kind is not None and str(kind.value).strip().lower() in ("full", "fullrank"):
             place_in(entries, "save", "dtype", replace(kind, value="bfloat16"), diagnostics)
         return entries
 
     def logged_numbers(self) -> Sequence[str]:
-        """Of a step, and of the validation where there is one."""
+        """Metrics of a step, and of the validation where there is one."""
         levels = noise_levels(self.validation.timesteps) if self.validation else ()
         limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
@@ -76,7 +76,7 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """What its parts check, and what its keys rule out together."""
+        """The checks of its subsections, and of combinations of its keys."""
         yield from super().check(job)
         yield from mistakes(self)
         if self.network.trains_model and (name := self.display_name(job)) in RESERVED_NAMES:
@@ -84,7 +84,7 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
             yield Diagnostic(("name",) if self.name else ("network", "type"), message)
 
     def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Settings that are allowed and train nothing, or that do nothing."""
+        """Settings that are allowed but have no effect, or train nothing."""
         return notes(self)
 
     def plan(self, job: JobContext) -> RunPlan:

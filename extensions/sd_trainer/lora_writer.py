@@ -1,4 +1,4 @@
-"""The network files of a run: which weights go in, and where."""
+"""Writes the network files of a run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from toolkit.train.run import Run
 
 
 class LoraWriter:
-    """Writes the average of the weights when there is one, else the weights; `save.also: [raw]` adds the latter."""
+    """Writes the EMA of the weights where there is one, else the raw weights; `save.also: [raw]` adds the raw ones."""
 
     suffix = ".safetensors"
 
@@ -40,7 +40,7 @@ class LoraWriter:
         """Copies the weights of `<name>_<step>.safetensors`, or of `<name>.safetensors` for the end (None), or of
         `<name>_best.safetensors`.
 
-        The result writes the files and returns their paths; the run may have gone on by then.
+        The result writes the files and returns their paths, while the training goes on.
         """
         copies, metadata = self.copies(run, step), self.metadata(run)
 
@@ -52,7 +52,7 @@ class LoraWriter:
         return write
 
     def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
-        """What each file of a step (as of `prepare`) will hold, whatever happens to the weights."""
+        """Copies of the tensors of each file of a step (as in `snapshot`)."""
         dtype = DTYPES[self.section.save.dtype]
         return {
             file: network_state_dict(run, self.network, NETWORK, dtype, raw)
@@ -60,7 +60,7 @@ class LoraWriter:
         }
 
     def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
-        """The files of a step (as of `prepare`), and of each whether the weights go in as they are (`Role.weights`)."""
+        """The files of a step (as in `snapshot`) -> whether the file has the raw weights (`Role.weights`)."""
         stem = run.name if step is None else best_stem(run.name) if step == "best" else step_stem(run.name, step)
         found = {run.folder / f"{stem}{self.suffix}": False}
         if run.roles[NETWORK].ema and "raw" in self.section.save.also:
@@ -68,11 +68,11 @@ class LoraWriter:
         return found
 
     def metadata(self, run: Run) -> dict[str, str]:
-        """Strings for the files' header."""
+        """Metadata for the header of the files."""
         return file_metadata(run, self.section, self.meta, self.plan, self.kind_metadata())
 
     def kind_metadata(self) -> dict[str, Any]:
-        """What only the files of adapters say."""
+        """Metadata of adapters only."""
         network = self.section.network
         factor = {"lokr_factor": network.factor} if network.type == "lokr" else {}
         return {"rank": network.linear, "alpha": network.linear_alpha, **factor}

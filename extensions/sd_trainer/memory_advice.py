@@ -1,4 +1,4 @@
-"""What of a section to change so that its job fits: the keys, each with what it saves by the plan. Imports no torch."""
+"""Suggests changes of a section so that its job fits into memory, with the estimated saving. Imports no torch."""
 
 from __future__ import annotations
 
@@ -11,20 +11,20 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.memory.estimate import GB, GPU_SIZES_GB, MemoryEstimate, Saving, gigabytes, suggest
 from toolkit.memory.oom_hints import MemorySaving, suggestions
 
-LEAST_SAVING = 0.01
-"""Share of the peak below which a change is not worth naming."""
+MIN_SAVING = 0.01
+"""Smallest saving, as a share of the peak, that is suggested."""
 
 
 def advice(
     section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, plan: MemoryEstimate
 ) -> str | None:
-    """One line of what to change for the machine, or where that is not known for the next smaller GPU.
+    """One line of suggestions for the machine, or for the next smaller GPU where its memory is not known.
 
-    None where the plan fits the machine, or the smallest GPU.
+    None where the job fits the machine, or the smallest GPU.
     """
     limit = machine.limit
     if limit is None:
-        smaller = [card for card in GPU_SIZES_GB if plan.device_bytes > card * GB]
+        smaller = [size for size in GPU_SIZES_GB if plan.device_bytes > size * GB]
         limit = smaller[-1] * GB if smaller else None
     if limit is None or plan.peak_bytes <= limit:
         return None
@@ -38,20 +38,20 @@ def advice(
 def _savings(
     section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, peak: int, limit: int
 ) -> Iterator[Saving]:
-    """Changes that together bring the peak below `limit`, each time the one that saves most.
+    """Savings that together bring the peak below `limit`, greedily the largest one first; as many as there are.
 
-    What changes the images or the network itself comes after all others. Where nothing is left, less is saved.
+    Those that change the images or the network come last.
     """
     chosen: list[MemorySaving] = []
-    as_it_is = _changed(section, groups, machine, chosen)
-    if as_it_is < (1 - LEAST_SAVING) * peak:  # of an unknown device the plan is that of `full`
-        yield Saving("train.gradient_checkpointing: auto (there full_offload)", peak - as_it_is)
-        peak = as_it_is
+    unchanged_peak = _peak_with(section, groups, machine, chosen)
+    if unchanged_peak < (1 - MIN_SAVING) * peak:  # for an unknown device the estimate is that of `full`
+        yield Saving("train.gradient_checkpointing: auto (there full_offload)", peak - unchanged_peak)
+        peak = unchanged_peak
     for is_last_resort in (False, True):
         while peak > limit:
             left = [c for c in suggestions(_applied(section, chosen)) if c.is_last_resort == is_last_resort]
-            peaks = [_changed(section, groups, machine, [*chosen, change]) for change in left]
-            if min(peaks, default=peak) > (1 - LEAST_SAVING) * peak:
+            peaks = [_peak_with(section, groups, machine, [*chosen, change]) for change in left]
+            if min(peaks, default=peak) > (1 - MIN_SAVING) * peak:
                 break
             best = peaks.index(min(peaks))
             yield Saving(left[best].text, peak - peaks[best])
@@ -64,12 +64,12 @@ def _applied(section: DiffusionSection, chosen: Iterable[MemorySaving]) -> Diffu
     return section
 
 
-def _changed(
+def _peak_with(
     section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, chosen: Sequence[MemorySaving]
 ) -> int:
-    """The peak with these changes."""
+    """The peak in bytes with these changes."""
     section, area = _applied(section, chosen), prod(change.area for change in chosen)
     level = section.train.checkpointing_level()
-    if level == "auto":  # it would fill whatever memory there is
+    if level == "auto":  # it would use all available memory
         level = "full_offload" if machine.kind == "cuda" else "full"
     return plan_memory(section, groups, machine, level, area).peak_bytes

@@ -1,4 +1,4 @@
-"""What decides the memory of a job, counted before anything is loaded: what it trains, the step of one process, and the
+"""The inputs of the memory estimate, before anything is loaded: trainable parameters, the step of one rank, and the
 largest batch and image. Imports no torch."""
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ from toolkit.train.accumulation import splits_per_micro_batch
 
 @dataclass(frozen=True)
 class TrainableParams:
-    """The weights that are trained."""
+    """The trainable parameters."""
 
     layers: tuple[str, ...]
-    """Full names of the layers they belong to."""
+    """Full names of their layers."""
 
     shapes: tuple[Shape, ...]
-    """Of each matrix; a module's biases and norms are one vector."""
+    """Shape of each matrix; a module's biases and norms are one vector."""
 
     written: int
-    """Weights in what users take away: of the whole model where it is trained itself."""
+    """Number of parameters in a saved file: of the whole model where it is trained itself."""
 
     @property
     def weights(self) -> int:
@@ -48,21 +48,23 @@ class TrainableParams:
 
     @property
     def largest(self) -> int:
-        """Weights of the largest matrix."""
+        """Number of parameters of the largest matrix."""
         return max(map(prod, self.shapes))
 
     def optimizer_bytes(self, train: TrainConfig) -> int:
-        """Of the state that a `train:` section's optimizer keeps."""
+        """Bytes of the optimizer state with a `train:` section."""
         return optimizer_bytes(train.optimizer, train.optimizer_params, self.shapes)
 
     def state_bytes(self, train: TrainConfig) -> int:
-        """Of all that a resume needs: raw weights, their average, the optimizer's state."""
+        """Bytes of a checkpoint: raw weights, EMA, optimizer state."""
         per_weight = (2 if train.full_bf16 else 4) + 4 * train.ema_config.use_ema
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 
 def count_trainable_params(config: DiffusionSection, processes: int = 1) -> TrainableParams:
-    """processes: that share the blocks out; of a model that is trained itself, the shapes are the rows of the first.
+    """The trainable parameters of a section.
+
+    processes: ranks that the blocks are sharded over; where the model itself is trained, shapes are those of rank 0.
 
     Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
     """
@@ -95,23 +97,23 @@ FLOAT = 4
 """Bytes of a number in float32."""
 
 WHOLE_BLOCKS = 2
-"""Blocks of which the weights are gathered at a time, with `train.parallel: fsdp`: one runs, the next one comes."""
+"""Blocks that are unsharded at a time with `train.parallel: fsdp`: one runs, the next one is prefetched."""
 
 OPTIMIZER_TEMPS = 4
-"""Of the largest weight, in float32, by what `full_bf16` and Adafactor allocate; the others make one or none."""
+"""Float32 copies of the largest parameter that `full_bf16` and Adafactor allocate; others need one or none."""
 
 STEPS_IN_PLACE = frozenset({"adamw", "adam", "sgd"})
-"""Optimizers whose step makes no copies: torch's fused ones, and SGD."""
+"""Optimizers whose step needs no copies: torch's fused ones, and SGD."""
 
 
 def step_shape(
     section: DiffusionSection, facts: ModelSizeInfo, trained: TrainableParams, tokens: int, on_card: bool
 ) -> StepShape:
-    """A step of one process with so many tokens in its largest batch. trained: `local_trainable_params(section)`."""
+    """The step of one rank with `tokens` tokens in its largest batch. trained: `local_trainable_params(section)`."""
     model, train = section.model, section.train
     number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
-    waits = micro_batches(train) > 1
-    fused = train.fused_backward_pass and not waits
+    accumulates = micro_batches(train) > 1
+    fused = train.fused_backward_pass and not accumulates
     int8 = _multiplies_in_int8(model, facts, on_card)
     return StepShape(
         tokens=tokens,
@@ -125,29 +127,29 @@ def step_shape(
         casts=0 if own == number or num_shards(train) > 1 else trained.weights * number // facts.blocks,
         int8_products=int8,
         gradients=own * (trained.largest if fused else trained.weights),
-        gradients_wait=waits,
+        gradients_wait=accumulates,
     )
 
 
 def optimizer_temp_bytes(train: TrainConfig, trained: TrainableParams) -> int:
-    """Bytes of float32 copies while an optimizer steps one weight after the other."""
+    """Bytes of float32 temporaries of an optimizer that steps one parameter after the other."""
     in_place = train.optimizer in STEPS_IN_PLACE and not train.full_bf16
     return 0 if in_place else OPTIMIZER_TEMPS * FLOAT * trained.largest
 
 
 def copies_within_backward(train: TrainConfig, trained: TrainableParams) -> int:
-    """Those of them that are there beside the activations."""
+    """The part of `optimizer_temp_bytes` that is allocated during the backward pass."""
     return optimizer_temp_bytes(train, trained) if train.fused_backward_pass else 0
 
 
 def num_shards(train: TrainConfig) -> int:
-    """Processes that share the blocks of the model out."""
+    """Number of ranks that the blocks of the model are sharded over."""
     return read_distributed_env().size if train.parallel == "fsdp" else 1
 
 
 def unsharded_block_bytes(section: DiffusionSection, facts: ModelSizeInfo) -> tuple[int, int]:
-    """Bytes of blocks that are whole although they are sharded: of their weights, and of the gradients of one, as
-    they come, to be summed, and summed."""
+    """Bytes of unsharded blocks with FSDP: of the weights of `WHOLE_BLOCKS` blocks, and of the gradients of one block
+    (as computed, as input and as output of the reduction)."""
     if num_shards(section.train) == 1:
         return 0, 0
     number, block = DTYPE_BYTES[section.train.dtype], facts.linear_params // facts.blocks
@@ -155,25 +157,25 @@ def unsharded_block_bytes(section: DiffusionSection, facts: ModelSizeInfo) -> tu
 
 
 def local_trainable_params(section: DiffusionSection) -> TrainableParams:
-    """What one process trains."""
+    """The trainable parameters of one rank."""
     return count_trainable_params(section, num_shards(section.train))
 
 
 def trained_bytes(section: DiffusionSection) -> int:
-    """Of a trained weight, and of its gradient: adapters are always float32."""
+    """Bytes of a trained parameter, and of its gradient; adapters are always float32."""
     return DTYPE_BYTES[section.weights_dtype()] if section.network.trains_model else FLOAT
 
 
 def images_at_once(train: TrainConfig) -> int:
-    """Images of the largest batch that one process computes."""
+    """Images of the largest micro-batch of one rank."""
     return -(-train.batch_size // splits_per_micro_batch(train.gradient_accumulation, read_distributed_env().size))
 
 
 def micro_batches(train: TrainConfig) -> int:
-    """Batches of an optimizer step that one process computes."""
+    """Micro-batches of one rank per optimizer step."""
     processes = read_distributed_env().size
-    parts = min(splits_per_micro_batch(train.gradient_accumulation, processes), train.batch_size)
-    return -(-train.gradient_accumulation * parts // processes)
+    pieces = min(splits_per_micro_batch(train.gradient_accumulation, processes), train.batch_size)
+    return -(-train.gradient_accumulation * pieces // processes)
 
 
 def _multiplies_in_int8(model: ModelConfig, facts: ModelSizeInfo, on_card: bool) -> bool:
@@ -184,7 +186,7 @@ def _multiplies_in_int8(model: ModelConfig, facts: ModelSizeInfo, on_card: bool)
 
 
 def _dequantized_bytes(model: ModelConfig, dtype: str, number: int) -> int:
-    """Bytes per weight of the copies that a quantized layer has while it is used: see the classes of `stored`."""
+    """Bytes per weight of a quantized layer's dequantized copies while it is used: see `memory/quantized_weight.py`."""
     if not model.quantize:
         return 0
     if model.qtype in ("int4", "int2"):
@@ -195,41 +197,41 @@ def _dequantized_bytes(model: ModelConfig, dtype: str, number: int) -> int:
 
 
 LETTERS_PER_TOKEN = 3
-"""Of captions; a cautious average."""
+"""Characters per token of a caption; a cautious average."""
 
 
 @dataclass(frozen=True)
 class ItemGroup:
-    """Items that take the same memory, counted."""
+    """A number of items that need the same memory."""
 
     bucket: Size
     references: int
     keeps_latents: bool
-    """Whether their cached latents are in the CPU memory, because no file holds them."""
+    """Whether their latents are cached in CPU memory instead of on disk."""
 
     keeps_text: bool
-    """The same of their text embeddings."""
+    """Whether their text embeddings are cached in CPU memory."""
 
     shuffled: bool
     """Whether their captions are encoded at each use."""
 
     held_out: bool
-    """Whether they are measured, and not trained on."""
+    """Whether they are in the validation split."""
 
     count: int
     uses: int
-    """In an epoch."""
+    """Uses per epoch."""
 
     longest: int
-    """Letters of a caption."""
+    """Characters of the longest caption."""
 
 
 def group_items(
     section: DiffusionSection, items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()
 ) -> tuple[ItemGroup, ...]:
-    """The items of a section, alike ones together: there may be very many, and a plan looks at them often.
+    """Groups the items of a section: there may be very many, and the estimate uses them often.
 
-    held_out: those of its validation.
+    held_out: the items of its validation split.
     """
     keeps = [
         (not (dataset.cache_latents and dataset.cache_latents_to_disk), section.requested_text_cache(dataset) is False)
@@ -249,11 +251,11 @@ def group_items(
 
 @dataclass(frozen=True)
 class LargestBatch:
-    """A batch, or image, that the transformer has most tokens of."""
+    """The batch or image with the most tokens."""
 
     images: int
     pixels: int
-    """Of the target."""
+    """Pixels of a target."""
 
     references: int
     reference_pixels: int
@@ -261,7 +263,7 @@ class LargestBatch:
 
 
 class BatchSizes:
-    """Pixels and tokens of what a job trains on, measures and draws."""
+    """Pixels and tokens of training batches, validation and samples."""
 
     def __init__(
         self, section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup], area: float = 1.0
@@ -271,40 +273,40 @@ class BatchSizes:
         self._follows_target = section.model.model_kwargs.match_target_res
 
     def tokens(self, largest: LargestBatch) -> int:
-        """That the transformer sees."""
+        """Tokens of a batch in the transformer."""
         pixels = largest.pixels + largest.references * largest.reference_pixels
         return largest.images * (pixels // self._facts.pixels_per_token + largest.text_tokens)
 
     def text_tokens(self, references: int, letters: int) -> int:
-        """Of a caption with so many references and letters, the words around it included."""
+        """Text tokens of a caption with so many control images and characters, template included."""
         of_references = self._facts.text_tokens_per_reference * references
         return self._facts.text_tokens + of_references + ceil(letters / LETTERS_PER_TOKEN)
 
     def reference_pixels(self, group: ItemGroup) -> int:
-        """Of each reference of the group's items."""
+        """Pixels of each control image of the group's items."""
         return int(self._area * prod(group.bucket)) if self._follows_target else self._facts.reference_pixels
 
     def batch(self, most: int) -> LargestBatch:
-        """The batch of the most tokens that the buckets can give to one process. most: images of a batch there."""
+        """The batch of one rank with the most tokens. most: images in a batch of one rank."""
         groups = [group for group in self._groups if not group.held_out]
         uses = Counter[Size]()
         for group in groups:
             uses[group.bucket] += group.uses
-        return max((self._of(group, min(most, uses[group.bucket])) for group in groups), key=self.tokens)
+        return max((self._largest(group, min(most, uses[group.bucket])) for group in groups), key=self.tokens)
 
     def held_out(self) -> LargestBatch | None:
-        """The largest image of the validation, which measures one at a time."""
-        pictures = (self._of(group, 1) for group in self._groups if group.held_out)
-        return max(pictures, key=self.tokens, default=None)
+        """The largest image of the validation split, which is evaluated one at a time."""
+        images = (self._largest(group, 1) for group in self._groups if group.held_out)
+        return max(images, key=self.tokens, default=None)
 
     def samples(self) -> list[LargestBatch]:
-        """The samples that are drawn, one at a time; guidance is a second pass, not a larger one."""
+        """The sample images, generated one at a time; guidance is a second pass, not a larger one."""
         if self._section.train.disable_sampling:
             return []
         given = [part for part in (self._section.sample, self._section.first_sample) if part]
-        return [self._drawn(item) for part in given for item in part.sample_items()]
+        return [self._sample_image(item) for part in given for item in part.sample_items()]
 
-    def _of(self, group: ItemGroup, images: int) -> LargestBatch:
+    def _largest(self, group: ItemGroup, images: int) -> LargestBatch:
         return LargestBatch(
             images=images,
             pixels=int(self._area * prod(group.bucket)),
@@ -313,7 +315,7 @@ class BatchSizes:
             text_tokens=self.text_tokens(group.references, group.longest),
         )
 
-    def _drawn(self, item: SamplePicture) -> LargestBatch:
+    def _sample_image(self, item: SamplePicture) -> LargestBatch:
         pixels, references = item.width * item.height, len(item.ctrl_img)
         reference = pixels if self._follows_target else self._facts.reference_pixels
         return LargestBatch(

@@ -1,4 +1,4 @@
-"""The machine a run is on, and the callback that holds its memory against the plan."""
+"""The machine of a run, and the callback that compares its memory with the estimate."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ STATUS = Path("/proc/self/status")
 
 
 def machine_of(section: DiffusionSection) -> Machine:
-    """Where a section runs on this computer."""
+    """The machine that a section runs on."""
     device = pick_device(section.device, quiet=True)
     if device.type == "cuda":
         return Machine("cuda", total_memory(device))
@@ -34,37 +34,37 @@ def memory_callback(
     device: torch.device,
     event: Callable[..., None],
 ) -> list[MemoryEstimateCheck]:
-    """The callback, where something can be measured; a device's peak counts from now on.
+    """The callback, where memory can be measured; resets the peak of a GPU.
 
-    level: of checkpointing, once it is chosen.
+    level: the checkpointing level, once it is chosen.
     """
-    on_card = device.type == "cuda"
-    if on_card:
+    on_gpu = device.type == "cuda"
+    if on_gpu:
         reset_peak_memory(device)
     elif not STATUS.exists():
         return []
-    # On the host the peak is that of the whole process.
-    before = [
-        *([] if on_card else ["encoding", "loading"]),
+    # On the CPU the peak is that of the whole process so far.
+    earlier_phases = [
+        *([] if on_gpu else ["encoding", "loading"]),
         *(["sampling"] if _samples_before_training(section) else []),
     ]
 
     def predict(resumed: bool) -> int:
-        plan = plan_memory(section, group_items(section, items), Machine("cuda" if on_card else "cpu"), level())
-        return plan.allocated("training" if resumed else "first step", *before)
+        plan = plan_memory(section, group_items(section, items), Machine("cuda" if on_gpu else "cpu"), level())
+        return plan.allocated("training" if resumed else "first step", *earlier_phases)
 
     def measure() -> int:
-        return peak_memory(device) if on_card else peak_resident()
+        return peak_memory(device) if on_gpu else peak_resident()
 
-    return [MemoryEstimateCheck(predict, measure, on_card, event)]
+    return [MemoryEstimateCheck(predict, measure, on_gpu, event)]
 
 
 def _samples_before_training(section: DiffusionSection) -> bool:
-    """Whether a set of samples is drawn before the first step."""
+    """Whether sample images are generated before the first step."""
     return bool(section.sample or section.first_sample) and section.draws_first() and not section.train.disable_sampling
 
 
 def peak_resident() -> int:
-    """Bytes of CPU memory this process has had at once, those of mapped files included (Linux)."""
+    """Peak resident memory of this process in bytes, mapped files included (Linux)."""
     line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
     return 1024 * int(line.split()[1])

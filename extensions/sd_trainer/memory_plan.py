@@ -1,8 +1,8 @@
-"""What a section's job takes of memory, phase by phase: its settings, the model's facts and the arithmetic together.
+"""The memory estimate of a job, phase by phase, from its settings and the sizes of the model.
 
-Imports no torch. What is predicted is the worst moment of each phase:
-encoding (nothing is taken to be in the cache), loading, the first step (before the optimizer has a state), training,
-saving, validation, sampling. Of several processes it is one's plan, the first, which does most.
+Imports no torch. It estimates the peak of each phase: encoding (with an empty cache), loading, the first step (before
+the optimizer has state), training, saving, validation, sampling. With several ranks it is that of rank 0, which does
+most.
 """
 
 from __future__ import annotations
@@ -51,19 +51,19 @@ from toolkit.network_kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
 
 SWAP_BUFFERS = 2
-"""Blocks that have room on the device while they wait in the CPU memory."""
+"""Number of device buffers for swapped blocks."""
 
 QUANTIZING_COPIES = 4
-"""Of a layer, in the type of the weights, while it is quantized."""
+"""Copies of a layer, in the dtype of the weights, while it is quantized."""
 
 
 @dataclass(frozen=True)
 class Machine:
-    """Where the job runs."""
+    """The device type of the job, and its memory."""
 
     kind: Literal["cuda", "cpu"]
     limit: int | None = None
-    """Bytes it has; None: not known."""
+    """Bytes of memory; None: not known."""
 
 
 def machine_from_config(device: str) -> Machine:
@@ -78,7 +78,7 @@ def plan_memory(
     level: str | None = None,
     area: float = 1.0,
 ) -> MemoryEstimate:
-    """The plan at a level of checkpointing; by default the one that the section asks for.
+    """The estimate at a checkpointing level; by default that of the section.
 
     `auto`: the fastest level that fits the machine; where its memory is not known, `full`. area: factor on the pixels
     of all targets.
@@ -99,26 +99,26 @@ def plan_memory(
 
 @dataclass(frozen=True)
 class _Usage:
-    """Bytes by what takes them; on the CPU `device` is the CPU memory too."""
+    """Bytes by consumer; on the CPU `device` counts as CPU memory too."""
 
     device: Mapping[str, int]
     host: Mapping[str, int] = field(default_factory=dict)
 
     def __or__(self, more: _Usage) -> _Usage:
-        """Both; a part that is in both is the second one's."""
+        """The union; where both have an entry, that of `more`."""
         return _Usage({**self.device, **more.device}, {**self.host, **more.host})
 
 
 class _Estimator:
-    """A section on a machine, at a level of checkpointing."""
+    """Estimates the memory of a section on a machine, at a checkpointing level."""
 
     def __init__(
         self, section: DiffusionSection, groups: Sequence[ItemGroup], machine: Machine, level: str, area: float
     ) -> None:
         """area: factor on the pixels of all targets."""
         self.section, self.groups, self.level = section, groups, level
-        self.on_card = machine.kind == "cuda"
-        self.gaps = FRAGMENTATION if self.on_card else HOST_FRAGMENTATION
+        self.on_gpu = machine.kind == "cuda"
+        self.gaps = FRAGMENTATION if self.on_gpu else HOST_FRAGMENTATION
         self.model, self.train, self.network = section.model, section.train, section.network
         self.folder = self.model.folder()
         self.family = family_for(self.model)
@@ -128,8 +128,8 @@ class _Estimator:
         self.trained_bytes = trained_bytes(section)
         self.qtype = self.model.qtype if self.model.quantize else None
         self.processes = read_distributed_env().size
-        self.sharers = num_shards(self.train)
-        self.is_shared_out = self.sharers > 1
+        self.num_shards = num_shards(self.train)
+        self.is_sharded = self.num_shards > 1
         self.whole_blocks = unsharded_block_bytes(section, self.facts)
         self.sizes = BatchSizes(section, self.facts, groups, area)
         self.largest = self.sizes.batch(images_at_once(self.train))
@@ -144,10 +144,10 @@ class _Estimator:
             "saving": self._saving(),
         }
         if self.held_out:
-            phases["validation"] = self._passing([self.held_out])
+            phases["validation"] = self._inference([self.held_out])
         if self.samples:
-            phases["sampling"] = self._passing(self.samples, decodes=True)
-        return MemoryEstimate(tuple(map(self._phase, phases, phases.values())), self.on_card, tuple(self._notes()))
+            phases["sampling"] = self._inference(self.samples, decodes=True)
+        return MemoryEstimate(tuple(map(self._phase, phases, phases.values())), self.on_gpu, tuple(self._notes()))
 
     def _notes(self) -> Iterator[str]:
         if self.processes > 1:
@@ -156,7 +156,7 @@ class _Estimator:
             yield "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
 
     def _phase(self, name: str, parts: _Usage) -> Phase:
-        if self.on_card:
+        if self.on_gpu:
             device = {"context": CUDA_CONTEXT, **parts.device}
             return Phase(name, _positive(device), _positive({"process baseline": PROGRAM_WITH_CUDA, **parts.host}))
         return Phase(
@@ -175,16 +175,16 @@ class _Estimator:
         pixels = max(max(one.pixels, one.reference_pixels) for one in seen)
         images = pixels * self.facts.encode_numbers * self.number
         prompts = max(one.text_tokens for one in seen) * self.facts.text_token_numbers * self.number
-        waiting_vae = 0 if self._makes_room else vae
+        waiting_vae = 0 if self._low_vram else vae
         if vae + self.gaps * images > waiting_vae + text + self.gaps * prompts:
             return _Usage({"VAE": vae, **self._with_gaps(images)}) | self._cached()
         whole = (self.facts.text.linear_params + self.facts.text.other_params + self.facts.text.unused) * self.number
-        read = whole if self.on_card else max(0, int(whole - text - self.gaps * prompts))
+        read = whole if self.on_gpu else max(0, int(whole - text - self.gaps * prompts))
         there = {"text encoder": text, "VAE": waiting_vae, **self._with_gaps(prompts)}
         return _Usage(there, {"text encoder, read": read}) | self._cached()
 
     def _loading(self) -> _Usage:
-        """At the last block: it is in its stored precision until it is quantized, or sharded."""
+        """At the last block, which is in its original precision until it is quantized or sharded."""
         transient = {}
         if self.qtype:
             copies = QUANTIZING_COPIES * self.facts.largest_layer
@@ -192,23 +192,23 @@ class _Estimator:
             block = (self._block_weights + copies) * self.weight_bytes - not_there_yet
             transient = {"one block, quantized": block}
         # On the CPU the pages of the file count as this process's until it is closed.
-        file = 0 if self.on_card else _bytes_of_files(self.folder / self.family.trained_part)
-        place = _Usage({}, transient) if self._makes_room else _Usage(transient)
+        file = 0 if self.on_gpu else _bytes_of_files(self.folder / self.family.trained_part)
+        place = _Usage({}, transient) if self._low_vram else _Usage(transient)
         there = self._model(buffers=0) | self._encoders_that_stay() | self._cached()
         return there | place | _Usage({}, {"model file": file})
 
     def _step(self, optimizer: int, rows: int = MOST_ROWS) -> _Usage:
-        """The worse of two moments: in the backward pass, or with all gradients while they are exchanged and used.
+        """The worse of two moments: the backward pass, or all gradients during all-reduce and optimizer step.
 
-        optimizer: bytes of its state before; it is made where there is none. rows: of the modulation table.
+        optimizer: bytes of its state before the step, which creates it. rows: of the modulation cache.
         """
         activations, gradients = step_peak(self.work, self.level, self.gaps)
-        after = max(self._exchange, optimizer_temp_bytes(self.train, self._counted))
+        after = max(self._all_reduce_bytes, optimizer_temp_bytes(self.train, self._local))
         work = {
             **self._with_gaps(activations),
             "gradients": gradients,
             "gradients of a block": self.whole_blocks[1],
-            "optimizer temporaries": copies_within_backward(self.train, self._counted),
+            "optimizer temporaries": copies_within_backward(self.train, self._local),
         }
         if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
             work = {"gradients": self.work.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
@@ -216,27 +216,26 @@ class _Estimator:
         return self._at_rest(optimizer, rows) | _Usage(work, offloaded)
 
     def _saving(self) -> _Usage:
-        """Everything is copied, that of all processes by the first; where training goes on meanwhile, a step's memory
-        is needed beside the copies."""
-        averages = FLOAT * self._whole.weights * self.train.ema_config.use_ema
-        state = self._whole.weights * self.trained_bytes + averages + self._whole.optimizer_bytes(self.train)
+        """Rank 0 copies the state of all ranks; where training goes on meanwhile, a step's memory is needed as well."""
+        averages = FLOAT * self._global.weights * self.train.ema_config.use_ema
+        state = self._global.weights * self.trained_bytes + averages + self._global.optimizer_bytes(self.train)
         raw = bool(averages) and "raw" in self.section.save.also
-        files = self._counted.written * DTYPE_BYTES[self.section.save.dtype] * (1 + raw)
+        files = self._local.written * DTYPE_BYTES[self.section.save.dtype] * (1 + raw)
         files = 0 if self.section.save.mem_eff_save else files
         every, by_epochs = self.section.save.interval()
         goes_on = bool(by_epochs) or 0 < every < (self.train.steps or every + 1)
         now = self._step(self.optimizer) if goes_on else self._at_rest(self.optimizer)
-        read_back = 0 if self.on_card else files  # its pages count as this process's meanwhile
+        read_back = 0 if self.on_gpu else files  # its pages count as this process's meanwhile
         return now | _Usage({}, {"copies to be saved": state + files, "file, read back": read_back})
 
-    def _passing(self, pictures: Sequence[LargestBatch], decodes: bool = False) -> _Usage:
-        """Passes that keep nothing, as for validation and samples, with the weights that are kept."""
-        activations = max(self._work_of(picture).forward() for picture in pictures)
+    def _inference(self, batches: Sequence[LargestBatch], decodes: bool = False) -> _Usage:
+        """Forward passes without gradients, as for validation and samples, with the eval weights."""
+        activations = max(self._step_shape(batch).forward() for batch in batches)
         work = {
             "weights saved while EMA is swapped in": self.trained * self.trained_bytes * self.train.ema_config.use_ema
         }
         if decodes:
-            decoding = max(picture.pixels for picture in pictures) * self.facts.decode_numbers * self.number
+            decoding = max(batch.pixels for batch in batches) * self.facts.decode_numbers * self.number
             activations = max(activations, decoding)
             work["VAE"] = self._vae_bytes  # on the device while it decodes, whatever low_vram says
         return self._at_rest(self.optimizer) | _Usage(work | self._with_gaps(activations))
@@ -244,45 +243,45 @@ class _Estimator:
     # ------------------------------------------------------------ what stays
 
     def _at_rest(self, optimizer: int, rows: int = MOST_ROWS) -> _Usage:
-        """Between two steps. optimizer: bytes of its state. rows: of the modulation table."""
+        """Usage between two steps. optimizer: bytes of its state. rows: of the modulation cache."""
         own = {
             f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.trained,
             "optimizer": optimizer,
             "average": FLOAT * self.trained * self.train.ema_config.use_ema,
         }
         rows = max(rows, self._rows_at_once) * self.facts.row_numbers * self.number
-        table = {"modulation table": rows if self.tabulated else 0}
+        table = {"modulation table": rows if self.caches_modulation else 0}
         return self._model() | _Usage(table | own) | self._encoders_that_stay() | self._cached()
 
     def _model(self, buffers: int = SWAP_BUFFERS) -> _Usage:
-        """The weights of the transformer, wherever they are. buffers: for blocks that wait in the CPU memory."""
+        """The weights of the transformer. buffers: device buffers for swapped blocks."""
         facts = self.facts
         blocks = facts.stored(facts.linear_params, self.qtype, self.weight_bytes)
         waiting = min(self.model.blocks_to_swap, facts.blocks)
         swapped = max(0, waiting - buffers) * self._block_at_rest
         others = facts.other_params * self.weight_bytes
         if self.network.trains_model:  # what is not trained of it is kept in the compute dtype
-            blocks -= (facts.linear_params + facts.other_params - self._whole.weights) * (
+            blocks -= (facts.linear_params + facts.other_params - self._global.weights) * (
                 self.weight_bytes - self.number
             )
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
-        # On the host a block stays where it was while it is in a buffer.
-        host = {"weights of the table": self._table_weights, "swapped blocks": waiting * self._block_at_rest}
-        parts = {"weights": blocks + others - self._table_weights - swapped}
-        if self.is_shared_out:
-            parts = {"weights": blocks // self.sharers + others, "whole blocks": self.whole_blocks[0]}
+        # A block stays in CPU memory while it is in a buffer on the device.
+        host = {"weights of the table": self._modulation_bytes, "swapped blocks": waiting * self._block_at_rest}
+        parts = {"weights": blocks + others - self._modulation_bytes - swapped}
+        if self.is_sharded:
+            parts = {"weights": blocks // self.num_shards + others, "whole blocks": self.whole_blocks[0]}
         return _Usage(parts, host)
 
     def _encoders_that_stay(self) -> _Usage:
-        """The VAE for samples, the text encoder for captions that are encoded at each use."""
+        """The VAE for samples, the text encoder for shuffled captions, which are encoded at each use."""
         parts = {"VAE": self._vae_bytes} if self.samples else {}
         if any(group.shuffled for group in self.groups):
             parts["text encoder"] = self._text_bytes
-        return _Usage({}, parts) if self._makes_room else _Usage(parts)
+        return _Usage({}, parts) if self._low_vram else _Usage(parts)
 
     def _cached(self) -> _Usage:
-        """Cached images and texts that no file holds."""
+        """Latents and text embeddings that are cached in CPU memory."""
         total = 0.0
         for group in self.groups:
             if group.keeps_latents:
@@ -293,9 +292,9 @@ class _Estimator:
         return _Usage({}, {"cached data": int(total * self.number)})
 
     @property
-    def _makes_room(self) -> bool:
-        """Whether parts that are not at work leave the device."""
-        return self.on_card and self.model.low_vram
+    def _low_vram(self) -> bool:
+        """Whether unused parts of the model are moved off the GPU."""
+        return self.on_gpu and self.model.low_vram
 
     # ------------------------------------------------------------ sizes
 
@@ -310,36 +309,40 @@ class _Estimator:
 
     @property
     def _block_weights(self) -> int:
-        """Of the linear layers of one block."""
+        """Number of weights in the linear layers of one block."""
         return self.facts.linear_params // self.facts.blocks
 
     @property
-    def _table_weights(self) -> int:
-        """Bytes of the weights that the modulation table stands for."""
-        return self.facts.stored(self.facts.tabulated_weights, self.qtype, self.weight_bytes) if self.tabulated else 0
+    def _modulation_bytes(self) -> int:
+        """Bytes of the modulation layers that the modulation cache replaces."""
+        return (
+            self.facts.stored(self.facts.tabulated_weights, self.qtype, self.weight_bytes)
+            if self.caches_modulation
+            else 0
+        )
 
     @property
     def _block_at_rest(self) -> int:
-        """Bytes of one block's frozen weights, those of the table left out."""
+        """Bytes of one block's frozen weights, without cached modulation layers."""
         blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.weight_bytes)
-        return (blocks - self._table_weights) // self.facts.blocks
+        return (blocks - self._modulation_bytes) // self.facts.blocks
 
     @property
     def _rows_at_once(self) -> int:
-        """Rows of the modulation table that are announced together."""
+        """Rows of the modulation cache that are prefetched together."""
         return LOOKAHEAD_BATCHES * self.train.batch_size
 
     @cached_property
     def work(self) -> StepShape:
-        """A training step."""
-        return self._work_of(self.largest)
+        """The shape of a training step."""
+        return self._step_shape(self.largest)
 
-    def _work_of(self, seen: LargestBatch) -> StepShape:
-        return step_shape(self.section, self.facts, self._counted, self.sizes.tokens(seen), self.on_card)
+    def _step_shape(self, seen: LargestBatch) -> StepShape:
+        return step_shape(self.section, self.facts, self._local, self.sizes.tokens(seen), self.on_gpu)
 
     @property
-    def _exchange(self) -> int:
-        """Bytes of the gradients on their way to the other processes, a bucket at a time."""
+    def _all_reduce_bytes(self) -> int:
+        """Bytes of a gradient bucket during all-reduce."""
         if self.processes == 1:
             return 0
         bucket = min(BUCKET_BYTES + FLOAT * self.largest_trained, FLOAT * self.trained)
@@ -348,37 +351,37 @@ class _Estimator:
     # ------------------------------------------------------------ what is trained
 
     @cached_property
-    def _counted(self) -> TrainableParams:
+    def _local(self) -> TrainableParams:
         return local_trainable_params(self.section)
 
     @cached_property
-    def _whole(self) -> TrainableParams:
-        """What all processes train."""
-        return count_trainable_params(self.section) if self.is_shared_out else self._counted
+    def _global(self) -> TrainableParams:
+        """What all ranks train."""
+        return count_trainable_params(self.section) if self.is_sharded else self._local
 
     @cached_property
     def trained(self) -> int:
-        """Weights that this process trains."""
-        return self._counted.weights
+        """Number of parameters that this rank trains."""
+        return self._local.weights
 
     @cached_property
     def largest_trained(self) -> int:
-        return self._counted.largest
+        return self._local.largest
 
     @cached_property
     def optimizer(self) -> int:
-        return self._counted.optimizer_bytes(self.train)
+        return self._local.optimizer_bytes(self.train)
 
     @cached_property
-    def tabulated(self) -> bool:
-        """Whether the table stands for its layers: as `modulation.check_modulation_frozen` decides."""
+    def caches_modulation(self) -> bool:
+        """Whether the modulation cache is used: as `modulation_cache.check_modulation_frozen` decides."""
         wanted = self.model.modulation_table
-        if wanted is False or (wanted == "auto" and not self.on_card) or self.is_shared_out:
+        if wanted is False or (wanted == "auto" and not self.on_gpu) or self.is_sharded:
             return False
         kind = KINDS[self.network.type]
         unfit = self.facts.modulation_layers if kind.needs_base or kind.trains_model else frozenset()
         unfit |= self.facts.table_inputs if kind.trains_model else frozenset()
-        return not unfit & set(self._counted.layers)
+        return not unfit & set(self._local.layers)
 
 
 def _bytes_of_files(folder: Path) -> int:

@@ -1,8 +1,8 @@
-"""What the header of a network file says of its training: our own keys, and those that other programs show.
+"""Metadata in the header of a network file: our own keys, and those that other programs display.
 
 `ss_*` are the names of kohya-ss' trainers (sd-scripts; musubi-tuner, training/trainer_base.py), `modelspec.*` those of
 the Stability.AI Model Metadata Standard 1.0.0. No dates and no session ids: two runs of one job, one of them
-interrupted, write the same bytes. Never a path, never a secret; `${VAR}` stands as it was written.
+interrupted, write the same bytes. Never a path, never a secret; `${VAR}` is not expanded.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
 """accelerate's names, which kohya-ss' trainers write."""
 
 _OF_THE_USER = ("author", "description", "license", "tags", "usage_hint", "thumbnail")
-"""Keys of `meta` that the standard has a place for."""
+"""Keys of `meta` that are part of the standard."""
 
 _OF_THE_SCHEDULE = ("lr_scheduler", "lr_warmup_steps", "max_grad_norm")
 _OF_THE_NOISE = (
@@ -40,9 +40,9 @@ _OF_THE_NOISE = (
 def file_metadata(
     run: Run, section: DiffusionSection, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
 ) -> dict[str, str]:
-    """Strings for a file's header: the user's own first, ours after. Empty with `save.no_metadata`.
+    """Strings for a file's header: the user's own keys first, ours after. Empty with `save.no_metadata`.
 
-    meta: the job's, unexpanded. plan: what is known of the datasets. kind: what only this kind of network says.
+    meta: the job's, unexpanded. plan: of the run, for the datasets. kind: keys of this kind of network only.
     """
     if section.save.no_metadata:
         return {}
@@ -142,7 +142,7 @@ def _folder(folder: FolderPlan, number: int, written: str) -> dict[str, Any]:
 
 
 def _dirs(folders: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
-    """By name; a second folder of one name gets a number."""
+    """Folders by name; a second folder with the same name gets a number."""
     dirs: dict[str, dict[str, int]] = {}
     for folder in folders:
         name, number = folder["name"], 2
@@ -153,7 +153,7 @@ def _dirs(folders: list[dict[str, Any]]) -> dict[str, dict[str, int]]:
 
 
 def _bucket_info(plan: RunPlan) -> dict[str, Any]:
-    """Uses in an epoch by size."""
+    """Uses per epoch by bucket size."""
     counts: dict[tuple[int, int], int] = {}
     for folder in plan.datasets:
         for bucket in folder.buckets:
@@ -187,7 +187,7 @@ def _line(value: Any) -> Any:
 
 
 def _base_model(section: DiffusionSection) -> str:
-    """The model's public name; of one that came from a variable, what was written."""
+    """The model's public name; where it came from a variable, the unexpanded text."""
     model = section.model
     written = section.as_written(model.name_or_path, "model", "name_or_path")
     if written == model.name_or_path:
@@ -196,7 +196,7 @@ def _base_model(section: DiffusionSection) -> str:
 
 
 def _recovery(section: DiffusionSection) -> str:
-    """The file that made the frozen model more exact while this was trained, if any."""
+    """The accuracy-recovery adapter of the quantized model, or empty."""
     file = section.model.accuracy_recovery_adapter
     if file is None or not section.model.quantize:
         return ""
@@ -204,7 +204,7 @@ def _recovery(section: DiffusionSection) -> str:
 
 
 def _base_loras(section: DiffusionSection) -> list[dict[str, Any]]:
-    """The files that were merged into the model, without which this one draws something else."""
+    """The LoRAs that were merged into the model, and that this network needs."""
     return [
         {
             "file": _last_part(section.as_written(lora.path, "model", "base_loras", index, "path")),

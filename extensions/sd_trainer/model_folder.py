@@ -1,12 +1,12 @@
-"""The model folders of a run that trains the model itself: complete, so that diffusers and this program load them.
+"""Writes the model folders of a run that trains the model itself, complete and loadable by diffusers.
 
     <name>_000000340/
       model_index.json  scheduler/  tokenizer/  processor/     copies of the base model's
       vae/  text_encoder/                                      the same files as the base model's (hard links)
       transformer/                                             what was trained, in shards
-      training.json                                            what the header of a network file says
+      training.json                                            metadata, as in the header of a network file
 
-Changing a linked file in place would change the base model's too; deleting either folder leaves the other whole.
+Changing a linked file in place would change the base model's too; deleting either folder does not affect the other.
 """
 
 from __future__ import annotations
@@ -58,10 +58,10 @@ class ModelFolderWriter(LoraWriter):
     def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
         """Copies the weights for `<name>_<step>/`, or for `<name>/` (None: the end) or `<name>_best/`.
 
-        With `save.mem_eff_save` there is no copy: the folders are written here and now, while training waits.
+        With `save.mem_eff_save` there is no copy: the folders are written at once, while training waits.
         """
         metadata, at_once = self.metadata(run), self.section.save.mem_eff_save
-        chosen = self._live(run, step) if at_once else self.copies(run, step)
+        chosen = self._live_weights(run, step) if at_once else self.copies(run, step)
 
         def write() -> list[Path]:
             for path, tensors in chosen.items():
@@ -73,7 +73,7 @@ class ModelFolderWriter(LoraWriter):
             return lambda: written
         return write
 
-    def _live(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
+    def _live_weights(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
         role = run.roles[NETWORK]
         return {path: self.network.export(role.weights(raw)) for path, raw in self.files(run, step).items()}
 
@@ -94,7 +94,7 @@ class ModelFolderWriter(LoraWriter):
 
 
 def place_parts(base: Path, folder: Path, without: str) -> None:
-    """Puts the index of the model folder `base` and the parts it names, but for `block_import`, into `folder`."""
+    """Links or copies the index of the model folder `base` and its parts, except `without`, into `folder`."""
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
     _place(base / INDEX, folder / INDEX)
     for part in index:
@@ -104,7 +104,7 @@ def place_parts(base: Path, folder: Path, without: str) -> None:
 
 
 def _place(file: Path, target: Path) -> None:
-    """A large file is linked, so that a save costs no room for it; where that is impossible, and else, copied."""
+    """Links a large file, so that a save needs no space for it; copies others, and where links are impossible."""
     target.parent.mkdir(parents=True, exist_ok=True)
     file = file.resolve()  # the hub's snapshots are links to its store
     if file.stat().st_size >= LINKED_BYTES:
@@ -117,7 +117,7 @@ def _place(file: Path, target: Path) -> None:
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """What fails inside becomes a RunError that names the folder."""
+    """Turns errors inside the block into a RunError that names the folder."""
     try:
         yield
     except RunError as error:

@@ -1,4 +1,4 @@
-"""What a `model:` section adds to how the model is loaded and its blocks are run, and what a run chooses of it."""
+"""Sets up quantization, W8A8 and the block runner of a `model:` section."""
 
 from __future__ import annotations
 
@@ -45,9 +45,9 @@ RECOVERY = "model.accuracy_recovery_adapter"
 
 
 def block_quantizer(section: DiffusionSection) -> Quantizer | None:
-    """What quantizes the transformer's blocks, with its recovery adapter; None when they are not quantized.
+    """The quantizer of the transformer's blocks, with its recovery adapter; None when they are not quantized.
 
-    Says what changes the numbers beyond the chosen type. Raises UserError when the adapter's file is of no use.
+    Logs the recovery adapter. Raises UserError when its file cannot be used.
     """
     model = section.model
     if not model.quantize:
@@ -58,9 +58,9 @@ def block_quantizer(section: DiffusionSection) -> Quantizer | None:
 
 
 def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
-    """The changes of the adapter's file by full layer name."""
+    """The low-rank deltas of the recovery adapter's file by full layer name."""
     name = model.accuracy_recovery_adapter
-    assert name is not None  # it is asked for where there is one
+    assert name is not None  # only called with a recovery adapter
     path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
     changes = load_adapter_file(path, layers)
     if not changes:
@@ -88,7 +88,7 @@ def cpu_block_indices(section: DiffusionSection) -> frozenset[int]:
 
 
 def build_block_runner(section: DiffusionSection, model: DiffusionModel, device: torch.device) -> BlockRunner:
-    """The engine a section asks for, around the blocks of an adapter whose network is attached."""
+    """The block runner of a section, for a model whose network is attached."""
     train = section.train
     return BlockRunner(
         model,
@@ -109,10 +109,10 @@ def choose_checkpointing_level(
     remembered: int = 0,
     gather: Callable[[str], Sequence[str]] = lambda level: [level],
 ) -> None:
-    """Lets the engine choose by the largest batch; of several processes all take what one of them needs.
+    """Chooses the checkpointing level by the largest batch; all ranks use the most saving level of any rank.
 
-    remembered: bytes of the optimizers' state that are there already, as in a run that goes on. gather: what all
-    processes give it.
+    remembered: bytes of the optimizer state that exists already, as in a resumed run. gather: an all-gather
+    of the level over the ranks.
     """
     folder = model_folder(section.model)
     trained, on_card = local_trainable_params(section), next(iter(network.parameters().values())).is_cuda
@@ -137,9 +137,9 @@ def choose_w8a8_layers(
     first: Callable[[], tuple[LatentBatch, Tensor]],
     process_group: ProcessGroup,
 ) -> None:
-    """Makes the choice that `model.int8_matmul` asks for; the network is attached, and nothing is trained yet.
+    """Chooses the layers with int8 matmuls by `model.int8_matmul`, once the network is attached and before training.
 
-    first: the first item of the run and its noise. Raises RunError when even that does not fit into memory.
+    first: the first item of the run and its noise. Raises RunError when it does not fit into memory.
     """
     from torch import OutOfMemoryError
 
@@ -148,7 +148,7 @@ def choose_w8a8_layers(
     fused = compiled.enabled and compiled.backend == "inductor"
     layers = candidates(model, wanted, device, fused)
     count = len(int8_layers(model))
-    if not all(process_group.all_gather_object(bool(layers))):  # processes on unlike machines make the same passes
+    if not all(process_group.all_gather_object(bool(layers))):  # all ranks have to make the same passes
         if wanted is True and count:
             logger.info(f"{INT8} true has no effect: {_reason(device, bool(layers))}.")
         return
@@ -158,7 +158,7 @@ def choose_w8a8_layers(
         )
     except OutOfMemoryError as error:
         raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
-    logger.info(_said(wanted, layers, errors, count))
+    logger.info(_message(wanted, layers, errors, count))
 
 
 def _reason(device: torch.device, able: bool) -> str:
@@ -167,13 +167,15 @@ def _reason(device: torch.device, able: bool) -> str:
     return "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
 
 
-def _said(wanted: bool | str, layers: Sequence[RowwiseQuantized], errors: Errors, count: int) -> str:
-    inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in Int8Matmuls._fields)
+def _message(wanted: bool | str, layers: Sequence[RowwiseQuantized], errors: Errors, count: int) -> str:
+    inputs, gradients = (
+        sum(getattr(layer.in_int8, direction) for layer in layers) for direction in Int8Matmuls._fields
+    )
     large = sum(not all(map(is_small, error.values())) for error in errors)
     given_up = sum(
-        is_small(value) and not getattr(layer.in_int8, way)
+        is_small(value) and not getattr(layer.in_int8, direction)
         for layer, error in zip(layers, errors, strict=True)
-        for way, value in error.items()
+        for direction, value in error.items()
     )
     return (
         f"{INT8} {str(wanted).lower()}: of {count} int8 layers {inputs} round their inputs to int8 too, "

@@ -1,4 +1,4 @@
-"""What is allowed in an `sd_trainer` section and does nothing, or nothing good: one table. Imports no torch."""
+"""Warnings about `sd_trainer` settings that are allowed but have no effect or a doubtful one. Imports no torch."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from toolkit.config.validation import LOSS
 from toolkit.distributed_env import read_distributed_env
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 
-FEWEST_TO_SWAP = 3
-"""Two of the blocks that are swapped have room on the device."""
+MIN_BLOCKS_TO_SWAP = 3
+"""Two swapped blocks have buffers on the device, so fewer than this save nothing."""
 
 OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
                "scale_weight_norms")  # fmt: skip
-"""Keys of `network` that describe an adapter; the LoKr ones are told anyway."""
+"""Keys of `network` that describe an adapter; other checks cover those of LoKr."""
 
 
 def notes(section: DiffusionSection) -> Iterator[Diagnostic]:
-    """Settings that are allowed and train nothing, or that do nothing."""
+    """Settings that are allowed but have no effect, or train nothing."""
     for check in NOTES:
         yield from check(section)
 
@@ -36,7 +36,7 @@ def _given_of_network(key: str) -> Callable[[DiffusionSection], bool]:
 
 
 def _given(section: StrictModel, key: str) -> bool:
-    """Whether a key has another value than by default."""
+    """Whether a key differs from its default."""
     return getattr(section, key) != type(section).model_fields[key].default
 
 
@@ -67,12 +67,12 @@ def _datasets(s: DiffusionSection) -> Iterator[Diagnostic]:
 
 
 def _few_validations(s: DiffusionSection) -> Iterator[Diagnostic]:
-    """A stop that cannot come."""
+    """An early stop that cannot happen."""
     if not (s.validation and s.stop_when and s.stop_when.metric.startswith(LOSS)):
         return
     every, smooth, steps = s.validation.every, s.stop_when.smooth, _steps(s)
     if s.validation.every_n_epochs or (every and not steps):
-        return  # how many there will be is known with the images only
+        return  # their number is known only once the images are counted
     times = 1 + steps // every if every else 1
     if times < smooth:
         message = f"no effect: {smooth} validations are never reached, there are {times} before the end."
@@ -80,7 +80,7 @@ def _few_validations(s: DiffusionSection) -> Iterator[Diagnostic]:
 
 
 def _steps(s: DiffusionSection) -> int:
-    """Of the training; 0: known with the images only."""
+    """Optimizer steps of the run; 0: known only once the images are counted."""
     return 0 if s.train.epochs else s.train.steps
 
 
@@ -189,9 +189,9 @@ NOTES: tuple[Check, ...] = (
     ),
     Rule(
         "model.blocks_to_swap",
-        lambda s: 0 < s.model.blocks_to_swap < FEWEST_TO_SWAP,
+        lambda s: 0 < s.model.blocks_to_swap < MIN_BLOCKS_TO_SWAP,
         "{model.blocks_to_swap} saves no memory: two swapped blocks have room on the device. "
-        f"Use at least {FEWEST_TO_SWAP}.",
+        f"Use at least {MIN_BLOCKS_TO_SWAP}.",
     ),
     _compile,
     Rule(

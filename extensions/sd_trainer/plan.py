@@ -1,4 +1,4 @@
-"""What an `sd_trainer` process would do: scans its datasets and counts. Imports no torch, writes nothing."""
+"""The plan of an `sd_trainer` process: scans its datasets and counts. Imports no torch, writes nothing."""
 
 from __future__ import annotations
 
@@ -43,7 +43,7 @@ def plan_items(
     validation_split: ValidationSplit | None = None,
     machine: Machine | None = None,
 ) -> RunPlan:
-    """The plan of a section whose datasets are scanned already. machine: where it runs; by default as `device` says."""
+    """The plan of a section whose datasets are scanned. machine: where it runs; by default as in `device`."""
     machine = machine or machine_from_config(config.device)
     refuse_prompts(config)
     groups = group_items(config, items, validation_split.items if validation_split else ())
@@ -76,15 +76,15 @@ def plan_items(
 
 
 def refuse_prompts(config: DiffusionSection) -> None:
-    """Raises DataErrors naming every sample prompt with more references than the model takes, or that it has no room
-    for, where that can be known already."""
+    """Raises DataErrors naming every sample prompt with too many control images, or that is too long for the model,
+    where that can be checked already."""
     family = family_for(config.model)
     mistakes = []
     for name, section in (("sample", config.sample), ("first_sample", config.first_sample)):
         for index, item in enumerate(section.sample_items() if section else ()):
             if len(item.ctrl_img) > family.max_references:
-                fault = too_many_references(len(item.ctrl_img), family, "ctrl_img")
-                mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", fault))
+                reason = too_many_references(len(item.ctrl_img), family, "ctrl_img")
+                mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", reason))
                 continue
             texts = {"prompt": item.prompt, "neg": item.neg or ""}
             long = {key: text for key, text in texts.items() if len(text) > family.sure_prompt}
@@ -97,7 +97,7 @@ def refuse_prompts(config: DiffusionSection) -> None:
 
 
 def check_disk_space(config: DiffusionSection, folder: Path) -> None:
-    """Raises UserError when not even one state and one file of the run would fit beside `folder`."""
+    """Raises UserError when not even one checkpoint and one file of the run would fit on the disk of `folder`."""
     trained = count_trainable_params(config)
     needed = trained.state_bytes(config.train) + trained.written * DTYPE_BYTES[config.save.dtype]
     free = shutil.disk_usage(folder).free
@@ -109,7 +109,7 @@ def check_disk_space(config: DiffusionSection, folder: Path) -> None:
 
 
 def describe_data_parallel(train: TrainConfig) -> Iterator[str]:
-    """How the samples of a step are sharded."""
+    """How the samples of a step are split over the ranks."""
     processes = read_distributed_env().size
     if processes == 1:
         return
@@ -128,7 +128,7 @@ def describe_data_parallel(train: TrainConfig) -> Iterator[str]:
 
 
 def _base_loras(config: DiffusionSection) -> Iterator[str]:
-    """What becomes part of the model."""
+    """The LoRAs that are merged into the model."""
     for lora in config.model.base_loras:
         yield f"merged into the model before training: {lora.file_name()} times {lora.multiplier:g}"
 
@@ -142,7 +142,7 @@ def _recovery(config: DiffusionSection) -> Iterator[str]:
 
 
 def _is_unwritten(config: DiffusionSection, job: JobContext) -> bool:
-    """Whether the model is one that an earlier process of the job writes."""
+    """Whether an earlier process of the job writes the model."""
     folder = config.model.folder()
     return folder in job.earlier_outputs and not folder.is_dir()
 
@@ -166,14 +166,14 @@ def _estimates(
 
 
 def _schedule(train: TrainConfig, steps: int) -> Iterator[str]:
-    """Where warm-up and fall do not fit into the run."""
+    """A line where warm-up and decay do not fit into the run."""
     course = course_of(steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train))
     if line := overfull(train.lr_scheduler, course):
         yield line
 
 
 def _ema_share(config: DiffusionSection, steps: int, micro_batches: int) -> Iterator[str]:
-    """How much of the untrained start is left in the average that is saved."""
+    """The weight of the initial parameters in the saved EMA."""
     ema = config.train.ema_config
     if not ema.use_ema:
         return
@@ -194,7 +194,7 @@ def _percent(share: float) -> str:
 
 
 def _size(count: float) -> str:
-    """Bytes as people say them (powers of 1000)."""
+    """Bytes for people (powers of 1000)."""
     for unit in ("B", "kB", "MB"):
         if count < 1000:
             return f"{count:.3g} {unit}"

@@ -1,4 +1,4 @@
-"""`type: sd_trainer`: what a trainer of a diffusion model fills into the steps of `jobs.process.trainer`."""
+"""`type: sd_trainer`: the trainer of a diffusion model, as a subclass of `jobs.process.trainer.Trainer`."""
 
 from __future__ import annotations
 
@@ -80,7 +80,7 @@ class SdData:
 
 @dataclass(frozen=True)
 class SdModel:
-    """The model, its parts not yet loaded, and the weights that training starts from where the job names some."""
+    """The model, whose parts are loaded on first use, and the pretrained weights of the network, if any."""
 
     model: DiffusionModel
     start: dict[str, LayerDelta] | None
@@ -88,7 +88,7 @@ class SdModel:
 
 @dataclass(frozen=True)
 class SdEncoded:
-    """What the encoders made: what is trained on, and what needs it to draw and to measure."""
+    """The encoded dataset, and the sampler and validator with their encoded inputs."""
 
     dataset: EncodedDataset
     sampler: Sampler | None
@@ -97,14 +97,14 @@ class SdEncoded:
 
 @dataclass(frozen=True)
 class SdAttached(Attached):
-    """The network on the model, and how its blocks are run."""
+    """The network on the model, and the runner of its blocks."""
 
     network: Network
     block_runner: BlockRunner
 
 
 class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
-    """Trains a network, or the model itself, on folders of images; README.md lists the files it leaves."""
+    """Trains a network, or the model itself, on folders of images; README.md lists its output files."""
 
     section: SdTrainerConfig
 
@@ -150,18 +150,18 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             merge_fn=base_merging(section),
             block_quantizer=block_quantizer(section),
             cpu_blocks=cpu_block_indices(section),
-            block_sharing=self._sharing(device),
+            block_sharing=self._block_sharding(device),
         )
         return SdModel(model, start)
 
-    def _sharing(self, device: torch.device) -> BlockTransform | None:
-        if not self._is_shared_out:
+    def _block_sharding(self, device: torch.device) -> BlockTransform | None:
+        if not self._is_sharded:
             return None
         return shard_block_fn(device, self._dtype, self.team.world_size, self.team.run_collective)
 
     @property
-    def _is_shared_out(self) -> bool:
-        """Whether each process has a part of the model only."""
+    def _is_sharded(self) -> bool:
+        """Whether the model is sharded over the ranks."""
         return self.section.train.parallel == "fsdp" and not self.team.is_single_process
 
     @property
@@ -178,7 +178,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _encode(self, setup: Setup[SdData], model: DiffusionModel, stores: CacheStores) -> EncodedDataset:
         items, of_sample = setup.data.items, stores.of_samples(self.section)
-        if not self.team.is_single_process:  # each encodes its share first: what is on disk then is there for all
+        if not self.team.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
             share = items[self.team.rank :: self.team.world_size]
             encode_items(share, model, of_sample, self._dtype, setup.progress)
             self.team.all_gather_object("encoded")
@@ -196,8 +196,8 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return Validator(model, dataset, settings.timesteps, settings.seed, self._rank0_model(model))
 
     def _rank0_model(self, model: DiffusionModel) -> Callable[..., Tensor]:
-        """A pass of the model in what only the first process does."""
-        return leading(model, self.team) if self._is_shared_out else model.predict_velocity
+        """The forward pass of the model in work that only rank 0 does."""
+        return leading(model, self.team) if self._is_sharded else model.predict_velocity
 
     def _sampler(
         self, setup: Setup[SdData], model: DiffusionModel, dataset: EncodedDataset, stores: CacheStores
@@ -212,7 +212,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return sampler
 
     def _sample_prompts(self) -> list[SamplePrompt]:
-        """Of `sample`, then of `first_sample`."""
+        """The prompts of `sample`, then of `first_sample`."""
         family = family_for(self.section.model)
         sections = [given for given in (self.section.sample, self.section.first_sample) if given]
         return [
@@ -230,16 +230,16 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             for item in section.sample_items()
         ]
 
-    # ------------------------------------------------------------ what is trained, and who watches
+    # ------------------------------------------------------------ what is trained, and the callbacks
 
     def attach(self, setup: Setup[SdData], model: SdModel, encoded: SdEncoded) -> SdAttached:
         diffusion_model = model.model
         network = attach_network(self.section, diffusion_model, setup.seed, model.start)
-        if self._is_shared_out:
+        if self._is_sharded:
             enable_forward_prefetch(diffusion_model.blocks())
         block_runner = build_block_runner(self.section, diffusion_model, setup.device)
-        shared_out = network.sharded_params()
-        self.team.broadcast([p for name, p in network.parameters().items() if name not in shared_out])
+        sharded = network.sharded_params()
+        self.team.broadcast([p for name, p in network.parameters().items() if name not in sharded])
         roles = build_roles(self.section, network, setup.plan.optimizer_steps, setup.seed, self.team)
         return SdAttached(roles, network, block_runner)
 
@@ -248,7 +248,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         writer = kind(attached.network, self.section, self.meta, setup.plan)
         if "merged_lora" not in self.section.save.also:
             return writer.snapshot
-        assert isinstance(attached.network, LinearAdapterNetwork)  # all kinds that `merged_lora` goes with
+        assert isinstance(attached.network, LinearAdapterNetwork)  # true of all kinds that `merged_lora` is valid for
         return ExtractedLoraWriter(writer, attached.network, self.section.save, reporting.event).snapshot
 
     def validation(self, setup: Setup[SdData], encoded: SdEncoded, attached: SdAttached) -> Validation | None:
@@ -256,9 +256,9 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         if validator is None:
             return None
 
-        def measure(stop_asked: Callable[[], bool]) -> dict[str, float] | None:
+        def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
             with attached.network.inference():
-                return validator.losses(stop_asked)
+                return validator.losses(should_stop)
 
         return Validation(measure, validator.identity)
 
@@ -267,15 +267,15 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         if sampler is None:
             return None
 
-        def draw(index: int) -> Image.Image:
+        def generate(index: int) -> Image.Image:
             with attached.network.inference():
                 return sampler.generate(index)
 
-        return Samples(draw, [prompt.prompt for prompt in sampler.prompts])
+        return Samples(generate, [prompt.prompt for prompt in sampler.prompts])
 
     def build_run(self, setup: Setup[SdData], model: SdModel, attached: SdAttached, callbacks: list[Callback]) -> Run:
         run = super().build_run(setup, model, attached, callbacks)
-        run.sharded = self._is_shared_out
+        run.sharded = self._is_sharded
         if run.sharded:
             install_command_handler(WorkerContext(model.model, attached.network, run))
         return run
@@ -297,24 +297,30 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 *memory_callback(self.section, items, lambda: block_runner.level, setup.device, event),
             ]
         if run.state.step < run.steps:
-            cut = splits_per_micro_batch(run.grad_accum_steps, self.team.world_size)
-            own = (split_spec(spec, cut)[-1] for spec in batches_of_epoch(run.state.epoch))
+            splits = splits_per_micro_batch(run.grad_accum_steps, self.team.world_size)
+            own = (split_spec(spec, splits)[-1] for spec in batches_of_epoch(run.state.epoch))
             largest = max(own, key=partial(_cost, items, diffusion_model))
             batch = loader.load(largest)
 
             def first() -> tuple[LatentBatch, Tensor]:
-                """The first item of the first epoch and its noise, wherever the run goes on."""
+                """The first item of the first epoch and its noise, also in a resumed run."""
                 first_batch = loader.load(first_sample_spec(batches_of_epoch(0)))
                 return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
             choose_w8a8_layers(self.section, diffusion_model, network, setup.device, first, self.team)
-            remembered = sum(role.state_bytes for role in run.roles.values())
+            existing_state_bytes = sum(role.state_bytes for role in run.roles.values())
             choose_checkpointing_level(
-                block_runner, self.section, diffusion_model, network, batch, remembered, self.team.all_gather_object
+                block_runner,
+                self.section,
+                diffusion_model,
+                network,
+                batch,
+                existing_state_bytes,
+                self.team.all_gather_object,
             )
-            # Of a model that is sharded no process repeats a pass by itself.
+            # With a sharded model no rank may repeat a pass alone.
             if line := try_largest_batch(
-                run, batch, step, *([] if self._is_shared_out else [block_runner.increase_checkpointing])
+                run, batch, step, *([] if self._is_sharded else [block_runner.increase_checkpointing])
             ):
                 logger.info(line)
 
@@ -327,13 +333,13 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
 
 def _encoders_in_use(family: ModelFacts, dataset: EncodedDataset, sampler: Sampler | None) -> list[str]:
-    """Parts that training still needs: a text encoder for shuffled captions, the VAE to see samples."""
+    """Encoders that training still needs: the text encoder for shuffled captions, the VAE for sample images."""
     needed = {"text_encoder": dataset.needs_text_encoder, "vae": sampler is not None}
     return [part for encoder, parts in family.encoder_parts.items() if needed[encoder] for part in parts]
 
 
 def _cost(items: Sequence[BucketedSample], model: DiffusionModel, spec: BatchSpec) -> int:
-    """Pixels the transformer sees of a batch, references as if they were square: what its memory grows with."""
+    """Pixels of a batch in the transformer, control images taken as square: a measure of its memory."""
 
     def cost(item: BucketedSample) -> int:
         bucket, references = item.crop.bucket, len(item.sample.control_images)

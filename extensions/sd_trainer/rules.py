@@ -1,4 +1,4 @@
-"""What the keys of an `sd_trainer` section rule out together: one table of rules. Imports no torch."""
+"""Invalid combinations of keys of an `sd_trainer` section: one table of rules. Imports no torch."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ from toolkit.optim.schedules import check_parameters
 
 @dataclass(frozen=True)
 class Rule:
-    """One finding of a section."""
+    """One check of a section, with its message."""
 
     key: str
-    """Where it is told, dotted."""
+    """Dotted key that the message is attached to."""
 
     when: Callable[[DiffusionSection], object]
     message: str
-    """A format of `s`, the section, `model`, `network`, `train`, and `processes`, their number."""
+    """Format string with `s` (the section), `model`, `network`, `train`, and `processes` (the world size)."""
 
     def __call__(self, s: DiffusionSection) -> Iterator[Diagnostic]:
         if self.when(s):
@@ -44,7 +44,7 @@ class Rule:
 
 
 Check = Callable[[DiffusionSection], Iterable[Diagnostic]]
-"""A rule, or several that one condition does not tell."""
+"""A rule, or a function for what is no single condition."""
 
 MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
 """Kinds of network beside whose files a plain LoRA can be written."""
@@ -55,7 +55,7 @@ OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
 
 
 def mistakes(section: DiffusionSection) -> Iterator[Diagnostic]:
-    """What contradicts itself."""
+    """All errors of the table."""
     for check in MISTAKES:
         yield from check(section)
 
@@ -76,7 +76,7 @@ def _with_schedule_free(when: Callable[[DiffusionSection], object]) -> Callable[
 
 
 def _with_fsdp(when: Callable[[DiffusionSection], object]) -> Callable[[DiffusionSection], object]:
-    """In several processes that share the model out: all have to make the same passes over its blocks."""
+    """With a model that is sharded over several ranks, which have to make the same passes over its blocks."""
     return lambda s: not read_distributed_env().is_single_process and s.train.parallel == "fsdp" and when(s)
 
 
@@ -187,7 +187,7 @@ def _first_samples(s: DiffusionSection) -> Iterator[Diagnostic]:
 
 
 def _metrics(s: DiffusionSection) -> Iterator[Diagnostic]:
-    """Metrics that no run would ever measure."""
+    """Metrics that the run never measures."""
     if s.stop_when:
         yield from _metric(s, ("stop_when", "metric"), s.stop_when.metric, s.logged_numbers())
     if s.train.lr_scheduler == "plateau":

@@ -1,4 +1,4 @@
-"""What is trained: the network on the model, and what moves its weights."""
+"""Builds what is trained: the network on the model, and its optimizer, schedule and EMA."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ logger = logging.getLogger(__name__)
 
 
 def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | None:
-    """The weights of `network.pretrained_lora_path`; read first, so that a wrong file costs no time."""
+    """The weights of `network.pretrained_lora_path`; read first, so that a wrong file fails at once."""
     path = section.network.pretrained_lora_path
     if not path:
         return None
@@ -34,9 +34,9 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
 
 
 def base_merging(section: DiffusionSection) -> Callable[[], LoraMerger] | None:
-    """What merges `model.base_loras` into the model when it is loaded, if there are any.
+    """A function that creates the merger of `model.base_loras`, called when the model is loaded; None without any.
 
-    The files are read now, so that a wrong one costs no time, and again then: until then they would take memory.
+    The files are read now, so that a wrong one fails at once, and again when the model is loaded, to save memory.
     """
     loras = section.model.base_loras
     if not loras:
@@ -54,7 +54,7 @@ def base_merging(section: DiffusionSection) -> Callable[[], LoraMerger] | None:
 def attach_network(
     section: DiffusionSection, model: DiffusionModel, seed: int, start: dict[str, LayerDelta] | None
 ) -> Network:
-    """The network of a `network:` section on the model, begun at `start` if there is one."""
+    """The network of a `network:` section, attached to the model and initialised from `start` if given."""
     settings = section.network
     kind = KINDS[settings.type]
     network_class = kind.load()
@@ -66,8 +66,8 @@ def attach_network(
         network.load_pretrained(start)
     if reason := model.enable_modulation_cache():
         logger.info(f"model.modulation_table: not possible here, {reason}")
-    parts = network.sharded_params()
-    count = sum(prod(parts[name].shape if name in parts else p.shape) for name, p in network.parameters().items())
+    sharded = network.sharded_params()
+    count = sum(prod(sharded[name].shape if name in sharded else p.shape) for name, p in network.parameters().items())
     logger.info(f"{settings.type}: {len(targets)} layers, {count:,} trainable parameters")
     if kind.format_warning:
         logger.info(kind.format_warning)
@@ -77,9 +77,9 @@ def attach_network(
 def build_roles(
     section: DiffusionSection, network: Network, steps: int, seed: int, process_group: ProcessGroup
 ) -> dict[str, Role]:
-    """The network's weights with the optimizer, schedule and average of a section's `train:`.
+    """The role of the network's parameters, with the optimizer, schedule and EMA of a section's `train:`.
 
-    team: the processes that train them together.
+    process_group: the ranks that train them.
     """
     role = build_role(
         section.train,
@@ -91,6 +91,6 @@ def build_roles(
         up=network.lora_b_parameters(),
         up_ratio=section.network.loraplus_lr_ratio or 1,
         after_step=network.after_step,
-        shared_out=network.sharded_params(),
+        sharded=network.sharded_params(),
     )
     return {NETWORK: role}

@@ -1,4 +1,4 @@
-"""The classes that a process extends."""
+"""Base classes of processes."""
 
 from jobs.process.base import BaseExtensionProcess, BaseProcess
 from jobs.process.train import BaseTrainProcess

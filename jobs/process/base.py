@@ -16,11 +16,11 @@ if TYPE_CHECKING:
 
 
 class BaseProcess:
-    """Built as `(process_id, job, config)` for every process of a job before any of them runs."""
+    """Created as `(process_id, job, config)` for every process of a job before any of them runs."""
 
     runs_everywhere = False
-    """With several operating-system processes (`torchrun`): `run` is called in each of them and exchanges what it has
-    to over `job.team`. False: it is called in the first alone, and the others wait."""
+    """With several ranks (`torchrun`): `run` is called on each of them, which communicate over `job.process_group`.
+    False: it is called on rank 0 only, and the other ranks wait."""
 
     def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
         self.process_id = process_id
@@ -36,13 +36,13 @@ class BaseProcess:
         self.performance_log_every: int = self.get_conf("performance_log_every", 0)
 
     def run(self) -> None:
-        """Does the work. A subclass begins with `super().run()`."""
+        """Runs the process. A subclass calls `super().run()` first."""
 
     def on_error(self, error: Exception) -> None:
         """Called when `run` has raised, before the job ends."""
 
     def add_meta(self, additional_meta: Mapping[str, Any]) -> None:
-        """Adds to what is written into the files this process saves."""
+        """Adds to the metadata of the files that this process saves."""
         self.meta.update(additional_meta)
 
     def get_conf(
@@ -85,11 +85,11 @@ class BaseProcess:
 
 
 class BaseExtensionProcess(BaseProcess):
-    """What a process from `extensions/` extends."""
+    """Base class of processes in `extensions/`."""
 
 
 def _look_up(value: Any, key: str) -> Any:
-    """The value at the end of a dotted path through mappings and lists; None when the path breaks off."""
+    """The value at a dotted path through mappings and lists; None when there is none."""
     for part in key.split("."):
         if isinstance(value, Mapping):
             value = value.get(part)

@@ -1,4 +1,4 @@
-"""A process that owns a folder of run files: `<training_folder>/<job>[/<process name>]/`."""
+"""A process with a folder of run files: `<training_folder>/<job>[/<process name>]/`."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ if TYPE_CHECKING:
 
 
 class BaseTrainProcess(BaseProcess):
-    """What a trainer extends. Building it writes nothing: an error in a later process leaves no trace."""
+    """Base class of trainers. Creating it writes nothing, so that an error in a later process leaves no files."""
 
     def __init__(self, process_id: int, job: BaseJob, config: OrderedDict[str, Any]) -> None:
         super().__init__(process_id, job, config)
         self.training_folder = Path(self._setting("training_folder", "output")).expanduser()
         self.training_seed: int | None = self._setting("training_seed", None)
-        """As given; None when the job gives none."""
+        """As in the job; None when it is not set."""
         self.save_root = self._run_folder()
 
     def run(self) -> None:
@@ -36,11 +36,11 @@ class BaseTrainProcess(BaseProcess):
         write_text(self.save_root / CONFIG, self.job.job_config.unexpanded_text)
 
     def print(self, *values: object) -> None:
-        """Says something to the user."""
+        """Prints a message to the user."""
         print(*values, flush=True)
 
     def _setting(self, key: str, default: Any) -> Any:
-        """A value of the typed section, which knows defaults and aliases, or else of the plain one."""
+        """A value of the typed section, which has defaults and aliases, or else of the plain one."""
         if self.section is not None and hasattr(self.section, key):
             return getattr(self.section, key)
         return self.get_conf(key, default)

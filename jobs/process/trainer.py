@@ -1,8 +1,8 @@
-"""What all trainers share: the list of steps from a checked section to a finished run.
+"""Base class of trainers: the steps from a checked section to a finished run.
 
-A trainer fills in what is its own: what it scans, which model it opens, what is trained of it, and the passes of its
-loop. The lock of the folder, the choice of a checkpoint, the comparison with the job that made it, hooks, signals, and
-the end are here. `tests/jobs/process/test_trainer.py` has a small one.
+A subclass implements what is specific: scanning the data, loading the model, what is trained, and the train step. The
+lock of the folder, the choice of a checkpoint, the comparison with the job that wrote it, callbacks, signals and the
+shutdown are here. `tests/jobs/process/test_trainer.py` has a small example.
 """
 
 from __future__ import annotations
@@ -46,15 +46,15 @@ from toolkit.train.run import Callback, Run
 logger = logging.getLogger(__name__)
 
 DataT = TypeVar("DataT")
-"""What `scan` found."""
+"""The result of `scan`."""
 
 ModelT = TypeVar("ModelT")
-"""What `open_model` opened."""
+"""The result of `open_model`."""
 
 
 @dataclass(frozen=True)
 class Setup(Generic[DataT]):
-    """What is decided before the model is opened."""
+    """What is known before the model is loaded."""
 
     data: DataT
     plan: RunPlan
@@ -62,14 +62,14 @@ class Setup(Generic[DataT]):
     seed: int
     device: torch.device
     request: StopRequest
-    """Whether a signal asks for an end."""
+    """Whether a signal requests a stop."""
 
     status: StatusLine
 
     def progress(self, what: str, done: int, total: int) -> None:
-        """Shows how far something is; ends the process where a signal asks for it."""
+        """Shows progress; raises Interrupted where a signal requests a stop."""
         self.status.update(f"{what} {done}/{total}")
-        self.request.check()  # what is encoded by now stays in the cache
+        self.request.check()  # what is already encoded stays in the cache
 
 
 @dataclass(frozen=True)
@@ -80,15 +80,15 @@ class Attached:
 
 
 EncodedT = TypeVar("EncodedT")
-"""What `encode` made of the data."""
+"""The result of `encode`."""
 
 AttachedT = TypeVar("AttachedT", bound=Attached)
 
 
 class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
-    """A process that trains: each step of `run` is a method, and what one decides the next ones are given.
+    """A process that trains: each step of `run` is a method, whose result is passed to the next ones.
 
-    Of several operating-system processes the first alone writes, draws and measures.
+    With several ranks only rank 0 writes, samples and validates.
     """
 
     runs_everywhere = True
@@ -119,74 +119,74 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                             self.end(run, request)
             request.check()
 
-    # ------------------------------------------------------------ what is the trainer's own
+    # ------------------------------------------------------------ what a subclass implements
 
     @abstractmethod
     def scan(self) -> DataT:
-        """Finds the data, before anything expensive. Raises what is wrong with it."""
+        """Finds the data, before anything expensive. Raises UserError for errors in it."""
 
     @abstractmethod
     def fingerprint(self, data: DataT) -> DatasetHashes:
-        """What the data holds, by which a later start says what was added, removed and edited."""
+        """Hashes of the data, from which a resume tells what was added, removed and edited."""
 
     @abstractmethod
     def make_plan(self, data: DataT) -> RunPlan:
-        """What the run will do: printed at its begin, and the same that `--dry-run` shows."""
+        """What the run will do: printed at the start, and by `--dry-run`."""
 
     @abstractmethod
     def open_model(self, setup: Setup[DataT]) -> ModelT:
-        """The model, and what else decides how training begins."""
+        """Loads the model, and what else training starts from."""
 
     def encode(self, setup: Setup[DataT], model: ModelT) -> EncodedT:
-        """Makes what is computed once, before training; by default there is nothing, and the data stays as it is."""
+        """Computes what is computed once, before training; by default nothing, and the data is used as it is."""
         return cast("EncodedT", setup.data)
 
     @abstractmethod
     def attach(self, setup: Setup[DataT], model: ModelT, encoded: EncodedT) -> AttachedT:
-        """What is trained, with its optimizers."""
+        """Creates what is trained, with its optimizers."""
 
     @abstractmethod
     def weights_writer(self, setup: Setup[DataT], attached: AttachedT, reporting: Reporting) -> PrepareNetwork:
-        """What copies the weights for the files of a step, and gives what writes them."""
+        """Copies the weights for the files of a step, and returns what writes them (`PrepareNetwork`)."""
 
     def validation(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> Validation | None:
-        """What is measured on data that is not trained on."""
+        """What is measured on the validation split; None: nothing."""
         return None
 
     def samples(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> Samples | None:
-        """What is drawn."""
+        """The sample images that are generated; None: none."""
         return None
 
     @abstractmethod
     def fit(self, setup: Setup[DataT], run: Run, model: ModelT, encoded: EncodedT, attached: AttachedT) -> None:
-        """Trains, by `toolkit.train.loop.train`, with the trainer's batches and its `TrainStep`."""
+        """Calls `toolkit.train.loop.train` with the trainer's batches and its `TrainStep`."""
 
-    # ------------------------------------------------------------ what may differ
+    # ------------------------------------------------------------ what a subclass may override
 
     def memory_advice(self) -> str:
         """What the user can change after an out-of-memory error, most effective first."""
         return ""
 
     def refuse(self, data: DataT, plan: RunPlan) -> None:
-        """Raises UserError for what rules the run out, before its folder is written to (room on the disk, say)."""
+        """Raises UserError for a run that cannot work (disk space, say), before its folder is written to."""
 
     def corrections(self, data: DataT, revision: int) -> list[ConfigChange]:
-        """What the program computes otherwise for this job than the one that recorded `revision`."""
+        """What the program computes differently for this job than the one that recorded `revision`."""
         return []
 
     def written_at_begin(self, data: DataT) -> None:
-        """What is kept of the scan, once the run has begun."""
+        """Saves results of the scan, once the run has started."""
 
     # ------------------------------------------------------------ the steps
 
     @property
     def team(self) -> ProcessGroup:
-        """The processes that train together."""
+        """The process group of the run."""
         return self.job.process_group
 
     @contextmanager
     def own_folder(self) -> Iterator[None]:
-        """Owns the run's folder, which the first process does for all; memory that runs out inside ends with advice."""
+        """Locks the run's folder (rank 0); an out-of-memory error inside becomes a RunError with advice."""
         self.team.oom_hint = self.memory_advice()
         with (
             run_lock(self.save_root) if self.team.is_main_process else nullcontext(),
@@ -195,20 +195,20 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             yield
 
     def choose_checkpoint(self) -> Path | None:
-        """The state to go on from; None begins anew."""
+        """The checkpoint to resume from; None: start from scratch."""
         remove_partial_writes(checkpoint_dir(self.save_root))
         return select_checkpoint(self.save_root, self.section.resume, self.job.options.restart)
 
     def copied_output(self) -> AbstractContextManager[Any]:
-        """What is printed goes to log.txt too."""
+        """Copies the output to log.txt."""
         return tee_output(self.save_root / run_files.LOG) if self.team.is_main_process else nullcontext()
 
     def recorded_end(self) -> AbstractContextManager[None]:
-        """run.json says how a run ended that fails before its hooks could."""
+        """Writes into run.json how a run ended that fails before its callbacks run."""
         return recorded_end(self.save_root, self.name) if self.team.is_main_process else nullcontext()
 
     def is_complete(self, checkpoint: Path | None, plan: RunPlan) -> bool:
-        """Whether nothing is left to do: all steps are done, or `stop_when` would end the run here again."""
+        """Whether nothing is left to do: all steps are done, or `stop_when` would end the run at this step again."""
         if checkpoint is None or not is_finished(self.save_root):
             return False
         step, extra = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]["extra"]
@@ -218,9 +218,9 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         return True
 
     def set_up(self, data: DataT, plan: RunPlan, checkpoint: Path | None, request: StopRequest) -> Setup[DataT]:
-        """Compares the job with the checkpoint, and writes the folder's first files.
+        """Compares the job with the checkpoint, and writes the first files of the folder.
 
-        Raises UserError where they do not go together: a job that is refused leaves the run as it was.
+        Raises UserError where they do not match; the run is then unchanged.
         """
         if self.team.is_main_process:
             self.refuse(data, plan)
@@ -241,13 +241,13 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def _seed(self, checkpoint: Path | None) -> int:
         """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
-        drawn = self.team.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
-        seed = self.training_seed or (saved_seed(checkpoint) if checkpoint else drawn)
+        random_seed = self.team.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
+        seed = self.training_seed or (saved_seed(checkpoint) if checkpoint else random_seed)
         logger.info(f"training_seed {seed}")
         return seed
 
     def build_callbacks(self, setup: Setup[DataT], encoded: EncodedT, attached: AttachedT) -> list[Callback]:
-        """Who watches the run, in the order they are called; only the first process has any."""
+        """The callbacks of the run, in call order; only rank 0 has any."""
         status = StatusLine(every_s=0) if self.section.logging.log_every else setup.status
         reporting = Reporting.of(self.section, self.save_root, status)
         return standard_hooks(
@@ -279,33 +279,33 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         )
 
     def go_on(self, setup: Setup[DataT], run: Run) -> None:
-        """Puts the checkpoint into the run; from here on all processes stand at the same place."""
+        """Loads the checkpoint into the run; from here on all ranks have the same state."""
         setup.resumption.apply(run)
         self.team.assert_equal_across_ranks(_beginning(run))
 
     def end(self, run: Run, request: StopRequest) -> None:
         """Synchronises the stop reason; all ranks wait until rank 0 has saved."""
-        told = self.team.all_gather_object((run.stop_reason, request.exit_code))
-        run.stop_reason = next((reason for reason, _ in told if reason), None)
-        request.exit_code = next((code for _, code in told if code is not None), None)
+        reports = self.team.all_gather_object((run.stop_reason, request.exit_code))
+        run.stop_reason = next((reason for reason, _ in reports if reason), None)
+        request.exit_code = next((code for _, code in reports if code is not None), None)
         if run.stop_reason:
             logger.info(f"stopped by {run.stop_reason}")
-            raise Interrupted(EXIT_DONE)  # asked for by the user: the job ends here, and well
+            raise Interrupted(EXIT_DONE)  # requested by the user: the job ends here without an error
 
 
 @contextmanager
 def oom_as_run_error(advice: str) -> Iterator[None]:
-    """Memory that runs out inside the block, wherever nothing better is known to do, ends the run with advice."""
+    """Turns an out-of-memory error inside the block into a RunError with advice, where nothing else handles it."""
     try:
         yield
     except torch.OutOfMemoryError as error:
-        # After the GPU's name PyTorch tells of its allocator.
+        # Behind the GPU's name PyTorch's message has details of its allocator.
         reason = str(error).partition(" GPU ")[0].strip(" .\n") or "Out of memory"
         raise RunError(f"{reason}. {advice}") from error
 
 
 def _beginning(run: Run) -> dict[str, Any]:
-    """What has to be the same in all processes, so that they share out the same batches."""
+    """What has to be equal on all ranks, so that they split the same batches."""
     state = run.state
     begun = {"the step to go on from": state.step, "its place in the data": state.cursor}
     return {

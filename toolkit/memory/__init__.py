@@ -1,1 +1,1 @@
-"""Fitting a large model into the memory there is: quantization, checkpointing, offloading, block swapping, sharding."""
+"""Memory savings: quantization, activation checkpointing and offload, block swap, FSDP; and their estimate."""

@@ -1,7 +1,7 @@
-"""How much memory a step's activations take at each level of checkpointing, by arithmetic. Imports no torch.
+"""Estimates the activation memory of a step at each checkpointing level. Imports no torch.
 
-One estimate for both who ask: the plan of a job, and `gradient_checkpointing: auto`. Its units, and what a block takes
-with each kind of network: `toolkit.network_kinds.ActivationUnits`.
+Used by the plan of a job and by `gradient_checkpointing: auto`. `toolkit.network_kinds.ActivationUnits` defines the
+unit, and has the numbers for each kind of network.
 """
 
 from __future__ import annotations
@@ -12,35 +12,34 @@ from dataclasses import dataclass
 from toolkit.network_kinds import KINDS, ActivationUnits, Pair
 
 FRAGMENTATION = 1.08
-"""Of activations on a device: what PyTorch's allocator holds beyond the tensors. An assumption."""
+"""Factor on activations on a GPU: memory that PyTorch's allocator reserves beyond the tensors. An assumption."""
 
 OF_ATTENTION, OF_INPUT = 2, 1
-"""Units that a block keeps of what attention gives, with its input, and of its input alone."""
+"""Units kept per block: attention output and block input, and the block input alone."""
 
 EXTRA_UNITS = {"full": 1, "full_offload": 3}
-"""Extra units in the backward pass of a recomputed block, by checkpointing level: the gradient of
-what it gave. `full_offload` has on the device besides what the first block was given, and what the one before the block
-at work was given, on its way back."""
+"""Extra units in the backward pass of a recomputed block, by checkpointing level: the gradient of its output.
+`full_offload` also has the input of the first block and the prefetched input of the previous block on the device."""
 
 BESIDE_A_LAYER = 2
-"""Units in the backward pass at the moment when a whole layer is in memory in the compute dtype."""
+"""Units in the backward pass while a full layer is in memory in the compute dtype."""
 
 FORWARD_BESIDE_A_LAYER = 3
-"""Units of a forward pass that are not there at that moment."""
+"""Units of the forward peak that are not allocated at that moment."""
 
 OF_DROPOUT = 12
-"""Further units where an adapter leaves out inputs: each layer keeps its own and a mask."""
+"""Further units with input dropout of an adapter: each layer keeps its inputs and a mask."""
 
 OF_INT8_PRODUCTS = 24
-"""Further bytes per token and unit of width where products are made in int8: the rounded inputs, the int32 results."""
+"""Further bytes per token and channel with W8A8: the quantized inputs, the int32 results."""
 
 
 @dataclass(frozen=True)
 class StepShape:
-    """What decides the memory of a step's activations."""
+    """The numbers that determine the activation memory of a step."""
 
     tokens: int
-    """Of all items of the largest batch: images, references and text."""
+    """Tokens of all items of the largest batch: images, control images and text."""
 
     width: int
     """Hidden size of the transformer: channels per token."""
@@ -54,39 +53,38 @@ class StepShape:
 
     dropout: bool = False
     largest_layer: int = 0
-    """Weights of the largest linear layer that every token goes through."""
+    """Number of weights of the largest linear layer that processes every token."""
 
     dequantized_bytes: float = 0
     """Bytes per weight of a quantized layer's copies in the compute dtype, while it is used."""
 
     casts: int = 0
-    """Bytes of one block's trained weights in the compute dtype, where that is not their own."""
+    """Bytes of one block's trained parameters cast to the compute dtype; 0 where that is their own."""
 
     int8_products: bool = False
     gradients: int = 0
-    """Bytes of all gradients of weights that are in memory together."""
+    """Bytes of all parameter gradients that are in memory at a time."""
 
     gradients_wait: bool = False
-    """Whether those of an earlier micro-batch are there from the beginning."""
+    """Whether gradients of an earlier micro-batch are in memory from the beginning (accumulation)."""
 
     def kept(self, level: str) -> int:
-        """Bytes that all blocks keep on the device from the forward to the backward pass."""
+        """Bytes of activations that all blocks keep on the device for the backward pass."""
         return self.blocks * self._kept_by_block(level)
 
     def kept_on_host(self, level: str) -> int:
-        """Bytes of what `full_offload` keeps in the CPU memory: what each block but the first and last is given."""
+        """Bytes that `full_offload` keeps in CPU memory: the inputs of all blocks but the first and last."""
         return int(max(0, self.blocks - 2) * OF_INPUT * self._unit) if level == "full_offload" else 0
 
     def block_backward_bytes(self, level: str) -> int:
-        """Bytes on top, while a block goes backward: the last one, which keeps everything, or one that is computed
-        again, where little is kept of it."""
+        """Bytes beyond `kept` in the backward pass of one block: the last one, which keeps all, or a recomputed one."""
         layer = (self.dequantized_bytes + self._of(self._units.change)) * self.largest_layer
         at_work = max(self._of(self._units.backward) * self._unit, layer and BESIDE_A_LAYER * self._unit + layer)
         beyond = self._kept_by_block("none") - self._kept_by_block(level)
         return int(beyond + EXTRA_UNITS.get(level, 0) * self._unit + at_work + self._products)
 
     def forward(self) -> int:
-        """Bytes of a pass that keeps nothing."""
+        """Bytes of a forward pass without gradients."""
         most = self._of(self._units.forward) * self._unit
         layer = (self.dequantized_bytes + self._of(self._units.change_forward)) * self.largest_layer
         return int(max(most, layer and most - FORWARD_BESIDE_A_LAYER * self._unit + layer) + self._products)
@@ -120,11 +118,11 @@ class StepShape:
 
 
 def step_peak(work: StepShape, level: str, gaps: float = FRAGMENTATION) -> tuple[int, int]:
-    """Bytes of (activations, gradients of weights) at the worst moment of a forward and backward pass.
+    """Bytes of (activations, parameter gradients) at the peak of a forward and backward pass.
 
-    Gradients come as activations go, unless some wait already: the worst moment is the first block of the backward
-    pass, its last one, or the end. gaps: factor on activations for what the allocator holds between them; it decides
-    which moment is the worst, and is not in what is returned.
+    In the backward pass gradients grow while activations shrink, so the peak is at its first block, at its last one, or
+    at its end; with accumulation at the first block. gaps: fragmentation factor on activations, which decides where the
+    peak is; the result is without it.
     """
     kept, block = work.kept(level), work.block_backward_bytes(level)
     if work.gradients_wait:
@@ -139,7 +137,7 @@ def step_peak(work: StepShape, level: str, gaps: float = FRAGMENTATION) -> tuple
 
 
 def activation_bytes(level: str, work: StepShape) -> int:
-    """Bytes that have to be free on a device for a forward and backward pass: activations, gaps, gradients."""
+    """Bytes of free device memory needed for a forward and backward pass: activations, fragmentation, gradients."""
     activations, gradients = step_peak(work, level)
     return int(FRAGMENTATION * activations) + gradients
 

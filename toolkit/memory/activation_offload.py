@@ -1,7 +1,7 @@
-"""What checkpointed blocks were given waits in the CPU memory, and is on its way back before it is wanted.
+"""Activation offload: the inputs of checkpointed blocks are kept in CPU memory, and prefetched for the backward pass.
 
-While a block computes, what it was given is copied out; while its successor goes backward, it is copied in. So the
-device holds what two blocks were given instead of all of them. Only CUDA has another memory to wait in.
+While a block computes, its inputs are copied to the CPU; during the backward pass of the next block they are copied
+back. So the GPU holds the inputs of two blocks instead of all. Only for CUDA.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from toolkit.memory.saved_tensors import saved_tensor_rule
 
 
 class HostCopies(Protocol):
-    """Copies between the memory of the device and the CPU memory, which go on while other work is done."""
+    """Asynchronous copies between device and CPU memory."""
 
     def begin_block(self) -> None:
         """Starts a new block: later copies belong to its inputs."""
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        """Begins a copy to the CPU memory. The tensor itself may be let go at once."""
+        """Starts a copy to CPU memory. The caller may free the tensor at once."""
 
     def to_device(self, host: Tensor) -> Callable[[], Tensor]:
-        """Begins a copy to the device; calling what is returned makes sure that it is there."""
+        """Starts a copy to the device; calling the result waits for it."""
 
     def release(self) -> None:
-        """Nothing more is copied out for now: what leaves is no longer needed once its copy is made."""
+        """No more copies to the CPU for now: tensors are freed once their copy is finished."""
 
 
 class InFlightCopies:
@@ -42,7 +42,7 @@ class InFlightCopies:
         self._by_block: deque[list[tuple[Tensor, Callable[[], None]]]] = deque([[], []])
 
     def hold(self, tensor: Tensor, wait: Callable[[], None]) -> None:
-        """wait: has the device's next work wait for the copy; called before the tensor is let go."""
+        """wait: makes the device's next work wait for the copy; called before the tensor is freed."""
         self._by_block[-1].append((tensor, wait))
 
     def begin_block(self) -> None:
@@ -51,23 +51,23 @@ class InFlightCopies:
         self._by_block.append([])
 
     def release(self) -> None:
-        """Of everything: no more is copied out for now."""
+        """Releases all tensors: no more copies to the CPU for now."""
         for _ in range(len(self._by_block)):
             self.begin_block()
 
 
 class CudaCopies:
-    """Copies on a stream of their own, from and to pinned memory."""
+    """Copies on a separate stream, from and to pinned memory."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
         self._stream = torch.cuda.Stream(device)
-        # Not `record_stream`: it gives memory back once the host has seen that the copy is made, and the host is many
-        # blocks ahead of the device. All that they were given would be on the device after all.
-        self._leaving = InFlightCopies()
+        # Not `record_stream`: it frees memory only once the host has seen the copy finish, and the host is many blocks
+        # ahead of the device. The inputs of all these blocks would stay on the device.
+        self._in_flight = InFlightCopies()
 
     def begin_block(self) -> None:
-        self._leaving.begin_block()
+        self._in_flight.begin_block()
 
     def to_host(self, tensor: Tensor) -> Tensor:
         host = torch.empty_like(tensor, device="cpu", pin_memory=True)
@@ -75,16 +75,16 @@ class CudaCopies:
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
             copied = self._stream.record_event()
-        self._leaving.hold(tensor, partial(self._wait, copied))
+        self._in_flight.hold(tensor, partial(self._wait, copied))
         return host
 
     def release(self) -> None:
-        self._leaving.release()
+        self._in_flight.release()
 
     def to_device(self, host: Tensor) -> Callable[[], Tensor]:
         self.release()
         tensor = torch.empty_like(host, device=self._device)
-        # Until nobody writes any more to the memory that this tensor was given, and it has arrived on the host.
+        # Waits until no kernel writes to the memory of this tensor any more, and its copy to the CPU is finished.
         self._stream.wait_stream(torch.cuda.current_stream(self._device))
         with torch.cuda.stream(self._stream):
             tensor.copy_(host, non_blocking=True)
@@ -101,63 +101,63 @@ class CudaCopies:
 
 
 class _BlockInputs:
-    """What one run of a block was given by the one before, in the CPU memory."""
+    """The inputs of one call of a block, in CPU memory."""
 
     def __init__(self, copies: HostCopies, before: _BlockInputs | None) -> None:
         self._copies = copies
         self._before = before
-        """The run that goes backward after this one."""
+        """The inputs of the previous block, whose backward pass follows."""
         self._hosts: list[Tensor] = []
-        self._on_the_way: dict[int, Callable[[], Tensor]] = {}
+        self._prefetched: dict[int, Callable[[], Tensor]] = {}
 
     def keep(self, tensor: Tensor) -> Callable[[], Tensor]:
-        """Lets the tensor wait; what is returned gives it back."""
-        place = len(self._hosts)
+        """Offloads the tensor; the result returns it."""
+        index = len(self._hosts)
         self._hosts.append(self._copies.to_host(tensor))
-        return lambda: self._give_back(place)
+        return lambda: self._restore(index)
 
-    def _give_back(self, place: int) -> Tensor:
-        self._fetch(place)
-        arrive = self._on_the_way.pop(place)
+    def _restore(self, index: int) -> Tensor:
+        self._fetch(index)
+        arrive = self._prefetched.pop(index)
         if self._before is not None:
             self._before.fetch_all()
-            self._before = None  # once: what is asked for again later comes late, and right
+            self._before = None  # prefetch only once; a later request is still correct, but waits
         return arrive()
 
     def fetch_all(self) -> None:
-        for place in range(len(self._hosts)):
-            self._fetch(place)
+        for index in range(len(self._hosts)):
+            self._fetch(index)
 
-    def _fetch(self, place: int) -> None:
-        if place not in self._on_the_way:
-            self._on_the_way[place] = self._copies.to_device(self._hosts[place])
+    def _fetch(self, index: int) -> None:
+        if index not in self._prefetched:
+            self._prefetched[index] = self._copies.to_device(self._hosts[index])
 
 
 class ActivationOffload:
-    """A wrapper around a checkpointed block, compiled or not."""
+    """A wrapper around checkpointed blocks, compiled or not."""
 
     def __init__(
         self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = lambda tensor: tensor.is_cuda
     ) -> None:
-        """is_elsewhere: whether a tensor is in the memory that is to be saved."""
+        """is_elsewhere: whether a tensor is in device memory."""
         self._copies = copies
         self._is_elsewhere = is_elsewhere
         self._latest: Callable[[], _BlockInputs | None] = lambda: None
 
     def __call__(self, run: BlockForward) -> BlockForward:
         def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-            # What one block hands to the next; the rest is shared by all blocks.
-            handed_on = {_memory(t) for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
-            if not handed_on or not torch.is_grad_enabled():
+            # Only tensors that one block passes to the next; the others are shared by all blocks.
+            passed_on = {_memory(t) for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
+            if not passed_on or not torch.is_grad_enabled():
                 return run(block, *tensors)
             self._copies.begin_block()
-            given = _BlockInputs(self._copies, self._latest())
-            self._latest = weakref.ref(given)  # what has gone backward already is of no interest
+            inputs = _BlockInputs(self._copies, self._latest())
+            self._latest = weakref.ref(inputs)  # weak: blocks after their backward pass need no prefetch
             try:
-                with saved_tensor_rule(lambda tensor: given.keep(tensor) if _memory(tensor) in handed_on else None):
+                with saved_tensor_rule(lambda tensor: inputs.keep(tensor) if _memory(tensor) in passed_on else None):
                     return run(block, *tensors)
             except torch.OutOfMemoryError:
-                self._copies.release()  # no block follows that would
+                self._copies.release()  # no later block does it
                 raise
 
         return run_offloaded
@@ -168,5 +168,5 @@ def _memory(tensor: Tensor) -> int:
 
 
 def offloading(device: torch.device) -> list[ActivationOffload]:
-    """The wrapper for this device; none where there is no other memory to wait in."""
+    """The wrapper for this device; none without CUDA."""
     return [ActivationOffload(CudaCopies(device))] if device.type == "cuda" else []

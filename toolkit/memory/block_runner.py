@@ -1,4 +1,4 @@
-"""How the blocks of a model are run: what they keep, where their weights wait, whether they are compiled."""
+"""How the blocks of a model are run: checkpointing level, block swap, compilation, attention kernel."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KEY = "train.gradient_checkpointing"
 
 
 class BlockRunner:
-    """Wraps the blocks of an adapter whose network is attached. `auto` becomes a level once the work is known."""
+    """Wraps the blocks of a model whose network is attached. `auto` becomes a level in `choose_checkpointing`."""
 
     def __init__(
         self,
@@ -36,29 +36,29 @@ class BlockRunner:
         swapped: int = 0,
         compile_settings: CompileConfig | None = None,
     ) -> None:
-        """level: of CHECKPOINTING_LEVELS, or "auto". swapped: blocks whose weights wait in the CPU memory."""
+        """level: of CHECKPOINTING_LEVELS, or "auto". swapped: number of blocks whose weights stay in CPU memory."""
         self._model, self._device = model, device
         self._is_auto = level == "auto"
         self._compile = compile_settings if compile_settings and compile_settings.enabled else None
         blocks = model.blocks()
-        waiting = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
-        self._swap = BlockSwap(waiting, device) if waiting else None
-        self._kernel = self._of_attention(dtype)
+        offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
+        self._swap = BlockSwap(offload, device) if offload else None
+        self._kernel = self._attention_wrappers(dtype)
         self.level = CHECKPOINTING_LEVELS[-1] if self._is_auto else level
         self._wrap()
 
     @property
     def levels(self) -> Sequence[str]:
-        """Those `auto` chooses from: on the CPU there is no other memory to offload to."""
+        """The levels that `auto` chooses from; without offload on the CPU."""
         return CHECKPOINTING_LEVELS[:-1] if self._device.type == "cpu" else CHECKPOINTING_LEVELS
 
     def choose_checkpointing(
         self, work: StepShape, needed: int, gather: Callable[[str], Sequence[str]] = lambda level: [level]
     ) -> None:
-        """Chooses the level of `auto`: the fastest whose activations fit into what is free.
+        """Chooses the level of `auto`: the fastest whose activations fit into free memory.
 
-        needed: bytes that training will take besides: gradients, the optimizer's state. gather: gives the levels of all
-        processes of a run for that of this one; all take the smallest, so that they make the same passes.
+        needed: further bytes that training will allocate, such as optimizer state. gather: all-gathers the level over
+        the ranks; all take the most saving one, so that they make the same passes.
         """
         if not self._is_auto:
             return
@@ -68,7 +68,7 @@ class BlockRunner:
         self._wrap()
 
     def increase_checkpointing(self) -> bool:
-        """Takes the next level of `auto` where one is left, and says so. Called when the largest batch does not fit."""
+        """Takes the next level of `auto` and logs it; False where none is left. For a batch that does not fit."""
         if not self._is_auto or self.level == self.levels[-1]:
             return False
         before, self.level = self.level, self.levels[self.levels.index(self.level) + 1]
@@ -76,23 +76,23 @@ class BlockRunner:
         self._wrap()
         return True
 
-    def _of_attention(self, dtype: torch.dtype) -> list[BlockWrapper]:
-        """What chooses the attention kernel on this device."""
+    def _attention_wrappers(self, dtype: torch.dtype) -> list[BlockWrapper]:
+        """Wrappers that choose the attention kernel on this device."""
         if self._device.type == "cuda":
             if not sdpa_backend.has_fast_kernel(self._device, dtype, self._model.head_dim):
                 logger.warning(f"attention: no flash or cuDNN kernel for {dtype} on this device; using a slower one.")
             return [sdpa_backend.with_sdpa_priority]
-        # Compiled it would be a break in the program of a block.
+        # In a compiled block it would be a graph break.
         return [cpu_attention_wrapper] if is_faster(self._device, dtype) and not self._compile else []
 
     def _wrap(self) -> None:
-        """Innermost first. Weights must be there before anything is computed, also for the second time."""
-        compiling = [compile_wrapper(self._compile)] if self._compile else []
-        waiting = offloading(self._device) if self.level == "full_offload" else []
-        fetching = [self._swap] if self._swap else []
+        """Innermost first. Block swap is outermost: weights are loaded before the forward pass and recomputation."""
+        compilation = [compile_wrapper(self._compile)] if self._compile else []
+        offload = offloading(self._device) if self.level == "full_offload" else []
+        swap = [self._swap] if self._swap else []
         self._model.wrap_blocks(
-            [*self._kernel, checkpoint_wrapper(self.level), *compiling, *waiting, *fetching],
-            # What checkpointing would free there is wanted again before anything else is, so nothing is gained by it.
-            # Compiled it would be a program of its own, and is not worth that.
-            last_block_wrappers=None if self._compile else [*self._kernel, *fetching],
+            [*self._kernel, checkpoint_wrapper(self.level), *compilation, *offload, *swap],
+            # Checkpointing the last block saves nothing: its activations are needed again at once. With compilation it
+            # would have to be compiled separately, which is not worth it.
+            last_block_wrappers=None if self._compile else [*self._kernel, *swap],
         )

@@ -1,7 +1,7 @@
-"""Some blocks' frozen weights wait in the CPU memory and come to the device just before their block runs.
+"""Block swap: frozen weights of some blocks stay in CPU memory and are copied to the device before their block runs.
 
-Two buffers on the device take turns: while one block computes, the next one's weights arrive in the other. Frozen
-weights do not change, so nothing is ever copied back. What is trained stays on the device.
+Two buffers on the device alternate: while one block computes, the weights of the next one are copied to the other.
+Frozen weights do not change, so nothing is copied back. Trained parameters stay on the device.
 
 The blocks are spread evenly, so that several others compute while one arrives. (musubi-tuner spreads them so too:
 modules/custom_offloading_utils.py, `LoRAStreamOffloader`.)
@@ -21,17 +21,17 @@ from toolkit.interfaces import BlockForward
 from toolkit.memory.saved_tensors import saved_tensor_rule
 
 ALIGNMENT = 256
-"""Bytes; no kernel asks for more."""
+"""Bytes; no kernel needs more."""
 
 
 def swapped_blocks(count: int, blocks: int) -> tuple[int, ...]:
     """Indices of `count` of `blocks` blocks, spread evenly."""
-    return tuple((2 * place + 1) * blocks // (2 * count) for place in range(count))
+    return tuple((2 * index + 1) * blocks // (2 * count) for index in range(count))
 
 
 @dataclass(frozen=True)
 class _BlockTensors:
-    """A frozen tensor of a block and where it lies among the block's bytes."""
+    """A frozen tensor of a block and its position among the block's bytes."""
 
     tensor: Tensor
     dtype: torch.dtype
@@ -40,12 +40,12 @@ class _BlockTensors:
     end: int
 
     def point_to(self, memory: Tensor) -> None:
-        """The tensor's numbers are from now on those in `memory`, which holds the block's bytes."""
+        """Makes the tensor a view of `memory`, which holds the block's bytes."""
         self.tensor.data = memory[self.begin : self.end].view(self.dtype).view(self.shape)
 
 
 class _HostBlock:
-    """A block whose frozen weights are in the CPU memory, one after the other in one piece."""
+    """A block whose frozen weights are in CPU memory, in one contiguous buffer."""
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
         for parameter in block.parameters():
@@ -73,27 +73,27 @@ def _frozen(block: nn.Module) -> Iterator[Tensor]:
 
 
 class _Buffer:
-    """Room on the device for one block."""
+    """Device memory for one block."""
 
     def __init__(self, size: int, device: torch.device) -> None:
         self.memory = torch.empty(size, dtype=torch.uint8, device=device)
         self.place: int | None = None
-        """Which of the waiting blocks is in it, or on its way."""
+        """Index of the swapped block that is in it, or being copied to it."""
         self.arrived: torch.cuda.Event | None = None
 
 
 class BlockSwap:
-    """Runs blocks whose frozen weights are not on the device; a wrapper, and the outermost one.
+    """Runs blocks whose frozen weights are in CPU memory; the outermost wrapper.
 
-    Blocks may run forward in order, and backward in the opposite one; any other order is right too, and slower.
+    Prefetching expects the forward pass in order and the backward pass in reverse; other orders work, but are slower.
     """
 
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
-        """blocks: those to be swapped, in order, the network attached. Takes their weights off the device."""
+        """blocks: the swapped blocks, in order, with the network attached. Moves their frozen weights to the CPU."""
         self._device = device
         self._waiting = [_HostBlock(block, device) for block in blocks]
         self._place_of = {block: place for place, block in enumerate(blocks)}
-        size = max(len(waiting.memory) for waiting in self._waiting)
+        size = max(len(host_block.memory) for host_block in self._waiting)
         self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
         self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
 
@@ -102,30 +102,30 @@ class BlockSwap:
             place = self._place_of.get(block)
             if place is None:
                 return run(block, *tensors)
-            flows_back = torch.is_grad_enabled()
-            self._ensure_loaded(place, self._after(place, flows_back))
-            if not flows_back:
+            has_backward = torch.is_grad_enabled()
+            self._ensure_loaded(place, self._after(place, has_backward))
+            if not has_backward:
                 return run(block, *tensors)
             with saved_tensor_rule(partial(self._as_place, place)):
                 outputs = run(block, *tensors)
-            learning = [output for output in outputs if output.requires_grad]
-            if learning:
-                # The first gradient that reaches the block comes before anything of it is computed backward, or again.
+            differentiable = [output for output in outputs if output.requires_grad]
+            if differentiable:
+                # Called with the first gradient that reaches the block, before its backward pass or recomputation.
                 register_multi_grad_hook(
-                    learning, lambda grad: self._ensure_loaded(place, place - 1 if place else None), mode="any"
+                    differentiable, lambda grad: self._ensure_loaded(place, place - 1 if place else None), mode="any"
                 )
             return outputs
 
         return run_fetched
 
-    def _after(self, place: int, flows_back: bool) -> int | None:
-        """The block that is wanted after this one of a forward pass."""
+    def _after(self, place: int, has_backward: bool) -> int | None:
+        """The block that is needed after this one in a forward pass."""
         if place + 1 < len(self._waiting):
             return place + 1
-        return None if flows_back else 0  # backward begins with the last two, which are here
+        return None if has_backward else 0  # the backward pass begins with the last two, which are loaded
 
     def _ensure_loaded(self, place: int, ahead: int | None) -> None:
-        """The weights of one block are on the device when this returns; those of another are on their way."""
+        """Loads the weights of one block to the device, and starts prefetching those of another."""
         current = self._fetch(place, keep=None)
         if current.arrived is not None:
             torch.cuda.current_stream(self._device).wait_event(current.arrived)
@@ -133,18 +133,18 @@ class BlockSwap:
             self._fetch(ahead, keep=current)
 
     def _fetch(self, place: int, keep: _Buffer | None) -> _Buffer:
-        """The buffer a block is in; where it is in none, it is copied to one that is not `keep`."""
+        """The buffer of a block; copies it to one that is not `keep` where it is in none."""
         here = next((buffer for buffer in self._buffers if buffer.place == place), None)
         buffer = here or next((buffer for buffer in self._buffers if buffer is not keep), None)
         if buffer is None:
-            assert keep is not None  # there is a buffer, and it is that one
+            assert keep is not None  # the only buffer
             return keep
-        self._buffers.remove(buffer)  # the one used longest ago stands first
+        self._buffers.remove(buffer)  # least recently used first
         self._buffers.append(buffer)
         if here:
             return here
         if buffer.place is not None:
-            # On the host they are right as well, and a wrong use of them is noticed on CUDA.
+            # The CPU copy is valid too, and a wrong use of it raises an error on CUDA.
             self._waiting[buffer.place].point_to(self._waiting[buffer.place].memory)
         buffer.place = place
         self._copy(self._waiting[place].memory, buffer)
@@ -162,7 +162,7 @@ class BlockSwap:
             buffer.arrived = self._stream.record_event()
 
     def _as_place(self, place: int, tensor: Tensor) -> Callable[[], Tensor] | None:
-        """Views of swapped weights are kept for the backward pass as places in them: the buffer will hold others."""
+        """Saves a view of a swapped weight as its position: by the backward pass the buffer holds another block."""
         if all(tensor.untyped_storage().data_ptr() != b.memory.untyped_storage().data_ptr() for b in self._buffers):
             return None
         dtype, geometry = tensor.dtype, (tensor.shape, tensor.stride(), tensor.storage_offset())

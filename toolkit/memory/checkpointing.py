@@ -1,6 +1,6 @@
-"""Which of a block's activations are kept for the backward pass, and which are recomputed.
+"""Activation checkpointing: which activations of a block are kept for the backward pass, and which are recomputed.
 
-Whatever the level, the same operations are done on the same numbers: gradients are equal bit for bit.
+All levels run the same operations on the same values: gradients are equal bit for bit.
 """
 
 from __future__ import annotations
@@ -31,19 +31,19 @@ ATTENTION = frozenset(
         attention_kernel,
     }
 )
-"""Every kernel of attention that is one operation. Where PyTorch takes attention apart it is recomputed."""
+"""Every attention kernel that is a single operation. Where PyTorch decomposes attention it is recomputed."""
 
 MATMULS = frozenset({_aten.mm.default, _aten.addmm.default, _aten.bmm.default, _aten.baddbmm.default, frozen_product})
 
 MIN_WIDTH_FRACTION = 4
-"""A product that sums over less than the width / THIN, such as an adapter's way up, costs less than keeping it."""
+"""A matmul over less than the width / MIN_WIDTH_FRACTION (an adapter's up projection) is cheaper to recompute."""
 
 
 def checkpoint_wrapper(level: str) -> BlockWrapper:
-    """A wrapper that keeps what `level` says, one of CHECKPOINTING_LEVELS:
+    """A wrapper that keeps the activations of `level`, one of CHECKPOINTING_LEVELS:
 
-    none: everything. cheap: products and attention; elementwise work is done again. keep_attention: what attention
-    gives. full: only what the block is given. full_offload: the same; `ActivationOffload` around it does the rest.
+    none: all. cheap: matmul and attention outputs; elementwise operations are recomputed. keep_attention: attention
+    outputs. full: the block's inputs only. full_offload: the same, which `ActivationOffload` around it offloads.
     """
     return _WRAPPERS[level]
 
@@ -52,8 +52,8 @@ def _keeping_all(run: BlockForward) -> BlockForward:
     return run
 
 
-def _keeping_costly(run: BlockForward) -> BlockForward:
-    return _selective(run, _policy_for_costly)
+def _keeping_matmuls(run: BlockForward) -> BlockForward:
+    return _selective(run, _policy_for_matmuls)
 
 
 def _keeping_attention(run: BlockForward) -> BlockForward:
@@ -72,7 +72,7 @@ def _keeping_inputs(run: BlockForward) -> BlockForward:
 _WRAPPERS: dict[str, BlockWrapper] = dict(
     zip(
         CHECKPOINTING_LEVELS,
-        (_keeping_all, _keeping_costly, _keeping_attention, _keeping_inputs, _keeping_inputs),
+        (_keeping_all, _keeping_matmuls, _keeping_attention, _keeping_inputs, _keeping_inputs),
         strict=True,
     )
 )
@@ -97,27 +97,27 @@ def _keeps_attention(ctx: Any, op: Any, *args: Any, **kwargs: Any) -> Checkpoint
     return CheckpointPolicy.MUST_SAVE if op in ATTENTION else CheckpointPolicy.PREFER_RECOMPUTE
 
 
-def _policy_for_costly(tensors: tuple[Tensor | None, ...]) -> Policy:
-    """Keeps attention, and products that have a row for each token of a stream.
+def _policy_for_matmuls(tensors: tuple[Tensor | None, ...]) -> Policy:
+    """Keeps attention, and matmuls with one row per token of a stream.
 
-    Others are products of weights (LoHa's, LoKr's), as large as the model, or the scores of attention. A program is
-    for any number of tokens, and a number in its policy would make it one for each: compiled, a product is told by
-    being one of two matrices, and products of weights by their thinness alone.
+    Other matmuls are of weights (in LoHa and LoKr), as large as the model, or attention scores. With compilation the
+    policy must not depend on the number of tokens, which would cause recompilation: there a matmul of two matrices
+    counts as one of tokens, and matmuls of weights are told by their small inner size alone.
     """
     streams = [t for t in tensors if t is not None and t.dim() == 3]
     tokens = None if torch.compiler.is_compiling() else {prod(t.shape[:-1]) for t in streams}
-    fewest = max(t.shape[-1] for t in streams) // MIN_WIDTH_FRACTION
-    return partial(_keeps_costly, tokens, fewest)
+    min_width = max(t.shape[-1] for t in streams) // MIN_WIDTH_FRACTION
+    return partial(_keeps_costly, tokens, min_width)
 
 
 def _keeps_costly(
-    tokens: Collection[int] | None, fewest: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
+    tokens: Collection[int] | None, min_width: int, ctx: Any, op: Any, *args: Any, **kwargs: Any
 ) -> CheckpointPolicy:
-    if op is _aten._to_copy.default and args[0].dtype == torch.int32:  # sums of an int8 product, compiled
+    if op is _aten._to_copy.default and args[0].dtype == torch.int32:  # result of an int8 matmul, compiled
         return CheckpointPolicy.MUST_SAVE
     if op in MATMULS:
         factor = args[1] if op in (_aten.addmm.default, _aten.baddbmm.default) else args[0]
         is_of_tokens = factor.dim() == 2 if tokens is None else prod(factor.shape[:-1]) in tokens
-        if is_of_tokens and factor.shape[-1] >= fewest:
+        if is_of_tokens and factor.shape[-1] >= min_width:
             return CheckpointPolicy.MUST_SAVE
     return _keeps_attention(ctx, op)

@@ -1,7 +1,7 @@
-"""Blocks compiled by `torch.compile`: one compiled program for all blocks of a model, not one of the whole model.
+"""Compiles blocks with `torch.compile`: one compiled function for all blocks of a model, not the whole model.
 
-Checkpointing belongs inside: around a compiled block, selective checkpointing could not tell the operations apart.
-Names of weights stay as they are, because no module is wrapped, only the function that runs a block.
+Checkpointing has to be inside: selective checkpointing cannot see the operations of a compiled block from outside.
+Parameter names do not change, because only the function that runs a block is wrapped, not the module.
 """
 
 from __future__ import annotations
@@ -18,13 +18,13 @@ from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BlockForward, BlockWrapper
 
 DEFAULT_RECOMPILE_LIMIT = 32
-"""Programs that PyTorch may make of the same code before it goes on uncompiled; its own 8 are soon reached by the
-first block (whose inputs need no gradient), the others, and sampling, each of several shapes."""
+"""Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached by the first block
+(whose inputs need no gradient), the others, and sampling, each with several shapes."""
 
 
 def check_backend(settings: CompileConfig, device: torch.device) -> None:
-    """Raises UserError where PyTorch knows no such compiler, or what it needs is missing; the config cannot tell, which
-    imports no torch."""
+    """Raises UserError where PyTorch has no such backend, or its requirements are missing. The config imports no torch,
+    so it cannot check this."""
     if not settings.enabled:
         return
     if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
@@ -35,7 +35,7 @@ def check_backend(settings: CompileConfig, device: torch.device) -> None:
 
 
 def _missing(device: torch.device) -> str | None:
-    """What inductor does not find here of what it makes programs with."""
+    """What inductor needs and does not find here, or None."""
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
@@ -52,9 +52,9 @@ def _missing(device: torch.device) -> str | None:
 
 
 def compile_wrapper(settings: CompileConfig) -> BlockWrapper:
-    """A wrapper that compiles what it is given, for each new kind of inputs when it first meets it.
+    """A wrapper that compiles the forward of a block, once for each new kind of inputs.
 
-    What it returns raises RunError where a compiler is missing, or `fullgraph` wants more programs than may be made.
+    The result raises RunError where a compiler is missing, or `fullgraph` exceeds the recompile limit.
     """
 
     _keep_quiet()
@@ -62,7 +62,7 @@ def compile_wrapper(settings: CompileConfig) -> BlockWrapper:
     def wrap(run: BlockForward) -> BlockForward:
         limit = settings.cache_size_limit or DEFAULT_RECOMPILE_LIMIT
         torch._dynamo.config.recompile_limit = limit
-        # The program of the backward pass is made with the other: what cannot be compiled is told here, and not there.
+        # Compiles the backward pass together with the forward pass, so that errors are raised there.
         torch._functorch.config.force_non_lazy_backward_lowering = True
         program = torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
 
@@ -82,17 +82,17 @@ def compile_wrapper(settings: CompileConfig) -> BlockWrapper:
 
 
 def _fix_widths(tensors: tuple[Tensor | None, ...]) -> None:
-    """Of streams [B, S, D]: the width is the model's and never another, and checkpointing has to know it."""
+    """Marks the width of streams [B, S, D] as static: it never changes, and checkpointing needs its value."""
     for tensor in tensors:
         if tensor is not None and tensor.dim() == 3:
             torch._dynamo.mark_static(tensor, 2)
 
 
 def _keep_quiet() -> None:
-    """Silences what PyTorch says of any compiled job, whatever its settings, and nobody who runs one can change."""
+    """Silences warnings of PyTorch that every compiled job gets and that users cannot act on."""
     # A model's rotary embedding multiplies complex numbers: these run as they do uncompiled.
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex operators")
-    # It asks for no in-place operations where checkpointing chooses: none of ours changes what is kept (`stored`).
+    # PyTorch warns about in-place operations with selective checkpointing: ours change no kept tensor.
     logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_no_reminder_of_in_place)
 
 
@@ -101,7 +101,7 @@ def _is_no_reminder_of_in_place(record: logging.LogRecord) -> bool:
 
 
 def _user_message(error: Exception, limit: int) -> str | None:
-    """What the job or the machine can mend, in words of the job; None for what is a defect."""
+    """The message for an error that a change of the job or the machine can fix; None for a defect."""
     from torch._dynamo.exc import FailOnRecompileLimitHit
     from torch._inductor.exc import GPUTooOldForTriton, InvalidCxxCompiler, TritonMissing
 

@@ -1,10 +1,10 @@
-"""Attention on a CPU that multiplies bfloat16: products of whole matrices, some rows of scores at a time.
+"""Attention on CPUs with bfloat16 matmuls: matmuls of full matrices, some rows of scores at a time.
 
 PyTorch's own kernel for CPUs cuts the work into pieces too small for the processor's bfloat16 units; this one takes
 half its time from a few hundred tokens on (benchmarks/README.md). Like that one it keeps scores and probabilities in
-float32 until they are multiplied, never holds all of them, and computes them a second time in the backward pass.
+float32 until they are multiplied, never holds all of them, and recomputes them in the backward pass.
 
-Shape suffixes: B batch, H heads, S tokens, D numbers of a token in one head, R rows (tokens) computed together.
+Shape suffixes: B batch, H heads, S tokens, D channels of a head, R rows (tokens) computed together.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.overrides import TorchFunctionMode
 from toolkit.interfaces import BlockForward
 
 ROWS = 192
-"""Their scores stay in the processor's cache."""
+"""Rows whose scores fit into the processor's cache."""
 
 FEWEST_TOKENS = 256
 """With fewer, PyTorch's kernel is as fast."""
@@ -47,7 +47,7 @@ def cpu_attention_wrapper(run: BlockForward) -> BlockForward:
 
 
 class _ByRows(TorchFunctionMode):
-    """Within it, torch's attention is `_attention`."""
+    """Replaces torch's attention by `_attention`."""
 
     def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict[str, Any] | None = None) -> Any:
         return (_attention if func is scaled_dot_product_attention else func)(*args, **(kwargs or {}))
@@ -63,7 +63,7 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> Tensor:
-    """By rows where nothing but query, key and value is given, alike and in bfloat16, and there are tokens enough."""
+    """`row_attention` for plain bfloat16 query, key and value of equal shape with enough tokens; else torch's."""
     is_plain = attn_mask is None and scale is None and not (dropout_p or is_causal or enable_gqa)
     if is_plain and _fits(query, key, value):
         return row_attention(query, key, value)
@@ -101,7 +101,7 @@ class _RowAttention(torch.autograd.Function):
 
 def _forward(q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> Tensor:
     out_BHSD = _like(q_BHSD)
-    with _products_in_bfloat16():
+    with _bfloat16_matmuls():
         for place in _heads(q_BHSD):
             v_SD = v_BHSD[place].contiguous()
             for rows, p_RS in _probabilities(q_BHSD[place], k_BHSD[place]):
@@ -116,9 +116,9 @@ attention_kernel = torch.ops.atelier.row_attention.default
 
 
 def _gradients(g_BHSD: Tensor, q_BHSD: Tensor, k_BHSD: Tensor, v_BHSD: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Those of q, k and v; see Dao et al. 2022, https://arxiv.org/abs/2205.14135, appendix B.2."""
+    """Gradients of q, k and v; see Dao et al. 2022, https://arxiv.org/abs/2205.14135, appendix B.2."""
     gradients = _like(q_BHSD), _like(k_BHSD), _like(v_BHSD)
-    with _products_in_bfloat16():
+    with _bfloat16_matmuls():
         for place in _heads(q_BHSD):
             of_head = _gradients_of_head(*(t[place] for t in (g_BHSD, q_BHSD, k_BHSD, v_BHSD)))
             for whole, part_SD in zip(gradients, of_head, strict=True):
@@ -154,16 +154,16 @@ def _heads(t_BHSD: Tensor) -> Iterator[tuple[int, int]]:
 
 
 def _like(t_BHSD: Tensor) -> Tensor:
-    """Room for another, with the heads of a token side by side as the layers around attention have them."""
+    """An empty tensor of this shape, with the heads of a token contiguous, as the layers around attention need them."""
     batch, heads, tokens, width = t_BHSD.shape
     return t_BHSD.new_empty((batch, tokens, heads, width)).transpose(1, 2)
 
 
 @contextmanager
-def _products_in_bfloat16() -> Iterator[None]:
-    """Float32 matrices are rounded to bfloat16 where they are multiplied, and their products are float32.
+def _bfloat16_matmuls() -> Iterator[None]:
+    """Inside the block float32 matmuls round their inputs to bfloat16 and return float32.
 
-    What was bfloat16 before loses nothing by it.
+    Inputs that were bfloat16 before lose nothing.
     """
     settings = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]  # set at run time, unknown to torch's stubs
     before, settings.fp32_precision = settings.fp32_precision, "bf16"

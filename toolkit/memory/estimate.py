@@ -1,7 +1,7 @@
-"""The most memory a job takes at once, phase by phase, by arithmetic alone. Imports no torch.
+"""The estimated peak memory of a job, phase by phase. Imports no torch.
 
-GB are powers of 1000 here and in what is printed. A GPU of N GB is taken to hold N of them: it has 7 % more, which
-the desktop and the gaps between tensors use.
+GB are powers of 1000 here and in printed lines. A GPU of N GB counts as N of them: it has 7 % more, which the desktop
+and fragmentation use.
 """
 
 from __future__ import annotations
@@ -12,27 +12,27 @@ from typing import Any
 
 GB = 10**9
 GPU_SIZES_GB = (12, 16, 24, 48, 80)
-"""GB of the GPUs that a plan is held against."""
+"""GPU sizes in GB that an estimate is compared with."""
 
 CUDA_CONTEXT = int(0.7 * GB)
-"""On the device beside all tensors: the driver's own, kernels, workspaces of the libraries."""
+"""Bytes on the GPU besides tensors: CUDA context, kernels, workspaces of the libraries."""
 
 PROCESS_BASELINE = int(0.44 * GB)
-"""Of the interpreter and the libraries on a CPU build of PyTorch; measured, see docs/memory.md."""
+"""Bytes of the interpreter and the libraries with a CPU build of PyTorch; measured, see docs/memory.md."""
 
 PROGRAM_WITH_CUDA = int(2.5 * GB)
-"""The same on a CUDA build; an assumption."""
+"""The same with a CUDA build; an assumption."""
 
 HOST_FRAGMENTATION = 1.5
-"""Of activations in the CPU memory: glibc keeps the holes between tensors. Measured, see docs/memory.md."""
+"""Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured, see docs/memory.md."""
 
 NOT_OF_TENSORS = ("context", "gaps")
-"""Parts that PyTorch does not count as allocated on a device."""
+"""Entries that PyTorch does not count as allocated on a device."""
 
 
 @dataclass(frozen=True)
 class Phase:
-    """Bytes at the worst moment of one part of a job, by what takes them."""
+    """Peak bytes of one phase of a job, by consumer."""
 
     name: str
     device: Mapping[str, int]
@@ -40,26 +40,26 @@ class Phase:
 
 
 ENCODING = "encoding"
-"""The phase that is left out where everything is in the cache; a plan does not look there."""
+"""The phase that is skipped where everything is cached already; the estimate does not check the cache."""
 
 
 @dataclass(frozen=True)
 class MemoryEstimate:
-    """What one process of a job takes. On the CPU everything is in the CPU memory, and nothing on a device."""
+    """Memory of one rank of a job. On the CPU everything is in CPU memory, and nothing on a device."""
 
     phases: tuple[Phase, ...]
     on_device: bool
     notes: tuple[str, ...] = ()
-    """Lines for the user: what the numbers are of, and what is not in them."""
+    """Lines for the user about what the numbers include."""
 
     @property
     def device(self) -> Phase:
-        """The phase that takes most on the device."""
+        """The phase with the highest device memory."""
         return max(self.phases, key=lambda phase: sum(phase.device.values()))
 
     @property
     def host(self) -> Phase:
-        """The phase that takes most in the CPU memory."""
+        """The phase with the highest CPU memory."""
         return max(self.phases, key=lambda phase: sum(phase.host.values()))
 
     @property
@@ -72,11 +72,11 @@ class MemoryEstimate:
 
     @property
     def peak_bytes(self) -> int:
-        """Where the computing is done."""
+        """Peak in the memory of the compute device."""
         return self.device_bytes if self.on_device else self.host_bytes
 
     def allocated(self, *names: str) -> int:
-        """The most that tensors take in these phases, where the computing is done; on the CPU with the program."""
+        """Peak of tensors in these phases on the compute device; on the CPU with the process baseline."""
         phases = [phase for phase in self.phases if phase.name in names]
         if not self.on_device:
             return max((sum(phase.host.values()) for phase in phases), default=0)
@@ -84,7 +84,7 @@ class MemoryEstimate:
         return max((sum(p.device.values()) - less for p, less in zip(phases, left_out, strict=True)), default=0)
 
     def card(self) -> int | None:
-        """GB of the smallest GPU it fits; None where there is none, or no GPU is needed."""
+        """GB of the smallest GPU that the job fits; None where there is none, or no GPU is needed."""
         if not self.on_device:
             return None
         return next((card for card in GPU_SIZES_GB if self.device_bytes <= card * GB), None)
@@ -118,7 +118,7 @@ class MemoryEstimate:
 
 
 def _shares(phase: str, parts: Mapping[str, int], most: int = 4) -> str:
-    """The phase and its largest parts."""
+    """The phase and its largest consumers."""
     least = 0.01 * sum(parts.values())
     largest = sorted(parts.items(), key=lambda part: -part[1])[:most]
     shown = [f"{name} {gigabytes(size, unit='')}" for name, size in largest if size >= least]
@@ -130,24 +130,24 @@ def _said(phase: str) -> str:
 
 
 def gigabytes(size: float, unit: str = " GB") -> str:
-    """Bytes in GB, with two digits behind the point below 1."""
+    """Bytes in GB, with two decimals below 1."""
     value = size / GB
     return (f"{value:.1f}" if value >= 1 else f"{value:.2f}") + unit
 
 
-# ------------------------------------------------------------ what would make it smaller
+# ------------------------------------------------------------ suggestions
 
 
 @dataclass(frozen=True)
 class Saving:
-    """A change of the job and what it saves after those before it."""
+    """A change of the job and what it saves in addition to those before it."""
 
     words: str
     size: int
 
 
 def suggest(plan: MemoryEstimate, limit: int, savings: Sequence[Saving]) -> str:
-    """What to change so that a plan fits `limit` bytes, or that nothing does."""
+    """A line of changes with which the job fits `limit` bytes, or that none does."""
     left = plan.peak_bytes - sum(saving.size for saving in savings)
     named = ", ".join(f"{saving.words} saves {gigabytes(saving.size)}" for saving in savings)
     if left <= limit:

@@ -1,9 +1,8 @@
-"""A model of which each process keeps a share: PyTorch's FSDP2 around every block.
+"""Shards the model over the ranks: PyTorch's FSDP2 around every block.
 
-Before a block runs, its weights are gathered from all processes, while the block before it still runs; they are dropped
-right after it, in the backward pass too. So every process has to make the same passes in the same order. Where the
-weights of a block are trained, their gradients are summed over the processes as soon as the block is done, and each
-keeps those of its rows. What a network adds to a block later is not sharded: each process keeps all of it.
+The weights of a block are all-gathered while the block before it still runs, and freed right after it, in the backward
+pass too. So every rank has to make the same passes in the same order. Gradients of trained blocks are reduce-scattered
+as soon as the backward pass of the block is done. An adapter that is added to a block later is not sharded.
 """
 
 from __future__ import annotations
@@ -19,19 +18,16 @@ if TYPE_CHECKING:
     from torch.distributed.fsdp._fully_shard._fsdp_api import AllGather, ReduceScatter
 
 CollectiveRunner = Callable[..., Any]
-"""Calls a function that exchanges something with the other processes, with these arguments
-(`ProcessGroup.run_collective`).
-"""
+"""Calls a collective with these arguments (`ProcessGroup.run_collective`)."""
 
 
 def shard_block_fn(
-    device: torch.device, dtype: torch.dtype, processes: int, exchange: CollectiveRunner
+    device: torch.device, dtype: torch.dtype, processes: int, run_collective: CollectiveRunner
 ) -> Callable[[nn.Module, str], None]:
-    """What leaves this process its share of a filled block; to be called for each block in order.
+    """A function that shards a loaded block; to be called for each block in order, so that at most one is unsharded.
 
-    dtype: of the computation: weights are rounded to it before they are gathered, gradients come back in float32 and
-    are the sums over the processes. The processes are connected already. At most one block is whole while they are
-    filled.
+    dtype: the compute dtype, to which weights are cast before they are gathered; gradients are summed over the ranks in
+    float32. The process group has to be initialised.
     """
     import torch
     from torch.distributed.device_mesh import init_device_mesh
@@ -40,39 +36,40 @@ def shard_block_fn(
     mesh = init_device_mesh(device.type, (processes,))
     policy = MixedPrecisionPolicy(param_dtype=dtype, reduce_dtype=torch.float32, cast_forward_inputs=False)
 
-    def share(block: nn.Module, name: str) -> None:
-        # Each block is gathered by itself: none is another one's parent, so that must be said.
+    def shard(block: nn.Module, name: str) -> None:
+        # Each block is a root of FSDP2: blocks are not nested.
         block.requires_grad_(False).to(device)
-        shared = fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
-        shared.set_custom_all_gather(cast("AllGather", _AllGather(exchange)))
-        shared.set_custom_reduce_scatter(cast("ReduceScatter", _ReduceScatter(exchange)))
-        # Sums, not means: each process has divided its losses by the samples of the whole window.
-        shared.set_gradient_divide_factor(1.0)
-        shared.set_force_sum_reduction_for_comms(True)
+        sharded = fully_shard(block, mesh=mesh, reshard_after_forward=True, mp_policy=policy)
+        sharded.set_custom_all_gather(cast("AllGather", _AllGather(run_collective)))
+        sharded.set_custom_reduce_scatter(cast("ReduceScatter", _ReduceScatter(run_collective)))
+        # Sums, not means: each rank has divided its losses by the samples of the whole accumulation step.
+        sharded.set_gradient_divide_factor(1.0)
+        sharded.set_force_sum_reduction_for_comms(True)
 
-    return share
+    return shard
 
 
 def enable_forward_prefetch(blocks: Sequence[nn.Module]) -> None:
-    """Has each block gathered while the one before it runs, in the backward pass the one after it: two are whole then.
+    """Prefetches the weights of each block while the one before it runs (in the backward pass the one after it), so
+    that two blocks are unsharded at a time.
 
-    blocks: sharded, in the order in which a pass runs them; none has run yet.
+    blocks: sharded, in the order of the forward pass; none has run yet.
     """
     from torch.distributed.fsdp import share_comm_ctx
 
-    shared = cast("list[FSDPModule]", list(blocks))
-    for block in shared:
-        block._get_fsdp_state()._lazy_init()  # a block's first run would do it, which is too late for the one before it
-    share_comm_ctx(shared)
-    for block, after in pairwise(shared):  # backwards FSDP2 does it by itself, once they have a context in common
+    sharded = cast("list[FSDPModule]", list(blocks))
+    for block in sharded:
+        block._get_fsdp_state()._lazy_init()  # at the first run of the block it would be too late for the one before it
+    share_comm_ctx(sharded)
+    for block, after in pairwise(sharded):  # FSDP2 prefetches in the backward pass by itself, with a shared context
         block.set_modules_to_forward_prefetch([after])
 
 
-class _Exchange:
-    """What FSDP2 asks of its communication (`torch.distributed.fsdp._fully_shard._fsdp_api.Comm`)."""
+class _Comm:
+    """FSDP2's interface for collectives (`torch.distributed.fsdp._fully_shard._fsdp_api.Comm`)."""
 
-    def __init__(self, exchange: CollectiveRunner) -> None:
-        self._exchange = exchange
+    def __init__(self, run_collective: CollectiveRunner) -> None:
+        self._run_collective = run_collective
 
     def allocate(self, size: Sequence[int], *, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
         import torch
@@ -80,21 +77,21 @@ class _Exchange:
         return torch.empty(*size, dtype=dtype, device=device)
 
 
-class _AllGather(_Exchange):
+class _AllGather(_Comm):
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, async_op: bool = False
     ) -> Any:
         import torch.distributed as dist
 
-        return self._exchange(dist.all_gather_single, output_tensor, input_tensor, group=group, async_op=async_op)
+        return self._run_collective(dist.all_gather_single, output_tensor, input_tensor, group=group, async_op=async_op)
 
 
-class _ReduceScatter(_Exchange):
+class _ReduceScatter(_Comm):
     def __call__(
         self, output_tensor: torch.Tensor, input_tensor: torch.Tensor, group: Any, op: Any, async_op: bool = False
     ) -> Any:
         import torch.distributed as dist
 
-        return self._exchange(
+        return self._run_collective(
             dist.reduce_scatter_single, output_tensor, input_tensor, op=op, group=group, async_op=async_op
         )

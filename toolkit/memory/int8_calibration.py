@@ -1,7 +1,7 @@
-"""Which layers multiply in int8: chosen once, by the error that rounding their inputs and gradients would cause.
+"""W8A8 calibration: chooses once which layers use int8 matmuls, by the error of quantizing their inputs and gradients.
 
-While they are watched, the layers multiply in floating point, and keep the largest error of each kind on the device. It
-is read once. From then on each product of a layer is an int8 one or it is not, whatever the numbers.
+During calibration the layers multiply in floating point and keep their largest errors on the device, which are read
+once. After that the choice is fixed, whatever the values.
 
 Shape suffixes: M rows (tokens), K the summed side.
 """
@@ -20,7 +20,7 @@ from toolkit.memory.int8_matmul import MAX_ERROR, MIN_ROWS, Int8Matmul, is_suppo
 from toolkit.memory.quantized_weight import Int8Matmuls, RowwiseQuantized
 
 MOST_PATTERNS = 4
-"""Kinds of blocks, by which of their layers multiply in int8, where each kind is a compiled program of its own."""
+"""Largest number of different block patterns (which layers use int8 matmuls) with compilation: each compiles anew."""
 
 
 def int8_layers(model: nn.Module) -> list[RowwiseQuantized]:
@@ -31,30 +31,30 @@ def int8_layers(model: nn.Module) -> list[RowwiseQuantized]:
 def candidates(
     model: nn.Module, wanted: Int8Matmul, device: torch.device, compiled: bool = False
 ) -> list[RowwiseQuantized]:
-    """Those that multiply in int8 unless their errors are too large; see `is_supported`."""
+    """The int8 layers that can use int8 matmuls, if their errors are small; see `is_supported`."""
     return [layer for layer in int8_layers(model) if is_supported(wanted, device, tuple(layer.shape), compiled)]
 
 
 LayerErrors = dict[str, float]
-"""The largest errors of one layer, by field of `Int8Matmuls`; a field that never had rows enough is not there."""
+"""The largest errors of one layer, by field of `Int8Matmuls`; a field that never had enough rows is missing."""
 
 
 class ErrorObserver:
-    """The largest errors foreseen so far of one layer, on the device."""
+    """The largest errors of one layer so far, on the device."""
 
     def __init__(self) -> None:
         self.worst: dict[str, Tensor] = {}
         """As `LayerErrors`, each 0-dim."""
 
-    def __call__(self, way: str, rows_MK: Tensor) -> None:
+    def __call__(self, direction: str, rows_MK: Tensor) -> None:
         if len(rows_MK) >= MIN_ROWS:
             error = quantization_error(rows_MK)
-            self.worst[way] = torch.maximum(self.worst.get(way, error), error)  # NaN stays NaN
+            self.worst[direction] = torch.maximum(self.worst.get(direction, error), error)  # NaN stays NaN
 
 
 @contextmanager
 def observe_errors(layers: Sequence[RowwiseQuantized]) -> Iterator[list[ErrorObserver]]:
-    """Inside the block the layers multiply in floating point and note their errors; gives these, layer by layer."""
+    """Inside the block the layers multiply in floating point and record their errors; yields one observer per layer."""
     errors = [ErrorObserver() for _ in layers]
     try:
         for layer, own in zip(layers, errors, strict=True):
@@ -69,31 +69,31 @@ def errors_to_host(errors: Sequence[ErrorObserver]) -> list[LayerErrors]:
     """The errors on the host, in one transfer."""
     worst = [value for own in errors for value in own.worst.values()]
     values = iter(torch.stack(worst).tolist() if worst else [])
-    return [{way: next(values) for way in own.worst} for own in errors]
+    return [{direction: next(values) for direction in own.worst} for own in errors]
 
 
 def is_small(error: float) -> bool:
-    """Whether a product with this error may be made in int8; NaN is not small."""
+    """Whether a matmul with this error may be int8; NaN is not small."""
     return error <= MAX_ERROR
 
 
 def choose(layers: Sequence[RowwiseQuantized], errors: Sequence[LayerErrors]) -> None:
-    """Gives each layer its choice: the products it was seen to make, where their errors are small."""
+    """Sets the int8 matmuls of each layer: those that were observed and have small errors."""
     for layer, error in zip(layers, errors, strict=True):
         layer.in_int8 = Int8Matmuls(*map(bool, _flags(error)))
 
 
-# ------------------------------------------------------------ few kinds of blocks
+# ------------------------------------------------------------ few patterns
 
 Pattern = tuple[bool | None, ...]
-"""Of each layer of a block, forward and backward: whether the error is small; None where none was seen."""
+"""For each layer of a block, forward and backward: whether the error is small; None where none was observed."""
 
 
 def choose_with_few_patterns(
     layers: Sequence[RowwiseQuantized], errors: Sequence[LayerErrors], blocks: Iterable[nn.Module], most: int = 0
 ) -> None:
-    """`choose` so that at most `most` (0: MOST_PATTERNS) kinds of blocks come of it, with as many int8 products as can
-    be. What a block was not seen to make (a first block's gradients go nowhere) is chosen as in others of its kind."""
+    """`choose` with at most `most` (0: MOST_PATTERNS) different block patterns and as many int8 matmuls as possible.
+    Matmuls that were not observed (the first block has no input gradients) follow other blocks of the pattern."""
     error_of = dict(zip(layers, errors, strict=True))
     layers_of = [int8_layers(block) for block in blocks]
     patterns = [tuple(flag for layer in own for flag in _flags(error_of.get(layer))) for own in layers_of]
@@ -105,14 +105,14 @@ def choose_with_few_patterns(
 
 
 def _flags(error: LayerErrors | None) -> Pattern:
-    """None: of a layer that is no candidate."""
+    """The pattern of one layer. error: None for a layer that is no candidate."""
     if error is None:
         return (False,) * len(Int8Matmuls._fields)
-    return tuple(is_small(error[way]) if way in error else None for way in Int8Matmuls._fields)
+    return tuple(is_small(error[direction]) if direction in error else None for direction in Int8Matmuls._fields)
 
 
 def few_patterns(patterns: Sequence[Pattern], most: int) -> dict[Pattern, Pattern]:
-    """For each pattern one that it contains, at most `most` in all; patterns of unlike lengths are never one."""
+    """Maps each pattern to a subset of it, at most `most` different ones; patterns of different lengths never merge."""
     blocks = Counter(patterns)
     shared = {pattern: pattern for pattern in blocks}
 

@@ -1,10 +1,9 @@
-"""Products of two int8 matrices in place of floating-point ones, for a frozen int8 weight.
+"""W8A8: int8 matmuls instead of floating-point ones, for a frozen int8 weight.
 
-The other factor (activations, or gradients on their way back) is rounded to int8 row by row, each row by its own
-maximum, every time anew. That costs about 1 % of accuracy on ordinary rows, and more where a few values tower above
-the rest. Which layers are multiplied so is decided by the setting, the device and the sizes (`is_supported`), and by
-the error that a factor would get (`quantization_error`), once, before training (`int8_probe`); never by a stopwatch. A
-product itself looks at no number: the host waits for nothing, and a compiler sees plain operations.
+Activations, and gradients in the backward pass, are quantized to int8 dynamically, with a scale per row. That costs
+about 1 % of accuracy on ordinary rows, and more with outliers. The setting, the device and the sizes decide which
+layers can use it (`is_supported`); calibration before training (`int8_calibration`) decides by the quantization error,
+never by a timing. A matmul depends on no value: the host waits for nothing, and a compiler sees plain operations.
 
 Shape suffixes: M rows (tokens), K the summed side, N the other side of the weight.
 """
@@ -23,24 +22,24 @@ from toolkit.number_types import INT8_SIDE
 Int8Matmul = Literal["auto"] | bool
 """`model.int8_matmul`."""
 
-SMALLEST_SIDE_ON_CUDA = 1024
-"""`auto` there, as `INT8_SIDE` on CPUs; not measured yet."""
+MIN_SIDE_ON_CUDA = 1024
+"""Smallest side of a weight for `auto` on CUDA, as `INT8_SIDE` on CPUs; not measured yet."""
 
-LEAST_CAPABILITY = (8, 0)
-"""Of CUDA devices that `auto` takes: the first whose int8 products are twice as fast as those in bf16."""
+MIN_CAPABILITY = (8, 0)
+"""Lowest CUDA compute capability for `auto`: the first with int8 matmuls twice as fast as bf16."""
 
 MIN_ROWS = 17
-"""Below, the weight's own traffic decides the time; CUDA's kernel also takes no fewer."""
+"""With fewer rows the time is that of reading the weight; CUDA's kernel also needs as many."""
 
 MAX_ERROR = 0.03
-"""Largest error that rounding a factor may cause, about what E4M3 weights have; 1 % is usual."""
+"""Largest relative quantization error, about that of E4M3 weights; 1 % is usual."""
 
 LEVELS = 127
 TINY = torch.finfo(torch.float32).tiny
 
 
 class Int8Rows(NamedTuple):
-    """A matrix as int8 codes and a factor per row."""
+    """A matrix as int8 codes and a scale per row."""
 
     codes_MK: Tensor
     scale_M1: Tensor
@@ -48,9 +47,9 @@ class Int8Rows(NamedTuple):
 
 @cache
 def is_supported(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int], compiled: bool = False) -> bool:
-    """Whether a layer of this shape [outputs, inputs] may multiply in int8 on this device.
+    """Whether a layer of this shape [outputs, inputs] can use int8 matmuls on this device.
 
-    compiled: whether inductor compiles the blocks; on CUDA only then are the passes around the product cheap.
+    compiled: whether inductor compiles the blocks; on CUDA quantizing the inputs is cheap only then.
     """
     if wanted == "auto":
         return _pays(device, shape, compiled)
@@ -60,19 +59,19 @@ def is_supported(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int
 def _pays(device: torch.device, shape: tuple[int, int], compiled: bool) -> bool:
     if device.type == "cpu":
         return _fast_cpu() and min(shape) >= INT8_SIDE
-    if device.type != "cuda" or not compiled or min(shape) < SMALLEST_SIDE_ON_CUDA or not _divisible(shape):
+    if device.type != "cuda" or not compiled or min(shape) < MIN_SIDE_ON_CUDA or not _divisible(shape):
         return False
-    return torch.cuda.get_device_capability(device) >= LEAST_CAPABILITY and is_exact(device)
+    return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY and is_exact(device)
 
 
 def _divisible(shape: tuple[int, int]) -> bool:
-    """CUDA's kernel takes no other sizes."""
+    """Whether CUDA's kernel supports the sizes."""
     return all(side % 8 == 0 for side in shape)
 
 
 @cache
 def is_exact(device: torch.device) -> bool:
-    """Whether the device multiplies int8 matrices, and without overflow: not every processor's kernels do."""
+    """Whether the device has int8 matmuls without overflow: not every processor's kernels do."""
     try:
         extreme = torch.full((64, 64), -LEVELS, dtype=torch.int8, device=device)
         # As in the forward pass, by columns, and as in the backward pass, by rows.
@@ -101,7 +100,7 @@ def quantization_error(x_MK: Tensor) -> Tensor:
 
 
 def quantize_rows(x_MK: Tensor) -> Int8Rows:
-    """`x_MK` rounded to int8. A row with NaN or infinity has such a scale: its product is nowhere finite."""
+    """`x_MK` quantized to int8. A row with NaN or infinity gets such a scale, so its result is not finite."""
     x_MK = x_MK.float()
     size_MK = x_MK.abs()
     scale_M1 = (size_MK.amax(dim=-1, keepdim=True) / LEVELS).clamp_min_(TINY)
@@ -109,7 +108,7 @@ def quantize_rows(x_MK: Tensor) -> Int8Rows:
 
 
 def int8_mm(rows: Int8Rows, codes_KN: Tensor, dtype: torch.dtype) -> Tensor:
-    """[M, N] in float32: the rows times an int8 matrix, summed in int32. dtype: of the computation around it."""
+    """[M, N] in float32: the rows times an int8 matrix, accumulated in int32. dtype: the compute dtype around it."""
     sums_MN = torch._int_mm(rows.codes_MK, codes_KN)
     if torch.compiler.is_compiling():  # one pass anyway; checkpointing keeps the sums, and in half the bytes
         return sums_MN.to(dtype) * rows.scale_M1

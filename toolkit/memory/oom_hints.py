@@ -1,4 +1,4 @@
-"""What a user can change when memory runs out: keys and values that are not used yet."""
+"""Settings that save memory and are not used yet, for out-of-memory messages and the plan."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ from toolkit.distributed_env import read_distributed_env
 SectionT = TypeVar("SectionT", bound=DiffusionSection)
 
 SINGLE_PROCESS_ONLY = frozenset({"fused_backward_pass"})
-"""Keys that several processes cannot change."""
+"""Keys that are not available with several ranks."""
 
 OF_WHOLE_BLOCKS = SINGLE_PROCESS_ONLY | {"quantize", "qtype", "blocks_to_swap", "optimizer"}
-"""The same where they share the blocks out (`train.parallel: fsdp`)."""
+"""Keys that are not available with `train.parallel: fsdp`."""
 
 RESOLUTION_STEP = 0.75
-"""Of the largest resolution, the next one that is advised; rounded down to 64 pixels."""
+"""Factor on the largest resolution for the suggested one, which is rounded down to 64 pixels."""
 
 EIGHT_BIT = {"adamw": "adamw8bit", "adam": "adam8bit"}
-"""Optimizers, and the same with a quarter of their state."""
+"""Optimizer -> the same one with a quarter of the state."""
 
 DEFAULT_BLOCKS_TO_SWAP = 30
-"""Blocks that are advised to wait in the CPU memory: half of the published model's."""
+"""Suggested number of swapped blocks: half of the published model's."""
 
 
 @dataclass(frozen=True)
 class MemorySaving:
-    """A change of a job."""
+    """A change of a job that saves memory."""
 
     text: str
     """As the user has to write it."""
@@ -43,7 +43,7 @@ class MemorySaving:
     """Factor on the pixels of the images that are trained on."""
 
     is_last_resort: bool = False
-    """Whether something else is learned, not the same in another way."""
+    """Whether it changes what is learned, not only how it is computed."""
 
     def applied(self, section: SectionT) -> SectionT:
         """A copy of a training section with the change."""
@@ -53,13 +53,12 @@ class MemorySaving:
 
 
 def memory_advice(section: DiffusionSection) -> str:
-    """One sentence of the settings of a training section that would save memory and are not used yet, in the order of
-    their usual effect."""
+    """One sentence of the memory savings that a training section does not use yet, in order of their usual effect."""
     return f"To save memory, in order of effect: {'; '.join(change.text for change in suggestions(section))}."
 
 
 def suggestions(section: DiffusionSection) -> Iterator[MemorySaving]:
-    """The same, each by itself."""
+    """The memory savings that a section does not use yet, in order of their usual effect."""
     excluded = _excluded(section.train)
     for change in _possible_savings(section):
         if excluded.isdisjoint(key for _, key, _ in change.values):

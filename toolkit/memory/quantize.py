@@ -1,4 +1,4 @@
-"""Quantizes the linear layers of a block: optimum-quanto finds the codes, `stored` keeps and multiplies them.
+"""Quantizes the linear layers of a block: optimum-quanto computes the codes, `quantized_weight` stores and uses them.
 
 Shape suffixes: I inputs of a layer, O outputs, N blocks along a row.
 """
@@ -24,10 +24,10 @@ QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"
 """`model.qtype` -> optimum-quanto's name."""
 
 LowRank = tuple[Tensor, Tensor]
-"""(up [O, R], down [R, I]) of a change of a weight."""
+"""(up [O, R], down [R, I]) of a low-rank delta."""
 
 DEFAULT_RECOVERY_QTYPE = "int8"
-"""What layers without a recovery get beside layers that have one, as in ai-toolkit."""
+"""Quantization of layers without a recovery adapter where others have one, as in ai-toolkit."""
 
 E4M3_MAX = 448.0
 BLOCK = 64
@@ -35,10 +35,10 @@ BLOCK = 64
 
 
 def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) -> Callable[[nn.Module, str], None]:
-    """What quantizes one block after another to `qtype`, in place; it is given each block and its dotted name.
+    """A function that quantizes a block to `qtype` in place, called with each block and its dotted name.
 
-    recovery: by full layer name the frozen changes of an accuracy-recovery adapter; layers it does not name become
-    int8. Each is taken out as its layer is made, so that none is in memory twice.
+    recovery: full layer name -> frozen low-rank delta of an accuracy-recovery adapter; layers without one become int8.
+    Entries are removed once used, so that none is in memory twice.
     """
 
     def transform(block: nn.Module, name: str) -> None:
@@ -67,7 +67,7 @@ def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
 
 
 def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:
-    """The codes optimum-quanto would compute with; its tensors, which need compiled kernels, are left behind."""
+    """The codes of optimum-quanto, without its tensor classes, which need compiled kernels."""
     from optimum.quanto import QLinear, qtypes
     from optimum.quanto.tensor.weights.quantization import quantize_weight as by_quanto
 
@@ -90,7 +90,7 @@ def _zero_for_nan(codes: Tensor) -> Tensor:
 
 
 def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockwiseQuantized:
-    """E4M3 with the largest weight of each block at E4M3's own; rows that `block` does not divide are one block.
+    """E4M3 scaled to the maximum of each block; rows whose length `block` does not divide are one block.
 
     Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`; its scales are kept in float32 here.
     """

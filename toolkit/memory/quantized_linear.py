@@ -8,16 +8,16 @@ from toolkit.memory.quantized_weight import QuantizedLinearFn, QuantizedWeight
 
 
 class QuantizedLinear(nn.Linear):
-    """Stands where an `nn.Linear` stood; adapters attach to it as to that one.
+    """Replaces an `nn.Linear`; adapters attach to it in the same way.
 
     `weight` is a QuantizedWeight: it has a shape, a dtype and a device, dequantizes, and can be handed to
     `functional.linear`.
     """
 
     def __init__(self, weight: QuantizedWeight, bias_O: nn.Parameter | None) -> None:
-        nn.Module.__init__(self)  # nn.Linear's own would make a weight of full size
+        nn.Module.__init__(self)  # nn.Linear's own would allocate a full weight
         self.out_features, self.in_features = weight.shape
-        self.weight = weight  # type: ignore[assignment]  # it has all that adapters ask of a weight
+        self.weight = weight  # type: ignore[assignment]  # it has all that adapters need of a weight
         self.register_parameter("bias", bias_O)
         self.requires_grad_(False)
 

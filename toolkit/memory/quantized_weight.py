@@ -1,7 +1,7 @@
-"""The frozen weight of a linear layer as it lies in memory, and the two products training needs of it.
+"""Quantized frozen weights of linear layers, and the two matmuls that training needs.
 
-Each way of storing is a class with `product` (forward) and `matmul_grad` (the gradient to the inputs). A
-stored weight is a module, so that its parts move with the model, and stands where a layer's `weight` tensor stood.
+Each format is a class with `matmul` (forward) and `matmul_grad` (gradient of the inputs). A quantized weight is a
+module, so that its tensors move with the model, and replaces the `weight` tensor of a layer.
 
 Shape suffixes: M rows (tokens), I inputs of the layer, O outputs, R rank, G groups of a grouped weight,
 S weights of a group, N blocks along a row.
@@ -23,10 +23,10 @@ from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
 
 
 class QuantizedWeight(nn.Module):
-    """A weight [O, I] that is not a tensor; `functional.linear` takes it all the same."""
+    """A weight [O, I] that is not a tensor, but can be passed to `functional.linear`."""
 
     def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
-        """dtype: the dtype the weight had, and has again when it is dequantized."""
+        """dtype: the dtype of the original and of the dequantized weight."""
         super().__init__()
         self.shape = torch.Size(shape)
         self.dtype = dtype
@@ -45,21 +45,21 @@ class QuantizedWeight(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Where the weight is."""
+        """Device of the weight."""
         return next(self.buffers()).device
 
     @property
     def requires_grad(self) -> bool:
-        """Never: it is frozen."""
+        """Always False: it is frozen."""
         return False
 
     def detach(self) -> QuantizedWeight:
-        """Itself: there is no graph it could belong to."""
+        """Itself: it is part of no graph."""
         return self
 
     @classmethod
     def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
-        """Torch calls this when a stored weight is handed to one of its functions."""
+        """Called by torch when a quantized weight is passed to one of its functions."""
         if func is not functional.linear:
             return NotImplemented
         return _linear(*args, **(kwargs or {}))
@@ -81,13 +81,13 @@ def _product(x_MI: Tensor, weight: int, bias_O: Tensor | None) -> Tensor:
 _products.impl("frozen_product", _product, "CompositeExplicitAutograd")
 
 frozen_product = torch.ops.atelier.frozen_product.default
-"""`product` as one operation, so that selective checkpointing can keep its result; weights are told by their `id`."""
+"""`matmul` as one operation, so that selective checkpointing can keep its result; weights are passed by their `id`."""
 
 
 class QuantizedLinearFn(torch.autograd.Function):
     """x times the transposed weight, plus a frozen bias.
 
-    Nothing is kept for the backward pass but a reference to the stored weight: no activations, no dequantized copy.
+    Only a reference to the quantized weight is kept for the backward pass: no activations, no dequantized copy.
     """
 
     @staticmethod
@@ -109,33 +109,33 @@ class QuantizedLinearFn(torch.autograd.Function):
 
 
 class Int8Matmuls(NamedTuple):
-    """Which products of a layer are made in int8."""
+    """Which matmuls of a layer are int8."""
 
     forward: bool = False
     backward: bool = False
 
 
 class Observer(Protocol):
-    """Looks at the rows that a layer is to multiply; `way` is a field of `Int8Matmuls`."""
+    """Observes the rows of a layer's matmuls; `direction` is a field of `Int8Matmuls`."""
 
-    def __call__(self, way: str, rows: Tensor, /) -> None: ...
+    def __call__(self, direction: str, rows: Tensor, /) -> None: ...
 
 
 class RowwiseQuantized(QuantizedWeight):
     """int8 or E4M3 codes with a scale per output row.
 
-    Codes are exact in every compute dtype, so the product runs on them and is scaled afterwards: the only pass over
-    the weight is its conversion, and with int8 products not even that.
+    Codes are exact in every compute dtype, so the matmul uses them and its result is scaled: the only pass over the
+    weight is its conversion, and with int8 matmuls not even that.
     """
 
     codes_OI: Tensor
     scale_O1: Tensor
 
     in_int8 = Int8Matmuls()
-    """Chosen by `int8_probe`; until then everything is multiplied in floating point."""
+    """Set by `int8_calibration`; until then all matmuls are floating point."""
 
     watch: Observer | None = None
-    """Sees the rows that int8 products would round, while they are chosen."""
+    """Observes the rows that int8 matmuls would quantize, during calibration."""
 
     def __init__(self, codes_OI: Tensor, scale_O1: Tensor) -> None:
         super().__init__((codes_OI.shape[0], codes_OI.shape[1]), scale_O1.dtype)
@@ -229,7 +229,7 @@ class BlockwiseQuantized(QuantizedWeight):
 
 
 def decode_e4m3(codes: Tensor, dtype: torch.dtype) -> Tensor:
-    """E4M3 numbers that lie as bytes, in `dtype`."""
+    """E4M3 numbers, stored as bytes, in `dtype`."""
     if codes.device.type != "cpu" or torch.compiler.is_compiling():
         return codes.view(torch.float8_e4m3fn).to(dtype)
     # PyTorch converts them one by one on CPUs, uncompiled; looking them up is five times faster.
@@ -243,7 +243,7 @@ def _e4m3_table(dtype: torch.dtype) -> Tensor:
 
 
 class WithRecoveryLora(QuantizedWeight):
-    """Another stored weight and a frozen low-rank change of it, up @ down."""
+    """A quantized weight with a frozen low-rank delta, up @ down."""
 
     up_OR: Tensor
     down_RI: Tensor

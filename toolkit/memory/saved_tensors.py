@@ -9,14 +9,14 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 
 PackRule = Callable[[Tensor], Callable[[], Tensor] | None]
-"""For a tensor that is to be kept: what gives it back, or None where the rule has nothing to say of it."""
+"""Called with a tensor that autograd saves: returns a function that restores it, or None to leave it to other rules."""
 
 _rules: list[PackRule] = []
 
 
 @contextmanager
 def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
-    """What is kept within goes by `rule`, then by those around it. (Of torch's own hooks only the inner ones count.)"""
+    """Applies `rule` to tensors saved inside the block, then the rules around it. (Torch's own hooks do not nest.)"""
     _rules.append(rule)
     try:
         with saved_tensors_hooks(_pack, _unpack):
@@ -27,8 +27,8 @@ def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
 
 def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
     kept = (rule(tensor) for rule in reversed(_rules))
-    # Not the tensor itself: an operation's own output would keep the operation, and that the output. Only a backward
-    # pass ends that; of one that memory ran out before, nothing would ever be given back.
+    # Not the tensor itself: an operation's output would keep the operation alive, and that the output. Only a backward
+    # pass breaks the cycle; without one (out of memory) the memory would never be freed.
     return next((give_back for give_back in kept if give_back is not None), tensor.detach())
 
 

@@ -14,13 +14,13 @@ ORDER = [
     SDPBackend.EFFICIENT_ATTENTION,
     SDPBackend.MATH,
 ]
-"""The first that takes the inputs is used; what PyTorch would choose depends on its version and the GPU."""
+"""The first backend that supports the inputs is used; PyTorch's own choice depends on its version and the GPU."""
 
 FAST = ORDER[:2]
 
 
 def with_sdpa_priority(run: BlockForward) -> BlockForward:
-    """A wrapper: attention inside goes by `ORDER`."""
+    """A wrapper that sets the backend priority of attention to `ORDER`."""
 
     def run_pinned(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
         with sdpa_kernel(ORDER, set_priority=True):
@@ -30,7 +30,7 @@ def with_sdpa_priority(run: BlockForward) -> BlockForward:
 
 
 def has_fast_kernel(device: torch.device, dtype: torch.dtype, head_width: int) -> bool:
-    """Whether one of the `FAST` kernels takes heads of this width on this device; tried once, forward and backward."""
+    """Whether one of the `FAST` kernels supports heads of this width on this device; runs it forward and backward."""
     query = torch.zeros((1, 1, 128, head_width), dtype=dtype, device=device, requires_grad=True)
     for backend in FAST:
         try:

@@ -1,1 +1,1 @@
-"""The training loop, what it is given, what watches it, and how it is saved and resumed."""
+"""The training loop with its optimizer steps, callbacks and checkpoints."""

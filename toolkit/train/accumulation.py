@@ -1,4 +1,4 @@
-"""Which micro-batches make up each optimizer step, and who of several processes computes which of them."""
+"""Which micro-batches make up each optimizer step, and which rank computes which of them."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ class AccumulationStep:
 
     specs: tuple[BatchSpec, ...]
     cursor: Cursor
-    """Where the source goes on behind it."""
+    """Position of the source behind it, from which a resume continues."""
 
     epochs_ended: int = 0
-    """Epochs whose last micro-batch is among them."""
+    """Epochs that end with one of these micro-batches."""
 
     @property
     def samples(self) -> int:
-        """Samples in the accumulation step, over which the gradient is averaged."""
+        """Number of samples, over which the gradient is averaged."""
         return sum(len(spec.items) for spec in self.specs)
 
     @property
@@ -32,33 +32,31 @@ class AccumulationStep:
 
 
 def accumulation_steps(micro_batches: Iterable[MicroBatch], grad_accum_steps: int) -> Iterator[AccumulationStep]:
-    """Accumulation steps of `accumulation` micro-batches, across epochs; where the source ends the last one is
-    short.
-    """
+    """Accumulation steps of `grad_accum_steps` micro-batches, across epochs; the last one may be shorter."""
     remaining = iter(micro_batches)
-    while chosen := list(islice(remaining, grad_accum_steps)):
-        specs = tuple(micro_batch.spec for micro_batch in chosen)
-        yield AccumulationStep(specs, chosen[-1].cursor, sum(micro_batch.ends_epoch for micro_batch in chosen))
+    while group := list(islice(remaining, grad_accum_steps)):
+        specs = tuple(micro_batch.spec for micro_batch in group)
+        yield AccumulationStep(specs, group[-1].cursor, sum(micro_batch.ends_epoch for micro_batch in group))
 
 
 def shard_micro_batches(specs: Sequence[BatchSpec], rank: int, size: int) -> tuple[BatchSpec, ...]:
-    """What process `rank` of `size` computes of an accumulation step: every `size`-th micro-batch.
+    """The micro-batches of an accumulation step that rank `rank` of `size` computes: every `size`-th one.
 
-    An accumulation step of fewer micro-batches than processes has them cut into parts first. So which samples a step
-    learns from does not depend on the number of processes.
+    With fewer micro-batches than ranks they are split first. So the samples of a step do not depend on the number of
+    ranks.
     """
     count = splits_per_micro_batch(len(specs), size)
-    return tuple(part for spec in specs for part in split_spec(spec, count))[rank::size]
+    return tuple(piece for spec in specs for piece in split_spec(spec, count))[rank::size]
 
 
 def splits_per_micro_batch(micro_batches: int, processes: int) -> int:
-    """Parts into which each micro-batch of an accumulation step is cut, so that there is one for each process."""
+    """Number of pieces that each micro-batch is split into, so that every rank has one."""
     return -(-processes // micro_batches)
 
 
 def split_spec(spec: BatchSpec, count: int) -> list[BatchSpec]:
-    """A micro-batch in `count` parts of almost equal size, in order, the last of the largest; fewer when it has fewer
-    samples."""
+    """A micro-batch in `count` pieces of almost equal size, in order, the last one among the largest; fewer when it has
+    fewer samples."""
     count = min(count, len(spec.items))
-    edges = [len(spec.items) * part // count for part in range(count + 1)]
+    edges = [len(spec.items) * index // count for index in range(count + 1)]
     return [spec.select(range(a, b)) for a, b in pairwise(edges)]

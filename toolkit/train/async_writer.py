@@ -1,4 +1,4 @@
-"""Writing that does not hold up the training: one piece of work at a time, in a thread of its own."""
+"""Writing files without blocking the training: one task at a time, in a background thread."""
 
 from __future__ import annotations
 
@@ -7,43 +7,43 @@ from collections.abc import Callable
 
 
 class AsyncWriter:
-    """Runs one piece of work at a time; what it says or raises is heard at the next `collect` or `submit`."""
+    """Runs one task at a time; its message or exception is returned or raised by the next `collect` or `submit`."""
 
     def __init__(self) -> None:
         self._thread: threading.Thread | None = None
-        self._said: list[str] = []
+        self._messages: list[str] = []
         self._error: Exception | None = None
 
     def submit(self, work: Callable[[], str]) -> list[str]:
-        """Starts `work` once the one before has ended. `work` returns a line for the user.
+        """Starts `work`, which returns a line for the user, once the previous task has ended.
 
-        Returns what finished work had to say; raises what it raised.
+        Returns the messages of finished tasks; raises what they raised.
         """
-        said = self.wait()
+        messages = self.wait()
         self._thread = threading.Thread(target=self._run, args=(work,), name="save")
         self._thread.start()
-        return said
+        return messages
 
     def wait(self) -> list[str]:
-        """Waits until nothing is being written; otherwise like `collect`."""
+        """Waits until nothing is being written; then as `collect`."""
         if self._thread:
             self._thread.join()
         return self.collect()
 
     def collect(self) -> list[str]:
-        """What finished work had to say, without waiting. Raises what it raised."""
+        """The messages of finished tasks, without waiting. Raises what a task raised."""
         if self._thread and not self._thread.is_alive():
             self._thread.join()
             self._thread = None
         if self._error:
             error, self._error = self._error, None
             raise error
-        said, self._said = self._said, []
-        return said
+        messages, self._messages = self._messages, []
+        return messages
 
     def _run(self, work: Callable[[], str]) -> None:
         try:
             line = work()
-            self._said.append(line)
-        except Exception as error:  # noqa: BLE001 - carried to the training's own thread, which raises it
+            self._messages.append(line)
+        except Exception as error:  # noqa: BLE001 - `collect` raises it in the training thread
             self._error = error

@@ -1,4 +1,4 @@
-"""Between a run and its state folders: what is taken from a run, and how it is put back, bit for bit."""
+"""From a run to the contents of a checkpoint and back, bit for bit."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from toolkit.train.run import Run
 
 
 def snapshot_state(run: Run) -> CheckpointData:
-    """A copy of everything a resume needs; the run may go on while it is written. Called by rank 0."""
-    run.broadcast_command(_give_tensors)
+    """A copy of everything a resume needs; training may continue while it is written. Called by rank 0."""
+    run.broadcast_command(_gather_tensors)
     plain = {
         role_name: {
             "optimizer_class": type(role.optimizer).__name__,
@@ -39,18 +39,20 @@ def snapshot_state(run: Run) -> CheckpointData:
     scaling = {"loss_scaler": run.loss_scaler.state_dict()} if run.loss_scaler else {}
     return CheckpointData(
         step=run.state.step,
-        tensors=_tensors(run),
+        tensors=_checkpoint_tensors(run),
         document={"state": asdict(run.state), "roles": plain, "seed": run.seed, **scaling, **run.checkpoint_metadata},
     )
 
 
-def _give_tensors(worker: WorkerContext) -> None:
-    _tensors(worker.run)
+def _gather_tensors(worker: WorkerContext) -> None:
+    _checkpoint_tensors(worker.run)
 
 
-def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
-    """The tensors of a state by the file they go into; copies, as training goes on, and entries of 8-bit optimizers
-    share memory, which safetensors refuses.
+def _checkpoint_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
+    """Copies of the tensors of a checkpoint, by file.
+
+    Copies, because training goes on meanwhile, and because entries of 8-bit optimizers share memory, which safetensors
+    refuses.
     """
     files: dict[str, dict[str, Tensor]] = {"weights": {}, "ema": {}, "optimizer": {}}
     for role_name, role in run.roles.items():
@@ -58,13 +60,13 @@ def _tensors(run: Run) -> dict[str, dict[str, Tensor]]:
         averages = role.ema.averages if role.ema else {}
         of_files: dict[str, Mapping[str, Tensor]] = {"weights": role.parameters, "ema": averages, "optimizer": tensors}
         for file, found in of_files.items():
-            copies = gather_full_tensors(run.process_group, found, _parts(role, found))
+            copies = gather_full_tensors(run.process_group, found, _shards(role, found))
             files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
     return files
 
 
-def _parts(role: Role, tensors: Mapping[str, Tensor]) -> dict[str, RowShard]:
-    """Those of `tensors` (parameters, or what is kept for each of their weights) that are sharded."""
+def _shards(role: Role, tensors: Mapping[str, Tensor]) -> dict[str, RowShard]:
+    """The shards among `tensors` (parameters, their EMA, or optimizer state of the same shape), by key."""
     return {
         key: role.sharded[name]
         for key, tensor in tensors.items()
@@ -78,15 +80,15 @@ def _parameter_of(key: str) -> str:
 
 
 def saved_seed(path: Path) -> int:
-    """The seed the run of a state folder began with."""
+    """The seed that the run of a checkpoint began with."""
     return read_checkpoint_json(path)["seed"]
 
 
 def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
-    """Puts a verified state folder into the run: weights, averages, optimizers, cursor.
+    """Loads a verified checkpoint into the run: weights, EMA, optimizers, cursor.
 
     fresh_optimizer: leave the optimizers as they are, for a job that changed them.
-    Raises RunError when the state was made for other weights or another optimizer than the run has.
+    Raises RunError when the checkpoint has other weights or another optimizer than the run.
     """
     document = read_checkpoint_json(path)
     _refuse_other_weights(path, run)
@@ -100,7 +102,7 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
             _refuse_other_optimizer(path, plain["optimizer_class"], type(role.optimizer).__name__)
             load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
         if role.ema:
-            role.ema.load(averages or weights, plain["ema_updates"])  # EMA switched on later: starts here
+            role.ema.load(averages or weights, plain["ema_updates"])  # without saved EMA it starts from the weights
         if isinstance(role.schedule, Plateau) and "schedule" in plain:
             role.schedule.load_state_dict(plain["schedule"])
     if run.loss_scaler and "loss_scaler" in document:
@@ -109,7 +111,7 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
 
 
 def _state(saved: dict[str, Any], run: Run) -> TrainState:
-    """A state as it was saved; earlier versions named an epoch and a micro-batch of it instead of a cursor."""
+    """The saved `TrainState`; earlier versions saved an epoch and a micro-batch index instead of a cursor."""
     if "cursor" in saved:
         return TrainState(**saved)
     epoch, batch = saved["epoch"], saved.pop("batch")
@@ -121,7 +123,7 @@ def _state(saved: dict[str, Any], run: Run) -> TrainState:
 
 
 def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:
-    """The tensors of a role in one file of a state; of those that are sharded this process's rows."""
+    """The tensors of a role in one file of a checkpoint; of sharded ones the rows of this rank."""
     found, prefix = {}, f"{role_name}/"
     with safe_open(file, framework="pt") as tensors:
         for name in tensors.keys():  # noqa: SIM118 - not a dict
@@ -154,10 +156,10 @@ RENAMED_OPTIMIZERS = {"RoundedOptimizer": "StochasticRoundingOptimizer"}
 """Classes by the names that states of earlier versions have for them."""
 
 
-def _refuse_other_optimizer(path: Path, made_with: str, has: str) -> None:
-    made_with = RENAMED_OPTIMIZERS.get(made_with, made_with)
-    if made_with != has:
+def _refuse_other_optimizer(path: Path, saved_class: str, own_class: str) -> None:
+    saved_class = RENAMED_OPTIMIZERS.get(saved_class, saved_class)
+    if saved_class != own_class:
         raise RunError(
-            f"{path} was made with another optimizer: {made_with}, the job has {has}. "
+            f"{path} was made with another optimizer: {saved_class}, the job has {own_class}. "
             "Give the job a new name, or restore train.optimizer."
         )

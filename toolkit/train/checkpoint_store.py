@@ -1,14 +1,14 @@
-"""State folders on disk: written whole or not at all, checked when read, the newest few kept.
+"""Checkpoint folders on disk: written atomically, verified when read, the newest few kept.
 
     state/step_000000340/
       weights.safetensors     raw weights                `<role>/<parameter>`
-      ema.safetensors         their averages             `<role>/<parameter>`
+      ema.safetensors         their EMA                  `<role>/<parameter>`
       optimizer.safetensors   optimizer state            `<role>/<parameter>/<entry>`
       state.json              step, cursor, settings, and optimizer entries that are not tensors
       MANIFEST.json           format, sizes and sha256 of the others; written last
 
-Written under a temporary name, flushed, renamed; only then are older ones removed. A folder counts only when its
-manifest verifies, and the newest is the one with the highest step: no file time is ever asked.
+A checkpoint is written under a temporary name, flushed and renamed; only then are older ones removed. It counts only
+when its manifest verifies. The newest is the one with the highest step: file times are never used.
 """
 
 from __future__ import annotations
@@ -40,18 +40,18 @@ _STEP_FOLDER = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
 
 COMFORTABLE_FREE_SPACE = 2.5
-"""A save wants this many times its own size free; with less, older states make room."""
+"""With less free space than this many times the size of a save, older checkpoints are removed first."""
 
 REQUIRED_FREE_SPACE = 1.1
-"""With less than this it is not begun."""
+"""With less than this many times its size a save is not started."""
 
 VERIFY_THREADS = 2
-"""Threads that read a state back while it is written and flushed. They end with the save."""
+"""Threads that hash the files of a checkpoint while others are written and flushed. They end with the save."""
 
 
 @dataclass(frozen=True)
 class CheckpointData:
-    """Everything of one state, on the CPU and independent of the run it was taken from."""
+    """The contents of one checkpoint, on the CPU and independent of the run."""
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
@@ -71,14 +71,14 @@ class CheckpointData:
 
 
 def checkpoint_dir(run_folder: Path) -> Path:
-    """Where the states of a run are."""
+    """The folder of a run's checkpoints."""
     return run_folder / "state"
 
 
 def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int) -> Path:
-    """Writes a state and removes older ones beyond the newest `keep` good ones (0 keeps all).
+    """Writes a checkpoint and removes all but the newest `keep` good ones (0 keeps all).
 
-    Raises OSError when it cannot be written; the states that were there are untouched then.
+    Raises OSError when it cannot be written; existing checkpoints are untouched then.
     """
     root.mkdir(parents=True, exist_ok=True)
     final = root / f"step_{snapshot.step:09d}"
@@ -86,7 +86,7 @@ def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int) -> Path:
     temporary.mkdir()
     try:
         _write_files(temporary, snapshot)
-        if final.exists():  # the same step once more, after a resume: the new one is as good
+        if final.exists():  # the same step again, after a resume
             shutil.rmtree(final)
         os.replace(temporary, final)
     finally:
@@ -98,7 +98,7 @@ def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int) -> Path:
 
 
 def remove_old_states(root: Path, keep: int) -> None:
-    """Removes what is older than the newest `keep` states that verify; 0 keeps all."""
+    """Removes checkpoints older than the newest `keep` that verify; 0 keeps all."""
     good = 0
     for path in reversed(checkpoint_folders(root)) if keep else ():
         if good == keep:
@@ -108,24 +108,24 @@ def remove_old_states(root: Path, keep: int) -> None:
 
 
 def _write_files(folder: Path, snapshot: CheckpointData) -> None:
-    """Writes and flushes one file after another; what is written is read back meanwhile, for the manifest."""
-    digests: dict[Path, Future[str]] = {}
+    """Writes and flushes one file after another; written files are meanwhile read back for the manifest's hashes."""
+    hashes: dict[Path, Future[str]] = {}
     with ThreadPoolExecutor(VERIFY_THREADS, "read back") as readers:
-        for stem in sorted(snapshot.tensors, key=snapshot.size_of, reverse=True):  # the longest to read is begun first
+        for stem in sorted(snapshot.tensors, key=snapshot.size_of, reverse=True):  # largest first: longest to read
             file = folder / f"{stem}.safetensors"
             save_file(snapshot.tensors[stem], file)
-            digests[file] = readers.submit(sha256_of, file)
-        for file in digests:
+            hashes[file] = readers.submit(sha256_of, file)
+        for file in hashes:
             fsync(file)
         write_json(folder / STATE_FILE, snapshot.document)
-        digests[folder / STATE_FILE] = readers.submit(sha256_of, folder / STATE_FILE)
-    files = {file.name: {"size": file.stat().st_size, "sha256": digests[file].result()} for file in sorted(digests)}
+        hashes[folder / STATE_FILE] = readers.submit(sha256_of, folder / STATE_FILE)
+    files = {file.name: {"size": file.stat().st_size, "sha256": hashes[file].result()} for file in sorted(hashes)}
     write_json(folder / MANIFEST, {"format": FORMAT, "step": snapshot.step, "files": files})
     fsync(folder)
 
 
 def remove_partial_writes(root: Path) -> None:
-    """Removes what broken-off saves left in `root` and in the run's folder around it. Only for the lock's owner."""
+    """Removes what interrupted saves left in `root` and in the run's folder. Only for the lock's owner."""
     for path in root.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
     for folder in (root.parent, root.parent / "samples"):
@@ -134,7 +134,7 @@ def remove_partial_writes(root: Path) -> None:
 
 
 def free_disk_space(root: Path, size: int) -> bool:
-    """Whether a save of `size` bytes may be begun; when space is short, older states go until one good one is left."""
+    """Whether a save of `size` bytes may start; when space is short, all but the newest good checkpoint are removed."""
     root.mkdir(parents=True, exist_ok=True)
     if _free(root) >= COMFORTABLE_FREE_SPACE * size:
         return True
@@ -157,25 +157,25 @@ def _free(folder: Path) -> int:
 
 
 def checkpoint_folders(root: Path) -> list[Path]:
-    """State folders by ascending step, verified or not."""
+    """Checkpoint folders by ascending step, verified or not."""
     entries = root.iterdir() if root.is_dir() else ()
     return sorted((p for p in entries if is_state_name(p.name)), key=step_of)
 
 
 def is_state_name(name: str) -> bool:
-    """Whether a folder of this name can be a state."""
+    """Whether a folder of this name can be a checkpoint."""
     return _STEP_FOLDER.fullmatch(name) is not None
 
 
 def step_of(path: Path) -> int:
-    """Optimizer steps done when a state folder was written, by its name."""
+    """The optimizer step of a checkpoint, by its folder name."""
     found = _STEP_FOLDER.fullmatch(path.name)
     assert found is not None, path  # every caller has asked `is_state_name`
     return int(found[1])
 
 
 def latest_checkpoint(root: Path) -> Path | None:
-    """The state with the highest step whose manifest verifies; what is skipped is logged with the reason."""
+    """The checkpoint with the highest step that verifies; skipped ones are logged with the reason."""
     for path in reversed(checkpoint_folders(root)):
         problem = verify(path)
         if problem is None:
@@ -185,25 +185,25 @@ def latest_checkpoint(root: Path) -> Path | None:
 
 
 _known_good: dict[Path, dict[str, tuple[int, int, int]]] = {}
-"""State folders that this process wrote or verified, with the stamps their files had then."""
+"""Checkpoints that this process wrote or verified, with the versions of their files at that time."""
 
 
 def _is_good(path: Path) -> bool:
-    """`verify`, which reads every byte, only for what this process has not seen as it is now."""
+    """As `verify`, but files that this process has verified and that did not change are not read again."""
     known = _known_good.get(path.resolve())
     return (known is not None and known == _file_versions(path)) or verify(path) is None
 
 
 def _file_versions(path: Path) -> dict[str, tuple[int, int, int]]:
-    """Of each file what changes when it is written to: never asked which state is newer, only whether one changed."""
+    """File name -> (inode, size, mtime). Only compared for equality, to see whether a file changed."""
     found = {file.name: file.stat() for file in path.iterdir()}
     return {name: (stat.st_ino, stat.st_size, stat.st_mtime_ns) for name, stat in found.items()}
 
 
 def verify(path: Path, by_hash: bool = True) -> str | None:
-    """What is wrong with a state folder, or None. Reads all of it; without `by_hash` sizes alone are compared."""
+    """The error of a damaged checkpoint, or None. Reads all of it; without `by_hash` only sizes are compared."""
     try:
-        stamps = _file_versions(path)
+        versions = _file_versions(path)
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT}"
@@ -217,10 +217,10 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
         return f"{MANIFEST} cannot be read ({error})"
     if not by_hash:
         return None
-    _known_good[path.resolve()] = stamps
+    _known_good[path.resolve()] = versions
     return None
 
 
 def read_checkpoint_json(path: Path) -> dict[str, Any]:
-    """The JSON part of a verified state."""
+    """The JSON document of a verified checkpoint."""
     return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))

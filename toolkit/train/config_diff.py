@@ -1,7 +1,7 @@
-"""What changed since the state a job would go on from, in the job or the program, and whether that may be.
+"""What changed in the job or the program since a checkpoint was written, and whether a resume allows it.
 
-Pure; imports no torch. Keys are dotted paths of the typed section, `datasets[0].folder_path` style. What the change of
-each means, its section says (`StrictModel.on_resume`).
+Pure; imports no torch. Keys are dotted paths of the typed section, as in `datasets[0].folder_path`. Its section says
+what a change of each key means (`StrictModel.on_resume`).
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from toolkit.config.normalise import item_annotation, section_model
 
 @dataclass(frozen=True)
 class ConfigChange:
-    """One key with its values then and now."""
+    """One key with its old and new value."""
 
     key: str
     old: Any
@@ -30,19 +30,19 @@ class ConfigChange:
 
 
 REVISION = 2
-"""Recorded with every state; raised when the same job computes something else. What, and for whom: `CORRECTIONS`."""
+"""Recorded with every checkpoint; raised when the same job computes something else. `CORRECTIONS` lists what."""
 
 
 @dataclass(frozen=True)
 class Correction:
-    """Something that the program computed otherwise before a revision, for the jobs that it concerns."""
+    """Something that the program computed differently before a revision, and the jobs that it concerns."""
 
     revision: int
     what: str
     old: str
     new: str
     concerns: Callable[[Mapping[str, Any], bool], bool]
-    """Given the train section as plain data, and whether any image has references."""
+    """Takes the train section as plain data, and whether any image has control images."""
 
 
 CORRECTIONS = (
@@ -89,7 +89,7 @@ CORRECTIONS = (
 
 
 def corrections(revision: int, train: Mapping[str, Any], has_references: bool) -> list[ConfigChange]:
-    """What this program computes otherwise for such a job than the one that recorded `revision`."""
+    """What this program computes differently for the job than the one that recorded `revision`."""
     return [
         ConfigChange(correction.what, correction.old, correction.new, "changes the result")
         for correction in CORRECTIONS
@@ -100,16 +100,16 @@ def corrections(revision: int, train: Mapping[str, Any], has_references: bool) -
 def diff_configs(
     section: type[BaseModel], old: Mapping[str, Any], new: Mapping[str, Any], given: Mapping[str, Any] | None = None
 ) -> list[ConfigChange]:
-    """Every key whose value differs, in the order of the keys.
+    """Every key whose value differs, sorted.
 
-    section: its class. old, new: the section as plain data (`model_dump(mode="json")`), then and now. given: what of
-    `new` the job itself says. A key that `old` lacks, because the program did not have it yet, is no change while the
-    job leaves it alone.
+    section: its class. old, new: the section as plain data (`model_dump(mode="json")`). given: the part of `new` that
+    the job sets itself. A key that `old` lacks, because the program did not have it yet, counts only where the job sets
+    it.
     """
     before, after = dict(flatten_config(old)), dict(flatten_config(new))
     if given is not None:
-        said = dict(flatten_config(given))
-        after = {key: value for key, value in after.items() if key in before or key in said}
+        explicit = dict(flatten_config(given))
+        after = {key: value for key, value in after.items() if key in before or key in explicit}
     return [
         ConfigChange(key, before.get(key), after.get(key), _kind(section, key, new))
         for key in sorted(before.keys() | after.keys())
@@ -118,7 +118,7 @@ def diff_configs(
 
 
 def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
-    """What the innermost section on the way to the key says that says anything of it."""
+    """The rule of the innermost section on the path of the key that has one."""
     kind: ChangeKind = "changes the result"
     for part in key.split("."):
         if section is None:
@@ -135,7 +135,7 @@ def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
 
 
 def flatten_config(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:
-    """The keys of plain data with their values, each by its dotted path."""
+    """The dotted keys of plain data with their values."""
     if isinstance(value, Mapping) and value:
         for key, child in value.items():
             yield from flatten_config(child, f"{path}.{key}" if path else str(key))

@@ -9,7 +9,7 @@ from toolkit.run_files import utc_now
 
 
 class EventLog:
-    """Appends events; each line is written at once."""
+    """Appends events; each line is flushed at once."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -1,7 +1,7 @@
 """The `TrainStep` of flow matching: from a batch of latents to one loss per sample.
 
-Every draw has a key of its own (docs/architecture.md, "Randomness"): the same use of an image gets the same noise and
-t, whatever the batch size, accumulation or number of restarts.
+Every random number has a key of its own (docs/architecture.md, "Randomness"): the same use of an image gets the same
+noise and t, whatever the batch size, accumulation or number of restarts.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 """
@@ -27,7 +27,7 @@ from toolkit.models.size_info import LOOKAHEAD_BATCHES
 from toolkit.seeding import generator
 
 NETWORK = "network"
-"""The one role of a LoRA or a fully trained model."""
+"""The only role of a LoRA or a fully trained model."""
 
 
 class FlowMatchingStep(TrainStep[LatentBatch]):
@@ -51,20 +51,20 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
-        noise_BCHW, t_B = (to_device(drawn, latents_BCHW.device) for drawn in (noise_BCHW, t_B))
+        noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in (noise_BCHW, t_B))
         x_t_BCHW, velocity_BCHW = linear_path(latents_BCHW, noise_BCHW, t_B)
         predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
-        # The adapter decides the device: the batch may still be on the CPU.
-        there = predicted_BCHW.device
-        mask_B1HW = None if batch.loss_mask_B1HW is None else to_device(batch.loss_mask_B1HW, there)
+        # The model decides the device: the batch may still be on the CPU.
+        device = predicted_BCHW.device
+        mask_B1HW = None if batch.loss_mask_B1HW is None else to_device(batch.loss_mask_B1HW, device)
         loss_B = loss_per_sample(
-            predicted_BCHW, to_device(velocity_BCHW, there), to_device(t_B, there), mask_B1HW, self.settings
+            predicted_BCHW, to_device(velocity_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
         )
-        weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), there)
+        weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), device)
         return StepLosses({NETWORK: loss_B * weight_B}, {"t": t_B})
 
     def weighting(self, t_B: Tensor) -> Tensor:
-        """How much the loss of each sample counts, by its t."""
+        """Loss weight of each sample, by its t [B]."""
         return weights(t_B, self.settings)
 
     def sample_noise_and_t(self, spec: BatchSpec, shape_CHW: torch.Size) -> tuple[Tensor, Tensor]:
@@ -74,18 +74,18 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return torch.stack(noise), torch.tensor(self.sample_t(spec, Size(shape_CHW[-1], shape_CHW[-2])))
 
     def sample_t(self, spec: BatchSpec, latent: Size) -> list[float]:
-        """The noise level t of each item of a batch whose targets have latents of this size."""
+        """The timestep t of each item of a batch whose targets have latents of this size."""
         keys = [(spec.epoch, position) for position in spec.positions]
-        picture = self._picture(latent)
+        context = self._timestep_context(latent)
         return [
-            draw_timestep(self.settings, generator(self.seed, "timestep", *key), picture, self._stratum(*key))
+            draw_timestep(self.settings, generator(self.seed, "timestep", *key), context, self._stratum(*key))
             for key in keys
         ]
 
     def announce_timesteps(
         self, specs: Iterable[BatchSpec], latent_of: Callable[[BatchSpec], Size]
     ) -> Iterator[BatchSpec]:
-        """The same specs; the adapter hears of their noise levels some micro-batches early.
+        """Passes the specs on; the model prefetches their timesteps some micro-batches ahead.
 
         latent_of: width and height of a batch's target latents.
         """
@@ -95,15 +95,15 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             yield from upcoming
 
     def _stratum(self, epoch: int, position: int) -> int | None:
-        """Which part of the distribution a use draws from; a function of (seed, epoch, position) alone."""
+        """The stratum of the timestep distribution of one use; a function of (seed, epoch, position) alone."""
         buckets = self.settings.num_timestep_buckets
         if not buckets:
             return None
         if self._strata[0] != epoch:
-            drawn = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", epoch))
-            self._strata = (epoch, drawn)
+            order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", epoch))
+            self._strata = (epoch, order)
         return self._strata[1][position]
 
-    def _picture(self, latent: Size) -> TimestepContext:
+    def _timestep_context(self, latent: Size) -> TimestepContext:
         tokens, shift = self.model.family.tokens(latent), self.model.dynamic_shift
         return TimestepContext(tokens, shift.mu(tokens, LEVELS), shift.shift_terminal)

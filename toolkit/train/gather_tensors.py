@@ -1,7 +1,4 @@
-"""Whole tensors of a run on the CPU, for its files, whether they are whole here or sharded between processes.
-
-Only rank 0 writes files. What it has not got, the others give while they wait for it, tensor by tensor.
-"""
+"""Full copies of a run's tensors on the CPU of rank 0, which writes the files. Sharded ones are gathered one by one."""
 
 from __future__ import annotations
 
@@ -21,33 +18,33 @@ from toolkit.train.run import Run
 def gather_full_tensors(
     process_group: ProcessGroup,
     tensors: Mapping[str, Tensor],
-    parts: Mapping[str, RowShard],
+    shards: Mapping[str, RowShard],
     dtype: torch.dtype | None = None,
 ) -> dict[str, Tensor]:
-    """Copies of `tensors` on the CPU, whole, in `dtype` (None: as they are); in rank 0 only, none elsewhere.
+    """Full copies of `tensors` on the CPU in `dtype` (None: their own); on rank 0 only, empty on other ranks.
 
-    parts: those of which each process has some rows, by name; all processes that share them out call it then.
+    shards: the shards of sharded tensors, by name. With any, it is a collective: all ranks have to call it.
     """
-    copies = {name: process_group.gather_to_rank0(tensor, parts.get(name), dtype) for name, tensor in tensors.items()}
+    copies = {name: process_group.gather_to_rank0(tensor, shards.get(name), dtype) for name, tensor in tensors.items()}
     return {name: copy for name, copy in copies.items() if copy is not None}
 
 
 def network_state_dict(
     run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool = False
 ) -> dict[str, Tensor]:
-    """What a file of the network holds: copies on the CPU in `dtype`, under the names of the file.
+    """The tensors of a network file: copies on the CPU in `dtype`, under the names of the file. Called by rank 0.
 
-    raw: the weights as they are, also where an average is kept. Called by rank 0.
+    raw: the raw weights, also where there is an EMA.
     """
-    run.broadcast_command(partial(_give_exported, role=role, dtype=dtype, raw=raw))
-    return _exported(run, network, role, dtype, raw)
+    run.broadcast_command(partial(_gather_export_on_worker, role=role, dtype=dtype, raw=raw))
+    return _gather_export(run, network, role, dtype, raw)
 
 
-def _give_exported(worker: WorkerContext, role: str, dtype: torch.dtype, raw: bool) -> None:
-    _exported(worker.run, worker.network, role, dtype, raw)
+def _gather_export_on_worker(worker: WorkerContext, role: str, dtype: torch.dtype, raw: bool) -> None:
+    _gather_export(worker.run, worker.network, role, dtype, raw)
 
 
-def _exported(run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool) -> dict[str, Tensor]:
+def _gather_export(run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool) -> dict[str, Tensor]:
     return gather_full_tensors(
         run.process_group, network.export(run.roles[role].weights(raw)), network.sharded_params(), dtype
     )

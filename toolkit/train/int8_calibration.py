@@ -1,7 +1,7 @@
-"""One image through the frozen model, before training, to choose which of its layers multiply in int8.
+"""W8A8 calibration: one image through the frozen model before training chooses the layers with int8 matmuls.
 
-The network is left out, the noise is keyed and the noise levels are fixed: the choice follows from the model and the
-data, not from what was learned so far, so a run that goes on chooses as it did when it began.
+The network is disabled, the noise is keyed and the timesteps are fixed. The choice depends on the model and the data
+only, not on the trained weights, so a resumed run makes the same choice.
 
 Shape suffixes: B batch, C channels, H/W latent height and width.
 """
@@ -27,13 +27,13 @@ from toolkit.memory.int8_calibration import (
 from toolkit.memory.quantized_weight import RowwiseQuantized
 
 LEVELS = (0.1, 0.5, 0.9)
-"""Noise levels of the passes; the largest error counts."""
+"""Timesteps of the passes; the largest error counts."""
 
 Errors = list[LayerErrors]
 
 
 def first_sample_spec(batches: Sequence[BatchSpec]) -> BatchSpec:
-    """The first use of an epoch's order alone, whatever the batch size; batches: all of the epoch."""
+    """The first sample in an epoch's order, as a batch of one, whatever the batch size. batches: all of the epoch."""
     return next(
         BatchSpec(spec.epoch, (item,), (position,))
         for spec in batches
@@ -48,19 +48,19 @@ def calibrate_int8(
     layers: Sequence[RowwiseQuantized],
     batch: LatentBatch,
     noise_BCHW: Tensor,
-    from_first: Callable[[Callable[[], Errors]], Errors] = lambda make: make(),
+    run_on_rank0_and_broadcast: Callable[[Callable[[], Errors]], Errors] = lambda compute: compute(),
     compiled: bool = False,
 ) -> Errors:
-    """Passes the batch through the model, forward and backward, and gives each of `layers` its choice.
+    """Runs the batch forward and backward through the model and sets the int8 matmuls of each layer.
 
-    from_first: of several processes, gives all what rank 0 makes. compiled: blocks are programs, of which there
-    are to be few. Returns the errors by layer.
+    run_on_rank0_and_broadcast: `ProcessGroup.run_on_rank0_and_broadcast`. compiled: blocks are compiled, so few
+    different choices per block are wanted. Returns the errors by layer.
     """
     model.prefetch_timesteps(LEVELS)
-    with network.disabled(), observe_errors(layers) as seen, torch.compiler.set_stance("force_eager"):
-        for level in LEVELS:
-            _pass(model, batch, noise_BCHW, level)
-    errors = from_first(lambda: errors_to_host(seen))
+    with network.disabled(), observe_errors(layers) as observed, torch.compiler.set_stance("force_eager"):
+        for timestep in LEVELS:
+            _pass(model, batch, noise_BCHW, timestep)
+    errors = run_on_rank0_and_broadcast(lambda: errors_to_host(observed))
     if compiled:
         choose_with_few_patterns(layers, errors, model.blocks())
     else:
@@ -68,10 +68,10 @@ def calibrate_int8(
     return errors
 
 
-def _pass(model: DiffusionModel, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> None:
-    """Gradients reach the layers by way of the noisy image: nothing else asks for one."""
+def _pass(model: DiffusionModel, batch: LatentBatch, noise_BCHW: Tensor, timestep: float) -> None:
+    """One forward and backward pass. The noisy image requires grad: nothing else here does."""
     latents_BCHW = at_least_float32(batch.latents_BCHW)
-    t_B = torch.full((len(batch),), level)
+    t_B = torch.full((len(batch),), timestep)
     x_t_BCHW, velocity_BCHW = linear_path(latents_BCHW, noise_BCHW, t_B)
     predicted_BCHW = model.predict_velocity(x_t_BCHW.requires_grad_(), t_B, batch.prompts, batch.control_latents)
     (predicted_BCHW - to_device(velocity_BCHW, predicted_BCHW.device)).square().mean().backward()

@@ -1,13 +1,13 @@
-"""One run at a time in a folder: an owner file that is locked while its run lives.
+"""One run at a time in a folder: a lock file that is locked while its run lives.
 
-The operating system drops the lock when the process dies, however it dies, so a file that can be locked belongs to
-nobody. On a network volume locks of other machines may not be seen: there the owner's heartbeat counts, and an owner
-that has been silent for three minutes is gone.
+The operating system releases the lock when the process dies, however it dies, so a file that can be locked has no
+owner. On a network volume locks of other machines may be invisible: there the owner's heartbeat counts, and an owner
+without a heartbeat for three minutes is taken for dead.
 
-Two locks lie on the file, both let go by the system. `flock` decides who may run. A reader cannot ask about it without
-taking it for a moment, and a run that starts in that moment would be refused. So the owner also holds a write lock of
-its open file description (F_OFD_SETLK) on the same file: that kind can be asked about (F_OFD_GETLK) without being
-taken, with a file that is open for reading only, from any container on the machine. The other ways fall short:
+The owner holds two locks on the file. `flock` decides who may run. A reader cannot query it without taking it for a
+moment, and a run that starts in that moment would be refused. So the owner also holds a write lock of its open file
+description (F_OFD_SETLK): it can be queried (F_OFD_GETLK) without being taken, with a file that is open for reading
+only, from any container on the machine. The alternatives do not work:
 /proc/locks leaves out processes of other containers and names the devices of some file systems otherwise than `stat`;
 a process id may belong to another process by now; locks of a process (F_SETLK) vanish when any part of it closes the
 file.
@@ -41,59 +41,59 @@ except ImportError:  # Windows: the heartbeat alone decides
 FILE = "run.lock"
 HEARTBEAT_S = 30.0
 STALE_AFTER_S = 180.0
-"""Seconds without a heartbeat after which an owner on another machine counts as gone."""
+"""Seconds without a heartbeat after which an owner on another machine counts as dead."""
 
 
 _READS = 20
-"""Readings of a file in which the owner stands half written, a millisecond apart."""
+"""Attempts to read a file while its owner is being written, a millisecond apart."""
 
 
 @dataclass(frozen=True)
 class LockHolder:
-    """Who runs in a folder."""
+    """The process that runs in a folder."""
 
     pid: int
     host: str
     boot: str
-    """Changes when the machine starts anew; empty where the system does not tell."""
+    """Boot id of the machine; empty where the system has none."""
 
     beat: float
-    """Unix time of the last sign of life."""
+    """Unix time of the last heartbeat."""
 
 
 @dataclass(frozen=True)
 class LockState:
-    """What `read_lock` finds."""
+    """The result of `read_lock`."""
 
     held: bool
     """Whether a live process runs in the folder."""
 
     owner: LockHolder | None
-    """Who holds it; when nobody does, who held it last and ended without letting go, as a killed process does.
+    """The holder; where nobody holds it, the last holder if it died without releasing it, as a killed process does.
 
-    None: it was let go in order, there never was one, or it is being written just now.
+    None: it was released, never taken, or is being written at the moment.
     """
 
 
 def read_lock(folder: Path) -> LockState:
-    """Who runs in `folder`. Takes no lock and writes nothing, so it can disturb no run, however often it is called.
+    """Who runs in `folder`. Takes no lock and writes nothing, so it cannot disturb a run.
 
-    Where the system does not answer (another machine, a file system without locks, neither Linux nor a kernel of 3.15)
-    the heartbeat decides: a killed process then counts as alive for up to STALE_AFTER_S.
+    Where locks cannot be queried (another machine, a file system without locks, no Linux 3.15 or later) the heartbeat
+    decides: a killed process then counts as alive for up to STALE_AFTER_S.
     """
     for _ in range(_READS):
         try:
             with (folder / FILE).open(encoding="utf-8", errors="replace") as file:
-                step_ok, owner = _is_taken(file), _owner_in(file)
+                taken, owner = _is_taken(file), _owner_in(file)
         except OSError:
             return LockState(False, None)
-        if owner or not step_ok:  # else a heartbeat is being written
+        if owner or not taken:  # else a heartbeat is being written
             break
         time.sleep(0.001)
-    if not step_ok and owner:
+    if not taken and owner:
         silent = time.time() - owner.beat > STALE_AFTER_S
-        step_ok = not silent and (step_ok is None or not _is_here(owner))
-    return LockState(bool(step_ok), owner)
+        taken = not silent and (taken is None or not _is_here(owner))
+    return LockState(bool(taken), owner)
 
 
 @contextmanager
@@ -104,7 +104,8 @@ def run_lock(folder: Path) -> Iterator[None]:
         opened = (folder / FILE).open("a+", encoding="utf-8")
     with opened as file:
         previous = _owner_in(file)
-        if not _take(file) or _alive_elsewhere(previous):
+        locked = _try_flock(file)
+        if locked is False or _alive_unseen(previous, everywhere=locked is None):
             raise RunError(_refusal(folder, previous))
         if previous:
             logger.warning(
@@ -112,7 +113,7 @@ def run_lock(folder: Path) -> Iterator[None]:
             )
         stop = threading.Event()
         beating = threading.Thread(target=_beat, args=(file, stop), daemon=True, name="run lock")
-        _show(file)  # before the name: a name that nobody stands by is that of a killed process
+        _take_visible_lock(file)  # before the owner is written: an owner without a lock is taken for a killed process
         _write(file, _myself())
         beating.start()
         try:
@@ -124,41 +125,42 @@ def run_lock(folder: Path) -> Iterator[None]:
             file.truncate()
 
 
-def _take(file: IO[str]) -> bool:
+def _try_flock(file: IO[str]) -> bool | None:
+    """Whether the file is locked now; None where the system or the file system has no locks."""
     if fcntl is None:
-        return True
+        return None
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
         return False
     except OSError:
-        return True  # a file system without locks: the heartbeat decides
+        return None
     return True
 
 
-def _alive_elsewhere(owner: LockHolder | None) -> bool:
-    """Whether an owner whose lock this machine cannot see gave a sign of life lately."""
+def _alive_unseen(owner: LockHolder | None, everywhere: bool) -> bool:
+    """Whether an owner whose lock cannot be seen had a heartbeat lately. everywhere: no lock can be, here neither."""
     if owner is None or time.time() - owner.beat > STALE_AFTER_S:
         return False
-    return fcntl is None or not _is_here(owner)
+    return everywhere or not _is_here(owner)
 
 
 def _is_here(owner: LockHolder) -> bool:
-    """Whether an owner is, or was, on this machine."""
-    # A container that was started again has another name on the same machine, a machine that was has another boot.
+    """Whether an owner runs, or ran, on this machine."""
+    # A restarted container has another host name on the same machine; a restarted machine has another boot id.
     myself = _myself()
     return owner.host == myself.host or (owner.boot != "" and owner.boot == myself.boot)
 
 
-def _show(file: IO[str]) -> None:
-    """Lets readers see that the file is locked. Where that does not work, the heartbeat tells them."""
+def _take_visible_lock(file: IO[str]) -> None:
+    """Takes the lock that readers can query. Where that is impossible they rely on the heartbeat."""
     if hasattr(fcntl, "F_OFD_SETLK"):
         with suppress(OSError):
             fcntl.fcntl(file, fcntl.F_OFD_SETLK, _write_lock())
 
 
 def _is_taken(file: IO[str]) -> bool | None:
-    """Whether an owner shows its lock on the file; None when the system does not tell."""
+    """Whether an owner holds the lock that can be queried; None where the system does not tell."""
     if not hasattr(fcntl, "F_OFD_GETLK"):
         return None
     try:
@@ -169,7 +171,7 @@ def _is_taken(file: IO[str]) -> bool | None:
 
 
 def _write_lock() -> bytes:
-    """A `struct flock` of Linux on 64 bits: a write lock on the whole file (length 0), by no process id."""
+    """A `struct flock` of 64-bit Linux: a write lock on the whole file (length 0), without a process id."""
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
@@ -195,7 +197,7 @@ def _owner_in(file: IO[str]) -> LockHolder | None:
     try:
         return LockHolder(**json.loads(file.read()))
     except (ValueError, TypeError):
-        return None  # empty: the last run ended well; or half written
+        return None  # empty after a clean end, or half written
 
 
 def _myself() -> LockHolder:

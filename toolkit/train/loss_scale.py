@@ -1,7 +1,7 @@
-"""Loss scaling for float16: gradients below its smallest number would be lost, so losses are scaled up before the
-backward pass and gradients down after it.
+"""Loss scaling for float16: losses are scaled up before the backward pass, so that small gradients do not underflow,
+and gradients are scaled down after it.
 
-The rule is that of `torch.amp.GradScaler`; here the host never waits to know whether a step may be taken.
+The rule is that of `torch.amp.GradScaler`, but the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ START, GROWTH, BACKOFF, INTERVAL = 2.0**16, 2.0, 0.5, 2000
 
 
 class LossScaler:
-    """The factor of the losses: halved when a gradient is not finite, doubled after INTERVAL good steps in a row."""
+    """The loss scale: halved when a gradient is not finite, doubled after INTERVAL good steps in a row."""
 
     def __init__(self, device: torch.device | str = "cpu") -> None:
         self.scale = torch.full((), START, device=device)
@@ -28,7 +28,7 @@ class LossScaler:
             torch._foreach_mul_(list(gradients), 1 / self.scale)
 
     def update(self, finite: Tensor) -> None:
-        """After an optimizer step. finite: whether all gradients were (0-dim bool)."""
+        """Updates the scale after an optimizer step. finite: whether all gradients were finite (0-dim bool)."""
         finite = finite.to(self.scale.device)
         good_steps = torch.where(finite, self._good_steps + 1, 0)
         grows = good_steps == INTERVAL
@@ -37,10 +37,10 @@ class LossScaler:
         self._good_steps = torch.where(grows, 0, good_steps)
 
     def state_dict(self) -> dict[str, Any]:
-        """JSON values; reading them waits for the device."""
+        """JSON values; waits for the device."""
         return {"scale": float(self.scale), "good_steps": int(self._good_steps)}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Goes on from a `state_dict`."""
+        """Restores a `state_dict`."""
         self.scale.fill_(state["scale"])
         self._good_steps.fill_(state["good_steps"])

@@ -1,7 +1,7 @@
-"""The numbers of steps, kept on the device until somebody needs them: fetching makes the host wait for all work so far.
+"""Metrics of steps stay on the device until they are needed, because a copy to the host waits for all work so far.
 
-A step's numbers reach the callbacks at the next fetch: after `Run.metrics_sync_interval` steps or METRICS_SYNC_SECONDS
-seconds, before anything is saved (`Run.flush_metrics`), and at the end.
+They reach the callbacks at the next flush: after `Run.metrics_sync_interval` steps or METRICS_SYNC_SECONDS seconds,
+before anything is saved (`Run.flush_metrics`), and at the end.
 """
 
 from __future__ import annotations
@@ -28,27 +28,27 @@ METRICS_SYNC_SECONDS = 1.0
 
 
 def metrics_sync_interval(device: torch.device) -> int:
-    """Optimizer steps between two fetches: where host and device are one, nothing is gained by waiting for them."""
+    """Optimizer steps between two flushes; 1 on the CPU, where nothing is gained by delaying them."""
     return 1 if device.type == "cpu" else FETCH_EVERY
 
 
 class StepLossBuffer:
-    """What the micro-batches of one accumulation step gave; all tensors stay where they were computed."""
+    """Losses and metrics of the micro-batches of one accumulation step; tensors stay on their device."""
 
     def __init__(self) -> None:
         self.shares: dict[str, list[Tensor]] = defaultdict(list)
-        """Role -> of each micro-batch, 0-dim: its part of the mean loss over the accumulation step's samples."""
+        """Role -> of each micro-batch its share of the mean loss over the accumulation step's samples, 0-dim."""
 
         self.per_sample: dict[str, list[Tensor]] = defaultdict(list)
         self.numbers: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
-        """Name -> of each micro-batch that gave it: its samples, and their mean (0-dim)."""
+        """Metric name -> of each micro-batch that has it: number of samples, and their mean (0-dim)."""
 
         self.names: list[str] = []
         self.uses: list[tuple[int, int]] = []
         """(epoch, position) of each sample."""
 
     def add(self, batch: Batch, losses: StepLosses, roles: Collection[str]) -> None:
-        """Takes what one micro-batch gave besides `shares`. roles: those that learn of it."""
+        """Adds the losses and metrics of one micro-batch, except `shares`. roles: those trained in this step."""
         self.names.extend(batch.names)
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
         learned = [loss_B for role, loss_B in losses.by_role.items() if role in roles]
@@ -59,33 +59,33 @@ class StepLossBuffer:
             self.numbers[name].append((len(batch), number.detach()))
 
     def finite(self, role: str) -> Tensor:
-        """Whether all losses of a role so far are numbers; 0-dim bool on the device."""
+        """Whether all losses of a role so far are finite; 0-dim bool on the device."""
         return torch.isfinite(torch.stack(self.shares[role])).all()
 
 
 @dataclass(frozen=True)
 class PendingStepMetrics:
-    """One step, of which the device still holds the numbers."""
+    """One step whose metrics are still on the device."""
 
     known: StepResult
-    """What the host knows, of all roles; the rest is filled in by the fetch."""
+    """What the host knows already; the flush fills in the rest."""
 
     losses: StepLossBuffer
     norms: dict[str, Tensor]
-    """Role -> its gradient norm, of those that had a loss."""
+    """Role that had a loss -> its gradient norm (0-dim)."""
 
     taken: dict[str, Tensor]
     numbers: dict[str, Tensor] = field(default_factory=dict)
 
     def tensors(self) -> list[Tensor]:
-        """All of it that is on the device, in the order in which `result` reads the values."""
+        """All tensors, in the order in which `result` reads their values."""
         of_roles = [[*self.losses.shares[name], self.norms[name], self.taken[name]] for name in self.norms]
         samples = (tensor for tensors in self.losses.per_sample.values() for tensor in tensors)
         means = (mean for counted in self.losses.numbers.values() for _, mean in counted)
         return [*itertools.chain(*of_roles), *samples, *means, *self.numbers.values()]
 
     def result(self, values: Iterator[list[float]], step_s: float, data_s: float) -> StepResult:
-        """The step as callbacks see it. values: of each of `tensors`."""
+        """The step as callbacks see it. values: the values of each of `tensors`."""
         by_role = {}
         for name in self.norms:
             loss = sum(next(values)[0] for _ in self.losses.shares[name])
@@ -118,63 +118,63 @@ class PendingStepMetrics:
 
 
 class MetricsBuffer:
-    """Steps whose numbers are still on the device, in order."""
+    """Steps whose metrics are still on the device, in order."""
 
     def __init__(self, run: Run, timer: StepTimer) -> None:
         self._run = run
-        self._clock = timer
+        self._timer = timer
         self._pending: list[PendingStepMetrics] = []
-        self._fetched = time.monotonic()
+        self._flushed_at = time.monotonic()
         self._skipped_in_a_row: Counter[str] = Counter()
 
     def add(self, step: PendingStepMetrics) -> None:
-        """Takes the numbers of the step just done, and fetches when it is time."""
+        """Adds the step just done, and flushes when it is time."""
         self._pending.append(step)
         if (
             len(self._pending) >= self._run.metrics_sync_interval
-            or time.monotonic() - self._fetched >= METRICS_SYNC_SECONDS
+            or time.monotonic() - self._flushed_at >= METRICS_SYNC_SECONDS
         ):
             self.flush()
 
     def flush(self) -> None:
-        """Fetches all numbers and gives each step's result to the callbacks.
+        """Copies all metrics to the host and passes each step's result to the callbacks.
 
         Raises RunError when a role skipped MAX_CONSECUTIVE_SKIPS steps in a row.
         """
         pending, self._pending = self._pending, []
         if not pending:
             return
-        with self._clock.track("step"):
+        with self._timer.track("step"):
             values = iter(to_host([tensor for step in pending for tensor in step.tensors()]))
-        step_s, data_s = (seconds / len(pending) for seconds in self._clock.lap())
+        step_s, data_s = (seconds / len(pending) for seconds in self._timer.lap())
         for step in pending:
-            self._tell(step.result(values, step_s, data_s), step.losses.names)
-        self._fetched = time.monotonic()
+            self._publish(step.result(values, step_s, data_s), step.losses.names)
+        self._flushed_at = time.monotonic()
 
-    def _tell(self, result: StepResult, names: Sequence[str]) -> None:
+    def _publish(self, result: StepResult, names: Sequence[str]) -> None:
         self._run.state.skipped += result.skipped
         for name, role in result.by_role.items():
             failed = role.skipped and not self._overflowed(result, role)
             self._skipped_in_a_row[name] = self._skipped_in_a_row[name] + 1 if failed else 0
         for callback in self._run.callbacks:
-            with self._clock.track("step" if callback.included_in_step_time else "outside"):
+            with self._timer.track("step" if callback.included_in_step_time else "outside"):
                 callback.on_metrics(self._run, result)
         if MAX_CONSECUTIVE_SKIPS in self._skipped_in_a_row.values():
             raise RunError(_not_finite_message(result.step, names))
 
     @staticmethod
     def _overflowed(result: StepResult, role: RoleResult) -> bool:
-        """Whether the scale of the loss alone was too large: it is smaller in the next step."""
+        """Whether only the loss scale was too large; the next step has a smaller one."""
         return math.isfinite(role.loss) and result.extra_metrics.get("loss_scale", 0.0) > 1
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:
-    """The values of each tensor, flattened; one transfer for each device they are on. Counts above 2^24 are rounded."""
+    """The values of each tensor, flattened; one copy per device. As float32: integers above 2^24 are rounded."""
     values: dict[int, list[float]] = {}
     for device in {tensor.device for tensor in tensors}:
-        there = [index for index, tensor in enumerate(tensors) if tensor.device == device]
-        flat = torch.cat([tensors[index].detach().reshape(-1).float() for index in there]).tolist()
-        for index in there:
+        indices = [index for index, tensor in enumerate(tensors) if tensor.device == device]
+        flat = torch.cat([tensors[index].detach().reshape(-1).float() for index in indices]).tolist()
+        for index in indices:
             values[index], flat = flat[: tensors[index].numel()], flat[tensors[index].numel() :]
     return [values[index] for index in range(len(tensors))]
 

@@ -1,14 +1,15 @@
-"""A step within the backward pass: each parameter moves as soon as its gradient is complete, and drops it.
+"""Optimizer step in the backward pass: each parameter is updated as soon as its gradient is complete, which is then
+freed.
 
 At most one gradient is in memory at a time (with accumulation all are, until the last micro-batch). The weights are
-those of `StandardStep`, bit for bit, as long as nothing is clipped. Two things cannot be the same, because the norm
-of all gradients is known only when the weights have moved:
+those of `StandardStep`, bit for bit, as long as nothing is clipped. Two things differ, because the norm of all
+gradients is known only after the parameters were updated:
 
-- `max_grad_norm` limits the gradient of each parameter by itself;
-- a gradient that is not finite although the losses are leaves its parameter as it is, but the others have moved.
-  The step counts as skipped all the same.
+- `max_grad_norm` limits the gradient of each parameter separately;
+- where a gradient is not finite although the losses are, its parameter stays as it is, but the others are updated.
+  The step still counts as skipped.
 
-Here the host waits for the device, once per parameter: it has to know whether the gradient is finite.
+The host waits for the device once per parameter, to know whether the gradient is finite.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class OptimizerInBackward(OptimizerStep):
         """
         self.parameters = tuple(parameters)
         self.step_one = step_one
-        # A batch that is only tried needs the memory that a real one does.
+        # A trial batch has to take as much memory as a real one.
         self._idle: Mode = "keep" if accumulates else "drop"
         self._mode: Mode = self._idle
         self._max_norm = 0.0
@@ -69,7 +70,7 @@ class OptimizerInBackward(OptimizerStep):
 
     @torch.no_grad()
     def _step(self, parameter: nn.Parameter) -> None:
-        assert parameter.grad is not None  # it has just been completed
+        assert parameter.grad is not None  # autograd has just completed it
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
         self._norms.append(norm.item())
         if torch.isfinite(norm):
@@ -78,9 +79,9 @@ class OptimizerInBackward(OptimizerStep):
             self.step_one(parameter)
 
     def norm(self, role: Role) -> Tensor:
-        """Of all gradients before clipping; 0 when the losses were not finite and nothing has moved."""
+        """Norm of all gradients before clipping; 0 when the losses were not finite and nothing was updated."""
         for parameter in self.parameters:
-            if parameter.grad is not None:  # complete before the last micro-batch, which did not touch it
+            if parameter.grad is not None:  # a parameter that the last micro-batch did not use
                 self._complete(parameter)
         return torch.linalg.vector_norm(torch.tensor(self._norms or [0.0], device=self.parameters[0].device))
 

@@ -1,10 +1,10 @@
-"""The weights of a role, and how the gradients of an accumulation step become one step of them.
+"""Roles (parameters with their optimizer), and how gradients become an optimizer step.
 
-`StandardStep` steps when all gradients are there. A strategy that steps within the last backward pass is one more
-class: the loop calls the same four moments of every role's `update` and knows no kinds.
+`StandardStep` steps when all gradients are complete. A strategy that steps in the last backward pass is another
+subclass of `OptimizerStep`: the loop calls the same methods for all of them.
 
-Nothing here waits for the device: whether the step may be taken is a flag there (0-dim bool), and a step that may not
-be taken leaves weights, optimizer state and average exactly as they were.
+Nothing here waits for the device: whether the step is taken is a 0-dim bool tensor, and a skipped step leaves weights,
+optimizer state and EMA exactly as they were.
 """
 
 from __future__ import annotations
@@ -28,47 +28,45 @@ CLIP_EPSILON = 1e-6
 
 
 class OptimizerStep:
-    """The moments of one accumulation step, in the order of the methods. One object per role; state between them is
-    its own.
-    """
+    """How the gradients of an accumulation step are used. Methods in the order of their calls; one object per role."""
 
     def begin_accumulation(self, role: Role) -> None:
-        """Before the first backward pass of an accumulation step.
+        """Called before the first backward pass of an accumulation step.
 
-        Called again when an accumulation step that ran out of memory is repeated in halves: a strategy that has
-        changed weights by then raises RunError. Not called when the largest batch is only tried.
+        Called again when an accumulation step that ran out of memory is repeated with split batches: a strategy that
+        has updated parameters by then raises RunError. Not called for the trial of the largest batch.
         """
 
     def before_last_backward(self, role: Role, step: int, finite: Tensor) -> None:
-        """Before the backward pass of the accumulation step's last micro-batch.
+        """Called before the backward pass of the accumulation step's last micro-batch.
 
-        done: optimizer steps before this one. finite: whether all losses of the role are numbers (0-dim bool on the
-        device). Called again when a `TrainStep` makes several passes of one role.
+        step: optimizer steps done. finite: whether all losses of the role are finite (0-dim bool on the device).
+        Called again when a `TrainStep` makes several backward passes of one role.
         """
 
     def norm(self, role: Role) -> Tensor:
-        """The norm of the accumulation step's gradients before clipping, 0-dim float32 on the device; not finite
-        stops the step.
+        """The norm of the gradients before clipping, 0-dim float32 on the device. The step is skipped where it is not
+        finite.
 
         Called once per accumulation step, after the last backward pass.
         """
         raise NotImplementedError
 
     def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
-        """Takes the step where `taken`, moves the average and lets the gradients go.
+        """Takes the step where `step_ok`, updates the EMA and frees the gradients.
 
-        done: optimizer steps before this one. norm: what `norm` gave. taken: 0-dim bool on the device: losses
-        and gradients of the role are finite. Returns 0-dim numbers worth logging, still on the device.
+        step: optimizer steps done. norm: the result of `norm`. step_ok: whether losses and gradients of the role are
+        finite (0-dim bool on the device). Returns 0-dim metrics, still on the device.
         """
         raise NotImplementedError
 
     def zero_grad(self, role: Role) -> None:
-        """Lets the gradients of an accumulation step go that is not finished: a stop, or memory that ran out."""
+        """Frees the gradients of an aborted accumulation step (a stop, or out of memory)."""
         role.optimizer.zero_grad(set_to_none=True)
 
 
 class StandardStep(OptimizerStep):
-    """Accumulates the gradients of all weights, clips them by their common norm, and steps once."""
+    """Accumulates the gradients of all parameters, clips them by their global norm, and steps once."""
 
     def norm(self, role: Role) -> Tensor:
         return _norm(role, role.parameters)
@@ -84,64 +82,64 @@ class StandardStep(OptimizerStep):
 
 
 class ShardedStep(StandardStep):
-    """`StandardStep` where processes share out some of the weights: the norm is that of the rows of all."""
+    """`StandardStep` with sharded parameters: the norm is that of the full gradients."""
 
     def __init__(self, all_reduce_sum: Callable[[Sequence[Tensor]], None]) -> None:
-        """add_up: replaces tensors by their sums over the processes (`ProcessGroup.all_reduce_sum`)."""
-        self.add_up = all_reduce_sum
+        """all_reduce_sum: replaces tensors by their sums over the ranks (`ProcessGroup.all_reduce_sum`)."""
+        self.all_reduce_sum = all_reduce_sum
 
     def norm(self, role: Role) -> Tensor:
         square = _norm(role, role.sharded.keys() & role.parameters.keys()).square()
-        self.add_up([square])
+        self.all_reduce_sum([square])
         return torch.sqrt(square + _norm(role, role.parameters.keys() - role.sharded.keys()).square())
 
 
 @dataclass
 class Role:
-    """One set of weights that is trained together, with what trains it."""
+    """A set of parameters that is trained together, with its optimizer, schedule and EMA."""
 
     parameters: dict[str, nn.Parameter]
     optimizer: AnyOptimizer
     lr: float
-    """Base learning rate; the schedule gives a factor of it."""
+    """Base learning rate; the schedule multiplies it."""
 
     schedule: Schedule
     max_grad_norm: float = 1.0
-    """Gradients are scaled down to this norm; 0 leaves them as they are."""
+    """Gradients are clipped to this norm; 0: no clipping."""
 
     ema: Ema | None = None
     group_lrs: dict[str, float] = field(default_factory=dict)
-    """Name -> base learning rate of each group of the optimizer, in its order; empty: one group, at `lr`."""
+    """Name -> base learning rate of each parameter group, in the optimizer's order; empty: one group, at `lr`."""
 
     every: int = 1
-    """It learns in every so many optimizer steps: the first, and then each `every`-th."""
+    """It is trained in the first optimizer step and then in each `every`-th one."""
 
     optimizer_step: OptimizerStep = field(default_factory=StandardStep)
     """How gradients become a step."""
 
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {}
-    """What the network does to its weights after each step that is `taken` (`Network.after_step`)."""
+    """Post-processing of the weights after each step (`Network.after_step`)."""
 
     sharded: Mapping[str, RowShard] = field(default_factory=dict)
-    """Parameters of which this process has some rows only, by their names (`Network.sharded_params`)."""
+    """Sharded parameters by name (`Network.sharded_params`)."""
 
     @property
     def size(self) -> int:
-        """Bytes of its whole parameters."""
+        """Bytes of its full parameters, all shards included."""
         return sum(prod(self.shape_of(name)) * p.element_size() for name, p in self.parameters.items())
 
     @property
     def state_bytes(self) -> int:
-        """Bytes of what the optimizer remembers by now; nothing before its first step."""
+        """Bytes of the present optimizer state; 0 before its first step."""
         tensors, _ = state_tensors(self.optimizer, list(self.parameters))
         return sum(tensor.nbytes for tensor in tensors.values())
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """The shape of a whole parameter."""
+        """The shape of a parameter, all shards included."""
         return self.sharded[name].shape if name in self.sharded else tuple(self.parameters[name].shape)
 
     def learns_at(self, step: int) -> bool:
-        """Whether it takes part in the next step when `step` are done."""
+        """Whether it is trained in the next step when `step` are done."""
         return step % self.every == 0
 
     def lr_at(self, step: int) -> float:
@@ -149,17 +147,16 @@ class Role:
         return self.lr * self.schedule(step)
 
     def set_learning_rates(self, step: int) -> None:
-        """Gives each group of the optimizer its learning rate of the next step when `step` are done."""
+        """Sets the learning rate of each parameter group for the next step when `step` are done."""
         groups = self.optimizer.param_groups
         bases = self.group_lrs.values() or [self.lr] * len(groups)
         for group, base in zip(groups, bases, strict=True):
             group["lr"] = base * self.schedule(step)
 
     def learning_rates(self) -> dict[str, float]:
-        """The rates of the step just done that `lr_at` does not tell, by name.
+        """The learning rates of the step just done beyond `lr_at`, by name.
 
-        Those of several groups, and what an optimizer that finds its rate itself (Prodigy's and D-Adaptation's `d`)
-        makes of them.
+        Those of several parameter groups, and those that an optimizer estimates (Prodigy's and D-Adaptation's `d`).
         """
         groups = dict(zip(self.group_lrs or [""], self.optimizer.param_groups, strict=bool(self.group_lrs)))
         given = {name: group["lr"] for name, group in groups.items() if name}
@@ -180,7 +177,7 @@ class Role:
             return {name: p.detach().clone() for name, p in self.parameters.items()}
 
     def weights(self, raw: bool) -> dict[str, torch.Tensor]:
-        """`eval_weights`, or the weights as they are."""
+        """The raw weights, or `eval_weights`."""
         return dict(self.parameters) if raw else self.eval_weights()
 
     def using_eval_weights(self) -> AbstractContextManager[None]:
@@ -189,7 +186,7 @@ class Role:
 
 
 def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
-    """What follows the optimizer in every strategy: the network's own rule, then the average of what it left."""
+    """What follows the optimizer in every strategy: the network's post-processing, then the EMA of its result."""
     numbers = role.after_step(step_ok)
     if role.ema:
         role.ema.update(step_ok)
@@ -197,19 +194,19 @@ def post_step(role: Role, step_ok: Tensor) -> dict[str, Tensor]:
 
 
 def clip_(gradients: Sequence[Tensor], norm: Tensor, max_norm: float) -> None:
-    """Scales gradients down in place so that their norm, now `norm` (0-dim), is at most `most`."""
+    """Scales gradients in place so that their norm, now `norm` (0-dim), is at most `max_norm`."""
     if gradients:
         factor = torch.where(norm > max_norm, max_norm / (norm + CLIP_EPSILON), 1.0)
         torch._foreach_mul_(list(gradients), factor)
 
 
 def _norm(role: Role, names: Collection[str]) -> Tensor:
-    """Of the gradients of these parameters, 0-dim float32."""
+    """Norm of the gradients of these parameters, 0-dim float32."""
     gradients = [p.grad for name, p in role.parameters.items() if name in names and p.grad is not None]
     if not gradients:
         return torch.zeros((), device=next(iter(role.parameters.values())).device)
-    wide = torch.promote_types(gradients[0].dtype, torch.float32)
-    norms = torch._foreach_norm(gradients, 2.0, wide)
+    dtype = torch.promote_types(gradients[0].dtype, torch.float32)
+    norms = torch._foreach_norm(gradients, 2.0, dtype)
     return torch.linalg.vector_norm(torch.stack([norm.to(norms[0].device) for norm in norms]))
 
 

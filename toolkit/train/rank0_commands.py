@@ -1,8 +1,8 @@
-"""What all processes have to do together although only rank 0 wants it: for a model that is sharded.
+"""Commands of rank 0 to the other ranks, for work on a sharded model that only rank 0 asks for.
 
-Rank 0 draws, validates and saves while the others wait for it in an exchange. Whatever needs the weights of
-all begins with an order (`Run.broadcast_command`): the others follow it and wait again. An order is a function that
-can be pickled; it is called with what a process has (`WorkerContext`).
+Rank 0 samples, validates and saves while the other ranks wait for it in a collective. Whatever needs the weights of all
+ranks begins with a command (`Run.broadcast_command`): the other ranks run it and wait again. A command is a picklable
+function; it is called with the rank's `WorkerContext`.
 """
 
 from __future__ import annotations
@@ -23,45 +23,45 @@ from toolkit.train.run import Run
 
 @dataclass
 class WorkerContext:
-    """A process that follows the first one, with all that it has of the run."""
+    """The objects of one rank that commands of rank 0 work on."""
 
     model: DiffusionModel
     network: Network
     run: Run
     evaluation: ExitStack = field(default_factory=ExitStack)
-    """Open while the weights are those that are kept."""
+    """Open while the eval weights (EMA) are swapped in."""
 
 
 Rank0Command = Callable[[WorkerContext], Any]
-"""What a process does that follows; what it returns goes nowhere."""
+"""A command of rank 0, as every other rank runs it; its result is discarded."""
 
 
 def install_command_handler(worker: WorkerContext) -> None:
     """Installs the command handler on ranks > 0 and the broadcaster on rank 0."""
     process_group = worker.run.process_group
-    process_group.on_command = lambda order: order(worker)
+    process_group.on_command = lambda command: command(worker)
     worker.run.broadcast_command = process_group.broadcast_command
 
 
 def leading(model: DiffusionModel, process_group: ProcessGroup) -> Callable[..., Tensor]:
-    """`adapter.predict_velocity` for what rank 0 does alone (samples, validation): the others make each pass
-    with it and throw the result away.
+    """`model.predict_velocity` for work of rank 0 alone (samples, validation): the other ranks run each pass too, and
+    discard the result.
     """
 
     def predict_velocity(*inputs: Any) -> Tensor:
-        process_group.broadcast_command(partial(_pass, inputs=_on_cpu(inputs)))
+        process_group.broadcast_command(partial(_forward_on_worker, inputs=_on_cpu(inputs)))
         return model.predict_velocity(*inputs)
 
     return predict_velocity
 
 
 @torch.no_grad()
-def _pass(worker: WorkerContext, inputs: tuple[Any, ...]) -> None:
+def _forward_on_worker(worker: WorkerContext, inputs: tuple[Any, ...]) -> None:
     worker.model.predict_velocity(*inputs)
 
 
 def _on_cpu(value: Any) -> Any:
-    """The inputs of a pass where every process can receive them."""
+    """The inputs of a pass in CPU memory, from which they can be broadcast."""
     if isinstance(value, Tensor):
         return value.cpu()
     if isinstance(value, PromptEmbeds):
@@ -73,12 +73,12 @@ def _on_cpu(value: Any) -> Any:
 def using_eval_weights(run: Run) -> Iterator[None]:
     """Swaps the eval weights (EMA) in on all ranks inside the block, and restores the raw weights after it.
 
-    What fails inside ends the run.
+    An error inside ends the run.
     """
     run.broadcast_command(_swap_in_eval_weights)
     with run.using_eval_weights_local():
         yield
-    # Not when it fails: the others may be in the middle of a pass, and would not hear it.
+    # Not after an error: the other ranks may be in the middle of a pass and would not receive the command.
     run.broadcast_command(_swap_out_eval_weights)
 
 

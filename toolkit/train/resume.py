@@ -1,4 +1,4 @@
-"""Where a run begins: from the newest good state, from another one, or anew. Nothing is ever deleted for it."""
+"""Which checkpoint a run resumes from: the newest good one, a given one, or none. Nothing is ever deleted for it."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ logger = logging.getLogger(__name__)
 
 
 def select_checkpoint(folder: Path, resume: str | int, restart: bool) -> Path | None:
-    """The state folder to go on from, or None to begin anew.
+    """The checkpoint to resume from, or None to start from scratch.
 
-    resume: `auto` (the newest good one), `never`, a step number, or the path of a state folder.
-    restart: where no state is good, move the run aside and begin anew instead of refusing.
-    Raises RunError when the wanted state is not there or damaged, or when states exist and none is good.
+    resume: `auto` (the newest good one), `never`, a step number, or the path of a checkpoint.
+    restart: where no checkpoint is good, move the run aside and start from scratch instead of refusing.
+    Raises RunError when the given checkpoint is missing or damaged, or when checkpoints exist and none is good.
     """
     root = checkpoint_dir(folder)
     if resume == "never":
@@ -50,13 +50,13 @@ def _checked(path: Path, root: Path) -> Path:
     problem = "its name has to be step_ and nine digits" if not is_state_name(path.name) else None
     problem = problem or (verify(path) if path.is_dir() else "it does not exist")
     if problem:
-        have = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
-        raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {have}.")
+        available = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
+        raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {available}.")
     return path
 
 
 def archive_run(folder: Path) -> None:
-    """Moves the files of a run to `<folder>.old-<n>` beside it; the folder itself stays, with its lock."""
+    """Moves the files of a run to `<folder>.old-<n>`; the folder itself stays, with its lock."""
     entries = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
     if not entries:
         return
@@ -66,29 +66,29 @@ def archive_run(folder: Path) -> None:
 
 
 def archive_later_files(folder: Path, name: str, step: int | None) -> None:
-    """Moves states, step files and samples of steps after `step` to superseded/<n>, so that none appears twice.
+    """Moves checkpoints, step files and samples of steps after `step` to superseded/<n>, so that no step appears twice.
 
-    The final files and the best one count by the step they were written at. step: None for a run that begins anew.
+    The final files and the best one count by the step they were written at. step: None for a run from scratch.
     """
     step = -1 if step is None else step
-    later = [path for path in final_files(folder, name) if step_in(path) > step]
-    # A best file that does not say its step stays: unlike the final one it is not written again by every run.
-    later += [path for path in final_files(folder, best_stem(name)) if step < step_in(path) < math.inf]
-    later += [path for path in checkpoint_folders(checkpoint_dir(folder)) if step_of(path) > step]
-    later += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
+    moved = [path for path in final_files(folder, name) if step_in(path) > step]
+    # A best file without a step stays: unlike the final one it is not rewritten by every run.
+    moved += [path for path in final_files(folder, best_stem(name)) if step < step_in(path) < math.inf]
+    moved += [path for path in checkpoint_folders(checkpoint_dir(folder)) if step_of(path) > step]
+    moved += [path for number, paths in step_files(folder, name).items() if number > step for path in paths]
     samples = folder / SAMPLES
     for path in sorted(samples.iterdir()) if samples.is_dir() else ():
         if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) > step:
-            later.append(path)
-    if later:
+            moved.append(path)
+    if moved:
         target = _numbered(folder / SUPERSEDED, "")
-        _move(later, target)
+        _move(moved, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
-        logger.info(f"moved {len(later)} file{'s' * (len(later) != 1)} {what} to {target}")
+        logger.info(f"moved {len(moved)} file{'s' * (len(moved) != 1)} {what} to {target}")
 
 
 def _numbered(parent: Path, prefix: str) -> Path:
-    """The first of `<prefix>1`, `<prefix>2`, ... that is free."""
+    """The first of `<prefix>1`, `<prefix>2`, ... that does not exist."""
     number = 1
     while (parent / f"{prefix}{number}").exists():
         number += 1

@@ -1,4 +1,4 @@
-"""How a job resumes from a state: what it may have changed since, and what becomes of the run's files."""
+"""How a job resumes from a checkpoint: which settings may have changed, and what happens to the run's files."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from toolkit.train.run import Run
 logger = logging.getLogger(__name__)
 
 Corrections = Callable[[int], list[ConfigChange]]
-"""From the revision of the program that wrote a state to what this one computes otherwise."""
+"""From the revision of the program that wrote a checkpoint to what this one computes differently."""
 
 
 @dataclass(frozen=True)
 class ResumePlan:
-    """A checked way to begin: from `state`, or anew when that is None."""
+    """How a run begins, after all checks: from the checkpoint `state`, or from scratch where that is None."""
 
     state: Path | None
     record: dict[str, Any]
-    """What every state of this run keeps: the job's settings, the digest of its dataset, the program's revision."""
+    """Metadata of every checkpoint of this run: the job's settings, the hash of its dataset, the program's revision."""
 
     found: DatasetHashes
     new_optimizer: bool = False
-    """The job changed the optimizer: the saved optimizer state means nothing to it."""
+    """The job changed the optimizer: the saved optimizer state is not loaded."""
 
     new_dataset: bool = False
 
@@ -51,12 +51,12 @@ class ResumePlan:
         allow_change: bool,
         corrections: Corrections = lambda revision: [],
     ) -> ResumePlan:
-        """Compares the job with the one the state was made with.
+        """Compares the job with the one that wrote the checkpoint.
 
-        found: the dataset. corrections: what the program computes otherwise for this job since a revision.
-        Raises UserError when it differs in what cannot change, or in what changes the result without `allow_change`.
+        found: hashes of the dataset. corrections: what the program computes differently for this job since a revision.
+        Raises UserError when they differ in what cannot change, or without `allow_change` in what changes the result.
         """
-        # What is recorded has no secrets in it, so neither has what is compared with it.
+        # The recorded settings are redacted, so the settings compared with them are too.
         settings = redact_json(section.recorded_settings(), by_key=True)
         record = {"settings": settings, "dataset": digest_of(found), "revision": REVISION}
         if state is None:
@@ -65,7 +65,7 @@ class ResumePlan:
         given = section.model_dump(mode="json", exclude_unset=True)
         differing = diff_configs(type(section), redact_json(document["settings"], by_key=True), settings, given)
         differing += corrections(document.get("revision", 1))
-        _judge(state, differing, allow_change)
+        _refuse_changes(state, differing, allow_change)
         return cls(
             state,
             record,
@@ -75,9 +75,9 @@ class ResumePlan:
         )
 
     def apply(self, run: Run) -> None:
-        """Puts the state into the run, moves what is later out of its way, and keeps the dataset's fingerprint.
+        """Loads the checkpoint into the run, moves files of later steps aside, and saves the dataset's hashes.
 
-        Of several processes the first alone touches files.
+        Only rank 0 touches files.
         """
         if self.state is not None:
             load_state(self.state, run, fresh_optimizer=self.new_optimizer)
@@ -88,14 +88,14 @@ class ResumePlan:
             if self.new_dataset:
                 self._begin_next_epoch(self.state, run)
         if run.process_group.is_main_process:
-            self._keep_fingerprint(run.folder)
+            self._save_fingerprint(run.folder)
 
-    def _keep_fingerprint(self, folder: Path) -> None:
+    def _save_fingerprint(self, folder: Path) -> None:
         write_json(_fingerprint_file(folder, self.record["dataset"]), self.found)
 
-    def _begin_next_epoch(self, begun_from: Path, run: Run) -> None:
-        """The order of a changed dataset is another one: its first epoch is trained whole."""
-        old = _fingerprint_file(run.folder, read_checkpoint_json(begun_from)["dataset"])
+    def _begin_next_epoch(self, checkpoint: Path, run: Run) -> None:
+        """A changed dataset has another epoch order: it begins with a complete epoch."""
+        old = _fingerprint_file(run.folder, read_checkpoint_json(checkpoint)["dataset"])
         logger.info(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
         state = run.state
         if state.cursor and state.cursor["batch"]:
@@ -104,7 +104,7 @@ class ResumePlan:
             state.epochs_done = state.epochs_before = state.epoch
 
 
-def _judge(state: Path, differing: list[ConfigChange], allow_change: bool) -> None:
+def _refuse_changes(state: Path, differing: list[ConfigChange], allow_change: bool) -> None:
     impossible = [change for change in differing if change.kind == "impossible"]
     if impossible:
         raise UserError(

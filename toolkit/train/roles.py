@@ -1,4 +1,4 @@
-"""From a set of parameters and a `train:` section to a `Role`: optimizer, schedule, average, and how it steps."""
+"""Builds a `Role` from parameters and a `train:` section: optimizer, schedule, EMA, and how it steps."""
 
 from __future__ import annotations
 
@@ -32,19 +32,19 @@ def build_role(
     up: Container[str] = (),
     up_ratio: float = 1.0,
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
-    shared_out: Mapping[str, RowShard] | None = None,
+    sharded: Mapping[str, RowShard] | None = None,
 ) -> Role:
-    """The parameters with what trains them in a run of so many optimizer steps.
+    """The role of these parameters in a run of `steps` optimizer steps.
 
-    team: the processes that train them together. layer_of: from a parameter's name to the layer that `lr_groups` match.
-    up, up_ratio: names that learn at so many times the rate. after_step, shared_out: as of `Role`.
-    Raises UserError for an entry of `lr_groups` that matches no layer.
+    process_group: the ranks that train them. layer_of: from a parameter's name to the layer that `lr_groups` match.
+    up, up_ratio: names of the parameters whose learning rate is multiplied by `up_ratio`. after_step, sharded: as of
+    `Role`. Raises UserError for an entry of `lr_groups` that matches no layer.
     """
-    ema, shared_out = train.ema_config, shared_out or {}
+    ema, sharded = train.ema_config, sharded or {}
     groups = build_param_groups(parameters, layer_of, train.lr, train.lr_groups, up, up_ratio)
-    # The optimizer numbers its state by its groups; states name it by the order here.
+    # The optimizer numbers its state in the order of its groups; checkpoints name it by the order here.
     parameters = {name: parameters[name] for group in groups for name in group.weights}
-    is_one = [group.lr for group in groups] == [train.lr]
+    is_single_group = [group.lr for group in groups] == [train.lr]
 
     def optimizer_over(weights: Mapping[str, nn.Parameter]) -> Optimizer:
         by_group = {group.name: [weights[name] for name in group.weights] for group in groups}
@@ -52,7 +52,7 @@ def build_role(
 
     optimizer: Optimizer | StochasticRoundingOptimizer
     if train.full_bf16:
-        optimizer = StochasticRoundingOptimizer(parameters, optimizer_over, seed, shared_out)
+        optimizer = StochasticRoundingOptimizer(parameters, optimizer_over, seed, sharded)
     else:
         optimizer = optimizer_over(parameters)
     return Role(
@@ -64,16 +64,16 @@ def build_role(
         ),
         max_grad_norm=train.max_grad_norm,
         ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
-        group_lrs={} if is_one else {group.name: group.lr for group in groups},
+        group_lrs={} if is_single_group else {group.name: group.lr for group in groups},
         optimizer_step=ShardedStep(process_group.all_reduce_sum)
-        if shared_out
-        else _update(train, parameters, optimizer),
+        if sharded
+        else _optimizer_step(train, parameters, optimizer),
         after_step=after_step,
-        sharded=shared_out,
+        sharded=sharded,
     )
 
 
-def _update(
+def _optimizer_step(
     train: TrainConfig, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | StochasticRoundingOptimizer
 ) -> OptimizerStep:
     if not train.fused_backward_pass:

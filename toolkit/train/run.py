@@ -1,6 +1,6 @@
-"""A training run while it is going on: its weights by role, its state, and who watches.
+"""A training run in progress: its parameters by role, its state, and its callbacks.
 
-The loop acts, callbacks observe: a callback writes files and may ask for a stop.
+The loop trains, callbacks observe: a callback writes files and may request a stop.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from toolkit.train.optimizer_step import Role
 
 @dataclass
 class Run:
-    """Everything the training loop and its callbacks share."""
+    """Everything that the training loop and its callbacks share."""
 
     name: str
     """Stem of the run's files."""
@@ -34,30 +34,30 @@ class Run:
     seed: int
     roles: dict[str, Role]
     batches_per_epoch: int = 0
-    """Micro-batches of one epoch, for reading states of earlier versions; 0: not known."""
+    """Micro-batches of one epoch, for reading checkpoints of earlier versions; 0: not known."""
 
     callbacks: Sequence[Callback] = ()
     state: TrainState = field(default_factory=TrainState)
     checkpoint_metadata: dict[str, Any] = field(default_factory=dict)
-    """JSON values that every state keeps beside the training's own: the settings, the dataset."""
+    """Further JSON values of every checkpoint: the settings, the dataset."""
 
     oom_hint: str = ""
     """What the user can change after an out-of-memory error, most effective first."""
 
     loss_scaler: LossScaler | None = None
-    """Scales the losses of a computation in float16."""
+    """Loss scaling, with the compute dtype float16."""
 
     process_group: ProcessGroup = field(default_factory=ProcessGroup)
     """The process group of this run. Callbacks run on rank 0."""
 
     sharded: bool = False
-    """All ranks have to run the same passes: none may abort an accumulation step on its own."""
+    """The model is sharded: all ranks have to run the same passes, and none may abort an accumulation step alone."""
 
-    broadcast_command: Callable[[Callable[..., Any]], None] = lambda order: None
-    """Set by `lockstep.follow`: has the other processes do the same, while they wait for the first one."""
+    broadcast_command: Callable[[Callable[..., Any]], None] = lambda command: None
+    """Set by `rank0_commands.install_command_handler`: the other ranks run the command while they wait for rank 0."""
 
     should_stop: Callable[[], bool] = lambda: False
-    """Whether a signal asks for an end; read between micro-batches."""
+    """Whether a signal requests a stop; called between micro-batches."""
 
     metrics_sync_interval: int = 1
     """Optimizer steps between two copies of the metrics to the host; 1: after each step."""
@@ -66,20 +66,20 @@ class Run:
     """Set by the loop: copies the metrics of all steps so far to the host and passes them to the callbacks."""
 
     log: Callable[[int, dict[str, float]], None] = lambda step, values: None
-    """Shows numbers of a step, such as `{"validation/loss": 0.1}`, where the job's trackers draw curves."""
+    """Logs metrics of a step, such as `{"validation/loss": 0.1}`, to the job's trackers."""
 
     status_fields: dict[str, Any] = field(default_factory=dict)
     """JSON values that callbacks add to run.json."""
 
     stop_reason: str | None = None
-    """Set by a callback that asks for a stop."""
+    """Set by a callback that requests a stop."""
 
     early_stop_reason: str | None = None
-    """Set by a callback, or where the source of batches ends, when the run is complete before `steps`: why."""
+    """Why the run is complete before `steps`; set by a callback, or where the source of batches ends."""
 
     @contextmanager
     def using_eval_weights_local(self) -> Iterator[None]:
-        """Inside the block all weights are those that are kept, after it their own values again, in this process."""
+        """Swaps the eval weights (EMA) in inside the block, on this rank only, and restores the raw ones after it."""
         with ExitStack() as stack:
             for role in self.roles.values():
                 stack.enter_context(role.using_eval_weights())
@@ -87,7 +87,7 @@ class Run:
 
     @property
     def interrupted(self) -> bool:
-        """Whether somebody asks for an end before the run is complete."""
+        """Whether a stop is requested before the run is complete."""
         return self.stop_reason is not None or self.should_stop()
 
     @property
@@ -102,7 +102,7 @@ class Run:
 
 
 class Callback:
-    """Base class of callbacks; each overrides the events it needs. It never changes weights, batches or random
+    """Base class of callbacks; each overrides the events it needs. It never changes weights, batches or the random
     state.
     """
 
@@ -116,13 +116,13 @@ class Callback:
         """After every optimizer step; `run.state.step` is its number. Called when it is safe to save or to sample."""
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
-        """The numbers of one step, in order: each step once, before its `after_step` or some steps later.
+        """The metrics of one step: every step once, in order, before its `after_step` or some steps later.
 
-        Before anything is saved at a step, the results up to it have been given (`run.flush_metrics`).
+        Before a step is saved, the metrics of all steps up to it are passed on (`run.flush_metrics`).
         """
 
     def on_end(self, run: Run, finished: bool) -> None:
-        """After the last step; `finished` is False when a stop was asked for before all steps were done."""
+        """After the last step; `finished` is False when a stop was requested before all steps were done."""
 
     def on_error(self, run: Run, error: BaseException) -> None:
         """The run failed with `error`; close files and record the failure."""

@@ -1,12 +1,12 @@
 """Reading runs from their folders: their status, numbers, samples and checkpoints, while they run and afterwards.
 
-Nothing here imports torch, writes a file or takes a lock, so a reader can neither slow nor disturb a run. All files are
-taken as they may be found: missing, half written, damaged, or of another program.
+Nothing here imports torch, writes a file or takes a lock, so a reader can neither slow nor disturb a run. Any file may
+be missing, half written, damaged, or of another program.
 
     for run in list_runs(Path("output")):
         print(run.name, run.status, run.step, run.total_steps)
     rows = read_metrics(run.folder)                      # all rows
-    rows = read_metrics(run.folder, since=rows.cursor)   # those since then
+    rows = read_metrics(run.folder, since=rows.cursor)   # only new rows
 """
 
 from __future__ import annotations
@@ -34,34 +34,34 @@ Row = dict[str, Any]
 
 _MOVED_ASIDE = re.compile(r".+\.old-\d+")
 _TAIL_BYTES = 4096
-"""What a cursor remembers of the file before its offset."""
+"""Bytes before the offset of a cursor that its hash covers."""
 
 
 class RunStatus(StrEnum):
-    """What has become of a run."""
+    """Status of a run."""
 
     RUNNING = "running"
-    """A live process holds the lock of its folder: it loads, trains, saves, or is about to end."""
+    """A live process holds the lock of its folder: it loads, trains, saves, or is about to exit."""
 
     FINISHED = "finished"
-    """It came to its end and everything is written."""
+    """All steps are done and everything is written."""
 
     STOPPED = "stopped"
-    """A signal or control/stop ended it in order; the same command goes on."""
+    """A signal or control/stop ended it cleanly; the same command resumes it."""
 
     FAILED = "failed"
     """An error ended it."""
 
     KILLED = "killed"
-    """It ended without a word: a kill, a crash of the machine, out of memory."""
+    """It ended without recording why: killed, crash of the machine, out of memory."""
 
     UNKNOWN = "unknown"
-    """Nobody runs there, and run.json is missing or damaged: a start that was refused, say."""
+    """No process runs there, and run.json is missing or damaged: a refused start, say."""
 
 
 @dataclass(frozen=True)
 class RunInfo:
-    """A run as its folder tells. None: the folder does not tell."""
+    """A run as recorded in its folder. None: not recorded."""
 
     folder: Path
     name: str
@@ -82,7 +82,7 @@ class RunInfo:
     """Samples trained on."""
 
     skipped: int | None
-    """Steps left out because the loss was not finite."""
+    """Optimizer steps skipped because loss or gradient was not finite."""
 
     loss: float | None
     """Mean of the latest 50 steps."""
@@ -104,27 +104,27 @@ class RunInfo:
     """What ended the run, when it failed."""
 
     reason: str | None
-    """Which number ended the run as finished, see `stop_when`."""
+    """Why the run finished early, see `stop_when`."""
 
     best_step: int | None
     """Step of the lowest validation loss."""
 
     best_loss: float | None
     config: Path | None
-    """The job as given."""
+    """The saved job file."""
 
 
 @dataclass(frozen=True)
 class Rows:
-    """What a `.jsonl` file has."""
+    """Rows of a `.jsonl` file."""
 
     rows: tuple[Row, ...]
     cursor: str
-    """To be given as `since` at the next reading: short text, valid in JSON and, as it is, in a URL."""
+    """Pass it as `since` to the next call: short text, valid in JSON and in a URL without escaping."""
 
     anew: bool
-    """These are all rows of the file, in place of those read before: at the first reading, and when the run went back
-    to an earlier step or began again. False: they follow the rows read before."""
+    """True: these are all rows of the file and replace those read before (first call, or the run went back to an
+    earlier step or started again). False: they follow the rows read before."""
 
 
 @dataclass(frozen=True)
@@ -134,36 +134,36 @@ class SampleImage:
     path: Path
     step: int
     index: int
-    """Place in its set."""
+    """Index in its set."""
 
     time: datetime
-    """UTC; when it was drawn, by its name."""
+    """UTC; when it was generated, by its file name."""
 
     prompt: str | None
-    """As it was drawn, with the trigger word; None where events.jsonl does not tell."""
+    """The prompt with the trigger word; None where events.jsonl has none."""
 
 
 @dataclass(frozen=True)
 class NetworkFile:
-    """Trained weights to take away: a safetensors file, or a folder with a whole model."""
+    """Saved weights: a safetensors file, or a folder with a complete model."""
 
     path: Path
     kind: str
     """`step`, `best` or `final`."""
 
     step: int | None
-    """None when the file does not tell."""
+    """None when the file does not record it."""
 
     size: int
     """Bytes."""
 
     time: datetime | None
-    """UTC; when it was written, where events.jsonl tells."""
+    """UTC; when it was written, where events.jsonl records it."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A state folder, from which a run can go on."""
+    """A checkpoint folder, from which a run can resume."""
 
     path: Path
     step: int
@@ -171,9 +171,9 @@ class Checkpoint:
     """Bytes."""
 
     problem: str | None
-    """What is wrong with it; None when its manifest is there and all files have the sizes it names.
+    """What is wrong with it; None when its manifest exists and all files have the recorded sizes.
 
-    Nothing is hashed: a resume does that, so it may still find one damaged.
+    Hashes are not checked: a resume does that, so it may still find a damaged one.
     """
 
 
@@ -184,7 +184,7 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
     """All runs below a training folder, `<folder>/<job>` and `<folder>/<job>/<process>`, in the order of their paths.
 
     A run's folder has a run.lock, or the run.json of a run (a copy, say). Runs that were moved aside (`<name>.old-<n>`)
-    are left out, and so is all else. A folder that is missing or cannot be read has no runs.
+    are left out, and so is everything else. A folder that is missing or unreadable has no runs.
     """
     jobs = _folders_in(folder)
     processes = [inner for job in jobs for inner in _folders_in(job)]
@@ -209,15 +209,15 @@ def _folders_in(folder: Path) -> list[Path]:
 def _is_run(folder: Path) -> bool:
     if (folder / LOCK).is_file():
         return True
-    # Copied without its lock. One that was moved aside has none either, and is no run of its own.
+    # A copy without its lock file. A run that was moved aside has none either, and does not count.
     is_aside = _MOVED_ASIDE.fullmatch(folder.name) is not None
     return not is_aside and folder.parent.name != run_files.SUPERSEDED and "status" in _document(folder)
 
 
 def _info(folder: Path) -> RunInfo:
     for _ in range(2):
-        # A run has written its last word when it lets go, so run.json is read after the lock. A run may also begin in
-        # between, and look as if it had been killed: it does not for a second time.
+        # A run releases the lock after its last write, so run.json is read after the lock. A run that starts in between
+        # looks as if it had been killed, but not a second time.
         lock, document = read_lock(folder), _document(folder)
         status = _status(lock.held, lock.owner, document)
         if status is not RunStatus.KILLED:
@@ -254,13 +254,13 @@ def _info(folder: Path) -> RunInfo:
 
 
 def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
-    """Of a folder whose lock nobody holds, a name left in it counts more than run.json, which may be of before."""
+    """Where nobody holds the lock, an owner left in it counts more than run.json, which may be of an earlier start."""
     if held:
         return RunStatus.RUNNING
-    told = document.get("status")
-    if owner or told == RunStatus.RUNNING:
+    recorded = document.get("status")
+    if owner or recorded == RunStatus.RUNNING:
         return RunStatus.KILLED
-    return RunStatus(told) if told in list(RunStatus) else RunStatus.UNKNOWN
+    return RunStatus(recorded) if recorded in list(RunStatus) else RunStatus.UNKNOWN
 
 
 def _document(folder: Path) -> Row:
@@ -275,9 +275,9 @@ def _document(folder: Path) -> Row:
 
 
 def read_metrics(folder: Path, since: str = "") -> Rows:
-    """Rows of metrics.jsonl, each optimizer step once; see `Rows`. since: the cursor of the reading before.
+    """Rows of metrics.jsonl, each optimizer step once; see `Rows`. since: the cursor of the previous call.
 
-    A line that is being written is left for the next reading; damaged ones are left out.
+    A line that is being written is left for the next call; damaged ones are left out.
     """
     return _read_rows(folder / run_files.METRICS, since, by_step=True)
 
@@ -288,15 +288,15 @@ def read_validation(folder: Path, since: str = "") -> Rows:
 
 
 def read_events(folder: Path, since: str = "") -> Rows:
-    """Rows of events.jsonl, all that happened, also in steps that were trained again; as `read_metrics`."""
+    """Rows of events.jsonl, those of repeated steps included; as `read_metrics`."""
     return _read_rows(folder / run_files.EVENTS, since, by_step=False)
 
 
 def _read_rows(path: Path, since: str, by_step: bool) -> Rows:
-    """A cursor is `<offset>-<last step>-<digest of what stands before the offset>`.
+    """A cursor is `<offset>-<last step>-<hash of the bytes before the offset>`.
 
-    A run that goes back replaces the file by one with fewer lines, which may have grown beyond the offset since: the
-    digest tells, because its lines differ at least in their times.
+    A run that goes back replaces the file by a shorter one, which may have grown beyond the offset since. The hash
+    detects it, because the lines differ at least in their times.
     """
     offset, last, digest = _parse(since)
     try:
@@ -318,7 +318,7 @@ def _read_rows(path: Path, since: str, by_step: bool) -> Rows:
 
 
 def _parse(cursor: str) -> tuple[int, int, str]:
-    """Offset, last step and digest; those of the beginning for what is no cursor."""
+    """Offset, last step and hash; those of the beginning for an invalid cursor."""
     match = re.fullmatch(r"(\d{1,18})-(\d{1,18})-([0-9a-f]{16})", cursor, re.ASCII)
     return (int(match[1]), int(match[2]) - 1, match[3]) if match else (0, -1, "")
 
@@ -330,7 +330,7 @@ def _digest_before(file: Any, offset: int) -> str:
 
 
 def _whole_lines(data: bytes) -> tuple[list[Row], int]:
-    """The rows of all lines that are complete and good, and where the last complete line ends."""
+    """The rows of all complete, valid lines, and where the last complete line ends."""
     end = data.rfind(b"\n") + 1
     return [row for line in data[:end].splitlines() if (row := _row(line)) is not None], end
 
@@ -345,7 +345,7 @@ def _row(data: bytes) -> Row | None:
 
 
 def _latest_of_each_step(rows: list[Row]) -> list[Row]:
-    """Without rows that name no step; a row takes the place of those of its step and later."""
+    """Drops rows without a step; a row replaces earlier rows of its step and later steps."""
     kept: list[Row] = []
     for row in rows:
         if (step := _step_of(row)) >= 0:
@@ -356,7 +356,7 @@ def _latest_of_each_step(rows: list[Row]) -> list[Row]:
 
 
 def _step_of(row: Row) -> int:
-    """-1 for a row that names no step."""
+    """-1 for a row without a step."""
     step = _whole(row, "step")
     return -1 if step is None else step
 
@@ -365,7 +365,7 @@ def _step_of(row: Row) -> int:
 
 
 def list_samples(folder: Path) -> tuple[SampleImage, ...]:
-    """All sample images of a run, by step and index. What was moved to superseded/ is not among them."""
+    """All sample images of a run, by step and index, without those in superseded/."""
     prompts = {
         file: prompt
         for event in read_events(folder).rows
@@ -381,7 +381,7 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
 
 
 def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
-    """The weights a run has saved: of steps in their order, then the best ones, then the final ones."""
+    """The weights that a run has saved: by step, then the best ones, then the final ones."""
     name = _text(_document(folder), "name") or folder.name
     written = {
         file: _time(event, "time")
@@ -404,19 +404,19 @@ def list_network_files(folder: Path) -> tuple[NetworkFile, ...]:
 
 
 def list_checkpoints(folder: Path) -> tuple[Checkpoint, ...]:
-    """The state folders of a run by ascending step, good or not."""
+    """The checkpoints of a run by ascending step, good or not."""
     found = checkpoint_folders(checkpoint_dir(folder))
     return tuple(Checkpoint(path, step_of(path), _size(path), verify(path, by_hash=False)) for path in found)
 
 
 def list_dataset_files(folder: Path) -> tuple[Path, ...]:
-    """The fingerprints of what a run was trained on, `dataset-<digest>.json`: one for each change of the dataset."""
+    """Hashes of the datasets of a run, `dataset-<hash>.json`: one file for each version of the dataset."""
     prefix = run_files.DATASET_PREFIX
     return tuple(path for path in _entries(folder) if path.name.startswith(prefix) and path.suffix == ".json")
 
 
 def read_log(folder: Path, lines: int = 200, max_bytes: int = 1 << 18) -> tuple[str, ...]:
-    """The last lines of log.txt, of its last `max_bytes` at most; none when there is no log."""
+    """The last lines of log.txt, within its last `max_bytes`; none when there is no log."""
     try:
         with (folder / run_files.LOG).open("rb") as file:
             size = file.seek(0, os.SEEK_END)
@@ -436,7 +436,7 @@ def _entries(folder: Path) -> list[Path]:
 
 
 def _size(path: Path) -> int:
-    """Bytes of a file, or of all files of a folder; what vanishes meanwhile counts nothing."""
+    """Bytes of a file, or of all files of a folder; files that vanish meanwhile do not count."""
     return sum(_sizes(path.rglob("*") if path.is_dir() else iter([path])))
 
 

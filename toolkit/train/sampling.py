@@ -1,4 +1,4 @@
-"""Sample images during training: the same adapter, cache and flow as the training itself.
+"""Sample images during training, with the same model, cache and flow as the training itself.
 
 Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 """
@@ -22,28 +22,28 @@ from toolkit.flow.sampler import euler_sample, sigmas
 from toolkit.interfaces import BucketedSample, DiffusionModel, Progress, PromptEmbeds, ResizeCrop, Sample, Size
 
 EMPTY_NEGATIVE_PROMPT = " "
-"""What guidance is measured against when `neg` is empty, as diffusers' documentation advises."""
+"""Negative prompt where `neg` is empty, as diffusers' documentation advises."""
 
 
 @dataclass(frozen=True)
 class SamplePrompt:
-    """One image to draw."""
+    """One sample image to generate."""
 
     prompt: str
     negative: str
     """Used only with guidance; empty stands for one space."""
 
     size: Size
-    """Pixels the model can draw (`ModelFacts.drawable`)."""
+    """Size in pixels that the model can generate (`ModelFacts.drawable`)."""
 
     seed: int
     guidance_scale: float
-    """1 draws without guidance."""
+    """1: without guidance."""
 
     steps: int
     references: tuple[Path, ...] = ()
     flow_shift: float | None = None
-    """Shift s of the noise levels, s sigma / (1 + (s - 1) sigma), above 0; None: by the size, as the model says."""
+    """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""
 
     @property
     def guided(self) -> bool:
@@ -59,14 +59,14 @@ class _Encoded:
 
 
 class SamplingInterrupted(Exception):
-    """A stop was asked for in the middle of an image, which is given up."""
+    """A stop was requested in the middle of an image, which is discarded."""
 
 
 class Sampler:
-    """Draws images with whatever weights the adapter has now; nothing it does changes the training."""
+    """Generates images with the present weights of the model; never changes the training."""
 
     should_stop: Callable[[], bool] = staticmethod(lambda: False)
-    """Read between sampling steps; True makes `draw` raise SamplingInterrupted."""
+    """Called between sampling steps; True makes `generate` raise SamplingInterrupted."""
 
     def __init__(
         self,
@@ -76,8 +76,8 @@ class Sampler:
         stores: CachePair,
         predict: Callable[..., Tensor] | None = None,
     ) -> None:
-        """encoder, stores: where prompt embeddings and reference latents come from and are kept. predict: stands for
-        `adapter.predict_velocity`."""
+        """encoder, stores: compute and cache prompt embeddings and control latents. predict: replaces
+        `model.predict_velocity`."""
         self.model = model
         self._predict = predict or model.predict_velocity
         self.prompts = tuple(prompts)
@@ -85,9 +85,9 @@ class Sampler:
         self._encoded = [_entries(prompt, encoder, stores, embeds_guidance) for prompt in self.prompts]
 
     def encode(self, progress: Progress) -> None:
-        """Makes what the cache lacks, so that drawing needs no text encoder.
+        """Encodes what the cache lacks, so that sampling needs no text encoder.
 
-        Raises UserError for a prompt that the model has no room for.
+        Raises UserError for a prompt that is too long for the model.
         """
         for item in self.prompts:
             sizes = [picture_size(path) for path in item.references]
@@ -106,7 +106,7 @@ class Sampler:
 
     @torch.no_grad()
     def latents(self, index: int) -> Tensor:
-        """Its latents [1, C, H, W], float32."""
+        """The latents [1, C, H, W] of prompt `index`, float32."""
         item, encoded = self.prompts[index], self._encoded[index]
         read, read_prompt = EncodedDataset.read, EncodedDataset.read_prompt
         positive = PromptEmbeds.stack([read_prompt(encoded.prompt)])
@@ -124,14 +124,14 @@ class Sampler:
             uncond_BCHW = self._predict(x_t_BCHW, t_B, negative, references)
             return self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
-        levels = self._sigmas(item)
+        schedule = self._sigmas(item)
         self.model.prefetch_timesteps(
-            self.model.sampling_level(levels[:-1]).tolist()
-        )  # the last one is the image itself
-        return euler_sample(velocity, self._noise(item), levels)
+            self.model.sampling_level(schedule[:-1]).tolist()
+        )  # the last sigma, 0, is the image itself
+        return euler_sample(velocity, self._noise(item), schedule)
 
     def _noise(self, item: SamplePrompt) -> Tensor:
-        """Drawn on the CPU: a seed gives the same image on every machine, and in diffusers."""
+        """Noise from the CPU generator: a seed gives the same image on every machine, and in diffusers."""
         family = self.model.family
         width, height = family.latent_size(item.size)
         shape = (1, family.latent_channels, height, width)
@@ -146,9 +146,9 @@ class Sampler:
 
 
 def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, embeds_guidance: bool) -> _Encoded:
-    """The prompt as an item of a dataset: a target of its size with its references.
+    """The prompt as an item of a dataset: a target of its size with its control images.
 
-    embeds_guidance: no negative prompt is needed, as the model is given the scale.
+    embeds_guidance: the guidance scale is an input of the model, so no negative prompt is needed.
     """
     size = prompt.size
     sample = Sample(
@@ -166,6 +166,6 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, embe
 
 
 def to_pil(pixels_BCHW: Tensor) -> Image.Image:
-    """The first of the images [B, 3, H, W] in [-1, 1] as 8-bit RGB, rounded as diffusers rounds."""
+    """The first of the images [B, 3, H, W] in [-1, 1] as 8-bit RGB, rounded as in diffusers."""
     values = (pixels_BCHW[0].float() / 2 + 0.5).clamp(0, 1).permute(1, 2, 0).cpu().numpy()
     return Image.fromarray((values * 255).round().astype("uint8"))

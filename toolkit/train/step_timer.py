@@ -1,4 +1,4 @@
-"""Where the wall time between optimizer steps goes."""
+"""Wall time between optimizer steps, by what it was spent on."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ TimerKey = Literal["step", "data", "outside"]
 
 
 class StepTimer:
-    """Seconds by account: every moment belongs to `step`, unless a block charges it to another one."""
+    """Seconds by key. Time counts as `step` unless it is inside a `track` block of another key."""
 
     def __init__(self) -> None:
-        self._account: TimerKey = "step"
-        self._mark = time.monotonic()
-        self._spent: dict[TimerKey, float] = {"step": 0.0, "data": 0.0, "outside": 0.0}
+        self._key: TimerKey = "step"
+        self._since = time.monotonic()
+        self._seconds: dict[TimerKey, float] = {"step": 0.0, "data": 0.0, "outside": 0.0}
 
     @contextmanager
-    def track(self, account: TimerKey) -> Iterator[None]:
-        """Time inside the block goes to `account`: waiting for data, or work that belongs to no step. Nests."""
-        self._book()
-        outer, self._account = self._account, account
+    def track(self, key: TimerKey) -> Iterator[None]:
+        """Counts the time inside the block as `key`: waiting for data, or work that belongs to no step. Nests."""
+        self._add_elapsed()
+        outer, self._key = self._key, key
         try:
             yield
         finally:
-            self._book()
-            self._account = outer
+            self._add_elapsed()
+            self._key = outer
 
     def lap(self) -> tuple[float, float]:
-        """(step_s, data_s) since the last lap: seconds of step and data, and those of data alone."""
-        self._book()
-        step_s, data_s = self._spent["step"] + self._spent["data"], self._spent["data"]
-        self._spent = dict.fromkeys(self._spent, 0.0)
+        """(step_s, data_s) since the last lap: seconds of steps with data loading, and of data loading alone."""
+        self._add_elapsed()
+        step_s, data_s = self._seconds["step"] + self._seconds["data"], self._seconds["data"]
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
         return step_s, data_s
 
-    def _book(self) -> None:
+    def _add_elapsed(self) -> None:
         now = time.monotonic()
-        self._spent[self._account] += now - self._mark
-        self._mark = now
+        self._seconds[self._key] += now - self._since
+        self._since = now

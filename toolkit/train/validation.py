@@ -1,4 +1,4 @@
-"""The loss on held-out images: the same noise and noise levels each time, so that only the weights make a difference.
+"""The validation loss: always the same noise and timesteps, so that only the weights make a difference.
 
 Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 """
@@ -23,9 +23,9 @@ from toolkit.seeding import generator
 
 
 class Validator:
-    """Mean squared error of the velocity, unweighted, one image and noise level at a time.
+    """Mean squared error of the velocity, unweighted, one image and timestep at a time.
 
-    It draws nothing from a shared generator and changes no weight.
+    It uses no shared random generator and changes no weights.
     """
 
     def __init__(
@@ -36,8 +36,8 @@ class Validator:
         seed: int,
         predict: Callable[..., Tensor] | None = None,
     ) -> None:
-        """dataset: the held-out items. timesteps: noise levels per item. seed: of the noise. predict: stands for
-        `adapter.predict_velocity`."""
+        """dataset: the validation split. timesteps: number of timesteps per item. seed: of the noise. predict: replaces
+        `model.predict_velocity`."""
         self._model = model
         self._predict = predict or model.predict_velocity
         self._dataset = dataset
@@ -47,15 +47,15 @@ class Validator:
 
     @property
     def identity(self) -> str:
-        """A digest of all that decides the losses besides the weights: two numbers compare only when it is the same."""
+        """Hash of all that decides the losses besides the weights: losses compare only where it is the same."""
         entries = [[entry.key for entry in (*e.images(), *e.texts())] for e in self._dataset.entries]
         return key_of(entries=entries, levels=self._levels, seed=self._seed)
 
     @torch.no_grad()
-    def losses(self, stop_asked: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
-        """The mean loss and that of each noise level, by their names in a log.
+    def losses(self, should_stop: Callable[[], bool] = lambda: False) -> dict[str, float] | None:
+        """The mean loss and the loss of each timestep, by their logged names.
 
-        stop_asked: read before each forward pass; None when it asked for an end.
+        should_stop: called before each forward pass. Returns None after it returned True.
         """
         self._model.prefetch_timesteps(self._levels)
         by_level: list[list[float]] = [[] for _ in self._levels]
@@ -63,7 +63,7 @@ class Validator:
             batch = self._loader.load(BatchSpec(0, (index,), (index,)))
             noise_BCHW = self._noise(item, batch.latents_BCHW.shape[1:])
             for level, losses in zip(self._levels, by_level, strict=True):
-                if stop_asked():
+                if should_stop():
                     return None
                 losses.append(self._loss(batch, noise_BCHW, level))
         means = [fmean(losses) for losses in by_level]
@@ -79,6 +79,6 @@ class Validator:
         return loss_per_sample(predicted_BCHW, velocity_BCHW.to(predicted_BCHW.device), mask_B1HW=mask_B1HW).item()
 
     def _noise(self, item: BucketedSample, shape_CHW: Sequence[int]) -> Tensor:
-        """The item's own noise [1, C, H, W], by what its image holds."""
+        """The item's own noise [1, C, H, W], keyed by the hash of its image."""
         key = (file_digest(item.sample.image), str(item.crop.bucket))
         return torch.randn((1, *shape_CHW), generator=generator(self._seed, "validation", *key))

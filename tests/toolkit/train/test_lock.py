@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import signal
@@ -103,8 +104,16 @@ def test_an_owner_that_is_gone_is_taken_over_with_a_note(said: list[str], tmp_pa
     assert len(said) == 1 and "process 4711 on" in said[0]
 
 
-def test_without_locks_of_the_system_the_heartbeat_decides(tmp_path: Path, monkeypatch) -> None:
-    monkeypatch.setattr(lock, "fcntl", None)
+def no_locks(*_: object) -> None:
+    raise OSError(errno.ENOLCK, "No locks available")
+
+
+@pytest.mark.parametrize(("owner", "name", "without"), [(lock, "fcntl", None), (lock.fcntl, "flock", no_locks)])
+def test_without_locks_of_the_system_the_heartbeat_decides(
+    tmp_path: Path, monkeypatch, owner: object, name: str, without: object
+) -> None:
+    """No locks at all, or none of this file system: an owner on this very machine is not seen either."""
+    monkeypatch.setattr(owner, name, without)
     leave_owner(tmp_path, host=socket.gethostname(), boot=lock._boot_id())
     with pytest.raises(RunError, match="process 4711"), run_lock(tmp_path):
         pytest.fail("two owners")

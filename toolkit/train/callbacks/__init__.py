@@ -1,1 +1,1 @@
-"""The callbacks that come with the program, one duty each."""
+"""The callbacks of the program, each with one task."""

@@ -1,6 +1,6 @@
-"""The control folder: a person or a page drops a file in, the run answers at the next step and removes it.
+"""The control folder: the run acts on a file that appears there after the next step, and removes it.
 
-`save_now` saves, `sample_now` draws a set of samples, `stop` ends the run after a save.
+`save_now` saves, `sample_now` generates a set of samples, `stop` ends the run after a save.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from toolkit.train.run import Callback, Run
 
 
 class ControlFilesCallback(Callback):
-    """Answers to files by name; what each name does is passed in."""
+    """Runs the action of each file in the control folder, by its name."""
 
     included_in_step_time = False
 

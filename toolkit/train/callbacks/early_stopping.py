@@ -1,4 +1,4 @@
-"""Ends a run as finished once the mean of a number is low enough."""
+"""Early stopping: ends a run as finished once the mean of a metric is low enough."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _KEY = "stop_when"
 
 
 class EarlyStopping(Callback):
-    """Keeps the last finite values of one metric in the state, so that a resumed run stops at the same step."""
+    """Keeps the last finite values of one metric in the checkpoint, so that a resumed run stops at the same step."""
 
     on_stop: Callable[[Run], None] = staticmethod(lambda run: None)
     """Called when the metric is low enough, before the step is saved."""
@@ -28,35 +28,35 @@ class EarlyStopping(Callback):
         self.settings = settings
 
     def on_start(self, run: Run) -> None:
-        self._known(run)
-        self._look(run)
+        self._saved(run)
+        self._check(run)
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         self.update(run, result.logged())
 
     def update(self, run: Run, values: Mapping[str, float]) -> None:
-        """Values by their name in a log: of a step, or measured now and then."""
+        """Takes metrics by their logged name, of a step or of a validation."""
         if self.settings.metric in values:
             self._add(run, values[self.settings.metric])
 
     def after_step(self, run: Run) -> None:
         if due(run.state.step, self.settings.check_every):
             run.flush_metrics()
-            self._look(run)
+            self._check(run)
 
-    def _known(self, run: Run) -> dict[str, Any]:
-        """What the state keeps; values of another metric are forgotten."""
-        known = run.state.extra.get(_KEY, {})
-        if known.get("metric") != self.settings.metric:
-            known = run.state.extra[_KEY] = {"metric": self.settings.metric, "values": []}
-        return known
+    def _saved(self, run: Run) -> dict[str, Any]:
+        """The saved values; those of another metric are dropped."""
+        saved = run.state.extra.get(_KEY, {})
+        if saved.get("metric") != self.settings.metric:
+            saved = run.state.extra[_KEY] = {"metric": self.settings.metric, "values": []}
+        return saved
 
     def _add(self, run: Run, value: float) -> None:
-        known = self._known(run)
-        if math.isfinite(value) and run.early_stop_reason is None:  # what ended the run stays as it was
-            known["values"] = [*known["values"], value][-self.settings.smooth :]
+        saved = self._saved(run)
+        if math.isfinite(value) and run.early_stop_reason is None:  # the values that ended the run are kept
+            saved["values"] = [*saved["values"], value][-self.settings.smooth :]
 
-    def _look(self, run: Run) -> None:
+    def _check(self, run: Run) -> None:
         reason = stop_reason(self.settings, run.state.step, run.state.extra)
         if reason:
             logger.info(f"{reason} at step {run.state.step}: the run is finished")
@@ -65,12 +65,12 @@ class EarlyStopping(Callback):
 
 
 def stop_reason(settings: Any, step: int, extra: Mapping[str, Any]) -> str | None:
-    """Why a run whose state is (step, extra) is finished by a `stop_when` section (or None); None when it is not."""
+    """Why `stop_when` settings (or None) end a run with this `TrainState` step and extra; None where they do not."""
     if settings is None or step == 0 or step < settings.min_steps or not due(step, settings.check_every):
         return None
-    known = extra.get(_KEY, {})
-    values = known.get("values", [])[-settings.smooth :]
-    if known.get("metric") != settings.metric or len(values) < settings.smooth:
+    saved = extra.get(_KEY, {})
+    values = saved.get("values", [])[-settings.smooth :]
+    if saved.get("metric") != settings.metric or len(values) < settings.smooth:
         return None
     mean = fmean(values)
     if mean >= settings.below:

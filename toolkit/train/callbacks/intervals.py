@@ -1,5 +1,5 @@
-"""When something is due: every so many optimizer steps, or at the end of every so many epochs. Reads the state
-only, so that a resume changes nothing.
+"""When something is due: every n optimizer steps, or at the end of every n epochs. Depends on the training state only,
+so that a resume changes nothing.
 """
 
 from __future__ import annotations
@@ -12,13 +12,13 @@ if TYPE_CHECKING:
 
 
 def due(step: int, every: int) -> bool:
-    """Whether optimizer step `step` is a multiple of `every`; `every` 0 is never."""
+    """Whether optimizer step `step` is a multiple of `every`; never with `every` 0."""
     return bool(every) and step % every == 0
 
 
 @dataclass(frozen=True)
 class Interval:
-    """Steps or epochs between two moments; 0 is never. Where both are given, both count."""
+    """An interval in steps or epochs; 0 is never. Where both are given, both count."""
 
     steps: int = 0
     epochs: int = 0
@@ -26,9 +26,9 @@ class Interval:
     """Not before this optimizer step."""
 
     def due(self, run: Run) -> bool:
-        """Whether the step just done is one of them: a multiple of `steps`, or the first after an epoch's end.
+        """Whether it is due after the step just done: a multiple of `steps`, or the first step after an epoch's end.
 
-        An accumulation window may run across several ends; its step is due once.
+        An accumulation step may contain the ends of several epochs; it is due once.
         """
         state = run.state
         if state.step < self.start:

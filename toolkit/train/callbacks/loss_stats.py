@@ -1,4 +1,4 @@
-"""Means of the loss over steps, over an epoch, and by noise level. Pure."""
+"""Means of the loss over steps, over an epoch, and by timestep. Pure."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from collections.abc import Iterable
 from statistics import fmean
 
 AVERAGE_OVER = 50
-"""Optimizer steps that `loss/average` is the mean of."""
+"""Optimizer steps that `loss/average` averages over."""
 
 BANDS = 10
-"""Parts of equal width that the noise level t in [0, 1] is divided into."""
+"""Number of equal bands of the timestep t in [0, 1]."""
 
 
 class RunningLoss:
-    """The mean of the latest steps and the one of the present epoch; losses that are not finite do not count."""
+    """Mean loss of the latest steps and of the current epoch; losses that are not finite do not count."""
 
     def __init__(self) -> None:
         self._recent: deque[float] = deque(maxlen=AVERAGE_OVER)
@@ -23,7 +23,7 @@ class RunningLoss:
         self._of_epoch: list[float] = []
 
     def add(self, epoch: int, loss: float | None) -> float | None:
-        """Takes in a step. Returns the mean of the epoch before when the step is the first of its epoch."""
+        """Adds a step. Returns the mean of the previous epoch when the step is the first of its epoch."""
         done = None
         if epoch != self._epoch:
             done = self.of_epoch()
@@ -38,21 +38,21 @@ class RunningLoss:
         return fmean(self._recent) if self._recent else None
 
     def of_epoch(self) -> float | None:
-        """Mean of the present epoch so far."""
+        """Mean of the current epoch so far."""
         return fmean(self._of_epoch) if self._of_epoch else None
 
 
 class LossByTimestep:
-    """Mean loss of the samples in each band of the noise level t; the last band includes t = 1."""
+    """Mean loss of the samples in each band of the timestep t; the last band includes t = 1."""
 
     def __init__(self) -> None:
         self._losses: list[list[float]] = [[] for _ in range(BANDS)]
 
     def add(self, t: Iterable[float], loss: Iterable[float]) -> None:
-        """Takes in samples; those whose loss or t is not finite do not count."""
-        for level, value in zip(t, loss, strict=True):
-            if math.isfinite(level) and math.isfinite(value):
-                self._losses[min(max(int(level * BANDS), 0), BANDS - 1)].append(value)
+        """Adds samples; those whose loss or t is not finite do not count."""
+        for timestep, value in zip(t, loss, strict=True):
+            if math.isfinite(timestep) and math.isfinite(value):
+                self._losses[min(max(int(timestep * BANDS), 0), BANDS - 1)].append(value)
 
     def pop_means(self) -> dict[str, float]:
         """The means since the last call by band, such as `0.3-0.4`; a band without samples is left out."""

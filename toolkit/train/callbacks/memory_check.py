@@ -1,4 +1,4 @@
-"""Holds the memory a run was predicted to take against what it took, once, after its first step."""
+"""Compares the estimated peak memory of a run with the measured one, once, after its first step."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from toolkit.train.run import Callback, Run
 logger = logging.getLogger(__name__)
 
 REPORT_IF_OFF_BY = 0.10
-"""Share of the measured peak by which the prediction may be off before that is said."""
+"""Largest relative error of the estimate that is not mentioned."""
 
 
 class MemoryEstimateCheck(Callback):
-    """Measures after the first step of this process; the largest batch has been tried by then."""
+    """Measures after the first step of this process, and so after the trial of the largest batch."""
 
     included_in_step_time = False
 
@@ -25,8 +25,8 @@ class MemoryEstimateCheck(Callback):
         logged: bool,
         event: Callable[..., None],
     ) -> None:
-        """predict: bytes at the peak so far, told whether the optimizer had a state from the beginning. measure: the
-        same, as they were. logged: whether a line is logged beside the event.
+        """predict: estimated peak in bytes so far; its argument says whether the run was resumed with optimizer state.
+        measure: the measured peak in bytes. logged: whether a line is logged besides the event.
         """
         self.predict = predict
         self.measure = measure
@@ -44,10 +44,10 @@ class MemoryEstimateCheck(Callback):
         self._resumed = None
         self.event("memory", step=run.state.step, predicted_bytes=predicted, measured_bytes=measured)
         if self.logged:
-            logger.info(_words(predicted, measured))
+            logger.info(_message(predicted, measured))
 
 
-def _words(predicted: int, measured: int) -> str:
+def _message(predicted: int, measured: int) -> str:
     off = predicted / max(1, measured) - 1
     more = f": {abs(off):.0%} {'less' if off > 0 else 'more'} than predicted" if abs(off) > REPORT_IF_OFF_BY else ""
     return f"memory at the first step: {measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"

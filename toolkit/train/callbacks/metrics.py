@@ -1,4 +1,4 @@
-"""metrics.jsonl: one line per optimizer step, for every reader that draws a curve."""
+"""metrics.jsonl: one line per optimizer step."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ FILE = run_files.METRICS
 
 
 class MetricsCallback(Callback):
-    """Appends a line per step; after a resume the lines of steps that are trained again are cut first.
+    """Appends a line per step; after a resume the lines of repeated steps are removed first.
 
-    `time` of a line is when it was written: some steps late where numbers are fetched seldom (`Callback.on_metrics`).
+    `time` of a line is when it was written: some steps late where metrics are buffered (`Callback.on_metrics`).
     """
 
     def on_start(self, run: Run) -> None:
@@ -50,7 +50,7 @@ class MetricsCallback(Callback):
 
 
 def truncate_after_step(path: Path, step: int) -> None:
-    """Removes the lines of later steps, and a line that a crash left half written."""
+    """Removes the lines of later steps, and one that a crash left half written."""
     if not path.exists():
         return
     text = path.read_text(encoding="utf-8", errors="replace")
@@ -60,7 +60,7 @@ def truncate_after_step(path: Path, step: int) -> None:
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
-    """Every line of a metrics file that is whole; none where there is no file."""
+    """Every complete line of a metrics file; none where there is no file."""
     if not path.exists():
         return
     with path.open(encoding="utf-8", errors="replace") as file:

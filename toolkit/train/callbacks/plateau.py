@@ -1,4 +1,4 @@
-"""Shows schedules that follow a value (`Plateau`) the values they follow."""
+"""Passes metrics to the `Plateau` schedules that follow them."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _KEY = "plateau"
 
 
 class PlateauHook(Callback):
-    """Of each role's loss the mean over `Plateau.every` steps, and what is measured now and then.
+    """Passes on the mean loss of each role over `Plateau.every` steps, and validation losses.
 
-    It comes before the saving of a step. Losses since the last mean are in the state, so that a resume changes nothing.
+    It comes before `SaveCallback`. Losses since the last mean are in the checkpoint, so that a resume changes nothing.
     """
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -34,7 +34,7 @@ class PlateauHook(Callback):
                     schedule.observe(fmean(finite))
 
     def take(self, run: Run, values: Mapping[str, float]) -> None:
-        """Values that are measured now and then, by their name in a log."""
+        """Passes on validation losses, by their logged name."""
         for _, schedule in _plateaus(run):
             if schedule.metric in values:
                 schedule.observe(values[schedule.metric])

@@ -1,4 +1,4 @@
-"""Draws the sample images at their interval, with the weights that are saved (the average, when there is one)."""
+"""Generates the sample images at their interval, with the eval weights (the EMA, where there is one)."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from toolkit.train.sampling import SamplingInterrupted
 logger = logging.getLogger(__name__)
 
 GenerateImage = Callable[[int], Image.Image]
-"""Draws the sample with this index into the sampler's prompts."""
+"""Generates the image of the sampler's prompt with this index."""
 
 SAVE_OPTIONS: dict[str, dict[str, Any]] = {
     "jpg": {"format": "JPEG", "quality": 95},
@@ -32,10 +32,10 @@ SAVE_OPTIONS: dict[str, dict[str, Any]] = {
 
 @dataclass(frozen=True)
 class SampleSet:
-    """The images that are drawn at one time."""
+    """The images that are generated at one step."""
 
     prompts: range
-    """Which of the sampler's prompts; image i of the set shows the i-th of them."""
+    """Indices of the sampler's prompts; image i of the set has the i-th of them."""
 
     format: str
     """A key of SAVE_OPTIONS."""
@@ -58,7 +58,7 @@ class SampleCallback(Callback):
     ) -> None:
         """first: the set before step 1; None: none. at_each_start: `pictures` also where a resume begins.
 
-        texts: of all the sampler's prompts, for readers of the event; empty: none are told.
+        texts: of all the sampler's prompts, for the event; empty: left out of it.
         """
         self.draw = draw
         self.pictures = pictures
@@ -67,58 +67,58 @@ class SampleCallback(Callback):
         self.at_each_start = at_each_start
         self.event = event
         self.texts = texts
-        self._drawn_at = -1
+        self._sampled_at = -1
 
     def on_start(self, run: Run) -> None:
         step = run.state.step
-        wanted = (self.first if step == 0 else self.pictures) or SampleSet(range(0), "")
-        # After a resume too: the run may have ended in the middle of this set.
+        sample_set = (self.first if step == 0 else self.pictures) or SampleSet(range(0), "")
+        # Also after a resume: the run may have ended in the middle of this set.
         expected = step == 0 or self.every.due(run) or run.complete
-        if (expected and len(self._files_of(run, step)) < len(wanted.prompts)) or (step and self.at_each_start):
-            self._draw(run, wanted)
+        if (expected and len(self._files_of(run, step)) < len(sample_set.prompts)) or (step and self.at_each_start):
+            self._sample(run, sample_set)
         elif step:
-            self._drawn_at = step
+            self._sampled_at = step
 
     def after_step(self, run: Run) -> None:
         if self.every.due(run):
             self.sample_now(run)
 
     def on_end(self, run: Run, finished: bool) -> None:
-        if finished and self._drawn_at != run.state.step:
+        if finished and self._sampled_at != run.state.step:
             self.sample_now(run)
 
     def sample_now(self, run: Run) -> None:
-        """Draws one set at the current step; a set that is broken off by a stop leaves no image."""
-        self._draw(run, self.pictures)
+        """Generates one set at the current step; a set that a stop interrupts leaves no image."""
+        self._sample(run, self.pictures)
 
-    def _draw(self, run: Run, pictures: SampleSet) -> None:
+    def _sample(self, run: Run, pictures: SampleSet) -> None:
         step = run.state.step
         if not pictures.prompts:
             return
         for path in self._files_of(run, step):
             path.unlink()
         with using_eval_weights(run):
-            files = self._draw_set(run, step, pictures)
+            files = self._generate_set(run, step, pictures)
         if files is None:
             for path in self._files_of(run, step):
                 path.unlink()
             return
-        self._drawn_at = step
+        self._sampled_at = step
         prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
         self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
         logger.info(f"generated {len(files)} sample image{'s' * (len(files) != 1)} at step {step}")
 
-    def _draw_set(self, run: Run, step: int, pictures: SampleSet) -> list[str] | None:
-        """The names of the images; None when a stop broke the set off."""
+    def _generate_set(self, run: Run, step: int, pictures: SampleSet) -> list[str] | None:
+        """The names of the images; None when a stop interrupted the set."""
         files = []
         for index, prompt in enumerate(pictures.prompts):
             try:
-                picture = self.draw(prompt)
+                image = self.draw(prompt)
             except SamplingInterrupted:
                 return None
             path = run.folder / SAMPLES / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
-                picture.save(temporary, **SAVE_OPTIONS[pictures.format])
+                image.save(temporary, **SAVE_OPTIONS[pictures.format])
             files.append(path.name)
         return files
 

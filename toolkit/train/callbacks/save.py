@@ -1,4 +1,4 @@
-"""Saves the network file and the state folder at their interval, at the end, and when a stop is asked for."""
+"""Saves the network file and the checkpoint at their interval, at the end, and when a stop is requested."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ from toolkit.train.run import Callback, Run
 logger = logging.getLogger(__name__)
 
 PrepareNetwork = Callable[[Run, int | Literal["best"] | None], Callable[[], list[Path]]]
-"""Copies what the network's files for a step hold (None: the final files; "best": those of the best step); the result
-writes and names them."""
+"""Copies the contents of the network files of a step (None: the final files; "best": those of the best step). The
+result writes them and returns their paths."""
 
 
 class SaveCallback(Callback):
-    """Copies what is saved, and writes it while training goes on: the network file first, then the state.
+    """Copies what is saved, and writes it while training goes on: the network file first, then the checkpoint.
 
-    In this order a state never promises a file that is not there.
+    In this order a checkpoint never refers to a missing file.
     """
 
     included_in_step_time = False
@@ -39,49 +39,49 @@ class SaveCallback(Callback):
         keep_states: int,
         event: Callable[..., None],
     ) -> None:
-        """every: of never, only the final file is written. keep, keep_states: how many stay, 0 = all."""
+        """every: with 0 only the final file is written. keep, keep_states: number of files and checkpoints; 0: all."""
         self.prepare_network = prepare_network
         self.every = every
         self.keep = keep
         self.keep_states = keep_states
         self.event = event
         self._background = AsyncWriter()
-        self._state_at = -1
+        self._checkpoint_step = -1
 
     def on_start(self, run: Run) -> None:
-        self._state_at = run.state.step
+        self._checkpoint_step = run.state.step
 
     def after_step(self, run: Run) -> None:
-        self._tell(self._background.collect())
+        self._log(self._background.collect())
         if self.every.due(run):
             self.save_now(run)
 
     def save_now(self, run: Run) -> None:
         """Saves the current step, whatever the interval."""
-        self._begin(run, step=run.state.step)
+        self._start_save(run, step=run.state.step)
 
     def on_end(self, run: Run, finished: bool) -> None:
-        self._tell(self._background.wait())
+        self._log(self._background.wait())
         begun = True
         if finished:
-            begun = self._begin(run, step=None)
-        elif self._state_at != run.state.step:
-            begun = self._begin_state_only(run)
-        self._tell(self._background.wait())
+            begun = self._start_save(run, step=None)
+        elif self._checkpoint_step != run.state.step:
+            begun = self._start_checkpoint_only(run)
+        self._log(self._background.wait())
         if not begun:
             raise RunError(f"{run.folder}: the end of the run could not be saved. Free some space and start it again.")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         try:
-            self._tell(self._background.wait())
-        except Exception as failed:  # noqa: BLE001 - `error` ends the run; this one is told beside it
+            self._log(self._background.wait())
+        except Exception as failed:  # noqa: BLE001 - `error` ends the run; this one is logged
             logger.warning(f"the save in progress failed too: {failed}")
 
-    def _begin(self, run: Run, step: int | None) -> bool:
-        """Begins to write the network file, and the state unless it is there. Returns whether there is room."""
+    def _start_save(self, run: Run, step: int | None) -> bool:
+        """Starts writing the network file, and the checkpoint unless it exists. Returns whether there is room."""
         run.flush_metrics()
-        # The state of this step may be on disk already: the end of a run often follows a save.
-        snapshot = snapshot_state(run) if self._state_at != run.state.step else None
+        # The checkpoint of this step may be on disk already: the end of a run often follows a save.
+        snapshot = snapshot_state(run) if self._checkpoint_step != run.state.step else None
         if not self._has_room(run, (snapshot.size if snapshot else 0) + _network_size(run)):
             return False
         write_network = self.prepare_network(run, step)
@@ -92,18 +92,18 @@ class SaveCallback(Callback):
             with os_error_as_run_error(checkpoint_dir(folder)):
                 if snapshot:
                     write_checkpoint(checkpoint_dir(folder), snapshot, self.keep_states)
-                else:  # a kill may have come between the writing of this state and the removal of old ones
+                else:  # the process may have been killed between writing this checkpoint and removing old ones
                     remove_old_states(checkpoint_dir(folder), self.keep_states)
             removed = remove_old_step_files(folder, name, self.keep)
             names = {"files": [p.name for p in files], "removed": [p.name for p in removed]}
             self.event("save", step=done, epoch=epoch, **names)
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
 
-        self._tell(self._background.submit(work))
-        self._state_at = done
+        self._log(self._background.submit(work))
+        self._checkpoint_step = done
         return True
 
-    def _begin_state_only(self, run: Run) -> bool:
+    def _start_checkpoint_only(self, run: Run) -> bool:
         run.flush_metrics()
         snapshot = snapshot_state(run)
         if not self._has_room(run, snapshot.size):
@@ -114,18 +114,18 @@ class SaveCallback(Callback):
                 write_checkpoint(checkpoint_dir(run.folder), snapshot, self.keep_states)
             return f"saved the checkpoint of step {snapshot.step}: run the same command to resume"
 
-        self._tell(self._background.submit(work))
-        self._state_at = snapshot.step
+        self._log(self._background.submit(work))
+        self._checkpoint_step = snapshot.step
         return True
 
     def _has_room(self, run: Run, size: int) -> bool:
         return free_disk_space(checkpoint_dir(run.folder), size)
 
-    def _tell(self, lines: list[str]) -> None:
+    def _log(self, lines: list[str]) -> None:
         for line in lines:
             logger.info(line)
 
 
 def _network_size(run: Run) -> int:
-    """Bytes of a network file, at most: the trained weights as they are."""
+    """Upper bound of the size of a network file in bytes: the trained parameters."""
     return sum(role.size for role in run.roles.values())

@@ -1,6 +1,4 @@
-"""The callbacks of every trainer, in the order they are called, from its section and what it saves, measures and
-draws.
-"""
+"""Builds the callbacks of every trainer, in call order, from its section and what it saves, measures and samples."""
 
 from __future__ import annotations
 
@@ -28,21 +26,21 @@ from toolkit.train.events import EventLog
 from toolkit.train.run import Callback, Run
 
 Event = Callable[..., None]
-"""Tells of something that happened, by name and details: `event("save", step=4)`."""
+"""Records an event by name and details: `event("save", step=4)`."""
 
 
 @dataclass(frozen=True)
 class Validation:
-    """What is measured of a run at its `validation` interval."""
+    """What is measured at the `validation` interval."""
 
     measure: Measure
     identity: str
-    """Of what is measured; losses of another one do not compare."""
+    """Hash of what is measured; losses of another one do not compare."""
 
 
 @dataclass(frozen=True)
 class Samples:
-    """What is drawn at its `sample` interval."""
+    """What is generated at the `sample` interval."""
 
     draw: GenerateImage
     texts: Sequence[str]
@@ -51,7 +49,7 @@ class Samples:
 
 @dataclass(frozen=True)
 class Reporting:
-    """Where a run's news go: the trackers of its `logging` section, events.jsonl, and the status line."""
+    """Outputs of a run: the trackers of its `logging` section, events.jsonl, and the status line."""
 
     tracking: tuple[TrackerCallback, ...]
     event: Event
@@ -76,7 +74,7 @@ def standard_hooks(
     validation: Validation | None = None,
     samples: Samples | None = None,
 ) -> list[Callback]:
-    """prepare_weights: copies what the files for a step hold, and gives what writes them."""
+    """The callbacks of a section. prepare_weights: as of `SaveCallback`."""
     status, event = reporting.status, reporting.event
     save = section.save
     saving = SaveCallback(
@@ -87,8 +85,8 @@ def standard_hooks(
         event,
     )
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
-    # Saving comes before sampling: a crash in the less important one loses nothing. What is measured comes before
-    # saving: the state of a step knows it.
+    # Saving comes before sampling: a crash while sampling loses nothing. Validation comes before saving: its results
+    # are in the checkpoint of the step.
     callbacks: list[Callback] = [MetricsCallback(), *_measuring(section, validation, saving), saving]
     if samples:
         sampling = _sampling(section, samples, reporting)
@@ -105,20 +103,20 @@ def standard_hooks(
 
 
 def log_of(callbacks: Iterable[Callback]) -> Callable[[int, dict[str, float]], None]:
-    """What `run.log` does with these callbacks."""
+    """The implementation of `run.log` with these callbacks."""
     return _fan_out([callback.log for callback in callbacks if isinstance(callback, TrackerCallback)])
 
 
 def _fan_out(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
-    def tell(*arguments: Any, **details: Any) -> None:
+    def call_all(*arguments: Any, **details: Any) -> None:
         for listener in listeners:
             listener(*arguments, **details)
 
-    return tell
+    return call_all
 
 
 def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveCallback) -> list[Callback]:
-    """Those that `validation`, `stop_when` and a schedule that observes a value ask for."""
+    """The callbacks of `validation`, `stop_when` and a plateau schedule."""
     following = [PlateauHook()] if section.train.lr_scheduler == "plateau" else []
     stopping = [EarlyStopping(section.stop_when)] if section.stop_when else []
     settings = section.validation
@@ -133,25 +131,25 @@ def _measuring(section: TrainerConfig, validation: Validation | None, saving: Sa
     for stop in stopping:
         stop.on_stop = validating.validate
 
-    def heard(run: Run, losses: dict[str, float]) -> None:
+    def pass_on_losses(run: Run, losses: dict[str, float]) -> None:
         for callback in following:
             callback.take(run, losses)
         for stop in stopping:
             stop.update(run, losses)
 
-    validating.on_losses = heard
+    validating.on_losses = pass_on_losses
     return [validating, *following, *stopping]
 
 
 def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) -> SampleCallback:
-    settings = section.sample or SampleConfig()  # there may be a `first_sample` alone
-    usual = SampleSet(range(len(settings.samples)), settings.format)
-    first = usual
-    if section.first_sample:  # its prompts come after the usual ones
-        first = SampleSet(range(len(usual.prompts), len(samples.texts)), section.first_sample.format)
+    settings = section.sample or SampleConfig()  # there may be only a `first_sample`
+    regular = SampleSet(range(len(settings.samples)), settings.format)
+    first = regular
+    if section.first_sample:  # its prompts come after the regular ones
+        first = SampleSet(range(len(regular.prompts), len(samples.texts)), section.first_sample.format)
     return SampleCallback(
         samples.draw,
-        usual,
+        regular,
         Interval(*settings.interval(), start=settings.sample_start_step),
         first=first if section.draws_first() else None,
         at_each_start=section.train.force_first_sample,

@@ -1,4 +1,4 @@
-"""What is going on now: run.json for readers, one line for the person at the terminal."""
+"""The status of a run: run.json for other programs, one line for the terminal."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class StatusCallback(Callback):
 
     def on_end(self, run: Run, finished: bool) -> None:
         self.line.finish(self._text(run, self._last) if self._last else "")
-        # A stop may have cut the last samples short: only a run that nobody asked to stop is surely complete.
+        # A stop may have interrupted the last samples: only a run without a stop request is surely complete.
         self._write(run, FINISHED if finished and not run.interrupted else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
@@ -64,11 +64,11 @@ class StatusCallback(Callback):
             self._write(run, "stopped")
         else:
             with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
-                self._write(run, "failed", error=_words_for(error))
+                self._write(run, "failed", error=_describe(error))
 
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
-        # In the order of what may be cut off by a narrow terminal.
+        # Most important first: a narrow terminal cuts the line off.
         parts = [
             f"step {result.step}/{run.steps} {100 * result.step / run.steps:.1f}%",
             f"loss {result.loss:.4f} (avg {sum(self._losses) / max(1, len(self._losses)):.4f})",
@@ -105,23 +105,23 @@ class StatusCallback(Callback):
 
 @contextmanager
 def recorded_end(folder: Path, name: str) -> Iterator[None]:
-    """Writes into run.json how a run ended that did not come as far as its callbacks: while a model was loaded, say.
+    """Writes into run.json how a run ended that failed before its callbacks ran: while a model was loaded, say.
 
-    What run.json tells of an earlier start (step, loss) stays. The exception goes on.
+    Values of an earlier start (step, loss) stay in run.json. The exception is raised again.
     """
     try:
         yield
     except BaseException as error:
-        path, told = folder / FILE, {"status": "stopped"}
+        path, status = folder / FILE, {"status": "stopped"}
         if not isinstance(error, Interrupted | KeyboardInterrupt):
-            told = {"status": "failed", "error": _words_for(error)}
+            status = {"status": "failed", "error": _describe(error)}
         with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
             before = {key: value for key, value in (_read(path) or {"name": name}).items() if key != "error"}
-            write_json(path, before | {"updated": run_files.utc_now()} | told)
+            write_json(path, before | {"updated": run_files.utc_now()} | status)
         raise
 
 
-def _words_for(error: BaseException) -> str:
+def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
 
 
@@ -135,12 +135,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 
 def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder came to its end, everything written."""
+    """Whether the run in a folder is complete, everything written."""
     return _read(folder / FILE).get("status") == FINISHED
 
 
 def duration(seconds: float) -> str:
-    """A time span as people say it: 45s, 3m07s, 2h03m."""
+    """A time span for people: 45s, 3m07s, 2h03m."""
     seconds = round(seconds)
     if seconds < 60:
         return f"{seconds}s"
@@ -149,7 +149,7 @@ def duration(seconds: float) -> str:
 
 
 def memory_text() -> str:
-    """Memory of the GPU in use and in all, or of the process where there is no GPU; empty when unknown."""
+    """Used and total memory of the GPU, or that of the process where there is no GPU; empty when unknown."""
     if torch.cuda.is_available():
         free, total = torch.cuda.mem_get_info()
         return f"VRAM {(total - free) / 2**30:.1f}/{total / 2**30:.1f} GiB"

@@ -26,35 +26,35 @@ WAIT_AT_END_S = 5.0
 
 
 class TrackerCallback(Callback):
-    """Gives every tracker the numbers of each step, the sample images, and what other callbacks `log`.
+    """Passes the metrics of each step, the sample images and what other callbacks `log` to every tracker.
 
-    Nothing here waits for a tracker or depends on one: each has a thread of its own.
+    Nothing here waits for a tracker or depends on one: each has its own thread.
     """
 
     def __init__(self, options: LoggingConfig, name: str, folder: Path) -> None:
         """name: of the run, for the trackers. folder: of its files.
 
-        It may be told things before `on_start`; trackers are opened only then.
+        Events and metrics may come before `on_start`, which opens the trackers.
         """
         self.options = options
         self.name = name
         self.folder = folder
-        self._feeds = [TrackerWorker(tracker) for tracker in options.trackers()]
+        self._workers = [TrackerWorker(tracker) for tracker in options.trackers()]
         self._averages = RunningLoss()
         self._bands = LossByTimestep()
         self._skipped = 0
-        self._told: float = -1  # the last step whose numbers were told
+        self._logged_step: float = -1  # the last step whose metrics were logged
         self._early: list[tuple[int, Callable]] = []
 
     def on_start(self, run: Run) -> None:
         self._skipped = run.state.skipped
-        for line in read_metrics(self.folder / METRICS_FILE):  # the averages go on where they were
+        for line in read_metrics(self.folder / METRICS_FILE):  # restores the averages
             self._averages.add(line.get("epoch", 0), line.get("loss"))
         settings = run.checkpoint_metadata.get("settings", {}) if self.options.log_config else {}
         shown = RunInfo(self.name, self.folder, run.state.step, self.options, settings)
-        for feed in self._feeds:
-            feed.start(partial(open_tracker, feed.name, shown))
-        self._tell_up_to(run.state.step)
+        for worker in self._workers:
+            worker.start(partial(open_tracker, worker.name, shown))
+        self._flush_up_to(run.state.step)
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         self._skipped += result.skipped
@@ -64,7 +64,7 @@ class TrackerCallback(Callback):
         values: dict[str, float | None] = {
             "loss/current": result.loss,
             "loss/average": self._averages.recent(),
-            "loss/epoch": epoch_before,  # at the step after its last: a resume right behind an epoch tells it again
+            "loss/epoch": epoch_before,  # at the first step of the next epoch: a resume at that step logs it again
             "lr": result.lr,
             **{f"lr/{name}": lr for name, lr in result.lr_by_group.items()},
             "grad_norm": result.grad_norm,
@@ -74,13 +74,13 @@ class TrackerCallback(Callback):
             **result.extra_metrics,
         }
         if due(result.step, self.options.log_every or AVERAGE_OVER):
-            values |= self._by_noise_level()
+            values |= self._loss_by_timestep()
         self._scalars(result.step, values)
-        self._tell_up_to(result.step)
+        self._flush_up_to(result.step)
 
     def on_end(self, run: Run, finished: bool) -> None:
         if finished:
-            self.log(run.state.step, self._by_noise_level())  # of the steps since the last multiple
+            self.log(run.state.step, self._loss_by_timestep())  # of the steps since the last multiple
             self.log(run.state.step + 1, {"loss/epoch": self._averages.of_epoch()})
         self._close()
 
@@ -88,53 +88,53 @@ class TrackerCallback(Callback):
         self._close()
 
     def log(self, step: int, values: Mapping[str, float | None]) -> None:
-        """More numbers of a step, by name: what `run.log` does."""
+        """Logs further metrics of a step (`run.log`)."""
         self._in_order(step, partial(self._scalars, step, values))
 
     def event(self, event: str, **details: object) -> None:
-        """Hears of a run's events; those of kind `sample` name the images that were drawn."""
+        """Takes the run's events; `sample` events name the generated images."""
         if event == "sample":
             step, files = details["step"], details["files"]
-            assert isinstance(step, int) and isinstance(files, list)  # as `SampleCallback` tells them
+            assert isinstance(step, int) and isinstance(files, list)  # as `SampleCallback` passes them
             for index, file in enumerate(files):
-                picture = self.folder / "samples" / file
-                self._in_order(step, partial(self._image, step, f"samples/{index}", picture))
+                image = self.folder / "samples" / file
+                self._in_order(step, partial(self._image, step, f"samples/{index}", image))
 
-    # ------------------------------------------------------------ telling
+    # ------------------------------------------------------------ logging in the order of the steps
 
-    def _in_order(self, step: int, tell: Callable[[], None]) -> None:
-        """Tells what belongs to a step, or keeps it until the step's own numbers come: W&B takes no steps back."""
-        if step <= self._told:
-            tell()
+    def _in_order(self, step: int, call: Callable[[], None]) -> None:
+        """Logs values of a step at once, or after the step's own metrics: W&B accepts no decreasing steps."""
+        if step <= self._logged_step:
+            call()
         else:
-            self._early.append((step, tell))
+            self._early.append((step, call))
 
-    def _tell_up_to(self, last: float) -> None:
-        """Tells what was kept for the steps up to `last`."""
-        self._told = last
-        ready = [tell for step, tell in sorted(self._early, key=itemgetter(0)) if step <= last]
-        self._early = [(step, tell) for step, tell in self._early if step > last]
-        for tell in ready:
-            tell()
+    def _flush_up_to(self, last: float) -> None:
+        """Logs the values that were kept for the steps up to `last`."""
+        self._logged_step = last
+        ready = [call for step, call in sorted(self._early, key=itemgetter(0)) if step <= last]
+        self._early = [(step, call) for step, call in self._early if step > last]
+        for call in ready:
+            call()
 
     def _scalars(self, step: int, values: Mapping[str, float | None]) -> None:
         finite = {name: float(value) for name, value in values.items() if value is not None and math.isfinite(value)}
-        for feed in self._feeds if finite else ():
-            feed.put(lambda tracker: tracker.scalars(step, finite))
+        for worker in self._workers if finite else ():
+            worker.put(lambda tracker: tracker.scalars(step, finite))
 
     def _image(self, step: int, name: str, path: Path) -> None:
-        for feed in self._feeds:
-            feed.put(lambda tracker: tracker.image(step, name, path))
+        for worker in self._workers:
+            worker.put(lambda tracker: tracker.image(step, name, path))
 
-    def _by_noise_level(self) -> dict[str, float]:
+    def _loss_by_timestep(self) -> dict[str, float]:
         return {f"loss_by_t/{band}": mean for band, mean in self._bands.pop_means().items()}
 
     def _close(self) -> None:
-        """Waits a little for what is still to be shown; the run does not depend on it."""
-        self._tell_up_to(math.inf)
-        for feed in self._feeds:
-            feed.end()
+        """Closes the trackers and waits a little for them; the run does not depend on it."""
+        self._flush_up_to(math.inf)
+        for worker in self._workers:
+            worker.end()
         until = time.monotonic() + WAIT_AT_END_S
-        for feed in self._feeds:
-            if not feed.wait(max(0.0, until - time.monotonic())):
-                logger.warning(f"{feed.name} did not finish within {WAIT_AT_END_S:g} s: not waiting for it")
+        for worker in self._workers:
+            if not worker.wait(max(0.0, until - time.monotonic())):
+                logger.warning(f"{worker.name} did not finish within {WAIT_AT_END_S:g} s: not waiting for it")

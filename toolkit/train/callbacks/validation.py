@@ -1,4 +1,4 @@
-"""Measures the loss on held-out images at its interval, writes validation.jsonl, and keeps the best weights."""
+"""Measures the validation loss at its interval, writes validation.jsonl, and saves the best weights."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ logger = logging.getLogger(__name__)
 FILE = run_files.VALIDATION
 
 Measure = Callable[[Callable[[], bool]], dict[str, float] | None]
-"""Losses by name, the mean first, with the weights as they are; None when the given question was answered with yes."""
+"""Given `should_stop`, the losses by name with the present weights, the mean first; None after a stop."""
 
 
 class ValidationCallback(Callback):
-    """Validates before step 1, every so many steps, and after the last.
+    """Validates before step 1, at its interval, and after the last step.
 
-    What a resume needs is in the state: which step was validated last, and the best loss so far. It comes before the
-    saving of a step, so that the state of a step knows the validation of that step.
+    The checkpoint has what a resume needs: the step that was validated last, and the best loss so far. So this callback
+    comes before `SaveCallback`.
     """
 
     included_in_step_time = False
@@ -42,9 +42,9 @@ class ValidationCallback(Callback):
         save_best: Callable[[Run], list[Path]],
         on_losses: Callable[[Run, dict[str, float]], None] = lambda run, losses: None,
     ) -> None:
-        """identity: of what is measured; losses of another one do not compare.
+        """identity: hash of what is measured; losses of another one do not compare.
 
-        save_best: writes the weights that are kept and names the files, the main one first. heard: is told the losses.
+        save_best: writes the eval weights and returns the files, the main one first. on_losses: called with the losses.
         """
         self.measure = measure
         self.identity = identity
@@ -73,7 +73,7 @@ class ValidationCallback(Callback):
             self.validate(run)
 
     def validate(self, run: Run) -> None:
-        """Validates the current step unless it was; broken off by a stop, it is done when the run goes on."""
+        """Validates the current step once; a validation that a stop interrupts is repeated after the resume."""
         known, step = run.state.extra["validation"], run.state.step
         if known.get("step") == step:
             return
@@ -100,7 +100,7 @@ class ValidationCallback(Callback):
             raise RunError(f"out of memory in the validation of step {run.state.step}. {run.oom_hint}") from error
 
     def _save(self, run: Run) -> str | None:
-        """Saves the weights as the best; the name of their file, or None when that failed."""
+        """Saves the weights as the best ones. Returns the name of the file, or None when that failed."""
         try:
             return self.save_best(run)[0].name
         except RunError as error:  # a full disk, say: the training itself goes on
@@ -110,15 +110,15 @@ class ValidationCallback(Callback):
     @staticmethod
     def _write(run: Run, losses: dict[str, float]) -> None:
         path = run.folder / FILE
-        truncate_after_step(path, run.state.step - 1)  # a step that is validated again, after a resume
+        truncate_after_step(path, run.state.step - 1)  # the step may be validated again after a resume
         line = {name: loss if math.isfinite(loss) else None for name, loss in losses.items()}
         with os_error_as_run_error(path), path.open("a", encoding="utf-8", newline="\n") as file:
             append_json_line(file, {"step": run.state.step, **line})
 
     def _report(self, run: Run) -> None:
-        """Names the best step to the readers of run.json."""
+        """Writes the best step into run.json."""
         best = run.state.extra["validation"].get("best")
         if best:
-            # A resume from an older state may have moved it aside, with all that is later.
-            there = (run.folder / best["file"]).exists()
-            run.status_fields["best"] = best | {"file": best["file"] if there else None}
+            # A resume from an older checkpoint may have moved it aside with the other later files.
+            exists = (run.folder / best["file"]).exists()
+            run.status_fields["best"] = best | {"file": best["file"] if exists else None}

@@ -1,4 +1,4 @@
-"""Writes down where every thread stands when no step finished for very long, so that a hang can be understood."""
+"""Writes the stack of every thread to a file when no step finished for very long, so that a hang can be understood."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ TIMES_MEDIAN = 10
 
 
 class WatchdogCallback(Callback):
-    """Looks from a thread of its own; says so once per stall and goes on waiting: it ends nothing."""
+    """Watches from its own thread and logs one warning per stall; it never ends the run."""
 
     included_in_step_time = False
 
     def __init__(self, least_s: float = MIN_STALL_S, look_every_s: float = 5.0) -> None:
-        """least_s: seconds without a step that are never a stall. look_every_s: between two looks."""
+        """least_s: shortest stall in seconds. look_every_s: seconds between two checks."""
         self.least_s = least_s
         self.look_every_s = look_every_s
         self._recent_s: deque[float] = deque(maxlen=50)
@@ -35,7 +35,7 @@ class WatchdogCallback(Callback):
 
     def on_start(self, run: Run) -> None:
         self._last = time.monotonic()
-        self._told = False
+        self._warned = False
         self._thread = threading.Thread(target=self._look, args=(run,), daemon=True, name="watchdog")
         self._thread.start()
 
@@ -44,7 +44,7 @@ class WatchdogCallback(Callback):
 
     def after_step(self, run: Run) -> None:
         self._last = time.monotonic()
-        self._told = False
+        self._warned = False
 
     def on_end(self, run: Run, finished: bool) -> None:
         self._stop()
@@ -61,14 +61,14 @@ class WatchdogCallback(Callback):
         while not self._done.wait(self.look_every_s):
             silent_s = time.monotonic() - self._last
             limit_s = max(self.least_s, TIMES_MEDIAN * (median(self._recent_s) if self._recent_s else 0))
-            if silent_s > limit_s and not self._told:
-                self._told = True
-                told = f"no step finished for {silent_s:.0f} s (step {run.state.step})"
+            if silent_s > limit_s and not self._warned:
+                self._warned = True
+                message = f"no step finished for {silent_s:.0f} s (step {run.state.step})"
                 try:
-                    self._write_stacks(run.folder / FILE, told)
-                    logger.warning(f"{told}; where every thread stands is in {run.folder / FILE}")
+                    self._write_stacks(run.folder / FILE, message)
+                    logger.warning(f"{message}; where every thread stands is in {run.folder / FILE}")
                 except OSError as error:
-                    logger.warning(f"{told}; where every thread stands could not be written: {error}")
+                    logger.warning(f"{message}; where every thread stands could not be written: {error}")
 
     @staticmethod
     def _write_stacks(path: Path, title: str) -> None:

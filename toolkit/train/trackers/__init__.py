@@ -1,1 +1,1 @@
-"""Programs that draw a run's curves: one class each, and the thread that feeds them."""
+"""Experiment trackers: one class each, and the worker thread that feeds them."""

@@ -22,21 +22,21 @@ FLUSH_EVERY_S = 5.0
 class TensorBoardTracker(Tracker):
     """One event file for each start of the run, all in `<logging_dir>/<log_prefix><name>[/<log_tracker_name>]/`.
 
-    A file begins with a session mark at its first step: from there on TensorBoard forgets what earlier files of the
-    folder say, so that steps that are trained again have one value (tensorboard: event_accumulator, `_Purge`).
+    A file begins with a session log at its first step: TensorBoard discards values of earlier files from that step on,
+    so that repeated steps have one value (tensorboard: event_accumulator, `_Purge`).
     """
 
     def __init__(self, run: RunInfo) -> None:
         super().__init__(run)
         folder = folder_of(run)
         folder.mkdir(parents=True, exist_ok=True)
-        # The name holds whole seconds only: two quick starts must not write to one file.
+        # The library's name has whole seconds only: two quick starts must not write to one file.
         self._writer = EventsWriter(str(folder / "events"), filename_suffix=f".{os.getpid()}.{time.time_ns()}")
-        first = run.step + 1 if run.step else 0  # samples may be drawn before step 1, as step 0
+        first = run.step + 1 if run.step else 0  # samples may be generated before step 1, as step 0
         self._write(first, session_log=SessionLog(status=SessionLog.START))
         if run.settings:
-            told = json.dumps(run.settings, indent=2, ensure_ascii=False)
-            self._write(run.step, summary=summary.text("settings", "    " + told.replace("\n", "\n    ")))
+            text = json.dumps(run.settings, indent=2, ensure_ascii=False)
+            self._write(run.step, summary=summary.text("settings", "    " + text.replace("\n", "\n    ")))
         self._writer.flush()
         self._flushed = time.monotonic()
 
@@ -49,9 +49,9 @@ class TensorBoardTracker(Tracker):
 
     def image(self, step: int, name: str, path: Path) -> None:
         encoded = io.BytesIO()
-        with Image.open(path) as picture:
-            picture.convert("RGB").save(encoded, format="JPEG", quality=90)
-            width, height = picture.size
+        with Image.open(path) as source:
+            source.convert("RGB").save(encoded, format="JPEG", quality=90)
+            width, height = source.size
         image = Summary.Image(height=height, width=width, colorspace=3, encoded_image_string=encoded.getvalue())
         self._write(step, summary=Summary(value=[Summary.Value(tag=name, image=image)]))
         self._writer.flush()
@@ -64,6 +64,6 @@ class TensorBoardTracker(Tracker):
 
 
 def folder_of(run: RunInfo) -> Path:
-    """Where the event files of a run are."""
+    """Folder of a run's event files."""
     options = run.options
     return Path(f"{options.logging_dir}/{options.log_prefix}{run.name}", options.log_tracker_name).expanduser()

@@ -1,4 +1,4 @@
-"""The contract between a run and the programs that draw its curves, and the table of those programs."""
+"""The interface of experiment trackers, and their registry."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkit.registry import Registry
 
 @dataclass(frozen=True)
 class RunInfo:
-    """What a tracker knows of the run it shows."""
+    """What a tracker knows of its run."""
 
     name: str
     """The job's name, followed by `/` and the process's where it has one."""
@@ -22,34 +22,34 @@ class RunInfo:
     """The run's files."""
 
     step: int
-    """Optimizer steps that were done when this process began: what is told of later steps is trained (again)."""
+    """Optimizer steps done when this process started: later steps are trained (again)."""
 
     options: LoggingConfig
     settings: dict[str, Any] = field(default_factory=dict)
-    """The job's settings without secrets; empty unless the user wants them shown."""
+    """The job's settings without secrets; empty unless the user wants them logged."""
 
 
 class Tracker(ABC):
-    """Shows one run. Made and called by one thread of its own, in the order of the steps.
+    """Shows one run. Created and called in its own thread, in the order of the steps.
 
-    Its methods may take long and may raise: the run is not held up, and goes on without a tracker that failed.
+    Its methods may take long and may raise: the run does not wait, and continues without a tracker that failed.
     """
 
     def __init__(self, run: RunInfo) -> None:
-        """Begins to show `run`, or goes on where an earlier process was."""
+        """Starts tracking `run`, or resumes where an earlier process stopped."""
         self.run = run
 
     @abstractmethod
     def scalars(self, step: int, values: dict[str, float]) -> None:
-        """Finite numbers by name; a name's part before `/` is its group. May be called again for the same step."""
+        """Logs finite numbers by name; the part before `/` is the group. May be called again for the same step."""
 
     @abstractmethod
     def image(self, step: int, name: str, path: Path) -> None:
-        """An image file."""
+        """Logs an image file."""
 
     @abstractmethod
     def close(self) -> None:
-        """All has been told."""
+        """Called after the last value."""
 
 
 TRACKERS = Registry(

@@ -1,4 +1,4 @@
-"""The process that talks to Weights & Biases; `wandb_run` starts it. It uses nothing of this project.
+"""The process that talks to Weights & Biases; `wandb_tracker` starts it. It imports nothing of this project.
 
 Standard input has one JSON object per line. First the arguments of `wandb.init`, then {"step": n, "scalars": {name:
 number}} or {"step": n, "images": {name: file}}. After the last line it has UPLOAD_TIMEOUT_S seconds to send what is
@@ -17,7 +17,7 @@ UPLOAD_TIMEOUT_S = 60.0
 
 
 def read_lines(lines: SimpleQueue[str]) -> None:
-    """Passes the lines on; an empty one is the end. Then the process ends in time, even while wandb hangs."""
+    """Puts the lines into the queue; an empty one is the end. A timer then ends the process even if wandb hangs."""
     for line in sys.stdin:
         lines.put(line)
     lines.put("")

@@ -1,8 +1,8 @@
 """Weights & Biases, in a process of its own.
 
-The `wandb` package replaces `sys.exit`, changes the environment, and at the end of a process waits for its uploads
-without a limit, from an `atexit` callback. None of this may happen to a training, so a child process does it; it is
-told by JSON lines on its standard input what to show, and knows from the end of these that the run is over.
+The `wandb` package replaces `sys.exit`, changes the environment, and at exit waits for its uploads without a limit, in
+an `atexit` handler. None of this may happen to the training process, so a child process uses it: it reads JSON lines
+from its standard input, whose end is the end of the run.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ from toolkit.files import write_text
 from toolkit.redact import register_secret
 from toolkit.train.trackers.tracker import RunInfo, Tracker
 
-PROCESS_BASELINE = Path(__file__).with_name("wandb_child.py")
+CHILD_SCRIPT = Path(__file__).with_name("wandb_child.py")
 RUN_ID = Path("wandb") / "run_id"
-"""In the run's folder: the W&B run that a resume goes on with."""
+"""File in the run's folder with the id of the W&B run, for a resume."""
 
 
 class WandbTracker(Tracker):
-    """One W&B run for a training, however often it is started; its local files are in `<run>/wandb/`.
+    """One W&B run per training run, across resumes; its local files are in `<run>/wandb/`.
 
-    W&B takes a step's values once: what it has of steps that are trained again stays as it is.
+    W&B accepts the values of a step once: those of repeated steps stay as they are.
     """
 
     def __init__(self, run: RunInfo) -> None:
@@ -37,16 +37,16 @@ class WandbTracker(Tracker):
         options = run.options
         register_secret([options.wandb_api_key])
         key = {"WANDB_API_KEY": options.wandb_api_key} if options.wandb_api_key else {}
-        self._said = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child is
+        self._stderr = tempfile.TemporaryFile()  # noqa: SIM115 - open as long as the child runs
         self._child = subprocess.Popen(
-            [sys.executable, "-P", str(PROCESS_BASELINE)],
+            [sys.executable, "-P", str(CHILD_SCRIPT)],
             stdin=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
-            stderr=self._said,
+            stderr=self._stderr,
             env=os.environ | key,
-            start_new_session=True,  # Ctrl-C is for the training, which tells the child when it is over
+            start_new_session=True,  # Ctrl-C is for the training, which closes the child's input at its end
         )
-        assert self._child.stdin is not None  # a pipe was asked for
+        assert self._child.stdin is not None  # it is a pipe
         self._to_child = self._child.stdin
         self._send(
             project=options.wandb_project or options.log_tracker_name or "atelier",
@@ -67,24 +67,24 @@ class WandbTracker(Tracker):
     def close(self) -> None:
         self._to_child.close()
         if self._child.wait():
-            raise RunError(self._last_words())
+            raise RunError(self._last_error_line())
 
     def _send(self, **message: Any) -> None:
         try:
             self._to_child.write(json.dumps(message).encode() + b"\n")
             self._to_child.flush()
         except OSError as error:  # the child has ended
-            raise RunError(self._last_words()) from error
+            raise RunError(self._last_error_line()) from error
 
-    def _last_words(self) -> str:
+    def _last_error_line(self) -> str:
         self._child.wait()
-        self._said.seek(0)
-        lines = self._said.read().decode(errors="replace").split("\n")
+        self._stderr.seek(0)
+        lines = self._stderr.read().decode(errors="replace").split("\n")
         return next((line.strip() for line in reversed(lines) if line.strip()), "it ended without a word")
 
 
 def run_id(run: RunInfo) -> str:
-    """The id of the W&B run: the one this training has had, or a new one when it begins."""
+    """The id of the W&B run: the saved one on a resume, else a new one."""
     file = run.folder / RUN_ID
     if run.step and file.exists():
         return file.read_text(encoding="utf-8").strip()

@@ -1,4 +1,4 @@
-"""Feeding a tracker without ever waiting for it: a bounded queue and a thread."""
+"""Runs a tracker in a background thread with a bounded queue, so that the training never waits for it."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from toolkit.train.trackers.tracker import Tracker
 logger = logging.getLogger(__name__)
 
 MAX_QUEUED = 10_000
-"""Calls that are kept for a tracker that does not keep up."""
+"""Calls that wait for a slow tracker at most."""
 
 Call = Callable[[Tracker], None]
 
 
 class TrackerWorker:
-    """Calls one tracker from a thread of its own, in order.
+    """Calls one tracker from its own thread, in order.
 
-    What it raises is told once, and it is called no more. When it does not keep up, the oldest calls are dropped. The
-    thread is a daemon: even a tracker that hangs does not keep the process from ending.
+    An error is logged once, and ends the tracker. When the queue is full, the oldest calls are dropped. The thread is a
+    daemon: a tracker that hangs does not keep the process alive.
     """
 
     def __init__(self, name: str, most: int = MAX_QUEUED) -> None:
@@ -37,13 +37,13 @@ class TrackerWorker:
         self._thread: threading.Thread | None = None
 
     def start(self, open_tracker: Callable[[], Tracker]) -> None:
-        """Opens the tracker in the thread; what was put before is not lost."""
+        """Opens the tracker in the thread; calls queued before are kept."""
         work = threading.Thread(target=self._work, args=(open_tracker,), daemon=True, name=f"tracker-{self.name}")
         self._thread = work
         work.start()
 
     def put(self, call: Call) -> None:
-        """Asks for a call; returns at once."""
+        """Queues a call; returns at once."""
         with self._changed:
             if self._given_up:
                 return
@@ -57,13 +57,13 @@ class TrackerWorker:
             logger.warning(f"{self.name} queue is full: dropping its oldest values (metrics.jsonl has them all)")
 
     def end(self) -> None:
-        """Nothing more will be put: the tracker is closed after the last call."""
+        """No more calls will come: the tracker is closed after the last one."""
         with self._changed:
             self._ending = True
             self._changed.notify()
 
     def wait(self, seconds: float) -> bool:
-        """Waits for the tracker to be closed, at most so long. Returns whether it is."""
+        """Waits at most `seconds` for the tracker to be closed. Returns whether it is."""
         if self._thread:
             self._thread.join(seconds)
         return self._thread is None or not self._thread.is_alive()
@@ -79,14 +79,14 @@ class TrackerWorker:
             with self._changed:
                 self._given_up = True
                 self._calls.clear()
-            words = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
-            logger.warning(f"{self.name} failed, and the run goes on without it: {words}")
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            logger.warning(f"{self.name} failed, and the run goes on without it: {reason}")
             with suppress(Exception):
                 if tracker:
                     tracker.close()
 
     def _next(self) -> Call | None:
-        """The next call, once there is one; None when there will be no more."""
+        """Waits for the next call; None after the last one."""
         with self._changed:
             self._changed.wait_for(lambda: self._calls or self._ending)
             return self._calls.popleft() if self._calls else None
