@@ -28,7 +28,7 @@ NAN, INFINITY = float("nan"), float("inf")
 ROUNDING = {torch.float32: 1e-6, torch.bfloat16: 6e-3, torch.float16: 1e-3, torch.float64: 1e-12}
 """Relative error of a product that is summed in float32 at least and rounded to this type once or twice."""
 
-ACTIVATION_UNITS = (*QTYPES, "recovered")
+KINDS = (*QTYPES, "recovered")
 
 BOTH = Int8Matmuls(forward=True, backward=True)
 
@@ -56,7 +56,7 @@ def forward_and_backward(weight: QuantizedWeight | Tensor, x: Tensor, bias: Tens
     return y, grad
 
 
-@pytest.mark.parametrize("kind", ACTIVATION_UNITS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("with_bias", [True, False])
 def test_products_are_those_of_the_dequantized_weight(kind: str, dtype: torch.dtype, with_bias: bool) -> None:
@@ -72,7 +72,7 @@ def test_products_are_those_of_the_dequantized_weight(kind: str, dtype: torch.dt
         assert relative(own, expected) < ROUNDING[dtype]
 
 
-@pytest.mark.parametrize("kind", ACTIVATION_UNITS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_the_gradient_is_the_derivative(kind: str) -> None:
     weight = stored(kind, torch.float32)
     x = normal(2, 3, INPUTS, seed=3, dtype=torch.float64).requires_grad_()
@@ -139,7 +139,7 @@ def test_while_it_is_watched_a_layer_shows_the_rows_that_would_be_rounded() -> N
     assert torch.equal(seen["forward"], x) and torch.equal(seen["backward"], g * weight.scale_O1.t())
 
 
-@pytest.mark.parametrize("kind", ACTIVATION_UNITS)
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("in_int8", [Int8Matmuls(), BOTH])
 def test_nothing_is_kept_for_the_backward_pass(kind: str, in_int8: Int8Matmuls) -> None:
     """No tensor is saved, and the input is gone when its owner lets go of it."""
@@ -157,12 +157,12 @@ def test_nothing_is_kept_for_the_backward_pass(kind: str, in_int8: Int8Matmuls) 
 
 
 def test_a_weight_is_no_parameter_and_gets_no_gradient() -> None:
-    for kind in ACTIVATION_UNITS:
+    for kind in KINDS:
         weight = stored(kind, torch.float32)
         assert list(weight.parameters()) == [] and weight.requires_grad is False and weight.detach() is weight
 
 
-@pytest.mark.parametrize("kind", ACTIVATION_UNITS)
+@pytest.mark.parametrize("kind", KINDS)
 def test_casting_the_model_never_touches_the_codes(kind: str) -> None:
     weight = stored(kind, torch.float32)
     codes = {name: b for name, b in weight.named_buffers() if not b.is_floating_point()}
