@@ -1,4 +1,4 @@
-"""The kinds of network by the names of `network.type`: what is known of each before torch is imported.
+"""The kinds of network by the names of `network.type`, with what is known before torch is imported.
 
 A kind is a class in a file of `toolkit/networks/` and its entry in KINDS, which all tables and lists read.
 """
@@ -32,7 +32,7 @@ class NetworkSection(Protocol):
 class ActivationUnits:
     """Memory that a block's activations take with this kind on all its linear layers.
 
-    One unit is tokens x width numbers: what a block hands to the next. Counted on the published Qwen-Image-Edit blocks,
+    One unit is tokens x width elements, the size of a block's output. Counted on the published Qwen-Image-Edit blocks,
     tensor by tensor (`benchmarks/bench_published.py`). The defaults are those of a LoRA.
     """
 
@@ -43,13 +43,13 @@ class ActivationUnits:
     """Of these, matmul and attention outputs (what `cheap` saves)."""
 
     backward: Pair = (6.4, 6.4)
-    """Beside what is kept, or was recomputed, in the backward pass."""
+    """Further memory in the backward pass, besides kept or recomputed activations."""
 
     forward: Pair = (16.0, 15.9)
-    """At most, in a pass that keeps nothing."""
+    """Peak of a forward pass without gradients."""
 
     change: Pair = (0, 0)
-    """Bytes per weight of the largest layer, in the backward pass, for kinds that make something as large as it is."""
+    """Bytes per weight of the largest layer in the backward pass, for kinds that allocate tensors of its size."""
 
     change_forward: Pair = (0, 0)
     casts: bool = False
@@ -72,7 +72,7 @@ class NetworkKind:
     """Further arguments of `shapes` and of the class -> the keys of `network` that give them."""
 
     up_names: frozenset[str] = frozenset()
-    """Of the matrices those that LoRA+ gives a rate of their own; empty: it cannot be used."""
+    """Matrices with LoRA+'s own learning rate; empty: LoRA+ cannot be used."""
 
     format_warning: str = ""
     """What a user has to know about the files of this kind, or empty."""
@@ -81,7 +81,7 @@ class NetworkKind:
     """Whether `network_kwargs.algo` of `type: lycoris` may name it."""
 
     needs_base: bool = False
-    """Whether the change of a layer is computed with its frozen weight."""
+    """Whether the delta of a layer is computed with its frozen weight."""
 
     extracts_lora: bool = False
     """Whether a plain LoRA can be extracted from its weights (`save.also: [merged_lora]`)."""

@@ -1,1 +1,1 @@
-"""Folders to batches. Scan, captions, buckets, order, plan import no torch; cache, encode, batches do."""
+"""From folders to batches. Scan, captions, buckets, epoch order and plan import no torch; caches and dataloader do."""

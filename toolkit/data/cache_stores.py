@@ -1,4 +1,4 @@
-"""Where a job keeps what its encoders computed: on disk beside the runs, shared by jobs, or in memory."""
+"""The caches of encoder outputs of a job: on disk beside the runs, shared by jobs, or in memory."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from toolkit.interfaces import Sample
 
 
 class CacheStores:
-    """The stores of a job. Each dataset's flags decide whether its entries outlive the run."""
+    """The caches of a job. The flags of each dataset decide whether its entries are cached on disk."""
 
     def __init__(self, training_folder: Path) -> None:
         root = training_folder / CACHE_FOLDER
@@ -21,7 +21,7 @@ class CacheStores:
         self._memory = CachePair(TensorCache(None), TensorCache(None))
 
     def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
-        """The stores of each sample of `section.datasets`, by the flags of its dataset."""
+        """The caches of each sample of `section.datasets`, by the flags of its dataset."""
         by_dataset = [
             CachePair(
                 latents=self._at(dataset.cache_latents and dataset.cache_latents_to_disk).latents,
@@ -36,5 +36,5 @@ class CacheStores:
 
     @property
     def on_disk(self) -> CachePair:
-        """For what always outlives the run: the sample prompts, and everything a `cache` process makes."""
+        """The caches on disk, for sample prompts and `cache` processes."""
         return self._disk

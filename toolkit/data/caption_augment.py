@@ -1,4 +1,4 @@
-"""What becomes of a caption: the trigger word once at the scan, dropout and shuffling at each use."""
+"""Caption augmentation: the trigger word once at the scan, dropout and shuffling at each use."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
 def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, position: int) -> str:
     """The caption of one use: empty (the trigger too) when dropped, else shuffled as the rules say.
 
-    All draws are keyed by (seed, epoch, position), so no other setting changes them.
+    All random numbers are keyed by (seed, epoch, position), so no other setting changes them.
     """
     if seeding.uniform(seed, "caption_dropout", epoch, position) < rules.dropout_rate:
         return ""
@@ -36,7 +36,7 @@ def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, po
 
 
 def _shuffle(caption: str, rules: CaptionRules, draw: Callable[[int], int]) -> str:
-    """Comma-separated parts in the order of their draws; kept parts and the trigger stay where they are."""
+    """Sorts the comma-separated tags by their random keys; kept tags and the trigger stay in place."""
     prefix = ""
     if rules.trigger and caption.startswith(f"{rules.trigger} "):
         prefix, caption = f"{rules.trigger} ", caption.removeprefix(f"{rules.trigger} ")

@@ -1,4 +1,4 @@
-"""Reads the caption files that lie beside images."""
+"""Reads the caption files beside images."""
 
 from __future__ import annotations
 

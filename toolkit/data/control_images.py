@@ -1,4 +1,4 @@
-"""Finds what belongs to an image by its stem: references in the control folders, in slot order, and its mask."""
+"""Finds the control images (in slot order) and the mask of an image by its stem."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from toolkit.data.directory import DirectoryListing, ImageFile, join
 from toolkit.errors import InputError
 
 _NAMES = {"control": "reference", "mask": "mask"}
-"""What the keys of a folder begin with -> what a message calls an image in it."""
+"""Prefix of a folder's key -> name of its images in messages."""
 
 
 class ControlImageFinder:
-    """Looks images up and appends what is wrong to `mistakes`. Each folder is read once.
+    """Finds images and appends errors to `mistakes`. Each folder is read once.
 
-    A target from a subfolder of the dataset looks in the subfolder of the same name of each partner folder first,
-    then in the partner folder itself.
+    For a target in a subfolder of the dataset, the subfolder of the same name in each control folder is searched first,
+    then the control folder itself.
     """
 
     def __init__(self, mistakes: list[InputError], list_folder: Callable[[str], DirectoryListing]) -> None:
@@ -29,10 +29,10 @@ class ControlImageFinder:
     def references(
         self, image: ImageFile, stem: str, dataset: DatasetConfig, subfolder: str | None
     ) -> tuple[ImageFile, ...]:
-        """The references of one image.
+        """The control images of one image.
 
-        With `control_optional` an absent slot is left out and the following ones close up: slot 2 alone becomes the
-        only reference.
+        With `control_optional` a missing slot is skipped and later ones move up: slot 2 alone becomes the only control
+        image.
         """
         slots = [
             self._find(image, stem, folder, subfolder, "control", dataset.control_optional)
@@ -42,7 +42,7 @@ class ControlImageFinder:
 
     def mask(self, image: ImageFile, stem: str, dataset: DatasetConfig, subfolder: str | None) -> ImageFile | None:
         """The mask of one image; None when it is absent and `mask_optional`."""
-        assert dataset.mask_path is not None  # masks are asked for where a folder of them is given
+        assert dataset.mask_path is not None  # only called for datasets with a mask folder
         return self._find(image, stem, dataset.mask_path, subfolder, "mask", dataset.mask_optional)
 
     def _find(

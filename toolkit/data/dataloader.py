@@ -1,4 +1,4 @@
-"""Loads batches from the stores. Which caption a use gets is drawn here; nothing else is random.
+"""Loads batches from the caches. The caption of a use is chosen here; nothing else is random.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width.
 """
@@ -26,14 +26,14 @@ _AHEAD_PER_WORKER = 2
 
 @dataclass(frozen=True)
 class LatentBatch:
-    """What one micro-step trains on: items of one target size, everything already encoded."""
+    """The data of one micro-batch: items of one target size, already encoded."""
 
     latents_BCHW: Tensor
     """Normalised latents of the targets."""
 
     prompts: PromptEmbeds
     control_latents: tuple[tuple[Tensor, ...], ...]
-    """For each item 0 to 3 latents [C, h, w], each of its own size."""
+    """For each item the latents [C, h, w] of its control images, 0 to 3, each of its own size."""
 
     spec: BatchSpec
     names: tuple[str, ...]
@@ -41,13 +41,13 @@ class LatentBatch:
 
     loss_weight_B: Tensor
     loss_mask_B1HW: Tensor | None = None
-    """Weight of each latent pixel in the loss, in [0, 1]; None weighs all alike."""
+    """Loss weight of each latent pixel, in [0, 1]; None: all 1."""
 
     def __len__(self) -> int:
         return len(self.names)
 
     def halves(self) -> tuple[LatentBatch, ...]:
-        """The batch as two smaller ones, with the same draws per item; a batch of one stays as it is."""
+        """The batch split in two, with the same random numbers per item; a batch of one is not split."""
         middle = (len(self) + 1) // 2
         return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
 
@@ -97,11 +97,11 @@ class BatchLoader:
         )
 
     def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[LatentBatch]:
-        """The batches in the order of `specs`, loaded ahead by `workers` threads; 0 loads in this thread."""
+        """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
         return loaded_ahead(self.load, specs, workers)
 
     def _masks(self, entries: Sequence[ItemEntries]) -> Tensor | None:
-        """Loss masks [B, 1, H, W]; an item without one counts whole. None when no item has one."""
+        """Loss masks [B, 1, H, W]; ones for an item without a mask. None when no item has one."""
         masks = [self.dataset.read(entry.mask) if entry.mask else None for entry in entries]
         given = [mask_1HW for mask_1HW in masks if mask_1HW is not None]
         if not given:
@@ -110,7 +110,7 @@ class BatchLoader:
         return torch.stack([whole_1HW if mask_1HW is None else mask_1HW for mask_1HW in masks])
 
     def _text(self, index: int, position: int, epoch: int) -> EncodedPrompt:
-        """The text of one use: the cached caption, the cached empty one, or a text made now."""
+        """The text of one use: the cached caption, the cached empty one, or a text encoded now."""
         sample, entries = self.dataset.items[index].sample, self.dataset.entries[index]
         caption = caption_for_use(sample.caption, sample.rules, self.seed, epoch, position)
         if sample.rules.shuffle_tokens:
@@ -122,7 +122,7 @@ class BatchLoader:
 
 
 def loaded_ahead(load: Callable[[BatchSpec], T], specs: Iterable[BatchSpec], workers: int) -> Iterator[T]:
-    """What `load` makes of the specs, in their order, ahead of its use by `workers` threads; 0 loads in this thread.
+    """The results of `load` for the specs, in order, prefetched by `workers` threads; 0 loads in this thread.
 
     The results are the same for any number of workers. Closing the iterator ends the threads.
     """

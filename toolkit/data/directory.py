@@ -1,7 +1,7 @@
-"""What lies in one folder, sorted by name: images by stem, other files, subfolders.
+"""Listing of one folder, sorted by name: images by stem, other files, subfolders.
 
-Hidden entries are not seen. Names are compared in Unicode NFC, so that a caption or reference
-written on another system (macOS decomposes accents) still finds its image.
+Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or control image written on another
+system (macOS decomposes accents) still matches its image.
 """
 
 from __future__ import annotations
@@ -28,25 +28,25 @@ _CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
 
 @dataclass(eq=False)
 class DirectoryListing:
-    """The visible entries of one folder, by name: a path object for each of 100,000 files takes a while to make."""
+    """The visible entries of one folder, by name: creating path objects for 100,000 files would take too long."""
 
     folder: str
     """As the user wrote it."""
 
     place: Path
-    """With `~` filled in."""
+    """The path with `~` expanded."""
 
     prefix: str
-    """What the path of each of its files begins with."""
+    """Common prefix of the paths of its files."""
 
     looked_at: int
-    """When the reading began, nanoseconds since 1970."""
+    """When the listing started, nanoseconds since 1970."""
 
     names: list[str]
     """All files."""
 
     joined_versions: bytes
-    """Of each file; NO_VERSION of a link to nowhere."""
+    """The version of each file; NO_VERSION for a broken link."""
 
     subfolders: tuple[str, ...]
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)
@@ -56,14 +56,14 @@ class DirectoryListing:
     """Name with its suffix in lower case -> every other file."""
 
     facts: dict[str, ImageInfo] = field(default_factory=dict)
-    """What is known of the image files by now."""
+    """Known facts of the image files."""
 
     texts: dict[str, str] = field(default_factory=dict)
-    """The captions that are known by now, by the name of their file."""
+    """Known captions, by the name of their file."""
 
     @cached_property
     def versions(self) -> dict[str, Version]:
-        """By the name of the file. A start that finds nothing changed does without."""
+        """Versions by file name; not needed by a start that finds nothing changed."""
         return dict(zip(self.names, rows(self.joined_versions, VERSION_BYTES), strict=True))
 
     def path(self, name: str) -> str:
@@ -80,7 +80,7 @@ class DirectoryListing:
 
 
 class ImageFile(NamedTuple):
-    """An image file, and where what is known of it is kept."""
+    """An image file, and the listing that holds its facts."""
 
     listing: DirectoryListing
     name: str
@@ -111,7 +111,7 @@ def list_folder(folder: str) -> DirectoryListing:
 
 
 def _look_at(place: Path) -> tuple[list[str], bytes, tuple[str, ...]]:
-    """The files, their versions, and the subfolders; all that is asked of the system."""
+    """The files, their versions, and the subfolders; the only system calls."""
     names, versions, subfolders = _visible(place), bytearray(), []
     with _opened(place) as (start, handle):
         for name in names:
@@ -162,7 +162,7 @@ def split_suffix(name: str) -> tuple[str, str]:
 
 
 def real_path(folder: str) -> str:
-    """What two ways of writing one folder have in common: links followed, `~` filled in."""
+    """The canonical path of a folder: links followed, `~` expanded."""
     return os.path.realpath(os.path.expanduser(folder))
 
 

@@ -1,7 +1,7 @@
-"""In which order and in which batches an epoch is seen: pure functions of (seed, epoch).
+"""The order and the batches of an epoch: pure functions of (seed, epoch).
 
-The global order is drawn first, over single uses of images; batches are formed along it. So a
-use's position, which keys all its draws, does not depend on the batch size.
+The global order over single uses of images is chosen first; batches are formed along it. So the position of a use,
+which keys all its random numbers, does not depend on the batch size.
 """
 
 from __future__ import annotations
@@ -72,5 +72,5 @@ class EpochSource:
 
 
 def epoch_cursor(epoch: int, batch: int) -> Cursor:
-    """Where an `EpochSource` goes on: `batch` micro-batches of this epoch are done."""
+    """The cursor of an `EpochSource`: `batch` micro-batches of this epoch are done."""
     return {"epoch": epoch, "batch": batch}

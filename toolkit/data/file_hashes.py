@@ -1,4 +1,4 @@
-"""Digests of files, each computed once for as long as the file stays as it is."""
+"""SHA-256 hashes of files, each computed once until the file changes."""
 
 from __future__ import annotations
 
@@ -11,32 +11,32 @@ from toolkit.errors import RunError
 from toolkit.files import sha256_of
 
 Version = bytes
-"""Size and times of a file: another one means that the file may have changed."""
+"""Size and times of a file: where it differs the file may have changed."""
 
 _LAYOUT = struct.Struct("<qqq")
 VERSION_BYTES = _LAYOUT.size
 _LATEST_NS = 2**63 - 1
 NO_VERSION = bytes(VERSION_BYTES)
-"""Of a file that cannot be looked at, a link to nowhere."""
+"""The version of a file without a stat result, such as a broken link."""
 
 DIGEST_BYTES = 32
 
 Digests = dict[str, bytes]
-"""Of the files of one folder: name -> version and digest in one."""
+"""For the files of one folder: name -> version and hash, concatenated."""
 
 _known: dict[str, Digests] = {}
-"""By what the path of each file in the folder begins with."""
+"""Known hashes by the path prefix of a folder."""
 
 _recalled: dict[str, Callable[[], Digests]] = {}
-"""The same, of what earlier starts computed and nobody has asked for yet."""
+"""Hashes of earlier starts by the path prefix of a folder, not loaded yet."""
 
 
 _computed: set[str] = set()
-"""Where files lie whose digests were computed by this process."""
+"""Path prefixes of folders with hashes that this process has computed."""
 
 
 def version_of(stat: os.stat_result) -> Version:
-    """What tells one state of a file from the next.
+    """The version of a file.
 
     The time of the last change of its entry (ctime) is part of it: no copy or edit that sets the time of the contents
     back can set that one back too. On Windows it is the time of creation and tells little.
@@ -72,7 +72,7 @@ def digests_in(prefix: str) -> Digests:
 
 
 def has_new_digests(prefix: str) -> bool:
-    """Whether any was computed by this process."""
+    """Whether this process has computed any hash of the folder."""
     return prefix in _computed
 
 

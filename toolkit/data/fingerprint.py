@@ -1,4 +1,4 @@
-"""What a dataset holds, in one digest per image, so that a later run can say what was added, removed and edited."""
+"""One hash per image of a dataset, so that a later run can tell what was added, removed and edited."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from toolkit.data.file_hashes import file_digest
 from toolkit.interfaces import Sample
 
 DatasetHashes = dict[str, str]
-"""`<folder>/<file>` -> digest of the image, its references, mask, caption, repeats and flip."""
+"""`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats and flip."""
 
 
 def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
-    """The fingerprint of a scanned dataset. Reads every file once; the digests are remembered for the encoding."""
+    """The hashes of a scanned dataset. Reads every file once; the file hashes are reused for encoding."""
     found: DatasetHashes = {}
     for sample in samples:
         name, digest = f"{sample.folder}/{sample.name}", _digest(sample)
@@ -25,7 +25,7 @@ def fingerprint(samples: Iterable[Sample]) -> DatasetHashes:
 
 
 def _digest(sample: Sample) -> str:
-    # Only where there are any: what has neither keeps the digest that older states recorded.
+    # Only where there are any: images with neither keep the hash that older checkpoints recorded.
     more: dict[str, Any] = {"mask": file_digest(sample.mask.file)} if sample.mask else {}
     if any(sample.flip):
         more["flip"] = sample.flip
@@ -40,13 +40,13 @@ def _digest(sample: Sample) -> str:
 
 
 def digest_of(found: DatasetHashes) -> str:
-    """One digest for the whole dataset."""
+    """One hash of the whole dataset."""
     return key_of(**{"files": found})
 
 
 @dataclass(frozen=True)
 class DatasetChange:
-    """The images that differ between two fingerprints, by name."""
+    """The images that differ between two datasets, by name."""
 
     added: tuple[str, ...]
     removed: tuple[str, ...]

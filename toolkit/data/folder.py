@@ -1,4 +1,4 @@
-"""Folders of images to samples: repeats from folder names, captions, references and masks matched by name.
+"""From folders of images to samples: repeats from folder names; captions, control images and masks matched by name.
 
 A dataset is one folder of images, or a folder whose direct subfolders hold them. A leading
 `<int>_` in the name of the folder that holds the images is how often each is used per epoch.
@@ -27,14 +27,14 @@ from toolkit.interfaces import Sample
 
 @dataclass(frozen=True)
 class DatasetScan:
-    """Everything the datasets of a job hold, in a fixed order."""
+    """The contents of the datasets of a job, in a fixed order."""
 
     folders: tuple[FolderInfo, ...]
     notes: tuple[str, ...]
     """What the user should know: ignored files and why, overridden repeats, damaged colour profiles."""
 
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
-    """What was learned of the files. Only a run saves it: a plan writes nothing."""
+    """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
     @cached_property
     def samples(self) -> tuple[Sample, ...]:
@@ -46,8 +46,8 @@ def scan_datasets(
 ) -> DatasetScan:
     """Samples of all `datasets` sections, each file read once. Raises DataErrors naming every offender.
 
-    reg_weight: factor on the loss of regularisation images. manifest: what earlier scans learned; it is added to.
-    It changes how long the scan takes, not what it finds.
+    reg_weight: factor on the loss of regularisation images. scan_cache: results of earlier scans, which is updated; it
+    makes the scan faster and does not change its result.
     """
     scanner = _Scanner(scan_cache or ScanCache())
     drafts = [draft for index, dataset in enumerate(datasets) for draft in scanner.drafts(index, dataset)]
@@ -94,7 +94,7 @@ class _Scanner:
             self.notes.append(f"{folder}: subfolders without images ignored: {shorten(empty)}")
 
     def inspect(self, drafts: Sequence[FolderBuilder]) -> None:
-        """Learns the facts of every image that is used."""
+        """Reads the facts of every image that is used."""
         wanted: dict[DirectoryListing, dict[str, None]] = {}
         for draft in drafts:
             for listing, names in draft.pictures():
@@ -129,6 +129,6 @@ class _Scanner:
 
 
 def _subfolders(listing: DirectoryListing, dataset: DatasetConfig) -> list[str]:
-    """Subfolders without those that hold the dataset's references and masks."""
+    """Subfolders except those with the dataset's control images and masks."""
     partners = {real_path(folder) for folder in (*dataset.control_path, dataset.mask_path) if folder}
     return [name for name in listing.subfolders if real_path(join(listing.folder, name)) not in partners]

@@ -1,4 +1,4 @@
-"""One folder of images while it is being scanned: from what lies in it to its samples."""
+"""Builds the samples of one folder of images during a scan."""
 
 from __future__ import annotations
 
@@ -36,14 +36,14 @@ class FolderInfo:
     """Images whose caption file is missing or empty."""
 
     note: str = ""
-    """Said when `num_repeats` overrides the folder's name."""
+    """A line for the user when `num_repeats` overrides the folder's name."""
 
     is_reg: bool = False
     """Whether its images are regularisation images."""
 
 
 class FolderBuilder:
-    """What was found for the images of one folder, by their stems where nothing else is said."""
+    """Captions, control images and masks of one folder, by the stems of the images."""
 
     def __init__(self, index: int, dataset: DatasetConfig, listing: DirectoryListing, subfolder: str | None) -> None:
         self.index, self.dataset, self.listing, self.subfolder = index, dataset, listing, subfolder
@@ -58,7 +58,7 @@ class FolderBuilder:
         """Mask images; the image itself where its own opacity is the mask."""
 
     def match_files(self, partners: ControlImageFinder, mistakes: list[InputError]) -> None:
-        """Finds caption, references and mask of every image."""
+        """Finds caption, control images and mask of every image."""
         listing, dataset = self.listing, self.dataset
         for stem, files in listing.images.items():
             if len(files) > 1:
@@ -79,7 +79,7 @@ class FolderBuilder:
         return ((stem, ImageFile(self.listing, files[0])) for stem, files in self.listing.images.items())
 
     def pictures(self) -> Iterator[tuple[DirectoryListing, Iterable[str]]]:
-        """All that are used: names, and where they lie."""
+        """All images that are used: their folders and names."""
         yield self.listing, chain.from_iterable(self.listing.images.values())
         for listing, name in chain(*self.controls.values(), self.masks.values()):
             yield listing, (name,)

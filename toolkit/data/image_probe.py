@@ -1,6 +1,6 @@
-"""Learns what is to be known of images before their pixels are needed.
+"""Reads the facts of images (size, transparency) before their pixels are needed.
 
-Few are read whole, of many the headers and ends.
+A few images are read completely; of many only the first and last bytes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ Wanted = Mapping[DirectoryListing, Collection[str]]
 
 
 def probe_images(wanted: Wanted) -> dict[ImageFile, str]:
-    """Fills in the facts of every wanted image, each read once; of those that cannot be used, what is wrong."""
+    """Reads the facts of every wanted image once; returns the errors of those that cannot be used."""
     look, at_once = _read_whole, 16
     unread = {listing: _unchecked(listing, names) for listing, names in wanted.items()}
     if sum(map(len, unread.values())) > READ_WHOLE:
@@ -39,7 +39,7 @@ def probe_images(wanted: Wanted) -> dict[ImageFile, str]:
 
 
 def notes_of(wanted: Wanted) -> list[str]:
-    """What is worth knowing about images that can be used all the same."""
+    """Notes about images that can be used."""
     notes = []
     for listing, names in wanted.items():
         noted = sorted(name for name, facts in listing.facts.items() if facts.notes and name in names)
@@ -48,13 +48,13 @@ def notes_of(wanted: Wanted) -> list[str]:
 
 
 def _unchecked(listing: DirectoryListing, names: Collection[str]) -> list[str]:
-    """The images that nobody has read whole."""
+    """The images that were never read completely."""
     known = map(listing.facts.get, names)
     return [name for name, facts in zip(names, known, strict=True) if facts is None or not facts.verified]
 
 
 def _read_whole(picture: ImageFile) -> tuple[ImageInfo | None, str]:
-    """Its facts, or None and what is wrong with it."""
+    """Its facts, or None and the error."""
     try:
         return inspect_image(picture.path), ""
     except ImageError as error:
@@ -62,7 +62,7 @@ def _read_whole(picture: ImageFile) -> tuple[ImageInfo | None, str]:
 
 
 def _read_ends(picture: ImageFile) -> tuple[ImageInfo | None, str]:
-    """The same without reading the pixels, where the header can be relied on."""
+    """The same without reading the pixels, where the header is reliable."""
     version = picture.listing.versions[picture.name]
     try:
         facts = read_header(picture.path, length_of(version)) if version != NO_VERSION else None

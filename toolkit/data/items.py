@@ -18,10 +18,9 @@ from toolkit.interfaces import BucketedSample, ModelFacts, Size
 def scan_items(
     section: DiffusionSection, size_multiple: int, scan_cache: ScanCache | None = None
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
-    """Scans `section.datasets` and gives each image its buckets.
+    """Scans `section.datasets` and assigns each image to its buckets.
 
-    size_multiple: sides of a bucket are
-    multiples of it, pixels. manifest: as of `scan_datasets`.
+    size_multiple: sides of a bucket are multiples of this many pixels. scan_cache: as of `scan_datasets`.
     Raises DataErrors naming every offending file.
     """
     with _no_collection():
@@ -32,7 +31,7 @@ def scan_items(
 
 
 def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> None:
-    """Raises DataErrors naming every image with more reference images than the family takes."""
+    """Raises DataErrors naming every image with more control images than the family takes."""
     most = family.max_references
     found = {sample.image: len(sample.control_images) for sample, _ in items if len(sample.control_images) > most}
     if found:
@@ -40,7 +39,7 @@ def refuse_references(items: Iterable[BucketedSample], family: ModelFacts) -> No
 
 
 def too_many_references(count: int, family: ModelFacts, key: str = "control_path") -> str:
-    """What is wrong with so many, more than the family takes. key: what gives them in the config."""
+    """The error message for too many control images. key: their key in the config."""
     given = f"has {count} reference image{'s' * (count > 1)}"
     if not family.max_references:
         return f"{given}, and {family.title} takes none. Leave {key} out."
@@ -48,13 +47,13 @@ def too_many_references(count: int, family: ModelFacts, key: str = "control_path
 
 
 PromptFault = Callable[[str, Size, Sequence[Size]], str | None]
-"""Given a prompt, the pixels of the target and of the references as they are: what is wrong with it, or None."""
+"""From a prompt, the target's size and the sizes of the control images to an error message, or None."""
 
 
 def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, sure: int = 0) -> None:
-    """Raises DataErrors naming every image whose caption the model has no room for.
+    """Raises DataErrors naming every image whose caption is too long for the model.
 
-    sure: captions of at most so many letters fit whatever the images, and are not looked at.
+    sure: captions of at most so many characters always fit, and are not checked.
     """
     found: dict[str, str] = {}
     for sample, crop in items:
@@ -68,7 +67,7 @@ def refuse_long_captions(items: Iterable[BucketedSample], fault: PromptFault, su
 
 @contextmanager
 def _no_collection() -> Iterator[None]:
-    """What a scan makes stays, and of 100,000 images a quarter of its time went into looking for what does not."""
+    """Disables garbage collection: scan results stay, and for 100,000 images it took a quarter of the time."""
     enabled = gc.isenabled()
     gc.disable()
     try:

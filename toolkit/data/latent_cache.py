@@ -1,7 +1,7 @@
-"""Everything the encoders are needed for, done once before training: latents and text embeddings.
+"""Caches latents and text embeddings, which are encoded once before training.
 
-Each entry is stored as soon as it is made, so encoding that was broken off goes on where it
-stopped. When nothing is missing no encoder is called, and so none is loaded.
+Each entry is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. When nothing is missing
+no encoder is called, and so none is loaded.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width.
 """
@@ -27,18 +27,18 @@ from toolkit.errors import RunError
 from toolkit.interfaces import EMBEDS, BucketedSample, DiffusionModel, EncodedPrompt, Progress, ResizeCrop, Sample, Size
 
 FORMAT = 1
-"""Part of every key: raised when the way from file to tensor changes, so that old entries are not used."""
+"""Part of every key: raised when the computation of an entry changes, so that old entries are not used."""
 
 PROMPT_FORMAT = 2
 """FORMAT of texts seen with images, or with special tokens spelled out in them, since image tokens have their
 three-dimensional positions and special tokens of a prompt are plain text."""
 
 FIRST_LATENT_SCALE = 8
-"""That of the masks which were cached before their keys named it."""
+"""Latent scale of masks that were cached before their keys contained it."""
 
 
 class CachePair(NamedTuple):
-    """Where the entries of one dataset are kept."""
+    """The caches of one dataset."""
 
     latents: TensorCache
     text: TensorCache
@@ -46,19 +46,19 @@ class CachePair(NamedTuple):
 
 @dataclass(frozen=True)
 class CacheEntry:
-    """One tensor of an item: where it is kept, under which key, and how to make it."""
+    """One cached tensor of an item: its cache, its key, and how to compute it."""
 
     what: str
-    """For messages: the kind and the file it is made from."""
+    """Kind and source file, for messages."""
 
     store: TensorCache
     key: str
     make: Callable[[], EncodedPrompt]
-    """Of a text what `DiffusionModel.encode_prompt` gives, else one tensor."""
+    """Computes the result of `DiffusionModel.encode_prompt` for a text, else one tensor."""
 
 
 class ItemEncoder:
-    """Knows the entries of an item; makes a tensor only when asked to. All keys are by content."""
+    """Creates the cache entries of an item; computes a tensor only on demand. All keys are content hashes."""
 
     def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
         self._model = model
@@ -94,11 +94,11 @@ class ItemEncoder:
         )
 
     def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
-        """Latents [C, h, w] of each reference, in slot order, each of its own size."""
+        """Latents [C, h, w] of each control image, in slot order, each of its own size."""
         return tuple(self._reference(path, item, stores) for path in item.sample.control_images)
 
     def text(self, sample: Sample, prompt: str, stores: CachePair) -> CacheEntry:
-        """Embeddings [L, D] of the prompt seen with the sample's references."""
+        """Embeddings [L, D] of the prompt with the sample's control images."""
         digests = [file_digest(path) for path in sample.control_images]
         changed = bool(digests) or "<|" in prompt
         made = {"format": PROMPT_FORMAT} if changed else {}
@@ -107,7 +107,7 @@ class ItemEncoder:
         return CacheEntry(what, stores.text, key, lambda: self.encode_prompt(prompt, sample))
 
     def encode_prompt(self, prompt: str, sample: Sample) -> dict[str, Tensor]:
-        """The prompt's embeddings [L, D] under EMBEDS and its further tensors, made now, nothing stored."""
+        """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
         pictures = [flip_image(open_image(path, sample.background), sample.flip) for path in sample.control_images]
         with self._lock, torch.no_grad():
             encoded = _by_name(self._model.encode_prompt(prompt, pictures))
@@ -148,7 +148,7 @@ class ItemEncoder:
 
 @dataclass(frozen=True)
 class ItemEntries:
-    """The entries of one item. A text that is not cached is None: it is encoded anew at each use."""
+    """The cache entries of one item. A text that is encoded at each use is None."""
 
     latents: CacheEntry
     references: tuple[CacheEntry, ...]
@@ -166,7 +166,7 @@ class ItemEntries:
 
 @dataclass(frozen=True)
 class EncodedDataset:
-    """Items whose tensors are all in the stores."""
+    """Items whose tensors are all cached."""
 
     items: tuple[BucketedSample, ...]
     entries: tuple[ItemEntries, ...]
@@ -179,14 +179,14 @@ class EncodedDataset:
 
     @staticmethod
     def read(entry: CacheEntry) -> Tensor:
-        """The stored tensor, of a prompt its embeddings; as `read_prompt`."""
+        """The cached tensor (of a prompt its embeddings); as `read_prompt`."""
         return EncodedDataset.read_prompt(entry)[EMBEDS]
 
     @staticmethod
     def read_prompt(entry: CacheEntry) -> dict[str, Tensor]:
-        """All tensors of an entry by name. One that vanished or was damaged since is made again.
+        """All tensors of an entry by name. An entry that vanished or was damaged is computed again.
 
-        Raises RunError when the encoder for that is no longer there.
+        Raises RunError when its encoder is no longer loaded.
         """
         stored = entry.store.get(entry.key)
         if stored is not None:
@@ -231,9 +231,9 @@ def _entries(item: BucketedSample, encoder: ItemEncoder, stores: CachePair) -> I
 
 
 def _fill_cache(what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress) -> None:
-    """Verifies every stored entry and makes the missing ones, each once however often it is used.
+    """Verifies every cached entry and computes missing ones, each once however often it is used.
 
-    Files that cannot be read are passed over until all others are done; then one RunError names them all.
+    Files that cannot be read are skipped until all others are done; then one RunError names them all.
     """
     seen: set[tuple[int, str]] = set()
     unreadable: dict[str, None] = {}
@@ -252,7 +252,7 @@ def _fill_cache(what: str, groups: Sequence[Sequence[CacheEntry]], progress: Pro
 
 
 class _UnreadableError(RunError):
-    """A file that was good, as far as the scan looked at it."""
+    """A file that the scan accepted but that cannot be read."""
 
 
 def _make(entry: CacheEntry) -> dict[str, Tensor]:

@@ -30,15 +30,15 @@ class FolderPlan:
     repeats: int
     missing_captions: int
     references: dict[int, int]
-    """Number of references -> images that have so many."""
+    """Number of control images -> images with that number."""
 
     buckets: tuple[BucketCount, ...]
 
     flips: int = 1
-    """Ways in which each image is used: as it is and mirrored."""
+    """Number of variants of each image: the original and mirrored ones."""
 
     masks: int = 0
-    """Images of which only a part counts."""
+    """Number of images with a mask."""
 
     is_reg: bool = False
 
@@ -54,7 +54,7 @@ class FolderPlan:
 
 
 class MemoryEstimate(Protocol):
-    """`toolkit.memory.estimate.MemoryEstimate`, as far as plans are concerned with it."""
+    """The part of `toolkit.memory.estimate.MemoryEstimate` that plans use."""
 
     def to_json(self) -> dict[str, Any]: ...
 
@@ -81,7 +81,7 @@ class RunPlan:
     """Further lines to print: estimates, notes of the scan."""
 
     memory: MemoryEstimate | None = None
-    """What the run takes of memory, where that can be told."""
+    """The memory estimate of the run, where there is one."""
 
     @property
     def epochs(self) -> int | float:

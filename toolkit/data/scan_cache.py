@@ -1,7 +1,7 @@
-"""What earlier scans learned of the files of a dataset, so that a start need not read them again.
+"""Caches the results of scans of a dataset, so that a start does not read its files again.
 
-One file per scanned folder, in the cache beside the runs. An entry holds for one version of its file (size and times).
-A manifest that is missing, damaged or of another format is no manifest: the files are read as at the first start.
+One cache file per scanned folder, in the cache beside the runs. An entry is valid for one version of its file (size and
+times). A cache file that is missing, damaged or of another format is ignored: the files are read again.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ CACHE_FOLDER = "_cache"
 """Under the training folder; never inside the user's dataset."""
 
 FORMAT = 2
-"""Raised when what is learned of a file changes, so that what is older is learned anew."""
+"""Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9
 """A file that changed later than this before it was looked at could change again without another time: file systems
@@ -50,9 +50,9 @@ _Known = tuple[dict[str, ImageInfo], dict[str, str]]
 
 
 class ScanCache:
-    """Lists folders together with what is known of their files, and keeps what was learned since.
+    """Lists folders with the cached facts of their files, and saves new ones.
 
-    folder: where the files of the manifest are; None remembers nothing.
+    folder: where the cache files are; None caches nothing.
     """
 
     def __init__(self, folder: Path | None = None) -> None:
@@ -68,11 +68,11 @@ class ScanCache:
 
     @staticmethod
     def beside(training_folder: str) -> ScanCache:
-        """The manifest of all jobs of this training folder."""
+        """The scan cache of all jobs of this training folder."""
         return ScanCache(Path(training_folder).expanduser() / CACHE_FOLDER / "scans")
 
     def listing(self, folder: str) -> DirectoryListing:
-        """The folder, with what is known of the files that did not change. Raises OSError when it cannot be read."""
+        """The folder with cached facts of files that did not change. Raises OSError when it cannot be read."""
         if folder in self._named:
             return self._named[folder]
         listing = self._named[folder] = list_folder(folder)
@@ -89,10 +89,10 @@ class ScanCache:
         return listing
 
     def save(self) -> None:
-        """Keeps what was learned, where anything is new.
+        """Saves new facts.
 
-        A folder that cannot be written to is no error: the next start reads the dataset again. Of two jobs that save
-        at once the later one stays; both are right.
+        A folder that cannot be written to is no error: the next start reads the dataset again. Where two jobs save at
+        the same time the last one wins; both are valid.
         """
         for place, listing in self._listings.items():
             known = (listing.facts, listing.texts) == self._recalled.get(place)

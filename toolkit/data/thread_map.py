@@ -1,4 +1,4 @@
-"""Reads many small files on a few threads: they wait for the disk side by side."""
+"""Reads many small files with a few threads, which wait for the disk in parallel."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ Found = TypeVar("Found")
 
 
 def thread_map(work: Callable[[Thing], Found], things: Sequence[Thing], at_once: int = 500) -> Iterator[Found]:
-    """What `work` says of each, in their order.
+    """The results of `work` for all things, in order.
 
-    at_once: so many are handed over together; to hand one over takes as long as to read a small file.
+    at_once: size of a chunk; passing a single item to a thread takes as long as reading a small file.
     """
     if not things:
         return

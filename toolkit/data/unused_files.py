@@ -1,4 +1,4 @@
-"""Says which files beside the images of a folder are not used, and why."""
+"""Lists files of a folder that are not used, and why."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The images of `validation`: a folder of their own, or some of the training's, which then are not trained on.
+"""The validation split: the images of a separate folder, or some of the training images, which are then not trained on.
 
 Imports no torch: a dry run counts them too.
 """
@@ -26,13 +26,13 @@ _LISTED = 5
 
 @dataclass(frozen=True)
 class ValidationSplit:
-    """What is measured and not trained on."""
+    """The images of the validation, which are not trained on."""
 
     items: tuple[BucketedSample, ...]
-    """Each image at each size, as it is: captions are neither dropped nor shuffled, nothing is mirrored."""
+    """Each image at each size, without augmentation: captions are neither dropped nor shuffled, nothing is mirrored."""
 
     from_training: bool
-    """They belong to the `datasets`; else to a folder of their own."""
+    """True: they are split off the `datasets`; False: from a separate folder."""
 
     notes: tuple[str, ...]
     """Lines for the plan."""

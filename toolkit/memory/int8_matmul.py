@@ -22,7 +22,7 @@ from toolkit.number_types import INT8_SIDE
 Int8Matmul = Literal["auto"] | bool
 """`model.int8_matmul`."""
 
-MIN_SIDE_ON_CUDA = 1024
+SMALLEST_SIDE_ON_CUDA = 1024
 """Smallest side of a weight for `auto` on CUDA, as `INT8_SIDE` on CPUs; not measured yet."""
 
 MIN_CAPABILITY = (8, 0)
@@ -59,7 +59,7 @@ def is_supported(wanted: Int8Matmul, device: torch.device, shape: tuple[int, int
 def _pays(device: torch.device, shape: tuple[int, int], compiled: bool) -> bool:
     if device.type == "cpu":
         return _fast_cpu() and min(shape) >= INT8_SIDE
-    if device.type != "cuda" or not compiled or min(shape) < MIN_SIDE_ON_CUDA or not _divisible(shape):
+    if device.type != "cuda" or not compiled or min(shape) < SMALLEST_SIDE_ON_CUDA or not _divisible(shape):
         return False
     return torch.cuda.get_device_capability(device) >= MIN_CAPABILITY and is_exact(device)
 

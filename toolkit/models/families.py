@@ -1,4 +1,4 @@
-"""Which family a model folder is of. Imports no torch."""
+"""Detects the family of a model folder. Imports no torch."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model family is to the rest of the program before anything is loaded. Imports no torch."""
+"""The interface to a model family before anything is loaded. Imports no torch."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ class ModelFamily(ModelFacts, ABC):
     """
 
     model_class: str
-    """Its `DiffusionModel`, as "module:Class"; imported when a model is opened."""
+    """Its `DiffusionModel`, as "module:Class"; imported when a model is loaded."""
 
     def open(self, options: ModelLoadOptions) -> DiffusionModel:
-        """The model in a folder; nothing is loaded until it is used."""
+        """The model in a folder; its parts are loaded on first use."""
         return load_object(self.model_class)(options)
 
     @abstractmethod
@@ -34,11 +34,11 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        """`linear_layers` and the others of the trained part, which a file may change all the same."""
+        """`linear_layers` and the other linear layers of the trained part, which a LoRA file may contain."""
 
     @abstractmethod
     def modules(self, folder: Path) -> dict[str, int]:
-        """Every module of the trained part that has weights of its own, full name -> their number."""
+        """Every module of the trained part with its own parameters, full name -> their number."""
 
     @abstractmethod
     def block_count(self, folder: Path) -> int:
@@ -46,4 +46,4 @@ class ModelFamily(ModelFacts, ABC):
 
     @abstractmethod
     def footprint(self, folder: Path) -> ModelSizeInfo:
-        """What of the whole model takes memory, from its config files and the headers of its weights alone."""
+        """Sizes of the whole model, from its config files and the headers of its weights alone."""

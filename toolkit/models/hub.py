@@ -1,4 +1,4 @@
-"""Brings a model from the Hugging Face hub: says how much and where before it starts, resumes what broke off."""
+"""Downloads models from the Hugging Face hub: logs size and target first, resumes interrupted downloads."""
 
 from __future__ import annotations
 
@@ -70,7 +70,7 @@ def fetch_index(name: str, revision: str | None) -> Path:
 
 @contextmanager
 def _asking(name: str, revision: str | None) -> Iterator[None]:
-    """What the client library raises about a model becomes a UserError."""
+    """Turns errors of the client library into a UserError."""
     place = f"{KEY}: {name}"
     try:
         yield
@@ -129,7 +129,7 @@ _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a tok
 
 
 def _print_download_size(name: str, revision: str | None) -> None:
-    """Says size, target and free space before a download. Raises UserError when the space does not suffice."""
+    """Logs size, target and free space before a download. Raises UserError when there is not enough space."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
     total = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
     target = Path(constants.HF_HUB_CACHE)
@@ -148,7 +148,7 @@ def _wanted(file: str) -> bool:
 
 
 def _size_of(folder: Path) -> int:
-    """Bytes of what a broken-off download already brought."""
+    """Bytes that an interrupted download has already loaded."""
     return sum(os.path.getsize(path) for path in folder.glob("blobs/*") if not path.is_symlink())
 
 

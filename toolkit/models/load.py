@@ -1,4 +1,4 @@
-"""From a `model:` section to the adapter of its family: finds the folder, or brings it from the hub."""
+"""From a `model:` section to the model of its family: finds the folder, or downloads it from the hub."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     import torch
 
 Quantizer = Callable[[str], BlockTransform]
-"""From a `model.qtype` to what quantizes a block's linears in place."""
+"""From a `model.qtype` to a function that quantizes a block's linear layers in place."""
 
 
 def load_model(
@@ -33,13 +33,12 @@ def load_model(
     cpu_blocks: frozenset[int] = frozenset(),
     block_sharing: BlockTransform | None = None,
 ) -> DiffusionModel:
-    """The adapter for a `model:` section; nothing is loaded until it is used.
+    """The model of a `model:` section; its parts are loaded on first use.
 
-    weights_dtype: of the trained module's weights, where it is not `dtype`, that of the computation.
-    merging, on_host: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where it is not
-    `quantizer`. shard_block_fn: leaves a share of each block here; its weights are then not quantized, and no table
-    stands for a part of them.
-    Raises UserError when the folder is missing, is no model, or is of another family than `arch` says.
+    weights_dtype: dtype of the trained module's weights, where it is not the compute dtype `dtype`.
+    merge_fn, cpu_blocks: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where it is not
+    `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation cache.
+    Raises UserError when the folder is missing, is not a model, or is of another family than `arch`.
     """
     folder = model_folder(model)
     family = family_for(model)

@@ -1,4 +1,4 @@
-"""How a model folder is opened, whatever its family."""
+"""Options for loading a model folder of any family."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from torch import nn
 
 BlockTransform = Callable[["nn.Module", str], None]
-"""Changes a filled block in place, such as quantizing its linears; the text is the block's dotted name."""
+"""Changes a loaded block in place, by quantizing it, say; the text is the block's dotted name."""
 
 
 @dataclass(frozen=True)
 class ModelLoadOptions:
-    """What an adapter needs to know to load its parts."""
+    """How a `DiffusionModel` loads its parts."""
 
     folder: Path
     """A local folder in diffusers layout."""
@@ -30,7 +30,7 @@ class ModelLoadOptions:
     """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
 
     match_target_res: bool = False
-    """References at the target's pixel area instead of the family's own."""
+    """Control images get the target's pixel area instead of the family's own."""
 
     merge_fn: Callable[[], BlockTransform] | None = None
     """Called when the trained module is loaded, for what changes its weights in place as they are filled: each block
@@ -46,12 +46,12 @@ class ModelLoadOptions:
     """Names what `transform_text_block` does to the text embeddings, for their cache key."""
 
     modulation_table: bool = False
-    """Keep the weights whose output depends on the noise level alone on the host;
+    """Keep the modulation layers, whose output depends on the timestep alone, in CPU memory;
     `DiffusionModel.enable_modulation_cache` uses it.
     """
 
     cpu_blocks: frozenset[int] = frozenset()
-    """Indices of the trained module's blocks that stay in the CPU memory once they are filled."""
+    """Indices of the trained module's blocks that stay in CPU memory."""
 
     low_vram: bool = False
     """Quantize on the CPU and move only the finished blocks to the device."""

@@ -1,4 +1,4 @@
-"""Reads the weights of any family's model folder: shards, a module filled block by block, what identifies a part.
+"""Reads the weights of a model folder of any family: shards, loading block by block, hashes of the parts.
 
 Shards are memory-mapped, so that at most one block stands in memory in its stored precision.
 """

@@ -1,1 +1,1 @@
-"""What is trained: adapters on a frozen model, and the files they are saved in."""
+"""Networks: adapters on a frozen model, full fine-tuning, and the files they are saved in."""

@@ -1,4 +1,4 @@
-"""What all adapters on frozen linear layers have in common: their settings, their weights, their file."""
+"""Base classes of adapters on frozen linear layers: settings, parameters, file format."""
 
 from __future__ import annotations
 
@@ -24,19 +24,19 @@ from toolkit.seeding import generator
 logger = logging.getLogger(__name__)
 
 FILE_PREFIX = "diffusion_model."
-"""Put before the names of the weights and `.alpha`: for each kind a form that ComfyUI loads."""
+"""Prefix of all keys in a file: ComfyUI loads it for every kind."""
 
 REPORT_ERROR_ABOVE = 1e-4
 """Relative error of a decomposition above which it is mentioned; below it is rounding."""
 
 
 class AdapterBase(Network):
-    """Trainable weights beside each of the given linear layers, which stay frozen."""
+    """Trainable parameters beside the given linear layers, which stay frozen."""
 
     kind: ClassVar[NetworkKind]
 
     max_norm: float = 0.0
-    """What the Frobenius norm of a layer's change may be after a step; 0: anything."""
+    """Largest Frobenius norm of a layer's delta after a step; 0: no limit."""
 
     def __init__(
         self,
@@ -88,21 +88,21 @@ class AdapterBase(Network):
         """alpha / rank."""
         return self.alpha / self.rank
 
-    # ------------------------------------------------------------ a file to start from
+    # ------------------------------------------------------------ loading a file
 
     @torch.no_grad()
-    def load_pretrained(self, changes: Mapping[str, LayerDelta]) -> None:
-        """Takes over the changes of another file, as far as this kind can hold them.
+    def load_pretrained(self, deltas: Mapping[str, LayerDelta]) -> None:
+        """Initialises the layers from the deltas of a file, as far as this kind can represent them.
 
-        Raises UserError when no adapted layer is in the file, the scale is 0, or a change cannot be held.
+        Raises UserError when no adapted layer is in the file, the scale is 0, or a delta cannot be represented.
         """
-        common = [target for target in self.targets if target in changes]
+        common = [target for target in self.targets if target in deltas]
         if not common:
             raise UserError("network.pretrained_lora_path: the file changes none of the layers this job trains.")
         if self.scale == 0:
             raise UserError("network.linear_alpha: 0 cannot take over network.pretrained_lora_path. Give it a value.")
-        worst = max(self.load_layer(target, changes[target]) for target in common)
-        left_out = len(changes.keys() - set(common))
+        worst = max(self.load_layer(target, deltas[target]) for target in common)
+        left_out = len(deltas.keys() - set(common))
         logger.info(
             f"started from {len(common)} layers of the given file"
             + (f"; {left_out} of its layers are not trained here" if left_out else "")
@@ -111,7 +111,7 @@ class AdapterBase(Network):
 
     @abstractmethod
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """Starts one layer from a change; the relative error of what is held. Raises UserError with the reason."""
+        """Initialises one layer from a delta; returns the relative error. Raises UserError with the reason."""
 
     def layer_weights(self, target: str) -> dict[str, nn.Parameter]:
         """The trained matrices of one layer by their names in files."""
@@ -122,7 +122,7 @@ class AdapterBase(Network):
         """One trained matrix, by the layer and its name in files."""
         return self._parameters[f"{target}.{name}"]
 
-    # ------------------------------------------------------------ what the contract asks for
+    # ------------------------------------------------------------ the interface of `Network`
 
     def parameters(self) -> dict[str, nn.Parameter]:
         return dict(self._parameters)
@@ -152,12 +152,12 @@ class AdapterBase(Network):
         return tensors
 
     def alpha_of(self, target: str) -> float:
-        """What the file says beside the matrices of one layer."""
+        """The alpha of one layer in the file."""
         return self.alpha
 
 
 class LinearAdapterNetwork(AdapterBase):
-    """An adapter whose layers are classes of ours, put in the place of the layers they adapt."""
+    """An adapter whose layers replace the layers they adapt."""
 
     layer: ClassVar[type[AdapterLinear]]
 
@@ -175,7 +175,7 @@ class LinearAdapterNetwork(AdapterBase):
             shapes = self.shapes(base.in_features, base.out_features)
             layer = self.layer(base, shapes, self.scale_for(shapes), adapter_dropout).eval()
             layer.init_weights(generator(self.seed, "network", target))
-            # The frozen model is in evaluation mode; dropout is the one thing that must not be.
+            # The frozen model is in eval mode, but dropout of the adapter has to be active.
             self._dropouts.append(adapter_dropout.train())
             layer.move_to(base.weight.device, torch.promote_types(base.weight.dtype, torch.float32))
             self._parameters |= {f"{target}.{name}": parameter for name, parameter in layer.layer_weights.items()}
@@ -209,12 +209,12 @@ class LinearAdapterNetwork(AdapterBase):
         return self.kind.shapes(inputs, outputs, self.rank, **own)
 
     def scale_for(self, names: Container[str]) -> float:
-        """What the change of a layer with these matrices is multiplied by."""
+        """The scale of the delta of a layer with these matrices: alpha / rank."""
         return self.scale
 
 
 class AdapterLinear(nn.Module):
-    """A frozen linear layer, plain or quantized, and a trained change of its weight."""
+    """A frozen linear layer, plain or quantized, with a trained delta of its weight."""
 
     def __init__(self, base_layer: nn.Linear, shapes: Shapes, scale: float, adapter_dropout: AdapterDropout) -> None:
         super().__init__()
@@ -231,38 +231,38 @@ class AdapterLinear(nn.Module):
         return {name: getattr(self, attribute) for name, attribute in self._attributes.items()}
 
     disabled = False
-    """Whether the layer computes as if nothing had been added to it."""
+    """Whether the layer computes without its delta."""
 
     needs_base: ClassVar[bool] = False
-    """Whether the change itself is computed with the frozen weight."""
+    """Whether the delta itself is computed with the frozen weight."""
 
     def move_to(self, device: torch.device, dtype: torch.dtype) -> None:
-        """Moves the trained matrices, which are made on the CPU: every device begins with the same numbers."""
+        """Moves the trained matrices, which are initialised on the CPU, so that every device gets the same values."""
         for attribute in self._attributes.values():
             setattr(self, attribute, nn.Parameter(getattr(self, attribute).data.to(device, dtype)))
 
     @abstractmethod
     def init_weights(self, random: torch.Generator) -> None:
-        """Fills the matrices so that nothing is changed yet; `random` is a CPU generator."""
+        """Initialises the matrices so that the delta is zero; `random` is a CPU generator."""
 
     @abstractmethod
     def delta(self, x: Tensor) -> Tensor:
-        """What the change of the weight adds to the output for inputs `x`, in the dtype of `x`."""
+        """The delta of the output for inputs `x`, in the dtype of `x`."""
 
     @abstractmethod
     def delta_norm(self) -> Tensor:
-        """The Frobenius norm of the change of the weight, 0-dim; called without gradients."""
+        """The Frobenius norm of the weight delta, 0-dim; called without gradients."""
 
     def factors(self) -> list[nn.Parameter]:
-        """The matrices whose product the change is."""
+        """The matrices whose product is the delta."""
         return list(self.layer_weights.values())
 
     def forward_with_base_output(self, out: Tensor, x: Tensor) -> Tensor:
-        """`out`, what the frozen layer gives for inputs `x`, with the change unless that is left out."""
+        """`out`, the output of the frozen layer for inputs `x`, plus the delta unless the adapter is disabled."""
         return out if self.disabled else self.add_delta(out, x)
 
     def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
-        """`out`, what the frozen layer gives for inputs `x`, with the change."""
+        """`out`, the output of the frozen layer for inputs `x`, plus the delta."""
         return out + self.adapter_dropout.module(self.adapter_dropout.ranks(self.delta(self.adapter_dropout.inputs(x))))
 
     def forward(self, x: Tensor) -> Tensor:
@@ -277,13 +277,13 @@ def _parent_names(name: str) -> Iterator[str]:
 
 
 def dequantized_weight(layer: nn.Linear, device: torch.device | None = None) -> Tensor:
-    """The frozen weight of a layer in float32, whatever it is stored as, on its own device or another."""
+    """The frozen weight of a layer in float32, dequantized if necessary, on its own device or another."""
     weight = layer.weight.detach()
     return (weight if type(weight) is Tensor else weight.dequantize()).to(device).float()
 
 
 def kaiming_(matrix: Tensor, random: torch.Generator) -> None:
-    """torch's own start of a linear layer's weight."""
+    """torch's default initialisation of a linear layer's weight."""
     nn.init.kaiming_uniform_(matrix, a=5**0.5, generator=random)
 
 

@@ -1,4 +1,4 @@
-"""DoRA: the weight W of each adapted layer becomes m (W + d) / |W + d|, d = alpha / rank B A a LoRA.
+"""DoRA: the weight W of each adapted layer becomes m (W + d) / |W + d|, with the LoRA d = alpha / rank B A.
 
 |.| is the norm of each input column, as the paper writes it (https://arxiv.org/abs/2402.09353, equation 5) and as
 ComfyUI reads it from a file; peft and LyCORIS' default take the norm of each output row instead. The norm counts as a
@@ -55,7 +55,7 @@ class DoraLinear(AdapterLinear):
         return from_base + (self.scale * linear(low_R, self.lora_B)).to(x.dtype)
 
     def delta_norm(self) -> Tensor:
-        """Of d, the low-rank part: the magnitude is left as it is."""
+        """Norm of d, the low-rank part, without the magnitude."""
         return self.scale * product_norm(self.lora_B, self.lora_A)
 
     def factors(self) -> list[nn.Parameter]:
@@ -75,7 +75,7 @@ class DoraNetwork(LinearAdapterNetwork):
             layer.dora_scale.data.copy_(layer.norm())  # on the layer's device, as in training: m / |W| is exactly 1
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """The low-rank part as a LoRA does; the magnitude of the file, or the one that leaves W + d as it is."""
+        """Loads the low-rank part as a LoRA does; the magnitude of the file, or else the norm of W + d."""
         magnitude_1I = delta.magnitude
         own_1I = self.layer_weight(target, "dora_scale")
         if magnitude_1I is not None and magnitude_1I.shape != own_1I.shape:

@@ -8,9 +8,9 @@ from torch.nn import functional
 
 
 class AdapterDropout(nn.Module):
-    """Three dropouts of one adapted layer, in effect while `training`; a rate of 0 draws nothing.
+    """Three dropouts of one adapted layer, active while `training`; a rate of 0 uses no random numbers.
 
-    What is kept of inputs and ranks is enlarged to make up for what is dropped. A dropped module is not made up for.
+    Kept inputs and ranks are scaled by 1 / (1 - rate); module dropout is not scaled.
     """
 
     def __init__(self, inputs: float = 0.0, ranks: float = 0.0, module: float = 0.0) -> None:
@@ -22,19 +22,19 @@ class AdapterDropout(nn.Module):
         return self.rates[what] if self.training else 0.0
 
     def inputs(self, x: Tensor) -> Tensor:
-        """`x` with inputs left out."""
+        """`x` with dropped inputs."""
         rate = self._rate("inputs")
         return functional.dropout(x, rate) if rate else x
 
     def ranks(self, h: Tensor) -> Tensor:
-        """`h` [samples, ..., ranks] with whole ranks of a sample left out."""
+        """`h` [samples, ..., ranks] with dropped ranks, per sample."""
         rate = self._rate("ranks")
         if not rate:
             return h
         shape = (h.shape[0], *[1] * (h.dim() - 2), h.shape[-1])
         return h * (torch.rand(shape, device=h.device) >= rate).to(h.dtype) / (1 - rate)
 
-    def module(self, change: Tensor) -> Tensor:
-        """`change`, or zeros in its place."""
+    def module(self, delta: Tensor) -> Tensor:
+        """`delta`, or zeros where the module is dropped."""
         rate = self._rate("module")
-        return change * (torch.rand((), device=change.device) >= rate).to(change.dtype) if rate else change
+        return delta * (torch.rand((), device=delta.device) >= rate).to(delta.dtype) if rate else delta

@@ -1,4 +1,4 @@
-"""A plain LoRA in the place of a network of another kind, for programs that read nothing else (`save.also`)."""
+"""Extracts a plain LoRA from a network of another kind, for programs that read nothing else (`save.also`)."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ CPU = torch.device("cpu")
 
 @dataclass(frozen=True)
 class ExtractedLora:
-    """A LoRA file's tensors and what it lost."""
+    """The tensors of an extracted LoRA file, and its errors."""
 
     tensors: dict[str, Tensor]
     """In the file's dtype, under names that ComfyUI and diffusers load."""
 
     errors: dict[str, float]
-    """Layer -> Frobenius norm of what is missing, relative to the layer's change; of no change 0."""
+    """Layer -> Frobenius norm of the difference, relative to the layer's delta; 0 for a delta of zero."""
 
     @property
     def rank(self) -> int:

@@ -1,7 +1,7 @@
-"""Full fine-tuning: the weights of the model itself are trained, without an adapter.
+"""Full fine-tuning: the parameters of the model itself are trained, without an adapter.
 
-A module is chosen by its dotted name, as the layers of an adapter are; all weights that are its own (matrix, bias,
-scale of a norm) are trained with it.
+Modules are selected by their dotted names, as the layers of an adapter are; all parameters of a module (matrix, bias,
+scale of a norm) are trained.
 """
 
 from __future__ import annotations
@@ -21,16 +21,14 @@ from toolkit.sharded_param import RowShard, is_sharded, local_rows, local_shard_
 class FullNetwork(Network):
     """The given modules of the model, trained in the dtype they are loaded in.
 
-    Loaded in float32, the weights are their own masters: they are rounded to the compute dtype each time
-    they are used, so gradients and updates are float32 and the output is that of the model in that type. Loaded in
-    that type already (`train.full_bf16`), nothing is float32.
+    Parameters in float32 are master weights: they are cast to the compute dtype on use, so gradients and updates are
+    float32 and the output is that of the model in the compute dtype. With `train.full_bf16` nothing is float32.
 
-    Weights that are sharded between processes are rounded when they are gathered; what this process trains of one
-    are its rows.
+    Sharded parameters are cast when they are gathered; each rank trains its own rows.
     """
 
     def __init__(self, targets: Sequence[str], dtype: torch.dtype) -> None:
-        """targets: full dotted names of modules with weights of their own. dtype: of the computation."""
+        """targets: full dotted names of modules with their own parameters. dtype: the compute dtype."""
         self.targets = tuple(targets)
         self.dtype = dtype
         self._parameters: dict[str, nn.Parameter] = {}
@@ -38,7 +36,7 @@ class FullNetwork(Network):
 
     @classmethod
     def from_config(cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype) -> Self:
-        """Nothing of the section but its choice of modules concerns this kind, and nothing is drawn."""
+        """Uses only the choice of modules of the section, and no seed."""
         return cls(targets, dtype)
 
     @staticmethod
@@ -55,12 +53,12 @@ class FullNetwork(Network):
                 trained = local_shard_parameter(parameter) if is_sharded(parameter) else parameter
                 self._parameters[f"{target}.{name}"] = trained
             cast_on_use(module, self.dtype)
-        # Kept here: some that are not trained may leave the model later (a table in the place of a layer).
+        # Kept here: frozen ones may be removed from the model later (by the modulation cache).
         self._modules = {name: model.get_submodule(name) for name in modules_with_weights(model)}
         for module in self._modules.values():
             cast_frozen_(module, self.dtype)
 
-    def load_pretrained(self, changes: Mapping[str, Any]) -> None:
+    def load_pretrained(self, deltas: Mapping[str, Any]) -> None:
         raise UserError("network.pretrained_lora_path: 'type: full' trains no adapter. Use model.base_loras.")
 
     def parameters(self) -> dict[str, nn.Parameter]:

@@ -1,4 +1,4 @@
-"""LoHa: a change (A1 B1) * (A2 B2), element by element, of each adapted layer, scaled by alpha / rank.
+"""LoHa: a delta (A1 B1) * (A2 B2), elementwise, of each adapted layer, scaled by alpha / rank.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -16,7 +16,7 @@ from toolkit.networks.lora_formats import LayerDelta
 
 
 class LohaLinear(AdapterLinear):
-    """A1 [O, R] small, B1 and B2 [R, I] normal, A2 [O, R] zero at the start, as in LyCORIS."""
+    """Initialised as in LyCORIS: A1 [O, R] small normal, B1 and B2 [R, I] normal, A2 [O, R] zero."""
 
     hada_w1_a: nn.Parameter
     hada_w1_b: nn.Parameter

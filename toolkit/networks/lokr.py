@@ -1,7 +1,7 @@
-"""LoKr: a change kron(w1, w2) of each adapted layer; the second factor low-rank or in one piece.
+"""LoKr: a delta kron(w1, w2) of each adapted layer; the second factor is low-rank or a full matrix.
 
-A low-rank one is scaled by alpha / rank. With both factors in one piece the scale is 1 whatever alpha says: so
-LyCORIS trains it and ComfyUI reads it.
+A low-rank one is scaled by alpha / rank. With two full factors the scale is 1 whatever alpha is, as in LyCORIS and
+ComfyUI.
 
 Shapes: w1 [l, m], w2 [k, n] on a layer of m n inputs and l k outputs; R rank.
 """
@@ -23,7 +23,7 @@ from toolkit.networks.max_norm import product_norm
 
 
 class LokrLinear(AdapterLinear):
-    """The last matrix is zero at the start, the others random, as in LyCORIS."""
+    """Initialised as in LyCORIS: the last matrix is zero, the others are random."""
 
     def init_weights(self, random: torch.Generator) -> None:
         *others, last = self.layer_weights.values()
@@ -64,7 +64,7 @@ class LokrNetwork(LinearAdapterNetwork):
         return 1.0 if "lokr_w2" in names and self.alpha else self.scale
 
     def alpha_of(self, target: str) -> float:
-        """For two factors in one piece the rank: also a reader that divides by it finds a scale of 1."""
+        """For two full factors the rank, so that readers that divide by it get a scale of 1."""
         return self.rank if f"{target}.lokr_w2" in self._parameters and self.alpha else self.alpha
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:

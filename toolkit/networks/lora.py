@@ -1,4 +1,4 @@
-"""LoRA: a low-rank change B A of each adapted linear layer, scaled by alpha / rank.
+"""LoRA: a low-rank delta B A of each adapted linear layer, scaled by alpha / rank.
 
 The matrices are float32; they are used in the dtype of the layer's input, as under torch's autocast. Layers that read
 the same input have their down matrices applied in one product.
@@ -25,7 +25,7 @@ from toolkit.networks.svd import extract_lora
 
 
 class LoraLinear(AdapterLinear):
-    """A [R, I] random and B [O, R] zero at the start."""
+    """A [R, I] is initialised randomly, B [O, R] with zeros."""
 
     lora_A: nn.Parameter
     lora_B: nn.Parameter
@@ -38,7 +38,7 @@ class LoraLinear(AdapterLinear):
         self.lora_B.data.zero_()
 
     def add_delta(self, out: Tensor, x: Tensor) -> Tensor:
-        # A compiler sees for itself what is computed twice, and nothing of what is remembered in between.
+        # torch.compile fuses the projections itself, and cannot trace state between calls.
         siblings = None if torch.compiler.is_compiling() else self.fused_group
         low_R = self.down(x) if siblings is None else siblings.down(self, x)
         if self.adapter_dropout.rates["module"]:
@@ -61,20 +61,20 @@ class LoraLinear(AdapterLinear):
 class FusedDownProjection:
     """Layers that are called one after the other with the same input, such as the query, key and value of attention.
 
-    The first call applies the down matrices of all; the others take theirs. An input that only some of them are called
-    with costs a little more, and is right all the same.
+    The first call applies the down matrices of all layers; the others use its result. If only some of the layers get an
+    input, that costs a little more, with the same result.
     """
 
     def __init__(self, layers: Sequence[LoraLinear]) -> None:
         self.layers = tuple(layers)
         self._input: tuple[weakref.ref[Tensor], int] | None = None
-        """The input `_low` was made from, and how often it had been written to by then."""
+        """The input that `_low` was computed from, and its version counter."""
         self._low: dict[LoraLinear, Tensor] = {}
 
     def down(self, layer: LoraLinear, x: Tensor) -> Tensor:
-        """`layer.low(x)`."""
+        """`layer.down(x)`."""
         if layer.adapter_dropout.training and layer.adapter_dropout.rates["inputs"]:
-            return layer.down(x)  # each layer leaves out other inputs
+            return layer.down(x)  # input dropout differs between the layers
         if layer not in self._low or not self._is_of(x):
             self._apply_all(x)
         return layer.adapter_dropout.ranks(self._low.pop(layer))
@@ -99,7 +99,7 @@ class LoraNetwork(LinearAdapterNetwork):
     layer = LoraLinear
 
     def fuse_projections(self, groups: Iterable[Sequence[str]]) -> None:
-        """Their down matrices are applied in one product."""
+        """Applies their down matrices in one matmul."""
         for group in groups:
             layers = [layer for target in group if isinstance(layer := self.layers.get(target), LoraLinear)]
             if len(layers) > 1:
@@ -108,9 +108,9 @@ class LoraNetwork(LinearAdapterNetwork):
                     layer.fused_group = shared
 
     def load_layer(self, target: str, delta: LayerDelta) -> float:
-        """A smaller rank is filled up, a larger one or another kind cut by SVD.
+        """Pads a smaller rank; truncates a larger one or another kind by SVD.
 
-        Rows of A that the file does not fill keep their random start and have zeros in B: no effect, but trainable.
+        Further rows of A stay random, with zeros in B: no effect, but trainable.
         """
         if delta.magnitude is not None:
             raise UserError("network.pretrained_lora_path: the file is a DoRA. Set network.type to dora.")
@@ -118,7 +118,7 @@ class LoraNetwork(LinearAdapterNetwork):
 
 
 def take_over_low_rank(network: AdapterBase, target: str, change: LayerDelta) -> float:
-    """Fills the down and up matrix of a layer with the nearest change of the network's rank; its relative error."""
+    """Loads the nearest delta of the network's rank into the matrices of a layer; returns the relative error."""
     up_OR, down_RI, error = extract_lora(change, network.rank)
     a, b = (network.layer_weight(target, f"{matrix}.weight") for matrix in ("lora_A", "lora_B"))
     a[: len(down_RI)] = down_RI

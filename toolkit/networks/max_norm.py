@@ -1,7 +1,7 @@
-"""Keeps the change of each adapted layer below a norm: max-norm regularisation, as kohya's trainers name it.
+"""Max-norm regularisation: limits the norm of the delta of each adapted layer.
 
-Facts: kohya-ss, sd-scripts and musubi-tuner, `apply_max_norm_regularization`: after each optimizer step a change whose
-Frobenius norm is above the limit is scaled down to it, the factor shared evenly by the matrices of the layer.
+Source: kohya-ss, sd-scripts and musubi-tuner, `apply_max_norm_regularization`: after each optimizer step a delta whose
+Frobenius norm is above the limit is scaled down to it, with the factor shared evenly by the matrices of the layer.
 
 Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 """
@@ -18,10 +18,10 @@ from torch import Tensor
 def apply_max_norm_(
     norms: Sequence[Tensor], matrices: Sequence[Sequence[Tensor]], most: float, step_ok: Tensor
 ) -> dict[str, Tensor]:
-    """Scales the matrices of each layer so that no norm is above `most`; nothing where `taken` (0-dim bool) is false.
+    """Scales the matrices of each layer so that no norm is above `most`; no-op where `step_ok` (0-dim bool) is false.
 
-    norms: of the change of each layer, 0-dim. matrices: of each layer those whose product its change is.
-    Returns how many layers were scaled, and mean and largest norm after it; nothing waits for the device.
+    norms: of the delta of each layer, 0-dim. matrices: of each layer those whose product is the delta.
+    Returns how many layers were scaled, and mean and largest norm after it; does not wait for the device.
     """
     before = torch.stack(list(norms))
     above = (before > most) & step_ok.to(before.device)

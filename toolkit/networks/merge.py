@@ -1,8 +1,8 @@
-"""LoRA files that become part of the frozen model before anything is trained on it.
+"""Merges LoRA files into the frozen model before training.
 
-A weight W becomes W + multiplier (F - W), F being what the file makes of W: of a LoRA, LoHa or LoKr that is W plus
-multiplier times its change. Files are merged in their order, which matters to a DoRA only, as its norms are those of
-the weight it meets. Everything is summed in float32 and rounded once, to the model's dtype.
+A weight W becomes W + multiplier (F - W), where F is W with the file applied; for a LoRA, LoHa or LoKr that is W plus
+multiplier times its delta. The order of the files matters only to a DoRA, whose norms are those of the weight before
+it. Sums are float32 and rounded once, to the model's dtype.
 
 Shape suffixes: I inputs of a layer, O outputs of a layer.
 """
@@ -33,7 +33,7 @@ class BaseLora(Protocol):
 
 @dataclass(frozen=True)
 class LoraToMerge:
-    """What one file does to the model."""
+    """The deltas of one file."""
 
     file: str
     """Its name, without the folder."""
@@ -62,7 +62,7 @@ def read_base_loras(loras: Sequence[BaseLora], layers: Mapping[str, tuple[int, i
 
 
 class LoraMerger:
-    """Merges files into a model as it is filled; each layer once, after which its changes are let go."""
+    """Merges files into a model while it is loaded; each layer once, after which its deltas are freed."""
 
     def __init__(self, files: Sequence[LoraToMerge]) -> None:
         self._files = [(file.file, file.multiplier, dict(file.modules)) for file in files]

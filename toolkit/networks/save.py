@@ -1,4 +1,4 @@
-"""The file a user takes away: written atomically, read back, and dated by its metadata, never by file times."""
+"""Saves network files: written atomically and read back; their step is in their metadata, never in file times."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from toolkit.safetensors_io import save_file
 
 
 def to_cpu_copies(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
-    """Copies on the CPU in `dtype`, a key of DTYPES: what a file will hold, whatever happens to the originals."""
+    """Copies on the CPU in `dtype`, a key of DTYPES."""
     return {name: t.detach().to("cpu", DTYPES[dtype], copy=True).contiguous() for name, t in tensors.items()}
 
 
@@ -64,7 +64,7 @@ def _compare(path: Path, stored: Mapping[str, Tensor]) -> None:
 
 
 def is_finite(tensor: Tensor) -> bool:
-    """Whether all its numbers are. By the extremes (of a NaN both are NaN): a fifth of the time of asking each."""
+    """Whether all elements are finite. Checks min and max only (NaN if any is), in a fifth of the time."""
     return tensor.numel() == 0 or bool(torch.isfinite(torch.stack(tensor.aminmax())).all())
 
 

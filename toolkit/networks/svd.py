@@ -1,4 +1,4 @@
-"""Brings a change of a weight into a LoRA of another rank: the nearest one, by singular values.
+"""Extracts the nearest LoRA of a given rank from a weight delta, by SVD.
 
 Exact for LoRA, LoHa and LoKr, whose factors are decomposed instead of the whole change: a LoHa of ranks r and s is a
 product of rank r s (rows of the up matrices, columns of the down matrices multiplied with each other), and the
@@ -32,7 +32,7 @@ class Svd(NamedTuple):
     s_Q: Tensor
     v_IQ: Tensor
     rest: float = 0.0
-    """Sum of the squares of those that are left out."""
+    """Sum of squares of the omitted singular values."""
 
 
 def extract_lora(change: LayerDelta, rank: int) -> tuple[Tensor, Tensor, float]:

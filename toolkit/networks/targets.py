@@ -1,4 +1,4 @@
-"""Which layers an adapter is put on."""
+"""Selects the layers that an adapter is attached to."""
 
 from __future__ import annotations
 

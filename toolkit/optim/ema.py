@@ -13,7 +13,7 @@ class Ema:
     """Float32 averages of named parameters, updated once per optimizer step."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True) -> None:
-        """decay: in [0, 1); the average starts from the parameters as they are."""
+        """decay: in [0, 1); the average starts from the present parameters."""
         self._parameters = dict(parameters)
         self.decay = decay
         self.warm_up = warm_up
@@ -28,12 +28,12 @@ class Ema:
 
     @torch.no_grad()
     def update(self, step_ok: Tensor | None = None) -> None:
-        """average := decay * average + (1 - decay) * parameter; nothing where `taken` (0-dim bool) is false."""
+        """average := decay * average + (1 - decay) * parameter; nothing where `step_ok` (0-dim bool) is false."""
         step_ok = (
             torch.ones_like(self._updates, dtype=torch.bool) if step_ok is None else step_ok.to(self._updates.device)
         )
         self._updates += step_ok
-        # 1 - `decay_at` of the update, on the device: only there it is known how many there were.
+        # 1 - `decay_at` of the update, on the device: only there the number of updates is known.
         weight = torch.full_like(self._updates, 1 - self.decay, dtype=torch.float32)
         if self.warm_up:
             weight = torch.maximum(weight, 9 / (10 + self._updates))
@@ -44,7 +44,7 @@ class Ema:
 
     @contextmanager
     def applied(self) -> Iterator[None]:
-        """The parameters hold the averages inside the block and their own values again after it."""
+        """Swaps the averages into the parameters inside the block, and restores the raw values after it."""
         own = {name: p.detach().clone() for name, p in self._parameters.items()}
         try:
             copy_into(self._parameters, self.averages)

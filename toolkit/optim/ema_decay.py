@@ -1,4 +1,4 @@
-"""How fast the moving average forgets; arithmetic that the printed plan needs too. Imports no torch."""
+"""The EMA decay; the printed plan uses it too. Imports no torch."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def decay_at(update: int, decay: float, warm_up: bool) -> float:
 
 
 def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
-    """Share in [0, 1] that the untrained start still has in the average after `updates` updates."""
+    """Weight in [0, 1] of the initial parameters in the average after `updates` updates."""
     share = 1.0
     for update in range(1, updates + 1):
         share *= decay_at(update, decay, warm_up)

@@ -1,4 +1,4 @@
-"""Which weights learn at which rate: `train.lr_groups` and LoRA+. Pure; imports no torch."""
+"""Parameter groups by learning rate: `train.lr_groups` and LoRA+. Pure; imports no torch."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ SHOWN = 3
 
 @dataclass(frozen=True)
 class LrGroup:
-    """Weights that learn at one rate."""
+    """Parameters with one learning rate."""
 
     name: str
     lr: float
-    """Base learning rate; the schedule gives a factor of it."""
+    """Base learning rate; the schedule multiplies it."""
 
     weights: tuple[str, ...]
 

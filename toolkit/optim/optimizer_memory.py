@@ -1,4 +1,4 @@
-"""How many bytes an optimizer keeps beside the weights, by its name. Imports no torch: plans count with it.
+"""Bytes of optimizer state, by the optimizer's name. Imports no torch: the memory estimate uses it.
 
 Source of each: the tensors that the class puts into its state in its first step (torch.optim, transformers'
 optimization.py, prodigyopt's prodigy.py, schedulefree's adamw_schedulefree.py, bitsandbytes' optimizer.py and

@@ -18,7 +18,7 @@ GROUPS = "param_groups"
 """First part of the names of state that belongs to all parameters; no parameter is called that."""
 
 FUSED_DEVICES = {"cpu", "cuda"}
-"""Where torch's fused Adam is known to heed the flag of `guarded.step_if`."""
+"""Devices where torch's fused Adam supports the flag of `skip_step.step_if`."""
 
 ParameterGroups = Mapping[str, Iterable[nn.Parameter]]
 
@@ -56,9 +56,7 @@ def build_optimizer(
 
 
 def _fused(found: type[Optimizer], groups: Sequence[Iterable[nn.Parameter]], given: Mapping[str, Any]) -> dict:
-    """The argument for torch's one-kernel step: faster, and it can leave a step out by itself
-    (`run_with_exit_code`).
-    """
+    """The argument for torch's fused step: faster, and it can skip a step on the device (`skip_step.step_if`)."""
     devices = {parameter.device.type for group in groups for parameter in group}
     chosen = given.keys() & {"fused", "foreach", "capturable", "differentiable"}
     return {"fused": True} if found in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen else {}
@@ -76,7 +74,7 @@ class Averaging(AnyOptimizer, Protocol):
 
 
 def has_eval_mode(optimizer: AnyOptimizer) -> TypeGuard[Averaging]:
-    """Whether the optimizer trains at one point and means another one, its average, to be used."""
+    """Whether the optimizer has separate train and eval weights (schedule-free)."""
     return callable(getattr(optimizer, "eval", None)) and callable(getattr(optimizer, "train", None))
 
 
@@ -149,7 +147,7 @@ def load_state_tensors(
         place[entry] = value
     optimizer.load_state_dict({"state": state, GROUPS: optimizer.state_dict()[GROUPS]})
     for index, group in enumerate(optimizer.param_groups):
-        # A group that is new to the state goes on where the first one stands.
+        # A group that the saved state does not have continues with the values of the first one.
         group.update(counted.get(index, counted.get(0, {})))
 
 

@@ -1,4 +1,4 @@
-"""Stepping one parameter of an optimizer at a time, with the state that a step of all would have left."""
+"""Steps one parameter of an optimizer at a time, with the same state as after a step of all."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from torch.optim import Optimizer
 class PerParameterStepper:
     """Steps single parameters of an optimizer whose step of a parameter depends on nothing but that parameter.
 
-    For the time of a step the optimizer is shown one parameter only, so its state stays in one place and is saved as
-    ever.
+    During a step the optimizer has one parameter only. Its state stays in place and is saved as usual.
     """
 
     def __init__(self, optimizer: Optimizer) -> None:

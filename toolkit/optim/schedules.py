@@ -248,7 +248,7 @@ class Plateau:
         return {"ratio": self._ratio, "best": best, "bad": self._bad, "cooling": self._cooling}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Goes on from a `state_dict`."""
+        """Restores a `state_dict`."""
         self._ratio, self._bad, self._cooling = state["ratio"], state["bad"], state["cooling"]
         self._best = math.inf if state["best"] is None else state["best"]
 

@@ -1,4 +1,4 @@
-"""Optimizer steps that are taken or not by a flag on the device, without the host waiting to know it."""
+"""Optimizer steps that are skipped by a flag on the device, without the host waiting for it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch.optim import Adam, AdamW
 
 
 class AnyOptimizer(Protocol):
-    """What the program asks of an optimizer: `torch.optim.Optimizer` has it, and what steps in its place."""
+    """The interface of an optimizer, as `torch.optim.Optimizer` has it."""
 
     @property
     def param_groups(self) -> list[dict[str, Any]]: ...
@@ -27,11 +27,11 @@ class AnyOptimizer(Protocol):
 
 
 HAS_FOUND_INF = (Adam, AdamW)
-"""Optimizers whose fused form guards itself."""
+"""Optimizers whose fused implementation supports `found_inf`."""
 
 
 def supports_found_inf(optimizer: AnyOptimizer) -> TypeGuard[Adam]:
-    """Whether the optimizer can leave a step out without the host knowing of it.
+    """Whether the optimizer can skip a step without the host waiting for the flag.
 
     torch's fused Adam and AdamW do, by the `found_inf` that `torch.amp.GradScaler` gives them: their kernel returns
     before it changes anything, and the step count is taken back. (Fused SGD would leave its first momentum unset.)
@@ -41,9 +41,9 @@ def supports_found_inf(optimizer: AnyOptimizer) -> TypeGuard[Adam]:
 
 
 def step_if(optimizer: AnyOptimizer, step_ok: Tensor) -> None:
-    """`optimizer.step()` where `taken` (0-dim bool); elsewhere parameters and state stay as they are, bit for bit.
+    """`optimizer.step()` where `step_ok` (0-dim bool); else parameters and state stay as they are, bit for bit.
 
-    For an optimizer that does not guard itself the host waits here until the device knows `taken`.
+    Without `found_inf` support the host waits here for the flag.
     """
     if supports_found_inf(optimizer):
         optimizer.found_inf = step_ok.logical_not().float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it

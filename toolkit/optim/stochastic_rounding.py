@@ -88,11 +88,11 @@ class StochasticRoundingOptimizer:
                 self.step_one(parameter)
 
     def zero_grad(self, set_to_none: bool = True) -> None:
-        """Lets all gradients go."""
+        """Frees all gradients."""
         for parameter in self._stand_ins:
             parameter.grad = None
 
-    # ------------------------------------------------------------ what others ask of an optimizer
+    # ------------------------------------------------------------ the rest of the optimizer interface
 
     @property
     def param_groups(self) -> list[dict[str, Any]]:

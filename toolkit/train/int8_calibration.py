@@ -48,19 +48,19 @@ def calibrate_int8(
     layers: Sequence[RowwiseQuantized],
     batch: LatentBatch,
     noise_BCHW: Tensor,
-    run_on_rank0_and_broadcast: Callable[[Callable[[], Errors]], Errors] = lambda compute: compute(),
+    from_first: Callable[[Callable[[], Errors]], Errors] = lambda compute: compute(),
     compiled: bool = False,
 ) -> Errors:
     """Runs the batch forward and backward through the model and sets the int8 matmuls of each layer.
 
-    run_on_rank0_and_broadcast: `ProcessGroup.run_on_rank0_and_broadcast`. compiled: blocks are compiled, so few
+    from_first: `ProcessGroup.run_on_rank0_and_broadcast`. compiled: blocks are compiled, so few
     different choices per block are wanted. Returns the errors by layer.
     """
     model.prefetch_timesteps(LEVELS)
     with network.disabled(), observe_errors(layers) as observed, torch.compiler.set_stance("force_eager"):
         for timestep in LEVELS:
             _pass(model, batch, noise_BCHW, timestep)
-    errors = run_on_rank0_and_broadcast(lambda: errors_to_host(observed))
+    errors = from_first(lambda: errors_to_host(observed))
     if compiled:
         choose_with_few_patterns(layers, errors, model.blocks())
     else:

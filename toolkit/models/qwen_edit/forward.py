@@ -28,17 +28,17 @@ ImageShape = tuple[int, int, int]
 
 @dataclass(frozen=True)
 class BlockConditioning:
-    """What every block is given besides the two streams."""
+    """Inputs of every block besides the two streams."""
 
     temb_BD: Tensor
-    """Embedding of the noise level; [2B, D] where references have a level of their own (`zero_cond_t`)."""
+    """Timestep embedding; [2B, D] where control images have their own timestep (`zero_cond_t`)."""
 
     rotary: tuple[Tensor, Tensor]
     levels: tuple[float, ...]
-    """The noise level of each row of `temb_BD`."""
+    """The timestep of each row of `temb_BD`."""
 
     modulate_index_BS: Tensor | None = None
-    """With `zero_cond_t`: 0 for tokens of the target, 1 for those of references."""
+    """With `zero_cond_t`: 0 for tokens of the target, 1 for those of control images."""
 
 
 ImageTextStreams = tuple[Tensor, Tensor]
@@ -49,7 +49,7 @@ RunIndexed = Callable[[int, nn.Module, ImageTextStreams, BlockConditioning], Ima
 
 
 def compose_wrappers(wrappers: Sequence[BlockWrapper]) -> RunIndexed:
-    """Runs a block within these, the first one innermost. They see tensors alone: no levels, no index."""
+    """Runs a block in these wrappers, the first one innermost. They get tensors only: no timesteps, no index."""
     run: BlockForward = _on_tensors
     for wrapper in wrappers:
         run = wrapper(run)
@@ -72,7 +72,7 @@ def _on_tensors(
     text_rotary: Tensor,
     which_BS: Tensor | None,
 ) -> ImageTextStreams:
-    """The block as it is."""
+    """Calls the block."""
     text_BLD, image_BSD = block(
         hidden_states=image_BSD,
         encoder_hidden_states=text_BLD,
@@ -116,7 +116,7 @@ def _conditions(
 ) -> BlockConditioning:
     count = len(levels)
     rotary = model.pos_embed([list(shapes)] * count, max_txt_seq_len=text_tokens, device=image_BSD.device)
-    # With `zero_cond_t` references are seen as images without noise. Made on the host: the levels are known there.
+    # With `zero_cond_t` control images have timestep 0. Created on the CPU, where the timesteps are known.
     t = torch.tensor([*levels, *[0.0] * (count * model.zero_cond_t)], dtype=image_BSD.dtype)
     conditions = BlockConditioning(
         model.time_text_embed(to_device(t, image_BSD.device), image_BSD), rotary, tuple(t.tolist())

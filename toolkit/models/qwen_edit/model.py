@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 class QwenEditModel(DiffusionModel):
-    """One Qwen-Image-Edit model folder; see `DiffusionModel` for what the methods promise."""
+    """A Qwen-Image-Edit model folder; see `DiffusionModel` for the methods."""
 
     family = FAMILY
 
@@ -78,12 +78,12 @@ class QwenEditModel(DiffusionModel):
             raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
 
     def _on_device(self, name: str) -> Any:
-        """An encoder where the work is done; with `low_vram` the others leave the device first."""
+        """An encoder on the device; with `low_vram` the others are moved to the CPU first."""
         self._clear_device(keep=name)
         return self._part(name).to(self.options.device)
 
     def _clear_device(self, keep: str | None = None) -> None:
-        """With `low_vram`, moves the encoders that are not at work to the CPU."""
+        """With `low_vram`, moves the encoders except `keep` to the CPU."""
         if self.options.low_vram:
             for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep}:
                 self._parts[name].to("cpu")
@@ -155,7 +155,7 @@ class QwenEditModel(DiffusionModel):
         if guidance_B is not None:
             raise ValueError(f"{self.family.title} has no guidance input")
         self._clear_device()
-        # Items of unlike shapes have positions of their own; texts of unlike lengths would need an attention mask.
+        # Items of different shapes have different positions; texts of different lengths would need an attention mask.
         groups: dict[tuple, list[int]] = defaultdict(list)
         for row, latents in enumerate(references):
             groups[prompts.lengths[row], *image_shapes(latents)].append(row)
@@ -176,7 +176,7 @@ class QwenEditModel(DiffusionModel):
         prompts: PromptEmbeds,
         references: Sequence[Sequence[Tensor]],
     ) -> Tensor:
-        """One forward for items that share the text length, the target size and every reference size."""
+        """One forward pass for items with the same text length, target size and control image sizes."""
         height, width = x_t_BCHW.shape[-2:]
         target_BSP = pack(self._to_model(x_t_BCHW))
         slots = [self._to_model(torch.stack(slot_B)) for slot_B in zip(*references, strict=True)]

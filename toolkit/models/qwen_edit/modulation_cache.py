@@ -1,11 +1,11 @@
-"""The frozen part of each block's modulation by noise level: a third of the model's weights leave the device.
+"""Caches the frozen part of each block's modulation per timestep, so that a third of the weights can stay on the CPU.
 
-`img_mod` and `txt_mod` see nothing but the noise level, so their frozen output is a constant of it. The levels a run
-will draw are known ahead (`announce`); their outputs are computed there from weights that stay on the host. A level
-nobody announced is computed when it is asked for: slower, and the same.
+`img_mod` and `txt_mod` depend on the timestep only, so their frozen outputs can be cached. The timesteps of a run are
+known in advance (`prefetch_timesteps`); their outputs are computed from weights in CPU memory. A timestep that was not
+prefetched is computed on use: slower, with the same result.
 
-A row is always computed among `CHUNK` rows, so that its bits do not depend on the company it is in. Against a product
-of one row they differ by rounding.
+Rows are always computed in chunks of `CHUNK`, so that their bits do not depend on the other rows. They differ from a
+matmul of a single row by rounding.
 
 Shape suffixes: B batch rows, D model width, M = 12 D both modulations of a block, N rows computed together.
 """
@@ -32,11 +32,11 @@ CHUNK = 64
 
 
 class ModulationCacheUnsupportedError(Exception):
-    """Why the modulation of this model cannot come from a table."""
+    """Why the modulation of this model cannot be cached."""
 
 
 class Modulation(nn.Module):
-    """In the place of `img_mod` or `txt_mod`: its rows come with the embedding, what an adapter adds is computed."""
+    """Replaces `img_mod` or `txt_mod`: cached rows come with the embedding, an adapter's delta is computed."""
 
     adapter: Any
     """The layer that adapts the frozen one (`toolkit.networks.adapter.AdapterLinear`), or None."""
@@ -59,13 +59,12 @@ class Modulation(nn.Module):
 
 
 class ModulationCache:
-    """Rows of both modulations of every block, for the noise levels that were announced or asked for."""
+    """Outputs of both modulations of every block, for prefetched and used timesteps."""
 
     def __init__(self, model: QwenImageTransformer2DModel, device: torch.device, dtype: torch.dtype) -> None:
-        """Takes the frozen layers out of `model`, whose adapters are attached by now.
+        """Moves the frozen modulation layers of `model` to the CPU; its adapters have to be attached.
 
-        Raises ModulationCacheUnsupportedError, with nothing changed, where the output depends on more than the noise
-        level.
+        Raises ModulationCacheUnsupportedError, with nothing changed, where the output depends on more than that.
         """
         check_modulation_frozen(model)
         self._model = model
@@ -75,7 +74,7 @@ class ModulationCache:
         """Level in the model's dtype -> its rows [M] of each block; the one used longest ago first."""
 
     def _take(self, block: nn.Module, stream: int) -> nn.Module:
-        """The frozen layer of one stream, which from now on is kept on the host alone."""
+        """Replaces the layer of one stream; returns its frozen layer, moved to the CPU."""
         layer = getattr(block, TABULATED[stream])[1]
         adapter = layer if hasattr(layer, "base_layer") else None
         base = adapter.base_layer if adapter is not None else layer
@@ -87,7 +86,7 @@ class ModulationCache:
         return base.to("cpu")
 
     def prefetch_timesteps(self, levels: Iterable[float]) -> None:
-        """Computes what is missing for these levels, each in [0, 1]; the oldest others go when there are too many."""
+        """Computes missing outputs for these timesteps in [0, 1]; drops the least recently used others if necessary."""
         wanted = dict.fromkeys(torch.tensor(list(levels)).to(self._dtype).tolist())
         for level in wanted:
             if level in self._rows:
@@ -114,12 +113,12 @@ class ModulationCache:
         return layer if self._device.type == "cpu" else copy.deepcopy(layer).to(self._device)
 
     def with_modulation(self, index: int, conditions: BlockConditioning) -> BlockConditioning:
-        """The conditions of block `index`: behind the embedding of each level stand its rows."""
+        """The conditioning of block `index`, with the cached rows appended to the timestep embedding."""
         rows_BM = torch.stack([self._rows[level][index] for level in conditions.levels])
         return replace(conditions, temb_BD=torch.cat([conditions.temb_BD, rows_BM], dim=1))
 
     def wrap(self, run: RunIndexed) -> RunIndexed:
-        """`run`, given the rows of each block."""
+        """`run` with the cached rows of each block."""
 
         def run_with_rows(
             index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
@@ -136,9 +135,7 @@ class ModulationCache:
 
 
 def check_modulation_frozen(model: QwenImageTransformer2DModel) -> None:
-    """Raises ModulationCacheUnsupportedError when something is trained that makes the modulation more than a
-    constant of the level.
-    """
+    """Raises ModulationCacheUnsupportedError when a trained parameter changes the frozen part of the modulation."""
     if any(p.requires_grad for p in model.time_text_embed.parameters()):
         raise ModulationCacheUnsupportedError("the embedding of the noise level is trained")
     for block in model.transformer_blocks:
