@@ -104,12 +104,12 @@ class DrawnEncoders(QwenEditModel):
     def reference_size(self, image: Size, target: Size) -> Size:
         return target
 
-    def _load(self, name: str) -> object:
+    def load_part(self, name: str) -> object:
         if name == "vae":
             return self._vae()
         if name == "text_encoder":
             return self._text_encoder()
-        return super()._load(name)
+        return super().load_part(name)
 
     def _vae(self) -> AutoencoderKLQwenImage:
         own = {} if self._published else AutoencoderKLQwenImage.load_config(self.options.folder / "vae")

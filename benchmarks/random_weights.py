@@ -70,10 +70,10 @@ class RandomWeightsModel(EncoderlessModel):
         fields = json.loads((options.folder / _SIZE).read_text(encoding="utf-8"))
         super().__init__(options, ModelSize(**fields))
 
-    def _load(self, name: str) -> object:
+    def load_part(self, name: str) -> object:
         device = torch.device("cpu") if self.options.low_vram else self.options.device
         with mock.patch.object(loading, "ShardReader", partial(DrawnWeights, device=device)):
-            return super()._load(name)
+            return super().load_part(name)
 
 
 @contextmanager

@@ -39,7 +39,7 @@ from toolkit.distributed import ProcessGroup
 from toolkit.interfaces import BatchSpec, PromptEmbeds
 from toolkit.memory import block_runner, quantized_weight
 from toolkit.memory.activation_offload import ActivationOffload
-from toolkit.memory.block_swap import _HostBlock
+from toolkit.memory.block_swap import HostBlock
 from toolkit.memory.quantize import quantizer
 from toolkit.models.load_options import ModelLoadOptions
 from toolkit.models.qwen_edit import loading
@@ -135,8 +135,8 @@ def load_model(section: SdTrainerConfig, size: ModelSize) -> EncoderlessModel:
 def fill_table(model: EncoderlessModel) -> None:
     """Noise levels are looked up by their numbers, which a list of fake ones does not have: straight to the rows."""
     levels = [place / LEVELS for place in range(LEVELS)]
-    for begin in range(0, LEVELS, CHUNK) if model._table else ():
-        model._table._compute(levels[begin : begin + CHUNK])
+    for begin in range(0, LEVELS, CHUNK) if model.modulation_cache else ():
+        model.modulation_cache.compute(levels[begin : begin + CHUNK])
 
 
 def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatch:
@@ -164,8 +164,8 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
         (loading, "ShardReader"): partial(SizesOfWeights, live),
         (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
-        (ModulationCache, "_on_device"): copied_to_device,
-        (_HostBlock, "__init__"): waiting_on_host(live, _HostBlock.__init__),
+        (ModulationCache, "on_device"): copied_to_device,
+        (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
         (block_runner, "is_faster"): lambda *_: False,  # the kernel that CPUs have
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
@@ -206,7 +206,7 @@ def empty_model(from_config: Callable[..., nn.Module]) -> Callable[..., nn.Modul
 def waiting_on_host(live: LiveBytes, init: Callable[..., None]) -> Callable[..., None]:
     """A swapped block's weights are in the CPU memory, and what of it is trained is not."""
 
-    def init_there(waiting: _HostBlock, block: nn.Module, device: torch.device) -> None:
+    def init_there(waiting: HostBlock, block: nn.Module, device: torch.device) -> None:
         init(waiting, block, device)
         live.move([waiting.memory], to_host=True)
         live.move([p for p in block.parameters() if p.requires_grad], to_host=False)
@@ -256,7 +256,7 @@ def flash_backward(grad: Tensor, query_BHSD: Tensor, *_: Any, **__: Any) -> int:
 
 
 FOLLOWED = {
-    quantized_weight.frozen_product: quantized_weight._product,
+    quantized_weight.frozen_product: quantized_weight.eager_product,
     torch.ops.quanto.quantize_symmetric.default: symmetric,
     torch.ops.quanto.quantize_affine.default: affine,
 }

@@ -392,6 +392,17 @@ def test_each_test_file_is_named_after_what_it_tests() -> None:
     assert [name for name in WITHOUT_MIRROR if not (ROOT / name).is_file()] == []
 
 
+def private_names(text: str) -> list[str]:
+    """Names of ours with a leading underscore that a file imports."""
+    named = (name.split(".") for name in imports("benchmarks/x.py", text))
+    return [".".join(parts) for parts in named if parts[0] in OWN and parts[-1].startswith("_")]
+
+
+def test_benches_use_public_names() -> None:
+    assert private_names("from toolkit.a import _b\nfrom torch import _c") == ["toolkit.a._b"]
+    assert {name: private_names(source(name)) for name in tracked("benchmarks") if private_names(source(name))} == {}
+
+
 def test_no_file_is_a_drawer_for_odds_and_ends() -> None:
     drawers = {"util", "utils", "helper", "helpers", "misc", "common", "tools"}
     assert [name for name in tracked() if Path(name).stem.strip("_") in drawers] == []

@@ -44,7 +44,7 @@ class _BlockTensors:
         self.tensor.data = memory[self.begin : self.end].view(self.dtype).view(self.shape)
 
 
-class _HostBlock:
+class HostBlock:
     """A block whose frozen weights are in CPU memory, in one contiguous buffer."""
 
     def __init__(self, block: nn.Module, device: torch.device) -> None:
@@ -91,7 +91,7 @@ class BlockSwap:
     def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
         """blocks: the swapped blocks, in order, with the network attached. Moves their frozen weights to the CPU."""
         self._device = device
-        self._waiting = [_HostBlock(block, device) for block in blocks]
+        self._waiting = [HostBlock(block, device) for block in blocks]
         self._place_of = {block: place for place, block in enumerate(blocks)}
         size = max(len(host_block.memory) for host_block in self._waiting)
         self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]

@@ -74,11 +74,12 @@ _products.define("frozen_product(Tensor x_MI, int weight, Tensor? bias) -> Tenso
 _in_use: WeakValueDictionary[int, QuantizedWeight] = WeakValueDictionary()
 
 
-def _product(x_MI: Tensor, weight: int, bias_O: Tensor | None) -> Tensor:
+def eager_product(x_MI: Tensor, weight: int, bias_O: Tensor | None) -> Tensor:
+    """What `frozen_product` computes."""
     return _in_use[weight].matmul(x_MI, bias_O)
 
 
-_products.impl("frozen_product", _product, "CompositeExplicitAutograd")
+_products.impl("frozen_product", eager_product, "CompositeExplicitAutograd")
 
 frozen_product = torch.ops.atelier.frozen_product.default
 """`matmul` as one operation, so that selective checkpointing can keep its result; weights are passed by their `id`."""

@@ -49,7 +49,7 @@ class QwenEditModel(DiffusionModel):
         self.options = options
         self._parts: dict[str, Any] = {}
         self.wrap_blocks(())
-        self._table: ModulationCache | None = None
+        self.modulation_cache: ModulationCache | None = None
 
     # ------------------------------------------------------------ parts, loaded on first use
 
@@ -59,10 +59,11 @@ class QwenEditModel(DiffusionModel):
 
     def _part(self, name: str) -> Any:
         if name not in self._parts:
-            self._parts[name] = self._load(name)
+            self._parts[name] = self.load_part(name)
         return self._parts[name]
 
-    def _load(self, name: str) -> object:
+    def load_part(self, name: str) -> object:
+        """A part of the model folder, read anew. Raises RunError where that fails."""
         o = self.options
         try:
             if name == "transformer":
@@ -183,7 +184,7 @@ class QwenEditModel(DiffusionModel):
         tokens_BSP = torch.cat([target_BSP, *map(pack, slots)], dim=1)
         velocity_BSP = forward(
             self.network_module,
-            self._table.wrap(run) if self._table else run,
+            self.modulation_cache.wrap(run) if self.modulation_cache else run,
             tokens_BSP,
             t_B.tolist(),
             self._to_model(prompts.embeds_BLD),
@@ -199,7 +200,7 @@ class QwenEditModel(DiffusionModel):
         if not self.options.modulation_table:
             return None
         try:
-            self._table = ModulationCache(self.network_module, self.options.device, self.options.dtype)
+            self.modulation_cache = ModulationCache(self.network_module, self.options.device, self.options.dtype)
         except ModulationCacheUnsupportedError as reason:
             for index, block in enumerate(self.blocks()):
                 if index not in self.options.cpu_blocks:
@@ -208,8 +209,8 @@ class QwenEditModel(DiffusionModel):
         return None
 
     def prefetch_timesteps(self, levels: Iterable[float]) -> None:
-        if self._table:
-            self._table.prefetch_timesteps(levels)
+        if self.modulation_cache:
+            self.modulation_cache.prefetch_timesteps(levels)
 
     def sampling_level(self, t_B: Tensor) -> Tensor:
         """1000 t rounded to the compute dtype, and divided there.

@@ -93,23 +93,25 @@ class ModulationCache:
                 self._rows[level] = self._rows.pop(level)
         missing = [level for level in wanted if level not in self._rows]
         for begin in range(0, len(missing), CHUNK):
-            self._compute(missing[begin : begin + CHUNK])
+            self.compute(missing[begin : begin + CHUNK])
         for level in [level for level in self._rows if level not in wanted][: max(0, len(self._rows) - MOST_ROWS)]:
             del self._rows[level]
 
     @torch.no_grad()
-    def _compute(self, levels: Sequence[float]) -> None:
+    def compute(self, levels: Sequence[float]) -> None:
+        """Caches the rows of at most CHUNK noise levels."""
         padded = [*levels, *[0.0] * (CHUNK - len(levels))]
         t_N = torch.tensor(padded, dtype=self._dtype, device=self._device)
         embedded_ND = silu(self._model.time_text_embed(t_N, t_N))  # of its second argument only the dtype is used
         for level in levels:
             self._rows[level] = []
         for layers in self._layers:
-            rows_NM = torch.cat([self._on_device(layer)(embedded_ND) for layer in layers], dim=1)
+            rows_NM = torch.cat([self.on_device(layer)(embedded_ND) for layer in layers], dim=1)
             for place, level in enumerate(levels):
                 self._rows[level].append(rows_NM[place].clone())  # a view would keep the whole chunk
 
-    def _on_device(self, layer: nn.Module) -> nn.Module:
+    def on_device(self, layer: nn.Module) -> nn.Module:
+        """A copy of a layer from the host; on the CPU the layer itself."""
         return layer if self._device.type == "cpu" else copy.deepcopy(layer).to(self._device)
 
     def with_modulation(self, index: int, conditions: BlockConditioning) -> BlockConditioning:

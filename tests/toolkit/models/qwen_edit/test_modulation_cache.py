@@ -74,7 +74,7 @@ def test_references_with_a_level_of_their_own_have_their_own_row(tiny_model: Pat
     with torch.no_grad():
         expected, found = (model.predict_velocity(*step) for model in adapters)
     assert relative(found, expected) < 2e-6
-    assert sorted(adapters[1]._table._rows) == pytest.approx([0.0, 0.3, 0.8125])
+    assert sorted(adapters[1].modulation_cache._rows) == pytest.approx([0.0, 0.3, 0.8125])
 
 
 def test_its_weights_are_no_longer_part_of_the_model(tiny_model: Path) -> None:
@@ -103,19 +103,19 @@ def test_announced_levels_are_computed_once_and_old_ones_leave(tiny_model: Path,
     model = open_tiny(tiny_model, match_target_res=True, modulation_table=True)
     assert model.enable_modulation_cache() is None
     computed: list[float] = []
-    compute = ModulationCache._compute
+    compute = ModulationCache.compute
 
     def counting(table, levels) -> None:
         computed.extend(levels)
         compute(table, levels)
 
-    monkeypatch.setattr(ModulationCache, "_compute", counting)
+    monkeypatch.setattr(ModulationCache, "compute", counting)
     model.prefetch_timesteps(LEVELS)
     model.predict_velocity(*step)
     assert sorted(computed) == pytest.approx([0.3, 0.8125])
     model.prefetch_timesteps([0.8125, *(place / 1000 for place in range(MOST_ROWS))])
-    assert len(model._table._rows) == MOST_ROWS + 1  # never fewer than were announced at once
-    assert 0.8125 in model._table._rows and float(torch.tensor(0.3)) not in model._table._rows
+    assert len(model.modulation_cache._rows) == MOST_ROWS + 1  # never fewer than were announced at once
+    assert 0.8125 in model.modulation_cache._rows and float(torch.tensor(0.3)) not in model.modulation_cache._rows
 
 
 @pytest.mark.parametrize("what", ["dora", "whole model", "time embedding"])
