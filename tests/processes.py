@@ -32,7 +32,7 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
 
 
 def in_processes(size: int, work: Callable[..., Any], *arguments: Any, minutes: float = 1) -> list[Any]:
-    """What `work(team, *arguments)` returns in each of `size` processes, or the error it raises; by rank.
+    """What `work(process_group, *arguments)` returns in each of `size` processes, or the error it raises; by rank.
 
     A process that dies without a word gives None. minutes: how long one exchange may take.
     """

@@ -157,12 +157,12 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
     def _block_sharding(self, device: torch.device) -> BlockTransform | None:
         if not self._is_sharded:
             return None
-        return shard_block_fn(device, self._dtype, self.team.world_size, self.team.run_collective)
+        return shard_block_fn(device, self._dtype, self.process_group.world_size, self.process_group.run_collective)
 
     @property
     def _is_sharded(self) -> bool:
         """Whether the model is sharded over the ranks."""
-        return self.section.train.parallel == "fsdp" and not self.team.is_single_process
+        return self.section.train.parallel == "fsdp" and not self.process_group.is_single_process
 
     @property
     def _dtype(self) -> torch.dtype:
@@ -178,17 +178,19 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _encode(self, setup: Setup[SdData], model: DiffusionModel, stores: CacheStores) -> EncodedDataset:
         items, of_sample = setup.data.items, stores.of_samples(self.section)
-        if not self.team.is_single_process:  # each rank encodes its share first; the cache on disk is then complete
-            share = items[self.team.rank :: self.team.world_size]
+        if (
+            not self.process_group.is_single_process
+        ):  # each rank encodes its share first; the cache on disk is then complete
+            share = items[self.process_group.rank :: self.process_group.world_size]
             encode_items(share, model, of_sample, self._dtype, setup.progress)
-            self.team.all_gather_object("encoded")
+            self.process_group.all_gather_object("encoded")
         dataset = encode_items(items, model, of_sample, self._dtype, setup.progress)
         setup.status.finish(f"latents and text embeddings of {len(items)} items are ready")
         return dataset
 
     def _validator(self, setup: Setup[SdData], model: DiffusionModel, stores: CacheStores) -> Validator | None:
         validation_split, settings = setup.data.validation_split, self.section.validation
-        if not validation_split or settings is None or not self.team.is_main_process:
+        if not validation_split or settings is None or not self.process_group.is_main_process:
             return None
         of_sample = stores.of_samples(self.section) if validation_split.from_training else lambda _: stores.on_disk
         dataset = encode_items(validation_split.items, model, of_sample, self._dtype, setup.progress)
@@ -197,13 +199,13 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _rank0_model(self, model: DiffusionModel) -> Callable[..., Tensor]:
         """The forward pass of the model in work that only rank 0 does."""
-        return leading(model, self.team) if self._is_sharded else model.predict_velocity
+        return leading(model, self.process_group) if self._is_sharded else model.predict_velocity
 
     def _sampler(
         self, setup: Setup[SdData], model: DiffusionModel, dataset: EncodedDataset, stores: CacheStores
     ) -> Sampler | None:
         prompts = self._sample_prompts()
-        if not prompts or self.section.train.disable_sampling or not self.team.is_main_process:
+        if not prompts or self.section.train.disable_sampling or not self.process_group.is_main_process:
             return None
         sampler = Sampler(model, prompts, dataset.encoder, stores.on_disk, self._rank0_model(model))
         sampler.encode(setup.progress)
@@ -239,8 +241,8 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             enable_forward_prefetch(diffusion_model.blocks())
         block_runner = build_block_runner(self.section, diffusion_model, setup.device)
         sharded = network.sharded_params()
-        self.team.broadcast([p for name, p in network.parameters().items() if name not in sharded])
-        roles = build_roles(self.section, network, setup.plan.optimizer_steps, setup.seed, self.team)
+        self.process_group.broadcast([p for name, p in network.parameters().items() if name not in sharded])
+        roles = build_roles(self.section, network, setup.plan.optimizer_steps, setup.seed, self.process_group)
         return SdAttached(roles, network, block_runner)
 
     def weights_writer(self, setup: Setup[SdData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
@@ -290,14 +292,14 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
         uses = sum(item.sample.repeats for item in items)
         step = FlowMatchingStep(diffusion_model, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
-        if self.team.is_single_process:
+        if self.process_group.is_single_process:
             event = EventLog(self.save_root / EVENTS).add
             run.callbacks = [
                 *run.callbacks,
                 *memory_callback(self.section, items, lambda: block_runner.level, setup.device, event),
             ]
         if run.state.step < run.steps:
-            splits = splits_per_micro_batch(run.grad_accum_steps, self.team.world_size)
+            splits = splits_per_micro_batch(run.grad_accum_steps, self.process_group.world_size)
             own = (split_spec(spec, splits)[-1] for spec in batches_of_epoch(run.state.epoch))
             largest = max(own, key=partial(_cost, items, diffusion_model))
             batch = loader.load(largest)
@@ -307,7 +309,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 first_batch = loader.load(first_sample_spec(batches_of_epoch(0)))
                 return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
-            choose_w8a8_layers(self.section, diffusion_model, network, setup.device, first, self.team)
+            choose_w8a8_layers(self.section, diffusion_model, network, setup.device, first, self.process_group)
             existing_state_bytes = sum(role.state_bytes for role in run.roles.values())
             choose_checkpointing_level(
                 block_runner,
@@ -316,7 +318,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 network,
                 batch,
                 existing_state_bytes,
-                self.team.all_gather_object,
+                self.process_group.all_gather_object,
             )
             # With a sharded model no rank may repeat a pass alone.
             if line := try_largest_batch(

@@ -30,7 +30,7 @@ from toolkit.log import StatusLine, tee_output
 from toolkit.signals import StopRequest
 from toolkit.train.callbacks.early_stopping import stop_reason
 from toolkit.train.callbacks.save import PrepareNetwork
-from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_hooks
+from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_callbacks
 from toolkit.train.callbacks.status import is_finished, recorded_end
 from toolkit.train.checkpoint_state import saved_seed
 from toolkit.train.checkpoint_store import checkpoint_dir, read_checkpoint_json, remove_partial_writes, step_of
@@ -101,20 +101,22 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             plan = self.make_plan(data)
             request.check()
             with self.own_folder():
-                checkpoint = self.team.run_on_rank0_and_broadcast(self.choose_checkpoint)
+                checkpoint = self.process_group.run_on_rank0_and_broadcast(self.choose_checkpoint)
                 with self.copied_output():
                     logger.info(plan.render())
-                    if not self.team.run_on_rank0_and_broadcast(lambda: self.is_complete(checkpoint, plan)):
+                    if not self.process_group.run_on_rank0_and_broadcast(lambda: self.is_complete(checkpoint, plan)):
                         setup = self.set_up(data, plan, checkpoint, request)
                         with self.recorded_end():
                             model = self.open_model(setup)
                             encoded = self.encode(setup, model)
                             attached = self.attach(setup, model, encoded)
                             callbacks = (
-                                self.build_callbacks(setup, encoded, attached) if self.team.is_main_process else []
+                                self.build_callbacks(setup, encoded, attached)
+                                if self.process_group.is_main_process
+                                else []
                             )
                             run = self.build_run(setup, model, attached, callbacks)
-                            self.go_on(setup, run)
+                            self.load_checkpoint(setup, run)
                             self.fit(setup, run, model, encoded, attached)
                             self.end(run, request)
             request.check()
@@ -180,17 +182,17 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     # ------------------------------------------------------------ the steps
 
     @property
-    def team(self) -> ProcessGroup:
+    def process_group(self) -> ProcessGroup:
         """The process group of the run."""
         return self.job.process_group
 
     @contextmanager
     def own_folder(self) -> Iterator[None]:
         """Locks the run's folder (rank 0); an out-of-memory error inside becomes a RunError with advice."""
-        self.team.oom_hint = self.memory_advice()
+        self.process_group.oom_hint = self.memory_advice()
         with (
-            run_lock(self.save_root) if self.team.is_main_process else nullcontext(),
-            oom_as_run_error(self.team.oom_hint),
+            run_lock(self.save_root) if self.process_group.is_main_process else nullcontext(),
+            oom_as_run_error(self.process_group.oom_hint),
         ):
             yield
 
@@ -201,11 +203,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def copied_output(self) -> AbstractContextManager[Any]:
         """Copies the output to log.txt."""
-        return tee_output(self.save_root / run_files.LOG) if self.team.is_main_process else nullcontext()
+        return tee_output(self.save_root / run_files.LOG) if self.process_group.is_main_process else nullcontext()
 
     def recorded_end(self) -> AbstractContextManager[None]:
         """Writes into run.json how a run ended that fails before its callbacks run."""
-        return recorded_end(self.save_root, self.name) if self.team.is_main_process else nullcontext()
+        return recorded_end(self.save_root, self.name) if self.process_group.is_main_process else nullcontext()
 
     def is_complete(self, checkpoint: Path | None, plan: RunPlan) -> bool:
         """Whether nothing is left to do: all steps are done, or `stop_when` would end the run at this step again."""
@@ -222,7 +224,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
         Raises UserError where they do not match; the run is then unchanged.
         """
-        if self.team.is_main_process:
+        if self.process_group.is_main_process:
             self.refuse(data, plan)
         resumption = ResumePlan.of(
             checkpoint,
@@ -231,17 +233,17 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             self.job.options.allow_change,
             lambda revision: self.corrections(data, revision),
         )
-        self.team.assert_equal_across_ranks(dict(flatten_config(resumption.record["settings"])))
-        if self.team.is_main_process:
+        self.process_group.assert_equal_across_ranks(dict(flatten_config(resumption.record["settings"])))
+        if self.process_group.is_main_process:
             self.write_config()
             self.written_at_begin(data)
         seed = self._seed(checkpoint)
-        device = self.team.device(pick_device(self.section.device))
+        device = self.process_group.device(pick_device(self.section.device))
         return Setup(data, plan, resumption, seed, device, request, StatusLine())
 
     def _seed(self, checkpoint: Path | None) -> int:
         """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""
-        random_seed = self.team.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
+        random_seed = self.process_group.run_on_rank0_and_broadcast(lambda: secrets.randbelow(2**31 - 1) + 1)
         seed = self.training_seed or (saved_seed(checkpoint) if checkpoint else random_seed)
         logger.info(f"training_seed {seed}")
         return seed
@@ -250,7 +252,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """The callbacks of the run, in call order; only rank 0 has any."""
         status = StatusLine(every_s=0) if self.section.logging.log_every else setup.status
         reporting = Reporting.of(self.section, self.save_root, status)
-        return standard_hooks(
+        return standard_callbacks(
             self.section,
             reporting,
             self.weights_writer(setup, attached, reporting),
@@ -270,22 +272,22 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             batches_per_epoch=setup.plan.micro_batches_per_epoch,
             callbacks=callbacks,
             checkpoint_metadata=setup.resumption.record,
-            oom_hint=self.team.oom_hint,
+            oom_hint=self.process_group.oom_hint,
             loss_scaler=LossScaler(setup.device) if self.section.train.dtype == "float16" else None,
             metrics_sync_interval=metrics_sync_interval(setup.device),
-            process_group=self.team,
+            process_group=self.process_group,
             should_stop=lambda: setup.request.requested,
             log=log_of(callbacks),
         )
 
-    def go_on(self, setup: Setup[DataT], run: Run) -> None:
+    def load_checkpoint(self, setup: Setup[DataT], run: Run) -> None:
         """Loads the checkpoint into the run; from here on all ranks have the same state."""
         setup.resumption.apply(run)
-        self.team.assert_equal_across_ranks(_beginning(run))
+        self.process_group.assert_equal_across_ranks(_beginning(run))
 
     def end(self, run: Run, request: StopRequest) -> None:
         """Synchronises the stop reason; all ranks wait until rank 0 has saved."""
-        reports = self.team.all_gather_object((run.stop_reason, request.exit_code))
+        reports = self.process_group.all_gather_object((run.stop_reason, request.exit_code))
         run.stop_reason = next((reason for reason, _ in reports if reason), None)
         request.exit_code = next((code for _, code in reports if code is not None), None)
         if run.stop_reason:

@@ -97,7 +97,12 @@ def test_alone_what_is_collected_is_a_copy() -> None:
 
 
 def test_what_differs_is_named_with_its_process() -> None:
-    errors = in_processes(3, lambda team: team.assert_equal_across_ranks({"steps": 2, "the seed": 7 + team.rank // 2}))
+    errors = in_processes(
+        3,
+        lambda process_group: process_group.assert_equal_across_ranks(
+            {"steps": 2, "the seed": 7 + process_group.rank // 2}
+        ),
+    )
     assert all(isinstance(error, RunError) for error in errors)
     assert "the seed is not the same in all processes: 7 in process 0, 8 in process 2" in str(errors[0])
 

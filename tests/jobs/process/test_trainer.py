@@ -140,7 +140,8 @@ PROCESS = '''
 
         def attach(self, setup, model, encoded):
             steps, parameters = setup.plan.optimizer_steps, dict(model.named_parameters())
-            return Attached({"autoencoder": build_role(self.section.train, parameters, steps, setup.seed, self.team)})
+            role = build_role(self.section.train, parameters, steps, setup.seed, self.process_group)
+            return Attached({"autoencoder": role})
 
         def weights_writer(self, setup, attached, reporting):
             def prepare(run, step):

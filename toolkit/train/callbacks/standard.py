@@ -67,7 +67,7 @@ class Reporting:
         return cls(tracking, _fan_out([events.add, *(callback.event for callback in tracking)]), status)
 
 
-def standard_hooks(
+def standard_callbacks(
     section: TrainerConfig,
     reporting: Reporting,
     prepare_weights: PrepareNetwork,
