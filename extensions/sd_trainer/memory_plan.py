@@ -41,7 +41,7 @@ from toolkit.memory.estimate import (
     ENCODING,
     HOST_FRAGMENTATION,
     PROCESS_BASELINE,
-    PROGRAM_WITH_CUDA,
+    PROCESS_BASELINE_WITH_CUDA,
     MemoryEstimate,
     Phase,
 )
@@ -158,9 +158,13 @@ class _Estimator:
     def _phase(self, name: str, parts: _Usage) -> Phase:
         if self.on_gpu:
             device = {"context": CUDA_CONTEXT, **parts.device}
-            return Phase(name, _positive(device), _positive({"process baseline": PROGRAM_WITH_CUDA, **parts.host}))
+            return Phase(
+                name, _positive(device), _positive({"process baseline": PROCESS_BASELINE_WITH_CUDA, **parts.host})
+            )
         return Phase(
-            name, {}, _positive(Counter(program=PROCESS_BASELINE) + Counter(parts.device) + Counter(parts.host))
+            name,
+            {},
+            _positive(Counter({"process baseline": PROCESS_BASELINE}) + Counter(parts.device) + Counter(parts.host)),
         )
 
     # ------------------------------------------------------------ phases

@@ -20,7 +20,7 @@ CUDA_CONTEXT = int(0.7 * GB)
 PROCESS_BASELINE = int(0.44 * GB)
 """Bytes of the interpreter and the libraries with a CPU build of PyTorch; measured, see docs/memory.md."""
 
-PROGRAM_WITH_CUDA = int(2.5 * GB)
+PROCESS_BASELINE_WITH_CUDA = int(2.5 * GB)
 """The same with a CUDA build; an assumption."""
 
 HOST_FRAGMENTATION = 1.5
