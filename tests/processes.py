@@ -31,15 +31,18 @@ def environment(rank: int, size: int, port: int) -> dict[str, str]:
     }
 
 
-def in_processes(size: int, work: Callable[..., Any], *arguments: Any, minutes: float = 1) -> list[Any]:
+def in_processes(
+    size: int, work: Callable[..., Any], *arguments: Any, minutes: float = 1, connected: bool = True
+) -> list[Any]:
     """What `work(process_group, *arguments)` returns in each of `size` processes, or the error it raises; by rank.
 
     A process that dies without a word gives None. minutes: how long one exchange may take.
+    connected: False leaves them before they can exchange anything, as while a job is read.
     """
     fork, port = multiprocessing.get_context("fork"), free_port()
     pipes = [fork.Pipe(duplex=False) for _ in range(size)]
     started = [
-        fork.Process(target=_work, args=(rank, size, port, minutes, pipes[rank][1], work, arguments))
+        fork.Process(target=_work, args=(rank, size, port, minutes, connected, pipes[rank][1], work, arguments))
         for rank in range(size)
     ]
     for process in started:
@@ -65,12 +68,20 @@ def _received(receiver: Any) -> Any:
 
 
 def _work(
-    rank: int, size: int, port: int, minutes: float, sender: Any, work: Callable[..., Any], arguments: tuple
+    rank: int,
+    size: int,
+    port: int,
+    minutes: float,
+    connected: bool,
+    sender: Any,
+    work: Callable[..., Any],
+    arguments: tuple,
 ) -> None:
     os.environ.update(environment(rank, size, port))
     try:
         process_group = distributed.rendezvous_processes(read_distributed_env())
-        process_group.init_process_group(minutes)
+        if connected:
+            process_group.init_process_group(minutes)
         result = work(process_group, *arguments)
     except Exception as error:  # noqa: BLE001 - the test looks at it
         result = error

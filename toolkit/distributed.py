@@ -45,7 +45,7 @@ SHUTDOWN_GRACE_S = 10.0
 POLL_INTERVAL_S = 0.05
 """Seconds between two queries of the store."""
 
-_FAILURE, _LOST_PEERS, _READY, _REPORTED = "failure", "lost peers", "ready", "reported"
+_FAILURE, _LOST_PEERS, _READY, _REPORTED, _ENDED = "failure", "lost peers", "ready", "reported", "ended"
 
 
 class PeerFailedError(RunError):
@@ -71,6 +71,7 @@ class ProcessGroup:
         self.rank, self.world_size, self.local_rank = env.rank, env.size, env.local_rank
         self.is_main_process, self.is_single_process = env.is_main_process, env.is_single_process
         self._store = store
+        self._connected = False
         self._rank0_actions = 0
         self.on_command: Callable[[Any], None] | None = None
         """Handles a command that rank 0 broadcasts."""
@@ -96,6 +97,7 @@ class ProcessGroup:
             world_size=self.world_size,
             timeout=timeout,
         )
+        self._connected = True
 
     # ------------------------------------------------------------ collectives: all ranks call them in the same order
 
@@ -238,6 +240,7 @@ class ProcessGroup:
 
     def _end(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
         """Reports the error, or leaves that to another rank. Returns the exit code."""
+        self._store_call(lambda store: store.add(_ENDED, 1))
         if isinstance(error, PeerFailedError):
             reports = (
                 self.is_main_process
@@ -254,9 +257,22 @@ class ProcessGroup:
         if reports:
             code = report(error)
             self._store_call(lambda store: store.set(_REPORTED, "yes"))
+            if not self._connected and not stopped:
+                self._wait_for_other_ranks()
         elif not self._another_rank_reports():
             return report(error)
         return code
+
+    def _wait_for_other_ranks(self) -> None:
+        """Before the ranks are connected: keeps the store, which may be this rank's, until the others have read it.
+
+        A rank that is slower then finds the error that all find, such as a mistake in the config, already reported.
+        """
+        until = time.monotonic() + SHUTDOWN_GRACE_S
+        all_ended = False
+        while not all_ended and time.monotonic() < until:
+            all_ended = self._store_call(lambda store: store.add(_ENDED, 0) >= self.world_size, True) or False
+            time.sleep(POLL_INTERVAL_S)
 
     def _another_rank_reports(self) -> bool:
         """Waits for the rank that reports the error, so that the launcher does not kill it. Returns whether it did."""

@@ -15,6 +15,7 @@ import torch
 import torch.distributed as dist
 
 from tests.processes import in_processes
+from toolkit import distributed
 from toolkit.distributed import PeerFailedError, ProcessGroup
 from toolkit.errors import RunError, UserError
 from toolkit.sharded_param import RowShard
@@ -197,6 +198,27 @@ def test_a_mistake_that_all_find_is_shown_once() -> None:
     ends = in_processes(2, leave_together, [UserError("no such key"), UserError("no such key")])
     assert [code for code, _ in ends] == [2, 2]
     assert sorted(len(shown) for _, shown in ends) == [0, 1]
+
+
+def test_a_rank_that_finds_the_mistake_later_does_not_show_it_again() -> None:
+    """The store is in rank 0, and ends with it: it waits for the others, which read there that it has reported."""
+
+    def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
+        time.sleep(1.5 * process_group.rank)
+        return leave_together(process_group, [UserError("no such key")] * 2)
+
+    assert in_processes(2, work, connected=False) == [(2, ["no such key"]), (2, [])]
+
+
+def test_a_rank_that_is_killed_before_all_are_connected_is_not_waited_for_long(monkeypatch) -> None:
+    monkeypatch.setattr(distributed, "SHUTDOWN_GRACE_S", 0.5)
+
+    def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
+        if process_group.rank:
+            os._exit(1)
+        return leave_together(process_group, [UserError("no such key"), None])
+
+    assert in_processes(2, work, connected=False) == [(2, ["no such key"]), None]
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
