@@ -50,11 +50,11 @@ WEIGHTING_SCHEMES = {
     "mode": "none",
     "cosmap": "cosmap",
 }
-"""`train.weighting_scheme` -> function of `flow/weighting.py`. logit_normal and mode change what `timestep_type sigma`
+"""`train.weighting_scheme` -> function of `flow/loss.py`. logit_normal and mode change what `timestep_type sigma`
 samples, and weight all alike."""
 
 LOSS_TYPES = ("mse", "mae", "huber")
-"""`train.loss_type`: functions of `flow/losses.py`."""
+"""`train.loss_type`: functions of `flow/loss.py`."""
 
 HUBER_SCHEDULES = ("constant", "exponential", "snr")
-"""`train.huber_schedule`: functions of `flow/losses.py`."""
+"""`train.huber_schedule`: functions of `flow/loss.py`."""

@@ -17,11 +17,9 @@ from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
 from toolkit.device import to_device
-from toolkit.flow.interpolant import at_least_float32, linear_path
-from toolkit.flow.losses import loss_per_sample
+from toolkit.flow.loss import at_least_float32, linear_path, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
-from toolkit.flow.weighting import weights
 from toolkit.interfaces import BatchSpec, DiffusionModel, Size, StepLosses, TrainStep
 from toolkit.models.size_info import LOOKAHEAD_BATCHES
 from toolkit.seeding import generator
@@ -46,6 +44,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
+        self._shift = model.dynamic_shift  # read from the model folder once, before the first step
         self._strata: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
@@ -105,5 +104,5 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         return self._strata[1][position]
 
     def _timestep_context(self, latent: Size) -> TimestepContext:
-        tokens, shift = self.model.family.tokens(latent), self.model.dynamic_shift
-        return TimestepContext(tokens, shift.mu(tokens, LEVELS), shift.shift_terminal)
+        tokens = self.model.family.tokens(latent)
+        return TimestepContext(tokens, self._shift.mu(tokens, LEVELS), self._shift.shift_terminal)

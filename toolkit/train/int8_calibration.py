@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
 from toolkit.device import to_device
-from toolkit.flow.interpolant import at_least_float32, linear_path
+from toolkit.flow.loss import at_least_float32, linear_path
 from toolkit.interfaces import BatchSpec, DiffusionModel, Network
 from toolkit.memory.int8_calibration import (
     LayerErrors,

@@ -16,8 +16,7 @@ from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.flow.interpolant import linear_path
-from toolkit.flow.losses import loss_per_sample
+from toolkit.flow.loss import linear_path, loss_per_sample
 from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel
 from toolkit.seeding import generator
 

@@ -15,7 +15,7 @@ from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, phot
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.flow.interpolant import linear_path
+from toolkit.flow.loss import linear_path
 from toolkit.interfaces import BatchSpec, DynamicShift, PromptEmbeds, Size
 from toolkit.models.load_options import ModelLoadOptions
 from toolkit.models.qwen_edit.family import FAMILY

@@ -22,8 +22,8 @@ from tests.diffusers_reference import (
 from tests.measured import at_least, at_most
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.interfaces import Size
+from toolkit.models.qwen_edit.forward import pack
 from toolkit.models.qwen_edit.model import QwenEditModel
-from toolkit.models.qwen_edit.packing import pack
 from toolkit.train.sampling import SamplePrompt, Sampler, to_pil
 
 SIZE = Size(128, 96)

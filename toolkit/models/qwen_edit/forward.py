@@ -3,7 +3,8 @@
 What is computed is diffusers' `QwenImageTransformer2DModel.forward` (transformer_qwenimage.py), whose own modules do
 the work; `test_parity.py` holds the two together.
 
-Shape suffixes: B batch, S image tokens (target and references), P token width, D model width, L text tokens.
+Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens (target and references),
+P token width (4 C), D model width, L text tokens.
 """
 
 from __future__ import annotations
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from toolkit.device import to_device
 from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.models.qwen_edit.resolutions import PATCH
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -125,3 +127,27 @@ def _conditions(
         return conditions
     which_S = (torch.arange(image_BSD.shape[1], device=image_BSD.device) >= prod(shapes[0])).int()
     return replace(conditions, modulate_index_BS=which_S.expand(count, -1))
+
+
+# ------------------------------------------------------------ latents as tokens
+# Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`, `_unpack_latents` and `img_shapes`.
+
+
+def pack(latents_BCHW: Tensor) -> Tensor:
+    """[B, C, H, W] to tokens [B, H/2 * W/2, 4 C]: row by row, each token channel-major over its 2x2 patch."""
+    b, c, h, w = latents_BCHW.shape
+    patches = latents_BCHW.reshape(b, c, h // PATCH, PATCH, w // PATCH, PATCH)
+    return patches.permute(0, 2, 4, 1, 3, 5).reshape(b, (h // PATCH) * (w // PATCH), c * PATCH * PATCH)
+
+
+def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
+    """The inverse of `pack` for a latent of `height` x `width`."""
+    b, _, p = tokens_BSP.shape
+    c = p // (PATCH * PATCH)
+    patches = tokens_BSP.reshape(b, height // PATCH, width // PATCH, c, PATCH, PATCH)
+    return patches.permute(0, 3, 1, 4, 2, 5).reshape(b, c, height, width)
+
+
+def image_shapes(latents: Sequence[Tensor]) -> list[ImageShape]:
+    """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first, then the references."""
+    return [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]

@@ -26,10 +26,18 @@ from toolkit.models.load_options import ModelLoadOptions
 from toolkit.models.loading import weights_hash
 from toolkit.models.qwen_edit import loading, prompts, resolutions
 from toolkit.models.qwen_edit.family import FAMILY
-from toolkit.models.qwen_edit.forward import BlockConditioning, ImageTextStreams, RunIndexed, compose_wrappers, forward
+from toolkit.models.qwen_edit.forward import (
+    BlockConditioning,
+    ImageTextStreams,
+    RunIndexed,
+    compose_wrappers,
+    forward,
+    image_shapes,
+    pack,
+    unpack,
+)
 from toolkit.models.qwen_edit.layer_shapes import block_linears
 from toolkit.models.qwen_edit.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
-from toolkit.models.qwen_edit.packing import image_shapes, pack, unpack
 from toolkit.models.qwen_edit.prompt_length import prompt_fault
 
 if TYPE_CHECKING:

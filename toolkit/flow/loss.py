@@ -1,0 +1,180 @@
+"""The training objective: the interpolant between image and noise, the loss of each sample, and its weight by timestep.
+
+Shape suffixes: B batch, C channels, H/W height and width of the latent.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from toolkit.flow.names import HUBER_SCHEDULES, LOSS_TYPES, WEIGHTING_SCHEMES
+from toolkit.flow.settings import FlowSettings
+
+# ------------------------------------------------------------ interpolant
+
+
+def at_least_float32(tensor: Tensor) -> Tensor:
+    """Half precision as float32; float32 and float64 as they are."""
+    return tensor.to(torch.promote_types(tensor.dtype, torch.float32))
+
+
+def linear_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+    """The noisy latent x_t = (1 - t) x0 + t noise and the velocity noise - x0, at least float32.
+
+    t_B: noise fraction in [0, 1]; 1 is pure noise. Kept in float32: 0.999 is 1.0 in bfloat16.
+    Raises ValueError when x0 and noise differ in shape.
+    Source: Liu et al. 2022, arXiv:2209.03003, eq. 1, with time reversed.
+    """
+    if x0_BCHW.shape != noise_BCHW.shape:
+        raise ValueError(f"x0 {tuple(x0_BCHW.shape)} and noise {tuple(noise_BCHW.shape)} differ in shape")
+    x0_BCHW, noise_BCHW = at_least_float32(x0_BCHW), at_least_float32(noise_BCHW)
+    t_B111 = at_least_float32(t_B)[:, None, None, None]
+    return (1 - t_B111) * x0_BCHW + t_B111 * noise_BCHW, noise_BCHW - x0_BCHW
+
+
+# ------------------------------------------------------------ loss of each sample
+
+
+def mse(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
+    """d^2."""
+    return difference_BCHW.square()
+
+
+def mae(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
+    """|d|."""
+    return difference_BCHW.abs()
+
+
+def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
+    """2 c (sqrt(d^2 + c^2) - c): d^2 where d is far below c, 2 c |d| far above it, so that outliers pull less.
+
+    c follows `huber_schedule` over t. Source: Charbonnier et al. 1994; kohya sd-scripts, `loss_type huber`.
+    """
+    c_B111 = HUBER_BENDS[settings.huber_schedule](t_B, settings.huber_c, settings.huber_scale)[:, None, None, None]
+    # The same as the formula above, without its loss of digits where d is small.
+    return 2 * c_B111 * difference_BCHW.square() / (torch.sqrt(difference_BCHW.square() + c_B111**2) + c_B111)
+
+
+def constant(t_B: Tensor, c: float, scale: float) -> Tensor:
+    """c."""
+    return torch.full_like(t_B, c * scale)
+
+
+def exponential(t_B: Tensor, c: float, scale: float) -> Tensor:
+    """c^t."""
+    return scale * c**t_B
+
+
+def snr(t_B: Tensor, c: float, scale: float) -> Tensor:
+    """(1 - c) / (1 + sigma)^2 + c; noise to signal is sigma = t / (1 - t) on the straight path."""
+    return scale * ((1 - c) * (1 - t_B) ** 2 + c)
+
+
+HUBER_BENDS: dict[str, Callable[[Tensor, float, float], Tensor]] = {name: globals()[name] for name in HUBER_SCHEDULES}
+"""By `train.huber_schedule`: the bend c at noise fraction t. Source: kohya sd-scripts, `get_huber_threshold`."""
+
+LOSSES: dict[str, Callable[[Tensor, Tensor, FlowSettings], Tensor]] = {name: globals()[name] for name in LOSS_TYPES}
+"""By `train.loss_type`: the loss of each element."""
+
+
+def loss_per_sample(
+    predicted_BCHW: Tensor,
+    target_BCHW: Tensor,
+    t_B: Tensor | None = None,
+    mask_B1HW: Tensor | None = None,
+    settings: FlowSettings = FlowSettings(),  # noqa: B008 - frozen
+) -> Tensor:
+    """Mean loss of each sample [B], computed in at least float32.
+
+    t_B: noise fractions, for losses that depend on them. mask_B1HW: weight in [0, 1] of each latent pixel. The mean
+    stays over all pixels, so that a pixel weighs the same under every mask, and a mask of zeros gives 0 (ai-toolkit's
+    `SDTrainer` divides the mask by its mean over the batch instead).
+    """
+    difference_BCHW = at_least_float32(predicted_BCHW) - at_least_float32(target_BCHW)
+    t_B = torch.zeros(len(difference_BCHW)) if t_B is None else t_B
+    loss_BCHW = LOSSES[settings.loss_type](difference_BCHW, t_B.to(difference_BCHW), settings)
+    if mask_B1HW is not None:
+        loss_BCHW = loss_BCHW * mask_B1HW.to(loss_BCHW)
+    return torch.mean(loss_BCHW, dim=(1, 2, 3))
+
+
+# ------------------------------------------------------------ weight by timestep
+
+
+def flex(t_B: Tensor) -> Tensor:
+    """The measured weight of the nearest of 1000 levels. Source: ai-toolkit, `timestep_type weighted`.
+
+    There t is always one of the levels, and its place on their list is its weight's.
+    """
+    return _flex_weights(t_B.device)[(1000 - _nearest_level(t_B)).long()]
+
+
+@cache  # for each device once: the loss must not wait for a copy
+def _flex_weights(device: torch.device) -> Tensor:
+    """[1000] float32, from t = 1 down to t = 0.001."""
+    rows = np.loadtxt(Path(__file__).with_name("flex_weights.txt"), dtype=np.float32)
+    return torch.from_numpy(rows.ravel()).to(device)
+
+
+def none(t_B: Tensor) -> Tensor:
+    """Every noise level counts alike."""
+    return torch.ones_like(t_B)
+
+
+def sigma_sqrt(t_B: Tensor) -> Tensor:
+    """1 / t^2. Source: diffusers and musubi-tuner, `weighting_scheme sigma_sqrt`."""
+    return (_nearest_level(t_B) / 1000) ** -2.0
+
+
+def cosmap(t_B: Tensor) -> Tensor:
+    """2 / (pi (1 - 2 t + 2 t^2)): the middle levels most. Source: Esser et al. 2024, arXiv:2403.03206, section 3.1."""
+    t_B = _nearest_level(t_B) / 1000
+    return 2 / (math.pi * (1 - 2 * t_B + 2 * t_B**2))
+
+
+def _nearest_level(t_B: Tensor) -> Tensor:
+    # In thousandths. musubi-tuner looks t up among 0.001, ..., 1; the smallest of them also keeps 1 / t^2 finite.
+    return (t_B * 1000).round().clamp(1, 1000)
+
+
+def bell(t_B: Tensor) -> Tensor:
+    """A bell around the middle, 0 at pure noise, mean 1. Source: ai-toolkit, `linear_timesteps`."""
+    # In float32, as there: beside the foot of the bell the rounding is part of the number.
+    place_B = (1000 * (1 - t_B)).float() / 1000 - 0.5
+    return ((torch.exp(-2 * place_B**2) - BELL_FOOT) / BELL_MEAN).to(t_B).clamp(min=0)
+
+
+def half_bell(t_B: Tensor) -> Tensor:
+    """`bell` above the middle, its top below. Source: ai-toolkit, `linear_timesteps2`."""
+    return bell(t_B.clamp(min=0.5))
+
+
+BELL_FOOT = math.exp(-0.5)
+BELL_MEAN = sum(math.exp(-2 * (index / 1000 - 0.5) ** 2) - BELL_FOOT for index in range(1000)) / 1000
+
+WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
+    name: globals()[name] for name in (*WEIGHTING_SCHEMES.values(), "flex", "bell", "half_bell")
+}
+"""By `weighting_scheme`, then those that ai-toolkit's `timestep_type` and `linear_timesteps` choose."""
+
+
+def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
+    """By `weighting_scheme`, times ai-toolkit's weighting where one is asked for."""
+    by_scheme = WEIGHTINGS[WEIGHTING_SCHEMES[settings.weighting_scheme]]
+    return by_scheme(t_B) * WEIGHTINGS[_of_ai_toolkit(settings)](t_B)
+
+
+def _of_ai_toolkit(settings: FlowSettings) -> str:
+    # One of them at most, in this order. Source: ai-toolkit, `get_weights_for_timesteps`.
+    if settings.timestep_type == "weighted":
+        return "flex"
+    if settings.linear_timesteps2:
+        return "half_bell"
+    return "bell" if settings.linear_timesteps else "none"
