@@ -2,7 +2,7 @@
 
 One config runs in this process. Several run one after another, each in a fresh interpreter. Started by `torchrun` or
 `accelerate launch`, several processes run one config together (docs/multi_gpu.md).
-Exit codes: 0 done, 1 failure, 2 error in the input, 130 Ctrl-C and 75 SIGTERM after a clean save.
+Exit codes: 0 done, 1 failure, 2 error in the input, 130 Ctrl-C and 75 SIGTERM or SIGHUP after a clean save.
 
 Imports are late on purpose: --dry-run never loads torch, and a missing package gets a plain message.
 """
@@ -22,9 +22,9 @@ from typing import TYPE_CHECKING
 from jobs import ExtensionJob, JobOptions, exit, multi_run
 from toolkit import distributed, log, redact, signals
 from toolkit.distributed_env import DistributedEnv, read_distributed_env
-from toolkit.errors import EXIT_DONE, UserError
+from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
-from toolkit.paths import find_config
+from toolkit.files import find_config
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig
@@ -34,11 +34,16 @@ if TYPE_CHECKING:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the arguments ask for and returns the exit code."""
     prepare_streams()
+    prepare_allocator()
     try:
+        arguments = parse_arguments(argv)
         with log.shown():
-            return exit.run_with_exit_code(dispatch_logged, parse_arguments(argv))
+            code = exit.run_with_exit_code(dispatch_logged, arguments)
     finally:
-        log.flush_streams()
+        is_written = log.flush_streams()
+    if arguments.dry_run or not arguments.configs:  # what it prints is all that it does
+        return code if is_written or code != EXIT_DONE else EXIT_FAILURE
+    return code
 
 
 def dispatch_logged(arguments: argparse.Namespace) -> int:
@@ -55,6 +60,7 @@ def dispatch(arguments: argparse.Namespace) -> int:
         return run_job(arguments, env)
     if not env.is_main_process:
         return EXIT_DONE  # rank 0 prints what is only displayed
+    signals.install()  # a KeyboardInterrupt from here on is not the user's
     if arguments.list_extensions:
         return list_extensions()
     if arguments.print_schema:
@@ -62,7 +68,9 @@ def dispatch(arguments: argparse.Namespace) -> int:
     if arguments.dry_run:
         return dry_run(arguments)
     if not env.is_single_process:
-        raise UserError(f"{len(arguments.configs)} configs for {env.size} processes: start them one after another.")
+        raise UserError(
+            f"{len(arguments.configs)} configs for {env.world_size} processes: start them one after another."
+        )
     return run_series(arguments)
 
 
@@ -147,7 +155,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py",
         description="Runs jobs: YAML, JSON or JSONC files that list processes.",
-        epilog="Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM.",
+        epilog="Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP.",
     )
     add = parser.add_argument
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
@@ -169,6 +177,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.json and not arguments.dry_run:
         parser.error("--json goes with --dry-run")
     return arguments
+
+
+def prepare_allocator() -> None:
+    """Lets CUDA memory grow in place: batches of unlike sizes would leave gaps into which no other batch fits.
+
+    torch reads it when it is imported; what the user has set stays.
+    """
+    if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
 
 
 def prepare_streams() -> None:

@@ -27,20 +27,20 @@ if str(ROOT) not in sys.path:
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.synthetic import RANK, SEED, SIZES  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
-from extensions.sd_trainer.lora_writer import LoraWriter  # noqa: E402
+from extensions.sd_trainer.metadata import job_metadata  # noqa: E402
+from extensions.sd_trainer.writers import LoraWriter  # noqa: E402
 from toolkit.config.dataset import DatasetConfig  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
 from toolkit.config.network import NetworkConfig  # noqa: E402
-from toolkit.config.save import SaveConfig  # noqa: E402
+from toolkit.config.output import SaveConfig  # noqa: E402
 from toolkit.config.train import TrainConfig  # noqa: E402
-from toolkit.models.qwen_edit.layer_shapes import PUBLISHED, block_linears  # noqa: E402
+from toolkit.models.qwen_edit.sizes import PUBLISHED, block_linears  # noqa: E402
 from toolkit.networks.lora import LoraNetwork  # noqa: E402
 from toolkit.optim.optimizers import build_optimizer  # noqa: E402
-from toolkit.train.callbacks.intervals import Interval  # noqa: E402
 from toolkit.train.callbacks.save import SaveCallback  # noqa: E402
 from toolkit.train.flow_step import NETWORK  # noqa: E402
 from toolkit.train.optimizer_step import Role  # noqa: E402
-from toolkit.train.run import Run  # noqa: E402
+from toolkit.train.run import Interval, Run  # noqa: E402
 
 SHAPES = {name: (size.layers, size.heads * size.head_dim) for name, size in SIZES.items()} | {
     "published": (PUBLISHED["num_layers"], PUBLISHED["num_attention_heads"] * PUBLISHED["attention_head_dim"])
@@ -157,7 +157,8 @@ def make_run(folder: Path, asked: argparse.Namespace) -> tuple[Run, SaveCallback
         train=TrainConfig(),
         datasets=(DatasetConfig(folder_path="."),),
     )
-    writer = LoraWriter(network, section, meta={})
+    metadata = job_metadata(section, {}, run.name, run.steps, run.seed, optimizer)
+    writer = LoraWriter(network, section, metadata)
     callback = SaveCallbackToWaitFor(writer.snapshot, every=Interval(), keep=1, keep_states=1, event=ignore)
     callback.on_start(run)
     return run, callback

@@ -63,8 +63,8 @@ def picture_rates(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
     """Images per CPU second of each stage; the CPU time is what one core spends on them, whatever else runs."""
     import torch
 
-    from toolkit.data.buckets import bucket_for
     from toolkit.data.images import inspect_image, open_image, resize_cover_crop, to_tensor
+    from toolkit.data.items import bucket_for
     from toolkit.interfaces import Sample, Size
 
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from benchmarks.synthetic import SEED
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, encode_items
 from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.models.qwen_edit.tiny import write_tiny_model
 from toolkit.seeding import global_generator, key

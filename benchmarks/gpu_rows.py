@@ -34,7 +34,7 @@ from toolkit.config.loader import load_job
 from toolkit.data.dataloader import LatentBatch
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import PromptEmbeds, StepResult
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.run import Callback, Run
 
@@ -237,7 +237,7 @@ def _larger(one: Mapping[str, float | None], other: Mapping[str, float | None], 
 
 
 class MeasuredTrainer(SdTrainerProcess):
-    """The program's trainer, with one more hook."""
+    """The program's trainer, with one more callback."""
 
     def __init__(self, *given: Any, watch: Stopwatch) -> None:
         super().__init__(*given)
@@ -272,6 +272,7 @@ def job_section(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespa
     controls = {"control_path": list(map(str, slots))} if slots else {}
     return {
         "type": "sd_trainer",
+        "memory_check": False,  # it is measured what is needed
         "training_folder": str(folder / "output"),
         "device": asked.device,
         "training_seed": SEED,

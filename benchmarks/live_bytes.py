@@ -24,7 +24,7 @@ class Peak:
 
     device: int = 0
     host: int = 0
-    """In the CPU memory, at a moment of its own."""
+    """In CPU memory; its peak may be at another time than that of the device."""
 
     operation: str = ""
     """The one that made the device's peak."""

@@ -1,8 +1,8 @@
 """The published model without its files: its weights are drawn where they are used, while the program loads it.
 
-A folder of `write_folder` holds config files alone. The program's own loader fills, quantizes and places block after
-block; only what it would read from disk is drawn instead, one tensor at a time. So neither 41 GB of files nor as much
-host memory is needed. Speed and memory do not depend on what weights have learned.
+A folder of `write_folder` holds config files, and files of weights without a tensor. The program's own loader fills,
+quantizes and places block after block; only what it would read from disk is drawn instead, one tensor at a time. So
+neither 41 GB of files nor as much host memory is needed. Speed and memory do not depend on what weights have learned.
 """
 
 from __future__ import annotations
@@ -20,10 +20,11 @@ from accelerate import init_empty_weights
 from diffusers import QwenImageTransformer2DModel
 
 from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_transformer, write_scheduler
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit import loading
 from toolkit.models.qwen_edit.family import QwenEditFamily
-from toolkit.models.qwen_edit.layer_shapes import PUBLISHED
+from toolkit.models.qwen_edit.sizes import PUBLISHED
+from toolkit.safetensors_io import framed
 from toolkit.seeding import key
 
 DEVIATION = 0.02
@@ -50,7 +51,7 @@ _SIZE = "drawn_size.json"
 
 
 def write_folder(folder: Path, size: ModelSize) -> None:
-    """A model folder of config files."""
+    """A model folder of config files, whose files of weights are empty."""
     with init_empty_weights():
         make_transformer(size).save_config(folder / "transformer")
     write_scheduler(folder)
@@ -60,6 +61,8 @@ def write_folder(folder: Path, size: ModelSize) -> None:
         if not path.exists():
             path.parent.mkdir(exist_ok=True)
             path.write_text("{}", encoding="utf-8")
+    for part in QwenEditFamily.weight_parts:
+        (folder / part / "model.safetensors").write_bytes(framed("{}"))
     (folder / _SIZE).write_text(json.dumps(asdict(size)), encoding="utf-8")
 
 

@@ -30,18 +30,16 @@ from benchmarks.live_bytes import LiveBytes, Peak
 from benchmarks.random_weights import DrawnWeights
 from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessModel, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.model_setup import build_block_runner, cpu_block_indices
-from extensions.sd_trainer.setup import attach_network, build_roles
+from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles, cpu_block_indices
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
 from toolkit.device import DTYPES
 from toolkit.distributed import ProcessGroup
 from toolkit.interfaces import BatchSpec, PromptEmbeds
-from toolkit.memory import block_runner, quantized_weight
-from toolkit.memory.activation_offload import ActivationOffload
-from toolkit.memory.block_swap import HostBlock
-from toolkit.memory.quantize import quantizer
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.memory import block_runner, quantization
+from toolkit.memory.offload import ActivationOffload, HostBlock
+from toolkit.memory.quantization import quantizer
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit import loading
 from toolkit.models.qwen_edit.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
 from toolkit.train import loop, metrics_buffer
@@ -140,7 +138,7 @@ def fill_table(model: EncoderlessModel) -> None:
 
 
 def batch_of(size: ModelSize, references: int, dtype: torch.dtype) -> LatentBatch:
-    """One sample with references of its own size; the program keeps it in the CPU memory, where it counts little."""
+    """One sample, its references as large as its image, on the CPU, where the program keeps batches."""
     side = size.latent_side
     latents_BCHW = torch.empty((1, LATENT_CHANNELS, side, side), dtype=dtype)
     embeds_BLD = torch.empty((1, size.text_tokens, size.text_width), dtype=dtype)
@@ -163,13 +161,14 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
     places = {
         (nn.Module, "to"): lambda module, place, *_: moved(live, module, place),
         (loading, "ShardReader"): partial(SizesOfWeights, live),
+        (loading, "check_finite"): lambda part, module, prefix="": None,  # there are no values
         (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
         (ModulationCache, "on_device"): copied_to_device,
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
         (block_runner, "is_faster"): lambda *_: False,  # the kernel that CPUs have
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
-        (quantized_weight, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
+        (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
         (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],
     }
     with ExitStack() as stack:
@@ -256,7 +255,7 @@ def flash_backward(grad: Tensor, query_BHSD: Tensor, *_: Any, **__: Any) -> int:
 
 
 FOLLOWED = {
-    quantized_weight.frozen_product: quantized_weight.eager_product,
+    quantization.frozen_product: quantization.eager_product,
     torch.ops.quanto.quantize_symmetric.default: symmetric,
     torch.ops.quanto.quantize_affine.default: affine,
 }

@@ -18,8 +18,8 @@ from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
 from toolkit.interfaces import BatchSpec, PromptEmbeds, Size
-from toolkit.memory.quantize import quantizer
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.memory.quantization import quantizer
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.seeding import generator, global_generator
 

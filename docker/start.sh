@@ -14,6 +14,8 @@ on_failure=${RUN_ON_FAILURE:-idle}
 on_success=${RUN_ON_SUCCESS:-stop}
 read -ra pauses <<<"${RESTART_PAUSES-10 30 90}" # seconds before each restart after a crash; three at most
 
+read -ra options <<<"${RUN_ARGS-}" # of run.py, such as --allow-change
+
 as_user=() # put before a command to give up root
 withhold=(env -u RUNPOD_API_KEY -u JUPYTER_PASSWORD -u JUPYTER_LAB_PASSWORD) # what a job has no use for
 problem=     # the first thing that makes it pointless to start the job
@@ -147,7 +149,7 @@ train() {
   while :; do
     say "training ${job}"
     code=0 is_job=yes
-    atelier --log "${workspace}/logs/job.log" "${job}" || code=$?
+    atelier --log "${workspace}/logs/job.log" "${options[@]}" "${job}" || code=$?
     is_job=no
     case ${code} in
       0) finish 0 "the job is done." "${on_success}" ;;
@@ -157,7 +159,7 @@ train() {
     esac
     pause=${pauses[restarts]:-}
     if [[ ${restarts} == 3 || -z ${pause} ]]; then
-      finish "${code}" "given up after ${restarts} restarts." "${on_failure}"
+      finish "${code}" "abandoned after ${restarts} restarts." "${on_failure}"
     fi
     restarts=$((restarts + 1))
     say "restart ${restarts} in ${pause} s; it resumes from the last save."

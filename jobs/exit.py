@@ -31,7 +31,8 @@ def report(error: BaseException) -> int:
         print_error("Stopped.")
         return EXIT_SIGINT
     if isinstance(error, SystemExit):
-        return _exit_code_of(error)
+        print_error(f"Failed: the code of an extension called sys.exit({error.code!r}).")
+        return EXIT_FAILURE
     print_error("".join(traceback.format_exception(error)).rstrip())
     print_error(f"Failed: {type(error).__name__}: {error}")
     _hint_at_missing_module(error)
@@ -49,16 +50,6 @@ def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
 def print_error(text: str) -> None:
     """Prints one message to standard error, redacted here because a secret may span several lines."""
     print(redact_text(text), file=sys.stderr, flush=True)
-
-
-def _exit_code_of(error: SystemExit) -> int:
-    """The code of a process that called `sys.exit`, which also takes None and a message."""
-    if error.code is None:
-        return 0
-    if isinstance(error.code, int):
-        return error.code
-    print_error(str(error.code))
-    return EXIT_FAILURE
 
 
 def _hint_at_missing_module(error: BaseException) -> None:

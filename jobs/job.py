@@ -12,6 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toolkit.distributed import ProcessGroup
+from toolkit.errors import RunError
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig, ProcessEntry
@@ -77,10 +78,11 @@ class BaseJob:
                 state.finish(index)
 
     def _run(self, process: Any) -> None:
+        run = partial(_run_to_its_end, process)
         if getattr(process, "runs_everywhere", False):
-            process.run()
+            run()
         else:
-            self.process_group.run_on_rank0_then_barrier(process.run)
+            self.process_group.run_on_rank0_then_barrier(run)
 
     def cleanup(self) -> None:
         """Drops the processes and frees their memory. Always called, however the job ended."""
@@ -110,6 +112,14 @@ def _collective_timeout_min(config: JobConfig) -> float:
     return max((getattr(train, "ddp_timeout", 0) for train in trains), default=0)
 
 
+def _run_to_its_end(process: Any) -> None:
+    """Runs a process; one that calls `sys.exit` has failed, as the processes after it would silently not run."""
+    try:
+        process.run()
+    except SystemExit as error:
+        raise RunError(f"{type(process).__name__} called sys.exit({error.code!r}): it counts as failed.") from error
+
+
 def _section_of(entry: ProcessEntry) -> OrderedDict[str, Any]:
     return OrderedDict(copy.deepcopy(dict(entry.raw)))
 
@@ -121,6 +131,6 @@ def _call_on_error(process: Any, error: Exception) -> None:
         return
     try:
         on_error(error)
-    except Exception:  # noqa: BLE001 - it must not hide the error it was called for
+    except (Exception, SystemExit):  # noqa: BLE001 - it must not hide the error it was called for
         print(f"on_error of {type(process).__name__} failed too:", file=sys.stderr)
         traceback.print_exc()

@@ -102,5 +102,5 @@ def _read(path: Path) -> dict[str, str]:
     """The recorded processes; a file that is missing or damaged records none."""
     try:
         return dict(json.loads(path.read_text(encoding="utf-8"))["finished"])
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE
-from toolkit.signals import EXIT_CODES
+from toolkit.signals import EXIT_CODES, to_handle
 
 STOP_CODES = frozenset(EXIT_CODES.values())
 
@@ -54,7 +54,7 @@ class ChildRunner:
         self._child: subprocess.Popen | None = None
         self._undelivered: list[int] = []
         self._stop_code: int | None = None
-        for number in EXIT_CODES:
+        for number in to_handle():
             signal.signal(number, self._on_signal)
 
     def __call__(self, config: str) -> int:

@@ -16,6 +16,12 @@ from textwrap import dedent
 import pytest
 import torch
 
+from benchmarks.cuda_report import (  # noqa: F401 - hooks of pytest
+    pytest_addoption,
+    pytest_collection_modifyitems,
+    pytest_configure,
+    pytest_ignore_collect,
+)
 from toolkit.log import OWN_LOGGERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -120,6 +126,15 @@ def simple_extension(write_extension: Callable[..., Path]) -> Callable[..., Path
         return write_extension(package or uid, init, folder, process=process)
 
     return write
+
+
+@pytest.fixture
+def cuda() -> Iterator[torch.device]:
+    """The device of tests with the mark `cuda`; products in float32 are not rounded to TF32."""
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    yield torch.device("cuda:0")
+    torch.backends.cuda.matmul.allow_tf32 = before
 
 
 @pytest.fixture(scope="session")

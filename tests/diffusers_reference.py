@@ -28,7 +28,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
 from toolkit.interfaces import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.model import QwenEditModel
 
 PHOTOS = Path(__file__).resolve().parent.parent / "config" / "examples" / "photos"
@@ -125,7 +125,7 @@ def step_of_photo(folder: Path, levels: Sequence[float]) -> tuple:
 
 
 def _raise_contrast(vae: Path, factor: float = 10.0) -> None:
-    """Makes the decoder's images use more of the 256 values; the encoder stays as it is."""
+    """Increases the contrast of decoded images, so that they use more of the 256 values; the encoder is unchanged."""
     weights = load_file(vae)
     weights["decoder.conv_out.weight"] *= factor
     save_file(weights, vae, metadata={"format": "pt"})

@@ -1,4 +1,4 @@
-"""Model folders and hub caches without weights, for what only looks at names, indices and parts."""
+"""Model folders and hub caches whose weights are empty, for what only looks at names, indices and parts."""
 
 from __future__ import annotations
 
@@ -6,15 +6,18 @@ import json
 from pathlib import Path
 
 from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.safetensors_io import framed
 
 OURS = "QwenImageEditPlusPipeline"
 COMMIT = "a" * 40
 
+NO_WEIGHTS = framed("{}")
+"""A safetensors file without tensors."""
+
 
 def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
-    """A folder with model_index.json and every part, each with the file that it needs, but for those in
-    `block_import`.
-    """
+    """A folder with model_index.json and every part, each with the files that it needs, but for those in
+    `without`."""
     folder.mkdir(parents=True, exist_ok=True)
     if "model_index.json" not in without.split():
         (folder / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
@@ -22,6 +25,8 @@ def write_model(folder: Path, pipeline: str = OURS, without: str = "") -> Path:
         if part not in without.split():
             (folder / part).mkdir()
             (folder / part / file.replace("*", part)).write_text("{}")
+        if part in FAMILY.weight_parts and part not in without.split():
+            (folder / part / "model.safetensors").write_bytes(NO_WEIGHTS)
     return folder
 
 

@@ -82,6 +82,7 @@ def _work(
         process_group = distributed.rendezvous_processes(read_distributed_env())
         if connected:
             process_group.init_process_group(minutes)
+            process_group.all_gather_object("connected")  # rank 0, which may end soon, has the store the others need
         result = work(process_group, *arguments)
     except Exception as error:  # noqa: BLE001 - the test looks at it
         result = error

@@ -31,7 +31,7 @@ MAY_IMPORT = {
 LIBRARY_LEVEL = {"optim", "networks", "models", "data", "memory", "flow"}
 """Rooms of one level: what one needs of another is passed in by whoever wires them."""
 
-READ_BY_CONFIG = ("toolkit.flow.names", "toolkit.optim.optimizer_args", "toolkit.optim.schedules")
+READ_BY_CONFIG = ("toolkit.flow.settings", "toolkit.optim.optimizer_args", "toolkit.optim.schedules")
 """Modules of rooms that hold what the keys of a section may be; they import no room."""
 
 ROOMS_MAY_IMPORT = {
@@ -50,13 +50,15 @@ WITHOUT_MIRROR = {
     "tests/test_architecture.py": "the shape of all",
     "tests/test_golden.py": "what tests/golden/README.md promises of all tables",
     "tests/benchmarks/test_readme.py": "the commands that benchmarks/README.md gives",
+    "tests/docs/test_links.py": "links within all pages",
+    "tests/docs/test_yaml_blocks.py": "the YAML blocks and commands of all pages that advise",
     "tests/extensions/sd_trainer/test_blocks.py": "rules of the keys that say how blocks are run",
     "tests/extensions/sd_trainer/test_full.py": "rules of jobs that train the model itself",
     "tests/extensions/sd_trainer/test_full_training.py": "training the model itself, each way against the plain one",
     "tests/extensions/sd_trainer/test_matrix.py": "whole jobs, every kind with every other",
     "tests/extensions/sd_trainer/test_measuring.py": "whole jobs that are validated, and end by a number",
     "tests/extensions/sd_trainer/test_parallel.py": "rules of jobs that several processes run, and their plan",
-    "tests/faults/test_cuda.py": "whole jobs on a CUDA device that is none",
+    "tests/faults/test_cuda.py": "whole jobs on a CUDA device, one that is none or a real one",
     "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
     "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",
     "tests/faults/test_going_on.py": "whole jobs that go on from what is there",
@@ -217,9 +219,7 @@ def test_contracts_and_config_name_torch_only_for_the_type_checker() -> None:
     light = ["toolkit/interfaces.py", *tracked("toolkit/config"), *tracked("jobs"), "run.py"]
     light.remove("jobs/process/trainer.py")  # a process imports it, as its own process.py
     light += [name for name in tracked("extensions") if not name.endswith("/process.py")]
-    assert [
-        name for name in light if not name.endswith("/lora_writer.py") and imports_torch_at_once(source(name))
-    ] == []
+    assert [name for name in light if not name.endswith("/writers.py") and imports_torch_at_once(source(name))] == []
     assert [
         name
         for name in tracked("toolkit/config")
@@ -364,7 +364,7 @@ def test_every_extension_gives_its_config_and_its_process() -> None:
 
     from jobs.process import BaseProcess
     from toolkit.extension import discover
-    from toolkit.paths import EXTENSIONS_ROOT
+    from toolkit.files import EXTENSIONS_ROOT
 
     table = discover([EXTENSIONS_ROOT])
     assert [str(broken) for broken in table.broken] == []
@@ -379,10 +379,12 @@ def test_every_extension_gives_its_config_and_its_process() -> None:
 
 
 def mirrors(name: str) -> bool:
-    """Whether tests/a/test_b.py stands for a file a/b.* or for the folder a/b."""
+    """Whether tests/a/test_b.py, or a part of its tests in tests/a/test_b_part.py, stands for a file a/b.* or for the
+    folder a/b."""
     place = Path(name).relative_to("tests")
     subjects = {path.stem.lower() for path in (ROOT / place.parent).glob("*")}
-    return place.stem.removeprefix("test_") in subjects
+    words = place.stem.removeprefix("test_").split("_")
+    return any("_".join(words[:count]) in subjects for count in range(1, len(words) + 1))
 
 
 def test_each_test_file_is_named_after_what_it_tests() -> None:
@@ -433,10 +435,16 @@ DISTRIBUTIONS = {"pyyaml": "yaml", "pillow": "PIL", "optimum-quanto": "optimum"}
 OPTIONAL = {"wandb"}
 """Asked for by a job's key, which names the package where it is missing."""
 
+FOR_THE_USER = {"peft": "diffusers' load_lora_weights, in docs/use_in_diffusers.md"}
+"""Required though the program does not import it, and for what."""
+
 
 def third_party(name: str, text: str) -> set[str]:
     """Packages that a file imports, or names as "package.module:Class"."""
-    named = re.findall(r'"(\w+)(?:\.\w+)*:[A-Z]\w+"', text.replace("module:Class", ""))
+    constants = (node.value for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Constant))
+    named = (
+        match[1] for value in constants if (match := re.fullmatch(r"(\w+)(?:\.\w+)*:(?!True$)[A-Z]\w+", str(value)))
+    )
     imported = (module.split(".")[0] for module in imports(name, text))
     return {*imported, *named} - OWN - sys.stdlib_module_names
 
@@ -454,4 +462,4 @@ def test_what_the_program_imports_is_what_it_requires() -> None:
     used = set().union(
         *(third_party(name, source(name)) for name in tracked("toolkit", "extensions", "jobs", "run.py"))
     )
-    assert used - OPTIONAL - {"pydantic_core"} == modules
+    assert (used - OPTIONAL - {"pydantic_core"}) | set(FOR_THE_USER) == modules

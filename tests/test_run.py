@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from run import prepare_allocator
 from tests.light_start import FORBID
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -393,3 +394,17 @@ def test_a_series_forwards_the_signal_and_starts_no_further_one(start, number: i
     assert process.returncode == code
     assert output.splitlines()[0] == "saved"
     assert output.splitlines()[-1].endswith("not run")
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are of Linux alone")
+@pytest.mark.parametrize(
+    "given", [{}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_CUDA_ALLOC_CONF": "x:1"}]
+)
+def test_cuda_memory_may_grow_unless_the_user_says_otherwise(monkeypatch: pytest.MonkeyPatch, given: dict) -> None:
+    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    prepare_allocator()
+    expected = given or {"PYTORCH_ALLOC_CONF": "expandable_segments:True"}
+    assert {name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")} == expected

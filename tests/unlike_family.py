@@ -22,10 +22,8 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from toolkit.interfaces import EMBEDS, BlockForward, BlockWrapper, DiffusionModel, ModelFacts, PromptEmbeds, Size
-from toolkit.models.family import ModelFamily
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import EncoderSize, ModelFamily, ModelLoadOptions, ModelSizeInfo
 from toolkit.models.loading import WEIGHTS, ShardReader, fill, weights_hash
-from toolkit.models.size_info import EncoderSize, ModelSizeInfo
 from toolkit.seeding import global_generator
 
 WIDTH, BLOCKS, TEXT_WIDTH, POOLED = 32, 3, 12, 5
@@ -92,6 +90,7 @@ class UnlikeFamily(ModelFamily):
     latent_scale = 16
     embeds_guidance = True
     encoder_parts: ClassVar = {"vae": ("vae",), "text_encoder": ("text_encoder", "text_encoder_2")}
+    weight_parts: ClassVar = ("transformer", "vae", "text_encoder", "text_encoder_2")
     parts: ClassVar = dict.fromkeys(("transformer", "vae", "text_encoder", "text_encoder_2"), "config.json")
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:

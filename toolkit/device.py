@@ -17,7 +17,7 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     Without the wanted accelerator: one warning (none if `quiet`), then the CPU.
     """
     if wanted == "auto":
-        return torch.device("cuda:0" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu")
+        wanted = "cuda:0" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
     device = torch.device(wanted)
     if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
         if not quiet:
@@ -29,6 +29,16 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
         if not quiet:
             logger.warning("device: mps is not available; using the CPU.")
         return torch.device("cpu")
+    return device
+
+
+def use_device(device: torch.device) -> torch.device:
+    """Makes a CUDA device PyTorch's current one, and returns it.
+
+    Pinned memory, and libraries that name no device, would make a context on the first GPU.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
     return device
 
 

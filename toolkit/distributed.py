@@ -36,11 +36,14 @@ T = TypeVar("T")
 BUCKET_BYTES = 64 * 2**20
 """Tensors are reduced in buckets of about this size: few calls, and little extra memory."""
 
+TIMEOUT_MIN = 30
+"""Of a collective, with gloo and NCCL alike: PyTorch's own default for NCCL is 10."""
+
 RENDEZVOUS_TIMEOUT_MIN = 10.0
 """Minutes that the ranks wait for each other at the start."""
 
 SHUTDOWN_GRACE_S = 10.0
-"""Seconds that a failing rank waits for the one that reports the error: a launcher kills the others once one exits."""
+"""Seconds that a failing rank waits for the others: a launcher kills them once one exits."""
 
 POLL_INTERVAL_S = 0.05
 """Seconds between two queries of the store."""
@@ -68,7 +71,7 @@ class ProcessGroup:
 
     def __init__(self, env: DistributedEnv = SINGLE_PROCESS, store: Any = None) -> None:
         """store: the `torch.distributed` store of all ranks; None for a single process."""
-        self.rank, self.world_size, self.local_rank = env.rank, env.size, env.local_rank
+        self.rank, self.world_size, self.local_rank = env.rank, env.world_size, env.local_rank
         self.is_main_process, self.is_single_process = env.is_main_process, env.is_single_process
         self._store = store
         self._connected = False
@@ -79,13 +82,13 @@ class ProcessGroup:
         """What the user can change when memory runs out in a collective, most effective first."""
 
     def init_process_group(self, minutes: float = 0) -> None:
-        """Connects the ranks. minutes: timeout of a collective; 0: torch's default (30 minutes)."""
+        """Connects the ranks. minutes: timeout of a collective; 0: `TIMEOUT_MIN`."""
         if self.is_single_process:
             return
         import torch.distributed as dist
 
         backend = "cpu:gloo,cuda:nccl" if _has_nccl() else "gloo"
-        timeout = timedelta(minutes=minutes) if minutes else None
+        timeout = timedelta(minutes=minutes or TIMEOUT_MIN)
         # Without this the ranks would wait for one that has failed already until the timeout.
         self._store_call(lambda store: store.add(_READY, 1))
         self._wait_until(lambda store: store.add(_READY, 0) >= self.world_size)
@@ -106,7 +109,7 @@ class ProcessGroup:
         if self.is_single_process:
             return [value]
         while isinstance((found := self._values(value))[0], _Command):
-            assert self.on_command is not None  # set by `rank0_commands.install_command_handler` before any command
+            assert self.on_command is not None  # set by `collectives.install_command_handler` before any command
             self.on_command(found[0].what)
         return found
 
@@ -204,10 +207,12 @@ class ProcessGroup:
 
         Raises UserError when the machine has too few, or the device cannot be shared by several processes.
         """
-        if self.is_single_process or wanted.type == "cpu":
-            return wanted
         import torch
 
+        from toolkit.device import use_device
+
+        if self.is_single_process or wanted.type == "cpu":
+            return use_device(wanted)
         if wanted.type != "cuda":
             raise UserError(
                 f"device: {wanted} serves one process only, and there are {self.world_size}. Use cuda or cpu."
@@ -218,8 +223,7 @@ class ProcessGroup:
                 f"process {self.rank} has no GPU: it is number {self.local_rank} (from 0) on a machine that has "
                 f"{count}. Start as many processes as there are GPUs: torchrun --nproc-per-node {count}"
             )
-        torch.cuda.set_device(self.local_rank)
-        return torch.device("cuda", self.local_rank)
+        return use_device(torch.device("cuda", self.local_rank))
 
     # ------------------------------------------------------------ shutdown
 
@@ -239,8 +243,15 @@ class ProcessGroup:
             raise SystemExit(self._end(error, report)) from error
 
     def _end(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
-        """Reports the error, or leaves that to another rank. Returns the exit code."""
+        """Reports the error, or leaves that to another rank, and returns the exit code."""
+        code = self._report_once(error, report)
         self._store_call(lambda store: store.add(_ENDED, 1))
+        if not (self._connected or isinstance(error, Interrupted | KeyboardInterrupt)):
+            # The store may be this rank's: a slower one learns there that an error which all find is reported.
+            self._poll_before_exit(lambda store: store.add(_ENDED, 0) >= self.world_size)
+        return code
+
+    def _report_once(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
         if isinstance(error, PeerFailedError):
             reports = (
                 self.is_main_process
@@ -257,29 +268,18 @@ class ProcessGroup:
         if reports:
             code = report(error)
             self._store_call(lambda store: store.set(_REPORTED, "yes"))
-            if not self._connected and not stopped:
-                self._wait_for_other_ranks()
-        elif not self._another_rank_reports():
-            return report(error)
+        elif not self._poll_before_exit(lambda store: store.check([_REPORTED])):
+            return report(error)  # a launcher may have killed the rank that was to report
         return code
 
-    def _wait_for_other_ranks(self) -> None:
-        """Before the ranks are connected: keeps the store, which may be this rank's, until the others have read it.
+    def _poll_before_exit(self, condition: Callable[[Any], bool]) -> bool:
+        """Whether `condition` of the store comes true within SHUTDOWN_GRACE_S.
 
-        A rank that is slower then finds the error that all find, such as a mistake in the config, already reported.
+        A lost store counts: it was that of rank 0, which exits after the other healthy ranks.
         """
         until = time.monotonic() + SHUTDOWN_GRACE_S
-        all_ended = False
-        while not all_ended and time.monotonic() < until:
-            all_ended = self._store_call(lambda store: store.add(_ENDED, 0) >= self.world_size, True) or False
-            time.sleep(POLL_INTERVAL_S)
-
-    def _another_rank_reports(self) -> bool:
-        """Waits for the rank that reports the error, so that the launcher does not kill it. Returns whether it did."""
-        until = time.monotonic() + SHUTDOWN_GRACE_S
         while time.monotonic() < until:
-            # A lost store was that of rank 0, which exits after the other healthy ranks.
-            if self._store_call(lambda store: store.check([_REPORTED]), True):
+            if self._store_call(condition, True):
                 return True
             time.sleep(POLL_INTERVAL_S)
         return False
@@ -353,7 +353,7 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN)))
     except RuntimeError as error:
-        raise RunError(f"rank {env.rank} of {env.size}: rendezvous failed: {error}") from error
+        raise RunError(f"rank {env.rank} of {env.world_size}: rendezvous failed: {error}") from error
     return ProcessGroup(env, PrefixStore(f"run {env.attempt}", store))  # ignores records of earlier attempts
 
 

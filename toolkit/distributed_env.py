@@ -17,9 +17,9 @@ class DistributedEnv:
     """Rank, world size and local rank of this process."""
 
     rank: int = 0
-    """0 to size - 1; rank 0 prints and writes."""
+    """0 to world_size - 1; rank 0 prints and writes."""
 
-    size: int = 1
+    world_size: int = 1
     local_rank: int = 0
     """Rank within the machine: the index of its GPU."""
 
@@ -32,7 +32,7 @@ class DistributedEnv:
 
     @property
     def is_single_process(self) -> bool:
-        return self.size == 1
+        return self.world_size == 1
 
 
 SINGLE_PROCESS = DistributedEnv()

@@ -64,10 +64,18 @@ class DataErrors(InputErrors):
     """Errors in a dataset: every offending file, not only the first."""
 
 
+SHORT_LIST = 8
+"""So many names are all told, where none is close to an unknown one."""
+
+
 def did_you_mean(name: str, known: Iterable[str], *, list_all: bool = True) -> str:
-    """The remedy for an unknown name: the nearest known one, then (with `list_all`) all of them."""
+    """The remedy for an unknown name: the known one that is close to it; then all of them with `list_all`.
+
+    Without, and with none that is close: the nearest three, or all of a short list.
+    """
     known = sorted(known)
     close = get_close_matches(str(name), known, n=1)
     hint = f"Did you mean {close[0]!r}? " if close else ""
-    listing = f"Known names: {', '.join(known)}." if list_all or not close else ""
-    return (hint + listing).strip()
+    if list_all or (not close and len(known) <= SHORT_LIST):
+        return f"{hint}Known names: {', '.join(known)}."
+    return hint.strip() or f"The nearest names: {', '.join(get_close_matches(str(name), known, n=3, cutoff=0))}."

@@ -21,9 +21,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
-from toolkit.errors import RunError, UserError, did_you_mean
+from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
+from toolkit.files import EXTENSIONS_ROOT
 from toolkit.log import show_extension
-from toolkit.paths import EXTENSIONS_ROOT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -163,7 +163,7 @@ def discover(folders: Iterable[Path] | None = None) -> ExtensionTable:
     """Imports every extension in `folders`: by default `extensions/` and the folders of EXTENSIONS_PATH."""
     if folders is None:
         given = os.environ.get("EXTENSIONS_PATH", "").split(os.pathsep)
-        folders = [EXTENSIONS_ROOT, *(Path(entry).expanduser() for entry in given if entry)]
+        folders = [EXTENSIONS_ROOT, *(Path(os.path.expanduser(entry)) for entry in given if entry)]
     found: list[RegisteredExtension] = []
     broken: list[FailedExtension] = []
     skipped: list[Path] = []
@@ -200,7 +200,9 @@ def _listed_in(package: Path) -> list[RegisteredExtension] | FailedExtension | N
     try:
         with redirect_stdout(sys.stderr):  # what a neighbour prints must not end up in our JSON
             listed = getattr(_import(package), REGISTRY_VARIABLE, None)
-    except (Exception, SystemExit) as error:  # noqa: BLE001 - containing a broken extension is the point
+    except Interrupted:
+        raise
+    except BaseException as error:  # noqa: BLE001 - containing a broken extension is the point
         return FailedExtension(package, _traceback(error, package))
     if listed is None:
         return None

@@ -1,4 +1,5 @@
-"""Atomic file writes: temporary name, fsync, rename."""
+"""Atomic file writes (temporary name, fsync, rename), the program's own folders, and how the config a user names is
+found."""
 
 from __future__ import annotations
 
@@ -12,11 +13,41 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 from toolkit.redact import redact_json, redact_text
+
+TOOLKIT_ROOT = Path(__file__).resolve().parent.parent
+EXTENSIONS_ROOT = TOOLKIT_ROOT / "extensions"
+CONFIG_ROOT = TOOLKIT_ROOT / "config"
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".jsonc")
+
+
+def find_config(argument: str) -> Path:
+    """The config file meant by `argument`: the path as given, else with a suffix or in a `config` folder.
+
+    Raises UserError that lists every place it looked.
+    """
+    given = Path(os.path.expanduser(argument))  # leaves the name of an unknown user as it is
+    bases = dict.fromkeys([given, Path("config") / given, CONFIG_ROOT / given])
+    places = [Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)]
+    for place in places:
+        # Not `is_file()`: a pipe such as /dev/stdin is a fine source too.
+        if place.exists() and not place.is_dir():
+            return place
+    what = "is a folder, not a config file" if given.is_dir() else "no such config"
+    looked = "".join(f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases)
+    raise UserError(f"{argument}: {what}. Working directory: {Path.cwd()}. Looked for:{looked}")
+
 
 TEMP_FILE_GLOB = ".*.????????.tmp"
 """Names of what `atomic_write`, `atomic_write_dir` and `remove` leave behind when the process is killed."""
+
+TEMP_NAME_BYTES = len("..12345678.tmp")
+"""How much longer such a name is than that of the finished file."""
+
+CACHE_FOLDER = "_cache"
+"""In the training folder: what all of its jobs share. It is never inside the user's dataset."""
 
 SAFETENSORS_TEMP_GLOB = ".tmp??????"
 """What a killed `tensor_file.save_file` leaves: safetensors writes under such a name first (since 0.8, pull 764)."""
@@ -60,6 +91,12 @@ def atomic_write_dir(path: Path) -> Iterator[Path]:
     fsync(path.parent)
 
 
+def file_in_the_way(folder: Path) -> Path | None:
+    """What keeps a folder from being made: the file that has its name, or that of a folder above it."""
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    return None if nearest.is_dir() else nearest
+
+
 def remove(path: Path) -> None:
     """Deletes a file, or a folder with all that is in it: at no moment there is half a folder of that name."""
     if path.is_dir() and not path.is_symlink():
@@ -70,7 +107,7 @@ def remove(path: Path) -> None:
 
 
 def _leftover_name(path: Path) -> Path:
-    """A name beside `path` that TEMP_FILE_GLOB matches."""
+    """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer."""
     return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
 
 

@@ -1,6 +1,7 @@
 """The types that the packages of the toolkit share: small frozen dataclasses, protocols and abstract classes.
 
-Torch is named for the type checker only, so that planning a run never imports it.
+They are in one module because packages of one level do not import each other. Torch is named for the type checker
+only, so that planning a run never imports it.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`),
 L text tokens, D text embedding width.
@@ -13,6 +14,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, TypeAlias, TypeVar
 
@@ -48,6 +50,10 @@ NO_FLIP = Flip()
 
 
 # ---------------------------------------------------------------- data
+
+
+PLACEHOLDERS = ("[trigger]", "[name]")
+"""What the trigger word is put for, in captions and prompts."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -279,8 +285,8 @@ class ModelSection(Protocol):
 
 
 class ModelFacts:
-    """Constants of a model family, known before any file is read. `toolkit.models.family.ModelFamily` has what depends
-    on a model folder."""
+    """Constants of a model family, known before any file is read. `toolkit.models.families.ModelFamily` has what
+    depends on a model folder."""
 
     arch: str
     """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
@@ -296,6 +302,9 @@ class ModelFacts:
 
     parts: Mapping[str, str]
     """Subfolder of a model folder -> a file that it has to contain, or a pattern of its name."""
+
+    weight_parts: Sequence[str]
+    """Subfolders whose weights are needed, as safetensors."""
 
     trained_part: str = "transformer"
     """Subfolder of the trained module."""
@@ -341,6 +350,10 @@ class ModelFacts:
     def drawable(self, pixels: Size) -> Size:
         """The size rounded down to one that the model can generate."""
         return Size(*(side // self.token_side * self.token_side for side in pixels))
+
+    def config_error(self, folder: Path) -> str:
+        """What is wrong with the values in the config files of a model folder; empty: nothing."""
+        return ""
 
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         """The error message for a prompt that is too long with these control images, or None.

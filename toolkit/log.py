@@ -11,13 +11,14 @@ Secrets are redacted of all of it.
 from __future__ import annotations
 
 import logging
+import os
 import shutil
 import sys
 import threading
 import time
 import traceback
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TextIO
 
@@ -30,7 +31,12 @@ class RedactingStream:
 
     A secret may come in pieces, so text goes on by whole lines (a carriage return ends one, too). A terminal gets an
     unfinished line when it is flushed, as it always does; a pipe or a file when it is complete.
+
+    Output that nobody takes any more (a reader that is gone, a full disk) ends no training: the rest of it is dropped.
     """
+
+    error: OSError | None = None
+    """Why the rest was dropped; None: nothing was."""
 
     LONGEST = 2**16
     """Characters without a line end that are held back."""
@@ -50,8 +56,7 @@ class RedactingStream:
                 held = redact_text(held)
                 end = len(held) - self.LONGEST // 2
             ready, self._held = held[:end], held[end:]
-            if ready:
-                self._stream.write(redact_text(ready))
+            self._pass_on(ready)
         return len(text)
 
     def writelines(self, lines: Iterable[str]) -> None:
@@ -61,15 +66,34 @@ class RedactingStream:
     def flush(self) -> None:
         if self._terminal:
             self.release()
-        self._stream.flush()
+        else:
+            self._pass_on("")
 
     def release(self) -> None:
         """Lets go of an unfinished line."""
         with self._lock:
             ready, self._held = self._held, ""
-            if ready:
-                self._stream.write(redact_text(ready))
-        self._stream.flush()
+            self._pass_on(ready)
+
+    def _pass_on(self, text: str) -> None:
+        """Writes and flushes."""
+        try:
+            if text:
+                self._stream.write(redact_text(text))
+            self._stream.flush()
+        except OSError as error:
+            if self.error is None:
+                self.error = error
+                self._discard()
+
+    def _discard(self) -> None:
+        """Sends the rest, and what the stream still holds, to nowhere: at its exit Python would try once more."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if not isinstance(self.error, BrokenPipeError) and self is not sys.stderr:
+            print(f"standard output is lost ({self.error}): the rest goes to the log alone", file=sys.stderr)
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._stream, name)
@@ -83,11 +107,12 @@ def redact_streams() -> None:
             setattr(sys, name, RedactingStream(stream))
 
 
-def flush_streams() -> None:
-    """Lets go of the last lines, where they have no end."""
+def flush_streams() -> bool:
+    """Lets go of the last lines, where they have no end. Returns whether all of standard output was written."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, RedactingStream):
             stream.release()
+    return not isinstance(sys.stdout, RedactingStream) or sys.stdout.error is None
 
 
 class LogFile:
@@ -273,7 +298,6 @@ class StdoutHandler(logging.Handler):
     """Prints each record as one line of standard output, above the status line where one is shown."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        # An error of the stream is not caught, as `logging` would: it ends the run as that of a print does.
         text = self.format(record)
         if _last_drawn is not None and _last_drawn.is_shown:
             _last_drawn.note(text)

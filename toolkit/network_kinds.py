@@ -91,11 +91,6 @@ class NetworkKind:
         """Whether the model's own weights are trained instead of an adapter's."""
         return self.shapes is None
 
-    @property
-    def module(self) -> str:
-        """The module of its class, which files name as `ss_network_module`."""
-        return self.network_class.partition(":")[0]
-
     def load(self) -> type[Network]:
         """Its class."""
         return load_object(self.network_class)
@@ -165,7 +160,7 @@ KINDS: dict[str, NetworkKind] = {
         in_lycoris=True,
     ),
     "dora": NetworkKind(
-        "toolkit.networks.dora:DoraNetwork",
+        "toolkit.networks.lora:DoraNetwork",
         dora_shapes,
         ActivationUnits((56.1, 31.1), (20.1, 20.1), (22.2, 11.0), (33.3, 23.6), (9, 5), (9, 5)),
         up_names=frozenset({"lora_B.weight"}),
@@ -174,7 +169,7 @@ KINDS: dict[str, NetworkKind] = {
         extracts_lora=True,
     ),
     "loha": NetworkKind(
-        "toolkit.networks.loha:LohaNetwork",
+        "toolkit.networks.lycoris:LohaNetwork",
         loha_shapes,
         ActivationUnits((26.1, 22.1), (20.1, 20.1), (6.4, 6.4), (21.0, 19.7), (19, 19), (17, 13)),
         format_warning="LoHa files load in ComfyUI; diffusers does not know the kind and refuses them.",
@@ -182,7 +177,7 @@ KINDS: dict[str, NetworkKind] = {
         extracts_lora=True,
     ),
     "lokr": NetworkKind(
-        "toolkit.networks.lokr:LokrNetwork",
+        "toolkit.networks.lycoris:LokrNetwork",
         lokr_shapes,
         ActivationUnits((35.8, 31.8), (11.1, 11.1), (3.8, 3.8), (21.7, 21.7)),
         settings={"factor": "factor", "whole": "lokr_full_rank"},

@@ -33,4 +33,4 @@ def load_object(path: str) -> Any:
 
 
 FAMILIES = Registry("model family", {"qwen_image_edit_plus": "toolkit.models.qwen_edit.family:FAMILY"})
-"""The model families by `model.arch`: `toolkit.models.family.ModelFamily` objects, which import no torch."""
+"""The model families by `model.arch`: `toolkit.models.families.ModelFamily` objects, which import no torch."""

@@ -1,4 +1,5 @@
-"""The names of the files of a run, for those who write them and those who read them. Imports no torch."""
+"""The names of the files of a run, for those who write them and those who read them, and the line that events.jsonl
+gets for each thing that happened. Imports no torch."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import time
 from datetime import UTC, datetime
 from pathlib import Path
 
+from toolkit.files import append_json_line, os_error_as_run_error
 from toolkit.safetensors_io import read_metadata
 
 STATUS = "run.json"
@@ -95,3 +97,15 @@ def step_in(path: Path) -> float:
         return int(json.loads(metadata["training_info"])["step"])
     except (OSError, ValueError, OverflowError, KeyError, TypeError):
         return math.inf
+
+
+class EventLog:
+    """Appends events; each line is flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, event: str, **details: object) -> None:
+        """One event with its details (JSON values) and the time in UTC."""
+        with os_error_as_run_error(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
+            append_json_line(file, {"time": utc_now(), "event": event, **details})

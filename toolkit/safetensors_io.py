@@ -1,14 +1,73 @@
-"""Writing safetensors files as other files are written, with usual rights and errors of the system; their metadata."""
+"""Reads the header of a safetensors file (its length, its JSON, the place of each tensor), and writes such files as
+other files are written, with usual rights and errors of the system. Imports no torch.
+
+Source: the format's description in huggingface/safetensors, README.md, "Format": 8 bytes with the header's length
+(little-endian), the header, the tensors without gaps, aligned to 8 bytes."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from toolkit.errors import UserError
 
 if TYPE_CHECKING:
     from torch import Tensor
+
+
+LENGTH_BYTES = 8
+METADATA = "__metadata__"
+
+Header = dict[str, Any]
+"""Tensor name -> `dtype`, `shape` and `data_offsets`; the file's own texts under METADATA."""
+
+
+def read_header(file: BinaryIO) -> Header:
+    """The header of an open file, which then stands where the tensors begin. Raises ValueError when it is damaged."""
+    start = file.read(LENGTH_BYTES)
+    length = int.from_bytes(start, "little")
+    here = file.tell()
+    room = file.seek(0, 2) - here
+    file.seek(here)
+    if len(start) < LENGTH_BYTES or length > room:
+        raise ValueError("its header is cut off")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
+
+
+def framed(header: str) -> bytes:
+    """A header as JSON text with its length before it, padded so that the tensors behind it are aligned."""
+    text = header.encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def compact(header: Header) -> str:
+    """A header as JSON text without spaces, its metadata in the order of their keys."""
+    ordered = {**header, METADATA: dict(sorted(header.get(METADATA, {}).items()))}
+    return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
+
+
+def tensor_sizes(path: Path) -> dict[str, int]:
+    """Name and number of weights of each tensor in a file of a model.
+
+    Raises UserError, which names the file, when its header is damaged, or the file is shorter than its header says.
+    """
+    try:
+        with path.open("rb") as file:
+            header = read_header(file)
+            begin, end = file.tell(), file.seek(0, 2)
+        entries = {name: entry for name, entry in header.items() if name != METADATA}
+        if end - begin < max((entry["data_offsets"][1] for entry in entries.values()), default=0):
+            raise ValueError("it is cut off")
+        return {name: prod(entry["shape"]) for name, entry in entries.items()}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged weights ({error}). Copy or download the model again.") from error
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

@@ -1,4 +1,5 @@
-"""Ctrl-C and SIGTERM: the first one requests a stop, the second one stops the program at once.
+"""Ctrl-C, SIGTERM and SIGHUP (the terminal is gone): the first one requests a stop, the second one stops the program
+at once.
 
 By default a signal raises `Interrupted` in the running code. Work that must not be interrupted anywhere
 (training between two saves) runs inside `defer_signals()`: there the first signal only sets
@@ -13,11 +14,13 @@ By default a signal raises `Interrupted` in the running code. Work that must not
 
 from __future__ import annotations
 
+import _thread
 import os
 import signal
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from types import FrameType
@@ -27,8 +30,7 @@ from toolkit.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
 
 def _exit_codes() -> dict[int, int]:
     codes: dict[int, int] = {signal.SIGINT: EXIT_SIGINT}
-    if hasattr(signal, "SIGTERM"):
-        codes[signal.SIGTERM] = EXIT_SIGTERM
+    codes |= {getattr(signal, name): EXIT_SIGTERM for name in ("SIGTERM", "SIGHUP") if hasattr(signal, name)}
     return codes
 
 
@@ -36,12 +38,18 @@ EXIT_CODES = _exit_codes()
 """The signals that stop the program, where this platform has them, and the exit code of each."""
 
 
+def to_handle() -> list[int]:
+    """The signals of `EXIT_CODES` but SIGHUP where `nohup` made the program ignore it."""
+    ignored = {number for number in EXIT_CODES if signal.getsignal(number) is signal.SIG_IGN}
+    return [number for number in EXIT_CODES if number not in ignored or number in (signal.SIGINT, signal.SIGTERM)]
+
+
 @dataclass
 class StopRequest:
     """Whether a signal has requested a stop."""
 
     exit_code: int | None = None
-    """130 after Ctrl-C, 75 after SIGTERM, None before either."""
+    """130 after Ctrl-C, 75 after SIGTERM or SIGHUP, None before any."""
 
     @property
     def requested(self) -> bool:
@@ -69,8 +77,11 @@ def install(quiet: bool = False) -> None:
     _quiet = quiet
     if threading.current_thread() is not threading.main_thread():
         return
-    for number in EXIT_CODES:
+    for number in to_handle():
         signal.signal(number, _on_signal)
+    if sys.unraisablehook is not _on_unraisable:
+        _hooks.append(sys.unraisablehook)
+        sys.unraisablehook = _on_unraisable
     if hasattr(os, "register_at_fork"):
         os.register_at_fork(after_in_child=_leave_to_parent)
 
@@ -87,9 +98,9 @@ def ignore() -> None:
 
 def _leave_to_parent() -> None:
     """A forked worker ignores Ctrl-C, which the terminal sends to it too, until its parent ends it."""
-    for number, handler in ((signal.SIGINT, signal.SIG_IGN), (signal.SIGTERM, signal.SIG_DFL)):
+    for number in EXIT_CODES:
         if signal.getsignal(number) is _on_signal:
-            signal.signal(number, handler)
+            signal.signal(number, signal.SIG_IGN if number == signal.SIGINT else signal.SIG_DFL)
 
 
 @contextmanager
@@ -112,7 +123,33 @@ def _on_signal(number: int, frame: FrameType | None) -> None:
         raise Interrupted(code)
     _request.exit_code = code
     if not _quiet:
-        _write_message("\nStopping after this step, then saving. Press Ctrl-C again to quit now.\n")
+        _write_message("\nStopping at the next safe point, then saving. Press Ctrl-C again to quit now.\n")
+
+
+_hooks: list[Callable[[sys.UnraisableHookArgs], object]] = []
+"""What was told of exceptions that cannot be raised before `install`; the last one counts."""
+
+
+def _on_unraisable(unraisable: sys.UnraisableHookArgs) -> None:
+    """Sends a signal again that came within a `__del__` or a callback of the garbage collector, which drop exceptions.
+
+    From a thread, as the main one is still within that code. Not by `threading`, whose locks that code may hold.
+    """
+    if isinstance(unraisable.exc_value, Interrupted):
+        code = unraisable.exc_value.exit_code
+        number = next(number for number, of_signal in EXIT_CODES.items() if of_signal == code)
+        _thread.start_new_thread(_send_later, (number,))
+    else:
+        _hooks[-1](unraisable)
+
+
+def _send_later(number: int) -> None:
+    time.sleep(0.02)
+    main = threading.main_thread().ident
+    if hasattr(signal, "pthread_kill") and main is not None:  # which also ends the sleep or the read it may be in
+        signal.pthread_kill(main, number)
+    else:
+        signal.raise_signal(number)
 
 
 def _write_message(text: str) -> None:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
-from toolkit.config.compat.foreign import ForeignNames
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.located import ConfigNode
+from toolkit.config.base import ForeignNames
+from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection
+from toolkit.files import CACHE_FOLDER
 
 if TYPE_CHECKING:
     from toolkit.data.run_plan import RunPlan
@@ -36,7 +36,7 @@ class CacheConfig(DiffusionSection):
 
     def outputs_exist(self, job: JobContext) -> bool:
         """Whether the cache folder exists; training encodes what is missing in it."""
-        return (Path(self.training_folder).expanduser() / "_cache").is_dir()
+        return (Path(self.training_folder).expanduser() / CACHE_FOLDER).is_dir()
 
     def plan(self, job: JobContext) -> RunPlan:
         """The plan: what there is to encode."""

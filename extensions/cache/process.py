@@ -6,14 +6,13 @@ from pathlib import Path
 
 from extensions.cache.config import CacheConfig
 from jobs.process import BaseExtensionProcess
-from toolkit.data.cache_stores import CacheStores
-from toolkit.data.latent_cache import encode_items
+from toolkit.data.latent_cache import CacheStores, encode_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import scan_and_split
-from toolkit.device import DTYPES, pick_device
+from toolkit.device import DTYPES, pick_device, use_device
 from toolkit.log import StatusLine
-from toolkit.memory.quantize import quantizer
-from toolkit.models.load import checked_family, load_model
+from toolkit.memory.quantization import quantizer
+from toolkit.models.loading import checked_family, load_model
 
 
 class CacheProcess(BaseExtensionProcess):
@@ -29,7 +28,7 @@ class CacheProcess(BaseExtensionProcess):
         _, trained, validation_split = scan_and_split(section, checked_family(section.model), scan_cache)
         scan_cache.save()
         items = (*trained, *(validation_split.items if validation_split else ()))
-        device = pick_device(section.device)
+        device = use_device(pick_device(section.device))
         dtype = DTYPES[section.train.dtype]
         model = load_model(section.model, device, dtype, quantizer)
         folder = Path(section.training_folder).expanduser()

@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 
 from extensions.sd_trainer.notes import notes
 from extensions.sd_trainer.rules import mistakes
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.located import ConfigNode
+from toolkit.config.dataset import LOSS, loss_at, noise_levels
+from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import place_in
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
-from toolkit.config.validation import LOSS, loss_at, noise_levels
 
 if TYPE_CHECKING:
     from toolkit.data.run_plan import RunPlan

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from math import prod
+from pathlib import Path
 
 from extensions.sd_trainer.memory_inputs import ItemGroup
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from toolkit.config.sections import DiffusionSection
-from toolkit.memory.estimate import GB, GPU_SIZES_GB, MemoryEstimate, Saving, gigabytes, suggest
+from toolkit.data.scan_cache import CACHE_FOLDER
+from toolkit.memory.estimate import ENCODING, GB, GPU_SIZES_GB, MemoryEstimate, Saving, gigabytes, gpu_of, suggest
 from toolkit.memory.oom_hints import MemorySaving, suggestions
+
+TOLERANCE = 0.05
+"""By how much of the memory that is there an estimate may exceed it: the estimate may be off by as much
+(docs/memory.md)."""
 
 MIN_SAVING = 0.01
 """Smallest saving, as a share of the peak, that is suggested."""
@@ -30,9 +36,28 @@ def advice(
         return None
     savings = list(_savings(section, groups, machine, plan.peak_bytes, limit))
     if machine.limit is None:
-        return f"for a {limit // GB} GB GPU: {suggest(plan, limit, savings)}"
+        return f"for {gpu_of(limit // GB)}: {suggest(plan, limit, savings)}"
     has = f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
     return f"warning: {has}, which is not enough: {suggest(plan, limit, savings)}"
+
+
+def shortage(section: DiffusionSection, machine: Machine, plan: MemoryEstimate) -> str:
+    """Why the run does not start; empty where it does: it may fit, or it is told to with `memory_check: false`."""
+    encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()  # then nothing may be left to encode
+    sums = (
+        sum((phase.device if plan.on_device else phase.host).values())
+        for phase in plan.phases
+        if not (encoded and phase.name == ENCODING)
+    )
+    peak = max(sums)
+    if machine.limit is None or not section.memory_check or peak <= (1 + TOLERANCE) * machine.limit:
+        return ""
+    limit = gigabytes(machine.limit)
+    there = f"the device has {limit}" if plan.on_device else f"{limit} of main memory are free"
+    return (
+        f"the run needs {gigabytes(peak)}, and {there}. Change what the plan suggests, or write 'memory_check: false' "
+        "to start all the same."
+    )
 
 
 def _savings(

@@ -11,20 +11,18 @@ from math import ceil, prod
 from pathlib import Path
 
 from toolkit.config.model import ModelConfig
-from toolkit.config.sample import SamplePicture
+from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.distributed import read_distributed_env
 from toolkit.interfaces import BucketedSample, Size
-from toolkit.memory.activation_estimate import StepShape
-from toolkit.models.families import family_for
-from toolkit.models.family import ModelFamily
-from toolkit.models.size_info import ModelSizeInfo
+from toolkit.memory.estimate import StepShape
+from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, INT8_SIDE
 from toolkit.optim.lr_groups import group_of_layers
-from toolkit.optim.optimizer_memory import Shape, optimizer_bytes
+from toolkit.optim.optimizer_args import Shape, optimizer_bytes
 from toolkit.sharded_param import rows_per_rank
 from toolkit.train.accumulation import splits_per_micro_batch
 
@@ -59,6 +57,12 @@ class TrainableParams:
         """Bytes of a checkpoint: raw weights, EMA, optimizer state."""
         per_weight = (2 if train.full_bf16 else 4) + 4 * train.ema_config.use_ema
         return self.weights * per_weight + self.optimizer_bytes(train)
+
+
+def trainable_names(config: DiffusionSection) -> list[str]:
+    """The layers, or where the model itself is trained the modules, that `network` chooses from."""
+    family, folder = family_for(config.model), config.model.folder()
+    return list(family.modules(folder) if config.network.trains_model else family.linear_layers(folder))
 
 
 def count_trainable_params(config: DiffusionSection, processes: int = 1) -> TrainableParams:
@@ -144,7 +148,7 @@ def copies_within_backward(train: TrainConfig, trained: TrainableParams) -> int:
 
 def num_shards(train: TrainConfig) -> int:
     """Number of ranks that the blocks of the model are sharded over."""
-    return read_distributed_env().size if train.parallel == "fsdp" else 1
+    return read_distributed_env().world_size if train.parallel == "fsdp" else 1
 
 
 def unsharded_block_bytes(section: DiffusionSection, facts: ModelSizeInfo) -> tuple[int, int]:
@@ -168,12 +172,14 @@ def trained_bytes(section: DiffusionSection) -> int:
 
 def images_at_once(train: TrainConfig) -> int:
     """Images of the largest micro-batch of one rank."""
-    return -(-train.batch_size // splits_per_micro_batch(train.gradient_accumulation, read_distributed_env().size))
+    return -(
+        -train.batch_size // splits_per_micro_batch(train.gradient_accumulation, read_distributed_env().world_size)
+    )
 
 
 def micro_batches(train: TrainConfig) -> int:
     """Micro-batches of one rank per optimizer step."""
-    processes = read_distributed_env().size
+    processes = read_distributed_env().world_size
     pieces = min(splits_per_micro_batch(train.gradient_accumulation, processes), train.batch_size)
     return -(-train.gradient_accumulation * pieces // processes)
 
@@ -186,7 +192,7 @@ def _multiplies_in_int8(model: ModelConfig, facts: ModelSizeInfo, on_card: bool)
 
 
 def _dequantized_bytes(model: ModelConfig, dtype: str, number: int) -> int:
-    """Bytes per weight of a quantized layer's dequantized copies while it is used: see `memory/quantized_weight.py`."""
+    """Bytes per weight of a quantized layer's dequantized copies while it is used: see `memory/quantization.py`."""
     if not model.quantize:
         return 0
     if model.qtype in ("int4", "int2"):

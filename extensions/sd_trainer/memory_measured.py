@@ -11,7 +11,7 @@ from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan
 from toolkit.config.sections import DiffusionSection
 from toolkit.device import peak_memory, pick_device, reset_peak_memory, total_memory
 from toolkit.interfaces import BucketedSample
-from toolkit.train.callbacks.memory_check import MemoryEstimateCheck
+from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
 
 if TYPE_CHECKING:
     import torch

@@ -35,18 +35,19 @@ from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.sections import DiffusionSection
 from toolkit.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.host_memory import free_host_memory
-from toolkit.memory.activation_estimate import FRAGMENTATION, StepShape, step_peak
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     ENCODING,
+    FRAGMENTATION,
     HOST_FRAGMENTATION,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
     MemoryEstimate,
     Phase,
+    StepShape,
+    step_peak,
 )
-from toolkit.models.families import family_for
-from toolkit.models.size_info import LOOKAHEAD_BATCHES, MOST_ROWS
+from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
 from toolkit.network_kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
 
@@ -127,7 +128,7 @@ class _Estimator:
         self.weight_bytes = DTYPE_BYTES[section.weights_dtype()]
         self.trained_bytes = trained_bytes(section)
         self.qtype = self.model.qtype if self.model.quantize else None
-        self.processes = read_distributed_env().size
+        self.processes = read_distributed_env().world_size
         self.num_shards = num_shards(self.train)
         self.is_sharded = self.num_shards > 1
         self.whole_blocks = unsharded_block_bytes(section, self.facts)
@@ -180,12 +181,16 @@ class _Estimator:
         images = pixels * self.facts.encode_numbers * self.number
         prompts = max(one.text_tokens for one in seen) * self.facts.text_token_numbers * self.number
         waiting_vae = 0 if self._low_vram else vae
+        whole = (self.facts.text.linear_params + self.facts.text.other_params + self.facts.text.unused) * self.number
+        runs_on_gpu = self.on_gpu and not self._text_on_host
+        host = {"text encoder, read": whole if runs_on_gpu else max(0, int(whole - text - self.gaps * prompts))}
+        if self._text_on_host:
+            host |= {"text encoder": text, **self._with_gaps(prompts)}
+            return _Usage({"VAE": vae, **self._with_gaps(images)}, host) | self._cached()
         if vae + self.gaps * images > waiting_vae + text + self.gaps * prompts:
             return _Usage({"VAE": vae, **self._with_gaps(images)}) | self._cached()
-        whole = (self.facts.text.linear_params + self.facts.text.other_params + self.facts.text.unused) * self.number
-        read = whole if self.on_gpu else max(0, int(whole - text - self.gaps * prompts))
         there = {"text encoder": text, "VAE": waiting_vae, **self._with_gaps(prompts)}
-        return _Usage(there, {"text encoder, read": read}) | self._cached()
+        return _Usage(there, host) | self._cached()
 
     def _loading(self) -> _Usage:
         """At the last block, which is in its original precision until it is quantized or sharded."""
@@ -223,6 +228,7 @@ class _Estimator:
         """Rank 0 copies the state of all ranks; where training goes on meanwhile, a step's memory is needed as well."""
         averages = FLOAT * self._global.weights * self.train.ema_config.use_ema
         state = self._global.weights * self.trained_bytes + averages + self._global.optimizer_bytes(self.train)
+        state = 0 if self.section.save.states == "never" else state
         raw = bool(averages) and "raw" in self.section.save.also
         files = self._local.written * DTYPE_BYTES[self.section.save.dtype] * (1 + raw)
         files = 0 if self.section.save.mem_eff_save else files
@@ -279,10 +285,10 @@ class _Estimator:
 
     def _encoders_that_stay(self) -> _Usage:
         """The VAE for samples, the text encoder for shuffled captions, which are encoded at each use."""
-        parts = {"VAE": self._vae_bytes} if self.samples else {}
-        if any(group.shuffled for group in self.groups):
-            parts["text encoder"] = self._text_bytes
-        return _Usage({}, parts) if self._low_vram else _Usage(parts)
+        vae = {"VAE": self._vae_bytes} if self.samples else {}
+        text = {"text encoder": self._text_bytes} if any(group.shuffled for group in self.groups) else {}
+        text_waits = self._low_vram or self._text_on_host
+        return (_Usage({}, vae) if self._low_vram else _Usage(vae)) | (_Usage({}, text) if text_waits else _Usage(text))
 
     def _cached(self) -> _Usage:
         """Latents and text embeddings that are cached in CPU memory."""
@@ -299,6 +305,11 @@ class _Estimator:
     def _low_vram(self) -> bool:
         """Whether unused parts of the model are moved off the GPU."""
         return self.on_gpu and self.model.low_vram
+
+    @property
+    def _text_on_host(self) -> bool:
+        """Whether the text encoder runs on the CPU beside a GPU."""
+        return self.on_gpu and self.model.text_encoder_cpu
 
     # ------------------------------------------------------------ sizes
 

@@ -13,15 +13,14 @@ from collections.abc import Mapping
 from math import ceil
 from typing import Any
 
+from toolkit.config.dataset import area_of, sides_of
 from toolkit.config.network import NetworkConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.run_plan import FolderPlan, RunPlan
+from toolkit.interfaces import TrainState
 from toolkit.models.families import family_for
-from toolkit.network_kinds import KINDS
 from toolkit.redact import redact_json
-from toolkit.train.flow_step import NETWORK
-from toolkit.train.run import Run
 from toolkit.version import NAME, VERSION
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}
@@ -37,49 +36,75 @@ _OF_THE_NOISE = (
 )  # fmt: skip
 
 
-def file_metadata(
-    run: Run, section: DiffusionSection, meta: Mapping[str, Any], plan: RunPlan | None, kind: Mapping[str, Any]
+def job_metadata(
+    section: DiffusionSection,
+    meta: Mapping[str, Any],
+    name: str,
+    steps: int,
+    seed: int,
+    optimizer: object,
+    plan: RunPlan | None = None,
 ) -> dict[str, str]:
-    """Strings for a file's header: the user's own keys first, ours after. Empty with `save.no_metadata`.
+    """What the headers of all files of a run have in common: the user's own keys first, ours after. Empty with
+    `save.no_metadata`. `with_progress` fills in the rest.
 
-    meta: the job's, unexpanded. plan: of the run, for the datasets. kind: keys of this kind of network only.
+    meta: the job's, unexpanded. name, steps: of the run. plan: of the run, for the datasets.
     """
     if section.save.no_metadata:
         return {}
+    training = _training(section, meta, name, steps, seed, optimizer)
     ours = {
-        "training_info": {"step": run.state.step, "epoch": run.state.epochs_done},
+        "training_info": {},
         "software": {"name": NAME, "version": VERSION},
         "base_model": _base_model(section),
         **({"accuracy_recovery_adapter": _recovery(section)} if _recovery(section) else {}),
         **({"base_loras": _base_loras(section)} if section.model.base_loras else {}),
         "network_type": section.network.type,
-        **kind,
+        **_kind(section),
         "trigger_word": section.as_written(section.trigger_word, "trigger_word"),
-        **{f"ss_{key}": _as_kohya(value) for key, value in _training(run, section, meta).items()},
+        **{f"ss_{key}": _as_kohya(value) for key, value in training.items()},
         **{f"ss_{key}": _as_kohya(value) for key, value in (_datasets(plan, section) if plan else {}).items()},
-        **{f"modelspec.{key}": value for key, value in _modelspec(run, section, meta).items()},
+        **{f"modelspec.{key}": value for key, value in _modelspec(section, meta, name).items()},
     }
     return {key: _text(value) for key, value in redact_json({**meta, **ours}, by_key=True).items()}
 
 
-def _training(run: Run, section: DiffusionSection, meta: Mapping[str, Any]) -> dict[str, Any]:
+def with_progress(metadata: Mapping[str, str], state: TrainState) -> dict[str, str]:
+    """The `job_metadata` of a run with the step and the completed epochs of its state."""
+    step, epoch = state.step, state.epochs_done
+    progress = {"training_info": _text({"step": step, "epoch": epoch}), "ss_steps": str(step), "ss_epoch": str(epoch)}
+    return {**metadata, **progress} if metadata else {}
+
+
+def _kind(section: DiffusionSection) -> dict[str, Any]:
+    """Keys of this kind of network only."""
+    network = section.network
+    if network.trains_model:
+        return {"full_bf16": section.train.full_bf16}
+    factor = {"lokr_factor": network.factor} if network.type == "lokr" else {}
+    return {"rank": network.linear, "alpha": network.linear_alpha, **factor}
+
+
+def _training(
+    section: DiffusionSection, meta: Mapping[str, Any], name: str, steps: int, seed: int, optimizer: object
+) -> dict[str, Any]:
     train, model = section.train, section.model
     comment = meta.get("training_comment", meta.get("comment"))
     return {
-        "output_name": section.as_written(run.name, "name"),
+        "output_name": section.as_written(name, "name"),
         "base_model_version": family_for(model).arch,
         "sd_model_name": _base_model(section),
-        "steps": run.state.step,
-        "epoch": run.state.epochs_done,
-        "max_train_steps": run.steps,
-        "seed": run.seed,
+        "steps": 0,
+        "epoch": 0,
+        "max_train_steps": steps,
+        "seed": seed,
         "learning_rate": train.lr,
-        "optimizer": _optimizer(run, train),
+        "optimizer": _optimizer(optimizer, train),
         **{key: getattr(train, key) for key in (*_OF_THE_SCHEDULE, *_OF_THE_NOISE)},
         "timestep_sampling": train.noise_levels(),
         "loss_type": train.loss_type,
         "gradient_checkpointing": train.gradient_checkpointing,
-        "gradient_accumulation_steps": run.grad_accum_steps,
+        "gradient_accumulation_steps": train.gradient_accumulation,
         "mixed_precision": _PRECISIONS[train.dtype],
         "fp8_base": model.quantize and model.qtype in ("float8", "fp8_scaled"),
         **_network(section.network),
@@ -87,24 +112,27 @@ def _training(run: Run, section: DiffusionSection, meta: Mapping[str, Any]) -> d
     }
 
 
+def network_module(kind: str) -> str:
+    """`ss_network_module`: one name for each kind of network, whatever file its class is in."""
+    return f"toolkit.networks.{kind}"
+
+
 def _network(network: NetworkConfig) -> dict[str, Any]:
-    module = KINDS[network.type].module
+    module = network_module(network.type)
     if network.trains_model:
         return {"network_module": module}
-    settings = network.model_dump(mode="json", exclude_defaults=True)
-    shown = ("rank_dropout", "module_dropout", "factor", "include_patterns", "exclude_patterns", "network_kwargs")
+    said = {"type", "linear", "linear_alpha", "dropout", "pretrained_lora_path"}  # the last is a path
     return {
         "network_module": module,
         "network_dim": network.linear,
         "network_alpha": network.linear_alpha,
         "network_dropout": network.dropout,
-        "network_args": {key: settings[key] for key in shown if key in settings},
+        "network_args": network.model_dump(mode="json", exclude_defaults=True, exclude=said),
     }
 
 
-def _optimizer(run: Run, train: TrainConfig) -> str:
+def _optimizer(optimizer: object, train: TrainConfig) -> str:
     """`module.Class(argument=value, ...)`."""
-    optimizer = run.roles[NETWORK].optimizer
     kind = type(getattr(optimizer, "inner", optimizer))  # of `StochasticRoundingOptimizer` the one that is meant
     arguments = redact_json(train.optimizer_params, by_key=True)
     return f"{kind.__module__}.{kind.__qualname__}({', '.join(f'{key}={value}' for key, value in arguments.items())})"
@@ -163,19 +191,20 @@ def _bucket_info(plan: RunPlan) -> dict[str, Any]:
     return {"buckets": {str(number): bucket for number, bucket in enumerate(buckets)}}
 
 
-def _modelspec(run: Run, section: DiffusionSection, meta: Mapping[str, Any]) -> dict[str, Any]:
+def _modelspec(section: DiffusionSection, meta: Mapping[str, Any], name: str) -> dict[str, Any]:
     """The standard's `date` is left out (see above), and `prediction_type`, which knows no flow matching."""
     architecture, implementation = family_for(section.model).modelspec
     network, train = section.network, section.train
-    side = max(size for dataset in section.datasets for size in dataset.resolution)
+    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+    width, height = sides_of(largest)
     trigger = section.as_written(section.trigger_word, "trigger_word")
     bounded = train.min_timestep > 0 or train.max_timestep < 1000
     return {
         "sai_model_spec": "1.0.0",
         "architecture": architecture if network.trains_model else f"{architecture}/{network.type}",
         "implementation": implementation,
-        "title": meta.get("title", section.as_written(run.name, "name")),
-        "resolution": f"{side}x{side}",
+        "title": meta.get("title", section.as_written(name, "name")),
+        "resolution": f"{width}x{height}",
         **({"timestep_range": f"{train.min_timestep:g},{train.max_timestep:g}"} if bounded else {}),
         **({"trigger_phrase": trigger} if trigger else {}),
         **{key: _line(meta[key]) for key in _OF_THE_USER if key in meta},

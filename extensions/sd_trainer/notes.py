@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+import math
+import re
 from collections.abc import Callable, Iterator
+from itertools import product
 from pathlib import Path
+from typing import Any
 
-from extensions.sd_trainer.rules import Check, Rule, is_full, with_full
+from extensions.sd_trainer.rules import MIN_BLOCKS_TO_SWAP, Check, Rule, is_full, with_full
 from toolkit.config.base import StrictModel
+from toolkit.config.compat.model import QTYPE_SPELLINGS
+from toolkit.config.dataset import LOSS
+from toolkit.config.located import KeyPath
+from toolkit.config.output import SampleConfig
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.validation import LOSS
+from toolkit.config.train import EmaConfig
 from toolkit.distributed_env import read_distributed_env
+from toolkit.errors import UserError
+from toolkit.interfaces import PLACEHOLDERS, Size
+from toolkit.models.families import family_for
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
-
-MIN_BLOCKS_TO_SWAP = 3
-"""Two swapped blocks have buffers on the device, so fewer than this save nothing."""
 
 OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
                "scale_weight_norms")  # fmt: skip
 """Keys of `network` that describe an adapter; other checks cover those of LoKr."""
+
+
+HIGHEST_LR = {
+    **dict.fromkeys(("adamw", "adam", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw"), 0.01),
+    "prodigy": 10,
+}
+"""Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""
 
 
 def notes(section: DiffusionSection) -> Iterator[Diagnostic]:
@@ -59,11 +74,36 @@ def _datasets(s: DiffusionSection) -> Iterator[Diagnostic]:
     for index, dataset in enumerate(s.datasets):
         if dataset.loss_multiplier == 0:
             yield Diagnostic(("datasets", index, "loss_multiplier"), "0: nothing is learned from these images.")
+        for slot, control in enumerate(dataset.control_path):
+            if Path(control).expanduser().resolve() == Path(dataset.folder_path).expanduser().resolve():
+                message = f"{control!r} is the folder of the images: each is its own reference, to be copied."
+                yield Diagnostic(("datasets", index, "control_path", slot), message)
         if dataset.mask_path is None:
             alone = [key for key in ("mask_min_value", "invert_mask") if getattr(dataset, key)]
             for key in ("mask_optional", *([] if dataset.alpha_mask else alone)):
                 if getattr(dataset, key):
                     yield Diagnostic(("datasets", index, key), "has no effect without a mask.")
+
+
+def _prompts(s: DiffusionSection) -> Iterator[Diagnostic]:
+    """Placeholders in prompts that nothing is put for."""
+    for name in () if s.trigger_word else ("sample", "first_sample"):
+        section: SampleConfig | None = getattr(s, name)
+        for index, item in enumerate(section.samples if section else ()):
+            for placeholder in PLACEHOLDERS:
+                if placeholder in item.prompt:
+                    message = f"{placeholder!r} stands for nothing: there is no 'trigger_word'."
+                    yield Diagnostic((name, "samples", index, "prompt"), message)
+
+
+def _two_sizes(s: DiffusionSection) -> Iterator[Diagnostic]:
+    """Two sides of a rectangle, as musubi-tuner's `resolution`, look like ai-toolkit's list of two sizes."""
+    for index, dataset in enumerate(s.datasets):
+        sizes = dataset.resolution
+        if len(sizes) == 2 and all(isinstance(size, int) for size in sizes):
+            rectangle = f"{{width: {sizes[0]}, height: {sizes[1]}}}"
+            message = f"[{sizes[0]}, {sizes[1]}] are two sizes, and each image is trained at both. One rectangle is"
+            yield Diagnostic(("datasets", index, "resolution"), f"{message} '{rectangle}'.")
 
 
 def _few_validations(s: DiffusionSection) -> Iterator[Diagnostic]:
@@ -110,10 +150,40 @@ def _compile(s: DiffusionSection) -> Iterator[Diagnostic]:
             )
 
 
+def _drawn_sizes(s: DiffusionSection) -> Iterator[Diagnostic]:
+    """Sides that the model cannot generate."""
+    try:
+        family = family_for(s.model)
+    except UserError:  # the plan reports the model
+        return
+    for name in ("sample", "first_sample"):
+        section: SampleConfig | None = getattr(s, name)
+        items: list[tuple[KeyPath, Any]] = [((name,), section)] if section else []
+        items += [((name, "samples", index), item) for index, item in enumerate(section.samples if section else ())]
+        for (key, item), side in product(items, ("width", "height")):
+            pixels = getattr(item, side) or 0  # not given: that of the section
+            drawn = family.drawable(Size(pixels, pixels)).width
+            if drawn != pixels:
+                yield Diagnostic((*key, side), f"{pixels}: drawn at {drawn}, the nearest below that the model has.")
+
+
 def _base_loras(s: DiffusionSection) -> Iterator[Diagnostic]:
     for index, lora in enumerate(s.model.base_loras):
         if lora.multiplier == 0:
             yield Diagnostic(("model", "base_loras", index, "multiplier"), "0: the file is left out.")
+
+
+_TYPE_IN_A_NAME = re.compile(r"(?<![a-z0-9])(?:q?u?int[2-8]|q?float8|fp8|nf4|nvfp4)(?![a-z0-9])")
+
+
+def _recovery_of_another_type(s: DiffusionSection) -> Iterator[Diagnostic]:
+    """An adapter makes up for the errors of the type that it was made with, and its file's name mostly says it."""
+    if not s.model.quantize or not s.model.accuracy_recovery_adapter:
+        return
+    named = _TYPE_IN_A_NAME.findall(s.model.recovery_name().lower().replace("_", " "))
+    if named and s.model.qtype not in {QTYPE_SPELLINGS.get(name, name) for name in named}:
+        message = f"its name says {named[0]}, and qtype is {s.model.qtype}: it makes up for other errors than are made."
+        yield Diagnostic(("model", "accuracy_recovery_adapter"), f"{message} Leave it out, or give one for this type.")
 
 
 def _needs_switch(key: str, switch: str) -> Rule:
@@ -131,6 +201,12 @@ NOTES: tuple[Check, ...] = (
         lambda s: s.train.optimizer == "prodigy" and 0 < s.train.lr < 0.1,
         "prodigy finds the rate itself, and lr {train.lr:g} slows it. Usual is 'lr: 1'.",
     ),
+    Rule(
+        "train.lr",
+        lambda s: s.train.lr > HIGHEST_LR.get(s.train.optimizer, math.inf),
+        "{train.lr:g} is far above the usual for {train.optimizer}: the weights are likely to diverge. "
+        "Usual is 1e-4, with prodigy 1.",
+    ),
     _without_effect,
     _schedule,
     Rule(
@@ -138,7 +214,14 @@ NOTES: tuple[Check, ...] = (
         lambda s: s.train.epochs and s.train.steps and "steps" in s.train.model_fields_set,
         "has no effect: 'epochs: {train.epochs}' decides. Leave one of them out.",
     ),
+    Rule(
+        "train.ema_config.ema_decay",
+        lambda s: s.train.ema_config == EmaConfig(use_ema=True, ema_decay=1, use_num_updates=False),
+        "1: the average stays what the weights were at the start, and that is what is saved. Usual is 0.999.",
+    ),
     _datasets,
+    _prompts,
+    _two_sizes,
     Rule(
         "train.reg_weight",
         lambda s: s.train.reg_weight != 1 and not any(dataset.is_reg for dataset in s.datasets),
@@ -200,11 +283,17 @@ NOTES: tuple[Check, ...] = (
         "0: the network has no effect.",
     ),
     Rule(
+        "network.dropout",
+        lambda s: s.network.dropout == 1 and not is_full(s),
+        "1: every input of the adapter is zeroed, and nothing is learned.",
+    ),
+    Rule(
         "save.merged_lora_rank",
         lambda s: "merged_lora_rank" in s.save.model_fields_set and "merged_lora" not in s.save.also,
         "has no effect without 'also: [merged_lora]'.",
     ),
     _base_loras,
+    _drawn_sizes,
     *(_needs_switch(key, "quantize") for key in ("qtype", "accuracy_recovery_adapter", "int8_matmul")),
     _needs_switch("qtype_te", "quantize_te"),
     Rule(
@@ -222,4 +311,5 @@ NOTES: tuple[Check, ...] = (
         lambda s: s.model.quantize and s.model.qtype == "int2" and not s.model.accuracy_recovery_adapter,
         "int2: weights are off by a third without an adapter that makes up for it ('int2|file').",
     ),
+    _recovery_of_another_type,
 )

@@ -6,15 +6,22 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from extensions.sd_trainer.memory_advice import advice
-from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
+from extensions.sd_trainer.memory_advice import advice, shortage
+from extensions.sd_trainer.memory_inputs import (
+    ItemGroup,
+    TrainableParams,
+    count_trainable_params,
+    group_items,
+    trainable_names,
+)
 from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan_memory
+from toolkit.config.dataset import sides_of
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.folder import DatasetScan
-from toolkit.data.image_header import picture_size
+from toolkit.data.images import ImageError, inspect_image, reference_error
 from toolkit.data.items import too_many_references
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
@@ -24,9 +31,10 @@ from toolkit.errors import DataErrors, InputError, UserError
 from toolkit.interfaces import BucketedSample, Size
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.models.families import family_for, yet_to_come
+from toolkit.network_kinds import KINDS
+from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES
-from toolkit.optim.ema_decay import initial_weight_fraction
-from toolkit.optim.schedules import ScheduleArgs, course_of, overfull
+from toolkit.optim.schedules import ScheduleArgs, course_of, initial_weight_fraction, overfull
 
 
 def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
@@ -63,10 +71,12 @@ def plan_items(
         notes=(
             *yet_to_come(config.model, job),
             *describe_data_parallel(train),
+            *_sizes(config),
             *scan.notes,
             *(validation_split.notes if validation_split else ()),
             *_base_loras(config),
             *_recovery(config),
+            *_excess_rank(config),
             *(_estimates(config, groups, machine, memory) if memory else ()),
             *_schedule(train, steps),
             *_ema_share(config, steps, micro_batches),
@@ -76,8 +86,8 @@ def plan_items(
 
 
 def refuse_prompts(config: DiffusionSection) -> None:
-    """Raises DataErrors naming every sample prompt with too many control images, or that is too long for the model,
-    where that can be checked already."""
+    """Raises DataErrors naming every sample prompt with too many control images, or one that cannot be used, or that is
+    too long for the model, where that can be checked already."""
     family = family_for(config.model)
     mistakes = []
     for name, section in (("sample", config.sample), ("first_sample", config.first_sample)):
@@ -86,9 +96,13 @@ def refuse_prompts(config: DiffusionSection) -> None:
                 reason = too_many_references(len(item.ctrl_img), family, "ctrl_img")
                 mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", reason))
                 continue
+            try:
+                references = [_reference_size(path) for path in item.ctrl_img]
+            except ImageError as error:
+                mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", str(error)))
+                continue
             texts = {"prompt": item.prompt, "neg": item.neg or ""}
             long = {key: text for key, text in texts.items() if len(text) > family.sure_prompt}
-            references = [picture_size(Path(path).expanduser()) for path in item.ctrl_img] if long else []
             for key, text in long.items():
                 if message := family.prompt_error(config.model, text, Size(item.width, item.height), references):
                     mistakes.append(InputError(f"{name}.samples[{index}].{key}", f"has {message}"))
@@ -96,10 +110,20 @@ def refuse_prompts(config: DiffusionSection) -> None:
         raise DataErrors(mistakes)
 
 
+def _reference_size(path: str) -> Size:
+    """Raises ImageError for an image that cannot be a reference; one that an earlier process of the job will write
+    passes as square."""
+    file = Path(path).expanduser()
+    size = inspect_image(file).size if file.exists() else Size(1, 1)
+    if reason := reference_error(size):
+        raise ImageError(path, reason)
+    return size
+
+
 def check_disk_space(config: DiffusionSection, folder: Path) -> None:
     """Raises UserError when not even one checkpoint and one file of the run would fit on the disk of `folder`."""
     trained = count_trainable_params(config)
-    needed = trained.state_bytes(config.train) + trained.written * DTYPE_BYTES[config.save.dtype]
+    needed = _state_bytes(config, trained) + trained.written * DTYPE_BYTES[config.save.dtype]
     free = shutil.disk_usage(folder).free
     if free < needed:
         raise UserError(
@@ -108,9 +132,13 @@ def check_disk_space(config: DiffusionSection, folder: Path) -> None:
         )
 
 
+def _state_bytes(config: DiffusionSection, trained: TrainableParams) -> int:
+    return 0 if config.save.states == "never" else trained.state_bytes(config.train)
+
+
 def describe_data_parallel(train: TrainConfig) -> Iterator[str]:
     """How the samples of a step are split over the ranks."""
-    processes = read_distributed_env().size
+    processes = read_distributed_env().world_size
     if processes == 1:
         return
     count, size = train.gradient_accumulation, train.batch_size
@@ -127,6 +155,22 @@ def describe_data_parallel(train: TrainConfig) -> Iterator[str]:
         yield f"{what}: {each // processes} x {size // cut}{uneven} each"
 
 
+def _sizes(config: DiffusionSection) -> Iterator[str]:
+    """What was understood of a `resolution` that is more than one number."""
+    multiple = family_for(config.model).size_multiple
+    for dataset in config.datasets:
+        if len(dataset.resolution) == 1 and isinstance(dataset.resolution[0], int):
+            continue
+        sizes = (
+            f"up to {size} x {size} pixels of area, aspect ratio kept"
+            if isinstance(size, int)
+            else f"exactly {' x '.join(str(side // multiple * multiple) for side in sides_of(size))} pixels, the rest "
+            "of each image cut off"
+            for size in dataset.resolution
+        )
+        yield f"resolution of {dataset.folder_path}: {'; '.join(sizes)}"
+
+
 def _base_loras(config: DiffusionSection) -> Iterator[str]:
     """The LoRAs that are merged into the model."""
     for lora in config.model.base_loras:
@@ -139,12 +183,36 @@ def _recovery(config: DiffusionSection) -> Iterator[str]:
             f"added to the frozen {config.model.qtype} model: {config.model.recovery_name()}; "
             "layers it does not cover are int8"
         )
+    elif config.model.quantize and config.model.qtype == "int4":
+        yield "int4: each weight is off by 6.5 %; an accuracy-recovery adapter for int4 ('int4|file') makes up for it"
+
+
+def _excess_rank(config: DiffusionSection) -> Iterator[str]:
+    """A warning where the rank of a LoRA is above that of whole weights."""
+    network, family = config.network, family_for(config.model)
+    if not KINDS[network.type].up_names:  # of other kinds the rank is not that of a product of two matrices
+        return
+    layers = family.linear_layers(config.model.folder())
+    chosen = [min(layers[name]) for name in select_target_modules(network, list(layers))]
+    if count := sum(width < network.linear for width in chosen):
+        yield (
+            f"warning: network.linear {network.linear}: {count} of {len(chosen)} layers have fewer inputs or outputs "
+            f"(the least {min(chosen)}), and more ranks than these change nothing"
+        )
 
 
 def _is_unwritten(config: DiffusionSection, job: JobContext) -> bool:
     """Whether an earlier process of the job writes the model."""
     folder = config.model.folder()
     return folder in job.earlier_outputs and not folder.is_dir()
+
+
+_ON_DISK = {
+    "always": ", each state {} on disk",
+    "at_end": ", and one state of {} at the end, on disk",
+    "never": " on disk, no state: a stopped run begins anew",
+}
+"""`save.states` -> what it means, behind the size of a file."""
 
 
 def _estimates(
@@ -154,22 +222,25 @@ def _estimates(
     trained = count_trainable_params(config)
     yield memory.render()
     yield from memory.notes
+    yield from unused_choices(config.network, trainable_names(config))
     if line := advice(config, groups, machine, memory):
         yield line
+    if line := shortage(config, machine, memory):
+        yield f"warning: this will not start: {line}"
     yield (
         f"{config.network.type} {config.network.size()} on {len(trained.layers)} layers: "
         f"{trained.weights:,} trainable parameters; each {'folder' if config.network.trains_model else 'file'} "
-        f"{_size(trained.written * DTYPE_BYTES[config.save.dtype])}, "
-        f"each state {_size(trained.state_bytes(config.train))} on disk"
+        f"{_size(trained.written * DTYPE_BYTES[config.save.dtype])}"
+        f"{_ON_DISK[config.save.states].format(_size(_state_bytes(config, trained)))}"
         + (f"; the model's own weights in {config.model.qtype}" if config.model.quantize else "")
     )
 
 
 def _schedule(train: TrainConfig, steps: int) -> Iterator[str]:
-    """A line where warm-up and decay do not fit into the run."""
+    """A warning where warm-up and decay do not fit into the run."""
     course = course_of(steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train))
     if line := overfull(train.lr_scheduler, course):
-        yield line
+        yield f"warning: {line}"
 
 
 def _ema_share(config: DiffusionSection, steps: int, micro_batches: int) -> Iterator[str]:

@@ -14,55 +14,58 @@ from PIL import Image
 from torch import Tensor
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.extracted_lora import ExtractedLoraWriter
-from extensions.sd_trainer.lora_writer import LoraWriter
+from extensions.sd_trainer.memory_advice import shortage
 from extensions.sd_trainer.memory_measured import machine_of, memory_callback
-from extensions.sd_trainer.model_folder import ModelFolderWriter
-from extensions.sd_trainer.model_setup import (
+from extensions.sd_trainer.metadata import job_metadata
+from extensions.sd_trainer.plan import check_disk_space, plan_items
+from extensions.sd_trainer.setup import (
+    attach_network,
+    base_merging,
     block_quantizer,
     build_block_runner,
+    build_roles,
     choose_checkpointing_level,
     choose_w8a8_layers,
     cpu_block_indices,
+    load_pretrained_lora,
 )
-from extensions.sd_trainer.plan import check_disk_space, plan_items
-from extensions.sd_trainer.setup import attach_network, base_merging, build_roles, load_pretrained_lora
+from extensions.sd_trainer.writers import ExtractedLoraWriter, LoraWriter, ModelFolderWriter
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.process import JobContext
-from toolkit.data.cache_stores import CacheStores
-from toolkit.data.caption_augment import inject_trigger
+from toolkit.data.captions import inject_trigger
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
 from toolkit.data.folder import DatasetScan
-from toolkit.data.latent_cache import EncodedDataset, encode_items
+from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
-from toolkit.device import DTYPES, configure_cuda
+from toolkit.device import DTYPES, configure_cuda, pick_device
+from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel, ModelFacts, Network, Size
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
+from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.memory.oom_hints import memory_advice
-from toolkit.memory.quantize import quantizer
-from toolkit.models.families import family_for
-from toolkit.models.load import checked_family, load_model
-from toolkit.models.load_options import BlockTransform
+from toolkit.memory.quantization import quantizer
+from toolkit.models.families import BlockTransform, family_for
+from toolkit.models.loading import base_hashes, checked_family, load_model
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora_formats import LayerDelta
-from toolkit.run_files import EVENTS
+from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
+from toolkit.run_files import EVENTS, EventLog
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.collectives import WorkerContext, install_command_handler, leading
 from toolkit.train.config_diff import ConfigChange, corrections
-from toolkit.train.events import EventLog
-from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import train, try_largest_batch
-from toolkit.train.rank0_commands import WorkerContext, install_command_handler, leading
-from toolkit.train.run import Callback, Run
+from toolkit.train.run import Run
 from toolkit.train.sampling import SamplePrompt, Sampler
 from toolkit.train.validation import Validator
 
@@ -123,6 +126,16 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return memory_advice(self.section)
 
     def refuse(self, data: SdData, plan: RunPlan) -> None:
+        if isinstance(plan.memory, MemoryEstimate) and (
+            lack := shortage(self.section, machine_of(self.section), plan.memory)
+        ):
+            raise UserError(f"memory: {lack}")
+        train, device = self.section.train, pick_device(self.section.device, quiet=True)
+        try:
+            try_optimizer(train.optimizer, train.lr, train.optimizer_params, self.process_group.device(device))
+        except UserError as error:
+            key = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
+            raise UserError(f"train.{key}: {error}") from error
         check_disk_space(self.section, self.save_root)
         checked_family(self.section.model)
 
@@ -137,6 +150,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def open_model(self, setup: Setup[SdData]) -> SdModel:
         section, train, device = self.section, self.section.train, setup.device
+        setup.resumption.check_base(self.process_group.run_on_rank0_and_broadcast(partial(base_hashes, section.model)))
         start = None if setup.resumption.state else load_pretrained_lora(section)
         logger.info(f"device {device}, {train.dtype}")
         check_backend(train.compile, device)
@@ -247,7 +261,9 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def weights_writer(self, setup: Setup[SdData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
         kind = ModelFolderWriter if self.section.network.trains_model else LoraWriter
-        writer = kind(attached.network, self.section, self.meta, setup.plan)
+        optimizer, steps = attached.roles[NETWORK].optimizer, setup.plan.optimizer_steps
+        metadata = job_metadata(self.section, self.meta, self.name, steps, setup.seed, optimizer, setup.plan)
+        writer = kind(attached.network, self.section, metadata)
         if "merged_lora" not in self.section.save.also:
             return writer.snapshot
         assert isinstance(attached.network, LinearAdapterNetwork)  # true of all kinds that `merged_lora` is valid for
@@ -275,8 +291,8 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
         return Samples(generate, [prompt.prompt for prompt in sampler.prompts])
 
-    def build_run(self, setup: Setup[SdData], model: SdModel, attached: SdAttached, callbacks: list[Callback]) -> Run:
-        run = super().build_run(setup, model, attached, callbacks)
+    def build_run(self, setup: Setup[SdData], model: SdModel, encoded: SdEncoded, attached: SdAttached) -> Run:
+        run = super().build_run(setup, model, encoded, attached)
         run.sharded = self._is_sharded
         if run.sharded:
             install_command_handler(WorkerContext(model.model, attached.network, run))

@@ -6,12 +6,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.config.dataset import LOSS
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.located import KeyPath
-from toolkit.config.lr_groups import BASE, LORA_B_SUFFIX
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.validation import LOSS
+from toolkit.config.train import BASE, LORA_B_SUFFIX
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import UserError, did_you_mean
 from toolkit.models.families import family_for
@@ -39,7 +39,12 @@ class Rule:
 
     def __call__(self, s: DiffusionSection) -> Iterator[Diagnostic]:
         if self.when(s):
-            parts = {"model": s.model, "network": s.network, "train": s.train, "processes": read_distributed_env().size}
+            parts = {
+                "model": s.model,
+                "network": s.network,
+                "train": s.train,
+                "processes": read_distributed_env().world_size,
+            }
             yield Diagnostic(tuple(self.key.split(".")), self.message.format(s=s, **parts))
 
 
@@ -48,6 +53,9 @@ Check = Callable[[DiffusionSection], Iterable[Diagnostic]]
 
 MERGED = tuple(name for name, kind in KINDS.items() if kind.extracts_lora)
 """Kinds of network beside whose files a plain LoRA can be written."""
+
+MIN_BLOCKS_TO_SWAP = 3
+"""Two swapped blocks have buffers on the device, so fewer than this save nothing."""
 
 OTHER_DRAWS = ("eager", "eager_debug", "eager_noexcept", "pre_dispatch_eager")
 """Compilers by which a block that is recomputed draws anew, so that its gradients are of another dropout
@@ -155,12 +163,11 @@ def _swapped(s: DiffusionSection) -> Iterator[Diagnostic]:
         return
     try:
         blocks = family_for(s.model).block_count(Path(s.model.name_or_path).expanduser())
-    except UserError:  # the model has an error of its own
+    except UserError:  # another rule reports the model
         return
     if count >= blocks:
-        yield Diagnostic(
-            key, f"{count}, but the model has {blocks} blocks, of which one has to stay. Write {blocks - 1}."
-        )
+        most = blocks - 1 if blocks > MIN_BLOCKS_TO_SWAP else 0  # fewer save no memory
+        yield Diagnostic(key, f"{count}, but the model has {blocks} blocks, of which one has to stay. Write {most}.")
 
 
 def _first_samples(s: DiffusionSection) -> Iterator[Diagnostic]:
@@ -362,7 +369,7 @@ MISTAKES: tuple[Check, ...] = (
     ),
     Rule(
         "train.gradient_accumulation",
-        _with_fsdp(lambda s: s.train.gradient_accumulation % read_distributed_env().size),
+        _with_fsdp(lambda s: s.train.gradient_accumulation % read_distributed_env().world_size),
         f"{{train.gradient_accumulation}}: with {_FSDP} give a multiple of the {{processes}} processes.",
     ),
     Rule(

@@ -1,27 +1,196 @@
-"""Builds what is trained: the network on the model, and its optimizer, schedule and EMA."""
+"""Builds what is trained: quantization, W8A8 and block runner of the model; the network on it; optimizer, schedule,
+EMA."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from functools import partial
 from math import prod
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+from extensions.sd_trainer.memory_inputs import (
+    copies_within_backward,
+    local_trainable_params,
+    step_shape,
+    unsharded_block_bytes,
+)
+from toolkit.config.model import ModelConfig
 from toolkit.config.sections import DiffusionSection
+from toolkit.data.dataloader import LatentBatch
 from toolkit.device import DTYPES
 from toolkit.distributed import ProcessGroup
+from toolkit.errors import RunError, UserError
 from toolkit.interfaces import DiffusionModel, Network
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
+from toolkit.memory.int8_matmul import MAX_ERROR, is_exact
+from toolkit.memory.offload import swapped_blocks
+from toolkit.memory.oom_hints import memory_advice
+from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, Int8Matmuls, LowRank, RowwiseQuantized, quantizer
 from toolkit.models.families import family_for
-from toolkit.models.load import model_folder
+from toolkit.models.hub import download_file
+from toolkit.models.loading import Quantizer, model_folder
 from toolkit.network_kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras
 from toolkit.networks.targets import select_target_modules
 from toolkit.train.flow_step import NETWORK
+from toolkit.train.int8_calibration import Errors, calibrate_int8
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role
 
+if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
+
+
 logger = logging.getLogger(__name__)
+
+
+RECOVERY = "model.accuracy_recovery_adapter"
+
+
+def block_quantizer(section: DiffusionSection) -> Quantizer | None:
+    """The quantizer of the transformer's blocks, with its recovery adapter; None when they are not quantized.
+
+    Logs the recovery adapter. Raises UserError when its file cannot be used.
+    """
+    model = section.model
+    if not model.quantize:
+        return None
+    layers = family_for(model).linear_layers(model_folder(model))
+    recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
+    return partial(quantizer, recovery=recovery)
+
+
+def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
+    """The low-rank deltas of the recovery adapter's file by full layer name."""
+    name = model.accuracy_recovery_adapter
+    assert name is not None  # only called with a recovery adapter
+    path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
+    changes = load_adapter_file(path, layers)
+    if not changes:
+        raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model.")
+    recovery = {}
+    for target, change in changes.items():
+        if change.low_rank is None or change.magnitude is not None:
+            raise UserError(f"{RECOVERY}: {path.name} is not a plain LoRA ({target}).")
+        recovery[target] = change.low_rank
+    rest = len(layers) - len(recovery)
+    logger.info(
+        f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
+        "never trained and never saved"
+        + (f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}" if rest and model.qtype != DEFAULT_RECOVERY_QTYPE else "")
+    )
+    return recovery
+
+
+def cpu_block_indices(section: DiffusionSection) -> frozenset[int]:
+    """Indices of the blocks that `model.blocks_to_swap` keeps in the CPU memory."""
+    count = section.model.blocks_to_swap
+    if not count:
+        return frozenset()
+    return frozenset(swapped_blocks(count, family_for(section.model).block_count(model_folder(section.model))))
+
+
+def build_block_runner(section: DiffusionSection, model: DiffusionModel, device: torch.device) -> BlockRunner:
+    """The block runner of a section, for a model whose network is attached."""
+    train = section.train
+    return BlockRunner(
+        model,
+        device,
+        DTYPES[train.dtype],
+        train.checkpointing_level(),
+        section.model.blocks_to_swap,
+        train.compile,
+    )
+
+
+def choose_checkpointing_level(
+    block_runner: BlockRunner,
+    section: DiffusionSection,
+    model: DiffusionModel,
+    network: Network,
+    largest: LatentBatch,
+    remembered: int = 0,
+    gather: Callable[[str], Sequence[str]] = lambda level: [level],
+) -> None:
+    """Chooses the checkpointing level by the largest batch; all ranks use the most saving level of any rank.
+
+    remembered: bytes of the optimizer state that exists already, as in a resumed run. gather: an all-gather
+    of the level over the ranks.
+    """
+    folder = model_folder(section.model)
+    trained, on_card = local_trainable_params(section), next(iter(network.parameters().values())).is_cuda
+    facts = family_for(section.model).footprint(folder)
+    tokens = model.num_tokens(largest.latents_BCHW, largest.prompts, largest.control_latents)
+    work = step_shape(section, facts, trained, tokens, on_card)
+    to_come = max(0, trained.optimizer_bytes(section.train) - remembered)
+    within = copies_within_backward(section.train, trained)
+    block_runner.choose_checkpointing(
+        work, needed=to_come + within + sum(unsharded_block_bytes(section, facts)), gather=gather
+    )
+
+
+INT8 = "model.int8_matmul"
+
+
+def choose_w8a8_layers(
+    section: DiffusionSection,
+    diffusion_model: DiffusionModel,
+    network: Network,
+    device: torch.device,
+    first: Callable[[], tuple[LatentBatch, Tensor]],
+    process_group: ProcessGroup,
+) -> None:
+    """Chooses the layers with int8 matmuls by `model.int8_matmul`, once the network is attached and before training.
+
+    first: the first item of the run and its noise. Raises RunError when it does not fit into memory.
+    """
+    from torch import OutOfMemoryError
+
+    wanted, compiled = section.model.int8_matmul, section.train.compile
+    model = diffusion_model.network_module
+    fused = compiled.enabled and compiled.backend == "inductor"
+    layers = candidates(model, wanted, device, fused)
+    count = len(int8_layers(model))
+    if not all(process_group.all_gather_object(bool(layers))):  # all ranks have to make the same passes
+        if wanted is True and count:
+            logger.info(f"{INT8} true has no effect: {_reason(device, bool(layers))}.")
+        return
+    try:
+        errors = calibrate_int8(
+            diffusion_model, network, layers, *first(), process_group.run_on_rank0_and_broadcast, compiled.enabled
+        )
+    except OutOfMemoryError as error:
+        raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
+    logger.info(_message(wanted, layers, errors, count))
+
+
+def _reason(device: torch.device, able: bool) -> str:
+    if able:
+        return "another process has no exact product of int8"
+    return "no layer has a width it takes" if is_exact(device) else f"{device} has no exact product of int8"
+
+
+def _message(wanted: bool | str, layers: Sequence[RowwiseQuantized], errors: Errors, count: int) -> str:
+    inputs, gradients = (
+        sum(getattr(layer.in_int8, direction) for layer in layers) for direction in Int8Matmuls._fields
+    )
+    large = sum(not all(map(is_small, error.values())) for error in errors)
+    given_up = sum(
+        is_small(value) and not getattr(layer.in_int8, direction)
+        for layer, error in zip(layers, errors, strict=True)
+        for direction, value in error.items()
+    )
+    return (
+        f"{INT8} {str(wanted).lower()}: of {count} int8 layers {inputs} round their inputs to int8 too, "
+        f"{gradients} their gradients, which is faster; false keeps them whole"
+        + (f"; {large} would lose more than {MAX_ERROR:.0%} by it" if large else "")
+        + (f"; {given_up} products are left as they are so that few programs are compiled" if given_up else "")
+    )
 
 
 def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | None:

@@ -10,6 +10,7 @@ from pydantic import Field
 
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.files import file_in_the_way
 
 
 class TinyModelConfig(ProcessConfig):
@@ -45,6 +46,6 @@ class TinyModelConfig(ProcessConfig):
         return (self.folder() / "model_index.json").is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """The folder must not be a file."""
-        if self.folder().is_file():
-            yield Diagnostic(("path",), f"{self.path!r} is a file. Give a folder to write.")
+        """Neither the folder nor one above it may be a file."""
+        if file := file_in_the_way(self.folder()):
+            yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")

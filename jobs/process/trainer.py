@@ -31,17 +31,21 @@ from toolkit.signals import StopRequest
 from toolkit.train.callbacks.early_stopping import stop_reason
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_callbacks
-from toolkit.train.callbacks.status import is_finished, recorded_end
+from toolkit.train.callbacks.status import finished_steps, is_finished, recorded_end
 from toolkit.train.checkpoint_state import saved_seed
-from toolkit.train.checkpoint_store import checkpoint_dir, read_checkpoint_json, remove_partial_writes, step_of
+from toolkit.train.checkpoint_store import (
+    check_writable,
+    checkpoint_dir,
+    read_checkpoint_json,
+    remove_partial_writes,
+    step_of,
+)
 from toolkit.train.config_diff import ConfigChange, flatten_config
 from toolkit.train.lock import run_lock
-from toolkit.train.loss_scale import LossScaler
 from toolkit.train.metrics_buffer import metrics_sync_interval
 from toolkit.train.optimizer_step import Role
-from toolkit.train.resume import select_checkpoint
-from toolkit.train.resumption import ResumePlan
-from toolkit.train.run import Callback, Run
+from toolkit.train.resumption import ResumePlan, select_checkpoint
+from toolkit.train.run import Callback, LossScaler, Run
 
 logger = logging.getLogger(__name__)
 
@@ -110,12 +114,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                             model = self.open_model(setup)
                             encoded = self.encode(setup, model)
                             attached = self.attach(setup, model, encoded)
-                            callbacks = (
-                                self.build_callbacks(setup, encoded, attached)
-                                if self.process_group.is_main_process
-                                else []
-                            )
-                            run = self.build_run(setup, model, attached, callbacks)
+                            run = self.build_run(setup, model, encoded, attached)
                             self.load_checkpoint(setup, run)
                             self.fit(setup, run, model, encoded, attached)
                             self.end(run, request)
@@ -140,7 +139,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """Loads the model, and what else training starts from."""
 
     def encode(self, setup: Setup[DataT], model: ModelT) -> EncodedT:
-        """Computes what is computed once, before training; by default nothing, and the data is used as it is."""
+        """Precomputes what training reads from a cache, such as latents; by default nothing."""
         return cast("EncodedT", setup.data)
 
     @abstractmethod
@@ -188,9 +187,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     @contextmanager
     def own_folder(self) -> Iterator[None]:
-        """Locks the run's folder (rank 0); an out-of-memory error inside becomes a RunError with advice."""
+        """Locks the run's folder (rank 0); inside, an error of the system about a file of the run, and memory that runs
+        out, become RunErrors."""
         self.process_group.oom_hint = self.memory_advice()
         with (
+            file_error_as_run_error(self.training_folder),
             run_lock(self.save_root) if self.process_group.is_main_process else nullcontext(),
             oom_as_run_error(self.process_group.oom_hint),
         ):
@@ -198,6 +199,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def choose_checkpoint(self) -> Path | None:
         """The checkpoint to resume from; None: start from scratch."""
+        check_writable(checkpoint_dir(self.save_root))
         remove_partial_writes(checkpoint_dir(self.save_root))
         return select_checkpoint(self.save_root, self.section.resume, self.job.options.restart)
 
@@ -211,11 +213,16 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def is_complete(self, checkpoint: Path | None, plan: RunPlan) -> bool:
         """Whether nothing is left to do: all steps are done, or `stop_when` would end the run at this step again."""
-        if checkpoint is None or not is_finished(self.save_root):
+        if not is_finished(self.save_root):
             return False
-        step, extra = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]["extra"]
-        if step < plan.optimizer_steps and stop_reason(self.section.stop_when, step, extra) is None:
-            return False
+        if checkpoint is None:  # without states only run.json tells; a run that ended early has as many steps planned
+            step, planned = finished_steps(self.save_root)
+            if self.section.save.states != "never" or planned < plan.optimizer_steps:
+                return False
+        else:
+            step, extra = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]["extra"]
+            if step < plan.optimizer_steps and stop_reason(self.section.stop_when, step, extra) is None:
+                return False
         logger.info(f"{self.save_root} is complete at step {step}: nothing to do.")
         return True
 
@@ -260,8 +267,9 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             self.samples(setup, encoded, attached),
         )
 
-    def build_run(self, setup: Setup[DataT], model: ModelT, attached: AttachedT, callbacks: list[Callback]) -> Run:
+    def build_run(self, setup: Setup[DataT], model: ModelT, encoded: EncodedT, attached: AttachedT) -> Run:
         """The run before its first step."""
+        callbacks = self.build_callbacks(setup, encoded, attached) if self.process_group.is_main_process else []
         return Run(
             name=self.name,
             folder=self.save_root,
@@ -306,10 +314,23 @@ def oom_as_run_error(advice: str) -> Iterator[None]:
         raise RunError(f"{reason}. {advice}") from error
 
 
+@contextmanager
+def file_error_as_run_error(folder: Path) -> Iterator[None]:
+    """Turns an error of the system about something in `folder` (unreadable, a file where a folder belongs, no inodes
+    left) into a RunError that names it, where nothing else handles it."""
+    try:
+        yield
+    except OSError as error:
+        place = error.filename
+        if not isinstance(place, str) or not Path(place).absolute().is_relative_to(folder.absolute()):
+            raise
+        raise RunError(f"{place}: cannot be used: {error.strerror}") from error
+
+
 def _beginning(run: Run) -> dict[str, Any]:
     """What has to be equal on all ranks, so that they split the same batches."""
     state = run.state
-    begun = {"the step to go on from": state.step, "its place in the data": state.cursor}
+    begun = {"the step to resume from": state.step, "its place in the data": state.cursor}
     return {
         "the dataset": run.checkpoint_metadata["dataset"],
         "the seed": run.seed,

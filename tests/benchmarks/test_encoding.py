@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from benchmarks import encoding
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 
 
 def test_the_cache_is_built_by_the_program(tmp_path: Path) -> None:

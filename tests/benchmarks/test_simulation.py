@@ -16,8 +16,7 @@ from benchmarks.live_bytes import LiveBytes, Peak
 from benchmarks.random_weights import write_folder
 from benchmarks.synthetic import PUBLISHED, ModelSize, load_model, make_batch, write_model
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.model_setup import build_block_runner
-from extensions.sd_trainer.setup import attach_network
+from extensions.sd_trainer.setup import attach_network, build_block_runner
 from toolkit.data.dataloader import LatentBatch
 from toolkit.device import DTYPES
 from toolkit.interfaces import BatchSpec, DiffusionModel

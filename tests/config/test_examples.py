@@ -55,6 +55,30 @@ def test_an_example_can_be_planned_without_torch_network_or_a_trace(
     assert files_in(workplace) == before
 
 
+REAL = [example for example in EXAMPLES if "/train_" in example]
+"""The examples on the published model."""
+
+
+@pytest.mark.parametrize("example", REAL)
+def test_the_header_of_an_example_says_the_memory_that_its_plan_says(
+    run_py: Run, workplace: Path, example: str
+) -> None:
+    head = (workplace / example).read_text(encoding="utf-8").splitlines()[0]
+    plan = run_py(example, "--dry-run", "--json", cwd=workplace)
+    peak = json.loads(plan.stdout)["processes"][0]["memory"]["device_bytes"] / 1e9
+    assert f"planned peak {peak:.1f} GB." in head
+    assert peak < int(re.search(r"one (\d+) GB GPU", head)[1])
+
+
+@pytest.mark.parametrize("example", REAL)
+def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) -> None:
+    """Name, trigger word, folder, prompts and control images; everything else can stay."""
+    lines = (CONFIG.parent / example).read_text(encoding="utf-8").splitlines()
+    own = re.compile(r"^ *[^#]*\b(my_character|mychar|config/examples|prompt:)")
+    assert [line for line in lines if own.search(line)] == [line for line in lines[5:] if line.endswith("<- yours")]
+    assert sum(line.endswith("<- yours") for line in lines[5:]) == 7
+
+
 def test_the_quickstart_ends_with_a_lora_that_has_learned_and_with_samples(
     run_py: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -76,20 +100,32 @@ def test_the_quickstart_ends_with_a_lora_that_has_learned_and_with_samples(
     assert trained <= 0.8 * untrained, f"mean loss over 16 fixed draws: {untrained:.4f} before, {trained:.4f} after"
 
 
+def test_the_example_of_pairs_trains_with_its_control_images_and_learns(run_py: Run, workplace: Path) -> None:
+    result = run_py("config/examples/edit_pairs.yaml", cwd=workplace)
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+    assert "references: 3 with 1" in result.stdout
+    folder = workplace / "output" / "edit_pairs"
+    assert (folder / "edit_pairs.safetensors").is_file()
+    assert len(list((folder / "samples").iterdir())) == 3
+    lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    course = [json.loads(line)["loss"] for line in lines]
+    first, last = sum(course[:20]) / 20, sum(course[-20:]) / 20
+    assert last < 0.9 * first, f"mean loss of the first 20 steps {first:.3f}, of the last 20 {last:.3f}"
+
+
 def losses() -> tuple[float, float]:
     """Mean loss over 16 fixed (image, noise, t) draws: of the model alone, and with the trained LoRA folded in.
 
     The LoRA is added by hand, W + alpha / rank * B A, from what its file holds.
     """
     from toolkit.config import load_job
-    from toolkit.data.cache_stores import CacheStores
     from toolkit.data.dataloader import BatchLoader
     from toolkit.data.items import scan_items
-    from toolkit.data.latent_cache import encode_items
+    from toolkit.data.latent_cache import CacheStores, encode_items
     from toolkit.extension import discover
     from toolkit.interfaces import BatchSpec
-    from toolkit.memory.quantize import quantizer
-    from toolkit.models.load import load_model
+    from toolkit.memory.quantization import quantizer
+    from toolkit.models.loading import load_model
     from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 
     job = load_job(Path("config/examples/quickstart.yaml"), discover().find_config)

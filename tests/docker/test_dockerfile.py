@@ -52,6 +52,11 @@ def test_the_base_is_pinned_by_digest() -> None:
     assert re.fullmatch(r"python:3\.11[\w.-]*@sha256:[0-9a-f]{64}", base)
 
 
+def test_triton_finds_a_compiler() -> None:
+    (packages,) = [rest for rest in all_of("RUN") if "apt-get install" in rest]
+    assert {"gcc", "libc6-dev"} <= set(packages.split())
+
+
 def test_every_copied_source_exists_and_reaches_the_builder() -> None:
     assert copied()
     ignore = [line for line in (ROOT / ".dockerignore").read_text().splitlines() if line and not line.startswith("#")]

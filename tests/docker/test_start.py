@@ -340,7 +340,7 @@ def test_a_crash_is_followed_by_three_restarts_at_growing_intervals(bench: Bench
     gaps = [later - earlier for earlier, later in pairwise(times)]
     assert len(gaps) == 3
     assert all(gap > pause for gap, pause in zip(gaps, (0.2, 0.5, 0.9), strict=True))
-    assert "given up after 3 restarts" in pod.output
+    assert "abandoned after 3 restarts" in pod.output
 
 
 def test_a_restart_that_succeeds_counts_as_success(bench: Bench) -> None:
@@ -458,6 +458,13 @@ def test_a_job_on_the_volume_is_given_as_it_is_named(bench: Bench) -> None:
     pod = bench.start(JOB_CONFIG="config/my job.yaml", JOB_CONFIG_YAML="ignored")
     pod.wait_for("waiting.")
     assert given_job(bench) == "config/my job.yaml"
+
+
+def test_options_reach_the_training_and_not_the_check(bench: Bench) -> None:
+    pod = bench.start(RUN_ARGS="--allow-change --restart", FAKE_PLAN="1 0", RUN_ON_SUCCESS="exit")
+    assert pod.ends() == 0
+    assert [call["argv"][2:4] for call in bench.trainings()] == [["--allow-change", "--restart"]] * 2
+    assert not [call for call in bench.record() if call.get("dry") and "--restart" in call["argv"]]
 
 
 def test_the_first_source_counts(bench: Bench) -> None:

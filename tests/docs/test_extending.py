@@ -39,9 +39,9 @@ print([round(t, 9) for t in timesteps_from_uniform(shares, settings, TimestepCon
 from pathlib import Path
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.memory.activation_estimate import StepShape
+from toolkit.memory.estimate import StepShape
 from toolkit.models.families import family_for
-from toolkit.models.load import load_model
+from toolkit.models.loading import load_model
 from toolkit.network_kinds import KINDS
 from toolkit.networks.save import save_network
 from toolkit.networks.lora_formats import load_adapter_file

@@ -99,21 +99,22 @@ class Job:
                 target = target[parent]
             target[key] = value
 
-    def start(self, *flags: str, faults: Sequence[Fault] = ()) -> Child:
+    def write(self) -> Path:
+        """The job's file."""
         path = self.cwd / "job.yaml"
         document = {"job": "extension", "config": {"name": self.name, "process": [self.section]}}
         text = json.dumps(document)
         if not path.exists() or path.read_text(encoding="utf-8") != text:  # another process may be reading it
             path.write_text(text, encoding="utf-8")
-        self.started.append(self.nursery.fork([path, *flags], self.cwd, f"run{len(self.started)}", faults))
+        return path
+
+    def start(self, *flags: str, faults: Sequence[Fault] = ()) -> Child:
+        self.started.append(self.nursery.fork([self.write(), *flags], self.cwd, f"run{len(self.started)}", faults))
         return self.started[-1]
 
     def run(self, *flags: str, faults: Sequence[Fault] = (), code: int = 0) -> str:
         """All output of a start that is to end with this exit code; no end is a traceback."""
-        child = self.start(*flags, faults=faults)
-        assert child.wait() == code, child.output
-        assert "Traceback" not in child.output, child.output
-        return child.output
+        return self.start(*flags, faults=faults).ends_with(code)
 
     def metrics(self) -> list[dict]:
         """Lines of metrics.jsonl without their times."""

@@ -9,12 +9,16 @@ import socket
 import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 counters: list[Callable[[], int]] = []
+
+SYNCHRONIZING = "called a synchronizing CUDA operation"
+"""How PyTorch's warning begins."""
 
 at_end: list[Callable[[], None]] = []
 """Called when the job is over."""
@@ -59,6 +63,37 @@ def cuda(library: str, report: str = "", total: int = 80 * 2**30) -> None:
     if report:
         write = Path(report).write_text
         at_end.append(lambda: write(json.dumps({"waited": device.waited_for(), "most": device.most()})))
+
+
+def real_cuda(report: str = "", total: int = 0) -> None:
+    """On the CUDA device that is there, float32 is never rounded to TF32. total: bytes PyTorch may take; 0: all.
+
+    report: as `cuda`'s. PyTorch does not tell one wait from another, nor those for an event.
+    """
+    import torch
+
+    torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = False
+    if total:
+        torch.cuda.set_per_process_memory_fraction(total / torch.cuda.get_device_properties(0).total_memory)
+    if not report:
+        return
+    waits, show = [], warnings.showwarning
+
+    def showwarning(message: Any, *rest: Any, **named: Any) -> None:
+        if SYNCHRONIZING in str(message):
+            waits.append(message)
+        else:
+            show(message, *rest, **named)
+
+    warnings.showwarning = showwarning
+    warnings.filterwarnings("always", message=SYNCHRONIZING)
+    torch.cuda.set_sync_debug_mode("warn")
+    write = Path(report).write_text
+    at_end.append(
+        lambda: write(
+            json.dumps({"waited": {"copy to the host": len(waits)}, "most": torch.cuda.max_memory_allocated()})
+        )
+    )
 
 
 def fetch_by_steps_only() -> None:

@@ -12,12 +12,14 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import torch
 from PIL import Image
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -97,6 +99,12 @@ class Child:
             time.sleep(0.005)
         return self.code
 
+    def ends_with(self, code: int = 0) -> str:
+        """All output, once it has ended with this exit code; no end is a traceback."""
+        assert self.wait() == code, self.output
+        assert "Traceback" not in self.output, self.output
+        return self.output
+
     def wait_until(self, condition: Callable[[], object], seconds: float = 240) -> None:
         """Waits for something the running job is to bring about."""
         deadline = time.monotonic() + seconds
@@ -127,13 +135,27 @@ class Child:
 
 
 def serve() -> None:
-    import_everything()
+    with no_gpu_in_sight():
+        import_everything()
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # only answers go where the client reads
     answers.write("ready\n")
     for line in sys.stdin:
         order = json.loads(line)
         answers.write(json.dumps(poll(order["poll"]) if "poll" in order else fork(order)) + "\n")
+
+
+@contextmanager
+def no_gpu_in_sight() -> Iterator[None]:
+    """What is imported would use a GPU that it sees, and no forked process could use it afterwards."""
+    variables = {"CUDA_VISIBLE_DEVICES": "", "PYTORCH_NVML_BASED_CUDA_CHECK": "1"}
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            os.environ.pop(name) if value is None else os.environ.update({name: value})
 
 
 def import_everything() -> None:
@@ -149,6 +171,8 @@ def fork(order: dict) -> int:
         return pid
     code = 70
     try:
+        if torch.cuda._is_in_bad_fork():  # importing has used a GPU all the same: import once more
+            os.execv(sys.executable, [sys.executable, str(Path(__file__).resolve()), json.dumps(order)])
         code = become_the_job(order)
     finally:
         os._exit(code)
@@ -179,4 +203,6 @@ def poll(pid: int) -> int | None:
 
 
 if __name__ == "__main__":
+    if sys.argv[1:]:
+        sys.exit(become_the_job(json.loads(sys.argv[1])))
     serve()

@@ -12,15 +12,14 @@ from tests.toolkit.train.conftest import Toy
 from toolkit.log import StatusLine
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
 from toolkit.run_files import step_file
-from toolkit.train.callbacks.intervals import Interval
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.save import SaveCallback
 from toolkit.train.callbacks.status import StatusCallback
 from toolkit.train.checkpoint_state import load_state
 from toolkit.train.checkpoint_store import checkpoint_dir, remove_partial_writes
 from toolkit.train.lock import run_lock
-from toolkit.train.resume import archive_later_files, select_checkpoint
-from toolkit.train.run import Run
+from toolkit.train.resumption import archive_later_files, select_checkpoint
+from toolkit.train.run import Interval, Run
 
 STEPS = 4
 EVERY = 2

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
 import shutil
@@ -9,8 +11,18 @@ from pathlib import Path
 
 import pytest
 from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from tests.faults.conftest import Job, contents, draw_pictures
+
+
+def rewrite(state: Path, document: dict) -> None:
+    """Another state.json, and its hash in the manifest."""
+    (state / "state.json").write_text(json.dumps(document))
+    manifest = json.loads((state / "MANIFEST.json").read_text())
+    content = (state / "state.json").read_bytes()
+    manifest["files"]["state.json"] = {"size": len(content), "sha256": hashlib.sha256(content).hexdigest()}
+    (state / "MANIFEST.json").write_text(json.dumps(manifest))
 
 
 def damage(path: Path) -> None:
@@ -59,22 +71,58 @@ def test_a_changed_lr_is_refused_and_goes_on_when_allowed(finished: Job) -> None
     assert [line["lr"] for line in finished.metrics()][5:] == [0.01, 0.02, 0.02]
 
 
-@pytest.mark.parametrize("what", ["rank", "model", "quantization"])
+@pytest.mark.parametrize("what", ["rank", "quantization"])
 def test_what_the_weights_stand_on_cannot_change(finished: Job, tiny_model: Path, what: str) -> None:
     if what == "rank":
         finished.change(network__linear=8)
-    elif what == "model":
-        shutil.copytree(tiny_model, finished.cwd / "other")
-        finished.change(model__name_or_path=str(finished.cwd / "other"))
     else:
         finished.change(model__quantize=True)
     finished.change(train__steps=8)
     before = contents(finished.folder)
-    key = {"rank": "network.linear", "model": "model.name_or_path", "quantization": "model.quantize"}[what]
+    key = {"rank": "network.linear", "quantization": "model.quantize"}[what]
     for flags in ([], ["--allow-change"]):
         said = finished.run(*flags, code=2)
         assert f"  {key}: " in said and "cannot change" in said
     assert contents(finished.folder) == before
+
+
+def test_the_same_base_model_at_another_place_is_the_same(finished: Job, tiny_model: Path) -> None:
+    shutil.copytree(tiny_model, finished.cwd / "other")
+    finished.change(model__name_or_path=str(finished.cwd / "other"), train__steps=8)
+    assert "changed since the last run: model.name_or_path: " in finished.run()
+    assert finished.steps() == list(range(1, 9))
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "scheduler", "tokenizer", "processor"])
+def test_another_base_model_is_refused_wherever_it_is(finished: Job, tiny_model: Path, part: str) -> None:
+    other = shutil.copytree(tiny_model, finished.cwd / "other")
+    weights = next(iter(sorted((other / part).glob("*.safetensors"))), None)
+    if weights:
+        scaled = {name: tensor * 3 for name, tensor in load_file(weights).items()}
+        save_file(scaled, weights, metadata={"format": "pt"})
+    else:
+        config = next(iter(sorted((other / part).glob("*config.json"))))
+        config.write_text(json.dumps(json.loads(config.read_text()) | {"added": 1}))
+    finished.change(model__name_or_path=str(other), train__steps=8)
+    for flags in ([], ["--allow-change"]):
+        said = finished.run(*flags, code=2)
+        assert f"was trained on another base model: {part} differs. Restore the model" in said
+    assert finished.steps() == list(range(1, 7))
+
+
+def test_a_checkpoint_without_a_record_of_its_base_goes_on_where_it_was(finished: Job, tiny_model: Path) -> None:
+    """As earlier versions wrote it."""
+    for state in (finished.folder / "state").iterdir():
+        document = json.loads((state / "state.json").read_text())
+        del document["base"]
+        rewrite(state, document)
+    shutil.copytree(tiny_model, finished.cwd / "other")
+    finished.change(model__name_or_path=str(finished.cwd / "other"), train__steps=8)
+    said = finished.run(code=2)
+    assert "  model.name_or_path: " in said and "cannot change" in said
+    finished.change(model__name_or_path=str(tiny_model))
+    finished.run()
+    assert finished.steps() == list(range(1, 9))
 
 
 def test_harmless_keys_go_through_with_a_note(finished: Job) -> None:

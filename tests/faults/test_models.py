@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from tests.light_start import FORBID
-from tests.model_folders import write_cached, write_model
+from tests.model_folders import NO_WEIGHTS, write_cached, write_model
 from tests.small_hub import Hub, small_hub
 from toolkit.models.qwen_edit.family import FAMILY
 
@@ -121,7 +122,7 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
     """A hub whose only model has this `_class_name`."""
     files = {f"{part}/{file.replace('*', part)}": b"{}" for part, file in FAMILY.parts.items()}
     files["model_index.json"] = json.dumps({"_class_name": request.param}).encode()
-    files["transformer/diffusion_pytorch_model.safetensors"] = b"weights" * 1000
+    files |= {f"{part}/model.safetensors": NO_WEIGHTS for part in FAMILY.weight_parts}
     with small_hub(files, NAME) as server:
         yield server
 
@@ -148,3 +149,32 @@ def test_a_dry_run_asks_no_hub_and_says_what_it_does_not_know(
         assert result.returncode == 0, result.stderr
         assert f"{NAME} is not in the hub cache" in result.stdout
     assert hub.asked == [] and not (tmp_path / "home").exists()
+
+
+# ------------------------------------------------------------ a folder that is damaged
+
+
+@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
+def test_a_damaged_file_is_named_before_anything_is_loaded(
+    refused, tiny_model: Path, tmp_path: Path, flags: tuple
+) -> None:
+    """`tests/toolkit/config/test_model_files.py` has every kind of damage."""
+    shutil.copytree(tiny_model, tmp_path / "mine")
+    (tmp_path / "mine" / "scheduler" / "scheduler_config.json").write_text("[]")
+    assert "mine/scheduler/scheduler_config.json: holds no JSON object" in refused("./mine", *flags)
+
+
+def test_a_text_encoder_without_a_weight_ends_the_run(
+    run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+) -> None:
+    """It would be trained on at random; `tests/toolkit/models/qwen_edit/test_loading.py` has the other parts."""
+    part = shutil.copytree(tiny_model, tmp_path / "mine") / "text_encoder"
+    weights = load_file(part / "model.safetensors")
+    name = max(weights)
+    save_file({key: tensor for key, tensor in weights.items() if key != name}, part / "model.safetensors")
+    section = trainer(make_pictures(tmp_path / "data", "a"), model={"name_or_path": str(tmp_path / "mine")})
+    result = run_py(write_job(section))
+    assert result.returncode == 1
+    [line] = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+    assert f"{part}: missing weights: " in line and name.rpartition(".")[2] in line
+    assert not list((tmp_path / "output" / "job").glob("*.safetensors"))

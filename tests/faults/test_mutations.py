@@ -25,7 +25,7 @@ from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.extension import discover
 from toolkit.train.checkpoint_state import load_state
 from toolkit.train.checkpoint_store import checkpoint_dir
-from toolkit.train.resume import select_checkpoint
+from toolkit.train.resumption import select_checkpoint
 
 pytestmark = pytest.mark.slow
 

@@ -277,19 +277,14 @@ def test_a_message_is_without_secrets_before_it_reaches_a_stream(capsys: pytest.
 
 def test_metadata_has_every_variable_as_it_was_written(trainer, make_pictures, write_job, tmp_path: Path) -> None:
     from extensions.sd_trainer.config import SdTrainerConfig
-    from extensions.sd_trainer.lora_writer import LoraWriter
-    from toolkit.train.flow_step import NETWORK
-    from toolkit.train.run import Run
+    from extensions.sd_trainer.metadata import job_metadata
 
     section = trainer(make_pictures(tmp_path / "photos", "a"), trigger_word="[name] ${PLAIN}")
     env = {"PLAIN": "ordinary78", "MODEL": section["model"]["name_or_path"]}
     section["model"]["name_or_path"] = "${MODEL}"
     job = load_job(write_job(section, name="x-${PLAIN}"), lambda _: SdTrainerConfig, env=env)
     assert job.processes[0].section.trigger_word == "x-ordinary78 ordinary78"
-    roles = {NETWORK: SimpleNamespace(optimizer=SimpleNamespace())}
-    state = SimpleNamespace(step=1, epochs_done=0)
-    run = Run(job.name, tmp_path, 2, 1, seed=3, roles=roles, state=state)
-    metadata = LoraWriter(None, job.processes[0].section, {}).metadata(run)
+    metadata = job_metadata(job.processes[0].section, {}, job.name, steps=2, seed=3, optimizer=None)
     assert (metadata["ss_output_name"], metadata["base_model"]) == ("x-${PLAIN}", "${MODEL}")
     assert metadata["trigger_word"] == metadata["modelspec.trigger_phrase"] == "x-ordinary78 ${PLAIN}"
     assert (metadata["ss_sd_model_name"], metadata["modelspec.title"]) == ("${MODEL}", "x-${PLAIN}")

@@ -6,11 +6,14 @@ import json
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 from random import Random
 
 import pytest
 
+from tests.conftest import ROOT
 from tests.faults.conftest import Job
 
 STEP = "toolkit.train.flow_step:FlowMatchingStep.__call__"
@@ -77,12 +80,13 @@ def test_a_stop_within_an_accumulation_drops_it_and_repeats_it_exactly(job: Job,
     same()
 
 
-def test_a_stop_between_steps_leaves_soon(job: Job) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP], ids=["SIGTERM", "SIGHUP"])
+def test_a_stop_between_steps_leaves_soon(job: Job, number: int) -> None:
     """In five seconds on a quiet machine; the limit leaves room for one that other work slows down."""
     job.change(train__steps=5000, sample=None)
     child = job.start()
     child.wait_until(lambda: len(job.steps()) >= 3)
-    child.send(signal.SIGTERM)
+    child.send(number)
     assert child.wait(30) == 75, child.output
     assert job.states()[-1] == job.steps()[-1] < 5000
 
@@ -120,6 +124,37 @@ def test_save_now_is_answered_within_one_step(job: Job) -> None:
     job.run(faults=[("touch_at", STEP, micro_batch(3, 2), str(job.folder / "control" / "save_now"))])
     assert 3 in job.states()
     assert (job.folder / "job_000000003.safetensors").exists()
+
+
+# ------------------------------------------------------------ output that nobody takes
+
+
+@pytest.mark.parametrize("lost", ["a reader that ends", "a full device"])
+def test_output_that_is_lost_ends_no_training(job: Job, lost: str) -> None:
+    """As `| tee` that is killed, an ssh connection that breaks, a disk that fills up."""
+    job.change(sample=None)
+    command = [sys.executable, str(ROOT / "run.py"), str(job.write())]
+    if lost == "a full device":
+        with open("/dev/full", "w") as full:
+            result = subprocess.run(command, cwd=job.cwd, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+        lines = [line for line in result.stderr.splitlines() if not line.startswith("warning: ")]
+        assert len(lines) == 1 and "standard output is lost ([Errno 28] No space left on device)" in lines[0]
+        code = result.returncode
+    else:
+        child = subprocess.Popen(command, cwd=job.cwd, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+        child.stdout.close()
+        code = child.wait(120)
+    assert code == 0
+    assert job.steps() == [1, 2, 3, 4, 5, 6]
+    assert "saved" in (job.folder / "log.txt").read_text()
+
+
+def test_a_plan_that_cannot_be_printed_is_a_failure(job: Job) -> None:
+    command = [sys.executable, str(ROOT / "run.py"), str(job.write()), "--dry-run"]
+    with open("/dev/full", "w") as full:
+        result = subprocess.run(command, cwd=job.cwd, stdout=full, stderr=subprocess.PIPE, text=True, timeout=120)
+    assert result.returncode == 1
+    assert result.stderr.count("\n") == 1 and "No space left on device" in result.stderr
 
 
 # ------------------------------------------------------------ two runs in one folder

@@ -25,9 +25,9 @@ def raised(error: BaseException) -> BaseException:
         (RunError("cannot go on"), 1, "cannot go on\n"),
         (Interrupted(75), 75, "Stopped.\n"),
         (KeyboardInterrupt(), 130, "Stopped.\n"),
-        (SystemExit(None), 0, ""),
-        (SystemExit(7), 7, ""),
-        (SystemExit("message"), 1, "message\n"),
+        (SystemExit(None), 1, "Failed: the code of an extension called sys.exit(None).\n"),
+        (SystemExit(0), 1, "Failed: the code of an extension called sys.exit(0).\n"),
+        (SystemExit("message"), 1, "Failed: the code of an extension called sys.exit('message').\n"),
     ],
 )
 def test_the_message_alone(error: BaseException, code: int, words: str, capsys: pytest.CaptureFixture[str]) -> None:

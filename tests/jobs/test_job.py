@@ -11,7 +11,7 @@ import pytest
 from jobs import BaseJob, ExtensionJob
 from tests.processes import in_processes
 from toolkit.distributed import ProcessGroup
-from toolkit.errors import Interrupted
+from toolkit.errors import Interrupted, RunError
 
 PROCESS = """
     from jobs.process import BaseExtensionProcess
@@ -27,6 +27,8 @@ PROCESS = """
         def run(self):
             super().run()
             self.say("ran")
+            if self.get_conf("leaves"):
+                raise SystemExit(0)
             if self.get_conf("fails"):
                 raise ValueError("first")
 
@@ -34,6 +36,8 @@ PROCESS = """
             self.say(f"heard {error}")
             if self.get_conf("fails") == "twice":
                 raise KeyError("second")
+            if self.get_conf("leaves") == "twice":
+                raise SystemExit(0)
 """
 
 
@@ -72,6 +76,15 @@ def test_a_failing_on_error_does_not_hide_the_first_error(build, capsys: pytest.
     with pytest.raises(ValueError, match="first"):
         build({"fails": "twice"}).run()
     assert "on_error of SimpleProcess failed too" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("leaves", [True, "twice"])
+def test_a_process_that_leaves_the_program_has_failed(build, leaves: object) -> None:
+    job = build({"leaves": leaves}, {})
+    with pytest.raises(RunError, match=r"SimpleProcess called sys\.exit\(0\)"):
+        job.run()
+    heard = "heard SimpleProcess called sys.exit(0): it counts as failed."
+    assert job.meta["log"][2:] == [("ran", 0), (heard, 0)]
 
 
 def test_a_stop_is_no_error(build) -> None:

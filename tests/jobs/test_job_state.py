@@ -188,7 +188,7 @@ def test_a_job_of_one_process_keeps_no_record(start, tmp_path: Path) -> None:
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"finished": 3}', '{"finished": {"[0] step": 1}}'])
+@pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", '{"finished": 3}', '{"finished": {"[0] step": 1}}'])
 def test_a_damaged_record_records_nothing(start, tmp_path: Path, content: str) -> None:
     assert start(*STEPS) == [0, 1, 2]
     (tmp_path / "output" / "job" / FILE).write_text(content)

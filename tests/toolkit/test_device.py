@@ -1,7 +1,8 @@
 import pytest
 import torch
 
-from toolkit.device import DTYPES, configure_cuda, pick_device, to_device
+from toolkit.device import DTYPES, configure_cuda, pick_device, to_device, use_device
+from toolkit.distributed import ProcessGroup
 
 
 @pytest.fixture
@@ -101,3 +102,11 @@ def test_only_from_the_cpu_to_cuda_it_takes_the_way_on_which_nobody_waits(monkey
     to_device(torch.zeros(1, device="meta"), torch.device("cuda"))
     to_device(torch.zeros(1), torch.device("mps"))
     assert asked == [False, True, False, False, False]
+
+
+def test_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
+    assert use_device(torch.device("cpu")) == torch.device("cpu") and current == []
+    assert use_device(torch.device("cuda:1")) == torch.device("cuda:1") == current[0]
+    assert ProcessGroup().device(torch.device("cuda:2")) == torch.device("cuda:2") == current[1]

@@ -15,14 +15,14 @@ def test_without_a_launcher_a_process_is_alone() -> None:
 
 
 def test_a_launcher_says_which_process_this_is() -> None:
-    assert read_distributed_env(environment(1, 4, 29500)) == DistributedEnv(rank=1, size=4, local_rank=1)
+    assert read_distributed_env(environment(1, 4, 29500)) == DistributedEnv(rank=1, world_size=4, local_rank=1)
 
 
 @pytest.mark.parametrize(("on_this_machine", "attempt"), [("4", 2), ("2", 0)])
 def test_the_attempts_of_one_launcher_are_told_apart(on_this_machine: str, attempt: int) -> None:
     launched = {"LOCAL_WORLD_SIZE": on_this_machine, "TORCHELASTIC_RESTART_COUNT": "2"}
     assert read_distributed_env(environment(1, 4, 29500) | launched) == DistributedEnv(
-        rank=1, size=4, local_rank=1, attempt=attempt
+        rank=1, world_size=4, local_rank=1, attempt=attempt
     )
 
 

@@ -22,5 +22,11 @@ def test_did_you_mean_lists_everything_when_nothing_is_near() -> None:
     assert did_you_mean("zzz", ["b", "a"], list_all=False) == "Known names: a, b."
 
 
+def test_did_you_mean_names_the_nearest_three_of_many() -> None:
+    many = [f"{letter}{letter}{letter}" for letter in "abcdefghijkl"]
+    assert did_you_mean("kxlxa", many, list_all=False) == "The nearest names: lll, kkk, aaa."
+    assert did_you_mean("kxlxa", many) == f"Known names: {', '.join(many)}."
+
+
 def test_did_you_mean_takes_a_name_that_is_no_text() -> None:
     assert did_you_mean(1, ["a"]) == "Known names: a."

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.errors import RunError, UserError
+from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import Extension, discover
-from toolkit.paths import EXTENSIONS_ROOT
+from toolkit.files import EXTENSIONS_ROOT
 
 Write = Callable[..., Path]
 
@@ -80,6 +80,8 @@ def test_a_folder_name_need_not_be_an_identifier(drop_ins: Path, simple_extensio
         ("import no_such_module", "No module named 'no_such_module'"),
         ("def broken(:", "SyntaxError"),
         ("raise SystemExit(3)", "SystemExit: 3"),
+        ("raise KeyboardInterrupt", "KeyboardInterrupt"),
+        ("class Own(BaseException): pass\nraise Own('x')", "Own: x"),
         ("AI_TOOLKIT_EXTENSIONS = 3", "not a list of classes"),
         ("class A: pass\nAI_TOOLKIT_EXTENSIONS = [A]", "not a class with a uid"),
         ("class A:\n    uid = 'a'\nAI_TOOLKIT_EXTENSIONS = [A()]", "not a class with a uid"),
@@ -96,6 +98,12 @@ def test_a_broken_one_is_recorded_and_disturbs_no_other(
     assert broken.folder.name == "a_broken"
     assert reason in broken.reason
     assert reason in table.render()
+
+
+def test_a_signal_during_an_import_stops_the_program(drop_ins: Path, write_extension: Write) -> None:
+    write_extension("slow", "from toolkit.errors import Interrupted\nraise Interrupted(130)")
+    with pytest.raises(Interrupted):
+        discover([drop_ins])
 
 
 def test_a_broken_one_is_shown_with_its_traceback_to_who_asks(drop_ins: Path, write_extension: Write) -> None:
@@ -149,6 +157,12 @@ def test_what_an_extension_prints_stays_off_standard_output(
 def test_a_missing_folder_is_reported_not_fatal(tmp_path: Path) -> None:
     table = discover([tmp_path / "nowhere"])
     assert "nowhere" in table.broken[0].reason
+
+
+def test_a_home_folder_that_nobody_has_is_reported_not_fatal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("EXTENSIONS_PATH", "~no_such_user/extensions")
+    (broken,) = discover().broken
+    assert "cannot be read (see EXTENSIONS_PATH)" in broken.reason
 
 
 def test_the_process_is_imported_only_when_asked_for(drop_ins: Path, simple_extension: Write) -> None:

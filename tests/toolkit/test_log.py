@@ -293,7 +293,7 @@ def test_a_status_line_on_another_stream_is_left_alone(
     assert (capsys.readouterr().out, terminal.shown()) == ("a line\n", ["step 1"])
 
 
-def test_a_logged_secret_is_blacked_out(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_logged_secret_is_redacted(monkeypatch: pytest.MonkeyPatch) -> None:
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", RedactingStream(stream))
     with shown():
@@ -306,7 +306,7 @@ def test_only_the_first_process_shows_what_is_logged(monkeypatch: pytest.MonkeyP
     stream = io.StringIO()
     monkeypatch.setattr(sys, "stdout", stream)
     with shown():
-        mute_nonzero_ranks(DistributedEnv(rank=rank, size=2))
+        mute_nonzero_ranks(DistributedEnv(rank=rank, world_size=2))
         OWN.info("a line")
     assert stream.getvalue() == text
 

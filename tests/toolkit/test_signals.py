@@ -3,6 +3,7 @@
 import multiprocessing
 import os
 import signal
+import sys
 import threading
 import time
 from collections.abc import Iterator
@@ -12,14 +13,16 @@ import pytest
 from toolkit import signals
 from toolkit.errors import EXIT_SIGINT, EXIT_SIGTERM, Interrupted
 
-SIGNALS = [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM)]
+SIGNALS = [(signal.SIGINT, EXIT_SIGINT), (signal.SIGTERM, EXIT_SIGTERM), (signal.SIGHUP, EXIT_SIGTERM)]
 
 
 @pytest.fixture(autouse=True)
 def installed() -> Iterator[None]:
     before = {number: signal.getsignal(number) for number in signals.EXIT_CODES}
+    hook = sys.unraisablehook
     signals.install()
     yield
+    sys.unraisablehook = hook
     for number, handler in before.items():
         signal.signal(number, handler)
 
@@ -45,6 +48,37 @@ def test_the_second_signal_stops_at_once_while_deferred() -> None:
         signal.raise_signal(signal.SIGINT)
         signal.raise_signal(signal.SIGTERM)
     assert caught.value.exit_code == EXIT_SIGTERM
+
+
+class SignalsWhenDeleted:
+    def __del__(self) -> None:
+        signal.raise_signal(signal.SIGINT)
+
+
+def test_a_second_signal_within_a_destructor_stops_all_the_same_and_prints_nothing(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """Python drops what a destructor raises, and prints "Exception ignored in"."""
+    with pytest.raises(Interrupted) as caught, signals.defer_signals():
+        signal.raise_signal(signal.SIGINT)
+        capsys.readouterr()
+        SignalsWhenDeleted()
+        time.sleep(60)
+    assert caught.value.exit_code == EXIT_SIGINT
+    assert capsys.readouterr().err == ""
+
+
+class FailsWhenDeleted:
+    def __del__(self) -> None:
+        raise ValueError("in a destructor")
+
+
+def test_other_exceptions_of_destructors_are_told_as_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    told: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", lambda unraisable: told.append(unraisable.exc_type))
+    signals.install()
+    FailsWhenDeleted()
+    assert told == [ValueError]
 
 
 def test_after_the_block_signals_stop_at_once_again() -> None:
@@ -104,3 +138,12 @@ def test_a_quiet_process_says_nothing(capfd: pytest.CaptureFixture[str]) -> None
 def test_a_program_on_its_way_out_hears_no_signal(number: int, code: int) -> None:
     signals.ignore()
     signal.raise_signal(number)
+
+
+def test_a_program_under_nohup_goes_on_without_its_terminal() -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    try:
+        signals.install()
+        assert signal.getsignal(signal.SIGHUP) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGHUP, before)

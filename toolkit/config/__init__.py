@@ -5,9 +5,8 @@
 """
 
 from toolkit.config.base import StrictModel
-from toolkit.config.job import JobConfig, ProcessEntry
 from toolkit.config.loader import load_job
-from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry
 
 __all__ = [
     "Diagnostic",

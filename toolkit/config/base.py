@@ -1,19 +1,85 @@
-"""`StrictModel`, the base of every config section."""
+"""`StrictModel`, the base of every config section, and `ForeignNames`: what a section takes, or refuses, of the keys of
+other programs."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict
 
-from toolkit.config.compat.foreign import ForeignNames
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.located import ConfigNode
+from toolkit.config.located import ConfigNode, Diagnostics
 
-ChangeKind = Literal["harmless", "changes the result", "impossible"]
+Entries = dict[str, ConfigNode]
+"""Key -> value of one section."""
+
+Reshape = Callable[[type[BaseModel], Entries, Diagnostics], Entries]
+
+
+@dataclass(frozen=True)
+class ForeignNames:
+    """Keys of other programs in one section. None of them is one of the section's own."""
+
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    """Other names of fields: old name -> field."""
+
+    shapes: Mapping[str, str] = field(default_factory=dict)
+    """Names that are no fields but that `reshape` turns into fields -> what they stand for."""
+
+    no_effect: Mapping[str, str] = field(default_factory=dict)
+    """Names that are accepted with a warning -> why they do nothing here."""
+
+    refused_when_on: Mapping[str, str] = field(default_factory=dict)
+    """Switches of `no_effect` that are refused unless they are false -> why, and the remedy."""
+
+    unsupported: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
+    """Names that are known and refused -> the values that ask for nothing and therefore pass."""
+
+    needs: Mapping[str, str] = field(default_factory=dict)
+    """Names of `unsupported` that say more of a switch of `unsupported` -> that switch: nothing where it is off."""
+
+    reshapes: tuple[Reshape, ...] = ()
+    """Turn `shapes` of a section into its fields, one after the other, before aliases are folded. They get known and
+    given keys only."""
+
+    @classmethod
+    def combined(cls, parts: Iterable[ForeignNames]) -> ForeignNames:
+        """Those of a section that is composed of others, of which each has its own."""
+        parts = tuple(parts)
+
+        def merged(table: str) -> dict[str, Any]:
+            return {name: said for part in parts for name, said in getattr(part, table).items()}
+
+        tables = ("aliases", "shapes", "no_effect", "refused_when_on", "unsupported", "needs")
+        steps = dict.fromkeys(step for part in parts for step in part.reshapes)
+        return cls(**{table: merged(table) for table in tables}, reshapes=tuple(steps))
+
+    def reshape(self, section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+        """The entries of a section with its own fields only."""
+        for step in self.reshapes:
+            entries = step(section, entries, diagnostics)
+        return entries
+
+    def names(self) -> set[str]:
+        """All of them."""
+        return {*self.aliases, *self.shapes, *self.no_effect, *self.unsupported}
+
+
+def each(names: str, said: str) -> dict[str, str]:
+    """Rows of `no_effect`: names separated by spaces, all with the same reason."""
+    return dict.fromkeys(names.split(), said)
+
+
+def refuse(names: str, *harmless: Any) -> dict[str, tuple[Any, ...]]:
+    """Rows of `unsupported`: names separated by spaces, all with the same harmless values."""
+    return dict.fromkeys(names.split(), harmless)
+
+
+ChangeKind = Literal["harmless", "changes the result", "impossible", "place"]
 """What it means for a resume that a key has another value: nothing of what is trained depends on it; the rest of the
-run is another one; the saved weights would mean something else, or not fit."""
+run is another one; the saved weights would mean something else, or not fit; the base model is somewhere else, and its
+contents decide (impossible with a checkpoint that does not record them)."""
 
 ALL_OTHERS = "*"
 
@@ -35,6 +101,10 @@ class StrictModel(BaseModel):
 
     may_be_empty: ClassVar[frozenset[str]] = frozenset()
     """Fields for which an empty string is a value; for all others it means "not given"."""
+
+    example: ClassVar[str] = ""
+    """What to write instead of a mere text or switch in the place of this section; "": its keys stand for themselves,
+    or such a value means something."""
 
     on_resume: ClassVar[Mapping[str, ChangeKind | Callable[[Mapping[str, Any]], ChangeKind]]] = {}
     """Field, or ALL_OTHERS -> what its change means for a run that goes on, with all below it; may depend on the

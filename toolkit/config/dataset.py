@@ -1,16 +1,19 @@
-"""`datasets[]`: one folder of images with captions and references."""
+"""`datasets[]`: one folder of images with captions and references; `validation`: images that are not trained on."""
 
 from __future__ import annotations
 
 import re
-from typing import Annotated, ClassVar
+from collections.abc import Sequence
+from math import prod
+from typing import Annotated, Any, ClassVar
 
-from pydantic import AfterValidator, BeforeValidator, Field
+from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag, model_validator
 
 from toolkit.config.base import StrictModel
-from toolkit.config.compat.data import DATASET
-from toolkit.config.control_slots import Slots
-from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_error
+from toolkit.config.compat.data import DATASET, VALIDATION
+from toolkit.config.field_types import PathStr, Slots, as_list, schema_of_list, value_error
+from toolkit.config.located import ConfigNode, Diagnostics
+from toolkit.config.normalise import listed
 
 _COLOURS = (
     "white black gray grey silver red green blue yellow cyan aqua magenta fuchsia maroon navy olive purple teal "
@@ -22,8 +25,35 @@ def _with_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
     return tuple(dict.fromkeys("." + extension.strip().lstrip(".") for extension in extensions))
 
 
-def _distinct(values: tuple[int, ...]) -> tuple[int, ...]:
+class Rectangle(StrictModel):
+    """`datasets[].resolution`: one size for all images, whatever their aspect ratio; what is too much is cut off."""
+
+    width: int = Field(ge=32)
+    """Pixels, rounded down to a multiple of 32."""
+
+    height: int = Field(ge=32)
+    """Pixels, rounded down to a multiple of 32."""
+
+    def __str__(self) -> str:
+        return f"{{width: {self.width}, height: {self.height}}}"
+
+
+def sides_of(resolution: int | Rectangle) -> tuple[int, int]:
+    """Width and height of one entry of `resolution`: an image at it has at most their product in pixels."""
+    return (resolution, resolution) if isinstance(resolution, int) else (resolution.width, resolution.height)
+
+
+def area_of(resolution: int | Rectangle) -> int:
+    """The most pixels of an image at one entry of `resolution`."""
+    return prod(sides_of(resolution))
+
+
+def _distinct(values: tuple[Any, ...]) -> tuple[Any, ...]:
     return tuple(dict.fromkeys(values))
+
+
+def _shape(value: Any) -> str:
+    return "rectangle" if isinstance(value, dict | Rectangle) else "square"
 
 
 def _colour(value: str) -> str:
@@ -33,12 +63,16 @@ def _colour(value: str) -> str:
     return folded
 
 
+_Side = Annotated[int, Field(ge=32)]
+_Size = Annotated[
+    Annotated[_Side, Tag("square")] | Annotated[Rectangle, Tag("rectangle")],
+    Discriminator(_shape),  # so that an error names what is wrong of the one shape that is meant
+]
 Resolution = Annotated[
-    tuple[Annotated[int, Field(ge=32)], ...],
-    BeforeValidator(as_list),
-    AfterValidator(_distinct),
+    tuple[_Size, ...],
     Field(min_length=1),
-    schema_of_list({"type": "integer", "minimum": 32}),
+    BeforeValidator(as_list, json_schema_input_type=_Side | Rectangle | tuple[_Side | Rectangle, ...]),
+    AfterValidator(_distinct),
 ]
 
 Extensions = Annotated[
@@ -62,7 +96,8 @@ class DatasetConfig(StrictModel):
 
     resolution: Resolution = (1024,)
     """Training size in pixels, one or a list: an image has at most this number squared, its aspect ratio
-    kept. Each distinct size is one more sample per image. At least 32."""
+    kept. Each distinct size is one more sample per image: `[960, 544]` are two sizes. At least 32. One rectangle for
+    all images: `{width: 960, height: 544}`."""
 
     caption_ext: Extensions = (".txt",)
     """Extension of the caption files, with or without the dot; of a list the first that exists is read."""
@@ -113,12 +148,12 @@ class DatasetConfig(StrictModel):
     flip_y: bool = False
     """Use each image upside down as well, with its references and mask."""
 
-    loss_multiplier: float = Field(default=1.0, ge=0)
+    loss_multiplier: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of these images. 0: nothing is learned from them (one warning)."""
 
     is_reg: bool = False
     """Regularisation images, of what the trigger word is not to change: it is not put before their captions, and
-    `train.reg_weight` weighs their loss. They are used in turn with the others, as often as their repeats say."""
+    `train.reg_weight` scales their loss. They are used in turn with the others, as often as their repeats say."""
 
     cache_latents: bool = True
     """Compute the latents of images and references once, before training."""
@@ -132,10 +167,119 @@ class DatasetConfig(StrictModel):
     background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour under transparent pixels of images and references: a name or "#rrggbb"."""
 
-    num_workers: int = Field(default=0, ge=0)
+    num_workers: int = Field(default=0, ge=0, le=1024)
     """Threads that load batches ahead; 0: the main thread loads each when it is needed."""
 
+    example: ClassVar = "folder_path: photos"
     on_resume: ClassVar = dict.fromkeys(
         ("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"
     )
     foreign: ClassVar = DATASET
+
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """A single resolution becomes a list."""
+        return _with_listed_resolution(entries)
+
+
+def _with_listed_resolution(entries: dict[str, ConfigNode]) -> dict[str, ConfigNode]:
+    return entries | {key: listed(node) for key, node in entries.items() if key == "resolution"}
+
+
+OF_THE_FOLDER = (
+    "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "trigger_word",
+)  # fmt: skip
+"""Keys that say something of `folder_path`."""
+
+
+LOSS = "validation/loss"
+"""The mean over all images and noise levels; `validation/loss_t0.125` and so on are those of one level."""
+
+
+def noise_levels(count: int) -> tuple[float, ...]:
+    """The middles of `count` equal parts of (0, 1)."""
+    return tuple((index + 0.5) / count for index in range(count))
+
+
+def loss_at(level: float) -> str:
+    """The name of the loss at one noise level."""
+    return f"{LOSS}_t{level:g}"
+
+
+class ValidationConfig(StrictModel):
+    """`validation`: the loss on images that are not trained on, with the weights that would be saved.
+
+    Noise and noise levels are the same each time, nothing is dropped or weighted, so that two numbers compare. The
+    weights of the lowest loss are kept as `<name>_best.safetensors`.
+    """
+
+    every: int = Field(default=0, ge=0)
+    """Optimizer steps between two. One before step 1 and one after the last are always made; 0: no others."""
+
+    every_n_epochs: int = Field(default=0, ge=0)
+    """The same in epochs; where both are given, both count. 0: no others."""
+
+    folder_path: PathStr | None = None
+    """Folder of the images, by the rules of a dataset. Either this or `fraction`."""
+
+    fraction: float | None = Field(default=None, gt=0, le=0.5)
+    """Share of the images of all datasets that is held out, at all sizes; at least one image, no regularisation images.
+    Drawn by the names of file and folder, so the same at each start. 0 is an error: leave the section out."""
+
+    timesteps: int = Field(default=4, ge=1, le=1000)
+    """Noise levels per image, evenly spaced: 4 are 0.125, 0.375, 0.625 and 0.875. Each costs a forward pass."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the noise and of what `fraction` draws; 0 is a valid seed. It is apart from `training_seed`, so
+    that runs of different seeds compare."""
+
+    control_path: Slots = ()
+    """References of the images in `folder_path`, as in a dataset."""
+
+    control_optional: bool = False
+    """Of `folder_path`: images without a partner are measured without that reference instead of being errors."""
+
+    resolution: Resolution | None = None
+    """Of `folder_path`: size in pixels, one or a list. Not given: every size the datasets train at."""
+
+    caption_ext: Extensions | None = None
+    """Of `folder_path`. Not given: that of the first dataset."""
+
+    default_caption: str | None = None
+    """Of `folder_path`. Not given: that of the first dataset."""
+
+    trigger_word: str | None = None
+    """Of `folder_path`. Not given: that of the first dataset, else the process's."""
+
+    foreign: ClassVar = VALIDATION
+
+    @classmethod
+    def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
+        """A single resolution becomes a list. The process's own source comes before one of `config.defaults`."""
+        entries = _with_listed_resolution(entries)
+        sources = [key for key in ("folder_path", "fraction") if key in entries]
+        if len(sources) == 2:
+            dropped = [key for key in sources if entries[key].from_defaults]
+            if len(dropped) == 1:
+                del entries[dropped[0]]
+        return entries
+
+    @model_validator(mode="after")
+    def _one_source(self) -> ValidationConfig:
+        # Not in the job's checks: after a wrong value is reported it is left out, and would be missed there.
+        if self.folder_path is None and self.fraction is None:
+            raise ValueError(
+                "names no images. Give 'folder_path', or the 'fraction' of the training images to hold out."
+            )
+        if self.folder_path is not None and self.fraction is not None:
+            raise ValueError("'folder_path' and 'fraction' cannot be combined. Remove one of them.")
+        return self
+
+    def dataset(self, datasets: Sequence[DatasetConfig]) -> DatasetConfig:
+        """`folder_path` as a dataset; what it does not say comes from `datasets`, those that are trained on."""
+        first = next((dataset for dataset in datasets if not dataset.is_reg), datasets[0])
+        sizes = dict.fromkeys(size for dataset in datasets if not dataset.is_reg for size in dataset.resolution)
+        settings = {"background": first.background} | {key: getattr(self, key) for key in OF_THE_FOLDER}
+        settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
+        settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
+        return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

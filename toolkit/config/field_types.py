@@ -1,15 +1,19 @@
-"""Field types that several sections share: a value out of a list of names, a list that may be a single value."""
+"""Field types that several sections share: a value out of a list of names, a list that may be a single value, reference
+images in slot order (`<key>: one or a list`, or `<key>_1`, `<key>_2`, `<key>_3`)."""
 
 from __future__ import annotations
 
 import os
 import re
 from collections.abc import Callable, Collection, Iterable, Mapping
+from dataclasses import replace
 from difflib import get_close_matches
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BeforeValidator, WithJsonSchema
+from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 from pydantic_core import PydanticCustomError
+
+from toolkit.config.located import ConfigNode, Diagnostics, odd_characters
 
 
 def value_error(message: str) -> PydanticCustomError:
@@ -26,8 +30,8 @@ def literal_with_aliases(
     return BeforeValidator(reader_of(names, aliases)), schema
 
 
-def reader_of(names: Collection[str], spellings: Mapping[str, str]) -> Callable[[Any], str]:
-    """From a value to the name that is meant; raises what a validator raises."""
+def reader_of(names: Collection[str], spellings: Mapping[str, str], also: str = "") -> Callable[[Any], str]:
+    """From a value to the name that is meant; raises what a validator raises. also: what else may be written."""
 
     def read(value: Any) -> str:
         if not isinstance(value, str):
@@ -40,7 +44,7 @@ def reader_of(names: Collection[str], spellings: Mapping[str, str]) -> Callable[
         # Nearer than elsewhere: the names of other programs' choices are not to be taken for typing errors.
         near = get_close_matches(folded, [*names, *spellings], n=1, cutoff=0.75)
         hint = f"Did you mean {near[0]!r}? " if near else ""
-        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(names)}.")
+        raise value_error(f"{value!r} is unknown. {hint}Use {_listed(names)}{also}.")
 
     return read
 
@@ -94,6 +98,14 @@ def _possible_path(value: str) -> str:
     longest = max(len(os.fsencode(part)) for part in re.split(r"[/\\]", value))
     if longest > LONGEST_NAME or len(os.fsencode(value)) > LONGEST_PATH:
         raise value_error(f"{value[:40]!r}... is too long for a path.")
+    if value.startswith("~") and os.path.expanduser(value) == value:
+        raise value_error(f"{value!r} begins with the name of a user that this machine does not know.")
+    try:
+        os.path.realpath(os.path.expanduser(value), strict=True)
+    except (FileNotFoundError, NotADirectoryError):
+        pass  # perhaps not there yet
+    except OSError as error:  # links in a circle, a folder that may not be entered: later checks would meet it unawares
+        raise value_error(f"{value!r} cannot be reached: {error.strerror}.") from error
     return value
 
 
@@ -102,6 +114,21 @@ LONGEST_NAME, LONGEST_PATH = 255, 4000
 
 PathStr = Annotated[str, AfterValidator(_possible_path)]
 """Text that can name a file or folder."""
+
+
+_PATH_HINTS = (
+    (r"\$([A-Za-z_]\w*)", "Write '${{{1}}}' for a variable of the environment."),
+    (r"[\x00-\x1f]", "A backslash within double quotes became {0!r}. Write '/', or use single quotes."),
+    (r"^[A-Za-z]:[/\\]", "{0!r} begins a path of Windows; in WSL, C:\\ is '/mnt/c/'."),
+)
+
+
+def path_hint(path: str) -> str:
+    """What may be wrong with the spelling of a path that leads nowhere; empty where nothing is seen."""
+    for pattern, words in _PATH_HINTS:
+        if found := re.search(pattern, path):
+            return words.format(found.group(), *found.groups())
+    return odd_characters(path)
 
 
 def as_list(value: Any) -> Any:
@@ -133,3 +160,27 @@ Dtype = Annotated[
     ),
 ]
 """A floating-point type under its usual names."""
+
+
+MAX_SLOTS = 3
+
+Slots = Annotated[
+    tuple[PathStr, ...], BeforeValidator(as_list), Field(max_length=MAX_SLOTS), schema_of_list({"type": "string"})
+]
+"""Up to three paths."""
+
+
+def slot_names(key: str) -> tuple[str, ...]:
+    return tuple(f"{key}_{number}" for number in range(1, MAX_SLOTS + 1))
+
+
+def gather_slots(entries: dict[str, ConfigNode], key: str, diagnostics: Diagnostics) -> None:
+    """Replaces `<key>_1..3` by one list under `key`."""
+    numbered = [entries.pop(name) for name in slot_names(key) if name in entries]
+    if not numbered:
+        return
+    if key in entries and not entries[key].from_defaults:
+        message = f"{key!r} and {numbered[0].path[-1]!r} are both given. Keep one way of writing it."
+        diagnostics.error(numbered[0], message, at_key=True)
+        return
+    entries[key] = replace(numbered[0], value=numbered, plain=False)

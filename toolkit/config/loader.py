@@ -5,34 +5,49 @@ from __future__ import annotations
 import os
 import re
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from pydantic import BaseModel
 
 from toolkit.config.compat.peer_names import hint
-from toolkit.config.defaults import UnusedDefaults, merge_defaults
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.job import JobConfig, ProcessEntry
-from toolkit.config.located import ConfigNode, show
+from toolkit.config.field_types import LONGEST_NAME
+from toolkit.config.located import ConfigNode, Diagnostics, show
 from toolkit.config.model import ModelConfig
-from toolkit.config.normalise import Normaliser
-from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.config.read_file import is_json, read_text, strip_json_comments
+from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
+from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry
 from toolkit.config.redacted_copy import saved_text, secret_scalars
 from toolkit.config.validate import validate
-from toolkit.config.variables import expand_variables, replace_name, secret_values, written_with_variables
-from toolkit.config.yaml_reader import read_yaml, scalar_value
+from toolkit.config.yaml_reader import (
+    expand_variables,
+    is_json,
+    read_text,
+    read_yaml,
+    replace_name,
+    scalar_value,
+    secret_values,
+    strip_json_comments,
+    written_with_variables,
+)
 from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
+from toolkit.files import CACHE_FOLDER, TEMP_NAME_BYTES
 from toolkit.redact import contains_secret, register_secret, wandb_keys
+from toolkit.run_files import FILE_SUFFIXES, step_stem
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
 
+_IN_CONFIG = ("name", "process", "defaults")
+"""Keys of `config`."""
+
 _LOOKS_RANDOM = re.compile(r"^(?=.*[0-9])(?=.*[A-Za-z])\S{8,}$")
 _SECRET_FOLDER = "names are not secret on a disk. Leave the secret out, or rename the variable it comes from."
+_CACHE_NAME = "is the folder of what all jobs share. Choose another name."
 _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
+
+LONGEST_RUN_NAME = LONGEST_NAME - TEMP_NAME_BYTES - max(len(f"{step_stem('', 1)}{suffix}") for suffix in FILE_SUFFIXES)
+"""Bytes of a name with which the longest of the run's files, while it is being written, has a name that disks allow."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ def load_job(
     env: Mapping[str, str] = os.environ,
 ) -> JobConfig:
     """Reads and checks a config. `name` replaces `config.name`. Raises ConfigErrors holding every error."""
-    if name is not None and (fault := folder_name_error(name)):
+    if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
         raise ConfigErrors([InputError("-n", f"{name!r} {fault}")])
     diagnostics = Diagnostics(str(path))
     text = read_text(path, diagnostics)
@@ -97,7 +112,7 @@ def remember_secrets(text: str, written: ConfigNode, env: Mapping[str, str]) -> 
 
 def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     """The `config` mapping. Raises when there is none; all else outside the processes is reported."""
-    refuse_unknown(root, ("job", "config", "meta"), diagnostics)
+    refuse_unknown(root, ("job", "config", "meta"), dict.fromkeys(_IN_CONFIG, "'config'"), diagnostics)
     job = root.value.get("job")
     if job is None or job.is_blank:
         diagnostics.error(job or root, "is required. Write 'job: extension'.", path=("job",))
@@ -110,17 +125,20 @@ def check_top_level(root: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
     if config is None or not isinstance(config.value, dict):
         message = "is required: a mapping with 'name' and 'process'."
         diagnostics.fatal((config or root).value_at, ("config",), message)
-    refuse_unknown(config, ("name", "process", "defaults"), diagnostics)
     defaults = config.value.get("defaults")
     if defaults is not None and defaults.value is not None and not isinstance(defaults.value, dict):
         diagnostics.error(defaults, f"{show(defaults)} is not a mapping of keys and values.")
     return config
 
 
-def refuse_unknown(node: ConfigNode, known: tuple[str, ...], diagnostics: Diagnostics) -> None:
+def refuse_unknown(
+    node: ConfigNode, known: tuple[str, ...], inside: Mapping[str, str], diagnostics: Diagnostics
+) -> None:
+    """inside: key -> where it belongs."""
     for key, child in node.value.items():
         if key not in known:
-            diagnostics.error(child, f"unknown key. {hint(key) or did_you_mean(key, known)}", at_key=True)
+            remedy = f"It belongs in {inside[key]}." if key in inside else hint(key) or did_you_mean(key, known)
+            diagnostics.error(child, f"unknown key. {remedy}", at_key=True)
 
 
 def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
@@ -129,25 +147,36 @@ def read_name(config: ConfigNode, diagnostics: Diagnostics) -> str:
     if node is None or node.is_blank:
         diagnostics.error(node or config, "is required: the run's folder gets this name.", path=("config", "name"))
         return "job"
-    check_folder_name(node, diagnostics)
-    return str(node.value)
+    sound = check_folder_name(node, diagnostics)
+    if sound and node.value == CACHE_FOLDER:
+        diagnostics.error(node, f"{show(node)} {_CACHE_NAME}")
+    return str(node.value) if sound else "job"
 
 
-def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> None:
+def check_folder_name(node: ConfigNode, diagnostics: Diagnostics) -> bool:
+    """Whether it can be a folder's name; if not, that is reported."""
     if not isinstance(node.value, str):
         diagnostics.error(node, f'{show(node)} is not text. Put it in quotes: "{node.text}"')
-    elif (fault := folder_name_error(node.value)) and not diagnostics.reported(node.path):
+        return False
+    fault = folder_name_error(node.value)
+    if fault and not diagnostics.reported(node.path):
         diagnostics.error(node, f"{show(node)} {fault}")
+    return not fault
 
 
 def folder_name_error(name: str) -> str:
-    """Why a name cannot be a folder's name, or an empty string."""
+    """Why a name cannot be that of a run's folder and files, or an empty string."""
     if not name.strip() or name in (".", ".."):
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):
         return "cannot be the name of a folder: leave out '/', '\\' and control characters."
     if contains_secret(name):
         return f"cannot be the name of a folder: {_SECRET_FOLDER}"
+    if (length := len(os.fsencode(name))) > LONGEST_RUN_NAME:
+        return (
+            f"is too long: {length} bytes, and with at most {LONGEST_RUN_NAME} all files of the run can be named "
+            "after it. Shorten it."
+        )
     return ""
 
 
@@ -158,6 +187,7 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
     """Every entry of `config.process`, checked against the model of its type; None where that is not known."""
     listed = config.value.get("process")
     if listed is None or not isinstance(listed.value, list) or not listed.value:
+        refuse_unknown(config, _IN_CONFIG, {}, diagnostics)
         node = listed or config
         diagnostics.error(node, "is required: a list of at least one process.", path=("config", "process"))
         return []
@@ -165,11 +195,14 @@ def read_processes(config: ConfigNode, find_model: FindModel, diagnostics: Diagn
     normaliser = Normaliser(diagnostics, watch)
     defaults = config.value.get("defaults")
     processes = [
-        read_process(index, merge_defaults(node, defaults), find_model, normaliser)
+        read_process(index, merge_defaults(node, defaults, diagnostics), find_model, normaliser)
         for index, node in enumerate(listed.value)
     ]
     for process in filter(None, processes):
         remember_written(process, config)
+    inside = {key: places[0] for key, places in normaliser.places.items()}
+    inside = {key: f"{place!r} of a process" if place else "a process" for key, place in inside.items()}
+    refuse_unknown(config, _IN_CONFIG, inside, diagnostics)
     watch.report(diagnostics)
     refuse_equal_names(processes, diagnostics)
     return processes
@@ -190,8 +223,10 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
     name_node = node.value.get("name")
     if name_node is not None and name_node.is_blank:
         name_node = None
-    if name_node is not None:
-        check_folder_name(name_node, diagnostics)
+    if name_node is not None and not check_folder_name(name_node, diagnostics):
+        # Another in its place: what follows may make a path of it.
+        name_node = replace(name_node, value=f"process{index}")
+        node = replace(node, value={**node.value, "name": name_node})
     try:
         model = find_model(str(type_node.value))
     except UserError as error:
@@ -202,7 +237,7 @@ def read_process(index: int, node: ConfigNode, find_model: FindModel, normaliser
         for child in node.walk():
             normaliser.defaults.known(child)
     else:
-        checked = normaliser.section(model, node, frozenset({"type", "name"}))
+        checked = normaliser.process(model, node, frozenset({"type", "name"}))
         section, checked = validate(model, checked, diagnostics)
     entry = ProcessEntry(
         index=index,
@@ -276,7 +311,7 @@ def refuse_shared_folder(
 ) -> None:
     if folder is None:
         return
-    folder = folder.expanduser().resolve()
+    folder = Path(os.path.realpath(folder.expanduser()))
     index = process.entry.index
     if folder in folders:
         diagnostics.error(

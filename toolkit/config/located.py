@@ -1,14 +1,17 @@
-"""`ConfigNode`: a value of the config together with the place where it was written.
+"""`ConfigNode`: a value of the config together with the place where it was written; `Diagnostics`: the errors and
+warnings of one config file, each at such a place.
 
 Nodes move (defaults are merged, old names become new ones), their places move along:
-an error is always reported where the user typed it.
-"""
+an error is always reported where the user typed it."""
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
+
+from toolkit.errors import ConfigErrors, InputError
 
 KeyPath = tuple[str | int, ...]
 """Path of a value: mapping keys and list indices from the outside in."""
@@ -119,3 +122,61 @@ def show(node: ConfigNode) -> str:
     if isinstance(value, str):
         return repr(value if len(value) <= 100 else value[:97] + "...")
     return node.text or ("null" if value is None else str(value))
+
+
+def odd_characters(text: str) -> str:
+    """A sentence that names the characters in a text that look like quotes or spaces and are none; empty without."""
+    odd = [c for c in dict.fromkeys(text) if c in _ODD_QUOTES or (unicodedata.category(c) in ("Zs", "Cf") and c != " ")]
+    names = ", ".join(f"U+{ord(c):04X} ({unicodedata.name(c, 'no name').lower()})" for c in odd)
+    return f"It holds {names}: type a plain quote or space." if odd else ""
+
+
+_ODD_QUOTES = "\u2018\u2019\u201a\u201b\u201c\u201d\u201e\u201f\u00b4"
+
+
+class Diagnostics:
+    """Errors and warnings of one file. Nothing is raised before the whole file was checked."""
+
+    def __init__(self, file: str) -> None:
+        self.file = file
+        self._errors: dict[tuple[SourceLocation, str, str], InputError] = {}
+        self._warnings: dict[tuple[SourceLocation, str], None] = {}
+        self._paths: set[str] = set()
+
+    def error(self, node: ConfigNode, message: str, *, at_key: bool = False, path: KeyPath | None = None) -> None:
+        """An error at a node's value, or at its key. `path` names a key that the node lacks."""
+        env = node.key_at if at_key else node.value_at
+        self.error_at(env, node.path if path is None else path, message)
+
+    def error_at(self, env: SourceLocation, path: KeyPath, message: str) -> None:
+        """An error at a line and column; the same one is kept once."""
+        self._paths.add(dotted(path))
+        self._errors[env, dotted(path), message] = InputError(self._place(env, path), message)
+
+    def fatal(self, env: SourceLocation, path: KeyPath, message: str) -> NoReturn:
+        """An error behind which nothing can be read."""
+        self.error_at(env, path, message)
+        self.raise_errors()
+        raise AssertionError("unreachable")
+
+    def warn(self, node: ConfigNode, message: str) -> None:
+        """A line for the user that does not stop the job."""
+        self._warnings[node.key_at, f"{self._place(node.key_at, node.path)}: {message}"] = None
+
+    def reported(self, path: KeyPath) -> bool:
+        """Whether this key already has an error: one line each is enough."""
+        return dotted(path) in self._paths
+
+    @property
+    def warnings(self) -> tuple[str, ...]:
+        """One line each, in the order of the file."""
+        return tuple(line for _, line in sorted(self._warnings))
+
+    def raise_errors(self) -> None:
+        """Raises ConfigErrors with all errors in the order of the file, if there are any."""
+        if self._errors:
+            raise ConfigErrors([self._errors[key] for key in sorted(self._errors)])
+
+    def _place(self, env: SourceLocation, path: KeyPath) -> str:
+        where = f"{self.file}:{env.line}:{env.column}" if env.line else self.file
+        return f"{where}: {dotted(path)}" if path else where

@@ -10,10 +10,9 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.compat.model import MODEL, QTYPE_SPELLINGS
-from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.compat.model import MODEL, MODEL_KWARGS, QTYPE_SPELLINGS
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, value_error
-from toolkit.config.located import ConfigNode
+from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.model_files import looks_like_a_path, model_fault
 from toolkit.config.normalise import listed
 from toolkit.config.process import Diagnostic, JobContext
@@ -61,6 +60,8 @@ class ModelKwargs(StrictModel):
 
     match_target_res: bool = False
     """References have the pixel area of the image they belong to instead of 1024 x 1024."""
+
+    foreign: ClassVar = MODEL_KWARGS
 
 
 class BaseLora(StrictModel):
@@ -136,6 +137,10 @@ class ModelConfig(StrictModel):
     low_vram: bool = False
     """Quantize on the CPU and keep the encoders off the device when they are not at work."""
 
+    text_encoder_cpu: bool = False
+    """Run the text encoder on the CPU: none of it comes to the device, and encoding the captions takes far longer. The
+    embeddings are the same to rounding."""
+
     base_loras: tuple[Annotated[BaseLora, BeforeValidator(_from_path, json_schema_input_type=str | BaseLora)], ...] = ()
     """LoRA files that are merged into the model before it is quantized and trained, in this order; an entry may be
     the path alone. What is trained comes on top: to use it, load these files with it."""
@@ -153,7 +158,8 @@ class ModelConfig(StrictModel):
 
     on_resume: ClassVar = {
         ALL_OTHERS: "impossible",
-        **dict.fromkeys(("low_vram", "modulation_table", "blocks_to_swap"), "harmless"),
+        **dict.fromkeys(("low_vram", "text_encoder_cpu", "modulation_table", "blocks_to_swap"), "harmless"),
+        **dict.fromkeys(("name_or_path", "revision"), "place"),
         "int8_matmul": "changes the result",
     }
     foreign: ClassVar = MODEL

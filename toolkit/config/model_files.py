@@ -13,11 +13,14 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
+from toolkit.config.field_types import path_hint
 from toolkit.errors import UserError
 from toolkit.interfaces import ModelFacts
 from toolkit.registry import FAMILIES
+from toolkit.safetensors_io import tensor_sizes
 
 INDEX = "model_index.json"
+_AGAIN = "Copy or download the model again."
 
 OTHERS = {
     "qwen/qwen-image": "Qwen-Image",
@@ -109,7 +112,7 @@ def path_fault(name: str) -> str:
     if path.suffix.lower() in WEIGHT_FILES or path.is_file():
         absent = "" if path.is_file() else f"does not exist (working directory: {Path.cwd()}), and "
         return f"{name!r} {absent}is a single file, which cannot be trained. {_offer(_model_near(path))}{_remedy()}"
-    near = _offer(_nearest_folder(path))
+    near = f"{hint} " if (hint := path_hint(name)) else _offer(_nearest_folder(path))
     if "/" not in name and "\\" not in name and not name.startswith((".", "~")):
         return f"{name!r} is neither a folder nor a hub id (working directory: {Path.cwd()}). {near}{_remedy()}"
     fault = f"{name!r} does not exist (working directory: {Path.cwd()}). {near}{_remedy()}"
@@ -119,8 +122,11 @@ def path_fault(name: str) -> str:
 
 
 def files_fault(name: str, folder: Path) -> str:
-    """What is wrong with the files in `folder`, the model called `name`: index, family, parts. Empty: nothing."""
-    return index_fault(name, folder / INDEX) or _parts_fault(name, folder)
+    """What is wrong with the files in `folder`, the model called `name`, as far as it shows without reading weights.
+
+    Empty: nothing.
+    """
+    return index_fault(name, folder / INDEX) or _parts_fault(name, folder) or _contents_fault(folder)
 
 
 def index_fault(name: str, index: Path) -> str:
@@ -138,7 +144,7 @@ def pipeline_of(index: Path) -> str:
     """`_class_name` of a model_index.json. Raises UserError, which names the file, when it has none."""
     pipeline = read_model_json(index, default={}).get("_class_name")
     if not isinstance(pipeline, str) or not pipeline:
-        raise UserError(f"{index}: has no '_class_name', so it is no model's. Copy or download the model again.")
+        raise UserError(f"{index}: has no '_class_name', so it is no model's. {_AGAIN}")
     return pipeline
 
 
@@ -150,11 +156,11 @@ def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[s
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise UserError(f"{path}: not readable ({error}). Copy or download the model again.") from error
+        raise UserError(f"{path}: not readable ({error}). {_AGAIN}") from error
     if isinstance(content, dict):
         return content
     if default is None:
-        raise UserError(f"{path}: holds no JSON object. Copy or download the model again.")
+        raise UserError(f"{path}: holds no JSON object. {_AGAIN}")
     return default
 
 
@@ -170,6 +176,52 @@ def _parts_fault(name: str, folder: Path) -> str:
         return ""
     verb = "is" if len(missing) == 1 else "are"
     return f"{name!r}: {', '.join(missing)} {verb} missing in {folder}. Copy or download the whole model."
+
+
+def _contents_fault(folder: Path) -> str:
+    """JSON files that cannot be read or hold wrong values, weights that are missing or cut off."""
+    family = family_of(pipeline_of(folder / INDEX))
+    if family is None:
+        return ""
+    try:
+        for part in family.parts:
+            for path in sorted((folder / part).glob("*.json")):
+                read_model_json(path)
+        for part in family.weight_parts:
+            for path in weight_files(folder / part):
+                tensor_sizes(path)
+        return family.config_error(folder)
+    except UserError as error:
+        return str(error)
+
+
+WEIGHT_NAMES = ("diffusion_pytorch_model.safetensors", "model.safetensors")
+"""A part's weights, or with `.index.json` the index of its shards, as diffusers and transformers name them."""
+
+
+def weight_files(part: Path) -> list[Path]:
+    """The safetensors files of a part: one, or the shards of its index.
+
+    Raises UserError, which names what is missing or outside of the folder.
+    """
+    index = next((path for name in WEIGHT_NAMES if (path := part / f"{name}.index.json").is_file()), None)
+    if index is None:
+        files = [path for name in WEIGHT_NAMES if (path := part / name).is_file()]
+        if not files:
+            raise UserError(f"{part}: has no weights ({' or '.join(WEIGHT_NAMES)}). Copy or download the whole model.")
+        return files
+    weight_map = read_model_json(index).get("weight_map")
+    if not isinstance(weight_map, dict) or not weight_map or not all(isinstance(n, str) for n in weight_map.values()):
+        raise UserError(f"{index}: has no 'weight_map' from weights to files. {_AGAIN}")
+    names = sorted(set(weight_map.values()))
+    outside = [name for name in names if Path(name).name != name or "\\" in name]
+    if outside:
+        raise UserError(f"{index}: {outside[0]!r} is not the name of a file beside it. {_AGAIN}")
+    missing = [name for name in names if not (part / name).is_file()]
+    if missing:
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise UserError(f"{part}: missing weight files: {missing[0]}{more}. {_AGAIN}")
+    return [part / name for name in names]
 
 
 def where_else(name: str) -> str:
@@ -223,7 +275,9 @@ def hub_fault(name: str, revision: str | None) -> str:
         return no_index(name, folder)
     if index := cached_index(name, revision):
         # Of a download that broke off the missing parts come when it goes on; without the hub they cannot.
-        return index_fault(name, index) or (_parts_fault(name, index.parent) if folder or _is_offline() else "")
+        if folder:
+            return files_fault(name, folder)
+        return index_fault(name, index) or (_parts_fault(name, index.parent) if _is_offline() else "")
     family = _other_family(name)
     return f"{name!r} is another model ({family}), and {_ours()}. {_remedy()}" if family else ""
 

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import re
+import signal
+import threading
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, ClassVar, Literal, TypeAlias
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.base import StrictModel
-from toolkit.config.compat.network import ALGO_SPELLINGS, KIND_SPELLINGS, NETWORK, NETWORK_KWARGS
+from toolkit.config.compat.model import ALGO_SPELLINGS, KIND_SPELLINGS, NETWORK, NETWORK_KWARGS
 from toolkit.config.field_types import PathStr, StrOrList, as_list, literal_with_aliases, schema_of_list, value_error
+from toolkit.errors import UserError
 from toolkit.network_kinds import KINDS
 
 IN_LYCORIS = tuple(name for name, kind in KINDS.items() if kind.in_lycoris)
@@ -18,9 +22,46 @@ IN_LYCORIS = tuple(name for name, kind in KINDS.items() if kind.in_lycoris)
 def _pattern(text: str) -> str:
     try:
         re.compile(text)
-    except re.error as error:
+    except (re.error, OverflowError, RecursionError) as error:
         raise value_error(f"{text!r} is not a valid regular expression: {error}.") from error
     return text
+
+
+MATCH_SECONDS = 10.0
+"""How long one pattern may take for the names of all layers; usual are milliseconds."""
+
+
+class _OutOfTime(Exception):
+    """Raised by the alarm within a match."""
+
+
+def _ring(*_: object) -> None:
+    raise _OutOfTime
+
+
+def matching(pattern: str, names: Sequence[str]) -> list[str]:
+    """The names that a regular expression matches whole.
+
+    Raises UserError where it takes longer than MATCH_SECONDS: nested repetition can take longer than any run. Only the
+    main thread, and not on Windows, has the alarm that ends a match.
+    """
+    compiled = re.compile(pattern)
+    if not hasattr(signal, "setitimer") or threading.current_thread() is not threading.main_thread():
+        return [name for name in names if compiled.fullmatch(name)]
+    earlier = signal.signal(signal.SIGALRM, _ring)
+    try:
+        signal.setitimer(signal.ITIMER_REAL, MATCH_SECONDS)
+        try:
+            return [name for name in names if compiled.fullmatch(name)]
+        finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
+    except _OutOfTime:
+        raise UserError(
+            f"the pattern {pattern!r} is not done with the names of the layers after {MATCH_SECONDS:g} s. "
+            "Take out repetition within repetition, such as (a+)+."
+        ) from None
+    finally:
+        signal.signal(signal.SIGALRM, earlier)
 
 
 def _factor(value: int) -> int:
@@ -72,12 +113,13 @@ class NetworkConfig(StrictModel):
     the others in ComfyUI only. full: no adapter, the model itself is trained and written as a model folder; layers are
     then all its modules with weights of their own, biases and norms included."""
 
-    linear: int = Field(default=16, ge=1)
+    linear: int = Field(default=16, ge=1, le=100_000)
     """Rank r of each adapted layer; the file grows in proportion."""
 
     linear_alpha: float = Field(
         default_factory=lambda given: float(given.get("linear", 16)),
         ge=0,
+        le=65504,  # the largest number of float16, in which files are saved
         json_schema_extra={"default": "linear"},
     )
     """The adapter is scaled by linear_alpha / linear. 0: it has no effect (one warning). LoKr layers with a whole
@@ -92,7 +134,7 @@ class NetworkConfig(StrictModel):
     module_dropout: float = Field(default=0.0, ge=0, lt=1)
     """Probability that the adapter of a layer is left out of one call in training; 0: off."""
 
-    loraplus_lr_ratio: float = Field(default=0.0, ge=0)
+    loraplus_lr_ratio: float = Field(default=0.0, ge=0, le=1e6)
     """LoRA+: the up matrices (B) of a LoRA or DoRA learn at this many times the rate of the others; usual are 4 to 16.
     0 or 1: at the same rate."""
 

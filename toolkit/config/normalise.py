@@ -1,25 +1,74 @@
 """A section as written -> the section as its model names it.
 
-Old names become new ones, keys without a value go, names nobody knows are reported and left out,
-so that the model can then report every other error in the same pass.
-"""
+`config.defaults` are merged in, old names become new ones, texts `name=value` become keys, keys without a value go,
+names nobody knows are reported and left out, so that the model can then report every other error in the same pass."""
 
 from __future__ import annotations
 
+import ast
+import re
 import types
-from collections.abc import Iterator
+from collections import deque
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic import AliasChoices, BaseModel
 
-from toolkit.config.base import StrictModel
+from toolkit.config.base import ForeignNames, StrictModel
 from toolkit.config.compat import peer_names
-from toolkit.config.compat.foreign import ForeignNames
-from toolkit.config.defaults import UnusedDefaults
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.located import ConfigNode, dotted, general, show
+from toolkit.config.located import DEFAULTS, ConfigNode, Diagnostics, dotted, general, odd_characters, show
 from toolkit.errors import did_you_mean
+
+
+def merge_defaults(process: ConfigNode, defaults: ConfigNode | None, diagnostics: Diagnostics) -> ConfigNode:
+    """The process with what it does not give taken from `defaults`: mappings merge, all else is replaced.
+
+    Warns where a list of sections, such as `datasets`, is replaced: one might take it for what they have in common.
+    """
+    if defaults is None or not isinstance(process.value, dict) or not isinstance(defaults.value, dict):
+        return process
+    entries = dict(process.value)
+    for key, default in defaults.value.items():
+        own = entries.get(key)
+        if own is None or own.is_blank:
+            entries[key] = default
+        elif isinstance(own.value, dict):
+            entries[key] = merge_defaults(own, default, diagnostics)
+        elif isinstance(default.value, list) and any(isinstance(item.value, dict) for item in default.value):
+            message = f"replaces the whole list of {dotted(default.path)}, line {default.key_at.line}"
+            diagnostics.warn(own, f"{message}: nothing of it is taken over.")
+    return replace(process, value=entries)
+
+
+class UnusedDefaults:
+    """Finds the keys of `config.defaults` that no process of the job knows.
+
+    A job may hold processes of different types; a default that only one of them knows is left out for the
+    others. One that none knows is an error.
+    """
+
+    def __init__(self) -> None:
+        self._known: set[str] = set()
+        self._unknown: dict[str, tuple[ConfigNode, str]] = {}
+
+    def known(self, node: ConfigNode) -> None:
+        """A process knows the key of this node, its own or a default's: a mapping of its own may hold defaults."""
+        below_process = node.path[2:] if node.from_defaults else node.path[3:]
+        self._known.add(str((*DEFAULTS, *below_process)))
+
+    def unknown(self, node: ConfigNode, message: str) -> None:
+        self._unknown.setdefault(str(node.path), (node, message))
+
+    def report(self, diagnostics: Diagnostics) -> None:
+        """Adds an error for each default that nobody knew."""
+        for path, (node, message) in self._unknown.items():
+            if path not in self._known:
+                diagnostics.error(node, message, at_key=True)
+
+
+_OFF = (None, "", False, 0)
+"""Values of a switch that is off."""
 
 
 class Normaliser:
@@ -28,6 +77,13 @@ class Normaliser:
     def __init__(self, diagnostics: Diagnostics, defaults: UnusedDefaults) -> None:
         self.diagnostics = diagnostics
         self.defaults = defaults
+        self.places: dict[str, list[str]] = {}
+        """Key -> sections of the process that was read last that have it, as `places_of_keys` names them."""
+
+    def process(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str]) -> ConfigNode:
+        """The section of a process, under the names of `model`."""
+        self.places = places_of_keys(model)
+        return self.section(model, node, also_known)
 
     def section(self, model: type[BaseModel], node: ConfigNode, also_known: frozenset[str] = frozenset()) -> ConfigNode:
         """`node` under the names of `model`; `also_known` are keys that are kept though it lacks them."""
@@ -38,16 +94,21 @@ class Normaliser:
         known = {*fields, *also_known, *strict.foreign.names()}
         open_ended = model.model_config.get("extra") == "allow"
         entries: dict[str, ConfigNode] = {}
+        neutral: list[ConfigNode] = []
         for key, child in node.value.items():
+            if key not in known and (reason := peer_names.idle(key)):
+                self.warn_no_effect(child, reason)
+                continue
             if key not in known and not open_ended:
-                hint = peer_names.hint(key) or did_you_mean(key, known, list_all=False)
-                if hint.startswith("Known"):  # of all those names, only the ones of use
-                    hint = did_you_mean(key, fields, list_all=False)
-                self.unknown(child, f"unknown key. {hint}")
+                hint = odd_characters(key) or peer_names.hint(key) or self.belongs(key, node)
+                self.unknown(child, f"unknown key. {hint or _near(key, fields, strict.foreign)}")
                 continue
             self.defaults.known(child)
-            if self.is_given(model, key, child) and self.is_supported(strict.foreign, key, child):
+            if self.is_given(model, key, child) and self.is_supported(strict.foreign, key, node, neutral):
                 entries[key] = child
+        if neutral:
+            names = ", ".join(str(child.path[-1]) for child in neutral[1:])
+            self.diagnostics.warn(neutral[0], f"asks for nothing at this value{names and f' (nor {names})'}.")
         entries = strict.rewrite(strict.foreign.reshape(model, entries, self.diagnostics), self.diagnostics)
         for old, new in strict.foreign.aliases.items():
             if old in entries:
@@ -57,6 +118,13 @@ class Normaliser:
             for key, child in entries.items()
         }
         return replace(node, value={key: child for key, child in walked.items() if child is not None})
+
+    def belongs(self, key: str, node: ConfigNode) -> str:
+        """Where a key belongs that `node` does not have; empty where no section has it."""
+        places = self.places.get(key, [])[:3]
+        beside = general(node.path).partition(".")[0].removesuffix("[]")
+        named = [repr(place) if place else f"the process, beside {beside!r}" for place in places]
+        return f"It belongs in {' or '.join(named)}." if named else ""
 
     def unknown(self, child: ConfigNode, message: str) -> None:
         if child.from_defaults:
@@ -74,17 +142,32 @@ class Normaliser:
             self.diagnostics.error(child, "needs a value.")
         return False
 
-    def is_supported(self, foreign: ForeignNames, key: str, child: ConfigNode) -> bool:
-        """False for names that do nothing here (one warning) and for those not built yet (an error)."""
+    def warn_no_effect(self, child: ConfigNode, reason: str) -> None:
+        self.defaults.known(child)
+        if not child.is_blank:
+            self.diagnostics.warn(child, f"has no effect: {reason}.")
+
+    def is_supported(self, foreign: ForeignNames, key: str, section: ConfigNode, neutral: list[ConfigNode]) -> bool:
+        """False for names that do nothing here (one warning) and for those not built yet (an error).
+
+        section: where the key stands. neutral: gets those of the latter whose value asks for nothing.
+        """
+        child = section.value[key]
+        switch = foreign.needs.get(key)
+        if switch is not None and (section.child(switch) is None or section.value[switch].value in _OFF):
+            self.warn_no_effect(child, f"{switch} is off")
+            return False
         if key in foreign.refused_when_on and str(child.data()).lower() not in ("false", "0"):
             self.diagnostics.error(child, f"{show(child)}: {foreign.refused_when_on[key]}")
             return False
         if key in foreign.no_effect:
-            self.diagnostics.warn(child, f"has no effect: {foreign.no_effect[key]}.")
+            self.warn_no_effect(child, foreign.no_effect[key])
             return False
         if key in foreign.unsupported:
             value = child.data()
-            if value not in ([], {}) and value not in foreign.unsupported[key]:
+            if value in foreign.unsupported[key]:
+                neutral.append(child)
+            elif value not in ([], {}):
                 remedy = peer_names.nearest(general(child.path)) or "Leave this key out."
                 self.diagnostics.error(child, f"{show(child)} is not supported yet. {remedy}")
             return False
@@ -102,7 +185,44 @@ class Normaliser:
         model = section_model(annotation)
         if model and isinstance(node.value, dict):
             return self.section(model, node)
+        if model and issubclass(model, StrictModel) and model.example:
+            dash = "- " if isinstance(node.path[-1], int) else ""
+            message = f"{show(node)} is not a mapping of keys and values. Write '{dash}{model.example}'."
+            self.diagnostics.error(node, message)
         return node
+
+
+def _near(key: str, fields: Iterable[str], foreign: ForeignNames) -> str:
+    """The names like `key` that have an effect, or else those of the fields that come nearest."""
+    hint = did_you_mean(key, {*fields, *foreign.aliases, *foreign.shapes}, list_all=False)
+    return hint if hint.startswith("Did you mean") else did_you_mean(key, fields, list_all=False)
+
+
+def places_of_keys(model: type[BaseModel]) -> dict[str, list[str]]:
+    """Key -> the sections in `model` that have it as a field: `train`, `datasets[]`, and "" for `model` itself; where
+    none has, those that take it as a name of other programs.
+
+    Of several sections with one model (`sample` and `first_sample`) the first is named.
+    """
+    places: dict[str, list[str]] = {}
+    foreign: dict[str, list[str]] = {}
+    found: set[type[BaseModel]] = set()
+    waiting = deque([(model, "")])
+    while waiting:
+        section, at = waiting.popleft()
+        if section in found:
+            continue
+        found.add(section)
+        for key in (*section.foreign.aliases, *section.foreign.shapes) if issubclass(section, StrictModel) else ():
+            foreign.setdefault(key, []).append(at)
+        for key, name in field_names(section).items():
+            places.setdefault(key, []).append(at)
+            annotation = section.model_fields[name].annotation
+            below = f"{at}.{key}".removeprefix(".")
+            for child, place in ((annotation, below), (item_annotation(annotation), f"{below}[]")):
+                if inner := section_model(child):
+                    waiting.append((inner, place))
+    return foreign | places
 
 
 def merge_aliases(current: ConfigNode | None, other: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
@@ -182,3 +302,54 @@ def _parts(annotation: Any) -> Iterator[Any]:
         yield from {type(value) for value in get_args(annotation)}
     else:
         yield annotation
+
+
+_BETWEEN = re.compile(r"\s+(?=[A-Za-z_]\w*\s*=)")
+
+
+def read_pairs(node: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    """`["a=1", "b=[2, 3]"]`, or the same in one text, as a mapping; numbers and lists of texts are read."""
+    if isinstance(node.value, dict):
+        return node
+    if isinstance(node.value, list):
+        items = node.value
+    else:
+        items = [replace(node, value=text) for text in _BETWEEN.split(str(node.value).strip())]
+    pairs = {}
+    for item in items:
+        key, equals, value = str(item.value).partition("=")
+        if not equals:
+            diagnostics.error(item, f"{show(item)} is not of the form name=value.")
+            continue
+        name = key.strip()
+        pairs[name] = _value(value.strip(), replace(item, path=(*item.path, name)))
+    return replace(node, value=pairs)
+
+
+def _value(text: str, item: ConfigNode) -> ConfigNode:
+    value = _literal(text)
+    if isinstance(value, list):
+        value = [replace(item, value=part, text=str(part)) for part in value]
+    return replace(item, value=value, text=text)
+
+
+def _literal(text: str) -> Any:
+    """A number or a list of texts where the text spells one, else the text."""
+    for kind in (int, float):
+        try:
+            return kind(text)
+        except ValueError:
+            continue
+    try:
+        value = ast.literal_eval(text) if text.startswith("[") else text
+    except (SyntaxError, ValueError):
+        return text
+    return value if isinstance(value, str) or all(isinstance(part, str) for part in value) else text
+
+
+def merged(given: ConfigNode | None, more: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    """One mapping of two; a name that both have with unlike values is an error."""
+    if given is None or not isinstance(given.value, dict):
+        return given or more
+    both = {key: merge_aliases(given.value.get(key), child, diagnostics) for key, child in more.value.items()}
+    return replace(given, value={**given.value, **both})

@@ -1,8 +1,8 @@
-"""What every process section can tell the program before any heavy import: the `ProcessConfig` contract.
+"""What a config file becomes: `JobConfig` with its processes, each a `ProcessConfig`.
 
-`--dry-run` and validation use only this. A drop-in's `get_config()` may return any pydantic model;
-one that extends `ProcessConfig` can also check the file system and print a plan.
-"""
+A process section tells the program all it needs before any heavy import: `--dry-run` and validation use only this. A
+drop-in's `get_config()` may return any pydantic model; one that extends `ProcessConfig` can also check the file system
+and print a plan."""
 
 from __future__ import annotations
 
@@ -11,10 +11,46 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import PrivateAttr
+from pydantic import BaseModel, PrivateAttr
 
 from toolkit.config.base import StrictModel
 from toolkit.config.located import KeyPath
+
+
+@dataclass(frozen=True)
+class ProcessEntry:
+    """One entry of `config.process`."""
+
+    index: int
+    """Place in `config.process`, from 0."""
+
+    type: str
+    """The process's type as written."""
+
+    name: str | None
+    raw: dict[str, Any]
+    """The entry as plain data: defaults merged in, variables filled in, names as the user wrote them."""
+
+    section: BaseModel | None
+    """The checked section; None for an extension without a config model."""
+
+
+@dataclass(frozen=True)
+class JobConfig:
+    """A checked config file."""
+
+    job: str
+    name: str
+    meta: dict[str, Any]
+    """For the LoRA's metadata: `[name]` is filled in, `${VAR}` is not."""
+
+    processes: tuple[ProcessEntry, ...]
+    warnings: tuple[str, ...]
+    """Lines for the user; nothing in them stops the job."""
+
+    path: Path
+    unexpanded_text: str
+    """YAML to keep beside the results: `${VAR}` as written, the job's real name, secrets redacted."""
 
 
 @dataclass(frozen=True)

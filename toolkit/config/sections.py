@@ -6,6 +6,7 @@ something else takes `TrainerConfig` and what it needs of the others. Their tabl
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -14,19 +15,15 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.compat.job import EVALUATION, MODEL_AND_NETWORK, RUN, TRAINING
-from toolkit.config.dataset import DatasetConfig
-from toolkit.config.early_stopping import StopWhenConfig
-from toolkit.config.field_types import PathStr, value_error
+from toolkit.config.dataset import OF_THE_FOLDER, DatasetConfig, ValidationConfig
+from toolkit.config.field_types import PathStr, path_hint, value_error
 from toolkit.config.located import KeyPath
-from toolkit.config.logging import LoggingConfig
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
+from toolkit.config.output import LoggingConfig, SampleConfig, SaveConfig
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.config.sample import SampleConfig
-from toolkit.config.save import SaveConfig
-from toolkit.config.train import TrainConfig
-from toolkit.config.validation import OF_THE_FOLDER, ValidationConfig
-from toolkit.files import sha256_of
+from toolkit.config.train import StopWhenConfig, TrainConfig
+from toolkit.files import file_in_the_way, sha256_of
 
 Found = Iterable[Diagnostic]
 
@@ -66,6 +63,12 @@ class RunSection(ProcessConfig):
 
     foreign: ClassVar = RUN
     on_resume: ClassVar = {"device": "harmless", "logging": "harmless"}
+
+    def check(self, job: JobContext) -> Found:
+        """A file where the run's folder belongs."""
+        yield from super().check(job)
+        if file := file_in_the_way(self.job_folder(job)):
+            yield Diagnostic(("training_folder",), f"'{file}' is not a folder. Move it, or give another folder.")
 
     def job_folder(self, job: JobContext) -> Path:
         """`<training_folder>/<job>`, with the process's name below it where it has one."""
@@ -150,18 +153,22 @@ class TrainingSection(RunSection):
     """Seed of order, noise, dropout and initial weights. 0: a random one, printed and recorded."""
 
     resume: Annotated[int | str, BeforeValidator(_resume)] = "auto"
-    """auto: go on from the newest good state of the run's folder, if there is one. never: move an old run aside
-    and begin anew. A step number (0 is one like any other), or the path of a state folder: go on from there;
-    what is later is moved aside."""
+    """auto: resume from the newest good state of the run's folder, if there is one. never: move an old run aside
+    and start anew. A step number (0 is valid), or the path of a state folder: resume from there; what is later is
+    moved aside."""
 
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Length, optimizer, loss and precision."""
 
+    memory_check: bool = True
+    """Refuse to start a run whose memory plan is more than 5 % above what the device has (on the CPU: what is free).
+    false: warn, and start all the same."""
+
     foreign: ClassVar = TRAINING
-    on_resume: ClassVar = {"resume": "harmless"}
+    on_resume: ClassVar = {"resume": "harmless", "memory_check": "harmless"}
 
     def recorded_settings(self) -> dict[str, Any]:
-        """Without where the files are and where to go on from: states of moved runs are equal byte for byte."""
+        """Without where the files are and where to resume from: states of moved runs are equal byte for byte."""
         settings = super().recorded_settings()
         return {key: value for key, value in settings.items() if key not in ("training_folder", "resume")}
 
@@ -246,7 +253,7 @@ class TrainerConfig(SavingSection, EvaluationSection):
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The run's folder: a later process may start from its files."""
-        return frozenset({self.job_folder(job).resolve()})
+        return frozenset({Path(os.path.realpath(self.job_folder(job)))})  # unlike `resolve`, it takes links in a circle
 
 
 class DiffusionSection(ModelSection, DatasetsSection, SavingSection, EvaluationSection):
@@ -286,4 +293,4 @@ def _check_path(key: KeyPath, path: str, remedy: str, job: JobContext, *, file: 
 
 
 def _missing(path: str, remedy: str) -> str:
-    return f"{path!r} does not exist (working directory: {Path.cwd()}). {remedy}"
+    return f"{path!r} does not exist (working directory: {Path.cwd()}). {path_hint(path) or remedy}"

@@ -1,4 +1,5 @@
-"""`train`: length, optimizer, loss and precision of the training."""
+"""`train`: length, optimizer, loss and precision of the training, with its sections `lr_groups`, `ema_config` and
+`compile`; `stop_when`: ends a process once a number is low enough."""
 
 from __future__ import annotations
 
@@ -8,22 +9,129 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import AfterValidator, BeforeValidator, Field, WithJsonSchema
 
 from toolkit.config.base import ChangeKind, StrictModel
+from toolkit.config.compat.output import STOP_WHEN
 from toolkit.config.compat.train import (
+    EMA,
     LOSS_SPELLINGS,
+    LR_GROUP,
     OPTIMIZER_SPELLINGS,
     SCHEDULE_SPELLINGS,
     TIMESTEP_TYPE_SPELLINGS,
     TRAIN,
 )
-from toolkit.config.compile import CompileConfig
-from toolkit.config.ema import EmaConfig
-from toolkit.config.field_types import Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
-from toolkit.config.lr_groups import LrGroupConfig
-from toolkit.flow.names import HUBER_SCHEDULES, LOSS_TYPES, TIMESTEP_TYPES, WEIGHTING_SCHEMES
+from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
+from toolkit.config.network import Pattern
+from toolkit.flow.settings import HUBER_SCHEDULES, LOSS_TYPES, TIMESTEP_TYPES, WEIGHTING_SCHEMES
 from toolkit.optim.optimizer_args import OPTIMIZERS
 from toolkit.optim.schedules import SCHEDULES
 
-_short_name = reader_of(OPTIMIZERS, OPTIMIZER_SPELLINGS)
+BASE = "base"
+"""Name of the group of all other layers."""
+
+LORA_B_SUFFIX = " up"
+"""Follows the name of a group in that of its up matrices, where LoRA+ gives these a rate of their own."""
+
+
+class LrGroupConfig(StrictModel):
+    """`train.lr_groups`: layers that learn at a rate of their own; the first entry that matches a layer decides."""
+
+    match: Pattern
+    """Regular expression that matches whole layer names, such as '.*attn.*'. One that matches nothing is an error."""
+
+    lr: float | None = Field(default=None, ge=0)
+    """Highest learning rate of these layers. Not given: `train.lr`. 0: they are not trained."""
+
+    lr_scale: float = Field(default=1.0, ge=0)
+    """Factor of that rate. 0: they are not trained."""
+
+    name: str = ""
+    """What metrics.jsonl calls the group: `lr/<name>`. Empty: as `match`."""
+
+    foreign: ClassVar = LR_GROUP
+
+    def label(self) -> str:
+        """The name of the group."""
+        return self.name or self.match
+
+    def rate(self, base: float) -> float:
+        """The highest learning rate of the group. base: `train.lr`."""
+        return self.lr_scale * (base if self.lr is None else self.lr)
+
+
+class EmaConfig(StrictModel):
+    """`train.ema_config`: running average of the trained weights, once per optimizer step."""
+
+    use_ema: bool = False
+    """Keep the average; samples and the saved LoRA are made of it."""
+
+    ema_decay: float = Field(default=0.999, ge=0, le=1)
+    """Share of the old average that stays at each step. 0: the average is the weights themselves."""
+
+    use_num_updates: bool = True
+    """Warm up: the decay after n steps is at most (1 + n) / (10 + n), so that early files are not the start."""
+
+    foreign: ClassVar = EMA
+    example: ClassVar = "ema_config: {use_ema: true}"
+
+
+MAX_STEPS = 999_999_999
+"""Optimizer steps that the names of files have digits for."""
+
+MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
+
+
+class CompileConfig(StrictModel):
+    """`train.compile`: torch.compile of the transformer's blocks."""
+
+    enabled: bool = False
+    """Compile the blocks at their first use, which takes a minute or more; each step is faster then. The results
+    differ by rounding; with dropouts also by the draws, which inductor makes itself."""
+
+    backend: str = "inductor"
+    """Compiler, by PyTorch's name for it. inductor needs a C++ compiler on the CPU and Triton on CUDA."""
+
+    mode: Annotated[str, *literal_with_aliases(*MODES)] = "default"
+    """What inductor optimises for; max-autotune tries more and takes longer to start. CUDA graphs are never recorded:
+    one program serves all blocks, whose weights have other addresses. So reduce-overhead is default."""
+
+    dynamic: AutoOrBool = "auto"
+    """Programs for any size instead of one per size. auto: from the second size on, which suits captions of many
+    lengths."""
+
+    fullgraph: bool = False
+    """Fail where a block cannot be compiled in one piece, instead of compiling the pieces."""
+
+    cache_size_limit: int = Field(default=0, ge=0, le=100_000)
+    """Programs made of the same code before PyTorch goes on uncompiled. 0: 32."""
+
+
+class StopWhenConfig(StrictModel):
+    """`stop_when`: ends the process as finished once the mean of a number is below a bound.
+
+    The final file is saved and the job's next process runs.
+    """
+
+    metric: str = "loss"
+    """A number that is logged: of a step `loss`, `grad_norm`, `lr` or `t_mean`; `validation/loss`, or that of one
+    noise level, such as `validation/loss_t0.125` (with the section `validation`)."""
+
+    below: float
+    """The process ends when the mean is lower than this. 0: never, for a number that is never negative."""
+
+    smooth: int = Field(default=20, ge=1, le=MAX_STEPS)
+    """How many values the mean is over: the last finite ones, one per step (or validation). With fewer the process goes
+    on."""
+
+    min_steps: int = Field(default=0, ge=0)
+    """Optimizer steps that are done in any case. 0: none."""
+
+    check_every: int = Field(default=10, ge=1)
+    """Optimizer steps between two checks of the mean."""
+
+    foreign: ClassVar = STOP_WHEN
+
+
+_short_name = reader_of(OPTIMIZERS, OPTIMIZER_SPELLINGS, ", or the path of a class, such as 'torch.optim.RMSprop'")
 
 
 def _optimizer(value: Any) -> Any:
@@ -72,17 +180,17 @@ def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
 class TrainConfig(StrictModel):
     """`train`: length, optimizer, loss and precision of the training."""
 
-    batch_size: int = Field(default=1, ge=1)
+    batch_size: int = Field(default=1, ge=1, le=100_000)
     """Images per micro-batch; all of one bucket."""
 
-    gradient_accumulation: int = Field(default=1, ge=1)
+    gradient_accumulation: int = Field(default=1, ge=1, le=100_000)
     """Micro-batches per optimizer step; the gradient is the mean over all their images. Under its other name, with
     which ai-toolkit's `steps` counts micro-batches, one line says what `steps` is here."""
 
-    steps: int = Field(default=1000, ge=0)
+    steps: int = Field(default=1000, ge=0, le=MAX_STEPS)
     """Optimizer steps. 0 only together with `epochs`."""
 
-    epochs: int = Field(default=0, ge=0)
+    epochs: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
     0: `steps` decides."""
 
@@ -109,7 +217,7 @@ class TrainConfig(StrictModel):
     per weight (bitsandbytes); prodigy finds the rate itself (give `lr: 1`); schedulefree_adamw averages the weights
     and wants no `lr_scheduler`."""
 
-    lr: float = Field(default=1e-4, ge=0)
+    lr: float = Field(default=1e-4, ge=0, le=1000)
     """Highest learning rate. 0: nothing is learned (one warning)."""
 
     lr_groups: tuple[LrGroupConfig, ...] = ()
@@ -135,10 +243,10 @@ class TrainConfig(StrictModel):
     that fall and plateau. `total_iters`, `T_max`, `T_0` and `T_mult`, where ai-toolkit takes them, have no effect, as
     there: a schedule is as long as the run."""
 
-    lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0)
+    lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0, le=MAX_STEPS)
     """Optimizer steps in which the learning rate rises from 0; below 1: that share of all steps. 0: none."""
 
-    lr_decay_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0)
+    lr_decay_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0, le=MAX_STEPS)
     """The last optimizer steps, in which the rate falls; it is full until then. Below 1: that share of all steps.
     0: it falls from the end of the warm-up on (warmup_stable_decay: never)."""
 
@@ -177,7 +285,7 @@ class TrainConfig(StrictModel):
     sigmoid_scale: float = Field(default=1.0, gt=0)
     """Width of sigmoid, shift, qwen_shift and flux_shift: above 1 the ends more often, below 1 the middle."""
 
-    discrete_flow_shift: float | None = Field(default=None, ge=0)
+    discrete_flow_shift: float | None = Field(default=None, ge=0, le=1000)
     """Of timestep_type shift: above 1 more noise, below 1 less. 0 is an error: there would be no noise at all."""
 
     weighting_scheme: Annotated[
@@ -206,7 +314,7 @@ class TrainConfig(StrictModel):
     preserve_distribution_shape: bool = False
     """Cut the distribution of noise levels off at min_timestep and max_timestep instead of squeezing it between."""
 
-    num_timestep_buckets: int = Field(default=0, ge=0)
+    num_timestep_buckets: int = Field(default=0, ge=0, le=1_000_000)
     """Equal parts of the distribution of noise levels; in each epoch every part is drawn from equally often. 0: off."""
 
     content_or_style: Annotated[
@@ -234,13 +342,13 @@ class TrainConfig(StrictModel):
     ] = "constant"
     """Where huber goes over, by noise level t: c; c^t; (1 - c)(1 - t)^2 + c; each times `huber_scale`."""
 
-    huber_c: float = Field(default=0.1, gt=0, le=1)
+    huber_c: float = Field(default=0.1, ge=1e-6, le=1)
     """c of huber: differences far below it count squared, far above it as they are. 0 is an error: no loss at all."""
 
-    huber_scale: float = Field(default=1.0, gt=0)
+    huber_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Factor of huber's c. 0 is an error."""
 
-    reg_weight: float = Field(default=1.0, ge=0)
+    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""
 
     ema_config: EmaConfig = Field(default_factory=EmaConfig)
@@ -266,10 +374,11 @@ class TrainConfig(StrictModel):
     exactly the same weights without clipping. `max_grad_norm` then limits the gradient of each parameter by itself."""
 
     gradient_checkpointing: Checkpointing = "auto"
-    """What is recomputed in the backward pass instead of being kept: less memory, slower, and the same
-    gradients bit for bit. none (= false): nothing. cheap: all but matrix products and attention. keep_attention: all
-    but attention. full (= true): everything. full_offload: everything, and what is left waits in the CPU memory.
-    auto: the fastest that fits into the free memory, tried with the largest batch."""
+    """What is recomputed in the backward pass instead of being kept: less memory, slower, and the same gradients (on a
+    CPU bit for bit; on a GPU attention's backward pass adds up in another order each time). none (= false): nothing.
+    cheap: all but matrix products and attention. keep_attention: all but attention. full (= true): everything.
+    full_offload: everything, and what is left waits in the CPU memory. auto: the fastest that fits into the free
+    memory, tried with the largest batch."""
 
     compile: CompileConfig = Field(default_factory=CompileConfig)
     """torch.compile of the transformer's blocks."""
@@ -279,9 +388,8 @@ class TrainConfig(StrictModel):
     gathers block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the
     optimizer's state and the averages too. With one process: no effect."""
 
-    ddp_timeout: float = Field(default=0, ge=0)
-    """Minutes that the processes wait for one of them; longer than the slowest set of samples takes. 0: as long as
-    PyTorch says (30 minutes)."""
+    ddp_timeout: float = Field(default=0, ge=0, le=1e6)
+    """Minutes that the processes wait for one of them; longer than the slowest set of samples takes. 0: 30."""
 
     cache_text_embeddings: bool | None = None
     """`cache_text_embeddings` of all datasets that do not give their own."""

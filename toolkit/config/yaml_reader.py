@@ -1,14 +1,54 @@
-"""YAML 1.2 text to `ConfigNode`s: core scalars, no duplicate keys, bounded aliases, a place for every value."""
+"""From the text of a config file to `ConfigNode`s: YAML 1.2 (core scalars, no duplicate keys, bounded aliases, a
+place for every value) or JSON with comments, then `${VAR}`, `${VAR:-default}` and `[name]`.
+
+Variables are filled in on values after parsing, so never in comments."""
 
 from __future__ import annotations
 
 import re
-from typing import Any
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import replace
+from itertools import takewhile
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
 
 import yaml
 
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.located import ConfigNode, KeyPath, SourceLocation
+from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
+from toolkit.redact import is_secret_variable
+
+_NOWHERE = SourceLocation(0, 0)
+
+# A string, a line comment, a block comment (perhaps unfinished), or a tab between tokens.
+_JSON_TOKEN = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?(?:\*/|\Z)|\t', re.DOTALL)
+
+
+def read_text(path: str | Path, diagnostics: Diagnostics) -> str:
+    """The file as text. Raises ConfigErrors when it cannot be read."""
+    try:
+        return Path(path).read_text(encoding="utf-8-sig")
+    except FileNotFoundError:
+        diagnostics.fatal(_NOWHERE, (), f"does not exist (working directory: {Path.cwd()})")
+    except UnicodeDecodeError as error:
+        diagnostics.fatal(_NOWHERE, (), f"is not UTF-8 text (byte {error.start}). Save it as UTF-8.")
+    except OSError as error:
+        diagnostics.fatal(_NOWHERE, (), f"cannot be read: {error.strerror}")
+
+
+def is_json(path: str | Path) -> bool:
+    """Whether the file is JSON, perhaps with comments, by its name."""
+    return Path(path).suffix.lower() in (".json", ".jsonc")
+
+
+def strip_json_comments(text: str) -> str:
+    """JSON without comments and tabs, every other character in its old place."""
+    return _JSON_TOKEN.sub(_blank, text)
+
+
+def _blank(match: re.Match[str]) -> str:
+    token = match.group()
+    return token if token.startswith('"') else re.sub(r"[^\n]", " ", token)
+
 
 MAX_NODES = 100_000
 MAX_DEPTH = 64
@@ -69,15 +109,104 @@ class _Loader(yaml.SafeLoader):
         return super().resolve(kind, value, implicit)
 
 
+class _Remedy(NamedTuple):
+    """One row of `_REMEDIES`."""
+
+    problem: str
+    """Pattern in what PyYAML says."""
+
+    cause: Literal["here", "above", "opened"]
+    """Where the mistake is: where PyYAML stopped, in the line above, or where it began to read the part it is in."""
+
+    line: str
+    """Pattern in that line."""
+
+    remedy: str
+
+
+_NO_KEY_HERE = r"mapping values|'<block mapping start>'"
+
+_REMEDIES = (
+    _Remedy(r"'\\t'", "here", r"", "a tab. Indent with spaces."),
+    _Remedy(r"", "here", r"^\s*-[A-Za-z_]\w*\s*:", "'-' and the key are one word. Write a space after '-'."),
+    _Remedy(r"", "above", r"^\s*-[A-Za-z_]\w*\s*:", "'-' and the key are one word. Write a space after '-'."),
+    _Remedy(
+        r"escape",
+        "here",
+        r"\b[A-Za-z]:\\",
+        r"'\' begins an escape within double quotes. Write '/', or use single quotes; in WSL, C:\ is '/mnt/c/'.",
+    ),
+    _Remedy(
+        r"escape", "here", r"", r"'\' begins an escape within double quotes. Write '/' or '\\', or use single quotes."
+    ),
+    _Remedy(r"end of stream", "opened", r"", "the quote that opens here is never closed."),
+    _Remedy(r"expected ',' or", "opened", r"", "the bracket that opens here is not closed, or ',' is missing in it."),
+    _Remedy(r"could not find expected ':'", "opened", r"", "no ':' follows the key. Write 'key: value'."),
+    _Remedy(
+        _NO_KEY_HERE, "above", r"^\s*(- +)?\w+( +[^\s:]+)? *(#.*)?$", "no ':' follows the key. Write 'key: value'."
+    ),
+    _Remedy(_NO_KEY_HERE, "above", r"^\s*(- +)?\w+:[^\s:]", "no space follows the ':'. Write 'key: value'."),
+    _Remedy(r"mapping values", "here", r":\s.*:(\s|$)", "': ' stands twice in a line. Put the text in quotes."),
+    _Remedy(
+        r"expected <block end>",
+        "here",
+        r"(^|\s)(\[[^\]]*\]|\{[^}]*\})\s*[^\s#]",
+        "a text that begins with a bracket needs quotes around the whole: '[trigger], a photo'.",
+    ),
+    _Remedy(
+        r"'<scalar>'",
+        "opened",
+        r"[\"']",
+        "the quote that opens here closes within the text. Close it at the end, or use the other kind of quote.",
+    ),
+    _Remedy(rf"{_NO_KEY_HERE}|'-'|'\?'", "here", r"", "the indent fits none of the lines above."),
+    _Remedy(r"found character|undefined alias", "here", r"", "{problem}. If it begins a text, put the text in quotes."),
+    _Remedy(r"", "here", r"", "{problem}"),
+)
+"""The first row that fits an error is told."""
+
+
+def _syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocation, KeyPath, str]:
+    """The place of the mistake, which is often above the place where PyYAML stopped, and what to write instead."""
+    lines = text.splitlines() or [""]
+    mark = error.problem_mark or error.context_mark
+    here = SourceLocation(mark.line + 1, mark.column + 1) if mark else SourceLocation(1, 1)
+    opened = (mark and _quote_before(text, mark.index)) or error.context_mark or mark
+    above = here.line - 1
+    while above > 1 and re.match(r"\s*(#|$)", lines[above - 1]):
+        above -= 1
+    first = re.search(r"\S", lines[above - 1]) if above else None
+    places = {
+        "here": here,
+        "above": SourceLocation(above, first.start() + 1) if first else here,
+        "opened": SourceLocation(opened.line + 1, opened.column + 1) if opened else here,
+    }
+    problem = "; ".join(part for part in (error.problem, error.note) if part)
+    for row in _REMEDIES:
+        place = places[row.cause]
+        line = lines[place.line - 1] if place.line <= len(lines) else ""
+        if re.search(row.problem, problem) and re.search(row.line, line):
+            return place, (), f"not valid YAML: {row.remedy.format(problem=problem)}"
+    raise AssertionError("the last row fits everything")
+
+
+def _quote_before(text: str, end: int) -> yaml.Mark | None:
+    """Where the quoted text opens behind which more text follows at `end`."""
+    tokens = takewhile(lambda token: token.start_mark.index < end, yaml.scan(text, Loader=yaml.SafeLoader))
+    try:
+        *_, last = tokens
+    except (ValueError, yaml.YAMLError):  # no token, or PyYAML stopped within one
+        return None
+    quoted = isinstance(last, yaml.ScalarToken) and last.style in ("'", '"')
+    return last.start_mark if quoted and not text[last.end_mark.index : end].strip() else None
+
+
 def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """The root mapping. Raises ConfigErrors where nothing can be read; other errors go to `report`."""
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:
-        mark = error.problem_mark or error.context_mark
-        env = SourceLocation(mark.line + 1, mark.column + 1) if mark else SourceLocation(1, 1)
-        what = "; ".join(part for part in (error.problem, error.note) if part)
-        diagnostics.fatal(env, (), f"not valid YAML: {what}")
+        diagnostics.fatal(*_syntax_fault(text, error))
     except yaml.reader.ReaderError as error:
         diagnostics.fatal(_place_of(text, error.position), (), f"not valid YAML: the character U+{error.character:04X}")
     if root is None:
@@ -173,6 +302,9 @@ class _Builder:
             value = scalar_value(node.value, kind)
             # JSON writes characters beyond U+FFFF as two \u escapes, which YAML leaves apart.
             return value.encode("utf-16", "surrogatepass").decode("utf-16") if kind == "str" else value
+        except UnicodeDecodeError:
+            self.diagnostics.error_at(_place(node), path, "holds half a character (a lone surrogate). Leave it out.")
+            return node.value.encode("utf-8", "replace").decode("utf-8")
         except ValueError as error:
             self.diagnostics.error_at(_place(node), path, str(error))
             return node.value
@@ -189,3 +321,76 @@ def _place(node: yaml.Node) -> SourceLocation:
 def _place_of(text: str, index: int) -> SourceLocation:
     before = text[:index]
     return SourceLocation(before.count("\n") + 1, index - (before.rfind("\n") + 1) + 1)
+
+
+_REFERENCE = re.compile(r"\$?\$\{([^}]*)\}")
+_VARIABLE = re.compile(r"([A-Za-z_][A-Za-z0-9_]*)(?::-(.*))?", re.DOTALL)
+
+
+def expand_variables(root: ConfigNode, env: Mapping[str, str], diagnostics: Diagnostics, *skip: KeyPath) -> ConfigNode:
+    """Environment variables in every string but those at `skip`. `$${X}` stands for the text `${X}`."""
+
+    def expand(node: ConfigNode) -> ConfigNode:
+        if "${" not in node.value:
+            return node
+        value = _REFERENCE.sub(lambda match: _expand_one(match, node, env, diagnostics), node.value)
+        return replace(node, value=value, written=node.value)
+
+    return map_strings(root, expand, skip)
+
+
+def secret_values(root: ConfigNode, env: Mapping[str, str]) -> Iterator[str]:
+    """What every `${VAR}` with the name of a secret stands for, its default too; also where none is filled in."""
+    for node in root.walk():
+        for reference in _REFERENCE.findall(node.value) if isinstance(node.value, str) else ():
+            variable = _VARIABLE.fullmatch(reference)
+            if variable and is_secret_variable(variable.group(1)):
+                yield from filter(None, (env.get(variable.group(1)), variable.group(2)))
+
+
+def written_with_variables(node: ConfigNode, key: KeyPath = ()) -> Iterator[tuple[KeyPath, str]]:
+    """(key below `node`, text as it stood in the file) of every scalar in which a variable was filled in."""
+    if node.written is not None:
+        yield key, node.written
+    if isinstance(node.value, dict | list):
+        for part, child in node.value.items() if isinstance(node.value, dict) else enumerate(node.value):
+            yield from written_with_variables(child, (*key, part))
+
+
+def _expand_one(match: re.Match[str], node: ConfigNode, env: Mapping[str, str], diagnostics: Diagnostics) -> str:
+    if match.group().startswith("$$"):
+        return match.group()[1:]
+    variable = _VARIABLE.fullmatch(match.group(1))
+    if not variable:
+        diagnostics.error(node, f"{match.group()!r} does not name an environment variable. Write ${{NAME}}.")
+        return match.group()
+    name, default = variable.groups()
+    if default is not None:
+        return env.get(name) or default
+    if name not in env:
+        diagnostics.error(node, f"the environment variable {name!r} is not set. Set it, or write ${{{name}:-default}}.")
+        return match.group()
+    return env[name]
+
+
+def replace_name(root: ConfigNode, name: str) -> ConfigNode:
+    """`[name]` in every string."""
+
+    def fill(node: ConfigNode) -> ConfigNode:
+        written = node.written and node.written.replace("[name]", name)
+        return replace(node, value=node.value.replace("[name]", name), written=written)
+
+    return map_strings(root, fill)
+
+
+def map_strings(
+    node: ConfigNode, change: Callable[[ConfigNode], ConfigNode], skip: Collection[KeyPath] = ()
+) -> ConfigNode:
+    """The tree with `change` applied to each string; the parts at `skip` stay as they are."""
+    if node.path in skip:
+        return node
+    if isinstance(node.value, dict):
+        return replace(node, value={k: map_strings(v, change, skip) for k, v in node.value.items()})
+    if isinstance(node.value, list):
+        return replace(node, value=[map_strings(item, change, skip) for item in node.value])
+    return change(node) if isinstance(node.value, str) else node

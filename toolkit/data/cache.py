@@ -20,7 +20,7 @@ from torch import Tensor
 
 from toolkit.errors import RunError
 from toolkit.files import atomic_write
-from toolkit.safetensors_header import METADATA, Header, framed, read_header
+from toolkit.safetensors_io import METADATA, Header, framed, read_header
 
 logger = logging.getLogger(__name__)
 

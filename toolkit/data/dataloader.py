@@ -1,7 +1,7 @@
-"""Loads batches from the caches. The caption of a use is chosen here; nothing else is random.
+"""Loads batches from the caches, in the order of an epoch or from a stream of samples whose length nobody knows, such
+as the shards of a WebDataset. The caption of a use is chosen here; nothing else is random.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width.
-"""
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from toolkit.data.caption_augment import caption_for_use
+from toolkit.data.captions import caption_for_use
 from toolkit.data.latent_cache import EncodedDataset, ItemEntries
-from toolkit.interfaces import BatchSpec, EncodedPrompt, PromptEmbeds, Sample
+from toolkit.interfaces import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
 
 T = TypeVar("T")
 
@@ -140,3 +140,38 @@ def loaded_ahead(load: Callable[[BatchSpec], T], specs: Iterable[BatchSpec], wor
             yield batch
     finally:
         pool.shutdown(wait=True, cancel_futures=True)
+
+
+@dataclass(frozen=True)
+class StreamSource:
+    """A `BatchSource` that reads samples one after the other, and never again."""
+
+    read: Callable[[Cursor], Iterator[tuple[Any, Cursor]]]
+    """The samples from a cursor of the stream on (None: all), not yet decoded, each with the cursor behind it."""
+
+    make_batch: Callable[[BatchSpec], Batch]
+    """Decodes `BatchSpec.samples`; called by `workers` threads, or in this one with 0 of them."""
+
+    batch_size: int
+    workers: int = 0
+
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        """The cursor is the samples read and the stream's own cursor. A sample's number keys all its draws."""
+        number, at = (cursor["samples"], cursor["stream"]) if cursor else (0, None)
+        waiting: list[Any] = []
+        for sample, behind in self.read(at):
+            waiting.append(sample)
+            at = behind
+            if len(waiting) == self.batch_size:
+                yield _micro_batch(number, waiting, at)
+                number, waiting = number + len(waiting), []
+        if waiting:
+            yield _micro_batch(number, waiting, at)
+
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        return loaded_ahead(self.make_batch, specs, self.workers)
+
+
+def _micro_batch(first: int, samples: list[Any], at: Cursor) -> MicroBatch:
+    numbers = tuple(range(first, first + len(samples)))
+    return MicroBatch(BatchSpec(0, numbers, numbers, tuple(samples)), {"samples": numbers[-1] + 1, "stream": at})

@@ -1,26 +1,52 @@
-"""Listing of one folder, sorted by name: images by stem, other files, subfolders.
+"""Listing of one folder, sorted by name: images by stem, other files, subfolders; reading of many small files with a
+few threads, which wait for the disk in parallel.
 
 Hidden entries are ignored. Names are compared in Unicode NFC, so that a caption or control image written on another
-system (macOS decomposes accents) still matches its image.
-"""
+system (macOS decomposes accents) still matches its image."""
 
 from __future__ import annotations
 
 import os
 import time
 from bisect import bisect_left
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from stat import S_ISDIR
-from typing import NamedTuple
+from stat import S_IFBLK, S_IFCHR, S_IFIFO, S_IFMT, S_IFSOCK, S_ISDIR, S_ISREG
+from typing import NamedTuple, TypeVar
 from unicodedata import normalize
 
 from toolkit.data.column_file import rows
 from toolkit.data.file_hashes import NO_VERSION, VERSION_BYTES, Version, version_of
 from toolkit.data.images import IMAGE_SUFFIXES, ImageInfo
+
+Thing = TypeVar("Thing")
+Found = TypeVar("Found")
+
+
+def thread_map(work: Callable[[Thing], Found], things: Sequence[Thing], at_once: int = 500) -> Iterator[Found]:
+    """The results of `work` for all things, in order.
+
+    at_once: size of a chunk; passing a single item to a thread takes as long as reading a small file.
+    """
+    if not things:
+        return
+    portions = (things[start : start + at_once] for start in range(0, len(things), at_once))
+    with ThreadPoolExecutor(min(8, os.cpu_count() or 1)) as pool:
+        for found in pool.map(lambda portion: [work(thing) for thing in portion], portions):
+            yield from found
+
+
+_NO_FILE = "is {}, not a file. Take it out of the folder"
+_KINDS = {
+    S_IFIFO: _NO_FILE.format("a pipe"),
+    S_IFSOCK: _NO_FILE.format("a socket"),
+    S_IFCHR: _NO_FILE.format("a device"),
+    S_IFBLK: _NO_FILE.format("a device"),
+}
 
 # A GIF counts as an image so that it is refused by name instead of being overlooked.
 _CANDIDATE_SUFFIXES = IMAGE_SUFFIXES | {".gif"}
@@ -46,9 +72,12 @@ class DirectoryListing:
     """All files."""
 
     joined_versions: bytes
-    """The version of each file; NO_VERSION for a broken link."""
+    """The version of each file; NO_VERSION for a broken link, and for what is no file."""
 
     subfolders: tuple[str, ...]
+    no_files: dict[str, str]
+    """Of the names, those of pipes, sockets and devices -> the error message. Opening one could wait forever."""
+
     images: dict[str, tuple[str, ...]] = field(default_factory=dict)
     """Stem -> the image files of that stem; more than one is an error."""
 
@@ -110,9 +139,9 @@ def list_folder(folder: str) -> DirectoryListing:
     return listing
 
 
-def _look_at(place: Path) -> tuple[list[str], bytes, tuple[str, ...]]:
-    """The files, their versions, and the subfolders; the only system calls."""
-    names, versions, subfolders = _visible(place), bytearray(), []
+def _look_at(place: Path) -> tuple[list[str], bytes, tuple[str, ...], dict[str, str]]:
+    """The files, their versions, the subfolders, and what is no file; the only system calls."""
+    names, versions, subfolders, no_files = _visible(place), bytearray(), [], {}
     with _opened(place) as (start, handle):
         for name in names:
             try:
@@ -120,14 +149,17 @@ def _look_at(place: Path) -> tuple[list[str], bytes, tuple[str, ...]]:
             except OSError:
                 versions += NO_VERSION
                 continue
-            if S_ISDIR(stat.st_mode):
+            if S_ISREG(stat.st_mode):
+                versions += version_of(stat)
+            elif S_ISDIR(stat.st_mode):
                 subfolders.append(name)
             else:
-                versions += version_of(stat)
+                no_files[name] = _KINDS.get(S_IFMT(stat.st_mode), _NO_FILE.format("something else"))
+                versions += NO_VERSION
     if subfolders:
         others = set(subfolders)
         names = [name for name in names if name not in others]
-    return names, bytes(versions), tuple(subfolders)
+    return names, bytes(versions), tuple(subfolders), no_files
 
 
 def _visible(place: Path) -> list[str]:

@@ -7,11 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping
 
-from toolkit.data.directory import DirectoryListing, ImageFile
+from toolkit.data.directory import DirectoryListing, ImageFile, thread_map
 from toolkit.data.file_hashes import NO_VERSION, length_of
 from toolkit.data.image_header import read_header
 from toolkit.data.images import ImageError, ImageInfo, inspect_image
-from toolkit.data.thread_map import thread_map
 
 READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
@@ -55,6 +54,8 @@ def _unchecked(listing: DirectoryListing, names: Collection[str]) -> list[str]:
 
 def _read_whole(picture: ImageFile) -> tuple[ImageInfo | None, str]:
     """Its facts, or None and the error."""
+    if reason := picture.listing.no_files.get(picture.name):
+        return None, reason
     try:
         return inspect_image(picture.path), ""
     except ImageError as error:

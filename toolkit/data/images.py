@@ -31,6 +31,9 @@ IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".
 MAX_PIXELS = 120_000_000
 """Largest image that is read, in pixels: about 480 MB while it is decoded."""
 
+MAX_REFERENCE_ASPECT = 200
+"""Largest ratio of the sides of a reference. Source: transformers, image_processing_qwen2_vl.py, `smart_resize`."""
+
 # Pillow's own guard warns from its limit on and refuses at twice that; ours names the file and the remedy.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
@@ -89,6 +92,15 @@ class ImageInfo(NamedTuple):
     """The whole file was read and is good, not its header only."""
 
 
+def reference_error(size: Size) -> str:
+    """Why an image of this size cannot be a reference, or an empty string."""
+    if max(size) <= MAX_REFERENCE_ASPECT * min(size):
+        return ""
+    return (
+        f"is {size.width} x {size.height}: as a reference at most {MAX_REFERENCE_ASPECT} times as long as wide. Crop it"
+    )
+
+
 def open_image(path: Path | str, background: str = "white", note: Note | None = None) -> Image.Image:
     """The image as upright 8-bit sRGB (mode RGB); transparency is composited on `background`.
 
@@ -128,15 +140,6 @@ def inspect_image(path: Path | str) -> ImageInfo:
         _refuse_wide_values(image, path)
         profile = image.info.get("icc_profile")
         return ImageInfo(size, alpha, profile_notes(profile) if profile else (), verified=True)
-
-
-def check_image(path: Path | str) -> str | None:
-    """Why this file cannot be used, or None when it can. Reads the whole file."""
-    try:
-        inspect_image(path)
-    except ImageError as error:
-        return error.reason
-    return None
 
 
 def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
@@ -189,6 +192,8 @@ def _reading(path: Path | str) -> Iterator[Image.Image]:
     except Image.DecompressionBombError as error:
         raise ImageError(path, f"has more than the {MAX_PIXELS // 10**6} megapixels allowed") from error
     except _DECODE_ERRORS as error:
+        if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
+            raise ImageError(path, f"cannot be read: {error.strerror}") from error
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
 
 
@@ -203,7 +208,7 @@ def _refuse_unusable(image: Image.Image, path: Path | str) -> None:
     if frames > 1:
         kind = "pages" if image.format == "TIFF" else "frames"
         state = "holds" if image.format == "TIFF" else "is animated:"
-        raise ImageError(path, f"{state} {frames} {kind}. Give one still image")
+        raise ImageError(path, f"{state} {frames} {kind}. Save one of them as PNG")
     if image.format == "GIF":
         raise ImageError(path, "is a GIF, which is not supported. Save it as PNG")
     if image.mode == "F":

@@ -1,18 +1,94 @@
-"""From the datasets of a job to the items it trains on: every image at each of its sizes. No torch, no pixels."""
+"""From the datasets of a job to the items it trains on: every image at each of its sizes. No torch, no pixels.
+
+A size keeps the image's own aspect ratio, within an area, on a grid of multiples. There is no fixed list of buckets;
+images of the same size after rounding share one. Only a
+rectangle is one size for all. The numbers equal those of ai-toolkit
+(`toolkit/buckets.py:get_bucket_for_image_size` and `BucketsMixin.setup_buckets`), which `tests/golden/buckets.json`
+records."""
 
 from __future__ import annotations
 
 import gc
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import cache
+from itertools import product
+from math import ceil, sqrt
 
+from toolkit.config.dataset import Rectangle, sides_of
 from toolkit.config.sections import DiffusionSection
-from toolkit.data.buckets import make_items
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.image_header import picture_size
 from toolkit.data.scan_cache import ScanCache
 from toolkit.errors import DataErrors, InputError
-from toolkit.interfaces import BucketedSample, ModelFacts, Size
+from toolkit.interfaces import BucketedSample, ModelFacts, ResizeCrop, Sample, Size
+
+
+def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, square_crop: bool = False) -> ResizeCrop:
+    """How an image of `size` pixels is resized and cut for training at `resolution`.
+
+    The bucket's area is at most resolution², its sides are multiples of `divisibility`; a small
+    image is enlarged only as far as that grid demands. `square_crop` always gives the full square, a rectangle
+    always itself, its sides rounded down to multiples.
+    """
+    largest = Size(*sides_of(resolution))
+    if min(size) < 1 or divisibility < 1 or min(largest) < divisibility:
+        raise ValueError(f"no bucket for {size} at resolution {resolution}, multiples of {divisibility}")
+    if square_crop or isinstance(resolution, Rectangle):
+        bucket = Size(*(side // divisibility * divisibility for side in largest))
+    else:
+        bucket = _nearest(size, resolution, divisibility)
+    scale = max(bucket.width / size.width, bucket.height / size.height)
+    scaled = Size(ceil(size.width * scale), ceil(size.height * scale))
+    left, top = (scaled.width - bucket.width) // 2, (scaled.height - bucket.height) // 2
+    return ResizeCrop(scaled, left, top, bucket)
+
+
+def make_items(
+    samples: Iterable[Sample], resolutions_of: Callable[[Sample], tuple[int | Rectangle, ...]], divisibility: int
+) -> tuple[BucketedSample, ...]:
+    """Each image once per distinct resolution of its dataset, in the order given there."""
+
+    @cache  # images of one size are many, and share the objects
+    def crops(size: Size, resolutions: tuple[int | Rectangle, ...]) -> list[ResizeCrop]:
+        return [bucket_for(size, resolution, divisibility) for resolution in dict.fromkeys(resolutions)]
+
+    return tuple(
+        BucketedSample(sample, crop) for sample in samples for crop in crops(sample.size, resolutions_of(sample))
+    )
+
+
+def _nearest(size: Size, resolution: int, divisibility: int) -> Size:
+    """Of both sides rounded down or up to the grid, the pair whose area is nearest to the wanted one."""
+    limit = resolution * resolution
+    area = min(size.width * size.height, limit)
+    scale = sqrt(area / (size.width * size.height))
+    pairs = product(
+        _around(size.width * scale, divisibility),
+        _around(size.height * scale, divisibility),
+    )
+    fitting = [Size(*pair) for pair in pairs if pair[0] * pair[1] <= limit]
+    if not fitting:
+        return _strip(size, limit, divisibility)
+    return min(fitting, key=lambda pair: abs(pair.width * pair.height - area))
+
+
+def _around(length: float, divisibility: int) -> tuple[int, int]:
+    below = int(length // divisibility) * divisibility
+    above = ceil(length / divisibility) * divisibility
+    return max(divisibility, below), max(divisibility, above)
+
+
+def _strip(size: Size, limit: int, divisibility: int) -> Size:
+    """For an image so long and thin that its short side needs enlarging: as long as the area allows."""
+    long_side = limit // divisibility // divisibility * divisibility
+    wide = size.width >= size.height
+    return Size(long_side, divisibility) if wide else Size(divisibility, long_side)
+
+
+MAX_USES = 10_000_000
+"""Uses of images in an epoch: their order takes 20 s and 2 GB then."""
 
 
 def scan_items(
@@ -21,12 +97,20 @@ def scan_items(
     """Scans `section.datasets` and assigns each image to its buckets.
 
     size_multiple: sides of a bucket are multiples of this many pixels. scan_cache: as of `scan_datasets`.
-    Raises DataErrors naming every offending file.
+    Raises DataErrors naming every offending file, or the folder with the most uses where there are too many.
     """
     with _no_collection():
         scan = scan_datasets(section.datasets, section.trigger_word, section.train.reg_weight, scan_cache)
         resolutions = [dataset.resolution for dataset in section.datasets]
         items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
+    uses = Counter[str]()
+    for sample, _ in items:
+        uses[sample.folder] += sample.repeats
+    if uses.total() > MAX_USES:
+        (folder, most), *_ = uses.most_common(1)
+        limit = f"at most {MAX_USES:,} can be put in order. Lower its repeats"
+        reason = f"{most:,} uses of images per epoch, {uses.total():,} with all folders; {limit}"
+        raise DataErrors([InputError(folder, reason)])
     return scan, items
 
 

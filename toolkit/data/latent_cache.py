@@ -1,30 +1,67 @@
-"""Caches latents and text embeddings, which are encoded once before training.
+"""Caches latents, loss weights of masks and text embeddings, which are encoded once before training: on disk beside the
+runs, shared by jobs, or in memory.
 
 Each entry is stored as soon as it is encoded, so interrupted encoding resumes where it stopped. When nothing is missing
 no encoder is called, and so none is loaded.
 
-Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width.
-"""
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, D width."""
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
+from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
 
+import numpy
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d
 
+from toolkit.config.sections import DatasetsSection
 from toolkit.data.cache import TensorCache, key_of
 from toolkit.data.file_hashes import file_digest
+from toolkit.data.folder import shorten
 from toolkit.data.image_header import picture_size
-from toolkit.data.images import ImageError, flip_image, open_image, resize, resize_cover_crop, to_tensor
+from toolkit.data.images import ImageError, flip_image, load_alpha, open_image, resize, resize_cover_crop, to_tensor
 from toolkit.data.items import refuse_long_captions
-from toolkit.data.masks import mask_weights
 from toolkit.errors import RunError
-from toolkit.interfaces import EMBEDS, BucketedSample, DiffusionModel, EncodedPrompt, Progress, ResizeCrop, Sample, Size
+from toolkit.files import CACHE_FOLDER
+from toolkit.interfaces import (
+    EMBEDS,
+    BucketedSample,
+    DiffusionModel,
+    EncodedPrompt,
+    Flip,
+    Mask,
+    Progress,
+    ResizeCrop,
+    Sample,
+    Size,
+)
+
+logger = logging.getLogger(__name__)
+
+
+def mask_weights(mask: Mask, crop: ResizeCrop, flip: Flip, latent_scale: int) -> Tensor:
+    """Weights [1, H, W] in [0, 1], float32: w = 1 - (1 - min_value) (1 - m), so white is exactly 1.
+
+    latent_scale: pixels along one side of a latent pixel.
+
+    m is the mean of the mask over the pixels of a latent pixel, after the resize, crop and flip of its image. A mask
+    image of another size is stretched; colours count by their brightness, transparency as black.
+    Raises ImageError when the file cannot be used.
+    """
+    picture = load_alpha(mask.file) if mask.alpha else open_image(mask.file, background="black").convert("L")
+    pixels = flip_image(resize_cover_crop(picture, crop), flip)
+    share_1HW = avg_pool2d(torch.from_numpy(numpy.array(pixels, dtype=numpy.float32) / 255.0)[None], latent_scale)
+    if mask.inverted:
+        share_1HW = 1.0 - share_1HW
+    return 1.0 - (1.0 - mask.min_value) * (1.0 - share_1HW)
+
 
 FORMAT = 1
 """Part of every key: raised when the computation of an entry changes, so that old entries are not used."""
@@ -55,6 +92,9 @@ class CacheEntry:
     key: str
     make: Callable[[], EncodedPrompt]
     """Computes the result of `DiffusionModel.encode_prompt` for a text, else one tensor."""
+
+    weighs: bool = False
+    """Whether the tensor is a factor of the loss: where all of it is 0 nothing is learned, and that is told."""
 
 
 class ItemEncoder:
@@ -90,7 +130,11 @@ class ItemEncoder:
             kind="mask", source=source, settings=settings, crop=_plain(crop), flip=flip, format=FORMAT, **parts
         )
         return CacheEntry(
-            f"mask of {item.sample.image}", stores.latents, key, lambda: mask_weights(mask, crop, flip, scale)
+            f"mask of {item.sample.image}",
+            stores.latents,
+            key,
+            lambda: mask_weights(mask, crop, flip, scale),
+            weighs=True,
         )
 
     def references(self, item: BucketedSample, stores: CachePair) -> tuple[CacheEntry, ...]:
@@ -233,22 +277,31 @@ def _entries(item: BucketedSample, encoder: ItemEncoder, stores: CachePair) -> I
 def _fill_cache(what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress) -> None:
     """Verifies every cached entry and computes missing ones, each once however often it is used.
 
-    Files that cannot be read are skipped until all others are done; then one RunError names them all.
+    Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
+    the masks that leave nothing of their images.
     """
     seen: set[tuple[int, str]] = set()
     unreadable: dict[str, None] = {}
+    black: set[tuple[int, str]] = set()
+    weightless: dict[str, None] = {}
     for done, group in enumerate(groups, start=1):
         for entry in group:
             place = (id(entry.store), entry.key)
-            if place not in seen and entry.store.get(entry.key) is None:
+            if place not in seen:
                 try:
-                    _make(entry)
+                    tensors = entry.store.get(entry.key) or _make(entry)
+                    if entry.weighs and not tensors[EMBEDS].any():
+                        black.add(place)
                 except _UnreadableError as error:
                     unreadable[str(error)] = None
             seen.add(place)
+            if place in black:
+                weightless[entry.what] = None
         progress(what, done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
+    if weightless:
+        logger.warning(f"these count nowhere, so nothing is learned from their images: {shorten(weightless)}")
 
 
 class _UnreadableError(RunError):
@@ -271,3 +324,31 @@ def _by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
 def _plain(crop: ResizeCrop) -> list:
     """A crop as JSON values."""
     return [list(crop.scaled), crop.left, crop.top, list(crop.bucket)]
+
+
+class CacheStores:
+    """The caches of a job. The flags of each dataset decide whether its entries are cached on disk."""
+
+    def __init__(self, training_folder: Path) -> None:
+        root = training_folder / CACHE_FOLDER
+        self._disk = CachePair(TensorCache(root / "latents"), TensorCache(root / "text"))
+        self._memory = CachePair(TensorCache(None), TensorCache(None))
+
+    def of_samples(self, section: DatasetsSection) -> Callable[[Sample], CachePair]:
+        """The caches of each sample of `section.datasets`, by the flags of its dataset."""
+        by_dataset = [
+            CachePair(
+                latents=self._at(dataset.cache_latents and dataset.cache_latents_to_disk).latents,
+                text=self._at(section.requested_text_cache(dataset) is not False).text,
+            )
+            for dataset in section.datasets
+        ]
+        return lambda sample: by_dataset[sample.dataset]
+
+    def _at(self, outlives_the_run: bool) -> CachePair:
+        return self._disk if outlives_the_run else self._memory
+
+    @property
+    def on_disk(self) -> CachePair:
+        """The caches on disk, for sample prompts and `cache` processes."""
+        return self._disk

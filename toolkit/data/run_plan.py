@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from math import ceil
 from typing import Any, Protocol
 
-from toolkit.data.folder_builder import FolderInfo
+from toolkit.data.folder import FolderInfo
 from toolkit.interfaces import BucketedSample, Size
 
 
@@ -115,10 +115,9 @@ class RunPlan:
         terms = " + ".join(_product(folder) for folder in self.datasets)
         per_epoch = self.micro_batches_per_epoch / self.accumulation
         if self.requested_epochs:
-            duration = f"epochs: {self.requested_epochs:g} is {self.optimizer_steps:,} optimizer steps"
+            duration = f"{_epochs(self.requested_epochs)} = {self.optimizer_steps:,} optimizer steps"
         else:
-            unit = "epoch" if self.epochs == 1 else "epochs"
-            duration = f"steps: {self.optimizer_steps} is {self.epochs:g} {unit}"
+            duration = f"{self.optimizer_steps:,} step{'s' * (self.optimizer_steps != 1)} = {_epochs(self.epochs)}"
         return (
             f"{terms} = {self.samples_per_epoch:,} samples per epoch; "
             f"{self.micro_batches_per_epoch:,} micro-batches; with accumulation {self.accumulation}, "
@@ -191,6 +190,12 @@ def _product(folder: FolderPlan) -> str:
     sizes = f" x {folder.sizes} sizes" if folder.sizes > 1 else ""
     flips = f" x {folder.flips} flips" if folder.flips > 1 else ""
     return f"{folder.images} x {folder.repeats}{sizes}{flips}"
+
+
+def _epochs(count: float) -> str:
+    """With at most 2 decimals; of less than a hundredth, the first digit that is not 0."""
+    number = _number(count) if count >= 0.01 else f"{count:.1g}"
+    return f"{number} epoch{'s' * (number != '1')}"
 
 
 def _number(value: float) -> str:

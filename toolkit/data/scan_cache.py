@@ -25,12 +25,9 @@ from toolkit.data.file_hashes import (
     register_cached_hashes,
 )
 from toolkit.data.images import ImageInfo
-from toolkit.files import atomic_write
+from toolkit.files import CACHE_FOLDER, atomic_write
 from toolkit.interfaces import Size
 from toolkit.redact import redact_text
-
-CACHE_FOLDER = "_cache"
-"""Under the training folder; never inside the user's dataset."""
 
 FORMAT = 2
 """Raised when the cached facts change, so that older cache files are ignored."""

@@ -12,11 +12,10 @@ from functools import lru_cache, partial
 from pathlib import Path
 
 from toolkit import seeding
+from toolkit.config.dataset import ValidationConfig
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.validation import ValidationConfig
-from toolkit.data.buckets import make_items
 from toolkit.data.folder import DatasetScan, scan_datasets
-from toolkit.data.items import refuse_long_captions, refuse_references, scan_items
+from toolkit.data.items import make_items, refuse_long_captions, refuse_references, scan_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.errors import UserError
 from toolkit.interfaces import BucketedSample, CaptionRules, ModelFacts, Sample

@@ -14,8 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.flow.names import HUBER_SCHEDULES, LOSS_TYPES, WEIGHTING_SCHEMES
-from toolkit.flow.settings import FlowSettings
+from toolkit.flow.settings import HUBER_SCHEDULES, LOSS_TYPES, WEIGHTING_SCHEMES, FlowSettings
 
 # ------------------------------------------------------------ interpolant
 

@@ -15,8 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.flow.names import TIMESTEP_TYPES
-from toolkit.flow.settings import FlowSettings
+from toolkit.flow.settings import TIMESTEP_TYPES, FlowSettings
 
 LEVELS = 1000
 """Noise levels of a ladder: 1, 0.999, ..., 0.001; `min_timestep` and `max_timestep` count in its unit."""

@@ -7,17 +7,16 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from toolkit.config.compile import CompileConfig
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.train import CompileConfig
 from toolkit.device import free_memory
 from toolkit.interfaces import BlockWrapper, DiffusionModel
-from toolkit.memory import sdpa_backend
-from toolkit.memory.activation_estimate import StepShape, fastest_level_that_fits
-from toolkit.memory.activation_offload import offloading
-from toolkit.memory.block_swap import BlockSwap, swapped_blocks
+from toolkit.memory import attention
+from toolkit.memory.attention import cpu_attention_wrapper, is_faster
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
-from toolkit.memory.cpu_attention import cpu_attention_wrapper, is_faster
+from toolkit.memory.estimate import StepShape, fastest_level_that_fits
+from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks
 
 logger = logging.getLogger(__name__)
 
@@ -79,9 +78,9 @@ class BlockRunner:
     def _attention_wrappers(self, dtype: torch.dtype) -> list[BlockWrapper]:
         """Wrappers that choose the attention kernel on this device."""
         if self._device.type == "cuda":
-            if not sdpa_backend.has_fast_kernel(self._device, dtype, self._model.head_dim):
+            if not attention.has_fast_kernel(self._device, dtype, self._model.head_dim):
                 logger.warning(f"attention: no flash or cuDNN kernel for {dtype} on this device; using a slower one.")
-            return [sdpa_backend.with_sdpa_priority]
+            return [attention.with_sdpa_priority(self._device)]
         # In a compiled block it would be a graph break.
         return [cpu_attention_wrapper] if is_faster(self._device, dtype) and not self._compile else []
 

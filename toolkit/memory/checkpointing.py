@@ -16,8 +16,8 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.interfaces import BlockForward, BlockWrapper
-from toolkit.memory.cpu_attention import attention_kernel
-from toolkit.memory.quantized_weight import frozen_product
+from toolkit.memory.attention import attention_kernel
+from toolkit.memory.quantization import frozen_product
 
 _aten = torch.ops.aten
 

@@ -7,13 +7,15 @@ Parameter names do not change, because only the function that runs a block is wr
 from __future__ import annotations
 
 import logging
+import os
 import warnings
+from shutil import which
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from toolkit.config.compile import CompileConfig
+from toolkit.config.train import CompileConfig
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BlockForward, BlockWrapper
 
@@ -39,7 +41,11 @@ def _missing(device: torch.device) -> str | None:
     if device.type == "cuda":
         from torch.utils._triton import has_triton
 
-        return None if has_triton() else f"Triton, and a {device} that Triton knows"
+        if not has_triton():
+            return f"Triton, and a {device} that Triton knows"
+        # Triton builds the launcher of each kernel with it (runtime/build.py).
+        if not (os.environ.get("CC") or which("gcc") or which("clang")):
+            return "a C compiler (gcc, clang, or the one that CC names)"
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -117,7 +123,12 @@ def _user_message(error: Exception, limit: int) -> str | None:
     return None
 
 
+WITHOUT_GRAPHS = {"reduce-overhead": "default", "max-autotune": "max-autotune-no-cudagraphs"}
+"""Modes that record CUDA graphs -> the same without. One compiled function serves all blocks: their weights have other
+addresses, so a graph would be recorded again for each block, and with block swap at each call."""
+
+
 def _of_backend(settings: CompileConfig) -> dict[str, Any]:
     dynamic = None if settings.dynamic == "auto" else settings.dynamic
-    mode = settings.mode if settings.backend == "inductor" else None  # other backends have no modes
+    mode = WITHOUT_GRAPHS.get(settings.mode, settings.mode) if settings.backend == "inductor" else None
     return {"backend": settings.backend, "mode": mode, "dynamic": dynamic}

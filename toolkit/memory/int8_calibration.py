@@ -16,8 +16,15 @@ from itertools import combinations
 import torch
 from torch import Tensor, nn
 
-from toolkit.memory.int8_matmul import MAX_ERROR, MIN_ROWS, Int8Matmul, is_supported, quantization_error
-from toolkit.memory.quantized_weight import Int8Matmuls, RowwiseQuantized
+from toolkit.memory.int8_matmul import (
+    MAX_ERROR,
+    MIN_ROWS,
+    Int8Matmul,
+    exact_directions,
+    is_supported,
+    quantization_error,
+)
+from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 
 MOST_PATTERNS = 4
 """Largest number of different block patterns (which layers use int8 matmuls) with compilation: each compiles anew."""
@@ -36,7 +43,8 @@ def candidates(
 
 
 LayerErrors = dict[str, float]
-"""The largest errors of one layer, by field of `Int8Matmuls`; a field that never had enough rows is missing."""
+"""The largest errors of one layer, by field of `Int8Matmuls`. Missing: a field that never had enough rows, or for
+which the device has no exact matmul."""
 
 
 class ErrorObserver:
@@ -47,7 +55,7 @@ class ErrorObserver:
         """As `LayerErrors`, each 0-dim."""
 
     def __call__(self, direction: str, rows_MK: Tensor) -> None:
-        if len(rows_MK) >= MIN_ROWS:
+        if len(rows_MK) >= MIN_ROWS and direction in exact_directions(rows_MK.device):
             error = quantization_error(rows_MK)
             self.worst[direction] = torch.maximum(self.worst.get(direction, error), error)  # NaN stays NaN
 

@@ -70,15 +70,29 @@ def _divisible(shape: tuple[int, int]) -> bool:
 
 
 @cache
-def is_exact(device: torch.device) -> bool:
-    """Whether the device has int8 matmuls without overflow: not every processor's kernels do."""
+def exact_directions(device: torch.device) -> frozenset[str]:
+    """The passes ("forward", "backward") in which the device has int8 matmuls without overflow: not every processor's
+    kernels are free of it, and not every layout has a kernel."""
+    extreme = torch.full((64, 64), -LEVELS, dtype=torch.int8)
+    # The codes of a weight are read by columns in the forward pass, by rows in the backward pass.
+    return frozenset(
+        direction
+        for direction, second in {"forward": extreme.t(), "backward": extreme}.items()
+        if _multiplies_exactly(device, extreme[:32], second)
+    )
+
+
+def _multiplies_exactly(device: torch.device, first: Tensor, second: Tensor) -> bool:
     try:
-        extreme = torch.full((64, 64), -LEVELS, dtype=torch.int8, device=device)
-        # As in the forward pass, by columns, and as in the backward pass, by rows.
-        products = [torch._int_mm(extreme[:32], second) for second in (extreme.t(), extreme)]
-        return all(bool((product == LEVELS**2 * 64).all()) for product in products)
+        product = torch._int_mm(first.to(device), as_supported(second.to(device)))
+        return bool((product == LEVELS**2 * len(second)).all())
     except (RuntimeError, AssertionError):  # no such kernel; a build without CUDA asserts
         return False
+
+
+def is_exact(device: torch.device) -> bool:
+    """Whether the device has exact int8 matmuls in any direction."""
+    return bool(exact_directions(device))
 
 
 @cache
@@ -107,9 +121,23 @@ def quantize_rows(x_MK: Tensor) -> Int8Rows:
     return Int8Rows(torch.mul(x_MK, scale_M1.reciprocal(), out=size_MK).round_().to(torch.int8), scale_M1)
 
 
+def by_columns(codes_KN: Tensor) -> Tensor:
+    """The same matrix with strides (1, K); a copy where it lies by rows."""
+    return codes_KN.t().contiguous().t()
+
+
+def as_supported(codes_KN: Tensor) -> Tensor:
+    """The second factor in a layout that its device multiplies: by columns on CUDA. CPUs are spared the copy.
+
+    Source: cuBLAS documentation, `cublasLtMatmul`: int8 in regular order has kernels for TN only, which is row-major
+    times column-major here.
+    """
+    return by_columns(codes_KN) if codes_KN.is_cuda else codes_KN
+
+
 def int8_mm(rows: Int8Rows, codes_KN: Tensor, dtype: torch.dtype) -> Tensor:
     """[M, N] in float32: the rows times an int8 matrix, accumulated in int32. dtype: the compute dtype around it."""
-    sums_MN = torch._int_mm(rows.codes_MK, codes_KN)
+    sums_MN = torch._int_mm(rows.codes_MK.contiguous(), as_supported(codes_KN))
     if torch.compiler.is_compiling():  # one pass anyway; checkpointing keeps the sums, and in half the bytes
         return sums_MN.to(dtype) * rows.scale_M1
     return sums_MN.float().mul_(rows.scale_M1)

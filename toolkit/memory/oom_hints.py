@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
+from toolkit.config.dataset import Rectangle, area_of, sides_of
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
@@ -102,16 +103,25 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         yield _set("model", "model.quantize_te: true with qtype_te: int8", quantize_te=True, qtype_te="int8")
     if not model.low_vram:
         yield _set("model", low_vram=True)
+    if not model.text_encoder_cpu:
+        yield _set("model", text_encoder_cpu=True)
     if (section.sample or section.first_sample) and not train.disable_sampling:
         yield _set("train", "smaller pictures in sample, or train.disable_sampling: true", disable_sampling=True)
-    largest = max(size for dataset in section.datasets for size in dataset.resolution)
-    smaller = int(RESOLUTION_STEP * largest) // 64 * 64
-    if smaller:
-        yield MemorySaving(f"datasets[].resolution: {smaller}", area=(smaller / largest) ** 2, is_last_resort=True)
+    largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
+    if smaller := _smaller(largest):
+        area = area_of(smaller) / area_of(largest)
+        yield MemorySaving(f"datasets[].resolution: {smaller}", area=area, is_last_resort=True)
     if section.network.trains_model:
         yield _as_an_adapter(train)
     elif section.network.linear > 8:
         yield replace(_set("network", linear=8), is_last_resort=True)
+
+
+def _smaller(resolution: int | Rectangle) -> int | Rectangle | None:
+    width, height = (int(RESOLUTION_STEP * side) // 64 * 64 for side in sides_of(resolution))
+    if isinstance(resolution, int) or not (width and height):
+        return min(width, height) or None
+    return Rectangle(width=width, height=height)
 
 
 def _full_finetune_savings(train: TrainConfig) -> Iterator[MemorySaving]:

@@ -1,9 +1,13 @@
-"""Detects the family of a model folder. Imports no torch."""
+"""`ModelFamily`, the interface to a model family before anything is loaded; the family of a model folder; what a family
+says of its sizes and takes as options for loading. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from toolkit.config.model_files import (
     INDEX,
@@ -16,9 +20,180 @@ from toolkit.config.model_files import (
 )
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
-from toolkit.interfaces import ModelSection
-from toolkit.models.family import ModelFamily
-from toolkit.registry import FAMILIES
+from toolkit.interfaces import DiffusionModel, ModelFacts, ModelSection
+from toolkit.registry import FAMILIES, load_object
+
+if TYPE_CHECKING:
+    import torch
+    from torch import nn
+
+
+LOOKAHEAD_BATCHES = 32
+"""Micro-batches whose timesteps are prefetched at once."""
+
+MOST_ROWS = 192
+"""Timesteps that a modulation cache keeps; 4.4 MB each on the published model in bfloat16."""
+
+
+@dataclass(frozen=True)
+class EncoderSize:
+    """An encoder, needed before training, and during it for shuffled captions or samples."""
+
+    linear_params: int
+    """Parameters that can be quantized."""
+
+    other_params: int
+    unused: int = 0
+    """Parameters that are read with the rest, and freed."""
+
+    def stored(self, bytes_per_linear: float, number_bytes: int) -> int:
+        """Bytes of the parameters in memory."""
+        return int(self.linear_params * bytes_per_linear) + self.other_params * number_bytes
+
+
+@dataclass(frozen=True)
+class ModelSizeInfo:
+    """The sizes of one model folder."""
+
+    width: int
+    """Hidden size of the transformer: channels per token."""
+
+    blocks: int
+    linear_params: int
+    """Parameters of the blocks' linear layers, which can be quantized."""
+
+    other_params: int
+    """All other parameters of the trained part."""
+
+    largest_layer: int
+    """Parameters of the largest linear layer."""
+
+    largest_of_tokens: int
+    """Parameters of the largest linear layer that processes every token."""
+
+    modulation_layers: frozenset[str]
+    """Full names of the linear layers whose outputs the modulation cache can hold."""
+
+    tabulated_weights: int
+    table_inputs: frozenset[str]
+    """Layers that must not be trained with the modulation cache."""
+
+    text: EncoderSize
+    vae: EncoderSize
+    encode_numbers: int
+    """Largest number of elements per pixel while the VAE encodes."""
+
+    decode_numbers: int
+    text_token_numbers: int
+    """Largest number of elements per text token in the text encoder."""
+
+    text_width: int
+    latent_numbers: float
+    """Elements of a cached latent per pixel."""
+
+    pixels_per_token: int
+    reference_pixels: int
+    """Pixels of a control image, unless `match_target_res` is on."""
+
+    text_tokens: int
+    """Text tokens of the template around a prompt."""
+
+    text_tokens_per_reference: int
+    bytes_per_weight: Mapping[str | None, float]
+    """Bytes per quantized weight with its scales, by `model.qtype`."""
+
+    def stored(self, weights: int, qtype: str | None, number_bytes: int) -> int:
+        """Bytes of `weights` linear weights of the blocks in memory. qtype: None where they are not quantized."""
+        return int(weights * (self.bytes_per_weight[qtype] if qtype else number_bytes))
+
+    @property
+    def row_numbers(self) -> int:
+        """Elements of the modulation cache per timestep: one per output of its layers."""
+        return self.tabulated_weights // self.width
+
+
+BlockTransform = Callable[["nn.Module", str], None]
+"""Changes a loaded block in place, by quantizing it, say; the text is the block's dotted name."""
+
+
+@dataclass(frozen=True)
+class ModelLoadOptions:
+    """How a `DiffusionModel` loads its parts."""
+
+    folder: Path
+    """A local folder in diffusers layout."""
+
+    device: torch.device
+    dtype: torch.dtype
+    """Compute dtype of every part."""
+
+    weights_dtype: torch.dtype | None = None
+    """Dtype the trained module's weights are loaded in where it is not `dtype`: float32 where they are trained."""
+
+    match_target_res: bool = False
+    """Control images get the target's pixel area instead of the family's own."""
+
+    merge_fn: Callable[[], BlockTransform] | None = None
+    """Called when the trained module is loaded, for what changes its weights in place as they are filled: each block
+    before `transform_block`, at last the module itself (name "")."""
+
+    transform_block: BlockTransform | None = None
+    """Quantizes a block of the trained module in place."""
+
+    transform_text_block: BlockTransform | None = None
+    """The same for the text encoder's layers."""
+
+    text_encoder_cache_tag: str = ""
+    """Names what `transform_text_block` does to the text embeddings, for their cache key."""
+
+    modulation_table: bool = False
+    """Keep the modulation layers, whose output depends on the timestep alone, in CPU memory;
+    `DiffusionModel.enable_modulation_cache` uses it.
+    """
+
+    cpu_blocks: frozenset[int] = frozenset()
+    """Indices of the trained module's blocks that stay in CPU memory."""
+
+    low_vram: bool = False
+    """Quantize on the CPU and move only the finished blocks to the device."""
+
+    text_encoder_cpu: bool = False
+    """Run the text encoder on the CPU."""
+
+
+class ModelFamily(ModelFacts, ABC):
+    """A family's facts, one object for each; `toolkit.registry.FAMILIES` lists them.
+
+    folder: always that of a model, in diffusers layout; where it is not here yet, sizes are those of the published
+    model. Raises UserError naming the file that cannot be read.
+    """
+
+    model_class: str
+    """Its `DiffusionModel`, as "module:Class"; imported when a model is loaded."""
+
+    def open(self, options: ModelLoadOptions) -> DiffusionModel:
+        """The model in a folder; its parts are loaded on first use."""
+        return load_object(self.model_class)(options)
+
+    @abstractmethod
+    def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
+        """The layers a LoRA can adapt, full name -> (inputs, outputs), from the model's config files alone."""
+
+    @abstractmethod
+    def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
+        """`linear_layers` and the other linear layers of the trained part, which a LoRA file may contain."""
+
+    @abstractmethod
+    def modules(self, folder: Path) -> dict[str, int]:
+        """Every module of the trained part with its own parameters, full name -> their number."""
+
+    @abstractmethod
+    def block_count(self, folder: Path) -> int:
+        """Repeated blocks of the trained part."""
+
+    @abstractmethod
+    def footprint(self, folder: Path) -> ModelSizeInfo:
+        """Sizes of the whole model, from its config files and the headers of its weights alone."""
 
 
 def arch_of(model: ModelSection) -> str | None:

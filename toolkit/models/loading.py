@@ -1,21 +1,47 @@
-"""Reads the weights of a model folder of any family: shards, loading block by block, hashes of the parts.
+"""From a `model:` section to the model of its family: finds the folder, or downloads it from the hub; reads the
+weights of a folder of any family (shards, loading block by block, hashes of the parts).
 
-Shards are memory-mapped, so that at most one block stands in memory in its stored precision.
-"""
+Shards are memory-mapped, so that at most one block stands in memory in its stored precision."""
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import ExitStack
+import logging
+import sys
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
-from toolkit.config.model_files import read_model_json
-from toolkit.errors import RunError
+from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import files_fault, looks_like_a_path, path_fault, weight_files
+from toolkit.errors import RunError, UserError
+from toolkit.interfaces import DiffusionModel
+from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for
+from toolkit.models.hub import download, fetch_index
+
+
+@contextmanager
+def block_import(name: str) -> Iterator[None]:
+    """Inside the block the module `name` cannot be imported, as if it were not installed; after it, it can.
+
+    A module that is imported already stays. For libraries that ask once, when they are imported, what is there.
+    """
+    if name in sys.modules:
+        yield
+        return
+    modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None is "there is no such module"
+    modules[name] = None
+    try:
+        yield
+    finally:
+        del sys.modules[name]
+
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 
@@ -25,32 +51,19 @@ class ShardReader:
 
     def __init__(self, folder: Path, stack: ExitStack) -> None:
         self.folder = folder
-        index = folder / f"{WEIGHTS}.index.json"
-        files = _shards(index) if index.is_file() else [WEIGHTS]
-        missing = [name for name in files if not (folder / name).is_file()]
-        if missing:
-            raise RunError(f"{folder}: missing weight files: {some(missing)}. Copy or download the model again.")
-        shards = [self._open(name, stack) for name in files]
+        shards = [self._open(path, stack) for path in weight_files(folder)]
         self._shard_of = {name: shard for shard in shards for name in shard.keys()}  # noqa: SIM118 - not a dict
         self.names = set(self._shard_of)
 
-    def _open(self, name: str, stack: ExitStack) -> safe_open:
+    def _open(self, path: Path, stack: ExitStack) -> safe_open:
         try:
-            return stack.enter_context(safe_open(self.folder / name, framework="pt"))
+            return stack.enter_context(safe_open(path, framework="pt"))
         except SafetensorError as error:
-            raise RunError(f"{self.folder / name}: damaged ({error}). Copy or download the model again.") from error
+            raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
 
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
         return self._shard_of[name].get_tensor(name)
-
-
-def _shards(index: Path) -> list[str]:
-    """The files of an index."""
-    weight_map = read_model_json(index).get("weight_map")
-    if not isinstance(weight_map, dict) or not weight_map:
-        raise RunError(f"{index}: has no 'weight_map'. Copy or download the model again.")
-    return sorted(set(weight_map.values()))
 
 
 def fill(module: nn.Module, reader: ShardReader, prefix: str, dtype: torch.dtype, skip: str = "\0") -> None:
@@ -65,6 +78,54 @@ def fill(module: nn.Module, reader: ShardReader, prefix: str, dtype: torch.dtype
             shapes = f"is {tuple(tensor.shape)}, config.json says {tuple(wanted[name].shape)}"
             raise RunError(f"{reader.folder}: {prefix}{name} {shapes}.")
     module.load_state_dict(state, strict=False, assign=True)
+
+
+@contextmanager
+def reading(part: Path) -> Iterator[None]:
+    """What a library raises about the files of a part becomes a RunError that names the part; its reports go."""
+    loggers = [logging.getLogger(name) for name in ("transformers", "diffusers")]
+    levels = [logger.level for logger in loggers]
+    if not part.is_dir():  # the libraries would ask the hub for it
+        raise RunError(f"{part}: is missing. Copy or download the model again.")
+    try:
+        for logger in loggers:  # `check_loaded` says it in one line
+            logger.setLevel(logging.CRITICAL)
+        yield
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise RunError(f"{part}: cannot be loaded ({reason[:300]}). Copy or download the model again.") from error
+    finally:
+        for logger, level in zip(loggers, levels, strict=True):
+            logger.setLevel(level)
+
+
+def check_loaded(part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()) -> None:
+    """Raises RunError unless the weights of a part are all and only those of its config, in shape too.
+
+    info: of `from_pretrained` with `output_loading_info` and `ignore_mismatched_sizes`. unused: weights that may be
+    missing.
+    """
+    for name, stored, expected in info["mismatched_keys"]:
+        raise RunError(f"{part}: {name} is {tuple(stored)}, config.json says {tuple(expected)}.")
+    missing = {str(name) for name in info["missing_keys"]} - set(unused)
+    unexpected = {str(name) for name in info["unexpected_keys"]}
+    if missing:
+        raise RunError(f"{part}: missing weights: {some(missing)}. Copy or download the model again.")
+    if unexpected:
+        raise RunError(f"{part}: weights that config.json does not account for: {some(unexpected)}.")
+
+
+def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
+    """Raises RunError for weights that are infinite or not a number; prefix: of their names."""
+    tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    # One answer for the whole module: each waits for the device.
+    ends = [end.float() for tensor in tensors.values() if tensor.numel() for end in tensor.aminmax()]
+    if not ends or bool(torch.stack(ends).isfinite().all()):
+        return
+    broken = [prefix + name for name, tensor in tensors.items() if not bool(tensor.isfinite().all())]
+    raise RunError(f"{part}: not finite: {some(broken)}. Copy or download the model again.")
 
 
 FULL_HASH_BYTES = 512 * 2**20
@@ -87,6 +148,12 @@ def weights_hash(folder: Path, parts: Sequence[str]) -> str:
     return digest.hexdigest()
 
 
+def base_hashes(model: ModelConfig) -> dict[str, str]:
+    """The `weights_hash` of each part of a `model:` section's folder that decides what is computed with it."""
+    folder = model_folder(model)
+    return {part: weights_hash(folder, [part]) for part in family_for(model).parts}
+
+
 def _pieces(path: Path) -> Iterator[bytes]:
     size = path.stat().st_size
     with path.open("rb") as file:
@@ -105,3 +172,80 @@ def some(names: Iterable[str], most: int = 5) -> str:
     ordered = sorted(names)
     more = f" and {len(ordered) - most} more" if len(ordered) > most else ""
     return ", ".join(ordered[:most]) + more
+
+
+Quantizer = Callable[[str], BlockTransform]
+"""From a `model.qtype` to a function that quantizes a block's linear layers in place."""
+
+
+def load_model(
+    model: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    quantizer: Quantizer,
+    weights_dtype: torch.dtype | None = None,
+    merge_fn: Callable[[], BlockTransform] | None = None,
+    block_quantizer: Quantizer | None = None,
+    cpu_blocks: frozenset[int] = frozenset(),
+    block_sharing: BlockTransform | None = None,
+) -> DiffusionModel:
+    """The model of a `model:` section; its parts are loaded on first use.
+
+    weights_dtype: dtype of the trained module's weights, where it is not the compute dtype `dtype`.
+    merge_fn, cpu_blocks: see `ModelLoadOptions`. block_quantizer: for the blocks of the trained module, where it is not
+    `quantizer`. block_sharing: shards each block over the ranks; without quantization and modulation cache.
+    Raises UserError when the folder is missing, is not a model, or is of another family than `arch`.
+    """
+    folder = model_folder(model)
+    family = family_for(model)
+    options = ModelLoadOptions(
+        folder=folder,
+        device=device,
+        dtype=dtype,
+        weights_dtype=weights_dtype,
+        match_target_res=model.model_kwargs.match_target_res,
+        merge_fn=merge_fn,
+        modulation_table=_wants_table(model, device) and block_sharing is None,
+        transform_block=(block_quantizer or quantizer)(model.qtype) if model.quantize else block_sharing,
+        transform_text_block=quantizer(model.qtype_te) if model.quantize_te else None,
+        cpu_blocks=cpu_blocks,
+        text_encoder_cache_tag=model.qtype_te if model.quantize_te else "",
+        low_vram=model.low_vram,
+        text_encoder_cpu=model.text_encoder_cpu,
+    )
+    return family.open(options)
+
+
+def _wants_table(model: ModelConfig, device: torch.device) -> bool:
+    wanted = model.modulation_table
+    return device.type == "cuda" if wanted == "auto" else wanted
+
+
+def model_folder(model: ModelConfig) -> Path:
+    """The local folder of `model.name_or_path`: itself, or the hub's snapshot.
+
+    Raises UserError when it is not there, is of another family, or lacks a part. Of a hub model nothing but its
+    model_index.json is brought before its family is known.
+    """
+    name = model.name_or_path
+    folder = Path(name).expanduser()
+    if folder.is_dir() or looks_like_a_path(name):
+        fault = path_fault(name)
+    else:
+        checked_family(model)
+        folder = download(name, model.revision)
+        fault = files_fault(name, folder)
+    if fault:
+        raise UserError(f"model.name_or_path: {fault}")
+    return folder
+
+
+def checked_family(model: ModelConfig) -> ModelFamily:
+    """`family_for` once the model's own files have said so: of a hub model, model_index.json is brought if need be.
+
+    For a process that is about to begin: it ends here, with a UserError, where the model is of another family.
+    """
+    name = model.name_or_path
+    if not looks_like_a_path(name) and not Path(name).is_dir():
+        fetch_index(name, model.revision)
+    return family_for(model)

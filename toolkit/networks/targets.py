@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
-from toolkit.config.network import NetworkConfig
+from toolkit.config.network import NetworkConfig, matching
 from toolkit.errors import UserError
 
 
@@ -33,12 +32,14 @@ def select_targets(
     A name passes when an include pattern matches all of it, or when exclude patterns are given and none matches;
     without either all pass. Raises UserError when nothing is left: training nothing is never meant.
     """
+    included = {name for pattern in include_patterns for name in matching(pattern, names)}
+    excluded = {name for pattern in exclude_patterns for name in matching(pattern, names)}
     chosen = [
         name
         for name in names
         if (not only_if_contains or any(part in name for part in only_if_contains))
         and not any(part in name for part in ignore_if_contains)
-        and _passes(name, include_patterns, exclude_patterns)
+        and (name in included or (name not in excluded if exclude_patterns else not include_patterns))
     ]
     if not chosen:
         patterns = bool(include_patterns or exclude_patterns)
@@ -52,7 +53,13 @@ def select_targets(
     return chosen
 
 
-def _passes(name: str, include: Sequence[str], exclude: Sequence[str]) -> bool:
-    if any(re.fullmatch(pattern, name) for pattern in include):
-        return True
-    return not any(re.fullmatch(pattern, name) for pattern in exclude) if exclude else not include
+def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str]:
+    """A line for each text or pattern of a `network:` section that fits none of the layers."""
+    for key in ("include_patterns", "exclude_patterns"):
+        for pattern in getattr(network, key):
+            if not matching(pattern, names):
+                yield f"network.{key}: {pattern!r} matches no layer. Names look like {names[0]!r}."
+    for key in ("only_if_contains", "ignore_if_contains"):
+        for part in getattr(network.network_kwargs, key):
+            if not any(part in name for name in names):
+                yield f"network.network_kwargs.{key}: no layer's name contains {part!r}. They look like {names[0]!r}."

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Container, Iterable, Sequence
 from dataclasses import dataclass
 
-from toolkit.config.lr_groups import BASE, LORA_B_SUFFIX, LrGroupConfig
+from toolkit.config.network import matching
+from toolkit.config.train import BASE, LORA_B_SUFFIX, LrGroupConfig
 from toolkit.errors import UserError
 
 SHOWN = 3
@@ -32,9 +32,8 @@ def group_of_layers(entries: Sequence[LrGroupConfig], layers: Iterable[str]) -> 
     layers = list(layers)
     found: dict[str, int] = {}
     for index, entry in enumerate(entries):
-        for layer in layers:
-            if re.fullmatch(entry.match, layer):
-                found.setdefault(layer, index)
+        for layer in matching(entry.match, layers):
+            found.setdefault(layer, index)
     for index, entry in enumerate(entries):
         if index not in found.values():
             raise UserError(f"train.lr_groups[{index}].match: {_matches_nothing(entry.match, layers)}")
@@ -42,7 +41,7 @@ def group_of_layers(entries: Sequence[LrGroupConfig], layers: Iterable[str]) -> 
 
 
 def _matches_nothing(pattern: str, layers: Sequence[str]) -> str:
-    if any(re.fullmatch(pattern, layer) for layer in layers):
+    if matching(pattern, layers):
         return f"{pattern!r} matches only layers that entries before it take. Put it before them, or leave it out."
     step = max(1, len(layers) // SHOWN)
     examples = ", ".join(repr(layer) for layer in layers[::step][:SHOWN])

@@ -1,19 +1,28 @@
-"""Which optimizer a job means, and which arguments it takes. Planning a job with one of the table imports no torch."""
+"""Which optimizer a job means, which arguments it takes, and how many bytes of state it has. Planning a job with one
+of the table imports no torch.
+
+Source of the bytes: the tensors that the class puts into its state in its first step (torch.optim, transformers'
+optimization.py, prodigyopt's prodigy.py, schedulefree's adamw_schedulefree.py, bitsandbytes' optimizer.py and
+ademamix.py; its blocks have 256 weights, its matrices below 4096 weights stay float32)."""
 
 from __future__ import annotations
 
 import ast
 import inspect
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
-from typing import TYPE_CHECKING, Any
+from math import prod
+from typing import TYPE_CHECKING, Any, cast
 
 from toolkit.errors import UserError, did_you_mean
 from toolkit.registry import Registry
 
 if TYPE_CHECKING:
+    import torch
+    from torch import Tensor
     from torch.optim import Optimizer
+
 
 OPTIMIZERS = Registry(
     "optimizer",
@@ -103,13 +112,13 @@ def requires_single_lr(name: str) -> bool:
 def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     """Raises UserError for an optimizer that is not there and for arguments it does not take.
 
-    Imports the class, and torch with it, only where `ARGUMENTS` does not have the name.
+    Imports the class, and torch with it, only where `ARGUMENTS` does not have the name; it is then made for one small
+    weight. Values that one of the table refuses are found so when the run begins: a plan stays without torch.
     """
-    defaults = ARGUMENTS.get(name)
-    if defaults is None:
-        defaults = constructor_defaults(optimizer_class(name))
-    if defaults is not None:
-        typed_arguments(name, defaults, arguments)
+    if name in ARGUMENTS:
+        typed_arguments(name, ARGUMENTS[name], arguments)
+    else:
+        try_optimizer(name, 1e-4, arguments)
 
 
 # ------------------------------------------------------------ the class
@@ -211,3 +220,120 @@ def _read(text: str) -> Any:
         return ast.literal_eval(folded)
     except (ValueError, SyntaxError):
         return text
+
+
+# ------------------------------------------------------------ the optimizer itself
+
+
+def make_optimizer(
+    name: str,
+    groups: Iterable[Iterable[Tensor]],
+    lr: float,
+    arguments: Mapping[str, Any],
+    ours: Mapping[str, Any] | None = None,
+) -> Optimizer:
+    """The optimizer over these groups of parameters. ours: arguments where the user gives none.
+
+    Raises ArgumentError for arguments that it does not take or refuses.
+    """
+    found = optimizer_class(name)
+    defaults = constructor_defaults(found)
+    if defaults is not None:
+        arguments = typed_arguments(name, defaults, arguments)
+    try:
+        # Some refuse 0 in the constructor only; it means that nothing is learned.
+        return cast("Callable[..., Optimizer]", found)(
+            [{"params": list(group)} for group in groups],
+            lr=1.0 if lr == 0 else lr,
+            **{**DEFAULTS.get(name, {}), **(ours or {}), **arguments},
+        )
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        raise ArgumentError(
+            f"{name} refuses them: {str(error).rstrip('.')}. Correct or remove the argument."
+        ) from error
+
+
+def try_optimizer(name: str, lr: float, arguments: Mapping[str, Any], device: torch.device | None = None) -> None:
+    """Raises UserError for arguments that the optimizer refuses, and for one that cannot step an ordinary weight.
+
+    Made for one small matrix. device: where it steps it once, as 8-bit ones do not step on all; None: it takes no step.
+    """
+    import torch
+
+    weight = torch.zeros(2, 2, device=device, requires_grad=True)
+    optimizer = make_optimizer(name, [[weight]], lr, arguments)
+    if device is None:
+        return
+    if callable(begin := getattr(optimizer, "train", None)):  # schedule-free ones do not step before
+        begin()
+    weight.grad = torch.ones_like(weight)
+    try:
+        optimizer.step()
+    except (AssertionError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0].rstrip(".")
+        raise UserError(f"{name} with these arguments cannot step a weight on {device}: {reason}.") from error
+
+
+# ------------------------------------------------------------ bytes
+
+
+Shape = tuple[int, ...]
+Arguments = Mapping[str, Any]
+
+BLOCK = 256
+LEAST_FOR_8_BIT = 4096
+FLOAT = 4
+
+
+def optimizer_bytes(name: str, arguments: Arguments, shapes: Iterable[Shape]) -> int:
+    """Bytes of the state for weights of these shapes. name, arguments: `train.optimizer` and its `optimizer_params`.
+
+    A class that is not in the table is taken to keep two numbers per weight, as most do.
+    """
+    kind = OPTIMIZERS.get(name, name).replace(":", ".").rpartition(".")[2]
+    of_shape = _STATE.get(kind, _numbers(2))
+    return sum(of_shape(shape, arguments) for shape in shapes)
+
+
+def _numbers(count: float) -> Callable[[Shape, Arguments], int]:
+    return lambda shape, arguments: int(FLOAT * count * prod(shape))
+
+
+def _sgd(shape: Shape, arguments: Arguments) -> int:
+    return FLOAT * prod(shape) if arguments.get("momentum") else 0
+
+
+def _adafactor(shape: Shape, arguments: Arguments) -> int:
+    """Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too."""
+    squares = sum(shape) if len(shape) == 2 else prod(shape)
+    return FLOAT * (squares + (prod(shape) if arguments.get("beta1") is not None else 0))
+
+
+def _prodigy(shape: Shape, arguments: Arguments) -> int:
+    """Two moments, and of each `slice_p`-th weight its start and the sum of its gradients."""
+    return int(FLOAT * prod(shape) * (2 + 2 / max(1, int(arguments.get("slice_p", 1)))))
+
+
+def _eight_bit(moments: int) -> Callable[[Shape, Arguments], int]:
+    def of_shape(shape: Shape, arguments: Arguments) -> int:
+        count = prod(shape)
+        if count < LEAST_FOR_8_BIT:
+            return FLOAT * moments * count
+        return moments * (count + FLOAT * -(-count // BLOCK))
+
+    return of_shape
+
+
+_STATE: dict[str, Callable[[Shape, Arguments], int]] = {
+    "AdamW": _numbers(2),
+    "Adam": _numbers(2),
+    "AdamWScheduleFree": _numbers(2),
+    "SGD": _sgd,
+    "Adafactor": _adafactor,
+    "Prodigy": _prodigy,
+    "AdamW8bit": _eight_bit(2),
+    "Adam8bit": _eight_bit(2),
+    "Lion8bit": _eight_bit(1),
+    "AdEMAMix8bit": _eight_bit(3),
+}
+"""By the name of the class."""

@@ -1,24 +1,69 @@
-"""Optimizers by the short names of `train.optimizer` or by dotted path, and their state as named tensors."""
+"""Optimizers by the short names of `train.optimizer` or by dotted path, their state as named tensors, and steps that
+are skipped by a flag on the device, without the host waiting for it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any, Protocol, TypeGuard, cast
+from typing import Any, Protocol, TypeGuard
 
 import torch
 from torch import Tensor, nn
-from torch.optim import Optimizer
+from torch.optim import Adam, AdamW, Optimizer
 
 from toolkit.errors import UserError
-from toolkit.optim.optimizer_args import DEFAULTS, ArgumentError, constructor_defaults, optimizer_class, typed_arguments
-from toolkit.optim.skip_step import HAS_FOUND_INF, AnyOptimizer
+from toolkit.optim.optimizer_args import ArgumentError, make_optimizer, optimizer_class
+
+
+class AnyOptimizer(Protocol):
+    """The interface of an optimizer, as `torch.optim.Optimizer` has it."""
+
+    @property
+    def param_groups(self) -> list[dict[str, Any]]: ...
+
+    @property
+    def defaults(self) -> dict[str, Any]: ...
+
+    def step(self) -> Any: ...
+
+    def zero_grad(self, set_to_none: bool = True) -> None: ...
+
+    def state_dict(self) -> dict[str, Any]: ...
+
+    def load_state_dict(self, state: dict[str, Any], /) -> None: ...
+
+
+HAS_FOUND_INF = (Adam, AdamW)
+"""Optimizers whose fused implementation supports `found_inf`."""
+
+
+def supports_found_inf(optimizer: AnyOptimizer) -> TypeGuard[Adam]:
+    """Whether the optimizer can skip a step without the host waiting for the flag.
+
+    torch's fused Adam and AdamW do, by the `found_inf` that `torch.amp.GradScaler` gives them: their kernel returns
+    before it changes anything, and the step count is taken back. (Fused SGD would leave its first momentum unset.)
+    All others count steps on the host.
+    """
+    return type(optimizer) in HAS_FOUND_INF and all(group["fused"] for group in optimizer.param_groups)
+
+
+def step_if(optimizer: AnyOptimizer, step_ok: Tensor) -> None:
+    """`optimizer.step()` where `step_ok` (0-dim bool); else parameters and state stay as they are, bit for bit.
+
+    Without `found_inf` support the host waits here for the flag.
+    """
+    if supports_found_inf(optimizer):
+        optimizer.found_inf = step_ok.logical_not().float()  # type: ignore[attr-defined]  # as torch's GradScaler sets it
+        optimizer.step()
+    elif step_ok.item():
+        optimizer.step()
+
 
 GROUPS = "param_groups"
 """First part of the names of state that belongs to all parameters; no parameter is called that."""
 
 FUSED_DEVICES = {"cpu", "cuda"}
-"""Devices where torch's fused Adam supports the flag of `skip_step.step_if`."""
+"""Devices where torch's fused Adam supports the flag of `step_if`."""
 
 ParameterGroups = Mapping[str, Iterable[nn.Parameter]]
 
@@ -33,21 +78,10 @@ def build_optimizer(
     Raises UserError for an argument the optimizer does not take or refuses.
     """
     groups = list(parameters.values()) if isinstance(parameters, Mapping) else [list(parameters)]
-    found = optimizer_class(name)
-    defaults = constructor_defaults(found)
     try:
-        if defaults is not None:
-            arguments = typed_arguments(name, defaults, arguments)
-        # Some refuse 0 in the constructor only; it means that nothing is learned.
-        optimizer = cast("Callable[..., Optimizer]", found)(
-            [{"params": list(group)} for group in groups],
-            lr=1.0 if lr == 0 else lr,
-            **{**DEFAULTS.get(name, {}), **_fused(found, groups, arguments), **arguments},
-        )
+        optimizer = make_optimizer(name, groups, lr, arguments, _fused(optimizer_class(name), groups, arguments))
     except ArgumentError as error:
         raise UserError(f"train.optimizer_params: {error}") from error
-    except (TypeError, ValueError) as error:
-        raise UserError(f"train.optimizer: {name} cannot be made: {error}") from error
     for group in optimizer.param_groups:
         group["lr"] = lr
     if has_eval_mode(optimizer):
@@ -56,7 +90,7 @@ def build_optimizer(
 
 
 def _fused(found: type[Optimizer], groups: Sequence[Iterable[nn.Parameter]], given: Mapping[str, Any]) -> dict:
-    """The argument for torch's fused step: faster, and it can skip a step on the device (`skip_step.step_if`)."""
+    """The argument for torch's fused step: faster, and it can skip a step on the device (`step_if`)."""
     devices = {parameter.device.type for group in groups for parameter in group}
     chosen = given.keys() & {"fused", "foreach", "capturable", "differentiable"}
     return {"fused": True} if found in HAS_FOUND_INF and devices <= FUSED_DEVICES and not chosen else {}

@@ -1,8 +1,8 @@
-"""Learning-rate schedules: pure functions of the step, so a resume needs no state of theirs; only `Plateau` has one.
+"""Learning-rate schedules and the EMA decay: pure functions of the step, so a resume needs no state of theirs; only
+`Plateau` has one. Imports no torch.
 
-Each returns a factor of the base learning rate for optimizer step `step`, counted from 0.
-Equal to transformers' schedules of the same names (and so to musubi-tuner's). Imports no torch.
-"""
+A schedule returns a factor of the base learning rate for optimizer step `step`, counted from 0.
+Equal to transformers' schedules of the same names (and so to musubi-tuner's)."""
 
 from __future__ import annotations
 
@@ -436,3 +436,21 @@ def build_schedule(
         return kind.rise(step, course) if step < course.warmup_steps else kind.after(step, course, **own)
 
     return factor
+
+
+def decay_at(update: int, decay: float, warm_up: bool) -> float:
+    """The decay of the n-th update (from 1): min(decay, (1 + n) / (10 + n)) with warm-up, else `decay`.
+
+    Source: ai-toolkit, toolkit/ema.py, `use_num_updates`.
+    """
+    return min(decay, (1 + update) / (10 + update)) if warm_up else decay
+
+
+def initial_weight_fraction(updates: int, decay: float, warm_up: bool) -> float:
+    """Weight in [0, 1] of the initial parameters in the average after `updates` updates."""
+    share = 1.0
+    for update in range(1, updates + 1):
+        share *= decay_at(update, decay, warm_up)
+        if share < 1e-6:
+            return 0.0
+    return share

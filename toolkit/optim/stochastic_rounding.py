@@ -1,4 +1,5 @@
-"""Training bf16 weights without float32 copies of them: updates in float32, rounded up or down at random.
+"""Training bf16 weights without float32 copies of them, one parameter at a time: updates in float32, rounded up or
+down at random.
 
 bf16 has 8 significant bits: an update below 1/512 of a weight is lost when rounded to the nearest number, every time.
 Rounded at random with the right odds it arrives in full on average.
@@ -14,9 +15,29 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
-from toolkit.optim.per_parameter_step import PerParameterStepper
 from toolkit.seeding import key
 from toolkit.sharded_param import RowShard
+
+
+class PerParameterStepper:
+    """Steps single parameters of an optimizer whose step of a parameter depends on nothing but that parameter.
+
+    During a step the optimizer has one parameter only. Its state stays in place and is saved as usual.
+    """
+
+    def __init__(self, optimizer: Optimizer) -> None:
+        self.optimizer = optimizer
+        self._group_of = {p: index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
+
+    def step(self, parameter: nn.Parameter) -> None:
+        """The optimizer's step of `parameter` by its `grad`; all others stay as they are."""
+        groups = self.optimizer.param_groups
+        self.optimizer.param_groups = [{**groups[self._group_of[parameter]], "params": [parameter]}]
+        try:
+            self.optimizer.step()
+        finally:
+            self.optimizer.param_groups = groups
+
 
 ROUNDING_COUNT = "draws"
 """Entry of a parameter's state: how often it has been rounded."""

@@ -18,9 +18,8 @@ from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
 from toolkit.sharded_param import RowShard
 from toolkit.train.checkpoint_store import CheckpointData, read_checkpoint_json
-from toolkit.train.gather_tensors import gather_full_tensors
+from toolkit.train.collectives import WorkerContext, gather_full_tensors
 from toolkit.train.optimizer_step import Role
-from toolkit.train.rank0_commands import WorkerContext
 from toolkit.train.run import Run
 
 

@@ -25,6 +25,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from toolkit.errors import RunError
 from toolkit.files import SAFETENSORS_TEMP_GLOB, TEMP_FILE_GLOB, fsync, sha256_of, write_json
 from toolkit.safetensors_io import save_file
 
@@ -36,6 +37,9 @@ logger = logging.getLogger(__name__)
 FORMAT = 1
 MANIFEST = "MANIFEST.json"
 STATE_FILE = "state.json"
+_FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", STATE_FILE}
+"""What every checkpoint has besides its manifest."""
+
 _STEP_FOLDER = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
 
@@ -73,6 +77,14 @@ class CheckpointData:
 def checkpoint_dir(run_folder: Path) -> Path:
     """The folder of a run's checkpoints."""
     return run_folder / "state"
+
+
+def check_writable(root: Path) -> None:
+    """Raises RunError where checkpoints could not be saved: `root` is no folder, or cannot be written to."""
+    if root.exists() and not root.is_dir():
+        raise RunError(f"{root}: is no folder. Move it away, or give the job another name.")
+    if root.is_dir() and not os.access(root, os.R_OK | os.W_OK | os.X_OK):
+        raise RunError(f"{root}: cannot be written to. Change its rights, or give the job another name.")
 
 
 def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int) -> Path:
@@ -207,13 +219,18 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
         manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         if manifest["format"] != FORMAT:
             return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT}"
+        if absent := sorted(_FILES - manifest["files"].keys()):
+            return f"{MANIFEST} does not list {absent[0]}"
+        step = manifest.get("step", step_of(path))
+        if step != step_of(path):
+            return f"its name says step {step_of(path)}, {MANIFEST} says {step}"
         for name, entry in manifest["files"].items():
             file = path / name
             if not file.is_file() or file.stat().st_size != entry["size"]:
                 return f"{name} is missing or has another size than {MANIFEST} says"
             if by_hash and sha256_of(file) != entry["sha256"]:
                 return f"{name} is damaged (sha256 differs from {MANIFEST})"
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         return f"{MANIFEST} cannot be read ({error})"
     if not by_hash:
         return None

@@ -21,7 +21,7 @@ from toolkit.flow.loss import at_least_float32, linear_path, loss_per_sample, we
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
 from toolkit.interfaces import BatchSpec, DiffusionModel, Size, StepLosses, TrainStep
-from toolkit.models.size_info import LOOKAHEAD_BATCHES
+from toolkit.models.families import LOOKAHEAD_BATCHES
 from toolkit.seeding import generator
 
 NETWORK = "network"

@@ -24,7 +24,7 @@ from toolkit.memory.int8_calibration import (
     errors_to_host,
     observe_errors,
 )
-from toolkit.memory.quantized_weight import RowwiseQuantized
+from toolkit.memory.quantization import RowwiseQuantized
 
 LEVELS = (0.1, 0.5, 0.9)
 """Timesteps of the passes; the largest error counts."""

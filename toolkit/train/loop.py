@@ -21,10 +21,9 @@ from toolkit.interfaces import Batch, BatchSource, RoleResult, StepResult, Train
 from toolkit.optim.schedules import Plateau
 from toolkit.seeding import global_generator
 from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
-from toolkit.train.gradient_sync import all_reduce_gradients_and_losses
-from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer
+from toolkit.train.collectives import all_reduce_gradients_and_losses
+from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer, StepTimer
 from toolkit.train.run import Run
-from toolkit.train.step_timer import StepTimer
 
 
 def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:

@@ -1,8 +1,8 @@
-"""Metrics of steps stay on the device until they are needed, because a copy to the host waits for all work so far.
+"""Metrics of steps, and the wall time between steps by what it was spent on. Metrics stay on the device until they are
+needed, because a copy to the host waits for all work so far.
 
 They reach the callbacks at the next flush: after `Run.metrics_sync_interval` steps or METRICS_SYNC_SECONDS seconds,
-before anything is saved (`Run.flush_metrics`), and at the end.
-"""
+before anything is saved (`Run.flush_metrics`), and at the end."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ import math
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import cast
+from typing import Literal, cast
 
 import torch
 from torch import Tensor
@@ -20,7 +21,41 @@ from torch import Tensor
 from toolkit.errors import RunError
 from toolkit.interfaces import Batch, RoleResult, StepLosses, StepResult
 from toolkit.train.run import Run
-from toolkit.train.step_timer import StepTimer
+
+TimerKey = Literal["step", "data", "outside"]
+
+
+class StepTimer:
+    """Seconds by key. Time counts as `step` unless it is inside a `track` block of another key."""
+
+    def __init__(self) -> None:
+        self._key: TimerKey = "step"
+        self._since = time.monotonic()
+        self._seconds: dict[TimerKey, float] = {"step": 0.0, "data": 0.0, "outside": 0.0}
+
+    @contextmanager
+    def track(self, key: TimerKey) -> Iterator[None]:
+        """Counts the time inside the block as `key`: waiting for data, or work that belongs to no step. Nests."""
+        self._add_elapsed()
+        outer, self._key = self._key, key
+        try:
+            yield
+        finally:
+            self._add_elapsed()
+            self._key = outer
+
+    def lap(self) -> tuple[float, float]:
+        """(step_s, data_s) since the last lap: seconds of steps with data loading, and of data loading alone."""
+        self._add_elapsed()
+        step_s, data_s = self._seconds["step"] + self._seconds["data"], self._seconds["data"]
+        self._seconds = dict.fromkeys(self._seconds, 0.0)
+        return step_s, data_s
+
+    def _add_elapsed(self) -> None:
+        now = time.monotonic()
+        self._seconds[self._key] += now - self._since
+        self._since = now
+
 
 MAX_CONSECUTIVE_SKIPS = 3
 FETCH_EVERY = 10

@@ -10,12 +10,10 @@ from toolkit.distributed import ProcessGroup
 from toolkit.optim.ema import Ema
 from toolkit.optim.lr_groups import build_param_groups
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.optim.per_parameter_step import PerParameterStepper
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
-from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer
+from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
 from toolkit.sharded_param import RowShard
-from toolkit.train.optimizer_in_backward import OptimizerInBackward
-from toolkit.train.optimizer_step import OptimizerStep, Role, ShardedStep, StandardStep
+from toolkit.train.optimizer_step import OptimizerInBackward, OptimizerStep, Role, ShardedStep, StandardStep
 
 if TYPE_CHECKING:
     from torch import Tensor, nn

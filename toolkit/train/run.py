@@ -1,6 +1,10 @@
-"""A training run in progress: its parameters by role, its state, and its callbacks.
+"""A training run in progress: its parameters by role, its state, its callbacks and their intervals, its loss scale.
 
-The loop trains, callbacks observe: a callback writes files and may request a stop.
+The loop trains, callbacks observe: a callback writes files and may request a stop. When something is due (every n
+optimizer steps, or at the end of every n epochs) depends on the training state only, so that a resume changes nothing.
+
+Loss scaling, for float16: losses are scaled up before the backward pass, so that small gradients do not underflow, and
+gradients are scaled down after it. The rule is that of `torch.amp.GradScaler`, but the host never waits for the device.
 """
 
 from __future__ import annotations
@@ -11,10 +15,45 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from toolkit.distributed import ProcessGroup
 from toolkit.interfaces import StepResult, TrainState
-from toolkit.train.loss_scale import LossScaler
 from toolkit.train.optimizer_step import Role
+
+START, GROWTH, BACKOFF, SCALE_INTERVAL = 2.0**16, 2.0, 0.5, 2000
+
+
+class LossScaler:
+    """The loss scale: halved when a gradient is not finite, doubled after SCALE_INTERVAL good steps in a row."""
+
+    def __init__(self, device: torch.device | str = "cpu") -> None:
+        self.scale = torch.full((), START, device=device)
+        self._good_steps = torch.zeros((), dtype=torch.int64, device=device)
+
+    def unscale_(self, gradients: Sequence[Tensor]) -> None:
+        """Divides gradients of scaled losses by the scale, in place."""
+        if gradients:
+            torch._foreach_mul_(list(gradients), 1 / self.scale)
+
+    def update(self, finite: Tensor) -> None:
+        """Updates the scale after an optimizer step. finite: whether all gradients were finite (0-dim bool)."""
+        finite = finite.to(self.scale.device)
+        good_steps = torch.where(finite, self._good_steps + 1, 0)
+        grows = good_steps == SCALE_INTERVAL
+        grown = torch.where(grows & torch.isfinite(self.scale * GROWTH), self.scale * GROWTH, self.scale)
+        self.scale = torch.where(finite, grown, self.scale * BACKOFF)
+        self._good_steps = torch.where(grows, 0, good_steps)
+
+    def state_dict(self) -> dict[str, Any]:
+        """JSON values; waits for the device."""
+        return {"scale": float(self.scale), "good_steps": int(self._good_steps)}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Restores a `state_dict`."""
+        self.scale.fill_(state["scale"])
+        self._good_steps.fill_(state["good_steps"])
 
 
 @dataclass
@@ -54,7 +93,7 @@ class Run:
     """The model is sharded: all ranks have to run the same passes, and none may abort an accumulation step alone."""
 
     broadcast_command: Callable[[Callable[..., Any]], None] = lambda command: None
-    """Set by `rank0_commands.install_command_handler`: the other ranks run the command while they wait for rank 0."""
+    """Set by `collectives.install_command_handler`: the other ranks run the command while they wait for rank 0."""
 
     should_stop: Callable[[], bool] = lambda: False
     """Whether a signal requests a stop; called between micro-batches."""
@@ -126,3 +165,29 @@ class Callback:
 
     def on_error(self, run: Run, error: BaseException) -> None:
         """The run failed with `error`; close files and record the failure."""
+
+
+def due(step: int, every: int) -> bool:
+    """Whether optimizer step `step` is a multiple of `every`; never with `every` 0."""
+    return bool(every) and step % every == 0
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An interval in steps or epochs; 0 is never. Where both are given, both count."""
+
+    steps: int = 0
+    epochs: int = 0
+    start: int = 0
+    """Not before this optimizer step."""
+
+    def due(self, run: Run) -> bool:
+        """Whether it is due after the step just done: a multiple of `steps`, or the first step after an epoch's end.
+
+        An accumulation step may contain the ends of several epochs; it is due once.
+        """
+        state = run.state
+        if state.step < self.start:
+            return False
+        ended = self.epochs and state.epochs_done // self.epochs > state.epochs_before // self.epochs
+        return bool(ended) or due(state.step, self.steps)

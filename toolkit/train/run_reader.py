@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from toolkit import run_files
 from toolkit.errors import RunError
@@ -323,7 +323,7 @@ def _parse(cursor: str) -> tuple[int, int, str]:
     return (int(match[1]), int(match[2]) - 1, match[3]) if match else (0, -1, "")
 
 
-def _digest_before(file: Any, offset: int) -> str:
+def _digest_before(file: BinaryIO, offset: int) -> str:
     begin = max(0, offset - _TAIL_BYTES)
     file.seek(begin)
     return hashlib.sha256(file.read(offset - begin)).hexdigest()[:16]

@@ -11,7 +11,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from toolkit.config.validation import LOSS, loss_at, noise_levels
+from toolkit.config.dataset import LOSS, loss_at, noise_levels
 from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.file_hashes import file_digest

@@ -107,7 +107,7 @@ def test_compiling_that_is_switched_off_is_off(section, model: dict) -> None:
 @pytest.mark.parametrize(
     ("model", "changes", "message"),
     [
-        ({"blocks_to_swap": 2}, {}, "2, but the model has 2 blocks, of which one has to stay. Write 1."),
+        ({"blocks_to_swap": 2}, {}, "2, but the model has 2 blocks, of which one has to stay. Write 0."),
         ({"blocks_to_swap": 1}, {"network": {"type": "full"}}, "1: only frozen weights can be swapped"),
     ],
 )

@@ -185,7 +185,8 @@ def test_the_published_2509_job_of_ai_toolkit_loads_with_a_supported_qtype(load)
 def test_its_qtype_gives_one_line_naming_the_supported_ones(load) -> None:
     qtype = "uint3|ostris/accuracy_recovery_adapters/qwen_image_edit_2509_torchao_uint3.safetensors"
     assert faults(load, AI_TOOLKIT_2509.replace("QTYPE", qtype)) == [
-        "model.qtype: 'uint3' is unknown. Use 'int8' or 'int4' or 'int2' or 'float8' or 'fp8_scaled'."
+        "model.qtype: 'uint3' is unknown. Use 'int8' or 'int4' or 'int2' or 'float8' or 'fp8_scaled', without '|' and "
+        "the file: its adapter makes up for the errors of uint3 alone."
     ]
 
 
@@ -236,6 +237,50 @@ def test_what_is_allowed_but_learns_nothing_is_noted(load) -> None:
 
 
 @pytest.mark.parametrize(
+    ("optimizer", "lr", "told"),
+    [
+        ("adamw", 0.01, False),
+        ("adamw", 1, True),
+        ("AdamW8bit", 0.02, True),
+        ("prodigy", 1, False),
+        ("prodigy", 11, True),
+        ("sgd", 1, False),
+    ],
+)
+def test_a_learning_rate_far_above_the_usual_is_one_warning(load, optimizer: str, lr: float, told: bool) -> None:
+    text = QUIET.replace("lr: 0.0002", f"lr: {lr}").replace('optimizer: "adamw8bit"', f"optimizer: {optimizer}")
+    text = text.replace("use_ema: true", "use_ema: false")
+    words = f"train.lr: {lr} is far above the usual for {optimizer.lower()}: the weights are likely to diverge."
+    assert [words in line for line in load(text).warnings] == [True] * told
+
+
+def test_a_control_folder_that_is_the_folder_of_the_images_is_one_warning(load) -> None:
+    Path("other").mkdir()
+    text = QUIET.replace('caption_ext: "txt"', "control_path: [other, ./photos/]")
+    assert [line.split("process[0].", 1)[1] for line in load(text).warnings] == [
+        "datasets[0].control_path[1]: './photos/' is the folder of the images: each is its own reference, to be copied."
+    ]
+
+
+def test_a_placeholder_in_a_prompt_without_a_trigger_word_is_one_warning(load) -> None:
+    text = QUIET.replace('- "maya_char, portrait', '- "[trigger], portrait')
+    assert load(text).warnings == ()
+    (line,) = load(text.replace('trigger_word: "maya_char"', "trigger_word: ")).warnings
+    assert line.endswith("'[trigger]' stands for nothing: there is no 'trigger_word'.")
+
+
+def test_a_size_that_the_model_cannot_generate_is_one_warning(load) -> None:
+    text = QUIET.replace("width: 1024", "width: 100")
+    text = text.replace("prompts:\n          - ", "samples:\n          - height: 70\n            prompt: ")
+    text = text.replace('          - "maya_char, realistic_body, detailed skin"\n', "")
+    lines = [line.split("process[0].", 1)[1] for line in load(text).warnings]
+    assert lines == [
+        "sample.width: 100: drawn at 96, the nearest below that the model has.",
+        "sample.samples[0].height: 70: drawn at 64, the nearest below that the model has.",
+    ]
+
+
+@pytest.mark.parametrize(
     ("keys", "message"),
     [
         ("mask_path: nowhere", "mask_path: 'nowhere' does not exist"),
@@ -265,6 +310,40 @@ def test_mistakes_of_masks(load, keys: str, message: str) -> None:
 def test_notes_on_what_weighs_images(load, dataset: str, train: str, messages: list[str]) -> None:
     text = QUIET.replace('caption_ext: "txt"', dataset).replace("train_unet: true", train)
     assert [line.split("process[0].", 1)[1].split(".", 1)[1] for line in load(text).warnings] == messages
+
+
+@pytest.mark.parametrize("sizes", ["512", "[512]", "[512, 512]", "[512, 768, 1024]", "{width: 960, height: 544}"])
+def test_only_two_unlike_sizes_look_like_a_rectangle(load, sizes: str) -> None:
+    assert load(QUIET.replace("[1024, 1024]", sizes)).warnings == ()
+    (note,) = load(QUIET.replace("[1024, 1024]", "[960, 544]")).warnings
+    assert note.endswith(
+        "datasets[0].resolution: [960, 544] are two sizes, and each image is trained at both. "
+        "One rectangle is '{width: 960, height: 544}'."
+    )
+
+
+@pytest.mark.parametrize(
+    ("dtype", "name", "found"),
+    [
+        ("int4", "qwen_image_edit_2509_torchao_uint3.safetensors", "uint3"),
+        ("int4", "ara-int8.safetensors", "int8"),
+        ("int8", "ara_qint8.safetensors", None),
+        ("float8", "Adapter.FP8.safetensors", None),
+        ("int4", "int8_to_int4.safetensors", None),
+        ("int4", "my_print3.safetensors", None),
+    ],
+)
+def test_an_adapter_whose_name_says_another_type_is_told(load, dtype: str, name: str, found: str | None) -> None:
+    Path(name).touch()
+    notes = load(QUIET.replace('"int8"', f'"{dtype}|{name}"')).warnings
+    assert [": its name says " + (found or "") in note and f"qtype is {dtype}" in note for note in notes] == (
+        [True] if found else []
+    )
+
+
+def test_a_dropout_of_everything_is_told(load) -> None:
+    (note,) = load(QUIET.replace("linear_alpha: 16", "dropout: 1")).warnings
+    assert note.endswith("network.dropout: 1: every input of the adapter is zeroed, and nothing is learned.")
 
 
 def test_the_run_folder_is_the_jobs_or_the_processs_below_it(load, tmp_path: Path) -> None:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from extensions.sd_trainer.memory_advice import advice
+from pathlib import Path
+
+import pytest
+
+from extensions.sd_trainer.memory_advice import advice, shortage
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import CARD, INT8, grouped, item, plan, section
 from toolkit.memory.estimate import GB
@@ -33,7 +37,7 @@ def test_too_little_main_memory_is_warned_of() -> None:
 def test_what_is_advised_brings_the_peak_that_is_named() -> None:
     job, groups = grouped(section(network={"type": "full"}))
     words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
-    assert words.startswith("for a 80 GB GPU: train.optimizer: adafactor saves 16")
+    assert words.startswith("for an 80 GB GPU: train.optimizer: adafactor saves 16")
     frugal = {"optimizer": "adafactor", "full_bf16": True, "fused_backward_pass": True, "max_grad_norm": 0}
     reached = plan(network={"type": "full"}, train=frugal).device_bytes
     assert words.endswith(f"then {reached / GB:.1f} GB")
@@ -72,3 +76,27 @@ def test_a_large_adapter_keeps_its_rank_where_a_smaller_optimizer_is_enough() ->
     job, groups = grouped(section(network={"linear": 128}, model=small, train={"gradient_checkpointing": "auto"}))
     words = advice(job, groups, CARD, plan_memory(job, groups, CARD))
     assert "adamw8bit" in words and "network.linear" not in words
+
+
+@pytest.mark.parametrize(("share", "starts"), [(1.0, True), (0.96, True), (0.94, False)])
+def test_a_run_that_is_known_not_to_fit_does_not_start_unless_told_to(
+    share: float, starts: bool, tmp_path: Path
+) -> None:
+    job, groups = grouped(section(model=INT8, training_folder=str(tmp_path)))
+    found = plan_memory(job, groups, CARD, "full")
+    machine = Machine("cuda", int(share * found.peak_bytes))
+    lack = shortage(job, machine, found)
+    assert lack.startswith("" if starts else "the run needs 2") and (lack == "") == starts
+    assert "memory_check: false" in lack or starts
+    told = job.model_copy(update={"memory_check": False})
+    assert shortage(told, machine, found) == shortage(job, CARD, found) == ""
+
+
+def test_what_encoding_needs_does_not_count_where_it_may_be_done(tmp_path: Path) -> None:
+    job, groups = grouped(section(model=INT8 | {"qtype": "int2"}, training_folder=str(tmp_path)), item(256, 0))
+    found = plan_memory(job, groups, CARD, "full")
+    assert found.device.name == "encoding"
+    machine = Machine("cuda", int(0.9 * found.peak_bytes))
+    assert shortage(job, machine, found)
+    (tmp_path / "_cache").mkdir()
+    assert shortage(job, machine, found) == ""

@@ -19,8 +19,8 @@ from extensions.sd_trainer.memory_inputs import (
 from tests.extensions.sd_trainer.test_memory_plan import item, section
 from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.interfaces import BucketedSample
-from toolkit.memory.activation_estimate import StepShape
-from toolkit.models.qwen_edit.size_info import footprint
+from toolkit.memory.estimate import StepShape
+from toolkit.models.qwen_edit.sizes import footprint
 
 LORA = 147_456_000
 

@@ -207,7 +207,7 @@ def test_ddp_leaves_everything_in_each_process_but_the_images(monkeypatch: pytes
 
 
 def test_gradients_are_exchanged_a_bucket_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """SGD makes no copies of its own; on so small an image nothing is above the moment of all gradients."""
+    """SGD allocates no temporaries; with so small an image the peak is where all gradients exist."""
     job = {"network": {"type": "full"}, "train": {"optimizer": "sgd"}}
     assert taken(plan(item(64, 0), **job), "optimizer temporaries") == 0
     with several(monkeypatch, 2):
@@ -291,6 +291,15 @@ def test_low_vram_keeps_the_vae_off_the_device_while_training() -> None:
 def test_shuffled_captions_keep_the_text_encoder() -> None:
     shuffled = item(rules=CaptionRules(shuffle_tokens=True))
     assert taken(plan(shuffled), "text encoder") == pytest.approx(15.5, abs=0.1)
+
+
+def test_a_text_encoder_on_the_cpu_takes_nothing_of_the_device() -> None:
+    shuffled = item(rules=CaptionRules(shuffle_tokens=True))
+    there, here = plan(shuffled), plan(shuffled, model={"text_encoder_cpu": True})
+    for name in ("encoding", "training"):
+        assert phase(there, name).device["text encoder"] == phase(here, name).host["text encoder"] > 0
+        assert "text encoder" not in phase(here, name).device
+    assert phase(here, "encoding").device["VAE"] > 0
 
 
 def test_a_save_copies_everything_to_the_host() -> None:

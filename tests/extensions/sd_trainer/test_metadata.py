@@ -11,15 +11,10 @@ import torch
 from torch import nn
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.metadata import file_metadata
+from extensions.sd_trainer.metadata import job_metadata, with_progress
 from toolkit.config import load_job
 from toolkit.data.run_plan import BucketCount, FolderPlan, RunPlan
 from toolkit.interfaces import TrainState
-from toolkit.train.flow_step import NETWORK
-from toolkit.train.optimizer_step import Role
-from toolkit.train.run import Run
-
-KIND = {"rank": 4, "alpha": 2.0}
 
 
 @pytest.fixture
@@ -34,14 +29,14 @@ def plan() -> RunPlan:
 def metadata(write_job, trainer, make_pictures, plan, tmp_path: Path):
     """The metadata after 9 steps of a job with these sections; 18 of 12 micro-batches per epoch are done."""
     photos = make_pictures(tmp_path / "photos", "a")
-    parameters = {"up": nn.Parameter(torch.ones(2))}
-    role = Role(parameters, torch.optim.AdamW(parameters.values()), 0.1, lambda step: 1.0)
-    state = TrainState(step=9, epoch=1, epochs_done=1)
-    run = Run("maya", tmp_path, 30, 2, seed=7, roles={NETWORK: role}, state=state)
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.ones(2))])
 
     def describe(meta: dict | None = None, plan: RunPlan | None = plan, **sections) -> dict[str, str]:
-        job = load_job(write_job(trainer(photos, **sections)), lambda _: SdTrainerConfig)
-        found = file_metadata(run, job.processes[0].section, meta or {}, plan, KIND)
+        network = {"type": "lora", "linear": 4, "linear_alpha": 2}
+        job = load_job(write_job(trainer(photos, **{"network": network, **sections})), lambda _: SdTrainerConfig)
+        fixed = job_metadata(job.processes[0].section, meta or {}, "maya", 30, 7, optimizer, plan)
+        found = with_progress(fixed, TrainState(step=9, epoch=1, epochs_done=1))
+        assert list(found) == list(fixed)  # the order of the header is the same at each step
         assert all(isinstance(value, str) for value in found.values())  # safetensors takes nothing else
         return found
 
@@ -53,7 +48,7 @@ def test_it_tells_the_training_as_it_was(metadata) -> None:
         train={
             "optimizer": "adamw", "optimizer_params": {"weight_decay": 0.02}, "lr": 0.0003, "dtype": "bf16",
             "lr_scheduler": "cosine", "lr_warmup_steps": 5, "timestep_type": "shift", "discrete_flow_shift": 3,
-            "max_grad_norm": 0.5, "gradient_checkpointing": False,
+            "max_grad_norm": 0.5, "gradient_checkpointing": False, "gradient_accumulation": 2,
         },
         network={"type": "lora", "linear": 4, "linear_alpha": 2, "dropout": 0.1, "rank_dropout": 0.2},
     )  # fmt: skip
@@ -70,6 +65,29 @@ def test_it_tells_the_training_as_it_was(metadata) -> None:
     assert {key: found[f"ss_{key}"] for key in expected} == expected
     assert json.loads(found["ss_network_args"]) == {"rank_dropout": 0.2}
     assert (found["rank"], found["alpha"]) == ("4", "2.0")
+
+
+def test_the_arguments_of_the_network_are_all_that_differ_from_their_defaults(metadata, tmp_path: Path) -> None:
+    start = tmp_path / "secret.safetensors"
+    start.touch()
+    arguments = {
+        "loraplus_lr_ratio": 16.0, "scale_weight_norms": 1.0, "module_dropout": 0.1, "exclude_patterns": [".*mlp.*"],
+        "network_kwargs": {"ignore_if_contains": ["to_q"]},
+    }  # fmt: skip
+    found = metadata(network={"type": "lora", "linear": 4, "pretrained_lora_path": str(start), **arguments})
+    assert json.loads(found["ss_network_args"]) == arguments
+    whole = {"factor": 4, "lokr_full_rank": True}
+    assert json.loads(metadata(network={"type": "lokr", "linear": 4, **whole})["ss_network_args"]) == whole
+
+
+def test_the_resolution_is_the_largest_size(metadata, tmp_path: Path) -> None:
+    def of(*sizes: object) -> str:
+        return metadata(datasets=[{"folder_path": str(tmp_path / "photos"), "resolution": sizes}])[
+            "modelspec.resolution"
+        ]
+
+    rectangle = {"width": 960, "height": 544}
+    assert [of(512, rectangle), of(768, rectangle)] == ["960x544", "768x768"]
 
 
 def test_it_tells_the_datasets_by_the_last_part_of_their_names(metadata) -> None:

@@ -1,4 +1,4 @@
-"""What is told of keys that do nothing, and errors, about what is measured."""
+"""Warnings about keys without effect, and errors about metrics that are not measured."""
 
 from __future__ import annotations
 
@@ -103,3 +103,16 @@ def test_a_schedule_follows_the_loss_or_the_validation_loss(validation, metric: 
 )
 def test_what_cannot_happen_is_a_warning(validation, stop, train: dict, key) -> None:
     assert [finding.key for finding in told(notes(measured(validation, stop, **train)))] == ([key] if key else [])
+
+
+@pytest.mark.parametrize(
+    ("ema", "told"),
+    [
+        ({"use_ema": True, "ema_decay": 1, "use_num_updates": False}, True),
+        ({"use_ema": True, "ema_decay": 1}, False),  # the warm-up lets it move
+        ({"use_ema": False, "ema_decay": 1, "use_num_updates": False}, False),
+    ],
+)
+def test_an_average_that_never_moves_is_told(ema: dict, told: bool) -> None:
+    found = [note for note in notes(measured(ema_config=ema)) if note.key == ("train", "ema_config", "ema_decay")]
+    assert [note.message.startswith("1: the average stays") for note in found] == [True] * told

@@ -13,7 +13,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.plan import check_disk_space
 from toolkit.config import JobContext, load_job
 from toolkit.data.run_plan import RunPlan
-from toolkit.errors import UserError
+from toolkit.errors import DataErrors, UserError
 
 
 @pytest.fixture
@@ -41,14 +41,40 @@ def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> 
     """Of epochs only the plan knows how many steps they are: here 5."""
     train = {"steps": 0, "epochs": 3, "batch_size": 4, "gradient_accumulation": 4, "lr_warmup_steps": 3}
     schedule = {"lr_scheduler": "warmup_stable_decay", "lr_scheduler_params": {"num_decay_steps": 3}}
-    expected = "lr: a warm-up of 3 and a fall of 3 optimizer steps do not fit into 5: the rate falls in the 2 after the"
+    expected = "warning: lr: a warm-up of 3 and a fall of 3 optimizer steps do not fit into 5: the rate falls in the 2"
     assert expected in plan(train=train | schedule).render()
     assert "lr: " not in plan(train=train | {"lr_scheduler": "warmup_stable_decay"}).render()
+
+
+def test_references_of_samples_are_opened_before_anything_expensive(plan, tmp_path: Path) -> None:
+    text, damaged, good = tmp_path / "a.png", tmp_path / "b.png", str(tmp_path / "3_many" / "a.png")
+    text.write_text("no image")
+    damaged.write_bytes(Path(good).read_bytes()[:60])
+    samples = [{"prompt": "x", "ctrl_img": [good, str(text)]}, {"prompt": "x", "ctrl_img": good}]
+    with pytest.raises(DataErrors) as caught:
+        plan(sample={"samples": samples}, first_sample={"samples": [{"prompt": "y", "ctrl_img": str(damaged)}]})
+    first, second = map(str, caught.value.errors)
+    assert first.startswith(f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, BMP or TIFF image")
+    assert second.startswith(f"first_sample.samples[0].ctrl_img: {damaged}: cannot be read")
+    assert caught.value.exit_code == 2
+    assert plan(sample={"samples": samples[1:]}).optimizer_steps > 0
 
 
 def test_each_size_is_one_more_sample_per_image(plan, tmp_path: Path) -> None:
     datasets = [{"folder_path": str(tmp_path / "3_many"), "resolution": [64, 96, 64]}]
     assert plan(datasets=datasets).samples_per_epoch == 2 * 15
+
+
+def test_sizes_that_are_more_than_one_number_are_told_as_they_were_understood(plan, tmp_path: Path) -> None:
+    folder = str(tmp_path / "3_many")
+    two = plan(datasets=[{"folder_path": folder, "resolution": [96, 64]}]).render()
+    kept = "pixels of area, aspect ratio kept"
+    assert f"resolution of {folder}: up to 96 x 96 {kept}; up to 64 x 64 {kept}" in two
+    one = plan(datasets=[{"folder_path": folder, "resolution": {"width": 100, "height": 64}}])
+    assert f"resolution of {folder}: exactly 96 x 64 pixels, the rest of each image cut off" in one.render()
+    assert "buckets: 96x64 (5)" in one.render()
+    assert one.samples_per_epoch == 15
+    assert "resolution of" not in plan().render()
 
 
 def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
@@ -59,6 +85,36 @@ def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
     assert "5 x 3 + 2 x 4 = 23 samples per epoch" in words
     only = plan(network={"type": "lora", "linear": 4, "network_kwargs": {"only_if_contains": ["to_q"]}}).render()
     assert "on 2 layers" in only
+
+
+def test_a_rank_above_the_width_of_a_layer_is_told(plan) -> None:
+    def of(kind: str, rank: int) -> list[str]:
+        return [note for note in plan(network={"type": kind, "linear": rank}).notes if "more ranks" in note]
+
+    for kind in ("lora", "dora"):
+        (told,) = of(kind, 65)
+        assert "network.linear 65: 28 of 28 layers have fewer inputs or outputs (the least 64), and more ranks" in told
+    assert of("lora", 64) == of("lokr", 65) == of("loha", 65) == []
+
+
+def test_int4_alone_is_told_to_be_less_exact(plan, tiny_model: Path) -> None:
+    def of(**model: object) -> list[str]:
+        found = plan(model={"name_or_path": str(tiny_model), **model})
+        return [note for note in found.notes if "int4: each weight is off by 6.5 %" in note]
+
+    assert len(of(quantize=True, qtype="int4")) == 1
+    assert of(quantize=True, qtype="int8") == of(qtype="int4") == of() == []
+
+
+def test_the_words_tell_when_a_state_is_written(plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def of(states: str) -> str:
+        return next(line for line in plan(save={"states": states}).notes if "trainable parameters" in line)
+
+    assert "kB on disk" in of("always") and "each state" in of("always")
+    assert " and one state of " in of("at_end")
+    assert of("never").endswith(" on disk, no state: a stopped run begins anew")
+    always, never = (plan(save={"states": states, "save_every": 0}).memory for states in ("always", "never"))
+    assert always.allocated("saving") > never.allocated("saving")
 
 
 def test_a_model_that_is_trained_itself_is_counted_whole(plan, tiny_model: Path) -> None:
@@ -110,3 +166,17 @@ def test_the_memory_is_told_in_words_and_in_json(plan) -> None:
 def test_planning_writes_nothing(plan, tmp_path: Path) -> None:
     plan()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["3_many", "4_few", "job.yaml"]
+
+
+def test_a_reference_of_a_sample_that_cannot_be_used_is_named(plan, make_pictures, tmp_path: Path) -> None:
+    folder = make_pictures(tmp_path / "refs", "thin", size=(5, 2000))
+    (folder / "cut.png").write_bytes((folder / "thin.png").read_bytes()[:20])
+    for name, reason in (("thin", "is 5 x 2000: as a reference at most 200 times"), ("cut", "cannot be read")):
+        path = str(folder / f"{name}.png")
+        with pytest.raises(UserError, match=rf"^sample\.samples\[0\]\.ctrl_img: {path}: {reason}"):
+            plan(sample={"samples": [{"prompt": "a", "ctrl_img": path}]})
+
+
+def test_a_pattern_that_matches_no_layer_is_told(plan) -> None:
+    notes = plan(network={"type": "lora", "linear": 4, "exclude_patterns": ["attn"]}).notes
+    assert [note for note in notes if note.startswith("network.exclude_patterns: 'attn' matches no layer.")]

@@ -284,7 +284,7 @@ def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_n
         assert (broken / state).read_bytes() == (whole / state).read_bytes(), name
     assert {step for step, _ in pictures(broken)} == {step for step, _ in pictures(whole)} == {0, *range(5, 31, 5)}
 
-    # The finished run: nothing to do, and it says so; more steps go on from where it ended.
+    # The finished run: nothing to do, and it says so; more steps resume from where it ended.
     before = bytes_of(whole)
     again = run_py(long_job("whole"), "-n", "long")
     assert (again.returncode, "is complete at step 30: nothing to do" in again.stdout) == (0, True)
@@ -423,3 +423,37 @@ def test_bad_pictures_are_all_named_before_anything_starts(
         assert any(name in line for line in result.stderr.splitlines()), name
     assert "good" not in result.stderr
     assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("train", "message"),
+    [
+        (
+            {"optimizer": "sgd", "optimizer_params": {"nesterov": True}},
+            "train.optimizer_params: sgd refuses them: Nest",
+        ),
+        (
+            {"optimizer": "torch.optim.SparseAdam"},
+            "train.optimizer: torch.optim.SparseAdam with these arguments cannot",
+        ),
+    ],
+)
+def test_an_optimizer_that_cannot_work_is_refused_before_anything_is_encoded(
+    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path, train: dict, message: str
+) -> None:
+    photos = make_pictures(tmp_path / "photos", "a")
+    result = run_py(write_job(trainer(photos, train={"steps": 1, **train}), name="bad"))
+    assert (result.returncode, result.stderr.startswith(message)) == (2, True), result.stderr
+    assert "latents" not in result.stdout and not (tmp_path / "output" / "_cache").exists()
+
+
+def test_a_run_that_cannot_fit_is_refused_before_it_starts(
+    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    photos = make_pictures(tmp_path / "photos", "a")
+    job = write_job(trainer(photos, network={"type": "lora", "linear": 10_000_000}), name="large")
+    planned = run_py(job, "--dry-run")
+    assert planned.returncode == 0 and "warning: this will not start: the run needs " in planned.stdout
+    result = run_py(job)
+    assert (result.returncode, result.stderr.startswith("memory: the run needs ")) == (2, True), result.stderr
+    assert "latents" not in result.stdout

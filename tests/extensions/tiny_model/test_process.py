@@ -15,7 +15,11 @@ from toolkit.extension import discover
 
 LAYOUT = {
     "model_index.json",
+    "processor/added_tokens.json",
+    "processor/merges.txt",
     "processor/preprocessor_config.json",
+    "processor/tokenizer_config.json",
+    "processor/vocab.json",
     "scheduler/scheduler_config.json",
     "text_encoder/config.json",
     "text_encoder/generation_config.json",

@@ -272,7 +272,44 @@ def test_it_ends_by_a_number_and_is_complete_then(start, capsys) -> None:
     assert len(losses(folder)) == 2
 
 
+@pytest.mark.parametrize("stop", [None, {"metric": "loss", "below": 100, "smooth": 2, "check_every": 1}])
+def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(start, capsys, stop) -> None:
+    keys = {"save": {"dtype": "float32", "states": "never"}, **({"stop_when": stop} if stop else {})}
+    folder = start(**keys)
+    done = 2 if stop else 6
+    assert not list(folder.glob("state/step_*"))
+    start(**keys)
+    assert f"complete at step {done}: nothing to do" in capsys.readouterr().out
+    assert len(losses(folder)) == done
+    start(train={"steps": 8}, save=keys["save"])
+    assert len(losses(folder)) == 8 and (folder / "superseded" / "1" / "job.safetensors").is_file()
+
+
 def test_a_dry_run_shows_its_plan_and_writes_nothing(start, tmp_path: Path, capsys) -> None:
     folder = start(plan_only=True)
-    assert "steps: 6 is 2 epochs" in capsys.readouterr().out
+    assert "6 steps = 2 epochs" in capsys.readouterr().out
     assert not folder.exists()
+
+
+@pytest.mark.parametrize("name", ["state", "control", "metrics.jsonl/", "events.jsonl/", "run.json/", "config.yaml/"])
+def test_what_is_in_the_way_in_its_folder_is_named_in_one_line(start, tmp_path: Path, name: str) -> None:
+    """A file where a folder belongs, or the other way round."""
+    place = tmp_path / "output" / "job" / name
+    if name.endswith("/"):
+        place.mkdir(parents=True)
+    else:
+        place.parent.mkdir(parents=True)
+        place.touch()
+    with pytest.raises(RunError) as caught:
+        start()
+    line = str(caught.value)
+    assert f"output/job/{name}".rstrip("/") in line and ": cannot be " in line and "\n" not in line
+
+
+def test_records_that_are_nested_too_deeply_to_be_read_count_as_damaged(start) -> None:
+    folder = start(train={"steps": 2})
+    deep = "[" * 100_000
+    (folder / "run.json").write_text(deep)
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(f"{deep}\n")
+    assert len(losses(start())) == 6

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from toolkit.config.dataset import Rectangle, area_of
+
 
 @pytest.mark.parametrize(
     ("keys", "field", "value"),
@@ -11,6 +13,8 @@ import pytest
         ("resolution: 512", "resolution", (512,)),
         ("resolution: [1024, 1024]", "resolution", (1024,)),
         ("resolution: [768, 512, 768]", "resolution", (768, 512)),
+        ("resolution: {width: 960, height: 544}", "resolution", (Rectangle(width=960, height=544),)),
+        ("resolution: [64, {width: 96, height: 64}]", "resolution", (64, Rectangle(width=96, height=64))),
         ("caption_ext: txt", "caption_ext", (".txt",)),
         ("caption_ext: [.caption, txt]", "caption_ext", (".caption", ".txt")),
         ("caption_type: txt", "caption_ext", (".txt",)),
@@ -36,6 +40,9 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("resolution: 16", "resolution: 16 is out of range: must be >= 32."),
         ("resolution: [64, 16]", "resolution[1]: 16 is out of range: must be >= 32."),
         ("resolution: [64, true]", "resolution[1]: true is not a number."),
+        ("resolution: {width: 64}", "resolution.height: is required."),
+        ("resolution: {width: 64, height: 16}", "resolution.height: 16 is out of range: must be >= 32."),
+        ("resolution: [64, {width: 64, height: 64, x: 1}]", "resolution[1].x: unknown key. Known names: height, width"),
         ("resolution: []", "resolution: has 0 entries: must be at least 1."),
         ("num_repeats: 0", "num_repeats: 0 is out of range: must be >= 1."),
         ("background: clear", "background: 'clear' is not a valid colour."),
@@ -43,6 +50,7 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
         ("control_path: [a, b, c, d]", "control_path: has 4 entries: must be at most 3."),
         ("control_path: photos, control_path_1: photos", "control_path_1: 'control_path' and 'control_path_1' are"),
         ("control_path_1: 5", 'control_path_1: 5 is not text. Put it in quotes: "5"'),
+        ("batch_size: 2", "batch_size: 2 is not supported yet. The nearest here is 'train.batch_size'."),
         ("prior_reg: true", "prior_reg: true is not supported yet."),
         ("mask_min_value: 1.5", "mask_min_value: 1.5 is out of range: must be <= 1."),
         ("loss_multiplier: -1", "loss_multiplier: -1 is out of range: must be >= 0."),
@@ -52,3 +60,16 @@ def test_shapes_of_a_dataset(section, keys: str, field: str, value: object) -> N
 def test_mistakes_of_a_dataset(faults, keys: str, message: str) -> None:
     (found,) = faults(f"datasets: [{{folder_path: photos, {keys}}}]")
     assert found.startswith(f"datasets[0].{message}")
+
+
+def test_a_validation_set_may_have_a_rectangle_or_that_of_the_datasets(section) -> None:
+    shape, other = Rectangle(width=96, height=64), Rectangle(width=64, height=32)
+    images = "datasets: [{folder_path: photos, resolution: {width: 96, height: 64}}]"
+    found = section(images, "validation: {folder_path: photos}")
+    assert found.validation.dataset(found.datasets).resolution == (shape,)
+    found = section(images, "validation: {folder_path: photos, resolution: {width: 64, height: 32}}")
+    assert found.validation.dataset(found.datasets).resolution == (other,)
+
+
+def test_the_area_of_a_size_is_its_most_pixels() -> None:
+    assert [area_of(64), area_of(Rectangle(width=96, height=64))] == [64 * 64, 96 * 64]

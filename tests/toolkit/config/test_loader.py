@@ -9,9 +9,13 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel, ConfigDict
 
+from tests.toolkit.config.conftest import trainer
 from toolkit.config import load_job
+from toolkit.config.loader import LONGEST_RUN_NAME
 from toolkit.config.model import ModelConfig
 from toolkit.errors import ConfigErrors
+from toolkit.files import atomic_write
+from toolkit.run_files import FILE_SUFFIXES, step_stem
 
 FIVE_MISTAKES = """\
 job: extension
@@ -50,6 +54,35 @@ def test_the_place_starts_with_the_file_as_the_user_typed_it(mistakes, tmp_path:
     (tmp_path / "jobs").mkdir()
     lines = mistakes(FIVE_MISTAKES, file="./jobs/../jobs/my.yaml")
     assert lines[1].startswith("9:9: ")
+
+
+@pytest.mark.parametrize(
+    ("path", "hint"),
+    [
+        ("$HOME/pics", "Write '${HOME}' for a variable of the environment."),
+        ("'D:\\pics'", "'D:\\\\' begins a path of Windows; in WSL, C:\\ is '/mnt/c/'."),
+        ('"C:\\new"', "A backslash within double quotes became '\\n'. Write '/', or use single quotes."),
+        (
+            "\u201cphotos\u201d",
+            "It holds U+201C (left double quotation mark), U+201D (right double",
+        ),
+        ("my\u00a0photos", "It holds U+00A0 (no-break space): type a plain quote or space."),
+        ("./nowhere", "Give a folder "),
+    ],
+)
+def test_a_path_that_leads_nowhere_says_what_may_be_wrong_with_its_spelling(mistakes, path: str, hint: str) -> None:
+    folder, model = mistakes(trainer(f"datasets: [{{folder_path: {path}}}]", f"model: {{name_or_path: {path}}}"))
+    assert f"). {hint}" in folder
+    assert f"). {hint}" in model
+
+
+def test_a_key_of_a_process_outside_of_it_is_told_where_it_belongs(mistakes) -> None:
+    text = trainer().replace("  name: test", "  name: test\n  steps: 9\n  device: cpu")
+    assert mistakes("process: []\n" + text) == [
+        "1:1: process: unknown key. It belongs in 'config'.",
+        "5:3: config.steps: unknown key. It belongs in 'train' of a process.",
+        "6:3: config.device: unknown key. It belongs in a process.",
+    ]
 
 
 @pytest.mark.parametrize(
@@ -254,3 +287,72 @@ def test_every_section_with_a_model_has_it_checked(mistakes) -> None:
     )
     (line,) = mistakes(text, find=lambda name: OtherTrainer)
     assert line.startswith("5:45: process[0].student.name_or_path: 'Qwen/Qwen-Image' is another model (Qwen-Image), ")
+
+
+# ---------------------------------------------------------------- names that cannot name all files of a run
+
+
+@pytest.mark.parametrize("name", ["n" * LONGEST_RUN_NAME, "名" * (LONGEST_RUN_NAME // 3)])
+def test_with_the_longest_name_every_file_of_a_run_can_be_written(load, tmp_path: Path, name: str) -> None:
+    load(f"job: extension\nconfig: {{name: {name}, process: [{{type: drop_in, name: {name}}}]}}")
+    for suffix in FILE_SUFFIXES:
+        with atomic_write(tmp_path / f"{step_stem(name, 340)}{suffix}") as temporary:
+            temporary.touch()
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ('"' + "n" * (LONGEST_RUN_NAME + 1) + '"', f"is too long: {LONGEST_RUN_NAME + 1} bytes, and with at most"),
+        ('"' + "名" * 75 + '"', "is too long: 225 bytes, and with at most"),
+        (r'"\0"', "cannot be the name of a folder: leave out '/'"),
+        (r'"\uD800"', "holds half a character (a lone surrogate). Leave it out."),
+    ],
+)
+def test_a_name_that_no_path_can_have_is_one_line(mistakes, name: str, message: str) -> None:
+    """Of the job, and of a process."""
+    (line,) = mistakes(trainer().replace("name: test", f"name: {name}"))
+    assert line.startswith("3:9: config.name: ") and message in line
+    (line,) = mistakes(trainer(f"name: {name}"))
+    assert ": process[0].name: " in line and message in line
+
+
+def test_no_job_has_the_name_of_the_shared_cache(load, mistakes) -> None:
+    (line,) = mistakes(trainer().replace("name: test", "name: _cache"))
+    assert line == "3:9: config.name: '_cache' is the folder of what all jobs share. Choose another name."
+    with pytest.raises(ConfigErrors, match="-n: '_cache' is the folder of what all jobs share"):
+        load(trainer(), name="_cache")
+    assert load(trainer("name: _cache")).processes[0].section.name == "_cache"
+
+
+def test_a_home_folder_that_nobody_has_is_one_line(mistakes) -> None:
+    (line,) = mistakes(trainer("training_folder: ~no_such_user/output"))
+    assert "training_folder: '~no_such_user/output' begins with the name of a user that this machine does not" in line
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "training_folder: loop",
+        "datasets: [{folder_path: loop/x}]",
+        "model: {name_or_path: ./loop}",
+        "network: {pretrained_lora_path: loop}",
+        "logging: {logging_dir: loop}",
+        "sample: {samples: [{prompt: a, ctrl_img: loop}]}",
+    ],
+)
+def test_links_in_a_circle_are_one_line_wherever_they_stand(mistakes, tmp_path: Path, line: str) -> None:
+    (tmp_path / "loop").symlink_to("loop")
+    (found,) = mistakes(trainer(line))
+    assert "cannot be reached: Too many levels of symbolic links." in found
+
+
+def test_a_file_where_the_folder_of_the_run_belongs_is_one_line(mistakes, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    (line,) = mistakes(trainer("training_folder: file/more"))
+    message = "is not a folder. Move it, or give another folder."
+    assert line.endswith(f"process[0].training_folder: '{tmp_path}/file' {message}")
+    (tmp_path / "output").mkdir()
+    (tmp_path / "output" / "test").symlink_to("test")
+    (line,) = mistakes(trainer())
+    assert line.endswith(f"process[0].training_folder: '{tmp_path}/output/test' {message}")

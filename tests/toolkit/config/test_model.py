@@ -149,6 +149,7 @@ def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> 
             "model.qtype: 'qtype' and 'accuracy_recovery_adapter' mean the same",
         ),
         ("fp8_base: true, quantize: false", "model.fp8_base: 'fp8_base' and 'quantize' mean the same"),
+        ("fp8_base: false, fp8_scaled: true", "model.fp8_scaled: 'fp8_scaled: true' and 'fp8_base: false' contradict"),
         ("fp8_scaled: true, quantize: true, qtype: int4", "model.fp8_scaled: 'fp8_scaled' and 'qtype' mean the same"),
         ("fp8_base: yes please", "model.fp8_base: write true or false."),
         ("quantize: true, int8_matmul: fast", "model.int8_matmul: "),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -258,3 +259,58 @@ def test_the_files_count_more_than_the_published_name(home: Path) -> None:
 def test_the_place_is_that_of_the_name(mistakes) -> None:
     (line,) = mistakes(trainer("model: {name_or_path: Qwen/Qwen-Image}"))
     assert line.startswith("7:29: process[0].model.name_or_path: 'Qwen/Qwen-Image' is another model (Qwen-Image), ")
+
+
+# ------------------------------------------------------------ contents
+
+
+@pytest.fixture
+def copy(tiny_model: Path, tmp_path: Path) -> Path:
+    return shutil.copytree(tiny_model, tmp_path / "copy")
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "words"),
+    [
+        ("text_encoder/config.json", "[]", "holds no JSON object"),
+        ("vae/config.json", '{"base_dim": ', "not readable"),
+        ("processor/preprocessor_config.json", "null", "holds no JSON object"),
+        ("tokenizer/vocab.json", "{", "not readable"),
+        ("scheduler/scheduler_config.json", '{"base_shift": "high"}', "base_shift: 'high' is not a number"),
+        ("scheduler/scheduler_config.json", '{"shift_terminal": NaN}', "shift_terminal: nan is not a number"),
+        ("scheduler/scheduler_config.json", '{"base_image_seq_len": 4096}', "and max_image_seq_len are equal"),
+        ("transformer/config.json", '{"num_layers": 0}', "num_layers: 0 is not a whole number from 1 to 1000"),
+        ("transformer/config.json", '{"num_layers": 1000000000}', "num_layers: 1000000000 is not a whole number"),
+        ("transformer/config.json", '{"attention_head_dim": "64"}', "attention_head_dim: '64' is not a whole number"),
+        ("transformer/diffusion_pytorch_model.safetensors.index.json", "[]", "holds no JSON object"),
+        (
+            "transformer/diffusion_pytorch_model.safetensors.index.json",
+            '{"weight_map": {"a": 1}}',
+            "has no 'weight_map'",
+        ),
+        (
+            "transformer/diffusion_pytorch_model.safetensors.index.json",
+            '{"weight_map": {"a": "../other/weights.safetensors"}}',
+            "'../other/weights.safetensors' is not the name of a file beside it",
+        ),
+    ],
+)
+def test_a_file_that_says_nothing_usable_is_named(copy: Path, file: str, content: str, words: str) -> None:
+    assert model_fault(str(copy), None) == ""
+    (copy / file).write_text(content)
+    fault = model_fault(str(copy), None)
+    assert fault.startswith(f"{copy / file}: ") and words in fault and fault.endswith("the model again.")
+
+
+def test_weights_that_are_cut_off_or_not_there_are_seen_by_their_header(copy: Path) -> None:
+    [weights] = (copy / "vae").glob("*.safetensors")
+    whole = weights.read_bytes()
+    for length in (len(whole) - 1, 9, 0):
+        weights.write_bytes(whole[:length])
+        assert model_fault(str(copy), None).startswith(f"{weights}: damaged weights (")
+    weights.unlink()
+    assert model_fault(str(copy), None).startswith(f"{copy / 'vae'}: has no weights (")
+    shard = max((copy / "transformer").glob("*.safetensors"))
+    weights.write_bytes(whole)
+    shard.unlink()
+    assert f"missing weight files: {shard.name}. " in model_fault(str(copy), None)

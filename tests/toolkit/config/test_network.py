@@ -1,8 +1,12 @@
 """`network`: kinds, patterns, and what belongs to one kind only."""
 
+import signal
+
 import pytest
 
 from tests.toolkit.config.conftest import trainer
+from toolkit.config import network
+from toolkit.errors import UserError
 
 
 @pytest.mark.parametrize(
@@ -81,6 +85,7 @@ def test_the_size_in_words(section) -> None:
     [
         ("{type: lokr, network_kwargs: {lokr_full_rank: true}}", True),
         ("{type: lokr, network_kwargs: {lokr_full_rank: false}}", False),
+        ("{type: lycoris, network_kwargs: {algo: lokr, factor: 8, lokr_full_rank: true}}", True),
         ("{type: lokr, network_kwargs: {lokr_full_rank: }}", False),
         ("{type: lokr, lokr_full_rank: true, network_kwargs: {lokr_full_rank: true, only_if_contains: [attn]}}", True),
     ],
@@ -89,6 +94,13 @@ def test_a_whole_second_factor_may_be_asked_for_among_the_kwargs(section, line: 
     network = section(f"network: {line}").network
     assert network.lokr_full_rank is whole
     assert network.network_kwargs.only_if_contains == (("attn",) if "attn" in line else ())
+
+
+def test_a_factor_may_be_given_among_the_kwargs_too(section, faults) -> None:
+    network = section("network: {type: lycoris, network_kwargs: {algo: lokr, factor: 8}}").network
+    assert (network.type, network.factor) == ("lokr", 8)
+    (found,) = faults("network: {type: lokr, factor: 4, network_kwargs: {factor: 8}}")
+    assert "mean the same, but 8 and 4 were given" in found
 
 
 @pytest.mark.parametrize(
@@ -104,3 +116,19 @@ def test_a_whole_second_factor_may_be_asked_for_among_the_kwargs(section, line: 
 def test_a_wrong_second_factor_is_said_at_its_place(faults, line: str, message: str) -> None:
     (found,) = faults(f"network: {line}")
     assert found.startswith(message)
+
+
+@pytest.mark.parametrize("pattern", [r"(([a-z_.0-9])+)+$X", r"(a|ab|b)*c|.*.*.*.*.*.*.*.*.*.*.*.*.*X"])
+def test_a_pattern_that_takes_longer_than_any_run_is_given_up(monkeypatch, pattern: str) -> None:
+    monkeypatch.setattr(network, "MATCH_SECONDS", 0.2)
+    before = signal.getsignal(signal.SIGALRM)
+    with pytest.raises(UserError, match=r"is not done with the names of the layers after 0\.2 s"):
+        network.matching(pattern, ["transformer_blocks.59.attn.to_add_out_and_more"])
+    assert network.matching("a.*", ["ab", "b"]) == ["ab"]
+    assert signal.getitimer(signal.ITIMER_REAL) == (0, 0) and signal.getsignal(signal.SIGALRM) is before
+
+
+def test_a_pattern_that_cannot_be_compiled_is_one_line(faults) -> None:
+    for pattern in ("a{99999999999}", "(" * 3000 + "a" + ")" * 3000, "(a"):
+        (fault,) = faults(f"network: {{exclude_patterns: ['{pattern}']}}")
+        assert "is not a valid regular expression: " in fault

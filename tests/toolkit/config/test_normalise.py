@@ -65,10 +65,50 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("datasets: ", "datasets: needs a value."),
         ("datasets: [{folder_path: ''}]", "datasets[0].folder_path: needs a value."),
         ("datasets: [{folder_path: 12}]", 'datasets[0].folder_path: 12 is not text. Put it in quotes: "12"'),
-        ("datasets: {folder_path: photos}", "datasets: a mapping is not a list."),
+        ("datasets: {folder_path: photos}", "datasets: a mapping is not a list. Begin each entry with '- '."),
+        ("datasets: {-folder_path: a}", "datasets: a mapping is not a list. Write a space after the '-' of '-folder_p"),
+        ("datasets: [photos]", "datasets[0]: 'photos' is not a mapping of keys and values. Write '- folder_path: pho"),
+        ("sample: {samples: a temple}", "sample.samples: 'a temple' is not a list. Begin each entry with '- '."),
+        (
+            "train: {ema_config: true}",
+            "train.ema_config: true is not a mapping of keys and values. Write 'ema_config: {use_ema: true}'.",
+        ),
+        (
+            "network:\n  rank: 4# rank",
+            "network.rank: '4# rank' is not a whole number. A comment begins with a",
+        ),
+        (
+            "network: {rank: 4 // rank}",
+            "network.rank: '4 // rank' is not a whole number. A comment begins with a",
+        ),
+        ("train: {lr: 1e-4//low}", "train.lr: '1e-4//low' is not a number. A comment begins with a space and '#'."),
+        (
+            "sample: {width: 64x64}",
+            "sample.width: '64x64' is not a whole number. Write one number; where several may stand, a",
+        ),
+        (
+            "datasets: [{folder_path: photos, resolution: 64 x 64}]",
+            "datasets[0].resolution: '64 x 64' is not a whole number. Write one number; where several may stand, a",
+        ),
+        (
+            "network: {\u00a0linear: 4}",
+            "network.\u00a0linear: unknown key. It holds U+00A0 (no-break space): type",
+        ),
+        ("network: linear:\u00a04", "network: 'linear:\\xa04' is not a mapping of keys and values. It holds U+00A0"),
+        (
+            "train: {steps: \u201c9\u201d}",
+            "train.steps: '\u201c9\u201d' is not a whole number. It holds U+201C (lef",
+        ),
         ("network: {type: locon}", "network.type: 'locon' is unknown. Use 'lora' or 'dora' or"),
         ("network: {type: lra}", "network.type: 'lra' is unknown. Did you mean 'lora'?"),
-        ("train: {blocks_to_swap: 3}", "train.blocks_to_swap: unknown key. musubi-tuner's 'blocks_to_swap' is 'model"),
+        ("train: {blocks_to_swap: 3}", "train.blocks_to_swap: unknown key. It belongs in 'model'."),
+        ("linear: 16", "linear: unknown key. It belongs in 'network'."),
+        ("steps: 9", "steps: unknown key. It belongs in 'train'."),
+        ("folder_path: photos", "folder_path: unknown key. It belongs in 'validation' or 'datasets[]'."),
+        ("prompts: [a]", "prompts: unknown key. It belongs in 'sample'."),
+        ("use_ema: true", "use_ema: unknown key. It belongs in 'train.ema_config'."),
+        ("train: {trigger_word: x}", "train.trigger_word: unknown key. It belongs in the process, beside 'train'"),
+        ("train: {frobnicate: 3}", "train.frobnicate: unknown key. The nearest names: "),
         ("train: {lr_warmup_steps: 10.5}", "train.lr_warmup_steps: 10.5 is neither a number of steps nor a share"),
         ("model: {name_or_path: ./model, lora_path: a}", "model.lora_path: 'a' is not supported yet. The nearest h"),
         ("train: {max_loss: {a: 3}}", "train.max_loss: a mapping is not supported yet. Leave this key out."),
@@ -88,7 +128,7 @@ def test_what_is_wrong_is_one_line_under_the_written_name(faults, line: str, mes
     assert found.startswith(message)
 
 
-def test_harmless_values_of_what_is_not_built_pass_silently(load) -> None:
+def test_harmless_values_of_what_is_not_built_pass_with_a_line_for_each_section(load) -> None:
     job = load(
         trainer(
             "datasets: [{folder_path: photos, flip_x: false, is_reg: false, loss_multiplier: 1.0, mask_path: ''}]",
@@ -96,7 +136,10 @@ def test_harmless_values_of_what_is_not_built_pass_silently(load) -> None:
             "train: {unload_text_encoder: false, noise_offset: 0.0}",
         )
     )
-    assert job.warnings == ()
+    assert [line.split("process[0].")[1] for line in job.warnings] == [
+        "save.push_to_hub: asks for nothing at this value.",
+        "train.unload_text_encoder: asks for nothing at this value (nor noise_offset).",
+    ]
 
 
 def test_a_key_without_effect_is_one_warning_line(load) -> None:

@@ -58,7 +58,7 @@ def test_json_is_kept_as_yaml_that_reads_the_same(load) -> None:
     assert job.processes[0].raw["d"] == "1"
 
 
-def test_secrets_are_blacked_out_and_the_text_still_loads(load) -> None:
+def test_secrets_are_redacted_and_the_text_still_loads(load) -> None:
     text = JOB + "      hf_token: hunter2\n      api_key: |\n        line one\n        line two\n"
     text += "      my_secret: [a1b2, c3d4]\n      last: 1\n"
     job = load(text, env={"X": "1"})

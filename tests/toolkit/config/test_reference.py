@@ -70,7 +70,7 @@ def test_the_schema_accepts_a_job_and_names_old_keys() -> None:
 
 def test_the_page_shows_default_range_and_old_names() -> None:
     page = render(section_models())
-    assert "| `linear` | whole number >= 1 | `16` | Rank r of each adapted layer" in page
+    assert "| `linear` | whole number >= 1, <= 100000 | `16` | Rank r of each adapted layer" in page
     assert "| `rank`, `network_dim` |" in page
     assert re.search(r"^\| `training_seed` \| .* \| musubi-tuner: `seed` \|$", page, re.MULTILINE)
 

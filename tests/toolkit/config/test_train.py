@@ -6,8 +6,7 @@ import pytest
 
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.train import TrainConfig
-from toolkit.flow.names import TIMESTEP_TYPES
-from toolkit.flow.settings import FlowSettings
+from toolkit.flow.settings import TIMESTEP_TYPES, FlowSettings
 from toolkit.optim.schedules import SCHEDULES
 
 
@@ -76,8 +75,8 @@ def test_every_timestep_type_is_accepted_alone(section, name: str) -> None:
         ("sigmoid_scale", "0 is out of range: must be > 0."),
         ("logit_std", "0 is out of range: must be > 0."),
         ("max_timestep", "0 is out of range: must be > 0."),
-        ("huber_c", "0 is out of range: must be > 0."),
-        ("huber_scale", "0 is out of range: must be > 0."),
+        ("huber_c", "0 is out of range: must be >= 1e-06."),
+        ("huber_scale", "0 is out of range: must be >= 1e-06."),
         ("lr_scheduler_num_cycles", "0 is out of range: must be >= 1."),
         ("lr_scheduler_power", "0 is out of range: must be > 0."),
     ],
@@ -126,6 +125,12 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is not a dotted path."),
         ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
         ("optimizer: lion", "train.optimizer: 'lion' is unknown. Use 'adamw' or"),
+        (
+            "optimizer: RMSprop",
+            "train.optimizer: 'RMSprop' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'adamw8bit' or 'adam8bit' or "
+            "'lion8bit' or 'ademamix8bit' or 'adafactor' or 'prodigy' or 'schedulefree_adamw', or the path of a class, "
+            "such as 'torch.optim.RMSprop'.",
+        ),
         ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
         ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
         ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),
@@ -233,3 +238,34 @@ def test_of_steps_and_epochs_in_a_section_of_their_own_one_decides(load) -> None
 )
 def test_a_key_that_is_used_or_at_its_default_is_no_warning(load, line: str) -> None:
     assert load(trainer(f"train: {{{line}}}")).warnings == ()
+
+
+@pytest.mark.parametrize(
+    ("lines", "place"),
+    [
+        ("train: {steps: %s}", "train.steps"),
+        ("train: {epochs: %s}", "train.epochs"),
+        ("train: {lr_warmup_steps: %s}", "train.lr_warmup_steps"),
+        ("train: {batch_size: %s}", "train.batch_size"),
+        ("train: {lr: %s}", "train.lr"),
+        ("train: {ddp_timeout: %s}", "train.ddp_timeout"),
+        ("stop_when: {below: 1, smooth: %s}", "stop_when.smooth"),
+        ("network: {rank: %s}", "network.rank"),
+        ("logging: {log_every: %s}", "logging.log_every"),
+        ("train: {gradient_accumulation: %s}", "train.gradient_accumulation"),
+        ("train: {num_timestep_buckets: %s}", "train.num_timestep_buckets"),
+        ("train: {timestep_type: shift, discrete_flow_shift: %s}", "train.discrete_flow_shift"),
+        ("train: {loss_type: huber, huber_scale: %s}", "train.huber_scale"),
+        ("network: {linear_alpha: %s}", "network.linear_alpha"),
+        ("sample: {prompts: [a], seed: %s}", "sample.seed"),
+        ("sample: {prompts: [a --d %s]}", "sample.prompts[0].--d"),
+        ("sample: {prompts: [a], width: %s}", "sample.width"),
+        ("sample: {samples: [{prompt: a, height: %s}]}", "sample.samples[0].height"),
+        ("sample: {prompts: [a], sample_steps: %s}", "sample.sample_steps"),
+        ("sample: {prompts: [a], flow_shift: %s}", "sample.flow_shift"),
+        ("sample: {prompts: [a], guidance_scale: %s}", "sample.guidance_scale"),
+    ],
+)
+def test_a_number_with_which_a_run_could_only_hang_or_fail_is_refused(faults, lines: str, place: str) -> None:
+    (fault,) = faults(lines % (10**40))
+    assert fault.startswith(f"{place}: {10**40} is out of range: must be <")

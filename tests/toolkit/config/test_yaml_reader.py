@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import Diagnostics
 from toolkit.config.yaml_reader import MAX_DEPTH, read_yaml
 from toolkit.errors import ConfigErrors
 
@@ -79,9 +79,8 @@ def test_a_number_may_be_tagged_as_a_float() -> None:
         ("? [a]\n: b\n", "f:1:3: ?: a key must be text. Put it in quotes."),
         ("a: !!python/object:os.system x\n", "f:1:4: a: the tag 'tag:yaml.org,2002:python/object:os.system'"),
         ("a: !!int x\n", "f:1:4: a: 'x' is not of the kind int"),
-        ("a: b: c\n", "f:1:5: not valid YAML: mapping values are not allowed here"),
-        ("a: [1, 2\nb: 3\n", "f:2:2: not valid YAML: "),
-        ("a:\n\t- b\n", "f:2:1: not valid YAML: found character '\\t'"),
+        ("a: b: c\n", "f:1:5: not valid YAML: ': ' stands twice in a line. Put the text in quotes."),
+        ("a:\n\t- b\n", "f:2:1: not valid YAML: a tab. Indent with spaces."),
         ("a: 1\n---\nb: 1\n", "f:2:1: not valid YAML: but found another document"),
         ("a: *b\n", "f:1:4: not valid YAML: found undefined alias 'b'"),
         ("a: \x07\n", "f:1:4: not valid YAML"),
@@ -95,6 +94,44 @@ def test_a_number_may_be_tagged_as_a_float() -> None:
 def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str) -> None:
     assert message in fault(text)
     assert "\n" not in fault(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "remedy"),
+    [
+        ("a:\n  steps 3\n  # every\n\n  lr: 1\n", "2:3", "no ':' follows the key. Write 'key: value'."),
+        ("a:\n  steps 3 # long\n\n  lr: 1\n", "2:3", "no ':' follows the key."),
+        ("a: 1\nb\n  c: 1\n", "2:1", "no ':' follows the key."),
+        ("a:\n  lr:1e-4\n  steps: 3\n", "2:3", "no space follows the ':'. Write 'key: value'."),
+        ("a:\n  -b: x\n    c: 1\n", "2:3", "'-' and the key are one word. Write a space after '-'."),
+        ("a:\n  - b: x\n  -b: y\n", "3:3", "'-' and the key are one word."),
+        ("a:\n  - b: [trigger], a temple\n", "2:17", "a text that begins with a bracket needs quotes around the whole"),
+        ("a: {b} c\n", "1:8", "a text that begins with a bracket"),
+        ('a: 1\nb: "c\nd: e\n', "2:4", "the quote that opens here is never closed."),
+        ('a: 1\nb: "c\nd: "e"\n', "2:4", "the quote that opens here closes within the text. Close it at the end"),
+        ("a: 'it's'\n", "1:4", "the quote that opens here closes within the text."),
+        (
+            'a: "C:\\Users\\me"\n',
+            "1:9",
+            "'\\' begins an escape within double quotes. Write '/', or use single quotes; in ",
+        ),
+        (
+            'a: "b\\p"\n',
+            "1:7",
+            "'\\' begins an escape within double quotes. Write '/' or '\\\\', or use single quotes.",
+        ),
+        ("a: [1, 2\nb: 3\n", "1:4", "the bracket that opens here is not closed, or ',' is missing in it."),
+        ("a:\n  b: 1\n c: 2\n", "3:2", "the indent fits none of the lines above."),
+        ("a: b\n- c\n", "2:1", "the indent fits none of the lines above."),
+        (
+            "a: @b\n",
+            "1:4",
+            "found character '@' that cannot start any token. If it begins a text, put the text in quotes.",
+        ),
+    ],
+)
+def test_a_mistake_in_the_syntax_is_told_where_it_was_made_with_its_remedy(text: str, place: str, remedy: str) -> None:
+    assert fault(text).startswith(f"f:{place}: not valid YAML: {remedy}")
 
 
 def test_an_alias_bomb_is_refused_quickly() -> None:

@@ -155,7 +155,8 @@ NEEDED: dict[str, dict[str, Any]] = {
     "model.base_loras[]": {"path": "a.safetensors"},
     "train.lr_groups[]": {"match": ".*"},
     "sample.samples[]": {"prompt": "a"},
-    "validation": {"fraction": 0.5},
+    "validation": {"folder_path": "photos"},
+    "validation.resolution[]": {"width": 64, "height": 64},
     "stop_when": {"below": 1},
 }
 """Section -> the keys without which it is none."""
@@ -174,8 +175,8 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
     for part in reversed(path.split(".") if path else ()):
         key = part.removesuffix("[]")
         value = {key: [value] if part != key else value}
-        if key == "model":
-            value[key] = NEEDED["model"] | value[key]
+        if key in ("model", "validation"):
+            value[key] = NEEDED[key] | value[key]
     return trainer(*(f"{key}: {json.dumps(inner)}" for key, inner in value.items()))
 
 
@@ -227,7 +228,7 @@ def test_an_empty_log_with_is_tensorboard_where_there_is_a_folder(section, blank
 
 def test_a_key_of_wandb_comes_from_the_environment_and_is_kept_nowhere(load, monkeypatch) -> None:
     monkeypatch.setitem(os.environ, "WANDB_API_KEY", "k" * 40)
-    monkeypatch.setattr("toolkit.config.logging._is_installed", lambda package: True)
+    monkeypatch.setattr("toolkit.config.output._is_installed", lambda package: True)
     job = load(trainer("logging: {log_with: wandb, wandb_api_key: ''}"))
     assert job.processes[0].section.logging.wandb_api_key == "" and job.warnings == ()
     given = load(trainer(f"logging: {{log_with: wandb, wandb_api_key: {'abcd' * 10}}}"))

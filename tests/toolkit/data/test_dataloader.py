@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from toolkit.data.buckets import make_items
 from toolkit.data.cache import TensorCache
-from toolkit.data.caption_augment import caption_for_use
+from toolkit.data.captions import caption_for_use
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.folder import scan_datasets
+from toolkit.data.items import make_items
 from toolkit.data.latent_cache import CachePair, encode_items
 from toolkit.interfaces import BatchSpec, CaptionRules, Mask, PromptEmbeds
 

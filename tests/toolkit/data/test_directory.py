@@ -1,4 +1,5 @@
 import os
+import socket
 from pathlib import Path
 
 from toolkit.data.directory import join, list_folder, real_path
@@ -79,3 +80,22 @@ def test_home_folder(tmp_path: Path, monkeypatch) -> None:
     listing = list_folder("~/data")
     assert listing.folder == "~/data" and listing.path("a.png") == str(tmp_path / "data" / "a.png")
     assert real_path("~/data") == real_path(str(tmp_path / "data"))
+
+
+def test_pipes_sockets_and_devices_are_no_files(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)  # the path of a socket has a limit of its own
+    os.mkfifo("pipe.png")
+    (tmp_path / "zero.txt").symlink_to("/dev/zero")
+    (tmp_path / "to_pipe.txt").symlink_to("pipe.png")
+    (tmp_path / "file.png").touch()
+    (tmp_path / "sub").mkdir()
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind("socket.png")
+        listing = list_folder(str(tmp_path))
+    assert {name: reason.split(",")[0] for name, reason in listing.no_files.items()} == {
+        "pipe.png": "is a pipe",
+        "socket.png": "is a socket",
+        "to_pipe.txt": "is a pipe",
+        "zero.txt": "is a device",
+    }
+    assert {name for name, version in listing.versions.items() if version == NO_VERSION} == set(listing.no_files)

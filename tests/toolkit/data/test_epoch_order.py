@@ -4,7 +4,7 @@ from time import perf_counter
 
 import pytest
 
-from toolkit.data.caption_augment import caption_for_use
+from toolkit.data.captions import caption_for_use
 from toolkit.data.epoch_order import count_batches, epoch_batches, epoch_order
 from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
 

@@ -1,4 +1,5 @@
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -21,7 +22,7 @@ def mistakes_of(*datasets) -> dict[str, str]:
 
 
 def test_photographs_by_their_subfolders(dataset) -> None:
-    scan = scan_datasets([dataset(PHOTOS)], "sks")
+    scan = scan_datasets([dataset(PHOTOS, resolution=(256,))], "sks")
     assert [(f.folder, f.repeats, len(f.samples), f.missing_captions) for f in scan.folders] == [
         (f"{PHOTOS}/20_photo_wide", 20, 2, 0),
         (f"{PHOTOS}/40_photo", 40, 3, 0),
@@ -68,11 +69,74 @@ def test_zero_repeats_are_a_mistake(tmp_path: Path, image, dataset) -> None:
 
 def test_own_images_shadow_subfolders_with_a_note(tmp_path: Path, image, dataset) -> None:
     image(tmp_path / "data" / "a.png")
-    image(tmp_path / "data" / "40_char" / "b.png")
+    image(tmp_path / "data" / "char" / "b.png")
     image(tmp_path / "data" / ".cache" / "c.png")
-    scan = scan_datasets([dataset(tmp_path / "data")], None)
+    scan = scan_datasets([dataset(tmp_path / "data", resolution=(64,))], "sks")
     assert [sample.name for sample in scan.samples] == ["a.png"]
-    assert len(scan.notes) == 1 and "40_char" in scan.notes[0]
+    assert scan.notes == (f"{tmp_path}/data: holds images itself; subfolders ignored: char",)
+
+
+def test_an_image_beside_subfolders_with_repeats_is_a_mistake(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "data" / "cover.png")
+    image(tmp_path / "data" / "20_a" / "a.png")
+    (tmp_path / "data" / "30_empty").mkdir()
+    message = mistakes_of(dataset(tmp_path / "data"))["data"]
+    assert message.startswith("holds images itself (cover.png), so those in 20_a would not be used. Move the loose")
+    (tmp_path / "data").rename(tmp_path / "40_data")
+    assert [s.repeats for s in scan_datasets([dataset(tmp_path / "40_data")], None).samples] == [40]
+
+
+def warnings_of(*datasets, trigger: str | None = "sks") -> list[str]:
+    notes = scan_datasets(datasets, trigger).notes
+    return [note.removeprefix("warning: ").split(": ", 1)[1] for note in notes if note.startswith("warning: ")]
+
+
+@pytest.mark.parametrize("name", ["40 char", "40-char", "7. char", "100 - char"])
+def test_a_name_that_nearly_gives_repeats_is_a_warning(tmp_path: Path, image, dataset, name: str) -> None:
+    folder, count = image(tmp_path / name / "a.png").parent, re.match(r"\d+", name)[0]
+    assert warnings_of(dataset(folder, resolution=(64,))) == [
+        f"each image is used once per epoch. For {count} repeats begin its name with '{count}_', "
+        f"or give 'num_repeats: {count}'"
+    ]
+    assert warnings_of(dataset(folder, num_repeats=1, resolution=(64,))) == []
+
+
+@pytest.mark.parametrize("name", ["2024-05-01 char", "40", "char 40", "4x"])
+def test_other_numbers_in_names_are_none(tmp_path: Path, image, dataset, name: str) -> None:
+    assert warnings_of(dataset(image(tmp_path / name / "a.png").parent, resolution=(64,))) == []
+
+
+def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) -> None:
+    for name in "ab":
+        image(tmp_path / f"{name}.png")
+    (tmp_path / "a.txt").write_text("a cat")
+    bare = dataset(tmp_path, resolution=(64,))
+    assert warnings_of(bare, trigger=None) == [
+        "1 of 2 images have no caption, and there is no trigger_word: they train with an empty prompt"
+    ]
+    assert warnings_of(bare, trigger="sks") == []
+    for words in ({"default_caption": "a thing"}, {"trigger_word": "own"}, {"is_reg": True}):
+        assert warnings_of(dataset(tmp_path, resolution=(64,), **words), trigger=None) == []
+
+
+@pytest.mark.parametrize("placeholder", ["[trigger]", "[name]"])
+def test_a_placeholder_without_a_trigger_word_is_a_warning(tmp_path: Path, image, dataset, placeholder: str) -> None:
+    image(tmp_path / "a.png")
+    (tmp_path / "a.txt").write_text(f"{placeholder}, a temple")
+    data = dataset(tmp_path, resolution=(64,))
+    assert warnings_of(data, trigger="") == [
+        f"captions hold '{placeholder}', and there is no trigger_word to put there"
+    ]
+    assert warnings_of(data, trigger="sks") == []
+
+
+def test_images_far_below_the_resolution_are_a_warning(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "small.png", 255, 255)
+    image(tmp_path / "wide.png", 512, 128)
+    assert warnings_of(dataset(tmp_path, resolution=(1024, 512))) == [
+        "1 of 2 images are smaller than half of 'resolution: 512', and not enlarged: small.png (255x255)"
+    ]
+    assert warnings_of(dataset(tmp_path, resolution=(510,))) == []
 
 
 def test_ignored_files_are_named_with_the_reason(tmp_path: Path, image, dataset) -> None:
@@ -155,6 +219,29 @@ def test_a_dataset_without_images_says_what_was_seen(tmp_path: Path, dataset) ->
     assert "1 .heic" in message and "1 subfolder" in message and ".webp" in message
 
 
+def test_pipes_and_devices_are_named_and_never_opened(tmp_path: Path, image, dataset) -> None:
+    """As image, caption, reference and mask; one that was opened would wait for a writer, or never end."""
+    image(tmp_path / "data/a.png")
+    image(tmp_path / "data/b.png")
+    (tmp_path / "refs").mkdir(), (tmp_path / "masks").mkdir()
+    for name in ("data/c.png", "data/a.txt", "refs/a.png", "masks/a.png", "data/unused"):
+        os.mkfifo(tmp_path / name)
+    (tmp_path / "data/b.txt").symlink_to("/dev/zero")
+    folders = {"control_path": (str(tmp_path / "refs"),), "mask_path": str(tmp_path / "masks")}
+    section = dataset(tmp_path / "data", **folders, control_optional=True, mask_optional=True)
+    code = (  # in a process of its own, which can be ended
+        "from types import SimpleNamespace as section\n"
+        "from toolkit.data.folder import scan_datasets\n"
+        f"try: scan_datasets([section(**{vars(section)!r})], None)\n"
+        "except Exception as error: print(error)\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    places = {str(tmp_path / name) for name in ("data/c.png", "data/a.txt", "data/b.txt", "refs/a.png", "masks/a.png")}
+    lines = done.stdout.splitlines()
+    assert {line.partition(": ")[0] for line in lines} == places, done.stderr
+    assert all(": is a pipe, not a file" in line or ": is a device, not a file" in line for line in lines)
+
+
 def test_a_broken_link_is_a_mistake(tmp_path: Path, image, dataset) -> None:
     image(tmp_path / "a.png")
     (tmp_path / "b.png").symlink_to(tmp_path / "gone.png")
@@ -174,7 +261,7 @@ def test_order_does_not_depend_on_the_file_system(tmp_path: Path, image, dataset
 def test_scanning_and_planning_import_no_torch(tmp_path: Path) -> None:
     code = (
         "import sys\n"
-        "import toolkit.data.run_plan, toolkit.data.epoch_order, toolkit.data.buckets, extensions.sd_trainer.plan\n"
+        "import toolkit.data.run_plan, toolkit.data.epoch_order, toolkit.data.items, extensions.sd_trainer.plan\n"
         "from toolkit.data.images import inspect_image; inspect_image(sys.argv[1])\n"
         "assert 'torch' not in sys.modules and 'numpy' not in sys.modules"
     )
@@ -234,4 +321,4 @@ def test_a_mask_of_another_shape_is_noted(tmp_path: Path, image, dataset) -> Non
         image(tmp_path / "data" / f"{name}.png", 64, 48)
         image(tmp_path / "mask" / f"{name}.png", *size)
     scan = scan_datasets([dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None)
-    assert [note.rsplit(": ", 1)[1] for note in scan.notes] == ["b.png"]
+    assert [note.rsplit(": ", 1)[1] for note in scan.notes if "stretched" in note] == ["b.png"]

@@ -1,5 +1,6 @@
 """Every image in these tests is a real file, written by Pillow (or by hand where Pillow cannot)."""
 
+import os
 import struct
 import zlib
 from pathlib import Path
@@ -11,7 +12,6 @@ from PIL import Image, ImageCms
 from toolkit.data import images
 from toolkit.data.images import (
     ImageError,
-    check_image,
     image_size,
     open_image,
     resize,
@@ -22,6 +22,15 @@ from toolkit.interfaces import ResizeCrop, Size
 
 PHOTOS = Path("config/examples/photos")
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)
+
+
+def check_image(path: Path) -> str | None:
+    """Why the scan refuses this file, or None."""
+    try:
+        images.inspect_image(path)
+    except ImageError as error:
+        return error.reason
+    return None
 
 
 def quarters() -> Image.Image:
@@ -252,7 +261,7 @@ def test_animations_are_refused(tmp_path: Path, suffix: str) -> None:
     path = tmp_path / f"a.{suffix}"
     frames = [Image.new("RGB", (8, 8), colour) for colour in (RED, GREEN, BLUE)]
     frames[0].save(path, save_all=True, append_images=frames[1:])
-    assert "animated: 3 frames" in check_image(path)
+    assert "is animated: 3 frames. Save one of them as PNG" in check_image(path)
     with pytest.raises(ImageError, match=f"a.{suffix}: is animated"):
         open_image(path)
 
@@ -300,6 +309,15 @@ def test_truncated_files_are_refused(tmp_path: Path, suffix: str, share: float) 
     assert check_image(path)
     with pytest.raises(ImageError, match=r"a\."):
         open_image(path)
+
+
+def test_what_the_system_does_not_let_be_read_is_not_called_damaged(tmp_path: Path) -> None:
+    (tmp_path / "a.png").symlink_to("a.png")
+    assert check_image(tmp_path / "a.png") == "cannot be read: Too many levels of symbolic links"
+    noise().save(tmp_path / "b.png")
+    (tmp_path / "b.png").chmod(0)
+    if not os.access(tmp_path / "b.png", os.R_OK):  # root may read all
+        assert check_image(tmp_path / "b.png") == "cannot be read: Permission denied"
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")  # Pillow says what it finds odd

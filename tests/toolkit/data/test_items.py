@@ -46,3 +46,12 @@ def test_the_garbage_collector_works_on_afterwards(tmp_path: Path, image, datase
     with pytest.raises(DataErrors):
         scan_items(section(dataset(tmp_path / "nowhere")), 32)
     assert gc.isenabled()
+
+
+def test_more_uses_than_can_be_put_in_order_are_refused_by_folder(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "1000000000_a/a.png"), image(tmp_path / "2_b/b.png")
+    with pytest.raises(DataErrors) as caught:
+        scan_items(section(dataset(tmp_path, resolution=(256, 512))), 32)
+    (mistake,) = caught.value.errors
+    assert mistake.place == f"{tmp_path}/1000000000_a"
+    assert mistake.message.startswith("2,000,000,000 uses of images per epoch, 2,000,000,004 with all folders; at most")

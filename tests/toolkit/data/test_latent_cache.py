@@ -5,12 +5,11 @@ import pytest
 import torch
 from PIL import Image
 
-from toolkit.data.buckets import make_items
 from toolkit.data.cache import TensorCache
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.folder import scan_datasets
-from toolkit.data.latent_cache import PROMPT_FORMAT, CachePair, EncodedDataset, ItemEncoder, encode_items
-from toolkit.data.masks import mask_weights
+from toolkit.data.items import make_items
+from toolkit.data.latent_cache import PROMPT_FORMAT, CachePair, EncodedDataset, ItemEncoder, encode_items, mask_weights
 from toolkit.errors import RunError
 from toolkit.interfaces import CaptionRules
 
@@ -293,6 +292,22 @@ def test_a_mask_is_cached_by_all_that_decides_it(halves, tmp_path: Path, monkeyp
     (tmp_path / "mask" / "a.png").write_bytes((tmp_path / "data" / "a.png").read_bytes())
     assert encode() == 1
     assert encode(mask_path=None, alpha_mask=True) == 1  # the same bytes, read another way
+
+
+def test_masks_that_leave_nothing_are_named_at_each_start(halves, tmp_path: Path, said, fake_adapter) -> None:
+    for folder in ("data", "mask"):
+        (tmp_path / folder / "b.png").write_bytes((tmp_path / folder / "a.png").read_bytes())
+        (tmp_path / folder / "white.png").write_bytes((tmp_path / folder / "a.png").read_bytes())
+    for name in "ab":
+        Image.new("L", (32, 16)).save(tmp_path / "mask" / f"{name}.png")
+    masks = {"mask_path": str(tmp_path / "mask")}
+    line = "these count nowhere, so nothing is learned from their images: "
+    line += ", ".join(f"mask of {tmp_path / 'data' / name}.png" for name in "ab")
+    for _ in range(2):
+        encode_items(halves(**masks), fake_adapter(), on_disk(tmp_path / "cache"), torch.float32)
+    assert said == [line, line]
+    encode_items(halves(**masks, mask_min_value=0.1), fake_adapter(), in_memory(), torch.float32)
+    assert len(said) == 2
 
 
 def test_a_mask_needs_no_encoder_to_be_made_again(halves, tmp_path: Path, fake_adapter) -> None:

@@ -3,10 +3,9 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from toolkit.data.buckets import make_items
 from toolkit.data.epoch_order import count_batches
-from toolkit.data.folder import scan_datasets
-from toolkit.data.folder_builder import FolderInfo
+from toolkit.data.folder import FolderInfo, scan_datasets
+from toolkit.data.items import make_items
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.interfaces import Sample, Size
 
@@ -41,15 +40,22 @@ def test_seed_001_in_the_words_of_the_documentation() -> None:
     assert (plan.samples_per_epoch, plan.optimizer_steps, plan.epochs) == (3400, 3400, 4)
     assert (
         "70 x 40 + 30 x 20 = 3,400 samples per epoch; 3,400 micro-batches; "
-        "with accumulation 4, 850 optimizer steps per epoch; steps: 3400 is 4 epochs" in plan.render()
+        "with accumulation 4, 850 optimizer steps per epoch; 3,400 steps = 4 epochs" in plan.render()
     )
+
+
+@pytest.mark.parametrize(
+    ("steps", "words"), [(850, "850 steps = 1 epoch"), (71, "71 steps = 0.08 epochs"), (1, "1 step = 0.001 epochs")]
+)
+def test_parts_of_an_epoch_have_two_decimals(steps: int, words: str) -> None:
+    assert make_plan(SEED_001, steps=steps).render().endswith(f"; {words}")
 
 
 def test_epochs_decide_over_steps_and_round_up() -> None:
     assert optimizer_steps(100, 0, 10, 4) == 100
     assert optimizer_steps(100, 1, 10, 4) == 3
     assert optimizer_steps(100, 4, 850 * 4, 4) == 3400
-    assert "epochs: 4 is 3,400 optimizer steps" in make_plan(SEED_001, epochs=4).render()
+    assert "; 4 epochs = 3,400 optimizer steps" in make_plan(SEED_001, epochs=4).render()
 
 
 @pytest.mark.parametrize(("steps", "epochs"), [(850, 1), (425, 0.5), (1, 0.0012), (284, 0.3341)])

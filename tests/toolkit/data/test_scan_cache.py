@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from toolkit.data import caption_files, column_file, directory, file_hashes, image_probe, scan_cache
+from toolkit.data import captions, column_file, directory, file_hashes, image_probe, scan_cache
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.scan_cache import ScanCache
@@ -76,7 +76,7 @@ def reads(monkeypatch) -> list[str]:
 
     watched(image_probe, "inspect_image", str)
     watched(image_probe, "read_header", str)
-    watched(caption_files, "read_caption", str)
+    watched(captions, "read_caption", str)
     watched(file_hashes, "sha256_of", str)
     return seen
 

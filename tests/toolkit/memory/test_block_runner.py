@@ -8,11 +8,11 @@ import pytest
 import torch
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, plain, same
-from toolkit.config.compile import CompileConfig
+from toolkit.config.train import CompileConfig
 from toolkit.memory import block_runner as engine_module
-from toolkit.memory.activation_estimate import StepShape, activation_bytes
 from toolkit.memory.block_runner import BlockRunner
-from toolkit.memory.block_swap import BlockSwap
+from toolkit.memory.estimate import StepShape, activation_bytes
+from toolkit.memory.offload import BlockSwap
 
 WORK = StepShape(tokens=1000, width=64, blocks=5, number_bytes=4)
 

@@ -14,11 +14,9 @@ from tests.toolkit.memory.toy_blocks import Stack, same
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.interfaces import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.quantize import quantizer
-from toolkit.memory.quantized_weight import frozen_product
-from toolkit.networks.dora import DoraNetwork
-from toolkit.networks.loha import LohaNetwork
-from toolkit.networks.lora import LoraNetwork
+from toolkit.memory.quantization import frozen_product, quantizer
+from toolkit.networks.lora import DoraNetwork, LoraNetwork
+from toolkit.networks.lycoris import LohaNetwork
 
 ATTENTION = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
 MATMULS = (torch.ops.aten.mm.default, torch.ops.aten.addmm.default, frozen_product)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,12 +18,12 @@ from torch._inductor.decomposition import select_decomp_table
 
 from tests.diffusers_reference import relative
 from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack
-from toolkit.config.compile import CompileConfig
+from toolkit.config.train import CompileConfig
 from toolkit.errors import RunError, UserError
-from toolkit.memory.block_swap import BlockSwap
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import DEFAULT_RECOMPILE_LIMIT, check_backend, compile_wrapper
-from toolkit.memory.quantized_weight import Int8Matmuls
+from toolkit.memory.offload import BlockSwap
+from toolkit.memory.quantization import Int8Matmuls
 
 TOLERANCE = 1e-5
 """Relative, in float32: shared down-projections are done one by one, sums in another order."""
@@ -165,6 +166,17 @@ def test_a_missing_compiler_is_found_before_anything_is_loaded() -> None:
     check_backend(CompileConfig(enabled=True, backend="aot_eager"), CPU)
 
 
+def test_triton_without_a_c_compiler_is_found_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.setenv("PATH", str(tmp_path))
+    monkeypatch.delenv("CC", raising=False)
+    cuda = torch.device("cuda")
+    with pytest.raises(UserError, match=r"train\.compile: inductor needs a C compiler \(gcc, clang, or"):
+        check_backend(CompileConfig(enabled=True), cuda)
+    (tmp_path / "gcc").touch(mode=0o755)
+    check_backend(CompileConfig(enabled=True), cuda)
+
+
 def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
     settings = CompileConfig(enabled=True, backend="eager", fullgraph=True, cache_size_limit=1)
     with pytest.raises(RunError, match=r"more than 1 programs .* cache_size_limit, or write fullgraph: false"):
@@ -292,3 +304,16 @@ def test_inductor_multiplies_in_int8(level: str) -> None:
 def test_backward_passes_are_compiled_too(level: str) -> None:
     found = stack(level, "aot_eager", qtype="int8").gradients(steps=2)
     assert close(found, Stack(dropout=0.0, qtype="int8").gradients(steps=2))
+
+
+@pytest.mark.parametrize(
+    ("mode", "used"),
+    [("reduce-overhead", "default"), ("max-autotune", "max-autotune-no-cudagraphs"), ("default", "default")],
+)
+def test_no_mode_records_cuda_graphs(monkeypatch: pytest.MonkeyPatch, mode: str, used: str) -> None:
+    given = {}
+    monkeypatch.setattr(torch, "compile", lambda run, **options: given.update(options) or run)
+    compile_wrapper(CompileConfig(enabled=True, mode=mode))(lambda block, *tensors: tensors)
+    assert (given["mode"], given["backend"]) == (used, "inductor")
+    options = torch._inductor.list_mode_options(used)
+    assert not options.get("triton.cudagraphs")

@@ -23,6 +23,7 @@ def test_the_largest_phase_decides_and_the_smallest_card_is_named() -> None:
         "memory: peak 21.9 GB on the GPU (training: weights 21.4, context 0.50): fits a 24 GB GPU; "
         "1.0 GB of main memory (training)"
     )
+    assert ": fits an 80 GB GPU;" in plan(79).render()
     assert "does not fit 12, 16, 24, 48, 80 GB GPUs" in plan(81).render()
 
 
@@ -63,5 +64,7 @@ def test_the_remedy_says_what_each_change_saves_and_what_is_left() -> None:
     assert suggest(plan(20), 16 * GB, savings) == (
         "model.qtype: int4 saves 6.0 GB, train.batch_size: 1 saves 1.0 GB; then 13.0 GB"
     )
-    assert suggest(plan(30), 16 * GB, savings).startswith("no setting saves enough: with model.qtype: int4")
-    assert suggest(plan(30), 16 * GB, []) == "no setting saves enough"
+    assert suggest(plan(30), 16 * GB, savings) == (
+        "no setting makes it fit: model.qtype: int4 saves 6.0 GB, train.batch_size: 1 saves 1.0 GB, but 23.0 GB remain"
+    )
+    assert suggest(plan(30), 16 * GB, []) == "no setting makes it fit"

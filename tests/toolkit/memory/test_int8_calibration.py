@@ -20,8 +20,7 @@ from toolkit.memory.int8_calibration import (
     observe_errors,
 )
 from toolkit.memory.int8_matmul import MAX_ERROR, MIN_ROWS, is_supported, quantization_error
-from toolkit.memory.quantize import quantize_weight, quantizer
-from toolkit.memory.quantized_weight import Int8Matmuls, RowwiseQuantized, WithRecoveryLora
+from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
 
 BOTH = Int8Matmuls(forward=True, backward=True)
 
@@ -75,6 +74,11 @@ X, G = normal(20, 64, seed=1), normal(20, 48, seed=2)
 )
 def test_a_product_is_chosen_by_the_errors_that_were_seen(passes, choice: Int8Matmuls) -> None:
     assert chosen(layer(), *passes) == choice
+
+
+def test_a_direction_without_an_exact_product_is_not_chosen(monkeypatch) -> None:
+    monkeypatch.setattr("toolkit.memory.int8_calibration.exact_directions", lambda device: frozenset({"forward"}))
+    assert chosen(layer(), (X, G)) == Int8Matmuls(forward=True)
 
 
 def test_the_gradient_counts_with_the_scales_of_the_outputs() -> None:

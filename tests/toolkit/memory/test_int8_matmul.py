@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from torch import Tensor
+from torch._inductor.utils import run_and_get_code
 
 from tests.diffusers_reference import CPU, relative
 from tests.measured import at_most
@@ -12,6 +15,8 @@ from toolkit.memory import int8_matmul
 from toolkit.memory.int8_matmul import (
     MAX_ERROR,
     SMALLEST_SIDE_ON_CUDA,
+    by_columns,
+    exact_directions,
     int8_mm,
     is_exact,
     is_supported,
@@ -138,18 +143,77 @@ def test_true_takes_what_the_device_can_multiply(monkeypatch) -> None:
     assert not is_supported(True, CPU, (1024, 1024))
 
 
-def test_a_device_whose_sums_overflow_or_that_has_no_kernel_is_found_out(monkeypatch) -> None:
-    is_exact.cache_clear()
-    assert is_exact(CPU)
+@pytest.fixture
+def kernels(monkeypatch: pytest.MonkeyPatch):
+    """Replaces the device's kernel, and has what was found out before forgotten."""
+
+    def replace(kernel: Callable[[Tensor, Tensor], Tensor]) -> None:
+        monkeypatch.setattr(torch, "_int_mm", kernel)
+        exact_directions.cache_clear()
+
+    yield replace
+    exact_directions.cache_clear()
+
+
+def test_a_device_whose_sums_overflow_or_that_has_no_kernel_is_found_out(kernels) -> None:
     real = torch._int_mm
-    is_exact.cache_clear()
-    monkeypatch.setattr(torch, "_int_mm", lambda a, b: real(a, b).clamp(-32768, 32767))  # sums kept in 16 bits
+    kernels(real)
+    assert is_exact(CPU) and exact_directions(CPU) == {"forward", "backward"}
+    kernels(lambda a, b: real(a, b).clamp(-32768, 32767))  # sums kept in 16 bits
     assert not is_exact(CPU)
 
     def missing(a: Tensor, b: Tensor) -> Tensor:
         raise NotImplementedError("aten::_int_mm")
 
-    is_exact.cache_clear()
-    monkeypatch.setattr(torch, "_int_mm", missing)
+    kernels(missing)
     assert not is_exact(CPU)
-    is_exact.cache_clear()
+
+
+def by_columns_only(kernel: Callable[[Tensor, Tensor], Tensor]) -> Callable[[Tensor, Tensor], Tensor]:
+    """A kernel that refuses a second factor that lies by rows, as cuBLASLt's does."""
+
+    def multiply(a: Tensor, b: Tensor) -> Tensor:
+        if (a.stride(), b.stride()) != ((a.shape[1], 1), (1, b.shape[0])):
+            raise RuntimeError("CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul")
+        return kernel(a, b)
+
+    return multiply
+
+
+def test_each_direction_is_judged_by_itself(kernels) -> None:
+    kernels(by_columns_only(torch._int_mm))
+    assert exact_directions(CPU) == {"forward"} and is_exact(CPU)
+
+
+@pytest.fixture
+def as_on_cuda(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The layout for CUDA, on the CPU; tests/faults/test_cuda.py has it on a device."""
+    monkeypatch.setattr(int8_matmul, "as_supported", by_columns)
+
+
+@pytest.mark.usefixtures("as_on_cuda")
+def test_both_products_have_the_layout_that_cuda_multiplies(kernels) -> None:
+    """Row-major times column-major; a kernel that has nothing else is exact in both directions."""
+    real = torch._int_mm
+    rows = [quantize_rows(normal(33, side, seed=2)) for side in (24, 40)]
+    codes_OI = torch.randint(-127, 128, (40, 24), generator=torch.Generator().manual_seed(1), dtype=torch.int8)
+    pairs = [
+        (rows[0], codes_OI.t()),
+        (rows[1], codes_OI),
+        (rows[1]._replace(codes_MK=by_columns(rows[1].codes_MK)), codes_OI),
+    ]
+    expected = [real(one.codes_MK, codes).float() * one.scale_M1 for one, codes in pairs]
+    kernels(by_columns_only(real))
+    assert exact_directions(CPU) == {"forward", "backward"}
+    for (one, codes), product in zip(pairs, expected, strict=True):
+        assert torch.equal(int8_mm(one, codes, torch.float32), product)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("as_on_cuda")
+def test_inductor_keeps_that_layout() -> None:
+    codes_OI = torch.ones(40, 24, dtype=torch.int8)
+    compiled = torch.compile(lambda x, codes: int8_mm(quantize_rows(x), codes, torch.float32))
+    _, [code] = run_and_get_code(compiled, normal(33, 40), codes_OI)
+    [call] = [line for line in code.splitlines() if "extern_kernels._int_mm(" in line]
+    assert "(40, 24), (1, 40), 0)" in call

@@ -15,6 +15,7 @@ FRUGAL = {
     "qtype": "int4",
     "quantize_te": True,
     "low_vram": True,
+    "text_encoder_cpu": True,
     "blocks_to_swap": 30,
     "model_kwargs": {"match_target_res": True},
 }
@@ -40,6 +41,7 @@ def test_everything_that_would_help_is_named_in_order() -> None:
         "blocks_to_swap: 30",
         "quantize_te: true",
         "low_vram",
+        "text_encoder_cpu",
         "resolution: 768",
         "network.linear: 8",
     ]
@@ -58,6 +60,17 @@ def test_what_is_used_already_is_not_advised() -> None:
         )
     )
     assert found == "To save memory, in order of effect: datasets[].resolution: 384."
+
+
+def test_a_rectangle_shrinks_as_a_rectangle() -> None:
+    rectangle = {"width": 960, "height": 544}
+    (change,) = (
+        change
+        for change in suggestions(section(datasets=[{"folder_path": "d", "resolution": [rectangle]}]))
+        if change.text.startswith("datasets[]")
+    )
+    assert change.text == "datasets[].resolution: {width: 704, height: 384}"
+    assert change.area == 704 * 384 / (960 * 544)
 
 
 def test_a_smaller_number_type_is_the_next_step() -> None:

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 
 from toolkit.interfaces import BlockForward, BlockWrapper
 from toolkit.memory.int8_calibration import int8_layers
-from toolkit.memory.quantize import quantizer
-from toolkit.memory.quantized_weight import Int8Matmuls
+from toolkit.memory.quantization import Int8Matmuls, quantizer
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import LoraNetwork
 
@@ -44,7 +43,9 @@ class Stack:
         dropout: float = 0.1,
         rank: int = 4,
         in_int8: Int8Matmuls | None = None,
+        device: torch.device = CPU,
     ) -> None:
+        self.device = device
         with torch.random.fork_rng():
             torch.manual_seed(0)
             self.model = nn.ModuleList(Block() for _ in range(count)).requires_grad_(False)
@@ -52,13 +53,14 @@ class Stack:
             quantizer(qtype)(block, str(index))
         for layer in int8_layers(self.model) if in_int8 else ():
             layer.in_int8 = in_int8
+        self.model.to(device)
         targets = [f"{index}.{layer}" for index in range(count) for layer in ("q", "k", "v", "out", "up", "down")]
         self.network = kind(targets, rank, 4.0, dropout, seed=1)
         self.network.attach(self.model)
         self.network.fuse_projections([[f"{index}.{layer}" for layer in "qkv"] for index in range(count)])
         random = torch.Generator().manual_seed(2)
         for parameter in self.network.parameters().values():
-            parameter.data += 0.1 * torch.randn(parameter.shape, generator=random)
+            parameter.data += 0.1 * torch.randn(parameter.shape, generator=random).to(device)
         self.run: BlockForward = plain
 
     def blocks(self, *indices: int) -> Sequence[nn.Module]:
@@ -76,7 +78,7 @@ class Stack:
         return run
 
     def output(self, tokens: int = TOKENS) -> Tensor:
-        x_BSD = torch.randn((2, tokens, WIDTH), generator=torch.Generator().manual_seed(3))
+        x_BSD = torch.randn((2, tokens, WIDTH), generator=torch.Generator().manual_seed(3)).to(self.device)
         for block in self.model:
             (x_BSD,) = self.run(block, x_BSD)
         return x_BSD

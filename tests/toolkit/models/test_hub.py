@@ -1,5 +1,6 @@
 """Against a small hub on this machine: the client library runs in a process of its own, as it does for a user."""
 
+import json
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -9,17 +10,19 @@ from types import SimpleNamespace
 import pytest
 
 from tests.conftest import ROOT, child_environment
-from tests.model_folders import COMMIT, write_cached
+from tests.model_folders import COMMIT, NO_WEIGHTS, write_cached
 from tests.small_hub import Hub, small_hub
 from toolkit.errors import UserError
 from toolkit.models import hub
 from toolkit.models.qwen_edit.family import FAMILY
+from toolkit.safetensors_io import framed
 
 NAME = "someone/model"
 FILES = {
     "model_index.json": b'{"_class_name": "QwenImageEditPlusPipeline"}',
     **{f"{part}/{file.replace('*', part)}": b"{}" for part, file in FAMILY.parts.items()},
-    "transformer/diffusion_pytorch_model.safetensors": b"weights" * 1000,
+    **{f"{part}/model.safetensors": NO_WEIGHTS for part in FAMILY.weight_parts[1:]},
+    "transformer/diffusion_pytorch_model.safetensors": framed(json.dumps({"__metadata__": {"filling": "x" * 7000}})),
     "preview.png": b"never wanted",
 }
 
@@ -125,7 +128,9 @@ def test_a_download_says_size_and_target_and_brings_what_is_needed(ask, server: 
     assert said["note"].startswith(f"downloading {NAME}: 0.0 GB to {tmp_path / 'hf' / 'hub'} (")
     folder = Path(said["path"])
     assert {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()} == set(FILES) - {"preview.png"}
-    assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == b"weights" * 1000
+    assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == FILES[
+        "transformer/diffusion_pytorch_model.safetensors"
+    ]
 
 
 def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub) -> None:
@@ -134,7 +139,9 @@ def test_a_download_that_broke_off_is_finished_by_the_next_run(ask, server: Hub)
     server.break_after = None
     server.asked.clear()
     folder = Path(ask(HF_ENDPOINT=server.url)["path"])
-    assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == b"weights" * 1000
+    assert (folder / "transformer/diffusion_pytorch_model.safetensors").read_bytes() == FILES[
+        "transformer/diffusion_pytorch_model.safetensors"
+    ]
     # Whole files are not fetched again.
     assert {path.rsplit("/", 1)[1] for path in server.asked if "/resolve/" in path} == {
         "diffusion_pytorch_model.safetensors"

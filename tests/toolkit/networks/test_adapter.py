@@ -13,7 +13,7 @@ from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.quantize import quantizer
+from toolkit.memory.quantization import quantizer
 from toolkit.networks.adapter import AdapterBase, AdapterDropout, dequantized_weight
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.save import save_network

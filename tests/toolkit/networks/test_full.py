@@ -16,7 +16,7 @@ from toolkit.distributed import ProcessGroup
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.fsdp import shard_block_fn
-from toolkit.models.qwen_edit.layer_shapes import modules
+from toolkit.models.qwen_edit.sizes import modules
 from toolkit.networks.full import FullNetwork, cast_on_use, modules_with_weights
 from toolkit.networks.targets import select_target_modules
 

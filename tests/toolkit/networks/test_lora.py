@@ -23,7 +23,7 @@ from tests.measured import at_least, at_most
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.interfaces import Size
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.quantize import quantizer
+from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.networks.save import save_network

@@ -2,7 +2,7 @@ import pytest
 
 from toolkit.config.network import NetworkConfig, NetworkKwargs
 from toolkit.errors import UserError
-from toolkit.networks.targets import select_target_modules, select_targets
+from toolkit.networks.targets import select_target_modules, select_targets, unused_choices
 
 NAMES = ["blocks.0.attn.to_q", "blocks.0.mlp.2", "blocks.1.attn.to_q", "blocks.1.mlp.2"]
 
@@ -50,3 +50,17 @@ def test_texts_narrow_what_patterns_choose() -> None:
 def test_patterns_that_match_nothing_are_a_mistake() -> None:
     with pytest.raises(UserError, match=r"include_patterns .* leave no layer to train.*match the whole name"):
         select_targets(NAMES, include_patterns=["attn"])
+
+
+def test_what_fits_no_layer_is_told() -> None:
+    settings = NetworkConfig(
+        include_patterns=[r".*attn.*", "attn"],
+        exclude_patterns=["norm"],
+        network_kwargs=NetworkKwargs(only_if_contains=["blocks", "heads"], ignore_if_contains=["mpl"]),
+    )
+    assert [line.partition(f" {NAMES[0]!r}")[0] for line in unused_choices(settings, NAMES)] == [
+        "network.include_patterns: 'attn' matches no layer. Names look like",
+        "network.exclude_patterns: 'norm' matches no layer. Names look like",
+        "network.network_kwargs.only_if_contains: no layer's name contains 'heads'. They look like",
+        "network.network_kwargs.ignore_if_contains: no layer's name contains 'mpl'. They look like",
+    ]

@@ -5,7 +5,7 @@ from torch import nn
 from tests.golden_tables import golden
 from tests.measured import at_most
 from toolkit.optim.ema import Ema, copy_into
-from toolkit.optim.ema_decay import initial_weight_fraction
+from toolkit.optim.schedules import initial_weight_fraction
 
 CASES = golden("ema", use_feedback=False, param_multiplier=1.0, update_rule="w = input")
 

@@ -2,6 +2,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from toolkit.errors import UserError
 from toolkit.optim.optimizer_args import (
@@ -13,6 +14,7 @@ from toolkit.optim.optimizer_args import (
     constructor_defaults,
     is_schedule_free,
     optimizer_class,
+    try_optimizer,
     typed_arguments,
 )
 
@@ -51,6 +53,34 @@ def test_arguments_of_a_dotted_path_are_those_of_its_constructor() -> None:
     check_optimizer("bitsandbytes.optim.PagedAdEMAMix8bit", {"alpha": "4"})
     with pytest.raises(ArgumentError, match=r"no 'momentun'\. Did you mean 'momentum'"):
         check_optimizer("torch.optim.SGD", {"momentun": 0.9})
+
+
+def test_values_of_a_dotted_path_are_tried_on_a_small_weight() -> None:
+    with pytest.raises(ArgumentError, match="NAdam refuses them: Invalid weight_decay value: -1"):
+        check_optimizer("torch.optim.NAdam", {"weight_decay": -1})
+
+
+@pytest.mark.parametrize(
+    ("name", "arguments", "message"),
+    [
+        ("adafactor", {"relative_step": True}, "adafactor refuses them: Cannot combine manual `lr`"),
+        ("adamw", {"weight_decay": -1}, "adamw refuses them: Invalid weight_decay value: -1. Correct or remove"),
+        ("adamw", {"weight_decay": None}, "adamw refuses them: "),
+        ("adamw8bit", {"betas": "1.5,0.9"}, "adamw8bit refuses them: Invalid beta parameter at index 0: 1.5."),
+        ("sgd", {"nesterov": True}, "sgd refuses them: Nesterov momentum requires a momentum"),
+        ("adamw", {"capturable": True}, "adamw with these arguments cannot step a weight on cpu: If capturable=True"),
+        ("torch.optim.SparseAdam", {}, "cannot step a weight on cpu: SparseAdam does not support dense gradients"),
+    ],
+)
+def test_what_would_fail_in_training_fails_when_it_is_tried(name: str, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        try_optimizer(name, 1e-4, arguments, torch.device("cpu"))
+    assert message in str(caught.value)
+
+
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.RMSprop", "schedulefree.SGDScheduleFree"])
+def test_every_optimizer_passes_the_trial(name: str) -> None:
+    try_optimizer(name, 0.0, {}, torch.device("cpu"))
 
 
 def test_only_an_optimizer_outside_of_the_table_loads_torch() -> None:

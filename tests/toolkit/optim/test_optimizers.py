@@ -114,7 +114,7 @@ def test_an_unknown_optimizer_is_a_mistake_with_a_hint() -> None:
 
 def test_what_the_constructor_refuses_is_a_mistake() -> None:
     with pytest.raises(
-        UserError, match=r"train\.optimizer: torch\.optim\.Adam cannot be made: Invalid epsilon value: -1"
+        UserError, match=r"train\.optimizer_params: torch\.optim\.Adam refuses them: Invalid epsilon value: -1"
     ):
         build_optimizer("torch.optim.Adam", start(), 1e-3, {"eps": -1})
 

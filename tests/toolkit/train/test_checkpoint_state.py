@@ -22,8 +22,8 @@ from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer
 from toolkit.sharded_param import RowShard
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
 from toolkit.train.checkpoint_store import step_of
+from toolkit.train.collectives import WorkerContext, install_command_handler
 from toolkit.train.optimizer_step import Role
-from toolkit.train.rank0_commands import WorkerContext, install_command_handler
 from toolkit.train.run import Run
 
 FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]

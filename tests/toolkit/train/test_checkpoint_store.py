@@ -16,13 +16,16 @@ from pathlib import Path
 import pytest
 
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
+from toolkit.errors import RunError
 from toolkit.train import checkpoint_store
 from toolkit.train.checkpoint_store import (
+    check_writable,
     checkpoint_dir,
     checkpoint_folders,
     free_disk_space,
     latest_checkpoint,
     remove_partial_writes,
+    verify,
 )
 
 FILES = ["MANIFEST.json", "ema.safetensors", "optimizer.safetensors", "state.json", "weights.safetensors"]
@@ -55,14 +58,53 @@ def test_a_manifest_that_is_json_but_no_manifest_is_passed_over(tmp_path: Path) 
         assert latest_checkpoint(checkpoint_dir(tmp_path)) == older
 
 
+@pytest.mark.parametrize("name", FILES[1:])
+def test_a_manifest_that_lists_less_than_a_state_has_is_passed_over(tmp_path: Path, name: str) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    manifest = json.loads((newer / "MANIFEST.json").read_text())
+    del manifest["files"][name]
+    (newer / "MANIFEST.json").write_text(json.dumps(manifest))
+    assert verify(newer) == f"MANIFEST.json does not list {name}"
+    assert latest_checkpoint(checkpoint_dir(tmp_path)) == older
+
+
+def test_a_state_by_the_name_of_another_step_is_passed_over(tmp_path: Path) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    renamed = newer.rename(newer.with_name("step_000000009"))
+    assert verify(renamed) == "its name says step 9, MANIFEST.json says 4"
+    assert latest_checkpoint(checkpoint_dir(tmp_path)) == older
+
+
+def test_a_manifest_nested_without_end_is_passed_over(tmp_path: Path) -> None:
+    older, newer = saved(tmp_path, 2, 4)
+    (newer / "MANIFEST.json").write_text("[" * 100_000)
+    assert latest_checkpoint(checkpoint_dir(tmp_path)) == older
+
+
+def test_states_that_could_not_be_saved_are_told_at_the_start(tmp_path: Path, monkeypatch) -> None:
+    root = tmp_path / "state"
+    check_writable(root)  # it will be made
+    root.write_text("")
+    with pytest.raises(RunError, match="is no folder"):
+        check_writable(root)
+    root.unlink()
+    root.mkdir(mode=0o500)
+    if os.geteuid() == 0:  # root may write everywhere
+        monkeypatch.setattr(checkpoint_store.os, "access", lambda path, mode: False)
+    with pytest.raises(RunError, match="cannot be written to"):
+        check_writable(root)
+
+
 def test_the_highest_step_wins_whatever_the_file_times_and_the_spelling(tmp_path: Path) -> None:
     low, high = saved(tmp_path, 2, 4)
     for path in (high, *high.iterdir()):
         os.utime(path, (1, 1))
     assert latest_checkpoint(checkpoint_dir(tmp_path)) == high
     # A tenth digit: sorted as text it would come first.
-    low.rename(low.with_name("step_999999999"))
-    high.rename(high.with_name("step_1000000000"))
+    for path, step in ((low, 999999999), (high, 1000000000)):
+        manifest = json.loads((path / "MANIFEST.json").read_text())
+        (path / "MANIFEST.json").write_text(json.dumps(manifest | {"step": step}))
+        path.rename(path.with_name(f"step_{step}"))
     assert latest_checkpoint(checkpoint_dir(tmp_path)).name == "step_1000000000"
 
 

@@ -49,6 +49,8 @@ HARMLESS = [
     "train.parallel",
     "train.ddp_timeout",
     "model.low_vram",
+    "model.text_encoder_cpu",
+    "memory_check",
     "model.modulation_table",
     "model.blocks_to_swap",
     "network.pretrained_lora_path",
@@ -59,7 +61,6 @@ IMPOSSIBLE = [
     "network.linear",
     "network.network_kwargs.only_if_contains",
     "network.network_kwargs.ignore_if_contains",
-    "model.name_or_path",
     "model.quantize",
     "model.qtype",
     "model.quantize_te",
@@ -164,6 +165,11 @@ def test_harmless(section: dict, key: str) -> None:
 @pytest.mark.parametrize("key", IMPOSSIBLE)
 def test_impossible(section: dict, key: str) -> None:
     assert kind_of(section, key) == "impossible"
+
+
+@pytest.mark.parametrize("key", ["model.name_or_path", "model.revision"])
+def test_where_the_base_model_is(section: dict, key: str) -> None:
+    assert kind_of(section, key) == "place"
 
 
 @pytest.mark.parametrize("key", CHANGES_RESULT_EXCEPTIONS)

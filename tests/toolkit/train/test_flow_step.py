@@ -17,7 +17,7 @@ from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.flow.loss import linear_path
 from toolkit.interfaces import BatchSpec, DynamicShift, PromptEmbeds, Size
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork

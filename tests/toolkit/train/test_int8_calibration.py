@@ -10,15 +10,14 @@ from torch import Tensor
 from torch._dynamo.utils import counters
 
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
-from toolkit.config.compile import CompileConfig
+from toolkit.config.train import CompileConfig
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import epoch_batches, epoch_order
 from toolkit.interfaces import BatchSpec, Size
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.int8_calibration import candidates, int8_layers
-from toolkit.memory.quantize import quantizer
-from toolkit.memory.quantized_weight import Int8Matmuls
+from toolkit.memory.quantization import Int8Matmuls, quantizer
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.int8_calibration import LEVELS, calibrate_int8, first_sample_spec
 

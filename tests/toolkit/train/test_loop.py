@@ -321,7 +321,7 @@ def test_every_hook_hears_of_an_error_and_the_error_goes_on(toy, moment: str) ->
 
 def test_step_time_holds_data_and_logging_but_not_saving(toy, recorder, monkeypatch: pytest.MonkeyPatch) -> None:
     clock = SimpleNamespace(now=100.0)
-    monkeypatch.setattr("toolkit.train.step_timer.time", SimpleNamespace(monotonic=lambda: clock.now))
+    monkeypatch.setattr("toolkit.train.metrics_buffer.time", SimpleNamespace(monotonic=lambda: clock.now))
 
     class Takes(Callback):
         def __init__(self, seconds: float, counts: bool) -> None:

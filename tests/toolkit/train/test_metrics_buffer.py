@@ -16,9 +16,7 @@ from torch import Tensor
 from tests.toolkit.train.test_loop import broken_for
 from toolkit.errors import RunError
 from toolkit.interfaces import StepLosses
-from toolkit.memory.quantize import quantize_weight
-from toolkit.memory.quantized_linear import QuantizedLinear
-from toolkit.memory.quantized_weight import Int8Matmuls
+from toolkit.memory.quantization import Int8Matmuls, QuantizedLinear, quantize_weight
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.train.callbacks.metrics import MetricsCallback

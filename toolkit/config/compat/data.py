@@ -7,9 +7,9 @@ from typing import Any
 
 from pydantic import BaseModel
 
-from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
-from toolkit.config.control_slots import gather_slots, slot_names
-from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.base import Entries, ForeignNames, each, refuse
+from toolkit.config.field_types import gather_slots, slot_names
+from toolkit.config.located import Diagnostics
 
 
 def _dataset(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
@@ -48,22 +48,41 @@ DATASET = ForeignNames(
         "prefetch_factor": "batches are small, everything is encoded before",
         "persistent_workers": "loaders always live as long as the run",
         "full_size_control_images": "references always keep their own size",
-        "fps": "it concerns videos",
-        **dict.fromkeys(("clip_image_path", "cache_clip_vision_to_disk"), "the model has no CLIP image encoder"),
+        **each("fps do_i2v auto_frame_count trim_auto_frame_count_tail", "it concerns videos"),
+        **each("do_audio audio_preserve_pitch audio_normalize", "it concerns audio"),
+        **each(
+            "clip_image_path cache_clip_vision_to_disk clip_image_from_same_folder clip_image_augmentations "
+            "clip_image_shuffle_augmentations",
+            "the model has no CLIP image encoder",
+        ),
+        **each(
+            "cache_tensors_to_disk load_image_when_caching_latents cache_latents_num_workers",
+            "what is cached is encoded one at a time, each once",
+        ),
+        "fast_image_size": "the size of an image is always read from its header",
+        "replay_transforms": "references are flipped with their image",
+        "debug": "the log has one level",
         **dict.fromkeys(("use_short_captions", "short_and_long_captions"), "a caption is one text file"),
     },
     unsupported={
         **refuse(
             "dataset_path random_triggers replacements augments augmentations controls unconditional_path inpaint_path "
-            "batch_size poi"
+            "poi extra_values diff_output_preservation_class"
         ),
-        **refuse("prior_reg random_crop random_scale square_crop control_from_same_folder standardize_images", False),
+        **refuse(
+            "prior_reg random_crop random_scale square_crop control_from_same_folder standardize_images "
+            "diff_output_preservation shuffle_augmentations",
+            False,
+        ),
+        **refuse("batch_size", 1),
+        **refuse("guidance_type", "targeted"),
         **refuse("network_weight scale random_triggers_max num_frames", 1),
         "token_dropout_rate": (0,),
         "num_controls_from_same_folder": (0, 1),
         "shrink_video_to_frames": (True, False),
         "type": ("image",),
     },
+    needs={"diff_output_preservation_class": "diff_output_preservation"},
     reshapes=(_dataset,),
 )
 

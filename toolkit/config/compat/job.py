@@ -6,9 +6,9 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
+from toolkit.config.base import Entries, ForeignNames, refuse
 from toolkit.config.compat.model import TO_TRAIN
-from toolkit.config.diagnostics import Diagnostics
+from toolkit.config.located import Diagnostics
 from toolkit.config.normalise import merge_aliases, place_in
 
 _FROM_TRAIN = {"seed": "training_seed", "validation": "validation", "stop_when": "stop_when"}

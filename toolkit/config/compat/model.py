@@ -1,4 +1,4 @@
-"""`model` as other programs write it."""
+"""`model` and `network` as other programs write them."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.located import ConfigNode
-from toolkit.config.normalise import listed, merge_aliases
+from toolkit.config.base import Entries, ForeignNames, refuse
+from toolkit.config.located import ConfigNode, Diagnostics, show
+from toolkit.config.normalise import listed, merge_aliases, read_pairs
+from toolkit.errors import did_you_mean
+from toolkit.number_types import QTYPES
 
 QTYPE_SPELLINGS = {
     "qint8": "int8",
@@ -34,7 +35,7 @@ _OTHER_FAMILIES = "is_flux is_xl is_v2 is_v3 is_v_pred is_pixart is_pixart_sigma
 _OF_OTHER_FAMILIES = "use_flux_cfg flux_cfg use_text_encoder_1 use_text_encoder_2 experimental_xl refiner_name_or_path"
 
 
-def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _reshape_model(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`base_weights` and `base_weights_multiplier` become `base_loras`.
 
     `qtype: type|file` is parted; musubi-tuner's switches become `quantize`, `quantize_te` and their types.
@@ -72,6 +73,10 @@ def _switched(entries: Entries, diagnostics: Diagnostics) -> None:
         if node is not None and not isinstance(node.value, bool):
             diagnostics.error(node, "write true or false.")
             given[key] = None
+    given_base, given_scaled, _ = given.values()
+    if given_base is not None and given_base.value is False and given_scaled is not None and given_scaled.value is True:
+        message = "'fp8_scaled: true' and 'fp8_base: false' contradict each other. Leave one of them out."
+        diagnostics.error(given_scaled, message, at_key=True)
     base, scaled, text = (node if node is not None and node.value else None for node in given.values())
     for node, switch, kind, qtype in (
         (scaled or base, "quantize", "qtype", "fp8_scaled" if scaled else "float8"),
@@ -90,7 +95,10 @@ def _parted(entries: Entries, diagnostics: Diagnostics) -> None:
             qtype, file = (part.strip() for part in node.value.split("|", 1))
             written = node.written and node.written.rpartition("|")[2].strip()
             entries[key] = replace(node, value=qtype)
-            if file:
+            if file and qtype.lower() not in {*QTYPES, *QTYPE_SPELLINGS}:
+                message = f"{qtype!r} is unknown. Use {' or '.join(map(repr, QTYPES))}, without '|' and the file: "
+                diagnostics.error(node, f"{message}its adapter makes up for the errors of {qtype} alone.")
+            elif file:
                 adapter = entries.get("accuracy_recovery_adapter")
                 moved = replace(node, value=file, written=written)
                 entries["accuracy_recovery_adapter"] = merge_aliases(adapter, moved, diagnostics)
@@ -116,6 +124,8 @@ MODEL = ForeignNames(
     no_effect={
         **dict.fromkeys([*_OTHER_FAMILIES.split(), *_OF_OTHER_FAMILIES.split()], "this trains Qwen-Image"),
         **dict.fromkeys(("dtype", "te_dtype", "vae_dtype"), "train.dtype decides"),
+        "attn_masking": "captions of a batch are never padded",
+        "refiner_start_at": "there is no refiner",
         "latent_space_version": "the cache knows a VAE by its weights",
         "text_encoder_bits": "quantize_te and qtype_te decide",
         "attn_mode": "the attention kernel is chosen by PyTorch",
@@ -125,8 +135,130 @@ MODEL = ForeignNames(
         **refuse("layer_offloading_transformer_percent layer_offloading_text_encoder_percent", 1),
         **refuse(
             "lora_path assistant_lora_path inference_lora_path unconditional_lora_path extras_name_or_path "
-            "te_name_or_path vae_path unet_path only_if_contains ignore_if_contains quantize_kwargs"
+            "te_name_or_path vae_path unet_path only_if_contains ignore_if_contains quantize_kwargs unet_sample_size "
+            "vae_device te_device model_paths"
+        ),
+        **refuse("split_model_over_gpus in_context", False),
+        **refuse("split_model_other_module_param_count_scale", 0.3),
+    },
+    needs={
+        "split_model_other_module_param_count_scale": "split_model_over_gpus",
+        **dict.fromkeys(
+            ("layer_offloading_transformer_percent", "layer_offloading_text_encoder_percent"), "layer_offloading"
         ),
     },
-    reshapes=(_reshape,),
+    reshapes=(_reshape_model,),
+)
+
+
+MODEL_KWARGS = ForeignNames(unsupported=refuse("kv_cache", False))
+
+KIND_SPELLINGS = {"lycoris": "lora", "fullrank": "full"}
+
+ALGO_SPELLINGS = {"locon": "lora"}
+
+_MODULES = {
+    "networks.lora_qwen_image": "lora",
+    "networks.lora": "lora",
+    "networks.loha": "loha",
+    "networks.lokr": "lokr",
+}
+
+_IN_KWARGS = ("lokr_full_rank", "factor")
+"""Keys of `network` that ai-toolkit's jobs for LyCORIS have in `network_kwargs`."""
+
+_ALGOS = ("lora", "loha", "lokr")
+"""LyCORIS' names that are names of kinds here."""
+
+_IDLE_ARGUMENTS = {
+    "verbose": "the log has one level",
+    **dict.fromkeys(("conv_dim", "conv_alpha"), "the transformer has no convolutions"),
+}
+
+
+def _reshape_network(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """`type: lycoris` becomes the kind that `network_kwargs.algo` names; `_IN_KWARGS` come out of there.
+
+    musubi-tuner's `network_module` becomes the type, its `network_args` the keys they name.
+    """
+    _from_module(entries, diagnostics)
+    _from_arguments(section, entries, diagnostics)
+    kwargs = entries.get("network_kwargs")
+    if kwargs is not None and isinstance(kwargs.value, dict):
+        rest = {key: child for key, child in kwargs.value.items() if key not in _IN_KWARGS}
+        for key in kwargs.value.keys() - rest.keys():
+            if not kwargs.value[key].is_blank:
+                entries[key] = merge_aliases(entries.get(key), kwargs.value[key], diagnostics)
+        kwargs = entries["network_kwargs"] = replace(kwargs, value=rest)
+    algo = kwargs.child("algo") if kwargs else None
+    if algo is not None and not algo.is_blank:
+        kind, named = _name(entries.get("type")), _name(algo)
+        if kind == "lycoris" and named in _ALGOS:
+            entries["type"] = replace(algo, value=named)
+        elif kind != "lycoris" and named not in ("lora", "locon", kind):
+            diagnostics.error(algo, "applies to 'type: lycoris' only. Say it by network.type.", at_key=True)
+    for key in ("factor", "lokr_factor"):
+        if key in entries and entries[key].value != -1 and _name(entries.get("type")) != "lokr":
+            diagnostics.warn(entries[key], "has no effect: it concerns LoKr only.")
+    return entries
+
+
+def _from_module(entries: Entries, diagnostics: Diagnostics) -> None:
+    module = entries.pop("network_module", None)
+    if module is None:
+        return
+    kind = _MODULES.get(str(module.value).strip())
+    if kind is None:
+        diagnostics.error(module, f"{show(module)} is unknown. {did_you_mean(str(module.value), _MODULES)}")
+    else:
+        entries["type"] = merge_aliases(entries.get("type"), replace(module, value=kind), diagnostics)
+
+
+def _from_arguments(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> None:
+    arguments = entries.pop("network_args", None)
+    known = {name: name for name in section.model_fields} | dict(NETWORK.aliases)
+    for key, node in read_pairs(arguments, diagnostics).value.items() if arguments else ():
+        if key in _IDLE_ARGUMENTS:
+            diagnostics.warn(node, f"{key!r} has no effect: {_IDLE_ARGUMENTS[key]}.")
+        elif key in known:
+            entries[known[key]] = merge_aliases(entries.get(known[key]), node, diagnostics)
+        else:
+            diagnostics.error(node, f"{key!r} is unknown. {did_you_mean(key, known, list_all=False)}")
+
+
+def _name(node: ConfigNode | None) -> str:
+    """The kind a node names; without one the default."""
+    return str(node.value).strip().lower() if node else "lora"
+
+
+NETWORK = ForeignNames(
+    aliases={
+        "rank": "linear",
+        "network_dim": "linear",
+        "alpha": "linear_alpha",
+        "network_alpha": "linear_alpha",
+        "network_dropout": "dropout",
+        "network_weights": "pretrained_lora_path",
+        "lokr_factor": "factor",
+    },
+    shapes={
+        "network_args": "keys of this section, as a list of texts `name=value`",
+        "network_module": "type: networks.lora_qwen_image, networks.loha, networks.lokr",
+    },
+    no_effect={
+        "split_multistage_loras": "Qwen-Image has one stage",
+        **dict.fromkeys(("conv", "conv_alpha"), "the transformer has no convolutions"),
+        "old_lokr_format": "LoKr files are written in the current form only",
+    },
+    unsupported={
+        **refuse("lorm"),
+        **refuse("transformer_only", True),
+        **refuse("all_layers layer_offloading", False),
+    },
+    reshapes=(_reshape_network,),
+)
+
+NETWORK_KWARGS = ForeignNames(
+    shapes={key: f"network.{key}" for key in _IN_KWARGS},
+    unsupported={"full_if_contains": (), "transformer_only": (True,)},
 )

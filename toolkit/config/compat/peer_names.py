@@ -19,12 +19,19 @@ class ForeignOption(NamedTuple):
     remark: str = ""
     """How the meaning differs, or why there is no such key."""
 
+    harmless: bool = False
+    """Whether it asks for nothing that is missing here: such a key is a note, wherever it stands."""
+
 
 def _is(here: str, remark: str = "") -> ForeignOption:
     return ForeignOption(tuple(here.split()), remark)
 
 
 def _none(remark: str) -> ForeignOption:
+    return ForeignOption((), remark, harmless=True)
+
+
+def _refused(remark: str) -> ForeignOption:
     return ForeignOption((), remark)
 
 
@@ -33,6 +40,16 @@ _READ = "read from the model's own files"
 _COMMAND = "nothing is started by a command line that could be added to"
 _KERNEL = "PyTorch chooses the attention kernel"
 _ENCODED = "images and captions are encoded one at a time, each once, before training; 0 would be an error there"
+_UPLOADS = (
+    "async_upload huggingface_path_in_repo huggingface_repo_id huggingface_repo_type huggingface_repo_visibility "
+    "huggingface_token save_state_to_huggingface resume_from_huggingface"
+)
+_OF_DRAWING = (
+    "append_original_name automatic_prompt_lang_for_layered bell cfg_normalize ckpt_dir embedded_cfg_scale fp8_fast "
+    "interactive latent_path lycoris mask_path output_layers output_type rcm_debug_save rcm_dilate_size "
+    "rcm_kernel_size rcm_relative_threshold rcm_threshold save_merged_model"
+)
+_COMPILES = "of `accelerate`; here the section `train.compile`"
 _OWN_RUN = "there for a program of its own; here pictures are drawn during training, by the `sample` section"
 
 MUSUBI: dict[str, ForeignOption] = {
@@ -55,24 +72,54 @@ MUSUBI: dict[str, ForeignOption] = {
     "xformers": _none(_KERNEL),
     "flash_attn": _none(_KERNEL),
     "flash3": _none(_KERNEL),
+    "sage_attn": _none(_KERNEL),
+    "attn_mode": _none(_KERNEL),
     "split_attn": _none("captions of a batch are never padded"),
+    "num_layers": _none(_READ),
+    "img_in_txt_in_offloading": _none("these layers are small and stay on the device"),
+    "block_swap_h2d_only": _none("frozen weights are only ever copied to the device"),
+    "block_swap_ring_size": _none("two swapped blocks have room on the device"),
+    "use_pinned_memory_for_block_swap": _none("swapped blocks always wait in pinned memory"),
+    "disable_numpy_memmap": _none("files are read tensor by tensor"),
+    "vae_dtype": _is("train.dtype", "one number type for all parts"),
+    "vae_enable_tiling": _none("images are encoded one at a time"),
+    "vae_tiling": _none("images are encoded one at a time"),
+    "remove_first_image_from_target": _refused("it concerns Qwen-Image-Layered, which cannot be trained here"),
     # the data
     "dataset_config": _is("datasets", "required; the datasets stand in the job itself"),
     "image_directory": _is("datasets[].folder_path"),
-    "image_jsonl_file": _none("captions are text files beside the images"),
+    "image_jsonl_file": _refused(
+        "a list of images is not read; give datasets[].folder_path, with the captions as text files beside the images"
+    ),
+    "general": _is("config.defaults", "for all processes; a list of datasets is replaced as a whole"),
+    "batch_size": _is("train.batch_size", "one for all datasets"),
+    "multiple_target": _refused("it concerns Qwen-Image-Layered, which cannot be trained here"),
+    "video_directory": _refused("videos cannot be trained here"),
+    "video_jsonl_file": _refused("videos cannot be trained here"),
+    "debug_dataset": _none("`--dry-run` prints what was found, with the sizes"),
+    "qwen_image_edit_no_resize_control": _is(
+        "model.model_kwargs.match_target_res", "the older name of no_resize_control"
+    ),
+    "qwen_image_edit_control_resolution": _is(
+        "model.model_kwargs.match_target_res", "the older name of control_resolution"
+    ),
+    "resolution": _is(
+        "datasets[].resolution",
+        "there `[960, 544]` is one rectangle, which is `{width: 960, height: 544}` here; a list is a list of sizes",
+    ),
     "caption_extension": _is("datasets[].caption_ext"),
     "control_directory": _is("datasets[].control_path", "one folder for each reference of an image, in slot order"),
     "control_resolution": _is("model.model_kwargs.match_target_res", "off: 1024 x 1024 pixels of area"),
     "no_resize_control": _is("model.model_kwargs.match_target_res", "references always get one of two areas"),
     "cache_directory": _is("datasets[].cache_latents_to_disk", "one cache for all runs, in the training folder"),
-    "enable_bucket": _none("images are always grouped by size"),
+    "enable_bucket": _none("images are always grouped by size; one size for all is a rectangle as `resolution`"),
     "bucket_no_upscale": _none("images are enlarged only as far as sides of multiples of 32 demand"),
     "caching_latent_batch_size": _none(_ENCODED),
     "caching_latent_num_workers": _none(_ENCODED.split(";")[0]),
     "caching_teo_batch_size": _none(_ENCODED),
     "caching_teo_num_workers": _none(_ENCODED.split(";")[0]),
     "skip_existing": _none("what is cached is known by its content and never encoded twice"),
-    "keep_cache": _is("datasets[].cache_latents_to_disk"),
+    "keep_cache": _none("nothing is removed from the cache"),
     "max_data_loader_n_workers": _is("datasets[].num_workers", "0: the main thread"),
     "persistent_data_loader_workers": _none("loaders always live as long as the run"),
     # length, learning rate, optimizer
@@ -84,7 +131,7 @@ MUSUBI: dict[str, ForeignOption] = {
     "max_grad_norm": _is("train.max_grad_norm", "0: no clipping"),
     "lr_scheduler": _is("train.lr_scheduler"),
     "lr_scheduler_args": _is("train.lr_scheduler_params"),
-    "lr_scheduler_type": _none("no class paths for schedules"),
+    "lr_scheduler_type": _refused("classes of schedules are not loaded; give train.lr_scheduler one of its names"),
     "lr_warmup_steps": _is("train.lr_warmup_steps", "0: none; below 1 a share of all steps"),
     "lr_decay_steps": _is(
         "train.lr_decay_steps", "0: none; below 1 a share of all steps. There only warmup_stable_decay heeds it"
@@ -98,6 +145,9 @@ MUSUBI: dict[str, ForeignOption] = {
         "train.optimizer_params", "a list of texts `name=value`; empty: the optimizer's own defaults"
     ),
     "ddp_timeout": _is("train.ddp_timeout", "minutes; 0: the library's default"),
+    "ddp_gradient_as_bucket_view": _none("gradients are added up in buckets of their own"),
+    "ddp_static_graph": _none("gradients are added up once per step"),
+    "full_fp16": _refused("trained weights are float32, or bf16 with train.full_bf16"),
     "full_bf16": _is("train.full_bf16"),
     "fused_backward_pass": _is("train.fused_backward_pass"),
     "gradient_checkpointing": _is("train.gradient_checkpointing", "`auto` unless given"),
@@ -108,6 +158,10 @@ MUSUBI: dict[str, ForeignOption] = {
     "compile_dynamic": _is("train.compile.dynamic"),
     "compile_fullgraph": _is("train.compile.fullgraph"),
     "compile_cache_size_limit": _is("train.compile.cache_size_limit", "0: 32"),
+    **{
+        f"dynamo_{name}": _is(f"train.compile.{name}", _COMPILES)
+        for name in ("backend", "mode", "dynamic", "fullgraph")
+    },
     "cuda_allow_tf32": _is("train.cuda_allow_tf32"),
     "cuda_cudnn_benchmark": _is("train.cuda_cudnn_benchmark"),
     # noise levels
@@ -122,6 +176,7 @@ MUSUBI: dict[str, ForeignOption] = {
     "max_timestep": _is("train.max_timestep"),
     "preserve_distribution_shape": _is("train.preserve_distribution_shape"),
     "num_timestep_buckets": _is("train.num_timestep_buckets", "0: off"),
+    "show_timesteps": _refused("noise levels are not plotted; metrics.jsonl has the mean of each step, `t_mean`"),
     "timestep_bucketing": _is("train.num_timestep_buckets", "a number of parts, not a switch"),
     # the network
     "network_module": _is("network.type", "networks.lora_qwen_image, networks.loha, networks.lokr"),
@@ -140,28 +195,30 @@ MUSUBI: dict[str, ForeignOption] = {
     "verbose": _none("in network_args without effect: the log has one level"),
     "scale_weight_norms": _is("network.scale_weight_norms", "0: off"),
     "network_weights": _is("network.pretrained_lora_path", "empty: from the start"),
-    "dim_from_weights": _none("`network.linear` is the rank; a file of another one is brought to it"),
+    "dim_from_weights": _refused("network.linear is the rank, and a file of another one is brought to it"),
     # files
     "output_dir": _is("training_folder", "`output` unless given; the files go to `<training_folder>/<name>/`"),
     "output_name": _is("config.name", "required"),
-    "resume": _is("resume", "empty: `auto`, go on from the newest good state of the run's folder"),
+    "resume": _is("resume", "empty: `auto`, resume from the newest good state of the run's folder"),
     "save_every_n_epochs": _is("save.save_every_n_epochs", "0: only the final file"),
     "save_every_n_steps": _is("save.save_every", "0: only the final file; above 0 it decides over epochs"),
     "save_last_n_epochs": _is("save.save_last_n_epochs", "0: all"),
     "save_last_n_steps": _is("save.max_step_saves_to_keep", "a number of files, not a distance in steps; 0: all"),
     "save_last_n_epochs_state": _is("save.max_states_to_keep", "a number of states"),
     "save_last_n_steps_state": _is("save.max_states_to_keep", "a number of states"),
-    "save_state": _none("the state is always saved"),
-    "save_state_on_train_end": _none("the state is always saved"),
+    "save_state": _is("save.states", "a state is always saved unless `states` says less"),
+    "save_state_on_train_end": _is("save.states", "`at_end`; there as well as others, here instead of them"),
     "save_precision": _is("save.dtype", "there float32 by default, here float16"),
     "mem_eff_save": _is("save.mem_eff_save"),
     "no_metadata": _is("save.no_metadata"),
-    "training_comment": _is("meta", "any keys"),
-    "metadata_title": _is("meta", "any keys"),
-    "metadata_author": _is("meta", "any keys"),
-    "metadata_description": _is("meta", "any keys"),
-    "metadata_license": _is("meta", "any keys"),
-    "metadata_tags": _is("meta", "any keys"),
+    "training_comment": _is("meta.training_comment"),
+    **{
+        f"metadata_{name}": _is(f"meta.{name}", f"becomes `modelspec.{name}`")
+        for name in ("title", "author", "description", "license", "tags")
+    },
+    "metadata_reso": _none("`modelspec.resolution` is that of the datasets"),
+    "metadata_arch": _none("`modelspec.architecture` is that of the model"),
+    **dict.fromkeys(_UPLOADS.split(), _refused("nothing is uploaded")),
     # images
     "sample_every_n_steps": _is("sample.sample_every", "0: none at intervals"),
     "sample_every_n_epochs": _is("sample.sample_every_n_epochs", "0: none; above 0 it decides over steps"),
@@ -175,7 +232,7 @@ MUSUBI: dict[str, ForeignOption] = {
     "control_image_path": _is("sample.samples[].ctrl_img"),
     "resize_control_to_image_size": _is("model.model_kwargs.match_target_res", "for training and pictures alike"),
     "resize_control_to_official_size": _is("model.model_kwargs.match_target_res", "off is the official size"),
-    "text_encoder_cpu": _is("model.low_vram", "keeps the encoders off the device when they are not at work"),
+    "text_encoder_cpu": _is("model.text_encoder_cpu", "there for a program of its own; here it concerns training too"),
     "lora_weight": _is("model.base_loras", "merged into the model; `network.pretrained_lora_path` is trained on"),
     "lora_multiplier": _is("model.base_loras[].multiplier"),
     # curves
@@ -183,13 +240,20 @@ MUSUBI: dict[str, ForeignOption] = {
     "log_with": _is("logging.log_with", "empty: TensorBoard when logging_dir is given"),
     "log_prefix": _is("logging.log_prefix", "empty: none; there is no time in the folder's name"),
     "log_tracker_name": _is("logging.log_tracker_name"),
-    "log_tracker_config": _none("give the keys `wandb_*` instead"),
+    "log_tracker_config": _refused("give the keys `wandb_*` of `logging` instead"),
     "log_config": _is("logging.log_config"),
     "wandb_run_name": _is("logging.wandb_run_name"),
     "wandb_api_key": _is("logging.wandb_api_key", "empty: from the environment"),
+    # drawing with a finished file
+    "prompt": _is("sample.samples[].prompt", _OWN_RUN),
+    "from_file": _is("sample.samples", "a text file with one prompt per line"),
+    "fp8": _is("model.quantize model.qtype", "`qtype: float8`"),
+    "device": _is("device"),
+    "save_path": _is("training_folder", _OWN_RUN),
+    **dict.fromkeys(_OF_DRAWING.split(), _refused("it is for drawing with a finished file, which is not done here")),
     # what other programs do around it
-    "additional_parameters": _none(_COMMAND),
-    "config_file": _none("the job is the configuration"),
+    "additional_parameters": _refused(_COMMAND),
+    "config_file": _refused("the job is the configuration"),
 }
 """Option of musubi-tuner -> what it is here."""
 
@@ -197,8 +261,9 @@ AI_TOOLKIT: dict[str, ForeignOption] = {
     "network.linear_alpha": _is("network.linear_alpha", "honoured; there always `linear`"),
     "network.transformer_only": _none("always so: the layers of the blocks"),
     "network.conv": _none("the transformer has no convolutions"),
-    "datasets[].resolution": _is("datasets[].resolution", "equal sizes count once"),
+    "datasets[].resolution": _is("datasets[].resolution", "equal sizes count once; two unlike ones: a note"),
     "datasets[].control_path_1": _is("datasets[].control_path"),
+    "datasets[].batch_size": _is("train.batch_size", "one for all datasets; 1: a note"),
     "datasets[].clip_image_path": _none("the model has no CLIP image encoder"),
     "train.gradient_accumulation_steps": _is(
         "train.gradient_accumulation",
@@ -211,6 +276,7 @@ AI_TOOLKIT: dict[str, ForeignOption] = {
     "train.ema_config.use_num_updates": _is("train.ema_config.use_num_updates", "on unless switched off"),
     "model.quantize_kwargs": _none("every matrix of the blocks is quantized"),
     "model.lora_path": _is("model.base_loras"),
+    "model.te_device": _is("model.text_encoder_cpu", "a switch: the CPU or where the model is"),
     "model.layer_offloading": _is("model.blocks_to_swap", "in whole blocks"),
     "model.compile": _is("train.compile", "`true` is short for `enabled: true`"),
     "sample.prompts": _is("sample.samples"),
@@ -228,11 +294,20 @@ def nearest(place: str) -> str:
     return f"The nearest here is {' and '.join(repr(key) for key in here)}." if here else ""
 
 
+def idle(key: str) -> str:
+    """Why an option of musubi-tuner asks for nothing here; empty for all others."""
+    peer = MUSUBI.get(key)
+    return peer.remark if peer and peer.harmless else ""
+
+
 def hint(key: str) -> str:
     """What to write instead of an unknown key that is an option of musubi-tuner; empty for any other."""
     peer = MUSUBI.get(key)
     if peer is None:
         return ""
     if not peer.here:
-        return f"musubi-tuner's {key!r} is not needed: {peer.remark}. Leave it out."
+        return f"musubi-tuner's {key!r} is not supported: {peer.remark}."
+    sections = [place.removesuffix(f".{key}") for place in peer.here if place.endswith(f".{key}")]
+    if sections:
+        return f"It belongs in {' or '.join(map(repr, sections))}."
     return f"musubi-tuner's {key!r} is {' and '.join(repr(place) for place in peer.here)} here."

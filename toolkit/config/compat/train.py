@@ -6,10 +6,10 @@ from dataclasses import replace
 
 from pydantic import BaseModel
 
-from toolkit.config.compat.foreign import Entries, ForeignNames, refuse
-from toolkit.config.compat.pairs import merged, read_pairs
-from toolkit.config.diagnostics import Diagnostics
-from toolkit.config.normalise import merge_aliases
+from toolkit.config.base import Entries, ForeignNames, refuse
+from toolkit.config.compat import peer_names
+from toolkit.config.located import Diagnostics, show
+from toolkit.config.normalise import merge_aliases, merged, read_pairs
 
 SCHEDULE_SPELLINGS = {"reduce_lr_on_plateau": "plateau", "reducelronplateau": "plateau"}
 
@@ -41,6 +41,10 @@ _OF_COMPILE = {
 
 def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
+    if (kind := entries.pop("lr_scheduler_type", None)) is not None:
+        diagnostics.error(kind, f"{show(kind)}: {peer_names.MUSUBI['lr_scheduler_type'].remark}.")
+        for key in ("lr_scheduler_args", "lr_scheduler_params"):  # they are those of that class
+            entries.pop(key, None)
     for key in ("optimizer", "lr_scheduler"):
         if f"{key}_args" in entries:
             arguments = read_pairs(entries.pop(f"{key}_args"), diagnostics)
@@ -107,6 +111,7 @@ TRAIN = ForeignNames(
         "seed": "training_seed of the process",
         "validation": "validation of the process",
         "stop_when": "stop_when of the process",
+        "lr_scheduler_type": "an error that names lr_scheduler",
         "optimizer_args": "optimizer_params, as a list of texts `name=value`",
         "lr_scheduler_args": "lr_scheduler_params, as a list of texts `name=value`",
         **dict.fromkeys(_OFFLOAD, "gradient_checkpointing: full_offload"),
@@ -116,6 +121,8 @@ TRAIN = ForeignNames(
         **dict.fromkeys(("sdp", "xformers", "attention_backend", "sdpa", "flash_attn", "flash3"), _KERNEL),
         "split_attn": "captions of a batch are never padded",
         "persistent_data_loader_workers": "loaders always live as long as the run",
+        "switch_boundary_every": "Qwen-Image has one stage",
+        "audio_loss_multiplier": "it concerns audio",
         "bypass_guidance_embedding": "Qwen-Image has no guidance embedding",
         "text_encoder_lr": "the text encoder is not trained",
         "embedding_lr": "no embedding is trained",
@@ -132,19 +139,34 @@ TRAIN = ForeignNames(
             "unload_text_encoder force_consistent_noise do_differential_guidance do_guidance_loss "
             "diff_output_preservation blank_prompt_preservation inverted_mask_prior do_prior_divergence "
             "do_paramiter_swapping do_cfg merge_network_on_save single_item_batching max_loss_debug t0_loss_target "
-            "do_fft_loss match_adapter_assist full_fp16",
+            "do_fft_loss match_adapter_assist full_fp16 train_turbo show_turbo_outputs learnable_snr_gos "
+            "do_signal_correction_noise do_batch_noise_correction do_signal_amplification adaptive_scaling_factor "
+            "match_noise_norm short_and_long_captions short_and_long_captions_encoder_split standardize_images "
+            "standardize_latents dynamic_noise_offset do_random_cfg correct_pred_norm t0_velocity_equiv_weight "
+            "do_fft_velocity_equiv_weight blended_blur_noise do_guidance_loss_cfg_zero do_blank_stabilization",
             False,
         ),
-        **refuse("start_step min_denoising_steps prompt_dropout_prob noise_offset", 0),
+        **refuse(
+            "start_step min_denoising_steps prompt_dropout_prob noise_offset weight_jitter random_noise_multiplier "
+            "random_noise_shift match_adapter_chance prompt_saturation_chance",
+            0,
+        ),
         **refuse(
             "noise_multiplier img_multiplier latent_multiplier optimal_noise_pairing_samples "
-            "diff_output_preservation_multiplier blank_prompt_preservation_multiplier cfg_scale",
+            "diff_output_preservation_multiplier blank_prompt_preservation_multiplier cfg_scale max_cfg_scale "
+            "merge_network_on_save_strength target_noise_multiplier signal_correction_noise_scale "
+            "noisy_latent_multiplier max_negative_prompts correct_pred_norm_multiplier pred_scaler "
+            "target_norm_std_value latent_feature_loss_weight diffusion_feature_extractor_weight",
             1,
         ),
+        **refuse("signal_amplification_strength", 0.5),
+        **refuse("batch_noise_correction_scale", 0.1),
+        **refuse("adapter_assist_type", "t2i"),
         **refuse("differential_guidance_scale guidance_loss_target", 3),
         **refuse(
             "guidance_loss_schedule diff_output_preservation_class max_loss validation_config "
-            "latent_feature_extractor_path diffusion_feature_extractor_path lr_scheduler_type"
+            "latent_feature_extractor_path diffusion_feature_extractor_path adapter_assist_name_or_path "
+            "negative_prompt cfg_rescale target_norm_std unconditional_prompt"
         ),
         "max_denoising_steps": (999, 1000),
         "num_train_timesteps": (1000,),
@@ -152,6 +174,28 @@ TRAIN = ForeignNames(
         "loss_target": ("noise",),
         "inverted_mask_prior_multiplier": (0.5,),
         "paramiter_swapping_factor": (0.1,),
+    },
+    needs={
+        **dict.fromkeys(
+            ("diff_output_preservation_class", "diff_output_preservation_multiplier"), "diff_output_preservation"
+        ),
+        "blank_prompt_preservation_multiplier": "blank_prompt_preservation",
+        "differential_guidance_scale": "do_differential_guidance",
+        **dict.fromkeys(
+            ("guidance_loss_target", "guidance_loss_schedule", "do_guidance_loss_cfg_zero"), "do_guidance_loss"
+        ),
+        **dict.fromkeys(("cfg_scale", "max_cfg_scale", "cfg_rescale"), "do_cfg"),
+        "inverted_mask_prior_multiplier": "inverted_mask_prior",
+        "paramiter_swapping_factor": "do_paramiter_swapping",
+        "merge_network_on_save_strength": "merge_network_on_save",
+        "signal_amplification_strength": "do_signal_amplification",
+        "signal_correction_noise_scale": "do_signal_correction_noise",
+        "batch_noise_correction_scale": "do_batch_noise_correction",
+        "correct_pred_norm_multiplier": "correct_pred_norm",
+        "target_norm_std_value": "target_norm_std",
+        "adapter_assist_type": "adapter_assist_name_or_path",
+        "latent_feature_loss_weight": "latent_feature_extractor_path",
+        "diffusion_feature_extractor_weight": "diffusion_feature_extractor_path",
     },
     reshapes=(_reshape,),
 )

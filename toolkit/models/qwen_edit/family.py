@@ -6,12 +6,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.config.model_files import local_index
+from toolkit.errors import UserError
 from toolkit.interfaces import ModelSection, Size
-from toolkit.models.family import ModelFamily
-from toolkit.models.qwen_edit import layer_shapes, resolutions
+from toolkit.models.families import ModelFamily, ModelSizeInfo
+from toolkit.models.qwen_edit import sizes
 from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
-from toolkit.models.qwen_edit.size_info import footprint
-from toolkit.models.size_info import ModelSizeInfo
+from toolkit.models.qwen_edit.sizes import footprint
 
 
 class QwenEditFamily(ModelFamily):
@@ -24,15 +24,16 @@ class QwenEditFamily(ModelFamily):
     published = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")
     modelspec = ("Qwen-Image-Edit-Plus", "https://github.com/QwenLM/Qwen-Image")  # as musubi-tuner names it
     size_multiple = 32
-    latent_channels = resolutions.LATENT_CHANNELS
-    latent_scale = resolutions.LATENT_SCALE
-    patch = resolutions.PATCH
+    latent_channels = sizes.LATENT_CHANNELS
+    latent_scale = sizes.LATENT_SCALE
+    patch = sizes.PATCH
     max_references = 3
     sure_prompt = SURE_PROMPT
     encoder_parts: Mapping[str, tuple[str, ...]] = {
         "vae": ("vae",),
         "text_encoder": ("text_encoder", "tokenizer", "processor"),
     }
+    weight_parts = ("transformer", "vae", "text_encoder")
     parts: Mapping[str, str] = {
         "transformer": "config.json",
         "vae": "config.json",
@@ -42,6 +43,14 @@ class QwenEditFamily(ModelFamily):
         "scheduler": "scheduler_config.json",
     }
 
+    def config_error(self, folder: Path) -> str:
+        try:
+            sizes.block_count(folder)
+            sizes.dynamic_shift(folder)
+        except UserError as error:
+            return str(error)
+        return ""
+
     def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
         index = local_index(model.name_or_path, model.revision)
         if index is None:
@@ -49,16 +58,16 @@ class QwenEditFamily(ModelFamily):
         return prompt_fault(index.parent, prompt, target, references, model.model_kwargs.match_target_res)
 
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return layer_shapes.linear_layers(folder)
+        return sizes.linear_layers(folder)
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        return layer_shapes.every_linear_layer(folder)
+        return sizes.every_linear_layer(folder)
 
     def modules(self, folder: Path) -> dict[str, int]:
-        return layer_shapes.modules(folder)
+        return sizes.modules(folder)
 
     def block_count(self, folder: Path) -> int:
-        return layer_shapes.block_count(folder)
+        return sizes.block_count(folder)
 
     def footprint(self, folder: Path) -> ModelSizeInfo:
         return footprint(folder)

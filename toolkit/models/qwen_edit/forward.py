@@ -19,7 +19,7 @@ from torch import Tensor, nn
 
 from toolkit.device import to_device
 from toolkit.interfaces import BlockForward, BlockWrapper
-from toolkit.models.qwen_edit.resolutions import PATCH
+from toolkit.models.qwen_edit.sizes import PATCH
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from accelerate import init_empty_weights
 from transformers.utils import logging as transformers_logging
 
-from toolkit.block_import import block_import
-from toolkit.config.model_files import read_model_json
 from toolkit.errors import RunError
-from toolkit.interfaces import DynamicShift
-from toolkit.models.load_options import BlockTransform, ModelLoadOptions
-from toolkit.models.loading import ShardReader, fill, some
+from toolkit.models.families import BlockTransform, ModelLoadOptions
+from toolkit.models.loading import ShardReader, block_import, check_finite, check_loaded, fill, reading, some
 from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
 
 with block_import("bitsandbytes"):  # diffusers would import it only to know that it is there
@@ -35,11 +32,19 @@ BLOCKS = "transformer_blocks"
 TABULATED = ("img_mod", "txt_mod")
 """Parts of a block that a table can stand for: of the image stream, of the text stream."""
 
+STRICTLY: dict[str, Any] = {
+    "local_files_only": True,
+    "use_safetensors": True,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+}
+"""For `from_pretrained`; `check_loaded` then says what does not fit."""
+
 
 def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
     """The transformer of a model folder: frozen, in `weights_dtype`, each block transformed as it is filled.
 
-    Raises RunError when weights are missing, unknown, or of another shape than config.json says.
+    Raises RunError when weights are missing, unknown, not finite, or of another shape than config.json says.
     """
     part = options.folder / "transformer"
     dtype = options.weights_dtype or options.dtype
@@ -52,6 +57,7 @@ def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
             fill(block, reader, f"{BLOCKS}.{index}.", dtype)
             if not options.low_vram:  # quantizing is faster there
                 block.to(options.device)
+            check_finite(part, block, f"{BLOCKS}.{index}.")
             if merge:  # before the weights lose precision
                 merge(block, f"{BLOCKS}.{index}")
             if options.transform_block:
@@ -60,6 +66,9 @@ def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
                 stays = index in options.cpu_blocks or (options.modulation_table and name in TABULATED)
                 child.to("cpu" if stays else options.device)
         fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
+        for name, child in model.named_children():
+            if name != BLOCKS:
+                check_finite(part, child, f"{name}.")
         if merge:
             merge(model, "")
     if reader.names:
@@ -71,18 +80,28 @@ def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:
-    """The VAE, frozen, on the CPU."""
-    vae = AutoencoderKLQwenImage.from_pretrained(folder / "vae", torch_dtype=dtype, local_files_only=True)
+    """The VAE, frozen, on the CPU. Raises RunError when its weights are not those of its config, or not finite."""
+    part = folder / "vae"
+    with reading(part):
+        vae, info = AutoencoderKLQwenImage.from_pretrained(part, torch_dtype=dtype, **STRICTLY)
+    check_loaded(part, info)
+    check_finite(part, vae)
     return vae.requires_grad_(False).eval()
 
 
 def load_text_model(folder: Path, dtype: torch.dtype, transform_block: BlockTransform | None = None) -> PreTrainedModel:
-    """The text encoder with its vision tower and without its language-model head, frozen, on the CPU."""
+    """The text encoder with its vision tower and without its language-model head, frozen, on the CPU.
+
+    Raises RunError when its weights are not those of its config, or not finite.
+    """
     from transformers import Qwen2_5_VLForConditionalGeneration
 
     part = folder / "text_encoder"
-    encoder = Qwen2_5_VLForConditionalGeneration.from_pretrained(part, dtype=dtype, local_files_only=True)
+    with reading(part):
+        encoder, info = Qwen2_5_VLForConditionalGeneration.from_pretrained(part, dtype=dtype, **STRICTLY)
+    check_loaded(part, info, unused=("lm_head.weight",))
     model = encoder.model
+    check_finite(part, model)
     if transform_block:
         for index, block in enumerate(model.language_model.layers):
             transform_block(block, f"language_model.layers.{index}")
@@ -96,7 +115,8 @@ def load_tokenizer(folder: Path) -> Qwen2Tokenizer:
     """
     from transformers import Qwen2Tokenizer
 
-    tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
+    with reading(folder / "tokenizer"):
+        tokenizer = Qwen2Tokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)
     split_up = [marker for marker in SPECIAL_TOKENS if len(tokenizer.encode(marker)) != 1]
     absent = [marker for marker in split_up if marker not in tokenizer.get_vocab()]
     if absent:
@@ -113,16 +133,5 @@ def load_image_processor(folder: Path) -> Qwen2VLImageProcessorPil:
     """The preprocessing of images for the text encoder's vision tower."""
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    return Qwen2VLImageProcessorPil.from_pretrained(folder / "processor", local_files_only=True)
-
-
-def load_dynamic_shift(folder: Path) -> DynamicShift:
-    """The sampler's time shift from scheduler/scheduler_config.json, with diffusers' defaults for absent keys."""
-    config = read_model_json(folder / "scheduler" / "scheduler_config.json")
-    return DynamicShift(
-        base_image_seq_len=config.get("base_image_seq_len", 256),
-        max_image_seq_len=config.get("max_image_seq_len", 4096),
-        base_shift=config.get("base_shift", 0.5),
-        max_shift=config.get("max_shift", 1.15),
-        shift_terminal=config.get("shift_terminal"),
-    )
+    with reading(folder / "processor"):
+        return Qwen2VLImageProcessorPil.from_pretrained(folder / "processor", local_files_only=True)

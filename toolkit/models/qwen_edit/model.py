@@ -22,9 +22,9 @@ from toolkit.device import to_device
 from toolkit.errors import RunError, UserError
 from toolkit.host_memory import malloc_trim
 from toolkit.interfaces import BlockWrapper, DiffusionModel, PromptEmbeds, Size
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.loading import weights_hash
-from toolkit.models.qwen_edit import loading, prompts, resolutions
+from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.forward import (
     BlockConditioning,
@@ -36,9 +36,9 @@ from toolkit.models.qwen_edit.forward import (
     pack,
     unpack,
 )
-from toolkit.models.qwen_edit.layer_shapes import block_linears
 from toolkit.models.qwen_edit.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
 from toolkit.models.qwen_edit.prompt_length import prompt_fault
+from toolkit.models.qwen_edit.sizes import block_linears
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -87,9 +87,10 @@ class QwenEditModel(DiffusionModel):
             raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
 
     def _on_device(self, name: str) -> Any:
-        """An encoder on the device; with `low_vram` the others are moved to the CPU first."""
+        """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
         self._clear_device(keep=name)
-        return self._part(name).to(self.options.device)
+        stays = name == "text_encoder" and self.options.text_encoder_cpu
+        return self._part(name).to("cpu" if stays else self.options.device)
 
     def _clear_device(self, keep: str | None = None) -> None:
         """With `low_vram`, moves the encoders except `keep` to the CPU."""
@@ -106,7 +107,7 @@ class QwenEditModel(DiffusionModel):
 
     @cached_property
     def dynamic_shift(self) -> TimeShift:
-        return loading.load_dynamic_shift(self.options.folder)
+        return sizes.dynamic_shift(self.options.folder)
 
     def cache_key(self, part: str) -> str:
         variant = self.options.text_encoder_cache_tag if part == "text_encoder" else ""
@@ -119,7 +120,7 @@ class QwenEditModel(DiffusionModel):
     # ------------------------------------------------------------ images
 
     def reference_size(self, image: Size, target: Size) -> Size:
-        return resolutions.reference_size(image, target, self.options.match_target_res)
+        return sizes.reference_size(image, target, self.options.match_target_res)
 
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:

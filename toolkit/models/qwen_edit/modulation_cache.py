@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from toolkit.models.families import MOST_ROWS
 from toolkit.models.qwen_edit.forward import BlockConditioning, ImageTextStreams, RunIndexed
 from toolkit.models.qwen_edit.loading import TABULATED
-from toolkit.models.size_info import MOST_ROWS
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from toolkit.interfaces import Size
-from toolkit.models.qwen_edit.resolutions import LATENT_SCALE, PATCH, condition_size, reference_size
+from toolkit.models.qwen_edit.sizes import LATENT_SCALE, PATCH, condition_size, reference_size
 
 if TYPE_CHECKING:
     from transformers import Qwen2Tokenizer

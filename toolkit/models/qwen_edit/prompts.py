@@ -20,7 +20,7 @@ import torch
 from PIL import Image
 
 from toolkit.interfaces import Size
-from toolkit.models.qwen_edit.resolutions import condition_size
+from toolkit.models.qwen_edit.sizes import condition_size
 
 if TYPE_CHECKING:
     from torch import Tensor

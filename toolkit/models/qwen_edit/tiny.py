@@ -17,7 +17,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from toolkit.block_import import block_import
+from toolkit.models.loading import block_import
 from toolkit.models.qwen_edit import loading  # noqa: F401 - switches the libraries' progress bars off
 from toolkit.models.qwen_edit.prompts import IMAGE_PAD, PREFIX, SUFFIX
 from toolkit.seeding import global_generator
@@ -226,6 +226,8 @@ def _save_tokenizer(folder: Path) -> None:
 
 
 def _save_processor(folder: Path) -> None:
+    """The published processor folder holds a tokenizer as well, from which `Qwen2VLProcessor` is read."""
+    _save_tokenizer(folder)
     Qwen2VLImageProcessorPil().save_pretrained(folder)
 
 

@@ -1,20 +1,22 @@
-"""Early stopping: ends a run as finished once the mean of a metric is low enough."""
+"""Callbacks that act on the mean of a metric: early stopping ends a run as finished once it is low enough, `Plateau`
+schedules are shown it."""
 
 from __future__ import annotations
 
 import logging
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from statistics import fmean
 from typing import Any
 
+from toolkit.config.train import StopWhenConfig
 from toolkit.interfaces import StepResult
-from toolkit.train.callbacks.intervals import due
-from toolkit.train.run import Callback, Run
+from toolkit.optim.schedules import Plateau
+from toolkit.train.run import Callback, Run, due
 
 logger = logging.getLogger(__name__)
 
-_KEY = "stop_when"
+_STOP_KEY = "stop_when"
 
 
 class EarlyStopping(Callback):
@@ -23,8 +25,7 @@ class EarlyStopping(Callback):
     on_stop: Callable[[Run], None] = staticmethod(lambda run: None)
     """Called when the metric is low enough, before the step is saved."""
 
-    def __init__(self, settings: Any) -> None:
-        """settings: a `stop_when` section."""
+    def __init__(self, settings: StopWhenConfig) -> None:
         self.settings = settings
 
     def on_start(self, run: Run) -> None:
@@ -46,9 +47,9 @@ class EarlyStopping(Callback):
 
     def _saved(self, run: Run) -> dict[str, Any]:
         """The saved values; those of another metric are dropped."""
-        saved = run.state.extra.get(_KEY, {})
+        saved = run.state.extra.get(_STOP_KEY, {})
         if saved.get("metric") != self.settings.metric:
-            saved = run.state.extra[_KEY] = {"metric": self.settings.metric, "values": []}
+            saved = run.state.extra[_STOP_KEY] = {"metric": self.settings.metric, "values": []}
         return saved
 
     def _add(self, run: Run, value: float) -> None:
@@ -64,11 +65,11 @@ class EarlyStopping(Callback):
             self.on_stop(run)
 
 
-def stop_reason(settings: Any, step: int, extra: Mapping[str, Any]) -> str | None:
-    """Why `stop_when` settings (or None) end a run with this `TrainState` step and extra; None where they do not."""
+def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, Any]) -> str | None:
+    """Why `stop_when` settings end a run with this `TrainState` step and extra; None where they do not."""
     if settings is None or step == 0 or step < settings.min_steps or not due(step, settings.check_every):
         return None
-    saved = extra.get(_KEY, {})
+    saved = extra.get(_STOP_KEY, {})
     values = saved.get("values", [])[-settings.smooth :]
     if saved.get("metric") != settings.metric or len(values) < settings.smooth:
         return None
@@ -76,3 +77,36 @@ def stop_reason(settings: Any, step: int, extra: Mapping[str, Any]) -> str | Non
     if mean >= settings.below:
         return None
     return f"stop_when: the mean {settings.metric} of {len(values)}, {mean:.6g}, is below {settings.below:g}"
+
+
+_PLATEAU_KEY = "plateau"
+
+
+class PlateauCallback(Callback):
+    """Passes on the mean loss of each role over `Plateau.every` steps, and validation losses.
+
+    It comes before `SaveCallback`. Losses since the last mean are in the checkpoint, so that a resume changes nothing.
+    """
+
+    def on_metrics(self, run: Run, result: StepResult) -> None:
+        for name, schedule in _plateaus(run):
+            if schedule.metric == "loss" and name in result.by_role:
+                run.state.extra.setdefault(_PLATEAU_KEY, {}).setdefault(name, []).append(result.by_role[name].loss)
+
+    def after_step(self, run: Run) -> None:
+        for name, schedule in _plateaus(run):
+            if schedule.metric == "loss" and due(run.state.step, schedule.every):
+                run.flush_metrics()
+                losses = run.state.extra.get(_PLATEAU_KEY, {}).pop(name, [])
+                if finite := [loss for loss in losses if math.isfinite(loss)]:
+                    schedule.observe(fmean(finite))
+
+    def take(self, run: Run, values: Mapping[str, float]) -> None:
+        """Passes on validation losses, by their logged name."""
+        for _, schedule in _plateaus(run):
+            if schedule.metric in values:
+                schedule.observe(values[schedule.metric])
+
+
+def _plateaus(run: Run) -> Iterator[tuple[str, Plateau]]:
+    yield from ((name, role.schedule) for name, role in run.roles.items() if isinstance(role.schedule, Plateau))

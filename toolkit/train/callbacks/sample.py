@@ -13,9 +13,8 @@ from PIL import Image
 
 from toolkit.files import atomic_write, os_error_as_run_error
 from toolkit.run_files import SAMPLES
-from toolkit.train.callbacks.intervals import Interval
-from toolkit.train.rank0_commands import using_eval_weights
-from toolkit.train.run import Callback, Run
+from toolkit.train.collectives import using_eval_weights
+from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted
 
 logger = logging.getLogger(__name__)
@@ -106,7 +105,8 @@ class SampleCallback(Callback):
         self._sampled_at = step
         prompts: dict[str, Any] = {"prompts": [self.texts[prompt] for prompt in pictures.prompts]} if self.texts else {}
         self.event("sample", step=step, epoch=run.state.epochs_done, files=files, **prompts)
-        logger.info(f"generated {len(files)} sample image{'s' * (len(files) != 1)} at step {step}")
+        count = f"{len(files)} sample image{'s' * (len(files) != 1)}"
+        logger.info(f"generated {count} at step {step} in {run.folder / SAMPLES}")
 
     def _generate_set(self, run: Run, step: int, pictures: SampleSet) -> list[str] | None:
         """The names of the images; None when a stop interrupted the set."""

@@ -1,8 +1,10 @@
-"""Saves the network file and the checkpoint at their interval, at the end, and when a stop is requested."""
+"""Saves the network file and the checkpoint at their interval, at the end, and when a stop is requested; a background
+thread writes them, one task at a time, so that the training does not wait."""
 
 from __future__ import annotations
 
 import logging
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import Literal
@@ -10,11 +12,53 @@ from typing import Literal
 from toolkit.errors import RunError
 from toolkit.files import os_error_as_run_error
 from toolkit.networks.save import remove_old_step_files
-from toolkit.train.async_writer import AsyncWriter
-from toolkit.train.callbacks.intervals import Interval
 from toolkit.train.checkpoint_state import snapshot_state
 from toolkit.train.checkpoint_store import checkpoint_dir, free_disk_space, remove_old_states, write_checkpoint
-from toolkit.train.run import Callback, Run
+from toolkit.train.run import Callback, Interval, Run
+
+
+class AsyncWriter:
+    """Runs one task at a time; its message or exception is returned or raised by the next `collect` or `submit`."""
+
+    def __init__(self) -> None:
+        self._thread: threading.Thread | None = None
+        self._messages: list[str] = []
+        self._error: Exception | None = None
+
+    def submit(self, work: Callable[[], str]) -> list[str]:
+        """Starts `work`, which returns a line for the user, once the previous task has ended.
+
+        Returns the messages of finished tasks; raises what they raised.
+        """
+        messages = self.wait()
+        self._thread = threading.Thread(target=self._run, args=(work,), name="save")
+        self._thread.start()
+        return messages
+
+    def wait(self) -> list[str]:
+        """Waits until nothing is being written; then as `collect`."""
+        if self._thread:
+            self._thread.join()
+        return self.collect()
+
+    def collect(self) -> list[str]:
+        """The messages of finished tasks, without waiting. Raises what a task raised."""
+        if self._thread and not self._thread.is_alive():
+            self._thread.join()
+            self._thread = None
+        if self._error:
+            error, self._error = self._error, None
+            raise error
+        messages, self._messages = self._messages, []
+        return messages
+
+    def _run(self, work: Callable[[], str]) -> None:
+        try:
+            line = work()
+            self._messages.append(line)
+        except Exception as error:  # noqa: BLE001 - `collect` raises it in the training thread
+            self._error = error
+
 
 logger = logging.getLogger(__name__)
 
@@ -38,15 +82,20 @@ class SaveCallback(Callback):
         keep: int,
         keep_states: int,
         event: Callable[..., None],
+        states: str = "always",
     ) -> None:
-        """every: with 0 only the final file is written. keep, keep_states: number of files and checkpoints; 0: all."""
+        """every: with 0 only the final file is written. keep, keep_states: number of files and checkpoints; 0: all.
+        states: as `save.states`.
+        """
         self.prepare_network = prepare_network
         self.every = every
         self.keep = keep
         self.keep_states = keep_states
         self.event = event
+        self.states = states
         self._background = AsyncWriter()
         self._checkpoint_step = -1
+        self._network_step = -1
 
     def on_start(self, run: Run) -> None:
         self._checkpoint_step = run.state.step
@@ -65,6 +114,8 @@ class SaveCallback(Callback):
         begun = True
         if finished:
             begun = self._start_save(run, step=None)
+        elif self.states == "never":
+            begun = self._network_step == run.state.step or self._start_save(run, step=run.state.step)
         elif self._checkpoint_step != run.state.step:
             begun = self._start_checkpoint_only(run)
         self._log(self._background.wait())
@@ -78,10 +129,13 @@ class SaveCallback(Callback):
             logger.warning(f"the save in progress failed too: {failed}")
 
     def _start_save(self, run: Run, step: int | None) -> bool:
-        """Starts writing the network file, and the checkpoint unless it exists. Returns whether there is room."""
+        """Starts writing the network file, and the checkpoint where one is wanted and does not exist. Returns whether
+        there is room.
+        """
         run.flush_metrics()
+        wanted = self.states == "always" or (self.states == "at_end" and step is None)
         # The checkpoint of this step may be on disk already: the end of a run often follows a save.
-        snapshot = snapshot_state(run) if self._checkpoint_step != run.state.step else None
+        snapshot = snapshot_state(run) if wanted and self._checkpoint_step != run.state.step else None
         if not self._has_room(run, (snapshot.size if snapshot else 0) + _network_size(run)):
             return False
         write_network = self.prepare_network(run, step)
@@ -100,7 +154,9 @@ class SaveCallback(Callback):
             return f"saved {', '.join(p.name if step is not None else str(p) for p in files)}"
 
         self._log(self._background.submit(work))
-        self._checkpoint_step = done
+        self._network_step = done
+        if snapshot:
+            self._checkpoint_step = done
         return True
 
     def _start_checkpoint_only(self, run: Run) -> bool:

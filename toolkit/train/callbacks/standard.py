@@ -7,23 +7,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.sample import SampleConfig
+from toolkit.config.output import SampleConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.log import StatusLine
-from toolkit.run_files import EVENTS
-from toolkit.train.callbacks.control_files import ControlFilesCallback, ask_to_stop
-from toolkit.train.callbacks.early_stopping import EarlyStopping
-from toolkit.train.callbacks.intervals import Interval
+from toolkit.run_files import EVENTS, EventLog
+from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.metrics import MetricsCallback
-from toolkit.train.callbacks.plateau import PlateauHook
 from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
 from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
-from toolkit.train.callbacks.status import StatusCallback
+from toolkit.train.callbacks.status import ControlFilesCallback, StatusCallback, ask_to_stop
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Measure, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
-from toolkit.train.events import EventLog
-from toolkit.train.run import Callback, Run
+from toolkit.train.run import Callback, Interval, Run
 
 Event = Callable[..., None]
 """Records an event by name and details: `event("save", step=4)`."""
@@ -83,6 +79,7 @@ def standard_callbacks(
         save.files_to_keep(),
         save.max_states_to_keep,
         event,
+        save.states,
     )
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
     # Saving comes before sampling: a crash while sampling loses nothing. Validation comes before saving: its results
@@ -117,7 +114,7 @@ def _fan_out(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
 
 def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveCallback) -> list[Callback]:
     """The callbacks of `validation`, `stop_when` and a plateau schedule."""
-    following = [PlateauHook()] if section.train.lr_scheduler == "plateau" else []
+    following = [PlateauCallback()] if section.train.lr_scheduler == "plateau" else []
     stopping = [EarlyStopping(section.stop_when)] if section.stop_when else []
     settings = section.validation
     if validation is None or settings is None:

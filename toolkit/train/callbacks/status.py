@@ -1,11 +1,16 @@
-"""The status of a run: run.json for other programs, one line for the terminal."""
+"""The status of a run (run.json for other programs, one line for the terminal), and its control folder: the run acts
+on a file that appears there after the next step, and removes it.
+
+`save_now` saves, `sample_now` generates a set of samples, `stop` ends the run after a save."""
 
 from __future__ import annotations
 
 import json
+import logging
+import os
 import time
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
@@ -15,11 +20,48 @@ import torch
 
 from toolkit import run_files
 from toolkit.errors import Interrupted, RunError
-from toolkit.files import write_json
+from toolkit.files import remove, write_json
 from toolkit.interfaces import StepResult
 from toolkit.log import StatusLine
-from toolkit.train.callbacks.intervals import due
-from toolkit.train.run import Callback, Run
+from toolkit.train.run import Callback, Run, due
+
+logger = logging.getLogger(__name__)
+
+
+class ControlFilesCallback(Callback):
+    """Runs the action of each file in the control folder, by its name in small or capital letters.
+
+    A name that means nothing is told once, and the file is left there.
+    """
+
+    included_in_step_time = False
+
+    def __init__(self, actions: dict[str, Callable[[Run], None]]) -> None:
+        self.actions = actions
+        self._unknown: set[str] = set()
+
+    def on_start(self, run: Run) -> None:
+        (run.folder / "control").mkdir(parents=True, exist_ok=True)
+
+    def after_step(self, run: Run) -> None:
+        try:
+            found = {entry.name.lower(): entry for entry in os.scandir(run.folder / "control")}
+        except FileNotFoundError:
+            return  # whoever deleted the folder has no requests
+        for name, action in self.actions.items():
+            if request := found.pop(name, None):
+                remove(Path(request.path))  # a folder of that name asks for the same
+                action(run)
+        for entry in found.values():
+            if entry.name not in self._unknown:
+                self._unknown.add(entry.name)
+                logger.warning(f"{entry.path}: means nothing. Give an empty file {' or '.join(self.actions)}.")
+
+
+def ask_to_stop(run: Run) -> None:
+    """What `stop` does: the loop ends at the next boundary, and the run is saved."""
+    run.stop_reason = "control/stop"
+
 
 FILE = run_files.STATUS
 FINISHED = "finished"
@@ -129,7 +171,7 @@ def _read(path: Path) -> dict[str, Any]:
     """run.json; empty when it is missing or damaged."""
     try:
         document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
 
@@ -137,6 +179,12 @@ def _read(path: Path) -> dict[str, Any]:
 def is_finished(folder: Path) -> bool:
     """Whether the run in a folder is complete, everything written."""
     return _read(folder / FILE).get("status") == FINISHED
+
+
+def finished_steps(folder: Path) -> tuple[int, int]:
+    """The last step of the finished run in a folder, and how many it was to have; (0, 0): none is finished."""
+    told = _read(folder / FILE)
+    return (int(told["step"]), int(told["steps"])) if told.get("status") == FINISHED else (0, 0)
 
 
 def duration(seconds: float) -> str:

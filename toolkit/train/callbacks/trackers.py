@@ -10,15 +10,12 @@ from functools import partial
 from operator import itemgetter
 from pathlib import Path
 
-from toolkit.config.logging import LoggingConfig
+from toolkit.config.output import LoggingConfig
 from toolkit.interfaces import StepResult
-from toolkit.train.callbacks.intervals import due
-from toolkit.train.callbacks.loss_stats import AVERAGE_OVER, LossByTimestep, RunningLoss
+from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss, read_metrics
 from toolkit.train.callbacks.metrics import FILE as METRICS_FILE
-from toolkit.train.callbacks.metrics import read_metrics
-from toolkit.train.run import Callback, Run
-from toolkit.train.trackers.tracker import RunInfo, open_tracker
-from toolkit.train.trackers.worker import TrackerWorker
+from toolkit.train.run import Callback, Run, due
+from toolkit.train.trackers.tracker import RunInfo, TrackerWorker, open_tracker
 
 logger = logging.getLogger(__name__)
 

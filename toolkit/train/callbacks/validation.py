@@ -12,10 +12,9 @@ import torch
 from toolkit import run_files
 from toolkit.errors import RunError
 from toolkit.files import append_json_line, os_error_as_run_error
-from toolkit.train.callbacks.intervals import Interval
 from toolkit.train.callbacks.metrics import truncate_after_step
-from toolkit.train.rank0_commands import using_eval_weights
-from toolkit.train.run import Callback, Run
+from toolkit.train.collectives import using_eval_weights
+from toolkit.train.run import Callback, Interval, Run
 
 logger = logging.getLogger(__name__)
 

@@ -1,13 +1,19 @@
-"""The interface of experiment trackers, and their registry."""
+"""The interface of experiment trackers, their registry, and the background thread with a bounded queue that runs one,
+so that the training never waits for it."""
 
 from __future__ import annotations
 
+import logging
+import threading
 from abc import ABC, abstractmethod
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.logging import LoggingConfig
+from toolkit.config.output import LoggingConfig
 from toolkit.registry import Registry
 
 
@@ -64,3 +70,85 @@ TRACKERS = Registry(
 def open_tracker(name: str, run: RunInfo) -> Tracker:
     """The tracker of this name, imported only now. Raises whatever its package raises."""
     return TRACKERS.load(name)(run)
+
+
+logger = logging.getLogger(__name__)
+
+MAX_QUEUED = 10_000
+"""Calls that wait for a slow tracker at most."""
+
+Call = Callable[[Tracker], None]
+
+
+class TrackerWorker:
+    """Calls one tracker from its own thread, in order.
+
+    An error is logged once, and ends the tracker. When the queue is full, the oldest calls are dropped. The thread is a
+    daemon: a tracker that hangs does not keep the process alive.
+    """
+
+    def __init__(self, name: str, most: int = MAX_QUEUED) -> None:
+        """name: of the tracker, for messages."""
+        self.name = name
+        self.most = most
+        self._calls: deque[Call] = deque()
+        self._changed = threading.Condition()
+        self._ending = False
+        self._given_up = False
+        self._has_dropped = False
+        self._thread: threading.Thread | None = None
+
+    def start(self, open_tracker: Callable[[], Tracker]) -> None:
+        """Opens the tracker in the thread; calls queued before are kept."""
+        work = threading.Thread(target=self._work, args=(open_tracker,), daemon=True, name=f"tracker-{self.name}")
+        self._thread = work
+        work.start()
+
+    def put(self, call: Call) -> None:
+        """Queues a call; returns at once."""
+        with self._changed:
+            if self._given_up:
+                return
+            full = len(self._calls) >= self.most
+            if full:
+                self._calls.popleft()
+            first_loss, self._has_dropped = full and not self._has_dropped, self._has_dropped or full
+            self._calls.append(call)
+            self._changed.notify()
+        if first_loss:
+            logger.warning(f"{self.name} queue is full: dropping its oldest values (metrics.jsonl has them all)")
+
+    def end(self) -> None:
+        """No more calls will come: the tracker is closed after the last one."""
+        with self._changed:
+            self._ending = True
+            self._changed.notify()
+
+    def wait(self, seconds: float) -> bool:
+        """Waits at most `seconds` for the tracker to be closed. Returns whether it is."""
+        if self._thread:
+            self._thread.join(seconds)
+        return self._thread is None or not self._thread.is_alive()
+
+    def _work(self, open_tracker: Callable[[], Tracker]) -> None:
+        tracker = None
+        try:
+            tracker = open_tracker()
+            while call := self._next():
+                call(tracker)
+            tracker.close()
+        except Exception as error:  # noqa: BLE001 - whatever a tracker's package raises: the run matters more
+            with self._changed:
+                self._given_up = True
+                self._calls.clear()
+            reason = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+            logger.warning(f"{self.name} failed, and the run goes on without it: {reason}")
+            with suppress(Exception):
+                if tracker:
+                    tracker.close()
+
+    def _next(self) -> Call | None:
+        """Waits for the next call; None after the last one."""
+        with self._changed:
+            self._changed.wait_for(lambda: self._calls or self._ending)
+            return self._calls.popleft() if self._calls else None

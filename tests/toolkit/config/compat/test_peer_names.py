@@ -37,7 +37,10 @@ COMMAND_LINE = (
     "sdpa xformers flash_attn flash3 persistent_data_loader_workers max_data_loader_n_workers seed "
     "gradient_checkpointing max_grad_norm negative_prompt image_size infer_steps guidance_scale flow_shift "
     "lora_weight lora_multiplier control_image_path resize_control_to_image_size resize_control_to_official_size "
-    "text_encoder_cpu"
+    "text_encoder_cpu num_layers show_timesteps block_swap_h2d_only block_swap_ring_size metadata_reso metadata_arch "
+    "huggingface_repo_id huggingface_token async_upload resume_from_huggingface sage_attn full_fp16 dynamo_backend "
+    "disable_numpy_memmap use_pinned_memory_for_block_swap vae_dtype img_in_txt_in_offloading prompt from_file "
+    "output_type save_path embedded_cfg_scale lycoris save_merged_model interactive rcm_threshold cfg_normalize"
 )
 """The options that musubi-tuner's guides name for this model."""
 
@@ -68,7 +71,7 @@ def page() -> list[str]:
 @pytest.mark.parametrize("name", sorted({*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}))
 def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason(page: list[str], name: str) -> None:
     (row,) = [line for line in page if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
-    here, remark = MUSUBI[name]
+    here, remark, _ = MUSUBI[name]
     assert here or remark
     assert all(f"`{place}`" in row for place in here) and remark.replace("|", "\\|") in row
 
@@ -91,13 +94,22 @@ def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
     ("lines", "message"),
     [
         ("output_name: x", "output_name: unknown key. musubi-tuner's 'output_name' is 'config.name' here."),
-        ("network: {lr_warmup_steps: 1}", "network.lr_warmup_steps: unknown key. musubi-tuner's 'lr_warmup_steps' is"),
+        ("network: {lr_warmup_steps: 1}", "network.lr_warmup_steps: unknown key. It belongs in 'train'."),
+        ("network: {max_train_steps: 1}", "network.max_train_steps: unknown key. musubi-tuner's 'max_train_steps' is"),
         (
             "sample: {image_size: 1}",
             "sample.image_size: unknown key. musubi-tuner's 'image_size' is 'sample.width' and",
         ),
-        ("train: {config_file: a}", "train.config_file: unknown key. musubi-tuner's 'config_file' is not needed: the"),
-        ("train: {caching_teo_batch_size: 0}", "train.caching_teo_batch_size: unknown key. musubi-tuner's 'caching_te"),
+        (
+            "train: {config_file: a}",
+            "train.config_file: unknown key. musubi-tuner's 'config_file' is not supported: th",
+        ),
+        (
+            "datasets: [{image_jsonl_file: a, folder_path: photos}]",
+            "datasets[0].image_jsonl_file: unknown key. musubi-tuner's 'image_jsonl_file' is not supported: a list of "
+            "images is not read; give datasets[].folder_path",
+        ),
+        ("train: {metadata_title: a}", "train.metadata_title: unknown key. musubi-tuner's 'metadata_title' is 'meta.t"),
     ],
 )
 def test_an_option_in_a_place_where_it_is_unknown_is_told_its_name(faults, lines: str, message: str) -> None:
@@ -153,11 +165,164 @@ def test_names_that_are_accepted_where_they_belong(section, lines: str, place: s
     assert found == value
 
 
+HARMLESS = [
+    "train: {sdpa: true}",
+    "network: {sdpa: true}",
+    "train: {persistent_data_loader_workers: true}",
+    "save: {save_state: true}",
+    "save: {save_state_on_train_end: true}",
+    "datasets: [{folder_path: photos, enable_bucket: true}]",
+    "datasets: [{folder_path: photos, bucket_no_upscale: false}]",
+    "datasets: [{folder_path: photos, keep_cache: true}]",
+    "train: {skip_existing: true}",
+    "train: {caching_teo_batch_size: 0}",
+    "caching_latent_num_workers: 4",
+    "network: {conv_dim: 4}",
+]
+
+
+@pytest.mark.parametrize("line", HARMLESS)
+def test_what_asks_for_nothing_is_a_note_wherever_it_stands(load, line: str) -> None:
+    job = load(trainer(line))
+    (note,) = job.warnings
+    assert ": has no effect: " in note
+    assert job.processes[0].section == load(trainer()).processes[0].section
+
+
+def test_a_harmless_key_of_the_defaults_is_a_note_too(load) -> None:
+    job = load(trainer().replace("  process:", "  defaults: {train: {skip_existing: true}}\n  process:"))
+    (note,) = job.warnings
+    assert "config.defaults.train.skip_existing: has no effect: what is cached" in note
+
+
+def test_a_class_of_a_schedule_is_one_error_without_its_arguments(faults) -> None:
+    lines = "train: {lr_scheduler_type: torch.optim.lr_scheduler.StepLR, lr_scheduler_args: [step_size=10]}"
+    (found,) = faults(lines)
+    assert found.startswith("train.lr_scheduler_type: 'torch.optim.lr_scheduler.StepLR': classes of schedules are not")
+
+
 def test_options_without_effect_are_one_warning_each(load) -> None:
     job = load(trainer("train: {sdpa: true, split_attn: false, persistent_data_loader_workers: true}"))
     assert [line.split("process[0].")[1].split(":")[0] for line in job.warnings] == [
         "train.sdpa", "train.split_attn", "train.persistent_data_loader_workers",
     ]  # fmt: skip
+
+
+# ------------------------------------------------------------ ai-toolkit's keys that ask for nothing
+
+UI_JOB = """\
+performance_log_every: 10
+sqlite_db_path: ./aitk_db.db
+network: {type: lora, linear: 32, linear_alpha: 32, conv: 16, conv_alpha: 16, lokr_full_rank: true, lokr_factor: -1,
+          network_kwargs: {ignore_if_contains: []}}
+save: {dtype: bf16, save_every: 250, max_step_saves_to_keep: 4, save_format: diffusers, push_to_hub: false}
+datasets:
+  - {folder_path: photos, mask_path: null, mask_min_value: 0, default_caption: '', caption_ext: txt,
+     caption_dropout_rate: 0.05, cache_latents_to_disk: false, is_reg: false, network_weight: 1,
+     resolution: [512, 768, 1024], controls: [], shrink_video_to_frames: true, num_frames: 1, flip_x: false,
+     flip_y: false, num_repeats: 1, do_i2v: true, do_audio: false, auto_frame_count: false}
+train:
+  {batch_size: 1, bypass_guidance_embedding: true, steps: 3000, gradient_accumulation: 1, train_unet: true,
+   train_text_encoder: false, gradient_checkpointing: true, noise_scheduler: flowmatch, optimizer: adamw8bit,
+   timestep_type: weighted, content_or_style: balanced, optimizer_params: {weight_decay: 1e-4},
+   unload_text_encoder: false, cache_text_embeddings: false, lr: 0.0001, ema_config: {use_ema: false, ema_decay: 0.99},
+   skip_first_sample: false, force_first_sample: false, disable_sampling: false, dtype: bf16,
+   diff_output_preservation: false, diff_output_preservation_multiplier: 1.0, diff_output_preservation_class: person,
+   switch_boundary_every: 1, loss_type: mse, audio_loss_multiplier: 1.0}
+logging: {log_every: 1, use_ui_logger: true}
+model: {name_or_path: ./model, quantize: true, qtype: qfloat8, quantize_te: true, qtype_te: qfloat8,
+        arch: "qwen_image_edit_plus", low_vram: true, model_kwargs: {match_target_res: false, kv_cache: false},
+        compile: false, layer_offloading: false, layer_offloading_text_encoder_percent: 1,
+        layer_offloading_transformer_percent: 0.7}
+"""
+"""Every key that ai-toolkit's user interface writes for this model (ui/src/app/jobs/new, jobConfig.ts, options.tsx)."""
+
+
+def test_the_job_of_its_user_interface_has_only_notes(load) -> None:
+    job = load(trainer(*UI_JOB.splitlines()))
+    said = [line.split("process[0].")[1].split(":")[0] for line in job.warnings]
+    assert said == [
+        "performance_log_every", "sqlite_db_path", "network.conv", "network.conv_alpha", "save.save_format",
+        "save.push_to_hub", "datasets[0].network_weight", "datasets[0].do_i2v", "datasets[0].do_audio",
+        "datasets[0].auto_frame_count", "train.bypass_guidance_embedding", "train.unload_text_encoder",
+        "train.diff_output_preservation_multiplier", "train.diff_output_preservation_class",
+        "train.switch_boundary_every", "train.audio_loss_multiplier", "logging.use_ui_logger",
+        "model.model_kwargs.kv_cache", "model.layer_offloading", "model.layer_offloading_text_encoder_percent",
+        "model.layer_offloading_transformer_percent",
+    ]  # fmt: skip
+    assert job.processes[0].section.train.optimizer == "adamw8bit"
+
+
+def test_neutral_values_of_a_section_are_one_line(load) -> None:
+    (note,) = load(trainer("train: {do_cfg: false, start_step: 0, noise_offset: 0.0}")).warnings
+    assert note.endswith("train.do_cfg: asks for nothing at this value (nor start_step, noise_offset).")
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        (
+            "train: {diff_output_preservation: true, diff_output_preservation_class: person}",
+            ["diff_output_preservation: true is not supported yet.", "diff_output_preservation_class: 'person' is not"],
+        ),
+        ("train: {cfg_scale: 4, do_cfg: true}", ["cfg_scale: 4 is not supported yet.", "do_cfg: true is not"]),
+        ("train: {weight_jitter: 0.1}", ["weight_jitter: 0.1 is not supported yet."]),
+        ("train: {target_norm_std: 1}", ["target_norm_std: 1 is not supported yet."]),
+    ],
+)
+def test_what_asks_for_something_is_still_refused(faults, line: str, message: list[str]) -> None:
+    found = faults(line)
+    assert len(found) == len(message)
+    assert all(text.startswith(f"train.{start}") for text, start in zip(found, message, strict=True))
+
+
+TRAIN_DEFAULTS = (
+    "train_turbo: false, show_turbo_outputs: false, learnable_snr_gos: false, weight_jitter: 0.0, "
+    "merge_network_on_save_strength: 1.0, adapter_assist_name_or_path: null, adapter_assist_type: t2i, "
+    "target_noise_multiplier: 1.0, random_noise_multiplier: 0.0, do_signal_correction_noise: false, "
+    "do_batch_noise_correction: false, batch_noise_correction_scale: 0.1, do_signal_amplification: false, "
+    "signal_amplification_strength: 0.5, signal_correction_noise_scale: 1.0, random_noise_shift: 0.0, "
+    "noisy_latent_multiplier: 1.0, negative_prompt: null, max_negative_prompts: 1, adaptive_scaling_factor: false, "
+    "match_noise_norm: false, short_and_long_captions: false, short_and_long_captions_encoder_split: false, "
+    "match_adapter_chance: 0.0, standardize_images: false, standardize_latents: false, dynamic_noise_offset: false, "
+    "do_random_cfg: false, max_cfg_scale: 1.0, cfg_rescale: null, correct_pred_norm: false, "
+    "correct_pred_norm_multiplier: 1.0, t0_velocity_equiv_weight: false, do_fft_velocity_equiv_weight: false, "
+    "pred_scaler: 1.0, prompt_saturation_chance: 0.0, target_norm_std: null, target_norm_std_value: 1.0, "
+    "latent_feature_loss_weight: 1.0, diffusion_feature_extractor_weight: 1.0, blended_blur_noise: false, "
+    "do_guidance_loss_cfg_zero: false, unconditional_prompt: '', switch_boundary_every: 1, "
+    "do_blank_stabilization: false, audio_loss_multiplier: 1.0"
+)
+DATASET_DEFAULTS = (
+    "diff_output_preservation: false, diff_output_preservation_class: '', cache_tensors_to_disk: false, "
+    "load_image_when_caching_latents: false, shuffle_augmentations: false, guidance_type: targeted, "
+    "clip_image_from_same_folder: false, clip_image_augmentations: null, clip_image_shuffle_augmentations: false, "
+    "cache_latents_num_workers: 6, extra_values: [], replay_transforms: true, auto_frame_count: false, "
+    "trim_auto_frame_count_tail: true, debug: false, fast_image_size: false, do_i2v: false, do_audio: false, "
+    "audio_preserve_pitch: false, audio_normalize: false, batch_size: 1"
+)
+MODEL_DEFAULTS = (
+    "refiner_start_at: 0.5, unet_sample_size: null, vae_device: null, te_device: null, attn_masking: false, "
+    "split_model_over_gpus: false, split_model_other_module_param_count_scale: 0.3, model_paths: {}, in_context: false"
+)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        f"train: {{{TRAIN_DEFAULTS}}}",
+        f"datasets: [{{folder_path: photos, {DATASET_DEFAULTS}}}]",
+        f"model: {{name_or_path: ./model, {MODEL_DEFAULTS}}}",
+        "network: {lorm: null}",
+        "sample: {adapter_conditioning_scale: 1.0, refiner_start_at: 0.5, extra_values: []}",
+    ],
+    ids=["train", "datasets", "model", "network", "sample"],
+)
+def test_its_defaults_of_what_is_not_here_are_notes(load, line: str) -> None:
+    """Source: ai-toolkit, toolkit/config_modules.py."""
+    job = load(trainer(line))
+    assert all("no effect" in note or "asks for nothing" in note for note in job.warnings)
+    plain = "sample: {}" if line.startswith("sample") else ""
+    assert job.processes[0].section == load(trainer(plain)).processes[0].section
 
 
 # ------------------------------------------------------------ the recipes of its guides, each name where it belongs

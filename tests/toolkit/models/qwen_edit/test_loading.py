@@ -12,16 +12,16 @@ from safetensors.torch import load_file, save_file
 
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 from toolkit.interfaces import DynamicShift
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.loading import WEIGHTS
 from toolkit.models.qwen_edit.loading import (
-    load_dynamic_shift,
     load_text_model,
     load_tokenizer,
     load_transformer,
 )
+from toolkit.models.qwen_edit.sizes import dynamic_shift
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 
 INDEX = f"{WEIGHTS}.index.json"
@@ -89,7 +89,7 @@ def test_weights_do_not_keep_the_file_open(single: Path) -> None:
 def test_a_missing_shard_is_named(copy: Path) -> None:
     shard = sorted((copy / "transformer").glob("*.safetensors"))[1]
     shard.unlink()
-    with pytest.raises(RunError, match=f"missing weight files: {shard.name}"):
+    with pytest.raises(UserError, match=f"missing weight files: {shard.name}"):
         load_transformer(options(copy))
 
 
@@ -171,9 +171,9 @@ def test_the_text_encoder_has_no_language_model_head_and_its_layers_are_transfor
 
 
 def test_the_time_shift_is_that_of_the_scheduler_config(copy: Path) -> None:
-    assert load_dynamic_shift(copy) == DynamicShift()
+    assert dynamic_shift(copy) == DynamicShift()
     rewrite_json(copy / "scheduler" / "scheduler_config.json", max_shift=1.25, shift_terminal=None)
-    assert load_dynamic_shift(copy) == DynamicShift(max_shift=1.25, shift_terminal=None)
+    assert dynamic_shift(copy) == DynamicShift(max_shift=1.25, shift_terminal=None)
 
 
 def test_the_variant_of_a_quantized_text_encoder_is_part_of_its_identity(tiny_model: Path) -> None:
@@ -200,9 +200,9 @@ import json, sys, threading, time
 from functools import partial
 from pathlib import Path
 import torch
-from toolkit.memory.quantize import quantizer
+from toolkit.memory.quantization import quantizer
 from toolkit.models.loading import WEIGHTS
-from toolkit.models.load_options import ModelLoadOptions
+from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.loading import load_transformer
 
 def anonymous():
@@ -271,3 +271,45 @@ def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Pa
     print(f"measured: at the end {(measured['end'] - measured['baseline']) / MIB:.0f} MiB")
     assert above <= quantized + 1.5 * block + 150e6
     assert above >= quantized * 0.9, "the weights must be in memory, or nothing was measured"
+
+
+# ---------------------------------------------------------------- every part is loaded strictly
+
+
+def renamed(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = max(weights)
+    return {("renamed" if key == name else key): tensor for key, tensor in weights.items()}
+
+
+def cut(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = min(name for name, tensor in weights.items() if tensor.ndim == 1)
+    return weights | {name: weights[name][:-1].clone()}
+
+
+def spoilt(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    name = max(weights)
+    tensor = weights[name].clone()
+    tensor.view(-1)[-1] = float("inf")
+    return weights | {name: tensor}
+
+
+@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder"])
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (renamed, "missing weights: "),
+        (lambda weights: weights | {"more": torch.ones(1)}, "does not account for: more"),
+        (cut, "config.json says ("),
+        (spoilt, "not finite: "),
+    ],
+    ids=["renamed", "added", "cut", "infinite"],
+)
+def test_weights_that_are_not_those_of_the_config_are_named(
+    single: Path, part: str, change: Callable, words: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    file = next(iter((single / part).glob("*.safetensors")))
+    save_file(change(load_file(file)), file, metadata={"format": "pt"})
+    with pytest.raises(RunError) as raised:
+        open_tiny(single).load_part(part)
+    assert str(raised.value).startswith(f"{single / part}: ") and words in str(raised.value)
+    assert capfd.readouterr().err == ""  # the libraries' own reports, of many lines, are left out

@@ -18,7 +18,7 @@ from tests.diffusers_reference import (
 from toolkit.errors import RunError
 from toolkit.interfaces import BlockForward, BlockWrapper, PromptEmbeds, Size
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.quantize import quantizer
+from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.model import QwenEditModel
 
 SIZE = Size(128, 96)
@@ -144,9 +144,9 @@ def test_a_missing_part_is_named(tiny_model: Path, tmp_path: Path) -> None:
     (tmp_path / "transformer").symlink_to(tiny_model / "transformer")
     model = open_tiny(tmp_path)
     assert len(model.blocks()) == 2
-    with pytest.raises(RunError, match="cannot load vae"):
+    with pytest.raises(RunError, match="vae: is missing"):
         model.encode_images(torch.zeros(1, 3, 32, 32))
-    with pytest.raises(RunError, match="cannot load tokenizer"):
+    with pytest.raises(RunError, match="tokenizer: is missing"):
         model.encode_prompt("a cat", [])
 
 

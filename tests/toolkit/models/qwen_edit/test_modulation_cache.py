@@ -7,11 +7,10 @@ import torch
 
 from tests.diffusers_reference import CPU, open_tiny, relative, step_of_photo
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.quantize import quantizer
+from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.modulation_cache import MOST_ROWS, ModulationCache
-from toolkit.networks.dora import DoraNetwork
-from toolkit.networks.loha import LohaNetwork
-from toolkit.networks.lora import LoraNetwork
+from toolkit.networks.lora import DoraNetwork, LoraNetwork
+from toolkit.networks.lycoris import LohaNetwork
 
 LEVELS = [0.8125, 0.3, 0.3]
 

@@ -9,8 +9,8 @@ import torch
 from PIL import Image
 
 from toolkit.interfaces import TrainState
-from toolkit.train.callbacks.intervals import Interval
 from toolkit.train.callbacks.sample import SampleCallback, SampleSet
+from toolkit.train.run import Interval
 from toolkit.train.sampling import SamplingInterrupted
 
 NAME = re.compile(r"^\d+__\d{9}_\d+\.(jpg|png|webp)$")
@@ -67,7 +67,7 @@ def test_sets_are_drawn_before_the_first_step_at_the_interval_and_at_the_end(sai
     assert drawing.run_to(25, result) == sets(0, 10, 20, 25)
     assert [event["step"] for event in drawing.events] == [0, 10, 20, 25]
     assert all(NAME.match(name) for event in drawing.events for name in event["files"])
-    assert len(said) == 4
+    assert said == [f"generated 2 sample images at step {step} in {run.folder}/samples" for step in (0, 10, 20, 25)]
 
 
 def test_the_last_set_is_drawn_once(run, result) -> None:

@@ -14,17 +14,19 @@ from toolkit.errors import RunError
 from toolkit.interfaces import TrainState
 from toolkit.run_files import step_file
 from toolkit.train.callbacks import save
-from toolkit.train.callbacks.intervals import Interval
 from toolkit.train.callbacks.save import SaveCallback
+from toolkit.train.run import Interval
 
 
 class Saving:
     """A hook whose network file is a word, and what it says."""
 
-    def __init__(self, every: int, keep: int, raw: bool = False, keep_states: int = 2, epochs: int = 0) -> None:
+    def __init__(
+        self, every: int, keep: int, raw: bool = False, keep_states: int = 2, epochs: int = 0, states: str = "always"
+    ) -> None:
         self.raw = raw
         self.events: list[dict] = []
-        self.callback = SaveCallback(self._prepare, Interval(every, epochs), keep, keep_states, self._event)
+        self.callback = SaveCallback(self._prepare, Interval(every, epochs), keep, keep_states, self._event, states)
 
     def _prepare(self, run, step: int | None):
         now = run.state.step
@@ -99,6 +101,26 @@ def test_files_of_other_names_are_left_alone(run, result) -> None:
     Saving(every=1, keep=1).run_to(run, 3, result)
     assert all((run.folder / name).exists() for name in others)
     assert "toy_000000002.safetensors" not in files(run)
+
+
+@pytest.mark.parametrize(("when", "kept"), [("always", [30, 35]), ("at_end", [35]), ("never", [])])
+@pytest.mark.parametrize("finished", [True, False])
+def test_states_can_be_written_at_the_end_alone_or_not_at_all(run, result, when: str, kept, finished: bool) -> None:
+    Saving(every=10, keep=0, states=when).run_to(run, 35, result, finished)
+    assert states(run) == kept
+    last = ["toy.safetensors"] if finished else ["toy_000000035.safetensors"] if when == "never" else []
+    assert files(run) == sorted(last + [f"toy_{step:09d}.safetensors" for step in (10, 20, 30)])
+
+
+def test_a_state_at_the_end_follows_a_save_of_the_same_step(run, result) -> None:
+    Saving(every=10, keep=0, states="at_end").run_to(run, 20, result)
+    assert states(run) == [20]
+
+
+def test_a_stop_at_a_saved_step_writes_no_file_twice(run, result) -> None:
+    saving = Saving(every=10, keep=0, states="never")
+    saving.run_to(run, 20, result, finished=False)
+    assert [event["step"] for event in saving.events] == [10, 20]
 
 
 def test_zero_keeps_all(run, result) -> None:

@@ -11,8 +11,8 @@ import torch
 
 from toolkit.errors import RunError
 from toolkit.interfaces import TrainState
-from toolkit.train.callbacks.intervals import Interval
 from toolkit.train.callbacks.validation import FILE, ValidationCallback
+from toolkit.train.run import Interval
 
 
 class Measuring:

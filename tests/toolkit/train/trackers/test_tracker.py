@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from toolkit.config.logging import PACKAGES
+from toolkit.config.output import PACKAGES
 from toolkit.train.trackers.tracker import TRACKERS, Tracker
 
 

@@ -106,8 +106,8 @@ def test_the_process_ends_though_the_network_never_answers(tracked) -> None:
     program = f"""
 import socket
 from pathlib import Path
-from toolkit.config.logging import LoggingConfig
-from toolkit.train.trackers.worker import TrackerWorker
+from toolkit.config.output import LoggingConfig
+from toolkit.train.trackers.tracker import TrackerWorker
 from toolkit.train.trackers.tracker import RunInfo
 from toolkit.train.trackers.wandb_tracker import WandbTracker
 run = RunInfo("job", Path({str(tracked().folder)!r}), 0, LoggingConfig(wandb_api_key={KEY!r}))

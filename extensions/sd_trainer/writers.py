@@ -1,0 +1,262 @@
+"""Writes what a run trained: network files; complete model folders, where the model itself was trained; and
+(`save.also: [merged_lora]`) a plain LoRA beside each file of a LoHa, LoKr or DoRA.
+
+    <name>_000000340/
+      model_index.json  scheduler/  tokenizer/  processor/     copies of the base model's
+      vae/  text_encoder/                                      the same files as the base model's (hard links)
+      transformer/                                             what was trained, in shards
+      training.json                                            metadata, as in the header of a network file
+
+Changing a linked file in place would change the base model's too; deleting either folder does not affect the other."""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import shutil
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from extensions.sd_trainer.metadata import network_module, with_progress
+from toolkit.config.output import SaveConfig
+from toolkit.config.sections import DiffusionSection
+from toolkit.device import DTYPES
+from toolkit.errors import RunError
+from toolkit.files import atomic_write_dir, fsync, write_json
+from toolkit.interfaces import Network
+from toolkit.models.families import family_for
+from toolkit.models.loading import model_folder
+from toolkit.networks.adapter import LinearAdapterNetwork
+from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
+from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
+from toolkit.run_files import FOLDER_METADATA, best_stem, step_stem
+from toolkit.train.collectives import network_state_dict
+from toolkit.train.flow_step import NETWORK
+from toolkit.train.run import Run
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class LoraWriter:
+    """Writes the EMA of the weights where there is one, else the raw weights; `save.also: [raw]` adds the raw ones."""
+
+    suffix = ".safetensors"
+
+    def __init__(self, network: Network, section: DiffusionSection, metadata: Mapping[str, str]) -> None:
+        """metadata: what all files have in their headers (`metadata.job_metadata`)."""
+        self.network = network
+        self.section = section
+        self.metadata = metadata
+
+    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+        """Copies the weights of `<name>_<step>.safetensors`, or of `<name>.safetensors` for the end (None), or of
+        `<name>_best.safetensors`.
+
+        The result writes the files and returns their paths, while the training goes on.
+        """
+        copies, metadata = self.copies(run, step), with_progress(self.metadata, run.state)
+
+        def write() -> list[Path]:
+            for file, tensors in copies.items():
+                _write(file, tensors, metadata)
+            return list(copies)
+
+        return write
+
+    def copies(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
+        """Copies of the tensors of each file of a step (as in `snapshot`)."""
+        dtype = DTYPES[self.section.save.dtype]
+        return {
+            file: network_state_dict(run, self.network, NETWORK, dtype, raw)
+            for file, raw in self.files(run, step).items()
+        }
+
+    def files(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, bool]:
+        """The files of a step (as in `snapshot`) -> whether the file has the raw weights (`Role.weights`)."""
+        stem = run.name if step is None else best_stem(run.name) if step == "best" else step_stem(run.name, step)
+        found = {run.folder / f"{stem}{self.suffix}": False}
+        if run.roles[NETWORK].ema and "raw" in self.section.save.also:
+            found[run.folder / f"{stem}_raw{self.suffix}"] = True
+        return found
+
+
+def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    try:
+        write_safetensors_verified(file, tensors, metadata or None)
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{file}: cannot be written: {error}") from error
+
+
+INDEX = "model_index.json"
+
+LINKED_BYTES = 2**20
+"""Files from this size on are linked. Smaller ones (configs, vocabularies) are copied: people edit them."""
+
+
+class ModelFolderWriter(LoraWriter):
+    """Writes model folders where a `LoraWriter` writes files."""
+
+    suffix = ""
+
+    def __init__(self, network: Network, section: DiffusionSection, metadata: Mapping[str, str]) -> None:
+        super().__init__(network, section, metadata)
+        self.base = model_folder(section.model).resolve()
+        self.trained_part = family_for(section.model).trained_part
+
+    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+        """Copies the weights for `<name>_<step>/`, or for `<name>/` (None: the end) or `<name>_best/`.
+
+        With `save.mem_eff_save` there is no copy: the folders are written at once, while training waits.
+        """
+        metadata, at_once = with_progress(self.metadata, run.state), self.section.save.mem_eff_save
+        chosen = self._live_weights(run, step) if at_once else self.copies(run, step)
+
+        def write() -> list[Path]:
+            for path, tensors in chosen.items():
+                self._write(path, tensors, metadata)
+            return list(chosen)
+
+        if at_once:
+            written = write()
+            return lambda: written
+        return write
+
+    def _live_weights(self, run: Run, step: int | Literal["best"] | None) -> dict[Path, dict[str, Tensor]]:
+        role = run.roles[NETWORK]
+        return {path: self.network.export(role.weights(raw)) for path, raw in self.files(run, step).items()}
+
+    def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+        if path.exists() and not (path / INDEX).is_file():
+            raise RunError(f"{path}: holds something else than a model. Move it away, or give the job another name.")
+        with _naming(path), atomic_write_dir(path) as folder:
+            place_parts(self.base, folder, without=self.trained_part)
+            trained = folder / self.trained_part
+            trained.mkdir()
+            _place(self.base / self.trained_part / "config.json", trained / "config.json")
+            write_shards(trained, tensors, self.section.save.dtype, metadata or None)
+            if metadata:
+                write_json(folder / FOLDER_METADATA, metadata)
+
+
+def place_parts(base: Path, folder: Path, without: str) -> None:
+    """Links or copies the index of the model folder `base` and its parts, except `without`, into `folder`."""
+    index = json.loads((base / INDEX).read_text(encoding="utf-8"))
+    _place(base / INDEX, folder / INDEX)
+    for part in index:
+        if part != without and (base / part).is_dir():
+            for file in sorted(path for path in (base / part).rglob("*") if path.is_file()):
+                _place(file, folder / file.relative_to(base))
+
+
+def _place(file: Path, target: Path) -> None:
+    """Links a large file, so that a save needs no space for it; copies others, and where links are impossible."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = file.resolve()  # the hub's snapshots are links to its store
+    if file.stat().st_size >= LINKED_BYTES:
+        with suppress(OSError):  # another disk, or a file system without links
+            os.link(file, target)
+            return
+    shutil.copyfile(file, target)
+    fsync(target)
+
+
+@contextmanager
+def _naming(path: Path) -> Iterator[None]:
+    """Turns errors inside the block into a RunError that names the folder."""
+    try:
+        yield
+    except RunError as error:
+        raise RunError(f"{path}: {error}") from error
+    except (OSError, SafetensorError) as error:
+        raise RunError(f"{path}: cannot be written: {error}") from error
+
+
+logger = logging.getLogger(__name__)
+
+OF_THE_KIND = ("network_type", "rank", "alpha", "lokr_factor")
+"""Metadata of the main file that describe what the LoRA was extracted from."""
+
+ARCHITECTURE = "modelspec.architecture"
+
+
+class ExtractedLoraWriter:
+    """Wraps another writer, and adds an extracted LoRA of the same weights."""
+
+    def __init__(
+        self,
+        writer: LoraWriter,
+        network: LinearAdapterNetwork,
+        save: SaveConfig,
+        event: Callable[..., None],
+    ) -> None:
+        """save: the typed `save` section. event: called from the writer thread."""
+        self.writer = writer
+        self.network = network
+        self.save = save
+        self.event = event
+
+    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+        """As `LoraWriter.snapshot`: copies the weights; the result extracts and writes."""
+        write_others = self.writer.snapshot(run, step)
+        if step == "best":  # written while the training waits
+            return write_others
+        weights = to_cpu_copies(run.roles[NETWORK].eval_weights(), "float32")
+        metadata, done = with_progress(self.writer.metadata, run.state), run.state.step
+
+        def should_stop() -> bool:
+            """A stop does not wait for the extraction, as the checkpoint is written after it; the end of a run does."""
+            return step is not None and run.interrupted
+
+        def write() -> list[Path]:
+            files = write_others()
+            file = files[0].with_name(f"{files[0].stem}_lora.safetensors")
+            extracted = extract_network_lora(
+                self.network, weights, self.save.merged_lora_rank, self.save.dtype, should_stop
+            )
+            if extracted is None:
+                logger.info(f"{file.name} is left out: the run is asked to stop")
+                return files
+            write_safetensors_verified(file, extracted.tensors, _metadata(extracted, metadata) if metadata else None)
+            self._log(file, extracted, done)
+            return [*files, file]
+
+        return write
+
+    def _log(self, file: Path, extracted: ExtractedLora, step: int) -> None:
+        logger.info(
+            f"{file.name}: the nearest LoRA of rank {extracted.rank}; relative error of a layer's change "
+            f"{extracted.mean:.2g} on average, {extracted.worst:.2g} in {extracted.worst_layer}"
+        )
+        self.event("merged_lora", step=step, file=file.name, rank=extracted.rank, **_errors(extracted))
+
+
+def _metadata(extracted: ExtractedLora, of_main: dict[str, str]) -> dict[str, str]:
+    """The main file's metadata with the kind replaced, and the errors of the extraction."""
+    made_from = {key: of_main[key] for key in OF_THE_KIND if key in of_main}
+    shared = {key: text for key, text in of_main.items() if key not in made_from and not key.startswith("ss_network_")}
+    if ARCHITECTURE in shared:
+        shared[ARCHITECTURE] = f"{shared[ARCHITECTURE].rpartition('/')[0]}/lora"
+    rank = str(extracted.rank)
+    return {
+        **shared,
+        "network_type": "lora",
+        "rank": rank,
+        "alpha": rank,
+        "ss_network_module": network_module("lora"),
+        "ss_network_dim": rank,
+        "ss_network_alpha": rank,
+        "merged_from": json.dumps(made_from),
+        **{key: json.dumps(value) if isinstance(value, float) else value for key, value in _errors(extracted).items()},
+    }
+
+
+def _errors(extracted: ExtractedLora) -> dict[str, Any]:
+    """Relative errors (Frobenius norm) of a layer's delta."""
+    return {"error_mean": extracted.mean, "error_worst": extracted.worst, "error_worst_layer": extracted.worst_layer}

@@ -1,0 +1,130 @@
+"""The file of results, written by runs of pytest on tests of its own; on the stand-in device what it says of memory."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+from textwrap import dedent
+
+import pytest
+import torch
+
+from tests.conftest import ROOT, child_environment
+from tests.stand_in_cuda import COMPILER
+
+TESTS = """
+    import pytest
+    import torch
+
+    pytestmark = pytest.mark.cuda
+
+    @pytest.fixture
+    def nursery():
+        return 1
+
+    @pytest.fixture
+    def broken():
+        raise RuntimeError("no such thing")
+
+    def test_jobs(nursery, record_property):
+        record_property("peak_bytes", 12345)
+        record_property("same_bytes", True)
+
+    def test_memory():
+        assert torch.zeros(1 << 20, device="cuda").sum().item() == 0
+
+    def test_wrong():
+        assert 1 == 2, "one is not two"
+
+    def test_skipped():
+        pytest.skip("no kernel of this kind")
+
+    def test_setup(broken):
+        pass
+"""
+
+STAND_IN = """
+    import bitsandbytes  # looks for CUDA's own library where there is a device
+    from tests.stand_in_cuda import built, install
+
+    install(built())
+"""
+
+
+def results(folder: Path, *options: str, plugins: tuple[str, ...] = ()) -> dict:
+    """What the report says of the tests in this folder."""
+    path = folder / "cuda.json"
+    given = [option for name in ("benchmarks.cuda_report", *plugins) for option in ("-p", name)]
+    command = [*(sys.executable, "-m", "pytest", "-q", "-m", "cuda", "-c", "none.ini", *given), *options]
+    (folder / "none.ini").write_text("[pytest]\nmarkers = cuda: on a GPU\n")
+    environment = child_environment({"PYTHONPATH": f"{ROOT}:{folder}"})
+    run = subprocess.run(
+        [*command, f"--cuda-report={path}"], cwd=folder, env=environment, capture_output=True, text=True
+    )
+    assert path.exists(), run.stdout + run.stderr
+    return json.loads(path.read_text())
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    (tmp_path / "test_some.py").write_text(dedent(TESTS))
+    (tmp_path / "test_others.py").write_text("import a_package_that_is_not_here")
+    return tmp_path
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_without_a_device_everything_is_skipped_and_says_why(folder: Path) -> None:
+    found = results(folder)
+    assert (found["complete"], found["outcomes"]) == (True, {"skipped": 5})
+    assert {test["message"] for test in found["tests"]} == {"no CUDA device"}
+    assert found["head"]["torch"] == torch.__version__
+    assert (found["head"]["gpu"], found["head"]["driver"]) == (None, None)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "cuda", f"--cuda-report={tmp_path / 'cuda.json'}"]
+    environment = child_environment()
+    run = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True)
+    found = json.loads((tmp_path / "cuda.json").read_text())
+    assert found["outcomes"] == {"skipped": len(found["tests"])}, run.stdout
+    assert {test["message"] for test in found["tests"]} == {"no CUDA device"}
+    names = [test["name"] for test in found["tests"]]
+    assert sum("learns_there_what_it_learns_on_the_cpu[GPU-" in name for name in names) >= 22
+    assert {name.partition("::")[0] for name in names} == {
+        "tests/faults/test_cuda.py",
+        *(f"tests/toolkit/memory/test_{part}_cuda.py" for part in PARTS),
+    }
+    assert names[-1].startswith("tests/faults/"), "whole jobs come last"
+
+
+PARTS = ("attention", "compiling", "int8_matmul", "offload", "quantization")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
+def test_on_a_device_each_test_has_its_outcome_memory_and_message(folder: Path) -> None:
+    (folder / "stand_in_device.py").write_text(dedent(STAND_IN))
+    found = results(folder, plugins=("stand_in_device",))
+    tests = {test["name"].partition("::")[2]: test for test in found["tests"]}
+    assert list(tests)[-1] == "test_jobs", "whole jobs come last"
+    assert found["head"]["gpu"] == "stand-in" and found["head"]["capability"] == [9, 0]
+    assert {name: test["outcome"] for name, test in tests.items()} == {
+        "test_memory": "passed",
+        "test_wrong": "failed",
+        "test_skipped": "skipped",
+        "test_setup": "error",
+        "test_jobs": "passed",
+    }
+    assert 4 << 20 <= tests["test_memory"]["peak_bytes"] < 5 << 20
+    assert tests["test_wrong"]["peak_bytes"] < 1 << 20
+    assert (tests["test_jobs"]["peak_bytes"], tests["test_jobs"]["same_bytes"]) == (12345, True)
+    assert "one is not two" in tests["test_wrong"]["message"]
+    assert tests["test_skipped"]["message"] == "no kernel of this kind"
+    assert "no such thing" in tests["test_setup"]["message"]
+    late = results(folder, "--cuda-minutes=0", plugins=("stand_in_device",))
+    assert late["outcomes"] == {"skipped": 5}
+    assert {test["message"] for test in late["tests"]} == {"no time left (--cuda-minutes 0)"}

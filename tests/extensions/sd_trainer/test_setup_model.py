@@ -1,0 +1,391 @@
+"""What is asked of the model beyond its folder: quantized blocks, levels of checkpointing, products in int8."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from extensions.sd_trainer import setup as int8_products
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.memory_inputs import count_trainable_params, step_shape
+from extensions.sd_trainer.setup import block_quantizer, choose_checkpointing_level, choose_w8a8_layers
+from jobs.job import ExtensionJob
+from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
+from tests.extensions.sd_trainer.test_parallel import several
+from toolkit.config.loader import load_job
+from toolkit.config.model import ModelConfig
+from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.distributed import ProcessGroup
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
+from toolkit.interfaces import BatchSpec, PromptEmbeds, Size
+from toolkit.log import shown
+from toolkit.memory import int8_matmul
+from toolkit.memory.int8_calibration import int8_layers
+from toolkit.memory.int8_matmul import is_supported
+from toolkit.memory.quantization import RowwiseQuantized, WithRecoveryLora, quantize_weight, quantizer
+from toolkit.models.qwen_edit.sizes import footprint
+from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
+from toolkit.networks.lora import LoraNetwork
+
+RANK = 24
+
+
+def recovery_tensors(model_folder: Path, qtype: str) -> dict[str, Tensor]:
+    """A LoRA file's tensors: of each attention layer the best change of `RANK` that undoes its quantization."""
+    model = open_tiny(model_folder)
+    tensors = {}
+    for target in model.lora_targets():
+        if ".attn." in target:
+            weight_OI = model.network_module.get_submodule(target).weight.detach()
+            u, s, vh = torch.linalg.svd(weight_OI - quantize_weight(weight_OI, qtype).dequantize())
+            tensors[f"transformer.{target}.lora_A.weight"] = vh[:RANK].contiguous()
+            tensors[f"transformer.{target}.lora_B.weight"] = (u[:, :RANK] * s[:RANK]).contiguous()
+    return tensors
+
+
+def section(model_folder: Path, **keys) -> SimpleNamespace:
+    return SimpleNamespace(model=ModelConfig(name_or_path=str(model_folder), quantize=True, **keys))
+
+
+@pytest.fixture
+def ask(tiny_model: Path, said: list[str]):
+    """The quantizer of a section with these keys, and what it said."""
+
+    def ask(**keys):
+        made = block_quantizer(section(tiny_model, **keys))
+        return made(keys.get("qtype", "int8")), said
+
+    return ask
+
+
+@torch.no_grad()
+def test_a_recovery_adapter_brings_the_output_closer(tiny_model: Path, ask, tmp_path: Path) -> None:
+    file = tmp_path / "recovery.safetensors"
+    save_file(recovery_tensors(tiny_model, "int2"), file)
+    transform, notes = ask(qtype="int2", accuracy_recovery_adapter=str(file))
+    plain = open_tiny(tiny_model)
+    without = open_tiny(tiny_model, transform_block=mixed_quantizer(plain.lora_targets()))
+    recovered = open_tiny(tiny_model, transform_block=transform)
+    prompt = PromptEmbeds.stack([plain.encode_prompt("a cat", [])])
+    x_BCHW = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(0))
+    exact, before, after = (
+        model.predict_velocity(x_BCHW, torch.tensor([0.5]), prompt, [()]) for model in (plain, without, recovered)
+    )
+    assert relative(after, exact) < 0.7 * relative(before, exact)
+    block = recovered.blocks()[0]
+    assert type(block.attn.to_q.weight) is WithRecoveryLora and type(block.img_mlp.net[2].weight) is RowwiseQuantized
+    assert notes == [
+        "accuracy-recovery adapter recovery.safetensors: added to 16 layers of int2, never trained and never saved; "
+        "the other 12 are int8"
+    ]
+
+
+def mixed_quantizer(targets):
+    """int2 for attention, int8 for the rest: the base of the recovery adapter, without it."""
+
+    def transform(block: nn.Module, name: str) -> None:
+        quantizer("int2", recovery={f"{name}.{layer}": NOTHING for layer in ATTENTION})(block, name)
+
+    return transform
+
+
+ATTENTION = ("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0", "attn.add_q_proj", "attn.add_k_proj",
+             "attn.add_v_proj", "attn.to_add_out")  # fmt: skip
+NOTHING = (torch.zeros(64, 1), torch.zeros(1, 64))
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"some.layer.lora_A.weight": torch.ones(4, 64)}, "1 keys are of layers that this model does not have"),
+        ({}, "recovery.safetensors changes no layer of this model."),
+        (
+            {
+                "transformer_blocks.0.attn.to_q.lokr_w1": torch.ones(2, 2),
+                "transformer_blocks.0.attn.to_q.lokr_w2": torch.ones(32, 32),
+            },
+            "recovery.safetensors is not a plain LoRA (transformer_blocks.0.attn.to_q).",
+        ),
+        (
+            {
+                "transformer_blocks.0.attn.to_q.lora_A.weight": torch.ones(4, 32),
+                "transformer_blocks.0.attn.to_q.lora_B.weight": torch.ones(32, 4),
+            },
+            "transformer_blocks.0.attn.to_q",
+        ),
+    ],
+    ids=["unknown", "empty", "another kind", "another size"],
+)
+def test_a_file_of_no_use_is_refused(ask, tmp_path: Path, keys: dict[str, Tensor], words: str) -> None:
+    file = tmp_path / "recovery.safetensors"
+    save_file(keys, file)
+    with pytest.raises(UserError) as caught:
+        ask(qtype="int4", accuracy_recovery_adapter=str(file))
+    assert words in str(caught.value)
+
+
+def test_a_file_of_the_hub_is_brought(ask, tmp_path: Path, tiny_model: Path, monkeypatch) -> None:
+    from extensions.sd_trainer import setup as frozen
+
+    file = tmp_path / "recovery.safetensors"
+    save_file(recovery_tensors(tiny_model, "int4"), file)
+    asked = []
+    monkeypatch.setattr(frozen, "download_file", lambda name, key: asked.append((name, key)) or file)
+    ask(qtype="int4", accuracy_recovery_adapter="owner/repo/recovery.safetensors")
+    assert asked == [("owner/repo/recovery.safetensors", "model.accuracy_recovery_adapter")]
+
+
+def test_an_unquantized_model_has_no_quantizer(tiny_model: Path) -> None:
+    plain = SimpleNamespace(model=ModelConfig(name_or_path=str(tiny_model)))
+    assert block_quantizer(plain) is None
+
+
+def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(
+    run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
+) -> None:
+    save_file(recovery_tensors(tiny_model, "int4"), tmp_path / "recovery.safetensors")
+    model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "int4|recovery.safetensors"}
+    result = run_py(write_job(trainer(make_pictures(tmp_path / "photos", "a", "b"), model=model)))
+    assert result.returncode == 0, result.stderr
+    assert "added to the frozen int4 model: recovery.safetensors" in result.stdout
+    assert "added to 16 layers of int4, never trained and never saved; the other 12 are int8" in result.stdout
+    (file,) = (tmp_path / "output").glob("*/*.safetensors")
+    with safe_open(file, framework="pt") as stored:
+        ranks = {stored.get_slice(key).get_shape()[0] for key in stored.keys() if "lora_A" in key}  # noqa: SIM118
+        moved = [bool(stored.get_tensor(key).any()) for key in stored.keys() if "lora_B" in key]  # noqa: SIM118
+        assert stored.metadata()["accuracy_recovery_adapter"] == "recovery.safetensors"
+    assert ranks == {4} and sum(moved) > len(moved) / 2
+    losses = [json.loads(line) for line in (file.parent / "metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 2
+
+
+@pytest.fixture(scope="module")
+def five_blocks(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("models") / "five"
+    write_tiny_model(folder, TinySpec(layers=5))
+    return str(folder)
+
+
+def weights_of(file: Path) -> dict[str, bytes]:
+    return {name: tensor.numpy().tobytes() for name, tensor in load_file(file).items()}
+
+
+BATCH = SimpleNamespace(latents_BCHW=None, prompts=None, control_latents=None)
+
+
+def test_auto_hears_of_the_step_and_of_the_optimizers_state(five_blocks: str) -> None:
+    section = SdTrainerConfig.model_validate(
+        {
+            "type": "sd_trainer",
+            "model": {"name_or_path": five_blocks},
+            "datasets": [{"folder_path": "d"}],
+            "network": {"type": "dora", "linear": 4},
+            "train": {"optimizer": "adamw", "gradient_accumulation": 2},
+        }
+    )
+    heard = {}
+    engine = SimpleNamespace(choose_checkpointing=lambda work, **others: heard.update(work=work, **others))
+    adapter, network = (
+        SimpleNamespace(num_tokens=lambda latents, prompts, references: 77),
+        SimpleNamespace(parameters=lambda: {"a": torch.ones(1)}),
+    )
+    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, gather=sorted)
+    trained = count_trainable_params(section)
+    assert heard["work"] == step_shape(section, footprint(Path(five_blocks)), trained, 77, on_card=False)
+    assert (heard["work"].kind, heard["work"].blocks, heard["work"].gradients_wait) == ("dora", 5, True)
+    assert (heard["needed"], heard["gather"]) == (8 * trained.weights, sorted)
+    choose_checkpointing_level(engine, section, adapter, network, largest=BATCH, remembered=7 * trained.weights)
+    assert heard["needed"] == trained.weights, "a run that goes on has it already"
+
+
+def test_auto_hears_of_the_blocks_that_are_whole_although_they_are_shared_out(monkeypatch, five_blocks: str) -> None:
+    section = SdTrainerConfig.model_validate(
+        {
+            "type": "sd_trainer",
+            "model": {"name_or_path": five_blocks},
+            "datasets": [{"folder_path": "d"}],
+            "network": {"type": "full"},
+            "train": {"optimizer": "sgd", "parallel": "fsdp", "dtype": "bf16"},
+        }
+    )
+    heard = []
+    engine = SimpleNamespace(choose_checkpointing=lambda work, needed, gather: heard.append((needed, work.gradients)))
+    adapter = SimpleNamespace(num_tokens=lambda latents, prompts, references: 77)
+    network = SimpleNamespace(parameters=lambda: {"a": torch.ones(1)})
+    facts = footprint(Path(five_blocks))
+    for processes in (1, 2):
+        with several(monkeypatch, processes):
+            choose_checkpointing_level(engine, section, adapter, network, largest=BATCH)
+    (alone, gradients), (shared_out, of_rows) = heard
+    assert (alone, shared_out) == (0, facts.linear_params // 5 * (2 * 2 + 2 + 2 * 4))
+    assert of_rows == pytest.approx(gradients - 4 * facts.linear_params / 2, rel=0.02)  # biases are dealt out, too
+
+
+def test_a_run_goes_on_with_other_settings_of_memory_in_the_same_bits(
+    write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys, five_blocks: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    photos = make_pictures(tmp_path / "photos", "a", "b")
+
+    def run(name: str, level: object, swapped: int, **changes: object) -> tuple[list[float], dict[str, bytes]]:
+        section = trainer(
+            photos,
+            train={"steps": 4, "lr": 1e-3, "gradient_checkpointing": level},
+            model={"name_or_path": five_blocks, "quantize": True, "blocks_to_swap": swapped},
+            network={"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
+            save={"dtype": "float32", "save_every": 2, "max_states_to_keep": 0},
+            **changes,
+        )
+        extensions = discover()
+        job = ExtensionJob(load_job(write_job(section, name=name), extensions.find_config), extensions)
+        with shown():
+            job.run()
+        job.cleanup()
+        folder = tmp_path / "output" / name
+        lines = (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+        return [json.loads(line)["loss"] for line in lines], weights_of(folder / f"{name}.safetensors")
+
+    plain = run("job", "auto", 0)
+    assert "train.gradient_checkpointing auto: none (" in capsys.readouterr().out
+    assert run("job", "full", 3, resume=2) == plain
+    assert "model.blocks_to_swap: 0 -> 3" in capsys.readouterr().out
+    assert run("other", "cheap", 4) == plain
+
+
+@pytest.fixture(autouse=True)
+def asked_anew():
+    is_supported.cache_clear()
+    yield
+    is_supported.cache_clear()
+
+
+@pytest.fixture
+def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, said: list[str]):
+    """Makes the choice for a job with these keys of `model:`; gives the lines it said and the layers."""
+    photos = make_pictures(tmp_path / "photos", "a")
+    dataset = encode_photos(open_tiny(tiny_model, match_target_res=True), photo_item(Size(64, 64), REFERENCES[:1]))
+
+    def first() -> tuple[LatentBatch, Tensor]:
+        noise_BCHW = torch.randn((1, 16, 8, 8), generator=torch.Generator().manual_seed(5))
+        return BatchLoader(dataset, seed=1).load(BatchSpec(0, (0,), (0,))), noise_BCHW
+
+    def run(train: dict | None = None, first=first, process_group: ProcessGroup | None = None, **keys):
+        section = trainer(photos, train=train)
+        section["model"] |= {"quantize": True, **keys}
+        section = load_job(write_job(section), lambda _: SdTrainerConfig).processes[0].section
+        model = open_tiny(tiny_model, match_target_res=True, transform_block=quantizer(section.model.qtype))
+        network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
+        network.attach(model.network_module)
+        choose_w8a8_layers(section, model, network, CPU, first, process_group or ProcessGroup())
+        return said, int8_layers(model.network_module)
+
+    return run
+
+
+ALL = "of 28 int8 layers 24 round their inputs to int8 too, 18 their gradients, which is faster; false keeps them whole"
+
+
+@pytest.mark.parametrize(
+    ("keys", "exact", "expected"),
+    [
+        ({"int8_matmul": "auto"}, True, []),  # no layer of the tiny model is wide enough
+        ({"int8_matmul": False}, True, []),
+        ({"int8_matmul": True}, True, [f"model.int8_matmul true: {ALL}"]),
+        ({"int8_matmul": True}, False, ["model.int8_matmul true has no effect: cpu has no exact product of int8."]),
+        ({"int8_matmul": True, "qtype": "int4"}, True, []),
+    ],
+)
+def test_one_line_says_what_is_rounded(choose, monkeypatch, keys: dict, exact: bool, expected: list[str]) -> None:
+    monkeypatch.setattr(int8_matmul, "is_exact", lambda device: exact)
+    monkeypatch.setattr(int8_products, "is_exact", lambda device: exact)
+    notes, layers = choose(**keys)
+    assert notes == expected
+    assert any(layer.in_int8.forward for layer in layers) == bool(expected and exact)
+
+
+def test_layers_that_would_lose_too_much_are_said_and_left(choose, monkeypatch) -> None:
+    monkeypatch.setattr("toolkit.memory.int8_calibration.MAX_ERROR", 0.0085)
+    (line,), layers = choose(int8_matmul=True)
+    inputs, gradients = (sum(getattr(layer.in_int8, way) for layer in layers) for way in ("forward", "backward"))
+    assert 0 < inputs < 24 and 0 < gradients < 18
+    assert f"of 28 int8 layers {inputs} round their inputs to int8 too, {gradients} their gradients" in line
+    assert "would lose more than" in line and "programs" not in line
+
+
+def test_where_blocks_are_alike_anyway_nothing_is_given_up(choose) -> None:
+    (line,), _ = choose({"compile": {"enabled": True, "backend": "eager"}}, int8_matmul=True)
+    # In a block by itself six products are never made: they go by those of the other one.
+    assert line == f"model.int8_matmul true: {ALL}".replace("18 their", "24 their")
+
+
+def test_what_is_given_up_for_few_programs_is_said(choose, monkeypatch) -> None:
+    monkeypatch.setattr("toolkit.memory.int8_calibration.MAX_ERROR", 0.0085)
+    monkeypatch.setattr("toolkit.memory.int8_calibration.MOST_PATTERNS", 1)
+    (line,), layers = choose({"compile": {"enabled": True, "backend": "eager"}}, int8_matmul=True)
+    assert "; 2 products are left as they are so that few programs are compiled" in line
+    half = len(layers) // 2
+    assert [layer.in_int8 for layer in layers[:half]] == [layer.in_int8 for layer in layers[half:]]
+
+
+def test_a_machine_that_cannot_do_it_decides_for_all(choose, monkeypatch) -> None:
+    process_group = ProcessGroup()
+    monkeypatch.setattr(process_group, "all_gather_object", lambda value: [value, False])
+    notes, layers = choose(process_group=process_group, int8_matmul=True)
+    assert notes == ["model.int8_matmul true has no effect: another process has no exact product of int8."]
+    assert not any(any(layer.in_int8) for layer in layers)
+
+
+def test_a_card_too_small_for_one_image_is_told_what_saves_memory(choose) -> None:
+    def too_large():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    with pytest.raises(RunError, match=r"out of memory with one image\. To save memory"):
+        choose(first=too_large, int8_matmul=True)
+
+
+@pytest.fixture
+def run_job(run_py, write_job, trainer, make_pictures, tmp_path: Path):
+    """Runs a job of 4 steps on int8 products, PyTorch told to log what it compiles; gives its folder."""
+    photos = make_pictures(tmp_path / "photos", "a", "b", "c", size=(160, 128))
+
+    def run(name: str, train: dict | None = None, **changes) -> Path:
+        section = trainer(photos, train={"steps": 4, **(train or {})}, save={"save_every": 2}, **changes)
+        section["model"] |= {"quantize": True, "int8_matmul": True}
+        section["datasets"][0]["resolution"] = 128
+        result = run_py(write_job(section, name=name), env={"TORCH_LOGS": "dynamo"})
+        assert result.returncode == 0, result.stdout + result.stderr
+        assert ("start tracing" in result.stdout + result.stderr) == ("compile" in (train or {}))
+        assert result.stdout.count("model.int8_matmul true: of 28 int8 layers ") == 1
+        return tmp_path / "output" / name
+
+    return run
+
+
+def int8_weights_of(run: Path) -> bytes:
+    return (run / f"{run.name}.safetensors").read_bytes()
+
+
+def test_a_run_that_goes_on_multiplies_as_the_uninterrupted_one(run_job) -> None:
+    folder = run_job("job")
+    straight = int8_weights_of(folder)
+    run_job("job", resume=2)
+    assert int8_weights_of(folder) == straight
+
+
+def test_a_compiled_job_learns_what_the_plain_one_does(run_job) -> None:
+    folders = (
+        run_job("plain"),
+        run_job("compiled", {"compile": {"enabled": True, "backend": "eager", "fullgraph": True}}),
+    )
+    losses = [
+        [json.loads(line)["loss"] for line in (folder / "metrics.jsonl").read_text().splitlines()] for folder in folders
+    ]
+    assert losses[1] == pytest.approx(losses[0], rel=1e-3)

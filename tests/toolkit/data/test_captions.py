@@ -1,0 +1,75 @@
+from pathlib import Path
+
+import pytest
+
+from toolkit.data.captions import CaptionError, caption_files, find_captions, read_caption
+from toolkit.data.directory import list_folder
+from toolkit.errors import InputError
+
+
+def test_text_is_stripped_of_mark_whitespace_and_carriage_returns(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes("\ufeff  grüne\r\nKatze 🙂 \r\n\n".encode())
+    assert read_caption(path) == "grüne\nKatze 🙂"
+
+
+@pytest.mark.parametrize(
+    ("raw", "place"),
+    [
+        ("grün".encode("cp1252"), "byte 0xfc at offset 2"),
+        (b"\xef\xbb\xbfgr\xfcn", "byte 0xfc at offset 5"),
+        ("a cat".encode("utf-16"), "byte 0xff at offset 0"),
+        ("a cat".encode("utf-16-le"), "zero byte at offset 1"),
+    ],
+)
+def test_other_encodings_are_refused_with_their_place(tmp_path: Path, raw: bytes, place: str) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(raw)
+    with pytest.raises(CaptionError, match=place):
+        read_caption(path)
+
+
+def test_first_caption_that_is_not_empty(tmp_path: Path) -> None:
+    for name, text in (
+        ("a.cap", " \n"),
+        ("a.TXT", "second"),
+        ("b.txt", "b"),
+        ("c.v2.txt", "c"),
+        ("e.txt", ""),
+        ("f.txt", "-"),
+        ("f.cap", "f"),
+    ):
+        (tmp_path / name).write_text(text)
+    for stem in "abcdef":
+        (tmp_path / f"{stem}.png").touch()
+    listing = list_folder(str(tmp_path))
+
+    def captions(*suffixes: str) -> list[str]:
+        return find_captions(listing, caption_files(listing, suffixes), mistakes)
+
+    mistakes: list[InputError] = []
+    assert list(listing.images) == list("abcdef")
+    assert captions(".cap", ".txt") == ["second", "b", "", "", "", "f"]
+    assert "f.txt" not in listing.texts  # nobody wants to know
+    assert captions(".v2.txt") == ["", "", "c", "", "", ""]
+    assert mistakes == []
+
+
+def test_captions_that_cannot_be_used_are_all_named_and_the_others_read(tmp_path: Path) -> None:
+    for name, raw in (("a.txt", b"\xff"), ("b.txt", b"b"), ("c.txt", b"\0"), ("d.txt", b"d")):
+        (tmp_path / name).write_bytes(raw)
+        (tmp_path / name).with_suffix(".png").touch()
+    listing = list_folder(str(tmp_path))
+    (tmp_path / "d.txt").unlink()
+    mistakes: list[InputError] = []
+    assert find_captions(listing, caption_files(listing, (".txt",)), mistakes) == ["", "b", "", ""]
+    assert [Path(mistake.place).name for mistake in mistakes] == ["a.txt", "c.txt", "d.txt"]
+    assert "cannot be read: No such file" in mistakes[2].message
+
+
+def test_no_caption_is_read_that_is_known(tmp_path: Path) -> None:
+    (tmp_path / "a.png").touch()
+    (tmp_path / "a.txt").write_text("what is there")
+    listing = list_folder(str(tmp_path))
+    listing.texts["a.txt"] = "what is known"
+    assert find_captions(listing, caption_files(listing, (".txt",)), []) == ["what is known"]

@@ -1,0 +1,107 @@
+from pathlib import Path
+
+import pytest
+
+from toolkit.data.folder import scan_datasets
+from toolkit.errors import DataErrors
+
+
+def controls(scan) -> list[list[str]]:
+    return [["/".join(Path(path).parts[-2:]) for path in sample.control_images] for sample in scan.samples]
+
+
+def test_slots_are_in_the_order_of_control_path(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "data" / "a.png")
+    image(tmp_path / "z" / "a.JPG"), image(tmp_path / "c" / "a.webp")
+    paths = (str(tmp_path / "z"), f"{tmp_path}/c/")
+    scan = scan_datasets([dataset(tmp_path / "data", control_path=paths)], None)
+    assert controls(scan) == [["z/a.JPG", "c/a.webp"]]
+
+
+def test_subfolder_of_the_same_name_goes_first_then_the_control_folder(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / "data" / "4_x" / f"{name}.png")
+        image(tmp_path / "ref" / f"{name}.png")
+    image(tmp_path / "ref" / "4_x" / "a.png")
+    scan = scan_datasets([dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))], None)
+    assert controls(scan) == [["4_x/a.png"], ["ref/b.png"]]
+
+
+def test_optional_references_may_be_missing_and_close_up(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "data" / f"{name}.png")
+    image(tmp_path / "r1" / "a.png"), image(tmp_path / "r2" / "a.png"), image(tmp_path / "r2" / "b.png")
+    paths = (str(tmp_path / "r1"), str(tmp_path / "r2"))
+    scan = scan_datasets([dataset(tmp_path / "data", control_path=paths, control_optional=True)], None)
+    assert controls(scan) == [["r1/a.png", "r2/a.png"], ["r2/b.png"], []]
+
+
+def test_missing_ambiguous_and_absent(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "data" / "a.png"), image(tmp_path / "data" / "b.png")
+    image(tmp_path / "ref" / "a.png"), image(tmp_path / "ref" / "a.jpg")
+    paths = (str(tmp_path / "ref"), str(tmp_path / "nowhere"))
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(tmp_path / "data", control_path=paths)], None)
+    found = {Path(m.place).name: m.message for m in caught.value.errors}
+    assert set(found) == {"a.jpg", "b.png", "nowhere"} and len(caught.value.errors) == 3
+    assert "a.jpg, a.png" in found["a.jpg"] and "control_optional" in found["b.png"]
+
+
+def test_references_inside_the_dataset_folder_are_no_targets(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "4_x" / "a.png"), image(tmp_path / "control" / "a.png")
+    scan = scan_datasets([dataset(tmp_path, control_path=(str(tmp_path / "control"),))], None)
+    assert controls(scan) == [["control/a.png"]]
+
+
+# ---------------------------------------------------------------- masks
+
+
+def masks(scan) -> list[str | None]:
+    return [sample.mask and "/".join(Path(sample.mask.file).parts[-2:]) for sample in scan.samples]
+
+
+def test_masks_are_found_by_stem_in_the_subfolder_first_and_are_no_targets(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / "4_x" / f"{name}.png")
+    image(tmp_path / "mask" / "4_x" / "a.webp"), image(tmp_path / "mask" / "b.PNG")
+    scan = scan_datasets([dataset(tmp_path, mask_path=f"{tmp_path}/mask", mask_min_value=0.2, invert_mask=True)], None)
+    assert masks(scan) == ["4_x/a.webp", "mask/b.PNG"]
+    assert all((s.mask.alpha, s.mask.min_value, s.mask.inverted) == (False, 0.2, True) for s in scan.samples)
+
+
+def test_all_missing_masks_are_named_unless_they_are_optional(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b", "c"):
+        image(tmp_path / "data" / f"{name}.png")
+    image(tmp_path / "mask" / "b.png")
+    section = dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([section], None)
+    assert [Path(m.place).name for m in caught.value.errors] == ["a.png", "c.png"]
+    assert "has no mask 'a' in" in caught.value.errors[0].message
+    assert "mask_optional" in caught.value.errors[0].message
+    section.mask_optional = True
+    assert masks(scan_datasets([section], None)) == [None, "mask/b.png", None]
+
+
+def test_damaged_and_ambiguous_masks_are_mistakes(tmp_path: Path, image, dataset) -> None:
+    for name in ("a", "b"):
+        image(tmp_path / "data" / f"{name}.png")
+        image(tmp_path / "mask" / f"{name}.png")
+    image(tmp_path / "mask" / "a.jpg")
+    (tmp_path / "mask" / "b.png").write_bytes(b"no picture")
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None)
+    found = {Path(m.place).name: m.message for m in caught.value.errors}
+    assert set(found) == {"a.jpg", "b.png"} and "masks share the stem 'a': a.jpg, a.png" in found["a.jpg"]
+
+
+@pytest.mark.parametrize("size", [(1, 201), (5, 2000), (1, 50_000), (1005, 5)])
+def test_a_reference_that_is_too_long_for_its_width_is_named(tmp_path: Path, image, dataset, size) -> None:
+    image(tmp_path / "data" / "a.png", *size), image(tmp_path / "data" / "b.png")
+    image(tmp_path / "ref" / "a.png", *size), image(tmp_path / "ref" / "b.png", 200, 1)
+    section = dataset(tmp_path / "data", control_path=(str(tmp_path / "ref"),))
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([section], None)
+    (mistake,) = caught.value.errors
+    assert mistake.place == str(tmp_path / "ref" / "a.png")
+    assert mistake.message.startswith(f"is {size[0]} x {size[1]}: as a reference at most 200 times as long as wide")

@@ -1,0 +1,132 @@
+"""The estimate of activations: levels against each other, kinds, moments of a step, and what `auto` makes of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.memory.estimate import (
+    FRAGMENTATION,
+    StepShape,
+    activation_bytes,
+    fastest_level_that_fits,
+    step_peak,
+)
+from toolkit.network_kinds import KINDS
+
+TOKENS = {0: 4096 + 80, 1: 2 * 4096 + 280, 2: 3 * 4096 + 490, 3: 4 * 4096 + 700}
+"""References -> tokens of images and text, at 1024 x 1024."""
+
+GB = 10**9
+H200, CARD_24, CARD_16 = 139 * 2**30, 24 * 2**30, 16 * 2**30
+BF16, INT8, INT8_WITH_TABLE = 41 * GB, 20.5 * GB, 14.6 * GB
+BESIDES = 2.2 * GB
+"""A LoRA with Adam's state, and the CUDA context."""
+
+SMALL = StepShape(tokens=7, width=100, blocks=10, number_bytes=2)
+UNIT = 7 * 100 * 2
+
+
+def published(references: int, **changes) -> StepShape:
+    """A step of the published model."""
+    sizes = {"tokens": TOKENS[references], "width": 3072, "blocks": 60, "number_bytes": 2, "largest_layer": 4 * 3072**2}
+    return StepShape(**sizes | changes)
+
+
+@pytest.mark.parametrize(
+    ("level", "units"), [("none", 26.1), ("cheap", 11.1), ("keep_attention", 2), ("full", 1), ("full_offload", 0)]
+)
+def test_blocks_keep_what_the_level_says(level: str, units: float) -> None:
+    assert SMALL.kept(level) == pytest.approx(10 * units * UNIT, rel=1e-3)
+
+
+def test_offloaded_activations_are_on_the_host() -> None:
+    assert SMALL.kept_on_host("full_offload") == 8 / 10 * SMALL.kept("full")  # the first and the last stay
+    assert replace(SMALL, blocks=1).kept_on_host("full_offload") == 0
+    assert SMALL.kept_on_host("full") == 0
+
+
+def test_the_less_is_kept_the_more_is_computed_again() -> None:
+    """What a block keeps, and what it takes in the backward pass, are together the same: the last one keeps
+    everything.
+    """
+    together = {level: SMALL.kept(level) / 10 + SMALL.block_backward_bytes(level) for level in CHECKPOINTING_LEVELS}
+    once = together["none"]
+    assert [together[level] for level in ("cheap", "keep_attention")] == pytest.approx([once] * 2, abs=3)
+    assert together["full"] == pytest.approx(once + UNIT, abs=3)  # the gradient of what the block gave
+    # That, the first block's input, and the next one's on its way back.
+    assert together["full_offload"] == pytest.approx(once + 3 * UNIT, abs=3)
+
+
+def test_each_level_takes_less_than_the_one_before_it() -> None:
+    for kind in KINDS:
+        for references in TOKENS:
+            sizes = [activation_bytes(level, published(references, kind=kind)) for level in CHECKPOINTING_LEVELS]
+            assert sizes == sorted(sizes, reverse=True) and len(set(sizes)) == len(sizes)
+
+
+def test_a_dequantized_layer_is_in_memory_once_at_a_time() -> None:
+    """It counts where it is more than the gradients it stands in place of."""
+    large, small = (replace(SMALL, largest_layer=weights, dequantized_bytes=2) for weights in (10**6, 10))
+    assert large.block_backward_bytes("full") - SMALL.block_backward_bytes("full") == pytest.approx(
+        2 * 10**6 - 4.4 * UNIT, abs=2
+    )
+    assert large.forward() - SMALL.forward() == pytest.approx(2 * 10**6 - 3 * UNIT, abs=2)
+    assert (
+        small.block_backward_bytes("full") == SMALL.block_backward_bytes("full") and small.forward() == SMALL.forward()
+    )
+
+
+def test_gradients_come_as_activations_go() -> None:
+    kept, block = SMALL.kept("full"), SMALL.block_backward_bytes("full")
+    assert step_peak(SMALL, "full") == (kept + block, 0)
+    # Large ones decide at the last block, when all but its own are there, and alone when they dwarf everything.
+    large = 2 * kept
+    assert step_peak(replace(SMALL, gradients=large), "full", gaps=1) == (block + kept // 10, int(0.9 * large))
+    assert step_peak(replace(SMALL, gradients=1000 * block), "full") == (0, 1000 * block)
+
+
+def test_gradients_of_an_earlier_micro_batch_wait() -> None:
+    waiting = replace(SMALL, gradients=5000, gradients_wait=True)
+    assert step_peak(waiting, "full") == (SMALL.kept("full") + SMALL.block_backward_bytes("full"), 5000)
+
+
+def test_what_has_to_be_free_is_activations_with_gaps_and_gradients() -> None:
+    waiting = replace(SMALL, gradients=5000, gradients_wait=True)
+    assert activation_bytes("full", waiting) == int(FRAGMENTATION * sum(step_peak(SMALL, "full"))) + 5000
+
+
+def test_dropout_float32_and_casts_take_more() -> None:
+    plain = published(1)
+    assert published(1, dropout=True).kept("none") == pytest.approx(38.1 / 26.1 * plain.kept("none"), rel=1e-6)
+    assert published(1, dropout=True).kept("full") == plain.kept("full")
+    assert published(1, number_bytes=4).kept("none") == pytest.approx(2 * 22.1 / 26.1 * plain.kept("none"), rel=1e-6)
+    assert published(1, casts=1000).kept("none") == plain.kept("none") + 60_000
+    assert published(1, kind="loha", casts=1000).kept("none") == published(1, kind="loha").kept("none")
+
+
+@pytest.mark.parametrize(
+    ("card", "weights", "references", "level"),
+    [
+        (H200, BF16, 0, "none"),
+        (H200, BF16, 1, "none"),
+        (H200, BF16, 2, "cheap"),
+        (H200, INT8, 1, "none"),
+        (H200, INT8, 2, "cheap"),  # 132 GB of 126
+        (H200, INT8, 3, "cheap"),
+        (80 * 2**30, BF16, 1, "cheap"),
+        (80 * 2**30, BF16, 3, "keep_attention"),
+        (48 * 2**30, BF16, 1, "full"),
+        (CARD_24, INT8_WITH_TABLE, 1, "keep_attention"),
+        (CARD_24, INT8_WITH_TABLE, 3, "full_offload"),
+        (CARD_16, INT8_WITH_TABLE, 1, "full_offload"),
+    ],
+)
+def test_the_fastest_level_that_fits(card: int, weights: float, references: int, level: str) -> None:
+    assert fastest_level_that_fits(CHECKPOINTING_LEVELS, int(card - weights - BESIDES), published(references)) == level
+
+
+def test_where_nothing_fits_it_is_the_last() -> None:
+    assert fastest_level_that_fits(CHECKPOINTING_LEVELS[:-1], 0, published(1)) == "full"

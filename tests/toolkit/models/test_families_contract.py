@@ -1,0 +1,269 @@
+"""What every model family promises, and one in the tests that is as unlike the first as can be."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import nn
+
+from tests.conftest import ROOT, child_environment
+from tests.unlike_family import write_unlike_model
+from toolkit.interfaces import EMBEDS, DiffusionModel, PromptEmbeds, Size
+from toolkit.models.families import ModelFamily, ModelLoadOptions
+from toolkit.network_kinds import KINDS
+from toolkit.registry import FAMILIES
+
+WRITERS = {"unlike": write_unlike_model}
+"""How a test gets a tiny model of a family; without an entry the family's module `tiny` writes it."""
+
+
+@pytest.fixture(params=[*FAMILIES, "unlike"])
+def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModelFamily:
+    monkeypatch.setitem(FAMILIES, "unlike", "tests.unlike_family:FAMILY")
+    return FAMILIES.load(request.param)
+
+
+@pytest.fixture
+def folder(family: ModelFamily, tiny_model: Path, tmp_path: Path) -> Path:
+    return tiny_model if family.arch == "qwen_image_edit_plus" else WRITERS[family.arch](tmp_path / "model")
+
+
+@pytest.fixture
+def adapter(family: ModelFamily, folder: Path) -> DiffusionModel:
+    return family.open(ModelLoadOptions(folder=folder, device=torch.device("cpu"), dtype=torch.float32))
+
+
+def encoded(model: DiffusionModel, *prompts: str) -> PromptEmbeds:
+    return PromptEmbeds.stack([model.encode_prompt(prompt, ()) for prompt in prompts])
+
+
+def latents(family: ModelFamily, count: int, size: Size, seed: int = 1) -> torch.Tensor:
+    width, height = family.latent_size(size)
+    random = torch.Generator().manual_seed(seed)
+    return torch.randn((count, family.latent_channels, height, width), generator=random)
+
+
+def test_the_layers_and_modules_are_those_of_the_loaded_model(
+    family: ModelFamily, folder: Path, adapter: DiffusionModel
+) -> None:
+    model = adapter.network_module
+    linears = {name: (m.in_features, m.out_features) for name, m in model.named_modules() if isinstance(m, nn.Linear)}
+    assert family.every_linear_layer(folder) == linears
+    assert family.linear_layers(folder) == {name: linears[name] for name in adapter.lora_targets()}
+    own = {name: sum(p.numel() for p in m.parameters(recurse=False)) for name, m in model.named_modules()}
+    assert family.modules(folder) == {name: count for name, count in own.items() if count}
+    facts, blocks = family.footprint(folder), adapter.blocks()
+    assert facts.blocks == family.block_count(folder) == len(blocks)
+    assert facts.linear_params + facts.other_params == sum(p.numel() for p in model.parameters())
+    assert facts.linear_params == sum(
+        m.weight.numel() for block in blocks for m in block.modules() if type(m) is nn.Linear
+    )
+    assert (facts.width, facts.pixels_per_token) == (adapter.hidden_size, family.token_side**2)
+    assert facts.latent_numbers == family.latent_channels / family.latent_scale**2
+
+
+def test_latents_have_the_declared_scale_and_channels(family: ModelFamily, adapter: DiffusionModel) -> None:
+    size = Size(2 * family.size_multiple, family.size_multiple)
+    pixels_BCHW = torch.rand(1, 3, size.height, size.width) * 2 - 1
+    with torch.no_grad():
+        latents_BCHW = adapter.encode_images(pixels_BCHW)
+        again_BCHW = adapter.encode_images(pixels_BCHW)
+        decoded_BCHW = adapter.decode_latents(latents_BCHW)
+    width, height = family.latent_size(size)
+    assert latents_BCHW.shape == (1, family.latent_channels, height, width)
+    assert torch.equal(latents_BCHW, again_BCHW)
+    assert decoded_BCHW.shape == pixels_BCHW.shape and decoded_BCHW.dtype == torch.float32
+    assert decoded_BCHW.abs().max() <= 1
+    assert family.drawable(Size(size.width + 1, size.height + family.token_side - 1)) == size
+    assert family.size_multiple % family.token_side == 0
+
+
+def test_unlike_items_of_a_batch_are_predicted_as_each_alone(family: ModelFamily, adapter: DiffusionModel) -> None:
+    prompts = encoded(adapter, "a cat", "a very long caption, with many words", "")
+    x_BCHW, t_B = latents(family, 3, Size(64, 96)), torch.tensor([0.9, 0.5, 0.1])
+    with torch.no_grad():
+        together = adapter.predict_velocity(x_BCHW, t_B, prompts, [()] * 3)
+        alone = [
+            adapter.predict_velocity(x_BCHW[[row]], t_B[[row]], prompts.select([row]), [()])[0] for row in range(3)
+        ]
+    assert together.shape == x_BCHW.shape and together.dtype == torch.float32
+    torch.testing.assert_close(together, torch.stack(alone), atol=1e-5, rtol=1e-5)
+    assert not torch.equal(together[0], together[1])
+
+
+def test_references_are_taken_up_to_the_declared_number(family: ModelFamily, adapter: DiffusionModel) -> None:
+    picture = Image.new("RGB", (64, 48), "red")
+    for count in range(1, family.max_references + 1):
+        prompt = adapter.encode_prompt("a cat", [picture] * count)
+        target = Size(64, 64)
+        reference = latents(family, 1, adapter.reference_size(Size(64, 48), target), seed=2)[0]
+        with torch.no_grad():
+            velocity = adapter.predict_velocity(
+                latents(family, 1, target), torch.tensor([0.5]), PromptEmbeds.stack([prompt]), [[reference] * count]
+            )
+        assert velocity.isfinite().all()
+
+
+def test_guidance_is_embedded_or_refused(family: ModelFamily, adapter: DiffusionModel) -> None:
+    arguments = latents(family, 1, Size(64, 64)), torch.tensor([0.5]), encoded(adapter, "a cat"), [()]
+    if not family.embeds_guidance:
+        with pytest.raises(ValueError, match="guidance"):
+            adapter.predict_velocity(*arguments, torch.tensor([3.5]))
+        return
+    with torch.no_grad():
+        weak, strong = (adapter.predict_velocity(*arguments, torch.tensor([scale])) for scale in (1.0, 3.5))
+    assert not torch.equal(weak, strong)
+
+
+def test_dropped_encoders_are_loaded_again_and_kept_ones_stay(family: ModelFamily, adapter: DiffusionModel) -> None:
+    before = encoded(adapter, "a cat")
+    for keep in ((), family.encoder_parts["text_encoder"]):
+        adapter.unload_encoders(keep)
+        after = encoded(adapter, "a cat")
+        assert torch.equal(before.embeds_BLD, after.embeds_BLD)
+        assert all(torch.equal(tensor, after.extra[name]) for name, tensor in before.extra.items())
+    assert {"vae", "text_encoder"} == set(family.encoder_parts)
+    assert all(adapter.cache_key(part) == adapter.cache_key(part) for part in family.encoder_parts)
+
+
+def test_blocks_run_within_the_wrappers_in_order(family: ModelFamily, adapter: DiffusionModel) -> None:
+    seen: list[nn.Module] = []
+
+    def watching(run):
+        def run_block(block, *tensors):
+            seen.append(block)
+            return run(block, *tensors)
+
+        return run_block
+
+    arguments = latents(family, 1, Size(64, 64)), torch.tensor([0.5]), encoded(adapter, "a cat"), [()]
+    with torch.no_grad():
+        plain = adapter.predict_velocity(*arguments)
+        adapter.wrap_blocks([watching])
+        watched = adapter.predict_velocity(*arguments)
+    assert seen == list(adapter.blocks())
+    assert torch.equal(plain, watched)
+
+
+@pytest.mark.parametrize("tokens", [16, 256])
+def test_the_time_shift_is_a_number_for_every_size_and_length(
+    family: ModelFamily, adapter: DiffusionModel, tokens: int
+) -> None:
+    shift = adapter.dynamic_shift
+    assert all(isinstance(shift.mu(tokens, steps), float) for steps in (1, 4, 1000))
+    assert shift.shift_terminal is None or 0 < shift.shift_terminal < 1
+    assert family.tokens(family.latent_size(Size(64, 96))) == 64 * 96 // family.token_side**2
+
+
+def test_the_gradients_reach_what_is_trained_and_a_new_lora_changes_nothing(
+    family: ModelFamily, adapter: DiffusionModel
+) -> None:
+    from toolkit.config.network import NetworkConfig
+
+    arguments = latents(family, 2, Size(64, 64)), torch.tensor([0.5, 0.7]), encoded(adapter, "a", "b"), [()] * 2
+    with torch.no_grad():
+        before = adapter.predict_velocity(*arguments)
+    network = KINDS["lora"].load().from_config(NetworkConfig(linear=2), adapter.lora_targets(), 1)
+    network.attach(adapter.network_module)
+    network.fuse_projections(adapter.fused_projection_groups())
+    after = adapter.predict_velocity(*arguments)
+    assert torch.equal(before, after)
+    after.square().mean().backward()
+    # The last block of some families hands on the image alone: what only its text goes through learns nothing.
+    reached = [name for name, p in network.parameters().items() if "lora_B" in name and p.grad is not None]
+    assert len({network.module_name_of(name) for name in reached}) >= 0.8 * len(network.targets)
+    assert any(network.parameters()[name].grad.any() for name in reached)
+
+
+# ------------------------------------------------------------ more references than a family takes
+
+
+@pytest.fixture
+def unlike_job(write_job, trainer, make_pictures, monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    """A job on the unlike family."""
+    write_unlike_model(tmp_path / "unlike")
+
+    def write(file: str, **changes: object) -> Path:
+        folder = make_pictures(tmp_path / "2_photos", "a", "b", "c")
+        section = trainer(folder, model={"name_or_path": str(tmp_path / "unlike")}, **changes)
+        path = write_job(section)
+        return path.rename(path.with_name(f"{file}.yaml"))
+
+    return write
+
+
+def test_a_prompt_of_several_tensors_is_cached_and_stacked(tmp_path: Path) -> None:
+    one, other = (
+        {EMBEDS: torch.full((length, 3), float(length)), "pooled": torch.ones(2) * length} for length in (2, 4)
+    )
+    prompts = PromptEmbeds.stack([one, other])
+    assert prompts.extra["pooled"].tolist() == [[2, 2], [4, 4]]
+    chosen = prompts.select([1])
+    assert chosen.extra["pooled"].tolist() == [[4, 4]] and chosen.lengths == (4,)
+    assert prompts.cpu().extra.keys() == {"pooled"}
+    with pytest.raises(ValueError, match="unlike extra tensors"):
+        PromptEmbeds.stack([one, torch.ones(2, 3)])
+
+
+RUN = """
+import sys
+from toolkit.registry import FAMILIES
+FAMILIES["unlike"] = "tests.unlike_family:FAMILY"
+import run
+for arguments in sys.argv[1:]:
+    code = run.main(arguments.split())
+    print("ended with", code, flush=True)
+"""
+
+
+def run_unlike(cwd: Path, *commands: str) -> subprocess.CompletedProcess:
+    """Each command line through run.py in one process that knows the family."""
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    command = [sys.executable, "-c", RUN, *commands]
+    return subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=600)
+
+
+def test_references_are_refused_where_the_family_takes_none(unlike_job, make_pictures, tmp_path: Path) -> None:
+    """Before anything is loaded, with the place: of a dataset, of the validation, of a sample."""
+    controls = str(make_pictures(tmp_path / "controls", "a", "b", "c"))
+    photos = str(make_pictures(tmp_path / "2_photos", "a", "b", "c"))
+    with_references = {"folder_path": photos, "control_path": controls, "resolution": 64}
+    picture = str(tmp_path / "controls" / "a.png")
+    unlike_job("dataset", datasets=[with_references])
+    sample = {"samples": [{"prompt": "a cat", "ctrl_img": picture}], "sample_every": 1, "width": 64, "height": 64}
+    unlike_job("sample", sample=sample)
+    unlike_job("held_out", validation={"folder_path": photos, "control_path": controls, "every": 1})
+    result = run_unlike(tmp_path, *(f"{name}.yaml --dry-run" for name in ("dataset", "sample", "held_out")))
+    said = result.stdout + result.stderr
+    takes = "has 1 reference image, and Unlike-1 takes none. Leave"
+    assert said.count(f"a.png: {takes} control_path out.") == 2, said
+    assert f"sample.samples[0].ctrl_img: {takes} ctrl_img out." in said
+    assert result.stdout.count("ended with 2") == 3
+
+
+def test_a_whole_job_of_the_unlike_family_trains_samples_saves_and_resumes(unlike_job, tmp_path: Path) -> None:
+    sample = {"prompts": ["a cat"], "sample_every": 2, "width": 70, "height": 64, "sample_steps": 2}
+    sample["guidance_scale"] = 3
+    for run, steps in (("parts", 2), ("whole", 4), ("more", 4)):
+        folder = "parts" if run == "more" else run
+        train = {"steps": steps, "timestep_type": "qwen_shift", "ema_config": {"use_ema": True}}
+        save = {"dtype": "float32", "save_every": 2}
+        unlike_job(run, training_folder=folder, train=train, sample=sample, save=save)
+    result = run_unlike(tmp_path, "parts.yaml", "more.yaml", "whole.yaml")
+    assert result.stdout.count("ended with 0") == 3, result.stdout + result.stderr
+    parts, whole = (load_file(tmp_path / run / "job" / "job.safetensors") for run in ("parts", "whole"))
+    assert parts.keys() == whole.keys()
+    assert all(torch.equal(tensor, whole[name]) for name, tensor in parts.items())
+    assert any(tensor.any() for name, tensor in whole.items() if name.endswith("lora_B.weight"))
+    pictures = sorted((tmp_path / "whole" / "job" / "samples").glob("*.*"))
+    assert pictures and all(Image.open(path).size == (64, 64) for path in pictures if path.suffix in (".png", ".jpg"))
+    losses = [json.loads(line)["loss"] for line in (tmp_path / "whole/job/metrics.jsonl").read_text().splitlines()]
+    assert len(losses) == 4 and os.path.getsize(tmp_path / "whole/job/job.safetensors")

@@ -1,0 +1,49 @@
+import subprocess
+import sys
+from importlib import import_module
+from importlib.util import find_spec
+
+import pytest
+
+from toolkit.models.loading import block_import
+
+
+def test_inside_the_block_a_module_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with block_import("wave"):
+        assert find_spec("wave") is None
+        with pytest.raises(ImportError):
+            import_module("wave")
+    assert import_module("wave").__name__ == "wave"
+
+
+def test_what_is_imported_already_stays() -> None:
+    with block_import("json"):
+        assert import_module("json") is sys.modules["json"]
+    assert "json" in sys.modules
+
+
+def test_a_failure_inside_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with pytest.raises(ValueError, match="inside"), block_import("wave"):
+        raise ValueError("inside")
+    assert "wave" not in sys.modules
+
+
+@pytest.mark.slow
+def test_a_job_without_an_8_bit_optimizer_never_imports_bitsandbytes() -> None:
+    program = """
+import sys
+import torch
+import toolkit.models.qwen_edit.tiny, toolkit.models.qwen_edit.model, extensions.sd_trainer.process
+from toolkit.networks.lora import LoraNetwork
+from toolkit.optim.optimizers import build_optimizer
+
+LoraNetwork(["0"], 2, 2, 0.0, 0).attach(model := torch.nn.Sequential(torch.nn.Linear(8, 8)))
+build_optimizer("adamw", model.parameters(), 1e-3, {})
+assert "bitsandbytes" not in sys.modules
+build_optimizer("adamw8bit", model.parameters(), 1e-3, {})
+assert "bitsandbytes" in sys.modules
+"""
+    ran = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert ran.returncode == 0, ran.stderr

@@ -1,0 +1,83 @@
+"""The control folder: files that a person or a page drops in."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.train.callbacks.status import ControlFilesCallback, ask_to_stop
+
+
+@pytest.fixture
+def done() -> list[str]:
+    return []
+
+
+@pytest.fixture
+def hook(done) -> ControlFilesCallback:
+    actions = {
+        name: lambda run, name=name: done.append(f"{name} at {run.state.step}") for name in ("save_now", "sample_now")
+    }
+    return ControlFilesCallback({**actions, "stop": ask_to_stop})
+
+
+def test_the_folder_is_there_from_the_start(toy, hook) -> None:
+    run = toy.run(1)
+    hook.on_start(run)
+    assert (run.folder / "control").is_dir()
+
+
+@pytest.mark.parametrize("make", [Path.touch, Path.mkdir])
+@pytest.mark.parametrize("name", ["save_now", "sample_now", "SAVE_NOW", "Sample_Now"])
+def test_a_request_is_answered_once_and_its_file_or_folder_removed(toy, hook, done, result, name: str, make) -> None:
+    run = toy.run(5)
+    hook.on_start(run)
+    hook.after_step(run)
+    assert done == []
+    run.state.step = 2
+    make(run.folder / "control" / name)
+    hook.after_step(run)
+    hook.after_step(run)
+    assert done == [f"{name.lower()} at 2"]
+    assert list((run.folder / "control").iterdir()) == []
+    assert not run.stopping
+
+
+def test_stop_ends_the_run_after_the_step_that_saw_it(toy, hook) -> None:
+    run = toy.run(9)
+    run.callbacks = [hook]
+
+    def load(specs):
+        for number, batch in enumerate(toy.load(specs), start=1):
+            if number == 4:
+                (run.folder / "control" / "stop").touch()
+            yield batch
+
+    assert toy.train(run, toy.step(run), load) is False
+    assert run.state.step == 4
+    assert run.stop_reason == "control/stop"
+    assert not (run.folder / "control" / "stop").exists()
+
+
+def test_other_names_are_told_once_and_left_alone(toy, hook, done, result, said) -> None:
+    run = toy.run(1)
+    hook.on_start(run)
+    (run.folder / "control" / "pause").touch()
+    hook.after_step(run)
+    hook.after_step(run)
+    remedy = "means nothing. Give an empty file save_now or sample_now or stop."
+    assert said == [f"{run.folder}/control/pause: {remedy}"]
+    assert len(list((run.folder / "control").iterdir())) == 1 and done == [] and not run.stopping
+
+
+def test_a_deleted_folder_is_no_request(toy, hook, done) -> None:
+    run = toy.run(1)
+    hook.on_start(run)
+    (run.folder / "control").rmdir()
+    hook.after_step(run)
+    assert done == []
+
+
+def test_its_time_is_not_step_time() -> None:
+    assert ControlFilesCallback.included_in_step_time is False

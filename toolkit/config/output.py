@@ -1,0 +1,353 @@
+"""`save`: the files of a run; `sample`: images drawn during training; `logging`: what is printed, and which trackers
+draw the curves (`metrics.jsonl` always has every step)."""
+
+from __future__ import annotations
+
+import netrc
+import os
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+from urllib.parse import urlsplit
+
+from pydantic import BeforeValidator, Field
+
+from toolkit.config.base import StrictModel
+from toolkit.config.compat.output import LOGGING, SAMPLE, SAMPLE_ITEM, SAVE
+from toolkit.config.field_types import Dtype, PathStr, Slots, literal_with_aliases
+from toolkit.redact import REDACTED, contains_secret
+
+
+class SaveConfig(StrictModel):
+    """`save`: when the LoRA is written, and how."""
+
+    dtype: Dtype = "float16"
+    """Number type of the LoRA file, or of the model folder; with network.type full and no value: bfloat16."""
+
+    save_every: int = Field(default=250, ge=0)
+    """Optimizer steps between two saves; 0: only the final file. Where it is given and above 0 it decides, else
+    `save_every_n_epochs` where that is given."""
+
+    save_every_n_epochs: int = Field(default=0, ge=0)
+    """Epochs between two saves: at the first optimizer step that has completed the epoch. 0: only the final file."""
+
+    max_step_saves_to_keep: int = Field(default=5, ge=0)
+    """How many step files to keep, the newest by step number; the final file is not counted. 0: all."""
+
+    save_last_n_epochs: int | None = Field(default=None, ge=0)
+    """With `save_every_n_epochs`, how many of its files to keep. 0: all. Not given: `max_step_saves_to_keep`."""
+
+    max_states_to_keep: int = Field(default=2, ge=0)
+    """How many states (all that a resume needs) to keep, the newest by step. 0: all."""
+
+    states: Annotated[Literal["always", "at_end", "never"], *literal_with_aliases("always", "at_end", "never")] = (
+        "always"
+    )
+    """When a state is written: with each save; only at the end and where the run is stopped; or not at all, and a run
+    that is stopped leaves its weights but begins anew. Of network.type full a state is larger than the model."""
+
+    mem_eff_save: bool = False
+    """Of network.type full: write each tensor straight from the model, without a copy of all in CPU memory; training
+    waits meanwhile. The state is copied all the same."""
+
+    also: tuple[Literal["raw", "merged_lora"], ...] = ()
+    """`raw`: with EMA, also write the trained weights themselves as `<name>_<step>_raw.safetensors`. `merged_lora`:
+    beside a DoRA, LoHa or LoKr also the plain LoRA that comes nearest, `<name>_<step>_lora.safetensors`, which loads
+    in ComfyUI and diffusers; its error is printed and stands in its metadata. It is made beside the training, on the
+    CPU: of the published model in seconds for a LoKr, in minutes for a LoHa or DoRA. A `best` file has none."""
+
+    merged_lora_rank: int = Field(default=64, ge=1, le=100_000)
+    """Largest rank of a layer of `merged_lora`; its file grows in proportion, its error falls. A LoHa of rank r is
+    held whole by r * r."""
+
+    no_metadata: bool = False
+    """Write nothing about the training (and nothing of `meta`) into the files, only what loading them needs."""
+
+    foreign: ClassVar = SAVE
+
+    def interval(self) -> tuple[int, int]:
+        """(optimizer steps, epochs) between two saves, of which at most one is above 0."""
+        if "save_every_n_epochs" not in self.model_fields_set:
+            return self.save_every, 0
+        if "save_every" in self.model_fields_set and self.save_every:
+            return self.save_every, 0
+        return 0, self.save_every_n_epochs
+
+    def files_to_keep(self) -> int:
+        """How many files of the interval stay; 0: all."""
+        if self.interval()[1] and self.save_last_n_epochs is not None:
+            return self.save_last_n_epochs
+        return self.max_step_saves_to_keep
+
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
+        """Keys given that the rest of the section makes no use of, and why."""
+        steps, epochs = self.interval()
+        if steps and self.save_every_n_epochs:
+            yield "save_every_n_epochs", f"has no effect: 'save_every: {steps}' decides. Leave one of them out."
+        if self.states == "never" and "max_states_to_keep" in self.model_fields_set:
+            yield "max_states_to_keep", "has no effect: 'states: never' writes none."
+        if not epochs and self.save_last_n_epochs is not None:
+            yield "save_last_n_epochs", "has no effect: nothing is saved by epochs. Use max_step_saves_to_keep."
+
+
+def _false_is_empty(value: Any) -> Any:
+    return "" if value is False else value
+
+
+MAX_SIDE = 16_384
+"""Pixels: sixteen times the side the model was trained at."""
+
+Negative = Annotated[str, BeforeValidator(_false_is_empty)]
+
+
+class SampleItem(StrictModel):
+    """`sample.samples[]`: one image. What it does not give comes from the `sample` section."""
+
+    prompt: str
+    """The prompt; `[trigger]` is replaced, nothing is put before it. It may end in flags between spaces: `--w`, `--h`,
+    `--d` (seed), `--s` (steps), `--l` (guidance_scale), `--n` (neg), `--fs` (flow_shift), and up to 3 times `--ci`
+    (ctrl_img; a path that holds a flag in quotes)."""
+
+    width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
+    """Pixels, 64 to 16384."""
+
+    height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
+    """Pixels, 64 to 16384."""
+
+    neg: Negative | None = None
+    """Negative prompt; empty or false: one space."""
+
+    seed: int | None = Field(default=None, ge=0, lt=2**63)
+    """Seed of the noise; 0 is a valid seed."""
+
+    guidance_scale: float | None = Field(default=None, ge=0, le=1000)
+    """Strength of classifier-free guidance; 0 to 1: off."""
+
+    sample_steps: int | None = Field(default=None, ge=1, le=10_000)
+    """Denoising steps."""
+
+    flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
+    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling. 0 is an
+    error: there would be no noise."""
+
+    ctrl_img: Slots = ()
+    """Reference image, or list of up to 3 in slot order; none: the image is made from text alone."""
+
+    foreign: ClassVar = SAMPLE_ITEM
+    example: ClassVar = "prompt: a photo"
+    may_be_empty: ClassVar = frozenset({"prompt", "neg"})
+
+
+class SamplePicture(SampleItem):
+    """A `SampleItem` with everything filled in."""
+
+    width: int
+    height: int
+    neg: str
+    seed: int
+    guidance_scale: float
+    sample_steps: int
+
+
+class SampleConfig(StrictModel):
+    """`sample`: images drawn before, during and after training."""
+
+    sampler: Annotated[
+        Literal["flowmatch"],
+        *literal_with_aliases("flowmatch"),
+    ] = "flowmatch"
+    """Sampler; Qwen-Image knows flow matching only."""
+
+    sample_every: int = Field(default=250, ge=0)
+    """Optimizer steps between two sets of samples; 0: none at intervals."""
+
+    sample_every_n_epochs: int = Field(default=0, ge=0)
+    """Epochs between two sets; above 0 it decides, and `sample_every` does nothing. 0: none at the end of epochs."""
+
+    sample_start_step: int = Field(default=0, ge=0)
+    """Optimizer step before which none are drawn at intervals. 0: none is too early."""
+
+    sample_at_first: bool | None = None
+    """Draw a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
+
+    samples: tuple[SampleItem, ...] = ()
+    """The images of one set."""
+
+    width: int = Field(default=1024, ge=64, le=MAX_SIDE)
+    """Pixels, 64 to 16384."""
+
+    height: int = Field(default=1024, ge=64, le=MAX_SIDE)
+    """Pixels, 64 to 16384."""
+
+    neg: Negative = ""
+    """Negative prompt; empty or false: one space."""
+
+    seed: int = Field(default=42, ge=0, lt=2**63)
+    """Seed of the noise; 0 is a valid seed."""
+
+    walk_seed: bool = False
+    """Picture i of a set has the seed `seed` + i."""
+
+    guidance_scale: float = Field(default=4.0, ge=0, le=1000)
+    """Strength of classifier-free guidance; 0 to 1: off."""
+
+    sample_steps: int = Field(default=20, ge=1, le=10_000)
+    """Denoising steps."""
+
+    flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
+    """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""
+
+    format: Annotated[
+        Literal["jpg", "png", "webp"], *literal_with_aliases("jpg", "png", "webp", aliases={"jpeg": "jpg"})
+    ] = "jpg"
+    """File format."""
+
+    foreign: ClassVar = SAMPLE
+
+    def interval(self) -> tuple[int, int]:
+        """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
+        if "sample_every_n_epochs" not in self.model_fields_set:
+            return self.sample_every, 0
+        if self.sample_every_n_epochs or "sample_every" not in self.model_fields_set:
+            return 0, self.sample_every_n_epochs
+        return self.sample_every, 0
+
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
+        """Keys given that the rest of the section makes no use of, and why."""
+        epochs = self.interval()[1]
+        if epochs and self.sample_every and "sample_every" in self.model_fields_set:
+            yield "sample_every", f"has no effect: 'sample_every_n_epochs: {epochs}' decides. Leave one of them out."
+
+    def sample_items(self) -> tuple[SamplePicture, ...]:
+        """The items of one set with everything filled in from the section."""
+        return tuple(self._picture(index, item) for index, item in enumerate(self.samples))
+
+    def _picture(self, index: int, item: SampleItem) -> SamplePicture:
+        shared = {
+            "width": self.width,
+            "height": self.height,
+            "neg": self.neg,
+            "seed": self.seed + (index if self.walk_seed else 0),
+            "guidance_scale": self.guidance_scale,
+            "sample_steps": self.sample_steps,
+            "flow_shift": self.flow_shift,
+        }
+        missing = {key: value for key, value in shared.items() if getattr(item, key) is None}
+        return SamplePicture.model_construct(item.model_fields_set | missing.keys(), **{**dict(item), **missing})
+
+
+PACKAGES = {"tensorboard": "tensorboardX", "wandb": "wandb"}
+"""Every tracker -> the Python package it needs."""
+
+
+def _none_if_zero(value: Any) -> Any:
+    """0 and false stand for "no folder" in jobs of other programs."""
+    return "" if isinstance(value, bool | int) and not value else value
+
+
+class LoggingConfig(StrictModel):
+    """`logging`: what is printed, and where curves are drawn. `metrics.jsonl` has every optimizer step in any case."""
+
+    log_every: int = Field(default=0, ge=0, le=999_999_999)
+    """Optimizer steps between two progress lines where the output is no terminal; 0: a line every 10 s. Also the steps
+    over which a tracker's loss by noise level is averaged; 0: 50. All other curves have every step."""
+
+    logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
+    """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
+
+    log_with: Annotated[
+        Literal["auto", "tensorboard", "wandb", "all"],
+        *literal_with_aliases("auto", "tensorboard", "wandb", "all"),
+    ] = "auto"
+    """Who draws curves: `tensorboard` (needs logging_dir), `wandb` (Weights & Biases, `pip install wandb`) or `all`.
+    auto or empty: TensorBoard when logging_dir is given."""
+
+    log_prefix: PathStr = ""
+    """Put before the name of the run's TensorBoard folder, as it is."""
+
+    log_tracker_name: PathStr = ""
+    """Folder inside the run's TensorBoard folder, and the W&B project when wandb_project is not given."""
+
+    log_config: bool = False
+    """Also give the trackers the job's settings, without secrets."""
+
+    wandb_project: str = ""
+    """W&B project. Empty: log_tracker_name, else `atelier`."""
+
+    wandb_run_name: str = ""
+    """Name of the W&B run. Empty: the job's name."""
+
+    wandb_entity: str = ""
+    """W&B user or team. Empty: the account's default."""
+
+    wandb_api_key: str = Field(default="", exclude=True, repr=False)
+    """Better left out: the environment variable WANDB_API_KEY, or what `wandb login` stored, is used then. It is kept
+    in no file."""
+
+    foreign: ClassVar = LOGGING
+
+    def trackers(self) -> tuple[str, ...]:
+        """Names of the trackers that draw this run's curves."""
+        if self.log_with == "auto":
+            return ("tensorboard",) if self.logging_dir else ()
+        return tuple(PACKAGES) if self.log_with == "all" else (self.log_with,)
+
+    def errors(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what would keep a tracker from working."""
+        trackers = self.trackers()
+        for name in trackers:
+            package = PACKAGES[name]
+            if not _is_installed(package):
+                key = "log_with" if self.log_with != "auto" else "logging_dir"
+                yield key, f"needs the package {package!r}, which is not installed. Run: pip install {package}"
+        if "tensorboard" in trackers:
+            if not self.logging_dir:
+                yield "log_with", f"{self.log_with!r} writes TensorBoard files. Give logging_dir a folder for them."
+            elif (folder := Path(self.logging_dir).expanduser()).exists() and not folder.is_dir():
+                yield "logging_dir", f"{self.logging_dir!r} is not a folder. Give a folder."
+            for key in ("logging_dir", "log_prefix", "log_tracker_name"):
+                if contains_secret(getattr(self, key)):
+                    yield key, "is part of a folder's name, and names are not secret on a disk. Leave the secret out."
+        if "wandb" in trackers:
+            if self.wandb_api_key == REDACTED:
+                yield "wandb_api_key", "was redacted when this file was saved. Set WANDB_API_KEY instead."
+            elif not self.wandb_api_key and not _can_do_without_key():
+                remedy = "Set the variable WANDB_API_KEY, or WANDB_MODE=offline to keep everything on this machine."
+                yield "log_with", f"Weights & Biases needs an API key, and there is none. {remedy}"
+
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
+        """(key, message) of what is given though the tracker it concerns is not used."""
+        trackers = self.trackers()
+        for key in ("logging_dir", "log_prefix"):
+            if getattr(self, key) and "tensorboard" not in trackers:
+                yield key, f"has no effect: log_with is {self.log_with!r}, and nothing writes TensorBoard files."
+        for key in ("log_tracker_name", "log_config"):
+            if getattr(self, key) and not trackers:
+                yield key, "has no effect without logging_dir or log_with."
+        for key in ("wandb_project", "wandb_run_name", "wandb_entity", "wandb_api_key"):
+            if getattr(self, key) and "wandb" not in trackers:
+                yield key, "has no effect without 'log_with: wandb' (or 'all')."
+
+
+def _is_installed(package: str) -> bool:
+    """Without importing it. A mere folder of that name, such as W&B's own `wandb/`, is no package."""
+    spec = find_spec(package)
+    return spec is not None and spec.origin is not None
+
+
+def _can_do_without_key() -> bool:
+    """Whether the environment or a netrc file has a W&B key, or the mode needs none."""
+    if os.environ.get("WANDB_MODE", "").lower() in ("offline", "dryrun", "disabled"):
+        return True
+    if os.environ.get("WANDB_API_KEY") or os.environ.get("WANDB_IDENTITY_TOKEN_FILE"):
+        return True
+    host = urlsplit(os.environ.get("WANDB_BASE_URL", "https://api.wandb.ai")).hostname or ""
+    return any(_netrc_knows(file, host) for file in (os.environ.get("NETRC"), "~/.netrc", "~/_netrc") if file)
+
+
+def _netrc_knows(file: str, host: str) -> bool:
+    try:
+        return netrc.netrc(Path(file).expanduser()).authenticators(host) is not None
+    except (OSError, RuntimeError, netrc.NetrcParseError):
+        return False

@@ -1,0 +1,125 @@
+"""Captions: read from the files beside images; the trigger word added once at the scan; dropout and shuffling at each
+use."""
+
+from __future__ import annotations
+
+from codecs import BOM_UTF8
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from toolkit import seeding
+from toolkit.data.directory import DirectoryListing, thread_map
+from toolkit.errors import InputError
+from toolkit.files import read_chunks
+from toolkit.interfaces import PLACEHOLDERS, CaptionRules
+
+
+class CaptionError(ValueError):
+    """A caption file that cannot be used: which file, and why."""
+
+    def __init__(self, path: Path | str, reason: str) -> None:
+        super().__init__(f"{path}: {reason}")
+        self.path = path
+        self.reason = reason
+
+
+def caption_files(listing: DirectoryListing, suffixes: Sequence[str]) -> list[list[str]]:
+    """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none."""
+    files = listing.files
+    return [[files.get(stem + suffix, "") for stem in listing.images] for suffix in map(str.lower, suffixes)]
+
+
+def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistakes: list[InputError]) -> list[str]:
+    """The first caption of each image that is not empty, in the order of `listing.images`; '' for none.
+
+    files: as of `caption_files`. None is read that is known already. Those that cannot be used are added to `mistakes`.
+    """
+    texts = listing.texts
+    found = [""] * len(listing.images)
+    for names in files:
+        unknown = [name for name, text in zip(names, found, strict=True) if name and not text and name not in texts]
+        _read(listing, unknown, mistakes)
+        found = [text or texts.get(name, "") for name, text in zip(names, found, strict=True)]
+    return found
+
+
+def _read(listing: DirectoryListing, names: Sequence[str], mistakes: list[InputError]) -> None:
+    if no_files := listing.no_files:
+        mistakes += [InputError(listing.path(name), no_files[name]) for name in names if name in no_files]
+        names = [name for name in names if name not in no_files]
+    for name, text in zip(names, thread_map(_text_or_error, [listing.path(name) for name in names]), strict=True):
+        if isinstance(text, CaptionError):
+            mistakes.append(InputError(str(text.path), text.reason))
+        else:
+            listing.texts[name] = text
+
+
+def read_caption(path: Path | str) -> str:
+    """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n.
+
+    Raises CaptionError for any other file.
+    """
+    try:
+        raw = b"".join(read_chunks(path))
+    except OSError as error:
+        raise CaptionError(path, f"cannot be read: {error.strerror or error}") from error
+    text_bytes = raw.removeprefix(BOM_UTF8)
+    try:
+        text = text_bytes.decode("utf-8")
+    except UnicodeDecodeError as error:
+        offset = error.start + len(raw) - len(text_bytes)
+        reason = f"is not UTF-8 text: byte 0x{raw[offset]:02x} at offset {offset}. Save it as UTF-8"
+        raise CaptionError(path, reason) from error
+    if "\0" in text:
+        offset = raw.index(0)
+        raise CaptionError(path, f"is not UTF-8 text: a zero byte at offset {offset}. Save it as UTF-8")
+    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+
+
+def _text_or_error(path: str) -> str | CaptionError:
+    try:
+        return read_caption(path)
+    except CaptionError as error:
+        return error
+
+
+def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
+    """Puts the trigger word for `[trigger]` and `[name]`; with `add`, in front of a caption without it.
+
+    Same strings as ai-toolkit's `toolkit/prompt_utils.py:inject_trigger_into_prompt`.
+    """
+    trigger = trigger or ""
+    for placeholder in PLACEHOLDERS:
+        caption = caption.replace(placeholder, trigger)
+    if add and trigger and trigger not in caption:
+        return f"{trigger} {caption}"
+    return caption
+
+
+def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, position: int) -> str:
+    """The caption of one use: empty (the trigger too) when dropped, else shuffled as the rules say.
+
+    All random numbers are keyed by (seed, epoch, position), so no other setting changes them.
+    """
+    if seeding.uniform(seed, "caption_dropout", epoch, position) < rules.dropout_rate:
+        return ""
+    if not rules.shuffle_tokens:
+        return caption
+    return _shuffle(caption, rules, lambda part: seeding.key(seed, "shuffle_tokens", epoch, position, part))
+
+
+def _shuffle(caption: str, rules: CaptionRules, draw: Callable[[int], int]) -> str:
+    """Sorts the comma-separated tags by their random keys; kept tags and the trigger stay in place."""
+    prefix = ""
+    if rules.trigger and caption.startswith(f"{rules.trigger} "):
+        prefix, caption = f"{rules.trigger} ", caption.removeprefix(f"{rules.trigger} ")
+    parts = [part for part in map(str.strip, caption.split(",")) if part]
+    free = [
+        index
+        for index, part in enumerate(parts)
+        if index >= rules.keep_tokens and not (rules.trigger and rules.trigger in part)
+    ]
+    shuffled = list(parts)
+    for place, source in zip(free, sorted(free, key=draw), strict=True):
+        shuffled[place] = parts[source]
+    return prefix + ", ".join(shuffled)

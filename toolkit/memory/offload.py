@@ -1,0 +1,358 @@
+"""Block swap and activation offload: weights and saved tensors that wait in CPU memory.
+
+Block swap: frozen weights of some blocks stay in CPU memory and are copied to the device before their block runs. Two
+buffers on the device alternate: while one block computes, the weights of the next one are copied to the other. Frozen
+weights do not change, so nothing is copied back. Trained parameters stay on the device. The blocks are spread evenly,
+so that several others compute while one arrives. (musubi-tuner spreads them so too:
+modules/custom_offloading_utils.py, `LoRAStreamOffloader`.)
+
+Activation offload, only for CUDA: while a checkpointed block computes, its inputs are copied to the CPU; during the
+backward pass of the next block they are copied back. So the GPU holds the inputs of two blocks instead of all."""
+
+from __future__ import annotations
+
+import weakref
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
+
+from toolkit.interfaces import BlockForward
+
+PackRule = Callable[[Tensor], Callable[[], Tensor] | None]
+"""Called with a tensor that autograd saves: returns a function that restores it, or None to leave it to other rules."""
+
+_rules: list[PackRule] = []
+
+
+@contextmanager
+def saved_tensor_rule(rule: PackRule) -> Iterator[None]:
+    """Applies `rule` to tensors saved inside the block, then the rules around it. (Torch's own hooks do not nest.)"""
+    _rules.append(rule)
+    try:
+        with saved_tensors_hooks(_pack, _unpack):
+            yield
+    finally:
+        _rules.pop()
+
+
+def _pack(tensor: Tensor) -> Tensor | Callable[[], Tensor]:
+    kept = (rule(tensor) for rule in reversed(_rules))
+    # Not the tensor itself: an operation's output would keep the operation alive, and that the output. Only a backward
+    # pass breaks the cycle; without one (out of memory) the memory would never be freed.
+    return next((give_back for give_back in kept if give_back is not None), tensor.detach())
+
+
+def _unpack(kept: Tensor | Callable[[], Tensor]) -> Tensor:
+    return kept if isinstance(kept, Tensor) else kept()
+
+
+ALIGNMENT = 256
+"""Bytes; no kernel needs more."""
+
+
+def swapped_blocks(count: int, blocks: int) -> tuple[int, ...]:
+    """Indices of `count` of `blocks` blocks, spread evenly."""
+    return tuple((2 * index + 1) * blocks // (2 * count) for index in range(count))
+
+
+@dataclass(frozen=True)
+class _BlockTensors:
+    """A frozen tensor of a block and its position among the block's bytes."""
+
+    tensor: Tensor
+    dtype: torch.dtype
+    shape: torch.Size
+    begin: int
+    end: int
+
+    def point_to(self, memory: Tensor) -> None:
+        """Makes the tensor a view of `memory`, which holds the block's bytes."""
+        self.tensor.data = memory[self.begin : self.end].view(self.dtype).view(self.shape)
+
+
+class HostBlock:
+    """A block whose frozen weights are in CPU memory, in one contiguous buffer."""
+
+    def __init__(self, block: nn.Module, device: torch.device) -> None:
+        for parameter in block.parameters():
+            if parameter.requires_grad:
+                parameter.data = parameter.data.to(device)
+        self.parts: list[_BlockTensors] = []
+        end = 0
+        for tensor in _frozen(block):
+            begin = -(-end // ALIGNMENT) * ALIGNMENT
+            end = begin + tensor.numel() * tensor.element_size()
+            self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
+        self.memory = torch.empty(-(-end // ALIGNMENT) * ALIGNMENT, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        for part in self.parts:
+            self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(part.tensor)
+            part.point_to(self.memory)
+
+    def point_to(self, memory: Tensor) -> None:
+        for part in self.parts:
+            part.point_to(memory)
+
+
+def _frozen(block: nn.Module) -> Iterator[Tensor]:
+    yield from (p for p in block.parameters() if not p.requires_grad)
+    yield from block.buffers()
+
+
+class _Buffer:
+    """Device memory for one block."""
+
+    def __init__(self, size: int, device: torch.device) -> None:
+        self.memory = torch.empty(size, dtype=torch.uint8, device=device)
+        self.place: int | None = None
+        """Index of the swapped block that is in it, or being copied to it."""
+        self.arrived: torch.cuda.Event | None = None
+
+
+class BlockSwap:
+    """Runs blocks whose frozen weights are in CPU memory; the outermost wrapper.
+
+    Prefetching expects the forward pass in order and the backward pass in reverse; other orders work, but are slower.
+    """
+
+    def __init__(self, blocks: Sequence[nn.Module], device: torch.device) -> None:
+        """blocks: the swapped blocks, in order, with the network attached. Moves their frozen weights to the CPU."""
+        self._device = device
+        self._waiting = [HostBlock(block, device) for block in blocks]
+        self._place_of = {block: place for place, block in enumerate(blocks)}
+        size = max(len(host_block.memory) for host_block in self._waiting)
+        self._buffers = [_Buffer(size, device) for _ in range(min(2, len(blocks)))]
+        self._stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+
+    def __call__(self, run: BlockForward) -> BlockForward:
+        def run_fetched(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            place = self._place_of.get(block)
+            if place is None:
+                return run(block, *tensors)
+            has_backward = torch.is_grad_enabled()
+            self._ensure_loaded(place, self._after(place, has_backward))
+            if not has_backward:
+                return run(block, *tensors)
+
+            def load(grad: Tensor) -> None:
+                self._ensure_loaded(place, place - 1 if place else None)
+
+            with saved_tensor_rule(partial(self._as_place, place)):
+                outputs = run(block, *tensors)
+            differentiable = [output for output in outputs if output.requires_grad]
+            if differentiable:
+                # Called with the first gradient that reaches the block, before its backward pass or recomputation.
+                register_multi_grad_hook(differentiable, load, mode="any")
+            return outputs
+
+        return run_fetched
+
+    def _after(self, place: int, has_backward: bool) -> int | None:
+        """The block that is needed after this one in a forward pass."""
+        if place + 1 < len(self._waiting):
+            return place + 1
+        return None if has_backward else 0  # the backward pass begins with the last two, which are loaded
+
+    def _ensure_loaded(self, place: int, ahead: int | None) -> _Buffer:
+        """The buffer with the weights of one block, once they have arrived; starts prefetching those of another."""
+        current = self._fetch(place, keep=None)
+        if current.arrived is not None:
+            torch.cuda.current_stream(self._device).wait_event(current.arrived)
+        if ahead is not None:
+            self._fetch(ahead, keep=current)
+        return current
+
+    def _fetch(self, place: int, keep: _Buffer | None) -> _Buffer:
+        """The buffer of a block, which may still be arriving; one that is not `keep` where it is in none."""
+        here = next((buffer for buffer in self._buffers if buffer.place == place), None)
+        buffer = here or next((buffer for buffer in self._buffers if buffer is not keep), None)
+        if buffer is None:
+            assert keep is not None  # the only buffer
+            return keep
+        self._buffers.remove(buffer)  # least recently used first
+        self._buffers.append(buffer)
+        if here:
+            return here
+        if buffer.place is not None:
+            # The CPU copy is valid too, and a wrong use of it raises an error on CUDA.
+            self._waiting[buffer.place].point_to(self._waiting[buffer.place].memory)
+        buffer.place = place
+        self._copy(self._waiting[place].memory, buffer)
+        self._waiting[place].point_to(buffer.memory)
+        return buffer
+
+    def _copy(self, source: Tensor, buffer: _Buffer) -> None:
+        target = buffer.memory[: len(source)]
+        if self._stream is None:
+            target.copy_(source)
+            return
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # what was in the buffer is still in use
+        with torch.cuda.stream(self._stream):
+            target.copy_(source, non_blocking=True)
+            buffer.arrived = self._stream.record_event()
+
+    def _as_place(self, place: int, tensor: Tensor) -> Callable[[], Tensor] | None:
+        """Saves a view of a swapped weight as its position: by the backward pass the buffer holds another block."""
+        if all(tensor.untyped_storage().data_ptr() != b.memory.untyped_storage().data_ptr() for b in self._buffers):
+            return None
+        dtype, geometry = tensor.dtype, (tensor.shape, tensor.stride(), tensor.storage_offset())
+        return lambda: self._ensure_loaded(place, None).memory.view(dtype).as_strided(*geometry)
+
+
+class HostCopies(Protocol):
+    """Asynchronous copies between device and CPU memory."""
+
+    def begin_block(self) -> None:
+        """Starts a new block: later copies belong to its inputs."""
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        """Starts a copy to CPU memory. The caller may free the tensor at once."""
+
+    def to_device(self, host: Tensor) -> Callable[[], Tensor]:
+        """Starts a copy to the device; calling the result waits for it."""
+
+    def release(self) -> None:
+        """No more copies to the CPU for now: tensors are freed once their copy is finished."""
+
+
+class InFlightCopies:
+    """Keeps GPU tensors alive until their copy to the CPU has finished, at most two blocks later."""
+
+    def __init__(self) -> None:
+        self._by_block: deque[list[tuple[Tensor, Callable[[], None]]]] = deque([[], []])
+
+    def hold(self, tensor: Tensor, wait: Callable[[], None]) -> None:
+        """wait: makes the device's next work wait for the copy; called before the tensor is freed."""
+        self._by_block[-1].append((tensor, wait))
+
+    def begin_block(self) -> None:
+        for _, wait in self._by_block.popleft():
+            wait()
+        self._by_block.append([])
+
+    def release(self) -> None:
+        """Releases all tensors: no more copies to the CPU for now."""
+        for _ in range(len(self._by_block)):
+            self.begin_block()
+
+
+class CudaCopies:
+    """Copies on a separate stream, from and to pinned memory."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._stream = torch.cuda.Stream(device)
+        # Not `record_stream`: it frees memory only once the host has seen the copy finish, and the host is many blocks
+        # ahead of the device. The inputs of all these blocks would stay on the device.
+        self._in_flight = InFlightCopies()
+
+    def begin_block(self) -> None:
+        self._in_flight.begin_block()
+
+    def to_host(self, tensor: Tensor) -> Tensor:
+        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))  # until it is computed
+        with torch.cuda.stream(self._stream):
+            host.copy_(tensor, non_blocking=True)
+            copied = self._stream.record_event()
+        self._in_flight.hold(tensor, partial(self._wait, copied))
+        return host
+
+    def release(self) -> None:
+        self._in_flight.release()
+
+    def to_device(self, host: Tensor) -> Callable[[], Tensor]:
+        self.release()
+        tensor = torch.empty_like(host, device=self._device)
+        # Waits until no kernel writes to the memory of this tensor any more, and its copy to the CPU is finished.
+        self._stream.wait_stream(torch.cuda.current_stream(self._device))
+        with torch.cuda.stream(self._stream):
+            tensor.copy_(host, non_blocking=True)
+            arrived = self._stream.record_event()
+
+        def arrive() -> Tensor:
+            self._wait(arrived)
+            return tensor
+
+        return arrive
+
+    def _wait(self, event: torch.cuda.Event) -> None:
+        torch.cuda.current_stream(self._device).wait_event(event)
+
+
+class _BlockInputs:
+    """The inputs of one call of a block, in CPU memory."""
+
+    def __init__(self, copies: HostCopies, before: _BlockInputs | None) -> None:
+        self._copies = copies
+        self._before = before
+        """The inputs of the previous block, whose backward pass follows."""
+        self._hosts: list[Tensor] = []
+        self._prefetched: dict[int, Callable[[], Tensor]] = {}
+
+    def keep(self, tensor: Tensor) -> Callable[[], Tensor]:
+        """Offloads the tensor; the result returns it."""
+        index = len(self._hosts)
+        self._hosts.append(self._copies.to_host(tensor))
+        return lambda: self._restore(index)
+
+    def _restore(self, index: int) -> Tensor:
+        self._fetch(index)
+        arrive = self._prefetched.pop(index)
+        if self._before is not None:
+            self._before.fetch_all()
+            self._before = None  # prefetch only once; a later request is still correct, but waits
+        return arrive()
+
+    def fetch_all(self) -> None:
+        for index in range(len(self._hosts)):
+            self._fetch(index)
+
+    def _fetch(self, index: int) -> None:
+        if index not in self._prefetched:
+            self._prefetched[index] = self._copies.to_device(self._hosts[index])
+
+
+class ActivationOffload:
+    """A wrapper around checkpointed blocks, compiled or not."""
+
+    def __init__(
+        self, copies: HostCopies, is_elsewhere: Callable[[Tensor], bool] = lambda tensor: tensor.is_cuda
+    ) -> None:
+        """is_elsewhere: whether a tensor is in device memory."""
+        self._copies = copies
+        self._is_elsewhere = is_elsewhere
+        self._latest: Callable[[], _BlockInputs | None] = lambda: None
+
+    def __call__(self, run: BlockForward) -> BlockForward:
+        def run_offloaded(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
+            # Only tensors that one block passes to the next; the others are shared by all blocks.
+            passed_on = {_memory(t) for t in tensors if t is not None and t.requires_grad and self._is_elsewhere(t)}
+            if not passed_on or not torch.is_grad_enabled():
+                return run(block, *tensors)
+            self._copies.begin_block()
+            inputs = _BlockInputs(self._copies, self._latest())
+            self._latest = weakref.ref(inputs)  # weak: blocks after their backward pass need no prefetch
+            try:
+                with saved_tensor_rule(lambda tensor: inputs.keep(tensor) if _memory(tensor) in passed_on else None):
+                    return run(block, *tensors)
+            except torch.OutOfMemoryError:
+                self._copies.release()  # no later block does it
+                raise
+
+        return run_offloaded
+
+
+def _memory(tensor: Tensor) -> int:
+    return tensor.untyped_storage().data_ptr()
+
+
+def offloading(device: torch.device) -> list[ActivationOffload]:
+    """The wrapper for this device; none without CUDA."""
+    return [ActivationOffload(CudaCopies(device))] if device.type == "cuda" else []

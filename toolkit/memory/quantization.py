@@ -1,0 +1,369 @@
+"""Quantized frozen weights of linear layers, and the two matmuls that training needs. optimum-quanto computes the
+codes.
+
+Each format is a class with `matmul` (forward) and `matmul_grad` (gradient of the inputs). A quantized weight is a
+module, so that its tensors move with the model, and replaces the `weight` tensor of a layer.
+
+Shape suffixes: M rows (tokens), I inputs of the layer, O outputs, R rank, G groups of a grouped weight,
+S weights of a group, N blocks along a row."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Callable, MutableMapping
+from functools import cache
+from typing import Any, NamedTuple, Protocol
+from weakref import WeakValueDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+from torch.nn import functional
+
+from toolkit.host_memory import malloc_trim
+from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
+
+
+class QuantizedWeight(nn.Module):
+    """A weight [O, I] that is not a tensor, but can be passed to `functional.linear`."""
+
+    def __init__(self, shape: tuple[int, int], dtype: torch.dtype) -> None:
+        """dtype: the dtype of the original and of the dequantized weight."""
+        super().__init__()
+        self.shape = torch.Size(shape)
+        self.dtype = dtype
+
+    @abstractmethod
+    def dequantize(self) -> Tensor:
+        """The weight [O, I] as a tensor of `dtype`."""
+
+    def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        """[M, O] in the dtype of `x_MI`: x times the transposed weight, plus the bias."""
+        return functional.linear(x_MI, self.dequantize().to(x_MI.dtype), bias_O)
+
+    def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        """[M, I] in the dtype of `g_MO`: g times the weight."""
+        return g_MO @ self.dequantize().to(g_MO.dtype)
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the weight."""
+        return next(self.buffers()).device
+
+    @property
+    def requires_grad(self) -> bool:
+        """Always False: it is frozen."""
+        return False
+
+    def detach(self) -> QuantizedWeight:
+        """Itself: it is part of no graph."""
+        return self
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        """Called by torch when a quantized weight is passed to one of its functions."""
+        if func is not functional.linear:
+            return NotImplemented
+        return _linear(*args, **(kwargs or {}))
+
+
+def _linear(input: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+    return QuantizedLinearFn.apply(input, weight, bias)
+
+
+_products = torch.library.Library("atelier", "FRAGMENT")
+_products.define("frozen_product(Tensor x_MI, int weight, Tensor? bias) -> Tensor")
+_in_use: WeakValueDictionary[int, QuantizedWeight] = WeakValueDictionary()
+
+
+def eager_product(x_MI: Tensor, weight: int, bias_O: Tensor | None) -> Tensor:
+    """What `frozen_product` computes."""
+    return _in_use[weight].matmul(x_MI, bias_O)
+
+
+_products.impl("frozen_product", eager_product, "CompositeExplicitAutograd")
+
+frozen_product = torch.ops.atelier.frozen_product.default
+"""`matmul` as one operation, so that selective checkpointing can keep its result; weights are passed by their `id`."""
+
+
+class QuantizedLinearFn(torch.autograd.Function):
+    """x times the transposed weight, plus a frozen bias.
+
+    Only a reference to the quantized weight is kept for the backward pass: no activations, no dequantized copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, weight: QuantizedWeight, bias_O: Tensor | None) -> Tensor:
+        ctx.weight = weight
+        x_MI = x.reshape(-1, x.shape[-1])
+        if torch.compiler.is_compiling():
+            y_MO = weight.matmul(x_MI, bias_O)
+        else:
+            _in_use[id(weight)] = weight
+            y_MO = frozen_product(x_MI, id(weight), bias_O)
+        return y_MO.view(*x.shape[:-1], weight.shape[0])
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, g: Tensor) -> tuple[Tensor, None, None]:
+        weight = ctx.weight
+        return weight.matmul_grad(g.reshape(-1, g.shape[-1])).view(*g.shape[:-1], weight.shape[1]), None, None
+
+
+class Int8Matmuls(NamedTuple):
+    """Which matmuls of a layer are int8."""
+
+    forward: bool = False
+    backward: bool = False
+
+
+class Observer(Protocol):
+    """Observes the rows of a layer's matmuls; `direction` is a field of `Int8Matmuls`."""
+
+    def __call__(self, direction: str, rows: Tensor, /) -> None: ...
+
+
+class RowwiseQuantized(QuantizedWeight):
+    """int8 or E4M3 codes with a scale per output row.
+
+    Codes are exact in every compute dtype, so the matmul uses them and its result is scaled: the only pass over the
+    weight is its conversion, and with int8 matmuls not even that.
+    """
+
+    codes_OI: Tensor
+    scale_O1: Tensor
+
+    in_int8 = Int8Matmuls()
+    """Set by `int8_calibration`; until then all matmuls are floating point."""
+
+    watch: Observer | None = None
+    """Observes the rows that int8 matmuls would quantize, during calibration."""
+
+    def __init__(self, codes_OI: Tensor, scale_O1: Tensor) -> None:
+        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), scale_O1.dtype)
+        self.code_type = codes_OI.dtype
+        # As bytes: a module that is cast to another floating-point type would convert E4M3 codes with the rest.
+        self.register_buffer("codes_OI", codes_OI.view(torch.int8))
+        self.register_buffer("scale_O1", scale_O1)
+
+    def _values(self, dtype: torch.dtype) -> Tensor:
+        return self.codes_OI.to(dtype) if self.code_type == torch.int8 else decode_e4m3(self.codes_OI, dtype)
+
+    def dequantize(self) -> Tensor:
+        return self.scale_O1 * self._values(self.dtype)
+
+    def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        if x_MI.dtype == torch.float16:  # sums of unscaled codes may be too large for it
+            return super().matmul(x_MI, bias_O)
+        scale_1O = self.scale_O1.t()
+        if self.watch:
+            self.watch("forward", x_MI)
+        if self.in_int8.forward and len(x_MI) >= MIN_ROWS:
+            y_MO = int8_mm(quantize_rows(x_MI), self.codes_OI.t(), x_MI.dtype)
+            return _scaled(y_MO, scale_1O.float(), bias_O).to(x_MI.dtype)
+        y_MO = x_MI @ self._values(x_MI.dtype).t()
+        return _scaled(y_MO, scale_1O.to(x_MI.dtype), bias_O)
+
+    def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        if g_MO.dtype == torch.float16:
+            return super().matmul_grad(g_MO)
+        # The scale of an output row is one of a column of g: it goes there, before g itself is rounded.
+        scale_1O = self.scale_O1.t()
+        if self.watch:
+            self.watch("backward", g_MO * scale_1O.float())
+        if self.in_int8.backward and len(g_MO) >= MIN_ROWS:
+            return int8_mm(quantize_rows(g_MO * scale_1O.float()), self.codes_OI, g_MO.dtype).to(g_MO.dtype)
+        return (g_MO * scale_1O.to(g_MO.dtype)) @ self._values(g_MO.dtype)
+
+
+def _scaled(y_MO: Tensor, scale_1O: Tensor, bias_O: Tensor | None) -> Tensor:
+    """y times the scale plus the bias, in place of y: one pass over it."""
+    if torch.compiler.is_compiling():  # one pass anyway, and a y that checkpointing kept must stay
+        return y_MO * scale_1O if bias_O is None else torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O)
+    if bias_O is None:
+        return y_MO.mul_(scale_1O)
+    return torch.addcmul(bias_O.to(y_MO.dtype), y_MO, scale_1O, out=y_MO)
+
+
+class GroupwiseQuantized(QuantizedWeight):
+    """Codes of 2 or 4 bits with a scale and a shift per group of weights along the input side.
+
+    Group g holds scale * code - shift. The groups lie as rows [G, S]; packed, the first rows take the lowest bits.
+    """
+
+    packed: Tensor
+    scale_G1: Tensor
+    shift_G1: Tensor
+
+    def __init__(self, packed: Tensor, bits: int, scale_G1: Tensor, shift_G1: Tensor, shape: tuple[int, int]) -> None:
+        """packed: uint8, each with the codes of 8 / bits rows."""
+        super().__init__(shape, scale_G1.dtype)
+        self.bits = bits
+        self.register_buffer("packed", packed)
+        self.register_buffer("scale_G1", scale_G1)
+        self.register_buffer("shift_G1", shift_G1)
+
+    def dequantize(self) -> Tensor:
+        codes_GS = unpack(self.packed, self.bits)[: len(self.scale_G1)]
+        return (self.scale_G1 * codes_GS).sub_(self.shift_G1).view(self.shape)
+
+
+def unpack(packed: Tensor, bits: int) -> Tensor:
+    """The codes of `bits` bits each in a packed uint8 tensor: all lowest ones first, along the first axis."""
+    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+
+
+class BlockwiseQuantized(QuantizedWeight):
+    """E4M3 codes with a float32 scale per block of weights along each row."""
+
+    codes_OI: Tensor
+    scale_ON: Tensor
+
+    def __init__(self, codes_OI: Tensor, scale_ON: Tensor, dtype: torch.dtype) -> None:
+        super().__init__((codes_OI.shape[0], codes_OI.shape[1]), dtype)
+        self.register_buffer("codes_OI", codes_OI.view(torch.int8))  # as bytes, see RowwiseQuantized
+        self.register_buffer("scale_ON", scale_ON.float())
+
+    def dequantize(self) -> Tensor:
+        values = decode_e4m3(self.codes_OI, torch.float32)
+        values.unflatten(1, (self.scale_ON.shape[1], -1)).mul_(self.scale_ON[..., None])
+        return values.to(self.dtype)
+
+
+def decode_e4m3(codes: Tensor, dtype: torch.dtype) -> Tensor:
+    """E4M3 numbers, stored as bytes, in `dtype`."""
+    if codes.device.type != "cpu" or torch.compiler.is_compiling():
+        return codes.view(torch.float8_e4m3fn).to(dtype)
+    # PyTorch converts them one by one on CPUs, uncompiled; looking them up is five times faster.
+    places = codes.view(torch.uint8).flatten().int()
+    return _e4m3_table(dtype).index_select(0, places).view(codes.shape)
+
+
+@cache
+def _e4m3_table(dtype: torch.dtype) -> Tensor:
+    return torch.arange(256, dtype=torch.uint8).view(torch.float8_e4m3fn).to(dtype)
+
+
+class WithRecoveryLora(QuantizedWeight):
+    """A quantized weight with a frozen low-rank delta, up @ down."""
+
+    up_OR: Tensor
+    down_RI: Tensor
+
+    def __init__(self, stored: QuantizedWeight, up_OR: Tensor, down_RI: Tensor) -> None:
+        super().__init__((stored.shape[0], stored.shape[1]), stored.dtype)
+        self.stored = stored
+        self.register_buffer("up_OR", up_OR.to(stored.device, stored.dtype))
+        self.register_buffer("down_RI", down_RI.to(stored.device, stored.dtype))
+
+    def dequantize(self) -> Tensor:
+        return torch.addmm(self.stored.dequantize(), self.up_OR, self.down_RI)
+
+    def matmul(self, x_MI: Tensor, bias_O: Tensor | None) -> Tensor:
+        low_MR = x_MI @ self.down_RI.to(x_MI.dtype).t()
+        return torch.addmm(self.stored.matmul(x_MI, bias_O), low_MR, self.up_OR.to(x_MI.dtype).t())
+
+    def matmul_grad(self, g_MO: Tensor) -> Tensor:
+        low_MR = g_MO @ self.up_OR.to(g_MO.dtype)
+        return self.stored.matmul_grad(g_MO).addmm_(low_MR, self.down_RI.to(g_MO.dtype))
+
+
+class QuantizedLinear(nn.Linear):
+    """Replaces an `nn.Linear`; adapters attach to it in the same way.
+
+    `weight` is a QuantizedWeight: it has a shape, a dtype and a device, dequantizes, and can be handed to
+    `functional.linear`.
+    """
+
+    def __init__(self, weight: QuantizedWeight, bias_O: nn.Parameter | None) -> None:
+        nn.Module.__init__(self)  # nn.Linear's own would allocate a full weight
+        self.out_features, self.in_features = weight.shape
+        self.weight = weight  # type: ignore[assignment]  # it has all that adapters need of a weight
+        self.register_parameter("bias", bias_O)
+        self.requires_grad_(False)
+
+    def forward(self, input: Tensor) -> Tensor:
+        return QuantizedLinearFn.apply(input, self.weight, self.bias)
+
+
+QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"}
+"""`model.qtype` -> optimum-quanto's name."""
+
+LowRank = tuple[Tensor, Tensor]
+"""(up [O, R], down [R, I]) of a low-rank delta."""
+
+DEFAULT_RECOVERY_QTYPE = "int8"
+"""Quantization of layers without a recovery adapter where others have one, as in ai-toolkit."""
+
+E4M3_MAX = 448.0
+BLOCK = 64
+"""Weights along a row that share a scale in fp8_scaled."""
+
+
+def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) -> Callable[[nn.Module, str], None]:
+    """A function that quantizes a block to `qtype` in place, called with each block and its dotted name.
+
+    recovery: full layer name -> frozen low-rank delta of an accuracy-recovery adapter; layers without one become int8.
+    Entries are removed once used, so that none is in memory twice.
+    """
+
+    def transform(block: nn.Module, name: str) -> None:
+        for layer in [layer for layer, module in block.named_modules() if isinstance(module, nn.Linear)]:
+            linear = block.get_submodule(layer)
+            assert isinstance(linear, nn.Linear)  # as those listed
+            own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
+            chosen = qtype if recovery is None or own else DEFAULT_RECOVERY_QTYPE
+            weight = quantize_weight(linear.weight.detach(), chosen)
+            if own:
+                weight = WithRecoveryLora(weight, *own)
+            block.set_submodule(layer, QuantizedLinear(weight, linear.bias))
+            del linear
+            malloc_trim()  # of one layer at a time: the float temporaries of a block would add up
+        block.requires_grad_(False)
+
+    return transform
+
+
+@torch.no_grad()
+def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
+    """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along the input side."""
+    if qtype == "fp8_scaled":
+        return block_scaled(weight_OI)
+    return _by_quanto(weight_OI, QUANTO[qtype])
+
+
+def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:
+    """The codes of optimum-quanto, without its tensor classes, which need compiled kernels."""
+    from optimum.quanto import QLinear, qtypes
+    from optimum.quanto.tensor.weights.quantization import quantize_weight as by_quanto
+
+    qtype = qtypes[name]
+    outputs, inputs = weight_OI.shape
+    choices = QLinear(inputs, outputs, bias=False, weights=qtype, device="meta")  # its groups and how it scales
+    if qtype.bits == 8:
+        scale_O1 = choices.optimizer(weight_OI, qtype=qtype, axis=0)
+        quantized = by_quanto(weight_OI, qtype=qtype, axis=0, scale=scale_O1, optimized=False)
+        return RowwiseQuantized(_zero_for_nan(quantized._data), quantized._scale)
+    group = choices.weight_group_size
+    scale, shift = choices.optimizer(weight_OI, qtype=qtype, axis=0, group_size=group)
+    quantized = by_quanto(weight_OI, qtype, 0, scale, shift, group_size=group, optimized=False)
+    return GroupwiseQuantized(quantized._data._data, qtype.bits, quantized._scale, quantized._shift, (outputs, inputs))
+
+
+def _zero_for_nan(codes: Tensor) -> Tensor:
+    """Repairs float8 rows that were all zero: quanto scales a row by its maximum, and 0 / 0 is NaN."""
+    return codes.float().nan_to_num_(0.0).to(codes.dtype) if codes.is_floating_point() else codes
+
+
+def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockwiseQuantized:
+    """E4M3 scaled to the maximum of each block; rows whose length `block` does not divide are one block.
+
+    Source: musubi-tuner, modules/fp8_optimization_utils.py, `quantize_weight`; its scales are kept in float32 here.
+    """
+    outputs, inputs = weight_OI.shape
+    blocks = inputs // block if inputs % block == 0 else 1
+    values = weight_OI.float().view(outputs, blocks, -1)
+    scale = (values.abs().amax(dim=-1, keepdim=True) / E4M3_MAX).clamp_min_(1e-8)
+    codes = (values / scale).clamp_(-E4M3_MAX, E4M3_MAX).to(torch.float8_e4m3fn)
+    return BlockwiseQuantized(codes.view(outputs, inputs), scale[..., 0], weight_OI.dtype)

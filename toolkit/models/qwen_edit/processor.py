@@ -1,0 +1,37 @@
+"""What diffusers' own pipeline needs to run in the environment of requirements.txt: docs/use_in_diffusers.md.
+
+The trainer does not use this module: it encodes prompts with `prompts.py`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from transformers import PreTrainedModel, Qwen2VLProcessor
+
+
+class EditProcessor(Qwen2VLProcessor):
+    """`Qwen2VLProcessor` for images alone: its video processor needs torchvision.
+
+    `EditProcessor.from_pretrained(model, subfolder="processor")` reads the processor folder of a model, a local folder
+    or a hub id.
+    """
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        # transformers reads the parts of a processor off the names of these arguments.
+        super().__init__(image_processor, tokenizer, chat_template=chat_template)
+
+
+def add_image_positions(text_encoder: PreTrainedModel) -> None:
+    """Makes every call with images pass `mm_token_type_ids` [B, L]: 1 for the tokens of an image, 0 for text.
+
+    transformers since 5.3 gives image tokens their three-dimensional positions only then, and the pipeline of
+    diffusers 0.42.1 does not pass them (diffusers issue 14194). Calls that pass them already stay as they are.
+    """
+
+    def pass_ids(encoder: PreTrainedModel, args: tuple, inputs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:
+        if inputs.get("pixel_values") is not None and "mm_token_type_ids" not in inputs:
+            inputs["mm_token_type_ids"] = (inputs["input_ids"] == encoder.config.image_token_id).int()
+        return args, inputs
+
+    text_encoder.register_forward_pre_hook(pass_ids, with_kwargs=True)

@@ -1,0 +1,236 @@
+"""What the ranks of a run do together: all-reduce of gradients and losses, commands of rank 0 to the others, full
+copies of sharded tensors.
+
+Each rank divides its losses by the samples of the whole accumulation step, so the sums are the means that a single
+process would compute. All ranks get the same bits, and so take the same optimizer step. Gradients of sharded
+parameters are already reduced by FSDP2 (`memory/fsdp.py`).
+
+Rank 0 samples, validates and saves while the other ranks wait for it in a collective. Whatever needs the weights of
+all ranks begins with a command (`Run.broadcast_command`): the other ranks run it and wait again. A command is a
+picklable function; it is called with the rank's `WorkerContext`."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from toolkit.distributed import ProcessGroup
+from toolkit.interfaces import DiffusionModel, Network, PromptEmbeds
+from toolkit.sharded_param import RowShard
+from toolkit.train.accumulation import AccumulationStep
+from toolkit.train.metrics_buffer import StepLossBuffer
+from toolkit.train.run import Run
+
+
+@dataclass
+class WorkerContext:
+    """The objects of one rank that commands of rank 0 work on."""
+
+    model: DiffusionModel
+    network: Network
+    run: Run
+    evaluation: ExitStack = field(default_factory=ExitStack)
+    """Open while the eval weights (EMA) are swapped in."""
+
+
+Rank0Command = Callable[[WorkerContext], Any]
+"""A command of rank 0, as every other rank runs it; its result is discarded."""
+
+
+def install_command_handler(worker: WorkerContext) -> None:
+    """Installs the command handler on ranks > 0 and the broadcaster on rank 0."""
+    process_group = worker.run.process_group
+    process_group.on_command = lambda command: command(worker)
+    worker.run.broadcast_command = process_group.broadcast_command
+
+
+def leading(model: DiffusionModel, process_group: ProcessGroup) -> Callable[..., Tensor]:
+    """`model.predict_velocity` for work of rank 0 alone (samples, validation): the other ranks run each pass too, and
+    discard the result.
+    """
+
+    def predict_velocity(*inputs: Any) -> Tensor:
+        process_group.broadcast_command(partial(_forward_on_worker, inputs=_on_cpu(inputs)))
+        return model.predict_velocity(*inputs)
+
+    return predict_velocity
+
+
+@torch.no_grad()
+def _forward_on_worker(worker: WorkerContext, inputs: tuple[Any, ...]) -> None:
+    worker.model.predict_velocity(*inputs)
+
+
+def _on_cpu(value: Any) -> Any:
+    """The inputs of a pass in CPU memory, from which they can be broadcast."""
+    if isinstance(value, Tensor):
+        return value.cpu()
+    if isinstance(value, PromptEmbeds):
+        return value.cpu()
+    return tuple(map(_on_cpu, value))
+
+
+@contextmanager
+def using_eval_weights(run: Run) -> Iterator[None]:
+    """Swaps the eval weights (EMA) in on all ranks inside the block, and restores the raw weights after it.
+
+    An error inside ends the run.
+    """
+    run.broadcast_command(_swap_in_eval_weights)
+    with run.using_eval_weights_local():
+        yield
+    # Not after an error: the other ranks may be in the middle of a pass and would not receive the command.
+    run.broadcast_command(_swap_out_eval_weights)
+
+
+def _swap_in_eval_weights(worker: WorkerContext) -> None:
+    worker.evaluation.enter_context(worker.run.using_eval_weights_local())
+
+
+def _swap_out_eval_weights(worker: WorkerContext) -> None:
+    worker.evaluation.close()
+
+
+def gather_full_tensors(
+    process_group: ProcessGroup,
+    tensors: Mapping[str, Tensor],
+    shards: Mapping[str, RowShard],
+    dtype: torch.dtype | None = None,
+) -> dict[str, Tensor]:
+    """Full copies of `tensors` on the CPU in `dtype` (None: their own); on rank 0 only, empty on other ranks.
+
+    shards: the shards of sharded tensors, by name. With any, it is a collective: all ranks have to call it.
+    """
+    copies = {name: process_group.gather_to_rank0(tensor, shards.get(name), dtype) for name, tensor in tensors.items()}
+    return {name: copy for name, copy in copies.items() if copy is not None}
+
+
+def network_state_dict(
+    run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool = False
+) -> dict[str, Tensor]:
+    """The tensors of a network file: copies on the CPU in `dtype`, under the names of the file. Called by rank 0.
+
+    raw: the raw weights, also where there is an EMA.
+    """
+    run.broadcast_command(partial(_gather_export_on_worker, role=role, dtype=dtype, raw=raw))
+    return _gather_export(run, network, role, dtype, raw)
+
+
+def _gather_export_on_worker(worker: WorkerContext, role: str, dtype: torch.dtype, raw: bool) -> None:
+    _gather_export(worker.run, worker.network, role, dtype, raw)
+
+
+def _gather_export(run: Run, network: Network, role: str, dtype: torch.dtype, raw: bool) -> dict[str, Tensor]:
+    return gather_full_tensors(
+        run.process_group, network.export(run.roles[role].weights(raw)), network.sharded_params(), dtype
+    )
+
+
+@dataclass(frozen=True)
+class _LocalPart:
+    """What one rank reports of its micro-batches."""
+
+    uses: list[tuple[int, int]]
+    names: list[str]
+    numbers: list[str]
+    """Names of the metrics per sample."""
+
+    roles: list[str]
+    """Roles that had a loss."""
+
+    batch_numbers: dict[str, int]
+    """Name of a metric per batch -> samples of the micro-batches that have it."""
+
+    with_gradient: list[bool]
+    """Of each parameter that is not sharded, whether it has a gradient on this rank."""
+
+
+def all_reduce_gradients_and_losses(
+    run: Run, accumulation_step: AccumulationStep, own: StepLossBuffer | None
+) -> StepLossBuffer | None:
+    """The losses of the whole accumulation step; gradients of parameters that are not sharded become the sums over all
+    ranks.
+
+    own: the losses of this rank; None where the accumulation step was aborted. The result is then None on all ranks.
+    """
+    if run.process_group.is_single_process:
+        return own
+    parameters = [p for role in run.roles.values() for name, p in role.parameters.items() if name not in role.sharded]
+    gathered = run.process_group.all_gather_object(None if own is None else _local_part(own, parameters))
+    reports = [report for report in gathered if report is not None]
+    if own is None or len(reports) < len(gathered):
+        return None
+    for parameter, *has_gradient in zip(parameters, *(report.with_gradient for report in reports), strict=True):
+        if any(has_gradient) and parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    kinds = next(report.numbers for report in reports if report.uses)
+    roles = [name for name in run.roles if any(name in report.roles for report in reports)]
+    counts = sum((Counter(report.batch_numbers) for report in reports), Counter[str]())
+    numbers = _numbers(own, accumulation_step, roles, kinds, counts, _device(run))
+    run.process_group.all_reduce_sum([*(p.grad for p in parameters if p.grad is not None), numbers])
+    names = {use: name for report in reports for use, name in zip(report.uses, report.names, strict=True)}
+    return _losses(numbers, accumulation_step, roles, kinds, counts, names)
+
+
+def _device(run: Run) -> torch.device:
+    return next(p.device for role in run.roles.values() for p in role.parameters.values())
+
+
+def _local_part(own: StepLossBuffer, parameters: list[torch.nn.Parameter]) -> _LocalPart:
+    counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
+    with_gradient = [p.grad is not None for p in parameters]
+    return _LocalPart(own.uses, own.names, list(own.per_sample), list(own.shares), counts, with_gradient)
+
+
+def _numbers(
+    own: StepLossBuffer,
+    accumulation_step: AccumulationStep,
+    roles: list[str],
+    kinds: list[str],
+    counts: Counter[str],
+    device: torch.device,
+) -> Tensor:
+    """This rank's summands in one vector: mean loss of each role, each metric per batch, then each metric per sample
+    of the accumulation step (zero for samples of other ranks)."""
+    sums = [
+        *(torch.stack(own.shares[role]).sum() if role in own.shares else 0.0 for role in roles),
+        *(sum(count * mean for count, mean in own.numbers[name]) / counts[name] for name in counts),
+    ]
+    numbers = torch.zeros(len(sums) + len(kinds) * accumulation_step.samples, device=device)
+    for index, value in enumerate(sums):
+        numbers[index] = value
+    if own.uses:
+        index_of = {use: index for index, use in enumerate(accumulation_step.sample_keys)}
+        own_indices = torch.tensor([index_of[use] for use in own.uses], device=device)
+        rows = numbers[len(sums) :].view(len(kinds), accumulation_step.samples)
+        for row, values in zip(rows, (own.per_sample[kind] for kind in kinds), strict=True):
+            row[own_indices] = torch.cat([values_B.to(device, row.dtype) for values_B in values])
+    return numbers
+
+
+def _losses(
+    numbers: Tensor,
+    accumulation_step: AccumulationStep,
+    roles: list[str],
+    kinds: list[str],
+    counts: Counter[str],
+    names: dict[tuple[int, int], str],
+) -> StepLossBuffer:
+    """Losses of the full accumulation step, as on a single process."""
+    whole = StepLossBuffer()
+    of_roles, of_batches, of_samples = numbers.split([len(roles), len(counts), len(numbers) - len(roles) - len(counts)])
+    whole.shares |= {role: [value] for role, value in zip(roles, of_roles, strict=True)}
+    whole.numbers |= {name: [(counts[name], value)] for name, value in zip(counts, of_batches, strict=True)}
+    whole.uses = accumulation_step.sample_keys
+    whole.names = [names[use] for use in accumulation_step.sample_keys]
+    whole.per_sample |= {
+        kind: [row] for kind, row in zip(kinds, of_samples.view(len(kinds), accumulation_step.samples), strict=True)
+    }
+    return whole
