@@ -11,7 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator
 
-from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, RunError, UserError
+from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError
 from toolkit.redact import redact_text
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
@@ -30,6 +30,8 @@ def report(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         print_error("Stopped.")
         return EXIT_SIGINT
+    if isinstance(error, ReportedExit):
+        return int(error.code or EXIT_FAILURE)
     if isinstance(error, SystemExit):
         print_error(f"Failed: the code of an extension called sys.exit({error.code!r}).")
         return EXIT_FAILURE

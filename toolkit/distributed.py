@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any, NoReturn, TypeVar, cast
 
 from toolkit import signals
 from toolkit.distributed_env import SINGLE_PROCESS, DistributedEnv, read_distributed_env
-from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, Interrupted, RunError, UserError
+from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, EXIT_SIGTERM, Interrupted, ReportedExit, RunError, UserError
 from toolkit.sharded_param import RowShard, rows_per_rank
 
 if TYPE_CHECKING:
@@ -231,7 +231,7 @@ class ProcessGroup:
     def fail_together(self, report: Callable[[BaseException], int]) -> Iterator[None]:
         """Inside the block all ranks shut down together: one that fails records it, and one rank reports the error.
 
-        report: prints the error and returns the exit code. With several processes each exits with SystemExit.
+        report: prints the error and returns the exit code. With several processes each exits with ReportedExit.
         """
         try:
             yield
@@ -240,7 +240,7 @@ class ProcessGroup:
             if self.is_single_process:
                 raise
             signals.ignore()
-            raise SystemExit(self._end(error, report)) from error
+            raise ReportedExit(self._end(error, report)) from error
 
     def _end(self, error: BaseException, report: Callable[[BaseException], int]) -> int:
         """Reports the error, or leaves that to another rank, and returns the exit code."""
@@ -378,8 +378,6 @@ def exit_process(code: int) -> NoReturn:
 def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return EXIT_SIGINT
-    if isinstance(error, SystemExit):
-        return error.code if isinstance(error.code, int) else EXIT_FAILURE * bool(error.code)
     return getattr(error, "exit_code", EXIT_FAILURE)
 
 

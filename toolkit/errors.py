@@ -26,6 +26,10 @@ class RunError(Exception):
     exit_code = EXIT_FAILURE
 
 
+class ReportedExit(SystemExit):
+    """One of several ranks exits, and the error has been reported: `code` is the exit code."""
+
+
 class Interrupted(BaseException):
     """A signal asked the program to end. Not an `Exception`, so that no handler swallows it."""
 

@@ -61,7 +61,7 @@ class TrainableParams:
 
 def trainable_names(config: DiffusionSection) -> list[str]:
     """The layers, or where the model itself is trained the modules, that `network` chooses from."""
-    family, folder = family_for(config.model), config.model.folder()
+    family, folder = family_for(config.model), config.model.files_folder()
     return list(family.modules(folder) if config.network.trains_model else family.linear_layers(folder))
 
 
@@ -72,7 +72,7 @@ def count_trainable_params(config: DiffusionSection, processes: int = 1) -> Trai
 
     Raises UserError when the section chooses no layer, or a pattern of `train.lr_groups` matches none.
     """
-    family, folder = family_for(config.model), config.model.folder()
+    family, folder = family_for(config.model), config.model.files_folder()
     if config.network.trains_model:
         modules = family.modules(folder)
         chosen = select_target_modules(config.network, list(modules))

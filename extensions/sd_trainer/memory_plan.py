@@ -121,7 +121,7 @@ class _Estimator:
         self.on_gpu = machine.kind == "cuda"
         self.gaps = FRAGMENTATION if self.on_gpu else HOST_FRAGMENTATION
         self.model, self.train, self.network = section.model, section.train, section.network
-        self.folder = self.model.folder()
+        self.folder = self.model.files_folder()
         self.family = family_for(self.model)
         self.facts = self.family.footprint(self.folder)
         self.number = DTYPE_BYTES[self.train.dtype]

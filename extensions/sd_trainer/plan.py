@@ -192,7 +192,7 @@ def _excess_rank(config: DiffusionSection) -> Iterator[str]:
     network, family = config.network, family_for(config.model)
     if not KINDS[network.type].up_names:  # of other kinds the rank is not that of a product of two matrices
         return
-    layers = family.linear_layers(config.model.folder())
+    layers = family.linear_layers(config.model.files_folder())
     chosen = [min(layers[name]) for name in select_target_modules(network, list(layers))]
     if count := sum(width < network.linear for width in chosen):
         yield (

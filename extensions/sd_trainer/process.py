@@ -126,6 +126,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return memory_advice(self.section)
 
     def refuse(self, data: SdData, plan: RunPlan) -> None:
+        checked_family(self.section.model)
         if isinstance(plan.memory, MemoryEstimate) and (
             lack := shortage(self.section, machine_of(self.section), plan.memory)
         ):
@@ -137,7 +138,6 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             key = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
             raise UserError(f"train.{key}: {error}") from error
         check_disk_space(self.section, self.save_root)
-        checked_family(self.section.model)
 
     def corrections(self, data: SdData, revision: int) -> list[ConfigChange]:
         has_references = any(sample.control_images for sample in data.scan.samples)

@@ -7,7 +7,7 @@ from importlib.metadata import PackageNotFoundError
 import pytest
 
 from jobs.exit import report, run_with_exit_code
-from toolkit.errors import ConfigErrors, InputError, Interrupted, RunError, UserError
+from toolkit.errors import ConfigErrors, InputError, Interrupted, ReportedExit, RunError, UserError
 
 
 def raised(error: BaseException) -> BaseException:
@@ -27,6 +27,7 @@ def raised(error: BaseException) -> BaseException:
         (KeyboardInterrupt(), 130, "Stopped.\n"),
         (SystemExit(None), 1, "Failed: the code of an extension called sys.exit(None).\n"),
         (SystemExit(0), 1, "Failed: the code of an extension called sys.exit(0).\n"),
+        (ReportedExit(75), 75, ""),
         (SystemExit("message"), 1, "Failed: the code of an extension called sys.exit('message').\n"),
     ],
 )

@@ -13,7 +13,7 @@ from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.compat.model import MODEL, MODEL_KWARGS, QTYPE_SPELLINGS
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, value_error
 from toolkit.config.located import ConfigNode, Diagnostics
-from toolkit.config.model_files import looks_like_a_path, model_fault
+from toolkit.config.model_files import cached_snapshot, looks_like_a_path, model_fault
 from toolkit.config.normalise import listed
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.number_types import QTYPES
@@ -197,3 +197,7 @@ class ModelConfig(StrictModel):
     def folder(self) -> Path:
         """`name_or_path` as an absolute path."""
         return Path(self.name_or_path).expanduser().resolve()
+
+    def files_folder(self) -> Path:
+        """Where the model's files are: `folder()`, or of a hub id its complete snapshot in the hub cache."""
+        return (not self.is_path() and cached_snapshot(self.name_or_path, self.revision)) or self.folder()

@@ -119,7 +119,8 @@ def check_loaded(part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()
 
 def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:
     """Raises RunError for weights that are infinite or not a number; prefix: of their names."""
-    tensors = {name: tensor for name, tensor in module.state_dict().items() if tensor.is_floating_point()}
+    state = module.state_dict().items()
+    tensors = {name: tensor for name, tensor in state if tensor.is_floating_point() and not tensor.is_meta}
     # One answer for the whole module: each waits for the device.
     ends = [end.float() for tensor in tensors.values() if tensor.numel() for end in tensor.aminmax()]
     if not ends or bool(torch.stack(ends).isfinite().all()):

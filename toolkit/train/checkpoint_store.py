@@ -82,7 +82,7 @@ def checkpoint_dir(run_folder: Path) -> Path:
 def check_writable(root: Path) -> None:
     """Raises RunError where checkpoints could not be saved: `root` is no folder, or cannot be written to."""
     if root.exists() and not root.is_dir():
-        raise RunError(f"{root}: is no folder. Move it away, or give the job another name.")
+        raise RunError(f"{root}: cannot be used: it is no folder. Move it away, or give the job another name.")
     if root.is_dir() and not os.access(root, os.R_OK | os.W_OK | os.X_OK):
         raise RunError(f"{root}: cannot be written to. Change its rights, or give the job another name.")
 

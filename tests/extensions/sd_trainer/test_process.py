@@ -450,8 +450,10 @@ def test_an_optimizer_that_cannot_work_is_refused_before_anything_is_encoded(
 def test_a_run_that_cannot_fit_is_refused_before_it_starts(
     run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
-    photos = make_pictures(tmp_path / "photos", "a")
-    job = write_job(trainer(photos, network={"type": "lora", "linear": 10_000_000}), name="large")
+    make_pictures(tmp_path / "100000_photos", "a", size=(1024, 1024))
+    section = trainer(tmp_path / "100000_photos", train={"steps": 1, "batch_size": 100_000})
+    section["datasets"][0]["resolution"] = 1024
+    job = write_job(section, name="large")
     planned = run_py(job, "--dry-run")
     assert planned.returncode == 0 and "warning: this will not start: the run needs " in planned.stdout
     result = run_py(job)

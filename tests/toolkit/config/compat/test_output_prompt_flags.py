@@ -81,7 +81,7 @@ def test_flags_that_ask_for_nothing_pass(section) -> None:
         ("a --s 2.5", "", "--s: "),
         ("a --d -1", "", "--d: -1 is out of range: must be >= 0."),
         ("a --l much", "", "--l: 'much' is not a number."),
-        ("a --fs 0", "", "--fs: 0 is out of range: must be > 0."),
+        ("a --fs 0", "", "--fs: 0 is out of range: must be >= 0.001."),
         ("a --w", "", "--w: needs a value."),
         ("a --w --h 64", "", "--w: needs a value."),
         ("a --ci", "", "--ci: needs a value."),
