@@ -289,7 +289,11 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             with attached.network.inference():
                 return sampler.generate(index)
 
-        return Samples(generate, [prompt.prompt for prompt in sampler.prompts])
+        texts = [prompt.prompt for prompt in sampler.prompts]
+        of_each_set = len(self.section.sample.samples) if self.section.sample else 0
+        if (first := self.section.first_sample) is None:
+            return Samples(generate, texts)
+        return Samples(generate, texts[:of_each_set], texts[of_each_set:], first.format)
 
     def build_run(self, setup: Setup[SdData], model: SdModel, encoded: SdEncoded, attached: SdAttached) -> Run:
         run = super().build_run(setup, model, encoded, attached)

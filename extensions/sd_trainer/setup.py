@@ -39,7 +39,7 @@ from toolkit.networks.targets import select_target_modules
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.int8_calibration import Errors, calibrate_int8
 from toolkit.train.optimizer_step import Role
-from toolkit.train.roles import build_role
+from toolkit.train.roles import build_role, step_in_backward
 
 if TYPE_CHECKING:
     import torch
@@ -256,10 +256,14 @@ def build_roles(
         steps,
         seed,
         process_group,
+        section.train.ema_config,
         layer_of=network.module_name_of,
         up=network.lora_b_parameters(),
         up_ratio=section.network.loraplus_lr_ratio or 1,
         after_step=network.after_step,
         sharded=network.sharded_params(),
+        stochastic_rounding=section.train.full_bf16,
     )
+    if section.train.fused_backward_pass and not role.sharded:
+        role.optimizer_step = step_in_backward(role, accumulates=section.train.gradient_accumulation > 1)
     return {NETWORK: role}

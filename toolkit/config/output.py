@@ -19,11 +19,11 @@ from toolkit.config.field_types import Dtype, PathStr, Slots, literal_with_alias
 from toolkit.redact import REDACTED, contains_secret
 
 
-class SaveConfig(StrictModel):
-    """`save`: when the LoRA is written, and how."""
+class SaveIntervalConfig(StrictModel):
+    """`save`: when weights and states are written, and how many stay."""
 
-    dtype: Dtype = "float16"
-    """Number type of the LoRA file, or of the model folder; with network.type full and no value: bfloat16."""
+    dtype: Dtype = "float32"
+    """Number type of the weights in the files."""
 
     save_every: int = Field(default=250, ge=0)
     """Optimizer steps between two saves; 0: only the final file. Where it is given and above 0 it decides, else
@@ -47,24 +47,8 @@ class SaveConfig(StrictModel):
     """When a state is written: with each save; only at the end and where the run is stopped; or not at all, and a run
     that is stopped leaves its weights but begins anew. Of network.type full a state is larger than the model."""
 
-    mem_eff_save: bool = False
-    """Of network.type full: write each tensor straight from the model, without a copy of all in CPU memory; training
-    waits meanwhile. The state is copied all the same."""
-
-    also: tuple[Literal["raw", "merged_lora"], ...] = ()
-    """`raw`: with EMA, also write the trained weights themselves as `<name>_<step>_raw.safetensors`. `merged_lora`:
-    beside a DoRA, LoHa or LoKr also the plain LoRA that comes nearest, `<name>_<step>_lora.safetensors`, which loads
-    in ComfyUI and diffusers; its error is printed and stands in its metadata. It is made beside the training, on the
-    CPU: of the published model in seconds for a LoKr, in minutes for a LoHa or DoRA. A `best` file has none."""
-
-    merged_lora_rank: int = Field(default=64, ge=1, le=100_000)
-    """Largest rank of a layer of `merged_lora`; its file grows in proportion, its error falls. A LoHa of rank r is
-    held whole by r * r."""
-
     no_metadata: bool = False
     """Write nothing about the training (and nothing of `meta`) into the files, only what loading them needs."""
-
-    foreign: ClassVar = SAVE
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two saves, of which at most one is above 0."""
@@ -89,6 +73,29 @@ class SaveConfig(StrictModel):
             yield "max_states_to_keep", "has no effect: 'states: never' writes none."
         if not epochs and self.save_last_n_epochs is not None:
             yield "save_last_n_epochs", "has no effect: nothing is saved by epochs. Use max_step_saves_to_keep."
+
+
+class SaveConfig(SaveIntervalConfig):
+    """`save`: when the LoRA is written, and how."""
+
+    dtype: Dtype = "float16"
+    """Number type of the LoRA file, or of the model folder; with network.type full and no value: bfloat16."""
+
+    mem_eff_save: bool = False
+    """Of network.type full: write each tensor straight from the model, without a copy of all in CPU memory; training
+    waits meanwhile. The state is copied all the same."""
+
+    also: tuple[Literal["raw", "merged_lora"], ...] = ()
+    """`raw`: with EMA, also write the trained weights themselves as `<name>_<step>_raw.safetensors`. `merged_lora`:
+    beside a DoRA, LoHa or LoKr also the plain LoRA that comes nearest, `<name>_<step>_lora.safetensors`, which loads
+    in ComfyUI and diffusers; its error is printed and stands in its metadata. It is made beside the training, on the
+    CPU: of the published model in seconds for a LoKr, in minutes for a LoHa or DoRA. A `best` file has none."""
+
+    merged_lora_rank: int = Field(default=64, ge=1, le=100_000)
+    """Largest rank of a layer of `merged_lora`; its file grows in proportion, its error falls. A LoHa of rank r is
+    held whole by r * r."""
+
+    foreign: ClassVar = SAVE
 
 
 def _false_is_empty(value: Any) -> Any:
@@ -150,14 +157,8 @@ class SamplePicture(SampleItem):
     sample_steps: int
 
 
-class SampleConfig(StrictModel):
-    """`sample`: images drawn before, during and after training."""
-
-    sampler: Annotated[
-        Literal["flowmatch"],
-        *literal_with_aliases("flowmatch"),
-    ] = "flowmatch"
-    """Sampler; Qwen-Image knows flow matching only."""
+class SampleIntervalConfig(StrictModel):
+    """When images are drawn, and as what kind of file."""
 
     sample_every: int = Field(default=250, ge=0)
     """Optimizer steps between two sets of samples; 0: none at intervals."""
@@ -170,6 +171,35 @@ class SampleConfig(StrictModel):
 
     sample_at_first: bool | None = None
     """Draw a set before step 1. Not given: yes, unless `train.skip_first_sample`."""
+
+    format: Annotated[
+        Literal["jpg", "png", "webp"], *literal_with_aliases("jpg", "png", "webp", aliases={"jpeg": "jpg"})
+    ] = "jpg"
+    """File format."""
+
+    def interval(self) -> tuple[int, int]:
+        """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
+        if "sample_every_n_epochs" not in self.model_fields_set:
+            return self.sample_every, 0
+        if self.sample_every_n_epochs or "sample_every" not in self.model_fields_set:
+            return 0, self.sample_every_n_epochs
+        return self.sample_every, 0
+
+    def unused_keys(self) -> Iterator[tuple[str, str]]:
+        """Keys given that the rest of the section makes no use of, and why."""
+        epochs = self.interval()[1]
+        if epochs and self.sample_every and "sample_every" in self.model_fields_set:
+            yield "sample_every", f"has no effect: 'sample_every_n_epochs: {epochs}' decides. Leave one of them out."
+
+
+class SampleConfig(SampleIntervalConfig):
+    """`sample`: images drawn before, during and after training."""
+
+    sampler: Annotated[
+        Literal["flowmatch"],
+        *literal_with_aliases("flowmatch"),
+    ] = "flowmatch"
+    """Sampler; Qwen-Image knows flow matching only."""
 
     samples: tuple[SampleItem, ...] = ()
     """The images of one set."""
@@ -198,26 +228,7 @@ class SampleConfig(StrictModel):
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1 is none. Not given: by the image's size, as the model's own sampling."""
 
-    format: Annotated[
-        Literal["jpg", "png", "webp"], *literal_with_aliases("jpg", "png", "webp", aliases={"jpeg": "jpg"})
-    ] = "jpg"
-    """File format."""
-
     foreign: ClassVar = SAMPLE
-
-    def interval(self) -> tuple[int, int]:
-        """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
-        if "sample_every_n_epochs" not in self.model_fields_set:
-            return self.sample_every, 0
-        if self.sample_every_n_epochs or "sample_every" not in self.model_fields_set:
-            return 0, self.sample_every_n_epochs
-        return self.sample_every, 0
-
-    def unused_keys(self) -> Iterator[tuple[str, str]]:
-        """Keys given that the rest of the section makes no use of, and why."""
-        epochs = self.interval()[1]
-        if epochs and self.sample_every and "sample_every" in self.model_fields_set:
-            yield "sample_every", f"has no effect: 'sample_every_n_epochs: {epochs}' decides. Leave one of them out."
 
     def sample_items(self) -> tuple[SamplePicture, ...]:
         """The items of one set with everything filled in from the section."""

@@ -20,9 +20,9 @@ from toolkit.config.field_types import PathStr, path_hint, value_error
 from toolkit.config.located import KeyPath
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.config.output import LoggingConfig, SampleConfig, SaveConfig
+from toolkit.config.output import LoggingConfig, SampleConfig, SampleIntervalConfig, SaveConfig, SaveIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.config.train import StopWhenConfig, TrainConfig
+from toolkit.config.train import OptimizationConfig, StopWhenConfig, TrainConfig
 from toolkit.files import file_in_the_way, sha256_of
 
 Found = Iterable[Diagnostic]
@@ -157,8 +157,8 @@ class TrainingSection(RunSection):
     and start anew. A step number (0 is valid), or the path of a state folder: resume from there; what is later is
     moved aside."""
 
-    train: TrainConfig = Field(default_factory=TrainConfig)
-    """Length, optimizer, loss and precision."""
+    train: OptimizationConfig = Field(default_factory=OptimizationConfig)
+    """Length, optimizer and precision."""
 
     memory_check: bool = True
     """Refuse to start a run whose memory plan is more than 5 % above what the device has (on the CPU: what is free).
@@ -182,8 +182,8 @@ class TrainingSection(RunSection):
 class SavingSection(ProcessConfig):
     """Files of what is trained."""
 
-    save: SaveConfig = Field(default_factory=SaveConfig)
-    """When the LoRA is written, and how."""
+    save: SaveIntervalConfig = Field(default_factory=SaveIntervalConfig)
+    """When the weights are written, and how."""
 
     on_resume: ClassVar = {"save": "harmless"}
 
@@ -191,11 +191,8 @@ class SavingSection(ProcessConfig):
 class EvaluationSection(TrainingSection):
     """What is drawn and measured while training goes on, and what ends it."""
 
-    sample: SampleConfig | None = None
+    sample: SampleIntervalConfig | None = None
     """Images drawn during training; none without this section."""
-
-    first_sample: SampleConfig | None = None
-    """The images drawn before step 1, where they are others: a section like `sample`; it takes nothing from it."""
 
     validation: ValidationConfig | None = None
     """The loss on images that are not trained on; none without this section."""
@@ -204,7 +201,7 @@ class EvaluationSection(TrainingSection):
     """Ends the training before its last step; never without this section."""
 
     # The images that `validation` holds out are missing in the dataset, which is compared by its content.
-    on_resume: ClassVar = dict.fromkeys(("sample", "first_sample", "validation", "stop_when"), "harmless")
+    on_resume: ClassVar = dict.fromkeys(("sample", "validation", "stop_when"), "harmless")
     foreign: ClassVar = EVALUATION
 
     def draws_first(self) -> bool:
@@ -215,8 +212,6 @@ class EvaluationSection(TrainingSection):
         """Files and folders that are missing."""
         yield from super().check(job)
         yield from self._check_validation(job)
-        for section in ("sample", "first_sample"):
-            yield from self._check_samples(section, job)
 
     def _check_validation(self, job: JobContext) -> Found:
         validation = self.validation
@@ -230,13 +225,6 @@ class EvaluationSection(TrainingSection):
         yield from _check_path(("validation", "folder_path"), folder, "Give a folder of images.", job)
         for slot, path in enumerate(validation.control_path):
             yield from _check_path(("validation", "control_path", slot), path, "Give a folder of images.", job)
-
-    def _check_samples(self, section: str, job: JobContext) -> Found:
-        sample = getattr(self, section)
-        for index, item in enumerate(sample.samples if sample else ()):
-            for slot, path in enumerate(item.ctrl_img):
-                key = (section, "samples", index, "ctrl_img", slot)
-                yield from _check_path(key, path, "Give an image file.", job, file=True)
 
 
 class TrainerConfig(SavingSection, EvaluationSection):
@@ -258,6 +246,33 @@ class TrainerConfig(SavingSection, EvaluationSection):
 
 class DiffusionSection(ModelSection, DatasetsSection, SavingSection, EvaluationSection):
     """The keys of a process that works on the datasets of a training job."""
+
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """Length, optimizer, loss and precision."""
+
+    save: SaveConfig = Field(default_factory=SaveConfig)
+    """When the LoRA is written, and how."""
+
+    sample: SampleConfig | None = None
+    """Images drawn during training; none without this section."""
+
+    first_sample: SampleConfig | None = None
+    """The images drawn before step 1, where they are others: a section like `sample`; it takes nothing from it."""
+
+    on_resume: ClassVar = {"first_sample": "harmless"}
+
+    def check(self, job: JobContext) -> Found:
+        """References of samples that are missing."""
+        yield from super().check(job)
+        for section in ("sample", "first_sample"):
+            yield from self._check_samples(section, job)
+
+    def _check_samples(self, section: str, job: JobContext) -> Found:
+        sample = getattr(self, section)
+        for index, item in enumerate(sample.samples if sample else ()):
+            for slot, path in enumerate(item.ctrl_img):
+                key = (section, "samples", index, "ctrl_img", slot)
+                yield from _check_path(key, path, "Give an image file.", job, file=True)
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or None."""

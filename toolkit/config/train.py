@@ -14,6 +14,8 @@ from toolkit.config.compat.train import (
     EMA,
     LOSS_SPELLINGS,
     LR_GROUP,
+    OPTIMIZATION,
+    OPTIMIZER,
     OPTIMIZER_SPELLINGS,
     SCHEDULE_SPELLINGS,
     TIMESTEP_TYPE_SPELLINGS,
@@ -177,28 +179,8 @@ def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
     return "harmless" if is_free else "changes the result"
 
 
-class TrainConfig(StrictModel):
-    """`train`: length, optimizer, loss and precision of the training."""
-
-    batch_size: int = Field(default=1, ge=1, le=100_000)
-    """Images per micro-batch; all of one bucket."""
-
-    gradient_accumulation: int = Field(default=1, ge=1, le=100_000)
-    """Micro-batches per optimizer step; the gradient is the mean over all their images. Under its other name, with
-    which ai-toolkit's `steps` counts micro-batches, one line says what `steps` is here."""
-
-    steps: int = Field(default=1000, ge=0, le=MAX_STEPS)
-    """Optimizer steps. 0 only together with `epochs`."""
-
-    epochs: int = Field(default=0, ge=0, le=MAX_STEPS)
-    """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
-    0: `steps` decides."""
-
-    train_unet: Annotated[bool, AfterValidator(_trained)] = True
-    """Train the transformer's adapter; must be true."""
-
-    train_text_encoder: Annotated[bool, AfterValidator(_not_trained)] = False
-    """Must be false: the text encoder stays as it is."""
+class OptimizerConfig(StrictModel):
+    """The optimizer of a set of parameters, and its learning rate."""
 
     optimizer: Annotated[
         str,
@@ -265,6 +247,72 @@ class TrainConfig(StrictModel):
 
     max_grad_norm: float = Field(default=1.0, ge=0)
     """Gradients are scaled down to this norm; 0: no clipping."""
+
+    foreign: ClassVar = OPTIMIZER
+
+
+class OptimizationConfig(OptimizerConfig):
+    """`train`: length, optimizer and precision of any training."""
+
+    batch_size: int = Field(default=1, ge=1, le=100_000)
+    """Images per micro-batch; all of one bucket."""
+
+    gradient_accumulation: int = Field(default=1, ge=1, le=100_000)
+    """Micro-batches per optimizer step; the gradient is the mean over all their images. Under its other name, with
+    which ai-toolkit's `steps` counts micro-batches, one line says what `steps` is here."""
+
+    steps: int = Field(default=1000, ge=0, le=MAX_STEPS)
+    """Optimizer steps. 0 only together with `epochs`."""
+
+    epochs: int = Field(default=0, ge=0, le=MAX_STEPS)
+    """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
+    0: `steps` decides."""
+
+    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
+    """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""
+
+    ema_config: EmaConfig = Field(default_factory=EmaConfig)
+    """Running average of the trained weights."""
+
+    dtype: Dtype = "bfloat16"
+    """Number type of the computation; the weights that are trained are float32. float16 scales the loss, and skips a
+    step where that was too much."""
+
+    cuda_allow_tf32: bool = False
+    """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits of mantissa. Without CUDA: no effect."""
+
+    cuda_cudnn_benchmark: bool = False
+    """On CUDA, let cuDNN try its algorithms on each new size and keep the fastest; a run may then differ from the next
+    in the last bits. Without CUDA: no effect."""
+
+    ddp_timeout: float = Field(default=0, ge=0, le=1e6)
+    """Minutes that the processes wait for one of them; longer than the slowest set of samples takes. 0: 30."""
+
+    skip_first_sample: bool = False
+    """Draw no samples before step 1."""
+
+    force_first_sample: bool = False
+    """Draw a set of samples also where the run resumes from a state, whatever the interval."""
+
+    disable_sampling: bool = False
+    """Draw no samples at all."""
+
+    on_resume: ClassVar = {
+        **dict.fromkeys(("skip_first_sample", "force_first_sample", "disable_sampling", "ddp_timeout"), "harmless"),
+        "steps": _change_of_length,
+        "epochs": _change_of_length,
+    }
+    foreign: ClassVar = OPTIMIZATION
+
+
+class TrainConfig(OptimizationConfig):
+    """`train`: length, optimizer, loss and precision of the training of a diffusion model."""
+
+    train_unet: Annotated[bool, AfterValidator(_trained)] = True
+    """Train the transformer's adapter; must be true."""
+
+    train_text_encoder: Annotated[bool, AfterValidator(_not_trained)] = False
+    """Must be false: the text encoder stays as it is."""
 
     noise_scheduler: Annotated[
         Literal["flowmatch"],
@@ -348,23 +396,6 @@ class TrainConfig(StrictModel):
     huber_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Factor of huber's c. 0 is an error."""
 
-    reg_weight: float = Field(default=1.0, ge=0, le=1e6)
-    """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""
-
-    ema_config: EmaConfig = Field(default_factory=EmaConfig)
-    """Running average of the trained weights."""
-
-    dtype: Dtype = "bfloat16"
-    """Number type of the computation; the weights that are trained are float32. float16 scales the loss, and skips a
-    step where that was too much."""
-
-    cuda_allow_tf32: bool = False
-    """On CUDA, multiply float32 matrices in TF32: faster, with 10 bits of mantissa. Without CUDA: no effect."""
-
-    cuda_cudnn_benchmark: bool = False
-    """On CUDA, let cuDNN try its algorithms on each new size and keep the fastest; a run may then differ from the next
-    in the last bits. Without CUDA: no effect."""
-
     full_bf16: bool = False
     """Of network.type full, with `dtype: bf16`: the trained weights and their gradients are bf16 too, which halves
     their memory. Each update is computed in float32 and rounded stochastically, so that small ones are not lost."""
@@ -388,31 +419,13 @@ class TrainConfig(StrictModel):
     gathers block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the
     optimizer's state and the averages too. With one process: no effect."""
 
-    ddp_timeout: float = Field(default=0, ge=0, le=1e6)
-    """Minutes that the processes wait for one of them; longer than the slowest set of samples takes. 0: 30."""
-
     cache_text_embeddings: bool | None = None
     """`cache_text_embeddings` of all datasets that do not give their own."""
 
-    skip_first_sample: bool = False
-    """Draw no samples before step 1."""
-
-    force_first_sample: bool = False
-    """Draw a set of samples also where the run resumes from a state, whatever the interval."""
-
-    disable_sampling: bool = False
-    """Draw no samples at all."""
-
     on_resume: ClassVar = {
-        **dict.fromkeys(
-            ("cache_text_embeddings", "skip_first_sample", "force_first_sample", "disable_sampling",
-             "gradient_checkpointing", "compile", "parallel", "ddp_timeout"),
-            "harmless",
-        ),
+        **dict.fromkeys(("cache_text_embeddings", "gradient_checkpointing", "compile", "parallel"), "harmless"),
         "full_bf16": "impossible",
-        "steps": _change_of_length,
-        "epochs": _change_of_length,
-    }  # fmt: skip
+    }
     foreign: ClassVar = TRAIN
 
     def checkpointing_level(self) -> str:

@@ -57,7 +57,7 @@ def _checkpoint_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
     for role_name, role in run.roles.items():
         tensors, _ = state_tensors(role.optimizer, list(role.parameters))
         averages = role.ema.averages if role.ema else {}
-        of_files: dict[str, Mapping[str, Tensor]] = {"weights": role.parameters, "ema": averages, "optimizer": tensors}
+        of_files = {"weights": role.saved_weights, "ema": averages, "optimizer": tensors}
         for file, found in of_files.items():
             copies = gather_full_tensors(run.process_group, found, _shards(role, found))
             files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
@@ -96,12 +96,13 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
             _read(path / f"{file}.safetensors", role_name, role) for file in ("weights", "ema", "optimizer")
         )
         plain = document["roles"][role_name]
-        copy_into(role.parameters, weights)
+        copy_into(role.saved_weights, weights)
         if not fresh_optimizer:
             _refuse_other_optimizer(path, plain["optimizer_class"], type(role.optimizer).__name__)
             load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
         if role.ema:
-            role.ema.load(averages or weights, plain["ema_updates"])  # without saved EMA it starts from the weights
+            start = {name: weights[name] for name in role.parameters}  # without a saved EMA
+            role.ema.load(averages or start, plain["ema_updates"])
         if isinstance(role.schedule, Plateau) and "schedule" in plain:
             role.schedule.load_state_dict(plain["schedule"])
     if run.loss_scaler and "loss_scaler" in document:
@@ -138,7 +139,7 @@ def _read(file: Path, role_name: str, role: Role) -> dict[str, Tensor]:
 
 
 def _refuse_other_weights(path: Path, run: Run) -> None:
-    expected = {f"{role}/{name}": r.shape_of(name) for role, r in run.roles.items() for name in r.parameters}
+    expected = {f"{role}/{name}": r.shape_of(name) for role, r in run.roles.items() for name in r.saved_weights}
     with safe_open(path / "weights.safetensors", framework="pt") as tensors:
         saved = {name: tuple(tensors.get_slice(name).get_shape()) for name in tensors.keys()}  # noqa: SIM118
     differing = sorted(expected.keys() ^ saved.keys()) or sorted(

@@ -120,6 +120,9 @@ class Role:
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {}
     """Post-processing of the weights after each step (`Network.after_step`)."""
 
+    buffers: Mapping[str, Tensor] = field(default_factory=dict)
+    """Tensors that `after_step` changes and no gradient does, by name: part of a checkpoint, not of the EMA."""
+
     sharded: Mapping[str, RowShard] = field(default_factory=dict)
     """Sharded parameters by name (`Network.sharded_params`)."""
 
@@ -135,8 +138,13 @@ class Role:
         return sum(tensor.nbytes for tensor in tensors.values())
 
     def shape_of(self, name: str) -> tuple[int, ...]:
-        """The shape of a parameter, all shards included."""
-        return self.sharded[name].shape if name in self.sharded else tuple(self.parameters[name].shape)
+        """The shape of a parameter or buffer, all shards included."""
+        return self.sharded[name].shape if name in self.sharded else tuple(self.saved_weights[name].shape)
+
+    @property
+    def saved_weights(self) -> dict[str, Tensor]:
+        """The parameters and buffers, as they are in a checkpoint."""
+        return {**self.parameters, **self.buffers}
 
     def learns_at(self, step: int) -> bool:
         """Whether it is trained in the next step when `step` are done."""

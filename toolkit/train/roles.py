@@ -1,11 +1,11 @@
-"""Builds a `Role` from parameters and a `train:` section: optimizer, schedule, EMA, and how it steps."""
+"""Builds a `Role` from parameters and its settings: optimizer, schedule, EMA, and how it steps."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
-from toolkit.config.train import TrainConfig
+from toolkit.config.train import EmaConfig, OptimizerConfig
 from toolkit.distributed import ProcessGroup
 from toolkit.optim.ema import Ema
 from toolkit.optim.lr_groups import build_param_groups
@@ -13,7 +13,7 @@ from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
 from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
 from toolkit.sharded_param import RowShard
-from toolkit.train.optimizer_step import OptimizerInBackward, OptimizerStep, Role, ShardedStep, StandardStep
+from toolkit.train.optimizer_step import OptimizerInBackward, Role, ShardedStep, StandardStep
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -21,24 +21,27 @@ if TYPE_CHECKING:
 
 
 def build_role(
-    train: TrainConfig,
+    train: OptimizerConfig,
     parameters: Mapping[str, nn.Parameter],
     steps: int,
     seed: int,
     process_group: ProcessGroup,
+    ema: EmaConfig | None = None,
     layer_of: Callable[[str], str] = lambda name: name.rpartition(".")[0],
     up: Container[str] = (),
     up_ratio: float = 1.0,
     after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
     sharded: Mapping[str, RowShard] | None = None,
+    stochastic_rounding: bool = False,
 ) -> Role:
     """The role of these parameters in a run of `steps` optimizer steps.
 
-    process_group: the ranks that train them. layer_of: from a parameter's name to the layer that `lr_groups` match.
-    up, up_ratio: names of the parameters whose learning rate is multiplied by `up_ratio`. after_step, sharded: as of
-    `Role`. Raises UserError for an entry of `lr_groups` that matches no layer.
+    process_group: the ranks that train them. ema: of the weights; None: none. layer_of: from a parameter's name to the
+    layer that `lr_groups` match. up, up_ratio: names of the parameters whose learning rate is multiplied by `up_ratio`.
+    after_step, sharded: as of `Role`. stochastic_rounding: of updates of bfloat16 parameters.
+    Raises UserError for an entry of `lr_groups` that matches no layer.
     """
-    ema, sharded = train.ema_config, sharded or {}
+    sharded = sharded or {}
     groups = build_param_groups(parameters, layer_of, train.lr, train.lr_groups, up, up_ratio)
     # The optimizer numbers its state in the order of its groups; checkpoints name it by the order here.
     parameters = {name: parameters[name] for group in groups for name in group.weights}
@@ -49,7 +52,7 @@ def build_role(
         return build_optimizer(train.optimizer, by_group, train.lr, train.optimizer_params)
 
     optimizer: Optimizer | StochasticRoundingOptimizer
-    if train.full_bf16:
+    if stochastic_rounding:
         optimizer = StochasticRoundingOptimizer(parameters, optimizer_over, seed, sharded)
     else:
         optimizer = optimizer_over(parameters)
@@ -61,24 +64,19 @@ def build_role(
             train.lr_scheduler, steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train)
         ),
         max_grad_norm=train.max_grad_norm,
-        ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema.use_ema else None,
+        ema=Ema(parameters, ema.ema_decay, ema.use_num_updates) if ema and ema.use_ema else None,
         group_lrs={} if is_single_group else {group.name: group.lr for group in groups},
-        optimizer_step=ShardedStep(process_group.all_reduce_sum)
-        if sharded
-        else _optimizer_step(train, parameters, optimizer),
+        optimizer_step=ShardedStep(process_group.all_reduce_sum) if sharded else StandardStep(),
         after_step=after_step,
         sharded=sharded,
     )
 
 
-def _optimizer_step(
-    train: TrainConfig, parameters: Mapping[str, nn.Parameter], optimizer: Optimizer | StochasticRoundingOptimizer
-) -> OptimizerStep:
-    if not train.fused_backward_pass:
-        return StandardStep()
-    step_one = (
-        optimizer.step_one
-        if isinstance(optimizer, StochasticRoundingOptimizer)
-        else PerParameterStepper(optimizer).step
-    )
-    return OptimizerInBackward(parameters.values(), step_one, accumulates=train.gradient_accumulation > 1)
+def step_in_backward(role: Role, accumulates: bool) -> OptimizerInBackward:
+    """The `OptimizerStep` of a role that is not sharded. accumulates: as of `OptimizerInBackward`."""
+    optimizer = role.optimizer
+    if isinstance(optimizer, StochasticRoundingOptimizer):
+        step_one = optimizer.step_one
+    else:
+        step_one = PerParameterStepper(cast("Optimizer", optimizer)).step
+    return OptimizerInBackward(role.parameters.values(), step_one, accumulates)

@@ -140,7 +140,8 @@ PROCESS = '''
 
         def attach(self, setup, model, encoded):
             steps, parameters = setup.plan.optimizer_steps, dict(model.named_parameters())
-            role = build_role(self.section.train, parameters, steps, setup.seed, self.process_group)
+            settings = self.section.train
+            role = build_role(settings, parameters, steps, setup.seed, self.process_group, settings.ema_config)
             return Attached({"autoencoder": role})
 
         def weights_writer(self, setup, attached, reporting):

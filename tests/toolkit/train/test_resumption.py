@@ -12,6 +12,7 @@ import torch
 from tests.conftest import heard
 from tests.toolkit.train.states import make_run, save_state, take_steps
 from toolkit.config.sections import ModelSection, TrainerConfig
+from toolkit.config.train import TrainConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import DatasetScan, FolderInfo
@@ -23,6 +24,8 @@ from toolkit.train.resumption import ResumePlan
 
 class Job(ModelSection, TrainerConfig):
     """A trainer's section, as far as a resume is concerned with it."""
+
+    train: TrainConfig = TrainConfig()
 
 
 PLAIN = {

@@ -39,7 +39,7 @@ _OF_COMPILE = {
 """musubi-tuner's names -> keys of `compile`."""
 
 
-def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+def _nested_optimizer(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
     """`optimizer: {name, lr, ...}` becomes `optimizer`, `lr` and `optimizer_params`; `..._args` likewise."""
     if (kind := entries.pop("lr_scheduler_type", None)) is not None:
         diagnostics.error(kind, f"{show(kind)}: {peer_names.MUSUBI['lr_scheduler_type'].remark}.")
@@ -49,8 +49,6 @@ def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostic
         if f"{key}_args" in entries:
             arguments = read_pairs(entries.pop(f"{key}_args"), diagnostics)
             entries[f"{key}_params"] = merged(entries.get(f"{key}_params"), arguments, diagnostics)
-    _offloaded(entries, diagnostics)
-    _compiled(entries, diagnostics)
     optimizer = entries.get("optimizer")
     if optimizer is None or not isinstance(optimizer.value, dict):
         return entries
@@ -63,6 +61,13 @@ def _reshape(section: type[BaseModel], entries: Entries, diagnostics: Diagnostic
         given = entries.get("optimizer_params")
         extra = given.value if given is not None and isinstance(given.value, dict) else {}
         entries["optimizer_params"] = replace(given or optimizer, value={**parts, **extra})
+    return entries
+
+
+def _memory_and_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagnostics) -> Entries:
+    """musubi-tuner's flat keys of `gradient_checkpointing` and `compile`."""
+    _offloaded(entries, diagnostics)
+    _compiled(entries, diagnostics)
     return entries
 
 
@@ -96,24 +101,33 @@ def _compiled(entries: Entries, diagnostics: Diagnostics) -> None:
 
 _KERNEL = "the attention kernel is chosen by PyTorch"
 
-TRAIN = ForeignNames(
+OPTIMIZER = ForeignNames(
+    aliases={"learning_rate": "lr", "optimizer_type": "optimizer"},
+    shapes={
+        "lr_scheduler_type": "an error that names lr_scheduler",
+        "optimizer_args": "optimizer_params, as a list of texts `name=value`",
+        "lr_scheduler_args": "lr_scheduler_params, as a list of texts `name=value`",
+    },
+    reshapes=(_nested_optimizer,),
+)
+
+OPTIMIZATION = ForeignNames(
     aliases={
         "gradient_accumulation_steps": "gradient_accumulation",
         "max_train_steps": "steps",
         "max_train_epochs": "epochs",
-        "learning_rate": "lr",
         "mixed_precision": "dtype",
-        "unet_lr": "lr",
-        "optimizer_type": "optimizer",
-        "timestep_sampling": "timestep_type",
     },
     shapes={
         "seed": "training_seed of the process",
         "validation": "validation of the process",
         "stop_when": "stop_when of the process",
-        "lr_scheduler_type": "an error that names lr_scheduler",
-        "optimizer_args": "optimizer_params, as a list of texts `name=value`",
-        "lr_scheduler_args": "lr_scheduler_params, as a list of texts `name=value`",
+    },
+)
+
+TRAIN = ForeignNames(
+    aliases={"unet_lr": "lr", "timestep_sampling": "timestep_type"},
+    shapes={
         **dict.fromkeys(_OFFLOAD, "gradient_checkpointing: full_offload"),
         **{old: f"compile.{new}" for old, new in _OF_COMPILE.items()},
     },
@@ -197,7 +211,7 @@ TRAIN = ForeignNames(
         "latent_feature_loss_weight": "latent_feature_extractor_path",
         "diffusion_feature_extractor_weight": "diffusion_feature_extractor_path",
     },
-    reshapes=(_reshape,),
+    reshapes=(_memory_and_compile,),
 )
 
 EMA = ForeignNames(unsupported={"use_feedback": (False,), "param_multiplier": (1,)})

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.output import SampleConfig
+from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS, EventLog
@@ -40,7 +40,13 @@ class Samples:
 
     draw: GenerateImage
     texts: Sequence[str]
-    """The prompt of each image, those of `sample` and after them those of `first_sample`."""
+    """What each image shows, such as its prompt."""
+
+    first: Sequence[str] | None = None
+    """The same of the images before step 1, whose indices follow; None: those of `texts`."""
+
+    first_format: str = ""
+    """Their file format."""
 
 
 @dataclass(frozen=True)
@@ -139,11 +145,11 @@ def _measuring(section: TrainerConfig, validation: Validation | None, saving: Sa
 
 
 def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) -> SampleCallback:
-    settings = section.sample or SampleConfig()  # there may be only a `first_sample`
-    regular = SampleSet(range(len(settings.samples)), settings.format)
-    first = regular
-    if section.first_sample:  # its prompts come after the regular ones
-        first = SampleSet(range(len(regular.prompts), len(samples.texts)), section.first_sample.format)
+    settings = section.sample or SampleIntervalConfig()  # there may be only images before step 1
+    texts = (*samples.texts, *(samples.first or ()))
+    first = regular = SampleSet(range(len(samples.texts)), settings.format)
+    if samples.first is not None:
+        first = SampleSet(range(len(regular.prompts), len(texts)), samples.first_format)
     return SampleCallback(
         samples.draw,
         regular,
@@ -151,5 +157,5 @@ def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) ->
         first=first if section.draws_first() else None,
         at_each_start=section.train.force_first_sample,
         event=reporting.event,
-        texts=samples.texts,
+        texts=texts,
     )
