@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from toolkit.config.dataset import LOSS
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
-from toolkit.config.located import KeyPath
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import BASE, LORA_B_SUFFIX
 from toolkit.distributed_env import read_distributed_env
-from toolkit.errors import UserError, did_you_mean
+from toolkit.errors import UserError
 from toolkit.models.families import family_for
 from toolkit.network_kinds import KINDS
 from toolkit.optim.optimizer_args import (
     ELEMENTWISE,
-    ArgumentError,
-    check_optimizer,
     is_schedule_free,
     requires_single_lr,
 )
-from toolkit.optim.schedules import check_parameters
 
 
 @dataclass(frozen=True)
@@ -134,29 +128,6 @@ def _has_qinglong(key: str, plain: object) -> Rule:
 # ------------------------------------------------------------ checks that are no single condition
 
 
-def _optimizer(s: DiffusionSection) -> Iterator[Diagnostic]:
-    train = s.train
-    try:
-        check_optimizer(train.optimizer, train.optimizer_params)
-    except ArgumentError as error:
-        yield Diagnostic(("train", "optimizer_params"), str(error))
-    except UserError as error:
-        yield Diagnostic(("train", "optimizer"), str(error))
-    try:
-        check_parameters(train.lr_scheduler, train.lr_scheduler_params)
-    except UserError as error:
-        yield Diagnostic(("train", "lr_scheduler_params"), str(error))
-
-
-def _group_names(s: DiffusionSection) -> Iterator[Diagnostic]:
-    names = {BASE}
-    for index, group in enumerate(s.train.lr_groups):
-        if group.label() in names or group.label().endswith(LORA_B_SUFFIX):
-            key = ("train", "lr_groups", index)
-            yield Diagnostic(key, f"{group.label()!r} is the name of another group. Give it another 'name'.")
-        names.add(group.label())
-
-
 def _swapped(s: DiffusionSection) -> Iterator[Diagnostic]:
     count, key = s.model.blocks_to_swap, ("model", "blocks_to_swap")
     if not count or is_full(s):
@@ -193,56 +164,10 @@ def _first_samples(s: DiffusionSection) -> Iterator[Diagnostic]:
         yield Diagnostic(asks[0], f"{asks[1]!r} and {denies!r} contradict each other. Leave one of them out.")
 
 
-def _metrics(s: DiffusionSection) -> Iterator[Diagnostic]:
-    """Metrics that the run never measures."""
-    if s.stop_when:
-        yield from _metric(s, ("stop_when", "metric"), s.stop_when.metric, s.logged_numbers())
-    if s.train.lr_scheduler == "plateau":
-        metric = str(s.train.lr_scheduler_params.get("metric", "loss"))
-        known = [name for name in s.logged_numbers() if name == "loss" or name.startswith(LOSS)]
-        yield from _metric(s, ("train", "lr_scheduler_params"), metric, known)
-
-
-def _metric(s: DiffusionSection, key: KeyPath, metric: str, known: Sequence[str]) -> Iterator[Diagnostic]:
-    if metric in known:
-        return
-    if metric.startswith(LOSS) and s.validation is None:
-        yield Diagnostic(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
-    else:
-        yield Diagnostic(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
-
-
-def _logging(s: DiffusionSection) -> Iterator[Diagnostic]:
-    return (Diagnostic(("logging", key), message) for key, message in s.logging.errors())
-
-
 _FSDP = "'train.parallel: fsdp'"
 _ONE_RATE = "'optimizer: {train.optimizer}' finds one rate for all weights. Leave this key out, or take 'adamw'."
-_AVERAGES = "'optimizer: {train.optimizer}'"
 
 MISTAKES: tuple[Check, ...] = (
-    _optimizer,
-    Rule(
-        "train.lr_scheduler",
-        _with_schedule_free(lambda s: s.train.lr_scheduler != "constant"),
-        _AVERAGES + " and 'lr_scheduler: {train.lr_scheduler}' cannot be combined. Leave out lr_scheduler.",
-    ),
-    *(
-        Rule(
-            f"train.{key}",
-            _with_schedule_free(when),
-            _AVERAGES + " and a schedule cannot be combined. Use 'optimizer_params: {{warmup_steps: 100}}'.",
-        )
-        for key, when in (
-            ("lr_warmup_steps", lambda s: s.train.lr_warmup_steps),
-            ("lr_scheduler_params", lambda s: s.train.lr_scheduler_params and not s.train.lr_warmup_steps),
-        )
-    ),
-    Rule(
-        "train.ema_config.use_ema",
-        _with_schedule_free(lambda s: s.train.ema_config.use_ema),
-        _AVERAGES + " averages the weights already, without 'use_ema: true'. Leave one of them out.",
-    ),
     # ---------------------------------------- the model itself is trained
     Rule(
         "train.full_bf16",
@@ -272,7 +197,6 @@ MISTAKES: tuple[Check, ...] = (
     *_single_steps("fused_backward_pass"),
     *_single_steps("full_bf16"),
     # ---------------------------------------- learning rates
-    _group_names,
     Rule(
         "network.loraplus_lr_ratio",
         lambda s: s.network.loraplus_lr_ratio not in (0, 1) and not KINDS[s.network.type].up_names,
@@ -284,14 +208,6 @@ MISTAKES: tuple[Check, ...] = (
         _ONE_RATE,
     ),
     Rule(
-        "train.lr_groups",
-        lambda s: (
-            requires_single_lr(s.train.optimizer)
-            and any(group.rate(s.train.lr) not in (0, s.train.lr) for group in s.train.lr_groups)
-        ),
-        _ONE_RATE,
-    ),
-    Rule(
         "network.scale_weight_norms",
         with_full(lambda s: s.network.scale_weight_norms),
         "'type: full' has no adapter to limit. Leave this key out.",
@@ -299,7 +215,7 @@ MISTAKES: tuple[Check, ...] = (
     Rule(
         "network.scale_weight_norms",
         _with_schedule_free(lambda s: s.network.scale_weight_norms and not is_full(s)),
-        _AVERAGES + " saves an average of the weights, for which the limit would not hold. "
+        "'optimizer: {train.optimizer}' saves an average of the weights, for which the limit would not hold. "
         "Leave this key out, or take 'adamw'.",
     ),
     # ---------------------------------------- how blocks are run
@@ -346,16 +262,10 @@ MISTAKES: tuple[Check, ...] = (
     ),
     _first_samples,
     Rule(
-        "train.force_first_sample",
-        lambda s: s.train.force_first_sample and s.train.disable_sampling,
-        "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Leave one out.",
-    ),
-    Rule(
         "first_sample",
         lambda s: s.first_sample and not s.first_sample.samples,
         "holds no prompts. Give its own 'prompts' or 'samples': none are taken over from 'sample'.",
     ),
-    _metrics,
     # ---------------------------------------- several processes
     Rule(
         "train.fused_backward_pass",
@@ -403,5 +313,4 @@ MISTAKES: tuple[Check, ...] = (
     _excluded_by_fsdp(
         "train", "compile", lambda s: s.train.compile.enabled, "compiled blocks do not gather their weights"
     ),
-    _logging,
 )

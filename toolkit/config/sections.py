@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.compat.job import EVALUATION, MODEL_AND_NETWORK, RUN, TRAINING
-from toolkit.config.dataset import OF_THE_FOLDER, DatasetConfig, ValidationConfig
+from toolkit.config.dataset import LOSS, OF_THE_FOLDER, DatasetConfig, ValidationConfig
 from toolkit.config.field_types import PathStr, path_hint, value_error
 from toolkit.config.located import KeyPath
 from toolkit.config.model import ModelConfig
@@ -23,6 +23,7 @@ from toolkit.config.network import NetworkConfig
 from toolkit.config.output import LoggingConfig, SampleConfig, SampleIntervalConfig, SaveConfig, SaveIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.config.train import OptimizationConfig, StopWhenConfig, TrainConfig
+from toolkit.errors import did_you_mean
 from toolkit.files import file_in_the_way, sha256_of
 
 Found = Iterable[Diagnostic]
@@ -230,6 +231,30 @@ class EvaluationSection(TrainingSection):
 class TrainerConfig(SavingSection, EvaluationSection):
     """What every trainer has, whatever it trains."""
 
+    def check(self, job: JobContext) -> Found:
+        """Keys of the optimizer that do not go together, trackers that cannot work, metrics that are never measured."""
+        yield from super().check(job)
+        yield from (Diagnostic(("train", *key), message) for key, message in self.train.errors())
+        yield from (Diagnostic(("logging", key), message) for key, message in self.logging.errors())
+        yield from self._check_metrics()
+
+    def _check_metrics(self) -> Found:
+        logged = self.logged_numbers()
+        if self.stop_when:
+            yield from self._check_metric(("stop_when", "metric"), self.stop_when.metric, logged)
+        if self.train.lr_scheduler == "plateau":
+            metric = str(self.train.lr_scheduler_params.get("metric", "loss"))
+            known = [name for name in logged if name == "loss" or name.startswith(LOSS)]
+            yield from self._check_metric(("train", "lr_scheduler_params"), metric, known)
+
+    def _check_metric(self, key: KeyPath, metric: str, known: Sequence[str]) -> Found:
+        if metric in known or not known:
+            return
+        if metric.startswith(LOSS) and self.validation is None:
+            yield Diagnostic(key, f"{metric!r} needs the section 'validation'. Add it, or use 'loss'.")
+        else:
+            yield Diagnostic(key, f"{metric!r} is not a metric of this run. {did_you_mean(metric, known)}")
+
     def run_folder(self, job: JobContext) -> Path:
         """The folder of the run's files."""
         return self.job_folder(job)
@@ -244,7 +269,11 @@ class TrainerConfig(SavingSection, EvaluationSection):
         return frozenset({Path(os.path.realpath(self.job_folder(job)))})  # unlike `resolve`, it takes links in a circle
 
 
-class DiffusionSection(ModelSection, DatasetsSection, SavingSection, EvaluationSection):
+class ImageTrainingSection(DatasetsSection, EvaluationSection):
+    """A training on folders of images."""
+
+
+class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
     """The keys of a process that works on the datasets of a training job."""
 
     train: TrainConfig = Field(default_factory=TrainConfig)

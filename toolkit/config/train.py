@@ -22,10 +22,18 @@ from toolkit.config.compat.train import (
     TRAIN,
 )
 from toolkit.config.field_types import AutoOrBool, Checkpointing, Dtype, literal_with_aliases, reader_of, value_error
+from toolkit.config.located import KeyPath
 from toolkit.config.network import Pattern
+from toolkit.errors import UserError
 from toolkit.flow.settings import HUBER_SCHEDULES, LOSS_TYPES, TIMESTEP_TYPES, WEIGHTING_SCHEMES
-from toolkit.optim.optimizer_args import OPTIMIZERS
-from toolkit.optim.schedules import SCHEDULES
+from toolkit.optim.optimizer_args import (
+    OPTIMIZERS,
+    ArgumentError,
+    check_optimizer,
+    is_schedule_free,
+    requires_single_lr,
+)
+from toolkit.optim.schedules import SCHEDULES, check_parameters
 
 BASE = "base"
 """Name of the group of all other layers."""
@@ -250,6 +258,43 @@ class OptimizerConfig(StrictModel):
 
     foreign: ClassVar = OPTIMIZER
 
+    def errors(self) -> Iterator[tuple[KeyPath, str]]:
+        """(key, message) of arguments that do not exist, and of keys that exclude each other."""
+        try:
+            check_optimizer(self.optimizer, self.optimizer_params)
+        except ArgumentError as error:
+            yield ("optimizer_params",), str(error)
+        except UserError as error:
+            yield ("optimizer",), str(error)
+        try:
+            check_parameters(self.lr_scheduler, self.lr_scheduler_params)
+        except UserError as error:
+            yield ("lr_scheduler_params",), str(error)
+        if is_schedule_free(self.optimizer):
+            yield from self._schedule_free_errors()
+        yield from self._lr_group_errors()
+
+    def _schedule_free_errors(self) -> Iterator[tuple[KeyPath, str]]:
+        averages = f"'optimizer: {self.optimizer}' and"
+        if self.lr_scheduler != "constant":
+            yield ("lr_scheduler",), f"{averages} 'lr_scheduler: {self.lr_scheduler}' cannot be combined. Leave it out."
+        warmup = "a schedule cannot be combined. Use 'optimizer_params: {warmup_steps: 100}'."
+        if self.lr_warmup_steps:
+            yield ("lr_warmup_steps",), f"{averages} {warmup}"
+        elif self.lr_scheduler_params:
+            yield ("lr_scheduler_params",), f"{averages} {warmup}"
+
+    def _lr_group_errors(self) -> Iterator[tuple[KeyPath, str]]:
+        names = {BASE}
+        for index, group in enumerate(self.lr_groups):
+            if group.label() in names or group.label().endswith(LORA_B_SUFFIX):
+                taken = f"{group.label()!r} is the name of another group. Give it another 'name'."
+                yield ("lr_groups", index), taken
+            names.add(group.label())
+        if requires_single_lr(self.optimizer) and any(g.rate(self.lr) not in (0, self.lr) for g in self.lr_groups):
+            remedy = "finds one rate for all weights. Leave this key out, or take 'adamw'."
+            yield ("lr_groups",), f"'optimizer: {self.optimizer}' {remedy}"
+
 
 class OptimizationConfig(OptimizerConfig):
     """`train`: length, optimizer and precision of any training."""
@@ -303,6 +348,16 @@ class OptimizationConfig(OptimizerConfig):
         "epochs": _change_of_length,
     }
     foreign: ClassVar = OPTIMIZATION
+
+    def errors(self) -> Iterator[tuple[KeyPath, str]]:
+        """As of `OptimizerConfig`."""
+        yield from super().errors()
+        if is_schedule_free(self.optimizer) and self.ema_config.use_ema:
+            message = "averages the weights already, without 'use_ema: true'. Leave one of them out."
+            yield ("ema_config", "use_ema"), f"'optimizer: {self.optimizer}' {message}"
+        if self.force_first_sample and self.disable_sampling:
+            message = "'force_first_sample: true' and 'disable_sampling: true' contradict each other. Leave one out."
+            yield ("force_first_sample",), message
 
 
 class TrainConfig(OptimizationConfig):

@@ -17,7 +17,7 @@ from itertools import product
 from math import ceil, sqrt
 
 from toolkit.config.dataset import Rectangle, sides_of
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.image_header import picture_size
 from toolkit.data.scan_cache import ScanCache
@@ -92,7 +92,7 @@ MAX_USES = 10_000_000
 
 
 def scan_items(
-    section: DiffusionSection, size_multiple: int, scan_cache: ScanCache | None = None
+    section: ImageTrainingSection, size_multiple: int, scan_cache: ScanCache | None = None
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 

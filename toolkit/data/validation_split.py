@@ -13,7 +13,7 @@ from pathlib import Path
 
 from toolkit import seeding
 from toolkit.config.dataset import ValidationConfig
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections import DiffusionSection, ImageTrainingSection
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.items import make_items, refuse_long_captions, refuse_references, scan_items
 from toolkit.data.scan_cache import ScanCache
@@ -53,7 +53,7 @@ def scan_and_split(
 
 
 def split_validation(
-    section: DiffusionSection, scan: DatasetScan, items: tuple[BucketedSample, ...], size_multiple: int
+    section: ImageTrainingSection, scan: DatasetScan, items: tuple[BucketedSample, ...], size_multiple: int
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """What is left to train on, and what `section.validation` takes or brings; None without that section.
 
@@ -101,7 +101,7 @@ def choose_validation_images(samples: Iterable[Sample], settings: ValidationConf
 
 
 def _own_folder(
-    section: DiffusionSection, settings: ValidationConfig, size_multiple: int, scan_cache: ScanCache
+    section: ImageTrainingSection, settings: ValidationConfig, size_multiple: int, scan_cache: ScanCache
 ) -> ValidationSplit:
     dataset = settings.dataset(section.datasets)
     scan = scan_datasets([dataset], section.trigger_word, 1.0, scan_cache)

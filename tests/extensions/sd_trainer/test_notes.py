@@ -8,8 +8,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.notes import notes
-from extensions.sd_trainer.rules import mistakes
-from toolkit.config.process import Diagnostic
+from toolkit.config.process import Diagnostic, JobContext
 
 
 def measured(
@@ -24,6 +23,10 @@ def measured(
         train={"steps": 1000, **train},
         network={"scale_weight_norms": scale_weight_norms},
     )
+
+
+def errors(section: SdTrainerConfig) -> list[Diagnostic]:
+    return [finding for finding in section.check(JobContext("job")) if finding.key[0] != "datasets"]
 
 
 FOLLOWS = ("train", "lr_scheduler_params")
@@ -48,7 +51,7 @@ def told(found: Iterable[Diagnostic]) -> list[Diagnostic]:
     ],
 )
 def test_a_number_that_is_never_measured_is_a_mistake(stop: dict, fault: str) -> None:
-    [finding] = told(mistakes(measured(stop=stop)))
+    [finding] = told(errors(measured(stop=stop)))
     assert finding.key == ("stop_when", "metric")
     assert fault in finding.message
 
@@ -58,15 +61,15 @@ def test_a_number_that_is_never_measured_is_a_mistake(stop: dict, fault: str) ->
     [(None, "loss"), (None, "grad_norm"), ({}, "validation/loss"), ({}, "validation/loss_t0.625")],
 )
 def test_what_is_measured_is_none(validation, metric: str) -> None:
-    assert not told(mistakes(measured(validation, {"metric": metric})))
-    assert not told(mistakes(measured(validation)))
+    assert not told(errors(measured(validation, {"metric": metric})))
+    assert not told(errors(measured(validation)))
 
 
 def test_any_number_that_the_section_logs_may_end_the_run() -> None:
     numbers = measured({}, scale_weight_norms=1.0).logged_numbers()
     assert {"lr", "t_mean", "max_norm/keys_scaled", "validation/loss_t0.875"} <= set(numbers)
     for metric in numbers:
-        assert not told(mistakes(measured({}, {"metric": metric}, scale_weight_norms=1.0)))
+        assert not told(errors(measured({}, {"metric": metric}, scale_weight_norms=1.0)))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +83,7 @@ def test_any_number_that_the_section_logs_may_end_the_run() -> None:
 )
 def test_a_schedule_follows_the_loss_or_the_validation_loss(validation, metric: str, fault: str | None) -> None:
     follows = {"lr_scheduler": "plateau", "lr_scheduler_params": {"metric": metric}}
-    findings = [finding for finding in mistakes(measured(validation, **follows)) if finding.key[1] == FOLLOWS[1]]
+    findings = [finding for finding in errors(measured(validation, **follows)) if finding.key[1] == FOLLOWS[1]]
     assert [finding.key for finding in findings] == ([FOLLOWS] if fault else [])
     assert fault is None or fault in findings[0].message
 

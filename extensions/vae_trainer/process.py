@@ -1,0 +1,281 @@
+"""`type: vae_trainer`: the trainer of an autoencoder, as a subclass of `jobs.process.trainer.Trainer`.
+
+Shape suffixes: B batch, H/W height and width in pixels."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+from torch import Tensor
+
+from extensions.vae_trainer.config import DISCRIMINATOR, VAE, Scanned, VaeTrainerConfig
+from extensions.vae_trainer.discriminator import PatchDiscriminator
+from extensions.vae_trainer.quality import psnr, ssim
+from extensions.vae_trainer.step import Adversary, AutoencoderStep, evaluating, trained_parameters
+from extensions.vae_trainer.writer import DISCRIMINATOR_FILE, AutoencoderWriter
+from jobs.process.trainer import Attached, Setup, Trainer
+from toolkit.config.dataset import LOSS
+from toolkit.config.process import JobContext
+from toolkit.data.cache import key_of
+from toolkit.data.epoch_order import EpochSource, epoch_batches
+from toolkit.data.file_hashes import file_digest
+from toolkit.data.fingerprint import DatasetHashes, fingerprint
+from toolkit.data.images import ImageError, inspect_image
+from toolkit.data.items import bucket_for
+from toolkit.data.pixels import PixelLoader, load_pixels
+from toolkit.data.run_plan import RunPlan
+from toolkit.device import DTYPES
+from toolkit.errors import RunError, UserError
+from toolkit.interfaces import BatchSpec, BucketedSample, Sample
+from toolkit.models.autoencoders import Autoencoder, make_autoencoder, refuse_arguments
+from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
+from toolkit.train.callbacks.save import PrepareNetwork
+from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.optimizer_step import Role
+from toolkit.train.roles import build_role
+from toolkit.train.run import Run
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class VaeData:
+    """The images of a job."""
+
+    scanned: Scanned
+
+    @property
+    def items(self) -> tuple[BucketedSample, ...]:
+        """What is trained on."""
+        return self.scanned[1]
+
+    @property
+    def held_out(self) -> tuple[BucketedSample, ...]:
+        """The validation split; empty without one."""
+        return self.scanned[2].items if self.scanned[2] else ()
+
+
+@dataclass(frozen=True)
+class VaeModel:
+    """What is trained: the autoencoder, and the discriminator of adversarial training."""
+
+    autoencoder: Autoencoder
+    adversary: Adversary | None
+
+
+@dataclass(frozen=True)
+class VaeAttached(Attached):
+    """The model, once its roles are made."""
+
+    model: VaeModel
+
+
+class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
+    """Trains an autoencoder on folders of images; README.md lists its output files."""
+
+    section: VaeTrainerConfig
+
+    # ------------------------------------------------------------ before anything expensive
+
+    def scan(self) -> VaeData:
+        return VaeData(self.section.scan())
+
+    def fingerprint(self, data: VaeData) -> DatasetHashes:
+        return fingerprint(data.scanned[0].samples)
+
+    def make_plan(self, data: VaeData) -> RunPlan:
+        return self.section.plan_of(JobContext(self.job.name), *data.scanned)
+
+    def memory_advice(self) -> str:
+        return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
+
+    def refuse(self, data: VaeData, plan: RunPlan) -> None:
+        if not self.section.model.name_or_path:
+            refuse_arguments(self.section.model)
+        device = self.process_group.device(torch.device("cpu"))
+        for role in self.section.roles():
+            own = self.section.role_optimizer(role)
+            try:
+                try_optimizer(own.optimizer, own.lr, own.optimizer_params, device)
+            except UserError as error:
+                key = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
+                raise UserError(f"optimizers.{role}.{key}: {error}") from error
+        if settings := self.section.discriminator:
+            least = PatchDiscriminator.smallest(settings.layers)
+            small = min((side for item in data.items for side in item.crop.bucket), default=least)
+            if small < least:
+                raise UserError(
+                    f"discriminator.layers: {settings.layers} of them judge patches of at least {least} pixels, and an "
+                    f"image is trained at {small}. Give fewer layers, or a higher resolution."
+                )
+        for path in self.section.sample.images if self.section.sample else ():
+            try:
+                inspect_image(path)
+            except ImageError as error:
+                raise UserError(f"sample.images: {error}") from error
+
+    def written_at_begin(self, data: VaeData) -> None:
+        data.scanned[0].scan_cache.save()
+
+    # ------------------------------------------------------------ model, roles, callbacks
+
+    def open_model(self, setup: Setup[VaeData]) -> VaeModel:
+        section = self.section
+        autoencoder = make_autoencoder(section.model, setup.seed, setup.device)
+        autoencoder.module.train()
+        count = sum(p.numel() for p in autoencoder.module.parameters())
+        logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {setup.device}")
+        settings = section.discriminator
+        if settings is None:
+            return VaeModel(autoencoder, None)
+        network = PatchDiscriminator(settings.channels, settings.layers, setup.seed)
+        self._continue_discriminator(network)
+        logger.info(f"discriminator: {sum(p.numel() for p in network.parameters()):,} parameters")
+        return VaeModel(autoencoder, Adversary(network.to(setup.device), settings))
+
+    def _continue_discriminator(self, network: PatchDiscriminator) -> None:
+        """Loads the discriminator that a run saved beside the autoencoder it starts from, if there is one that fits."""
+        if not self.section.model.name_or_path:
+            return
+        file = self.section.model.folder() / DISCRIMINATOR_FILE
+        if not file.is_file():
+            return
+        weights = load_file(file)
+        if {name: t.shape for name, t in weights.items()} != {n: t.shape for n, t in network.state_dict().items()}:
+            raise UserError(
+                f"{file} is a discriminator of another size. Restore discriminator.channels and layers, or move the "
+                "file away to begin with a new one."
+            )
+        network.load_state_dict(weights)
+        logger.info(f"discriminator: continued from {file}")
+
+    def encode(self, setup: Setup[VaeData], model: VaeModel) -> VaeModel:
+        return model
+
+    def attach(self, setup: Setup[VaeData], model: VaeModel, encoded: VaeModel) -> VaeAttached:
+        parameters = trained_parameters(model.autoencoder, self.section.model.train)
+        if not parameters:
+            raise RunError("model.train: nothing of the autoencoder is trained.")
+        roles = {VAE: self._role(setup, VAE, parameters)}
+        if model.adversary:
+            network = model.adversary.network
+            role = self._role(setup, DISCRIMINATOR, dict(network.named_parameters()), network.after_step)
+            role.buffers = network.vectors()
+            roles[DISCRIMINATOR] = role
+        for role in roles.values():
+            self.process_group.broadcast(list(role.parameters.values()))
+        return VaeAttached(roles, model)
+
+    def _role(
+        self,
+        setup: Setup[VaeData],
+        name: str,
+        parameters: dict[str, torch.nn.Parameter],
+        after_step: Callable[[Tensor], dict[str, Tensor]] = lambda step_ok: {},
+    ) -> Role:
+        own = self.section.role_optimizer(name)
+        ema = self.section.train.ema_config if name == VAE else None
+        steps, group = setup.plan.optimizer_steps, self.process_group
+        role = build_role(own, parameters, steps, setup.seed, group, ema, after_step=after_step)
+        role.every = own.every
+        return role
+
+    def weights_writer(self, setup: Setup[VaeData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
+        images = partial(self._images, setup.data, attached.model.autoencoder)
+        discriminator = attached.model.adversary.network if attached.model.adversary else None
+        return AutoencoderWriter(attached.model.autoencoder, discriminator, self.section.save, images).snapshot
+
+    def _images(self, data: VaeData, autoencoder: Autoencoder) -> Sequence[Tensor]:
+        """The training images that the latents are measured on, [1, 3, H, W] each, evenly chosen."""
+        device = next(autoencoder.module.parameters()).device
+        count = min(len(data.items), MEASURED_IMAGES)
+        chosen = [data.items[index * len(data.items) // count] for index in range(count)]
+        return [load_pixels(item)[None].to(device) for item in chosen]
+
+    def validation(self, setup: Setup[VaeData], encoded: VaeModel, attached: VaeAttached) -> Validation | None:
+        items = setup.data.held_out
+        if not items:
+            return None
+        autoencoder = attached.model.autoencoder
+
+        def measure(should_stop: Callable[[], bool]) -> dict[str, float] | None:
+            found: list[tuple[float, float, float]] = []
+            for item in items:
+                if should_stop():
+                    return None
+                original, output = self._reconstruct(autoencoder, item)
+                found.append((float((output - original).abs().mean()), psnr(output, original), ssim(output, original)))
+            l1, mean_psnr, mean_ssim = (sum(values) / len(found) for values in zip(*found, strict=True))
+            return {LOSS: l1, "validation/psnr": mean_psnr, "validation/ssim": mean_ssim}
+
+        identity = key_of(images=[(file_digest(item.sample.image), str(item.crop)) for item in items])
+        return Validation(measure, identity)
+
+    def samples(self, setup: Setup[VaeData], encoded: VaeModel, attached: VaeAttached) -> Samples | None:
+        settings = self.section.sample
+        if settings is None or self.section.train.disable_sampling:
+            return None
+        items = self._sample_items(setup.data)
+        return Samples(partial(self._draw, attached.model.autoencoder, items), [item.sample.name for item in items])
+
+    def _sample_items(self, data: VaeData) -> list[BucketedSample]:
+        settings = self.section.sample
+        assert settings is not None  # there are samples
+        if not settings.images:
+            return list((data.held_out or data.items)[: settings.count])
+        resolution, scale = self.section.datasets[0].resolution[0], self.section.model.latent_scale()
+        found = []
+        for path in settings.images:
+            size = inspect_image(path).size
+            sample = Sample(path, "", 1, size, "")
+            found.append(BucketedSample(sample, bucket_for(size, resolution, scale)))
+        return found
+
+    def _draw(self, autoencoder: Autoencoder, items: Sequence[BucketedSample], index: int) -> Image.Image:
+        """The image at its size beside its reconstruction."""
+        original, output = self._reconstruct(autoencoder, items[index])
+        logger.info(
+            f"{items[index].sample.name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}"
+        )
+        pair_3HW = torch.cat([original[0], output[0]], dim=2)
+        pixels = ((pair_3HW + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, 2).cpu().numpy()
+        return Image.fromarray(pixels)
+
+    def _reconstruct(self, autoencoder: Autoencoder, item: BucketedSample) -> tuple[Tensor, Tensor]:
+        """The image and its reconstruction from the mean of its latents, [1, 3, H, W] in [-1, 1]."""
+        pixels_B3HW = load_pixels(item)[None].to(next(autoencoder.module.parameters()).device)
+        with evaluating(autoencoder):
+            mean_BCHW, _ = autoencoder.encode(pixels_B3HW)
+            return pixels_B3HW, autoencoder.decode(mean_BCHW).clamp(-1, 1)
+
+    # ------------------------------------------------------------ the loop
+
+    def fit(self, setup: Setup[VaeData], run: Run, model: VaeModel, encoded: VaeModel, attached: VaeAttached) -> None:
+        section, items = self.section, setup.data.items
+        step = AutoencoderStep(
+            model.autoencoder, section.losses, run.seed, model.adversary, DTYPES[section.train.dtype]
+        )
+        loader = PixelLoader(items)
+        batches_of_epoch = partial(epoch_batches, items, section.train.batch_size, run.seed)
+        if run.state.step < run.steps:
+            largest = max(batches_of_epoch(run.state.epoch), key=partial(_pixels, items))
+            if line := try_largest_batch(run, loader.load(largest), step):
+                logger.info(line)
+        workers = max(dataset.num_workers for dataset in section.datasets)
+        train(run, EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers)), step)
+
+
+MEASURED_IMAGES = 256
+"""Training images whose latents are measured at each save."""
+
+
+def _pixels(items: Sequence[BucketedSample], spec: BatchSpec) -> int:
+    return sum(prod(items[index].crop.bucket) for index in spec.items)

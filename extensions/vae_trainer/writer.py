@@ -1,0 +1,69 @@
+"""Writes what a run trained: folders that `from_pretrained` of diffusers loads, with the discriminator beside."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from extensions.vae_trainer.config import VAE
+from extensions.vae_trainer.discriminator import PatchDiscriminator
+from extensions.vae_trainer.step import evaluating
+from toolkit.config.autoencoder import CONFIG
+from toolkit.config.output import SaveIntervalConfig
+from toolkit.errors import RunError
+from toolkit.files import atomic_write_dir
+from toolkit.models.autoencoders import Autoencoder, measure_latents
+from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
+from toolkit.run_files import best_stem, step_stem
+from toolkit.train.run import Run
+
+DISCRIMINATOR_FILE = "discriminator.safetensors"
+"""Beside the autoencoder's files: a further run that starts from the folder continues it."""
+
+
+class AutoencoderWriter:
+    """Writes the EMA of the weights where there is one, else the raw weights."""
+
+    def __init__(
+        self,
+        autoencoder: Autoencoder,
+        discriminator: PatchDiscriminator | None,
+        save: SaveIntervalConfig,
+        images: Callable[[], Sequence[Tensor]],
+    ) -> None:
+        """images: what the latents are measured on, [1, 3, H, W] each."""
+        self.autoencoder = autoencoder
+        self.discriminator = discriminator
+        self.save = save
+        self.images = images
+
+    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+        """Copies the weights of `<name>_<step>/`, or of `<name>/` (None: the end) or `<name>_best/`, and measures the
+        mean and standard deviation of the latents. The result writes the folder and returns its path.
+        """
+        stem = run.name if step is None else best_stem(run.name) if step == "best" else step_stem(run.name, step)
+        role = run.roles[VAE]
+        with role.using_eval_weights(), evaluating(self.autoencoder):
+            weights = to_cpu_copies(self.autoencoder.module.state_dict(), self.save.dtype)
+            latents = measure_latents(lambda pixels: self.autoencoder.encode(pixels)[0], self.images())
+        config = self.autoencoder.normalisation(*latents)
+        of_discriminator = to_cpu_copies(self.discriminator.state_dict(), "float32") if self.discriminator else None
+
+        def write() -> list[Path]:
+            path = run.folder / stem
+            if path.exists() and not (path / CONFIG).is_file():
+                raise RunError(f"{path}: holds something else than an autoencoder. Move it away, or rename the job.")
+            try:
+                with atomic_write_dir(path) as folder:
+                    self.autoencoder.save(folder, weights, config)
+                    if of_discriminator:
+                        write_safetensors_verified(folder / DISCRIMINATOR_FILE, of_discriminator, None)
+            except (OSError, SafetensorError) as error:
+                raise RunError(f"{path}: cannot be written: {error}") from error
+            return [path]
+
+        return write

@@ -1,0 +1,191 @@
+"""Whole jobs: what they leave, that they are continued to the same bytes, and that they learn."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, child_environment
+from tests.extensions.vae_trainer.conftest import SMALL
+from tests.processes import free_port
+
+GAN = {"discriminator": {"channels": 4, "layers": 1, "r1_interval": 2, "start_step": 1}}
+
+
+@pytest.fixture
+def pictures(make_pictures, tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "data", "a", "b", "c", "d", "e", size=(40, 32), captions=False)
+
+
+def lines(path: Path) -> list[dict]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_what_a_run_leaves(run_py, write_job, vae_job, pictures: Path, tmp_path: Path) -> None:
+    job = write_job(
+        vae_job(
+            pictures,
+            "AutoencoderKLQwenImage",
+            **GAN,
+            save={"save_every": 2},
+            sample={"sample_every": 2, "count": 2, "format": "png"},
+            validation={"fraction": 0.4, "every": 2},
+            train={"ema_config": {"use_ema": True}},
+        )
+    )
+    result = run_py(job)
+    assert result.returncode == 0, result.stderr
+    folder = tmp_path / "output" / "job"
+    final = folder / "job"
+    assert {"job_000000002", "job_000000004", "job_best", "samples", "state"} <= {p.name for p in folder.iterdir()}
+    loaded = diffusers.AutoencoderKLQwenImage.from_pretrained(final)
+    averages = load_file(folder / "state" / "step_000000004" / "ema.safetensors")
+    assert all(torch.equal(p, averages[f"vae/{name}"]) for name, p in loaded.named_parameters())
+    assert (final / "discriminator.safetensors").is_file()
+    assert loaded.config.latents_std != [1.0] * 4 and len(loaded.config.latents_mean) == 4
+    metrics = lines(folder / "metrics.jsonl")
+    assert "loss_gen" not in metrics[0] and "loss_r1" not in metrics[1]
+    assert {"loss_recon", "loss_kl", "loss_disc", "loss_r1", "grad_norm/discriminator"} <= set(metrics[2])
+    assert {"validation/loss", "validation/psnr", "validation/ssim"} <= set(lines(folder / "validation.jsonl")[0])
+    pairs = sorted((folder / "samples").glob("*.png"))
+    assert len(pairs) == 6 and {Image.open(pair).size for pair in pairs} == {(2 * 34, 30)}
+    assert "PSNR" in result.stdout and "validation: 2 images held out" in result.stdout
+
+
+@pytest.mark.parametrize(("step", "number"), [(2, signal.SIGKILL), (3, signal.SIGTERM)])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    write_job, vae_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    """VAE and discriminator with R1, spectral norm and an EMA."""
+    changes = {**GAN, "save": {"save_every": 2}, "train": {"steps": 6, "ema_config": {"use_ema": True}}}
+    job = write_job(vae_job(pictures, training_folder="whole", **changes))
+    stopped = write_job(vae_job(pictures, training_folder="stopped", **changes), name="stopped")
+    stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
+
+    def start(path: Path) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "run.py"), str(path)]
+        return subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
+
+    assert start(job).wait(120) == 0
+    process = start(stopped)
+    metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
+    state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
+    while not (state.is_file() and len(metrics.read_text().splitlines()) >= step):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(60)
+    assert start(stopped).wait(120) == 0
+    for file in ("weights", "ema", "optimizer"):
+        whole, again = (
+            tmp_path / root / "job" / "state" / "step_000000006" / f"{file}.safetensors"
+            for root in ("whole", "stopped")
+        )
+        assert whole.read_bytes() == again.read_bytes()
+    names = ("diffusion_pytorch_model.safetensors", "discriminator.safetensors", "config.json")
+    for name in names:
+        whole, again = (tmp_path / root / "job" / "job" / name for root in ("whole", "stopped"))
+        assert whole.read_bytes() == again.read_bytes()
+
+
+def test_a_further_run_starts_from_the_folder_with_its_discriminator(
+    run_py, write_job, vae_job, pictures: Path, tmp_path: Path
+) -> None:
+    """Two processes of one job: the second has the weights of the first, and none of its moments."""
+    first = vae_job(pictures, **GAN, name="one")
+    folder = tmp_path / "output" / "job" / "one" / "one"
+    second = vae_job(
+        pictures,
+        **GAN,
+        name="two",
+        model={"name_or_path": str(folder), "train": "decoder"},
+        train={"steps": 1, "lr": 0},
+    )
+    result = run_py(write_job(first, second))
+    assert result.returncode == 0, result.stderr
+    assert f"discriminator: continued from {folder / 'discriminator.safetensors'}" in result.stdout
+    before, after = (
+        diffusers.AutoencoderKL.from_pretrained(tmp_path / "output" / "job" / name / name) for name in ("one", "two")
+    )
+    assert all(torch.equal(after.state_dict()[name], tensor) for name, tensor in before.state_dict().items())
+    narrow = {**second, "name": "three", "discriminator": {"channels": 8, "layers": 1}}
+    refused = run_py(write_job(narrow, name="other"))
+    assert refused.returncode == 2 and "discriminator of another size. Restore" in refused.stderr
+
+
+def test_a_dry_run_says_what_is_made_and_trained_without_torch(
+    run_py, write_job, vae_job, pictures: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "output" / "job" / "one" / "one"
+    second = vae_job(pictures, name="two", model={"name_or_path": str(folder)})
+    job = write_job(vae_job(pictures, **GAN, name="one"), second)
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert "AutoencoderKL with random weights, 2 x 2 pixels per latent pixel; trained: all of it" in result.stdout
+    assert "discriminator: adamw, learning rate 0.001, constant" in result.stdout
+    assert f"starts from {folder}, which an earlier process of the job writes" in result.stdout
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"model": {"config": {"latent_chanels": 8}}},
+            "model.config.latent_chanels: AutoencoderKL has no such argument",
+        ),
+        (
+            {"optimizers": {"vae": {"optimizer_params": {"betas": [2, 3]}}}},
+            "optimizers.vae.optimizer_params: ",
+        ),
+        ({"discriminator": {"layers": 5}}, "discriminator.layers: 5 of them judge patches of at least 96 pixels"),
+        ({"sample": {"images": ["data/a.txt"]}}, "sample.images: data/a.txt"),
+    ],
+)
+def test_what_cannot_work_is_refused_before_anything_is_written(
+    run_py, write_job, vae_job, pictures: Path, tmp_path: Path, changes: dict, message: str
+) -> None:
+    (pictures / "a.txt").write_text("a")
+    result = run_py(write_job(vae_job(pictures, **changes)))
+    assert (result.returncode, result.stderr.startswith(message)) == (2, True), result.stderr
+    assert not (tmp_path / "output" / "job" / "run.json").exists()
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_it_learns(run_py, write_job, vae_job, pictures: Path, tmp_path: Path, kind: str) -> None:
+    train = {"steps": 150, "batch_size": 5, "lr": 5e-3}
+    job = write_job(vae_job(pictures, kind, train=train, validation={"folder_path": str(pictures)}))
+    result = run_py(job)
+    assert result.returncode == 0, result.stderr
+    before, after = (line["validation/psnr"] for line in lines(tmp_path / "output" / "job" / "validation.jsonl"))
+    assert after > before + 3
+
+
+@pytest.mark.slow
+def test_two_ranks_train_what_one_trains(write_job, vae_job, pictures: Path, tmp_path: Path) -> None:
+    """Losses are per image and noise has keys of its own, so that a shared batch is the same batch."""
+    changes = {**GAN, "train": {"steps": 4, "gradient_accumulation": 2}}
+    found = []
+    for processes in (1, 2):
+        job = write_job(vae_job(pictures, training_folder=f"of_{processes}", **changes))
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
+        command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "run.py"), str(job)]
+        result = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
+        assert result.returncode == 0, result.stderr
+        found.append(lines(tmp_path / f"of_{processes}" / "job" / "metrics.jsonl"))
+    for one, two in zip(*found, strict=True):
+        for name in ("loss/vae", "loss/discriminator", "loss_recon", "loss_kl", "grad_norm/vae"):
+            assert (name in one) == (name in two)
+            if name in one:
+                assert two[name] == pytest.approx(one[name], rel=1e-4), (name, one["step"])

@@ -1,0 +1,66 @@
+"""The `model` section of a trainer of autoencoders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.process import JobContext
+
+JOB = JobContext("job")
+
+
+def found(**keys: object) -> list[str]:
+    return [f"{'.'.join(map(str, d.key))}: {d.message}" for d in AutoencoderConfig(**keys).check(JOB)]
+
+
+def write_config(folder: Path, **values: object) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "config.json").write_text(json.dumps(values))
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("keys", "scale"),
+    [
+        ({}, 1),
+        ({"config": {"block_out_channels": [8, 8, 8]}}, 4),
+        ({"class_name": "AutoencoderKLQwenImage"}, 8),
+        ({"class_name": "AutoencoderTiny"}, 8),
+    ],
+)
+def test_each_level_but_the_first_halves_the_sides(keys: dict, scale: int) -> None:
+    assert AutoencoderConfig(**keys).latent_scale() == scale
+
+
+def test_a_folder_says_it_alone_or_within_that_of_a_pipeline(tmp_path: Path) -> None:
+    write_config(tmp_path / "pipe" / "vae", _class_name="AutoencoderKL", block_out_channels=[8, 8])
+    for path in (tmp_path / "pipe", tmp_path / "pipe" / "vae"):
+        section = AutoencoderConfig(name_or_path=str(path))
+        assert section.latent_scale() == 2 and section.folder() == tmp_path / "pipe" / "vae"
+        assert found(name_or_path=str(path)) == []
+
+
+def test_what_a_folder_is_not(tmp_path: Path) -> None:
+    assert "cannot be read" in found(name_or_path=str(tmp_path / "none"))[0]
+    other = write_config(tmp_path / "other", _class_name="AutoencoderDC")
+    assert "is a AutoencoderDC. What can be trained" in found(name_or_path=str(other))[0]
+    (tmp_path / "other" / "config.json").write_text("[]")
+    assert "does not say of what class it is" in found(name_or_path=str(other))[0]
+
+
+def test_keys_that_a_folder_makes_meaningless(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "vae", _class_name="AutoencoderKL")
+    assert found(name_or_path=str(folder), class_name="AutoencoderTiny") == [
+        "class_name: has no effect beside 'name_or_path', whose files say it. Leave one of them out."
+    ]
+
+
+def test_a_folder_that_an_earlier_process_writes_is_yet_to_come(tmp_path: Path) -> None:
+    section = AutoencoderConfig(name_or_path=str(tmp_path / "run" / "vae"))
+    job = JobContext("job", frozenset({tmp_path / "run"}))
+    assert section.is_yet_to_come(job) and list(section.check(job)) == []
+    assert not section.is_yet_to_come(JOB)

@@ -1,0 +1,107 @@
+"""Autoencoders of diffusers: made, loaded, measured, and what diffusers reads of what is saved."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import diffusers
+import pytest
+import torch
+
+from tests.extensions.vae_trainer.conftest import SMALL
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.errors import RunError, UserError
+from toolkit.models.autoencoders import Autoencoder, make_autoencoder, measure_latents
+
+CPU = torch.device("cpu")
+
+
+def section(kind: str, **changes: object) -> AutoencoderConfig:
+    return AutoencoderConfig(class_name=kind, config={**SMALL[kind], **changes})
+
+
+def made(kind: str) -> Autoencoder:
+    return make_autoencoder(section(kind), 0, CPU)
+
+
+def pixels(count: int = 2) -> torch.Tensor:
+    return torch.rand(count, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_encode_and_decode_are_those_of_diffusers(kind: str) -> None:
+    model, x = made(kind), pixels()
+    mean, logvar = model.encode(x)
+    scale = section(kind).latent_scale()
+    assert mean.shape == (2, 4, 32 // scale, 48 // scale)
+    assert (logvar is None) == (kind == "AutoencoderTiny")
+    frames = x[:, :, None] if kind == "AutoencoderKLQwenImage" else x
+    with torch.no_grad():
+        theirs = model.module(frames, return_dict=False)[0].view_as(x)
+    rounding = 5e-3 if kind == "AutoencoderTiny" else 1e-5  # diffusers rounds its latents to 8 bits in between
+    torch.testing.assert_close(model.decode(mean).clamp(-1, 1), theirs.clamp(-1, 1), rtol=1e-4, atol=rounding)
+
+
+def test_what_is_decoded_has_a_gradient_outside_of_the_range_too() -> None:
+    model = made("AutoencoderKLQwenImage")
+    with torch.no_grad():
+        model.module.decoder.conv_out.bias.fill_(3)
+    output = model.decode(torch.zeros(1, 4, 8, 8))
+    output.sum().backward()
+    assert output.min() > 1 and model.module.decoder.conv_out.bias.grad.abs().sum() > 0
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKL", "AutoencoderKLQwenImage"])
+def test_random_weights_begin_with_little_noise_and_depend_on_the_seed(kind: str) -> None:
+    _, logvar = made(kind).encode(pixels())
+    assert logvar is not None and abs(float(logvar.detach().mean()) + 4) < 0.5
+    again, other = (make_autoencoder(section(kind), seed, CPU).module.state_dict() for seed in (0, 1))
+    same = made(kind).module.state_dict()
+    assert all(torch.equal(same[name], tensor) for name, tensor in again.items())
+    assert not all(torch.equal(same[name], tensor) for name, tensor in other.items())
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_saved_one_is_loaded_by_diffusers_and_again(kind: str, tmp_path: Path) -> None:
+    model = made(kind)
+    model.save(tmp_path, {}, {})
+    loaded = getattr(diffusers, kind).from_pretrained(tmp_path)
+    again = make_autoencoder(AutoencoderConfig(name_or_path=str(tmp_path)), 9, CPU).module
+    for name, tensor in model.module.state_dict().items():
+        assert torch.equal(loaded.state_dict()[name], tensor) and torch.equal(again.state_dict()[name], tensor)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_latents_normalised_by_what_is_written_have_mean_0_and_deviation_1(kind: str) -> None:
+    """As diffusers' pipelines normalise them: by channel, or by one factor and shift."""
+    model = made(kind)
+    mean_C, std_C = measure_latents(lambda x: model.encode(x)[0], [pixels(1), pixels(2)[1:]])
+    found = model.normalisation(mean_C, std_C)
+    latents = model.encode(pixels(2))[0].detach().double()
+    if "latents_mean" in found:
+        mean, std = (torch.tensor(found[key]).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std"))
+        normalised = (latents - mean) / std
+        torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(4).double(), rtol=1e-4, atol=0)
+    else:
+        normalised = (latents - found["shift_factor"]) * found["scaling_factor"]
+    assert abs(float(normalised.mean())) < 1e-4 and float(normalised.std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+def test_a_dead_channel_is_told() -> None:
+    with pytest.raises(RunError, match="constant or not finite"):
+        measure_latents(lambda x: torch.zeros(1, 4, 2, 2), [pixels(1)])
+
+
+def test_arguments_are_those_of_the_class() -> None:
+    with pytest.raises(UserError, match=r"model\.config\.latent_chanels: .*Did you mean 'latent_channels'"):
+        make_autoencoder(section("AutoencoderKL", latent_chanels=8), 0, CPU)
+    with pytest.raises(UserError, match=r"AutoencoderKL cannot be made of it: .*DownBlock"):
+        make_autoencoder(section("AutoencoderKL", down_block_types=["DownBlock"] * 2), 0, CPU)
+
+
+def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
+    made("AutoencoderKL").save(tmp_path, {}, {})
+    weights = tmp_path / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
+    with pytest.raises(RunError, match=str(tmp_path)):
+        make_autoencoder(AutoencoderConfig(name_or_path=str(tmp_path)), 0, CPU)

@@ -1,0 +1,100 @@
+"""`model` of a trainer of autoencoders: a class of diffusers, made from its arguments or read from a folder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from toolkit.config.base import ALL_OTHERS, StrictModel
+from toolkit.config.field_types import PathStr, literal_with_aliases
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.errors import RunError
+
+LEVELS = {
+    "AutoencoderKL": ("block_out_channels", 1),
+    "AutoencoderKLQwenImage": ("dim_mult", 4),
+    "AutoencoderTiny": ("encoder_block_out_channels", 4),
+}
+"""Class of diffusers -> its argument with one entry per level of the encoder, and their number by default. Each level
+but the first halves the sides."""
+
+CONFIG = "config.json"
+PART = "vae"
+"""Its folder in the folder of a pipeline."""
+
+
+class AutoencoderConfig(StrictModel):
+    """`model`: an autoencoder of diffusers."""
+
+    class_name: Literal["AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny"] = "AutoencoderKL"
+    """Class of diffusers that is made when `name_or_path` is not given. AutoencoderTiny has no distribution over its
+    latents: `losses.kl` is 0 then."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the class, such as block_out_channels, down_block_types and latent_channels of an AutoencoderKL.
+    What is not given has the value of diffusers."""
+
+    name_or_path: PathStr = ""
+    """Folder of an autoencoder, or of a pipeline with one in `vae/`, to start from. Empty: random weights. A
+    discriminator that a run saved there is continued too."""
+
+    train: Annotated[Literal["all", "decoder"], *literal_with_aliases("all", "decoder")] = "all"
+    """What is trained. decoder: the latents stay what they are, so that a flow model of them stays valid."""
+
+    initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
+    """Of random weights: the log variance of the latents at the start. 0 drowns the mean in noise for some hundred
+    steps."""
+
+    on_resume: ClassVar = {ALL_OTHERS: "impossible", "name_or_path": "place"}
+
+    def check(self, job: JobContext) -> Iterator[Diagnostic]:
+        """A folder that is missing or holds no autoencoder, and keys that it makes meaningless."""
+        if not self.name_or_path:
+            return
+        for key in sorted(self.model_fields_set & {"class_name", "config", "initial_logvar"}):
+            yield Diagnostic((key,), "has no effect beside 'name_or_path', whose files say it. Leave one of them out.")
+        if self.is_yet_to_come(job):
+            return
+        try:
+            name = self.arguments()["_class_name"]
+        except RunError as error:
+            yield Diagnostic(("name_or_path",), str(error))
+            return
+        if name not in LEVELS:
+            known = ", ".join(LEVELS)
+            yield Diagnostic(("name_or_path",), f"{self.name_or_path!r} is a {name}. What can be trained: {known}.")
+
+    def is_yet_to_come(self, job: JobContext) -> bool:
+        """Whether an earlier process of the job writes the folder."""
+        folder = Path(self.name_or_path).expanduser().resolve()
+        written = any(parent in job.earlier_outputs for parent in (folder, *folder.parents))
+        return bool(self.name_or_path) and written and not folder.is_dir()
+
+    def folder(self) -> Path:
+        """The folder of the autoencoder itself."""
+        folder = Path(self.name_or_path).expanduser().resolve()
+        return folder / PART if not (folder / CONFIG).is_file() and (folder / PART).is_dir() else folder
+
+    def arguments(self) -> dict[str, Any]:
+        """The arguments of the class with its name as `_class_name`. Raises RunError for a folder without them."""
+        if not self.name_or_path:
+            return {"_class_name": self.class_name, **self.config}
+        file = self.folder() / CONFIG
+        try:
+            found = json.loads(file.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise RunError(f"{file}: cannot be read ({error}). Give the folder of an autoencoder.") from error
+        if not isinstance(found, dict) or not isinstance(found.get("_class_name"), str):
+            raise RunError(f"{file}: does not say of what class it is. Give the folder of an autoencoder.")
+        return found
+
+    def latent_scale(self) -> int:
+        """Pixels along one side of a latent pixel."""
+        arguments = self.arguments()
+        key, default = LEVELS[arguments["_class_name"]]
+        levels = arguments.get(key)
+        return 2 ** ((len(levels) if isinstance(levels, list | tuple) else default) - 1)

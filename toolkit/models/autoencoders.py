@@ -1,0 +1,224 @@
+"""Autoencoders of diffusers as they are trained: made from arguments or read from a folder, images in, images out, and
+their folder with the latents' measured mean and standard deviation.
+
+Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s pixels along a latent pixel."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterable, Mapping
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny
+from diffusers.models.modeling_utils import ModelMixin
+from torch import Tensor, nn
+
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.errors import RunError, UserError, did_you_mean
+from toolkit.files import write_json
+from toolkit.models.loading import check_finite, check_loaded, reading
+from toolkit.networks.save import write_safetensors_verified
+from toolkit.seeding import global_generator
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+class Autoencoder:
+    """One autoencoder; a subclass per class of diffusers says how it is called."""
+
+    model_class: ClassVar[type[ModelMixin]]
+
+    def __init__(self, module: Any) -> None:
+        self.module = module
+
+    # ------------------------------------------------------------ what differs between classes
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Mean [B, C, H, W] and log variance of the latents, not normalised; None: they are not a distribution."""
+        raise NotImplementedError
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """Pixels [B, 3, sH, sW] of latents as `encode` gives them. Not clamped: a clamp has no gradient outside."""
+        raise NotImplementedError
+
+    def logvar_bias(self) -> Tensor | None:
+        """The part of a bias that is added to the log variance; None where there is none."""
+        return None
+
+    def encoder_parameters(self) -> Iterable[str]:
+        """Names of the parameters that the latents depend on."""
+        of_encoder = ("encoder.", "quant_conv.")
+        return [name for name, _ in self.module.named_parameters() if name.startswith(of_encoder)]
+
+    def last_layer(self) -> Tensor:
+        """The weight of the decoder's last layer."""
+        return self.module.decoder.conv_out.weight
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        """The entries of config.json by which latents of this mean and standard deviation become (0, 1)."""
+        raise NotImplementedError
+
+    # ------------------------------------------------------------ what they share
+    def sample(self, mean_BCHW: Tensor, logvar_BCHW: Tensor | None, noise_BCHW: Tensor) -> Tensor:
+        """Latents [B, C, H, W] drawn with this noise; the mean where they are not a distribution."""
+        if logvar_BCHW is None:
+            return mean_BCHW
+        return mean_BCHW + noise_BCHW * (0.5 * logvar_BCHW).exp()
+
+    def save(self, folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
+        """Writes `from_pretrained`'s files into an existing folder. weights: what differs from the module, by name, on
+        the CPU. config: entries of config.json that differ."""
+        own = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
+        dtype = next(iter(weights.values())).dtype if weights else torch.float32
+        tensors = {name: tensor.to(dtype) for name, tensor in (own | dict(weights)).items()}
+        write_safetensors_verified(folder / WEIGHTS, tensors, {"format": "pt"})
+        saved = {"_class_name": type(self.module).__name__, **_plain(self.module.config), **config}
+        write_json(folder / "config.json", saved)
+
+
+class KlAutoencoder(Autoencoder):
+    """`AutoencoderKL`."""
+
+    model_class = AutoencoderKL
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        distribution = self.module.encode(pixels_B3HW).latent_dist
+        return distribution.mean, distribution.logvar
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return self.module.decode(latents_BCHW).sample
+
+    def logvar_bias(self) -> Tensor | None:
+        layer = self.module.quant_conv or self.module.encoder.conv_out
+        return layer.bias[self.module.config.latent_channels :]
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        return _one_factor(mean_C, std_C)
+
+
+class QwenImageAutoencoder(Autoencoder):
+    """`AutoencoderKLQwenImage`: a video autoencoder, whose images are videos of one frame."""
+
+    model_class = AutoencoderKLQwenImage
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        distribution = self.module.encode(pixels_B3HW[:, :, None]).latent_dist
+        return distribution.mean[:, :, 0], distribution.logvar[:, :, 0]
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        """The parts of diffusers' `_decode` without its clamp; one frame needs no cache of features."""
+        return self.module.decoder(self.module.post_quant_conv(latents_BCHW[:, :, None]))[:, :, 0]
+
+    def logvar_bias(self) -> Tensor | None:
+        return self.module.quant_conv.bias[self.module.config.z_dim :]
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        """By channel: latents are (z - latents_mean) / latents_std."""
+        return {"latents_mean": mean_C.tolist(), "latents_std": std_C.tolist()}
+
+
+class TinyAutoencoder(Autoencoder):
+    """`AutoencoderTiny`, whose latents are not a distribution."""
+
+    model_class = AutoencoderTiny
+
+    def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
+        return self.module.encode(pixels_B3HW).latents, None
+
+    def decode(self, latents_BCHW: Tensor) -> Tensor:
+        return self.module.decode(latents_BCHW).sample
+
+    def last_layer(self) -> Tensor:
+        return self.module.decoder.layers[-1].weight
+
+    def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
+        return _one_factor(mean_C, std_C)
+
+
+KINDS: dict[str, type[Autoencoder]] = {
+    kind.model_class.__name__: kind for kind in (KlAutoencoder, QwenImageAutoencoder, TinyAutoencoder)
+}
+
+
+def make_autoencoder(model: AutoencoderConfig, seed: int, device: torch.device) -> Autoencoder:
+    """The autoencoder of a `model` section in float32, from its folder or with random weights of this seed.
+
+    Raises UserError for arguments that its class refuses, RunError for a damaged folder.
+    """
+    arguments = model.arguments()
+    kind = KINDS[arguments["_class_name"]]
+    if model.name_or_path:
+        return kind(_loaded(kind, model.folder()).to(device))
+    refuse_arguments(model)
+    with global_generator(seed, "autoencoder"):
+        autoencoder = kind(_built(kind, model.config))
+    bias = autoencoder.logvar_bias()
+    if bias is not None:
+        nn.init.constant_(bias.detach(), model.initial_logvar)
+    autoencoder.module.to(device)
+    return autoencoder
+
+
+def refuse_arguments(model: AutoencoderConfig) -> None:
+    """Raises UserError for `model.config` of which its class cannot be made; nothing is allocated."""
+    kind = KINDS[model.class_name]
+    known = [name for name in inspect.signature(kind.model_class.__init__).parameters if name != "self"]
+    if unknown := sorted(model.config.keys() - set(known)):
+        raise UserError(
+            f"model.config.{unknown[0]}: {model.class_name} has no such argument. {did_you_mean(unknown[0], known)}"
+        )
+    with torch.device("meta"):
+        _built(kind, model.config)
+
+
+def _built(kind: type[Autoencoder], arguments: Mapping[str, Any]) -> Any:
+    try:
+        return kind.model_class(**arguments)
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:
+        reason = " ".join(str(error).split())[:300]
+        raise UserError(f"model.config: {kind.model_class.__name__} cannot be made of it: {reason}") from error
+
+
+def _loaded(kind: type[Autoencoder], folder: Path) -> Any:
+    with reading(folder):
+        module, info = kind.model_class.from_pretrained(
+            folder, torch_dtype=torch.float32, output_loading_info=True, local_files_only=True
+        )
+    check_loaded(folder, info)
+    check_finite(folder, module)
+    return module
+
+
+@torch.no_grad()
+def measure_latents(encode: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of latents over all pixels of the images, in float64 on the CPU.
+
+    encode: from pixels [B, 3, sH, sW] to latents [B, C, H, W]. Raises RunError where they are not finite.
+    """
+    count, total_C, squares_C = 0, torch.zeros(()), torch.zeros(())
+    for pixels_B3HW in images:
+        latents_CN = encode(pixels_B3HW).double().cpu().movedim(1, 0).flatten(1)
+        count += latents_CN.shape[1]
+        total_C = total_C + latents_CN.sum(1)
+        squares_C = squares_C + latents_CN.square().sum(1)
+    mean_C = total_C / count
+    std_C = (squares_C / count - mean_C.square()).clamp_min(0).sqrt()
+    if not bool((std_C > 0).all() and torch.isfinite(std_C).all()):
+        raise RunError("a channel of the latents is constant or not finite: training has collapsed.")
+    return mean_C, std_C
+
+
+def _one_factor(mean_C: Tensor, std_C: Tensor) -> dict[str, float]:
+    """One factor and one shift for all channels: latents are (z - shift_factor) * scaling_factor."""
+    mean = mean_C.mean()
+    variance = (std_C.square() + (mean_C - mean).square()).mean()
+    return {"scaling_factor": float(variance.rsqrt()), "shift_factor": float(mean)}
+
+
+def _plain(config: Mapping[str, Any]) -> dict[str, Any]:
+    """A config of diffusers without what it knows of its own file."""
+    return {key: list(value) if isinstance(value, tuple) else value for key, value in config.items() if key[0] != "_"}
