@@ -1,9 +1,10 @@
-"""Prints the job that the environment names, for start.sh to give to run.py.
+"""Prints the jobs that the environment names, one per line, for start.sh to give to run.py.
 
-The first that is set counts: JOB_CONFIG_B64 (base64, of gzip too), JOB_CONFIG_URL (https), JOB_CONFIG (a path or a
-name), JOB_CONFIG_YAML (the text). A text is written to `<folder>/_env_<first 8 of its sha256>.yaml`. With
-JOB_CONFIG_SHA256 the bytes of the job must have that sum. Exit code 2 with one line says what is wrong; a line
-never repeats a value, because an address or a job may hold a secret.
+The first that is set counts: JOB_CONFIG_B64 (base64, of gzip too), JOB_CONFIG_URL (https, several between spaces, with
+JOB_CONFIG_TOKEN where they ask for one), JOB_CONFIG (a path or a name, several between commas), JOB_CONFIG_YAML (the
+text). A text is written to `<folder>/_env_<first 8 of its sha256>.yaml`. With JOB_CONFIG_SHA256 the bytes of each job
+must have the sum at its place. Exit code 2 with one line says what is wrong; a line never repeats a value, because an
+address or a job may hold a secret.
 
 Standard library only, so that it works before and without the packages of the trainer.
 """
@@ -19,26 +20,17 @@ import re
 import sys
 import zlib
 from hashlib import sha256
-from http.client import HTTPException, HTTPMessage
 from pathlib import Path
-from typing import IO
-from urllib.parse import urlsplit
-from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from download import FAILURES, Mistake, open_url, reason
 
 MOST_BYTES = 1_000_000
 """Of a job after download and unpacking; real ones have a few thousand."""
 
-SECONDS = 30
-"""For each wait on the network."""
-
-
-class Mistake(Exception):
-    """What is wrong with the variable, in one line."""
-
 
 def main(folder: Path) -> int:
     try:
-        print(find_job(folder))
+        print(*find_jobs(folder), sep="\n")
     except Mistake as error:
         print(f"start: {error}", file=sys.stderr)
         return 2
@@ -48,21 +40,47 @@ def main(folder: Path) -> int:
     return 0
 
 
-def find_job(folder: Path) -> str:
-    """A path or name for run.py."""
-    if os.environ.get("JOB_CONFIG_B64"):
-        return write_job(folder, from_base64(os.environ["JOB_CONFIG_B64"]), "JOB_CONFIG_B64")
-    if os.environ.get("JOB_CONFIG_URL"):
-        return write_job(folder, from_url(os.environ["JOB_CONFIG_URL"]), "JOB_CONFIG_URL")
-    if os.environ.get("JOB_CONFIG"):
-        return named_job(os.environ["JOB_CONFIG"])
-    return write_job(folder, os.fsencode(os.environ.get("JOB_CONFIG_YAML", "")), "JOB_CONFIG_YAML")
+def find_jobs(folder: Path) -> list[str]:
+    """Paths or names for run.py, in order."""
+    given = os.environ
+    if given.get("JOB_CONFIG_B64"):
+        texts, variable = [from_base64(given["JOB_CONFIG_B64"])], "JOB_CONFIG_B64"
+    elif given.get("JOB_CONFIG_URL"):
+        texts, variable = [from_url(url) for url in given["JOB_CONFIG_URL"].split()], "JOB_CONFIG_URL"
+    elif given.get("JOB_CONFIG"):
+        names = names_in(given["JOB_CONFIG"])
+        return [named_job(name, wanted) for name, wanted in zip(names, sums(len(names)), strict=True)]
+    else:
+        texts, variable = [os.fsencode(given.get("JOB_CONFIG_YAML", ""))], "JOB_CONFIG_YAML"
+    if not texts:
+        raise Mistake(f"{variable} names no job.")
+    return [write_job(folder, text, variable, wanted) for text, wanted in zip(texts, sums(len(texts)), strict=True)]
 
 
-def named_job(name: str) -> str:
-    if os.environ.get("JOB_CONFIG_SHA256"):
+def names_in(value: str) -> list[str]:
+    """The jobs that JOB_CONFIG names: one per comma or line, unless the whole is the name of a file."""
+    if Path(value).is_file():
+        return [value]
+    names = [name for part in re.split(r"[,\n]", value) if (name := part.strip())]
+    if not names:
+        raise Mistake("JOB_CONFIG names no job.")
+    return names
+
+
+def sums(count: int) -> list[str]:
+    """What JOB_CONFIG_SHA256 wants of each of `count` jobs; empty for nothing."""
+    wanted = os.environ.get("JOB_CONFIG_SHA256", "").lower().split()
+    if any(not re.fullmatch("[0-9a-f]{64}", one) for one in wanted):
+        raise Mistake("JOB_CONFIG_SHA256 must be 64 hexadecimal digits (the output of sha256sum).")
+    if wanted and len(wanted) != count:
+        raise Mistake(f"JOB_CONFIG_SHA256 has {len(wanted)} sums for {count} jobs: give one for each, in their order.")
+    return wanted or [""] * count
+
+
+def named_job(name: str, wanted: str) -> str:
+    if wanted:
         try:
-            check_sum(Path(name).read_bytes(), "JOB_CONFIG")
+            check_sum(Path(name).read_bytes(), "JOB_CONFIG", wanted)
         except OSError as error:
             raise Mistake(f"JOB_CONFIG with JOB_CONFIG_SHA256: the file cannot be read: {error.strerror}") from None
     return f"./{name}" if name.startswith("-") else name  # not a flag
@@ -83,43 +101,19 @@ def from_base64(text: str) -> bytes:
 
 
 def from_url(url: str) -> bytes:
-    check_address(url, "JOB_CONFIG_URL")
-    request = Request(url, headers={"User-Agent": "atelier"})
     try:
-        with build_opener(CarefulRedirect).open(request, timeout=SECONDS) as answer:
+        with open_url(url, "JOB_CONFIG_URL", os.environ.get("JOB_CONFIG_TOKEN", "")) as answer:
             return answer.read(MOST_BYTES + 1)
-    except (OSError, HTTPException, ValueError) as error:
-        reason = getattr(error, "code", None) or getattr(error, "reason", None) or type(error).__name__
-        raise Mistake(f"JOB_CONFIG_URL cannot be fetched: {reason}") from None
+    except FAILURES as error:
+        raise Mistake(f"JOB_CONFIG_URL cannot be fetched: {reason(error)}") from None
 
 
-def check_address(url: str, variable: str) -> None:
-    """https only: what comes over http can be changed on its way. ALLOW_HTTP_LOCALHOST=1 is for tests."""
-    try:
-        parts = urlsplit(url)
-        local = parts.scheme == "http" and parts.hostname == "127.0.0.1"
-    except ValueError:
-        raise Mistake(f"{variable} is not an address.") from None
-    if parts.scheme != "https" and not (local and os.environ.get("ALLOW_HTTP_LOCALHOST") == "1"):
-        raise Mistake(f"{variable} must start with https://")
-
-
-class CarefulRedirect(HTTPRedirectHandler):
-    """Follows a redirect only to where the first address could have pointed."""
-
-    def redirect_request(
-        self, req: Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
-    ) -> Request | None:
-        check_address(newurl, "JOB_CONFIG_URL was redirected: the new address")
-        return super().redirect_request(req, fp, code, msg, headers, newurl)
-
-
-def write_job(folder: Path, data: bytes, variable: str) -> str:
+def write_job(folder: Path, data: bytes, variable: str, wanted: str) -> str:
     if len(data) > MOST_BYTES:
         raise Mistake(f"{variable}: the job is larger than {MOST_BYTES:,} bytes. Is it a YAML file?")
     if not data.strip():
         raise Mistake(f"{variable}: the job is empty.")
-    check_sum(data, variable)
+    check_sum(data, variable, wanted)
     try:
         data.decode("utf-8")
     except UnicodeDecodeError:
@@ -133,13 +127,8 @@ def write_job(folder: Path, data: bytes, variable: str) -> str:
     return str(path)
 
 
-def check_sum(data: bytes, variable: str) -> None:
-    wanted = os.environ.get("JOB_CONFIG_SHA256", "").strip().lower()
-    if not wanted:
-        return
-    if not re.fullmatch("[0-9a-f]{64}", wanted):
-        raise Mistake("JOB_CONFIG_SHA256 must be 64 hexadecimal digits (the output of sha256sum).")
-    if (found := sha256(data).hexdigest()) != wanted:
+def check_sum(data: bytes, variable: str, wanted: str) -> None:
+    if wanted and (found := sha256(data).hexdigest()) != wanted:
         raise Mistake(f"{variable}: the job has sha256 {found}, JOB_CONFIG_SHA256 wants {wanted}. Which one is old?")
 
 

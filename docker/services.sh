@@ -15,7 +15,7 @@ write_environment() {
 
 is_private() {
   local LC_ALL=C
-  [[ ${1^^} =~ TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|^JOB_ ]] && return 0
+  [[ ${1^^} =~ TOKEN|KEY|SECRET|PASS|CREDENTIAL|AUTH|COOKIE|^JOB_|^DATASET_|^POST_TRAIN$ ]] && return 0
   [[ $1 =~ ^(BASH.*|SHELLOPTS|HOME|USER|LOGNAME|PWD|OLDPWD|SHLVL|TERM|_)$ ]] && return 0
   # Known shapes of tokens, and addresses with a password in them.
   [[ ${!1} =~ (hf_|rpa_|gh[a-z]_|github_pat_|glpat-|sk-|wandb_v|xox.-|AKIA|eyJ)[A-Za-z0-9_-]{12} ]] && return 0
@@ -61,4 +61,21 @@ start_jupyter() {
     jupyter lab "--config=${here}/jupyter_server_config.py" "--ServerApp.root_dir=${workspace}" \
     >logs/jupyter.log 2>&1 &
   say "Jupyter is on port 8888; its log is ${workspace}/logs/jupyter.log."
+}
+
+# The curves of all runs, for anybody who knows the pod's address: TensorBoard has no password.
+start_tensorboard() {
+  local port=${TENSORBOARD_PORT:-}
+  [[ -n ${port} && -z ${problem} ]] || return 0
+  if [[ ! ${port} =~ ^[1-9][0-9]{0,4}$ ]]; then
+    warn "TENSORBOARD_PORT is '${port}', no port: no TensorBoard."
+    return 0
+  fi
+  if ! command -v tensorboard >/dev/null; then
+    warn "TENSORBOARD_PORT is given, but TensorBoard is not installed in this image."
+    return 0
+  fi
+  "${as_user[@]}" "${withhold[@]}" "${spent[@]}" -u HF_TOKEN -u WANDB_API_KEY \
+    tensorboard --logdir "${workspace}/output" --bind_all --port "${port}" >logs/tensorboard.log 2>&1 &
+  say "TensorBoard is on port ${port}; its log is ${workspace}/logs/tensorboard.log."
 }

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# What a pod runs: prepares the volume, starts the services that are asked for, trains the job that the environment
-# names, then stops the pod or waits. docs/runpod.md explains every variable. Works as PID 1 and below an init.
+# What a pod runs: prepares the volume, starts the services that are asked for, brings the datasets and trains the jobs
+# that the environment names, then stops the pod or waits. docs/runpod.md explains every variable. Works as PID 1 and below an init.
 #
 # A pod whose main process exits is started again and costs money, so the script ends only when it is told to: by a
 # signal, by RUN_ON_SUCCESS=exit or by RUN_ON_FAILURE=exit. With arguments it becomes that command and does no more.
@@ -18,9 +18,11 @@ read -ra options <<<"${RUN_ARGS-}" # of run.py, such as --allow-change
 
 as_user=() # put before a command to give up root
 withhold=(env -u RUNPOD_API_KEY -u JUPYTER_PASSWORD -u JUPYTER_LAB_PASSWORD) # what a job has no use for
+spent=(-u JOB_CONFIG_TOKEN -u DATASET_TOKEN -u POST_TRAIN)                   # nor for what was used before it
 problem=     # the first thing that makes it pointless to start the job
 outcome=     # the exit code of the job, once there is one
-job=         # what run.py is given
+jobs=()      # what run.py is given, one after another
+processes=1  # that train a job together
 
 # shellcheck source-path=SCRIPTDIR source=children.sh
 . "${here}/children.sh"
@@ -39,11 +41,13 @@ main() {
   write_environment
   start_sshd
   start_jupyter
+  start_tensorboard
   [[ -z ${problem} ]] || finish 1 "${problem}" "${on_failure}"
-  find_job
+  bring_datasets
+  find_jobs
   run_hooks post_start
   [[ -z ${problem} ]] || finish 1 "${problem}" "${on_failure}"
-  train
+  train_all
 }
 
 # ---- preparing -----------------------------------------------------------------------------------------------------
@@ -64,9 +68,27 @@ check_settings() {
     [[ ${value} =~ ^(stop|idle|exit)?$ ]] || blame "${name} is '${value}': write stop, idle or exit."
   done
   [[ ${on_failure} =~ ^(stop|idle|exit)$ ]] || on_failure=idle
+  count_processes
   for pause in "${pauses[@]}"; do
     [[ ${pause} =~ ^[0-9]+(\.[0-9]+)?$ ]] || blame "RESTART_PAUSES: '${pause}' is not a number of seconds."
   done
+}
+
+# NPROC: as many processes as GPUs unless it says a number. CUDA_VISIBLE_DEVICES hides GPUs from nvidia-smi's list too.
+count_processes() {
+  local gpus=${CUDA_VISIBLE_DEVICES-}
+  case ${NPROC:-auto} in
+    auto)
+      if [[ -n ${gpus} ]]; then
+        processes=$(tr ',' '\n' <<<"${gpus}" | grep -c .) || true
+      else
+        processes=$({ nvidia-smi -L 2>/dev/null || true; } | grep -c '^GPU ') || true
+      fi
+      ((processes > 0)) || processes=1
+      ;;
+    [1-9] | [1-9][0-9]) processes=${NPROC} ;;
+    *) blame "NPROC is '${NPROC}': write auto or the number of processes." ;;
+  esac
 }
 
 prepare_volume() {
@@ -104,7 +126,7 @@ run_hooks() {
 }
 
 # Jobs and Jupyter run as an ordinary user when the image has one and the volume lets its folders be handed over.
-# Datasets stay as they are: a job only reads them.
+# Datasets stay as they are: a job only reads them. What DATASET_URL names is put beside them by the user.
 choose_user() {
   local user=${RUN_AS:-atelier} home
   [[ ${EUID} == 0 && ${user} != root && -z ${problem} ]] || return 0
@@ -116,6 +138,7 @@ choose_user() {
   as_user=(setpriv "--reuid=${user}" "--regid=${user}" --init-groups env "HOME=${home}")
   run find models output config logs "${XDG_CACHE_HOME}" "${HF_HOME}" ! -user "${user}" \
     -exec chown -h "${user}" {} + || true
+  chown -h "${user}" datasets || true
   if ! "${as_user[@]}" test -w output || ! "${as_user[@]}" test -w "${HF_HOME}"; then
     warn "${workspace} cannot be handed to the user ${user}: the job runs as root."
     as_user=()
@@ -124,47 +147,116 @@ choose_user() {
 
 # ---- the job -------------------------------------------------------------------------------------------------------
 
-atelier() { run "${as_user[@]}" "${withhold[@]}" "${python}" "${program}/run.py" "$@"; }
+atelier() { run "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/run.py" "$@"; }
 
-# Sets `job`, and has run.py check it: a mistake shows before anything large is downloaded.
-find_job() {
+# The same, by as many processes as there are GPUs. Saving at a stop may take longer than torchrun's 30 s.
+atelier_on_all_gpus() {
+  if ((processes == 1)); then
+    atelier "$@"
+    return
+  fi
+  run "${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${here}/launch.py" --standalone \
+    --nproc-per-node "${processes}" --shutdown-timeout 300 -- "${program}/run.py" "$@"
+}
+
+# The datasets come before the jobs: the check of a job looks at its datasets.
+bring_datasets() {
+  local code=0
+  [[ -n ${DATASET_URL:-} ]] || return 0
+  run "${as_user[@]}" "${withhold[@]}" "${python}" "${here}/dataset.py" datasets || code=$?
+  ((code == 0)) || finish "${code}" "the dataset cannot be had; see the line above." "${on_failure}"
+}
+
+# Sets `jobs`, and has run.py check them: a mistake shows before anything large is downloaded.
+find_jobs() {
   local code=0 answer
   if [[ -z ${JOB_CONFIG_B64:-}${JOB_CONFIG_URL:-}${JOB_CONFIG:-}${JOB_CONFIG_YAML:-} ]]; then
     finish 0 "no job: set JOB_CONFIG_B64, JOB_CONFIG_URL, JOB_CONFIG or JOB_CONFIG_YAML to train one." idle
   fi
   answer=$(mktemp)
   run "${as_user[@]}" "${withhold[@]}" "${python}" "${here}/job_config.py" "${workspace}/config" >"${answer}" || code=$?
-  job=$(<"${answer}")
+  mapfile -t jobs <"${answer}"
   rm -f "${answer}"
   ((code == 0)) || finish "${code}" "the job cannot be read; see the line above." "${on_failure}"
-  say "checking ${job}"
-  atelier --dry-run "${job}" || code=$?
+  say "checking ${jobs[*]}"
+  atelier --dry-run "${jobs[@]}" || code=$?
   ((code == 0)) || finish "${code}" "the job cannot run; see the lines above (exit code ${code})." "${on_failure}"
 }
 
-# Trains; after a crash again, which resumes from the last save. Codes of run.py: 0 done, 2 a mistake in the input
-# (a second try would find the same), 130 and 75 stopped by a signal that somebody sent to the trainer itself.
+# Trains the jobs in order. One that fails ends the series, unless RUN_ARGS has --recover; a stop always ends it.
+train_all() {
+  local job result carried code=0 reason='' one_reason
+  for job in "${jobs[@]}"; do
+    result=0 carried=0
+    train "${job}" || result=$?
+    post_train "${job}" "${result}" || carried=$?
+    if ((carried != 0)); then
+      say "post_train failed (exit code ${carried}): are the results where they should be?"
+      ((result != 0)) || result=${carried} one_reason="the job is done, but post_train failed."
+    fi
+    ((result != 0)) || continue
+    ((code != 0)) || code=${result} reason=${one_reason}
+    [[ ${result} =~ ^(75|130|143)$ || " ${options[*]} " != *" "@(-r|--recover)" "* ]] && break
+  done
+  ((code == 0)) || finish "${code}" "${reason}" "${on_failure}"
+  case ${#jobs[@]} in
+    1) finish 0 "the job is done." "${on_success}" ;;
+    *) finish 0 "all ${#jobs[@]} jobs are done." "${on_success}" ;;
+  esac
+}
+
+# Trains one job; after a crash again, which resumes from the last save. Returns its code and sets `one_reason`. Codes
+# of run.py: 0 done, 2 a mistake in the input (a second try would find the same), 130 and 75 stopped by a signal that
+# somebody sent to the trainer itself; 143 when it was torchrun that got it.
 train() {
-  local code pause restarts=0
+  local job=$1 code pause restarts=0
   while :; do
-    say "training ${job}"
+    say "training ${job}$( ((processes == 1)) || echo " with ${processes} processes")"
     code=0 is_job=yes
-    atelier --log "${workspace}/logs/job.log" "${options[@]}" "${job}" || code=$?
+    atelier_on_all_gpus --log "${workspace}/logs/job.log" "${options[@]}" "${job}" || code=$?
     is_job=no
     case ${code} in
-      0) finish 0 "the job is done." "${on_success}" ;;
-      2) finish 2 "the job has a mistake (exit code 2): not tried again." "${on_failure}" ;;
-      75 | 130) finish "${code}" "the trainer was stopped (exit code ${code}): not tried again." "${on_failure}" ;;
-      *) say "the trainer crashed (exit code ${code})." ;;
+      0) return 0 ;;
+      2) one_reason="the job has a mistake (exit code 2): not tried again." ;;
+      75 | 130 | 143) one_reason="the trainer was stopped (exit code ${code}): not tried again." ;;
+      *) one_reason= ;;
     esac
+    [[ -z ${one_reason} ]] || return "${code}"
+    say "the trainer crashed (exit code ${code})."
     pause=${pauses[restarts]:-}
     if [[ ${restarts} == 3 || -z ${pause} ]]; then
-      finish "${code}" "abandoned after ${restarts} restarts." "${on_failure}"
+      one_reason="abandoned after ${restarts} restarts."
+      return "${code}"
     fi
     restarts=$((restarts + 1))
     say "restart ${restarts} in ${pause} s; it resumes from the last save."
     run sleep "${pause}"
   done
+}
+
+# What carries results away: post_train.sh (of the image's root, then of the volume), then the script in POST_TRAIN.
+# They see the job, its exit code and its folder. A failure of theirs counts as one of the job.
+post_train() {
+  local job=$1 result=$2 folder hook code=0
+  local hooks=()
+  for hook in /post_train.sh "${workspace}/post_train.sh"; do
+    [[ ! -f ${hook} ]] || hooks+=("${hook}")
+  done
+  ((${#hooks[@]} > 0)) || [[ -n ${POST_TRAIN:-} ]] || return 0
+  folder=$("${as_user[@]}" "${withhold[@]}" "${spent[@]}" "${python}" "${program}/run.py" --dry-run --json "${job}" \
+    2>/dev/null | "${python}" -c 'import json, sys; print(*json.load(sys.stdin)["folders"][-1:])' 2>/dev/null) || folder=
+  [[ -z ${folder} || ${folder} == /* ]] || folder=${workspace}/${folder}
+  export ATELIER_JOB=${job} ATELIER_EXIT_CODE=${result} ATELIER_RUN_FOLDER=${folder}
+  for hook in "${hooks[@]}"; do
+    say "running ${hook}"
+    run bash "${hook}" || code=$?
+    ((code == 0)) || return "${code}"
+  done
+  if [[ -n ${POST_TRAIN:-} ]]; then
+    say "running POST_TRAIN"
+    run bash -c 'eval "${POST_TRAIN}"' || code=$? # not as an argument: other processes can read those
+  fi
+  return "${code}"
 }
 
 # The end of the script: says why, then does what is asked for. `stop` waits for the pod to be taken away.

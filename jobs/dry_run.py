@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
@@ -17,8 +18,15 @@ class JobPlan:
     job: str
     processes: tuple[RunPlan, ...]
 
+    folders: tuple[Path, ...] = ()
+    """The folders of run files that the processes own, in their order."""
+
     def to_json(self) -> dict[str, Any]:
-        return {"job": self.job, "processes": [plan.to_json() for plan in self.processes]}
+        return {
+            "job": self.job,
+            "folders": [str(folder) for folder in self.folders],
+            "processes": [plan.to_json() for plan in self.processes],
+        }
 
     def render(self) -> str:
         return "\n".join([f"Job {self.job}", *(plan.render() for plan in self.processes)])
@@ -27,6 +35,7 @@ class JobPlan:
 def plan_job(config: JobConfig) -> JobPlan:
     """The plans of all processes. Raises UserError with the errors of all of them."""
     plans: list[RunPlan] = []
+    folders: list[Path] = []
     errors: list[UserError] = []
     job = JobContext(config.name)
     for entry in config.processes:
@@ -35,10 +44,12 @@ def plan_job(config: JobConfig) -> JobPlan:
         except UserError as error:
             errors.append(error)
         if isinstance(entry.section, ProcessConfig):
+            if folder := entry.section.run_folder(job):
+                folders.append(folder)
             job = JobContext(job.name, job.earlier_outputs | entry.section.outputs(job))
     if errors:
         raise _merge_errors(errors)
-    return JobPlan(config.name, tuple(plans))
+    return JobPlan(config.name, tuple(plans), tuple(folders))
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:

@@ -27,8 +27,8 @@ class Hub:
 
 
 @contextmanager
-def small_hub(files: Mapping[str, bytes], model: str) -> Iterator[Hub]:
-    """A hub on this machine with one model, whose only commit is `COMMIT`."""
+def small_hub(files: Mapping[str, bytes], model: str, kind: str = "models") -> Iterator[Hub]:
+    """A hub on this machine with one model, or one of another `kind` (`datasets`), whose only commit is `COMMIT`."""
     state = Hub()
     blob_ids = {file: f"{index:040x}" for index, file in enumerate(files)}
 
@@ -51,7 +51,7 @@ def small_hub(files: Mapping[str, bytes], model: str) -> Iterator[Hub]:
                     for name, data in files.items()
                 ]
                 return self.send(200, json.dumps(entries).encode(), {"Content-Type": "application/json"})
-            if path.startswith("/api/models/"):
+            if path.startswith(f"/api/{kind}/"):
                 siblings = [{"rfilename": name, "size": len(data)} for name, data in files.items()]
                 info = {
                     "id": model,

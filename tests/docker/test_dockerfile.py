@@ -81,7 +81,7 @@ def test_the_whole_program_is_in_the_image() -> None:
 
 
 def test_the_environment_is_the_one_of_requirements_txt() -> None:
-    installs = [run for run in all_of("RUN") if "pip install" in run and "jupyterlab" not in run]
+    installs = [run for run in all_of("RUN") if "pip install" in run and "requirements" in run]
     assert installs == [
         "python -m venv /opt/venv && /opt/venv/bin/pip install --no-cache-dir -r /opt/atelier/requirements.txt"
     ]

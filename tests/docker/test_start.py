@@ -13,6 +13,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -56,6 +57,9 @@ TRAINER = '''
         with record.open("a") as file:
             file.write(json.dumps(what) + "\\n")
 
+    if "--json" in sys.argv:
+        print(json.dumps({"folders": ["output/_other", f"output/{Path(sys.argv[-1]).stem}"]}))
+        sys.exit(0)
     dry = "--dry-run" in sys.argv
     before = [json.loads(line) for line in record.read_text().splitlines()] if record.exists() else []
     note(dry=dry, argv=sys.argv[1:], cwd=os.getcwd(), uid=os.getuid(), time=time.time(), environ=dict(os.environ))
@@ -63,6 +67,8 @@ TRAINER = '''
         sys.exit(int(os.environ.get("FAKE_DRY_RUN", "0")))
     plan = os.environ.get("FAKE_PLAN", "0").split()
     word = plan[min(sum(not entry.get("dry", True) for entry in before), len(plan) - 1)]
+    if ":" in word:  # job:code
+        word = dict(pair.split(":") for pair in plan).get(Path(sys.argv[-1]).stem, "0")
     if word == "run":
         def stop(number, _):
             note(signal=signal.Signals(number).name)
@@ -116,6 +122,9 @@ class Api:
 
     url: str = ""
     calls: list[tuple[str, str | None, str]] = field(default_factory=list)
+    asked: list[tuple[str, str | None]] = field(default_factory=list)
+    """Path and Authorization of each page that was asked for."""
+
     answers: list[int] = field(default_factory=list)
     pages: dict[str, tuple[int, bytes]] = field(default_factory=dict)
     """Path -> status and body (of a redirect: where to)."""
@@ -132,6 +141,7 @@ def api() -> Iterator[Api]:
             self.answer(answers.answers.pop(0) if answers.answers else 200, b"{}")
 
         def do_GET(self) -> None:
+            answers.asked.append((self.path, self.headers.get("Authorization")))
             self.answer(*answers.pages.get(self.path.split("?")[0], (404, b"")))
 
         def answer(self, status: int, body: bytes) -> None:
@@ -197,6 +207,7 @@ class Bench:
             "RUNPOD_STOP_URL": f"{self.api.url}/v2/pods/{{id}}/action",
             "STOP_PAUSES": "0.1 0.1",
             "RESTART_PAUSES": "0.1 0.2 0.4",
+            "NPROC": "1",
             "OMP_NUM_THREADS": "1",
             **changes,
         }
@@ -467,6 +478,40 @@ def test_options_reach_the_training_and_not_the_check(bench: Bench) -> None:
     assert not [call for call in bench.record() if call.get("dry") and "--restart" in call["argv"]]
 
 
+@pytest.mark.parametrize(
+    ("plan", "options", "trained", "code"),
+    [
+        ("0", "", "a b c", 0),
+        ("b:2", "", "a b", 2),
+        ("b:2 c:1", "-r", "a b c", 2),
+        ("b:75", "--recover", "a b", 75),
+    ],
+)
+def test_several_jobs_are_trained_in_order(bench: Bench, plan: str, options: str, trained: str, code: int) -> None:
+    pod = bench.start(
+        JOB_CONFIG="a.yaml, b.yaml,c.yaml",
+        FAKE_PLAN=plan,
+        RUN_ARGS=options,
+        RESTART_PAUSES="",
+        RUN_ON_SUCCESS="exit",
+        RUN_ON_FAILURE="exit",
+    )
+    assert pod.ends() == code
+    assert bench.record()[0]["argv"] == ["--dry-run", "a.yaml", "b.yaml", "c.yaml"]
+    assert " ".join(Path(entry["argv"][-1]).stem for entry in bench.trainings()) == trained
+
+
+def test_several_addresses_are_several_jobs_and_each_is_asked_with_the_token(bench: Bench) -> None:
+    bench.api.pages = {"/a": (200, JOB.encode()), "/b": (200, JOB.encode() + b"# other")}
+    pod = bench.start(
+        JOB_CONFIG_URL=f"{bench.api.url}/a {bench.api.url}/b", JOB_CONFIG_TOKEN="CANARY", RUN_ON_SUCCESS="exit"
+    )
+    assert pod.ends() == 0
+    assert len({entry["argv"][-1] for entry in bench.trainings()}) == 2
+    assert bench.api.asked == [("/a", "Bearer CANARY"), ("/b", "Bearer CANARY")]
+    assert "JOB_CONFIG_TOKEN" not in bench.trainings()[0]["environ"]
+
+
 def test_the_first_source_counts(bench: Bench) -> None:
     wanted = b"job: extension # from base64\n"
     bench.start(JOB_CONFIG_B64=base64.b64encode(wanted).decode(), JOB_CONFIG="other.yaml").wait_for("waiting.")
@@ -493,7 +538,9 @@ def test_the_first_source_counts(bench: Bench) -> None:
         ({"JOB_CONFIG_URL": "<api>/plain"}, "the new address must start with https://"),
         ({"JOB_CONFIG_URL": "http://example.org/job?t=CANARY"}, "JOB_CONFIG_URL must start with https://"),
         ({"JOB_CONFIG_URL": "file:///etc/passwd"}, "JOB_CONFIG_URL must start with https://"),
-        ({"JOB_CONFIG_URL": "<api>/a b?t=CANARY"}, "JOB_CONFIG_URL cannot be fetched: InvalidURL"),
+        ({"JOB_CONFIG_URL": "<api>/a\x01b?t=CANARY"}, "JOB_CONFIG_URL cannot be fetched: InvalidURL"),
+        ({"JOB_CONFIG": " , "}, "JOB_CONFIG names no job"),
+        ({"JOB_CONFIG": "a.yaml,b.yaml", "JOB_CONFIG_SHA256": "0" * 64}, "JOB_CONFIG_SHA256 has 1 sums for 2 jobs"),
     ],
 )
 def test_a_job_that_cannot_be_read_is_one_clear_line_and_a_failure(
@@ -513,6 +560,106 @@ def test_a_job_that_fails_the_dry_run_is_not_trained(bench: Bench, code: str) ->
     pod = bench.start(FAKE_DRY_RUN=code, RUN_ON_FAILURE="exit")
     assert pod.ends() == int(code)
     assert [entry["dry"] for entry in bench.record()] == [True]
+
+
+def test_a_dataset_is_there_before_the_job_is_checked(bench: Bench) -> None:
+    packed = bench.workspace / "me.tar"
+    with tarfile.open(packed, "w") as archive:
+        archive.add(__file__, "40_me/a.jpg")
+    pod = bench.start(DATASET_URL="me.tar", RUN_ON_SUCCESS="exit", DATASET_TOKEN="CANARY")
+    assert pod.ends() == 0
+    assert pod.output.index("datasets/me: 1 files (40_me: 1)") < pod.output.index("checking")
+    assert (bench.workspace / "datasets" / "me" / "40_me" / "a.jpg").is_file()
+    assert "DATASET_TOKEN" not in bench.trainings()[0]["environ"]
+
+
+def test_without_its_dataset_a_job_is_not_started(bench: Bench) -> None:
+    pod = bench.start(DATASET_URL="none.tar", RUN_ON_FAILURE="exit")
+    assert pod.ends() == 2
+    assert "the dataset cannot be had" in pod.output and bench.record() == []
+
+
+# ---- several processes ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("given", "processes"),
+    [
+        ({"NPROC": None}, 3),
+        ({"NPROC": "auto", "CUDA_VISIBLE_DEVICES": "1,2"}, 2),
+        ({"NPROC": "4"}, 4),
+        ({"NPROC": "1"}, 1),
+    ],
+)
+def test_a_job_is_trained_by_as_many_processes_as_there_are_gpus(
+    bench: Bench, given: dict[str, str | None], processes: int
+) -> None:
+    bench.command("nvidia-smi", 'for n in 0 1 2; do echo "GPU $n: A GPU (UUID: GPU-$n)"; done')
+    note = f'printf "%s\\n" "$*" >>"{bench.folder}/python.calls"; [[ $1 != */launch.py ]] || exit 0'
+    bench.command("python", f'{note}; exec {sys.executable} "$@"')
+    assert bench.start(ATELIER_PYTHON="python", RUN_ON_SUCCESS="exit", **given).ends() == 0
+    launches = [call for call in bench.calls_of("python") if "launch.py" in call]
+    assert len(bench.trainings()) == (processes == 1)
+    assert [f"--nproc-per-node {processes} " in call for call in launches] == [True] * (processes > 1)
+
+
+@pytest.mark.parametrize("word", ["2", "run"])
+def test_a_job_of_several_processes_keeps_its_exit_code_and_is_stopped_by_a_signal(bench: Bench, word: str) -> None:
+    pod = bench.start(NPROC="2", FAKE_PLAN=word, RUN_ON_FAILURE="exit", RUN_ARGS="--allow-change")
+    if word == "run":
+        pod.wait_for("trainer: training\ntrainer: training", 60)
+        assert pod.terminate(60) == 143
+        assert [entry for entry in bench.record() if "signal" in entry] == [{"signal": "SIGTERM"}] * 2
+    else:
+        assert pod.ends(60) == 2
+    trainings = bench.trainings()
+    assert sorted(entry["environ"]["RANK"] for entry in trainings) == ["0", "1"], "not tried again"
+    assert all(entry["argv"][2] == "--allow-change" for entry in trainings)
+    assert all("RUNPOD_API_KEY" not in entry["environ"] for entry in trainings)
+
+
+@pytest.mark.parametrize("given", ["0", "all", "2x"])
+def test_an_unknown_number_of_processes_is_refused_before_the_job(bench: Bench, given: str) -> None:
+    pod = bench.start(NPROC=given, RUN_ON_FAILURE="exit")
+    assert pod.ends() == 1
+    assert f"NPROC is '{given}': write auto or the number of processes." in pod.output and bench.record() == []
+
+
+# ---- after the training --------------------------------------------------------------------------------------------
+
+NOTE = 'echo "$ATELIER_JOB $ATELIER_EXIT_CODE $ATELIER_RUN_FOLDER"'
+
+
+@pytest.mark.parametrize("plan", ["0", "2"])
+def test_what_runs_after_the_training_sees_its_code_and_folder_before_the_pod_stops(bench: Bench, plan: str) -> None:
+    (bench.workspace / "post_train.sh").write_text(f"{NOTE} >>hook\n", encoding="utf-8")
+    pod = bench.start(
+        JOB_CONFIG="my_char.yaml",
+        FAKE_PLAN=plan,
+        POST_TRAIN=f"{NOTE} >>variable\ncat hook",
+        RUN_ON_SUCCESS="exit",
+        RUN_ON_FAILURE="exit",
+    )
+    assert pod.ends() == int(plan)
+    seen = f"my_char.yaml {plan} {bench.workspace}/output/my_char\n"
+    assert [(bench.workspace / name).read_text() for name in ("hook", "variable")] == [seen, seen]
+    assert pod.output.index("running POST_TRAIN") < pod.output.index("leaving with exit code")
+
+
+def test_a_failed_job_keeps_its_code_also_where_its_results_could_not_leave(bench: Bench) -> None:
+    pod = bench.start(FAKE_PLAN="2", POST_TRAIN="exit 7", RUN_ON_FAILURE="exit")
+    assert pod.ends() == 2 and "post_train failed (exit code 7)" in pod.output
+
+
+@pytest.mark.parametrize("way", ["script", "variable"])
+def test_results_that_could_not_leave_are_a_failure_of_the_job(bench: Bench, way: str) -> None:
+    if way == "script":
+        (bench.workspace / "post_train.sh").write_text("exit 7\n", encoding="utf-8")
+    pod = bench.start(POST_TRAIN="exit 7" if way == "variable" else "touch not_reached")
+    pod.wait_for("post_train failed (exit code 7)")
+    pod.wait_for("waiting.")
+    assert bench.api.calls == [], "the pod is not stopped"
+    assert pod.terminate() == 7 and not (bench.workspace / "not_reached").exists()
 
 
 def test_a_pod_without_a_job_waits(bench: Bench) -> None:
@@ -591,7 +738,7 @@ CHROOT = """
     mkdir -p "$root"/tmp "$root"/run "$root"/root "$root"/home/atelier "$root"/opt/atelier/docker "$root"/workspace
     chmod 1777 "$root"/tmp
     cp {folder}/program/run.py "$root"/opt/atelier
-    cp {docker}/* "$root"/opt/atelier/docker
+    cp {docker}/*.* "$root"/opt/atelier/docker
     echo 'passwd: files' >"$root"/etc/nsswitch.conf
     printf '%s\\n' root:x:0:0::/root:/bin/bash {passwd} >"$root"/etc/passwd
     printf '%s\\n' root:x:0: atelier:x:1000: >"$root"/etc/group
@@ -720,6 +867,15 @@ def test_jupyter_starts_only_with_a_password(bench: Bench) -> None:
     assert "RUNPOD_API_KEY" not in (bench.folder / "jupyter.env").read_text()
 
 
+def test_tensorboard_starts_only_with_a_port(bench: Bench) -> None:
+    pod = bench.start(TENSORBOARD_PORT="6006", RUN_ON_SUCCESS="exit")
+    assert pod.ends() == 0 and "TensorBoard is not installed" in pod.output
+    bench.command("tensorboard")
+    for port in (None, "http", "6006"):
+        bench.start(TENSORBOARD_PORT=port, HF_TOKEN="hf_x").wait_for("waiting.")
+    assert bench.calls_of("tensorboard") == [f"--logdir {bench.workspace}/output --bind_all --port 6006"]
+
+
 class Watcher(threading.Thread):
     """Collects the command lines of all processes, again and again."""
 
@@ -741,7 +897,10 @@ def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None
     for name in ("sshd", "jupyter"):
         bench.command(name)
     bench.command("ssh-keygen", "exit 0")
-    bench.api.pages = {"/job": (200, JOB.encode())}
+    packed = bench.folder / "data.tar"
+    with tarfile.open(packed, "w") as archive:
+        archive.add(START, "a.txt")
+    bench.api.pages = {"/job": (200, JOB.encode()), "/data.tar": (200, packed.read_bytes())}
     bench.api.answers = [500]
     secrets = {
         "RUNPOD_API_KEY": "CANARY-1",
@@ -750,6 +909,10 @@ def test_no_secret_is_printed_written_or_on_a_command_line(bench: Bench) -> None
         "MY_SECRET": "CANARY-4",
         "wandb_api_key": "CANARY-5",
         "JOB_CONFIG_URL": f"{bench.api.url}/job?signature=CANARY-6",
+        "JOB_CONFIG_TOKEN": "CANARY-8",
+        "DATASET_URL": f"{bench.api.url}/data.tar?signature=CANARY-9",
+        "DATASET_TOKEN": "CANARY-10",
+        "POST_TRAIN": ": CANARY-11",
         "HARMLESS_NAME": "hf_CANARYCANARYCANARY",
         "PROXY_ADDRESS": "http://me:CANARY-7@127.0.0.1",
     }

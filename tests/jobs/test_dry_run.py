@@ -55,6 +55,15 @@ def test_every_process_has_an_entry() -> None:
     assert (trainer["name"], trainer["optimizer_steps"], trainer["epochs"]) == ("one", 12, 3)
 
 
+def test_the_folders_of_run_files_are_named_in_order() -> None:
+    class WithFolder(ProcessConfig):
+        def run_folder(self, job: JobContext) -> Path | None:
+            return Path("output", self.display_name(job))
+
+    plan = plan_job(job(WithFolder(type="a", name="one"), Writer(type="writer"), None, WithFolder(type="a")))
+    assert plan.to_json()["folders"] == ["output/one", "output/my_job"]
+
+
 def test_words_name_the_job_and_each_process() -> None:
     words = plan_job(job(Trainer(type="trainer", name="one"), None)).render().splitlines()
     assert words == ["Job my_job", "one (trainer)", "my_job (drop_in)"]
