@@ -1,13 +1,15 @@
 """Keeps secrets out of what the program writes: its output, its files, a LoRA's metadata.
 
-Two kinds are known: values that were told (`register_secret`: what a `${VAR}` with a telling name stands for), and
-texts whose shape says what they are. `redact_text` replaces both and suits every text and file. `redact` is for a
-config, where also the name of a key tells, and where 40 hex digits are a wandb key.
+Two kinds are known: values that were told (`register_secret`: of environment variables with a telling name, and what a
+`${VAR}` with such a name stands for), and texts whose shape says what they are. `redact_text` replaces both and suits
+every text and file. `redact` is for a config, where also the name of a key tells, and where 40 hex digits are a wandb
+key.
 """
 
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -22,9 +24,18 @@ _PART = 4
 """So many of its characters give a value away where a message shortens it."""
 
 ALWAYS = ("HF_TOKEN", "HUGGING_FACE_HUB_TOKEN", "WANDB_API_KEY")
-"""Environment variables whose values are secret whether a config names them or not: libraries read them."""
+"""Environment variables whose values are tokens, whatever they look like: libraries read them."""
 
-_SECRET_VARIABLE = re.compile(r"TOKEN|KEY|SECRET|PASSWORD", re.IGNORECASE)
+_SECRET_VARIABLE = re.compile(
+    r"TOKEN|KEY|SECRET|PASSWORD|CREDENTIAL|(?<![A-Z])(?:PASS|PASSWD|PASSPHRASE|AUTH|CREDS?|COOKIES?)(?![A-Z])|_PWD$",
+    re.IGNORECASE,
+)
+
+_SHORTEST_OF_ENVIRONMENT = 8
+_PLAIN = re.compile(
+    r"[A-Za-z]?[a-z]+|[A-Z]+|~?\.{0,2}/?|~/.*|\.{1,2}/.*|[A-Za-z]:\\.*|[a-z][a-z0-9+.-]*://[\w.:-]+/?", re.DOTALL
+)
+"""A word, a path or the address of a host: what ordinary text is full of, and no secret for certain."""
 
 _SECRET_KEY = re.compile(r"(?:(?:^|[_-])(?:token|secret)|[_-]key|^apikey|password|passwd)$", re.IGNORECASE)
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-)?\}")
@@ -84,13 +95,27 @@ def register_secret(values: Iterable[str]) -> None:
 
 
 def remember_environment(env: Mapping[str, str]) -> None:
-    """Remembers the tokens that libraries take from the environment by themselves."""
-    register_secret(env[name] for name in ALWAYS if name in env)
+    """Remembers the secrets of the environment, by the names of its variables.
+
+    Of a variable that only sounds like one (`SSH_AUTH_SOCK`, `TOKENIZERS_PARALLELISM`) the value is a path, a word or
+    short: such values are left alone, for they would tear ordinary text apart.
+    """
+    register_secret(
+        value for name, value in env.items() if name in ALWAYS or (is_secret_variable(name) and not _is_common(value))
+    )
 
 
 def is_secret_variable(name: str) -> bool:
     """Whether the value of the environment variable `name` is a secret, by its name."""
     return _SECRET_VARIABLE.search(name) is not None
+
+
+def _is_common(value: str) -> bool:
+    """Whether a value of the environment is too ordinary to be replaced wherever it stands."""
+    if len(value) < _SHORTEST_OF_ENVIRONMENT or _PLAIN.fullmatch(value):
+        return True
+    # Base64 may begin with a slash as well, but then no folder has that name.
+    return value.startswith("/") and "\0" not in value and os.path.lexists("/" + value.split("/")[1])
 
 
 def _forms_of(value: str) -> set[str]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +104,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             data = self.scan()
             plan = self.make_plan(data)
             request.check()
-            with self.own_folder():
+            with self.own_folder(request.check):
                 checkpoint = self.process_group.run_on_rank0_and_broadcast(self.choose_checkpoint)
                 with self.copied_output():
                     logger.info(plan.render())
@@ -186,13 +186,13 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         return self.job.process_group
 
     @contextmanager
-    def own_folder(self) -> Iterator[None]:
+    def own_folder(self, check: Callable[[], None]) -> Iterator[None]:
         """Locks the run's folder (rank 0); inside, an error of the system about a file of the run, and memory that runs
-        out, become RunErrors."""
+        out, become RunErrors. check: raises when a stop is requested."""
         self.process_group.oom_hint = self.memory_advice()
         with (
             file_error_as_run_error(self.training_folder),
-            run_lock(self.save_root) if self.process_group.is_main_process else nullcontext(),
+            run_lock(self.save_root, check) if self.process_group.is_main_process else nullcontext(),
             oom_as_run_error(self.process_group.oom_hint),
         ):
             yield

@@ -136,8 +136,30 @@ def test_digits_are_replaced_as_a_number_of_their_own_only() -> None:
 
 
 def test_tokens_of_the_environment_are_known_without_a_config() -> None:
-    remember_environment({"HF_TOKEN": "odd-token-1", "WANDB_API_KEY": HEX, "OTHER_TOKEN": "not-asked-for"})
-    assert redact_text(f"odd-token-1 {HEX} not-asked-for") == "<redacted> <redacted> not-asked-for"
+    remember_environment(
+        {"HF_TOKEN": "letters", "WANDB_API_KEY": HEX, "OPENAI_API_KEY": "sk-1234", "USER": "somebody-1"}
+    )
+    assert redact_text(f"letters {HEX} somebody-1") == "<redacted> <redacted> somebody-1"
+
+
+@pytest.mark.parametrize("name", ["OPENAI_API_KEY", "DB_PASS", "MY_AUTH", "MY_CREDENTIALS", "SESSION_COOKIE"])
+@pytest.mark.parametrize("value", ["sk-proj-12345", "Tr0ub4dor", "two words", "/9j/4AAQSkZJRg==", "12345678"])
+def test_what_is_named_like_a_secret_is_known_without_a_config(name: str, value: str) -> None:
+    remember_environment({name: value})
+    assert redact_text(f"failed with {value!r}") == "failed with '<redacted>'"
+
+
+@pytest.mark.parametrize(
+    "value",
+    [
+        *("", "true", "1234567", "disabled", "Disabled", "DISABLED"),
+        *("/tmp/ssh-1/agent.2", "/usr/keys:/etc/keys", "~/.ssh/id_ed25519", "./keys/a.json", "C:\\keys\\a.json"),
+        *("https://login.example.org", "http://127.0.0.1:8080/"),
+    ],
+)
+def test_ordinary_values_are_no_secrets_whatever_the_name(value: str) -> None:
+    remember_environment({"MY_AUTH_KEY": value})
+    assert redact_text(f"in {value!r}") == f"in {value!r}"
 
 
 @pytest.mark.parametrize(
@@ -148,6 +170,18 @@ def test_tokens_of_the_environment_are_known_without_a_config() -> None:
         ("dbPassword", True),
         ("SECRETS", True),
         ("KEYS_PATH", True),
+        ("DB_PASS", True),
+        ("passwd", True),
+        ("MYSQL_PWD", True),
+        ("MY_AUTH", True),
+        ("MY_CREDENTIALS", True),
+        ("AUTH_HEADER", True),
+        ("COOKIE", True),
+        ("PWD", False),
+        ("OLDPWD", False),
+        ("GIT_AUTHOR_NAME", False),
+        ("XAUTHORITY", False),
+        ("BYPASS", False),
         ("USER", False),
         ("DATA", False),
     ],

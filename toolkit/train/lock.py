@@ -1,8 +1,9 @@
 """One run at a time in a folder: a lock file that is locked while its run lives.
 
 The operating system releases the lock when the process dies, however it dies, so a file that can be locked has no
-owner. On a network volume locks of other machines may be invisible: there the owner's heartbeat counts, and an owner
-without a heartbeat for three minutes is taken for dead.
+owner. On a network volume locks of other machines may be invisible: there the owner's heartbeat counts. One that is
+less than three minutes old by the clocks of both machines is a sign of life. An older one may come from a clock that is
+behind, so the file is watched for two and a half heartbeats: an owner that writes no new one is taken for dead.
 
 The owner holds two locks on the file. `flock` decides who may run. A reader cannot query it without taking it for a
 moment, and a run that starts in that moment would be refused. So the owner also holds a write lock of its open file
@@ -22,7 +23,7 @@ import socket
 import struct
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -41,8 +42,13 @@ except ImportError:  # Windows: the heartbeat alone decides
 FILE = "run.lock"
 HEARTBEAT_S = 30.0
 STALE_AFTER_S = 180.0
-"""Seconds without a heartbeat after which an owner on another machine counts as dead."""
+"""Seconds without a heartbeat after which an owner on another machine may be dead."""
 
+WATCHES = 75
+"""Looks at the file of such an owner before it counts as dead."""
+
+WATCH_EVERY_S = HEARTBEAT_S / 30
+"""Seconds between two of these: in all two and a half heartbeats."""
 
 _READS = 20
 """Attempts to read a file while its owner is being written, a millisecond apart."""
@@ -78,8 +84,8 @@ class LockState:
 def read_lock(folder: Path) -> LockState:
     """Who runs in `folder`. Takes no lock and writes nothing, so it cannot disturb a run.
 
-    Where locks cannot be queried (another machine, a file system without locks, no Linux 3.15 or later) the heartbeat
-    decides: a killed process then counts as alive for up to STALE_AFTER_S.
+    Where locks cannot be queried (another machine, a file system without locks, no Linux 3.15 or later) the age of the
+    heartbeat decides, by the clocks of both machines: a killed process then counts as alive for up to STALE_AFTER_S.
     """
     for _ in range(_READS):
         try:
@@ -97,15 +103,18 @@ def read_lock(folder: Path) -> LockState:
 
 
 @contextmanager
-def run_lock(folder: Path) -> Iterator[None]:
-    """Owns `folder` inside the block. Raises RunError naming the owner when another run is in it."""
+def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Owns `folder` inside the block. Raises RunError naming the owner when another run is in it.
+
+    check: called every second while an owner on another machine is watched; what it raises ends the wait.
+    """
     with os_error_as_run_error(folder / FILE):
         folder.mkdir(parents=True, exist_ok=True)
         opened = (folder / FILE).open("a+", encoding="utf-8")
     with opened as file:
         previous = _owner_in(file)
         locked = _try_flock(file)
-        if locked is False or _alive_unseen(previous, everywhere=locked is None):
+        if locked is False or _alive_unseen(folder, previous, locked is None, check):
             raise RunError(_refusal(folder, previous))
         if previous:
             logger.warning(
@@ -138,11 +147,40 @@ def _try_flock(file: IO[str]) -> bool | None:
     return True
 
 
-def _alive_unseen(owner: LockHolder | None, everywhere: bool) -> bool:
-    """Whether an owner whose lock cannot be seen had a heartbeat lately. everywhere: no lock can be, here neither."""
-    if owner is None or time.time() - owner.beat > STALE_AFTER_S:
+def _alive_unseen(folder: Path, owner: LockHolder | None, everywhere: bool, check: Callable[[], None]) -> bool:
+    """Whether an owner whose lock cannot be seen is alive. everywhere: no lock can be seen, here neither."""
+    if owner is None or (_is_here(owner) and not everywhere):
         return False
-    return everywhere or not _is_here(owner)
+    if time.time() - owner.beat <= STALE_AFTER_S:
+        return True
+    return not _is_here(owner) and _writes(folder, owner, check)
+
+
+def _writes(folder: Path, owner: LockHolder, check: Callable[[], None]) -> bool:
+    """Whether the owner, or one that comes after it, writes a heartbeat while the file is watched."""
+    logger.info(
+        f"{folder}: process {owner.pid} on {owner.host} seems to be gone. Watching its lock for "
+        f"{WATCHES * WATCH_EVERY_S:.0f} s, because its clock may be behind."
+    )
+    for _ in range(WATCHES):
+        time.sleep(WATCH_EVERY_S)
+        check()
+        now = _owner_of(folder)
+        if now != owner:
+            return now is not None
+    return False
+
+
+def _owner_of(folder: Path) -> LockHolder | None:
+    """The owner in the file as it is now: a network file system may show an open one as it was."""
+    owner = None
+    for _ in range(_READS):
+        with suppress(OSError), (folder / FILE).open(encoding="utf-8", errors="replace") as file:
+            owner = _owner_in(file)
+        if owner:  # else a heartbeat is being written, or it was released
+            break
+        time.sleep(0.001)
+    return owner
 
 
 def _is_here(owner: LockHolder) -> bool:

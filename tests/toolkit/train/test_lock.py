@@ -41,6 +41,11 @@ def hold(tmp_path: Path) -> Iterator[Callable[[], subprocess.Popen]]:
         process.communicate()
 
 
+@pytest.fixture(autouse=True)
+def watched_shortly(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lock, "WATCH_EVERY_S", 0.001)
+
+
 def owner(**changes) -> dict:
     return {"pid": 4711, "host": "elsewhere", "boot": "another", "beat": time.time(), **changes}
 
@@ -101,7 +106,42 @@ def test_an_owner_that_is_gone_is_taken_over_with_a_note(said: list[str], tmp_pa
     leave_owner(tmp_path, **gone)
     with run_lock(tmp_path):
         pass
-    assert len(said) == 1 and "process 4711 on" in said[0]
+    assert "stale lock" in said[-1] and "process 4711 on" in said[-1]
+    assert len(said) == 1 + ("another" in gone.values() or "beat" in gone)
+
+
+@pytest.mark.parametrize("later", [{"beat": 0.5}, {"pid": 4712}], ids=["a heartbeat", "a successor"])
+def test_an_owner_whose_clock_is_behind_is_refused_when_it_writes(tmp_path: Path, monkeypatch, later: dict) -> None:
+    behind = time.time() - 600
+    leave_owner(tmp_path, beat=behind)
+    looks = []
+
+    def sleep(seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == lock.WATCHES - 1:
+            leave_owner(tmp_path, **{"beat": behind, **later})
+
+    monkeypatch.setattr(lock.time, "sleep", sleep)
+    with pytest.raises(RunError, match=r"process \d+ on elsewhere is running"), run_lock(tmp_path):
+        pytest.fail("two owners")
+
+
+def test_an_owner_that_ends_while_it_is_watched_is_gone(tmp_path: Path, monkeypatch) -> None:
+    leave_owner(tmp_path, beat=time.time() - 600)
+    monkeypatch.setattr(lock.time, "sleep", lambda _: (tmp_path / lock.FILE).write_text(""))
+    with run_lock(tmp_path):
+        assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == os.getpid()
+
+
+def test_the_watch_ends_when_a_stop_is_requested(tmp_path: Path) -> None:
+    leave_owner(tmp_path, beat=time.time() - 600)
+
+    def check() -> None:
+        raise KeyError("stop")
+
+    with pytest.raises(KeyError), run_lock(tmp_path, check):
+        pytest.fail("not stopped")
+    assert json.loads((tmp_path / lock.FILE).read_text())["pid"] == 4711
 
 
 def no_locks(*_: object) -> None:
