@@ -34,6 +34,7 @@ from extensions.sd_trainer.memory_inputs import (
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.sections import DiffusionSection
 from toolkit.distributed import BUCKET_BYTES, read_distributed_env
+from toolkit.errors import RunError
 from toolkit.host_memory import free_host_memory
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
@@ -400,7 +401,11 @@ class _Estimator:
 
 
 def _bytes_of_files(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    """The size of a part's weight files. Raises RunError when the folder cannot be read."""
+    try:
+        return sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    except OSError as error:
+        raise RunError(f"{folder}: cannot be read: {error.strerror or error}") from error
 
 
 def _positive(parts: Mapping[str, int]) -> dict[str, int]:

@@ -45,6 +45,8 @@ _LOOKS_RANDOM = re.compile(r"^(?=.*[0-9])(?=.*[A-Za-z])\S{8,}$")
 _SECRET_FOLDER = "names are not secret on a disk. Leave the secret out, or rename the variable it comes from."
 _CACHE_NAME = "is the folder of what all jobs share. Choose another name."
 _BAD_IN_FOLDER = re.compile(r"[/\\\x00-\x1f\x7f]")
+_NO_TEXT = re.compile("[\ud800-\udfff]")
+"""What stands for bytes of the command line or of a variable that are not UTF-8."""
 
 LONGEST_RUN_NAME = LONGEST_NAME - TEMP_NAME_BYTES - max(len(f"{step_stem('', 1)}{suffix}") for suffix in FILE_SUFFIXES)
 """Bytes of a name with which the longest of the run's files, while it is being written, has a name that disks allow."""
@@ -170,6 +172,8 @@ def folder_name_error(name: str) -> str:
         return "cannot be the name of a folder."
     if _BAD_IN_FOLDER.search(name):
         return "cannot be the name of a folder: leave out '/', '\\' and control characters."
+    if _NO_TEXT.search(name):
+        return "cannot be the name of a folder: it holds bytes that are not UTF-8. Leave them out."
     if contains_secret(name):
         return f"cannot be the name of a folder: {_SECRET_FOLDER}"
     if (length := len(os.fsencode(name))) > LONGEST_RUN_NAME:

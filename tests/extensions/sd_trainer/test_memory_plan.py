@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import errno
+import os
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +13,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from tests.extensions.sd_trainer.test_parallel import several
+from toolkit.errors import RunError
 from toolkit.interfaces import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
 from toolkit.memory.estimate import GB, MemoryEstimate
 
@@ -332,3 +336,14 @@ def test_the_state_on_disk_is_weights_average_and_what_the_optimizer_keeps() -> 
     counted = count_trainable_params(adafactor)
     rows_and_columns = sum(4 * sum(shape) for shape in counted.shapes)
     assert counted.state_bytes(adafactor.train) == 8 * 147_456_000 + rows_and_columns
+
+
+def test_a_model_folder_that_cannot_be_read_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "transformer").mkdir()
+
+    def fail(*_: object) -> None:
+        raise OSError(errno.EIO, os.strerror(errno.EIO))
+
+    monkeypatch.setattr(os, "scandir", fail)
+    with pytest.raises(RunError, match=rf"{tmp_path}/transformer: cannot be read: Input/output error"):
+        plan(machine=Machine("cpu"), model={"name_or_path": str(tmp_path)})

@@ -144,6 +144,8 @@ def test_name_fills_the_tag_everywhere_but_in_itself(load) -> None:
 def test_a_name_that_is_no_folder_name_is_refused_on_the_command_line(load) -> None:
     with pytest.raises(ConfigErrors, match=r"-n: '\.\./x' cannot be the name of a folder"):
         load("", name="../x")
+    with pytest.raises(ConfigErrors, match=r"-n: .* holds bytes that are not UTF-8"):
+        load("", name="a\udc80b")
 
 
 DEFAULTS = """\

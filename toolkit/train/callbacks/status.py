@@ -31,31 +31,43 @@ logger = logging.getLogger(__name__)
 class ControlFilesCallback(Callback):
     """Runs the action of each file in the control folder, by its name in small or capital letters.
 
-    A name that means nothing is told once, and the file is left there.
+    A name that means nothing is told once, and the file is left there. A folder that cannot be looked at is told once:
+    a network volume that fails for a moment must not end the run.
     """
 
     included_in_step_time = False
 
     def __init__(self, actions: dict[str, Callable[[Run], None]]) -> None:
         self.actions = actions
-        self._unknown: set[str] = set()
+        self._told: set[str] = set()
 
     def on_start(self, run: Run) -> None:
         (run.folder / "control").mkdir(parents=True, exist_ok=True)
 
     def after_step(self, run: Run) -> None:
+        folder = run.folder / "control"
         try:
-            found = {entry.name.lower(): entry for entry in os.scandir(run.folder / "control")}
+            with os.scandir(folder) as entries:
+                found = {entry.name.lower(): entry for entry in entries}
         except FileNotFoundError:
             return  # whoever deleted the folder has no requests
+        except OSError as error:
+            return self._tell_once(f"{folder}: cannot be read: {error.strerror or error}. Requests in it wait.")
         for name, action in self.actions.items():
             if request := found.pop(name, None):
-                remove(Path(request.path))  # a folder of that name asks for the same
-                action(run)
+                try:
+                    remove(Path(request.path))  # a folder of that name asks for the same
+                except OSError as error:  # done all the same, it would be done at each step
+                    self._tell_once(f"{request.path}: waits, as it cannot be removed: {error.strerror or error}.")
+                else:
+                    action(run)
         for entry in found.values():
-            if entry.name not in self._unknown:
-                self._unknown.add(entry.name)
-                logger.warning(f"{entry.path}: means nothing. Give an empty file {' or '.join(self.actions)}.")
+            self._tell_once(f"{entry.path}: means nothing. Give an empty file {' or '.join(self.actions)}.")
+
+    def _tell_once(self, text: str) -> None:
+        if text not in self._told:
+            self._told.add(text)
+            logger.warning(text)
 
 
 def ask_to_stop(run: Run) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 from pathlib import Path
 
 import pytest
@@ -77,6 +79,27 @@ def test_a_deleted_folder_is_no_request(toy, hook, done) -> None:
     (run.folder / "control").rmdir()
     hook.after_step(run)
     assert done == []
+
+
+@pytest.mark.parametrize("failing", ["scandir", "unlink"])
+def test_a_volume_that_fails_for_a_moment_is_told_once_and_ends_nothing(
+    toy, hook, done, result, said, monkeypatch: pytest.MonkeyPatch, failing: str
+) -> None:
+    run = toy.run(1)
+    hook.on_start(run)
+    (run.folder / "control" / "save_now").touch()
+
+    def fail(*_: object, **__: object) -> None:
+        raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
+
+    with monkeypatch.context() as patched:
+        patched.setattr(os, failing, fail)
+        hook.after_step(run)
+        hook.after_step(run)
+    assert done == [] and len(said) == 1
+    assert f"{run.folder}/control" in said[0] and "Stale file handle" in said[0]
+    hook.after_step(run)
+    assert done == ["save_now at 0"]
 
 
 def test_its_time_is_not_step_time() -> None:
