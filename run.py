@@ -25,6 +25,7 @@ from toolkit.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import find_config
+from toolkit.host_memory import PINNED_EXACT_ABOVE_MB
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig
@@ -180,12 +181,17 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def prepare_allocator() -> None:
-    """Lets CUDA memory grow in place: batches of unlike sizes would leave gaps into which no other batch fits.
+    """Sets PyTorch's allocator, which reads this when torch is imported; what the user has set stays.
 
-    torch reads it when it is imported; what the user has set stays.
+    expandable_segments lets CUDA memory grow in place: batches of unlike sizes would leave gaps into which no other
+    batch fits. Pinned memory is rounded up to powers of two (a swapped block of 0.34 GB to 0.54) only up to a limit.
+    Above it nothing may be kept for reuse either: what is kept would be handed out again unmeasured (pytorch #192722).
     """
     if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        os.environ["PYTORCH_ALLOC_CONF"] = "expandable_segments:True"
+        limit = PINNED_EXACT_ABOVE_MB
+        os.environ["PYTORCH_ALLOC_CONF"] = (
+            f"expandable_segments:True,pinned_max_round_threshold_mb:{limit},pinned_max_cached_size_mb:{limit}"
+        )
 
 
 def prepare_streams() -> None:

@@ -7,6 +7,19 @@ import sys
 from functools import cache
 from pathlib import Path
 
+PINNED_EXACT_ABOVE_MB = 256
+"""MiB above which PyTorch pins exactly what is asked for, once `run.py` has told it.
+
+Up to there it rounds up to a power of two, so that freed memory is found again. Swapped blocks are larger, and never
+freed; what is copied at each step is smaller, and must be found again, because pinning is slow."""
+
+
+def pinned_bytes(size: int) -> int:
+    """Bytes of the pinned memory that PyTorch takes for a tensor of `size` bytes."""
+    if size <= 0 or size > PINNED_EXACT_ABOVE_MB << 20:
+        return max(0, size)
+    return 1 << (size - 1).bit_length()
+
 
 def malloc_trim() -> None:
     """Gives the memory of freed tensors back to the system, where the C library can be asked to.

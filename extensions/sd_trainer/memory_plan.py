@@ -35,7 +35,7 @@ from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.sections import DiffusionSection
 from toolkit.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.errors import RunError
-from toolkit.host_memory import free_host_memory
+from toolkit.host_memory import free_host_memory, pinned_bytes
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     ENCODING,
@@ -278,7 +278,8 @@ class _Estimator:
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
         # A block stays in CPU memory while it is in a buffer on the device.
-        host = {"weights of the table": self._modulation_bytes, "swapped blocks": waiting * self._block_at_rest}
+        block = pinned_bytes(int(self._block_at_rest)) if self.on_gpu else self._block_at_rest
+        host = {"weights of the table": self._modulation_bytes, "swapped blocks": waiting * block}
         parts = {"weights": blocks + others - self._modulation_bytes - swapped}
         if self.is_sharded:
             parts = {"weights": blocks // self.num_shards + others, "whole blocks": self.whole_blocks[0]}

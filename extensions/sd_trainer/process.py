@@ -153,7 +153,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         setup.resumption.check_base(self.process_group.run_on_rank0_and_broadcast(partial(base_hashes, section.model)))
         start = None if setup.resumption.state else load_pretrained_lora(section)
         logger.info(f"device {device}, {train.dtype}")
-        check_backend(train.compile, device)
+        check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         model = load_model(
             section.model,

@@ -3,6 +3,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from toolkit import host_memory
 
@@ -67,3 +68,28 @@ def test_free_memory_is_what_the_system_has_or_a_containers_limit(tmp_path: Path
     assert host_memory.free_host_memory() == 2000
     monkeypatch.setattr(host_memory, "CGROUPS", ())
     assert host_memory.free_host_memory() > 2000 or sys.platform != "linux"
+
+
+@pytest.mark.parametrize(
+    ("size", "pinned"),
+    [
+        (0, 0),
+        (1, 1),
+        (2**20 + 1, 2**21),
+        (216 * 2**20, 256 * 2**20),
+        (256 * 2**20, 256 * 2**20),
+        (256 * 2**20 + 1, 256 * 2**20 + 1),
+        (340_000_000, 340_000_000),
+    ],
+)
+def test_pinned_memory_is_rounded_up_to_the_limit_and_exact_above(size: int, pinned: int) -> None:
+    assert host_memory.pinned_bytes(size) == pinned
+
+
+def test_pytorch_knows_what_its_allocator_is_told() -> None:
+    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    if not library.is_file():
+        pytest.skip("another name of the library here")
+    known = library.read_bytes()
+    for option in (b"pinned_max_round_threshold_mb", b"pinned_max_cached_size_mb"):
+        assert option in known

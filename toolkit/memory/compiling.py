@@ -24,9 +24,19 @@ DEFAULT_RECOMPILE_LIMIT = 32
 (whose inputs need no gradient), the others, and sampling, each with several shapes."""
 
 
-def check_backend(settings: CompileConfig, device: torch.device) -> None:
+FLOAT8_QTYPES = ("float8", "fp8_scaled")
+
+FLOAT8_CAPABILITY = (8, 9)
+"""The first GPUs for which Triton converts float8_e4m3fn (fp8e4nv; Ada): pytorch #167082. PyTorch's own kernels, of
+blocks that are not compiled, convert it everywhere."""
+
+
+def check_backend(settings: CompileConfig, device: torch.device, qtype: str = "") -> None:
     """Raises UserError where PyTorch has no such backend, or its requirements are missing. The config imports no torch,
-    so it cannot check this."""
+    so it cannot check this.
+
+    qtype: of the blocks; empty when they are not quantized.
+    """
     if not settings.enabled:
         return
     if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
@@ -34,6 +44,13 @@ def check_backend(settings: CompileConfig, device: torch.device) -> None:
         raise UserError(message)
     if settings.backend == "inductor" and (missing := _missing(device)):
         raise UserError(f"train.compile: inductor needs {missing}. Write enabled: false, or install that.")
+    if settings.backend == "inductor" and device.type == "cuda" and qtype in FLOAT8_QTYPES:
+        capability = torch.cuda.get_device_capability(device)
+        if capability < FLOAT8_CAPABILITY:
+            raise UserError(
+                f"train.compile: this GPU (compute capability {capability[0]}.{capability[1]}) cannot compile "
+                f"blocks in {qtype!r}, which takes 8.9. Write model.qtype: int8, or train.compile.enabled: false."
+            )
 
 
 def _missing(device: torch.device) -> str | None:

@@ -177,6 +177,23 @@ def test_triton_without_a_c_compiler_is_found_too(monkeypatch: pytest.MonkeyPatc
     check_backend(CompileConfig(enabled=True), cuda)
 
 
+@pytest.mark.parametrize("capability", [(8, 6), (8, 9), (9, 0)])
+@pytest.mark.parametrize("qtype", ["float8", "fp8_scaled", "int8", ""])
+def test_float8_is_compiled_only_where_triton_has_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], qtype: str
+) -> None:
+    monkeypatch.setattr("torch.utils._triton.has_triton", lambda: True)
+    monkeypatch.setenv("CC", "cc")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    cuda = torch.device("cuda")
+    check_backend(CompileConfig(enabled=False), cuda, qtype)
+    if qtype in ("float8", "fp8_scaled") and capability == (8, 6):
+        with pytest.raises(UserError, match=rf"compute capability 8\.6\) cannot compile blocks in '{qtype}'"):
+            check_backend(CompileConfig(enabled=True), cuda, qtype)
+    else:
+        check_backend(CompileConfig(enabled=True), cuda, qtype)
+
+
 def test_too_many_programs_of_whole_graphs_end_the_run_with_advice() -> None:
     settings = CompileConfig(enabled=True, backend="eager", fullgraph=True, cache_size_limit=1)
     with pytest.raises(RunError, match=r"more than 1 programs .* cache_size_limit, or write fullgraph: false"):
