@@ -6,7 +6,9 @@ import logging
 
 import torch
 
+from toolkit.errors import UserError
 from toolkit.host_memory import free_host_memory
+from toolkit.nvidia import NO_MPS, likely_cause, read_facts, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -14,7 +16,8 @@ logger = logging.getLogger(__name__)
 def pick_device(wanted: str, quiet: bool = False) -> torch.device:
     """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best there is.
 
-    Without the wanted accelerator: one warning (none if `quiet`), then the CPU.
+    Without the wanted accelerator: one warning (none if `quiet`), then the CPU; `check_device` refuses that for a large
+    model.
     """
     if wanted == "auto":
         wanted = "cuda:0" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
@@ -30,6 +33,31 @@ def pick_device(wanted: str, quiet: bool = False) -> torch.device:
             logger.warning("device: mps is not available; using the CPU.")
         return torch.device("cpu")
     return device
+
+
+def check_device(wanted: str, model_bytes: int) -> None:
+    """Raises UserError where a large model (`ACCIDENTAL_CPU_LIMIT`) would be computed on the CPU, and the job does not
+    say so: no other device can be used. The message has the likely cause.
+
+    wanted: the config's `device`. model_bytes: of all parts of the model.
+    """
+    if wanted == "cpu" or pick_device(wanted, quiet=True).type != "cpu":
+        return
+    if message := refusal(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda()):
+        raise UserError(message)
+
+
+def _no_cuda() -> str:
+    """Why the wanted CUDA device cannot be used: as the system tells, else as PyTorch does."""
+    if count := torch.cuda.device_count():
+        return f"the last CUDA device here is cuda:{count - 1}."
+    if cause := likely_cause(read_facts()):
+        return cause
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"CUDA cannot be started: {' '.join(str(error).split())}"
+    return "CUDA cannot be started: see what `nvidia-smi` says."
 
 
 def use_device(device: torch.device) -> torch.device:

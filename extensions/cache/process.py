@@ -9,9 +9,10 @@ from jobs.process import BaseExtensionProcess
 from toolkit.data.latent_cache import CacheStores, encode_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import scan_and_split
-from toolkit.device import DTYPES, pick_device, use_device
+from toolkit.device import DTYPES, check_device, pick_device, use_device
 from toolkit.log import StatusLine
 from toolkit.memory.quantization import quantizer
+from toolkit.models.families import model_bytes
 from toolkit.models.loading import checked_family, load_model
 
 
@@ -23,6 +24,7 @@ class CacheProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
+        check_device(section.device, model_bytes(section.model))
         status = StatusLine()
         scan_cache = ScanCache.beside(section.training_folder)
         _, trained, validation_split = scan_and_split(section, checked_family(section.model), scan_cache)

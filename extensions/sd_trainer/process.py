@@ -41,7 +41,7 @@ from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
-from toolkit.device import DTYPES, configure_cuda, pick_device
+from toolkit.device import DTYPES, check_device, configure_cuda, pick_device
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel, ModelFacts, Network, Size
@@ -51,7 +51,7 @@ from toolkit.memory.estimate import MemoryEstimate
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.memory.oom_hints import memory_advice
 from toolkit.memory.quantization import quantizer
-from toolkit.models.families import BlockTransform, family_for
+from toolkit.models.families import BlockTransform, family_for, model_bytes
 from toolkit.models.loading import base_hashes, checked_family, load_model
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora_formats import LayerDelta
@@ -126,6 +126,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return memory_advice(self.section)
 
     def refuse(self, data: SdData, plan: RunPlan) -> None:
+        check_device(self.section.device, model_bytes(self.section.model))
         checked_family(self.section.model)
         if isinstance(plan.memory, MemoryEstimate) and (
             lack := shortage(self.section, machine_of(self.section), plan.memory)

@@ -1,8 +1,13 @@
+from contextlib import nullcontext
+
 import pytest
 import torch
 
-from toolkit.device import DTYPES, configure_cuda, pick_device, to_device, use_device
+from toolkit import device
+from toolkit.device import DTYPES, check_device, configure_cuda, pick_device, to_device, use_device
 from toolkit.distributed import ProcessGroup
+from toolkit.errors import UserError
+from toolkit.nvidia import NvidiaFacts
 
 
 @pytest.fixture
@@ -45,6 +50,36 @@ def test_a_device_that_is_not_there_gives_one_warning_and_the_cpu(
     assert pick_device(wanted) == torch.device("cpu")
     (note,) = said
     assert wanted in note and "CPU" in note
+
+
+@pytest.mark.parametrize(
+    ("cuda", "wanted", "model_bytes", "words"),
+    [
+        (0, "auto", 57_700_000_000, "device: auto: .* a model of 58 GB is trained on the CPU only .* Likely cause: "),
+        (1, "cuda:1", 57_700_000_000, "device: cuda:1: .* the last CUDA device here is cuda:0"),
+        (0, "mps", 57_700_000_000, "device: mps: .* mps is a device of Apple's machines"),
+        (0, "cpu", 57_700_000_000, ""),
+        (0, "auto", 1_999_999_999, ""),
+        (1, "auto", 57_700_000_000, ""),
+    ],
+)
+def test_a_large_model_comes_to_the_cpu_only_on_purpose(
+    machine, cuda: int, wanted: str, model_bytes: int, words: str
+) -> None:
+    machine(cuda)
+    with pytest.raises(UserError, match=words) if words else nullcontext():
+        check_device(wanted, model_bytes)
+
+
+def test_where_the_system_says_nothing_against_it_torch_gives_the_cause(machine, monkeypatch) -> None:
+    def init() -> None:
+        raise RuntimeError("CUDA error 999:\n  unknown error")
+
+    machine(0)
+    monkeypatch.setattr(device, "read_facts", lambda: NvidiaFacts("13.0", "580.1", 1))
+    monkeypatch.setattr(torch.cuda, "init", init)
+    with pytest.raises(UserError, match="CUDA cannot be started: CUDA error 999: unknown error"):
+        check_device("auto", 57_700_000_000)
 
 
 def test_compute_dtypes_are_those_of_torch() -> None:

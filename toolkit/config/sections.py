@@ -57,7 +57,8 @@ class RunSection(ProcessConfig):
     """The run's files go to `<training_folder>/<name>/`."""
 
     device: Annotated[str, AfterValidator(_device)] = "auto"
-    """Where to compute: auto, cuda, cuda:N, mps or cpu. Without CUDA: one warning, then the CPU."""
+    """Where to compute: auto, cuda, cuda:N, mps or cpu. Where no such device can be used, a model of up to 2 GB is
+    computed on the CPU; a larger one is refused unless `cpu` is written here."""
 
     logging: LoggingConfig = Field(default_factory=LoggingConfig)
     """What is printed."""

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import (
     INDEX,
     cached_snapshot,
@@ -220,6 +221,20 @@ def family_for(model: ModelSection) -> ModelFamily:
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
     return FAMILIES.load(arch)
+
+
+def model_bytes(model: ModelConfig) -> int:
+    """Bytes of all weights of a model: of its files where they are here, else of the published model in bfloat16."""
+    family, folder = family_for(model), model.files_folder()
+    files = (path for part in family.weight_parts for path in (folder / part).glob("*.safetensors"))
+    return sum(path.stat().st_size for path in files) or published_bytes(family, folder)
+
+
+def published_bytes(family: ModelFamily, folder: Path) -> int:
+    """Bytes of a model whose weights are not here, in bfloat16."""
+    sizes = family.footprint(folder)
+    encoders = (sizes.text.linear_params + sizes.text.other_params + sizes.text.unused, sizes.vae.other_params)
+    return 2 * (sizes.linear_params + sizes.other_params + sum(encoders))
 
 
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:

@@ -7,6 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
+from huggingface_hub import constants
+
+from jobs import ExtensionJob
+from toolkit.config import load_job
+from toolkit.errors import UserError
+from toolkit.extension import discover
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -33,6 +40,22 @@ def section(trainer, make_pictures, tmp_path: Path) -> Callable[..., dict]:
     dropped = {"caption_dropout_rate": 0.5, "control_path": str(references)}
     datasets = [{"folder_path": str(plain), "resolution": 64}, {"folder_path": str(edits), "resolution": 64, **dropped}]
     return lambda kind, **changes: trainer(datasets=datasets, **changes) | {"type": kind}
+
+
+@pytest.mark.parametrize("kind", ["cache", "sd_trainer"])
+def test_a_large_model_is_not_computed_on_the_cpu_by_accident(
+    write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """It is refused before anything is downloaded or written."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    extensions = discover()
+    job = write_job(section(kind, device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}))
+    with pytest.raises(UserError, match=r"^device: auto: .* a model of 58 GB .* 'device: cpu'\. Likely cause: "):
+        ExtensionJob(load_job(job, extensions.find_config), extensions).run()
+    assert not (tmp_path / "hub").exists() and not list(tmp_path.glob("output/*/config.yaml"))
 
 
 def test_training_after_it_encodes_nothing(run_py: Run, write_job, section, tmp_path: Path) -> None:

@@ -1,0 +1,66 @@
+"""Why no CUDA device can be used, from facts that are handed in."""
+
+import sys
+from dataclasses import replace
+
+import pytest
+
+from toolkit.nvidia import ACCIDENTAL_CPU_LIMIT, NvidiaFacts, likely_cause, planned_refusal, read_facts
+
+WELL = NvidiaFacts(torch_cuda="13.0", driver="580.65.06", devices=1)
+NOTHING = replace(WELL, driver=None, devices=0)
+LARGE = ACCIDENTAL_CPU_LIMIT + 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (replace(WELL, torch_cuda=None), ["PyTorch is a build for the CPU", "requirements.txt"]),
+        (replace(WELL, driver="570.10"), ["driver 570.10 is too old", "CUDA 13.0", "driver 580 or newer"]),
+        (replace(WELL, driver="520.1", torch_cuda="12.8"), ["driver 520.1 is too old", "driver 525 or newer"]),
+        (replace(WELL, driver="580.1", torch_cuda="14.0", devices=0), ["580.1 is loaded and offers no GPU"]),
+        (replace(WELL, visible=""), ["CUDA_VISIBLE_DEVICES='' hides every GPU"]),
+        (replace(WELL, visible="-1"), ["CUDA_VISIBLE_DEVICES='-1' hides every GPU"]),
+        (replace(WELL, devices=0, in_container=True), ["container was started without a GPU", "docker run --gpus all"]),
+        (replace(NOTHING, in_container=True), ["container was started without a GPU"]),
+        (replace(NOTHING, on_bus=True), ["an NVIDIA GPU is there and no driver is loaded", "driver 580"]),
+        (NOTHING, ["this machine has no NVIDIA GPU"]),
+    ],
+)
+def test_the_likely_cause_is_one_sentence_with_a_remedy(facts: NvidiaFacts, words: list[str]) -> None:
+    cause = likely_cause(facts)
+    assert all(word in cause for word in words), cause
+    assert cause.endswith(".") and "\n" not in cause and ":" in cause
+
+
+@pytest.mark.parametrize("facts", [WELL, replace(WELL, visible="1"), replace(WELL, driver="525.1", torch_cuda="12.8")])
+def test_nothing_is_said_against_a_machine_that_is_well(facts: NvidiaFacts) -> None:
+    assert likely_cause(facts) == ""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there torch has to be asked")
+@pytest.mark.parametrize(
+    ("device", "model_bytes", "facts", "refused"),
+    [
+        ("auto", LARGE, NOTHING, True),
+        ("cuda:0", LARGE, NOTHING, True),
+        ("mps", LARGE, WELL, True),
+        ("auto", LARGE, WELL, False),
+        ("auto", ACCIDENTAL_CPU_LIMIT, NOTHING, False),
+        ("cpu", LARGE, NOTHING, False),
+    ],
+)
+def test_only_a_large_model_without_a_device_that_is_not_meant_for_the_cpu_is_refused(
+    device: str, model_bytes: int, facts: NvidiaFacts, refused: bool
+) -> None:
+    message = planned_refusal(device, model_bytes, facts)
+    assert bool(message) is refused
+    assert not refused or (f"device: {device}: " in message and "2 GB" in message and "'device: cpu'" in message)
+
+
+def test_the_facts_of_this_machine_agree_with_torch() -> None:
+    import torch
+
+    facts = read_facts()
+    assert facts.torch_cuda == torch.version.cuda
+    assert not torch.cuda.is_available() or likely_cause(facts) == ""

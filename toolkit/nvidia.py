@@ -1,0 +1,145 @@
+"""What the system says of NVIDIA GPUs and of the installed PyTorch, and why no CUDA device can be used.
+
+Imports no torch, so that a dry run can tell as well."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import re
+import sys
+from contextlib import suppress
+from dataclasses import dataclass
+from importlib.metadata import PackageNotFoundError, distribution
+from pathlib import Path
+
+LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
+"""Major version of CUDA -> major version of the first Linux driver that runs programs built with it. Source: NVIDIA,
+CUDA Compatibility, "Minor Version Compatibility"."""
+
+ACCIDENTAL_CPU_LIMIT = 2_000_000_000
+"""Bytes of a model above which it is computed on the CPU only where the job says `device: cpu`."""
+
+
+NO_MPS = "mps is a device of Apple's machines: leave 'device' out, or write 'auto'."
+
+_OF_CONTAINERS = ("/.dockerenv", "/run/.containerenv")
+
+
+@dataclass(frozen=True)
+class NvidiaFacts:
+    """What is known of the machine, and of the PyTorch that is installed."""
+
+    torch_cuda: str | None
+    """The CUDA version that PyTorch is built with, as in "13.0"; None: it is a build for the CPU."""
+
+    driver: str | None
+    """Version of the loaded driver, as in "580.65.06"."""
+
+    devices: int
+    """GPUs that this process can open."""
+
+    on_bus: bool = False
+    """Whether an NVIDIA GPU is on the PCI bus."""
+
+    in_container: bool = False
+    visible: str | None = None
+    """CUDA_VISIBLE_DEVICES, where it is set."""
+
+
+def read_facts() -> NvidiaFacts:
+    """The facts of this machine. Opens no device and starts no CUDA."""
+    driver, devices = _ask_nvml()
+    return NvidiaFacts(
+        torch_cuda=_cuda_of_torch(),
+        driver=driver or _kernel_driver(),
+        devices=devices or len(list(Path("/dev").glob("nvidia[0-9]*"))),
+        on_bus=_is_on_bus(),
+        in_container=any(map(os.path.exists, _OF_CONTAINERS)) or "KUBERNETES_SERVICE_HOST" in os.environ,
+        visible=os.environ.get("CUDA_VISIBLE_DEVICES"),
+    )
+
+
+def likely_cause(facts: NvidiaFacts) -> str:
+    """Why CUDA cannot be used, with the remedy, in one sentence; empty where nothing here speaks against it."""
+    if facts.torch_cuda is None:
+        return "the installed PyTorch is a build for the CPU: install requirements.txt into a new environment."
+    least = LEAST_DRIVER.get(int(facts.torch_cuda.partition(".")[0]), max(LEAST_DRIVER.values()))
+    if facts.visible is not None and facts.visible.strip() in ("", "-1"):
+        return f"CUDA_VISIBLE_DEVICES={facts.visible!r} hides every GPU: unset it."
+    if facts.driver and (major := re.match(r"\d+", facts.driver)) and int(major[0]) < least:
+        return (
+            f"the NVIDIA driver {facts.driver} is too old for this PyTorch, which is built with CUDA "
+            f"{facts.torch_cuda}: install driver {least} or newer."
+        )
+    if facts.devices and facts.driver:
+        return ""
+    if facts.in_container:
+        return "this container was started without a GPU: start it with `docker run --gpus all`."
+    if facts.driver:
+        return f"the NVIDIA driver {facts.driver} is loaded and offers no GPU: see what `nvidia-smi` says."
+    if facts.on_bus:
+        return f"an NVIDIA GPU is there and no driver is loaded: install driver {least} or newer."
+    return "this machine has no NVIDIA GPU: run the job on one that has."
+
+
+def refusal(device: str, model_bytes: int, cause: str) -> str:
+    """Why a job does not start that would compute on the CPU without saying so; empty where its model is small.
+
+    device: as the job gives it. model_bytes: of all parts of the model. cause: a sentence.
+    """
+    if model_bytes <= ACCIDENTAL_CPU_LIMIT:
+        return ""
+    return (
+        f"device: {device}: no such device can be used here, and a model of {model_bytes / 1e9:.0f} GB is trained on "
+        f"the CPU only where the job says 'device: cpu'. Likely cause: {cause}"
+    )
+
+
+def planned_refusal(device: str, model_bytes: int, facts: NvidiaFacts | None = None) -> str:
+    """`refusal` as far as it can be known without torch; empty where the job may start on this machine."""
+    if device == "cpu" or model_bytes <= ACCIDENTAL_CPU_LIMIT or sys.platform == "darwin":
+        return ""
+    cause = NO_MPS if device == "mps" else likely_cause(facts or read_facts())
+    return refusal(device, model_bytes, cause) if cause else ""
+
+
+def _ask_nvml() -> tuple[str | None, int]:
+    """The driver and the number of its GPUs, by the library that nvidia-smi uses; (None, 0) where it is not here."""
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() == 0:
+            version, count = ctypes.create_string_buffer(96), ctypes.c_uint(0)
+            known = nvml.nvmlSystemGetDriverVersion(version, ctypes.c_uint(96)) == 0
+            nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+            nvml.nvmlShutdown()
+            return version.value.decode("ascii", "replace") if known else None, count.value
+    return None, 0
+
+
+def _kernel_driver() -> str | None:
+    """The version that the driver's kernel module gives, also within a container without its GPU."""
+    with suppress(OSError):
+        text = Path("/proc/driver/nvidia/version").read_text(encoding="utf-8", errors="replace")
+        if match := re.search(r"\b\d{3,}\.\d+(?:\.\d+)?\b", text):
+            return match[0]
+    return None
+
+
+def _is_on_bus() -> bool:
+    for device in Path("/sys/bus/pci/devices").glob("*"):
+        with suppress(OSError):
+            is_nvidia = (device / "vendor").read_text(encoding="ascii").strip() == "0x10de"
+            if is_nvidia and (device / "class").read_text(encoding="ascii").startswith("0x03"):
+                return True
+    return False
+
+
+def _cuda_of_torch() -> str | None:
+    """`torch.version.cuda`, read from its file."""
+    try:
+        text = Path(str(distribution("torch").locate_file("torch/version.py"))).read_text(encoding="utf-8")
+    except (PackageNotFoundError, OSError):
+        return None
+    match = re.search(r"^cuda\b[^=\n]*=\s*['\"]([\d.]+)['\"]", text, re.MULTILINE)
+    return match[1] if match else None
