@@ -163,7 +163,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-r", "--recover", action="store_true", help="go on with the next config after a failure")
     add("-n", "--name", metavar="NAME", help="replaces config.name")
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
-    add("--restart", action="store_true", help="run finished processes too; move a run aside that has no good state")
+    add("--restart", action="store_true", help="run finished processes too; move a run aside that cannot be resumed")
     add("--allow-change", action="store_true", help="resume although the job differs from the one that was saved")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")

@@ -24,7 +24,8 @@ class JobOptions:
     """Command-line options for every process of a job."""
 
     restart: bool = False
-    """Where no checkpoint of a run is good: move the run aside and start over. Finished processes run again."""
+    """Move a run aside that cannot be resumed, and start over: no checkpoint of it is good, or it is of another job or,
+    where it is complete, of another dataset. Finished processes run again."""
 
     allow_change: bool = False
     """Resume from a checkpoint although the job differs from the one that wrote it."""

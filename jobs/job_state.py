@@ -25,7 +25,8 @@ FILE = "job_state.json"
 
 
 class JobState:
-    """The first processes of a job that are finished: by an earlier start, with these settings, and their files exist.
+    """The first processes of a job that are finished: by an earlier start, with these settings and inputs, and their
+    files exist.
 
     Once a process runs, all after it run too: they may use its output.
     """
@@ -37,8 +38,9 @@ class JobState:
         self.path = _folder(config) / FILE if len(config.processes) > 1 else None
         self._records = {} if anew or self.path is None else _read(self.path)
         self._finished_count = 0
+        self._begun = ""
         for entry, process in zip(config.processes, processes, strict=False):
-            if self._records.get(_label(entry)) != _settings_hash(entry) or not self._still_there(entry, process):
+            if not self._is_recorded(entry) or not self._still_there(entry, process):
                 break
             self._finished_count += 1
 
@@ -54,11 +56,24 @@ class JobState:
     def begin(self, index: int) -> None:
         """Records that process `index` runs: it and those after it are no longer finished."""
         self._keep_first(index)
+        self._begun = self._digest(self._entries[index])  # what it reads may change before it ends
 
     def finish(self, index: int) -> None:
         """Records that process `index` is finished."""
-        entry = self._entries[index]
-        self._keep_first(index, **{_label(entry): _settings_hash(entry)})
+        self._keep_first(index, **{_label(self._entries[index]): self._begun})
+
+    def _is_recorded(self, entry: ProcessEntry) -> bool:
+        recorded = self._records.get(_label(entry))
+        return recorded is not None and recorded == self._digest(entry)
+
+    def _digest(self, entry: ProcessEntry) -> str:
+        """Of the settings, and of what the process reads; empty where nothing is recorded, so nobody asks."""
+        if self.path is None:
+            return ""
+        text = json.dumps(redact_json(entry.raw, by_key=True), sort_keys=True, default=str)
+        if isinstance(entry.section, ProcessConfig):
+            text += entry.section.inputs_digest(self._job)
+        return hashlib.sha256(text.encode()).hexdigest()
 
     def _keep_first(self, count: int, **more: str) -> None:
         first = {_label(entry) for entry in self._entries[:count]}
@@ -81,12 +96,6 @@ class JobState:
 def _label(entry: ProcessEntry) -> str:
     """The name of a process, or its index and type."""
     return entry.name or f"[{entry.index}] {entry.type}"
-
-
-def _settings_hash(entry: ProcessEntry) -> str:
-    """Hash of the expanded settings; secrets are redacted first and make no difference."""
-    text = json.dumps(redact_json(entry.raw, by_key=True), sort_keys=True, default=str)
-    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def _folder(config: JobConfig) -> Path:

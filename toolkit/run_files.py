@@ -9,6 +9,7 @@ import re
 import time
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any
 
 from toolkit.files import append_json_line, os_error_as_run_error
 from toolkit.safetensors_io import read_metadata
@@ -36,6 +37,12 @@ FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_
 """What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
 model folders."""
 
+FINISHED = "finished"
+"""`status` in run.json of a run that is complete, everything written."""
+
+RECORD = "record"
+"""In run.json of a run without states: what a checkpoint records of its job (`ResumePlan.record`)."""
+
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
@@ -50,6 +57,15 @@ def parse_time(text: str) -> datetime | None:
         return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
     except ValueError:
         return None
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """run.json of the run in a folder; empty when it is missing or damaged."""
+    try:
+        document = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
 
 
 def final_files(folder: Path, name: str) -> list[Path]:

@@ -86,6 +86,12 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         """Settings that are allowed but have no effect, or train nothing."""
         return notes(self)
 
+    def inputs_digest(self, job: JobContext) -> str:
+        """Of the images, as a resume compares them; empty where they cannot be read, which the run reports."""
+        from extensions.sd_trainer.plan import dataset_digest
+
+        return dataset_digest(self)
+
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps."""
         from extensions.sd_trainer.plan import plan_run

@@ -20,6 +20,7 @@ from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.epoch_order import count_batches
+from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
 from toolkit.data.images import ImageError, inspect_image, reference_error
 from toolkit.data.items import too_many_references
@@ -27,7 +28,7 @@ from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.distributed_env import read_distributed_env
-from toolkit.errors import DataErrors, InputError, UserError
+from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.interfaces import BucketedSample, Size
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.models.families import family_for, yet_to_come
@@ -41,6 +42,15 @@ def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
     scan_cache = ScanCache.beside(config.training_folder)
     return plan_items(config, job, *scan_and_split(config, family_for(config.model), scan_cache))
+
+
+def dataset_digest(config: DiffusionSection) -> str:
+    """The hash of the dataset that a checkpoint records; empty where it cannot be read."""
+    try:
+        scan, *_ = scan_and_split(config, family_for(config.model), ScanCache.beside(config.training_folder))
+        return digest_of(fingerprint(scan.samples))
+    except (UserError, RunError):
+        return ""
 
 
 def plan_items(

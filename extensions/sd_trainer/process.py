@@ -65,6 +65,7 @@ from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.resumption import ResumePlan
 from toolkit.train.run import Run
 from toolkit.train.sampling import SamplePrompt, Sampler
 from toolkit.train.validation import Validator
@@ -144,6 +145,9 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         has_references = any(sample.control_images for sample in data.scan.samples)
         return corrections(revision, self.section.train.model_dump(mode="json"), has_references)
 
+    def check_base(self, resumption: ResumePlan) -> None:
+        resumption.check_base(self.process_group.run_on_rank0_and_broadcast(partial(base_hashes, self.section.model)))
+
     def written_at_begin(self, data: SdData) -> None:
         data.scan.scan_cache.save()
 
@@ -151,7 +155,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def open_model(self, setup: Setup[SdData]) -> SdModel:
         section, train, device = self.section, self.section.train, setup.device
-        setup.resumption.check_base(self.process_group.run_on_rank0_and_broadcast(partial(base_hashes, section.model)))
+        self.check_base(setup.resumption)
         start = None if setup.resumption.state else load_pretrained_lora(section)
         logger.info(f"device {device}, {train.dtype}")
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")

@@ -28,23 +28,20 @@ from toolkit.distributed import ProcessGroup
 from toolkit.errors import EXIT_DONE, Interrupted, RunError
 from toolkit.log import StatusLine, tee_output
 from toolkit.signals import StopRequest
-from toolkit.train.callbacks.early_stopping import stop_reason
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_callbacks
-from toolkit.train.callbacks.status import finished_steps, is_finished, recorded_end
+from toolkit.train.callbacks.status import recorded_end
 from toolkit.train.checkpoint_state import saved_seed
 from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,
-    read_checkpoint_json,
     remove_partial_writes,
-    step_of,
 )
 from toolkit.train.config_diff import ConfigChange, flatten_config
 from toolkit.train.lock import run_lock
 from toolkit.train.metrics_buffer import metrics_sync_interval
 from toolkit.train.optimizer_step import Role
-from toolkit.train.resumption import ResumePlan, select_checkpoint
+from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
 from toolkit.train.run import Callback, LossScaler, Run
 
 logger = logging.getLogger(__name__)
@@ -105,11 +102,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             plan = self.make_plan(data)
             request.check()
             with self.own_folder(request.check):
-                checkpoint = self.process_group.run_on_rank0_and_broadcast(self.choose_checkpoint)
+                start = self.process_group.run_on_rank0_and_broadcast(lambda: self.choose_start(data, plan))
                 with self.copied_output():
                     logger.info(plan.render())
-                    if not self.process_group.run_on_rank0_and_broadcast(lambda: self.is_complete(checkpoint, plan)):
-                        setup = self.set_up(data, plan, checkpoint, request)
+                    if not self.is_complete(data, start):
+                        setup = self.set_up(data, plan, start.checkpoint, request)
                         with self.recorded_end():
                             model = self.open_model(setup)
                             encoded = self.encode(setup, model)
@@ -175,6 +172,9 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """What the program computes differently for this job than the one that recorded `revision`."""
         return []
 
+    def check_base(self, resumption: ResumePlan) -> None:
+        """Raises UserError where the checkpoint was trained on another base model (`ResumePlan.check_base`)."""
+
     def written_at_begin(self, data: DataT) -> None:
         """Saves results of the scan, once the run has started."""
 
@@ -197,11 +197,26 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         ):
             yield
 
-    def choose_checkpoint(self) -> Path | None:
-        """The checkpoint to resume from; None: start from scratch."""
+    def choose_start(self, data: DataT, plan: RunPlan) -> Start:
+        """How the run begins, after an old one that is in the way was moved aside.
+
+        Raises UserError or RunError where the job cannot go on in its folder (`plan_start`).
+        """
         check_writable(checkpoint_dir(self.save_root))
         remove_partial_writes(checkpoint_dir(self.save_root))
-        return select_checkpoint(self.save_root, self.section.resume, self.job.options.restart)
+        options = self.job.options
+        start = plan_start(
+            self.save_root,
+            self.section,
+            plan.optimizer_steps,
+            lambda: self.fingerprint(data),
+            options.restart,
+            options.allow_change,
+            lambda revision: self.corrections(data, revision),
+        )
+        if start.moves_aside:
+            archive_run(self.save_root)
+        return start
 
     def copied_output(self) -> AbstractContextManager[Any]:
         """Copies the output to log.txt."""
@@ -211,20 +226,24 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """Writes into run.json how a run ended that fails before its callbacks run."""
         return recorded_end(self.save_root, self.name) if self.process_group.is_main_process else nullcontext()
 
-    def is_complete(self, checkpoint: Path | None, plan: RunPlan) -> bool:
-        """Whether nothing is left to do: all steps are done, or `stop_when` would end the run at this step again."""
-        if not is_finished(self.save_root):
+    def is_complete(self, data: DataT, start: Start) -> bool:
+        """Whether nothing is left to do: the same job has done all its steps, or `stop_when` would end it again."""
+        if start.complete_at is None:
             return False
-        if checkpoint is None:  # without states only run.json tells; a run that ended early has as many steps planned
-            step, planned = finished_steps(self.save_root)
-            if self.section.save.states != "never" or planned < plan.optimizer_steps:
-                return False
-        else:
-            step, extra = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]["extra"]
-            if step < plan.optimizer_steps and stop_reason(self.section.stop_when, step, extra) is None:
-                return False
-        logger.info(f"{self.save_root} is complete at step {step}: nothing to do.")
+        if start.new_place:
+            self.check_base(self.compare(data, start.checkpoint))
+        logger.info(f"{self.save_root} is complete at step {start.complete_at}: nothing to do.")
         return True
+
+    def compare(self, data: DataT, checkpoint: Path | None) -> ResumePlan:
+        """Compares the job with the one that wrote the checkpoint. Raises UserError where they do not match."""
+        return ResumePlan.of(
+            checkpoint,
+            self.section,
+            self.fingerprint(data),
+            self.job.options.allow_change,
+            lambda revision: self.corrections(data, revision),
+        )
 
     def set_up(self, data: DataT, plan: RunPlan, checkpoint: Path | None, request: StopRequest) -> Setup[DataT]:
         """Compares the job with the checkpoint, and writes the first files of the folder.
@@ -233,13 +252,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """
         if self.process_group.is_main_process:
             self.refuse(data, plan)
-        resumption = ResumePlan.of(
-            checkpoint,
-            self.section,
-            self.fingerprint(data),
-            self.job.options.allow_change,
-            lambda revision: self.corrections(data, revision),
-        )
+        resumption = self.compare(data, checkpoint)
         self.process_group.assert_equal_across_ranks(dict(flatten_config(resumption.record["settings"])))
         if self.process_group.is_main_process:
             self.write_config()
@@ -270,7 +283,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     def build_run(self, setup: Setup[DataT], model: ModelT, encoded: EncodedT, attached: AttachedT) -> Run:
         """The run before its first step."""
         callbacks = self.build_callbacks(setup, encoded, attached) if self.process_group.is_main_process else []
-        return Run(
+        run = Run(
             name=self.name,
             folder=self.save_root,
             steps=setup.plan.optimizer_steps,
@@ -287,6 +300,9 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             should_stop=lambda: setup.request.requested,
             log=log_of(callbacks),
         )
+        if self.section.save.states == "never":
+            run.status_fields[run_files.RECORD] = setup.resumption.record
+        return run
 
     def load_checkpoint(self, setup: Setup[DataT], run: Run) -> None:
         """Loads the checkpoint into the run; from here on all ranks have the same state."""

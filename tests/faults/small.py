@@ -18,7 +18,7 @@ from toolkit.train.callbacks.status import StatusCallback
 from toolkit.train.checkpoint_state import load_state
 from toolkit.train.checkpoint_store import checkpoint_dir, remove_partial_writes
 from toolkit.train.lock import run_lock
-from toolkit.train.resumption import archive_later_files, select_checkpoint
+from toolkit.train.resumption import archive_later_files, find_checkpoint
 from toolkit.train.run import Interval, Run
 
 STEPS = 4
@@ -46,7 +46,7 @@ def go_on(folder: Path) -> None:
     run = toy.run(STEPS, accumulation=2, momentum=0.9, ema_decay=0.9, callbacks=hooks)
     with run_lock(folder):
         remove_partial_writes(checkpoint_dir(folder))
-        state = select_checkpoint(folder, "auto", False)
+        state, _ = find_checkpoint(folder, "auto", False)
         if state:
             load_state(state, run)
         archive_later_files(folder, run.name, run.state.step if state else None)

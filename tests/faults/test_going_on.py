@@ -162,13 +162,19 @@ def test_a_changed_dataset_is_reported_and_goes_on_with_the_next_epoch(finished:
     assert "dataset has changed" not in finished.run(), "the second time it is the same dataset"
 
 
-def test_a_finished_job_does_nothing_and_says_so(finished: Job) -> None:
+def test_a_finished_job_does_nothing_and_says_so(finished: Job, tiny_model: Path) -> None:
     def files() -> dict[str, tuple[bytes, int]]:
         found = contents(finished.folder)
         return {name: (text, (finished.folder / name).stat().st_mtime_ns) for name, text in found.items()}
 
     before = files()
     assert "is complete at step 6: nothing to do" in finished.run()
+    other = shutil.copytree(tiny_model, finished.cwd / "other")
+    finished.change(model__name_or_path=str(other))
+    assert "is complete at step 6: nothing to do" in finished.run(), "the same model at another place is the same"
+    config = other / "vae" / "config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"added": 1}))
+    assert "was trained on another base model: vae differs" in finished.run(code=2)
     assert files() == before
 
 

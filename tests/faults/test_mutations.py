@@ -25,7 +25,7 @@ from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.extension import discover
 from toolkit.train.checkpoint_state import load_state
 from toolkit.train.checkpoint_store import checkpoint_dir
-from toolkit.train.resumption import select_checkpoint
+from toolkit.train.resumption import find_checkpoint
 
 pytestmark = pytest.mark.slow
 
@@ -219,7 +219,7 @@ def test_mutated_states_are_passed_over_or_hold_the_same(said: list[str], tmp_pa
         path.write_bytes(bad)
         said.clear()
         try:
-            chosen = select_checkpoint(tmp_path, "auto", False)
+            chosen, _ = find_checkpoint(tmp_path, "auto", False)
             run = make_run(tmp_path, fill=1)
             load_state(chosen, run)
         except (RunError, UserError) as error:

@@ -69,6 +69,9 @@ class ModelConfig(ProcessConfig):
     def outputs(self, job):
         return frozenset({Path(self.path)})
 
+    def inputs_digest(self, job):
+        return Path("input.txt").read_text() if Path("input.txt").exists() else ""
+
 
 class StepProcess(BaseExtensionProcess):
     def run(self):
@@ -155,6 +158,18 @@ def test_what_was_removed_is_made_again(start, tmp_path: Path) -> None:
     assert start(*steps) == [0, 1, 2]
     (tmp_path / "output" / "job").rename(tmp_path / "elsewhere")
     assert start(*steps) == [0, 1, 2]
+
+
+def test_one_that_reads_something_else_now_runs_again(start, tmp_path: Path) -> None:
+    """What it read when it began counts."""
+    steps = ({"type": "model", "path": str(tmp_path / "model")}, {"type": "step"})
+    source = tmp_path / "input.txt"
+    source.write_text("one")
+    assert start(*steps) == [0, 1]
+    assert start(*steps) == []
+    source.write_text("two")
+    assert start(*steps) == [0, 1]
+    assert start(*steps) == []
 
 
 def test_one_that_broke_off_while_it_ran_again_is_not_finished(start, tmp_path: Path) -> None:

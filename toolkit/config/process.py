@@ -131,6 +131,13 @@ class ProcessConfig(StrictModel):
         """What states record of the section and a resume compares, as plain data: all that says what is computed."""
         return self.model_dump(mode="json")
 
+    def inputs_digest(self, job: JobContext) -> str:
+        """A hash of what the process reads and its settings do not say, such as a dataset; empty: nothing is.
+
+        A job skips a finished process only where it is the same.
+        """
+        return ""
+
     def plan(self, job: JobContext) -> Any:
         """What a run would do, as a `toolkit.data.run_plan.RunPlan`, or None. May scan the dataset; writes nothing."""
         return None

@@ -3,6 +3,8 @@
 One safetensors file per entry, written under a temporary name and renamed, with a hash of its
 contents inside. What does not verify counts as missing. A file that verified is trusted until its
 size or time of change differs.
+
+Imports torch only to read or write tensors: the hashes of a dataset use the same keys.
 """
 
 from __future__ import annotations
@@ -13,14 +15,14 @@ import logging
 import os
 from io import BytesIO
 from pathlib import Path
-from typing import Any
-
-import safetensors.torch
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
 from toolkit.files import atomic_write
 from toolkit.safetensors_io import METADATA, Header, framed, read_header
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -59,7 +61,9 @@ class TensorCache:
                 logger.warning(f"{path}: cache entry is damaged, it is made again")
                 return None
             self._verified[key] = version
-        return safetensors.torch.load(raw)
+        from safetensors.torch import load
+
+        return load(raw)
 
     def put(self, key: str, tensors: dict[str, Tensor]) -> None:
         """Stores the entry; it is there completely or not at all."""
@@ -112,7 +116,9 @@ def _split(raw: bytes) -> tuple[Header, memoryview]:
 
 
 def _serialize(key: str, tensors: dict[str, Tensor]) -> bytes:
-    header, data = _split(safetensors.torch.save(tensors))
+    from safetensors.torch import save
+
+    header, data = _split(save(tensors))
     header[METADATA] = {"sha256": _content_hash(key, header, data)}
     return framed(json.dumps(header)) + bytes(data)
 

@@ -186,10 +186,10 @@ def step_of(path: Path) -> int:
     return int(found[1])
 
 
-def latest_checkpoint(root: Path) -> Path | None:
-    """The checkpoint with the highest step that verifies; skipped ones are logged with the reason."""
+def latest_checkpoint(root: Path, by_hash: bool = True) -> Path | None:
+    """The checkpoint with the highest step that verifies (`verify`); skipped ones are logged with the reason."""
     for path in reversed(checkpoint_folders(root)):
-        problem = verify(path)
+        problem = verify(path, by_hash)
         if problem is None:
             return path
         logger.warning(f"{path} is skipped: {problem}")

@@ -1,5 +1,6 @@
-"""How a job resumes: which checkpoint it resumes from (the newest good one, a given one, or none), which settings may
-have changed, and what happens to the run's files. Nothing is ever deleted for it."""
+"""How a job starts in its folder: whether its run is complete, which checkpoint it resumes from (the newest good one, a
+given one, or none), which settings may have changed, and what happens to the run's files. Nothing is ever deleted for
+it. Imports no torch before a checkpoint is loaded, so that a dry run asks the same."""
 
 from __future__ import annotations
 
@@ -9,9 +10,12 @@ import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from statistics import fmean
+from typing import TYPE_CHECKING, Any
 
 from toolkit.config.process import ProcessConfig
+from toolkit.config.sections import TrainerConfig
+from toolkit.config.train import StopWhenConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.errors import RunError, UserError
@@ -19,15 +23,17 @@ from toolkit.files import write_json
 from toolkit.redact import redact_json
 from toolkit.run_files import (
     DATASET_PREFIX,
+    FINISHED,
+    RECORD,
     SAMPLE_FILE,
     SAMPLES,
     SUPERSEDED,
     best_stem,
     final_files,
+    read_status,
     step_files,
     step_in,
 )
-from toolkit.train.checkpoint_state import load_state
 from toolkit.train.checkpoint_store import (
     checkpoint_dir,
     checkpoint_folders,
@@ -39,38 +45,40 @@ from toolkit.train.checkpoint_store import (
 )
 from toolkit.train.config_diff import REVISION, ConfigChange, diff_configs
 from toolkit.train.lock import FILE as LOCK_FILE
-from toolkit.train.run import Run
+
+if TYPE_CHECKING:
+    from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)
 
 
-def select_checkpoint(folder: Path, resume: str | int, restart: bool) -> Path | None:
-    """The checkpoint to resume from, or None to start from scratch.
+def find_checkpoint(folder: Path, resume: str | int, restart: bool, by_hash: bool = True) -> tuple[Path | None, bool]:
+    """The checkpoint to resume from, or None to start from scratch; and whether an old run is moved aside first.
 
     resume: `auto` (the newest good one), `never`, a step number, or the path of a checkpoint.
-    restart: where no checkpoint is good, move the run aside and start from scratch instead of refusing.
+    restart: where no checkpoint is good, start from scratch instead of refusing. by_hash: as of `verify`.
     Raises RunError when the given checkpoint is missing or damaged, or when checkpoints exist and none is good.
     """
     root = checkpoint_dir(folder)
     if resume == "never":
-        archive_run(folder)
-        return None
+        return None, True
     if resume != "auto":
-        return _checked(root / f"step_{resume:09d}" if isinstance(resume, int) else Path(resume).expanduser(), root)
-    newest = latest_checkpoint(root)
+        path = root / f"step_{resume:09d}" if isinstance(resume, int) else Path(resume).expanduser()
+        return _checked(path, root, by_hash), False
+    newest = latest_checkpoint(root, by_hash)
     if newest is None and checkpoint_folders(root):
         if not restart:
             raise RunError(
                 f"{root}: no valid checkpoint found, all failed verification. To start over, run the job again "
                 "with --restart: it moves the old run aside and overwrites nothing."
             )
-        archive_run(folder)
-    return newest
+        return None, True
+    return newest, False
 
 
-def _checked(path: Path, root: Path) -> Path:
+def _checked(path: Path, root: Path, by_hash: bool) -> Path:
     problem = "its name has to be step_ and nine digits" if not is_state_name(path.name) else None
-    problem = problem or (verify(path) if path.is_dir() else "it does not exist")
+    problem = problem or (verify(path, by_hash) if path.is_dir() else "it does not exist")
     if problem:
         available = ", ".join(str(step_of(p)) for p in checkpoint_folders(root)) or "none"
         raise RunError(f"resume: {path} cannot be used: {problem}. Steps with a state here: {available}.")
@@ -128,6 +136,100 @@ Corrections = Callable[[int], list[ConfigChange]]
 
 
 @dataclass(frozen=True)
+class Start:
+    """What a start of a job does with what is in its folder."""
+
+    checkpoint: Path | None
+    """The run resumes from it; None: it begins from scratch."""
+
+    moves_aside: bool = False
+    """The files of an old run are moved aside first."""
+
+    complete_at: int | None = None
+    """The steps that are done, where nothing is left to do: of the same job, on the same dataset."""
+
+    new_place: bool = False
+    """The model has another name than in the job that wrote the checkpoint: whether it is the same one, its files say
+    (`ResumePlan.check_base`)."""
+
+
+def plan_start(
+    folder: Path,
+    section: TrainerConfig,
+    steps: int,
+    found: Callable[[], DatasetHashes],
+    restart: bool,
+    allow_change: bool,
+    corrections: Corrections = lambda revision: [],
+    by_hash: bool = True,
+) -> Start:
+    """What a start of the job in `folder` does; it changes nothing there.
+
+    steps: optimizer steps of the whole run. found: gives the hashes of the dataset; called where there is a run to
+    compare with. restart: a run that cannot be resumed is moved aside. by_hash: whether checkpoints are verified by
+    their content. Raises RunError as `find_checkpoint`; UserError where the job differs from the one that wrote the
+    checkpoint in what cannot change, or without `allow_change` in what changes the result; of a complete run the
+    dataset counts as such.
+    """
+    checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
+    if aside:
+        return Start(None, moves_aside=True)
+    complete_at = _complete_at(folder, checkpoint, section, steps)
+    document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
+    if document is None or (checkpoint is None and complete_at is None):
+        return Start(None, complete_at=complete_at)
+    differing = _differences(document, section, corrections)
+    try:
+        _refuse_changes(checkpoint or folder, differing, allow_change, bool(checkpoint and document.get("base")))
+        if complete_at is not None and not allow_change:
+            _refuse_other_dataset(folder, document["dataset"], found(), complete_at)
+    except UserError:
+        if not restart:
+            raise
+        return Start(None, moves_aside=True)
+    return Start(checkpoint, False, complete_at, any(change.kind == "place" for change in differing))
+
+
+def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, steps: int) -> int | None:
+    """The steps that are done, where these are all or `stop_when` would end the run at this step again."""
+    status = read_status(folder)
+    if status.get("status") != FINISHED:
+        return None
+    if checkpoint is None:  # without states only run.json tells; a run that ended early has as many steps planned
+        step, planned = int(status["step"]), int(status["steps"])
+        return step if section.save.states == "never" and planned >= steps else None
+    step, extra = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]["extra"]
+    return step if step >= steps or stop_reason(section.stop_when, step, extra) else None
+
+
+STOP_KEY = "stop_when"
+"""The entry of `TrainState.extra` with the last values of the metric."""
+
+
+def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, Any]) -> str | None:
+    """Why `stop_when` settings end a run with this `TrainState` step and extra; None where they do not."""
+    if settings is None or step == 0 or step < settings.min_steps or step % settings.check_every:
+        return None
+    saved = extra.get(STOP_KEY, {})
+    values = saved.get("values", [])[-settings.smooth :]
+    if saved.get("metric") != settings.metric or len(values) < settings.smooth:
+        return None
+    mean = fmean(values)
+    if mean >= settings.below:
+        return None
+    return f"stop_when: the mean {settings.metric} of {len(values)}, {mean:.6g}, is below {settings.below:g}"
+
+
+def _refuse_other_dataset(folder: Path, digest: str, found: DatasetHashes, step: int) -> None:
+    if digest != digest_of(found):
+        raise UserError(
+            f"{folder} holds a run that is complete at step {step}, and the dataset is another one: "
+            f"{_change(_fingerprint_file(folder, digest), found)}. To train on this one, {_ELSE} "
+            "--allow-change leaves the run as it is."
+        )
+
+
+@dataclass(frozen=True)
 class ResumePlan:
     """How a run begins, after all checks: from the checkpoint `state`, or from scratch where that is None."""
 
@@ -157,17 +259,15 @@ class ResumePlan:
         found: hashes of the dataset. corrections: what the program computes differently for this job since a revision.
         Raises UserError when they differ in what cannot change, or without `allow_change` in what changes the result.
         """
-        # The recorded settings are redacted, so the settings compared with them are too.
-        settings = redact_json(section.recorded_settings(), by_key=True)
-        record = {"settings": settings, "dataset": digest_of(found), "revision": REVISION}
+        record = {"settings": _settings(section), "dataset": digest_of(found), "revision": REVISION}
         if state is None:
             return cls(None, record, found)
         document = read_checkpoint_json(state)
-        given = section.model_dump(mode="json", exclude_unset=True)
-        differing = diff_configs(type(section), redact_json(document["settings"], by_key=True), settings, given)
-        differing += corrections(document.get("revision", 1))
+        differing = _differences(document, section, corrections)
         base = document.get("base")
         _refuse_changes(state, differing, allow_change, knows_base=base is not None)
+        for change in differing:
+            logger.info(f"changed since the last run: {change}")
         return cls(
             state,
             record,
@@ -199,6 +299,8 @@ class ResumePlan:
         Only rank 0 touches files.
         """
         if self.state is not None:
+            from toolkit.train.checkpoint_state import load_state  # here: it imports torch
+
             load_state(self.state, run, fresh_optimizer=self.new_optimizer)
         if run.process_group.is_main_process:
             archive_later_files(run.folder, run.name, run.state.step if self.state else None)
@@ -223,23 +325,36 @@ class ResumePlan:
             state.epochs_done = state.epochs_before = state.epoch
 
 
+def _settings(section: ProcessConfig) -> dict[str, Any]:
+    """The settings that a checkpoint records: redacted, so those compared with them are too."""
+    return redact_json(section.recorded_settings(), by_key=True)
+
+
+def _differences(document: Mapping[str, Any], section: ProcessConfig, corrections: Corrections) -> list[ConfigChange]:
+    """What differs between a section and the job that wrote a record."""
+    given = section.model_dump(mode="json", exclude_unset=True)
+    recorded = redact_json(document["settings"], by_key=True)
+    return diff_configs(type(section), recorded, _settings(section), given) + corrections(document.get("revision", 1))
+
+
+_ELSE = "give the job another name, or add --restart to move the old run aside and start anew."
+
+
 def _refuse_changes(state: Path, differing: list[ConfigChange], allow_change: bool, knows_base: bool) -> None:
     refused = {"impossible"} if knows_base else {"impossible", "place"}
     impossible = [change for change in differing if change.kind in refused]
     if impossible:
         raise UserError(
             f"{state} was written with different settings, and these cannot change:\n{_listed(impossible)}\n"
-            "Restore them, or give the job another name."
+            f"Restore them, {_ELSE}"
         )
     serious = [change for change in differing if change.kind == "changes the result"]
     if serious and not allow_change:
         raise UserError(
             f"{state} was made by a job, or an earlier version of this program, that differs in what changes the "
             f"result:\n{_listed(serious)}\n"
-            "Restore the settings, add --allow-change to resume with the new values, or give the job another name."
+            f"Restore the settings, add --allow-change to resume with the new values, {_ELSE}"
         )
-    for change in differing:
-        logger.info(f"changed since the last run: {change}")
 
 
 def _listed(differing: list[ConfigChange]) -> str:

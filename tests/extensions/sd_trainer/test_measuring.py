@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 
 from jobs import ExtensionJob
 from toolkit.config import JobContext, load_job
-from toolkit.errors import Interrupted
+from toolkit.errors import Interrupted, UserError
 from toolkit.extension import discover
 from toolkit.log import shown
 
@@ -142,5 +142,10 @@ def test_the_next_process_runs_after_a_stop_and_both_are_skipped_then(
     assert ends == [("finished", 3), ("finished", 1)]
     again = start(job)
     assert [line.split(":")[0] for line in again.splitlines()] == ["process 1 of 2, first", "process 2 of 2, second"]
+    caption = (data / "a.txt").read_text()
+    (data / "a.txt").write_text("another caption")
+    with pytest.raises(UserError, match=r"two/first holds a run that is complete at step 3.*1 edited"):
+        start(job)
+    (data / "a.txt").write_text(caption)
     (folders[0] / "first.safetensors").unlink()
     assert "first is complete at step 3" in start(job)  # the trainer looks itself, and so does the next one

@@ -11,7 +11,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from jobs import ExtensionJob
+from jobs import ExtensionJob, JobOptions
 from jobs.dry_run import plan_job
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
@@ -187,7 +187,13 @@ def start(
     pictures = make_pictures(tmp_path / "pictures", "a", "b", "c", "d", "e")
     table = discover([tmp_path / "drop_ins"])
 
-    def start(name: str = "job", plan_only: bool = False, train: dict | None = None, **keys: object) -> Path:
+    def start(
+        name: str = "job",
+        plan_only: bool = False,
+        train: dict | None = None,
+        options: JobOptions | None = None,
+        **keys: object,
+    ) -> Path:
         settings = {"steps": 6, "batch_size": 2, "lr": 0.0001, "ema_config": {"use_ema": True, "ema_decay": 0.5}}
         section = {
             "type": "autoencoder",
@@ -203,7 +209,7 @@ def start(
             print(plan_job(config).render())
         else:
             with shown():
-                ExtensionJob(config, table).run()
+                ExtensionJob(config, table, options or JobOptions()).run()
         return tmp_path / "output" / name
 
     return start
@@ -284,6 +290,34 @@ def test_a_run_without_states_is_complete_too_and_begins_anew_with_more_steps(st
     assert len(losses(folder)) == done
     start(train={"steps": 8}, save=keys["save"])
     assert len(losses(folder)) == 8 and (folder / "superseded" / "1" / "job.safetensors").is_file()
+
+
+@pytest.mark.parametrize("states", ["always", "never"])
+@pytest.mark.parametrize("change", ["settings", "dataset"])
+def test_a_complete_run_of_another_job_is_neither_complete_nor_touched(
+    start, make_pictures, tmp_path: Path, capsys, states: str, change: str
+) -> None:
+    """As a copied job whose name was not changed: it is refused, and each remedy that is named works."""
+    save = {"dtype": "float32", "states": states}
+    folder = start(save=save)
+    if change == "dataset":
+        (tmp_path / "pictures" / "a.txt").write_text("another caption")
+        make_pictures(tmp_path / "pictures", "f")
+    keys = {"save": save, "train": {"lr": 0.02} if change == "settings" else {}}
+    said = r"train\.lr: 0\.0001 -> 0\.02" if change == "settings" else r"1 added \(\S+f\.png\); 1 edited \("
+    with pytest.raises(UserError, match=rf"(?s){said}.*another name.*--restart") as refused:
+        start(**keys)
+    assert "--allow-change" in str(refused.value) and str(Path("output/job")) in str(refused.value)
+    assert "nothing to do" not in capsys.readouterr().out
+    start(**keys, options=JobOptions(allow_change=True))
+    assert "complete at step 6: nothing to do" in capsys.readouterr().out
+    before = (folder / "job.safetensors").read_bytes()
+    start(**keys, options=JobOptions(restart=True))
+    assert "moved the old run to" in capsys.readouterr().out
+    assert (tmp_path / "output" / "job.old-1" / "job.safetensors").read_bytes() == before
+    assert len(losses(folder)) == 6
+    start(**keys, options=JobOptions(restart=True))
+    assert "complete at step 6: nothing to do" in capsys.readouterr().out
 
 
 def test_a_dry_run_shows_its_plan_and_writes_nothing(start, tmp_path: Path, capsys) -> None:

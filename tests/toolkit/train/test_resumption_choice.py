@@ -15,7 +15,7 @@ from tests.toolkit.train.states import saved
 from toolkit.errors import RunError
 from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders
 from toolkit.train.lock import FILE as LOCK_FILE
-from toolkit.train.resumption import archive_later_files, select_checkpoint
+from toolkit.train.resumption import archive_later_files, archive_run, find_checkpoint
 
 ODD_NAMES = ["plain", "a[b]*?c", "a+(b){2}.x|y$", "ünï 🦊 name", "a_000000009", "[!a]", "a.b"]
 
@@ -35,7 +35,10 @@ def names(folder: Path) -> list[str]:
 
 def choose(folder: Path, resume: str | int = "auto", restart: bool = False) -> tuple[Path | None, list[str]]:
     with heard() as said:
-        return select_checkpoint(folder, resume, restart), said
+        checkpoint, aside = find_checkpoint(folder, resume, restart)
+        if aside:
+            archive_run(folder)
+        return checkpoint, said
 
 
 # ------------------------------------------------------------ where to begin

@@ -12,11 +12,10 @@ from typing import Any
 from toolkit.config.train import StopWhenConfig
 from toolkit.interfaces import StepResult
 from toolkit.optim.schedules import Plateau
+from toolkit.train.resumption import STOP_KEY, stop_reason
 from toolkit.train.run import Callback, Run, due
 
 logger = logging.getLogger(__name__)
-
-_STOP_KEY = "stop_when"
 
 
 class EarlyStopping(Callback):
@@ -47,9 +46,9 @@ class EarlyStopping(Callback):
 
     def _saved(self, run: Run) -> dict[str, Any]:
         """The saved values; those of another metric are dropped."""
-        saved = run.state.extra.get(_STOP_KEY, {})
+        saved = run.state.extra.get(STOP_KEY, {})
         if saved.get("metric") != self.settings.metric:
-            saved = run.state.extra[_STOP_KEY] = {"metric": self.settings.metric, "values": []}
+            saved = run.state.extra[STOP_KEY] = {"metric": self.settings.metric, "values": []}
         return saved
 
     def _add(self, run: Run, value: float) -> None:
@@ -63,20 +62,6 @@ class EarlyStopping(Callback):
             logger.info(f"{reason} at step {run.state.step}: the run is finished")
             run.early_stop_reason = run.status_fields["reason"] = reason
             self.on_stop(run)
-
-
-def stop_reason(settings: StopWhenConfig | None, step: int, extra: Mapping[str, Any]) -> str | None:
-    """Why `stop_when` settings end a run with this `TrainState` step and extra; None where they do not."""
-    if settings is None or step == 0 or step < settings.min_steps or not due(step, settings.check_every):
-        return None
-    saved = extra.get(_STOP_KEY, {})
-    values = saved.get("values", [])[-settings.smooth :]
-    if saved.get("metric") != settings.metric or len(values) < settings.smooth:
-        return None
-    mean = fmean(values)
-    if mean >= settings.below:
-        return None
-    return f"stop_when: the mean {settings.metric} of {len(values)}, {mean:.6g}, is below {settings.below:g}"
 
 
 _PLATEAU_KEY = "plateau"

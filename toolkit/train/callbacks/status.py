@@ -5,7 +5,6 @@ on a file that appears there after the next step, and removes it.
 
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -14,7 +13,6 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
-from typing import Any
 
 import torch
 
@@ -76,7 +74,6 @@ def ask_to_stop(run: Run) -> None:
 
 
 FILE = run_files.STATUS
-FINISHED = "finished"
 WRITE_EVERY_S = 1.0
 
 
@@ -110,7 +107,7 @@ class StatusCallback(Callback):
     def on_end(self, run: Run, finished: bool) -> None:
         self.line.finish(self._text(run, self._last) if self._last else "")
         # A stop may have interrupted the last samples: only a run without a stop request is surely complete.
-        self._write(run, FINISHED if finished and not run.interrupted else "stopped")
+        self._write(run, run_files.FINISHED if finished and not run.interrupted else "stopped")
 
     def on_error(self, run: Run, error: BaseException) -> None:
         self.line.finish()
@@ -166,37 +163,18 @@ def recorded_end(folder: Path, name: str) -> Iterator[None]:
     try:
         yield
     except BaseException as error:
-        path, status = folder / FILE, {"status": "stopped"}
+        status = {"status": "stopped"}
         if not isinstance(error, Interrupted | KeyboardInterrupt):
             status = {"status": "failed", "error": _describe(error)}
         with suppress(RunError):  # a full disk, say: it must not hide the error that ended the run
-            before = {key: value for key, value in (_read(path) or {"name": name}).items() if key != "error"}
-            write_json(path, before | {"updated": run_files.utc_now()} | status)
+            before = run_files.read_status(folder) or {"name": name}
+            before.pop("error", None)
+            write_json(folder / FILE, before | {"updated": run_files.utc_now()} | status)
         raise
 
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def _read(path: Path) -> dict[str, Any]:
-    """run.json; empty when it is missing or damaged."""
-    try:
-        document = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return {}
-    return document if isinstance(document, dict) else {}
-
-
-def is_finished(folder: Path) -> bool:
-    """Whether the run in a folder is complete, everything written."""
-    return _read(folder / FILE).get("status") == FINISHED
-
-
-def finished_steps(folder: Path) -> tuple[int, int]:
-    """The last step of the finished run in a folder, and how many it was to have; (0, 0): none is finished."""
-    told = _read(folder / FILE)
-    return (int(told["step"]), int(told["steps"])) if told.get("status") == FINISHED else (0, 0)
 
 
 def duration(seconds: float) -> str:
