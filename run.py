@@ -28,6 +28,7 @@ from toolkit.files import find_config
 from toolkit.host_memory import PINNED_EXACT_ABOVE_MB
 
 if TYPE_CHECKING:
+    from jobs.dry_run import JobPlan
     from toolkit.config import JobConfig
     from toolkit.extension import ExtensionTable
 
@@ -109,10 +110,12 @@ def dry_run(arguments: argparse.Namespace) -> int:
     from jobs.dry_run import plan_job
 
     sys.dont_write_bytecode = True  # importing an extension would otherwise write next to it
-    output, plans = sys.stdout, []
+    output = sys.stdout
+    plans: list[JobPlan] = []
 
     def plan_one(argument: str) -> int:
-        plans.append(plan_job(load(argument, arguments.name, extensions)))
+        config = load(argument, arguments.name, extensions)
+        plans.append(plan_job(config, arguments.restart, arguments.allow_change))
         if not arguments.json:
             print(plans[-1].render(), file=output)
         return EXIT_DONE

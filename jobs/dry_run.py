@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -32,12 +32,15 @@ class JobPlan:
         return "\n".join([f"Job {self.job}", *(plan.render() for plan in self.processes)])
 
 
-def plan_job(config: JobConfig) -> JobPlan:
-    """The plans of all processes. Raises UserError with the errors of all of them."""
+def plan_job(config: JobConfig, restart: bool = False, allow_change: bool = False) -> JobPlan:
+    """The plans of all processes. Raises UserError with the errors of all of them.
+
+    restart, allow_change: the options that the run would be given.
+    """
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
-    job = JobContext(config.name)
+    job = JobContext(config.name, restart=restart, allow_change=allow_change)
     for entry in config.processes:
         try:
             plans.append(_plan_process(entry, job))
@@ -46,7 +49,7 @@ def plan_job(config: JobConfig) -> JobPlan:
         if isinstance(entry.section, ProcessConfig):
             if folder := entry.section.run_folder(job):
                 folders.append(folder)
-            job = JobContext(job.name, job.earlier_outputs | entry.section.outputs(job))
+            job = replace(job, earlier_outputs=job.earlier_outputs | entry.section.outputs(job))
     if errors:
         raise _merge_errors(errors)
     return JobPlan(config.name, tuple(plans), tuple(folders))

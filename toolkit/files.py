@@ -179,3 +179,18 @@ def read_chunks(path: Path | str) -> Iterator[bytes]:
             yield portion
     finally:
         os.close(handle)
+
+
+def free_space(path: Path) -> int:
+    """Free bytes on the disk where `path` is, or will be."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def readable_size(count: float) -> str:
+    """Bytes for people (powers of 1000)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -51,6 +51,15 @@ def utc_now() -> str:
     return time.strftime(_TIME, time.gmtime())
 
 
+def duration(seconds: float) -> str:
+    """A time span for people: 45s, 3m07s, 2h03m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
 def parse_time(text: str) -> datetime | None:
     """What `utc_now` wrote, as a time in UTC; None for anything else."""
     try:

@@ -9,12 +9,14 @@ from toolkit.data.run_plan import RunPlan, folder_plans
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import scan_and_split
 from toolkit.models.families import family_for, yet_to_come
+from toolkit.train.outlook import ModelOutlook, Outlook
 
 
 def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
     """The plan of a checked `cache` section."""
     scan_cache = ScanCache.beside(config.training_folder)
     scan, items, validation_split = scan_and_split(config, family_for(config.model), scan_cache)
+    model = ModelOutlook.of(config.model, job)
     return RunPlan(
         type=config.type,
         name=config.display_name(job),
@@ -23,4 +25,5 @@ def plan_cache(config: DiffusionSection, job: JobContext) -> RunPlan:
         micro_batches_per_epoch=count_batches(items, config.train.batch_size),
         optimizer_steps=0,
         notes=(*yet_to_come(config.model, job), *scan.notes, *(validation_split.notes if validation_split else ())),
+        outlook=Outlook(model, refusals=tuple(model.refusals(config.device, config.model))),
     )

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 from extensions.sd_trainer.memory_advice import advice, shortage
@@ -17,7 +18,7 @@ from extensions.sd_trainer.memory_inputs import (
 from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan_memory
 from toolkit.config.dataset import sides_of
 from toolkit.config.process import JobContext
-from toolkit.config.sections import DiffusionSection
+from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
@@ -29,6 +30,7 @@ from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.files import free_space, readable_size
 from toolkit.interfaces import BucketedSample, Size
 from toolkit.memory.estimate import MemoryEstimate
 from toolkit.models.families import family_for, yet_to_come
@@ -36,12 +38,55 @@ from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.schedules import ScheduleArgs, course_of, initial_weight_fraction, overfull
+from toolkit.train.config_diff import ConfigChange, corrections
+from toolkit.train.outlook import run_outlook
 
 
 def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
     scan_cache = ScanCache.beside(config.training_folder)
-    return plan_items(config, job, *scan_and_split(config, family_for(config.model), scan_cache))
+    scan, items, split = scan_and_split(config, family_for(config.model), scan_cache)
+    plan = plan_items(config, job, scan, items, split)
+    assert isinstance(config, TrainerConfig)  # true of the only section that is planned here
+    refusals, needed = [], None
+    if not _is_unwritten(config, job):
+        needed = _disk_bytes(config, plan)
+        try:
+            check_disk_space(config, config.run_folder(job))
+        except UserError as error:
+            refusals.append(str(error))
+    return replace(
+        plan,
+        outlook=run_outlook(
+            config,
+            job,
+            plan.optimizer_steps,
+            lambda: fingerprint(scan.samples),
+            partial(corrections_of, config, scan),
+            needed,
+            config.model,
+            tuple(refusals),
+        ),
+    )
+
+
+def corrections_of(config: DiffusionSection, scan: DatasetScan, revision: int) -> list[ConfigChange]:
+    """What the program computes differently for this job than the one that recorded `revision`."""
+    has_references = any(sample.control_images for sample in scan.samples)
+    return corrections(revision, config.train.model_dump(mode="json"), has_references)
+
+
+def _disk_bytes(config: DiffusionSection, plan: RunPlan) -> int:
+    """Bytes of all states and files that are there at once; a state is written before an older one goes."""
+    trained, save = count_trainable_params(config), config.save
+    steps, micro_batches = plan.optimizer_steps, plan.micro_batches_per_epoch
+    every = optimizer_steps(*save.interval(), micro_batches, config.train.gradient_accumulation)
+    saves = steps // every if every else 0
+    files = min(saves, save.files_to_keep() or saves) + 1 + (config.validation is not None)
+    states = saves + bool(not every or steps % every) if save.states == "always" else save.states == "at_end"
+    states = min(states, save.max_states_to_keep + 1) if save.max_states_to_keep else states
+    raw = 2 if "raw" in save.also and config.train.ema_config.use_ema else 1
+    return files * raw * trained.written * DTYPE_BYTES[save.dtype] + states * _state_bytes(config, trained)
 
 
 def dataset_digest(config: DiffusionSection) -> str:
@@ -107,7 +152,7 @@ def refuse_prompts(config: DiffusionSection) -> None:
                 mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", reason))
                 continue
             try:
-                references = [_reference_size(path) for path in item.ctrl_img]
+                references = [_referencereadable_size(path) for path in item.ctrl_img]
             except ImageError as error:
                 mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", str(error)))
                 continue
@@ -120,7 +165,7 @@ def refuse_prompts(config: DiffusionSection) -> None:
         raise DataErrors(mistakes)
 
 
-def _reference_size(path: str) -> Size:
+def _referencereadable_size(path: str) -> Size:
     """Raises ImageError for an image that cannot be a reference; one that an earlier process of the job will write
     passes as square."""
     file = Path(path).expanduser()
@@ -134,11 +179,11 @@ def check_disk_space(config: DiffusionSection, folder: Path) -> None:
     """Raises UserError when not even one checkpoint and one file of the run would fit on the disk of `folder`."""
     trained = count_trainable_params(config)
     needed = _state_bytes(config, trained) + trained.written * DTYPE_BYTES[config.save.dtype]
-    free = shutil.disk_usage(folder).free
+    free = free_space(folder)
     if free < needed:
         raise UserError(
-            f"training_folder: {folder} has {_size(free)} free, one save of this job takes {_size(needed)}. "
-            "Free some space, or choose a folder on another disk."
+            f"training_folder: {folder} has {readable_size(free)} free, one save of this job takes "
+            f"{readable_size(needed)}. Free some space, or choose a folder on another disk."
         )
 
 
@@ -240,8 +285,8 @@ def _estimates(
     yield (
         f"{config.network.type} {config.network.size()} on {len(trained.layers)} layers: "
         f"{trained.weights:,} trainable parameters; each {'folder' if config.network.trains_model else 'file'} "
-        f"{_size(trained.written * DTYPE_BYTES[config.save.dtype])}"
-        f"{_ON_DISK[config.save.states].format(_size(_state_bytes(config, trained)))}"
+        f"{readable_size(trained.written * DTYPE_BYTES[config.save.dtype])}"
+        f"{_ON_DISK[config.save.states].format(readable_size(_state_bytes(config, trained)))}"
         + (f"; the model's own weights in {config.model.qtype}" if config.model.quantize else "")
     )
 
@@ -272,12 +317,3 @@ def _ema_share(config: DiffusionSection, steps: int, micro_batches: int) -> Iter
 
 def _percent(share: float) -> str:
     return f"{100 * share:.1f} %" if share >= 0.0005 else "under 0.1 %"
-
-
-def _size(count: float) -> str:
-    """Bytes for people (powers of 1000)."""
-    for unit in ("B", "kB", "MB"):
-        if count < 1000:
-            return f"{count:.3g} {unit}"
-        count /= 1000
-    return f"{count:.3g} GB"

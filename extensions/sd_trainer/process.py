@@ -17,7 +17,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_advice import shortage
 from extensions.sd_trainer.memory_measured import machine_of, memory_callback
 from extensions.sd_trainer.metadata import job_metadata
-from extensions.sd_trainer.plan import check_disk_space, plan_items
+from extensions.sd_trainer.plan import check_disk_space, corrections_of, plan_items
 from extensions.sd_trainer.setup import (
     attach_network,
     base_merging,
@@ -61,7 +61,7 @@ from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
-from toolkit.train.config_diff import ConfigChange, corrections
+from toolkit.train.config_diff import ConfigChange
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import train, try_largest_batch
@@ -142,8 +142,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         check_disk_space(self.section, self.save_root)
 
     def corrections(self, data: SdData, revision: int) -> list[ConfigChange]:
-        has_references = any(sample.control_images for sample in data.scan.samples)
-        return corrections(revision, self.section.train.model_dump(mode="json"), has_references)
+        return corrections_of(self.section, data.scan, revision)
 
     def check_base(self, resumption: ResumePlan) -> None:
         resumption.check_base(self.process_group.run_on_rank0_and_broadcast(partial(base_hashes, self.section.model)))

@@ -1,4 +1,4 @@
-"""events.jsonl."""
+"""events.jsonl, and times as people read them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import json
 import re
 from pathlib import Path
 
-from toolkit.run_files import EventLog
+import pytest
+
+from toolkit.run_files import EventLog, duration
 
 
 def test_each_event_is_a_line_with_its_time_that_can_be_read_at_once(tmp_path: Path) -> None:
@@ -20,3 +22,10 @@ def test_each_event_is_a_line_with_its_time_that_can_be_read_at_once(tmp_path: P
         {"event": "save", "step": 4, "files": ["ä.safetensors"]},
         {"event": "sample", "step": 5},
     ]
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (187, "3m07s"), (7380, "2h03m"), (90061, "25h01m")]
+)
+def test_a_time_span_is_written_as_people_say_it(seconds: float, text: str) -> None:
+    assert duration(seconds) == text

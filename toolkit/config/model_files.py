@@ -70,6 +70,11 @@ def needed_files() -> list[str]:
     return [INDEX, *(f"{part}/*" for part in needed_parts())]
 
 
+def is_needed(file: str) -> bool:
+    """Whether a file of a hub repository is among `needed_files`."""
+    return file == INDEX or file.split("/")[0] in needed_parts()
+
+
 def _ours() -> str:
     known = (f"{family.title} and what is made from it ({', '.join(family.pipelines)})" for family in families())
     return f"this program trains {' or '.join(known)}"
@@ -297,6 +302,33 @@ def cached_index(name: str, revision: str | None) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
+def hub_cache() -> Path:
+    """The folder that models are downloaded to."""
+    from huggingface_hub import constants
+
+    return Path(constants.HF_HUB_CACHE)
+
+
+def downloaded_bytes(name: str) -> int:
+    """Bytes of a hub model that are in the hub cache, those of an interrupted download included."""
+    blobs = (hub_cache() / f"models--{name.replace('/', '--')}").glob("blobs/*")
+    return sum(path.stat().st_size for path in blobs if not path.is_symlink())
+
+
+def listed_bytes(name: str, revision: str | None) -> int | None:
+    """Bytes of the needed files of a hub model, by the list that an earlier download left; None: there is none."""
+    if not _is_cached(name):
+        return None
+    from huggingface_hub import get_cached_repo_tree
+    from huggingface_hub.errors import CachedRepoTreeNotFoundError
+
+    try:
+        files = get_cached_repo_tree(name, revision=revision)
+    except CachedRepoTreeNotFoundError:
+        return None
+    return sum(file.size for file in files if is_needed(file.path))
+
+
 def cached_snapshot(name: str, revision: str | None) -> Path | None:
     """The folder of a hub model in the hub cache, at this revision; None unless it is complete.
 
@@ -337,6 +369,4 @@ def _is_offline() -> bool:
 
 
 def _is_cached(name: str) -> bool:
-    from huggingface_hub import constants
-
-    return Path(constants.HF_HUB_CACHE, f"models--{name.replace('/', '--')}").is_dir()
+    return (hub_cache() / f"models--{name.replace('/', '--')}").is_dir()

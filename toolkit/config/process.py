@@ -63,6 +63,11 @@ class JobContext:
     earlier_outputs: frozenset[Path] = frozenset()
     """Resolved folders that earlier processes of this job will write (a model, say): not missing, only later."""
 
+    restart: bool = False
+    """As `--restart` and `allow_change` as `--allow-change` were given: they decide how a run starts."""
+
+    allow_change: bool = False
+
 
 @dataclass(frozen=True)
 class Diagnostic:

@@ -61,6 +61,16 @@ class MemoryEstimate(Protocol):
     def allocated(self, *phases: str) -> int: ...
 
 
+class Outlook(Protocol):
+    """The part of `toolkit.train.outlook.Outlook` that plans use."""
+
+    def to_json(self) -> dict[str, Any]: ...
+
+    def head(self) -> tuple[str, ...]: ...
+
+    def tail(self) -> tuple[str, ...]: ...
+
+
 @dataclass(frozen=True)
 class RunPlan:
     """One process of a job, counted."""
@@ -83,6 +93,9 @@ class RunPlan:
     memory: MemoryEstimate | None = None
     """The memory estimate of the run, where there is one."""
 
+    outlook: Outlook | None = None
+    """Of a dry run: the model, disk, time, and what a start does with what is in the run's folder."""
+
     @property
     def epochs(self) -> int | float:
         """Passes over the data, rounded to 4 places; an int when whole."""
@@ -102,14 +115,16 @@ class RunPlan:
             "optimizer_steps": self.optimizer_steps,
             "epochs": self.epochs,
             **({"memory": self.memory.to_json()} if self.memory else {}),
+            **(self.outlook.to_json() if self.outlook else {}),
         }
 
     def render(self) -> str:
         """The plan as it is printed: a block per folder, then the arithmetic of the run."""
-        blocks = [f"{self.name} ({self.type})", *map(_folder_lines, self.datasets)]
+        head, tail = (self.outlook.head(), self.outlook.tail()) if self.outlook else ((), ())
+        blocks = [f"{self.name} ({self.type})", *(f"  {line}" for line in head), *map(_folder_lines, self.datasets)]
         if self.datasets:
             blocks.append(f"  {self._arithmetic()}")
-        return "\n".join([*blocks, *(f"  {line}" for line in self.notes)])
+        return "\n".join([*blocks, *(f"  {line}" for line in (*self.notes, *tail))])
 
     def _arithmetic(self) -> str:
         terms = " + ".join(_product(folder) for folder in self.datasets)

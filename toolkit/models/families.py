@@ -13,14 +13,18 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import (
     INDEX,
     cached_snapshot,
+    downloaded_bytes,
     family_of,
+    hub_cache,
     index_fault,
+    listed_bytes,
     local_index,
     looks_like_a_path,
     pipeline_of,
 )
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
+from toolkit.files import free_space
 from toolkit.interfaces import DiffusionModel, ModelFacts, ModelSection
 from toolkit.registry import FAMILIES, load_object
 
@@ -235,6 +239,48 @@ def published_bytes(family: ModelFamily, folder: Path) -> int:
     sizes = family.footprint(folder)
     encoders = (sizes.text.linear_params + sizes.text.other_params + sizes.text.unused, sizes.vae.other_params)
     return 2 * (sizes.linear_params + sizes.other_params + sum(encoders))
+
+
+@dataclass(frozen=True)
+class Download:
+    """What a run downloads of its model."""
+
+    bytes: int | None
+    """What is still to come; None: not known before the hub is asked."""
+
+    folder: Path
+    free: int
+    """Bytes."""
+
+    def shortage(self, name: str) -> str:
+        """Why the model `name` does not fit on the disk; empty where it does, or its size is not known."""
+        return shortage(name, self.bytes or 0, self.free, self.folder)
+
+
+def shortage(name: str, needed: int, free: int, folder: Path) -> str:
+    """Why a download of `needed` bytes does not fit into the hub cache `folder`; empty: it does."""
+    if free >= needed * 1.02:
+        return ""
+    return (
+        f"model.name_or_path: {name} needs {needed / 1e9:.1f} GB, {folder} has {free / 1e9:.1f} GB free. "
+        "Free some space, or set HF_HOME to a folder on a larger disk."
+    )
+
+
+def download_of(model: ModelConfig, job: JobContext) -> Download | None:
+    """What a run downloads of a model, as far as this disk tells; None: nothing.
+
+    The size is that of the hub's own list, where an earlier download has left one, or of a published model.
+    """
+    name, revision = model.name_or_path, model.revision
+    if not next(yet_to_come(model, job), None):
+        return None
+    total = listed_bytes(name, revision)
+    family = family_for(model)
+    if total is None and name in family.published:
+        total = published_bytes(family, model.folder())
+    left = None if total is None else max(0, total - downloaded_bytes(name))
+    return Download(left, hub_cache(), free_space(hub_cache()))
 
 
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -26,12 +24,16 @@ from toolkit.config.model_files import (
     INDEX,
     cached_index,
     cached_snapshot,
+    downloaded_bytes,
+    hub_cache,
+    is_needed,
     needed_files,
-    needed_parts,
     no_index,
     where_else,
 )
 from toolkit.errors import UserError
+from toolkit.files import free_space
+from toolkit.models.families import shortage
 
 logger = logging.getLogger(__name__)
 
@@ -131,25 +133,12 @@ _TOKEN_HELP = "Accept its terms on its page on the hub and set HF_TOKEN to a tok
 def _print_download_size(name: str, revision: str | None) -> None:
     """Logs size, target and free space before a download. Raises UserError when there is not enough space."""
     info = HfApi().model_info(name, revision=revision, files_metadata=True)
-    total = sum(file.size or 0 for file in info.siblings or [] if _wanted(file.rfilename))
-    target = Path(constants.HF_HUB_CACHE)
-    existing = next(path for path in (target, *target.parents) if path.exists())
-    free = shutil.disk_usage(existing).free + _size_of(target / f"models--{name.replace('/', '--')}")
+    total = sum(file.size or 0 for file in info.siblings or [] if is_needed(file.rfilename))
+    target = hub_cache()
+    free = free_space(target) + downloaded_bytes(name)
     logger.info(f"downloading {name}: {total / 1e9:.1f} GB to {target} ({free / 1e9:.1f} GB free)")
-    if free < total * 1.02:
-        raise UserError(
-            f"model.name_or_path: {name} needs {total / 1e9:.1f} GB, {target} has {free / 1e9:.1f} GB free. "
-            "Free some space, or set HF_HOME to a folder on a larger disk."
-        )
-
-
-def _wanted(file: str) -> bool:
-    return file == INDEX or file.split("/")[0] in needed_parts()
-
-
-def _size_of(folder: Path) -> int:
-    """Bytes that an interrupted download has already loaded."""
-    return sum(os.path.getsize(path) for path in folder.glob("blobs/*") if not path.is_symlink())
+    if message := shortage(name, total, free, target):
+        raise UserError(message)
 
 
 def _first_line(error: Exception) -> str:

@@ -115,7 +115,7 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
         previous = _owner_in(file)
         locked = _try_flock(file)
         if locked is False or _alive_unseen(folder, previous, locked is None, check):
-            raise RunError(_refusal(folder, previous))
+            raise RunError(refusal(folder, previous))
         if previous:
             logger.warning(
                 f"{folder}: stale lock of process {previous.pid} on {previous.host} removed (the process is gone)."
@@ -213,7 +213,8 @@ def _write_lock() -> bytes:
     return struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 0, 0)
 
 
-def _refusal(folder: Path, owner: LockHolder | None) -> str:
+def refusal(folder: Path, owner: LockHolder | None) -> str:
+    """Why a run is refused in a folder that another process holds."""
     who = f"process {owner.pid} on {owner.host}" if owner else "another process"
     return f"{folder}: {who} is running in this folder. Wait for it, stop it, or give the job another name."
 

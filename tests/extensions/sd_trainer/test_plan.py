@@ -150,7 +150,7 @@ def test_a_disk_without_room_for_one_save_is_refused(write_job, trainer, make_pi
     needed = weights * (4 + 8 + 4)  # raw weights and two moments in the state, the float32 file
     usage = namedtuple("usage", "total used free")
     for free in (needed, needed - 1):
-        monkeypatch.setattr("extensions.sd_trainer.plan.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
+        monkeypatch.setattr("toolkit.files.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
         with pytest.raises(UserError, match="training_folder") if free < needed else nullcontext():
             check_disk_space(config, tmp_path)
 

@@ -6,9 +6,10 @@ import pytest
 from huggingface_hub import constants
 
 from tests.model_folders import write_cached, write_model
+from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError
-from toolkit.models.families import arch_of, family_for, yet_to_come
+from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes, yet_to_come
 
 
 def model(name_or_path: Path | str, arch: str | None = None) -> SimpleNamespace:
@@ -76,3 +77,39 @@ def test_the_plan_says_what_a_dry_run_cannot_see(tmp_path: Path, monkeypatch: py
         "someone/part": ["someone/part is not complete in the hub cache: the run downloads the rest"],
         **{name: [] for name in ("someone/whole", "mine/local", "./none", "later/one")},
     }
+
+
+def test_a_download_has_its_size_where_that_is_known(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the published model by its shapes, 28.8 billion weights; of a broken-off one by the hub's list, less what is
+    here; of another one the hub alone knows."""
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    write_cached(tmp_path, "someone/whole")
+    repository = write_cached(tmp_path, "someone/part", listed=True).parents[1]
+    total = sum(path.stat().st_size for path in repository.rglob("*") if path.is_file() and "snapshots" in path.parts)
+    (repository / "snapshots" / ("a" * 40) / "vae" / "model.safetensors").unlink()
+    (repository / "blobs").mkdir()
+    (repository / "blobs" / "b.incomplete").write_bytes(b"12345")
+    found = {
+        name: download_of(ModelConfig(name_or_path=name), JobContext("job"))
+        for name in ("someone/absent", "someone/part", "someone/whole", "Qwen/Qwen-Image-Edit-2509", "./none")
+    }
+    sizes = {name: download.bytes for name, download in found.items() if download}
+    assert sizes.pop("Qwen/Qwen-Image-Edit-2509") == pytest.approx(57.7e9, rel=0.001)
+    assert sizes == {"someone/absent": None, "someone/part": total - 5}
+    absent = found["someone/absent"]
+    assert absent and absent.folder == tmp_path / "hub" and absent.free > 0 and absent.shortage("x") == ""
+
+
+def test_a_download_that_does_not_fit_is_told(tmp_path: Path) -> None:
+    assert Download(100, tmp_path, 102).shortage("some/model") == ""
+    message = Download(100 * 10**9, tmp_path, 101 * 10**9).shortage("some/model")
+    assert message.startswith("model.name_or_path: some/model needs 100.0 GB") and "101.0 GB free" in message
+
+
+def test_the_size_of_a_model_is_that_of_its_files_where_they_are_here(tmp_path: Path) -> None:
+    folder = write_model(tmp_path / "mine")
+    for part, size in {"transformer": 3_000_000_000, "vae": 1000, "tokenizer": 9}.items():
+        with (folder / part / "model.safetensors").open("wb") as file:
+            file.truncate(size)  # takes no space on the disk
+    text = (folder / "text_encoder" / "model.safetensors").stat().st_size
+    assert model_bytes(ModelConfig(name_or_path=str(folder))) == 3_000_001_000 + text

@@ -1,6 +1,7 @@
 """Against a small hub on this machine: the client library runs in a process of its own, as it does for a user."""
 
 import json
+import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -155,11 +156,11 @@ def test_too_little_space_is_said_before_the_download(
     info = SimpleNamespace(siblings=files)
     monkeypatch.setattr(hub, "HfApi", lambda: SimpleNamespace(model_info=lambda *_, **__: info))
     monkeypatch.setattr(hub.constants, "HF_HUB_CACHE", str(tmp_path / "not there yet"))
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10.1 * 10**9))
     with pytest.raises(UserError, match=r"needs 10\.0 GB, .* has 10\.1 GB free.*HF_HOME"):
         hub._print_download_size(NAME, None)
     assert "10.0 GB" in said[0]
-    monkeypatch.setattr(hub.shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9))
+    monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=10.3 * 10**9))
     hub._print_download_size(NAME, None)
 
 

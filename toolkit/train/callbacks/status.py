@@ -124,7 +124,7 @@ class StatusCallback(Callback):
             f"step {result.step}/{run.steps} {100 * result.step / run.steps:.1f}%",
             f"loss {result.loss:.4f} (avg {sum(self._losses) / max(1, len(self._losses)):.4f})",
             f"{seconds:.2f} s/it",
-            f"ETA {duration((run.steps - result.step) * seconds)}",
+            f"ETA {run_files.duration((run.steps - result.step) * seconds)}",
             memory_text(),
             f"lr {result.lr:.1e}",
         ]
@@ -175,15 +175,6 @@ def recorded_end(folder: Path, name: str) -> Iterator[None]:
 
 def _describe(error: BaseException) -> str:
     return f"{type(error).__name__}: {error}"
-
-
-def duration(seconds: float) -> str:
-    """A time span for people: 45s, 3m07s, 2h03m."""
-    seconds = round(seconds)
-    if seconds < 60:
-        return f"{seconds}s"
-    minutes, seconds = divmod(seconds, 60)
-    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
 
 
 def memory_text() -> str:

@@ -11,7 +11,7 @@ import pytest
 
 from toolkit.interfaces import TrainState
 from toolkit.log import StatusLine
-from toolkit.train.callbacks.status import StatusCallback, duration
+from toolkit.train.callbacks.status import StatusCallback
 
 
 @pytest.fixture
@@ -105,10 +105,3 @@ def test_the_line_tells_step_loss_speed_and_what_is_left(run, result) -> None:
     line = stream.getvalue()
     for part in ("step 10/40 25.0%", "loss 0.5000 (avg 0.5000)", "lr 1.0e-01", "4.00 s/it", "ETA 2m00s"):
         assert part in line
-
-
-@pytest.mark.parametrize(
-    ("seconds", "text"), [(0.4, "0s"), (59.4, "59s"), (187, "3m07s"), (7380, "2h03m"), (90061, "25h01m")]
-)
-def test_a_time_span_is_written_as_people_say_it(seconds: float, text: str) -> None:
-    assert duration(seconds) == text

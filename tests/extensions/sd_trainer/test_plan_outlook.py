@@ -1,0 +1,186 @@
+"""What a dry run says of the run's folder, time and disk, against what the run then does."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from jobs import ExtensionJob, JobOptions
+from jobs.dry_run import plan_job
+from tests.light_start import FORBID
+from toolkit.config import load_job
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
+from toolkit.log import shown
+from toolkit.train.lock import run_lock
+
+Plan = Callable[..., tuple[dict[str, Any], str]]
+
+
+@pytest.fixture
+def job(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """A job on two images, with these changes of its section."""
+    monkeypatch.chdir(tmp_path)
+    data = make_pictures(tmp_path / "data", "a", "b")
+    return lambda name="job", **changes: write_job(trainer(data, **changes), name=name)
+
+
+@pytest.fixture
+def plan() -> Plan:
+    """The dry run of a job: its entry of the JSON, and its words."""
+    table = discover()
+
+    def plan(path: Path, **options: bool) -> tuple[dict[str, Any], str]:
+        found = plan_job(load_job(path, table.find_config), **options)
+        return found.to_json()["processes"][0], found.render()
+
+    return plan
+
+
+@pytest.fixture
+def run(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs a job; what it printed, or the error that it ended with."""
+    table = discover()
+
+    def run(path: Path, **options: bool) -> str:
+        capsys.readouterr()
+        try:
+            with shown():
+                ExtensionJob(load_job(path, table.find_config), table, JobOptions(**options)).run()
+        except (UserError, RunError) as error:
+            return str(error)
+        return capsys.readouterr().out
+
+    return run
+
+
+def contents(folder: Path) -> dict[str, tuple[bytes, int]]:
+    """Every file with its time of writing, but for the lock, which every start takes."""
+    files = [path for path in sorted(folder.rglob("*")) if path.is_file() and path.name != "run.lock"]
+    return {path.relative_to(folder).as_posix(): (path.read_bytes(), path.stat().st_mtime_ns) for path in files}
+
+
+def test_before_the_first_start_nothing_is_measured_and_nothing_written(job, plan: Plan, tmp_path: Path) -> None:
+    path = job()
+    before = contents(tmp_path)
+    found, words = plan(path)
+    start = {"folder": "output/job", "what": "new", "step": 0, "moves_aside": False, "reason": None}
+    assert (found["start"], found["time"], found["will_not_start"]) == (start, None, [])
+    assert (found["disk"]["there_bytes"], found["model"]["family"]) == (0, "qwen_image_edit_plus")
+    lines = [line.strip() for line in words.splitlines()]
+    assert lines[2].startswith(f"model: {found['model']['name']} (qwen_image_edit_plus), ")
+    assert lines[-1] == "folder: output/job: a new run"
+    assert any(line.startswith("time: not known") for line in lines)
+    assert contents(tmp_path) == before
+
+
+def test_what_is_said_of_a_folder_is_what_the_run_does(job, plan: Plan, run, tmp_path: Path) -> None:
+    folder, lr = tmp_path / "output" / "job", {"lr": 0.02}
+    run(job())
+    before = contents(folder)
+
+    assert plan(job())[0]["start"] | {"folder": ""} == {
+        "folder": "", "what": "complete", "step": 2, "moves_aside": False, "reason": None,
+    }  # fmt: skip
+    assert "folder: output/job: complete at step 2: nothing to do" in plan(job())[1]
+
+    for changes, options in (
+        ({"train": lr}, {}),
+        ({"train": lr | {"steps": 9}}, {}),
+        ({"network": {"type": "lora", "linear": 8}}, {"allow_change": True}),
+        ({"resume": 7}, {}),
+    ):
+        found, words = plan(job(**changes), **options)
+        assert found["start"]["what"] == "refused"
+        assert found["will_not_start"] == [found["start"]["reason"]] == [run(job(**changes), **options)]
+        assert "warning: this will not start: " in words
+
+    (tmp_path / "data" / "a.txt").write_text("another caption")
+    assert plan(job())[0]["start"]["reason"] == run(job())
+    assert "the dataset is another one: 1 edited" in run(job())
+    assert plan(job(), allow_change=True)[0]["start"]["what"] == "complete"
+    moved = plan(job(), restart=True)
+    assert (moved[0]["start"]["what"], moved[0]["start"]["moves_aside"]) == ("new", True)
+    assert "a new run; the old one is moved aside" in moved[1]
+    (tmp_path / "data" / "a.txt").write_text("a photo of a")
+    assert contents(folder) == before
+
+    found, words = plan(job(train={"steps": 5}))
+    assert (found["start"]["what"], found["start"]["step"], found["time"]["steps"]) == ("resumes", 2, 3)
+    assert "folder: output/job: resumes at step 2 of 5" in words
+    assert f"resuming from {Path('output/job/state/step_000000002')}" in run(job(train={"steps": 5}))
+
+
+def test_a_folder_that_cannot_be_used_is_told_as_such(job, plan: Plan, run, tmp_path: Path) -> None:
+    folder = tmp_path / "output" / "job"
+    run(job())
+    with run_lock(folder):
+        assert "is running in this folder" in plan(job())[0]["start"]["reason"]
+    document = folder / "state" / "step_000000002" / "state.json"
+    document.write_bytes(b"[" * document.stat().st_size)  # as long as before: only the run reads all hashes
+    assert "a state cannot be read" in plan(job())[0]["start"]["reason"]
+    document.unlink()
+    assert "no valid checkpoint found" in plan(job())[0]["start"]["reason"]
+
+
+def test_time_is_taken_from_a_run_with_the_same_work_per_step(job, plan: Plan, run, tmp_path: Path) -> None:
+    run(job("measured"))
+    status = json.loads((tmp_path / "output" / "measured" / "run.json").read_text())
+    (tmp_path / "output" / "measured" / "run.json").write_text(json.dumps(status | {"step_s": 2.5}))
+    found, words = plan(job("next", train={"steps": 3000, "lr": 0.5}))
+    assert found["time"] == {"steps": 3000, "step_s": 2.5, "seconds": 7500.0, "measured_in": "output/measured"}
+    assert "time: about 2h05m for 3,000 steps of 2.5 s, as output/measured took" in words
+    larger = [{"folder_path": str(tmp_path / "data"), "resolution": 128}]
+    for changes in ({"datasets": larger}, {"train": {"batch_size": 2}}, {"network": {"type": "lora", "linear": 8}}):
+        assert plan(job("next", **changes))[0]["time"] is None, changes
+
+
+@pytest.mark.parametrize(
+    ("save", "files", "states"),
+    [
+        ({"save_every": 2}, 5 + 1, 3),  # 10 saves; while the third state is written the other two are there
+        ({"save_every": 2, "max_step_saves_to_keep": 0, "max_states_to_keep": 0}, 10 + 1, 10),
+        ({"save_every": 0}, 1, 1),
+        ({"save_every": 8, "states": "at_end"}, 2 + 1, 1),
+        ({"save_every": 8, "states": "never"}, 2 + 1, 0),
+    ],
+)
+def test_the_disk_is_that_of_all_files_that_are_there_at_once(
+    job, plan: Plan, save: dict, files: int, states: int
+) -> None:
+    weights = 2 * 4 * (8 * (64 + 64) + 2 * (64 + 6 * 64) + 4 * (64 + 256))
+    found, _ = plan(job(train={"steps": 20}, save={"dtype": "float32", **save}))
+    assert found["disk"]["needed_bytes"] == weights * (4 * files + 12 * states)
+
+
+def test_a_large_model_without_a_gpu_is_told_and_so_is_its_download(
+    job, plan: Plan, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from huggingface_hub import constants
+
+    from toolkit import nvidia
+
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+    monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", "570.1", 1))
+    found, words = plan(job(device="auto", model={"name_or_path": "Qwen/Qwen-Image-Edit-2509"}))
+    assert found["model"]["download"]["folder"] == str(tmp_path / "hub")
+    assert f"download: 57.7 GB, to {tmp_path / 'hub'} (" in words
+    assert "warning: this will not start: device: auto: " in words and "driver 570.1 is too old" in words
+    assert "device: " not in " ".join(plan(job(device="auto"))[0]["will_not_start"]), "the tiny model may start"
+
+
+def test_all_of_it_needs_no_torch_no_network_and_no_file(job, run, run_py, tmp_path: Path) -> None:
+    run(job())
+    site = tmp_path / "site"
+    site.mkdir()
+    (site / "sitecustomize.py").write_text(FORBID)
+    path = job(train={"steps": 3})
+    before = contents(tmp_path / "output")
+    result = run_py(path, "--dry-run", env={"PYTHONPATH": str(site)})
+    assert (result.returncode, result.stderr) == (0, "")
+    assert "folder: output/job: resumes at step 2 of 3" in result.stdout
+    assert contents(tmp_path / "output") == before
