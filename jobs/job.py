@@ -55,6 +55,14 @@ class BaseJob:
         """The same list as `process`."""
         return self.process
 
+    @property
+    def device(self) -> str:
+        """PyTorch's name of the best device there is, that of this rank where there are several: "cuda:0", "mps" or
+        "cpu". A process with a `device` key of its own goes by that."""
+        from toolkit.device import pick_device  # here: it imports torch
+
+        return str(self.process_group.device(pick_device("auto")))
+
     def run(self) -> None:
         """Runs the processes in order, except those that an earlier start finished.
 

@@ -647,10 +647,11 @@ class Backward(Protocol):
     def roles(self) -> frozenset[str]:
         """Roles that are trained in this step; losses of others are ignored."""
 
-    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False) -> None:
+    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
         """One backward pass of the sum of these losses (role -> [B]); only parameters of these roles get gradients.
 
-        retain_graph: another backward pass of this micro-batch uses the same graph.
+        retain_graph: another backward pass of this micro-batch uses the same graph. final: no other one of this
+        micro-batch has a loss of these roles.
         """
 
 
@@ -668,7 +669,8 @@ class TrainStep(ABC, Generic[BatchT]):
     def backward(self, batch: BatchT, backward: Backward) -> StepLosses:
         """Computes the losses and runs their backward passes: by default one of their sum.
 
-        A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each.
+        A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each,
+        one of several losses with passes of their own once for each loss.
         """
         losses = self(batch, backward.step)
         backward(losses.by_role)

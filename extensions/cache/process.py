@@ -36,7 +36,12 @@ class CacheProcess(BaseExtensionProcess):
         folder = Path(section.training_folder).expanduser()
         stores = CacheStores(folder).on_disk
         encode_items(
-            items, model, lambda _: stores, dtype, lambda what, done, total: status.update(f"{what} {done}/{total}")
+            items,
+            model,
+            lambda _: stores,
+            dtype,
+            lambda what, done, total: status.update(f"{what} {done}/{total}"),
+            lambda sample: section.train.preserved_prompts(sample.caption, sample.rules.trigger),
         )
         scan_cache.save()  # now with the file hashes
         status.finish(f"cached {len(items)} items in {folder / '_cache'}")

@@ -71,7 +71,8 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
         levels = noise_levels(self.validation.timesteps) if self.validation else ()
         limited = ("keys_scaled", "average_key_norm", "max_key_norm") if self.network.scale_weight_norms else ()
         scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
-        of_a_step = ("loss", "grad_norm", "lr", "t_mean", *scaled, *(f"max_norm/{name}" for name in limited))
+        extra = (f"loss/{name}" for name in self.train.preservations())
+        of_a_step = ("loss", "grad_norm", "lr", "t_mean", *extra, *scaled, *(f"max_norm/{name}" for name in limited))
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:

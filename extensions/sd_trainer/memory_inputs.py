@@ -116,7 +116,7 @@ def step_shape(
     """The step of one rank with `tokens` tokens in its largest batch. trained: `local_trainable_params(section)`."""
     model, train = section.model, section.train
     number, own = DTYPE_BYTES[train.dtype], trained_bytes(section)
-    accumulates = micro_batches(train) > 1
+    accumulates = micro_batches(train) > 1 or bool(train.preservations())  # each of these has a pass of its own
     fused = train.fused_backward_pass and not accumulates
     int8 = _multiplies_in_int8(model, facts, on_card)
     return StepShape(

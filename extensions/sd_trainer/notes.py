@@ -17,7 +17,7 @@ from toolkit.config.located import KeyPath
 from toolkit.config.output import SampleConfig
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
-from toolkit.config.train import EmaConfig
+from toolkit.config.train import PRESERVATIONS, EmaConfig
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import UserError
 from toolkit.interfaces import PLACEHOLDERS, Size
@@ -186,6 +186,10 @@ def _recovery_of_another_type(s: DiffusionSection) -> Iterator[Diagnostic]:
         yield Diagnostic(("model", "accuracy_recovery_adapter"), f"{message} Leave it out, or give one for this type.")
 
 
+def _is_zero(switch: str, factor: str) -> Callable[[DiffusionSection], bool]:
+    return lambda s: getattr(s.train, switch) and not getattr(s.train, factor)
+
+
 def _needs_switch(key: str, switch: str) -> Rule:
     return Rule(
         f"model.{key}",
@@ -218,6 +222,15 @@ NOTES: tuple[Check, ...] = (
         "train.ema_config.ema_decay",
         lambda s: s.train.ema_config == EmaConfig(use_ema=True, ema_decay=1, use_num_updates=False),
         "1: the average stays what the weights were at the start, and that is what is saved. Usual is 0.999.",
+    ),
+    Rule(
+        "train.diff_output_preservation_class",
+        lambda s: s.train.diff_output_preservation and not s.train.diff_output_preservation_class,
+        "not given: the trigger word is left out of the captions. Usual is what it is an example of, such as 'woman'.",
+    ),
+    *(
+        Rule(f"train.{name}_multiplier", _is_zero(name, f"{name}_multiplier"), f"0: '{name}' has no effect.")
+        for name in PRESERVATIONS
     ),
     _datasets,
     _prompts,

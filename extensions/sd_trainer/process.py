@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
@@ -44,7 +44,7 @@ from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.device import DTYPES, check_device, configure_cuda, pick_device
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
-from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel, ModelFacts, Network, Size
+from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel, ModelFacts, Network, Sample, Size
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
 from toolkit.memory.estimate import MemoryEstimate
@@ -65,6 +65,7 @@ from toolkit.train.config_diff import ConfigChange
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 from toolkit.train.int8_calibration import first_sample_spec
 from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.prior_preservation import PriorPreservation
 from toolkit.train.resumption import ResumePlan
 from toolkit.train.run import Run
 from toolkit.train.sampling import SamplePrompt, Sampler
@@ -200,9 +201,9 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             not self.process_group.is_single_process
         ):  # each rank encodes its share first; the cache on disk is then complete
             share = items[self.process_group.rank :: self.process_group.world_size]
-            encode_items(share, model, of_sample, self._dtype, setup.progress)
+            encode_items(share, model, of_sample, self._dtype, setup.progress, self.extra_prompts)
             self.process_group.all_gather_object("encoded")
-        dataset = encode_items(items, model, of_sample, self._dtype, setup.progress)
+        dataset = encode_items(items, model, of_sample, self._dtype, setup.progress, self.extra_prompts)
         setup.status.finish(f"latents and text embeddings of {len(items)} items are ready")
         return dataset
 
@@ -306,7 +307,23 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             install_command_handler(WorkerContext(model.model, attached.network, run))
         return run
 
-    # ------------------------------------------------------------ the loop
+    # ------------------------------------------------------------ the loop, and what an extension adds to it
+
+    def extra_prompts(self, sample: Sample) -> Mapping[str, str]:
+        """Further prompts of a sample by name, the same names for all. Their embeddings, with the control images of the
+        sample, are cached as captions are and come with each batch (`LatentBatch.extra_prompts`)."""
+        return self.section.train.preserved_prompts(sample.caption, sample.rules.trigger)
+
+    def make_step(
+        self, setup: Setup[SdData], model: SdModel, encoded: SdEncoded, attached: SdAttached
+    ) -> FlowMatchingStep:
+        """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
+        train, items = self.section.train, setup.data.items
+        uses = sum(item.sample.repeats for item in items)
+        step = FlowMatchingStep(model.model, setup.seed, samples_per_epoch=uses, **FlowSettings.named_in(train))
+        for name, factor in train.preservations().items():
+            step.extra_losses[name] = PriorPreservation(model.model, attached.network, name, factor)
+        return step
 
     def fit(self, setup: Setup[SdData], run: Run, model: SdModel, encoded: SdEncoded, attached: SdAttached) -> None:
         settings, items = self.section.train, setup.data.items
@@ -314,8 +331,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         loader = BatchLoader(encoded.dataset, setup.seed)
         workers = max(dataset.num_workers for dataset in self.section.datasets)
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
-        uses = sum(item.sample.repeats for item in items)
-        step = FlowMatchingStep(diffusion_model, run.seed, samples_per_epoch=uses, **FlowSettings.named_in(settings))
+        step = self.make_step(setup, model, encoded, attached)
         if self.process_group.is_single_process:
             event = EventLog(self.save_root / EVENTS).add
             run.callbacks = [

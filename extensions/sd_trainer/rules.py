@@ -4,11 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
+from toolkit.config.train import PRESERVATIONS
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import UserError
 from toolkit.models.families import family_for
@@ -85,6 +87,14 @@ def _with_fsdp(when: Callable[[DiffusionSection], object]) -> Callable[[Diffusio
 def _drops(s: DiffusionSection) -> bool:
     network = s.network
     return not is_full(s) and bool(network.dropout or network.rank_dropout or network.module_dropout)
+
+
+def _preserves(name: str, s: DiffusionSection) -> bool:
+    return name in s.train.preservations()
+
+
+def _has_trigger(s: DiffusionSection) -> bool:
+    return bool(s.trigger_word or any(dataset.trigger_word for dataset in s.datasets))
 
 
 def _single_steps(key: str) -> tuple[Check, Check]:
@@ -196,6 +206,22 @@ MISTAKES: tuple[Check, ...] = (
     ),
     *_single_steps("fused_backward_pass"),
     *_single_steps("full_bf16"),
+    # ---------------------------------------- prior preservation
+    *(
+        Rule(
+            f"train.{name}",
+            with_full(partial(_preserves, name)),
+            "true: the base model is what the adapter is switched off for, and 'network.type: full' has none. "
+            "Leave it out.",
+        )
+        for name in PRESERVATIONS
+    ),
+    Rule(
+        "train.diff_output_preservation",
+        lambda s: _preserves("diff_output_preservation", s) and not _has_trigger(s),
+        "true puts a class for the trigger word, and there is none. Give 'trigger_word', or use "
+        "'blank_prompt_preservation'.",
+    ),
     # ---------------------------------------- learning rates
     Rule(
         "network.loraplus_lr_ratio",

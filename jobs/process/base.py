@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import UserError
+from toolkit.progress import ProgressBar, Timer
 
 if TYPE_CHECKING:
     from pydantic import BaseModel
@@ -34,6 +35,10 @@ class BaseProcess:
         self.name: str = self.get_conf("name") or job.name
         self.meta: dict[str, Any] = copy.deepcopy(dict(job.meta))
         self.performance_log_every: int = self.get_conf("performance_log_every", 0)
+        self.timer = Timer(f"{self.name} timer")
+        """`with self.timer("encode"): ...`; `self.timer.print()` shows the means."""
+        self.progress_bar = ProgressBar()
+        """`reset(total)`, `update()`, `set_postfix_str(text)` as tqdm's; shown from the first `update` on."""
 
     def run(self) -> None:
         """Runs the process. A subclass calls `super().run()` first."""

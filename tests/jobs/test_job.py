@@ -146,3 +146,9 @@ def test_of_several_processes_only_the_first_runs_what_does_not_run_everywhere(b
         return job.meta["log"][2:]
 
     assert in_processes(2, run) == [[("ran", 0), ("ran", 1)], [("ran", 1)]]
+
+
+def test_its_device_is_the_best_there_is(build) -> None:
+    from toolkit.device import pick_device
+
+    assert build({}).device == str(pick_device("auto"))

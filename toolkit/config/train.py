@@ -174,6 +174,9 @@ def _steps_or_share(value: float) -> float:
     return value
 
 
+PRESERVATIONS = ("diff_output_preservation", "blank_prompt_preservation")
+"""Switches of losses that hold the base model's prediction for another prompt; `<switch>_multiplier` is the factor."""
+
 SCHEDULES_WITHOUT_LENGTH = (
     "constant", "constant_with_warmup", "inverse_sqrt", "step", "piecewise_constant", "plateau",
 )  # fmt: skip
@@ -451,6 +454,23 @@ class TrainConfig(OptimizationConfig):
     huber_scale: float = Field(default=1.0, ge=1e-6, le=1e6)
     """Factor of huber's c. 0 is an error."""
 
+    diff_output_preservation: bool = False
+    """Hold what the base model predicts for each caption with `diff_output_preservation_class` in the place of the
+    trigger word: the mean squared difference to the prediction without the adapter is added to the loss. Keeps what was
+    trained from spreading over the whole class. Each step takes about twice as long."""
+
+    diff_output_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
+    """Factor of that loss. 0: it is not computed."""
+
+    diff_output_preservation_class: str = ""
+    """What the trigger word is an example of, such as 'woman'. Empty: the trigger word is left out."""
+
+    blank_prompt_preservation: bool = False
+    """The same with an empty prompt: holds what the model draws unasked. Each step takes about twice as long."""
+
+    blank_prompt_preservation_multiplier: float = Field(default=1.0, ge=0, le=1e6)
+    """Factor of that loss. 0: it is not computed."""
+
     full_bf16: bool = False
     """Of network.type full, with `dtype: bf16`: the trained weights and their gradients are bf16 too, which halves
     their memory. Each update is computed in float32 and rounded stochastically, so that small ones are not lost."""
@@ -483,6 +503,17 @@ class TrainConfig(OptimizationConfig):
     }
     foreign: ClassVar = TRAIN
 
+    def preservations(self) -> dict[str, float]:
+        """The losses of prior preservation that are computed -> their factors."""
+        factors = {name: getattr(self, f"{name}_multiplier") for name in PRESERVATIONS if getattr(self, name)}
+        return {name: factor for name, factor in factors.items() if factor}
+
+    def preserved_prompts(self, caption: str, trigger: str) -> dict[str, str]:
+        """The prompts of these losses for one caption. trigger: the word that the class is put for; empty: none."""
+        of_class = caption.replace(trigger, self.diff_output_preservation_class) if trigger else caption
+        prompts = {"diff_output_preservation": of_class, "blank_prompt_preservation": ""}
+        return {name: prompts[name] for name in self.preservations()}
+
     def checkpointing_level(self) -> str:
         """`gradient_checkpointing` as a level, or "auto"."""
         given = self.gradient_checkpointing
@@ -508,6 +539,12 @@ class TrainConfig(OptimizationConfig):
             "weighting_scheme": (kind == "sigma" or scheme == WEIGHTING_SCHEMES[scheme], "timestep_type sigma"),
             "preserve_distribution_shape": (self.min_timestep > 0 or self.max_timestep < 1000, "min_ and max_timestep"),
             **dict.fromkeys(_HUBER, (self.loss_type == "huber", "loss_type huber")),
+            **{
+                key: (getattr(self, name), f"'{name}: true'")
+                for name in PRESERVATIONS
+                for key in (f"{name}_multiplier", f"{name}_class")
+                if key in type(self).model_fields
+            },
         }
         for key, (used, needed) in uses.items():
             if not used and getattr(self, key) != type(self).model_fields[key].default:

@@ -6,9 +6,9 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, TypeVar
 
@@ -43,6 +43,9 @@ class LatentBatch:
     loss_mask_B1HW: Tensor | None = None
     """Loss weight of each latent pixel, in [0, 1]; None: all 1."""
 
+    extra_prompts: Mapping[str, PromptEmbeds] = field(default_factory=dict)
+    """Embeddings of further prompts by name (`encode_items`)."""
+
     def __len__(self) -> int:
         return len(self.names)
 
@@ -62,6 +65,7 @@ class LatentBatch:
             names=tuple(self.names[row] for row in rows),
             loss_weight_B=self.loss_weight_B[rows],
             loss_mask_B1HW=None if self.loss_mask_B1HW is None else self.loss_mask_B1HW[rows],
+            extra_prompts={name: prompts.select(rows) for name, prompts in self.extra_prompts.items()},
         )
 
     def describe(self) -> str:
@@ -94,6 +98,10 @@ class BatchLoader:
             names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
             loss_mask_B1HW=self._masks(entries),
+            extra_prompts={
+                name: PromptEmbeds.stack([self.dataset.read_prompt(entry.extra[name]) for entry in entries])
+                for name in entries[0].extra
+            },
         )
 
     def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[LatentBatch]:

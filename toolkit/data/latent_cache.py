@@ -9,8 +9,8 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from functools import cache
 from pathlib import Path
 from threading import RLock
@@ -201,11 +201,14 @@ class ItemEntries:
     empty: CacheEntry | None
     """The empty caption: present when a use may drop the caption, or when there is none."""
 
+    extra: Mapping[str, CacheEntry] = field(default_factory=dict)
+    """Further prompts by name."""
+
     def images(self) -> tuple[CacheEntry, ...]:
         return (self.latents, *self.references, *([self.mask] if self.mask else []))
 
     def texts(self) -> tuple[CacheEntry, ...]:
-        return tuple(entry for entry in (self.caption, self.empty) if entry)
+        return tuple(entry for entry in (self.caption, self.empty, *self.extra.values()) if entry)
 
 
 @dataclass(frozen=True)
@@ -219,7 +222,7 @@ class EncodedDataset:
     @property
     def needs_text_encoder(self) -> bool:
         """Whether some text is encoded during training, so that the text encoder has to stay."""
-        return any(not entries.texts() for entries in self.entries)
+        return any(entries.caption is None and entries.empty is None for entries in self.entries)
 
     @staticmethod
     def read(entry: CacheEntry) -> Tensor:
@@ -247,22 +250,35 @@ def encode_items(
     stores_for: Callable[[Sample], CachePair],
     dtype: torch.dtype,
     progress: Progress = lambda what, done, total: None,
+    extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
 ) -> EncodedDataset:
     """Makes sure that every tensor of every item is stored, each distinct one encoded once.
 
     All images come first, then all texts, so that only one encoder need be loaded at a time.
     `progress` is called after each item as ("latents" or "text embeddings", done, total).
-    Raises DataErrors naming every image whose caption the model has no room for, before anything is encoded.
+    extra_prompts: further prompts of a sample by name, the same names for all, encoded with its control images.
+    Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
     """
-    refuse_long_captions(items, model.prompt_error, model.family.sure_prompt)
+    extra = [extra_prompts(item.sample) for item in items]
+    longer = [
+        item._replace(sample=item.sample._replace(caption=text))
+        for item, texts in zip(items, extra, strict=True)
+        for text in texts.values()
+        if len(text) > len(item.sample.caption)
+    ]
+    refuse_long_captions([*items, *longer], model.prompt_error, model.family.sure_prompt)
     encoder = ItemEncoder(model, dtype)
-    entries = tuple(_entries(item, encoder, stores_for(item.sample)) for item in items)
+    entries = tuple(
+        _entries(item, encoder, stores_for(item.sample), texts) for item, texts in zip(items, extra, strict=True)
+    )
     _fill_cache("latents", [entry.images() for entry in entries], progress)
     _fill_cache("text embeddings", [texts for entry in entries if (texts := entry.texts())], progress)
     return EncodedDataset(tuple(items), entries, encoder)
 
 
-def _entries(item: BucketedSample, encoder: ItemEncoder, stores: CachePair) -> ItemEntries:
+def _entries(
+    item: BucketedSample, encoder: ItemEncoder, stores: CachePair, extra_prompts: Mapping[str, str]
+) -> ItemEntries:
     sample = item.sample
     caption = empty = None
     if not sample.rules.shuffle_tokens:
@@ -270,7 +286,12 @@ def _entries(item: BucketedSample, encoder: ItemEncoder, stores: CachePair) -> I
         if sample.rules.dropout_rate > 0 or caption is None:
             empty = encoder.text(sample, "", stores)
     return ItemEntries(
-        encoder.latents(item, stores), encoder.references(item, stores), encoder.mask(item, stores), caption, empty
+        encoder.latents(item, stores),
+        encoder.references(item, stores),
+        encoder.mask(item, stores),
+        caption,
+        empty,
+        {name: encoder.text(sample, prompt, stores) for name, prompt in extra_prompts.items()},
     )
 
 

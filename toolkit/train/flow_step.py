@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from itertools import islice
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ from toolkit.device import to_device
 from toolkit.flow.loss import at_least_float32, linear_path, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
-from toolkit.interfaces import BatchSpec, DiffusionModel, Size, StepLosses, TrainStep
+from toolkit.interfaces import Backward, BatchSpec, DiffusionModel, Size, StepLosses, TrainStep
 from toolkit.models.families import LOOKAHEAD_BATCHES
 from toolkit.seeding import generator
 
@@ -28,8 +28,20 @@ NETWORK = "network"
 """The only role of a LoRA or a fully trained model."""
 
 
+class ExtraLoss(Protocol):
+    """A further loss of each sample, with forward passes of its own."""
+
+    def __call__(self, batch: LatentBatch, x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
+        """Losses [B], float32. x_t_BCHW: the noised latents of the batch at t_B, on its device."""
+
+
 class FlowMatchingStep(TrainStep[LatentBatch]):
-    """Velocity loss on the straight path between each image and its own noise."""
+    """Velocity loss on the straight path between each image and its own noise, and further losses."""
+
+    extra_losses: dict[str, ExtraLoss]
+    """Name -> loss that is added to that of the velocity. Its mean over the batch is logged as `loss/<name>`.
+
+    Each has a backward pass of its own, so that only the activations of one are in memory."""
 
     def __init__(
         self,
@@ -44,10 +56,25 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
+        self.extra_losses = {}
         self._shift = model.dynamic_shift  # read from the model folder once, before the first step
         self._strata: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
+        return self._losses(batch)
+
+    def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
+        def run(loss_B: Tensor, final: bool) -> Tensor:
+            backward({NETWORK: loss_B}, final=final)
+            return loss_B.detach()
+
+        return self._losses(batch, run)
+
+    def _losses(
+        self, batch: LatentBatch, passed: Callable[[Tensor, bool], Tensor] = lambda loss_B, final: loss_B
+    ) -> StepLosses:
+        """The sum of all losses. passed: called with each of them, and whether it is the last, before the next one is
+        computed; returns what is added up."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
         noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in (noise_BCHW, t_B))
@@ -60,7 +87,13 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             predicted_BCHW, to_device(velocity_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
         )
         weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), device)
-        return StepLosses({NETWORK: loss_B * weight_B}, {"t": t_B})
+        loss_B = passed(loss_B * weight_B, not self.extra_losses)
+        numbers = {}
+        for index, (name, extra_loss) in enumerate(self.extra_losses.items(), start=1):
+            extra_B = passed(extra_loss(batch, x_t_BCHW, t_B), index == len(self.extra_losses))
+            numbers[f"loss/{name}"] = extra_B.detach().mean()
+            loss_B = loss_B + extra_B
+        return StepLosses({NETWORK: loss_B}, {"t": t_B}, numbers)
 
     def weighting(self, t_B: Tensor) -> Tensor:
         """Loss weight of each sample, by its t [B]."""

@@ -170,14 +170,14 @@ class _Passes:
         for name in () if trial else self.roles:
             run.roles[name].optimizer_step.begin_accumulation(run.roles[name])
 
-    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False) -> None:
+    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
         shares = {name: loss_B.sum() / self._samples for name, loss_B in losses.items() if name in self.roles}
         if not shares:
             return
         roles = {name: self._run.roles[name] for name in shares}
         for name, share in shares.items():
             self.losses.shares[name].append(share.detach())
-        if self.is_last and not self._trial:
+        if self.is_last and final and not self._trial:
             for name, role in roles.items():
                 role.optimizer_step.before_last_backward(role, self.step, self.losses.finite(name))
         total = cast("Tensor", sum(shares.values()))

@@ -22,6 +22,7 @@ def test_what_it_is_given() -> None:
     assert made.config == made.raw_process_config == {"type": "x", "a": 1}
     assert made.section is None
     assert made.performance_log_every == 0
+    assert (made.timer.name, made.progress_bar.n) == ("job timer", 0)
     made.run()
     made.on_error(ValueError())
 

@@ -6,12 +6,13 @@ import torch
 from PIL import Image
 
 from toolkit.data.cache import TensorCache
+from toolkit.data.dataloader import BatchLoader
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.folder import scan_datasets
 from toolkit.data.items import make_items
 from toolkit.data.latent_cache import PROMPT_FORMAT, CachePair, EncodedDataset, ItemEncoder, encode_items, mask_weights
-from toolkit.errors import RunError
-from toolkit.interfaces import CaptionRules
+from toolkit.errors import DataErrors, RunError
+from toolkit.interfaces import BatchSpec, CaptionRules
 
 
 @pytest.fixture
@@ -94,6 +95,32 @@ def test_empty_caption_is_cached_where_it_may_be_drawn(items, fake_adapter) -> N
     encode_items(with_rules(items, dropout_rate=0.1), adapter, in_memory(), torch.float32)
     # the references hold the same bytes, so a and b share the empty caption seen with them
     assert sorted(adapter.prompts) == [("", 0), ("", 1), ("picture a", 1), ("picture b", 1)]
+
+
+def test_further_prompts_are_cached_with_the_control_images(items, fake_adapter) -> None:
+    adapter = fake_adapter()
+    encoded = encode_items(
+        with_rules(items, shuffle_tokens=True),
+        adapter,
+        in_memory(),
+        torch.float32,
+        extra_prompts=lambda sample: {"of_class": sample.caption.replace("picture", "drawing"), "blank": ""},
+    )
+    assert sorted(adapter.prompts) == [("", 0), ("", 1), ("drawing a", 1), ("drawing b", 1)]
+    assert encoded.needs_text_encoder  # for the shuffled captions, which are not among them
+    spec = BatchSpec(0, (1,), (0,))
+    batch = BatchLoader(encoded, 1, encode_prompt=lambda text, sample: torch.zeros(1, 4)).load(spec)
+    for name, text in (("of_class", "drawing b"), ("blank", "")):
+        with torch.no_grad():
+            expected = adapter.encode_prompt(text, [Image.new("RGB", (90, 60))])
+        assert torch.equal(batch.extra_prompts[name].embeds_BLD[0], expected)
+
+
+def test_a_further_prompt_that_is_too_long_is_refused(items, fake_adapter) -> None:
+    adapter = fake_adapter()
+    adapter.prompt_error = lambda text, target, references: "too many tokens" if "long" in text else None
+    with pytest.raises(DataErrors, match="its caption has too many tokens"):
+        encode_items(items, adapter, in_memory(), torch.float32, extra_prompts=lambda sample: {"x": "long" * 999})
 
 
 def test_shuffled_captions_are_not_cached(items, fake_adapter) -> None:

@@ -151,13 +151,13 @@ TRAIN = ForeignNames(
     unsupported={
         **refuse(
             "unload_text_encoder force_consistent_noise do_differential_guidance do_guidance_loss "
-            "diff_output_preservation blank_prompt_preservation inverted_mask_prior do_prior_divergence "
-            "do_paramiter_swapping do_cfg merge_network_on_save single_item_batching max_loss_debug t0_loss_target "
-            "do_fft_loss match_adapter_assist full_fp16 train_turbo show_turbo_outputs learnable_snr_gos "
-            "do_signal_correction_noise do_batch_noise_correction do_signal_amplification adaptive_scaling_factor "
-            "match_noise_norm short_and_long_captions short_and_long_captions_encoder_split standardize_images "
-            "standardize_latents dynamic_noise_offset do_random_cfg correct_pred_norm t0_velocity_equiv_weight "
-            "do_fft_velocity_equiv_weight blended_blur_noise do_guidance_loss_cfg_zero do_blank_stabilization",
+            "inverted_mask_prior do_prior_divergence do_paramiter_swapping do_cfg merge_network_on_save "
+            "single_item_batching max_loss_debug t0_loss_target do_fft_loss match_adapter_assist full_fp16 train_turbo "
+            "show_turbo_outputs learnable_snr_gos do_signal_correction_noise do_batch_noise_correction "
+            "do_signal_amplification adaptive_scaling_factor match_noise_norm short_and_long_captions "
+            "short_and_long_captions_encoder_split standardize_images standardize_latents dynamic_noise_offset "
+            "do_random_cfg correct_pred_norm t0_velocity_equiv_weight do_fft_velocity_equiv_weight blended_blur_noise "
+            "do_guidance_loss_cfg_zero do_blank_stabilization",
             False,
         ),
         **refuse(
@@ -167,7 +167,7 @@ TRAIN = ForeignNames(
         ),
         **refuse(
             "noise_multiplier img_multiplier latent_multiplier optimal_noise_pairing_samples "
-            "diff_output_preservation_multiplier blank_prompt_preservation_multiplier cfg_scale max_cfg_scale "
+            "cfg_scale max_cfg_scale "
             "merge_network_on_save_strength target_noise_multiplier signal_correction_noise_scale "
             "noisy_latent_multiplier max_negative_prompts correct_pred_norm_multiplier pred_scaler "
             "target_norm_std_value latent_feature_loss_weight diffusion_feature_extractor_weight",
@@ -178,7 +178,7 @@ TRAIN = ForeignNames(
         **refuse("adapter_assist_type", "t2i"),
         **refuse("differential_guidance_scale guidance_loss_target", 3),
         **refuse(
-            "guidance_loss_schedule diff_output_preservation_class max_loss validation_config "
+            "guidance_loss_schedule max_loss validation_config "
             "latent_feature_extractor_path diffusion_feature_extractor_path adapter_assist_name_or_path "
             "negative_prompt cfg_rescale target_norm_std unconditional_prompt"
         ),
@@ -190,10 +190,6 @@ TRAIN = ForeignNames(
         "paramiter_swapping_factor": (0.1,),
     },
     needs={
-        **dict.fromkeys(
-            ("diff_output_preservation_class", "diff_output_preservation_multiplier"), "diff_output_preservation"
-        ),
-        "blank_prompt_preservation_multiplier": "blank_prompt_preservation",
         "differential_guidance_scale": "do_differential_guidance",
         **dict.fromkeys(
             ("guidance_loss_target", "guidance_loss_schedule", "do_guidance_loss_cfg_zero"), "do_guidance_loss"

@@ -245,7 +245,7 @@ def test_the_job_of_its_user_interface_has_only_notes(load) -> None:
         "performance_log_every", "sqlite_db_path", "network.conv", "network.conv_alpha", "save.save_format",
         "save.push_to_hub", "datasets[0].network_weight", "datasets[0].do_i2v", "datasets[0].do_audio",
         "datasets[0].auto_frame_count", "train.bypass_guidance_embedding", "train.unload_text_encoder",
-        "train.diff_output_preservation_multiplier", "train.diff_output_preservation_class",
+        "train.diff_output_preservation_class",
         "train.switch_boundary_every", "train.audio_loss_multiplier", "logging.use_ui_logger",
         "model.model_kwargs.kv_cache", "model.layer_offloading", "model.layer_offloading_text_encoder_percent",
         "model.layer_offloading_transformer_percent",
@@ -262,8 +262,8 @@ def test_neutral_values_of_a_section_are_one_line(load) -> None:
     ("line", "message"),
     [
         (
-            "train: {diff_output_preservation: true, diff_output_preservation_class: person}",
-            ["diff_output_preservation: true is not supported yet.", "diff_output_preservation_class: 'person' is not"],
+            "train: {do_guidance_loss: true, guidance_loss_target: 4}",
+            ["do_guidance_loss: true is not supported yet.", "guidance_loss_target: 4 is not"],
         ),
         ("train: {cfg_scale: 4, do_cfg: true}", ["cfg_scale: 4 is not supported yet.", "do_cfg: true is not"]),
         ("train: {weight_jitter: 0.1}", ["weight_jitter: 0.1 is not supported yet."]),

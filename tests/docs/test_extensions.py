@@ -1,0 +1,49 @@
+"""The extensions that docs/extensions.md shows, copied and run."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+
+PAGE = (ROOT / "docs" / "extensions.md").read_text(encoding="utf-8")
+FILES = dict(re.findall(r"```python\n# extensions/(\S+)\n(.*?)```", PAGE, re.DOTALL))
+"""Its files, by their paths in a folder of extensions."""
+
+
+@pytest.fixture
+def run(run_py: Callable, tmp_path: Path) -> Callable[..., str]:
+    """Runs `run.py` with the extensions of the page; returns what it printed."""
+    for name, text in FILES.items():
+        path = tmp_path / "drop_ins" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+    def run(*arguments: object) -> str:
+        result = run_py(*arguments, env={"EXTENSIONS_PATH": str(tmp_path / "drop_ins")})
+        assert (result.returncode, result.stderr) == (0, "")
+        return result.stdout
+
+    return run
+
+
+def test_the_trainer_with_a_loss_of_its_own_trains(
+    run: Callable[..., str], write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    section = trainer(make_pictures(tmp_path / "photos", "a", "b"), train={"steps": 3})
+    job = write_job({**section, "type": "held_prompt", "held_prompt": "a landscape"})
+    assert "3 steps = 1.5 epochs" in run(job, "--dry-run")
+    assert "held: a landscape\n" in run(job)
+    lines = (tmp_path / "output" / "job" / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    first, *others = (json.loads(line)["loss/held"] for line in lines)
+    assert first == 0 and min(others) > 0
+    assert (tmp_path / "output" / "job" / "job.safetensors").is_file()
+
+
+def test_the_first_extension_runs(run: Callable[..., str], write_job) -> None:
+    assert "job works on photos" in run(write_job({"type": "my_type", "folder_path": "photos", "rate": 0.5}))

@@ -1,0 +1,119 @@
+"""Prior preservation in whole jobs, and the keys that ask for it."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.notes import notes
+from extensions.sd_trainer.rules import mistakes
+from jobs import ExtensionJob
+from toolkit.config import load_job
+from toolkit.extension import discover
+
+OF_CLASS = {"diff_output_preservation": True, "diff_output_preservation_class": "dog"}
+BLANK = {"blank_prompt_preservation": True, "blank_prompt_preservation_multiplier": 2}
+
+
+@pytest.fixture
+def run(write_job, trainer, make_pictures, tmp_path: Path, monkeypatch) -> Callable[..., tuple[bytes, list[dict]]]:
+    """Runs a job with these keys of `train`; returns the LoRA and the lines of its metrics."""
+    photos = make_pictures(tmp_path / "2_photos", "a", "b", "c")
+    monkeypatch.chdir(tmp_path)
+
+    def run(folder: str, kind: str = "sd_trainer", **train: object) -> tuple[bytes, list[dict]]:
+        section = trainer(
+            photos,
+            trigger_word="zxq",
+            training_folder=folder,
+            network={"type": "lora", "linear": 4, "linear_alpha": 4, "dropout": 0.1},
+            train={"steps": 4, "lr": 0.01, "batch_size": 2, "max_grad_norm": 0, "gradient_accumulation": 2, **train},
+        )
+        extensions = discover()
+        job = ExtensionJob(load_job(write_job({**section, "type": kind}), extensions.find_config), extensions)
+        job.run()
+        job.cleanup()
+        made = tmp_path / folder / "job"
+        if kind == "cache":
+            return b"", []
+        lines = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+        return (made / "job.safetensors").read_bytes(), lines
+
+    return run
+
+
+def test_a_run_holds_both_prompts_and_resumes_bit_for_bit(run, tmp_path: Path) -> None:
+    keys = {**OF_CLASS, **BLANK}
+    whole, lines = run("whole", **keys)
+    names = ("loss/diff_output_preservation", "loss/blank_prompt_preservation")
+    for name in names:
+        assert lines[0][name] == 0  # the adapter does nothing yet
+        assert all(line[name] > 0 for line in lines[1:])
+    # Three captions, the same with the class, and the empty prompt.
+    assert len(list((tmp_path / "whole" / "_cache" / "text").rglob("*.safetensors"))) == 7
+
+    run("halves", steps=2, **keys)
+    assert run("halves", **keys)[0] == whole
+    assert run("plain")[0] != whole
+    assert run("fused", fused_backward_pass=True, **keys)[0] == whole
+
+
+def test_the_cache_process_encodes_their_prompts_too(run, tmp_path: Path) -> None:
+    run("output", kind="cache", **OF_CLASS)
+    text = tmp_path / "output" / "_cache" / "text"
+    times = {path: path.stat().st_mtime_ns for path in text.rglob("*.safetensors")}
+    assert len(times) == 6
+    run("output", steps=1, **OF_CLASS)
+    assert {path: path.stat().st_mtime_ns for path in text.rglob("*.safetensors")} == times
+
+
+def section(network: str = "lora", trigger_word: str = "zxq", **train: object) -> SdTrainerConfig:
+    return SdTrainerConfig(
+        type="sd_trainer",
+        trigger_word=trigger_word,
+        datasets=[{"folder_path": "photos/"}],
+        model={"name_or_path": "a"},
+        network={"type": network},
+        train=train,
+    )
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "message"),
+    [
+        ({**OF_CLASS, "trigger_word": ""}, "diff_output_preservation", "Give 'trigger_word'"),
+        ({**BLANK, "network": "full"}, "blank_prompt_preservation", "'network.type: full' has none"),
+    ],
+)
+def test_what_cannot_be_held_is_a_mistake(keys: dict, key: str, message: str) -> None:
+    (found,) = [found for found in mistakes(section(**keys)) if found.key == ("train", key)]
+    assert message in found.message
+
+
+@pytest.mark.parametrize(
+    ("keys", "key", "message"),
+    [
+        ({"diff_output_preservation": True}, "diff_output_preservation_class", "the trigger word is left out"),
+        ({**BLANK, "blank_prompt_preservation_multiplier": 0}, "blank_prompt_preservation_multiplier", "no effect"),
+        ({"diff_output_preservation_class": "dog"}, "diff_output_preservation_class", "belongs to"),
+        ({"blank_prompt_preservation_multiplier": 2}, "blank_prompt_preservation_multiplier", "belongs to"),
+    ],
+)
+def test_keys_without_effect_are_noted(keys: dict, key: str, message: str) -> None:
+    (found,) = notes(section(**keys))
+    assert found.key == ("train", key) and message in found.message
+
+
+def test_a_factor_of_zero_costs_no_pass() -> None:
+    train = section(**BLANK | {"blank_prompt_preservation_multiplier": 0}).train
+    assert train.preservations() == train.preserved_prompts("zxq runs", "zxq") == {}
+    train = section(**OF_CLASS, **BLANK).train
+    assert train.preserved_prompts("zxq runs", "zxq") == {
+        "diff_output_preservation": "dog runs",
+        "blank_prompt_preservation": "",
+    }
+    assert train.preserved_prompts("runs", "")["diff_output_preservation"] == "runs"
