@@ -5,9 +5,22 @@ from __future__ import annotations
 DTYPE_BYTES = {"float16": 2, "bfloat16": 2, "float32": 4}
 """By the names of floating-point types."""
 
-QTYPE_BYTES = {"int8": 1.0, "int4": 0.53, "int2": 0.28, "float8": 1.0, "fp8_scaled": 1.0625}
+UINT_BITS = {f"uint{bits}": bits for bits in range(2, 8)}
+"""Names of unsigned types -> bits of a weight."""
+
+QTYPE_BYTES = {
+    "int8": 1.0,
+    "int4": 0.53,
+    "int2": 0.28,
+    "float8": 1.0,
+    "fp8_scaled": 1.0625,
+    **{name: bits / 8 + 3 / 64 for name, bits in UINT_BITS.items()},
+}
 """By `model.qtype`: bytes per weight; int4 and int2 with optimum-quanto's scale and shift per group of 128 weights,
-fp8_scaled with a float32 scale per 64."""
+fp8_scaled with a float32 scale per 64, the unsigned ones with a scale and a zero point per 64."""
+
+QTYPE_ERRORS = {"int2": 0.5, "uint2": 0.46, "uint3": 0.195, "int4": 0.1, "uint4": 0.091, "uint5": 0.044}
+"""Types whose loss is to be told -> relative error of normally distributed weights."""
 
 INT8_SIDE = 512
 """`model.int8_matmul: auto` on a CPU: narrower layers lose more to rounding their inputs than the faster product gains

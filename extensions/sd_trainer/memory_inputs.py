@@ -20,7 +20,7 @@ from toolkit.memory.estimate import StepShape
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules
-from toolkit.number_types import DTYPE_BYTES, INT8_SIDE
+from toolkit.number_types import DTYPE_BYTES, INT8_SIDE, QTYPE_BYTES
 from toolkit.optim.lr_groups import group_of_layers
 from toolkit.optim.optimizer_args import Shape, optimizer_bytes
 from toolkit.sharded_param import rows_per_rank
@@ -195,7 +195,7 @@ def _dequantized_bytes(model: ModelConfig, dtype: str, number: int) -> int:
     """Bytes per weight of a quantized layer's dequantized copies while it is used: see `memory/quantization.py`."""
     if not model.quantize:
         return 0
-    if model.qtype in ("int4", "int2"):
+    if QTYPE_BYTES[model.qtype] < 1:
         return number + 1  # the codes, unpacked
     if model.qtype == "fp8_scaled":
         return number + FLOAT

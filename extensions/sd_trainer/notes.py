@@ -321,8 +321,8 @@ NOTES: tuple[Check, ...] = (
     ),
     Rule(
         "model.qtype",
-        lambda s: s.model.quantize and s.model.qtype == "int2" and not s.model.accuracy_recovery_adapter,
-        "int2: weights are off by a third without an adapter that makes up for it ('int2|file').",
+        lambda s: s.model.quantize and s.model.qtype in ("int2", "uint2") and not s.model.accuracy_recovery_adapter,
+        "{model.qtype}: weights are off by half without an adapter that makes up for it ('{model.qtype}|file').",
     ),
     _recovery_of_another_type,
 )

@@ -36,7 +36,7 @@ from toolkit.memory.estimate import MemoryEstimate
 from toolkit.models.families import family_for, yet_to_come
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
-from toolkit.number_types import DTYPE_BYTES
+from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.optim.schedules import ScheduleArgs, course_of, initial_weight_fraction, overfull
 from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.outlook import run_outlook
@@ -238,8 +238,10 @@ def _recovery(config: DiffusionSection) -> Iterator[str]:
             f"added to the frozen {config.model.qtype} model: {config.model.recovery_name()}; "
             "layers it does not cover are int8"
         )
-    elif config.model.quantize and config.model.qtype == "int4":
-        yield "int4: each weight is off by 6.5 %; an accuracy-recovery adapter for int4 ('int4|file') makes up for it"
+    elif config.model.quantize and config.model.qtype in QTYPE_ERRORS:
+        qtype = config.model.qtype
+        lost = f"{qtype}: each weight is off by {100 * QTYPE_ERRORS[qtype]:.2g} %"
+        yield f"{lost}; an accuracy-recovery adapter for {qtype} ('{qtype}|file') makes up for it"
 
 
 def _excess_rank(config: DiffusionSection) -> Iterator[str]:

@@ -66,23 +66,25 @@ def block_quantizer(section: DiffusionSection) -> Quantizer | None:
 
 
 def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
-    """The low-rank deltas of the recovery adapter's file by full layer name."""
+    """The low-rank deltas of the recovery adapter's file by full layer name; of layers that are not quantized none."""
     name = model.accuracy_recovery_adapter
     assert name is not None  # only called with a recovery adapter
     path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
-    changes = load_adapter_file(path, layers)
+    loaded = load_adapter_file(path, family_for(model).every_linear_layer(model_folder(model)))
+    changes = {target: change for target, change in loaded.items() if target in layers}
     if not changes:
-        raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model.")
+        raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model's blocks.")
     recovery = {}
     for target, change in changes.items():
         if change.low_rank is None or change.magnitude is not None:
             raise UserError(f"{RECOVERY}: {path.name} is not a plain LoRA ({target}).")
         recovery[target] = change.low_rank
-    rest = len(layers) - len(recovery)
+    rest, outside = len(layers) - len(recovery), len(loaded) - len(changes)
     logger.info(
         f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
         "never trained and never saved"
         + (f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}" if rest and model.qtype != DEFAULT_RECOVERY_QTYPE else "")
+        + (f"; {outside} in it are left out, as they are not quantized" if outside else "")
     )
     return recovery
 

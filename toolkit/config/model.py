@@ -115,8 +115,9 @@ class ModelConfig(StrictModel):
 
     qtype: Annotated[Qtype, _PARTED] = "int8"
     """Number type of the quantized transformer weights: 8 bit with a scale per output (`int8`, `float8`) or per 64
-    inputs (`fp8_scaled`, musubi-tuner's), 4 or 2 bit with a scale per 128 inputs. `int4|file` also names an
-    `accuracy_recovery_adapter`."""
+    inputs (`fp8_scaled`, musubi-tuner's), 4 or 2 bit with a scale per 128 inputs (`int4`, `int2`), 2 to 7 bit with a
+    scale and a zero point per 64 (`uint2` to `uint7`, as ai-toolkit's). `uint3|file` also names an
+    `accuracy_recovery_adapter`, which must have been made for this type."""
 
     accuracy_recovery_adapter: PathStr | None = None
     """A LoRA that makes up for what quantization lost: a local file, or `owner/repo/file.safetensors` on the hub. It is

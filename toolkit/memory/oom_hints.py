@@ -11,6 +11,7 @@ from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.distributed_env import read_distributed_env
+from toolkit.number_types import QTYPE_BYTES
 
 SectionT = TypeVar("SectionT", bound=DiffusionSection)
 
@@ -81,7 +82,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         yield from _full_finetune_savings(train)
     elif not model.quantize:
         yield _set("model", "model.quantize: true with qtype: int8", quantize=True, qtype="int8")
-    elif model.qtype not in ("int4", "int2"):
+    elif QTYPE_BYTES[model.qtype] > QTYPE_BYTES["uint4"]:
         yield _set("model", qtype="int4")
     if train.batch_size > 1:
         accumulation = train.batch_size * train.gradient_accumulation

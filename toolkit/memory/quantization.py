@@ -1,5 +1,5 @@
 """Quantized frozen weights of linear layers, and the two matmuls that training needs. optimum-quanto computes the
-codes.
+codes of int8, int4, int2 and float8.
 
 Each format is a class with `matmul` (forward) and `matmul_grad` (gradient of the inputs). A quantized weight is a
 module, so that its tensors move with the model, and replaces the `weight` tensor of a layer.
@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, MutableMapping
-from functools import cache
+from functools import cache, reduce
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -22,6 +22,7 @@ from torch.nn import functional
 
 from toolkit.host_memory import malloc_trim
 from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
+from toolkit.number_types import UINT_BITS
 
 
 class QuantizedWeight(nn.Module):
@@ -214,6 +215,48 @@ def unpack(packed: Tensor, bits: int) -> Tensor:
     return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
 
 
+def pack(codes: Tensor, bits: int) -> Tensor:
+    """The inverse of `unpack`, for any number of rows: the last byte's missing ones are 0."""
+    per_byte = 8 // bits
+    rows = functional.pad(codes, (0, 0, 0, -len(codes) % per_byte)).view(per_byte, -1, codes.shape[1])
+    return torch.stack([row << index * bits for index, row in enumerate(rows)]).sum(0, dtype=torch.uint8)
+
+
+class ZeroPointQuantized(QuantizedWeight):
+    """Codes of 2 to 7 bits with a scale and a zero point per group of weights along each row.
+
+    Group g holds scale * (code - zero). The bits of a code lie in parts of 4, 2 and 1 bits, the lowest ones in the
+    largest part: of 7 bits in three tensors.
+    """
+
+    scale_G1: Tensor
+    zero_G1: Tensor
+
+    def __init__(self, codes_GS: Tensor, bits: int, scale_G1: Tensor, zero_G1: Tensor, shape: tuple[int, int]) -> None:
+        """codes_GS, zero_G1: uint8, below 2^bits."""
+        super().__init__(shape, scale_G1.dtype)
+        self.widths = [width for width in (4, 2, 1) if bits & width]
+        for width, lowest in self._parts():
+            self.register_buffer(f"packed_{width}", pack((codes_GS >> lowest) & (2**width - 1), width))
+        self.register_buffer("scale_G1", scale_G1)
+        self.register_buffer("zero_G1", zero_G1)
+
+    def _parts(self) -> list[tuple[int, int]]:
+        """(bits, number of the lowest one) of each part."""
+        return [(width, sum(self.widths[:index])) for index, width in enumerate(self.widths)]
+
+    def codes(self) -> Tensor:
+        """[G, S], uint8."""
+        unpacked = (
+            unpack(getattr(self, f"packed_{width}"), width)[: len(self.scale_G1)] << lowest
+            for width, lowest in self._parts()
+        )
+        return reduce(torch.bitwise_or, unpacked)
+
+    def dequantize(self) -> Tensor:
+        return self.codes().to(self.dtype).sub_(self.zero_G1).mul_(self.scale_G1).view(self.shape)
+
+
 class BlockwiseQuantized(QuantizedWeight):
     """E4M3 codes with a float32 scale per block of weights along each row."""
 
@@ -294,11 +337,11 @@ LowRank = tuple[Tensor, Tensor]
 """(up [O, R], down [R, I]) of a low-rank delta."""
 
 DEFAULT_RECOVERY_QTYPE = "int8"
-"""Quantization of layers without a recovery adapter where others have one, as in ai-toolkit."""
+"""Quantization of layers without a recovery adapter where others have one; ai-toolkit leaves these as they are."""
 
 E4M3_MAX = 448.0
 BLOCK = 64
-"""Weights along a row that share a scale in fp8_scaled."""
+"""Weights along a row that share a scale in fp8_scaled and the unsigned types."""
 
 
 def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) -> Callable[[nn.Module, str], None]:
@@ -330,6 +373,8 @@ def quantize_weight(weight_OI: Tensor, qtype: str) -> QuantizedWeight:
     """`weight_OI` in `qtype`: per output row for int8 and float8, else in groups along the input side."""
     if qtype == "fp8_scaled":
         return block_scaled(weight_OI)
+    if qtype in UINT_BITS:
+        return asymmetric(weight_OI, UINT_BITS[qtype])
     return _by_quanto(weight_OI, QUANTO[qtype])
 
 
@@ -354,6 +399,24 @@ def _by_quanto(weight_OI: Tensor, name: str) -> QuantizedWeight:
 def _zero_for_nan(codes: Tensor) -> Tensor:
     """Repairs float8 rows that were all zero: quanto scales a row by its maximum, and 0 / 0 is NaN."""
     return codes.float().nan_to_num_(0.0).to(codes.dtype) if codes.is_floating_point() else codes
+
+
+def asymmetric(weight_OI: Tensor, bits: int) -> ZeroPointQuantized:
+    """Each group of `BLOCK` weights between its smallest and its largest, where 0 is exact; all in the dtype of the
+    weights. Rows whose length `BLOCK` does not divide are one group.
+
+    Source: ai-toolkit, toolkit/util/uintx_quant.py, `UIntXQuantizer` (as torchao 0.10, `UIntXWeightOnlyConfig`), whose
+    accuracy-recovery adapters were made for exactly these numbers.
+    """
+    inputs, highest = weight_OI.shape[1], 2**bits - 1
+    values_GS = weight_OI.reshape(-1, BLOCK if inputs % BLOCK == 0 else inputs)
+    lowest_G1, most_G1 = values_GS.amin(1, keepdim=True).clamp(max=0), values_GS.amax(1, keepdim=True).clamp(min=0)
+    scale_G1 = ((most_G1 - lowest_G1) / highest).clamp(min=torch.finfo(torch.float32).eps)
+    zero_G1 = (-torch.round(lowest_G1 / scale_G1)).clamp(0, highest)
+    # A reciprocal that overflows float16 belongs to a group of zeros, and 0 * inf is NaN.
+    steps_GS = (values_GS * (1 / scale_G1)).nan_to_num_(0.0).round_()
+    codes_GS = steps_GS.add_(zero_G1).clamp_(0, highest).to(torch.uint8)
+    return ZeroPointQuantized(codes_GS, bits, scale_G1, zero_G1.to(torch.uint8), (weight_OI.shape[0], inputs))
 
 
 def block_scaled(weight_OI: Tensor, block: int = BLOCK) -> BlockwiseQuantized:

@@ -40,7 +40,14 @@ def test_a_lora_is_float32_and_computed_in_the_type_of_the_rest() -> None:
 
 @pytest.mark.parametrize(
     ("qtype", "dtype", "copies"),
-    [("int8", "bf16", 2), ("int8", "fp16", 4), ("int4", "bf16", 3), ("float8", "fp32", 4), ("fp8_scaled", "bf16", 6)],
+    [
+        ("int8", "bf16", 2),
+        ("int8", "fp16", 4),
+        ("int4", "bf16", 3),
+        ("uint3", "bf16", 3),
+        ("float8", "fp32", 4),
+        ("fp8_scaled", "bf16", 6),
+    ],
 )
 def test_a_quantized_layer_has_copies_while_it_is_used(qtype: str, dtype: str, copies: int) -> None:
     quantized = {"quantize": True, "qtype": qtype, "int8_matmul": False}
@@ -62,6 +69,10 @@ def test_gradients_wait_where_there_are_several_micro_batches() -> None:
     whole = {"network": {"type": "full"}}
     assert work(train=fused, **whole).gradients == 2 * 6 * 3072**2  # of the largest layer
     assert work(train=fused | {"gradient_accumulation": 2}, **whole).gradients > 40 * 10**9
+    held = {"blank_prompt_preservation": True}  # a pass of its own
+    assert (
+        work(train=held).gradients_wait and not work(train=held | {f"{next(iter(held))}_multiplier": 0}).gradients_wait
+    )
 
 
 @pytest.mark.parametrize(

@@ -106,7 +106,7 @@ NOTHING = (torch.zeros(64, 1), torch.zeros(1, 64))
     ("keys", "words"),
     [
         ({"some.layer.lora_A.weight": torch.ones(4, 64)}, "1 keys are of layers that this model does not have"),
-        ({}, "recovery.safetensors changes no layer of this model."),
+        ({}, "recovery.safetensors changes no layer of this model's blocks."),
         (
             {
                 "transformer_blocks.0.attn.to_q.lokr_w1": torch.ones(2, 2),
@@ -151,12 +151,20 @@ def test_an_unquantized_model_has_no_quantizer(tiny_model: Path) -> None:
 def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:
-    save_file(recovery_tensors(tiny_model, "int4"), tmp_path / "recovery.safetensors")
-    model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "int4|recovery.safetensors"}
+    """Under ai-toolkit's names, with a layer outside of the blocks."""
+    tensors = {
+        name.replace("transformer.", "diffusion_model.", 1): tensor
+        for name, tensor in recovery_tensors(tiny_model, "uint3").items()
+    }
+    tensors |= {"diffusion_model.img_in.lora_A.weight": torch.ones(1, 64)}
+    tensors |= {"diffusion_model.img_in.lora_B.weight": torch.ones(64, 1)}
+    save_file(tensors, tmp_path / "recovery.safetensors")
+    model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "uint3|recovery.safetensors"}
     result = run_py(write_job(trainer(make_pictures(tmp_path / "photos", "a", "b"), model=model)))
     assert result.returncode == 0, result.stderr
-    assert "added to the frozen int4 model: recovery.safetensors" in result.stdout
-    assert "added to 16 layers of int4, never trained and never saved; the other 12 are int8" in result.stdout
+    assert "added to the frozen uint3 model: recovery.safetensors" in result.stdout
+    assert "added to 16 layers of uint3, never trained and never saved; the other 12 are int8" in result.stdout
+    assert "; 1 in it are left out, as they are not quantized" in result.stdout
     (file,) = (tmp_path / "output").glob("*/*.safetensors")
     with safe_open(file, framework="pt") as stored:
         ranks = {stored.get_slice(key).get_shape()[0] for key in stored.keys() if "lora_A" in key}  # noqa: SIM118

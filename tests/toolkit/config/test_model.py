@@ -115,6 +115,7 @@ FILE = "owner/repo/folder/recovery.safetensors"
         ("fp8_base: false, fp8_scaled: false, fp8_vl: false", {"quantize": False, "quantize_te": False}),
         ("fp8_vl: true", {"quantize": False, "quantize_te": True, "qtype_te": "float8"}),
         ("quantize: true, int8_matmul: false", {"int8_matmul": False}),
+        (f"quantize: true, qtype: 'uint3|{FILE}'", {"qtype": "uint3", "accuracy_recovery_adapter": FILE}),
         (f"quantize: true, qtype: 'qint4|{FILE}'", {"qtype": "int4", "accuracy_recovery_adapter": FILE}),
         (f"quantize: true, quantize_dtype: 'int4 | {FILE}'", {"qtype": "int4", "accuracy_recovery_adapter": FILE}),
         (
@@ -131,9 +132,8 @@ def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> 
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        ("quantize: true, qtype: int3", "model.qtype: 'int3' is unknown. Did you mean 'int8'?"),
-        ("quantize: true, qtype: uint4", "model.qtype: 'uint4' is unknown. Did you mean 'int4'? Use 'int8' or "),
-        (f"quantize: true, qtype: 'uint3|{FILE}'", "model.qtype: 'uint3' is unknown. Use 'int8' or "),
+        ("quantize: true, qtype: int3", "model.qtype: 'int3' is unknown. Did you mean 'uint3'?"),
+        (f"quantize: true, qtype: 'orbit3|{FILE}'", "model.qtype: 'orbit3' is unknown. Use 'int8' or "),
         ("quantize: true, qtype: 'int4|'", "model.qtype: needs a file after '|'."),
         ("quantize: true, qtype: 'int4|none.safetensors'", "model.qtype: 'none.safetensors' does not exist"),
         (
@@ -167,7 +167,7 @@ def test_a_quantization_that_cannot_be_is_said_at_its_place(faults, keys: str, m
         ("qtype: int4", "model.qtype: has no effect without 'quantize: true'."),
         ("int8_matmul: true", "model.int8_matmul: has no effect without 'quantize: true'."),
         (f"qtype_te: int8, accuracy_recovery_adapter: {FILE}, quantize_te: true", "adapter: has no effect without"),
-        ("quantize: true, qtype: int2", "model.qtype: int2: weights are off by a third without an adapter"),
+        ("quantize: true, qtype: int2", "model.qtype: int2: weights are off by half without an adapter"),
         ("quantize: true, qtype: int4, int8_matmul: true", "has no effect with 'qtype: int4': it concerns int8"),
     ],
 )
