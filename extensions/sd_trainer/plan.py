@@ -131,6 +131,7 @@ def plan_items(
             *(validation_split.notes if validation_split else ()),
             *_base_loras(config),
             *_recovery(config),
+            *_preservations(train),
             *_excess_rank(config),
             *(_estimates(config, groups, machine, memory) if memory else ()),
             *_schedule(train, steps),
@@ -242,6 +243,19 @@ def _recovery(config: DiffusionSection) -> Iterator[str]:
         qtype = config.model.qtype
         lost = f"{qtype}: each weight is off by {100 * QTYPE_ERRORS[qtype]:.2g} %"
         yield f"{lost}; an accuracy-recovery adapter for {qtype} ('{qtype}|file') makes up for it"
+
+
+def _preservations(train: TrainConfig) -> Iterator[str]:
+    """What is held of the base model, and what that costs."""
+    class_name = train.diff_output_preservation_class
+    held = {
+        "diff_output_preservation": f"captions with {class_name!r} for the trigger word",
+        "blank_prompt_preservation": "an empty prompt",
+    }
+    for name, factor in train.preservations().items():
+        yield f"{name}: the prediction for {held[name]} is held ({factor:g} times its change is added to the loss)"
+    if count := len(train.preservations()):
+        yield f"that takes {2 * count} more predictions per micro-batch, {count} of them with a backward pass"
 
 
 def _excess_rank(config: DiffusionSection) -> Iterator[str]:

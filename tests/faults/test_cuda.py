@@ -49,6 +49,10 @@ SETTINGS: dict[str, dict[str, dict]] = {
     "int8, multiplied in int8": {"model": {**INT8, "int8_matmul": True}},
     "int8, multiplied in int8, compiled": {"model": {**INT8, "int8_matmul": True}, "train": {"compile": EAGER}},
     "int4, text encoder int8": {"model": {**INT4, "quantize_te": True, "qtype_te": "int8"}},
+    "uint3, the blank prompt held": {
+        "model": {"quantize": True, "qtype": "uint3"},
+        "train": {"blank_prompt_preservation": True},
+    },
     "fp8": {"model": {"quantize": True, "qtype": "float8"}},
     "modulation table": {"model": {"modulation_table": True}},
     "nothing computed again": {"train": PLAIN},

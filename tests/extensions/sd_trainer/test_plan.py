@@ -107,6 +107,16 @@ def test_int4_alone_is_told_to_be_less_exact(plan, tiny_model: Path) -> None:
     assert of(quantize=True, qtype="int8") == of(qtype="int4") == of() == []
 
 
+def test_the_words_tell_what_is_held_of_the_base_model(plan) -> None:
+    of_class = {"diff_output_preservation": True, "diff_output_preservation_class": "dog"}
+    blank = {"blank_prompt_preservation": True, "blank_prompt_preservation_multiplier": 0.5}
+    words = plan(train=of_class | blank, trigger_word="zxq").render()
+    assert "the prediction for captions with 'dog' for the trigger word is held (1 times its change" in words
+    assert "the prediction for an empty prompt is held (0.5 times its change is added to the loss)" in words
+    assert "that takes 4 more predictions per micro-batch, 2 of them with a backward pass" in words
+    assert "more predictions" not in plan(train=blank | {"blank_prompt_preservation_multiplier": 0}).render()
+
+
 def test_the_words_tell_when_a_state_is_written(plan, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def of(states: str) -> str:
         return next(line for line in plan(save={"states": states}).notes if "trainable parameters" in line)

@@ -17,11 +17,12 @@ from toolkit.memory.quantization import (
     QuantizedWeight,
     RowwiseQuantized,
     WithRecoveryLora,
+    ZeroPointQuantized,
     decode_e4m3,
     quantize_weight,
     unpack,
 )
-from toolkit.number_types import QTYPES
+from toolkit.number_types import QTYPES, UINT_BITS
 
 INPUTS, OUTPUTS = 256, 96
 NAN, INFINITY = float("nan"), float("inf")
@@ -184,6 +185,15 @@ def test_packed_values_come_back(bits: int) -> None:
 
     values = torch.randint(0, 2**bits, (17, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     assert torch.equal(unpack(PackedTensor.pack(values, bits)._data, bits)[:17], values)
+
+
+@pytest.mark.parametrize("bits", UINT_BITS.values())
+def test_codes_of_any_number_of_bits_and_groups_come_back(bits: int) -> None:
+    codes_GS = torch.randint(0, 2**bits, (13, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    ones_G1 = torch.ones(13, 1)
+    weight = ZeroPointQuantized(codes_GS, bits, ones_G1, ones_G1.to(torch.uint8), (13, 6))
+    assert torch.equal(weight.codes(), codes_GS)
+    assert torch.equal(weight.dequantize(), codes_GS.float() - 1)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
