@@ -25,7 +25,7 @@ from toolkit.interfaces import Flip, ResizeCrop, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"})
+IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff"})
 """File name endings (lower case) that are read as images."""
 
 MAX_PIXELS = 120_000_000
@@ -37,7 +37,7 @@ MAX_REFERENCE_ASPECT = 200
 # Pillow's own guard warns from its limit on and refuses at twice that; ours names the file and the remedy.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -57,6 +57,7 @@ _DECODE_ERRORS = (
     ValueError,
     TypeError,
     LookupError,
+    RuntimeError,
     ArithmeticError,
     EOFError,
     struct.error,
@@ -186,7 +187,7 @@ def _reading(path: Path | str) -> Iterator[Image.Image]:
     except ImageError:
         raise
     except Image.UnidentifiedImageError as error:
-        raise ImageError(path, "is not a JPEG, PNG, WebP, BMP or TIFF image, or is damaged") from error
+        raise ImageError(path, "is not a JPEG, PNG, WebP, AVIF, BMP or TIFF image, or is damaged") from error
     except FileNotFoundError as error:
         raise ImageError(path, "does not exist") from error
     except Image.DecompressionBombError as error:

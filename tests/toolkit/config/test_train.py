@@ -101,9 +101,10 @@ def test_an_empty_value_is_the_default(section, key: str) -> None:
     assert getattr(section(f"train: {{{key}: }}").train, key) == TrainConfig.model_fields[key].default
 
 
-def test_a_shift_of_zero_trains_on_nothing(faults) -> None:
-    (found,) = faults("train: {timestep_type: shift, discrete_flow_shift: 0}")
-    assert found.startswith("train.discrete_flow_shift: 0 would train without any noise.")
+@pytest.mark.parametrize("shift", ["0", "1e-9"])
+def test_a_shift_near_zero_trains_on_nothing(faults, shift: str) -> None:
+    (found,) = faults(f"train: {{timestep_type: shift, discrete_flow_shift: {shift}}}")
+    assert found.startswith(f"train.discrete_flow_shift: {float(shift):g} would train without any noise.")
 
 
 def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> None:

@@ -292,6 +292,7 @@ SAVE_OPTIONS = {
     "png": {},
     "webp": {"quality": 80},
     "lossless.webp": {"lossless": True},
+    "avif": {"quality": 80},
     "bmp": {},
     "tif": {},
     "lzw.tif": {"compression": "tiff_lzw"},
