@@ -61,24 +61,8 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         self._strata: tuple[int, list[int]] = (-1, [])
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
-        return self._losses(batch)
-
-    def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
-        def run(loss_B: Tensor, final: bool) -> Tensor:
-            backward({NETWORK: loss_B}, final=final)
-            return loss_B.detach()
-
-        return self._losses(batch, run)
-
-    def _losses(
-        self, batch: LatentBatch, passed: Callable[[Tensor, bool], Tensor] = lambda loss_B, final: loss_B
-    ) -> StepLosses:
-        """The sum of all losses. passed: called with each of them, and whether it is the last, before the next one is
-        computed; returns what is added up."""
-        latents_BCHW = at_least_float32(batch.latents_BCHW)
-        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
-        noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in (noise_BCHW, t_B))
-        x_t_BCHW, velocity_BCHW = linear_path(latents_BCHW, noise_BCHW, t_B)
+        """The loss of the velocity; `backward` adds `extra_losses` to it."""
+        x_t_BCHW, velocity_BCHW, t_B = self._noised(batch)
         predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
         # The model decides the device: the batch may still be on the CPU.
         device = predicted_BCHW.device
@@ -87,13 +71,28 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
             predicted_BCHW, to_device(velocity_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
         )
         weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), device)
-        loss_B = passed(loss_B * weight_B, not self.extra_losses)
-        numbers = {}
+        return StepLosses({NETWORK: loss_B * weight_B}, {"t": t_B})
+
+    def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
+        losses = self(batch, backward.step)
+        backward(losses.by_role, final=not self.extra_losses)
+        if not self.extra_losses:
+            return losses
+        x_t_BCHW, _, t_B = self._noised(batch)
+        loss_B, numbers = losses.by_role[NETWORK].detach(), dict(losses.numbers)
         for index, (name, extra_loss) in enumerate(self.extra_losses.items(), start=1):
-            extra_B = passed(extra_loss(batch, x_t_BCHW, t_B), index == len(self.extra_losses))
+            extra_B = extra_loss(batch, x_t_BCHW, t_B)
+            backward({NETWORK: extra_B}, final=index == len(self.extra_losses))
             numbers[f"loss/{name}"] = extra_B.detach().mean()
-            loss_B = loss_B + extra_B
-        return StepLosses({NETWORK: loss_B}, {"t": t_B}, numbers)
+            loss_B = loss_B + extra_B.detach()
+        return StepLosses({**losses.by_role, NETWORK: loss_B}, losses.per_sample, numbers)
+
+    def _noised(self, batch: LatentBatch) -> tuple[Tensor, Tensor, Tensor]:
+        """(x_t [B, C, H, W], velocity [B, C, H, W], t [B]) of a batch, on its device."""
+        latents_BCHW = at_least_float32(batch.latents_BCHW)
+        noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
+        noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in (noise_BCHW, t_B))
+        return (*linear_path(latents_BCHW, noise_BCHW, t_B), t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
         """Loss weight of each sample, by its t [B]."""

@@ -109,8 +109,10 @@ def test_keys_without_effect_are_noted(keys: dict, key: str, message: str) -> No
 
 
 def test_a_factor_of_zero_costs_no_pass() -> None:
-    train = section(**BLANK | {"blank_prompt_preservation_multiplier": 0}).train
-    assert train.preservations() == train.preserved_prompts("zxq runs", "zxq") == {}
+    none = section(**BLANK | {"blank_prompt_preservation_multiplier": 0})
+    assert none.train.preservations() == none.train.preserved_prompts("zxq runs", "zxq") == {}
+    name = "loss/blank_prompt_preservation"
+    assert name in section(**BLANK).logged_numbers() and name not in none.logged_numbers()
     train = section(**OF_CLASS, **BLANK).train
     assert train.preserved_prompts("zxq runs", "zxq") == {
         "diff_output_preservation": "dog runs",
