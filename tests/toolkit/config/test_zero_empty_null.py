@@ -120,7 +120,8 @@ ZERO: dict[str, Zero] = {
     "blocks_to_swap": Zero("model: {name_or_path: ./model, blocks_to_swap: 0}", means=_holds("model.blocks_to_swap")),
     "discrete_flow_shift": Zero(
         "train: {timestep_type: shift, discrete_flow_shift: 0}",
-        error="train.discrete_flow_shift: 0 would train without any noise. Give a value of 0.001 or more; 1 shifts nothing.",
+        error="train.discrete_flow_shift: 0 would train without any noise. Give a value of 0.001 or more; 1 shifts "
+        "nothing.",
     ),
     "logit_mean": Zero("train: {logit_mean: 0}", means=_holds("train.logit_mean")),
     "logit_std": Zero("train: {logit_std: 0}", error="train.logit_std: 0 is out of range: must be > 0."),
