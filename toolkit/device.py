@@ -8,7 +8,7 @@ import torch
 
 from toolkit.errors import UserError
 from toolkit.host_memory import free_host_memory
-from toolkit.nvidia import NO_MPS, likely_cause, read_facts, refusal
+from toolkit.nvidia import NO_MPS, last_device, likely_cause, read_facts, refusal
 
 logger = logging.getLogger(__name__)
 
@@ -43,14 +43,14 @@ def check_device(wanted: str, model_bytes: int) -> None:
     """
     if wanted == "cpu" or pick_device(wanted, quiet=True).type != "cpu":
         return
-    if message := refusal(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda()):
+    if message := refusal(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)):
         raise UserError(message)
 
 
-def _no_cuda() -> str:
+def _no_cuda(wanted: str) -> str:
     """Why the wanted CUDA device cannot be used: as the system tells, else as PyTorch does."""
     if count := torch.cuda.device_count():
-        return f"the last CUDA device here is cuda:{count - 1}."
+        return last_device(wanted, count)
     if cause := likely_cause(read_facts()):
         return cause
     try:

@@ -46,6 +46,11 @@ class NvidiaFacts:
     visible: str | None = None
     """CUDA_VISIBLE_DEVICES, where it is set."""
 
+    @property
+    def usable(self) -> int:
+        """The devices that CUDA_VISIBLE_DEVICES leaves; PyTorch counts these from 0."""
+        return self.devices if self.visible is None else min(self.devices, len(self.visible.split(",")))
+
 
 def read_facts() -> NvidiaFacts:
     """The facts of this machine. Opens no device and starts no CUDA."""
@@ -100,8 +105,15 @@ def planned_refusal(device: str, model_bytes: int, facts: NvidiaFacts | None = N
     """`refusal` as far as it can be known without torch; empty where the job may start on this machine."""
     if device == "cpu" or model_bytes <= ACCIDENTAL_CPU_LIMIT or sys.platform == "darwin":
         return ""
-    cause = NO_MPS if device == "mps" else likely_cause(facts or read_facts())
+    facts = facts or read_facts()
+    cause = NO_MPS if device == "mps" else likely_cause(facts) or last_device(device, facts.usable)
     return refusal(device, model_bytes, cause) if cause else ""
+
+
+def last_device(device: str, count: int) -> str:
+    """Why `cuda:N` is none of `count` devices; empty where it is one, or no device is asked for by its number."""
+    index = device.partition("cuda:")[2]
+    return f"the last CUDA device here is cuda:{count - 1}." if index and int(index) >= count else ""
 
 
 def _ask_nvml() -> tuple[str | None, int]:
