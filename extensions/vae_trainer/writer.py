@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from safetensors import SafetensorError
 from torch import Tensor
@@ -15,14 +15,24 @@ from extensions.vae_trainer.step import evaluating
 from toolkit.config.autoencoder import CONFIG
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.errors import RunError
-from toolkit.files import atomic_write_dir
+from toolkit.files import atomic_write_dir, write_json
 from toolkit.models.autoencoders import Autoencoder, measure_latents
+from toolkit.models.loading import WEIGHTS
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
 from toolkit.run_files import best_stem, step_stem
 from toolkit.train.run import Run
 
 DISCRIMINATOR_FILE = "discriminator.safetensors"
 """Beside the autoencoder's files: a further run that starts from the folder continues it."""
+
+
+def write_autoencoder(
+    folder: Path, autoencoder: Autoencoder, weights: Mapping[str, Tensor], scale: Mapping[str, Any]
+) -> None:
+    """Writes what `from_pretrained` of diffusers reads into an existing folder. weights: the state dict, on the CPU.
+    scale: the entries of config.json that `Autoencoder.normalisation` gives."""
+    write_safetensors_verified(folder / WEIGHTS, weights, None)
+    write_json(folder / CONFIG, {**autoencoder.config(), **scale})
 
 
 class AutoencoderWriter:
@@ -50,7 +60,7 @@ class AutoencoderWriter:
         with role.using_eval_weights(), evaluating(self.autoencoder):
             weights = to_cpu_copies(self.autoencoder.module.state_dict(), self.save.dtype)
             latents = measure_latents(lambda pixels: self.autoencoder.encode(pixels)[0], self.images())
-        config = self.autoencoder.normalisation(*latents)
+        scale = self.autoencoder.normalisation(*latents)
         of_discriminator = to_cpu_copies(self.discriminator.state_dict(), "float32") if self.discriminator else None
 
         def write() -> list[Path]:
@@ -59,7 +69,7 @@ class AutoencoderWriter:
                 raise RunError(f"{path}: holds something else than an autoencoder. Move it away, or rename the job.")
             try:
                 with atomic_write_dir(path) as folder:
-                    self.autoencoder.save(folder, weights, config)
+                    write_autoencoder(folder, self.autoencoder, weights, scale)
                     if of_discriminator:
                         write_safetensors_verified(folder / DISCRIMINATOR_FILE, of_discriminator, None)
             except (OSError, SafetensorError) as error:

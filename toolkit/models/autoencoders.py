@@ -1,5 +1,5 @@
 """Autoencoders of diffusers as they are trained: made from arguments or read from a folder, images in, images out, and
-their folder with the latents' measured mean and standard deviation.
+the mean and standard deviation of their latents.
 
 Shape suffixes: B batch, C latent channels, H/W height and width of the latents, s pixels along a latent pixel."""
 
@@ -17,12 +17,8 @@ from torch import Tensor, nn
 
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.errors import RunError, UserError, did_you_mean
-from toolkit.files import write_json
 from toolkit.models.loading import check_finite, check_loaded, reading
-from toolkit.networks.save import write_safetensors_verified
 from toolkit.seeding import global_generator
-
-WEIGHTS = "diffusion_pytorch_model.safetensors"
 
 
 class Autoencoder:
@@ -67,15 +63,9 @@ class Autoencoder:
             return mean_BCHW
         return mean_BCHW + noise_BCHW * (0.5 * logvar_BCHW).exp()
 
-    def save(self, folder: Path, weights: Mapping[str, Tensor], config: Mapping[str, Any]) -> None:
-        """Writes `from_pretrained`'s files into an existing folder. weights: what differs from the module, by name, on
-        the CPU. config: entries of config.json that differ."""
-        own = {name: tensor.detach().cpu().contiguous() for name, tensor in self.module.state_dict().items()}
-        dtype = next(iter(weights.values())).dtype if weights else torch.float32
-        tensors = {name: tensor.to(dtype) for name, tensor in (own | dict(weights)).items()}
-        write_safetensors_verified(folder / WEIGHTS, tensors, {"format": "pt"})
-        saved = {"_class_name": type(self.module).__name__, **_plain(self.module.config), **config}
-        write_json(folder / "config.json", saved)
+    def config(self) -> dict[str, Any]:
+        """The entries of config.json."""
+        return {"_class_name": type(self.module).__name__, **_plain(self.module.config)}
 
 
 class KlAutoencoder(Autoencoder):

@@ -8,6 +8,7 @@ import diffusers
 import pytest
 import torch
 
+from extensions.vae_trainer.writer import write_autoencoder
 from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.errors import RunError, UserError
@@ -64,7 +65,7 @@ def test_random_weights_begin_with_little_noise_and_depend_on_the_seed(kind: str
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_saved_one_is_loaded_by_diffusers_and_again(kind: str, tmp_path: Path) -> None:
     model = made(kind)
-    model.save(tmp_path, {}, {})
+    write_autoencoder(tmp_path, model, model.module.state_dict(), {})
     loaded = getattr(diffusers, kind).from_pretrained(tmp_path)
     again = make_autoencoder(AutoencoderConfig(name_or_path=str(tmp_path)), 9, CPU).module
     for name, tensor in model.module.state_dict().items():
@@ -100,7 +101,8 @@ def test_arguments_are_those_of_the_class() -> None:
 
 
 def test_a_damaged_folder_is_named(tmp_path: Path) -> None:
-    made("AutoencoderKL").save(tmp_path, {}, {})
+    model = made("AutoencoderKL")
+    write_autoencoder(tmp_path, model, model.module.state_dict(), {})
     weights = tmp_path / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(RunError, match=str(tmp_path)):
