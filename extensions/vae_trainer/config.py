@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from importlib.util import find_spec
+from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
@@ -39,6 +41,7 @@ PIXEL_METRICS = {
 """Key of `losses` -> its metric, as FluxFlow's training guide calls it where it does."""
 
 KL_METRICS = ("loss_kl", "loss_kl_weighted", "kl_beta")
+LPIPS_METRIC = "loss_lpips"
 GAN_METRICS = ("loss_gen", "loss_disc", "d_real", "d_fake")
 
 
@@ -74,6 +77,13 @@ class LossesConfig(StrictModel):
     histogram: float = Field(default=0.02, ge=0, le=1e6)
     """Mean absolute difference of the sorted values of each channel (1-Wasserstein distance of their histograms).
     0: off."""
+
+    lpips: float = Field(default=0.0, ge=0, le=1e6)
+    """Distance in the features of VGG16 (LPIPS). Needs the package `lpips` and `lpips_backbone`. 0: off."""
+
+    lpips_backbone: PathStr = ""
+    """File with VGG16's weights: https://download.pytorch.org/models/vgg16-397923af.pth, or the same as
+    safetensors."""
 
     adversarial: float = Field(default=0.5, ge=0, le=1e6)
     """How much the discriminator's judgement counts. With the section `discriminator` only. 0: off."""
@@ -166,6 +176,7 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         losses, gan = self.losses, self.discriminator
         names = [name for key, name in PIXEL_METRICS.items() if getattr(losses, key)]
         names += KL_METRICS if losses.kl else ()
+        names += [LPIPS_METRIC] if losses.lpips else []
         names += GAN_METRICS if gan else ()
         names += ["loss_r1"] if gan and gan.r1_gamma else []
         names += ["adversarial_weight"] if gan and gan.adaptive_weight else []
@@ -182,15 +193,27 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     def _check_losses(self) -> Iterator[Diagnostic]:
         losses = self.losses
-        if not any(getattr(losses, name) for name in (*PIXEL_METRICS, "kl")) and not (
+        if not any(getattr(losses, name) for name in (*PIXEL_METRICS, "kl", "lpips")) and not (
             self.discriminator and losses.adversarial
         ):
             yield Diagnostic(("losses",), "all weights are 0: nothing would be learned. Give one a value above 0.")
+        if losses.lpips:
+            yield from self._check_lpips()
         if "adversarial" in losses.model_fields_set and losses.adversarial and not self.discriminator:
             yield Diagnostic(("losses", "adversarial"), "needs the section 'discriminator'. Add it, or leave this out.")
         if not self.model.name_or_path and self.model.class_name == TINY and losses.kl:
             message = f"{TINY} has no distribution over its latents. Write 'kl: 0'."
             yield Diagnostic(("losses", "kl") if "kl" in losses.model_fields_set else ("losses",), message)
+
+    def _check_lpips(self) -> Iterator[Diagnostic]:
+        file = Path(self.losses.lpips_backbone).expanduser()
+        if not self.losses.lpips_backbone or not file.is_file():
+            found = f"{self.losses.lpips_backbone!r} does not exist" if self.losses.lpips_backbone else "is not given"
+            source = "https://download.pytorch.org/models/vgg16-397923af.pth"
+            yield Diagnostic(("losses", "lpips_backbone"), f"{found}. LPIPS needs VGG16: download {source}")
+        if find_spec("lpips") is None:
+            message = "needs the package 'lpips', which is not installed. Run: pip install --no-deps lpips==0.1.4"
+            yield Diagnostic(("losses", "lpips"), message)
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The optimizer of a role: what its entry does not give comes from `train`."""

@@ -9,6 +9,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
+from pathlib import Path
 
 import torch
 from PIL import Image
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from extensions.vae_trainer.config import DISCRIMINATOR, VAE, Scanned, VaeTrainerConfig
 from extensions.vae_trainer.discriminator import PatchDiscriminator
+from extensions.vae_trainer.perceptual import PerceptualDistance, load_perceptual
 from extensions.vae_trainer.quality import psnr, ssim
 from extensions.vae_trainer.step import Adversary, AutoencoderStep, evaluating, trained_parameters
 from extensions.vae_trainer.writer import DISCRIMINATOR_FILE, AutoencoderWriter
@@ -69,6 +71,7 @@ class VaeModel:
 
     autoencoder: Autoencoder
     adversary: Adversary | None
+    perceptual: PerceptualDistance | None = None
 
 
 @dataclass(frozen=True)
@@ -100,6 +103,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
     def refuse(self, data: VaeData, plan: RunPlan) -> None:
         if not self.section.model.name_or_path:
             refuse_arguments(self.section.model)
+        self._perceptual(torch.device("cpu"))
         device = self.process_group.device(torch.device("cpu"))
         for role in self.section.roles():
             own = self.section.role_optimizer(role)
@@ -133,13 +137,18 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         autoencoder.module.train()
         count = sum(p.numel() for p in autoencoder.module.parameters())
         logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {setup.device}")
+        perceptual = self._perceptual(setup.device)
         settings = section.discriminator
         if settings is None:
-            return VaeModel(autoencoder, None)
+            return VaeModel(autoencoder, None, perceptual)
         network = PatchDiscriminator(settings.channels, settings.layers, setup.seed)
         self._continue_discriminator(network)
         logger.info(f"discriminator: {sum(p.numel() for p in network.parameters()):,} parameters")
-        return VaeModel(autoencoder, Adversary(network.to(setup.device), settings))
+        return VaeModel(autoencoder, Adversary(network.to(setup.device), settings), perceptual)
+
+    def _perceptual(self, device: torch.device) -> PerceptualDistance | None:
+        losses = self.section.losses
+        return load_perceptual(Path(losses.lpips_backbone).expanduser()).to(device) if losses.lpips else None
 
     def _continue_discriminator(self, network: PatchDiscriminator) -> None:
         """Loads the discriminator that a run saved beside the autoencoder it starts from, if there is one that fits."""
@@ -261,7 +270,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
     def fit(self, setup: Setup[VaeData], run: Run, model: VaeModel, encoded: VaeModel, attached: VaeAttached) -> None:
         section, items = self.section, setup.data.items
         step = AutoencoderStep(
-            model.autoencoder, section.losses, run.seed, model.adversary, DTYPES[section.train.dtype]
+            model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
         )
         loader = PixelLoader(items)
         batches_of_epoch = partial(epoch_batches, items, section.train.batch_size, run.seed)

@@ -15,7 +15,14 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from extensions.vae_trainer.config import DISCRIMINATOR, PIXEL_METRICS, VAE, DiscriminatorConfig, LossesConfig
+from extensions.vae_trainer.config import (
+    DISCRIMINATOR,
+    LPIPS_METRIC,
+    PIXEL_METRICS,
+    VAE,
+    DiscriminatorConfig,
+    LossesConfig,
+)
 from extensions.vae_trainer.discriminator import PatchDiscriminator
 from extensions.vae_trainer.losses import (
     PIXEL_LOSSES,
@@ -25,6 +32,7 @@ from extensions.vae_trainer.losses import (
     kl_weight,
     r1_penalty,
 )
+from extensions.vae_trainer.perceptual import PerceptualDistance
 from toolkit.data.pixels import PixelBatch
 from toolkit.device import to_device
 from toolkit.interfaces import Backward, BatchSpec, StepLosses, TrainStep
@@ -52,13 +60,15 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         losses: LossesConfig,
         seed: int,
         adversary: Adversary | None = None,
+        perceptual: PerceptualDistance | None = None,
         dtype: torch.dtype = torch.float32,
     ) -> None:
-        """dtype: of the computation; the weights are float32."""
+        """perceptual: of `losses.lpips`. dtype: of the computation; the weights are float32."""
         self.autoencoder = autoencoder
         self.losses = losses
         self.seed = seed
         self.adversary = adversary
+        self.perceptual = perceptual
         self.dtype = dtype
 
     def __call__(self, batch: PixelBatch, step: int) -> StepLosses:
@@ -98,6 +108,10 @@ class AutoencoderStep(TrainStep[PixelBatch]):
             if weight := getattr(losses, key):
                 loss_B = function(fake_B3HW, real_B3HW)
                 total_B, numbers[PIXEL_METRICS[key]] = total_B + weight * loss_B, loss_B.detach().mean()
+        if losses.lpips and self.perceptual:
+            with self._autocast(real_B3HW):
+                loss_B = self.perceptual(fake_B3HW, real_B3HW).float()
+            total_B, numbers[LPIPS_METRIC] = total_B + losses.lpips * loss_B, loss_B.detach().mean()
         if losses.kl and logvar_BCHW is not None:
             kl_B = kl_divergence(mean_BCHW.float(), logvar_BCHW.float(), losses.kl_free_bits, losses.kl_reduction)
             weight = kl_weight(losses, step)

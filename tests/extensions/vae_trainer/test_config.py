@@ -34,9 +34,11 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
     [
         ({"losses": {"adversarial": 0.5}}, "losses.adversarial: needs the section 'discriminator'."),
         (
-            {"losses": dict.fromkeys(("reconstruction", "mse", "kl", "contrast", "color", "histogram"), 0)},
+            {"losses": dict.fromkeys(("reconstruction", "mse", "kl", "contrast", "color", "histogram", "lpips"), 0)},
             "losses: all weights are 0: nothing would be learned.",
         ),
+        ({"losses": {"lpips": 0.1}}, "losses.lpips_backbone: is not given. LPIPS needs VGG16: download https://"),
+        ({"losses": {"lpips": 0.1, "lpips_backbone": "no.pth"}}, "losses.lpips_backbone: 'no.pth' does not exist."),
         ({"kind": "AutoencoderTiny", "losses": {"kl": 0.1}}, "losses.kl: AutoencoderTiny has no distribution over its"),
         ({"train": {"timestep_type": "sigmoid"}}, "train.timestep_type: unknown key."),
         ({"save": {"merged_lora_rank": 4}}, "save.merged_lora_rank: unknown key."),

@@ -9,6 +9,7 @@ import torch
 
 from extensions.vae_trainer.config import DISCRIMINATOR, VAE, DiscriminatorConfig, LossesConfig
 from extensions.vae_trainer.discriminator import PatchDiscriminator
+from extensions.vae_trainer.perceptual import PerceptualDistance
 from extensions.vae_trainer.step import Adversary, AutoencoderStep, trained_parameters
 from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.autoencoder import AutoencoderConfig
@@ -110,6 +111,19 @@ def test_without_other_terms_the_autoencoder_learns_from_the_discriminator_alone
     torch.testing.assert_close(losses.by_role[VAE].mean(), 0.5 * losses.numbers["loss_gen"])
     losses.by_role[VAE].sum().backward()
     assert grads(step.autoencoder.module) > 0
+
+
+def test_lpips_counts_by_its_weight() -> None:
+    network = PerceptualDistance()
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.05, generator=torch.Generator().manual_seed(0))
+    zero = LossesConfig(**dict.fromkeys(("reconstruction", "mse", "kl", "contrast", "color", "histogram"), 0), lpips=2)
+    step = AutoencoderStep(autoencoder(), zero, 5, perceptual=network)
+    losses = step(batch(), 0)
+    assert losses.numbers["loss_lpips"] != 0
+    torch.testing.assert_close(losses.by_role[VAE].mean(), 2 * losses.numbers["loss_lpips"])
+    losses.by_role[VAE].sum().backward()
+    assert grads(step.autoencoder.module) > 0 and grads(network) == 0
 
 
 def test_the_adaptive_weight_makes_both_gradients_equal_at_the_last_layer() -> None:
