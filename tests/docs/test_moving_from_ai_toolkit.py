@@ -1,0 +1,62 @@
+"""docs/moving_from_ai_toolkit.md: its two jobs are one, and its tables of keys and defaults hold."""
+
+from __future__ import annotations
+
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from tests.conftest import ROOT
+from toolkit.config import JobConfig, load_job
+from toolkit.extension import discover
+
+PAGE = (ROOT / "docs" / "moving_from_ai_toolkit.md").read_text(encoding="utf-8")
+BEFORE, AFTER = re.findall(r"```yaml\n(.*?)```", PAGE, re.DOTALL)
+PHOTOS = ROOT / "config" / "examples" / "photos" / "40_photo"
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Any:
+    monkeypatch.chdir(tmp_path)
+    for folder in ("before", "after"):
+        shutil.copytree(PHOTOS, tmp_path / "datasets" / folder)
+
+    def load_text(text: str) -> JobConfig:
+        (tmp_path / "job.yaml").write_text(text, encoding="utf-8")
+        return load_job("job.yaml", discover().find_config)
+
+    return load_text
+
+
+def settings(job: JobConfig) -> dict[str, Any]:
+    (process,) = job.processes
+    assert isinstance(process.section, SdTrainerConfig)
+    return {**process.section.model_dump(mode="json"), "type": ""}
+
+
+def test_both_jobs_are_the_same_run(load: Any) -> None:
+    before, after = load(BEFORE), load(AFTER)
+    assert settings(before) == settings(after)
+    assert after.warnings == ()
+    assert any("conv" in warning for warning in before.warnings)
+
+
+def test_the_defaults_here_are_those_of_the_table(load: Any) -> None:
+    section = SdTrainerConfig.model_validate(
+        {"type": "sd_trainer", "datasets": [{"folder_path": "d"}], "model": {"name_or_path": "m"}, "sample": {}}
+    )
+    rows = dict(re.findall(r"^\| `([^`]+)`[^|]*\|[^|]*\| `?([^`|;: ]+)", PAGE.split("## Defaults")[1], re.MULTILINE))
+    train, sample = section.train, section.sample
+    assert (rows["model.qtype"], rows["model.quantize_te"]) == (section.model.qtype, "false")
+    assert int(rows["network.linear"]) == section.network.linear
+    assert float(rows["train.lr"]) == train.lr
+    assert (rows["train.dtype"], train.dtype) == ("bf16", "bfloat16")
+    assert rows["train.gradient_checkpointing"] == train.gradient_checkpointing
+    assert int(rows["save.save_every"]) == section.save.save_every
+    assert train.ema_config.use_num_updates is True and section.model.quantize_te is False
+    assert f"{sample.sample_every}, {sample.width}, {sample.height}, {sample.guidance_scale:g}, {sample.seed} |" in PAGE
+    assert section.datasets[0].cache_latents_to_disk is True
