@@ -10,7 +10,6 @@ is known, and counted: `flash_backward`.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -163,7 +162,7 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (loading, "ShardReader"): partial(SizesOfWeights, live),
         (loading, "check_finite"): lambda part, module, prefix="": None,  # there are no values
         (QwenImageTransformer2DModel, "from_config"): empty_model(QwenImageTransformer2DModel.from_config),
-        (ModulationCache, "on_device"): copied_to_device,
+        (ModulationCache, "is_elsewhere"): lambda cache: True,
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
         (block_runner, "is_faster"): lambda *_: False,  # the kernel that CPUs have
@@ -181,12 +180,6 @@ def moved(live: LiveBytes, module: nn.Module, place: Any) -> nn.Module:
     """`module.to(place)`."""
     live.move((t for t in (*module.parameters(), *module.buffers()) if not t.is_meta), to_host=isinstance(place, str))
     return module
-
-
-def copied_to_device(_: ModulationCache, layer: nn.Module) -> nn.Module:
-    """What the table does with a device other than the CPU; fake tensors cannot be copied with the rest."""
-    copies = {id(tensor): tensor.clone() for tensor in (*layer.parameters(), *layer.buffers())}
-    return copy.deepcopy(layer, copies).to(DEVICE)
 
 
 def empty_model(from_config: Callable[..., nn.Module]) -> Callable[..., nn.Module]:

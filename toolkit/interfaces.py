@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any, Generic, NamedTuple, Protocol, Self, Type
 if TYPE_CHECKING:
     import torch
     from PIL import Image
-    from torch import Tensor
+    from torch import Tensor, nn
 
     from toolkit.sharded_param import RowShard
 
@@ -396,6 +396,10 @@ BlockForward = Callable[..., "tuple[Tensor, ...]"]
 BlockWrapper = Callable[[BlockForward], BlockForward]
 """Wraps the forward of a block without changing its result."""
 
+WeightStreaming = Callable[["Sequence[nn.Module]", "torch.device"], BlockWrapper]
+"""Takes modules and a device: moves the modules' frozen weights to the CPU memory, and returns the wrapper that brings
+them to the device, module by module."""
+
 
 class DiffusionModel(ABC):
     """The interface to a model family. Nothing outside `toolkit/models` knows which one it is."""
@@ -503,10 +507,11 @@ class DiffusionModel(ABC):
         last_block_wrappers: those of the last block of a batch, where the backward pass begins; None: the same.
         """
 
-    def enable_modulation_cache(self) -> str | None:
+    def enable_modulation_cache(self, streaming: WeightStreaming) -> str | None:
         """Moves the modulation layers to the CPU and caches their outputs per timestep (`model.modulation_table`).
 
-        Called once the network is attached. Returns why that is not possible here, or None.
+        Called once the network is attached. streaming: runs layers whose weights stay in CPU memory.
+        Returns why that is not possible here, or None.
         """
         return None
 

@@ -8,7 +8,7 @@ most.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -51,6 +51,9 @@ from toolkit.memory.estimate import (
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
 from toolkit.network_kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
+
+TABULATED_LAYERS = 2
+"""Layers of a block that the modulation cache replaces."""
 
 SWAP_BUFFERS = 2
 """Number of device buffers for swapped blocks."""
@@ -261,7 +264,8 @@ class _Estimator:
             "average": FLOAT * self.trained * self.train.ema_config.use_ema,
         }
         rows = max(rows, self._rows_at_once) * self.facts.row_numbers * self.number
-        table = {"modulation table": rows if self.caches_modulation else 0}
+        buffers = SWAP_BUFFERS * self._modulation_layer if self.on_gpu else 0
+        table = {"modulation table": rows + buffers if self.caches_modulation else 0}
         return self._model() | _Usage(table | own) | self._encoders_that_stay() | self._cached()
 
     def _model(self, buffers: int = SWAP_BUFFERS) -> _Usage:
@@ -278,8 +282,11 @@ class _Estimator:
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
         # A block stays in CPU memory while it is in a buffer on the device.
-        block = pinned_bytes(int(self._block_at_rest)) if self.on_gpu else self._block_at_rest
-        host = {"weights of the table": self._modulation_bytes, "swapped blocks": waiting * block}
+        pinned: Callable[[int], int] = pinned_bytes if self.on_gpu else int
+        host = {
+            "weights of the table": TABULATED_LAYERS * facts.blocks * pinned(self._modulation_layer),
+            "swapped blocks": waiting * pinned(self._block_at_rest),
+        }
         parts = {"weights": blocks + others - self._modulation_bytes - swapped}
         if self.is_sharded:
             parts = {"weights": blocks // self.num_shards + others, "whole blocks": self.whole_blocks[0]}
@@ -343,6 +350,11 @@ class _Estimator:
         """Bytes of one block's frozen weights, without cached modulation layers."""
         blocks = self.facts.stored(self.facts.linear_params, self.qtype, self.weight_bytes)
         return (blocks - self._modulation_bytes) // self.facts.blocks
+
+    @property
+    def _modulation_layer(self) -> int:
+        """Bytes of one of these layers."""
+        return int(self._modulation_bytes // (TABULATED_LAYERS * self.facts.blocks))
 
     @property
     def _rows_at_once(self) -> int:

@@ -26,7 +26,7 @@ from toolkit.interfaces import DiffusionModel, Network
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
 from toolkit.memory.int8_matmul import MAX_ERROR, is_exact
-from toolkit.memory.offload import swapped_blocks
+from toolkit.memory.offload import BlockSwap, swapped_blocks
 from toolkit.memory.oom_hints import memory_advice
 from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, Int8Matmuls, LowRank, RowwiseQuantized, quantizer
 from toolkit.models.families import family_for
@@ -235,7 +235,7 @@ def attach_network(
     network.fuse_projections(model.fused_projection_groups())
     if start is not None:
         network.load_pretrained(start)
-    if reason := model.enable_modulation_cache():
+    if reason := model.enable_modulation_cache(BlockSwap):
         logger.info(f"model.modulation_table: not possible here, {reason}")
     sharded = network.sharded_params()
     count = sum(prod(sharded[name].shape if name in sharded else p.shape) for name, p in network.parameters().items())

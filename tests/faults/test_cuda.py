@@ -188,7 +188,7 @@ def test_no_step_waits_for_the_device(
     """Thirty more steps have the host wait three times more: when their numbers are fetched."""
     for name, values in settings.items():
         here.section[name] = {**here.section[name], **values}
-    here.section["model"]["modulation_table"] = False  # it is filled again now and then
+    here.section["model"]["modulation_table"] = True  # it is filled again now and then
     here.section.pop("sample")
     here.change(save__save_every=0)
     waited = []

@@ -254,7 +254,8 @@ def test_what_compiling_takes_is_said_not_to_be_known() -> None:
 def test_the_table_is_filled_in_the_course_of_training() -> None:
     found = plan(train={"batch_size": 2})
     rows = [taken(found, "modulation table", name) for name in ("first step", "training")]
-    assert rows[1] == pytest.approx(3 * rows[0], rel=1e-3)
+    buffers = 2 * 3072 * 6 * 3072 * 2 / GB  # two layers in bf16
+    assert rows[1] - buffers == pytest.approx(3 * (rows[0] - buffers), rel=1e-2)
 
 
 # ------------------------------------------------------------ where things are
@@ -271,8 +272,8 @@ def test_swapped_blocks_are_on_the_host_but_for_two() -> None:
 
 def test_the_table_takes_a_third_of_the_weights_to_the_host() -> None:
     found = plan(model=INT8)
-    assert phase(found, "training").host["weights of the table"] / GB == pytest.approx(6.8, abs=0.1)
-    assert taken(found, "modulation table") == pytest.approx(192 * 4.4e-3, abs=0.01)
+    assert phase(found, "training").host["weights of the table"] == 120 * 64 * 2**20  # 54 MiB each, rounded as pinned
+    assert taken(found, "modulation table") == pytest.approx(192 * 4.4e-3 + 2 * 0.057, abs=0.01)  # rows, two layers
 
 
 @pytest.mark.parametrize("network", [{"type": "dora"}, {"type": "full"}])

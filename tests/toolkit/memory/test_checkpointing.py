@@ -14,6 +14,7 @@ from tests.toolkit.memory.toy_blocks import Stack, same
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.interfaces import PromptEmbeds
 from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import frozen_product, quantizer
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
 from toolkit.networks.lycoris import LohaNetwork
@@ -62,7 +63,7 @@ def test_each_level_gives_the_same_bits_on_a_real_model(tiny_model: Path, table:
         random = torch.Generator().manual_seed(2)
         for parameter in network.parameters().values():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=random)
-        assert model.enable_modulation_cache() is None
+        assert model.enable_modulation_cache(BlockSwap) is None
         model.wrap_blocks([checkpoint_wrapper(level)])
         torch.manual_seed(0)
         width = model.network_module.config.joint_attention_dim

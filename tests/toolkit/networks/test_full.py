@@ -16,6 +16,7 @@ from toolkit.distributed import ProcessGroup
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.fsdp import shard_block_fn
+from toolkit.memory.offload import BlockSwap
 from toolkit.models.qwen_edit.sizes import modules
 from toolkit.networks.full import FullNetwork, cast_on_use, modules_with_weights
 from toolkit.networks.targets import select_target_modules
@@ -109,7 +110,7 @@ def test_an_update_below_the_resolution_of_bf16_is_kept(step_inputs, attached) -
 def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
     adapter, network = attached(include_patterns=["proj_out"], modulation_table=True)
     model = {name: tensor.clone() for name, tensor in adapter.network_module.state_dict().items()}
-    assert adapter.enable_modulation_cache() is None  # layers that are not trained leave the model
+    assert adapter.enable_modulation_cache(BlockSwap) is None  # layers that are not trained leave the model
     assert adapter.network_module.state_dict().keys() < model.keys()
     weights = {name: torch.zeros_like(p) for name, p in network.parameters().items()}
     exported = network.export(weights)

@@ -17,6 +17,7 @@ from toolkit.interfaces import BatchSpec, Size
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.int8_calibration import candidates, int8_layers
+from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import Int8Matmuls, quantizer
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.int8_calibration import LEVELS, calibrate_int8, first_sample_spec
@@ -34,7 +35,7 @@ def opened(folder: Path, learned: float = 0.0, **options):
     random = torch.Generator().manual_seed(2)
     for parameter in network.parameters().values():
         parameter.data += learned * torch.randn(parameter.shape, generator=random)
-    assert model.enable_modulation_cache() is None
+    assert model.enable_modulation_cache(BlockSwap) is None
     return model, network
 
 

@@ -21,7 +21,7 @@ from torch import nn
 from toolkit.device import to_device
 from toolkit.errors import RunError, UserError
 from toolkit.host_memory import malloc_trim
-from toolkit.interfaces import BlockWrapper, DiffusionModel, PromptEmbeds, Size
+from toolkit.interfaces import BlockWrapper, DiffusionModel, PromptEmbeds, Size, WeightStreaming
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.loading import weights_hash
 from toolkit.models.qwen_edit import loading, prompts, sizes
@@ -205,11 +205,13 @@ class QwenEditModel(DiffusionModel):
     def _to_model(self, tensor: Tensor) -> Tensor:
         return to_device(tensor, self.options.device, self.options.dtype)
 
-    def enable_modulation_cache(self) -> str | None:
+    def enable_modulation_cache(self, streaming: WeightStreaming) -> str | None:
         if not self.options.modulation_table:
             return None
         try:
-            self.modulation_cache = ModulationCache(self.network_module, self.options.device, self.options.dtype)
+            self.modulation_cache = ModulationCache(
+                self.network_module, self.options.device, self.options.dtype, streaming
+            )
         except ModulationCacheUnsupportedError as reason:
             for index, block in enumerate(self.blocks()):
                 if index not in self.options.cpu_blocks:

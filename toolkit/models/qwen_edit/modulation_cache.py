@@ -1,8 +1,8 @@
 """Caches the frozen part of each block's modulation per timestep, so that a third of the weights can stay on the CPU.
 
 `img_mod` and `txt_mod` depend on the timestep only, so their frozen outputs can be cached. The timesteps of a run are
-known in advance (`prefetch_timesteps`); their outputs are computed from weights in CPU memory. A timestep that was not
-prefetched is computed on use: slower, with the same result.
+known in advance (`prefetch_timesteps`); their outputs are computed from weights in CPU memory, which are streamed to
+the device layer by layer. A timestep that was not prefetched is computed on use: slower, with the same result.
 
 Rows are always computed in chunks of `CHUNK`, so that their bits do not depend on the other rows. They differ from a
 matmul of a single row by rounding.
@@ -12,7 +12,6 @@ Shape suffixes: B batch rows, D model width, M = 12 D both modulations of a bloc
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -21,6 +20,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
+from toolkit.device import to_device
+from toolkit.interfaces import BlockForward, WeightStreaming
 from toolkit.models.families import MOST_ROWS
 from toolkit.models.qwen_edit.forward import BlockConditioning, ImageTextStreams, RunIndexed
 from toolkit.models.qwen_edit.loading import TABULATED
@@ -61,8 +62,12 @@ class Modulation(nn.Module):
 class ModulationCache:
     """Outputs of both modulations of every block, for prefetched and used timesteps."""
 
-    def __init__(self, model: QwenImageTransformer2DModel, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(
+        self, model: QwenImageTransformer2DModel, device: torch.device, dtype: torch.dtype, streaming: WeightStreaming
+    ) -> None:
         """Moves the frozen modulation layers of `model` to the CPU; its adapters have to be attached.
+
+        streaming: runs these layers with weights that wait in CPU memory; not used on the CPU.
 
         Raises ModulationCacheUnsupportedError, with nothing changed, where the output depends on more than that.
         """
@@ -70,6 +75,9 @@ class ModulationCache:
         self._model = model
         self._device, self._dtype = device, dtype
         self._layers = [[self._take(block, stream) for stream in range(2)] for block in model.transformer_blocks]
+        self._run: BlockForward = lambda layer, *inputs: (layer(*inputs),)
+        if self.is_elsewhere():
+            self._run = streaming([layer for layers in self._layers for layer in layers], device)(self._run)
         self._rows: dict[float, list[Tensor]] = {}
         """Level in the model's dtype -> its rows [M] of each block; the one used longest ago first."""
 
@@ -101,18 +109,18 @@ class ModulationCache:
     def compute(self, levels: Sequence[float]) -> None:
         """Caches the rows of at most CHUNK noise levels."""
         padded = [*levels, *[0.0] * (CHUNK - len(levels))]
-        t_N = torch.tensor(padded, dtype=self._dtype, device=self._device)
+        t_N = to_device(torch.tensor(padded), self._device, self._dtype)
         embedded_ND = silu(self._model.time_text_embed(t_N, t_N))  # of its second argument only the dtype is used
         for level in levels:
             self._rows[level] = []
         for layers in self._layers:
-            rows_NM = torch.cat([self.on_device(layer)(embedded_ND) for layer in layers], dim=1)
+            rows_NM = torch.cat([self._run(layer, embedded_ND)[0] for layer in layers], dim=1)
             for place, level in enumerate(levels):
                 self._rows[level].append(rows_NM[place].clone())  # a view would keep the whole chunk
 
-    def on_device(self, layer: nn.Module) -> nn.Module:
-        """A copy of a layer from the host; on the CPU the layer itself."""
-        return layer if self._device.type == "cpu" else copy.deepcopy(layer).to(self._device)
+    def is_elsewhere(self) -> bool:
+        """Whether the layers have to be brought to the device."""
+        return self._device.type != "cpu"
 
     def with_modulation(self, index: int, conditions: BlockConditioning) -> BlockConditioning:
         """The conditioning of block `index`, with the cached rows appended to the timestep embedding."""

@@ -18,6 +18,7 @@ from tests.diffusers_reference import (
 from toolkit.errors import RunError
 from toolkit.interfaces import BlockForward, BlockWrapper, PromptEmbeds, Size
 from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.model import QwenEditModel
 
@@ -191,7 +192,7 @@ def test_backward_begins_with_the_last_block_of_the_last_pass(tiny_model: Path, 
     x_t_BCHW, t_B, prompts, references = mixed
     model = open_tiny(tiny_model, match_target_res=True, modulation_table=table)
     model.network_module.requires_grad_(False)
-    model.enable_modulation_cache()
+    model.enable_modulation_cache(BlockSwap)
     passes: list[tuple[str, int]] = []
 
     def noted(what: str) -> BlockWrapper:

@@ -7,6 +7,7 @@ import torch
 
 from tests.diffusers_reference import CPU, open_tiny, relative, step_of_photo
 from toolkit.memory.checkpointing import checkpoint_wrapper
+from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.modulation_cache import MOST_ROWS, ModulationCache
 from toolkit.networks.lora import DoraNetwork, LoraNetwork
@@ -33,7 +34,7 @@ def trained(folder: Path, kind: type | None, table: bool, **options):
         generator = torch.Generator().manual_seed(11)
         for parameter in parameters.values():
             parameter.data += 0.05 * torch.randn(parameter.shape, generator=generator)
-    assert model.enable_modulation_cache() is None
+    assert model.enable_modulation_cache(BlockSwap) is None
     return model, parameters
 
 
@@ -69,7 +70,7 @@ def test_references_with_a_level_of_their_own_have_their_own_row(tiny_model: Pat
         model.network_module.zero_cond_t = True
         for block in model.blocks():
             block.zero_cond_t = True
-    assert adapters[1].enable_modulation_cache() is None
+    assert adapters[1].enable_modulation_cache(BlockSwap) is None
     with torch.no_grad():
         expected, found = (model.predict_velocity(*step) for model in adapters)
     assert relative(found, expected) < 2e-6
@@ -79,7 +80,7 @@ def test_references_with_a_level_of_their_own_have_their_own_row(tiny_model: Pat
 def test_its_weights_are_no_longer_part_of_the_model(tiny_model: Path) -> None:
     model = open_tiny(tiny_model, modulation_table=True)
     before = {name for name, _ in model.network_module.named_parameters()}
-    assert model.enable_modulation_cache() is None
+    assert model.enable_modulation_cache(BlockSwap) is None
     gone = before - {name for name, _ in model.network_module.named_parameters()}
     names = [f"{stream}_mod.1.{part}" for stream in ("img", "txt") for part in ("weight", "bias")]
     assert gone == {f"transformer_blocks.{index}.{name}" for index in range(2) for name in names}
@@ -87,7 +88,7 @@ def test_its_weights_are_no_longer_part_of_the_model(tiny_model: Path) -> None:
 
 @torch.no_grad()
 def test_a_row_has_the_same_bits_in_any_company(tiny_model: Path) -> None:
-    tables = [ModulationCache(open_tiny(tiny_model).network_module, CPU, torch.float32) for _ in range(3)]
+    tables = [ModulationCache(open_tiny(tiny_model).network_module, CPU, torch.float32, BlockSwap) for _ in range(3)]
     tables[0].prefetch_timesteps([0.3])
     tables[1].prefetch_timesteps([0.9, 0.1, 0.3, 0.7])
     for level in (0.5, 0.3):
@@ -98,9 +99,28 @@ def test_a_row_has_the_same_bits_in_any_company(tiny_model: Path) -> None:
             assert torch.equal(row, other)
 
 
+@torch.no_grad()
+def test_streamed_weights_give_the_same_rows_through_two_buffers(tiny_model: Path, monkeypatch) -> None:
+    plain = ModulationCache(open_tiny(tiny_model).network_module, CPU, torch.float32, BlockSwap)
+    monkeypatch.setattr(ModulationCache, "is_elsewhere", lambda cache: True)
+    swaps: list[BlockSwap] = []
+
+    def streaming(layers, device) -> BlockSwap:
+        swaps.append(BlockSwap(layers, device))
+        return swaps[-1]
+
+    streamed = ModulationCache(open_tiny(tiny_model).network_module, CPU, torch.float32, streaming)
+    for _ in range(2):
+        streamed.compute(LEVELS)
+    plain.compute(LEVELS)
+    assert all(torch.equal(a, b) for x in LEVELS for a, b in zip(plain._rows[x], streamed._rows[x], strict=True))
+    (swap,) = swaps
+    assert len(swap._waiting) == 4 and len(swap._buffers) == 2
+
+
 def test_announced_levels_are_computed_once_and_old_ones_leave(tiny_model: Path, step, monkeypatch) -> None:
     model = open_tiny(tiny_model, match_target_res=True, modulation_table=True)
-    assert model.enable_modulation_cache() is None
+    assert model.enable_modulation_cache(BlockSwap) is None
     computed: list[float] = []
     compute = ModulationCache.compute
 
@@ -126,6 +146,6 @@ def test_it_says_where_it_cannot_be(tiny_model: Path, step, what: str) -> None:
         part = model.network_module if what == "whole model" else model.network_module.time_text_embed
         part.requires_grad_(True)
     before = model.predict_velocity(*step)
-    reason = model.enable_modulation_cache()
+    reason = model.enable_modulation_cache(BlockSwap)
     assert reason and "\n" not in reason
     assert torch.equal(model.predict_velocity(*step), before)
