@@ -238,6 +238,7 @@ def test_json_holds_one_object_and_nothing_else(run: Run, job, write_extension: 
     result = run(job("good", name="first"), "--dry-run", "--json")
     assert json.loads(result.stdout) == {
         "job": "good",
+        "folders": [],
         "processes": [
             {
                 "type": "good",
