@@ -113,7 +113,7 @@ def _fix_widths(tensors: tuple[Tensor | None, ...]) -> None:
 
 def _keep_quiet() -> None:
     """Silences warnings of PyTorch that every compiled job gets and that users cannot act on."""
-    # A model's rotary embedding multiplies complex numbers: these run as they do uncompiled.
+    # The frequencies of a rotary embedding are complex numbers, which a compiled block only takes apart.
     warnings.filterwarnings("ignore", "Torchinductor does not support code generation for complex operators")
     # PyTorch warns about in-place operations with selective checkpointing: ours change no kept tensor.
     logging.getLogger("torch._higher_order_ops.wrap").addFilter(_is_no_reminder_of_in_place)

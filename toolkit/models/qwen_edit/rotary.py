@@ -1,0 +1,33 @@
+"""The rotary embedding of compiled blocks, in real numbers: inductor generates no code for complex ones.
+
+Importing it puts `rotate` in the place of diffusers' function. Blocks that are not compiled rotate as before.
+
+Shape suffixes: B batch, S tokens, H heads, K channels of a head."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from diffusers.models.transformers import transformer_qwenimage
+from torch import Tensor
+
+_ROTATE = transformer_qwenimage.apply_rotary_emb_qwen
+
+
+def rotate(x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
+    """diffusers' `apply_rotary_emb_qwen` (transformer_qwenimage.py); its complex product in real numbers where it is
+    compiled. freqs: with `use_real: false` complex, [S, K / 2]."""
+    if use_real or not torch.compiler.is_compiling():
+        return _ROTATE(x_BSHK, freqs, use_real, use_real_unbind_dim)
+    return rotate_real(x_BSHK, freqs)
+
+
+def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
+    """Pairs of channels (a, b) times the complex numbers (c + di): (ac - bd, ad + bc). freqs: complex, [S, K / 2]."""
+    c, d = torch.view_as_real(freqs).unsqueeze(1).unbind(-1)
+    a, b = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).type_as(x_BSHK)
+
+
+transformer_qwenimage.apply_rotary_emb_qwen = rotate
