@@ -435,9 +435,12 @@ def test_nothing_that_runs_code_when_read_is_ever_read() -> None:
         reading += [
             f"{name}: {to}" for to in imports(name, text) if to.split(".")[0] in ("pickle", "dill", "joblib", "shelve")
         ]
-        calls = (ast.unparse(node.func) for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call))
+        calls = [node for node in ast.walk(ast.parse(text)) if isinstance(node, ast.Call)]
         reading += [
-            f"{name}: {call}" for call in calls if call in ("torch.load", "torch.save", "yaml.load", "eval", "exec")
+            f"{name}: {call}"
+            for node in calls
+            if (call := ast.unparse(node.func)) in ("torch.load", "torch.save", "yaml.load", "eval", "exec")
+            and "weights_only=True" not in ast.unparse(node)  # tensors and plain containers alone
         ]
     assert reading == []
 

@@ -13,10 +13,8 @@ from __future__ import annotations
 
 import json
 import logging
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
@@ -28,10 +26,11 @@ from toolkit.config.output import SaveConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.files import atomic_write_dir, fsync, write_json
+from toolkit.files import atomic_write_dir, write_json
 from toolkit.interfaces import Network
 from toolkit.models.families import family_for
 from toolkit.models.loading import model_folder
+from toolkit.models.parts import INDEX, place_file, place_parts
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
@@ -94,12 +93,6 @@ def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> 
         raise RunError(f"{file}: cannot be written: {error}") from error
 
 
-INDEX = "model_index.json"
-
-LINKED_BYTES = 2**20
-"""Files from this size on are linked. Smaller ones (configs, vocabularies) are copied: people edit them."""
-
-
 class ModelFolderWriter(LoraWriter):
     """Writes model folders where a `LoraWriter` writes files."""
 
@@ -136,35 +129,13 @@ class ModelFolderWriter(LoraWriter):
         if path.exists() and not (path / INDEX).is_file():
             raise RunError(f"{path}: holds something else than a model. Move it away, or give the job another name.")
         with _naming(path), atomic_write_dir(path) as folder:
-            place_parts(self.base, folder, without=self.trained_part)
+            place_parts(self.base, folder, without={self.trained_part})
             trained = folder / self.trained_part
             trained.mkdir()
-            _place(self.base / self.trained_part / "config.json", trained / "config.json")
+            place_file(self.base / self.trained_part / "config.json", trained / "config.json")
             write_shards(trained, tensors, self.section.save.dtype, metadata or None)
             if metadata:
                 write_json(folder / FOLDER_METADATA, metadata)
-
-
-def place_parts(base: Path, folder: Path, without: str) -> None:
-    """Links or copies the index of the model folder `base` and its parts, except `without`, into `folder`."""
-    index = json.loads((base / INDEX).read_text(encoding="utf-8"))
-    _place(base / INDEX, folder / INDEX)
-    for part in index:
-        if part != without and (base / part).is_dir():
-            for file in sorted(path for path in (base / part).rglob("*") if path.is_file()):
-                _place(file, folder / file.relative_to(base))
-
-
-def _place(file: Path, target: Path) -> None:
-    """Links a large file, so that a save needs no space for it; copies others, and where links are impossible."""
-    target.parent.mkdir(parents=True, exist_ok=True)
-    file = file.resolve()  # the hub's snapshots are links to its store
-    if file.stat().st_size >= LINKED_BYTES:
-        with suppress(OSError):  # another disk, or a file system without links
-            os.link(file, target)
-            return
-    shutil.copyfile(file, target)
-    fsync(target)
 
 
 @contextmanager

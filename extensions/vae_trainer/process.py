@@ -36,7 +36,8 @@ from toolkit.data.run_plan import RunPlan
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BatchSpec, BucketedSample, Sample
-from toolkit.models.autoencoders import Autoencoder, make_autoencoder, refuse_arguments
+from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
+from toolkit.models.from_config import refuse_arguments
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
@@ -101,8 +102,9 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
 
     def refuse(self, data: VaeData, plan: RunPlan) -> None:
-        if not self.section.model.name_or_path:
-            refuse_arguments(self.section.model)
+        model = self.section.model
+        if not model.name_or_path:
+            refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
         self._perceptual(torch.device("cpu"))
         device = self.process_group.device(torch.device("cpu"))
         for role in self.section.roles():

@@ -5,7 +5,6 @@ Shape suffixes: B batch, C latent channels, H/W height and width of the latents,
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, ClassVar
@@ -16,7 +15,8 @@ from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from toolkit.config.autoencoder import AutoencoderConfig
-from toolkit.errors import RunError, UserError, did_you_mean
+from toolkit.errors import RunError
+from toolkit.models.from_config import build
 from toolkit.models.loading import check_finite, check_loaded, reading
 from toolkit.seeding import global_generator
 
@@ -127,6 +127,9 @@ class TinyAutoencoder(Autoencoder):
         return _one_factor(mean_C, std_C)
 
 
+ARGUMENTS = "model.config"
+"""Key of the arguments."""
+
 KINDS: dict[str, type[Autoencoder]] = {
     kind.model_class.__name__: kind for kind in (KlAutoencoder, QwenImageAutoencoder, TinyAutoencoder)
 }
@@ -141,36 +144,13 @@ def make_autoencoder(model: AutoencoderConfig, seed: int, device: torch.device) 
     kind = KINDS[arguments["_class_name"]]
     if model.name_or_path:
         return kind(_loaded(kind, model.folder()).to(device))
-    refuse_arguments(model)
     with global_generator(seed, "autoencoder"):
-        autoencoder = kind(_built(kind, model.config))
+        autoencoder = kind(build(kind.model_class, model.config, ARGUMENTS))
     bias = autoencoder.logvar_bias()
     if bias is not None:
         nn.init.constant_(bias.detach(), model.initial_logvar)
     autoencoder.module.to(device)
     return autoencoder
-
-
-def refuse_arguments(model: AutoencoderConfig) -> None:
-    """Raises UserError for `model.config` of which its class cannot be made; nothing is allocated."""
-    kind = KINDS[model.class_name]
-    known = [name for name in inspect.signature(kind.model_class.__init__).parameters if name != "self"]
-    if unknown := sorted(model.config.keys() - set(known)):
-        raise UserError(
-            f"model.config.{unknown[0]}: {model.class_name} has no such argument. {did_you_mean(unknown[0], known)}"
-        )
-    with torch.device("meta"):
-        _built(kind, model.config)
-
-
-def _built(kind: type[Autoencoder], arguments: Mapping[str, Any]) -> Any:
-    try:
-        return kind.model_class(**arguments)
-    except torch.OutOfMemoryError:
-        raise
-    except Exception as error:
-        reason = " ".join(str(error).split())[:300]
-        raise UserError(f"model.config: {kind.model_class.__name__} cannot be made of it: {reason}") from error
 
 
 def _loaded(kind: type[Autoencoder], folder: Path) -> Any:

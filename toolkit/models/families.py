@@ -7,7 +7,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import (
@@ -179,6 +179,17 @@ class ModelFamily(ModelFacts, ABC):
     def open(self, options: ModelLoadOptions) -> DiffusionModel:
         """The model in a folder; its parts are loaded on first use."""
         return load_object(self.model_class)(options)
+
+    network_maker: str = ""
+    """A function (folder, arguments) -> module that makes the trained part with random weights, as "module:function";
+    empty: it cannot be made."""
+
+    def new_network(self, folder: Path, arguments: Mapping[str, Any]) -> nn.Module:
+        """The trained part with random weights, fitting the other parts in `folder`; draws from torch's global
+        generator. Raises UserError for arguments that are not those of its class."""
+        if not self.network_maker:
+            raise UserError(f"a {self.title} cannot be made with random weights yet.")
+        return load_object(self.network_maker)(folder, arguments)
 
     @abstractmethod
     def linear_layers(self, folder: Path) -> dict[str, tuple[int, int]]:

@@ -14,10 +14,11 @@ from diffusers import QwenImageTransformer2DModel
 from extensions.sd_trainer import writers
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata
-from extensions.sd_trainer.writers import ModelFolderWriter, place_parts
+from extensions.sd_trainer.writers import ModelFolderWriter
 from tests.diffusers_reference import load_pipeline, open_tiny
 from toolkit.errors import RunError
 from toolkit.interfaces import TrainState
+from toolkit.models import parts
 from toolkit.networks.full import FullNetwork
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import NETWORK
@@ -103,7 +104,7 @@ def test_weights_are_copied_when_the_save_begins_or_written_at_once(trained, tmp
 
 
 def test_large_files_of_the_base_are_linked_and_small_ones_are_not(trained, tiny_model, monkeypatch) -> None:
-    monkeypatch.setattr(writers, "LINKED_BYTES", 50_000)
+    monkeypatch.setattr(parts, "LINKED_BYTES", 50_000)
     writer, run, _ = trained()
     [folder] = writer.snapshot(run, 1)()
     vae, tokens = "vae/diffusion_pytorch_model.safetensors", "tokenizer/vocab.json"
@@ -111,38 +112,6 @@ def test_large_files_of_the_base_are_linked_and_small_ones_are_not(trained, tiny
     assert not os.path.samefile(folder / tokens, tiny_model / tokens)
     assert (folder / tokens).read_bytes() == (tiny_model / tokens).read_bytes()
     assert not os.path.samefile(folder / "model_index.json", tiny_model / "model_index.json")
-
-
-def test_without_links_files_are_copied(trained, tiny_model, monkeypatch) -> None:
-    monkeypatch.setattr(writers, "LINKED_BYTES", 0)
-
-    def refuse(*_: object) -> None:
-        raise OSError("Invalid cross-device link")
-
-    monkeypatch.setattr(os, "link", refuse)
-    writer, run, _ = trained()
-    [folder] = writer.snapshot(run, 1)()
-    vae = "vae/diffusion_pytorch_model.safetensors"
-    assert (folder / vae).read_bytes() == (tiny_model / vae).read_bytes()
-    assert not os.path.samefile(folder / vae, tiny_model / vae)
-
-
-def test_only_parts_that_the_index_names_are_taken_and_links_of_the_hub_are_followed(tmp_path, monkeypatch) -> None:
-    monkeypatch.setattr(writers, "LINKED_BYTES", 1)
-    base, blob = tmp_path / "base", tmp_path / "blob"
-    blob.write_text("weights")
-    for part in ("vae/deeper", "transformer", "other"):
-        (base / part).mkdir(parents=True)
-    (base / "vae/deeper/weights").symlink_to(blob)
-    (base / "other/file").write_text("mine")
-    index = {"_class_name": "P", "vae": ["d", "V"], "transformer": ["d", "T"], "checker": [None, None]}
-    (base / "model_index.json").write_text(json.dumps(index))
-    (tmp_path / "out").mkdir()
-    place_parts(base, tmp_path / "out", without="transformer")
-    files = {path.relative_to(tmp_path / "out").as_posix() for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert files == {"model_index.json", "vae/deeper/weights"}
-    placed = tmp_path / "out/vae/deeper/weights"
-    assert not placed.is_symlink() and os.path.samefile(placed, blob)
 
 
 # ---------------------------------------------------------------- all or nothing

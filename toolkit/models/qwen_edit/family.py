@@ -19,6 +19,7 @@ class QwenEditFamily(ModelFamily):
 
     arch = "qwen_image_edit_plus"
     model_class = "toolkit.models.qwen_edit.model:QwenEditModel"
+    network_maker = "toolkit.models.qwen_edit.new:new_transformer"
     title = "Qwen-Image-Edit-2509"
     pipelines = ("QwenImageEditPlusPipeline",)
     published = ("Qwen/Qwen-Image-Edit-2509", "Qwen/Qwen-Image-Edit-2511")

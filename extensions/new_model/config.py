@@ -1,0 +1,66 @@
+"""The section of `type: new_model`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import Field
+
+from toolkit.config.field_types import PathStr
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.files import file_in_the_way
+
+INDEX = "model_index.json"
+
+
+class NewModelConfig(ProcessConfig):
+    """`type: new_model`: writes a model folder whose transformer has random weights."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("new_model",)
+
+    path: PathStr
+    """Folder to write."""
+
+    base: PathStr
+    """Model folder that the text encoder, tokenizer, processor and scheduler are taken from; and the autoencoder,
+    without `vae`. Large files are linked, not copied."""
+
+    vae: PathStr = ""
+    """Folder of another autoencoder, such as that of a `vae_trainer`. Empty: that of `base`."""
+
+    transformer: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the transformer's class in diffusers, such as num_layers, num_attention_heads and
+    attention_head_dim. Those that fit it to the autoencoder and the text encoder are filled in; what else is left out
+    has the value of the published model."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of the random weights; 0 is a valid seed."""
+
+    overwrite: bool = False
+    """Replace what is there. Off: a complete model of the same settings is kept."""
+
+    def folder(self) -> Path:
+        """`path` as an absolute path."""
+        return Path(self.path).expanduser().resolve()
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The model folder."""
+        return frozenset({self.folder()})
+
+    def outputs_exist(self, job: JobContext) -> bool:
+        """A folder is there only when it is complete."""
+        return (self.folder() / INDEX).is_file()
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Folders that are missing, and a file where the folder belongs."""
+        if file := file_in_the_way(self.folder()):
+            yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        for key, needed in (("base", INDEX), ("vae", "config.json")):
+            path = getattr(self, key)
+            folder = Path(path).expanduser().resolve()
+            if not path or any(parent in job.earlier_outputs for parent in (folder, *folder.parents)):
+                continue
+            if not (folder / needed).is_file():
+                yield Diagnostic((key,), f"{path!r} holds no {needed}. Give the folder of a model.")

@@ -1,0 +1,126 @@
+"""A model from nothing: its folder, and a pipeline that trains it."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import QwenImageTransformer2DModel
+from safetensors.torch import load_file
+
+from toolkit.errors import UserError
+from toolkit.models.qwen_edit.new import new_transformer, rope_axes
+
+SMALL = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
+
+
+@pytest.fixture
+def section(tiny_model: Path, tmp_path: Path) -> dict:
+    return {"type": "new_model", "path": "new", "base": str(tiny_model), "transformer": SMALL}
+
+
+def test_the_folder_has_the_other_parts_and_a_transformer_that_fits_them(
+    run_py, write_job, section: dict, tiny_model: Path, tmp_path: Path
+) -> None:
+    result = run_py(write_job(section))
+    assert result.returncode == 0, result.stderr
+    new = tmp_path / "new"
+    model = QwenImageTransformer2DModel.from_pretrained(new / "transformer")
+    config = model.config
+    assert (config.num_layers, config.in_channels, config.out_channels, config.joint_attention_dim) == (1, 64, 16, 64)
+    assert tuple(config.axes_dims_rope) == (4, 6, 6)
+    for part in ("vae", "text_encoder"):
+        for file in (tiny_model / part).iterdir():
+            assert (new / part / file.name).read_bytes() == file.read_bytes()
+    assert f"{sum(p.numel() for p in model.parameters()):,} random parameters (seed 0)" in result.stdout
+
+
+def test_the_seed_decides_and_a_second_run_leaves_it(run_py, write_job, section: dict, tmp_path: Path) -> None:
+    def weights(**changes: object) -> dict[str, torch.Tensor]:
+        result = run_py(write_job({**section, **changes}))
+        assert result.returncode == 0, result.stderr
+        return load_file(tmp_path / str(changes.get("path", "new")) / "transformer/diffusion_pytorch_model.safetensors")
+
+    first, again, other = weights(), weights(path="again"), weights(path="other", seed=1)
+    assert all(torch.equal(first[name], tensor) for name, tensor in again.items())
+    assert not all(torch.equal(first[name], tensor) for name, tensor in other.items())
+    assert "is there already" in run_py(write_job(section), "--restart").stdout
+    refused = run_py(write_job({**section, "seed": 2}, name="changed"))
+    assert refused.returncode == 2 and "new holds another model. Give another folder" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_layer": 2}, r"transformer\.num_layer: .*Did you mean 'num_layers'"),
+        ({"attention_head_dim": 18}, r"transformer\.attention_head_dim: 18 is not a multiple of 4"),
+        ({"axes_dims_rope": [4, 4, 3]}, "transformer: QwenImageTransformer2DModel cannot be made of it: "),
+    ],
+)
+def test_arguments_that_make_no_transformer(tiny_model: Path, arguments: dict, message: str) -> None:
+    with pytest.raises(UserError, match=message):
+        new_transformer(tiny_model, arguments)
+
+
+def test_an_autoencoder_of_another_shape_is_refused(tiny_model: Path, tmp_path: Path) -> None:
+    for part, config in (("vae", {"z_dim": 8, "dim_mult": [1, 2, 4]}), ("text_encoder", {"hidden_size": 64})):
+        (tmp_path / part).mkdir()
+        (tmp_path / part / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UserError, match="vae: its latents have 8 channels and 4 pixels along a side"):
+        new_transformer(tmp_path, SMALL)
+
+
+@pytest.mark.parametrize("head_dim", [8, 12, 16, 24, 32, 64, 128])
+def test_axes_are_even_and_fill_the_head(head_dim: int) -> None:
+    axes = rope_axes(head_dim)
+    assert sum(axes) == head_dim and all(axis % 2 == 0 for axis in axes)
+
+
+def test_the_published_model_has_these_axes() -> None:
+    assert rope_axes(128) == (16, 56, 56)
+
+
+def test_a_pipeline_trains_an_autoencoder_and_then_a_model_on_it(
+    run_py, write_job, section: dict, make_pictures, tmp_path: Path
+) -> None:
+    """The second start goes on where nothing is left to do."""
+    pictures = make_pictures(tmp_path / "data", "a", "b")
+    shared = {
+        "training_folder": "output",
+        "device": "cpu",
+        "training_seed": 3,
+        "save": {"save_every": 0},
+        "datasets": [{"folder_path": str(pictures), "resolution": 64}],
+    }
+    train = {"steps": 2, "lr": 1e-3, "dtype": "fp32"}
+    vae = {"base_dim": 8, "z_dim": 16, "dim_mult": [1, 1, 1, 1], "num_res_blocks": 1}
+    job = write_job(
+        {
+            "type": "vae_trainer",
+            "name": "vae",
+            "model": {"class_name": "AutoencoderKLQwenImage", "config": vae},
+            "train": train,
+            **shared,
+        },
+        {**section, "path": "output/job/start", "vae": "output/job/vae/vae"},
+        {
+            "type": "sd_trainer",
+            "name": "flow",
+            "model": {"name_or_path": "output/job/start"},
+            "network": {"type": "full"},
+            "train": train,
+            **shared,
+        },
+    )
+    planned = run_py(job, "--dry-run")
+    assert planned.returncode == 0, planned.stderr
+    result = run_py(job)
+    assert result.returncode == 0, result.stderr
+    trained = load_file(tmp_path / "output/job/vae/vae/diffusion_pytorch_model.safetensors")
+    used = load_file(tmp_path / "output/job/flow/flow/vae/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(used[name], tensor) for name, tensor in trained.items())
+    scale = json.loads((tmp_path / "output/job/flow/flow/vae/config.json").read_text())
+    assert scale["latents_std"] == json.loads((tmp_path / "output/job/vae/vae/config.json").read_text())["latents_std"]
+    assert "finished" in run_py(job).stdout or "nothing to do" in run_py(job).stdout

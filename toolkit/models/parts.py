@@ -1,0 +1,39 @@
+"""Model folders made of others' parts: small files are copied, large ones linked."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Collection
+from contextlib import suppress
+from pathlib import Path
+
+from toolkit.files import fsync
+
+INDEX = "model_index.json"
+
+LINKED_BYTES = 2**20
+"""Files from this size on are linked. Smaller ones (configs, vocabularies) are copied: people edit them."""
+
+
+def place_parts(base: Path, folder: Path, without: Collection[str]) -> None:
+    """Links or copies the index of the model folder `base` and its parts, except those in `without`, into `folder`."""
+    index = json.loads((base / INDEX).read_text(encoding="utf-8"))
+    place_file(base / INDEX, folder / INDEX)
+    for part in index:
+        if part not in without and (base / part).is_dir():
+            for file in sorted(path for path in (base / part).rglob("*") if path.is_file()):
+                place_file(file, folder / file.relative_to(base))
+
+
+def place_file(file: Path, target: Path) -> None:
+    """Links a large file, so that a save needs no space for it; copies others, and where links are impossible."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    file = file.resolve()  # the hub's snapshots are links to its store
+    if file.stat().st_size >= LINKED_BYTES:
+        with suppress(OSError):  # another disk, or a file system without links
+            os.link(file, target)
+            return
+    shutil.copyfile(file, target)
+    fsync(target)

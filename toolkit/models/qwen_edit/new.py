@@ -1,0 +1,56 @@
+"""A transformer with random weights that fits the encoders of a model folder."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.model_files import read_model_json
+from toolkit.errors import UserError
+from toolkit.models.from_config import build
+from toolkit.models.loading import block_import
+from toolkit.models.qwen_edit.sizes import LATENT_CHANNELS, LATENT_SCALE, PATCH
+
+with block_import("bitsandbytes"):
+    from diffusers import QwenImageTransformer2DModel
+
+ARGUMENTS = "transformer"
+"""Key of the arguments, for messages."""
+
+HEAD_DIM = 128
+"""Channels of an attention head of the published model."""
+
+
+def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTransformer2DModel:
+    """A transformer with these arguments of diffusers; what they leave out fits the VAE and text encoder in `folder`.
+
+    Draws from torch's global generator. Raises UserError for arguments that are not those of the class, and for an
+    autoencoder whose latents the family does not have.
+    """
+    vae = read_model_json(folder / "vae" / "config.json")
+    text = read_model_json(folder / "text_encoder" / "config.json")
+    channels, levels = vae.get("z_dim", LATENT_CHANNELS), vae.get("dim_mult", [1, 2, 4, 4])
+    if channels != LATENT_CHANNELS or 2 ** (len(levels) - 1) != LATENT_SCALE:
+        raise UserError(
+            f"vae: its latents have {channels} channels and {2 ** (len(levels) - 1)} pixels along a side; this family "
+            f"has {LATENT_CHANNELS} and {LATENT_SCALE}. Train an AutoencoderKLQwenImage with z_dim {LATENT_CHANNELS} "
+            "and a dim_mult of four levels."
+        )
+    fitting = {
+        "in_channels": channels * PATCH**2,
+        "out_channels": channels,
+        "joint_attention_dim": text.get("text_config", text)["hidden_size"],
+        "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", HEAD_DIM)),
+    }
+    return build(QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS)
+
+
+def rope_axes(head_dim: int) -> tuple[int, int, int]:
+    """How the channels of a head are shared by frame, row and column: about an eighth for the frame, as published
+    (16, 56, 56 of 128), and even numbers. head_dim: a multiple of 4."""
+    if not isinstance(head_dim, int) or head_dim < 8 or head_dim % 4:
+        raise UserError(f"{ARGUMENTS}.attention_head_dim: {head_dim!r} is not a multiple of 4 of at least 8.")
+    frame = max(4, head_dim // 8 // 4 * 4)
+    side = (head_dim - frame) // 2
+    return frame, side, side
