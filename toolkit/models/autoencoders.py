@@ -10,15 +10,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny
-from diffusers.models.modeling_utils import ModelMixin
 from torch import Tensor, nn
 
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.errors import RunError
 from toolkit.models.from_config import build
-from toolkit.models.loading import check_finite, check_loaded, reading
+from toolkit.models.loading import ASKED_BY, block_import, check_finite, check_loaded, reading
 from toolkit.seeding import global_generator
+
+with block_import("bitsandbytes", ASKED_BY):
+    from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny
+    from diffusers.models.modeling_utils import ModelMixin
 
 
 class Autoencoder:

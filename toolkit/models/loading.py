@@ -25,14 +25,18 @@ from toolkit.interfaces import DiffusionModel
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for
 from toolkit.models.hub import download, fetch_index
 
+ASKED_BY = "diffusers.utils.import_utils"
+"""Where diffusers asks which packages are installed."""
+
 
 @contextmanager
-def block_import(name: str) -> Iterator[None]:
+def block_import(name: str, asked_by: str) -> Iterator[None]:
     """Inside the block the module `name` cannot be imported, as if it were not installed; after it, it can.
 
-    A module that is imported already stays. For libraries that ask once, when they are imported, what is there.
+    A module that is imported already stays. For libraries that ask once, in the module `asked_by`, what is there:
+    where that is imported already it has its answer, and nothing is blocked.
     """
-    if name in sys.modules:
+    if name in sys.modules or asked_by in sys.modules:
         yield
         return
     modules: dict[str, ModuleType | None] = sys.modules  # type: ignore[assignment]  # None is "there is no such module"

@@ -54,7 +54,7 @@ def test_references_of_samples_are_opened_before_anything_expensive(plan, tmp_pa
     with pytest.raises(DataErrors) as caught:
         plan(sample={"samples": samples}, first_sample={"samples": [{"prompt": "y", "ctrl_img": str(damaged)}]})
     first, second = map(str, caught.value.errors)
-    assert first.startswith(f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, BMP or TIFF image")
+    assert first.startswith(f"sample.samples[0].ctrl_img: {text}: is not a JPEG, PNG, WebP, AVIF, BMP or TIFF image")
     assert second.startswith(f"first_sample.samples[0].ctrl_img: {damaged}: cannot be read")
     assert caught.value.exit_code == 2
     assert plan(sample={"samples": samples[1:]}).optimizer_steps > 0

@@ -8,6 +8,11 @@ from typing import Any
 
 import pytest
 
+from jobs import ExtensionJob
+from toolkit.config import load_job
+from toolkit.extension import discover
+from toolkit.log import shown
+
 SMALL: dict[str, dict[str, Any]] = {
     "AutoencoderKLQwenImage": {
         "base_dim": 4,
@@ -55,3 +60,17 @@ def vae_job() -> Callable[..., dict]:
         }
 
     return section
+
+
+@pytest.fixture
+def start(write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs a job of these sections in this process, in the test's folder; returns the folder of its run."""
+    monkeypatch.chdir(tmp_path)
+    table = discover()
+
+    def run(*sections: dict, name: str = "job") -> Path:
+        with shown():
+            ExtensionJob(load_job(write_job(*sections, name=name), table.find_config), table).run()
+        return tmp_path / "output" / name
+
+    return run

@@ -10,7 +10,7 @@ from toolkit.models.loading import block_import
 
 def test_inside_the_block_a_module_is_not_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "wave", raising=False)
-    with block_import("wave"):
+    with block_import("wave", "no.such"):
         assert find_spec("wave") is None
         with pytest.raises(ImportError):
             import_module("wave")
@@ -18,14 +18,20 @@ def test_inside_the_block_a_module_is_not_there(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_is_imported_already_stays() -> None:
-    with block_import("json"):
+    with block_import("json", "no.such"):
         assert import_module("json") is sys.modules["json"]
     assert "json" in sys.modules
 
 
+def test_a_library_that_has_asked_already_is_not_told_something_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delitem(sys.modules, "wave", raising=False)
+    with block_import("wave", "json"):
+        assert import_module("wave").__name__ == "wave"
+
+
 def test_a_failure_inside_leaves_nothing_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delitem(sys.modules, "wave", raising=False)
-    with pytest.raises(ValueError, match="inside"), block_import("wave"):
+    with pytest.raises(ValueError, match="inside"), block_import("wave", "no.such"):
         raise ValueError("inside")
     assert "wave" not in sys.modules
 

@@ -16,10 +16,10 @@ from transformers.utils import logging as transformers_logging
 
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform, ModelLoadOptions
-from toolkit.models.loading import ShardReader, block_import, check_finite, check_loaded, fill, reading, some
+from toolkit.models.loading import ASKED_BY, ShardReader, block_import, check_finite, check_loaded, fill, reading, some
 from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
 
-with block_import("bitsandbytes"):  # diffusers would import it only to know that it is there
+with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
     from toolkit.models.qwen_edit import rotary  # noqa: F401 - compiled blocks rotate in real numbers

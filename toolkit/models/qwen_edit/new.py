@@ -9,10 +9,10 @@ from typing import Any
 from toolkit.config.model_files import read_model_json
 from toolkit.errors import UserError
 from toolkit.models.from_config import build
-from toolkit.models.loading import block_import
+from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_edit.sizes import LATENT_CHANNELS, LATENT_SCALE, PATCH
 
-with block_import("bitsandbytes"):
+with block_import("bitsandbytes", ASKED_BY):
     from diffusers import QwenImageTransformer2DModel
 
 ARGUMENTS = "transformer"
