@@ -4,7 +4,7 @@ What is computed is diffusers' `QwenImageTransformer2DModel.forward` (transforme
 the work; `test_parity.py` holds the two together.
 
 Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens (target and references),
-P token width (4 C), D model width, L text tokens.
+P token width (4 C), D model width, L text tokens, H heads, K channels of a head.
 """
 
 from __future__ import annotations
@@ -12,14 +12,18 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from math import prod
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.device import to_device
 from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_edit.sizes import PATCH
+
+with block_import("bitsandbytes", ASKED_BY):
+    from diffusers.models.transformers import transformer_qwenimage
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
@@ -151,3 +155,25 @@ def unpack(tokens_BSP: Tensor, height: int, width: int) -> Tensor:
 def image_shapes(latents: Sequence[Tensor]) -> list[ImageShape]:
     """(frames, rows, columns) in tokens of each latent [..., H, W]; the target first, then the references."""
     return [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]
+
+
+_ROTATE = transformer_qwenimage.apply_rotary_emb_qwen
+
+
+def rotate(x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
+    """diffusers' `apply_rotary_emb_qwen` (transformer_qwenimage.py); where it is compiled, its complex product in real
+    numbers: inductor generates no code for complex ones. freqs: with `use_real: false` complex, [S, K / 2], K the
+    channels of a head."""
+    if use_real or not torch.compiler.is_compiling():
+        return _ROTATE(x_BSHK, freqs, use_real, use_real_unbind_dim)
+    return rotate_real(x_BSHK, freqs)
+
+
+def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
+    """Pairs of channels (a, b) times the complex numbers (c + di): (ac - bd, ad + bc). freqs: complex, [S, K / 2]."""
+    c, d = torch.view_as_real(freqs).unsqueeze(1).unbind(-1)
+    a, b = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
+    return torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).type_as(x_BSHK)
+
+
+transformer_qwenimage.apply_rotary_emb_qwen = rotate  # the blocks look it up there

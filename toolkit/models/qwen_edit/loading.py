@@ -22,8 +22,6 @@ from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
 
-    from toolkit.models.qwen_edit import rotary  # noqa: F401 - compiled blocks rotate in real numbers
-
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, Qwen2Tokenizer
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil

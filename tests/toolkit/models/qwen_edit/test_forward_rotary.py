@@ -6,7 +6,7 @@ import pytest
 import torch
 from diffusers.models.transformers import transformer_qwenimage
 
-from toolkit.models.qwen_edit import rotary
+from toolkit.models.qwen_edit import forward
 
 SHAPE_BSHK = (2, 24, 3, 16)
 
@@ -21,7 +21,7 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 def test_it_is_the_complex_product_forward_and_backward(dtype: torch.dtype) -> None:
     x, freqs = inputs(dtype)
     found = []
-    for function in (lambda x: rotary._ROTATE(x, freqs, use_real=False), lambda x: rotary.rotate_real(x, freqs)):
+    for function in (lambda x: forward._ROTATE(x, freqs, use_real=False), lambda x: forward.rotate_real(x, freqs)):
         leaf = x.clone().requires_grad_()
         output = function(leaf)
         output.float().square().sum().backward()
@@ -40,7 +40,7 @@ def test_a_compiled_block_has_no_complex_product_and_one_that_is_not_compiled_di
         return graph.forward
 
     function = torch.compile(lambda x: transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), backend=backend)
-    torch.testing.assert_close(function(x), rotary._ROTATE(x, freqs, False), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(function(x), forward._ROTATE(x, freqs, False), rtol=1e-6, atol=1e-6)
     called = {str(node.target) for graph in seen for node in graph.graph.nodes}
     assert any("view_as_real" in name for name in called) and not any("view_as_complex" in name for name in called)
-    assert torch.equal(transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), rotary._ROTATE(x, freqs, False))
+    assert torch.equal(transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), forward._ROTATE(x, freqs, False))
