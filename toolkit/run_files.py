@@ -27,8 +27,8 @@ SUPERSEDED = "superseded"
 DATASET_PREFIX = "dataset-"
 """`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
 
-SAMPLE_FILE = re.compile(r"(?P<ms>\d+)__(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
-"""Name of a sample: milliseconds since the epoch, optimizer step, index within its set."""
+SAMPLE_FILE = re.compile(r"(?:(?P<ms>\d+)__)?(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
+"""Name of a sample: optimizer step, index within its set; in earlier versions milliseconds since the epoch came first."""
 
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""

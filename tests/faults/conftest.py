@@ -139,7 +139,7 @@ class Job:
         for path in [*self.folder.glob("*.safetensors"), *self.folder.glob("state/*/*")]:
             found[path.relative_to(self.folder).as_posix()] = path.read_bytes()
         for path in self.folder.glob("samples/*"):
-            found[re.fullmatch(r"\d+__(\d+_\d+)\.png", path.name)[1]] = Image.open(path).tobytes()
+            found[re.fullmatch(r"(\d+_\d+)\.png", path.name)[1]] = Image.open(path).tobytes()
         return found
 
 

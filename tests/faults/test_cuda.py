@@ -150,7 +150,7 @@ def test_a_job_learns_there_what_it_learns_on_the_cpu(
 
 def pictures_of(job: Job) -> np.ndarray:
     """All samples of a run in the order of its steps; 0 to 255."""
-    paths = sorted(job.folder.glob("samples/*.png"), key=lambda path: path.name.partition("__")[2])
+    paths = sorted(job.folder.glob("samples/*.png"))
     return np.stack([np.asarray(Image.open(path), dtype=np.float64) for path in paths])
 
 

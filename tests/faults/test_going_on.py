@@ -41,9 +41,7 @@ def test_a_job_of_zeros_draws_a_seed_keeps_it_and_saves_only_the_end(job: Job) -
     seed = int(re.search(r"training_seed (\d+)", job.run())[1])
     assert seed > 0 and [path.name for path in job.folder.glob("*.safetensors")] == ["job.safetensors"]
     assert job.states() == [2]
-    assert [path.name.partition("__")[2] for path in job.folder.glob("samples/*")] == ["000000002_0.png"], (
-        "the last set"
-    )
+    assert [path.name for path in job.folder.glob("samples/*")] == ["000000002_0.png"], "the last set"
     with safe_open(job.folder / "job.safetensors", "np") as file:
         assert file.metadata()["ss_seed"] == str(seed)
     job.change(train__steps=3)

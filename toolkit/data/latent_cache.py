@@ -306,11 +306,13 @@ def _fill_cache(what: str, groups: Sequence[Sequence[CacheEntry]], progress: Pro
     black: set[tuple[int, str]] = set()
     weightless: dict[str, None] = {}
     for done, group in enumerate(groups, start=1):
+        encoded = False
         for entry in group:
             place = (id(entry.store), entry.key)
             if place not in seen:
                 try:
-                    tensors = entry.store.get(entry.key) or _make(entry)
+                    if (tensors := entry.store.get(entry.key)) is None:
+                        tensors, encoded = _make(entry), True
                     if entry.weighs and not tensors[EMBEDS].any():
                         black.add(place)
                 except _UnreadableError as error:
@@ -318,7 +320,7 @@ def _fill_cache(what: str, groups: Sequence[Sequence[CacheEntry]], progress: Pro
             seen.add(place)
             if place in black:
                 weightless[entry.what] = None
-        progress(what, done, len(groups))
+        progress(what if encoded else f"{what} in the cache", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
     if weightless:

@@ -374,7 +374,8 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     }
     found = []
     for path in _entries(folder / run_files.SAMPLES):
-        time = _from_ms(match["ms"]) if (match := run_files.SAMPLE_FILE.fullmatch(path.name)) else None
+        match = run_files.SAMPLE_FILE.fullmatch(path.name)
+        time = (_from_ms(match["ms"]) if match["ms"] else _modified(path)) if match else None
         if match and time:
             found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, prompts.get(path.name)))
     return tuple(sorted(found, key=lambda sample: (sample.step, sample.index, sample.path.name)))
@@ -475,6 +476,13 @@ def _list(row: Row, key: str) -> list[Any]:
 
 def _time(row: Row, key: str) -> datetime | None:
     return run_files.parse_time(value) if (value := _text(row, key)) else None
+
+
+def _modified(path: Path) -> datetime | None:
+    try:
+        return datetime.fromtimestamp(path.stat().st_mtime, UTC)
+    except (ValueError, OverflowError, OSError):
+        return None
 
 
 def _from_ms(digits: str) -> datetime | None:

@@ -400,7 +400,10 @@ def test_foreign_files_are_no_samples_and_no_weights(tmp_path: Path) -> None:
         (run / "samples" / name).touch()
     for name in ("n.safetensors", "n_000000003.safetensors", "other_000000003.safetensors", "n_best.safetensors"):
         (run / name).write_bytes(b"no safetensors")
-    [sample] = list_samples(run)
+    (run / "samples" / "000000002_1.png").touch()
+    os.utime(run / "samples" / "000000002_1.png", (5, 5))
+    sample, new = list_samples(run)
+    assert (new.step, new.index, new.time) == (2, 1, datetime.fromtimestamp(5, UTC))
     assert (sample.path.name, sample.time, sample.prompt) == (
         "12__000000001_0.png",
         datetime.fromtimestamp(0.012, UTC),

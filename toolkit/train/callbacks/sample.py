@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,7 +11,7 @@ from typing import Any
 from PIL import Image
 
 from toolkit.files import atomic_write, os_error_as_run_error
-from toolkit.run_files import SAMPLES
+from toolkit.run_files import SAMPLE_FILE, SAMPLES
 from toolkit.train.collectives import using_eval_weights
 from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted
@@ -41,7 +40,7 @@ class SampleSet:
 
 
 class SampleCallback(Callback):
-    """Images go to samples/<milliseconds>__<step>_<index>.<format>."""
+    """Images go to samples/<step>_<index>.<format>."""
 
     included_in_step_time = False
 
@@ -116,7 +115,7 @@ class SampleCallback(Callback):
                 image = self.draw(prompt)
             except SamplingInterrupted:
                 return None
-            path = run.folder / SAMPLES / f"{time.time_ns() // 1_000_000}__{step:09d}_{index}.{pictures.format}"
+            path = run.folder / SAMPLES / f"{step:09d}_{index}.{pictures.format}"
             with os_error_as_run_error(path), atomic_write(path) as temporary:
                 image.save(temporary, **SAVE_OPTIONS[pictures.format])
             files.append(path.name)
@@ -124,4 +123,6 @@ class SampleCallback(Callback):
 
     @staticmethod
     def _files_of(run: Run, step: int) -> list[Path]:
-        return sorted((run.folder / SAMPLES).glob(f"*__{step:09d}_*"))
+        """Those of earlier versions too."""
+        found = sorted((run.folder / SAMPLES).glob(f"*{step:09d}_*"))
+        return [path for path in found if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) == step]

@@ -89,9 +89,10 @@ class StatusCallback(Callback):
         self._written = 0.0
         self._last: StepResult | None = None
         self._started: str | None = None
+        self._begun = time.monotonic()
 
     def on_start(self, run: Run) -> None:
-        self._started = run_files.utc_now()
+        self._started, self._begun = run_files.utc_now(), time.monotonic()
         self._write(run, "running")
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -119,14 +120,15 @@ class StatusCallback(Callback):
 
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
-        # Most important first: a narrow terminal cuts the line off.
+        # Most important first, the loss within 80 columns: a narrow terminal cuts the line off.
+        left = run_files.duration((run.steps - result.step) * seconds)
         parts = [
-            f"step {result.step}/{run.steps} {100 * result.step / run.steps:.1f}%",
+            f"step {result.step}/{run.steps} {100 * result.step // run.steps}%",
+            f"{run_files.duration(time.monotonic() - self._begun)}, ETA {left}",
+            f"lr {result.lr:.1e}",
             f"loss {result.loss:.4f} (avg {sum(self._losses) / max(1, len(self._losses)):.4f})",
             f"{seconds:.2f} s/it",
-            f"ETA {run_files.duration((run.steps - result.step) * seconds)}",
             memory_text(),
-            f"lr {result.lr:.1e}",
         ]
         if run.state.skipped:
             parts.append(f"{run.state.skipped} skipped")

@@ -13,7 +13,7 @@ from toolkit.train.callbacks.sample import SampleCallback, SampleSet
 from toolkit.train.run import Interval
 from toolkit.train.sampling import SamplingInterrupted
 
-NAME = re.compile(r"^\d+__\d{9}_\d+\.(jpg|png|webp)$")
+NAME = re.compile(r"^\d{9}_\d+\.(jpg|png|webp)$")
 
 
 class Drawing:
@@ -45,12 +45,12 @@ class Drawing:
         return self.pictures()
 
     def names(self, step: int) -> list[str]:
-        return sorted(p.name for p in self.run.folder.glob(f"samples/*__{step:09d}_*"))
+        return sorted(p.name for p in self.run.folder.glob(f"samples/{step:09d}_*"))
 
     def pictures(self) -> list[tuple[int, int]]:
         names = [p.name for p in self.run.folder.glob("samples/*")]
         assert all(NAME.match(name) for name in names), names
-        return sorted((int(name.split("__")[1][:9]), int(name.split("_")[-1].split(".")[0])) for name in names)
+        return sorted((int(name[:9]), int(name.split("_")[-1].split(".")[0])) for name in names)
 
 
 @pytest.fixture
