@@ -67,10 +67,13 @@ class CaptionRules:
     """Shuffle the comma-separated tags, anew at each use."""
 
     keep_tokens: int = 0
-    """Leading tags that `shuffle_tokens` leaves in place (a prepended trigger word is not counted)."""
+    """Leading tags that `shuffle_tokens` leaves in place (a prepended trigger word and the prefix are not counted)."""
 
     trigger: str = ""
     """Trigger word that the caption starts with, or empty. It is never moved."""
+
+    prefix: str = ""
+    """Text that the caption starts with, after the trigger word if that is in front, or empty. It is never moved."""
 
 
 @dataclass(frozen=True, slots=True)

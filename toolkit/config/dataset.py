@@ -103,7 +103,15 @@ class DatasetConfig(StrictModel):
     """Extension of the caption files, with or without the dot; of a list the first that exists is read."""
 
     default_caption: str = ""
-    """Caption of images that have no caption file or an empty one."""
+    """Caption of images that have none, or an empty one."""
+
+    captions_file: PathStr | None = None
+    """One text file with the captions of all images, instead of files beside them: lines of file name, tab, caption. In
+    a subfolder an image is named with it: `40_mychar/a.jpg`."""
+
+    caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
+    """Text before each caption that is not dropped: `<prefix>. <caption>`, after a trigger word that is put in front.
+    Not before the prompts of samples."""
 
     trigger_word: str | None = None
     """Trigger word of this dataset instead of the process's."""
@@ -187,7 +195,7 @@ def _with_listed_resolution(entries: dict[str, ConfigNode]) -> dict[str, ConfigN
 
 
 OF_THE_FOLDER = (
-    "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "trigger_word",
+    "control_path", "control_optional", "resolution", "caption_ext", "default_caption", "captions_file", "trigger_word",
 )  # fmt: skip
 """Keys that say something of `folder_path`."""
 
@@ -248,6 +256,9 @@ class ValidationConfig(StrictModel):
     default_caption: str | None = None
     """Of `folder_path`. Not given: that of the first dataset."""
 
+    captions_file: PathStr | None = None
+    """Of `folder_path`, as in a dataset. Not given: the captions are in files beside the images."""
+
     trigger_word: str | None = None
     """Of `folder_path`. Not given: that of the first dataset, else the process's."""
 
@@ -279,7 +290,9 @@ class ValidationConfig(StrictModel):
         """`folder_path` as a dataset; what it does not say comes from `datasets`, those that are trained on."""
         first = next((dataset for dataset in datasets if not dataset.is_reg), datasets[0])
         sizes = dict.fromkeys(size for dataset in datasets if not dataset.is_reg for size in dataset.resolution)
-        settings = {"background": first.background} | {key: getattr(self, key) for key in OF_THE_FOLDER}
+        settings: dict[str, Any] = {"background": first.background, "caption_prefix": first.caption_prefix}
+        settings |= {key: getattr(self, key) for key in OF_THE_FOLDER}
         settings |= {key: getattr(first, key) for key, value in settings.items() if value is None}
+        settings["captions_file"] = self.captions_file  # that of the first dataset names other images
         settings["resolution"] = self.resolution or tuple(sizes) or first.resolution
         return DatasetConfig(folder_path=self.folder_path, num_repeats=1, **settings)

@@ -99,6 +99,7 @@ class DatasetsSection(ProcessConfig):
 
     def _check_dataset(self, at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
         yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
+        yield from _check_captions_file(at, dataset.captions_file, job)
         for slot, path in enumerate(dataset.control_path):
             yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
         yield from _check_masks(at, dataset, job)
@@ -225,6 +226,7 @@ class EvaluationSection(TrainingSection):
                 yield Diagnostic(("validation", key), "goes with 'folder_path', which is not given. Leave it out.")
             return
         yield from _check_path(("validation", "folder_path"), folder, "Give a folder of images.", job)
+        yield from _check_captions_file(("validation",), validation.captions_file, job)
         for slot, path in enumerate(validation.control_path):
             yield from _check_path(("validation", "control_path", slot), path, "Give a folder of images.", job)
 
@@ -325,6 +327,12 @@ def _check_masks(at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
         remedy = "Give another folder, or 'alpha_mask: true' where the transparency of the images is meant."
         yield Diagnostic(key, f"{folder!r} is the folder of the images: each would be its own mask. {remedy}")
     yield from _check_path(key, folder, "Give a folder of masks.", job)
+
+
+def _check_captions_file(at: KeyPath, path: str | None, job: JobContext) -> Found:
+    if path is not None:
+        remedy = "Give a text file of lines with file name, tab, caption."
+        yield from _check_path((*at, "captions_file"), path, remedy, job, file=True)
 
 
 def _check_path(key: KeyPath, path: str, remedy: str, job: JobContext, *, file: bool = False) -> Found:

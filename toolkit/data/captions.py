@@ -1,11 +1,14 @@
-"""Captions: read from the files beside images; the trigger word added once at the scan; dropout and shuffling at each
-use."""
+"""Captions: read from the files beside images or from one table; prefix and trigger word added once at the scan;
+dropout and shuffling at each use."""
 
 from __future__ import annotations
 
+import os
 from codecs import BOM_UTF8
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from posixpath import normpath
+from unicodedata import normalize
 
 from toolkit import seeding
 from toolkit.data.directory import DirectoryListing, thread_map
@@ -54,11 +57,54 @@ def _read(listing: DirectoryListing, names: Sequence[str], mistakes: list[InputE
             listing.texts[name] = text
 
 
+def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, str]:
+    """The captions of a table with one `<file name><tab><caption>` per line, by name; later tabs are of the caption.
+
+    Names are paths from the folder of the images, as of `image_name`. Blank lines are skipped. A file that cannot be
+    used, and lines without a name or of one that is given already, are added to `mistakes` as file:line.
+    """
+    try:
+        lines = _read_text(os.path.expanduser(path)).split("\n")
+    except CaptionError as error:
+        mistakes.append(InputError(path, error.reason))
+        return {}
+    captions: dict[str, str] = {}
+    first: dict[str, int] = {}
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        written, tab, caption = line.partition("\t")
+        name = image_name(written.strip())
+        if not tab or not written.strip():
+            what = "no name before the tab" if tab else "no tab"
+            reason = f"{line.strip()[:_SHOWN]!r}: {what}. Write the name of the image, a tab, its caption"
+            mistakes.append(InputError(f"{path}:{number}", reason))
+        elif name in first:
+            reason = f"{name!r} has a caption in line {first[name]}. Remove one of them"
+            mistakes.append(InputError(f"{path}:{number}", reason))
+        else:
+            first[name], captions[name] = number, caption.strip()
+    return captions
+
+
+_SHOWN = 40
+"""So many characters of a line are told."""
+
+
+def image_name(path: str) -> str:
+    """The name of an image in a table of captions: its path from the folder of the images, in Unicode NFC."""
+    return normalize("NFC", normpath(path))
+
+
 def read_caption(path: Path | str) -> str:
     """UTF-8 text without byte order mark and surrounding whitespace, lines ended by \\n.
 
     Raises CaptionError for any other file.
     """
+    return _read_text(path).strip()
+
+
+def _read_text(path: Path | str) -> str:
     try:
         raw = b"".join(read_chunks(path))
     except OSError as error:
@@ -73,7 +119,7 @@ def read_caption(path: Path | str) -> str:
     if "\0" in text:
         offset = raw.index(0)
         raise CaptionError(path, f"is not UTF-8 text: a zero byte at offset {offset}. Save it as UTF-8")
-    return text.replace("\r\n", "\n").replace("\r", "\n").strip()
+    return text.replace("\r\n", "\n").replace("\r", "\n")
 
 
 def _text_or_error(path: str) -> str | CaptionError:
@@ -81,6 +127,11 @@ def _text_or_error(path: str) -> str | CaptionError:
         return read_caption(path)
     except CaptionError as error:
         return error
+
+
+def add_prefix(caption: str, prefix: str) -> str:
+    """`<prefix>. <caption>`; one of them alone where the other is empty."""
+    return f"{prefix}. {caption}" if prefix and caption else prefix or caption
 
 
 def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
@@ -109,10 +160,9 @@ def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, po
 
 
 def _shuffle(caption: str, rules: CaptionRules, draw: Callable[[int], int]) -> str:
-    """Sorts the comma-separated tags by their random keys; kept tags and the trigger stay in place."""
-    prefix = ""
-    if rules.trigger and caption.startswith(f"{rules.trigger} "):
-        prefix, caption = f"{rules.trigger} ", caption.removeprefix(f"{rules.trigger} ")
+    """Sorts the comma-separated tags by their random keys; kept tags, the trigger and the prefix stay in place."""
+    begin = _fixed_begin(caption, rules)
+    caption = caption.removeprefix(begin)
     parts = [part for part in map(str.strip, caption.split(",")) if part]
     free = [
         index
@@ -122,4 +172,13 @@ def _shuffle(caption: str, rules: CaptionRules, draw: Callable[[int], int]) -> s
     shuffled = list(parts)
     for place, source in zip(free, sorted(free, key=draw), strict=True):
         shuffled[place] = parts[source]
-    return prefix + ", ".join(shuffled)
+    return begin + ", ".join(shuffled)
+
+
+def _fixed_begin(caption: str, rules: CaptionRules) -> str:
+    """What is not shuffled: the prefix and the trigger word in front of it, or in front of the tags."""
+    trigger = f"{rules.trigger} " if rules.trigger else ""
+    # The prefix may begin with the trigger word.
+    begins = [trigger + rules.prefix, rules.prefix] if rules.prefix else [trigger]
+    begin = next((text for text in begins if caption.startswith(text)), "")
+    return begin + ". " if rules.prefix and caption.startswith(begin + ". ") else begin

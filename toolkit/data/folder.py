@@ -9,14 +9,21 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache, cached_property
 from itertools import chain, repeat
 from typing import Any
 
 from toolkit.config.dataset import DatasetConfig, area_of
-from toolkit.data.captions import caption_files, find_captions, inject_trigger
+from toolkit.data.captions import (
+    add_prefix,
+    caption_files,
+    find_captions,
+    image_name,
+    inject_trigger,
+    read_captions_file,
+)
 from toolkit.data.directory import DirectoryListing, ImageFile, join, real_path, split_suffix
 from toolkit.data.image_probe import notes_of, probe_images
 from toolkit.data.images import IMAGE_SUFFIXES, reference_error
@@ -32,7 +39,8 @@ _LISTED_NAMES = 20
 def ignored_files(
     listing: DirectoryListing, captions: Sequence[list[str]], caption_ext: Sequence[str]
 ) -> Iterator[str]:
-    """One note per reason. captions: as of `caption_files`; caption_ext: the suffixes they have."""
+    """One note per reason. captions: as of `caption_files`; caption_ext: the suffixes they have; none where the
+    captions come from one file."""
     if any(len(names) - names.count("") == len(listing.files) for names in captions):
         return  # each has one caption, and there is nothing else
     used = set(chain.from_iterable(captions))
@@ -58,7 +66,8 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
     if name.endswith(tuple(map(str.lower, caption_ext))):
         return "caption without an image"
     if suffix in _TEXT_SUFFIXES and name.removesuffix(suffix) in listing.images:
-        return f"not a caption, because caption_ext is {' '.join(caption_ext)}"
+        given = f"caption_ext is {' '.join(caption_ext)}" if caption_ext else "captions_file is given"
+        return f"not a caption, because {given}"
     return "not an image"
 
 
@@ -145,7 +154,7 @@ class FolderInfo:
     repeats: int
     samples: tuple[Sample, ...]
     missing_captions: int
-    """Images whose caption file is missing or empty."""
+    """Images whose caption is missing or empty."""
 
     note: str = ""
     """A line for the user when `num_repeats` overrides the folder's name."""
@@ -157,19 +166,40 @@ class FolderInfo:
 class FolderBuilder:
     """Captions, control images and masks of one folder, by the stems of the images."""
 
-    def __init__(self, index: int, dataset: DatasetConfig, listing: DirectoryListing, subfolder: str | None) -> None:
+    def __init__(
+        self,
+        index: int,
+        dataset: DatasetConfig,
+        listing: DirectoryListing,
+        subfolder: str | None,
+        table: Mapping[str, str] | None = None,
+    ) -> None:
+        """table: the captions of `captions_file`; None: they are in files beside the images."""
         self.index, self.dataset, self.listing, self.subfolder = index, dataset, listing, subfolder
+        self.table = table
         # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
         match = _REPEATS.match(os.path.basename(os.path.abspath(listing.folder)))
         self.named_repeats = int(match[1]) if match else None
         match = _NEARLY_REPEATS.match(os.path.basename(os.path.abspath(listing.folder)))
         self.nearly_named_repeats = match[1] if match else ""
-        self.caption_files = caption_files(listing, dataset.caption_ext)
+        self.caption_files = self._caption_files()
         self.captions: list[str] = []
         """Of each image, in their order; '' for none."""
         self.controls: dict[str, tuple[ImageFile, ...]] = {}
         self.masks: dict[str, ImageFile] = {}
         """Mask images; the image itself where its own opacity is the mask."""
+
+    def _caption_files(self) -> list[list[str]]:
+        """The files of this folder that are read for captions."""
+        if self.dataset.captions_file is None:
+            return caption_files(self.listing, self.dataset.caption_ext)
+        folder, name = os.path.split(self.dataset.captions_file)
+        return [[name]] if real_path(folder or ".") == real_path(self.listing.folder) else []
+
+    def table_names(self) -> list[str]:
+        """What the images are called in `captions_file`."""
+        inside = f"{self.subfolder}/" if self.subfolder else ""
+        return [image_name(inside + files[0]) for files in self.listing.images.values()]
 
     def match_files(self, partners: ControlImageFinder, mistakes: list[InputError]) -> None:
         """Finds caption, control images and mask of every image."""
@@ -178,7 +208,10 @@ class FolderBuilder:
             if len(files) > 1:
                 reason = f"images share the stem {stem!r}: {shorten(files)}. Rename one"
                 mistakes.append(InputError(join(listing.folder, files[0]), reason))
-        self.captions = find_captions(listing, self.caption_files, mistakes)
+        if self.table is None:
+            self.captions = find_captions(listing, self.caption_files, mistakes)
+        else:
+            self.captions = [self.table.get(name, "") for name in self.table_names()]
         if dataset.control_path:
             self.controls = {
                 stem: partners.references(image, stem, dataset, self.subfolder) for stem, image in self._images()
@@ -225,7 +258,8 @@ class FolderBuilder:
             remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
             yield f"warning: {listing.folder}: each image is used once per epoch. {remedy}"
         if not (dataset.trigger_word or trigger_word):
-            used = [caption or dataset.default_caption or "" for caption in self.captions]
+            prefix, default = dataset.caption_prefix, dataset.default_caption or ""
+            used = [add_prefix(caption or default, prefix) for caption in self.captions]
             if (empty := used.count("")) and not dataset.is_reg:
                 what = f"{empty} of {len(used)} images have no caption, and there is no trigger_word"
                 yield f"warning: {listing.folder}: {what}: they train with an empty prompt"
@@ -246,7 +280,8 @@ class FolderBuilder:
         dataset, listing = self.dataset, self.listing
         repeats = dataset.num_repeats or self.named_repeats or 1
         trigger = dataset.trigger_word or trigger_word or ""
-        rules = CaptionRules(dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger)
+        prefix = inject_trigger(dataset.caption_prefix, trigger, add=False).strip()
+        rules = CaptionRules(dataset.caption_dropout_rate, dataset.shuffle_tokens, dataset.keep_tokens, trigger, prefix)
         add_trigger = not dataset.is_reg  # they show what the trigger word is not to mean
         default = dataset.default_caption or ""
         weight = dataset.loss_multiplier * (reg_weight if dataset.is_reg else 1.0)
@@ -258,7 +293,10 @@ class FolderBuilder:
         names = [name for (name,) in listing.images.values()]
         columns = (
             map(listing.prefix.__add__, names),
-            [inject_trigger(caption or default, trigger, add_trigger).strip() for caption in self.captions],
+            [
+                inject_trigger(add_prefix(caption or default, prefix), trigger, add_trigger).strip()
+                for caption in self.captions
+            ],
             repeat(repeats),
             [listing.facts[name].size for name in names],
             repeat(listing.folder),
@@ -315,7 +353,11 @@ def scan_datasets(
     makes the scan faster and does not change its result.
     """
     scanner = _Scanner(scan_cache or ScanCache())
-    drafts = [draft for index, dataset in enumerate(datasets) for draft in scanner.drafts(index, dataset)]
+    drafts = []
+    for index, dataset in enumerate(datasets):
+        own = [*scanner.drafts(index, dataset)]
+        scanner.compare_table(dataset, own)
+        drafts += own
     for draft in drafts:
         draft.match_files(scanner.partners, scanner.mistakes)
     scanner.inspect(drafts)
@@ -340,18 +382,20 @@ class _Scanner:
 
     def drafts(self, index: int, dataset: DatasetConfig) -> Iterator[FolderBuilder]:
         """The image folders of one entry: its own, or its subfolders."""
-        folder = dataset.folder_path
+        folder, table = dataset.folder_path, None
+        if dataset.captions_file is not None:
+            table = read_captions_file(dataset.captions_file, self.mistakes)
         top = self._list(folder)
         if top is None:
             return
         if top.images:
             self._refuse_loose_images(top, dataset)
-            yield from self._draft(index, dataset, top, None)
+            yield from self._draft(FolderBuilder(index, dataset, top, None, table))
             return
         listings = [(name, self._list(join(folder, name))) for name in _subfolders(top, dataset)]
         filled = [(name, listing) for name, listing in listings if listing and listing.images]
         for name, listing in filled:
-            yield from self._draft(index, dataset, listing, name)
+            yield from self._draft(FolderBuilder(index, dataset, listing, name, table))
         if not filled:
             supported = ", ".join(sorted(IMAGE_SUFFIXES))
             self._mistake(folder, f"holds no images (seen: {top.describe()}). Supported: {supported}")
@@ -384,14 +428,26 @@ class _Scanner:
         if not reasons:
             self.notes += notes_of(wanted)
 
-    def _draft(
-        self, index: int, dataset: DatasetConfig, listing: DirectoryListing, subfolder: str | None
-    ) -> Iterator[FolderBuilder]:
-        draft = FolderBuilder(index, dataset, listing, subfolder)
+    def compare_table(self, dataset: DatasetConfig, drafts: Sequence[FolderBuilder]) -> None:
+        """Notes images that have no line in `captions_file`, and lines that have no image."""
+        table = next((draft.table for draft in drafts), None)
+        if not table:  # an empty one is one that could not be read, or leaves each image to be counted
+            return
+        names = dict.fromkeys(chain.from_iterable(draft.table_names() for draft in drafts))
+        if unnamed := [name for name in names if name not in table]:
+            what = f"{len(unnamed)} of {len(names)} images have no line in {dataset.captions_file}"
+            self.notes.append(f"{dataset.folder_path}: {what}: {shorten(unnamed)}")
+        if unused := [name for name in table if name not in names]:
+            what = f"{len(unused)} of {len(table)} lines name no image of {dataset.folder_path}"
+            self.notes.append(f"{dataset.captions_file}: {what}: {shorten(unused)}")
+
+    def _draft(self, draft: FolderBuilder) -> Iterator[FolderBuilder]:
+        dataset, listing = draft.dataset, draft.listing
         if draft.named_repeats == 0 and not dataset.num_repeats:
             self._mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
             return
-        self.notes += ignored_files(listing, draft.caption_files, dataset.caption_ext)
+        caption_ext = dataset.caption_ext if draft.table is None else ()
+        self.notes += ignored_files(listing, draft.caption_files, caption_ext)
         if subfolders := _subfolders(listing, dataset):
             self.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {shorten(subfolders)}")
         yield draft

@@ -59,7 +59,8 @@ def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(section, tm
     job = section(
         "datasets:",
         "  - {folder_path: photos, is_reg: true, resolution: 32, caption_ext: no}",
-        "  - {folder_path: photos, resolution: [512, 768], caption_ext: caption, num_repeats: 9, background: black}",
+        "  - {folder_path: photos, resolution: [512, 768], caption_ext: caption, num_repeats: 9, background: black,",
+        "     captions_file: job.yaml, caption_prefix: drawn}",
         "  - {folder_path: photos, resolution: [768, 1024], default_caption: a cup, caption_dropout_rate: 0.5}",
         "validation: {folder_path: val, default_caption: a plate, control_path_2: photos, control_path_1: val}",
     )
@@ -68,9 +69,17 @@ def test_a_folder_is_a_dataset_that_takes_the_rest_from_the_datasets(section, tm
     assert (found.resolution, found.caption_ext) == ((512, 768, 1024), (".caption",))
     assert (found.default_caption, found.background) == ("a plate", "black")
     assert (found.num_repeats, found.caption_dropout_rate) == (1, 0.0)
+    assert (found.captions_file, found.caption_prefix) == (None, "drawn"), "the file names other images"
+
+
+def test_a_file_of_captions_that_is_not_there(faults) -> None:
+    (found,) = faults("validation: {folder_path: photos, captions_file: none.tsv}")
+    assert "validation.captions_file: 'none.tsv' does not exist" in found
 
 
 def test_its_own_settings_come_first(section) -> None:
-    job = section("validation: {folder_path: photos, resolution: 256, caption_ext: [txt, cap], trigger_word: maya}")
+    keys = "folder_path: photos, resolution: 256, caption_ext: [txt, cap], trigger_word: maya, captions_file: job.yaml"
+    job = section(f"validation: {{{keys}}}")
     found = job.validation.dataset(job.datasets)
     assert (found.resolution, found.caption_ext, found.trigger_word) == ((256,), (".txt", ".cap"), "maya")
+    assert found.captions_file == "job.yaml"

@@ -29,6 +29,8 @@ def make_dataset(folder: Path | str, **changes) -> SimpleNamespace:
         "num_repeats": None,
         "caption_ext": (".txt",),
         "default_caption": None,
+        "captions_file": None,
+        "caption_prefix": "",
         "caption_dropout_rate": 0.0,
         "shuffle_tokens": False,
         "keep_tokens": 0,

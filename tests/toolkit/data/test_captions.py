@@ -2,7 +2,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.captions import CaptionError, caption_files, find_captions, read_caption
+from toolkit.data.captions import CaptionError, caption_files, find_captions, read_caption, read_captions_file
 from toolkit.data.directory import list_folder
 from toolkit.errors import InputError
 
@@ -73,3 +73,41 @@ def test_no_caption_is_read_that_is_known(tmp_path: Path) -> None:
     listing = list_folder(str(tmp_path))
     listing.texts["a.txt"] = "what is known"
     assert find_captions(listing, caption_files(listing, (".txt",)), []) == ["what is known"]
+
+
+# ------------------------------------------------------------ one file for all
+
+
+def test_a_table_of_captions(tmp_path: Path) -> None:
+    path, mistakes = tmp_path / "captions.tsv", []
+    path.write_bytes(
+        "\ufeffa.jpg\t a cat\twith a tab \r\n\r\n \n40_x/ä b.png\tgrün\u2028e\nc.png\t\n./d.png\td".encode()
+    )
+    captions = read_captions_file(str(path), mistakes)
+    expected = {"a.jpg": "a cat\twith a tab", "40_x/ä b.png": "grün\u2028e", "c.png": "", "d.png": "d"}
+    assert (captions, mistakes) == (expected, [])
+    path.write_text("a\u0308.png\tfrom macOS", encoding="utf-8")
+    assert read_captions_file(str(path), mistakes) == {"ä.png": "from macOS"}
+
+
+def test_all_lines_of_a_table_that_cannot_be_used_are_named(tmp_path: Path) -> None:
+    path, mistakes = tmp_path / "captions.tsv", []
+    path.write_text("\na.jpg\ta\nb.jpg a dog\n\tno name\n./a.jpg\tagain\nc.jpg\tc\n" + "x" * 99)
+    assert read_captions_file(str(path), mistakes) == {"a.jpg": "a", "c.jpg": "c"}
+    remedy = "Write the name of the image, a tab, its caption"
+    assert list(map(str, mistakes)) == [
+        f"{path}:3: 'b.jpg a dog': no tab. {remedy}",
+        f"{path}:4: 'no name': no name before the tab. {remedy}",
+        f"{path}:5: 'a.jpg' has a caption in line 2. Remove one of them",
+        f"{path}:7: '{'x' * 40}': no tab. {remedy}",
+    ]
+
+
+@pytest.mark.parametrize(("raw", "reason"), [(None, "cannot be read: No such file"), (b"a\t\xff", "at offset 2")])
+def test_a_table_that_cannot_be_read_is_a_mistake(tmp_path: Path, raw: bytes | None, reason: str) -> None:
+    path, mistakes = tmp_path / "captions.tsv", []
+    if raw is not None:
+        path.write_bytes(raw)
+    assert read_captions_file(str(path), mistakes) == {}
+    [mistake] = mistakes
+    assert mistake.place == str(path) and reason in mistake.message

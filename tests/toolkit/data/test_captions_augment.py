@@ -1,9 +1,10 @@
 import re
+from dataclasses import replace
 
 import pytest
 
 from tests.golden_tables import golden
-from toolkit.data.captions import caption_for_use, inject_trigger
+from toolkit.data.captions import add_prefix, caption_for_use, inject_trigger
 from toolkit.interfaces import CaptionRules
 
 # `to_replace_list` is an option of the peer that jobs here do not have.
@@ -74,3 +75,28 @@ def test_trigger_is_never_moved_wherever_it_stands() -> None:
 
 def test_keep_tokens_beyond_the_caption() -> None:
     assert set(uses("a, b", CaptionRules(shuffle_tokens=True, keep_tokens=9))) == {"a, b"}
+
+
+@pytest.mark.parametrize(
+    ("caption", "prefix", "expected"),
+    [("a girl", "drawn", "drawn. a girl"), ("", "drawn", "drawn"), ("a girl", "", "a girl"), ("", "", "")],
+)
+def test_a_prefix_stands_before_the_caption(caption: str, prefix: str, expected: str) -> None:
+    assert add_prefix(caption, prefix) == expected
+
+
+@pytest.mark.parametrize(
+    ("trigger", "prefix", "begin"),
+    [
+        ("", "flat, drawn", "flat, drawn. "),
+        ("sks", "flat, drawn", "sks flat, drawn. "),
+        ("sks", "sks art, drawn", "sks art, drawn. "),
+        ("sks", "by sks, drawn", "by sks, drawn. "),
+    ],
+)
+def test_shuffling_neither_moves_nor_tears_a_prefix(trigger: str, prefix: str, begin: str) -> None:
+    rules = CaptionRules(0.1, shuffle_tokens=True, trigger=trigger, prefix=prefix)
+    assert set(uses(inject_trigger(add_prefix("a, b", prefix), trigger), rules)) == {"", f"{begin}a, b", f"{begin}b, a"}
+    assert set(uses(inject_trigger(prefix, trigger), rules)) == {"", begin.removesuffix(". ")}
+    captions = set(uses(inject_trigger(add_prefix("a, b, c", prefix), trigger), replace(rules, keep_tokens=1)))
+    assert captions == {"", f"{begin}a, b, c", f"{begin}a, c, b"}

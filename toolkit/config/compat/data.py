@@ -39,7 +39,12 @@ def _validation(section: type[BaseModel], entries: Entries, diagnostics: Diagnos
 
 
 DATASET = ForeignNames(
-    aliases={"caption_type": "caption_ext", "caption_extension": "caption_ext", "image_directory": "folder_path"},
+    aliases={
+        "caption_type": "caption_ext",
+        "caption_extension": "caption_ext",
+        "image_directory": "folder_path",
+        "fixed_prompt_prefix": "caption_prefix",
+    },
     shapes=dict.fromkeys(slot_names("control_path"), "control_path")
     | {"control_transparent_color": "background, as [red, green, blue] of 0 to 255"},
     no_effect={

@@ -1,0 +1,66 @@
+"""Captions of a whole dataset from one file."""
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.data.fingerprint import fingerprint
+from toolkit.data.folder import scan_datasets
+from toolkit.errors import DataErrors
+
+
+@pytest.fixture
+def data(tmp_path: Path, image) -> Path:
+    """Two folders of two images, with captions beside them that nobody wants."""
+    for name in ("40_x/a.png", "40_x/ä.png", "b/a.png", "b/c.png"):
+        image(tmp_path / "data" / name)
+    (tmp_path / "data" / "40_x" / "a.txt").write_text("beside the image")
+    return tmp_path / "data"
+
+
+def test_each_image_has_the_caption_of_its_line(data: Path, dataset) -> None:
+    table = data / "b" / "captions.tsv"
+    table.write_text("40_x/a.png\tone\nb/a.png\ttwo\n40_x/a\u0308.png\tthree\na.png\tnone\nb/x.png\tnone", "utf-8")
+    scan = scan_datasets([dataset(data, captions_file=str(table), default_caption="default")], None)
+    captions = {f"{Path(sample.image).parent.name}/{sample.name}": sample.caption for sample in scan.samples}
+    assert captions == {"40_x/a.png": "one", "40_x/ä.png": "three", "b/a.png": "two", "b/c.png": "default"}
+    assert [folder.missing_captions for folder in scan.folders] == [0, 1]
+    assert [note for note in scan.notes if not note.startswith("warning:")] == [
+        f"{data}/40_x: ignored, not a caption, because captions_file is given: a.txt",
+        f"{data}: 1 of 4 images have no line in {table}: b/c.png",
+        f"{table}: 2 of 5 lines name no image of {data}: a.png, b/x.png",
+    ]
+
+
+def test_an_edited_line_edits_its_image(data: Path, dataset, tmp_path: Path) -> None:
+    def hashes(text: str) -> dict[str, str]:
+        (tmp_path / "captions.tsv").write_text(text)
+        section = dataset(data / "b", captions_file=str(tmp_path / "captions.tsv"))
+        return fingerprint(scan_datasets([section], None).samples)
+
+    before, after = hashes("a.png\tone\nc.png\ttwo"), hashes("c.png\tchanged\na.png\tone")
+    assert [name for name in before if before[name] != after[name]] == [f"{data}/b/c.png"]
+
+
+def test_lines_that_cannot_be_used_come_with_all_other_mistakes_and_once(data: Path, dataset, tmp_path: Path) -> None:
+    table = tmp_path / "captions.tsv"
+    table.write_text("a.png one\na.png\ttwo\na.png\tthree")
+    both = [dataset(data / name, captions_file=str(table)) for name in ("40_x", "b")]
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([*both, dataset(data / "b", captions_file="none.tsv"), dataset(tmp_path / "none")], None)
+    places = [mistake.place for mistake in caught.value.errors]
+    assert places == [f"{table}:1", f"{table}:3", "none.tsv", str(tmp_path / "none")]
+
+
+def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(data: Path, dataset, image) -> None:
+    section = dataset(data / "40_x", caption_prefix="[trigger] art", shuffle_tokens=True)
+    plain = dataset(data / "40_x", caption_prefix="drawn", is_reg=True)
+    of_trigger, of_none = (scan_datasets([section], trigger) for trigger in ("sks", None))
+    assert [sample.caption for sample in of_trigger.samples] == ["sks art. beside the image", "sks art"]
+    assert [sample.caption for sample in of_none.samples] == ["art. beside the image", "art"]
+    assert {sample.rules.prefix for sample in of_trigger.samples} == {"sks art"}
+    assert any("captions hold '[trigger]'" in note for note in of_none.notes)
+    assert not any("empty prompt" in note for note in of_none.notes)
+    for reg, first in ((False, "sks drawn. beside the image"), (True, "drawn. beside the image")):
+        plain.is_reg = reg
+        assert scan_datasets([plain], "sks").samples[0].caption == first
