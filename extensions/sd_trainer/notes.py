@@ -30,7 +30,9 @@ OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_drop
 
 
 HIGHEST_LR = {
-    **dict.fromkeys(("adamw", "adam", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw"), 0.01),
+    **dict.fromkeys(
+        ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw"), 0.01
+    ),
     "prodigy": 10,
 }
 """Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""

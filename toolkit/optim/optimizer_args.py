@@ -30,6 +30,8 @@ OPTIMIZERS = Registry(
         "adamw": "torch.optim:AdamW",
         "adam": "torch.optim:Adam",
         "sgd": "torch.optim:SGD",
+        "rmsprop": "torch.optim:RMSprop",
+        "lion": "toolkit.optim.lion:Lion",
         "adamw8bit": "bitsandbytes.optim:AdamW8bit",
         "adam8bit": "bitsandbytes.optim:Adam8bit",
         "lion8bit": "bitsandbytes.optim:Lion8bit",
@@ -50,6 +52,11 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "adamw": _ADAM | {"weight_decay": 0.01},
     "adam": _ADAM | {"decoupled_weight_decay": False},
     "sgd": {"momentum": 0, "dampening": 0, "weight_decay": 0, "nesterov": False} | _TORCH,
+    "rmsprop": {
+        "alpha": 0.99, "eps": 1e-08, "weight_decay": 0, "momentum": 0, "centered": False, "capturable": False,
+        "foreach": None, "maximize": False, "differentiable": False,
+    },
+    "lion": {"betas": (0.9, 0.99), "weight_decay": 0, "decoupled_weight_decay": False},
     "adamw8bit": _ADAM_8BIT | {"weight_decay": 0.01},
     "adam8bit": _ADAM_8BIT,
     "lion8bit": {"betas": (0.9, 0.99), "args": None} | _8BIT,
@@ -82,6 +89,8 @@ ELEMENTWISE = (
     "adamw",
     "adam",
     "sgd",
+    "rmsprop",
+    "lion",
     "schedulefree_adamw",
     *(f"torch.optim.{name}" for name in ("AdamW", "Adam", "SGD", "Adamax", "NAdam", "RAdam", "RMSprop", "Adagrad")),
 )
@@ -303,6 +312,12 @@ def _sgd(shape: Shape, arguments: Arguments) -> int:
     return FLOAT * prod(shape) if arguments.get("momentum") else 0
 
 
+def _rmsprop(shape: Shape, arguments: Arguments) -> int:
+    """The mean square, with `momentum` its buffer, with `centered` the mean."""
+    kept = 1 + bool(arguments.get("momentum")) + bool(arguments.get("centered"))
+    return FLOAT * kept * prod(shape)
+
+
 def _adafactor(shape: Shape, arguments: Arguments) -> int:
     """Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too."""
     squares = sum(shape) if len(shape) == 2 else prod(shape)
@@ -329,6 +344,8 @@ _STATE: dict[str, Callable[[Shape, Arguments], int]] = {
     "Adam": _numbers(2),
     "AdamWScheduleFree": _numbers(2),
     "SGD": _sgd,
+    "RMSprop": _rmsprop,
+    "Lion": _numbers(1),
     "Adafactor": _adafactor,
     "Prodigy": _prodigy,
     "AdamW8bit": _eight_bit(2),

@@ -125,13 +125,14 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("optimizer: adamw9", "train.optimizer: 'adamw9' is unknown. Did you mean 'adamw'?"),
         ("optimizer: torch.optim.", "train.optimizer: 'torch.optim.' is not a dotted path."),
         ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
-        ("optimizer: lion", "train.optimizer: 'lion' is unknown. Use 'adamw' or"),
         (
-            "optimizer: RMSprop",
-            "train.optimizer: 'RMSprop' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'adamw8bit' or 'adam8bit' or "
-            "'lion8bit' or 'ademamix8bit' or 'adafactor' or 'prodigy' or 'schedulefree_adamw', or the path of a class, "
-            "such as 'torch.optim.RMSprop'.",
+            "optimizer: Adagrad",
+            "train.optimizer: 'Adagrad' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'rmsprop' or 'lion' or "
+            "'adamw8bit' or 'adam8bit' or 'lion8bit' or 'ademamix8bit' or 'adafactor' or 'prodigy' or "
+            "'schedulefree_adamw', or the path of a class, such as 'torch.optim.RMSprop'.",
         ),
+        ("{optimizer: Lion, optimizer_params: {eps: 1}}", "train.optimizer_params: lion has no 'eps'."),
+        ("{optimizer: RMSprop, optimizer_params: {betas: [0, 0]}}", "train.optimizer_params: rmsprop has no 'betas'."),
         ("optimizer_params: {weight_decai: 1}", "train.optimizer_params: adamw has no 'weight_decai'. Did you mean 'w"),
         ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
         ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),

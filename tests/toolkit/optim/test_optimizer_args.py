@@ -78,7 +78,7 @@ def test_what_would_fail_in_training_fails_when_it_is_tried(name: str, arguments
     assert message in str(caught.value)
 
 
-@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.RMSprop", "schedulefree.SGDScheduleFree"])
+@pytest.mark.parametrize("name", [*OPTIMIZERS, "torch.optim.Adamax", "schedulefree.SGDScheduleFree"])
 def test_every_optimizer_passes_the_trial(name: str) -> None:
     try_optimizer(name, 0.0, {}, torch.device("cpu"))
 

@@ -23,7 +23,7 @@ SHAPES = [(64, 128), (128, 64), (7,)]
 ARGUMENTS = {"sgd": {"momentum": 0.9}}
 """Without momentum SGD has no state."""
 
-DOTTED = ["torch.optim.RMSprop", "schedulefree.SGDScheduleFree", "torch.optim.NAdam"]
+DOTTED = ["schedulefree.SGDScheduleFree", "torch.optim.NAdam"]
 
 
 def start() -> list[nn.Parameter]:
