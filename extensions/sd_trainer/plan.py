@@ -37,7 +37,7 @@ from toolkit.models.families import family_for, yet_to_come
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
-from toolkit.optim.schedules import ScheduleArgs, course_of, initial_weight_fraction, overfull
+from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.outlook import run_outlook
 
@@ -308,9 +308,12 @@ def _estimates(
 
 
 def _schedule(train: TrainConfig, steps: int) -> Iterator[str]:
-    """A warning where warm-up and decay do not fit into the run."""
+    """Warnings where warm-up and decay do not fit into the run, and of a rate that comes to nothing early."""
     course = course_of(steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train))
     if line := overfull(train.lr_scheduler, course):
+        yield f"warning: {line}"
+    fields = ScheduleArgs.named_in(train)
+    if line := early_end(train.lr_scheduler, steps, train.lr_scheduler_params, **fields):
         yield f"warning: {line}"
 
 

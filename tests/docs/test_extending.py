@@ -26,10 +26,10 @@ from toolkit.flow.timesteps import TimestepContext, timesteps_from_uniform
 from toolkit.optim.optimizer_args import OPTIMIZERS, check_optimizer
 from toolkit.optim.schedules import build_schedule, check_parameters
 
-train = TrainConfig(lr_scheduler="exponential", optimizer="nadam", timestep_type="arcsine")
-check_parameters(train.lr_scheduler, {"gamma": 0.5})
-rate = build_schedule(train.lr_scheduler, 9, 2, {"gamma": 0.5})
-print([rate(step) for step in range(5)])
+train = TrainConfig(lr_scheduler="inverse_time", optimizer="nadam", timestep_type="arcsine")
+check_parameters(train.lr_scheduler, {"decay_rate": 1})
+rate = build_schedule(train.lr_scheduler, 9, 2, {"decay_rate": 1})
+print([rate(step) for step in (0, 1, 2, 3, 5)])
 check_optimizer(train.optimizer, {"momentum_decay": 0.004})
 print(OPTIMIZERS.load(train.optimizer) is torch.optim.NAdam)
 settings = FlowSettings(**FlowSettings.named_in(train))

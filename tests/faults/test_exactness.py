@@ -20,6 +20,7 @@ SCHEDULE_NEEDS = {
     "plateau": {"every": 1, "patience": 0},
     "piecewise_constant": {"step_rules": "1:2,0.5"},
     "step": {"step_size": 1, "gamma": 0.5},
+    "exponential": {"gamma": 0.5},
 }
 OPTIMIZER_NEEDS = {
     "prodigy": {"train__lr": 1.0},

@@ -178,16 +178,18 @@ PRESERVATIONS = ("diff_output_preservation", "blank_prompt_preservation")
 """Switches of losses that hold the base model's prediction for another prompt; `<switch>_multiplier` is the factor."""
 
 SCHEDULES_WITHOUT_LENGTH = (
-    "constant", "constant_with_warmup", "inverse_sqrt", "step", "piecewise_constant", "plateau",
+    "constant", "constant_with_warmup", "inverse_sqrt", "step", "exponential", "piecewise_constant", "plateau",
+    "ConstantLR", "LinearLR",
 )  # fmt: skip
 
 
 def _change_of_length(train: Mapping[str, Any]) -> ChangeKind:
     """Harmless when the learning rate does not depend on the number of steps."""
-    warmup = train.get("lr_scheduler_params", {}).get("num_warmup_steps", train.get("lr_warmup_steps", 0))
+    name, params = train.get("lr_scheduler"), train.get("lr_scheduler_params", {})
+    warmup = params.get("num_warmup_steps", train.get("lr_warmup_steps", 0))
     is_share = isinstance(warmup, float) and 0 < warmup < 1
-    is_free = train.get("lr_scheduler") in SCHEDULES_WITHOUT_LENGTH and not is_share
-    return "harmless" if is_free else "changes the result"
+    is_free = name in SCHEDULES_WITHOUT_LENGTH or (name == "CosineAnnealingLR" and params.get("T_max") is not None)
+    return "harmless" if is_free and not is_share else "changes the result"
 
 
 class OptimizerConfig(StrictModel):
@@ -225,17 +227,20 @@ class OptimizerConfig(StrictModel):
         *literal_with_aliases(*SCHEDULES, aliases=SCHEDULE_SPELLINGS),
     ] = "constant"
     """Course of the learning rate after the warm-up. linear, cosine, polynomial and rex fall to their end; with
-    restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; plateau whenever the loss, or the
-    validation loss, has not fallen for a while."""
+    restarts several times; warmup_stable_decay only in the last `lr_decay_steps`; exponential by the factor `gamma` at
+    each optimizer step; plateau whenever the loss, or the validation loss, has not fallen for a while. By the name of a
+    class of PyTorch, such as CosineAnnealingLR, its arguments and defaults are PyTorch's, in optimizer steps."""
 
     lr_scheduler_params: dict[str, Any] = Field(default_factory=dict)
-    """Further arguments of the schedule by name: `num_warmup_steps`; `factor` (constant); `start_factor`, `end_factor`
-    (linear; where one of them is missing it is 1/3 or 1); `step_size`, `gamma` (step); `step_rules`
-    (piecewise_constant); `rex_alpha`, `rex_beta` (rex); `metric` (loss or validation/loss), `every` (optimizer steps
-    whose mean loss is one value, 100), `factor`, `patience`, `threshold`, `threshold_mode`, `cooldown`, `eps` (plateau,
-    as in PyTorch's ReduceLROnPlateau); `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those
-    that fall and plateau. `total_iters`, `T_max`, `T_0` and `T_mult`, where ai-toolkit takes them, have no effect, as
-    there: a schedule is as long as the run."""
+    """Further arguments of the schedule by name: `num_warmup_steps`; `factor` (constant); `start_factor`,
+    `end_factor` (linear; where one of them is missing it is 1/3 or 1); `step_size`, `gamma` (step); `gamma`
+    (exponential); `total_iters` with `factor` (ConstantLR) or `start_factor`, `end_factor` (LinearLR); `T_max`
+    (CosineAnnealingLR; not given: to the end of the run); `step_rules` (piecewise_constant); `rex_alpha`, `rex_beta`
+    (rex); `metric` (loss or validation/loss), `every` (optimizer steps whose mean loss is one value, 100), `factor`,
+    `patience`, `threshold`, `threshold_mode`, `cooldown`, `eps` (plateau, as in PyTorch's ReduceLROnPlateau);
+    `eta_min`, `min_lr` or `lr_end`, the end as a rate, for those that fall and plateau, or `eta_min_factor` as a
+    share of the rate. `total_iters`, `T_max`, `T_0` and `T_mult` of constant, linear and cosine ones have no effect,
+    as in ai-toolkit: these are as long as the run."""
 
     lr_warmup_steps: Annotated[float, AfterValidator(_steps_or_share)] = Field(default=0, ge=0, le=MAX_STEPS)
     """Optimizer steps in which the learning rate rises from 0; below 1: that share of all steps. 0: none."""

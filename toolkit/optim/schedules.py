@@ -2,7 +2,8 @@
 `Plateau` has one. Imports no torch.
 
 A schedule returns a factor of the base learning rate for optimizer step `step`, counted from 0.
-Equal to transformers' schedules of the same names (and so to musubi-tuner's)."""
+Equal to transformers' schedules of the same names (and so to musubi-tuner's); those that are called like a class of
+torch.optim.lr_scheduler are equal to that, stepped once per optimizer step after the warm-up."""
 
 from __future__ import annotations
 
@@ -174,6 +175,41 @@ def step_decay(step: int, course: ScheduleArgs, *, step_size: int | None = None,
     return gamma ** ((step - course.warmup_steps) // step_size)
 
 
+def exponential(step: int, course: ScheduleArgs, *, gamma: float) -> float:
+    """gamma^n, n steps after the warm-up. Source: torch, ExponentialLR."""
+    return _in_range("gamma", gamma, highest=math.inf) ** (step - course.warmup_steps)
+
+
+def constant_lr(step: int, course: ScheduleArgs, *, factor: float = 1 / 3, total_iters: int = 5) -> float:
+    """`factor`, and 1 after `total_iters` steps. Source: torch, ConstantLR."""
+    return _in_range("factor", factor) if step - course.warmup_steps < total_iters else 1.0
+
+
+def linear_lr(
+    step: int, course: ScheduleArgs, *, start_factor: float = 1 / 3, end_factor: float = 1.0, total_iters: int = 5
+) -> float:
+    """A line from `start_factor` to `end_factor` in `total_iters` steps, then level. Source: torch, LinearLR."""
+    share = min(1.0, (step - course.warmup_steps) / total_iters)
+    start, end = _in_range("start_factor", start_factor), _in_range("end_factor", end_factor)
+    return start + (end - start) * share
+
+
+def cosine_annealing_lr(step: int, course: ScheduleArgs, *, T_max: int | None = None) -> float:
+    """Half a cosine from 1 to `min_ratio` in `T_max` steps, then up again, and so on; None: one to the end of the run.
+
+    Source: torch, CosineAnnealingLR.
+    """
+    length = max(1, course.steps - course.warmup_steps) if T_max is None else T_max
+    return course.lerp_to_min(_half_waves((step - course.warmup_steps) / length))
+
+
+def _in_range(name: str, value: float, highest: float = 1.0) -> float:
+    """The value. Raises ValueError for one outside of 0 to `highest`."""
+    if not 0 <= value <= highest:
+        raise ValueError(f"{name} {value} is not " + ("0 or more" if highest == math.inf else f"from 0 to {highest:g}"))
+    return value
+
+
 def piecewise_constant(step: int, course: ScheduleArgs, *, step_rules: str = "1") -> float:
     """`step_rules` "1:10,0.1:20,0.01": factor 1 before step 10, 0.1 before step 20, then 0.01.
 
@@ -307,8 +343,12 @@ SCHEDULES = {
     "inverse_sqrt": ScheduleDef(inverse_sqrt, ("timescale",)),
     "rex": ScheduleDef(rex, _FALL, rex_warmup),
     "step": ScheduleDef(step_decay),
+    "exponential": ScheduleDef(exponential),
     "piecewise_constant": ScheduleDef(piecewise_constant),
     "plateau": ScheduleDef(cast("Callable[..., float]", Plateau), ("min_ratio",)),
+    "ConstantLR": ScheduleDef(constant_lr),
+    "LinearLR": ScheduleDef(linear_lr),
+    "CosineAnnealingLR": ScheduleDef(cosine_annealing_lr, ("min_ratio",)),
 }
 """By the names of `train.lr_scheduler`."""
 
@@ -329,6 +369,7 @@ OTHER_NAMES = {
     "power": "power",
     "min_lr_ratio": "min_ratio",
     "min_lr_rate": "min_ratio",
+    "eta_min_factor": "min_ratio",
     "timescale": "timescale",
 }
 """Name in `train.lr_scheduler_params` -> field of `ScheduleArgs`."""
@@ -350,7 +391,15 @@ ai-toolkit replaces these lengths by that of the run; so its cosine_with_restart
 T_mult would lengthen. Source: `BaseSDTrainProcess` (total_iters = steps), `toolkit/scheduler.py:get_lr_scheduler`.
 """
 
-NEEDED = {"step": "step_size", "piecewise_constant": "step_rules"}
+TORCHS = {
+    "constant": "ConstantLR",
+    "constant_with_warmup": "ConstantLR",
+    "linear": "LinearLR",
+    "cosine": "CosineAnnealingLR",
+}
+"""The schedules for which those lengths count."""
+
+NEEDED = {"step": "step_size", "exponential": "gamma", "piecewise_constant": "step_rules"}
 """Schedules that are nothing without one of their parameters."""
 
 
@@ -381,7 +430,10 @@ def remarks(name: str, params: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Parameters that do something else than their names let expect, and what."""
     for param in params:
         if param in LENGTHS.get(name, ()):
-            remedy = " For restarts give 'lr_scheduler_num_cycles'." if name == "cosine_with_restarts" else ""
+            other = TORCHS.get(name)
+            remedy = "" if other else " For restarts give 'lr_scheduler_num_cycles'."
+            if other and param in parameters(other):
+                remedy = f" It counts with 'lr_scheduler: {other}'."
             yield param, f"has no effect, as in ai-toolkit: the schedule is as long as the run.{remedy}"
     if name == "linear" and "end_factor" in params and "start_factor" not in params:
         yield (
@@ -416,6 +468,24 @@ def overfull(name: str, course: ScheduleArgs) -> str:
         f"lr: a warm-up of {rise:,} and a fall of {fall:,} optimizer steps do not fit into {course.steps:,}: "
         f"the rate falls in the {course.steps - rise:,} after the warm-up"
     )
+
+
+EARLY = 100
+"""Optimizer steps in which the rate is not to come to nothing."""
+
+
+def early_end(name: str, steps: int, params: Mapping[str, Any] = MappingProxyType({}), **course_fields: Any) -> str:
+    """A warning of a rate that is below a thousandth of its start within 100 steps and the first half of what follows
+    the warm-up; empty where there is none. Arguments as for `build_schedule`."""
+    first = course_of(steps, params=params, **course_fields).warmup_steps
+    factor = build_schedule(name, steps, params=params, **course_fields)
+    start = factor(first)
+    for step in range(1, min(EARLY, (steps - first) // 2) + 1):
+        if factor(first + step) < 1e-3 * start:
+            after = f"{step} optimizer steps after the {'warm-up' if first else 'start'}"
+            what = f"lr: {after} the rate is below a thousandth of its first value"
+            return f"{what}, and {steps - first - step:,} follow. A schedule counts optimizer steps, not epochs"
+    return ""
 
 
 def build_schedule(

@@ -33,6 +33,7 @@ AXES = {
 
 SCHEDULE_PARAMS = {
     "step": {"step_size": 2},
+    "exponential": {"gamma": 0.5},
     "piecewise_constant": {"step_rules": "1:2,0.5"},
 }
 

@@ -44,6 +44,8 @@ def test_a_schedule_that_does_not_fit_is_told_once_the_steps_are_known(plan) -> 
     expected = "warning: lr: a warm-up of 3 and a fall of 3 optimizer steps do not fit into 5: the rate falls in the 2"
     assert expected in plan(train=train | schedule).render()
     assert "lr: " not in plan(train=train | {"lr_scheduler": "warmup_stable_decay"}).render()
+    falling = {"steps": 9, "lr_scheduler": "exponential", "lr_scheduler_params": {"gamma": 1e-4}}
+    assert "warning: lr: 1 optimizer steps after the start the rate is below a" in plan(train=falling).render()
 
 
 def test_references_of_samples_are_opened_before_anything_expensive(plan, tmp_path: Path) -> None:

@@ -7,7 +7,7 @@ import pytest
 from tests.toolkit.config.conftest import trainer
 from toolkit.config.train import TrainConfig
 from toolkit.flow.settings import TIMESTEP_TYPES, FlowSettings
-from toolkit.optim.schedules import SCHEDULES
+from toolkit.optim.schedules import NEEDED, SCHEDULES
 
 
 def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
@@ -22,6 +22,11 @@ def test_the_defaults_of_the_flow_are_those_of_the_config() -> None:
         ("loss_type: l1", "loss_type", "mae"),
         ("loss_type: l2", "loss_type", "mse"),
         ("optimizer_type: prodigyopt", "optimizer", "prodigy"),
+        ("optimizer: RMSprop", "optimizer", "rmsprop"),
+        ("{lr_scheduler: StepLR, lr_scheduler_params: {step_size: 2}}", "lr_scheduler", "step"),
+        ("{lr_scheduler: EXPONENTIALLR, lr_scheduler_params: {gamma: 0.9}}", "lr_scheduler", "exponential"),
+        ("{lr_scheduler: linearLR, lr_scheduler_params: {total_iters: 9}}", "lr_scheduler", "LinearLR"),
+        ("lr_scheduler: constantlr", "lr_scheduler", "ConstantLR"),
         ("optimizer: torch.optim.SGD", "optimizer", "torch.optim.SGD"),
         (
             "optimizer: {name: bitsandbytes.optim.PagedAdEMAMix8bit, lr: 1}",
@@ -56,7 +61,7 @@ def test_what_is_written_reaches_the_field(section, line: str, field: str, value
     assert getattr(section(f"train: {line}").train, field) == value
 
 
-@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - {"step", "piecewise_constant"}))
+@pytest.mark.parametrize("name", sorted(set(SCHEDULES) - set(NEEDED)))
 def test_every_schedule_is_accepted_alone(section, name: str) -> None:
     assert section(f"train: {{lr_scheduler: {name}, lr_warmup_steps: 0.1}}").train.lr_scheduler == name
 
@@ -137,6 +142,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("optimizer_params: {betas: 0.9}", "train.optimizer_params: betas: 0.9 is not 2 numbers"),
         ("optimizer_args: [weight_decay]", "train.optimizer_args[0]: 'weight_decay' is not of the form name=value."),
         ("{optimizer_args: [eps=1], optimizer_params: {eps: 2}}", "train.optimizer_args[0].eps: 'process[0].train."),
+        ("lr_scheduler: ExponentialLR", "train.lr_scheduler_params: exponential needs 'gamma'."),
         ("lr_scheduler: step", "train.lr_scheduler_params: step needs 'step_size'."),
         ("lr_scheduler_params: {gamma: 1}", "train.lr_scheduler_params: constant has no 'gamma'."),
         (

@@ -16,6 +16,7 @@ from toolkit.optim.schedules import (
     build_schedule,
     check_parameters,
     course_of,
+    early_end,
     in_steps,
     overfull,
     parameters,
@@ -70,6 +71,67 @@ def test_learning_rates_are_those_of_ai_toolkit_where_the_meaning_is_the_same(ca
         at_most(f"learning rates of ai-toolkit, {case['scheduler']}", worst_of(case, factor), 1e-6)
 
 
+TORCHS = [
+    ("exponential", "ExponentialLR", {"gamma": 0.95}),
+    ("step", "StepLR", {"step_size": 7, "gamma": 0.5}),
+    ("ConstantLR", "ConstantLR", {}),
+    ("ConstantLR", "ConstantLR", {"factor": 0.2, "total_iters": 20}),
+    ("LinearLR", "LinearLR", {}),
+    ("LinearLR", "LinearLR", {"start_factor": 1, "end_factor": 0.1, "total_iters": 20}),
+    ("CosineAnnealingLR", "CosineAnnealingLR", {"T_max": 20}),
+    ("CosineAnnealingLR", "CosineAnnealingLR", {"T_max": 40, "eta_min": 0.002}),
+]
+
+
+@pytest.mark.parametrize("warmup", [0, 5])
+@pytest.mark.parametrize(("name", "theirs", "params"), TORCHS)
+def test_a_schedule_by_the_name_of_a_class_is_torchs(name: str, theirs: str, params: dict, warmup: int) -> None:
+    """60 steps, so beyond the ends of all but one; a cosine then rises again."""
+    check_parameters(name, params)
+    optimizer = torch.optim.SGD([torch.zeros(1, requires_grad=True)], lr=0.01)
+    scheduler = getattr(torch.optim.lr_scheduler, theirs)(optimizer, **params)
+    ours = build_schedule(name, 60 + warmup, warmup, params, lr=0.01)
+    assert [ours(step) for step in range(warmup)] == [step / warmup for step in range(warmup)]
+    for step in range(60):
+        assert 0.01 * ours(warmup + step) == pytest.approx(scheduler.get_last_lr()[0], abs=1e-9), step
+        optimizer.step()
+        scheduler.step()
+
+
+def test_a_cosine_without_a_length_ends_with_the_run_at_its_factor() -> None:
+    theirs = build_schedule("CosineAnnealingLR", 50, 10, {"eta_min_factor": 0.1})
+    ours = build_schedule("cosine", 50, 10, min_ratio=0.1)
+    assert [theirs(step) for step in range(51)] == pytest.approx([ours(step) for step in range(51)], abs=1e-12)
+    assert theirs(50) == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(
+    ("name", "steps", "params", "says"),
+    [
+        ("exponential", 1000, {"gamma": 0.5}, "10 optimizer steps after the start"),
+        ("exponential", 1000, {"gamma": 0.93}, "96 optimizer steps after the start"),
+        ("exponential", 1000, {"gamma": 0.94}, ""),
+        ("exponential", 19, {"gamma": 0.5}, ""),
+        ("step", 500, {"step_size": 20}, "80 optimizer steps after the start"),
+        ("step", 500, {"step_size": 20, "num_warmup_steps": 9}, "80 optimizer steps after the warm-up"),
+        ("step", 500, {"step_size": 20, "num_warmup_steps": 400}, ""),
+        (
+            "LinearLR",
+            1000,
+            {"start_factor": 1, "end_factor": 0, "total_iters": 50},
+            "50 optimizer steps after the start",
+        ),
+        ("CosineAnnealingLR", 1000, {"T_max": 50}, "49 optimizer steps after the start"),
+        ("cosine", 20, {}, ""),
+        ("polynomial", 150, {"power": 12.0}, ", and 84 follow."),
+        ("plateau", 1000, {}, ""),
+    ],
+)
+def test_a_rate_that_comes_to_nothing_early_is_told(name: str, steps: int, params: dict, says: str) -> None:
+    line = early_end(name, steps, params)
+    assert says in line and bool(line) == bool(says)
+
+
 @pytest.mark.parametrize("options", [{"end_factor": 0.2}, {"start_factor": 0.5}, {"start_factor": 1, "end_factor": 0}])
 def test_a_line_between_factors_is_torchs(options: dict) -> None:
     """LinearLR, as ai-toolkit calls it: over all steps."""
@@ -90,6 +152,9 @@ def test_lengths_that_ai_toolkit_replaces_by_the_runs_change_nothing_and_it_is_s
     [(key, message)] = remarks(name, {param: 7})
     assert key == param and message.startswith("has no effect, as in ai-toolkit: the schedule is as long as the run.")
     assert ("'lr_scheduler_num_cycles'" in message) == (name == "cosine_with_restarts")
+    other = {"constant": "ConstantLR", "linear": "LinearLR", "cosine": "CosineAnnealingLR"}.get(name.split("_with")[0])
+    counts = name != "cosine_with_restarts" and (name, param) != ("cosine", "total_iters")
+    assert (f"It counts with 'lr_scheduler: {other}'." in message) == counts
 
 
 def test_a_line_that_is_only_told_its_end_says_where_it_begins() -> None:
@@ -164,12 +229,16 @@ def test_the_factors_of_a_run_of_four_steps(name: str, course: dict, params: dic
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_a_schedule_is_a_function_of_the_step(name: str) -> None:
-    params = {"step": {"step_size": 3}, "piecewise_constant": {"step_rules": "1:5,0.1"}}.get(name, {})
+    params = {
+        "step": {"step_size": 3},
+        "exponential": {"gamma": 0.5},
+        "piecewise_constant": {"step_rules": "1:5,0.1"},
+    }.get(name, {})
     factor = build_schedule(name, 20, 4, params, decay=6)
     forwards = [factor(step) for step in range(20)]
     assert [factor(step) for step in reversed(range(20))] == forwards[::-1]
     assert all(0 <= value <= 1 for value in forwards)
-    assert factor(4) == pytest.approx(1) or name == "inverse_sqrt"
+    assert factor(4) == pytest.approx(1) or name in ("inverse_sqrt", "ConstantLR", "LinearLR")
 
 
 def test_a_length_below_one_is_a_share() -> None:
@@ -186,6 +255,12 @@ def test_a_length_below_one_is_a_share() -> None:
         ("cosine", {"gamma": 4}, "cosine has no 'gamma'"),
         ("constant", {"eta_min": 0}, "constant has no 'eta_min'"),
         ("step", {}, "step needs 'step_size'"),
+        ("exponential", {}, "exponential needs 'gamma'"),
+        ("exponential", {"gamma": -0.5}, "gamma -0.5 is not 0 or more"),
+        ("LinearLR", {"total_iters": 0}, "LinearLR cannot use {'total_iters': 0}"),
+        ("LinearLR", {"end_factor": 1.5}, "end_factor 1.5 is not from 0 to 1"),
+        ("ConstantLR", {"factor": 2}, "factor 2 is not from 0 to 1"),
+        ("CosineAnnealingLR", {"total_iters": 5}, "CosineAnnealingLR has no 'total_iters'"),
         ("step", {"step_size": 0}, "step cannot use {'step_size': 0}"),
         ("piecewise_constant", {}, "piecewise_constant needs 'step_rules'"),
         ("piecewise_constant", {"step_rules": "1-10"}, "piecewise_constant cannot use"),

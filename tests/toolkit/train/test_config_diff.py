@@ -238,6 +238,9 @@ def test_samples_that_are_added_or_dropped_are_harmless(section: dict) -> None:
         ({"lr_scheduler": "constant", "lr_scheduler_params": {"num_warmup_steps": 0.1}}, True),
         ({"lr_scheduler": "constant", "lr_warmup_steps": 0.1, "lr_scheduler_params": {"num_warmup_steps": 5}}, False),
         ({"lr_scheduler": "linear"}, True),
+        ({"lr_scheduler": "CosineAnnealingLR"}, True),
+        ({"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_params": {"T_max": 9}}, False),
+        ({"lr_scheduler": "CosineAnnealingLR", "lr_scheduler_params": {"T_max": 9}, "lr_warmup_steps": 0.1}, True),
         ({"lr_scheduler": "cosine"}, True),
     ],
 )
@@ -255,6 +258,7 @@ def test_every_schedule_has_been_thought_of() -> None:
     needs = {
         "piecewise_constant": {"step_rules": "1:2,0.5"},
         "step": {"step_size": 2},
+        "exponential": {"gamma": 0.5},
         "warmup_stable_decay": {"num_decay_steps": 2},
     }
     for name in SCHEDULES:

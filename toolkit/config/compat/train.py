@@ -11,7 +11,15 @@ from toolkit.config.compat import peer_names
 from toolkit.config.located import Diagnostics, show
 from toolkit.config.normalise import merge_aliases, merged, read_pairs
 
-SCHEDULE_SPELLINGS = {"reduce_lr_on_plateau": "plateau", "reducelronplateau": "plateau"}
+SCHEDULE_SPELLINGS = {
+    "reduce_lr_on_plateau": "plateau",
+    "reducelronplateau": "plateau",
+    "steplr": "step",
+    "exponentiallr": "exponential",
+    "constantlr": "ConstantLR",
+    "linearlr": "LinearLR",
+    "cosineannealinglr": "CosineAnnealingLR",
+}
 
 OPTIMIZER_SPELLINGS = {
     "adamw_8bit": "adamw8bit",
