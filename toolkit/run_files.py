@@ -28,7 +28,7 @@ DATASET_PREFIX = "dataset-"
 """`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
 
 SAMPLE_FILE = re.compile(r"(?:(?P<ms>\d+)__)?(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
-"""Name of a sample: optimizer step, index within its set; in earlier versions milliseconds since the epoch came first."""
+"""Name of a sample: optimizer step, index within its set; of earlier versions with milliseconds since the epoch."""
 
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""

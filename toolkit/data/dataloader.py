@@ -162,24 +162,30 @@ class StreamSource:
 
     batch_size: int
     workers: int = 0
+    epoch_of: Callable[[Cursor], int] | None = None
+    """The epoch of the sample behind a cursor of the stream, which never falls; None: it has no epochs. The last batch
+    of an epoch may be short."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         """The cursor is the samples read and the stream's own cursor. A sample's number keys all its draws."""
         number, at = (cursor["samples"], cursor["stream"]) if cursor else (0, None)
+        epoch_of = self.epoch_of or (lambda _: 0)
         waiting: list[Any] = []
         for sample, behind in self.read(at):
             waiting.append(sample)
-            at = behind
-            if len(waiting) == self.batch_size:
-                yield _micro_batch(number, waiting, at)
+            epoch, at = epoch_of(at), behind
+            ends_epoch = epoch_of(at) > epoch
+            if len(waiting) == self.batch_size or ends_epoch:
+                yield _micro_batch(epoch, number, waiting, at, ends_epoch)
                 number, waiting = number + len(waiting), []
         if waiting:
-            yield _micro_batch(number, waiting, at)
+            yield _micro_batch(epoch, number, waiting, at)
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
         return loaded_ahead(self.make_batch, specs, self.workers)
 
 
-def _micro_batch(first: int, samples: list[Any], at: Cursor) -> MicroBatch:
+def _micro_batch(epoch: int, first: int, samples: list[Any], at: Cursor, ends_epoch: bool = False) -> MicroBatch:
     numbers = tuple(range(first, first + len(samples)))
-    return MicroBatch(BatchSpec(0, numbers, numbers, tuple(samples)), {"samples": numbers[-1] + 1, "stream": at})
+    spec = BatchSpec(epoch, numbers, numbers, tuple(samples))
+    return MicroBatch(spec, {"samples": numbers[-1] + 1, "stream": at}, ends_epoch)

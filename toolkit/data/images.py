@@ -102,13 +102,16 @@ def reference_error(size: Size) -> str:
     )
 
 
-def open_image(path: Path | str, background: str = "white", note: Note | None = None) -> Image.Image:
+def open_image(
+    path: Path | str, background: str = "white", note: Note | None = None, data: bytes | None = None
+) -> Image.Image:
     """The image as upright 8-bit sRGB (mode RGB); transparency is composited on `background`.
 
-    Raises ImageError, and only that, for a file that cannot be used.
+    data: the file's bytes, where it is not on disk; `path` is its name in messages. Raises ImageError, and only that,
+    for a file that cannot be used.
     """
     canvas_colour = ImageColor.getrgb(background)
-    with _reading(path) as image:
+    with _reading(path, data) as image:
         image.load()
         upright = _turn(image, _orientation(image))
         return _flatten(_to_eight_bit(upright, path), canvas_colour, note or _silent)
@@ -126,9 +129,10 @@ def load_alpha(path: Path | str) -> Image.Image:
         return alpha or Image.new("L", upright.size, 255)
 
 
-def image_size(path: Path | str) -> Size:
-    """Width and height after EXIF rotation. Reads the header only, where the format keeps EXIF there."""
-    with _reading(path) as image:
+def image_size(path: Path | str, data: bytes | None = None) -> Size:
+    """Width and height after EXIF rotation. Reads the header only, where the format keeps EXIF there. data: as of
+    `open_image`."""
+    with _reading(path, data) as image:
         return _upright_size(image)
 
 
@@ -178,10 +182,10 @@ def _silent(_: str) -> None:
 
 
 @contextmanager
-def _reading(path: Path | str) -> Iterator[Image.Image]:
+def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Image]:
     """The opened, not yet decoded file; every way in which it can be unusable becomes an ImageError."""
     try:
-        with Image.open(path, formats=_FORMATS) as image:
+        with Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_unusable(image, path)
             yield image
     except ImageError:

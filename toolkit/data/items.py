@@ -39,6 +39,11 @@ def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, squar
         bucket = Size(*(side // divisibility * divisibility for side in largest))
     else:
         bucket = _nearest(size, resolution, divisibility)
+    return cover(size, bucket)
+
+
+def cover(size: Size, bucket: Size) -> ResizeCrop:
+    """How an image of `size` pixels fills `bucket` with as little cut off as possible, from its middle."""
     scale = max(bucket.width / size.width, bucket.height / size.height)
     scaled = Size(ceil(size.width * scale), ceil(size.height * scale))
     left, top = (scaled.width - bucket.width) // 2, (scaled.height - bucket.height) // 2

@@ -75,7 +75,7 @@ RUN = ForeignNames(
     shapes={"log_dir": "logging.logging_dir"},
     no_effect={
         **dict.fromkeys(("performance_log_every", "torch_profiler"), "metrics.jsonl has the times of every step"),
-        "sqlite_db_path": "the web page reads the run's folder",
+        "sqlite_db_path": "metrics.jsonl and events.jsonl are in the run's folder",
     },
     reshapes=(_log_dir,),
 )

@@ -275,7 +275,7 @@ def _logging(section: type[BaseModel], entries: Entries, diagnostics: Diagnostic
 LOGGING = ForeignNames(
     aliases={"project_name": "wandb_project", "run_name": "wandb_run_name"},
     shapes={"use_wandb": "log_with: wandb, or all when logging_dir is given"},
-    no_effect={"verbose": "the log has one level", "use_ui_logger": "the web page reads metrics.jsonl"},
+    no_effect={"verbose": "the log has one level", "use_ui_logger": "metrics.jsonl has every step"},
     unsupported={"log_tracker_config": ()},
     reshapes=(_logging,),
 )

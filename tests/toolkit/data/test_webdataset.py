@@ -1,0 +1,272 @@
+"""Streams of samples from shards: their order, resumes at every place, and what cannot be read."""
+
+from __future__ import annotations
+
+import json
+import tarfile
+import threading
+from collections.abc import Iterator
+from itertools import islice
+from pathlib import Path
+
+import pytest
+
+from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
+from toolkit.data.dataloader import StreamSource
+from toolkit.data.shards import expand_shards
+from toolkit.data.webdataset import SampleKeys, ShardStream, Unreadable, read_tar
+from toolkit.errors import RunError, UserError
+
+COUNTS = (5, 1, 4, 7)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """17 samples in 4 shards; the last one is packed."""
+    for number, count in enumerate(COUNTS):
+        write_shard(tmp_path / (f"{number}.tar.gz" if number == 3 else f"{number}.tar"), count)
+    return tmp_path
+
+
+def stream(folder: Path, pattern: str = "*.tar*", **options) -> ShardStream:
+    return ShardStream(expand_shards([f"{folder}/{pattern}"]), **{"seed": 5, "window": 6, "epochs": 2, **options})
+
+
+def captions(samples: Iterator[tuple]) -> list[str]:
+    return [sample.caption for sample, _ in samples]
+
+
+ALL = sorted(f"{shard}/{number}" for shard, count in enumerate(COUNTS) for number in range(count))
+
+# ---------------------------------------------------------------- order
+
+
+def test_each_epoch_has_every_sample_once_in_an_order_of_seed_and_epoch(folder: Path) -> None:
+    whole = captions(stream(folder).read(None))
+    first, second = whole[:17], whole[17:]
+    assert sorted(first) == sorted(second) == ALL
+    other_seed = captions(stream(folder, seed=6).read(None))[:17]
+    assert len({tuple(ALL), tuple(first), tuple(second), tuple(other_seed)}) == 4
+    assert captions(stream(folder).read(None)) == whole
+    plain = captions(stream(folder, window=1, epochs=1).read(None))
+    shards = [shard.name[len(f"{folder}/")] for shard in stream(folder).order(0)]
+    assert plain == [f"{shard}/{number}" for shard in shards for number in range(COUNTS[int(shard)])]
+
+
+@pytest.mark.parametrize("options", [{}, {"window": 1}, {"window": 100}, {"batch_size": 4}], ids=str)
+def test_a_resume_at_any_cursor_gives_the_samples_of_an_uninterrupted_stream(folder: Path, options: dict) -> None:
+    whole = list(stream(folder, **options).read(None))
+    assert len(whole) == 34
+    for done, (_, cursor) in enumerate(whole, start=1):
+        assert list(stream(folder, **options).read(json.loads(json.dumps(cursor)))) == whole[done:]
+
+
+def test_a_resume_reads_nothing_of_what_lies_before_its_window(folder: Path) -> None:
+    with serving(folder) as server:
+
+        def remote() -> ShardStream:
+            return ShardStream(expand_shards([f"{server.address}/big.tar"]), seed=1, window=2, epochs=1, pauses=(0,))
+
+        size = write_shard(folder / "big.tar", 40).stat().st_size
+        whole = list(remote().read(None))
+        server.sent = 0
+        cursor = whole[29][1]
+        assert (cursor["sample"], cursor["index"]) == (30, 0)
+        assert list(remote().read(cursor)) == whole[30:]
+        assert server.sent == size - cursor["byte"] < size / 2
+
+
+def test_a_stream_over_connections_that_break_is_the_stream_from_disk(folder: Path) -> None:
+    write_shard(folder / "4.tar", 3, (300, 200), format=tarfile.PAX_FORMAT)
+    with serving(folder) as server:
+        server.cut = 4000
+        addresses = expand_shards([f"{server.address}/{{0..2}}.tar", f"{server.address}/3.tar.gz"])
+        remote = ShardStream(addresses, seed=5, epochs=1, pauses=(0.0,))
+        assert sorted(captions(remote.read(None))) == ALL
+    assert len(server.requests) > 4
+
+
+@pytest.mark.parametrize("window", [1, 6])
+def test_processes_share_the_shards_without_repeating_any(folder: Path, window: int) -> None:
+    parts = [captions(stream(folder, window=window, epochs=1).share(index, 3).read(None)) for index in range(3)]
+    assert sorted(caption for part in parts for caption in part) == ALL and all(parts)
+    with pytest.raises(UserError, match="4 shards cannot be shared by 5 processes"):
+        stream(folder).share(0, 5)
+
+
+def test_another_list_of_shards_begins_with_the_next_epoch(folder: Path, said: list[str]) -> None:
+    cursor = list(islice(stream(folder).read(None), 3))[-1][1]
+    write_shard(folder / "4.tar", 2)
+    assert {behind["epoch"] for _, behind in list(stream(folder, epochs=3).read(cursor))[:-1]} == {1, 2}
+    assert said == ["the shards of the stream have changed since the checkpoint: begins with epoch 2"]
+
+
+def test_a_stream_that_is_closed_leaves_no_thread_and_no_open_file(folder: Path) -> None:
+    before = threading.active_count()
+    samples = stream(folder, epochs=None).read(None)
+    next(samples)
+    assert threading.active_count() == before + 1
+    samples.close()
+    assert threading.active_count() == before
+
+
+# ---------------------------------------------------------------- batches
+
+
+def test_batches_end_with_the_epoch_and_go_on_from_any_cursor(folder: Path) -> None:
+    def source() -> StreamSource:
+        whole = stream(folder, batch_size=4)
+        return StreamSource(whole.read, lambda spec: spec, batch_size=4, epoch_of=whole.epoch_of)
+
+    batches = list(source().iterate(None))
+    assert [len(batch.spec.items) for batch in batches] == [4, 4, 4, 4, 1] * 2
+    assert [batch.ends_epoch for batch in batches] == [False, False, False, False, True] * 2
+    assert [batch.spec.epoch for batch in batches] == [0] * 5 + [1] * 5
+    assert [position for batch in batches for position in batch.spec.positions] == list(range(34))
+    for done, batch in enumerate(batches, start=1):
+        assert list(source().iterate(batch.cursor)) == batches[done:]
+
+
+def test_a_batch_holds_neighbours_by_aspect_ratio(tmp_path: Path) -> None:
+    for number, size in enumerate([(8, 6), (6, 8)]):
+        write_shard(tmp_path / f"{number}.tar", 8, size)
+    samples = [sample for sample, _ in stream(tmp_path, window=16, batch_size=4, epochs=1).read(None)]
+    batches = [{sample.size for sample in samples[at : at + 4]} for at in range(0, 16, 4)]
+    assert sorted(map(len, batches)) == [1] * 4
+    assert len({sample.name.rpartition("/")[0] for sample in samples[::4]}) == 2
+
+
+# ---------------------------------------------------------------- samples of a tar
+
+
+@pytest.mark.parametrize("form", [tarfile.PAX_FORMAT, tarfile.GNU_FORMAT, tarfile.USTAR_FORMAT])
+def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(tmp_path: Path, form: int) -> None:
+    long = "d/" + "k" * (120 if form != tarfile.USTAR_FORMAT else 60)
+    files = {
+        "a/b.v1.JPG": b"1",
+        "a/b.json": b"2",
+        ".hidden": b"",
+        "README": b"x",
+        f"{long}.png": b"3",
+        f"{long}.txt": b"4" * 700,
+        "e.png": b"5",
+    }
+    (shard,) = expand_shards([str(write_tar(tmp_path / "a.tar", files, format=form))])
+    whole = list(read_tar(shard))
+    assert [(sample.key, sample.fields) for sample in whole] == [
+        ("a/b", {"v1.jpg": b"1", "json": b"2"}),
+        (long, {"png": b"3", "txt": b"4" * 700}),
+        ("e", {"png": b"5"}),
+    ]
+    for number, sample in enumerate(whole):
+        assert list(read_tar(shard, sample.byte)) == whole[number:]
+    assert [sample.fields.get("txt") for sample in read_tar(shard, wanted={"png"})] == [None, b"", None]
+
+
+@pytest.mark.parametrize(
+    ("keys", "fields", "caption"),
+    [
+        (SampleKeys(), {"json": b'\xef\xbb\xbf{"prompt": " a cat "}'}, "a cat"),
+        (SampleKeys(label="txt"), {"txt": b"a dog\n", "json": b"{}"}, "a dog"),
+        (SampleKeys(label="meta.json", caption="text"), {"meta.json": '{"text": "é"}'.encode()}, "é"),
+    ],
+)
+def test_the_caption_is_where_the_keys_say(keys: SampleKeys, fields: dict[str, bytes], caption: str) -> None:
+    assert keys.caption_of(fields) == caption
+
+
+# ---------------------------------------------------------------- what cannot be read
+
+
+@pytest.mark.parametrize(
+    ("keys", "reason"),
+    [
+        (SampleKeys(image=("jpg", "jpeg")), "it has no jpg or jpeg, only json, png"),
+        (SampleKeys(label="txt"), "it has no txt, only json, png"),
+        (SampleKeys(caption="text"), r"it has no text in its json \(whose keys are prompt\), only json, png"),
+    ],
+)
+def test_wrong_keys_end_the_run_with_the_keys_that_are_there(folder: Path, keys: SampleKeys, reason: str) -> None:
+    with pytest.raises(
+        RunError, match=rf"none of the first 5 samples can be used: {reason}\. Set image_key, label_key"
+    ):
+        list(stream(folder, keys=keys).read(None))
+
+
+BROKEN = {
+    "0.png": b"no image",
+    "0.json": b'{"prompt": "x"}',
+    "1.png": png(),
+    "1.json": b"{",
+    "2.png": png(),
+    "2.json": b"[1]",
+    "3.png": png(),
+    "3.json": b'{"prompt": 3}',
+    "4.json": b'{"prompt": "x"}',
+}
+
+
+def test_samples_that_cannot_be_read_are_named_and_counted(tmp_path: Path, said: list[str]) -> None:
+    good = {f"a{n}.{e}": png() if e == "png" else b'{"prompt": "y"}' for n in range(3) for e in ("png", "json")}
+    write_tar(tmp_path / "0.tar", good | BROKEN | {"5.png": b""})
+    whole = stream(tmp_path, epochs=1, unreadable=Unreadable(0.07))
+    assert captions(whole.read(None)) == ["y"] * 3
+    assert (whole.unreadable.samples, whole.unreadable.read) == (6, 9)
+    prefix = f"{tmp_path}/0.tar/"
+    assert said == [
+        f"{prefix}0: left out: its image is not a JPEG, PNG, WebP, AVIF, BMP or TIFF image, or is damaged.",
+        f"{prefix}1: left out: its json cannot be read: Expecting property name enclosed in double quotes: "
+        "line 1 column 2 (char 1).",
+        f"{prefix}2: left out: its json cannot be read: no object with keys.",
+        f"{prefix}3: left out: its json cannot be read: prompt is no text.",
+        f"{prefix}4: left out: it has no jpg or jpeg or png or webp, only json. Further ones are only counted.",
+    ]
+    with pytest.raises(
+        RunError, match=r"6 of 9 samples cannot be read, at most 5% are allowed\. The last: .*0\.tar/5:"
+    ):
+        list(stream(tmp_path).read(None))
+
+
+def cut(data: bytes) -> bytes:
+    return data[:-12_000]
+
+
+def flip(data: bytes) -> bytes:
+    at = data.index(b"003.png")
+    return data[:at] + b"\xff" + data[at + 1 :]
+
+
+@pytest.mark.parametrize("damage", [cut, flip])
+def test_a_damaged_shard_is_one_line_and_too_many_end_the_run(tmp_path: Path, said: list[str], damage) -> None:
+    for number in range(2):
+        write_shard(tmp_path / f"{number}.tar", 8)
+    bad = tmp_path / "1.tar"
+    bad.write_bytes(damage(bad.read_bytes()))
+    with pytest.raises(
+        RunError, match=r"1\.tar: is damaged behind sample \d of it .*1 of 2 shards are damaged"
+    ) as caught:
+        list(stream(tmp_path).read(None))
+    assert "\n" not in str(caught.value)
+    left = captions(stream(tmp_path, epochs=1, unreadable=Unreadable(0.5)).read(None))
+    assert 8 < len(left) < 16
+    assert len(said) == 1 and "1.tar: is damaged" in said[0] and "The rest of this shard is left out" in said[0]
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [(b"", "0.tar: is damaged behind sample 0 of it .empty file"), (b"x" * 5000, "bad checksum|invalid header")],
+)
+def test_what_is_no_tar_is_told(tmp_path: Path, content: bytes, message: str) -> None:
+    (tmp_path / "0.tar").write_bytes(content)
+    with pytest.raises(RunError, match=message):
+        list(stream(tmp_path).read(None))
+
+
+def test_shards_without_any_sample_are_an_error_not_an_endless_loop(tmp_path: Path) -> None:
+    write_tar(tmp_path / "0.tar", {"README": b"x"})
+    with pytest.raises(RunError, match="no sample can be used: they are empty"):
+        list(stream(tmp_path, epochs=None).read(None))
+    shards = stream(tmp_path)
+    (tmp_path / "0.tar").unlink()
+    with pytest.raises(RunError, match=r"0\.tar: cannot be read: No such file"):
+        list(shards.read(None))

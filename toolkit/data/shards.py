@@ -1,0 +1,345 @@
+"""Shards of a stream: patterns become a list of tar files on disk, on a web server or on the hub, each read from any
+byte on. Imports no torch.
+
+A connection that breaks is opened again at the byte where it broke (RFC 9110, section 14, range requests). A token goes
+into a header of the requests to its own host and nowhere else: not into a name, a message or another host's log.
+"""
+
+from __future__ import annotations
+
+import glob
+import http.client
+import io
+import logging
+import re
+from collections.abc import Callable, Generator, Iterator, Sequence
+from dataclasses import dataclass, field
+from fnmatch import fnmatchcase
+from itertools import pairwise
+from pathlib import Path
+from threading import Event
+from typing import IO, Any, NoReturn, TypeVar, cast
+from urllib.error import HTTPError, URLError
+from urllib.parse import urlsplit
+from urllib.request import HTTPRedirectHandler, Request, build_opener
+
+from toolkit.errors import RunError, UserError
+from toolkit.redact import register_secret
+
+logger = logging.getLogger(__name__)
+
+T = TypeVar("T")
+
+HUB = "hf://"
+PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
+"""Seconds before each new attempt at a connection. They begin anew with every byte that comes."""
+
+TIMEOUT_S = 60.0
+"""So long may a server say nothing."""
+
+MAX_SHARDS = 1_000_000
+
+_HUB_PATTERN = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
+_BRACES = re.compile(r"\{([^{}]*)\}")
+_NUMBERS = re.compile(r"(\d+)\.\.(\d+)")
+_BUSY = frozenset({408, 425, 429})
+_TOKEN_HELP = "Accept its terms on its page on the hub and give a token that may read it."
+
+
+@dataclass(frozen=True)
+class Shard:
+    """One tar file."""
+
+    name: str
+    """For messages and the order: its path or address, without the query, which may hold a signature."""
+
+    address: str = field(repr=False)
+    """Path, or http(s) address."""
+
+    token: str | None = field(default=None, repr=False)
+
+    def open(self, offset: int = 0, pauses: Sequence[float] = PAUSES_S, stop: Event | None = None) -> IO[bytes]:
+        """The bytes from `offset` on. stop: ends all waiting when it is set.
+
+        Raises OSError for a file on disk that cannot be opened. Of a server, reading raises RunError when it refuses,
+        or does not answer after all pauses.
+        """
+        if _is_web(self.address):
+            return io.BufferedReader(_WebFile(self, offset, pauses, stop or Event()), buffer_size=1 << 18)
+        file = Path(self.address).open("rb")  # noqa: SIM115 - the caller closes it
+        file.seek(offset)
+        return file
+
+
+def expand_shards(patterns: Sequence[str], token: str | None = None) -> tuple[Shard, ...]:
+    """The shards that the patterns mean, each once, in the order of the patterns.
+
+    A pattern is a path with `*`, `?`, `[...]` and `**`; an `http(s)://` address; or `hf://datasets/owner/name/*.tar`,
+    with `@revision` behind the name. In each, `{000..099}` and `{a,b}` stand for one pattern per number or word.
+
+    token: sent to the hub when a pattern is on it, else to the host of the first address; over https only (http to
+    this machine). None: the stored login, for the hub. Raises UserError for a pattern that is wrong or matches nothing,
+    and when the hub cannot be asked.
+    """
+    if not patterns:
+        raise UserError("no shards: give at least one path or address of a tar file.")
+    token = (token or "").strip() or None
+    if token:
+        register_secret([token])
+    expanded = [name for pattern in patterns for name in _without_braces(pattern)]
+    shards = _find_shards(expanded, token)
+    return tuple({shard.address: shard for shard in shards}.values())
+
+
+def _find_shards(patterns: Sequence[str], token: str | None) -> Iterator[Shard]:
+    own_host, token = _whose_token(patterns, token)
+    for pattern in patterns:
+        if pattern.startswith(HUB):
+            for name, address in _hub_files(pattern, token):
+                yield _web_shard(name, address, token, own_host)
+        elif _is_web(pattern):
+            yield _web_shard(pattern, pattern, token, own_host)
+        elif "://" in pattern:
+            raise UserError(f"{pattern}: shards are paths, or addresses that begin with https://, http:// or {HUB}")
+        else:
+            found = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
+            if not found:
+                raise UserError(f"{pattern}: no such file. Paths are looked up from {Path.cwd()}.")
+            yield from (Shard(path, path) for path in found)
+
+
+def _whose_token(patterns: Sequence[str], token: str | None) -> tuple[str, str | None]:
+    """The host that may see the token, and the token; without one the stored login for the hub."""
+    hosts = [urlsplit(pattern).netloc for pattern in patterns if _is_web(pattern)]
+    on_hub = any(pattern.startswith(HUB) for pattern in patterns)
+    if not hosts and not on_hub:
+        return "", None
+    from huggingface_hub import constants, get_token
+
+    hub = urlsplit(constants.ENDPOINT).netloc
+    if not on_hub and hub not in hosts:
+        return hosts[0], token
+    if not token and (token := get_token()):
+        register_secret([token])
+    return hub, token
+
+
+def _is_web(address: str) -> bool:
+    return address.startswith(("http://", "https://"))
+
+
+def _web_shard(name: str, address: str, token: str | None, own_host: str) -> Shard:
+    parts = urlsplit(address)
+    if "@" in parts.netloc:
+        raise UserError(f"{parts.scheme}://{parts.hostname}: an address with a user and a password. Give a token.")
+    return Shard(name.partition("?")[0], address, token if parts.netloc == own_host and _is_safe(address) else None)
+
+
+def _is_safe(address: str) -> bool:
+    """Whether a token may be sent to this address."""
+    parts = urlsplit(address)
+    return parts.scheme == "https" or parts.hostname in ("localhost", "127.0.0.1", "::1")
+
+
+def _without_braces(pattern: str) -> list[str]:
+    """`a{00..02}` -> `a00`, `a01`, `a02`; `{a,b}` -> `a`, `b`; several braces: every pair."""
+    done, waiting = [], [pattern]
+    while waiting:
+        pattern = waiting.pop(0)
+        if not (match := _BRACES.search(pattern)):
+            done.append(pattern)
+            continue
+        before, after = pattern[: match.start()], pattern[match.end() :]
+        waiting += [before + word + after for word in _words(match[1], pattern)]
+        if len(waiting) > MAX_SHARDS:
+            raise UserError(f"{pattern}: means more than {MAX_SHARDS:,} shards.")
+    return done
+
+
+def _words(inside: str, pattern: str) -> list[str]:
+    if not (numbers := _NUMBERS.fullmatch(inside)):
+        return inside.split(",")
+    first, last = int(numbers[1]), int(numbers[2])
+    if not 0 <= last - first < MAX_SHARDS:
+        raise UserError(f"{pattern}: {{{inside}}} counts from {first} to {last}. Write the smaller number first.")
+    return [str(number).zfill(len(numbers[1])) for number in range(first, last + 1)]
+
+
+# ---------------------------------------------------------------- the hub
+
+
+def _hub_files(pattern: str, token: str | None) -> list[tuple[str, str]]:
+    """(name, address) of the files of a hub dataset that match, sorted, at the commit that its revision is now."""
+    from huggingface_hub import HfApi, hf_hub_url
+    from huggingface_hub.errors import (
+        GatedRepoError,
+        HFValidationError,
+        OfflineModeIsEnabled,
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    from huggingface_hub.errors import HTTPError as HubError
+
+    if not (match := _HUB_PATTERN.fullmatch(pattern)):
+        raise UserError(f"{pattern}: write hf://datasets/owner/name/*.tar, with @revision behind the name if wanted.")
+    repo, revision, wanted = match["repo"], match["revision"], match["file"]
+    try:
+        info = HfApi(token=token).dataset_info(repo, revision=revision)
+    except GatedRepoError as error:
+        raise UserError(f"{pattern}: {_TOKEN_HELP} ({_first_line(error)})") from error
+    except RevisionNotFoundError as error:
+        raise UserError(f"{pattern}: has no revision {revision!r}.") from error
+    except RepositoryNotFoundError as error:
+        message = f"{pattern}: the hub has no dataset {repo}, or it is private. {_TOKEN_HELP}"
+        raise UserError(message) from error
+    except HFValidationError as error:
+        raise UserError(f"{pattern}: {_first_line(error)}") from error
+    except (OfflineModeIsEnabled, HubError, OSError) as error:
+        remedy = f"Download the shards with `hf download --repo-type dataset {repo}` and give their path."
+        raise UserError(f"{pattern}: the hub cannot be asked: {_first_line(error)}. {remedy}") from error
+    files = sorted(sibling.rfilename for sibling in info.siblings or [])
+    found = [file for file in files if _matches(file, wanted)]
+    if not found:
+        tars = [file for file in files if ".tar" in file]
+        there = f"It has {len(tars)} tar files, such as {tars[0]}." if tars else "It has no tar files."
+        raise UserError(f"{pattern}: matches no file of {repo}. {there}")
+    prefix = pattern[: match.start("file")]
+    return [(prefix + file, hf_hub_url(repo, file, repo_type="dataset", revision=info.sha)) for file in found]
+
+
+def _matches(file: str, pattern: str) -> bool:
+    """As a shell does: `*` does not go beyond a folder."""
+    parts, patterns = file.split("/"), pattern.split("/")
+    return len(parts) == len(patterns) and all(map(fnmatchcase, parts, patterns))
+
+
+# ---------------------------------------------------------------- the web
+
+
+class _KeepsToken(HTTPRedirectHandler):
+    """Sends the token on to another address of the same host only: a hub answers with addresses of its storage."""
+
+    def redirect_request(self, req: Request, fp: Any, code: int, msg: str, headers: Any, newurl: str) -> Request | None:
+        new = super().redirect_request(req, fp, code, msg, headers, newurl)
+        token = req.unredirected_hdrs.get("Authorization")
+        if new and token and urlsplit(newurl).netloc == urlsplit(req.full_url).netloc and _is_safe(newurl):
+            new.add_unredirected_header("Authorization", token)
+        return new
+
+
+class _WebFile(io.RawIOBase):
+    """A file on a web server, read from `offset` on; connections that break are opened again where they broke."""
+
+    def __init__(self, shard: Shard, offset: int, pauses: Sequence[float], stop: Event) -> None:
+        self._shard, self._at, self._pauses, self._stop = shard, offset, pauses, stop
+        self._response: http.client.HTTPResponse | None = None
+        self._length: int | None = None
+        """Bytes of the whole file, where the server says so."""
+
+    def readable(self) -> bool:
+        return True
+
+    def close(self) -> None:
+        self._disconnect()
+        super().close()
+
+    def readinto(self, buffer: Any) -> int:
+        """Raises RunError when the server refuses, or does not answer after all pauses."""
+        for attempt in range(len(self._pauses) + 1):
+            try:
+                count = self._read_some(buffer)
+            except HTTPError as error:
+                error.close()
+                if error.code < 500 and error.code not in _BUSY:
+                    self._refused(error)
+                self._pause(attempt, error)
+            except (OSError, http.client.HTTPException) as error:
+                self._pause(attempt, error)
+            else:
+                self._at += count
+                return count
+        raise AssertionError("the last attempt raises")
+
+    def _read_some(self, buffer: Any) -> int:
+        if self._at == self._length:
+            return 0
+        response = self._response or self._connect()
+        count = response.readinto(buffer)
+        if not count and self._length is not None and self._at < self._length:
+            raise ConnectionError(f"{self._length - self._at:,} bytes are missing")
+        return count
+
+    def _connect(self) -> http.client.HTTPResponse:
+        request = Request(self._shard.address)
+        if self._at:
+            request.add_header("Range", f"bytes={self._at}-")
+        if self._shard.token:
+            request.add_unredirected_header("Authorization", f"Bearer {self._shard.token}")
+        response = cast("http.client.HTTPResponse", build_opener(_KeepsToken).open(request, timeout=TIMEOUT_S))
+        self._response = response
+        partial = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", response.headers.get("Content-Range", ""))
+        if response.status == 206 and not (partial and int(partial[1]) == self._at):
+            raise RunError(f"{self._shard.name}: the server sends other bytes than those from {self._at:,} on.")
+        length = partial[2] if partial else response.headers.get("Content-Length", "")
+        known = int(length) if length.isdecimal() else None
+        if self._length is not None and known not in (None, self._length):
+            raise RunError(f"{self._shard.name}: was {self._length:,} bytes long and is {length} now. Start again.")
+        self._length = known or self._length
+        if response.status != 206 and self._at:  # the server knows no ranges
+            self._skip(response, self._at)
+        return response
+
+    def _skip(self, response: http.client.HTTPResponse, count: int) -> None:
+        for start, end in pairwise([*range(0, count, 1 << 18), count]):
+            if len(response.read(end - start)) < end - start:
+                raise ConnectionError("ended before the byte where it broke")
+
+    def _pause(self, attempt: int, error: Exception) -> None:
+        """Waits before the next attempt. Raises RunError when it was the last one, or the run is stopped."""
+        self._disconnect()
+        where = f"{self._shard.name}: the connection broke at byte {self._at:,} ({_reason(error)})"
+        if attempt == len(self._pauses):
+            raise RunError(f"{where}, {attempt + 1} times in a row. Resume when the server can be reached.") from error
+        if attempt:  # an idle connection is closed by many servers: once is no news
+            logger.warning(f"{where}. Next attempt in {self._pauses[attempt]:g} s.")
+        if self._stop.wait(self._pauses[attempt]):
+            raise RunError(f"{where}. The run is being stopped.") from error
+
+    def _refused(self, error: HTTPError) -> NoReturn:
+        answer = f"{self._shard.name}: the server answers {error.code} {error.reason}"
+        remedy = "Look at the pattern."
+        if error.code in (401, 403):
+            remedy = "The token that was sent may not read it." if self._shard.token else "No token was sent: give one."
+        elif error.code == 416:
+            remedy = f"It is shorter than {self._at:,} bytes: it has changed."
+        raise RunError(f"{answer}. {remedy}") from None
+
+    def _disconnect(self) -> None:
+        if self._response:
+            self._response.close()
+        self._response = None
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, HTTPError):
+        return f"status {error.code}"
+    return _first_line(error.reason if isinstance(error, URLError) and isinstance(error.reason, OSError) else error)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+
+
+def read_ahead(items: Iterator[T], stop: Callable[[], None]) -> Generator[T, None, None]:
+    """The items, each computed by a thread while the one before is used. Closing calls `stop` and ends the thread."""
+    from concurrent.futures import ThreadPoolExecutor
+
+    pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
+    try:
+        waiting = pool.submit(next, items, None)
+        while (item := waiting.result()) is not None:
+            waiting = pool.submit(next, items, None)
+            yield item
+    finally:
+        stop()
+        pool.shutdown(wait=True, cancel_futures=True)

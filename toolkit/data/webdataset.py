@@ -1,0 +1,375 @@
+"""WebDataset streams: samples of tar shards, in an order that is a function of (seed, epoch), read on from any cursor.
+Imports no torch.
+
+Read with the standard library's tarfile, and neither with the `webdataset` package nor with torchdata. Their pipelines
+draw the order of samples from a shuffle buffer filled by a random generator, and resume by running the pipeline again
+up to the place (webdataset), or by a state that holds the buffer's samples (torchdata). Here a resume starts at the
+byte of a sample. tarfile alone also ends in silence at a damaged header, which `_StrictHeader` makes an error.
+
+Order: shards are sorted by a hash of (seed, epoch, name). Samples are read one after the other in windows, and given
+out in the order of a hash within each window. So a cursor is small: where the window starts, and the next index in it.
+A resume reads that window again, and nothing that lies before it.
+"""
+
+from __future__ import annotations
+
+import gzip
+import json
+import logging
+import tarfile
+import zlib
+from collections.abc import Collection, Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass, field, replace
+from threading import Event, Lock
+from typing import Any, NamedTuple
+
+from toolkit import seeding
+from toolkit.data.images import ImageError, image_size
+from toolkit.data.shards import PAUSES_S, Shard, read_ahead
+from toolkit.errors import RunError, UserError
+from toolkit.interfaces import Cursor, Size
+
+logger = logging.getLogger(__name__)
+
+_NAMED = 5
+"""So many unreadable samples are named; the others are only counted."""
+
+_FIRST = 5
+"""When so many samples cannot be used before the first that can, the keys are wrong."""
+
+_FEW = 100
+"""Samples of which the allowed share is taken while fewer were read."""
+
+_DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+
+
+class StreamSample(NamedTuple):
+    """One image with its caption, not decoded."""
+
+    name: str
+    """Shard and key, for messages."""
+
+    image: bytes
+    """The image file."""
+
+    caption: str
+    size: Size
+    """Pixels after EXIF rotation, by the header."""
+
+
+class TarSample(NamedTuple):
+    """The files of one sample in a shard."""
+
+    key: str
+    """Their path up to the first dot of the file's name."""
+
+    fields: dict[str, bytes]
+    """What is behind that dot, in small letters -> the file."""
+
+    byte: int
+    """Where the sample begins in the (unpacked) tar."""
+
+
+class _Place(NamedTuple):
+    """Where a sample stands in the order of an epoch."""
+
+    shard: int = 0
+    sample: int = 0
+    """Number within the shard, counted from 0."""
+
+    byte: int = 0
+
+
+class _Window(NamedTuple):
+    """Samples that were read together, in the order in which they are given out."""
+
+    epoch: int
+    start: _Place
+    samples: list[StreamSample]
+    next_epoch: int
+    next: _Place
+    """Where the next window begins."""
+
+
+@dataclass(frozen=True)
+class SampleKeys:
+    """Which files of a sample are its image and its caption."""
+
+    image: tuple[str, ...] = ("jpg", "jpeg", "png", "webp")
+    """Extensions; the first that is there is used."""
+
+    label: str = "json"
+    """Extension of the file with the caption. `txt`: the text itself; anything else is JSON."""
+
+    caption: str = "prompt"
+    """Key of the caption in the JSON."""
+
+    def image_of(self, fields: dict[str, bytes]) -> bytes:
+        """Raises LookupError with the keys that are missing."""
+        if not (found := [fields[key] for key in self.image if key in fields]):
+            raise LookupError(" or ".join(self.image))
+        return found[0]
+
+    def caption_of(self, fields: dict[str, bytes]) -> str:
+        """Raises LookupError with the keys that are missing, ValueError for a label that is no JSON or no text."""
+        if self.label not in fields:
+            raise LookupError(self.label)
+        text = fields[self.label].decode("utf-8-sig")
+        if self.label == "txt":
+            return text.strip()
+        label = json.loads(text)
+        if not isinstance(label, dict):
+            raise ValueError("no object with keys")
+        if self.caption not in label:
+            raise LookupError(f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})")
+        if not isinstance(label[self.caption], str):
+            raise ValueError(f"{self.caption} is no text")
+        return label[self.caption].strip()
+
+
+class Unreadable:
+    """Counts what cannot be read, names the first few, and ends the run when it is more than a share."""
+
+    def __init__(self, max_share: float = 0.05) -> None:
+        """max_share: of the samples read so far (at least of 100), and of the shards; in [0, 1]."""
+        self.max_share = max_share
+        self.read = 0
+        """Samples since the run started, unreadable ones included."""
+
+        self.samples = 0
+        """Of these, unreadable."""
+
+        self.last = ""
+        """Name and reason of the last one."""
+
+        self.shards: set[str] = set()
+        self._lock = Lock()
+
+    def add_sample(self, name: str, reason: str) -> None:
+        """Counts an unreadable sample. Raises RunError when there are too many."""
+        with self._lock:
+            self.samples += 1
+            self.last = f"{name}: {reason}"
+            count, read = self.samples, self.read
+        if count <= _NAMED:
+            more = " Further ones are only counted." if count == _NAMED else ""
+            logger.warning(f"{name}: left out: {reason}.{more}")
+        if count > self.max_share * max(read, _FEW):
+            allowed = f"at most {self.max_share:.0%} are allowed"
+            raise RunError(f"{count:,} of {read:,} samples cannot be read, {allowed}. The last: {name}: {reason}.")
+
+    def add_shard(self, name: str, reason: str, count: int) -> None:
+        """Notes a damaged one of `count` shards, whose rest is left out. Raises RunError when there are too many."""
+        self.shards.add(name)
+        if len(self.shards) > self.max_share * count:
+            allowed = f"{len(self.shards)} of {count} shards are damaged, at most {self.max_share:.0%} are allowed"
+            raise RunError(f"{name}: {reason}; {allowed}. Fetch or write it anew, or take it out of the list.")
+        logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
+
+
+@dataclass(frozen=True)
+class ShardStream:
+    """The samples of all shards, epoch after epoch: `read` is what a `StreamSource` reads, `epoch_of` its epochs."""
+
+    shards: tuple[Shard, ...]
+    seed: int
+    keys: SampleKeys = SampleKeys()
+    window: int = 256
+    """Samples that are read and shuffled together; two windows are in memory. 1: the order of the shards."""
+
+    batch_size: int = 1
+    """Neighbours in a window are brought together by aspect ratio in groups of so many."""
+
+    epochs: int | None = None
+    """None: without end."""
+
+    unreadable: Unreadable = field(default_factory=Unreadable, compare=False)
+    pauses: Sequence[float] = PAUSES_S
+    """Seconds before each new attempt at a broken connection."""
+
+    index: int = 0
+    count: int = 1
+
+    def share(self, index: int, count: int) -> ShardStream:
+        """The stream of process `index` of `count`: every `count`-th shard of each epoch's order, so that all together
+        read each shard once. Each has its own cursor; the loop of a trainer, which has one for all, reads the whole
+        stream in every process instead. Raises UserError when there are fewer shards than processes."""
+        if not 0 <= index < count:
+            raise ValueError(f"process {index} of {count}")
+        if len(self.shards) < count:
+            raise UserError(f"{len(self.shards)} shards cannot be shared by {count} processes. Start at most as many.")
+        return replace(self, index=index, count=count, unreadable=Unreadable(self.unreadable.max_share))
+
+    def order(self, epoch: int) -> list[Shard]:
+        """The shards of this process in the order of an epoch: a function of (seed, epoch) and the shards' names."""
+        keyed = sorted(
+            (seeding.key(self.seed, "shards", epoch, shard.name), at) for at, shard in enumerate(self.shards)
+        )
+        return [self.shards[at] for _, at in keyed][self.index :: self.count]
+
+    def epoch_of(self, cursor: Cursor) -> int:
+        """The epoch of the next sample, counted from 0."""
+        return cursor["epoch"] if cursor else 0
+
+    def read(self, cursor: Cursor) -> Iterator[tuple[StreamSample, Cursor]]:
+        """The samples from a cursor on (None: all), each with the cursor behind it. Network and tar are read by a
+        thread, one window ahead.
+
+        A cursor is a JSON object: epoch; shard (index in the epoch's order), sample (number in it) and byte, where the
+        window starts; index, the next sample of the window; list, which shards and sizes it is for. With another list
+        the stream begins with the next epoch.
+
+        Raises RunError when a shard cannot be reached, too much is unreadable, or the first samples lack a key.
+        """
+        epoch, place, index, shards = 0, _Place(), 0, self._digest()
+        if cursor and cursor["list"] != shards:
+            epoch = cursor["epoch"] + 1
+            logger.warning(f"the shards of the stream have changed since the checkpoint: begins with epoch {epoch + 1}")
+        elif cursor:
+            epoch, index = cursor["epoch"], cursor["index"]
+            place = _Place(cursor["shard"], cursor["sample"], cursor["byte"])
+        stop = Event()
+        with closing(read_ahead(self._windows(epoch, place, stop), stop.set)) as windows:
+            for window in windows:
+                count = len(window.samples)
+                for done in range(index + 1, count + 1):
+                    epoch, place = (window.epoch, window.start) if done < count else (window.next_epoch, window.next)
+                    behind = {"epoch": epoch, **place._asdict(), "index": done % count, "list": shards}
+                    yield window.samples[done - 1], behind
+                index = 0
+
+    def _digest(self) -> str:
+        """What a cursor depends on."""
+        names = sorted(shard.name for shard in self.shards)
+        what: list[int | str] = [self._window, self.batch_size, self.index, self.count, *names]
+        return f"{seeding.key(self.seed, 'stream', *what):016x}"
+
+    @property
+    def _window(self) -> int:
+        """A multiple of the batch size, so that groups and batches begin together."""
+        return -(-self.window // self.batch_size) * self.batch_size
+
+    def _windows(self, epoch: int, start: _Place, stop: Event) -> Iterator[_Window]:
+        while self.epochs is None or epoch < self.epochs:
+            window: list[tuple[_Place, StreamSample]] = []
+            found = start != _Place()
+            for place, sample in self._samples(epoch, start, stop):
+                if len(window) == self._window:
+                    yield _Window(epoch, window[0][0], self._shuffled(epoch, window), epoch, place)
+                    window = []
+                window.append((place, sample))
+            if window:
+                yield _Window(epoch, window[0][0], self._shuffled(epoch, window), epoch + 1, _Place())
+            elif not found:
+                why = self.unreadable.last or "they are empty"
+                raise RunError(f"{self.shards[0].name} to {self.shards[-1].name}: no sample can be used: {why}.")
+            epoch, start = epoch + 1, _Place()
+
+    def _shuffled(self, epoch: int, window: list[tuple[_Place, StreamSample]]) -> list[StreamSample]:
+        if len(window) == 1:
+            return [window[0][1]]
+
+        def drawn(purpose: str, place: _Place) -> int:
+            return seeding.key(self.seed, purpose, epoch, self.index, place.shard, place.sample)
+
+        window = sorted(window, key=lambda entry: drawn("window", entry[0]))
+        if self.batch_size > 1:
+            window.sort(key=lambda entry: entry[1].size.width / entry[1].size.height)
+            size = self.batch_size
+            groups = [window[at : at + size] for at in range(0, len(window), size)]
+            groups.sort(key=lambda group: (len(group) < size, drawn("group", group[0][0])))
+            window = [entry for group in groups for entry in group]
+        return [sample for _, sample in window]
+
+    # ------------------------------------------------------------ reading
+
+    def _samples(self, epoch: int, start: _Place, stop: Event) -> Iterator[tuple[_Place, StreamSample]]:
+        """The usable samples of an epoch in the order of the shards, from a place on."""
+        for at, shard in enumerate(self.order(epoch)[start.shard :], start=start.shard):
+            first = start if at == start.shard else _Place(at)
+            number = first.sample - 1
+            try:
+                found_samples = read_tar(shard, first.byte, self.pauses, stop, {*self.keys.image, self.keys.label})
+                for number, found in enumerate(found_samples, start=first.sample):
+                    if stop.is_set():
+                        return
+                    if sample := self._usable(shard, found):
+                        yield _Place(at, number, found.byte), sample
+            except _DAMAGED as error:
+                reason = f"is damaged behind sample {number + 1:,} of it ({error})"
+                self.unreadable.add_shard(shard.name, reason, len(self.shards))
+            except OSError as error:
+                raise RunError(f"{shard.name}: cannot be read: {error.strerror or error}.") from error
+
+    def _usable(self, shard: Shard, found: TarSample) -> StreamSample | None:
+        """The sample, or None for one that is counted as unreadable. Raises RunError when the first ones lack a key."""
+        name = f"{shard.name}/{found.key}"
+        unreadable = self.unreadable
+        unreadable.read += 1
+        try:
+            image, caption = self.keys.image_of(found.fields), self.keys.caption_of(found.fields)
+            return StreamSample(name, image, caption, image_size(name, image))
+        except LookupError as error:
+            reason = f"it has no {error.args[0]}, only {', '.join(sorted(found.fields))}"
+        except ImageError as error:
+            reason = f"its image {error.reason}"
+        except ValueError as error:
+            reason = f"its {self.keys.label} cannot be read: {error}"
+        if unreadable.read == unreadable.samples + 1 >= _FIRST:
+            message = f"{name}: none of the first {_FIRST} samples can be used: {reason}."
+            raise RunError(f"{message} Set image_key, label_key and caption_key.")
+        unreadable.add_sample(name, reason)
+        return None
+
+
+class _StrictHeader(tarfile.TarInfo):
+    """tarfile takes a damaged header for the end of the archive: an error instead."""
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictHeader:
+        try:
+            return super().frombuf(buf, encoding, errors)
+        except (tarfile.EmptyHeaderError, tarfile.EOFHeaderError):  # type: ignore[attr-defined]
+            raise
+        except tarfile.HeaderError as error:
+            raise tarfile.ReadError(str(error)) from error
+
+
+def read_tar(
+    shard: Shard,
+    byte: int = 0,
+    pauses: Sequence[float] = PAUSES_S,
+    stop: Event | None = None,
+    wanted: Collection[str] | None = None,
+) -> Iterator[TarSample]:
+    """The samples of a shard from `byte` of its tar on, where a sample begins.
+
+    Neighbouring files of one key are a sample (the convention of WebDataset). wanted: extensions of the files that are
+    read, the others are empty; None: all. Of a plain tar nothing before `byte` is
+    read; `.tar.gz` and `.tgz` are unpacked from their beginning. Raises what tarfile and gzip raise for damaged files,
+    and RunError when a shard cannot be read.
+    """
+    packed = shard.name.endswith((".tar.gz", ".tgz"))
+    key, fields, start = "", dict[str, bytes](), byte
+    with shard.open(0 if packed else byte, pauses, stop) as file:
+        source: Any = gzip.GzipFile(fileobj=file) if packed else file
+        if packed:
+            source.seek(byte)
+        with tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictHeader, errors="replace") as tar:
+            while (member := tar.next()) is not None:
+                tar.members = []  # type: ignore[attr-defined]  # it would keep the header of each
+                folder, _, name = member.name.rpartition("/")
+                stem, _, extension = name.partition(".")
+                if not (member.isfile() and stem and extension):
+                    continue
+                extension, member_key = extension.lower(), f"{folder}/{stem}" if folder else stem
+                if fields and (member_key != key or extension in fields):
+                    yield TarSample(key, fields, start)
+                    fields = {}
+                if not fields:
+                    key, start = member_key, byte + member.offset
+                content = tar.extractfile(member) if wanted is None or extension in wanted else None
+                fields[extension] = content.read() if content else b""
+    if fields:
+        yield TarSample(key, fields, start)
