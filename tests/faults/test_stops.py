@@ -129,7 +129,7 @@ def test_save_now_is_answered_within_one_step(job: Job) -> None:
 # ------------------------------------------------------------ output that nobody takes
 
 
-@pytest.mark.parametrize("lost", ["a reader that ends", "a full device"])
+@pytest.mark.parametrize("lost", ["a reader that ends", pytest.param("a full device", marks=pytest.mark.slow)])
 def test_output_that_is_lost_ends_no_training(job: Job, lost: str) -> None:
     """As `| tee` that is killed, an ssh connection that breaks, a disk that fills up."""
     job.change(sample=None)

@@ -240,6 +240,7 @@ def bytes_of(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in files}
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(os.name == "nt", reason="signals of POSIX")
 def test_a_run_that_is_stopped_and_killed_ends_in_the_same_bits_as_one_that_is_not(
     run_py: Run, stop_at, long_job, tmp_path: Path

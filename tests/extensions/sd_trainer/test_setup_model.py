@@ -388,6 +388,7 @@ def test_a_run_that_goes_on_multiplies_as_the_uninterrupted_one(run_job) -> None
     assert int8_weights_of(folder) == straight
 
 
+@pytest.mark.slow
 def test_a_compiled_job_learns_what_the_plain_one_does(run_job) -> None:
     folders = (
         run_job("plain"),

@@ -61,16 +61,32 @@ def test_what_a_run_leaves(start, vae_job, pictures: Path, capsys: pytest.Captur
     assert "PSNR" in said and "validation: 2 images held out" in said
 
 
-@pytest.mark.parametrize(
-    ("step", "number"), [(3, signal.SIGTERM), pytest.param(2, signal.SIGKILL, marks=pytest.mark.slow)]
-)
+def assert_same_bytes(whole: Path, again: Path) -> None:
+    """Of two folders of runs with four steps: states and final files."""
+    files = [f"state/step_000000004/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
+    files += [
+        f"job/{name}" for name in ("diffusion_pytorch_model.safetensors", "discriminator.safetensors", "config.json")
+    ]
+    assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
+
+
+TO_RESUME = {**GAN, "save": {"save_every": 2}, "train": {"steps": 4, "ema_config": {"use_ema": True}}}
+"""VAE and discriminator with R1, spectral norm and an EMA."""
+
+
+def test_a_run_goes_on_to_the_same_bytes(start, vae_job, pictures: Path, tmp_path: Path) -> None:
+    whole = start(vae_job(pictures, **TO_RESUME)).rename(tmp_path / "whole")
+    start(vae_job(pictures, **{**TO_RESUME, "train": {**TO_RESUME["train"], "steps": 2}}))
+    assert_same_bytes(whole, start(vae_job(pictures, **TO_RESUME)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
     write_job, vae_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
 ) -> None:
-    """VAE and discriminator with R1, spectral norm and an EMA."""
-    changes = {**GAN, "save": {"save_every": 2}, "train": {"steps": 4, "ema_config": {"use_ema": True}}}
-    job = write_job(vae_job(pictures, training_folder="whole", **changes))
-    stopped = write_job(vae_job(pictures, training_folder="stopped", **changes), name="stopped")
+    job = write_job(vae_job(pictures, training_folder="whole", **TO_RESUME))
+    stopped = write_job(vae_job(pictures, training_folder="stopped", **TO_RESUME), name="stopped")
     stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
 
     def start(path: Path) -> subprocess.Popen:
@@ -87,16 +103,7 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     process.send_signal(number)
     process.wait(60)
     assert start(stopped).wait(120) == 0
-    for file in ("weights", "ema", "optimizer"):
-        whole, again = (
-            tmp_path / root / "job" / "state" / "step_000000004" / f"{file}.safetensors"
-            for root in ("whole", "stopped")
-        )
-        assert whole.read_bytes() == again.read_bytes()
-    names = ("diffusion_pytorch_model.safetensors", "discriminator.safetensors", "config.json")
-    for name in names:
-        whole, again = (tmp_path / root / "job" / "job" / name for root in ("whole", "stopped"))
-        assert whole.read_bytes() == again.read_bytes()
+    assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
 
 
 def test_a_further_run_starts_from_the_folder_with_its_discriminator(
