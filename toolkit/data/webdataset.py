@@ -6,7 +6,7 @@ draw the order of samples from a shuffle buffer filled by a random generator, an
 up to the place (webdataset), or by a state that holds the buffer's samples (torchdata). Here a resume starts at the
 byte of a sample. tarfile alone also ends in silence at a damaged header, which `_StrictHeader` makes an error.
 
-Order: shards are sorted by a hash of (seed, epoch, name). Samples are read one after the other in windows, and given
+Order: shards are sorted by a hash of (seed, epoch, index). Samples are read one after the other in windows, and given
 out in the order of a hash within each window. So a cursor is small: where the window starts, and the next index in it.
 A resume reads that window again, and nothing that lies before it.
 """
@@ -202,10 +202,9 @@ class ShardStream:
         return replace(self, index=index, count=count, unreadable=Unreadable(self.unreadable.max_share))
 
     def order(self, epoch: int) -> list[Shard]:
-        """The shards of this process in the order of an epoch: a function of (seed, epoch) and the shards' names."""
-        keyed = sorted(
-            (seeding.key(self.seed, "shards", epoch, shard.name), at) for at, shard in enumerate(self.shards)
-        )
+        """The shards of this process in the order of an epoch: a function of (seed, epoch) and their number, so that
+        they may be moved."""
+        keyed = sorted((seeding.key(self.seed, "shards", epoch, at), at) for at in range(len(self.shards)))
         return [self.shards[at] for _, at in keyed][self.index :: self.count]
 
     def epoch_of(self, cursor: Cursor) -> int:
@@ -240,8 +239,8 @@ class ShardStream:
                 index = 0
 
     def _digest(self) -> str:
-        """What a cursor depends on."""
-        names = sorted(shard.name for shard in self.shards)
+        """What a cursor depends on; of the shards their file names and order."""
+        names = [shard.name.rpartition("/")[2] for shard in self.shards]
         what: list[int | str] = [self._window, self.batch_size, self.index, self.count, *names]
         return f"{seeding.key(self.seed, 'stream', *what):016x}"
 
@@ -346,9 +345,9 @@ def read_tar(
     """The samples of a shard from `byte` of its tar on, where a sample begins.
 
     Neighbouring files of one key are a sample (the convention of WebDataset). wanted: extensions of the files that are
-    read, the others are empty; None: all. Of a plain tar nothing before `byte` is
-    read; `.tar.gz` and `.tgz` are unpacked from their beginning. Raises what tarfile and gzip raise for damaged files,
-    and RunError when a shard cannot be read.
+    read, the others are empty; None: all. Of a plain tar nothing before `byte` is read; `.tar.gz` and `.tgz` are
+    unpacked from their beginning. Raises what tarfile and gzip raise for damaged files, OSError for a file that cannot
+    be read, and RunError for a server that cannot be.
     """
     packed = shard.name.endswith((".tar.gz", ".tgz"))
     key, fields, start = "", dict[str, bytes](), byte

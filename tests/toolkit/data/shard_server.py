@@ -52,6 +52,9 @@ class ShardServer:
         self.failures: list[int] = []
         """Status codes of the next answers."""
 
+        self.busy: set[str] = set()
+        """Paths that are always answered with 503."""
+
         self.redirects: dict[str, str] = {}
         self.requests: list[tuple[str, dict[str, str]]] = []
         self.sent = 0
@@ -59,8 +62,8 @@ class ShardServer:
 
     def answer(self, request: BaseHTTPRequestHandler) -> None:
         self.requests.append((request.path, dict(request.headers)))
-        if self.failures:
-            request.send_error(self.failures.pop(0))
+        if self.failures or request.path in self.busy:
+            request.send_error(self.failures.pop(0) if self.failures else 503)
             return
         if request.path in self.redirects:
             request.send_response(302)

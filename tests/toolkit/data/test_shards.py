@@ -85,7 +85,8 @@ def test_hub_files_are_those_of_one_commit_and_of_one_folder(hub: list[str | Non
         (f"hf://datasets/me/set@v2/b/{n}.tar", f"https://huggingface.co/datasets/me/set/resolve/c0ffee/b/{n}.tar")
         for n in (0, 1)
     ]
-    assert hub == ["stored-login-77x"] and {shard.token for shard in shards} == {"stored-login-77x"}
+    assert hub[0] == "stored-login-77x" and {shard.token for shard in shards} == {"stored-login-77x"}
+    assert names("hf://datasets/me/set/*") == ["hf://datasets/me/set/README.md"], "not what lies deeper"
     with pytest.raises(UserError, match=r"matches no file of me/set\. It has 3 tar files, such as b/0\.tar\."):
         expand_shards(["hf://datasets/me/set/*.tar"])
 

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import shutil
 import tarfile
 import threading
+import time
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -45,6 +47,9 @@ def test_each_epoch_has_every_sample_once_in_an_order_of_seed_and_epoch(folder: 
     whole = captions(stream(folder).read(None))
     first, second = whole[:17], whole[17:]
     assert sorted(first) == sorted(second) == ALL
+    one_shard = captions(stream(folder, "3.tar.gz", window=7).read(None))
+    assert one_shard[:7] != one_shard[7:], "the windows"
+    assert stream(folder).order(0) != stream(folder).order(1), "the shards"
     other_seed = captions(stream(folder, seed=6).read(None))[:17]
     assert len({tuple(ALL), tuple(first), tuple(second), tuple(other_seed)}) == 4
     assert captions(stream(folder).read(None)) == whole
@@ -94,6 +99,12 @@ def test_processes_share_the_shards_without_repeating_any(folder: Path, window: 
         stream(folder).share(0, 5)
 
 
+def test_shards_that_were_moved_are_read_on(folder: Path) -> None:
+    whole = list(stream(folder).read(None))
+    moved = shutil.copytree(folder, folder / "moved")
+    assert captions(stream(moved).read(whole[8][1])) == [sample.caption for sample, _ in whole[9:]]
+
+
 def test_another_list_of_shards_begins_with_the_next_epoch(folder: Path, said: list[str]) -> None:
     cursor = list(islice(stream(folder).read(None), 3))[-1][1]
     write_shard(folder / "4.tar", 2)
@@ -110,6 +121,20 @@ def test_a_stream_that_is_closed_leaves_no_thread_and_no_open_file(folder: Path)
     assert threading.active_count() == before
 
 
+def test_a_stream_that_is_closed_waits_for_no_server(folder: Path) -> None:
+    with serving(folder) as server:
+        shards = expand_shards([f"{server.address}/{{0,2}}.tar"])
+        remote = ShardStream(shards, seed=5, window=3, pauses=(2.0,))
+        second = remote.order(0)[1].name
+        server.busy = {second.removeprefix(server.address)}
+        samples = remote.read(None)
+        next(samples)
+        while len(server.requests) < 2:
+            time.sleep(0.01)
+        samples.close()
+    assert [server.address + path for path, _ in server.requests][1:] == [second], "no second attempt"
+
+
 # ---------------------------------------------------------------- batches
 
 
@@ -118,6 +143,7 @@ def test_batches_end_with_the_epoch_and_go_on_from_any_cursor(folder: Path) -> N
         whole = stream(folder, batch_size=4)
         return StreamSource(whole.read, lambda spec: spec, batch_size=4, epoch_of=whole.epoch_of)
 
+    assert stream(folder).epoch_of(None) == 0
     batches = list(source().iterate(None))
     assert [len(batch.spec.items) for batch in batches] == [4, 4, 4, 4, 1] * 2
     assert [batch.ends_epoch for batch in batches] == [False, False, False, False, True] * 2
@@ -127,13 +153,18 @@ def test_batches_end_with_the_epoch_and_go_on_from_any_cursor(folder: Path) -> N
         assert list(source().iterate(batch.cursor)) == batches[done:]
 
 
-def test_a_batch_holds_neighbours_by_aspect_ratio(tmp_path: Path) -> None:
-    for number, size in enumerate([(8, 6), (6, 8)]):
-        write_shard(tmp_path / f"{number}.tar", 8, size)
-    samples = [sample for sample, _ in stream(tmp_path, window=16, batch_size=4, epochs=1).read(None)]
-    batches = [{sample.size for sample in samples[at : at + 4]} for at in range(0, 16, 4)]
-    assert sorted(map(len, batches)) == [1] * 4
-    assert len({sample.name.rpartition("/")[0] for sample in samples[::4]}) == 2
+@pytest.mark.parametrize("seed", range(4))
+def test_a_batch_holds_neighbours_by_aspect_ratio(tmp_path: Path, seed: int) -> None:
+    wide, tall = png(size=(8, 6)), png(size=(6, 8))
+    files = {f"{number:02}.png": tall if number % 2 else wide for number in range(22)}
+    texts = {f"{number:02}.txt": b"x" for number in range(22)}
+    write_tar(tmp_path / "0.tar", dict(sorted({**files, **texts}.items())))
+    keys = SampleKeys(label="txt")
+    samples = [
+        sample for sample, _ in stream(tmp_path, seed=seed, keys=keys, window=6, batch_size=4, epochs=1).read(None)
+    ]
+    batches = [[sample.size for sample in samples[at : at + 4]] for at in range(0, 22, 4)]
+    assert [len(set(sizes)) for sizes in batches] == [1, 1, 1, 1, 2, 1], "windows of 8; the short batch is the last"
 
 
 # ---------------------------------------------------------------- samples of a tar
@@ -150,6 +181,7 @@ def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(tmp_path: 
         f"{long}.png": b"3",
         f"{long}.txt": b"4" * 700,
         "e.png": b"5",
+        "e.PNG": b"6",
     }
     (shard,) = expand_shards([str(write_tar(tmp_path / "a.tar", files, format=form))])
     whole = list(read_tar(shard))
@@ -157,10 +189,11 @@ def test_files_of_one_key_are_a_sample_that_can_be_read_from_its_byte(tmp_path: 
         ("a/b", {"v1.jpg": b"1", "json": b"2"}),
         (long, {"png": b"3", "txt": b"4" * 700}),
         ("e", {"png": b"5"}),
+        ("e", {"png": b"6"}),
     ]
     for number, sample in enumerate(whole):
         assert list(read_tar(shard, sample.byte)) == whole[number:]
-    assert [sample.fields.get("txt") for sample in read_tar(shard, wanted={"png"})] == [None, b"", None]
+    assert [sample.fields.get("txt") for sample in read_tar(shard, wanted={"png"})] == [None, b"", None, None]
 
 
 @pytest.mark.parametrize(
