@@ -1,10 +1,11 @@
 """WebDataset streams: samples of tar shards, in an order that is a function of (seed, epoch), read on from any cursor.
 Imports no torch.
 
-Read with the standard library's tarfile, and neither with the `webdataset` package nor with torchdata. Their pipelines
-draw the order of samples from a shuffle buffer filled by a random generator, and resume by running the pipeline again
-up to the place (webdataset), or by a state that holds the buffer's samples (torchdata). Here a resume starts at the
-byte of a sample. tarfile alone also ends in silence at a damaged header, which `_StrictHeader` makes an error.
+Read with the standard library's tarfile, and neither with the `webdataset` package nor with torchdata. webdataset keeps
+no state to resume from (its issue 271). torchdata's `StatefulDataLoader` reads all that lies before the place again,
+unless the dataset has a state of its own, and then that state is what is written here; its readers of tars went with
+its DataPipes. Here a resume starts at the byte of a sample. tarfile alone also ends in silence at a damaged header,
+which `_StrictHeader` makes an error.
 
 Order: shards are sorted by a hash of (seed, epoch, index). Samples are read one after the other in windows, and given
 out in the order of a hash within each window. So a cursor is small: where the window starts, and the next index in it.

@@ -129,8 +129,9 @@ def test_a_stream_that_is_closed_waits_for_no_server(folder: Path) -> None:
         server.busy = {second.removeprefix(server.address)}
         samples = remote.read(None)
         next(samples)
-        while len(server.requests) < 2:
-            time.sleep(0.01)
+        for _ in range(1000):
+            if len(server.requests) < 2:
+                time.sleep(0.01)
         samples.close()
     assert [server.address + path for path, _ in server.requests][1:] == [second], "no second attempt"
 
