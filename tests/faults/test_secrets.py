@@ -240,7 +240,7 @@ def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(training_job,
     prompts = [sample["prompt"] for sample in document["settings"]["sample"]["samples"]]
     assert prompts == ["[trigger] with <redacted> ordinary77", "and <redacted>"]
     assert document["seed"] == 3 and document["state"]["step"] == 2
-    assert all(re.fullmatch(r"\d+__\d{9}_\d\.jpg", path.name) for path in (run / "samples").iterdir())
+    assert all(re.fullmatch(r"\d{9}_\d\.jpg", path.name) for path in (run / "samples").iterdir())
 
     # The secret was replaced by another one, and the job goes on: only its length has changed.
     result = run_py(training_job(3), env=environment(tmp_path, db_password="marmot33-new"))

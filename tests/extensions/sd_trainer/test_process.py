@@ -24,7 +24,7 @@ from toolkit.log import shown
 
 Run = Callable[..., subprocess.CompletedProcess]
 PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"
-PICTURE = re.compile(r"^\d+__(\d{9})_(\d+)\.(jpg|png|webp)$")
+PICTURE = re.compile(r"^(\d{9})_(\d+)\.(jpg|png|webp)$")
 
 
 def pictures(folder: Path) -> list[tuple[int, int]]:
