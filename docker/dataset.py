@@ -212,7 +212,7 @@ def download(url: str, token: str, path: Path, etag: Path) -> None:
                 raise
             why = reason(error)
         if pause is None:
-            raise TryAgain(f"DATASET_URL cannot be fetched: {why}. The next start goes on from here.")
+            raise TryAgain(f"DATASET_URL cannot be fetched: {why}. The next start resumes from here.")
         say(f"the download broke off ({why}); again in {pause} s.")
         time.sleep(pause)
 
@@ -268,7 +268,7 @@ def from_hub(dataset: Dataset, name: str, revision: str | None) -> Path:
         said = f"the hub's dataset {name} cannot be fetched: {type(error).__name__} {status}".rstrip()
         if status in (401, 403, 404):
             raise Mistake(f"{said}. Is the name right, and does HF_TOKEN belong to somebody who may read it?") from None
-        raise TryAgain(f"{said}. The next start goes on from here.") from None
+        raise TryAgain(f"{said}. The next start resumes from here.") from None
     shutil.rmtree(folder / ".cache", ignore_errors=True)
     if links := [path for path in folder.rglob("*") if path.is_symlink()]:
         raise Mistake(f"the hub's dataset {name} holds a link: {links[0].relative_to(folder)}")

@@ -55,7 +55,6 @@ from toolkit.models.families import BlockTransform, family_for, model_bytes
 from toolkit.models.loading import base_hashes, checked_family, load_model
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora_formats import LayerDelta
-from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.run_files import EVENTS, EventLog
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.callbacks.save import PrepareNetwork
@@ -134,12 +133,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             lack := shortage(self.section, machine_of(self.section), plan.memory)
         ):
             raise UserError(f"memory: {lack}")
-        train, device = self.section.train, pick_device(self.section.device, quiet=True)
-        try:
-            try_optimizer(train.optimizer, train.lr, train.optimizer_params, self.process_group.device(device))
-        except UserError as error:
-            key = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
-            raise UserError(f"train.{key}: {error}") from error
+        self.refuse_optimizer(self.section.train, "train", pick_device(self.section.device, quiet=True))
         check_disk_space(self.section, self.save_root)
 
     def corrections(self, data: SdData, revision: int) -> list[ConfigChange]:

@@ -7,7 +7,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
 
@@ -38,7 +38,6 @@ from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BatchSpec, BucketedSample, Sample
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from toolkit.models.from_config import refuse_arguments
-from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.loop import train, try_largest_batch
@@ -105,15 +104,9 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         model = self.section.model
         if not model.name_or_path:
             refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
-        self._perceptual(torch.device("cpu"))
-        device = self.process_group.device(torch.device("cpu"))
+        _ = self._perceptual  # its files are read before anything else
         for role in self.section.roles():
-            own = self.section.role_optimizer(role)
-            try:
-                try_optimizer(own.optimizer, own.lr, own.optimizer_params, device)
-            except UserError as error:
-                key = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
-                raise UserError(f"optimizers.{role}.{key}: {error}") from error
+            self.refuse_optimizer(self.section.role_optimizer(role), f"optimizers.{role}", torch.device("cpu"))
         if settings := self.section.discriminator:
             least = PatchDiscriminator.smallest(settings.layers)
             small = min((side for item in data.items for side in item.crop.bucket), default=least)
@@ -139,7 +132,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         autoencoder.module.train()
         count = sum(p.numel() for p in autoencoder.module.parameters())
         logger.info(f"{type(autoencoder.module).__name__}: {count:,} parameters; device {setup.device}")
-        perceptual = self._perceptual(setup.device)
+        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
         settings = section.discriminator
         if settings is None:
             return VaeModel(autoencoder, None, perceptual)
@@ -148,9 +141,11 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         logger.info(f"discriminator: {sum(p.numel() for p in network.parameters()):,} parameters")
         return VaeModel(autoencoder, Adversary(network.to(setup.device), settings), perceptual)
 
-    def _perceptual(self, device: torch.device) -> PerceptualDistance | None:
+    @cached_property
+    def _perceptual(self) -> PerceptualDistance | None:
+        """Of `losses.lpips`, loaded once."""
         losses = self.section.losses
-        return load_perceptual(Path(losses.lpips_backbone).expanduser()).to(device) if losses.lpips else None
+        return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses.lpips else None
 
     def _continue_discriminator(self, network: PatchDiscriminator) -> None:
         """Loads the discriminator that a run saved beside the autoencoder it starts from, if there is one that fits."""

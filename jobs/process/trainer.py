@@ -21,12 +21,14 @@ import torch
 from jobs.process.train import BaseTrainProcess
 from toolkit import run_files, signals
 from toolkit.config.sections import TrainerConfig
+from toolkit.config.train import OptimizerConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import RunPlan
 from toolkit.device import pick_device
 from toolkit.distributed import ProcessGroup
-from toolkit.errors import EXIT_DONE, Interrupted, RunError
+from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
 from toolkit.log import StatusLine, tee_output
+from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.signals import StopRequest
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_callbacks
@@ -167,6 +169,15 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def refuse(self, data: DataT, plan: RunPlan) -> None:
         """Raises UserError for a run that cannot work (disk space, say), before its folder is written to."""
+
+    def refuse_optimizer(self, settings: OptimizerConfig, key: str, device: torch.device) -> None:
+        """Raises UserError at `key` for an optimizer that fails on a small weight on this device."""
+        try:
+            own = self.process_group.device(device)
+            try_optimizer(settings.optimizer, settings.lr, settings.optimizer_params, own)
+        except UserError as error:
+            field = "optimizer_params" if isinstance(error, ArgumentError) else "optimizer"
+            raise UserError(f"{key}.{field}: {error}") from error
 
     def corrections(self, data: DataT, revision: int) -> list[ConfigChange]:
         """What the program computes differently for this job than the one that recorded `revision`."""

@@ -193,7 +193,7 @@ def test_a_download_that_broke_off_goes_on_where_it_stopped_if_the_file_is_the_s
     environment = {**os.environ, "ALLOW_HTTP_LOCALHOST": "1", "DATASET_URL": f"{server.url}/me.zip"}
     command = [sys.executable, str(quick), "datasets"]
     broken = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=60)
-    assert broken.returncode == 1 and "The next start goes on from here" in broken.stderr
+    assert broken.returncode == 1 and "The next start resumes from here" in broken.stderr
     assert not (tmp_path / "datasets" / "me").exists()
 
     wanted = {**FILES, "new.jpg": b"3"} if changed else FILES

@@ -376,7 +376,7 @@ class TrainConfig(OptimizationConfig):
     """Train the transformer's adapter; must be true."""
 
     train_text_encoder: Annotated[bool, AfterValidator(_not_trained)] = False
-    """Must be false: the text encoder stays as it is."""
+    """Must be false: the text encoder is frozen."""
 
     noise_scheduler: Annotated[
         Literal["flowmatch"],
