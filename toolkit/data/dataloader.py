@@ -24,6 +24,12 @@ T = TypeVar("T")
 _AHEAD_PER_WORKER = 2
 
 
+def halved(size: int) -> list[range]:
+    """The rows of both halves of a batch, the first one larger; of a batch of one itself."""
+    middle = (size + 1) // 2
+    return [rows for rows in (range(middle), range(middle, size)) if rows]
+
+
 @dataclass(frozen=True)
 class LatentBatch:
     """The data of one micro-batch: items of one target size, already encoded."""
@@ -51,8 +57,7 @@ class LatentBatch:
 
     def halves(self) -> tuple[LatentBatch, ...]:
         """The batch split in two, with the same random numbers per item; a batch of one is not split."""
-        middle = (len(self) + 1) // 2
-        return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
+        return tuple(self.select(rows) for rows in halved(len(self)))
 
     def select(self, rows: Sequence[int]) -> LatentBatch:
         """The given items as a batch."""

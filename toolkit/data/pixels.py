@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit.config.dataset import Rectangle
-from toolkit.data.dataloader import loaded_ahead
+from toolkit.data.dataloader import halved, loaded_ahead
 from toolkit.data.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
 from toolkit.data.items import bucket_for, cover
 from toolkit.data.webdataset import StreamSample, Unreadable
@@ -39,8 +39,7 @@ class PixelBatch:
 
     def halves(self) -> tuple[PixelBatch, ...]:
         """The batch split in two, with the same random numbers per image; a batch of one is not split."""
-        middle = (len(self) + 1) // 2
-        return tuple(self.select(rows) for rows in (range(middle), range(middle, len(self))) if rows)
+        return tuple(self.select(rows) for rows in halved(len(self)))
 
     def select(self, rows: Sequence[int]) -> PixelBatch:
         """The given images as a batch."""
