@@ -85,7 +85,7 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
     with process_group.fail_together(exit.report):
         extensions = discover()
         config = load(arguments.configs[0], arguments.name, extensions, warn=env.is_main_process)
-        options = JobOptions(restart=arguments.restart, allow_change=arguments.allow_change)
+        options = JobOptions(arguments.restart, arguments.allow_change, arguments.restart_from)
         with signals.defer_signals() as request:
             job = ExtensionJob(config, extensions, options, process_group)
         request.check()
@@ -115,7 +115,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
 
     def plan_one(argument: str) -> int:
         config = load(argument, arguments.name, extensions)
-        plans.append(plan_job(config, arguments.restart, arguments.allow_change))
+        plans.append(plan_job(config, arguments.restart, arguments.allow_change, arguments.restart_from))
         if not arguments.json:
             print(plans[-1].render(), file=output)
         return EXIT_DONE
@@ -167,6 +167,11 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("-n", "--name", metavar="NAME", help="replaces config.name")
     add("-l", "--log", metavar="FILE", help="appends a copy of all output to FILE")
     add("--restart", action="store_true", help="run finished processes too; move a run aside that cannot be resumed")
+    add(
+        "--restart-from",
+        metavar="PROCESS",
+        help="begin anew with this process; old results are moved aside",
+    )
     add("--allow-change", action="store_true", help="resume although the job differs from the one that was saved")
     add("--dry-run", action="store_true", help="check, scan the datasets, print the plan; write nothing")
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
@@ -178,6 +183,8 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         parser.error("no config file given, for example config/examples/quickstart.yaml")
     if arguments.name and len(arguments.configs) > 1:
         parser.error("--name with several configs: they would all write to one folder. Give one config.")
+    if arguments.restart_from and len(arguments.configs) > 1:
+        parser.error("--restart-from with several configs: give one config.")
     if arguments.json and not arguments.dry_run:
         parser.error("--json goes with --dry-run")
     return arguments

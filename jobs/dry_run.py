@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from jobs.job import index_of
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import InputErrors, UserError
@@ -32,16 +33,20 @@ class JobPlan:
         return "\n".join([f"Job {self.job}", *(plan.render() for plan in self.processes)])
 
 
-def plan_job(config: JobConfig, restart: bool = False, allow_change: bool = False) -> JobPlan:
+def plan_job(
+    config: JobConfig, restart: bool = False, allow_change: bool = False, restart_from: str | None = None
+) -> JobPlan:
     """The plans of all processes. Raises UserError with the errors of all of them.
 
-    restart, allow_change: the options that the run would be given.
+    restart, allow_change, restart_from: the options that the run would be given.
     """
+    first_anew = len(config.processes) if restart_from is None else index_of(config, restart_from)
     plans: list[RunPlan] = []
     folders: list[Path] = []
     errors: list[UserError] = []
     job = JobContext(config.name, restart=restart, allow_change=allow_change)
     for entry in config.processes:
+        job = replace(job, begins_anew=entry.index >= first_anew)
         try:
             plans.append(_plan_process(entry, job))
         except UserError as error:

@@ -12,9 +12,10 @@ from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from toolkit.distributed import ProcessGroup
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError, did_you_mean
 
 if TYPE_CHECKING:
+    from jobs.job_state import JobState
     from toolkit.config import JobConfig, ProcessEntry
     from toolkit.extension import ExtensionTable
 
@@ -29,6 +30,10 @@ class JobOptions:
 
     allow_change: bool = False
     """Resume from a checkpoint although the job differs from the one that wrote it."""
+
+    restart_from: str | None = None
+    """Name of the process from which on the job begins anew, `[index]` without one: what it and those after it wrote
+    is moved aside."""
 
 
 class BaseJob:
@@ -71,7 +76,11 @@ class BaseJob:
         from jobs.job_state import JobState  # here: it imports the config models, which --help does not need
 
         self.process_group.init_process_group(_collective_timeout_min(self.job_config))
-        state = JobState(self.job_config, self.process, anew=self.options.restart)
+        options, count = self.options, len(self.process)
+        first_anew = index_of(self.job_config, options.restart_from) if options.restart_from else count
+        state = JobState(self.job_config, self.process, anew_from=0 if options.restart else first_anew)
+        if first_anew < count:
+            self.process_group.run_on_rank0_then_barrier(partial(self._move_aside, first_anew, state))
         for index, process in enumerate(self.process):
             if self.process_group.run_on_rank0_and_broadcast(partial(state.is_finished, index)):
                 print(state.describe(index), flush=True)
@@ -85,6 +94,14 @@ class BaseJob:
                 raise
             if self.process_group.is_main_process:
                 state.finish(index)
+
+    def _move_aside(self, first: int, state: JobState) -> None:
+        """Moves aside what process `first` and those after it wrote: all of it before any of them runs, so that no
+        later process meets a run that began with files which are gone."""
+        state.begin(first)  # a job that is killed here goes on with this process
+        for process in self.process[first:]:
+            if move_aside := getattr(process, "move_aside", None):
+                move_aside()
 
     def _run(self, process: Any) -> None:
         run = partial(_run_to_its_end, process)
@@ -113,6 +130,14 @@ class ExtensionJob(BaseJob):
         for entry, section in zip(config.processes, self.config["process"], strict=True):
             process_class = extensions.process_class(entry.type)
             self.process.append(process_class(entry.index, self, section))
+
+
+def index_of(config: JobConfig, name: str) -> int:
+    """The index of the process of this name (`[index]` of one without). Raises UserError where there is none."""
+    names = [entry.name or f"[{entry.index}]" for entry in config.processes]
+    if name not in names:
+        raise UserError(f"--restart-from: the job has no process {name!r}. {did_you_mean(name, names)}")
+    return names.index(name)
 
 
 def _collective_timeout_min(config: JobConfig) -> float:

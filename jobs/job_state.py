@@ -10,6 +10,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Sequence
+from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -31,15 +32,15 @@ class JobState:
     Once a process runs, all after it run too: they may use its output.
     """
 
-    def __init__(self, config: JobConfig, processes: Sequence[Any], anew: bool = False) -> None:
-        """processes: the objects of `config.processes`. anew: no process counts as finished."""
+    def __init__(self, config: JobConfig, processes: Sequence[Any], anew_from: int | None = None) -> None:
+        """processes: the objects of `config.processes`. anew_from: the index from which on none counts as finished."""
         self._job = JobContext(config.name)
         self._entries = config.processes
         self.path = _folder(config) / FILE if len(config.processes) > 1 else None
-        self._records = {} if anew or self.path is None else _read(self.path)
+        self._records = {} if self.path is None else _read(self.path)
         self._finished_count = 0
         self._begun = ""
-        for entry, process in zip(config.processes, processes, strict=False):
+        for entry, process in islice(zip(config.processes, processes, strict=False), anew_from):
             if not self._is_recorded(entry) or not self._still_there(entry, process):
                 break
             self._finished_count += 1

@@ -97,6 +97,24 @@ def file_in_the_way(folder: Path) -> Path | None:
     return None if nearest.is_dir() else nearest
 
 
+def unused_path(parent: Path, prefix: str) -> Path:
+    """The first of `<prefix>1`, `<prefix>2`, ... in `parent` that does not exist."""
+    number = 1
+    while (parent / f"{prefix}{number}").exists():
+        number += 1
+    return parent / f"{prefix}{number}"
+
+
+def move_folder_aside(folder: Path) -> Path | None:
+    """Renames a folder to the first free `<folder>.old-<n>` and returns that; None where there is no such folder."""
+    if not folder.is_dir():
+        return None
+    target = unused_path(folder.parent, f"{folder.name}.old-")
+    with os_error_as_run_error(folder):
+        folder.rename(target)
+    return target
+
+
 def remove(path: Path) -> None:
     """Deletes a file, or a folder with all that is in it: at no moment there is half a folder of that name."""
     if path.is_dir() and not path.is_symlink():

@@ -12,7 +12,7 @@ from extensions.new_model.config import INDEX, NewModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir, sha256_of, write_json
+from toolkit.files import atomic_write_dir, move_folder_aside, sha256_of, write_json
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
 from toolkit.seeding import global_generator
@@ -44,6 +44,10 @@ class NewModelProcess(BaseExtensionProcess):
             count = self._fill(new)
             write_json(new / RECIPE, recipe)
         logger.info(f"new model: wrote {section.path}, {count:,} random parameters (seed {section.seed})")
+
+    def move_aside(self) -> None:
+        if moved := move_folder_aside(self.section.folder()):
+            logger.info(f"moved the old model to {moved}")
 
     def _fill(self, folder: Path) -> int:
         """Writes the parts of the model. Returns the parameters of the new one."""

@@ -46,6 +46,10 @@ class BaseProcess:
     def on_error(self, error: Exception) -> None:
         """Called when `run` has raised, before the job ends."""
 
+    def move_aside(self) -> None:
+        """Moves aside what an earlier run wrote: called before the first process runs, with `--restart-from` this one
+        or an earlier one."""
+
     def add_meta(self, additional_meta: Mapping[str, Any]) -> None:
         """Adds to the metadata of the files that this process saves."""
         self.meta.update(additional_meta)

@@ -189,6 +189,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     def written_at_begin(self, data: DataT) -> None:
         """Saves results of the scan, once the run has started."""
 
+    def move_aside(self) -> None:
+        if self.save_root.is_dir():
+            with run_lock(self.save_root):
+                archive_run(self.save_root)
+
     # ------------------------------------------------------------ the steps
 
     @property

@@ -11,6 +11,7 @@ import pytest
 
 from jobs import JobOptions
 from jobs.job_state import FILE
+from toolkit.errors import UserError
 
 STEP = """
 from pathlib import Path
@@ -101,11 +102,11 @@ def start(build_job, write_extension, tmp_path: Path, monkeypatch: pytest.Monkey
     monkeypatch.chdir(tmp_path)
     write_extension("step", STEP, process=PROCESS)
 
-    def start(*sections: dict, restart: bool = False, **job: object) -> list[int]:
+    def start(*sections: dict, restart: bool = False, restart_from: str | None = None, **job: object) -> list[int]:
         ran = tmp_path / "ran.txt"
         ran.unlink(missing_ok=True)
         job = build_job(*sections, **job)
-        job.options = JobOptions(restart=restart)
+        job.options = JobOptions(restart=restart, restart_from=restart_from)
         with suppress(ValueError):
             job.run()
         return [int(index) for index in ran.read_text().split()] if ran.exists() else []
@@ -124,6 +125,17 @@ def test_the_finished_ones_are_skipped_and_named(start, tmp_path: Path, capsys: 
     assert second.startswith("process 2 of 3, second: finished before")
     assert start(*STEPS) == []
     assert start(*STEPS, restart=True) == [0, 1, 2]
+
+
+def test_from_a_named_one_on_all_run_again_even_after_a_kill(start, tmp_path: Path) -> None:
+    assert start(*STEPS) == [0, 1, 2]
+    (tmp_path / "break_1").touch()
+    assert start(*STEPS, restart_from="second") == [1]
+    (tmp_path / "break_1").unlink()
+    assert start(*STEPS) == [1, 2]
+    assert start(*STEPS, restart_from="[2]") == [2]
+    with pytest.raises(UserError, match=r"--restart-from: the job has no process 'secnd'. Did you mean 'second'\?"):
+        start(*STEPS, restart_from="secnd")
 
 
 def test_a_changed_one_runs_again_and_so_does_what_comes_after_it(start, tmp_path: Path) -> None:

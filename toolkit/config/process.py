@@ -68,6 +68,9 @@ class JobContext:
 
     allow_change: bool = False
 
+    begins_anew: bool = False
+    """What this process wrote before is moved aside (`--restart-from`)."""
+
 
 @dataclass(frozen=True)
 class Diagnostic:

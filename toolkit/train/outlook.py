@@ -27,7 +27,7 @@ from toolkit.train.checkpoint_store import (
     step_of,
 )
 from toolkit.train.lock import read_lock, refusal
-from toolkit.train.resumption import Corrections, plan_start
+from toolkit.train.resumption import Corrections, Start, plan_start
 from toolkit.train.run_reader import RunInfo, list_checkpoints, list_network_files, list_runs
 
 DAMAGED = (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError)
@@ -277,7 +277,11 @@ def _start(
         return StartOutlook(folder, "refused", reason=refusal(folder, lock.owner))
     try:
         check_writable(checkpoint_dir(folder))
-        start = plan_start(folder, section, steps, found, job.restart, job.allow_change, corrections, by_hash=False)
+        start = (
+            Start(None, moves_aside=True)
+            if job.begins_anew
+            else plan_start(folder, section, steps, found, job.restart, job.allow_change, corrections, by_hash=False)
+        )
     except (UserError, RunError) as error:
         return StartOutlook(folder, "refused", reason=str(error))
     except DAMAGED as error:

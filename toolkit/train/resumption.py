@@ -19,7 +19,7 @@ from toolkit.config.train import StopWhenConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.errors import RunError, UserError
-from toolkit.files import write_json
+from toolkit.files import unused_path, write_json
 from toolkit.redact import redact_json
 from toolkit.run_files import (
     DATASET_PREFIX,
@@ -86,11 +86,13 @@ def _checked(path: Path, root: Path, by_hash: bool) -> Path:
 
 
 def archive_run(folder: Path) -> None:
-    """Moves the files of a run to `<folder>.old-<n>`; the folder itself stays, with its lock."""
+    """Moves the files of a run to `<folder>.old-<n>`; the folder itself stays, with its lock, and so do runs of other
+    processes of its job in it."""
     entries = [path for path in folder.iterdir() if path.name != LOCK_FILE] if folder.is_dir() else []
+    entries = [path for path in entries if not (path / LOCK_FILE).is_file()]
     if not entries:
         return
-    target = _numbered(folder.parent, f"{folder.name}.old-")
+    target = unused_path(folder.parent, f"{folder.name}.old-")
     _move(entries, target)
     logger.info(f"moved the old run to {target}")
 
@@ -111,18 +113,10 @@ def archive_later_files(folder: Path, name: str, step: int | None) -> None:
         if (match := SAMPLE_FILE.fullmatch(path.name)) and int(match["step"]) > step:
             moved.append(path)
     if moved:
-        target = _numbered(folder / SUPERSEDED, "")
+        target = unused_path(folder / SUPERSEDED, "")
         _move(moved, target)
         what = f"of steps after {step}" if step >= 0 else "of an earlier run"
         logger.info(f"moved {len(moved)} file{'s' * (len(moved) != 1)} {what} to {target}")
-
-
-def _numbered(parent: Path, prefix: str) -> Path:
-    """The first of `<prefix>1`, `<prefix>2`, ... that does not exist."""
-    number = 1
-    while (parent / f"{prefix}{number}").exists():
-        number += 1
-    return parent / f"{prefix}{number}"
 
 
 def _move(paths: Iterable[Path], target: Path) -> None:

@@ -82,6 +82,7 @@ def test_the_published_model_has_these_axes() -> None:
     assert rope_axes(128) == (16, 56, 56)
 
 
+@pytest.mark.slow
 def test_a_pipeline_trains_an_autoencoder_and_then_a_model_on_it(
     run_py, write_job, section: dict, make_pictures, tmp_path: Path
 ) -> None:
@@ -124,3 +125,12 @@ def test_a_pipeline_trains_an_autoencoder_and_then_a_model_on_it(
     scale = json.loads((tmp_path / "output/job/flow/flow/vae/config.json").read_text())
     assert scale["latents_std"] == json.loads((tmp_path / "output/job/vae/vae/config.json").read_text())["latents_std"]
     assert "finished" in run_py(job).stdout or "nothing to do" in run_py(job).stdout
+    again = run_py(job, "--restart-from", "vae", "--dry-run")
+    assert "flow: a new run; the old one is moved aside" in again.stdout
+    again = run_py(job, "--restart-from", "vae")
+    assert again.returncode == 0, again.stderr
+    for old in ("vae.old-1/vae", "start.old-1/transformer", "flow.old-1/flow"):
+        assert (tmp_path / "output/job" / old).is_dir()
+    anew = load_file(tmp_path / "output/job/vae/vae/diffusion_pytorch_model.safetensors")
+    assert all(torch.equal(anew[name], tensor) for name, tensor in trained.items())
+    assert "flow: finished before" in run_py(job).stdout
