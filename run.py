@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Sequence
 from contextlib import nullcontext, redirect_stdout
@@ -27,6 +28,9 @@ from toolkit.extension import discover
 from toolkit.files import find_config
 from toolkit.host_memory import PINNED_EXACT_ABOVE_MB
 
+TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
+"""What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""
+
 if TYPE_CHECKING:
     from jobs.dry_run import JobPlan
     from toolkit.config import JobConfig
@@ -37,6 +41,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Runs what the arguments ask for and returns the exit code."""
     prepare_streams()
     prepare_allocator()
+    argv = sys.argv[1:] if argv is None else argv
+    if argv and TOOL_NAME.fullmatch(argv[0]) and argv[0] in discover().tools():
+        with log.shown():
+            return exit.run_with_exit_code(run_tool, argv)
     try:
         arguments = parse_arguments(argv)
         with log.shown():
@@ -46,6 +54,32 @@ def main(argv: Sequence[str] | None = None) -> int:
     if arguments.dry_run or not arguments.configs:  # what it prints is all that it does
         return code if is_written or code != EXIT_DONE else EXIT_FAILURE
     return code
+
+
+def run_tool(argv: Sequence[str]) -> int:
+    """Runs the tool that the first argument names, with the others as its flags."""
+    signals.install()
+    extensions = discover()
+    uid, *flags = argv
+    from toolkit.config.tool import ToolConfig, load_tool, tool_parser
+
+    model = extensions.find_config(uid)
+    if model is None or not issubclass(model, ToolConfig):
+        raise UserError(f"{uid} is no command: its section is not a ToolConfig.")
+    if {"-h", "--help"} & set(flags):
+        tool_parser(uid, model).print_help()
+        return EXIT_DONE
+    config = load_tool(uid, model, flags)
+    for warning in config.warnings:
+        exit.print_error(f"warning: {warning}")
+    with signals.defer_signals() as request:
+        job = ExtensionJob(config, extensions)
+    request.check()
+    try:
+        job.run()
+    finally:
+        job.cleanup()
+    return EXIT_DONE
 
 
 def dispatch_logged(arguments: argparse.Namespace) -> int:
@@ -155,11 +189,12 @@ def load(argument: str, name: str | None, extensions: ExtensionTable, warn: bool
     return config
 
 
-def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="run.py",
         description="Runs jobs: YAML, JSON or JSONC files that list processes.",
-        epilog="Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP.",
+        epilog=epilog() if {"-h", "--help"} & set(argv) else None,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add = parser.add_argument
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
@@ -188,6 +223,15 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     if arguments.json and not arguments.dry_run:
         parser.error("--json goes with --dry-run")
     return arguments
+
+
+def epilog() -> str:
+    """The end of --help: what the tools are for, and the exit codes."""
+    tools = discover().tools()
+    width = max(map(len, tools), default=0)
+    lines = [f"  {uid:{width}}  {purpose}" for uid, purpose in tools.items()]
+    codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."
+    return "\n".join(["tools (run.py TOOL --help shows the flags of one):", *lines, "", codes])
 
 
 def prepare_allocator() -> None:

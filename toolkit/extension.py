@@ -40,6 +40,10 @@ class Extension:
     name: str = ""
     """What `--list-extensions` shows."""
 
+    purpose: str = ""
+    """Of a tool, whose section is a `toolkit.config.tool.ToolConfig`: what somebody uses `run.py <uid>` for, as a line
+    of `run.py --help`. Empty: the process is no command."""
+
     @classmethod
     def get_process(cls) -> type:
         """The process class, built as `(process_id, job, config)`. May import torch."""
@@ -135,6 +139,11 @@ class ExtensionTable:
         if not callable(process):
             raise RunError(f"extension {found.folder}: get_process() returned {process!r}, not a class")
         return process
+
+    def tools(self) -> dict[str, str]:
+        """The uids of the tools, each with its purpose."""
+        purposes = {found.uid: getattr(found.extension, "purpose", "") for found in self.found}
+        return {uid: purpose for uid, purpose in sorted(purposes.items()) if purpose}
 
     def configs(self) -> Mapping[str, type[BaseModel]]:
         """The model of every uid that has one. An extension that cannot give it is reported, and left out."""

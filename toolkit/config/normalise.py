@@ -291,6 +291,11 @@ def is_number(annotation: Any) -> bool:
     return any(part in (int, float) for part in parts) and bool not in parts
 
 
+def is_text(annotation: Any) -> bool:
+    """Whether the field takes nothing but text."""
+    return set(_parts(annotation)) <= {str, type(None)}
+
+
 def _parts(annotation: Any) -> Iterator[Any]:
     origin = get_origin(annotation)
     if origin is Annotated:

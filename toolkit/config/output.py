@@ -264,6 +264,9 @@ class LoggingConfig(StrictModel):
     """Optimizer steps between two progress lines where the output is no terminal; 0: a line every 10 s. Also the steps
     over which a tracker's loss by noise level is averaged; 0: 50. All other curves have every step."""
 
+    diagrams: bool = False
+    """Draw losses, learning rates and step times into `graph/` at each save. Needs matplotlib."""
+
     logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
     """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 

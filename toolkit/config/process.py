@@ -71,6 +71,11 @@ class JobContext:
     begins_anew: bool = False
     """What this process wrote before is moved aside (`--restart-from`)."""
 
+    def will_write(self, path: Path) -> bool:
+        """Whether an earlier process of this job writes `path`, or a folder that it is in."""
+        resolved = path.expanduser().resolve()
+        return any(folder in self.earlier_outputs for folder in (resolved, *resolved.parents))
+
 
 @dataclass(frozen=True)
 class Diagnostic:

@@ -191,6 +191,11 @@ def list_runs(folder: Path) -> tuple[RunInfo, ...]:
     return tuple(_info(found) for found in sorted([*jobs, *processes]) if _is_run(found))
 
 
+def runs_in(folder: Path) -> tuple[RunInfo, ...]:
+    """The run in the folder itself, or else all runs below it (`list_runs`)."""
+    return (_info(folder),) if _is_run(folder) else list_runs(folder)
+
+
 def read_run(folder: Path) -> RunInfo:
     """One run. Raises RunError when the folder holds none."""
     if not _is_run(folder):

@@ -11,6 +11,7 @@ from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS, EventLog
+from toolkit.train.callbacks.diagrams import DiagramsCallback
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
@@ -51,20 +52,22 @@ class Samples:
 
 @dataclass(frozen=True)
 class Reporting:
-    """Outputs of a run: the trackers of its `logging` section, events.jsonl, and the status line."""
+    """Outputs of a run: trackers and diagrams of its `logging` section, events.jsonl, and the status line."""
 
-    tracking: tuple[TrackerCallback, ...]
+    tracking: tuple[TrackerCallback | DiagramsCallback, ...]
     event: Event
     status: StatusLine
 
     @classmethod
     def of(cls, section: TrainerConfig, folder: Path, status: StatusLine) -> Reporting:
         """folder: of the run's files."""
-        tracking: tuple[TrackerCallback, ...] = ()
+        tracking: tuple[TrackerCallback | DiagramsCallback, ...] = ()
         if section.logging.trackers():
             # `<job>/<process>`, or the job's
             name = f"{folder.parent.name}/{folder.name}" if section.name else folder.name
             tracking = (TrackerCallback(section.logging, name, folder),)
+        if section.logging.diagrams:
+            tracking = (*tracking, DiagramsCallback(folder))
         events = EventLog(folder / EVENTS)
         return cls(tracking, _fan_out([events.add, *(callback.event for callback in tracking)]), status)
 

@@ -1,0 +1,42 @@
+"""`run.py diagrams` and `type: diagrams`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Path:
+    for name in ("vae", "flow"):
+        folder = tmp_path / "output" / "job" / name
+        folder.mkdir(parents=True)
+        (folder / "run.json").write_text(json.dumps({"name": name, "status": "finished"}))
+        (folder / "metrics.jsonl").write_text(json.dumps({"step": 1, "epoch": 0, "loss": 1.0}) + "\n")
+    return tmp_path / "output" / "job"
+
+
+def test_a_command_draws_a_run_or_all_in_a_folder(run_py, runs: Path, tmp_path: Path) -> None:
+    result = run_py("diagrams", "output/job/vae")
+    assert result.returncode == 0 and result.stdout == f"{Path('output/job/vae')}: 3 files in output/job/vae/graph\n"
+    assert run_py("diagrams", "output/job", "--output", "together").returncode == 0
+    names = {path.name for path in (tmp_path / "together").iterdir()}
+    assert {"training_losses_vae.png", "training_losses_flow.png"} <= names
+
+
+def test_a_job_draws_what_it_has_trained(run_py, write_job, runs: Path) -> None:
+    assert run_py(write_job({"type": "diagrams", "run": "output/job/flow"})).returncode == 0
+    assert (runs / "flow" / "graph" / "training_overview.png").is_file()
+
+
+def test_help_and_wrong_input(run_py, runs: Path, tmp_path: Path) -> None:
+    assert "draw the curves of a run" in run_py("--help").stdout
+    shown = run_py("diagrams", "--help")
+    assert shown.returncode == 0 and "--suffix" in shown.stdout
+    refused = run_py("diagrams", "output/nothing")
+    assert (refused.returncode, refused.stderr.count("\n")) == (2, 1)
+    assert "run: 'output/nothing' holds no run" in refused.stderr
+    (tmp_path / "diagrams.yaml").write_text("job: extension\nconfig: {name: a, process: [{type: nothing}]}\n")
+    assert "unknown process type 'nothing'" in run_py("diagrams.yaml").stderr  # with its ending, a config

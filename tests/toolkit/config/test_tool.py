@@ -1,0 +1,83 @@
+"""The flags of a tool are the keys of its section."""
+
+from __future__ import annotations
+
+from typing import ClassVar
+
+import pytest
+from pydantic import Field
+
+from toolkit.config.field_types import StrOrList
+from toolkit.config.process import Diagnostic
+from toolkit.config.tool import ToolConfig, load_tool, tool_parser
+from toolkit.errors import UserError
+
+
+class DrawConfig(ToolConfig):
+    """`type: draw`: draws."""
+
+    positional: ClassVar[tuple[str, ...]] = ("source", "more")
+
+    source: str
+    """What is drawn."""
+
+    more: tuple[str, ...] = ()
+    """Further ones."""
+
+    sigma_rel: float = Field(default=0.5, gt=0)
+    """Width, in % of it."""
+
+    prompt: StrOrList = ()
+    """Texts."""
+
+    steps: int = 4
+    """Steps."""
+
+    fast: bool = False
+    """Faster."""
+
+    def check(self, job):
+        if self.source == "bad":
+            yield Diagnostic(("source",), "cannot be drawn.")
+        if self.prompt == ("none",):
+            yield Diagnostic(("prompt", 0), "says nothing.")
+
+
+def load(line: str) -> DrawConfig:
+    return load_tool("draw", DrawConfig, line.split()).processes[0].section
+
+
+def test_flags_are_read_as_the_values_of_a_job_are() -> None:
+    section = load("a.png b.png 7 --sigma-rel 1e-1 --prompt 7 true --prompt x --fast --steps 0x10")
+    assert (section.source, section.more) == ("a.png", ("b.png", "7"))
+    assert (section.sigma_rel, section.prompt, section.fast, section.steps) == (0.1, ("7", "true", "x"), True, 16)
+    assert load("--sigma_rel 2 a --fast false").model_dump() == load("a --sigma-rel 2").model_dump()
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("", "run.py draw: the following arguments are required: SOURCE"),
+        ("a --setps 3", "run.py draw: unknown argument '--setps'. Did you mean '--steps'?"),
+        ("a --sigma-rel 0", "run.py draw: --sigma-rel: 0 is out of range: must be > 0."),
+        ("a --steps many", "run.py draw: --steps: 'many' is not a whole number."),
+        ("bad", "run.py draw: source: cannot be drawn."),
+        ("a --prompt none", "run.py draw: --prompt: says nothing."),
+    ],
+)
+def test_errors_name_the_flag(line: str, message: str) -> None:
+    with pytest.raises(UserError) as refused:
+        load(line)
+    assert str(refused.value).startswith(message)
+
+
+def test_all_errors_come_at_once() -> None:
+    with pytest.raises(UserError) as refused:
+        load("a --sigma-rel 0 --steps many")
+    assert len(str(refused.value).splitlines()) == 2
+
+
+def test_help_has_every_key_with_its_default() -> None:
+    text = tool_parser("draw", DrawConfig).format_help()
+    assert "--sigma-rel" in text and "Width, in % of it. (default: 0.5)" in " ".join(text.split())
+    assert "--name" not in text and "--type" not in text

@@ -1,0 +1,117 @@
+"""Tools: processes that are also commands, `python run.py TOOL --flags`. One section model makes the keys of a job and
+the flags of the command. Imports no torch.
+
+A flag is a key with `-` for `_`. Its value is read as a value of a job is, and errors name the flag.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, ClassVar
+
+from pydantic import BaseModel
+from pydantic.fields import FieldInfo
+
+from toolkit.config.loader import check_processes, note_processes, read_process
+from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation
+from toolkit.config.process import JobConfig, JobContext, ProcessConfig
+from toolkit.config.yaml_reader import scalar_value
+from toolkit.errors import UserError, did_you_mean
+from toolkit.redact import redact_text
+
+PROGRAM = "run.py"
+_NOWHERE = SourceLocation(0, 0)
+
+
+class ToolConfig(ProcessConfig):
+    """The section of a process that is also a command."""
+
+    positional: ClassVar[tuple[str, ...]] = ()
+    """Fields that the command takes without a flag, in order. Only the last may be a list."""
+
+
+class FlagParser(argparse.ArgumentParser):
+    """Raises UserError for wrong arguments, with the nearest known flag."""
+
+    def error(self, message: str) -> Any:
+        """argparse's own message, as an error of the user."""
+        raise UserError(f"{self.prog}: {message}. '{self.prog} --help' shows what it takes.")
+
+
+def tool_parser(uid: str, model: type[ToolConfig]) -> FlagParser:
+    """The flags of a tool, with the fields' descriptions as help."""
+    about = " ".join((model.__doc__ or "").split())
+    parser = FlagParser(prog=f"{PROGRAM} {uid}", description=about, allow_abbrev=False)
+    for name, field in model.model_fields.items():
+        if name not in ("type", "name"):
+            _add(parser, name, field, name in model.positional)
+    return parser
+
+
+def _add(parser: FlagParser, name: str, field: FieldInfo, positional: bool) -> None:
+    many = item_annotation(field.annotation) is not Any
+    text = (field.description or "").replace("%", "%%")
+    if positional:
+        optional = "*" if many else "?"
+        nargs = optional if not field.is_required() else "+" if many else None
+        parser.add_argument(name, nargs=nargs, default=None, help=text, metavar=name.upper())
+        return
+    flags = list(dict.fromkeys((flag_of(name), f"--{name}")))
+    shown = "" if field.is_required() or field.default in (None, "", (), []) else f" (default: {field.default})"
+    options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
+    if field.annotation is bool:
+        parser.add_argument(*flags, nargs="?", const="true", metavar="true|false", **options)
+    elif many:
+        parser.add_argument(*flags, nargs="+", action="extend", metavar=name.upper(), **options)
+    else:
+        parser.add_argument(*flags, required=field.is_required(), metavar=name.upper(), **options)
+
+
+def flag_of(key: str) -> str:
+    """`sigma_rel` -> `--sigma-rel`."""
+    return f"--{key.replace('_', '-')}"
+
+
+def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
+    """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
+    errors in their values."""
+    parser = tool_parser(uid, model)
+    known, unknown = parser.parse_known_intermixed_args(argv)
+    if unknown:
+        flags = [flag_of(name) for name in model.model_fields if name not in ("type", "name", *model.positional)]
+        raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {did_you_mean(unknown[0], flags)}")
+    given = {key: value for key, value in vars(known).items() if value not in (None, [])}
+    diagnostics = Diagnostics(parser.prog)
+    process = read_process(0, _root(uid, model, given), lambda _: model, Normaliser(diagnostics, UnusedDefaults()))
+    job = JobContext(uid)
+    check_processes([process], job, diagnostics)
+    diagnostics.raise_errors()
+    assert process is not None  # its type is known
+    note_processes([process], job, diagnostics)
+    text = json.dumps({"job": "extension", "config": {"name": uid, "process": [process.entry.raw]}}, indent=2)
+    return JobConfig("extension", uid, {}, (process.entry,), diagnostics.warnings, Path(uid), redact_text(text))
+
+
+def _root(uid: str, model: type[BaseModel], given: Mapping[str, Any]) -> ConfigNode:
+    """The section as the nodes of a config file, each with its flag as its place."""
+    entries = {"type": _scalar(uid, "type", text_only=True)}
+    for key, value in given.items():
+        field = model.model_fields[key]
+        place = key if key in getattr(model, "positional", ()) else flag_of(key)
+        item = item_annotation(field.annotation)
+        if isinstance(value, list):
+            children = [_scalar(text, place, is_text(item)) for text in value]
+            entries[key] = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
+        else:
+            entries[key] = _scalar(value, place, is_text(field.annotation))
+    return ConfigNode(entries, (), _NOWHERE, _NOWHERE)
+
+
+def _scalar(text: str, place: str, text_only: bool) -> ConfigNode:
+    """text_only: the key takes text, whatever it looks like (`--prompt 7`)."""
+    value = text if text_only else scalar_value(text)
+    return ConfigNode(value, (place,), _NOWHERE, _NOWHERE, text=text, plain=True)

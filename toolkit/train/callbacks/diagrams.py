@@ -1,0 +1,99 @@
+"""Draws the diagrams of a run at each save, in a process of its own: training waits for none of them and depends on
+none."""
+
+from __future__ import annotations
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+from threading import Lock
+
+from toolkit.files import TOOLKIT_ROOT
+from toolkit.train.diagrams import GRAPH, missing_package
+from toolkit.train.run import Callback, Run
+
+logger = logging.getLogger(__name__)
+
+WAIT_AT_END_S = 60.0
+
+
+class DiagramsCallback(Callback):
+    """Starts `run.py diagrams` when files have been saved, unless the last one is still at work, and at the end."""
+
+    included_in_step_time = False
+
+    def __init__(self, folder: Path, output: Path | None = None, suffix: str = "") -> None:
+        """folder: of the run's files. output: of the diagrams; None: `graph/` in it."""
+        self._command = [
+            *(sys.executable, str(TOOLKIT_ROOT / "run.py"), "diagrams", str(folder)),
+            *("--output", str(output or folder / GRAPH)),
+            *(("--suffix", suffix) if suffix else ()),
+        ]
+        self._child: subprocess.Popen[str] | None = None
+        self._warned = False
+        self._lock = Lock()  # files are saved by a thread of their own
+
+    def event(self, event: str, **details: object) -> None:
+        """Takes the run's events."""
+        if event == "save":
+            self._start()
+
+    def on_start(self, run: Run) -> None:
+        if lack := missing_package():
+            self._warn(lack)
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self._finish()
+        self._start()
+        self._finish()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        self._finish()
+
+    def _start(self) -> None:
+        with self._lock:
+            if self._warned or (self._child and self._child.poll() is None):
+                return
+            self._collect()
+            try:
+                self._child = subprocess.Popen(
+                    self._command,
+                    stdin=subprocess.DEVNULL,
+                    stdout=subprocess.DEVNULL,
+                    stderr=subprocess.PIPE,
+                    text=True,
+                    errors="replace",
+                    start_new_session=True,  # a Ctrl-C is not for it
+                    env={**os.environ, "CUDA_VISIBLE_DEVICES": ""},
+                )
+                if hasattr(os, "setpriority"):
+                    os.setpriority(os.PRIO_PROCESS, self._child.pid, 15)
+            except OSError as error:
+                self._warn(str(error))
+
+    def _finish(self) -> None:
+        """Waits for the one at work, at most `WAIT_AT_END_S`."""
+        with self._lock:
+            if self._child is None:
+                return
+            try:
+                self._child.wait(WAIT_AT_END_S)
+            except subprocess.TimeoutExpired:
+                self._child.kill()
+                self._warn(f"they were not ready within {WAIT_AT_END_S:g} s")
+            self._collect()
+
+    def _collect(self) -> None:
+        """Reads how the last one ended."""
+        if self._child is not None:
+            _, said = self._child.communicate()
+            if self._child.returncode > 0:
+                self._warn((said.strip().splitlines() or ["no reason given"])[-1])
+            self._child = None
+
+    def _warn(self, reason: str) -> None:
+        if not self._warned:
+            logger.warning(f"no diagrams: {reason}. The run goes on without them.")
+        self._warned = True
