@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from math import gcd
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
@@ -25,6 +26,27 @@ but the first halves the sides."""
 CONFIG = "config.json"
 PART = "vae"
 """Its folder in the folder of a pipeline."""
+
+CHANNEL_STEP = 8
+"""Channels of an autoencoder that `sized` makes are multiples of it."""
+
+
+def sized(vae_dim: int) -> dict[str, Any]:
+    """Arguments of an `AutoencoderKL` of this width, with latents of an eighth of the image's sides.
+
+    vae_dim: channels of the two deepest of four levels, at least 1; half and a quarter of it are those of the others,
+    each rounded down to a multiple of 8. An image of the full size meets the fewest channels, since that is where the
+    memory goes. Latents have an eighth of it as channels, at least 4 and at most 16.
+    """
+    widths = [max(CHANNEL_STEP, vae_dim // share // CHANNEL_STEP * CHANNEL_STEP) for share in (4, 2, 1, 1)]
+    return {
+        "block_out_channels": widths,
+        "down_block_types": ["DownEncoderBlock2D"] * len(widths),
+        "up_block_types": ["UpDecoderBlock2D"] * len(widths),
+        "layers_per_block": 2,
+        "latent_channels": min(16, max(4, vae_dim // 8)),
+        "norm_num_groups": gcd(*widths) // 4,  # at least four channels a group: one alone would lose its mean
+    }
 
 
 class AutoencoderConfig(StrictModel):

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.autoencoder import AutoencoderConfig, sized
 from toolkit.config.process import JobContext
 
 JOB = JobContext("job")
@@ -64,3 +64,23 @@ def test_a_folder_that_an_earlier_process_writes_is_yet_to_come(tmp_path: Path) 
     job = JobContext("job", frozenset({tmp_path / "run"}))
     assert section.is_yet_to_come(job) and list(section.check(job)) == []
     assert not section.is_yet_to_come(JOB)
+
+
+@pytest.mark.parametrize(
+    ("vae_dim", "widths", "latent_channels"),
+    [
+        (8, [8, 8, 8, 8], 4),
+        (16, [8, 8, 16, 16], 4),
+        (32, [8, 16, 32, 32], 4),
+        (64, [16, 32, 64, 64], 8),
+        (128, [32, 64, 128, 128], 16),
+        (256, [64, 128, 256, 256], 16),
+        (100, [24, 48, 96, 96], 12),
+    ],
+)
+def test_a_width_becomes_arguments(vae_dim: int, widths: list[int], latent_channels: int) -> None:
+    arguments = sized(vae_dim)
+    assert arguments["block_out_channels"] == widths and arguments["latent_channels"] == latent_channels
+    assert AutoencoderConfig(config=arguments).latent_scale() == 8
+    groups = arguments["norm_num_groups"]
+    assert all(width % groups == 0 and width // groups >= 4 for width in widths)
