@@ -9,7 +9,7 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.autoencoder import SPADE, AutoencoderConfig
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, schema_of_list
 from toolkit.config.output import SampleIntervalConfig
@@ -269,7 +269,10 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         start = f"from {model.folder()}" if model.name_or_path else "with random weights"
         part = "the decoder; the encoder is frozen" if model.train == "decoder" else "all of it"
         kind, scale = model.arguments()["_class_name"], model.latent_scale()
-        yield f"{kind} {start}, {scale} x {scale} pixels per latent pixel; trained: {part}"
+        spade = "; SPADE in the decoder" if model.uses_spade() else ""
+        yield f"{kind} {start}, {scale} x {scale} pixels per latent pixel{spade}; trained: {part}"
+        if model.name_or_path and model.arguments().get(SPADE) and not model.uses_spade():
+            yield "model.spade: false: the decoder goes on without the SPADE of that folder"
         for role in self.roles():
             own = self.role_optimizer(role)
             yield f"{role}: {own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}"

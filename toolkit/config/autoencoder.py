@@ -27,6 +27,15 @@ CONFIG = "config.json"
 PART = "vae"
 """Its folder in the folder of a pipeline."""
 
+SPADE = "_spade"
+"""Entry of config.json that says whether the decoder has SPADE. diffusers skips names that begin with _."""
+
+SPADE_FILE = "spade.safetensors"
+"""Its weights, beside those of the autoencoder."""
+
+WITHOUT_NORMS = frozenset({"AutoencoderTiny"})
+"""Classes whose decoder normalises nothing."""
+
 CHANNEL_STEP = 8
 """Channels of an autoencoder that `sized` makes are multiples of it."""
 
@@ -47,6 +56,11 @@ def sized(vae_dim: int) -> dict[str, Any]:
         "latent_channels": min(16, max(4, vae_dim // 8)),
         "norm_num_groups": gcd(*widths) // 4,  # at least four channels a group: one alone would lose its mean
     }
+
+
+def without_norms(class_name: str) -> str:
+    """Why a class has no SPADE."""
+    return f"{class_name} has no norms in its decoder that SPADE could modulate. Leave it out."
 
 
 class AutoencoderConfig(StrictModel):
@@ -71,11 +85,17 @@ class AutoencoderConfig(StrictModel):
     """Of random weights: the log variance of the latents at the start. 0 drowns the mean in noise for some hundred
     steps."""
 
+    spade: bool | None = None
+    """SPADE: the latent scales and shifts what the decoder normalises, place by place. true: a decoder without it gets
+    it, unchanged at first. false: that of the folder is dropped. Not given: as the folder has it; none where there is
+    no folder. Its weights stand in spade.safetensors, which only this program reads."""
+
     on_resume: ClassVar = {ALL_OTHERS: "impossible", "name_or_path": "place"}
 
     def check(self, job: JobContext) -> Iterator[Diagnostic]:
         """A folder that is missing or holds no autoencoder, and keys that it makes meaningless."""
         if not self.name_or_path:
+            yield from self._check_spade(self.class_name)
             return
         for key in sorted(self.model_fields_set & {"class_name", "config", "initial_logvar"}):
             yield Diagnostic((key,), "has no effect beside 'name_or_path', whose files say it. Leave one of them out.")
@@ -89,6 +109,11 @@ class AutoencoderConfig(StrictModel):
         if name not in LEVELS:
             known = ", ".join(LEVELS)
             yield Diagnostic(("name_or_path",), f"{self.name_or_path!r} is a {name}. What can be trained: {known}.")
+        yield from self._check_spade(name)
+
+    def _check_spade(self, class_name: str) -> Iterator[Diagnostic]:
+        if self.spade and class_name in WITHOUT_NORMS:
+            yield Diagnostic(("spade",), without_norms(class_name))
 
     def is_yet_to_come(self, job: JobContext) -> bool:
         """Whether an earlier process of the job writes the folder."""
@@ -113,6 +138,10 @@ class AutoencoderConfig(StrictModel):
         if not isinstance(found, dict) or not isinstance(found.get("_class_name"), str):
             raise RunError(f"{file}: does not say of what class it is. Give the folder of an autoencoder.")
         return found
+
+    def uses_spade(self) -> bool:
+        """Whether the decoder has SPADE in training. Raises what `arguments` raises."""
+        return bool(self.arguments().get(SPADE)) if self.spade is None else self.spade
 
     def latent_scale(self) -> int:
         """Pixels along one side of a latent pixel."""

@@ -12,10 +12,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.autoencoder import SPADE, AutoencoderConfig
 from toolkit.errors import RunError
 from toolkit.models.from_config import build
 from toolkit.models.loading import ASKED_BY, block_import, check_finite, check_loaded, reading
+from toolkit.models.spade import attach_spade, load_spade
 from toolkit.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):
@@ -65,9 +66,14 @@ class Autoencoder:
             return mean_BCHW
         return mean_BCHW + noise_BCHW * (0.5 * logvar_BCHW).exp()
 
+    def has_spade(self) -> bool:
+        """Whether the latent modulates the decoder's norms."""
+        return hasattr(self.module, "spade")
+
     def config(self) -> dict[str, Any]:
         """The entries of config.json."""
-        return {"_class_name": type(self.module).__name__, **_plain(self.module.config)}
+        spade = {SPADE: True} if self.has_spade() else {}
+        return {"_class_name": type(self.module).__name__, **spade, **_plain(self.module.config)}
 
 
 class KlAutoencoder(Autoencoder):
@@ -140,29 +146,45 @@ KINDS: dict[str, type[Autoencoder]] = {
 def make_autoencoder(model: AutoencoderConfig, seed: int, device: torch.device) -> Autoencoder:
     """The autoencoder of a `model` section in float32, from its folder or with random weights of this seed.
 
+    SPADE is added or left out as the section says.
+
     Raises UserError for arguments that its class refuses, RunError for a damaged folder.
     """
-    arguments = model.arguments()
-    kind = KINDS[arguments["_class_name"]]
     if model.name_or_path:
-        return kind(_loaded(kind, model.folder()).to(device))
-    with global_generator(seed, "autoencoder"):
-        autoencoder = kind(build(kind.model_class, model.config, ARGUMENTS))
-    bias = autoencoder.logvar_bias()
-    if bias is not None:
-        nn.init.constant_(bias.detach(), model.initial_logvar)
+        autoencoder = load_autoencoder(model.folder(), with_spade=model.spade is not False)
+    else:
+        kind = KINDS[model.class_name]
+        with global_generator(seed, "autoencoder"):
+            autoencoder = kind(build(kind.model_class, model.config, ARGUMENTS))
+        bias = autoencoder.logvar_bias()
+        if bias is not None:
+            nn.init.constant_(bias.detach(), model.initial_logvar)
+    if model.spade and not autoencoder.has_spade():
+        attach_spade(autoencoder.module, seed)
     autoencoder.module.to(device)
     return autoencoder
 
 
-def _loaded(kind: type[Autoencoder], folder: Path) -> Any:
+def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
+    """The autoencoder of a folder or of its `vae/`, with SPADE where it has it; float32, on the CPU.
+
+    with_spade: False leaves it out. Raises RunError for a folder that is damaged or holds something else.
+    """
+    section = AutoencoderConfig(name_or_path=str(folder))
+    folder, arguments = section.folder(), section.arguments()
+    name = arguments["_class_name"]
+    if name not in KINDS:
+        raise RunError(f"{folder} is a {name}. What can be read: {', '.join(KINDS)}.")
+    kind = KINDS[name]
     with reading(folder):
         module, info = kind.model_class.from_pretrained(
             folder, torch_dtype=torch.float32, output_loading_info=True, local_files_only=True
         )
     check_loaded(folder, info)
     check_finite(folder, module)
-    return module
+    if with_spade and arguments.get(SPADE):
+        load_spade(module, folder)
+    return kind(module)
 
 
 @torch.no_grad()

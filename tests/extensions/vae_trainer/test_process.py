@@ -65,13 +65,20 @@ def assert_same_bytes(whole: Path, again: Path) -> None:
     """Of two folders of runs with four steps: states and final files."""
     files = [f"state/step_000000004/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
     files += [
-        f"job/{name}" for name in ("diffusion_pytorch_model.safetensors", "discriminator.safetensors", "config.json")
+        f"job/{name}"
+        for name in (
+            "diffusion_pytorch_model.safetensors",
+            "discriminator.safetensors",
+            "spade.safetensors",
+            "config.json",
+        )
     ]
     assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
 
 
-TO_RESUME = {**GAN, "save": {"save_every": 2}, "train": {"steps": 4, "ema_config": {"use_ema": True}}}
-"""VAE and discriminator with R1, spectral norm and an EMA."""
+SPADE = {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"], "spade": True}
+TO_RESUME = {**GAN, "model": SPADE, "save": {"save_every": 2}, "train": {"steps": 4, "ema_config": {"use_ema": True}}}
+"""VAE with SPADE and discriminator with R1, spectral norm and an EMA."""
 
 
 def test_a_run_goes_on_to_the_same_bytes(start, vae_job, pictures: Path, tmp_path: Path) -> None:
@@ -123,6 +130,36 @@ def test_a_further_run_starts_from_the_folder_with_its_discriminator(
     wide = {**second, "name": "three", "discriminator": {"channels": 8, "layers": 1}}
     with pytest.raises(UserError, match=r"discriminator of another size\. Restore"):
         start(wide, name="other")
+
+
+def test_spade_is_trained_saved_continued_and_dropped(
+    start, vae_job, pictures: Path, tmp_path: Path, said: list[str]
+) -> None:
+    """Four processes: without it, with it from there, on from that one, and without it again."""
+
+    def after(name: str, **model: object) -> dict:
+        return {"name_or_path": str(tmp_path / "output" / "job" / name / name), **model}
+
+    still = {"steps": 1, "lr": 0}
+    start(
+        vae_job(pictures, name="off"),
+        vae_job(pictures, name="on", model=after("off", spade=True), train={"ema_config": {"use_ema": True}}),
+        vae_job(pictures, name="further", model=after("on"), train=still),
+        vae_job(pictures, name="dropped", model=after("on", spade=False), train=still),
+    )
+    output = tmp_path / "output" / "job"
+    weights = {
+        name: load_file(file)
+        for name in ("off", "on", "further", "dropped")
+        if (file := output / name / name / "spade.safetensors").is_file()
+    }
+    assert weights.keys() == {"on", "further"}
+    assert any(tensor.abs().sum() > 0 for name, tensor in weights["on"].items() if ".gamma." in name)
+    assert all(torch.equal(weights["further"][name], tensor) for name, tensor in weights["on"].items())
+    averages = load_file(output / "on" / "state" / "step_000000004" / "ema.safetensors")
+    assert all(torch.equal(averages[f"vae/spade.{name}"], tensor) for name, tensor in weights["on"].items())
+    assert sum("; SPADE in the decoder; trained: all of it" in line for line in said) == 2
+    assert any("the decoder goes on without the SPADE of that folder" in line for line in said)
 
 
 def test_a_dry_run_says_what_is_made_and_trained_without_torch(

@@ -84,3 +84,16 @@ def test_a_width_becomes_arguments(vae_dim: int, widths: list[int], latent_chann
     assert AutoencoderConfig(config=arguments).latent_scale() == 8
     groups = arguments["norm_num_groups"]
     assert all(width % groups == 0 and width // groups >= 4 for width in widths)
+
+
+def test_spade_is_as_the_folder_has_it_where_it_is_not_given(tmp_path: Path) -> None:
+    folder = write_config(tmp_path / "vae", _class_name="AutoencoderKL", _spade=True)
+    uses = [AutoencoderConfig(name_or_path=str(folder), **keys).uses_spade() for keys in ({}, {"spade": False})]
+    assert uses == [True, False] and not AutoencoderConfig().uses_spade() and AutoencoderConfig(spade=True).uses_spade()
+
+
+def test_an_autoencoder_without_norms_has_no_spade(tmp_path: Path) -> None:
+    message = ["spade: AutoencoderTiny has no norms in its decoder that SPADE could modulate. Leave it out."]
+    folder = write_config(tmp_path / "vae", _class_name="AutoencoderTiny")
+    assert found(class_name="AutoencoderTiny", spade=True) == message == found(name_or_path=str(folder), spade=True)
+    assert found(class_name="AutoencoderTiny", spade=False) == []

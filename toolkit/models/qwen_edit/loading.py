@@ -14,10 +14,12 @@ import torch
 from accelerate import init_empty_weights
 from transformers.utils import logging as transformers_logging
 
+from toolkit.config.autoencoder import SPADE
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform, ModelLoadOptions
 from toolkit.models.loading import ASKED_BY, ShardReader, block_import, check_finite, check_loaded, fill, reading, some
 from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
+from toolkit.models.spade import load_spade
 
 with block_import("bitsandbytes", ASKED_BY):  # diffusers would import it only to know that it is there
     from diffusers import AutoencoderKLQwenImage, QwenImageTransformer2DModel
@@ -80,12 +82,17 @@ def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:
-    """The VAE, frozen, on the CPU. Raises RunError when its weights are not those of its config, or not finite."""
+    """The VAE with its SPADE, frozen, on the CPU.
+
+    Raises RunError when its weights are not those of its config, or not finite.
+    """
     part = folder / "vae"
     with reading(part):
         vae, info = AutoencoderKLQwenImage.from_pretrained(part, torch_dtype=dtype, **STRICTLY)
     check_loaded(part, info)
     check_finite(part, vae)
+    if vae.config.get(SPADE):
+        load_spade(vae, part)
     return vae.requires_grad_(False).eval()
 
 
