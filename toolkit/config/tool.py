@@ -12,7 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
-from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from toolkit.config.loader import check_processes, note_processes, read_process
@@ -33,6 +32,9 @@ class ToolConfig(ProcessConfig):
     positional: ClassVar[tuple[str, ...]] = ()
     """Fields that the command takes without a flag, in order. Only the last may be a list."""
 
+    flags: ClassVar[Mapping[str, str]] = {}
+    """Field -> its flag where that is not the field's name."""
+
 
 class FlagParser(argparse.ArgumentParser):
     """Raises UserError for wrong arguments, with the nearest known flag."""
@@ -46,21 +48,21 @@ def tool_parser(uid: str, model: type[ToolConfig]) -> FlagParser:
     """The flags of a tool, with the fields' descriptions as help."""
     about = " ".join((model.__doc__ or "").split())
     parser = FlagParser(prog=f"{PROGRAM} {uid}", description=about, allow_abbrev=False)
-    for name, field in model.model_fields.items():
+    for name in (*model.positional, *(key for key in model.model_fields if key not in model.positional)):
         if name not in ("type", "name"):
-            _add(parser, name, field, name in model.positional)
+            _add(parser, model, name, model.model_fields[name])
     return parser
 
 
-def _add(parser: FlagParser, name: str, field: FieldInfo, positional: bool) -> None:
+def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInfo) -> None:
     many = item_annotation(field.annotation) is not Any
     text = (field.description or "").replace("%", "%%")
-    if positional:
+    if name in model.positional:
         optional = "*" if many else "?"
         nargs = optional if not field.is_required() else "+" if many else None
         parser.add_argument(name, nargs=nargs, default=None, help=text, metavar=name.upper())
         return
-    flags = list(dict.fromkeys((flag_of(name), f"--{name}")))
+    flags = list(dict.fromkeys((flag_of(model, name), f"--{name}")))
     shown = "" if field.is_required() or field.default in (None, "", (), []) else f" (default: {field.default})"
     options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
     if field.annotation is bool:
@@ -71,9 +73,9 @@ def _add(parser: FlagParser, name: str, field: FieldInfo, positional: bool) -> N
         parser.add_argument(*flags, required=field.is_required(), metavar=name.upper(), **options)
 
 
-def flag_of(key: str) -> str:
+def flag_of(model: type[ToolConfig], key: str) -> str:
     """`sigma_rel` -> `--sigma-rel`."""
-    return f"--{key.replace('_', '-')}"
+    return model.flags.get(key, f"--{key.replace('_', '-')}")
 
 
 def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
@@ -82,7 +84,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     parser = tool_parser(uid, model)
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        flags = [flag_of(name) for name in model.model_fields if name not in ("type", "name", *model.positional)]
+        flags = [flag_of(model, name) for name in model.model_fields if name not in ("type", "name", *model.positional)]
         raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {did_you_mean(unknown[0], flags)}")
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
     diagnostics = Diagnostics(parser.prog)
@@ -96,12 +98,12 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     return JobConfig("extension", uid, {}, (process.entry,), diagnostics.warnings, Path(uid), redact_text(text))
 
 
-def _root(uid: str, model: type[BaseModel], given: Mapping[str, Any]) -> ConfigNode:
+def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> ConfigNode:
     """The section as the nodes of a config file, each with its flag as its place."""
     entries = {"type": _scalar(uid, "type", text_only=True)}
     for key, value in given.items():
         field = model.model_fields[key]
-        place = key if key in getattr(model, "positional", ()) else flag_of(key)
+        place = key if key in model.positional else flag_of(model, key)
         item = item_annotation(field.annotation)
         if isinstance(value, list):
             children = [_scalar(text, place, is_text(item)) for text in value]

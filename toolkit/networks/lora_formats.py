@@ -151,7 +151,7 @@ def load_adapter_file(path: Path, layers: Mapping[str, tuple[int, int]] | Iterab
     UserError when the file cannot be read, holds keys of no known form or of layers this model does not have, lacks a
     matrix, has matrices that do not fit, or holds numbers that are not finite.
     """
-    tensors, metadata = _read(path)
+    tensors, metadata = read_tensors(path)
     return parse_adapter_tensors(tensors, layers, str(path), metadata)
 
 
@@ -184,7 +184,8 @@ def parse_adapter_tensors(
     return changes
 
 
-def _read(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """Tensors and metadata of a file as they are. Raises UserError when it cannot be read."""
     try:
         with safe_open(path, framework="pt") as file:
             tensors, metadata = {key: file.get_tensor(key) for key in file.keys()}, file.metadata() or {}  # noqa: SIM118
@@ -224,8 +225,7 @@ def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[
     alpha = parts.pop("alpha", None)
     if "row_norms" in parts:
         parts["dora_scale"] = parts.pop("row_norms").reshape(-1, 1)
-    rank = _rank(parts)
-    if rank is None:
+    if _lacks_a_matrix(parts):
         raise UserError(f"{source}: {name} lacks a matrix; it holds only {', '.join(sorted(parts)) or 'alpha'}.")
     _check_parts(source, name, parts)
     if {"lokr_w1", "lokr_w2"} <= parts.keys():
@@ -233,7 +233,7 @@ def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[
     elif alpha is not None:
         if alpha.numel() != 1:
             raise UserError(f"{source}: alpha of {name} is {list(alpha.shape)} numbers, not one.")
-        scale = float(alpha) / rank
+        scale = float(alpha) / rank_of(parts)
     else:
         scale = _header_scale(settings, name)
     if not math.isfinite(scale):
@@ -241,16 +241,16 @@ def _module(source: str, name: str, parts: dict[str, Tensor], settings: Mapping[
     return LayerDelta(parts, scale)
 
 
-def _rank(parts: Mapping[str, Tensor]) -> int | None:
-    """The inner size alpha is divided by, or None when a matrix is missing."""
-    if {"up", "down"} <= parts.keys():
-        return parts["down"].shape[0]
-    if {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
-        return parts["hada_w1_b"].shape[0]
+def _lacks_a_matrix(parts: Mapping[str, Tensor]) -> bool:
+    if {"up", "down"} <= parts.keys() or {"hada_w1_a", "hada_w1_b", "hada_w2_a", "hada_w2_b"} <= parts.keys():
+        return False
     factors = ("lokr_w1", "lokr_w2")
-    if not all(name in parts or {f"{name}_a", f"{name}_b"} <= parts.keys() for name in factors):
-        return None
-    inner = parts.get("lokr_w2_b", parts.get("lokr_w1_b"))
+    return not all(name in parts or {f"{name}_a", f"{name}_b"} <= parts.keys() for name in factors)
+
+
+def rank_of(parts: Mapping[str, Tensor]) -> int:
+    """The inner size that alpha is divided by; 1 of a LoKr with two full factors."""
+    inner = next((parts[name] for name in ("down", "hada_w1_b", "lokr_w2_b", "lokr_w1_b") if name in parts), None)
     return 1 if inner is None else inner.shape[0]
 
 

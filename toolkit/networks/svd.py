@@ -57,6 +57,19 @@ def extract_lora_from_delta(delta_OI: Tensor, rank: int) -> tuple[Tensor, Tensor
     return _truncate(_svd(delta_OI, rank), rank)
 
 
+def within_share(up_OR: Tensor, down_RI: Tensor, error: float, share: float) -> tuple[Tensor, Tensor, float]:
+    """The lowest rank of a result of `extract_lora` that keeps `share` (in [0, 1]) of the change's squared norm.
+
+    All of it where the result itself keeps less.
+    """
+    svd = _svd_of_product(up_OR, down_RI)
+    squares = svd.s_Q.double().square()
+    total = float(squares.sum()) / max(1e-30, 1 - error**2)
+    enough = squares.cumsum(0) >= share * total * (1 - 1e-9)
+    rank = int(enough.float().argmax()) + 1 if bool(enough.any()) else len(squares)
+    return _truncate(svd._replace(rest=total - float(squares.sum())), rank)
+
+
 def _truncate(svd: Svd, rank: int) -> tuple[Tensor, Tensor, float]:
     u_OQ, s_Q, v_IQ, rest = svd
     root_R = s_Q[:rank].sqrt()

@@ -18,11 +18,11 @@ class DrawConfig(ToolConfig):
 
     positional: ClassVar[tuple[str, ...]] = ("source", "more")
 
-    source: str
-    """What is drawn."""
-
     more: tuple[str, ...] = ()
     """Further ones."""
+
+    source: str
+    """What is drawn."""
 
     sigma_rel: float = Field(default=0.5, gt=0)
     """Width, in % of it."""

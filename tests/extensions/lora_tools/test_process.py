@@ -1,0 +1,201 @@
+"""The tools for LoRA files, on files and folders of the tiny model."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from jobs import ExtensionJob
+from toolkit.config import load_job
+from toolkit.config.model import ModelConfig
+from toolkit.errors import UserError
+from toolkit.extension import discover
+from toolkit.models.families import family_for
+from toolkit.networks.lora_formats import load_adapter_file
+
+TO_Q, TO_V = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_v"
+
+
+@pytest.fixture
+def layers(tiny_model: Path) -> dict[str, tuple[int, int]]:
+    return family_for(ModelConfig(name_or_path=str(tiny_model))).every_linear_layer(tiny_model)
+
+
+@pytest.fixture
+def write_lora(tmp_path: Path, layers) -> Callable[..., Path]:
+    """A LoRA of two layers with this seed."""
+
+    def write(name: str, seed: int, rank: int = 3, alpha: float = 1.5, dtype=torch.float32) -> Path:
+        generator = torch.Generator().manual_seed(seed)
+        tensors = {}
+        for layer in (TO_Q, TO_V):
+            inputs, outputs = layers[layer]
+            stem = f"diffusion_model.{layer}"
+            tensors[f"{stem}.lora_A.weight"] = torch.randn(rank, inputs, generator=generator).to(dtype)
+            tensors[f"{stem}.lora_B.weight"] = torch.randn(outputs, rank, generator=generator).to(dtype)
+            tensors[f"{stem}.alpha"] = torch.tensor(alpha)
+        save_file(tensors, tmp_path / name, {"ss_network_module": "networks.lora"})
+        return tmp_path / name
+
+    return write
+
+
+@pytest.fixture
+def run(write_job, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., None]:
+    """Runs a tool with these keys, as a job in this process."""
+    monkeypatch.chdir(tmp_path)
+    extensions = discover()
+
+    def run(uid: str, **keys: object) -> None:
+        config = load_job(write_job({"type": uid, **keys}), extensions.find_config)
+        ExtensionJob(config, extensions).run()
+
+    return run
+
+
+def transformer(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted((folder / "transformer").glob("*.safetensors"))
+    return {name: tensor for file in files for name, tensor in load_file(file).items()}
+
+
+def test_what_is_merged_is_extracted_again(run, write_lora, tiny_model: Path, layers, tmp_path: Path) -> None:
+    file = write_lora("a.safetensors", 1)
+    run("merge", base=str(tiny_model), lora=f"{file}:0.5", output="merged", dtype="float32")
+    before, after = transformer(tiny_model), transformer(tmp_path / "merged")
+    changes = load_adapter_file(file, layers)
+    for name, weight in after.items():
+        change = changes.get(name.removesuffix(".weight"))
+        expected = before[name].float() + (0.5 * change.delta() if change else 0)
+        torch.testing.assert_close(weight, expected, rtol=1e-6, atol=1e-6)
+    run("extract", base=str(tiny_model), tuned="merged", rank=3, dtype="float32", output="again.safetensors")
+    again = load_adapter_file(tmp_path / "again.safetensors", layers)
+    assert again.keys() == changes.keys()
+    for name, change in changes.items():
+        error = (again[name].delta() - 0.5 * change.delta()).norm() / (0.5 * change.delta()).norm()
+        assert error < 1e-3
+
+
+def test_a_merged_folder_has_the_other_parts_and_the_dtype_of_the_base(
+    run, write_lora, tiny_model: Path, tmp_path: Path
+) -> None:
+    run("merge", base=str(tiny_model), lora=[str(write_lora("a.safetensors", 1))], output="merged")
+    before, after = transformer(tiny_model), transformer(tmp_path / "merged")
+    assert {name: t.dtype for name, t in after.items()} == {name: t.dtype for name, t in before.items()}
+    assert [name for name, t in after.items() if not torch.equal(t, before[name])] == [
+        f"{TO_Q}.weight",
+        f"{TO_V}.weight",
+    ]
+    for file in tiny_model.glob("*/*"):
+        assert (tmp_path / "merged" / file.relative_to(tiny_model)).exists()
+
+
+def test_loras_add_up_to_one_without_loss_or_to_the_nearest_of_a_rank(
+    run, write_lora, tiny_model: Path, layers, tmp_path: Path
+) -> None:
+    files = [write_lora("a.safetensors", 1), write_lora("b.safetensors", 2, rank=2, alpha=4.0)]
+    keys = {"lora": [f"{files[0]}:0.5", str(files[1])], "model": str(tiny_model)}
+    run("merge", **keys, output="sum.safetensors")
+    run("merge", **keys, output="small.safetensors", rank=4)
+    first, second = (load_adapter_file(file, layers) for file in files)
+    summed, small = (load_adapter_file(tmp_path / f"{name}.safetensors", layers) for name in ("sum", "small"))
+    for name in (TO_Q, TO_V):
+        expected = 0.5 * first[name].delta() + second[name].delta()
+        torch.testing.assert_close(summed[name].delta(), expected, rtol=1e-5, atol=1e-5)
+        u, s, vh = torch.linalg.svd(expected)
+        nearest = (u[:, :4] * s[:4]) @ vh[:4]
+        torch.testing.assert_close(small[name].delta(), nearest, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(("keys", "ranks"), [({"rank": 2}, {2}), ({"share": 1.0}, {3}), ({"share": 0.5}, {1, 2})])
+def test_a_rank_is_given_or_follows_from_the_share_that_is_kept(
+    run, write_lora, tiny_model: Path, layers, tmp_path: Path, said, keys: dict, ranks: set[int]
+) -> None:
+    file = write_lora("a.safetensors", 1)
+    run("resize", input=str(file), output="small.safetensors", model=str(tiny_model), dtype="float32", **keys)
+    small, whole = (load_adapter_file(path, layers) for path in (tmp_path / "small.safetensors", file))
+    assert {len(change.parts["down"]) for change in small.values()} <= ranks
+    rests = [float((small[name].delta() - whole[name].delta()).square().sum()) for name in whole]
+    norms = [float(whole[name].delta().square().sum()) for name in whole]
+    assert all(rest <= (1 - keys.get("share", 0)) * norm + 1e-3 for rest, norm in zip(rests, norms, strict=True))
+    if "rank" in keys:
+        assert f"relative error of the change {(sum(rests) / sum(norms)) ** 0.5:.2e}" in said[-1]
+
+
+def test_a_file_is_told_in_words_and_as_json(run, write_lora, tiny_model: Path, layers, capsys) -> None:
+    file = write_lora("a.safetensors", 1, dtype=torch.bfloat16)
+    run("inspect", file=str(file), model=str(tiny_model), as_json=True)
+    found = json.loads(capsys.readouterr().out)
+    assert (found["kinds"], found["dtype"], found["ranks"], found["alphas"]) == (
+        ["lora"],
+        "bfloat16",
+        {"3": 2},
+        {"1.5": 2},
+    )
+    assert found["written_by"] == "kohya's sd-scripts or musubi-tuner" and set(found["readable_by"]) >= {
+        "comfyui",
+        "diffusers",
+    }
+    changes = load_adapter_file(file, layers)
+    assert found["norm_by_block"] == {
+        "transformer_blocks.0": pytest.approx(float(changes[TO_Q].delta().norm())),
+        "transformer_blocks.1": pytest.approx(float(changes[TO_V].delta().norm())),
+    }
+    run("inspect", file=str(file), model=str(tiny_model))
+    assert "layers 2, parameters" in capsys.readouterr().out
+
+
+def test_an_average_of_files_says_which_share_each_has(run, write_lora, tmp_path: Path, said) -> None:
+    files = [write_lora(f"run_{step:09d}.safetensors", step) for step in (30, 10, 20)]
+    run("post_hoc_ema", files=list(map(str, files)), beta=0.5, output="mean.safetensors")
+    tensors = {step: load_file(tmp_path / f"run_{step:09d}.safetensors") for step in (10, 20, 30)}
+    for name, value in load_file(tmp_path / "mean.safetensors").items():
+        expected = 0.25 * tensors[10][name] + 0.25 * tensors[20][name] + 0.5 * tensors[30][name]
+        torch.testing.assert_close(value, expected if "lora" in name else tensors[10][name])
+    assert [line.strip()[:6] for line in said[:3]] == ["25.00%", "25.00%", "50.00%"]
+
+
+def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+    write_lora("a.safetensors", 1)
+    (tmp_path / "pickle.pt").write_bytes(b"\x80\x04K\x01.")
+    done = run_py("convert", "a.safetensors", "b.safetensors", "--to", "diffusers", "--model", tiny_model)
+    assert done.returncode == 0, done.stderr
+    assert f"transformer.{TO_Q}.lora_A.weight" in load_file(tmp_path / "b.safetensors")
+    refused = run_py("convert", "pickle.pt", "b.safetensors", "--to", "kohya")
+    assert refused.returncode == 2 and len(refused.stderr.splitlines()) == 2
+    assert "'b.safetensors' is there already" in refused.stderr
+    assert "'pickle.pt' is no safetensors file" in refused.stderr
+    refused = run_py("convert", "a.safetensors", "c.safetensors", "--to", "difusers")
+    assert "--to: 'difusers' is unknown. Did you mean 'diffusers'?" in refused.stderr
+
+
+@pytest.mark.parametrize(
+    ("uid", "keys", "message"),
+    [
+        ("merge", {"lora": "a.safetensors:much", "output": "x.safetensors"}, "'much' is no number"),
+        ("merge", {"lora": "a.safetensors", "output": "x", "base": "here"}, "'here' holds no model_index.json"),
+        ("merge", {"lora": "a.safetensors", "output": "x.bin"}, "has to end in .safetensors"),
+        ("resize", {"input": "a.safetensors", "output": "x.safetensors"}, "give the largest rank of a layer"),
+        ("inspect", {"file": "nothing.safetensors"}, "'nothing.safetensors' is no file"),
+        (
+            "post_hoc_ema",
+            {"files": ["a.safetensors", "a.safetensors"], "sigma_rel": 0.3, "output": "x.safetensors"},
+            "0.3 is out of range: the even mean",
+        ),
+        ("post_hoc_ema", {"files": ["a.safetensors"], "output": "x.safetensors"}, "give at least two"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_read(run, write_lora, uid: str, keys: dict, message: str) -> None:
+    write_lora("a.safetensors", 1)
+    with pytest.raises(UserError, match=message.replace(".", r"\.")):
+        run(uid, **keys)
+
+
+def test_a_file_of_another_model_is_named(run, write_lora, tmp_path: Path) -> None:
+    """The tiny model's layers are named as the published model's, but are smaller."""
+    with pytest.raises(UserError, match=r"It is of another model\. Give the folder of its model by 'model'"):
+        run("inspect", file=str(write_lora("a.safetensors", 1)))

@@ -1,0 +1,186 @@
+"""Adapter files as other programs read them: files read in any known form, and written in the form of one program.
+
+A program is a row of `FORMATS`: what it reads with the meaning that the file has, found by running it on generated
+files (ComfyUI a125cd84, diffusers 0.42.1 with peft 0.21.2) or by its source (musubi-tuner 0.3.4, ai-toolkit). Nothing
+is rounded on the way: the numbers keep the dtype of the file, and where a scale has to go into a matrix and does not
+fit into that, the file becomes float32.
+
+Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from toolkit.errors import UserError
+from toolkit.networks.lora_formats import HEADER_METADATA, LayerDelta, parse_adapter_tensors, rank_of, read_tensors
+
+LayerShapes = Mapping[str, tuple[int, int]]
+"""Full module name -> (inputs, outputs)."""
+
+
+@dataclass(frozen=True)
+class AdapterFile:
+    """An adapter file as it was read."""
+
+    path: Path
+    changes: dict[str, LayerDelta]
+    """By full dotted module name."""
+
+    dtype: torch.dtype
+    """Of its matrices; float32 where they have several."""
+
+    metadata: dict[str, str]
+
+    @property
+    def kinds(self) -> tuple[str, ...]:
+        """The kinds of change in it, such as ("lora",) or ("dora", "lora")."""
+        return tuple(sorted({kind_of(change) for change in self.changes.values()}))
+
+
+def read_adapter(path: Path, models: Mapping[str, LayerShapes]) -> AdapterFile:
+    """Reads a file whose model is one of `models` (a name for messages -> its linear layers).
+
+    Raises UserError where it cannot be read or is of none of them, with what the nearest of them lacks.
+    """
+    tensors, metadata = read_tensors(path)
+    if not tensors:
+        raise UserError(f"{path}: holds no tensors.")
+    refused: list[UserError] = []
+    for layers in models.values():
+        try:
+            changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
+        except UserError as error:
+            refused.append(error)
+            continue
+        dtypes = {tensor.dtype for tensor in tensors.values() if tensor.dim() == 2}
+        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+        return AdapterFile(path, changes, dtype, metadata)
+    raise refused[0]
+
+
+def kind_of(change: LayerDelta) -> str:
+    """lora, loha or lokr; dora, of whichever of them, where it has a magnitude."""
+    if change.magnitude is not None:
+        return "dora"
+    return _base_kind(change)
+
+
+def _base_kind(change: LayerDelta) -> str:
+    return next((kind for kind, part in (("lora", "up"), ("loha", "hada_w1_a")) if part in change.parts), "lokr")
+
+
+@dataclass(frozen=True)
+class Format:
+    """What one program reads."""
+
+    title: str
+    prefix: str
+    """Before the module's name."""
+
+    is_flat: bool = False
+    """`_` for each dot of the module's name."""
+
+    down_up: tuple[str, str] = (".lora_A.weight", ".lora_B.weight")
+    has_alpha: bool = True
+    """Whether a LoRA has an alpha; without, its scale is in the up matrix. LoHa and LoKr always have one."""
+
+    kinds: tuple[str, ...] = ("lora", "loha", "lokr")
+    """Kinds of change that it reads with the right meaning."""
+
+    column_magnitude: str = ""
+    """Key of a DoRA's norms of input columns [1, I]; empty: it does not read them right."""
+
+    row_magnitude: str = ""
+    """Key of a DoRA's norms of output rows [O, 1]."""
+
+    flat_magnitude: bool = False
+    """The norms are written as [O]."""
+
+    def stem(self, module: str) -> str:
+        """What the keys of a module begin with."""
+        return self.prefix + (module.replace(".", "_") if self.is_flat else module)
+
+
+_DOWN_UP = (".lora_down.weight", ".lora_up.weight")
+
+FORMATS: dict[str, Format] = {
+    "comfyui": Format("ComfyUI", "diffusion_model.", column_magnitude=".dora_scale"),
+    "diffusers": Format(
+        "diffusers",
+        "transformer.",
+        has_alpha=False,
+        kinds=("lora",),
+        row_magnitude=".lora_magnitude_vector",
+        flat_magnitude=True,
+    ),
+    "kohya": Format(
+        "kohya's sd-scripts",
+        "lora_unet_",
+        is_flat=True,
+        down_up=_DOWN_UP,
+        column_magnitude=".dora_scale",
+        row_magnitude=".dora_scale",
+    ),
+    "musubi": Format("musubi-tuner", "lora_unet_", is_flat=True, down_up=_DOWN_UP),
+    "aitk": Format("ai-toolkit", "diffusion_model.", has_alpha=False, kinds=("lora", "lokr")),
+}
+
+
+def refusals(file: AdapterFile, target: Format) -> list[str]:
+    """Why a program would not read the file with its meaning; empty: it does."""
+    found: dict[str, None] = {}
+    for change in file.changes.values():
+        kind, magnitude = _base_kind(change), change.magnitude
+        if kind not in target.kinds:
+            found[f"{target.title} does not read a {_TITLES[kind]}"] = None
+        if magnitude is not None and not _magnitude_key(magnitude, target):
+            axis = "rows" if len(magnitude) > 1 else "columns"
+            found[f"{target.title} does not read a DoRA with norms of {axis} as it is meant"] = None
+    return list(found)
+
+
+_TITLES = {"lora": "LoRA", "loha": "LoHa", "lokr": "LoKr"}
+
+
+def _magnitude_key(magnitude: Tensor, target: Format) -> str:
+    return target.row_magnitude if len(magnitude) > 1 else target.column_magnitude
+
+
+def export(file: AdapterFile, target: Format) -> dict[str, Tensor]:
+    """The tensors of the file in the form of a program. Raises UserError where that cannot hold it (`refusals`)."""
+    if reasons := refusals(file, target):
+        raise UserError(f"{file.path}: {'; '.join(reasons)}. Merge it into the model, or extract a LoRA of it.")
+    tensors: dict[str, Tensor] = {}
+    for module, change in file.changes.items():
+        tensors |= {target.stem(module) + suffix: tensor for suffix, tensor in _written(change, target).items()}
+    matrices = {name: tensor for name, tensor in tensors.items() if not name.endswith(".alpha")}
+    exact = all(torch.equal(tensor.to(file.dtype).float(), tensor) for tensor in matrices.values())
+    dtype = file.dtype if exact else torch.float32
+    return {name: (t.to(dtype) if name in matrices else t).contiguous() for name, t in tensors.items()}
+
+
+def _written(change: LayerDelta, target: Format) -> dict[str, Tensor]:
+    """Suffix -> tensor of one module, float32."""
+    parts, written = dict(change.parts), {}
+    magnitude = parts.pop("dora_scale", None)
+    if "up" in parts:
+        down, up = target.down_up
+        written = {down: parts["down"], up: parts["up"] if target.has_alpha else change.scale * parts["up"]}
+    else:
+        written = {f".{name}": tensor for name, tensor in parts.items()}
+    if target.has_alpha or "up" not in parts:
+        written[".alpha"] = torch.tensor(change.scale * rank_of(parts))
+    if magnitude is not None:
+        written[_magnitude_key(magnitude, target)] = magnitude.flatten() if target.flat_magnitude else magnitude
+    return written
+
+
+def kept_metadata(file: AdapterFile) -> dict[str, str]:
+    """The file's metadata but for what is true of its own form alone."""
+    return {key: value for key, value in file.metadata.items() if key not in (HEADER_METADATA, "sha256", "format")}
