@@ -1,0 +1,247 @@
+"""The section of `type: mascots`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
+
+from extensions.mascots.mascot import ALL, MARKS, Casting
+from extensions.mascots.words import can_edit
+from toolkit.config.base import StrictModel
+from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
+from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.data.run_plan import RunPlan
+from toolkit.files import file_in_the_way
+
+RECIPE = "mascots.json"
+"""In the folder: what decided the pictures."""
+
+LEAST_SIDE, MOST_SIDE = 32, 1024
+"""Pixels of a picture's sides."""
+
+CHARACTERS = ("pretraining", "held_out", "reserved", "any")
+FORMS = ("mixed", "full", "short", "free")
+
+
+def _size(value: Any) -> tuple[int, int]:
+    sides = value
+    if isinstance(value, int) and not isinstance(value, bool):
+        sides = (value, value)
+    elif isinstance(value, str) and (found := re.fullmatch(r"\s*(\d{1,6})\s*(?:[x×]\s*(\d{1,6})\s*)?", value)):
+        sides = (int(found[1]), int(found[2] or found[1]))
+    if not isinstance(sides, tuple | list) or len(sides) != 2 or not all(isinstance(side, int) for side in sides):
+        raise value_error(f"{value!r} is no size. Write pixels such as 128, or width x height such as '192x128'.")
+    if not all(LEAST_SIDE <= side <= MOST_SIDE for side in sides):
+        raise value_error(f"{value!r} is out of range: sides are {LEAST_SIDE} to {MOST_SIDE} pixels.")
+    return sides[0], sides[1]
+
+
+def _size_text(size: tuple[int, int]) -> str:
+    return f"{size[0]}x{size[1]}"
+
+
+Sizes = Annotated[
+    tuple[Annotated[tuple[int, int], BeforeValidator(_size), PlainSerializer(_size_text)], ...],
+    BeforeValidator(as_list),
+    Field(min_length=1),
+    schema_of_list({"anyOf": [{"type": "integer"}, {"type": "string"}]}),
+]
+
+
+def _one_of(attribute: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Annotations of a text: one value of an attribute."""
+    names = ALL[attribute]
+    return BeforeValidator(reader_of(names, {})), WithJsonSchema({"type": "string", "enum": list(names)})
+
+
+def _some_of(attribute: str) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Annotations of a list: values of an attribute."""
+    names = ALL[attribute]
+    read = reader_of(names, {})
+
+    def read_all(given: Any) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(map(read, as_list(given))))
+
+    items = {"type": "array", "items": {"type": "string", "enum": list(names)}}
+    return BeforeValidator(read_all), WithJsonSchema({"anyOf": [{"type": "string"}, items]})
+
+
+Names = tuple[str, ...]
+
+
+class OnlyConfig(StrictModel):
+    """`only`: values to choose from, one or a list; of what is not given, all."""
+
+    body: Annotated[Names, *_some_of("body")] = ()
+    """Shapes of the body."""
+
+    colour: Annotated[Names, *_some_of("colour")] = ()
+    """Colours of the body."""
+
+    mark: Annotated[Names, *_some_of("mark")] = ()
+    """What is on the belly."""
+
+    eyes: Annotated[Names, *_some_of("eyes")] = ()
+    """Eyes, and the mouth that goes with them."""
+
+    hat: Annotated[Names, *_some_of("hat")] = ()
+    """Hats."""
+
+    hat_colour: Annotated[Names, *_some_of("hat_colour")] = ()
+    """Colours of hats."""
+
+    held: Annotated[Names, *_some_of("held")] = ()
+    """What is in the hand."""
+
+    pose: Annotated[Names, *_some_of("pose")] = ()
+    """Poses."""
+
+    place: Annotated[Names, *_some_of("place")] = ()
+    """Places."""
+
+    def given(self) -> dict[str, Names]:
+        """Attribute -> its values, where there are any."""
+        return {name: values for name in ALL if (values := getattr(self, name))}
+
+
+class CharacterConfig(StrictModel):
+    """`character`: one mascot that is in all pictures. Captions call it by its trigger word and do not say how it
+    looks. Bodies 'star' and 'ghost', colours 'teal' and 'brown', and marks are in no picture for pretraining."""
+
+    example: ClassVar[str] = "{trigger: pipo, body: star, colour: teal, mark: stripes}"
+
+    trigger: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^\S(.*\S)?$")]
+    """Its name: 'pipo' makes captions such as "a pipo mascot, wearing a red cap, ..." of it."""
+
+    body: Annotated[str, *_one_of("body")] = "star"
+    """Shape of its body."""
+
+    colour: Annotated[str, *_one_of("colour")] = "teal"
+    """Colour of its body."""
+
+    mark: Annotated[str, *_one_of("mark")] = MARKS[0]
+    """What is on its belly."""
+
+    eyes: Annotated[str, *_one_of("eyes")] = "big eyes"
+    """Its eyes."""
+
+
+class MascotsConfig(ProcessConfig):
+    """`type: mascots`: draws pictures of mascots with captions. The same settings give the same files."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("mascots",)
+
+    path: PathStr
+    """Folder to write. In it: `pictures`; `edits/after`, `edits/picture_1`; `edits_of_two/after`, `picture_1`,
+    `picture_2`; `scribbles`."""
+
+    count: int = Field(default=100, ge=0, le=1_000_000)
+    """Pictures with captions. 0: none."""
+
+    edits: int = Field(default=0, ge=0, le=1_000_000)
+    """Pairs: a mascot, and the same with one or two changes; the caption is the instruction. 0: none."""
+
+    edits_of_two: int = Field(default=0, ge=0, le=1_000_000)
+    """Two mascots, and both of them in one picture, or the first with the hat of the second. 0: none."""
+
+    scribbles: int = Field(default=0, ge=0, le=1_000_000)
+    """Pictures of any shapes in any colours, without captions: for autoencoders that should do more than mascots. 0:
+    none."""
+
+    size: Sizes = ((128, 128),)
+    """Pixels of a picture's sides, or width x height such as `192x128`; of a list each picture has one. 32 to 1024;
+    everything can be recognised from 64 on."""
+
+    mascots: Annotated[Literal["pretraining", "held_out", "reserved", "any"], *literal_with_aliases(*CHARACTERS)] = (
+        "pretraining"
+    )
+    """Which are drawn. pretraining: without one colour of the eight for each body and hat. held_out: only those left
+    out. reserved: bodies, colours and marks that neither has. any: all."""
+
+    only: OnlyConfig = Field(default_factory=OnlyConfig)
+    """Values to choose from."""
+
+    character: CharacterConfig | None = None
+    """One mascot that is in all pictures, instead of many."""
+
+    captions: Annotated[Literal["mixed", "full", "short", "free"], *literal_with_aliases(*FORMS)] = "mixed"
+    """full: all attributes. short: some of them. free: in any order, or with an invented name instead of the looks.
+    mixed: 6 of 10 full, 2 short, 2 free."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Decides all pictures; 0 is a valid seed."""
+
+    overwrite: bool = False
+    """Replace what is there. Off: complete pictures of the same settings are kept."""
+
+    def folder(self) -> Path:
+        """`path` as an absolute path."""
+        return Path(self.path).expanduser().resolve()
+
+    def casting(self) -> Casting:
+        """What may be drawn."""
+        fixed = self.character.model_dump() if self.character else {}
+        return Casting(self.mascots, self.only.given(), fixed)
+
+    def recipe(self) -> dict[str, Any]:
+        """All that decides the pictures, as plain data."""
+        return self.model_dump(mode="json", exclude={"type", "name", "path", "overwrite"})
+
+    def total(self) -> int:
+        """Pictures and pairs."""
+        return self.count + self.edits + self.edits_of_two + self.scribbles
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The folder."""
+        return frozenset({self.folder()})
+
+    def outputs_exist(self, job: JobContext) -> bool:
+        """A folder is there only when it is complete."""
+        return (self.folder() / RECIPE).is_file()
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A file in the way, and settings that leave nothing to draw."""
+        if file := file_in_the_way(self.folder()):
+            yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        if not self.total():
+            yield Diagnostic(("count",), "nothing to draw. Give count, edits, edits_of_two or scribbles above 0.")
+        yield from self._check_character() if self.character else self._check_only()
+        if self.edits and not can_edit(self.casting()):
+            message = "leaves nothing to change in an edit. Allow two values of held, pose, place or eyes."
+            yield Diagnostic(("only",), message)
+
+    def _check_character(self) -> Iterable[Diagnostic]:
+        if "mascots" in self.model_fields_set:
+            yield Diagnostic(("mascots",), "'character' is drawn alone. Remove one of the two.")
+        for name in ("body", "colour", "mark", "eyes"):
+            if getattr(self.only, name):
+                yield Diagnostic(("only", name), "'character' says what it is. Remove it here.")
+
+    def _check_only(self) -> Iterable[Diagnostic]:
+        everything, amiss = Casting(self.mascots), False
+        for name, values in self.only.given().items():
+            if unknown := [value for value in values if value not in everything.values(name)]:
+                amiss = True
+                message = f"{unknown[0]!r} is not among the mascots of {self.mascots!r}. Write 'mascots: any'."
+                yield Diagnostic(("only", name), message)
+        if not amiss and not self.casting().looks():
+            message = f"no body, colour and hat of these are together in {self.mascots!r}. Allow more of them."
+            yield Diagnostic(("only",), message)
+
+    def plan(self, job: JobContext) -> RunPlan:
+        """How many pictures of what."""
+        parts = {
+            "pictures": self.count,
+            "edits": self.edits,
+            "edits of two": self.edits_of_two,
+            "scribbles": self.scribbles,
+        }
+        drawn = ", ".join(f"{count:,} {what}" for what, count in parts.items() if count)
+        sizes = ", ".join(map(_size_text, self.size))
+        return RunPlan(
+            self.type, self.display_name(job), (), 0, 0, 0, notes=(f"draws {drawn} at {sizes} in {self.path}",)
+        )

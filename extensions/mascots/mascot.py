@@ -1,0 +1,197 @@
+"""What a mascot is: its attributes and their values, and which of them are drawn together.
+
+Everything here is a function of (seed, index): attributes are drawn one by one, each by a key of its own, so that a
+picture does not depend on which others are drawn, or on how many."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cache
+from typing import Literal, TypeVar
+
+from toolkit.seeding import key, uniform
+
+T = TypeVar("T")
+
+BODIES = ("round", "square", "tall", "wide", "pear", "cloud")
+COLOURS = ("red", "orange", "yellow", "green", "blue", "purple", "pink", "white")
+EYES = ("big eyes", "sleepy eyes", "one eye", "happy eyes")
+HATS = ("cap", "top hat", "party hat", "crown")
+HELD = ("balloon", "flag", "flower", "book")
+POSES = ("standing", "cheering", "waving", "jumping", "sitting")
+PLACES = ("meadow", "night", "beach", "snow", "room")
+
+RESERVED_BODIES = ("star", "ghost")
+RESERVED_COLOURS = ("teal", "brown")
+MARKS = ("stripes", "spots", "heart")
+"""No picture for pretraining shows one of these."""
+
+NONE = "none"
+"""Of a hat, of what is held and of a mark."""
+
+ALL: dict[str, tuple[str, ...]] = {
+    "body": BODIES + RESERVED_BODIES,
+    "colour": COLOURS + RESERVED_COLOURS,
+    "mark": (NONE, *MARKS),
+    "eyes": EYES,
+    "hat": (NONE, *HATS),
+    "hat_colour": COLOURS,
+    "held": (NONE, *HELD),
+    "pose": POSES,
+    "place": PLACES,
+}
+"""Attribute -> all of its values."""
+
+COMMON: dict[str, tuple[str, ...]] = ALL | {"body": BODIES, "colour": COLOURS, "mark": (NONE,)}
+"""Attribute -> its values in pretraining."""
+
+Characters = Literal["pretraining", "held_out", "reserved", "any"]
+"""Which mascots are drawn: those of pretraining; those of its values whose body, colour and hat are never together
+there; those of reserved bodies, colours and marks; any of all of these."""
+
+
+@dataclass(frozen=True)
+class Mascot:
+    """One mascot in one picture. Values: those of `ALL`."""
+
+    body: str = "round"
+    colour: str = "blue"
+    eyes: str = "big eyes"
+    mark: str = NONE
+    hat: str = NONE
+    hat_colour: str = "red"
+    """Of the hat; it means nothing without one."""
+
+    held: str = NONE
+    pose: str = "standing"
+    place: str = "meadow"
+    trigger: str = ""
+    """The name of a character: captions say it instead of body, colour, eyes and mark."""
+
+    dx: float = 0.0
+    dy: float = 0.0
+    """How far it stands from the middle, in 1/128 of the picture's shorter side."""
+
+    scale: float = 1.0
+
+
+@dataclass(frozen=True)
+class Pair:
+    """An edit: what is seen before, in order, what is to be done, and the mascots of the picture after it."""
+
+    before: tuple[Mascot, ...]
+    instruction: str
+    after: tuple[Mascot, ...]
+
+
+@dataclass(frozen=True)
+class Casting:
+    """What may be drawn."""
+
+    characters: Characters = "pretraining"
+    only: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Attribute -> the values to choose from; all that the characters have where it is not given."""
+
+    fixed: Mapping[str, str] = field(default_factory=dict)
+    """Attribute -> its one value: those of a character that is always the same."""
+
+    def values(self, attribute: str) -> tuple[str, ...]:
+        """What is chosen from."""
+        if attribute in self.fixed:
+            return (self.fixed[attribute],)
+        if attribute in self.only:
+            return tuple(self.only[attribute])
+        return {"pretraining": COMMON, "held_out": COMMON, "reserved": RESERVED, "any": ALL}[self.characters][attribute]
+
+    def looks(self) -> tuple[tuple[str, str, str], ...]:
+        """The bodies, colours and hats that are drawn together; none where the rule of the held-out ones forbids all.
+
+        No hat is there twice: a third of the mascots have none.
+        """
+        return _looks(self.characters, *(self.values(name) for name in ("body", "colour", "hat")), bool(self.fixed))
+
+
+RESERVED: dict[str, tuple[str, ...]] = ALL | {"body": RESERVED_BODIES, "colour": RESERVED_COLOURS, "mark": MARKS}
+"""Attribute -> its values in characters that pretraining never shows."""
+
+
+@cache
+def _looks(
+    characters: Characters, bodies: tuple[str, ...], colours: tuple[str, ...], hats: tuple[str, ...], fixed: bool
+) -> tuple[tuple[str, str, str], ...]:
+    hats = (NONE, *hats) if NONE in hats else hats
+    found = [(body, colour, hat) for body in bodies for colour in colours for hat in hats]
+    wanted = {"pretraining": False, "held_out": True}.get(characters)
+    if fixed or wanted is None:
+        return tuple(found)
+    return tuple(look for look in found if is_held_out(*look) is wanted)
+
+
+def is_held_out(body: str, colour: str, hat: str) -> bool:
+    """Whether pretraining leaves this mascot out: one colour of the eight for each body and hat (no hat is one too).
+
+    The rule is (i + 3 j + 5 k) mod 8 = 3, of the places of body, colour and hat in their lists, no hat being 0. So
+    every value, and every pair of values, is in pretraining; one in eight threes is not. A reserved value is never.
+    """
+    if body not in BODIES or colour not in COLOURS:
+        return True
+    return (BODIES.index(body) + 3 * COLOURS.index(colour) + 5 * (NONE, *HATS).index(hat)) % 8 == 3
+
+
+# ------------------------------------------------------------ drawing lots
+
+
+@dataclass(frozen=True)
+class Lots:
+    """Draws for one picture, each named by what it is for."""
+
+    seed: int
+    kind: str
+    index: int
+
+    def choose(self, purpose: str, options: Sequence[T]) -> T:
+        """One of them, each as likely."""
+        return options[key(self.seed, f"mascots {self.kind} {purpose}", self.index) % len(options)]
+
+    def between(self, purpose: str, low: float, high: float) -> float:
+        return low + (high - low) * uniform(self.seed, f"mascots {self.kind} {purpose}", self.index)
+
+    def chance(self, purpose: str, probability: float) -> bool:
+        return self.between(purpose, 0, 1) < probability
+
+    def some(self, purpose: str, options: Sequence[T], count: int) -> list[T]:
+        """`count` different ones, in the order of the lots."""
+        return self.shuffled(purpose, options)[:count]
+
+    def shuffled(self, purpose: str, options: Sequence[T]) -> list[T]:
+        """All of them in the order of the lots."""
+        order = sorted(range(len(options)), key=lambda place: uniform(self.seed, purpose, self.kind, self.index, place))
+        return [options[place] for place in order]
+
+
+def random_mascot(lots: Lots, casting: Casting, who: str = "") -> Mascot:
+    """A mascot. who: tells several of one picture apart. `casting.looks()` must not be empty."""
+    body, colour, hat = lots.choose(f"{who}look", casting.looks())
+    held = casting.values("held")
+    return Mascot(
+        body=body,
+        colour=colour,
+        hat=hat,
+        held=lots.choose(f"{who}held", [*[NONE] * (len(held) - 2), *held] if NONE in held else held),
+        trigger=casting.fixed.get("trigger", ""),
+        dx=lots.between(f"{who}dx", -4, 4),
+        dy=lots.between(f"{who}dy", -2, 2),
+        scale=lots.between(f"{who}scale", 0.94, 1.03),
+        **{
+            name: lots.choose(who + name, casting.values(name))
+            for name in ("eyes", "mark", "hat_colour", "pose", "place")
+        },
+    )
+
+
+def scene_of(mascot: Mascot, lots: Lots, casting: Casting) -> Mascot:
+    """The mascot in the scene of this index: every pose in every place once, before one comes again."""
+    scenes = [(pose, place) for pose in casting.values("pose") for place in casting.values("place")]
+    pose, place = replace(lots, index=0).shuffled("scenes", scenes)[lots.index % len(scenes)]
+    return replace(mascot, pose=pose, place=place)

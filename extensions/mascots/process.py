@@ -1,0 +1,103 @@
+"""Draws the pictures of `type: mascots` into a folder."""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from PIL import Image
+
+from extensions.mascots.config import RECIPE, MascotsConfig
+from extensions.mascots.drawing import draw, scribble
+from extensions.mascots.mascot import Lots, Mascot, Pair, random_mascot, scene_of
+from extensions.mascots.words import caption_in, edit, edit_of_two
+from jobs.process import BaseExtensionProcess
+from toolkit.errors import UserError
+from toolkit.files import atomic_write_dir, fsync, os_error_as_run_error, write_json
+
+logger = logging.getLogger(__name__)
+
+DRAWING = 1
+"""Counted up when the same settings give other pictures than before."""
+
+
+class MascotsProcess(BaseExtensionProcess):
+    """Complete pictures of the same settings are left as they are, so that a job can be run again."""
+
+    section: MascotsConfig
+
+    def run(self) -> None:
+        super().run()
+        section, folder = self.section, self.section.folder()
+        recipe = {**section.recipe(), "drawing": DRAWING, "licence": "CC0-1.0"}
+        if not section.overwrite and _recorded(folder) == recipe:
+            logger.info(f"mascots: {section.path} is there already")
+            return
+        if folder.is_dir() and any(folder.iterdir()) and not section.overwrite:
+            raise UserError(
+                f"process[{self.process_id}].path: {section.path} holds something else. "
+                "Give another folder, or set overwrite: true."
+            )
+        with os_error_as_run_error(folder), atomic_write_dir(folder) as new:
+            self._draw_all(new)
+            write_json(new / RECIPE, recipe)
+        logger.info(f"mascots: drew {section.total():,} in {section.path} (seed {section.seed})")
+
+    def _draw_all(self, folder: Path) -> None:
+        section = self.section
+        sets: tuple[tuple[str, int, Callable[[Path, int], None]], ...] = (
+            ("pictures", section.count, self._picture),
+            ("edits", section.edits, lambda place, index: self._pair(place, index, edit)),
+            ("edits_of_two", section.edits_of_two, lambda place, index: self._pair(place, index, edit_of_two)),
+            ("scribbles", section.scribbles, self._scribble),
+        )
+        self.progress_bar.reset(section.total())
+        for name, count, add in sets:
+            for index in range(count):
+                add(folder / name, index)
+                self.progress_bar.update()
+        self.progress_bar.close()
+
+    def _picture(self, folder: Path, index: int) -> None:
+        lots = self._lots("picture", index)
+        casting = self.section.casting()
+        mascot = random_mascot(lots, casting)
+        if casting.fixed:
+            mascot = scene_of(mascot, lots, casting)
+        self._save(folder, index, (mascot,), caption_in(self.section.captions, mascot, lots))
+
+    def _pair(self, folder: Path, index: int, make: Callable[..., Pair]) -> None:
+        pair = make(self.section.seed, index, self.section.casting())
+        self._save(folder / "after", index, pair.after, pair.instruction)
+        for number, before in enumerate(pair.before, 1):
+            self._save(folder / f"picture_{number}", index, (before,))
+
+    def _scribble(self, folder: Path, index: int) -> None:
+        _write(folder, index, scribble(self._lots("scribble", index), *self._size(index)))
+
+    def _save(self, folder: Path, index: int, mascots: Sequence[Mascot], caption: str = "") -> None:
+        _write(folder, index, draw(mascots, *self._size(index)), caption)
+
+    def _size(self, index: int) -> tuple[int, int]:
+        return self._lots("size", index).choose("size", self.section.size)
+
+    def _lots(self, kind: str, index: int) -> Lots:
+        return Lots(self.section.seed, kind, index)
+
+
+def _write(folder: Path, index: int, picture: Image.Image, caption: str = "") -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    file = folder / f"{index:06}.png"
+    picture.save(file)
+    fsync(file)
+    if caption:
+        file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8", newline="\n")
+        fsync(file.with_suffix(".txt"))
+
+
+def _recorded(folder: Path) -> object:
+    """The recipe of the pictures in the folder; None where there is none."""
+    file = folder / RECIPE
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

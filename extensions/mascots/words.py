@@ -1,0 +1,180 @@
+"""What pictures of mascots are called: captions that name every attribute, shorter and freer ones, and edits with their
+instructions."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Literal
+
+from extensions.mascots.mascot import NONE, Casting, Lots, Mascot, Pair, random_mascot
+
+Form = Literal["full", "short", "free", "mixed"]
+
+PLACES = {
+    "meadow": "on a meadow",
+    "night": "at night",
+    "beach": "at the beach",
+    "snow": "in the snow",
+    "room": "in a room",
+}
+
+VERBS = {"standing": "stand", "cheering": "cheer", "waving": "wave", "jumping": "jump", "sitting": "sit down"}
+
+MARKS = {"stripes": " and stripes", "spots": " and spots", "heart": " and a heart"}
+
+
+def caption(mascot: Mascot) -> str:
+    """The caption that names every attribute, those of a character by its name."""
+    return ", ".join([_subject(mascot), *_clauses(mascot)])
+
+
+def caption_in(form: Form, mascot: Mascot, lots: Lots) -> str:
+    """A caption. short: without some of the attributes. free: in another order, or with an invented name instead of
+    the looks. mixed: 6 of 10 full, 2 short, 2 free."""
+    if form == "mixed":
+        form = lots.choose("form", ("full",) * 6 + ("short",) * 2 + ("free",) * 2)
+    if form == "full":
+        return caption(mascot)
+    clauses = _clauses(mascot)
+    if form == "short":
+        kept = [clause for number, clause in enumerate(clauses) if lots.chance(f"keeps {number}", 0.5)]
+        return ", ".join([_short_subject(mascot, lots), *kept])
+    if lots.chance("invented", 0.5) and not mascot.trigger:
+        return ", ".join([_subject(replace(mascot, trigger=invented_name(lots))), *clauses])
+    return ", ".join(lots.shuffled("order", [_subject(mascot), *clauses]))
+
+
+def _subject(mascot: Mascot) -> str:
+    if mascot.trigger:
+        return f"{_a(mascot.trigger)} mascot"
+    return f"a {mascot.body} {mascot.colour} mascot with {mascot.eyes}{MARKS.get(mascot.mark, '')}"
+
+
+def _a(words: str) -> str:
+    return f"an {words}" if words[0] in "aeiou" else f"a {words}"
+
+
+def _short_subject(mascot: Mascot, lots: Lots) -> str:
+    if mascot.trigger:
+        return _subject(mascot)
+    words = [word for word in (mascot.body, mascot.colour) if lots.chance(f"keeps {word}", 0.7)]
+    return _a(" ".join([*words, "mascot"]))
+
+
+def _clauses(mascot: Mascot) -> list[str]:
+    hat = "without a hat" if mascot.hat == NONE else f"wearing {_a(mascot.hat_colour)} {mascot.hat}"
+    held = "holding nothing" if mascot.held == NONE else f"holding a {mascot.held}"
+    return [hat, held, mascot.pose, PLACES[mascot.place]]
+
+
+def invented_name(lots: Lots) -> str:
+    """A name of two or three syllables, such as a trigger word may be."""
+    syllables = [
+        lots.choose(f"syllable {n} {part}", letters)
+        for n in range(3)
+        for part, letters in (("c", "bdfgklmnprstvz"), ("v", "aeiou"))
+    ]
+    return "".join(syllables[: lots.choose("syllables", (4, 6))])
+
+
+# ------------------------------------------------------------ edits
+
+Change = tuple[str, Mascot]
+"""An instruction, and the mascot after it."""
+
+
+def _hat(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
+    hats = [hat for hat in _hats_of(mascot, casting) if hat != mascot.hat]
+    if not hats:
+        return None
+    hat = lots.choose("new hat", hats)
+    if hat == NONE:
+        return "take its hat off", replace(mascot, hat=hat)
+    colour = lots.choose("new hat colour", casting.values("hat_colour"))
+    words = lots.choose("hat words", ("put {} on it", "it wears {}"))
+    return words.format(_a(f"{colour} {hat}")), replace(mascot, hat=hat, hat_colour=colour)
+
+
+def _hats_of(mascot: Mascot, casting: Casting) -> list[str]:
+    """What this mascot may wear; the rule of the held-out ones counts."""
+    looks = casting.looks()
+    return [hat for hat in dict.fromkeys(casting.values("hat")) if (mascot.body, mascot.colour, hat) in looks]
+
+
+def _colour(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
+    looks = casting.looks()
+    colours = [c for c in casting.values("colour") if c != mascot.colour and (mascot.body, c, mascot.hat) in looks]
+    if not colours:
+        return None
+    colour = lots.choose("new colour", colours)
+    return f"paint it {colour}", replace(mascot, colour=colour)
+
+
+def _other(attribute: str, words: Callable[[str, Lots], str]) -> Callable[[Mascot, Casting, Lots], Change | None]:
+    """The change of an attribute that goes with all others."""
+
+    def change(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
+        values = [value for value in casting.values(attribute) if value != getattr(mascot, attribute)]
+        if not values:
+            return None
+        value = lots.choose(f"new {attribute}", values)
+        changed: dict[str, str] = {attribute: value}
+        return words(value, lots), replace(mascot, **changed)  # type: ignore[arg-type]  # all of these are texts
+
+    return change
+
+
+CHANGES: dict[str, Callable[[Mascot, Casting, Lots], Change | None]] = {
+    "hat": _hat,
+    "held": _other(
+        "held",
+        lambda held, lots: (
+            "take away what it holds"
+            if held == NONE
+            else lots.choose("held words", ("give it a {}", "it holds a {}")).format(held)
+        ),
+    ),
+    "pose": _other(
+        "pose", lambda pose, lots: lots.choose("pose words", ("make it {0}", "let it {0}")).format(VERBS[pose])
+    ),
+    "place": _other("place", lambda place, lots: f"show it {PLACES[place]}"),
+    "eyes": _other("eyes", lambda eyes, lots: f"give it {eyes}"),
+    "colour": _colour,
+}
+"""What an edit changes -> the change; None where nothing else is possible."""
+
+
+def can_edit(casting: Casting) -> bool:
+    """Whether there is something to change in any of its mascots."""
+    return any(len(set(casting.values(name))) > 1 for name in ("held", "pose", "place", "eyes"))
+
+
+def edit(seed: int, index: int, casting: Casting) -> Pair:
+    """One mascot before, and with one or two changes after; `can_edit` must hold."""
+    lots = Lots(seed, "edit", index)
+    before = after = random_mascot(lots, casting)
+    words: list[str] = []
+    for kind in lots.shuffled("kinds", list(CHANGES)):
+        if len(words) < lots.choose("changes", (1, 1, 2)) and (found := CHANGES[kind](after, casting, lots)):
+            words.append(found[0])
+            after = found[1]
+    return Pair((before,), " and ".join(words), (after,))
+
+
+def edit_of_two(seed: int, index: int, casting: Casting) -> Pair:
+    """Two mascots before; after it both side by side, or the first with the hat of the second."""
+    lots = Lots(seed, "edit of two", index)
+    first = random_mascot(lots, casting)
+    of_second = Casting() if casting.fixed else casting
+    second = random_mascot(lots, of_second, "second ")
+    hats = [
+        hat for hat in _hats_of(first, casting) if hat not in (NONE, first.hat) and hat in _hats_of(second, of_second)
+    ]
+    if hats and lots.chance("hat", 0.4):
+        second = replace(second, hat=lots.choose("hat of the second", hats))
+        after = replace(first, hat=second.hat, hat_colour=second.hat_colour)
+        return Pair((first, second), "the mascot of Picture 1 wears the hat of Picture 2", (after,))
+    place = lots.choose("place of both", casting.values("place"))
+    words = f"the mascots of Picture 1 and Picture 2 side by side, {PLACES[place]}"
+    return Pair((first, second), words, (replace(first, place=place), replace(second, place=place)))

@@ -1,0 +1,84 @@
+"""Pictures: every attribute is seen, everything is whole, two are side by side."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from itertools import combinations, product
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from extensions.mascots import drawing
+from extensions.mascots.drawing import Canvas, draw, scribble
+from extensions.mascots.mascot import ALL, NONE, Lots, Mascot
+
+BASE = Mascot(hat="cap", held="flower", mark="heart")
+
+
+def pixels(*mascots: Mascot, size: tuple[int, int] = (128, 128)) -> np.ndarray:
+    return np.asarray(draw(mascots, *size), dtype=np.int16)
+
+
+def place_alone(place: str, size: tuple[int, int]) -> np.ndarray:
+    canvas = Canvas(*size)
+    drawing.PLACES[place](canvas)
+    return np.asarray(canvas.finished(), dtype=np.int16)
+
+
+def test_every_table_has_every_value() -> None:
+    tables = {"body": drawing.BUILDS, "colour": drawing.PAINT, "eyes": drawing.FACES, "pose": drawing.STANCES}
+    for name, table in tables.items():
+        assert set(table) == set(ALL[name]), name
+    assert set(drawing.PLACES) == set(drawing.SHADOWS) == set(ALL["place"])
+    assert set(drawing.HATS) == set(ALL["hat"]) - {NONE}
+    assert set(drawing.HELD) == set(ALL["held"]) - {NONE} == set(drawing.HELD_WIDTHS) - {NONE}
+
+
+@pytest.mark.parametrize("attribute", ALL)
+def test_each_two_values_of_an_attribute_look_unlike(attribute: str) -> None:
+    """Already at 64 pixels, in at least 10 of them plainly."""
+    pictures = {v: pixels(replace(BASE, **{attribute: v}), size=(64, 64)) for v in ALL[attribute]}
+    for one, other in combinations(pictures, 2):
+        plainly = (np.abs(pictures[one] - pictures[other]).max(2) > 60).sum()
+        assert plainly >= 10, (one, other, plainly)
+
+
+def test_the_same_mascot_is_the_same_picture_and_sides_are_those_asked_for() -> None:
+    assert np.array_equal(pixels(BASE), pixels(BASE))
+    for size in ((64, 64), (96, 128), (192, 96)):
+        picture = draw([BASE], *size)
+        assert (picture.size, picture.mode) == (size, "RGB")
+
+
+def test_edges_are_smooth_and_colours_flat() -> None:
+    """Most pixels have one of a few colours; those between two are the edges."""
+    picture = draw([replace(BASE, place="night")], 128, 128)
+    counts = sorted((count for count, _ in picture.getcolors(1 << 16)), reverse=True)
+    assert sum(counts[:12]) > 0.75 * 128 * 128 and len(counts) > 100
+
+
+def test_nothing_is_cut_off_whatever_is_together() -> None:
+    size = (128, 128)
+    empty = place_alone("meadow", size)
+    for body, pose, held, hat, dx in product(ALL["body"], ALL["pose"], ALL["held"], ALL["hat"], (-4, 4)):
+        m = Mascot(body, "blue", pose=pose, held=held, hat=hat, dx=dx, dy=-2, scale=1.03)
+        changed = np.abs(pixels(m, size=size) - empty).max(2) > 8
+        assert not (changed[:2].any() or changed[:, :2].any() or changed[:, -2:].any()), m
+
+
+@pytest.mark.parametrize("size", [(128, 128), (192, 128), (96, 144), (64, 64)])
+def test_two_stand_side_by_side_each_in_its_half(size: tuple[int, int]) -> None:
+    left = Mascot("wide", "red", held="flag", pose="jumping", hat="crown", dx=4)
+    right = Mascot("cloud", "blue", held="balloon", pose="cheering", dx=-4)
+    empty, half = place_alone("meadow", size), size[0] // 2
+    changed = np.abs(pixels(left, right, size=size) - empty).max(2) > 8
+    assert changed[:, : half - 2].any() and changed[:, half + 2 :].any()
+    assert not changed[:, half - 1 : half + 1].any() and not changed[:, :1].any() and not changed[:, -1:].any()
+
+
+def test_scribbles_are_of_many_colours_and_their_own_index() -> None:
+    pictures = [np.asarray(scribble(Lots(0, "scribble", index), 64, 48)) for index in (0, 1, 0)]
+    assert np.array_equal(pictures[0], pictures[2]) and not np.array_equal(pictures[0], pictures[1])
+    assert pictures[0].shape == (48, 64, 3)
+    assert len(Image.fromarray(pictures[0]).getcolors(1 << 16)) > 4
