@@ -8,6 +8,7 @@ from typing import Any
 
 from jobs.job import index_of
 from toolkit.config import JobConfig, JobContext, ProcessConfig, ProcessEntry
+from toolkit.config.sections import DatasetsSection
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import InputErrors, UserError
 
@@ -61,8 +62,13 @@ def plan_job(
 
 
 def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
-    """The section's own plan; an empty one for a process without a plan."""
-    plan = entry.section.plan(job) if isinstance(entry.section, ProcessConfig) else None
+    """The section's own plan; an empty one for a process without a plan, and for one whose images are yet to come."""
+    section, plan = entry.section, None
+    notes: tuple[str, ...] = ()
+    if isinstance(section, DatasetsSection) and (folders := section.datasets_to_come(job)):
+        notes = (f"reads {', '.join(folders)}, which an earlier process of the job writes: counted then",)
+    elif isinstance(section, ProcessConfig):
+        plan = section.plan(job)
     return plan or RunPlan(
         type=entry.type,
         name=entry.name or job.name,
@@ -70,6 +76,7 @@ def _plan_process(entry: ProcessEntry, job: JobContext) -> RunPlan:
         samples_per_epoch=0,
         micro_batches_per_epoch=0,
         optimizer_steps=0,
+        notes=notes,
     )
 
 

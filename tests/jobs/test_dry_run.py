@@ -81,3 +81,22 @@ def test_mistakes_of_all_processes_come_at_once_each_line_once() -> None:
     with pytest.raises(UserError) as caught:
         plan_job(job(*sections))
     assert str(caught.value) == "a: bad\nb: bad\nc: bad"
+
+
+def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
+    write_job, make_pictures, tmp_path
+) -> None:
+    from toolkit.config import load_job
+    from toolkit.extension import discover
+
+    def notes(folder: Path) -> tuple[str, ...]:
+        dataset = {"folder_path": str(folder / "pictures"), "resolution": 64}
+        training = {"type": "vae_trainer", "training_folder": str(tmp_path / "out"), "datasets": [dataset]}
+        training |= {"name": "vae", "device": "cpu", "train": {"steps": 1}}
+        path = write_job({"type": "mascots", "path": str(folder), "count": 3, "size": 64}, training)
+        return plan_job(load_job(path, discover().find_config)).processes[1].notes
+
+    later = str(tmp_path / "drawn" / "pictures")
+    assert notes(tmp_path / "drawn") == (f"reads {later}, which an earlier process of the job writes: counted then",)
+    make_pictures(tmp_path / "drawn" / "pictures", "a", "b")
+    assert "counted then" not in "".join(notes(tmp_path / "drawn"))

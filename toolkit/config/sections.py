@@ -91,6 +91,11 @@ class DatasetsSection(ProcessConfig):
         """`cache_text_embeddings` as the user gave it for this dataset, or None."""
         return dataset.cache_text_embeddings
 
+    def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
+        """Folders of images that are not there yet and that earlier processes of the job write."""
+        folders = [path for dataset in self.datasets for path in (dataset.folder_path, *dataset.control_path)]
+        return tuple(path for path in folders if _is_to_come(path, job) and not Path(path).expanduser().exists())
+
     def check(self, job: JobContext) -> Found:
         """Folders that are missing, and keys of a dataset that contradict each other."""
         yield from super().check(job)
@@ -336,13 +341,19 @@ def _check_captions_file(at: KeyPath, path: str | None, job: JobContext) -> Foun
 
 
 def _check_path(key: KeyPath, path: str, remedy: str, job: JobContext, *, file: bool = False) -> Found:
-    resolved = Path(path).expanduser().resolve()
-    if any(folder in job.earlier_outputs for folder in (resolved, *resolved.parents)):
+    if _is_to_come(path, job):
         return
+    resolved = Path(path).expanduser().resolve()
     if not resolved.exists():
         yield Diagnostic(key, _missing(path, remedy))
     elif file != resolved.is_file():
         yield Diagnostic(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")
+
+
+def _is_to_come(path: str, job: JobContext) -> bool:
+    """Whether an earlier process of the job writes it, or a folder above it."""
+    resolved = Path(path).expanduser().resolve()
+    return any(folder in job.earlier_outputs for folder in (resolved, *resolved.parents))
 
 
 def _missing(path: str, remedy: str) -> str:
