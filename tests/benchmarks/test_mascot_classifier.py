@@ -1,0 +1,55 @@
+"""The classifier of attributes: what it is given and says, and with `slow` that it is nearly always right."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import mascot_classifier
+from benchmarks.mascot_classifier import MascotClassifier, agreement, drawn, pixels_of, train, trained
+from extensions.mascots.drawing import draw
+from extensions.mascots.mascot import ALL, NONE, Casting, Mascot
+
+
+def test_it_answers_for_every_attribute_at_any_size() -> None:
+    classifier = MascotClassifier()
+    for size in (64, 96, 128):
+        pixels_B3HW = pixels_of([draw([Mascot()], size, size), draw([Mascot(hat="cap")], size, size)])
+        assert pixels_B3HW.shape == (2, 3, size, size) and pixels_B3HW.abs().max() <= 1
+        assert {name: tuple(scores.shape) for name, scores in classifier(pixels_B3HW).items()} == {
+            name: (2, len(values)) for name, values in ALL.items()
+        }
+        for answer in classifier.attributes(pixels_B3HW):
+            assert all(answer[name] in values for name, values in ALL.items())
+
+
+def test_shares_are_of_what_is_wanted_and_no_hat_has_no_colour(monkeypatch) -> None:
+    wanted = [Mascot(hat="cap", hat_colour="red"), Mascot(hat=NONE, hat_colour="red", pose="waving")]
+    seen = [{name: getattr(m, name) for name in ALL} | {"hat_colour": "blue"} for m in wanted]
+    seen[1]["pose"] = "sitting"
+    monkeypatch.setattr(MascotClassifier, "attributes", lambda self, pixels: seen)
+    shares = agreement(MascotClassifier(), torch.zeros(2, 3, 64, 64), wanted)
+    assert shares == {name: {"hat_colour": 0.0, "pose": 0.5}.get(name, 1.0) for name in ALL}
+
+
+def test_it_is_the_same_each_time_and_kept_in_a_file(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr(mascot_classifier, "train", lambda: train(pictures=40, steps=3))
+    first = trained(tmp_path / "a").state_dict()
+    (file,) = (tmp_path / "a").iterdir()
+    again = trained(tmp_path / "b").state_dict()
+    assert all(torch.equal(value, again[name]) for name, value in first.items())
+    monkeypatch.setattr(mascot_classifier, "train", lambda: pytest.fail("trained again"))
+    trained(tmp_path / "a")
+    monkeypatch.setattr(mascot_classifier, "sha256_of", lambda path: "of other drawings")
+    assert file.name != f"mascot_classifier_{mascot_classifier._recipe()}.safetensors"
+
+
+@pytest.mark.slow  # trained for a minute and a half, where no earlier run has left it
+def test_it_is_right_nearly_always() -> None:
+    classifier = trained()
+    for kind in ("any", "held_out"):
+        shown, pixels_N3ss = drawn(mascot_classifier.FRESH, 500, Casting(kind))
+        shares = agreement(classifier, pixels_N3ss / 127.5 - 1, shown)
+        assert min(shares.values()) >= 0.98, shares
