@@ -33,6 +33,7 @@ HIGHEST_LR = {
     **dict.fromkeys(
         ("adamw", "adam", "lion", "adamw8bit", "adam8bit", "ademamix8bit", "lion8bit", "schedulefree_adamw"), 0.01
     ),
+    "muon": 0.1,
     "prodigy": 10,
 }
 """Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""

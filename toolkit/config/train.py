@@ -210,8 +210,9 @@ class OptimizerConfig(StrictModel):
     ] = "adamw"
     """Optimizer, or the dotted path of a class such as `torch.optim.SGD`. The 8-bit ones keep their state in one byte
     per weight (bitsandbytes); lion moves every weight by the whole rate, so it wants a third to a tenth of AdamW's rate
-    and three to ten times its weight decay; prodigy finds the rate itself (give `lr: 1`); schedulefree_adamw averages
-    the weights and wants no `lr_scheduler`."""
+    and three to ten times its weight decay; muon moves matrices and kernels along orthogonalised momentum, at AdamW's
+    rate or some times that; prodigy finds the rate itself (give `lr: 1`); schedulefree_adamw averages the weights and
+    wants no `lr_scheduler`."""
 
     lr: float = Field(default=1e-4, ge=0, le=1000)
     """Highest learning rate. 0: nothing is learned (one warning)."""

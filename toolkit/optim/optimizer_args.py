@@ -32,6 +32,7 @@ OPTIMIZERS = Registry(
         "sgd": "torch.optim:SGD",
         "rmsprop": "torch.optim:RMSprop",
         "lion": "toolkit.optim.lion:Lion",
+        "muon": "toolkit.optim.muon:Muon",
         "adamw8bit": "bitsandbytes.optim:AdamW8bit",
         "adam8bit": "bitsandbytes.optim:Adam8bit",
         "lion8bit": "bitsandbytes.optim:Lion8bit",
@@ -57,6 +58,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
         "foreach": None, "maximize": False, "differentiable": False,
     },
     "lion": {"betas": (0.9, 0.99), "weight_decay": 0, "decoupled_weight_decay": False},
+    "muon": _BETAS | {"momentum": 0.95, "weight_decay": 0.01, "eps": 1e-08},
     "adamw8bit": _ADAM_8BIT | {"weight_decay": 0.01},
     "adam8bit": _ADAM_8BIT,
     "lion8bit": {"betas": (0.9, 0.99), "args": None} | _8BIT,
@@ -318,6 +320,11 @@ def _rmsprop(shape: Shape, arguments: Arguments) -> int:
     return FLOAT * kept * prod(shape)
 
 
+def _muon(shape: Shape, arguments: Arguments) -> int:
+    """Of a matrix or a kernel the momentum, of a vector two moments."""
+    return FLOAT * prod(shape) * (1 if len(shape) >= 2 else 2)
+
+
 def _adafactor(shape: Shape, arguments: Arguments) -> int:
     """Of a matrix the means of its rows and columns, of a vector all; with beta1 the first moment too."""
     squares = sum(shape) if len(shape) == 2 else prod(shape)
@@ -346,6 +353,7 @@ _STATE: dict[str, Callable[[Shape, Arguments], int]] = {
     "SGD": _sgd,
     "RMSprop": _rmsprop,
     "Lion": _numbers(1),
+    "Muon": _muon,
     "Adafactor": _adafactor,
     "Prodigy": _prodigy,
     "AdamW8bit": _eight_bit(2),

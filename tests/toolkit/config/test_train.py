@@ -132,7 +132,7 @@ def test_what_concerns_a_type_that_is_not_drawn_from_is_no_mistake(section) -> N
         ("optimizer: no_such.Adam", "train.optimizer: 'no_such.Adam': there is no package 'no_such' here."),
         (
             "optimizer: Adagrad",
-            "train.optimizer: 'Adagrad' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'rmsprop' or 'lion' or "
+            "train.optimizer: 'Adagrad' is unknown. Use 'adamw' or 'adam' or 'sgd' or 'rmsprop' or 'lion' or 'muon' or "
             "'adamw8bit' or 'adam8bit' or 'lion8bit' or 'ademamix8bit' or 'adafactor' or 'prodigy' or "
             "'schedulefree_adamw', or the path of a class, such as 'torch.optim.RMSprop'.",
         ),

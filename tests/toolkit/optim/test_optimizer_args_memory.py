@@ -38,6 +38,7 @@ def kept(name: str, arguments: dict) -> int:
         ("rmsprop", {}),
         ("rmsprop", {"momentum": 0.9, "centered": True}),
         ("lion", {}),
+        ("muon", {}),
         ("adafactor", {}),
         ("adafactor", {"beta1": 0.9}),
         ("prodigy", {}),
