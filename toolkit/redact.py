@@ -37,7 +37,11 @@ _PLAIN = re.compile(
 )
 """A word, a path or the address of a host: what ordinary text is full of, and no secret for certain."""
 
-_SECRET_KEY = re.compile(r"(?:(?:^|[_-])(?:token|secret)|[_-]key|^apikey|password|passwd)$", re.IGNORECASE)
+_SECRET_KEY = re.compile(
+    r"(?:(?:^|[_-])(?:token|secret)|(?<!image)(?<!label)(?<!caption)[_-]key|^apikey|password|passwd)$", re.IGNORECASE
+)
+"""The three that are no secrets name what is in the shards of a stream."""
+
 _VARIABLE = re.compile(r"\$\{[A-Za-z_][A-Za-z0-9_]*(?::-)?\}")
 
 # `key: value` on one line, quoted or not, in block or flow style.

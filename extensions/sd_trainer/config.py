@@ -53,6 +53,8 @@ class SdTrainerConfig(DiffusionSection, TrainerConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("sd_trainer", "diffusion_trainer", "ui_trainer")
 
+    reads_streams: ClassVar = True
+
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
         """Without `save.dtype` a model that is trained itself is saved in bf16.

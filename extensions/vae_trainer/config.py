@@ -21,6 +21,7 @@ from toolkit.data.folder import DatasetScan
 from toolkit.data.items import scan_items
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, split_validation
 from toolkit.interfaces import BucketedSample
 
@@ -154,6 +155,8 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("vae_trainer",)
 
+    reads_streams: ClassVar = True
+
     model: AutoencoderConfig = Field(default_factory=AutoencoderConfig)
     """The autoencoder."""
 
@@ -228,12 +231,16 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps. Raises DataErrors naming every offending file."""
         if not self.model.is_yet_to_come(job):
-            return self.plan_of(job, *self.scan())
+            return self.plan_of(job, *self.scan(), self.stream())
         note = f"starts from {self.model.name_or_path}, which an earlier process of the job writes: counted then"
         return RunPlan(self.type, self.display_name(job), (), 0, 0, self.train.steps, notes=(note,))
 
+    def stream(self) -> StreamDataset | None:
+        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
+        return StreamDataset.of(self, self.model.latent_scale())
+
     def scan(self) -> Scanned:
-        """The images, and the validation split. Raises DataErrors naming every offending file."""
+        """The images of folders, and the validation split. Raises DataErrors naming every offending file."""
         cache, multiple = ScanCache.beside(self.training_folder), self.model.latent_scale()
         return split_validation(self, *scan_items(self, multiple, cache), multiple)
 
@@ -243,20 +250,23 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         scanned: DatasetScan,
         items: tuple[BucketedSample, ...],
         validation_split: ValidationSplit | None,
+        stream: StreamDataset | None = None,
     ) -> RunPlan:
         """The plan once the datasets are scanned."""
-        train, batches = self.train, count_batches(items, self.train.batch_size)
+        train, size = self.train, self.train.batch_size
+        batches = stream.micro_batches(size) if stream else count_batches(items, size)
         held_out = validation_split.notes[:1] if validation_split else ()
         return RunPlan(
             type=self.type,
             name=self.display_name(job),
             datasets=folder_plans(scanned.folders, items),
-            samples_per_epoch=sum(item.sample.repeats for item in items),
+            samples_per_epoch=stream.samples if stream else sum(item.sample.repeats for item in items),
             micro_batches_per_epoch=batches,
             optimizer_steps=optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
             accumulation=train.gradient_accumulation,
             requested_epochs=train.epochs,
             notes=(*self._describe_roles(), *scanned.notes, *held_out),
+            stream=stream.plan() if stream else None,
         )
 
     def roles(self) -> tuple[str, ...]:

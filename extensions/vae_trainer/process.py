@@ -5,7 +5,7 @@ Shape suffixes: B batch, H/W height and width in pixels."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
 from math import prod
@@ -31,11 +31,12 @@ from toolkit.data.file_hashes import file_digest
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
 from toolkit.data.images import ImageError, inspect_image
 from toolkit.data.items import bucket_for
-from toolkit.data.pixels import PixelLoader, load_pixels
+from toolkit.data.pixels import Picture, PixelBatch, PixelLoader, StreamPixels, stream_source
 from toolkit.data.run_plan import RunPlan
+from toolkit.data.stream_dataset import StreamDataset
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import BatchSpec, BucketedSample, Sample
+from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from toolkit.models.from_config import refuse_arguments
 from toolkit.train.callbacks.save import PrepareNetwork
@@ -53,10 +54,12 @@ class VaeData:
     """The images of a job."""
 
     scanned: Scanned
+    stream: StreamDataset | None = None
+    """Trained on instead of the images of folders."""
 
     @property
     def items(self) -> tuple[BucketedSample, ...]:
-        """What is trained on."""
+        """What is trained on; empty with a stream."""
         return self.scanned[1]
 
     @property
@@ -82,20 +85,20 @@ class VaeAttached(Attached):
 
 
 class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
-    """Trains an autoencoder on folders of images; README.md lists its output files."""
+    """Trains an autoencoder on folders of images or a stream of shards; README.md lists its output files."""
 
     section: VaeTrainerConfig
 
     # ------------------------------------------------------------ before anything expensive
 
     def scan(self) -> VaeData:
-        return VaeData(self.section.scan())
+        return VaeData(self.section.scan(), self.section.stream())
 
     def fingerprint(self, data: VaeData) -> DatasetHashes:
-        return fingerprint(data.scanned[0].samples)
+        return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
 
     def make_plan(self, data: VaeData) -> RunPlan:
-        return self.section.plan_of(JobContext(self.job.name), *data.scanned)
+        return self.section.plan_of(JobContext(self.job.name), *data.scanned, data.stream)
 
     def memory_advice(self) -> str:
         return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
@@ -109,7 +112,9 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
             self.refuse_optimizer(self.section.role_optimizer(role), f"optimizers.{role}", torch.device("cpu"))
         if settings := self.section.discriminator:
             least = PatchDiscriminator.smallest(settings.layers)
-            small = min((side for item in data.items for side in item.crop.bucket), default=least)
+            crops = [item.crop for item in data.items]
+            crops += [item.crop for item in data.stream.at_own_size(data.stream.looked_at)] if data.stream else []
+            small = min((side for crop in crops for side in crop.bucket), default=least)
             if small < least:
                 raise UserError(
                     f"discriminator.layers: {settings.layers} of them judge patches of at least {least} pixels, and an "
@@ -195,16 +200,19 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         return role
 
     def weights_writer(self, setup: Setup[VaeData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
-        images = partial(self._images, setup.data, attached.model.autoencoder)
-        discriminator = attached.model.adversary.network if attached.model.adversary else None
-        return AutoencoderWriter(attached.model.autoencoder, discriminator, self.section.save, images).snapshot
-
-    def _images(self, data: VaeData, autoencoder: Autoencoder) -> Sequence[Tensor]:
-        """The training images that the latents are measured on, [1, 3, H, W] each, evenly chosen."""
+        autoencoder, data = attached.model.autoencoder, setup.data
+        if data.stream:
+            pictures = Picture.first_of(data.stream, MEASURED_IMAGES)
+        else:
+            count = min(len(data.items), MEASURED_IMAGES)
+            pictures = tuple(Picture.of(data.items[index * len(data.items) // count]) for index in range(count))
         device = next(autoencoder.module.parameters()).device
-        count = min(len(data.items), MEASURED_IMAGES)
-        chosen = [data.items[index * len(data.items) // count] for index in range(count)]
-        return [load_pixels(item)[None].to(device) for item in chosen]
+
+        def images() -> Iterator[Tensor]:
+            return (picture.pixels()[None].to(device) for picture in pictures)
+
+        discriminator = attached.model.adversary.network if attached.model.adversary else None
+        return AutoencoderWriter(autoencoder, discriminator, self.section.save, images).snapshot
 
     def validation(self, setup: Setup[VaeData], encoded: VaeModel, attached: VaeAttached) -> Validation | None:
         items = setup.data.held_out
@@ -217,7 +225,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
             for item in items:
                 if should_stop():
                     return None
-                original, output = self._reconstruct(autoencoder, item)
+                original, output = self._reconstruct(autoencoder, Picture.of(item))
                 found.append((float((output - original).abs().mean()), psnr(output, original), ssim(output, original)))
             l1, mean_psnr, mean_ssim = (sum(values) / len(found) for values in zip(*found, strict=True))
             return {LOSS: l1, "validation/psnr": mean_psnr, "validation/ssim": mean_ssim}
@@ -229,35 +237,35 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         settings = self.section.sample
         if settings is None or self.section.train.disable_sampling:
             return None
-        items = self._sample_items(setup.data)
-        return Samples(partial(self._draw, attached.model.autoencoder, items), [item.sample.name for item in items])
+        pictures = self._drawn(setup.data)
+        return Samples(partial(self._draw, attached.model.autoencoder, pictures), [one.name for one in pictures])
 
-    def _sample_items(self, data: VaeData) -> list[BucketedSample]:
+    def _drawn(self, data: VaeData) -> Sequence[Picture]:
         settings = self.section.sample
         assert settings is not None  # there are samples
         if not settings.images:
-            return list((data.held_out or data.items)[: settings.count])
+            if data.stream and not data.held_out:
+                return Picture.first_of(data.stream, settings.count)
+            return [Picture.of(item) for item in (data.held_out or data.items)[: settings.count]]
         resolution, scale = self.section.datasets[0].resolution[0], self.section.model.latent_scale()
         found = []
         for path in settings.images:
             size = inspect_image(path).size
             sample = Sample(path, "", 1, size, "")
-            found.append(BucketedSample(sample, bucket_for(size, resolution, scale)))
+            found.append(Picture.of(BucketedSample(sample, bucket_for(size, resolution, scale))))
         return found
 
-    def _draw(self, autoencoder: Autoencoder, items: Sequence[BucketedSample], index: int) -> Image.Image:
+    def _draw(self, autoencoder: Autoencoder, pictures: Sequence[Picture], index: int) -> Image.Image:
         """The image at its size beside its reconstruction."""
-        original, output = self._reconstruct(autoencoder, items[index])
-        logger.info(
-            f"{items[index].sample.name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}"
-        )
+        original, output = self._reconstruct(autoencoder, pictures[index])
+        logger.info(f"{pictures[index].name}: PSNR {psnr(output, original):.2f} dB, SSIM {ssim(output, original):.4f}")
         pair_3HW = torch.cat([original[0], output[0]], dim=2)
         pixels = ((pair_3HW + 1) * 127.5).round().clamp(0, 255).byte().movedim(0, 2).cpu().numpy()
         return Image.fromarray(pixels)
 
-    def _reconstruct(self, autoencoder: Autoencoder, item: BucketedSample) -> tuple[Tensor, Tensor]:
+    def _reconstruct(self, autoencoder: Autoencoder, picture: Picture) -> tuple[Tensor, Tensor]:
         """The image and its reconstruction from the mean of its latents, [1, 3, H, W] in [-1, 1]."""
-        pixels_B3HW = load_pixels(item)[None].to(next(autoencoder.module.parameters()).device)
+        pixels_B3HW = picture.pixels()[None].to(next(autoencoder.module.parameters()).device)
         with evaluating(autoencoder):
             mean_BCHW, _ = autoencoder.encode(pixels_B3HW)
             return pixels_B3HW, autoencoder.decode(mean_BCHW).clamp(-1, 1)
@@ -265,18 +273,30 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
     # ------------------------------------------------------------ the loop
 
     def fit(self, setup: Setup[VaeData], run: Run, model: VaeModel, encoded: VaeModel, attached: VaeAttached) -> None:
-        section, items = self.section, setup.data.items
+        section = self.section
         step = AutoencoderStep(
             model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
         )
-        loader = PixelLoader(items)
-        batches_of_epoch = partial(epoch_batches, items, section.train.batch_size, run.seed)
-        if run.state.step < run.steps:
-            largest = max(batches_of_epoch(run.state.epoch), key=partial(_pixels, items))
-            if line := try_largest_batch(run, loader.load(largest), step):
-                logger.info(line)
-        workers = max(dataset.num_workers for dataset in section.datasets)
-        train(run, EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers)), step)
+        source, largest = self._batches(setup.data, run)
+        if run.state.step < run.steps and (line := try_largest_batch(run, largest(), step)):
+            logger.info(line)
+        train(run, source, step)
+        if (stream := setup.data.stream) and (line := stream.unreadable.summary()):
+            logger.warning(line)
+
+    def _batches(self, data: VaeData, run: Run) -> tuple[BatchSource, Callable[[], PixelBatch]]:
+        """What is trained on, and the largest batch of it for a trial."""
+        size, workers = self.section.train.batch_size, max(dataset.num_workers for dataset in self.section.datasets)
+        if data.stream:
+            streamed = StreamPixels(data.stream)
+            source = stream_source(data.stream, run.seed, size, streamed.load, workers)
+            return source, partial(streamed.trial, size)
+        loader, of_epoch = PixelLoader(data.items), partial(epoch_batches, data.items, size, run.seed)
+
+        def largest() -> PixelBatch:
+            return loader.load(max(of_epoch(run.state.epoch), key=partial(_pixels, data.items)))
+
+        return EpochSource(of_epoch, partial(loader.prefetch, workers=workers)), largest
 
 
 MEASURED_IMAGES = 256

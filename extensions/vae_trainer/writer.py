@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
@@ -48,7 +48,7 @@ class AutoencoderWriter:
         autoencoder: Autoencoder,
         discriminator: PatchDiscriminator | None,
         save: SaveIntervalConfig,
-        images: Callable[[], Sequence[Tensor]],
+        images: Callable[[], Iterable[Tensor]],
     ) -> None:
         """images: what the latents are measured on, [1, 3, H, W] each."""
         self.autoencoder = autoencoder

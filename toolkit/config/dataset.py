@@ -1,9 +1,11 @@
-"""`datasets[]`: one folder of images with captions and references; `validation`: images that are not trained on."""
+"""`datasets[]`: one folder of images with captions and references, or a stream of shards; `validation`: images that are
+not trained on."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Sequence
+from dataclasses import replace
 from math import prod
 from typing import Annotated, Any, ClassVar
 
@@ -11,9 +13,10 @@ from pydantic import AfterValidator, BeforeValidator, Discriminator, Field, Tag,
 
 from toolkit.config.base import StrictModel
 from toolkit.config.compat.data import DATASET, VALIDATION
-from toolkit.config.field_types import PathStr, Slots, as_list, schema_of_list, value_error
+from toolkit.config.field_types import PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
+from toolkit.redact import register_secret
 
 _COLOURS = (
     "white black gray grey silver red green blue yellow cyan aqua magenta fuchsia maroon navy olive purple teal "
@@ -84,11 +87,70 @@ Extensions = Annotated[
 ]
 
 
-class DatasetConfig(StrictModel):
-    """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`."""
+def _without_dot(extension: str) -> str:
+    if not (name := extension.strip().lower().lstrip(".")):
+        raise value_error(f"{extension!r} is no extension. Write what is behind the first dot of a name, such as jpg.")
+    return name
 
-    folder_path: PathStr
-    """Folder of the images, relative to the working directory."""
+
+def _without_dots(extensions: tuple[str, ...]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(map(_without_dot, extensions)))
+
+
+def _secret(value: str) -> str:
+    register_secret([value])
+    return value
+
+
+class WebDatasetConfig(StrictModel):
+    """`datasets[].webdataset`: what is in the shards of `url`. Files of one name up to its first dot are a sample."""
+
+    image_key: Annotated[
+        tuple[str, ...],
+        BeforeValidator(as_list),
+        AfterValidator(_without_dots),
+        Field(min_length=1),
+        schema_of_list({"type": "string"}),
+    ] = ("jpg", "jpeg", "png", "webp")
+    """Extension of the image; of a list the first that a sample has."""
+
+    label_key: Annotated[str, AfterValidator(_without_dot)] = "json"
+    """Extension of the file with the caption: `txt` is the text itself, any other is JSON."""
+
+    caption_key: str = Field(default="prompt", min_length=1)
+    """Key of the caption in the JSON."""
+
+    token: Annotated[str, AfterValidator(_secret)] = ""
+    """Token for private shards: sent to the hub, else to the host of the first address, and written nowhere. Better is
+    the environment's HF_TOKEN, or a stored login."""
+
+    samples: int = Field(default=0, ge=0, le=10**12)
+    """Samples in all shards: the length of an epoch, which `epochs` needs. 0: not known."""
+
+    window: int = Field(default=256, ge=1, le=1_000_000)
+    """Samples that are read together and given out in a random order; two of these windows are in memory. 1: in the
+    order of the shards."""
+
+    max_unreadable: float = Field(default=0.05, ge=0, le=1)
+    """Share of samples, and of shards, that may be damaged or lack a key before the run ends; they are left out. 0:
+    none."""
+
+    on_resume: ClassVar = dict.fromkeys(("token", "samples", "max_unreadable"), "harmless")
+
+
+class DatasetConfig(StrictModel):
+    """`datasets[]`: one folder of images, or a folder whose subfolders are named `<repeats>_<name>`; or with `url`
+    instead of `folder_path` a stream of shards."""
+
+    folder_path: PathStr = ""
+    """Folder of the images, relative to the working directory. Either this or `url`."""
+
+    url: StrOrList = ()
+    """Tar files in the layout of WebDataset, which are read while training goes on: `hf://datasets/owner/name/*.tar`,
+    `https://host/x-{000..099}.tar`, a path with `*`, or a list of these. It is then the only entry of `datasets`."""
+
+    webdataset: WebDatasetConfig = Field(default_factory=WebDatasetConfig)
+    """What is in the shards of `url`."""
 
     num_repeats: int | None = Field(default=None, ge=1)
     """How often each image is used per epoch and size. Not given: the leading `<int>_` of the folder's
@@ -164,13 +226,14 @@ class DatasetConfig(StrictModel):
     `train.reg_weight` scales their loss. They are used in turn with the others, as often as their repeats say."""
 
     cache_latents: bool = True
-    """Compute the latents of images and references once, before training."""
+    """Compute the latents of images and references once, before training. With `url` they are encoded as they come."""
 
     cache_latents_to_disk: bool = True
-    """Keep what was cached for later runs."""
+    """Keep what was cached for later runs. With `url` the default is false; true keeps what is encoded on the way."""
 
     cache_text_embeddings: bool | None = None
-    """Compute the text embeddings once, before training. Not given: yes, unless `shuffle_tokens` is on."""
+    """Compute the text embeddings once, before training. Not given: yes, unless `shuffle_tokens` is on. With `url` true
+    keeps what is encoded on the way."""
 
     background: Annotated[str, AfterValidator(_colour)] = "white"
     """Colour under transparent pixels of images and references: a name or "#rrggbb"."""
@@ -179,19 +242,47 @@ class DatasetConfig(StrictModel):
     """Threads that load batches ahead; 0: the main thread loads each when it is needed."""
 
     example: ClassVar = "folder_path: photos"
-    on_resume: ClassVar = dict.fromkeys(
-        ("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"
-    )
+    on_resume: ClassVar = {
+        **dict.fromkeys(("num_workers", "cache_latents", "cache_latents_to_disk", "cache_text_embeddings"), "harmless"),
+        # A stream is compared by the names of its shards, wherever they lie; its place means nothing in a folder.
+        "url": lambda dataset: "harmless" if dataset.get("url") else "impossible",
+        "folder_path": lambda dataset: "impossible" if dataset.get("url") else "changes the result",
+    }
     foreign: ClassVar = DATASET
 
     @classmethod
     def rewrite(cls, entries: dict[str, ConfigNode], diagnostics: Diagnostics) -> dict[str, ConfigNode]:
-        """A single resolution becomes a list."""
-        return _with_listed_resolution(entries)
+        """A single resolution becomes a list. A stream keeps latents only where the job says so."""
+        entries = _with_listed_resolution(entries)
+        key = "cache_latents_to_disk"
+        if (url := entries.get("url")) and key not in entries:
+            entries = entries | {key: replace(url, value=False, text="false", path=(*url.path[:-1], key))}
+        return entries
+
+    @model_validator(mode="after")
+    def _has_images(self) -> DatasetConfig:
+        if not self.folder_path and not self.url:
+            raise ValueError("names no images. Give 'folder_path', or for shards of a stream 'url'.")
+        return self
 
 
 def _with_listed_resolution(entries: dict[str, ConfigNode]) -> dict[str, ConfigNode]:
     return entries | {key: listed(node) for key, node in entries.items() if key == "resolution"}
+
+
+NOT_OF_STREAMS = {
+    "folder_path": "a dataset is a folder or a stream",
+    "num_repeats": "a stream is read through once per epoch",
+    "caption_ext": "its captions are in the shards (webdataset.label_key)",
+    "captions_file": "its captions are in the shards (webdataset.label_key)",
+    **dict.fromkeys(("control_path", "control_optional"), "a stream has no control images"),
+    **dict.fromkeys(
+        ("mask_path", "mask_optional", "alpha_mask", "mask_min_value", "invert_mask"), "a stream has no masks"
+    ),
+    **dict.fromkeys(("flip_x", "flip_y"), "a stream gives each image once per epoch, as it is"),
+    "is_reg": "regularisation images are a folder beside others, and a stream is alone",
+}
+"""Keys of a folder -> why they do not go with `url`."""
 
 
 OF_THE_FOLDER = (

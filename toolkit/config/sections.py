@@ -15,7 +15,7 @@ from typing import Annotated, Any, ClassVar
 from pydantic import AfterValidator, BeforeValidator, Field
 
 from toolkit.config.compat.job import EVALUATION, MODEL_AND_NETWORK, RUN, TRAINING
-from toolkit.config.dataset import LOSS, OF_THE_FOLDER, DatasetConfig, ValidationConfig
+from toolkit.config.dataset import LOSS, NOT_OF_STREAMS, OF_THE_FOLDER, DatasetConfig, ValidationConfig
 from toolkit.config.field_types import PathStr, path_hint, value_error
 from toolkit.config.located import KeyPath
 from toolkit.config.model import ModelConfig
@@ -85,7 +85,15 @@ class DatasetsSection(ProcessConfig):
     """Replaces `[trigger]` in captions and prompts; put before captions that do not contain it."""
 
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    """Folders of images; at least one."""
+    """Folders of images, at least one; or one stream of shards."""
+
+    reads_streams: ClassVar[bool] = False
+    """Whether the process can be given a stream of shards instead of folders."""
+
+    @property
+    def streamed(self) -> DatasetConfig | None:
+        """The stream of shards, where the datasets are one."""
+        return next((dataset for dataset in self.datasets if dataset.url), None)
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or None."""
@@ -103,6 +111,11 @@ class DatasetsSection(ProcessConfig):
             yield from self._check_dataset(("datasets", index), dataset, job)
 
     def _check_dataset(self, at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
+        if dataset.url:
+            yield from self._check_stream(at, dataset)
+            return
+        if "webdataset" in dataset.model_fields_set:
+            yield Diagnostic((*at, "webdataset"), "goes with 'url', which is not given. Leave it out.")
         yield from _check_path((*at, "folder_path"), dataset.folder_path, "Give a folder of images.", job)
         yield from _check_captions_file(at, dataset.captions_file, job)
         for slot, path in enumerate(dataset.control_path):
@@ -116,6 +129,18 @@ class DatasetsSection(ProcessConfig):
                 "'cache_text_embeddings: true' and 'shuffle_tokens: true' cannot be combined: a shuffled caption "
                 "is a new text at each use. Remove one of them.",
             )
+
+    def _check_stream(self, at: KeyPath, dataset: DatasetConfig) -> Found:
+        if not self.reads_streams:
+            yield Diagnostic((*at, "url"), f"'type: {self.type}' reads folders only. Give 'folder_path'.")
+        elif len(self.datasets) > 1:
+            remedy = "Write all shards as a list of 'url', or give folders only."
+            yield Diagnostic((*at, "url"), f"a stream has to be the only entry of 'datasets'. {remedy}")
+        for key in sorted(dataset.model_fields_set & NOT_OF_STREAMS.keys()):
+            yield Diagnostic((*at, key), f"does not go with 'url': {NOT_OF_STREAMS[key]}. Leave it out.")
+        if len(dataset.resolution) > 1:
+            message = "a stream gives each image once per epoch, at one size. Write one resolution."
+            yield Diagnostic((*at, "resolution"), message)
 
 
 class ModelSection(ProcessConfig):
@@ -278,7 +303,20 @@ class TrainerConfig(SavingSection, EvaluationSection):
 
 
 class ImageTrainingSection(DatasetsSection, EvaluationSection):
-    """A training on folders of images."""
+    """A training on folders of images, or on a stream of shards."""
+
+    def check(self, job: JobContext) -> Found:
+        """What needs the number of images or their list, with a stream that has neither."""
+        yield from super().check(job)
+        if (stream := self.streamed) is None:
+            return
+        if self.train.epochs and not stream.webdataset.samples:
+            message = f"{self.train.epochs}: how many samples an epoch of a stream has is not known."
+            remedy = "Give 'datasets[0].webdataset.samples', or 'steps' instead of epochs."
+            yield Diagnostic(("train", "epochs"), f"{message} {remedy}")
+        if self.validation and self.validation.fraction is not None:
+            message = "no share of a stream can be held out. Give 'folder_path' with images that are not in it."
+            yield Diagnostic(("validation", "fraction"), message)
 
 
 class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):

@@ -5,6 +5,7 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 
 from __future__ import annotations
 
+import logging
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,8 @@ from torch import Tensor
 from toolkit.data.captions import caption_for_use
 from toolkit.data.latent_cache import EncodedDataset, ItemEntries
 from toolkit.interfaces import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
+
+logger = logging.getLogger(__name__)
 
 T = TypeVar("T")
 
@@ -167,9 +170,16 @@ class StreamSource:
 
     batch_size: int
     workers: int = 0
+    prepare: Callable[[list[Any]], Sequence[Any]] = tuple
+    """From the samples of a micro-batch to its `BatchSpec.samples`: what has to be decided for all of them together,
+    before several processes share them."""
+
     epoch_of: Callable[[Cursor], int] | None = None
     """The epoch of the sample behind a cursor of the stream, which never falls; None: it has no epochs. The last batch
     of an epoch may be short."""
+
+    samples_per_epoch: int = 0
+    """As the user gave it: a warning where the first epoch has another number. 0: not known."""
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         """The cursor is the samples read and the stream's own cursor. A sample's number keys all its draws."""
@@ -181,16 +191,23 @@ class StreamSource:
             epoch, at = epoch_of(at), behind
             ends_epoch = epoch_of(at) > epoch
             if len(waiting) == self.batch_size or ends_epoch:
-                yield _micro_batch(epoch, number, waiting, at, ends_epoch)
+                if ends_epoch and epoch == 0:
+                    self._compare_length(number + len(waiting))
+                yield _micro_batch(epoch, number, self.prepare(waiting), at, ends_epoch)
                 number, waiting = number + len(waiting), []
         if waiting:
-            yield _micro_batch(epoch, number, waiting, at)
+            yield _micro_batch(epoch, number, self.prepare(waiting), at)
+
+    def _compare_length(self, found: int) -> None:
+        if self.samples_per_epoch and found != self.samples_per_epoch:
+            what = f"{self.samples_per_epoch:,} samples are given, and an epoch of the stream has {found:,}"
+            logger.warning(f"datasets[0].webdataset.samples: {what}. Correct it: epochs are counted by it.")
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
         return loaded_ahead(self.make_batch, specs, self.workers)
 
 
-def _micro_batch(epoch: int, first: int, samples: list[Any], at: Cursor, ends_epoch: bool = False) -> MicroBatch:
+def _micro_batch(epoch: int, first: int, samples: Sequence[Any], at: Cursor, ends_epoch: bool = False) -> MicroBatch:
     numbers = tuple(range(first, first + len(samples)))
     spec = BatchSpec(epoch, numbers, numbers, tuple(samples))
     return MicroBatch(spec, {"samples": numbers[-1] + 1, "stream": at}, ends_epoch)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import cache
 from itertools import product
-from math import ceil, sqrt
+from math import ceil, prod, sqrt
 
 from toolkit.config.dataset import Rectangle, sides_of
 from toolkit.config.sections import ImageTrainingSection
@@ -40,6 +40,16 @@ def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, squar
     else:
         bucket = _nearest(size, resolution, divisibility)
     return cover(size, bucket)
+
+
+def largest_bucket(resolution: int | Rectangle, divisibility: int) -> Size:
+    """The size with the most pixels that `bucket_for` gives an image whose sides are at most 1 to 4."""
+    if isinstance(resolution, Rectangle):
+        return bucket_for(Size(1, 1), resolution, divisibility).bucket
+    limit = resolution * resolution
+    widths = range(divisibility, 2 * resolution + divisibility, divisibility)
+    sizes = [Size(width, limit // width // divisibility * divisibility) for width in widths]
+    return max((size for size in sizes if max(size) <= 4 * min(size)), key=lambda size: (prod(size), min(size)))
 
 
 def cover(size: Size, bucket: Size) -> ResizeCrop:
@@ -101,11 +111,13 @@ def scan_items(
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
-    size_multiple: sides of a bucket are multiples of this many pixels. scan_cache: as of `scan_datasets`.
+    Of a stream nothing is scanned (`stream_dataset` has what is known of it). size_multiple: sides of a bucket are
+    multiples of this many pixels. scan_cache: as of `scan_datasets`.
     Raises DataErrors naming every offending file, or the folder with the most uses where there are too many.
     """
     with _no_collection():
-        scan = scan_datasets(section.datasets, section.trigger_word, section.train.reg_weight, scan_cache)
+        folders = [] if section.streamed else section.datasets
+        scan = scan_datasets(folders, section.trigger_word, section.train.reg_weight, scan_cache)
         resolutions = [dataset.resolution for dataset in section.datasets]
         items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     uses = Counter[str]()

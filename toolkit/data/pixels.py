@@ -4,20 +4,20 @@ Shape suffixes: B batch, H/W height and width in pixels."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 
 import torch
 from torch import Tensor
 
-from toolkit.config.dataset import Rectangle
-from toolkit.data.dataloader import halved, loaded_ahead
+from toolkit import seeding
+from toolkit.data.dataloader import StreamSource, halved, loaded_ahead
 from toolkit.data.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
-from toolkit.data.items import bucket_for, cover
-from toolkit.data.webdataset import StreamSample, Unreadable
+from toolkit.data.stream_dataset import StreamDataset, StreamItem
+from toolkit.data.webdataset import Unreadable
 from toolkit.errors import RunError
-from toolkit.interfaces import BatchSpec, BucketedSample, Size
+from toolkit.interfaces import Batch, BatchSpec, BucketedSample
 
 
 @dataclass(frozen=True)
@@ -78,6 +78,29 @@ class PixelLoader:
         return loaded_ahead(self.load, specs, workers)
 
 
+@dataclass(frozen=True)
+class Picture:
+    """An image that is looked at more than once: drawn, or measured."""
+
+    name: str
+    pixels: Callable[[], Tensor]
+    """Decodes it: [3, H, W], float32 in [-1, 1]."""
+
+    @classmethod
+    def of(cls, item: BucketedSample) -> Picture:
+        """An image of a folder."""
+        return cls(item.sample.name, partial(load_pixels, item))
+
+    @classmethod
+    def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
+        """Of the first so many samples of a stream those whose image is whole, each at its own size; their files stay
+        in memory. Raises RunError as `StreamDataset.first`."""
+        loader = StreamPixels(replace(stream, unreadable=Unreadable(1.0, quiet=True)))
+        items = stream.at_own_size(stream.first(count))
+        whole = [item for item in items if loader.pixels(item) is not None]
+        return tuple(cls(item.sample.name, partial(loader.whole_pixels, item)) for item in whole)
+
+
 def load_pixels(item: BucketedSample) -> Tensor:
     """The pixels [3, H, W] of an image at its size, float32 in [-1, 1]."""
     sample = item.sample
@@ -92,40 +115,67 @@ def load_pixels(item: BucketedSample) -> Tensor:
 class StreamPixels:
     """Batches of images that a stream read; each is a pure function of its spec (`StreamSource.make_batch`)."""
 
-    resolution: int | Rectangle
-    divisibility: int
-    """Sides are multiples of this many pixels."""
-
-    unreadable: Unreadable
-    square_crop: bool = False
-    background: str = "white"
+    stream: StreamDataset
 
     def load(self, spec: BatchSpec) -> PixelBatch:
-        """The batch on the CPU. All its images have the size that most of them have by `bucket_for`; what the others
-        have too much is cut off.
+        """The batch on the CPU.
 
         An image that turns out to be damaged stays in its place, in grey and with weight 0, so that a batch of one is
         no special case. Raises RunError when there are too many of them.
         """
-        samples: tuple[StreamSample, ...] = spec.samples
-        buckets = Counter(self._bucket(sample.size) for sample in samples)
-        bucket = buckets.most_common(1)[0][0]
-        pixels = [self._pixels(sample, bucket) for sample in samples]
+        items: tuple[StreamItem, ...] = spec.samples
+        pixels = [self.pixels(item) for item in items]
+        width, height = items[0].crop.bucket
+        weight = self.stream.weight
         return PixelBatch(
-            pixels_B3HW=torch.stack([torch.zeros(3, bucket.height, bucket.width) if p is None else p for p in pixels]),
-            captions=tuple(sample.caption for sample in samples),
+            pixels_B3HW=torch.stack([torch.zeros(3, height, width) if p is None else p for p in pixels]),
+            captions=tuple(item.sample.caption for item in items),
             spec=spec,
-            names=tuple(sample.name for sample in samples),
-            loss_weight_B=torch.tensor([0.0 if p is None else 1.0 for p in pixels]),
+            names=tuple(item.sample.name for item in items),
+            loss_weight_B=torch.tensor([0.0 if p is None else weight for p in pixels]),
         )
 
-    def _bucket(self, size: Size) -> Size:
-        return bucket_for(size, self.resolution, self.divisibility, self.square_crop).bucket
-
-    def _pixels(self, sample: StreamSample, bucket: Size) -> Tensor | None:
+    def pixels(self, item: StreamItem) -> Tensor | None:
+        """The image [3, H, W], float32 in [-1, 1]; None for a damaged one, which is counted. Raises RunError when there
+        are too many."""
+        sample = item.sample
         try:
-            image = open_image(sample.name, self.background, data=sample.image)
+            image = open_image(sample.name, self.stream.settings.background, data=sample.image)
         except ImageError as error:
-            self.unreadable.add_sample(sample.name, f"its image {error.reason}")
+            self.stream.unreadable.add_sample(sample.name, f"its image {error.reason}")
             return None
-        return to_tensor(resize_cover_crop(image, cover(Size(*image.size), bucket)))
+        return to_tensor(resize_cover_crop(image, item.crop))
+
+    def whole_pixels(self, item: StreamItem) -> Tensor:
+        """`pixels` of an image that is known to be whole."""
+        pixels_3HW = self.pixels(item)
+        assert pixels_3HW is not None
+        return pixels_3HW
+
+    def trial(self, images: int) -> PixelBatch:
+        """A batch of so many images of noise at the largest size, to see whether it fits into the memory."""
+        first, (width, height) = self.stream.looked_at[0], self.stream.largest
+        noise_3HW = torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2 - 1
+        rows = tuple(range(images))
+        return PixelBatch(
+            pixels_B3HW=noise_3HW.expand(images, -1, -1, -1).clone(),
+            captions=(first.caption,) * images,
+            spec=BatchSpec(0, rows, rows),
+            names=(f"an image of {width}x{height} pixels",) * images,
+            loss_weight_B=torch.ones(images),
+        )
+
+
+def stream_source(
+    stream: StreamDataset, seed: int, batch_size: int, make_batch: Callable[[BatchSpec], Batch], workers: int
+) -> StreamSource:
+    """The batches of a stream, epoch after epoch; each of one size. make_batch: such as `StreamPixels.load`."""
+    return StreamSource(
+        stream.reader(seed, batch_size),
+        make_batch,
+        batch_size,
+        workers,
+        stream.of_one_size,
+        stream.shard_stream(seed, batch_size).epoch_of,
+        stream.samples,
+    )

@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from textwrap import shorten
 from typing import Any, Protocol
 
 from toolkit.data.folder import FolderInfo
@@ -53,6 +54,44 @@ class FolderPlan:
         return self.repeats * sum(bucket.images for bucket in self.buckets)
 
 
+@dataclass(frozen=True)
+class StreamPlan:
+    """A stream of shards, of which only the first samples are known."""
+
+    shards: int
+    first_shard: str
+    last_shard: str
+    samples: int
+    """Of one epoch, as the job says; 0: not known."""
+
+    first_sample: str
+    first_size: Size
+    first_caption: str
+    largest: Size
+    """The largest size of a batch."""
+
+    def to_json(self) -> dict[str, Any]:
+        return {
+            "shards": self.shards,
+            "first_shard": self.first_shard,
+            "last_shard": self.last_shard,
+            "samples": self.samples or None,
+            "largest": {"width": self.largest.width, "height": self.largest.height},
+        }
+
+    def lines(self) -> str:
+        places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
+        count = f"{self.samples:,} samples as given" if self.samples else "number of samples not known"
+        caption = f"caption {shorten(self.first_caption, 60)!r}" if self.first_caption else "no caption"
+        return "\n".join(
+            [
+                f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
+                f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",
+                f"    batches of up to {self.largest} pixels",
+            ]
+        )
+
+
 class MemoryEstimate(Protocol):
     """The part of `toolkit.memory.estimate.MemoryEstimate` that plans use."""
 
@@ -93,6 +132,9 @@ class RunPlan:
     memory: MemoryEstimate | None = None
     """The memory estimate of the run, where there is one."""
 
+    stream: StreamPlan | None = None
+    """The stream of shards, where the datasets are one."""
+
     outlook: Outlook | None = None
     """Of a dry run: the model, disk, time, and what a start does with what is in the run's folder."""
 
@@ -110,6 +152,7 @@ class RunPlan:
             "type": self.type,
             "name": self.name,
             "datasets": [_folder_json(folder) for folder in self.datasets],
+            **({"stream": self.stream.to_json()} if self.stream else {}),
             "samples_per_epoch": self.samples_per_epoch,
             "micro_batches_per_epoch": self.micro_batches_per_epoch,
             "optimizer_steps": self.optimizer_steps,
@@ -122,19 +165,22 @@ class RunPlan:
         """The plan as it is printed: a block per folder, then the arithmetic of the run."""
         head, tail = (self.outlook.head(), self.outlook.tail()) if self.outlook else ((), ())
         blocks = [f"{self.name} ({self.type})", *(f"  {line}" for line in head), *map(_folder_lines, self.datasets)]
-        if self.datasets:
+        if self.stream:
+            blocks.append(self.stream.lines())
+        if self.datasets or (self.stream and self.micro_batches_per_epoch):
             blocks.append(f"  {self._arithmetic()}")
         return "\n".join([*blocks, *(f"  {line}" for line in (*self.notes, *tail))])
 
     def _arithmetic(self) -> str:
         terms = " + ".join(_product(folder) for folder in self.datasets)
+        terms = f"{terms} = " if terms else ""
         per_epoch = self.micro_batches_per_epoch / self.accumulation
         if self.requested_epochs:
             duration = f"{_epochs(self.requested_epochs)} = {self.optimizer_steps:,} optimizer steps"
         else:
             duration = f"{self.optimizer_steps:,} step{'s' * (self.optimizer_steps != 1)} = {_epochs(self.epochs)}"
         return (
-            f"{terms} = {self.samples_per_epoch:,} samples per epoch; "
+            f"{terms}{self.samples_per_epoch:,} samples per epoch; "
             f"{self.micro_batches_per_epoch:,} micro-batches; with accumulation {self.accumulation}, "
             f"{_number(per_epoch)} optimizer steps per epoch; {duration}"
         )

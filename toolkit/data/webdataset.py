@@ -19,9 +19,10 @@ import json
 import logging
 import tarfile
 import zlib
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from itertools import islice
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
@@ -132,9 +133,10 @@ class SampleKeys:
 class Unreadable:
     """Counts what cannot be read, names the first few, and ends the run when it is more than a share."""
 
-    def __init__(self, max_share: float = 0.05) -> None:
-        """max_share: of the samples read so far (at least of 100), and of the shards; in [0, 1]."""
+    def __init__(self, max_share: float = 0.05, quiet: bool = False) -> None:
+        """max_share: of the samples read so far (at least of 100), and of the shards; in [0, 1]. quiet: name none."""
         self.max_share = max_share
+        self._quiet = quiet
         self.read = 0
         """Samples since the run started, unreadable ones included."""
 
@@ -145,6 +147,7 @@ class Unreadable:
         """Name and reason of the last one."""
 
         self.shards: set[str] = set()
+        self._named: set[str] = set()
         self._lock = Lock()
 
     def add_sample(self, name: str, reason: str) -> None:
@@ -153,8 +156,11 @@ class Unreadable:
             self.samples += 1
             self.last = f"{name}: {reason}"
             count, read = self.samples, self.read
-        if count <= _NAMED:
-            more = " Further ones are only counted." if count == _NAMED else ""
+            names = not (self._quiet or name in self._named or len(self._named) == _NAMED)
+            if names:
+                self._named.add(name)
+        if names:
+            more = " Further ones are only counted." if len(self._named) == _NAMED else ""
             logger.warning(f"{name}: left out: {reason}.{more}")
         if count > self.max_share * max(read, _FEW):
             allowed = f"at most {self.max_share:.0%} are allowed"
@@ -166,7 +172,15 @@ class Unreadable:
         if len(self.shards) > self.max_share * count:
             allowed = f"{len(self.shards)} of {count} shards are damaged, at most {self.max_share:.0%} are allowed"
             raise RunError(f"{name}: {reason}; {allowed}. Fetch or write it anew, or take it out of the list.")
-        logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
+        if not self._quiet:
+            logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
+
+    def summary(self) -> str:
+        """A line for the user; empty where all could be read."""
+        if not (self.samples or self.shards):
+            return ""
+        shards = f" and the rest of {len(self.shards)} shard{'s' * (len(self.shards) > 1)}" if self.shards else ""
+        return f"stream: left out {self.samples:,} of {self.read:,} samples{shards}. The last: {self.last or 'a shard'}"
 
 
 @dataclass(frozen=True)
@@ -225,7 +239,8 @@ class ShardStream:
         epoch, place, index, shards = 0, _Place(), 0, self._digest()
         if cursor and cursor["list"] != shards:
             epoch = cursor["epoch"] + 1
-            logger.warning(f"the shards of the stream have changed since the checkpoint: begins with epoch {epoch + 1}")
+            what = "the shards of the stream, its window or the batch size have changed since the checkpoint"
+            logger.warning(f"{what}: it goes on with epoch {epoch + 1}")
         elif cursor:
             epoch, index = cursor["epoch"], cursor["index"]
             place = _Place(cursor["shard"], cursor["sample"], cursor["byte"])
@@ -238,6 +253,21 @@ class ShardStream:
                     behind = {"epoch": epoch, **place._asdict(), "index": done % count, "list": shards}
                     yield window.samples[done - 1], behind
                 index = 0
+
+    def first(self, count: int) -> tuple[StreamSample, ...]:
+        """The first usable samples in the order in which the shards are given, always the same ones; fewer where there
+        are fewer. Reads no further than these. Raises RunError as `read`."""
+        quiet = replace(self, unreadable=Unreadable(1.0, quiet=True))
+        found = quiet._samples(self.shards, _Place(), Event())
+        with closing(found):
+            samples = tuple(sample for _, sample in islice(found, count))
+        if not samples:
+            raise RunError(self._without_samples(quiet.unreadable))
+        return samples
+
+    def _without_samples(self, unreadable: Unreadable) -> str:
+        names = " to ".join(dict.fromkeys((self.shards[0].name, self.shards[-1].name)))
+        return f"{names}: no sample can be used: {unreadable.last or 'they are empty'}."
 
     def _digest(self) -> str:
         """What a cursor depends on; of the shards their file names and order."""
@@ -254,7 +284,7 @@ class ShardStream:
         while self.epochs is None or epoch < self.epochs:
             window: list[tuple[_Place, StreamSample]] = []
             found = start != _Place()
-            for place, sample in self._samples(epoch, start, stop):
+            for place, sample in self._samples(self.order(epoch), start, stop):
                 if len(window) == self._window:
                     yield _Window(epoch, window[0][0], self._shuffled(epoch, window), epoch, place)
                     window = []
@@ -262,8 +292,7 @@ class ShardStream:
             if window:
                 yield _Window(epoch, window[0][0], self._shuffled(epoch, window), epoch + 1, _Place())
             elif not found:
-                why = self.unreadable.last or "they are empty"
-                raise RunError(f"{self.shards[0].name} to {self.shards[-1].name}: no sample can be used: {why}.")
+                raise RunError(self._without_samples(self.unreadable))
             epoch, start = epoch + 1, _Place()
 
     def _shuffled(self, epoch: int, window: list[tuple[_Place, StreamSample]]) -> list[StreamSample]:
@@ -284,9 +313,11 @@ class ShardStream:
 
     # ------------------------------------------------------------ reading
 
-    def _samples(self, epoch: int, start: _Place, stop: Event) -> Iterator[tuple[_Place, StreamSample]]:
-        """The usable samples of an epoch in the order of the shards, from a place on."""
-        for at, shard in enumerate(self.order(epoch)[start.shard :], start=start.shard):
+    def _samples(
+        self, shards: Sequence[Shard], start: _Place, stop: Event
+    ) -> Generator[tuple[_Place, StreamSample], None, None]:
+        """The usable samples of these shards, one after the other, from a place on."""
+        for at, shard in enumerate(shards[start.shard :], start=start.shard):
             first = start if at == start.shard else _Place(at)
             number = first.sample - 1
             try:

@@ -126,8 +126,10 @@ def _kind(section: type[BaseModel] | None, key: str, values: Any) -> ChangeKind:
         name = part.partition("[")[0]
         rules = section.on_resume if issubclass(section, StrictModel) else {}
         rule = rules.get(name, rules.get(ALL_OTHERS, kind))
-        kind = rule(values) if callable(rule) else rule
+        kind = rule(values or {}) if callable(rule) else rule
         values = values.get(name) if isinstance(values, Mapping) else None
+        if index := part.removeprefix(name).strip("[]"):
+            values = values[int(index)] if isinstance(values, list) and int(index) < len(values) else None
         field = section.model_fields.get(name)
         annotation = field.annotation if field else None
         section = section_model(item_annotation(annotation) if "[" in part else annotation)

@@ -313,7 +313,7 @@ class ResumePlan:
         old = _fingerprint_file(run.folder, read_checkpoint_json(checkpoint)["dataset"])
         logger.info(f"the dataset has changed: {_change(old, self.found)}. The next epoch begins with it.")
         state = run.state
-        if state.cursor and state.cursor["batch"]:
+        if state.cursor and state.cursor.get("batch"):  # a stream sees to it itself
             state.epoch += 1
             state.cursor = epoch_cursor(state.epoch, 0)
             state.epochs_done = state.epochs_before = state.epoch

@@ -125,7 +125,7 @@ def test_missing_required_keys_point_at_the_mapping_that_lacks_them(mistakes) ->
     text += "        - resolution: 64\n"
     assert mistakes(text) == [
         "5:7: process[0].model: is required.",
-        "7:11: process[0].datasets[0].folder_path: is required.",
+        "7:11: process[0].datasets[0]: names no images. Give 'folder_path', or for shards of a stream 'url'.",
     ]
 
 

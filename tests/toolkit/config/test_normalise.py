@@ -63,7 +63,7 @@ def test_what_is_written_reaches_the_field(section, lines: str, path: str, value
         ("train: 7", "train: 7 is not a mapping of keys and values."),
         ("datasets: []", "datasets: has 0 entries: must be at least 1."),
         ("datasets: ", "datasets: needs a value."),
-        ("datasets: [{folder_path: ''}]", "datasets[0].folder_path: needs a value."),
+        ("datasets: [{folder_path: ''}]", "datasets[0]: names no images. Give 'folder_path', or for shards"),
         ("datasets: [{folder_path: 12}]", 'datasets[0].folder_path: 12 is not text. Put it in quotes: "12"'),
         ("datasets: {folder_path: photos}", "datasets: a mapping is not a list. Begin each entry with '- '."),
         ("datasets: {-folder_path: a}", "datasets: a mapping is not a list. Write a space after the '-' of '-folder_p"),

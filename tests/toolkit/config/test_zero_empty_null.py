@@ -162,6 +162,8 @@ NEEDED: dict[str, dict[str, Any]] = {
 }
 """Section -> the keys without which it is none."""
 
+NO_IMAGES = "names no images. Give 'folder_path', or for shards of a stream 'url'."
+
 SECTIONS = dict(distinct_sections({"sd_trainer": SdTrainerConfig}))
 
 
@@ -178,6 +180,8 @@ def job_with(path: str, keys: dict[str, Any]) -> str:
         value = {key: [value] if part != key else value}
         if key in ("model", "validation"):
             value[key] = NEEDED[key] | value[key]
+        if "webdataset" in value:
+            value["url"] = "0.tar"
     return trainer(*(f"{key}: {json.dumps(inner)}" for key, inner in value.items()))
 
 
@@ -205,7 +209,7 @@ def test_an_empty_sample_keeps_its_defaults(section, blank: str) -> None:
 @pytest.mark.parametrize("blank", ["", "null", "''"])
 def test_a_key_that_is_required_needs_a_value(faults, key: str, blank: str) -> None:
     assert faults("model:", f"  {key}: {blank}") == [f"model.{key}: needs a value."]
-    assert faults("datasets:", f"  - folder_path: {blank}") == ["datasets[0].folder_path: needs a value."]
+    assert faults("datasets:", f"  - folder_path: {blank}") == [f"datasets[0]: {NO_IMAGES}"]
 
 
 @pytest.mark.parametrize("value", ["", "null", "''", "[]"])

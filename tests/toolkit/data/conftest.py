@@ -2,9 +2,10 @@
 
 import hashlib
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -12,6 +13,9 @@ from PIL import Image
 from torch import Tensor
 from torch.nn.functional import avg_pool2d
 
+from tests.toolkit.data.shard_server import write_tar
+from toolkit.config.sections import ImageTrainingSection
+from toolkit.data.stream_dataset import StreamDataset
 from toolkit.errors import RunError
 from toolkit.interfaces import DiffusionModel, Size
 from toolkit.models.qwen_edit.family import FAMILY
@@ -100,6 +104,21 @@ class FakeModel(DiffusionModel):
 
     decode_latents = predict_velocity = apply_cfg = blocks = lora_targets = wrap_blocks = _unused
     hidden_size = head_dim = num_tokens = _unused
+
+
+@pytest.fixture
+def make_stream(tmp_path: Path) -> Callable[..., StreamDataset]:
+    """The stream of one shard with these files, whose captions are texts; `settings` are keys of its entry."""
+
+    def make(files: Mapping[str, bytes], multiple: int = 8, trigger: str = "", **settings: Any) -> StreamDataset:
+        write_tar(tmp_path / "0.tar", files)
+        entry = {"url": str(tmp_path / "0.tar"), "webdataset": {"label_key": "txt"}, **settings}
+        section = ImageTrainingSection.model_validate({"type": "any", "trigger_word": trigger, "datasets": [entry]})
+        stream = StreamDataset.of(section, multiple)
+        assert stream
+        return stream
+
+    return make
 
 
 @pytest.fixture

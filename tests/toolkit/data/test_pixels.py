@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import islice
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 
-from tests.toolkit.data.shard_server import png, write_tar
-from toolkit.data.dataloader import StreamSource
+from tests.toolkit.data.shard_server import png
 from toolkit.data.images import to_tensor
-from toolkit.data.pixels import PixelLoader, StreamPixels, load_pixels
-from toolkit.data.shards import expand_shards
-from toolkit.data.webdataset import SampleKeys, ShardStream, StreamSample, Unreadable
+from toolkit.data.pixels import Picture, PixelLoader, StreamPixels, load_pixels, stream_source
+from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.webdataset import StreamSample
 from toolkit.errors import RunError
 from toolkit.interfaces import BatchSpec, BucketedSample, Flip, ResizeCrop, Sample, Size
+from toolkit.train.accumulation import split_spec
 
 
 def item(path: Path, flip: Flip = Flip()) -> BucketedSample:  # noqa: B008 - a constant
@@ -57,48 +60,81 @@ def test_a_file_that_was_damaged_since_is_named(picture: Path) -> None:
 # ---------------------------------------------------------------- of a stream
 
 
-def streamed(data: bytes, name: str = "0.tar/0") -> StreamSample:
-    return StreamSample(name, data, "a cat", Size(16, 8))
+@pytest.fixture
+def stream(make_stream: Callable[..., StreamDataset]) -> StreamDataset:
+    return make_stream({"0.png": png("red", (32, 16)), "0.txt": b"a cat"}, resolution=32, multiple=8)
 
 
-def stream_batch(*samples: StreamSample) -> BatchSpec:
+def streamed(data: bytes, name: str = "0.tar/0", size: Size = Size(32, 16)) -> StreamSample:  # noqa: B008 - a constant
+    return StreamSample(name, data, "a cat", size)
+
+
+def stream_batch(stream: StreamDataset, *samples: StreamSample) -> BatchSpec:
     numbers = tuple(range(len(samples)))
-    return BatchSpec(0, numbers, numbers, samples)
+    return BatchSpec(0, numbers, numbers, stream.of_one_size(samples))
 
 
 @pytest.mark.parametrize("workers", [0, 2])
-def test_batches_of_a_stream_have_one_size_each_that_fits_most_of_their_images(tmp_path: Path, workers: int) -> None:
-    wide, tall = png("red", (16, 8)), png("blue", (8, 16))
+def test_batches_of_a_stream_have_one_size_each_that_fits_most_of_their_images(
+    make_stream: Callable[..., StreamDataset], workers: int
+) -> None:
+    wide, tall = png("red", (32, 16)), png("blue", (16, 32))
     files = {f"{number:02}.png": tall if number < 5 else wide for number in range(12)}
     texts = {f"{number:02}.txt": str(number).encode() for number in range(12)}
-    write_tar(tmp_path / "0.tar", dict(sorted({**files, **texts}.items())))
-    shards = expand_shards([str(tmp_path / "0.tar")])
-    stream = ShardStream(shards, 3, SampleKeys(label="txt"), batch_size=3, epochs=1)
-    loader = StreamPixels(16, 8, stream.unreadable)
-    source = StreamSource(stream.read, loader.load, 3, workers, stream.epoch_of)
-    batches = list(source.load(micro_batch.spec for micro_batch in source.iterate(None)))
+    stream = make_stream(dict(sorted({**files, **texts}.items())), resolution=32, multiple=8)
+    source = stream_source(stream, 3, 3, StreamPixels(stream).load, workers)
+    specs = [micro_batch.spec for micro_batch in islice(source.iterate(None), 4)]
+    batches = list(source.load(specs))
     assert sorted(caption for batch in batches for caption in batch.captions) == sorted(map(str, range(12)))
     by_shape = [tuple(batch.pixels_B3HW.shape) for batch in batches]
-    assert sorted(by_shape) == [(3, 3, 8, 16), (3, 3, 8, 16), (3, 3, 16, 8), (3, 3, 16, 8)]
+    assert sorted(by_shape) == [(3, 3, 16, 32), (3, 3, 16, 32), (3, 3, 32, 16), (3, 3, 32, 16)]
     for batch in batches:
         assert batch.pixels_B3HW[:, :, 4, 4].abs().min() == 1, "cut, not stretched or padded"
         assert batch.loss_weight_B.tolist() == [1.0] * 3
 
 
-def test_pixels_of_a_stream_are_those_of_the_file(picture: Path) -> None:
-    batch = StreamPixels(64, 2, Unreadable()).load(
-        stream_batch(streamed(picture.read_bytes())._replace(size=Size(8, 6)))
-    )
+def test_a_part_of_a_batch_has_the_size_of_the_whole(stream: StreamDataset) -> None:
+    """Several processes share a batch, and each image is to be trained as one process would."""
+    samples = [streamed(png("red", (16, 32)), size=Size(16, 32))] * 2 + [streamed(png("red", (32, 16)))]
+    spec = stream_batch(stream, *samples)
+    for part in (spec, *split_spec(spec, 3)):
+        assert StreamPixels(stream).load(part).pixels_B3HW.shape[2:] == (32, 16)
+
+
+def test_pixels_of_a_stream_are_those_of_the_file(picture: Path, stream: StreamDataset) -> None:
+    stream = replace(stream, multiple=2)
+    batch = StreamPixels(stream).load(stream_batch(stream, streamed(picture.read_bytes(), size=Size(8, 6))))
     assert torch.equal(batch.pixels_B3HW[0], to_tensor(Image.open(picture))) and batch.names == ("0.tar/0",)
 
 
-def test_a_truncated_image_of_a_stream_is_grey_without_weight_and_counted(said: list[str]) -> None:
-    whole = png("red", (16, 8))
-    unreadable = Unreadable()
-    batch = StreamPixels(16, 8, unreadable).load(stream_batch(streamed(whole), streamed(whole[:-30], "0.tar/cut")))
+def test_a_truncated_image_of_a_stream_is_grey_without_weight_and_counted(
+    stream: StreamDataset, said: list[str]
+) -> None:
+    whole = png("red", (32, 16))
+    cut = streamed(whole[:-30], "0.tar/cut")
+    batch = StreamPixels(stream).load(stream_batch(stream, streamed(whole), cut))
     assert batch.loss_weight_B.tolist() == [1.0, 0.0] and batch.pixels_B3HW[1].abs().max() == 0
-    assert unreadable.samples == 1
+    assert stream.unreadable.samples == 1
     assert len(said) == 1 and said[0].startswith("0.tar/cut: left out: its image cannot be read (")
     with pytest.raises(RunError, match="6 of 0 samples cannot be read, at most 5% are allowed"):
         for _ in range(5):
-            StreamPixels(16, 8, unreadable).load(stream_batch(streamed(whole[:-30])))
+            StreamPixels(stream).load(stream_batch(stream, streamed(whole[:-30])))
+
+
+def test_the_batch_of_a_trial_is_the_largest_there_can_be(make_stream: Callable[..., StreamDataset]) -> None:
+    stream = make_stream({"0.png": png(), "0.txt": b"a cat"}, resolution=36, multiple=8)
+    batch = StreamPixels(stream).trial(2)
+    assert batch.pixels_B3HW.shape == (2, 3, 40, 32)
+    assert len(batch) == 2 and batch.spec.positions == (0, 1) and batch.captions == ("a cat",) * 2
+
+
+def test_pictures_of_a_stream_are_its_first_whole_ones(
+    make_stream: Callable[..., StreamDataset], said: list[str]
+) -> None:
+    whole = png("red", (32, 16))
+    files = {"0.png": whole, "0.txt": b"", "1.png": whole[:-30], "1.txt": b"", "2.png": whole, "2.txt": b""}
+    stream = make_stream(files, resolution=32, multiple=8)
+    pictures = Picture.first_of(stream, 3)
+    assert [picture.name.rpartition("/")[2] for picture in pictures] == ["0", "2"]
+    assert pictures[1].pixels().shape == (3, 16, 32)
+    assert stream.unreadable.samples == 0 and not said

@@ -1,0 +1,230 @@
+"""Jobs on streams of shards: what they leave, that they go on to the same bytes, and what ends them."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT, child_environment
+from tests.extensions.vae_trainer.test_process import GAN, assert_same_bytes, lines
+from tests.processes import free_port
+from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
+from toolkit.errors import RunError, UserError
+
+TO_RESUME = {**GAN, "save": {"save_every": 2}, "train": {"steps": 4, "ema_config": {"use_ema": True}}}
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards of five images, by two sizes."""
+    for number in range(3):
+        write_shard(tmp_path / "shards" / f"{number}.tar", 5, size=((40, 32), (32, 40))[number % 2])
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def streamed(vae_job: Callable[..., dict]) -> Callable[..., dict]:
+    """A section of `vae_trainer` on these shards; `webdataset` are keys of its entry."""
+
+    def section(url: object, webdataset: dict | None = None, num_workers: int = 0, **changes: object) -> dict:
+        entry = {"url": str(url), "resolution": 32, "num_workers": num_workers, "webdataset": webdataset or {}}
+        return vae_job(Path(), **{"datasets": [entry], **changes})
+
+    return section
+
+
+def test_what_a_run_on_a_stream_leaves(start, streamed, make_pictures, shards: Path, tmp_path: Path) -> None:
+    make_pictures(tmp_path / "held", "a", "b", size=(40, 32), captions=False)
+    folder = start(
+        streamed(
+            f"{shards}/*.tar",
+            {"window": 4},
+            **GAN,
+            save={"save_every": 4},
+            sample={"sample_every": 4, "count": 3, "format": "png"},
+            validation={"folder_path": str(tmp_path / "held"), "every": 4},
+            train={"steps": 9},
+        )
+    )
+    metrics = lines(folder / "metrics.jsonl")
+    assert [line["step"] for line in metrics] == list(range(1, 10))
+    assert [line["epoch"] for line in metrics][:8] == [0] * 8 and metrics[8]["epoch"] == 1, "15 images in twos"
+    assert metrics[7]["samples"] == 15, "the last batch of an epoch is short"
+    assert (folder / "job_000000004").is_dir() and len(lines(folder / "validation.jsonl")) == 4
+    drawn = sorted((folder / "samples").iterdir())
+    assert len(drawn) == 8 and {Image.open(path).size for path in drawn} == {(2 * 34, 30)}, "the held-out images"
+    config = json.loads((folder / "job" / "config.json").read_text())
+    assert config["scaling_factor"] > 0 and "shift_factor" in config
+
+
+def test_a_run_on_a_stream_goes_on_to_the_same_bytes(start, streamed, shards: Path, tmp_path: Path) -> None:
+    url = f"{shards}/*.tar"
+    whole = start(streamed(url, {"window": 4}, **TO_RESUME)).rename(tmp_path / "whole")
+    start(streamed(url, {"window": 4}, **{**TO_RESUME, "train": {**TO_RESUME["train"], "steps": 2}}))
+    shards.rename(tmp_path / "moved")  # and read by threads
+    again = start(streamed(tmp_path / "moved" / "*.tar", {"window": 4}, num_workers=2, **TO_RESUME))
+    assert_same_bytes(whole, again)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
+def test_a_killed_run_on_a_stream_goes_on_to_the_same_bytes(
+    write_job, streamed, shards: Path, tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    def start(folder: str) -> subprocess.Popen:
+        section = streamed(f"{shards}/*.tar", {"window": 4}, 2, training_folder=folder, **TO_RESUME)
+        path = write_job(section, name=folder)
+        path.write_text(path.read_text().replace(f'"name": "{folder}"', '"name": "job"'))
+        command = [sys.executable, str(ROOT / "run.py"), str(path)]
+        return subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
+
+    assert start("whole").wait(120) == 0
+    process = start("stopped")
+    metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
+    state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
+    while not (state.is_file() and len(metrics.read_text().splitlines()) >= step):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(60)
+    assert start("stopped").wait(120) == 0
+    assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
+
+
+def test_a_resume_opens_the_shard_it_stands_in_at_its_byte(start, streamed, tmp_path: Path, said: list[str]) -> None:
+    """Beside the one whose first samples every start reads."""
+    for number in range(4):
+        write_shard(tmp_path / "shards" / f"{number}.tar", 300, size=(32, 32))
+    with serving(tmp_path / "shards") as server:
+        section = streamed(f"{server.address}/{{0..3}}.tar", {"window": 8}, train={"steps": 36, "batch_size": 10})
+        start({**section, "train": {**section["train"], "steps": 35}}, name="job")
+        opened = [path for path, _ in server.requests]
+        server.requests.clear()
+        start(section, name="job")
+        assert any("resuming from" in line for line in said)
+        again = server.requests
+    second = opened[-1]  # 350 samples are 50 of the second shard
+    assert len(opened) == 4 and opened[:2] == ["/0.tar"] * 2, "looked at, the measured images, two shards"
+    assert [path for path, _ in again] == ["/0.tar", "/0.tar", second]
+    (start_byte,) = re.findall(r"bytes=(\d+)-", again[-1][1]["Range"])
+    assert int(start_byte) > 40 * 1024
+
+
+def test_a_connection_that_breaks_changes_nothing(start, streamed, shards: Path, tmp_path: Path) -> None:
+    whole = start(streamed(f"{shards}/*.tar")).rename(tmp_path / "whole")
+    with serving(shards) as server:
+        server.cut = 12_000
+        again = start(streamed(f"{server.address}/{{0..2}}.tar", {"token": "a-secret-token"}))
+        assert len(server.requests) > 8
+        assert all(headers["Authorization"] == "Bearer a-secret-token" for _, headers in server.requests)
+    name = "job/diffusion_pytorch_model.safetensors"
+    assert (whole / name).read_bytes() == (again / name).read_bytes()
+    written = [path for path in again.rglob("*") if path.is_file() and b"a-secret-token" in path.read_bytes()]
+    assert written == [], "the token"
+
+
+def test_a_damaged_image_is_left_out_and_counted(start, streamed, tmp_path: Path, said: list[str]) -> None:
+    with_one_cut_image(tmp_path / "0.tar")
+    folder = start(streamed(tmp_path / "0.tar", {"samples": 19}, train={"steps": 11}))
+    assert load_file(folder / "job" / "diffusion_pytorch_model.safetensors")
+    named = f"{tmp_path}/0.tar/12: left out: its image cannot be read"
+    assert sum(line.startswith(named) for line in said) == 1, "in each epoch, and named once"
+    assert any(re.match(r"stream: left out \d of \d+ samples\. The last: .*/12: its image", line) for line in said)
+    assert any("19 samples are given, and an epoch of the stream has 20. Correct it" in line for line in said)
+
+
+def damaged(path: Path) -> None:
+    """The second half of a shard is missing."""
+    whole = write_shard(path, 20, size=(32, 32)).read_bytes()
+    path.write_bytes(whole[: len(whole) // 2 + 300])
+
+
+def without_images(path: Path) -> None:
+    write_tar(path, {"0.gif": b"", "0.txt": b"a"})
+
+
+def with_one_cut_image(path: Path) -> None:
+    image = png("red", (32, 32))
+    files = {f"{n:02}.png": image[: len(image) // 2] if n == 12 else image for n in range(20)}
+    write_tar(path, dict(sorted({**files, **{f"{n:02}.json": b'{"prompt": ""}' for n in range(20)}}.items())))
+
+
+@pytest.mark.parametrize(
+    ("make", "webdataset", "error", "message"),
+    [
+        (
+            damaged,
+            {},
+            RunError,
+            r"0\.tar: is damaged behind sample \d+ of it \(.*\); 1 of 1 shards are damaged, at most",
+        ),
+        (with_one_cut_image, {"max_unreadable": 0}, RunError, r"1 of \d+ samples cannot be read, at most 0% are allow"),
+        (without_images, {}, UserError, r"it has no jpg or jpeg or png or webp, only gif, txt"),
+        (lambda path: None, {}, UserError, r"^datasets\[0\]\.url: .*0\.tar: no such file"),
+    ],
+)
+def test_what_ends_a_run_is_one_line(
+    start, streamed, tmp_path: Path, make: Callable, webdataset: dict, error: type, message: str
+) -> None:
+    make(tmp_path / "0.tar")
+    with pytest.raises(error, match=message) as caught:
+        start(streamed(tmp_path / "0.tar", webdataset, train={"steps": 20}))
+    assert "\n" not in str(caught.value)
+
+
+def test_a_dry_run_names_the_shards_without_torch_and_refusals_are_one_line(
+    run_py, write_job, streamed, shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    job = write_job(streamed(f"{shards}/*.tar", {"samples": 15}, train={"epochs": 2}))
+    result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert f"stream of 3 shards: {shards}/0.tar to {shards}/2.tar; 15 samples as given" in result.stdout
+    assert "15 samples per epoch; 8 micro-batches; with accumulation 1, 8 optimizer steps per epoch; 2 epochs = 16" in (
+        result.stdout
+    )
+    job = write_job(streamed("hf://datasets/a/b/*.tar"))
+    result = run_py(job, "--dry-run", env={"HF_HUB_OFFLINE": "1"})
+    assert result.returncode == 2 and len(result.stderr.strip().splitlines()) == 1, result.stderr
+    assert "datasets[0].url: hf://datasets/a/b/*.tar: the hub cannot be asked" in result.stderr
+    with serving(shards) as server:
+        server.failures = [403]
+        result = run_py(write_job(streamed(f"{server.address}/0.tar", {"token": "a-secret-token"})))
+    assert result.returncode == 2 and result.stderr.strip().splitlines()[-1].endswith(
+        "the server answers 403 Forbidden. The token that was sent may not read it."
+    )
+    assert "a-secret-token" not in result.stdout + result.stderr and not (tmp_path / "output" / "job").exists()
+
+
+def test_an_image_too_small_for_the_discriminator_is_told_first(start, streamed, shards: Path) -> None:
+    with pytest.raises(UserError, match=r"^discriminator\.layers: 5 of them judge patches of at least 96 pixels"):
+        start(streamed(f"{shards}/*.tar", discriminator={"layers": 5}))
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_a_stream_what_one_trains(write_job, streamed, shards: Path, tmp_path: Path) -> None:
+    found = []
+    for processes in (1, 2):
+        section = streamed(f"{shards}/*.tar", {"window": 4}, 1, training_folder=f"of_{processes}", **GAN)
+        section["train"] |= {"steps": 6, "batch_size": 3}
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
+        arguments = [*(launcher if processes > 1 else []), str(ROOT / "run.py"), str(write_job(section))]
+        result = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=child_environment(), capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        found.append(lines(tmp_path / f"of_{processes}" / "job" / "metrics.jsonl"))
+    assert [line["samples"] for line in found[0]] == [line["samples"] for line in found[1]]
+    for one, two in zip(*found, strict=True):
+        for name in ("loss/vae", "loss_recon", "loss_kl", "grad_norm/vae"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), (name, one["step"])
