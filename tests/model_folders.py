@@ -1,4 +1,5 @@
-"""Model folders and hub caches whose weights are empty, for what only looks at names, indices and parts."""
+"""Model folders and hub caches whose weights are empty, for what only looks at names, indices and parts; and a tiny
+latent flow model."""
 
 from __future__ import annotations
 
@@ -55,3 +56,33 @@ def write_cached(home: Path, name: str, pipeline: str = OURS, without: str = "",
         }
         write_tree_cache(str(repository), COMMIT, entries)
     return snapshot
+
+
+SMALL_VAE = {
+    "block_out_channels": [8, 16],
+    "down_block_types": ["DownEncoderBlock2D"] * 2,
+    "up_block_types": ["UpDecoderBlock2D"] * 2,
+    "norm_num_groups": 4,
+}
+"""Arguments of an AutoencoderKL with 2 x 2 pixels per latent pixel."""
+
+SMALL_TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+SMALL_FLOW = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
+
+
+def write_flow_model(folder: Path, class_name: str = "SD3Transformer2DModel", prediction: str = "flow") -> Path:
+    """A latent flow model of random weights."""
+    import torch
+
+    from toolkit.config.autoencoder import AutoencoderConfig
+    from toolkit.models.autoencoders import make_autoencoder
+    from toolkit.models.latent_flow import new
+
+    vae = make_autoencoder(AutoencoderConfig(config=SMALL_VAE), 0, torch.device("cpu"))
+    vae.module.register_to_config(scaling_factor=1.5, shift_factor=0.25)
+    vae.module.save_pretrained(folder / "vae")
+    new.write_text_encoder(folder, SMALL_TEXT, ["a cat", "a photo of a dog"], 16, 0)
+    new.write_transformer(folder, class_name, SMALL_FLOW, 0)
+    new.write_scheduler(folder)
+    new.write_index(folder, prediction, 16)
+    return folder

@@ -183,6 +183,8 @@ class PromptEmbeds:
     """Text embeddings of a batch, padded at the end to the longest."""
 
     embeds_BLD: Tensor
+    """Of a model whose text encoder is trained: token ids [B, L], which it embeds at each use."""
+
     lengths: tuple[int, ...]
     """Valid tokens of each item."""
 
@@ -287,6 +289,10 @@ class ModelSection(Protocol):
     def model_kwargs(self) -> Any: ...
 
 
+PREDICTIONS = ("flow", "v")
+"""What a model may predict: the keys of `toolkit.flow.loss.INTERPOLANTS`."""
+
+
 class ModelFacts:
     """Constants of a model family, known before any file is read. `toolkit.models.families.ModelFamily` has what
     depends on a model folder."""
@@ -330,6 +336,12 @@ class ModelFacts:
 
     sure_prompt: int = 0
     """Characters of a prompt that fits into the model with any control images."""
+
+    prediction: str = "flow"
+    """What the model predicts, and how noise is mixed in: one of PREDICTIONS."""
+
+    empty_negative: str = " "
+    """The negative prompt where none is given; by default as diffusers' documentation of Qwen-Image advises."""
 
     embeds_guidance: bool = False
     """Whether the guidance scale is an input of the model: sampling then needs no negative prediction."""
@@ -447,7 +459,8 @@ class DiffusionModel(ABC):
 
     @abstractmethod
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
-        """Embeddings [L, D] of one prompt with its RGB control images, of any size, at most `max_references`."""
+        """Embeddings [L, D] of one prompt with its RGB control images, of any size, at most `max_references`; where the
+        text encoder is trained, token ids [L]."""
 
     @abstractmethod
     def predict_velocity(
@@ -458,7 +471,8 @@ class DiffusionModel(ABC):
         references: Sequence[Sequence[Tensor]],
         guidance_B: Tensor | None = None,
     ) -> Tensor:
-        """Velocity [B, C, H, W] (noise - image) at noise fraction t in [0, 1], 1 = pure noise.
+        """What `ModelFacts.prediction` says, by default the velocity (noise - image), [B, C, H, W] at noise fraction t
+        in [0, 1], 1 = pure noise.
 
         guidance_B: the guidance scale that a distilled model embeds; None: the family's own. A family without such an
         input raises ValueError for any other.
@@ -634,7 +648,8 @@ class StepLosses:
     """What a `TrainStep` returns: one loss per sample and role, and metrics."""
 
     by_role: dict[str, Tensor]
-    """Role -> differentiable float32 losses [B]."""
+    """Role -> differentiable float32 losses [B]. Roles that learn from one loss have the same tensor: it has one
+    backward pass and counts once."""
 
     per_sample: dict[str, Tensor] = field(default_factory=dict)
     """Metric name -> one value per sample [B], on any device, such as the timestep t."""

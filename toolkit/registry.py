@@ -32,5 +32,11 @@ def load_object(path: str) -> Any:
     return getattr(import_module(module), attribute)
 
 
-FAMILIES = Registry("model family", {"qwen_image_edit_plus": "toolkit.models.qwen_edit.family:FAMILY"})
+FAMILIES = Registry(
+    "model family",
+    {
+        "qwen_image_edit_plus": "toolkit.models.qwen_edit.family:FAMILY",
+        "latent_flow": "toolkit.models.latent_flow.family:FAMILY",
+    },
+)
 """The model families by `model.arch`: `toolkit.models.families.ModelFamily` objects, which import no torch."""

@@ -54,7 +54,12 @@ def compact(header: Header) -> str:
 
 
 def tensor_sizes(path: Path) -> dict[str, int]:
-    """Name and number of weights of each tensor in a file of a model.
+    """Name and number of weights of each tensor in a file of a model. Raises what `tensor_shapes` raises."""
+    return {name: prod(shape) for name, shape in tensor_shapes(path).items()}
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in a file of a model.
 
     Raises UserError, which names the file, when its header is damaged, or the file is shorter than its header says.
     """
@@ -65,7 +70,7 @@ def tensor_sizes(path: Path) -> dict[str, int]:
         entries = {name: entry for name, entry in header.items() if name != METADATA}
         if end - begin < max((entry["data_offsets"][1] for entry in entries.values()), default=0):
             raise ValueError("it is cut off")
-        return {name: prod(entry["shape"]) for name, entry in entries.items()}
+        return {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged weights ({error}). Copy or download the model again.") from error
 

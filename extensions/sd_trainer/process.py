@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from math import prod
-from pathlib import Path
 
 import torch
 from PIL import Image
@@ -32,7 +31,6 @@ from extensions.sd_trainer.setup import (
 from extensions.sd_trainer.writers import ExtractedLoraWriter, LoraWriter, ModelFolderWriter
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.process import JobContext
-from toolkit.data.captions import inject_trigger
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
@@ -67,7 +65,7 @@ from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.prior_preservation import PriorPreservation
 from toolkit.train.resumption import ResumePlan
 from toolkit.train.run import Run
-from toolkit.train.sampling import SamplePrompt, Sampler
+from toolkit.train.sampling import SamplePrompt, Sampler, sample_prompts
 from toolkit.train.validation import Validator
 
 logger = logging.getLogger(__name__)
@@ -228,22 +226,9 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _sample_prompts(self) -> list[SamplePrompt]:
         """The prompts of `sample`, then of `first_sample`."""
-        family = family_for(self.section.model)
         sections = [given for given in (self.section.sample, self.section.first_sample) if given]
-        return [
-            SamplePrompt(
-                prompt=inject_trigger(item.prompt, self.section.trigger_word, add=False),
-                negative=inject_trigger(item.neg, self.section.trigger_word, add=False),
-                size=family.drawable(Size(item.width, item.height)),
-                seed=item.seed,
-                guidance_scale=item.guidance_scale,
-                steps=item.sample_steps,
-                flow_shift=item.flow_shift,
-                references=tuple(Path(path).expanduser() for path in item.ctrl_img),
-            )
-            for section in sections
-            for item in section.sample_items()
-        ]
+        items = [item for section in sections for item in section.sample_items()]
+        return sample_prompts(items, self.section.trigger_word, family_for(self.section.model))
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 

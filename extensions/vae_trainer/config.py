@@ -15,7 +15,7 @@ from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, s
 from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
-from toolkit.config.train import OptimizerConfig
+from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.folder import DatasetScan
 from toolkit.data.items import scan_items
@@ -117,13 +117,6 @@ class DiscriminatorConfig(StrictModel):
     adaptive_weight: bool = False
     """Scale `losses.adversarial` so that its gradient at the decoder's last layer is as large as that of all other
     terms (VQGAN)."""
-
-
-class RoleOptimizerConfig(OptimizerConfig):
-    """One entry of `optimizers`: keys of `train` that this role has for itself."""
-
-    every: int = Field(default=1, ge=1)
-    """Trained in the first optimizer step and then in each `every`-th one."""
 
 
 class OptimizersConfig(StrictModel):

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from math import gcd
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
@@ -145,7 +145,17 @@ class AutoencoderConfig(StrictModel):
 
     def latent_scale(self) -> int:
         """Pixels along one side of a latent pixel."""
-        arguments = self.arguments()
-        key, default = LEVELS[arguments["_class_name"]]
-        levels = arguments.get(key)
-        return 2 ** ((len(levels) if isinstance(levels, list | tuple) else default) - 1)
+        return latent_scale(self.arguments())
+
+
+def latent_scale(arguments: Mapping[str, Any]) -> int:
+    """Pixels along one side of a latent pixel, by the arguments of a class with its name as `_class_name`."""
+    key, default = LEVELS.get(arguments.get("_class_name", ""), ("", 1))
+    levels = arguments.get(key)
+    return 2 ** ((len(levels) if isinstance(levels, list | tuple) else default) - 1)
+
+
+def latent_channels(arguments: Mapping[str, Any]) -> int:
+    """Channels of the latents, by the arguments of a class with its name as `_class_name`."""
+    is_qwen = arguments.get("_class_name") == "AutoencoderKLQwenImage"
+    return int(arguments.get("z_dim", 16) if is_qwen else arguments.get("latent_channels", 4))

@@ -76,7 +76,8 @@ def is_needed(file: str) -> bool:
 
 
 def _ours() -> str:
-    known = (f"{family.title} and what is made from it ({', '.join(family.pipelines)})" for family in families())
+    kinds = ((f.title if f.published else f"a {f.title} of its own", ", ".join(f.pipelines)) for f in families())
+    known = (f"{name} and what is made from it ({pipelines})" for name, pipelines in kinds)
     return f"this program trains {' or '.join(known)}"
 
 

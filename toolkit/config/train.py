@@ -306,6 +306,13 @@ class OptimizerConfig(StrictModel):
             yield ("lr_groups",), f"'optimizer: {self.optimizer}' {remedy}"
 
 
+class RoleOptimizerConfig(OptimizerConfig):
+    """One entry of `optimizers`: keys of `train` that this role has for itself."""
+
+    every: int = Field(default=1, ge=1)
+    """Trained in the first optimizer step and then in each `every`-th one."""
+
+
 class OptimizationConfig(OptimizerConfig):
     """`train`: length, optimizer and precision of any training."""
 

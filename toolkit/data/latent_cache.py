@@ -155,7 +155,8 @@ class ItemEncoder:
         pictures = [flip_image(open_image(path, sample.background), sample.flip) for path in sample.control_images]
         with self._lock, torch.no_grad():
             encoded = _by_name(self._model.encode_prompt(prompt, pictures))
-        return {name: tensor.to("cpu", self._dtype) for name, tensor in encoded.items()}
+        dtypes = {name: self._dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
+        return {name: tensor.to("cpu", dtypes[name]) for name, tensor in encoded.items()}
 
     def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
         if path not in self._sizes:

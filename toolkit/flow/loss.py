@@ -1,4 +1,4 @@
-"""The training objective: the interpolant between image and noise, the loss of each sample, and its weight by timestep.
+"""The training objective: the interpolants between image and noise, the loss of each sample, its weight by timestep.
 
 Shape suffixes: B batch, C channels, H/W height and width of the latent.
 """
@@ -9,6 +9,7 @@ import math
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -31,11 +32,41 @@ def linear_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tenso
     Raises ValueError when x0 and noise differ in shape.
     Source: Liu et al. 2022, arXiv:2209.03003, eq. 1, with time reversed.
     """
+    x0_BCHW, noise_BCHW, t_B111 = _alike(x0_BCHW, noise_BCHW, t_B)
+    return (1 - t_B111) * x0_BCHW + t_B111 * noise_BCHW, noise_BCHW - x0_BCHW
+
+
+def trigonometric_path(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor]:
+    """x_t = cos(a) x0 + sin(a) noise and v = cos(a) noise - sin(a) x0 with a = pi t / 2, at least float32; the variance
+    of x_t is that of x0 and noise at every t. dx_t/dt is pi / 2 times v.
+
+    t_B: as of `linear_path`. Raises ValueError when x0 and noise differ in shape.
+    Source: v: Salimans & Ho 2022, arXiv:2202.00512, appendix D; the path: Albergo & Vanden-Eijnden 2023,
+    arXiv:2209.15571, section 2 (trigonometric interpolant), with time reversed.
+    """
+    x0_BCHW, noise_BCHW, t_B111 = _alike(x0_BCHW, noise_BCHW, t_B)
+    cos_B111, sin_B111 = torch.cos(math.pi / 2 * t_B111), torch.sin(math.pi / 2 * t_B111)
+    return cos_B111 * x0_BCHW + sin_B111 * noise_BCHW, cos_B111 * noise_BCHW - sin_B111 * x0_BCHW
+
+
+def _alike(x0_BCHW: Tensor, noise_BCHW: Tensor, t_B: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     if x0_BCHW.shape != noise_BCHW.shape:
         raise ValueError(f"x0 {tuple(x0_BCHW.shape)} and noise {tuple(noise_BCHW.shape)} differ in shape")
-    x0_BCHW, noise_BCHW = at_least_float32(x0_BCHW), at_least_float32(noise_BCHW)
-    t_B111 = at_least_float32(t_B)[:, None, None, None]
-    return (1 - t_B111) * x0_BCHW + t_B111 * noise_BCHW, noise_BCHW - x0_BCHW
+    return at_least_float32(x0_BCHW), at_least_float32(noise_BCHW), at_least_float32(t_B)[:, None, None, None]
+
+
+class Interpolant(NamedTuple):
+    """How image and noise are mixed, and what the model predicts of it."""
+
+    mix: Callable[[Tensor, Tensor, Tensor], tuple[Tensor, Tensor]]
+    """From (x0, noise, t) to x_t and what is predicted."""
+
+    speed: float
+    """dx_t/dt is so many times what is predicted."""
+
+
+INTERPOLANTS = {"flow": Interpolant(linear_path, 1.0), "v": Interpolant(trigonometric_path, math.pi / 2)}
+"""By `ModelFacts.prediction`."""
 
 
 # ------------------------------------------------------------ loss of each sample

@@ -59,7 +59,23 @@ class Autoencoder:
         """The entries of config.json by which latents of this mean and standard deviation become (0, 1)."""
         raise NotImplementedError
 
+    def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        """What `normalisation` wrote: mean and standard deviation, 0-dim or [C, 1, 1], of the type of `like`."""
+        config = self.module.config
+        mean, scale = config.get("shift_factor") or 0.0, config.get("scaling_factor") or 1.0
+        return like.new_tensor(mean), like.new_tensor(1 / scale)
+
     # ------------------------------------------------------------ what they share
+    def normalised(self, latents_BCHW: Tensor) -> Tensor:
+        """Latents as a diffusion model takes them, of those that `encode` gives."""
+        mean, std = self.latent_statistics(latents_BCHW)
+        return (latents_BCHW - mean) / std
+
+    def unnormalised(self, latents_BCHW: Tensor) -> Tensor:
+        """The inverse of `normalised`."""
+        mean, std = self.latent_statistics(latents_BCHW)
+        return latents_BCHW * std + mean
+
     def sample(self, mean_BCHW: Tensor, logvar_BCHW: Tensor | None, noise_BCHW: Tensor) -> Tensor:
         """Latents [B, C, H, W] drawn with this noise; the mean where they are not a distribution."""
         if logvar_BCHW is None:
@@ -115,6 +131,11 @@ class QwenImageAutoencoder(Autoencoder):
     def normalisation(self, mean_C: Tensor, std_C: Tensor) -> dict[str, Any]:
         """By channel: latents are (z - latents_mean) / latents_std."""
         return {"latents_mean": mean_C.tolist(), "latents_std": std_C.tolist()}
+
+    def latent_statistics(self, like: Tensor) -> tuple[Tensor, Tensor]:
+        config = self.module.config
+        mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
+        return mean_C11, std_C11
 
 
 class TinyAutoencoder(Autoencoder):

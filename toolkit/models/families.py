@@ -180,6 +180,11 @@ class ModelFamily(ModelFacts, ABC):
         """The model in a folder; its parts are loaded on first use."""
         return load_object(self.model_class)(options)
 
+    def of_folder(self, folder: Path) -> ModelFamily:
+        """The family with the facts of one model, where they differ from folder to folder; those of the published model
+        where the folder is not here yet."""
+        return self
+
     network_maker: str = ""
     """A function (folder, arguments) -> module that makes the trained part with random weights, as "module:function";
     empty: it cannot be made."""
@@ -235,7 +240,8 @@ def family_for(model: ModelSection) -> ModelFamily:
     arch = found or wanted or next(iter(FAMILIES))
     if arch not in FAMILIES:
         raise UserError(f"model.arch: {arch!r} is not supported yet. {did_you_mean(arch, FAMILIES)}")
-    return FAMILIES.load(arch)
+    family, index = FAMILIES.load(arch), local_index(model.name_or_path, model.revision)
+    return family.of_folder(index.parent) if index else family
 
 
 def model_bytes(model: ModelConfig) -> int:

@@ -15,6 +15,7 @@ from types import ModuleType
 from typing import Any
 
 import torch
+from accelerate import init_empty_weights
 from safetensors import SafetensorError, safe_open
 from torch import nn
 
@@ -119,6 +120,60 @@ def check_loaded(part: Path, info: Mapping[str, Any], unused: Sequence[str] = ()
         raise RunError(f"{part}: missing weights: {some(missing)}. Copy or download the model again.")
     if unexpected:
         raise RunError(f"{part}: weights that config.json does not account for: {some(unexpected)}.")
+
+
+BLOCKS = "transformer_blocks"
+"""Where the transformers of diffusers have their blocks."""
+
+STRICTLY: dict[str, Any] = {
+    "local_files_only": True,
+    "use_safetensors": True,
+    "output_loading_info": True,
+    "ignore_mismatched_sizes": True,
+}
+"""For `from_pretrained`; `check_loaded` then says what does not fit."""
+
+
+def load_blockwise(options: ModelLoadOptions, kind: Any, tabulated: Sequence[str] = ()) -> Any:
+    """The transformer of a model folder: frozen, in `weights_dtype`, each block transformed as it is filled.
+
+    It is built empty and filled block by block straight from the memory-mapped shards, so that at most one block
+    stands in memory in its stored precision while the rest is already quantized.
+
+    kind: its class in diffusers. tabulated: parts of a block that stay in CPU memory with `modulation_table`.
+    Raises RunError when weights are missing, unknown, not finite, or of another shape than config.json says.
+    """
+    part = options.folder / "transformer"
+    dtype = options.weights_dtype or options.dtype
+    merge = options.merge_fn() if options.merge_fn else None
+    with init_empty_weights(include_buffers=False):
+        model = kind.from_config(kind.load_config(part))
+    with ExitStack() as stack:
+        reader = ShardReader(part, stack)
+        for index, block in enumerate(model.transformer_blocks):
+            fill(block, reader, f"{BLOCKS}.{index}.", dtype)
+            if not options.low_vram:  # quantizing is faster there
+                block.to(options.device)
+            check_finite(part, block, f"{BLOCKS}.{index}.")
+            if merge:  # before the weights lose precision
+                merge(block, f"{BLOCKS}.{index}")
+            if options.transform_block:
+                options.transform_block(block, f"{BLOCKS}.{index}")
+            for name, child in block.named_children():
+                stays = index in options.cpu_blocks or (options.modulation_table and name in tabulated)
+                child.to("cpu" if stays else options.device)
+        fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
+        for name, child in model.named_children():
+            if name != BLOCKS:
+                check_finite(part, child, f"{name}.")
+        if merge:
+            merge(model, "")
+    if reader.names:
+        raise RunError(f"{part}: weights that config.json does not account for: {some(reader.names)}.")
+    for name, child in model.named_children():
+        if name != BLOCKS:
+            child.to(options.device)
+    return model.requires_grad_(False).eval()
 
 
 def check_finite(part: Path, module: nn.Module, prefix: str = "") -> None:

@@ -33,6 +33,7 @@ class FullNetwork(Network):
         self.dtype = dtype
         self._parameters: dict[str, nn.Parameter] = {}
         self._modules: dict[str, nn.Module] = {}
+        self._buffers: dict[str, Tensor] = {}
 
     @classmethod
     def from_config(cls, settings: NetworkConfig, targets: Sequence[str], seed: int, dtype: torch.dtype) -> Self:
@@ -46,15 +47,21 @@ class FullNetwork(Network):
 
     def attach(self, model: nn.Module) -> None:
         model.requires_grad_(False)
+        tied: set[int] = set()  # a parameter of several modules is trained under its first name
         for target in self.targets:
             module = model.get_submodule(target)
             for name, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in tied:
+                    continue
+                tied.add(id(parameter))
                 parameter.requires_grad_(True)
                 trained = local_shard_parameter(parameter) if is_sharded(parameter) else parameter
                 self._parameters[f"{target}.{name}"] = trained
             cast_on_use(module, self.dtype)
         # Kept here: frozen ones may be removed from the model later (by the modulation cache).
         self._modules = {name: model.get_submodule(name) for name in modules_with_weights(model)}
+        parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+        self._buffers = {name: tensor for name, tensor in model.state_dict().items() if name not in parameters}
         for module in self._modules.values():
             cast_frozen_(module, self.dtype)
 
@@ -68,12 +75,16 @@ class FullNetwork(Network):
         return {name: shard_of(parameter) for name, parameter in self._of_model() if is_sharded(parameter)}
 
     def export(self, weights: dict[str, Tensor]) -> dict[str, Tensor]:
-        """All weights of the model, those that are not trained included, under the model's own names."""
-        return {name: local_rows(parameter) for name, parameter in self._of_model()} | weights
+        """All weights and buffers of the model, those that are not trained included, under the model's own names."""
+        return self._buffers | {name: local_rows(parameter) for name, parameter in self._of_model()} | weights
 
     def _of_model(self) -> Iterator[tuple[str, nn.Parameter]]:
+        tied: set[int] = set()
         for name, module in self._modules.items():
             for own, parameter in module.named_parameters(recurse=False):
+                if id(parameter) in tied:
+                    continue
+                tied.add(id(parameter))
                 yield f"{name}.{own}", parameter
 
 

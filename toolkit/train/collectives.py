@@ -145,6 +145,9 @@ class _LocalPart:
     roles: list[str]
     """Roles that had a loss."""
 
+    shared: set[str]
+    """As of `StepLossBuffer`."""
+
     batch_numbers: dict[str, int]
     """Name of a metric per batch -> samples of the micro-batches that have it."""
 
@@ -176,7 +179,9 @@ def all_reduce_gradients_and_losses(
     numbers = _numbers(own, accumulation_step, roles, kinds, counts, _device(run))
     run.process_group.all_reduce_sum([*(p.grad for p in parameters if p.grad is not None), numbers])
     names = {use: name for report in reports for use, name in zip(report.uses, report.names, strict=True)}
-    return _losses(numbers, accumulation_step, roles, kinds, counts, names)
+    whole = _losses(numbers, accumulation_step, roles, kinds, counts, names)
+    whole.shared = set().union(*(report.shared for report in reports))
+    return whole
 
 
 def _device(run: Run) -> torch.device:
@@ -186,7 +191,7 @@ def _device(run: Run) -> torch.device:
 def _local_part(own: StepLossBuffer, parameters: list[torch.nn.Parameter]) -> _LocalPart:
     counts = {name: sum(count for count, _ in counted) for name, counted in own.numbers.items()}
     with_gradient = [p.grad is not None for p in parameters]
-    return _LocalPart(own.uses, own.names, list(own.per_sample), list(own.shares), counts, with_gradient)
+    return _LocalPart(own.uses, own.names, list(own.per_sample), list(own.shares), own.shared, counts, with_gradient)
 
 
 def _numbers(

@@ -8,7 +8,7 @@ Shape suffixes: B batch, C channels, H/W latent height and width.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, Protocol
 
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
 from toolkit.device import to_device
-from toolkit.flow.loss import at_least_float32, linear_path, loss_per_sample, weights
+from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
 from toolkit.interfaces import Backward, BatchSpec, DiffusionModel, Size, StepLosses, TrainStep
@@ -36,7 +36,8 @@ class ExtraLoss(Protocol):
 
 
 class FlowMatchingStep(TrainStep[LatentBatch]):
-    """Velocity loss on the straight path between each image and its own noise, and further losses."""
+    """Loss of what the model predicts (`ModelFacts.prediction`) on the path between each image and its own noise, and
+    further losses."""
 
     extra_losses: dict[str, ExtraLoss]
     """Name -> loss that is added to that of the velocity. Its mean over the batch is logged as `loss/<name>`.
@@ -49,12 +50,16 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         seed: int,
         timestep_type: str = "sigmoid",
         samples_per_epoch: int = 0,
+        roles: Sequence[str] = (NETWORK,),
         **settings: Any,
     ) -> None:
-        """settings: further fields of `FlowSettings`. samples_per_epoch: needed with `num_timestep_buckets`."""
+        """settings: further fields of `FlowSettings`. samples_per_epoch: needed with `num_timestep_buckets`. roles:
+        those that learn from the loss."""
         self.model = model
         self.seed = seed
         self.samples_per_epoch = samples_per_epoch
+        self.roles = tuple(roles)
+        self.interpolant = INTERPOLANTS[model.family.prediction]
         self.settings = FlowSettings(timestep_type=timestep_type, **settings)
         self.extra_losses = {}
         self._shift = model.dynamic_shift  # read from the model folder once, before the first step
@@ -62,16 +67,16 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
 
     def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
         """The loss of the velocity; `backward` adds `extra_losses` to it."""
-        x_t_BCHW, velocity_BCHW, t_B = self._noised(batch)
+        x_t_BCHW, target_BCHW, t_B = self._noised(batch)
         predicted_BCHW = self.model.predict_velocity(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
         # The model decides the device: the batch may still be on the CPU.
         device = predicted_BCHW.device
         mask_B1HW = None if batch.loss_mask_B1HW is None else to_device(batch.loss_mask_B1HW, device)
         loss_B = loss_per_sample(
-            predicted_BCHW, to_device(velocity_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
+            predicted_BCHW, to_device(target_BCHW, device), to_device(t_B, device), mask_B1HW, self.settings
         )
         weight_B = to_device(self.weighting(t_B) * batch.loss_weight_B.to(t_B.device), device)
-        return StepLosses({NETWORK: loss_B * weight_B}, {"t": t_B})
+        return StepLosses(dict.fromkeys(self.roles, loss_B * weight_B), {"t": t_B})
 
     def backward(self, batch: LatentBatch, backward: Backward) -> StepLosses:
         losses = self(batch, backward.step)
@@ -79,20 +84,20 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         if not self.extra_losses:
             return losses
         x_t_BCHW, _, t_B = self._noised(batch)
-        loss_B, numbers = losses.by_role[NETWORK].detach(), dict(losses.numbers)
+        loss_B, numbers = losses.by_role[self.roles[0]].detach(), dict(losses.numbers)
         for index, (name, extra_loss) in enumerate(self.extra_losses.items(), start=1):
             extra_B = extra_loss(batch, x_t_BCHW, t_B)
-            backward({NETWORK: extra_B}, final=index == len(self.extra_losses))
+            backward(dict.fromkeys(self.roles, extra_B), final=index == len(self.extra_losses))
             numbers[f"loss/{name}"] = extra_B.detach().mean()
             loss_B = loss_B + extra_B.detach()
-        return StepLosses({**losses.by_role, NETWORK: loss_B}, losses.per_sample, numbers)
+        return StepLosses(dict.fromkeys(self.roles, loss_B), losses.per_sample, numbers)
 
     def _noised(self, batch: LatentBatch) -> tuple[Tensor, Tensor, Tensor]:
-        """(x_t [B, C, H, W], velocity [B, C, H, W], t [B]) of a batch, on its device."""
+        """(x_t [B, C, H, W], what is predicted [B, C, H, W], t [B]) of a batch, on its device."""
         latents_BCHW = at_least_float32(batch.latents_BCHW)
         noise_BCHW, t_B = self.sample_noise_and_t(batch.spec, latents_BCHW.shape[1:])
         noise_BCHW, t_B = (to_device(tensor, latents_BCHW.device) for tensor in (noise_BCHW, t_B))
-        return (*linear_path(latents_BCHW, noise_BCHW, t_B), t_B)
+        return (*self.interpolant.mix(latents_BCHW, noise_BCHW, t_B), t_B)
 
     def weighting(self, t_B: Tensor) -> Tensor:
         """Loss weight of each sample, by its t [B]."""

@@ -175,12 +175,14 @@ class _Passes:
         if not shares:
             return
         roles = {name: self._run.roles[name] for name in shares}
+        first = {id(losses[name]): name for name in reversed(shares)}  # of the roles with one loss the first has it
+        self.losses.shared |= shares.keys() - set(first.values())
         for name, share in shares.items():
             self.losses.shares[name].append(share.detach())
         if self.is_last and final and not self._trial:
             for name, role in roles.items():
                 role.optimizer_step.before_last_backward(role, self.step, self.losses.finite(name))
-        total = cast("Tensor", sum(shares.values()))
+        total = cast("Tensor", sum(shares[name] for name in first.values()))
         if self._run.loss_scaler:
             total = total * self._run.loss_scaler.scale.to(total.device)
         # Losses of some roles only: gradients for their parameters alone, even where the graph reaches others.

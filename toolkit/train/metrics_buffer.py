@@ -74,6 +74,9 @@ class StepLossBuffer:
         self.shares: dict[str, list[Tensor]] = defaultdict(list)
         """Role -> of each micro-batch its share of the mean loss over the accumulation step's samples, 0-dim."""
 
+        self.shared: set[str] = set()
+        """Roles whose loss is that of another one, and counts there."""
+
         self.per_sample: dict[str, list[Tensor]] = defaultdict(list)
         self.numbers: dict[str, list[tuple[int, Tensor]]] = defaultdict(list)
         """Metric name -> of each micro-batch that has it: number of samples, and their mean (0-dim)."""
@@ -86,7 +89,7 @@ class StepLossBuffer:
         """Adds the losses and metrics of one micro-batch, except `shares`. roles: those trained in this step."""
         self.names.extend(batch.names)
         self.uses.extend((batch.spec.epoch, position) for position in batch.spec.positions)
-        learned = [loss_B for role, loss_B in losses.by_role.items() if role in roles]
+        learned = list({id(loss_B): loss_B for role, loss_B in losses.by_role.items() if role in roles}.values())
         loss_B = {"loss": cast("Tensor", sum(learned))} if learned else {}
         for name, values_B in {**loss_B, **losses.per_sample}.items():
             self.per_sample[name].append(values_B.detach())
@@ -139,9 +142,10 @@ class PendingStepMetrics:
             for name, role in by_role.items():
                 numbers |= {f"loss/{name}": role.loss, f"grad_norm/{name}": role.grad_norm}
         steps = list(by_role.values())
+        own = [role.loss for name, role in by_role.items() if name not in self.losses.shared]
         return replace(
             self.known,
-            loss=sum(role.loss for role in steps) if steps else float("nan"),
+            loss=sum(own) if own else float("nan"),
             grad_norm=steps[0].grad_norm if len(steps) == 1 else math.hypot(*(role.grad_norm for role in steps)),
             per_sample=by_sample,
             step_s=step_s,

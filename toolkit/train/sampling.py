@@ -6,7 +6,7 @@ Shape suffixes: B batch (1), C latent channels, H/W latent height and width.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from textwrap import shorten
@@ -15,14 +15,23 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from toolkit.config.output import SamplePicture
+from toolkit.data.captions import inject_trigger
 from toolkit.data.image_header import picture_size
 from toolkit.data.latent_cache import CacheEntry, CachePair, EncodedDataset, ItemEncoder
 from toolkit.errors import UserError
+from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, sigmas
-from toolkit.interfaces import BucketedSample, DiffusionModel, Progress, PromptEmbeds, ResizeCrop, Sample, Size
-
-EMPTY_NEGATIVE_PROMPT = " "
-"""Negative prompt where `neg` is empty, as diffusers' documentation advises."""
+from toolkit.interfaces import (
+    BucketedSample,
+    DiffusionModel,
+    ModelFacts,
+    Progress,
+    PromptEmbeds,
+    ResizeCrop,
+    Sample,
+    Size,
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +40,7 @@ class SamplePrompt:
 
     prompt: str
     negative: str
-    """Used only with guidance; empty stands for one space."""
+    """Used only with guidance; empty stands for `ModelFacts.empty_negative`."""
 
     size: Size
     """Size in pixels that the model can generate (`ModelFacts.drawable`)."""
@@ -58,6 +67,23 @@ class _Encoded:
     references: tuple[CacheEntry, ...]
 
 
+def sample_prompts(items: Iterable[SamplePicture], trigger_word: str, family: ModelFacts) -> list[SamplePrompt]:
+    """The items of `sample` sections, with sizes that the family can generate."""
+    return [
+        SamplePrompt(
+            prompt=inject_trigger(item.prompt, trigger_word, add=False),
+            negative=inject_trigger(item.neg, trigger_word, add=False),
+            size=family.drawable(Size(item.width, item.height)),
+            seed=item.seed,
+            guidance_scale=item.guidance_scale,
+            steps=item.sample_steps,
+            flow_shift=item.flow_shift,
+            references=tuple(Path(path).expanduser() for path in item.ctrl_img),
+        )
+        for item in items
+    ]
+
+
 class SamplingInterrupted(Exception):
     """A stop was requested in the middle of an image, which is discarded."""
 
@@ -81,8 +107,8 @@ class Sampler:
         self.model = model
         self._predict = predict or model.predict_velocity
         self.prompts = tuple(prompts)
-        embeds_guidance = model.family.embeds_guidance
-        self._encoded = [_entries(prompt, encoder, stores, embeds_guidance) for prompt in self.prompts]
+        self._encoded = [_entries(prompt, encoder, stores, model.family) for prompt in self.prompts]
+        self._speed = INTERPOLANTS[model.family.prediction].speed
 
     def encode(self, progress: Progress) -> None:
         """Encodes what the cache lacks, so that sampling needs no text encoder.
@@ -120,9 +146,9 @@ class Sampler:
             t_B = self.model.sampling_level(t_B)
             cond_BCHW = self._predict(x_t_BCHW, t_B, positive, references, *guidance)
             if negative is None:
-                return cond_BCHW
+                return self._speed * cond_BCHW
             uncond_BCHW = self._predict(x_t_BCHW, t_B, negative, references)
-            return self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
+            return self._speed * self.model.apply_cfg(cond_BCHW, uncond_BCHW, item.guidance_scale)
 
         schedule = self._sigmas(item)
         self.model.prefetch_timesteps(
@@ -145,10 +171,10 @@ class Sampler:
         return sigmas(item.steps, mu, shift.shift_terminal)
 
 
-def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, embeds_guidance: bool) -> _Encoded:
+def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, family: ModelFacts) -> _Encoded:
     """The prompt as an item of a dataset: a target of its size with its control images.
 
-    embeds_guidance: the guidance scale is an input of the model, so no negative prompt is needed.
+    Where the guidance scale is an input of the model, no negative prompt is needed.
     """
     size = prompt.size
     sample = Sample(
@@ -160,8 +186,8 @@ def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, embe
         control_images=tuple(map(str, prompt.references)),
     )
     item = BucketedSample(sample, ResizeCrop(scaled=size, left=0, top=0, bucket=size))
-    needs_negative = prompt.guided and not embeds_guidance
-    negative = encoder.text(sample, prompt.negative or EMPTY_NEGATIVE_PROMPT, stores) if needs_negative else None
+    needs_negative = prompt.guided and not family.embeds_guidance
+    negative = encoder.text(sample, prompt.negative or family.empty_negative, stores) if needs_negative else None
     return _Encoded(encoder.text(sample, prompt.prompt, stores), negative, encoder.references(item, stores))
 
 

@@ -16,13 +16,13 @@ from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.flow.loss import linear_path, loss_per_sample
+from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
 from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel
 from toolkit.seeding import generator
 
 
 class Validator:
-    """Mean squared error of the velocity, unweighted, one image and timestep at a time.
+    """Mean squared error of what the model predicts, unweighted, one image and timestep at a time.
 
     It uses no shared random generator and changes no weights.
     """
@@ -70,12 +70,13 @@ class Validator:
 
     def _loss(self, batch: LatentBatch, noise_BCHW: Tensor, level: float) -> float:
         t_B = torch.tensor([level])
-        x_t_BCHW, velocity_BCHW = linear_path(batch.latents_BCHW, noise_BCHW, t_B)
+        mix = INTERPOLANTS[self._model.family.prediction].mix
+        x_t_BCHW, target_BCHW = mix(batch.latents_BCHW, noise_BCHW, t_B)
         predicted_BCHW = self._predict(x_t_BCHW, t_B, batch.prompts, batch.control_latents)
         mask_B1HW = batch.loss_mask_B1HW
         if mask_B1HW is not None:
             mask_B1HW = mask_B1HW.to(predicted_BCHW.device)
-        return loss_per_sample(predicted_BCHW, velocity_BCHW.to(predicted_BCHW.device), mask_B1HW=mask_B1HW).item()
+        return loss_per_sample(predicted_BCHW, target_BCHW.to(predicted_BCHW.device), mask_B1HW=mask_B1HW).item()
 
     def _noise(self, item: BucketedSample, shape_CHW: Sequence[int]) -> Tensor:
         """The item's own noise [1, C, H, W], keyed by the hash of its image."""

@@ -20,7 +20,10 @@ from toolkit.config.model_files import (
 )
 from toolkit.registry import FAMILIES
 
-OURS = "and this program trains Qwen-Image-Edit-2509 and what is made from it (QwenImageEditPlusPipeline)."
+OURS = (
+    "and this program trains Qwen-Image-Edit-2509 and what is made from it (QwenImageEditPlusPipeline) "
+    "or a latent flow model of its own and what is made from it (LatentFlowPipeline)."
+)
 REMEDY = "Give a folder in diffusers layout, or a hub id such as 'Qwen/Qwen-Image-Edit-2509'."
 
 

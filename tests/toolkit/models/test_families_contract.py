@@ -15,25 +15,31 @@ from safetensors.torch import load_file
 from torch import nn
 
 from tests.conftest import ROOT, child_environment
+from tests.model_folders import write_flow_model
 from tests.unlike_family import write_unlike_model
 from toolkit.interfaces import EMBEDS, DiffusionModel, PromptEmbeds, Size
 from toolkit.models.families import ModelFamily, ModelLoadOptions
 from toolkit.network_kinds import KINDS
 from toolkit.registry import FAMILIES
 
-WRITERS = {"unlike": write_unlike_model}
-"""How a test gets a tiny model of a family; without an entry the family's module `tiny` writes it."""
+WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model}
+"""How a test gets a tiny model of a family; the first family's is the fixture `tiny_model`."""
 
 
 @pytest.fixture(params=[*FAMILIES, "unlike"])
-def family(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> ModelFamily:
+def arch(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setitem(FAMILIES, "unlike", "tests.unlike_family:FAMILY")
-    return FAMILIES.load(request.param)
+    return request.param
 
 
 @pytest.fixture
-def folder(family: ModelFamily, tiny_model: Path, tmp_path: Path) -> Path:
-    return tiny_model if family.arch == "qwen_image_edit_plus" else WRITERS[family.arch](tmp_path / "model")
+def folder(arch: str, tiny_model: Path, tmp_path: Path) -> Path:
+    return tiny_model if arch == "qwen_image_edit_plus" else WRITERS[arch](tmp_path / "model")
+
+
+@pytest.fixture
+def family(arch: str, folder: Path) -> ModelFamily:
+    return FAMILIES.load(arch).of_folder(folder)
 
 
 @pytest.fixture

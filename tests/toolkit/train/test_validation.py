@@ -35,6 +35,8 @@ def photos(adapter: QwenEditModel) -> EncodedDataset:
 class Recording:
     """An adapter that predicts zero and remembers what it was asked."""
 
+    family = QwenEditModel.family
+
     def __init__(self) -> None:
         self.asked: list[tuple[Tensor, float, PromptEmbeds, int]] = []
         self.announced: list[float] = []

@@ -1,23 +1,17 @@
-"""Reads the parts of a Qwen-Image-Edit folder, each when it is needed; every size comes from its config files.
-
-The transformer is built empty and filled block by block straight from the memory-mapped shards, so that at
-most one block stands in memory in its stored precision while the rest is already quantized.
-"""
+"""Reads the parts of a Qwen-Image-Edit folder, each when it is needed; every size comes from its config files."""
 
 from __future__ import annotations
 
-from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import torch
-from accelerate import init_empty_weights
 from transformers.utils import logging as transformers_logging
 
 from toolkit.config.autoencoder import SPADE
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform, ModelLoadOptions
-from toolkit.models.loading import ASKED_BY, ShardReader, block_import, check_finite, check_loaded, fill, reading, some
+from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, load_blockwise, reading
 from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
 from toolkit.models.spade import load_spade
 
@@ -30,55 +24,13 @@ if TYPE_CHECKING:
 
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
 
-BLOCKS = "transformer_blocks"
 TABULATED = ("img_mod", "txt_mod")
 """Parts of a block that a table can stand for: of the image stream, of the text stream."""
 
-STRICTLY: dict[str, Any] = {
-    "local_files_only": True,
-    "use_safetensors": True,
-    "output_loading_info": True,
-    "ignore_mismatched_sizes": True,
-}
-"""For `from_pretrained`; `check_loaded` then says what does not fit."""
-
 
 def load_transformer(options: ModelLoadOptions) -> QwenImageTransformer2DModel:
-    """The transformer of a model folder: frozen, in `weights_dtype`, each block transformed as it is filled.
-
-    Raises RunError when weights are missing, unknown, not finite, or of another shape than config.json says.
-    """
-    part = options.folder / "transformer"
-    dtype = options.weights_dtype or options.dtype
-    merge = options.merge_fn() if options.merge_fn else None
-    with init_empty_weights(include_buffers=False):
-        model = QwenImageTransformer2DModel.from_config(QwenImageTransformer2DModel.load_config(part))
-    with ExitStack() as stack:
-        reader = ShardReader(part, stack)
-        for index, block in enumerate(model.transformer_blocks):
-            fill(block, reader, f"{BLOCKS}.{index}.", dtype)
-            if not options.low_vram:  # quantizing is faster there
-                block.to(options.device)
-            check_finite(part, block, f"{BLOCKS}.{index}.")
-            if merge:  # before the weights lose precision
-                merge(block, f"{BLOCKS}.{index}")
-            if options.transform_block:
-                options.transform_block(block, f"{BLOCKS}.{index}")
-            for name, child in block.named_children():
-                stays = index in options.cpu_blocks or (options.modulation_table and name in TABULATED)
-                child.to("cpu" if stays else options.device)
-        fill(model, reader, "", dtype, skip=f"{BLOCKS}.")
-        for name, child in model.named_children():
-            if name != BLOCKS:
-                check_finite(part, child, f"{name}.")
-        if merge:
-            merge(model, "")
-    if reader.names:
-        raise RunError(f"{part}: weights that config.json does not account for: {some(reader.names)}.")
-    for name, child in model.named_children():
-        if name != BLOCKS:
-            child.to(options.device)
-    return model.requires_grad_(False).eval()
+    """The transformer of a model folder; see `load_blockwise`."""
+    return load_blockwise(options, QwenImageTransformer2DModel, TABULATED)
 
 
 def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:

@@ -23,7 +23,7 @@ from toolkit.errors import RunError, UserError
 from toolkit.host_memory import malloc_trim
 from toolkit.interfaces import BlockWrapper, DiffusionModel, PromptEmbeds, Size, WeightStreaming
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.loading import weights_hash
+from toolkit.models.loading import BLOCKS, weights_hash
 from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.forward import (
@@ -272,8 +272,8 @@ class QwenEditModel(DiffusionModel):
     def fused_projection_groups(self) -> Sequence[Sequence[str]]:
         groups = [["to_q", "to_k", "to_v"], ["add_q_proj", "add_k_proj", "add_v_proj"]]
         blocks = range(len(self.blocks()))
-        return [[f"{loading.BLOCKS}.{index}.attn.{name}" for name in group] for index in blocks for group in groups]
+        return [[f"{BLOCKS}.{index}.attn.{name}" for name in group] for index in blocks for group in groups]
 
     def lora_targets(self) -> Sequence[str]:
         names = block_linears(dim=1)
-        return [f"{loading.BLOCKS}.{index}.{name}" for index in range(len(self.blocks())) for name in names]
+        return [f"{BLOCKS}.{index}.{name}" for index in range(len(self.blocks())) for name in names]

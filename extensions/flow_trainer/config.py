@@ -1,0 +1,435 @@
+"""The section of `type: flow_trainer`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
+
+from pydantic import Field
+
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.base import ALL_OTHERS, StrictModel
+from toolkit.config.dataset import LOSS, loss_at, noise_levels
+from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases
+from toolkit.config.model_files import INDEX, path_fault, pipeline_of
+from toolkit.config.output import SampleConfig
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig
+from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerConfig, TrainConfig
+from toolkit.data.epoch_order import count_batches
+from toolkit.data.fingerprint import digest_of, fingerprint
+from toolkit.data.folder import DatasetScan
+from toolkit.data.items import scan_items
+from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
+from toolkit.data.scan_cache import ScanCache
+from toolkit.data.validation_split import ValidationSplit, split_validation
+from toolkit.errors import RunError, UserError
+from toolkit.interfaces import PREDICTIONS, BucketedSample
+from toolkit.models.latent_flow.family import (
+    DEFAULT_MAX_TOKENS,
+    FAMILY,
+    PIPELINE,
+    TRANSFORMERS,
+    LatentFlowFamily,
+)
+
+Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]
+
+FLOW, TEXT_ENCODER = "flow", "text_encoder"
+"""The roles."""
+
+LOSS_FLOW = "loss_flow"
+"""The metric of the flow model's loss, as FluxFlow's training guide calls it."""
+
+SLOW = 1e-5
+"""Learning rate below which a transformer of random weights hardly moves."""
+
+TEXT_SHARE = 0.1
+"""The text encoder's learning rate where none is given, as a share of the flow model's."""
+
+RESERVED_NAMES = ("start", "state", "samples", "control", "superseded")
+"""Other folders in the folder of a run, next to the model's own folder `<name>/`."""
+
+if TYPE_CHECKING:  # the checker knows no Literal that is computed
+    ClassName = str
+    Prediction = str
+else:
+    ClassName = Literal[tuple(TRANSFORMERS)]
+    Prediction = Literal[PREDICTIONS]
+
+
+class TransformerConfig(StrictModel):
+    """`model.transformer`: a transformer of diffusers with random weights."""
+
+    class_name: ClassName = "SD3Transformer2DModel"
+    """Class of diffusers."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the class, such as num_layers, num_attention_heads and attention_head_dim. Those that fit it to the
+    latents and the text embeddings are filled in; what else is not given has the value of diffusers."""
+
+    on_resume: ClassVar = {ALL_OTHERS: "impossible"}
+
+
+class TextEncoderConfig(StrictModel):
+    """`model.text_encoder`: a text encoder of transformers, from a folder or with random weights."""
+
+    name_or_path: PathStr = ""
+    """Folder of a BERT, DistilBERT, T5 encoder or CLIP text model, or of a model with one in `text_encoder/`. Empty: a
+    BertModel with random weights."""
+
+    tokenizer: PathStr = ""
+    """Folder of its tokenizer. Empty: that of `name_or_path`; of random weights a tokenizer that is made from the
+    captions."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the BertConfig of random weights, such as hidden_size, num_hidden_layers, num_attention_heads and
+    intermediate_size; vocab_size is also the most that the tokenizer gets. What is not given has the value of
+    transformers. Nothing is dropped out."""
+
+    projection_dim: int = Field(default=0, ge=0, le=100_000)
+    """Width of a linear layer behind it, whose weights are random (orthogonal) and trained with it. 0: none."""
+
+    max_tokens: int = Field(default=DEFAULT_MAX_TOKENS, ge=2, le=100_000)
+    """Tokens of a caption or prompt; what comes after them is not seen."""
+
+    train: AutoOrBool = "auto"
+    """Train it along. auto: where its weights are random, or `optimizers.text_encoder` is given."""
+
+    allow_random: bool = False
+    """Allow random weights that are not trained: captions are then arbitrary, though constant, vectors."""
+
+    on_resume: ClassVar = {
+        ALL_OTHERS: "impossible",
+        **dict.fromkeys(("name_or_path", "tokenizer"), "place"),
+        "allow_random": "harmless",
+    }
+
+
+class FlowModelConfig(StrictModel):
+    """`model`: what is trained, and on which latents."""
+
+    name_or_path: PathStr = ""
+    """Folder that an earlier flow_trainer wrote: every part comes from it. Empty: a model with random weights."""
+
+    prediction: Annotated[Prediction, *literal_with_aliases(*PREDICTIONS)] = "flow"
+    """What the transformer predicts. flow: the velocity on the straight path from image to noise. v: cos(a) noise -
+    sin(a) image on the path cos(a) image + sin(a) noise, a = pi t / 2. The model's folder records it."""
+
+    transformer: TransformerConfig = Field(default_factory=TransformerConfig)
+    """The transformer."""
+
+    vae: PathStr = ""
+    """Folder of the autoencoder, or of a model with one in `vae/`. Beside `name_or_path` it replaces the one there,
+    which must have as many channels. Required without `name_or_path`."""
+
+    text_encoder: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
+    """The text encoder."""
+
+    on_resume: ClassVar = {"prediction": "impossible", **dict.fromkeys(("name_or_path", "vae"), "place")}
+
+    def folder(self) -> Path:
+        """`name_or_path` as an absolute path."""
+        return Path(self.name_or_path).expanduser().resolve()
+
+    def autoencoder(self) -> AutoencoderConfig:
+        """The autoencoder, as other trainers name it."""
+        return AutoencoderConfig(name_or_path=self.vae or self.name_or_path)
+
+    def is_yet_to_come(self, job: JobContext) -> bool:
+        """Whether an earlier process of the job writes one of the folders that decide the images' sizes."""
+        return self.autoencoder().is_yet_to_come(job) or _yet_to_come(self.name_or_path, job)
+
+    def family(self) -> LatentFlowFamily:
+        """The facts of the model. Raises RunError or UserError for a folder that cannot be read."""
+        vae = self.autoencoder().arguments()
+        if self.name_or_path:
+            own = FAMILY.of_folder(self.folder())
+            return LatentFlowFamily.of_parts(vae, {"patch_size": own.patch}, own.prediction, own.max_tokens)
+        return LatentFlowFamily.of_parts(vae, self.transformer.config, self.prediction, self.text_encoder.max_tokens)
+
+    def has_random_text(self) -> bool:
+        """Whether the text encoder is made with random weights."""
+        return not self.name_or_path and not self.text_encoder.name_or_path
+
+    def check(self, job: JobContext) -> Iterator[Diagnostic]:
+        """Folders that are missing or hold something else, and keys that exclude each other."""
+        text = self.text_encoder
+        if self.name_or_path:
+            yield from self._check_beside_folder()
+            if not _yet_to_come(self.name_or_path, job):
+                yield from self._check_folder()
+        elif not self.vae:
+            yield Diagnostic(("vae",), "required. Give the folder of an autoencoder, such as a vae_trainer wrote.")
+        if self.vae:
+            for found in AutoencoderConfig(name_or_path=self.vae).check(job):
+                yield Diagnostic(("vae",), found.message)
+        for key in ("name_or_path", "tokenizer"):
+            path = getattr(text, key)
+            if path and not _yet_to_come(path, job) and not Path(path).expanduser().is_dir():
+                message = (
+                    f"{path!r} is not a folder (working directory: {Path.cwd()}). Download it first; give its folder."
+                )
+                yield Diagnostic(("text_encoder", key), message)
+        if text.name_or_path and text.config:
+            message = "has no effect beside 'name_or_path', whose files say it. Leave one of them out."
+            yield Diagnostic(("text_encoder", "config"), message)
+        if text.tokenizer and not text.name_or_path:
+            message = "goes with 'name_or_path': random weights get a tokenizer of the captions. Leave it out."
+            yield Diagnostic(("text_encoder", "tokenizer"), message)
+
+    def _check_beside_folder(self) -> Iterator[Diagnostic]:
+        message = "has no effect beside 'model.name_or_path', whose files say it. Leave one of them out."
+        if "transformer" in self.model_fields_set:
+            yield Diagnostic(("transformer",), message)
+        for key in sorted(self.text_encoder.model_fields_set - {"train", "allow_random"}):
+            yield Diagnostic(("text_encoder", key), message)
+
+    def _check_folder(self) -> Iterator[Diagnostic]:
+        fault = path_fault(self.name_or_path)
+        if not fault and (name := pipeline_of(self.folder() / INDEX)) != PIPELINE:
+            fault = f"{self.name_or_path!r} is a {name}. Give a folder that a flow_trainer wrote."
+        if fault:
+            yield Diagnostic(("name_or_path",), fault)
+            return
+        own = FAMILY.of_folder(self.folder())
+        if "prediction" in self.model_fields_set and self.prediction != own.prediction:
+            message = (
+                f"{self.prediction!r}, but the model in {self.name_or_path} predicts {own.prediction!r}. Remove it."
+            )
+            yield Diagnostic(("prediction",), message)
+        yield from self._check_channels(own)
+
+    def _check_channels(self, own: LatentFlowFamily) -> Iterator[Diagnostic]:
+        try:
+            given = self.family()
+        except (RunError, UserError):
+            return  # it is told of `vae`
+        if given.latent_channels != own.latent_channels:
+            channels = f"its latents have {given.latent_channels} channels, those of the model {own.latent_channels}."
+            yield Diagnostic(("vae",), channels)
+
+
+def _yet_to_come(path: str, job: JobContext) -> bool:
+    return bool(path) and AutoencoderConfig(name_or_path=path).is_yet_to_come(job)
+
+
+class FlowOptimizersConfig(StrictModel):
+    """`optimizers`: what differs from `train` for one of the roles."""
+
+    flow: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the transformer."""
+
+    text_encoder: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the text encoder, where it is trained. Its `lr`, where not given, is a tenth of the transformer's."""
+
+
+class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
+    """`type: flow_trainer`: trains a flow model on the latents of an autoencoder, from nothing or from its own earlier
+    result."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
+
+    model: FlowModelConfig
+    """What is trained, and on which latents."""
+
+    optimizers: FlowOptimizersConfig = Field(default_factory=FlowOptimizersConfig)
+    """Optimizer and learning rate of each role, where they differ from `train`."""
+
+    train: TrainConfig = Field(default_factory=TrainConfig)
+    """Length, optimizer, loss and precision."""
+
+    sample: SampleConfig | None = None
+    """Images drawn during training; none without this section."""
+
+    # ------------------------------------------------------------ what is trained
+
+    def trains_text(self) -> bool:
+        """Whether the text encoder is trained along."""
+        wanted = self.model.text_encoder.train
+        given = TEXT_ENCODER in self.optimizers.model_fields_set
+        return self.model.has_random_text() or given if wanted == "auto" else bool(wanted)
+
+    def roles(self) -> tuple[str, ...]:
+        """What is trained."""
+        return (FLOW, TEXT_ENCODER) if self.trains_text() else (FLOW,)
+
+    def role_optimizer(self, role: str) -> RoleOptimizerConfig:
+        """The optimizer of a role: what its entry does not give comes from `train`."""
+        own: RoleOptimizerConfig = getattr(self.optimizers, role)
+        shared = {name: getattr(self.train, name) for name in OptimizerConfig.model_fields}
+        if role == TEXT_ENCODER:
+            shared["lr"] = TEXT_SHARE * self.role_optimizer(FLOW).lr
+        given = own.model_fields_set
+        if own.optimizer != self.train.optimizer and "optimizer" in given:
+            shared["optimizer_params"] = {}  # those of `train` are of its optimizer
+        return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+
+    def weights_dtype(self) -> str:
+        """Number type of the trained weights in memory."""
+        return self.train.dtype if self.train.full_bf16 else "float32"
+
+    def logged_numbers(self) -> Sequence[str]:
+        """Metrics of a step, and of the validation where there is one."""
+        levels = noise_levels(self.validation.timesteps) if self.validation else ()
+        scaled = ("loss_scale",) if self.train.dtype == "float16" else ()
+        roles = self.roles()
+        kinds = ("loss", "grad_norm", "lr") if len(roles) > 1 else ()
+        by_role = (f"{kind}/{role}" for role in roles for kind in kinds)
+        of_a_step = ("loss", LOSS_FLOW, "grad_norm", "lr", "t_mean", *by_role, *scaled)
+        return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
+
+    # ------------------------------------------------------------ checks
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """The checks of its subsections, and of combinations of its keys."""
+        yield from super().check(job)
+        yield from (Diagnostic(("model", *found.key), found.message) for found in self.model.check(job))
+        yield from self._check_text()
+        yield from self._check_train()
+        for role in (FLOW, TEXT_ENCODER):
+            for key, message in self.role_optimizer(role).errors():
+                if role in self.optimizers.model_fields_set:
+                    yield Diagnostic(("optimizers", role, *key), message)
+        for index, dataset in enumerate(self.datasets):
+            if dataset.control_path:
+                yield Diagnostic(("datasets", index, "control_path"), "a flow model has no references. Leave it out.")
+        for index, item in enumerate(self.sample.samples if self.sample else ()):
+            if item.ctrl_img:
+                key = ("sample", "samples", index, "ctrl_img")
+                yield Diagnostic(key, "a flow model has no references. Leave it out.")
+        if (name := self.display_name(job)) in RESERVED_NAMES:
+            message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
+            yield Diagnostic(("name",), message)
+
+    def _check_text(self) -> Iterator[Diagnostic]:
+        text = self.model.text_encoder
+        if self.model.has_random_text() and not self.trains_text() and not text.allow_random:
+            yield Diagnostic(
+                ("model", "text_encoder", "train"),
+                "false, and its weights are random: captions would be noise. Leave 'train' out, give 'name_or_path' a "
+                "trained text encoder, or 'allow_random: true'.",
+            )
+        if TEXT_ENCODER in self.optimizers.model_fields_set and not self.trains_text():
+            message = "has no effect: 'model.text_encoder.train: false' freezes it. Leave one of them out."
+            yield Diagnostic(("optimizers", TEXT_ENCODER), message)
+
+    def _check_train(self) -> Iterator[Diagnostic]:
+        for key in PRESERVATIONS:
+            if getattr(self.train, key):
+                message = "holds what a LoRA's base model predicts, and here the model is trained itself. Leave it out."
+                yield Diagnostic(("train", key), message)
+        if self.train.parallel == "fsdp":
+            yield Diagnostic(("train", "parallel"), "'fsdp' is not possible with a flow_trainer yet. Leave it out.")
+        if self.train.full_bf16 and self.train.dtype != "bfloat16":
+            yield Diagnostic(("train", "full_bf16"), "goes with 'dtype: bf16'.")
+        if self.train.fused_backward_pass and self.trains_text():
+            message = "is for one role, and the text encoder is trained too. Leave it out."
+            yield Diagnostic(("train", "fused_backward_pass"), message)
+
+    def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Rates that move nothing, keys without effect."""
+        lr, key = self.role_optimizer(FLOW).lr, ("optimizers", FLOW, "lr")
+        if not self.model.name_or_path and 0 < lr < SLOW:
+            at = key if "lr" in self.optimizers.flow.model_fields_set else ("train", "lr")
+            yield Diagnostic(at, f"{lr:g}: a transformer of random weights hardly moves below {SLOW:g}.")
+        yield from (Diagnostic(("train", name), message) for name, message in self.train.unused_keys())
+        yield from (Diagnostic(("save", name), message) for name, message in self.save.unused_keys())
+        if self.sample:
+            yield from (Diagnostic(("sample", name), message) for name, message in self.sample.unused_keys())
+            guided = any(item.guidance_scale > 1 for item in self.sample.sample_items())
+            if guided and not self.model.name_or_path and not any(d.caption_dropout_rate for d in self.datasets):
+                message = "above 1, and no caption is ever dropped: without one the model knows no unguided image."
+                remedy = "Give the datasets a 'caption_dropout_rate' such as 0.1."
+                yield Diagnostic(("sample", "guidance_scale"), f"{message} {remedy}")
+
+    # ------------------------------------------------------------ the plan
+
+    def inputs_digest(self, job: JobContext) -> str:
+        """Of the images, as a resume compares them; empty where they cannot be read, which the run reports."""
+        try:
+            return digest_of(fingerprint(self.scan()[0].samples))
+        except (UserError, RunError):
+            return ""
+
+    def plan(self, job: JobContext) -> RunPlan:
+        """The run's plan: images, sizes, steps. Raises DataErrors naming every offending file."""
+        if not self.model.is_yet_to_come(job):
+            return self.plan_of(job, *self.scan())
+        folder = self.model.name_or_path if _yet_to_come(self.model.name_or_path, job) else self.model.vae
+        note = f"starts from {folder}, which an earlier process of the job writes: counted then"
+        notes = (note, *self._describe_parts(), *self._describe_roles())
+        return RunPlan(self.type, self.display_name(job), (), 0, 0, self.train.steps, notes=notes)
+
+    def scan(self) -> Scanned:
+        """The images, and the validation split. Raises DataErrors naming every offending file."""
+        cache, multiple = ScanCache.beside(self.training_folder), self.model.family().size_multiple
+        return split_validation(self, *scan_items(self, multiple, cache), multiple)
+
+    def plan_of(
+        self,
+        job: JobContext,
+        scanned: DatasetScan,
+        items: tuple[BucketedSample, ...],
+        validation_split: ValidationSplit | None,
+    ) -> RunPlan:
+        """The plan once the datasets are scanned."""
+        train, batches = self.train, count_batches(items, self.train.batch_size)
+        held_out = validation_split.notes[:1] if validation_split else ()
+        return RunPlan(
+            type=self.type,
+            name=self.display_name(job),
+            datasets=folder_plans(scanned.folders, items),
+            samples_per_epoch=sum(item.sample.repeats for item in items),
+            micro_batches_per_epoch=batches,
+            optimizer_steps=optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
+            accumulation=train.gradient_accumulation,
+            requested_epochs=train.epochs,
+            notes=(
+                *self._describe_parts(),
+                *self._describe_roles(),
+                *_alike(items),
+                *scanned.notes,
+                *held_out,
+            ),
+        )
+
+    def _describe_parts(self) -> Iterator[str]:
+        """What is made, from what, and what is frozen."""
+        model, text = self.model, self.model.text_encoder
+        if model.name_or_path:
+            yield f"goes on from {model.name_or_path}"
+        else:
+            transformer = model.transformer
+            yield f"Auto-created transformer: {transformer.class_name}{_listed(transformer.config)}"
+            yield f"prediction: {model.prediction}"
+            if model.has_random_text():
+                yield f"Auto-created text_encoder: BertModel{_listed(text.config)}"
+                yield f"Auto-created tokenizer from the captions, {text.max_tokens} tokens of each at most"
+            if text.projection_dim:
+                yield f"Auto-created projection of the text embeddings to {text.projection_dim}"
+        yield f"Freezing vae ({model.vae or model.name_or_path})"
+        if not self.trains_text():
+            random = ", random weights" if model.has_random_text() else ""
+            yield f"Freezing text_encoder ({text.name_or_path or model.name_or_path or 'new'}{random})"
+
+    def _describe_roles(self) -> Iterator[str]:
+        """What is trained with which optimizer."""
+        for role in self.roles():
+            own = self.role_optimizer(role)
+            every = f", each {own.every} steps" if own.every > 1 else ""
+            yield f"{role}: {own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}{every}"
+
+
+def _listed(config: dict[str, Any]) -> str:
+    return " with " + ", ".join(f"{key}={value}" for key, value in config.items()) if config else ""
+
+
+def _alike(items: Sequence[BucketedSample]) -> Iterator[str]:
+    """A warning where captions say nothing."""
+    captions = {item.sample.caption for item in items}
+    if len(captions) == 1 and len({item.sample.image for item in items}) > 1:
+        caption = captions.pop()
+        found = f"all captions are {caption!r}" if caption else "no image has a caption"
+        yield f"warning: {found}: prompts will have no effect on what is drawn"

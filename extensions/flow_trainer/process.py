@@ -1,0 +1,338 @@
+"""`type: flow_trainer`: the trainer of a latent flow model, as a subclass of `jobs.process.trainer.Trainer`."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from math import prod
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
+from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
+from extensions.flow_trainer.writer import FlowWriter
+from jobs.process.trainer import Attached, Setup, Trainer
+from toolkit.config.process import JobContext
+from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.epoch_order import EpochSource, epoch_batches
+from toolkit.data.fingerprint import DatasetHashes, fingerprint
+from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
+from toolkit.data.run_plan import RunPlan
+from toolkit.device import DTYPES, configure_cuda, pick_device
+from toolkit.errors import UserError
+from toolkit.flow.settings import FlowSettings
+from toolkit.interfaces import BatchSpec, BucketedSample, Network, StepLosses
+from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.compiling import check_backend
+from toolkit.models.families import ModelLoadOptions
+from toolkit.models.latent_flow.family import (
+    FAMILY,
+    TRANSFORMERS,
+    encoder_positions,
+    encoder_width,
+    part_config,
+    text_encoder_kind,
+)
+from toolkit.models.latent_flow.model import LatentFlowModel
+from toolkit.models.latent_flow.new import refuse_transformer
+from toolkit.models.latent_flow.text import refuse_encoder
+from toolkit.networks.full import FullNetwork, modules_with_weights
+from toolkit.train.callbacks.save import PrepareNetwork
+from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.loop import train, try_largest_batch
+from toolkit.train.optimizer_step import Role
+from toolkit.train.resumption import ResumePlan
+from toolkit.train.roles import build_role, step_in_backward
+from toolkit.train.run import Run
+from toolkit.train.sampling import SamplePrompt, Sampler, sample_prompts
+from toolkit.train.validation import Validator
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class FlowData:
+    """The images of a job."""
+
+    scanned: Scanned
+
+    @property
+    def items(self) -> tuple[BucketedSample, ...]:
+        """What is trained on."""
+        return self.scanned[1]
+
+    @property
+    def held_out(self) -> tuple[BucketedSample, ...]:
+        """The validation split; empty without one."""
+        return self.scanned[2].items if self.scanned[2] else ()
+
+
+@dataclass(frozen=True)
+class FlowEncoded:
+    """The encoded dataset, and the sampler and validator with their encoded inputs."""
+
+    dataset: EncodedDataset
+    sampler: Sampler | None
+    validator: Validator | None
+
+
+@dataclass(frozen=True)
+class FlowAttached(Attached):
+    """What is trained, by role, and the runner of the transformer's blocks."""
+
+    networks: Mapping[str, FullNetwork]
+    block_runner: BlockRunner
+
+
+class FlowStep(FlowMatchingStep):
+    """`FlowMatchingStep`, whose loss is logged under the guide's name too."""
+
+    def __call__(self, batch: LatentBatch, step: int = 0) -> StepLosses:
+        losses = super().__call__(batch, step)
+        losses.numbers[LOSS_FLOW] = losses.by_role[FLOW].detach().mean()
+        return losses
+
+
+class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAttached]):
+    """Trains a flow model on folders of images; README.md lists its output files."""
+
+    section: FlowTrainerConfig
+
+    # ------------------------------------------------------------ before anything expensive
+
+    def scan(self) -> FlowData:
+        return FlowData(self.section.scan())
+
+    def fingerprint(self, data: FlowData) -> DatasetHashes:
+        return fingerprint(data.scanned[0].samples)
+
+    def make_plan(self, data: FlowData) -> RunPlan:
+        return self.section.plan_of(JobContext(self.job.name), *data.scanned)
+
+    def memory_advice(self) -> str:
+        return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
+
+    def refuse(self, data: FlowData, plan: RunPlan) -> None:
+        self._refuse_parts()
+        self._refuse_sizes(data)
+        device = pick_device(self.section.device, quiet=True)
+        for role in self.section.roles():
+            given = role in self.section.optimizers.model_fields_set
+            key = f"optimizers.{role}" if given else "train"
+            self.refuse_optimizer(self.section.role_optimizer(role), key, device)
+
+    def _refuse_parts(self) -> None:
+        """Raises UserError for arguments of which no part can be made."""
+        model = self.section.model
+        if model.name_or_path:
+            if fault := FAMILY.config_error(model.folder()):
+                raise UserError(f"model.name_or_path: {fault}")
+            return
+        text = model.text_encoder
+        if text.name_or_path:
+            encoder, tokenizer = text_folders(model)
+            text_encoder_kind(encoder)
+            if not tokenizer.is_dir():
+                raise UserError(f"model.text_encoder.tokenizer: {tokenizer} is not a folder. Give that of a tokenizer.")
+            width, most = encoder_width(encoder), encoder_positions(encoder)
+        else:
+            with _within_model():
+                refuse_encoder(text.config)
+            width, most = text.config.get("hidden_size", 768), text.config.get("max_position_embeddings")
+        if most and most < text.max_tokens:
+            raise UserError(
+                f"model.text_encoder.max_tokens: {text.max_tokens}, and the text encoder has positions for {most}."
+            )
+        transformer, channels = model.transformer, model.family().latent_channels
+        with _within_model():
+            refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
+
+    def _refuse_sizes(self, data: FlowData) -> None:
+        """Raises UserError for images that are larger than the transformer has positions for."""
+        model = self.section.model
+        config = part_config(model.folder(), "transformer") if model.name_or_path else model.transformer.config
+        name = config["_class_name"] if model.name_or_path else model.transformer.class_name
+        most, side = TRANSFORMERS.load(name).largest_side(config), model.family().token_side
+        if most is None:
+            return
+        sizes = {"datasets": [item.crop.bucket for item in (*data.items, *data.held_out)]}
+        sizes["sample"] = [prompt.size for prompt in self._prompts()]
+        for key, found in sizes.items():
+            longest = max((max(size) for size in found), default=0)
+            if longest > most * side:
+                raise UserError(
+                    f"{key}: an image of {longest} pixels is longer than the {most * side} that the transformer has "
+                    "positions for. Lower the size, or give model.transformer.config a larger pos_embed_max_size."
+                )
+
+    def check_base(self, resumption: ResumePlan) -> None:
+        hashes = self.process_group.run_on_rank0_and_broadcast(lambda: source_hashes(self.section.model))
+        resumption.check_base(hashes)
+
+    def written_at_begin(self, data: FlowData) -> None:
+        data.scanned[0].scan_cache.save()
+
+    # ------------------------------------------------------------ model and data
+
+    @property
+    def _start(self) -> Path:
+        return self.save_root / START
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        return DTYPES[self.section.train.dtype]
+
+    def open_model(self, setup: Setup[FlowData]) -> LatentFlowModel:
+        section, settings, device = self.section, self.section.train, setup.device
+        self.check_base(setup.resumption)
+        self.process_group.run_on_rank0_and_broadcast(partial(self._prepare_start, setup))
+        logger.info(f"device {device}, {settings.dtype}")
+        check_backend(settings.compile, device, "")
+        configure_cuda(device, settings.cuda_allow_tf32, settings.cuda_cudnn_benchmark)
+        weights = DTYPES[section.weights_dtype()]
+        options = ModelLoadOptions(folder=self._start, device=device, dtype=self._dtype, weights_dtype=weights)
+        return LatentFlowModel(options)
+
+    def _prepare_start(self, setup: Setup[FlowData]) -> None:
+        if setup.resumption.state:
+            require_start(self._start, setup.resumption.state)
+            return
+        captions = (sample.caption for sample in setup.data.scanned[0].samples)
+        write_start(self.section.model, self._start, captions, setup.seed)
+
+    def encode(self, setup: Setup[FlowData], model: LatentFlowModel) -> FlowEncoded:
+        section, stores = self.section, CacheStores(self.training_folder)
+        if section.trains_text():
+            model.train_text_encoder()
+        items, of_sample = setup.data.items, stores.of_samples(section)
+        if not self.process_group.is_single_process:
+            share = items[self.process_group.rank :: self.process_group.world_size]
+            encode_items(share, model, of_sample, self._dtype, setup.progress)
+            self.process_group.all_gather_object("encoded")
+        dataset = encode_items(items, model, of_sample, self._dtype, setup.progress)
+        setup.status.finish(f"latents and text of {len(items)} items are ready")
+        sampler, validator = None, None
+        if self.process_group.is_main_process:
+            sampler = self._sampler(setup, model, dataset, stores)
+            validator = self._validator(setup, model, stores)
+        needed = {"vae": sampler is not None, "text_encoder": dataset.needs_text_encoder}
+        model.unload_encoders(
+            keep=[p for encoder, own in model.family.encoder_parts.items() if needed[encoder] for p in own]
+        )
+        return FlowEncoded(dataset, sampler, validator)
+
+    def _prompts(self) -> list[SamplePrompt]:
+        sample = self.section.sample
+        return sample_prompts(
+            sample.sample_items() if sample else (), self.section.trigger_word, self.section.model.family()
+        )
+
+    def _sampler(
+        self, setup: Setup[FlowData], model: LatentFlowModel, dataset: EncodedDataset, stores: CacheStores
+    ) -> Sampler | None:
+        prompts = self._prompts()
+        if not prompts or self.section.train.disable_sampling:
+            return None
+        sampler = Sampler(model, prompts, dataset.encoder, stores.on_disk)
+        sampler.encode(setup.progress)
+        setup.status.finish()
+        sampler.should_stop = lambda: setup.request.requested
+        return sampler
+
+    def _validator(self, setup: Setup[FlowData], model: LatentFlowModel, stores: CacheStores) -> Validator | None:
+        validation_split, settings = setup.data.scanned[2], self.section.validation
+        if not validation_split or settings is None:
+            return None
+        of_sample = stores.of_samples(self.section) if validation_split.from_training else lambda _: stores.on_disk
+        dataset = encode_items(validation_split.items, model, of_sample, self._dtype, setup.progress)
+        setup.status.finish()
+        return Validator(model, dataset, settings.timesteps, settings.seed)
+
+    # ------------------------------------------------------------ what is trained, and the callbacks
+
+    def attach(self, setup: Setup[FlowData], model: LatentFlowModel, encoded: FlowEncoded) -> FlowAttached:
+        section = self.section
+        modules: dict[str, nn.Module] = {FLOW: model.network_module}
+        if section.trains_text():
+            modules[TEXT_ENCODER] = model.text_encoder
+        networks = {role: self._network(role, module) for role, module in modules.items()}
+        settings = section.train
+        block_runner = BlockRunner(
+            model, setup.device, self._dtype, settings.checkpointing_level(), 0, settings.compile
+        )
+        roles = {role: self._role(setup, role, network) for role, network in networks.items()}
+        return FlowAttached(roles, networks, block_runner)
+
+    def _network(self, role: str, module: nn.Module) -> FullNetwork:
+        network = FullNetwork(modules_with_weights(module), self._dtype)
+        network.attach(module)
+        count = sum(p.numel() for p in network.parameters().values())
+        logger.info(f"{role}: {count:,} trainable parameters")
+        return network
+
+    def _role(self, setup: Setup[FlowData], name: str, network: Network) -> Role:
+        own, settings, group = self.section.role_optimizer(name), self.section.train, self.process_group
+        parameters, steps = network.parameters(), setup.plan.optimizer_steps
+        group.broadcast(list(parameters.values()))
+        role = build_role(
+            own,
+            parameters,
+            steps,
+            setup.seed,
+            group,
+            settings.ema_config,
+            layer_of=network.module_name_of,
+            stochastic_rounding=settings.full_bf16,
+        )
+        role.every = own.every
+        if settings.fused_backward_pass:
+            role.optimizer_step = step_in_backward(role, accumulates=settings.gradient_accumulation > 1)
+        return role
+
+    def weights_writer(self, setup: Setup[FlowData], attached: FlowAttached, reporting: Reporting) -> PrepareNetwork:
+        return FlowWriter(self._start, attached.networks, self.section.save).snapshot
+
+    def validation(self, setup: Setup[FlowData], encoded: FlowEncoded, attached: FlowAttached) -> Validation | None:
+        validator = encoded.validator
+        return Validation(validator.losses, validator.identity) if validator else None
+
+    def samples(self, setup: Setup[FlowData], encoded: FlowEncoded, attached: FlowAttached) -> Samples | None:
+        sampler = encoded.sampler
+        return Samples(sampler.generate, [prompt.prompt for prompt in sampler.prompts]) if sampler else None
+
+    # ------------------------------------------------------------ the loop
+
+    def fit(
+        self, setup: Setup[FlowData], run: Run, model: LatentFlowModel, encoded: FlowEncoded, attached: FlowAttached
+    ) -> None:
+        settings, items = self.section.train, setup.data.items
+        uses = sum(item.sample.repeats for item in items)
+        named = FlowSettings.named_in(settings)
+        step = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=self.section.roles(), **named)
+        loader = BatchLoader(encoded.dataset, setup.seed)
+        workers = max(dataset.num_workers for dataset in self.section.datasets)
+        batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
+        if run.state.step < run.steps:
+            largest = max(batches_of_epoch(run.state.epoch), key=partial(_pixels, items))
+            if line := try_largest_batch(run, loader.load(largest), step, attached.block_runner.increase_checkpointing):
+                logger.info(line)
+        train(run, EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers)), step)
+
+
+@contextmanager
+def _within_model() -> Iterator[None]:
+    """Puts the section before the key that a message begins with."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"model.{error}") from error
+
+
+def _pixels(items: tuple[BucketedSample, ...], spec: BatchSpec) -> int:
+    return sum(prod(items[index].crop.bucket) for index in spec.items)

@@ -1,0 +1,85 @@
+"""The folder `start/` of a run: the model as it was before step 1, in the layout of the folders that the run saves.
+
+Everything is read from there, by the same code as any other model folder. What others made is linked, not copied. It is
+written once: a resumed run finds the tokenizer, the autoencoder and the text encoder it began with."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from pathlib import Path
+
+from extensions.flow_trainer.config import FlowModelConfig
+from toolkit.errors import RunError, UserError
+from toolkit.files import atomic_write_dir
+from toolkit.models.latent_flow import new
+from toolkit.models.latent_flow.family import FAMILY
+from toolkit.models.loading import weights_hash
+from toolkit.models.parts import place_parts
+
+logger = logging.getLogger(__name__)
+
+START = "start"
+
+
+def write_start(model: FlowModelConfig, folder: Path, captions: Iterable[str], seed: int) -> None:
+    """Writes the folder, anew where it is there. captions: of all images, for a tokenizer."""
+    with atomic_write_dir(folder) as made:
+        if model.name_or_path:
+            place_parts(model.folder(), made, without={"vae"} if model.vae else ())
+            if model.vae:
+                new.place_autoencoder(made, model.autoencoder().folder())
+            own = FAMILY.of_folder(model.folder())
+            new.write_index(made, own.prediction, own.max_tokens)
+            return
+        text = model.text_encoder
+        new.place_autoencoder(made, model.autoencoder().folder())
+        if text.name_or_path:
+            new.place_text_encoder(made, *text_folders(model))
+        else:
+            new.write_text_encoder(made, text.config, captions, text.max_tokens, seed)
+        if text.projection_dim:
+            new.write_projection(made, text.projection_dim, seed)
+        new.write_transformer(made, model.transformer.class_name, model.transformer.config, seed)
+        new.write_scheduler(made)
+        new.write_index(made, model.prediction, text.max_tokens)
+    logger.info(f"wrote the model as it begins to {folder}")
+
+
+def copy_start(source: Path, folder: Path) -> None:
+    """Takes over the folder of the run whose state is resumed from in another place."""
+    with atomic_write_dir(folder) as made:
+        place_parts(source, made, without=())
+
+
+def require_start(folder: Path, checkpoint: Path) -> None:
+    """Makes sure that the folder of a run that is resumed is there. Raises RunError where it is not."""
+    own = checkpoint.resolve().parents[1] / START
+    if own != folder.resolve() and own.is_dir():
+        copy_start(own, folder)
+    elif fault := FAMILY.config_error(folder):
+        remedy = "Restore the folder, or add --restart to move the old run aside and start anew."
+        raise RunError(f"{fault} The run in {folder.parent} began with the model in {folder}. {remedy}")
+
+
+def source_hashes(model: FlowModelConfig) -> dict[str, str]:
+    """The hashes of the folders that the model is made of, by their key."""
+    folders = {"model.vae": model.autoencoder().folder()}
+    if model.name_or_path:
+        folders["model.name_or_path"] = model.folder()
+    elif model.text_encoder.name_or_path:
+        encoder, tokenizer = text_folders(model)
+        folders |= {"model.text_encoder.name_or_path": encoder, "model.text_encoder.tokenizer": tokenizer}
+    return {key: weights_hash(folder, ["."]) for key, folder in folders.items()}
+
+
+def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
+    """The folders of the text encoder and its tokenizer that are given. Raises UserError where they hold none."""
+    given = Path(model.text_encoder.name_or_path).expanduser().resolve()
+    encoder = given if (given / "config.json").is_file() else given / "text_encoder"
+    if not (encoder / "config.json").is_file():
+        raise UserError(f"model.text_encoder.name_or_path: {given} holds no config.json. Give a text encoder's folder.")
+    if model.text_encoder.tokenizer:
+        return encoder, Path(model.text_encoder.tokenizer).expanduser().resolve()
+    beside = encoder.parent / "tokenizer"
+    return encoder, encoder if encoder == given and not beside.is_dir() else beside

@@ -1,0 +1,72 @@
+"""Writes what a run trained: model folders in the layout of `start/`, from which the parts that stay are linked."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Literal
+
+from safetensors import SafetensorError
+from torch import Tensor
+
+from extensions.flow_trainer.config import FLOW, TEXT_ENCODER
+from toolkit.config.output import SaveIntervalConfig
+from toolkit.errors import RunError
+from toolkit.files import atomic_write_dir
+from toolkit.models.latent_flow.family import PROJECTION
+from toolkit.models.latent_flow.new import TEXT_WEIGHTS
+from toolkit.models.parts import INDEX, place_file, place_parts
+from toolkit.networks.full import FullNetwork
+from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
+from toolkit.run_files import best_stem, step_stem
+from toolkit.train.run import Run
+
+
+class FlowWriter:
+    """Writes the EMA of the weights where there is one, else the raw weights."""
+
+    def __init__(self, start: Path, networks: Mapping[str, FullNetwork], save: SaveIntervalConfig) -> None:
+        """start: folder of the model as it began. networks: of each role."""
+        self.start = start
+        self.networks = networks
+        self.save = save
+
+    def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
+        """Copies the weights of `<name>_<step>/`, or of `<name>/` (None: the end) or `<name>_best/`. The result writes
+        the folder and returns its path."""
+        stem = run.name if step is None else best_stem(run.name) if step == "best" else step_stem(run.name, step)
+        path = run.folder / stem
+        weights = {
+            role: to_cpu_copies(network.export(run.roles[role].eval_weights()), self.save.dtype)
+            for role, network in self.networks.items()
+        }
+
+        def write() -> list[Path]:
+            if path.exists() and not (path / INDEX).is_file():
+                raise RunError(f"{path}: holds something else than a model. Move it away, or rename the job.")
+            try:
+                with atomic_write_dir(path) as folder:
+                    self._write(folder, weights)
+            except (OSError, SafetensorError) as error:
+                raise RunError(f"{path}: cannot be written: {error}") from error
+            return [path]
+
+        return write
+
+    def _write(self, folder: Path, weights: Mapping[str, dict[str, Tensor]]) -> None:
+        parts = {FLOW: "transformer", TEXT_ENCODER: "text_encoder"}
+        place_parts(self.start, folder, without={parts[role] for role in weights})
+        for role in weights:
+            place_file(self.start / parts[role] / "config.json", folder / parts[role] / "config.json")
+        write_shards(folder / parts[FLOW], weights[FLOW], self.save.dtype, None)
+        if TEXT_ENCODER in weights:
+            _write_text_encoder(folder / parts[TEXT_ENCODER], weights[TEXT_ENCODER])
+
+
+def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:
+    of_encoder = {
+        name.removeprefix("encoder."): tensor for name, tensor in weights.items() if name.startswith("encoder.")
+    }
+    write_safetensors_verified(part / TEXT_WEIGHTS, of_encoder, None)
+    if (projection := weights.get("projection.weight")) is not None:
+        write_safetensors_verified(part / PROJECTION, {"weight": projection}, None)

@@ -1,0 +1,89 @@
+"""A small job of the trainer, and what it starts from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from jobs import ExtensionJob
+from tests.extensions.vae_trainer.conftest import SMALL
+from toolkit.config import load_job
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.extension import discover
+from toolkit.log import shown
+from toolkit.models.autoencoders import make_autoencoder
+
+TRANSFORMERS: dict[str, dict[str, Any]] = {
+    "SD3Transformer2DModel": {
+        "num_layers": 2,
+        "num_attention_heads": 2,
+        "attention_head_dim": 8,
+        "pos_embed_max_size": 16,
+    },
+    "QwenImageTransformer2DModel": {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8},
+}
+"""Arguments of each class for a small one."""
+
+TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+
+
+def write_vae(folder: Path, kind: str = "AutoencoderKL") -> Path:
+    """An autoencoder of random weights with 2 x 2 pixels per latent pixel."""
+    made = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu"))
+    made.module.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def vae(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return write_vae(tmp_path_factory.mktemp("vae"))
+
+
+@pytest.fixture
+def pictures(make_pictures, tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "data", "a", "b", "c", "d", "e", size=(40, 32))
+
+
+@pytest.fixture
+def flow_job(vae: Path) -> Callable[..., dict]:
+    """A short section on a folder of images; `train` and `model` are merged, other keys are replaced."""
+
+    def section(folder: Path, kind: str = "SD3Transformer2DModel", **changes: Any) -> dict:
+        train = {"steps": 4, "batch_size": 2, "lr": 1e-3, "dtype": "fp32", **changes.pop("train", {})}
+        model = {
+            "vae": str(vae),
+            "transformer": {"class_name": kind, "config": TRANSFORMERS[kind]},
+            "text_encoder": {"config": TEXT},
+            **changes.pop("model", {}),
+        }
+        return {
+            "type": "flow_trainer",
+            "training_folder": "output",
+            "device": "cpu",
+            "training_seed": 3,
+            "model": model,
+            "train": train,
+            "save": {"save_every": 0},
+            "datasets": [{"folder_path": str(folder), "resolution": 32}],
+            **changes,
+        }
+
+    return section
+
+
+@pytest.fixture
+def start(write_job, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Path]:
+    """Runs a job of these sections in this process, in the test's folder; returns the folder of its run."""
+    monkeypatch.chdir(tmp_path)
+    table = discover()
+
+    def run(*sections: dict, name: str = "job") -> Path:
+        with shown():
+            ExtensionJob(load_job(write_job(*sections, name=name), table.find_config), table).run()
+        return tmp_path / "output" / name
+
+    return run

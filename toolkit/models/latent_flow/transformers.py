@@ -1,0 +1,141 @@
+"""The transformers of the family: what fits them to latents and text, and their forward passes with each block run by a
+function of ours, so that memory can be managed around it (`DiffusionModel.wrap_blocks`).
+
+What is computed is what diffusers' own classes compute, whose modules do the work.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, S image tokens, D model width, L text tokens,
+E text width.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, ClassVar
+
+from torch import Tensor, nn
+
+from toolkit.errors import UserError
+from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.models.loading import ASKED_BY, block_import
+from toolkit.models.qwen_edit import forward as qwen
+from toolkit.models.qwen_edit.new import rope_axes
+from toolkit.models.qwen_edit.sizes import PATCH
+
+with block_import("bitsandbytes", ASKED_BY):
+    from diffusers import QwenImageTransformer2DModel, SD3Transformer2DModel
+
+ARGUMENTS = "transformer.config"
+"""Key of the arguments, for messages."""
+
+RunBlock = Callable[..., tuple[Any, Any]]
+"""Runs one block: (index, block, (image [B, S, D], text [B, L, D]), what else its class takes) -> the same two."""
+
+
+class TransformerAdapter(ABC):
+    """How one class of diffusers is made and called. It has its blocks in `transformer_blocks`."""
+
+    model_class: ClassVar[Any]
+
+    @staticmethod
+    @abstractmethod
+    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
+        """The arguments that follow from the latents' channels and the width of the text embeddings.
+
+        arguments: the others, as given. Raises UserError where these cannot be.
+        """
+
+    @staticmethod
+    @abstractmethod
+    def compose(wrappers: Sequence[BlockWrapper]) -> RunBlock:
+        """Runs a block within these wrappers, the first one innermost."""
+
+    @staticmethod
+    @abstractmethod
+    def forward(module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor) -> Tensor:
+        """The prediction [B, C, H, W] for texts without padding. t_B: noise fraction in [0, 1], float32."""
+
+    @staticmethod
+    def largest_side(config: Mapping[str, Any]) -> int | None:
+        """Tokens along the longest side that it has positions for; None: any."""
+        return None
+
+
+class Sd3Transformer(TransformerAdapter):
+    """`SD3Transformer2DModel`. Its pooled text is the mean over the tokens."""
+
+    model_class = SD3Transformer2DModel
+
+    @staticmethod
+    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
+        heads, head_dim = arguments.get("num_attention_heads", 18), arguments.get("attention_head_dim", 64)
+        whole = isinstance(heads, int) and isinstance(head_dim, int)
+        return {
+            "in_channels": channels,
+            "out_channels": channels,
+            "joint_attention_dim": text_width,
+            "pooled_projection_dim": text_width,
+            **({"caption_projection_dim": heads * head_dim} if whole else {}),
+        }
+
+    @staticmethod
+    def compose(wrappers: Sequence[BlockWrapper]) -> RunBlock:
+        run: BlockForward = _sd3_block
+        for wrapper in wrappers:
+            run = wrapper(run)
+
+        def run_block(index: int, block: nn.Module, streams: tuple[Tensor, Tensor], temb_BD: Tensor) -> tuple[Any, Any]:
+            image_BSD, text_BLD = run(block, *streams, temb_BD)
+            return image_BSD, text_BLD
+
+        return run_block
+
+    @staticmethod
+    def forward(module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor) -> Tensor:
+        """Source: diffusers, transformer_sd3.py, `SD3Transformer2DModel.forward`; t in thousandths, as in pipelines."""
+        (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
+        temb_BD = module.time_text_embed(1000 * t_B, embeds_BLE.mean(1))
+        streams = module.pos_embed(x_BCHW).contiguous(), module.context_embedder(embeds_BLE)
+        for index, block in enumerate(module.transformer_blocks):
+            streams = run(index, block, streams, temb_BD)
+        patches_BSP = module.proj_out(module.norm_out(streams[0], temb_BD))
+        rows, columns, channels = height // patch, width // patch, module.config.out_channels
+        patches = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
+        return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
+
+    @staticmethod
+    def largest_side(config: Mapping[str, Any]) -> int | None:
+        return config.get("pos_embed_max_size", 96)
+
+
+def _sd3_block(block: nn.Module, image_BSD: Tensor, text_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
+    """Calls the block. The last one gives no text."""
+    text_BLD, image_BSD = block(hidden_states=image_BSD, encoder_hidden_states=text_BLD, temb=temb_BD)
+    return image_BSD, text_BLD
+
+
+class QwenImageTransformer(TransformerAdapter):
+    """`QwenImageTransformer2DModel` without references."""
+
+    model_class = QwenImageTransformer2DModel
+
+    @staticmethod
+    def fitting(arguments: Mapping[str, Any], channels: int, text_width: int) -> dict[str, Any]:
+        if arguments.get("patch_size", PATCH) != PATCH:
+            raise UserError(f"{ARGUMENTS}.patch_size: {arguments['patch_size']!r}: this class has {PATCH} only.")
+        return {
+            "in_channels": channels * PATCH**2,
+            "out_channels": channels,
+            "joint_attention_dim": text_width,
+            "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", 128)),
+        }
+
+    @staticmethod
+    def compose(wrappers: Sequence[BlockWrapper]) -> RunBlock:
+        return qwen.compose_wrappers(wrappers)
+
+    @staticmethod
+    def forward(module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor) -> Tensor:
+        shapes = qwen.image_shapes([x_BCHW])
+        tokens_BSP = qwen.forward(module, run, qwen.pack(x_BCHW), t_B.tolist(), embeds_BLE, shapes)
+        return qwen.unpack(tokens_BSP, *x_BCHW.shape[-2:])
