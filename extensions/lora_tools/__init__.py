@@ -16,7 +16,7 @@ class InspectExtension(Extension):
 
     @classmethod
     def get_process(cls) -> type:
-        from extensions.lora_tools.inspect import InspectProcess
+        from extensions.lora_tools.process import InspectProcess
 
         return InspectProcess
 
@@ -70,7 +70,7 @@ class MergeExtension(Extension):
 
     @classmethod
     def get_process(cls) -> type:
-        from extensions.lora_tools.merge import MergeProcess
+        from extensions.lora_tools.process import MergeProcess
 
         return MergeProcess
 
@@ -88,7 +88,7 @@ class ExtractExtension(Extension):
 
     @classmethod
     def get_process(cls) -> type:
-        from extensions.lora_tools.extract import ExtractProcess
+        from extensions.lora_tools.process import ExtractProcess
 
         return ExtractProcess
 

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from extensions.lora_tools.config import ExtractConfig
-from extensions.lora_tools.process import write_lowrank
+from extensions.lora_tools.files import write_lowrank
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.errors import UserError

@@ -11,8 +11,7 @@ import torch
 from torch import Tensor
 
 from extensions.lora_tools.config import MergeConfig, split_strength
-from extensions.lora_tools.files import read_lora, write_lora
-from extensions.lora_tools.process import refuse_dora
+from extensions.lora_tools.files import read_lora, refuse_dora, write_lora
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import weight_files

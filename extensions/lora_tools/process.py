@@ -1,27 +1,31 @@
-"""The tools that make one LoRA file of others: `convert`, `resize`, `post_hoc_ema`."""
+"""The processes of the tools; those of `convert`, `resize` and `post_hoc_ema` are here."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from torch import Tensor
-
-from extensions.lora_tools.config import ConvertConfig, PostHocEmaConfig, RankConfig, ResizeConfig
-from extensions.lora_tools.files import read_lora, write_lora
+from extensions.lora_tools.config import ConvertConfig, PostHocEmaConfig, ResizeConfig
+from extensions.lora_tools.extract import ExtractProcess
+from extensions.lora_tools.files import read_lora, write_lora, write_lowrank
+from extensions.lora_tools.inspect import InspectProcess
+from extensions.lora_tools.merge import MergeProcess
 from jobs.process import BaseExtensionProcess
-from toolkit.device import DTYPES
-from toolkit.errors import UserError
-from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_export import FORMATS, export, kept_metadata
-from toolkit.networks.lora_formats import LayerDelta, read_tensors
+from toolkit.networks.lora_formats import read_tensors
 from toolkit.networks.post_hoc_ema import average, linear_betas, power_betas, steps_of
-from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
 
 logger = logging.getLogger(__name__)
+
+__all__ = [
+    "ConvertProcess",
+    "ExtractProcess",
+    "InspectProcess",
+    "MergeProcess",
+    "PostHocEmaProcess",
+    "ResizeProcess",
+]
 
 
 class ConvertProcess(BaseExtensionProcess):
@@ -50,44 +54,6 @@ class ResizeProcess(BaseExtensionProcess):
         section = self.section
         file = read_lora(section.input, section.model_folder() if section.model else None)
         write_lowrank(section, file.changes, kept_metadata(file))
-
-
-def write_lowrank(section: RankConfig, changes: Mapping[str, LayerDelta | Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes the nearest LoRA to changes of weights, given as such or whole [O, I], and reports its errors."""
-    tensors: dict[str, Tensor] = {}
-    ranks: list[int] = []
-    dropped = total = 0.0
-    dtype = DTYPES[section.dtype]
-    for name, change in changes.items():
-        most = section.rank or min(change.shape)
-        if isinstance(change, LayerDelta):
-            refuse_dora(name, change)
-            up, down, error = extract_lora(change, most)
-            norm = float(change.delta().double().norm())
-        else:
-            up, down, error = extract_lora_from_delta(change, most)
-            norm = float(change.double().norm())
-        if section.share:
-            up, down, error = within_share(up, down, error, section.share)
-        ranks.append(len(down))
-        dropped, total = dropped + (error * norm) ** 2, total + norm**2
-        stem = f"{FILE_PREFIX}{name}"
-        tensors |= {
-            f"{stem}.lora_A.weight": down.to(dtype).contiguous(),
-            f"{stem}.lora_B.weight": up.to(dtype).contiguous(),
-            f"{stem}.alpha": torch.tensor(float(len(down))),
-        }
-    write_lora(section.output_path(), tensors, metadata)
-    of_ranks = f"rank {min(ranks)}" if len(set(ranks)) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
-    error = (dropped / total) ** 0.5 if total else 0.0
-    logger.info(f"{section.output}: {len(ranks)} layers, {of_ranks}; relative error of the change {error:.2e}")
-
-
-def refuse_dora(name: str, change: LayerDelta) -> None:
-    """Raises UserError for a DoRA: what it changes depends on the weights it is used with."""
-    if change.magnitude is not None:
-        remedy = "Merge it into its model, then extract a LoRA."
-        raise UserError(f"{name} is a DoRA, whose change depends on the model's weights. {remedy}")
 
 
 class PostHocEmaProcess(BaseExtensionProcess):
