@@ -14,6 +14,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
+from toolkit.data.stream_dataset import StreamDataset
 from toolkit.distributed import read_distributed_env
 from toolkit.interfaces import BucketedSample, Size
 from toolkit.memory.estimate import StepShape
@@ -231,6 +232,9 @@ class ItemGroup:
     longest: int
     """Characters of the longest caption."""
 
+    streamed: bool = False
+    """Whether they are encoded as they come from a stream."""
+
 
 def group_items(
     section: DiffusionSection, items: Iterable[BucketedSample], held_out: Iterable[BucketedSample] = ()
@@ -253,6 +257,21 @@ def group_items(
         numbers[1] += sample.repeats
         numbers[2] = max(numbers[2], len(sample.caption))
     return tuple(ItemGroup(*key, *numbers) for key, numbers in found.items())
+
+
+LONG_CAPTION = 500
+"""Characters of the longest caption of a stream, of which only the first are known."""
+
+
+def group_stream(
+    section: DiffusionSection, stream: StreamDataset, held_out: Iterable[BucketedSample] = ()
+) -> tuple[ItemGroup, ...]:
+    """The largest batches of a stream as a group of items, and those of the validation split."""
+    longest = max(LONG_CAPTION, *(len(sample.caption) for sample in stream.looked_at))
+    largest = ItemGroup(
+        stream.largest, 0, False, False, True, False, 0, section.train.batch_size, longest, streamed=True
+    )
+    return (largest, *group_items(section, (), held_out))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,10 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from extensions.sd_trainer.memory_inputs import group_items
+from extensions.sd_trainer.memory_inputs import ItemGroup
 from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan_memory
 from toolkit.config.sections import DiffusionSection
 from toolkit.device import peak_memory, pick_device, reset_peak_memory, total_memory
-from toolkit.interfaces import BucketedSample
 from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
 
 if TYPE_CHECKING:
@@ -29,7 +28,7 @@ def machine_of(section: DiffusionSection) -> Machine:
 
 def memory_callback(
     section: DiffusionSection,
-    items: Sequence[BucketedSample],
+    groups: Sequence[ItemGroup],
     level: Callable[[], str],
     device: torch.device,
     event: Callable[..., None],
@@ -50,7 +49,7 @@ def memory_callback(
     ]
 
     def predict(resumed: bool) -> int:
-        plan = plan_memory(section, group_items(section, items), Machine("cuda" if on_gpu else "cpu"), level())
+        plan = plan_memory(section, groups, Machine("cuda" if on_gpu else "cpu"), level())
         return plan.allocated("training" if resumed else "first step", *earlier_phases)
 
     def measure() -> int:

@@ -226,7 +226,20 @@ class _Estimator:
         if sum(work.values()) < self.work.gradients + after + self.optimizer - optimizer:
             work = {"gradients": self.work.gradients, "optimizer temporaries": after, "optimizer": self.optimizer}
         offloaded = {"activations, offloaded": self.work.kept_on_host(self.level)}
-        return self._at_rest(optimizer, rows) | _Usage(work, offloaded)
+        ahead = self._encoding_ahead()
+        return self._at_rest(optimizer, rows) | _Usage({**work, **ahead.device}, {**offloaded, **ahead.host})
+
+    def _encoding_ahead(self) -> _Usage:
+        """What encoding the next samples of a stream takes while a step is computed."""
+        threads = max(dataset.num_workers for dataset in self.section.datasets)
+        if not (self.is_streamed and threads) or self._low_vram:
+            return _Usage({})
+        images = self.gaps * self.largest.pixels * self.facts.encode_numbers * self.number
+        prompts = self.gaps * self.largest.text_tokens * self.facts.text_token_numbers * self.number
+        name = "encoding ahead"
+        if self._text_on_host:
+            return _Usage({name: int(images)}, {name: int(prompts)})
+        return _Usage({name: int(max(images, prompts))})  # one encoder at a time
 
     def _saving(self) -> _Usage:
         """Rank 0 copies the state of all ranks; where training goes on meanwhile, a step's memory is needed as well."""
@@ -293,8 +306,9 @@ class _Estimator:
         return _Usage(parts, host)
 
     def _encoders_that_stay(self) -> _Usage:
-        """The VAE for samples, the text encoder for shuffled captions, which are encoded at each use."""
-        vae = {"VAE": self._vae_bytes} if self.samples else {}
+        """The VAE for samples, the text encoder for shuffled captions, which are encoded at each use; both for a
+        stream."""
+        vae = {"VAE": self._vae_bytes} if self.samples or self.is_streamed else {}
         text = {"text encoder": self._text_bytes} if any(group.shuffled for group in self.groups) else {}
         text_waits = self._low_vram or self._text_on_host
         return (_Usage({}, vae) if self._low_vram else _Usage(vae)) | (_Usage({}, text) if text_waits else _Usage(text))
@@ -309,6 +323,11 @@ class _Estimator:
             if group.keeps_text and not group.shuffled:
                 total += group.count * self.sizes.text_tokens(group.references, group.longest) * self.facts.text_width
         return _Usage({}, {"cached data": int(total * self.number)})
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether images and captions are encoded as they come."""
+        return any(group.streamed for group in self.groups)
 
     @property
     def _low_vram(self) -> bool:

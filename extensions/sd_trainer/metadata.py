@@ -142,6 +142,7 @@ def _datasets(plan: RunPlan, section: DiffusionSection) -> dict[str, Any]:
     written = {
         dataset.folder_path: section.as_written(dataset.folder_path, "datasets", index, "folder_path")
         for index, dataset in enumerate(section.datasets)
+        if dataset.folder_path
     }
     folders = [
         _folder(folder, number, written.get(folder.folder, folder.folder))

@@ -130,6 +130,8 @@ def _steps(s: DiffusionSection) -> int:
 def _validates_training(s: DiffusionSection) -> bool:
     if not s.validation or s.validation.folder_path is None:
         return False
+    if s.streamed:
+        return False
     folders = (s.validation.folder_path, *(dataset.folder_path for dataset in s.datasets))
     first, *others = (Path(folder).expanduser().resolve() for folder in folders)
     return first in others

@@ -13,6 +13,7 @@ from extensions.sd_trainer.memory_inputs import (
     TrainableParams,
     count_trainable_params,
     group_items,
+    group_stream,
     trainable_names,
 )
 from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan_memory
@@ -27,6 +28,7 @@ from toolkit.data.images import ImageError, inspect_image, reference_error
 from toolkit.data.items import too_many_references
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import DataErrors, InputError, RunError, UserError
@@ -45,8 +47,10 @@ from toolkit.train.outlook import run_outlook
 def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
     """The plan of a checked `sd_trainer` section."""
     scan_cache = ScanCache.beside(config.training_folder)
-    scan, items, split = scan_and_split(config, family_for(config.model), scan_cache)
-    plan = plan_items(config, job, scan, items, split)
+    family = family_for(config.model)
+    scan, items, split = scan_and_split(config, family, scan_cache)
+    stream = StreamDataset.of(config, family.size_multiple)
+    plan = plan_items(config, job, scan, items, split, stream=stream)
     assert isinstance(config, TrainerConfig)  # true of the only section that is planned here
     refusals, needed = [], None
     if not _is_unwritten(config, job):
@@ -61,7 +65,7 @@ def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
             config,
             job,
             plan.optimizer_steps,
-            lambda: fingerprint(scan.samples),
+            stream.hashes if stream else lambda: fingerprint(scan.samples),
             partial(corrections_of, config, scan),
             needed,
             config.model,
@@ -90,7 +94,10 @@ def _disk_bytes(config: DiffusionSection, plan: RunPlan) -> int:
 
 
 def dataset_digest(config: DiffusionSection) -> str:
-    """The hash of the dataset that a checkpoint records; empty where it cannot be read."""
+    """The hash of the dataset that a checkpoint records; empty where it cannot be read, and of a stream, whose settings
+    say which it is."""
+    if config.streamed:
+        return ""
     try:
         scan, *_ = scan_and_split(config, family_for(config.model), ScanCache.beside(config.training_folder))
         return digest_of(fingerprint(scan.samples))
@@ -105,20 +112,21 @@ def plan_items(
     items: tuple[BucketedSample, ...],
     validation_split: ValidationSplit | None = None,
     machine: Machine | None = None,
+    stream: StreamDataset | None = None,
 ) -> RunPlan:
     """The plan of a section whose datasets are scanned. machine: where it runs; by default as in `device`."""
     machine = machine or machine_from_config(config.device)
     refuse_prompts(config)
-    groups = group_items(config, items, validation_split.items if validation_split else ())
+    groups = item_groups(config, items, validation_split, stream)
     memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
     train = config.train
-    micro_batches = count_batches(items, train.batch_size)
+    micro_batches = stream.micro_batches(train.batch_size) if stream else count_batches(items, train.batch_size)
     steps = optimizer_steps(train.steps, train.epochs, micro_batches, train.gradient_accumulation)
     return RunPlan(
         type=config.type,
         name=config.display_name(job),
         datasets=folder_plans(scan.folders, items),
-        samples_per_epoch=sum(item.sample.repeats for item in items),
+        samples_per_epoch=stream.samples if stream else sum(item.sample.repeats for item in items),
         micro_batches_per_epoch=micro_batches,
         optimizer_steps=steps,
         accumulation=train.gradient_accumulation,
@@ -126,6 +134,7 @@ def plan_items(
         notes=(
             *yet_to_come(config.model, job),
             *describe_data_parallel(train),
+            *_encoded_as_they_come(config),
             *_sizes(config),
             *scan.notes,
             *(validation_split.notes if validation_split else ()),
@@ -138,7 +147,34 @@ def plan_items(
             *_ema_share(config, steps, micro_batches),
         ),
         memory=memory,
+        stream=stream.plan() if stream else None,
     )
+
+
+def item_groups(
+    config: DiffusionSection,
+    items: Sequence[BucketedSample],
+    validation_split: ValidationSplit | None = None,
+    stream: StreamDataset | None = None,
+) -> tuple[ItemGroup, ...]:
+    """The groups of what is trained on and held out, for the memory estimate."""
+    held_out = validation_split.items if validation_split else ()
+    return group_stream(config, stream, held_out) if stream else group_items(config, items, held_out)
+
+
+def _encoded_as_they_come(config: DiffusionSection) -> Iterator[str]:
+    if not (stream := config.streamed):
+        return
+    kept = [
+        name
+        for name, keeps in (
+            ("latents", stream.cache_latents_to_disk),
+            ("text embeddings", config.requested_text_cache(stream)),
+        )
+        if keeps
+    ]
+    where = f"; {' and '.join(kept)} are kept on the disk" if kept else ", at each use anew"
+    yield f"images and captions are encoded as they come{where}; VAE and text encoder stay loaded"
 
 
 def refuse_prompts(config: DiffusionSection) -> None:
@@ -224,7 +260,7 @@ def _sizes(config: DiffusionSection) -> Iterator[str]:
             "of each image cut off"
             for size in dataset.resolution
         )
-        yield f"resolution of {dataset.folder_path}: {'; '.join(sizes)}"
+        yield f"resolution of {dataset.folder_path or dataset.url[0]}: {'; '.join(sizes)}"
 
 
 def _base_loras(config: DiffusionSection) -> Iterator[str]:

@@ -16,7 +16,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_advice import shortage
 from extensions.sd_trainer.memory_measured import machine_of, memory_callback
 from extensions.sd_trainer.metadata import job_metadata
-from extensions.sd_trainer.plan import check_disk_space, corrections_of, plan_items
+from extensions.sd_trainer.plan import check_disk_space, corrections_of, item_groups, plan_items
 from extensions.sd_trainer.setup import (
     attach_network,
     base_merging,
@@ -35,14 +35,29 @@ from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
 from toolkit.data.folder import DatasetScan
-from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
+from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
+from toolkit.data.pixels import stream_source
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.device import DTYPES, check_device, configure_cuda, pick_device
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
-from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel, ModelFacts, Network, Sample, Size
+from toolkit.interfaces import (
+    Batch,
+    BatchSource,
+    BatchSpec,
+    BucketedSample,
+    Cursor,
+    DiffusionModel,
+    MicroBatch,
+    ModelFacts,
+    Network,
+    Sample,
+    Size,
+)
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
 from toolkit.memory.estimate import MemoryEstimate
@@ -78,6 +93,8 @@ class SdData:
     scan: DatasetScan
     items: tuple[BucketedSample, ...]
     validation_split: ValidationSplit | None
+    stream: StreamDataset | None = None
+    """Trained on instead of the items, which are then none."""
 
 
 @dataclass(frozen=True)
@@ -90,9 +107,10 @@ class SdModel:
 
 @dataclass(frozen=True)
 class SdEncoded:
-    """The encoded dataset, and the sampler and validator with their encoded inputs."""
+    """What makes batches: the encoded dataset, or the encoder of a stream; and the sampler and validator with their
+    encoded inputs."""
 
-    dataset: EncodedDataset
+    dataset: EncodedDataset | StreamLatents
     sampler: Sampler | None
     validator: Validator | None
 
@@ -106,20 +124,23 @@ class SdAttached(Attached):
 
 
 class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
-    """Trains a network, or the model itself, on folders of images; README.md lists its output files."""
+    """Trains a network, or the model itself, on folders of images or a stream of shards; README.md lists its output
+    files."""
 
     section: SdTrainerConfig
 
     def scan(self) -> SdData:
         scan_cache = ScanCache.beside(self.section.training_folder)
-        return SdData(*scan_and_split(self.section, family_for(self.section.model), scan_cache))
+        family = family_for(self.section.model)
+        stream = StreamDataset.of(self.section, family.size_multiple)
+        return SdData(*scan_and_split(self.section, family, scan_cache), stream)
 
     def fingerprint(self, data: SdData) -> DatasetHashes:
-        return fingerprint(data.scan.samples)
+        return data.stream.hashes() if data.stream else fingerprint(data.scan.samples)
 
     def make_plan(self, data: SdData) -> RunPlan:
         job, machine = JobContext(self.job.name), machine_of(self.section)
-        return plan_items(self.section, job, data.scan, data.items, data.validation_split, machine)
+        return plan_items(self.section, job, data.scan, data.items, data.validation_split, machine, data.stream)
 
     def memory_advice(self) -> str:
         return memory_advice(self.section)
@@ -181,8 +202,12 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def encode(self, setup: Setup[SdData], model: SdModel) -> SdEncoded:
         diffusion_model, stores = model.model, CacheStores(self.training_folder)
-        dataset = self._encode(setup, diffusion_model, stores)
-        sampler = self._sampler(setup, diffusion_model, dataset, stores)
+        dataset: EncodedDataset | StreamLatents
+        if setup.data.stream:
+            dataset = self._stream_latents(setup, setup.data.stream, diffusion_model, stores)
+        else:
+            dataset = self._encode(setup, diffusion_model, stores)
+        sampler = self._sampler(setup, diffusion_model, dataset.encoder, stores)
         validator = self._validator(setup, diffusion_model, stores)
         diffusion_model.unload_encoders(keep=_encoders_in_use(diffusion_model.family, dataset, sampler))
         return SdEncoded(dataset, sampler, validator)
@@ -199,6 +224,13 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         setup.status.finish(f"latents and text embeddings of {len(items)} items are ready")
         return dataset
 
+    def _stream_latents(
+        self, setup: Setup[SdData], stream: StreamDataset, model: DiffusionModel, stores: CacheStores
+    ) -> StreamLatents:
+        keep_text = bool(self.section.requested_text_cache(stream.settings))
+        encoder = ItemEncoder(model, self._dtype)
+        return StreamLatents(stream, model, encoder, setup.seed, stores.on_disk, keep_text, self.extra_prompts)
+
     def _validator(self, setup: Setup[SdData], model: DiffusionModel, stores: CacheStores) -> Validator | None:
         validation_split, settings = setup.data.validation_split, self.section.validation
         if not validation_split or settings is None or not self.process_group.is_main_process:
@@ -213,12 +245,12 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return leading(model, self.process_group) if self._is_sharded else model.predict_velocity
 
     def _sampler(
-        self, setup: Setup[SdData], model: DiffusionModel, dataset: EncodedDataset, stores: CacheStores
+        self, setup: Setup[SdData], model: DiffusionModel, encoder: ItemEncoder, stores: CacheStores
     ) -> Sampler | None:
         prompts = self._sample_prompts()
         if not prompts or self.section.train.disable_sampling or not self.process_group.is_main_process:
             return None
-        sampler = Sampler(model, prompts, dataset.encoder, stores.on_disk, self._rank0_model(model))
+        sampler = Sampler(model, prompts, encoder, stores.on_disk, self._rank0_model(model))
         sampler.encode(setup.progress)
         setup.status.finish()
         sampler.should_stop = lambda: setup.request.requested
@@ -297,35 +329,29 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         self, setup: Setup[SdData], model: SdModel, encoded: SdEncoded, attached: SdAttached
     ) -> FlowMatchingStep:
         """The step of the loop. An extension adds to its `extra_losses`, or returns one of its own class."""
-        train, items = self.section.train, setup.data.items
-        uses = sum(item.sample.repeats for item in items)
+        train, uses = self.section.train, setup.plan.samples_per_epoch
         step = FlowMatchingStep(model.model, setup.seed, samples_per_epoch=uses, **FlowSettings.named_in(train))
         for name, factor in train.preservations().items():
             step.extra_losses[name] = PriorPreservation(model.model, attached.network, name, factor)
         return step
 
     def fit(self, setup: Setup[SdData], run: Run, model: SdModel, encoded: SdEncoded, attached: SdAttached) -> None:
-        settings, items = self.section.train, setup.data.items
         diffusion_model, network, block_runner = model.model, attached.network, attached.block_runner
-        loader = BatchLoader(encoded.dataset, setup.seed)
-        workers = max(dataset.num_workers for dataset in self.section.datasets)
-        batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
         step = self.make_step(setup, model, encoded, attached)
+        batches = self._batches(setup, run, diffusion_model, encoded)
         if self.process_group.is_single_process:
-            event = EventLog(self.save_root / EVENTS).add
+            event, data = EventLog(self.save_root / EVENTS).add, setup.data
+            groups = item_groups(self.section, data.items, stream=data.stream)
             run.callbacks = [
                 *run.callbacks,
-                *memory_callback(self.section, items, lambda: block_runner.level, setup.device, event),
+                *memory_callback(self.section, groups, lambda: block_runner.level, setup.device, event),
             ]
         if run.state.step < run.steps:
-            splits = splits_per_micro_batch(run.grad_accum_steps, self.process_group.world_size)
-            own = (split_spec(spec, splits)[-1] for spec in batches_of_epoch(run.state.epoch))
-            largest = max(own, key=partial(_cost, items, diffusion_model))
-            batch = loader.load(largest)
+            batch = batches.largest()
 
             def first() -> tuple[LatentBatch, Tensor]:
                 """The first item of the first epoch and its noise, also in a resumed run."""
-                first_batch = loader.load(first_sample_spec(batches_of_epoch(0)))
+                first_batch = batches.first()
                 return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
             choose_w8a8_layers(self.section, diffusion_model, network, setup.device, first, self.process_group)
@@ -344,17 +370,70 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 run, batch, step, *([] if self._is_sharded else [block_runner.increase_checkpointing])
             ):
                 logger.info(line)
+        train(run, _Announced(batches.source, step, batches.latent_size), step)
+        if (stream := setup.data.stream) and (line := stream.unreadable.summary()):
+            logger.warning(line)
 
-        def load(specs: Iterable[BatchSpec]) -> Iterator[LatentBatch]:
-            return loader.prefetch(
-                step.announce_timesteps(specs, partial(_latent_size, items, diffusion_model.family)), workers
-            )
+    def _batches(self, setup: Setup[SdData], run: Run, model: DiffusionModel, encoded: SdEncoded) -> _Batches:
+        settings, dataset, items = self.section.train, encoded.dataset, setup.data.items
+        workers = max(entry.num_workers for entry in self.section.datasets)
+        splits = splits_per_micro_batch(run.grad_accum_steps, self.process_group.world_size)
+        if isinstance(dataset, StreamLatents):
+            # With low_vram each encoder moves to the device and back: not while a step or a sample is computed.
+            workers = 0 if self.section.model.low_vram else workers
+            source = stream_source(dataset.stream, setup.seed, settings.batch_size, dataset.load, workers)
+            images = -(-settings.batch_size // splits)
+            return _Batches(source, dataset.latent_size, partial(dataset.trial, images), dataset.first)
+        loader = BatchLoader(dataset, setup.seed)
+        batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
 
-        train(run, EpochSource(batches_of_epoch, load), step)
+        def largest() -> LatentBatch:
+            own = (split_spec(spec, splits)[-1] for spec in batches_of_epoch(run.state.epoch))
+            return loader.load(max(own, key=partial(_cost, items, model)))
+
+        return _Batches(
+            EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers)),
+            partial(_latent_size, items, model.family),
+            largest,
+            lambda: loader.load(first_sample_spec(batches_of_epoch(0))),
+        )
 
 
-def _encoders_in_use(family: ModelFacts, dataset: EncodedDataset, sampler: Sampler | None) -> list[str]:
-    """Encoders that training still needs: the text encoder for shuffled captions, the VAE for sample images."""
+@dataclass(frozen=True)
+class _Batches:
+    """What is trained on."""
+
+    source: BatchSource
+    latent_size: Callable[[BatchSpec], Size]
+    """Of the latents of a batch."""
+
+    largest: Callable[[], LatentBatch]
+    """Of one process, for a trial."""
+
+    first: Callable[[], LatentBatch]
+    """The first sample alone."""
+
+
+@dataclass(frozen=True)
+class _Announced:
+    """A `BatchSource` of which the model is told the timesteps ahead."""
+
+    source: BatchSource
+    step: FlowMatchingStep
+    latent_size: Callable[[BatchSpec], Size]
+
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        return self.source.iterate(cursor)
+
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        return self.source.load(self.step.announce_timesteps(specs, self.latent_size))
+
+
+def _encoders_in_use(family: ModelFacts, dataset: EncodedDataset | StreamLatents, sampler: Sampler | None) -> list[str]:
+    """Encoders that training still needs: the text encoder for shuffled captions, the VAE for sample images, both for a
+    stream."""
+    if isinstance(dataset, StreamLatents):
+        return [part for parts in family.encoder_parts.values() for part in parts]
     needed = {"text_encoder": dataset.needs_text_encoder, "vae": sampler is not None}
     return [part for encoder, parts in family.encoder_parts.items() if needed[encoder] for part in parts]
 

@@ -270,6 +270,11 @@ MISTAKES: tuple[Check, ...] = (
         "{model.blocks_to_swap}: only frozen weights can be swapped, and 'network.type: full' trains them. Write 0.",
     ),
     _swapped,
+    Rule(
+        "train.num_timestep_buckets",
+        lambda s: s.train.num_timestep_buckets and s.streamed and not s.streamed.webdataset.samples,
+        "{train.num_timestep_buckets}: a stream needs 'datasets[0].webdataset.samples' for it. Give the number, or 0.",
+    ),
     # ---------------------------------------- noise levels, files, samples, what is measured
     Rule(
         "train.discrete_flow_shift",

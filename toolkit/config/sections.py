@@ -111,6 +111,7 @@ class DatasetsSection(ProcessConfig):
             yield from self._check_dataset(("datasets", index), dataset, job)
 
     def _check_dataset(self, at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:
+        yield from self._check_text_cache(at, dataset)
         if dataset.url:
             yield from self._check_stream(at, dataset)
             return
@@ -121,6 +122,8 @@ class DatasetsSection(ProcessConfig):
         for slot, path in enumerate(dataset.control_path):
             yield from _check_path((*at, "control_path", slot), path, "Give a folder of images.", job)
         yield from _check_masks(at, dataset, job)
+
+    def _check_text_cache(self, at: KeyPath, dataset: DatasetConfig) -> Found:
         if dataset.shuffle_tokens and self.requested_text_cache(dataset):
             own = dataset.cache_text_embeddings is not None
             key = (*at, "cache_text_embeddings") if own else ("train", "cache_text_embeddings")

@@ -12,6 +12,7 @@ import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
+from hashlib import sha256
 from pathlib import Path
 from threading import RLock
 from typing import Any, NamedTuple
@@ -102,21 +103,25 @@ class ItemEncoder:
 
     def __init__(self, model: DiffusionModel, dtype: torch.dtype) -> None:
         self._model = model
-        self._dtype = dtype
+        self.dtype = dtype
+        """Of what is encoded."""
         self._identity = cache(model.cache_key)
         self._sizes: dict[str, Size] = {}
         self._lock = RLock()  # batches may be loaded by several threads, the encoders run in one at a time
 
-    def latents(self, item: BucketedSample, stores: CachePair) -> CacheEntry:
-        """Target latents [C, H, W] of the image at its bucket."""
-        sample, crop = item.sample, item.crop
-        key = self._key("vae", "latents", sample, file_digest(sample.image), crop=_plain(crop))
+    def latents(self, item: BucketedSample, stores: CachePair, data: bytes | None = None) -> CacheEntry:
+        """Target latents [C, H, W] of the image at its bucket. data: the image file, where it is not on disk."""
+        sample = item.sample
+        source = file_digest(sample.image) if data is None else sha256(data).hexdigest()
+        key = self._key("vae", "latents", sample, source, crop=_plain(item.crop))
+        what = f"latents of {sample.image}"
+        return CacheEntry(what, stores.latents, key, lambda: self.encode_image(self.pixels(item, data)))
 
-        def make() -> Tensor:
-            image = open_image(sample.image, sample.background)
-            return self._encode_image(to_tensor(flip_image(resize_cover_crop(image, crop), sample.flip)))
-
-        return CacheEntry(f"latents of {sample.image}", stores.latents, key, make)
+    def pixels(self, item: BucketedSample, data: bytes | None = None) -> Tensor:
+        """The image [3, sH, sW] at its bucket, float32 in [-1, 1]. data: as of `latents`. Raises ImageError."""
+        sample, crop = item
+        image = open_image(sample.image, sample.background, data=data)
+        return to_tensor(flip_image(resize_cover_crop(image, crop), sample.flip))
 
     def mask(self, item: BucketedSample, stores: CachePair) -> CacheEntry | None:
         """Loss weights [1, H, W] of an image that has a mask."""
@@ -154,8 +159,8 @@ class ItemEncoder:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
         pictures = [flip_image(open_image(path, sample.background), sample.flip) for path in sample.control_images]
         with self._lock, torch.no_grad():
-            encoded = _by_name(self._model.encode_prompt(prompt, pictures))
-        dtypes = {name: self._dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
+            encoded = encoded_by_name(self._model.encode_prompt(prompt, pictures))
+        dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
         return {name: tensor.to("cpu", dtypes[name]) for name, tensor in encoded.items()}
 
     def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
@@ -169,13 +174,14 @@ class ItemEncoder:
         key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
 
         def make() -> Tensor:
-            return self._encode_image(to_tensor(flip_image(resize(open_image(path, background), size), flip)))
+            return self.encode_image(to_tensor(flip_image(resize(open_image(path, background), size), flip)))
 
         return CacheEntry(f"latents of reference {path}", stores.latents, key, make)
 
-    def _encode_image(self, pixels_3HW: Tensor) -> Tensor:
+    def encode_image(self, pixels_3HW: Tensor) -> Tensor:
+        """Latents [C, H, W] of pixels [3, sH, sW] in [-1, 1], computed now and not cached."""
         with self._lock, torch.no_grad():
-            return self._model.encode_images(pixels_3HW[None])[0].to("cpu", self._dtype)
+            return self._model.encode_images(pixels_3HW[None])[0].to("cpu", self.dtype)
 
     def _key(self, part: str, kind: str, sample: Sample, source: str | list[str], **parts: Any) -> str:
         # text without images depends neither on the background nor on the flip
@@ -186,7 +192,7 @@ class ItemEncoder:
             source=source,
             background=sample.background if source else "",
             encoder=self._identity(part),
-            dtype=str(self._dtype),
+            dtype=str(self.dtype),
             **{"format": FORMAT, **parts},
         )
 
@@ -334,14 +340,15 @@ class _UnreadableError(RunError):
 
 def _make(entry: CacheEntry) -> dict[str, Tensor]:
     try:
-        tensors = _by_name(entry.make())
+        tensors = encoded_by_name(entry.make())
     except (ImageError, OSError) as error:
         raise _UnreadableError(f"{entry.what}: {error}") from error
     entry.store.put(entry.key, tensors)
     return tensors
 
 
-def _by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
+def encoded_by_name(encoded: EncodedPrompt) -> dict[str, Tensor]:
+    """The tensors of an encoded prompt, or a single tensor, by name."""
     return {EMBEDS: encoded} if isinstance(encoded, Tensor) else dict(encoded)
 
 

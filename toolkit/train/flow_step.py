@@ -138,7 +138,7 @@ class FlowMatchingStep(TrainStep[LatentBatch]):
         if self._strata[0] != epoch:
             order = strata(self.samples_per_epoch, buckets, generator(self.seed, "strata", epoch))
             self._strata = (epoch, order)
-        return self._strata[1][position]
+        return self._strata[1][position % len(self._strata[1])]  # those of a stream go on from epoch to epoch
 
     def _timestep_context(self, latent: Size) -> TimestepContext:
         tokens = self.model.family.tokens(latent)

@@ -335,6 +335,8 @@ def _work(settings: Mapping[str, Any]) -> Mapping[str, Any]:
         "device": settings.get("device"),
         "model": settings.get("model"),
         "network": {key: (settings.get("network") or {}).get(key) for key in ("type", "linear")},
-        "images": [[data.get("resolution"), len(data.get("control_path") or ())] for data in datasets],
+        "images": [
+            [data.get("resolution"), len(data.get("control_path") or ()), bool(data.get("url"))] for data in datasets
+        ],
         "train": {key: train.get(key) for key in _OF_A_STEP},
     }

@@ -10,6 +10,7 @@ import pytest
 import torch
 
 from extensions.sd_trainer import memory_measured
+from extensions.sd_trainer.memory_inputs import group_items
 from extensions.sd_trainer.memory_measured import machine_of, memory_callback, peak_resident
 from extensions.sd_trainer.memory_plan import plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import grouped, item, phase, section
@@ -50,7 +51,7 @@ def test_on_a_card_tensors_are_held_against_the_plan_of_the_chosen_level(said: l
     def event(name: str, **details: object) -> None:
         events.append(details)
 
-    [callback] = memory_callback(job, (item(),), lambda: level, CARD, event)
+    [callback] = memory_callback(job, group_items(job, (item(),)), lambda: level, CARD, event)
     assert cuda["resets"] == 1
     after_first_step(callback)
     planned = plan_memory(*grouped(job), machine_of(job), level)
@@ -60,7 +61,9 @@ def test_on_a_card_tensors_are_held_against_the_plan_of_the_chosen_level(said: l
 
 def test_a_resumed_run_is_held_against_a_step_with_the_optimizers_state(cuda) -> None:
     job, events = section(), []
-    [callback] = memory_callback(job, (item(),), lambda: "full", CARD, lambda name, **details: events.append(details))
+    [callback] = memory_callback(
+        job, group_items(job, (item(),)), lambda: "full", CARD, lambda name, **details: events.append(details)
+    )
     after_first_step(callback, step=7)
     planned = plan_memory(*grouped(job), machine_of(job), "full")
     assert events[0]["predicted_bytes"] == first_step(planned, "training")
@@ -69,7 +72,9 @@ def test_a_resumed_run_is_held_against_a_step_with_the_optimizers_state(cuda) ->
 def test_samples_before_the_first_step_belong_to_its_peak(cuda) -> None:
     sample = {"samples": [{"prompt": "a"}], "width": 4096, "height": 4096}
     job, events = section(sample=sample), []
-    [callback] = memory_callback(job, (item(256, 0),), lambda: "full", CARD, lambda name, **d: events.append(d))
+    [callback] = memory_callback(
+        job, group_items(job, (item(256, 0),)), lambda: "full", CARD, lambda name, **d: events.append(d)
+    )
     after_first_step(callback)
     planned = plan_memory(*grouped(job, item(256, 0)), machine_of(job), "full")
     assert events[0]["predicted_bytes"] == first_step(planned, "sampling") > first_step(planned)

@@ -1,0 +1,170 @@
+"""LoRA jobs on streams of shards: encoded as they come, to the same bytes however they are read."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from extensions.sd_trainer.config import SdTrainerConfig
+from extensions.sd_trainer.memory_inputs import group_items, group_stream
+from extensions.sd_trainer.memory_plan import Machine, plan_memory
+from jobs import ExtensionJob
+from tests.conftest import ROOT, child_environment
+from tests.extensions.sd_trainer.test_memory_plan import item, phase
+from tests.processes import free_port
+from tests.toolkit.data.shard_server import write_shard
+from toolkit.config import load_job
+from toolkit.data.stream_dataset import StreamDataset
+from toolkit.errors import ConfigErrors
+from toolkit.extension import discover
+from toolkit.interfaces import Size
+
+Run = Callable[..., tuple[bytes, list[dict]]]
+
+
+@pytest.fixture
+def shards(tmp_path: Path) -> Path:
+    """Three shards of four images, by two sizes."""
+    for number in range(3):
+        write_shard(tmp_path / "shards" / f"{number}.tar", 4, size=((64, 48), (48, 64))[number % 2])
+    return tmp_path / "shards"
+
+
+@pytest.fixture
+def streamed(trainer: Callable[..., dict], shards: Path) -> Callable[..., dict]:
+    """A section on these shards; `entry` are keys of its dataset."""
+
+    def section(entry: dict | None = None, train: dict | None = None, **changes: Any) -> dict:
+        keys = {"url": f"{shards}/*.tar", "resolution": 64, "webdataset": {"window": 4}, "caption_dropout_rate": 0.3}
+        train = {"steps": 4, "batch_size": 2, **(train or {})}
+        return trainer(train=train, trigger_word="tok", **{"datasets": [{**keys, **(entry or {})}], **changes})
+
+    return section
+
+
+@pytest.fixture
+def run(write_job, streamed, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Run:
+    """Runs a job with these keys; returns the LoRA and the lines of its metrics."""
+    monkeypatch.chdir(tmp_path)
+
+    def run(folder: str, entry: dict | None = None, **changes: Any) -> tuple[bytes, list[dict]]:
+        table = discover()
+        path = write_job(streamed(entry, training_folder=folder, **changes))
+        ExtensionJob(load_job(path, table.find_config), table).run()
+        made = tmp_path / folder / "job"
+        metrics = [json.loads(line) for line in (made / "metrics.jsonl").read_text().splitlines()]
+        return (made / "job.safetensors").read_bytes(), metrics
+
+    return run
+
+
+def test_a_run_goes_on_to_the_same_bytes_whatever_reads_and_keeps(run: Run, tmp_path: Path) -> None:
+    whole, metrics = run("whole")
+    assert [line["samples"] for line in metrics] == [2, 4, 6, 8]
+    assert not (tmp_path / "whole" / "_cache" / "latents").exists()
+    run("halves", train={"steps": 2})
+    kept = {"num_workers": 2, "cache_latents_to_disk": True, "cache_text_embeddings": True}
+    assert run("halves", kept)[0] == whole
+    assert len(list((tmp_path / "halves" / "_cache" / "latents").rglob("*.safetensors"))) == 4, "those of steps 3 and 4"
+
+
+def test_samples_validation_weights_and_prior_preservation_work_on_a_stream(
+    run: Run, make_pictures, tmp_path: Path
+) -> None:
+    make_pictures(tmp_path / "held", "a")
+    preservation = {"diff_output_preservation": True, "diff_output_preservation_class": "dog"}
+    _, metrics = run(
+        "all",
+        {"loss_multiplier": 0.5, "shuffle_tokens": True, "num_workers": 1, "webdataset": {"samples": 12}},
+        train={"epochs": 1, "num_timestep_buckets": 4, "gradient_accumulation": 2, **preservation},
+        sample={"sample_every": 2, "width": 64, "height": 64, "sample_steps": 2, "prompts": ["a [trigger]"]},
+        validation={"folder_path": str(tmp_path / "held"), "timesteps": 1},
+    )
+    assert len(metrics) == 3 and metrics[-1]["samples"] == 12
+    made = tmp_path / "all" / "job"
+    assert len(list((made / "samples").iterdir())) == 3
+    assert len((made / "validation.jsonl").read_text().splitlines()) == 2
+    assert "loss/diff_output_preservation" in metrics[0]
+
+
+def test_int8_is_tried_on_the_first_sample(run: Run, tiny_model: Path) -> None:
+    model = {"name_or_path": str(tiny_model), "quantize": True, "qtype": "int8", "int8_matmul": True}
+    first, _ = run("one", model=model, train={"steps": 2})
+    assert run("two", model=model, train={"steps": 2})[0] == first
+
+
+def test_buckets_of_noise_levels_need_the_number_of_samples(write_job, streamed) -> None:
+    path = write_job(streamed(train={"num_timestep_buckets": 4}))
+    with pytest.raises(ConfigErrors, match="num_timestep_buckets: 4: a stream needs"):
+        load_job(path, discover().find_config)
+
+
+def test_a_dry_run_opens_no_more_than_the_first_shard_and_imports_no_torch(
+    run_py, write_job, streamed, shards: Path, tmp_path: Path
+) -> None:
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    result = run_py(write_job(streamed()), "--dry-run", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    assert f"stream of 3 shards: {shards}/0.tar to {shards}/2.tar; number of samples not known" in result.stdout
+    assert f"first sample: {shards}/0.tar/000, 64x48 pixels, caption 'tok 0/0'" in result.stdout
+    assert "encoded as they come, at each use anew; VAE and text encoder stay loaded" in result.stdout
+    result = run_py(write_job(streamed()), "--dry-run", "--json")
+    (plan,) = json.loads(result.stdout)["processes"]
+    assert plan["stream"]["shards"] == 3 and plan["stream"]["samples"] is None and plan["datasets"] == []
+
+
+def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(make_stream_of_noise) -> None:
+    def planned(threads: int) -> tuple[Any, Any]:
+        entry = {"url": "0.tar", "num_workers": threads, "cache_latents_to_disk": False}
+        given = {"type": "sd_trainer", "model": {"name_or_path": "Qwen/Qwen-Image-Edit-2509"}}
+        section = SdTrainerConfig.model_validate(
+            given | {"datasets": [entry], "train": {"gradient_checkpointing": "full"}}
+        )
+        stream = make_stream_of_noise(section)
+        assert group_stream(section, stream)[0].bucket == Size(1024, 1024)
+        of_folder = plan_memory(section, group_items(section, [item(references=0)]), Machine("cuda"))
+        return plan_memory(section, group_stream(section, stream), Machine("cuda")), of_folder
+
+    plan, of_folder = planned(0)
+    there, before = (phase(found, "training").device for found in (plan, of_folder))
+    assert there["VAE"] > 2e8 and there["text encoder"] > 1e10 and "text encoder" not in before
+    assert "encoding ahead" not in there
+    ahead = phase(planned(2)[0], "training").device["encoding ahead"]
+    assert ahead > 1e9 and plan.peak_bytes < planned(2)[0].peak_bytes
+
+
+@pytest.fixture
+def make_stream_of_noise(shards: Path) -> Callable[[SdTrainerConfig], StreamDataset]:
+    def make(section: SdTrainerConfig) -> StreamDataset:
+        entry = section.datasets[0].model_copy(update={"url": (f"{shards}/0.tar",)})
+        stream = StreamDataset.of(section.model_copy(update={"datasets": (entry,)}), 32)
+        assert stream
+        return stream
+
+    return make
+
+
+@pytest.mark.slow
+def test_two_ranks_train_on_a_stream_what_one_trains(write_job, streamed, tmp_path: Path) -> None:
+    """Each decodes and encodes its own part of a batch, whose size was chosen for the whole."""
+    found = []
+    for processes in (1, 2):
+        section = streamed({"num_workers": 1}, {"steps": 6, "batch_size": 3}, training_folder=f"of_{processes}")
+        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
+        arguments = [*(launcher if processes > 1 else []), str(ROOT / "run.py"), str(write_job(section))]
+        result = subprocess.run(
+            [sys.executable, *arguments], cwd=tmp_path, env=child_environment(), capture_output=True, text=True
+        )
+        assert result.returncode == 0, result.stderr
+        lines = (tmp_path / f"of_{processes}" / "job" / "metrics.jsonl").read_text().splitlines()
+        found.append([json.loads(line) for line in lines])
+    for one, two in zip(*found, strict=True):
+        assert two["samples"] == one["samples"]
+        for name in ("loss", "grad_norm", "t_mean"):
+            assert two[name] == pytest.approx(one[name], rel=1e-4), (name, one["step"])

@@ -1,0 +1,153 @@
+"""Batches of latents from a stream: its images and captions are encoded as they come, or read from the cache where the
+job keeps them. The caption of a use is chosen here; nothing else is random.
+
+Images and texts are encoded one at a time, so that a result depends on nothing else in its batch, and is the entry of a
+cache that the same image in a folder would have.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from toolkit import seeding
+from toolkit.data.captions import caption_for_use
+from toolkit.data.dataloader import LatentBatch
+from toolkit.data.images import ImageError
+from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, encoded_by_name
+from toolkit.data.stream_dataset import StreamDataset, StreamItem
+from toolkit.interfaces import (
+    EMBEDS,
+    BatchSpec,
+    BucketedSample,
+    DiffusionModel,
+    PromptEmbeds,
+    Sample,
+    Size,
+)
+
+_TEXTS = 16
+"""Latest embeddings that are kept in memory: the empty caption, and those of a data set with few captions."""
+
+
+class StreamLatents:
+    """Makes the batches of a stream (`StreamSource.make_batch`); each is a pure function of its spec and the seed."""
+
+    def __init__(
+        self,
+        stream: StreamDataset,
+        model: DiffusionModel,
+        encoder: ItemEncoder,
+        seed: int,
+        stores: CachePair,
+        keep_text: bool = False,
+        extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
+    ) -> None:
+        """encoder: of the model. stores: keep the latents where the stream has `cache_latents_to_disk`, and the texts
+        with `keep_text`. extra_prompts: as of `latent_cache.encode_items`."""
+        self.stream = stream
+        self.family = model.family
+        self._model = model
+        self.encoder = encoder
+        self._seed = seed
+        self._stores = stores
+        self._keep_latents, self._keep_text = stream.settings.cache_latents_to_disk, keep_text
+        self._extra_prompts = extra_prompts
+        self._text = lru_cache(_TEXTS)(self._embeddings)
+
+    def load(self, spec: BatchSpec) -> LatentBatch:
+        """The batch on the CPU.
+
+        A sample whose image is damaged, or whose caption is too long for the model, stays in its place with weight 0
+        and is counted. Raises RunError when there are too many of them.
+        """
+        items: tuple[StreamItem, ...] = spec.samples
+        samples = [self.stream.sample(item.sample) for item in items]
+        latents = [self._latents(item, sample) for item, sample in zip(items, samples, strict=True)]
+        captions = [self._caption(item) for item in items]
+        texts = [
+            caption_for_use(caption or "", sample.rules, self._seed, spec.epoch, position)
+            for caption, sample, position in zip(captions, samples, spec.positions, strict=True)
+        ]
+        usable = [one is not None and caption is not None for one, caption in zip(latents, captions, strict=True)]
+        width, height = self.latent_size(spec)
+        grey_CHW = torch.zeros(self.family.latent_channels, height, width, dtype=self.encoder.dtype)
+        return LatentBatch(
+            latents_BCHW=torch.stack([grey_CHW if one is None else one for one in latents]),
+            prompts=PromptEmbeds.stack([self._text(text) for text in texts]),
+            control_latents=((),) * len(items),
+            spec=spec,
+            names=tuple(sample.image for sample in samples),
+            loss_weight_B=torch.tensor([self.stream.weight * each for each in usable]),
+            extra_prompts=self._extra(samples),
+        )
+
+    def latent_size(self, spec: BatchSpec) -> Size:
+        """Width and height of the latents of a batch."""
+        return self.family.latent_size(spec.samples[0].crop.bucket)
+
+    def first(self) -> LatentBatch:
+        """The first sample of the stream, alone; always the same."""
+        return self.load(BatchSpec(0, (0,), (0,), self.stream.at_own_size(self.stream.looked_at[:1])))
+
+    def trial(self, images: int) -> LatentBatch:
+        """A batch of so many images of noise at the largest size, with the longest caption of the first samples, to see
+        whether it fits into the memory."""
+        looked_at, (width, height) = self.stream.looked_at, self.stream.largest
+        longest = max(looked_at, key=lambda sample: len(sample.caption))
+        noise_3HW = torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2 - 1
+        latents_CHW = self.encoder.encode_image(noise_3HW)
+        sample, rows = self.stream.sample(longest), tuple(range(images))
+        return LatentBatch(
+            latents_BCHW=latents_CHW.expand(images, -1, -1, -1).clone(),
+            prompts=PromptEmbeds.stack([self._text(longest.caption)] * images),
+            control_latents=((),) * images,
+            spec=BatchSpec(0, rows, rows),
+            names=(f"an image of {width}x{height} pixels",) * images,
+            loss_weight_B=torch.ones(images),
+            extra_prompts=self._extra([sample] * images),
+        )
+
+    def _extra(self, samples: Sequence[Sample]) -> dict[str, PromptEmbeds]:
+        prompts = [self._extra_prompts(sample) for sample in samples]
+        return {name: PromptEmbeds.stack([self._text(each[name]) for each in prompts]) for name in prompts[0]}
+
+    def _latents(self, item: StreamItem, sample: Sample) -> Tensor | None:
+        """The latents [C, H, W], or None for a damaged image, which is counted."""
+        bucketed, image = BucketedSample(sample, item.crop), item.sample.image
+        try:
+            if self._keep_latents:
+                return _kept(self.encoder.latents(bucketed, self._stores, image))[EMBEDS]
+            return self.encoder.encode_image(self.encoder.pixels(bucketed, image))
+        except ImageError as error:
+            self.stream.unreadable.add_sample(sample.image, f"its image {error.reason}")
+            return None
+
+    def _caption(self, item: StreamItem) -> str | None:
+        """The caption, or None for one that the model has no room for, which is counted."""
+        sample = item.sample
+        if len(sample.caption) <= self.family.sure_prompt:
+            return sample.caption
+        if fault := self._model.prompt_error(sample.caption, item.crop.bucket, ()):
+            self.stream.unreadable.add_sample(sample.name, f"its caption has {fault}")
+            return None
+        return sample.caption
+
+    def _embeddings(self, text: str) -> dict[str, Tensor]:
+        sample = Sample("a caption of the stream", text, 1, Size(1, 1), "")
+        if self._keep_text:
+            return _kept(self.encoder.text(sample, text, self._stores))
+        return self.encoder.encode_prompt(text, sample)
+
+
+def _kept(entry: CacheEntry) -> dict[str, Tensor]:
+    """The tensors of an entry, which is made where the cache lacks it. Raises ImageError."""
+    if (stored := entry.store.get(entry.key)) is not None:
+        return stored
+    tensors = encoded_by_name(entry.make())
+    entry.store.put(entry.key, tensors)
+    return tensors
