@@ -184,7 +184,7 @@ def scan_once(folder: Path) -> dict[str, float]:
     from toolkit.data.scan_cache import ScanCache
 
     datasets = [DatasetConfig(folder_path=str(folder))]
-    section = SimpleNamespace(datasets=datasets, trigger_word=None, train=TrainConfig())
+    section = SimpleNamespace(datasets=datasets, streamed=None, trigger_word=None, train=TrainConfig())
     before = peak_mb()
     scan_cache = ScanCache.beside(f"{folder}_output")
     wall, cpu = time.perf_counter(), time.process_time()

@@ -38,9 +38,6 @@ def read_header(path: Path | str, length: int) -> ImageInfo | None:
     handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
     try:
         start = os.read(handle, _READ)
-        form = _FORMS.get(start[:4])
-        if form is None:
-            return None
 
         def read(offset: int, count: int) -> bytes:
             if offset + count <= len(start):
@@ -48,16 +45,27 @@ def read_header(path: Path | str, length: int) -> ImageInfo | None:
             os.lseek(handle, offset, os.SEEK_SET)
             return os.read(handle, count)
 
+        return _facts(read, length)
+    finally:
+        os.close(handle)
+
+
+def _facts(read: Read, length: int) -> ImageInfo | None:
+    if (form := _FORMS.get(read(0, 4))) is None:
+        return None
+    try:
         facts = form(read, length)
     except (struct.error, LookupError, ValueError, SyntaxError, TypeError):
         return None
-    finally:
-        os.close(handle)
     return facts if facts and 0 < facts.size.width * facts.size.height <= MAX_PIXELS else None
 
 
-def picture_size(path: Path | str) -> Size:
-    """Width and height after EXIF rotation. Raises ImageError for a file that cannot be used."""
+def picture_size(path: Path | str, data: bytes | None = None) -> Size:
+    """Width and height after EXIF rotation. data: the file's bytes, where it is not on disk; `path` is its name in
+    messages. Raises ImageError for a file that cannot be used."""
+    if data is not None:
+        facts = _facts(lambda offset, count: data[offset : offset + count], len(data))
+        return facts.size if facts else image_size(path, data)
     with suppress(OSError):  # the message is the decoder's
         if facts := read_header(path, os.stat(path).st_size):
             return facts.size

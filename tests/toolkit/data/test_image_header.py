@@ -135,6 +135,11 @@ def test_a_changed_header_is_never_taken_for_another_picture(look) -> None:
     assert agreed > 100
 
 
+def test_the_size_in_a_shard_needs_no_decoder_where_the_header_tells_it(monkeypatch) -> None:
+    monkeypatch.setattr("toolkit.data.image_header.image_size", lambda *_: pytest.fail("decoded"))
+    assert {picture_size(name, ORDINARY[name]) for name in ("colour.png", "colour.jpg", "colour.webp")} == {(61, 40)}
+
+
 def test_sizes_beyond_the_limit_are_left_to_the_decoder(look, monkeypatch) -> None:
     monkeypatch.setattr("toolkit.data.image_header.MAX_PIXELS", 61 * 40 - 1)
     assert look(ORDINARY["colour.png"])[0] is None
@@ -147,9 +152,10 @@ def test_the_size_of_every_picture_is_known(tmp_path: Path) -> None:
         try:
             wanted = inspect_image(path).size
         except ImageError:
-            with pytest.raises(ImageError):
-                picture_size(path)
+            for data in (None, contents):
+                with pytest.raises(ImageError):
+                    picture_size(path, data)
         else:
-            assert picture_size(path) == wanted, name
+            assert picture_size(path) == picture_size("nowhere", contents) == wanted, name
     with pytest.raises(ImageError, match="does not exist"):
         picture_size(tmp_path / "nowhere.png")
