@@ -12,7 +12,8 @@ from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
 
 
 def section(*datasets) -> SimpleNamespace:
-    return SimpleNamespace(datasets=datasets, trigger_word=None, train=SimpleNamespace(reg_weight=1.0))
+    train = SimpleNamespace(reg_weight=1.0)
+    return SimpleNamespace(datasets=datasets, streamed=None, trigger_word=None, train=train)
 
 
 def test_every_image_is_an_item_at_each_of_its_sizes(tmp_path: Path, image, dataset) -> None:
