@@ -160,7 +160,10 @@ class FlowModelConfig(StrictModel):
             yield from self._check_beside_folder()
             if not _yet_to_come(self.name_or_path, job):
                 yield from self._check_folder()
-        elif not self.vae:
+        patch = self.transformer.config.get("patch_size", 1)
+        if type(patch) is not int or patch < 1:
+            yield Diagnostic(("transformer", "config", "patch_size"), f"{patch!r} is not a whole number above 0.")
+        if not self.name_or_path and not self.vae:
             yield Diagnostic(("vae",), "required. Give the folder of an autoencoder, such as a vae_trainer wrote.")
         if self.vae:
             for found in AutoencoderConfig(name_or_path=self.vae).check(job):
@@ -196,7 +199,7 @@ class FlowModelConfig(StrictModel):
         own = FAMILY.of_folder(self.folder())
         if "prediction" in self.model_fields_set and self.prediction != own.prediction:
             message = (
-                f"{self.prediction!r}, but the model in {self.name_or_path} predicts {own.prediction!r}. Remove it."
+                f"{self.prediction!r}, but the model in {self.name_or_path} predicts {own.prediction!r}. Leave it out."
             )
             yield Diagnostic(("prediction",), message)
         yield from self._check_channels(own)

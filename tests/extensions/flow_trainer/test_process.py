@@ -3,6 +3,11 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers
@@ -11,6 +16,11 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
+
+from tests.conftest import ROOT, child_environment
+from tests.extensions.flow_trainer.conftest import write_vae
+from tests.model_folders import write_flow_model
+from toolkit.errors import RunError, UserError
 
 
 def lines(path: Path) -> list[dict]:
@@ -52,3 +62,285 @@ def test_what_a_run_leaves(start, flow_job, pictures: Path, capsys: pytest.Captu
     drawn = sorted((folder / "samples").glob("*.jpg"))
     assert len(drawn) == 3 and {Image.open(path).size for path in drawn} == {(64, 64)}
     assert "Auto-created text_encoder: BertModel with hidden_size=16" in said and "Freezing vae" in said
+
+
+# ------------------------------------------------------------ resume
+
+
+def assert_same_bytes(whole: Path, again: Path) -> None:
+    """Of two folders of runs with four steps: states, final files, samples."""
+    files = [f"state/step_000000004/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
+    files += ["job/transformer/diffusion_pytorch_model.safetensors", "job/text_encoder/model.safetensors"]
+    files += ["job/tokenizer/tokenizer.json", "job/vae/diffusion_pytorch_model.safetensors", "job/model_index.json"]
+    files += ["job/text_encoder/projection.safetensors", "samples/000000004_0.jpg"]
+    assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
+
+
+TO_RESUME = {
+    "model": {
+        "prediction": "v",
+        "text_encoder": {
+            "config": {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32},
+            "projection_dim": 12,
+        },
+    },
+    "optimizers": {"text_encoder": {"lr": 1e-3, "every": 3}},
+    "save": {"save_every": 2},
+    "sample": {**SAMPLE, "guidance_scale": 3},
+    "train": {"steps": 4, "ema_config": {"use_ema": True}, "gradient_accumulation": 2},
+}
+"""Both roles, one of them not in each step, with an average, a projection, guidance and v."""  # fmt: skip
+
+
+def to_resume(flow_job, folder: Path, **changes: object) -> dict:
+    section = flow_job(folder, **{**TO_RESUME, **changes})
+    section["datasets"][0] |= {"caption_dropout_rate": 0.3, "shuffle_tokens": True}
+    return section
+
+
+def test_a_run_goes_on_to_the_same_bytes(start, flow_job, pictures: Path, tmp_path: Path) -> None:
+    whole = start(to_resume(flow_job, pictures)).rename(tmp_path / "whole")
+    start(to_resume(flow_job, pictures, train={**TO_RESUME["train"], "steps": 2}))
+    assert_same_bytes(whole, start(to_resume(flow_job, pictures)))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
+def test_a_killed_run_goes_on_to_the_same_bytes(
+    write_job, flow_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
+) -> None:
+    job = write_job(to_resume(flow_job, pictures, training_folder="whole"))
+    stopped = write_job(to_resume(flow_job, pictures, training_folder="stopped"), name="stopped")
+    stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
+
+    def start(path: Path) -> subprocess.Popen:
+        command = [sys.executable, str(ROOT / "run.py"), str(path)]
+        return subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
+
+    assert start(job).wait(120) == 0
+    process = start(stopped)
+    metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
+    state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
+    while not (state.is_file() and len(metrics.read_text().splitlines()) >= step):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(number)
+    process.wait(60)
+    assert start(stopped).wait(120) == 0
+    assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
+
+
+def test_a_resumed_run_keeps_its_tokenizer_and_needs_the_folder_it_began_with(
+    start, flow_job, pictures: Path, tmp_path: Path
+) -> None:
+    first = {"save": {"save_every": 2}, "train": {"steps": 2}}
+    folder = start(flow_job(pictures, **first))
+    tokenizer = (folder / "job" / "tokenizer" / "tokenizer.json").read_bytes()
+    (pictures / "a.txt").write_text("entirely other words, entirely other words")
+    start(flow_job(pictures, **{**first, "train": {"steps": 3}}))
+    assert (folder / "job" / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
+    elsewhere = flow_job(pictures, **{**first, "train": {"steps": 4}}, resume=str(folder / "state/step_000000003"))
+    moved = start(elsewhere, name="moved")
+    assert (moved / "moved" / "tokenizer" / "tokenizer.json").read_bytes() == tokenizer
+    (folder / "start" / "transformer" / "config.json").unlink()
+    with pytest.raises(RunError, match=r"start/transformer.*Restore the folder, or add --restart"):
+        start(flow_job(pictures, **{**first, "train": {"steps": 4}}))
+
+
+def test_another_autoencoder_under_the_same_name_is_refused(start, flow_job, pictures: Path, tmp_path: Path) -> None:
+    vae = write_vae(tmp_path / "own")
+    section = flow_job(pictures, model={"vae": str(vae)}, train={"steps": 1})
+    start(section)
+    weights = next(vae.glob("*.safetensors"))
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
+    with pytest.raises(UserError, match=r"another base model: model\.vae differs"):
+        start({**section, "train": {**section["train"], "steps": 2}})
+
+
+# ------------------------------------------------------------ parts that are given
+
+
+@pytest.fixture(scope="session")
+def encoders(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Path]:
+    """Folders of small text encoders with tokenizers, as transformers writes them."""
+    import transformers
+
+    from toolkit.models.latent_flow.text import make_tokenizer
+
+    root = tmp_path_factory.mktemp("encoders")
+    shape = {"vocab_size": 400, "pad_token_id": 0}
+    configs = {
+        "bert": transformers.BertConfig(hidden_size=8, num_hidden_layers=1, num_attention_heads=2, **shape),
+        "distilbert": transformers.DistilBertConfig(dim=8, n_layers=1, n_heads=2, hidden_dim=16, **shape),
+        "t5": transformers.T5Config(d_model=8, d_kv=4, d_ff=16, num_layers=1, num_heads=2, **shape),
+        "clip": transformers.CLIPTextConfig(
+            hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=16, eos_token_id=2, **shape
+        ),
+    }
+    classes = {
+        "bert": transformers.BertForMaskedLM,  # as published: with a head, and without
+        "distilbert": transformers.DistilBertModel,
+        "t5": transformers.T5EncoderModel,
+        "clip": transformers.CLIPTextModel,
+    }
+
+    def write(kind: str) -> Path:
+        if not (root / kind).is_dir():
+            with torch.random.fork_rng():
+                torch.manual_seed(0)
+                classes[kind](configs[kind]).save_pretrained(root / kind)
+            make_tokenizer(["a photo of a cat"], 77).save_pretrained(root / kind)
+        return root / kind
+
+    return write
+
+
+@pytest.mark.parametrize("kind", ["bert", "distilbert", "t5", "clip"])
+@pytest.mark.parametrize("trained", [False, True])
+def test_a_text_encoder_of_a_folder(
+    start, flow_job, encoders, pictures: Path, kind: str, trained: bool, capsys: pytest.CaptureFixture[str]
+) -> None:
+    text = {"name_or_path": str(encoders(kind)), "train": trained, "projection_dim": 6}
+    folder = start(flow_job(pictures, model={"text_encoder": text}, train={"steps": 2}))
+    assert ("Freezing text_encoder" in capsys.readouterr().out) is not trained
+    before, after = (
+        {name.removeprefix("bert."): tensor for name, tensor in load_file(file).items()}
+        for file in (folder / name / "text_encoder/model.safetensors" for name in ("start", "job"))
+    )
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items()) is trained
+    final = folder / "job" / "text_encoder"
+    assert load_file(final / "projection.safetensors")["weight"].shape == (6, 8)
+    from toolkit.models.latent_flow.text import load_text_encoder
+
+    assert load_text_encoder(final, torch.float32)(torch.tensor([[1, 5, 2]])).shape == (1, 3, 6)
+
+
+def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
+    start, flow_job, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two processes of one job: the second begins with the weights of the first."""
+    one = flow_job(pictures, "QwenImageTransformer2DModel", name="one", model={"prediction": "v"}, train={"steps": 1})
+    model = {"name_or_path": str(tmp_path / "output/job/one/one"), "vae": str(write_vae(tmp_path / "other"))}
+    two = {**one, "name": "two", "model": model, "train": {**one["train"], "lr": 0}}
+    start(one, two)
+    job = tmp_path / "output" / "job"
+    for part in ("transformer/diffusion_pytorch_model", "text_encoder/model"):
+        before, after = (load_file(job / name / name / f"{part}.safetensors") for name in ("one", "two"))
+        assert before.keys() == after.keys()
+        assert all(torch.equal(tensor, before[name]) for name, tensor in after.items())
+    index = json.loads((job / "two" / "two" / "model_index.json").read_text())
+    assert (index["prediction"], index["vae"]) == ("v", ["diffusers", "AutoencoderKL"])
+    metrics = lines(job / "two" / "metrics.jsonl")[0]
+    assert "loss/text_encoder" not in metrics  # frozen, as it is not random any more
+
+
+@pytest.mark.parametrize("kind", ["AutoencoderKLQwenImage", "AutoencoderTiny"])
+def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, tmp_path: Path, kind: str) -> None:
+    from tests.extensions.vae_trainer.conftest import SMALL
+
+    first = {
+        "type": "vae_trainer", "name": "vae", "device": "cpu", "training_seed": 1, "save": {"save_every": 0},
+        "model": {"class_name": kind, "config": SMALL[kind]}, "train": {"steps": 1, "dtype": "fp32"},
+        "losses": {"kl": 0}, "datasets": [{"folder_path": str(pictures), "resolution": 32}],
+    }  # fmt: skip
+    model = {"vae": str(tmp_path / "output/job/vae/vae")}
+    start(first, flow_job(pictures, name="flow", model=model, train={"steps": 2}, sample=SAMPLE))
+    folder = tmp_path / "output/job/flow"
+    written = getattr(diffusers, kind).from_pretrained(folder / "flow" / "vae").config
+    own = json.loads((tmp_path / "output/job/vae/vae/config.json").read_text())
+    assert all(list(written[k]) == v if isinstance(v, list) else written[k] == v for k, v in own.items() if k[0] != "_")
+    assert len(lines(folder / "metrics.jsonl")) == 2
+
+
+# ------------------------------------------------------------ what others do with it
+
+
+@pytest.mark.parametrize("kind", ["SD3Transformer2DModel", "QwenImageTransformer2DModel"])
+@pytest.mark.parametrize("network", [{"type": "lora", "linear": 2}, {"type": "full"}])
+def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
+    start, pictures: Path, tmp_path: Path, kind: str, network: dict
+) -> None:
+    model = write_flow_model(tmp_path / "model", kind, "v")
+    section = {
+        "type": "sd_trainer", "training_folder": "output", "device": "cpu", "training_seed": 1,
+        "model": {"name_or_path": str(model)}, "network": network,
+        "train": {"steps": 2, "batch_size": 2, "dtype": "fp32", "lr": 1e-2}, "save": {"save_every": 0, "dtype": "fp32"},
+        "sample": {"sample_every": 0, "width": 64, "height": 64, "sample_steps": 2, "samples": [{"prompt": "a cat"}]},
+        "validation": {"fraction": 0.4, "every": 1},
+        "datasets": [{"folder_path": str(pictures), "resolution": 32}],
+    }  # fmt: skip
+    folder = start(section)
+    losses = [row["validation/loss"] for row in lines(folder / "validation.jsonl")]
+    assert losses[-1] != losses[0]
+    if network["type"] == "lora":
+        weights = load_file(folder / "job.safetensors")
+        assert any(tensor.any() for name, tensor in weights.items() if "lora_B" in name)
+        return
+    index = json.loads((folder / "job" / "model_index.json").read_text())
+    assert index["prediction"] == "v"
+    getattr(diffusers, kind).from_pretrained(folder / "job" / "transformer")
+
+
+def test_samples_are_the_same_each_time_and_others_with_another_prompt(start, flow_job, pictures: Path) -> None:
+    sample = {**SAMPLE, "format": "png", "samples": [{"prompt": text} for text in ("a red square", "a blue circle")]}
+
+    def drawn(name: str) -> list[bytes]:
+        folder = start(flow_job(pictures, sample=sample, train={"steps": 2}), name=name)
+        return [path.read_bytes() for path in sorted((folder / "samples").glob("000000002_*"))]
+
+    first = drawn("one")
+    assert first == drawn("two") and first[0] != first[1]
+
+
+# ------------------------------------------------------------ before anything expensive
+
+
+@pytest.mark.parametrize(
+    ("model", "message"),
+    [
+        ({"transformer": {"config": {"num_layer": 2}}}, r"model\.transformer\.config\.num_layer: .*'num_layers'"),
+        ({"text_encoder": {"config": {"hidden": 2}}}, r"model\.text_encoder\.config\.hidden: .*'hidden_act'"),
+        (
+            {"text_encoder": {"config": {"hidden_size": 10, "num_attention_heads": 3}}},
+            r"model\.text_encoder\.config: no BertModel can be made of it: The hidden size \(10\)",
+        ),
+        (
+            {"text_encoder": {"config": {"max_position_embeddings": 8}}},
+            r"model\.text_encoder\.max_tokens: 77, and the text encoder has positions for 8",
+        ),
+        (
+            {"transformer": {"config": {"pos_embed_max_size": 4}}},
+            r"datasets: an image of 32 pixels is longer than the 16",
+        ),
+    ],
+)
+def test_parts_that_cannot_be_made_are_refused_at_once(
+    start, flow_job, pictures: Path, tmp_path: Path, model: dict, message: str
+) -> None:
+    with pytest.raises(UserError, match=message):
+        start(flow_job(pictures, model=model))
+    assert not (tmp_path / "output" / "job" / "start").exists()
+
+
+def test_a_dry_run_says_what_is_made_frozen_and_trained_without_torch(
+    run_py, write_job, flow_job, pictures: Path, vae: Path, tmp_path: Path
+) -> None:
+    folder = tmp_path / "output" / "job" / "one" / "one"
+    two = flow_job(pictures, name="two")
+    two["model"] = {"name_or_path": str(folder)}
+    job = write_job(flow_job(pictures, name="one", train={"optimizer": "lion"}), two)
+    (tmp_path / "torch.py").write_text("raise RuntimeError('torch was imported')")
+    result = run_py(job, "--dry-run", env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == 0, result.stderr
+    for line in (
+        "Auto-created transformer: SD3Transformer2DModel with num_layers=2, num_attention_heads=2",
+        "Auto-created text_encoder: BertModel with hidden_size=16",
+        "Auto-created tokenizer from the captions",
+        f"Freezing vae ({vae})",
+        "flow: lion, learning rate 0.001, constant",
+        "text_encoder: lion, learning rate 0.0001, constant",
+        f"starts from {folder}, which an earlier process of the job writes",
+        f"Freezing text_encoder ({folder})",
+    ):
+        assert line in result.stdout, line
+    assert not (tmp_path / "output").exists()

@@ -7,9 +7,20 @@ import torch
 
 from tests.golden_tables import golden, table
 from tests.measured import at_most
-from toolkit.flow.loss import HUBER_BENDS, LOSSES, WEIGHTINGS, linear_path, loss_per_sample, weights
+from toolkit.flow.loss import (
+    HUBER_BENDS,
+    INTERPOLANTS,
+    LOSSES,
+    WEIGHTINGS,
+    linear_path,
+    loss_per_sample,
+    trigonometric_path,
+    weights,
+)
+from toolkit.flow.sampler import euler_sample, sigmas
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import SAMPLINGS
+from toolkit.interfaces import PREDICTIONS
 
 # ------------------------------------------------------------ interpolant
 
@@ -20,6 +31,41 @@ def test_the_path_leads_back_to_both_ends(t: float) -> None:
     x_t_BCHW, velocity_BCHW = linear_path(x0_BCHW, noise_BCHW, torch.full((3,), t))
     torch.testing.assert_close(x_t_BCHW - t * velocity_BCHW, x0_BCHW)
     torch.testing.assert_close(x_t_BCHW + (1 - t) * velocity_BCHW, noise_BCHW)
+
+
+@pytest.mark.parametrize("t", [0.0, 0.25, 0.999])
+def test_v_leads_back_to_both_ends(t: float) -> None:
+    x0_BCHW, noise_BCHW = torch.randn((2, 3, 5, 4, 4), generator=torch.Generator().manual_seed(0))
+    x_t_BCHW, v_BCHW = trigonometric_path(x0_BCHW, noise_BCHW, torch.full((3,), t))
+    cos, sin = math.cos(math.pi * t / 2), math.sin(math.pi * t / 2)
+    torch.testing.assert_close(cos * x_t_BCHW - sin * v_BCHW, x0_BCHW)
+    torch.testing.assert_close(sin * x_t_BCHW + cos * v_BCHW, noise_BCHW)
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+def test_what_is_predicted_times_its_speed_is_the_derivative_of_the_path(name: str) -> None:
+    assert tuple(INTERPOLANTS) == PREDICTIONS
+    mix, speed = INTERPOLANTS[name]
+    x0_BCHW, noise_BCHW = torch.randn((2, 3, 5, 4, 4), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    t_B = torch.tensor([0.1, 0.5, 0.8], dtype=torch.float64)
+    (before, _), (at, predicted), (after, _) = (mix(x0_BCHW, noise_BCHW, t_B + shift) for shift in (-1e-5, 0, 1e-5))
+    torch.testing.assert_close(speed * predicted, (after - before) / 2e-5, rtol=1e-6, atol=1e-7)
+    assert at.shape == x0_BCHW.shape
+
+
+@pytest.mark.parametrize("name", INTERPOLANTS)
+def test_sampling_with_what_the_path_asks_for_gives_the_image(name: str) -> None:
+    """Of a data set of one image: Euler's method comes to it from any noise."""
+    mix, speed = INTERPOLANTS[name]
+    x0_BCHW, noise_BCHW = torch.randn((2, 1, 5, 4, 4), generator=torch.Generator().manual_seed(0))
+
+    def velocity(x_t_BCHW: torch.Tensor, t_B: torch.Tensor) -> torch.Tensor:
+        return speed * mix(x0_BCHW, noise_BCHW, t_B)[1]
+
+    errors = [
+        (euler_sample(velocity, noise_BCHW, sigmas(steps, 0.0, None)) - x0_BCHW).abs().max() for steps in (100, 1000)
+    ]
+    assert errors[1] < 0.01 and (name == "flow" or errors[1] < errors[0] / 5)
 
 
 def test_each_sample_has_its_own_noise_fraction() -> None:

@@ -12,7 +12,7 @@ from extensions.vae_trainer.writer import write_autoencoder
 from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.errors import RunError, UserError
-from toolkit.models.autoencoders import Autoencoder, make_autoencoder, measure_latents
+from toolkit.models.autoencoders import Autoencoder, load_autoencoder, make_autoencoder, measure_latents
 
 CPU = torch.device("cpu")
 
@@ -86,6 +86,20 @@ def test_latents_normalised_by_what_is_written_have_mean_0_and_deviation_1(kind:
     else:
         normalised = (latents - found["shift_factor"]) * found["scaling_factor"]
     assert abs(float(normalised.mean())) < 1e-4 and float(normalised.std(correction=0)) == pytest.approx(1, abs=1e-3)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_a_frozen_one_normalises_by_what_is_written_and_back(kind: str, tmp_path: Path) -> None:
+    model = made(kind)
+    latents = model.encode(pixels())[0].detach()
+    statistics = measure_latents(lambda x: model.encode(x)[0], [pixels()])
+    weights = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
+    write_autoencoder(tmp_path, model, weights, model.normalisation(*statistics))
+    loaded = load_autoencoder(tmp_path, torch.float32)
+    assert not any(p.requires_grad for p in loaded.module.parameters())
+    normal = loaded.normalised(latents)
+    torch.testing.assert_close(loaded.unnormalised(normal), latents)
+    assert normal.mean().abs() < 1e-4 and normal.std(correction=0) == pytest.approx(1, abs=1e-3)
 
 
 def test_a_dead_channel_is_told() -> None:

@@ -122,6 +122,16 @@ def test_the_export_is_the_whole_model_under_its_own_names(attached) -> None:
 # ------------------------------------------------------------ sharded
 
 
+def test_the_export_has_the_buffers_of_a_file_and_tied_weights_once() -> None:
+    model = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2), torch.nn.BatchNorm1d(2))
+    model[1].weight = model[0].weight
+    network = FullNetwork(modules_with_weights(model), torch.float32)
+    network.attach(model)
+    assert "1.weight" not in network.parameters()
+    exported = network.export(network.parameters())
+    assert exported.keys() == model.state_dict().keys() - {"1.weight"}
+
+
 def test_rows_of_what_is_shared_out_are_trained_and_exported(tiny_model, step_inputs, attached) -> None:
     """One block is trained, another is not, and what is outside of them is whole. Halves of a loss lose no bit."""
     patterns = [r"transformer_blocks\.0\..*", "proj_out"]

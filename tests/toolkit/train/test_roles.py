@@ -1,4 +1,5 @@
-"""Two roles that see each other: a toy generator and its discriminator on the real loop."""
+"""Two roles that see each other, a toy generator and its discriminator, and two that learn from one loss: on the real
+loop."""
 
 from __future__ import annotations
 
@@ -208,3 +209,58 @@ def test_of_one_role_nothing_is_logged_by_role(toy: Toy) -> None:
         "time",
         "item_mean",
     ]
+
+
+# ------------------------------------------------------------ two roles that learn from one loss
+
+
+class Chain(TrainStep):
+    """A linear layer behind another; both learn from the loss of the second one's output."""
+
+    def __init__(self) -> None:
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 1)
+
+    def __call__(self, batch: Batch, step: int) -> StepLosses:
+        loss_B = self.second(torch.tanh(self.first(batch.latents_BCHW[:, 0, 0]))).square().mean(1)
+        return StepLosses(dict.fromkeys(("second", "first"), loss_B))
+
+
+def chain_run(toy: Toy, steps: int, callbacks=(), **settings) -> tuple[Run, Chain]:
+    chain = Chain()
+    roles = {"second": role_of(chain.second, lr=0.02), "first": role_of(chain.first, lr=0.1, **settings)}
+    return Run("chain", toy.folder, steps, ACCUMULATION, seed=5, roles=roles, callbacks=list(callbacks)), chain
+
+
+@pytest.mark.parametrize("every", [1, 2])
+def test_roles_with_one_loss_learn_from_its_gradient_once(toy: Toy, every: int) -> None:
+    run, chain = chain_run(toy, 4, every=every)
+    train(run, source(toy), chain)
+    plain, batches = Chain(), iter(source(toy).iterate(None))
+    optimizers = {
+        name: torch.optim.AdamW(getattr(plain, name).parameters(), betas=(0.0, 0.9)) for name in ("second", "first")
+    }
+    for step in range(4):
+        specs = [next(batches).spec for _ in range(ACCUMULATION)]
+        samples = sum(len(spec.items) for spec in specs)
+        for batch in source(toy).load(iter(specs)):
+            (plain(batch, step).by_role["first"].sum() / samples).backward()
+        for name, optimizer in optimizers.items():
+            if name == "second" or step % every == 0:
+                torch.nn.utils.clip_grad_norm_(getattr(plain, name).parameters(), 1.0)
+                optimizer.param_groups[0]["lr"] = {"second": 0.02, "first": 0.1}[name] / (1 + step)
+                optimizer.step()
+            optimizer.zero_grad()
+    for name in ("first", "second"):
+        for ours, theirs in zip(getattr(chain, name).parameters(), getattr(plain, name).parameters(), strict=True):
+            torch.testing.assert_close(ours, theirs)
+
+
+def test_a_loss_of_two_roles_counts_once(toy: Toy) -> None:
+    recorder = MetricsBuffer()
+    run, chain = chain_run(toy, 2, [recorder])
+    train(run, source(toy), chain)
+    for result in recorder.results:
+        assert result.loss == result.by_role["first"].loss == result.by_role["second"].loss
+        assert sum(result.per_sample["loss"]) / len(result.per_sample["loss"]) == pytest.approx(result.loss)
