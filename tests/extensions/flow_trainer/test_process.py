@@ -20,6 +20,7 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from tests.conftest import ROOT, child_environment
 from tests.extensions.flow_trainer.conftest import write_vae
 from tests.model_folders import write_flow_model
+from tests.processes import free_port
 from toolkit.errors import RunError, UserError
 
 
@@ -128,6 +129,24 @@ def test_a_killed_run_goes_on_to_the_same_bytes(
     process.wait(60)
     assert start(stopped).wait(120) == 0
     assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
+
+
+@pytest.mark.slow
+def test_two_processes_train_what_one_does(write_job, flow_job, pictures: Path, tmp_path: Path) -> None:
+    """Each takes one of the two micro-batches of a step, and embeds its own captions."""
+    jobs = [write_job(to_resume(flow_job, pictures, training_folder=name), name=name) for name in ("one", "two")]
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
+    for job, launcher in zip(jobs, ([], torchrun), strict=True):
+        command = [sys.executable, *launcher, str(ROOT / "run.py"), str(job)]
+        environment = child_environment({"GLOO_SOCKET_IFNAME": "lo"})
+        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=180, stdout=subprocess.DEVNULL)
+    one, two = (lines(tmp_path / name / name / "metrics.jsonl") for name in ("one", "two"))
+    for key in ("loss", "loss_flow", "loss/text_encoder", "grad_norm/flow"):
+        ours, theirs = ([row[key] for row in rows if key in row] for rows in (two, one))
+        assert ours == pytest.approx(theirs, rel=1e-4) and ours
+    before, after = (load_file(tmp_path / n / n / n / "text_encoder/model.safetensors") for n in ("one", "two"))
+    for name, tensor in before.items():
+        torch.testing.assert_close(after[name], tensor, rtol=1e-3, atol=1e-5)
 
 
 def test_a_resumed_run_keeps_its_tokenizer_and_needs_the_folder_it_began_with(
