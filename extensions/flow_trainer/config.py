@@ -10,10 +10,10 @@ from pydantic import Field
 
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.config.base import ALL_OTHERS, StrictModel
-from toolkit.config.dataset import LOSS, loss_at, noise_levels
+from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases
 from toolkit.config.model_files import INDEX, path_fault, pipeline_of
-from toolkit.config.output import SampleConfig
+from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerConfig, TrainConfig
@@ -171,9 +171,10 @@ class FlowModelConfig(StrictModel):
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
             if path and not _yet_to_come(path, job) and not Path(path).expanduser().is_dir():
-                message = (
-                    f"{path!r} is not a folder (working directory: {Path.cwd()}). Download it first; give its folder."
+                hint = (
+                    f"If it is one of the hub: hf download {path} --local-dir models/{Path(path).name}, then give that."
                 )
+                message = f"{path!r} is not a folder (working directory: {Path.cwd()}). {hint}"
                 yield Diagnostic(("text_encoder", key), message)
         if text.name_or_path and text.config:
             message = "has no effect beside 'name_or_path', whose files say it. Leave one of them out."
@@ -244,7 +245,8 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
     """Length, optimizer, loss and precision."""
 
     sample: SampleConfig | None = None
-    """Images drawn during training; none without this section."""
+    """Images drawn during training; none without this section. Where width or height is not given, it is that of the
+    first dataset's resolution."""
 
     # ------------------------------------------------------------ what is trained
 
@@ -268,6 +270,14 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         if own.optimizer != self.train.optimizer and "optimizer" in given:
             shared["optimizer_params"] = {}  # those of `train` are of its optimizer
         return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
+
+    def sample_pictures(self) -> tuple[SamplePicture, ...]:
+        """The images of one set with everything filled in."""
+        if self.sample is None:
+            return ()
+        sides = zip(("width", "height"), sides_of(self.datasets[0].resolution[0]), strict=True)
+        missing = {key: side for key, side in sides if key not in self.sample.model_fields_set}
+        return self.sample.model_copy(update=missing).sample_items()
 
     def weights_dtype(self) -> str:
         """Number type of the trained weights in memory."""
@@ -341,7 +351,7 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         yield from (Diagnostic(("save", name), message) for name, message in self.save.unused_keys())
         if self.sample:
             yield from (Diagnostic(("sample", name), message) for name, message in self.sample.unused_keys())
-            guided = any(item.guidance_scale > 1 for item in self.sample.sample_items())
+            guided = any(item.guidance_scale > 1 for item in self.sample_pictures())
             if guided and not self.model.name_or_path and not any(d.caption_dropout_rate for d in self.datasets):
                 message = "above 1, and no caption is ever dropped: without one the model knows no unguided image."
                 remedy = "Give the datasets a 'caption_dropout_rate' such as 0.1."

@@ -210,6 +210,10 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         section, stores = self.section, CacheStores(self.training_folder)
         if section.trains_text():
             model.train_text_encoder()
+        if cut := model.count_cut({sample.caption for sample in setup.data.scanned[0].samples}):
+            most = model.family.max_tokens
+            captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
+            logger.info(f"{captions} more than {most} tokens: what comes after them is not seen (max_tokens)")
         items, of_sample = setup.data.items, stores.of_samples(section)
         if not self.process_group.is_single_process:
             share = items[self.process_group.rank :: self.process_group.world_size]
@@ -228,10 +232,8 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         return FlowEncoded(dataset, sampler, validator)
 
     def _prompts(self) -> list[SamplePrompt]:
-        sample = self.section.sample
-        return sample_prompts(
-            sample.sample_items() if sample else (), self.section.trigger_word, self.section.model.family()
-        )
+        section = self.section
+        return sample_prompts(section.sample_pictures(), section.trigger_word, section.model.family())
 
     def _sampler(
         self, setup: Setup[FlowData], model: LatentFlowModel, dataset: EncodedDataset, stores: CacheStores

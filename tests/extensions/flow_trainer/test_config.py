@@ -133,6 +133,14 @@ def test_what_moves_nothing_is_told(load: Load) -> None:
     assert not told(sample={**sample, "guidance_scale": 1})
 
 
+def test_samples_have_the_size_of_the_images_unless_given(load: Load) -> None:
+    sizes = [
+        [(item.width, item.height) for item in load(sample={**given, "samples": [{"prompt": "a"}]}).sample_pictures()]
+        for given in ({}, {"width": 96}, {"width": 96, "height": 64})
+    ]
+    assert sizes == [[(32, 32)], [(96, 32)], [(96, 64)]]
+
+
 def test_equal_captions_are_warned_of(load: Load, tmp_path: Path) -> None:
     notes = load().plan(JobContext("job")).notes
     assert not any("prompts will have no effect" in note for note in notes)

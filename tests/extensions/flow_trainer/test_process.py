@@ -18,7 +18,7 @@ from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from tests.conftest import ROOT, child_environment
-from tests.extensions.flow_trainer.conftest import write_vae
+from tests.extensions.flow_trainer.conftest import TEXT, write_vae
 from tests.model_folders import write_flow_model
 from tests.processes import free_port
 from toolkit.errors import RunError, UserError
@@ -309,6 +309,38 @@ def test_samples_are_the_same_each_time_and_others_with_another_prompt(start, fl
 
     first = drawn("one")
     assert first == drawn("two") and first[0] != first[1]
+
+
+# ------------------------------------------------------------ ways to compute
+
+
+@pytest.mark.parametrize("kind", ["SD3Transformer2DModel", "QwenImageTransformer2DModel"])
+def test_checkpointing_changes_no_bit(start, flow_job, pictures: Path, kind: str) -> None:
+    def weights(level: str) -> list[bytes]:
+        folder = start(flow_job(pictures, kind, train={"steps": 2, "gradient_checkpointing": level}), name=level)
+        return [path.read_bytes() for path in sorted((folder / level).glob("t*/*.safetensors"))]
+
+    assert weights("none") == weights("full")
+
+
+@pytest.mark.parametrize(
+    ("train", "text"),
+    [
+        ({"dtype": "bf16"}, {}),
+        ({"dtype": "bf16", "full_bf16": True}, {}),
+        ({"fused_backward_pass": True}, {"train": False, "allow_random": True}),
+        ({"num_timestep_buckets": 2, "timestep_type": "model_shift", "weighting_scheme": "cosmap"}, {}),
+        ({"loss_type": "huber", "min_timestep": 200, "optimizer": "schedulefree_adamw"}, {}),
+    ],
+)
+def test_keys_of_the_lora_trainer_work_here(start, flow_job, pictures: Path, train: dict, text: dict) -> None:
+    model = {"text_encoder": {"config": TEXT, **text}}
+    folder = start(flow_job(pictures, train={"steps": 2, **train}, model=model, sample=SAMPLE))
+    assert all(row["loss"] > 0 and row["grad_norm"] > 0 for row in lines(folder / "metrics.jsonl"))
+    before, after = (
+        load_file(folder / name / "transformer/diffusion_pytorch_model.safetensors") for name in ("start", "job")
+    )
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
 
 
 # ------------------------------------------------------------ before anything expensive

@@ -15,9 +15,10 @@ from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, phot
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.flow.loss import linear_path
+from toolkit.flow.loss import linear_path, trigonometric_path
 from toolkit.interfaces import BatchSpec, DynamicShift, PromptEmbeds, Size
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.latent_flow.family import LatentFlowFamily
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
@@ -70,6 +71,19 @@ def test_the_loss_is_the_mean_squared_distance_to_the_velocity() -> None:
     assert torch.equal(result.per_sample["t"], t_B)
     x_t_BCHW, asked_t_B = step.model.asked
     assert torch.equal(x_t_BCHW, linear_path(LATENTS, noise_BCHW, t_B)[0]) and torch.equal(asked_t_B, t_B)
+
+
+def test_of_a_family_that_predicts_v_the_loss_is_that_of_v() -> None:
+    model = FakeModel(velocity=0.5)
+    model.family = LatentFlowFamily(prediction="v")
+    step = FlowMatchingStep(model, seed=1, timestep_type="sigmoid", roles=("flow", "text_encoder"))
+    batch = make_batch(LATENTS)
+    noise_BCHW, t_B = step.sample_noise_and_t(batch.spec, LATENTS.shape[1:])
+    by_role = step(batch).by_role
+    x_t_BCHW, v_BCHW = trigonometric_path(LATENTS, noise_BCHW, t_B)
+    torch.testing.assert_close(by_role["flow"], ((0.5 - v_BCHW) ** 2).mean(dim=(1, 2, 3)))
+    assert by_role["text_encoder"] is by_role["flow"]
+    assert torch.equal(model.asked[0], x_t_BCHW)
 
 
 def test_draws_depend_on_epoch_and_position_only() -> None:

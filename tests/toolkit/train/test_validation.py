@@ -14,6 +14,7 @@ from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, phot
 from tests.measured import at_most
 from toolkit.data.latent_cache import EncodedDataset
 from toolkit.interfaces import CaptionRules, PromptEmbeds, Size
+from toolkit.models.latent_flow.family import LatentFlowFamily
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.validation import Validator, noise_levels
@@ -81,6 +82,18 @@ def test_the_losses_are_the_plain_means_of_the_squared_velocity(photos: EncodedD
     assert losses["validation/loss_t0.75"] == pytest.approx(fmean(by_level[0.75]), rel=1e-5)
     assert losses["validation/loss"] == pytest.approx(fmean([*by_level[0.25], *by_level[0.75]]), rel=1e-5)
     assert next(iter(losses)) == "validation/loss"
+
+
+def test_of_a_family_that_predicts_v_the_loss_is_that_of_v(photos: EncodedDataset) -> None:
+    recording = Recording()
+    recording.family = LatentFlowFamily(prediction="v")
+    losses = Validator(recording, photos, timesteps=1, seed=0).losses()
+    expected = []
+    for entries, (x_t_BCHW, *_) in zip(photos.entries, recording.asked, strict=True):
+        latents_BCHW = photos.read(entries.latents)[None]
+        noise_BCHW = 2**0.5 * x_t_BCHW - latents_BCHW  # at t = 1/2 both have the weight 1 / sqrt(2)
+        expected.append(((noise_BCHW - latents_BCHW) / 2**0.5).square().mean().item())
+    assert losses["validation/loss"] == pytest.approx(fmean(expected), rel=1e-4)
 
 
 def test_the_same_weights_give_the_same_bits_and_nothing_is_drawn(adapter, photos: EncodedDataset) -> None:

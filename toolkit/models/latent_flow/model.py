@@ -169,6 +169,11 @@ class LatentFlowModel(DiffusionModel):
         encoder = self.text_encoder
         return encoder(ids_L[None].to(next(encoder.parameters()).device))[0]
 
+    def count_cut(self, prompts: Iterable[str]) -> int:
+        """How many of these prompts have more tokens than are seen."""
+        tokenizer, most = self._part("tokenizer"), self.family.max_tokens
+        return sum(len(tokenizer(prompt, verbose=False)["input_ids"]) > most for prompt in prompts)
+
     def _embeds(self, prompts: PromptEmbeds) -> Tensor:
         """Embeddings [B, L, E] of prompts of one length."""
         if self._trains_text:

@@ -69,6 +69,7 @@ def test_the_keys_of_the_cache_follow_what_decides(folder: Path) -> None:
     (folder / "model_index.json").write_text(json.dumps({**index, "max_tokens": 3}))
     shorter = opened(folder)
     assert len(shorter.encode_prompt("a photo of a dog", ())) == 3
+    assert shorter.count_cut(["a photo of a dog", "a cat", ""]) == 2
     assert len(keys | {shorter.cache_key("text_encoder")}) == 3
     before, weights = shorter.cache_key("text_encoder"), folder / "text_encoder" / "model.safetensors"
     weights.write_bytes(weights.read_bytes()[:-1] + b"\1")
