@@ -43,7 +43,7 @@ PIXEL_METRICS = {
 
 KL_METRICS = ("loss_kl", "loss_kl_weighted", "kl_beta")
 LPIPS_METRIC = "loss_lpips"
-GAN_METRICS = ("loss_gen", "loss_disc", "d_real", "d_fake")
+GAN_METRICS = ("loss_gen", "loss_disc", "loss_disc_real", "loss_disc_fake", "d_real", "d_fake")
 
 
 class LossesConfig(StrictModel):

@@ -89,9 +89,10 @@ def kl_weight(losses: LossesConfig, step: int) -> float:
     return losses.kl * (1 - math.cos(math.pi * min(step / losses.kl_warmup_steps, 1))) / 2
 
 
-def hinge_discriminator(real_BN: Tensor, fake_BN: Tensor) -> Tensor:
-    """[B]: the discriminator's hinge loss, averaged over patches. Source: Lim and Ye, arXiv 1705.02894, eq. 11."""
-    return relu(1 - real_BN).mean(1) + relu(1 + fake_BN).mean(1)
+def hinge_discriminator(real_BN: Tensor, fake_BN: Tensor) -> tuple[Tensor, Tensor]:
+    """[B] each: the two terms of the discriminator's hinge loss, at images and at reconstructions, averaged over
+    patches. Source: Lim and Ye, arXiv 1705.02894, eq. 11."""
+    return relu(1 - real_BN).mean(1), relu(1 + fake_BN).mean(1)
 
 
 def hinge_generator(fake_BN: Tensor) -> Tensor:

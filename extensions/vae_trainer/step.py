@@ -163,9 +163,12 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         fake_B3HW = self._with_instance_noise(adversary, fake_B3HW, spec, "fake", step)
         with self._autocast(real_B3HW):
             real_BN, fake_BN = network(real_B3HW).float(), network(fake_B3HW).float()
-        loss_B = hinge_discriminator(real_BN, fake_BN)
+        at_real_B, at_fake_B = hinge_discriminator(real_BN, fake_BN)
+        loss_B = at_real_B + at_fake_B
         numbers = {
             "loss_disc": loss_B.detach().mean(),
+            "loss_disc_real": at_real_B.detach().mean(),
+            "loss_disc_fake": at_fake_B.detach().mean(),
             "d_real": real_BN.detach().mean(),
             "d_fake": fake_BN.detach().mean(),
         }

@@ -103,7 +103,7 @@ def test_its_weight_rises_by_half_a_cosine_in_the_steps_of_this_run() -> None:
 
 def test_hinge_losses_by_hand() -> None:
     real, fake = torch.tensor([[2.0, 0.5]]), torch.tensor([[-3.0, 0.5]])
-    assert hinge_discriminator(real, fake).tolist() == [0.25 + 0.75]
+    assert [term.tolist() for term in hinge_discriminator(real, fake)] == [[0.25], [0.75]]
     assert hinge_generator(fake).tolist() == [1.25]
 
 

@@ -1,0 +1,249 @@
+"""Training from nothing on drawn pictures: `python benchmarks/bench_from_scratch.py vae`.
+
+- `vae`: an autoencoder of at most 1.5 million parameters, by a job of `vae_trainer`; PSNR on pictures held out of it.
+- `gan`: the same, shorter, with the discriminator on from `--gan-start`; the range of its losses afterwards.
+- `step`: a step of `vae_trainer` against the same step written plainly with diffusers, taking turns.
+
+The jobs are those a user would write; only the last part is run in this process.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import resource
+import subprocess
+import sys
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import numpy as np  # noqa: E402
+import torch  # noqa: E402
+from PIL import Image  # noqa: E402
+
+from benchmarks import report, timing  # noqa: E402
+from extensions.vae_trainer.quality import psnr  # noqa: E402
+from toolkit.models.autoencoders import KINDS, Autoencoder  # noqa: E402
+
+SIDE = 64
+TRAINING, HELD_OUT = 1200, 200
+"""Pictures. Those held out have bodies, colours and hats together that no training picture has."""
+
+BATCH = 8
+STEPS, GAN_STEPS, GAN_START = 2400, 700, 200
+SETTLED = 200
+"""Steps after its start from which on the losses of the discriminator are judged."""
+
+LEVELS = 3
+MODEL: dict[str, Any] = {
+    "class_name": "AutoencoderKL",
+    "initial_logvar": -4,
+    "config": {
+        "block_out_channels": [16, 48, 64],
+        "down_block_types": ["DownEncoderBlock2D"] * LEVELS,
+        "up_block_types": ["UpDecoderBlock2D"] * LEVELS,
+        "layers_per_block": 1,
+        "latent_channels": 8,
+        "norm_num_groups": 8,
+        "mid_block_add_attention": False,
+    },
+}
+LOSSES = {"mse": 2.0, "kl": 1e-4, "kl_warmup_steps": 200, "contrast": 0, "color": 0, "histogram": 0}
+DISCRIMINATOR = {"channels": 16, "layers": 3}
+DISCRIMINATOR_OPTIMIZER = {"optimizer": "adamw", "optimizer_params": {"betas": [0, 0.9]}, "lr": 2e-4}
+ADVERSARIAL = 0.1
+WINDOW = 10
+"""Steps over which the adversarial losses are averaged: a batch of 8 says little alone."""
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = arguments(argv)
+    timing.one_thread()
+    report.card("from_scratch", f"{asked.part}: {TRAINING} + {HELD_OUT} drawn pictures of {SIDE} x {SIDE}")
+    with TemporaryDirectory() as temporary:
+        folder = Path(asked.folder or temporary).absolute()
+        folder.mkdir(parents=True, exist_ok=True)
+        PARTS[asked.part](folder, asked)
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("part", choices=["vae", "gan", "step"])
+    add("--steps", type=int, help=f"optimizer steps of the job: {STEPS}, gan {GAN_STEPS}")
+    add("--gan-start", type=int, default=GAN_START, help="step at which the discriminator begins")
+    add("--pictures", type=int, default=TRAINING, help="pictures that are trained on")
+    add("--folder", help="where to work, and leave everything")
+    add("--rounds", type=int, default=15, help="timed steps of each variant")
+    add("--warm-up", type=int, default=2, help="untimed steps of each variant, after the first")
+    add("--noisy", action="store_true", help="keep rounds in which other work held the processor")
+    return parser.parse_args(argv)
+
+
+# ------------------------------------------------------------ jobs
+
+
+def drawing(folder: Path, pictures: int) -> list[dict[str, Any]]:
+    """The processes that draw the pictures."""
+    shared = {"type": "mascots", "size": SIDE, "captions": "full"}
+    return [
+        {**shared, "name": "training pictures", "path": str(folder / "training"), "count": pictures},
+        {**shared, "name": "held out", "path": str(folder / "held_out"), "count": HELD_OUT, "mascots": "held_out"},
+    ]
+
+
+def vae_section(folder: Path, name: str, steps: int, **changes: object) -> dict[str, Any]:
+    """The process that trains the autoencoder."""
+    return {
+        "type": "vae_trainer",
+        "name": name,
+        "training_folder": str(folder),
+        "device": "cpu",
+        "training_seed": 0,
+        "model": MODEL,
+        "losses": LOSSES,
+        "train": {
+            "steps": steps,
+            "batch_size": BATCH,
+            "dtype": "fp32",
+            "optimizer": "muon",
+            "optimizer_params": {"weight_decay": 0},
+            "lr": 0.02,
+            "lr_scheduler": "cosine",
+            "lr_warmup_steps": min(50, steps // 4),
+        },
+        "save": {"save_every": 0},
+        "datasets": [{"folder_path": str(folder / "training" / "pictures"), "resolution": SIDE}],
+        **changes,
+    }
+
+
+def run_job(folder: Path, name: str, processes: list[dict[str, Any]]) -> float:
+    """Runs a job of these processes as a user would, on one thread. Returns CPU seconds."""
+    file = folder / f"{name}.json"
+    file.write_text(json.dumps({"job": "extension", "config": {"name": name, "process": processes}}, indent=2))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    command = [sys.executable, str(ROOT / "run.py"), str(file)]
+    result = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, check=False
+    )
+    if result.returncode != 0:
+        sys.exit(
+            f"refused: the job {name} ended with {result.returncode}.\n{result.stdout[-2000:]}{result.stderr[-2000:]}"
+        )
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+
+
+def autoencoder_of(folder: Path) -> Autoencoder:
+    """The autoencoder that a run left."""
+    kind = KINDS[json.loads((folder / "config.json").read_text())["_class_name"]]
+    autoencoder = kind(kind.model_class.from_pretrained(folder))
+    autoencoder.module.eval()
+    return autoencoder
+
+
+@torch.no_grad()
+def reconstruction_psnr(autoencoder: Autoencoder, files: Iterable[Path]) -> dict[str, float]:
+    """PSNR of each picture's reconstruction from the mean of its latents, dB: mean and lowest."""
+    found = []
+    for file in files:
+        pixels_1HW3 = torch.from_numpy(np.asarray(Image.open(file).convert("RGB")))[None]
+        pixels_13HW = pixels_1HW3.permute(0, 3, 1, 2).float() / 127.5 - 1
+        found.append(psnr(autoencoder.decode(autoencoder.encode(pixels_13HW)[0]).clamp(-1, 1), pixels_13HW))
+    return {"mean": sum(found) / len(found), "lowest": min(found)}
+
+
+def metrics_of(folder: Path) -> list[dict[str, float]]:
+    """One row for each step of a run."""
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+# ------------------------------------------------------------ the parts
+
+
+def quality(folder: Path, asked: argparse.Namespace) -> None:
+    steps = asked.steps or STEPS
+    run_job(folder, "drawing", drawing(folder, asked.pictures))
+    cpu_s = run_job(folder, "vae", [vae_section(folder, "vae", steps)])
+    autoencoder = autoencoder_of(folder / "vae" / "vae" / "vae")
+    parameters = sum(p.numel() for p in autoencoder.module.parameters())
+    found = reconstruction_psnr(autoencoder, sorted((folder / "held_out" / "pictures").glob("*.png")))
+    print(f"{parameters:,} parameters, {steps} steps of {BATCH}: {cpu_s / 60:.1f} CPU minutes, the start included")
+    print(f"PSNR on {HELD_OUT} held-out pictures: mean {found['mean']:.2f} dB, lowest {found['lowest']:.2f} dB")
+    report.finish("from_scratch", part="vae", parameters=parameters, steps=steps, cpu_s=cpu_s, psnr=found)
+
+
+def adversarial(folder: Path, asked: argparse.Namespace) -> None:
+    steps = asked.steps or GAN_STEPS
+    run_job(folder, "drawing", drawing(folder, asked.pictures))
+    section = vae_section(
+        folder,
+        "gan",
+        steps,
+        losses={**LOSSES, "adversarial": ADVERSARIAL},
+        discriminator={**DISCRIMINATOR, "start_step": asked.gan_start},
+        optimizers={"discriminator": DISCRIMINATOR_OPTIMIZER},
+    )
+    cpu_s = run_job(folder, "gan", [section])
+    rows = [row for row in metrics_of(folder / "gan" / "gan") if row["step"] > asked.gan_start + SETTLED]
+    ranges = {name: range_of(row[name] for row in rows) for name in ("loss_disc_real", "loss_disc_fake", "loss_gen")}
+    autoencoder = autoencoder_of(folder / "gan" / "gan" / "gan")
+    found = reconstruction_psnr(autoencoder, sorted((folder / "held_out" / "pictures").glob("*.png")))
+    for name, values in ranges.items():
+        print(f"{name}: {values['lowest']:.3f} to {values['highest']:.3f}, mean {values['mean']:.3f}")
+    settled = f"{len(rows)} steps from {SETTLED} after its start on, means of {WINDOW} steps"
+    print(f"{settled}; PSNR {found['mean']:.2f} dB; {cpu_s / 60:.1f} CPU minutes")
+    report.finish("from_scratch", part="gan", steps=steps, cpu_s=cpu_s, losses=ranges, psnr=found)
+
+
+def range_of(values: Iterable[float]) -> dict[str, float]:
+    """Of means over `WINDOW` steps."""
+    found = list(values)
+    means = [sum(found[at : at + WINDOW]) / WINDOW for at in range(0, len(found) - WINDOW + 1, WINDOW)]
+    return {"lowest": min(means), "highest": max(means), "mean": sum(means) / len(means)}
+
+
+def step_time(folder: Path, asked: argparse.Namespace) -> None:
+    from benchmarks.vae_loops import OurVaeLoop, PlainVaeLoop
+
+    run_job(folder, "drawing", drawing(folder, 64))
+    ours = OurVaeLoop(folder, vae_section(folder, "step", 1000, train=STEP_TRAIN))
+    plain = PlainVaeLoop(ours)
+    for loop in (ours, plain):
+        loop.step()
+    error = abs(ours.losses[0] / plain.losses[0] - 1)
+    print(f"loss of step 1: ours {ours.losses[0]:.6f}, plain {plain.losses[0]:.6f}; ours differs by {error:.1e}")
+    if not error <= 1e-5:
+        sys.exit("refused: the first losses of ours and plain differ by more than 1e-05.")
+    rounds = timing.interleave({"ours": ours.step, "plain": plain.step}, asked.warm_up, asked.rounds, asked.noisy)
+    print(timing.table(rounds.times))
+    ratio = timing.ratio(rounds.times["ours"], rounds.times["plain"])
+    print(f"{rounds}; loss of step {len(ours.losses)}: ours {ours.losses[-1]:.6f}, plain {plain.losses[-1]:.6f}")
+    print(f"ours / plain: {ratio['cpu_min']:.3f} (CPU minimum), {ratio['wall_median']:.3f} (wall median)")
+    times = {name: t.summary() for name, t in rounds.times.items()}
+    losses = {"ours": ours.losses, "plain": plain.losses}
+    report.finish(
+        "from_scratch", part="step", losses=losses, times=times, ratios=ratio, ratio=ratio["cpu_min"], **rounds.facts()
+    )
+
+
+STEP_TRAIN = {"steps": 1000, "batch_size": BATCH, "dtype": "fp32", "optimizer": "adamw", "lr": 1e-3}
+"""Of the job whose step is timed; AdamW, since diffusers' users have it."""
+
+PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
+    "vae": quality,
+    "gan": adversarial,
+    "step": step_time,
+}
+
+
+if __name__ == "__main__":
+    main()
