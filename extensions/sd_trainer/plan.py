@@ -20,7 +20,7 @@ from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan
 from toolkit.config.dataset import sides_of
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
-from toolkit.config.train import TrainConfig
+from toolkit.config.train import UNTIL_THE_DATA_ENDS, TrainConfig
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
@@ -54,7 +54,7 @@ def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
     assert isinstance(config, TrainerConfig)  # true of the only section that is planned here
     refusals, needed = [], None
     if not _is_unwritten(config, job):
-        needed = _disk_bytes(config, plan)
+        needed = None if config.unknown_steps() else _disk_bytes(config, plan)
         try:
             check_disk_space(config, config.run_folder(job))
         except UserError as error:
@@ -122,6 +122,7 @@ def plan_items(
     train = config.train
     micro_batches = stream.micro_batches(train.batch_size) if stream else count_batches(items, train.batch_size)
     steps = optimizer_steps(train.steps, train.epochs, micro_batches, train.gradient_accumulation)
+    steps = stream.optimizer_steps(train) if stream else steps
     return RunPlan(
         type=config.type,
         name=config.display_name(job),
@@ -359,15 +360,16 @@ def _ema_share(config: DiffusionSection, steps: int, micro_batches: int) -> Iter
     if not ema.use_ema:
         return
     first = optimizer_steps(*config.save.interval(), micro_batches, config.train.gradient_accumulation)
-    saves = [step for step in (first, steps) if 0 < step <= steps]
+    saves = [step for step in (first, steps) if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS]
     shares = [
         f"{_percent(initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates))} at step {step}"
         for step in saves
     ]
-    yield (
-        f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: "
-        f"{', '.join(dict.fromkeys(shares))}"
-    )
+    if saves:
+        yield (
+            f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: "
+            f"{', '.join(dict.fromkeys(shares))}"
+        )
 
 
 def _percent(share: float) -> str:

@@ -12,6 +12,7 @@ from pydantic import BeforeValidator, Field
 from toolkit.config.autoencoder import SPADE, AutoencoderConfig
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, schema_of_list
+from toolkit.config.located import KeyPath
 from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
@@ -255,12 +256,20 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
             datasets=folder_plans(scanned.folders, items),
             samples_per_epoch=stream.samples if stream else sum(item.sample.repeats for item in items),
             micro_batches_per_epoch=batches,
-            optimizer_steps=optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
+            optimizer_steps=stream.optimizer_steps(train)
+            if stream
+            else optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
             accumulation=train.gradient_accumulation,
             requested_epochs=train.epochs,
             notes=(*self._describe_roles(), *scanned.notes, *held_out),
             stream=stream.plan() if stream else None,
         )
+
+    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
+        """Those of the roles; what a role does not give is in `train`."""
+        for role in self.roles():
+            own = "lr_scheduler" in getattr(self.optimizers, role).model_fields_set
+            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
 
     def roles(self) -> tuple[str, ...]:
         """What is trained."""

@@ -22,7 +22,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
 from toolkit.config.output import LoggingConfig, SampleConfig, SampleIntervalConfig, SaveConfig, SaveIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.config.train import OptimizationConfig, StopWhenConfig, TrainConfig
+from toolkit.config.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
 from toolkit.errors import did_you_mean
 from toolkit.files import file_in_the_way, sha256_of
 
@@ -308,15 +308,29 @@ class TrainerConfig(SavingSection, EvaluationSection):
 class ImageTrainingSection(DatasetsSection, EvaluationSection):
     """A training on folders of images, or on a stream of shards."""
 
+    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
+        """The optimizers of the run, and where their keys are."""
+        return [(("train",), self.train)]
+
+    def unknown_steps(self) -> bool:
+        """Whether a stream of unknown length decides how many optimizer steps the run has."""
+        return bool(self.streamed and self.train.epochs and not self.streamed.webdataset.samples)
+
     def check(self, job: JobContext) -> Found:
         """What needs the number of images or their list, with a stream that has neither."""
         yield from super().check(job)
         if (stream := self.streamed) is None:
             return
         if self.train.epochs and not stream.webdataset.samples:
-            message = f"{self.train.epochs}: how many samples an epoch of a stream has is not known."
-            remedy = "Give 'datasets[0].webdataset.samples', or 'steps' instead of epochs."
-            yield Diagnostic(("train", "epochs"), f"{message} {remedy}")
+            remedy = "Give 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
+            for key, optimizer in self.optimizers_used():
+                if optimizer.needs_length():
+                    message = (
+                        f"{optimizer.lr_scheduler!r} needs the number of steps, which {self.train.epochs} epochs of"
+                    )
+                    yield Diagnostic(
+                        (*key, "lr_scheduler"), f"{message} a stream of unknown length do not tell. {remedy}"
+                    )
         if self.validation and self.validation.fraction is not None:
             message = "no share of a stream can be held out. Give 'folder_path' with images that are not in it."
             yield Diagnostic(("validation", "fraction"), message)

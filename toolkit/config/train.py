@@ -85,6 +85,7 @@ class EmaConfig(StrictModel):
 
 
 MAX_STEPS = 999_999_999
+UNTIL_THE_DATA_ENDS = MAX_STEPS
 """Optimizer steps that the names of files have digits for."""
 
 MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagraphs")
@@ -305,6 +306,10 @@ class OptimizerConfig(StrictModel):
             remedy = "finds one rate for all weights. Leave this key out, or take 'adamw'."
             yield ("lr_groups",), f"'optimizer: {self.optimizer}' {remedy}"
 
+    def needs_length(self) -> bool:
+        """Whether the learning rate depends on the number of optimizer steps of the run."""
+        return _change_of_length(self.model_dump()) != "harmless"
+
 
 class RoleOptimizerConfig(OptimizerConfig):
     """One entry of `optimizers`: keys of `train` that this role has for itself."""
@@ -328,7 +333,7 @@ class OptimizationConfig(OptimizerConfig):
 
     epochs: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
-    0: `steps` decides."""
+    0: `steps` decides. Of a stream whose `samples` are not given, it is read through so often."""
 
     reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""

@@ -9,6 +9,7 @@ from math import ceil
 from textwrap import shorten
 from typing import Any, Protocol
 
+from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.folder import FolderInfo
 from toolkit.interfaces import BucketedSample, Size
 
@@ -70,6 +71,9 @@ class StreamPlan:
     largest: Size
     """The largest size of a batch."""
 
+    epochs: int | None = None
+    """How often it is read through, where that decides the number of steps."""
+
     def to_json(self) -> dict[str, Any]:
         return {
             "shards": self.shards,
@@ -82,12 +86,15 @@ class StreamPlan:
     def lines(self) -> str:
         places = " to ".join(dict.fromkeys((self.first_shard, self.last_shard)))
         count = f"{self.samples:,} samples as given" if self.samples else "number of samples not known"
+        passes = {None: [], 1: ["    read through once"]}.get(self.epochs, [f"    read through {self.epochs} times"])
+        steps = [f"{line}: how many steps that are is not known" for line in passes]
         caption = f"caption {shorten(self.first_caption, 60)!r}" if self.first_caption else "no caption"
         return "\n".join(
             [
                 f"  stream of {self.shards:,} shard{'s' * (self.shards > 1)}: {places}; {count}",
                 f"    first sample: {self.first_sample}, {self.first_size} pixels, {caption}",
                 f"    batches of up to {self.largest} pixels",
+                *steps,
             ]
         )
 
@@ -155,8 +162,8 @@ class RunPlan:
             **({"stream": self.stream.to_json()} if self.stream else {}),
             "samples_per_epoch": self.samples_per_epoch,
             "micro_batches_per_epoch": self.micro_batches_per_epoch,
-            "optimizer_steps": self.optimizer_steps,
-            "epochs": self.epochs,
+            "optimizer_steps": None if self.optimizer_steps == UNTIL_THE_DATA_ENDS else self.optimizer_steps,
+            "epochs": self.epochs or self.requested_epochs,
             **({"memory": self.memory.to_json()} if self.memory else {}),
             **(self.outlook.to_json() if self.outlook else {}),
         }

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple
 
 from toolkit.config.dataset import DatasetConfig, Rectangle
 from toolkit.config.sections import ImageTrainingSection
+from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig
 from toolkit.data.captions import add_prefix, inject_trigger
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.items import bucket_for, cover, largest_bucket
-from toolkit.data.run_plan import StreamPlan
+from toolkit.data.run_plan import StreamPlan, optimizer_steps
 from toolkit.data.shards import Shard, expand_shards
 from toolkit.data.webdataset import SampleKeys, ShardStream, StreamSample, Unreadable
 from toolkit.errors import RunError, UserError
@@ -50,6 +51,9 @@ class StreamDataset:
     unreadable: Unreadable = field(default_factory=Unreadable, compare=False)
     """Counts what cannot be used in this run."""
 
+    epochs: int | None = None
+    """How often it is read through where its length is not known; None: without end."""
+
     looked_at: tuple[StreamSample, ...] = ()
     """The first samples, with their captions as they are trained."""
 
@@ -69,8 +73,10 @@ class StreamDataset:
         )
         try:
             shards = expand_shards(settings.url, settings.webdataset.token)
-            found = cls(settings, shards, rules, multiple, Unreadable(settings.webdataset.max_unreadable))
-            return cls(settings, shards, rules, multiple, found.unreadable, found.first(LOOKED_AT))
+            epochs = section.train.epochs if section.unknown_steps() else None
+            unreadable = Unreadable(settings.webdataset.max_unreadable)
+            found = cls(settings, shards, rules, multiple, unreadable, epochs)
+            return replace(found, looked_at=found.first(LOOKED_AT))
         except (UserError, RunError) as error:
             raise UserError(f"datasets[0].url: {error}") from error
 
@@ -99,6 +105,13 @@ class StreamDataset:
         """Micro-batches of an epoch; 0: not known."""
         return -(-self.samples // batch_size)
 
+    def optimizer_steps(self, train: OptimizationConfig) -> int:
+        """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""
+        if self.epochs is not None:
+            return UNTIL_THE_DATA_ENDS
+        of_epoch = self.micro_batches(train.batch_size)
+        return optimizer_steps(train.steps, train.epochs, of_epoch, train.gradient_accumulation)
+
     def hashes(self) -> DatasetHashes:
         """The file names of the shards, by which a resume tells whether they are the same."""
         return {f"{number}: {shard.name.rpartition('/')[2]}": "shard" for number, shard in enumerate(self.shards, 1)}
@@ -115,6 +128,7 @@ class StreamDataset:
             first_size=first.size,
             first_caption=first.caption,
             largest=self.largest,
+            epochs=self.epochs,
         )
 
     # ------------------------------------------------------------ samples
@@ -128,7 +142,7 @@ class StreamDataset:
     def shard_stream(self, seed: int, batch_size: int) -> ShardStream:
         """All shards, epoch after epoch."""
         window = self.settings.webdataset.window
-        return ShardStream(self.shards, seed, self._keys, window, batch_size, unreadable=self.unreadable)
+        return ShardStream(self.shards, seed, self._keys, window, batch_size, self.epochs, self.unreadable)
 
     def reader(self, seed: int, batch_size: int) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
         """`StreamSource.read` of `shard_stream`, with the captions as they are trained."""

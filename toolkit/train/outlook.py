@@ -13,6 +13,7 @@ from typing import Any, Literal
 from toolkit.config.model import ModelConfig
 from toolkit.config.process import JobContext
 from toolkit.config.sections import TrainerConfig
+from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.errors import RunError, UserError
 from toolkit.files import free_space, readable_size
@@ -174,9 +175,10 @@ class StartOutlook:
     def line(self, steps: int) -> str:
         """steps: of the whole run."""
         compared = "; the files of the model, which has another name now, are compared first" if self.new_place else ""
+        of_steps = "" if steps == UNTIL_THE_DATA_ENDS else f" of {steps:,}"
         words = {
             "new": "a new run" + ("; the old one is moved aside" if self.moves_aside else ""),
-            "resumes": f"resumes at step {self.step:,} of {steps:,}{compared}",
+            "resumes": f"resumes at step {self.step:,}{of_steps}{compared}",
             "complete": f"complete at step {self.step:,}: nothing to do{compared}",
             "refused": "what is there stays as it is",
         }
@@ -218,7 +220,10 @@ class Outlook:
         lines = []
         if self.start and self.start.what in ("new", "resumes"):
             lines = [self.disk.line()] if self.disk else []
-            unknown = "time: not known, no run with this model and these sizes was measured in the training folder"
+            why = "no run with this model and these sizes was measured in the training folder"
+            if self.steps == UNTIL_THE_DATA_ENDS:
+                why = "nor is the number of steps"
+            unknown = f"time: not known, {why}"
             lines.append(self.time.line() if self.time else unknown)
         if self.start:
             lines.append(self.start.line(self.steps))
@@ -257,7 +262,7 @@ def run_outlook(
         model=models,
         steps=steps,
         disk=None if needed_bytes is None else DiskOutlook.of(folder, needed_bytes),
-        time=TimeOutlook(max(0, steps - start.step), *step_s) if step_s else None,
+        time=TimeOutlook(max(0, steps - start.step), *step_s) if step_s and steps != UNTIL_THE_DATA_ENDS else None,
         start=start,
         refusals=refusals,
     )

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.config.process import ProcessConfig
 from toolkit.config.sections import TrainerConfig
-from toolkit.config.train import StopWhenConfig
+from toolkit.config.train import UNTIL_THE_DATA_ENDS, StopWhenConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.errors import RunError, UserError
@@ -190,10 +190,11 @@ def _complete_at(folder: Path, checkpoint: Path | None, section: TrainerConfig, 
     if status.get("status") != FINISHED:
         return None
     if checkpoint is None:  # without states only run.json tells; a run that ended early has as many steps planned
-        step, planned = int(status["step"]), int(status["steps"])
-        return step if section.save.states == "never" and planned >= steps else None
-    step, extra = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]["extra"]
-    return step if step >= steps or stop_reason(section.stop_when, step, extra) else None
+        step, planned = int(status["step"]), status["steps"]
+        return step if section.save.states == "never" and (planned is None or planned >= steps) else None
+    step, state = step_of(checkpoint), read_checkpoint_json(checkpoint)["state"]
+    passed = steps == UNTIL_THE_DATA_ENDS and state["epochs_done"] >= section.train.epochs
+    return step if step >= steps or passed or stop_reason(section.stop_when, step, state["extra"]) else None
 
 
 STOP_KEY = "stop_when"

@@ -119,6 +119,20 @@ def test_a_dry_run_opens_no_more_than_the_first_shard_and_imports_no_torch(
     assert plan["stream"]["shards"] == 3 and plan["stream"]["samples"] is None and plan["datasets"] == []
 
 
+def test_epochs_of_unknown_length_are_read_through(run: Run, run_py, write_job, streamed, tmp_path: Path) -> None:
+    train, ema = {"epochs": 1}, {"ema_config": {"use_ema": True}}
+    result = run_py(write_job(streamed(training_folder="once", train=train | ema)), "--dry-run")
+    assert "read through once: how many steps that are is not known" in result.stdout, result.stderr
+    assert "999" not in result.stdout and "time: not known, nor is the number of steps" in result.stdout
+    result = run_py(write_job(streamed(training_folder="once", train=train)), "--dry-run", "--json")
+    (plan,) = json.loads(result.stdout)["processes"]
+    assert plan["optimizer_steps"] is None and plan["epochs"] == 1
+    _, metrics = run("once", train=train)
+    assert len(metrics) == 6 and metrics[-1]["samples"] == 12
+    result = run_py(write_job(streamed(training_folder="once", train=train)), "--dry-run")
+    assert "complete at step 6: nothing to do" in result.stdout
+
+
 def test_the_plan_counts_the_encoders_that_stay_and_what_encoding_ahead_takes(make_stream_of_noise) -> None:
     def planned(threads: int) -> tuple[Any, Any]:
         entry = {"url": "0.tar", "num_workers": threads, "cache_latents_to_disk": False}

@@ -19,7 +19,7 @@ from tests.conftest import ROOT, child_environment
 from tests.extensions.vae_trainer.test_process import GAN, assert_same_bytes, lines
 from tests.processes import free_port
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
-from toolkit.errors import RunError, UserError
+from toolkit.errors import ConfigErrors, RunError, UserError
 
 TO_RESUME = {**GAN, "save": {"save_every": 2}, "train": {"steps": 4, "ema_config": {"use_ema": True}}}
 
@@ -204,6 +204,22 @@ def test_a_dry_run_names_the_shards_without_torch_and_refusals_are_one_line(
         "the server answers 403 Forbidden. The token that was sent may not read it."
     )
     assert "a-secret-token" not in result.stdout + result.stderr and not (tmp_path / "output" / "job").exists()
+
+
+def test_epochs_of_unknown_length_are_read_through(start, streamed, shards: Path, said: list[str]) -> None:
+    url, train = f"{shards}/*.tar", {"epochs": 2, "lr_scheduler": "constant"}
+    folder = start(streamed(url, train=train, save={"save_every_n_epochs": 1}))
+    assert "read through 2 times: how many steps that are is not known" in said[0]
+    assert [line["epoch"] for line in lines(folder / "metrics.jsonl")] == [0] * 8 + [1] * 8
+    status = json.loads((folder / "run.json").read_text())
+    assert status["status"] == "finished" and status["steps"] is None and status["step"] == 16
+    assert (folder / "job").is_dir() and (folder / "job_000000008").is_dir()
+    start(streamed(url, train=train, save={"save_every_n_epochs": 1}))
+    assert said[-1].endswith("is complete at step 16: nothing to do.")
+    start(streamed(url, train={**train, "epochs": 3}))
+    assert lines(folder / "metrics.jsonl")[-1]["step"] == 24
+    with pytest.raises(ConfigErrors, match=r"optimizers\.vae\.lr_scheduler: 'cosine' needs the number of steps"):
+        start(streamed(url, train=train, optimizers={"vae": {"lr_scheduler": "cosine"}}))
 
 
 def test_an_image_too_small_for_the_discriminator_is_told_first(start, streamed, shards: Path) -> None:

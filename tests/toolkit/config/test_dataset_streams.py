@@ -49,9 +49,9 @@ def test_extensions_are_written_with_or_without_a_dot(section) -> None:
             "datasets[0].webdataset.imagekey: unknown key. Did you",
         ),
         (
-            "datasets: [{url: a.tar}]\ntrain: {epochs: 2}",
-            "train.epochs: 2: how many samples an epoch of a stream has is not known. "
-            "Give 'datasets[0].webdataset.samples', or 'steps' instead of epochs.",
+            "datasets: [{url: a.tar}]\ntrain: {epochs: 2, lr_scheduler: cosine}",
+            "train.lr_scheduler: 'cosine' needs the number of steps, which 2 epochs of a stream of unknown length do "
+            "not tell. Give 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs.",
         ),
         (
             "datasets: [{url: a.tar}]\nvalidation: {fraction: 0.1}",
@@ -69,8 +69,10 @@ def test_a_process_that_reads_folders_refuses_a_stream(mistakes) -> None:
     assert message.endswith("datasets[0].url: 'type: cache' reads folders only. Give 'folder_path'.")
 
 
-def test_epochs_of_a_stream_need_the_number_of_its_samples(section) -> None:
-    assert section("datasets: [{url: a.tar, webdataset: {samples: 8}}]", "train: {epochs: 2}").train.epochs == 2
+def test_a_schedule_with_a_length_needs_the_number_of_samples(section) -> None:
+    cosine = "train: {epochs: 2, lr_scheduler: cosine}"
+    assert not section("datasets: [{url: a.tar, webdataset: {samples: 8}}]", cosine).unknown_steps()
+    assert section("datasets: [{url: a.tar}]", "train: {epochs: 2, lr_warmup_steps: 100}").unknown_steps()
 
 
 def test_the_token_is_in_no_saved_job_and_no_message(load) -> None:

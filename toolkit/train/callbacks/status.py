@@ -17,6 +17,7 @@ from statistics import median
 import torch
 
 from toolkit import run_files
+from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.errors import Interrupted, RunError
 from toolkit.files import remove, write_json
 from toolkit.interfaces import StepResult
@@ -121,10 +122,12 @@ class StatusCallback(Callback):
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
         # Most important first, the loss within 80 columns: a narrow terminal cuts the line off.
+        took = run_files.duration(time.monotonic() - self._begun)
         left = run_files.duration((run.steps - result.step) * seconds)
+        known = run.steps != UNTIL_THE_DATA_ENDS
         parts = [
-            f"step {result.step}/{run.steps} {100 * result.step // run.steps}%",
-            f"{run_files.duration(time.monotonic() - self._begun)}, ETA {left}",
+            f"step {result.step}/{run.steps} {100 * result.step // run.steps}%" if known else f"step {result.step}",
+            f"{took}, ETA {left}" if known else took,
             f"lr {result.lr:.1e}",
             f"loss {result.loss:.4f} (avg {sum(self._losses) / max(1, len(self._losses)):.4f})",
             f"{seconds:.2f} s/it",
@@ -141,7 +144,7 @@ class StatusCallback(Callback):
             "name": run.name,
             "status": status,
             "step": run.state.step,
-            "steps": run.steps,
+            "steps": None if run.steps == UNTIL_THE_DATA_ENDS else run.steps,
             "epoch": run.state.epoch,
             "samples": run.state.samples,
             "skipped": run.state.skipped,
