@@ -14,6 +14,7 @@ import pytest
 import yaml
 
 from tests.conftest import ROOT
+from tests.toolkit.data.shard_server import write_shard
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -79,6 +80,8 @@ def put_photos(job: dict[str, Any], place: Path) -> None:
             folder.mkdir(parents=True)
             for photo in photos:
                 shutil.copy(photo, folder)
+    for pattern in values(job, ("url",)):
+        write_shard(place / pattern.replace("*", "0"), 2)
     for name in values(job, FILES):
         if not (place / name).exists():
             (place / name).parent.mkdir(parents=True, exist_ok=True)
