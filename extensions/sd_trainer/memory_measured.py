@@ -1,4 +1,4 @@
-"""The machine of a run, and the callback that compares its memory with the estimate."""
+"""The callback that compares the memory of a run with the estimate."""
 
 from __future__ import annotations
 
@@ -7,23 +7,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions.sd_trainer.memory_inputs import ItemGroup
-from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan_memory
+from extensions.sd_trainer.memory_plan import plan_memory
 from toolkit.config.sections import DiffusionSection
-from toolkit.device import peak_memory, pick_device, reset_peak_memory, total_memory
+from toolkit.device import peak_memory, reset_peak_memory
+from toolkit.memory.estimate import Machine
 from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
 
 if TYPE_CHECKING:
     import torch
 
 STATUS = Path("/proc/self/status")
-
-
-def machine_of(section: DiffusionSection) -> Machine:
-    """The machine that a section runs on."""
-    device = pick_device(section.device, quiet=True)
-    if device.type == "cuda":
-        return Machine("cuda", total_memory(device))
-    return machine_from_config("cpu")
 
 
 def memory_callback(

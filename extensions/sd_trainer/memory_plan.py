@@ -13,7 +13,6 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
 from pathlib import Path
-from typing import Literal
 
 from extensions.sd_trainer.memory_inputs import (
     FLOAT,
@@ -35,7 +34,7 @@ from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.sections import DiffusionSection
 from toolkit.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.errors import RunError
-from toolkit.host_memory import free_host_memory, pinned_bytes
+from toolkit.host_memory import pinned_bytes
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     ENCODING,
@@ -43,6 +42,7 @@ from toolkit.memory.estimate import (
     HOST_FRAGMENTATION,
     PROCESS_BASELINE,
     PROCESS_BASELINE_WITH_CUDA,
+    Machine,
     MemoryEstimate,
     Phase,
     StepShape,
@@ -60,20 +60,6 @@ SWAP_BUFFERS = 2
 
 QUANTIZING_COPIES = 4
 """Copies of a layer, in the dtype of the weights, while it is quantized."""
-
-
-@dataclass(frozen=True)
-class Machine:
-    """The device type of the job, and its memory."""
-
-    kind: Literal["cuda", "cpu"]
-    limit: int | None = None
-    """Bytes of memory; None: not known."""
-
-
-def machine_from_config(device: str) -> Machine:
-    """The machine a config's `device` means, as far as that is known without torch: `auto` is a GPU."""
-    return Machine("cpu", free_host_memory() or None) if device in ("cpu", "mps") else Machine("cuda")
 
 
 def plan_memory(

@@ -16,11 +16,11 @@ from extensions.sd_trainer.memory_inputs import (
     group_stream,
     trainable_names,
 )
-from extensions.sd_trainer.memory_plan import Machine, machine_from_config, plan_memory
+from extensions.sd_trainer.memory_plan import plan_memory
 from toolkit.config.dataset import sides_of
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
-from toolkit.config.train import UNTIL_THE_DATA_ENDS, TrainConfig
+from toolkit.config.train import TrainConfig
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
@@ -34,14 +34,13 @@ from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.files import free_space, readable_size
 from toolkit.interfaces import BucketedSample, Size
-from toolkit.memory.estimate import MemoryEstimate
+from toolkit.memory.estimate import Machine, MemoryEstimate, machine_from_config
 from toolkit.models.families import family_for, yet_to_come
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
-from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.train.config_diff import ConfigChange, corrections
-from toolkit.train.outlook import run_outlook
+from toolkit.train.outlook import ema_notes, run_outlook, schedule_notes
 
 
 def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
@@ -144,8 +143,8 @@ def plan_items(
             *_preservations(train),
             *_excess_rank(config),
             *(_estimates(config, groups, machine, memory) if memory else ()),
-            *_schedule(train, steps),
-            *_ema_share(config, steps, micro_batches),
+            *schedule_notes(train, steps),
+            *ema_notes(config, steps, micro_batches),
         ),
         memory=memory,
         stream=stream.plan() if stream else None,
@@ -342,35 +341,3 @@ def _estimates(
         f"{_ON_DISK[config.save.states].format(readable_size(_state_bytes(config, trained)))}"
         + (f"; the model's own weights in {config.model.qtype}" if config.model.quantize else "")
     )
-
-
-def _schedule(train: TrainConfig, steps: int) -> Iterator[str]:
-    """Warnings where warm-up and decay do not fit into the run, and of a rate that comes to nothing early."""
-    course = course_of(steps, params=train.lr_scheduler_params, **ScheduleArgs.named_in(train))
-    if line := overfull(train.lr_scheduler, course):
-        yield f"warning: {line}"
-    fields = ScheduleArgs.named_in(train)
-    if line := early_end(train.lr_scheduler, steps, train.lr_scheduler_params, **fields):
-        yield f"warning: {line}"
-
-
-def _ema_share(config: DiffusionSection, steps: int, micro_batches: int) -> Iterator[str]:
-    """The weight of the initial parameters in the saved EMA."""
-    ema = config.train.ema_config
-    if not ema.use_ema:
-        return
-    first = optimizer_steps(*config.save.interval(), micro_batches, config.train.gradient_accumulation)
-    saves = [step for step in (first, steps) if 0 < step <= steps and step != UNTIL_THE_DATA_ENDS]
-    shares = [
-        f"{_percent(initial_weight_fraction(step, ema.ema_decay, ema.use_num_updates))} at step {step}"
-        for step in saves
-    ]
-    if saves:
-        yield (
-            f"EMA {ema.ema_decay:g}: weight of the initial parameters in the saved average: "
-            f"{', '.join(dict.fromkeys(shares))}"
-        )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.1f} %" if share >= 0.0005 else "under 0.1 %"

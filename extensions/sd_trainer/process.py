@@ -14,7 +14,7 @@ from torch import Tensor
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_advice import shortage
-from extensions.sd_trainer.memory_measured import machine_of, memory_callback
+from extensions.sd_trainer.memory_measured import memory_callback
 from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.plan import check_disk_space, corrections_of, item_groups, plan_items
 from extensions.sd_trainer.setup import (
@@ -60,7 +60,7 @@ from toolkit.interfaces import (
 )
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
-from toolkit.memory.estimate import MemoryEstimate
+from toolkit.memory.estimate import MemoryEstimate, machine_of
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.memory.oom_hints import memory_advice
 from toolkit.memory.quantization import quantizer
@@ -139,7 +139,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return data.stream.hashes() if data.stream else fingerprint(data.scan.samples)
 
     def make_plan(self, data: SdData) -> RunPlan:
-        job, machine = JobContext(self.job.name), machine_of(self.section)
+        job, machine = JobContext(self.job.name), machine_of(self.section.device)
         return plan_items(self.section, job, data.scan, data.items, data.validation_split, machine, data.stream)
 
     def memory_advice(self) -> str:
@@ -149,7 +149,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         check_device(self.section.device, model_bytes(self.section.model))
         checked_family(self.section.model)
         if isinstance(plan.memory, MemoryEstimate) and (
-            lack := shortage(self.section, machine_of(self.section), plan.memory)
+            lack := shortage(self.section, machine_of(self.section.device), plan.memory)
         ):
             raise UserError(f"memory: {lack}")
         self.refuse_optimizer(self.section.train, "train", pick_device(self.section.device, quiet=True))

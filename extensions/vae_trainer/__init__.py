@@ -9,9 +9,9 @@ class VaeTrainerExtension(Extension):
 
     @classmethod
     def get_config(cls) -> type:
-        from extensions.vae_trainer.config import VaeTrainerConfig
+        from extensions.vae_trainer.plan import VaeTrainerSection
 
-        return VaeTrainerConfig
+        return VaeTrainerSection
 
     @classmethod
     def get_process(cls) -> type:

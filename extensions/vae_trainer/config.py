@@ -9,18 +9,17 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from toolkit.config.autoencoder import SPADE, AutoencoderConfig
+from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.config.base import StrictModel
+from toolkit.config.dataset import ValidationConfig
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, schema_of_list
 from toolkit.config.located import KeyPath
 from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import OptimizerConfig, RoleOptimizerConfig
-from toolkit.data.epoch_order import count_batches
 from toolkit.data.folder import DatasetScan
 from toolkit.data.items import scan_items
-from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, split_validation
@@ -45,6 +44,14 @@ PIXEL_METRICS = {
 KL_METRICS = ("loss_kl", "loss_kl_weighted", "kl_beta")
 LPIPS_METRIC = "loss_lpips"
 GAN_METRICS = ("loss_gen", "loss_disc", "loss_disc_real", "loss_disc_fake", "d_real", "d_fake")
+
+
+VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Output channels of the convolutions of VGG16, in which LPIPS measures, by block; a block ends where the next one
+halves the sides."""
+
+MAX_WIDENING = 8
+"""The widest layer of a discriminator has so many times the channels of the first."""
 
 
 class LossesConfig(StrictModel):
@@ -120,6 +127,11 @@ class DiscriminatorConfig(StrictModel):
     terms (VQGAN)."""
 
 
+def patch_widths(channels: int, layers: int) -> list[int]:
+    """Channels before and after each convolution of a discriminator with `layers` that halve the sides and two more."""
+    return [3, *(channels * min(2**index, MAX_WIDENING) for index in range(layers + 1)), 1]
+
+
 class OptimizersConfig(StrictModel):
     """`optimizers`: what differs from `train` for one of the roles. The discriminator's betas are (0, 0.9) and amsgrad
     is on where its optimizer is an AdamW and they are not given."""
@@ -187,6 +199,8 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         for index, dataset in enumerate(self.datasets):
             if dataset.control_path:
                 yield Diagnostic(("datasets", index, "control_path"), "an autoencoder has no references. Leave it out.")
+        if self.validation and "timesteps" in self.validation.model_fields_set:
+            yield Diagnostic(("validation", "timesteps"), "an autoencoder knows no noise levels. Leave it out.")
 
     def _check_losses(self) -> Iterator[Diagnostic]:
         losses = self.losses
@@ -222,13 +236,6 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
             shared["optimizer_params"] = {"betas": [0.0, 0.9], "amsgrad": True} if kind == "adamw" else {}
         return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
 
-    def plan(self, job: JobContext) -> RunPlan:
-        """The run's plan: images, sizes, steps. Raises DataErrors naming every offending file."""
-        if not self.model.is_yet_to_come(job):
-            return self.plan_of(job, *self.scan(), self.stream())
-        note = f"starts from {self.model.name_or_path}, which an earlier process of the job writes: counted then"
-        return RunPlan(self.type, self.display_name(job), (), 0, 0, self.train.steps, notes=(note,))
-
     def stream(self) -> StreamDataset | None:
         """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
         return StreamDataset.of(self, self.model.latent_scale())
@@ -236,34 +243,7 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
     def scan(self) -> Scanned:
         """The images of folders, and the validation split. Raises DataErrors naming every offending file."""
         cache, multiple = ScanCache.beside(self.training_folder), self.model.latent_scale()
-        return split_validation(self, *scan_items(self, multiple, cache), multiple)
-
-    def plan_of(
-        self,
-        job: JobContext,
-        scanned: DatasetScan,
-        items: tuple[BucketedSample, ...],
-        validation_split: ValidationSplit | None,
-        stream: StreamDataset | None = None,
-    ) -> RunPlan:
-        """The plan once the datasets are scanned."""
-        train, size = self.train, self.train.batch_size
-        batches = stream.micro_batches(size) if stream else count_batches(items, size)
-        held_out = validation_split.notes[:1] if validation_split else ()
-        return RunPlan(
-            type=self.type,
-            name=self.display_name(job),
-            datasets=folder_plans(scanned.folders, items),
-            samples_per_epoch=stream.samples if stream else sum(item.sample.repeats for item in items),
-            micro_batches_per_epoch=batches,
-            optimizer_steps=stream.optimizer_steps(train)
-            if stream
-            else optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
-            accumulation=train.gradient_accumulation,
-            requested_epochs=train.epochs,
-            notes=(*self._describe_roles(), *scanned.notes, *held_out),
-            stream=stream.plan() if stream else None,
-        )
+        return split_validation(self, *scan_items(self, multiple, cache), multiple, _reconstructions)
 
     def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
         """Those of the roles; what a role does not give is in `train`."""
@@ -275,16 +255,6 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         """What is trained."""
         return (VAE, DISCRIMINATOR) if self.discriminator else (VAE,)
 
-    def _describe_roles(self) -> Iterator[str]:
-        """What is made, from what, and what is trained with which optimizer."""
-        model = self.model
-        start = f"from {model.folder()}" if model.name_or_path else "with random weights"
-        part = "the decoder; the encoder is frozen" if model.train == "decoder" else "all of it"
-        kind, scale = model.arguments()["_class_name"], model.latent_scale()
-        spade = "; SPADE in the decoder" if model.uses_spade() else ""
-        yield f"{kind} {start}, {scale} x {scale} pixels per latent pixel{spade}; trained: {part}"
-        if model.name_or_path and model.arguments().get(SPADE) and not model.uses_spade():
-            yield "model.spade: false: the decoder goes on without the SPADE of that folder"
-        for role in self.roles():
-            own = self.role_optimizer(role)
-            yield f"{role}: {own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}"
+
+def _reconstructions(items: int, settings: ValidationConfig) -> str:
+    return f"{items} reconstruction{'s' * (items != 1)}"

@@ -13,13 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
+from extensions.vae_trainer.config import patch_widths
 from toolkit.seeding import global_generator
 
 SLOPE = 0.2
 """Of the leaky ReLU."""
-
-MAX_WIDENING = 8
-"""The widest layer has so many times the channels of the first."""
 
 
 class PatchDiscriminator(nn.Module):
@@ -32,7 +30,7 @@ class PatchDiscriminator(nn.Module):
     def __init__(self, channels: int, layers: int, seed: int) -> None:
         """channels: of the first layer. layers: that halve the sides. seed: of the initial weights."""
         super().__init__()
-        widths = [3, *(channels * min(2**index, MAX_WIDENING) for index in range(layers + 1)), 1]
+        widths = patch_widths(channels, layers)
         strides = [2] * layers + [1, 1]
         with global_generator(seed, "discriminator"):
             normed = [

@@ -16,10 +16,8 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
+from extensions.vae_trainer.config import VGG_BLOCKS
 from toolkit.errors import UserError
-
-BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
-"""Output channels of VGG16's convolutions, by block; a block ends where the next one halves the sides."""
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)
 """Mean and standard deviation of ImageNet's colours, in [-1, 1]."""
@@ -41,7 +39,7 @@ class PerceptualDistance(nn.Module):
         layers: list[nn.Module] = []
         ends: list[int] = []
         before = 3
-        for block in BLOCKS:
+        for block in VGG_BLOCKS:
             if layers:
                 layers.append(nn.MaxPool2d(2))
             for channels in block:
@@ -49,7 +47,7 @@ class PerceptualDistance(nn.Module):
                 before = channels
             ends.append(len(layers) - 1)
         self.features, self._ends = nn.Sequential(*layers), frozenset(ends)
-        self.heads = nn.ParameterList(nn.Parameter(torch.zeros(1, block[-1], 1, 1)) for block in BLOCKS)
+        self.heads = nn.ParameterList(nn.Parameter(torch.zeros(1, block[-1], 1, 1)) for block in VGG_BLOCKS)
         self.requires_grad_(False)
         self.eval()
 
@@ -74,7 +72,7 @@ def load_perceptual(backbone: Path) -> PerceptualDistance:
     network = PerceptualDistance()
     weights = {name: tensor for name, tensor in _read(backbone).items() if name.startswith("features.")}
     heads = _read(heads_file())
-    named = {f"heads.{index}": heads.get(f"lin{index}.model.1.weight") for index in range(len(BLOCKS))}
+    named = {f"heads.{index}": heads.get(f"lin{index}.model.1.weight") for index in range(len(VGG_BLOCKS))}
     found = {**weights, **{name: tensor for name, tensor in named.items() if tensor is not None}}
     expected = {name: tensor.shape for name, tensor in network.state_dict().items() if "_C11" not in name}
     if {name: tensor.shape for name, tensor in found.items()} != expected:

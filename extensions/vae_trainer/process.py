@@ -18,7 +18,9 @@ from torch import Tensor
 
 from extensions.vae_trainer.config import DISCRIMINATOR, VAE, Scanned, VaeTrainerConfig
 from extensions.vae_trainer.discriminator import PatchDiscriminator
+from extensions.vae_trainer.memory_advice import memory_advice, shortage
 from extensions.vae_trainer.perceptual import PerceptualDistance, load_perceptual
+from extensions.vae_trainer.plan import plan_items
 from extensions.vae_trainer.quality import psnr, ssim
 from extensions.vae_trainer.step import Adversary, AutoencoderStep, evaluating, trained_parameters
 from extensions.vae_trainer.writer import DISCRIMINATOR_FILE, AutoencoderWriter
@@ -37,6 +39,7 @@ from toolkit.data.stream_dataset import StreamDataset
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Sample
+from toolkit.memory.estimate import MemoryEstimate, machine_of
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from toolkit.models.from_config import refuse_arguments
 from toolkit.train.callbacks.save import PrepareNetwork
@@ -98,13 +101,18 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
 
     def make_plan(self, data: VaeData) -> RunPlan:
-        return self.section.plan_of(JobContext(self.job.name), *data.scanned, data.stream)
+        machine = machine_of(self.section.device)
+        return plan_items(self.section, JobContext(self.job.name), data.scanned, data.stream, machine)
 
     def memory_advice(self) -> str:
-        return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
+        return memory_advice(self.section, machine_of(self.section.device))
 
     def refuse(self, data: VaeData, plan: RunPlan) -> None:
         model = self.section.model
+        if isinstance(plan.memory, MemoryEstimate) and (
+            lack := shortage(self.section, machine_of(self.section.device), plan.memory)
+        ):
+            raise UserError(f"memory: {lack}")
         if not model.name_or_path:
             refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
         _ = self._perceptual  # its files are read before anything else

@@ -33,6 +33,9 @@ SPADE = "_spade"
 SPADE_FILE = "spade.safetensors"
 """Its weights, beside those of the autoencoder."""
 
+SPADE_HIDDEN = 128
+"""Most channels of the layer between latents and modulation (the paper's); a narrower norm has its own number."""
+
 WITHOUT_NORMS = frozenset({"AutoencoderTiny"})
 """Classes whose decoder normalises nothing."""
 

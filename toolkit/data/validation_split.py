@@ -6,7 +6,7 @@ Imports no torch: a dry run counts them too.
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
@@ -21,6 +21,9 @@ from toolkit.errors import UserError
 from toolkit.interfaces import BucketedSample, CaptionRules, ModelFacts, Sample
 
 _LISTED = 5
+
+Cost = Callable[[int, ValidationConfig], str]
+"""From a number of items to what measuring them takes, in words."""
 
 
 @dataclass(frozen=True)
@@ -45,7 +48,8 @@ def scan_and_split(
     be known already.
     """
     multiple = family.size_multiple
-    scan, items, validation_split = split_validation(section, *scan_items(section, multiple, scan_cache), multiple)
+    scanned = scan_items(section, multiple, scan_cache)
+    scan, items, validation_split = split_validation(section, *scanned, multiple, _forward_passes)
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
     refuse_long_captions(everything, partial(family.prompt_error, section.model), family.sure_prompt)
@@ -53,18 +57,23 @@ def scan_and_split(
 
 
 def split_validation(
-    section: ImageTrainingSection, scan: DatasetScan, items: tuple[BucketedSample, ...], size_multiple: int
+    section: ImageTrainingSection,
+    scan: DatasetScan,
+    items: tuple[BucketedSample, ...],
+    size_multiple: int,
+    cost: Cost,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """What is left to train on, and what `section.validation` takes or brings; None without that section.
 
-    section, scan, items, size_multiple: as of `scan_items`. Raises UserError when nothing would be left, DataErrors
+    section, scan, items, size_multiple: as of `scan_items`. cost: what a validation of so many items takes, in words.
+    Raises UserError when nothing would be left, DataErrors
     naming every offending file of the validation's folder.
     """
     settings = section.validation
     if settings is None:
         return scan, items, None
     if settings.folder_path is not None:
-        return scan, items, _own_folder(section, settings, size_multiple, scan.scan_cache)
+        return scan, items, _own_folder(section, settings, size_multiple, scan.scan_cache, cost)
     chosen = choose_validation_images(
         [sample for folder in scan.folders if not folder.is_reg for sample in folder.samples], settings
     )
@@ -75,7 +84,7 @@ def split_validation(
     return (
         _without(scan, chosen),
         tuple(item for item in items if _place(item.sample) not in chosen),
-        ValidationSplit(tuple(map(_as_it_is, measured)), True, (_work(note, measured, settings),)),
+        ValidationSplit(tuple(map(_as_it_is, measured)), True, (f"{note}; {cost(len(measured), settings)} each time",)),
     )
 
 
@@ -101,7 +110,7 @@ def choose_validation_images(samples: Iterable[Sample], settings: ValidationConf
 
 
 def _own_folder(
-    section: ImageTrainingSection, settings: ValidationConfig, size_multiple: int, scan_cache: ScanCache
+    section: ImageTrainingSection, settings: ValidationConfig, size_multiple: int, scan_cache: ScanCache, cost: Cost
 ) -> ValidationSplit:
     dataset = settings.dataset(section.datasets)
     scan = scan_datasets([dataset], section.trigger_word, 1.0, scan_cache)
@@ -109,13 +118,12 @@ def _own_folder(
     missing = sum(folder.missing_captions for folder in scan.folders)
     note = f"validation: {dataset.folder_path}, {_count(len(scan.samples), 'image')}"
     note += f", {missing} without caption" if missing else ""
-    return ValidationSplit(tuple(map(_as_it_is, items)), False, (_work(note, items, settings), *scan.notes))
+    note += f"; {cost(len(items), settings)} each time"
+    return ValidationSplit(tuple(map(_as_it_is, items)), False, (note, *scan.notes))
 
 
-def _work(note: str, items: Iterable[BucketedSample], settings: ValidationConfig) -> str:
-    """The note with what each validation costs."""
-    passes = settings.timesteps * sum(1 for _ in items)
-    return f"{note}; {_count(passes, 'forward pass', 'forward passes')} each time"
+def _forward_passes(items: int, settings: ValidationConfig) -> str:
+    return _count(settings.timesteps * items, "forward pass", "forward passes")
 
 
 def _without(scan: DatasetScan, chosen: set[str]) -> DatasetScan:

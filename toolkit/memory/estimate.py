@@ -9,8 +9,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
+from toolkit.host_memory import free_host_memory
 from toolkit.network_kinds import KINDS, ActivationUnits, Pair
 
 FRAGMENTATION = 1.08
@@ -151,7 +152,7 @@ def fastest_level_that_fits(levels: Iterable[str], free: int, work: StepShape) -
 
 
 GB = 10**9
-GPU_SIZES_GB = (12, 16, 24, 48, 80)
+GPU_SIZES_GB = (8, 12, 16, 24, 48, 80)
 """GPU sizes in GB that an estimate is compared with."""
 
 CUDA_CONTEXT = int(0.7 * GB)
@@ -165,6 +166,29 @@ PROCESS_BASELINE_WITH_CUDA = int(2.5 * GB)
 
 HOST_FRAGMENTATION = 1.5
 """Factor on activations in CPU memory: fragmentation of glibc's allocator. Measured, see docs/memory.md."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """The device type of a job, and its memory."""
+
+    kind: Literal["cuda", "cpu"]
+    limit: int | None = None
+    """Bytes of memory; None: not known."""
+
+
+def machine_from_config(device: str) -> Machine:
+    """The machine a config's `device` means, as far as that is known without torch: `auto` is a GPU."""
+    return Machine("cpu", free_host_memory() or None) if device in ("cpu", "mps") else Machine("cuda")
+
+
+def machine_of(device: str) -> Machine:
+    """The machine that a config's `device` is. Imports torch."""
+    from toolkit.device import pick_device, total_memory
+
+    found = pick_device(device, quiet=True)
+    return Machine("cuda", total_memory(found)) if found.type == "cuda" else machine_from_config("cpu")
+
 
 NOT_OF_TENSORS = ("context", "gaps")
 """Entries that PyTorch does not count as allocated on a device."""

@@ -2,18 +2,27 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence, Set
 from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from toolkit.config.dataset import Rectangle, area_of, sides_of
 from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
+from toolkit.config.process import ProcessConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.distributed_env import read_distributed_env
+from toolkit.memory.estimate import GB, GPU_SIZES_GB, Machine, MemoryEstimate, Saving, gigabytes, gpu_of, suggest
 from toolkit.number_types import QTYPE_BYTES
 
-SectionT = TypeVar("SectionT", bound=DiffusionSection)
+SectionT = TypeVar("SectionT", bound=ProcessConfig)
+
+TOLERANCE = 0.05
+"""By how much of the memory that is there an estimate may exceed it: the estimate may be off by as much
+(docs/memory.md)."""
+
+MIN_SAVING = 0.01
+"""Smallest saving, as a share of the peak, that is suggested."""
 
 SINGLE_PROCESS_ONLY = frozenset({"fused_backward_pass"})
 """Keys that are not available with several ranks."""
@@ -39,7 +48,7 @@ class MemorySaving:
     """As the user has to write it."""
 
     values: tuple[tuple[str, str, Any], ...] = ()
-    """(section, key, value) of each key that changes."""
+    """(section, key, value) of each key that changes; with "" for the section, a key of the process itself."""
 
     area: float = 1.0
     """Factor on the pixels of the images that are trained on."""
@@ -50,8 +59,84 @@ class MemorySaving:
     def applied(self, section: SectionT) -> SectionT:
         """A copy of a training section with the change."""
         for part, key, value in self.values:
-            section = section.model_copy(update={part: getattr(section, part).model_copy(update={key: value})})
+            changes = {key: value} if not part else {part: getattr(section, part).model_copy(update={key: value})}
+            section = section.model_copy(update=changes)
         return section
+
+
+def applied(section: SectionT, changes: Iterable[MemorySaving]) -> SectionT:
+    """A copy of a training section with all these changes."""
+    for change in changes:
+        section = change.applied(section)
+    return section
+
+
+# ------------------------------------------------------------ of any trainer
+
+Changes = Sequence[MemorySaving]
+
+
+def advice_line(plan: MemoryEstimate, machine: Machine, savings: Callable[[int], Iterable[Saving]]) -> str | None:
+    """One line of suggestions for the machine, or for the next smaller GPU where its memory is not known.
+
+    savings: those that bring the peak below so many bytes. None where the job fits the machine, or the smallest GPU.
+    """
+    limit = machine.limit
+    if limit is None:
+        smaller = [size for size in GPU_SIZES_GB if plan.device_bytes > size * GB]
+        limit = smaller[-1] * GB if smaller else None
+    if limit is None or plan.peak_bytes <= limit:
+        return None
+    found = list(savings(limit))
+    if machine.limit is None:
+        return f"for {gpu_of(limit // GB)}: {suggest(plan, limit, found)}"
+    has = f"this device has {gigabytes(limit)}" if plan.on_device else f"{gigabytes(limit)} of main memory are free"
+    return f"warning: {has}, which is not enough: {suggest(plan, limit, found)}"
+
+
+def largest_first(
+    peak: int,
+    limit: int,
+    changes_after: Callable[[Changes], Iterable[MemorySaving]],
+    peak_with: Callable[[Changes], int],
+) -> Iterator[Saving]:
+    """Savings that together bring the peak below `limit`, greedily the largest one first; as many as there are.
+
+    Those that change what is learned come last. changes_after: what is left to change after some changes. peak_with:
+    the peak in bytes with some.
+    """
+    chosen: list[MemorySaving] = []
+    for is_last_resort in (False, True):
+        while peak > limit:
+            left = [change for change in changes_after(chosen) if change.is_last_resort == is_last_resort]
+            peaks = [peak_with([*chosen, change]) for change in left]
+            if min(peaks, default=peak) > (1 - MIN_SAVING) * peak:
+                break
+            best = peaks.index(min(peaks))
+            yield Saving(left[best].text, peak - peaks[best])
+            peak, chosen = peaks[best], [*chosen, left[best]]
+
+
+def shortage_of(plan: MemoryEstimate, machine: Machine, memory_check: bool, without: Set[str] = frozenset()) -> str:
+    """Why a run does not start; empty where it may fit, or where `memory_check` is off. without: phases that may not
+    come."""
+    sums = (
+        sum((phase.device if plan.on_device else phase.host).values())
+        for phase in plan.phases
+        if phase.name not in without
+    )
+    peak = max(sums)
+    if machine.limit is None or not memory_check or peak <= (1 + TOLERANCE) * machine.limit:
+        return ""
+    limit = gigabytes(machine.limit)
+    there = f"the device has {limit}" if plan.on_device else f"{limit} of main memory are free"
+    return (
+        f"the run needs {gigabytes(peak)}, and {there}. Change what the plan suggests, or write 'memory_check: false' "
+        "to start all the same."
+    )
+
+
+# ------------------------------------------------------------ of a diffusion trainer
 
 
 def memory_advice(section: DiffusionSection) -> str:
@@ -109,7 +194,7 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
     if (section.sample or section.first_sample) and not train.disable_sampling:
         yield _set("train", "smaller pictures in sample, or train.disable_sampling: true", disable_sampling=True)
     largest = max((size for dataset in section.datasets for size in dataset.resolution), key=area_of)
-    if smaller := _smaller(largest):
+    if smaller := smaller_resolution(largest):
         area = area_of(smaller) / area_of(largest)
         yield MemorySaving(f"datasets[].resolution: {smaller}", area=area, is_last_resort=True)
     if section.network.trains_model:
@@ -118,7 +203,8 @@ def _possible_savings(section: DiffusionSection) -> Iterator[MemorySaving]:
         yield replace(_set("network", linear=8), is_last_resort=True)
 
 
-def _smaller(resolution: int | Rectangle) -> int | Rectangle | None:
+def smaller_resolution(resolution: int | Rectangle) -> int | Rectangle | None:
+    """The one that is suggested instead; None where there is none."""
     width, height = (int(RESOLUTION_STEP * side) // 64 * 64 for side in sides_of(resolution))
     if isinstance(resolution, int) or not (width and height):
         return min(width, height) or None

@@ -25,16 +25,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.nn.functional import interpolate, relu
 
-from toolkit.config.autoencoder import SPADE_FILE, WITHOUT_NORMS, without_norms
+from toolkit.config.autoencoder import SPADE_FILE, SPADE_HIDDEN, WITHOUT_NORMS, without_norms
 from toolkit.errors import RunError, UserError
 from toolkit.models.loading import check_finite
 from toolkit.seeding import global_generator
 
 PREFIX = "spade."
 """Of its weights in the autoencoder's state dict."""
-
-MAX_HIDDEN = 128
-"""Channels of the hidden layer, of norms that have as many (the paper's); else it is as wide as the norm."""
 
 NORMS = {"GroupNorm": "num_channels", "QwenImageRMS_norm": "gamma"}
 """Class of the norms that are modulated -> its attribute with the channels: a number, or one value for each."""
@@ -45,7 +42,7 @@ class Modulation(nn.Module):
 
     def __init__(self, latent_channels: int, channels: int) -> None:
         super().__init__()
-        hidden = min(channels, MAX_HIDDEN)
+        hidden = min(channels, SPADE_HIDDEN)
         self.hidden = nn.Conv2d(latent_channels, hidden, 3, padding=1)
         self.gamma = nn.Conv2d(hidden, channels, 3, padding=1)
         self.beta = nn.Conv2d(hidden, channels, 3, padding=1)

@@ -9,13 +9,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from extensions.sd_trainer import memory_measured
 from extensions.sd_trainer.memory_inputs import group_items
-from extensions.sd_trainer.memory_measured import machine_of, memory_callback, peak_resident
+from extensions.sd_trainer.memory_measured import memory_callback, peak_resident
 from extensions.sd_trainer.memory_plan import plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import grouped, item, phase, section
+from toolkit import device
 from toolkit.interfaces import TrainState
-from toolkit.memory.estimate import MemoryEstimate
+from toolkit.memory.estimate import MemoryEstimate, machine_of
 
 CARD = torch.device("cuda", 0)
 
@@ -33,7 +33,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     state = {"resets": 0, "peak": 22 * 10**9}
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: state.update(resets=state["resets"] + 1))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state["peak"])
-    monkeypatch.setattr(memory_measured, "pick_device", lambda wanted, quiet: CARD)
+    monkeypatch.setattr(device, "pick_device", lambda wanted, quiet: CARD)
     properties = SimpleNamespace(total_memory=24 * 10**9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     return state
@@ -54,7 +54,7 @@ def test_on_a_card_tensors_are_held_against_the_plan_of_the_chosen_level(said: l
     [callback] = memory_callback(job, group_items(job, (item(),)), lambda: level, CARD, event)
     assert cuda["resets"] == 1
     after_first_step(callback)
-    planned = plan_memory(*grouped(job), machine_of(job), level)
+    planned = plan_memory(*grouped(job), machine_of(job.device), level)
     assert events == [{"step": 1, "predicted_bytes": first_step(planned), "measured_bytes": cuda["peak"]}]
     assert said[0].startswith("memory at the first step: 22.00 GB, predicted ")
 
@@ -65,7 +65,7 @@ def test_a_resumed_run_is_held_against_a_step_with_the_optimizers_state(cuda) ->
         job, group_items(job, (item(),)), lambda: "full", CARD, lambda name, **details: events.append(details)
     )
     after_first_step(callback, step=7)
-    planned = plan_memory(*grouped(job), machine_of(job), "full")
+    planned = plan_memory(*grouped(job), machine_of(job.device), "full")
     assert events[0]["predicted_bytes"] == first_step(planned, "training")
 
 
@@ -76,17 +76,8 @@ def test_samples_before_the_first_step_belong_to_its_peak(cuda) -> None:
         job, group_items(job, (item(256, 0),)), lambda: "full", CARD, lambda name, **d: events.append(d)
     )
     after_first_step(callback)
-    planned = plan_memory(*grouped(job, item(256, 0)), machine_of(job), "full")
+    planned = plan_memory(*grouped(job, item(256, 0)), machine_of(job.device), "full")
     assert events[0]["predicted_bytes"] == first_step(planned, "sampling") > first_step(planned)
-
-
-def test_the_machine_is_the_card_and_its_memory(cuda) -> None:
-    assert machine_of(section()) == memory_measured.Machine("cuda", 24 * 10**9)
-
-
-def test_without_a_card_it_is_the_main_memory() -> None:
-    machine = machine_of(section(device="cpu"))
-    assert machine.kind == "cpu" and machine.limit > 10**9
 
 
 def test_the_peak_of_the_process_does_not_fall() -> None:

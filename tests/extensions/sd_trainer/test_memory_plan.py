@@ -11,11 +11,11 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import ItemGroup, count_trainable_params, group_items
-from extensions.sd_trainer.memory_plan import Machine, plan_memory
+from extensions.sd_trainer.memory_plan import plan_memory
 from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.errors import RunError
 from toolkit.interfaces import BucketedSample, CaptionRules, ResizeCrop, Sample, Size
-from toolkit.memory.estimate import GB, MemoryEstimate
+from toolkit.memory.estimate import GB, Machine, MemoryEstimate
 
 CARD = Machine("cuda")
 INT8 = {"quantize": True, "qtype": "int8"}

@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, relu
 
 from extensions.vae_trainer import perceptual
-from extensions.vae_trainer.perceptual import BLOCKS, SCALE, SHIFT, load_perceptual
+from extensions.vae_trainer.config import VGG_BLOCKS
+from extensions.vae_trainer.perceptual import SCALE, SHIFT, load_perceptual
 from toolkit.errors import UserError
 
 Weights = dict[str, Tensor]
@@ -20,7 +21,7 @@ Weights = dict[str, Tensor]
 def vgg16() -> Weights:
     """Random weights under torchvision's names: 13 convolutions, with the classifier that is not read."""
     draws, weights, before, index = torch.Generator().manual_seed(0), {"classifier.0.bias": torch.zeros(2)}, 3, 0
-    for block in BLOCKS:
+    for block in VGG_BLOCKS:
         for channels in block:
             weights[f"features.{index}.weight"] = (
                 torch.randn(channels, before, 3, 3, generator=draws) / (9 * before) ** 0.5
@@ -38,7 +39,7 @@ def backbone() -> Weights:
 
 @pytest.fixture(scope="module")
 def heads() -> Weights:
-    return {f"lin{i}.model.1.weight": torch.rand(1, block[-1], 1, 1) for i, block in enumerate(BLOCKS)}
+    return {f"lin{i}.model.1.weight": torch.rand(1, block[-1], 1, 1) for i, block in enumerate(VGG_BLOCKS)}
 
 
 @pytest.fixture
@@ -54,7 +55,7 @@ def by_hand(x: Tensor, y: Tensor, backbone: Weights, heads: Weights) -> Tensor:
     """Zhang et al., eq. 1, over the five ends of VGG16's blocks."""
     x, y = ((image - torch.tensor(SHIFT)[:, None, None]) / torch.tensor(SCALE)[:, None, None] for image in (x, y))
     total, index = torch.zeros(len(x)), 0
-    for number, block in enumerate(BLOCKS):
+    for number, block in enumerate(VGG_BLOCKS):
         if number:
             x, y, index = max_pool2d(x, 2), max_pool2d(y, 2), index + 1
         for _ in block:

@@ -2,7 +2,13 @@
 
 from __future__ import annotations
 
-from toolkit.memory.estimate import GB, MemoryEstimate, Phase, Saving, suggest
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+from toolkit import device
+from toolkit.memory.estimate import GB, Machine, MemoryEstimate, Phase, Saving, machine_of, suggest
 
 
 def plan(device: float, host: float = 1.0, on_device: bool = True) -> MemoryEstimate:
@@ -17,14 +23,14 @@ def plan(device: float, host: float = 1.0, on_device: bool = True) -> MemoryEsti
 
 
 def test_the_largest_phase_decides_and_the_smallest_card_is_named() -> None:
-    assert [plan(size).card() for size in (2, 12, 12.1, 47.9, 80.1)] == [12, 12, 16, 48, None]
+    assert [plan(size).card() for size in (2, 12, 12.1, 47.9, 80.1)] == [8, 12, 16, 48, None]
     words = plan(21.9).render()
     assert words == (
         "memory: peak 21.9 GB on the GPU (training: weights 21.4, context 0.50): fits a 24 GB GPU; "
         "1.0 GB of main memory (training)"
     )
     assert ": fits an 80 GB GPU;" in plan(79).render()
-    assert "does not fit 12, 16, 24, 48, 80 GB GPUs" in plan(81).render()
+    assert "does not fit 8, 12, 16, 24, 48, 80 GB GPUs" in plan(81).render()
 
 
 def test_on_the_cpu_there_is_no_card() -> None:
@@ -68,3 +74,15 @@ def test_the_remedy_says_what_each_change_saves_and_what_is_left() -> None:
         "no setting makes it fit: model.qtype: int4 saves 6.0 GB, train.batch_size: 1 saves 1.0 GB, but 23.0 GB remain"
     )
     assert suggest(plan(30), 16 * GB, []) == "no setting makes it fit"
+
+
+def test_the_machine_is_the_card_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(device, "pick_device", lambda wanted, quiet: torch.device("cuda", 0))
+    properties = SimpleNamespace(total_memory=24 * 10**9)
+    monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
+    assert machine_of("auto") == Machine("cuda", 24 * 10**9)
+
+
+def test_without_a_card_it_is_the_main_memory() -> None:
+    machine = machine_of("cpu")
+    assert machine.kind == "cpu" and machine.limit > 10**9

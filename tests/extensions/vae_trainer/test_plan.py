@@ -1,0 +1,71 @@
+"""The plan of a training of an autoencoder: its roles, memory, warnings; torch is not imported."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from extensions.vae_trainer.config import VaeTrainerConfig
+from extensions.vae_trainer.plan import plan_items, plan_run
+from toolkit.config.process import JobContext
+from toolkit.data.run_plan import RunPlan
+from toolkit.memory.estimate import Machine
+
+JOB = JobContext("job")
+
+
+@pytest.fixture
+def pictures(make_pictures, tmp_path: Path) -> Path:
+    return make_pictures(tmp_path / "data", "a", "b", "c", size=(40, 32), captions=False)
+
+
+def plan(vae_job, pictures: Path, machine: Machine | None = None, **changes: object) -> RunPlan:
+    section = VaeTrainerConfig.model_validate(vae_job(pictures, **changes))
+    return plan_items(section, JOB, section.scan(), machine) if machine else plan_run(section, JOB)
+
+
+def test_it_says_what_memory_it_takes(vae_job, pictures: Path) -> None:
+    found = plan(vae_job, pictures)
+    assert found.memory is not None and found.to_json()["memory"]["phases"].keys() == {
+        "first step", "training", "saving"
+    }  # fmt: skip
+    assert any(note.startswith("memory: peak 0.4") for note in found.notes)
+    on_card = plan(vae_job, pictures, Machine("cuda"))
+    assert any("on the GPU" in note and "fits an 8 GB GPU" in note for note in on_card.notes)
+
+
+def test_a_job_that_does_not_fit_is_warned_of(vae_job, pictures: Path) -> None:
+    found = plan(vae_job, pictures, Machine("cuda", 10**8))
+    assert any(note.startswith("warning: this device has 0.10 GB, which is not enough") for note in found.notes)
+    assert any(note.startswith("warning: this will not start: the run needs ") for note in found.notes)
+
+
+def test_each_role_has_its_number_of_parameters(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, discriminator={"channels": 4, "layers": 1}).notes
+    assert "discriminator: 845 parameters, adamw, learning rate 0.001, constant" in notes
+
+
+def test_a_validation_costs_reconstructions(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, validation={"fraction": 0.4, "every": 1}).notes
+    assert any(
+        note.startswith("validation: 1 image held out") and note.endswith("; 1 reconstruction each time")
+        for note in notes
+    )
+    assert not any("forward pass" in note for note in notes)
+
+
+def test_schedules_that_do_not_fit_are_warned_of_once(vae_job, pictures: Path) -> None:
+    train = {"steps": 10, "lr_warmup_steps": 20}
+    gan = {"discriminator": {"channels": 4, "layers": 1}}
+    warned = [note for note in plan(vae_job, pictures, **gan, train=train).notes if note.startswith("warning: lr:")]
+    assert len(warned) == 1 and "it never reaches the full rate" in warned[0] and "(" not in warned[0]
+    own = {"optimizers": {"discriminator": {"lr_scheduler": "exponential", "lr_scheduler_params": {"gamma": 0.1}}}}
+    notes = plan(vae_job, pictures, **gan, **own, train={"steps": 100}).notes
+    [early] = [note for note in notes if note.startswith("warning: lr:")]
+    assert "below a thousandth of its first value" in early and early.endswith("(discriminator)")
+
+
+def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) -> None:
+    notes = plan(vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}).notes
+    assert "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4" in notes
