@@ -11,9 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
+from extensions.vae_trainer.config import VaeTrainerConfig
+from extensions.vae_trainer.memory_plan import Work, plan_memory
 from tests.light_start import FORBID
+from toolkit.config.autoencoder import sized
+from toolkit.memory.estimate import GB, Machine
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -157,3 +162,46 @@ def fold_in(lora: dict[str, torch.Tensor], model: torch.nn.Module) -> None:
         down_RI, up_OR = lora[f"{target}.lora_A.weight"], lora[f"{target}.lora_B.weight"]
         scale = lora[f"{target}.alpha"] / len(down_RI)
         model.get_submodule(target).weight += scale * up_OR @ down_RI
+
+
+# ------------------------------------------------------------ autoencoders from nothing
+
+FROM_SCRATCH = sorted(
+    path.relative_to(CONFIG.parent).as_posix() for path in CONFIG.glob("examples/from_scratch/*.yaml")
+)
+"""One for each entry of the table of cards in docs/from_scratch.md."""
+
+
+def test_there_is_one_for_each_entry_of_the_table_of_cards() -> None:
+    sizes = [f"vae_{card}gb{way}" for card in (8, 12, 16, 24, 48) for way in ("", "_max")]
+    assert {Path(example).stem for example in FROM_SCRATCH} == set(sizes)
+    guide = (CONFIG.parent / "docs" / "from_scratch.md").read_text(encoding="utf-8")
+    for example in FROM_SCRATCH:
+        peak = re.search(r"Planned peak ([\d.]+) GB", (CONFIG.parent / example).read_text(encoding="utf-8"))
+        assert peak and re.search(rf"`{Path(example).stem}`[^|]*\|[^\n]*\| {peak[1]} GB \|", guide), example
+
+
+@pytest.mark.parametrize("example", FROM_SCRATCH)
+def test_the_plan_of_an_autoencoder_is_what_its_header_says_and_below_its_card(example: str) -> None:
+    """For images of the full size, which those of the examples are not."""
+    text = (CONFIG.parent / example).read_text(encoding="utf-8")
+    section = VaeTrainerConfig.model_validate(yaml.safe_load(text)["config"]["process"][0])
+    peak = plan_memory(section, Work.of_settings(section), Machine("cuda")).device_bytes / GB
+    head = text.splitlines()[0]
+    assert f"Planned peak {peak:.1f} GB." in head
+    assert peak < int(re.search(r"one (\d+) GB GPU", head)[1]) == int(re.search(r"vae_(\d+)gb", example)[1])
+    widths = section.model.config["block_out_channels"]
+    assert section.model.config == sized(widths[-1])
+    assert f"width {widths[-1]}, {section.datasets[0].resolution[0]} px" in head
+
+
+def test_all_of_them_can_be_planned_as_they_are(run_py: Run, workplace: Path, tmp_path: Path) -> None:
+    """With the two things that LPIPS needs in place."""
+    site = tmp_path / "site"
+    (site / "lpips").mkdir(parents=True)
+    (site / "lpips" / "__init__.py").touch()
+    (site / "sitecustomize.py").write_text(FORBID, encoding="utf-8")
+    (workplace / "vgg16-397923af.pth").touch()
+    result = run_py(*FROM_SCRATCH, "--dry-run", cwd=workplace, env={"PYTHONPATH": str(site)})
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert result.stdout.count("memory: peak ") == len(FROM_SCRATCH) == 10
