@@ -58,6 +58,7 @@ WITHOUT_MIRROR = {
     "tests/extensions/sd_trainer/test_matrix.py": "whole jobs, every kind with every other",
     "tests/extensions/sd_trainer/test_measuring.py": "whole jobs that are validated, and end by a number",
     "tests/extensions/sd_trainer/test_parallel.py": "rules of jobs that several processes run, and their plan",
+    "tests/faults/test_autoencoders.py": "whole jobs that train autoencoders, killed",
     "tests/faults/test_cuda.py": "whole jobs on a CUDA device, one that is none or a real one",
     "tests/faults/test_disk.py": "whole jobs on disks that are full or read-only",
     "tests/faults/test_exactness.py": "whole jobs that go on, bit by bit",

@@ -1,0 +1,169 @@
+"""Whole trainings of autoencoders with everything random switched on, killed within a step, at a save and between the
+processes of a job: they end in the same bytes."""
+
+from __future__ import annotations
+
+import copy
+import json
+import re
+import shutil
+import signal
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests.extensions.vae_trainer.conftest import SMALL
+from tests.faults.conftest import Job, contents
+from tests.faults.nursery import Nursery
+
+STEPS = 6
+TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
+OF_VAE = "extensions.vae_trainer.step:AutoencoderStep._autoencoder_losses"
+OF_DISCRIMINATOR = "extensions.vae_trainer.step:AutoencoderStep._discriminator_losses"
+"""Called once per micro-batch from the second step on, after the autoencoder's backward pass."""
+
+OF_THIS_START = "run.json|events.jsonl|/superseded/"
+"""Files that tell what happened when, and what was moved aside."""
+
+FINISHED = "jobs.job_state:JobState.finish"
+
+
+@dataclass
+class Pipeline(Job):
+    """A VAE with SPADE and a discriminator, then its decoder with another discriminator's start."""
+
+    def sections(self) -> list[dict]:
+        first = {**copy.deepcopy(self.section), "name": "one"}
+        model = {"name_or_path": f"output/{self.name}/one/one", "train": "decoder"}
+        second = {**copy.deepcopy(self.section), "name": "two", "model": model}
+        second["discriminator"] = {**self.section["discriminator"], "start_step": 0}
+        return [first, second]
+
+    def write(self) -> Path:
+        path = self.cwd / "job.yaml"
+        document = {"job": "extension", "config": {"name": self.name, "process": self.sections()}}
+        path.write_text(json.dumps(document), encoding="utf-8")
+        return path
+
+    def result(self) -> dict[str, object]:
+        """Every file byte for byte; of metrics all but their times, of samples all but those in their names."""
+        found: dict[str, object] = {}
+        for name, text in contents(self.folder).items():
+            if name.endswith(".jsonl"):
+                lines = [json.loads(line) for line in text.splitlines()]
+                found[name] = [
+                    {k: v for k, v in line.items() if k != "time" and not k.endswith("_s")} for line in lines
+                ]
+            elif "/samples/" in name:
+                found[re.sub(r"\d+__", "", name)] = text
+            else:
+                found[name] = text
+        return {name: value for name, value in found.items() if not re.search(OF_THIS_START, name)}
+
+
+@pytest.fixture(scope="session")
+def vae_section(pictures: Path) -> dict:
+    """SPADE, a discriminator with R1 and noise, EMA, accumulation across the end of the epoch, samples, validation."""
+    return {
+        "type": "vae_trainer",
+        "training_folder": "output",
+        "device": "cpu",
+        "training_seed": 3,
+        "model": {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"], "spade": True},
+        "losses": {"kl_warmup_steps": 4},
+        "discriminator": {"channels": 4, "layers": 1, "r1_interval": 2, "start_step": 1},
+        "optimizers": {"discriminator": {"every": 2}},
+        "train": {
+            "steps": STEPS,
+            "batch_size": 2,
+            "gradient_accumulation": 2,
+            "lr": 0.001,
+            "dtype": "fp32",
+            "ema_config": {"use_ema": True, "ema_decay": 0.9},
+        },
+        "save": {"save_every": 2, "max_states_to_keep": 0},
+        "sample": {"sample_every": 3, "count": 1, "format": "png"},
+        "datasets": [{"folder_path": str(pictures), "resolution": 32}],
+    }
+
+
+@pytest.fixture(scope="session")
+def whole(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory, vae_section: dict) -> Pipeline:
+    """The job when nothing happens to it. Read only."""
+    made = Pipeline(nursery, tmp_path_factory.mktemp("whole_vae"), copy.deepcopy(vae_section))
+    made.run()
+    return made
+
+
+@pytest.fixture
+def pipeline(nursery: Nursery, tmp_path: Path, vae_section: dict) -> Iterator[Pipeline]:
+    made = Pipeline(nursery, tmp_path, copy.deepcopy(vae_section))
+    yield made
+    for child in made.started:
+        child.end()
+
+
+def assert_same(pipeline: Pipeline, whole: Pipeline) -> None:
+    ours, theirs = pipeline.result(), whole.result()
+    assert ours.keys() == theirs.keys()
+    assert [name for name in ours if ours[name] != theirs[name]] == []
+
+
+def test_the_job_leaves_what_is_to_be_the_same(whole: Pipeline) -> None:
+    found = whole.result()
+    for name in ("one", "two"):
+        states = {f"{name}/state/step_00000000{step}/weights.safetensors" for step in (2, 4, 6)}
+        files = {f"{name}/{name}/{file}.safetensors" for file in ("spade", "discriminator", "diffusion_pytorch_model")}
+        assert states | files <= found.keys()
+    assert found["one/one/discriminator.safetensors"] != found["two/two/discriminator.safetensors"]
+
+
+@pytest.mark.parametrize("number", [KILL, TERM], ids=["SIGKILL", "SIGTERM"])
+def test_a_kill_between_the_two_passes_of_a_step(pipeline: Pipeline, whole: Pipeline, number: int) -> None:
+    """The autoencoder has its gradients, the discriminator none: nothing of that is left."""
+    child = pipeline.start(faults=[("kill_self", OF_DISCRIMINATOR, 4, number)])
+    assert child.wait() == (-KILL if number == KILL else 75), child.output
+    states = [path.name for path in (pipeline.folder / "one" / "state").iterdir()]
+    assert max(states) == ("step_000000002" if number == KILL else "step_000000003"), "the steps before it"
+    pipeline.run()
+    shutil.rmtree(pipeline.folder / "one" / "state" / "step_000000003", ignore_errors=True)
+    assert_same(pipeline, whole)
+
+
+def test_kills_in_a_row_within_the_second_process(pipeline: Pipeline, whole: Pipeline) -> None:
+    """Each start makes at least one more save; the first process is not begun again."""
+    calls = 1 + 2 * STEPS  # of the first process; the largest batch is tried before the first step
+    assert pipeline.start(faults=[("kill_self", OF_VAE, calls + 1 + 5, KILL)]).wait() == -KILL
+    before = (pipeline.folder / "one" / "one" / "config.json").stat().st_mtime_ns
+    assert pipeline.start(faults=[("kill_self", OF_VAE, 1 + 6, KILL)]).wait() == -KILL
+    pipeline.run()
+    assert (pipeline.folder / "one" / "one" / "config.json").stat().st_mtime_ns == before
+    assert_same(pipeline, whole)
+
+
+@pytest.mark.parametrize("half", [False, True], ids=["before", "half way"])
+def test_death_between_the_processes(pipeline: Pipeline, whole: Pipeline, half: bool) -> None:
+    """The first process is done, and what says so is not written or half written."""
+    assert pipeline.start(faults=[("leave_at", FINISHED, 1)]).wait() == 99
+    assert (pipeline.folder / "one" / "one").is_dir() and not (pipeline.folder / "two" / "state").exists()
+    if half:
+        (pipeline.folder / "job_state.json").write_text('{"fin')
+    pipeline.run()
+    assert_same(pipeline, whole)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("half", [False, True], ids=["before", "half way"])
+def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline, half: bool) -> None:
+    """Every few writes of the saving thread, in one folder again and again: folders of models, then states."""
+    deaths = 0
+    for call in (3, 5, 8, 12, 17, 23, 30, 38) if not half else (1, 2, 3, 4, 5, 6, 7):
+        code = pipeline.start(faults=[("leave_at_write", "save", call, half)]).wait(60)
+        deaths += code == 99
+        if code == 0:
+            break
+    assert deaths >= 5
+    pipeline.run()
+    assert_same(pipeline, whole)
