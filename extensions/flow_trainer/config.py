@@ -23,7 +23,7 @@ from toolkit.data.folder import DatasetScan
 from toolkit.data.items import scan_items
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
-from toolkit.data.validation_split import ValidationSplit, split_validation
+from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import PREDICTIONS, BucketedSample
 from toolkit.models.latent_flow.family import (
@@ -378,7 +378,7 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
     def scan(self) -> Scanned:
         """The images, and the validation split. Raises DataErrors naming every offending file."""
         cache, multiple = ScanCache.beside(self.training_folder), self.model.family().size_multiple
-        return split_validation(self, *scan_items(self, multiple, cache), multiple)
+        return split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
 
     def plan_of(
         self,

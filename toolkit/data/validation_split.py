@@ -49,7 +49,7 @@ def scan_and_split(
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache)
-    scan, items, validation_split = split_validation(section, *scanned, multiple, _forward_passes)
+    scan, items, validation_split = split_validation(section, *scanned, multiple, forward_passes)
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
     refuse_long_captions(everything, partial(family.prompt_error, section.model), family.sure_prompt)
@@ -122,7 +122,7 @@ def _own_folder(
     return ValidationSplit(tuple(map(_as_it_is, items)), False, (note, *scan.notes))
 
 
-def _forward_passes(items: int, settings: ValidationConfig) -> str:
+def forward_passes(items: int, settings: ValidationConfig) -> str:
     return _count(settings.timesteps * items, "forward pass", "forward passes")
 
 
