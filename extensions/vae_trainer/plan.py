@@ -28,7 +28,7 @@ class VaeTrainerSection(VaeTrainerConfig):
 def plan_run(section: VaeTrainerConfig, job: JobContext) -> RunPlan:
     """The plan of a checked section. Raises DataErrors naming every offending file."""
     if not section.model.is_yet_to_come(job):
-        return plan_items(section, job, section.scan(), section.stream())
+        return plan_items(section, job, section.scan(), stream=section.stream())
     note = f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
     return RunPlan(section.type, section.display_name(job), (), 0, 0, section.train.steps, notes=(note,))
 
@@ -37,11 +37,11 @@ def plan_items(
     section: VaeTrainerConfig,
     job: JobContext,
     data: Scanned,
-    stream: StreamDataset | None,
     machine: Machine | None = None,
+    stream: StreamDataset | None = None,
 ) -> RunPlan:
-    """The plan once the datasets are scanned. stream: in their place. machine: where it runs; by default as in
-    `device`."""
+    """The plan once the datasets are scanned. machine: where it runs; by default as in `device`. stream: in the place
+    of folders."""
     machine = machine or machine_from_config(section.device)
     scanned, items, validation_split = data
     train, size = section.train, section.train.batch_size

@@ -102,7 +102,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
 
     def make_plan(self, data: VaeData) -> RunPlan:
         machine = machine_of(self.section.device)
-        return plan_items(self.section, JobContext(self.job.name), data.scanned, data.stream, machine)
+        return plan_items(self.section, JobContext(self.job.name), data.scanned, machine, data.stream)
 
     def memory_advice(self) -> str:
         return memory_advice(self.section, machine_of(self.section.device))

@@ -95,7 +95,7 @@ def test_a_frozen_one_normalises_by_what_is_written_and_back(kind: str, tmp_path
     statistics = measure_latents(lambda x: model.encode(x)[0], [pixels()])
     weights = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     write_autoencoder(tmp_path, model, weights, model.normalisation(*statistics))
-    loaded = load_autoencoder(tmp_path, torch.float32)
+    loaded = load_autoencoder(tmp_path)
     assert not any(p.requires_grad for p in loaded.module.parameters())
     normal = loaded.normalised(latents)
     torch.testing.assert_close(loaded.unnormalised(normal), latents)
