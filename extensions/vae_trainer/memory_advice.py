@@ -10,6 +10,7 @@ from typing import Any
 
 from extensions.vae_trainer.config import VaeTrainerConfig
 from extensions.vae_trainer.memory_plan import Work, plan_memory
+from toolkit.config.autoencoder import WIDTHS
 from toolkit.config.dataset import area_of
 from toolkit.memory.estimate import Machine, MemoryEstimate, Saving
 from toolkit.memory.oom_hints import (
@@ -21,13 +22,6 @@ from toolkit.memory.oom_hints import (
     shortage_of,
     smaller_resolution,
 )
-
-WIDTHS = {
-    "AutoencoderKL": ("block_out_channels",),
-    "AutoencoderKLQwenImage": ("base_dim",),
-    "AutoencoderTiny": ("encoder_block_out_channels", "decoder_block_out_channels"),
-}
-"""Class -> its arguments with numbers of channels."""
 
 LEAST_WIDTH = 8
 """Channels below which no smaller autoencoder is suggested."""

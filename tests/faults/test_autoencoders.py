@@ -6,7 +6,6 @@ from __future__ import annotations
 import copy
 import json
 import re
-import shutil
 import signal
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -123,12 +122,12 @@ def test_the_job_leaves_what_is_to_be_the_same(whole: Pipeline) -> None:
 @pytest.mark.parametrize("number", [KILL, TERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_kill_between_the_two_passes_of_a_step(pipeline: Pipeline, whole: Pipeline, number: int) -> None:
     """The autoencoder has its gradients, the discriminator none: nothing of that is left."""
-    child = pipeline.start(faults=[("kill_self", OF_DISCRIMINATOR, 4, number)])
+    child = pipeline.start(
+        faults=[("kill_self", OF_DISCRIMINATOR, 8, number)]
+    )  # in step 5; the state of step 2 is whole
     assert child.wait() == (-KILL if number == KILL else 75), child.output
-    states = [path.name for path in (pipeline.folder / "one" / "state").iterdir()]
-    assert max(states) == ("step_000000002" if number == KILL else "step_000000003"), "the steps before it"
+    assert (pipeline.folder / "one" / "state" / "step_000000002" / "MANIFEST.json").is_file()
     pipeline.run()
-    shutil.rmtree(pipeline.folder / "one" / "state" / "step_000000003", ignore_errors=True)
     assert_same(pipeline, whole)
 
 

@@ -16,7 +16,8 @@ from math import prod
 from typing import Any
 
 from toolkit.config.autoencoder import LEVELS, SPADE_HIDDEN, WITHOUT_NORMS
-from toolkit.optim.optimizer_args import Shape
+
+Shape = tuple[int, ...]
 
 FLOAT = 4
 """Bytes of a float32 number."""
