@@ -122,9 +122,7 @@ def test_the_job_leaves_what_is_to_be_the_same(whole: Pipeline) -> None:
 @pytest.mark.parametrize("number", [KILL, TERM], ids=["SIGKILL", "SIGTERM"])
 def test_a_kill_between_the_two_passes_of_a_step(pipeline: Pipeline, whole: Pipeline, number: int) -> None:
     """The autoencoder has its gradients, the discriminator none: nothing of that is left."""
-    child = pipeline.start(
-        faults=[("kill_self", OF_DISCRIMINATOR, 8, number)]
-    )  # in step 5; the state of step 2 is whole
+    child = pipeline.start(faults=[("kill_self", OF_DISCRIMINATOR, 7, number)])  # in step 5
     assert child.wait() == (-KILL if number == KILL else 75), child.output
     assert (pipeline.folder / "one" / "state" / "step_000000002" / "MANIFEST.json").is_file()
     pipeline.run()
