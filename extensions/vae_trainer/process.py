@@ -6,7 +6,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
 from pathlib import Path
@@ -95,7 +95,10 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
     # ------------------------------------------------------------ before anything expensive
 
     def scan(self) -> VaeData:
-        return VaeData(self.section.scan(), self.section.stream())
+        stream, adversary = self.section.stream(), self.section.discriminator
+        if stream and adversary:
+            stream = replace(stream, least_side=PatchDiscriminator.smallest(adversary.layers))
+        return VaeData(self.section.scan(), stream)
 
     def fingerprint(self, data: VaeData) -> DatasetHashes:
         return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
@@ -120,9 +123,8 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
             self.refuse_optimizer(self.section.role_optimizer(role), f"optimizers.{role}", torch.device("cpu"))
         if settings := self.section.discriminator:
             least = PatchDiscriminator.smallest(settings.layers)
-            crops = [item.crop for item in data.items]
-            crops += [item.crop for item in data.stream.at_own_size(data.stream.looked_at)] if data.stream else []
-            small = min((side for crop in crops for side in crop.bucket), default=least)
+            buckets = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
+            small = min((side for bucket in buckets for side in bucket), default=least)
             if small < least:
                 raise UserError(
                     f"discriminator.layers: {settings.layers} of them judge patches of at least {least} pixels, and an "

@@ -11,6 +11,7 @@ import glob
 import http.client
 import io
 import logging
+import os
 import re
 from collections.abc import Callable, Generator, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -102,7 +103,8 @@ def _find_shards(patterns: Sequence[str], token: str | None) -> Iterator[Shard]:
         elif "://" in pattern:
             raise UserError(f"{pattern}: shards are paths, or addresses that begin with https://, http:// or {HUB}")
         else:
-            found = sorted(glob.glob(pattern, recursive=True)) or ([pattern] if Path(pattern).exists() else [])
+            path = os.path.expanduser(pattern)
+            found = sorted(glob.glob(path, recursive=True)) or ([path] if Path(path).exists() else [])
             if not found:
                 raise UserError(f"{pattern}: no such file. Paths are looked up from {Path.cwd()}.")
             yield from (Shard(path, path) for path in found)

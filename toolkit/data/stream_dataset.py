@@ -54,6 +54,9 @@ class StreamDataset:
     epochs: int | None = None
     """How often it is read through where its length is not known; None: without end."""
 
+    least_side: int = 0
+    """Pixels that both sides of a batch have at least; smaller images are enlarged."""
+
     looked_at: tuple[StreamSample, ...] = ()
     """The first samples, with their captions as they are trained."""
 
@@ -156,7 +159,8 @@ class StreamDataset:
         """The samples of a micro-batch at the size that most of them have by `bucket_for`; what the others have too
         much is cut off."""
         buckets = Counter(bucket_for(sample.size, self.resolution, self.multiple).bucket for sample in samples)
-        bucket = buckets.most_common(1)[0][0]
+        least = -(-self.least_side // self.multiple) * self.multiple
+        bucket = Size(*(max(side, least) for side in buckets.most_common(1)[0][0]))
         return tuple(StreamItem(sample, cover(sample.size, bucket)) for sample in samples)
 
     def at_own_size(self, samples: Sequence[StreamSample]) -> tuple[StreamItem, ...]:

@@ -134,7 +134,7 @@ def test_a_connection_that_breaks_changes_nothing(start, streamed, shards: Path,
 
 
 def test_a_damaged_image_is_left_out_and_counted(start, streamed, tmp_path: Path, said: list[str]) -> None:
-    with_one_cut_image(tmp_path / "0.tar")
+    with_one_damaged_image(tmp_path / "0.tar")
     folder = start(streamed(tmp_path / "0.tar", {"samples": 19}, train={"steps": 11}))
     assert load_file(folder / "job" / "diffusion_pytorch_model.safetensors")
     named = f"{tmp_path}/0.tar/12: left out: its image cannot be read"
@@ -153,9 +153,9 @@ def without_images(path: Path) -> None:
     write_tar(path, {"0.gif": b"", "0.txt": b"a"})
 
 
-def with_one_cut_image(path: Path) -> None:
+def with_one_damaged_image(path: Path) -> None:
     image = png("red", (32, 32))
-    files = {f"{n:02}.png": image[: len(image) // 2] if n == 12 else image for n in range(20)}
+    files = {f"{n:02}.png": image[:60] + b"????" + image[64:] if n == 12 else image for n in range(20)}
     write_tar(path, dict(sorted({**files, **{f"{n:02}.json": b'{"prompt": ""}' for n in range(20)}}.items())))
 
 
@@ -168,7 +168,12 @@ def with_one_cut_image(path: Path) -> None:
             RunError,
             r"0\.tar: is damaged behind sample \d+ of it \(.*\); 1 of 1 shards are damaged, at most",
         ),
-        (with_one_cut_image, {"max_unreadable": 0}, RunError, r"1 of \d+ samples cannot be read, at most 0% are allow"),
+        (
+            with_one_damaged_image,
+            {"max_unreadable": 0},
+            RunError,
+            r"1 of \d+ samples cannot be read, at most 0%",
+        ),
         (without_images, {}, UserError, r"it has no jpg or jpeg or png or webp, only gif, txt"),
         (lambda path: None, {}, UserError, r"^datasets\[0\]\.url: .*0\.tar: no such file"),
     ],
@@ -222,7 +227,13 @@ def test_epochs_of_unknown_length_are_read_through(start, streamed, shards: Path
         start(streamed(url, train=train, optimizers={"vae": {"lr_scheduler": "cosine"}}))
 
 
-def test_an_image_too_small_for_the_discriminator_is_told_first(start, streamed, shards: Path) -> None:
+def test_small_images_are_enlarged_to_what_the_discriminator_judges(start, streamed, tmp_path: Path) -> None:
+    """Nobody knows the sizes before, and the run is not to end at one of them."""
+    write_shard(tmp_path / "0.tar", 12, size=(40, 10))
+    start(streamed(tmp_path / "0.tar", discriminator={"channels": 4, "layers": 2}, train={"steps": 2}))
+
+
+def test_a_resolution_too_small_for_the_discriminator_is_told_first(start, streamed, shards: Path) -> None:
     with pytest.raises(UserError, match=r"^discriminator\.layers: 5 of them judge patches of at least 96 pixels"):
         start(streamed(f"{shards}/*.tar", discriminator={"layers": 5}))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from math import prod
 from pathlib import Path
 from typing import Any
@@ -78,6 +79,12 @@ def test_the_largest_size_is_no_smaller_than_that_of_any_image(make_stream: Make
     buckets = [bucket_for(size, 100, 32).bucket for size in sizes]
     assert max(map(prod, buckets)) == prod(stream.largest) == 96 * 96
     assert make_stream(ONE, resolution=[{"width": 100, "height": 50}], multiple=8).largest == Size(96, 48)
+
+
+def test_a_batch_is_no_smaller_than_asked_for(make_stream: Make) -> None:
+    stream = replace(make_stream(ONE, resolution=64), least_side=13)
+    (item,) = stream.at_own_size([stream.looked_at[0]._replace(size=Size(64, 8))])
+    assert item.crop.bucket == Size(64, 16) and item.crop.scaled == Size(128, 16)
 
 
 @pytest.mark.parametrize("broken", [b"", b"no tar"])
