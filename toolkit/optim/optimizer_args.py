@@ -211,13 +211,18 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
     elif isinstance(default, tuple | list):
         fits = isinstance(value, tuple | list) and len(value) == len(default)
         fits, wanted = fits and all(_is_number(part) or part is None for part in value), f"{len(default)} numbers"
-        value = tuple(value) if fits else value
+        value = tuple(_as(kind, part) for kind, part in zip(default, value, strict=True)) if fits else value
     else:
         fits, wanted = isinstance(value, type(default)), f"a {type(default).__name__}"
     if not fits:
         example = f", such as {list(default)}" if isinstance(default, tuple) else f", such as {default}"
         raise ArgumentError(f"{argument}: {given!r} is not {wanted}{example}.")
     return value
+
+
+def _as(default: Any, given: Any) -> Any:
+    """A whole number where the default is a fraction as one: PyTorch refuses betas of both kinds."""
+    return float(given) if isinstance(default, float) and isinstance(given, int) else given
 
 
 def _is_number(value: Any) -> bool:

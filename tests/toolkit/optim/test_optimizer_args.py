@@ -83,6 +83,12 @@ def test_every_optimizer_passes_the_trial(name: str) -> None:
     try_optimizer(name, 0.0, {}, torch.device("cpu"))
 
 
+def test_betas_may_be_whole_numbers() -> None:
+    """torch refuses (0, 0.9), as people write it for discriminators."""
+    for name in ("adamw", "torch.optim.AdamW", "muon"):
+        try_optimizer(name, 1e-4, {"betas": [0, 0.9]}, torch.device("cpu"))
+
+
 def test_only_an_optimizer_outside_of_the_table_loads_torch() -> None:
     code = (
         "import sys\nfrom toolkit.optim.optimizer_args import ARGUMENTS, check_optimizer\n"
