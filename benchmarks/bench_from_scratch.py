@@ -2,6 +2,8 @@
 
 - `vae`: an autoencoder of at most 1.5 million parameters, by a job of `vae_trainer`; PSNR on pictures held out of it.
 - `gan`: the same, shorter, with the discriminator on from `--gan-start`; the range of its losses afterwards.
+- `flow`: a model of `flow_trainer` on the latents of such an autoencoder; its loss on held-out pictures against that of
+  predicting the mean, and whether its samples for two captions are told apart by `mascot_classifier.py`.
 - `step`: a step of `vae_trainer` against the same step written plainly with diffusers, taking turns.
 
 The jobs are those a user would write; only the last part is run in this process.
@@ -37,7 +39,7 @@ TRAINING, HELD_OUT = 1200, 200
 """Pictures. Those held out have bodies, colours and hats together that no training picture has."""
 
 BATCH = 8
-STEPS, GAN_STEPS, GAN_START = 2400, 700, 200
+STEPS, GAN_STEPS, GAN_START = 700, 700, 200
 SETTLED = 200
 """Steps after its start from which on the losses of the discriminator are judged."""
 
@@ -57,10 +59,19 @@ MODEL: dict[str, Any] = {
 }
 LOSSES = {"mse": 2.0, "kl": 1e-4, "kl_warmup_steps": 200, "contrast": 0, "color": 0, "histogram": 0}
 DISCRIMINATOR = {"channels": 16, "layers": 3}
-DISCRIMINATOR_OPTIMIZER = {"optimizer": "adamw", "optimizer_params": {"betas": [0, 0.9]}, "lr": 2e-4}
+DISCRIMINATOR_OPTIMIZER = {"optimizer": "adamw", "lr": 2e-4}
 ADVERSARIAL = 0.1
 WINDOW = 10
 """Steps over which the adversarial losses are averaged: a batch of 8 says little alone."""
+
+TRANSFORMER = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32, "patch_size": 2}
+TEXT_ENCODER = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128}
+FLOW_STEPS, SAMPLES = 1200, 40
+PROMPTS = {
+    colour: f"a round {colour} mascot with big eyes, without a hat, holding nothing, standing, on a meadow"
+    for colour in ("red", "blue")
+}
+"""Colour -> the caption that asks for it, all else alike. There are `SAMPLES` samples of each."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -76,8 +87,9 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("part", choices=["vae", "gan", "step"])
-    add("--steps", type=int, help=f"optimizer steps of the job: {STEPS}, gan {GAN_STEPS}")
+    add("part", choices=["vae", "gan", "flow", "step"])
+    add("--steps", type=int, help=f"optimizer steps of the job: vae {STEPS}, gan {GAN_STEPS}, flow {FLOW_STEPS}")
+    add("--vae", help="flow: folder of an autoencoder that an earlier run left; else one is trained first")
     add("--gan-start", type=int, default=GAN_START, help="step at which the discriminator begins")
     add("--pictures", type=int, default=TRAINING, help="pictures that are trained on")
     add("--folder", help="where to work, and leave everything")
@@ -125,6 +137,49 @@ def vae_section(folder: Path, name: str, steps: int, **changes: object) -> dict[
     }
 
 
+def flow_section(folder: Path, vae: str, steps: int) -> dict[str, Any]:
+    """The process that trains the flow model, validates it on the held-out pictures and samples in the end."""
+    return {
+        "type": "flow_trainer",
+        "name": "flow",
+        "training_folder": str(folder),
+        "device": "cpu",
+        "training_seed": 0,
+        "model": {"vae": vae, "transformer": {"config": TRANSFORMER}, "text_encoder": {"config": TEXT_ENCODER}},
+        "optimizers": {"text_encoder": {"lr": 1e-3}},
+        "train": {
+            "steps": steps,
+            "batch_size": 32,
+            "dtype": "fp32",
+            "optimizer": "adamw",
+            "lr": 1e-3,
+            "lr_scheduler": "cosine",
+            "lr_warmup_steps": min(50, steps // 4),
+            "ema_config": {"use_ema": True, "ema_decay": 0.99},
+        },
+        "save": {"save_every": 0},
+        "validation": {"folder_path": str(folder / "held_out" / "pictures")},
+        "sample": {
+            "sample_every": 0,
+            "width": SIDE,
+            "height": SIDE,
+            "walk_seed": True,
+            "guidance_scale": 3.0,
+            "sample_steps": 16,
+            "flow_shift": 1,
+            "format": "png",
+            "samples": [{"prompt": prompt} for _ in range(SAMPLES) for prompt in PROMPTS.values()],
+        },
+        "datasets": [
+            {
+                "folder_path": str(folder / "training" / "pictures"),
+                "resolution": SIDE,
+                "caption_dropout_rate": 0.1,
+            }
+        ],
+    }
+
+
 def run_job(folder: Path, name: str, processes: list[dict[str, Any]]) -> float:
     """Runs a job of these processes as a user would, on one thread. Returns CPU seconds."""
     file = folder / f"{name}.json"
@@ -155,10 +210,15 @@ def reconstruction_psnr(autoencoder: Autoencoder, files: Iterable[Path]) -> dict
     """PSNR of each picture's reconstruction from the mean of its latents, dB: mean and lowest."""
     found = []
     for file in files:
-        pixels_1HW3 = torch.from_numpy(np.asarray(Image.open(file).convert("RGB")))[None]
-        pixels_13HW = pixels_1HW3.permute(0, 3, 1, 2).float() / 127.5 - 1
+        pixels_13HW = _pixels(file)
         found.append(psnr(autoencoder.decode(autoencoder.encode(pixels_13HW)[0]).clamp(-1, 1), pixels_13HW))
     return {"mean": sum(found) / len(found), "lowest": min(found)}
+
+
+def _pixels(file: Path) -> torch.Tensor:
+    """[1, 3, H, W] in [-1, 1]."""
+    pixels_HW3 = torch.from_numpy(np.array(Image.open(file).convert("RGB")))
+    return pixels_HW3.permute(2, 0, 1)[None].float() / 127.5 - 1
 
 
 def metrics_of(folder: Path) -> list[dict[str, float]]:
@@ -204,6 +264,42 @@ def adversarial(folder: Path, asked: argparse.Namespace) -> None:
     report.finish("from_scratch", part="gan", steps=steps, cpu_s=cpu_s, losses=ranges, psnr=found)
 
 
+def flow(folder: Path, asked: argparse.Namespace) -> None:
+    from benchmarks import mascot_classifier
+
+    steps, vae = asked.steps or FLOW_STEPS, asked.vae or str(folder / "vae" / "vae" / "vae")
+    run_job(folder, "drawing", drawing(folder, asked.pictures))
+    if not asked.vae:
+        run_job(folder, "vae", [vae_section(folder, "vae", STEPS)])
+    cpu_s = run_job(folder, "flow", [flow_section(folder, vae, steps)])
+    run = folder / "flow" / "flow"
+    loss = json.loads((run / "validation.jsonl").read_text().splitlines()[-1])["validation/loss"]
+    mean = loss_of_the_mean(Path(vae), folder)
+    files = sorted((run / "samples").glob(f"{steps:09}_*.png"))
+    wanted = [list(PROMPTS)[index % len(PROMPTS)] for index in range(len(files))]
+    seen = mascot_classifier.trained().attributes(mascot_classifier.pixels_of(map(Image.open, files)))
+    told = sum(row["colour"] == colour for row, colour in zip(seen, wanted, strict=True)) / len(files)
+    print(f"held-out loss {loss:.4f}, of the mean {mean:.4f}: ratio {loss / mean:.3f}")
+    print(f"colour of {len(files)} samples as asked for: {told:.1%}; {steps} steps, {cpu_s / 60:.1f} CPU minutes")
+    report.finish(
+        "from_scratch", part="flow", steps=steps, cpu_s=cpu_s, loss=loss, of_mean=mean, ratio=loss / mean, told=told
+    )
+
+
+@torch.no_grad()
+def loss_of_the_mean(vae: Path, folder: Path) -> float:
+    """Mean squared error of always predicting the mean velocity, noise - latents, on the held-out pictures: 1 for the
+    noise, and what the latents differ by from the mean of the training pictures at each place."""
+    autoencoder = autoencoder_of(vae)
+
+    def latents(name: str) -> torch.Tensor:
+        files = sorted((folder / name / "pictures").glob("*.png"))
+        return torch.cat([autoencoder.normalised(autoencoder.encode(_pixels(file))[0]) for file in files])
+
+    mean_1CHW = latents("training").mean(0, keepdim=True)
+    return 1 + float((latents("held_out") - mean_1CHW).square().mean())
+
+
 def range_of(values: Iterable[float]) -> dict[str, float]:
     """Of means over `WINDOW` steps."""
     found = list(values)
@@ -241,6 +337,7 @@ STEP_TRAIN = {"steps": 1000, "batch_size": BATCH, "dtype": "fp32", "optimizer": 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "vae": quality,
     "gan": adversarial,
+    "flow": flow,
     "step": step_time,
 }
 

@@ -93,10 +93,12 @@ def test_images_that_an_earlier_process_writes_are_counted_when_they_are_there(
         dataset = {"folder_path": str(folder / "pictures"), "resolution": 64}
         training = {"type": "vae_trainer", "training_folder": str(tmp_path / "out"), "datasets": [dataset]}
         training |= {"name": "vae", "device": "cpu", "train": {"steps": 1}}
+        training |= {"validation": {"folder_path": str(folder / "edits" / "after")}}
         path = write_job({"type": "mascots", "path": str(folder), "count": 3, "size": 64}, training)
         return plan_job(load_job(path, discover().find_config)).processes[1].notes
 
-    later = str(tmp_path / "drawn" / "pictures")
+    later = f"{tmp_path / 'drawn' / 'pictures'}, {tmp_path / 'drawn' / 'edits' / 'after'}"
     assert notes(tmp_path / "drawn") == (f"reads {later}, which an earlier process of the job writes: counted then",)
     make_pictures(tmp_path / "drawn" / "pictures", "a", "b")
+    make_pictures(tmp_path / "drawn" / "edits" / "after", "c", "d")
     assert "counted then" not in "".join(notes(tmp_path / "drawn"))

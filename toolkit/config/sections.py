@@ -101,8 +101,7 @@ class DatasetsSection(ProcessConfig):
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the job write."""
-        folders = [path for dataset in self.datasets for path in (dataset.folder_path, *dataset.control_path)]
-        return tuple(path for path in folders if _is_to_come(path, job) and not Path(path).expanduser().exists())
+        return _yet_to_come((path for each in self.datasets for path in (each.folder_path, *each.control_path)), job)
 
     def check(self, job: JobContext) -> Found:
         """Folders that are missing, and keys of a dataset that contradict each other."""
@@ -316,6 +315,11 @@ class ImageTrainingSection(DatasetsSection, EvaluationSection):
         """Whether a stream of unknown length decides how many optimizer steps the run has."""
         return bool(self.streamed and self.train.epochs and not self.streamed.webdataset.samples)
 
+    def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
+        """Those of `datasets`, and the folder of `validation`."""
+        folder = self.validation.folder_path if self.validation else None
+        return super().datasets_to_come(job) + (_yet_to_come([folder], job) if folder else ())
+
     def check(self, job: JobContext) -> Found:
         """What needs the number of images or their list, with a stream that has neither."""
         yield from super().check(job)
@@ -403,6 +407,10 @@ def _check_path(key: KeyPath, path: str, remedy: str, job: JobContext, *, file: 
         yield Diagnostic(key, _missing(path, remedy))
     elif file != resolved.is_file():
         yield Diagnostic(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")
+
+
+def _yet_to_come(paths: Iterable[str], job: JobContext) -> tuple[str, ...]:
+    return tuple(path for path in paths if _is_to_come(path, job) and not Path(path).expanduser().exists())
 
 
 def _is_to_come(path: str, job: JobContext) -> bool:
