@@ -29,6 +29,14 @@ def pixels(count: int = 2) -> torch.Tensor:
     return torch.rand(count, 3, 32, 48, generator=torch.Generator().manual_seed(0)) * 2 - 1
 
 
+def as_in_diffusers(model: Autoencoder) -> torch.nn.Module:
+    """The same weights in a module that only diffusers has touched."""
+    kind = type(model.module)
+    module = kind.from_config(dict(model.module.config))
+    module.load_state_dict(model.module.state_dict())
+    return module
+
+
 @pytest.mark.parametrize("kind", SMALL)
 def test_encode_and_decode_are_those_of_diffusers(kind: str) -> None:
     model, x = made(kind), pixels()
@@ -38,9 +46,33 @@ def test_encode_and_decode_are_those_of_diffusers(kind: str) -> None:
     assert (logvar is None) == (kind == "AutoencoderTiny")
     frames = x[:, :, None] if kind == "AutoencoderKLQwenImage" else x
     with torch.no_grad():
-        theirs = model.module(frames, return_dict=False)[0].view_as(x)
+        theirs = as_in_diffusers(model)(frames, return_dict=False)[0].view_as(x)
     rounding = 5e-3 if kind == "AutoencoderTiny" else 1e-5  # diffusers rounds its latents to 8 bits in between
     torch.testing.assert_close(model.decode(mean).clamp(-1, 1), theirs.clamp(-1, 1), rtol=1e-4, atol=rounding)
+
+
+def test_one_frame_is_convolved_by_the_last_tap_alone_with_the_gradients_of_diffusers() -> None:
+    ours = made("AutoencoderKLQwenImage")
+    theirs = as_in_diffusers(ours)
+    x = pixels()
+    ours.decode(ours.encode(x)[0]).square().mean().backward()
+    latents = theirs.encode(x[:, :, None]).latent_dist.mean
+    theirs.decoder(theirs.post_quant_conv(latents)).square().mean().backward()
+    gradients = {name: parameter.grad for name, parameter in theirs.named_parameters()}
+    for name, parameter in ours.module.named_parameters():
+        torch.testing.assert_close(parameter.grad, gradients[name], rtol=1e-3, atol=1e-6)
+        if parameter.ndim == 5:
+            assert parameter.grad[:, :, -1].any() and not parameter.grad[:, :, :-1].any()
+    layers = {type(layer).__name__ for layer in ours.module.modules()}
+    assert "OneFrameConv3d" in layers and "QwenImageCausalConv3d" not in layers
+    assert "OneFrameConv3d" not in {type(layer).__name__ for layer in theirs.modules()}
+
+
+def test_several_frames_are_those_of_diffusers() -> None:
+    ours = made("AutoencoderKLQwenImage")
+    video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        torch.testing.assert_close(ours.module(video).sample, as_in_diffusers(ours)(video).sample)
 
 
 def test_what_is_decoded_has_a_gradient_outside_of_the_range_too() -> None:
