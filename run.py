@@ -1,4 +1,4 @@
-"""The command line: `python run.py config/my_char.yaml`.
+"""The command line: `python run.py config/my_char.yaml`, or the flags of FluxFlow's training guide.
 
 One config runs in this process. Several run one after another, each in a fresh interpreter. Started by `torchrun` or
 `accelerate launch`, several processes run one config together (docs/multi_gpu.md).
@@ -26,6 +26,7 @@ from toolkit.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import find_config
+from toolkit.fluxflow_keys import split_flags
 from toolkit.host_memory import PINNED_EXACT_ABOVE_MB
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
@@ -118,7 +119,7 @@ def run_job(arguments: argparse.Namespace, env: DistributedEnv) -> int:
     request.check()
     with process_group.fail_together(exit.report):
         extensions = discover()
-        config = load(arguments.configs[0], arguments.name, extensions, warn=env.is_main_process)
+        config = load(arguments.configs[0], arguments, extensions, warn=env.is_main_process)
         options = JobOptions(arguments.restart, arguments.allow_change, arguments.restart_from)
         with signals.defer_signals() as request:
             job = ExtensionJob(config, extensions, options, process_group)
@@ -148,7 +149,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
     plans: list[JobPlan] = []
 
     def plan_one(argument: str) -> int:
-        config = load(argument, arguments.name, extensions)
+        config = load(argument, arguments, extensions)
         plans.append(plan_job(config, arguments.restart, arguments.allow_change, arguments.restart_from))
         if not arguments.json:
             print(plans[-1].render(), file=output)
@@ -179,11 +180,18 @@ def print_schema() -> int:
     return EXIT_DONE
 
 
-def load(argument: str, name: str | None, extensions: ExtensionTable, warn: bool = True) -> JobConfig:
-    """Finds, reads and checks one config; its warnings go to standard error, unless `warn` is false."""
-    from toolkit.config import load_job
+def load(
+    argument: str | None, arguments: argparse.Namespace, extensions: ExtensionTable, warn: bool = True
+) -> JobConfig:
+    """Finds, reads and checks one config; its warnings go to standard error, unless `warn` is false.
 
-    config = load_job(find_config(argument), extensions.find_config, name=name)
+    argument: the file; None: the flags are all there is.
+    """
+    from toolkit.config import load_job
+    from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
+
+    path = COMMAND_LINE if argument is None else find_config(argument)
+    config = load_job(path, extensions.find_config, name=arguments.name, flags=arguments.flags)
     for warning in config.warnings if warn else ():
         exit.print_error(f"warning: {warning}")
     return config
@@ -212,8 +220,25 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
     add("--json", action="store_true", help="the plan of --dry-run as JSON: an object, a list for several")
     add("--list-extensions", action="store_true", help="print the process types that were found")
     add("--print-schema", action="store_true", help="print the JSON Schema of a config")
+    add("--config", metavar="CONFIG", help="the same as CONFIG, as FluxFlow's guide writes it")
+    parser.add_argument_group(
+        "FluxFlow",
+        "The flags of FluxFlow's training guide (--data_path, --train_vae, ...) make a job without a file, or change "
+        "one of its files: docs/coming_from_fluxflow.md",
+    )
+    try:
+        flags, rest = split_flags(argv, list(parser._option_string_actions))
+    except UserError as error:
+        parser.error(str(error))
     # Intermixed: flags may stand between two configs.
-    arguments = parser.parse_intermixed_args(argv)
+    arguments = parser.parse_intermixed_args(rest)
+    arguments.flags = flags
+    if arguments.config:
+        arguments.configs.append(arguments.config)
+    if flags and not arguments.configs:
+        arguments.configs = [None]
+    if flags and len(arguments.configs) > 1:
+        parser.error(f"--{next(iter(flags))} with several configs: give one config.")
     if not (arguments.configs or arguments.list_extensions or arguments.print_schema):
         parser.error("no config file given, for example config/examples/quickstart.yaml")
     if arguments.name and len(arguments.configs) > 1:

@@ -129,6 +129,33 @@ def _ask_nvml() -> tuple[str | None, int]:
     return None, 0
 
 
+def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
+    """The number type of 16 bits that suits this machine's GPUs, else float32; and why, in one sentence."""
+    facts = facts or read_facts()
+    if facts.torch_cuda is None or not facts.usable:
+        return "float32", "float32 is used: without an NVIDIA GPU 16 bits are no faster, and less exact."
+    if (capability := _least_capability()) and capability < 8:
+        return "float16", f"float16 is used: GPUs of compute capability {capability} have no bfloat16."
+    return "bfloat16", "bfloat16 is used: as fast as float16 on this GPU, and its range needs no loss scaling."
+
+
+def _least_capability() -> int:
+    """The smallest major compute capability of the GPUs; 0: not known."""
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() == 0:
+            count, found = ctypes.c_uint(0), []
+            nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
+            for index in range(count.value):
+                device, major, minor = ctypes.c_void_p(), ctypes.c_int(0), ctypes.c_int(0)
+                nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
+                if nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)) == 0:
+                    found.append(major.value)
+            nvml.nvmlShutdown()
+            return min(found, default=0)
+    return 0
+
+
 def _kernel_driver() -> str | None:
     """The version that the driver's kernel module gives, also within a container without its GPU."""
     with suppress(OSError):

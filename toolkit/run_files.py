@@ -40,6 +40,13 @@ model folders."""
 FINISHED = "finished"
 """`status` in run.json of a run that is complete, everything written."""
 
+FLUXFLOW_LEARNING_RATES = "lr_sav.json"
+"""Role -> its learning rate at the last save, in the folder of a job of FluxFlow's guide."""
+
+FLUXFLOW_PARTS = "parts"
+"""In the metadata of a checkpoint under FluxFlow's name: JSON with `folder`, the model's own, relative to the file, and
+`parts`, what stands before the first dot of the tensors' names."""
+
 RECORD = "record"
 """In run.json of a run without states: what a checkpoint records of its job (`ResumePlan.record`)."""
 

@@ -7,6 +7,7 @@ Source: the format's description in huggingface/safetensors, README.md, "Format"
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Mapping
 from math import prod
 from pathlib import Path
@@ -73,6 +74,36 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
         return {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
     except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
         raise UserError(f"{path}: damaged weights ({error}). Copy or download the model again.") from error
+
+
+def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, str]) -> None:
+    """One file with the tensors of several, bytes copied as they are. files: each with what is put before its tensors'
+    names. Raises ValueError for a damaged file and for two tensors of one name."""
+    merged: Header = {METADATA: dict(metadata)}
+    end = 0
+    for file, prefix in files.items():
+        with file.open("rb") as source:
+            header = read_header(source)
+            size = source.seek(0, 2) - LENGTH_BYTES - _header_length(file)
+        for name, entry in header.items():
+            if name == METADATA:
+                continue
+            if f"{prefix}{name}" in merged:
+                raise ValueError(f"{file}: two tensors would be named {prefix}{name}")
+            first, last = entry["data_offsets"]
+            merged[f"{prefix}{name}"] = {**entry, "data_offsets": [end + first, end + last]}
+        end += size
+    with path.open("wb") as target:
+        target.write(framed(compact(merged)))
+        for file in files:
+            with file.open("rb") as source:
+                source.seek(LENGTH_BYTES + _header_length(file))
+                shutil.copyfileobj(source, target)
+
+
+def _header_length(file: Path) -> int:
+    with file.open("rb") as source:
+        return int.from_bytes(source.read(LENGTH_BYTES), "little")
 
 
 def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:

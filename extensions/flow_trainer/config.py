@@ -396,7 +396,9 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
             datasets=folder_plans(scanned.folders, items),
             samples_per_epoch=sum(item.sample.repeats for item in items),
             micro_batches_per_epoch=batches,
-            optimizer_steps=optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation),
+            optimizer_steps=optimizer_steps(
+                train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit
+            ),
             accumulation=train.gradient_accumulation,
             requested_epochs=train.epochs,
             notes=(

@@ -120,7 +120,7 @@ def plan_items(
     memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
     train = config.train
     micro_batches = stream.micro_batches(train.batch_size) if stream else count_batches(items, train.batch_size)
-    steps = optimizer_steps(train.steps, train.epochs, micro_batches, train.gradient_accumulation)
+    steps = optimizer_steps(train.steps, train.epochs, micro_batches, train.gradient_accumulation, train.step_limit)
     steps = stream.optimizer_steps(train) if stream else steps
     return RunPlan(
         type=config.type,

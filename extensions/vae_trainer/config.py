@@ -196,6 +196,10 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         yield from super().check(job)
         yield from (Diagnostic(("model", *found.key), found.message) for found in self.model.check(job))
         yield from self._check_losses()
+        for role in self.roles():
+            if getattr(self.optimizers, role).model_fields_set:
+                errors = self.role_optimizer(role).errors()
+                yield from (Diagnostic(("optimizers", role, *key), message) for key, message in errors)
         for index, dataset in enumerate(self.datasets):
             if dataset.control_path:
                 yield Diagnostic(("datasets", index, "control_path"), "an autoencoder has no references. Leave it out.")

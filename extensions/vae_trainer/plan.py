@@ -50,7 +50,7 @@ def plan_items(
         work = Work.of_settings(section)
     else:
         batches = count_batches(items, size)
-        steps = optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation)
+        steps = optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
         work = Work.of_items(section, items)
     memory = plan_memory(section, work, machine)
     return RunPlan(

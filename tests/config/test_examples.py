@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 import shutil
 import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 
@@ -205,3 +207,13 @@ def test_all_of_them_can_be_planned_as_they_are(run_py: Run, workplace: Path, tm
     result = run_py(*FROM_SCRATCH, "--dry-run", cwd=workplace, env={"PYTHONPATH": str(site)})
     assert result.returncode == 0, result.stdout + result.stderr
     assert result.stdout.count("memory: peak ") == len(FROM_SCRATCH) == 10
+
+
+def test_the_command_of_fluxflows_guide_with_variables_is_planned(workplace: Path) -> None:
+    environment = os.environ | {"RUN": f"{sys.executable} {CONFIG.parent / 'run.py'}"}
+    command = ["bash", "config/examples/fluxflow.sh", "--dry-run", "--json"]
+    result = subprocess.run(command, cwd=workplace, env=environment, capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (0, "")
+    plan = json.loads(result.stdout)
+    assert (plan["job"], plan["folders"]) == ("fluxflow_sh", ["outputs/fluxflow_sh/train"])
+    assert plan["processes"][0]["optimizer_steps"] > 0

@@ -5,7 +5,15 @@ from dataclasses import replace
 
 import pytest
 
-from toolkit.nvidia import ACCIDENTAL_CPU_LIMIT, NvidiaFacts, likely_cause, planned_refusal, read_facts
+from toolkit import nvidia
+from toolkit.nvidia import (
+    ACCIDENTAL_CPU_LIMIT,
+    NvidiaFacts,
+    half_precision,
+    likely_cause,
+    planned_refusal,
+    read_facts,
+)
 
 WELL = NvidiaFacts(torch_cuda="13.0", driver="580.65.06", devices=1)
 NOTHING = replace(WELL, driver=None, devices=0)
@@ -68,3 +76,28 @@ def test_the_facts_of_this_machine_agree_with_torch() -> None:
     facts = read_facts()
     assert facts.torch_cuda == torch.version.cuda
     assert not torch.cuda.is_available() or likely_cause(facts) == ""
+
+
+@pytest.mark.parametrize(
+    ("facts", "capability", "expected"),
+    [
+        (WELL, 9, "bfloat16"),
+        (WELL, 7, "float16"),
+        (WELL, 0, "bfloat16"),
+        (NOTHING, 9, "float32"),
+        (replace(WELL, torch_cuda=None), 9, "float32"),
+    ],
+)
+def test_16_bits_are_those_that_the_gpu_has(
+    facts: NvidiaFacts, capability: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvidia, "_least_capability", lambda: capability)
+    name, reason = half_precision(facts)
+    assert name == expected and reason.startswith(f"{expected} is used: ")
+
+
+def test_the_capability_is_read_where_there_is_a_gpu() -> None:
+    import torch
+
+    expected = min((torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count())), default=0)
+    assert nvidia._least_capability() == expected

@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from toolkit.safetensors_io import save_file
+from toolkit.safetensors_io import merge_files, save_file
 
 TENSORS = {"a": torch.arange(6.0).reshape(2, 3)}
 
@@ -37,3 +37,25 @@ def test_a_disk_that_cannot_take_it_is_an_error_of_the_system(tmp_path: Path) ->
     (tmp_path / "weights.safetensors").mkdir()
     with pytest.raises(OSError):
         save_file(TENSORS, tmp_path / "weights.safetensors")
+
+
+def test_several_files_become_one_with_their_prefixes(tmp_path: Path) -> None:
+    half = {"a": torch.arange(5).to(torch.bfloat16), "empty": torch.zeros(0, 3)}
+    save_file(TENSORS, tmp_path / "one.safetensors", {"of": "one"})
+    save_file(half, tmp_path / "two.safetensors")
+    files = {tmp_path / "one.safetensors": "x.", tmp_path / "two.safetensors": "y."}
+    merge_files(files, tmp_path / "whole.safetensors", {"step": "3"})
+    with safe_open(tmp_path / "whole.safetensors", "pt") as found:
+        assert found.metadata() == {"step": "3"}
+        assert set(found.keys()) == {"x.a", "y.a", "y.empty"}
+        assert torch.equal(found.get_tensor("x.a"), TENSORS["a"])
+        assert torch.equal(found.get_tensor("y.a"), half["a"]) and found.get_tensor("y.a").dtype == torch.bfloat16
+        assert found.get_tensor("y.empty").shape == (0, 3)
+
+
+def test_two_tensors_of_one_name_are_not_merged(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_file(TENSORS, tmp_path / f"{name}.safetensors")
+    files = dict.fromkeys((tmp_path / "one.safetensors", tmp_path / "two.safetensors"), "x.")
+    with pytest.raises(ValueError, match=r"two tensors would be named x\.a"):
+        merge_files(files, tmp_path / "whole.safetensors", {})

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from pydantic import BaseModel
 
+from toolkit.config.compat import fluxflow
+from toolkit.config.compat.fluxflow_flags import COMMAND_LINE, with_flags
 from toolkit.config.compat.peer_names import hint
 from toolkit.config.field_types import LONGEST_NAME
 from toolkit.config.located import ConfigNode, Diagnostics, show
@@ -69,16 +72,22 @@ def load_job(
     *,
     name: str | None = None,
     env: Mapping[str, str] = os.environ,
+    flags: Mapping[str, Sequence[str]] = MappingProxyType({}),
 ) -> JobConfig:
-    """Reads and checks a config. `name` replaces `config.name`. Raises ConfigErrors holding every error."""
+    """Reads and checks a config. Raises ConfigErrors holding every error.
+
+    path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of FluxFlow's guide,
+    with the texts behind them; they go before what a file of the guide's shape says.
+    """
     if name is not None and (fault := _CACHE_NAME if name == CACHE_FOLDER else folder_name_error(name)):
         raise ConfigErrors([InputError("-n", f"{name!r} {fault}")])
     diagnostics = Diagnostics(str(path))
-    text = read_text(path, diagnostics)
-    written = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
+    text, written = read_written(path, flags, diagnostics)
     remember_secrets(text, written, env)
     # A name given by `-n` makes the written one irrelevant, variables included.
     root = expand_variables(written, env, diagnostics, ("meta",), *([("config", "name")] if name is not None else []))
+    if fluxflow.is_guide(root):
+        root = fluxflow.as_job(root, Path(path).parent, name, diagnostics)
     config = check_top_level(root, diagnostics)
     job_name = name if name is not None else read_name(config, diagnostics)
     root = replace_name(root, job_name)
@@ -96,8 +105,25 @@ def load_job(
         processes=tuple(process.entry for process in known),
         warnings=diagnostics.warnings,
         path=Path(path),
-        unexpanded_text=saved_text(text, written, name, json_input=is_json(path)),
+        unexpanded_text=saved_text(text, written, name, rewrite=is_json(path) or bool(flags)),
     )
+
+
+def read_written(
+    path: str | Path, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics
+) -> tuple[str, ConfigNode]:
+    """The text of the file, and its root with the flags in it. Raises ConfigErrors where nothing can be read."""
+    text, root = "", None
+    if str(path) != COMMAND_LINE:
+        text = read_text(path, diagnostics)
+        root = read_yaml(strip_json_comments(text) if is_json(path) else text, diagnostics)
+    if flags:
+        if root is not None and not fluxflow.is_guide(root):
+            given = ", ".join(f"--{flag}" for flag in flags)
+            diagnostics.fatal(root.value_at, (), f"{given}: goes with a file of FluxFlow's guide (data:, training:).")
+        root = with_flags(root, flags, diagnostics)
+    assert root is not None  # there is a file, or there are flags
+    return text, root
 
 
 def remember_secrets(text: str, written: ConfigNode, env: Mapping[str, str]) -> None:

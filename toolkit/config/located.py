@@ -24,6 +24,8 @@ class SourceLocation(NamedTuple):
 
     line: int
     column: int
+    file: str = ""
+    """Of another file that the config names; empty: the config itself."""
 
 
 @dataclass(frozen=True)
@@ -163,6 +165,11 @@ class Diagnostics:
         """A line for the user that does not stop the job."""
         self._warnings[node.key_at, f"{self._place(node.key_at, node.path)}: {message}"] = None
 
+    def include(self, other: Diagnostics) -> None:
+        """Takes over what was found in another file."""
+        self._errors |= other._errors
+        self._warnings |= other._warnings
+
     def reported(self, path: KeyPath) -> bool:
         """Whether this key already has an error: one line each is enough."""
         return dotted(path) in self._paths
@@ -178,5 +185,6 @@ class Diagnostics:
             raise ConfigErrors([self._errors[key] for key in sorted(self._errors)])
 
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
-        where = f"{self.file}:{env.line}:{env.column}" if env.line else self.file
+        file = env.file or self.file
+        where = f"{file}:{env.line}:{env.column}" if env.line else file
         return f"{where}: {dotted(path)}" if path else where

@@ -50,6 +50,13 @@ class SaveIntervalConfig(StrictModel):
     no_metadata: bool = False
     """Write nothing about the training (and nothing of `meta`) into the files, only what loading them needs."""
 
+    fluxflow_files: Annotated[
+        Literal["none", "step", "last", "only"], *literal_with_aliases("none", "step", "last", "only")
+    ] = "none"
+    """Also write what FluxFlow's guide names into the job's folder, the one above the run's: weights as one file, the
+    metrics, rates and place of training, samples. A job read from a file of the guide sets it: step, for one of several
+    processes; last, for the last of them; only, for a single one."""
+
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two saves, of which at most one is above 0."""
         if "save_every_n_epochs" not in self.model_fields_set:

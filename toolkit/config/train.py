@@ -335,6 +335,9 @@ class OptimizationConfig(OptimizerConfig):
     """Passes over the repeat-weighted images; above 0 it decides, and one line says that a given `steps` has no effect.
     0: `steps` decides. Of a stream whose `samples` are not given, it is read through so often."""
 
+    step_limit: int = Field(default=0, ge=0, le=MAX_STEPS)
+    """At most so many optimizer steps, whatever `epochs` says. 0: no limit."""
+
     reg_weight: float = Field(default=1.0, ge=0, le=1e6)
     """Factor on the loss of images from datasets with `is_reg`. 0: nothing is learned from them."""
 
@@ -368,6 +371,7 @@ class OptimizationConfig(OptimizerConfig):
         **dict.fromkeys(("skip_first_sample", "force_first_sample", "disable_sampling", "ddp_timeout"), "harmless"),
         "steps": _change_of_length,
         "epochs": _change_of_length,
+        "step_limit": _change_of_length,
     }
     foreign: ClassVar = OPTIMIZATION
 

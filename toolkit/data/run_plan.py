@@ -193,11 +193,11 @@ class RunPlan:
         )
 
 
-def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int) -> int:
-    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step; else `steps`."""
+def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, accumulation: int, limit: int = 0) -> int:
+    """Optimizer steps of the run: `epochs` > 0 decides, rounded up to a whole step; else `steps`; at most `limit`."""
     if epochs > 0:
-        return ceil(epochs * micro_batches_per_epoch / accumulation)
-    return steps
+        steps = ceil(epochs * micro_batches_per_epoch / accumulation)
+    return min(steps, limit) if limit else steps
 
 
 def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample]) -> tuple[FolderPlan, ...]:

@@ -111,9 +111,9 @@ class StreamDataset:
     def optimizer_steps(self, train: OptimizationConfig) -> int:
         """Optimizer steps of a run, or UNTIL_THE_DATA_ENDS."""
         if self.epochs is not None:
-            return UNTIL_THE_DATA_ENDS
+            return train.step_limit or UNTIL_THE_DATA_ENDS
         of_epoch = self.micro_batches(train.batch_size)
-        return optimizer_steps(train.steps, train.epochs, of_epoch, train.gradient_accumulation)
+        return optimizer_steps(train.steps, train.epochs, of_epoch, train.gradient_accumulation, train.step_limit)
 
     def hashes(self) -> DatasetHashes:
         """The file names of the shards, by which a resume tells whether they are the same."""

@@ -42,6 +42,10 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
         ({"kind": "AutoencoderTiny", "losses": {"kl": 0.1}}, "losses.kl: AutoencoderTiny has no distribution over its"),
         ({"train": {"timestep_type": "sigmoid"}}, "train.timestep_type: unknown key."),
         ({"save": {"merged_lora_rank": 4}}, "save.merged_lora_rank: unknown key."),
+        (
+            {"optimizers": {"vae": {"optimizer": "lion", "optimizer_params": {"nesterov": True}}}},
+            "optimizers.vae.optimizer_params: lion has no 'nesterov'.",
+        ),
         ({"optimizers": {"vea": {}}}, "optimizers.vea: unknown key. Did you mean 'vae'?"),
         ({"model": {"class_name": "AutoencoderDC"}}, "model.class_name: "),
         ({"discriminator": {"layers": 0}}, "discriminator.layers: 0 is out of range"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS, EventLog
 from toolkit.train.callbacks.diagrams import DiagramsCallback
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
+from toolkit.train.callbacks.fluxflow_files import FluxflowFiles
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
 from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
@@ -80,8 +81,12 @@ def standard_callbacks(
     samples: Samples | None = None,
 ) -> list[Callback]:
     """The callbacks of a section. prepare_weights: as of `SaveCallback`."""
-    status, event = reporting.status, reporting.event
     save = section.save
+    named: list[FluxflowFiles] = []
+    if save.fluxflow_files != "none" and section.name:
+        named = [FluxflowFiles(save.fluxflow_files)]
+        reporting = replace(reporting, event=_fan_out([reporting.event, named[0].event]))
+    status, event = reporting.status, reporting.event
     saving = SaveCallback(
         prepare_weights,
         Interval(*save.interval()),
@@ -93,7 +98,7 @@ def standard_callbacks(
     actions: dict[str, Any] = {"save_now": saving.save_now, "stop": ask_to_stop}
     # Saving comes before sampling: a crash while sampling loses nothing. Validation comes before saving: its results
     # are in the checkpoint of the step.
-    callbacks: list[Callback] = [MetricsCallback(), *_measuring(section, validation, saving), saving]
+    callbacks: list[Callback] = [*named, MetricsCallback(), *_measuring(section, validation, saving), saving]
     if samples:
         sampling = _sampling(section, samples, reporting)
         actions["sample_now"] = sampling.sample_now

@@ -1,0 +1,247 @@
+"""Whole jobs of FluxFlow's guide: every configuration and command is planned, and what can train is trained."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+import run as command_line
+from jobs import ExtensionJob
+from jobs.dry_run import plan_job
+from tests import fluxflow_guide as guide
+from toolkit.config import JobConfig, load_job
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
+from toolkit.config.dataset import DatasetConfig
+from toolkit.errors import ConfigErrors, RunError, UserError
+from toolkit.extension import discover
+from toolkit.fluxflow_keys import split_flags
+from toolkit.log import shown
+
+EXTENSIONS = discover()
+HAS_FLOW = any(found.uid == "flow_trainer" for found in EXTENSIONS.found)
+HAS_SPADE = "spade" in AutoencoderConfig.model_fields
+HAS_STREAMS = "url" in DatasetConfig.model_fields
+
+
+def needs(text: str) -> list[pytest.MarkDecorator]:
+    """Marks that skip what a part of the program that is not there yet would train."""
+    missing = [
+        name
+        for name, is_there, words in (
+            ("flow_trainer", HAS_FLOW, ("train_diff",)),
+            ("SPADE", HAS_SPADE, ("train_spade: true", "--train_spade")),
+            ("streams", HAS_STREAMS, ("webdataset", "tt2m")),
+        )
+        if not is_there and any(word in text for word in words)
+    ]
+    return [pytest.mark.skip(reason=f"without {', '.join(missing)}")] if missing else []
+
+
+def cases(table: dict[str, str]) -> list:
+    return [pytest.param(text, id=name, marks=needs(text)) for name, text in table.items()]
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.chdir(tmp_path)
+    guide.write_data(tmp_path)
+    return tmp_path
+
+
+def read(text: str) -> JobConfig:
+    Path("config.yaml").write_text(text, encoding="utf-8")
+    return load_job("config.yaml", EXTENSIONS.find_config)
+
+
+def read_command(command: str, *more: str) -> JobConfig:
+    flags, _ = split_flags([*guide.arguments(command), *more], [])
+    return load_job(COMMAND_LINE, EXTENSIONS.find_config, flags=flags)
+
+
+def train(config: JobConfig) -> None:
+    with shown():
+        ExtensionJob(config, EXTENSIONS).run()
+
+
+@pytest.mark.parametrize("text", cases(guide.FILES))
+def test_every_file_is_planned(text: str, workplace: Path) -> None:
+    plan = plan_job(read(text))
+    assert plan.processes and not (workplace / "outputs").exists()
+
+
+@pytest.mark.parametrize("command", cases(guide.COMMANDS))
+def test_every_command_is_planned(command: str, workplace: Path) -> None:
+    assert plan_job(read_command(command)).processes[0].optimizer_steps
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", cases(guide.FILES))
+def test_every_file_trains_two_batches_of_each_step(text: str, workplace: Path) -> None:
+    config = read(guide.short(text))
+    train(config)
+    out = next((workplace / "outputs").glob("[!_]*"))
+    names = [entry.name for entry in config.processes]
+    for name in names:
+        assert (out / f"flxflow_step_{name}_final.safetensors").is_file()
+        metrics = "training_metrics.jsonl" if names == ["train"] else f"training_metrics_{name}.jsonl"
+        assert len((out / "graph" / metrics).read_text(encoding="utf-8").splitlines()) == 2
+    assert (out / "flxflow_final.safetensors").samefile(out / f"flxflow_step_{names[-1]}_final.safetensors")
+    assert json.loads((out / "training_state.json").read_text(encoding="utf-8"))["global_step"] == 2
+    assert {path.name for path in (out / "samples").iterdir()}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", cases(guide.COMMANDS))
+def test_every_command_trains_two_batches(command: str, workplace: Path) -> None:
+    train(read_command(command, "--max_steps", "8" if "training_steps" in command else "2"))
+    out = next((workplace / "outputs").glob("[!_]*"))
+    assert (out / "flxflow_final.safetensors").is_file()
+
+
+FIRST = guide.short(guide.FILES["warmup, then gan"])
+
+
+def test_steps_leave_the_guides_files_and_a_second_start_does_nothing(workplace: Path, said: list[str]) -> None:
+    train(read(FIRST))
+    out = workplace / "outputs" / "pipeline_training"
+    found = {path.relative_to(out).as_posix() for path in out.rglob("*") if path.is_file()}
+    assert {
+        "flxflow_step_vae_warmup_final.safetensors",
+        "flxflow_step_vae_with_gan_final.safetensors",
+        "flxflow_final.safetensors",
+        "graph/training_metrics_vae_warmup.jsonl",
+        "graph/training_metrics_vae_with_gan.jsonl",
+        "samples/sample_vae_with_gan_epoch_1_batch_0_0.png",
+        "training_state.json",
+        "lr_sav.json",
+    } <= found
+    weights = load_file(out / "vae_with_gan" / "vae_with_gan" / "diffusion_pytorch_model.safetensors")
+    whole = load_file(out / "flxflow_final.safetensors")
+    assert all(torch.equal(whole[f"vae.{name}"], value) for name, value in weights.items())
+    assert any(name.startswith("discriminator.") for name in whole)
+    saved = (out / "vae_with_gan" / "config.yaml").read_text(encoding="utf-8")
+    assert saved == FIRST
+    before = (out / "flxflow_final.safetensors").stat().st_mtime_ns
+    train(read(FIRST))
+    assert (out / "flxflow_final.safetensors").stat().st_mtime_ns == before
+
+
+QUICK = guide.COMMANDS["path a"]
+
+
+def test_a_command_writes_the_file_that_repeats_it_and_its_weights_are_a_start(workplace: Path) -> None:
+    config = read_command(QUICK, "--max_steps", "1", "--seed", "5")
+    train(config)
+    out = workplace / "outputs" / "quick_test"
+    saved = load_job(out / "train" / "config.yaml", EXTENSIONS.find_config)
+    assert saved.processes == config.processes and saved.name == config.name
+    again = read_command(
+        f"--data_path images --output_path outputs/next --model_checkpoint {out}/flxflow_final.safetensors"
+        f" --preserve_lr --train_vae --max_steps 1 --img_size {guide.SIDE}"
+    )
+    section = again.processes[0].section
+    assert section.model.name_or_path == str(out / "train" / "train")
+    assert section.role_optimizer("vae").lr == json.loads((out / "lr_sav.json").read_text())["vae"]
+    train(again)
+    assert (workplace / "outputs" / "next" / "flxflow_final.safetensors").is_file()
+
+
+def test_a_command_is_repeated_to_the_same_bytes_from_its_file(workplace: Path) -> None:
+    train(read_command(QUICK, "--max_steps", "1", "--seed", "5"))
+    weights = workplace / "outputs" / "quick_test" / "flxflow_final.safetensors"
+    first = load_file(weights)
+    text = (workplace / "outputs" / "quick_test" / "train" / "config.yaml").read_text(encoding="utf-8")
+    train(read(text.replace("quick_test", "again")))
+    second = load_file(workplace / "outputs" / "again" / "flxflow_final.safetensors")
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_command_line_takes_flags_a_file_and_its_own_options(
+    workplace: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    Path("config.yaml").write_text(FIRST, encoding="utf-8")
+    assert command_line.main(["--dry-run", "--json", *guide.arguments(QUICK), "-n", "named"]) == 0
+    assert json.loads(capsys.readouterr().out)["folders"] == ["outputs/named/train"]
+    assert command_line.main(["--config", "config.yaml", "--batch_size", "1", "--dry-run", "--json"]) == 0
+    output = capsys.readouterr()
+    assert [plan["micro_batches_per_epoch"] for plan in json.loads(output.out)["processes"]] == [6, 0]
+    assert output.err.count("command line: --batch_size: replaces training.batch_size of the file.") == 1
+    with pytest.raises(SystemExit, match="2"):
+        command_line.main(["--train_vea", "--dry-run"])
+    assert capsys.readouterr().err.endswith("error: --train_vea: unknown flag. Did you mean '--train_vae'?\n")
+
+
+def test_flags_do_not_go_with_a_job_of_ours(workplace: Path, write_job: Callable[..., Path]) -> None:
+    flags = {"lr": ["1"]}
+    with pytest.raises(ConfigErrors, match="--lr: goes with a file of FluxFlow's guide"):
+        load_job(write_job({"type": "vae_trainer"}), EXTENSIONS.find_config, flags=flags)
+
+
+def test_a_token_of_the_command_line_is_in_no_file(workplace: Path) -> None:
+    secret = "hf_" + "q7" * 12
+    train(read_command(QUICK, "--max_steps", "1", "--webdataset_token", secret))
+    files = [path for path in workplace.rglob("*") if path.is_file()]
+    assert [path for path in files if secret.encode() in path.read_bytes()] == []
+    assert "<redacted>" in (workplace / "outputs/quick_test/train/config.yaml").read_text(encoding="utf-8")
+
+
+# ------------------------------------------------------------ the guide's table of troubles
+
+
+@pytest.mark.parametrize(
+    ("lines", "expected"),
+    [
+        ("pipeline: {steps: []}", "No pipeline steps defined."),
+        (
+            "pipeline: {steps: [{name: a, train_vae: true, stop_condition: {loss_name: loss_flow, threshold: 1}}]}",
+            "'loss_flow' is not a metric of this run.",
+        ),
+        (
+            "pipeline: {steps: [{name: a, train_vae: true, optim_sched_config: none.json}]}",
+            "'none.json' does not exist (looked for ",
+        ),
+        ("{train_vae: true, freeze_vae: true}", "Cannot freeze and train the same component."),
+        ("{train_vae: true, use_lpips: true, lpips_backbone: none.pth}", "LPIPS needs VGG16: download https://"),
+        (
+            "pipeline: {steps: [{name: a, train_vae: true}, {name: a, train_vae: true}]}",
+            "'a' is already the name of process[0]. Names are unique.",
+        ),
+    ],
+)
+def test_a_trouble_of_the_guides_table_is_told_before_anything_starts(
+    lines: str, expected: str, workplace: Path
+) -> None:
+    training = lines if lines.startswith("{") else f"{{lr: 1e-5, {lines}}}"
+    with pytest.raises(ConfigErrors) as caught:
+        read(f"{guide.HEAD}\ntraining: {training}\n")
+    assert expected in str(caught.value)
+    assert str(caught.value).startswith("config.yaml:")
+
+
+def test_captions_that_are_no_table_are_told_with_their_line(workplace: Path) -> None:
+    Path("captions.txt").write_text("image0.png a photo\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"captions\.txt:1"):
+        plan_job(read(f"{guide.HEAD}\ntraining: {{train_vae: true, lr: 1e-5}}\n"))
+
+
+def test_a_stop_condition_ends_the_step_as_finished_and_the_next_one_runs(workplace: Path, said: list[str]) -> None:
+    text = FIRST.replace("max_steps: 2\n        n_epochs: 10", "max_steps: 40\n        n_epochs: 40").replace(
+        "        lr: 1e-5\n\n", "        lr: 1e-5\n        stop_condition: {loss_name: loss_recon, threshold: 100}\n\n"
+    )
+    train(read(text))
+    out = workplace / "outputs" / "pipeline_training"
+    first = (out / "graph" / "training_metrics_vae_warmup.jsonl").read_text(encoding="utf-8").splitlines()
+    assert len(first) == 20  # values that the mean is over
+    assert (out / "flxflow_final.safetensors").is_file()
+
+
+def test_losses_that_are_not_finite_end_the_run(workplace: Path) -> None:
+    command = QUICK.replace("--lr 1e-5", "--lr 1000").replace("--n_epochs 5", "--n_epochs 30")
+    with pytest.raises(RunError, match="loss"):
+        train(read_command(command, "--initial_clipping_norm", "0", "--seed", "1"))

@@ -1,0 +1,796 @@
+"""A file or a command line of FluxFlow's training guide -> a job: each step of `training.pipeline.steps` becomes a
+process, its values nodes that keep their line and column. What each key becomes: `toolkit.fluxflow_keys`."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from toolkit.config.autoencoder import CONFIG, PART, sized
+from toolkit.config.compat.fluxflow_optimizers import RoleOptimizers
+from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
+from toolkit.config.normalise import merge_aliases
+from toolkit.config.yaml_reader import scalar_kind, scalar_value
+from toolkit.errors import did_you_mean
+from toolkit.fluxflow_keys import (
+    DATA,
+    KEYS,
+    OTHER_GRAMMARS,
+    OUTPUT,
+    SECTIONS,
+    STEPS,
+    TRAINING,
+    Key,
+    names_in,
+)
+from toolkit.nvidia import half_precision
+from toolkit.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
+from toolkit.safetensors_io import METADATA, read_header
+
+Level = dict[str, ConfigNode]
+"""Key -> value of one place: the sections at the top, `pipeline.defaults`, or a step."""
+
+MARKS = frozenset({TRAINING, DATA, OUTPUT})
+"""A file without `job` and `config` that has one of these is the guide's."""
+
+AT_TOP = ("optimizers", "schedulers", "optimizer_config", "scheduler_config", "optimization")
+"""Keys of `training` that the guide also prints outside of it."""
+
+SAME = {"train_diff": "train_diff_full", "use_tt2m": "use_webdataset", "tt2m_token": "webdataset_token"}
+"""Other name -> the key that means the same."""
+
+MODES = ("train_vae", "train_diff_full")
+"""A step that names one of them takes none of them from `training`."""
+
+SWITCHES = (*MODES, "gan_training", "train_spade", "use_lpips", "train_reconstruction")
+"""What says what a step trains."""
+
+DEFAULT_OUTPUT, DEFAULT_STEP, DEFAULT_LR = "outputs/flux", "train", 5e-7
+DEFAULT_SHARDS = "hf://datasets/jackyhate/text-to-image-2M/data_512_2M/*.tar"
+"""The set TTI-2M."""
+
+LPIPS_BACKBONE = "~/.cache/torch/hub/checkpoints/vgg16-397923af.pth"
+OWN_FOLDERS = ("graph", "samples", "_cache")
+"""Names of the guide's folders beside those of the steps."""
+
+METRICS = {"loss_total": "loss"}
+"""Names of losses that are others here."""
+
+DATASET_KEYS = {"type": "text", "image_folder": "text", "default": "switch"}
+"""Keys of an entry of `pipeline.datasets` besides those of `data`."""
+
+SMALL_IMAGE = 64
+"""Side in pixels below which latents have a quarter of it instead of an eighth."""
+
+
+def is_guide(root: ConfigNode) -> bool:
+    """Whether a file is of the guide's shape."""
+    return not {"job", "config"} & root.value.keys() and bool(MARKS & root.value.keys())
+
+
+def as_job(root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> ConfigNode:
+    """The root of the job that a root of the guide's shape describes.
+
+    folder: of the file, in which JSON files are looked for first. name: replaces the last part of `output_path`.
+    """
+    return _Reader(root, folder, name, diagnostics).job()
+
+
+@dataclass(frozen=True)
+class _Step:
+    """A step with all that it takes from elsewhere."""
+
+    name: ConfigNode
+    node: ConfigNode
+    values: Level
+    own: Level
+    """What it says itself."""
+
+    dataset: ConfigNode
+    optimizers: RoleOptimizers
+
+    def get(self, key: str, default: Any = None) -> Any:
+        """The plain value of a key."""
+        node = self.values.get(key)
+        return default if node is None else node.value
+
+    def on(self, key: str) -> bool:
+        """Whether a switch is on."""
+        return self.get(key) is True
+
+    @property
+    def trains_flow(self) -> bool:
+        return self.on("train_diff_full")
+
+    @property
+    def trains_vae(self) -> bool:
+        """`train_vae` or `gan_training`; without a flow model also what only an autoencoder has."""
+        implied = () if self.trains_flow else ("train_spade", "use_lpips", "train_reconstruction")
+        return self.adversarial or any(self.on(key) for key in ("train_vae", *implied))
+
+    @property
+    def adversarial(self) -> bool:
+        """Whether a discriminator is trained; beside a flow model only where the step says so or trains the VAE."""
+        meant = not self.trains_flow or self.on("train_vae") or "gan_training" in self.own
+        return self.on("gan_training") and meant
+
+    @property
+    def only_adversarial(self) -> bool:
+        """The guide's two spellings of adversarial training without reconstruction."""
+        explicit = self.get("train_reconstruction") is False
+        return self.adversarial and (explicit or not self.on("train_vae"))
+
+    def roles(self) -> tuple[str, ...]:
+        """What learns."""
+        of_vae = ("vae", *(["discriminator"] if self.adversarial else ())) if self.trains_vae else ()
+        text = () if self.on("freeze_text_encoder") else ("text_encoder",)
+        return (*(("flow", *text) if self.trains_flow else ()), *of_vae)
+
+
+@dataclass
+class _Start:
+    """The newest weights of each part before a step."""
+
+    vae: str = ""
+    flow: str = ""
+    vae_is_newer: bool = False
+    """Than that of the flow model's folder."""
+
+
+class _Reader:
+    """Reads one file."""
+
+    def __init__(self, root: ConfigNode, folder: Path, name: str | None, diagnostics: Diagnostics) -> None:
+        self.root, self.folder, self.diagnostics = root, folder, diagnostics
+        self.wrong: set[str] = set()
+        """Keys with a value that was left out."""
+        self.shared = self._sections()
+        self.out = self._output(name)
+        self.rates: dict[str, ConfigNode] = {}
+        """Of `preserve_lr`: role -> its saved rate."""
+
+    def job(self) -> ConfigNode:
+        """The whole job."""
+        steps = self._steps()
+        start = self._checkpoint()
+        processes = []
+        for index, step in enumerate(steps):
+            place = "only" if len(steps) == 1 else "last" if index == len(steps) - 1 else "step"
+            process = self._process(step, start, place)
+            if process is not None:
+                processes.append(_tree(process, step.node))
+        if not processes:
+            self.diagnostics.raise_errors()
+        config = {"name": self.out[1], "process": processes}
+        return _tree({"job": "extension", "config": config}, self.root)
+
+    # ------------------------------------------------------------ places
+
+    def _sections(self) -> Level:
+        """The keys of `data`, `model`, `training` and `output` as one level; errors of the top level are reported."""
+        found: Level = {}
+        for key, node in self.root.value.items():
+            if key in AT_TOP:
+                self._add(found, key, node)
+            elif key not in SECTIONS:
+                belongs = _places(key)
+                hint = f"It belongs in {belongs}." if belongs else did_you_mean(key, SECTIONS)
+                self.diagnostics.error(node, f"unknown key. {odd_characters(key) or hint}", at_key=True)
+            elif isinstance(node.value, dict):
+                for inner, child in self._level(node, key).items():
+                    self._add(found, inner, child)
+            elif not node.is_blank:
+                self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
+        return found
+
+    def _add(self, level: Level, key: str, node: ConfigNode) -> None:
+        level[key] = merge_aliases(level.get(key), node, self.diagnostics)
+
+    def _level(self, node: ConfigNode, place: str, more: Mapping[str, str] | None = None) -> Level:
+        """The values of a mapping under the names of KEYS; what is wrong is reported and left out.
+
+        more: further keys with their kinds.
+        """
+        more = more or {}
+        known = [*names_in(place), *more]
+        level: Level = {}
+        for key, child in node.value.items():
+            if key not in known:
+                self._unknown(child, key, known)
+            elif not child.is_blank:
+                spec = KEYS.get(key) or Key(more[key], (), "")  # type: ignore[arg-type]
+                checked = self._checked(spec, child)
+                if key == "use_tt2m" or key == "tt2m_token":
+                    self.diagnostics.warn(child, f"is an old name. Write {SAME[key]!r}.")
+                if checked is not None:
+                    self._add(level, SAME.get(key, key), checked)
+        return level
+
+    def _unknown(self, node: ConfigNode, key: str, known: Sequence[str]) -> None:
+        if key in OTHER_GRAMMARS:
+            hint = f"Write '{OTHER_GRAMMARS[key]}'."
+        elif belongs := _places(key):
+            hint = f"It belongs in {belongs}."
+        else:
+            hint = odd_characters(key) or did_you_mean(key, known, list_all=False)
+        self.diagnostics.error(node, f"unknown key. {hint}", at_key=True)
+
+    def _checked(self, key: Key, node: ConfigNode) -> ConfigNode | None:
+        """The node with its value in the key's kind, or None where it is wrong."""
+        value, fault = node.value, ""
+        if key.kind == "switch":
+            if not isinstance(value, bool):
+                is_word = isinstance(value, str) and value.lower() in ("true", "false")
+                fault = "is text. Write it without quotes." if is_word else "is neither true nor false."
+        elif key.kind in ("whole", "number"):
+            value = _number(value)
+            if value is None or (key.kind == "whole" and value != int(value)):
+                fault = f"is not a {'whole ' if key.kind == 'whole' else ''}number."
+            elif not key.least <= value <= key.most:
+                bound = f">= {key.least:g}" if value < key.least else f"<= {key.most:g}"
+                fault = f"is out of range: must be {bound}."
+            else:
+                value = int(value) if key.kind == "whole" else value
+        elif key.kind == "mapping":
+            fault = "" if isinstance(value, dict) else "is not a mapping of keys and values."
+        elif key.kind == "text":
+            fault = "" if isinstance(value, str) else "is not text. Put it in quotes."
+        else:
+            value = value if isinstance(value, list) else [node]
+            if not all(isinstance(item.value, str) for item in value):
+                fault = "is not a list of texts. Put each in quotes."
+        if fault:
+            self.diagnostics.error(node, f"{show(node)} {fault}")
+            self.wrong.add(str(node.path[-1]).removeprefix("--"))
+            return None
+        return replace(node, value=value)
+
+    def _output(self, name: str | None) -> tuple[ConfigNode, ConfigNode]:
+        """The folder above the results, and their folder's name."""
+        node = self.shared.get("output_path") or _made(self.root, DEFAULT_OUTPUT)
+        path = Path(os.path.normpath(node.value))
+        if not path.name or path.name == "..":
+            self.diagnostics.error(node, f"{show(node)} has no name. Give a folder, such as outputs/run1.")
+            path = Path(DEFAULT_OUTPUT)
+        return _at(node, str(path.parent)), _at(node, name or path.name)
+
+    # ------------------------------------------------------------ steps
+
+    def _steps(self) -> list[_Step]:
+        """The steps of the pipeline, or the one of a file without."""
+        pipeline = self.shared.get("pipeline")
+        if pipeline is None:
+            node = self.root.child(TRAINING) or self.root
+            own = {key: child for key, child in self.shared.items() if STEPS in KEYS[key].places}
+            step = self._step(_made(node, DEFAULT_STEP), node, {}, own, pipeline)
+            return [step] if step else []
+        known = ("steps", "defaults", "datasets", "default_dataset")
+        for key, child in pipeline.value.items():
+            if key not in known:
+                self._unknown(child, key, known)
+        listed = pipeline.child("steps")
+        if listed is None or not isinstance(listed.value, list) or not listed.value:
+            remedy = "Give 'training.pipeline.steps', a list with at least one entry."
+            self.diagnostics.error(listed or pipeline, f"No pipeline steps defined. {remedy}")
+            return []
+        common = pipeline.child("defaults")
+        defaults = self._level(common, STEPS) if common is not None and isinstance(common.value, dict) else {}
+        steps = [self._listed_step(entry, defaults, pipeline) for entry in listed.value]
+        return [step for step in steps if step is not None]
+
+    def _listed_step(self, node: ConfigNode, defaults: Level, pipeline: ConfigNode) -> _Step | None:
+        if not isinstance(node.value, dict):
+            self.diagnostics.error(node, f"{show(node)} is not a mapping. Write '- name: vae_warmup' and its keys.")
+            return None
+        own = self._level(node, STEPS)
+        name = own.get("name")
+        if name is None:
+            if not self.diagnostics.reported((*node.path, "name")):
+                message = "is required: it names the step's folder and files."
+                self.diagnostics.error(node, message, path=(*node.path, "name"))
+            name = _made(node, f"step{node.path[-1]}")
+        elif name.value in OWN_FOLDERS:
+            self.diagnostics.error(name, f"{show(name)} is the name of another folder of the results. Take another.")
+        elif re.search(r"[/\\\x00-\x1f]", name.value) or name.value.strip(" .") == "":
+            remedy = "Leave out '/', '\\' and control characters."
+            self.diagnostics.error(name, f"{show(name)} cannot be the name of a folder and of files. {remedy}")
+            name = _made(node, f"step{node.path[-1]}")
+        return self._step(name, node, defaults, own, pipeline)
+
+    def _step(
+        self, name: ConfigNode, node: ConfigNode, defaults: Level, own: Level, pipeline: ConfigNode | None
+    ) -> _Step | None:
+        said = {**defaults, **own}
+        shared = {key: child for key, child in self.shared.items() if key not in ("name", "pipeline")}
+        if any(mode in said for mode in MODES):
+            shared = {key: child for key, child in shared.items() if key not in MODES}
+        dataset = self._named_dataset(said.get("dataset"), pipeline)
+        values = {**shared, **dataset, **said}
+        optimizers = RoleOptimizers(self.folder, [own, defaults, self.shared], self.diagnostics)
+        step = _Step(name, node, self._frozen(values), own, self._dataset(values, node), optimizers)
+        return step if self._learns(step) else None
+
+    def _frozen(self, values: Level) -> Level:
+        """`freeze: [vae]` as `freeze_vae`, and so on."""
+        switches = {
+            **dict.fromkeys(("vae",), "freeze_vae"),
+            **dict.fromkeys(("flow", "flow_processor"), "freeze_flow"),
+            "text_encoder": "freeze_text_encoder",
+        }
+        alone = ("compressor", "expander", "decoder", "discriminator", "D_img")
+        listed = values.get("freeze")
+        names = {item.value: item for item in listed.value} if listed is not None else {}
+        if "compressor" in names and {"expander", "decoder"} & names.keys():
+            names = {**names, "vae": names["compressor"]}
+        for name, item in names.items():
+            if name in switches:
+                values = {**values, switches[name]: replace(item, value=True)}
+            elif name not in alone:
+                self.diagnostics.error(item, f"{show(item)} is no part. {did_you_mean(name, [*switches, *alone])}")
+            elif name != "compressor" and "vae" not in names:
+                remedy = "Freeze 'vae' or 'compressor', or leave it out."
+                self.diagnostics.error(item, f"{show(item)} cannot be frozen by itself. {remedy}")
+        if "unfreeze" in values:
+            self.diagnostics.warn(values["unfreeze"], "has no effect: nothing stays frozen from one step to the next.")
+        return values
+
+    def _learns(self, step: _Step) -> bool:
+        """Whether the step trains something, and freezes nothing that it trains; if not, that is reported."""
+        trained = {"freeze_vae": step.trains_vae, "freeze_flow": step.trains_flow}
+        for key, is_trained in trained.items():
+            if step.on(key) and is_trained:
+                self.diagnostics.error(step.values[key], "Cannot freeze and train the same component. Remove one.")
+                return False
+            if step.on(key) and not step.trains_flow:
+                part = key.removeprefix("freeze_")
+                self.diagnostics.warn(step.values[key], f"Freezing {part}: step {step.name.value!r} does not load it.")
+        if step.roles():
+            return True
+        if self.wrong & {*SWITCHES, *SAME}:
+            return False
+        remedy = "Give 'train_vae: true', 'gan_training: true' or 'train_diff_full: true'."
+        self.diagnostics.error(step.node, f"step {step.name.value!r} trains nothing. {remedy}")
+        return False
+
+    # ------------------------------------------------------------ datasets
+
+    def _named_dataset(self, chosen: ConfigNode | None, pipeline: ConfigNode | None) -> Level:
+        """The keys of the entry of `pipeline.datasets` that a step uses, under the names of `data`."""
+        if pipeline is None:
+            return {}
+        chosen = chosen or pipeline.child("default_dataset")
+        known = pipeline.child("datasets")
+        entries = known.value if known is not None and isinstance(known.value, dict) else {}
+        if chosen is None or chosen.is_blank:
+            return {}
+        node = entries.get(chosen.value)
+        if node is None:
+            hint = did_you_mean(str(chosen.value), entries) if entries else "There is no 'training.pipeline.datasets'."
+            self.diagnostics.error(chosen, f"{show(chosen)} is no dataset of the pipeline. {hint}")
+            return {}
+        if not isinstance(node.value, dict):
+            self.diagnostics.error(node, f"{show(node)} is not a mapping of keys and values.")
+            return {}
+        level = self._level(node, DATA, DATASET_KEYS)
+        if "image_folder" in level:
+            self._add(level, "data_path", level.pop("image_folder"))
+        kind = level.pop("type", None)
+        if kind is not None and kind.value not in ("local", "webdataset"):
+            self.diagnostics.error(kind, f"{show(kind)} is no kind of dataset. Write local or webdataset.")
+        elif kind is not None:
+            level["use_webdataset"] = replace(kind, value=kind.value == "webdataset")
+        return level
+
+    def _dataset(self, values: Level, step: ConfigNode) -> ConfigNode:
+        """The entry of `datasets`."""
+        folder, shards = values.get("data_path"), values.get("webdataset_url")
+        switch = values.get("use_webdataset")
+        streamed = switch.value if switch is not None else shards is not None and folder is None
+        at = (switch or shards or step) if streamed else folder or step
+        entry: dict[str, Any] = {
+            "resolution": values.get("img_size", 1024),
+            "num_workers": values.get("workers", 1),
+            "caption_prefix": values.get("fixed_prompt_prefix"),
+            "caption_dropout_rate": values.get("cfg_dropout_prob"),
+        }
+        if streamed:
+            if folder is not None and folder.path[:1] == (switch or folder).path[:1]:
+                self.diagnostics.warn(folder, "has no effect beside 'use_webdataset'.")
+            entry = {"url": shards or DEFAULT_SHARDS, "webdataset": self._shards(values), **entry}
+        else:
+            if folder is None:
+                message = "is required: a folder of images, or 'use_webdataset: true' with 'webdataset_url'."
+                self.diagnostics.error(self.root.child(DATA) or self.root, message, path=(DATA, "data_path"))
+            entry = {"folder_path": folder, "captions_file": values.get("captions_file"), **entry}
+        return _tree(entry, at)
+
+    def _shards(self, values: Level) -> dict[str, Any]:
+        is_default_set = "webdataset_url" not in values
+        return {
+            "image_key": values.get("webdataset_image_key", ["jpg" if is_default_set else "png"]),
+            "label_key": values.get("webdataset_label_key", "json"),
+            "caption_key": values.get("webdataset_caption_key", "prompt"),
+            "token": values.get("webdataset_token"),
+            "samples": values.get("webdataset_size"),
+        }
+
+    # ------------------------------------------------------------ start
+
+    def _checkpoint(self) -> _Start:
+        """What `model_checkpoint` brings."""
+        node = self.shared.get("model_checkpoint")
+        if node is None:
+            if "preserve_lr" in self.shared and self.shared["preserve_lr"].value:
+                self.diagnostics.warn(self.shared["preserve_lr"], "has no effect without 'model_checkpoint'.")
+            return _Start()
+        path = Path(node.value).expanduser()
+        parent, name = self.out
+        own = Path(parent.value).expanduser().resolve() / name.value
+        if path.resolve().is_relative_to(own):
+            self.diagnostics.warn(node, "is this job's own result: the same job goes on from its last state.")
+            return _Start()
+        folder, fault = checkpoint_folder(path)
+        if folder is None:
+            self.diagnostics.error(node, f"{show(node)} {fault}")
+            return _Start()
+        self._read_rates(node, path)
+        self._compare_size(node, folder)
+        is_flow = (folder / "model_index.json").is_file() and (folder / "transformer").is_dir()
+        return _Start(str(folder), str(folder) if is_flow else "")
+
+    def _read_rates(self, node: ConfigNode, path: Path) -> None:
+        switch = self.shared.get("preserve_lr")
+        if switch is None or not switch.value:
+            return
+        file = path.parent / FLUXFLOW_LEARNING_RATES
+        try:
+            rates = json.loads(file.read_text(encoding="utf-8"))
+            self.rates = {role: _at(switch, float(rate)) for role, rate in rates.items()}
+        except (OSError, ValueError, TypeError, AttributeError) as error:
+            self.diagnostics.error(switch, f"{file} cannot be read ({error}). Leave this out, or restore the file.")
+
+    def _compare_size(self, node: ConfigNode, folder: Path) -> None:
+        """A note where `vae_dim` says another size than the checkpoint has."""
+        wanted = self.shared.get("vae_dim")
+        file = next((file for file in (folder / PART / CONFIG, folder / CONFIG) if file.is_file()), None)
+        if wanted is None or file is None:
+            return
+        try:
+            widths = json.loads(file.read_text(encoding="utf-8")).get("block_out_channels")
+        except (OSError, ValueError, AttributeError):
+            return
+        own = sized(wanted.value)["block_out_channels"]
+        if isinstance(widths, list) and widths not in (own, own[1:]):
+            self.diagnostics.warn(wanted, f"has no effect: the autoencoder of {node.value} has the widths {widths}.")
+
+    # ------------------------------------------------------------ a process
+
+    def _process(self, step: _Step, start: _Start, place: str) -> dict[str, Any] | None:
+        parent, _ = self.out
+        common = {
+            "name": step.name,
+            "training_folder": parent,
+            "training_seed": step.values.get("seed"),
+            "train": self._train(step),
+            "optimizers": self._optimizers(step),
+            "save": {"save_every": self._steps_of(step, "checkpoint_save_interval"), "fluxflow_files": place},
+            "logging": {"log_every": self._steps_of(step, "log_interval")},
+            "stop_when": self._stop(step),
+            "datasets": [step.dataset],
+        }
+        folder = f"{parent.value}/[name]/{step.name.value}/{step.name.value}"
+        if step.on("generate_diagrams"):
+            self.diagnostics.warn(step.values["generate_diagrams"], "has no effect: draw them from a run's folder.")
+        if step.only_adversarial and not step.on("train_vae"):
+            self.diagnostics.warn(
+                step.values["gan_training"],
+                f"step {step.name.value!r} is read as adversarial training only, as 'train_vae: true' with "
+                "'train_reconstruction: false' is: encoder and decoder learn, no pixels are compared.",
+            )
+        if step.trains_flow:
+            process = self._flow(step, start)
+            start.flow, start.vae_is_newer = folder, False
+            start.vae = start.vae or folder
+            if step.trains_vae:
+                start.vae = folder
+        else:
+            process = self._autoencoder(step, start)
+            start.vae, start.vae_is_newer = folder, bool(start.flow)
+        return {**process, **common}
+
+    def _train(self, step: _Step) -> dict[str, Any]:
+        values, batches = step.values, step.get("max_steps")
+        limit = None
+        if batches is not None:
+            limit = _at(values["max_steps"], max(1, batches // step.get("training_steps", 1)))
+        epochs: Any = values.get("n_epochs", 1)
+        steps = None
+        if limit is not None and "n_epochs" not in values:
+            epochs, limit, steps = None, None, limit
+        dtype: Any = "float32"
+        if step.on("use_fp16"):
+            name, reason = half_precision()
+            dtype = _at(values["use_fp16"], name)
+            self.diagnostics.warn(values["use_fp16"], reason)
+        ema = {"use_ema": values.get("use_ema", True), "ema_decay": values.get("ema_decay")}
+        return {
+            "batch_size": values.get("batch_size", 2),
+            "gradient_accumulation": values.get("training_steps"),
+            "epochs": epochs,
+            "steps": steps,
+            "step_limit": limit,
+            "lr": self._lr(step),
+            "lr_scheduler": "CosineAnnealingLR",
+            "lr_scheduler_params": {"eta_min_factor": values.get("lr_min", 0.1)},
+            "max_grad_norm": values.get("initial_clipping_norm"),
+            "dtype": dtype,
+            "ema_config": ema,
+        }
+
+    def _lr(self, step: _Step) -> Any:
+        if "lr" in step.values:
+            return step.values["lr"]
+        given = [role for role in step.roles() if "lr" in step.optimizers.optimizer(role) or role in self.rates]
+        if len(given) < len(step.roles()):
+            note = f"step {step.name.value!r} has no 'lr': {DEFAULT_LR:g}, at which random weights hardly move."
+            self.diagnostics.warn(step.node, f"{note} The guide's for an autoencoder are 1e-5 to 5e-5.")
+        return DEFAULT_LR
+
+    def _optimizers(self, step: _Step) -> dict[str, Any]:
+        roles = step.roles()
+        step.optimizers.check(step.own, roles, step.name.value)
+        lr = step.get("lr", DEFAULT_LR)
+        flow_lr = _number(step.optimizers.optimizer("flow").get("lr", _made(step.node, lr)).value) or lr
+        entries = {}
+        for role in roles:
+            entry = step.optimizers.entry(role, step.values.get("lr_min"), step.node)
+            if role == "text_encoder":
+                entry.setdefault("lr", flow_lr / 10)
+            if role in self.rates:
+                entry["lr"] = self.rates[role]
+            entries[role] = entry
+        return entries
+
+    def _steps_of(self, step: _Step, key: str) -> ConfigNode | None:
+        """A number of batches as optimizer steps, rounded up."""
+        batches = step.get(key)
+        return None if batches is None else _at(step.values[key], -(-batches // step.get("training_steps", 1)))
+
+    def _stop(self, step: _Step) -> dict[str, Any] | None:
+        node = step.values.get("stop_condition")
+        if node is None:
+            return None
+        for key, child in node.value.items():
+            if key not in ("loss_name", "threshold"):
+                self._unknown(child, key, ("loss_name", "threshold"))
+        missing = [key for key in ("loss_name", "threshold") if node.child(key) is None]
+        for key in missing:
+            self.diagnostics.error(node, "is required.", path=(*node.path, key))
+        if missing:
+            return None
+        metric, below = node.value["loss_name"], node.value["threshold"]
+        return {"metric": _at(metric, METRICS.get(str(metric.value), metric.value)), "below": below}
+
+    # ------------------------------------------------------------ the two trainers
+
+    def _autoencoder(self, step: _Step, start: _Start) -> dict[str, Any]:
+        model: dict[str, Any] = {}
+        if start.vae:
+            model["name_or_path"] = start.vae
+        else:
+            model |= {"class_name": "AutoencoderKL", "config": self._size(step)}
+        if step.on("train_spade"):
+            model["spade"] = step.values["train_spade"]
+        if self._freezes_encoder(step):
+            model["train"] = _at(step.values["freeze"], "decoder")
+        elif start.flow:
+            model["train"] = "decoder"
+            note = "only the decoder is trained: the flow model knows the latents of the encoder as it is."
+            self.diagnostics.warn(step.node, f"step {step.name.value!r}: {note}")
+        return {
+            "type": "vae_trainer",
+            "model": model,
+            "losses": self._losses(step),
+            "discriminator": self._discriminator(step),
+            "sample": self._sample(step, {"images": step.values.get("test_image_address")}),
+        }
+
+    def _flow(self, step: _Step, start: _Start) -> dict[str, Any]:
+        values, size = step.values, step.get("img_size", 1024)
+        model: dict[str, Any] = {"prediction": None if start.flow else "flow"}
+        text: dict[str, Any] = {"train": not step.on("freeze_text_encoder")}
+        if start.flow:
+            model["name_or_path"] = start.flow
+        else:
+            model["transformer"] = {"class_name": "SD3Transformer2DModel", "config": transformer_size(values)}
+            text |= {
+                "name_or_path": values.get("pretrained_bert_model"),
+                "tokenizer": values.get("tokenizer_name"),
+                "config": None if "pretrained_bert_model" in values else dict(RANDOM_TEXT_ENCODER),
+                "projection_dim": values.get("text_embedding_dim", 1024),
+            }
+        if start.vae and (not start.flow or start.vae_is_newer):
+            model["vae"] = start.vae
+        elif not start.vae and not step.trains_vae:
+            message = (
+                f"step {step.name.value!r} has no autoencoder to encode the images with. Train one in a step before "
+                "it (train_vae: true), or give 'model.model_checkpoint'."
+            )
+            self.diagnostics.error(step.node, message)
+        side = max(SMALL_IMAGE, size)
+        captions = values.get("sample_captions")
+        prompts = [{"prompt": caption} for caption in captions.value] if captions is not None else []
+        drawn = {"samples": prompts, "width": side, "height": side, "sample_steps": 50}
+        if not step.get("cfg_dropout_prob"):
+            drawn["guidance_scale"] = 1.0  # without dropped captions there is nothing to guide away from
+        process = {
+            "type": "flow_trainer",
+            "model": {**model, "text_encoder": text},
+            "sample": self._sample(step, drawn) if prompts else None,
+        }
+        if step.trains_vae:
+            process["autoencoder"] = {
+                "train": "all",
+                "spade": step.values.get("train_spade"),
+                "losses": self._losses(step),
+                "discriminator": self._discriminator(step),
+                "config": None if start.vae else self._size(step),
+            }
+        return process
+
+    def _size(self, step: _Step) -> dict[str, Any]:
+        """Arguments of an AutoencoderKL; of small images with a level less."""
+        arguments = sized(step.get("vae_dim", 128))
+        if step.get("img_size", 1024) >= SMALL_IMAGE:
+            return arguments
+        of_levels = ("block_out_channels", "down_block_types", "up_block_types")
+        return {key: value[1:] if key in of_levels else value for key, value in arguments.items()}
+
+    @staticmethod
+    def _freezes_encoder(step: _Step) -> bool:
+        node = step.values.get("freeze")
+        return node is not None and "compressor" in [item.value for item in node.value]
+
+    def _losses(self, step: _Step) -> dict[str, Any]:
+        values = step.values
+        pixels: dict[str, Any] = {
+            "reconstruction": None,
+            "mse": values.get("mse_weight"),
+            "contrast": values.get("contrast_weight"),
+            "color": values.get("color_weight"),
+            "histogram": values.get("histogram_weight"),
+        }
+        kl: dict[str, Any] = {
+            "kl": values.get("kl_beta"),
+            "kl_warmup_steps": values.get("kl_warmup_steps"),
+            "kl_free_bits": values.get("kl_free_bits"),
+            "kl_reduction": values.get("kl_reduction"),
+        }
+        if step.only_adversarial:
+            pixels = dict.fromkeys(pixels, 0)
+            kl = kl if "kl_beta" in step.own else {"kl": 0}
+        elif step.on("use_lpips"):
+            switch = values["use_lpips"]
+            pixels["lpips"] = values.get("lambda_lpips", _at(switch, 0.1))
+            pixels["lpips_backbone"] = values.get("lpips_backbone", _at(switch, os.path.expanduser(LPIPS_BACKBONE)))
+        adversarial = {"adversarial": values.get("lambda_adv")} if step.adversarial else {}
+        return {**pixels, **kl, **adversarial}
+
+    def _discriminator(self, step: _Step) -> dict[str, Any] | None:
+        if not step.adversarial:
+            return None
+        values, width = step.values, step.get("feature_maps_dim_disc", 8)
+        return {
+            "channels": _at(values.get("feature_maps_dim_disc", step.node), 4 * width),
+            "layers": 3 if step.get("img_size", 1024) >= SMALL_IMAGE else 2,
+            "r1_gamma": values.get("r1_gamma"),
+            "r1_interval": values.get("r1_interval"),
+            "instance_noise": values.get("instance_noise_std"),
+            "instance_noise_decay": values.get("instance_noise_decay"),
+        }
+
+    def _sample(self, step: _Step, drawn: dict[str, Any]) -> dict[str, Any] | None:
+        """`sample`, at each save or at each so many of them; none where none are wanted."""
+        every = step.get("samples_per_checkpoint", 1)
+        if not every:
+            return None
+        saves = self._steps_of(step, "checkpoint_save_interval")
+        interval = saves and _at(saves, saves.value * every)
+        return {**drawn, "sample_every": interval, "sample_at_first": False, "format": "png"}
+
+
+RANDOM_TEXT_ENCODER = {
+    "hidden_size": 256,
+    "num_hidden_layers": 4,
+    "num_attention_heads": 4,
+    "intermediate_size": 1024,
+}
+"""Arguments of a BertModel with random weights: small, as it has the captions of one dataset to learn from."""
+
+
+def transformer_size(values: Mapping[str, ConfigNode]) -> dict[str, int]:
+    """Arguments of a transformer for `feature_maps_dim`: four times it is the width, an eighth of it the number of
+    layers, 4 to 16."""
+    node = values.get("feature_maps_dim")
+    dim = 128 if node is None else int(node.value)
+    width = max(32, 4 * dim // 8 * 8)
+    head = next(size for size in (64, 32, 16, 8) if width % size == 0)
+    layers = min(16, max(4, dim // 8))
+    return {"num_layers": layers, "num_attention_heads": width // head, "attention_head_dim": head}
+
+
+def checkpoint_folder(path: Path) -> tuple[Path | None, str]:
+    """The folder with the model that a checkpoint of the guide's name leads to, or why there is none."""
+    if path.is_dir():
+        parts = (path / CONFIG, path / PART / CONFIG, path / "model_index.json")
+        return (path, "") if any(part.is_file() for part in parts) else (None, "is not the folder of a model.")
+    if not path.is_file():
+        return None, f"does not exist (working directory: {Path.cwd()})."
+    try:
+        with path.open("rb") as file:
+            header = read_header(file)
+    except (OSError, ValueError) as error:
+        return None, f"is no safetensors file ({error})."
+    said = header.get(METADATA, {}).get(FLUXFLOW_PARTS)
+    if said is None:
+        names = {name.partition(".")[0] for name in header if name != METADATA}
+        theirs = sorted(names & {"compressor", "expander", "flow_processor", "diffuser", "text_encoder", "D_img"})
+        if theirs:
+            held = ", ".join(theirs)
+            return None, f"holds weights of FluxFlow's own architecture ({held}), which is another: train them anew."
+        return None, "was not written by a step of this program: give the folder of a model."
+    folder = path.parent / str(json.loads(said)["folder"])
+    if not folder.is_dir():
+        return None, f"belongs to the folder '{folder}', which is not there: restore it, or give a folder."
+    return folder, ""
+
+
+# ------------------------------------------------------------ nodes
+
+
+def _at(node: ConfigNode, value: Any) -> ConfigNode:
+    """Another value at a node's place."""
+    return replace(node, value=value, text=str(value), plain=True, written=None)
+
+
+def _made(place: ConfigNode, value: Any) -> ConfigNode:
+    """A value that the file does not have, at the place of what it belongs to."""
+    return ConfigNode(value, place.path, place.key_at, place.value_at, str(value), plain=True)
+
+
+def _tree(data: Any, place: ConfigNode) -> ConfigNode:
+    """Plain data with nodes in it as nodes; entries that are None are left out."""
+    if isinstance(data, ConfigNode):
+        return data
+    if isinstance(data, Mapping):
+        return _made(place, {key: _tree(value, place) for key, value in data.items() if value is not None})
+    if isinstance(data, list | tuple):
+        return _made(place, [_tree(value, place) for value in data])
+    return _made(place, data)
+
+
+def _number(value: Any) -> int | float | None:
+    """A number, also one in quotes; None for anything else."""
+    if isinstance(value, str) and scalar_kind(value.strip()) in ("int", "float"):
+        value = scalar_value(value.strip())
+    return value if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def output_paths(root: ConfigNode) -> Iterator[ConfigNode]:
+    """Where a file of the guide's shape says where results go."""
+    for section in (TRAINING, OUTPUT):
+        node, rest = root.find((section, "output_path"))
+        if not rest:
+            yield node
+
+
+def _places(key: str) -> str:
+    """Where a key of the guide belongs; empty for one that it does not have."""
+    places = KEYS[key].places if key in KEYS else ()
+    named = [f"'{TRAINING}.pipeline.steps[]'" if place == STEPS else repr(place) for place in places]
+    return " or ".join(named)

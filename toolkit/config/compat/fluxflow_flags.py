@@ -1,0 +1,72 @@
+"""The flags of FluxFlow's guide as nodes in their places of a file of its shape."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation, dotted
+from toolkit.config.yaml_reader import scalar_value
+from toolkit.fluxflow_keys import KEYS, SECTIONS, TRAINING
+
+COMMAND_LINE = "command line"
+"""Stands for the name of a file."""
+
+
+def with_flags(root: ConfigNode | None, flags: Mapping[str, Sequence[str]], diagnostics: Diagnostics) -> ConfigNode:
+    """The root with the flags in their places; None: a root made of them alone.
+
+    A flag goes before every place of the file that has its key, which one warning tells. Switches of what is trained
+    do not go together with a pipeline.
+    """
+    nowhere = ConfigNode({}, (), *(SourceLocation(0, 0, COMMAND_LINE),) * 2)
+    root = root or replace(nowhere, value={TRAINING: replace(nowhere, path=(TRAINING,))})
+    pipeline = root.find((TRAINING, "pipeline"))[0].path == (TRAINING, "pipeline")
+    for name, texts in flags.items():
+        node = _flag(name, texts, nowhere, diagnostics)
+        place = KEYS[name].places[0]
+        if pipeline and name.startswith(("train_", "gan_", "freeze_")) and name != "training_steps":
+            diagnostics.error(node, "cannot be combined with a pipeline: each of its steps says what it trains.")
+            continue
+        root, replaced = _without(root, name)
+        if replaced:
+            where = " and ".join(dotted(path) for path in replaced)
+            diagnostics.warn(node, f"replaces {where} of the file.")
+            place = str(replaced[0][0])
+        section = root.value.get(place)
+        inside = section.value if section is not None and isinstance(section.value, dict) else {}
+        section = replace(section or nowhere, value={**inside, name: node}, path=(place,))
+        root = replace(root, value={**root.value, place: section})
+    return root
+
+
+def _flag(name: str, texts: Sequence[str], nowhere: ConfigNode, diagnostics: Diagnostics) -> ConfigNode:
+    kind, path = KEYS[name].kind, (f"--{name}",)
+    node = replace(nowhere, path=path)
+    if kind == "texts":
+        return replace(node, value=[replace(node, value=text, text=text) for text in texts])
+    text = texts[0] if texts else "true"
+    read = scalar_value(text) if kind in ("whole", "number", "switch") else text
+    return replace(node, value=read, text=text, plain=True)
+
+
+def _without(node: ConfigNode, key: str) -> tuple[ConfigNode, list[KeyPath]]:
+    """The tree without a key of the sections and steps, and where it was."""
+    found: list[KeyPath] = []
+
+    def cut(node: ConfigNode, depth: int) -> ConfigNode:
+        if isinstance(node.value, list):
+            return replace(node, value=[cut(item, depth) for item in node.value])
+        if not isinstance(node.value, dict):
+            return node
+        kept = {}
+        for name, child in node.value.items():
+            if name == key and depth:
+                found.append(child.path)
+            elif name in (*SECTIONS, "pipeline", "steps", "defaults"):
+                kept[name] = cut(child, depth + 1)
+            else:
+                kept[name] = child
+        return replace(node, value=kept)
+
+    return cut(node, 0), found

@@ -1,0 +1,123 @@
+"""What FluxFlow's training guide names, written beside our files into the folder of the job: weights as one file,
+metrics, samples, and the place and rates of the training as JSON."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+from toolkit.files import append_json_line, atomic_write, os_error_as_run_error, write_json
+from toolkit.interfaces import StepResult
+from toolkit.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, SAMPLE_FILE, SAMPLES, utc_now
+from toolkit.safetensors_io import merge_files
+from toolkit.train.callbacks.metrics import truncate_after_step
+from toolkit.train.run import Callback, Run
+
+STATE = "training_state.json"
+GRAPH = "graph"
+_WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
+"""Beginnings of the names of a part's main file; others get theirs before their tensors' names."""
+
+
+class FluxflowFiles(Callback):
+    """Comes before the other callbacks; `event` has to hear of saves and samples (`Reporting.event`)."""
+
+    def __init__(self, place: str) -> None:
+        """place: step, last or only, as `save.fluxflow_files`."""
+        self.place = place
+        self._rates: dict[int, dict[str, float]] = {}
+
+    def on_start(self, run: Run) -> None:
+        self._run = run
+        self.folder = run.folder.parent
+        name = "training_metrics.jsonl" if self.place == "only" else f"training_metrics_{run.name}.jsonl"
+        path = self.folder / GRAPH / name
+        with os_error_as_run_error(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            truncate_after_step(path, run.state.step)
+            self._file = path.open("a", encoding="utf-8", newline="\n")
+
+    def on_metrics(self, run: Run, result: StepResult) -> None:
+        rates = {name: rate for name, rate in result.lr_by_group.items() if name in run.roles}
+        self._rates[result.step] = rates or dict.fromkeys(run.roles, result.lr)
+        values = {name: value if math.isfinite(value) else None for name, value in result.logged().items()}
+        line = {
+            "step": result.step,
+            "epoch": result.epoch,
+            "batch": batch_of(run, result.step, result.epoch),
+            "time": utc_now(),
+            "seconds": round(result.step_s, 6),
+            "eta_s": round(result.step_s * (run.steps - result.step), 1),
+            **values,
+        }
+        append_json_line(self._file, line)
+
+    def event(self, name: str, **details: Any) -> None:
+        """Hears of a save, once its files are there, and of samples."""
+        if name == "sample":
+            self._link_samples(details["step"], details["epoch"], details["files"])
+        elif name == "save":
+            self._write_state(details["step"], details["epoch"])
+            if self._run.name in details["files"]:
+                self._write_weights(details["step"])
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        self._file.close()
+
+    def on_error(self, run: Run, error: BaseException) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+    def _link_samples(self, step: int, epoch: int, files: list[str]) -> None:
+        batch = batch_of(self._run, step, epoch)
+        for name in files:
+            found = SAMPLE_FILE.fullmatch(name)
+            index = f"_{found['index']}" if found and len(files) > 1 else ""
+            target = f"sample_{self._run.name}_epoch_{epoch}_batch_{batch}{index}{Path(name).suffix}"
+            link(self._run.folder / SAMPLES / name, self.folder / SAMPLES / target)
+
+    def _write_state(self, step: int, epoch: int) -> None:
+        place = {"epoch": epoch, "batch": batch_of(self._run, step, epoch), "global_step": step}
+        write_json(self.folder / STATE, {"step_name": self._run.name, **place})
+        if step in self._rates:
+            write_json(self.folder / FLUXFLOW_LEARNING_RATES, self._rates[step])
+        self._rates = {number: rates for number, rates in self._rates.items() if number > step}
+
+    def _write_weights(self, step: int) -> None:
+        name, folder = self._run.name, self._run.folder / self._run.name
+        path = self.folder / f"flxflow_step_{name}_final.safetensors"
+        files = dict(sorted((file, prefix_of(file.relative_to(folder))) for file in folder.rglob("*.safetensors")))
+        parts = sorted({prefix.partition(".")[0] for prefix in files.values()})
+        said = {"folder": folder.relative_to(self.folder).as_posix(), "parts": parts}
+        metadata = {"format": "pt", FLUXFLOW_PARTS: json.dumps(said), "step": str(step)}
+        with os_error_as_run_error(path), atomic_write(path) as temporary:
+            merge_files(files, temporary, metadata)
+        if self.place != "step":
+            link(path, self.folder / "flxflow_final.safetensors")
+
+
+def batch_of(run: Run, step: int, epoch: int) -> int:
+    """Batches of the epoch that are done after an optimizer step; of all, where an epoch's length is not known."""
+    return step * run.grad_accum_steps - epoch * run.batches_per_epoch
+
+
+def prefix_of(file: Path) -> str:
+    """What stands before the names of the tensors of a file in a model's folder: its part, and its own name unless it
+    is the part's main file. file: relative to the folder; in an autoencoder's own folder the main part is `vae`."""
+    part = file.parts[0] if len(file.parts) > 1 else ""
+    if file.stem.startswith(_WEIGHTS):
+        return f"{part or 'vae'}."
+    return f"{part}.{file.stem}.".lstrip(".")
+
+
+def link(source: Path, target: Path) -> None:
+    """Another name for a file; a copy where the disk has no links."""
+    with os_error_as_run_error(target), atomic_write(target, durable=False) as temporary:
+        try:
+            os.link(source, temporary)
+        except OSError:
+            shutil.copyfile(source, temporary)
