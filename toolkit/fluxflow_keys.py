@@ -60,7 +60,7 @@ KEYS: dict[str, Key] = {
     "webdataset_image_key": Key("texts", (DATA,), "`datasets[].webdataset.image_key`", default="png; of TTI-2M jpg"),
     "webdataset_label_key": Key("text", (DATA,), "`datasets[].webdataset.label_key`", default="json"),
     "webdataset_caption_key": Key("text", (DATA,), "`datasets[].webdataset.caption_key`", default="prompt"),
-    "webdataset_size": Key("whole", (DATA,), "`datasets[].webdataset.samples`", 0),
+    "webdataset_size": Key("whole", (DATA,), "`datasets[].webdataset.samples`", 1, 10**12, default=10_000),
     "use_tt2m": Key("switch", (DATA,), "`use_webdataset`, with a warning"),
     "tt2m_token": Key("text", (DATA,), "`webdataset_token`, with a warning"),
     "img_size": Key("whole", (DATA, MODEL, *_STEP), "`datasets[].resolution`", 32, 16_384, default=1024),
@@ -74,7 +74,9 @@ KEYS: dict[str, Key] = {
     "feature_maps_dim": Key("whole", (MODEL,), "`model.transformer.config`, see below", 8, 4096, default=128),
     "feature_maps_dim_disc": Key("whole", (MODEL,), "`discriminator.channels`, four times it", 1, 1024, default=8),
     "pretrained_bert_model": Key("text", (MODEL,), "`model.text_encoder.name_or_path`"),
-    "tokenizer_name": Key("text", (MODEL, DATA, TRAINING), "`model.text_encoder.tokenizer`"),
+    "tokenizer_name": Key(
+        "text", (MODEL, DATA, TRAINING), "`model.text_encoder.tokenizer`, with `pretrained_bert_model`"
+    ),
     # how long, how fast
     "n_epochs": Key("whole", _STEP, "`train.epochs`", 1, 999_999_999, default=1),
     "max_steps": Key("whole", _STEP, "`train.step_limit`, in batches of the whole step", 1, 999_999_999),
@@ -122,7 +124,7 @@ KEYS: dict[str, Key] = {
     "sample_captions": Key("texts", (*_OUT, DATA), "`sample.samples[].prompt`"),
     "test_image_address": Key("texts", (*_OUT, DATA), "`sample.images`"),
     "log_interval": Key("whole", _OUT, "`logging.log_every`, in batches", 0, 999_999_999),
-    "generate_diagrams": Key("switch", _OUT, "no key: diagrams are drawn from the folder of a run", default=False),
+    "generate_diagrams": Key("switch", _OUT, "`logging.diagrams`", default=False),
     # what only a file can say
     "optimizers": Key("mapping", _STEP, "`optimizers`"),
     "schedulers": Key("mapping", _STEP, "`optimizers.<role>.lr_scheduler` and `lr_scheduler_params`"),

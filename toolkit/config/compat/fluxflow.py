@@ -54,6 +54,9 @@ DEFAULT_OUTPUT, DEFAULT_STEP, DEFAULT_LR = "outputs/flux", "train", 5e-7
 DEFAULT_SHARDS = "hf://datasets/jackyhate/text-to-image-2M/data_512_2M/*.tar"
 """The set TTI-2M."""
 
+GUESSED_SIZE = 10_000
+"""Samples of a stream, as FluxFlow takes it where it is not said."""
+
 LPIPS_BACKBONE = "~/.cache/torch/hub/checkpoints/vgg16-397923af.pth"
 OWN_FOLDERS = ("graph", "samples", "_cache")
 """Names of the guide's folders beside those of the steps."""
@@ -416,8 +419,17 @@ class _Reader:
             "label_key": values.get("webdataset_label_key", "json"),
             "caption_key": values.get("webdataset_caption_key", "prompt"),
             "token": values.get("webdataset_token"),
-            "samples": values.get("webdataset_size"),
+            "samples": self._samples(values),
         }
+
+    def _samples(self, values: Level) -> Any:
+        """The length of an epoch; FluxFlow's guess where a step needs one and the file has none."""
+        if "webdataset_size" in values or ("max_steps" in values and "n_epochs" not in values):
+            return values.get("webdataset_size")
+        at = values.get("webdataset_url") or values.get("use_webdataset")
+        note = f"an epoch is counted as {GUESSED_SIZE:,} samples. Give 'webdataset_size', or 'max_steps' instead of it."
+        self.diagnostics.warn(at or self.root, note)
+        return GUESSED_SIZE
 
     # ------------------------------------------------------------ start
 
@@ -479,13 +491,14 @@ class _Reader:
             "train": self._train(step),
             "optimizers": self._optimizers(step),
             "save": {"save_every": self._steps_of(step, "checkpoint_save_interval"), "fluxflow_files": place},
-            "logging": {"log_every": self._steps_of(step, "log_interval")},
+            "logging": {
+                "log_every": self._steps_of(step, "log_interval"),
+                "diagrams": step.values.get("generate_diagrams"),
+            },
             "stop_when": self._stop(step),
             "datasets": [step.dataset],
         }
         folder = f"{parent.value}/[name]/{step.name.value}/{step.name.value}"
-        if step.on("generate_diagrams"):
-            self.diagnostics.warn(step.values["generate_diagrams"], "has no effect: draw them from a run's folder.")
         if step.only_adversarial and not step.on("train_vae"):
             self.diagnostics.warn(
                 step.values["gan_training"],
@@ -584,8 +597,7 @@ class _Reader:
             model["name_or_path"] = start.vae
         else:
             model |= {"class_name": "AutoencoderKL", "config": self._size(step)}
-        if step.on("train_spade"):
-            model["spade"] = step.values["train_spade"]
+        model["spade"] = step.values.get("train_spade")
         if self._freezes_encoder(step):
             model["train"] = _at(step.values["freeze"], "decoder")
         elif start.flow:
@@ -608,12 +620,15 @@ class _Reader:
             model["name_or_path"] = start.flow
         else:
             model["transformer"] = {"class_name": "SD3Transformer2DModel", "config": transformer_size(values)}
-            text |= {
-                "name_or_path": values.get("pretrained_bert_model"),
-                "tokenizer": values.get("tokenizer_name"),
-                "config": None if "pretrained_bert_model" in values else dict(RANDOM_TEXT_ENCODER),
-                "projection_dim": values.get("text_embedding_dim", 1024),
-            }
+            text["projection_dim"] = values.get("text_embedding_dim", 1024)
+            pretrained, tokenizer = values.get("pretrained_bert_model"), values.get("tokenizer_name")
+            if pretrained is not None:
+                text |= {"name_or_path": pretrained, "tokenizer": tokenizer}
+            else:
+                text["config"] = dict(RANDOM_TEXT_ENCODER)
+            if pretrained is None and tokenizer is not None:
+                note = "has no effect without 'pretrained_bert_model': random weights get a tokenizer of the captions."
+                self.diagnostics.warn(tokenizer, note)
         if start.vae and (not start.flow or start.vae_is_newer):
             model["vae"] = start.vae
         elif not start.vae and not step.trains_vae:

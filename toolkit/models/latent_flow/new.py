@@ -9,7 +9,7 @@ from typing import Any
 import diffusers
 from torch import Tensor, nn
 
-from toolkit.config.autoencoder import latent_channels
+from toolkit.config.autoencoder import SPADE_FILE, latent_channels
 from toolkit.config.model_files import INDEX
 from toolkit.errors import RunError
 from toolkit.files import write_json
@@ -95,8 +95,9 @@ def write_projection(folder: Path, outputs: int, seed: int) -> None:
 
 
 def place_autoencoder(folder: Path, source: Path) -> None:
-    """Writes `vae/`: an autoencoder's own files; a discriminator that stands beside them stays there."""
-    for file in [source / "config.json", *sorted(source.glob("diffusion_pytorch_model*"))]:
+    """Writes `vae/`: an autoencoder's own files and its SPADE; a discriminator that stands beside them stays there."""
+    spade = [file for file in [source / SPADE_FILE] if file.is_file()]
+    for file in [source / "config.json", *sorted(source.glob("diffusion_pytorch_model*")), *spade]:
         place_file(file, folder / "vae" / file.name)
 
 

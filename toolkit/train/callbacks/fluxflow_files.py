@@ -15,10 +15,10 @@ from toolkit.interfaces import StepResult
 from toolkit.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, SAMPLE_FILE, SAMPLES, utc_now
 from toolkit.safetensors_io import merge_files
 from toolkit.train.callbacks.metrics import truncate_after_step
+from toolkit.train.diagrams import GRAPH
 from toolkit.train.run import Callback, Run
 
 STATE = "training_state.json"
-GRAPH = "graph"
 _WEIGHTS = ("diffusion_pytorch_model", "model", "pytorch_model")
 """Beginnings of the names of a part's main file; others get theirs before their tensors' names."""
 
@@ -34,12 +34,12 @@ class FluxflowFiles(Callback):
     def on_start(self, run: Run) -> None:
         self._run = run
         self.folder = run.folder.parent
-        name = "training_metrics.jsonl" if self.place == "only" else f"training_metrics_{run.name}.jsonl"
-        path = self.folder / GRAPH / name
+        path = self.folder / GRAPH / f"training_metrics_{run.name}.jsonl"
         with os_error_as_run_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)
             truncate_after_step(path, run.state.step)
             self._file = path.open("a", encoding="utf-8", newline="\n")
+        self._name_metrics()
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         rates = {name: rate for name, rate in result.lr_by_group.items() if name in run.roles}
@@ -67,10 +67,17 @@ class FluxflowFiles(Callback):
 
     def on_end(self, run: Run, finished: bool) -> None:
         self._file.close()
+        self._name_metrics()
 
     def on_error(self, run: Run, error: BaseException) -> None:
         if hasattr(self, "_file"):
             self._file.close()
+
+    def _name_metrics(self) -> None:
+        """Of a single step the file has a second name; where that is a copy, it is up to date at the end."""
+        if self.place == "only":
+            path = Path(self._file.name)
+            link(path, path.with_name("training_metrics.jsonl"))
 
     def _link_samples(self, step: int, epoch: int, files: list[str]) -> None:
         batch = batch_of(self._run, step, epoch)

@@ -21,6 +21,7 @@ from toolkit.train.callbacks.status import ControlFilesCallback, StatusCallback,
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Measure, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
+from toolkit.train.diagrams import GRAPH
 from toolkit.train.run import Callback, Interval, Run
 
 Event = Callable[..., None]
@@ -68,7 +69,7 @@ class Reporting:
             name = f"{folder.parent.name}/{folder.name}" if section.name else folder.name
             tracking = (TrackerCallback(section.logging, name, folder),)
         if section.logging.diagrams:
-            tracking = (*tracking, DiagramsCallback(folder))
+            tracking = (*tracking, DiagramsCallback(folder, *_guides_graph(section, folder)))
         events = EventLog(folder / EVENTS)
         return cls(tracking, _fan_out([events.add, *(callback.event for callback in tracking)]), status)
 
@@ -111,6 +112,14 @@ def standard_callbacks(
         WatchdogCallback(),
     ]
     return callbacks
+
+
+def _guides_graph(section: TrainerConfig, folder: Path) -> tuple[Path | None, str]:
+    """Where FluxFlow's guide has the diagrams of a process, and the end of their names; None: in its own folder."""
+    place = section.save.fluxflow_files
+    if place == "none":
+        return None, ""
+    return folder.parent / GRAPH, "" if place == "only" else f"_{folder.name}"
 
 
 def log_of(callbacks: Iterable[Callback]) -> Callable[[int, dict[str, float]], None]:

@@ -106,6 +106,7 @@ def test_an_autoencoder_step(read) -> None:
             "down_block_types": ["DownEncoderBlock2D"] * 3,
             "up_block_types": ["UpDecoderBlock2D"] * 3,
         },
+        "spade": False,
     }
     assert first["train"] == {
         "batch_size": 4,
@@ -143,7 +144,7 @@ def test_a_flow_step(read) -> None:
             "class_name": "SD3Transformer2DModel",
             "config": {"num_layers": 4, "num_attention_heads": 1, "attention_head_dim": 32},
         },
-        "text_encoder": {"train": True, "config": fluxflow.RANDOM_TEXT_ENCODER, "projection_dim": 32},
+        "text_encoder": {"train": True, "projection_dim": 32, "config": fluxflow.RANDOM_TEXT_ENCODER},
     }
     assert [sample["prompt"] for sample in third["sample"]["samples"]] == [
         "a photo of a cat sitting on a couch",
@@ -298,7 +299,7 @@ def test_shards_instead_of_a_folder(read) -> None:
     (dataset,) = read(step("train_vae: true", "lr: 1e-5", data=data)).steps[0]["datasets"]
     assert dataset == {
         "url": ["hf://datasets/a/b/*.tar"],
-        "webdataset": {"image_key": ["png"], "label_key": "json", "caption_key": "caption"},
+        "webdataset": {"image_key": ["png"], "label_key": "json", "caption_key": "caption", "samples": 10_000},
         "resolution": 1024,
         "num_workers": 1,
     }
@@ -312,10 +313,28 @@ def test_the_default_set_has_its_own_keys(switch: str, read) -> None:
     assert dataset["webdataset"]["image_key"] == ["jpg"]
     old = "tt2m" in switch
     assert dataset["webdataset"].get("token") == ("hf_abc" if old else None)
-    assert [line.split(": ", 1)[1] for line in found.warnings] == (
-        ["data.use_tt2m: is an old name. Write 'use_webdataset'.",
-         "data.tt2m_token: is an old name. Write 'webdataset_token'."] if old else []
-    )  # fmt: skip
+    told = [line.split(": ", 1)[1] for line in found.warnings]
+    assert sum("an epoch is counted as 10,000 samples" in line for line in told) == 1
+    renamed = {
+        "data.use_tt2m: is an old name. Write 'use_webdataset'.",
+        "data.tt2m_token: is an old name. Write 'webdataset_token'.",
+    }
+    assert (renamed <= set(told)) is old
+
+
+def test_the_length_of_a_stream_is_asked_for_only_where_it_matters(read) -> None:
+    known = read(step("train_vae: true", "lr: 1e-5", data="{use_webdataset: true, webdataset_size: 77}"))
+    assert known.steps[0]["datasets"][0]["webdataset"]["samples"] == 77
+    limited = read(step("train_vae: true", "lr: 1e-5", "max_steps: 9", data="{use_webdataset: true}"))
+    assert "samples" not in limited.steps[0]["datasets"][0]["webdataset"]
+    assert not known.warnings and not limited.warnings
+
+
+def test_a_tokenizer_goes_with_a_pretrained_text_encoder(read) -> None:
+    text = step("train_vae: true", "train_diff: true", "lr: 1e-5", model="{tokenizer_name: distilbert-base-uncased}")
+    found = read(text)
+    assert "tokenizer" not in found.steps[0]["model"]["text_encoder"]
+    assert "tokenizer_name: has no effect without 'pretrained_bert_model'" in found.warnings[0]
 
 
 def test_each_step_may_have_a_dataset_of_its_own(read) -> None:
