@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import io
 import json
 import random
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 from PIL import Image
@@ -354,6 +356,25 @@ def short(text: str, steps: int = 2) -> str:
     limited = re.sub(r"^(\s+- name: \S+)$", rf"\1\n        max_steps: {steps}", text, flags=re.MULTILINE)
     limited = re.sub(r"- \{name: (\w+),", rf"- {{name: \1, max_steps: {steps},", limited)
     return limited if "steps:" in text else limited.replace("training:\n", f"training:\n  max_steps: {steps}\n")
+
+
+def write_shards(folder: Path) -> None:
+    """Two shards in the layout of WebDataset with three pictures each, as jpg and png, and JSON with two captions.
+
+    folder: one with the pictures of `write_data`.
+    """
+    (folder / "shards").mkdir()
+    for shard in range(2):
+        with tarfile.open(folder / "shards" / f"dataset_{shard}.tar", "w") as tar:
+            for index in range(3 * shard, 3 * shard + 3):
+                picture = folder / "images" / f"image{index}.png"
+                jpg = io.BytesIO()
+                Image.open(picture).save(jpg, "JPEG")
+                label = json.dumps({"prompt": f"prompt {index}", "caption": f"caption {index}"}).encode()
+                for ending, data in {"png": picture.read_bytes(), "jpg": jpg.getvalue(), "json": label}.items():
+                    member = tarfile.TarInfo(f"{index:06d}.{ending}")
+                    member.size = len(data)
+                    tar.addfile(member, io.BytesIO(data))
 
 
 def write_data(folder: Path) -> None:

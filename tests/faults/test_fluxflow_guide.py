@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +17,7 @@ import run as command_line
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
 from tests import fluxflow_guide as guide
+from tests.conftest import ROOT, child_environment
 from toolkit.config import JobConfig, load_job
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
@@ -103,6 +107,31 @@ def test_every_command_trains_two_batches(command: str, workplace: Path) -> None
     train(read_command(command, "--max_steps", "8" if "training_steps" in command else "2"))
     out = next((workplace / "outputs").glob("[!_]*"))
     assert (out / "flxflow_final.safetensors").is_file()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", cases(guide.STREAM_COMMANDS))
+def test_every_command_on_a_stream_trains_two_batches(command: str, workplace: Path) -> None:
+    guide.write_shards(workplace)
+    local = command.replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
+    if "webdataset_url" not in local:
+        local += " --webdataset_url shards/*.tar"
+    train(read_command(local, "--max_steps", "2", "--seed", "3"))
+    out = next((workplace / "outputs").glob("[!_]*"))
+    assert (out / "flxflow_final.safetensors").is_file()
+    tokens = ("hf_your_actual_token", "hf_token")
+    files = [path for path in workplace.rglob("*") if path.is_file() and path.suffix in (".yaml", ".json", ".txt")]
+    assert [path for path in files if any(token in path.read_text(encoding="utf-8") for token in tokens)] == []
+
+
+def test_a_command_on_a_stream_is_planned(workplace: Path) -> None:
+    guide.write_shards(workplace)
+    command = guide.STREAM_COMMANDS["another set"].replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
+    config = read_command(command)
+    assert plan_job(config).processes[0].optimizer_steps == 10 * 10_000 // 2
+    assert "an epoch is counted as 10,000 samples" in "".join(config.warnings)
+    (dataset,) = config.processes[0].section.datasets
+    assert (dataset.webdataset.image_key, dataset.webdataset.caption_key) == (("png",), "caption")
 
 
 @pytest.fixture
@@ -219,6 +248,47 @@ def test_a_token_of_the_command_line_is_in_no_file(workplace: Path) -> None:
     files = [path for path in workplace.rglob("*") if path.is_file()]
     assert [path for path in files if secret.encode() in path.read_bytes()] == []
     assert "<redacted>" in (workplace / "outputs/quick_test/train/config.yaml").read_text(encoding="utf-8")
+
+
+def kill_when(folder: Path, metrics: Path, lines: int) -> bool:
+    """Starts the file in a folder and kills it once a metrics file has so many lines; whether it was killed."""
+    command = [sys.executable, str(ROOT / "run.py"), "config.yaml"]
+    with (folder / "output.txt").open("a") as output:
+        child = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=child_environment())
+    while child.poll() is None:
+        if metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) >= lines:
+            child.kill()
+            return child.wait() < 0
+        time.sleep(0.02)
+    return False
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("text", cases({"complete": guide.FILES["complete"]}))
+def test_the_complete_example_killed_twice_leaves_the_same_bytes(text: str, tmp_path: Path) -> None:
+    text = guide.short(text, 12).replace("checkpoint_save_interval: 100", "checkpoint_save_interval: 2\n  seed: 7")
+    folders = [tmp_path / "whole", tmp_path / "killed"]
+    for folder in folders:
+        folder.mkdir()
+        guide.write_data(folder)
+        (folder / "config.yaml").write_text(text, encoding="utf-8")
+    whole, killed = folders
+    graph = killed / "outputs" / "full_pipeline" / "graph"
+    assert kill_when(killed, graph / "training_metrics_vae_spade_gan.jsonl", 5)
+    assert kill_when(killed, graph / "training_metrics_flow_training.jsonl", 5)
+    for folder in folders:
+        command = [sys.executable, str(ROOT / "run.py"), "config.yaml"]
+        subprocess.run(command, cwd=folder, check=True, capture_output=True, env=child_environment())
+    for path in sorted(whole.rglob("flxflow_*.safetensors")):
+        expected, found = load_file(path), load_file(killed / path.relative_to(whole))
+        assert expected.keys() == found.keys()
+        assert all(torch.equal(expected[name], found[name]) for name in expected), path.name
+    for path in sorted((whole / "outputs" / "full_pipeline" / "graph").iterdir()):
+        rows = [
+            [(row["step"], row["loss"]) for row in map(json.loads, file.read_text(encoding="utf-8").splitlines())]
+            for file in (path, graph / path.name)
+        ]
+        assert rows[0] == rows[1]
 
 
 # ------------------------------------------------------------ the guide's table of troubles
