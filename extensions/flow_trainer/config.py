@@ -9,6 +9,15 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 from pydantic import Field
 
 from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.autoencoder_losses import (
+    DISCRIMINATOR,
+    VAE,
+    DiscriminatorConfig,
+    LossesConfig,
+    check_losses,
+    discriminator_params,
+    logged_losses,
+)
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases
@@ -219,6 +228,25 @@ def _yet_to_come(path: str, job: JobContext) -> bool:
     return bool(path) and AutoencoderConfig(name_or_path=path).is_yet_to_come(job)
 
 
+class AlongConfig(StrictModel):
+    """`autoencoder`: trains the autoencoder along with the flow model, on the same images. The scale of its latents
+    stays as it was."""
+
+    train: Annotated[Literal["all", "decoder"], *literal_with_aliases("all", "decoder")] = "all"
+    """What of it is trained. decoder: the latents stay what they are."""
+
+    spade: bool | None = None
+    """SPADE in the decoder: true adds it, false leaves out what the folder has. None: as the folder has it."""
+
+    losses: LossesConfig = Field(default_factory=LossesConfig)
+    """What is minimised."""
+
+    discriminator: DiscriminatorConfig | None = None
+    """Adversarial training; none without this section."""
+
+    on_resume: ClassVar = {"discriminator": "impossible", "train": "impossible", "spade": "impossible"}
+
+
 class FlowOptimizersConfig(StrictModel):
     """`optimizers`: what differs from `train` for one of the roles."""
 
@@ -227,6 +255,13 @@ class FlowOptimizersConfig(StrictModel):
 
     text_encoder: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
     """Of the text encoder, where it is trained. Its `lr`, where not given, is a tenth of the transformer's."""
+
+    vae: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the autoencoder, where it is trained along."""
+
+    discriminator: RoleOptimizerConfig = Field(default_factory=RoleOptimizerConfig)
+    """Of the discriminator. Its betas are (0, 0.9) and amsgrad is on where its optimizer is an AdamW and they are not
+    given."""
 
 
 class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
@@ -240,6 +275,9 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     optimizers: FlowOptimizersConfig = Field(default_factory=FlowOptimizersConfig)
     """Optimizer and learning rate of each role, where they differ from `train`."""
+
+    autoencoder: AlongConfig | None = None
+    """Trains the autoencoder along; without this section it is frozen."""
 
     train: TrainConfig = Field(default_factory=TrainConfig)
     """Length, optimizer, loss and precision."""
@@ -258,7 +296,9 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     def roles(self) -> tuple[str, ...]:
         """What is trained."""
-        return (FLOW, TEXT_ENCODER) if self.trains_text() else (FLOW,)
+        along = self.autoencoder
+        text = (TEXT_ENCODER,) if self.trains_text() else ()
+        return (FLOW, *text, *((VAE,) if along else ()), *((DISCRIMINATOR,) if along and along.discriminator else ()))
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The optimizer of a role: what its entry does not give comes from `train`."""
@@ -269,6 +309,8 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         given = own.model_fields_set
         if own.optimizer != self.train.optimizer and "optimizer" in given:
             shared["optimizer_params"] = {}  # those of `train` are of its optimizer
+        if role == DISCRIMINATOR:
+            shared["optimizer_params"] = discriminator_params(own, self.train.optimizer)
         return own.model_copy(update={name: value for name, value in shared.items() if name not in given})
 
     def sample_pictures(self) -> tuple[SamplePicture, ...]:
@@ -290,7 +332,9 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         roles = self.roles()
         kinds = ("loss", "grad_norm", "lr") if len(roles) > 1 else ()
         by_role = (f"{kind}/{role}" for role in roles for kind in kinds)
-        of_a_step = ("loss", LOSS_FLOW, "grad_norm", "lr", "t_mean", *by_role, *scaled)
+        along = self.autoencoder
+        of_vae = logged_losses(along.losses, along.discriminator) if along else ()
+        of_a_step = ("loss", LOSS_FLOW, "grad_norm", "lr", "t_mean", *by_role, *scaled, *of_vae)
         return (*of_a_step, *([LOSS] if levels else []), *map(loss_at, levels))
 
     # ------------------------------------------------------------ checks
@@ -300,8 +344,9 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         yield from super().check(job)
         yield from (Diagnostic(("model", *found.key), found.message) for found in self.model.check(job))
         yield from self._check_text()
+        yield from self._check_autoencoder()
         yield from self._check_train()
-        for role in (FLOW, TEXT_ENCODER):
+        for role in FlowOptimizersConfig.model_fields:
             for key, message in self.role_optimizer(role).errors():
                 if role in self.optimizers.model_fields_set:
                     yield Diagnostic(("optimizers", role, *key), message)
@@ -315,6 +360,18 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         if (name := self.display_name(job)) in RESERVED_NAMES:
             message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
             yield Diagnostic(("name",), message)
+
+    def _check_autoencoder(self) -> Iterator[Diagnostic]:
+        if along := self.autoencoder:
+            for found in check_losses(along.losses, along.discriminator, has_no_kl=False):
+                yield Diagnostic(("autoencoder", *found.key), found.message)
+            if self.validation and along.train == "all":
+                message = "measures on the latents as they were before, and 'autoencoder' changes them. Leave it out."
+                yield Diagnostic(("validation",), message)
+        for role in (VAE, DISCRIMINATOR):
+            if role in self.optimizers.model_fields_set and role not in self.roles():
+                section = "'autoencoder'" if role == VAE else "'autoencoder.discriminator'"
+                yield Diagnostic(("optimizers", role), f"needs the section {section}. Add it, or leave this out.")
 
     def _check_text(self) -> Iterator[Diagnostic]:
         text = self.model.text_encoder
@@ -337,8 +394,8 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
             yield Diagnostic(("train", "parallel"), "'fsdp' is not possible with a flow_trainer yet. Leave it out.")
         if self.train.full_bf16 and self.train.dtype != "bfloat16":
             yield Diagnostic(("train", "full_bf16"), "goes with 'dtype: bf16'.")
-        if self.train.fused_backward_pass and self.trains_text():
-            message = "is for one role, and the text encoder is trained too. Leave it out."
+        if self.train.fused_backward_pass and len(self.roles()) > 1:
+            message = f"is for one role, and here {' and '.join(self.roles())} are trained. Leave it out."
             yield Diagnostic(("train", "fused_backward_pass"), message)
 
     def warnings(self, job: JobContext) -> Iterable[Diagnostic]:
@@ -424,7 +481,11 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
                 yield f"Auto-created tokenizer from the captions, {text.max_tokens} tokens of each at most"
             if text.projection_dim:
                 yield f"Auto-created projection of the text embeddings to {text.projection_dim}"
-        yield f"Freezing vae ({model.vae or model.name_or_path})"
+        vae = model.vae or model.name_or_path
+        if along := self.autoencoder:
+            yield f"trained along: {'the decoder of ' if along.train == 'decoder' else ''}the autoencoder in {vae}"
+        else:
+            yield f"Freezing vae ({vae})"
         if not self.trains_text():
             random = ", random weights" if model.has_random_text() else ""
             yield f"Freezing text_encoder ({text.name_or_path or model.name_or_path or 'new'}{random})"

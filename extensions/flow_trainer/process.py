@@ -6,29 +6,34 @@ import logging
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from math import prod
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
 from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
+from extensions.flow_trainer.joint import JointLoader, JointStep
 from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
-from extensions.flow_trainer.writer import FlowWriter
+from extensions.flow_trainer.writer import Along, FlowWriter
 from jobs.process.trainer import Attached, Setup, Trainer
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.config.process import JobContext
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
 from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
+from toolkit.data.pixels import PixelLoader
 from toolkit.data.run_plan import RunPlan
 from toolkit.device import DTYPES, configure_cuda, pick_device
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
-from toolkit.interfaces import BatchSpec, BucketedSample, Network, StepLosses
+from toolkit.interfaces import BatchSpec, BucketedSample, Network, StepLosses, TrainStep
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
+from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.family import (
     FAMILY,
@@ -41,7 +46,10 @@ from toolkit.models.latent_flow.family import (
 from toolkit.models.latent_flow.model import LatentFlowModel
 from toolkit.models.latent_flow.new import refuse_transformer
 from toolkit.models.latent_flow.text import refuse_encoder
+from toolkit.models.perceptual import PerceptualDistance, load_perceptual
 from toolkit.networks.full import FullNetwork, modules_with_weights
+from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, trained_parameters
+from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.flow_step import FlowMatchingStep
@@ -88,6 +96,7 @@ class FlowAttached(Attached):
 
     networks: Mapping[str, FullNetwork]
     block_runner: BlockRunner
+    along: Along | None = None
 
 
 class FlowStep(FlowMatchingStep):
@@ -119,6 +128,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
 
     def refuse(self, data: FlowData, plan: RunPlan) -> None:
+        _ = self._perceptual  # its files are read before anything else
         self._refuse_parts()
         self._refuse_sizes(data)
         device = pick_device(self.section.device, quiet=True)
@@ -210,6 +220,8 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         section, stores = self.section, CacheStores(self.training_folder)
         if section.trains_text():
             model.train_text_encoder()
+        if section.autoencoder:
+            model.train_autoencoder(section.autoencoder.spade, setup.seed)
         if cut := model.count_cut({sample.caption for sample in setup.data.scanned[0].samples}):
             most = model.family.max_tokens
             captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
@@ -269,7 +281,45 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             model, setup.device, self._dtype, settings.checkpointing_level(), 0, settings.compile
         )
         roles = {role: self._role(setup, role, network) for role, network in networks.items()}
-        return FlowAttached(roles, networks, block_runner)
+        along = self._along(setup, model)
+        return FlowAttached(roles | self._roles_along(setup, along), networks, block_runner, along)
+
+    def _along(self, setup: Setup[FlowData], model: LatentFlowModel) -> Along | None:
+        """The autoencoder that is trained along, with its discriminator and LPIPS."""
+        if (settings := self.section.autoencoder) is None:
+            return None
+        autoencoder, adversary = model.autoencoder, None
+        autoencoder.module.train()
+        if settings.discriminator:
+            network = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers, setup.seed)
+            continue_discriminator(network, self.section.model.autoencoder().folder())
+            adversary = Adversary(network.to(setup.device), settings.discriminator)
+        perceptual = self._perceptual.to(setup.device) if self._perceptual else None
+        return Along(autoencoder, adversary, perceptual)
+
+    @cached_property
+    def _perceptual(self) -> PerceptualDistance | None:
+        """Of `autoencoder.losses.lpips`, loaded once."""
+        along = self.section.autoencoder
+        lpips = along and along.losses.lpips
+        return load_perceptual(Path(along.losses.lpips_backbone).expanduser()) if along and lpips else None
+
+    def _roles_along(self, setup: Setup[FlowData], along: Along | None) -> dict[str, Role]:
+        if along is None or self.section.autoencoder is None:
+            return {}
+        parameters = trained_parameters(along.autoencoder, self.section.autoencoder.train)
+        ema, steps, group = self.section.train.ema_config, setup.plan.optimizer_steps, self.process_group
+        roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, setup.seed, group, ema)}
+        if along.adversary:
+            network, own = along.adversary.network, self.section.role_optimizer(DISCRIMINATOR)
+            weights = dict(network.named_parameters())
+            role = build_role(own, weights, steps, setup.seed, group, after_step=network.after_step)
+            role.buffers = network.vectors()
+            roles[DISCRIMINATOR] = role
+        for name, role in roles.items():
+            role.every = self.section.role_optimizer(name).every
+            group.broadcast(list(role.parameters.values()))
+        return roles
 
     def _network(self, role: str, module: nn.Module) -> FullNetwork:
         network = FullNetwork(modules_with_weights(module), self._dtype)
@@ -298,7 +348,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         return role
 
     def weights_writer(self, setup: Setup[FlowData], attached: FlowAttached, reporting: Reporting) -> PrepareNetwork:
-        return FlowWriter(self._start, attached.networks, self.section.save).snapshot
+        return FlowWriter(self._start, attached.networks, self.section.save, attached.along).snapshot
 
     def validation(self, setup: Setup[FlowData], encoded: FlowEncoded, attached: FlowAttached) -> Validation | None:
         validator = encoded.validator
@@ -316,8 +366,16 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         settings, items = self.section.train, setup.data.items
         uses = sum(item.sample.repeats for item in items)
         named = FlowSettings.named_in(settings)
-        step = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=self.section.roles(), **named)
-        loader = BatchLoader(encoded.dataset, setup.seed)
+        flow = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=tuple(attached.networks), **named)
+        step: TrainStep[Any] = flow
+        of_flow = BatchLoader(encoded.dataset, setup.seed)
+        loader: BatchLoader | JointLoader = of_flow
+        if (along := attached.along) and self.section.autoencoder:
+            losses = self.section.autoencoder.losses
+            of_vae = AutoencoderStep(
+                along.autoencoder, losses, setup.seed, along.adversary, along.perceptual, self._dtype
+            )
+            step, loader = JointStep(of_vae, flow, model), JointLoader(PixelLoader(items), of_flow)
         workers = max(dataset.num_workers for dataset in self.section.datasets)
         batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
         if run.state.step < run.steps:

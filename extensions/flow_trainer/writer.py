@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
@@ -10,26 +11,51 @@ from safetensors import SafetensorError
 from torch import Tensor
 
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.errors import RunError
 from toolkit.files import atomic_write_dir
+from toolkit.models.autoencoders import Autoencoder
 from toolkit.models.latent_flow.family import PROJECTION
 from toolkit.models.latent_flow.new import TEXT_WEIGHTS
 from toolkit.models.parts import INDEX, place_file, place_parts
+from toolkit.models.perceptual import PerceptualDistance
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
 from toolkit.run_files import best_stem, step_stem
+from toolkit.train.autoencoder_step import Adversary
+from toolkit.train.autoencoder_writer import DISCRIMINATOR_FILE, write_autoencoder
 from toolkit.train.run import Run
+
+
+@dataclass(frozen=True)
+class Along:
+    """The autoencoder that is trained along."""
+
+    autoencoder: Autoencoder
+    adversary: Adversary | None
+    perceptual: PerceptualDistance | None
+
+    def copied(self, run: Run, dtype: str) -> dict[str, dict[str, Tensor]]:
+        """Role -> weights on the CPU: of the autoencoder the EMA where there is one."""
+        with run.roles[VAE].using_eval_weights():
+            copies = {VAE: to_cpu_copies(self.autoencoder.module.state_dict(), dtype)}
+        if self.adversary:
+            copies[DISCRIMINATOR] = to_cpu_copies(self.adversary.network.state_dict(), "float32")
+        return copies
 
 
 class FlowWriter:
     """Writes the EMA of the weights where there is one, else the raw weights."""
 
-    def __init__(self, start: Path, networks: Mapping[str, FullNetwork], save: SaveIntervalConfig) -> None:
-        """start: folder of the model as it began. networks: of each role."""
+    def __init__(
+        self, start: Path, networks: Mapping[str, FullNetwork], save: SaveIntervalConfig, along: Along | None = None
+    ) -> None:
+        """start: folder of the model as it began. networks: of each role. along: what is trained besides."""
         self.start = start
         self.networks = networks
         self.save = save
+        self.along = along
 
     def snapshot(self, run: Run, step: int | Literal["best"] | None) -> Callable[[], list[Path]]:
         """Copies the weights of `<name>_<step>/`, or of `<name>/` (None: the end) or `<name>_best/`. The result writes
@@ -40,6 +66,8 @@ class FlowWriter:
             role: to_cpu_copies(network.export(run.roles[role].eval_weights()), self.save.dtype)
             for role, network in self.networks.items()
         }
+        if self.along:
+            weights |= self.along.copied(run, self.save.dtype)
 
         def write() -> list[Path]:
             if path.exists() and not (path / INDEX).is_file():
@@ -54,13 +82,18 @@ class FlowWriter:
         return write
 
     def _write(self, folder: Path, weights: Mapping[str, dict[str, Tensor]]) -> None:
-        parts = {FLOW: "transformer", TEXT_ENCODER: "text_encoder"}
-        place_parts(self.start, folder, without={parts[role] for role in weights})
-        for role in weights:
+        parts = {FLOW: "transformer", TEXT_ENCODER: "text_encoder", VAE: "vae"}
+        written = {role: parts[role] for role in weights if role in parts}
+        place_parts(self.start, folder, without=set(written.values()))
+        for role in written:
             place_file(self.start / parts[role] / "config.json", folder / parts[role] / "config.json")
         write_shards(folder / parts[FLOW], weights[FLOW], self.save.dtype, None)
         if TEXT_ENCODER in weights:
             _write_text_encoder(folder / parts[TEXT_ENCODER], weights[TEXT_ENCODER])
+        if self.along:  # the latents keep the scale that they had
+            write_autoencoder(folder / parts[VAE], self.along.autoencoder, weights[VAE], scale={})
+        if DISCRIMINATOR in weights:
+            write_safetensors_verified(folder / parts[VAE] / DISCRIMINATOR_FILE, weights[DISCRIMINATOR], None)
 
 
 def _write_text_encoder(part: Path, weights: Mapping[str, Tensor]) -> None:

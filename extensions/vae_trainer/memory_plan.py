@@ -11,13 +11,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from math import prod
 
-from extensions.vae_trainer.config import (
-    DISCRIMINATOR,
-    VAE,
-    VGG_BLOCKS,
-    VaeTrainerConfig,
-    patch_widths,
-)
+from extensions.vae_trainer.config import VaeTrainerConfig
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, VGG_BLOCKS, patch_widths
 from toolkit.config.dataset import area_of
 from toolkit.distributed_env import read_distributed_env
 from toolkit.interfaces import BucketedSample

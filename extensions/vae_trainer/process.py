@@ -13,18 +13,15 @@ from pathlib import Path
 
 import torch
 from PIL import Image
-from safetensors.torch import load_file
 from torch import Tensor
 
-from extensions.vae_trainer.config import DISCRIMINATOR, VAE, Scanned, VaeTrainerConfig
-from extensions.vae_trainer.discriminator import PatchDiscriminator
+from extensions.vae_trainer.config import Scanned, VaeTrainerConfig
 from extensions.vae_trainer.memory_advice import memory_advice, shortage
-from extensions.vae_trainer.perceptual import PerceptualDistance, load_perceptual
 from extensions.vae_trainer.plan import plan_items
 from extensions.vae_trainer.quality import psnr, ssim
-from extensions.vae_trainer.step import Adversary, AutoencoderStep, evaluating, trained_parameters
-from extensions.vae_trainer.writer import DISCRIMINATOR_FILE, AutoencoderWriter
+from extensions.vae_trainer.writer import AutoencoderWriter
 from jobs.process.trainer import Attached, Setup, Trainer
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.config.dataset import LOSS
 from toolkit.config.process import JobContext
 from toolkit.data.cache import key_of
@@ -41,7 +38,11 @@ from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.memory.estimate import MemoryEstimate, machine_of
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
+from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.from_config import refuse_arguments
+from toolkit.models.perceptual import PerceptualDistance, load_perceptual
+from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, evaluating, trained_parameters
+from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.loop import train, try_largest_batch
@@ -152,7 +153,8 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         if settings is None:
             return VaeModel(autoencoder, None, perceptual)
         network = PatchDiscriminator(settings.channels, settings.layers, setup.seed)
-        self._continue_discriminator(network)
+        if section.model.name_or_path:
+            continue_discriminator(network, section.model.folder())
         logger.info(f"discriminator: {sum(p.numel() for p in network.parameters()):,} parameters")
         return VaeModel(autoencoder, Adversary(network.to(setup.device), settings), perceptual)
 
@@ -161,22 +163,6 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         """Of `losses.lpips`, loaded once."""
         losses = self.section.losses
         return load_perceptual(Path(losses.lpips_backbone).expanduser()) if losses.lpips else None
-
-    def _continue_discriminator(self, network: PatchDiscriminator) -> None:
-        """Loads the discriminator that a run saved beside the autoencoder it starts from, if there is one that fits."""
-        if not self.section.model.name_or_path:
-            return
-        file = self.section.model.folder() / DISCRIMINATOR_FILE
-        if not file.is_file():
-            return
-        weights = load_file(file)
-        if {name: t.shape for name, t in weights.items()} != {n: t.shape for n, t in network.state_dict().items()}:
-            raise UserError(
-                f"{file} is a discriminator of another size. Restore discriminator.channels and layers, or move the "
-                "file away to begin with a new one."
-            )
-        network.load_state_dict(weights)
-        logger.info(f"discriminator: continued from {file}")
 
     def encode(self, setup: Setup[VaeData], model: VaeModel) -> VaeModel:
         return model

@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from safetensors import SafetensorError
 from torch import Tensor
 
-from extensions.vae_trainer.config import VAE
-from extensions.vae_trainer.discriminator import PatchDiscriminator
-from extensions.vae_trainer.step import evaluating
-from toolkit.config.autoencoder import CONFIG, SPADE_FILE
+from toolkit.config.autoencoder import CONFIG
+from toolkit.config.autoencoder_losses import VAE
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.errors import RunError
-from toolkit.files import atomic_write_dir, write_json
+from toolkit.files import atomic_write_dir
 from toolkit.models.autoencoders import Autoencoder, measure_latents
-from toolkit.models.loading import WEIGHTS
-from toolkit.models.spade import PREFIX
+from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
 from toolkit.run_files import best_stem, step_stem
+from toolkit.train.autoencoder_step import evaluating
+from toolkit.train.autoencoder_writer import DISCRIMINATOR_FILE, write_autoencoder
 from toolkit.train.run import Run
-
-DISCRIMINATOR_FILE = "discriminator.safetensors"
-"""Beside the autoencoder's files: a further run that starts from the folder continues it."""
-
-
-def write_autoencoder(
-    folder: Path, autoencoder: Autoencoder, weights: Mapping[str, Tensor], scale: Mapping[str, Any]
-) -> None:
-    """Writes what `from_pretrained` of diffusers reads into an existing folder, and SPADE beside it. weights: the state
-    dict, on the CPU. scale: the entries of config.json that `Autoencoder.normalisation` gives."""
-    of_spade = {name.removeprefix(PREFIX): tensor for name, tensor in weights.items() if name.startswith(PREFIX)}
-    own = {name: tensor for name, tensor in weights.items() if not name.startswith(PREFIX)}
-    write_safetensors_verified(folder / WEIGHTS, own, None)
-    if of_spade:
-        write_safetensors_verified(folder / SPADE_FILE, of_spade, None)
-    write_json(folder / CONFIG, {**autoencoder.config(), **scale})
 
 
 class AutoencoderWriter:

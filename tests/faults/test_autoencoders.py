@@ -19,8 +19,8 @@ from tests.faults.nursery import Nursery
 
 STEPS = 6
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
-OF_VAE = "extensions.vae_trainer.step:AutoencoderStep._autoencoder_losses"
-OF_DISCRIMINATOR = "extensions.vae_trainer.step:AutoencoderStep._discriminator_losses"
+OF_VAE = "toolkit.train.autoencoder_step:AutoencoderStep._autoencoder_losses"
+OF_DISCRIMINATOR = "toolkit.train.autoencoder_step:AutoencoderStep._discriminator_losses"
 """Called once per micro-batch from the second step on, after the autoencoder's backward pass."""
 
 OF_THIS_START = "run.json|events.jsonl|/superseded/"

@@ -84,6 +84,10 @@ class Autoencoder:
             return mean_BCHW
         return mean_BCHW + noise_BCHW * (0.5 * logvar_BCHW).exp()
 
+    def dtype(self) -> torch.dtype:
+        """Of its weights."""
+        return next(self.module.parameters()).dtype
+
     def has_spade(self) -> bool:
         """Whether the latent modulates the decoder's norms."""
         return hasattr(self.module, "spade")

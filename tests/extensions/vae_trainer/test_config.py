@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from extensions.vae_trainer.config import DISCRIMINATOR, VAE, VaeTrainerConfig
+from extensions.vae_trainer.config import VaeTrainerConfig
 from toolkit.config import load_job
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 

@@ -12,17 +12,18 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_iter
 
-from extensions.vae_trainer.config import DISCRIMINATOR, VAE, VaeTrainerConfig
-from extensions.vae_trainer.discriminator import PatchDiscriminator
+from extensions.vae_trainer.config import VaeTrainerConfig
 from extensions.vae_trainer.memory_plan import Work, discriminator_sizes, lpips_sizes, plan_memory, trained_weights
-from extensions.vae_trainer.perceptual import PerceptualDistance
-from extensions.vae_trainer.step import Adversary, AutoencoderStep, trained_parameters
 from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.autoencoder import sized
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.data.pixels import PixelBatch
 from toolkit.interfaces import Backward, BatchSpec, BucketedSample, ResizeCrop, Sample, Size
 from toolkit.memory.estimate import GB, Machine, MemoryEstimate
 from toolkit.models.autoencoders import make_autoencoder
+from toolkit.models.discriminator import PatchDiscriminator
+from toolkit.models.perceptual import PerceptualDistance
+from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, trained_parameters
 
 CARD, HOST = Machine("cuda"), Machine("cpu")
 SIDE = 128

@@ -631,7 +631,7 @@ class _Reader:
                 self.diagnostics.warn(tokenizer, note)
         if start.vae and (not start.flow or start.vae_is_newer):
             model["vae"] = start.vae
-        elif not start.vae and not step.trains_vae:
+        elif not start.vae:
             message = (
                 f"step {step.name.value!r} has no autoencoder to encode the images with. Train one in a step before "
                 "it (train_vae: true), or give 'model.model_checkpoint'."
@@ -654,7 +654,6 @@ class _Reader:
                 "spade": step.values.get("train_spade"),
                 "losses": self._losses(step),
                 "discriminator": self._discriminator(step),
-                "config": None if start.vae else self._size(step),
             }
         return process
 

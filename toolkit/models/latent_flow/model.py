@@ -24,12 +24,13 @@ from toolkit.device import to_device
 from toolkit.errors import RunError, UserError
 from toolkit.host_memory import malloc_trim
 from toolkit.interfaces import BlockWrapper, DiffusionModel, DynamicShift, PromptEmbeds, Size
-from toolkit.models.autoencoders import load_autoencoder
+from toolkit.models.autoencoders import Autoencoder, load_autoencoder
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow import text
 from toolkit.models.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
 from toolkit.models.latent_flow.transformers import TransformerAdapter
 from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
+from toolkit.models.spade import attach_spade
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -48,6 +49,14 @@ class ConstantShift:
         return math.log(self.shift)
 
 
+@dataclass(frozen=True)
+class TrainedAutoencoder:
+    """Arguments of `LatentFlowModel.train_autoencoder`."""
+
+    spade: bool | None
+    seed: int
+
+
 class LatentFlowModel(DiffusionModel):
     """See `DiffusionModel` for the methods."""
 
@@ -60,6 +69,7 @@ class LatentFlowModel(DiffusionModel):
         self._adapter: TransformerAdapter = TRANSFORMERS.load(name)
         self._parts: dict[str, Any] = {}
         self._trains_text = False
+        self._trained_vae: TrainedAutoencoder | None = None
         self.wrap_blocks(())
 
     # ------------------------------------------------------------ parts, loaded on first use
@@ -79,14 +89,23 @@ class LatentFlowModel(DiffusionModel):
             if name == "transformer":
                 return load_blockwise(options, self._adapter.model_class)
             if name == "vae":
-                autoencoder = load_autoencoder(folder / name)
-                autoencoder.module.to(options.dtype).requires_grad_(False).eval()
-                return autoencoder
+                return self._load_autoencoder()
             if name == "text_encoder":
                 return self._load_text_encoder()
             return text.load_tokenizer(folder / name)
         except (OSError, ValueError, KeyError, UserError) as error:
             raise RunError(f"cannot load {name} of the model in {folder}: {error}") from error
+
+    def _load_autoencoder(self) -> Autoencoder:
+        folder, trained = self.options.folder / "vae", self._trained_vae
+        if trained is None:
+            autoencoder = load_autoencoder(folder)
+            autoencoder.module.to(self.options.dtype).requires_grad_(False).eval()
+            return autoencoder
+        autoencoder = load_autoencoder(folder, with_spade=trained.spade is not False)
+        if trained.spade and not autoencoder.has_spade():
+            attach_spade(autoencoder.module, trained.seed)
+        return autoencoder
 
     def _load_text_encoder(self) -> text.TextEncoder:
         options = self.options
@@ -111,13 +130,22 @@ class LatentFlowModel(DiffusionModel):
         stays = self.options.text_encoder_cpu and not self._trains_text
         return self._part("text_encoder").to("cpu" if stays else self.options.device)
 
-    def _autoencoder(self) -> Any:
+    def train_autoencoder(self, spade: bool | None, seed: int) -> None:
+        """From here on the autoencoder is in float32 and stays. spade: added or left out; None: as it is. seed: of what
+        is added."""
+        self._trained_vae = TrainedAutoencoder(spade, seed)
+        self._parts.pop("vae", None)
+
+    @property
+    def autoencoder(self) -> Autoencoder:
+        """The autoencoder, where it runs."""
         autoencoder = self._part("vae")
         autoencoder.module.to(self.options.device)
         return autoencoder
 
     def unload_encoders(self, keep: Iterable[str] = ()) -> None:
         trained = {"text_encoder", "tokenizer"} if self._trains_text else set()
+        trained |= {"vae"} if self._trained_vae else set()
         for name in set(chain(*self.family.encoder_parts.values())) - set(keep) - trained:
             self._parts.pop(name, None)
         malloc_trim()
@@ -148,14 +176,14 @@ class LatentFlowModel(DiffusionModel):
 
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
-        autoencoder = self._autoencoder()
-        mean_BCHW, _ = autoencoder.encode(pixels_BCHW.to(self.options.device, self.options.dtype))
+        autoencoder = self.autoencoder
+        mean_BCHW, _ = autoencoder.encode(pixels_BCHW.to(self.options.device, autoencoder.dtype()))
         return autoencoder.normalised(mean_BCHW)
 
     @torch.no_grad()
     def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
-        autoencoder = self._autoencoder()
-        latents_BCHW = autoencoder.unnormalised(latents_BCHW.to(self.options.device, self.options.dtype))
+        autoencoder = self.autoencoder
+        latents_BCHW = autoencoder.unnormalised(latents_BCHW.to(self.options.device, autoencoder.dtype()))
         return autoencoder.decode(latents_BCHW).float().clamp(-1, 1)
 
     # ------------------------------------------------------------ text

@@ -45,6 +45,16 @@ def step(*lines: str, data: str = "{data_path: images}", model: str = "{}", more
     return f"data: {data}\nmodel: {model}\n{more}\ntraining:\n  pipeline:\n    steps:\n      - name: one{body}\n"
 
 
+def joint(*lines: str, model: str = "{}") -> str:
+    """A file of a step that trains an autoencoder, and one that trains it further with a flow model."""
+    both = ("train_vae: true", "train_diff_full: true", *lines)
+    return (
+        step("train_vae: true", "lr: 1e-5", "n_epochs: 1", model=model)
+        + "      - name: both"
+        + "".join(f"\n        {line}" for line in both)
+    )
+
+
 def faults(text: str) -> list[str]:
     with pytest.raises(ConfigErrors) as caught:
         Read(text)
@@ -169,25 +179,18 @@ def test_a_second_flow_step_starts_from_the_first_and_takes_a_newer_autoencoder(
 
 
 def test_joint_training_is_a_flow_step_with_an_autoencoder(read) -> None:
-    text = step(
-        "train_vae: true",
-        "train_diff_full: true",
-        "gan_training: true",
-        "train_spade: true",
-        "lr: 1e-6",
-        "kl_beta: 1e-3",
-    )
-    (joint,) = read(text).steps
-    own = joint["autoencoder"]
-    assert joint["type"] == "flow_trainer"
+    _, both = read(joint("gan_training: true", "train_spade: true", "lr: 1e-6", "kl_beta: 1e-3")).steps
+    own = both["autoencoder"]
+    assert both["type"] == "flow_trainer" and both["model"]["vae"] == "outputs/[name]/one/one"
     assert (own["train"], own["spade"], own["losses"]) == ("all", True, {"kl": 1e-3})
     assert own["discriminator"]["channels"] == 32
-    assert set(joint["optimizers"]) == {"flow", "text_encoder", "vae", "discriminator"}
-    assert own["config"] == sized(128)  # nothing brings one
+    assert set(both["optimizers"]) == {"flow", "text_encoder", "vae", "discriminator"}
 
 
-def test_a_flow_step_without_an_autoencoder_says_what_is_missing(read) -> None:
-    (line,) = faults(step("train_diff: true", "lr: 1e-5"))
+@pytest.mark.parametrize("lines", [(), ("train_vae: true",)])
+def test_a_flow_step_without_an_autoencoder_says_what_is_missing(read, lines: tuple[str, ...]) -> None:
+    """Trained along or not: it begins with one whose latents have their scale."""
+    (line,) = faults(step("train_diff: true", "lr: 1e-5", *lines))
     assert line.startswith("7:9: training.pipeline.steps[0]: step 'one' has no autoencoder")
 
 
@@ -204,9 +207,8 @@ def test_both_spellings_of_adversarial_training_compare_no_pixels(lines: tuple[s
 
 def test_sizes_scale_with_the_guides_dimensions(read) -> None:
     model = "{vae_dim: 64, feature_maps_dim: 64, feature_maps_dim_disc: 16}"
-    text = step("train_vae: true", "train_diff: true", "gan_training: true", "lr: 1e-5", model=model)
-    (process,) = read(text).steps
-    assert process["autoencoder"]["config"] == sized(64)
+    first, process = read(joint("gan_training: true", "lr: 1e-5", model=model)).steps
+    assert first["model"]["config"] == sized(64)
     assert process["autoencoder"]["discriminator"]["channels"] == 64
     transformer = process["model"]["transformer"]["config"]
     assert transformer == {"num_layers": 8, "num_attention_heads": 4, "attention_head_dim": 64}
@@ -214,8 +216,7 @@ def test_sizes_scale_with_the_guides_dimensions(read) -> None:
 
 def test_a_pretrained_text_encoder(read) -> None:
     model = "{pretrained_bert_model: bert, tokenizer_name: words}"
-    text = step("train_vae: true", "train_diff: true", "freeze_text_encoder: true", "lr: 1e-5", model=model)
-    (process,) = read(text).steps
+    _, process = read(joint("freeze_text_encoder: true", "lr: 1e-5", model=model)).steps
     assert process["model"]["text_encoder"] == {
         "train": False, "name_or_path": "bert", "tokenizer": "words", "projection_dim": 1024,
     }  # fmt: skip
@@ -331,9 +332,8 @@ def test_the_length_of_a_stream_is_asked_for_only_where_it_matters(read) -> None
 
 
 def test_a_tokenizer_goes_with_a_pretrained_text_encoder(read) -> None:
-    text = step("train_vae: true", "train_diff: true", "lr: 1e-5", model="{tokenizer_name: distilbert-base-uncased}")
-    found = read(text)
-    assert "tokenizer" not in found.steps[0]["model"]["text_encoder"]
+    found = read(joint("lr: 1e-5", model="{tokenizer_name: distilbert-base-uncased}"))
+    assert "tokenizer" not in found.steps[1]["model"]["text_encoder"]
     assert "tokenizer_name: has no effect without 'pretrained_bert_model'" in found.warnings[0]
 
 

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
-from extensions.vae_trainer.config import patch_widths
+from toolkit.config.autoencoder_losses import patch_widths
 from toolkit.seeding import global_generator
 
 SLOPE = 0.2

@@ -16,7 +16,7 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from extensions.vae_trainer.config import VGG_BLOCKS
+from toolkit.config.autoencoder_losses import VGG_BLOCKS
 from toolkit.errors import UserError
 
 SHIFT, SCALE = (-0.030, -0.088, -0.188), (0.458, 0.448, 0.450)

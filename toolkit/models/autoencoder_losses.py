@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import avg_pool2d, interpolate, relu
 
-from extensions.vae_trainer.config import LossesConfig
+from toolkit.config.autoencoder_losses import LossesConfig
 
 BLUR = 4
 """Pixels along one side of the squares whose means are the blurred image."""

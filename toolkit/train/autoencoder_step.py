@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from extensions.vae_trainer.config import (
+from toolkit.config.autoencoder_losses import (
     DISCRIMINATOR,
     LPIPS_METRIC,
     PIXEL_METRICS,
@@ -23,8 +23,10 @@ from extensions.vae_trainer.config import (
     DiscriminatorConfig,
     LossesConfig,
 )
-from extensions.vae_trainer.discriminator import PatchDiscriminator
-from extensions.vae_trainer.losses import (
+from toolkit.data.pixels import PixelBatch
+from toolkit.device import to_device
+from toolkit.interfaces import Backward, BatchSpec, StepLosses, TrainStep
+from toolkit.models.autoencoder_losses import (
     PIXEL_LOSSES,
     hinge_discriminator,
     hinge_generator,
@@ -32,11 +34,9 @@ from extensions.vae_trainer.losses import (
     kl_weight,
     r1_penalty,
 )
-from extensions.vae_trainer.perceptual import PerceptualDistance
-from toolkit.data.pixels import PixelBatch
-from toolkit.device import to_device
-from toolkit.interfaces import Backward, BatchSpec, StepLosses, TrainStep
 from toolkit.models.autoencoders import Autoencoder
+from toolkit.models.discriminator import PatchDiscriminator
+from toolkit.models.perceptual import PerceptualDistance
 from toolkit.seeding import generator
 
 MAX_ADAPTIVE_WEIGHT = 1e4

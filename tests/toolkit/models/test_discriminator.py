@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from extensions.vae_trainer.discriminator import PatchDiscriminator
+from toolkit.models.discriminator import PatchDiscriminator
 
 
 def largest_singular_values(network: PatchDiscriminator) -> list[float]:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from extensions.vae_trainer.config import LossesConfig
-from extensions.vae_trainer.losses import (
+from toolkit.config.autoencoder_losses import LossesConfig
+from toolkit.models.autoencoder_losses import (
     PIXEL_LOSSES,
     color,
     contrast,

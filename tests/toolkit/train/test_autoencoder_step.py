@@ -7,15 +7,15 @@ from typing import Any
 import pytest
 import torch
 
-from extensions.vae_trainer.config import DISCRIMINATOR, VAE, DiscriminatorConfig, LossesConfig
-from extensions.vae_trainer.discriminator import PatchDiscriminator
-from extensions.vae_trainer.perceptual import PerceptualDistance
-from extensions.vae_trainer.step import Adversary, AutoencoderStep, trained_parameters
 from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, DiscriminatorConfig, LossesConfig
 from toolkit.data.pixels import PixelBatch
 from toolkit.interfaces import BatchSpec
 from toolkit.models.autoencoders import Autoencoder, make_autoencoder
+from toolkit.models.discriminator import PatchDiscriminator
+from toolkit.models.perceptual import PerceptualDistance
+from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, trained_parameters
 
 
 class Passes:

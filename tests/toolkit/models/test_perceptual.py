@@ -11,9 +11,9 @@ from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, relu
 
 from extensions.vae_trainer import perceptual
-from extensions.vae_trainer.config import VGG_BLOCKS
-from extensions.vae_trainer.perceptual import SCALE, SHIFT, load_perceptual
+from toolkit.config.autoencoder_losses import VGG_BLOCKS
 from toolkit.errors import UserError
+from toolkit.models.perceptual import SCALE, SHIFT, load_perceptual
 
 Weights = dict[str, Tensor]
 

@@ -1,0 +1,161 @@
+"""What an autoencoder is trained by: the sections `losses` and `discriminator`, their metrics and checks. Shared by the
+trainers that train one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field
+
+from toolkit.config.base import StrictModel
+from toolkit.config.field_types import PathStr, literal_with_aliases
+from toolkit.config.process import Diagnostic
+from toolkit.config.train import RoleOptimizerConfig
+
+TINY = "AutoencoderTiny"
+
+VAE, DISCRIMINATOR = "vae", "discriminator"
+"""The roles."""
+
+PIXEL_METRICS = {
+    "reconstruction": "loss_recon",
+    "mse": "loss_mse",
+    "contrast": "contrast_loss",
+    "color": "color_loss",
+    "histogram": "histogram_loss",
+}
+"""Key of `losses` -> its metric, as FluxFlow's training guide calls it where it does."""
+
+KL_METRICS = ("loss_kl", "loss_kl_weighted", "kl_beta")
+LPIPS_METRIC = "loss_lpips"
+GAN_METRICS = ("loss_gen", "loss_disc", "loss_disc_real", "loss_disc_fake", "d_real", "d_fake")
+
+
+VGG_BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
+"""Output channels of the convolutions of VGG16, in which LPIPS measures, by block; a block ends where the next one
+halves the sides."""
+
+MAX_WIDENING = 8
+"""The widest layer of a discriminator has so many times the channels of the first."""
+
+
+class LossesConfig(StrictModel):
+    """`losses`: weights of the terms whose sum is minimised, each a mean over its elements; images are in [-1, 1]. 0
+    switches a term off, and it is not computed."""
+
+    reconstruction: float = Field(default=1.0, ge=0, le=1e6)
+    """Mean absolute difference of the blurred images, and half of that of what the blur takes away. 0: off."""
+
+    mse: float = Field(default=0.1, ge=0, le=1e6)
+    """Mean squared difference. 0: off."""
+
+    kl: float = Field(default=1e-4, ge=0, le=1e6)
+    """Kullback-Leibler divergence of the latents from the unit normal distribution. 0: off."""
+
+    kl_warmup_steps: int = Field(default=5000, ge=0)
+    """Optimizer steps in which the weight of `kl` rises from 0, by half a cosine. 0: none."""
+
+    kl_free_bits: float = Field(default=0.0, ge=0, le=1e6)
+    """Divergence of each latent element, in nats, below which it is not lowered further. 0: none."""
+
+    kl_reduction: Annotated[Literal["mean", "sum"], *literal_with_aliases("mean", "sum")] = "mean"
+    """Over channels and pixels of the latents. With mean the weight fits any size of image."""
+
+    contrast: float = Field(default=0.1, ge=0, le=1e6)
+    """Deviation of the standard deviations: of each channel as a ratio, of the whole image as a difference, squared.
+    0: off."""
+
+    color: float = Field(default=0.05, ge=0, le=1e6)
+    """Squared difference of each channel's mean and standard deviation. 0: off."""
+
+    histogram: float = Field(default=0.02, ge=0, le=1e6)
+    """Mean absolute difference of the sorted values of each channel (1-Wasserstein distance of their histograms).
+    0: off."""
+
+    lpips: float = Field(default=0.0, ge=0, le=1e6)
+    """Distance in the features of VGG16 (LPIPS). Needs the package `lpips` and `lpips_backbone`. 0: off."""
+
+    lpips_backbone: PathStr = ""
+    """File with VGG16's weights: https://download.pytorch.org/models/vgg16-397923af.pth, or the same as
+    safetensors."""
+
+    adversarial: float = Field(default=0.5, ge=0, le=1e6)
+    """How much the discriminator's judgement counts. With the section `discriminator` only. 0: off."""
+
+
+class DiscriminatorConfig(StrictModel):
+    """`discriminator`: a network that learns to tell images from their reconstructions, patch by patch (PatchGAN)."""
+
+    channels: int = Field(default=64, ge=4, le=4096)
+    """Channels of the first layer; doubled by each further one, up to eight times."""
+
+    layers: int = Field(default=3, ge=1, le=8)
+    """Layers that halve the sides. More of them judge larger patches: 3 see 70 x 70 pixels."""
+
+    start_step: int = Field(default=0, ge=0)
+    """Optimizer steps before it trains and counts. 0: from the start."""
+
+    r1_gamma: float = Field(default=5.0, ge=0, le=1e6)
+    """Half of it is the weight of the squared gradient at real images (R1). 0: off."""
+
+    r1_interval: int = Field(default=16, ge=1)
+    """Optimizer steps between two penalties, each of which counts as many times."""
+
+    instance_noise: float = Field(default=0.01, ge=0, le=10)
+    """Standard deviation of noise that is added to all it sees. 0: none."""
+
+    instance_noise_decay: float = Field(default=0.9999, gt=0, le=1)
+    """Factor on the noise per optimizer step. 1: it stays."""
+
+    adaptive_weight: bool = False
+    """Scale `losses.adversarial` so that its gradient at the decoder's last layer is as large as that of all other
+    terms (VQGAN)."""
+
+
+def patch_widths(channels: int, layers: int) -> list[int]:
+    """Channels before and after each convolution of a discriminator with `layers` that halve the sides and two more."""
+    return [3, *(channels * min(2**index, MAX_WIDENING) for index in range(layers + 1)), 1]
+
+
+def discriminator_params(own: RoleOptimizerConfig, shared_optimizer: str) -> dict[str, Any]:
+    """Arguments of the discriminator's optimizer where none are given."""
+    kind = own.optimizer if "optimizer" in own.model_fields_set else shared_optimizer
+    return {"betas": [0.0, 0.9], "amsgrad": True} if kind == "adamw" else {}
+
+
+def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list[str]:
+    """Metrics of a step."""
+    names = [name for key, name in PIXEL_METRICS.items() if getattr(losses, key)]
+    names += KL_METRICS if losses.kl else ()
+    names += [LPIPS_METRIC] if losses.lpips else []
+    names += GAN_METRICS if gan else ()
+    names += ["loss_r1"] if gan and gan.r1_gamma else []
+    names += ["adversarial_weight"] if gan and gan.adaptive_weight else []
+    return names
+
+
+def check_losses(losses: LossesConfig, gan: DiscriminatorConfig | None, has_no_kl: bool) -> Iterator[Diagnostic]:
+    """Losses that teach nothing or cannot be computed. has_no_kl: the latents are known to be no distribution."""
+    if not any(getattr(losses, name) for name in (*PIXEL_METRICS, "kl", "lpips")) and not (gan and losses.adversarial):
+        yield Diagnostic(("losses",), "all weights are 0: nothing would be learned. Give one a value above 0.")
+    if losses.lpips:
+        yield from _check_lpips(losses)
+    if "adversarial" in losses.model_fields_set and losses.adversarial and not gan:
+        yield Diagnostic(("losses", "adversarial"), "needs the section 'discriminator'. Add it, or leave this out.")
+    if has_no_kl and losses.kl:
+        message = f"{TINY} has no distribution over its latents. Write 'kl: 0'."
+        yield Diagnostic(("losses", "kl") if "kl" in losses.model_fields_set else ("losses",), message)
+
+
+def _check_lpips(losses: LossesConfig) -> Iterator[Diagnostic]:
+    file = Path(losses.lpips_backbone).expanduser()
+    if not losses.lpips_backbone or not file.is_file():
+        found = f"{losses.lpips_backbone!r} does not exist" if losses.lpips_backbone else "is not given"
+        source = "https://download.pytorch.org/models/vgg16-397923af.pth"
+        yield Diagnostic(("losses", "lpips_backbone"), f"{found}. LPIPS needs VGG16: download {source}")
+    if find_spec("lpips") is None:
+        message = "needs the package 'lpips', which is not installed. Run: pip install --no-deps lpips==0.1.4"
+        yield Diagnostic(("losses", "lpips"), message)
