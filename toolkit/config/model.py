@@ -95,7 +95,8 @@ class ModelConfig(StrictModel):
 
     name_or_path: PathStr
     """Hub id (`owner/name`) or local folder in diffusers layout; its `model_index.json` must be that of a
-    Qwen-Image-Edit-2509 or a model made from it. What looks like a path is never a hub id (`docs/models.md`)."""
+    Qwen-Image-Edit-2509 or a model made from it, or of a flow_trainer. What looks like a path is never a hub id
+    (`docs/models.md`)."""
 
     revision: str | None = None
     """Branch, tag or commit of the hub repository."""

@@ -164,7 +164,7 @@ def _not_trained(value: bool) -> bool:
     if value:
         raise value_error(
             "true is not possible: Qwen-Image's text encoder is a frozen vision-language model whose "
-            "embeddings are computed once. Write false."
+            "embeddings are computed once. Write false. (Of a flow_trainer 'model.text_encoder.train' decides.)"
         )
     return value
 

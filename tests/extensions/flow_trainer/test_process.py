@@ -253,6 +253,17 @@ def test_a_further_run_goes_on_from_the_folder_with_another_autoencoder(
     assert "loss/text_encoder" not in metrics  # frozen, as it is not random any more
 
 
+def test_a_further_run_trains_the_text_encoder_where_it_is_asked_to(start, flow_job, pictures: Path) -> None:
+    one = flow_job(pictures, name="one", train={"steps": 1})
+    model = {"name_or_path": "output/job/one/one", "text_encoder": {"train": True}}
+    start(one, {**one, "name": "two", "model": model})
+    before, after = (
+        load_file(Path("output/job") / name / name / "text_encoder/model.safetensors") for name in ("one", "two")
+    )
+    assert before.keys() == after.keys()
+    assert any(not torch.equal(tensor, before[name]) for name, tensor in after.items())
+
+
 @pytest.mark.parametrize("kind", ["AutoencoderKLQwenImage", "AutoencoderTiny"])
 def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, tmp_path: Path, kind: str) -> None:
     from tests.extensions.vae_trainer.conftest import SMALL
@@ -298,6 +309,22 @@ def test_a_lora_or_all_of_it_is_trained_on_such_a_folder(
     index = json.loads((folder / "job" / "model_index.json").read_text())
     assert index["prediction"] == "v"
     getattr(diffusers, kind).from_pretrained(folder / "job" / "transformer")
+
+
+def test_new_model_makes_another_and_a_lora_is_trained_on_it_quantized(start, pictures: Path, tmp_path: Path) -> None:
+    model = write_flow_model(tmp_path / "model")
+    new = {"type": "new_model", "name": "new", "path": "new", "base": str(model), "transformer": {"num_layers": 1,
+           "num_attention_heads": 2, "attention_head_dim": 32}}  # fmt: skip
+    quantized = {"name_or_path": "new", "quantize": True, "quantize_te": True, "qtype": "int8", "qtype_te": "int8"}
+    lora = {
+        "type": "sd_trainer", "name": "lora", "training_folder": "output", "device": "cpu", "training_seed": 1,
+        "model": quantized, "network": {"type": "lora", "linear": 2},
+        "train": {"steps": 2, "batch_size": 2, "dtype": "fp32"}, "save": {"save_every": 0},
+        "datasets": [{"folder_path": str(pictures), "resolution": 32}],
+    }  # fmt: skip
+    folder = start(new, lora)
+    assert len(lines(folder / "lora" / "metrics.jsonl")) == 2
+    assert diffusers.SD3Transformer2DModel.from_pretrained("new/transformer").config.num_layers == 1
 
 
 def test_samples_are_the_same_each_time_and_others_with_another_prompt(start, flow_job, pictures: Path) -> None:

@@ -197,7 +197,11 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         ("linear: 16", "pretrained_lora_path: no.safetensors", "network.pretrained_lora_path: 'no.safetensors' does"),
         ("train_text_encoder: false", "train_text_encoder: true", "train.train_text_encoder: true is not possible: Q"),
         ("train_unet: true", "train_unet: false", "train.train_unet: false leaves nothing to train"),
-        ("is_qwen: true", "arch: qwen_image", "model.arch: 'qwen_image' is unknown. Use 'qwen_image_edit_plus'."),
+        (
+            "is_qwen: true",
+            "arch: qwen_image",
+            "model.arch: 'qwen_image' is unknown. Use 'qwen_image_edit_plus' or 'latent_flow'.",
+        ),
         (
             "steps: 3400",
             "steps: 9\n        timestep_type: qinglong_flux\n        content_or_style: style",

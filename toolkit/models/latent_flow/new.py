@@ -10,7 +10,7 @@ import diffusers
 from torch import Tensor, nn
 
 from toolkit.config.autoencoder import SPADE_FILE, latent_channels
-from toolkit.config.model_files import INDEX
+from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.errors import RunError
 from toolkit.files import write_json
 from toolkit.models.from_config import build, refuse_arguments
@@ -44,11 +44,11 @@ def refuse_transformer(class_name: str, arguments: Mapping[str, Any], channels: 
 
 def new_transformer(folder: Path, arguments: Mapping[str, Any], class_name: str = "") -> nn.Module:
     """A transformer with random weights that fits `vae` and `text_encoder` in a folder. class_name: of diffusers; by
-    default that of the folder's transformer.
+    default that which model_index.json names.
 
     Draws from torch's global generator. Raises UserError for arguments that its class refuses.
     """
-    adapter: TransformerAdapter = TRANSFORMERS.load(class_name or part_config(folder, "transformer")["_class_name"])
+    adapter: TransformerAdapter = TRANSFORMERS.load(class_name or read_model_json(folder / INDEX)["transformer"][1])
     fitting = adapter.fitting(arguments, latent_channels(part_config(folder, "vae")), text_width(folder))
     return build(adapter.model_class, {**fitting, **arguments}, ARGUMENTS)
 
