@@ -20,8 +20,8 @@ from toolkit.config.autoencoder_losses import (
 )
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
-from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases
-from toolkit.config.model_files import INDEX, path_fault, pipeline_of
+from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, path_hint
+from toolkit.config.model_files import INDEX, looks_like_a_path, path_fault, pipeline_of
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
@@ -85,12 +85,12 @@ class TextEncoderConfig(StrictModel):
     """`model.text_encoder`: a text encoder of transformers, from a folder or with random weights."""
 
     name_or_path: PathStr = ""
-    """Folder of a BERT, DistilBERT, T5 encoder or CLIP text model, or of a model with one in `text_encoder/`. Empty: a
-    BertModel with random weights."""
+    """Folder, or hub id (`owner/name`), of a BERT, DistilBERT, T5 encoder or CLIP text model, or folder of a model with
+    one in `text_encoder/`. Empty: a BertModel with random weights."""
 
     tokenizer: PathStr = ""
-    """Folder of its tokenizer. Empty: that of `name_or_path`; of random weights a tokenizer that is made from the
-    captions."""
+    """Folder or hub id of its tokenizer. Empty: that of `name_or_path`; of random weights a tokenizer that is made from
+    the captions."""
 
     config: dict[str, Any] = Field(default_factory=dict)
     """Arguments of the BertConfig of random weights, such as hidden_size, num_hidden_layers, num_attention_heads and
@@ -179,11 +179,9 @@ class FlowModelConfig(StrictModel):
                 yield Diagnostic(("vae",), found.message)
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
-            if path and not _yet_to_come(path, job) and not Path(path).expanduser().is_dir():
-                hint = (
-                    f"If it is one of the hub: hf download {path} --local-dir models/{Path(path).name}, then give that."
-                )
-                message = f"{path!r} is not a folder (working directory: {Path.cwd()}). {hint}"
+            if path and not _yet_to_come(path, job) and not _is_here_or_on_the_hub(path):
+                where = f"is neither a folder nor a hub id owner/name (working directory: {Path.cwd()})."
+                message = f"{path!r} {where} {path_hint(path)}".rstrip()
                 yield Diagnostic(("text_encoder", key), message)
         if text.name_or_path and text.config:
             message = "has no effect beside 'name_or_path', whose files say it. Leave one of them out."
@@ -222,6 +220,10 @@ class FlowModelConfig(StrictModel):
         if given.latent_channels != own.latent_channels:
             channels = f"its latents have {given.latent_channels} channels, those of the model {own.latent_channels}."
             yield Diagnostic(("vae",), channels)
+
+
+def _is_here_or_on_the_hub(path: str) -> bool:
+    return Path(path).expanduser().is_dir() or not looks_like_a_path(path)
 
 
 def _yet_to_come(path: str, job: JobContext) -> bool:

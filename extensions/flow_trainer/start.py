@@ -12,6 +12,7 @@ from pathlib import Path
 from extensions.flow_trainer.config import FlowModelConfig
 from toolkit.errors import RunError, UserError
 from toolkit.files import atomic_write_dir
+from toolkit.models.hub import download_encoder
 from toolkit.models.latent_flow import new
 from toolkit.models.latent_flow.family import FAMILY
 from toolkit.models.loading import weights_hash
@@ -74,12 +75,19 @@ def source_hashes(model: FlowModelConfig) -> dict[str, str]:
 
 
 def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:
-    """The folders of the text encoder and its tokenizer that are given. Raises UserError where they hold none."""
-    given = Path(model.text_encoder.name_or_path).expanduser().resolve()
+    """The folders of the text encoder and its tokenizer that are given; those of the hub are downloaded. Raises
+    UserError where they hold none."""
+    text = model.text_encoder
+    given = _local(text.name_or_path, "name_or_path")
     encoder = given if (given / "config.json").is_file() else given / "text_encoder"
     if not (encoder / "config.json").is_file():
         raise UserError(f"model.text_encoder.name_or_path: {given} holds no config.json. Give a text encoder's folder.")
-    if model.text_encoder.tokenizer:
-        return encoder, Path(model.text_encoder.tokenizer).expanduser().resolve()
+    if text.tokenizer:
+        return encoder, _local(text.tokenizer, "tokenizer")
     beside = encoder.parent / "tokenizer"
     return encoder, encoder if encoder == given and not beside.is_dir() else beside
+
+
+def _local(path: str, key: str) -> Path:
+    folder = Path(path).expanduser().resolve()
+    return folder if folder.is_dir() else download_encoder(path, f"model.text_encoder.{key}")

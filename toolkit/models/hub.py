@@ -70,10 +70,38 @@ def fetch_index(name: str, revision: str | None) -> Path:
     return folder / INDEX
 
 
+ENCODER_FILES = [
+    "config.json",
+    "model*.safetensors*",
+    "tokenizer*",
+    "vocab.*",
+    "merges.txt",
+    "spiece.model",
+    "*_map.json",
+]
+"""What is needed of a hub repository of a text encoder with its tokenizer; other formats are left there."""
+
+
+def download_encoder(name: str, key: str) -> Path:
+    """The local snapshot of the text encoder `name`, or of a tokenizer alone; `key` names the setting in messages.
+
+    Raises UserError as `download`.
+    """
+    try:
+        folder = Path(snapshot_download(name, allow_patterns=ENCODER_FILES, local_files_only=True))
+        if any(folder.glob("model*.safetensors")) or not (folder / "config.json").is_file():
+            return folder
+    except LocalEntryNotFoundError:
+        pass
+    logger.info(f"downloading {name} to {hub_cache()}")
+    with _asking(name, None, key):
+        return Path(snapshot_download(name, allow_patterns=ENCODER_FILES))
+
+
 @contextmanager
-def _asking(name: str, revision: str | None) -> Iterator[None]:
+def _asking(name: str, revision: str | None, key: str = KEY) -> Iterator[None]:
     """Turns errors of the client library into a UserError."""
-    place = f"{KEY}: {name}"
+    place = f"{key}: {name}"
     try:
         yield
     except HFValidationError as error:

@@ -45,7 +45,10 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             "model.transformer.config.patch_size: 'x' is not",
         ),
         ({"model": RANDOM_FROZEN}, "model.text_encoder.train: false, and its weights are random"),
-        ({"model": {"text_encoder": {"name_or_path": "no/bert"}}}, "model.text_encoder.name_or_path: 'no/bert' is not"),
+        (
+            {"model": {"text_encoder": {"name_or_path": "./bert"}}},
+            "model.text_encoder.name_or_path: './bert' is",
+        ),
         ({"model": {"text_encoder": {"tokenizer": "."}}}, "model.text_encoder.tokenizer: goes with 'name_or_path'"),
         (
             {"model": {"text_encoder": {"name_or_path": ".", "config": {"hidden_size": 8}}}},

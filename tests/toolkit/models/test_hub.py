@@ -239,3 +239,42 @@ def test_a_file_that_cannot_be_brought_says_why(server: Hub, ask_for_file) -> No
     assert "the hub has no such repository, or it is private" in ask_for_file("a.bin", HF_ENDPOINT=server.url)["error"]
     offline = ask_for_file("a.bin", HF_ENDPOINT=server.url, HF_HUB_OFFLINE="1")
     assert "Download the file by hand and give its path." in offline["error"]
+
+
+# ---------------------------------------------------------------- text encoders
+
+
+ENCODER = {
+    "config.json": b"{}",
+    "model.safetensors": NO_WEIGHTS,
+    "tokenizer.json": b"{}",
+    "pytorch_model.bin": b"never wanted",
+    "onnx/model.onnx": b"never wanted",
+}
+
+ENCODER_CALL = """
+import sys
+from toolkit.errors import UserError
+from toolkit.models.hub import download_encoder
+try:
+    print(download_encoder(sys.argv[1], "model.text_encoder.name_or_path"))
+except UserError as error:
+    print("error", error)
+"""
+
+
+def test_a_text_encoder_is_brought_once_without_other_formats_or_named(tmp_path: Path) -> None:
+    def call(**environment: str) -> str:
+        settings = {"HF_HOME": str(tmp_path / "hf"), "HF_HUB_DISABLE_TELEMETRY": "1", "HF_HUB_DISABLE_XET": "1"}
+        command = [sys.executable, "-c", ENCODER_CALL, NAME]
+        surroundings = child_environment({**settings, **environment})
+        return subprocess.run(command, cwd=ROOT, env=surroundings, capture_output=True, text=True).stdout.strip()
+
+    refused = call(HF_HUB_OFFLINE="1")
+    assert (
+        refused.startswith(f"error model.text_encoder.name_or_path: {NAME}: not complete") and "hf download" in refused
+    )
+    with small_hub(ENCODER, NAME) as server:
+        folder = Path(call(HF_ENDPOINT=server.url))
+    assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
+    assert Path(call(HF_HUB_OFFLINE="1")) == folder
