@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import math
+import random
+import re
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+import yaml
 from safetensors.torch import load_file
 
 import run as command_line
@@ -24,7 +30,7 @@ from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
 from toolkit.config.dataset import DatasetConfig
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
-from toolkit.fluxflow_keys import split_flags
+from toolkit.fluxflow_keys import FLAGS, KEYS, split_flags
 from toolkit.log import shown
 
 EXTENSIONS = discover()
@@ -341,7 +347,73 @@ def test_a_stop_condition_ends_the_step_as_finished_and_the_next_one_runs(workpl
     assert (out / "flxflow_final.safetensors").is_file()
 
 
+def test_a_plateau_of_one_role_lowers_its_rate_alone(workplace: Path) -> None:
+    plateau = "{scheduler_type: ReduceLROnPlateau, factor: 0.5, patience: 0, threshold: 0.9, every: 2}"
+    text = (
+        FIRST.split('      - name: "vae_warmup"')[0]
+        + f"""
+      - name: both
+        max_steps: 9
+        train_vae: true
+        gan_training: true
+        lr: 1e-5
+        schedulers: {{vae: {plateau}, discriminator: {{scheduler_type: ConstantLR, factor: 1}}}}
+"""
+    )
+    train(read(text))
+    file = workplace / "outputs" / "pipeline_training" / "graph" / "training_metrics_both.jsonl"
+    rows = [json.loads(line) for line in file.read_text(encoding="utf-8").splitlines()]
+    assert {row["lr/discriminator"] for row in rows} == {1e-5}
+    assert rows[0]["lr/vae"] == 1e-5 > rows[-1]["lr/vae"] >= 1e-5 / 16
+
+
 def test_losses_that_are_not_finite_end_the_run(workplace: Path) -> None:
     command = QUICK.replace("--lr 1e-5", "--lr 1000").replace("--n_epochs 5", "--n_epochs 30")
     with pytest.raises(RunError, match="loss"):
         train(read_command(command, "--initial_clipping_norm", "0", "--seed", "1"))
+
+
+# ------------------------------------------------------------ damaged files
+
+ODD = (
+    None, "", [], {}, [1], ["a"], {"a": 1}, "text", "true", True, False, 0, -1, 3, 1e-5, math.inf, 10**30, "a/b",
+    "../x", "1e-5", [None], [{}], {"vae": None}, {"vae": {"type": 3}}, {"vae": {"lr": "x"}}, "configs",
+    "configs/lion_gan.json", {"loss_name": 3, "threshold": "x"}, {"steps": [None]}, [["a"]],
+)  # fmt: skip
+
+
+def all_places(data: Any) -> Iterator[tuple[Any, Any]]:
+    """Every container of a configuration with each of its keys or indices."""
+    for key in data if isinstance(data, dict) else range(len(data)) if isinstance(data, list) else ():
+        yield data, key
+        yield from all_places(data[key])
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_no_damage_to_a_file_ends_in_anything_but_messages_with_places(seed: int, workplace: Path) -> None:
+    draw, files = random.Random(seed), [yaml.safe_load(text) for text in guide.FILES.values()]
+    for _ in range(40):
+        data = copy.deepcopy(draw.choice(files))
+        for _ in range(draw.randint(1, 3)):
+            container, key = draw.choice(list(all_places(data)) or [({}, "")])
+            if isinstance(container, dict) and draw.random() < 0.4:
+                key = draw.choice(list(KEYS))
+            container[key] = copy.deepcopy(draw.choice(ODD))
+        try:
+            read(yaml.safe_dump(data))
+        except UserError as error:
+            assert all(re.match(r"config\.yaml|\S+\.json:", line) for line in str(error).splitlines())
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_no_flags_end_in_anything_but_messages(seed: int, workplace: Path) -> None:
+    draw = random.Random(seed)
+    words = ["", "x", "1", "-1", "1e-5", "nan", "true", "configs", "configs/lion_gan.json", "images", "1e400", "null"]
+    for _ in range(40):
+        chosen = draw.sample(list(FLAGS), draw.randint(1, 6))
+        argv = [word for flag in chosen for word in (f"--{flag}", draw.choice(words))]
+        try:
+            flags, _ = split_flags([*guide.arguments(QUICK)[:4], *argv], [])
+            load_job(COMMAND_LINE, EXTENSIONS.find_config, flags=flags)
+        except UserError as error:
+            assert str(error)

@@ -4,6 +4,7 @@ process, its values nodes that keep their line and column. What each key becomes
 from __future__ import annotations
 
 import json
+import math
 import os
 import re
 from collections.abc import Iterator, Mapping, Sequence
@@ -179,7 +180,8 @@ class _Reader:
         found: Level = {}
         for key, node in self.root.value.items():
             if key in AT_TOP:
-                self._add(found, key, node)
+                if not node.is_blank and (checked := self._checked(KEYS[key], node)) is not None:
+                    self._add(found, key, checked)
             elif key not in SECTIONS:
                 belongs = _places(key)
                 hint = f"It belongs in {belongs}." if belongs else did_you_mean(key, SECTIONS)
@@ -232,7 +234,7 @@ class _Reader:
                 fault = "is text. Write it without quotes." if is_word else "is neither true nor false."
         elif key.kind in ("whole", "number"):
             value = _number(value)
-            if value is None or (key.kind == "whole" and value != int(value)):
+            if value is None or not math.isfinite(value) or (key.kind == "whole" and value != int(value)):
                 fault = f"is not a {'whole ' if key.kind == 'whole' else ''}number."
             elif not key.least <= value <= key.most:
                 bound = f">= {key.least:g}" if value < key.least else f"<= {key.most:g}"

@@ -137,7 +137,7 @@ def _fan_out(listeners: Sequence[Callable[..., None]]) -> Callable[..., None]:
 
 def _measuring(section: TrainerConfig, validation: Validation | None, saving: SaveCallback) -> list[Callback]:
     """The callbacks of `validation`, `stop_when` and a plateau schedule."""
-    following = [PlateauCallback()] if section.train.lr_scheduler == "plateau" else []
+    following = [PlateauCallback()] if _has_plateau(section) else []
     stopping = [EarlyStopping(section.stop_when)] if section.stop_when else []
     settings = section.validation
     if validation is None or settings is None:
@@ -159,6 +159,13 @@ def _measuring(section: TrainerConfig, validation: Validation | None, saving: Sa
 
     validating.on_losses = pass_on_losses
     return [validating, *following, *stopping]
+
+
+def _has_plateau(section: TrainerConfig) -> bool:
+    """Whether the schedule of any role follows its loss: by `train`, or by its own entry in `optimizers`."""
+    optimizers = getattr(section, "optimizers", None)
+    entries = [entry for _, entry in optimizers] if optimizers is not None else []
+    return any(settings.lr_scheduler == "plateau" for settings in (section.train, *entries))
 
 
 def _sampling(section: TrainerConfig, samples: Samples, reporting: Reporting) -> SampleCallback:
