@@ -60,7 +60,7 @@ KEYS: dict[str, Key] = {
     "webdataset_image_key": Key("texts", (DATA,), "`datasets[].webdataset.image_key`", default="png; of TTI-2M jpg"),
     "webdataset_label_key": Key("text", (DATA,), "`datasets[].webdataset.label_key`", default="json"),
     "webdataset_caption_key": Key("text", (DATA,), "`datasets[].webdataset.caption_key`", default="prompt"),
-    "webdataset_size": Key("whole", (DATA,), "`datasets[].webdataset.samples`", 1, 10**12, default=10_000),
+    "webdataset_size": Key("whole", (DATA,), "`datasets[].webdataset.samples`", 1, 10**12),
     "use_tt2m": Key("switch", (DATA,), "`use_webdataset`, with a warning"),
     "tt2m_token": Key("text", (DATA,), "`webdataset_token`, with a warning"),
     "img_size": Key("whole", (DATA, MODEL, *_STEP), "`datasets[].resolution`", 32, 16_384, default=1024),

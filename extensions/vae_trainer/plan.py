@@ -30,7 +30,8 @@ def plan_run(section: VaeTrainerConfig, job: JobContext) -> RunPlan:
     if not section.model.is_yet_to_come(job):
         return plan_items(section, job, section.scan(), stream=section.stream())
     note = f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
-    return RunPlan(section.type, section.display_name(job), (), 0, 0, section.train.steps, notes=(note,))
+    notes = (note, *_length(section), *_optimizers(section))
+    return RunPlan(section.type, section.display_name(job), (), 0, 0, section.train.steps, notes=notes)
 
 
 def plan_items(
@@ -89,6 +90,21 @@ def _roles(section: VaeTrainerConfig) -> Iterator[str]:
     for role in section.roles():
         own = section.role_optimizer(role)
         yield f"{role}: {counts[role]:,} parameters, {own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}"
+
+
+def _length(section: VaeTrainerConfig) -> Iterator[str]:
+    """How long it trains, where its images cannot be counted yet, and what ends it."""
+    train = section.train
+    limit = f", at most {train.step_limit:,} optimizer steps" if train.step_limit else ""
+    yield f"{train.epochs:,} epochs{limit}" if train.epochs else f"{train.steps:,} optimizer steps"
+    if stop := section.stop_when:
+        yield f"or until the mean of {stop.metric} is below {stop.below:g}"
+
+
+def _optimizers(section: VaeTrainerConfig) -> Iterator[str]:
+    for role in section.roles():
+        own = section.role_optimizer(role)
+        yield f"{role}: {own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}"
 
 
 def _memory(section: VaeTrainerConfig, work: Work, machine: Machine, memory: MemoryEstimate) -> Iterator[str]:

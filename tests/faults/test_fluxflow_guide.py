@@ -85,6 +85,19 @@ def test_every_file_is_planned(text: str, workplace: Path) -> None:
     assert plan.processes and not (workplace / "outputs").exists()
 
 
+def test_the_plan_of_a_step_that_starts_from_another_says_what_learns_how_long(workplace: Path) -> None:
+    _, second = plan_job(read(guide.short(guide.FILES["warmup, then gan"], 12))).processes
+    start, *rest = second.notes
+    folder = "outputs/pipeline_training/vae_warmup/vae_warmup"
+    assert start == f"starts from {folder}, which an earlier process of the job writes: counted then"
+    assert rest == [
+        "40 epochs, at most 12 optimizer steps",
+        "or until the mean of loss_recon is below 0.01",
+        "vae: adamw, learning rate 1e-05, CosineAnnealingLR",
+        "discriminator: adamw, learning rate 1e-05, CosineAnnealingLR",
+    ]
+
+
 @pytest.mark.parametrize("command", cases(guide.COMMANDS))
 def test_every_command_is_planned(command: str, workplace: Path) -> None:
     assert plan_job(read_command(command)).processes[0].optimizer_steps
@@ -130,12 +143,22 @@ def test_every_command_on_a_stream_trains_two_batches(command: str, workplace: P
     assert [path for path in files if any(token in path.read_text(encoding="utf-8") for token in tokens)] == []
 
 
+def test_an_epoch_of_a_stream_is_one_pass_over_all_shards(workplace: Path) -> None:
+    guide.write_shards(workplace)
+    command = guide.STREAM_COMMANDS["another set"].replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
+    train(read_command(command.replace("--n_epochs 10", "--n_epochs 2 --batch_size 1").replace("--batch_size 2", "")))
+    out = workplace / "outputs" / "custom_dataset"
+    assert len((out / "graph" / "training_metrics.jsonl").read_text(encoding="utf-8").splitlines()) == 2 * 6
+    assert (out / "flxflow_final.safetensors").is_file()
+
+
 def test_a_command_on_a_stream_is_planned(workplace: Path) -> None:
     guide.write_shards(workplace)
     command = guide.STREAM_COMMANDS["another set"].replace("hf://datasets/nyuuzyou/textureninja/", "shards/")
     config = read_command(command)
-    assert plan_job(config).processes[0].optimizer_steps == 10 * 10_000 // 2
-    assert "an epoch is counted as 10,000 samples" in "".join(config.warnings)
+    assert plan_job(config).processes[0].stream.shards == 2
+    assert "the rate stays as it is: how many samples the stream has is not known" in "".join(config.warnings)
+    assert plan_job(read_command(command, "--webdataset_size", "6")).processes[0].optimizer_steps == 10 * 3
     (dataset,) = config.processes[0].section.datasets
     assert (dataset.webdataset.image_key, dataset.webdataset.caption_key) == (("png",), "caption")
 

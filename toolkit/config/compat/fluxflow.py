@@ -55,9 +55,6 @@ DEFAULT_OUTPUT, DEFAULT_STEP, DEFAULT_LR = "outputs/flux", "train", 5e-7
 DEFAULT_SHARDS = "hf://datasets/jackyhate/text-to-image-2M/data_512_2M/*.tar"
 """The set TTI-2M."""
 
-GUESSED_SIZE = 10_000
-"""Samples of a stream, as FluxFlow takes it where it is not said."""
-
 LPIPS_BACKBONE = "~/.cache/torch/hub/checkpoints/vgg16-397923af.pth"
 OWN_FOLDERS = ("graph", "samples", "_cache")
 """Names of the guide's folders beside those of the steps."""
@@ -128,6 +125,11 @@ class _Step:
         """The guide's two spellings of adversarial training without reconstruction."""
         explicit = self.get("train_reconstruction") is False
         return self.adversarial and (explicit or not self.on("train_vae"))
+
+    def has_length(self) -> bool:
+        """Whether the number of its steps is known before the data are read: that of a stream need not be."""
+        only_steps = "max_steps" in self.values and "n_epochs" not in self.values
+        return "url" not in self.dataset.value or "webdataset_size" in self.values or only_steps
 
     def roles(self) -> tuple[str, ...]:
         """What learns."""
@@ -421,17 +423,8 @@ class _Reader:
             "label_key": values.get("webdataset_label_key", "json"),
             "caption_key": values.get("webdataset_caption_key", "prompt"),
             "token": values.get("webdataset_token"),
-            "samples": self._samples(values),
+            "samples": values.get("webdataset_size"),
         }
-
-    def _samples(self, values: Level) -> Any:
-        """The length of an epoch; FluxFlow's guess where a step needs one and the file has none."""
-        if "webdataset_size" in values or ("max_steps" in values and "n_epochs" not in values):
-            return values.get("webdataset_size")
-        at = values.get("webdataset_url") or values.get("use_webdataset")
-        note = f"an epoch is counted as {GUESSED_SIZE:,} samples. Give 'webdataset_size', or 'max_steps' instead of it."
-        self.diagnostics.warn(at or self.root, note)
-        return GUESSED_SIZE
 
     # ------------------------------------------------------------ start
 
@@ -540,12 +533,21 @@ class _Reader:
             "steps": steps,
             "step_limit": limit,
             "lr": self._lr(step),
-            "lr_scheduler": "CosineAnnealingLR",
-            "lr_scheduler_params": {"eta_min_factor": values.get("lr_min", 0.1)},
+            **self._schedule(step),
             "max_grad_norm": values.get("initial_clipping_norm"),
             "dtype": dtype,
             "ema_config": ema,
         }
+
+    def _schedule(self, step: _Step) -> dict[str, Any]:
+        if step.has_length():
+            return {
+                "lr_scheduler": "CosineAnnealingLR",
+                "lr_scheduler_params": {"eta_min_factor": step.values.get("lr_min", 0.1)},
+            }
+        note = "the rate stays as it is: how many samples the stream has is not known. Give 'webdataset_size' or "
+        self.diagnostics.warn(step.dataset, f"step {step.name.value!r}: {note}'max_steps' alone for it to fall.")
+        return {"lr_scheduler": "constant"}
 
     def _lr(self, step: _Step) -> Any:
         if "lr" in step.values:
@@ -563,7 +565,7 @@ class _Reader:
         flow_lr = _number(step.optimizers.optimizer("flow").get("lr", _made(step.node, lr)).value) or lr
         entries = {}
         for role in roles:
-            entry = step.optimizers.entry(role, step.values.get("lr_min"), step.node)
+            entry = step.optimizers.entry(role, step.values.get("lr_min"), step.node, step.has_length())
             if role == "text_encoder":
                 entry.setdefault("lr", flow_lr / 10)
             if role in self.rates:

@@ -59,8 +59,9 @@ class RoleOptimizers:
         """The entry of a role as written, its kind under `type`; empty where there is none."""
         return self._merged(OPTIMIZERS, role)
 
-    def entry(self, role: str, lr_min: ConfigNode | None, place: ConfigNode) -> dict[str, Any]:
-        """The entry of `optimizers` in a process. lr_min: where the rate ends, as a share; None: the default."""
+    def entry(self, role: str, lr_min: ConfigNode | None, place: ConfigNode, has_length: bool = True) -> dict[str, Any]:
+        """The entry of `optimizers` in a process. lr_min: where the rate ends, as a share; None: the default.
+        has_length: whether the step's length is known; if not, a rate without an entry stays as it is."""
         given = self.optimizer(role)
         kind = given.pop("type", None)
         entry: dict[str, Any] = {"optimizer": kind or "adamw"}
@@ -72,6 +73,8 @@ class RoleOptimizers:
                 given.setdefault(name, _plain(value, place))
         if given:
             entry["optimizer_params"] = _gathered(given)
+        if not has_length and not self._merged(SCHEDULERS, role):
+            return entry | {"lr_scheduler": "constant"}
         return entry | self._schedule(role, lr_min, place)
 
     def _schedule(self, role: str, lr_min: ConfigNode | None, place: ConfigNode) -> dict[str, Any]:

@@ -300,7 +300,7 @@ def test_shards_instead_of_a_folder(read) -> None:
     (dataset,) = read(step("train_vae: true", "lr: 1e-5", data=data)).steps[0]["datasets"]
     assert dataset == {
         "url": ["hf://datasets/a/b/*.tar"],
-        "webdataset": {"image_key": ["png"], "label_key": "json", "caption_key": "caption", "samples": 10_000},
+        "webdataset": {"image_key": ["png"], "label_key": "json", "caption_key": "caption"},
         "resolution": 1024,
         "num_workers": 1,
     }
@@ -315,7 +315,7 @@ def test_the_default_set_has_its_own_keys(switch: str, read) -> None:
     old = "tt2m" in switch
     assert dataset["webdataset"].get("token") == ("hf_abc" if old else None)
     told = [line.split(": ", 1)[1] for line in found.warnings]
-    assert sum("an epoch is counted as 10,000 samples" in line for line in told) == 1
+    assert sum("the rate stays as it is" in line for line in told) == 1
     renamed = {
         "data.use_tt2m: is an old name. Write 'use_webdataset'.",
         "data.tt2m_token: is an old name. Write 'webdataset_token'.",
@@ -323,12 +323,21 @@ def test_the_default_set_has_its_own_keys(switch: str, read) -> None:
     assert (renamed <= set(told)) is old
 
 
-def test_the_length_of_a_stream_is_asked_for_only_where_it_matters(read) -> None:
-    known = read(step("train_vae: true", "lr: 1e-5", data="{use_webdataset: true, webdataset_size: 77}"))
-    assert known.steps[0]["datasets"][0]["webdataset"]["samples"] == 77
-    limited = read(step("train_vae: true", "lr: 1e-5", "max_steps: 9", data="{use_webdataset: true}"))
-    assert "samples" not in limited.steps[0]["datasets"][0]["webdataset"]
-    assert not known.warnings and not limited.warnings
+def test_the_rate_stays_where_a_stream_has_no_length(read) -> None:
+    (process,) = read(step("train_vae: true", "lr: 1e-5", data="{use_webdataset: true}")).steps
+    assert process["train"]["lr_scheduler"] == process["optimizers"]["vae"]["lr_scheduler"] == "constant"
+    own = "schedulers: {vae: {type: CosineAnnealingLR}}"  # refused later, as its length is not known
+    (process,) = read(step("train_vae: true", "lr: 1e-5", own, data="{use_webdataset: true}")).steps
+    assert process["optimizers"]["vae"]["lr_scheduler"] == "CosineAnnealingLR"
+
+
+@pytest.mark.parametrize(
+    ("data", "lines"),
+    [("{use_webdataset: true, webdataset_size: 77}", ()), ("{use_webdataset: true}", ("max_steps: 9",))],
+)
+def test_the_rate_falls_where_the_length_of_a_stream_is_known(data: str, lines: tuple[str, ...], read) -> None:
+    found = read(step("train_vae: true", "lr: 1e-5", *lines, data=data))
+    assert found.steps[0]["train"]["lr_scheduler"] == "CosineAnnealingLR" and not found.warnings
 
 
 def test_a_tokenizer_goes_with_a_pretrained_text_encoder(read) -> None:
