@@ -444,6 +444,7 @@ class _Reader:
         folder, fault = checkpoint_folder(path)
         if folder is None:
             self.diagnostics.error(node, f"{show(node)} {fault}")
+            self.wrong.add("model_checkpoint")
             return _Start()
         self._read_rates(node, path)
         self._compare_size(node, folder)
@@ -500,6 +501,8 @@ class _Reader:
                 f"step {step.name.value!r} is read as adversarial training only, as 'train_vae: true' with "
                 "'train_reconstruction: false' is: encoder and decoder learn, no pixels are compared.",
             )
+        if step.trains_flow and not start.vae and "model_checkpoint" in self.wrong:
+            return None  # what it needs is what the checkpoint would have brought
         if step.trains_flow:
             process = self._flow(step, start)
             start.flow, start.vae_is_newer = folder, False
@@ -629,7 +632,8 @@ class _Reader:
             if pretrained is not None:
                 text |= {"name_or_path": pretrained, "tokenizer": tokenizer}
             else:
-                text["config"] = dict(RANDOM_TEXT_ENCODER)
+                text |= {"config": dict(RANDOM_TEXT_ENCODER), "train": True}
+                self._refuse_frozen_noise(step)
             if pretrained is None and tokenizer is not None:
                 note = "has no effect without 'pretrained_bert_model': random weights get a tokenizer of the captions."
                 self.diagnostics.warn(tokenizer, note)
@@ -660,6 +664,14 @@ class _Reader:
                 "discriminator": self._discriminator(step),
             }
         return process
+
+    def _refuse_frozen_noise(self, step: _Step) -> None:
+        if step.on("freeze_text_encoder"):
+            message = (
+                "a text encoder with random weights is to learn: captions would be noise. Leave this out, or give "
+                "'model.pretrained_bert_model'."
+            )
+            self.diagnostics.error(step.values["freeze_text_encoder"], message)
 
     def _size(self, step: _Step) -> dict[str, Any]:
         """Arguments of an AutoencoderKL; of small images with a level less."""

@@ -10,7 +10,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import append_json_line, atomic_write, os_error_as_run_error, write_json
+from toolkit.files import TEMP_FILE_GLOB, append_json_line, atomic_write, os_error_as_run_error, write_json
 from toolkit.interfaces import StepResult
 from toolkit.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS, SAMPLE_FILE, SAMPLES, utc_now
 from toolkit.safetensors_io import merge_files
@@ -34,6 +34,8 @@ class FluxflowFiles(Callback):
     def on_start(self, run: Run) -> None:
         self._run = run
         self.folder = run.folder.parent
+        for half in self.folder.glob(f".flxflow_{TEMP_FILE_GLOB.lstrip('.')}"):  # a run that was killed wrote it
+            half.unlink(missing_ok=True)
         path = self.folder / GRAPH / f"training_metrics_{run.name}.jsonl"
         with os_error_as_run_error(path):
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -555,6 +555,16 @@ def test_a_checkpoint_that_cannot_be_a_start(header, folder: bool, expected: str
     assert line == f"2:27: model.model_checkpoint: '{path}' {expected}"
 
 
+def test_a_random_text_encoder_is_not_to_be_frozen(read) -> None:
+    (line,) = faults(step("train_vae: true", "train_diff: true", "lr: 1e-4", "freeze_text_encoder: true"))
+    assert line.startswith(f"11:30: {AT}.freeze_text_encoder: a text encoder with random weights is to learn")
+
+
+def test_a_flow_step_does_not_complain_of_what_a_broken_checkpoint_would_have_brought(read) -> None:
+    (line,) = faults(step("train_diff: true", "lr: 1e-4", model="{model_checkpoint: nope.safetensors}"))
+    assert "model.model_checkpoint: 'nope.safetensors' does not exist" in line
+
+
 def test_a_checkpoint_that_does_not_exist(read) -> None:
     (line,) = faults(step("train_vae: true", "lr: 1e-5", model="{model_checkpoint: nope.safetensors}"))
     assert line.startswith("2:27: model.model_checkpoint: 'nope.safetensors' does not exist (working directory:")

@@ -114,6 +114,15 @@ def test_the_end_writes_all_weights_as_one_file(run: Run, place: str, names: int
         assert found.metadata()["step"] == "4"
 
 
+def test_half_a_file_of_a_run_that_was_killed_is_removed(run: Run) -> None:
+    folder = run.folder.parent
+    kept = {"flxflow_final.safetensors", ".notes.tmp", "warmup"}
+    for name in (*kept - {"warmup"}, ".flxflow_step_warmup_final.safetensors.0a1b2c3d.tmp"):
+        (folder / name).touch()
+    begun(run).on_end(run, False)
+    assert {path.name for path in folder.iterdir()} == kept | {"graph"}
+
+
 @pytest.mark.parametrize(
     ("file", "prefix"),
     [
