@@ -381,7 +381,9 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         if isinstance(dataset, StreamLatents):
             # With low_vram each encoder moves to the device and back: not while a step or a sample is computed.
             workers = 0 if self.section.model.low_vram else workers
-            source = stream_source(dataset.stream, setup.seed, settings.batch_size, dataset.load, workers)
+            source = stream_source(
+                dataset.stream, setup.seed, settings.batch_size, dataset.load, workers, run.should_stop
+            )
             images = -(-settings.batch_size // splits)
             return _Batches(source, dataset.latent_size, partial(dataset.trial, images), dataset.first)
         loader = BatchLoader(dataset, setup.seed)

@@ -285,7 +285,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         size, workers = self.section.train.batch_size, max(dataset.num_workers for dataset in self.section.datasets)
         if data.stream:
             streamed = StreamPixels(data.stream)
-            source = stream_source(data.stream, run.seed, size, streamed.load, workers)
+            source = stream_source(data.stream, run.seed, size, streamed.load, workers, run.should_stop)
             return source, partial(streamed.trial, size)
         loader, of_epoch = PixelLoader(data.items), partial(epoch_batches, data.items, size, run.seed)
 

@@ -167,11 +167,19 @@ class StreamPixels:
 
 
 def stream_source(
-    stream: StreamDataset, seed: int, batch_size: int, make_batch: Callable[[BatchSpec], Batch], workers: int
+    stream: StreamDataset,
+    seed: int,
+    batch_size: int,
+    make_batch: Callable[[BatchSpec], Batch],
+    workers: int,
+    stopping: Callable[[], bool] = lambda: False,
 ) -> StreamSource:
-    """The batches of a stream, epoch after epoch; each of one size. make_batch: such as `StreamPixels.load`."""
+    """The batches of a stream, epoch after epoch; each of one size.
+
+    make_batch: such as `StreamPixels.load`. stopping: whether a stop is requested; servers are then not waited for.
+    """
     return StreamSource(
-        stream.reader(seed, batch_size),
+        stream.reader(seed, batch_size, stopping),
         make_batch,
         batch_size,
         workers,

@@ -38,6 +38,9 @@ PAUSES_S = (0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 30.0)
 TIMEOUT_S = 60.0
 """So long may a server say nothing."""
 
+LOOK_EVERY_S = 0.2
+"""Seconds between two looks at whether a stop is requested, while bytes are waited for."""
+
 MAX_SHARDS = 1_000_000
 
 _HUB_PATTERN = re.compile(r"hf://datasets/(?P<repo>[^/@]+/[^/@]+)(?:@(?P<revision>[^/]+))?/(?P<file>.+)")
@@ -332,16 +335,26 @@ def _first_line(error: Exception) -> str:
     return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
 
 
-def read_ahead(items: Iterator[T], stop: Callable[[], None]) -> Generator[T, None, None]:
-    """The items, each computed by a thread while the one before is used. Closing calls `stop` and ends the thread."""
-    from concurrent.futures import ThreadPoolExecutor
+def read_ahead(
+    items: Iterator[T], stop: Callable[[], None], stopping: Callable[[], bool] = lambda: False
+) -> Generator[T, None, None]:
+    """The items, each computed by a thread while the one before is used. Closing calls `stop` and ends the thread.
 
-    pool = ThreadPoolExecutor(1, thread_name_prefix="shards")
+    stopping: asked now and then while an item is waited for; True raises RunError, and the thread is left to itself.
+    """
+    from concurrent.futures import ThreadPoolExecutor, wait
+
+    pool, abandoned = ThreadPoolExecutor(1, thread_name_prefix="shards"), False
     try:
         waiting = pool.submit(next, items, None)
-        while (item := waiting.result()) is not None:
+        while True:
+            while not wait([waiting], LOOK_EVERY_S).done:
+                if abandoned := stopping():
+                    raise RunError("a stop was requested while the run waited for its shards.")
+            if (item := waiting.result()) is None:
+                return
             waiting = pool.submit(next, items, None)
             yield item
     finally:
         stop()
-        pool.shutdown(wait=True, cancel_futures=True)
+        pool.shutdown(wait=not abandoned, cancel_futures=True)

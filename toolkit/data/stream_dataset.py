@@ -147,9 +147,11 @@ class StreamDataset:
         window = self.settings.webdataset.window
         return ShardStream(self.shards, seed, self._keys, window, batch_size, self.epochs, self.unreadable)
 
-    def reader(self, seed: int, batch_size: int) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
-        """`StreamSource.read` of `shard_stream`, with the captions as they are trained."""
-        return partial(self._read, self.shard_stream(seed, batch_size))
+    def reader(
+        self, seed: int, batch_size: int, stopping: Callable[[], bool] = lambda: False
+    ) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
+        """`StreamSource.read` of `shard_stream`, with the captions as they are trained. stopping: its field."""
+        return partial(self._read, replace(self.shard_stream(seed, batch_size), stopping=stopping))
 
     def _read(self, stream: ShardStream, cursor: Cursor) -> Iterator[tuple[StreamSample, Cursor]]:
         for sample, behind in stream.read(cursor):

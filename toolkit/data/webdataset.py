@@ -19,7 +19,7 @@ import json
 import logging
 import tarfile
 import zlib
-from collections.abc import Collection, Generator, Iterator, Sequence
+from collections.abc import Callable, Collection, Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -207,6 +207,9 @@ class ShardStream:
     index: int = 0
     count: int = 1
 
+    stopping: Callable[[], bool] = lambda: False
+    """Whether a stop is requested: `read` then waits for no server, but raises RunError."""
+
     def share(self, index: int, count: int) -> ShardStream:
         """The stream of process `index` of `count`: every `count`-th shard of each epoch's order, so that all together
         read each shard once. Each has its own cursor; the loop of a trainer, which has one for all, reads the whole
@@ -246,7 +249,7 @@ class ShardStream:
             epoch, index = cursor["epoch"], cursor["index"]
             place = _Place(cursor["shard"], cursor["sample"], cursor["byte"])
         stop = Event()
-        with closing(read_ahead(self._windows(epoch, place, stop), stop.set)) as windows:
+        with closing(read_ahead(self._windows(epoch, place, stop), stop.set, self.stopping)) as windows:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):

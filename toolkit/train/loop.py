@@ -9,9 +9,9 @@ from __future__ import annotations
 
 import gc
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import suppress
-from typing import cast
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext, suppress
+from typing import TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -25,11 +25,14 @@ from toolkit.train.collectives import all_reduce_gradients_and_losses
 from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer, StepTimer
 from toolkit.train.run import Run
 
+T = TypeVar("T")
+
 
 def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:
     """Trains until `run.steps` optimizer steps are done, the source ends or a stop is requested.
 
-    Returns whether nothing is left to train. Raises RunError when the loss is not finite three steps in a row.
+    Returns whether nothing is left to train. Raises RunError when the loss is not finite three steps in a row, and that
+    of a source that fails, once what was trained is saved as after a stop.
     """
     timer = StepTimer()
     metrics = MetricsBuffer(run, timer)
@@ -38,11 +41,21 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:
         with timer.track("outside"):
             for callback in run.callbacks:
                 callback.on_start(run)
-        _steps(run, source, step_fn, metrics, timer)
+        failure, begun = None, run.state.step
+        try:
+            _steps(run, source, step_fn, metrics, timer)
+        except _SourceError as error:
+            # A source that stops waiting because a stop is requested has not failed.
+            failure = None if run.interrupted and run.process_group.is_single_process else error.reason
         metrics.flush()
-        finished = run.complete
-        for callback in run.callbacks:
-            callback.on_end(run, finished)
+        finished = run.complete and failure is None
+        # Of a sharded model the others would have to help with saving, and they wait for this rank elsewhere.
+        ends = failure is None or (run.state.step > begun and not run.sharded)
+        for callback in run.callbacks if ends else ():
+            with suppress(RunError) if failure else nullcontext():
+                callback.on_end(run, finished)
+        if failure:
+            raise failure
     except BaseException as error:
         with suppress(Exception):  # the last lines before a failure, where the device still gives them
             metrics.flush()
@@ -52,14 +65,32 @@ def train(run: Run, source: BatchSource, step_fn: TrainStep) -> bool:
     return finished
 
 
+class _SourceError(Exception):
+    """The source of batches failed between two steps."""
+
+    def __init__(self, reason: RunError) -> None:
+        super().__init__(str(reason))
+        self.reason = reason
+
+
+def _read(items: Iterator[T]) -> Iterator[T]:
+    """The items of a source; its RunErrors as _SourceError."""
+    try:
+        yield from items
+    except RunError as error:
+        raise _SourceError(error) from error
+
+
 def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBuffer, timer: StepTimer) -> None:
     state, process_group = run.state, run.process_group
-    steps = accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps)
+    steps = _read(accumulation_steps(source.iterate(state.cursor), run.grad_accum_steps))
     steps, ahead = itertools.tee(itertools.islice(steps, max(0, run.steps - state.step)))
-    batches = source.load(
-        spec
-        for accumulation_step in ahead
-        for spec in shard_micro_batches(accumulation_step.specs, process_group.rank, process_group.world_size)
+    batches = _read(
+        source.load(
+            spec
+            for accumulation_step in ahead
+            for spec in shard_micro_batches(accumulation_step.specs, process_group.rank, process_group.world_size)
+        )
     )
     for accumulation_step in steps:
         if process_group.any(run.stopping):

@@ -101,6 +101,33 @@ def test_a_killed_run_on_a_stream_goes_on_to_the_same_bytes(
     assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
 
 
+@pytest.mark.slow
+def test_a_run_that_waits_for_a_server_is_stopped_at_once_with_a_state(write_job, streamed, tmp_path: Path) -> None:
+    write_shard(tmp_path / "shards" / "0.tar", 400, size=(32, 32))
+    with serving(tmp_path / "shards") as server:
+        server.silent_after = 790_000  # of 820,000, behind the samples that are measured
+        job = write_job(
+            streamed(f"{server.address}/0.tar", {"window": 8}, train={"steps": 500}, save={"save_every": 0})
+        )
+        process = subprocess.Popen(
+            [sys.executable, str(ROOT / "run.py"), str(job)], cwd=tmp_path, env=child_environment()
+        )
+        metrics, done = tmp_path / "output" / "job" / "metrics.jsonl", -1
+        while not metrics.exists() or done < len(metrics.read_text().splitlines()) or done < 1:
+            done = len(metrics.read_text().splitlines()) if metrics.exists() else -1
+            assert process.poll() is None
+            time.sleep(1)
+        process.send_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 20
+        while not list((tmp_path / "output" / "job" / "state").glob("step_*/MANIFEST.json")):
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
+        server.released.set()
+        assert process.wait(60) == 75
+    (state,) = (tmp_path / "output" / "job" / "state").iterdir()
+    assert state.name == f"step_{done:09d}"
+
+
 def test_a_resume_opens_the_shard_it_stands_in_at_its_byte(start, streamed, tmp_path: Path, said: list[str]) -> None:
     """Beside the one whose first samples every start reads."""
     for number in range(4):
@@ -147,6 +174,26 @@ def damaged(path: Path) -> None:
     """The second half of a shard is missing."""
     whole = write_shard(path, 20, size=(32, 32)).read_bytes()
     path.write_bytes(whole[: len(whole) // 2 + 300])
+
+
+def test_a_shard_that_fails_loses_no_step(start, streamed, tmp_path: Path, said: list[str]) -> None:
+    """What was trained is saved; once the shard is fetched anew, the run goes on to the same bytes."""
+    changes = {"save": {"save_every": 0}, "train": {"steps": 9}}
+    write_shard(tmp_path / "0.tar", 20, size=(32, 32))
+    whole = start(streamed(tmp_path / "0.tar", {"window": 4}, **changes)).rename(tmp_path / "whole")
+    damaged(tmp_path / "0.tar")
+    with pytest.raises(RunError, match="is damaged behind sample"):
+        start(streamed(tmp_path / "0.tar", {"window": 4}, **changes))
+    folder = tmp_path / "output" / "job"
+    (state,) = (folder / "state").iterdir()
+    trained = len(lines(folder / "metrics.jsonl"))
+    assert 0 < trained < 9 and state.name == f"step_{trained:09d}"
+    status = json.loads((folder / "run.json").read_text())
+    assert status["status"] == "failed" and "is damaged behind sample" in status["error"]
+    write_shard(tmp_path / "0.tar", 20, size=(32, 32))
+    again = start(streamed(tmp_path / "0.tar", {"window": 4}, **changes))
+    name = "state/step_000000009/weights.safetensors"
+    assert (whole / name).read_bytes() == (again / name).read_bytes()
 
 
 def without_images(path: Path) -> None:

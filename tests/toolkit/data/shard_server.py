@@ -10,7 +10,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
+from threading import Event, Thread
 
 from PIL import Image
 
@@ -48,6 +48,10 @@ class ShardServer:
         self.cut: int | None = None
         """Bytes of a body after which the connection is closed."""
 
+        self.silent_after: int | None = None
+        """Bytes of a body after which nothing more comes, until `released`."""
+
+        self.released = Event()
         self.ranges = True
         self.failures: list[int] = []
         """Status codes of the next answers."""
@@ -84,6 +88,11 @@ class ShardServer:
         request.end_headers()
         part = body[start:][: self.cut]
         self.sent += len(part)
+        if self.silent_after is not None and len(part) > self.silent_after:
+            request.wfile.write(part[: self.silent_after])
+            request.wfile.flush()
+            self.released.wait(30)
+            return
         request.wfile.write(part)
 
 

@@ -8,6 +8,7 @@ import tarfile
 import threading
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -103,6 +104,15 @@ def test_shards_that_were_moved_are_read_on(folder: Path) -> None:
     whole = list(stream(folder).read(None))
     moved = shutil.copytree(folder, folder / "moved")
     assert captions(stream(moved).read(whole[8][1])) == [sample.caption for sample, _ in whole[9:]]
+
+
+def test_a_stop_waits_for_no_server(folder: Path) -> None:
+    with serving(folder) as server:
+        server.silent_after = 100
+        waits = replace(stream(folder), shards=expand_shards([f"{server.address}/0.tar"]), stopping=lambda: True)
+        with pytest.raises(RunError, match="a stop was requested while the run waited for its shards"):
+            next(waits.read(None))
+        server.released.set()
 
 
 CHANGED = (
