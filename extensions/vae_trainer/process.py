@@ -17,6 +17,7 @@ from torch import Tensor
 
 from extensions.vae_trainer.config import Scanned, VaeTrainerConfig
 from extensions.vae_trainer.memory_advice import memory_advice, shortage
+from extensions.vae_trainer.memory_plan import Work, plan_memory
 from extensions.vae_trainer.plan import plan_items
 from extensions.vae_trainer.quality import psnr, ssim
 from extensions.vae_trainer.writer import AutoencoderWriter
@@ -36,15 +37,17 @@ from toolkit.data.stream_dataset import StreamDataset
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Sample
-from toolkit.memory.estimate import MemoryEstimate, machine_of
+from toolkit.memory.estimate import Machine, MemoryEstimate, machine_of
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.from_config import refuse_arguments
 from toolkit.models.perceptual import PerceptualDistance, load_perceptual
+from toolkit.run_files import EVENTS, EventLog
 from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, evaluating, trained_parameters
 from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
+from toolkit.train.callbacks.watchdog import memory_check
 from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.roles import build_role
@@ -273,6 +276,9 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         step = AutoencoderStep(
             model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
         )
+        if self.process_group.is_single_process:
+            event = EventLog(self.save_root / EVENTS).add
+            run.callbacks = [*run.callbacks, *memory_check(partial(self._allocated, setup), setup.device, event)]
         source, largest = self._batches(setup.data, run)
         if run.state.step < run.steps and (line := try_largest_batch(run, largest(), step)):
             logger.info(line)
@@ -293,6 +299,14 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
             return loader.load(max(of_epoch(run.state.epoch), key=partial(_pixels, data.items)))
 
         return EpochSource(of_epoch, partial(loader.prefetch, workers=workers)), largest
+
+    def _allocated(self, setup: Setup[VaeData], resumed: bool) -> int:
+        """Planned bytes of tensors up to the end of the first step; resumed: with optimizer state."""
+        machine = Machine("cuda" if setup.device.type == "cuda" else "cpu")
+        section, data = self.section, setup.data
+        work = Work.of_settings(section) if data.stream else Work.of_items(section, data.items)
+        plan = plan_memory(section, work, machine)
+        return plan.allocated("training" if resumed else "first step")
 
 
 MEASURED_IMAGES = 256

@@ -12,6 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 from statistics import median
 
+import torch
+
+from toolkit.device import peak_memory, reset_peak_memory
 from toolkit.interfaces import StepResult
 from toolkit.train.run import Callback, Run
 
@@ -122,3 +125,28 @@ def _message(predicted: int, measured: int) -> str:
     off = predicted / max(1, measured) - 1
     more = f": {abs(off):.0%} {'less' if off > 0 else 'more'} than predicted" if abs(off) > REPORT_IF_OFF_BY else ""
     return f"memory at the first step: {measured / 1e9:.2f} GB, predicted {predicted / 1e9:.2f} GB{more}"
+
+
+STATUS = Path("/proc/self/status")
+
+
+def memory_check(
+    predict: Callable[[bool], int], device: torch.device, event: Callable[..., None]
+) -> list[MemoryEstimateCheck]:
+    """The check, where memory can be measured; resets the peak of a GPU. predict: as of `MemoryEstimateCheck`."""
+    on_gpu = device.type == "cuda"
+    if on_gpu:
+        reset_peak_memory(device)
+    elif not STATUS.exists():
+        return []
+
+    def measure() -> int:
+        return peak_memory(device) if on_gpu else peak_resident()
+
+    return [MemoryEstimateCheck(predict, measure, on_gpu, event)]
+
+
+def peak_resident() -> int:
+    """Peak resident memory of this process in bytes, mapped files included (Linux)."""
+    line = next(line for line in STATUS.read_text(encoding="utf-8").splitlines() if line.startswith("VmHWM"))
+    return 1024 * int(line.split()[1])
