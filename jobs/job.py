@@ -92,6 +92,7 @@ class BaseJob:
             except Exception as error:
                 _call_on_error(process, error)
                 raise
+            gc.collect()  # a model is in circles of references, and the next process needs its memory
             if self.process_group.is_main_process:
                 state.finish(index)
 

@@ -154,11 +154,10 @@ class _Job:
     # ------------------------------------------------------------ what stays
 
     def _at_rest(self) -> Parts:
-        networks = [self.vae.encoder, self.vae.decoder, self.judge, self.perceptual]
-        weights = sum(map(self._weights, networks))
+        cast = sum(map(self._weights, [self.vae.encoder, self.vae.decoder, self.perceptual]))
         return {
-            "weights": FLOAT * weights,
-            "weights, cast": self.number * weights if self.number < FLOAT else 0,
+            "weights": FLOAT * (cast + self._weights(self.judge)),
+            "weights, cast": self.number * cast if self.number < FLOAT else 0,
             "average": FLOAT * self.trained_vae * self.train.ema_config.use_ema,
         }
 

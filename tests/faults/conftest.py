@@ -28,12 +28,12 @@ def nursery() -> Iterator[Nursery]:
     server.close()
 
 
-def draw_pictures(folder: Path, *stems: str) -> Path:
+def draw_pictures(folder: Path, *stems: str, size: tuple[int, int] = (80, 64)) -> Path:
     """Small smooth images with captions, all different."""
     folder.mkdir(parents=True, exist_ok=True)
     for stem in stems:
         pixels = Random(stem).randbytes(4 * 3 * 3)
-        Image.frombytes("RGB", (4, 3), pixels).resize((80, 64), Image.Resampling.BICUBIC).save(folder / f"{stem}.png")
+        Image.frombytes("RGB", (4, 3), pixels).resize(size, Image.Resampling.BICUBIC).save(folder / f"{stem}.png")
         (folder / f"{stem}.txt").write_text(f"a photo of {stem}", encoding="utf-8")
     return folder
 

@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 
 from tests.extensions.vae_trainer.conftest import SMALL
-from tests.faults.conftest import Job, contents
+from tests.faults.conftest import Job, contents, draw_pictures
 from tests.faults.nursery import Nursery
+from tests.faults.test_cuda import STAND_IN, memory_event
+from tests.stand_in_cuda import built
+from toolkit.config.autoencoder import sized
 
 STEPS = 6
 TERM, KILL = int(signal.SIGTERM), int(signal.SIGKILL)
@@ -164,3 +167,35 @@ def test_death_at_writes_of_its_saves(pipeline: Pipeline, whole: Pipeline, half:
     assert deaths >= 5
     pipeline.run()
     assert_same(pipeline, whole)
+
+
+ON_A_CARD = {
+    "plain": {},
+    "gan": {"discriminator": {"channels": 32}},
+    "spade": {"model": {"class_name": "AutoencoderKL", "config": sized(32), "spade": True}},
+    "float32": {"train": {"dtype": "fp32"}},
+}
+
+
+@pytest.mark.parametrize(
+    "changes", [pytest.param(changes, marks=STAND_IN, id=name) for name, changes in ON_A_CARD.items()]
+)
+def test_the_plan_says_what_is_taken_on_a_cuda_device(
+    nursery: Nursery, tmp_path: Path, vae_section: dict, changes: dict
+) -> None:
+    """With autocast as CUDA has it: on a device that counts what is allocated."""
+    images = draw_pictures(tmp_path / "large", "a", "b", size=(192, 192))
+    train = {"steps": 1, "batch_size": 2, "dtype": "bf16", **changes.get("train", {})}
+    section = {
+        "model": {"class_name": "AutoencoderKL", "config": sized(32)},
+        **changes,
+        "train": train,
+        "type": "vae_trainer",
+        "training_folder": "output",
+        "device": "cuda:0",
+        "datasets": [{"folder_path": str(images), "resolution": 192}],
+    }
+    job = Job(nursery, tmp_path, section)
+    job.run(faults=[("cuda", str(built()))])
+    found = memory_event(job)
+    assert found["predicted_bytes"] == pytest.approx(found["measured_bytes"], rel=0.12)

@@ -14,7 +14,12 @@ from toolkit.distributed import ProcessGroup
 from toolkit.errors import Interrupted, RunError
 
 PROCESS = """
+    import weakref
+
     from jobs.process import BaseExtensionProcess
+
+    class Model:
+        pass
 
     class SimpleProcess(BaseExtensionProcess):
         def __init__(self, process_id, job, config):
@@ -27,6 +32,12 @@ PROCESS = """
         def run(self):
             super().run()
             self.say("ran")
+            if self.get_conf("makes"):
+                model = Model()
+                model.itself = model
+                self.job.meta["model"] = weakref.ref(model)
+            elif "model" in self.job.meta:
+                self.say("still there" if self.job.meta["model"]() else "gone")
             if self.get_conf("leaves"):
                 raise SystemExit(0)
             if self.get_conf("fails"):
@@ -108,6 +119,12 @@ def test_a_process_needs_no_on_error(build) -> None:
     job.process[:] = [Bare()]
     with pytest.raises(ValueError, match="bare"):
         job.run()
+
+
+def test_what_a_process_leaves_in_circles_of_references_is_gone_before_the_next_one(build) -> None:
+    job = build({"makes": True}, {})
+    job.run()
+    assert ("gone", 1) in job.meta["log"]
 
 
 def test_cleanup_lets_go_of_the_processes(build) -> None:

@@ -128,7 +128,8 @@ class Walk:
         if not self.spade_channels:
             return
         hidden = min(channels, SPADE_HIDDEN)
-        if self.pixels not in self._resized:  # norms of one size share the resized latents
+        # Norms of one size share the resized latents, but not what autocast of CUDA makes of them.
+        if self.pixels not in self._resized or self.number != self.norm_number:
             self._resized.add(self.pixels)
             self.keep(self.spade_channels)
         self.weights((hidden, self.spade_channels, 3, 3), (hidden,), *[(channels, hidden, 3, 3), (channels,)] * 2)
