@@ -70,8 +70,10 @@ SMALL_TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 
 SMALL_FLOW = {"num_layers": 2, "num_attention_heads": 2, "attention_head_dim": 8}
 
 
-def write_flow_model(folder: Path, class_name: str = "SD3Transformer2DModel", prediction: str = "flow") -> Path:
-    """A latent flow model of random weights."""
+def write_flow_model(
+    folder: Path, class_name: str = "SD3Transformer2DModel", prediction: str = "flow", positions: int = 0
+) -> Path:
+    """A latent flow model of random weights. positions: of SD3Transformer2DModel, along a side; 0: as by default."""
     import torch
 
     from toolkit.config.autoencoder import AutoencoderConfig
@@ -82,7 +84,8 @@ def write_flow_model(folder: Path, class_name: str = "SD3Transformer2DModel", pr
     vae.module.register_to_config(scaling_factor=1.5, shift_factor=0.25)
     vae.module.save_pretrained(folder / "vae")
     new.write_text_encoder(folder, SMALL_TEXT, ["a cat", "a photo of a dog"], 16, 0)
-    new.write_transformer(folder, class_name, SMALL_FLOW, 0)
+    table = {"pos_embed_max_size": positions} if positions else {}
+    new.write_transformer(folder, class_name, SMALL_FLOW | table, 0)
     new.write_scheduler(folder)
     new.write_index(folder, prediction, 16)
     return folder

@@ -331,6 +331,9 @@ class ModelFacts:
     patch: int = 1
     """Latent pixels along one side of a token."""
 
+    longest_side: int | None = None
+    """Pixels of the longest image that it has positions for; None: any."""
+
     max_references: int = 0
     """Largest number of control images per sample."""
 

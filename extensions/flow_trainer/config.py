@@ -29,18 +29,19 @@ from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerCo
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
-from toolkit.data.items import scan_items
+from toolkit.data.items import refuse_large, scan_items, too_large
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
-from toolkit.errors import RunError, UserError
-from toolkit.interfaces import PREDICTIONS, BucketedSample
+from toolkit.errors import DataErrors, InputError, RunError, UserError
+from toolkit.interfaces import PREDICTIONS, BucketedSample, Size
 from toolkit.models.latent_flow.family import (
     DEFAULT_MAX_TOKENS,
     FAMILY,
     PIPELINE,
     TRANSFORMERS,
     LatentFlowFamily,
+    part_config,
 )
 
 Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]
@@ -155,8 +156,10 @@ class FlowModelConfig(StrictModel):
         vae = self.autoencoder().arguments()
         if self.name_or_path:
             own = FAMILY.of_folder(self.folder())
-            return LatentFlowFamily.of_parts(vae, {"patch_size": own.patch}, own.prediction, own.max_tokens)
-        return LatentFlowFamily.of_parts(vae, self.transformer.config, self.prediction, self.text_encoder.max_tokens)
+            transformer = part_config(self.folder(), "transformer")
+            return LatentFlowFamily.of_parts(vae, transformer, own.prediction, own.max_tokens)
+        transformer = {"_class_name": self.transformer.class_name, **self.transformer.config}
+        return LatentFlowFamily.of_parts(vae, transformer, self.prediction, self.text_encoder.max_tokens)
 
     def has_random_text(self) -> bool:
         """Whether the text encoder is made with random weights."""
@@ -436,8 +439,14 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     def scan(self) -> Scanned:
         """The images, and the validation split. Raises DataErrors naming every offending file."""
-        cache, multiple = ScanCache.beside(self.training_folder), self.model.family().size_multiple
-        return split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
+        cache, family = ScanCache.beside(self.training_folder), self.model.family()
+        multiple = family.size_multiple
+        scanned = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
+        refuse_large([*scanned[1], *(scanned[2].items if scanned[2] else ())], family)
+        for index, item in enumerate(self.sample_pictures()):
+            if reason := too_large(family.drawable(Size(item.width, item.height)), family):
+                raise DataErrors([InputError(f"sample.samples[{index}]", reason)])
+        return scanned
 
     def plan_of(
         self,

@@ -37,10 +37,8 @@ from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.family import (
     FAMILY,
-    TRANSFORMERS,
     encoder_positions,
     encoder_width,
-    part_config,
     text_encoder_kind,
 )
 from toolkit.models.latent_flow.model import LatentFlowModel
@@ -130,7 +128,6 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
     def refuse(self, data: FlowData, plan: RunPlan) -> None:
         _ = self._perceptual  # its files are read before anything else
         self._refuse_parts()
-        self._refuse_sizes(data)
         device = pick_device(self.section.device, quiet=True)
         for role in self.section.roles():
             given = role in self.section.optimizers.model_fields_set
@@ -162,24 +159,6 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         transformer, channels = model.transformer, model.family().latent_channels
         with _within_model():
             refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
-
-    def _refuse_sizes(self, data: FlowData) -> None:
-        """Raises UserError for images that are larger than the transformer has positions for."""
-        model = self.section.model
-        config = part_config(model.folder(), "transformer") if model.name_or_path else model.transformer.config
-        name = config["_class_name"] if model.name_or_path else model.transformer.class_name
-        most, side = TRANSFORMERS.load(name).largest_side(config), model.family().token_side
-        if most is None:
-            return
-        sizes = {"datasets": [item.crop.bucket for item in (*data.items, *data.held_out)]}
-        sizes["sample"] = [prompt.size for prompt in self._prompts()]
-        for key, found in sizes.items():
-            longest = max((max(size) for size in found), default=0)
-            if longest > most * side:
-                raise UserError(
-                    f"{key}: an image of {longest} pixels is longer than the {most * side} that the transformer has "
-                    "positions for. Lower the size, or give model.transformer.config a larger pos_embed_max_size."
-                )
 
     def check_base(self, resumption: ResumePlan) -> None:
         hashes = self.process_group.run_on_rank0_and_broadcast(lambda: source_hashes(self.section.model))

@@ -25,7 +25,7 @@ from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
 from toolkit.data.images import ImageError, inspect_image, reference_error
-from toolkit.data.items import too_many_references
+from toolkit.data.items import too_large, too_many_references
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
@@ -193,6 +193,8 @@ def refuse_prompts(config: DiffusionSection) -> None:
             except ImageError as error:
                 mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", str(error)))
                 continue
+            if reason := too_large(family.drawable(Size(item.width, item.height)), family):
+                mistakes.append(InputError(f"{name}.samples[{index}]", reason))
             texts = {"prompt": item.prompt, "neg": item.neg or ""}
             long = {key: text for key, text in texts.items() if len(text) > family.sure_prompt}
             for key, text in long.items():

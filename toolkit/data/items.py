@@ -147,6 +147,22 @@ def too_many_references(count: int, family: ModelFacts, key: str = "control_path
     return f"{given}, and {family.title} takes at most {family.max_references}. Shorten {key}."
 
 
+def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:
+    """Raises DataErrors naming every image that is trained at a larger size than the family has positions for."""
+    if family.longest_side is not None:
+        found = {sample.image: reason for sample, crop in items if (reason := too_large(crop.bucket, family))}
+        if found:
+            raise DataErrors([InputError(image, reason) for image, reason in found.items()])
+
+
+def too_large(size: Size, family: ModelFacts) -> str:
+    """The error message for an image of a size that the family has no positions for; empty: it has."""
+    if family.longest_side is None or max(size) <= family.longest_side:
+        return ""
+    most = f"the {family.longest_side} that the model has positions for"
+    return f"at {size} pixels it is longer than {most}. Give a lower size"
+
+
 PromptFault = Callable[[str, Size, Sequence[Size]], str | None]
 """From a prompt, the target's size and the sizes of the control images to an error message, or None."""
 

@@ -15,7 +15,7 @@ from toolkit import seeding
 from toolkit.config.dataset import ValidationConfig
 from toolkit.config.sections import DiffusionSection, ImageTrainingSection
 from toolkit.data.folder import DatasetScan, scan_datasets
-from toolkit.data.items import make_items, refuse_long_captions, refuse_references, scan_items
+from toolkit.data.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.errors import UserError
 from toolkit.interfaces import BucketedSample, CaptionRules, ModelFacts, Sample
@@ -44,14 +44,15 @@ def scan_and_split(
     section: DiffusionSection, family: ModelFacts, scan_cache: ScanCache | None = None
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """`scan_items`, less what `section.validation` holds out, and that. Raises what both raise, and DataErrors naming
-    every image with more references than the family takes, or whose caption the model has no room for, where that can
-    be known already.
+    every image with more references than the family takes, every one that is too large for it, or whose caption the
+    model has no room for, where that can be known already.
     """
     multiple = family.size_multiple
     scanned = scan_items(section, multiple, scan_cache)
     scan, items, validation_split = split_validation(section, *scanned, multiple, forward_passes)
     everything = (*items, *(validation_split.items if validation_split else ()))
     refuse_references(everything, family)
+    refuse_large(everything, family)
     refuse_long_captions(everything, partial(family.prompt_error, section.model), family.sure_prompt)
     return scan, items, validation_split
 

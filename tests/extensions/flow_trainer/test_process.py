@@ -18,10 +18,10 @@ from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from tests.conftest import ROOT, child_environment
-from tests.extensions.flow_trainer.conftest import TEXT, write_vae
+from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, write_vae
 from tests.model_folders import write_flow_model
 from tests.processes import free_port
-from toolkit.errors import RunError, UserError
+from toolkit.errors import DataErrors, RunError, UserError
 
 
 def lines(path: Path) -> list[dict]:
@@ -386,10 +386,6 @@ def test_keys_of_the_lora_trainer_work_here(start, flow_job, pictures: Path, tra
             {"text_encoder": {"config": {"max_position_embeddings": 8}}},
             r"model\.text_encoder\.max_tokens: 77, and the text encoder has positions for 8",
         ),
-        (
-            {"transformer": {"config": {"pos_embed_max_size": 4}}},
-            r"datasets: an image of 32 pixels is longer than the 16",
-        ),
     ],
 )
 def test_parts_that_cannot_be_made_are_refused_at_once(
@@ -398,6 +394,24 @@ def test_parts_that_cannot_be_made_are_refused_at_once(
     with pytest.raises(UserError, match=message):
         start(flow_job(pictures, model=model))
     assert not (tmp_path / "output" / "job" / "start").exists()
+
+
+def test_images_that_are_larger_than_the_positions_are_named(
+    start, flow_job, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    small = {"transformer": {"config": {**TRANSFORMERS["SD3Transformer2DModel"], "pos_embed_max_size": 4}}}
+    with pytest.raises(DataErrors, match=r"a\.png: at 32x32 pixels it is longer than the 16 that the model has"):
+        start(flow_job(pictures, model=small))
+    sample = {**SAMPLE, "width": 128}
+    with pytest.raises(DataErrors, match=r"sample\.samples\[0\]: at 128x64 pixels it is longer than the 64"):
+        start(flow_job(pictures, sample=sample))
+    model = write_flow_model(tmp_path / "model", positions=4)
+    lora = {
+        "type": "sd_trainer", "device": "cpu", "model": {"name_or_path": str(model)}, "sample": sample,
+        "datasets": [{"folder_path": str(pictures), "resolution": 32}], "train": {"dtype": "fp32"},
+    }  # fmt: skip
+    with pytest.raises(DataErrors, match=r"longer than the 16"):
+        start(lora)
 
 
 def test_a_dry_run_says_what_is_made_frozen_and_trained_without_torch(

@@ -11,7 +11,9 @@ from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.errors import DataErrors, UserError
 from toolkit.interfaces import CaptionRules
 
-FAMILY = SimpleNamespace(size_multiple=32, sure_prompt=500, max_references=3, prompt_error=lambda *_: None)
+FAMILY = SimpleNamespace(
+    size_multiple=32, sure_prompt=500, max_references=3, longest_side=None, prompt_error=lambda *_: None
+)
 
 
 def section(*datasets, fraction: float | None = None, own=None, seed: int = 0, trigger: str = "") -> SimpleNamespace:

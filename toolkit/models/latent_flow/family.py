@@ -32,6 +32,10 @@ TRANSFORMERS = Registry(
 """Class of diffusers -> its adapter (`transformers.TransformerAdapter`)."""
 
 
+POSITIONS = {"SD3Transformer2DModel": ("pos_embed_max_size", 96)}
+"""Class whose positions are a table -> its argument with the tokens along a side of it, and their number by default."""
+
+
 class TextEncoderKind(NamedTuple):
     """A text encoder of transformers."""
 
@@ -92,14 +96,17 @@ class LatentFlowFamily(ModelFamily):
         patch: int = PATCH,
         prediction: str = "flow",
         max_tokens: int = DEFAULT_MAX_TOKENS,
+        positions: int | None = None,
     ) -> None:
-        """max_tokens: of a prompt; what is behind them is not seen."""
+        """max_tokens: of a prompt; what is behind them is not seen. positions: tokens along the longest side that the
+        transformer has positions for; None: any number."""
         self.latent_channels = latent_channels
         self.latent_scale = latent_scale
         self.patch = patch
         self.size_multiple = latent_scale * patch
         self.prediction = prediction
         self.max_tokens = max_tokens
+        self.longest_side = positions * self.size_multiple if positions else None
 
     def of_folder(self, folder: Path) -> LatentFlowFamily:
         if not (folder / INDEX).is_file():
@@ -116,9 +123,10 @@ class LatentFlowFamily(ModelFamily):
     def of_parts(
         cls, vae: Mapping[str, Any], transformer: Mapping[str, Any], prediction: str, max_tokens: int
     ) -> LatentFlowFamily:
-        """The facts by the configs of these parts."""
-        patch = transformer.get("patch_size", PATCH)
-        return cls(latent_channels(vae), latent_scale(vae), patch, prediction, max_tokens)
+        """The facts by the configs of these parts, each with its class as `_class_name`."""
+        patch, positions = transformer.get("patch_size", PATCH), POSITIONS.get(transformer["_class_name"])
+        most = transformer.get(*positions) if positions else None
+        return cls(latent_channels(vae), latent_scale(vae), patch, prediction, max_tokens, most)
 
     def config_error(self, folder: Path) -> str:
         try:
@@ -161,7 +169,7 @@ class LatentFlowFamily(ModelFamily):
     def modules(self, folder: Path) -> dict[str, int]:
         counts: dict[str, int] = {}
         for name, shape in _shapes(folder / "transformer").items():
-            if name != POSITIONS:
+            if name not in BUFFERS:
                 module = name.rpartition(".")[0]
                 counts[module] = counts.get(module, 0) + _count(shape)
         return counts
@@ -203,8 +211,8 @@ class LatentFlowFamily(ModelFamily):
         )
 
 
-POSITIONS = "pos_embed.pos_embed"
-"""A buffer of SD3Transformer2DModel that is stored beside its weights."""
+BUFFERS = ("pos_embed.pos_embed",)
+"""What SD3Transformer2DModel stores beside its weights."""
 
 
 def part_config(folder: Path, part: str) -> dict[str, Any]:

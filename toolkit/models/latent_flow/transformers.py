@@ -55,11 +55,6 @@ class TransformerAdapter(ABC):
     def forward(module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor) -> Tensor:
         """The prediction [B, C, H, W] for texts without padding. t_B: noise fraction in [0, 1], float32."""
 
-    @staticmethod
-    def largest_side(config: Mapping[str, Any]) -> int | None:
-        """Tokens along the longest side that it has positions for; None: any."""
-        return None
-
 
 class Sd3Transformer(TransformerAdapter):
     """`SD3Transformer2DModel`. Its pooled text is the mean over the tokens."""
@@ -102,10 +97,6 @@ class Sd3Transformer(TransformerAdapter):
         rows, columns, channels = height // patch, width // patch, module.config.out_channels
         patches = patches_BSP.unflatten(2, (patch, patch, channels)).unflatten(1, (rows, columns))
         return patches.permute(0, 5, 1, 3, 2, 4).flatten(4, 5).flatten(2, 3)
-
-    @staticmethod
-    def largest_side(config: Mapping[str, Any]) -> int | None:
-        return config.get("pos_embed_max_size", 96)
 
 
 def _sd3_block(block: nn.Module, image_BSD: Tensor, text_BLD: Tensor, temb_BD: Tensor) -> tuple[Tensor, Tensor]:
