@@ -21,6 +21,7 @@ from toolkit.config.autoencoder_losses import (
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.dataset import LOSS, loss_at, noise_levels, sides_of
 from toolkit.config.field_types import AutoOrBool, PathStr, literal_with_aliases, path_hint
+from toolkit.config.located import KeyPath
 from toolkit.config.model_files import INDEX, looks_like_a_path, path_fault, pipeline_of
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
@@ -32,6 +33,7 @@ from toolkit.data.folder import DatasetScan
 from toolkit.data.items import refuse_large, scan_items, too_large
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.interfaces import PREDICTIONS, BucketedSample, Size
@@ -275,6 +277,8 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     process_types: ClassVar[tuple[str, ...]] = ("flow_trainer",)
 
+    reads_streams: ClassVar = True
+
     model: FlowModelConfig
     """What is trained, and on which latents."""
 
@@ -368,6 +372,9 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     def _check_autoencoder(self) -> Iterator[Diagnostic]:
         if along := self.autoencoder:
+            if self.streamed:
+                message = "is not trained along on a stream yet. Train it before, by a vae_trainer, and leave this out."
+                yield Diagnostic(("autoencoder",), message)
             for found in check_losses(along.losses, along.discriminator, has_no_kl=False):
                 yield Diagnostic(("autoencoder", *found.key), found.message)
             if self.validation and along.train == "all":
@@ -422,7 +429,10 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
     # ------------------------------------------------------------ the plan
 
     def inputs_digest(self, job: JobContext) -> str:
-        """Of the images, as a resume compares them; empty where they cannot be read, which the run reports."""
+        """Of the images, as a resume compares them; empty where they cannot be read, which the run reports, and of a
+        stream, whose settings say which it is."""
+        if self.streamed:
+            return ""
         try:
             return digest_of(fingerprint(self.scan()[0].samples))
         except (UserError, RunError):
@@ -431,14 +441,28 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
     def plan(self, job: JobContext) -> RunPlan:
         """The run's plan: images, sizes, steps. Raises DataErrors naming every offending file."""
         if not self.model.is_yet_to_come(job):
-            return self.plan_of(job, *self.scan())
+            return self.plan_of(job, *self.scan(), self.stream())
         folder = self.model.name_or_path if _yet_to_come(self.model.name_or_path, job) else self.model.vae
         note = f"starts from {folder}, which an earlier process of the job writes: counted then"
         notes = (note, *self._describe_parts(), *self._describe_roles())
         return RunPlan(self.type, self.display_name(job), (), 0, 0, self.train.steps, notes=notes)
 
+    def stream(self) -> StreamDataset | None:
+        """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
+        family = self.model.family()
+        stream = StreamDataset.of(self, family.size_multiple)
+        if stream and (reason := too_large(stream.largest, family)):
+            raise UserError(f"datasets[0].resolution: {reason}")
+        return stream
+
+    def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:
+        """Those of the roles; what a role does not give is in `train`."""
+        for role in self.roles():
+            own = "lr_scheduler" in getattr(self.optimizers, role).model_fields_set
+            yield ("optimizers", role) if own else ("train",), self.role_optimizer(role)
+
     def scan(self) -> Scanned:
-        """The images, and the validation split. Raises DataErrors naming every offending file."""
+        """The images of folders, and the validation split. Raises DataErrors naming every offending file."""
         cache, family = ScanCache.beside(self.training_folder), self.model.family()
         multiple = family.size_multiple
         scanned = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
@@ -454,19 +478,20 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         scanned: DatasetScan,
         items: tuple[BucketedSample, ...],
         validation_split: ValidationSplit | None,
+        stream: StreamDataset | None = None,
     ) -> RunPlan:
         """The plan once the datasets are scanned."""
-        train, batches = self.train, count_batches(items, self.train.batch_size)
+        train, size = self.train, self.train.batch_size
+        batches = stream.micro_batches(size) if stream else count_batches(items, size)
+        steps = optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
         held_out = validation_split.notes[:1] if validation_split else ()
         return RunPlan(
             type=self.type,
             name=self.display_name(job),
             datasets=folder_plans(scanned.folders, items),
-            samples_per_epoch=sum(item.sample.repeats for item in items),
+            samples_per_epoch=stream.samples if stream else sum(item.sample.repeats for item in items),
             micro_batches_per_epoch=batches,
-            optimizer_steps=optimizer_steps(
-                train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit
-            ),
+            optimizer_steps=stream.optimizer_steps(train) if stream else steps,
             accumulation=train.gradient_accumulation,
             requested_epochs=train.epochs,
             notes=(
@@ -476,6 +501,7 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
                 *scanned.notes,
                 *held_out,
             ),
+            stream=stream.plan() if stream else None,
         )
 
     def _describe_parts(self) -> Iterator[str]:

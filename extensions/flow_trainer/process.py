@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
-from extensions.flow_trainer.joint import JointLoader, JointStep
+from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep
 from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
 from extensions.flow_trainer.writer import Along, FlowWriter
 from jobs.process.trainer import Attached, Setup, Trainer
@@ -24,13 +24,15 @@ from toolkit.config.process import JobContext
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
-from toolkit.data.latent_cache import CacheStores, EncodedDataset, encode_items
-from toolkit.data.pixels import PixelLoader
+from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
+from toolkit.data.pixels import PixelLoader, stream_source
 from toolkit.data.run_plan import RunPlan
+from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.stream_latents import StreamLatents
 from toolkit.device import DTYPES, configure_cuda, pick_device
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
-from toolkit.interfaces import BatchSpec, BucketedSample, Network, StepLosses, TrainStep
+from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Network, StepLosses, TrainStep
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
 from toolkit.models.discriminator import PatchDiscriminator
@@ -46,7 +48,7 @@ from toolkit.models.latent_flow.new import refuse_transformer
 from toolkit.models.latent_flow.text import refuse_encoder
 from toolkit.models.perceptual import PerceptualDistance, load_perceptual
 from toolkit.networks.full import FullNetwork, modules_with_weights
-from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, trained_parameters
+from toolkit.train.autoencoder_step import Adversary, trained_parameters
 from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
@@ -62,15 +64,21 @@ from toolkit.train.validation import Validator
 logger = logging.getLogger(__name__)
 
 
+CAPTIONS = 1000
+"""First captions of a stream, of which a new tokenizer is made."""
+
+
 @dataclass(frozen=True)
 class FlowData:
     """The images of a job."""
 
     scanned: Scanned
+    stream: StreamDataset | None = None
+    """Trained on instead of the images of folders."""
 
     @property
     def items(self) -> tuple[BucketedSample, ...]:
-        """What is trained on."""
+        """What is trained on; empty with a stream."""
         return self.scanned[1]
 
     @property
@@ -81,9 +89,9 @@ class FlowData:
 
 @dataclass(frozen=True)
 class FlowEncoded:
-    """The encoded dataset, and the sampler and validator with their encoded inputs."""
+    """The encoded dataset, or the encoder of a stream; and the sampler and validator with their encoded inputs."""
 
-    dataset: EncodedDataset
+    dataset: EncodedDataset | StreamLatents
     sampler: Sampler | None
     validator: Validator | None
 
@@ -107,20 +115,20 @@ class FlowStep(FlowMatchingStep):
 
 
 class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAttached]):
-    """Trains a flow model on folders of images; README.md lists its output files."""
+    """Trains a flow model on folders of images or a stream of shards; README.md lists its output files."""
 
     section: FlowTrainerConfig
 
     # ------------------------------------------------------------ before anything expensive
 
     def scan(self) -> FlowData:
-        return FlowData(self.section.scan())
+        return FlowData(self.section.scan(), self.section.stream())
 
     def fingerprint(self, data: FlowData) -> DatasetHashes:
-        return fingerprint(data.scanned[0].samples)
+        return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
 
     def make_plan(self, data: FlowData) -> RunPlan:
-        return self.section.plan_of(JobContext(self.job.name), *data.scanned)
+        return self.section.plan_of(JobContext(self.job.name), *data.scanned, data.stream)
 
     def memory_advice(self) -> str:
         return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
@@ -192,7 +200,9 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         if setup.resumption.state:
             require_start(self._start, setup.resumption.state)
             return
-        captions = (sample.caption for sample in setup.data.scanned[0].samples)
+        data = setup.data
+        samples = data.stream.first(CAPTIONS) if data.stream else data.scanned[0].samples
+        captions = (sample.caption for sample in samples)
         write_start(self.section.model, self._start, captions, setup.seed)
 
     def encode(self, setup: Setup[FlowData], model: LatentFlowModel) -> FlowEncoded:
@@ -201,6 +211,11 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             model.train_text_encoder()
         if section.autoencoder:
             model.train_autoencoder(section.autoencoder.spade, setup.seed)
+        if stream := setup.data.stream:
+            keep_text = bool(section.requested_text_cache(stream.settings))
+            item_encoder = ItemEncoder(model, self._dtype)
+            streamed = StreamLatents(stream, model, item_encoder, setup.seed, stores.on_disk, keep_text)
+            return FlowEncoded(streamed, *self._sampler_and_validator(setup, model, item_encoder, stores))
         if cut := model.count_cut({sample.caption for sample in setup.data.scanned[0].samples}):
             most = model.family.max_tokens
             captions = f"{cut:,} captions have" if cut > 1 else "1 caption has"
@@ -212,10 +227,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             self.process_group.all_gather_object("encoded")
         dataset = encode_items(items, model, of_sample, self._dtype, setup.progress)
         setup.status.finish(f"latents and text of {len(items)} items are ready")
-        sampler, validator = None, None
-        if self.process_group.is_main_process:
-            sampler = self._sampler(setup, model, dataset, stores)
-            validator = self._validator(setup, model, stores)
+        sampler, validator = self._sampler_and_validator(setup, model, dataset.encoder, stores)
         needed = {"vae": sampler is not None, "text_encoder": dataset.needs_text_encoder}
         model.unload_encoders(
             keep=[p for encoder, own in model.family.encoder_parts.items() if needed[encoder] for p in own]
@@ -226,13 +238,20 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         section = self.section
         return sample_prompts(section.sample_pictures(), section.trigger_word, section.model.family())
 
+    def _sampler_and_validator(
+        self, setup: Setup[FlowData], model: LatentFlowModel, encoder: ItemEncoder, stores: CacheStores
+    ) -> tuple[Sampler | None, Validator | None]:
+        if not self.process_group.is_main_process:
+            return None, None
+        return self._sampler(setup, model, encoder, stores), self._validator(setup, model, stores)
+
     def _sampler(
-        self, setup: Setup[FlowData], model: LatentFlowModel, dataset: EncodedDataset, stores: CacheStores
+        self, setup: Setup[FlowData], model: LatentFlowModel, encoder: ItemEncoder, stores: CacheStores
     ) -> Sampler | None:
         prompts = self._prompts()
         if not prompts or self.section.train.disable_sampling:
             return None
-        sampler = Sampler(model, prompts, dataset.encoder, stores.on_disk)
+        sampler = Sampler(model, prompts, encoder, stores.on_disk)
         sampler.encode(setup.progress)
         setup.status.finish()
         sampler.should_stop = lambda: setup.request.requested
@@ -343,25 +362,44 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         self, setup: Setup[FlowData], run: Run, model: LatentFlowModel, encoded: FlowEncoded, attached: FlowAttached
     ) -> None:
         settings, items = self.section.train, setup.data.items
-        uses = sum(item.sample.repeats for item in items)
+        uses = setup.plan.samples_per_epoch
         named = FlowSettings.named_in(settings)
         flow = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=tuple(attached.networks), **named)
         step: TrainStep[Any] = flow
-        of_flow = BatchLoader(encoded.dataset, setup.seed)
-        loader: BatchLoader | JointLoader = of_flow
-        if (along := attached.along) and self.section.autoencoder:
-            losses = self.section.autoencoder.losses
-            of_vae = AutoencoderStep(
-                along.autoencoder, losses, setup.seed, along.adversary, along.perceptual, self._dtype
-            )
-            step, loader = JointStep(of_vae, flow, model), JointLoader(PixelLoader(items), of_flow)
-        workers = max(dataset.num_workers for dataset in self.section.datasets)
-        batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
-        if run.state.step < run.steps:
-            largest = max(batches_of_epoch(run.state.epoch), key=partial(_pixels, items))
-            if line := try_largest_batch(run, loader.load(largest), step, attached.block_runner.increase_checkpointing):
-                logger.info(line)
-        train(run, EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers)), step)
+        workers, dataset = max(entry.num_workers for entry in self.section.datasets), encoded.dataset
+        source: BatchSource
+        largest: Callable[[], LatentBatch | JointBatch]
+        if isinstance(dataset, StreamLatents):
+            size, stopping = settings.batch_size, run.should_stop
+            source = stream_source(dataset.stream, setup.seed, size, dataset.load, workers, stopping)
+            largest = partial(dataset.trial, size)
+        else:
+            of_flow = BatchLoader(dataset, setup.seed)
+            loader: BatchLoader | JointLoader = of_flow
+            if (along := attached.along) and self.section.autoencoder:
+                step = JointStep(along.step(self.section.autoencoder.losses, setup.seed, self._dtype), flow, model)
+                loader = JointLoader(PixelLoader(items), of_flow)
+            batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
+            source = EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers))
+            largest = partial(self._largest, loader, items, batches_of_epoch, run)
+
+        if run.state.step < run.steps and (
+            line := try_largest_batch(run, largest(), step, attached.block_runner.increase_checkpointing)
+        ):
+            logger.info(line)
+        train(run, source, step)
+        if isinstance(dataset, StreamLatents) and (line := dataset.stream.unreadable.summary()):
+            logger.warning(line)
+
+    @staticmethod
+    def _largest(
+        loader: BatchLoader | JointLoader,
+        items: tuple[BucketedSample, ...],
+        batches_of_epoch: Callable[[int], list[BatchSpec]],
+        run: Run,
+    ) -> LatentBatch | JointBatch:
+        """The largest batch of the epoch, for a trial."""
+        return loader.load(max(batches_of_epoch(run.state.epoch), key=partial(_pixels, items)))
 
 
 @contextmanager

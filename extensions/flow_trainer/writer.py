@@ -7,11 +7,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER
-from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, LossesConfig
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.errors import RunError
 from toolkit.files import atomic_write_dir
@@ -23,7 +24,7 @@ from toolkit.models.perceptual import PerceptualDistance
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
 from toolkit.run_files import best_stem, step_stem
-from toolkit.train.autoencoder_step import Adversary
+from toolkit.train.autoencoder_step import Adversary, AutoencoderStep
 from toolkit.train.autoencoder_writer import DISCRIMINATOR_FILE, write_autoencoder
 from toolkit.train.run import Run
 
@@ -35,6 +36,10 @@ class Along:
     autoencoder: Autoencoder
     adversary: Adversary | None
     perceptual: PerceptualDistance | None
+
+    def step(self, losses: LossesConfig, seed: int, dtype: torch.dtype) -> AutoencoderStep:
+        """Its own part of the step. dtype: of the computation."""
+        return AutoencoderStep(self.autoencoder, losses, seed, self.adversary, self.perceptual, dtype)
 
     def copied(self, run: Run, dtype: str) -> dict[str, dict[str, Tensor]]:
         """Role -> weights on the CPU: of the autoencoder the EMA where there is one."""
