@@ -58,7 +58,7 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             {"model": {"text_encoder": {"train": False, "allow_random": True}}, "optimizers": {"text_encoder": {}}},
             "optimizers.text_encoder: has no effect: 'model.text_encoder.train: false' freezes it",
         ),
-        ({"optimizers": {"vae": {}}}, "optimizers.vae: unknown key."),
+        ({"optimizers": {"vae": {}}}, "optimizers.vae: needs the section 'autoencoder'"),
         ({"train": {"blank_prompt_preservation": True}}, "train.blank_prompt_preservation: holds what a LoRA's"),
         ({"train": {"parallel": "fsdp"}}, "train.parallel: 'fsdp' is not possible"),
         ({"train": {"fused_backward_pass": True}}, "train.fused_backward_pass: is for one role"),
