@@ -22,9 +22,6 @@ Shape = tuple[int, ...]
 FLOAT = 4
 """Bytes of a float32 number."""
 
-CAUSAL_FRAMES = 3
-"""Frames that a causal convolution of the video autoencoder sees of an image: itself and two of padding."""
-
 
 @dataclass(frozen=True)
 class NetworkSizes:
@@ -99,13 +96,11 @@ class Walk:
         """Counts weights that keep nothing."""
         self._shapes += shapes
 
-    def conv(
-        self, inputs: int, outputs: int, kernel: Sequence[int] = (3, 3), bias: bool = True, frames: int = 1
-    ) -> None:
-        """A convolution. frames: of its padded input."""
+    def conv(self, inputs: int, outputs: int, kernel: Sequence[int] = (3, 3), bias: bool = True) -> None:
+        """A convolution."""
         self.weights((outputs, inputs, *kernel), *([(outputs,)] if bias else []))
         if not self._is_kept:
-            self.keep(inputs * frames)
+            self.keep(inputs)
         self._is_kept = False
 
     def relu(self, channels: int) -> None:
@@ -267,7 +262,7 @@ def _qwen_image(arguments: Mapping[str, Any], encoder: Walk, decoder: Walk) -> N
 
 
 def _causal(walk: Walk, inputs: int, outputs: int) -> None:
-    walk.conv(inputs, outputs, (3, 3, 3), frames=CAUSAL_FRAMES)
+    walk.conv(inputs, outputs, (3, 3, 3))  # of one frame: without the two of padding (`autoencoders.OneFrameConv3d`)
 
 
 def _video_normed(walk: Walk, channels: int) -> None:
@@ -283,7 +278,9 @@ def _video_resnet(walk: Walk, inputs: int, outputs: int) -> None:
     _video_normed(walk, outputs)
     _causal(walk, outputs, outputs)
     if inputs != outputs:
-        walk.conv(inputs, outputs, (1, 1, 1))
+        walk.weights((outputs, inputs, 1, 1, 1), (outputs,))
+        if walk.number != FLOAT:  # else the norm has kept it
+            walk.keep(inputs)
 
 
 def _video_attention(walk: Walk, channels: int) -> None:

@@ -56,10 +56,11 @@ def arguments(case: str) -> dict[str, Any]:
 def saved_bytes(forward: Callable[[], Any], module: nn.Module) -> int:
     """Bytes that PyTorch saves for the backward pass, each storage once, without weights and casts of them."""
     shapes = {p.shape for p in module.parameters()}
+    weights = {p.untyped_storage()._cdata for p in module.parameters()}  # some save a part of theirs
     storages: dict[int, Tensor] = {}
 
     def pack(tensor: Tensor) -> Tensor:
-        if tensor.shape not in shapes:
+        if tensor.shape not in shapes and tensor.untyped_storage()._cdata not in weights:
             storages.setdefault(tensor.untyped_storage()._cdata, tensor)
         return tensor
 
