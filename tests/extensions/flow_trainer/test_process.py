@@ -17,11 +17,20 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
+from extensions.vae_trainer.writer import write_autoencoder
 from tests.conftest import ROOT, child_environment
 from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, write_vae
+from tests.extensions.vae_trainer.conftest import SMALL
 from tests.model_folders import write_flow_model
 from tests.processes import free_port
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.data.images import to_tensor
 from toolkit.errors import DataErrors, RunError, UserError
+from toolkit.flow.loss import INTERPOLANTS
+from toolkit.interfaces import PromptEmbeds
+from toolkit.models.autoencoders import make_autoencoder, measure_latents
+from toolkit.models.families import ModelLoadOptions
+from toolkit.models.latent_flow.model import LatentFlowModel
 
 
 def lines(path: Path) -> list[dict]:
@@ -63,6 +72,50 @@ def test_what_a_run_leaves(start, flow_job, pictures: Path, capsys: pytest.Captu
     drawn = sorted((folder / "samples").glob("*.jpg"))
     assert len(drawn) == 3 and {Image.open(path).size for path in drawn} == {(64, 64)}
     assert "Auto-created text_encoder: BertModel with hidden_size=16" in said and "Freezing vae" in said
+
+
+@pytest.mark.parametrize("prediction", ["flow", "v"])
+def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_path: Path, prediction: str) -> None:
+    """Two images, two captions: from pure noise the right caption leads to the right one."""
+    folder = tmp_path / "two"
+    folder.mkdir()
+    for name, colour in (("red", (230, 20, 20)), ("blue", (20, 20, 230))):
+        Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name} wall")
+    made = make_autoencoder(section_of("AutoencoderKLQwenImage"), 0, torch.device("cpu"))
+    seen = [load_pixels_of(file) for file in sorted(folder.glob("*.png"))]
+    statistics = made.normalisation(*measure_latents(lambda pixels: made.encode(pixels)[0], seen))
+    vae = tmp_path / "measured"
+    vae.mkdir()
+    write_autoencoder(vae, made, {name: w.clone() for name, w in made.module.state_dict().items()}, statistics)
+    train = {"steps": 100, "batch_size": 4, "lr": 5e-3, "timestep_type": "uniform"}
+    dataset = {"folder_path": str(folder), "resolution": 32, "num_repeats": 2}
+    run = start(flow_job(folder, train=train, model={"prediction": prediction, "vae": str(vae)}, datasets=[dataset]))
+    losses = [row["loss_flow"] for row in lines(run / "metrics.jsonl")]
+    assert sum(losses[-10:]) < 0.6 * sum(losses[:10])
+    options = ModelLoadOptions(folder=run / "job", device=torch.device("cpu"), dtype=torch.float32)
+    model, mix = LatentFlowModel(options), INTERPOLANTS[prediction].mix
+    levels, noise = torch.ones(8), torch.randn((8, 4, 16, 16), generator=torch.Generator().manual_seed(1))
+    errors = {}
+    with torch.no_grad():
+        prompts = {name: model.encode_prompt(f"a {name} wall", ()) for name in ("red", "blue")}
+        for name in prompts:
+            pixels = load_pixels_of(folder / f"{name}.png")
+            x_t, target = mix(model.encode_images(pixels).expand(8, -1, -1, -1), noise, levels)
+            for asked, prompt in prompts.items():
+                predicted = model.predict_velocity(x_t, levels, PromptEmbeds.stack([prompt] * 8), [()] * 8)
+                errors[name, asked] = (predicted - target).square().mean().item()
+    assert errors["red", "red"] < 0.7 * errors["red", "blue"]
+    assert errors["blue", "blue"] < 0.7 * errors["blue", "red"]
+
+
+def section_of(kind: str) -> AutoencoderConfig:
+    return AutoencoderConfig(class_name=kind, config=SMALL[kind])
+
+
+def load_pixels_of(file: Path) -> torch.Tensor:
+    """[1, 3, H, W] in [-1, 1]."""
+    return to_tensor(Image.open(file).convert("RGB"))[None]
 
 
 # ------------------------------------------------------------ resume
@@ -266,8 +319,6 @@ def test_a_further_run_trains_the_text_encoder_where_it_is_asked_to(start, flow_
 
 @pytest.mark.parametrize("kind", ["AutoencoderKLQwenImage", "AutoencoderTiny"])
 def test_an_autoencoder_of_an_earlier_process(start, flow_job, pictures: Path, tmp_path: Path, kind: str) -> None:
-    from tests.extensions.vae_trainer.conftest import SMALL
-
     first = {
         "type": "vae_trainer", "name": "vae", "device": "cpu", "training_seed": 1, "save": {"save_every": 0},
         "model": {"class_name": kind, "config": SMALL[kind]}, "train": {"steps": 1, "dtype": "fp32"},
