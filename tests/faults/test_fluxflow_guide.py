@@ -25,9 +25,11 @@ from jobs.dry_run import plan_job
 from tests import fluxflow_guide as guide
 from tests.conftest import ROOT, child_environment
 from toolkit.config import JobConfig, load_job
-from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.autoencoder import AutoencoderConfig, sized
+from toolkit.config.compat.fluxflow import transformer_size
 from toolkit.config.compat.fluxflow_flags import COMMAND_LINE
 from toolkit.config.dataset import DatasetConfig
+from toolkit.config.located import ConfigNode, SourceLocation
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
 from toolkit.fluxflow_keys import FLAGS, KEYS, split_flags
@@ -263,6 +265,27 @@ def test_the_command_line_takes_flags_a_file_and_its_own_options(
     with pytest.raises(SystemExit, match="2"):
         command_line.main(["--train_vea", "--dry-run"])
     assert capsys.readouterr().err.endswith("error: --train_vea: unknown flag. Did you mean '--train_vae'?\n")
+
+
+PAGE = (ROOT / "docs" / "coming_from_fluxflow.md").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize("line", re.findall(r"^\.venv/bin/python run\.py (.*?) *(?:#.*)?$", PAGE, re.MULTILINE))
+def test_the_commands_of_the_page_are_planned(line: str, workplace: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Path("config.yaml").write_text(FIRST, encoding="utf-8")
+    assert command_line.main([*line.split(), *(() if "--dry-run" in line else ("--dry-run",))]) == 0
+    assert capsys.readouterr().out.startswith("Job ")
+
+
+def test_the_pages_table_of_sizes_is_what_is_made() -> None:
+    dims = (32, 64, 128, 256)
+    levels = [", ".join(map(str, sized(dim)["block_out_channels"])) for dim in dims]
+    latents = [str(sized(dim)["latent_channels"]) for dim in dims]
+    made = [transformer_size({"feature_maps_dim": ConfigNode(dim, (), *[SourceLocation(1, 1)] * 2)}) for dim in dims]
+    widths = [str(size["num_attention_heads"] * size["attention_head_dim"]) for size in made]
+    layers = [str(size["num_layers"]) for size in made]
+    for row in (levels, latents, widths, layers):
+        assert f"| {' | '.join(row)} |" in PAGE
 
 
 def test_flags_do_not_go_with_a_job_of_ours(workplace: Path, write_job: Callable[..., Path]) -> None:

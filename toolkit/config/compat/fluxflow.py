@@ -657,12 +657,13 @@ class _Reader:
             "sample": self._sample(step, drawn) if prompts else None,
         }
         if step.trains_vae:
-            process["autoencoder"] = {
+            own = {
                 "train": "all",
                 "spade": step.values.get("train_spade"),
                 "losses": self._losses(step),
                 "discriminator": self._discriminator(step),
             }
+            process["autoencoder"] = _tree(own, values.get("train_vae", step.node))
         return process
 
     def _refuse_frozen_noise(self, step: _Step) -> None:
