@@ -181,7 +181,7 @@ def test_flow_commands_start_from_the_first_stage(command: str, stages: Path) ->
 
 
 @pytest.mark.slow
-def test_the_second_stage_trains_on_the_first(stages: Path) -> None:
+def test_the_second_stage_trains_on_the_first_and_the_third_trains_both(stages: Path) -> None:
     train(read_command(guide.STAGE_2, "--max_steps", "2", "--seed", "1"))
     out = stages / "outputs" / "stage2_flow"
     whole = load_file(out / "flxflow_final.safetensors")
@@ -192,6 +192,13 @@ def test_the_second_stage_trains_on_the_first(stages: Path) -> None:
     line = json.loads((out / "graph" / "training_metrics.jsonl").read_text(encoding="utf-8").splitlines()[0])
     assert {"loss_flow", "lr/flow", "lr/text_encoder"} <= line.keys()
     assert line["lr/text_encoder"] == pytest.approx(line["lr/flow"] / 10)
+    train(read_command(guide.STAGE_3, "--max_steps", "2", "--seed", "1"))
+    out = stages / "outputs" / "stage3_joint"
+    line = json.loads((out / "graph" / "training_metrics.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    names = ("loss_flow", "loss_recon", "loss_kl", "loss_gen", "loss_disc", "lr/vae", "lr/discriminator")
+    assert set(names) <= line.keys()
+    joint = load_file(out / "flxflow_final.safetensors")
+    assert any(not torch.equal(joint[name], whole[name]) for name in whole if name.startswith("vae.encoder"))
 
 
 FIRST = guide.short(guide.FILES["warmup, then gan"])

@@ -651,14 +651,14 @@ class _Reader:
         drawn = {"samples": prompts, "width": side, "height": side, "sample_steps": 50}
         if not step.get("cfg_dropout_prob"):
             drawn["guidance_scale"] = 1.0  # without dropped captions there is nothing to guide away from
-        process = {
+        process: dict[str, Any] = {
             "type": "flow_trainer",
             "model": {**model, "text_encoder": text},
             "sample": self._sample(step, drawn) if prompts else None,
         }
         if step.trains_vae:
             own = {
-                "train": "all",
+                "train": "decoder" if self._freezes_encoder(step) else "all",
                 "spade": step.values.get("train_spade"),
                 "losses": self._losses(step),
                 "discriminator": self._discriminator(step),

@@ -55,6 +55,12 @@ def joint(*lines: str, model: str = "{}") -> str:
     )
 
 
+def after_autoencoder(*lines: str, **more: str) -> str:
+    """The same behind a step that trains an autoencoder; only the second one's process matters."""
+    before = "    steps:\n      - {name: before, train_vae: true, lr: 1e-5}\n"
+    return step(*lines, **more).replace("    steps:\n", before)
+
+
 def faults(text: str) -> list[str]:
     with pytest.raises(ConfigErrors) as caught:
         Read(text)
@@ -486,6 +492,8 @@ def test_freezing_what_a_step_does_not_use_is_told(read) -> None:
 
 
 def test_only_the_decoder_learns_where_the_compressor_is_frozen(read) -> None:
+    lines = ("train_vae: true", "train_diff: true", "lr: 1e-5", "freeze: compressor")
+    assert read(after_autoencoder(*lines)).steps[1]["autoencoder"]["train"] == "decoder"
     assert read(step("train_vae: true", "lr: 1e-5", "freeze: compressor")).steps[0]["model"]["train"] == "decoder"
 
 
@@ -556,8 +564,10 @@ def test_a_checkpoint_that_cannot_be_a_start(header, folder: bool, expected: str
 
 
 def test_a_random_text_encoder_is_not_to_be_frozen(read) -> None:
-    (line,) = faults(step("train_vae: true", "train_diff: true", "lr: 1e-4", "freeze_text_encoder: true"))
-    assert line.startswith(f"11:30: {AT}.freeze_text_encoder: a text encoder with random weights is to learn")
+    (line,) = faults(after_autoencoder("train_diff: true", "lr: 1e-4", "freeze_text_encoder: true"))
+    assert line.startswith(
+        f"11:30: {AT.replace('0', '1')}.freeze_text_encoder: a text encoder with random weights is to learn"
+    )
 
 
 def test_a_flow_step_does_not_complain_of_what_a_broken_checkpoint_would_have_brought(read) -> None:
