@@ -37,3 +37,16 @@ def test_the_model_is_small_enough(tmp_path) -> None:
     section = VaeTrainerConfig(**vae_section(tmp_path, "vae", 1))
     module = make_autoencoder(section.model, 0, torch.device("cpu")).module
     assert sum(p.numel() for p in module.parameters()) <= 1_500_000
+
+
+@pytest.mark.slow  # about a minute
+def test_an_autoencoder_learns_in_150_steps_and_its_discriminator_neither_wins_nor_gives_up(
+    report_of, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole bench has 700 steps; the bound is 2 dB below what these reach."""
+    monkeypatch.setattr(bench_from_scratch, "SETTLED", 20)
+    report = report_of(bench_from_scratch.main, "gan", "--steps", 150, "--gan-start", 20)
+    assert report["psnr"]["mean"] >= 17
+    for term in ("loss_disc_real", "loss_disc_fake"):
+        values = report["losses"][term]
+        assert 0.05 < values["lowest"] < values["highest"] < 2, (term, values)
