@@ -452,7 +452,7 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         family = self.model.family()
         stream = StreamDataset.of(self, family.size_multiple)
         if stream and (reason := too_large(stream.largest, family)):
-            raise UserError(f"datasets[0].resolution: {reason}")
+            raise DataErrors([InputError("datasets[0].resolution", reason)])
         return stream
 
     def optimizers_used(self) -> Iterable[tuple[KeyPath, OptimizerConfig]]:

@@ -17,7 +17,6 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from extensions.vae_trainer.writer import write_autoencoder
 from tests.conftest import ROOT, child_environment
 from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, write_vae
 from tests.extensions.vae_trainer.conftest import SMALL
@@ -31,6 +30,7 @@ from toolkit.interfaces import PromptEmbeds
 from toolkit.models.autoencoders import make_autoencoder, measure_latents
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.model import LatentFlowModel
+from toolkit.train.autoencoder_writer import write_autoencoder
 
 
 def lines(path: Path) -> list[dict]:
