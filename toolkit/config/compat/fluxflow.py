@@ -280,6 +280,8 @@ class _Reader:
         for key, child in pipeline.value.items():
             if key not in known:
                 self._unknown(child, key, known)
+            elif key in ("defaults", "datasets") and not child.is_blank and not isinstance(child.value, dict):
+                self.diagnostics.error(child, f"{show(child)} is not a mapping of keys and values.")
         listed = pipeline.child("steps")
         if listed is None or not isinstance(listed.value, list) or not listed.value:
             remedy = "Give 'training.pipeline.steps', a list with at least one entry."

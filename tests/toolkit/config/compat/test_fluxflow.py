@@ -442,6 +442,13 @@ def test_no_pipeline_steps_defined(pipeline: str, column: str, read) -> None:
     assert line == f"{column}: {place}: No pipeline steps defined. {remedy}"
 
 
+@pytest.mark.parametrize("key", ["defaults", "datasets"])
+def test_what_the_steps_share_is_a_mapping(key: str, read) -> None:
+    steps = "steps: [{name: a, train_vae: true}]"
+    (line,) = faults(f"data: {{data_path: images}}\ntraining: {{lr: 1e-5, pipeline: {{{key}: [1], {steps}}}}}")
+    assert line.endswith(f"training.pipeline.{key}: a list is not a mapping of keys and values.")
+
+
 def test_a_step_without_a_name_or_with_one_of_another_folder(read) -> None:
     text = (
         "data: {data_path: images}\ntraining:\n  lr: 1e-5\n  pipeline:\n    steps:\n      - train_vae: true\n"
