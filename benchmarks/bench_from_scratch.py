@@ -66,7 +66,7 @@ WINDOW = 10
 
 TRANSFORMER = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32, "patch_size": 2}
 TEXT_ENCODER = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128}
-FLOW_STEPS, SAMPLES = 1200, 40
+FLOW_STEPS, SAMPLES = 450, 40
 PROMPTS = {
     colour: f"a round {colour} mascot with big eyes, without a hat, holding nothing, standing, on a meadow"
     for colour in ("red", "blue")
@@ -275,7 +275,7 @@ def flow(folder: Path, asked: argparse.Namespace) -> None:
     run = folder / "flow" / "flow"
     loss = json.loads((run / "validation.jsonl").read_text().splitlines()[-1])["validation/loss"]
     mean = loss_of_the_mean(Path(vae), folder)
-    files = sorted((run / "samples").glob(f"{steps:09}_*.png"))
+    files = sample_files(run / "samples", steps)
     wanted = [list(PROMPTS)[index % len(PROMPTS)] for index in range(len(files))]
     seen = mascot_classifier.trained().attributes(mascot_classifier.pixels_of(map(Image.open, files)))
     told = sum(row["colour"] == colour for row, colour in zip(seen, wanted, strict=True)) / len(files)
@@ -284,6 +284,11 @@ def flow(folder: Path, asked: argparse.Namespace) -> None:
     report.finish(
         "from_scratch", part="flow", steps=steps, cpu_s=cpu_s, loss=loss, of_mean=mean, ratio=loss / mean, told=told
     )
+
+
+def sample_files(folder: Path, step: int) -> list[Path]:
+    """The samples of a step in the order of their prompts; their numbers are not padded."""
+    return sorted(folder.glob(f"{step:09}_*.png"), key=lambda file: int(file.stem.partition("_")[2]))
 
 
 @torch.no_grad()

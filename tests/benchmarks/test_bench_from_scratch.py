@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 
 from benchmarks import bench_from_scratch
-from benchmarks.bench_from_scratch import range_of, vae_section
+from benchmarks.bench_from_scratch import range_of, sample_files, vae_section
 from benchmarks.vae_loops import PlainVaeLoop
 
 QUICK = ("step", "--rounds", "1", "--warm-up", "1", "--noisy")
@@ -26,6 +26,13 @@ def test_a_plain_loop_that_does_less_is_refused(monkeypatch: pytest.MonkeyPatch)
 
 def test_a_range_is_of_means_of_ten() -> None:
     assert range_of([0.0, 2.0] * 5 + [3.0] * 10 + [100.0]) == {"lowest": 1.0, "highest": 3.0, "mean": 2.0}
+
+
+def test_samples_are_in_the_order_of_their_prompts(tmp_path) -> None:
+    for index in range(12):
+        (tmp_path / f"000000450_{index}.png").touch()
+        (tmp_path / f"000000000_{index}.png").touch()
+    assert [file.name for file in sample_files(tmp_path, 450)] == [f"000000450_{index}.png" for index in range(12)]
 
 
 def test_the_model_is_small_enough(tmp_path) -> None:
