@@ -20,8 +20,8 @@ from accelerate import init_empty_weights
 from diffusers import QwenImageTransformer2DModel
 
 from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_transformer, write_scheduler
+from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit import loading
 from toolkit.models.qwen_edit.family import QwenEditFamily
 from toolkit.models.qwen_edit.sizes import PUBLISHED
 from toolkit.safetensors_io import framed

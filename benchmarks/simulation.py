@@ -38,8 +38,8 @@ from toolkit.interfaces import BatchSpec, PromptEmbeds
 from toolkit.memory import block_runner, quantization
 from toolkit.memory.offload import ActivationOffload, HostBlock
 from toolkit.memory.quantization import quantizer
+from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.qwen_edit import loading
 from toolkit.models.qwen_edit.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
 from toolkit.train import loop, metrics_buffer
 from toolkit.train.flow_step import FlowMatchingStep
