@@ -184,6 +184,9 @@ class SampleIntervalConfig(StrictModel):
     ] = "jpg"
     """File format."""
 
+    overview: bool = False
+    """Also put all sets on one sheet, `samples/overview.png`: a row for each image, a column for each step."""
+
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two sets, of which at most one is above 0."""
         if "sample_every_n_epochs" not in self.model_fields_set:

@@ -47,7 +47,7 @@ def test_what_a_run_leaves(start, flow_job, pictures: Path, capsys: pytest.Captu
             pictures,
             kind,
             save={"save_every": 2},
-            sample=SAMPLE,
+            sample={**SAMPLE, "overview": True},
             validation={"fraction": 0.4, "every": 2},
             train={"ema_config": {"use_ema": True}},
         )
@@ -71,6 +71,7 @@ def test_what_a_run_leaves(start, flow_job, pictures: Path, capsys: pytest.Captu
     assert "validation/loss" in lines(folder / "validation.jsonl")[0]
     drawn = sorted((folder / "samples").glob("*.jpg"))
     assert len(drawn) == 3 and {Image.open(path).size for path in drawn} == {(64, 64)}
+    assert Image.open(folder / "samples" / "overview.png").width == 6 + 3 * (64 + 6)
     assert "Auto-created text_encoder: BertModel with hidden_size=16" in said and "Freezing vae" in said
 
 

@@ -734,7 +734,7 @@ class _Reader:
             return None
         saves = self._steps_of(step, "checkpoint_save_interval")
         interval = saves and _at(saves, saves.value * every)
-        return {**drawn, "sample_every": interval, "sample_at_first": False, "format": "png"}
+        return {**drawn, "sample_every": interval, "sample_at_first": False, "format": "png", "overview": True}
 
 
 RANDOM_TEXT_ENCODER = {

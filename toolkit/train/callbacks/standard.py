@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +23,11 @@ from toolkit.train.callbacks.status import ControlFilesCallback, StatusCallback,
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Measure, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
+from toolkit.train.contact_sheet import write_contact_sheet
 from toolkit.train.diagrams import GRAPH
 from toolkit.train.run import Callback, Interval, Run
+
+logger = logging.getLogger(__name__)
 
 Event = Callable[..., None]
 """Records an event by name and details: `event("save", step=4)`."""
@@ -71,7 +76,20 @@ class Reporting:
         if section.logging.diagrams:
             tracking = (*tracking, DiagramsCallback(folder, *_guides_graph(section, folder)))
         events = EventLog(folder / EVENTS)
-        return cls(tracking, _fan_out([events.add, *(callback.event for callback in tracking)]), status)
+        listeners: list[Event] = [events.add, *(callback.event for callback in tracking)]
+        if section.sample and section.sample.overview:
+            listeners.append(partial(_update_sheet, folder))  # behind the log of events, which has the prompts
+        return cls(tracking, _fan_out(listeners), status)
+
+
+def _update_sheet(folder: Path, event: str, **details: object) -> None:
+    """Draws the sheet of all samples once more; the run goes on where that fails."""
+    if event != "sample":
+        return
+    try:
+        write_contact_sheet(folder)
+    except OSError as error:
+        logger.warning(f"no sheet of the samples: {error}")
 
 
 def standard_callbacks(

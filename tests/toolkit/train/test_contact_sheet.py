@@ -1,0 +1,65 @@
+"""All samples of a run on one sheet."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from toolkit.train import contact_sheet
+from toolkit.train.contact_sheet import COLUMNS, write_contact_sheet
+
+COLOURS = ("red", "green", "blue")
+
+
+def write_samples(folder: Path, steps: list[int], prompts: list[str], size: tuple[int, int] = (64, 48)) -> Path:
+    (folder / "samples").mkdir(parents=True, exist_ok=True)
+    for step in steps:
+        files = [f"{step:09d}_{index}.png" for index in range(len(prompts))]
+        for index, file in enumerate(files):
+            Image.new("RGB", size, COLOURS[(index + step) % 3]).save(folder / "samples" / file)
+        with (folder / "events.jsonl").open("a") as events:
+            events.write(json.dumps({"event": "sample", "step": step, "files": files, "prompts": prompts}) + "\n")
+    return folder
+
+
+def counted(sheet: Path) -> dict[tuple[int, int, int], int]:
+    image = Image.open(sheet).convert("RGB")
+    return {colour: count for count, colour in image.getcolors(1_000_000)}
+
+
+def test_each_prompt_is_a_row_and_each_step_a_column(tmp_path: Path) -> None:
+    sheet = write_contact_sheet(write_samples(tmp_path, [0, 1, 2], ["a cat", "a dog"]))
+    colours = counted(sheet)
+    shown = sum(colours.get(colour, 0) for colour in ((255, 0, 0), (0, 128, 0), (0, 0, 255)))
+    assert shown == 6 * 64 * 48
+    assert Image.open(sheet).width == 6 + 3 * (64 + 6)
+    row = [Image.open(sheet).convert("RGB").getpixel((6 + column * 70 + 32, 14 + 6 + 14 + 24)) for column in range(3)]
+    assert row == [(255, 0, 0), (0, 128, 0), (0, 0, 255)]
+
+
+def test_of_many_steps_the_first_the_last_and_some_between_are_shown(tmp_path: Path) -> None:
+    write_samples(tmp_path, list(range(0, 200, 10)), ["a"], size=(400, 300))
+    sheet = Image.open(write_contact_sheet(tmp_path))
+    assert sheet.width == 6 + COLUMNS * (192 + 6)
+
+
+def test_a_prompt_of_another_script_and_a_missing_image_do_no_harm(tmp_path: Path) -> None:
+    write_samples(tmp_path, [0, 5], ["猫 on a wall " * 30, "b"])
+    (tmp_path / "samples" / "000000005_0.png").unlink()
+    assert sum(counted(write_contact_sheet(tmp_path)).get(colour, 0) for colour in ((255, 0, 0), (0, 0, 255))) > 0
+
+
+def test_the_sheet_is_no_sample_and_nothing_is_written_of_none(tmp_path: Path) -> None:
+    assert write_contact_sheet(tmp_path) is None
+    write_samples(tmp_path, [0], ["a"])
+    first = write_contact_sheet(tmp_path).read_bytes()
+    assert write_contact_sheet(tmp_path).read_bytes() == first
+
+
+def test_more_prompts_than_fit_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contact_sheet, "ROWS", 2)
+    write_samples(tmp_path, [0], ["a", "b", "c"])
+    assert (0, 0, 255) not in counted(write_contact_sheet(tmp_path))

@@ -1,0 +1,89 @@
+"""The samples of a run on one sheet: a row for each prompt, a column for each step. Imports no torch."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from textwrap import wrap
+
+from PIL import Image, ImageDraw, ImageFont
+
+from toolkit.files import atomic_write
+from toolkit.run_files import SAMPLES
+from toolkit.train.run_reader import SampleImage, list_samples
+
+OVERVIEW = "overview.png"
+"""The sheet, in the folder of the samples."""
+
+COLUMNS = 8
+"""At most so many steps: the first, the last, and evenly chosen ones between."""
+
+ROWS = 32
+"""At most so many prompts, the first ones."""
+
+CELL = 192
+"""Pixels of the longer side of an image on the sheet; smaller images stay as they are."""
+
+_GAP, _LINE = 6, 14
+
+
+def write_contact_sheet(folder: Path) -> Path | None:
+    """Writes the sheet of a run and returns its path; None where there are no samples. Raises OSError where an image
+    cannot be read or the sheet cannot be written."""
+    samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
+    if not samples:
+        return None
+    steps = _spread(sorted({sample.step for sample in samples}))
+    rows = sorted({sample.index for sample in samples})[:ROWS]
+    cells = {(sample.index, sample.step): sample for sample in samples if sample.step in steps}
+    path = folder / SAMPLES / OVERVIEW
+    sheet = _drawn(cells, rows, steps)
+    with atomic_write(path) as temporary:
+        sheet.save(temporary, format="png")
+    return path
+
+
+def _spread(steps: Sequence[int]) -> list[int]:
+    if len(steps) <= COLUMNS:
+        return list(steps)
+    return [steps[round(column * (len(steps) - 1) / (COLUMNS - 1))] for column in range(COLUMNS)]
+
+
+def _drawn(cells: dict[tuple[int, int], SampleImage], rows: Sequence[int], steps: Sequence[int]) -> Image.Image:
+    """The sheet: steps above the columns, the prompt above each row."""
+    images = {place: _thumbnail(sample.path) for place, sample in cells.items() if place[0] in rows}
+    width = max(image.width for image in images.values())
+    total = _GAP + len(steps) * (width + _GAP)
+    font = ImageFont.load_default(11)
+    titles = {row: _title(cells, row, total) for row in rows}
+    heights = {row: max((images[place].height for place in images if place[0] == row), default=0) for row in rows}
+    height = _LINE + _GAP + sum(heights[row] + len(titles[row]) * _LINE + _GAP for row in rows)
+    sheet = Image.new("RGB", (total, height), "white")
+    pen = ImageDraw.Draw(sheet)
+    for column, step in enumerate(steps):
+        pen.text((_GAP + column * (width + _GAP), 2), f"step {step}", fill="black", font=font)
+    top = _LINE + _GAP
+    for row in rows:
+        for line in titles[row]:
+            pen.text((_GAP, top), line, fill="black", font=font)
+            top += _LINE
+        for column, step in enumerate(steps):
+            if (row, step) in images:
+                sheet.paste(images[row, step], (_GAP + column * (width + _GAP), top))
+        top += heights[row] + _GAP
+    return sheet
+
+
+def _title(cells: dict[tuple[int, int], SampleImage], row: int, width: int) -> list[str]:
+    """The prompt of a row in at most two lines."""
+    prompt = next((sample.prompt for (index, _), sample in cells.items() if index == row and sample.prompt), "")
+    # A font of another script may lack letters, and Pillow's own then fails to draw them.
+    plain = prompt.encode("latin-1", "replace").decode("latin-1")
+    return wrap(plain, max(10, width // 6))[:2]
+
+
+def _thumbnail(path: Path) -> Image.Image:
+    with Image.open(path) as image:
+        small = image.convert("RGB")
+    small.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+    return small
