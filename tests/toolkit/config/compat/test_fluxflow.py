@@ -137,7 +137,7 @@ def test_an_autoencoder_step(read) -> None:
     assert "discriminator" not in first
     assert first["save"]["save_every"] == 100
     assert first["stop_when"] == {"metric": "loss_recon", "below": 0.02}
-    assert first["sample"] == {"sample_every": 100, "sample_at_first": False, "format": "png"}
+    assert first["sample"] == {"sample_every": 100, "sample_at_first": False, "format": "png", "overview": True}
     assert first["datasets"] == [
         {"folder_path": "images", "captions_file": "captions.txt", "resolution": guide.SIDE, "num_workers": 8}
     ]
