@@ -9,9 +9,9 @@ class FlowTrainerExtension(Extension):
 
     @classmethod
     def get_config(cls) -> type:
-        from extensions.flow_trainer.config import FlowTrainerConfig
+        from extensions.flow_trainer.plan import FlowTrainerSection
 
-        return FlowTrainerConfig
+        return FlowTrainerSection
 
     @classmethod
     def get_process(cls) -> type:

@@ -27,11 +27,9 @@ from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import ImageTrainingSection, TrainerConfig
 from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerConfig, TrainConfig
-from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
 from toolkit.data.items import refuse_large, scan_items, too_large
-from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
@@ -151,7 +149,7 @@ class FlowModelConfig(StrictModel):
 
     def is_yet_to_come(self, job: JobContext) -> bool:
         """Whether an earlier process of the job writes one of the folders that decide the images' sizes."""
-        return self.autoencoder().is_yet_to_come(job) or _yet_to_come(self.name_or_path, job)
+        return self.autoencoder().is_yet_to_come(job) or yet_to_come(self.name_or_path, job)
 
     def family(self) -> LatentFlowFamily:
         """The facts of the model. Raises RunError or UserError for a folder that cannot be read."""
@@ -172,7 +170,7 @@ class FlowModelConfig(StrictModel):
         text = self.text_encoder
         if self.name_or_path:
             yield from self._check_beside_folder()
-            if not _yet_to_come(self.name_or_path, job):
+            if not yet_to_come(self.name_or_path, job):
                 yield from self._check_folder()
         patch = self.transformer.config.get("patch_size", 1)
         if type(patch) is not int or patch < 1:
@@ -184,7 +182,7 @@ class FlowModelConfig(StrictModel):
                 yield Diagnostic(("vae",), found.message)
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
-            if path and not _yet_to_come(path, job) and not _is_here_or_on_the_hub(path):
+            if path and not yet_to_come(path, job) and not _is_here_or_on_the_hub(path):
                 where = f"is neither a folder nor a hub id owner/name (working directory: {Path.cwd()})."
                 message = f"{path!r} {where} {path_hint(path)}".rstrip()
                 yield Diagnostic(("text_encoder", key), message)
@@ -231,7 +229,8 @@ def _is_here_or_on_the_hub(path: str) -> bool:
     return Path(path).expanduser().is_dir() or not looks_like_a_path(path)
 
 
-def _yet_to_come(path: str, job: JobContext) -> bool:
+def yet_to_come(path: str, job: JobContext) -> bool:
+    """Whether an earlier process of the job writes the folder."""
     return bool(path) and AutoencoderConfig(name_or_path=path).is_yet_to_come(job)
 
 
@@ -438,15 +437,6 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         except (UserError, RunError):
             return ""
 
-    def plan(self, job: JobContext) -> RunPlan:
-        """The run's plan: images, sizes, steps. Raises DataErrors naming every offending file."""
-        if not self.model.is_yet_to_come(job):
-            return self.plan_of(job, *self.scan(), self.stream())
-        folder = self.model.name_or_path if _yet_to_come(self.model.name_or_path, job) else self.model.vae
-        note = f"starts from {folder}, which an earlier process of the job writes: counted then"
-        notes = (note, *self._describe_parts(), *self._describe_roles())
-        return RunPlan(self.type, self.display_name(job), (), 0, 0, self.train.steps, notes=notes)
-
     def stream(self) -> StreamDataset | None:
         """The stream, or None where the datasets are folders. Raises UserError where it cannot be read."""
         family = self.model.family()
@@ -471,78 +461,3 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
             if reason := too_large(family.drawable(Size(item.width, item.height)), family):
                 raise DataErrors([InputError(f"sample.samples[{index}]", reason)])
         return scanned
-
-    def plan_of(
-        self,
-        job: JobContext,
-        scanned: DatasetScan,
-        items: tuple[BucketedSample, ...],
-        validation_split: ValidationSplit | None,
-        stream: StreamDataset | None = None,
-    ) -> RunPlan:
-        """The plan once the datasets are scanned."""
-        train, size = self.train, self.train.batch_size
-        batches = stream.micro_batches(size) if stream else count_batches(items, size)
-        steps = optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
-        held_out = validation_split.notes[:1] if validation_split else ()
-        return RunPlan(
-            type=self.type,
-            name=self.display_name(job),
-            datasets=folder_plans(scanned.folders, items),
-            samples_per_epoch=stream.samples if stream else sum(item.sample.repeats for item in items),
-            micro_batches_per_epoch=batches,
-            optimizer_steps=stream.optimizer_steps(train) if stream else steps,
-            accumulation=train.gradient_accumulation,
-            requested_epochs=train.epochs,
-            notes=(
-                *self._describe_parts(),
-                *self._describe_roles(),
-                *_alike(items),
-                *scanned.notes,
-                *held_out,
-            ),
-            stream=stream.plan() if stream else None,
-        )
-
-    def _describe_parts(self) -> Iterator[str]:
-        """What is made, from what, and what is frozen."""
-        model, text = self.model, self.model.text_encoder
-        if model.name_or_path:
-            yield f"goes on from {model.name_or_path}"
-        else:
-            transformer = model.transformer
-            yield f"Auto-created transformer: {transformer.class_name}{_listed(transformer.config)}"
-            yield f"prediction: {model.prediction}"
-            if model.has_random_text():
-                yield f"Auto-created text_encoder: BertModel{_listed(text.config)}"
-                yield f"Auto-created tokenizer from the captions, {text.max_tokens} tokens of each at most"
-            if text.projection_dim:
-                yield f"Auto-created projection of the text embeddings to {text.projection_dim}"
-        vae = model.vae or model.name_or_path
-        if along := self.autoencoder:
-            yield f"trained along: {'the decoder of ' if along.train == 'decoder' else ''}the autoencoder in {vae}"
-        else:
-            yield f"Freezing vae ({vae})"
-        if not self.trains_text():
-            random = ", random weights" if model.has_random_text() else ""
-            yield f"Freezing text_encoder ({text.name_or_path or model.name_or_path or 'new'}{random})"
-
-    def _describe_roles(self) -> Iterator[str]:
-        """What is trained with which optimizer."""
-        for role in self.roles():
-            own = self.role_optimizer(role)
-            every = f", each {own.every} steps" if own.every > 1 else ""
-            yield f"{role}: {own.optimizer}, learning rate {own.lr:g}, {own.lr_scheduler}{every}"
-
-
-def _listed(config: dict[str, Any]) -> str:
-    return " with " + ", ".join(f"{key}={value}" for key, value in config.items()) if config else ""
-
-
-def _alike(items: Sequence[BucketedSample]) -> Iterator[str]:
-    """A warning where captions say nothing."""
-    captions = {item.sample.caption for item in items}
-    if len(captions) == 1 and len({item.sample.image for item in items}) > 1:
-        caption = captions.pop()
-        found = f"all captions are {caption!r}" if caption else "no image has a caption"
-        yield f"warning: {found}: prompts will have no effect on what is drawn"

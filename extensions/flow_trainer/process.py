@@ -16,6 +16,8 @@ from torch import nn
 
 from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
 from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep
+from extensions.flow_trainer.memory_plan import step_shape, transformer_of
+from extensions.flow_trainer.plan import plan_items
 from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
 from extensions.flow_trainer.writer import Along, FlowWriter
 from jobs.process.trainer import Attached, Setup, Trainer
@@ -35,6 +37,7 @@ from toolkit.flow.settings import FlowSettings
 from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Network, StepLosses, TrainStep
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
+from toolkit.memory.estimate import machine_of
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.family import (
@@ -48,6 +51,7 @@ from toolkit.models.latent_flow.new import refuse_transformer
 from toolkit.models.latent_flow.text import refuse_encoder
 from toolkit.models.perceptual import PerceptualDistance, load_perceptual
 from toolkit.networks.full import FullNetwork, modules_with_weights
+from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.train.autoencoder_step import Adversary, trained_parameters
 from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.save import PrepareNetwork
@@ -128,7 +132,8 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
 
     def make_plan(self, data: FlowData) -> RunPlan:
-        return self.section.plan_of(JobContext(self.job.name), *data.scanned, data.stream)
+        machine = machine_of(self.section.device)
+        return plan_items(self.section, JobContext(self.job.name), data.scanned, machine, data.stream)
 
     def memory_advice(self) -> str:
         return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
@@ -383,13 +388,28 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             source = EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers))
             largest = partial(self._largest, loader, items, batches_of_epoch, run)
 
-        if run.state.step < run.steps and (
-            line := try_largest_batch(run, largest(), step, attached.block_runner.increase_checkpointing)
-        ):
-            logger.info(line)
+        if run.state.step < run.steps:
+            batch = largest()
+            self._choose_checkpointing(run, model, attached, batch)
+            if line := try_largest_batch(run, batch, step, attached.block_runner.increase_checkpointing):
+                logger.info(line)
         train(run, source, step)
         if isinstance(dataset, StreamLatents) and (line := dataset.stream.unreadable.summary()):
             logger.warning(line)
+
+    def _choose_checkpointing(
+        self, run: Run, model: LatentFlowModel, attached: FlowAttached, batch: LatentBatch | JointBatch
+    ) -> None:
+        """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
+        encoded = batch.encoded if isinstance(batch, JointBatch) else batch
+        tokens = model.num_tokens(encoded.latents_BCHW, encoded.prompts, encoded.control_latents)
+        work = step_shape(self.section, tokens, transformer_of(self.section))
+        to_come = 0
+        for name, role in run.roles.items():
+            own, shapes = self.section.role_optimizer(name), [tuple(p.shape) for p in role.parameters.values()]
+            to_come += optimizer_bytes(own.optimizer, own.optimizer_params, shapes) - role.state_bytes
+        gather = self.process_group.all_gather_object
+        attached.block_runner.choose_checkpointing(work, needed=max(0, to_come), gather=gather)
 
     @staticmethod
     def _largest(

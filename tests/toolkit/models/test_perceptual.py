@@ -10,9 +10,9 @@ from safetensors.torch import save_file
 from torch import Tensor
 from torch.nn.functional import conv2d, max_pool2d, relu
 
-from extensions.vae_trainer import perceptual
 from toolkit.config.autoencoder_losses import VGG_BLOCKS
 from toolkit.errors import UserError
+from toolkit.models import perceptual
 from toolkit.models.perceptual import SCALE, SHIFT, load_perceptual
 
 Weights = dict[str, Tensor]

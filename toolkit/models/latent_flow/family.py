@@ -151,7 +151,7 @@ class LatentFlowFamily(ModelFamily):
                 file = folder / part / "config.json"
                 raise UserError(f"{file}: {name!r} is not a {part} of this family. {did_you_mean(name, known)}")
         text_encoder_kind(folder / "text_encoder")
-        shapes = _shapes(folder / "transformer")
+        shapes = part_shapes(folder / "transformer")
         inputs = transformer.get("in_channels", 0)
         own = latent_channels(vae)
         if inputs and inputs % own:
@@ -163,19 +163,19 @@ class LatentFlowFamily(ModelFamily):
         return {name: shape for name, shape in self.every_linear_layer(folder).items() if name.startswith(BLOCKS)}
 
     def every_linear_layer(self, folder: Path) -> dict[str, tuple[int, int]]:
-        shapes = _shapes(folder / "transformer").items()
+        shapes = part_shapes(folder / "transformer").items()
         return {name.removesuffix(".weight"): (s[1], s[0]) for name, s in shapes if len(s) == 2}
 
     def modules(self, folder: Path) -> dict[str, int]:
         counts: dict[str, int] = {}
-        for name, shape in _shapes(folder / "transformer").items():
+        for name, shape in part_shapes(folder / "transformer").items():
             if name not in BUFFERS:
                 module = name.rpartition(".")[0]
                 counts[module] = counts.get(module, 0) + _count(shape)
         return counts
 
     def block_count(self, folder: Path) -> int:
-        names = _shapes(folder / "transformer")
+        names = part_shapes(folder / "transformer")
         return len({name.split(".")[1] for name in names if name.startswith(BLOCKS)})
 
     def footprint(self, folder: Path) -> ModelSizeInfo:
@@ -196,8 +196,8 @@ class LatentFlowFamily(ModelFamily):
             modulation_layers=frozenset(),
             tabulated_weights=0,
             table_inputs=frozenset(),
-            text=EncoderSize(linear_params=0, other_params=sum(map(_count, _shapes(folder / "text_encoder").values()))),
-            vae=EncoderSize(linear_params=0, other_params=sum(map(_count, _shapes(folder / "vae").values()))),
+            text=EncoderSize(linear_params=0, other_params=_weights(folder / "text_encoder")),
+            vae=EncoderSize(linear_params=0, other_params=_weights(folder / "vae")),
             encode_numbers=ENCODE_TENSORS * vae_width,
             decode_numbers=DECODE_TENSORS * vae_width,
             text_token_numbers=3 * inner + 8 * hidden,
@@ -250,11 +250,15 @@ def encoder_positions(part: Path) -> int | None:
     return (config.get("text_config") or config).get("max_position_embeddings")
 
 
-def _shapes(part: Path) -> dict[str, tuple[int, ...]]:
+def part_shapes(part: Path) -> dict[str, tuple[int, ...]]:
     """Name and shape of each tensor of a part, from the headers of its files; empty where it is not here yet."""
     if not part.is_dir():
         return {}
     return {name: shape for path in weight_files(part) for name, shape in tensor_shapes(path).items()}
+
+
+def _weights(part: Path) -> int:
+    return sum(map(_count, part_shapes(part).values()))
 
 
 def _count(shape: tuple[int, ...]) -> int:

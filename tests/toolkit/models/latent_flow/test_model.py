@@ -87,7 +87,7 @@ def test_the_folder_says_sizes_channels_and_prediction(tmp_path: Path) -> None:
 def test_latents_are_normalised_as_the_autoencoder_says(folder: Path) -> None:
     model = opened(folder)
     pixels = torch.rand(1, 3, 16, 16, generator=torch.Generator().manual_seed(0)) * 2 - 1
-    module = model._autoencoder().module
+    module = model.autoencoder.module
     with torch.no_grad():
         raw = module.encode(pixels).latent_dist.mean
     torch.testing.assert_close(model.encode_images(pixels), (raw - 0.25) * 1.5)
