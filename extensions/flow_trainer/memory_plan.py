@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER, FlowTrainerConfig
-from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, patch_widths
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.distributed_env import read_distributed_env
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
@@ -28,7 +28,7 @@ from toolkit.memory.estimate import (
     StepShape,
     step_peak,
 )
-from toolkit.models.autoencoder_sizes import FLOAT, NetworkSizes, Walk, autoencoder_sizes
+from toolkit.models.autoencoder_sizes import FLOAT, NetworkSizes, autoencoder_sizes, discriminator_sizes
 from toolkit.models.latent_flow.family import encoder_width, part_config, part_shapes, text_width
 from toolkit.models.latent_flow.sizes import Shape, TransformerSizes, bert_shapes, transformer_sizes
 from toolkit.number_types import DTYPE_BYTES
@@ -179,15 +179,8 @@ class _Job:
 
     @cached_property
     def _judge(self) -> NetworkSizes | None:
-        along = self.section.autoencoder
-        if along is None or along.discriminator is None:
-            return None
-        walk, widths = Walk(self.number), patch_widths(along.discriminator.channels, along.discriminator.layers)
-        for index in range(len(widths) - 1):
-            walk.conv(widths[index], widths[index + 1], (4, 4))
-            walk.scale(1 / 4 if index < along.discriminator.layers else 1)
-            walk.keep(widths[index + 1])
-        return walk.sizes()
+        gan = self.section.autoencoder.discriminator if self.section.autoencoder else None
+        return discriminator_sizes(gan.channels, gan.layers, self.number) if gan else None
 
     @cached_property
     def text(self) -> tuple[Shape, ...]:

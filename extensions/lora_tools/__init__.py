@@ -3,112 +3,65 @@
 from toolkit.extension import Extension
 
 
-class InspectExtension(Extension):
+class LoraTool(Extension):
+    """One of them: the names of its classes in `config` and `process`."""
+
+    section: str
+    process: str
+
+    @classmethod
+    def get_config(cls) -> type:
+        from extensions.lora_tools import config
+
+        return getattr(config, cls.section)
+
+    @classmethod
+    def get_process(cls) -> type:
+        from extensions.lora_tools import process
+
+        return getattr(process, cls.process)
+
+
+class InspectExtension(LoraTool):
     uid = "inspect"
     name = "Inspect a LoRA file"
     purpose = "see what is in a LoRA file: kind, rank, alpha, layers, norms, metadata"
-
-    @classmethod
-    def get_config(cls) -> type:
-        from extensions.lora_tools.config import InspectConfig
-
-        return InspectConfig
-
-    @classmethod
-    def get_process(cls) -> type:
-        from extensions.lora_tools.process import InspectProcess
-
-        return InspectProcess
+    section, process = "InspectConfig", "InspectProcess"
 
 
-class ConvertExtension(Extension):
+class ConvertExtension(LoraTool):
     uid = "convert"
     name = "Convert a LoRA file"
     purpose = "convert a LoRA file for ComfyUI, diffusers, kohya, musubi-tuner or ai-toolkit"
-
-    @classmethod
-    def get_config(cls) -> type:
-        from extensions.lora_tools.config import ConvertConfig
-
-        return ConvertConfig
-
-    @classmethod
-    def get_process(cls) -> type:
-        from extensions.lora_tools.process import ConvertProcess
-
-        return ConvertProcess
+    section, process = "ConvertConfig", "ConvertProcess"
 
 
-class ResizeExtension(Extension):
+class ResizeExtension(LoraTool):
     uid = "resize"
     name = "Resize a LoRA"
     purpose = "make a LoRA of a lower rank of one, or a LoRA of a LoHa or LoKr"
-
-    @classmethod
-    def get_config(cls) -> type:
-        from extensions.lora_tools.config import ResizeConfig
-
-        return ResizeConfig
-
-    @classmethod
-    def get_process(cls) -> type:
-        from extensions.lora_tools.process import ResizeProcess
-
-        return ResizeProcess
+    section, process = "ResizeConfig", "ResizeProcess"
 
 
-class MergeExtension(Extension):
+class MergeExtension(LoraTool):
     uid = "merge"
     name = "Merge LoRAs"
     purpose = "merge LoRAs into a model, or several into one file"
-
-    @classmethod
-    def get_config(cls) -> type:
-        from extensions.lora_tools.config import MergeConfig
-
-        return MergeConfig
-
-    @classmethod
-    def get_process(cls) -> type:
-        from extensions.lora_tools.process import MergeProcess
-
-        return MergeProcess
+    section, process = "MergeConfig", "MergeProcess"
 
 
-class ExtractExtension(Extension):
+class ExtractExtension(LoraTool):
     uid = "extract"
     name = "Extract a LoRA"
     purpose = "extract a LoRA from a model and its fine-tuned version"
-
-    @classmethod
-    def get_config(cls) -> type:
-        from extensions.lora_tools.config import ExtractConfig
-
-        return ExtractConfig
-
-    @classmethod
-    def get_process(cls) -> type:
-        from extensions.lora_tools.process import ExtractProcess
-
-        return ExtractProcess
+    section, process = "ExtractConfig", "ExtractProcess"
 
 
-class PostHocEmaExtension(Extension):
+class PostHocEmaExtension(LoraTool):
     uid = "post_hoc_ema"
     name = "Post-hoc EMA"
     purpose = "average the saved files of a run"
-
-    @classmethod
-    def get_config(cls) -> type:
-        from extensions.lora_tools.config import PostHocEmaConfig
-
-        return PostHocEmaConfig
-
-    @classmethod
-    def get_process(cls) -> type:
-        from extensions.lora_tools.process import PostHocEmaProcess
-
-        return PostHocEmaProcess
+    section, process = "PostHocEmaConfig", "PostHocEmaProcess"
 
 
 AI_TOOLKIT_EXTENSIONS = [

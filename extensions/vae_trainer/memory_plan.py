@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from math import prod
 
 from extensions.vae_trainer.config import VaeTrainerConfig
-from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, VGG_BLOCKS, patch_widths
+from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, VGG_BLOCKS
 from toolkit.config.dataset import area_of
 from toolkit.distributed_env import read_distributed_env
 from toolkit.interfaces import BucketedSample
@@ -26,7 +26,14 @@ from toolkit.memory.estimate import (
     MemoryEstimate,
     Phase,
 )
-from toolkit.models.autoencoder_sizes import FLOAT, AutoencoderSizes, NetworkSizes, Walk, autoencoder_sizes
+from toolkit.models.autoencoder_sizes import (
+    FLOAT,
+    AutoencoderSizes,
+    NetworkSizes,
+    Walk,
+    autoencoder_sizes,
+    discriminator_sizes,
+)
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.train.accumulation import splits_per_micro_batch
@@ -199,19 +206,6 @@ def sizes_of(section: VaeTrainerConfig, on_gpu: bool) -> AutoencoderSizes:
 
 PENALTY_GRAPH = 1.5
 """What R1 keeps, by what a pass keeps: the pass again, and the gradient of each layer's output."""
-
-
-def discriminator_sizes(channels: int, layers: int, number: int) -> NetworkSizes:
-    """A discriminator (`PatchDiscriminator`) and what one pass keeps: each layer's input, and that of its leaky ReLU.
-
-    number: bytes of the compute dtype.
-    """
-    walk, widths = Walk(number), patch_widths(channels, layers)
-    for index in range(len(widths) - 1):
-        walk.conv(widths[index], widths[index + 1], (4, 4))
-        walk.scale(1 / 4 if index < layers else 1)
-        walk.keep(widths[index + 1])
-    return walk.sizes()
 
 
 def lpips_sizes(number: int, norm_number: int) -> NetworkSizes:

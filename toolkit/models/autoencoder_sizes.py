@@ -16,6 +16,7 @@ from math import prod
 from typing import Any
 
 from toolkit.config.autoencoder import LEVELS, SPADE_HIDDEN, WITHOUT_NORMS
+from toolkit.config.autoencoder_losses import patch_widths
 
 Shape = tuple[int, ...]
 
@@ -136,6 +137,22 @@ class Walk:
         """A tensor of so many times the pixels takes the place of this one."""
         self.pixels *= factor
         self._is_kept = False
+
+
+# ------------------------------------------------------------ the discriminator
+
+
+def discriminator_sizes(channels: int, layers: int, number: int) -> NetworkSizes:
+    """A discriminator (`PatchDiscriminator`) and what one pass keeps: each layer's input, and that of its leaky ReLU.
+
+    number: bytes of the compute dtype.
+    """
+    walk, widths = Walk(number), patch_widths(channels, layers)
+    for index in range(len(widths) - 1):
+        walk.conv(widths[index], widths[index + 1], (4, 4))
+        walk.scale(1 / 4 if index < layers else 1)
+        walk.keep(widths[index + 1])
+    return walk.sizes()
 
 
 # ------------------------------------------------------------ AutoencoderKL
