@@ -20,7 +20,7 @@ from tests.extensions.vae_trainer.conftest import SMALL
 from tests.processes import free_port
 from toolkit.errors import UserError
 
-FIRST, *OTHERS = (["AutoencoderKL"], *SMALL.keys() - {"AutoencoderKL"})
+FIRST, *OTHERS = (["AutoencoderKL"], *sorted(SMALL.keys() - {"AutoencoderKL"}))
 GAN = {"discriminator": {"channels": 4, "layers": 1, "r1_interval": 2, "start_step": 1}}
 
 
