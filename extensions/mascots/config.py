@@ -23,7 +23,7 @@ RECIPE = "mascots.json"
 LEAST_SIDE, MOST_SIDE = 32, 1024
 """Pixels of a picture's sides."""
 
-CHARACTERS = ("pretraining", "held_out", "reserved", "any")
+CHARACTERS = ("pretraining", "held_out", "reserved", "any", "random")
 FORMS = ("mixed", "full", "short", "free")
 
 
@@ -156,11 +156,16 @@ class MascotsConfig(ProcessConfig):
     """Pixels of a picture's sides, or width x height such as `192x128`; of a list each picture has one. 32 to 1024;
     everything can be recognised from 64 on."""
 
-    mascots: Annotated[Literal["pretraining", "held_out", "reserved", "any"], *literal_with_aliases(*CHARACTERS)] = (
-        "pretraining"
-    )
+    crop: int = Field(default=0, ge=0, le=MOST_SIDE)
+    """Keep a square of this side, in pixels, from a random place of each picture and scribble: to train an autoencoder
+    on details. Captions stay those of the whole. 0: whole pictures."""
+
+    mascots: Annotated[
+        Literal["pretraining", "held_out", "reserved", "any", "random"], *literal_with_aliases(*CHARACTERS)
+    ] = "pretraining"
     """Which are drawn. pretraining: without one colour of the eight for each body and hat. held_out: only those left
-    out. reserved: bodies, colours and marks that neither has. any: all."""
+    out. reserved: bodies, colours and marks that neither has. any: all of these. random: each has a body and a colour
+    of its own, which captions cannot name."""
 
     only: OnlyConfig = Field(default_factory=OnlyConfig)
     """Values to choose from."""
@@ -207,6 +212,9 @@ class MascotsConfig(ProcessConfig):
         """A file in the way, and settings that leave nothing to draw."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        if self.crop and not LEAST_SIDE <= self.crop <= min(map(min, self.size)):
+            message = f"{self.crop} is out of range: {LEAST_SIDE} to the shortest side of 'size', or 0."
+            yield Diagnostic(("crop",), message)
         if not self.total():
             yield Diagnostic(("count",), "nothing to draw. Give count, edits, edits_of_two or scribbles above 0.")
         yield from self._check_character() if self.character else self._check_only()
@@ -224,7 +232,10 @@ class MascotsConfig(ProcessConfig):
     def _check_only(self) -> Iterable[Diagnostic]:
         everything, amiss = Casting(self.mascots), False
         for name, values in self.only.given().items():
-            if unknown := [value for value in values if value not in everything.values(name)]:
+            if self.mascots == "random" and name in ("body", "colour"):
+                amiss = True
+                yield Diagnostic(("only", name), "'mascots: random' gives each its own. Remove one of the two.")
+            elif unknown := [value for value in values if value not in everything.values(name)]:
                 amiss = True
                 message = f"{unknown[0]!r} is not among the mascots of {self.mascots!r}. Write 'mascots: any'."
                 yield Diagnostic(("only", name), message)

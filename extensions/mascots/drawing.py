@@ -8,10 +8,11 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
+from functools import lru_cache
 
-from PIL import Image, ImageDraw
+from PIL import Image, ImageColor, ImageDraw
 
-from extensions.mascots.mascot import NONE, Lots, Mascot
+from extensions.mascots.mascot import BLOB, NONE, Lots, Mascot
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -271,6 +272,29 @@ def _pear() -> tuple[Shape, ...]:
     return Ellipse(0, -26, 31, 21), Ellipse(0, -56, 18, 18), waist
 
 
+def _blob(number: int) -> Build:
+    """A body of its own: an ellipse whose radius swings with the angle, softly or in points."""
+    lots = Lots(number, "blob", 0)
+    rx, ry = lots.between("rx", 19, 31), lots.between("ry", 25, 33)
+    swings = [(n, lots.between(f"swing {n}", -0.13, 0.13) * 2 / n, lots.between(f"phase {n}", 0, 1)) for n in (2, 3, 4)]
+    points, depth = lots.choose("points", (3, 4, 5, 6, 7, 8)), lots.choose("depth", (0, 0, 0.08, 0.16, 0.26))
+
+    def radius(turn: float) -> float:
+        swing = sum(size * math.cos(math.tau * (n * turn + phase)) for n, size, phase in swings)
+        return 1 + swing - depth * (2 * abs((points * turn + 0.5) % 1 - 0.5))
+
+    def at(turn: float) -> Point:
+        return rx * radius(turn) * math.sin(math.tau * turn), -ry * radius(turn) * math.cos(math.tau * turn)
+
+    corners = [at(step / 96) for step in range(96)]
+    lowest, top = max(y for _, y in corners), min(y for x, y in corners if abs(x) < 8)
+    corners = [(x, y - lowest - 6) for x, y in corners]
+    top -= lowest + 6
+    side = max(x for x, y in corners if abs(y - (top + 30)) < 8)
+    shape = Polygon(tuple(corners)), Stroke((*corners, corners[0]), 4)
+    return Build(shape, (0.85 * side, top + 29), top, top + 22, (top + 44, min(16, 0.55 * side)))
+
+
 BUILDS = {
     "round": Build((Ellipse(0, -37, 31, 31),), (27, -38), -66, -44, (-22, 17)),
     "square": Build((Squircle(0, -36, 28, 30, 6),), (26, -36), -65, -45, (-21, 17)),
@@ -281,6 +305,15 @@ BUILDS = {
     "star": Build(_star(), (24, -37), -69, -47, (-21, 13)),
     "ghost": Build(_ghost(), (25, -38), -72, -53, (-26, 15)),
 }
+
+
+@lru_cache(maxsize=1024)
+def _build(body: str) -> Build:
+    return _blob(int(body.removeprefix(BLOB))) if body.startswith(BLOB) else BUILDS[body]
+
+
+def _paint(colour: str) -> Colour:
+    return ImageColor.getrgb(colour)[:3] if colour.startswith("#") else PAINT[colour]  # type: ignore[return-value]
 
 
 # ------------------------------------------------------------ figures
@@ -318,13 +351,13 @@ STANCES = {
 
 def _reach(mascot: Mascot) -> tuple[float, float]:
     """Units from the middle of a figure to its left end, and to the right one with what it holds."""
-    shoulder, stance = BUILDS[mascot.body].shoulder[0], STANCES[mascot.pose]
+    shoulder, stance = _build(mascot.body).shoulder[0], STANCES[mascot.pose]
     left, right = (stance.left or stance.hand)[0] + HELD_WIDTHS[NONE], stance.hand[0] + HELD_WIDTHS[mascot.held]
     return shoulder + left + OUTLINE, shoulder + right + OUTLINE
 
 
 def _draw_mascot(pen: Pen, mascot: Mascot) -> None:
-    stance, build, paint = STANCES[mascot.pose], BUILDS[mascot.body], PAINT[mascot.colour]
+    stance, build, paint = STANCES[mascot.pose], _build(mascot.body), _paint(mascot.colour)
     lifted = max(stance.raised, 0)
     pen.shape([Ellipse(0, 0, 33 - lifted, 4.6 - lifted * 0.12)], SHADOWS[mascot.place], outline=0)
     body = pen.moved(0, -stance.raised)

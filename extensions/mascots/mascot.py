@@ -46,14 +46,18 @@ ALL: dict[str, tuple[str, ...]] = {
 COMMON: dict[str, tuple[str, ...]] = ALL | {"body": BODIES, "colour": COLOURS, "mark": (NONE,)}
 """Attribute -> its values in pretraining."""
 
-Characters = Literal["pretraining", "held_out", "reserved", "any"]
+Characters = Literal["pretraining", "held_out", "reserved", "any", "random"]
 """Which mascots are drawn: those of pretraining; those of its values whose body, colour and hat are never together
-there; those of reserved bodies, colours and marks; any of all of these."""
+there; those of reserved bodies, colours and marks; any of all of these; those of a body and a colour that have no name
+and come once."""
+
+BLOB = "blob "
+"""Begins the name of a body that is drawn from the number that follows."""
 
 
 @dataclass(frozen=True)
 class Mascot:
-    """One mascot in one picture. Values: those of `ALL`."""
+    """One mascot in one picture. Values: those of `ALL`; a body may be a `blob NUMBER` and a colour `#rrggbb`, too."""
 
     body: str = "round"
     colour: str = "blue"
@@ -102,7 +106,7 @@ class Casting:
             return (self.fixed[attribute],)
         if attribute in self.only:
             return tuple(self.only[attribute])
-        return {"pretraining": COMMON, "held_out": COMMON, "reserved": RESERVED, "any": ALL}[self.characters][attribute]
+        return {"reserved": RESERVED, "any": ALL}.get(self.characters, COMMON)[attribute]
 
     def looks(self) -> tuple[tuple[str, str, str], ...]:
         """The bodies, colours and hats that are drawn together; none where the rule of the held-out ones forbids all.
@@ -110,6 +114,10 @@ class Casting:
         No hat is there twice: a third of the mascots have none.
         """
         return _looks(self.characters, *(self.values(name) for name in ("body", "colour", "hat")), bool(self.fixed))
+
+    def allows(self, body: str, colour: str, hat: str) -> bool:
+        """Whether these are drawn together."""
+        return body.startswith(BLOB) or (body, colour, hat) in self.looks()
 
 
 RESERVED: dict[str, tuple[str, ...]] = ALL | {"body": RESERVED_BODIES, "colour": RESERVED_COLOURS, "mark": MARKS}
@@ -173,6 +181,10 @@ class Lots:
 def random_mascot(lots: Lots, casting: Casting, who: str = "") -> Mascot:
     """A mascot. who: tells several of one picture apart. `casting.looks()` must not be empty."""
     body, colour, hat = lots.choose(f"{who}look", casting.looks())
+    if casting.characters == "random" and not casting.fixed:
+        body = f"{BLOB}{lots.choose(f'{who}body', range(2**32))}"
+        red, green, blue = (int(lots.between(f"{who}{part}", 16, 250)) for part in ("red", "green", "blue"))
+        colour = f"#{red:02x}{green:02x}{blue:02x}"
     held = casting.values("held")
     return Mascot(
         body=body,

@@ -4,18 +4,20 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+import os
+from collections.abc import Callable
 from pathlib import Path
 
 from PIL import Image
 
 from extensions.mascots.config import RECIPE, MascotsConfig
 from extensions.mascots.drawing import draw, scribble
-from extensions.mascots.mascot import Lots, Mascot, Pair, random_mascot, scene_of
+from extensions.mascots.mascot import Lots, Pair, random_mascot, scene_of
 from extensions.mascots.words import caption_in, edit, edit_of_two
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir, fsync, os_error_as_run_error, write_json
+from toolkit.files import atomic_write_dir, os_error_as_run_error, write_json
+from toolkit.seeding import key
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +45,7 @@ class MascotsProcess(BaseExtensionProcess):
         with os_error_as_run_error(folder), atomic_write_dir(folder) as new:
             self._draw_all(new)
             write_json(new / RECIPE, recipe)
+            os.sync()  # one for all: file by file takes longer than drawing
         logger.info(f"mascots: drew {section.total():,} in {section.path} (seed {section.seed})")
 
     def _draw_all(self, folder: Path) -> None:
@@ -66,19 +69,28 @@ class MascotsProcess(BaseExtensionProcess):
         mascot = random_mascot(lots, casting)
         if casting.fixed:
             mascot = scene_of(mascot, lots, casting)
-        self._save(folder, index, (mascot,), caption_in(self.section.captions, mascot, lots))
+        picture = self._cropped(draw((mascot,), *self._size(index)), f"crop of picture {index}")
+        _write(folder, index, picture, caption_in(self.section.captions, mascot, lots))
 
     def _pair(self, folder: Path, index: int, make: Callable[..., Pair]) -> None:
         pair = make(self.section.seed, index, self.section.casting())
-        self._save(folder / "after", index, pair.after, pair.instruction)
+        _write(folder / "after", index, draw(pair.after, *self._size(index)), pair.instruction)
         for number, before in enumerate(pair.before, 1):
-            self._save(folder / f"picture_{number}", index, (before,))
+            _write(folder / f"picture_{number}", index, draw((before,), *self._size(index)))
 
     def _scribble(self, folder: Path, index: int) -> None:
-        _write(folder, index, scribble(self._lots("scribble", index), *self._size(index)))
+        picture = scribble(self._lots("scribble", index), *self._size(index))
+        _write(folder, index, self._cropped(picture, f"crop of scribble {index}"))
 
-    def _save(self, folder: Path, index: int, mascots: Sequence[Mascot], caption: str = "") -> None:
-        _write(folder, index, draw(mascots, *self._size(index)), caption)
+    def _cropped(self, picture: Image.Image, purpose: str) -> Image.Image:
+        """A square of `crop` pixels from a place of its own, or the whole."""
+        if not (side := self.section.crop):
+            return picture
+        left, top = (
+            key(self.section.seed, f"mascots {purpose} {axis}") % (length - side + 1)
+            for axis, length in zip("xy", picture.size, strict=True)
+        )
+        return picture.crop((left, top, left + side, top + side))
 
     def _size(self, index: int) -> tuple[int, int]:
         return self._lots("size", index).choose("size", self.section.size)
@@ -91,10 +103,8 @@ def _write(folder: Path, index: int, picture: Image.Image, caption: str = "") ->
     folder.mkdir(parents=True, exist_ok=True)
     file = folder / f"{index:06}.png"
     picture.save(file)
-    fsync(file)
     if caption:
         file.with_suffix(".txt").write_text(caption + "\n", encoding="utf-8", newline="\n")
-        fsync(file.with_suffix(".txt"))
 
 
 def _recorded(folder: Path) -> object:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Literal
 
-from extensions.mascots.mascot import NONE, Casting, Lots, Mascot, Pair, random_mascot
+from extensions.mascots.mascot import BLOB, NONE, Casting, Lots, Mascot, Pair, random_mascot
 
 Form = Literal["full", "short", "free", "mixed"]
 
@@ -48,6 +48,8 @@ def caption_in(form: Form, mascot: Mascot, lots: Lots) -> str:
 def _subject(mascot: Mascot) -> str:
     if mascot.trigger:
         return f"{_a(mascot.trigger)} mascot"
+    if mascot.body.startswith(BLOB):
+        return "a mascot"
     return f"a {mascot.body} {mascot.colour} mascot with {mascot.eyes}{MARKS.get(mascot.mark, '')}"
 
 
@@ -56,7 +58,7 @@ def _a(words: str) -> str:
 
 
 def _short_subject(mascot: Mascot, lots: Lots) -> str:
-    if mascot.trigger:
+    if mascot.trigger or mascot.body.startswith(BLOB):
         return _subject(mascot)
     words = [word for word in (mascot.body, mascot.colour) if lots.chance(f"keeps {word}", 0.7)]
     return _a(" ".join([*words, "mascot"]))
@@ -98,13 +100,13 @@ def _hat(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
 
 def _hats_of(mascot: Mascot, casting: Casting) -> list[str]:
     """What this mascot may wear; the rule of the held-out ones counts."""
-    looks = casting.looks()
-    return [hat for hat in dict.fromkeys(casting.values("hat")) if (mascot.body, mascot.colour, hat) in looks]
+    hats = dict.fromkeys(casting.values("hat"))
+    return [hat for hat in hats if casting.allows(mascot.body, mascot.colour, hat)]
 
 
 def _colour(mascot: Mascot, casting: Casting, lots: Lots) -> Change | None:
-    looks = casting.looks()
-    colours = [c for c in casting.values("colour") if c != mascot.colour and (mascot.body, c, mascot.hat) in looks]
+    others = [colour for colour in casting.values("colour") if colour != mascot.colour]
+    colours = [colour for colour in others if casting.allows(mascot.body, colour, mascot.hat)]
     if not colours:
         return None
     colour = lots.choose("new colour", colours)

@@ -44,6 +44,9 @@ class Autoencoder:
         """Pixels [B, 3, sH, sW] of latents as `encode` gives them. Not clamped: a clamp has no gradient outside."""
         raise NotImplementedError
 
+    def start(self) -> None:
+        """Mends what the class's own random weights are not made for."""
+
     def logvar_bias(self) -> Tensor | None:
         """The part of a bias that is added to the log variance; None where there is none."""
         return None
@@ -143,6 +146,14 @@ class QwenImageAutoencoder(Autoencoder):
             if type(layer) is QwenImageCausalConv3d:
                 layer.__class__ = OneFrameConv3d
 
+    @torch.no_grad()
+    def start(self) -> None:
+        """The convolutions' variance counts all taps along time, and images meet one: it gets that of all."""
+        for layer in self.module.modules():
+            if isinstance(layer, QwenImageCausalConv3d) and (taps := layer.weight.shape[2]) > 1:
+                layer.weight[:, :, -1] *= taps**0.5
+                layer.weight[:, :, :-1] = 0
+
     def encode(self, pixels_B3HW: Tensor) -> tuple[Tensor, Tensor | None]:
         distribution = self.module.encode(pixels_B3HW[:, :, None]).latent_dist
         return distribution.mean[:, :, 0], distribution.logvar[:, :, 0]
@@ -203,6 +214,7 @@ def make_autoencoder(model: AutoencoderConfig, seed: int, device: torch.device) 
         kind = KINDS[model.class_name]
         with global_generator(seed, "autoencoder"):
             autoencoder = kind(build(kind.model_class, model.config, ARGUMENTS))
+        autoencoder.start()
         bias = autoencoder.logvar_bias()
         if bias is not None:
             nn.init.constant_(bias.detach(), model.initial_logvar)
