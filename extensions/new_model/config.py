@@ -59,8 +59,7 @@ class NewModelConfig(ProcessConfig):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
         for key, needed in (("base", INDEX), ("vae", "config.json")):
             path = getattr(self, key)
-            folder = Path(path).expanduser().resolve()
-            if not path or any(parent in job.earlier_outputs for parent in (folder, *folder.parents)):
+            if not path or job.will_write(Path(path)):
                 continue
-            if not (folder / needed).is_file():
+            if not (Path(path).expanduser() / needed).is_file():
                 yield Diagnostic((key,), f"{path!r} holds no {needed}. Give the folder of a model.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from toolkit.config.field_types import PathStr
+from toolkit.config.field_types import PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
+from toolkit.errors import UserError
 from toolkit.files import file_in_the_way
 
 
@@ -30,6 +31,10 @@ class TinyModelConfig(ProcessConfig):
     heads: int = Field(default=2, ge=1)
     """Attention heads of each block."""
 
+    captions: Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
+    """Folders of `.txt` files whose words become tokens of their own, for a model that is to be trained from nothing:
+    its text encoder is made to be kept as it is. Empty: a few words."""
+
     overwrite: bool = False
     """Replace what is there. Off: a complete model with the same settings is kept."""
 
@@ -46,6 +51,19 @@ class TinyModelConfig(ProcessConfig):
         return (self.folder() / "model_index.json").is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Neither the folder nor one above it may be a file."""
+        """A file in the way of the folder, and captions that are nowhere."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        for index, path in enumerate(self.captions):
+            if not Path(path).expanduser().is_dir() and not job.will_write(Path(path)):
+                yield Diagnostic(("captions", index), f"{path!r} is no folder. Give one that holds captions.")
+
+    def texts(self) -> tuple[str, ...]:
+        """The captions, in the order of their files. Raises UserError where a folder holds none."""
+        texts: list[str] = []
+        for path in self.captions:
+            files = sorted(Path(path).expanduser().rglob("*.txt"))
+            if not files:
+                raise UserError(f"captions: {path!r} holds no .txt file. Give a folder that holds captions.")
+            texts += (file.read_text(encoding="utf-8").strip() for file in files)
+        return tuple(texts)

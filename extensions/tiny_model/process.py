@@ -21,7 +21,8 @@ class TinyModelProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         folder = Path(self.section.path).expanduser()
-        spec = TinySpec(seed=self.section.seed, layers=self.section.layers, heads=self.section.heads)
+        section = self.section
+        spec = TinySpec(section.seed, section.layers, section.heads, section.texts())
         if is_written(folder, spec) and not self.section.overwrite:
             logger.info(f"tiny model: {folder} is there already")
             return

@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from toolkit.config.model_files import read_model_json
 from toolkit.errors import UserError
 from toolkit.models.from_config import build
@@ -43,7 +45,21 @@ def new_transformer(folder: Path, arguments: Mapping[str, Any]) -> QwenImageTran
         "joint_attention_dim": text.get("text_config", text)["hidden_size"],
         "axes_dims_rope": rope_axes(arguments.get("attention_head_dim", HEAD_DIM)),
     }
-    return build(QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS)
+    transformer = build(QwenImageTransformer2DModel, {**fitting, **arguments}, ARGUMENTS)
+    _start_as_identity(transformer)
+    return transformer
+
+
+@torch.no_grad()
+def _start_as_identity(transformer: QwenImageTransformer2DModel) -> None:
+    """Modulations and the output start at zero, so that each block adds nothing and the first prediction is 0.
+
+    Source: Peebles and Xie 2023 (https://arxiv.org/abs/2212.09748), section 3.2, adaLN-Zero.
+    """
+    modulations = [layer for block in transformer.transformer_blocks for layer in (block.img_mod, block.txt_mod)]
+    for part in (*modulations, transformer.norm_out.linear, transformer.proj_out):
+        for parameter in part.parameters():
+            parameter.zero_()
 
 
 def rope_axes(head_dim: int) -> tuple[int, int, int]:

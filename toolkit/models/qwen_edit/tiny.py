@@ -7,8 +7,10 @@ real model by changing one path. It paints noise: nothing has been learned.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import shutil
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -43,6 +45,13 @@ CORPUS = [
 ]
 """Text the tiny tokenizer has whole words for; everything else falls back to bytes."""
 
+MOST_TOKENS = 1000
+"""Of the tokenizer, without special ones. What words leave free becomes syllables, as invented names have them."""
+
+VISION_PIXELS = 56 * 56
+"""Of a reference for the text encoder that knows captions: one token. Its weights are random, so that more tokens
+would say no more and make each step dearer."""
+
 HEAD_DIM = 32
 ROPE_AXES = (8, 12, 12)
 TEXT_WIDTH = 64
@@ -59,6 +68,17 @@ class TinySpec:
     heads: int = 2
     """Attention heads of 32 channels each."""
 
+    captions: tuple[str, ...] = ()
+    """Text whose words are tokens of their own. With it, the text encoder is made to be kept as it is while a
+    transformer learns from it: few layers, words far apart, one token per reference, float16."""
+
+    def recipe(self) -> dict[str, object]:
+        """What is written down: settings, and a hash of the captions where there are some."""
+        settings = asdict(self)
+        if captions := settings.pop("captions"):
+            settings["captions"] = hashlib.sha256("\n".join(captions).encode()).hexdigest()
+        return settings
+
 
 def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
     """Writes the model folder; whatever stood there under the same file names is replaced.
@@ -66,23 +86,25 @@ def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
     The spec is kept in `tiny_model.json`, written last: a folder that holds it is complete.
     """
     with global_generator(spec.seed, "tiny_model"):
-        _save_tokenizer(folder / "tokenizer")
-        _save_processor(folder / "processor")
+        tokenizer = _tokenizer(spec.captions)
+        _save_tokenizer(tokenizer, folder / "tokenizer")
+        _save_processor(tokenizer, folder / "processor", VISION_PIXELS if spec.captions else None)
         _scheduler().save_pretrained(folder / "scheduler")
-        _text_encoder().save_pretrained(folder / "text_encoder")
+        make_encoder = _frozen_text_encoder if spec.captions else _text_encoder
+        make_encoder(tokenizer).save_pretrained(folder / "text_encoder")
         _vae().save_pretrained(folder / "vae")
         transformer = _transformer(spec)
         shard_bytes = sum(p.numel() * p.element_size() for p in transformer.parameters()) // 2
         shutil.rmtree(folder / "transformer", ignore_errors=True)
         transformer.save_pretrained(folder / "transformer", max_shard_size=shard_bytes)
     _write_json(folder / "model_index.json", MODEL_INDEX)
-    _write_json(folder / "tiny_model.json", asdict(spec))
+    _write_json(folder / "tiny_model.json", spec.recipe())
 
 
 def is_written(folder: Path, spec: TinySpec) -> bool:
     """Whether the folder holds the complete tiny model of this spec."""
     marker = folder / "tiny_model.json"
-    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == asdict(spec)
+    return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == spec.recipe()
 
 
 MODEL_INDEX = {
@@ -127,37 +149,46 @@ def _pictures() -> torch.Tensor:
     return torch.nn.functional.interpolate(coarse, size=(64, 64), mode="bicubic").clamp(-1, 1)
 
 
-def _text_encoder() -> Qwen2_5_VLForConditionalGeneration:
-    vocab = _tokenizer().get_vocab()
+def _text_encoder(tokenizer: Tokenizer, layers: int = 2, tied: bool = False) -> Qwen2_5_VLForConditionalGeneration:
+    vocab = tokenizer.get_vocab()
     ids = {token: vocab[token] for token in SPECIAL_TOKENS}
     config = Qwen2_5_VLConfig(
         text_config={
             "vocab_size": len(vocab),
             "hidden_size": TEXT_WIDTH,
             "intermediate_size": 2 * TEXT_WIDTH,
-            "num_hidden_layers": 2,
+            "num_hidden_layers": layers,
             "num_attention_heads": 4,
             "num_key_value_heads": 2,
             "max_position_embeddings": 4096,
             "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [2, 3, 3]},
             "bos_token_id": ids["<|endoftext|>"],
             "eos_token_id": ids["<|im_end|>"],
+            "tie_word_embeddings": tied,
         },
         vision_config={
-            "depth": 2,
+            "depth": layers,
             "hidden_size": 32,
             "intermediate_size": 64,
             "num_heads": 2,
             "out_hidden_size": TEXT_WIDTH,
-            "fullatt_block_indexes": [1],
+            "fullatt_block_indexes": [layers - 1],
         },
         image_token_id=ids[IMAGE_PAD],
         video_token_id=ids["<|video_pad|>"],
         vision_start_token_id=ids["<|vision_start|>"],
         vision_end_token_id=ids["<|vision_end|>"],
-        tie_word_embeddings=False,
+        tie_word_embeddings=tied,
     )
     return Qwen2_5_VLForConditionalGeneration(config)
+
+
+@torch.no_grad()
+def _frozen_text_encoder(tokenizer: Tokenizer) -> Qwen2_5_VLForConditionalGeneration:
+    """Words are far apart: with the usual deviation of 0.02 they drown in the mean of their context."""
+    encoder = _text_encoder(tokenizer, layers=1, tied=True)
+    encoder.get_input_embeddings().weight.normal_(0, 0.5)
+    return encoder.half()
 
 
 def _scheduler() -> FlowMatchEulerDiscreteScheduler:
@@ -175,14 +206,15 @@ def _scheduler() -> FlowMatchEulerDiscreteScheduler:
     )
 
 
-def _tokenizer() -> Tokenizer:
+def _tokenizer(captions: Sequence[str] = ()) -> Tokenizer:
+    """Byte-level BPE. Our own text counts as often as all captions together: its words come before syllables."""
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=1000, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
+        vocab_size=MOST_TOKENS, show_progress=False, initial_alphabet=sorted(pre_tokenizers.ByteLevel.alphabet())
     )
-    plain = CORPUS
+    plain = [*CORPUS * max(1, len(captions)), *captions]
     for token in SPECIAL_TOKENS:
         plain = [text.replace(token, "") for text in plain]
     tokenizer.train_from_iterator(plain, trainer)
@@ -190,10 +222,9 @@ def _tokenizer() -> Tokenizer:
     return tokenizer
 
 
-def _save_tokenizer(folder: Path) -> None:
+def _save_tokenizer(tokenizer: Tokenizer, folder: Path) -> None:
     """vocab.json, merges.txt, added_tokens.json and tokenizer_config.json, as the published folder holds them."""
     folder.mkdir(parents=True, exist_ok=True)
-    tokenizer = _tokenizer()
     model = json.loads(tokenizer.to_str())["model"]
     added = {token: tokenizer.token_to_id(token) for token in SPECIAL_TOKENS}
     _write_json(folder / "vocab.json", model["vocab"])
@@ -225,10 +256,13 @@ def _save_tokenizer(folder: Path) -> None:
     )
 
 
-def _save_processor(folder: Path) -> None:
-    """The published processor folder holds a tokenizer as well, from which `Qwen2VLProcessor` is read."""
-    _save_tokenizer(folder)
-    Qwen2VLImageProcessorPil().save_pretrained(folder)
+def _save_processor(tokenizer: Tokenizer, folder: Path, pixels: int | None) -> None:
+    """The published processor folder holds a tokenizer as well, from which `Qwen2VLProcessor` is read.
+
+    pixels: of an image for the text encoder. None: as published.
+    """
+    _save_tokenizer(tokenizer, folder)
+    Qwen2VLImageProcessorPil(**{"min_pixels": pixels, "max_pixels": pixels} if pixels else {}).save_pretrained(folder)
 
 
 def _write_json(path: Path, data: object) -> None:
