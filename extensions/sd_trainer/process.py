@@ -387,7 +387,8 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             images = -(-settings.batch_size // splits)
             return _Batches(source, dataset.latent_size, partial(dataset.trial, images), dataset.first)
         loader = BatchLoader(dataset, setup.seed)
-        batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
+        grouped = settings.group_by_length
+        batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed, group_by_length=grouped)
 
         def largest() -> LatentBatch:
             own = (split_spec(spec, splits)[-1] for spec in batches_of_epoch(run.state.epoch))

@@ -517,6 +517,10 @@ class TrainConfig(OptimizationConfig):
     gathers block by block, for GPUs that do not hold it; with 'network.type: full' a share of the gradients, the
     optimizer's state and the averages too. With one process: no effect."""
 
+    group_by_length: bool = False
+    """Put captions of about one length into a micro-batch, as far as the epoch's order allows. The model takes one pass
+    for each length in it: worth it where `batch_size` is large and the images are many."""
+
     cache_text_embeddings: bool | None = None
     """`cache_text_embeddings` of all datasets that do not give their own."""
 

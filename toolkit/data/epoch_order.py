@@ -6,12 +6,18 @@ which keys all its random numbers, does not depend on the batch size.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 from toolkit import seeding
-from toolkit.interfaces import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Size
+from toolkit.interfaces import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
+
+CHUNK = 50
+"""Micro-batches of a bucket that are sorted by length together. Source: transformers, `LengthGroupedSampler`."""
+
+WORDS = re.compile(r"\w+|[^\w\s]")
 
 
 def epoch_order(items: Sequence[BucketedSample], seed: int, epoch: int) -> list[int]:
@@ -26,17 +32,47 @@ def epoch_order(items: Sequence[BucketedSample], seed: int, epoch: int) -> list[
     return [index for _, index in uses]
 
 
-def epoch_batches(items: Sequence[BucketedSample], batch_size: int, seed: int, epoch: int) -> list[BatchSpec]:
-    """The epoch's batches: each of one bucket, emitted when full; what remains comes last and stays short."""
+def epoch_batches(
+    items: Sequence[BucketedSample], batch_size: int, seed: int, epoch: int, group_by_length: bool = False
+) -> list[BatchSpec]:
+    """The epoch's batches: each of one bucket, emitted when full; what remains comes last and stays short.
+
+    group_by_length: batches of captions of about one length and of as many references, out of `CHUNK` batches each.
+    """
+    chunk = batch_size * (CHUNK if group_by_length else 1)
     waiting: dict[Size, list[tuple[int, int]]] = {}
-    batches = []
+    batches, rest = [], []
     for position, index in enumerate(epoch_order(items, seed, epoch)):
         queue = waiting.setdefault(items[index].crop.bucket, [])
         queue.append((index, position))
-        if len(queue) == batch_size:
-            batches.append(_batch(epoch, queue))
+        if len(queue) == chunk:
+            batches += _cut(items, queue, batch_size, epoch, seed)
             queue.clear()
-    return batches + [_batch(epoch, queue) for queue in waiting.values() if queue]
+    for queue in waiting.values():
+        of_bucket = _cut(items, queue, batch_size, epoch, seed)
+        full = len(queue) // batch_size
+        batches += of_bucket[:full]
+        rest += of_bucket[full:]
+    return batches + rest
+
+
+def _cut(
+    items: Sequence[BucketedSample], queue: Sequence[tuple[int, int]], batch_size: int, epoch: int, seed: int
+) -> list[BatchSpec]:
+    """The queue's batches, the short one last. What is more than one batch is sorted by length, and its batches are
+    shuffled."""
+    if len(queue) <= batch_size:
+        return [_batch(epoch, queue)] if queue else []
+    full = len(queue) // batch_size * batch_size
+    alike = sorted(queue[:full], key=lambda use: _length(items[use[0]].sample))
+    batches = [_batch(epoch, alike[first : first + batch_size]) for first in range(0, full, batch_size)]
+    batches.sort(key=lambda batch: seeding.key(seed, "batch order", epoch, batch.positions[0]))
+    return batches + ([_batch(epoch, queue[full:])] if queue[full:] else [])
+
+
+def _length(sample: Sample) -> tuple[int, int]:
+    """References, and words and signs of the caption: what the length of the text follows for any tokenizer."""
+    return len(sample.control_images), len(WORDS.findall(sample.caption))
 
 
 def count_batches(items: Sequence[BucketedSample], batch_size: int) -> int:

@@ -279,7 +279,7 @@ def _qwen_image(arguments: Mapping[str, Any], encoder: Walk, decoder: Walk) -> N
 
 
 def _causal(walk: Walk, inputs: int, outputs: int) -> None:
-    walk.conv(inputs, outputs, (3, 3, 3))  # of one frame: without the two of padding (`autoencoders.OneFrameConv3d`)
+    walk.conv(inputs, outputs, (3, 3, 3))  # of one frame: without the two of padding (`OneFrameConv3d`)
 
 
 def _video_normed(walk: Walk, channels: int) -> None:

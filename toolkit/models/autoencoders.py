@@ -11,12 +11,12 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import conv2d
 
 from toolkit.config.autoencoder import SPADE, AutoencoderConfig
 from toolkit.errors import RunError
 from toolkit.models.from_config import build
 from toolkit.models.loading import ASKED_BY, block_import, check_finite, check_loaded, reading
+from toolkit.models.one_frame import expect_one_frame
 from toolkit.models.spade import attach_spade, load_spade
 from toolkit.seeding import global_generator
 
@@ -121,30 +121,13 @@ class KlAutoencoder(Autoencoder):
         return _one_factor(mean_C, std_C)
 
 
-class OneFrameConv3d(QwenImageCausalConv3d):
-    """The causal convolution of diffusers, with less work for a single frame.
-
-    The frames before the first are zeros, so of the kernel's taps along time only the last one meets anything: it alone
-    is used, as a two-dimensional convolution. The others get a gradient of 0, as they do in diffusers' own.
-    """
-
-    def forward(self, x: Tensor, cache_x: Tensor | None = None) -> Tensor:
-        if x.shape[2] != 1 or cache_x is not None:
-            return super().forward(x, cache_x)
-        padding = self._padding[2], self._padding[0]
-        return conv2d(x[:, :, 0], self.weight[:, :, -1], self.bias, self.stride[1:], padding)[:, :, None]
-
-
 class QwenImageAutoencoder(Autoencoder):
     """`AutoencoderKLQwenImage`: a video autoencoder, whose images are videos of one frame."""
 
     model_class = AutoencoderKLQwenImage
 
     def __init__(self, module: Any) -> None:
-        super().__init__(module)
-        for layer in module.modules():
-            if type(layer) is QwenImageCausalConv3d:
-                layer.__class__ = OneFrameConv3d
+        super().__init__(expect_one_frame(module))
 
     @torch.no_grad()
     def start(self) -> None:

@@ -1,4 +1,5 @@
 from collections import Counter
+from dataclasses import replace
 from itertools import chain
 from time import perf_counter
 
@@ -48,8 +49,6 @@ def test_batches_of_one_follow_the_order() -> None:
 
 
 def test_draws_do_not_depend_on_the_batch_size() -> None:
-    from dataclasses import replace
-
     rules = replace(ITEMS[0].sample.rules, dropout_rate=0.3, shuffle_tokens=True)
 
     def captions(batch_size: int) -> dict[int, tuple[int, str]]:
@@ -67,3 +66,24 @@ def test_a_hundred_thousand_uses_take_about_a_second() -> None:
     start = perf_counter()
     assert len(epoch_order(items, 1, 0)) == 100_000
     assert perf_counter() - start < 3  # generous: about 0.3 s on an idle core
+
+
+def test_batches_grouped_by_length_use_the_same_images_with_the_same_draws() -> None:
+    captions = ["red", "a red cat", "a, b, c, d", "a red cat, sitting on a mat"]
+    items = [replace_caption(make_item(i, 1, 64 if i % 5 else 96), captions[i * 7 % 4]) for i in range(1000)]
+    plain = epoch_batches(items, 8, 1, 0)
+    grouped = epoch_batches(items, 8, 1, 0, group_by_length=True)
+    uses = [sorted(chain.from_iterable(zip(b.items, b.positions, strict=True) for b in of)) for of in (plain, grouped)]
+    assert uses[0] == uses[1] and len(grouped) == len(plain) == count_batches(items, 8)
+    assert all(len({items[i].crop.bucket for i in b.items}) == 1 for b in grouped)
+    lengths = [len({items[i].sample.caption for i in b.items}) for b in (*plain, *grouped)]
+    assert sum(lengths[: len(plain)]) > 3 * len(plain) and sum(lengths[len(plain) :]) < 1.2 * len(plain)
+    first = [items[b.items[0]].sample.caption for b in grouped[:20]]
+    assert len(set(first)) == 4  # short captions do not all come first
+    assert grouped == epoch_batches(items, 8, 1, 0, group_by_length=True) != epoch_batches(items, 8, 1, 1, True)
+    short = [len(b.items) < 8 for b in grouped]
+    assert short == sorted(short)
+
+
+def replace_caption(item: BucketedSample, caption: str) -> BucketedSample:
+    return item._replace(sample=item.sample._replace(caption=caption))

@@ -12,6 +12,7 @@ from toolkit.config.autoencoder import SPADE
 from toolkit.errors import RunError
 from toolkit.models.families import BlockTransform, ModelLoadOptions
 from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, load_blockwise, reading
+from toolkit.models.one_frame import expect_one_frame
 from toolkit.models.qwen_edit.prompts import SPECIAL_TOKENS
 from toolkit.models.spade import load_spade
 
@@ -45,7 +46,7 @@ def load_vae(folder: Path, dtype: torch.dtype) -> AutoencoderKLQwenImage:
     check_finite(part, vae)
     if vae.config.get(SPADE):
         load_spade(vae, part)
-    return vae.requires_grad_(False).eval()
+    return expect_one_frame(vae).requires_grad_(False).eval()
 
 
 def load_text_model(folder: Path, dtype: torch.dtype, transform_block: BlockTransform | None = None) -> PreTrainedModel:

@@ -160,4 +160,4 @@ def test_decoded_pixels_equal_the_pipelines(pipeline, unit_gain_model: Path) -> 
     mean, std = (torch.tensor(v).view(1, -1, 1, 1, 1) for v in (config.latents_mean, config.latents_std))
     with torch.no_grad():
         theirs = pipeline.vae.decode(latents_BCHW.unsqueeze(2) * std + mean, return_dict=False)[0][:, :, 0]
-    at_most("decoded pixels", float((ours - theirs.clamp(-1, 1)).abs().max()), 1e-5)
+    at_most("decoded pixels", float((ours - theirs.clamp(-1, 1)).abs().max()), 1e-4)
