@@ -337,6 +337,9 @@ class ModelFacts:
     max_references: int = 0
     """Largest number of control images per sample."""
 
+    text_sees_references: bool = True
+    """Whether the text encoder sees the control images beside a prompt."""
+
     sure_prompt: int = 0
     """Characters of a prompt that fits into the model with any control images."""
 

@@ -25,11 +25,12 @@ from toolkit.config.located import KeyPath
 from toolkit.config.model_files import INDEX, looks_like_a_path, path_fault, pipeline_of
 from toolkit.config.output import SampleConfig, SamplePicture
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.sections import ImageTrainingSection, TrainerConfig
+from toolkit.config.sections import ImageTrainingSection, TrainerConfig, check_sample_references
 from toolkit.config.train import PRESERVATIONS, OptimizerConfig, RoleOptimizerConfig, TrainConfig
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
-from toolkit.data.items import refuse_large, scan_items, too_large
+from toolkit.data.images import ImageError
+from toolkit.data.items import readable_references, refuse_large, refuse_references, scan_items, too_large
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
@@ -39,6 +40,7 @@ from toolkit.models.latent_flow.family import (
     DEFAULT_MAX_TOKENS,
     FAMILY,
     PIPELINE,
+    REFERENCES,
     TRANSFORMERS,
     LatentFlowFamily,
     part_config,
@@ -160,6 +162,17 @@ class FlowModelConfig(StrictModel):
             return LatentFlowFamily.of_parts(vae, transformer, own.prediction, own.max_tokens)
         transformer = {"_class_name": self.transformer.class_name, **self.transformer.config}
         return LatentFlowFamily.of_parts(vae, transformer, self.prediction, self.text_encoder.max_tokens)
+
+    def class_of_transformer(self, job: JobContext) -> str:
+        """Of diffusers; empty where the folder is not here yet or cannot be read."""
+        if not self.name_or_path:
+            return self.transformer.class_name
+        if yet_to_come(self.name_or_path, job) or path_fault(self.name_or_path):
+            return ""
+        try:
+            return str(part_config(self.folder(), "transformer").get("_class_name", ""))
+        except UserError:
+            return ""
 
     def has_random_text(self) -> bool:
         """Whether the text encoder is made with random weights."""
@@ -358,16 +371,24 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
             for key, message in self.role_optimizer(role).errors():
                 if role in self.optimizers.model_fields_set:
                     yield Diagnostic(("optimizers", role, *key), message)
-        for index, dataset in enumerate(self.datasets):
-            if dataset.control_path:
-                yield Diagnostic(("datasets", index, "control_path"), "a flow model has no references. Leave it out.")
-        for index, item in enumerate(self.sample.samples if self.sample else ()):
-            if item.ctrl_img:
-                key = ("sample", "samples", index, "ctrl_img")
-                yield Diagnostic(key, "a flow model has no references. Leave it out.")
+        yield from self._check_references(job)
         if (name := self.display_name(job)) in RESERVED_NAMES:
             message = f"{name!r} is a folder of every run; the model's folder has the same name. Choose another."
             yield Diagnostic(("name",), message)
+
+    def _check_references(self, job: JobContext) -> Iterator[Diagnostic]:
+        yield from check_sample_references("sample", self.sample, job)
+        given: dict[KeyPath, tuple[str, ...]] = {
+            ("datasets", index, "control_path"): dataset.control_path for index, dataset in enumerate(self.datasets)
+        }
+        for index, item in enumerate(self.sample.samples if self.sample else ()):
+            given["sample", "samples", index, "ctrl_img"] = item.ctrl_img
+        if self.validation:
+            given["validation", "control_path"] = self.validation.control_path
+        if (name := self.model.class_of_transformer(job)) and not REFERENCES.get(name):
+            able = " or ".join(REFERENCES)
+            message = f"{name} takes no references. Leave it out, or train a {able} (model.transformer.class_name)."
+            yield from (Diagnostic(key, message) for key, paths in given.items() if paths)
 
     def _check_autoencoder(self) -> Iterator[Diagnostic]:
         if along := self.autoencoder:
@@ -456,8 +477,15 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         cache, family = ScanCache.beside(self.training_folder), self.model.family()
         multiple = family.size_multiple
         scanned = split_validation(self, *scan_items(self, multiple, cache), multiple, forward_passes)
-        refuse_large([*scanned[1], *(scanned[2].items if scanned[2] else ())], family)
+        used = [*scanned[1], *(scanned[2].items if scanned[2] else ())]
+        refuse_references(used, family)
+        refuse_large(used, family)
         for index, item in enumerate(self.sample_pictures()):
+            key = f"sample.samples[{index}]"
             if reason := too_large(family.drawable(Size(item.width, item.height)), family):
-                raise DataErrors([InputError(f"sample.samples[{index}]", reason)])
+                raise DataErrors([InputError(key, reason)])
+            try:
+                readable_references(item.ctrl_img, family)
+            except (ImageError, UserError) as error:
+                raise DataErrors([InputError(f"{key}.ctrl_img", str(error))]) from error
         return scanned

@@ -4,16 +4,20 @@ The flow model sees the mean of the latents as the autoencoder encodes them at t
 the encoder: latents that are easy to predict, because they say less, would lower it. The scale of the latents stays
 what it was, as the flow model knows it.
 
-Shape suffixes: B batch, H/W height and width in pixels."""
+Shape suffixes: B batch, H/W height and width in pixels, of the mask in latent pixels; h/w those of a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from torch import Tensor
 
 from toolkit.data.dataloader import BatchLoader, LatentBatch, halved, loaded_ahead
-from toolkit.data.pixels import PixelBatch, PixelLoader
-from toolkit.interfaces import Backward, BatchSpec, DiffusionModel, StepLosses, TrainStep
+from toolkit.data.images import ImageError
+from toolkit.data.pixels import PixelBatch
+from toolkit.errors import RunError
+from toolkit.interfaces import Backward, BatchSpec, DiffusionModel, PromptEmbeds, StepLosses, TrainStep
 from toolkit.train.autoencoder_step import AutoencoderStep
 from toolkit.train.flow_step import FlowMatchingStep
 
@@ -23,8 +27,12 @@ class JointBatch:
     """The pixels of a micro-batch, and its captions as the flow model takes them."""
 
     pixels: PixelBatch
-    encoded: LatentBatch
-    """Its latents are those of the autoencoder before step 1: they are not used."""
+    prompts: PromptEmbeds
+    references: tuple[tuple[Tensor, ...], ...]
+    """For each item its control images [3, h, w], float32 in [-1, 1]."""
+
+    loss_mask_B1HW: Tensor | None = None
+    """As of `LatentBatch`."""
 
     @property
     def spec(self) -> BatchSpec:
@@ -39,7 +47,16 @@ class JointBatch:
 
     def halves(self) -> tuple[JointBatch, ...]:
         """The batch split in two, with the same random numbers per image; a batch of one is not split."""
-        return tuple(JointBatch(self.pixels.select(rows), self.encoded.select(rows)) for rows in halved(len(self)))
+        return tuple(map(self._select, halved(len(self))))
+
+    def _select(self, rows: Sequence[int]) -> JointBatch:
+        mask_B1HW = self.loss_mask_B1HW
+        return JointBatch(
+            self.pixels.select(rows),
+            self.prompts.select(list(rows)),
+            tuple(self.references[row] for row in rows),
+            None if mask_B1HW is None else mask_B1HW[list(rows)],
+        )
 
     def describe(self) -> str:
         return self.pixels.describe()
@@ -49,12 +66,18 @@ class JointBatch:
 class JointLoader:
     """Batches of both."""
 
-    pixels: PixelLoader
+    pixels: Callable[[BatchSpec], PixelBatch]
     encoded: BatchLoader
+    """Of the texts and masks."""
 
     def load(self, spec: BatchSpec) -> JointBatch:
-        """The batch on the CPU."""
-        return JointBatch(self.pixels.load(spec), self.encoded.load(spec))
+        """The batch on the CPU. Raises RunError for a file that cannot be read any more."""
+        dataset = self.encoded.dataset
+        try:
+            references = tuple(dataset.encoder.reference_pixels(dataset.items[index]) for index in spec.items)
+        except ImageError as error:
+            raise RunError(f"{error}. It was changed since the run began.") from error
+        return JointBatch(self.pixels(spec), self.encoded.prompts(spec), references, self.encoded.masks(spec))
 
     def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[JointBatch]:
         """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
@@ -72,14 +95,26 @@ class JointStep(TrainStep[JointBatch]):
 
     def __call__(self, batch: JointBatch, step: int) -> StepLosses:
         """The losses of the autoencoder and of the flow model."""
-        return _together([self.autoencoder(batch.pixels, step), self.flow(self._with_latents(batch), step)])
+        return _together([self.autoencoder(batch.pixels, step), self.flow(self.encoded(batch), step)])
 
     def backward(self, batch: JointBatch, backward: Backward) -> StepLosses:
-        latents = self._with_latents(batch)  # first: the passes of the autoencoder free their graph
+        latents = self.encoded(batch)  # first: the passes of the autoencoder free their graph
         return _together([self.autoencoder.backward(batch.pixels, backward), self.flow.backward(latents, backward)])
 
-    def _with_latents(self, batch: JointBatch) -> LatentBatch:
-        return replace(batch.encoded, latents_BCHW=self.model.encode_images(batch.pixels.pixels_B3HW))
+    def encoded(self, batch: JointBatch) -> LatentBatch:
+        """The batch of the flow model, with the latents of this moment."""
+        return LatentBatch(
+            latents_BCHW=self.model.encode_images(batch.pixels.pixels_B3HW),
+            prompts=batch.prompts,
+            control_latents=tuple(
+                tuple(self.model.encode_images(pixels_3hw[None])[0] for pixels_3hw in of_item)
+                for of_item in batch.references
+            ),
+            spec=batch.spec,
+            names=batch.names,
+            loss_weight_B=batch.pixels.loss_weight_B,
+            loss_mask_B1HW=batch.loss_mask_B1HW,
+        )
 
 
 def _together(found: Sequence[StepLosses]) -> StepLosses:

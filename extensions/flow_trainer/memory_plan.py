@@ -49,6 +49,9 @@ class Work:
     pixels: int
     """Of one image."""
 
+    reference_pixels: int = 0
+    """Of all references of one image."""
+
 
 def plan_memory(section: FlowTrainerConfig, work: Work, machine: Machine, level: str = "") -> MemoryEstimate:
     """The estimate on a machine. level: of checkpointing, where `auto` has chosen one. Raises UserError or RunError
@@ -203,7 +206,8 @@ class _Job:
 
     @property
     def _tokens(self) -> int:
-        return self.work.images * (self.work.pixels // self.family.token_side**2 + self.family.max_tokens)
+        pixels = self.work.pixels + self.work.reference_pixels
+        return self.work.images * (pixels // self.family.token_side**2 + self.family.max_tokens)
 
     @property
     def _vae_weights(self) -> int:

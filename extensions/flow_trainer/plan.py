@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 from extensions.flow_trainer.config import FlowTrainerConfig, Scanned, yet_to_come
@@ -81,9 +82,15 @@ def plan_items(
 
 def largest_work(section: FlowTrainerConfig, items: Sequence[BucketedSample]) -> Work:
     """The largest micro-batch: of these items, or without any by `datasets`."""
-    areas = [item.crop.bucket[0] * item.crop.bucket[1] for item in items]
+    areas = [prod(item.crop.bucket) for item in items]
     areas = areas or [area_of(size) for dataset in section.datasets for size in dataset.resolution]
-    return Work(images_at_once(section), max(areas))
+    pixels = max(areas)
+    return Work(images_at_once(section), pixels, max(map(pixels_at_once, items), default=pixels) - pixels)
+
+
+def pixels_at_once(item: BucketedSample) -> int:
+    """Pixels of an image and its references, each of which has about as many."""
+    return prod(item.crop.bucket) * (1 + len(item.sample.control_images))
 
 
 def _schedules(section: FlowTrainerConfig, steps: int) -> Iterator[str]:

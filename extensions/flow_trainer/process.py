@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cached_property, partial
-from math import prod
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -17,12 +16,13 @@ from torch import nn
 from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
 from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep
 from extensions.flow_trainer.memory_plan import step_shape, transformer_of
-from extensions.flow_trainer.plan import plan_items
+from extensions.flow_trainer.plan import pixels_at_once, plan_items
 from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
 from extensions.flow_trainer.writer import Along, FlowWriter
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.config.process import JobContext
+from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
@@ -228,10 +228,11 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         items, of_sample = setup.data.items, stores.of_samples(section)
         if not self.process_group.is_single_process:
             share = items[self.process_group.rank :: self.process_group.world_size]
-            encode_items(share, model, of_sample, self._dtype, setup.progress)
+            encode_items(share, model, of_sample, self._dtype, setup.progress, latents=not section.autoencoder)
             self.process_group.all_gather_object("encoded")
-        dataset = encode_items(items, model, of_sample, self._dtype, setup.progress)
-        setup.status.finish(f"latents and text of {len(items)} items are ready")
+        dataset = encode_items(items, model, of_sample, self._dtype, setup.progress, latents=not section.autoencoder)
+        what = "text" if section.autoencoder else "latents and text"
+        setup.status.finish(f"{what} of {len(items)} items are ready")
         sampler, validator = self._sampler_and_validator(setup, model, dataset.encoder, stores)
         needed = {"vae": sampler is not None, "text_encoder": dataset.needs_text_encoder}
         model.unload_encoders(
@@ -256,7 +257,10 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         prompts = self._prompts()
         if not prompts or self.section.train.disable_sampling:
             return None
-        sampler = Sampler(model, prompts, encoder, stores.on_disk)
+        kept = stores.on_disk
+        if self.section.autoencoder:
+            kept = kept._replace(latents=ForgetfulCache())
+        sampler = Sampler(model, prompts, encoder, kept)
         sampler.encode(setup.progress)
         setup.status.finish()
         sampler.should_stop = lambda: setup.request.requested
@@ -383,14 +387,15 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             loader: BatchLoader | JointLoader = of_flow
             if (along := attached.along) and self.section.autoencoder:
                 step = JointStep(along.step(self.section.autoencoder.losses, setup.seed, self._dtype), flow, model)
-                loader = JointLoader(PixelLoader(items), of_flow)
+                loader = JointLoader(PixelLoader(items).load, of_flow)
             batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
             source = EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers))
             largest = partial(self._largest, loader, items, batches_of_epoch, run)
 
         if run.state.step < run.steps:
             batch = largest()
-            self._choose_checkpointing(run, model, attached, batch)
+            encoded_batch = cast("JointStep", step).encoded(batch) if isinstance(batch, JointBatch) else batch
+            self._choose_checkpointing(run, model, attached, encoded_batch)
             if line := try_largest_batch(run, batch, step, attached.block_runner.increase_checkpointing):
                 logger.info(line)
         train(run, source, step)
@@ -398,11 +403,10 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             logger.warning(line)
 
     def _choose_checkpointing(
-        self, run: Run, model: LatentFlowModel, attached: FlowAttached, batch: LatentBatch | JointBatch
+        self, run: Run, model: LatentFlowModel, attached: FlowAttached, batch: LatentBatch
     ) -> None:
         """Makes a level of `train.gradient_checkpointing: auto`, by the largest batch; the same on all ranks."""
-        encoded = batch.encoded if isinstance(batch, JointBatch) else batch
-        tokens = model.num_tokens(encoded.latents_BCHW, encoded.prompts, encoded.control_latents)
+        tokens = model.num_tokens(batch.latents_BCHW, batch.prompts, batch.control_latents)
         work = step_shape(self.section, tokens, transformer_of(self.section))
         to_come = 0
         for name, role in run.roles.items():
@@ -432,4 +436,4 @@ def _within_model() -> Iterator[None]:
 
 
 def _pixels(items: tuple[BucketedSample, ...], spec: BatchSpec) -> int:
-    return sum(prod(items[index].crop.bucket) for index in spec.items)
+    return sum(pixels_at_once(items[index]) for index in spec.items)

@@ -295,7 +295,7 @@ class BatchSizes:
     ) -> None:
         """area: factor on the pixels of all targets."""
         self._section, self._facts, self._groups, self._area = section, facts, groups, area
-        self._follows_target = section.model.model_kwargs.match_target_res
+        self._follows_target = section.model.model_kwargs.match_target_res or not facts.reference_pixels
 
     def tokens(self, largest: LargestBatch) -> int:
         """Tokens of a batch in the transformer."""

@@ -24,8 +24,8 @@ from toolkit.config.train import TrainConfig
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
-from toolkit.data.images import ImageError, inspect_image, reference_error
-from toolkit.data.items import too_large, too_many_references
+from toolkit.data.images import ImageError
+from toolkit.data.items import readable_references, too_large
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
@@ -184,13 +184,9 @@ def refuse_prompts(config: DiffusionSection) -> None:
     mistakes = []
     for name, section in (("sample", config.sample), ("first_sample", config.first_sample)):
         for index, item in enumerate(section.sample_items() if section else ()):
-            if len(item.ctrl_img) > family.max_references:
-                reason = too_many_references(len(item.ctrl_img), family, "ctrl_img")
-                mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", reason))
-                continue
             try:
-                references = [_referencereadable_size(path) for path in item.ctrl_img]
-            except ImageError as error:
+                references = readable_references(item.ctrl_img, family)
+            except (ImageError, UserError) as error:
                 mistakes.append(InputError(f"{name}.samples[{index}].ctrl_img", str(error)))
                 continue
             if reason := too_large(family.drawable(Size(item.width, item.height)), family):
@@ -202,16 +198,6 @@ def refuse_prompts(config: DiffusionSection) -> None:
                     mistakes.append(InputError(f"{name}.samples[{index}].{key}", f"has {message}"))
     if mistakes:
         raise DataErrors(mistakes)
-
-
-def _referencereadable_size(path: str) -> Size:
-    """Raises ImageError for an image that cannot be a reference; one that an earlier process of the job will write
-    passes as square."""
-    file = Path(path).expanduser()
-    size = inspect_image(file).size if file.exists() else Size(1, 1)
-    if reason := reference_error(size):
-        raise ImageError(path, reason)
-    return size
 
 
 def check_disk_space(config: DiffusionSection, folder: Path) -> None:

@@ -360,15 +360,8 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
     def check(self, job: JobContext) -> Found:
         """References of samples that are missing."""
         yield from super().check(job)
-        for section in ("sample", "first_sample"):
-            yield from self._check_samples(section, job)
-
-    def _check_samples(self, section: str, job: JobContext) -> Found:
-        sample = getattr(self, section)
-        for index, item in enumerate(sample.samples if sample else ()):
-            for slot, path in enumerate(item.ctrl_img):
-                key = (section, "samples", index, "ctrl_img", slot)
-                yield from _check_path(key, path, "Give an image file.", job, file=True)
+        yield from check_sample_references("sample", self.sample, job)
+        yield from check_sample_references("first_sample", self.first_sample, job)
 
     def requested_text_cache(self, dataset: DatasetConfig) -> bool | None:
         """`cache_text_embeddings` as the user gave it for this dataset, or for all, or None."""
@@ -379,6 +372,14 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
         """Number type of the model's weights in memory: float32 masters where they are trained, else `train.dtype`."""
         masters = self.network.trains_model and not self.train.full_bf16
         return "float32" if masters else self.train.dtype
+
+
+def check_sample_references(section: str, sample: SampleConfig | None, job: JobContext) -> Found:
+    """References of samples that are missing. section: key of `sample`."""
+    for index, item in enumerate(sample.samples if sample else ()):
+        for slot, path in enumerate(item.ctrl_img):
+            key = (section, "samples", index, "ctrl_img", slot)
+            yield from _check_path(key, path, "Give an image file.", job, file=True)
 
 
 def _check_masks(at: KeyPath, dataset: DatasetConfig, job: JobContext) -> Found:

@@ -91,6 +91,16 @@ class TensorCache:
                 raise
 
 
+class ForgetfulCache(TensorCache):
+    """Keeps nothing: what is asked for is made anew each time, by an encoder that is trained meanwhile."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+
+    def put(self, key: str, tensors: dict[str, Tensor]) -> None:
+        pass
+
+
 def key_of(**parts: Any) -> str:
     """SHA-256 (hex) over everything that decides an entry's contents; JSON values and tuples of them."""
     return hashlib.sha256(_canonical(parts)).hexdigest()

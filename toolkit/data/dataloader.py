@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from toolkit.data.captions import caption_for_use
-from toolkit.data.latent_cache import EncodedDataset, ItemEntries
+from toolkit.data.latent_cache import EncodedDataset
 from toolkit.interfaces import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
 
 logger = logging.getLogger(__name__)
@@ -95,17 +95,14 @@ class BatchLoader:
         samples = [self.dataset.items[index].sample for index in spec.items]
         entries = [self.dataset.entries[index] for index in spec.items]
         read = self.dataset.read
-        texts = [
-            self._text(index, position, spec.epoch) for index, position in zip(spec.items, spec.positions, strict=True)
-        ]
         return LatentBatch(
             latents_BCHW=torch.stack([read(entry.latents) for entry in entries]),
-            prompts=PromptEmbeds.stack(texts),
+            prompts=self.prompts(spec),
             control_latents=tuple(tuple(map(read, entry.references)) for entry in entries),
             spec=spec,
             names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([sample.loss_weight for sample in samples]),
-            loss_mask_B1HW=self._masks(entries),
+            loss_mask_B1HW=self.masks(spec),
             extra_prompts={
                 name: PromptEmbeds.stack([self.dataset.read_prompt(entry.extra[name]) for entry in entries])
                 for name in entries[0].extra
@@ -116,8 +113,14 @@ class BatchLoader:
         """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
         return loaded_ahead(self.load, specs, workers)
 
-    def _masks(self, entries: Sequence[ItemEntries]) -> Tensor | None:
+    def prompts(self, spec: BatchSpec) -> PromptEmbeds:
+        """The texts of a batch."""
+        uses = zip(spec.items, spec.positions, strict=True)
+        return PromptEmbeds.stack([self._text(index, position, spec.epoch) for index, position in uses])
+
+    def masks(self, spec: BatchSpec) -> Tensor | None:
         """Loss masks [B, 1, H, W]; ones for an item without a mask. None when no item has one."""
+        entries = [self.dataset.entries[index] for index in spec.items]
         masks = [self.dataset.read(entry.mask) if entry.mask else None for entry in entries]
         given = [mask_1HW for mask_1HW in masks if mask_1HW is not None]
         if not given:

@@ -15,13 +15,15 @@ from contextlib import contextmanager
 from functools import cache
 from itertools import product
 from math import ceil, prod, sqrt
+from pathlib import Path
 
 from toolkit.config.dataset import Rectangle, sides_of
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.image_header import picture_size
+from toolkit.data.images import ImageError, inspect_image, reference_error
 from toolkit.data.scan_cache import ScanCache
-from toolkit.errors import DataErrors, InputError
+from toolkit.errors import DataErrors, InputError, UserError
 from toolkit.interfaces import BucketedSample, ModelFacts, ResizeCrop, Sample, Size
 
 
@@ -145,6 +147,22 @@ def too_many_references(count: int, family: ModelFacts, key: str = "control_path
     if not family.max_references:
         return f"{given}, and {family.title} takes none. Leave {key} out."
     return f"{given}, and {family.title} takes at most {family.max_references}. Shorten {key}."
+
+
+def readable_references(paths: Sequence[str], family: ModelFacts) -> list[Size]:
+    """Pixels of the control images of a sample prompt; one that an earlier process of the job will write passes as
+    square. Raises ImageError for an image that cannot be one, UserError for more of them than the family takes."""
+    if len(paths) > family.max_references:
+        raise UserError(too_many_references(len(paths), family, "ctrl_img"))
+    return [_readable_reference(path) for path in paths]
+
+
+def _readable_reference(path: str) -> Size:
+    file = Path(path).expanduser()
+    size = inspect_image(file).size if file.exists() else Size(1, 1)
+    if reason := reference_error(size):
+        raise ImageError(path, reason)
+    return size
 
 
 def refuse_large(items: Iterable[BucketedSample], family: ModelFacts) -> None:

@@ -147,8 +147,8 @@ class ItemEncoder:
         return tuple(self._reference(path, item, stores) for path in item.sample.control_images)
 
     def text(self, sample: Sample, prompt: str, stores: CachePair) -> CacheEntry:
-        """Embeddings [L, D] of the prompt with the sample's control images."""
-        digests = [file_digest(path) for path in sample.control_images]
+        """Embeddings [L, D] of the prompt with those of the sample's control images that the text encoder sees."""
+        digests = [file_digest(path) for path in self._seen(sample)]
         changed = bool(digests) or "<|" in prompt
         made = {"format": PROMPT_FORMAT} if changed else {}
         key = self._key("text_encoder", "text", sample, digests, prompt=prompt, **made)
@@ -157,24 +157,40 @@ class ItemEncoder:
 
     def encode_prompt(self, prompt: str, sample: Sample) -> dict[str, Tensor]:
         """The prompt's embeddings [L, D] under EMBEDS and its further tensors, computed now and not cached."""
-        pictures = [flip_image(open_image(path, sample.background), sample.flip) for path in sample.control_images]
+        pictures = [flip_image(open_image(path, sample.background), sample.flip) for path in self._seen(sample)]
         with self._lock, torch.no_grad():
             encoded = encoded_by_name(self._model.encode_prompt(prompt, pictures))
         dtypes = {name: self.dtype if t.is_floating_point() else t.dtype for name, t in encoded.items()}
         return {name: tensor.to("cpu", dtypes[name]) for name, tensor in encoded.items()}
 
-    def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
+    def _seen(self, sample: Sample) -> tuple[str, ...]:
+        return sample.control_images if self._model.family.text_sees_references else ()
+
+    def reference_pixels(self, item: BucketedSample) -> tuple[Tensor, ...]:
+        """Each control image [3, h, w] at its size, in slot order, float32 in [-1, 1]. Raises ImageError."""
+        return tuple(
+            self._reference_pixels(path, item, self._reference_size(path, item)) for path in item.sample.control_images
+        )
+
+    @staticmethod
+    def _reference_pixels(path: str, item: BucketedSample, size: Size) -> Tensor:
+        image = resize(open_image(path, item.sample.background), size)
+        return to_tensor(flip_image(image, item.sample.flip))
+
+    def _reference_size(self, path: str, item: BucketedSample) -> Size:
         if path not in self._sizes:
             try:
                 self._sizes[path] = picture_size(path)
             except ImageError as error:
                 raise RunError(f"reference {error}") from error
-        size = self._model.reference_size(self._sizes[path], item.crop.bucket)
-        background, flip = item.sample.background, item.sample.flip
+        return self._model.reference_size(self._sizes[path], item.crop.bucket)
+
+    def _reference(self, path: str, item: BucketedSample, stores: CachePair) -> CacheEntry:
+        size = self._reference_size(path, item)
         key = self._key("vae", "reference", item.sample, file_digest(path), size=size)
 
         def make() -> Tensor:
-            return self.encode_image(to_tensor(flip_image(resize(open_image(path, background), size), flip)))
+            return self.encode_image(self._reference_pixels(path, item, size))
 
         return CacheEntry(f"latents of reference {path}", stores.latents, key, make)
 
@@ -212,7 +228,10 @@ class ItemEntries:
     """Further prompts by name."""
 
     def images(self) -> tuple[CacheEntry, ...]:
-        return (self.latents, *self.references, *([self.mask] if self.mask else []))
+        return (self.latents, *self.references, *self.masks())
+
+    def masks(self) -> tuple[CacheEntry, ...]:
+        return (self.mask,) if self.mask else ()
 
     def texts(self) -> tuple[CacheEntry, ...]:
         return tuple(entry for entry in (self.caption, self.empty, *self.extra.values()) if entry)
@@ -258,12 +277,14 @@ def encode_items(
     dtype: torch.dtype,
     progress: Progress = lambda what, done, total: None,
     extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
+    latents: bool = True,
 ) -> EncodedDataset:
     """Makes sure that every tensor of every item is stored, each distinct one encoded once.
 
     All images come first, then all texts, so that only one encoder need be loaded at a time.
     `progress` is called after each item as ("latents" or "text embeddings", done, total).
     extra_prompts: further prompts of a sample by name, the same names for all, encoded with its control images.
+    latents: False: masks and texts alone, where the encoder of images is trained.
     Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
     """
     extra = [extra_prompts(item.sample) for item in items]
@@ -278,7 +299,8 @@ def encode_items(
     entries = tuple(
         _entries(item, encoder, stores_for(item.sample), texts) for item, texts in zip(items, extra, strict=True)
     )
-    _fill_cache("latents", [entry.images() for entry in entries], progress)
+    of_images = [entry.images() if latents else entry.masks() for entry in entries]
+    _fill_cache("latents" if latents else "masks", [group for group in of_images if group], progress)
     _fill_cache("text embeddings", [texts for entry in entries if (texts := entry.texts())], progress)
     return EncodedDataset(tuple(items), entries, encoder)
 

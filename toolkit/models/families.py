@@ -98,7 +98,7 @@ class ModelSizeInfo:
 
     pixels_per_token: int
     reference_pixels: int
-    """Pixels of a control image, unless `match_target_res` is on."""
+    """Pixels of a control image, unless `match_target_res` is on; 0: as many as the target has."""
 
     text_tokens: int
     """Text tokens of the template around a prompt."""

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from jobs import ExtensionJob
 from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config import load_job
 from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.data.images import to_tensor
 from toolkit.extension import discover
 from toolkit.log import shown
-from toolkit.models.autoencoders import make_autoencoder
+from toolkit.models.autoencoders import make_autoencoder, measure_latents
+from toolkit.train.autoencoder_writer import write_autoencoder
 
 TRANSFORMERS: dict[str, dict[str, Any]] = {
     "SD3Transformer2DModel": {
@@ -36,6 +39,22 @@ def write_vae(folder: Path, kind: str = "AutoencoderKL") -> Path:
     made = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu"))
     made.module.save_pretrained(folder)
     return folder
+
+
+def write_measured_vae(folder: Path, images: Sequence[Path]) -> Path:
+    """A Qwen autoencoder of random weights, normalised by the latents of these images."""
+    kind = "AutoencoderKLQwenImage"
+    made = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu"))
+    statistics = measure_latents(lambda pixels: made.encode(pixels)[0], map(load_pixels_of, images))
+    folder.mkdir()
+    weights = {name: tensor.clone() for name, tensor in made.module.state_dict().items()}
+    write_autoencoder(folder, made, weights, made.normalisation(*statistics))
+    return folder
+
+
+def load_pixels_of(file: Path) -> torch.Tensor:
+    """[1, 3, H, W] in [-1, 1]."""
+    return to_tensor(Image.open(file).convert("RGB"))[None]
 
 
 @pytest.fixture(scope="session")

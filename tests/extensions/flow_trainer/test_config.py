@@ -6,12 +6,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER, FlowTrainerConfig
 from tests.model_folders import write_flow_model
 from toolkit.config import load_job
 from toolkit.config.process import JobContext
-from toolkit.errors import ConfigErrors
+from toolkit.errors import ConfigErrors, DataErrors
 from toolkit.extension import discover
 
 Load = Callable[..., FlowTrainerConfig]
@@ -73,13 +74,32 @@ def test_what_makes_no_sense_is_an_error_at_its_key(load: Load, changes: dict, m
     assert f"process[0].{message}" in str(caught.value)
 
 
-def test_references_are_refused(load: Load, tmp_path: Path) -> None:
+def test_references_need_a_transformer_that_takes_them(load: Load, tmp_path: Path) -> None:
     folder = str(tmp_path / "data")
-    dataset = {"folder_path": folder, "control_path": folder, "resolution": 32}
-    sample = {"samples": [{"prompt": "a", "ctrl_img": f"{folder}/a.png"}]}
-    with pytest.raises(ConfigErrors) as caught:
-        load(datasets=[dataset], sample=sample)
-    assert str(caught.value).count("a flow model has no references. Leave it out.") == 2
+    keys = {
+        "datasets": [{"folder_path": folder, "control_path": folder, "resolution": 32}],
+        "sample": {"samples": [{"prompt": "a", "ctrl_img": f"{folder}/a.png"}]},
+        "validation": {"folder_path": folder, "control_path": folder},
+    }
+    refused = (
+        "SD3Transformer2DModel takes no references. Leave it out, or train a QwenImageTransformer2DModel "
+        "(model.transformer.class_name)."
+    )
+    given = {"model": {"name_or_path": str(write_flow_model(tmp_path / "sd3")), "transformer": None}}
+    for changes in ({}, given):
+        with pytest.raises(ConfigErrors) as caught:
+            load(**keys, **changes)
+        for key in ("datasets[0].control_path", "sample.samples[0].ctrl_img", "validation.control_path"):
+            assert f"process[0].{key}: {refused}" in str(caught.value)
+    assert load(**keys, kind="QwenImageTransformer2DModel").plan(JobContext("job"))
+
+
+def test_a_reference_of_a_sample_that_cannot_be_used_is_told_at_once(load: Load, tmp_path: Path) -> None:
+    Image.new("RGB", (2, 900)).save(tmp_path / "thin.png")
+    sample = {"samples": [{"prompt": "a", "ctrl_img": str(tmp_path / "thin.png")}]}
+    section = load(kind="QwenImageTransformer2DModel", sample=sample)
+    with pytest.raises(DataErrors, match=r"sample.samples\[0\].ctrl_img: .*thin.png"):
+        section.plan(JobContext("job"))
 
 
 def test_what_contradicts_the_folder_of_an_earlier_run_is_told(load: Load, tmp_path: Path) -> None:

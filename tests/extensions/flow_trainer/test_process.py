@@ -18,19 +18,15 @@ from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from tests.conftest import ROOT, child_environment
-from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, write_vae
+from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, load_pixels_of, write_measured_vae, write_vae
 from tests.extensions.vae_trainer.conftest import SMALL
 from tests.model_folders import write_flow_model
 from tests.processes import free_port
-from toolkit.config.autoencoder import AutoencoderConfig
-from toolkit.data.images import to_tensor
 from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.interfaces import PromptEmbeds
-from toolkit.models.autoencoders import make_autoencoder, measure_latents
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.model import LatentFlowModel
-from toolkit.train.autoencoder_writer import write_autoencoder
 
 
 def lines(path: Path) -> list[dict]:
@@ -83,12 +79,7 @@ def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_pat
     for name, colour in (("red", (230, 20, 20)), ("blue", (20, 20, 230))):
         Image.new("RGB", (32, 32), colour).save(folder / f"{name}.png")
         (folder / f"{name}.txt").write_text(f"a {name} wall")
-    made = make_autoencoder(section_of("AutoencoderKLQwenImage"), 0, torch.device("cpu"))
-    seen = [load_pixels_of(file) for file in sorted(folder.glob("*.png"))]
-    statistics = made.normalisation(*measure_latents(lambda pixels: made.encode(pixels)[0], seen))
-    vae = tmp_path / "measured"
-    vae.mkdir()
-    write_autoencoder(vae, made, {name: w.clone() for name, w in made.module.state_dict().items()}, statistics)
+    vae = write_measured_vae(tmp_path / "measured", sorted(folder.glob("*.png")))
     train = {"steps": 100, "batch_size": 4, "lr": 5e-3, "timestep_type": "uniform"}
     dataset = {"folder_path": str(folder), "resolution": 32, "num_repeats": 2}
     run = start(flow_job(folder, train=train, model={"prediction": prediction, "vae": str(vae)}, datasets=[dataset]))
@@ -108,15 +99,6 @@ def test_it_learns_which_caption_belongs_to_which_image(start, flow_job, tmp_pat
                 errors[name, asked] = (predicted - target).square().mean().item()
     assert errors["red", "red"] < 0.7 * errors["red", "blue"]
     assert errors["blue", "blue"] < 0.7 * errors["blue", "red"]
-
-
-def section_of(kind: str) -> AutoencoderConfig:
-    return AutoencoderConfig(class_name=kind, config=SMALL[kind])
-
-
-def load_pixels_of(file: Path) -> torch.Tensor:
-    """[1, 3, H, W] in [-1, 1]."""
-    return to_tensor(Image.open(file).convert("RGB"))[None]
 
 
 # ------------------------------------------------------------ resume

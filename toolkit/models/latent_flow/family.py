@@ -36,6 +36,10 @@ POSITIONS = {"SD3Transformer2DModel": ("pos_embed_max_size", 96)}
 """Class whose positions are a table -> its argument with the tokens along a side of it, and their number by default."""
 
 
+REFERENCES = {"QwenImageTransformer2DModel": 3}
+"""Class that takes control images -> how many of them at most."""
+
+
 class TextEncoderKind(NamedTuple):
     """A text encoder of transformers."""
 
@@ -79,6 +83,7 @@ class LatentFlowFamily(ModelFamily):
     pipelines = (PIPELINE,)
     modelspec = ("Latent-Flow", "https://github.com/huggingface/diffusers")
     empty_negative = ""  # what a dropped caption is trained as
+    text_sees_references = False
     encoder_parts: Mapping[str, tuple[str, ...]] = {"vae": ("vae",), "text_encoder": ("text_encoder", "tokenizer")}
     weight_parts = ("transformer", "vae", "text_encoder")
     parts: Mapping[str, str] = {
@@ -97,9 +102,10 @@ class LatentFlowFamily(ModelFamily):
         prediction: str = "flow",
         max_tokens: int = DEFAULT_MAX_TOKENS,
         positions: int | None = None,
+        max_references: int = 0,
     ) -> None:
         """max_tokens: of a prompt; what is behind them is not seen. positions: tokens along the longest side that the
-        transformer has positions for; None: any number."""
+        transformer has positions for; None: any number. max_references: control images that it takes at most."""
         self.latent_channels = latent_channels
         self.latent_scale = latent_scale
         self.patch = patch
@@ -107,6 +113,7 @@ class LatentFlowFamily(ModelFamily):
         self.prediction = prediction
         self.max_tokens = max_tokens
         self.longest_side = positions * self.size_multiple if positions else None
+        self.max_references = max_references
 
     def of_folder(self, folder: Path) -> LatentFlowFamily:
         if not (folder / INDEX).is_file():
@@ -124,9 +131,10 @@ class LatentFlowFamily(ModelFamily):
         cls, vae: Mapping[str, Any], transformer: Mapping[str, Any], prediction: str, max_tokens: int
     ) -> LatentFlowFamily:
         """The facts by the configs of these parts, each with its class as `_class_name`."""
-        patch, positions = transformer.get("patch_size", PATCH), POSITIONS.get(transformer["_class_name"])
-        most = transformer.get(*positions) if positions else None
-        return cls(latent_channels(vae), latent_scale(vae), patch, prediction, max_tokens, most)
+        name, patch = transformer["_class_name"], transformer.get("patch_size", PATCH)
+        most = transformer.get(*POSITIONS[name]) if name in POSITIONS else None
+        references = REFERENCES.get(name, 0)
+        return cls(latent_channels(vae), latent_scale(vae), patch, prediction, max_tokens, most, references)
 
     def config_error(self, folder: Path) -> str:
         try:

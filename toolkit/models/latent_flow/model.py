@@ -30,6 +30,7 @@ from toolkit.models.latent_flow import text
 from toolkit.models.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
 from toolkit.models.latent_flow.transformers import TransformerAdapter
 from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
+from toolkit.models.qwen_edit.sizes import size_of_area
 from toolkit.models.spade import attach_spade
 
 if TYPE_CHECKING:
@@ -172,7 +173,8 @@ class LatentFlowModel(DiffusionModel):
     # ------------------------------------------------------------ images
 
     def reference_size(self, image: Size, target: Size) -> Size:
-        raise ValueError(f"a {self.family.title} takes no references")
+        """About as many pixels as the target, in the image's own aspect ratio."""
+        return size_of_area(math.prod(target), image.width / image.height, self.family.size_multiple)
 
     @torch.no_grad()
     def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
@@ -190,7 +192,7 @@ class LatentFlowModel(DiffusionModel):
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         if references:
-            raise ValueError(f"a {self.family.title} takes no references")
+            raise ValueError(f"the text encoder of a {self.family.title} sees no images")
         ids_L = text.token_ids(self._part("tokenizer"), prompt, self.family.max_tokens)
         if self._trains_text:
             return ids_L
@@ -220,18 +222,23 @@ class LatentFlowModel(DiffusionModel):
     ) -> Tensor:
         if guidance_B is not None:
             raise ValueError(f"a {self.family.title} has no guidance input")
-        if any(references):
-            raise ValueError(f"a {self.family.title} takes no references")
-        groups: dict[int, list[int]] = defaultdict(list)  # texts of unlike lengths would need an attention mask
-        for row, length in enumerate(prompts.lengths):
-            groups[length].append(row)
+        if (most := max(map(len, references), default=0)) > self.family.max_references:
+            raise ValueError(f"{most} references, and this model takes at most {self.family.max_references}")
+        # Items of unlike sizes have unlike positions; texts of unlike lengths would need an attention mask.
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for row, latents in enumerate(references):
+            groups[prompts.lengths[row], *(reference_CHW.shape for reference_CHW in latents)].append(row)
         found: dict[int, Tensor] = {}
         for number, rows in enumerate(groups.values(), start=1):
             run = self._run_last_pass if number == len(groups) else self._run_block
             x_BCHW = to_device(x_t_BCHW[rows], self.options.device, self.options.dtype)
             levels_B = to_device(t_B[rows].float(), self.options.device)
             embeds_BLE = self._embeds(prompts.select(rows))
-            predicted_BCHW = self._adapter.forward(self.network_module, run, x_BCHW, levels_B, embeds_BLE)
+            slots = [
+                to_device(torch.stack(slot), self.options.device, self.options.dtype)
+                for slot in zip(*(references[row] for row in rows), strict=True)
+            ]
+            predicted_BCHW = self._adapter.forward(self.network_module, run, x_BCHW, levels_B, embeds_BLE, slots)
             found |= zip(rows, predicted_BCHW.to(torch.promote_types(predicted_BCHW.dtype, torch.float32)), strict=True)
         return torch.stack([found[row] for row in range(len(x_t_BCHW))])
 
@@ -248,8 +255,10 @@ class LatentFlowModel(DiffusionModel):
         return self.network_module.config.attention_head_dim
 
     def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
-        count, _, height, width = latents_BCHW.shape
-        return count * self.family.tokens(Size(width, height)) + sum(prompts.lengths)
+        images = [*latents_BCHW, *(latents for of_item in references for latents in of_item)]
+        return sum(self.family.tokens(Size(image.shape[-1], image.shape[-2])) for image in images) + sum(
+            prompts.lengths
+        )
 
     def blocks(self) -> Sequence[nn.Module]:
         return list(self.network_module.transformer_blocks)

@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, ClassVar
 
+import torch
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
@@ -52,8 +53,19 @@ class TransformerAdapter(ABC):
 
     @staticmethod
     @abstractmethod
-    def forward(module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor) -> Tensor:
-        """The prediction [B, C, H, W] for texts without padding. t_B: noise fraction in [0, 1], float32."""
+    def forward(
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
+    ) -> Tensor:
+        """The prediction [B, C, H, W] for texts without padding.
+
+        t_B: noise fraction in [0, 1], float32. references: latents [B, C, h, w] of each control image in slot order, of
+        any size; only where `family.REFERENCES` has the class.
+        """
 
 
 class Sd3Transformer(TransformerAdapter):
@@ -86,7 +98,14 @@ class Sd3Transformer(TransformerAdapter):
         return run_block
 
     @staticmethod
-    def forward(module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor) -> Tensor:
+    def forward(
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
+    ) -> Tensor:
         """Source: diffusers, transformer_sd3.py, `SD3Transformer2DModel.forward`; t in thousandths, as in pipelines."""
         (height, width), patch = x_BCHW.shape[-2:], module.config.patch_size
         temb_BD = module.time_text_embed(1000 * t_B, embeds_BLE.mean(1))
@@ -106,7 +125,7 @@ def _sd3_block(block: nn.Module, image_BSD: Tensor, text_BLD: Tensor, temb_BD: T
 
 
 class QwenImageTransformer(TransformerAdapter):
-    """`QwenImageTransformer2DModel` without references."""
+    """`QwenImageTransformer2DModel`. Tokens of references follow those of the target, as in Qwen-Image-Edit-2509."""
 
     model_class = QwenImageTransformer2DModel
 
@@ -126,7 +145,16 @@ class QwenImageTransformer(TransformerAdapter):
         return qwen.compose_wrappers(wrappers)
 
     @staticmethod
-    def forward(module: Any, run: RunBlock, x_BCHW: Tensor, t_B: Tensor, embeds_BLE: Tensor) -> Tensor:
-        shapes = qwen.image_shapes([x_BCHW])
-        tokens_BSP = qwen.forward(module, run, qwen.pack(x_BCHW), t_B.tolist(), embeds_BLE, shapes)
-        return qwen.unpack(tokens_BSP, *x_BCHW.shape[-2:])
+    def forward(
+        module: Any,
+        run: RunBlock,
+        x_BCHW: Tensor,
+        t_B: Tensor,
+        embeds_BLE: Tensor,
+        references: Sequence[Tensor] = (),
+    ) -> Tensor:
+        images = [x_BCHW, *references]
+        packed = list(map(qwen.pack, images))
+        shapes, own = qwen.image_shapes(images), packed[0].shape[1]
+        tokens_BSP = qwen.forward(module, run, torch.cat(packed, dim=1), t_B.tolist(), embeds_BLE, shapes)
+        return qwen.unpack(tokens_BSP[:, :own], *x_BCHW.shape[-2:])

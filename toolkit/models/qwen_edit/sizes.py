@@ -37,11 +37,11 @@ PATCH = 2
 """Latent pixels along one side of a token. Source: diffusers, pipeline_qwenimage_edit_plus.py, `_pack_latents`."""
 
 
-def size_of_area(area: int, aspect: float) -> Size:
-    """The size of about `area` pixels with aspect ratio width / height, sides rounded to multiples of 32."""
+def size_of_area(area: int, aspect: float, multiple: int = SIDE_MULTIPLE) -> Size:
+    """The size of about `area` pixels with aspect ratio width / height, sides rounded to this multiple."""
     width = math.sqrt(area * aspect)
     height = width / aspect
-    return Size(*(max(1, round(side / SIDE_MULTIPLE)) * SIDE_MULTIPLE for side in (width, height)))
+    return Size(*(max(1, round(side / multiple)) * multiple for side in (width, height)))
 
 
 def condition_size(image: Size) -> Size:

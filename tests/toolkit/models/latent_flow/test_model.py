@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from itertools import combinations
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,7 @@ from tests.model_folders import write_flow_model
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.interfaces import PromptEmbeds, Size
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.latent_flow.family import TRANSFORMERS
 from toolkit.models.latent_flow.model import LatentFlowModel
 
 
@@ -91,6 +93,33 @@ def test_latents_are_normalised_as_the_autoencoder_says(folder: Path) -> None:
     with torch.no_grad():
         raw = module.encode(pixels).latent_dist.mean
     torch.testing.assert_close(model.encode_images(pixels), (raw - 0.25) * 1.5)
+
+
+@torch.no_grad()
+def test_rows_with_unlike_references_are_predicted_as_alone(tmp_path: Path) -> None:
+    """From none to three, of several sizes; their order counts."""
+    model = opened(write_flow_model(tmp_path / "model", "QwenImageTransformer2DModel"))
+    random = torch.Generator().manual_seed(3)
+    wide, tall, small = (torch.randn(4, *size, generator=random) for size in ((4, 8), (8, 4), (2, 2)))
+    given = [(wide, tall), (), (tall, wide), (wide, tall, small), (small,)]
+    prompts, levels = encoded(model, *["a cat"] * 5), torch.full((5,), 0.5)
+    x_BCHW = noise(1).repeat(5, 1, 1, 1)
+    together = model.predict_velocity(x_BCHW, levels, prompts, given)
+    for row, references in enumerate(given):
+        alone = model.predict_velocity(x_BCHW[:1], levels[:1], prompts.select([row]), [references])
+        torch.testing.assert_close(together[row], alone[0], rtol=1e-4, atol=1e-5)
+    adapter, one = TRANSFORMERS.load("QwenImageTransformer2DModel"), prompts.select([3]).embeds_BLD
+    slots = [wide[None], tall[None], small[None]]
+    direct = adapter.forward(model.network_module, adapter.compose(()), x_BCHW[:1], levels[:1], one, slots)
+    torch.testing.assert_close(together[3], direct[0], rtol=1e-4, atol=1e-5)
+    unlike = [(one - other).abs().max() for one, other in combinations(together, 2)]
+    assert min(unlike) > 1e-4
+    text = sum(prompts.lengths)
+    assert model.num_tokens(x_BCHW, prompts, given) == text + 5 * 16 + 3 * (8 + 8) + 2 * 1
+    assert model.reference_size(Size(100, 50), Size(40, 72)) == Size(76, 36)
+    assert model.family.max_references == 3
+    with pytest.raises(ValueError, match="4 references, and this model takes at most 3"):
+        model.predict_velocity(x_BCHW[:1], levels[:1], prompts.select([0]), [(small,) * 4])
 
 
 @pytest.mark.parametrize(("config", "mu"), [({"shift": 1.0}, 0.0), ({"shift": 3.0}, 1.0986123)])

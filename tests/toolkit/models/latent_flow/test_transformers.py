@@ -40,13 +40,21 @@ def test_sd3_is_that_of_diffusers_with_the_mean_token_as_pooled_text(patch: int)
 
 
 @torch.no_grad()
-def test_qwen_image_is_that_of_diffusers() -> None:
+@pytest.mark.parametrize("references", [(), ((2, 4),), ((6, 2), (4, 6), (2, 2))])
+def test_qwen_image_is_that_of_diffusers(references: tuple[tuple[int, int], ...]) -> None:
+    """References follow the target, each with the next frame as its position, as in diffusers' editing pipeline."""
     adapter = TRANSFORMERS.load("QwenImageTransformer2DModel")
     module, (x_BCHW, t_B, embeds_BLE) = module_of(adapter), inputs()
-    ours = adapter.forward(module, adapter.compose(()), x_BCHW, t_B, embeds_BLE)
+    random = torch.Generator().manual_seed(2)
+    given = [torch.randn(2, CHANNELS, height, width, generator=random) for height, width in references]
+    ours = adapter.forward(module, adapter.compose(()), x_BCHW, t_B, embeds_BLE, given)
     # Tokens of 2 x 2 latent pixels, channel first, as diffusers' pipeline packs them.
-    tokens = x_BCHW.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2)
-    theirs = module(tokens, embeds_BLE, timestep=t_B, img_shapes=[[(1, 2, 3)]] * 2).sample
+    images = [x_BCHW, *given]
+    packed = [
+        image.unfold(2, 2, 2).unfold(3, 2, 2).permute(0, 2, 3, 1, 4, 5).flatten(3).flatten(1, 2) for image in images
+    ]
+    shapes = [(1, image.shape[2] // 2, image.shape[3] // 2) for image in images]
+    theirs = module(torch.cat(packed, 1), embeds_BLE, timestep=t_B, img_shapes=[shapes] * 2).sample[:, :6]
     theirs = theirs.view(2, 2, 3, CHANNELS, 2, 2).permute(0, 3, 1, 4, 2, 5).reshape(x_BCHW.shape)
     torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-6)
 
