@@ -20,6 +20,12 @@ from toolkit.registry import FAMILIES
 from toolkit.safetensors_io import tensor_sizes
 
 INDEX = "model_index.json"
+
+CAPTIONER = "Qwen/Qwen2.5-VL-7B-Instruct"
+"""The model that writes captions where none is named, and `model_type` of those that can."""
+
+CAPTIONER_TYPE = "qwen2_5_vl"
+
 _AGAIN = "Copy or download the model again."
 
 OTHERS = {

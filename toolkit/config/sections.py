@@ -37,6 +37,10 @@ def _device(value: str) -> str:
     return value
 
 
+Device = Annotated[str, AfterValidator(_device)]
+"""auto, cuda, cuda:N, mps or cpu."""
+
+
 def _resume(value: Any) -> Any:
     if isinstance(value, bool) or (isinstance(value, int) and value < 0):
         raise value_error(
@@ -56,7 +60,7 @@ class RunSection(ProcessConfig):
     training_folder: PathStr = "output"
     """The run's files go to `<training_folder>/<name>/`."""
 
-    device: Annotated[str, AfterValidator(_device)] = "auto"
+    device: Device = "auto"
     """Where to compute: auto, cuda, cuda:N, mps or cpu. Where no such device can be used, a model of up to 2 GB is
     computed on the CPU; a larger one is refused unless `cpu` is written here."""
 

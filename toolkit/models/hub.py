@@ -72,6 +72,7 @@ def fetch_index(name: str, revision: str | None) -> Path:
 
 ENCODER_FILES = [
     "config.json",
+    "preprocessor_config.json",
     "model*.safetensors*",
     "tokenizer*",
     "vocab.*",

@@ -1,0 +1,154 @@
+"""The section of `type: caption`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from toolkit.config.field_types import Dtype, PathStr
+from toolkit.config.model import Qtype
+from toolkit.config.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_like_a_path
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import Device
+from toolkit.config.tool import ToolConfig
+from toolkit.files import file_in_the_way
+
+DESCRIBE = (
+    "Write a caption of this image for training an image generator, as one paragraph of plain prose. Say what is seen: "
+    "the subject and what it does, its looks, clothes and pose, the surroundings, composition, light, colours and "
+    "style. Quote writing in the image word by word. Name only what is visible, guess nothing, and do not begin with "
+    "'The image'."
+)
+"""`prompt` for single images."""
+
+DESCRIBE_CHANGE = (
+    "The first image was edited into the second one. Write the instruction that leads from the first to the second, "
+    "in one or two sentences, as a request such as 'Change the sky to a sunset'. Name every difference that is "
+    "visible, and nothing that stayed the same."
+)
+"""`prompt` for pairs."""
+
+TABLES = {"jsonl": "captions.jsonl", "tsv": "captions.tsv"}
+"""`format` -> the table in the folder of the images where `output` names none."""
+
+
+class CaptionConfig(ToolConfig):
+    """`type: caption`: writes captions of the images of a folder, or of the change from reference images to them."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("caption",)
+    positional: ClassVar[tuple[str, ...]] = ("folder",)
+
+    folder: PathStr
+    """Folder of the images."""
+
+    model: PathStr = CAPTIONER
+    """Qwen2.5-VL: hub id, its local folder, or the folder of a model that has it as text encoder, such as
+    Qwen-Image-Edit-2509."""
+
+    pairs: PathStr = ""
+    """Folder of reference images with the same names: captions tell the change from them to the images of `folder`."""
+
+    format: Literal["txt", "jsonl", "tsv"] = "txt"
+    """txt: a file beside each image. jsonl: a line {"image_path", "caption"} each, as musubi-tuner reads. tsv: lines
+    of name, tab, caption, as `captions_file` of a dataset reads."""
+
+    output: PathStr = ""
+    """File of jsonl and tsv. Empty: `captions.jsonl` or `captions.tsv` in `folder`."""
+
+    prompt: str = ""
+    """What the model is asked. `\\n` begins a new line. Empty: for prose of one paragraph, or for an instruction with
+    `pairs`."""
+
+    prefix: str = ""
+    """Put before each caption, with `. ` between them."""
+
+    trigger_word: str = ""
+    """Put before a caption without it, and in place of `[trigger]` in it."""
+
+    max_size: int = Field(default=1280, ge=56, le=8192)
+    """Images of more than `max_size` x `max_size` pixels are shown to the model at that area."""
+
+    max_tokens: int = Field(default=1024, ge=1, le=32768)
+    """Longest caption, in tokens."""
+
+    batch_size: int = Field(default=1, ge=1)
+    """Images at once."""
+
+    recursive: bool = False
+    """The images of all subfolders too."""
+
+    overwrite: bool = False
+    """Caption images that have a caption too. The old ones are moved to `.trash/<date>/` in `folder`."""
+
+    temperature: float = Field(default=0.0, ge=0, le=10)
+    """0: always the likeliest token. More: captions are drawn, more freely the higher it is."""
+
+    seed: int = Field(default=0, ge=0, lt=2**32)
+    """Seed of captions that are drawn."""
+
+    quantize: Qtype | None = None
+    """Number type in which the language model's weights are kept, as of `model.qtype`. None: `dtype`."""
+
+    dtype: Dtype = "bfloat16"
+    """Number type that is computed in."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+
+    def folder_path(self) -> Path:
+        """`folder` as a path."""
+        return Path(self.folder).expanduser()
+
+    def pairs_path(self) -> Path:
+        """`pairs` as a path."""
+        return Path(self.pairs).expanduser()
+
+    def table(self) -> Path | None:
+        """The file of all captions; None: each has its own."""
+        if self.format == "txt":
+            return None
+        return Path(self.output).expanduser() if self.output else self.folder_path() / TABLES[self.format]
+
+    def question(self) -> str:
+        """What the model is asked."""
+        return self.prompt.replace("\\n", "\n") or (DESCRIBE_CHANGE if self.pairs else DESCRIBE)
+
+    def outputs_exist(self, job: JobContext) -> bool:
+        """False: whether captions are missing is looked up anew."""
+        return False
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Folders that are missing, a model of another kind, keys that exclude each other."""
+        for key in ("folder", "pairs"):
+            path = Path(getattr(self, key)).expanduser()
+            if getattr(self, key) and not job.will_write(path) and not path.is_dir():
+                yield Diagnostic((key,), f"{getattr(self, key)!r} is no folder (working directory: {Path.cwd()}).")
+        if self.pairs and self.pairs_path().resolve() == self.folder_path().resolve():
+            yield Diagnostic(("pairs",), "is the folder of the images itself. Give that of their references.")
+        if self.output and self.format == "txt":
+            yield Diagnostic(("output",), "has no effect with format txt, whose files are beside the images.")
+        if (table := self.table()) and self.output and (table.is_dir() or file_in_the_way(table.parent)):
+            yield Diagnostic(("output",), f"'{table}' cannot be a file. Give another place.")
+        yield from self._check_model(job)
+
+    def _check_model(self, job: JobContext) -> Iterator[Diagnostic]:
+        folder = Path(self.model).expanduser()
+        if job.will_write(folder) or (not folder.is_dir() and not looks_like_a_path(self.model)):
+            return
+        config = folder / "text_encoder" / "config.json" if (folder / INDEX).is_file() else folder / "config.json"
+        if not config.is_file():
+            remedy = f"Give a hub id such as {CAPTIONER!r}, or a folder of it."
+            yield Diagnostic(("model",), f"{self.model!r} holds no {config.relative_to(folder)}. {remedy}")
+        elif (kind := _model_type(config)) != CAPTIONER_TYPE:
+            yield Diagnostic(("model",), f"{self.model!r} is {kind!r}. Only {CAPTIONER_TYPE!r} writes captions here.")
+
+
+def _model_type(config: Path) -> str:
+    try:
+        return str(json.loads(config.read_text(encoding="utf-8"))["model_type"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return "unknown"
