@@ -29,7 +29,7 @@ from benchmarks.live_bytes import LiveBytes, Peak
 from benchmarks.random_weights import DrawnWeights
 from benchmarks.synthetic import LATENT_CHANNELS, SEED, EncoderlessModel, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles, cpu_block_indices
+from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
 from toolkit.device import DTYPES
@@ -42,6 +42,7 @@ from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
 from toolkit.train import loop, metrics_buffer
+from toolkit.train.base_model import cpu_block_indices
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.run import Callback, Run
 
@@ -124,7 +125,7 @@ def load_model(section: SdTrainerConfig, size: ModelSize) -> EncoderlessModel:
         weights_dtype=DTYPES[section.weights_dtype()],
         transform_block=quantizer(model.qtype) if model.quantize else None,
         modulation_table=model.modulation_table is True,
-        cpu_blocks=cpu_block_indices(section),
+        cpu_blocks=cpu_block_indices(section.model),
     )
     return EncoderlessModel(options, size)
 

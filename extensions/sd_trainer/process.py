@@ -19,13 +19,10 @@ from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.plan import check_disk_space, corrections_of, item_groups, plan_items
 from extensions.sd_trainer.setup import (
     attach_network,
-    base_merging,
-    block_quantizer,
     build_block_runner,
     build_roles,
     choose_checkpointing_level,
     choose_w8a8_layers,
-    cpu_block_indices,
     load_pretrained_lora,
 )
 from extensions.sd_trainer.writers import ExtractedLoraWriter, LoraWriter, ModelFolderWriter
@@ -63,13 +60,13 @@ from toolkit.memory.compiling import check_backend
 from toolkit.memory.estimate import MemoryEstimate, machine_of
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.memory.oom_hints import memory_advice
-from toolkit.memory.quantization import quantizer
 from toolkit.models.families import BlockTransform, family_for, model_bytes
-from toolkit.models.loading import base_hashes, checked_family, load_model
+from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.run_files import EVENTS, EventLog
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
+from toolkit.train.base_model import load_base_model
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading
@@ -173,16 +170,8 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         logger.info(f"device {device}, {train.dtype}")
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
-        model = load_model(
-            section.model,
-            device,
-            self._dtype,
-            quantizer,
-            weights_dtype=DTYPES[section.weights_dtype()],
-            merge_fn=base_merging(section),
-            block_quantizer=block_quantizer(section),
-            cpu_blocks=cpu_block_indices(section),
-            block_sharing=self._block_sharding(device),
+        model = load_base_model(
+            section.model, device, self._dtype, DTYPES[section.weights_dtype()], self._block_sharding(device)
         )
         return SdModel(model, start)
 

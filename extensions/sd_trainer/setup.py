@@ -1,11 +1,10 @@
-"""Builds what is trained: quantization, W8A8 and block runner of the model; the network on it; optimizer, schedule,
+"""Builds what is trained: W8A8 and block runner of the model; the network on it; optimizer, schedule,
 EMA."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from functools import partial
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,25 +15,22 @@ from extensions.sd_trainer.memory_inputs import (
     step_shape,
     unsharded_block_bytes,
 )
-from toolkit.config.model import ModelConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
 from toolkit.device import DTYPES
 from toolkit.distributed import ProcessGroup
-from toolkit.errors import RunError, UserError
+from toolkit.errors import RunError
 from toolkit.interfaces import DiffusionModel, Network
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
 from toolkit.memory.int8_matmul import MAX_ERROR, is_exact
-from toolkit.memory.offload import BlockSwap, swapped_blocks
+from toolkit.memory.offload import BlockSwap
 from toolkit.memory.oom_hints import memory_advice
-from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, Int8Matmuls, LowRank, RowwiseQuantized, quantizer
+from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
-from toolkit.models.hub import download_file
-from toolkit.models.loading import Quantizer, model_folder
+from toolkit.models.loading import model_folder
 from toolkit.network_kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
-from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras
 from toolkit.networks.targets import select_target_modules
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.int8_calibration import Errors, calibrate_int8
@@ -47,54 +43,6 @@ if TYPE_CHECKING:
 
 
 logger = logging.getLogger(__name__)
-
-
-RECOVERY = "model.accuracy_recovery_adapter"
-
-
-def block_quantizer(section: DiffusionSection) -> Quantizer | None:
-    """The quantizer of the transformer's blocks, with its recovery adapter; None when they are not quantized.
-
-    Logs the recovery adapter. Raises UserError when its file cannot be used.
-    """
-    model = section.model
-    if not model.quantize:
-        return None
-    layers = family_for(model).linear_layers(model_folder(model))
-    recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
-    return partial(quantizer, recovery=recovery)
-
-
-def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
-    """The low-rank deltas of the recovery adapter's file by full layer name; of layers that are not quantized none."""
-    name = model.accuracy_recovery_adapter
-    assert name is not None  # only called with a recovery adapter
-    path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
-    loaded = load_adapter_file(path, family_for(model).every_linear_layer(model_folder(model)))
-    changes = {target: change for target, change in loaded.items() if target in layers}
-    if not changes:
-        raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model's blocks.")
-    recovery = {}
-    for target, change in changes.items():
-        if change.low_rank is None or change.magnitude is not None:
-            raise UserError(f"{RECOVERY}: {path.name} is not a plain LoRA ({target}).")
-        recovery[target] = change.low_rank
-    rest, outside = len(layers) - len(recovery), len(loaded) - len(changes)
-    logger.info(
-        f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
-        "never trained and never saved"
-        + (f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}" if rest and model.qtype != DEFAULT_RECOVERY_QTYPE else "")
-        + (f"; {outside} in it are left out, as they are not quantized" if outside else "")
-    )
-    return recovery
-
-
-def cpu_block_indices(section: DiffusionSection) -> frozenset[int]:
-    """Indices of the blocks that `model.blocks_to_swap` keeps in the CPU memory."""
-    count = section.model.blocks_to_swap
-    if not count:
-        return frozenset()
-    return frozenset(swapped_blocks(count, family_for(section.model).block_count(model_folder(section.model))))
 
 
 def build_block_runner(section: DiffusionSection, model: DiffusionModel, device: torch.device) -> BlockRunner:
@@ -202,24 +150,6 @@ def load_pretrained_lora(section: DiffusionSection) -> dict[str, LayerDelta] | N
         return None
     layers = family_for(section.model).every_linear_layer(model_folder(section.model))
     return load_adapter_file(Path(path).expanduser(), layers)
-
-
-def base_merging(section: DiffusionSection) -> Callable[[], LoraMerger] | None:
-    """A function that creates the merger of `model.base_loras`, called when the model is loaded; None without any.
-
-    The files are read now, so that a wrong one fails at once, and again when the model is loaded, to save memory.
-    """
-    loras = section.model.base_loras
-    if not loras:
-        return None
-    layers = family_for(section.model).every_linear_layer(model_folder(section.model))
-
-    def read() -> list[LoraToMerge]:
-        return read_base_loras(loras, layers)
-
-    for change in read():
-        logger.info(f"merged into the model: {change}")
-    return lambda: LoraMerger(read())
 
 
 def attach_network(

@@ -12,11 +12,12 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
+from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from toolkit.config.loader import check_processes, note_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
-from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation
+from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
 from toolkit.config.process import JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError, did_you_mean
@@ -35,6 +36,10 @@ class ToolConfig(ProcessConfig):
     flags: ClassVar[Mapping[str, str]] = {}
     """Field -> its flag where that is not the field's name."""
 
+    sections: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+    """Field that is a section -> those of its keys that have flags, dotted where they are deeper. The first has the
+    flag of the section itself: `--model M --qtype int4` is `model: {name_or_path: M, qtype: int4}`."""
+
 
 class FlagParser(argparse.ArgumentParser):
     """Raises UserError for wrong arguments, with the nearest known flag."""
@@ -49,9 +54,20 @@ def tool_parser(uid: str, model: type[ToolConfig]) -> FlagParser:
     about = " ".join((model.__doc__ or "").split())
     parser = FlagParser(prog=f"{PROGRAM} {uid}", description=about, allow_abbrev=False)
     for name in (*model.positional, *(key for key in model.model_fields if key not in model.positional)):
-        if name not in ("type", "name"):
+        if name in model.sections:
+            for key in model.sections[name]:
+                _add(parser, model, f"{name}.{key}", _field(model, f"{name}.{key}"))
+        elif name not in ("type", "name"):
             _add(parser, model, name, model.model_fields[name])
     return parser
+
+
+def _field(model: type[BaseModel], dotted: str) -> FieldInfo:
+    """The field at a dotted path of sections."""
+    key, _, below = dotted.partition(".")
+    field = model.model_fields[key]
+    inner = section_model(field.annotation) if below else None
+    return _field(inner, below) if inner else field
 
 
 def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInfo) -> None:
@@ -62,20 +78,25 @@ def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInf
         nargs = optional if not field.is_required() else "+" if many else None
         parser.add_argument(name, nargs=nargs, default=None, help=text, metavar=name.upper())
         return
-    flags = list(dict.fromkeys((flag_of(model, name), f"--{name}")))
+    last = name.rpartition(".")[2]
+    flags = list(dict.fromkeys((flag_of(model, name), f"--{last}")))
     shown = "" if field.is_required() or field.default in (None, "", (), []) else f" (default: {field.default})"
+    value = last.upper()
     options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
     if field.annotation is bool:
         parser.add_argument(*flags, nargs="?", const="true", metavar="true|false", **options)
     elif many:
-        parser.add_argument(*flags, nargs="+", action="extend", metavar=name.upper(), **options)
+        parser.add_argument(*flags, nargs="+", action="extend", metavar=value, **options)
     else:
-        parser.add_argument(*flags, required=field.is_required(), metavar=name.upper(), **options)
+        required = field.is_required() and "." not in name  # of a section it may come from elsewhere
+        parser.add_argument(*flags, required=required, metavar=value, **options)
 
 
 def flag_of(model: type[ToolConfig], key: str) -> str:
-    """`sigma_rel` -> `--sigma-rel`."""
-    return model.flags.get(key, f"--{key.replace('_', '-')}")
+    """`sigma_rel` -> `--sigma-rel`; `model.qtype` -> `--qtype`."""
+    section, _, below = key.partition(".")
+    last = section if below == model.sections.get(section, ("",))[0] else key.rpartition(".")[2]
+    return model.flags.get(key, f"--{last.replace('_', '-')}")
 
 
 def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
@@ -84,7 +105,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
     parser = tool_parser(uid, model)
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        flags = [flag_of(model, name) for name in model.model_fields if name not in ("type", "name", *model.positional)]
+        flags = [option for option in parser._option_string_actions if option.startswith("--") and "_" not in option]
         raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {did_you_mean(unknown[0], flags)}")
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
     diagnostics = Diagnostics(parser.prog)
@@ -102,15 +123,25 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
     """The section as the nodes of a config file, each with its flag as its place."""
     entries = {"type": _scalar(uid, "type", text_only=True)}
     for key, value in given.items():
-        field = model.model_fields[key]
+        field = _field(model, key)
         place = key if key in model.positional else flag_of(model, key)
         item = item_annotation(field.annotation)
         if isinstance(value, list):
             children = [_scalar(text, place, is_text(item)) for text in value]
-            entries[key] = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
+            node = ConfigNode(children, (place,), _NOWHERE, _NOWHERE)
         else:
-            entries[key] = _scalar(value, place, is_text(field.annotation))
+            node = _scalar(value, place, is_text(field.annotation))
+        *above, last = key.split(".")
+        _section(entries, model, above)[last] = node
     return ConfigNode(entries, (), _NOWHERE, _NOWHERE)
+
+
+def _section(entries: dict[str, ConfigNode], model: type[ToolConfig], path: Sequence[str]) -> dict[str, ConfigNode]:
+    """The entries of the section at `path`, which is made where it is not there yet."""
+    for depth, key in enumerate(path):
+        place = flag_of(model, ".".join((*path[: depth + 1], model.sections[path[0]][0]))) if depth == 0 else key
+        entries = entries.setdefault(key, ConfigNode({}, (place,), _NOWHERE, _NOWHERE)).value
+    return entries
 
 
 def _scalar(text: str, place: str, text_only: bool) -> ConfigNode:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from extensions.sd_trainer import setup as int8_products
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import count_trainable_params, step_shape
-from extensions.sd_trainer.setup import block_quantizer, choose_checkpointing_level, choose_w8a8_layers
+from extensions.sd_trainer.setup import choose_checkpointing_level, choose_w8a8_layers
 from jobs.job import ExtensionJob
 from tests.diffusers_reference import CPU, REFERENCES, encode_photos, open_tiny, photo_item, relative
 from tests.extensions.sd_trainer.test_parallel import several
@@ -34,6 +34,7 @@ from toolkit.memory.quantization import RowwiseQuantized, WithRecoveryLora, quan
 from toolkit.models.qwen_edit.sizes import footprint
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
+from toolkit.train.base_model import block_quantizer
 
 RANK = 24
 
@@ -60,7 +61,7 @@ def ask(tiny_model: Path, said: list[str]):
     """The quantizer of a section with these keys, and what it said."""
 
     def ask(**keys):
-        made = block_quantizer(section(tiny_model, **keys))
+        made = block_quantizer(section(tiny_model, **keys).model)
         return made(keys.get("qtype", "int8")), said
 
     return ask
@@ -133,7 +134,7 @@ def test_a_file_of_no_use_is_refused(ask, tmp_path: Path, keys: dict[str, Tensor
 
 
 def test_a_file_of_the_hub_is_brought(ask, tmp_path: Path, tiny_model: Path, monkeypatch) -> None:
-    from extensions.sd_trainer import setup as frozen
+    from toolkit.train import base_model as frozen
 
     file = tmp_path / "recovery.safetensors"
     save_file(recovery_tensors(tiny_model, "int4"), file)
@@ -144,8 +145,7 @@ def test_a_file_of_the_hub_is_brought(ask, tmp_path: Path, tiny_model: Path, mon
 
 
 def test_an_unquantized_model_has_no_quantizer(tiny_model: Path) -> None:
-    plain = SimpleNamespace(model=ModelConfig(name_or_path=str(tiny_model)))
-    assert block_quantizer(plain) is None
+    assert block_quantizer(ModelConfig(name_or_path=str(tiny_model))) is None
 
 
 def test_a_job_trains_on_a_recovered_base_and_saves_its_own_lora_alone(

@@ -7,6 +7,7 @@ from typing import ClassVar
 import pytest
 from pydantic import Field
 
+from toolkit.config.base import StrictModel
 from toolkit.config.field_types import StrOrList
 from toolkit.config.process import Diagnostic
 from toolkit.config.tool import ToolConfig, load_tool, tool_parser
@@ -81,3 +82,43 @@ def test_help_has_every_key_with_its_default() -> None:
     text = tool_parser("draw", DrawConfig).format_help()
     assert "--sigma-rel" in text and "Width, in % of it. (default: 0.5)" in " ".join(text.split())
     assert "--name" not in text and "--type" not in text
+
+
+class InnerConfig(StrictModel):
+    """How bright."""
+
+    lamp: str
+    """Name."""
+
+    watts: int = 60
+    """Power."""
+
+    shade: bool = False
+    """Whether it has one."""
+
+
+class LitConfig(ToolConfig):
+    """`type: lit`: a tool with a section."""
+
+    sections: ClassVar[dict[str, tuple[str, ...]]] = {"light": ("lamp", "watts")}
+
+    light: InnerConfig | None = None
+    """The lamp."""
+
+
+def test_keys_of_a_section_are_flags_and_the_first_is_the_section() -> None:
+    def light(line: str) -> InnerConfig | None:
+        return load_tool("lit", LitConfig, line.split()).processes[0].section.light
+
+    assert light("--light desk --watts 40") == InnerConfig(lamp="desk", watts=40)
+    assert light("") is None
+    help_text = tool_parser("lit", LitConfig).format_help()
+    assert "--watts" in help_text and "--shade" not in help_text
+    for line, message in {
+        "--light desk --watts many": "run.py lit: --watts: 'many' is not a whole number.",
+        "--light desk --wats 4": "run.py lit: unknown argument '--wats'. Did you mean '--watts'?",
+        "--watts 4": "run.py lit: --light.lamp: is required",
+    }.items():
+        with pytest.raises(UserError) as refused:
+            light(line)
+        assert str(refused.value).startswith(message)

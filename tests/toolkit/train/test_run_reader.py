@@ -122,7 +122,7 @@ def test_a_stop_file_ends_it_as_stopped(job: Job) -> None:  # noqa: F811
 
 @pytest.mark.parametrize(
     ("place", "call", "step"),
-    [(STEP, 6, 2), ("extensions.sd_trainer.process:load_model", 1, None)],
+    [(STEP, 6, 2), ("extensions.sd_trainer.process:load_base_model", 1, None)],
     ids=["in a step", "before the hooks"],
 )
 def test_an_error_is_told_and_forgotten_when_the_run_goes_on(job: Job, place: str, call: int, step: int | None) -> None:  # noqa: F811
@@ -147,7 +147,7 @@ def test_a_run_that_began_again_and_died_while_loading_is_killed(job: Job, whole
     """run.json is still that of the finished run."""
     shutil.copytree(whole.folder, job.folder)
     job.change(train__steps=8)
-    child = job.start(faults=[("kill_self", "extensions.sd_trainer.process:load_model", 1, int(signal.SIGKILL))])
+    child = job.start(faults=[("kill_self", "extensions.sd_trainer.process:load_base_model", 1, int(signal.SIGKILL))])
     assert child.wait() == -signal.SIGKILL
     assert (job.status(), read_run(job.folder).status) == ("finished", RunStatus.KILLED)
 

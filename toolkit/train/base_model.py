@@ -1,0 +1,109 @@
+"""Loads the model of a `model:` section as it is trained and used: merged with its base LoRAs, quantized with its
+recovery adapter, some of its blocks in the CPU memory."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import torch
+
+from toolkit.config.model import ModelConfig
+from toolkit.errors import UserError
+from toolkit.interfaces import DiffusionModel
+from toolkit.memory.offload import swapped_blocks
+from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, quantizer
+from toolkit.models.families import BlockTransform, family_for
+from toolkit.models.hub import download_file
+from toolkit.models.loading import Quantizer, load_model, model_folder
+from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras
+
+logger = logging.getLogger(__name__)
+
+RECOVERY = "model.accuracy_recovery_adapter"
+
+
+def load_base_model(
+    model: ModelConfig,
+    device: torch.device,
+    dtype: torch.dtype,
+    weights_dtype: torch.dtype | None = None,
+    block_sharing: BlockTransform | None = None,
+) -> DiffusionModel:
+    """The model of a section with all that its keys ask for; its parts are loaded on first use. As `load_model`."""
+    return load_model(
+        model,
+        device,
+        dtype,
+        quantizer,
+        weights_dtype=weights_dtype,
+        merge_fn=base_merging(model),
+        block_quantizer=block_quantizer(model),
+        cpu_blocks=cpu_block_indices(model),
+        block_sharing=block_sharing,
+    )
+
+
+def block_quantizer(model: ModelConfig) -> Quantizer | None:
+    """The quantizer of the transformer's blocks, with its recovery adapter; None when they are not quantized.
+
+    Logs the recovery adapter. Raises UserError when its file cannot be used.
+    """
+    if not model.quantize:
+        return None
+    layers = family_for(model).linear_layers(model_folder(model))
+    recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
+    return partial(quantizer, recovery=recovery)
+
+
+def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:
+    """The low-rank deltas of the recovery adapter's file by full layer name; of layers that are not quantized none."""
+    name = model.accuracy_recovery_adapter
+    assert name is not None  # only called with a recovery adapter
+    path = Path(name).expanduser() if model.recovery_is_path() else download_file(name, RECOVERY)
+    loaded = load_adapter_file(path, family_for(model).every_linear_layer(model_folder(model)))
+    changes = {target: change for target, change in loaded.items() if target in layers}
+    if not changes:
+        raise UserError(f"{RECOVERY}: {path.name} changes no layer of this model's blocks.")
+    recovery = {}
+    for target, change in changes.items():
+        if change.low_rank is None or change.magnitude is not None:
+            raise UserError(f"{RECOVERY}: {path.name} is not a plain LoRA ({target}).")
+        recovery[target] = change.low_rank
+    rest, outside = len(layers) - len(recovery), len(loaded) - len(changes)
+    logger.info(
+        f"accuracy-recovery adapter {path.name}: added to {len(recovery)} layers of {model.qtype}, "
+        "never trained and never saved"
+        + (f"; the other {rest} are {DEFAULT_RECOVERY_QTYPE}" if rest and model.qtype != DEFAULT_RECOVERY_QTYPE else "")
+        + (f"; {outside} in it are left out, as they are not quantized" if outside else "")
+    )
+    return recovery
+
+
+def cpu_block_indices(model: ModelConfig) -> frozenset[int]:
+    """Indices of the blocks that `blocks_to_swap` keeps in the CPU memory."""
+    count = model.blocks_to_swap
+    if not count:
+        return frozenset()
+    return frozenset(swapped_blocks(count, family_for(model).block_count(model_folder(model))))
+
+
+def base_merging(model: ModelConfig) -> Callable[[], LoraMerger] | None:
+    """A function that creates the merger of `base_loras`, called when the model is loaded; None without any.
+
+    The files are read now, so that a wrong one fails at once, and again when the model is loaded, to save memory.
+    """
+    loras = model.base_loras
+    if not loras:
+        return None
+    layers = family_for(model).every_linear_layer(model_folder(model))
+
+    def read() -> list[LoraToMerge]:
+        return read_base_loras(loras, layers)
+
+    for change in read():
+        logger.info(f"merged into the model: {change}")
+    return lambda: LoraMerger(read())
