@@ -22,6 +22,7 @@ from benchmarks.cuda_report import (  # noqa: F401 - hooks of pytest
     pytest_configure,
     pytest_ignore_collect,
 )
+from tests.html_browser import Browser, opened_browser
 from toolkit.log import OWN_LOGGERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -171,6 +172,13 @@ def unit_gain_pipeline(unit_gain_model: Path):
     from tests.diffusers_reference import load_pipeline
 
     return load_pipeline(unit_gain_model)
+
+
+@pytest.fixture(scope="session")
+def browser() -> Iterator[Browser]:
+    """A headless Chromium (tests/html_browser.py), for tests marked `slow`."""
+    with opened_browser() as opened:
+        yield opened
 
 
 @pytest.fixture
