@@ -92,3 +92,18 @@ def test_the_plan_says_what_is_drawn(load) -> None:
     section = load(count=1200, edits=30, scribbles=5, size=[64, "96x64"])
     text = section.plan(JobContext("job")).render()
     assert "draws 1,200 pictures, 30 edits, 5 scribbles at 64x64, 96x64 in " in text
+
+
+@pytest.mark.parametrize(
+    ("section", "place"),
+    [
+        ({"size": [96, 64], "crop": 65}, "crop"),
+        ({"crop": 31}, "crop"),
+        ({"mascots": "random", "only": {"body": ["round"]}}, r"only\.body"),
+        ({"mascots": "random", "only": {"colour": ["red"]}}, r"only\.colour"),
+    ],
+)
+def test_crops_fit_and_strangers_have_their_own_looks(load, section: dict, place: str) -> None:
+    with pytest.raises(ConfigErrors, match=rf"process\[0\]\.{place}:"):
+        load(**section)
+    assert load(size=[96, 64], crop=64).crop == 64

@@ -120,3 +120,24 @@ def test_a_trainer_may_read_what_it_draws(write_job, trainer, draw_in, tmp_path:
     section = load_job(write_job(training), extensions.find_config).processes[0].section
     plan = section.plan(JobContext("job"))
     assert [dict(each.references) for each in plan.datasets] == [{0: 5}, {2: 3}]
+
+
+def test_crops_are_squares_of_the_pictures_that_would_be_drawn_whole(draw_in) -> None:
+    whole, crops = draw_in("whole", count=4), draw_in("crops", count=4, crop=40)
+    places = set()
+    for kind in ("pictures", "scribbles"):
+        for file in sorted((crops / kind).glob("*.png")):
+            crop, picture = Image.open(file), Image.open(whole / kind / file.name)
+            assert crop.size == (40, 40)
+            found = [
+                (left, top)
+                for left in range(picture.width - 39)
+                for top in range(picture.height - 39)
+                if picture.crop((left, top, left + 40, top + 40)).tobytes() == crop.tobytes()
+            ]
+            assert found
+            places.add(found[0])
+    assert len(places) > 3
+    assert (crops / "pictures" / "000000.txt").read_text() == (whole / "pictures" / "000000.txt").read_text()
+    edited = "edits/after/000000.png"
+    assert (crops / edited).read_bytes() == (whole / edited).read_bytes()

@@ -113,3 +113,27 @@ def test_edits_of_two_show_both_or_a_hat_that_changes_its_head() -> None:
             assert (after.body, after.colour, after.place) == (first.body, first.colour, first.place)
             assert first.hat != second.hat
     assert min(kinds[1], kinds[2]) > 80
+
+
+def test_a_stranger_has_looks_of_its_own_that_no_caption_names() -> None:
+    strangers = everyone(300, Casting("random"))
+    assert len({m.body for _, m in strangers}) == 300 and len({m.colour for _, m in strangers}) > 295
+    for lots, m in strangers:
+        for form in ("full", "short", "free"):
+            words = caption_in(form, m, lots)
+            assert "mascot" in words and m.body not in words and m.colour not in words and m.eyes not in words
+    named = Casting("random", only={"body": ("round",)})
+    assert all(m.body.startswith("blob ") for _, m in everyone(20, named))
+
+
+def test_edits_of_a_stranger_keep_its_looks_but_for_a_named_colour() -> None:
+    changed = Counter()
+    for index in range(300):
+        pair = edit(4, index, Casting("random"))
+        before, after = pair.before[0], pair.after[0]
+        assert after.body == before.body and after != before
+        assert after.colour == before.colour or f"paint it {after.colour}" in pair.instruction
+        changed.update(
+            name for name in ("colour", "hat", "pose", "held") if getattr(after, name) != getattr(before, name)
+        )
+    assert set(changed) == {"colour", "hat", "pose", "held"}

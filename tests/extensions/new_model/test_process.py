@@ -12,6 +12,7 @@ from safetensors.torch import load_file
 
 from toolkit.errors import UserError
 from toolkit.models.qwen_edit.new import new_transformer, rope_axes
+from toolkit.seeding import global_generator
 
 SMALL = {"num_layers": 1, "num_attention_heads": 2, "attention_head_dim": 16}
 
@@ -134,3 +135,15 @@ def test_a_pipeline_trains_an_autoencoder_and_then_a_model_on_it(
     anew = load_file(tmp_path / "output/job/vae/vae/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(anew[name], tensor) for name, tensor in trained.items())
     assert "flow: finished before" in run_py(job).stdout
+
+
+def test_a_new_transformer_starts_as_the_identity(tiny_model: Path) -> None:
+    with global_generator(0, "test"):
+        transformer = new_transformer(tiny_model, SMALL)
+    block = transformer.transformer_blocks[0]
+    streams = [torch.randn(1, tokens, transformer.inner_dim) for tokens in (4, 3)]
+    rotary = transformer.pos_embed([[(1, 2, 2)]], max_txt_seq_len=3, device=torch.device("cpu"))
+    text, image = block(*streams, None, torch.randn(1, transformer.inner_dim), rotary)
+    assert torch.equal(image, streams[0]) and torch.equal(text, streams[1])
+    assert not transformer.proj_out.weight.any() and not transformer.proj_out.bias.any()
+    assert all(layer.weight.any() for layer in (transformer.img_in, block.attn.to_q, block.img_mlp.net[2]))

@@ -6,7 +6,7 @@ import pytest
 
 from extensions.tiny_model.config import TinyModelConfig
 from toolkit.config import JobContext, load_job
-from toolkit.errors import ConfigErrors
+from toolkit.errors import ConfigErrors, UserError
 
 
 @pytest.fixture
@@ -50,3 +50,15 @@ def test_a_model_is_still_there_when_its_index_is(tmp_path) -> None:
     assert not section.outputs_exist(JobContext("job"))
     (tmp_path / "model_index.json").write_text("{}")
     assert section.outputs_exist(JobContext("job"))
+
+
+def test_captions_are_folders_of_text(load, tmp_path) -> None:
+    with pytest.raises(ConfigErrors, match=r"process\[0\]\.captions: .* is no folder"):
+        load(path=str(tmp_path / "model"), captions=str(tmp_path / "words"))
+    (tmp_path / "words").mkdir()
+    section = load(path=str(tmp_path / "model"), captions=str(tmp_path / "words")).processes[0].section
+    with pytest.raises(UserError, match=r"holds no \.txt file"):
+        section.texts()
+    (tmp_path / "words" / "b.txt").write_text("second\n")
+    (tmp_path / "words" / "a.txt").write_text(" first")
+    assert section.texts() == ("first", "second")

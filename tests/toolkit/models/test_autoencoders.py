@@ -68,8 +68,19 @@ def test_one_frame_is_convolved_by_the_last_tap_alone_with_the_gradients_of_diff
     assert "OneFrameConv3d" not in {type(layer).__name__ for layer in theirs.modules()}
 
 
+def test_random_weights_have_the_variance_of_a_convolution_over_one_frame() -> None:
+    layer = made("AutoencoderKLQwenImage").module.encoder.conv_in
+    bound = (3 * 3 * 3) ** -0.5  # of torch's uniform weights: of 3 channels and 3 x 3 pixels, without the 3 frames
+    assert not layer.weight[:, :, :-1].any()
+    assert 0.9 * bound < layer.weight[:, :, -1].abs().max() <= bound
+
+
 def test_several_frames_are_those_of_diffusers() -> None:
     ours = made("AutoencoderKLQwenImage")
+    with torch.no_grad():
+        for parameter in ours.module.parameters():
+            if parameter.ndim == 5:
+                parameter[:, :, :-1] = 0.3 * parameter[:, :, -1:]  # random weights have one tap along time
     video = torch.rand(1, 3, 5, 16, 16, generator=torch.Generator().manual_seed(1))
     with torch.no_grad():
         torch.testing.assert_close(ours.module(video).sample, as_in_diffusers(ours)(video).sample)

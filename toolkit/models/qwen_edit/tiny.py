@@ -49,7 +49,7 @@ MOST_TOKENS = 1000
 """Of the tokenizer, without special ones. What words leave free becomes syllables, as invented names have them."""
 
 VISION_PIXELS = 56 * 56
-"""Of a reference for the text encoder that knows captions: one token. Its weights are random, so that more tokens
+"""Of a reference for the text encoder that knows captions: one or two tokens. Its weights are random, so that more
 would say no more and make each step dearer."""
 
 HEAD_DIM = 32
@@ -70,7 +70,7 @@ class TinySpec:
 
     captions: tuple[str, ...] = ()
     """Text whose words are tokens of their own. With it, the text encoder is made to be kept as it is while a
-    transformer learns from it: few layers, words far apart, one token per reference, float16."""
+    transformer learns from it: few layers, words far apart, one or two tokens per reference, float16."""
 
     def recipe(self) -> dict[str, object]:
         """What is written down: settings, and a hash of the captions where there are some."""

@@ -2,8 +2,11 @@ import hashlib
 from pathlib import Path
 
 import torch
+from PIL import Image
 
 from tests.diffusers_reference import open_tiny
+from toolkit.models.qwen_edit.loading import load_image_processor, load_text_model, load_tokenizer
+from toolkit.models.qwen_edit.prompts import DROP_TOKENS, PREFIX, encoder_inputs, prompt_embedding
 from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
 
 PARTS = ["processor", "scheduler", "text_encoder", "tokenizer", "transformer", "vae"]
@@ -41,3 +44,26 @@ def test_a_smaller_model_leaves_no_shard_of_the_larger_one(tmp_path: Path) -> No
     write_tiny_model(tmp_path, TinySpec(layers=3, heads=3))
     write_tiny_model(tmp_path, TinySpec(layers=1, heads=2))
     assert len(open_tiny(tmp_path).blocks()) == 1
+
+
+def test_words_of_captions_are_tokens_and_their_embeddings_are_far_apart(tmp_path: Path) -> None:
+    captions = ("a purple zeppelin, above the harbour", "a green zeppelin, wearing an umbrella")
+    spec = TinySpec(captions=captions)
+    write_tiny_model(tmp_path, spec)
+    assert is_written(tmp_path, spec) and not is_written(tmp_path, TinySpec())
+    assert not is_written(tmp_path, TinySpec(captions=captions[:1]))
+    tokenizer = load_tokenizer(tmp_path)
+    assert len(tokenizer(captions[1])["input_ids"]) == 7  # a, green, zeppelin, the comma, wearing, an, umbrella
+    assert len(tokenizer(PREFIX)["input_ids"]) == DROP_TOKENS  # what is cut off before the prompt, as published
+    assert tokenizer.decode(tokenizer("quixotic")["input_ids"]) == "quixotic"
+    text_model = load_text_model(tmp_path, torch.float32, None)
+    processor = load_image_processor(tmp_path)
+
+    def embedding(prompt: str, *references: Image.Image) -> torch.Tensor:
+        return prompt_embedding(encoder_inputs(prompt, references, tokenizer, processor), text_model)
+
+    purple, green = embedding("a purple zeppelin")[1], embedding("a green zeppelin")[1]
+    assert torch.cosine_similarity(purple, green, dim=0) < 0.7
+    picture = Image.new("RGB", (128, 128), "red")
+    # Picture, a space, 1, :, a space, the sign before the image, one token for it, the sign behind it
+    assert len(embedding("a zeppelin", picture)) - len(embedding("a zeppelin")) == 8
