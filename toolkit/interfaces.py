@@ -9,6 +9,7 @@ L text tokens, D text embedding width.
 
 from __future__ import annotations
 
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -334,6 +335,10 @@ class ModelFacts:
     longest_side: int | None = None
     """Pixels of the longest image that it has positions for; None: any."""
 
+    own_sizes: tuple[Size, ...] = ()
+    """Sizes in pixels that the model was published with, a square first; of which a picture gets one where no size is
+    given."""
+
     max_references: int = 0
     """Largest number of control images per sample."""
 
@@ -371,6 +376,16 @@ class ModelFacts:
     def drawable(self, pixels: Size) -> Size:
         """The size rounded down to one that the model can generate."""
         return Size(*(side // self.token_side * self.token_side for side in pixels))
+
+    def default_size(self, reference: Size | None = None) -> Size:
+        """The size of a picture that is given none: of `own_sizes` the one whose aspect ratio is nearest to that of the
+        reference; without a reference the square."""
+        side = min(1024, self.longest_side or 1024)
+        sizes = self.own_sizes or (self.drawable(Size(side, side)),)
+        if reference is None:
+            return sizes[0]
+        aspect = math.log(reference.width / reference.height)
+        return min(sizes, key=lambda size: abs(math.log(size.width / size.height) - aspect))
 
     def config_error(self, folder: Path) -> str:
         """What is wrong with the values in the config files of a model folder; empty: nothing."""

@@ -6,16 +6,13 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Annotated, ClassVar, Literal
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from toolkit.config.field_types import Dtype, PathStr, as_list, literal_with_aliases, schema_of_list
+from toolkit.config.field_types import Dtype, PathOrList, PathStr, literal_with_aliases
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig
+from toolkit.config.tool import ToolConfig, check_safetensors, split_strength
 from toolkit.errors import UserError
 from toolkit.files import file_in_the_way
-from toolkit.safetensors_io import read_metadata
-
-PathOrList = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
 
 MODEL_INDEX = "model_index.json"
 
@@ -64,20 +61,6 @@ def _check_output(path: Path, overwrite: bool, folder: bool = False) -> Iterator
         yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
     elif path.exists() and not overwrite:
         yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")
-
-
-def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
-    """A file that is missing, or is no safetensors file."""
-    file = Path(path).expanduser()
-    if job.will_write(file):
-        return
-    if not file.is_file():
-        yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}).")
-        return
-    try:
-        read_metadata(file)
-    except (OSError, ValueError, RecursionError):
-        yield Diagnostic(key, f"{path!r} is no safetensors file. Other files are not read: they could run programs.")
 
 
 class InspectConfig(LoraToolConfig):
@@ -178,18 +161,6 @@ def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:
     folder = Path(path).expanduser()
     if not job.will_write(folder) and not (folder / MODEL_INDEX).is_file():
         yield Diagnostic((key,), f"{path!r} holds no {MODEL_INDEX}. Give the folder of a model.")
-
-
-def split_strength(text: str) -> tuple[str, float]:
-    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength that is no number."""
-    path, colon, strength = text.rpartition(":")
-    if not colon or "/" in strength or "\\" in strength or strength.endswith(".safetensors"):
-        return text, 1.0
-    try:
-        return path, float(strength)
-    except ValueError:
-        remedy = "Write FILE, or FILE:STRENGTH such as a.safetensors:0.8."
-        raise UserError(f"{text!r}: {strength!r} is no number. {remedy}") from None
 
 
 class MergeConfig(LoraToolConfig):

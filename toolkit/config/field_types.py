@@ -144,6 +144,9 @@ def schema_of_list(item: dict[str, Any]) -> WithJsonSchema:
 StrOrList = Annotated[tuple[str, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
 """One string or a list of strings."""
 
+PathOrList = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
+"""One path or a list of paths."""
+
 Dtype = Annotated[
     Literal["float16", "bfloat16", "float32"],
     *literal_with_aliases(

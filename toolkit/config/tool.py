@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping, Sequence
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,10 +19,11 @@ from pydantic.fields import FieldInfo
 from toolkit.config.loader import check_processes, note_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
 from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
-from toolkit.config.process import JobConfig, JobContext, ProcessConfig
+from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError, did_you_mean
 from toolkit.redact import redact_text
+from toolkit.safetensors_io import read_metadata
 
 PROGRAM = "run.py"
 _NOWHERE = SourceLocation(0, 0)
@@ -148,3 +150,35 @@ def _scalar(text: str, place: str, text_only: bool) -> ConfigNode:
     """text_only: the key takes text, whatever it looks like (`--prompt 7`)."""
     value = text if text_only else scalar_value(text)
     return ConfigNode(value, (place,), _NOWHERE, _NOWHERE, text=text, plain=True)
+
+
+# ---------------------------------------------------------------- keys that several tools have
+
+
+def split_strength(text: str) -> tuple[str, float]:
+    """`FILE[:STRENGTH]` -> (file, strength), 1 without. Raises UserError for a strength that is no number."""
+    path, colon, strength = text.rpartition(":")
+    if not colon or "/" in strength or "\\" in strength or strength.endswith(".safetensors"):
+        return text, 1.0
+    try:
+        number = float(strength)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        remedy = "Write FILE, or FILE:STRENGTH such as a.safetensors:0.8."
+        raise UserError(f"{text!r}: {strength!r} is no number. {remedy}")
+    return path, number
+
+
+def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) -> Iterator[Diagnostic]:
+    """A file that is missing, or is no safetensors file."""
+    file = Path(path).expanduser()
+    if job.will_write(file):
+        return
+    if not file.is_file():
+        yield Diagnostic(key, f"{path!r} is no file (working directory: {Path.cwd()}).")
+        return
+    try:
+        read_metadata(file)
+    except (OSError, ValueError, RecursionError):
+        yield Diagnostic(key, f"{path!r} is no safetensors file. Other files are not read: they could run programs.")

@@ -54,6 +54,9 @@ class SamplePrompt:
     flow_shift: float | None = None
     """Shift s of the sigmas, s sigma / (1 + (s - 1) sigma), above 0; None: the model's own, by the size."""
 
+    stretched: bool = True
+    """Whether the sigmas are stretched to the model's own last one (`TimeShift.shift_terminal`), where it has one."""
+
     @property
     def guided(self) -> bool:
         """Whether a second, negative prediction is made at each step."""
@@ -111,7 +114,7 @@ class Sampler:
         self._speed = INTERPOLANTS[model.family.prediction].speed
 
     def encode(self, progress: Progress) -> None:
-        """Encodes what the cache lacks, so that sampling needs no text encoder.
+        """Encodes what the cache lacks, so that sampling needs no text encoder: all texts, then all references.
 
         Raises UserError for a prompt that is too long for the model.
         """
@@ -120,7 +123,8 @@ class Sampler:
             for text in (item.prompt, item.negative):
                 if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
-        entries = [e for item in self._encoded for e in (*item.references, item.prompt, item.negative) if e]
+        texts = [entry for item in self._encoded for entry in (item.prompt, item.negative) if entry]
+        entries = texts + [entry for item in self._encoded for entry in item.references]
         for done, entry in enumerate(entries, start=1):
             EncodedDataset.read_prompt(entry)
             progress("sample prompts", done, len(entries))
@@ -168,7 +172,7 @@ class Sampler:
         mu = shift.mu(family.tokens(family.latent_size(item.size)), item.steps)
         if item.flow_shift is not None:
             mu = math.log(item.flow_shift)  # `sigmas` shifts by exp(mu)
-        return sigmas(item.steps, mu, shift.shift_terminal)
+        return sigmas(item.steps, mu, shift.shift_terminal if item.stretched else None)
 
 
 def _entries(prompt: SamplePrompt, encoder: ItemEncoder, stores: CachePair, family: ModelFacts) -> _Encoded:

@@ -28,6 +28,7 @@ class QwenEditFamily(ModelFamily):
     latent_channels = sizes.LATENT_CHANNELS
     latent_scale = sizes.LATENT_SCALE
     patch = sizes.PATCH
+    own_sizes = sizes.OWN_SIZES
     max_references = 3
     sure_prompt = SURE_PROMPT
     encoder_parts: Mapping[str, tuple[str, ...]] = {

@@ -29,6 +29,12 @@ REFERENCE_AREA = 1024 * 1024
 
 SIDE_MULTIPLE = 32
 
+OWN_SIZES = tuple(
+    Size(*sides)
+    for sides in ((1328, 1328), (1664, 928), (928, 1664), (1472, 1104), (1104, 1472), (1584, 1056), (1056, 1584))
+)
+"""1:1, 16:9, 9:16, 4:3, 3:4, 3:2, 2:3. Source: README of QwenLM/Qwen-Image, `aspect_ratios`."""
+
 LATENT_CHANNELS = 16
 LATENT_SCALE = 8
 """Pixels along one side of a latent pixel. Source: diffusers, AutoencoderKLQwenImage, `spatial_compression_ratio`."""

@@ -1,0 +1,86 @@
+"""Generates the pictures of a section."""
+
+from __future__ import annotations
+
+import logging
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from extensions.generate.config import LIGHTNING_SHIFT, GenerateConfig
+from jobs.process import BaseExtensionProcess
+from toolkit.config.output import SampleItem
+from toolkit.config.tool import split_strength
+from toolkit.errors import UserError
+from toolkit.picture_files import read_settings
+from toolkit.train.generation import LoraFile, Picture, PictureMaker
+from toolkit.train.picture_config import is_prompt, read_lines
+
+logger = logging.getLogger(__name__)
+
+
+class GenerateProcess(BaseExtensionProcess):
+    """Writes a picture for each prompt and seed; a stop keeps those that are written."""
+
+    section: GenerateConfig
+
+    def run(self) -> None:
+        super().run()
+        items, section = self.section.items(), self.section.resolved()
+        maker = PictureMaker(section, [split_strength(text)[0] for text in section.lora])
+        loras = [LoraFile.of(text) for text in section.lora]
+        if self.section.like:
+            self._tell_changes(maker, items, loras)
+        if section.interactive:
+            maker.keep_encoders()
+        maker.make(list(pictures(section, maker, items, loras)))
+        if section.interactive:
+            self._answer(section, maker, loras)
+
+    def _answer(self, section: GenerateConfig, maker: PictureMaker, loras: Sequence[LoraFile]) -> None:
+        """Draws the prompts of standard input until it ends."""
+        shown = sys.stdin.isatty()
+        while True:
+            if shown:
+                print("prompt> ", end="", flush=True)
+            line = sys.stdin.readline()
+            if not line:
+                return
+            if not is_prompt(line):
+                continue
+            try:
+                maker.make(list(pictures(section, maker, read_lines([line.strip()]), loras)))
+            except UserError as error:
+                logger.error(str(error))
+
+    def _tell_changes(self, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]) -> None:
+        """Warns where files that the picture was made with are others now."""
+        given = self.section.model_fields_set
+        then = read_settings(Path(self.section.like).expanduser())
+        now = next(pictures(self.section.resolved(), maker, items, loras)).settings
+        changed = [
+            file["path"]
+            for key in ("reference", "lora")
+            if key not in given
+            for file, present in zip(then[key], now[key], strict=True)
+            if file["sha256"] != present["sha256"]
+        ]
+        changed += [f"the model's {part}" for part, digest in then["base"].items() if maker.base.get(part) != digest]
+        if changed:
+            logger.warning(f"{', '.join(changed)}: not as when {self.section.like} was made, so it will look different")
+
+
+def pictures(
+    section: GenerateConfig, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]
+) -> Iterator[Picture]:
+    """A picture of each item for each seed, but for items with a seed of their own."""
+    given, lightning = section.model_fields_set, section.lightning
+    shift = LIGHTNING_SHIFT if lightning and "flow_shift" not in given else None
+    for item in items:
+        if lightning and "steps" not in given and item.sample_steps is None:
+            item = item.model_copy(update={"sample_steps": lightning})
+        cfg = section.cfg if item.guidance_scale is None else item.guidance_scale
+        if lightning and "cfg" not in given and item.guidance_scale is None:
+            cfg = 1.0
+        for seed in section.seed if item.seed is None else (item.seed,):
+            yield maker.picture(item, seed, cfg, loras, lightning, shift)
