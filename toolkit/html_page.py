@@ -33,6 +33,8 @@ class Markup(str):
 Content = str | int | float | None | Iterable["Content"]
 """Text, which is escaped; `Markup`, which is not; several of them. None is nothing."""
 
+_GENERATOR = '<meta name="generator" content="Atelier">'
+
 _WITHOUT_END = frozenset({"br", "hr", "img", "input", "meta", "link", "col"})
 
 
@@ -96,6 +98,7 @@ def page(title: str, *body: Content, css: str = "", js: str = "", data: object =
         element("meta", http_equiv="Content-Security-Policy", content=policy),
         element("meta", name="viewport", content="width=device-width, initial-scale=1"),
         element("meta", name="referrer", content="no-referrer"),
+        Markup(_GENERATOR),
         element("link", rel="icon", href="data:,"),  # or a browser asks for /favicon.ico
         element("title", title),
         element("style", Markup(style)),
@@ -103,6 +106,15 @@ def page(title: str, *body: Content, css: str = "", js: str = "", data: object =
     values = element("script", Markup(_json(data)), type="application/json", id=DATA)
     inside = element("body", element("main", element("h1", title), body), values, element("script", Markup(script)))
     return f"<!DOCTYPE html>\n{element('html', head, inside, lang='en')}\n"
+
+
+def is_page(path: Path) -> bool:
+    """Whether a file is a page that `page` made: only such a file may be replaced without asking."""
+    try:
+        with path.open("rb") as file:
+            return _GENERATOR.encode() in file.read(2048)
+    except OSError:
+        return False
 
 
 def _json(value: object) -> str:

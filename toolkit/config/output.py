@@ -277,6 +277,9 @@ class LoggingConfig(StrictModel):
     diagrams: bool = False
     """Draw losses, learning rates and step times into `graph/` at each save. Needs matplotlib."""
 
+    report: bool = False
+    """Write `report.html`, a page with samples, curves, settings and dataset, at each save."""
+
     logging_dir: Annotated[PathStr, BeforeValidator(_none_if_zero)] = ""
     """Folder of TensorBoard files: those of this run go to `<logging_dir>/<log_prefix><name>/`. Empty or 0: none."""
 

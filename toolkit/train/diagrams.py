@@ -50,9 +50,9 @@ class Curve:
     values: Sequence[float]
     """NaN where a step has none."""
 
-    def thinned(self) -> Curve:
-        """At most `MOST_POINTS` points, each the mean of as many steps."""
-        width = math.ceil(len(self.steps) / MOST_POINTS)
+    def thinned(self, most: int = MOST_POINTS) -> Curve:
+        """At most so many points, each the mean of as many steps."""
+        width = math.ceil(len(self.steps) / most)
         if width <= 1:
             return self
         groups = [slice(start, start + width) for start in range(0, len(self.steps), width)]

@@ -13,13 +13,13 @@ from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS, EventLog
-from toolkit.train.callbacks.diagrams import DiagramsCallback
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.fluxflow_files import FluxflowFiles
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
 from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
 from toolkit.train.callbacks.status import ControlFilesCallback, StatusCallback, ask_to_stop
+from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_saves, report_at_saves
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Measure, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
@@ -59,27 +59,30 @@ class Samples:
 
 @dataclass(frozen=True)
 class Reporting:
-    """Outputs of a run: trackers and diagrams of its `logging` section, events.jsonl, and the status line."""
+    """Outputs of a run: trackers, diagrams and report of its `logging` section, events.jsonl, and the status line."""
 
-    tracking: tuple[TrackerCallback | DiagramsCallback, ...]
+    tracking: tuple[TrackerCallback | ToolCallback, ...]
     event: Event
     status: StatusLine
+    report: tuple[ToolCallback, ...] = ()
+    """Comes behind the status of the run, which it shows."""
 
     @classmethod
     def of(cls, section: TrainerConfig, folder: Path, status: StatusLine) -> Reporting:
         """folder: of the run's files."""
-        tracking: tuple[TrackerCallback | DiagramsCallback, ...] = ()
+        tracking: tuple[TrackerCallback | ToolCallback, ...] = ()
         if section.logging.trackers():
             # `<job>/<process>`, or the job's
             name = f"{folder.parent.name}/{folder.name}" if section.name else folder.name
             tracking = (TrackerCallback(section.logging, name, folder),)
         if section.logging.diagrams:
-            tracking = (*tracking, DiagramsCallback(folder, *_guides_graph(section, folder)))
+            tracking = (*tracking, diagrams_at_saves(folder, *_guides_graph(section, folder)))
+        report = (report_at_saves(folder),) if section.logging.report else ()
         events = EventLog(folder / EVENTS)
-        listeners: list[Event] = [events.add, *(callback.event for callback in tracking)]
+        listeners: list[Event] = [events.add, *(callback.event for callback in (*tracking, *report))]
         if section.sample and section.sample.overview:
             listeners.append(partial(_update_sheet, folder))  # behind the log of events, which has the prompts
-        return cls(tracking, _fan_out(listeners), status)
+        return cls(tracking, _fan_out(listeners), status, report)
 
 
 def _update_sheet(folder: Path, event: str, **details: object) -> None:
@@ -122,11 +125,12 @@ def standard_callbacks(
         sampling = _sampling(section, samples, reporting)
         actions["sample_now"] = sampling.sample_now
         callbacks.append(sampling)
-    # The status comes last: "finished" means that every file is there.
+    # The status comes behind all that writes files: "finished" means that every file is there.
     callbacks += [
         ControlFilesCallback(actions),
         *reporting.tracking,
         StatusCallback(status, section.logging.log_every),
+        *reporting.report,
         WatchdogCallback(),
     ]
     return callbacks

@@ -41,7 +41,8 @@ def run_job(trainer, make_pictures, write_job, tmp_path: Path, monkeypatch) -> C
                 "prompts": ["a", "b"],
             },
             validation={"fraction": 0.34, "every": 2},
-            logging={"use_wandb": True, "logging_dir": "tb", "log_every": 2, "log_config": True, "wandb_api_key": KEY},
+            logging={"use_wandb": True, "logging_dir": "tb", "log_every": 2, "log_config": True, "wandb_api_key": KEY}
+            | {"report": True},
         )
         extensions = discover()
         job = ExtensionJob(load_job(write_job(section), extensions.find_config), extensions)
@@ -73,5 +74,7 @@ def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(run_job, tm
     assert (folder / "wandb" / "run_id").read_text() == wandb_run
     assert len(list((folder / "wandb").glob("offline-run-*"))) == 2
     assert len(list((folder / "wandb").glob("offline-run-*/files/media/images/samples/*"))) == 10
+    report = (folder / "report.html").read_text()  # behind the status of the end and all that was saved
+    assert ">finished<" in report and "5 of 5" in report and "first.safetensors" in report
     files = [path for path in tmp_path.rglob("*") if path.is_file() and path.name != "job.yaml"]
     assert not [path for path in files if KEY.encode() in path.read_bytes()]

@@ -1,4 +1,4 @@
-"""Diagrams while a run trains: it waits for none of them, and goes on whatever becomes of them."""
+"""Tools while a run trains: it waits for none of them, and goes on whatever becomes of them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.train.callbacks import diagrams as module
-from toolkit.train.callbacks.diagrams import DiagramsCallback
+from toolkit.train.callbacks import tool_at_saves as module
+from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_saves, report_at_saves
 
 
 @pytest.fixture
@@ -22,26 +22,29 @@ def run(toy):
     return toy.run(steps=1)
 
 
-def doing(callback: DiagramsCallback, code: str) -> DiagramsCallback:
-    """The callback with another program in the place of the drawing."""
+def doing(callback: ToolCallback, code: str) -> ToolCallback:
+    """The callback with another program in the place of the tool."""
     callback._command = [sys.executable, "-c", code]
     return callback
 
 
-def test_they_are_drawn_at_a_save_and_at_the_end(run) -> None:
-    callback = DiagramsCallback(run.folder)
-    callback.on_start(run)
-    callback.event("sample", step=1)
-    assert callback._child is None
-    callback.event("save", step=1)
-    callback.on_end(run, finished=True)
-    assert (run.folder / "graph" / "training_losses.png").is_file()
+@pytest.mark.parametrize(
+    ("callback", "file"), [(diagrams_at_saves, "graph/training_losses.png"), (report_at_saves, "report.html")]
+)
+def test_they_work_at_a_save_and_at_the_end(run, callback, file: str) -> None:
+    tool = callback(run.folder)
+    tool.on_start(run)
+    tool.event("sample", step=1)
+    assert tool._child is None
+    tool.event("save", step=1)
+    tool.on_end(run, finished=True)
+    assert (run.folder / file).is_file()
 
 
 def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(run, tmp_path: Path) -> None:
     started = tmp_path / "started"
     code = f"open({str(started)!r}, 'a').write('x'); import time; time.sleep(0.5)"
-    callback = doing(DiagramsCallback(run.folder), code)
+    callback = doing(diagrams_at_saves(run.folder), code)
     begun = time.monotonic()
     for step in range(20):
         callback.event("save", step=step)
@@ -55,7 +58,7 @@ def test_a_save_waits_for_no_diagram_and_starts_none_while_one_is_drawn(run, tmp
 )
 def test_what_goes_wrong_is_one_warning(run, said, monkeypatch: pytest.MonkeyPatch, code: str, reason: str) -> None:
     monkeypatch.setattr(module, "WAIT_AT_END_S", 1.0)
-    callback = doing(DiagramsCallback(run.folder), code)
+    callback = doing(diagrams_at_saves(run.folder), code)
     for _ in range(2):
         callback.event("save", step=1)
         callback.on_end(run, finished=True)
@@ -64,9 +67,9 @@ def test_what_goes_wrong_is_one_warning(run, said, monkeypatch: pytest.MonkeyPat
 
 def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(run, said, monkeypatch) -> None:
     monkeypatch.setattr(module, "missing_package", lambda: "no matplotlib")
-    callback = DiagramsCallback(run.folder)
+    callback = diagrams_at_saves(run.folder)
     callback.on_start(run)
     callback.event("save", step=1)
     callback.on_end(run, finished=True)
-    assert said == ["no diagrams: no matplotlib. The run goes on without them."]
+    assert said == ["no diagrams: no matplotlib. The run goes on without."]
     assert not (run.folder / "graph").exists()

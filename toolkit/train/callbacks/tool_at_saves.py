@@ -1,5 +1,5 @@
-"""Draws the diagrams of a run at each save, in a process of its own: training waits for none of them and depends on
-none."""
+"""Tools that read the folder of a run, started at each save in a process of their own: training waits for none of them
+and depends on none."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ import logging
 import os
 import subprocess
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
@@ -19,18 +20,15 @@ logger = logging.getLogger(__name__)
 WAIT_AT_END_S = 60.0
 
 
-class DiagramsCallback(Callback):
-    """Starts `run.py diagrams` when files have been saved, unless the last one is still at work, and at the end."""
+class ToolCallback(Callback):
+    """Starts `run.py TOOL` when files have been saved, unless the last one is still at work, and at the end."""
 
     included_in_step_time = False
 
-    def __init__(self, folder: Path, output: Path | None = None, suffix: str = "") -> None:
-        """folder: of the run's files. output: of the diagrams; None: `graph/` in it."""
-        self._command = [
-            *(sys.executable, str(TOOLKIT_ROOT / "run.py"), "diagrams", str(folder)),
-            *("--output", str(output or folder / GRAPH)),
-            *(("--suffix", suffix) if suffix else ()),
-        ]
+    def __init__(self, product: str, arguments: Sequence[str], lack: str = "") -> None:
+        """product: what the tool makes, for messages. arguments: its name and flags. lack: why it cannot run."""
+        self._product, self._lack = product, lack
+        self._command = [sys.executable, str(TOOLKIT_ROOT / "run.py"), *arguments]
         self._child: subprocess.Popen[str] | None = None
         self._warned = False
         self._lock = Lock()  # files are saved by a thread of their own
@@ -41,8 +39,8 @@ class DiagramsCallback(Callback):
             self._start()
 
     def on_start(self, run: Run) -> None:
-        if lack := missing_package():
-            self._warn(lack)
+        if self._lack:
+            self._warn(self._lack)
 
     def on_end(self, run: Run, finished: bool) -> None:
         self._finish()
@@ -82,7 +80,7 @@ class DiagramsCallback(Callback):
                 self._child.wait(WAIT_AT_END_S)
             except subprocess.TimeoutExpired:
                 self._child.kill()
-                self._warn(f"they were not ready within {WAIT_AT_END_S:g} s")
+                self._warn(f"not ready within {WAIT_AT_END_S:g} s")
             self._collect()
 
     def _collect(self) -> None:
@@ -95,5 +93,16 @@ class DiagramsCallback(Callback):
 
     def _warn(self, reason: str) -> None:
         if not self._warned:
-            logger.warning(f"no diagrams: {reason}. The run goes on without them.")
+            logger.warning(f"no {self._product}: {reason}. The run goes on without.")
         self._warned = True
+
+
+def diagrams_at_saves(folder: Path, output: Path | None = None, suffix: str = "") -> ToolCallback:
+    """`logging.diagrams`. folder: of the run's files. output: of the diagrams; None: `graph/` in it."""
+    flags = ("--output", str(output or folder / GRAPH), *(("--suffix", suffix) if suffix else ()))
+    return ToolCallback("diagrams", ("diagrams", str(folder), *flags), missing_package())
+
+
+def report_at_saves(folder: Path) -> ToolCallback:
+    """`logging.report`. The files of the run are not read for their hashes, which takes a disk's whole attention."""
+    return ToolCallback("report", ("report", str(folder), "--hashes", "false"))
