@@ -1,4 +1,4 @@
-"""Draws mascots with Pillow: flat colours, one ink for all outlines, four times as large and averaged down.
+"""Draws mascots with Pillow: flat colours with darker outlines, four times as large and averaged down.
 
 A picture's unit is 1/128 of its shorter side. Figures have coordinates of their own: x from their middle to the right,
 y downwards from the ground they stand on, so that what is above it is negative."""
@@ -170,11 +170,11 @@ class Pen:
         return replace(self, x=self.x + dx * self.scale, y=self.y + dy * self.scale)
 
     def shape(self, parts: Iterable[Shape], fill: Colour, outline: float = OUTLINE) -> None:
-        """All parts in one colour, with ink around them together."""
+        """All parts in one colour, with a darker one around them together."""
         parts = list(parts)
         if outline:
             for part in parts:
-                self._draw(part, INK, outline)
+                self._draw(part, _outline_of(fill), outline)
         for part in parts:
             self._draw(part, fill, 0.0)
 
@@ -221,6 +221,12 @@ def _curve(begin: Point, bend: Point, end: Point) -> tuple[Point, ...]:
         return a * begin[0] + b * bend[0] + c * end[0], a * begin[1] + b * bend[1] + c * end[1]
 
     return tuple(at(step / 12) for step in range(13))
+
+
+def _outline_of(colour: Colour) -> Colour:
+    """Near the colour: black around everything is what a small autoencoder blurs first."""
+    red, green, blue = (int(0.45 * value + 0.2 * ink) for value, ink in zip(colour, INK, strict=True))
+    return red, green, blue
 
 
 def _darker(colour: Colour, factor: float = 0.7) -> Colour:

@@ -21,7 +21,7 @@ from toolkit.seeding import key
 
 logger = logging.getLogger(__name__)
 
-DRAWING = 1
+DRAWING = 2
 """Counted up when the same settings give other pictures than before."""
 
 

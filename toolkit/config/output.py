@@ -185,7 +185,8 @@ class SampleIntervalConfig(StrictModel):
     """File format."""
 
     overview: bool = False
-    """Also put all sets on one sheet, `samples/overview.png`: a row for each image, a column for each step."""
+    """Also put all sets on one sheet, `samples/overview.png`: images of the training, then a row for each sample and a
+    column for each step. Its path is the last line of the run."""
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two sets, of which at most one is above 0."""

@@ -1,16 +1,20 @@
-"""The samples of a run on one sheet: a row for each prompt, a column for each step. Imports no torch."""
+"""The samples of a run on one sheet: images it is trained on above, then a row for each prompt, a column for each step.
+Imports no torch."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
+from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
 from toolkit.files import atomic_write
 from toolkit.run_files import SAMPLES
 from toolkit.train.run_reader import SampleImage, list_samples
+
+Value = TypeVar("Value")
 
 OVERVIEW = "overview.png"
 """The sheet, in the folder of the samples."""
@@ -27,42 +31,53 @@ CELL = 192
 _GAP, _LINE = 6, 14
 
 
-def write_contact_sheet(folder: Path) -> Path | None:
-    """Writes the sheet of a run and returns its path; None where there are no samples. Raises OSError where an image
-    cannot be read or the sheet cannot be written."""
+def write_contact_sheet(folder: Path, training: Sequence[Path] = ()) -> Path | None:
+    """Writes the sheet of a run and returns its path; None where there are no samples. training: images for its first
+    row, in half size; of many, evenly chosen ones. Raises OSError where an image cannot be read or the sheet cannot be
+    written."""
     samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
     if not samples:
         return None
-    steps = _spread(sorted({sample.step for sample in samples}))
+    steps = spread(sorted({sample.step for sample in samples}), COLUMNS)
     rows = sorted({sample.index for sample in samples})[:ROWS]
     cells = {(sample.index, sample.step): sample for sample in samples if sample.step in steps}
     path = folder / SAMPLES / OVERVIEW
-    sheet = _drawn(cells, rows, steps)
+    sheet = _drawn(cells, rows, steps, training)
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="png")
     return path
 
 
-def _spread(steps: Sequence[int]) -> list[int]:
-    if len(steps) <= COLUMNS:
-        return list(steps)
-    return [steps[round(column * (len(steps) - 1) / (COLUMNS - 1))] for column in range(COLUMNS)]
+def spread(values: Sequence[Value], most: int) -> list[Value]:
+    """At most so many of the values: the first, the last, and evenly chosen ones between."""
+    if len(values) <= most:
+        return list(values)
+    return [values[round(place * (len(values) - 1) / (most - 1))] for place in range(most)]
 
 
-def _drawn(cells: dict[tuple[int, int], SampleImage], rows: Sequence[int], steps: Sequence[int]) -> Image.Image:
-    """The sheet: steps above the columns, the prompt above each row."""
+def _drawn(
+    cells: dict[tuple[int, int], SampleImage], rows: Sequence[int], steps: Sequence[int], training: Sequence[Path]
+) -> Image.Image:
+    """The sheet: images of the training, steps above the columns, the prompt above each row."""
     images = {place: _thumbnail(sample.path) for place, sample in cells.items() if place[0] in rows}
     width = max(image.width for image in images.values())
     total = _GAP + len(steps) * (width + _GAP)
+    small = (width - _GAP) // 2
+    shown = [_thumbnail(path, small) for path in spread(training, 2 * len(steps))] if len(steps) > 1 else []
+    above = _LINE + max(image.height for image in shown) + _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
     heights = {row: max((images[place].height for place in images if place[0] == row), default=0) for row in rows}
-    height = _LINE + _GAP + sum(heights[row] + len(titles[row]) * _LINE + _GAP for row in rows)
+    height = above + _LINE + _GAP + sum(heights[row] + len(titles[row]) * _LINE + _GAP for row in rows)
     sheet = Image.new("RGB", (total, height), "white")
     pen = ImageDraw.Draw(sheet)
+    for place, image in enumerate(shown):
+        sheet.paste(image, (_GAP + place // 2 * (width + _GAP) + place % 2 * (small + _GAP), _LINE))
+    if shown:
+        pen.text((_GAP, 0), "images of the training", fill="black", font=font)
     for column, step in enumerate(steps):
-        pen.text((_GAP + column * (width + _GAP), 2), f"step {step}", fill="black", font=font)
-    top = _LINE + _GAP
+        pen.text((_GAP + column * (width + _GAP), above + 2), f"step {step}", fill="black", font=font)
+    top = above + _LINE + _GAP
     for row in rows:
         for line in titles[row]:
             pen.text((_GAP, top), line, fill="black", font=font)
@@ -82,8 +97,8 @@ def _title(cells: dict[tuple[int, int], SampleImage], row: int, width: int) -> l
     return wrap(plain, max(10, width // 6))[:2]
 
 
-def _thumbnail(path: Path) -> Image.Image:
+def _thumbnail(path: Path, longest: int = CELL) -> Image.Image:
     with Image.open(path) as image:
         small = image.convert("RGB")
-    small.thumbnail((CELL, CELL), Image.Resampling.LANCZOS)
+    small.thumbnail((longest, longest), Image.Resampling.LANCZOS)
     return small

@@ -9,6 +9,7 @@ import pytest
 from PIL import Image
 
 from toolkit.train import contact_sheet
+from toolkit.train.callbacks.overview import OverviewCallback
 from toolkit.train.contact_sheet import COLUMNS, write_contact_sheet
 
 COLOURS = ("red", "green", "blue")
@@ -63,3 +64,26 @@ def test_more_prompts_than_fit_are_left_out(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr(contact_sheet, "ROWS", 2)
     write_samples(tmp_path, [0], ["a", "b", "c"])
     assert (0, 0, 255) not in counted(write_contact_sheet(tmp_path))
+
+
+def test_images_of_the_training_come_first_in_half_size(tmp_path: Path) -> None:
+    write_samples(tmp_path / "run", [0, 1, 2], ["a cat"])
+    (tmp_path / "data" / "2_more").mkdir(parents=True)
+    for index in range(20):
+        Image.new("RGB", (64, 64), (255, index * 10, 255)).save(tmp_path / "data" / "2_more" / f"{index:02}.png")
+    (tmp_path / "data" / "2_more" / "00.txt").write_text("a caption")
+    callback = OverviewCallback(tmp_path / "run", [tmp_path / "data"])
+    callback.event("save", step=1)
+    assert not (tmp_path / "run" / "samples" / "overview.png").exists()
+    callback.event("sample", step=2)
+    colours = counted(tmp_path / "run" / "samples" / "overview.png")
+    shown = [green for (red, green, blue) in colours if (red, blue) == (255, 255) and green < 200]
+    assert sorted(shown) == [0, 40, 80, 110, 150, 190]  # two of half the size in each of three columns
+    assert colours[255, 0, 255] == 29 * 29 and colours[255, 0, 0] == 64 * 48
+
+
+def test_a_sheet_that_cannot_be_drawn_is_a_warning(tmp_path: Path, caplog) -> None:
+    folder = write_samples(tmp_path, [0], ["a cat"])
+    (folder / "samples" / "000000000_0.png").write_bytes(b"no image")
+    OverviewCallback(folder, []).event("sample", step=0)
+    assert "no sheet of the samples" in caplog.text

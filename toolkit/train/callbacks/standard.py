@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +14,7 @@ from toolkit.run_files import EVENTS, EventLog
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.fluxflow_files import FluxflowFiles
 from toolkit.train.callbacks.metrics import MetricsCallback
+from toolkit.train.callbacks.overview import OverviewCallback
 from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
 from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
 from toolkit.train.callbacks.status import ControlFilesCallback, StatusCallback, ask_to_stop
@@ -23,11 +22,8 @@ from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_save
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Measure, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
-from toolkit.train.contact_sheet import write_contact_sheet
 from toolkit.train.diagrams import GRAPH
 from toolkit.train.run import Callback, Interval, Run
-
-logger = logging.getLogger(__name__)
 
 Event = Callable[..., None]
 """Records an event by name and details: `event("save", step=4)`."""
@@ -67,6 +63,9 @@ class Reporting:
     report: tuple[ToolCallback, ...] = ()
     """Comes behind the status of the run, which it shows."""
 
+    overview: tuple[OverviewCallback, ...] = ()
+    """Has the last word: where the sheet of all samples is."""
+
     @classmethod
     def of(cls, section: TrainerConfig, folder: Path, status: StatusLine) -> Reporting:
         """folder: of the run's files."""
@@ -80,19 +79,18 @@ class Reporting:
         report = (report_at_saves(folder),) if section.logging.report else ()
         events = EventLog(folder / EVENTS)
         listeners: list[Event] = [events.add, *(callback.event for callback in (*tracking, *report))]
+        overview: tuple[OverviewCallback, ...] = ()
         if section.sample and section.sample.overview:
-            listeners.append(partial(_update_sheet, folder))  # behind the log of events, which has the prompts
-        return cls(tracking, _fan_out(listeners), status, report)
+            overview = (OverviewCallback(folder, _folders_of_images(section)),)
+            listeners.append(overview[0].event)  # behind the log of events, which has the prompts
+        return cls(tracking, _fan_out(listeners), status, report, overview)
 
 
-def _update_sheet(folder: Path, event: str, **details: object) -> None:
-    """Draws the sheet of all samples once more; the run goes on where that fails."""
-    if event != "sample":
-        return
-    try:
-        write_contact_sheet(folder)
-    except OSError as error:
-        logger.warning(f"no sheet of the samples: {error}")
+def _folders_of_images(section: TrainerConfig) -> Iterator[Path]:
+    """The folders of the datasets whose images are to be learned, without regularization images."""
+    for dataset in getattr(section, "datasets", ()):
+        if dataset.folder_path and not dataset.is_reg:
+            yield Path(dataset.folder_path).expanduser()
 
 
 def standard_callbacks(
@@ -132,6 +130,7 @@ def standard_callbacks(
         StatusCallback(status, section.logging.log_every),
         *reporting.report,
         WatchdogCallback(),
+        *reporting.overview,
     ]
     return callbacks
 
