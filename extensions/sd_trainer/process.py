@@ -370,10 +370,10 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         if isinstance(dataset, StreamLatents):
             # With low_vram each encoder moves to the device and back: not while a step or a sample is computed.
             workers = 0 if self.section.model.low_vram else workers
-            source = stream_source(
-                dataset.stream, setup.seed, settings.batch_size, dataset.load, workers, run.should_stop
-            )
-            images = -(-settings.batch_size // splits)
+            size, group = self.section.images_per_micro_batch, self.process_group
+            processes = group.rank, group.world_size
+            source = stream_source(dataset.stream, setup.seed, size, dataset.load, workers, run.should_stop, *processes)
+            images = -(-size // splits)
             return _Batches(source, dataset.latent_size, partial(dataset.trial, images), dataset.first)
         loader = BatchLoader(dataset, setup.seed)
         grouped = settings.group_by_length

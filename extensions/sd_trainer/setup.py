@@ -197,6 +197,6 @@ def build_roles(
         stochastic_rounding=section.train.full_bf16,
     )
     if section.train.fused_backward_pass and not role.sharded:
-        several = section.train.gradient_accumulation > 1 or bool(section.train.preservations())
+        several = section.micro_batches_per_step > 1 or bool(section.train.preservations())
         role.optimizer_step = step_in_backward(role, accumulates=several)
     return {NETWORK: role}

@@ -43,7 +43,13 @@ from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.from_config import refuse_arguments
 from toolkit.models.perceptual import PerceptualDistance, load_perceptual
 from toolkit.run_files import EVENTS, EventLog
-from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, evaluating, trained_parameters
+from toolkit.train.autoencoder_step import (
+    Adversary,
+    AutoencoderStep,
+    evaluating,
+    refuse_small_images,
+    trained_parameters,
+)
 from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
@@ -126,14 +132,8 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         for role in self.section.roles():
             self.refuse_optimizer(self.section.role_optimizer(role), f"optimizers.{role}", torch.device("cpu"))
         if settings := self.section.discriminator:
-            least = PatchDiscriminator.smallest(settings.layers)
-            buckets = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
-            small = min((side for bucket in buckets for side in bucket), default=least)
-            if small < least:
-                raise UserError(
-                    f"discriminator.layers: {settings.layers} of them judge patches of at least {least} pixels, and an "
-                    f"image is trained at {small}. Give fewer layers, or a higher resolution."
-                )
+            sizes = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
+            refuse_small_images(settings, sizes)
         for path in self.section.sample.images if self.section.sample else ():
             try:
                 inspect_image(path)
@@ -200,11 +200,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
 
     def weights_writer(self, setup: Setup[VaeData], attached: VaeAttached, reporting: Reporting) -> PrepareNetwork:
         autoencoder, data = attached.model.autoencoder, setup.data
-        if data.stream:
-            pictures = Picture.first_of(data.stream, MEASURED_IMAGES)
-        else:
-            count = min(len(data.items), MEASURED_IMAGES)
-            pictures = tuple(Picture.of(data.items[index * len(data.items) // count]) for index in range(count))
+        pictures = Picture.some_of(data.items, data.stream, MEASURED_IMAGES)
         device = next(autoencoder.module.parameters()).device
 
         def images() -> Iterator[Tensor]:
@@ -288,10 +284,11 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
 
     def _batches(self, data: VaeData, run: Run) -> tuple[BatchSource, Callable[[], PixelBatch]]:
         """What is trained on, and the largest batch of it for a trial."""
-        size, workers = self.section.train.batch_size, max(dataset.num_workers for dataset in self.section.datasets)
+        section, group = self.section, self.process_group
+        size, workers = section.images_per_micro_batch, max(dataset.num_workers for dataset in section.datasets)
         if data.stream:
-            streamed = StreamPixels(data.stream)
-            source = stream_source(data.stream, run.seed, size, streamed.load, workers, run.should_stop)
+            streamed, processes = StreamPixels(data.stream), (group.rank, group.world_size)
+            source = stream_source(data.stream, run.seed, size, streamed.load, workers, run.should_stop, *processes)
             return source, partial(streamed.trial, size)
         loader, of_epoch = PixelLoader(data.items), partial(epoch_batches, data.items, size, run.seed)
 

@@ -303,7 +303,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             name=self.name,
             folder=self.save_root,
             steps=setup.plan.optimizer_steps,
-            grad_accum_steps=self.section.train.gradient_accumulation,
+            grad_accum_steps=self.section.micro_batches_per_step,
             seed=setup.seed,
             roles=attached.roles,
             batches_per_epoch=setup.plan.micro_batches_per_epoch,

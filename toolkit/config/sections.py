@@ -210,6 +210,21 @@ class TrainingSection(RunSection):
     foreign: ClassVar = TRAINING
     on_resume: ClassVar = {"resume": "harmless", "memory_check": "harmless"}
 
+    @property
+    def images_per_step(self) -> int:
+        """Images of an optimizer step, of all processes."""
+        return self.train.batch_size * self.train.gradient_accumulation
+
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step, of all processes."""
+        return self.train.gradient_accumulation
+
+    @property
+    def images_per_micro_batch(self) -> int:
+        """At most `train.batch_size`."""
+        return self.images_per_step // self.micro_batches_per_step
+
     def recorded_settings(self) -> dict[str, Any]:
         """Without where the files are and where to resume from: states of moved runs are equal byte for byte."""
         settings = super().recorded_settings()
@@ -319,6 +334,12 @@ class ImageTrainingSection(DatasetsSection, EvaluationSection):
         """The optimizers of the run, and where their keys are."""
         return [(("train",), self.train)]
 
+    @property
+    def micro_batches_per_step(self) -> int:
+        """Micro-batches of an optimizer step: with several readers of a stream as many for each of them."""
+        readers, wanted = self.streamed.webdataset.readers if self.streamed else 1, self.train.gradient_accumulation
+        return readers * -(-wanted // readers)
+
     def unknown_steps(self) -> bool:
         """Whether a stream of unknown length decides how many optimizer steps the run has."""
         return bool(self.streamed and self.train.epochs and not self.streamed.webdataset.samples)
@@ -333,6 +354,7 @@ class ImageTrainingSection(DatasetsSection, EvaluationSection):
         yield from super().check(job)
         if (stream := self.streamed) is None:
             return
+        yield from self._check_readers(stream.webdataset.readers)
         if self.train.epochs and not stream.webdataset.samples:
             remedy = "Give 'datasets[0].webdataset.samples', or 'train.steps' instead of epochs."
             for key, optimizer in self.optimizers_used():
@@ -346,6 +368,16 @@ class ImageTrainingSection(DatasetsSection, EvaluationSection):
         if self.validation and self.validation.fraction is not None:
             message = "no share of a stream can be held out. Give 'folder_path' with images that are not in it."
             yield Diagnostic(("validation", "fraction"), message)
+
+    def _check_readers(self, readers: int) -> Found:
+        at: KeyPath = ("datasets", 0, "webdataset", "readers")
+        if self.images_per_step % self.micro_batches_per_step:
+            images = f"{self.images_per_step} images of a step (train.batch_size x gradient_accumulation)"
+            message = f"{readers}, and the {images} are no {self.micro_batches_per_step} micro-batches of one size."
+            yield Diagnostic(at, f"{message} Change one of them.")
+        if readers > 1 and self.unknown_steps():
+            message = "above 1, and nobody knows when the stream ends. Give 'webdataset.samples', or 'train.steps'."
+            yield Diagnostic(at, message)
 
 
 class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):

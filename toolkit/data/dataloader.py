@@ -10,7 +10,7 @@ from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
-from itertools import islice
+from itertools import cycle, islice
 from typing import Any, TypeVar
 
 import torch
@@ -186,7 +186,7 @@ class StreamSource:
 
     def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
         """The cursor is the samples read and the stream's own cursor. A sample's number keys all its draws."""
-        number, at = (cursor["samples"], cursor["stream"]) if cursor else (0, None)
+        number, at = (cursor["samples"], _first_place(cursor)) if cursor else (0, None)
         epoch_of = self.epoch_of or (lambda _: 0)
         waiting: list[Any] = []
         for sample, behind in self.read(at):
@@ -208,6 +208,67 @@ class StreamSource:
 
     def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
         return loaded_ahead(self.make_batch, specs, self.workers)
+
+
+@dataclass(frozen=True)
+class SharedStreamSource:
+    """A `BatchSource` of several readers, each with its own shards: micro-batches are of one reader each, by turns.
+
+    A process reads for `own` readers only. The micro-batches of the others are known by their number of samples, which
+    is always the same: a reader goes on into its next epoch within a micro-batch, and each by itself.
+    """
+
+    readers: Sequence[Callable[[Cursor], Iterator[tuple[Any, Cursor]]]]
+    """As `StreamSource.read`, without end."""
+
+    own: frozenset[int]
+    """Indices of the readers of this process."""
+
+    make_batch: Callable[[BatchSpec], Batch]
+    """As of `StreamSource`; called for those of `own` only."""
+
+    batch_size: int
+    workers: int
+    prepare: Callable[[list[Any]], Sequence[Any]]
+    """As of `StreamSource`, like those above."""
+
+    epoch_of: Callable[[Cursor], int]
+    """The epoch of the sample behind a reader's cursor."""
+
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        """The cursor is the samples read and each reader's own cursor, that of others as at the beginning
+        (`collectives.whole_cursor`). An epoch ends with that of the first reader. A sample's number keys all its draws.
+        Of a cursor of another number of readers each begins with the next epoch."""
+        number, places = cursor["samples"] if cursor else 0, self._places(cursor)
+        streams = {index: self.readers[index](places[index]) for index in self.own}
+        for index in cycle(range(len(self.readers))):
+            epoch, found = self.epoch_of(places[index]), list[Any]()
+            if index in streams:
+                read = list(islice(streams[index], self.batch_size))
+                if len(read) < self.batch_size:
+                    return  # they have no end: a stop was requested
+                places[index] = read[-1][1]
+                found = [sample for sample, _ in read]
+            numbers = tuple(range(number, number + self.batch_size))
+            number += self.batch_size
+            spec = BatchSpec(0, numbers, numbers, tuple(self.prepare(found)) if found else ())
+            ends_epoch = index == 0 and self.epoch_of(places[0]) > epoch
+            yield MicroBatch(spec, {"samples": number, "readers": list(places)}, ends_epoch)
+
+    def _places(self, cursor: Cursor) -> list[Cursor]:
+        count = len(self.readers)
+        if not cursor:
+            return [None] * count
+        places = cursor.get("readers", ())
+        return list(places) if len(places) == count else [_first_place(cursor)] * count
+
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        return loaded_ahead(self.make_batch, specs, self.workers)
+
+
+def _first_place(cursor: Cursor) -> Cursor:
+    """Where the stream is, by the cursor of either source; with several readers where the first one is."""
+    return cursor["readers"][0] if "readers" in cursor else cursor["stream"]
 
 
 def _micro_batch(epoch: int, first: int, samples: Sequence[Any], at: Cursor, ends_epoch: bool = False) -> MicroBatch:

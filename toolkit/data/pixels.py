@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from toolkit import seeding
-from toolkit.data.dataloader import StreamSource, halved, loaded_ahead
+from toolkit.data.dataloader import SharedStreamSource, StreamSource, halved, loaded_ahead
 from toolkit.data.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
 from toolkit.data.webdataset import Unreadable
@@ -90,6 +90,14 @@ class Picture:
     def of(cls, item: BucketedSample) -> Picture:
         """An image of a folder."""
         return cls(item.sample.name, partial(load_pixels, item))
+
+    @classmethod
+    def some_of(cls, items: Sequence[BucketedSample], stream: StreamDataset | None, count: int) -> tuple[Picture, ...]:
+        """At most so many images, always the same: of folders evenly from all, of a stream as `first_of`."""
+        if stream:
+            return cls.first_of(stream, count)
+        count = min(len(items), count)
+        return tuple(cls.of(items[index * len(items) // count]) for index in range(count))
 
     @classmethod
     def first_of(cls, stream: StreamDataset, count: int) -> tuple[Picture, ...]:
@@ -173,11 +181,25 @@ def stream_source(
     make_batch: Callable[[BatchSpec], Batch],
     workers: int,
     stopping: Callable[[], bool] = lambda: False,
-) -> StreamSource:
+    rank: int = 0,
+    processes: int = 1,
+) -> StreamSource | SharedStreamSource:
     """The batches of a stream, epoch after epoch; each of one size.
 
-    make_batch: such as `StreamPixels.load`. stopping: whether a stop is requested; servers are then not waited for.
+    batch_size: of a micro-batch (`images_per_micro_batch`). make_batch: such as `StreamPixels.load`. stopping: whether
+    a stop is requested; servers are then not waited for. rank: of so many processes, which divide the readers.
     """
+    count, each = stream.readers, stream.readers % processes == 0
+    if count > 1:
+        return SharedStreamSource(
+            [stream.reader(seed, batch_size, stopping, index) for index in range(count)],
+            frozenset(range(rank, count, processes) if each else range(count)),
+            make_batch,
+            batch_size,
+            workers,
+            stream.of_one_size,
+            stream.shard_stream(seed, batch_size).epoch_of,
+        )
     return StreamSource(
         stream.reader(seed, batch_size, stopping),
         make_batch,

@@ -79,6 +79,7 @@ class StreamDataset:
             epochs = section.train.epochs if section.unknown_steps() else None
             unreadable = Unreadable(settings.webdataset.max_unreadable)
             found = cls(settings, shards, rules, multiple, unreadable, epochs)
+            found.shard_stream(0, 1).share(0, found.readers)  # enough shards
             return replace(found, looked_at=found.first(LOOKED_AT))
         except (UserError, RunError) as error:
             raise UserError(f"datasets[0].url: {error}") from error
@@ -93,6 +94,11 @@ class StreamDataset:
     def samples(self) -> int:
         """Samples of an epoch, as the job gives them; 0: not known."""
         return self.settings.webdataset.samples
+
+    @property
+    def readers(self) -> int:
+        """Readers that share the shards."""
+        return self.settings.webdataset.readers
 
     @property
     def largest(self) -> Size:
@@ -148,10 +154,12 @@ class StreamDataset:
         return ShardStream(self.shards, seed, self._keys, window, batch_size, self.epochs, self.unreadable)
 
     def reader(
-        self, seed: int, batch_size: int, stopping: Callable[[], bool] = lambda: False
+        self, seed: int, batch_size: int, stopping: Callable[[], bool] = lambda: False, index: int = 0
     ) -> Callable[[Cursor], Iterator[tuple[StreamSample, Cursor]]]:
-        """`StreamSource.read` of `shard_stream`, with the captions as they are trained. stopping: its field."""
-        return partial(self._read, replace(self.shard_stream(seed, batch_size), stopping=stopping))
+        """`StreamSource.read` of reader `index` of `shard_stream`, with the captions as they are trained. stopping: its
+        field."""
+        stream = self.shard_stream(seed, batch_size).share(index, self.readers)
+        return partial(self._read, replace(stream, stopping=stopping))
 
     def _read(self, stream: ShardStream, cursor: Cursor) -> Iterator[tuple[StreamSample, Cursor]]:
         for sample, behind in stream.read(cursor):

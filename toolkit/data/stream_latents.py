@@ -20,6 +20,7 @@ from toolkit.data.dataloader import LatentBatch
 from toolkit.data.images import ImageError
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, encoded_by_name
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
+from toolkit.data.webdataset import StreamSample
 from toolkit.interfaces import (
     EMBEDS,
     BatchSpec,
@@ -68,23 +69,29 @@ class StreamLatents:
         items: tuple[StreamItem, ...] = spec.samples
         samples = [self.stream.sample(item.sample) for item in items]
         latents = [self._latents(item, sample) for item, sample in zip(items, samples, strict=True)]
-        captions = [self._caption(item) for item in items]
-        texts = [
-            caption_for_use(caption or "", sample.rules, self._seed, spec.epoch, position)
-            for caption, sample, position in zip(captions, samples, spec.positions, strict=True)
-        ]
-        usable = [one is not None and caption is not None for one, caption in zip(latents, captions, strict=True)]
+        prompts, fitting = self.prompts(spec)
+        usable = [one is not None and fits for one, fits in zip(latents, fitting, strict=True)]
         width, height = self.latent_size(spec)
         grey_CHW = torch.zeros(self.family.latent_channels, height, width, dtype=self.encoder.dtype)
         return LatentBatch(
             latents_BCHW=torch.stack([grey_CHW if one is None else one for one in latents]),
-            prompts=PromptEmbeds.stack([self._text(text) for text in texts]),
+            prompts=prompts,
             control_latents=((),) * len(items),
             spec=spec,
             names=tuple(sample.image for sample in samples),
             loss_weight_B=torch.tensor([self.stream.weight * each for each in usable]),
             extra_prompts=self._extra(samples),
         )
+
+    def prompts(self, spec: BatchSpec) -> tuple[PromptEmbeds, list[bool]]:
+        """The texts of a batch, and whether the model has room for each; one that it has not is counted, and empty."""
+        items: tuple[StreamItem, ...] = spec.samples
+        captions, rules = [self._caption(item) for item in items], self.stream.rules
+        texts = [
+            caption_for_use(caption or "", rules, self._seed, spec.epoch, position)
+            for caption, position in zip(captions, spec.positions, strict=True)
+        ]
+        return PromptEmbeds.stack([self._text(text) for text in texts]), [caption is not None for caption in captions]
 
     def latent_size(self, spec: BatchSpec) -> Size:
         """Width and height of the latents of a batch."""
@@ -97,20 +104,27 @@ class StreamLatents:
     def trial(self, images: int) -> LatentBatch:
         """A batch of so many images of noise at the largest size, with the longest caption of the first samples, to see
         whether it fits into the memory."""
-        looked_at, (width, height) = self.stream.looked_at, self.stream.largest
-        longest = max(looked_at, key=lambda sample: len(sample.caption))
+        width, height = self.stream.largest
         noise_3HW = torch.rand(3, height, width, generator=seeding.generator(0, "trial")) * 2 - 1
         latents_CHW = self.encoder.encode_image(noise_3HW)
-        sample, rows = self.stream.sample(longest), tuple(range(images))
+        sample, rows = self.stream.sample(self._longest), tuple(range(images))
         return LatentBatch(
             latents_BCHW=latents_CHW.expand(images, -1, -1, -1).clone(),
-            prompts=PromptEmbeds.stack([self._text(longest.caption)] * images),
+            prompts=self.trial_prompts(images),
             control_latents=((),) * images,
             spec=BatchSpec(0, rows, rows),
             names=(f"an image of {width}x{height} pixels",) * images,
             loss_weight_B=torch.ones(images),
             extra_prompts=self._extra([sample] * images),
         )
+
+    def trial_prompts(self, images: int) -> PromptEmbeds:
+        """The texts of `trial`."""
+        return PromptEmbeds.stack([self._text(self._longest.caption)] * images)
+
+    @property
+    def _longest(self) -> StreamSample:
+        return max(self.stream.looked_at, key=lambda sample: len(sample.caption))
 
     def _extra(self, samples: Sequence[Sample]) -> dict[str, PromptEmbeds]:
         prompts = [self._extra_prompts(sample) for sample in samples]

@@ -211,17 +211,17 @@ class ShardStream:
     """Whether a stop is requested: `read` then waits for no server, but raises RunError."""
 
     def share(self, index: int, count: int) -> ShardStream:
-        """The stream of process `index` of `count`: every `count`-th shard of each epoch's order, so that all together
-        read each shard once. Each has its own cursor; the loop of a trainer, which has one for all, reads the whole
-        stream in every process instead. Raises UserError when there are fewer shards than processes."""
+        """The stream of reader `index` of `count`: every `count`-th shard of each epoch's order, so that all together
+        read each shard once an epoch. Each has its own cursor. Raises UserError when there are fewer shards than
+        readers."""
         if not 0 <= index < count:
-            raise ValueError(f"process {index} of {count}")
+            raise ValueError(f"reader {index} of {count}")
         if len(self.shards) < count:
-            raise UserError(f"{len(self.shards)} shards cannot be shared by {count} processes. Start at most as many.")
-        return replace(self, index=index, count=count, unreadable=Unreadable(self.unreadable.max_share))
+            raise UserError(f"{len(self.shards)} shards cannot be shared by {count} readers. Give at most as many.")
+        return replace(self, index=index, count=count)
 
     def order(self, epoch: int) -> list[Shard]:
-        """The shards of this process in the order of an epoch: a function of (seed, epoch) and their number, so that
+        """The shards of this reader in the order of an epoch: a function of (seed, epoch) and their number, so that
         they may be moved."""
         keyed = sorted((seeding.key(self.seed, "shards", epoch, at), at) for at in range(len(self.shards)))
         return [self.shards[at] for _, at in keyed][self.index :: self.count]

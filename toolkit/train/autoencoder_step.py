@@ -8,7 +8,7 @@ of the latents), N patches."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -25,7 +25,8 @@ from toolkit.config.autoencoder_losses import (
 )
 from toolkit.data.pixels import PixelBatch
 from toolkit.device import to_device
-from toolkit.interfaces import Backward, BatchSpec, StepLosses, TrainStep
+from toolkit.errors import UserError
+from toolkit.interfaces import Backward, BatchSpec, Size, StepLosses, TrainStep
 from toolkit.models.autoencoder_losses import (
     PIXEL_LOSSES,
     hinge_discriminator,
@@ -49,6 +50,17 @@ class Adversary:
 
     network: PatchDiscriminator
     settings: DiscriminatorConfig
+
+
+def refuse_small_images(settings: DiscriminatorConfig, sizes: Sequence[Size]) -> None:
+    """Raises UserError where an image of these sizes is smaller than the patches that the discriminator judges."""
+    least = PatchDiscriminator.smallest(settings.layers)
+    small = min((side for size in sizes for side in size), default=least)
+    if small < least:
+        raise UserError(
+            f"discriminator.layers: {settings.layers} of them judge patches of at least {least} pixels, and an image "
+            f"is trained at {small}. Give fewer layers, or a higher resolution."
+        )
 
 
 class AutoencoderStep(TrainStep[PixelBatch]):

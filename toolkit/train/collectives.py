@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import DiffusionModel, Network, PromptEmbeds
+from toolkit.interfaces import Cursor, DiffusionModel, Network, PromptEmbeds
 from toolkit.sharded_param import RowShard
 from toolkit.train.accumulation import AccumulationStep
 from toolkit.train.metrics_buffer import StepLossBuffer
@@ -182,6 +182,16 @@ def all_reduce_gradients_and_losses(
     whole = _losses(numbers, accumulation_step, roles, kinds, counts, names)
     whole.shared = set().union(*(report.shared for report in reports))
     return whole
+
+
+def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
+    """The cursor behind a step with each reader's place as the process has it that reads for it (`SharedStreamSource`);
+    other cursors are the same everywhere."""
+    if process_group.is_single_process or not isinstance(cursor, dict) or "readers" not in cursor:
+        return cursor
+    places = process_group.all_gather_object(cursor["readers"])
+    found = [places[index % len(places)][index] for index in range(len(cursor["readers"]))]
+    return {**cursor, "readers": found}
 
 
 def _device(run: Run) -> torch.device:

@@ -286,11 +286,16 @@ def test_a_resolution_too_small_for_the_discriminator_is_told_first(start, strea
 
 
 @pytest.mark.slow
-def test_two_ranks_train_on_a_stream_what_one_trains(write_job, streamed, shards: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize("readers", [1, 2])
+def test_two_ranks_train_on_a_stream_what_one_trains(
+    write_job, streamed, shards: Path, tmp_path: Path, readers: int
+) -> None:
     found = []
     for processes in (1, 2):
-        section = streamed(f"{shards}/*.tar", {"window": 4}, 1, training_folder=f"of_{processes}", **GAN)
-        section["train"] |= {"steps": 6, "batch_size": 3}
+        section = streamed(
+            f"{shards}/*.tar", {"window": 4, "readers": readers}, 1, training_folder=f"of_{processes}", **GAN
+        )
+        section["train"] |= {"steps": 6, "batch_size": 2 + readers % 2}
         launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
         arguments = [*(launcher if processes > 1 else []), str(ROOT / "run.py"), str(write_job(section))]
         result = subprocess.run(

@@ -93,10 +93,10 @@ def test_a_stream_over_connections_that_break_is_the_stream_from_disk(folder: Pa
 
 
 @pytest.mark.parametrize("window", [1, 6])
-def test_processes_share_the_shards_without_repeating_any(folder: Path, window: int) -> None:
+def test_readers_share_the_shards_without_repeating_any(folder: Path, window: int) -> None:
     parts = [captions(stream(folder, window=window, epochs=1).share(index, 3).read(None)) for index in range(3)]
     assert sorted(caption for part in parts for caption in part) == ALL and all(parts)
-    with pytest.raises(UserError, match="4 shards cannot be shared by 5 processes"):
+    with pytest.raises(UserError, match="4 shards cannot be shared by 5 readers"):
         stream(folder).share(0, 5)
 
 
