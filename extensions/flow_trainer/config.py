@@ -8,9 +8,10 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 from pydantic import Field
 
-from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.autoencoder import LEVELS, WITHOUT_NORMS, AutoencoderConfig, without_norms
 from toolkit.config.autoencoder_losses import (
     DISCRIMINATOR,
+    TINY,
     VAE,
     DiscriminatorConfig,
     LossesConfig,
@@ -60,13 +61,18 @@ SLOW = 1e-5
 TEXT_SHARE = 0.1
 """The text encoder's learning rate where none is given, as a share of the flow model's."""
 
+MEASURE_EVERY = 100
+"""Steps between two measurements of the scale of the latents of an autoencoder that began with random weights."""
+
 RESERVED_NAMES = ("start", "state", "samples", "control", "superseded")
 """Other folders in the folder of a run, next to the model's own folder `<name>/`."""
 
 if TYPE_CHECKING:  # the checker knows no Literal that is computed
+    AutoencoderClass = str
     ClassName = str
     Prediction = str
 else:
+    AutoencoderClass = Literal[tuple(LEVELS)]
     ClassName = Literal[tuple(TRANSFORMERS)]
     Prediction = Literal[PREDICTIONS]
 
@@ -119,6 +125,21 @@ class TextEncoderConfig(StrictModel):
     }
 
 
+class NewAutoencoderConfig(StrictModel):
+    """`model.new_vae`: an autoencoder of diffusers with random weights, which is trained along."""
+
+    class_name: AutoencoderClass = "AutoencoderKL"
+    """Class of diffusers."""
+
+    config: dict[str, Any] = Field(default_factory=dict)
+    """Arguments of the class, as of a `vae_trainer`."""
+
+    initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
+    """The log variance of the latents at the start."""
+
+    on_resume: ClassVar = {ALL_OTHERS: "impossible"}
+
+
 class FlowModelConfig(StrictModel):
     """`model`: what is trained, and on which latents."""
 
@@ -134,7 +155,10 @@ class FlowModelConfig(StrictModel):
 
     vae: PathStr = ""
     """Folder of the autoencoder, or of a model with one in `vae/`. Beside `name_or_path` it replaces the one there,
-    which must have as many channels. Required without `name_or_path`."""
+    which must have as many channels. Required without `name_or_path` and `new_vae`."""
+
+    new_vae: NewAutoencoderConfig | None = None
+    """An autoencoder with random weights, with the section `autoencoder`, which trains it."""
 
     text_encoder: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
     """The text encoder."""
@@ -147,6 +171,8 @@ class FlowModelConfig(StrictModel):
 
     def autoencoder(self) -> AutoencoderConfig:
         """The autoencoder, as other trainers name it."""
+        if new := self.new_vae:
+            return AutoencoderConfig(class_name=new.class_name, config=new.config, initial_logvar=new.initial_logvar)
         return AutoencoderConfig(name_or_path=self.vae or self.name_or_path)
 
     def is_yet_to_come(self, job: JobContext) -> bool:
@@ -188,8 +214,13 @@ class FlowModelConfig(StrictModel):
         patch = self.transformer.config.get("patch_size", 1)
         if type(patch) is not int or patch < 1:
             yield Diagnostic(("transformer", "config", "patch_size"), f"{patch!r} is not a whole number above 0.")
-        if not self.name_or_path and not self.vae:
-            yield Diagnostic(("vae",), "required. Give the folder of an autoencoder, such as a vae_trainer wrote.")
+        if self.new_vae:
+            for key in ("name_or_path", "vae"):
+                if getattr(self, key):
+                    yield Diagnostic(("new_vae",), f"has no effect beside 'model.{key}'. Leave one of them out.")
+        elif not self.name_or_path and not self.vae:
+            remedy = "Give the folder of an autoencoder, such as a vae_trainer wrote, or 'new_vae'."
+            yield Diagnostic(("vae",), f"required. {remedy}")
         if self.vae:
             for found in AutoencoderConfig(name_or_path=self.vae).check(job):
                 yield Diagnostic(("vae",), found.message)
@@ -248,8 +279,7 @@ def yet_to_come(path: str, job: JobContext) -> bool:
 
 
 class AlongConfig(StrictModel):
-    """`autoencoder`: trains the autoencoder along with the flow model, on the same images. The scale of its latents
-    stays as it was."""
+    """`autoencoder`: trains the autoencoder along with the flow model, on the same images."""
 
     train: Annotated[Literal["all", "decoder"], *literal_with_aliases("all", "decoder")] = "all"
     """What of it is trained. decoder: the latents stay what they are."""
@@ -262,6 +292,13 @@ class AlongConfig(StrictModel):
 
     discriminator: DiscriminatorConfig | None = None
     """Adversarial training; none without this section."""
+
+    measure_every: int | None = Field(default=None, ge=0, le=1_000_000)
+    """Optimizer steps of the autoencoder until the scale of its latents is measured again, by which the flow model's
+    latents have a standard deviation of about 1. 0: it stays as it was. None: 100 for random weights, else 0."""
+
+    measured_images: int = Field(default=64, ge=1, le=10_000)
+    """Training images by which the scale is measured, evenly from all; of a stream its first ones."""
 
     on_resume: ClassVar = {"discriminator": "impossible", "train": "impossible", "spade": "impossible"}
 
@@ -320,6 +357,13 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
         along = self.autoencoder
         text = (TEXT_ENCODER,) if self.trains_text() else ()
         return (FLOW, *text, *((VAE,) if along else ()), *((DISCRIMINATOR,) if along and along.discriminator else ()))
+
+    def measure_every(self) -> int:
+        """Steps between two measurements of the latents' scale; 0: it is not measured."""
+        if self.autoencoder is None:
+            return 0
+        given = self.autoencoder.measure_every
+        return given if given is not None else MEASURE_EVERY if self.model.new_vae else 0
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The optimizer of a role: what its entry does not give comes from `train`."""
@@ -392,14 +436,21 @@ class FlowTrainerConfig(ImageTrainingSection, TrainerConfig):
 
     def _check_autoencoder(self) -> Iterator[Diagnostic]:
         if along := self.autoencoder:
-            if self.streamed:
-                message = "is not trained along on a stream yet. Train it before, by a vae_trainer, and leave this out."
-                yield Diagnostic(("autoencoder",), message)
-            for found in check_losses(along.losses, along.discriminator, has_no_kl=False):
+            new = self.model.new_vae
+            has_no_kl = new is not None and new.class_name == TINY
+            for found in check_losses(along.losses, along.discriminator, has_no_kl):
                 yield Diagnostic(("autoencoder", *found.key), found.message)
+            if new and along.train != "all":
+                message = f"{along.train!r}, and the encoder has random weights ('model.new_vae'). Leave it out."
+                yield Diagnostic(("autoencoder", "train"), message)
+            if new and along.spade and new.class_name in WITHOUT_NORMS:
+                yield Diagnostic(("autoencoder", "spade"), without_norms(new.class_name))
             if self.validation and along.train == "all":
                 message = "measures on the latents as they were before, and 'autoencoder' changes them. Leave it out."
                 yield Diagnostic(("validation",), message)
+        elif self.model.new_vae:
+            message = "random weights that are not trained give noise. Add the section 'autoencoder', or give 'vae'."
+            yield Diagnostic(("model", "new_vae"), message)
         for role in (VAE, DISCRIMINATOR):
             if role in self.optimizers.model_fields_set and role not in self.roles():
                 section = "'autoencoder'" if role == VAE else "'autoencoder.discriminator'"

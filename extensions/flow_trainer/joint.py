@@ -1,24 +1,29 @@
 """Training an autoencoder along with the flow model on its latents: both losses on each batch.
 
 The flow model sees the mean of the latents as the autoencoder encodes them at that step, and its loss does not reach
-the encoder: latents that are easy to predict, because they say less, would lower it. The scale of the latents stays
-what it was, as the flow model knows it.
+the encoder: latents that are easy to predict, because they say less, would lower it. Their scale is measured from time
+to time where the job says so (`LatentScale`), else it stays what it was.
 
-Shape suffixes: B batch, H/W height and width in pixels, of the mask in latent pixels; h/w those of a reference."""
+Shape suffixes: B batch, C latent channels (1: one scale for all), H/W height and width in pixels, of the mask in latent
+pixels; h/w those of a reference."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
+import torch
 from torch import Tensor
 
 from toolkit.data.dataloader import BatchLoader, LatentBatch, halved, loaded_ahead
 from toolkit.data.images import ImageError
-from toolkit.data.pixels import PixelBatch
+from toolkit.data.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
+from toolkit.data.stream_latents import StreamLatents
 from toolkit.errors import RunError
 from toolkit.interfaces import Backward, BatchSpec, DiffusionModel, PromptEmbeds, StepLosses, TrainStep
-from toolkit.train.autoencoder_step import AutoencoderStep
+from toolkit.models.autoencoders import Autoencoder, measure_latents
+from toolkit.train.autoencoder_step import AutoencoderStep, evaluating
 from toolkit.train.flow_step import FlowMatchingStep
 
 
@@ -64,9 +69,9 @@ class JointBatch:
 
 @dataclass(frozen=True)
 class JointLoader:
-    """Batches of both."""
+    """Batches of folders."""
 
-    pixels: Callable[[BatchSpec], PixelBatch]
+    pixels: PixelLoader
     encoded: BatchLoader
     """Of the texts and masks."""
 
@@ -77,11 +82,72 @@ class JointLoader:
             references = tuple(dataset.encoder.reference_pixels(dataset.items[index]) for index in spec.items)
         except ImageError as error:
             raise RunError(f"{error}. It was changed since the run began.") from error
-        return JointBatch(self.pixels(spec), self.encoded.prompts(spec), references, self.encoded.masks(spec))
+        return JointBatch(self.pixels.load(spec), self.encoded.prompts(spec), references, self.encoded.masks(spec))
 
     def prefetch(self, specs: Iterable[BatchSpec], workers: int) -> Iterator[JointBatch]:
         """The batches in the order of `specs`, prefetched by `workers` threads; 0 loads in this thread."""
         return loaded_ahead(self.load, specs, workers)
+
+
+@dataclass(frozen=True)
+class JointStream:
+    """Batches of a stream."""
+
+    pixels: StreamPixels
+    encoded: StreamLatents
+    """Of the texts."""
+
+    def load(self, spec: BatchSpec) -> JointBatch:
+        """The batch on the CPU. What of it cannot be used is treated as by `pixels` and `encoded`."""
+        pixels, (prompts, fitting) = self.pixels.load(spec), self.encoded.prompts(spec)
+        weight_B = pixels.loss_weight_B * torch.tensor(fitting)
+        return JointBatch(replace(pixels, loss_weight_B=weight_B), prompts, ((),) * len(pixels))
+
+    def trial(self, images: int) -> JointBatch:
+        """A batch of so many images of noise at the largest size, to see whether it fits into the memory."""
+        return JointBatch(self.pixels.trial(images), self.encoded.trial_prompts(images), ((),) * images)
+
+
+class LatentScale:
+    """Mean and standard deviation of the latents by some images, measured again every so many steps.
+
+    `vectors` are its state; what they say counts from `apply` on.
+    """
+
+    def __init__(self, autoencoder: Autoencoder, pictures: Sequence[Picture], every: int) -> None:
+        self._autoencoder, self._pictures, self._every = autoencoder, pictures, every
+        self._scale_2C, self._age = self._present(), torch.zeros((), dtype=torch.int64)
+
+    def vectors(self) -> dict[str, Tensor]:
+        """Mean and standard deviation [2, C], and the steps since they were measured; changed in place."""
+        return {"latent_scale": self._scale_2C, "latent_scale_age": self._age}
+
+    def apply(self) -> None:
+        """Makes the autoencoder normalise by it."""
+        self._autoencoder.set_scale(self._autoencoder.normalisation(*self._scale_2C))
+
+    def after_step(self, step_ok: Tensor) -> dict[str, Tensor]:
+        """Measures where it is time to. Raises RunError where the latents have collapsed."""
+        self._age += 1
+        if int(self._age) >= self._every:
+            self._age.zero_()
+            self._autoencoder.set_scale(scale_by(self._autoencoder, self._pictures))
+            self._scale_2C.copy_(self._present())
+            self.apply()
+        return {}
+
+    def _present(self) -> Tensor:
+        return torch.stack(
+            [part.flatten() for part in self._autoencoder.latent_statistics(torch.zeros((), dtype=torch.float64))]
+        )
+
+
+def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str, Any]:
+    """`Autoencoder.normalisation` by the latents of these images. Raises RunError as `measure_latents`."""
+    device = next(autoencoder.module.parameters()).device
+    with evaluating(autoencoder):
+        images = (picture.pixels()[None].to(device) for picture in pictures)
+        return autoencoder.normalisation(*measure_latents(lambda pixels: autoencoder.encode(pixels)[0], images))
 
 
 class JointStep(TrainStep[JointBatch]):

@@ -114,7 +114,9 @@ def _parts(section: FlowTrainerConfig) -> Iterator[str]:
         if text.projection_dim:
             yield f"Auto-created projection of the text embeddings to {text.projection_dim}"
     vae = model.vae or model.name_or_path
-    if along := section.autoencoder:
+    if new := model.new_vae:
+        yield f"Auto-created vae: {new.class_name}{_listed(new.config)}, trained along"
+    elif along := section.autoencoder:
         yield f"trained along: {'the decoder of ' if along.train == 'decoder' else ''}the autoencoder in {vae}"
     else:
         yield f"Freezing vae ({vae})"

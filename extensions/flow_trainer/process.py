@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, cast
@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
-from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep
+from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
 from extensions.flow_trainer.memory_plan import step_shape, transformer_of
 from extensions.flow_trainer.plan import pixels_at_once, plan_items
 from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
@@ -27,7 +27,7 @@ from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.fingerprint import DatasetHashes, fingerprint
 from toolkit.data.latent_cache import CacheStores, EncodedDataset, ItemEncoder, encode_items
-from toolkit.data.pixels import PixelLoader, stream_source
+from toolkit.data.pixels import Picture, PixelLoader, StreamPixels, stream_source
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
@@ -38,8 +38,10 @@ from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Network, 
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
 from toolkit.memory.estimate import machine_of
+from toolkit.models.autoencoders import KINDS
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.from_config import refuse_arguments
 from toolkit.models.latent_flow.family import (
     FAMILY,
     encoder_positions,
@@ -52,7 +54,7 @@ from toolkit.models.latent_flow.text import refuse_encoder
 from toolkit.models.perceptual import PerceptualDistance, load_perceptual
 from toolkit.networks.full import FullNetwork, modules_with_weights
 from toolkit.optim.optimizer_args import optimizer_bytes
-from toolkit.train.autoencoder_step import Adversary, trained_parameters
+from toolkit.train.autoencoder_step import Adversary, refuse_small_images, trained_parameters
 from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
@@ -126,7 +128,10 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
     # ------------------------------------------------------------ before anything expensive
 
     def scan(self) -> FlowData:
-        return FlowData(self.section.scan(), self.section.stream())
+        stream, along = self.section.stream(), self.section.autoencoder
+        if stream and along and along.discriminator:
+            stream = replace(stream, least_side=PatchDiscriminator.smallest(along.discriminator.layers))
+        return FlowData(self.section.scan(), stream)
 
     def fingerprint(self, data: FlowData) -> DatasetHashes:
         return data.stream.hashes() if data.stream else fingerprint(data.scanned[0].samples)
@@ -141,6 +146,10 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
     def refuse(self, data: FlowData, plan: RunPlan) -> None:
         _ = self._perceptual  # its files are read before anything else
         self._refuse_parts()
+        if (along := self.section.autoencoder) and along.discriminator:
+            sizes = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
+            with _within("autoencoder."):
+                refuse_small_images(along.discriminator, sizes)
         device = pick_device(self.section.device, quiet=True)
         for role in self.section.roles():
             given = role in self.section.optimizers.model_fields_set
@@ -154,6 +163,8 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             if fault := FAMILY.config_error(model.folder()):
                 raise UserError(f"model.name_or_path: {fault}")
             return
+        if new := model.new_vae:
+            refuse_arguments(KINDS[new.class_name].model_class, new.config, "model.new_vae.config")
         text = model.text_encoder
         if text.name_or_path:
             encoder, tokenizer = text_folders(model)
@@ -162,7 +173,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
                 raise UserError(f"model.text_encoder.tokenizer: {tokenizer} is not a folder. Give that of a tokenizer.")
             width, most = encoder_width(encoder), encoder_positions(encoder)
         else:
-            with _within_model():
+            with _within("model."):
                 refuse_encoder(text.config)
             width, most = text.config.get("hidden_size", 768), text.config.get("max_position_embeddings")
         if most and most < text.max_tokens:
@@ -170,7 +181,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
                 f"model.text_encoder.max_tokens: {text.max_tokens}, and the text encoder has positions for {most}."
             )
         transformer, channels = model.transformer, model.family().latent_channels
-        with _within_model():
+        with _within("model."):
             refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
 
     def check_base(self, resumption: ResumePlan) -> None:
@@ -208,7 +219,12 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         data = setup.data
         samples = data.stream.first(CAPTIONS) if data.stream else data.scanned[0].samples
         captions = (sample.caption for sample in samples)
-        write_start(self.section.model, self._start, captions, setup.seed)
+        write_start(self.section.model, self._start, captions, setup.seed, self._measured(data), setup.device)
+
+    def _measured(self, data: FlowData) -> tuple[Picture, ...]:
+        """The images by which the scale of the latents is measured."""
+        along = self.section.autoencoder
+        return Picture.some_of(data.items, data.stream, along.measured_images) if along else ()
 
     def encode(self, setup: Setup[FlowData], model: LatentFlowModel) -> FlowEncoded:
         section, stores = self.section, CacheStores(self.training_folder)
@@ -299,10 +315,13 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         autoencoder.module.train()
         if settings.discriminator:
             network = PatchDiscriminator(settings.discriminator.channels, settings.discriminator.layers, setup.seed)
-            continue_discriminator(network, self.section.model.autoencoder().folder())
+            if not self.section.model.new_vae:
+                continue_discriminator(network, self.section.model.autoencoder().folder())
             adversary = Adversary(network.to(setup.device), settings.discriminator)
         perceptual = self._perceptual.to(setup.device) if self._perceptual else None
-        return Along(autoencoder, adversary, perceptual)
+        every = self.section.measure_every()
+        scale = LatentScale(autoencoder, self._measured(setup.data), every) if every else None
+        return Along(autoencoder, adversary, perceptual, scale)
 
     @cached_property
     def _perceptual(self) -> PerceptualDistance | None:
@@ -317,6 +336,8 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         parameters = trained_parameters(along.autoencoder, self.section.autoencoder.train)
         ema, steps, group = self.section.train.ema_config, setup.plan.optimizer_steps, self.process_group
         roles = {VAE: build_role(self.section.role_optimizer(VAE), parameters, steps, setup.seed, group, ema)}
+        if scale := along.scale:
+            roles[VAE].after_step, roles[VAE].buffers = scale.after_step, scale.vectors()
         if along.adversary:
             network, own = along.adversary.network, self.section.role_optimizer(DISCRIMINATOR)
             weights = dict(network.named_parameters())
@@ -351,7 +372,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         )
         role.every = own.every
         if settings.fused_backward_pass:
-            role.optimizer_step = step_in_backward(role, accumulates=settings.gradient_accumulation > 1)
+            role.optimizer_step = step_in_backward(role, accumulates=self.section.micro_batches_per_step > 1)
         return role
 
     def weights_writer(self, setup: Setup[FlowData], attached: FlowAttached, reporting: Reporting) -> PrepareNetwork:
@@ -375,19 +396,22 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         named = FlowSettings.named_in(settings)
         flow = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=tuple(attached.networks), **named)
         step: TrainStep[Any] = flow
+        if (along := attached.along) and self.section.autoencoder:
+            step = JointStep(along.step(self.section.autoencoder.losses, setup.seed, self._dtype), flow, model)
+            if along.scale:
+                along.scale.apply()
         workers, dataset = max(entry.num_workers for entry in self.section.datasets), encoded.dataset
         source: BatchSource
         largest: Callable[[], LatentBatch | JointBatch]
         if isinstance(dataset, StreamLatents):
-            size, stopping = settings.batch_size, run.should_stop
-            source = stream_source(dataset.stream, setup.seed, size, dataset.load, workers, stopping)
-            largest = partial(dataset.trial, size)
+            size, stopping, group = self.section.images_per_micro_batch, run.should_stop, self.process_group
+            processes = group.rank, group.world_size
+            of_stream = JointStream(StreamPixels(dataset.stream), dataset) if along else dataset
+            source = stream_source(dataset.stream, setup.seed, size, of_stream.load, workers, stopping, *processes)
+            largest = partial(of_stream.trial, size)
         else:
             of_flow = BatchLoader(dataset, setup.seed)
-            loader: BatchLoader | JointLoader = of_flow
-            if (along := attached.along) and self.section.autoencoder:
-                step = JointStep(along.step(self.section.autoencoder.losses, setup.seed, self._dtype), flow, model)
-                loader = JointLoader(PixelLoader(items).load, of_flow)
+            loader = JointLoader(PixelLoader(items), of_flow) if along else of_flow
             batches_of_epoch = partial(epoch_batches, items, settings.batch_size, run.seed)
             source = EpochSource(batches_of_epoch, partial(loader.prefetch, workers=workers))
             largest = partial(self._largest, loader, items, batches_of_epoch, run)
@@ -427,12 +451,12 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
 
 
 @contextmanager
-def _within_model() -> Iterator[None]:
+def _within(section: str) -> Iterator[None]:
     """Puts the section before the key that a message begins with."""
     try:
         yield
     except UserError as error:
-        raise UserError(f"model.{error}") from error
+        raise UserError(f"{section}{error}") from error
 
 
 def _pixels(items: tuple[BucketedSample, ...], spec: BatchSpec) -> int:

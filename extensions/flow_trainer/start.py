@@ -9,22 +9,38 @@ import logging
 from collections.abc import Iterable
 from pathlib import Path
 
+import torch
+
 from extensions.flow_trainer.config import FlowModelConfig
+from extensions.flow_trainer.joint import scale_by
+from toolkit.config.autoencoder import PART
+from toolkit.data.pixels import Picture
 from toolkit.errors import RunError, UserError
 from toolkit.files import atomic_write_dir
+from toolkit.models.autoencoders import Autoencoder, make_autoencoder
 from toolkit.models.hub import download_encoder
 from toolkit.models.latent_flow import new
 from toolkit.models.latent_flow.family import FAMILY
 from toolkit.models.loading import weights_hash
 from toolkit.models.parts import place_parts
+from toolkit.networks.save import to_cpu_copies
+from toolkit.train.autoencoder_writer import write_autoencoder
 
 logger = logging.getLogger(__name__)
 
 START = "start"
 
 
-def write_start(model: FlowModelConfig, folder: Path, captions: Iterable[str], seed: int) -> None:
-    """Writes the folder, anew where it is there. captions: of all images, for a tokenizer."""
+def write_start(
+    model: FlowModelConfig,
+    folder: Path,
+    captions: Iterable[str],
+    seed: int,
+    pictures: Iterable[Picture] = (),
+    device: torch.device | str = "cpu",
+) -> None:
+    """Writes the folder, anew where it is there. captions: of all images, for a tokenizer. pictures: by which the scale
+    of the latents of random weights is measured, on this device."""
     with atomic_write_dir(folder) as made:
         if model.name_or_path:
             place_parts(model.folder(), made, without={"vae"} if model.vae else ())
@@ -34,7 +50,10 @@ def write_start(model: FlowModelConfig, folder: Path, captions: Iterable[str], s
             new.write_index(made, own.prediction, own.max_tokens)
             return
         text = model.text_encoder
-        new.place_autoencoder(made, model.autoencoder().folder())
+        if model.new_vae:
+            _write_new_vae(made / PART, make_autoencoder(model.autoencoder(), seed, torch.device(device)), pictures)
+        else:
+            new.place_autoencoder(made, model.autoencoder().folder())
         if text.name_or_path:
             new.place_text_encoder(made, *text_folders(model))
         else:
@@ -45,6 +64,12 @@ def write_start(model: FlowModelConfig, folder: Path, captions: Iterable[str], s
         new.write_scheduler(made)
         new.write_index(made, model.prediction, text.max_tokens)
     logger.info(f"wrote the model as it begins to {folder}")
+
+
+def _write_new_vae(part: Path, autoencoder: Autoencoder, pictures: Iterable[Picture]) -> None:
+    part.mkdir()
+    weights = to_cpu_copies(autoencoder.module.state_dict(), "float32")
+    write_autoencoder(part, autoencoder, weights, scale_by(autoencoder, pictures))
 
 
 def copy_start(source: Path, folder: Path) -> None:
@@ -65,7 +90,7 @@ def require_start(folder: Path, checkpoint: Path) -> None:
 
 def source_hashes(model: FlowModelConfig) -> dict[str, str]:
     """The hashes of the folders that the model is made of, by their key."""
-    folders = {"model.vae": model.autoencoder().folder()}
+    folders = {} if model.new_vae else {"model.vae": model.autoencoder().folder()}
     if model.name_or_path:
         folders["model.name_or_path"] = model.folder()
     elif model.text_encoder.name_or_path:

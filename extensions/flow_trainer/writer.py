@@ -5,13 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from safetensors import SafetensorError
 from torch import Tensor
 
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER
+from extensions.flow_trainer.joint import LatentScale
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, LossesConfig
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.errors import RunError
@@ -36,6 +37,8 @@ class Along:
     autoencoder: Autoencoder
     adversary: Adversary | None
     perceptual: PerceptualDistance | None
+    scale: LatentScale | None = None
+    """Where the scale of the latents is measured meanwhile."""
 
     def step(self, losses: LossesConfig, seed: int, dtype: torch.dtype) -> AutoencoderStep:
         """Its own part of the step. dtype: of the computation."""
@@ -73,20 +76,21 @@ class FlowWriter:
         }
         if self.along:
             weights |= self.along.copied(run, self.save.dtype)
+        config = self.along.autoencoder.config() if self.along else {}  # as it is now
 
         def write() -> list[Path]:
             if path.exists() and not (path / INDEX).is_file():
                 raise RunError(f"{path}: holds something else than a model. Move it away, or rename the job.")
             try:
                 with atomic_write_dir(path) as folder:
-                    self._write(folder, weights)
+                    self._write(folder, weights, config)
             except (OSError, SafetensorError) as error:
                 raise RunError(f"{path}: cannot be written: {error}") from error
             return [path]
 
         return write
 
-    def _write(self, folder: Path, weights: Mapping[str, dict[str, Tensor]]) -> None:
+    def _write(self, folder: Path, weights: Mapping[str, dict[str, Tensor]], config: Mapping[str, Any]) -> None:
         parts = {FLOW: "transformer", TEXT_ENCODER: "text_encoder", VAE: "vae"}
         written = {role: parts[role] for role in weights if role in parts}
         place_parts(self.start, folder, without=set(written.values()))
@@ -95,8 +99,8 @@ class FlowWriter:
         write_shards(folder / parts[FLOW], weights[FLOW], self.save.dtype, None)
         if TEXT_ENCODER in weights:
             _write_text_encoder(folder / parts[TEXT_ENCODER], weights[TEXT_ENCODER])
-        if self.along:  # the latents keep the scale that they had
-            write_autoencoder(folder / parts[VAE], self.along.autoencoder, weights[VAE], scale={})
+        if self.along:
+            write_autoencoder(folder / parts[VAE], self.along.autoencoder, weights[VAE], config)
         if DISCRIMINATOR in weights:
             write_safetensors_verified(folder / parts[VAE] / DISCRIMINATOR_FILE, weights[DISCRIMINATOR], None)
 

@@ -71,6 +71,11 @@ class Autoencoder:
         return like.new_tensor(mean), like.new_tensor(1 / scale)
 
     # ------------------------------------------------------------ what they share
+
+    def set_scale(self, scale: Mapping[str, Any]) -> None:
+        """From here on latents are normalised by these entries of config.json (`normalisation`)."""
+        self.module.register_to_config(**scale)
+
     def normalised(self, latents_BCHW: Tensor) -> Tensor:
         """Latents as a diffusion model takes them, of those that `encode` gives."""
         mean, std = self.latent_statistics(latents_BCHW)

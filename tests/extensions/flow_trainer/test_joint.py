@@ -10,8 +10,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from extensions.flow_trainer.joint import JointLoader, JointStep
+from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep
+from tests.extensions.flow_trainer.conftest import load_pixels_of
+from tests.extensions.vae_trainer.conftest import SMALL
+from tests.toolkit.data.shard_server import png, write_shard, write_tar
 from toolkit.errors import UserError
+from toolkit.models.autoencoders import load_autoencoder, measure_latents
 
 ALONG = {
     "losses": {"kl": 1e-4, "kl_warmup_steps": 0},
@@ -92,9 +96,109 @@ def test_halves_of_a_batch_have_the_losses_of_the_whole(monkeypatch, start, flow
         torch.testing.assert_close(loss_B, torch.cat([part[role] for part in parts]), rtol=1e-4, atol=1e-5)
 
 
+# ------------------------------------------------------------ from nothing
+
+NEW = {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"]}
+
+
+def scale_of(folder: Path) -> tuple[float, float]:
+    config = json.loads((folder / "vae" / "config.json").read_text())
+    return config["scaling_factor"], config["shift_factor"]
+
+
+def measured_scale(folder: Path, pictures: Path) -> tuple[float, float]:
+    """Of the autoencoder in a model folder, by these images."""
+    autoencoder = load_autoencoder(folder)
+    images = map(load_pixels_of, sorted(pictures.glob("*.png")))
+    with torch.no_grad():
+        found = autoencoder.normalisation(*measure_latents(lambda pixels: autoencoder.encode(pixels)[0], images))
+    return found["scaling_factor"], found["shift_factor"]
+
+
+def test_an_autoencoder_from_nothing_has_the_scale_of_its_latents_at_each_measurement(
+    start, flow_job, make_pictures, tmp_path: Path
+) -> None:
+    """In `start/` that of the random weights; after steps 2 and 4 that of then, which step 3 still has."""
+    along, pictures = {**ALONG, "measure_every": 2}, make_pictures(tmp_path / "data", *"abc", size=(32, 32))
+    model, save = {"new_vae": NEW, "vae": ""}, {"save_every": 1, "dtype": "float32"}
+    folder = start(flow_job(pictures, model=model, autoencoder=along, optimizers={"vae": {"lr": 1e-2}}, save=save))
+    saved = [folder / name for name in ("start", *(f"job_{step:09}" for step in (1, 2, 3)), "job")]
+    scales = [scale_of(path) for path in saved]
+    own = [measured_scale(path, pictures) for path in saved]
+    assert scales[0] == pytest.approx(own[0]) and scales[2] == pytest.approx(own[2])
+    assert scales[4] == pytest.approx(own[4])
+    assert scales[1] == pytest.approx(scales[0]) and scales[3] == scales[2]
+    assert len({round(scale, 3) for scale, _ in (scales[0], scales[2], scales[4])}) == 3
+
+
+@pytest.mark.parametrize("streamed", [pytest.param(False, marks=pytest.mark.slow), True])
+def test_both_from_nothing_go_on_to_the_same_bytes(
+    start, flow_job, pictures: Path, tmp_path: Path, streamed: bool
+) -> None:
+    """Of which the scale is measured at steps that are not those of a state."""
+    dataset: dict = {"folder_path": str(pictures), "resolution": 32}
+    if streamed:
+        for number in range(3):
+            write_shard(tmp_path / "shards" / f"{number}.tar", 4, size=((40, 32), (32, 40))[number % 2])
+        dataset = {"url": f"{tmp_path}/shards/*.tar", "resolution": 32, "webdataset": {"window": 4}}
+
+    def job(steps: int, **more: object) -> dict:
+        along = {**ALONG, "measure_every": 3, "measured_images": 2}
+        model, own = {"new_vae": NEW, "vae": ""}, {**dataset, **more, "caption_dropout_rate": 0.3}
+        keys = {"autoencoder": along, "datasets": [own], "save": {"save_every": 2}}
+        return flow_job(pictures, model=model, train={**TRAIN, "steps": steps}, **keys)
+
+    whole = start(job(6)).rename(tmp_path / "whole")
+    start(job(4))
+    again = start(job(6, num_workers=2))
+    files = [f"state/step_000000006/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
+    files += ["job/vae/config.json", "job/vae/diffusion_pytorch_model.safetensors", "start/vae/config.json"]
+    assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
+    assert scale_of(whole / "job_000000002") == scale_of(whole / "start") != scale_of(whole / "job")
+
+
+def test_a_damaged_image_of_a_stream_counts_in_no_loss(start, flow_job, tmp_path: Path, monkeypatch) -> None:
+    write_shard(tmp_path / "0.tar", 3, size=(32, 32))
+    image = png((9, 9, 9), (32, 32))
+    broken = {"a.png": image[:50] + b"????" + image[54:], "a.json": b'{"prompt": "broken"}'}
+    write_tar(tmp_path / "1.tar", broken)
+    seen: dict[str, list[float]] = {}
+    call = JointStep.backward
+
+    def watched(self: JointStep, batch: JointBatch, backward):
+        of_flow = self.encoded(batch)
+        for name, weight, other in zip(batch.names, batch.pixels.loss_weight_B, of_flow.loss_weight_B, strict=True):
+            seen.setdefault(name.rpartition("/")[2], []).extend([float(weight), float(other)])
+        return call(self, batch, backward)
+
+    monkeypatch.setattr(JointStep, "backward", watched)
+    webdataset = {"window": 4, "max_unreadable": 0.5}
+    dataset = {"url": f"{tmp_path}/*.tar", "resolution": 32, "webdataset": webdataset}
+    start(flow_job(Path(), autoencoder={}, datasets=[dataset], train={"steps": 4}))
+    assert seen.pop("a") == [0.0] * 4 and {weight for weights in seen.values() for weight in weights} == {1.0}
+
+
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
+        ({"model": {"new_vae": NEW, "vae": ""}}, "model.new_vae: random weights that are not trained give noise. Add"),
+        ({"model": {"new_vae": NEW}, "autoencoder": {}}, "model.new_vae: has no effect beside 'model.vae'. Leave"),
+        (
+            {"model": {"new_vae": NEW, "vae": ""}, "autoencoder": {"train": "decoder"}},
+            "autoencoder.train: 'decoder', and the encoder has random weights",
+        ),
+        (
+            {"model": {"new_vae": {"class_name": "AutoencoderTiny"}, "vae": ""}, "autoencoder": {}},
+            "autoencoder.losses: AutoencoderTiny has no distribution",
+        ),
+        (
+            {"model": {"new_vae": {**NEW, "config": {**NEW["config"], "chanels": 3}}, "vae": ""}, "autoencoder": {}},
+            "model.new_vae.config.*chanels",
+        ),
+        (
+            {"autoencoder": {"discriminator": {"layers": 5}}},
+            "autoencoder.discriminator.layers: 5 of them judge patches",
+        ),
         ({"autoencoder": {}, "validation": {"fraction": 0.4}}, "validation: measures on the latents as they were"),
         ({"optimizers": {"vae": {"lr": 1e-4}}}, "optimizers.vae: needs the section 'autoencoder'"),
         (

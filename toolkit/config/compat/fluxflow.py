@@ -641,9 +641,11 @@ class _Reader:
                 self.diagnostics.warn(tokenizer, note)
         if start.vae and (not start.flow or start.vae_is_newer):
             model["vae"] = start.vae
+        elif not start.vae and step.trains_vae and not self._freezes_encoder(step):
+            model["new_vae"] = {"class_name": "AutoencoderKL", "config": self._size(step)}
         elif not start.vae:
             message = (
-                f"step {step.name.value!r} has no autoencoder to encode the images with. Train one in a step before "
+                f"step {step.name.value!r} has no autoencoder to encode the images with. Train one with it or before "
                 "it (train_vae: true), or give 'model.model_checkpoint'."
             )
             self.diagnostics.error(step.node, message)

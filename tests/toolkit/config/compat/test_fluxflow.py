@@ -193,9 +193,17 @@ def test_joint_training_is_a_flow_step_with_an_autoencoder(read) -> None:
     assert set(both["optimizers"]) == {"flow", "text_encoder", "vae", "discriminator"}
 
 
-@pytest.mark.parametrize("lines", [(), ("train_vae: true",)])
+def test_both_may_begin_from_nothing_in_one_step(read) -> None:
+    lines = ("train_diff: true", "train_vae: true", "lr: 1e-5")
+    (found,) = read(step(*lines, model="{vae_dim: 32}")).steps
+    assert found["autoencoder"]["train"] == "all" and "vae" not in found["model"]
+    assert found["model"]["new_vae"]["class_name"] == "AutoencoderKL"
+    assert found["model"]["new_vae"]["config"]["block_out_channels"] == [8, 16, 32, 32]
+
+
+@pytest.mark.parametrize("lines", [(), ("train_vae: true", "freeze: compressor")])
 def test_a_flow_step_without_an_autoencoder_says_what_is_missing(read, lines: tuple[str, ...]) -> None:
-    """Trained along or not: it begins with one whose latents have their scale."""
+    """Also where it would train along what is frozen with random weights."""
     (line,) = faults(step("train_diff: true", "lr: 1e-5", *lines))
     assert line.startswith("7:9: training.pipeline.steps[0]: step 'one' has no autoencoder")
 
