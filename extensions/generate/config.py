@@ -4,27 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Literal
+from typing import Any, ClassVar
 
-from pydantic import BeforeValidator, Field, ValidationError
+from pydantic import Field, ValidationError
 
-from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
+from toolkit.config.field_types import PathOrList, PathStr
 from toolkit.config.output import SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.errors import UserError
 from toolkit.picture_files import read_settings
-from toolkit.train.picture_config import PicturesConfig, check_loras
-
-SeedOrList = Annotated[
-    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
-    BeforeValidator(as_list),
-    schema_of_list({"type": "integer", "minimum": 0}),
-]
-"""One seed or a list of seeds."""
-
-LIGHTNING_SHIFT = 3.0
-"""Shift of the noise levels that the Lightning LoRAs were distilled with; their last level is not stretched. Source:
-ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py, `scheduler_config`."""
+from toolkit.train.picture_config import PicturesConfig, SeedOrList, check_loras
 
 
 class GenerateConfig(PicturesConfig):
@@ -40,10 +29,6 @@ class GenerateConfig(PicturesConfig):
 
     seed: SeedOrList = (42,)
     """Seeds of the noise: a picture of each prompt for each."""
-
-    lightning: Literal[0, 4, 8] = 0
-    """Sample as Lightning LoRAs of so many steps need it: these steps, cfg 1, flow_shift 3; what is given goes before.
-    The file is one of `lora`. 0: as usual."""
 
     like: PathStr = ""
     """A picture that `generate` made: the same again, with all its settings; what is given goes before."""

@@ -7,14 +7,15 @@ import sys
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from extensions.generate.config import LIGHTNING_SHIFT, GenerateConfig
+from extensions.generate.config import GenerateConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.output import SampleItem
+from toolkit.config.process import JobContext
 from toolkit.config.tool import split_strength
 from toolkit.errors import UserError
 from toolkit.picture_files import read_settings
 from toolkit.train.generation import LoraFile, Picture, PictureMaker
-from toolkit.train.picture_config import is_prompt, read_lines
+from toolkit.train.picture_config import check_references, is_prompt, read_lines
 
 logger = logging.getLogger(__name__)
 
@@ -49,7 +50,10 @@ class GenerateProcess(BaseExtensionProcess):
             if not is_prompt(line):
                 continue
             try:
-                maker.make(list(pictures(section, maker, read_lines([line.strip()]), loras)))
+                items = read_lines([line.strip()])
+                for found in check_references(("prompt",), items[0].ctrl_img, maker.family, JobContext(self.job.name)):
+                    raise UserError(found.message)
+                maker.make(list(pictures(section, maker, items, loras)))
             except UserError as error:
                 logger.error(str(error))
 
@@ -74,13 +78,8 @@ def pictures(
     section: GenerateConfig, maker: PictureMaker, items: Sequence[SampleItem], loras: Sequence[LoraFile]
 ) -> Iterator[Picture]:
     """A picture of each item for each seed, but for items with a seed of their own."""
-    given, lightning = section.model_fields_set, section.lightning
-    shift = LIGHTNING_SHIFT if lightning and "flow_shift" not in given else None
+    cfg = 1.0 if section.lightning and "cfg" not in section.model_fields_set else section.cfg
     for item in items:
-        if lightning and "steps" not in given and item.sample_steps is None:
-            item = item.model_copy(update={"sample_steps": lightning})
-        cfg = section.cfg if item.guidance_scale is None else item.guidance_scale
-        if lightning and "cfg" not in given and item.guidance_scale is None:
-            cfg = 1.0
+        scale = cfg if item.guidance_scale is None else item.guidance_scale
         for seed in section.seed if item.seed is None else (item.seed,):
-            yield maker.picture(item, seed, cfg, loras, lightning, shift)
+            yield maker.picture(item, seed, scale, loras)

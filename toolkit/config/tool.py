@@ -17,7 +17,7 @@ from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
 from toolkit.config.loader import check_processes, note_processes, read_process
-from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
+from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
 from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
@@ -82,7 +82,8 @@ def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInf
         return
     last = name.rpartition(".")[2]
     flags = list(dict.fromkeys((flag_of(model, name), f"--{last}")))
-    shown = "" if field.is_required() or field.default in (None, "", (), []) else f" (default: {field.default})"
+    default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
+    shown = "" if field.is_required() or default in (None, "", []) else f" (default: {default})"
     value = last.upper()
     options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
     if field.annotation is bool:
@@ -101,6 +102,19 @@ def flag_of(model: type[ToolConfig], key: str) -> str:
     return model.flags.get(key, f"--{last.replace('_', '-')}")
 
 
+class FlagDiagnostics(Diagnostics):
+    """Names keys that are not given by their flags too."""
+
+    def __init__(self, file: str, model: type[ToolConfig]) -> None:
+        super().__init__(file)
+        self._model = model
+
+    def _place(self, env: SourceLocation, path: KeyPath) -> str:
+        if path and path[0] in self._model.model_fields and path[0] not in self._model.positional:
+            path = (flag_of(self._model, str(path[0])), *path[1:])
+        return super()._place(env, path)
+
+
 def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
     """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
     errors in their values."""
@@ -110,7 +124,7 @@ def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConf
         flags = [option for option in parser._option_string_actions if option.startswith("--") and "_" not in option]
         raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {did_you_mean(unknown[0], flags)}")
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
-    diagnostics = Diagnostics(parser.prog)
+    diagnostics = FlagDiagnostics(parser.prog, model)
     process = read_process(0, _root(uid, model, given), lambda _: model, Normaliser(diagnostics, UnusedDefaults()))
     job = JobContext(uid)
     check_processes([process], job, diagnostics)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.device import DTYPES, check_device, pick_device, use_device
-from toolkit.errors import RunError
+from toolkit.errors import UserError
 from toolkit.files import free_space, readable_size, sha256_of
 from toolkit.interfaces import ModelFacts
 from toolkit.log import StatusLine
@@ -29,10 +30,13 @@ from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.picture_files import picture_name, write_picture
 from toolkit.train.base_model import load_base_model
-from toolkit.train.picture_config import PicturesConfig
+from toolkit.train.picture_config import LIGHTNING_SHIFT, PicturesConfig
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 logger = logging.getLogger(__name__)
+
+FILES_IN_MEMORY = 4
+"""LoRA files, in float32; the one used longest ago is read again."""
 
 
 @dataclass(frozen=True)
@@ -84,37 +88,36 @@ class PictureMaker:
         self.config: ModelConfig = section.model
         check_device(section.device, model_bytes(self.config))
         self.family: ModelFacts = checked_family(self.config)
+        self.files = tuple(dict.fromkeys(loras))
         layers = checked_family(self.config).every_linear_layer(self.config.files_folder())
-        self._changes: dict[str, dict[str, LayerDelta]] = {
-            path: load_adapter_file(Path(path).expanduser(), layers) for path in dict.fromkeys(loras)
-        }
+        read = partial(load_adapter_file, layers=layers)
+        self.changes: Callable[[str], dict[str, LayerDelta]] = lru_cache(FILES_IN_MEMORY)(
+            lambda path: read(Path(path).expanduser())
+        )
+        """The changes of a file. Not all files of a long run fit into memory together."""
+        for path in self.files:
+            self.changes(path)
         self.folder = Path(section.output).expanduser()
         self.base = {part: digest[:16] for part, digest in base_hashes(self.config).items()}
         self._status = StatusLine()
         self._loaded: _Loaded | None = None
 
-    def picture(
-        self,
-        item: SampleItem,
-        seed: int,
-        cfg: float,
-        loras: Sequence[LoraFile] = (),
-        lightning: int = 0,
-        shift: float | None = None,
-    ) -> Picture:
-        """A picture of one item: what it does not give itself comes from the section. shift: of the noise levels,
-        before the section's. Raises UserError for a size that the model cannot make."""
-        section = self.section
+    def picture(self, item: SampleItem, seed: int, cfg: float, loras: Sequence[LoraFile] = ()) -> Picture:
+        """A picture of one item: what it does not give itself comes from the section. Raises UserError for a size that
+        the model cannot make."""
+        section, given = self.section, self.section.model_fields_set
+        fast = section.lightning
+        shift = LIGHTNING_SHIFT if fast and "flow_shift" not in given else section.flow_shift
         prompt = SamplePrompt(
             prompt=item.prompt,
             negative=section.negative if item.neg is None else item.neg,
             size=section.size_of(item, self.family),
             seed=seed,
             guidance_scale=cfg,
-            steps=item.sample_steps or section.steps,
+            steps=item.sample_steps or (fast if fast and "steps" not in given else section.steps),
             references=tuple(Path(path).expanduser() for path in item.ctrl_img or section.reference),
-            flow_shift=item.flow_shift or shift or section.flow_shift,
-            stretched=not lightning,
+            flow_shift=item.flow_shift or shift,
+            stretched=not fast,
         )
         settings = {
             "prompt": prompt.prompt,
@@ -125,7 +128,7 @@ class PictureMaker:
             "cfg": float(cfg),
             "steps": prompt.steps,
             "flow_shift": prompt.flow_shift,
-            "lightning": lightning,
+            "lightning": fast,
             "reference": [
                 {"path": str(path), "sha256": sha256_of(Path(path).expanduser())}
                 for path in item.ctrl_img or section.reference
@@ -151,7 +154,7 @@ class PictureMaker:
         loaded = self._loaded = self._loaded or _Loaded(self)
         sampler = loaded.sampler([picture.prompt for picture in todo])
         for index, picture in enumerate(todo):
-            loaded.use([(self._changes[lora.path], lora.strength) for lora in picture.loras])
+            loaded.use([(lora.path, lora.strength) for lora in picture.loras])
             sampler.should_stop = self._report(f"picture {index + 1}/{len(todo)}", picture.prompt)
             image = sampler.generate(index)
             path = self.folder / picture.name
@@ -177,11 +180,11 @@ class PictureMaker:
         return between_steps
 
     def _check_room(self, todo: Sequence[Picture]) -> None:
-        """Raises RunError where the disk has no room for them: at most 3 bytes per pixel."""
+        """Raises UserError where the disk has no room for them: at most 3 bytes per pixel."""
         needed = sum(3 * picture.prompt.size.width * picture.prompt.size.height for picture in todo)
         if (free := free_space(self.folder)) < needed:
             need = f"{len(todo)} pictures take up to {readable_size(needed)}"
-            raise RunError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")
+            raise UserError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")
 
 
 class _Loaded:
@@ -196,7 +199,7 @@ class _Loaded:
         self._encoder = ItemEncoder(self._model, self._dtype)
         self._stores = CachePair(TensorCache(None), TensorCache(None))
         self._adapters: AppliedAdapters | None = None
-        self._in_use: list[tuple[int, float]] = []
+        self._in_use: list[tuple[str, float]] = []
         self.keeps_encoders = False
 
     def sampler(self, prompts: Sequence[SamplePrompt]) -> Sampler:
@@ -209,15 +212,14 @@ class _Loaded:
             self._model.unload_encoders(keep=self._model.family.encoder_parts["vae"])
         return sampler
 
-    def use(self, chosen: Sequence[tuple[dict[str, LayerDelta], float]]) -> None:
-        """Loads the transformer, with these changes on it."""
+    def use(self, chosen: Sequence[tuple[str, float]]) -> None:
+        """Loads the transformer if it is not there, and puts these files on it, each with a strength; no others."""
+        changes = self._maker.changes
         if self._adapters is None:
-            files, network = self._maker._changes.values(), self._model.network_module
-            self._adapters = AppliedAdapters(network, files, self._device)
+            self._adapters = AppliedAdapters(self._model.network_module, map(changes, self._maker.files), self._device)
             if reason := self._model.enable_modulation_cache(BlockSwap):
                 logger.info(f"model.modulation_table: not possible here, {reason}")
             BlockRunner(self._model, self._device, self._dtype, "none", self._maker.config.blocks_to_swap)
-        wanted = [(id(changes), strength) for changes, strength in chosen]
-        if wanted != self._in_use:
-            self._adapters.use(chosen)
-            self._in_use = wanted
+        if list(chosen) != self._in_use:
+            self._adapters.use([(changes(path), strength) for path, strength in chosen])
+            self._in_use = list(chosen)

@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Annotated, ClassVar, Literal
 
-from pydantic import Field
+from pydantic import BeforeValidator, Field
 
-from toolkit.config.field_types import Dtype, PathStr, Slots, StrOrList
+from toolkit.config.field_types import Dtype, PathStr, Slots, StrOrList, as_list, schema_of_list
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
 from toolkit.config.model import ModelConfig
 from toolkit.config.normalise import Normaliser, UnusedDefaults
@@ -25,6 +25,17 @@ from toolkit.errors import ConfigErrors, UserError
 from toolkit.files import file_in_the_way
 from toolkit.interfaces import ModelFacts, Size
 from toolkit.models.families import family_for
+
+SeedOrList = Annotated[
+    tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
+    BeforeValidator(as_list),
+    schema_of_list({"type": "integer", "minimum": 0}),
+]
+"""One seed or a list of seeds."""
+
+LIGHTNING_SHIFT = 3.0
+"""Shift of the noise levels that the Lightning LoRAs were distilled with; their last level is not stretched. Source:
+ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py, `scheduler_config`."""
 
 MODEL_KEYS = (
     "name_or_path",
@@ -75,6 +86,10 @@ class PicturesConfig(ToolConfig):
     flow_shift: float | None = Field(default=None, ge=0.001, le=1000)
     """Shift of the noise levels, 1 is none. Not given: by the picture's size, as the model's own sampling."""
 
+    lightning: Literal[0, 4, 8] = 0
+    """Sample as Lightning LoRAs of so many steps need it: these steps, cfg 1, flow_shift 3; what is given goes before.
+    The file is given with the other LoRAs. 0: as usual."""
+
     output: PathStr
     """Folder of the pictures."""
 
@@ -106,7 +121,8 @@ class PicturesConfig(ToolConfig):
             try:
                 items = self.read_items(key)
             except ConfigErrors as found:
-                yield from (Diagnostic((key,), f"{error.place}: {error.message}") for error in found.errors)
+                places = [(error.place.removeprefix("prompt: "), error.message) for error in found.errors]
+                yield from (Diagnostic((key,), f"{place}: {message}") for place, message in places)
             except UserError as error:
                 yield Diagnostic((key,), str(error))
             else:

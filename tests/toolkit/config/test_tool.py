@@ -38,6 +38,8 @@ class DrawConfig(ToolConfig):
     """Faster."""
 
     def check(self, job):
+        if self.source == "dark":
+            yield Diagnostic(("steps",), "is required.")
         if self.source == "bad":
             yield Diagnostic(("source",), "cannot be drawn.")
         if self.prompt == ("none",):
@@ -63,6 +65,7 @@ def test_flags_are_read_as_the_values_of_a_job_are() -> None:
         ("a --sigma-rel 0", "run.py draw: --sigma-rel: 0 is out of range: must be > 0."),
         ("a --steps many", "run.py draw: --steps: 'many' is not a whole number."),
         ("bad", "run.py draw: source: cannot be drawn."),
+        ("dark", "run.py draw: --steps: is required."),
         ("a --prompt none", "run.py draw: --prompt: says nothing."),
     ],
 )

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from tests.diffusers_reference import (
@@ -156,6 +157,17 @@ def test_a_shift_is_the_static_one_of_the_pipelines_scheduler(
     small_references(prompt.size)
     ours = sampler(open_tiny(unit_gain_model, match_target_res=True), prompt).generate(0)
     at_least("sample, static shift, dB", psnr(as_png(ours), as_png(drawn_by_pipeline(unit_gain_pipeline, prompt))), 60)
+
+
+def test_levels_that_are_not_stretched_are_those_of_lightnings_scheduler(adapter: QwenEditModel) -> None:
+    """`scheduler_config` of ModelTC/Qwen-Image-Lightning, generate_with_diffusers.py."""
+    config = {"base_shift": math.log(3), "max_shift": math.log(3), "max_image_seq_len": 8192, "shift_terminal": None}
+    theirs = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, time_shift_type="exponential", **config)
+    theirs.set_timesteps(sigmas=[1.0, 0.75, 0.5, 0.25], mu=math.log(3))
+    prompt = sample_prompt(0, steps=4, flow_shift=3.0, stretched=False)
+    torch.testing.assert_close(sampler(adapter, prompt)._sigmas(prompt), theirs.sigmas)
+    usual = replace(prompt, stretched=True)
+    assert sampler(adapter, usual)._sigmas(usual)[-2] < theirs.sigmas[-2]
 
 
 @pytest.mark.slow

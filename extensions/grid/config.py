@@ -1,0 +1,70 @@
+"""The section of `type: grid`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Annotated, ClassVar
+
+from pydantic import BeforeValidator, Field
+
+from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.train.picture_config import PicturesConfig, SeedOrList, check_loras
+
+NumberOrList = Annotated[
+    tuple[Annotated[float, Field(ge=-100, le=1000)], ...],
+    BeforeValidator(as_list),
+    Field(min_length=1),
+    schema_of_list({"type": "number", "minimum": -100, "maximum": 1000}),
+]
+"""One number or a list of numbers."""
+
+INDEX = "index.html"
+
+
+class GridConfig(PicturesConfig):
+    """`type: grid`: pictures of each LoRA file and strength, for each prompt, cfg and seed, on one page for a
+    browser."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("grid",)
+
+    lora: PathOrList
+    """LoRA files, such as the checkpoints of a run: a column each, in this order, behind one without any. FILE:STRENGTH
+    gives a file a strength of its own."""
+
+    strength: NumberOrList = (1.0,)
+    """Strengths of the files: a column for each."""
+
+    cfg: NumberOrList = (4.0,)
+    """Strengths of classifier-free guidance: a row for each; 0 to 1: off."""
+
+    seed: SeedOrList = (42,)
+    """Seeds of the noise: a row for each."""
+
+    also: PathOrList = ()
+    """LoRA files, as of `lora`, that are on all pictures, those of the first column too: a Lightning LoRA, say."""
+
+    output: PathStr = "grid"
+    """Folder of the pictures and of `index.html`, which shows them. A second start makes what is missing."""
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """Files that cannot be read, no prompt, a page of something else."""
+        yield from super().check(job)
+        yield from check_loras("lora", self.lora, job)
+        yield from check_loras("also", self.also, job)
+        if not self.lora:
+            yield Diagnostic(("lora",), "is required: the files that are compared.")
+        if not (self.prompt or self.prompts):
+            yield Diagnostic(("prompt",), "is required: what the pictures show. Or 'prompts', a file of several.")
+        index = Path(self.output).expanduser() / INDEX
+        if index.exists() and not self.overwrite and not _is_grid(index):
+            yield Diagnostic(("output",), f"'{index}' is no page of a grid. Give another folder, or --overwrite.")
+
+
+def _is_grid(path: Path) -> bool:
+    """Whether a file is the page of a grid (extensions/grid/page.py)."""
+    try:
+        return b'<table id="grid">' in path.read_bytes()
+    except OSError:
+        return False

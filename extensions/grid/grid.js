@@ -1,0 +1,165 @@
+// The grid: favourites, hidden rows and columns, the large picture, and the keys for all of it.
+(function () {
+  const data = pageData();
+  const key = 'atelier-grid-' + data.id;
+  const grid = document.getElementById('grid');
+  const box = document.getElementById('box');
+  const byId = (id) => document.getElementById(id);
+  const hidden = { row: new Set(), column: new Set() };
+  let at = null;
+  let favourites = new Set();
+  function recall() {
+    try { favourites = new Set(JSON.parse(localStorage.getItem(key) || '[]')); } catch (error) { /* not allowed here */ }
+  }
+
+  const cellAt = (row, column) => grid.querySelector(`td[data-row="${row}"][data-column="${column}"]`);
+  const place = (cell) => [Number(cell.dataset.row), Number(cell.dataset.column)];
+  const fileOf = (cell) => { const [row, column] = place(cell); return data.files[row][column]; };
+  const isThere = (cell) => cell && cell.querySelector('img') !== null;
+
+  function describe(cell) {
+    const [row, column] = place(cell);
+    const { name, strength } = data.columns[column];
+    const { prompt, cfg, seed } = data.rows[row];
+    return `${name}${strength === null ? '' : ' x ' + strength} | cfg ${cfg}, seed ${seed} | ${prompt}`;
+  }
+
+  function show() {
+    for (const cell of grid.querySelectorAll('td')) {
+      const [row, column] = place(cell);
+      const chosen = favourites.has(fileOf(cell));
+      cell.hidden = hidden.column.has(column);
+      cell.classList.toggle('chosen', chosen);
+      cell.classList.toggle('at', cell === at);
+      const star = cell.querySelector('.star');
+      if (star) star.setAttribute('aria-pressed', String(chosen));
+    }
+    for (const head of grid.querySelectorAll('thead th[data-column]')) {
+      head.hidden = hidden.column.has(Number(head.dataset.column));
+    }
+    for (const line of grid.querySelectorAll('tbody tr')) line.hidden = hidden.row.has(Number(line.dataset.row));
+    const away = hidden.row.size + hidden.column.size;
+    byId('show').hidden = away === 0;
+    byId('show').textContent = `Show all (${away} hidden)`;
+    const marked = choice().length;
+    byId('count').textContent = marked === 1 ? '1 favourite' : `${marked} favourites`;
+    if (!box.hidden && at) {
+      byId('large').src = at.querySelector('img').src;
+      byId('told').textContent = describe(at);
+      box.classList.toggle('chosen', favourites.has(fileOf(at)));
+    }
+  }
+
+  // The favourites in the order of the grid, as they are exported.
+  function choice() {
+    const found = [];
+    data.files.forEach((files, row) => files.forEach((file, column) => {
+      if (favourites.has(file)) {
+        const { lora, strength } = data.columns[column];
+        found.push({ file, lora, strength, ...data.rows[row] });
+      }
+    }));
+    return found;
+  }
+
+  function mark(cell) {
+    if (!isThere(cell)) return;
+    const file = fileOf(cell);
+    recall(); // another window may have marked some
+    if (!favourites.delete(file)) favourites.add(file);
+    try { localStorage.setItem(key, JSON.stringify([...favourites])); } catch (error) { /* kept for this visit */ }
+    show();
+  }
+
+  function goTo(cell) {
+    at = cell;
+    show();
+    if (box.hidden) {
+      const button = cell.querySelector('button');
+      if (button) button.focus();
+      cell.scrollIntoView({ block: 'nearest', inline: 'nearest' });
+    }
+  }
+
+  // The next picture in a direction that is neither hidden nor missing.
+  function move(down, right) {
+    if (!at) {
+      const first = [...grid.querySelectorAll('td')].find((cell) => isThere(cell) && cell.offsetParent !== null);
+      if (first) goTo(first);
+      return;
+    }
+    let [row, column] = place(at);
+    for (;;) {
+      row += down;
+      column += right;
+      const cell = cellAt(row, column);
+      if (!cell) return;
+      if (isThere(cell) && !hidden.row.has(row) && !hidden.column.has(column)) { goTo(cell); return; }
+    }
+  }
+
+  function open(cell) {
+    if (!isThere(cell)) return;
+    at = cell;
+    box.hidden = false;
+    show();
+    byId('close').focus();
+  }
+
+  function close() {
+    if (box.hidden) return;
+    box.hidden = true;
+    byId('large').removeAttribute('src');
+    if (at) goTo(at);
+  }
+
+  function hide(button) {
+    const head = button.closest('th');
+    const line = head.closest('tbody tr');
+    if (line) hidden.row.add(Number(line.dataset.row));
+    else hidden.column.add(Number(head.dataset.column));
+    if (at) {
+      const [row, column] = place(at);
+      if (hidden.row.has(row) || hidden.column.has(column)) at = null;
+    }
+    show();
+  }
+
+  function save() {
+    const text = JSON.stringify(choice(), null, 2) + '\n';
+    const link = document.createElement('a');
+    link.href = URL.createObjectURL(new Blob([text], { type: 'application/json' }));
+    link.download = 'favourites.json';
+    link.click();
+    setTimeout(() => URL.revokeObjectURL(link.href), 1000);
+  }
+
+  grid.addEventListener('click', (event) => {
+    const button = event.target.closest('button');
+    if (!button) return;
+    const cell = button.closest('td');
+    if (button.classList.contains('hide')) hide(button);
+    else if (button.classList.contains('star')) mark(cell);
+    else if (button.classList.contains('open')) open(cell);
+  });
+  byId('show').addEventListener('click', () => { hidden.row.clear(); hidden.column.clear(); show(); });
+  byId('export').addEventListener('click', save);
+  byId('size').addEventListener('input', (event) => grid.style.setProperty('--size', event.target.value + 'px'));
+  byId('previous').addEventListener('click', () => move(0, -1));
+  byId('next').addEventListener('click', () => move(0, 1));
+  byId('mark').addEventListener('click', () => mark(at));
+  byId('close').addEventListener('click', close);
+
+  document.addEventListener('keydown', (event) => {
+    if (event.ctrlKey || event.metaKey || event.altKey || event.target.matches('input')) return;
+    const moves = { ArrowLeft: [0, -1], ArrowRight: [0, 1], ArrowUp: [-1, 0], ArrowDown: [1, 0] };
+    if (moves[event.key]) move(...moves[event.key]);
+    else if (event.key === 'Escape') close();
+    else if (event.key === 'f' || event.key === 'F') mark(at);
+    else return;
+    event.preventDefault();
+  });
+  window.addEventListener('storage', () => { recall(); show(); });
+  recall();
+  show();
+})();

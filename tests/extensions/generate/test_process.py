@@ -1,0 +1,295 @@
+"""`generate` on the tiny models: pictures, what is written into them, and what is refused."""
+
+from __future__ import annotations
+
+import io
+import json
+import math
+import re
+import shlex
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from extensions.generate.config import GenerateConfig
+from jobs import ExtensionJob
+from tests.conftest import ROOT
+from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, psnr
+from tests.measured import at_least
+from tests.model_folders import write_flow_model
+from toolkit.config.model import ModelConfig
+from toolkit.config.tool import load_tool
+from toolkit.errors import Interrupted, UserError
+from toolkit.extension import discover
+from toolkit.models.families import family_for
+from toolkit.picture_files import read_settings
+from toolkit.train import generation
+from toolkit.train.sampling import Sampler
+
+SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res --output out"
+
+
+@pytest.fixture
+def generate(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[[str], list[Path]]:
+    """Runs a command in `tmp_path` in this process; returns the pictures in `out`, the newest last."""
+    monkeypatch.chdir(tmp_path)
+    extensions = discover()
+
+    def generate(line: str) -> list[Path]:
+        config = load_tool("generate", GenerateConfig, shlex.split(line))
+        ExtensionJob(config, extensions).run()
+        return sorted((tmp_path / "out").glob("*"), key=lambda path: path.stat().st_mtime_ns)
+
+    return generate
+
+
+def write_lora(model: Path, path: Path, seed: int = 1) -> Path:
+    """A LoRA that is plainly seen, for two layers of a model."""
+    layers = family_for(ModelConfig(name_or_path=str(model))).linear_layers(model)
+    tensors, random = {}, torch.Generator().manual_seed(seed)
+    for name in [name for name in layers if name.endswith(("attn.to_q", "attn.to_v"))]:
+        inputs, outputs = layers[name]
+        tensors[f"diffusion_model.{name}.lora_A.weight"] = torch.randn(4, inputs, generator=random)
+        tensors[f"diffusion_model.{name}.lora_B.weight"] = torch.randn(outputs, 4, generator=random) / inputs**0.5
+    save_file(tensors, path)
+    return path
+
+
+def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
+    generate, unit_gain_model: Path, unit_gain_pipeline, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, said
+) -> None:
+    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 96 * 64)
+    asked = (
+        f"--model {unit_gain_model} --prompt 'a cup of coffee' --negative blurry --reference {REFERENCES[0]} "
+        "--width 96 --height 64 --steps 3 --cfg 4 --seed 7 --dtype float32 --device cpu --match-target-res --output out"
+    )
+    (path,) = generate(asked)
+    with Image.open(path) as ours:
+        ours.load()
+    theirs = unit_gain_pipeline(
+        image=[Image.open(REFERENCES[0]).convert("RGB")],
+        prompt="a cup of coffee",
+        negative_prompt="blurry",
+        true_cfg_scale=4.0,
+        width=96,
+        height=64,
+        num_inference_steps=3,
+        generator=torch.Generator("cpu").manual_seed(7),
+    ).images[0]
+    at_least("generate, 1 reference, dB", psnr(ours, theirs), 60)
+    assert re.fullmatch(r"a-cup-of-coffee_7_[0-9a-f]{10}\.png", path.name)
+
+    prompt, negative, values = ours.text["parameters"].splitlines()
+    assert (prompt, negative) == ("a cup of coffee", "Negative prompt: blurry")
+    assert values.startswith("Steps: 3, Sampler: Euler, CFG scale: 4, Seed: 7, Size: 96x64, Model hash: ")
+
+    before = path.read_bytes()
+    assert generate(asked) == [path] and "1 of these pictures are in out already" in said[-1]
+    # Elsewhere, from the picture alone; then with another seed.
+    generate(f"--like {path} --output again")
+    (again,) = (tmp_path / "again").iterdir()
+    assert (again.name, again.read_bytes()) == (path.name, before)
+    generate(f"--like {path} --output again --seed 8")
+    assert [file.name[:18] for file in sorted((tmp_path / "again").iterdir())] == [
+        "a-cup-of-coffee_7_",
+        "a-cup-of-coffee_8_",
+    ]
+    path.write_bytes(b"")
+    assert generate(asked + " --overwrite --metadata false") == [path]
+    with Image.open(path) as bare:
+        assert bare.text == {} and psnr(bare.convert("RGB"), ours) == math.inf
+
+
+@pytest.mark.parametrize("quantized", [False, True], ids=["whole", "int8, a swapped block"])
+def test_loras_change_the_picture_as_merged_ones_do(
+    generate, unit_gain_model: Path, tmp_path: Path, quantized: bool
+) -> None:
+    a, b = (write_lora(unit_gain_model, tmp_path / f"{name}.safetensors", seed) for seed, name in ((1, "a"), (2, "b")))
+    keys = f"--model {unit_gain_model} --prompt coffee {SMALL} {'--quantize --blocks-to-swap 1' if quantized else ''}"
+    plain = Image.open(generate(keys)[-1])
+    with_loras = Image.open(generate(f"{keys} --lora a.safetensors:0.5 b.safetensors:-1")[-1])
+    assert psnr(with_loras, plain) < 40
+    assert "<lora:a:0.5> <lora:b:-1>" in with_loras.text["parameters"]
+    nothing = Image.open(generate(f"{keys} --lora a.safetensors:0")[-1])
+    assert psnr(nothing, plain) == math.inf
+    # The trainer's own way to use them: merged before the weights are quantized.
+    model = ModelConfig.model_validate(
+        {
+            "name_or_path": str(unit_gain_model),
+            "base_loras": [{"path": str(a), "multiplier": 0.5}, {"path": str(b), "multiplier": -1}],
+            "model_kwargs": {"match_target_res": True},
+            "quantize": quantized,
+        }
+    )
+    config = GenerateConfig(
+        type="generate", model=model, prompt=("coffee",), output="merged", width=64, height=64, steps=2, dtype="float32"
+    )
+    maker = generation.PictureMaker(config, [])
+    maker.make([maker.picture(config.items()[0], 42, 4.0)])
+    (merged,) = (tmp_path / "merged").iterdir()
+    # Quantized, the change is in the rounding of the one and beside that of the other.
+    least = 25 if quantized else 60
+    at_least(f"LoRAs beside the model, quantized {quantized}, dB", psnr(with_loras, Image.open(merged)), least)
+
+
+def test_prompts_of_a_file_and_of_standard_input_have_flags(
+    generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:
+    (tmp_path / "lines.txt").write_text("# mine\n\na large one --w 96 --d 3\n-- not a flag --n dark --l 2\n")
+    (tmp_path / "sample.yaml").write_text("samples: [{prompt: of yaml, seed: 5}]\nsample_steps: 1\nwidth: 80\n")
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO("typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\nlast --w 80\n")
+    )
+    kept: list[tuple[str, ...]] = []
+    unload = "toolkit.models.qwen_edit.model.QwenEditModel.unload_encoders"
+    monkeypatch.setattr(unload, lambda model, keep=(): kept.append(tuple(keep)))
+    files = generate(f"--model {tiny_model} --prompts lines.txt --seed 1 2 --interactive {SMALL}")
+    found = list(map(read_settings, files))
+    assert [(s["prompt"], s["seed"], s["width"], s["cfg"]) for s in found] == [
+        ("-- not a flag", 1, 64, 2.0),
+        ("-- not a flag", 2, 64, 2.0),
+        ("a large one", 3, 96, 4.0),
+        ("typed in", 9, 64, 4.0),
+        ("last", 1, 80, 4.0),
+        ("last", 2, 80, 4.0),
+    ]
+    assert found[0]["negative"] == "dark" and not kept
+    assert any("'wide' is not a whole number" in line for line in said)
+    assert any("'no.png' is no file" in line for line in said)
+    generate(f"--model {tiny_model} --prompts sample.yaml {SMALL.replace('--steps 2', '')}")
+    (of_yaml,) = [s for s in map(read_settings, (tmp_path / "out").iterdir()) if s["prompt"] == "of yaml"]
+    assert (of_yaml["seed"], of_yaml["steps"], of_yaml["width"], of_yaml["height"]) == (5, 1, 80, 64)
+    assert kept == [("vae",)], "the text encoder is freed before the transformer is loaded"
+
+
+def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
+    generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    line = f"--model {tiny_model} --prompt one two {SMALL}"
+    draw = Sampler.generate
+
+    def stopped(sampler: Sampler, index: int) -> Image.Image:
+        if index:
+            raise Interrupted(130)
+        return draw(sampler, index)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Sampler, "generate", stopped)
+        with pytest.raises(Interrupted):
+            generate(line)
+    (first,) = (tmp_path / "out").iterdir()
+    changed = first.stat().st_mtime_ns
+    assert len(generate(line)) == 2 and first.stat().st_mtime_ns == changed
+
+
+def test_a_flow_model_draws_from_text_and_takes_no_references(generate, tmp_path: Path) -> None:
+    model = write_flow_model(tmp_path / "model", positions=32)
+    lora = write_lora(model, tmp_path / "lora.safetensors")
+    line = f"--model {model} --prompt 'a cat' --steps 2 --dtype float32 --device cpu --output out"
+    plain, changed = Image.open(generate(line)[-1]), Image.open(generate(f"{line} --lora {lora}")[-1])
+    assert plain.size == (128, 128) and psnr(plain, changed) < 60
+    with pytest.raises(UserError, match="1 references: a latent flow model takes none"):
+        generate(f"{line} --reference {REFERENCES[0]}")
+    with pytest.raises(UserError, match="size 256x64: this model makes pictures with sides of 4 to 128 pixels"):
+        generate(f"{line} --width 256 --height 64")
+
+
+def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:
+    section = load_tool("generate", GenerateConfig, shlex.split(line)).processes[0].section
+    return section, generation.PictureMaker(section, [])
+
+
+def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path) -> None:
+    from extensions.generate.process import pictures
+
+    def prompt(more: str):
+        section, maker = maker_of(f"--model {tiny_model} --prompt coffee {more}")
+        return next(pictures(section, maker, section.items(), [])).prompt
+
+    wide = REFERENCES[0]
+    assert [prompt(f"--reference {file}").size for file in REFERENCES] == [(1584, 1056), (1104, 1472), (1328, 1328)]
+    assert prompt("").size == (1328, 1328) and prompt("--width 640").size == (640, 640)
+    assert prompt(f"--reference {wide} --height 300").size == (448, 288)
+    fast, usual = prompt("--lightning 4"), prompt("")
+    assert (fast.steps, fast.guidance_scale, fast.flow_shift, fast.stretched) == (4, 1.0, 3.0, False)
+    assert (usual.steps, usual.guidance_scale, usual.flow_shift, usual.stretched) == (20, 4.0, None, True)
+    own = prompt("--lightning 8 --cfg 2 --flow-shift 2 --steps 6")
+    assert (own.steps, own.guidance_scale, own.flow_shift, own.stretched) == (6, 2.0, 2.0, False)
+
+
+@pytest.mark.parametrize(
+    ("line", "message"),
+    [
+        ("--prompt x", "run.py generate: --model: is required: a model folder or hub id."),
+        ("--model {m}", "run.py generate: --prompt: is required: what the picture shows"),
+        ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is no file"),
+        ("--model {m} --prompt x --lora a.safetensors:strong", "'strong' is no number. Write FILE, or FILE:STRENGTH"),
+        ("--model {m} --prompt x --lora a.safetensors:nan", "'nan' is no number"),
+        ("--model {m} --prompt x --lora notes.txt", "'notes.txt' is no safetensors file"),
+        ("--model {m} --prompt x --reference notes.txt", "notes.txt"),
+        ("--model {m} --prompt x --reference {r} {r} {r} {r}", "--reference:"),
+        ("--model {m} --prompt 'x --ci {r} --ci {r} --ci {r} --ci {r}'", "--prompt:"),
+        ("--model {m} --prompt 'x --w 3'", "--prompt: --w: 3 is out of range"),
+        ("--model {m} --prompts notes.txt --output notes.txt", "notes.txt' is a file. Give a folder."),
+        ("--model {m} --prompts nothing.txt", "nothing.txt: does not exist"),
+        ("--like notes.txt", "'notes.txt' cannot be read as a picture"),
+        ("--like {r}", "holds no settings of Atelier"),
+        ("--model {m} --prompt x --lightning 5", "--lightning: 5"),
+        ("--model {m} --prompt x --qtype int3", "--qtype: 'int3' is unknown"),
+        ("--model . --prompt x", "--model: '.' holds no model_index.json"),
+        ("--model {m} --prompt x --setps 3", "unknown argument '--setps'. Did you mean '--steps'?"),
+    ],
+)
+def test_wrong_input_is_one_line_before_anything_is_loaded(
+    line: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "notes.txt").write_text("a cat")
+    save_file({}, tmp_path / "a.safetensors")
+    with pytest.raises(UserError) as refused:
+        load_tool("generate", GenerateConfig, shlex.split(line.format(m=tiny_model, r=REFERENCES[0])))
+    assert message in str(refused.value) and len(str(refused.value).splitlines()) == 1
+
+
+def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
+    generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(generation, "load_base_model", lambda *_: pytest.fail("the model is loaded"))
+    other = {"diffusion_model.transformer_blocks.0.attn.to_q.lora_A.weight": torch.zeros(2, 5)}
+    other["diffusion_model.transformer_blocks.0.attn.to_q.lora_B.weight"] = torch.zeros(7, 2)
+    save_file(other, tmp_path / "other.safetensors")
+    with pytest.raises(UserError, match=r"other\.safetensors: .* It is of another model\."):
+        generate(f"--model {tiny_model} --prompt x --lora other.safetensors {SMALL}")
+    monkeypatch.setattr(generation, "free_space", lambda _: 100)
+    with pytest.raises(UserError, match=r"out: 1 pictures take up to 12\.3 kB, the disk has 100 B free"):
+        generate(f"--model {tiny_model} --prompt x {SMALL}")
+
+
+def commands() -> list[str]:
+    text = (ROOT / "extensions" / "generate" / "README.md").read_text(encoding="utf-8")
+    return re.findall(r"python run\.py generate (--model[^`\n]*|--like[^`\n]*)", text)
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(generate, tiny_model: Path, tmp_path: Path, monkeypatch, make_pictures) -> None:
+    (tmp_path / "MODEL").symlink_to(tiny_model)
+    for name in ("my_char", "style", "lightning_4", "lightning_8"):
+        write_lora(tiny_model, tmp_path / f"{name}.safetensors")
+    make_pictures(tmp_path, "photo", "coat", captions=False)
+    (tmp_path / "prompts.txt").write_text("a bird --d 3\n")
+    assert len(commands()) >= 8
+    for line in commands():
+        monkeypatch.setattr("sys.stdin", io.StringIO("a dog\n"))
+        if "--like" in line:
+            (tmp_path / "picture.png").write_bytes(next((tmp_path / "out").glob("*.png")).read_bytes())
+            generate(f"{line} --output like")
+            assert json.dumps(read_settings(next((tmp_path / "like").glob("*.png"))))
+            continue
+        before = set((tmp_path / "out").glob("*"))
+        more = SMALL.replace("--steps 2", "--steps 1") if "--lightning" not in line else SMALL
+        generate(f"{line} {more}")
+        assert set((tmp_path / "out").glob("*")) - before, line
