@@ -64,7 +64,7 @@ def run_tool(argv: Sequence[str]) -> int:
     uid, *flags = argv
     from toolkit.config.tool import ToolConfig, load_tool, tool_parser
 
-    model = extensions.find_config(uid)
+    model = extensions.find_command(uid)
     if model is None or not issubclass(model, ToolConfig):
         raise UserError(f"{uid} is no command: its section is not a ToolConfig.")
     if {"-h", "--help"} & set(flags):

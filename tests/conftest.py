@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import os
+import shlex
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -26,6 +27,14 @@ from tests.html_browser import Browser, opened_browser
 from toolkit.log import OWN_LOGGERS
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def readme_commands(page: str, tool: str) -> list[list[str]]:
+    """The flags of each `python run.py TOOL ...` that stands on a line of its own in a page."""
+    begin = f"python run.py {tool} "
+    lines = (ROOT / page).read_text(encoding="utf-8").splitlines()
+    return [shlex.split(line.removeprefix(begin), comments=True) for line in lines if line.startswith(begin)]
+
 
 FAST_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Elsewhere (no AVX-512) a product in bfloat16 takes a CPU 6 to 50 times as long as one in float32."""

@@ -54,6 +54,11 @@ class Extension:
         """The pydantic model of the section, or None: it is then handed over unchecked. Imports no torch."""
         return None
 
+    @classmethod
+    def get_command(cls) -> type[BaseModel] | None:
+        """Of a tool: the `ToolConfig` whose keys are its flags. The section, unless the command takes other keys."""
+        return cls.get_config()
+
 
 @dataclass(frozen=True)
 class RegisteredExtension:
@@ -115,17 +120,24 @@ class ExtensionTable:
 
     def find_config(self, uid: str) -> type[BaseModel] | None:
         """The model that checks a section of this type; None when the extension gives none."""
+        return self._model(uid, "get_config")
+
+    def find_command(self, uid: str) -> type[BaseModel] | None:
+        """The model of the flags of a tool."""
+        return self._model(uid, "get_command")
+
+    def _model(self, uid: str, method: str) -> type[BaseModel] | None:
         found = self[uid]
-        get_config = getattr(found.extension, "get_config", None)
-        if get_config is None:
+        get_model = getattr(found.extension, method, None)
+        if get_model is None:
             return None
         try:
             with redirect_stdout(sys.stderr):
-                model = get_config()
+                model = get_model()
         except Exception as error:  # a stranger's code may raise anything; its author needs the traceback
-            raise UserError(_failed(found, "get_config()", error)) from error
+            raise UserError(_failed(found, f"{method}()", error)) from error
         if model is not None and not hasattr(model, "model_validate"):
-            raise UserError(f"extension {found.folder}: get_config() gave {model!r}, not a pydantic model")
+            raise UserError(f"extension {found.folder}: {method}() gave {model!r}, not a pydantic model")
         return model
 
     def process_class(self, uid: str) -> type:

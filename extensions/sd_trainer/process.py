@@ -247,9 +247,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
 
     def _sample_prompts(self) -> list[SamplePrompt]:
         """The prompts of `sample`, then of `first_sample`."""
-        sections = [given for given in (self.section.sample, self.section.first_sample) if given]
-        items = [item for section in sections for item in section.sample_items()]
-        return sample_prompts(items, self.section.trigger_word, family_for(self.section.model))
+        return sample_prompts(self.section.sample_pictures(), self.section.trigger_word, family_for(self.section.model))
 
     # ------------------------------------------------------------ what is trained, and the callbacks
 

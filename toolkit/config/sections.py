@@ -20,7 +20,14 @@ from toolkit.config.field_types import PathStr, path_hint, value_error
 from toolkit.config.located import KeyPath
 from toolkit.config.model import ModelConfig
 from toolkit.config.network import NetworkConfig
-from toolkit.config.output import LoggingConfig, SampleConfig, SampleIntervalConfig, SaveConfig, SaveIntervalConfig
+from toolkit.config.output import (
+    LoggingConfig,
+    SampleConfig,
+    SampleIntervalConfig,
+    SamplePicture,
+    SaveConfig,
+    SaveIntervalConfig,
+)
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.config.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
 from toolkit.errors import did_you_mean
@@ -392,6 +399,10 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
     """The images drawn before step 1, where they are others: a section like `sample`; it takes nothing from it."""
 
     on_resume: ClassVar = {"first_sample": "harmless"}
+
+    def sample_pictures(self) -> list[SamplePicture]:
+        """The items of `sample`, then of `first_sample`."""
+        return [item for given in (self.sample, self.first_sample) if given for item in given.sample_items()]
 
     def check(self, job: JobContext) -> Found:
         """References of samples that are missing."""

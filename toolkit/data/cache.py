@@ -76,6 +76,23 @@ class TensorCache:
         except OSError as error:
             raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
 
+    def has(self, key: str) -> bool:
+        """Whether the entry is there; a damaged one is too."""
+        return key in self._memory if self.folder is None else self._path(self.folder, key).is_file()
+
+    def sizes(self) -> dict[str, int]:
+        """Key -> bytes of every entry on disk, damaged ones included."""
+        files = self.folder.glob("??/*.safetensors") if self.folder else ()
+        return {file.stem: file.stat().st_size for file in files}
+
+    def remove(self, key: str) -> None:
+        """Deletes an entry on disk."""
+        assert self.folder is not None  # nobody removes what is in memory
+        try:
+            self._path(self.folder, key).unlink(missing_ok=True)
+        except OSError as error:
+            raise RunError(f"{self.folder}: the cache cannot be written: {error}") from error
+
     @staticmethod
     def _path(folder: Path, key: str) -> Path:
         return folder / key[:2] / f"{key}.safetensors"

@@ -9,9 +9,10 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from functools import cache
+from functools import cache, partial
 from hashlib import sha256
 from pathlib import Path
 from threading import RLock
@@ -278,6 +279,8 @@ def encode_items(
     progress: Progress = lambda what, done, total: None,
     extra_prompts: Callable[[Sample], Mapping[str, str]] = lambda sample: {},
     latents: bool = True,
+    workers: int = 1,
+    verify: bool = True,
 ) -> EncodedDataset:
     """Makes sure that every tensor of every item is stored, each distinct one encoded once.
 
@@ -285,6 +288,8 @@ def encode_items(
     `progress` is called after each item as ("latents" or "text embeddings", done, total).
     extra_prompts: further prompts of a sample by name, the same names for all, encoded with its control images.
     latents: False: masks and texts alone, where the encoder of images is trained.
+    workers: threads that read images and cached entries; the encoders work in one at a time. verify: read what is
+    cached and make damaged entries again.
     Raises DataErrors naming every image whose texts the model has no room for, before anything is encoded.
     """
     extra = [extra_prompts(item.sample) for item in items]
@@ -299,9 +304,10 @@ def encode_items(
     entries = tuple(
         _entries(item, encoder, stores_for(item.sample), texts) for item, texts in zip(items, extra, strict=True)
     )
-    of_images = [entry.images() if latents else entry.masks() for entry in entries]
-    _fill_cache("latents" if latents else "masks", [group for group in of_images if group], progress)
-    _fill_cache("text embeddings", [texts for entry in entries if (texts := entry.texts())], progress)
+    of_images = [group for entry in entries if (group := entry.images() if latents else entry.masks())]
+    _fill_cache("latents" if latents else "masks", of_images, progress, workers, verify)
+    texts = [texts for entry in entries if (texts := entry.texts())]
+    _fill_cache("text embeddings", texts, progress, workers, verify)
     return EncodedDataset(tuple(items), entries, encoder)
 
 
@@ -324,36 +330,65 @@ def _entries(
     )
 
 
-def _fill_cache(what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress) -> None:
+class _Filled(NamedTuple):
+    """What came of the entries of one item."""
+
+    encoded: bool
+    unreadable: list[str]
+    weightless: list[str]
+    """Keys of masks that are 0 everywhere."""
+
+
+def _fill_cache(
+    what: str, groups: Sequence[Sequence[CacheEntry]], progress: Progress, workers: int, verify: bool
+) -> None:
     """Verifies every cached entry and computes missing ones, each once however often it is used.
 
     Files that cannot be read are skipped until all others are done; then one RunError names them all. One warning names
     the masks that leave nothing of their images.
     """
-    seen: set[tuple[int, str]] = set()
-    unreadable: dict[str, None] = {}
-    black: set[tuple[int, str]] = set()
-    weightless: dict[str, None] = {}
-    for done, group in enumerate(groups, start=1):
-        encoded = False
+    first: dict[tuple[int, str], int] = {}
+    for index, group in enumerate(groups):
         for entry in group:
-            place = (id(entry.store), entry.key)
-            if place not in seen:
-                try:
-                    if (tensors := entry.store.get(entry.key)) is None:
-                        tensors, encoded = _make(entry), True
-                    if entry.weighs and not tensors[EMBEDS].any():
-                        black.add(place)
-                except _UnreadableError as error:
-                    unreadable[str(error)] = None
-            seen.add(place)
-            if place in black:
-                weightless[entry.what] = None
-        progress(what if encoded else f"{what} in the cache", done, len(groups))
+            first.setdefault((id(entry.store), entry.key), index)
+    own = [[e for e in group if first.pop((id(e.store), e.key), -1) == index] for index, group in enumerate(groups)]
+    unreadable: dict[str, None] = {}
+    black: set[str] = set()
+    for done, filled in enumerate(_in_threads(partial(_fill, verify=verify), own, workers), start=1):
+        unreadable |= dict.fromkeys(filled.unreadable)
+        black.update(filled.weightless)
+        progress(what if filled.encoded else f"{what} in the cache", done, len(groups))
     if unreadable:
         raise RunError("\n".join(unreadable))
-    if weightless:
+    if weightless := dict.fromkeys(entry.what for group in groups for entry in group if entry.key in black):
         logger.warning(f"these count nowhere, so nothing is learned from their images: {shorten(weightless)}")
+
+
+def _fill(group: Sequence[CacheEntry], verify: bool) -> _Filled:
+    filled = _Filled(encoded=False, unreadable=[], weightless=[])
+    for entry in group:
+        if not verify and entry.store.has(entry.key):
+            continue
+        try:
+            if (tensors := entry.store.get(entry.key)) is None:
+                tensors, filled = _make(entry), filled._replace(encoded=True)
+            if entry.weighs and not tensors[EMBEDS].any():
+                filled.weightless.append(entry.key)
+        except _UnreadableError as error:
+            filled.unreadable.append(str(error))
+    return filled
+
+
+def _in_threads(work: Callable[[Any], _Filled], things: Sequence[Any], workers: int) -> Iterator[_Filled]:
+    """The results in order; what has not begun when the caller gives up never does."""
+    if workers == 1:
+        yield from map(work, things)
+        return
+    pool = ThreadPoolExecutor(workers)
+    try:
+        yield from pool.map(work, things)
+    finally:
+        pool.shutdown(cancel_futures=True)
 
 
 class _UnreadableError(RunError):

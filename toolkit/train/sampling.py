@@ -123,11 +123,15 @@ class Sampler:
             for text in (item.prompt, item.negative):
                 if message := self.model.prompt_error(text, item.size, sizes):
                     raise UserError(f"sample prompt {shorten(text, 100)!r} has {message}")
-        texts = [entry for item in self._encoded for entry in (item.prompt, item.negative) if entry]
-        entries = texts + [entry for item in self._encoded for entry in item.references]
+        entries = self.entries()
         for done, entry in enumerate(entries, start=1):
             EncodedDataset.read_prompt(entry)
             progress("sample prompts", done, len(entries))
+
+    def entries(self) -> list[CacheEntry]:
+        """What the prompts need of the cache: all texts, then all references."""
+        texts = [entry for item in self._encoded for entry in (item.prompt, item.negative) if entry]
+        return texts + [entry for item in self._encoded for entry in item.references]
 
     @torch.no_grad()
     def generate(self, index: int) -> Image.Image:

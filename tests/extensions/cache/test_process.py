@@ -5,15 +5,20 @@ from __future__ import annotations
 import subprocess
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from huggingface_hub import constants
 
+from extensions.cache.config import CacheCommand
 from jobs import ExtensionJob
+from tests.conftest import readme_commands
 from toolkit.config import load_job
-from toolkit.errors import UserError
+from toolkit.config.tool import load_tool
+from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
+from toolkit.train.run_reader import RunStatus
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -100,3 +105,54 @@ def test_bad_pictures_are_named_and_nothing_is_cached(run_py: Run, write_job, se
     assert (result.returncode, "Traceback" in result.stderr) == (2, False)
     assert "d.png" in result.stderr and "e.png" in result.stderr
     assert not (tmp_path / "output").exists()
+
+
+def test_the_commands_of_the_page_see_and_prune_the_cache(
+    write_job, section, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
+) -> None:
+    """Another job shares the cache: what only it uses is counted and pruned; a running job keeps all of it."""
+    monkeypatch.chdir(tmp_path)
+    cache, extensions = tmp_path / "output" / "_cache", discover()
+
+    def run(*flags: str) -> list[str]:
+        said.clear()
+        ExtensionJob(load_tool("cache", CacheCommand, flags), extensions).run()
+        return [line for line in said if "entries" in line]
+
+    pictures = {"samples": [{"prompt": "a hat", "width": 64, "height": 64}], "sample_steps": 2}
+    job = write_job({**section("sd_trainer"), "sample": pictures}, name="mine")
+    (tmp_path / "config").mkdir()
+    job.rename(tmp_path / "config" / "my_char.yaml")
+    first, skipping, counting, pruning = readme_commands("extensions/cache/README.md", "cache")
+    used = ["latents: 8 entries (0.00 GB) used, 0 entries (0.00 GB)", "text: 10 entries (0.00 GB) used, 0 entries"]
+    assert all(line.startswith(begin) for line, begin in zip(run(*first), used, strict=True))
+    mine = entries(cache)
+    damaged = sorted(mine)[0]
+    (cache / damaged).write_bytes(b"damaged")
+    run(*skipping)
+    assert (cache / damaged).read_bytes() == b"damaged"
+    run(*first, "--workers", "3")
+    assert files(cache) == {name: contents for name, (contents, _) in mine.items()}
+
+    other = section("cache", trigger_word="other")
+    ExtensionJob(load_job(write_job(other), extensions.find_config), extensions).run()
+    assert "5 entries (0.00 GB) not used by this job" in run(*counting)[1]
+    assert len(entries(cache)) == len(mine) + 5
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            "extensions.cache.config.list_runs", lambda _: [SimpleNamespace(status=RunStatus.RUNNING, folder="r")]
+        )
+        with pytest.raises(ConfigErrors, match="--prune: r is training from this cache"):
+            run(*pruning)
+    assert run(*pruning)[-1] == "5 entries deleted"
+    assert entries(cache).keys() == mine.keys()
+
+
+def test_wrong_jobs_are_told(write_job, section, tmp_path: Path) -> None:
+    with pytest.raises(ConfigErrors, match="job: nowhere: no such config"):
+        load_tool("cache", CacheCommand, ["nowhere"])
+    bad = write_job({**section("sd_trainer"), "trigger_wrd": "x"})
+    with pytest.raises(ConfigErrors, match=rf"{bad}:\d+.*trigger_wrd"):
+        load_tool("cache", CacheCommand, [str(bad)])
+    with pytest.raises(ConfigErrors, match="has no process whose datasets"):
+        load_tool("cache", CacheCommand, [str(write_job({"type": "tiny_model", "path": str(tmp_path / "x")}))])

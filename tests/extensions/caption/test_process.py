@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-import shlex
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -14,7 +13,7 @@ import torch
 
 from extensions.caption.config import CaptionConfig
 from jobs.job import ExtensionJob
-from tests.conftest import ROOT
+from tests.conftest import readme_commands
 from toolkit.config.tool import load_tool
 from toolkit.data.captions import read_captions_file
 from toolkit.errors import ConfigErrors, RunError, UserError
@@ -184,21 +183,16 @@ def test_wrong_input_is_told_before_the_model_is_loaded(images: Path, caption: C
         caption(images)
 
 
-def commands(readme: str) -> list[list[str]]:
-    text = (ROOT / readme).read_text(encoding="utf-8")
-    return [shlex.split(line, comments=True)[2:] for line in text.splitlines() if line.startswith("python run.py")]
-
-
 def test_the_commands_of_the_page_are_understood(
     images: Path, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     make_pictures(tmp_path / "dataset" / "40_mychar", "a")
     make_pictures(tmp_path / "dataset" / "before", "a")
     monkeypatch.chdir(tmp_path)
-    found = commands("extensions/caption/README.md")
+    found = readme_commands("extensions/caption/README.md", "caption")
     assert len(found) >= 4
-    for uid, *flags in found:
-        assert uid == "caption" and load_tool(uid, CaptionConfig, flags).processes[0].section
+    for flags in found:
+        assert load_tool("caption", CaptionConfig, flags).processes[0].section
 
 
 @pytest.mark.slow
