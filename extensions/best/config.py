@@ -1,0 +1,117 @@
+"""The section of `type: best`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar
+
+from pydantic import Field
+
+from toolkit.config.field_types import PathStr, StrOrList
+from toolkit.config.loader import load_job
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.sections import Device, DiffusionSection
+from toolkit.config.tool import ToolConfig
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
+from toolkit.run_files import best_stem
+from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
+
+NEUTRAL = (
+    "a photo of a mountain lake at noon",
+    "a bowl of fruit on a wooden table",
+    "a busy street in a city, photographed from above",
+)
+"""`prompts`: of nothing that somebody trains on."""
+
+
+class BestConfig(ToolConfig):
+    """`type: best`: measures the saved LoRAs of a run on its images and prompts, and says which to use."""
+
+    process_types: ClassVar[tuple[str, ...]] = ("best",)
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: PathStr
+    """Folder of a run."""
+
+    images: int = Field(default=16, ge=1)
+    """Most images whose loss is measured, and most training images that samples are compared with."""
+
+    embedder: PathStr = ""
+    """A CLIP or DINOv2 (hub id or folder) that samples are compared with the training images by; a CLIP also with
+    their prompts. Empty: samples are not drawn."""
+
+    samples: int = Field(default=4, ge=1)
+    """Most samples drawn with each LoRA, of the run's own prompts, or of captions where it has none."""
+
+    prompts: StrOrList = NEUTRAL
+    """Neutral prompts, on which a LoRA should change little."""
+
+    steps: int = Field(default=20, ge=1)
+    """Steps of a sample."""
+
+    device: Device = "auto"
+    """Where to compute: auto, cuda, cuda:N, mps or cpu."""
+
+    link: bool = False
+    """Name the recommended file `<name>_best.safetensors` too."""
+
+    overwrite: bool = False
+    """With `link`: replace another file of that name."""
+
+    output: PathStr = ""
+    """JSON file for the numbers. Empty: `best.json` in the run's folder."""
+
+    def folder(self) -> Path:
+        """`run` as a path."""
+        return Path(self.run).expanduser()
+
+    def info(self) -> RunInfo:
+        """The run. Raises RunError where there is none."""
+        return read_run(self.folder())
+
+    def output_path(self) -> Path:
+        """`output` as a path."""
+        return Path(self.output).expanduser() if self.output else self.folder() / "best.json"
+
+    def best_file(self) -> Path:
+        """What `link` writes."""
+        return self.folder() / f"{best_stem(self.info().name)}.safetensors"
+
+    def files(self) -> list[NetworkFile]:
+        """The saved LoRAs by step, one for each: of the last one the final file."""
+        found = [
+            file
+            for file in list_network_files(self.folder())
+            if file.kind != "best" and file.path.suffix == ".safetensors" and not file.path.stem.endswith("_raw")
+        ]
+        return sorted({file.step: file for file in found}.values(), key=lambda file: file.step or 0)
+
+    def training(self) -> DiffusionSection:
+        """The section of the run, by the job that is saved with it. Raises UserError where there is none, and as
+        `load_job`."""
+        run = self.info()
+        if run.config is None:
+            raise UserError(f"{run.folder}: holds no job (config.yaml), so its model and images are not known.")
+        job = load_job(run.config, discover().find_config)
+        for entry in job.processes:
+            section = entry.section
+            if isinstance(section, DiffusionSection) and section.display_name(JobContext(job.name)) == run.name:
+                return section
+        raise UserError(f"{run.folder}: is no run that saves LoRAs.")
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A folder without a run of LoRAs, a link in the way of another file."""
+        if job.will_write(self.folder()):
+            return
+        try:
+            self.training()
+        except (RunError, UserError) as error:
+            yield Diagnostic(("run",), str(error))
+            return
+        if not self.files():
+            yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
+        if self.link and not self.overwrite and self.best_file().exists():
+            remedy = "Set overwrite (--overwrite), or move it."
+            yield Diagnostic(("link",), f"{self.best_file()} is there already. {remedy}")

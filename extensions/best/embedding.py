@@ -1,0 +1,104 @@
+"""Image and text embeddings of CLIP and DINOv2, and what they say of samples.
+
+Shape suffixes: N images or texts, D width of an embedding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional
+
+from toolkit.data.images import to_tensor
+from toolkit.device import check_device
+from toolkit.errors import UserError
+from toolkit.models.hub import download_encoder
+from toolkit.models.loading import reading
+
+KEY = "embedder"
+MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+"""Of ImageNet, where the model's files name none."""
+
+
+class Embedder:
+    """A frozen CLIP or DINOv2."""
+
+    def __init__(self, name: str, device: str, at: torch.device) -> None:
+        """name: hub id or folder. device, at: the key, and the device it stands for.
+
+        Raises UserError for a model that is neither, RunError for files that cannot be used.
+        """
+        from transformers import AutoConfig, AutoModel, AutoTokenizer
+
+        folder = Path(name).expanduser()
+        folder = folder if folder.is_dir() else download_encoder(name, KEY)
+        check_device(device, sum(file.stat().st_size for file in folder.glob("*.safetensors")))
+        with reading(folder):
+            config = AutoConfig.from_pretrained(folder, local_files_only=True)
+        if config.model_type not in ("clip", "dinov2"):
+            raise UserError(f"{KEY}: {name!r} is {config.model_type!r}. Give a CLIP or a DINOv2.")
+        with reading(folder):
+            model: Any = AutoModel.from_pretrained(folder, local_files_only=True, use_safetensors=True)
+            self.reads_text = config.model_type == "clip"
+            self._tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True) if self.reads_text else None
+        self._model, self._at = model.requires_grad_(False).eval().to(at), at
+        self._side = (config.vision_config if self.reads_text else config).image_size
+        if not self.reads_text:
+            self._side = 224  # of its preprocessor; its positions are those of 518, and are interpolated
+
+    @torch.no_grad()
+    def images(self, pictures: Sequence[Image.Image]) -> Tensor:
+        """[N, D], each of length 1: the square in the middle, as large as the model takes."""
+        rows = []
+        for picture in pictures:
+            pixels = self._pixels(picture)
+            if self.reads_text:
+                found = self._model.get_image_features(pixel_values=pixels)
+                row = found if isinstance(found, Tensor) else found.pooler_output
+            else:
+                row = self._model(pixel_values=pixels).last_hidden_state[:, 0]
+            rows.append(functional.normalize(row.float().cpu(), dim=-1))
+        return torch.cat(rows)
+
+    @torch.no_grad()
+    def texts(self, prompts: Sequence[str]) -> Tensor:
+        """[N, D], each of length 1; cut at what a CLIP reads."""
+        assert self._tokenizer is not None  # `reads_text`
+        rows = []
+        for prompt in prompts:
+            ids = self._tokenizer(prompt, truncation=True, max_length=77, return_tensors="pt").to(self._at)
+            found = self._model.get_text_features(**ids)
+            row = found if isinstance(found, Tensor) else found.pooler_output
+            rows.append(functional.normalize(row.float().cpu(), dim=-1))
+        return torch.cat(rows)
+
+    def _pixels(self, picture: Image.Image) -> Tensor:
+        side = min(picture.size)
+        left, top = (picture.width - side) // 2, (picture.height - side) // 2
+        square = picture.convert("RGB").crop((left, top, left + side, top + side))
+        values = to_tensor(square.resize((self._side, self._side), Image.Resampling.BICUBIC)) / 2 + 0.5
+        mean, std = (torch.tensor(numbers)[:, None, None] for numbers in self._normalisation())
+        return ((values - mean) / std)[None].to(self._at)
+
+    def _normalisation(self) -> tuple[Sequence[float], Sequence[float]]:
+        if not self.reads_text:
+            return MEAN, STD
+        from transformers.image_utils import OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+        return OPENAI_CLIP_MEAN, OPENAI_CLIP_STD
+
+
+def distance(samples_ND: Tensor, images_ND: Tensor) -> float:
+    """1 - the mean cosine of all pairs, in [0, 2]. Source: Ruiz et al. 2022, arXiv:2208.12242, section 4.1 (DINO and
+    CLIP-I scores)."""
+    return 1 - float((samples_ND @ images_ND.T).mean())
+
+
+def adherence(samples_ND: Tensor, prompts_ND: Tensor) -> float:
+    """The mean cosine of samples and their own prompts, in [-1, 1]. Source: as of `distance` (CLIP-T)."""
+    return float((samples_ND * prompts_ND).sum(1).mean())
