@@ -163,7 +163,10 @@ class FlowModelConfig(StrictModel):
     text_encoder: TextEncoderConfig = Field(default_factory=TextEncoderConfig)
     """The text encoder."""
 
-    on_resume: ClassVar = {"prediction": "impossible", **dict.fromkeys(("name_or_path", "vae"), "place")}
+    on_resume: ClassVar = {
+        **dict.fromkeys(("prediction", "new_vae"), "impossible"),
+        **dict.fromkeys(("name_or_path", "vae"), "place"),
+    }
 
     def folder(self) -> Path:
         """`name_or_path` as an absolute path."""
@@ -300,7 +303,7 @@ class AlongConfig(StrictModel):
     measured_images: int = Field(default=64, ge=1, le=10_000)
     """Training images by which the scale is measured, evenly from all; of a stream its first ones."""
 
-    on_resume: ClassVar = {"discriminator": "impossible", "train": "impossible", "spade": "impossible"}
+    on_resume: ClassVar = dict.fromkeys(("discriminator", "train", "spade", "measure_every"), "impossible")
 
 
 class FlowOptimizersConfig(StrictModel):

@@ -318,7 +318,7 @@ MISTAKES: tuple[Check, ...] = (
     ),
     Rule(
         "train.gradient_accumulation",
-        _with_fsdp(lambda s: s.train.gradient_accumulation % read_distributed_env().world_size),
+        _with_fsdp(lambda s: s.micro_batches_per_step % read_distributed_env().world_size),
         f"{{train.gradient_accumulation}}: with {_FSDP} give a multiple of the {{processes}} processes.",
     ),
     Rule(

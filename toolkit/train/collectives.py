@@ -187,11 +187,16 @@ def all_reduce_gradients_and_losses(
 def whole_cursor(process_group: ProcessGroup, cursor: Cursor) -> Cursor:
     """The cursor behind a step with each reader's place as the process has it that reads for it (`SharedStreamSource`);
     other cursors are the same everywhere."""
-    if process_group.is_single_process or not isinstance(cursor, dict) or "readers" not in cursor:
+    if process_group.is_single_process or not has_readers(cursor):
         return cursor
     places = process_group.all_gather_object(cursor["readers"])
     found = [places[index % len(places)][index] for index in range(len(cursor["readers"]))]
     return {**cursor, "readers": found}
+
+
+def has_readers(cursor: Cursor) -> bool:
+    """Whether the cursor is that of a `SharedStreamSource`, whose samples have no epoch that all processes know."""
+    return isinstance(cursor, dict) and "readers" in cursor
 
 
 def _device(run: Run) -> torch.device:

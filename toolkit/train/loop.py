@@ -21,7 +21,7 @@ from toolkit.interfaces import Batch, BatchSource, RoleResult, StepResult, Train
 from toolkit.optim.schedules import Plateau
 from toolkit.seeding import global_generator
 from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
-from toolkit.train.collectives import all_reduce_gradients_and_losses, whole_cursor
+from toolkit.train.collectives import all_reduce_gradients_and_losses, has_readers, whole_cursor
 from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer, StepTimer
 from toolkit.train.run import Run
 
@@ -109,9 +109,9 @@ def _steps(run: Run, source: BatchSource, step_fn: TrainStep, metrics: MetricsBu
         norms, step_ok, numbers = _optimizer_step(run, losses)
         state.step += 1
         state.cursor = whole_cursor(process_group, accumulation_step.cursor)
-        state.epoch = accumulation_step.specs[-1].epoch
         state.epochs_before = state.epochs_done
         state.epochs_done += accumulation_step.epochs_ended
+        state.epoch = state.epochs_done if has_readers(state.cursor) else accumulation_step.specs[-1].epoch
         state.samples += accumulation_step.samples
         metrics.add(PendingStepMetrics(_host_metrics(run), losses, norms, step_ok, numbers))
         for callback in run.callbacks:
