@@ -6,11 +6,14 @@ All texts are encoded before the transformer is loaded, and their encoder is fre
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
+
+import torch
 
 from toolkit.config.model import ModelConfig
 from toolkit.config.output import SampleItem
@@ -18,7 +21,7 @@ from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.device import DTYPES, check_device, pick_device, use_device
-from toolkit.errors import UserError
+from toolkit.errors import RunError, UserError
 from toolkit.files import free_space, readable_size, sha256_of
 from toolkit.interfaces import ModelFacts
 from toolkit.log import StatusLine
@@ -151,6 +154,11 @@ class PictureMaker:
         if not todo:
             return 0
         self._check_room(todo)
+        with _advice():
+            self._draw(todo, made)
+        return len(todo)
+
+    def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
         loaded = self._loaded = self._loaded or _Loaded(self)
         sampler = loaded.sampler([picture.prompt for picture in todo])
         for index, picture in enumerate(todo):
@@ -162,7 +170,6 @@ class PictureMaker:
             self._status.finish()
             logger.info(f"{index + 1}/{len(todo)} {path}")
             made(picture, path)
-        return len(todo)
 
     def keep_encoders(self) -> None:
         """From here on the text encoder stays, for further prompts."""
@@ -185,6 +192,16 @@ class PictureMaker:
         if (free := free_space(self.folder)) < needed:
             need = f"{len(todo)} pictures take up to {readable_size(needed)}"
             raise UserError(f"{self.folder}: {need}, the disk has {readable_size(free)} free. Give another folder.")
+
+
+@contextmanager
+def _advice() -> Iterator[None]:
+    """Memory that runs out becomes a RunError that says what to do."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        remedy = "Give --quantize with a smaller --qtype, --blocks-to-swap, --low-vram, or a smaller size."
+        raise RunError(f"out of memory ({str(error).splitlines()[0]}). {remedy}") from error
 
 
 class _Loaded:

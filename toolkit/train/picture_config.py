@@ -105,6 +105,10 @@ class PicturesConfig(ToolConfig):
     dtype: Dtype = "bfloat16"
     """Number type of the computation."""
 
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The folder of the pictures."""
+        return frozenset({Path(self.output).expanduser().resolve()})
+
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Prompts that cannot be read, references that are no images, a file in the way."""
         if file := file_in_the_way(Path(self.output).expanduser()):

@@ -9,6 +9,7 @@ import re
 import shlex
 from collections.abc import Callable
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 import torch
@@ -21,9 +22,10 @@ from tests.conftest import ROOT
 from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, psnr
 from tests.measured import at_least
 from tests.model_folders import write_flow_model
+from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
-from toolkit.errors import Interrupted, UserError
+from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
 from toolkit.picture_files import read_settings
@@ -186,12 +188,22 @@ def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
     assert len(generate(line)) == 2 and first.stat().st_mtime_ns == changed
 
 
-def test_a_flow_model_draws_from_text_and_takes_no_references(generate, tmp_path: Path) -> None:
+def test_a_flow_model_draws_from_text_and_takes_no_references(
+    generate, tmp_path: Path, write_job, monkeypatch: pytest.MonkeyPatch
+) -> None:
     model = write_flow_model(tmp_path / "model", positions=32)
     lora = write_lora(model, tmp_path / "lora.safetensors")
     line = f"--model {model} --prompt 'a cat' --steps 2 --dtype float32 --device cpu --output out"
-    plain, changed = Image.open(generate(line)[-1]), Image.open(generate(f"{line} --lora {lora}")[-1])
+    keys = {"model": {"name_or_path": str(model)}, "prompt": "a cat", "steps": 2, "dtype": "fp32", "output": "out"}
+    extensions = discover()
+    ExtensionJob(load_job(write_job({"type": "generate", **keys}), extensions.find_config), extensions).run()
+    (made,) = (tmp_path / "out").iterdir()
+    assert generate(line) == [made], "the keys of a job are the flags of the command"
+    plain, changed = Image.open(made), Image.open(generate(f"{line} --lora {lora}")[-1])
     assert plain.size == (128, 128) and psnr(plain, changed) < 60
+    monkeypatch.setattr(Sampler, "generate", Mock(side_effect=torch.OutOfMemoryError("CUDA out of memory.")))
+    with pytest.raises(RunError, match="Give --quantize"):
+        generate(f"{line} --seed 7")
     with pytest.raises(UserError, match="1 references: a latent flow model takes none"):
         generate(f"{line} --reference {REFERENCES[0]}")
     with pytest.raises(UserError, match="size 256x64: this model makes pictures with sides of 4 to 128 pixels"):
