@@ -34,11 +34,23 @@ class Column:
 class Row:
     """A prompt with its cfg and seed."""
 
-    prompt: str
-    cfg: float
-    seed: int
     pictures: Sequence[Picture]
     """One of each column."""
+
+    @property
+    def prompt(self) -> str:
+        """Without secrets."""
+        return redact_text(self.pictures[0].prompt.prompt)
+
+    @property
+    def cfg(self) -> float:
+        """The guidance scale."""
+        return self.pictures[0].prompt.guidance_scale
+
+    @property
+    def seed(self) -> int:
+        """Of the noise."""
+        return self.pictures[0].prompt.seed
 
 
 def grid_page(columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str) -> str:
@@ -61,7 +73,7 @@ def grid_page(columns: Sequence[Column], rows: Sequence[Row], folder: Path, titl
     data = {
         "id": hashlib.sha256(repr(names).encode()).hexdigest()[:16],
         "columns": [{"lora": column.file, "strength": column.strength, "name": column.name} for column in columns],
-        "rows": [{"prompt": redact_text(row.prompt), "cfg": row.cfg, "seed": row.seed} for row in rows],
+        "rows": [{"prompt": row.prompt, "cfg": row.cfg, "seed": row.seed} for row in rows],
         "files": names,
     }
     inside = (
@@ -101,7 +113,7 @@ def _column_head(index: int, column: Column) -> Markup:
 
 def _row_head(row: Row) -> Markup:
     values = element("span", f"cfg {row.cfg:g}, seed {row.seed}", class_="faint")
-    return element("div", element("p", redact_text(row.prompt)), values)
+    return element("div", element("p", row.prompt), values)
 
 
 def _cell(row: int, column: int, picture: Picture, folder: Path) -> Markup:

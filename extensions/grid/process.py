@@ -30,7 +30,7 @@ class GridProcess(BaseExtensionProcess):
         columns = [(), *((lora,) for lora in self._loras())]
         index = maker.folder / INDEX
         rows = [
-            Row(item.prompt, cfg, seed, [maker.picture(item, seed, cfg, (*also, *loras)) for loras in columns])
+            Row([maker.picture(item, seed, cfg, (*also, *loras)) for loras in columns])
             for item in section.items()
             for cfg in self._cfgs(item.guidance_scale)
             for seed in (section.seed if item.seed is None else (item.seed,))

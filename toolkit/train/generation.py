@@ -19,6 +19,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.output import SampleItem
 from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
+from toolkit.data.captions import inject_trigger
 from toolkit.data.latent_cache import CachePair, ItemEncoder
 from toolkit.device import DTYPES, check_device, pick_device, use_device
 from toolkit.errors import RunError, UserError
@@ -112,8 +113,10 @@ class PictureMaker:
         fast = section.lightning
         shift = LIGHTNING_SHIFT if fast and "flow_shift" not in given else section.flow_shift
         prompt = SamplePrompt(
-            prompt=item.prompt,
-            negative=section.negative if item.neg is None else item.neg,
+            prompt=inject_trigger(item.prompt, section.trigger_word, add=False),
+            negative=inject_trigger(
+                section.negative if item.neg is None else item.neg, section.trigger_word, add=False
+            ),
             size=section.size_of(item, self.family),
             seed=seed,
             guidance_scale=cfg,

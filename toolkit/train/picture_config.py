@@ -67,6 +67,9 @@ class PicturesConfig(ToolConfig):
     prompts: PathStr = ""
     """File of further prompts: text with one on a line, or YAML with the keys of `sample` in a training job."""
 
+    trigger_word: str = ""
+    """Replaces `[trigger]` in prompts, as in those of a training job."""
+
     negative: Negative = ""
     """Negative prompt; empty: one space."""
 

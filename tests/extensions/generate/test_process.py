@@ -106,7 +106,10 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
         assert bare.text == {} and psnr(bare.convert("RGB"), ours) == math.inf
 
 
-@pytest.mark.parametrize("quantized", [False, True], ids=["whole", "int8, a swapped block"])
+@pytest.mark.parametrize(
+    "quantized",
+    [pytest.param(False, id="whole"), pytest.param(True, id="int8, a swapped block", marks=pytest.mark.slow)],
+)
 def test_loras_change_the_picture_as_merged_ones_do(
     generate, unit_gain_model: Path, tmp_path: Path, quantized: bool
 ) -> None:
@@ -142,7 +145,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     generate, tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:
     (tmp_path / "lines.txt").write_text("# mine\n\na large one --w 96 --d 3\n-- not a flag --n dark --l 2\n")
-    (tmp_path / "sample.yaml").write_text("samples: [{prompt: of yaml, seed: 5}]\nsample_steps: 1\nwidth: 80\n")
+    (tmp_path / "sample.yaml").write_text("samples: [{prompt: 'of [trigger]', seed: 5}]\nsample_steps: 1\nwidth: 80\n")
     monkeypatch.setattr(
         "sys.stdin", io.StringIO("typed in --d 9\n\n# nothing\nwrong --w wide\nx --ci no.png\nlast --w 80\n")
     )
@@ -162,7 +165,7 @@ def test_prompts_of_a_file_and_of_standard_input_have_flags(
     assert found[0]["negative"] == "dark" and not kept
     assert any("'wide' is not a whole number" in line for line in said)
     assert any("'no.png' is no file" in line for line in said)
-    generate(f"--model {tiny_model} --prompts sample.yaml {SMALL.replace('--steps 2', '')}")
+    generate(f"--model {tiny_model} --prompts sample.yaml --trigger-word yaml {SMALL.replace('--steps 2', '')}")
     (of_yaml,) = [s for s in map(read_settings, (tmp_path / "out").iterdir()) if s["prompt"] == "of yaml"]
     assert (of_yaml["seed"], of_yaml["steps"], of_yaml["width"], of_yaml["height"]) == (5, 1, 80, 64)
     assert kept == [("vae",)], "the text encoder is freed before the transformer is loaded"

@@ -38,7 +38,7 @@ def write_grid(folder: Path, missing: tuple[int, int] | None = (2, 2)) -> Path:
             if (row, column) != missing:
                 Image.new("RGB", (96, 64), (60 * row + 60, 60 * column + 60, 120)).save(folder / picture.name)
             pictures.append(picture)
-        rows.append(Row(prompt, 4.0, row, pictures))
+        rows.append(Row(pictures))
     path = folder / "index.html"
     path.write_text(grid_page(columns, rows, folder, "my_char"), encoding="utf-8")
     return path
