@@ -169,6 +169,7 @@ main { max-width: 1200px; margin: 0 auto; padding: 16px 20px 60px; }
 h1 { font-size: 1.6rem; line-height: 1.25; margin: 8px 0 4px; overflow-wrap: anywhere; }
 h2 { font-size: 1.15rem; margin: 32px 0 10px; }
 h3 { font-size: 1rem; margin: 16px 0 6px; }
+h2, h3 { overflow-wrap: anywhere; }
 a { color: var(--accent); }
 p { margin: 6px 0; overflow-wrap: anywhere; }
 img { max-width: 100%; height: auto; display: block; }

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
 from itertools import chain, repeat
 from typing import Any
@@ -231,6 +231,19 @@ class FolderBuilder:
         for listing, name in chain(*self.controls.values(), self.masks.values()):
             yield listing, (name,)
 
+    def leave_out(self, places: Collection[str]) -> None:
+        """Forgets the images that have an error: in their own file, or in one that belongs to them."""
+
+        def is_good(stem: str, files: tuple[str, ...]) -> bool:
+            partners = (*self.controls.get(stem, ()), *((self.masks[stem],) if stem in self.masks else ()))
+            used = (self.listing.path(files[0]), *(picture.path for picture in partners))
+            return len(files) == 1 and not any(path in places for path in used)
+
+        images = self.listing.images
+        good = {stem: files for stem, files in images.items() if is_good(stem, files)}
+        self.captions = [text for stem, text in zip(images, self.captions, strict=True) if stem in good]
+        self.listing = replace(self.listing, images=good)
+
     def check_masks(self) -> Iterator[str]:
         """Notes images that have no transparency to be their mask, and masks of another shape than their image.
 
@@ -345,12 +358,17 @@ class DatasetScan:
 
 
 def scan_datasets(
-    datasets: Sequence[Any], trigger_word: str | None, reg_weight: float = 1.0, scan_cache: ScanCache | None = None
+    datasets: Sequence[Any],
+    trigger_word: str | None,
+    reg_weight: float = 1.0,
+    scan_cache: ScanCache | None = None,
+    forgiven: list[InputError] | None = None,
 ) -> DatasetScan:
     """Samples of all `datasets` sections, each file read once. Raises DataErrors naming every offender.
 
     reg_weight: factor on the loss of regularisation images. scan_cache: results of earlier scans, which is updated; it
-    makes the scan faster and does not change its result.
+    makes the scan faster and does not change its result. forgiven: takes the errors instead, and the images that have
+    one are left out.
     """
     scanner = _Scanner(scan_cache or ScanCache())
     drafts = []
@@ -361,8 +379,12 @@ def scan_datasets(
     for draft in drafts:
         draft.match_files(scanner.partners, scanner.mistakes)
     scanner.inspect(drafts)
-    if scanner.mistakes:
-        raise DataErrors(list(dict.fromkeys(scanner.mistakes)))
+    if mistakes := list(dict.fromkeys(scanner.mistakes)):
+        if forgiven is None:
+            raise DataErrors(mistakes)
+        forgiven += mistakes
+        for draft in drafts:
+            draft.leave_out({mistake.place for mistake in mistakes})
     for draft in drafts:
         scanner.notes += draft.check_masks()
         scanner.notes += draft.check_intent(trigger_word)

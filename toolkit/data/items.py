@@ -109,17 +109,20 @@ MAX_USES = 10_000_000
 
 
 def scan_items(
-    section: ImageTrainingSection, size_multiple: int, scan_cache: ScanCache | None = None
+    section: ImageTrainingSection,
+    size_multiple: int,
+    scan_cache: ScanCache | None = None,
+    forgiven: list[InputError] | None = None,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...]]:
     """Scans `section.datasets` and assigns each image to its buckets.
 
     Of a stream nothing is scanned (`stream_dataset` has what is known of it). size_multiple: sides of a bucket are
-    multiples of this many pixels. scan_cache: as of `scan_datasets`.
+    multiples of this many pixels. scan_cache, forgiven: as of `scan_datasets`.
     Raises DataErrors naming every offending file, or the folder with the most uses where there are too many.
     """
     with _no_collection():
         folders = [] if section.streamed else section.datasets
-        scan = scan_datasets(folders, section.trigger_word, section.train.reg_weight, scan_cache)
+        scan = scan_datasets(folders, section.trigger_word, section.train.reg_weight, scan_cache, forgiven)
         resolutions = [dataset.resolution for dataset in section.datasets]
         items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     uses = Counter[str]()

@@ -17,7 +17,7 @@ from toolkit.config.sections import DiffusionSection, ImageTrainingSection
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
 from toolkit.data.scan_cache import ScanCache
-from toolkit.errors import UserError
+from toolkit.errors import InputError, UserError
 from toolkit.interfaces import BucketedSample, CaptionRules, ModelFacts, Sample
 
 _LISTED = 5
@@ -63,18 +63,19 @@ def split_validation(
     items: tuple[BucketedSample, ...],
     size_multiple: int,
     cost: Cost,
+    forgiven: list[InputError] | None = None,
 ) -> tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]:
     """What is left to train on, and what `section.validation` takes or brings; None without that section.
 
-    section, scan, items, size_multiple: as of `scan_items`. cost: what a validation of so many items takes, in words.
-    Raises UserError when nothing would be left, DataErrors
-    naming every offending file of the validation's folder.
+    section, scan, items, size_multiple, forgiven: as of `scan_items`. cost: what a validation of so many items takes,
+    in words. Raises UserError when nothing would be left, DataErrors naming every offending file of the validation's
+    folder.
     """
     settings = section.validation
     if settings is None:
         return scan, items, None
     if settings.folder_path is not None:
-        return scan, items, _own_folder(section, settings, size_multiple, scan.scan_cache, cost)
+        return scan, items, _own_folder(section, settings, size_multiple, scan.scan_cache, cost, forgiven)
     chosen = choose_validation_images(
         [sample for folder in scan.folders if not folder.is_reg for sample in folder.samples], settings
     )
@@ -111,10 +112,15 @@ def choose_validation_images(samples: Iterable[Sample], settings: ValidationConf
 
 
 def _own_folder(
-    section: ImageTrainingSection, settings: ValidationConfig, size_multiple: int, scan_cache: ScanCache, cost: Cost
+    section: ImageTrainingSection,
+    settings: ValidationConfig,
+    size_multiple: int,
+    scan_cache: ScanCache,
+    cost: Cost,
+    forgiven: list[InputError] | None,
 ) -> ValidationSplit:
     dataset = settings.dataset(section.datasets)
-    scan = scan_datasets([dataset], section.trigger_word, 1.0, scan_cache)
+    scan = scan_datasets([dataset], section.trigger_word, 1.0, scan_cache, forgiven)
     items = make_items(scan.samples, lambda _: dataset.resolution, size_multiple)
     missing = sum(folder.missing_captions for folder in scan.folders)
     note = f"validation: {dataset.folder_path}, {_count(len(scan.samples), 'image')}"
