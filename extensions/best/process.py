@@ -101,7 +101,7 @@ class _Bench:
         device, dtype = use_device(pick_device(config.device)), DTYPES[training.train.dtype]
         items, trained, self.measured_on = _images(training, family, config.images)
         logger.info(f"measured on {self.measured_on}")
-        model = load_base_model(training.model, device, dtype)
+        model = load_base_model(training.model, device, dtype, training_folder=training.training_folder)
         stores = CacheStores(Path(training.training_folder).expanduser()).on_disk
         dataset = encode_items(items, model, lambda _: stores, dtype, self._progress)
         settings = training.validation or ValidationConfig(fraction=0.5)

@@ -10,9 +10,8 @@ from pydantic import Field
 
 from toolkit.config.field_types import Dtype, PathOrList, PathStr, literal_with_aliases
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.config.tool import ToolConfig, check_safetensors, split_strength
+from toolkit.config.tool import ToolConfig, check_output, check_safetensors, split_strength
 from toolkit.errors import UserError
-from toolkit.files import file_in_the_way
 
 MODEL_INDEX = "model_index.json"
 
@@ -45,22 +44,11 @@ class WritingToolConfig(LoraToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """An output that is there or cannot be written."""
         yield from super().check(job)
-        yield from _check_output(self.output_path(), self.overwrite)
+        yield from check_output(self.output_path(), self.overwrite)
 
     def output_path(self) -> Path:
         """`output` as a path."""
         return Path(self.output).expanduser()
-
-
-def _check_output(path: Path, overwrite: bool, folder: bool = False) -> Iterator[Diagnostic]:
-    if file := file_in_the_way(path.parent):
-        yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
-    elif not folder and path.suffix != ".safetensors":
-        yield Diagnostic(("output",), f"{str(path)!r} has to end in .safetensors.")
-    elif path.exists() and path.is_dir() != folder:
-        yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
-    elif path.exists() and not overwrite:
-        yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")
 
 
 class InspectConfig(LoraToolConfig):
@@ -204,7 +192,7 @@ class MergeConfig(LoraToolConfig):
                 yield Diagnostic(("lora", index), str(error))
             else:
                 yield from check_safetensors(("lora", index), file, job)
-        yield from _check_output(Path(self.output).expanduser(), self.overwrite, folder=bool(self.base))
+        yield from check_output(Path(self.output).expanduser(), self.overwrite, folder=bool(self.base))
 
 
 class PostHocEmaConfig(WritingToolConfig):

@@ -31,6 +31,7 @@ from extensions.sd_trainer.memory_inputs import (
     unsharded_block_bytes,
 )
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
+from toolkit.config.model import AUTO_RANK
 from toolkit.config.sections import DiffusionSection
 from toolkit.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.errors import RunError
@@ -279,7 +280,11 @@ class _Estimator:
                 self.weight_bytes - self.number
             )
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
-        others += recovery.stat().st_size if self.qtype and recovery.is_file() else 0
+        if self.qtype and self.model.makes_recovery():
+            sides = family_for(self.model).linear_layers(self.model.files_folder()).values()
+            others += AUTO_RANK * sum(map(sum, sides)) * self.weight_bytes
+        elif self.qtype and recovery.is_file():
+            others += recovery.stat().st_size
         # A block stays in CPU memory while it is in a buffer on the device.
         pinned: Callable[[int], int] = pinned_bytes if self.on_gpu else int
         host = {

@@ -258,7 +258,9 @@ def _base_loras(config: DiffusionSection) -> Iterator[str]:
 
 
 def _recovery(config: DiffusionSection) -> Iterator[str]:
-    if config.model.quantize and config.model.accuracy_recovery_adapter:
+    if config.model.quantize and config.model.makes_recovery():
+        yield f"{config.model.qtype}: an accuracy-recovery adapter is made for it, or taken from the cache"
+    elif config.model.quantize and config.model.accuracy_recovery_adapter:
         yield (
             f"added to the frozen {config.model.qtype} model: {config.model.recovery_name()}; "
             "layers it does not cover are int8"

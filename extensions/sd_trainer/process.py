@@ -171,7 +171,12 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         model = load_base_model(
-            section.model, device, self._dtype, DTYPES[section.weights_dtype()], self._block_sharding(device)
+            section.model,
+            device,
+            self._dtype,
+            DTYPES[section.weights_dtype()],
+            self._block_sharding(device),
+            section.training_folder,
         )
         return SdModel(model, start)
 

@@ -28,6 +28,9 @@ def _without_adapter(value: Any) -> Any:
     return value
 
 
+AUTO_RANK = 32
+"""Rank of the recovery adapter that `auto` makes."""
+
 Qtype = Annotated[
     str,
     *literal_with_aliases(*QTYPES, aliases=QTYPE_SPELLINGS),
@@ -122,7 +125,8 @@ class ModelConfig(StrictModel):
 
     accuracy_recovery_adapter: PathStr | None = None
     """A LoRA that makes up for what quantization lost: a local file, or `owner/repo/file.safetensors` on the hub. It is
-    added to the frozen model, never trained and never saved; layers it does not cover become `int8`."""
+    added to the frozen model, never trained and never saved; layers it does not cover become `int8`. `auto`: one is
+    made from the weights when the model is first loaded (`run.py ara` makes better ones), and kept in the cache."""
 
     int8_matmul: Literal["auto"] | bool = "auto"
     """Round inputs and gradients of `int8` layers to 8 bits as well, so that they multiply in int8. It costs about 1 %
@@ -182,9 +186,15 @@ class ModelConfig(StrictModel):
         """Whether `name_or_path` means a local folder, existing or not, rather than a hub id."""
         return looks_like_a_path(self.name_or_path) or self.folder().is_dir()
 
+    def makes_recovery(self) -> bool:
+        """Whether the recovery adapter is made from the weights."""
+        return self.quantize and self.accuracy_recovery_adapter == "auto"
+
     def recovery_is_path(self) -> bool:
         """Whether `accuracy_recovery_adapter` means a local file rather than one of a hub repository."""
         name = self.accuracy_recovery_adapter or ""
+        if name == "auto":
+            return False
         local = name.startswith((".", "/", "~")) or "\\" in name or name.count("/") < 2
         return local or Path(name).is_file()
 

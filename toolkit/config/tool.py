@@ -22,6 +22,7 @@ from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_a
 from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError, did_you_mean
+from toolkit.files import file_in_the_way
 from toolkit.redact import redact_text
 from toolkit.safetensors_io import read_metadata
 
@@ -196,3 +197,15 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
         read_metadata(file)
     except (OSError, ValueError, RecursionError):
         yield Diagnostic(key, f"{path!r} is no safetensors file. Other files are not read: they could run programs.")
+
+
+def check_output(path: Path, overwrite: bool, folder: bool = False) -> Iterator[Diagnostic]:
+    """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced."""
+    if file := file_in_the_way(path.parent):
+        yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
+    elif not folder and path.suffix != ".safetensors":
+        yield Diagnostic(("output",), f"{str(path)!r} has to end in .safetensors.")
+    elif path.exists() and path.is_dir() != folder:
+        yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
+    elif path.exists() and not overwrite:
+        yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")

@@ -336,6 +336,9 @@ QUANTO = {"int8": "qint8", "int4": "qint4", "int2": "qint2", "float8": "qfloat8"
 LowRank = tuple[Tensor, Tensor]
 """(up [O, R], down [R, I]) of a low-rank delta."""
 
+MakeLowRank = Callable[[str, Tensor, QuantizedWeight], LowRank]
+"""From a layer's full name, its weight [O, I] and the quantized one to the delta that recovers it."""
+
 DEFAULT_RECOVERY_QTYPE = "int8"
 """Quantization of layers without a recovery adapter where others have one; ai-toolkit leaves these as they are."""
 
@@ -344,11 +347,13 @@ BLOCK = 64
 """Weights along a row that share a scale in fp8_scaled and the unsigned types."""
 
 
-def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) -> Callable[[nn.Module, str], None]:
+def quantizer(
+    qtype: str, recovery: MutableMapping[str, LowRank] | None = None, make: MakeLowRank | None = None
+) -> Callable[[nn.Module, str], None]:
     """A function that quantizes a block to `qtype` in place, called with each block and its dotted name.
 
     recovery: full layer name -> frozen low-rank delta of an accuracy-recovery adapter; layers without one become int8.
-    Entries are removed once used, so that none is in memory twice.
+    Entries are removed once used, so that none is in memory twice. make: makes the delta of every layer instead.
     """
 
     def transform(block: nn.Module, name: str) -> None:
@@ -358,6 +363,8 @@ def quantizer(qtype: str, recovery: MutableMapping[str, LowRank] | None = None) 
             own = recovery.pop(f"{name}.{layer}", None) if recovery is not None else None
             chosen = qtype if recovery is None or own else DEFAULT_RECOVERY_QTYPE
             weight = quantize_weight(linear.weight.detach(), chosen)
+            if make:
+                own = make(f"{name}.{layer}", linear.weight.detach(), weight)
             if own:
                 weight = WithRecoveryLora(weight, *own)
             block.set_submodule(layer, QuantizedLinear(weight, linear.bias))

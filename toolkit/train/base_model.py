@@ -7,19 +7,22 @@ import logging
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 
 import torch
 
-from toolkit.config.model import ModelConfig
+from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.errors import UserError
+from toolkit.files import CACHE_FOLDER
 from toolkit.interfaces import DiffusionModel
 from toolkit.memory.offload import swapped_blocks
-from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, quantizer
+from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, MakeLowRank, quantizer
 from toolkit.models.families import BlockTransform, family_for
 from toolkit.models.hub import download_file
 from toolkit.models.loading import Quantizer, load_model, model_folder
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras
+from toolkit.train.recovery import RecoveryMaker, auto_file
 
 logger = logging.getLogger(__name__)
 
@@ -32,8 +35,16 @@ def load_base_model(
     dtype: torch.dtype,
     weights_dtype: torch.dtype | None = None,
     block_sharing: BlockTransform | None = None,
+    training_folder: str = "output",
+    make: MakeLowRank | None = None,
 ) -> DiffusionModel:
-    """The model of a section with all that its keys ask for; its parts are loaded on first use. As `load_model`."""
+    """The model of a section with all that its keys ask for; its parts are loaded on first use. As `load_model`.
+
+    training_folder: whose cache has, or gets, the recovery adapter of `auto`. make: makes the recovery adapter.
+    """
+    of_blocks = partial(quantizer, make=make) if make else None
+    if of_blocks is None and model.makes_recovery():
+        of_blocks = _auto_quantizer(model, weights_dtype or dtype, Path(training_folder).expanduser() / CACHE_FOLDER)
     return load_model(
         model,
         device,
@@ -41,7 +52,7 @@ def load_base_model(
         quantizer,
         weights_dtype=weights_dtype,
         merge_fn=base_merging(model),
-        block_quantizer=block_quantizer(model),
+        block_quantizer=of_blocks or block_quantizer(model),
         cpu_blocks=cpu_block_indices(model),
         block_sharing=block_sharing,
     )
@@ -57,6 +68,24 @@ def block_quantizer(model: ModelConfig) -> Quantizer | None:
     layers = family_for(model).linear_layers(model_folder(model))
     recovery = _recovery(model, layers) if model.accuracy_recovery_adapter else None
     return partial(quantizer, recovery=recovery)
+
+
+def _auto_quantizer(model: ModelConfig, dtype: torch.dtype, cache: Path) -> Quantizer:
+    """The quantizer with the recovery adapter of the cache, or with one that is made now and put there."""
+    file = auto_file(model, dtype, cache)
+    if file.is_file():
+        found = block_quantizer(model.model_copy(update={"accuracy_recovery_adapter": str(file)}))
+        assert found is not None  # the model is quantized
+        return found
+    logger.info(f"{RECOVERY} auto: making one of rank {AUTO_RANK} for {model.qtype} ({file})")
+
+    def keep(maker: RecoveryMaker) -> None:
+        means = [fmean(column) for column in zip(*maker.errors.values(), strict=True)]
+        logger.info(f"accuracy-recovery adapter: mean error of a weight {means[0]:.4f} -> {means[1]:.4f}")
+        maker.write(file, {"qtype": model.qtype, "base_model": model.public_name()})
+
+    count = len(family_for(model).linear_layers(model_folder(model)))
+    return partial(quantizer, make=RecoveryMaker(AUTO_RANK, expected=count, complete=keep))
 
 
 def _recovery(model: ModelConfig, layers: dict[str, tuple[int, int]]) -> dict[str, LowRank]:

@@ -107,7 +107,7 @@ def _parted(entries: Entries, diagnostics: Diagnostics) -> None:
 
 
 MODEL = ForeignNames(
-    aliases={"quantize_dtype": "qtype", "quantize_te_dtype": "qtype_te"},
+    aliases={"ara": "accuracy_recovery_adapter", "quantize_dtype": "qtype", "quantize_te_dtype": "qtype_te"},
     shapes={
         "fp8_base": "quantize with qtype float8",
         "fp8_scaled": "quantize with qtype fp8_scaled",
