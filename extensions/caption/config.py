@@ -88,7 +88,7 @@ class CaptionConfig(ToolConfig):
     """0: always the likeliest token. More: captions are drawn, more freely the higher it is."""
 
     seed: int = Field(default=0, ge=0, lt=2**32)
-    """Seed of captions that are drawn."""
+    """Seed of captions that are drawn; 0 is a valid seed."""
 
     quantize: Qtype | None = None
     """Number type in which the language model's weights are kept, as of `model.qtype`. None: `dtype`."""

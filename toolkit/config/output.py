@@ -102,6 +102,16 @@ class SaveConfig(SaveIntervalConfig):
     """Largest rank of a layer of `merged_lora`; its file grows in proportion, its error falls. A LoHa of rank r is
     held whole by r * r."""
 
+    push_to_hub: bool = False
+    """Upload the LoRA with a model card to the Hugging Face hub when the run is finished, as `run.py publish` does. A
+    failure does not concern the run; what repeats the upload is printed."""
+
+    hf_repo_id: str = ""
+    """Of `push_to_hub`: the repository, `owner/name`, or `name` among your own. It is made where it is not there."""
+
+    hf_private: bool = True
+    """Of `push_to_hub`: nobody else sees it."""
+
     foreign: ClassVar = SAVE
 
 

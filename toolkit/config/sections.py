@@ -405,8 +405,10 @@ class DiffusionSection(ModelSection, SavingSection, ImageTrainingSection):
         return [item for given in (self.sample, self.first_sample) if given for item in given.sample_items()]
 
     def check(self, job: JobContext) -> Found:
-        """References of samples that are missing."""
+        """References of samples that are missing, an upload without a place."""
         yield from super().check(job)
+        if self.save.push_to_hub and not self.save.hf_repo_id:
+            yield Diagnostic(("save", "push_to_hub"), "needs a repository: give hf_repo_id, such as 'owner/name'.")
         yield from check_sample_references("sample", self.sample, job)
         yield from check_sample_references("first_sample", self.first_sample, job)
 

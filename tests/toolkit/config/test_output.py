@@ -72,7 +72,7 @@ def test_jobs_without_contradiction_are_silent(load, keys: str) -> None:
         ("save_last_n_epochs: -1", "save_last_n_epochs: -1 is out of range: must be >= 0."),
         ("save_every_n_epochs: 0.5", "save_every_n_epochs: 0.5"),
         ("no_metadata: 3", "no_metadata: 3"),
-        ("push_to_hub: true", "push_to_hub: true is not supported yet."),
+        ("push_to_hub: true", "push_to_hub: needs a repository: give hf_repo_id"),
         ("save_last_n_steps: 3, max_step_saves_to_keep: 4", "save_last_n_steps: 'save_last_n_steps' and 'max_step_sav"),
     ],
 )

@@ -244,9 +244,7 @@ SAVE = ForeignNames(
             ("save_state", "save_state_on_train_end"), "a state is saved each time unless 'states' says less"
         ),
         "save_format": "an adapter is always one safetensors file, a whole model a diffusers folder",
-        **dict.fromkeys(("hf_repo_id", "hf_private"), "nothing is uploaded"),
     },
-    unsupported={"push_to_hub": (False,)},
     reshapes=(_save,),
 )
 

@@ -283,7 +283,6 @@ AI_TOOLKIT: dict[str, ForeignOption] = {
     "sample.network_multiplier": _none("pictures are drawn with the network as it is saved"),
     "sample.samples[].ctrl_img_1": _is("sample.samples[].ctrl_img"),
     "logging.use_wandb": _is("logging.log_with"),
-    "save.push_to_hub": _none("nothing is uploaded"),
 }
 """Key of ai-toolkit -> what it is here, where the name or the meaning differs."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.output import SampleIntervalConfig
+from toolkit.config.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS, EventLog
@@ -18,7 +18,7 @@ from toolkit.train.callbacks.overview import OverviewCallback
 from toolkit.train.callbacks.sample import GenerateImage, SampleCallback, SampleSet
 from toolkit.train.callbacks.save import PrepareNetwork, SaveCallback
 from toolkit.train.callbacks.status import ControlFilesCallback, StatusCallback, ask_to_stop
-from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_saves, report_at_saves
+from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_saves, publish_at_end, report_at_saves
 from toolkit.train.callbacks.trackers import TrackerCallback
 from toolkit.train.callbacks.validation import Measure, ValidationCallback
 from toolkit.train.callbacks.watchdog import WatchdogCallback
@@ -76,7 +76,9 @@ class Reporting:
             tracking = (TrackerCallback(section.logging, name, folder),)
         if section.logging.diagrams:
             tracking = (*tracking, diagrams_at_saves(folder, *_guides_graph(section, folder)))
-        report = (report_at_saves(folder),) if section.logging.report else ()
+        report: tuple[ToolCallback, ...] = (report_at_saves(folder),) if section.logging.report else ()
+        if isinstance(section.save, SaveConfig) and section.save.push_to_hub:
+            report = (*report, publish_at_end(folder, section.save.hf_repo_id, section.save.hf_private))
         events = EventLog(folder / EVENTS)
         listeners: list[Event] = [events.add, *(callback.event for callback in (*tracking, *report))]
         overview: tuple[OverviewCallback, ...] = ()

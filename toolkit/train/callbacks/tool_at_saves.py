@@ -18,6 +18,7 @@ from toolkit.train.run import Callback, Run
 logger = logging.getLogger(__name__)
 
 WAIT_AT_END_S = 60.0
+WAIT_FOR_UPLOAD_S = 3600.0
 
 
 class ToolCallback(Callback):
@@ -32,6 +33,10 @@ class ToolCallback(Callback):
         self._child: subprocess.Popen[str] | None = None
         self._warned = False
         self._lock = Lock()  # files are saved by a thread of their own
+
+    def wait_s(self) -> float:
+        """Seconds that the end of the run waits for it."""
+        return WAIT_AT_END_S
 
     def event(self, event: str, **details: object) -> None:
         """Takes the run's events."""
@@ -72,15 +77,15 @@ class ToolCallback(Callback):
                 self._warn(str(error))
 
     def _finish(self) -> None:
-        """Waits for the one at work, at most `WAIT_AT_END_S`."""
+        """Waits for the one at work, at most `wait_s()`."""
         with self._lock:
             if self._child is None:
                 return
             try:
-                self._child.wait(WAIT_AT_END_S)
+                self._child.wait(self.wait_s())
             except subprocess.TimeoutExpired:
                 self._child.kill()
-                self._warn(f"not ready within {WAIT_AT_END_S:g} s")
+                self._warn(f"not ready within {self.wait_s():g} s")
             self._collect()
 
     def _collect(self) -> None:
@@ -97,6 +102,22 @@ class ToolCallback(Callback):
         self._warned = True
 
 
+class ToolAtEnd(ToolCallback):
+    """Starts `run.py TOOL` once, when the run is finished, and waits for it."""
+
+    def wait_s(self) -> float:
+        """Seconds that the end of the run waits for it."""
+        return WAIT_FOR_UPLOAD_S
+
+    def event(self, event: str, **details: object) -> None:
+        """Nothing is made before the end."""
+
+    def on_end(self, run: Run, finished: bool) -> None:
+        if finished:
+            self._start()
+            self._finish()
+
+
 def diagrams_at_saves(folder: Path, output: Path | None = None, suffix: str = "") -> ToolCallback:
     """`logging.diagrams`. folder: of the run's files. output: of the diagrams; None: `graph/` in it."""
     flags = ("--output", str(output or folder / GRAPH), *(("--suffix", suffix) if suffix else ()))
@@ -106,3 +127,9 @@ def diagrams_at_saves(folder: Path, output: Path | None = None, suffix: str = ""
 def report_at_saves(folder: Path) -> ToolCallback:
     """`logging.report`. The files of the run are not read for their hashes, which takes a disk's whole attention."""
     return ToolCallback("report", ("report", str(folder), "--hashes", "false"))
+
+
+def publish_at_end(folder: Path, repo: str, private: bool) -> ToolAtEnd:
+    """`save.push_to_hub`."""
+    flags = ("--repo", repo, "--private", str(private).lower())
+    return ToolAtEnd("upload", ("publish", str(folder), *flags))

@@ -136,7 +136,7 @@ def test_a_refused_key_is_told_what_comes_near(faults, line: str, message: str) 
 
 def test_a_refused_key_of_the_defaults_too(mistakes) -> None:
     text = trainer().replace(
-        "  process:", "  defaults: {save: {push_to_hub: true}, train: {validation_config: {a: 1}}}\n  process:"
+        "  process:", "  defaults: {train: {max_loss: {a: 3}, validation_config: {a: 1}}}\n  process:"
     )
     assert [line.split(" is not supported yet. ")[1] for line in mistakes(text)] == [
         "Leave this key out.", "The nearest here is 'validation'.",
@@ -243,7 +243,7 @@ def test_the_job_of_its_user_interface_has_only_notes(load) -> None:
     said = [line.split("process[0].")[1].split(":")[0] for line in job.warnings]
     assert said == [
         "performance_log_every", "sqlite_db_path", "network.conv", "network.conv_alpha", "save.save_format",
-        "save.push_to_hub", "datasets[0].network_weight", "datasets[0].do_i2v", "datasets[0].do_audio",
+        "datasets[0].network_weight", "datasets[0].do_i2v", "datasets[0].do_audio",
         "datasets[0].auto_frame_count", "train.bypass_guidance_embedding", "train.unload_text_encoder",
         "train.diff_output_preservation_class",
         "train.switch_boundary_every", "train.audio_loss_multiplier", "logging.use_ui_logger",

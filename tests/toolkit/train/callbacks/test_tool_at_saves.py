@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from toolkit.train.callbacks import tool_at_saves as module
-from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_saves, report_at_saves
+from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_saves, publish_at_end, report_at_saves
 
 
 @pytest.fixture
@@ -73,3 +73,15 @@ def test_a_missing_package_is_told_at_the_start_and_nothing_is_started(run, said
     callback.on_end(run, finished=True)
     assert said == ["no diagrams: no matplotlib. The run goes on without."]
     assert not (run.folder / "graph").exists()
+
+
+def test_an_upload_begins_when_the_run_is_finished_and_its_failure_is_told(run, said, tmp_path: Path) -> None:
+    tool = publish_at_end(run.folder, "me/x", private=True)
+    assert tool._command[2:] == ["publish", str(run.folder), "--repo", "me/x", "--private", "true"]
+    begun = tmp_path / "begun"
+    doing(tool, f"open({str(begun)!r}, 'w'); raise SystemExit('Later: python run.py publish')")
+    tool.event("save", step=1)
+    tool.on_end(run, finished=False)
+    assert not begun.exists()
+    tool.on_end(run, finished=True)
+    assert begun.exists() and said == ["no upload: Later: python run.py publish. The run goes on without."]

@@ -1,0 +1,85 @@
+"""The section of `type: publish`."""
+
+from __future__ import annotations
+
+import shlex
+from collections.abc import Iterable
+from pathlib import Path
+from typing import ClassVar, Literal
+
+from pydantic import Field
+
+from toolkit.config.field_types import PathStr
+from toolkit.config.process import Diagnostic, JobContext
+from toolkit.config.tool import ToolConfig, flag_of
+from toolkit.errors import RunError
+from toolkit.files import file_in_the_way
+from toolkit.train.run_reader import NetworkFile, list_network_files, read_run
+
+
+class PublishConfig(ToolConfig):
+    """`type: publish`: uploads the LoRA of a run with a model card, samples and its report to the Hugging Face hub.
+
+    The token comes from HF_TOKEN or `hf auth login`.
+    """
+
+    process_types: ClassVar[tuple[str, ...]] = ("publish",)
+    positional: ClassVar[tuple[str, ...]] = ("run",)
+
+    run: PathStr
+    """Folder of a run."""
+
+    repo: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*(/[A-Za-z0-9][A-Za-z0-9._-]*)?$", max_length=96)
+    """Repository: `name` among your own, or `owner/name`. It is made where it is not there."""
+
+    private: bool = True
+    """Nobody else sees it. A repository that is there already stays as it is; a public one is refused."""
+
+    files: Literal["final", "all"] = "final"
+    """final: the final LoRA, or the last one. all: those of the steps and the best one too."""
+
+    samples: int = Field(default=6, ge=0, le=100)
+    """Most samples of the last step. 0: none."""
+
+    licence: str = ""
+    """Licence in the card, as the hub names it (`apache-2.0`). Empty: the one in the base model's card."""
+
+    attempts: int = Field(default=5, ge=1, le=100)
+    """Attempts while the hub cannot be reached; 2, 4, 8, ... seconds lie between them, at most 60."""
+
+    preview: PathStr = ""
+    """Folder: the files are written here instead of uploaded."""
+
+    def folder(self) -> Path:
+        """`run` as a path."""
+        return Path(self.run).expanduser()
+
+    def loras(self) -> list[NetworkFile]:
+        """The LoRA files that are published."""
+        found = [file for file in list_network_files(self.folder()) if file.path.suffix == ".safetensors"]
+        final = [file for file in found if file.kind == "final"]
+        return found if self.files == "all" else final or [file for file in found if file.kind == "step"][-1:]
+
+    def command(self) -> str:
+        """What repeats this on a command line."""
+        given = self.model_dump(exclude={"type", "name", "run"}, exclude_defaults=True)
+        flags = [text for key, value in given.items() for text in (flag_of(type(self), key), _shown(value))]
+        return shlex.join(["python", "run.py", "publish", self.run, *flags])
+
+    def check(self, job: JobContext) -> Iterable[Diagnostic]:
+        """A folder without a run or without a LoRA."""
+        if job.will_write(self.folder()):
+            return
+        try:
+            read_run(self.folder())
+        except RunError as error:
+            yield Diagnostic(("run",), str(error))
+            return
+        if not self.loras():
+            yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
+        if self.preview and (file := file_in_the_way(Path(self.preview).expanduser())):
+            yield Diagnostic(("preview",), f"'{file}' is a file. Give a folder to write.")
+
+
+def _shown(value: object) -> str:
+    return str(value).lower() if isinstance(value, bool) else str(value)

@@ -1,0 +1,114 @@
+"""Uploads a run's LoRA with its card in one commit. Nothing of the run is changed."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+from huggingface_hub import CommitOperationAdd, HfApi, get_token
+from huggingface_hub.errors import HfHubHTTPError, HTTPError, OfflineModeIsEnabled
+
+from extensions.publish.card import model_card, page_names
+from extensions.publish.config import PublishConfig
+from jobs.process import BaseExtensionProcess
+from toolkit.errors import RunError, UserError
+from toolkit.files import atomic_write, os_error_as_run_error
+from toolkit.train.run_reader import list_samples, read_run
+
+logger = logging.getLogger(__name__)
+
+REPORT = "report.html"
+MOST_SECONDS = 60
+AGAIN = (408, 429)
+"""Statuses below 500 that another attempt may mend."""
+
+T = TypeVar("T")
+
+
+class PublishProcess(BaseExtensionProcess):
+    """Everything that can be wrong here is found before the hub is asked."""
+
+    section: PublishConfig
+
+    def run(self) -> None:
+        super().run()
+        section = self.section
+        if section.preview:
+            self._preview(Path(section.preview).expanduser())
+            return
+        if not get_token():
+            remedy = "Set HF_TOKEN to a token that may write, or log in with `hf auth login`"
+            raise UserError(f"no token of the hub. {remedy}, then: {section.command()}")
+        api = HfApi()
+        try:
+            repo = section.repo if "/" in section.repo else f"{self._persist(api.whoami)['name']}/{section.repo}"
+            self._persist(lambda: api.create_repo(repo, private=section.private, repo_type="model", exist_ok=True))
+            if section.private and not self._persist(lambda: api.repo_info(repo)).private:
+                raise UserError(
+                    f"repo: {repo} is public. Give another name, or set private to false (--private false)."
+                )
+            files = self._files(repo)
+            operations = [CommitOperationAdd(name, data) for name, data in files.items()]
+            message = f"{read_run(section.folder()).name}: {', '.join(file.path.name for file in section.loras())}"
+            done = self._persist(lambda: api.create_commit(repo, operations, commit_message=message))
+        except HfHubHTTPError as error:
+            status = error.response.status_code if error.response is not None else 0
+            reason = f"the hub refuses it ({_first_line(error)})"
+            help_ = " Set HF_TOKEN to a token that may write to it" if status in (401, 403) else " Mend it"
+            raise RunError(f"{section.repo}: {reason}.{help_}, then: {section.command()}") from error
+        except (HTTPError, OfflineModeIsEnabled, OSError) as error:
+            reason = f"the hub cannot be reached ({_first_line(error)})"
+            raise RunError(f"{section.repo}: {reason}. Later: {section.command()}") from error
+        logger.info(f"published: {done.repo_url} ({'private' if section.private else 'public'})")
+
+    def _files(self, repo: str) -> dict[str, Path | bytes]:
+        """Name in the repository -> file, or what is in it."""
+        section, run = self.section, read_run(self.section.folder())
+        loras, samples = section.loras(), list_samples(section.folder())
+        last = [sample for sample in samples if sample.step == samples[-1].step][: section.samples]
+        shown = page_names(last)
+        files: dict[str, Path | bytes] = {lora.path.name: lora.path for lora in loras}
+        files |= {name: sample.path for name, sample in shown}
+        if (report := section.folder() / REPORT).is_file():
+            files[REPORT] = report
+        files["README.md"] = model_card(run, repo, loras, shown, section.licence).encode()
+        return files
+
+    def _preview(self, folder: Path) -> None:
+        for name, data in self._files(self.section.repo).items():
+            target = folder / name
+            with os_error_as_run_error(target), atomic_write(target) as temporary:
+                if isinstance(data, bytes):
+                    temporary.write_bytes(data)
+                else:
+                    shutil.copyfile(data, temporary)
+        logger.info(f"{folder}: what would be uploaded to {self.section.repo}")
+
+    def _persist(self, work: Callable[[], T]) -> T:
+        """The result of `work`, repeated while the hub cannot be reached or is not able to answer."""
+        for attempt in range(1, self.section.attempts + 1):
+            try:
+                return work()
+            except HfHubHTTPError as error:
+                status = error.response.status_code if error.response is not None else 500
+                if attempt == self.section.attempts or (status < 500 and status not in AGAIN):
+                    raise
+                self._wait(attempt, error)
+            except (HTTPError, OSError) as error:
+                if attempt == self.section.attempts or isinstance(error, OfflineModeIsEnabled):
+                    raise
+                self._wait(attempt, error)
+        raise AssertionError("unreachable")
+
+    def _wait(self, attempt: int, error: Exception) -> None:
+        seconds = min(2**attempt, MOST_SECONDS)
+        logger.info(f"attempt {attempt} of {self.section.attempts}: {_first_line(error)}; again in {seconds} s")
+        time.sleep(seconds)
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
