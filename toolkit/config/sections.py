@@ -57,10 +57,6 @@ def _resume(value: Any) -> Any:
     return value
 
 
-Device = Annotated[str, AfterValidator(_device)]
-"""auto, cuda, cuda:N, mps or cpu."""
-
-
 class RunSection(ProcessConfig):
     """A process that computes something and leaves files in a folder of its own."""
 

@@ -42,7 +42,7 @@ def load_base_model(
 
     training_folder: whose cache has, or gets, the recovery adapter of `auto`. make: makes the recovery adapter.
     """
-    of_blocks = partial(quantizer, make=make) if make else None
+    of_blocks: Quantizer | None = partial(quantizer, make=make) if make else None
     if of_blocks is None and model.makes_recovery():
         of_blocks = _auto_quantizer(model, weights_dtype or dtype, Path(training_folder).expanduser() / CACHE_FOLDER)
     return load_model(
