@@ -44,6 +44,10 @@ def _device(value: str) -> str:
     return value
 
 
+Device = Annotated[str, AfterValidator(_device)]
+"""auto, cuda, cuda:N, mps or cpu."""
+
+
 def _resume(value: Any) -> Any:
     if isinstance(value, bool) or (isinstance(value, int) and value < 0):
         raise value_error(
