@@ -319,7 +319,7 @@ def _build(body: str) -> Build:
 
 
 def _paint(colour: str) -> Colour:
-    return ImageColor.getrgb(colour)[:3] if colour.startswith("#") else PAINT[colour]  # type: ignore[return-value]
+    return ImageColor.getrgb(colour)[:3] if colour.startswith("#") else PAINT[colour]
 
 
 # ------------------------------------------------------------ figures

@@ -285,7 +285,13 @@ def test_a_lora_of_another_model_is_refused_before_the_model_is_loaded(
 
 
 def commands() -> list[str]:
-    text = (ROOT / "extensions" / "generate" / "README.md").read_text(encoding="utf-8")
+    pages = ("extensions/generate/README.md", "docs/use_your_lora.md")
+    text = "".join((ROOT / page).read_text(encoding="utf-8") for page in pages)
+    text = (
+        text.replace("output/my_char/", "")
+        .replace("Qwen/Qwen-Image-Edit-2509", "MODEL")
+        .replace("coffee.jpg", "photo.png")
+    )
     return re.findall(r"python run\.py generate (--model[^`\n]*|--like[^`\n]*)", text)
 
 

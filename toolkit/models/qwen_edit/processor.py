@@ -1,4 +1,4 @@
-"""What diffusers' own pipeline needs to run in the environment of requirements.txt: docs/use_in_diffusers.md.
+"""What diffusers' own pipeline needs to run in the environment of requirements.txt: docs/use_your_lora.md.
 
 The trainer does not use this module: it encodes prompts with `prompts.py`.
 """

@@ -1,4 +1,4 @@
-"""The lines of docs/use_in_diffusers.md, run on the tiny model with a LoRA that a job has just trained."""
+"""The lines of docs/use_your_lora.md, run on the tiny model with a LoRA that a job has just trained."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from tests.conftest import ROOT
 
-PAGE = (ROOT / "docs" / "use_in_diffusers.md").read_text(encoding="utf-8")
+PAGE = (ROOT / "docs" / "use_your_lora.md").read_text(encoding="utf-8")
 CODE = re.findall(r"```python\n(.*?)```", PAGE, re.DOTALL)[0]
 LORA = "output/my_character_24gb/my_character_24gb.safetensors"
 
