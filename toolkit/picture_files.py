@@ -1,7 +1,7 @@
 """PNG files of generated pictures: their names, what is written into them, and how it is read back. Imports no torch.
 
-The settings of a picture are a JSON object of our own in the chunk `atelier`; the chunk `parameters` says the same as
-programs after AUTOMATIC1111's web UI read it (modules/infotext_utils.py, `parse_generation_parameters`).
+The settings of a picture are a JSON object of our own in the chunk `atelier`; the chunk `parameters` says the same in
+the form that AUTOMATIC1111's web UI (modules/infotext_utils.py, `parse_generation_parameters`) and ComfyUI read.
 """
 
 from __future__ import annotations
@@ -96,5 +96,6 @@ def parameters_text(settings: Settings) -> str:
     if loras:
         values["Lora hashes"] = '"' + ", ".join(f"{name}: {lora['sha256'][:12]}" for name, lora in loras) + '"'
     values["Version"] = f"{NAME} {VERSION}"
-    negative = [f"Negative prompt: {settings['negative']}"] if settings["negative"] else []
-    return "\n".join([prompt, *negative, ", ".join(f"{name}: {value}" for name, value in values.items())])
+    # An empty one too: ComfyUI (pnginfo.js, `importA1111`) reads nothing without that line.
+    negative = f"Negative prompt: {settings['negative']}"
+    return "\n".join([prompt, negative, ", ".join(f"{name}: {value}" for name, value in values.items())])

@@ -135,7 +135,7 @@ class NewAutoencoderConfig(StrictModel):
     """Arguments of the class, as of a `vae_trainer`."""
 
     initial_logvar: float = Field(default=-4.0, ge=-30, le=20)
-    """The log variance of the latents at the start."""
+    """The log variance of the latents at the start; 0: a variance of 1."""
 
     on_resume: ClassVar = {ALL_OTHERS: "impossible"}
 

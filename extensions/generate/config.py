@@ -28,7 +28,7 @@ class GenerateConfig(PicturesConfig):
     """Strength of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time."""
 
     seed: SeedOrList = (42,)
-    """Seeds of the noise: a picture of each prompt for each."""
+    """Seeds of the noise: a picture of each prompt for each. 0 is a valid seed."""
 
     like: PathStr = ""
     """A picture that `generate` made: the same again, with all its settings; what is given goes before."""

@@ -35,13 +35,13 @@ class GridConfig(PicturesConfig):
     gives a file a strength of its own."""
 
     strength: NumberOrList = (1.0,)
-    """Strengths of the files: a column for each."""
+    """Strengths of the files: a column for each. 0: as without the file; negative: its opposite."""
 
     cfg: NumberOrList = (4.0,)
     """Strengths of classifier-free guidance: a row for each; 0 to 1: off."""
 
     seed: SeedOrList = (42,)
-    """Seeds of the noise: a row for each."""
+    """Seeds of the noise: a row for each. 0 is a valid seed."""
 
     also: PathOrList = ()
     """LoRA files, as of `lora`, that are on all pictures, those of the first column too: a Lightning LoRA, say."""

@@ -47,6 +47,7 @@ MODEL_KEYS = (
     "qtype_te",
     "text_encoder_cpu",
     "blocks_to_swap",
+    "modulation_table",
     "low_vram",
     "model_kwargs.match_target_res",
 )
