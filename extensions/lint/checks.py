@@ -165,8 +165,8 @@ def leak(data: Dataset, config: LintConfig) -> Found:
 
 
 def _distinct_files(items: Iterator[Item]) -> list[Item]:
-    """Each file once, however often and by whatever path it is used."""
-    return list({os.path.realpath(item.sample.image): item for item in items}.values())
+    """Each file once, however often and by whatever path it is used; none of one colour, whose hashes are all alike."""
+    return list({os.path.realpath(item.sample.image): item for item in items if any(item.look.bits)}.values())
 
 
 def _alike(other: Item, distance: int) -> str:

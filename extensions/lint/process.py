@@ -46,10 +46,11 @@ class LintProcess(BaseExtensionProcess):
                 print(line)
         left = f" ({ignored} ignored)" if ignored else ""
         if told:
-            files = len({finding.file for finding in told})
-            raise RunError(f"{len(told)} findings in {files} files, of {images} images{left}: {names_of(told)}")
+            files = _count(len({finding.file for finding in told}), "file")
+            of = _count(images, "image")
+            raise RunError(f"{_count(len(told), 'finding')} in {files}, of {of}{left}: {names_of(told)}")
         if not section.as_json:
-            logger.info(f"{section.path}: {images} images, nothing found{left}")
+            logger.info(f"{section.path}: {_count(images, 'image')}, nothing found{left}")
 
     def _progress(self) -> Any:
         line = StatusLine()
@@ -68,6 +69,10 @@ class LintProcess(BaseExtensionProcess):
         write_text(path, preview_page(datasets, findings))
         if not self.section.as_json:
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
 
 
 def as_json(findings: Sequence[Finding], images: int, ignored: int) -> dict[str, Any]:

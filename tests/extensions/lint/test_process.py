@@ -14,6 +14,7 @@ from extensions.lint.config import LintConfig
 from jobs import ExtensionJob
 from tests.extensions.lint.conftest import picture
 from tests.html_browser import Browser
+from toolkit.config import load_job
 from toolkit.config.tool import load_tool
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
@@ -65,9 +66,18 @@ def test_findings_are_lines_json_and_an_exit_code(run, folder: Path) -> None:
     good = run("photos", "--resolution", 256)
     assert good.splitlines() == []
     (folder / "2.txt").write_text("")
-    with pytest.raises(RunError, match=r"1 findings in 1 files, of 6 images: no_caption 1") as caught:
+    with pytest.raises(RunError, match=r"1 finding in 1 file, of 6 images: no_caption 1") as caught:
         run("photos", "--resolution", 256)
     assert caught.value.exit_code == 1
+
+
+def test_a_job_that_is_told_of_something_trains_nothing(write_job, folder: Path, tmp_path: Path) -> None:
+    (folder / "2.txt").write_text("")
+    lint, after = {"type": "lint", "path": "photos", "resolution": 256}, {"type": "tiny_model", "path": "tiny"}
+    extensions = discover()
+    with pytest.raises(RunError, match="no_caption 1"):
+        ExtensionJob(load_job(write_job(lint, after), extensions.find_config), extensions).run()
+    assert not (tmp_path / "tiny").exists()
 
 
 def test_json_has_every_finding(run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -86,7 +96,7 @@ def test_what_somebody_has_looked_at_is_ignored(run, folder: Path) -> None:
     (folder / "lint_ignore.txt").write_text("# seen\n0.png: tiny, aspect  # meant so\n[12].png\n3.png: aspect\n")
     (folder / "4.lint").write_text("# lint: ignore tiny")
     (folder / "5.lint").write_text("# lint: ignore")
-    with pytest.raises(RunError, match=r"1 findings in 1 files, of 6 images \(5 ignored\): tiny 1"):
+    with pytest.raises(RunError, match=r"1 finding in 1 file, of 6 images \(5 ignored\): tiny 1"):
         run(*flags)
     (folder / "4.lint").write_text("# lint: ignore tinny")
     with pytest.raises(UserError, match=r"4\.lint: 'tinny' is no check\. Did you mean 'tiny'\?"):
