@@ -242,6 +242,7 @@ class FolderBuilder:
         images = self.listing.images
         good = {stem: files for stem, files in images.items() if is_good(stem, files)}
         self.captions = [text for stem, text in zip(images, self.captions, strict=True) if stem in good]
+        self.masks = {stem: mask for stem, mask in self.masks.items() if stem in good}
         self.listing = replace(self.listing, images=good)
 
     def check_masks(self) -> Iterator[str]:

@@ -322,3 +322,26 @@ def test_a_mask_of_another_shape_is_noted(tmp_path: Path, image, dataset) -> Non
         image(tmp_path / "mask" / f"{name}.png", *size)
     scan = scan_datasets([dataset(tmp_path / "data", mask_path=str(tmp_path / "mask"))], None)
     assert [note.rsplit(": ", 1)[1] for note in scan.notes if "stretched" in note] == ["b.png"]
+
+
+def test_forgiven_errors_leave_out_the_images_that_have_one(tmp_path: Path, image, dataset) -> None:
+    photos, before, masks = tmp_path / "photos", tmp_path / "before", tmp_path / "masks"
+    for folder in (photos, before, masks):
+        for name in "abcdef":
+            image(folder / f"{name}.png")
+    for name in "abcdef":
+        (photos / f"{name}.txt").write_text(f"caption {name}")
+    image(photos / "a.jpg")  # of the same stem
+    (photos / "b.png").write_bytes(b"torn")
+    (before / "c.png").write_bytes(b"torn")
+    (masks / "d.png").unlink()
+    (photos / "e.txt").write_bytes(b"\xff")  # the image can be used
+    forgiven: list = []
+    settings = dataset(photos, control_path=[str(before)], mask_path=str(masks))
+    scan = scan_datasets([settings], None, forgiven=forgiven)
+    assert [(Path(s.image).name, s.caption) for s in scan.samples] == [("e.png", ""), ("f.png", "caption f")]
+    assert {s.control_images for s in scan.samples} == {(str(before / f"{name}.png"),) for name in "ef"}
+    assert sorted(Path(mistake.place).name for mistake in forgiven) == ["a.jpg", "b.png", "c.png", "d.png", "e.txt"]
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([settings], None)
+    assert list(caught.value.errors) == forgiven
