@@ -236,7 +236,7 @@ class _Job:
     @property
     def _average(self) -> int:
         judge = self._judge.weights if self._judge else 0
-        return FLOAT * (self._trained - judge) * self.train.ema_config.use_ema
+        return FLOAT * (self._trained - judge) * self.train.ema_config.copies
 
     @property
     def _optimizers(self) -> int:

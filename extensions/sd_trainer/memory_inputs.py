@@ -56,7 +56,7 @@ class TrainableParams:
 
     def state_bytes(self, train: TrainConfig) -> int:
         """Bytes of a checkpoint: raw weights, EMA, optimizer state."""
-        per_weight = (2 if train.full_bf16 else 4) + 4 * train.ema_config.use_ema
+        per_weight = (2 if train.full_bf16 else 4) + 4 * train.ema_config.copies
         return self.weights * per_weight + self.optimizer_bytes(train)
 
 

@@ -230,7 +230,7 @@ class _Estimator:
 
     def _saving(self) -> _Usage:
         """Rank 0 copies the state of all ranks; where training goes on meanwhile, a step's memory is needed as well."""
-        averages = FLOAT * self._global.weights * self.train.ema_config.use_ema
+        averages = FLOAT * self._global.weights * self.train.ema_config.copies
         state = self._global.weights * self.trained_bytes + averages + self._global.optimizer_bytes(self.train)
         state = 0 if self.section.save.states == "never" else state
         raw = bool(averages) and "raw" in self.section.save.also
@@ -261,7 +261,7 @@ class _Estimator:
         own = {
             f"{self.network.type} weights": 0 if self.network.trains_model else FLOAT * self.trained,
             "optimizer": optimizer,
-            "average": FLOAT * self.trained * self.train.ema_config.use_ema,
+            "average": FLOAT * self.trained * self.train.ema_config.copies,
         }
         rows = max(rows, self._rows_at_once) * self.facts.row_numbers * self.number
         buffers = SWAP_BUFFERS * self._modulation_layer if self.on_gpu else 0

@@ -122,7 +122,7 @@ class _Job:
 
     def saving(self) -> tuple[Parts, Parts]:
         """Copies of weights and state are written while training goes on."""
-        averages = FLOAT * self.trained_vae * self.train.ema_config.use_ema
+        averages = FLOAT * self.trained_vae * self.train.ema_config.copies
         state = FLOAT * self.trained + averages + self.optimizers
         state = 0 if self.section.save.states == "never" else state
         files = FLOAT * (self._weights(self.vae.encoder) + self._weights(self.vae.decoder) + self._weights(self.judge))
@@ -165,7 +165,7 @@ class _Job:
         return {
             "weights": FLOAT * (cast + self._weights(self.judge)),
             "weights, cast": self.number * cast if self.number < FLOAT else 0,
-            "average": FLOAT * self.trained_vae * self.train.ema_config.use_ema,
+            "average": FLOAT * self.trained_vae * self.train.ema_config.copies,
         }
 
     @property

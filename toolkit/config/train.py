@@ -68,6 +68,10 @@ class LrGroupConfig(StrictModel):
         return self.lr_scale * (base if self.lr is None else self.lr)
 
 
+POWER_WIDTHS = (0.05, 0.1)
+"""Relative widths of the averages that `power_averages` keeps. Source: Karras et al., arXiv 2312.02696, section 3.2."""
+
+
 class EmaConfig(StrictModel):
     """`train.ema_config`: running average of the trained weights, once per optimizer step."""
 
@@ -80,8 +84,18 @@ class EmaConfig(StrictModel):
     use_num_updates: bool = True
     """Warm up: the decay after n steps is at most (1 + n) / (10 + n), so that early files are not the start."""
 
+    power_averages: bool = False
+    """Keep two more averages in each state, with which `run.py post_hoc_ema RUN --width W` makes the average of any
+    width after the training. They change neither samples nor saved files."""
+
     foreign: ClassVar = EMA
+    on_resume: ClassVar = {"power_averages": "harmless"}
     example: ClassVar = "ema_config: {use_ema: true}"
+
+    @property
+    def copies(self) -> int:
+        """Float32 copies of the trained weights that are kept."""
+        return self.use_ema + len(POWER_WIDTHS) * self.power_averages
 
 
 MAX_STEPS = 999_999_999

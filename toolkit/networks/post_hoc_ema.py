@@ -7,6 +7,9 @@ Each matrix is averaged on its own, as an average during training is. Checkpoint
 A power function t^gamma over the steps has beta_i = (t_before / t_i)^(gamma + 1), whatever the distances between the
 checkpoints. Source: Karras et al., arXiv 2312.02696, section 3.1 and algorithm 2 (gamma of a relative width sigma_rel).
 musubi-tuner (lora_post_hoc_ema.py) counts files in the place of steps, from one too early: its first has no weight.
+
+A run with `train.ema_config.power_averages` keeps two averages over all its steps in each state. Their best linear
+combination is nearer to a power function than an average of a few files can be (same paper, section 3.2).
 """
 
 from __future__ import annotations
@@ -52,6 +55,31 @@ def power_betas(steps: Sequence[int], sigma_rel: float) -> list[float]:
     """The betas of all checkpoints but the first, by the steps they were saved at (rising)."""
     gamma = gamma_of(sigma_rel)
     return [(before / step) ** (gamma + 1) for before, step in pairwise(steps)]
+
+
+def mixing_weights(times: Sequence[int], gammas: Sequence[float], time: int, gamma: float) -> tuple[list[float], float]:
+    """The factors with which power averages, each of t^gammas[i] up to times[i], add up to that of t^gamma up to `time`
+    as nearly as possible, and the relative error of the profile.
+
+    Least squares over the profiles p_i(t) = (gamma_i + 1) t^gamma_i / T_i^(gamma_i + 1) on [0, T_i], the product of two
+    of which has the integral (g + 1) (h + 1) / (g + h + 1) min(S, T)^(g + h + 1) / (S^(g + 1) T^(h + 1)). Source: arXiv
+    2312.02696, section 3.2 and appendix C. The factors are divided by their sum, so that weights keep their size.
+    """
+
+    def product(s: float, g: float, t: float, h: float) -> float:
+        low, high, of_high = (s, t, h) if s <= t else (t, s, g)
+        return (g + 1) * (h + 1) / (g + h + 1) / high * (low / high) ** of_high
+
+    kept = list(zip(times, gammas, strict=True))
+    products = torch.tensor([[product(*a, *b) for b in kept] for a in kept], dtype=torch.float64)
+    wanted = torch.tensor([product(*a, time, gamma) for a in kept], dtype=torch.float64)
+    scale = products.diagonal().rsqrt()  # profiles of late steps are low and wide: all count alike
+    scaled = products * scale[:, None] * scale
+    factors = scale * torch.linalg.lstsq(scaled, wanted * scale, rcond=1e-12, driver="gelsd").solution
+    factors = factors / factors.sum()
+    total = product(time, gamma, time, gamma)
+    missed = total - 2 * float(factors @ wanted) + float(factors @ products @ factors)
+    return factors.tolist(), math.sqrt(max(0.0, missed) / total)
 
 
 def linear_betas(count: int, beta: float, beta2: float | None = None) -> list[float]:

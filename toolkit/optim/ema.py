@@ -1,8 +1,8 @@
-"""Exponential moving average of the trained weights."""
+"""Averages of the trained weights: exponential ones, and ones with the profile of a power function."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import torch
@@ -51,6 +51,47 @@ class Ema:
             yield
         finally:
             copy_into(self._parameters, own)
+
+    def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
+        """Restores averages and update count from a checkpoint."""
+        copy_into(self.averages, averages)
+        self._updates.fill_(updates)
+
+
+class PowerAverages:
+    """Float32 averages of named parameters whose weights over the steps t are a power function, t^gamma.
+
+    After update t: average := b average + (1 - b) parameter with b = (1 - 1 / t)^(gamma + 1), so that the first update
+    is the parameters themselves. Source: Karras et al., arXiv 2312.02696, eq. 1 and section 3.1.
+    """
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], gammas: Sequence[float]) -> None:
+        self._parameters = dict(parameters)
+        self.gammas = tuple(gammas)
+        self.averages = {
+            f"{name}/{number}": p.detach().clone().float()
+            for number in range(len(self.gammas))
+            for name, p in self._parameters.items()
+        }
+        """By `<parameter>/<number of the gamma>`."""
+        device = next((average.device for average in self.averages.values()), None)
+        self._updates = torch.zeros((), dtype=torch.int64, device=device)
+
+    @property
+    def updates(self) -> int:
+        """Updates so far; reading it waits for the device."""
+        return int(self._updates)
+
+    @torch.no_grad()
+    def update(self, step_ok: Tensor) -> None:
+        """One update; nothing where `step_ok` (0-dim bool) is false."""
+        step_ok = step_ok.to(self._updates.device)
+        self._updates += step_ok
+        parameters = [p.detach().float() for p in self._parameters.values()]
+        for number, gamma in enumerate(self.gammas):
+            weight = torch.where(step_ok, 1 - (1 - 1 / self._updates.double()).pow(gamma + 1), 0.0).float()
+            averages = [self.averages[f"{name}/{number}"] for name in self._parameters]
+            torch._foreach_lerp_(averages, parameters, [weight.to(average.device) for average in averages])
 
     def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
         """Restores averages and update count from a checkpoint."""

@@ -17,7 +17,7 @@ from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
 from toolkit.sharded_param import RowShard
-from toolkit.train.checkpoint_store import CheckpointData, read_checkpoint_json
+from toolkit.train.checkpoint_store import POWER_AVERAGES, CheckpointData, read_checkpoint_json
 from toolkit.train.collectives import WorkerContext, gather_full_tensors
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
@@ -31,6 +31,7 @@ def snapshot_state(run: Run) -> CheckpointData:
             "optimizer_class": type(role.optimizer).__name__,
             "optimizer": state_tensors(role.optimizer, list(role.parameters))[1],
             "ema_updates": role.ema.updates if role.ema else 0,
+            **({"power_updates": role.power_averages.updates} if role.power_averages else {}),
             **({"schedule": role.schedule.state_dict()} if isinstance(role.schedule, Plateau) else {}),
         }
         for role_name, role in run.roles.items()
@@ -58,8 +59,11 @@ def _checkpoint_tensors(run: Run) -> dict[str, dict[str, Tensor]]:
         tensors, _ = state_tensors(role.optimizer, list(role.parameters))
         averages = role.ema.averages if role.ema else {}
         of_files = {"weights": role.saved_weights, "ema": averages, "optimizer": tensors}
+        if role.power_averages:
+            of_files[POWER_AVERAGES] = role.power_averages.averages
         for file, found in of_files.items():
             copies = gather_full_tensors(run.process_group, found, _shards(role, found))
+            files.setdefault(file, {})
             files[file] |= {f"{role_name}/{key}": copy for key, copy in copies.items()}
     return files
 
@@ -103,6 +107,9 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
         if role.ema:
             start = {name: weights[name] for name in role.parameters}  # without a saved EMA
             role.ema.load(averages or start, plain["ema_updates"])
+        if role.power_averages and (path / f"{POWER_AVERAGES}.safetensors").is_file():
+            of_power = _read(path / f"{POWER_AVERAGES}.safetensors", role_name, role)
+            role.power_averages.load(of_power, plain["power_updates"])
         if isinstance(role.schedule, Plateau) and "schedule" in plain:
             role.schedule.load_state_dict(plain["schedule"])
     if run.loss_scaler and "loss_scaler" in document:

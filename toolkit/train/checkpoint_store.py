@@ -3,6 +3,7 @@
     state/step_000000340/
       weights.safetensors     raw weights                `<role>/<parameter>`
       ema.safetensors         their EMA                  `<role>/<parameter>`
+      power_averages.safetensors  (`ema_config.power_averages`)  `<role>/<parameter>/<number of the width>`
       optimizer.safetensors   optimizer state            `<role>/<parameter>/<entry>`
       state.json              step, cursor, settings, and optimizer entries that are not tensors
       MANIFEST.json           format, sizes and sha256 of the others; written last
@@ -40,6 +41,9 @@ STATE_FILE = "state.json"
 _FILES = {"weights.safetensors", "ema.safetensors", "optimizer.safetensors", STATE_FILE}
 """What every checkpoint has besides its manifest."""
 
+POWER_AVERAGES = "power_averages"
+"""Stem of the file that a run with `ema_config.power_averages` has in each state."""
+
 _STEP_FOLDER = re.compile(r"step_(\d{9,})")
 _TEMPORARY = ".tmp-"
 
@@ -59,7 +63,7 @@ class CheckpointData:
 
     step: int
     tensors: Mapping[str, Mapping[str, Tensor]]
-    """File stem (weights, ema, optimizer) -> name -> tensor."""
+    """File stem (weights, ema, optimizer, power_averages) -> name -> tensor."""
 
     document: Mapping[str, Any]
     """JSON values."""

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import glob
 import json
+import re
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -11,8 +14,10 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from jobs import ExtensionJob
+from tests.conftest import ROOT
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
+from toolkit.config.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
@@ -187,6 +192,10 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
             "0.3 is out of range: the even mean",
         ),
         ("post_hoc_ema", {"files": ["a.safetensors"], "output": "x.safetensors"}, "give at least two"),
+        ("post_hoc_ema", {"files": ".", "output": "x.safetensors"}, "Give 'width' too"),
+        ("post_hoc_ema", {"files": ".", "width": 0.3, "output": "x.safetensors"}, "out of range"),
+        ("post_hoc_ema", {"files": "a.safetensors", "width": 0.1, "output": "x.safetensors"}, "give one folder"),
+        ("post_hoc_ema", {"files": ".", "width": 0.1, "beta": 0.5, "output": "x.safetensors"}, "Keep one of them"),
     ],
 )
 def test_wrong_input_is_one_line_before_anything_is_read(run, write_lora, uid: str, keys: dict, message: str) -> None:
@@ -199,3 +208,70 @@ def test_a_file_of_another_model_is_named(run, write_lora, tmp_path: Path) -> No
     """The tiny model's layers are named as the published model's, but are smaller."""
     with pytest.raises(UserError, match=r"It is of another model\. Give the folder of its model by 'model'"):
         run("inspect", file=str(write_lora("a.safetensors", 1)))
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_run(
+    run_py, trainer, write_job, make_pictures, write_lora, tiny_model: Path, tmp_path: Path, monkeypatch
+) -> None:
+    """In this order: what one writes another may read."""
+    job = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        train={"steps": 3, "ema_config": {"power_averages": True}},
+        save={"save_every": 1, "max_states_to_keep": 0},
+    )
+    assert run_py(write_job(job, name="my_char"), cwd=tmp_path).returncode == 0
+    for seed, name in enumerate(("my_char", "a", "b")):
+        write_lora(f"{name}.safetensors", seed)
+    (tmp_path / "MODEL").symlink_to(tiny_model)
+    monkeypatch.chdir(tmp_path)
+    extensions = discover()
+    lines = re.findall(
+        r"`python run\.py ([^`]*)`", (ROOT / "extensions/lora_tools/README.md").read_text(encoding="utf-8")
+    )
+    assert len(lines) == 8
+    for line in lines:
+        uid, *flags = shlex.split(line.replace("TUNED", "merged"))
+        found = [file for flag in flags for file in (sorted(glob.glob(flag)) if "*" in flag else [flag])]
+        is_published = uid in ("inspect", "convert", "resize") or (uid == "merge" and "--base" not in found)
+        found += ["--model", "MODEL"] if is_published else []  # the page is about files of the published model
+        ExtensionJob(load_tool(uid, extensions.find_command(uid), found), extensions).run()
+    written = ("out", "small", "both", "lora", "mean", "wide")
+    assert all(load_file(tmp_path / f"{name}.safetensors") for name in written)
+    assert (tmp_path / "merged" / "model_index.json").is_file()
+
+
+@pytest.mark.slow
+def test_a_width_is_chosen_after_the_training(run, run_py, trainer, write_job, make_pictures, tmp_path: Path) -> None:
+    """From the averages in the states, those of a resumed run too, in the form of the saved files."""
+    averages = {"use_ema": True, "power_averages": True}
+    job = trainer(
+        make_pictures(tmp_path / "data", "a"),
+        train={"steps": 12, "lr": 0.01, "ema_config": averages},
+        save={"save_every": 3, "max_states_to_keep": 0},
+    )
+    assert run_py(write_job(job, name="whole"), cwd=tmp_path).returncode == 0
+    shorter = {**job, "train": {**job["train"], "steps": 6}}
+    for section in (shorter, job):
+        assert run_py(write_job(section, name="parts"), "--allow-change", cwd=tmp_path).returncode == 0
+    made = {}
+    for name in ("whole", "parts"):
+        state = tmp_path / "output" / name / "state" / "step_000000012"
+        made[name, "state"] = load_file(state / "power_averages.safetensors")
+        for width in (0.05, 0.2):
+            run("post_hoc_ema", files=f"output/{name}", width=width, output=f"{name}_{width}.safetensors")
+            made[name, width] = load_file(tmp_path / f"{name}_{width}.safetensors")
+    final = load_file(tmp_path / "output" / "whole" / "whole.safetensors")
+    for width in (0.05, 0.2):
+        assert made["whole", width].keys() == final.keys()
+        assert all(torch.equal(made["parts", width][key], value) for key, value in made["whole", width].items())
+    differs = {}
+    for key, value in made["whole", 0.05].items():
+        if not key.endswith(".alpha"):
+            kept = made["whole", "state"][f"network/{key.removeprefix('diffusion_model.')}/0"]
+            torch.testing.assert_close(value, kept.to(value.dtype), rtol=1e-3, atol=1e-6)
+            differs[key] = not torch.equal(value, final[key]) and not torch.equal(value, made["whole", 0.2][key])
+    assert sum(differs.values()) > 0.8 * len(differs)  # of the last block the text stream learns nothing
+    with pytest.raises(UserError, match="no state in it holds averages"):
+        (tmp_path / "empty").mkdir()
+        run("post_hoc_ema", files="empty", width=0.1, output="x.safetensors")
