@@ -37,6 +37,7 @@ HARMLESS = [
     "datasets[0].cache_latents",
     "datasets[0].cache_latents_to_disk",
     "datasets[0].cache_text_embeddings",
+    "train.ema_config.power_averages",
     "train.cache_text_embeddings",
     "train.skip_first_sample",
     "train.force_first_sample",
