@@ -7,6 +7,8 @@ import json
 import math
 import re
 import shlex
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from unittest.mock import Mock
@@ -18,16 +20,18 @@ from safetensors.torch import save_file
 
 from extensions.generate.config import GenerateConfig
 from jobs import ExtensionJob
-from tests.conftest import ROOT
+from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, psnr
 from tests.measured import at_least
 from tests.model_folders import write_flow_model
+from tests.stand_in_cuda import COMPILER
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
+from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 from toolkit.picture_files import read_settings
 from toolkit.train import generation
 from toolkit.train.sampling import Sampler
@@ -193,6 +197,36 @@ def test_a_stop_keeps_what_is_made_and_the_next_start_makes_the_rest(
     (first,) = (tmp_path / "out").iterdir()
     changed = first.stat().st_mtime_ns
     assert len(generate(line)) == 2 and first.stat().st_mtime_ns == changed
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(COMPILER is None, reason="compiles the device that stands in for CUDA, and finds no c++")
+@pytest.mark.skipif(torch.backends.cuda.is_built(), reason="this PyTorch has a CUDA of its own")
+def test_a_gpu_gets_swapped_blocks_and_loras_where_it_computes(generate, tmp_path: Path, write_job) -> None:
+    model = tmp_path / "model"
+    write_tiny_model(model, TinySpec(layers=4))
+    write_lora(model, tmp_path / "lora.safetensors")
+    line = f"--model {model} --prompt coffee --lora lora.safetensors {SMALL} --reference {REFERENCES[0]}"
+    (here,) = generate(f"{line} --quantize --blocks-to-swap 3 --low-vram")
+    keys = {key: value for key, value in read_settings(here).items() if key in ("prompt", "width", "height", "steps")}
+    job = write_job(
+        {
+            "type": "generate",
+            **keys,
+            "model": {**read_settings(here)["model"], "modulation_table": True},
+            "lora": "lora.safetensors",
+            "reference": str(REFERENCES[0]),
+            "dtype": "float32",
+            "device": "cuda:0",
+            "output": "there",
+        }
+    )
+    command = [sys.executable, "-m", "tests.stand_in_cuda", str(job)]
+    environment = child_environment({"PYTHONPATH": str(ROOT)})
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr
+    (there,) = (tmp_path / "there").iterdir()
+    at_least("generate on the stand-in device, dB", psnr(Image.open(there), Image.open(here)), 50)
 
 
 def test_a_flow_model_draws_from_text_and_takes_no_references(
