@@ -25,7 +25,7 @@ from toolkit.data.images import ImageError, load_alpha, open_image, resize_cover
 from toolkit.data.items import make_items, scan_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import split_validation
-from toolkit.errors import DataErrors, InputError, UserError
+from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.extension import discover
 from toolkit.files import find_config
 from toolkit.interfaces import BucketedSample, ResizeCrop, Sample
@@ -121,12 +121,12 @@ def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> I
     sections = [entry.section for entry in job.processes if isinstance(entry.section, ImageTrainingSection)]
     if not sections:
         raise UserError(f"{config.path}: no process of this job has datasets. Give a training job, or a folder.")
-    seen = []
+    seen: list[tuple[Any, int | None]] = []
     for section in sections:
-        what = (section.datasets, section.validation, section.trigger_word, _size_multiple(section))
-        if what in seen:
+        what, multiple = (section.datasets, section.validation, section.trigger_word), _size_multiple(section)
+        if any(what == other and multiple in (size, None) for other, size in seen):
             continue
-        seen.append(what)
+        seen.append((what, multiple))
         if section.streamed:
             raise UserError(f"{config.path}: datasets[0].url: a stream has no files to check. Give folders.")
         yield _of_section(section, section.name or job.name, progress)
@@ -156,7 +156,7 @@ def _of_section(section: ImageTrainingSection, name: str, progress: Callable[[in
             raise UserError(
                 f"{dataset.folder_path}: is not there yet. Run the process that writes it first, and check that folder."
             )
-    multiple, found = _size_multiple(section), Dataset(name)
+    multiple, found = _size_multiple(section) or SIZE_MULTIPLE, Dataset(name)
     cache = ScanCache.beside(section.training_folder)
     scan, items, split = split_validation(
         section,
@@ -182,15 +182,15 @@ def _of_section(section: ImageTrainingSection, name: str, progress: Callable[[in
     return found
 
 
-def _size_multiple(section: ImageTrainingSection) -> int:
-    """Of the sides of a bucket, in pixels. A model that an earlier process writes has none yet."""
+def _size_multiple(section: ImageTrainingSection) -> int | None:
+    """Of the sides of a bucket, in pixels. None: not known, of a model that an earlier process writes."""
     model: Any = getattr(section, "model", None)
     try:
         if hasattr(model, "latent_scale"):  # an autoencoder
             return int(model.latent_scale())
         return int((model.family() if hasattr(model, "family") else family_for(model)).size_multiple)
-    except UserError:
-        return SIZE_MULTIPLE
+    except (UserError, RunError):
+        return None
 
 
 def _prompt_error(section: ImageTrainingSection) -> PromptError | None:
@@ -200,7 +200,7 @@ def _prompt_error(section: ImageTrainingSection) -> PromptError | None:
         if hasattr(model, "latent_scale") or not model.files_folder().is_dir():
             return None
         family = model.family() if hasattr(model, "family") else family_for(model)
-    except (UserError, AttributeError):
+    except (UserError, RunError, AttributeError):
         return None
 
     def error(sample: Sample, crop: ResizeCrop) -> str | None:

@@ -73,11 +73,12 @@ def test_findings_are_lines_json_and_an_exit_code(run, folder: Path) -> None:
 
 def test_a_job_that_is_told_of_something_trains_nothing(write_job, folder: Path, tmp_path: Path) -> None:
     (folder / "2.txt").write_text("")
-    lint, after = {"type": "lint", "path": "photos", "resolution": 256}, {"type": "tiny_model", "path": "tiny"}
+    lint = {"type": "lint", "path": "photos", "resolution": 256}
+    after = {"type": "mascots", "path": "drawn", "count": 1}
     extensions = discover()
     with pytest.raises(RunError, match="no_caption 1"):
         ExtensionJob(load_job(write_job(lint, after), extensions.find_config), extensions).run()
-    assert not (tmp_path / "tiny").exists()
+    assert not (tmp_path / "drawn").exists()
 
 
 def test_json_has_every_finding(run, folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -183,3 +184,11 @@ def write_pairs(tmp_path: Path) -> Path:
     process = {**train("photos"), "datasets": [dataset]}
     path.write_text(json.dumps({"job": "extension", "config": {"name": "pairs", "process": [process]}}))
     return path
+
+
+@pytest.mark.parametrize("example", ["quickstart", "edit_pairs", "fluxflow", "from_scratch/vae_8gb"])
+def test_the_examples_have_good_pictures_though_small_ones(run, example: str, monkeypatch) -> None:
+    """Also jobs whose model an earlier process writes, of pairs, and of several trainers of one dataset."""
+    root = README.parents[2]
+    monkeypatch.chdir(root)
+    assert run(f"config/examples/{example}.yaml", "--skip", "aspect", "tiny") == ""  # or it ends with RunError
