@@ -23,7 +23,7 @@ from toolkit.data.cache import TensorCache
 from toolkit.data.images import open_image
 from toolkit.data.latent_cache import CachePair, CacheStores, ItemEncoder, encode_items
 from toolkit.data.scan_cache import ScanCache
-from toolkit.data.validation_split import scan_and_split
+from toolkit.data.validation_split import as_measured, scan_and_split
 from toolkit.device import DTYPES, check_device, pick_device, use_device
 from toolkit.files import atomic_write, os_error_as_run_error, write_json
 from toolkit.interfaces import BucketedSample, DiffusionModel, ModelFacts, Size
@@ -162,8 +162,8 @@ def _images(
     if split:
         held_out = list(split.items)[:most]
         return held_out, chosen, f"{len(held_out)} images that were not trained on"
-    plain = [item._replace(sample=item.sample._replace(flip=type(item.sample.flip)())) for item in chosen]
-    return plain, chosen, f"{len(chosen)} images of the training, for none are held out (section 'validation')"
+    plain = [as_measured(item) for item in trained if not any(item.sample.flip)][:most]
+    return plain, chosen, f"{len(plain)} images of the training, for none are held out (section 'validation')"
 
 
 def _neutral(config: BestConfig, family: ModelFacts, side: int) -> Iterator[SamplePrompt]:

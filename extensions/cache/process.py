@@ -13,7 +13,7 @@ from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, enco
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import scan_and_split
 from toolkit.device import DTYPES, check_device, pick_device, use_device
-from toolkit.files import CACHE_FOLDER
+from toolkit.files import CACHE_FOLDER, readable_size
 from toolkit.log import StatusLine
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import model_bytes
@@ -105,4 +105,4 @@ class CacheProcess(BaseExtensionProcess):
 def _amount(sizes: Iterable[int]) -> str:
     """Number and size of entries."""
     found = list(sizes)
-    return f"{len(found)} entries ({sum(found) / 1e9:.2f} GB)"
+    return f"{len(found)} entries ({readable_size(sum(found))})"

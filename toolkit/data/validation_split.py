@@ -86,7 +86,9 @@ def split_validation(
     return (
         _without(scan, chosen),
         tuple(item for item in items if _place(item.sample) not in chosen),
-        ValidationSplit(tuple(map(_as_it_is, measured)), True, (f"{note}; {cost(len(measured), settings)} each time",)),
+        ValidationSplit(
+            tuple(map(as_measured, measured)), True, (f"{note}; {cost(len(measured), settings)} each time",)
+        ),
     )
 
 
@@ -126,7 +128,7 @@ def _own_folder(
     note = f"validation: {dataset.folder_path}, {_count(len(scan.samples), 'image')}"
     note += f", {missing} without caption" if missing else ""
     note += f"; {cost(len(items), settings)} each time"
-    return ValidationSplit(tuple(map(_as_it_is, items)), False, (note, *scan.notes))
+    return ValidationSplit(tuple(map(as_measured, items)), False, (note, *scan.notes))
 
 
 def forward_passes(items: int, settings: ValidationConfig) -> str:
@@ -145,7 +147,7 @@ def _without(scan: DatasetScan, chosen: set[str]) -> DatasetScan:
     return replace(scan, folders=tuple(left))
 
 
-def _as_it_is(item: BucketedSample) -> BucketedSample:
+def as_measured(item: BucketedSample) -> BucketedSample:
     """The item as it is measured: always with its caption, and no sample counts more than another."""
     rules = CaptionRules(trigger=item.sample.rules.trigger)
     return item._replace(sample=item.sample._replace(rules=rules, repeats=1, loss_weight=1.0))
