@@ -150,7 +150,7 @@ def test_reference_latents_equal_the_pipelines(pipeline, unit_gain_model: Path) 
     pixels = pipeline.image_processor.preprocess(pictures_of(item)[0], height, width).unsqueeze(2)
     with torch.no_grad():
         theirs = pipeline._encode_vae_image(pixels, generator=None)[0, :, 0]
-    at_most("reference latents", float((ours_CHW - theirs).abs().max()), 1e-5)
+    at_most("reference latents", float((ours_CHW - theirs).abs().max()), 1e-4)
 
 
 def test_decoded_pixels_equal_the_pipelines(pipeline, unit_gain_model: Path) -> None:
