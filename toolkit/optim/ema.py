@@ -9,15 +9,15 @@ import torch
 from torch import Tensor, nn
 
 
-class Ema:
+class _Averages:
     """Float32 averages of named parameters, updated once per optimizer step."""
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True) -> None:
-        """decay: in [0, 1); the average starts from the present parameters."""
+    def __init__(self, parameters: Mapping[str, nn.Parameter], suffixes: Sequence[str] = ("",)) -> None:
+        """They start from the present parameters, one for each suffix of their names."""
         self._parameters = dict(parameters)
-        self.decay = decay
-        self.warm_up = warm_up
-        self.averages = {name: p.detach().clone().float() for name, p in self._parameters.items()}
+        self.averages = {
+            f"{name}{suffix}": p.detach().clone().float() for suffix in suffixes for name, p in self._parameters.items()
+        }
         device = next((average.device for average in self.averages.values()), None)
         self._updates = torch.zeros((), dtype=torch.int64, device=device)
 
@@ -25,6 +25,21 @@ class Ema:
     def updates(self) -> int:
         """Updates so far; reading it waits for the device."""
         return int(self._updates)
+
+    def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
+        """Restores averages and update count from a checkpoint."""
+        copy_into(self.averages, averages)
+        self._updates.fill_(updates)
+
+
+class Ema(_Averages):
+    """An exponential moving average."""
+
+    def __init__(self, parameters: Mapping[str, nn.Parameter], decay: float, warm_up: bool = True) -> None:
+        """decay: in [0, 1); the average starts from the present parameters."""
+        super().__init__(parameters)
+        self.decay = decay
+        self.warm_up = warm_up
 
     @torch.no_grad()
     def update(self, step_ok: Tensor | None = None) -> None:
@@ -52,35 +67,17 @@ class Ema:
         finally:
             copy_into(self._parameters, own)
 
-    def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
-        """Restores averages and update count from a checkpoint."""
-        copy_into(self.averages, averages)
-        self._updates.fill_(updates)
 
-
-class PowerAverages:
-    """Float32 averages of named parameters whose weights over the steps t are a power function, t^gamma.
+class PowerAverages(_Averages):
+    """Averages whose weights over the steps t are a power function, t^gamma, by `<parameter>/<number of the gamma>`.
 
     After update t: average := b average + (1 - b) parameter with b = (1 - 1 / t)^(gamma + 1), so that the first update
     is the parameters themselves. Source: Karras et al., arXiv 2312.02696, eq. 1 and section 3.1.
     """
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], gammas: Sequence[float]) -> None:
-        self._parameters = dict(parameters)
+        super().__init__(parameters, [f"/{number}" for number in range(len(gammas))])
         self.gammas = tuple(gammas)
-        self.averages = {
-            f"{name}/{number}": p.detach().clone().float()
-            for number in range(len(self.gammas))
-            for name, p in self._parameters.items()
-        }
-        """By `<parameter>/<number of the gamma>`."""
-        device = next((average.device for average in self.averages.values()), None)
-        self._updates = torch.zeros((), dtype=torch.int64, device=device)
-
-    @property
-    def updates(self) -> int:
-        """Updates so far; reading it waits for the device."""
-        return int(self._updates)
 
     @torch.no_grad()
     def update(self, step_ok: Tensor) -> None:
@@ -89,14 +86,10 @@ class PowerAverages:
         self._updates += step_ok
         parameters = [p.detach().float() for p in self._parameters.values()]
         for number, gamma in enumerate(self.gammas):
-            weight = torch.where(step_ok, 1 - (1 - 1 / self._updates.double()).pow(gamma + 1), 0.0).float()
+            weight = -torch.expm1((gamma + 1) * torch.log1p(-1 / self._updates.float()))  # 1 - b, exact in float32
+            weight = torch.where(step_ok, weight, 0.0)
             averages = [self.averages[f"{name}/{number}"] for name in self._parameters]
             torch._foreach_lerp_(averages, parameters, [weight.to(average.device) for average in averages])
-
-    def load(self, averages: Mapping[str, Tensor], updates: int) -> None:
-        """Restores averages and update count from a checkpoint."""
-        copy_into(self.averages, averages)
-        self._updates.fill_(updates)
 
 
 @torch.no_grad()
