@@ -66,6 +66,7 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
     process_types: ClassVar[tuple[str, ...]] = ("vae_trainer",)
 
     reads_streams: ClassVar = True
+    reads_captions: ClassVar = False
 
     model: AutoencoderConfig = Field(default_factory=AutoencoderConfig)
     """The autoencoder."""

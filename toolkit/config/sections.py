@@ -101,6 +101,9 @@ class DatasetsSection(ProcessConfig):
     reads_streams: ClassVar[bool] = False
     """Whether the process can be given a stream of shards instead of folders."""
 
+    reads_captions: ClassVar[bool] = True
+    """Whether captions are part of what is learned."""
+
     @property
     def streamed(self) -> DatasetConfig | None:
         """The stream of shards, where the datasets are one."""

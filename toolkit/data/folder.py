@@ -265,13 +265,13 @@ class FolderBuilder:
         if stretched:
             yield f"{folder}: the mask has another shape and is stretched over: {shorten(stretched)}"
 
-    def check_intent(self, trigger_word: str | None) -> Iterator[str]:
+    def check_intent(self, trigger_word: str | None, read_captions: bool) -> Iterator[str]:
         """Warnings of what is allowed but rarely meant. The facts of every image are known."""
         dataset, listing = self.dataset, self.listing
         if (count := self.nearly_named_repeats) and not dataset.num_repeats:
             remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
             yield f"warning: {listing.folder}: each image is used once per epoch. {remedy}"
-        if not (dataset.trigger_word or trigger_word):
+        if read_captions and not (dataset.trigger_word or trigger_word):
             prefix, default = dataset.caption_prefix, dataset.default_caption or ""
             used = [add_prefix(caption or default, prefix) for caption in self.captions]
             if (empty := used.count("")) and not dataset.is_reg:
@@ -364,12 +364,13 @@ def scan_datasets(
     reg_weight: float = 1.0,
     scan_cache: ScanCache | None = None,
     forgiven: list[InputError] | None = None,
+    read_captions: bool = True,
 ) -> DatasetScan:
     """Samples of all `datasets` sections, each file read once. Raises DataErrors naming every offender.
 
     reg_weight: factor on the loss of regularisation images. scan_cache: results of earlier scans, which is updated; it
     makes the scan faster and does not change its result. forgiven: takes the errors instead, and the images that have
-    one are left out.
+    one are left out. read_captions: whether the training does; otherwise nothing is said of missing ones.
     """
     scanner = _Scanner(scan_cache or ScanCache())
     drafts = []
@@ -388,7 +389,7 @@ def scan_datasets(
             draft.leave_out({mistake.place for mistake in mistakes})
     for draft in drafts:
         scanner.notes += draft.check_masks()
-        scanner.notes += draft.check_intent(trigger_word)
+        scanner.notes += draft.check_intent(trigger_word, read_captions)
     folders = tuple(draft.build_samples(trigger_word, reg_weight) for draft in drafts)
     notes = (*filter(None, (folder.note for folder in folders)), *scanner.notes)
     return DatasetScan(folders, notes, scanner.scan_cache)

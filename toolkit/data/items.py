@@ -122,7 +122,9 @@ def scan_items(
     """
     with _no_collection():
         folders = [] if section.streamed else section.datasets
-        scan = scan_datasets(folders, section.trigger_word, section.train.reg_weight, scan_cache, forgiven)
+        scan = scan_datasets(
+            folders, section.trigger_word, section.train.reg_weight, scan_cache, forgiven, section.reads_captions
+        )
         resolutions = [dataset.resolution for dataset in section.datasets]
         items = make_items(scan.samples, lambda sample: resolutions[sample.dataset], size_multiple)
     uses = Counter[str]()

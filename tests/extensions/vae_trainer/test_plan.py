@@ -69,3 +69,7 @@ def test_schedules_that_do_not_fit_are_warned_of_once(vae_job, pictures: Path) -
 def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) -> None:
     notes = plan(vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}).notes
     assert "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4" in notes
+
+
+def test_captions_are_not_missed(vae_job, pictures: Path) -> None:
+    assert not any("empty prompt" in note for note in plan(vae_job, pictures).notes)

@@ -13,7 +13,7 @@ from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
 
 def section(*datasets) -> SimpleNamespace:
     train = SimpleNamespace(reg_weight=1.0)
-    return SimpleNamespace(datasets=datasets, streamed=None, trigger_word=None, train=train)
+    return SimpleNamespace(datasets=datasets, streamed=None, reads_captions=True, trigger_word=None, train=train)
 
 
 def test_every_image_is_an_item_at_each_of_its_sizes(tmp_path: Path, image, dataset) -> None:

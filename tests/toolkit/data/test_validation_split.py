@@ -24,7 +24,13 @@ def section(*datasets, fraction: float | None = None, own=None, seed: int = 0, t
     train = SimpleNamespace(reg_weight=1.0)
     given = validation if fraction or own else None
     return SimpleNamespace(
-        datasets=datasets, streamed=None, trigger_word=trigger, train=train, validation=given, model=None
+        datasets=datasets,
+        streamed=None,
+        reads_captions=True,
+        trigger_word=trigger,
+        train=train,
+        validation=given,
+        model=None,
     )
 
 
