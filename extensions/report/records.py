@@ -283,7 +283,7 @@ def _told(value: Any) -> str:
 
 def trained_for(rows: Sequence[Row]) -> str:
     """The time that all recorded steps took together, and the span from the first to the last; empty: not recorded."""
-    seconds = [row["step_s"] for row in rows if isinstance(row.get("step_s"), int | float)]
+    seconds = [s for row in rows if isinstance(s := row.get("step_s"), int | float) and 0 <= s < 1e9]
     if not seconds:
         return ""
     times = [time for row in (rows[0], rows[-1]) if (time := parse_time(str(row.get("time", ""))))]

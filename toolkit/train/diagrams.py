@@ -204,7 +204,9 @@ def _mean(values: Sequence[float]) -> float:
 
 
 def _number(value: object) -> float | None:
-    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return None
+    return float(value) if not isinstance(value, int) or abs(value) < 10**300 else None  # of another program
 
 
 def _finite(value: object) -> float:

@@ -16,6 +16,11 @@ from tests.html_browser import Browser
 from toolkit.html_page import is_page
 from toolkit.train.run_reader import runs_in
 
+HUGE = b'{"step": 1%s, "time": 5, "event": [], "loss": 1%s}\n{"step": 7, "loss": 1%s, "step_s": 1%s}\n' % (
+    (b"0" * 400,) * 4
+)
+"""A line of numbers that no float can be, and one of such a loss."""
+
 
 def write_page(run: Path, **how: bool) -> Path:
     (found,) = runs_in(run)
@@ -74,7 +79,7 @@ def test_without_pictures_a_page_is_small_however_long_the_run(run: Path) -> Non
 def test_no_folder_is_too_broken_for_a_page(run: Path) -> None:
     whole = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
     for path, data in whole.items():
-        for damaged in (data[: len(data) // 2], b"\xff\x00[[{", b"[]", b'{"status": []}', None):
+        for damaged in (data[: len(data) // 2], b"\xff\x00[[{", b"[]", b'{"status": []}', HUGE, None):
             (run / "run.lock").touch()  # a run, whatever becomes of run.json
             path.write_bytes(damaged) if damaged is not None else path.unlink()
             assert "</html>" in write_page(run).read_text()
