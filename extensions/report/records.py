@@ -53,6 +53,9 @@ DIAGRAMS: tuple[tuple[str, Callable[[str], bool]], ...] = (
 )
 """Title of a diagram -> which curves it takes of those that none before it has taken."""
 
+EXACT = ("Validation", "Learning rate")
+"""Those whose numbers are not scattered: a running mean would only lag behind."""
+
 
 def diagrams(folder: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
     """The diagrams of a run, for the script of the page. rows: of metrics.jsonl."""
@@ -62,15 +65,15 @@ def diagrams(folder: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
     for title, takes in DIAGRAMS:
         found, curves = [c for c in curves if takes(c.name)], [c for c in curves if not takes(c.name)]
         if found:
-            shown = [_drawn(curve) for curve in found[:MOST_CURVES]]
+            shown = [_drawn(curve, smoothed=title not in EXACT) for curve in found[:MOST_CURVES]]
             left_out = [redact_text(curve.name) for curve in found[MOST_CURVES:]]
             drawn.append({"title": title, "log": _is_wide(found), "curves": shown, "leftOut": left_out})
     return drawn
 
 
-def _drawn(curve: Curve) -> dict[str, Any]:
+def _drawn(curve: Curve, smoothed: bool) -> dict[str, Any]:
     points = curve.thinned(MOST_POINTS)
-    smooth = points.smoothed().values if len(curve.steps) > MOST_POINTS // 10 else ()
+    smooth = points.smoothed().values if smoothed and len(curve.steps) > MOST_POINTS // 10 else ()
     return {
         "name": redact_text(curve.name),
         "steps": [round(step, 1) for step in points.steps],

@@ -91,7 +91,8 @@ function logTicks(low, high) {
 
 function chart(diagram) {
   const left = 58, right = 10, top = 10, bottom = 24;
-  const curves = diagram.curves.map((curve, index) => ({ ...curve, colour: 'var(--series-' + index % 6 + ')', on: true }));
+  const curves = diagram.curves.map((curve, index) => ({ ...curve, colour: 'var(--series-' + index % 6 + ')',
+    dash: index < 6 ? 'none' : '6 4', on: true }));
   const isPositive = curves.every(curve => curve.values.every(value => value === null || value > 0));
   let isLog = diagram.log && isPositive;
 
@@ -104,7 +105,8 @@ function chart(diagram) {
   const values = curves.map(curve => {
     const value = make('b');
     const swatch = make('i');
-    swatch.style.background = curve.colour;
+    const [full, gap] = curve.dash === 'none' ? [14, 14] : [6, 8];
+    swatch.style.background = 'repeating-linear-gradient(90deg, ' + curve.colour + ' 0 ' + full + 'px, transparent 0 ' + gap + 'px)';
     const button = make('button', { type: 'button', 'aria-pressed': 'true' }, swatch, curve.name, value);
     button.addEventListener('click', () => {
       curve.on = !curve.on;
@@ -158,7 +160,7 @@ function chart(diagram) {
       };
       if (curve.smooth.length) svg.append(make('path', { class: 'raw', d: line(curve.values), stroke: curve.colour }));
       const main = curve.smooth.length ? curve.smooth : curve.values;
-      svg.append(make('path', { d: line(main), stroke: curve.colour }));
+      svg.append(make('path', { d: line(main), stroke: curve.colour, 'stroke-dasharray': curve.dash }));
       if (main.length <= 30) main.forEach((value, index) => {
         if (value !== null) svg.append(make('circle', { cx: x(curve.steps[index]), cy: clamp(value), r: 2.5, fill: curve.colour }));
       });
