@@ -14,6 +14,7 @@ from toolkit.errors import ConfigErrors
 README = Path(__file__).parents[3] / "extensions" / "report" / "README.md"
 
 
+@pytest.mark.slow
 def test_the_commands_of_the_readme_and_a_job(run_py, write_job, run: Path, tmp_path: Path) -> None:
     run.rename(run.parent / "my_char")
     commands = [line for line in README.read_text().splitlines() if line.startswith("python run.py ")]
