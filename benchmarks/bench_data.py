@@ -110,7 +110,7 @@ def build_cache(folder: Path, samples: Sequence, crop: object) -> None:
 
     idle = SimpleNamespace(
         cache_key=lambda part: part,
-        family=SimpleNamespace(sure_prompt=10**6),
+        family=SimpleNamespace(sure_prompt=10**6, text_sees_references=True),
         prompt_error=lambda prompt, target, references: None,
         encode_images=lambda pixels_BCHW: torch.zeros(1, 16, pixels_BCHW.shape[-2] // 8, pixels_BCHW.shape[-1] // 8),
         encode_prompt=lambda prompt, references: torch.zeros(280, 3584),
@@ -184,7 +184,9 @@ def scan_once(folder: Path) -> dict[str, float]:
     from toolkit.data.scan_cache import ScanCache
 
     datasets = [DatasetConfig(folder_path=str(folder))]
-    section = SimpleNamespace(datasets=datasets, streamed=None, trigger_word=None, train=TrainConfig())
+    section = SimpleNamespace(
+        datasets=datasets, streamed=None, reads_captions=True, trigger_word=None, train=TrainConfig()
+    )
     before = peak_mb()
     scan_cache = ScanCache.beside(f"{folder}_output")
     wall, cpu = time.perf_counter(), time.process_time()

@@ -209,7 +209,7 @@ PARTS: dict[str, Callable[[TinyModel, int, Path | None], dict[str, float]]] = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
     add("model", help="model folder")
@@ -220,7 +220,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     add("--lora", default="", help="adapter file")
     add("--qtype", default="", help="quantize the model's blocks, such as int8 or int4")
     add("--sheets", type=Path, help="folder for sheets of the samples")
-    asked = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = arguments(argv)
     timing.one_thread()
     report.card(
         "mascots", f"{asked.model}, {asked.count} samples a part, {asked.steps} steps, guidance {asked.guidance}"
