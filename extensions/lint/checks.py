@@ -37,6 +37,9 @@ MODES = {
 UNLIKE_BITS = 24
 """Of the 128: pictures with so many different bits do not show the same."""
 
+SAME_SHAPE = 0.04
+"""Up to this difference two aspect ratios are the same."""
+
 MARGIN_BITS = 16
 """So much nearer is a reference to another picture than to its own where their order is wrong."""
 
@@ -123,6 +126,22 @@ def _slots(data: Dataset) -> Found:
             if is_clear and slot != usual:
                 what = f"resembles its reference {slot + 1}, and {count} of {counts.total()} images their reference"
                 yield image, f"{what} {usual + 1}: are they exchanged?"
+
+
+def pair_shape(data: Dataset, config: LintConfig) -> Found:
+    """Only of a slot whose references have the shape of their image in most pairs: others may be meant so."""
+    slots = max((len(item.references) for item in data.items), default=0)
+    for slot in range(slots):
+        pairs = [(item, item.references[slot]) for item in data.items if len(item.references) > slot]
+        unlike = []
+        for item, reference in pairs:
+            ratio = reference.aspect * item.sample.size.height / item.sample.size.width
+            if max(ratio, 1 / ratio) > 1 + SAME_SHAPE:
+                unlike.append((item, reference, max(ratio, 1 / ratio)))
+        if len(pairs) - len(unlike) >= max(3, 0.7 * len(pairs)):
+            for item, reference, ratio in unlike:
+                what = f"its reference {reference.path} has another shape, by {ratio - 1:.0%}"
+                yield item.sample.image, f"{what}: edited areas do not line up"
 
 
 def same_as_reference(data: Dataset, config: LintConfig) -> Found:
@@ -345,6 +364,7 @@ CHECKS: dict[str, Check] = {
     "unusable": Check(unusable, "files that a training refuses", "Mend or remove them."),
     "unpaired": Check(unpaired, "references without an image", "Give the image the same name, or remove them."),
     "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
+    "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
     "same_as_reference": Check(same_as_reference, "images equal to their reference", "Remove the pair."),
     "duplicate": Check(duplicate, "pictures that are there twice", "Keep the better one, or use its folder's repeats."),
     "leak": Check(leak, "pictures of the validation that are trained on", "Remove one of the two."),

@@ -14,7 +14,7 @@ from toolkit.files import file_in_the_way, find_config
 from toolkit.html_page import is_page
 
 CHECK_NAMES = (
-    *("unusable", "unpaired", "pair_order", "same_as_reference", "duplicate", "leak"),
+    *("unusable", "unpaired", "pair_order", "pair_shape", "same_as_reference", "duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
     *("no_caption", "trigger", "same_caption", "long_caption"),
 )

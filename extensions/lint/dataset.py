@@ -69,6 +69,9 @@ class Reference(NamedTuple):
     """What a reference of an image tells."""
 
     path: str
+    aspect: float
+    """Width through height."""
+
     bits: tuple[int, int]
     difference: int
     """Largest difference of a colour to the image, both at `COMPARED_SIDE`."""
@@ -276,7 +279,7 @@ def look(image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: f
 def _reference(path: str, background: str, target: numpy.ndarray) -> Reference:
     image = open_image(path, background, at_least=4 * COMPARED_SIDE)
     difference = numpy.abs(_small(image).astype(numpy.int16) - target).max()
-    return Reference(path, difference_hash(image), int(difference))
+    return Reference(path, image.width / image.height, difference_hash(image), int(difference))
 
 
 def _small(image: Image.Image) -> numpy.ndarray:

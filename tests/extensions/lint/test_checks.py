@@ -142,11 +142,14 @@ def test_pairs_are_compared_with_all_others(folder: Path) -> None:
     picture(60).save(before / "7.jpg")  # of no image
     picture(0).save(before / "0.jpg", quality=95, subsampling=0)  # changes nothing
     (before / "1.jpg").unlink()
+    with Image.open(before / "2.jpg") as image:
+        image.resize((256, 160)).save(before / "2.jpg", quality=90)
     assert found(*pairs) == {
         ("unpaired", "7.jpg"),
         ("pair_order", "3.png"),
         ("pair_order", "4.png"),
         ("same_as_reference", "0.png"),
+        ("pair_shape", "2.png"),
         ("unusable", "1.png"),
     }
 
@@ -178,5 +181,6 @@ def test_near_duplicates_are_found_among_ten_thousand() -> None:
 
 
 def test_every_check_is_tested_here() -> None:
-    elsewhere = {"unpaired", "pair_order", "same_as_reference", "same_caption", "leak"}  # leak: test_process.py
-    assert set(CHECKS) == set(BROKEN) | elsewhere and tuple(CHECKS) == CHECK_NAMES
+    pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
+    others = {"same_caption", "leak"}  # leak: test_process.py
+    assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES
