@@ -281,7 +281,7 @@ class _Estimator:
             )
         recovery = Path(self.model.accuracy_recovery_adapter or "-").expanduser()
         if self.qtype and self.model.makes_recovery():
-            sides = family_for(self.model).linear_layers(self.model.files_folder()).values()
+            sides = self.family.linear_layers(self.folder).values()
             others += AUTO_RANK * sum(map(sum, sides)) * self.weight_bytes
         elif self.qtype and recovery.is_file():
             others += recovery.stat().st_size

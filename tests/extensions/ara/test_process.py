@@ -36,6 +36,8 @@ def test_the_commands_of_the_page_make_adapters_that_help(
     tiny_model: Path, make_pictures, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, said
 ) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("extensions.ara.process.SIDE", 64)
+    monkeypatch.setattr("extensions.ara.process.STEPS", 2)
     make_pictures(tmp_path / "dataset" / "40_mychar", "a", "b")
     (tmp_path / "output").mkdir()
     (tmp_path / "output" / "tiny-qwen-edit").symlink_to(tiny_model)

@@ -12,13 +12,14 @@ from torch.nn import functional
 
 from extensions.best.config import BestConfig
 from extensions.best.embedding import Embedder, adherence, distance
-from extensions.best.process import Measured, recommend
+from extensions.best.process import Measured, _images, recommend
 from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
 from toolkit.config import load_job
 from toolkit.config.tool import load_tool
 from toolkit.errors import ConfigErrors, UserError
 from toolkit.extension import discover
+from toolkit.models.families import family_for
 from toolkit.train.run_reader import read_validation
 
 
@@ -111,6 +112,18 @@ def test_distance_and_adherence() -> None:
     rows = functional.normalize(torch.tensor([[1.0, 0.0], [1.0, 1.0]]), dim=1)
     assert distance(rows, rows[:1]) == pytest.approx(1 - (1 + 0.5**0.5) / 2)
     assert adherence(rows, rows.flip(0)) == pytest.approx(0.5**0.5)
+
+
+def test_without_held_out_images_those_of_the_training_are_measured_with_their_captions(
+    write_job, trainer, make_pictures, tmp_path: Path
+) -> None:
+    section = trainer(make_pictures(tmp_path / "images", "a", "b", "c"))
+    section["datasets"][0] |= {"caption_dropout_rate": 0.9, "flip_x": True, "resolution": [64, 96]}
+    training = load_job(write_job(section), discover().find_config).processes[0].section
+    measured, trained, words = _images(training, family_for(training.model), 2)
+    assert [item.sample.rules.dropout_rate for item in measured] == [0, 0] and not any(measured[0].sample.flip)
+    assert len({item.sample.image for item in trained}) == 2
+    assert words.startswith("2 images of the training, for none are held out")
 
 
 def test_what_is_recommended_and_why() -> None:

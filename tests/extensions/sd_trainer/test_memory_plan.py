@@ -89,6 +89,16 @@ def test_int8_fits_24_gb_and_int4_16_gb() -> None:
     assert plan().card() == 48
 
 
+def test_a_recovery_adapter_that_is_made_counts() -> None:
+    """Rank 32 on all layers of 60 blocks: 32 (in + out) numbers each, 2 bytes."""
+    model = {"quantize": True, "qtype": "int4"}
+    more = taken(plan(model={**model, "accuracy_recovery_adapter": "auto"}), "weights") - taken(
+        plan(model=model), "weights"
+    )
+    of_a_stream = 4 * 2 * 3072 + 2 * (3072 + 12288) + (3072 + 6 * 3072)  # attention, MLP, modulation
+    assert more == pytest.approx(60 * 2 * of_a_stream * 32 * 2 / GB, rel=1e-3)
+
+
 def test_the_text_encoder_is_what_encoding_takes() -> None:
     found = plan(model=INT8)
     assert taken(found, "text encoder", "encoding") == pytest.approx(15.5, abs=0.1)

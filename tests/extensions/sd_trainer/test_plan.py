@@ -107,6 +107,9 @@ def test_int4_alone_is_told_to_be_less_exact(plan, tiny_model: Path) -> None:
     assert len(of(quantize=True, qtype="int4")) == 1
     assert "uint3: each weight is off by 20 %" in "\n".join(of(quantize=True, qtype="uint3"))
     assert of(quantize=True, qtype="int8") == of(qtype="int4") == of() == []
+    auto = {"quantize": True, "qtype": "int4", "accuracy_recovery_adapter": "auto"}
+    found = plan(model={"name_or_path": str(tiny_model), **auto})
+    assert "int4: an accuracy-recovery adapter is made for it, or taken from the cache" in found.notes
 
 
 def test_the_words_tell_what_is_held_of_the_base_model(plan) -> None:

@@ -122,6 +122,8 @@ FILE = "owner/repo/folder/recovery.safetensors"
             f"quantize: true, qtype: int2, accuracy_recovery_adapter: {FILE}",
             {"qtype": "int2", "accuracy_recovery_adapter": FILE},
         ),
+        ("quantize: true, qtype: int4, ara: auto", {"qtype": "int4", "accuracy_recovery_adapter": "auto"}),
+        ("quantize: true, qtype: 'uint4|auto'", {"qtype": "uint4", "accuracy_recovery_adapter": "auto"}),
     ],
 )
 def test_quantization_as_people_write_it(section, keys: str, expected: dict) -> None:
