@@ -109,6 +109,14 @@ def test_what_is_wrong_with_one_picture_is_found_and_nothing_else(folder: Path, 
     assert found(*flags, "--skip", name) == set()
 
 
+def test_what_is_measured_is_the_crop_at_the_size_that_is_trained(folder: Path) -> None:
+    blur(folder)
+    (folder / "bad.txt").write_text("ohwx man somewhere")
+    flags = ("photos", "--skip", "aspect", "enlarged", "--resolution")
+    assert [finding.check for finding in lint(*flags, "256")] == ["blurred"]
+    assert lint(*flags, "64") == []
+
+
 def test_the_trigger_word_of_a_folder_stands_in_each_caption_as_it_is_written(folder: Path) -> None:
     (folder / "0.txt").write_text("Ohwx man")
     (folder / "1.txt").write_text("an ohwxman")
