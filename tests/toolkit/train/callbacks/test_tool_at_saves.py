@@ -9,8 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from extensions.sd_trainer.config import SdTrainerConfig
+from toolkit.log import StatusLine
 from toolkit.train.callbacks import tool_at_saves as module
-from toolkit.train.callbacks.tool_at_saves import ToolCallback, diagrams_at_saves, publish_at_end, report_at_saves
+from toolkit.train.callbacks.standard import Reporting
+from toolkit.train.callbacks.tool_at_saves import (
+    ToolAtEnd,
+    ToolCallback,
+    diagrams_at_saves,
+    publish_at_end,
+    report_at_saves,
+)
 
 
 @pytest.fixture
@@ -85,3 +94,18 @@ def test_an_upload_begins_when_the_run_is_finished_and_its_failure_is_told(run, 
     assert not begun.exists()
     tool.on_end(run, finished=True)
     assert begun.exists() and said == ["no upload: Later: python run.py publish. The run goes on without."]
+
+
+def test_a_job_that_asks_for_it_uploads_behind_its_report(tmp_path: Path) -> None:
+    section = {
+        "type": "sd_trainer",
+        "datasets": [{"folder_path": "d"}],
+        "model": {"name_or_path": "owner/model"},
+        "logging": {"report": True},
+    }
+    plain, asked = (
+        Reporting.of(SdTrainerConfig.model_validate(section | {"save": save}), tmp_path, StatusLine()).report
+        for save in ({}, {"push_to_hub": True, "hf_repo_id": "me/x", "hf_private": False})
+    )
+    assert len(plain) == 1 and [type(tool) for tool in asked] == [ToolCallback, ToolAtEnd]
+    assert asked[1]._command[-5:] == [str(tmp_path), "--repo", "me/x", "--private", "false"]
