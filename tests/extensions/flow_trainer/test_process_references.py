@@ -25,7 +25,7 @@ ALONG = {"discriminator": {"channels": 4, "layers": 1}}
 @pytest.fixture
 def pairs(make_pictures: Callable[..., Path], tmp_path: Path) -> dict:
     """A dataset with one to three references of each image, of other sizes than it."""
-    for slot, (stems, size) in enumerate((("abcde", (64, 30)), ("bcd", (24, 40)), ("de", (40, 72)))):
+    for slot, (stems, size) in enumerate((("abcde", (64, 30)), ("bcd", (24, 40)), ("d", (40, 72)))):
         make_pictures(tmp_path / f"r{slot}", *stems, size=size, captions=False)
     folder = make_pictures(tmp_path / "data", *"abcde", size=(20, 36))
     references = [str(tmp_path / f"r{slot}") for slot in range(3)]
@@ -80,6 +80,7 @@ def test_the_largest_batch_is_the_one_with_the_most_references(
     )
     section = job(flow_job, pairs, train={"batch_size": 1, "steps": 5}, sample=None)
     del section["validation"]
+    section["training_seed"] = 5  # another image comes first
     start(section)
     assert len(seen[0].control_latents[0]) == max(len(batch.control_latents[0]) for batch in seen) == 3
 
