@@ -33,6 +33,9 @@ SAMPLE_FILE = re.compile(r"(?:(?P<ms>\d+)__)?(?P<step>\d{9,})_(?P<index>\d+)\.\w
 FOLDER_METADATA = "training.json"
 """In a folder of a fully trained model: what the header of a network file says."""
 
+NEW_MODEL = "new_model.json"
+"""In a folder of a model that began with random weights: what decided them."""
+
 FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
 """What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
 model folders."""

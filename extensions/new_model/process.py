@@ -15,12 +15,10 @@ from toolkit.errors import UserError
 from toolkit.files import atomic_write_dir, move_folder_aside, sha256_of, write_json
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
+from toolkit.run_files import NEW_MODEL
 from toolkit.seeding import global_generator
 
 logger = logging.getLogger(__name__)
-
-RECIPE = "new_model.json"
-"""What decides the weights of the folder."""
 
 
 class NewModelProcess(BaseExtensionProcess):
@@ -42,7 +40,7 @@ class NewModelProcess(BaseExtensionProcess):
             )
         with atomic_write_dir(folder) as new:
             count = self._fill(new)
-            write_json(new / RECIPE, recipe)
+            write_json(new / NEW_MODEL, recipe)
         logger.info(f"new model: wrote {section.path}, {count:,} random parameters (seed {section.seed})")
 
     def move_aside(self) -> None:
@@ -79,5 +77,5 @@ class NewModelProcess(BaseExtensionProcess):
 
 def _recorded(folder: Path) -> object:
     """The recipe of the model in the folder; None where there is none."""
-    file = folder / RECIPE
+    file = folder / NEW_MODEL
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else None

@@ -14,6 +14,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.compat.model import QTYPE_SPELLINGS
 from toolkit.config.dataset import LOSS
 from toolkit.config.located import KeyPath
+from toolkit.config.model_files import size_note
 from toolkit.config.output import SampleConfig
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
@@ -71,6 +72,17 @@ def _schedule(s: DiffusionSection) -> Iterator[Diagnostic]:
             yield Diagnostic(("train", key), f"has no effect: {train.lr_scheduler} does not use it.")
     for param, message in remarks(train.lr_scheduler, train.lr_scheduler_params):
         yield Diagnostic(("train", "lr_scheduler_params", param), message)
+
+
+def _sizes(s: DiffusionSection) -> Iterator[Diagnostic]:
+    """Sizes that a model from nothing has never seen."""
+    folder = s.model.files_folder()
+    for index, dataset in enumerate(s.datasets):
+        sizes = [(r, r) if isinstance(r, int) else (r.width, r.height) for r in dataset.resolution]
+        if note := size_note(folder, sizes):
+            yield Diagnostic(("datasets", index, "resolution"), note)
+    if note := size_note(folder, [(item.width, item.height) for item in s.sample_pictures()]):
+        yield Diagnostic(("sample",), note)
 
 
 def _datasets(s: DiffusionSection) -> Iterator[Diagnostic]:
@@ -238,6 +250,7 @@ NOTES: tuple[Check, ...] = (
         for name in PRESERVATIONS
     ),
     _datasets,
+    _sizes,
     _prompts,
     _two_sizes,
     Rule(

@@ -34,7 +34,7 @@ from toolkit.models.parts import INDEX, place_file, place_parts
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
-from toolkit.run_files import FOLDER_METADATA, best_stem, step_stem
+from toolkit.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
 from toolkit.train.collectives import network_state_dict
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.run import Run
@@ -130,6 +130,8 @@ class ModelFolderWriter(LoraWriter):
             raise RunError(f"{path}: holds something else than a model. Move it away, or give the job another name.")
         with _naming(path), atomic_write_dir(path) as folder:
             place_parts(self.base, folder, without={self.trained_part})
+            if (self.base / NEW_MODEL).is_file():
+                place_file(self.base / NEW_MODEL, folder / NEW_MODEL)
             trained = folder / self.trained_part
             trained.mkdir()
             place_file(self.base / self.trained_part / "config.json", trained / "config.json")

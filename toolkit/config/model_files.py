@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from difflib import get_close_matches
 from fnmatch import fnmatchcase
 from pathlib import Path
@@ -17,6 +17,7 @@ from toolkit.config.field_types import path_hint
 from toolkit.errors import UserError
 from toolkit.interfaces import ModelFacts
 from toolkit.registry import FAMILIES
+from toolkit.run_files import FOLDER_METADATA, NEW_MODEL
 from toolkit.safetensors_io import tensor_sizes
 
 INDEX = "model_index.json"
@@ -158,6 +159,29 @@ def pipeline_of(index: Path) -> str:
     if not isinstance(pipeline, str) or not pipeline:
         raise UserError(f"{index}: has no '_class_name', so it is no model's. {_AGAIN}")
     return pipeline
+
+
+def learned_sides(folder: Path) -> tuple[int, int] | None:
+    """Shortest and longest side, in pixels, of the images that a model has seen which began with random weights; None
+    for others, which know all sizes, and where it is not recorded."""
+    if not (folder / NEW_MODEL).is_file() or not (folder / FOLDER_METADATA).is_file():
+        return None
+    recorded = read_model_json(folder / FOLDER_METADATA, {}).get("ss_bucket_info", "{}")
+    try:
+        sides = [side for bucket in json.loads(recorded)["buckets"].values() for side in bucket["resolution"]]
+        return min(sides), max(sides)
+    except (KeyError, TypeError, ValueError, AttributeError):
+        return None
+
+
+def size_note(folder: Path, sizes: Iterable[tuple[int, int]]) -> str | None:
+    """What to say of images of these sizes that the model of a folder has never seen; None where there is nothing."""
+    sides = learned_sides(folder)
+    strange = [f"{width}x{height}" for width, height in sizes if sides and not sides[0] <= min(width, height)]
+    strange += [f"{width}x{height}" for width, height in sizes if sides and max(width, height) > sides[1]]
+    if not strange or not sides:
+        return None
+    return f"{strange[0]}: the model was trained on sides of {sides[0]} to {sides[1]} pixels. Others will look poor."
 
 
 def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from typing import Any
 import torch
 
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import size_note
 from toolkit.config.output import SampleItem
 from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
@@ -156,6 +157,9 @@ class PictureMaker:
         todo = sorted(wanted.values(), key=lambda picture: picture.cost)
         if not todo:
             return 0
+        sizes = [(picture.prompt.size.width, picture.prompt.size.height) for picture in todo]
+        if note := size_note(self.config.files_folder(), sizes):
+            logger.warning(note)
         self._check_room(todo)
         with _advice():
             self._draw(todo, made)
