@@ -76,26 +76,28 @@ class LintConfig(ToolConfig):
     """Replace `output` where it is a file of another program."""
 
     duplicate_bits: int = Field(default=6, ge=0, le=64)
-    """duplicate, leak: pictures are alike up to so many different bits of the 128 of their hashes."""
+    """duplicate, leak: pictures are alike up to so many different bits of the 128 of their hashes. 0: equal
+    hashes only."""
 
     least_sharpness: float = Field(default=25, ge=0)
-    """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255."""
+    """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255. 0: off."""
 
     least_detail: float = Field(default=0.35, ge=0)
     """enlarged: below this share of the finest detail in the next coarser one. Pictures as they were taken or drawn
-    have 0.7 to 1.4, enlarged to twice their size 0.25."""
+    have 0.7 to 1.4, enlarged to twice their size 0.25. 0: off."""
 
     least_size: float = Field(default=0.5, ge=0)
-    """tiny: below this share of `resolution`, as a side of a square."""
+    """tiny: below this share of `resolution`, as a side of a square. 0: off."""
 
     most_cut: float = Field(default=0.15, ge=0, le=1)
-    """aspect: above this share of the picture that its bucket cuts off."""
+    """aspect: above this share of the picture that its bucket cuts off. 0: anything that is cut."""
 
     most_aspect: float = Field(default=3, ge=1)
     """aspect: above this ratio of the sides."""
 
     reference_difference: int = Field(default=6, ge=0, le=255)
-    """same_as_reference: up to this largest difference of a colour, of 255, of both at 64 x 64 pixels."""
+    """same_as_reference: up to this largest difference of a colour, of 255, of both at 64 x 64 pixels. 0: equal ones
+    only."""
 
     most_tokens: int = Field(default=512, ge=1)
     """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""
