@@ -134,7 +134,9 @@ def test_a_path_that_cannot_be_one_is_refused(tmp_path: Path, small_section: dic
 def encoded(folder: Path) -> None:
     """What a run does with a dataset before it trains."""
     datasets = (make_dataset(folder, resolution=(64,)),)
-    section = SimpleNamespace(datasets=datasets, streamed=None, trigger_word="x", train=TrainConfig())
+    section = SimpleNamespace(
+        datasets=datasets, streamed=None, reads_captions=True, trigger_word="x", train=TrainConfig()
+    )
     _, items = scan_items(section, 16)
     memory = TensorCache(None)
     encode_items(items, FakeModel(), lambda _: CachePair(memory, memory), torch.float32)
