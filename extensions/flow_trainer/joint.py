@@ -147,7 +147,7 @@ def scale_by(autoencoder: Autoencoder, pictures: Iterable[Picture]) -> dict[str,
     device = next(autoencoder.module.parameters()).device
     with evaluating(autoencoder):
         images = (picture.pixels()[None].to(device) for picture in pictures)
-        return autoencoder.normalisation(*measure_latents(lambda pixels: autoencoder.encode(pixels)[0], images))
+        return autoencoder.normalisation(*measure_latents(autoencoder.encode, images))
 
 
 class JointStep(TrainStep[JointBatch]):

@@ -47,7 +47,7 @@ class AutoencoderWriter:
         role = run.roles[VAE]
         with role.using_eval_weights(), evaluating(self.autoencoder):
             weights = to_cpu_copies(self.autoencoder.module.state_dict(), self.save.dtype)
-            latents = measure_latents(lambda pixels: self.autoencoder.encode(pixels)[0], self.images())
+            latents = measure_latents(self.autoencoder.encode, self.images())
         scale = self.autoencoder.normalisation(*latents)
         of_discriminator = to_cpu_copies(self.discriminator.state_dict(), "float32") if self.discriminator else None
 

@@ -235,17 +235,25 @@ def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
 
 
 @torch.no_grad()
-def measure_latents(encode: Callable[[Tensor], Tensor], images: Iterable[Tensor]) -> tuple[Tensor, Tensor]:
-    """Mean and standard deviation [C] of latents over all pixels of the images, in float64 on the CPU.
+def measure_latents(
+    encode: Callable[[Tensor], tuple[Tensor, Tensor | None]], images: Iterable[Tensor]
+) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation [C] of sampled latents over all pixels of the images, in float64 on the CPU.
 
-    encode: from pixels [B, 3, sH, sW] to latents [B, C, H, W]. Raises RunError where they are not finite.
+    encode: `Autoencoder.encode`. The variance is that of the means and that of the posterior together, as of the
+    samples from which Rombach et al. (High-Resolution Image Synthesis with Latent Diffusion Models, D.1) measure it:
+    a channel that the autoencoder does not use has the deviation of its noise and is not scaled up to 1.
+    Raises RunError where the latents are constant or not finite.
     """
     count, total_C, squares_C = 0, torch.zeros(()), torch.zeros(())
     for pixels_B3HW in images:
-        latents_CN = encode(pixels_B3HW).double().cpu().movedim(1, 0).flatten(1)
-        count += latents_CN.shape[1]
-        total_C = total_C + latents_CN.sum(1)
-        squares_C = squares_C + latents_CN.square().sum(1)
+        mean_BCHW, logvar_BCHW = encode(pixels_B3HW)
+        squares_BCHW = mean_BCHW.double().square()
+        if logvar_BCHW is not None:
+            squares_BCHW = squares_BCHW + logvar_BCHW.double().exp()
+        count += mean_BCHW[:, 0].numel()
+        total_C = total_C + mean_BCHW.double().sum((0, 2, 3)).cpu()
+        squares_C = squares_C + squares_BCHW.sum((0, 2, 3)).cpu()
     mean_C = total_C / count
     std_C = (squares_C / count - mean_C.square()).clamp_min(0).sqrt()
     if not bool((std_C > 0).all() and torch.isfinite(std_C).all()):

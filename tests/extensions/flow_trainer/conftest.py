@@ -45,7 +45,7 @@ def write_measured_vae(folder: Path, images: Sequence[Path]) -> Path:
     """A Qwen autoencoder of random weights, normalised by the latents of these images."""
     kind = "AutoencoderKLQwenImage"
     made = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind]), 0, torch.device("cpu"))
-    statistics = measure_latents(lambda pixels: made.encode(pixels)[0], map(load_pixels_of, images))
+    statistics = measure_latents(made.encode, map(load_pixels_of, images))
     folder.mkdir()
     weights = {name: tensor.clone() for name, tensor in made.module.state_dict().items()}
     write_autoencoder(folder, made, weights, made.normalisation(*statistics))

@@ -111,7 +111,7 @@ def measured_scale(folder: Path, pictures: Path) -> tuple[float, float]:
     autoencoder = load_autoencoder(folder)
     images = map(load_pixels_of, sorted(pictures.glob("*.png")))
     with torch.no_grad():
-        found = autoencoder.normalisation(*measure_latents(lambda pixels: autoencoder.encode(pixels)[0], images))
+        found = autoencoder.normalisation(*measure_latents(autoencoder.encode, images))
     return found["scaling_factor"], found["shift_factor"]
 
 

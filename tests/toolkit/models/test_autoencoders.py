@@ -116,37 +116,40 @@ def test_a_saved_one_is_loaded_by_diffusers_and_again(kind: str, tmp_path: Path)
 
 
 @pytest.mark.parametrize("kind", SMALL)
-def test_latents_normalised_by_what_is_written_have_mean_0_and_deviation_1(kind: str) -> None:
-    """As diffusers' pipelines normalise them: by channel, or by one factor and shift."""
-    model = made(kind)
-    mean_C, std_C = measure_latents(lambda x: model.encode(x)[0], [pixels(1), pixels(2)[1:]])
-    found = model.normalisation(mean_C, std_C)
-    latents = model.encode(pixels(2))[0].detach().double()
+def test_sampled_latents_normalised_by_what_is_written_have_mean_0_and_deviation_1(kind: str) -> None:
+    """As diffusers' pipelines normalise them: by channel, or by one factor and shift. Many samples stand for the
+    distribution; that of random weights with `initial_logvar` 0 is mostly noise."""
+    model = make_autoencoder(AutoencoderConfig(class_name=kind, config=SMALL[kind], initial_logvar=0.0), 0, CPU)
+    found = model.normalisation(*measure_latents(model.encode, [pixels(1), pixels(2)[1:]]))
+    mean, logvar = (None if part is None else part.detach().double() for part in model.encode(pixels(2)))
+    generator = torch.Generator().manual_seed(0)
+    noises = (torch.randn(mean.shape, generator=generator, dtype=torch.float64) for _ in range(500))
+    latents = torch.cat([model.sample(mean, logvar, noise) for noise in noises])
     if "latents_mean" in found:
         mean, std = (torch.tensor(found[key]).view(1, -1, 1, 1) for key in ("latents_mean", "latents_std"))
         normalised = (latents - mean) / std
-        torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(4).double(), rtol=1e-4, atol=0)
+        torch.testing.assert_close(normalised.std((0, 2, 3), correction=0), torch.ones(4).double(), rtol=0.01, atol=0)
     else:
         normalised = (latents - found["shift_factor"]) * found["scaling_factor"]
-    assert abs(float(normalised.mean())) < 1e-4 and float(normalised.std(correction=0)) == pytest.approx(1, abs=1e-3)
+    assert abs(float(normalised.mean())) < 0.01 and float(normalised.std(correction=0)) == pytest.approx(1, abs=0.01)
 
 
 @pytest.mark.parametrize("kind", SMALL)
 def test_a_loaded_one_normalises_by_what_is_written_and_back(kind: str, tmp_path: Path) -> None:
     model = made(kind)
     latents = model.encode(pixels())[0].detach()
-    statistics = measure_latents(lambda x: model.encode(x)[0], [pixels()])
+    statistics = measure_latents(model.encode, [pixels()])
     weights = {name: tensor.clone() for name, tensor in model.module.state_dict().items()}
     write_autoencoder(tmp_path, model, weights, model.normalisation(*statistics))
     loaded = load_autoencoder(tmp_path)
     normal = loaded.normalised(latents)
     torch.testing.assert_close(loaded.unnormalised(normal), latents)
-    assert normal.mean().abs() < 1e-4 and normal.std(correction=0) == pytest.approx(1, abs=1e-3)
+    assert normal.mean().abs() < 1e-4
 
 
 def test_a_dead_channel_is_told() -> None:
     with pytest.raises(RunError, match="constant or not finite"):
-        measure_latents(lambda x: torch.zeros(1, 4, 2, 2), [pixels(1)])
+        measure_latents(lambda x: (torch.zeros(1, 4, 2, 2), None), [pixels(1)])
 
 
 def test_arguments_are_those_of_the_class() -> None:
