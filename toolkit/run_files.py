@@ -40,6 +40,9 @@ FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_
 """What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
 model folders."""
 
+_MODEL_FILES = ("model_index.json", "config.json")
+"""Of which one is in each folder that diffusers loads: of a pipeline, or of a single model such as an autoencoder."""
+
 FINISHED = "finished"
 """`status` in run.json of a run that is complete, everything written."""
 
@@ -94,7 +97,9 @@ def final_files(folder: Path, name: str) -> list[Path]:
 
 def _is_product(path: Path) -> bool:
     """Whether what has one of the names is a network file, or a folder with a model in it (another run's has none)."""
-    return path.exists() if path.suffix == ".safetensors" else (path / "model_index.json").is_file()
+    if path.suffix == ".safetensors":
+        return path.exists()
+    return any((path / name).is_file() for name in _MODEL_FILES)
 
 
 def step_file(folder: Path, name: str, step: int) -> Path:

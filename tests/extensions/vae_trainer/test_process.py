@@ -63,6 +63,12 @@ def test_what_a_run_leaves(start, vae_job, pictures: Path, capsys: pytest.Captur
     assert "PSNR" in said and "validation: 2 images held out" in said
 
 
+def test_older_folders_are_removed(start, vae_job, pictures: Path) -> None:
+    folder = start(vae_job(pictures, save={"save_every": 1, "max_step_saves_to_keep": 1}))
+    steps = sorted(path.name for path in folder.glob("job_*"))
+    assert steps == ["job_000000004"] and (folder / "job").is_dir()
+
+
 def assert_same_bytes(whole: Path, again: Path) -> None:
     """Of two folders of runs with four steps: states and final files."""
     files = [f"state/step_000000004/{name}.safetensors" for name in ("weights", "ema", "optimizer")]
