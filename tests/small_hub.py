@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
+from tests.http_server import QuietHandler, serving
 from tests.model_folders import COMMIT
 
 
@@ -32,7 +31,7 @@ def small_hub(files: Mapping[str, bytes], model: str, kind: str = "models") -> I
     state = Hub()
     blob_ids = {file: f"{index:040x}" for index, file in enumerate(files)}
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_HEAD(self) -> None:
             self.answer(with_body=False)
 
@@ -83,13 +82,5 @@ def small_hub(files: Mapping[str, bytes], model: str, kind: str = "models") -> I
                 broken = state.break_after if len(body) > 1000 else None
                 self.wfile.write(body[:broken])
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{http.server_port}"
-    thread = threading.Thread(target=http.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    yield state
-    http.shutdown()
-    http.server_close()
+    with serving(Handler) as state.url:
+        yield state

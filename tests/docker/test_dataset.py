@@ -9,16 +9,15 @@ import stat
 import subprocess
 import sys
 import tarfile
-import threading
 import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
 import pytest
 
+from tests.http_server import QuietHandler, serving
 from tests.small_hub import small_hub
 
 SCRIPT = Path(__file__).resolve().parents[2] / "docker" / "dataset.py"
@@ -65,7 +64,7 @@ class Server:
 def server() -> Iterator[Server]:
     state = Server()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_GET(self) -> None:
             state.asked.append((self.path, self.headers["Range"], self.headers["Authorization"]))
             body = state.pages.get(self.path.split("?")[0])
@@ -83,15 +82,8 @@ def server() -> Iterator[Server]:
             end = start + state.break_after.pop(0) if state.break_after else None
             self.wfile.write(body[start:end])
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    http = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    state.url = f"http://127.0.0.1:{http.server_port}"
-    threading.Thread(target=http.serve_forever, args=(0.01,), daemon=True).start()
-    yield state
-    http.shutdown()
-    http.server_close()
+    with serving(Handler) as state.url:
+        yield state
 
 
 @dataclass

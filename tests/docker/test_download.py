@@ -3,19 +3,19 @@
 from __future__ import annotations
 
 import runpy
-import threading
 from collections.abc import Iterator
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from tests.http_server import QuietHandler, serving
+
 ROOT = Path(__file__).resolve().parents[2]
 download = SimpleNamespace(**runpy.run_path(str(ROOT / "docker" / "download.py")))
 
 
-class Handler(BaseHTTPRequestHandler):
+class Handler(QuietHandler):
     """/to?<address> redirects there; everything else answers with the request's headers."""
 
     def do_GET(self) -> None:
@@ -28,22 +28,13 @@ class Handler(BaseHTTPRequestHandler):
         self.end_headers()
         self.wfile.write(body)
 
-    def log_message(self, *_: object) -> None:
-        pass
-
 
 @pytest.fixture
 def hosts(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[str, str]]:
     """The addresses of two servers."""
     monkeypatch.setenv("ALLOW_HTTP_LOCALHOST", "1")
-    servers = [ThreadingHTTPServer(("127.0.0.1", 0), Handler) for _ in range(2)]
-    for server in servers:
-        threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    first, second = (f"http://127.0.0.1:{server.server_port}" for server in servers)
-    yield first, second
-    for server in servers:
-        server.shutdown()
-        server.server_close()
+    with serving(Handler) as first, serving(Handler) as second:
+        yield first, second
 
 
 def headers_of(url: str, token: str) -> str:

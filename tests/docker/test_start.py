@@ -21,12 +21,13 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from functools import partial
 from hashlib import sha256
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from itertools import pairwise
 from pathlib import Path
 from textwrap import dedent
 
 import pytest
+
+from tests.http_server import QuietHandler, serving
 
 ROOT = Path(__file__).resolve().parents[2]
 START = ROOT / "docker" / "start.sh"
@@ -134,7 +135,7 @@ class Api:
 def api() -> Iterator[Api]:
     answers = Api()
 
-    class Handler(BaseHTTPRequestHandler):
+    class Handler(QuietHandler):
         def do_POST(self) -> None:
             body = self.rfile.read(int(self.headers.get("Content-Length", 0))).decode()
             answers.calls.append((self.path, self.headers.get("Authorization"), body))
@@ -152,15 +153,8 @@ def api() -> Iterator[Api]:
             self.end_headers()
             self.wfile.write(body)
 
-        def log_message(self, *_: object) -> None:
-            pass
-
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    answers.url = f"http://127.0.0.1:{server.server_port}"
-    threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
-    yield answers
-    server.shutdown()
-    server.server_close()
+    with serving(Handler) as answers.url:
+        yield answers
 
 
 @dataclass
