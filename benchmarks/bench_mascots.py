@@ -155,18 +155,18 @@ def _edited(tiny: TinyModel, count: int, characters: Characters, sheet: Path | N
 
 
 def two(tiny: TinyModel, count: int, sheet: Path | None) -> dict[str, float]:
-    """Share of pictures in which body and colour of both are right, each in its half."""
+    """Share of pictures in which the colours of both are right, each in its half."""
     every = (edit_of_two(SEED, index, Casting("pretraining")) for index in range(20 * count))
     pairs = [pair for pair in every if len(pair.after) == 2][:count]
     pictures = _after(tiny, pairs, sheet, "two")
-    halves = [[p.crop((0, 0, SIDE // 2, SIDE)), p.crop((SIDE // 2, 0, SIDE, SIDE))] for p in pictures]
-    drawn = [draw(pair.after, SIDE, SIDE) for pair in pairs]
-    drawn_halves = [[p.crop((0, 0, SIDE // 2, SIDE)), p.crop((SIDE // 2, 0, SIDE, SIDE))] for p in drawn]
+
+    def colours(picture: Image.Image) -> list[str]:
+        halves = picture.crop((0, 0, SIDE // 2, SIDE)), picture.crop((SIDE // 2, 0, SIDE, SIDE))
+        return [row["colour"] for row in tiny.seen(halves)]
+
     # A half is no picture that the classifier knows: it must see the same in the sample as in the drawing.
-    right = [
-        all(a[name] == b[name] for a, b in zip(tiny.seen(ours), tiny.seen(theirs), strict=True) for name in ("colour",))
-        for ours, theirs in zip(halves, drawn_halves, strict=True)
-    ]
+    drawn = [draw(pair.after, SIDE, SIDE) for pair in pairs]
+    right = [colours(ours) == colours(theirs) for ours, theirs in zip(pictures, drawn, strict=True)]
     return {"colours of both": _share(right)}
 
 

@@ -31,8 +31,8 @@ class GridConfig(PicturesConfig):
     process_types: ClassVar[tuple[str, ...]] = ("grid",)
 
     lora: PathOrList
-    """LoRA files, such as the checkpoints of a run: a column each, in this order, behind one without any. FILE:STRENGTH
-    gives a file a strength of its own."""
+    """LoRA files, such as the checkpoints of a run. The first column is the base model without any; then one column per
+    file, in this order. FILE:STRENGTH gives a file a strength of its own."""
 
     strength: NumberOrList = (1.0,)
     """Strengths of the files: a column for each. 0: as without the file; negative: its opposite."""

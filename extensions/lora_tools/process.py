@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Mapping
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from extensions.lora_tools.config import ConvertConfig, PostHocEmaConfig, ResizeConfig
 from extensions.lora_tools.extract import ExtractProcess
@@ -20,6 +22,9 @@ from toolkit.networks.post_hoc_ema import average, linear_betas, power_betas, st
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.power_average import average_of_run
 from toolkit.train.run_reader import list_network_files
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 logger = logging.getLogger(__name__)
 
@@ -89,8 +94,7 @@ class PostHocEmaProcess(BaseExtensionProcess):
                 raise UserError(f"{file.path}: is no file of the weights in the states ({name}).")
             tensors[key] = value.to(saved[key].dtype)
         recipe = {"width": section.width, "steps": made.steps, "profile_error": round(made.error, 6)}
-        kept = {key: value for key, value in metadata.items() if key not in ("sha256", "format")}
-        write_lora(section.output_path(), tensors, {**kept, "post_hoc_ema": json.dumps(recipe)})
+        self._write(tensors, metadata, recipe)
         if made.error > 0.1:
             logger.warning(f"the profile is {made.error:.0%} off: the states are too few for this width")
         logger.info(
@@ -109,11 +113,15 @@ class PostHocEmaProcess(BaseExtensionProcess):
             betas = linear_betas(len(files), section.beta, section.beta2)
         tensors = average(files, betas)
         recipe = {"files": [file.name for file in files], "steps": steps, "betas": [round(beta, 6) for beta in betas]}
-        kept = {key: value for key, value in read_tensors(files[-1])[1].items() if key not in ("sha256", "format")}
-        write_lora(section.output_path(), tensors, {**kept, "post_hoc_ema": json.dumps(recipe)})
+        self._write(tensors, read_tensors(files[-1])[1], recipe)
         for step, share, file in zip(steps, _shares(betas), files, strict=True):
             logger.info(f"{share:7.2%} of step {step}: {file.name}")
         logger.info(f"{section.output}: the average of {len(files)} files")
+
+    def _write(self, tensors: dict[str, Tensor], metadata: Mapping[str, str], recipe: Mapping[str, object]) -> None:
+        """With the metadata of a file of the run, and how the average was made."""
+        kept = {key: value for key, value in metadata.items() if key not in ("sha256", "format")}
+        write_lora(self.section.output_path(), tensors, {**kept, "post_hoc_ema": json.dumps(recipe)})
 
 
 def _shares(betas: list[float]) -> list[float]:

@@ -163,9 +163,9 @@ class MascotsConfig(ProcessConfig):
     mascots: Annotated[
         Literal["pretraining", "held_out", "reserved", "any", "random"], *literal_with_aliases(*CHARACTERS)
     ] = "pretraining"
-    """Which are drawn. pretraining: without one colour of the eight for each body and hat. held_out: only those left
-    out. reserved: bodies, colours and marks that neither has. any: all of these. random: each has a body and a colour
-    of its own, which captions cannot name."""
+    """Which combinations are drawn. pretraining: all but one colour of the eight for each body and hat. held_out: only
+    these. reserved: bodies, colours and marks that occur in neither. any: all of the above. random: each picture has a
+    body and a colour of its own, which its caption does not name."""
 
     only: OnlyConfig = Field(default_factory=OnlyConfig)
     """Values to choose from."""

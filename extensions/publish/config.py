@@ -33,7 +33,7 @@ class PublishConfig(ToolConfig):
     """Repository: `name` among your own, or `owner/name`. It is made where it is not there."""
 
     private: bool = True
-    """Nobody else sees it. A repository that is there already stays as it is; a public one is refused."""
+    """Create a private repository. The visibility of one that exists is not changed; a public one is refused."""
 
     files: Literal["final", "all"] = "final"
     """final: the final LoRA, or the last one. all: those of the steps and the best one too."""
@@ -42,7 +42,7 @@ class PublishConfig(ToolConfig):
     """Most samples of the last step. 0: none."""
 
     licence: str = ""
-    """Licence in the card, as the hub names it (`apache-2.0`). Empty: the one in the base model's card."""
+    """Licence in the model card, by the hub's identifier (`apache-2.0`). Empty: that of the base model's card."""
 
     attempts: int = Field(default=5, ge=1, le=100)
     """Attempts while the hub cannot be reached; 2, 4, 8, ... seconds lie between them, at most 60."""

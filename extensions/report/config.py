@@ -24,7 +24,7 @@ class ReportConfig(ToolConfig):
     positional: ClassVar[tuple[str, ...]] = ("run",)
 
     run: PathStr
-    """Folder of a run, or one with several: each then gets a page of its own."""
+    """Folder of a run, or a folder that contains several runs: one page is written for each."""
 
     output: PathStr = ""
     """File to write. Empty: `report.html` in the folder of each run."""

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
-from toolkit.config.field_types import PathStr, as_list, schema_of_list
+from toolkit.config.field_types import PathOrList, PathStr
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.errors import UserError
 from toolkit.files import file_in_the_way
@@ -31,9 +31,9 @@ class TinyModelConfig(ProcessConfig):
     heads: int = Field(default=2, ge=1)
     """Attention heads of each block."""
 
-    captions: Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})] = ()
-    """Folders of `.txt` files whose words become tokens of their own, for a model that is to be trained from nothing:
-    its text encoder is made to be kept as it is. Empty: a few words."""
+    captions: PathOrList = ()
+    """Folders of `.txt` files that the tokenizer is trained on, for a model that is to be trained from random weights:
+    its text encoder is made to stay frozen. Empty: a built-in text of a few words."""
 
     overwrite: bool = False
     """Replace what is there. Off: a complete model with the same settings is kept."""

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Annotated, ClassVar
+from typing import ClassVar
 
-from pydantic import BeforeValidator, Field
+from pydantic import Field
 
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.config.autoencoder_losses import (
@@ -20,7 +20,7 @@ from toolkit.config.autoencoder_losses import (
 )
 from toolkit.config.base import StrictModel
 from toolkit.config.dataset import ValidationConfig
-from toolkit.config.field_types import PathStr, as_list, schema_of_list
+from toolkit.config.field_types import PathOrList
 from toolkit.config.located import KeyPath
 from toolkit.config.output import SampleIntervalConfig
 from toolkit.config.process import Diagnostic, JobContext
@@ -47,13 +47,10 @@ class OptimizersConfig(StrictModel):
     """Of the discriminator."""
 
 
-Images = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
-
-
 class ReconstructionsConfig(SampleIntervalConfig):
     """`sample`: images beside their reconstructions, with PSNR and SSIM."""
 
-    images: Images = ()
+    images: PathOrList = ()
     """Image files. None: the first of the validation split, else of the datasets."""
 
     count: int = Field(default=4, ge=1, le=1000)

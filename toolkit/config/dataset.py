@@ -132,9 +132,9 @@ class WebDatasetConfig(StrictModel):
     order of the shards."""
 
     readers: int = Field(default=1, ge=1, le=1024)
-    """Readers that share the shards; each optimizer step takes equally many images from each. Of several processes each
-    has its own readers, where their number is a multiple of the processes; else every process reads all shards. At most
-    as many as there are shards. Each has windows of its own."""
+    """Number of readers, at most the number of shards. The shards are divided among them, each shuffles in a window of
+    its own, and an optimizer step takes equally many images from each. With several processes the readers are divided
+    among them if their number is a multiple of the processes; else every process reads all shards."""
 
     max_unreadable: float = Field(default=0.05, ge=0, le=1)
     """Share of samples, and of shards, that may be damaged or lack a key before the run ends; they are left out. 0:

@@ -176,12 +176,14 @@ def learned_sides(folder: Path) -> tuple[int, int] | None:
 
 def size_note(folder: Path, sizes: Iterable[tuple[int, int]]) -> str | None:
     """What to say of images of these sizes that the model of a folder has never seen; None where there is nothing."""
-    sides = learned_sides(folder)
-    strange = [f"{width}x{height}" for width, height in sizes if sides and not sides[0] <= min(width, height)]
-    strange += [f"{width}x{height}" for width, height in sizes if sides and max(width, height) > sides[1]]
-    if not strange or not sides:
+    if (sides := learned_sides(folder)) is None:
         return None
-    return f"{strange[0]}: the model was trained on sides of {sides[0]} to {sides[1]} pixels. Others will look poor."
+    shortest, longest = sides
+    for width, height in sizes:
+        if min(width, height) < shortest or max(width, height) > longest:
+            about = f"the model was trained on sides of {shortest} to {longest} pixels. Others will look poor."
+            return f"{width}x{height}: {about}"
+    return None
 
 
 def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[str, Any]:

@@ -38,7 +38,7 @@ def write_contact_sheet(folder: Path, training: Sequence[Path] = ()) -> Path | N
     samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
     if not samples:
         return None
-    steps = spread(sorted({sample.step for sample in samples}), COLUMNS)
+    steps = _spread(sorted({sample.step for sample in samples}), COLUMNS)
     rows = sorted({sample.index for sample in samples})[:ROWS]
     cells = {(sample.index, sample.step): sample for sample in samples if sample.step in steps}
     path = folder / SAMPLES / OVERVIEW
@@ -48,7 +48,7 @@ def write_contact_sheet(folder: Path, training: Sequence[Path] = ()) -> Path | N
     return path
 
 
-def spread(values: Sequence[Value], most: int) -> list[Value]:
+def _spread(values: Sequence[Value], most: int) -> list[Value]:
     """At most so many of the values: the first, the last, and evenly chosen ones between."""
     if len(values) <= most:
         return list(values)
@@ -63,7 +63,7 @@ def _drawn(
     width = max(image.width for image in images.values())
     total = _GAP + len(steps) * (width + _GAP)
     small = (width - _GAP) // 2
-    shown = [_thumbnail(path, small) for path in spread(training, 2 * len(steps))] if len(steps) > 1 else []
+    shown = [_thumbnail(path, small) for path in _spread(training, 2 * len(steps))] if len(steps) > 1 else []
     above = _LINE + max(image.height for image in shown) + _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -185,10 +186,10 @@ class PictureMaker:
 
     def _report(self, what: str, prompt: SamplePrompt) -> Callable[[], bool]:
         """Called between the steps: shows how many are done."""
-        done = iter(range(1 << 62))
+        steps = count(1)
 
         def between_steps() -> bool:
-            self._status.update(f"{what} step {next(done) + 1}/{prompt.steps}")
+            self._status.update(f"{what} step {next(steps)}/{prompt.steps}")
             return False
 
         return between_steps
