@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -57,9 +57,13 @@ class NewModelConfig(ProcessConfig):
         """Folders that are missing, and a file where the folder belongs."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        for key, message in self.missing():
+            if not job.will_write(Path(getattr(self, key))):
+                yield Diagnostic((key,), message)
+
+    def missing(self) -> Iterator[tuple[str, str]]:
+        """Keys whose folder holds no model, and what to do."""
         for key, needed in (("base", INDEX), ("vae", "config.json")):
             path = getattr(self, key)
-            if not path or job.will_write(Path(path)):
-                continue
-            if not (Path(path).expanduser() / needed).is_file():
-                yield Diagnostic((key,), f"{path!r} holds no {needed}. Give the folder of a model.")
+            if path and not (Path(path).expanduser() / needed).is_file():
+                yield key, f"{path!r} holds no {needed}. Give the folder of a model."

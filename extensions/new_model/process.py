@@ -29,6 +29,8 @@ class NewModelProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section, folder = self.section, self.section.folder()
+        for key, message in section.missing():  # an earlier process may have left nothing
+            raise UserError(f"process[{self.process_id}].{key}: {message}")
         recipe = self._recipe()
         if not section.overwrite and _recorded(folder) == recipe:
             logger.info(f"new model: {section.path} is there already")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import pytest
@@ -140,6 +141,10 @@ def test_a_pipeline_trains_an_autoencoder_and_then_a_model_on_it(
     anew = load_file(tmp_path / "output/job/vae/vae/diffusion_pytorch_model.safetensors")
     assert all(torch.equal(anew[name], tensor) for name, tensor in trained.items())
     assert "flow: finished before" in run_py(job).stdout
+    shutil.rmtree(tmp_path / "output/job/vae/vae")  # whose run is complete, and leaves it so
+    (tmp_path / "output/job/job_state.json").unlink()
+    lost = run_py(job)
+    assert lost.returncode == 2 and "process[1].vae: 'output/job/vae/vae' holds no config.json" in lost.stderr
 
 
 def test_a_new_transformer_starts_as_the_identity(tiny_model: Path) -> None:
