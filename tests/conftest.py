@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import logging
 import os
@@ -27,6 +28,12 @@ from tests.html_browser import Browser, opened_browser
 from toolkit.log import OWN_LOGGERS
 
 ROOT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_finish() -> None:
+    """What is imported by now stays: a job collects its garbage twice, and need not look through all of that."""
+    gc.collect()
+    gc.freeze()
 
 
 def readme_commands(page: str, tool: str) -> list[list[str]]:

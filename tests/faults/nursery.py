@@ -6,6 +6,7 @@ with what `faults.py` breaks in it first, and never returns to the process it wa
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -164,6 +165,8 @@ def import_everything() -> None:
     for name in MODULES:
         import_module(name)
     Image.init()
+    gc.collect()
+    gc.freeze()  # no child looks through what is imported when it collects its garbage, nor gets a copy of its pages
 
 
 def fork(order: dict) -> int:
