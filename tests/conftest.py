@@ -24,6 +24,7 @@ from benchmarks.cuda_report import (  # noqa: F401 - hooks of pytest
     pytest_configure,
     pytest_ignore_collect,
 )
+from tests.faults.nursery import Nursery
 from tests.html_browser import Browser, opened_browser
 from toolkit.log import OWN_LOGGERS
 
@@ -47,12 +48,33 @@ FAST_BF16 = torch.ops.mkldnn._is_mkldnn_bf16_supported()
 """Elsewhere (no AVX-512) a product in bfloat16 takes a CPU 6 to 50 times as long as one in float32."""
 
 
+@pytest.fixture(scope="session")
+def nursery() -> Iterator[Nursery]:
+    server = Nursery()
+    yield server
+    server.close()
+
+
 @pytest.fixture
-def run_py(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess]:
-    """Runs `run.py`, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment."""
+def run_py(
+    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
+) -> Callable[..., subprocess.CompletedProcess]:
+    """Runs `run.py`, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment.
+
+    It is forked from a process that has imported everything, which saves seconds; with `env`, which libraries may read
+    when they are imported, it is a new interpreter.
+    """
 
     def run(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None):
         command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
+        if env is None and hasattr(os, "fork"):
+            said = tmp_path_factory.mktemp("said") / "run"
+            server = request.getfixturevalue("nursery")
+            child = server.fork(arguments, cwd, str(said), environment=child_environment())
+            try:
+                return subprocess.CompletedProcess(command, child.wait(120), *child.outputs)
+            finally:
+                child.end()
         return subprocess.run(command, cwd=cwd, env=child_environment(env), capture_output=True, text=True, timeout=120)
 
     return run

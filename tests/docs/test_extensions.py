@@ -17,15 +17,17 @@ FILES = dict(re.findall(r"```python\n# extensions/(\S+)\n(.*?)```", PAGE, re.DOT
 
 
 @pytest.fixture
-def run(run_py: Callable, tmp_path: Path) -> Callable[..., str]:
+def run(run_py: Callable, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., str]:
     """Runs `run.py` with the extensions of the page; returns what it printed."""
     for name, text in FILES.items():
         path = tmp_path / "drop_ins" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text, encoding="utf-8")
 
+    monkeypatch.setenv("EXTENSIONS_PATH", str(tmp_path / "drop_ins"))
+
     def run(*arguments: object) -> str:
-        result = run_py(*arguments, env={"EXTENSIONS_PATH": str(tmp_path / "drop_ins")})
+        result = run_py(*arguments)
         assert (result.returncode, result.stderr) == (0, "")
         return result.stdout
 

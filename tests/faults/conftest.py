@@ -21,13 +21,6 @@ from tests.processes import environment, free_port
 STEPS = 6
 
 
-@pytest.fixture(scope="session")
-def nursery() -> Iterator[Nursery]:
-    server = Nursery()
-    yield server
-    server.close()
-
-
 def draw_pictures(folder: Path, *stems: str, size: tuple[int, int] = (80, 64)) -> Path:
     """Small smooth images with captions, all different."""
     folder.mkdir(parents=True, exist_ok=True)

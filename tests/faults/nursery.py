@@ -56,11 +56,20 @@ class Nursery:
         assert self._process.stdout.readline() == "ready\n"
 
     def fork(
-        self, arguments: Sequence[object], cwd: Path, name: str, faults: Sequence[Fault] = (), main: str = "run"
+        self,
+        arguments: Sequence[object],
+        cwd: Path,
+        name: str,
+        faults: Sequence[Fault] = (),
+        main: str = "run",
+        environment: dict[str, str] | None = None,
     ) -> Child:
-        """Starts `main` of a module with these arguments; its output goes to `<name>.out` and `<name>.err` in `cwd`."""
+        """Starts `main` of a module with these arguments; its output goes to `<name>.out` and `<name>.err` in `cwd`.
+
+        environment: all of it; None is that of this process.
+        """
         order = {"arguments": [*map(str, arguments)], "cwd": str(cwd), "name": name, "faults": list(faults)}
-        order["main"] = main
+        order |= {"main": main, "environment": environment}
         return Child(self, self._ask(order), cwd / f"{name}.out", cwd / f"{name}.err")
 
     def status_of(self, pid: int) -> int | None:
@@ -126,7 +135,12 @@ class Child:
 
     @property
     def output(self) -> str:
-        return (self.out.read_text(encoding="utf-8") if self.out.exists() else "") + self.errors
+        return "".join(self.outputs)
+
+    @property
+    def outputs(self) -> tuple[str, str]:
+        """Standard output and errors."""
+        return self.out.read_text(encoding="utf-8") if self.out.exists() else "", self.errors
 
     @property
     def errors(self) -> str:
@@ -185,6 +199,10 @@ def fork(order: dict) -> int:
 def become_the_job(order: dict) -> int:
     from tests.faults import faults
 
+    if order.get("environment") is not None:
+        os.environ.clear()
+        os.environ.update(order["environment"])
+    sys.argv = [f"{order['main']}.py", *order["arguments"]]
     os.chdir(order["cwd"])
     for number, suffix in ((1, "out"), (2, "err")):
         file = os.open(f"{order['name']}.{suffix}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
@@ -193,7 +211,10 @@ def become_the_job(order: dict) -> int:
     sys.stdout, sys.stderr = (os.fdopen(number, "w", encoding="utf-8") for number in (1, 2))
     for name, *arguments in order["faults"]:
         getattr(faults, name)(*arguments)
-    code = import_module(order["main"]).main(order["arguments"])
+    try:
+        code = import_module(order["main"]).main(order["arguments"])
+    except SystemExit as end:  # as argparse ends
+        code = end.code
     for work in faults.at_end:
         work()
     sys.stdout.flush()

@@ -17,7 +17,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.faults.conftest import Job, job, nursery, pictures, small_section, whole  # noqa: F401 - fixtures
+from tests.faults.conftest import Job, job, pictures, small_section, whole  # noqa: F401 - fixtures
 from tests.light_start import FORBID
 from toolkit.errors import RunError
 from toolkit.train import lock
