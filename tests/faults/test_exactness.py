@@ -29,6 +29,15 @@ OPTIMIZER_NEEDS = {
 WITH_OWN_COURSE = {"schedulefree_adamw"}
 """Optimizers that want no schedule."""
 
+OF_THEIR_OWN_KIND = {"adamw8bit", "muon", "prodigy", "schedulefree_adamw", "plateau"}
+"""Optimizers and schedules whose state is unlike the others'. Of these the case is not slow."""
+
+
+def cases() -> list:
+    return [
+        pytest.param(*pair, marks=[] if OF_THEIR_OWN_KIND.intersection(pair) else pytest.mark.slow) for pair in pairs()
+    ]
+
 
 def pairs() -> list[tuple[str, str]]:
     """Every optimizer and every schedule at least once."""
@@ -59,7 +68,7 @@ def assert_going_back_changes_nothing(job: Job, **changes: object) -> None:
     assert [name for name in got if got[name] != expected[name]] == []
 
 
-@pytest.mark.parametrize(("optimizer", "schedule"), pairs())
+@pytest.mark.parametrize(("optimizer", "schedule"), cases())
 def test_every_optimizer_and_schedule(job: Job, optimizer: str, schedule: str) -> None:
     job.change(
         network__linear=64,  # 64 x 64 weights: enough for 8-bit states to be 8-bit
@@ -74,8 +83,7 @@ def test_every_optimizer_and_schedule(job: Job, optimizer: str, schedule: str) -
     assert_going_back_changes_nothing(job)
 
 
-@pytest.mark.parametrize("workers", [0, 2])
-@pytest.mark.parametrize("to_disk", [True, False])
+@pytest.mark.parametrize(("workers", "to_disk"), [(0, False), (2, True)])
 def test_workers_and_caches_change_nothing(job: Job, workers: int, to_disk: bool) -> None:
     job.change(train__steps=4)
     changed = [{**job.section["datasets"][0], "num_workers": workers, "cache_latents_to_disk": to_disk}]
