@@ -24,8 +24,9 @@ from benchmarks.cuda_report import (  # noqa: F401 - hooks of pytest
     pytest_configure,
     pytest_ignore_collect,
 )
-from tests.faults.nursery import Nursery
+from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
+from tests.processes import environment, free_port
 from toolkit.log import OWN_LOGGERS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -76,6 +77,39 @@ def run_py(
             finally:
                 child.end()
         return subprocess.run(command, cwd=cwd, env=child_environment(env), capture_output=True, text=True, timeout=120)
+
+    return run
+
+
+@pytest.fixture
+def start_py(
+    nursery: Nursery, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[Callable[..., Child]]:
+    """Starts `run.py` in `tmp_path`, forked as by `run_py`; `env` adds to the environment.
+
+    What still runs at the end of the test is killed.
+    """
+    started: list[Child] = []
+
+    def start(*arguments: object, env: dict[str, str] | None = None) -> Child:
+        said = tmp_path_factory.mktemp("said") / "run"
+        started.append(nursery.fork(arguments, tmp_path, str(said), environment=child_environment(env)))
+        return started[-1]
+
+    yield start
+    for child in started:
+        child.end()
+
+
+@pytest.fixture
+def run_ranks(start_py: Callable[..., Child]) -> Callable[..., None]:
+    """Runs `run.py` in so many processes that train together, to a good end of all."""
+
+    def run(processes: int, *arguments: object) -> None:
+        port = free_port()
+        ranks = [environment(rank, processes, port) if processes > 1 else {} for rank in range(processes)]
+        for child in [start_py(*arguments, env=env) for env in ranks]:
+            child.ends_with(0)
 
     return run
 

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -17,11 +14,9 @@ from PIL import Image
 from safetensors.torch import load_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
-from tests.conftest import ROOT, child_environment
 from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, load_pixels_of, write_measured_vae, write_vae
 from tests.extensions.vae_trainer.conftest import SMALL
 from tests.model_folders import write_flow_model
-from tests.processes import free_port
 from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.interfaces import PromptEmbeds
@@ -144,38 +139,29 @@ def test_a_run_goes_on_to_the_same_bytes(start, flow_job, pictures: Path, tmp_pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    write_job, flow_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
+    start_py, write_job, flow_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
 ) -> None:
     job = write_job(to_resume(flow_job, pictures, training_folder="whole"))
     stopped = write_job(to_resume(flow_job, pictures, training_folder="stopped"), name="stopped")
     stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
 
-    def start(path: Path) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / "run.py"), str(path)]
-        return subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
-
-    assert start(job).wait(120) == 0
-    process = start(stopped)
+    start_py(job).ends_with(0)
+    process = start_py(stopped)
     metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
     state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
-    while not (state.is_file() and len(metrics.read_text().splitlines()) >= step):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
+    process.wait_until(lambda: state.is_file() and len(metrics.read_text().splitlines()) >= step)
+    process.send(number)
     process.wait(60)
-    assert start(stopped).wait(120) == 0
+    start_py(stopped).ends_with(0)
     assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
 
 
 @pytest.mark.slow
-def test_two_processes_train_what_one_does(write_job, flow_job, pictures: Path, tmp_path: Path) -> None:
+def test_two_processes_train_what_one_does(run_ranks, write_job, flow_job, pictures: Path, tmp_path: Path) -> None:
     """Each takes one of the two micro-batches of a step, and embeds its own captions."""
     jobs = [write_job(to_resume(flow_job, pictures, training_folder=name), name=name) for name in ("one", "two")]
-    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
-    for job, launcher in zip(jobs, ([], torchrun), strict=True):
-        command = [sys.executable, *launcher, str(ROOT / "run.py"), str(job)]
-        environment = child_environment({"GLOO_SOCKET_IFNAME": "lo"})
-        subprocess.run(command, cwd=tmp_path, env=environment, check=True, timeout=180, stdout=subprocess.DEVNULL)
+    for processes, job in enumerate(jobs, start=1):
+        run_ranks(processes, job)
     one, two = (lines(tmp_path / name / name / "metrics.jsonl") for name in ("one", "two"))
     for key in ("loss", "loss_flow", "loss/text_encoder", "grad_norm/flow"):
         ours, theirs = ([row[key] for row in rows if key in row] for rows in (two, one))

@@ -8,7 +8,6 @@ import re
 import shutil
 import signal
 import subprocess
-import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -45,14 +44,6 @@ def tensors_of(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
 
 def lines(path: Path) -> list[dict]:
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-
-
-def wait_for(condition: Callable[[], object], process: subprocess.Popen, seconds: float = 60) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.005)
 
 
 # ------------------------------------------------------------ the job that users bring
@@ -222,10 +213,9 @@ def stop_at(start_py, tmp_path: Path) -> Callable[..., tuple[int, list[dict]]]:
     def run(job: Path, folder: Path, steps: int, number: signal.Signals) -> tuple[int, list[dict]]:
         process = start_py(job, "-n", "long")
         metrics = folder / "metrics.jsonl"
-        wait_for(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= steps, process)
-        process.send_signal(number)
-        process.communicate(timeout=60)
-        return process.returncode, lines(metrics)
+        process.wait_until(lambda: metrics.exists() and metrics.read_bytes().count(b"\n") >= steps)
+        process.send(number)
+        return process.wait(60), lines(metrics)
 
     return run
 
@@ -312,13 +302,12 @@ def test_the_control_folder_saves_samples_and_stops(
     )
     process = start_py(write_job(section, name="asked"))
     folder = tmp_path / "output" / "asked"
-    wait_for(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size, process)
+    process.wait_until(lambda: (folder / "metrics.jsonl").exists() and (folder / "metrics.jsonl").stat().st_size)
     for name in ("save_now", "sample_now"):
         (folder / "control" / name).touch()
-    wait_for(lambda: not any((folder / "control").iterdir()), process)
+    process.wait_until(lambda: not any((folder / "control").iterdir()))
     (folder / "control" / "stop").touch()
-    _, errors = process.communicate(timeout=60)
-    assert (process.returncode, errors) == (0, "Stopped.\n")
+    assert (process.wait(60), process.errors) == (0, "Stopped.\n")
     done = lines(folder / "metrics.jsonl")[-1]["step"]
     assert done < 5000
     assert json.loads((folder / "run.json").read_text())["status"] == "stopped"

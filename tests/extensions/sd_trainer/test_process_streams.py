@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -15,9 +13,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.memory_inputs import group_items, group_stream
 from extensions.sd_trainer.memory_plan import Machine, plan_memory
 from jobs import ExtensionJob
-from tests.conftest import ROOT, child_environment
 from tests.extensions.sd_trainer.test_memory_plan import item, phase
-from tests.processes import free_port
 from tests.toolkit.data.shard_server import write_shard
 from toolkit.config import load_job
 from toolkit.data.stream_dataset import StreamDataset
@@ -165,17 +161,12 @@ def make_stream_of_noise(shards: Path) -> Callable[[SdTrainerConfig], StreamData
 
 
 @pytest.mark.slow
-def test_two_ranks_train_on_a_stream_what_one_trains(write_job, streamed, tmp_path: Path) -> None:
+def test_two_ranks_train_on_a_stream_what_one_trains(run_ranks, write_job, streamed, tmp_path: Path) -> None:
     """Each decodes and encodes its own part of a batch, whose size was chosen for the whole."""
     found = []
     for processes in (1, 2):
         section = streamed({"num_workers": 1}, {"steps": 6, "batch_size": 3}, training_folder=f"of_{processes}")
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
-        arguments = [*(launcher if processes > 1 else []), str(ROOT / "run.py"), str(write_job(section))]
-        result = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=child_environment(), capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
+        run_ranks(processes, write_job(section))
         lines = (tmp_path / f"of_{processes}" / "job" / "metrics.jsonl").read_text().splitlines()
         found.append([json.loads(line) for line in lines])
     for one, two in zip(*found, strict=True):

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 
 import diffusers
@@ -15,9 +12,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, child_environment
 from tests.extensions.vae_trainer.conftest import SMALL
-from tests.processes import free_port
 from toolkit.errors import UserError
 
 FIRST, *OTHERS = (["AutoencoderKL"], *sorted(SMALL.keys() - {"AutoencoderKL"}))
@@ -91,26 +86,20 @@ def test_a_run_goes_on_to_the_same_bytes(start, vae_job, pictures: Path, tmp_pat
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
 def test_a_killed_run_goes_on_to_the_same_bytes(
-    write_job, vae_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
+    start_py, write_job, vae_job, pictures: Path, tmp_path: Path, step: int, number: signal.Signals
 ) -> None:
     job = write_job(vae_job(pictures, training_folder="whole", **TO_RESUME))
     stopped = write_job(vae_job(pictures, training_folder="stopped", **TO_RESUME), name="stopped")
     stopped.write_text(stopped.read_text().replace('"name": "stopped"', '"name": "job"'))
 
-    def start(path: Path) -> subprocess.Popen:
-        command = [sys.executable, str(ROOT / "run.py"), str(path)]
-        return subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
-
-    assert start(job).wait(120) == 0
-    process = start(stopped)
+    start_py(job).ends_with(0)
+    process = start_py(stopped)
     metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
     state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
-    while not (state.is_file() and len(metrics.read_text().splitlines()) >= step):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
+    process.wait_until(lambda: state.is_file() and len(metrics.read_text().splitlines()) >= step)
+    process.send(number)
     process.wait(60)
-    assert start(stopped).wait(120) == 0
+    start_py(stopped).ends_with(0)
     assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
 
 
@@ -212,16 +201,12 @@ def test_it_learns(start, vae_job, pictures: Path, kind: str) -> None:
 
 
 @pytest.mark.slow
-def test_two_ranks_train_what_one_trains(write_job, vae_job, pictures: Path, tmp_path: Path) -> None:
+def test_two_ranks_train_what_one_trains(run_ranks, write_job, vae_job, pictures: Path, tmp_path: Path) -> None:
     """Losses are per image and noise has keys of its own, so that a shared batch is the same batch."""
     changes = {**GAN, "train": {"steps": 4, "gradient_accumulation": 2}}
     found = []
     for processes in (1, 2):
-        job = write_job(vae_job(pictures, training_folder=f"of_{processes}", **changes))
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
-        command = [sys.executable, *(launcher if processes > 1 else []), str(ROOT / "run.py"), str(job)]
-        result = subprocess.run(command, cwd=tmp_path, env=child_environment(), capture_output=True, text=True)
-        assert result.returncode == 0, result.stderr
+        run_ranks(processes, write_job(vae_job(pictures, training_folder=f"of_{processes}", **changes)))
         found.append(lines(tmp_path / f"of_{processes}" / "job" / "metrics.jsonl"))
     for one, two in zip(*found, strict=True):
         for name in ("loss/vae", "loss/discriminator", "loss_recon", "loss_kl", "grad_norm/vae"):

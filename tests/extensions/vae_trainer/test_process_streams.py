@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import re
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -15,9 +13,8 @@ import pytest
 from PIL import Image
 from safetensors.torch import load_file
 
-from tests.conftest import ROOT, child_environment
 from tests.extensions.vae_trainer.test_process import GAN, assert_same_bytes, lines
-from tests.processes import free_port
+from tests.faults.nursery import Child
 from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.errors import ConfigErrors, RunError, UserError
 
@@ -79,45 +76,42 @@ def test_a_run_on_a_stream_goes_on_to_the_same_bytes(start, streamed, shards: Pa
 @pytest.mark.slow
 @pytest.mark.parametrize(("step", "number"), [(3, signal.SIGTERM), (2, signal.SIGKILL)])
 def test_a_killed_run_on_a_stream_goes_on_to_the_same_bytes(
-    write_job, streamed, shards: Path, tmp_path: Path, step: int, number: signal.Signals
+    start_py, write_job, streamed, shards: Path, tmp_path: Path, step: int, number: signal.Signals
 ) -> None:
-    def start(folder: str) -> subprocess.Popen:
+    def start(folder: str) -> Child:
         section = streamed(f"{shards}/*.tar", {"window": 4}, 2, training_folder=folder, **TO_RESUME)
         path = write_job(section, name=folder)
         path.write_text(path.read_text().replace(f'"name": "{folder}"', '"name": "job"'))
-        command = [sys.executable, str(ROOT / "run.py"), str(path)]
-        return subprocess.Popen(command, cwd=tmp_path, env=child_environment(), stdout=subprocess.DEVNULL)
+        return start_py(path)
 
-    assert start("whole").wait(120) == 0
+    start("whole").ends_with(0)
     process = start("stopped")
     metrics = tmp_path / "stopped" / "job" / "metrics.jsonl"
     state = tmp_path / "stopped" / "job" / "state" / "step_000000002" / "MANIFEST.json"
-    while not (state.is_file() and len(metrics.read_text().splitlines()) >= step):
-        assert process.poll() is None
-        time.sleep(0.01)
-    process.send_signal(number)
+    process.wait_until(lambda: state.is_file() and len(metrics.read_text().splitlines()) >= step)
+    process.send(number)
     process.wait(60)
-    assert start("stopped").wait(120) == 0
+    start("stopped").ends_with(0)
     assert_same_bytes(tmp_path / "whole" / "job", tmp_path / "stopped" / "job")
 
 
 @pytest.mark.slow
-def test_a_run_that_waits_for_a_server_is_stopped_at_once_with_a_state(write_job, streamed, tmp_path: Path) -> None:
+def test_a_run_that_waits_for_a_server_is_stopped_at_once_with_a_state(
+    start_py, write_job, streamed, tmp_path: Path
+) -> None:
     write_shard(tmp_path / "shards" / "0.tar", 400, size=(32, 32))
     with serving(tmp_path / "shards") as server:
         server.silent_after = 790_000  # of 820,000, behind the samples that are measured
         job = write_job(
             streamed(f"{server.address}/0.tar", {"window": 8}, train={"steps": 500}, save={"save_every": 0})
         )
-        process = subprocess.Popen(
-            [sys.executable, str(ROOT / "run.py"), str(job)], cwd=tmp_path, env=child_environment()
-        )
+        process = start_py(job)
         metrics, done = tmp_path / "output" / "job" / "metrics.jsonl", -1
         while not metrics.exists() or done < len(metrics.read_text().splitlines()) or done < 1:
             done = len(metrics.read_text().splitlines()) if metrics.exists() else -1
             assert process.poll() is None
             time.sleep(1)
-        process.send_signal(signal.SIGTERM)
+        process.send(signal.SIGTERM)
         deadline = time.monotonic() + 20
         while not list((tmp_path / "output" / "job" / "state").glob("step_*/MANIFEST.json")):
             assert time.monotonic() < deadline
@@ -288,7 +282,7 @@ def test_a_resolution_too_small_for_the_discriminator_is_told_first(start, strea
 @pytest.mark.slow
 @pytest.mark.parametrize("readers", [1, 2])
 def test_two_ranks_train_on_a_stream_what_one_trains(
-    write_job, streamed, shards: Path, tmp_path: Path, readers: int
+    run_ranks, write_job, streamed, shards: Path, tmp_path: Path, readers: int
 ) -> None:
     found = []
     for processes in (1, 2):
@@ -296,12 +290,7 @@ def test_two_ranks_train_on_a_stream_what_one_trains(
             f"{shards}/*.tar", {"window": 4, "readers": readers}, 1, training_folder=f"of_{processes}", **GAN
         )
         section["train"] |= {"steps": 6, "batch_size": 2 + readers % 2}
-        launcher = ["-m", "torch.distributed.run", f"--nproc-per-node={processes}", f"--master-port={free_port()}"]
-        arguments = [*(launcher if processes > 1 else []), str(ROOT / "run.py"), str(write_job(section))]
-        result = subprocess.run(
-            [sys.executable, *arguments], cwd=tmp_path, env=child_environment(), capture_output=True, text=True
-        )
-        assert result.returncode == 0, result.stderr
+        run_ranks(processes, write_job(section))
         found.append(lines(tmp_path / f"of_{processes}" / "job" / "metrics.jsonl"))
     assert [line["samples"] for line in found[0]] == [line["samples"] for line in found[1]]
     for one, two in zip(*found, strict=True):
