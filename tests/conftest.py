@@ -32,10 +32,21 @@ from toolkit.log import OWN_LOGGERS
 ROOT = Path(__file__).resolve().parent.parent
 
 
+_frozen_modules = 0
+
+
 def pytest_collection_finish() -> None:
     """What is imported by now stays: a job collects its garbage twice, and need not look through all of that."""
+    global _frozen_modules
     gc.collect()
     gc.freeze()
+    _frozen_modules = len(sys.modules)
+
+
+def pytest_runtest_setup() -> None:
+    """The same for what tests import late, as compilers are."""
+    if len(sys.modules) > _frozen_modules + 100:
+        pytest_collection_finish()
 
 
 def readme_commands(page: str, tool: str) -> list[list[str]]:
