@@ -56,14 +56,13 @@ def close(found: list, expected: list, tolerance: float = TOLERANCE) -> bool:
     return all(relative(a, b) < tolerance for a, b in pairs if b.any())
 
 
-@pytest.mark.parametrize("qtype", [None, "int8"])
-@pytest.mark.parametrize("level", ["none", "cheap", "full"])
+@pytest.mark.parametrize(("level", "qtype"), [("none", None), ("cheap", "int8"), ("full", None)])
 def test_compiled_blocks_compute_the_same_in_one_piece(level: str, qtype) -> None:
     assert close(stack(level, qtype=qtype, count=2).gradients(), Stack(dropout=0.0, qtype=qtype, count=2).gradients())
     assert not counters["graph_break"]
 
 
-@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full"])
+@pytest.mark.parametrize("level", ["none", "keep_attention"])
 def test_nothing_is_compiled_after_the_warm_up(level: str) -> None:
     compiled_stack = stack(level)
     compiled_stack.gradients()
@@ -81,7 +80,7 @@ def test_nothing_is_compiled_after_the_warm_up(level: str) -> None:
     assert counters["stats"]["unique_graphs"] == warm
 
 
-@pytest.mark.parametrize("level", ["none", "cheap", "keep_attention", "full"])
+@pytest.mark.parametrize("level", ["cheap", "full"])
 def test_programs_of_any_size_from_the_first_are_whole_and_made_once(level: str) -> None:
     settings = CompileConfig(enabled=True, backend="eager", dynamic=True, fullgraph=True)
     compiled_stack = Stack(dropout=0.0, count=2).wrap(checkpoint_wrapper(level), compile_wrapper(settings))
@@ -92,7 +91,7 @@ def test_programs_of_any_size_from_the_first_are_whole_and_made_once(level: str)
     assert counters["stats"]["unique_graphs"] == warm and not counters["graph_break"]
 
 
-@pytest.mark.parametrize("level", ["cheap", "keep_attention", "full"])
+@pytest.mark.parametrize("level", [pytest.param("cheap", marks=pytest.mark.slow), "full"])
 def test_rows_that_are_not_tokens_may_be_of_any_number(level: str) -> None:
     """A block's modulation has one row for each image."""
 
@@ -207,7 +206,7 @@ def test_a_missing_compiler_ends_the_run_with_advice() -> None:
         Stack(count=1, dropout=0.0).wrap(compile_wrapper(settings)).gradients()
 
 
-@pytest.mark.parametrize("dynamic", ["auto", True])
+@pytest.mark.parametrize("dynamic", ["auto", pytest.param(True, marks=pytest.mark.slow)])
 def test_a_backward_pass_that_cannot_be_compiled_ends_the_run_with_advice_too(
     monkeypatch: pytest.MonkeyPatch, dynamic: bool | str
 ) -> None:
@@ -265,7 +264,7 @@ def graphs(monkeypatch: pytest.MonkeyPatch) -> list[Graph]:
     return found
 
 
-@pytest.mark.parametrize(("level", "again"), [("none", 0), ("cheap", 0), ("full", 5)])
+@pytest.mark.parametrize(("level", "again"), [pytest.param("cheap", 0, marks=pytest.mark.slow), ("full", 5)])
 def test_int8_products_are_part_of_the_program_in_both_passes(graphs: list[Graph], level: str, again: int) -> None:
     """6 layers a block; the first block's query, key and value have no gradient, and a last product is not needed."""
     found = stack(level, "recorded", qtype="int8", count=2, in_int8=IN_INT8).gradients()
