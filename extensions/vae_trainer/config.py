@@ -92,6 +92,9 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
         yield from (Diagnostic(("model", *found.key), found.message) for found in self.model.check(job))
         has_no_kl = not self.model.name_or_path and self.model.class_name == TINY
         yield from check_losses(self.losses, self.discriminator, has_no_kl)
+        if self.losses.latent_noise and not self.model.name_or_path:
+            message = "needs latents of a known scale. Give 'model.name_or_path', or leave it out."
+            yield Diagnostic(("losses", "latent_noise"), message)
         for role in self.roles():
             if getattr(self.optimizers, role).model_fields_set:
                 errors = self.role_optimizer(role).errors()

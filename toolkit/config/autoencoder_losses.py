@@ -64,6 +64,11 @@ class LossesConfig(StrictModel):
     kl_reduction: Annotated[Literal["mean", "sum"], *literal_with_aliases("mean", "sum")] = "mean"
     """Over channels and pixels of the latents. With mean the weight fits any size of image."""
 
+    latent_noise: float = Field(default=0.0, ge=0, le=10)
+    """Noise on the latents before they are decoded, in standard deviations of the latents: its strength is drawn anew
+    for each image, half of a normal distribution of this deviation. A decoder that is trained with it makes clean
+    images of the inexact latents of a diffusion model; 0.1 to 0.3 with `model.train: decoder`, at the end. 0: none."""
+
     contrast: float = Field(default=0.1, ge=0, le=1e6)
     """Deviation of the standard deviations: of each channel as a ratio, of the whole image as a difference, squared.
     0: off."""

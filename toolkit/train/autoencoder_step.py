@@ -112,6 +112,8 @@ class AutoencoderStep(TrainStep[PixelBatch]):
             mean_BCHW, logvar_BCHW = self.autoencoder.encode(real_B3HW)
             noise_BCHW = to_device(self._noise(batch.spec, "posterior", mean_BCHW.shape[1:]), mean_BCHW.device)
             latents_BCHW = self.autoencoder.sample(mean_BCHW, logvar_BCHW, noise_BCHW)
+            if losses.latent_noise:
+                latents_BCHW = latents_BCHW + self._latent_noise(batch.spec, latents_BCHW)
             fake_B3HW = self.autoencoder.decode(latents_BCHW)
         fake_B3HW = fake_B3HW.float()
         total_B = torch.zeros(len(batch), device=real_B3HW.device)
@@ -201,6 +203,17 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         return pixels_B3HW + std * to_device(noise_B3HW, pixels_B3HW.device)
 
     # ------------------------------------------------------------ numbers
+
+    def _latent_noise(self, spec: BatchSpec, latents_BCHW: Tensor) -> Tensor:
+        """What `losses.latent_noise` adds.
+
+        Source: Zheng et al., Diffusion Transformers with Representation Autoencoders, arXiv 2510.11690, section 4.3:
+        noise-augmented decoding, whose strength is |N(0, tau^2)|.
+        """
+        _, std = self.autoencoder.latent_statistics(latents_BCHW)
+        strength_B111 = self._noise(spec, "latent noise strength", torch.Size((1, 1, 1))).abs()
+        noise_BCHW = strength_B111 * self._noise(spec, "latent noise", latents_BCHW.shape[1:])
+        return to_device(noise_BCHW, latents_BCHW.device) * self.losses.latent_noise * std
 
     def _noise(self, spec: BatchSpec, purpose: str, shape: torch.Size) -> Tensor:
         """Standard normal noise, one generator per use of an image; float32 on the CPU."""

@@ -38,6 +38,7 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
             {"losses": dict.fromkeys(("reconstruction", "mse", "kl", "contrast", "color", "histogram", "lpips"), 0)},
             "losses: all weights are 0: nothing would be learned.",
         ),
+        ({"losses": {"latent_noise": 0.1}}, "losses.latent_noise: needs latents of a known scale."),
         ({"losses": {"lpips": 0.1}}, "losses.lpips_backbone: is not given. LPIPS needs VGG16: download https://"),
         ({"losses": {"lpips": 0.1, "lpips_backbone": "no.pth"}}, "losses.lpips_backbone: 'no.pth' does not exist."),
         ({"kind": "AutoencoderTiny", "losses": {"kl": 0.1}}, "losses.kl: AutoencoderTiny has no distribution over its"),

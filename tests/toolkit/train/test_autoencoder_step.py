@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import pytest
@@ -58,6 +59,23 @@ def test_losses_do_not_depend_on_the_batch(kind: str) -> None:
     whole = step(batch(), 0).by_role[VAE]
     parts = torch.cat([step(half, 0).by_role[VAE] for half in batch().halves()])
     torch.testing.assert_close(whole, parts, rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_latent_noise_is_in_deviations_of_the_latents_and_does_not_depend_on_the_batch(kind: str) -> None:
+    step = AutoencoderStep(autoencoder(kind), LossesConfig(latent_noise=0.2), 5)
+    scale = {"latents_mean": [0.0] * 4, "latents_std": [3.0] * 4} if "Qwen" in kind else {"scaling_factor": 1 / 3}
+    step.autoencoder.set_scale(scale)
+    latents = torch.zeros(400, 4, 8, 8)
+    spec = BatchSpec(0, tuple(range(400)), tuple(range(400)))
+    noise = step._latent_noise(spec, latents)
+    strengths = noise.std((1, 2, 3))
+    assert float(strengths.mean()) == pytest.approx(3 * 0.2 * math.sqrt(2 / math.pi), rel=0.1)
+    assert float(strengths.square().mean().sqrt()) == pytest.approx(3 * 0.2, rel=0.1)
+    later = BatchSpec(0, tuple(range(200, 400)), tuple(range(200, 400)))
+    torch.testing.assert_close(step._latent_noise(later, latents[200:]), noise[200:])
+    plain = AutoencoderStep(step.autoencoder, LossesConfig(), 5)
+    assert not torch.equal(step(batch(), 0).by_role[VAE], plain(batch(), 0).by_role[VAE])
 
 
 def test_one_pass_for_each_role_and_names_for_every_number() -> None:
