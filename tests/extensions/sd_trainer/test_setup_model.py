@@ -361,14 +361,15 @@ def test_a_card_too_small_for_one_image_is_told_what_saves_memory(choose) -> Non
 
 @pytest.fixture
 def run_job(run_py, write_job, trainer, make_pictures, tmp_path: Path):
-    """Runs a job of 4 steps on int8 products, PyTorch told to log what it compiles; gives its folder."""
+    """Runs a job of 4 steps on int8 products; gives its folder. train: PyTorch is told to log what it compiles."""
     photos = make_pictures(tmp_path / "photos", "a", "b", "c", size=(160, 128))
 
     def run(name: str, train: dict | None = None, **changes) -> Path:
         section = trainer(photos, train={"steps": 4, **(train or {})}, save={"save_every": 2}, **changes)
         section["model"] |= {"quantize": True, "int8_matmul": True}
         section["datasets"][0]["resolution"] = 128
-        result = run_py(write_job(section, name=name), env={"TORCH_LOGS": "dynamo"})
+        logged = None if train is None else {"TORCH_LOGS": "dynamo"}
+        result = run_py(write_job(section, name=name), env=logged)
         assert result.returncode == 0, result.stdout + result.stderr
         assert ("start tracing" in result.stdout + result.stderr) == ("compile" in (train or {}))
         assert result.stdout.count("model.int8_matmul true: of 28 int8 layers ") == 1
@@ -391,7 +392,7 @@ def test_a_run_that_goes_on_multiplies_as_the_uninterrupted_one(run_job) -> None
 @pytest.mark.slow
 def test_a_compiled_job_learns_what_the_plain_one_does(run_job) -> None:
     folders = (
-        run_job("plain"),
+        run_job("plain", {}),
         run_job("compiled", {"compile": {"enabled": True, "backend": "eager", "fullgraph": True}}),
     )
     losses = [
