@@ -336,6 +336,7 @@ def test_what_is_imported_before_processes_are_forked_sees_no_gpu(monkeypatch: p
     assert os.environ["CUDA_VISIBLE_DEVICES"] == "3" and "PYTORCH_NVML_BASED_CUDA_CHECK" not in os.environ
 
 
+@pytest.mark.slow
 def test_a_job_whose_process_could_not_be_forked_is_a_new_one(tmp_path: Path) -> None:
     """As `fork` starts it where importing has used a GPU nevertheless."""
     order = {"arguments": [str(tmp_path)], "cwd": str(tmp_path), "name": "run", "main": "tests.faults.small"}

@@ -50,8 +50,15 @@ def result(folder: Path) -> dict[str, bytes]:
     return found
 
 
-@pytest.mark.parametrize("half", [False, True], ids=["before", "half way"])
-@pytest.mark.parametrize("thread", ["save", "MainThread"])
+@pytest.mark.parametrize(
+    ("thread", "half"),
+    [
+        pytest.param("save", False, id="save-before", marks=pytest.mark.slow),  # 60 of them
+        pytest.param("save", True, id="save-half way"),
+        pytest.param("MainThread", False, id="MainThread-before"),
+        pytest.param("MainThread", True, id="MainThread-half way"),
+    ],
+)
 def test_death_at_every_write_ends_in_the_same_bytes(start, runs: Path, thread: str, half: bool) -> None:
     assert start("whole", ("leave_at_write", thread, 0, half)) == 0
     [writes] = json.loads((runs / "writes").read_text())

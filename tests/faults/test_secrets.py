@@ -250,6 +250,7 @@ def test_a_trained_run_holds_no_secret_and_goes_on_as_the_same_job(training_job,
     assert leaks(result.stdout, result.stderr, tmp_path / "output") == []
 
 
+@pytest.mark.slow
 def test_a_run_that_fails_leaves_no_secret_in_its_status(training_job, run_py: Run, tmp_path: Path) -> None:
     run = tmp_path / "output" / "job"
     patch = tmp_path / "patch"

@@ -113,6 +113,7 @@ def alone(job: Job) -> Job:
     return made
 
 
+@pytest.mark.slow
 def test_rows_that_three_processes_cannot_share_evenly_are_trained_too(job: Job) -> None:
     del job.section["sample"], job.section["validation"]
     job.change(train__gradient_accumulation=3, train__steps=3)
@@ -124,6 +125,7 @@ def test_rows_that_three_processes_cannot_share_evenly_are_trained_too(job: Job)
     compare(job.folder / FINAL, one.folder / FINAL)
 
 
+@pytest.mark.slow
 def test_bf16_weights_are_rounded_at_random_as_in_one_process_bit_for_bit(job: Job) -> None:
     """Of two gradients in bf16 the sum is the same wherever it is made. What is around the blocks is not trained."""
     del job.section["sample"], job.section["validation"]
@@ -146,6 +148,7 @@ def test_stopped_on_two_it_goes_on_with_one(job: Job, as_one) -> None:
     as_one()
 
 
+@pytest.mark.slow
 def test_stopped_on_one_it_goes_on_with_two(job: Job, as_one) -> None:
     job.run(faults=[("kill_self", STEP, 1 + 2 * 2 + 1, TERM)], code=75)
     assert job.states() == [2]
@@ -153,6 +156,7 @@ def test_stopped_on_one_it_goes_on_with_two(job: Job, as_one) -> None:
     as_one()
 
 
+@pytest.mark.slow
 def test_stopped_in_the_middle_of_a_picture_all_have_their_own_weights_again(job: Job, as_one) -> None:
     run_together(job, 75, of_each=[("kill_self", FORWARD, IN_THE_PICTURE_OF_STEP_3, TERM)])
     assert (job.states(), job.status()) == ([2, 3], "stopped")

@@ -129,7 +129,8 @@ def test_save_now_is_answered_within_one_step(job: Job) -> None:
 # ------------------------------------------------------------ output that nobody takes
 
 
-@pytest.mark.parametrize("lost", ["a reader that ends", pytest.param("a full device", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("lost", ["a reader that ends", "a full device"])
 def test_output_that_is_lost_ends_no_training(job: Job, lost: str) -> None:
     """As `| tee` that is killed, an ssh connection that breaks, a disk that fills up."""
     job.change(sample=None)
@@ -190,7 +191,7 @@ def test_a_paused_process_goes_on_where_it_was(job: Job, same) -> None:
     same()
 
 
-@pytest.mark.parametrize("ahead_s", [-4e8, 4e8])
+@pytest.mark.parametrize("ahead_s", [-4e8, pytest.param(4e8, marks=pytest.mark.slow)])
 def test_a_clock_that_jumps_changes_nothing(job: Job, same, ahead_s: float) -> None:
     child = job.start(faults=[("wall_clock", ahead_s, 8), ("kill_self", STEP, micro_batch(5, 2), KILL)])
     assert child.wait() == -KILL
