@@ -134,6 +134,7 @@ def test_every_walk_names_a_job() -> None:
     assert {walk.job for walk in WALKS} == set(bench_walks.jobs())
 
 
+@pytest.mark.slow
 def test_the_figures_alone_end_in_a_json_line(report_of: Callable[..., dict[str, Any]]) -> None:
     report = report_of(bench_walks.main, "--no-walks")
     assert report["bench"] == "walks"

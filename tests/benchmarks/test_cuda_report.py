@@ -84,6 +84,7 @@ def test_without_a_device_everything_is_skipped_and_says_why(folder: Path) -> No
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")
+@pytest.mark.slow
 def test_the_programs_own_tests_of_cuda_are_found_and_skipped(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "pytest", "-q", "-rs", "-m", "cuda", f"--cuda-report={tmp_path / 'cuda.json'}"]
     environment = child_environment()

@@ -247,6 +247,7 @@ def large_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(sys.platform != "linux", reason="RssAnon is Linux")
 def test_a_transformer_is_quantized_block_by_block_as_it_is_read(large_model: Path) -> None:
     """Peak of the anonymous memory, above the imports: the quantized weights, 1.5 blocks and 150 MB at most."""
