@@ -39,9 +39,15 @@ def refused(run_py, write_job, trainer, make_pictures, tmp_path: Path) -> Callab
     return refused
 
 
-@pytest.mark.parametrize("kind", ["sd_trainer", "cache"])
-@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
-@pytest.mark.parametrize("pipeline", ["FluxPipeline", "QwenImagePipeline", "QwenImageEditPipeline"])
+@pytest.mark.parametrize(
+    ("pipeline", "flags", "kind"),
+    [
+        ("FluxPipeline", LOOK, "cache"),
+        ("QwenImagePipeline", LOOK, "sd_trainer"),
+        ("QwenImagePipeline", (), "cache"),
+        ("QwenImageEditPipeline", (), "sd_trainer"),
+    ],
+)
 def test_a_cached_model_of_another_family(refused, tmp_path: Path, pipeline: str, flags: tuple, kind: str) -> None:
     write_cached(tmp_path / "home", NAME, pipeline)
     line = refused(NAME, *flags, kind=kind)
@@ -60,8 +66,10 @@ def test_a_dry_run_and_a_run_refuse_a_cached_model_without_a_connection(refused,
     assert "is another model" in refused(NAME, *flags, env=watched | {"HF_ENDPOINT": "http://127.0.0.1:9"})
 
 
-@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
-@pytest.mark.parametrize("name", ["black-forest-labs/FLUX.1-dev", "Qwen/Qwen-Image", "Qwen/Qwen-Image-Edit"])
+@pytest.mark.parametrize(
+    ("name", "flags"),
+    [("black-forest-labs/FLUX.1-dev", LOOK), ("Qwen/Qwen-Image", ()), ("Qwen/Qwen-Image-Edit", LOOK)],
+)
 def test_a_published_name_of_another_family(refused, name: str, flags: tuple) -> None:
     assert f"{name!r} is another model (" in refused(name, *flags)
 
@@ -70,8 +78,7 @@ def test_a_switch_of_another_family(refused) -> None:
     assert "model.is_flux: true: only Qwen-Image-Edit-2509" in refused("Qwen/Qwen-Image-Edit-2509", *LOOK, is_flux=True)
 
 
-@pytest.mark.parametrize("content", ["[]", "null", "{", "{}"])
-@pytest.mark.parametrize("flags", [LOOK, ()], ids=["dry run", "run"])
+@pytest.mark.parametrize(("content", "flags"), [("[]", LOOK), ("null", ()), ("{", LOOK), ("{}", ())])
 def test_an_index_that_says_nothing(refused, tmp_path: Path, content: str, flags: tuple) -> None:
     for folder in (write_model(tmp_path / "mine"), write_cached(tmp_path / "home", NAME)):
         (folder / "model_index.json").write_text(content)
@@ -127,8 +134,9 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
         yield server
 
 
-@pytest.mark.parametrize("hub", ["FluxPipeline", "QwenImagePipeline"], indirect=True)
-@pytest.mark.parametrize("kind", ["sd_trainer", "cache"])
+@pytest.mark.parametrize(
+    ("hub", "kind"), [("FluxPipeline", "cache"), ("QwenImagePipeline", "sd_trainer")], indirect=["hub"]
+)
 def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: Path, hub: Hub, kind: str) -> None:
     line = refused(NAME, kind=kind, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url})
     assert f"model.name_or_path: '{NAME}' is another model: " in line
