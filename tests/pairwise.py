@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from heapq import heapify, heapreplace
 from itertools import combinations, product
 from typing import Any
 
@@ -15,12 +16,18 @@ def pairwise(axes: Mapping[str, Sequence[Any]], allowed: Callable[[Row], bool]) 
     Greedy: the row with the most pairs not yet held comes next. Deterministic.
     """
     rows = [row for values in product(*axes.values()) if allowed(row := dict(zip(axes, values, strict=True)))]
-    missing = {pair for row in rows for pair in _pairs(row)}
+    pairs = [_pairs(row) for row in rows]
+    missing = set().union(*pairs)
     chosen = []
+    # What a row would bring only shrinks, so that an old count is an upper bound: few are counted anew for each choice.
+    bounds = [(-len(found), index) for index, found in enumerate(pairs)]
+    heapify(bounds)
     while missing:
-        best = max(rows, key=lambda row: len(missing.intersection(_pairs(row))))
-        chosen.append(best)
-        missing.difference_update(_pairs(best))
+        index = bounds[0][1]
+        entry = (-len(missing.intersection(pairs[index])), index)
+        if heapreplace(bounds, entry) == entry:
+            chosen.append(rows[index])
+            missing.difference_update(pairs[index])
     return chosen
 
 
