@@ -7,9 +7,7 @@ import json
 import math
 import random
 import re
-import subprocess
-import sys
-import time
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -23,7 +21,8 @@ import run as command_line
 from jobs import ExtensionJob
 from jobs.dry_run import plan_job
 from tests import fluxflow_guide as guide
-from tests.conftest import ROOT, child_environment
+from tests.conftest import ROOT
+from tests.faults.nursery import Child, Nursery
 from toolkit.config import JobConfig, load_job
 from toolkit.config.autoencoder import AutoencoderConfig, sized
 from toolkit.config.compat.fluxflow import transformer_size
@@ -309,22 +308,16 @@ def test_a_token_of_the_command_line_is_in_no_file(workplace: Path) -> None:
     assert "<redacted>" in (workplace / "outputs/quick_test/train/config.yaml").read_text(encoding="utf-8")
 
 
-def kill_when(folder: Path, metrics: Path, lines: int) -> bool:
-    """Starts the file in a folder and kills it once a metrics file has so many lines; whether it was killed."""
-    command = [sys.executable, str(ROOT / "run.py"), "config.yaml"]
-    with (folder / "output.txt").open("a") as output:
-        child = subprocess.Popen(command, cwd=folder, stdout=output, stderr=output, env=child_environment())
-    while child.poll() is None:
-        if metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) >= lines:
-            child.kill()
-            return child.wait() < 0
-        time.sleep(0.02)
-    return False
+def kill_when(child: Child, metrics: Path, lines: int) -> None:
+    """Kills a job once a metrics file has so many lines."""
+    child.wait_until(lambda: metrics.is_file() and len(metrics.read_text(encoding="utf-8").splitlines()) >= lines)
+    child.send(signal.SIGKILL)
+    assert child.wait() == -signal.SIGKILL
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("text", cases({"complete": guide.FILES["complete"]}))
-def test_the_complete_example_killed_twice_leaves_the_same_bytes(text: str, tmp_path: Path) -> None:
+def test_the_complete_example_killed_twice_leaves_the_same_bytes(text: str, nursery: Nursery, tmp_path: Path) -> None:
     text = guide.short(text, 12).replace("checkpoint_save_interval: 100", "checkpoint_save_interval: 2\n  seed: 7")
     folders = [tmp_path / "whole", tmp_path / "killed"]
     for folder in folders:
@@ -333,11 +326,10 @@ def test_the_complete_example_killed_twice_leaves_the_same_bytes(text: str, tmp_
         (folder / "config.yaml").write_text(text, encoding="utf-8")
     whole, killed = folders
     graph = killed / "outputs" / "full_pipeline" / "graph"
-    assert kill_when(killed, graph / "training_metrics_vae_spade_gan.jsonl", 5)
-    assert kill_when(killed, graph / "training_metrics_flow_training.jsonl", 5)
+    kill_when(nursery.fork(["config.yaml"], killed, "first"), graph / "training_metrics_vae_spade_gan.jsonl", 5)
+    kill_when(nursery.fork(["config.yaml"], killed, "second"), graph / "training_metrics_flow_training.jsonl", 5)
     for folder in folders:
-        command = [sys.executable, str(ROOT / "run.py"), "config.yaml"]
-        subprocess.run(command, cwd=folder, check=True, capture_output=True, env=child_environment())
+        nursery.fork(["config.yaml"], folder, "last").ends_with(0)
     for path in sorted(whole.rglob("flxflow_*.safetensors")):
         expected, found = load_file(path), load_file(killed / path.relative_to(whole))
         assert expected.keys() == found.keys()
