@@ -11,6 +11,7 @@ from benchmarks.vae_loops import PlainVaeLoop
 QUICK = ("step", "--rounds", "1", "--warm-up", "1", "--noisy")
 
 
+@pytest.mark.slow
 def test_ours_and_the_plain_loop_learn_the_same(report_of) -> None:
     report = report_of(bench_from_scratch.main, *QUICK)
     ours, plain = report["losses"]["ours"], report["losses"]["plain"]

@@ -91,6 +91,7 @@ def test_a_diff_is_under_ten_lines(diff: str) -> None:
     assert 0 < len(changed(diff)) < 10
 
 
+@pytest.mark.slow
 def test_the_diffs_make_what_they_add_usable(tmp_path: Path) -> None:
     shutil.copytree(ROOT / "toolkit", tmp_path / "toolkit", ignore=shutil.ignore_patterns("__pycache__"))
     for diff in DIFFS:

@@ -91,7 +91,13 @@ def test_the_same_base_model_at_another_place_is_the_same(finished: Job, tiny_mo
     assert finished.steps() == list(range(1, 9))
 
 
-@pytest.mark.parametrize("part", ["transformer", "vae", "text_encoder", "scheduler", "tokenizer", "processor"])
+@pytest.mark.parametrize(
+    "part",
+    [
+        *("transformer", "tokenizer"),
+        *(pytest.param(part, marks=pytest.mark.slow) for part in ("vae", "text_encoder", "scheduler", "processor")),
+    ],
+)
 def test_another_base_model_is_refused_wherever_it_is(finished: Job, tiny_model: Path, part: str) -> None:
     other = shutil.copytree(tiny_model, finished.cwd / "other")
     weights = next(iter(sorted((other / part).glob("*.safetensors"))), None)

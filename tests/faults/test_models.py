@@ -108,6 +108,7 @@ def test_what_looks_like_a_path(refused, tmp_path: Path, name: str, words: str) 
     assert words in line and f"model.name_or_path: {name!r} " in line
 
 
+@pytest.mark.slow
 def test_a_cached_model_of_ours_trains_offline_by_its_id(
     run_py, write_job, trainer, make_pictures, tiny_model: Path, tmp_path: Path
 ) -> None:
@@ -135,7 +136,9 @@ def hub(request: pytest.FixtureRequest) -> Iterator[Hub]:
 
 
 @pytest.mark.parametrize(
-    ("hub", "kind"), [("FluxPipeline", "cache"), ("QwenImagePipeline", "sd_trainer")], indirect=["hub"]
+    ("hub", "kind"),
+    [pytest.param("FluxPipeline", "cache", marks=pytest.mark.slow), ("QwenImagePipeline", "sd_trainer")],
+    indirect=["hub"],
 )
 def test_of_another_family_nothing_but_the_index_is_fetched(refused, tmp_path: Path, hub: Hub, kind: str) -> None:
     line = refused(NAME, kind=kind, env={"HF_HUB_OFFLINE": "0", "HF_ENDPOINT": hub.url})

@@ -52,6 +52,7 @@ def run_job(trainer, make_pictures, write_job, tmp_path: Path, monkeypatch) -> C
     return run
 
 
+@pytest.mark.slow
 def test_curves_and_samples_are_drawn_without_a_double_over_a_resume(run_job, tmp_path: Path) -> None:
     folder = tmp_path / "output" / "job" / "first"
     run_job(4)

@@ -38,7 +38,11 @@ def doing(callback: ToolCallback, code: str) -> ToolCallback:
 
 
 @pytest.mark.parametrize(
-    ("callback", "file"), [(diagrams_at_saves, "graph/training_losses.png"), (report_at_saves, "report.html")]
+    ("callback", "file"),
+    [
+        pytest.param(diagrams_at_saves, "graph/training_losses.png", marks=pytest.mark.slow),
+        (report_at_saves, "report.html"),
+    ],
 )
 def test_they_work_at_a_save_and_at_the_end(run, callback, file: str) -> None:
     tool = callback(run.folder)
