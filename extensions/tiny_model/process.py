@@ -1,4 +1,4 @@
-"""Writes the tiny model folder that the quickstart and the tests train on."""
+"""Writes a tiny model folder with random weights, for tests and examples."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The jobs in config/examples: each can be planned as it is, and the quickstart really learns."""
+"""The jobs in config/examples: each can be planned as it is, and those that run anywhere really learn."""
 
 from __future__ import annotations
 
@@ -86,17 +86,17 @@ def test_the_marked_lines_are_all_that_name_something_of_ones_own(example: str) 
     assert sum(line.endswith("<- yours") for line in lines[5:]) == 7
 
 
-def test_the_quickstart_ends_with_a_lora_that_has_learned_and_with_samples(
+def test_the_example_of_photographs_ends_with_a_lora_that_has_learned_and_with_samples(
     run_py: Run, workplace: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    result = run_py("config/examples/quickstart.yaml", cwd=workplace)
+    result = run_py("config/examples/photos.yaml", cwd=workplace)
     assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
     assert "2 x 20 + 3 x 40 = 160 samples per epoch" in result.stdout
-    folder = workplace / "output" / "quickstart"
+    folder = workplace / "output" / "photos"
     assert sorted(path.name for path in folder.glob("*.safetensors")) == [
-        "quickstart.safetensors",
-        "quickstart_000000100.safetensors",
-        "quickstart_000000200.safetensors",
+        "photos.safetensors",
+        "photos_000000100.safetensors",
+        "photos_000000200.safetensors",
     ]
     pictures = sorted(re.sub(r"^\d+__", "", path.name) for path in (folder / "samples").iterdir())
     assert pictures == [f"{step:09d}_{index}.jpg" for step in (0, 100, 200) for index in (0, 1)]
@@ -135,7 +135,7 @@ def losses() -> tuple[float, float]:
     from toolkit.models.loading import load_model
     from toolkit.train.flow_step import NETWORK, FlowMatchingStep
 
-    job = load_job(Path("config/examples/quickstart.yaml"), discover().find_config)
+    job = load_job(Path("config/examples/photos.yaml"), discover().find_config)
     section = job.processes[1].section
     model = load_model(section.model, torch.device("cpu"), torch.float32, quantizer)
     _, items = scan_items(section, 32)
@@ -151,7 +151,7 @@ def losses() -> tuple[float, float]:
         return float(step(batch).by_role[NETWORK].mean())
 
     untrained = mean_loss()
-    fold_in(load_file("output/quickstart/quickstart.safetensors"), model.network_module)
+    fold_in(load_file("output/photos/photos.safetensors"), model.network_module)
     return untrained, mean_loss()
 
 

@@ -186,7 +186,7 @@ def write_pairs(tmp_path: Path) -> Path:
     return path
 
 
-@pytest.mark.parametrize("example", ["quickstart", "edit_pairs", "fluxflow", "from_scratch/vae_8gb"])
+@pytest.mark.parametrize("example", ["photos", "edit_pairs", "fluxflow", "from_scratch/vae_8gb"])
 def test_the_examples_have_good_pictures_though_small_ones(run, example: str, monkeypatch) -> None:
     """Also jobs whose model an earlier process writes, of pairs, and of several trainers of one dataset."""
     root = README.parents[2]

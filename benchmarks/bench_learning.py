@@ -1,0 +1,259 @@
+"""Does it learn? The quickstart and variants of it, judged by a classifier on samples.
+
+Each variant is a job of its own: it trains on the shipped model, then samples show the new character in poses, places
+and hats that were in none of its pictures, and other mascots, which should stay what they are. Variants that are right
+agree within noise. Variants that are broken on purpose show which mistakes these figures would see.
+
+`python benchmarks/bench_learning.py` measures all of them; `--variant ema_off int8` some."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+ROOT = Path(__file__).resolve().parent.parent
+if str(ROOT) not in sys.path:
+    sys.path.insert(0, str(ROOT))
+
+import yaml  # noqa: E402
+
+import run  # noqa: E402
+from benchmarks import report, timing  # noqa: E402
+from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
+from benchmarks.mascot_classifier import trained  # noqa: E402
+from extensions.mascots.drawing import draw  # noqa: E402
+from extensions.mascots.mascot import Casting, Lots, Mascot, Pair, random_mascot  # noqa: E402
+from extensions.mascots.words import caption, edit_of_two  # noqa: E402
+
+EXAMPLES = ROOT / "config" / "examples"
+SEED = 99
+"""Of the mascots and the noise of the samples."""
+
+UNSEEN = {"pose": ("jumping", "cheering"), "place": ("night", "beach"), "hat": ("cap", "top hat", "party hat", "crown")}
+"""What the character's pictures in the quickstart do not show."""
+
+LOOKS = ("body", "colour", "mark")
+
+Job = dict[str, Any]
+Figures = dict[str, float]
+
+
+def training(job: Job) -> dict[str, Any]:
+    """The trainer's section of a job."""
+    return next(section for section in job["config"]["process"] if section["type"] == "sd_trainer")
+
+
+def character(job: Job) -> dict[str, str]:
+    """The looks and the trigger word of the new character."""
+    return next(section["character"] for section in job["config"]["process"] if "character" in section)
+
+
+# ------------------------------------------------------------ variants
+
+
+def as_it_is(job: Job) -> None:
+    """The example."""
+
+
+def another_seed(job: Job) -> None:
+    training(job)["training_seed"] += 1
+
+
+def ema_off(job: Job) -> None:
+    training(job)["train"]["ema_config"] = {"use_ema": False}
+
+
+def int8(job: Job) -> None:
+    training(job)["model"] |= {"quantize": True, "qtype": "int8"}
+
+
+def int4(job: Job) -> None:
+    training(job)["model"] |= {"quantize": True, "qtype": "int4"}
+
+
+def resumed(job: Job) -> None:
+    """Stopped in the middle, and started again."""
+    training(job)["train"]["step_limit"] = training(job)["train"]["steps"] // 2
+
+
+def captions_shuffled(job: Job) -> None:
+    """Broken: the character's captions stand with the pictures of the others, theirs with its own."""
+    own, others = training(job)["datasets"]
+    own["folder_path"], others["folder_path"] = others["folder_path"], own["folder_path"]
+    training(job)["trigger_word"] = character(job)["trigger"]
+
+
+def without_captions(job: Job) -> None:
+    """Broken: nothing says which pictures are the character's."""
+    for dataset in training(job)["datasets"]:
+        dataset["caption_dropout_rate"] = 1.0
+
+
+def references_left_out(job: Job) -> None:
+    """Broken: the pictures that the captions speak of are not shown."""
+    for dataset in training(job)["datasets"]:
+        del dataset["control_path"]
+
+
+def references_swapped(job: Job) -> None:
+    """Broken: Picture 1 is Picture 2."""
+    for dataset in training(job)["datasets"]:
+        dataset["control_path"].reverse()
+
+
+def positions_lost(job: Job) -> None:
+    """Broken: all pictures have the positions of the one that is made."""
+
+
+def one_place_for_all_pictures() -> None:
+    """Breaks the positions by which the transformer tells its pictures apart."""
+    from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
+
+    right = QwenEmbedRope._compute_video_freqs
+
+    def wrong(self: Any, frame: int, height: int, width: int, idx: int = 0, *rest: Any) -> Any:
+        return right(self, frame, height, width, 0, *rest)
+
+    QwenEmbedRope._compute_video_freqs = wrong  # type: ignore[method-assign]
+
+
+Variant = Callable[[Job], None]
+OF_QUICKSTART: tuple[Variant, ...] = (as_it_is, another_seed, ema_off, int8, int4, resumed)
+OF_QUICKSTART_BROKEN: tuple[Variant, ...] = (captions_shuffled, without_captions)
+OF_PAIRS: tuple[Variant, ...] = (as_it_is, references_left_out, references_swapped, positions_lost)
+
+
+# ------------------------------------------------------------ figures
+
+
+def of_character(tiny: TinyModel, job: Job, count: int) -> Figures:
+    """Shares of samples in which the character is recognised by body, colour and mark at once, asked for by its trigger
+    alone, and in which a mascot of pretraining keeps body and colour."""
+    looks = character(job)
+    asked, others = [], []
+    for index in range(count):
+        scene = random_mascot(Lots(SEED, "learning", index), Casting("pretraining", only=UNSEEN))
+        asked.append(caption(Mascot(**{**vars(scene), **looks})))
+        others.append(random_mascot(Lots(SEED, "stays", index), Casting("pretraining")))
+    new = [all(row[name] == looks[name] for name in LOOKS) for row in tiny.seen(tiny.samples(asked))]
+    rows = tiny.seen(tiny.samples([caption(other) for other in others]))
+    stays = [
+        all(row[name] == getattr(other, name) for name in ("body", "colour"))
+        for row, other in zip(rows, others, strict=True)
+    ]
+    return {"character": sum(new) / count, "others": sum(stays) / count}
+
+
+def of_pairs(tiny: TinyModel, job: Job, count: int) -> Figures:
+    """Shares of samples that show the character of Picture 1, with the hat of Picture 2."""
+    casting = Casting(fixed=character(job))
+    pairs: list[Pair] = []
+    index = 0
+    while len(pairs) < count:
+        pair = edit_of_two(SEED, index, casting)
+        pairs += [pair] if len(pair.after) == 1 else []
+        index += 1
+    references = [[draw([before], SIDE, SIDE) for before in pair.before] for pair in pairs]
+    rows = tiny.seen(tiny.samples([pair.instruction for pair in pairs], references))
+    shown = [pair.after[0] for pair in pairs]
+
+    def share(*names: str) -> float:
+        right = [all(r[name] == getattr(m, name) for name in names) for r, m in zip(rows, shown, strict=True)]
+        return sum(right) / count
+
+    return {"character": share(*LOOKS), "hat": share("hat", "hat_colour")}
+
+
+@dataclass(frozen=True)
+class Example:
+    """A job of the examples, its variants, and what is measured on them."""
+
+    file: Path
+    variants: tuple[Variant, ...]
+    figures: Callable[[TinyModel, Job, int], Figures]
+
+    def job(self) -> Job:
+        return yaml.safe_load(self.file.read_text(encoding="utf-8"))
+
+
+MEASURED = (
+    Example(EXAMPLES / "quickstart.yaml", OF_QUICKSTART + OF_QUICKSTART_BROKEN, of_character),
+    Example(EXAMPLES / "mascot_hats.yaml", OF_PAIRS, of_pairs),
+)
+
+
+def train(example: Example, variant: Variant, folder: Path) -> tuple[Path, float]:
+    """Runs the job of a variant in a new working directory; its LoRA, and the seconds it took."""
+    folder.mkdir()
+    (folder / "config").symlink_to(ROOT / "config")
+    job = example.job()
+    section = training(job)
+    del section["sample"]
+    variant(job)
+    began = time.perf_counter()
+    for limit in (section["train"].pop("step_limit", None), 0):
+        if limit is not None:
+            section["train"]["step_limit"] = limit
+            (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+            start = [sys.executable, __file__, "--start", variant.__name__]
+            subprocess.run(start, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    name = job["config"]["name"]
+    return folder / "output" / name / f"{name}.safetensors", time.perf_counter() - began
+
+
+def measure(example: Example, chosen: Sequence[str], count: int, folder: Path) -> dict[str, Figures]:
+    """Variant -> its figures; first those of the model alone."""
+    classifier = trained()
+    base = training(example.job())["model"]["name_or_path"]
+    found: dict[str, Figures] = {}
+
+    def line(name: str, lora: str, seconds: float) -> None:
+        tiny = TinyModel(load(str(ROOT / base), lora, qtype=name if name in ("int8", "int4") else ""), classifier)
+        found[name] = example.figures(tiny, example.job(), count)
+        shares = ", ".join(f"{what} {share:.0%}" for what, share in found[name].items())
+        print(f"{example.file.stem:<14} {name:<20} {shares}, {seconds:.0f} s", flush=True)
+
+    line("before", "", 0)
+    for variant in example.variants:
+        if not chosen or variant.__name__ in chosen:
+            lora, seconds = train(example, variant, folder / f"{example.file.stem}_{variant.__name__}")
+            line(variant.__name__, str(lora), seconds)
+    return found
+
+
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    add = parser.add_argument
+    add("--example", choices=[example.file.stem for example in MEASURED], nargs="*", help="default: all")
+    add("--variant", choices=sorted({v.__name__ for e in MEASURED for v in e.variants}), nargs="*", help="default: all")
+    add("--count", type=int, default=100, help="samples of each kind")
+    add("--start", help=argparse.SUPPRESS)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = arguments(argv)
+    if asked.start:
+        if asked.start == positions_lost.__name__:
+            one_place_for_all_pictures()
+        sys.exit(run.main(["job.yaml"]))
+    timing.one_thread()
+    report.card("learning", f"{asked.count} samples of each kind")
+    with tempfile.TemporaryDirectory() as folder:
+        figures = {
+            example.file.stem: measure(example, asked.variant, asked.count, Path(folder))
+            for example in MEASURED
+            if not asked.example or example.file.stem in asked.example
+        }
+    report.finish("learning", count=asked.count, figures=figures)
+
+
+if __name__ == "__main__":
+    main()

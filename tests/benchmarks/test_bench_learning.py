@@ -1,0 +1,52 @@
+"""The bench of learning: each variant is a job that trains, and changes what it says."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from benchmarks import bench_learning
+from benchmarks.bench_learning import MEASURED, Example, Job, Variant, training
+from benchmarks.mascot_classifier import MascotClassifier
+from toolkit.config import load_job
+from toolkit.extension import discover
+
+VARIANTS = [(example, variant) for example in MEASURED for variant in example.variants]
+
+
+@pytest.mark.parametrize(("example", "variant"), VARIANTS, ids=[f"{e.file.stem}-{v.__name__}" for e, v in VARIANTS])
+def test_a_variant_is_a_job_without_mistakes_that_differs_from_the_example(
+    example: Example, variant: Variant, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(bench_learning.ROOT)
+    job = example.job()
+    variant(job)
+    same = variant in (bench_learning.as_it_is, bench_learning.positions_lost)
+    assert (job == example.job()) is same
+    file = tmp_path / "job.json"
+    file.write_text(json.dumps(job), encoding="utf-8")
+    assert load_job(file, discover().find_config).processes
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "variants"), [(0, ["resumed"]), (1, ["positions_lost"])])
+def test_variants_are_trained_and_measured(
+    number: int, variants: list[str], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    whole: Callable[[Example], Job] = Example.job
+
+    def short(self: Example) -> Job:
+        job = whole(self)
+        training(job)["train"]["steps"] = 4
+        return job
+
+    monkeypatch.setattr(Example, "job", short)
+    monkeypatch.setattr(bench_learning, "trained", MascotClassifier)
+    example = MEASURED[number].file.stem
+    bench_learning.main(["--example", example, "--variant", *variants, "--count", "2"])
+    figures = json.loads(capsys.readouterr().out.splitlines()[-1])["figures"][example]
+    assert list(figures) == ["before", *variants]
+    assert all(0 <= share <= 1 for row in figures.values() for share in row.values())
