@@ -1,6 +1,6 @@
 """Does it learn? The quickstart and variants of it, judged by a classifier on samples.
 
-Each variant is a job of its own: it trains on the shipped model, then samples show the new character in poses, places
+Each variant is a separate job: it trains on the shipped model, then samples show the new character in poses, places
 and hats that were in none of its pictures, and other mascots, which should stay what they are. Variants that are right
 agree within noise. Variants that are broken on purpose show which mistakes these figures would see.
 
@@ -125,8 +125,10 @@ def one_place_for_all_pictures() -> None:
 
 
 Variant = Callable[[Job], None]
-OF_QUICKSTART: tuple[Variant, ...] = (as_it_is, another_seed, ema_off, int8, int4, resumed)
-OF_QUICKSTART_BROKEN: tuple[Variant, ...] = (captions_shuffled, without_captions)
+OF_QUICKSTART: tuple[Variant, ...] = (
+    *(as_it_is, another_seed, ema_off, int8, int4, resumed),
+    *(captions_shuffled, without_captions),
+)
 OF_PAIRS: tuple[Variant, ...] = (as_it_is, references_left_out, references_swapped, positions_lost)
 
 
@@ -184,26 +186,23 @@ class Example:
 
 
 MEASURED = (
-    Example(EXAMPLES / "quickstart.yaml", OF_QUICKSTART + OF_QUICKSTART_BROKEN, of_character),
+    Example(EXAMPLES / "quickstart.yaml", OF_QUICKSTART, of_character),
     Example(EXAMPLES / "mascot_hats.yaml", OF_PAIRS, of_pairs),
 )
 
 
-def train(example: Example, variant: Variant, folder: Path) -> tuple[Path, float]:
+def train(job: Job, variant: Variant, folder: Path) -> tuple[Path, float]:
     """Runs the job of a variant in a new working directory; its LoRA, and the seconds it took."""
     folder.mkdir()
     (folder / "config").symlink_to(ROOT / "config")
-    job = example.job()
-    section = training(job)
-    del section["sample"]
-    variant(job)
+    settings = training(job)["train"]
+    stop_at = settings.pop("step_limit", 0)
     began = time.perf_counter()
-    for limit in (section["train"].pop("step_limit", None), 0):
-        if limit is not None:
-            section["train"]["step_limit"] = limit
-            (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
-            start = [sys.executable, __file__, "--start", variant.__name__]
-            subprocess.run(start, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    for limit in [stop_at, 0] if stop_at else [0]:
+        settings["step_limit"] = limit
+        (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
+        start = [sys.executable, __file__, "--start", variant.__name__]
+        subprocess.run(start, cwd=folder, check=True, stdout=subprocess.DEVNULL)
     name = job["config"]["name"]
     return folder / "output" / name / f"{name}.safetensors", time.perf_counter() - began
 
@@ -211,20 +210,23 @@ def train(example: Example, variant: Variant, folder: Path) -> tuple[Path, float
 def measure(example: Example, chosen: Sequence[str], count: int, folder: Path) -> dict[str, Figures]:
     """Variant -> its figures; first those of the model alone."""
     classifier = trained()
-    base = training(example.job())["model"]["name_or_path"]
     found: dict[str, Figures] = {}
 
-    def line(name: str, lora: str, seconds: float) -> None:
-        tiny = TinyModel(load(str(ROOT / base), lora, qtype=name if name in ("int8", "int4") else ""), classifier)
-        found[name] = example.figures(tiny, example.job(), count)
+    def line(name: str, job: Job, lora: str, seconds: float) -> None:
+        model = training(job)["model"]
+        tiny = TinyModel(load(str(ROOT / model["name_or_path"]), lora, qtype=model.get("qtype", "")), classifier)
+        found[name] = example.figures(tiny, job, count)
         shares = ", ".join(f"{what} {share:.0%}" for what, share in found[name].items())
         print(f"{example.file.stem:<14} {name:<20} {shares}, {seconds:.0f} s", flush=True)
 
-    line("before", "", 0)
+    line("before", example.job(), "", 0)
     for variant in example.variants:
         if not chosen or variant.__name__ in chosen:
-            lora, seconds = train(example, variant, folder / f"{example.file.stem}_{variant.__name__}")
-            line(variant.__name__, str(lora), seconds)
+            job = example.job()
+            del training(job)["sample"]
+            variant(job)
+            lora, seconds = train(job, variant, folder / f"{example.file.stem}_{variant.__name__}")
+            line(variant.__name__, job, str(lora), seconds)
     return found
 
 

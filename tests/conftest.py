@@ -68,9 +68,7 @@ def nursery() -> Iterator[Nursery]:
 
 
 @pytest.fixture
-def run_py(
-    tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, request: pytest.FixtureRequest
-) -> Callable[..., subprocess.CompletedProcess]:
+def run_py(tmp_path: Path, request: pytest.FixtureRequest) -> Callable[..., subprocess.CompletedProcess]:
     """Runs `run.py`, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment.
 
     It is forked from a process that has imported everything, which saves seconds; with `env`, which libraries may read
@@ -80,13 +78,8 @@ def run_py(
     def run(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None):
         command = [sys.executable, str(ROOT / "run.py"), *map(str, arguments)]
         if env is None and hasattr(os, "fork"):
-            said = tmp_path_factory.mktemp("said") / "run"
-            server = request.getfixturevalue("nursery")
-            child = server.fork(arguments, cwd, str(said), environment=child_environment())
-            try:
-                return subprocess.CompletedProcess(command, child.wait(120), *child.outputs)
-            finally:
-                child.end()
+            child = request.getfixturevalue("start_py")(*arguments, cwd=cwd)
+            return subprocess.CompletedProcess(command, child.wait(120), *child.outputs)
         return subprocess.run(command, cwd=cwd, env=child_environment(env), capture_output=True, text=True, timeout=120)
 
     return run
@@ -96,15 +89,15 @@ def run_py(
 def start_py(
     nursery: Nursery, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Callable[..., Child]]:
-    """Starts `run.py` in `tmp_path`, forked as by `run_py`; `env` adds to the environment.
+    """Starts `run.py`, forked, in `tmp_path` unless `cwd` says otherwise; `env` adds to the environment.
 
     What still runs at the end of the test is killed.
     """
     started: list[Child] = []
 
-    def start(*arguments: object, env: dict[str, str] | None = None) -> Child:
+    def start(*arguments: object, cwd: Path = tmp_path, env: dict[str, str] | None = None) -> Child:
         said = tmp_path_factory.mktemp("said") / "run"
-        started.append(nursery.fork(arguments, tmp_path, str(said), environment=child_environment(env)))
+        started.append(nursery.fork(arguments, cwd, str(said), environment=child_environment(env)))
         return started[-1]
 
     yield start

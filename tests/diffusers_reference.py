@@ -30,6 +30,7 @@ from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
 from toolkit.interfaces import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.model import QwenEditModel
+from toolkit.train.sampling import SamplePrompt
 
 PHOTOS = Path(__file__).resolve().parent.parent / "config" / "examples" / "photos"
 TARGET = PHOTOS / "40_photo" / "coffee.jpg"
@@ -73,6 +74,24 @@ def load_pipeline(folder: Path) -> QwenImageEditPlusPipeline:
     pipeline.set_progress_bar_config(disable=True)
     _tell_of_pictures(pipeline.text_encoder)
     return pipeline
+
+
+def drawn_by_pipeline(
+    pipeline: QwenImageEditPlusPipeline, prompt: SamplePrompt, **options: str
+) -> Image.Image | Tensor:
+    """The pipeline's picture for a sample; with `options`, such as `output_type`, all that it gives."""
+    drawn = pipeline(
+        image=[Image.open(path).convert("RGB") for path in prompt.references],
+        prompt=prompt.prompt,
+        negative_prompt=prompt.negative or " ",
+        true_cfg_scale=prompt.guidance_scale,
+        width=prompt.size.width,
+        height=prompt.size.height,
+        num_inference_steps=prompt.steps,
+        generator=torch.Generator("cpu").manual_seed(prompt.seed),
+        **options,
+    ).images
+    return drawn if options else drawn[0]
 
 
 def _tell_of_pictures(text_encoder: Qwen2_5_VLForConditionalGeneration) -> None:

@@ -32,7 +32,7 @@ class GridConfig(PicturesConfig):
 
     lora: PathOrList
     """LoRA files, such as the checkpoints of a run. The first column is the base model without any; then one column per
-    file, in this order. FILE:STRENGTH gives a file a strength of its own."""
+    file, in this order. FILE:STRENGTH sets the strength of one file."""
 
     strength: NumberOrList = (1.0,)
     """Strengths of the files: a column for each. 0: as without the file; negative: its opposite."""

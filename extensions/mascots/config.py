@@ -165,7 +165,7 @@ class MascotsConfig(ProcessConfig):
     ] = "pretraining"
     """Which combinations are drawn. pretraining: all but one colour of the eight for each body and hat. held_out: only
     these. reserved: bodies, colours and marks that occur in neither. any: all of the above. random: each picture has a
-    body and a colour of its own, which its caption does not name."""
+    unique body and colour, which its caption does not name."""
 
     only: OnlyConfig = Field(default_factory=OnlyConfig)
     """Values to choose from."""

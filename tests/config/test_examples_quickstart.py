@@ -18,7 +18,7 @@ from benchmarks.bench_learning import Example, of_character
 from benchmarks.bench_mascots import TinyModel, load, vae
 from benchmarks.mascot_classifier import MascotClassifier, train
 from tests.conftest import ROOT, child_environment
-from tests.diffusers_reference import PIPELINE_MODULE, load_pipeline, memory_stores, psnr
+from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
 from toolkit.data.latent_cache import ItemEncoder
 from toolkit.interfaces import Size
 from toolkit.train.sampling import SamplePrompt, Sampler
@@ -113,31 +113,20 @@ def test_the_character_is_there_afterwards_and_the_others_still_are(finished: Fi
     assert after["others"] >= 0.4, (before, after)
 
 
-@pytest.fixture
-def small_references(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The pipeline's references at the samples' area, as `match_target_res` has them."""
-    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 128 * 128)
-
-
 @pytest.mark.slow
-def test_diffusers_paints_the_same_with_and_without_the_lora(finished: Finished, small_references: None) -> None:
+def test_diffusers_paints_the_same_with_and_without_the_lora(
+    finished: Finished, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(f"{PIPELINE_MODULE}.VAE_IMAGE_SIZE", 128 * 128)  # as `match_target_res` has it
     reference = finished.folder.parent / "quickstart_pictures" / "others" / "pictures" / "000000.png"
-    words = "put a pipo mascot beside it"
-    prompt = SamplePrompt(words, "", Size(128, 128), 5, 2.0, 8, (reference,))
+    prompt = SamplePrompt("put a pipo mascot beside it", "", Size(128, 128), 5, 2.0, 8, (reference,))
     pipeline = load_pipeline(MODEL).to(torch.float32)
-    for files in ([], [finished.lora()]):
-        for file in files:
-            pipeline.load_lora_weights(str(file))
-        model = load(str(MODEL), *map(str, files))
+
+    def difference(lora: str) -> float:
+        model = load(str(MODEL), lora)
         ours = Sampler(model, [prompt], ItemEncoder(model, torch.float32), memory_stores()).generate(0)
-        theirs = pipeline(
-            image=[Image.open(reference).convert("RGB")],
-            prompt=words,
-            negative_prompt=" ",
-            true_cfg_scale=2.0,
-            width=128,
-            height=128,
-            num_inference_steps=8,
-            generator=torch.Generator("cpu").manual_seed(5),
-        ).images[0]
-        assert psnr(ours, theirs) >= 60
+        return psnr(ours, drawn_by_pipeline(pipeline, prompt))
+
+    assert difference("") >= 60
+    pipeline.load_lora_weights(str(finished.lora()))
+    assert difference(str(finished.lora())) >= 60

@@ -132,8 +132,8 @@ class WebDatasetConfig(StrictModel):
     order of the shards."""
 
     readers: int = Field(default=1, ge=1, le=1024)
-    """Number of readers, at most the number of shards. The shards are divided among them, each shuffles in a window of
-    its own, and an optimizer step takes equally many images from each. With several processes the readers are divided
+    """Number of readers, at most the number of shards. The shards are divided among them, each has a shuffle
+    buffer, and an optimizer step takes equally many images from each. With several processes the readers are divided
     among them if their number is a multiple of the processes; else every process reads all shards."""
 
     max_unreadable: float = Field(default=0.05, ge=0, le=1)

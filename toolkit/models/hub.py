@@ -93,7 +93,7 @@ def download_encoder(name: str, key: str) -> Path:
         if any(folder.glob("model*.safetensors")) or not (folder / "config.json").is_file():
             return folder
     except LocalEntryNotFoundError:
-        pass
+        pass  # not in the cache: it is downloaded below
     logger.info(f"downloading {name} to {hub_cache()}")
     with _asking(name, None, key):
         return Path(snapshot_download(name, allow_patterns=ENCODER_FILES))

@@ -21,7 +21,7 @@ from safetensors.torch import save_file
 from extensions.generate.config import GenerateConfig
 from jobs import ExtensionJob
 from tests.conftest import ROOT, child_environment
-from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, psnr
+from tests.diffusers_reference import PIPELINE_MODULE, REFERENCES, drawn_by_pipeline, psnr
 from tests.measured import at_least
 from tests.model_folders import write_flow_model
 from tests.stand_in_cuda import COMPILER
@@ -30,11 +30,12 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
+from toolkit.interfaces import Size
 from toolkit.models.families import family_for
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 from toolkit.picture_files import read_settings
 from toolkit.train import generation
-from toolkit.train.sampling import Sampler
+from toolkit.train.sampling import SamplePrompt, Sampler
 
 SMALL = "--width 64 --height 64 --steps 2 --dtype float32 --device cpu --match-target-res --output out"
 
@@ -76,16 +77,8 @@ def test_a_picture_is_that_of_the_pipeline_and_is_made_again_from_itself(
     (path,) = generate(asked)
     with Image.open(path) as ours:
         ours.load()
-    theirs = unit_gain_pipeline(
-        image=[Image.open(REFERENCES[0]).convert("RGB")],
-        prompt="a cup of coffee",
-        negative_prompt="blurry",
-        true_cfg_scale=4.0,
-        width=96,
-        height=64,
-        num_inference_steps=3,
-        generator=torch.Generator("cpu").manual_seed(7),
-    ).images[0]
+    same = SamplePrompt("a cup of coffee", "blurry", Size(96, 64), 7, 4.0, 3, REFERENCES[:1])
+    theirs = drawn_by_pipeline(unit_gain_pipeline, same)
     at_least("generate, 1 reference, dB", psnr(ours, theirs), 60)
     assert re.fullmatch(r"a-cup-of-coffee_7_[0-9a-f]{10}\.png", path.name)
 

@@ -14,6 +14,7 @@ from PIL import Image
 from tests.diffusers_reference import (
     PIPELINE_MODULE,
     REFERENCES,
+    drawn_by_pipeline,
     memory_stores,
     open_tiny,
     psnr,
@@ -57,21 +58,6 @@ def as_png(picture: Image.Image) -> Image.Image:
     data = BytesIO()
     picture.save(data, "PNG")
     return Image.open(data)
-
-
-def drawn_by_pipeline(pipeline, prompt: SamplePrompt, **options: str) -> Image.Image | torch.Tensor:
-    drawn = pipeline(
-        image=[Image.open(path).convert("RGB") for path in prompt.references],
-        prompt=prompt.prompt,
-        negative_prompt=prompt.negative or " ",
-        true_cfg_scale=prompt.guidance_scale,
-        width=prompt.size.width,
-        height=prompt.size.height,
-        num_inference_steps=prompt.steps,
-        generator=torch.Generator("cpu").manual_seed(prompt.seed),
-        **options,
-    ).images
-    return drawn if options else drawn[0]
 
 
 CASES = {
