@@ -24,6 +24,6 @@ class ExampleConfig(ProcessConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         folder = Path(self.folder_path)
-        if not folder.is_dir() and folder.resolve() not in job.earlier_outputs:
+        if not folder.is_dir() and not job.will_write(folder):
             where = f"does not exist (working directory: {Path.cwd()})"
             yield Diagnostic(("folder_path",), f"{self.folder_path!r} {where}. Give a folder of images.")

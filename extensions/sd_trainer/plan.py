@@ -52,7 +52,7 @@ def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
     plan = plan_items(config, job, scan, items, split, stream=stream)
     assert isinstance(config, TrainerConfig)  # true of the only section that is planned here
     refusals, needed = [], None
-    if not _is_unwritten(config, job):
+    if not job.yet_to_come(config.model.folder()):
         needed = None if config.unknown_steps() else _disk_bytes(config, plan)
         try:
             check_disk_space(config, config.run_folder(job))
@@ -117,7 +117,7 @@ def plan_items(
     machine = machine or machine_from_config(config.device)
     refuse_prompts(config)
     groups = item_groups(config, items, validation_split, stream)
-    memory = None if _is_unwritten(config, job) else plan_memory(config, groups, machine)
+    memory = None if job.yet_to_come(config.model.folder()) else plan_memory(config, groups, machine)
     train = config.train
     micro_batches = stream.micro_batches(train.batch_size) if stream else count_batches(items, train.batch_size)
     steps = optimizer_steps(train.steps, train.epochs, micro_batches, train.gradient_accumulation, train.step_limit)
@@ -296,12 +296,6 @@ def _excess_rank(config: DiffusionSection) -> Iterator[str]:
             f"warning: network.linear {network.linear}: {count} of {len(chosen)} layers have fewer inputs or outputs "
             f"(the least {min(chosen)}), and more ranks than these change nothing"
         )
-
-
-def _is_unwritten(config: DiffusionSection, job: JobContext) -> bool:
-    """Whether an earlier process of the job writes the model."""
-    folder = config.model.folder()
-    return folder in job.earlier_outputs and not folder.is_dir()
 
 
 _ON_DISK = {

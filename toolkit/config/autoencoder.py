@@ -127,9 +127,7 @@ class AutoencoderConfig(StrictModel):
 
     def is_yet_to_come(self, job: JobContext) -> bool:
         """Whether an earlier process of the job writes the folder."""
-        folder = Path(self.name_or_path).expanduser().resolve()
-        written = any(parent in job.earlier_outputs for parent in (folder, *folder.parents))
-        return bool(self.name_or_path) and written and not folder.is_dir()
+        return bool(self.name_or_path) and job.yet_to_come(self.name_or_path)
 
     def folder(self) -> Path:
         """The folder of the autoencoder itself."""

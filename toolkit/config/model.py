@@ -179,7 +179,7 @@ class ModelConfig(StrictModel):
 
     def check(self, job: JobContext) -> Iterator[Diagnostic]:
         """What the model's files on this disk say against it: it is not there, of another family, not complete."""
-        if self.folder() not in job.earlier_outputs and (fault := model_fault(self.name_or_path, self.revision)):
+        if not job.will_write(self.folder()) and (fault := model_fault(self.name_or_path, self.revision)):
             yield Diagnostic(("name_or_path",), fault)
 
     def is_path(self) -> bool:

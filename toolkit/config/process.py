@@ -71,10 +71,14 @@ class JobContext:
     begins_anew: bool = False
     """What this process wrote before is moved aside (`--restart-from`)."""
 
-    def will_write(self, path: Path) -> bool:
+    def will_write(self, path: str | Path) -> bool:
         """Whether an earlier process of this job writes `path`, or a folder that it is in."""
-        resolved = path.expanduser().resolve()
+        resolved = Path(path).expanduser().resolve()
         return any(folder in self.earlier_outputs for folder in (resolved, *resolved.parents))
+
+    def yet_to_come(self, path: str | Path) -> bool:
+        """Whether an earlier process of this job writes `path`, which is not there yet."""
+        return self.will_write(path) and not Path(path).expanduser().exists()
 
 
 @dataclass(frozen=True)

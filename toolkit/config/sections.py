@@ -115,7 +115,8 @@ class DatasetsSection(ProcessConfig):
 
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Folders of images that are not there yet and that earlier processes of the job write."""
-        return _yet_to_come((path for each in self.datasets for path in (each.folder_path, *each.control_path)), job)
+        paths = (path for each in self.datasets for path in (each.folder_path, *each.control_path))
+        return tuple(filter(job.yet_to_come, paths))
 
     def check(self, job: JobContext) -> Found:
         """Folders that are missing, and keys of a dataset that contradict each other."""
@@ -353,7 +354,7 @@ class ImageTrainingSection(DatasetsSection, EvaluationSection):
     def datasets_to_come(self, job: JobContext) -> tuple[str, ...]:
         """Those of `datasets`, and the folder of `validation`."""
         folder = self.validation.folder_path if self.validation else None
-        return super().datasets_to_come(job) + (_yet_to_come([folder], job) if folder else ())
+        return super().datasets_to_come(job) + ((folder,) if folder and job.yet_to_come(folder) else ())
 
     def check(self, job: JobContext) -> Found:
         """What needs the number of images or their list, with a stream that has neither."""
@@ -453,23 +454,13 @@ def _check_captions_file(at: KeyPath, path: str | None, job: JobContext) -> Foun
 
 
 def _check_path(key: KeyPath, path: str, remedy: str, job: JobContext, *, file: bool = False) -> Found:
-    if _is_to_come(path, job):
+    if job.will_write(path):
         return
     resolved = Path(path).expanduser().resolve()
     if not resolved.exists():
         yield Diagnostic(key, _missing(path, remedy))
     elif file != resolved.is_file():
         yield Diagnostic(key, f"{path!r} is not a {'file' if file else 'folder'}. {remedy}")
-
-
-def _yet_to_come(paths: Iterable[str], job: JobContext) -> tuple[str, ...]:
-    return tuple(path for path in paths if _is_to_come(path, job) and not Path(path).expanduser().exists())
-
-
-def _is_to_come(path: str, job: JobContext) -> bool:
-    """Whether an earlier process of the job writes it, or a folder above it."""
-    resolved = Path(path).expanduser().resolve()
-    return any(folder in job.earlier_outputs for folder in (resolved, *resolved.parents))
 
 
 def _missing(path: str, remedy: str) -> str:

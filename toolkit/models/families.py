@@ -303,7 +303,7 @@ def download_of(model: ModelConfig, job: JobContext) -> Download | None:
 def yet_to_come(model: ModelSection, job: JobContext) -> Iterator[str]:
     """A line for the plan where the model's files are not here, so that a dry run cannot look at them."""
     name, revision = model.name_or_path, model.revision
-    if looks_like_a_path(name) or Path(name).is_dir() or Path(name).resolve() in job.earlier_outputs:
+    if looks_like_a_path(name) or Path(name).is_dir() or job.will_write(name):
         return
     if cached_snapshot(name, revision):
         return

@@ -73,7 +73,7 @@ class ModelOutlook:
         """The model of a section. Raises UserError where its files are of another family, or cannot be read."""
         family = family_for(model)
         download = download_of(model, job)
-        comes_later = model.folder() in job.earlier_outputs and not model.folder().is_dir()
+        comes_later = job.yet_to_come(model.folder())
         return cls(
             name=model.name_or_path,
             family=family.arch,

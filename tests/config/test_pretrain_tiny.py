@@ -1,0 +1,54 @@
+"""The recipe of the tiny model, all processes of it with little to do: each goes on from what an earlier one left."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import yaml
+from safetensors.torch import load_file
+
+from tests.conftest import ROOT
+from tests.diffusers_reference import load_pipeline
+
+Run = Callable[..., subprocess.CompletedProcess]
+
+RECIPE = ROOT / "config" / "pretrain_tiny.yaml"
+TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
+
+
+def test_it_can_be_planned_where_nothing_is_made_yet(run_py: Run, tmp_path: Path) -> None:
+    shutil.copy(RECIPE, tmp_path / "recipe.yaml")
+    result = run_py("recipe.yaml", "--dry-run", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    named = [process["name"] for process in json.loads(result.stdout)["processes"]]
+    assert named[-2:] == ["transformer", "tiny_mascots"]
+    assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
+
+
+@pytest.mark.slow
+def test_each_process_goes_on_from_what_an_earlier_one_left(run_py: Run, tmp_path: Path) -> None:
+    job = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
+    for process in job["config"]["process"]:
+        if process["type"] == "mascots":
+            few = {"count": 12, "scribbles": 4, "edits": 8, "edits_of_two": 6}
+            process.update({key: few[key] for key in few if process.get(key)})
+        if "train" in process:
+            process["train"] |= {"steps": 2, "batch_size": 2, "lr_warmup_steps": 1}
+            process["sample"]["sample_every"] = 2
+            process["save"]["save_every"] = 2
+    (tmp_path / "recipe.yaml").write_text(yaml.safe_dump(job), encoding="utf-8")
+    result = run_py("recipe.yaml")
+    assert (result.returncode, "Traceback" in result.stderr) == (0, False), result.stderr
+
+    made = tmp_path / "output" / "pretrain_tiny"
+    runs = made / "pretrain_tiny"
+    folders = [made / "untrained", runs / "transformer" / "transformer", runs / "tiny_mascots" / "tiny_mascots"]
+    weights = [load_file(folder / TRANSFORMER) for folder in folders]
+    for before, after in zip(weights, weights[1:], strict=False):
+        assert any(not before[name].equal(after[name]) for name in before)
+    assert load_pipeline(folders[-1]).transformer.config.num_layers == 5
