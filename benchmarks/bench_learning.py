@@ -36,7 +36,7 @@ EXAMPLES = ROOT / "config" / "examples"
 SEED = 99
 """Of the mascots and the noise of the samples."""
 
-UNSEEN = {"pose": ("jumping", "cheering"), "place": ("night", "beach"), "hat": ("cap", "top hat", "party hat", "crown")}
+UNSEEN = {"pose": ("jumping", "cheering"), "place": ("snow", "beach"), "hat": ("cap", "top hat", "party hat", "crown")}
 """What the character's pictures in the quickstart do not show."""
 
 LOOKS = ("body", "colour", "mark")
