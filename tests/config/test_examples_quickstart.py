@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from benchmarks.bench_learning import Example, of_character
-from benchmarks.bench_mascots import TinyModel, load, vae
+from benchmarks.bench_mascots import GUIDANCE_OF, TinyModel, load, text, vae
 from benchmarks.mascot_classifier import MascotClassifier, train
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
@@ -41,6 +41,20 @@ def test_its_autoencoder_shows_mascots_of_all_kinds() -> None:
     tiny = TinyModel(load(str(MODEL)), MascotClassifier())
     found = vae(tiny, 8, None)
     assert found["held_out"] >= 31.5 and found["reserved"] >= 29, found
+
+
+@pytest.fixture(scope="module")
+def classifier() -> MascotClassifier:
+    """Of fewer steps than that of the benches."""
+    return train(pictures=6000, steps=400)
+
+
+@pytest.mark.slow
+def test_its_samples_show_what_captions_name(classifier: MascotClassifier) -> None:
+    """On fewer samples than those in the card: the bounds leave room for chance."""
+    found = text(TinyModel(load(str(MODEL)), classifier, guidance=GUIDANCE_OF["text"]), 40, None)
+    least = {"colour": 0.95, "place": 0.95, "pose": 0.9, "body": 0.85, "hat": 0.85, "held": 0.75}
+    assert {name: found[name] for name in least if found[name] < least[name]} == {}, found
 
 
 @pytest.mark.parametrize(
@@ -103,14 +117,14 @@ def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
 
 
 @pytest.mark.slow
-def test_the_character_is_there_afterwards_and_the_others_still_are(finished: Finished) -> None:
-    """With a classifier of fewer steps than that of the benches, on fewer samples. What is wanted is 0.75 and 0.85; the
-    bounds are what the shipped model reaches."""
-    classifier = train(pictures=6000, steps=400)
+def test_the_character_is_there_afterwards_and_the_others_still_are(
+    finished: Finished, classifier: MascotClassifier
+) -> None:
+    """On fewer samples than those of the bench, which finds 0.78 and 0.88: the bounds leave room for chance."""
     before = of_character(TinyModel(load(str(MODEL)), classifier), JOB.job(), 30)
     after = of_character(TinyModel(load(str(MODEL), str(finished.lora())), classifier), JOB.job(), 30)
-    assert before["character"] == 0 and after["character"] >= 0.2, (before, after)
-    assert after["others"] >= 0.4, (before, after)
+    assert before["character"] == 0 and after["character"] >= 0.5, (before, after)
+    assert after["others"] >= 0.7, (before, after)
 
 
 @pytest.mark.slow
