@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import shutil
 import subprocess
@@ -49,6 +50,6 @@ def test_each_process_goes_on_from_what_an_earlier_one_left(run_py: Run, tmp_pat
     runs = made / "pretrain_tiny"
     folders = [made / "untrained", runs / "transformer" / "transformer", runs / "tiny_mascots" / "tiny_mascots"]
     weights = [load_file(folder / TRANSFORMER) for folder in folders]
-    for before, after in zip(weights, weights[1:], strict=False):
+    for before, after in itertools.pairwise(weights):
         assert any(not before[name].equal(after[name]) for name in before)
     assert load_pipeline(folders[-1]).transformer.config.num_layers == 5
