@@ -79,8 +79,7 @@ def int4(job: Job) -> None:
 
 
 def resumed(job: Job) -> None:
-    """Stopped in the middle, and started again."""
-    training(job)["train"]["step_limit"] = training(job)["train"]["steps"] // 2
+    """Stopped after its first checkpoint, and started again."""
 
 
 def captions_shuffled(job: Job) -> None:
@@ -195,16 +194,19 @@ def train(job: Job, variant: Variant, folder: Path) -> tuple[Path, float]:
     """Runs the job of a variant in a new working directory; its LoRA, and the seconds it took."""
     folder.mkdir()
     (folder / "config").symlink_to(ROOT / "config")
-    settings = training(job)["train"]
-    stop_at = settings.pop("step_limit", 0)
-    began = time.perf_counter()
-    for limit in [stop_at, 0] if stop_at else [0]:
-        settings["step_limit"] = limit
-        (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
-        start = [sys.executable, __file__, "--start", variant.__name__]
-        subprocess.run(start, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    (folder / "job.yaml").write_text(yaml.safe_dump(job, sort_keys=False), encoding="utf-8")
     name = job["config"]["name"]
-    return folder / "output" / name / f"{name}.safetensors", time.perf_counter() - began
+    made = folder / "output" / name
+    start = [sys.executable, __file__, "--start", variant.__name__]
+    began = time.perf_counter()
+    if variant is resumed:
+        process = subprocess.Popen(start, cwd=folder, stdout=subprocess.DEVNULL)
+        while process.poll() is None and not any(made.glob("state/step_*")):
+            time.sleep(0.2)
+        process.terminate()
+        process.wait()
+    subprocess.run(start, cwd=folder, check=True, stdout=subprocess.DEVNULL)
+    return made / f"{name}.safetensors", time.perf_counter() - began
 
 
 def measure(example: Example, chosen: Sequence[str], count: int, folder: Path) -> dict[str, Figures]:

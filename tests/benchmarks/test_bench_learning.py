@@ -24,8 +24,8 @@ def test_a_variant_is_a_job_without_mistakes_that_differs_from_the_example(
     monkeypatch.chdir(bench_learning.ROOT)
     job = example.job()
     variant(job)
-    same = variant in (bench_learning.as_it_is, bench_learning.positions_lost)
-    assert (job == example.job()) is same
+    same = (bench_learning.as_it_is, bench_learning.resumed, bench_learning.positions_lost)
+    assert (job == example.job()) is (variant in same)
     file = tmp_path / "job.json"
     file.write_text(json.dumps(job), encoding="utf-8")
     assert load_job(file, discover().find_config).processes
@@ -41,6 +41,7 @@ def test_variants_are_trained_and_measured(
     def short(self: Example) -> Job:
         job = whole(self)
         training(job)["train"]["steps"] = 4
+        training(job)["save"]["save_every"] = 1
         return job
 
     monkeypatch.setattr(Example, "job", short)
