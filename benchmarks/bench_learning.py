@@ -125,8 +125,14 @@ def one_place_for_all_pictures() -> None:
 
 Variant = Callable[[Job], None]
 OF_QUICKSTART: tuple[Variant, ...] = (
-    *(as_it_is, another_seed, ema_off, int8, int4, resumed),
-    *(captions_shuffled, without_captions),
+    as_it_is,
+    another_seed,
+    ema_off,
+    int8,
+    int4,
+    resumed,
+    captions_shuffled,
+    without_captions,
 )
 OF_PAIRS: tuple[Variant, ...] = (as_it_is, references_left_out, references_swapped, positions_lost)
 

@@ -180,7 +180,7 @@ class FlowModelConfig(StrictModel):
 
     def is_yet_to_come(self, job: JobContext) -> bool:
         """Whether an earlier process of the job writes one of the folders that decide the images' sizes."""
-        return self.autoencoder().is_yet_to_come(job) or yet_to_come(self.name_or_path, job)
+        return self.autoencoder().is_yet_to_come(job) or job.yet_to_come(self.name_or_path)
 
     def family(self) -> LatentFlowFamily:
         """The facts of the model. Raises RunError or UserError for a folder that cannot be read."""
@@ -196,7 +196,7 @@ class FlowModelConfig(StrictModel):
         """Of diffusers; empty where the folder is not here yet or cannot be read."""
         if not self.name_or_path:
             return self.transformer.class_name
-        if yet_to_come(self.name_or_path, job) or path_fault(self.name_or_path):
+        if job.yet_to_come(self.name_or_path) or path_fault(self.name_or_path):
             return ""
         try:
             return str(part_config(self.folder(), "transformer").get("_class_name", ""))
@@ -212,7 +212,7 @@ class FlowModelConfig(StrictModel):
         text = self.text_encoder
         if self.name_or_path:
             yield from self._check_beside_folder()
-            if not yet_to_come(self.name_or_path, job):
+            if not job.yet_to_come(self.name_or_path):
                 yield from self._check_folder()
         patch = self.transformer.config.get("patch_size", 1)
         if type(patch) is not int or patch < 1:
@@ -229,7 +229,7 @@ class FlowModelConfig(StrictModel):
                 yield Diagnostic(("vae",), found.message)
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
-            if path and not yet_to_come(path, job) and not _is_here_or_on_the_hub(path):
+            if path and not job.yet_to_come(path) and not _is_here_or_on_the_hub(path):
                 where = f"is neither a folder nor a hub id owner/name (working directory: {Path.cwd()})."
                 message = f"{path!r} {where} {path_hint(path)}".rstrip()
                 yield Diagnostic(("text_encoder", key), message)
@@ -274,11 +274,6 @@ class FlowModelConfig(StrictModel):
 
 def _is_here_or_on_the_hub(path: str) -> bool:
     return Path(path).expanduser().is_dir() or not looks_like_a_path(path)
-
-
-def yet_to_come(path: str, job: JobContext) -> bool:
-    """Whether an earlier process of the job writes the folder."""
-    return bool(path) and AutoencoderConfig(name_or_path=path).is_yet_to_come(job)
 
 
 class AlongConfig(StrictModel):

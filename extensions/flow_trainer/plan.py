@@ -6,7 +6,7 @@ from collections.abc import Iterator, Sequence
 from math import prod
 from typing import Any
 
-from extensions.flow_trainer.config import FlowTrainerConfig, Scanned, yet_to_come
+from extensions.flow_trainer.config import FlowTrainerConfig, Scanned
 from extensions.flow_trainer.memory_plan import Work, images_at_once, plan_memory
 from toolkit.config.dataset import area_of
 from toolkit.config.process import JobContext
@@ -33,7 +33,7 @@ def plan_run(section: FlowTrainerConfig, job: JobContext) -> RunPlan:
     model = section.model
     if not model.is_yet_to_come(job):
         return plan_items(section, job, section.scan(), stream=section.stream())
-    folder = model.name_or_path if yet_to_come(model.name_or_path, job) else model.vae
+    folder = model.name_or_path if job.yet_to_come(model.name_or_path) else model.vae
     note = f"starts from {folder}, which an earlier process of the job writes: counted then"
     notes = (note, *_parts(section), *_roles(section))
     return RunPlan(section.type, section.display_name(job), (), 0, 0, section.train.steps, notes=notes)

@@ -58,7 +58,7 @@ class NewModelConfig(ProcessConfig):
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
         for key, message in self.missing():
-            if not job.will_write(Path(getattr(self, key))):
+            if not job.will_write(getattr(self, key)):
                 yield Diagnostic((key,), message)
 
     def missing(self) -> Iterator[tuple[str, str]]:

@@ -127,7 +127,7 @@ class AutoencoderConfig(StrictModel):
 
     def is_yet_to_come(self, job: JobContext) -> bool:
         """Whether an earlier process of the job writes the folder."""
-        return bool(self.name_or_path) and job.yet_to_come(self.name_or_path)
+        return job.yet_to_come(self.name_or_path)
 
     def folder(self) -> Path:
         """The folder of the autoencoder itself."""
