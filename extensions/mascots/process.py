@@ -46,7 +46,7 @@ class MascotsProcess(BaseExtensionProcess):
             self._draw_all(new)
             write_json(new / RECIPE, recipe)
             os.sync()  # one for all: file by file takes longer than drawing
-        logger.info(f"mascots: drew {section.total():,} in {section.path} (seed {section.seed})")
+        logger.info(f"mascots: generated {section.total():,} samples in {section.path} (seed {section.seed})")
 
     def _draw_all(self, folder: Path) -> None:
         section = self.section

@@ -51,7 +51,7 @@ def classifier() -> MascotClassifier:
 
 @pytest.mark.slow
 def test_its_samples_show_what_captions_name(classifier: MascotClassifier) -> None:
-    """On fewer samples than those in the card: the bounds leave room for chance."""
+    """On fewer samples than those in the model card: the bounds allow for sampling error."""
     found = text(TinyModel(load(str(MODEL)), classifier, guidance=GUIDANCE_OF["text"]), 40, None)
     least = {"colour": 0.95, "place": 0.95, "pose": 0.9, "body": 0.85, "hat": 0.85, "held": 0.75}
     assert {name: found[name] for name in least if found[name] < least[name]} == {}, found
@@ -120,7 +120,7 @@ def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
 def test_the_character_is_there_afterwards_and_the_others_still_are(
     finished: Finished, classifier: MascotClassifier
 ) -> None:
-    """On fewer samples than those of the bench, which finds 0.78 and 0.88: the bounds leave room for chance."""
+    """On fewer samples than those of the benchmark (0.78 and 0.88): the bounds allow for sampling error."""
     before = of_character(TinyModel(load(str(MODEL)), classifier), JOB.job(), 30)
     after = of_character(TinyModel(load(str(MODEL), str(finished.lora())), classifier), JOB.job(), 30)
     assert before["character"] == 0 and after["character"] >= 0.5, (before, after)

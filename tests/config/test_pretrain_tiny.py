@@ -1,4 +1,4 @@
-"""The recipe of the tiny model, all processes of it with little to do: each goes on from what an earlier one left."""
+"""The recipe of the tiny model with few images and steps: each process starts from the outputs of earlier ones."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def test_it_can_be_planned_where_nothing_is_made_yet(run_py: Run, tmp_path: Path
 
 
 @pytest.mark.slow
-def test_each_process_goes_on_from_what_an_earlier_one_left(run_py: Run, tmp_path: Path) -> None:
+def test_each_process_starts_from_the_outputs_of_earlier_ones(run_py: Run, tmp_path: Path) -> None:
     job = yaml.safe_load(RECIPE.read_text(encoding="utf-8"))
     for process in job["config"]["process"]:
         if process["type"] == "mascots":
