@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from pathlib import Path
 from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from extensions.mascots.mascot import ALL, MARKS, Casting
-from extensions.mascots.words import can_edit
+from extensions.mascots.words import ALWAYS_POSSIBLE, CHANGES, can_edit
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
@@ -58,9 +58,8 @@ def _one_of(attribute: str) -> tuple[BeforeValidator, WithJsonSchema]:
     return BeforeValidator(reader_of(names, {})), WithJsonSchema({"type": "string", "enum": list(names)})
 
 
-def _some_of(attribute: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    """Annotations of a list: values of an attribute."""
-    names = ALL[attribute]
+def _some(names: Collection[str]) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Annotations of a list of these names."""
     read = reader_of(names, {})
 
     def read_all(given: Any) -> tuple[str, ...]:
@@ -76,31 +75,31 @@ Names = tuple[str, ...]
 class OnlyConfig(StrictModel):
     """`only`: values to choose from, one or a list; of what is not given, all."""
 
-    body: Annotated[Names, *_some_of("body")] = ()
+    body: Annotated[Names, *_some(ALL["body"])] = ()
     """Shapes of the body."""
 
-    colour: Annotated[Names, *_some_of("colour")] = ()
+    colour: Annotated[Names, *_some(ALL["colour"])] = ()
     """Colours of the body."""
 
-    mark: Annotated[Names, *_some_of("mark")] = ()
+    mark: Annotated[Names, *_some(ALL["mark"])] = ()
     """What is on the belly."""
 
-    eyes: Annotated[Names, *_some_of("eyes")] = ()
+    eyes: Annotated[Names, *_some(ALL["eyes"])] = ()
     """Eyes, and the mouth that goes with them."""
 
-    hat: Annotated[Names, *_some_of("hat")] = ()
+    hat: Annotated[Names, *_some(ALL["hat"])] = ()
     """Hats."""
 
-    hat_colour: Annotated[Names, *_some_of("hat_colour")] = ()
+    hat_colour: Annotated[Names, *_some(ALL["hat_colour"])] = ()
     """Colours of hats."""
 
-    held: Annotated[Names, *_some_of("held")] = ()
+    held: Annotated[Names, *_some(ALL["held"])] = ()
     """What is in the hand."""
 
-    pose: Annotated[Names, *_some_of("pose")] = ()
+    pose: Annotated[Names, *_some(ALL["pose"])] = ()
     """Poses."""
 
-    place: Annotated[Names, *_some_of("place")] = ()
+    place: Annotated[Names, *_some(ALL["place"])] = ()
     """Places."""
 
     def given(self) -> dict[str, Names]:
@@ -144,6 +143,10 @@ class MascotsConfig(ProcessConfig):
 
     edits: int = Field(default=0, ge=0, le=1_000_000)
     """Pairs: a mascot, and the same with one or two changes; the caption is the instruction. 0: none."""
+
+    changes: Annotated[Names, *_some(CHANGES)] = tuple(CHANGES)
+    """What edits may change: hat, held, pose, place, eyes and colour, all by default. One of held, pose, place and eyes
+    must be among them, as not every mascot can have another hat or colour."""
 
     edits_of_two: int = Field(default=0, ge=0, le=1_000_000)
     """Two mascots, and both of them in one picture, or the first with the hat of the second. 0: none."""
@@ -194,7 +197,10 @@ class MascotsConfig(ProcessConfig):
 
     def recipe(self) -> dict[str, Any]:
         """All that decides the pictures, as plain data."""
-        return self.model_dump(mode="json", exclude={"type", "name", "path", "overwrite"})
+        recipe = self.model_dump(mode="json", exclude={"type", "name", "path", "overwrite"})
+        if self.changes == tuple(CHANGES):
+            del recipe["changes"]  # folders from before there was a choice stay valid
+        return recipe
 
     def total(self) -> int:
         """Pictures and pairs."""
@@ -218,9 +224,13 @@ class MascotsConfig(ProcessConfig):
         if not self.total():
             yield Diagnostic(("count",), "nothing to draw. Give count, edits, edits_of_two or scribbles above 0.")
         yield from self._check_character() if self.character else self._check_only()
-        if self.edits and not can_edit(self.casting()):
-            message = "leaves nothing to change in an edit. Allow two values of held, pose, place or eyes."
-            yield Diagnostic(("only",), message)
+        if self.edits and not can_edit(self.casting(), self.changes):
+            named = " or ".join(name for name in ALWAYS_POSSIBLE if name in self.changes)
+            if named:
+                yield Diagnostic(("only",), f"leaves nothing to change in an edit. Allow two values of {named}.")
+            else:
+                message = f"not every mascot can change so. Add one of {', '.join(ALWAYS_POSSIBLE)}."
+                yield Diagnostic(("changes",), message)
 
     def _check_character(self) -> Iterable[Diagnostic]:
         if "mascots" in self.model_fields_set:

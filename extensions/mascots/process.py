@@ -7,6 +7,7 @@ import logging
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from PIL import Image
 
@@ -52,7 +53,7 @@ class MascotsProcess(BaseExtensionProcess):
         section = self.section
         sets: tuple[tuple[str, int, Callable[[Path, int], None]], ...] = (
             ("pictures", section.count, self._picture),
-            ("edits", section.edits, lambda place, index: self._pair(place, index, edit)),
+            ("edits", section.edits, lambda place, index: self._pair(place, index, edit, section.changes)),
             ("edits_of_two", section.edits_of_two, lambda place, index: self._pair(place, index, edit_of_two)),
             ("scribbles", section.scribbles, self._scribble),
         )
@@ -72,8 +73,8 @@ class MascotsProcess(BaseExtensionProcess):
         picture = self._cropped(draw((mascot,), *self._size(index)), f"crop of picture {index}")
         _write(folder, index, picture, caption_in(self.section.captions, mascot, lots))
 
-    def _pair(self, folder: Path, index: int, make: Callable[..., Pair]) -> None:
-        pair = make(self.section.seed, index, self.section.casting())
+    def _pair(self, folder: Path, index: int, make: Callable[..., Pair], *settings: Any) -> None:
+        pair = make(self.section.seed, index, self.section.casting(), *settings)
         _write(folder / "after", index, draw(pair.after, *self._size(index)), pair.instruction)
         for number, before in enumerate(pair.before, 1):
             _write(folder / f"picture_{number}", index, draw((before,), *self._size(index)))

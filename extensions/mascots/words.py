@@ -3,7 +3,7 @@ instructions."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from typing import Literal
 
@@ -147,17 +147,21 @@ CHANGES: dict[str, Callable[[Mascot, Casting, Lots], Change | None]] = {
 """What an edit changes -> the change; None where nothing else is possible."""
 
 
-def can_edit(casting: Casting) -> bool:
-    """Whether there is something to change in any of its mascots."""
-    return any(len(set(casting.values(name))) > 1 for name in ("held", "pose", "place", "eyes"))
+ALWAYS_POSSIBLE = ("held", "pose", "place", "eyes")
+"""Changes that go with every mascot, where there are two values."""
 
 
-def edit(seed: int, index: int, casting: Casting) -> Pair:
-    """One mascot before, and with one or two changes after; `can_edit` must hold."""
+def can_edit(casting: Casting, changes: Collection[str] = CHANGES) -> bool:
+    """Whether one of the changes is possible in any of its mascots."""
+    return any(name in changes and len(set(casting.values(name))) > 1 for name in ALWAYS_POSSIBLE)
+
+
+def edit(seed: int, index: int, casting: Casting, changes: Collection[str] = CHANGES) -> Pair:
+    """One mascot before, and after one or two of the changes; `can_edit` must hold."""
     lots = Lots(seed, "edit", index)
     before = after = random_mascot(lots, casting)
     words: list[str] = []
-    for kind in lots.shuffled("kinds", list(CHANGES)):
+    for kind in lots.shuffled("kinds", list(changes)):
         if len(words) < lots.choose("changes", (1, 1, 2)) and (found := CHANGES[kind](after, casting, lots)):
             words.append(found[0])
             after = found[1]

@@ -73,13 +73,20 @@ def test_values_are_found_whatever_their_case(load) -> None:
         ({"character": {"trigger": "pipo"}, "only": {"eyes": "one eye"}}, r"only\.eyes: 'character' says what it is"),
         (
             {"edits": 1, "only": {"held": "book", "pose": "waving", "place": "snow", "eyes": "one eye"}},
-            r"only: leaves nothing to change in an edit. Allow two values of held, pose, place or eyes",
+            r"only: leaves nothing to change in an edit. Allow two values of held or pose or place or eyes",
         ),
+        ({"edits": 1, "changes": "pose", "only": {"pose": "waving"}}, r"only: .* Allow two values of pose\."),
+        ({"edits": 1, "changes": ["hat", "colour"]}, r"changes: not every mascot can change so. Add one of held, "),
+        ({"changes": "poes"}, r"changes: 'poes' is unknown. Did you mean 'pose'\?"),
     ],
 )
 def test_a_mistake_names_its_key(load, section: dict, message: str) -> None:
     with pytest.raises(ConfigErrors, match=rf"process\[0\]\.{message}"):
         load(**section)
+
+
+def test_a_folder_from_before_changes_could_be_chosen_is_still_known(load) -> None:
+    assert "changes" not in load().recipe() and load(changes="pose").recipe()["changes"] == ["pose"]
 
 
 def test_a_file_is_no_folder(load, tmp_path: Path) -> None:

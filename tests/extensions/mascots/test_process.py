@@ -57,6 +57,12 @@ def test_both_pictures_of_a_pair_have_one_size(draw_in) -> None:
     assert sizes == {(64, 64), (64, 48)}
 
 
+def test_edits_are_about_the_chosen_changes(draw_in) -> None:
+    folder = draw_in(edits=12, changes="pose")
+    instructions = [file.read_text() for file in sorted((folder / "edits" / "after").glob("*.txt"))]
+    assert len(instructions) == 12 and all(words.startswith(("make it ", "let it ")) for words in instructions)
+
+
 def test_the_same_settings_give_the_same_bytes_and_more_of_them_the_same_first(draw_in) -> None:
     first, again, more, other = (
         bytes_of(draw_in(folder, **changes))

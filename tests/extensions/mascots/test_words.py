@@ -87,6 +87,15 @@ def test_an_edit_changes_what_its_instruction_says_and_nothing_else(characters) 
     assert expected - set(kinds) <= ({"hat", "colour"} if characters == "held_out" else set())
 
 
+def test_an_edit_changes_only_what_is_to_change() -> None:
+    changed: Counter[str] = Counter()
+    for index in range(200):
+        pair = edit(1, index, Casting(), ("pose", "held"))
+        (before,), (after,) = pair.before, pair.after
+        changed.update(name for name in vars(before) if getattr(before, name) != getattr(after, name))
+    assert set(changed) == {"pose", "held"} and min(changed.values()) > 80
+
+
 def test_an_edit_of_a_character_leaves_it_itself() -> None:
     casting = Casting(fixed=PIPO)
     for index in range(200):
