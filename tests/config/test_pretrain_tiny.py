@@ -19,6 +19,7 @@ from tests.diffusers_reference import load_pipeline
 Run = Callable[..., subprocess.CompletedProcess]
 
 RECIPE = ROOT / "config" / "pretrain_tiny.yaml"
+PARTS = ("transformer_1", "transformer_2", "tiny_mascots")
 TRANSFORMER = "transformer/diffusion_pytorch_model.safetensors"
 
 
@@ -27,7 +28,7 @@ def test_it_can_be_planned_where_nothing_is_made_yet(run_py: Run, tmp_path: Path
     result = run_py("recipe.yaml", "--dry-run", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     named = [process["name"] for process in json.loads(result.stdout)["processes"]]
-    assert named[-2:] == ["transformer", "tiny_mascots"]
+    assert named[-3:] == list(PARTS)
     assert [path.name for path in tmp_path.iterdir()] == ["recipe.yaml"]
 
 
@@ -48,7 +49,7 @@ def test_each_process_starts_from_the_outputs_of_earlier_ones(run_py: Run, tmp_p
 
     made = tmp_path / "output" / "pretrain_tiny"
     runs = made / "pretrain_tiny"
-    folders = [made / "untrained", runs / "transformer" / "transformer", runs / "tiny_mascots" / "tiny_mascots"]
+    folders = [made / "untrained", *(runs / name / name for name in PARTS)]
     weights = [load_file(folder / TRANSFORMER) for folder in folders]
     for before, after in itertools.pairwise(weights):
         assert any(not before[name].equal(after[name]) for name in before)

@@ -46,9 +46,10 @@ def test_a_job_of_zeros_draws_a_seed_keeps_it_and_saves_only_the_end(job: Job) -
         assert file.metadata()["ss_seed"] == str(seed)
     job.change(train__steps=3)
     assert f"training_seed {seed}\n" in job.run()
+    job.change(train__steps=4, training_seed=seed)
+    job.run()  # the seed that was drawn, given: no change
     ended = job.result()
     shutil.rmtree(job.folder)
-    job.change(training_seed=seed)
     job.run()
     again = job.result()
     assert again["metrics"] == ended["metrics"] and again["job.safetensors"] == ended["job.safetensors"]

@@ -328,8 +328,11 @@ def _settings(section: ProcessConfig) -> dict[str, Any]:
 def _differences(document: Mapping[str, Any], section: ProcessConfig, corrections: Corrections) -> list[ConfigChange]:
     """What differs between a section and the job that wrote a record."""
     given = section.model_dump(mode="json", exclude_unset=True)
-    recorded = redact_json(document["settings"], by_key=True)
-    return diff_configs(type(section), recorded, _settings(section), given) + corrections(document.get("revision", 1))
+    recorded, wanted = redact_json(document["settings"], by_key=True), _settings(section)
+    for settings in (recorded, wanted):
+        if settings.get("training_seed") == 0:  # a random seed: that of the checkpoint
+            settings["training_seed"] = document.get("seed", 0)
+    return diff_configs(type(section), recorded, wanted, given) + corrections(document.get("revision", 1))
 
 
 _ELSE = "give the job another name, or add --restart to move the old run aside and start anew."
