@@ -27,7 +27,7 @@ import yaml  # noqa: E402
 import run  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
-from benchmarks.mascot_classifier import trained  # noqa: E402
+from benchmarks.mascot_classifier import MascotClassifier, trained  # noqa: E402
 from extensions.mascots.drawing import draw  # noqa: E402
 from extensions.mascots.mascot import Casting, Lots, Mascot, Pair, random_mascot  # noqa: E402
 from extensions.mascots.words import caption, edit_of_two  # noqa: E402
@@ -189,6 +189,12 @@ class Example:
     def job(self) -> Job:
         return yaml.safe_load(self.file.read_text(encoding="utf-8"))
 
+    def tiny(self, lora: str, classifier: MascotClassifier, qtype: str = "") -> TinyModel:
+        """The model of the job with a LoRA file, to be sampled with the steps and the guidance of the job."""
+        section = training(self.job())
+        model = load(str(ROOT / section["model"]["name_or_path"]), lora, qtype=qtype)
+        return TinyModel(model, classifier, section["sample"]["sample_steps"], section["sample"]["guidance_scale"])
+
 
 MEASURED = (
     Example(EXAMPLES / "quickstart.yaml", OF_QUICKSTART, of_character),
@@ -221,8 +227,7 @@ def measure(example: Example, chosen: Sequence[str], count: int, folder: Path) -
     found: dict[str, Figures] = {}
 
     def line(name: str, job: Job, lora: str, seconds: float) -> None:
-        model = training(job)["model"]
-        tiny = TinyModel(load(str(ROOT / model["name_or_path"]), lora, qtype=model.get("qtype", "")), classifier)
+        tiny = example.tiny(lora, classifier, training(job)["model"].get("qtype", ""))
         found[name] = example.figures(tiny, job, count)
         shares = ", ".join(f"{what} {share:.0%}" for what, share in found[name].items())
         print(f"{example.file.stem:<14} {name:<20} {shares}, {seconds:.0f} s", flush=True)

@@ -121,8 +121,8 @@ def test_the_character_is_there_afterwards_and_the_others_still_are(
     finished: Finished, classifier: MascotClassifier
 ) -> None:
     """On fewer samples than those of the benchmark (0.78 and 0.88): the bounds allow for sampling error."""
-    before = of_character(TinyModel(load(str(MODEL)), classifier), JOB.job(), 30)
-    after = of_character(TinyModel(load(str(MODEL), str(finished.lora())), classifier), JOB.job(), 30)
+    before = of_character(JOB.tiny("", classifier), JOB.job(), 30)
+    after = of_character(JOB.tiny(str(finished.lora()), classifier), JOB.job(), 30)
     assert before["character"] == 0 and after["character"] >= 0.5, (before, after)
     assert after["others"] >= 0.7, (before, after)
 
