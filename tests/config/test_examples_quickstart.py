@@ -111,7 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
     assert finished.printed.splitlines()[-1].endswith("output/quickstart/samples/overview.png")
     steps = {path.name.partition("_")[0] for path in (finished.folder / "samples").glob("*.jpg")}
-    assert steps == {f"{step:09}" for step in (0, 150, 300, 450)}
+    assert steps == {f"{step:09}" for step in (0, 200, 400, 600)}
     with Image.open(finished.folder / "samples" / "overview.png") as sheet:
         assert min(sheet.size) > 4 * 128
 
@@ -120,11 +120,11 @@ def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
 def test_the_character_is_there_afterwards_and_the_others_still_are(
     finished: Finished, classifier: MascotClassifier
 ) -> None:
-    """On fewer samples than those of the benchmark (0.78 and 0.88): the bounds allow for sampling error."""
+    """On fewer samples than those of the benchmark (0.85 and 0.91): the bounds allow for sampling error."""
     before = of_character(JOB.tiny("", classifier), JOB.job(), 30)
     after = of_character(JOB.tiny(str(finished.lora()), classifier), JOB.job(), 30)
-    assert before["character"] == 0 and after["character"] >= 0.5, (before, after)
-    assert after["others"] >= 0.7, (before, after)
+    assert before["character"] == 0 and after["character"] >= 0.6, (before, after)
+    assert after["others"] >= 0.75, (before, after)
 
 
 @pytest.mark.slow
