@@ -52,13 +52,12 @@ Sizes = Annotated[
 ]
 
 
-def _one_of(attribute: str) -> tuple[BeforeValidator, WithJsonSchema]:
-    """Annotations of a text: one value of an attribute."""
-    names = ALL[attribute]
+def _one_of(names: Collection[str]) -> tuple[BeforeValidator, WithJsonSchema]:
+    """Annotations of a text that is one of these names."""
     return BeforeValidator(reader_of(names, {})), WithJsonSchema({"type": "string", "enum": list(names)})
 
 
-def _some(names: Collection[str]) -> tuple[BeforeValidator, WithJsonSchema]:
+def _some_of(names: Collection[str]) -> tuple[BeforeValidator, WithJsonSchema]:
     """Annotations of a list of these names."""
     read = reader_of(names, {})
 
@@ -75,31 +74,31 @@ Names = tuple[str, ...]
 class OnlyConfig(StrictModel):
     """`only`: values to choose from, one or a list; of what is not given, all."""
 
-    body: Annotated[Names, *_some(ALL["body"])] = ()
+    body: Annotated[Names, *_some_of(ALL["body"])] = ()
     """Shapes of the body."""
 
-    colour: Annotated[Names, *_some(ALL["colour"])] = ()
+    colour: Annotated[Names, *_some_of(ALL["colour"])] = ()
     """Colours of the body."""
 
-    mark: Annotated[Names, *_some(ALL["mark"])] = ()
+    mark: Annotated[Names, *_some_of(ALL["mark"])] = ()
     """What is on the belly."""
 
-    eyes: Annotated[Names, *_some(ALL["eyes"])] = ()
+    eyes: Annotated[Names, *_some_of(ALL["eyes"])] = ()
     """Eyes, and the mouth that goes with them."""
 
-    hat: Annotated[Names, *_some(ALL["hat"])] = ()
+    hat: Annotated[Names, *_some_of(ALL["hat"])] = ()
     """Hats."""
 
-    hat_colour: Annotated[Names, *_some(ALL["hat_colour"])] = ()
+    hat_colour: Annotated[Names, *_some_of(ALL["hat_colour"])] = ()
     """Colours of hats."""
 
-    held: Annotated[Names, *_some(ALL["held"])] = ()
+    held: Annotated[Names, *_some_of(ALL["held"])] = ()
     """What is in the hand."""
 
-    pose: Annotated[Names, *_some(ALL["pose"])] = ()
+    pose: Annotated[Names, *_some_of(ALL["pose"])] = ()
     """Poses."""
 
-    place: Annotated[Names, *_some(ALL["place"])] = ()
+    place: Annotated[Names, *_some_of(ALL["place"])] = ()
     """Places."""
 
     def given(self) -> dict[str, Names]:
@@ -116,16 +115,16 @@ class CharacterConfig(StrictModel):
     trigger: Annotated[str, Field(min_length=1, max_length=60, pattern=r"^\S(.*\S)?$")]
     """Its name: 'pipo' makes captions such as "a pipo mascot, wearing a red cap, ..." of it."""
 
-    body: Annotated[str, *_one_of("body")] = "star"
+    body: Annotated[str, *_one_of(ALL["body"])] = "star"
     """Shape of its body."""
 
-    colour: Annotated[str, *_one_of("colour")] = "teal"
+    colour: Annotated[str, *_one_of(ALL["colour"])] = "teal"
     """Colour of its body."""
 
-    mark: Annotated[str, *_one_of("mark")] = MARKS[0]
+    mark: Annotated[str, *_one_of(ALL["mark"])] = MARKS[0]
     """What is on its belly."""
 
-    eyes: Annotated[str, *_one_of("eyes")] = "big eyes"
+    eyes: Annotated[str, *_one_of(ALL["eyes"])] = "big eyes"
     """Its eyes."""
 
 
@@ -144,7 +143,7 @@ class MascotsConfig(ProcessConfig):
     edits: int = Field(default=0, ge=0, le=1_000_000)
     """Pairs: a mascot, and the same with one or two changes; the caption is the instruction. 0: none."""
 
-    changes: Annotated[Names, *_some(CHANGES)] = tuple(CHANGES)
+    changes: Annotated[Names, *_some_of(CHANGES)] = tuple(CHANGES)
     """What edits may change: hat, held, pose, place, eyes and colour, all by default. One of held, pose, place and eyes
     must be among them, as not every mascot can have another hat or colour."""
 

@@ -6,14 +6,14 @@ import json
 import logging
 import os
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 from PIL import Image
 
 from extensions.mascots.config import RECIPE, MascotsConfig
 from extensions.mascots.drawing import draw, scribble
-from extensions.mascots.mascot import Lots, Pair, random_mascot, scene_of
+from extensions.mascots.mascot import Casting, Lots, Pair, random_mascot, scene_of
 from extensions.mascots.words import caption_in, edit, edit_of_two
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
@@ -51,9 +51,10 @@ class MascotsProcess(BaseExtensionProcess):
 
     def _draw_all(self, folder: Path) -> None:
         section = self.section
+        chosen_edit = partial(edit, changes=section.changes)
         sets: tuple[tuple[str, int, Callable[[Path, int], None]], ...] = (
             ("pictures", section.count, self._picture),
-            ("edits", section.edits, lambda place, index: self._pair(place, index, edit, section.changes)),
+            ("edits", section.edits, lambda place, index: self._pair(place, index, chosen_edit)),
             ("edits_of_two", section.edits_of_two, lambda place, index: self._pair(place, index, edit_of_two)),
             ("scribbles", section.scribbles, self._scribble),
         )
@@ -73,8 +74,8 @@ class MascotsProcess(BaseExtensionProcess):
         picture = self._cropped(draw((mascot,), *self._size(index)), f"crop of picture {index}")
         _write(folder, index, picture, caption_in(self.section.captions, mascot, lots))
 
-    def _pair(self, folder: Path, index: int, make: Callable[..., Pair], *settings: Any) -> None:
-        pair = make(self.section.seed, index, self.section.casting(), *settings)
+    def _pair(self, folder: Path, index: int, make: Callable[[int, int, Casting], Pair]) -> None:
+        pair = make(self.section.seed, index, self.section.casting())
         _write(folder / "after", index, draw(pair.after, *self._size(index)), pair.instruction)
         for number, before in enumerate(pair.before, 1):
             _write(folder / f"picture_{number}", index, draw((before,), *self._size(index)))
