@@ -125,7 +125,7 @@ def _recipe() -> str:
 
 def train(pictures: int = PICTURES, steps: int = STEPS) -> MascotClassifier:
     """A new classifier, the same for the same numbers. Mascots of all kinds, reserved ones too."""
-    shown, pixels_N3ss = drawn(TRAINING, pictures, Casting("any"))
+    shown, pixels_N3ss = drawn(TRAINING, pictures, Casting("any", jitter=1))
     labels = {name: torch.tensor([_label(name, m) for m in shown]) for name in ALL}
     with global_generator(SEED, "classifier"):
         classifier = MascotClassifier().train()

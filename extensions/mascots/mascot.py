@@ -100,6 +100,9 @@ class Casting:
     fixed: Mapping[str, str] = field(default_factory=dict)
     """Attribute -> its one value: those of a character that is always the same."""
 
+    jitter: float = 0.0
+    """0 to 1: how much mascots differ in place and size. 1: by up to 4 units to each side, 2 up and down, and 6 %."""
+
     def values(self, attribute: str) -> tuple[str, ...]:
         """What is chosen from."""
         if attribute in self.fixed:
@@ -192,9 +195,9 @@ def random_mascot(lots: Lots, casting: Casting, who: str = "") -> Mascot:
         hat=hat,
         held=lots.choose(f"{who}held", [*[NONE] * (len(held) - 2), *held] if NONE in held else held),
         trigger=casting.fixed.get("trigger", ""),
-        dx=lots.between(f"{who}dx", -4, 4),
-        dy=lots.between(f"{who}dy", -2, 2),
-        scale=lots.between(f"{who}scale", 0.94, 1.03),
+        dx=lots.between(f"{who}dx", -4 * casting.jitter, 4 * casting.jitter),
+        dy=lots.between(f"{who}dy", -2 * casting.jitter, 2 * casting.jitter),
+        scale=lots.between(f"{who}scale", 1 - 0.06 * casting.jitter, 1 + 0.03 * casting.jitter),
         **{
             name: lots.choose(who + name, casting.values(name))
             for name in ("eyes", "mark", "hat_colour", "pose", "place")

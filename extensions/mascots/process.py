@@ -22,7 +22,7 @@ from toolkit.seeding import key
 
 logger = logging.getLogger(__name__)
 
-DRAWING = 2
+DRAWING = 3
 """Counted up when the same settings give other pictures than before."""
 
 

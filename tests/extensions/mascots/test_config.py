@@ -30,6 +30,7 @@ def test_a_path_is_all_it_needs(load) -> None:
         "mixed",
     )
     assert section.recipe() == load(name="other").recipe()
+    assert section.casting().jitter == 0 and load(jitter=1).casting().jitter == 1
 
 
 def test_sizes_are_numbers_or_width_by_height(load) -> None:
@@ -52,6 +53,7 @@ def test_values_are_found_whatever_their_case(load) -> None:
         ({"size": []}, r"size"),
         ({"count": -1}, r"count"),
         ({"seed": 2**32}, r"seed"),
+        ({"jitter": 1.5}, r"jitter"),
         ({"colours": "red"}, r"colours: unknown key"),
         ({"only": {"hat": "crwon"}}, r"only\.hat: 'crwon' is unknown. Did you mean 'crown'\?"),
         ({"only": {"hut": "cap"}}, r"only\.hut: unknown key. Did you mean 'hat'"),
@@ -83,10 +85,6 @@ def test_values_are_found_whatever_their_case(load) -> None:
 def test_a_mistake_names_its_key(load, section: dict, message: str) -> None:
     with pytest.raises(ConfigErrors, match=rf"process\[0\]\.{message}"):
         load(**section)
-
-
-def test_a_folder_from_before_changes_could_be_chosen_is_still_known(load) -> None:
-    assert "changes" not in load().recipe() and load(changes="pose").recipe()["changes"] == ["pose"]
 
 
 def test_a_file_is_no_folder(load, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 from itertools import combinations, product
 
 import pytest
@@ -81,6 +82,20 @@ def test_a_draw_depends_on_seed_and_index_alone() -> None:
             other.place,
         )
         assert other.pose == "waving"
+
+
+def test_jitter_moves_and_scales_and_changes_nothing_else() -> None:
+    still, half, full = (drawn(300, Casting(jitter=jitter)) for jitter in (0.0, 0.5, 1.0))
+    assert {(m.dx, m.dy, m.scale) for m in still} == {(0, 0, 1)}
+    assert [replace(m, dx=0, dy=0, scale=1) for m in full] == still
+    for values, low, high in (
+        ([m.dx for m in full], -4, 4),
+        ([m.dx for m in half], -2, 2),
+        ([m.dy for m in full], -2, 2),
+        ([m.scale for m in full], 0.94, 1.03),
+    ):
+        assert (min(values), max(values)) == pytest.approx((low, high), abs=(high - low) / 20)
+        assert low <= min(values) and max(values) <= high
 
 
 def test_a_character_is_the_same_in_every_pose_and_place_before_one_comes_again() -> None:
