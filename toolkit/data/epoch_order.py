@@ -37,7 +37,8 @@ def epoch_batches(
 ) -> list[BatchSpec]:
     """The epoch's batches: each of one bucket, emitted when full; what remains comes last and stays short.
 
-    group_by_length: batches of captions of about one length and of as many references, out of `CHUNK` batches each.
+    group_by_length: batches of captions of about one length and of as many references, out of `CHUNK` batches each. The
+    full ones are shuffled over the whole epoch: else a bucket of fewer than `CHUNK` batches would come at its end.
     """
     chunk = batch_size * (CHUNK if group_by_length else 1)
     waiting: dict[Size, list[tuple[int, int]]] = {}
@@ -46,27 +47,27 @@ def epoch_batches(
         queue = waiting.setdefault(items[index].crop.bucket, [])
         queue.append((index, position))
         if len(queue) == chunk:
-            batches += _cut(items, queue, batch_size, epoch, seed)
+            batches += _cut(items, queue, batch_size, epoch)
             queue.clear()
     for queue in waiting.values():
-        of_bucket = _cut(items, queue, batch_size, epoch, seed)
+        of_bucket = _cut(items, queue, batch_size, epoch)
         full = len(queue) // batch_size
         batches += of_bucket[:full]
         rest += of_bucket[full:]
+    if group_by_length:
+        batches.sort(key=lambda batch: seeding.key(seed, "batch order", epoch, batch.positions[0]))
     return batches + rest
 
 
 def _cut(
-    items: Sequence[BucketedSample], queue: Sequence[tuple[int, int]], batch_size: int, epoch: int, seed: int
+    items: Sequence[BucketedSample], queue: Sequence[tuple[int, int]], batch_size: int, epoch: int
 ) -> list[BatchSpec]:
-    """The queue's batches, the short one last. What is more than one batch is sorted by length, and its batches are
-    shuffled."""
+    """The queue's batches, the short one last. What is more than one batch is sorted by length."""
     if len(queue) <= batch_size:
         return [_batch(epoch, queue)] if queue else []
     full = len(queue) // batch_size * batch_size
     alike = sorted(queue[:full], key=lambda use: _length(items[use[0]].sample))
     batches = [_batch(epoch, alike[first : first + batch_size]) for first in range(0, full, batch_size)]
-    batches.sort(key=lambda batch: seeding.key(seed, "batch order", epoch, batch.positions[0]))
     return batches + ([_batch(epoch, queue[full:])] if queue[full:] else [])
 
 
