@@ -123,7 +123,7 @@ def test_the_character_is_there_afterwards_and_the_others_still_are(
     """On fewer samples than those of the benchmark (0.79 and 0.97): the bounds allow for sampling error."""
     before = of_character(JOB.tiny("", classifier), JOB.job(), 30)
     after = of_character(JOB.tiny(str(finished.lora()), classifier), JOB.job(), 30)
-    assert before["character"] == 0 and after["character"] >= 0.5, (before, after)
+    assert before["character"] == 0 and after["character"] >= 0.6, (before, after)
     assert after["others"] >= 0.75, (before, after)
 
 
