@@ -176,9 +176,9 @@ class MascotsConfig(ProcessConfig):
     """One mascot that is in all pictures, instead of many."""
 
     jitter: float = Field(default=0, ge=0, le=1)
-    """How much mascots differ in place and size: 1 moves them by up to 3 % of a side and scales them by up to 6 %. A
-    model draws firmer outlines without it; an autoencoder, and whatever recognises mascots, is better trained with
-    it."""
+    """How much mascots differ in place and size. 0: all stand in the middle and have one size; a model draws firmer
+    outlines then. 1: moved by up to 3 % of a side and scaled by up to 6 %, better for an autoencoder and for whatever
+    recognises mascots."""
 
     captions: Annotated[Literal["mixed", "full", "short", "free"], *literal_with_aliases(*FORMS)] = "mixed"
     """full: all attributes. short: some of them. free: in any order, or with an invented name instead of the looks.
