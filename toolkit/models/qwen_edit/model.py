@@ -231,14 +231,16 @@ class QwenEditModel(DiffusionModel):
         return ((t_B * 1000).to(self.options.dtype) / 1000).to(t_B.dtype)
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
-        """Guidance with each token's length restored to the conditional one's.
+        """Guidance with each token's length restored to the conditional one's; a token of length 0 stays 0.
 
-        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`, `cond_norm`).
+        Source: diffusers, pipeline_qwenimage_edit_plus.py, `__call__` (`comb_pred`, `cond_norm`), where 0 / 0 makes
+        NaN of it: a transformer that `new_model` made predicts zeros.
         """
         height, width = cond_BCHW.shape[-2:]
         cond_BSP, uncond_BSP = pack(cond_BCHW), pack(uncond_BCHW)
         guided_BSP = uncond_BSP + scale * (cond_BSP - uncond_BSP)
-        length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True)
+        shortest = torch.finfo(guided_BSP.dtype).tiny
+        length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True).clamp(min=shortest)
         return unpack(guided_BSP * length_BS1, height, width)
 
     @property

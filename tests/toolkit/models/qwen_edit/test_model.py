@@ -131,6 +131,11 @@ def test_guidance_keeps_the_length_of_each_token(adapter: QwenEditModel) -> None
     assert relative(guided, cond) > 0.1
 
 
+def test_guidance_leaves_zeros_as_they_are(adapter: QwenEditModel) -> None:
+    zeros = torch.zeros(1, 16, 4, 4)
+    assert adapter.apply_cfg(zeros, zeros, 4.0).equal(zeros)
+
+
 def test_parts_are_loaded_when_used_and_dropped_when_asked(tiny_model: Path) -> None:
     model = open_tiny(tiny_model)
     assert model._parts == {}
