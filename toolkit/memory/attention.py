@@ -186,10 +186,12 @@ def _gradients_of_head(g_SD: Tensor, q_SD: Tensor, k_SD: Tensor, v_SD: Tensor) -
 
 def _probabilities(q_SD: Tensor, k_SD: Tensor) -> Iterator[tuple[slice, Tensor]]:
     """The softmax of the scores [R, S] in float32, `ROWS` rows at a time, and which rows they are."""
-    exact_q_SD, exact_k_SD = q_SD.float() * q_SD.shape[-1] ** -0.5, k_SD.float()
+    exact_q_SD, exact_k_SD = q_SD.float(), k_SD.float()
     for begin in range(0, len(q_SD), ROWS):
         rows = slice(begin, begin + ROWS)
-        yield rows, torch.softmax(exact_q_SD[rows] @ exact_k_SD.t(), dim=-1)
+        # scaled after the product: a scaled query is not exact in bfloat16
+        scores_RS = (exact_q_SD[rows] @ exact_k_SD.t()).mul_(q_SD.shape[-1] ** -0.5)
+        yield rows, torch.softmax(scores_RS, dim=-1)
 
 
 def _heads(t_BHSD: Tensor) -> Iterator[tuple[int, int]]:
