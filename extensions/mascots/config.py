@@ -9,7 +9,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
-from extensions.mascots.mascot import ALL, MARKS, Casting
+from extensions.mascots.mascot import ALL, MARKS, NAMELESS, Casting
 from extensions.mascots.words import ALWAYS_POSSIBLE, CHANGES, can_edit
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
@@ -23,7 +23,7 @@ RECIPE = "mascots.json"
 LEAST_SIDE, MOST_SIDE = 32, 1024
 """Pixels of a picture's sides."""
 
-CHARACTERS = ("pretraining", "held_out", "reserved", "any", "random")
+CHARACTERS = ("pretraining", "held_out", "reserved", "any", "random", "patterned")
 FORMS = ("mixed", "full", "short", "free")
 
 
@@ -163,11 +163,11 @@ class MascotsConfig(ProcessConfig):
     on details. Captions stay those of the whole. 0: whole pictures."""
 
     mascots: Annotated[
-        Literal["pretraining", "held_out", "reserved", "any", "random"], *literal_with_aliases(*CHARACTERS)
+        Literal["pretraining", "held_out", "reserved", "any", "random", "patterned"], *literal_with_aliases(*CHARACTERS)
     ] = "pretraining"
     """Which combinations are drawn. pretraining: all but one colour of the eight for each body and hat. held_out: only
     these. reserved: bodies, colours and marks that occur in neither. any: all of the above. random: each picture has a
-    unique body and colour, which its caption does not name."""
+    unique body and colour, which its caption does not name. patterned: and a unique pattern on its belly."""
 
     only: OnlyConfig = Field(default_factory=OnlyConfig)
     """Values to choose from."""
@@ -243,9 +243,10 @@ class MascotsConfig(ProcessConfig):
     def _check_only(self) -> Iterable[Diagnostic]:
         everything, amiss = Casting(self.mascots), False
         for name, values in self.only.given().items():
-            if self.mascots == "random" and name in ("body", "colour"):
+            if name in NAMELESS.get(self.mascots, ()):
                 amiss = True
-                yield Diagnostic(("only", name), "'mascots: random' gives each its own. Remove one of the two.")
+                message = f"'mascots: {self.mascots}' gives each its own. Remove one of the two."
+                yield Diagnostic(("only", name), message)
             elif unknown := [value for value in values if value not in everything.values(name)]:
                 amiss = True
                 message = f"{unknown[0]!r} is not among the mascots of {self.mascots!r}. Write 'mascots: any'."

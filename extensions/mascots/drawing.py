@@ -12,7 +12,7 @@ from functools import lru_cache
 
 from PIL import Image, ImageColor, ImageDraw
 
-from extensions.mascots.mascot import BLOB, NONE, Lots, Mascot
+from extensions.mascots.mascot import BLOB, NONE, PATTERN, Lots, Mascot
 
 Colour = tuple[int, int, int]
 Point = tuple[float, float]
@@ -406,6 +406,8 @@ def _draw_front(pen: Pen, build: Build, paint: Colour, mark: str) -> None:
             pen.shape([Ellipse(half * across, y + down, radius, radius)], tone, outline=0)
     elif mark == "heart":
         pen.shape(_heart(0, y + 2, 10), tone, outline=1.4)
+    elif mark.startswith(PATTERN):
+        _draw_pattern(pen.moved(0, y + 2), half, tone, int(mark.removeprefix(PATTERN)))
     else:
         belly = PAINT["pink"] if paint == PAINT["white"] else paint
         pen.shape([Ellipse(0, y + 1, half - 2, 11)], _lighter(belly, 0.55), outline=0)
@@ -413,6 +415,40 @@ def _draw_front(pen: Pen, build: Build, paint: Colour, mark: str) -> None:
 
 SPOTS = ((-0.85, -5, 3.6), (0.9, -6, 3.2), (-0.1, 0, 4.4), (0.75, 4, 3.8), (-0.8, 6, 4), (0.1, 11, 3.4))
 """In half widths of the belly, units and units, from its middle."""
+
+
+def _draw_pattern(pen: Pen, half: float, tone: Colour, number: int) -> None:
+    """One to four stars, rings, crosses or zigzag lines, all alike, in the tone of a mark or a colour of their own."""
+    lots = Lots(number, "pattern", 0)
+    if lots.chance("own colour", 0.5):
+        red, green, blue = (int(lots.between(part, 16, 250)) for part in ("red", "green", "blue"))
+        tone = red, green, blue
+    middles = lots.choose("middles", PATTERN_MIDDLES)
+    size = (11.0, 7.5, 6.0, 5.5)[len(middles) - 1] * lots.between("size", 0.8, 1.1)
+    turned, points = lots.between("turned", 0, 1), lots.choose("points", (3, 4, 5, 6))
+
+    def at(turn: float, reach: float) -> Point:
+        return reach * size * math.cos(math.tau * (turn + turned)), reach * size * math.sin(math.tau * (turn + turned))
+
+    inner = lots.between("inner", 0.4, 0.95)
+    star = Polygon(tuple(at(step / points / 2, (1, inner)[step % 2]) for step in range(2 * points)))
+    ring = Stroke(tuple(at(step / 24, 0.7) for step in range(25)), lots.between("width", 0.35, 0.6) * size)
+    cross = tuple(Stroke((at(turn, 0.9), at(turn + 0.5, 0.9)), 0.4 * size) for turn in (0, 0.25))
+    zigzag = Stroke(tuple((size * (step / 2 - 1), size * (0.4, -0.4)[step % 2]) for step in range(5)), 0.35 * size)
+    shapes: tuple[tuple[Shape, ...], ...] = ((star,), (ring,), cross, (zigzag,))
+    shape = lots.choose("shape", shapes)
+    for x, y in middles:
+        pen.moved(half * x, y).shape(shape, tone, outline=0)
+
+
+PATTERN_MIDDLES = (
+    ((0.0, 0.0),),
+    ((-0.55, 0.0), (0.55, 0.0)),
+    ((0.0, -6.5), (0.0, 6.5)),
+    ((-0.6, 4.5), (0.6, 4.5), (0.0, -5.5)),
+    ((-0.55, -6.0), (0.55, -6.0), (-0.55, 6.0), (0.55, 6.0)),
+)
+"""Of the shapes of a pattern, in half widths of the belly and units, from its middle."""
 
 
 def _heart(x: float, y: float, size: float) -> tuple[Shape, ...]:

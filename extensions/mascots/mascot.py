@@ -46,18 +46,25 @@ ALL: dict[str, tuple[str, ...]] = {
 COMMON: dict[str, tuple[str, ...]] = ALL | {"body": BODIES, "colour": COLOURS, "mark": (NONE,)}
 """Attribute -> its values in pretraining."""
 
-Characters = Literal["pretraining", "held_out", "reserved", "any", "random"]
+Characters = Literal["pretraining", "held_out", "reserved", "any", "random", "patterned"]
 """Which mascots are drawn: those of pretraining; those of its values whose body, colour and hat are never together
 there; those of reserved bodies, colours and marks; any of all of these; those of a body and a colour that have no name
-and come once."""
+and come once; such ones with a pattern, too."""
+
+NAMELESS: dict[str, tuple[str, ...]] = {"random": ("body", "colour"), "patterned": ("body", "colour", "mark")}
+"""Characters -> their attributes whose values have no name and come once."""
 
 BLOB = "blob "
 """Begins the name of a body that is drawn from the number that follows."""
 
+PATTERN = "pattern "
+"""Begins the name of such a mark."""
+
 
 @dataclass(frozen=True)
 class Mascot:
-    """One mascot in one picture. Values: those of `ALL`; a body may be a `blob NUMBER` and a colour `#rrggbb`, too."""
+    """One mascot in one picture. Values: those of `ALL`; without a name, a body is `blob NUMBER`, a colour `#rrggbb`, a
+    mark `pattern NUMBER`."""
 
     body: str = "round"
     colour: str = "blue"
@@ -184,24 +191,27 @@ class Lots:
 def random_mascot(lots: Lots, casting: Casting, who: str = "") -> Mascot:
     """A mascot. who: tells several of one picture apart. `casting.looks()` must not be empty."""
     body, colour, hat = lots.choose(f"{who}look", casting.looks())
-    if casting.characters == "random" and not casting.fixed:
+    mark = lots.choose(f"{who}mark", casting.values("mark"))
+    nameless = () if casting.fixed else NAMELESS.get(casting.characters, ())
+    if "body" in nameless:
         body = f"{BLOB}{lots.choose(f'{who}body', range(2**32))}"
+    if "colour" in nameless:
         red, green, blue = (int(lots.between(f"{who}{part}", 16, 250)) for part in ("red", "green", "blue"))
         colour = f"#{red:02x}{green:02x}{blue:02x}"
+    if "mark" in nameless:
+        mark = f"{PATTERN}{lots.choose(f'{who}pattern', range(2**32))}"
     held = casting.values("held")
     return Mascot(
         body=body,
         colour=colour,
+        mark=mark,
         hat=hat,
         held=lots.choose(f"{who}held", [*[NONE] * (len(held) - 2), *held] if NONE in held else held),
         trigger=casting.fixed.get("trigger", ""),
         dx=lots.between(f"{who}dx", -4 * casting.jitter, 4 * casting.jitter),
         dy=lots.between(f"{who}dy", -2 * casting.jitter, 2 * casting.jitter),
         scale=lots.between(f"{who}scale", 1 - 0.06 * casting.jitter, 1 + 0.03 * casting.jitter),
-        **{
-            name: lots.choose(who + name, casting.values(name))
-            for name in ("eyes", "mark", "hat_colour", "pose", "place")
-        },
+        **{name: lots.choose(who + name, casting.values(name)) for name in ("eyes", "hat_colour", "pose", "place")},
     )
 
 

@@ -106,6 +106,7 @@ def test_the_plan_says_what_is_drawn(load) -> None:
         ({"crop": 31}, "crop"),
         ({"mascots": "random", "only": {"body": ["round"]}}, r"only\.body"),
         ({"mascots": "random", "only": {"colour": ["red"]}}, r"only\.colour"),
+        ({"mascots": "patterned", "only": {"mark": ["none"]}}, r"only\.mark"),
     ],
 )
 def test_crops_fit_and_strangers_have_their_own_looks(load, section: dict, place: str) -> None:

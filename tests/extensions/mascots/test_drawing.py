@@ -44,6 +44,16 @@ def test_each_two_values_of_an_attribute_look_unlike(attribute: str) -> None:
         assert plainly >= 10, (one, other, plainly)
 
 
+def test_patterns_are_on_the_belly_and_each_is_unlike_the_others() -> None:
+    plain = pixels(replace(BASE, mark=NONE, held=NONE))
+    seen = [pixels(replace(BASE, mark=f"pattern {number}", held=NONE)) for number in range(40)]
+    for picture in seen:
+        rows, columns = np.nonzero(np.abs(picture - plain).max(2) > 8)
+        assert rows.min() > 75 and rows.max() < 118 and columns.min() > 40 and columns.max() < 88
+    for one, other in combinations(seen, 2):
+        assert (np.abs(one - other).max(2) > 30).sum() >= 20
+
+
 def test_the_same_mascot_is_the_same_picture_and_sides_are_those_asked_for() -> None:
     assert np.array_equal(pixels(BASE), pixels(BASE))
     for size in ((64, 64), (96, 128), (192, 96)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from dataclasses import replace
 
 import pytest
 
@@ -133,6 +134,18 @@ def test_a_stranger_has_looks_of_its_own_that_no_caption_names() -> None:
             assert "mascot" in words and m.body not in words and m.colour not in words and m.eyes not in words
     named = Casting("random", only={"body": ("round",)})
     assert all(m.body.startswith("blob ") for _, m in everyone(20, named))
+
+
+def test_a_patterned_stranger_keeps_its_pattern_and_no_caption_names_it() -> None:
+    strangers = everyone(300, Casting("patterned"))
+    assert len({m.mark for _, m in strangers}) == 300
+    for lots, m in strangers:
+        plain = random_mascot(lots, Casting("random"))
+        assert replace(m, mark=NONE) == plain
+        assert all(caption_in(form, m, lots) == caption_in(form, plain, lots) for form in ("full", "short", "free"))
+    for index in range(100):
+        pair = edit(4, index, Casting("patterned"))
+        assert pair.after[0].mark == pair.before[0].mark
 
 
 def test_edits_of_a_stranger_keep_its_looks_but_for_a_named_colour() -> None:
