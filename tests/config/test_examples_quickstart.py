@@ -111,7 +111,7 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
     assert finished.printed.splitlines()[-1].endswith("output/quickstart/samples/overview.png")
     steps = {path.name.partition("_")[0] for path in (finished.folder / "samples").glob("*.jpg")}
-    assert steps == {f"{step:09}" for step in (0, 100, 200, 300)}
+    assert steps == {f"{step:09}" for step in (0, 80, 160, 240)}
     with Image.open(finished.folder / "samples" / "overview.png") as sheet:
         assert min(sheet.size) > 4 * 128
 
