@@ -29,17 +29,15 @@ from benchmarks import report, timing  # noqa: E402
 from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, trained  # noqa: E402
 from extensions.mascots.drawing import draw  # noqa: E402
-from extensions.mascots.mascot import Casting, Lots, Mascot, Pair, random_mascot  # noqa: E402
+from extensions.mascots.mascot import ALL, NONE, Casting, Lots, Mascot, Pair, random_mascot  # noqa: E402
 from extensions.mascots.words import caption, edit_of_two  # noqa: E402
 
 EXAMPLES = ROOT / "config" / "examples"
 SEED = 99
 """Of the mascots and the noise of the samples."""
 
-UNSEEN = {"pose": ("jumping", "cheering"), "place": ("snow", "beach"), "hat": ("cap", "top hat", "party hat", "crown")}
-"""What the character's pictures in the quickstart do not show."""
-
 LOOKS = ("body", "colour", "mark")
+SCENE = ("pose", "place", "hat")
 
 Job = dict[str, Any]
 Figures = dict[str, float]
@@ -52,7 +50,17 @@ def training(job: Job) -> dict[str, Any]:
 
 def character(job: Job) -> dict[str, str]:
     """The looks and the trigger word of the new character."""
-    return next(section["character"] for section in job["config"]["process"] if "character" in section)
+    return _drawn(job)["character"]
+
+
+def unseen(job: Job) -> dict[str, tuple[str, ...]]:
+    """The poses, places and hats that the pictures of the new character do not show."""
+    shown: dict[str, list[str]] = _drawn(job)["only"]
+    return {name: tuple(value for value in ALL[name] if value not in [NONE, *shown[name]]) for name in SCENE}
+
+
+def _drawn(job: Job) -> dict[str, Any]:
+    return next(section for section in job["config"]["process"] if "character" in section)
 
 
 # ------------------------------------------------------------ variants
@@ -142,20 +150,23 @@ OF_PAIRS: tuple[Variant, ...] = (as_it_is, references_left_out, references_swapp
 
 def of_character(tiny: TinyModel, job: Job, count: int) -> Figures:
     """Shares of samples in which the character is recognised by body, colour and mark at once, asked for by its trigger
-    alone, and in which a mascot of pretraining keeps body and colour."""
-    looks = character(job)
-    asked, others = [], []
-    for index in range(count):
-        scene = random_mascot(Lots(SEED, "learning", index), Casting("pretraining", only=UNSEEN))
-        asked.append(caption(Mascot(**{**vars(scene), **looks})))
-        others.append(random_mascot(Lots(SEED, "stays", index), Casting("pretraining")))
-    new = [all(row[name] == looks[name] for name in LOOKS) for row in tiny.seen(tiny.samples(asked))]
-    rows = tiny.seen(tiny.samples([caption(other) for other in others]))
-    stays = [
-        all(row[name] == getattr(other, name) for name in ("body", "colour"))
-        for row, other in zip(rows, others, strict=True)
+    alone; in which it has the pose, is in the place and wears the hat that were asked for, none of which its pictures
+    show; and in which a mascot of pretraining keeps body and colour."""
+    looks, scenes = character(job), Casting("pretraining", only=unseen(job))
+    asked = [
+        Mascot(**{**vars(random_mascot(Lots(SEED, "learning", index), scenes)), **looks}) for index in range(count)
     ]
-    return {"character": sum(new) / count, "others": sum(stays) / count}
+    others = [random_mascot(Lots(SEED, "stays", index), Casting("pretraining")) for index in range(count)]
+
+    def rows(mascots: Sequence[Mascot]) -> list[dict[str, str]]:
+        return tiny.seen(tiny.samples([caption(mascot) for mascot in mascots]))
+
+    new = rows(asked)
+    return {
+        "character": _share(new, asked, *LOOKS),
+        **{name: _share(new, asked, name) for name in SCENE},
+        "others": _share(rows(others), others, "body", "colour"),
+    }
 
 
 def of_pairs(tiny: TinyModel, job: Job, count: int) -> Figures:
@@ -170,12 +181,13 @@ def of_pairs(tiny: TinyModel, job: Job, count: int) -> Figures:
     references = [[draw([before], SIDE, SIDE) for before in pair.before] for pair in pairs]
     rows = tiny.seen(tiny.samples([pair.instruction for pair in pairs], references))
     shown = [pair.after[0] for pair in pairs]
+    return {"character": _share(rows, shown, *LOOKS), "hat": _share(rows, shown, "hat", "hat_colour")}
 
-    def share(*names: str) -> float:
-        right = [all(r[name] == getattr(m, name) for name in names) for r, m in zip(rows, shown, strict=True)]
-        return sum(right) / count
 
-    return {"character": share(*LOOKS), "hat": share("hat", "hat_colour")}
+def _share(rows: Sequence[dict[str, str]], mascots: Sequence[Mascot], *names: str) -> float:
+    """Of the samples in which all these attributes are seen as they were asked for."""
+    right = [all(row[name] == getattr(m, name) for name in names) for row, m in zip(rows, mascots, strict=True)]
+    return sum(right) / len(right)
 
 
 @dataclass(frozen=True)

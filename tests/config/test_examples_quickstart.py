@@ -120,11 +120,12 @@ def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
 def test_the_character_is_there_afterwards_and_the_others_still_are(
     finished: Finished, classifier: MascotClassifier
 ) -> None:
-    """On fewer samples than those of the benchmark (0.85 and 0.98): the bounds allow for sampling error."""
+    """On fewer samples than those of the benchmark: the bounds allow for sampling error."""
     before = of_character(JOB.tiny("", classifier), JOB.job(), 30)
     after = of_character(JOB.tiny(str(finished.lora()), classifier), JOB.job(), 30)
-    assert before["character"] == 0 and after["character"] >= 0.6, (before, after)
-    assert after["others"] >= 0.75, (before, after)
+    least = {"character": 0.75, "pose": 0.5, "place": 0.8, "hat": 0.5, "others": 0.85}
+    assert before["character"] == 0, before
+    assert {name: after[name] for name in least if after[name] < least[name]} == {}, after
 
 
 @pytest.mark.slow
