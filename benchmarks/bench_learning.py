@@ -28,6 +28,7 @@ import run  # noqa: E402
 from benchmarks import report, timing  # noqa: E402
 from benchmarks.bench_mascots import SIDE, TinyModel, load  # noqa: E402
 from benchmarks.mascot_classifier import MascotClassifier, trained  # noqa: E402
+from extensions.mascots.config import OnlyConfig  # noqa: E402
 from extensions.mascots.drawing import draw  # noqa: E402
 from extensions.mascots.mascot import ALL, NONE, Casting, Lots, Mascot, Pair, random_mascot  # noqa: E402
 from extensions.mascots.words import caption, edit_of_two  # noqa: E402
@@ -54,9 +55,9 @@ def character(job: Job) -> dict[str, str]:
 
 
 def unseen(job: Job) -> dict[str, tuple[str, ...]]:
-    """The poses, places and hats that the pictures of the new character do not show."""
-    shown: dict[str, list[str]] = _drawn(job)["only"]
-    return {name: tuple(value for value in ALL[name] if value not in [NONE, *shown[name]]) for name in SCENE}
+    """The poses, places and hats that the pictures of the new character do not show; no hat is none of these."""
+    shown = OnlyConfig.model_validate(_drawn(job)["only"]).given()
+    return {name: tuple(value for value in ALL[name] if value not in (NONE, *shown[name])) for name in SCENE}
 
 
 def _drawn(job: Job) -> dict[str, Any]:
