@@ -10,7 +10,7 @@ from typing import Annotated, Any, ClassVar, Literal
 from pydantic import BeforeValidator, Field, PlainSerializer, WithJsonSchema
 
 from extensions.mascots.mascot import ALL, MARKS, NAMELESS, Casting
-from extensions.mascots.words import ALWAYS_POSSIBLE, CHANGES, can_edit
+from extensions.mascots.words import ALWAYS_POSSIBLE, CHANGES, HAT_RATE, can_edit
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
@@ -149,6 +149,10 @@ class MascotsConfig(ProcessConfig):
 
     edits_of_two: int = Field(default=0, ge=0, le=1_000_000)
     """Two mascots, and both of them in one picture, or the first with the hat of the second. 0: none."""
+
+    hat_rate: float = Field(default=HAT_RATE, ge=0, le=1)
+    """Share of `edits_of_two` in which the first mascot puts on the hat of the second, where it can be another one; in
+    the others both are side by side. 0 to 1."""
 
     scribbles: int = Field(default=0, ge=0, le=1_000_000)
     """Pictures of any shapes in any colours, without captions: for autoencoders that should do more than mascots. 0:

@@ -51,11 +51,12 @@ class MascotsProcess(BaseExtensionProcess):
 
     def _draw_all(self, folder: Path) -> None:
         section = self.section
-        chosen_edit = partial(edit, changes=section.changes)
+        edit_of_one = partial(edit, changes=section.changes)
+        hat_or_both = partial(edit_of_two, hat_rate=section.hat_rate)
         sets: tuple[tuple[str, int, Callable[[Path, int], None]], ...] = (
             ("pictures", section.count, self._picture),
-            ("edits", section.edits, lambda place, index: self._pair(place, index, chosen_edit)),
-            ("edits_of_two", section.edits_of_two, lambda place, index: self._pair(place, index, edit_of_two)),
+            ("edits", section.edits, lambda place, index: self._pair(place, index, edit_of_one)),
+            ("edits_of_two", section.edits_of_two, lambda place, index: self._pair(place, index, hat_or_both)),
             ("scribbles", section.scribbles, self._scribble),
         )
         self.progress_bar.reset(section.total())

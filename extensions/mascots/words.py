@@ -168,8 +168,12 @@ def edit(seed: int, index: int, casting: Casting, changes: Collection[str] = CHA
     return Pair((before,), " and ".join(words), (after,))
 
 
-def edit_of_two(seed: int, index: int, casting: Casting) -> Pair:
-    """Two mascots before; after it both side by side, or the first with the hat of the second."""
+HAT_RATE = 0.4
+
+
+def edit_of_two(seed: int, index: int, casting: Casting, hat_rate: float = HAT_RATE) -> Pair:
+    """Two mascots before; after it both side by side, or the first with the hat of the second: at this rate, 0 to 1, of
+    those where it can be another hat."""
     lots = Lots(seed, "edit of two", index)
     first = random_mascot(lots, casting)
     of_second = Casting() if casting.fixed else casting
@@ -177,7 +181,7 @@ def edit_of_two(seed: int, index: int, casting: Casting) -> Pair:
     hats = [
         hat for hat in _hats_of(first, casting) if hat not in (NONE, first.hat) and hat in _hats_of(second, of_second)
     ]
-    if hats and lots.chance("hat", 0.4):
+    if hats and lots.chance("hat", hat_rate):
         second = replace(second, hat=lots.choose("hat of the second", hats))
         after = replace(first, hat=second.hat, hat_colour=second.hat_colour)
         return Pair((first, second), "the mascot of Picture 1 wears the hat of Picture 2", (after,))

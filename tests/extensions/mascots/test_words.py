@@ -125,6 +125,12 @@ def test_edits_of_two_show_both_or_a_hat_that_changes_its_head() -> None:
     assert min(kinds[1], kinds[2]) > 80
 
 
+def test_at_a_rate_of_one_every_edit_of_two_that_can_is_a_hat_and_at_zero_none() -> None:
+    pipo = Casting(fixed=PIPO)
+    shown = [{len(edit_of_two(0, index, pipo, hat_rate).after) for index in range(100)} for hat_rate in (0, 1)]
+    assert shown == [{2}, {1}]
+
+
 def test_a_stranger_has_looks_of_its_own_that_no_caption_names() -> None:
     strangers = everyone(300, Casting("random"))
     assert len({m.body for _, m in strangers}) == 300 and len({m.colour for _, m in strangers}) > 295
