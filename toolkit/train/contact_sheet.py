@@ -1,9 +1,9 @@
-"""The samples of a run on one sheet: images it is trained on above, then a row for each prompt, a column for each step.
-Imports no torch."""
+"""The samples of a run on one sheet: images it is trained on above, then a row for each prompt, a column for each step;
+on the left the reference images of the prompt. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TypeVar
@@ -31,10 +31,12 @@ CELL = 192
 _GAP, _LINE = 6, 14
 
 
-def write_contact_sheet(folder: Path, training: Sequence[Path] = ()) -> Path | None:
+def write_contact_sheet(
+    folder: Path, training: Sequence[Path] = (), references: Mapping[int, Sequence[Path]] | None = None
+) -> Path | None:
     """Writes the sheet of a run and returns its path; None where there are no samples. training: images for its first
-    row, in half size; of many, evenly chosen ones. Raises OSError where an image cannot be read or the sheet cannot be
-    written."""
+    row, in half size; of many, evenly chosen ones. references: index of a sample -> its reference images. Raises
+    OSError where an image cannot be read or the sheet cannot be written."""
     samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
     if not samples:
         return None
@@ -42,7 +44,7 @@ def write_contact_sheet(folder: Path, training: Sequence[Path] = ()) -> Path | N
     rows = sorted({sample.index for sample in samples})[:ROWS]
     cells = {(sample.index, sample.step): sample for sample in samples if sample.step in steps}
     path = folder / SAMPLES / OVERVIEW
-    sheet = _drawn(cells, rows, steps, training)
+    sheet = _drawn(cells, rows, steps, training, references or {})
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="png")
     return path
@@ -56,35 +58,54 @@ def _spread(values: Sequence[Value], most: int) -> list[Value]:
 
 
 def _drawn(
-    cells: dict[tuple[int, int], SampleImage], rows: Sequence[int], steps: Sequence[int], training: Sequence[Path]
+    cells: dict[tuple[int, int], SampleImage],
+    rows: Sequence[int],
+    steps: Sequence[int],
+    training: Sequence[Path],
+    references: Mapping[int, Sequence[Path]],
 ) -> Image.Image:
-    """The sheet: images of the training, steps above the columns, the prompt above each row."""
+    """The sheet: images of the training, steps above the columns, the prompt above each row, its references
+    on the left."""
     images = {place: _thumbnail(sample.path) for place, sample in cells.items() if place[0] in rows}
     width = max(image.width for image in images.values())
-    total = _GAP + len(steps) * (width + _GAP)
     small = (width - _GAP) // 2
+    beside = {row: [_thumbnail(path, small) for path in references.get(row, ())] for row in rows}
+    left = _GAP + (small + _GAP if any(beside.values()) else 0)
+    total = left + len(steps) * (width + _GAP)
     shown = [_thumbnail(path, small) for path in _spread(training, 2 * len(steps))] if len(steps) > 1 else []
     above = _LINE + max(image.height for image in shown) + _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
-    heights = {row: max((images[place].height for place in images if place[0] == row), default=0) for row in rows}
+    heights = {
+        row: max(
+            max((images[place].height for place in images if place[0] == row), default=0),
+            sum(image.height + _GAP for image in beside[row]) - _GAP,
+        )
+        for row in rows
+    }
     height = above + _LINE + _GAP + sum(heights[row] + len(titles[row]) * _LINE + _GAP for row in rows)
     sheet = Image.new("RGB", (total, height), "white")
     pen = ImageDraw.Draw(sheet)
     for place, image in enumerate(shown):
-        sheet.paste(image, (_GAP + place // 2 * (width + _GAP) + place % 2 * (small + _GAP), _LINE))
+        sheet.paste(image, (left + place // 2 * (width + _GAP) + place % 2 * (small + _GAP), _LINE))
     if shown:
-        pen.text((_GAP, 0), "images of the training", fill="black", font=font)
+        pen.text((left, 0), "images of the training", fill="black", font=font)
+    if any(beside.values()):
+        pen.text((_GAP, above + 2), "references", fill="black", font=font)
     for column, step in enumerate(steps):
-        pen.text((_GAP + column * (width + _GAP), above + 2), f"step {step}", fill="black", font=font)
+        pen.text((left + column * (width + _GAP), above + 2), f"step {step}", fill="black", font=font)
     top = above + _LINE + _GAP
     for row in rows:
         for line in titles[row]:
             pen.text((_GAP, top), line, fill="black", font=font)
             top += _LINE
+        below = top
+        for image in beside[row]:
+            sheet.paste(image, (_GAP, below))
+            below += image.height + _GAP
         for column, step in enumerate(steps):
             if (row, step) in images:
-                sheet.paste(images[row, step], (_GAP + column * (width + _GAP), top))
+                sheet.paste(images[row, step], (left + column * (width + _GAP), top))
         top += heights[row] + _GAP
     return sheet
 

@@ -82,6 +82,22 @@ def test_images_of_the_training_come_first_in_half_size(tmp_path: Path) -> None:
     assert colours[255, 0, 255] == 29 * 29 and colours[255, 0, 0] == 64 * 48
 
 
+def test_reference_images_of_a_prompt_are_on_its_left_in_half_size(tmp_path: Path) -> None:
+    run = write_samples(tmp_path / "run", [0, 1], ["a cat", "a dog"])
+    pictures = [tmp_path / f"{name}.png" for name in ("first", "second")]
+    for path, colour in zip(pictures, ("magenta", "cyan"), strict=True):
+        Image.new("RGB", (64, 64), colour).save(path)
+    callback = OverviewCallback(run, [], [[], pictures])
+    callback.event("sample", step=1)
+    colours = counted(run / "samples" / "overview.png")
+    assert colours[255, 0, 255] == colours[0, 255, 255] == 29 * 29
+    assert sum(colours.get(colour, 0) for colour in ((255, 0, 0), (0, 128, 0), (0, 0, 255))) == 4 * 64 * 48
+    sheet = Image.open(run / "samples" / "overview.png").convert("RGB")
+    assert sheet.width == 6 + 29 + 6 + 2 * (64 + 6)
+    top = 14 + 6 + 14 + 48 + 6 + 14  # of the second row
+    assert [sheet.getpixel((6 + 14, top + below)) for below in (14, 29 + 6 + 14)] == [(255, 0, 255), (0, 255, 255)]
+
+
 def test_a_sheet_that_cannot_be_drawn_is_a_warning(tmp_path: Path, caplog) -> None:
     folder = write_samples(tmp_path, [0], ["a cat"])
     (folder / "samples" / "000000000_0.png").write_bytes(b"no image")

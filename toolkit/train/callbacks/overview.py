@@ -17,9 +17,11 @@ logger = logging.getLogger(__name__)
 class OverviewCallback(Callback):
     """Draws the sheet; the run goes on where that fails."""
 
-    def __init__(self, folder: Path, training: Iterable[Path]) -> None:
-        """folder: of the run's files. training: folders of images for the first row."""
+    def __init__(self, folder: Path, training: Iterable[Path], references: Iterable[Sequence[Path]] = ()) -> None:
+        """folder: of the run's files. training: folders of images for the first row. references: the reference
+        images of each sample, in order."""
         self._folder, self._folders = folder, tuple(training)
+        self._references = dict(enumerate(references))
         self._images: Sequence[Path] | None = None
 
     def event(self, event: str, **details: object) -> None:
@@ -29,7 +31,7 @@ class OverviewCallback(Callback):
         try:
             if self._images is None:
                 self._images = [image for folder in self._folders for image in _images_in(folder)]
-            write_contact_sheet(self._folder, self._images)
+            write_contact_sheet(self._folder, self._images, self._references)
         except OSError as error:
             logger.warning(f"no sheet of the samples: {error}")
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.output import SampleIntervalConfig, SaveConfig
+from toolkit.config.output import SampleConfig, SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS, EventLog
@@ -83,7 +83,7 @@ class Reporting:
         listeners: list[Event] = [events.add, *(callback.event for callback in (*tracking, *report))]
         overview: tuple[OverviewCallback, ...] = ()
         if section.sample and section.sample.overview:
-            overview = (OverviewCallback(folder, _folders_of_images(section)),)
+            overview = (OverviewCallback(folder, _folders_of_images(section), _references_of_samples(section)),)
             listeners.append(overview[0].event)  # behind the log of events, which has the prompts
         return cls(tracking, _fan_out(listeners), status, report, overview)
 
@@ -93,6 +93,14 @@ def _folders_of_images(section: TrainerConfig) -> Iterator[Path]:
     for dataset in getattr(section, "datasets", ()):
         if dataset.folder_path and not dataset.is_reg:
             yield Path(dataset.folder_path).expanduser()
+
+
+def _references_of_samples(section: TrainerConfig) -> Iterator[list[Path]]:
+    """The reference images of each sample; nothing where samples have no prompts."""
+    for given in (section.sample, getattr(section, "first_sample", None)):
+        if isinstance(given, SampleConfig):
+            for item in given.sample_items():
+                yield [Path(path).expanduser() for path in item.ctrl_img]
 
 
 def standard_callbacks(
