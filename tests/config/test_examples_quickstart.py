@@ -1,4 +1,4 @@
-"""The quickstart on the shipped model: what it leaves, that the new character is learned, and that diffusers agrees."""
+"""The quickstart and the pairs on the shipped model: what they leave, what is learned, and that diffusers agrees."""
 
 from __future__ import annotations
 
@@ -14,7 +14,8 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks.bench_learning import Example, of_character
+from benchmarks import bench_learning
+from benchmarks.bench_learning import Example, of_character, of_pairs
 from benchmarks.bench_mascots import GUIDANCE_OF, TinyModel, load, text, vae
 from benchmarks.mascot_classifier import MascotClassifier, train
 from tests.conftest import ROOT, child_environment
@@ -25,6 +26,7 @@ from toolkit.train.sampling import SamplePrompt, Sampler
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"
 JOB = Example(ROOT / "config" / "examples" / "quickstart.yaml", (), of_character)
+PAIRS = Example(ROOT / "config" / "examples" / "mascot_hats.yaml", (), of_pairs)
 WEIGHTS = sorted(MODEL.rglob("*.safetensors"))
 
 # ------------------------------------------------------------ the shipped folder
@@ -145,3 +147,16 @@ def test_diffusers_paints_the_same_with_and_without_the_lora(
     assert difference("") >= 60
     pipeline.load_lora_weights(str(finished.lora()))
     assert difference(str(finished.lora())) >= 60
+
+
+# ------------------------------------------------------------ the pairs
+
+
+@pytest.mark.slow
+def test_pairs_teach_the_hat_of_the_second_reference(classifier: MascotClassifier, tmp_path: Path) -> None:
+    """A training without the references leaves the hats as they were."""
+    job = PAIRS.job()
+    del bench_learning.training(job)["sample"]
+    lora, _ = bench_learning.train(job, bench_learning.as_it_is, tmp_path / "pairs")
+    before, after = (of_pairs(PAIRS.tiny(file, classifier), job, 40) for file in ("", str(lora)))
+    assert after["character"] >= 0.9 and after["hat"] >= before["hat"] + 0.05, (before, after)
