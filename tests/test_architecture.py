@@ -293,10 +293,10 @@ def test_a_key_that_a_section_does_not_have_is_a_type_error(tmp_path: Path) -> N
     command = [sys.executable, "-m", "mypy", "--config-file", str(ROOT / "pyproject.toml"), str(reader)]
     result = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    assert result.stdout.splitlines() == [
-        f'{reader}:9: error: "TrainConfig" has no attribute "stepz"; maybe "steps"?  [attr-defined]',
-        "Found 1 error in 1 file (checked 1 source file)",
-    ]
+    found, summary = result.stdout.splitlines()
+    # Only its name: mypy's cache may name the folder of an earlier run of this test.
+    assert found.endswith('/reader.py:9: error: "TrainConfig" has no attribute "stepz"; maybe "steps"?  [attr-defined]')
+    assert summary == "Found 1 error in 1 file (checked 1 source file)"
 
 
 # ------------------------------------------------------------ one model family is one folder
