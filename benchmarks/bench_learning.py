@@ -234,9 +234,10 @@ def train(job: Job, variant: Variant, folder: Path) -> tuple[Path, float]:
     return made / f"{name}.safetensors", time.perf_counter() - began
 
 
-def measure(example: Example, chosen: Sequence[str], count: int, folder: Path) -> dict[str, Figures]:
+def measure(
+    example: Example, chosen: Sequence[str], count: int, folder: Path, classifier: MascotClassifier
+) -> dict[str, Figures]:
     """Variant -> its figures; first those of the model alone."""
-    classifier = trained()
     found: dict[str, Figures] = {}
 
     def line(name: str, job: Job, lora: str, seconds: float) -> None:
@@ -274,9 +275,10 @@ def main(argv: Sequence[str] | None = None) -> None:
         sys.exit(run.main(["job.yaml"]))
     timing.one_thread()
     report.card("learning", f"{asked.count} samples of each kind")
+    classifier = trained()
     with tempfile.TemporaryDirectory() as folder:
         figures = {
-            example.file.stem: measure(example, asked.variant, asked.count, Path(folder))
+            example.file.stem: measure(example, asked.variant, asked.count, Path(folder), classifier)
             for example in MEASURED
             if not asked.example or example.file.stem in asked.example
         }

@@ -14,8 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from benchmarks import bench_learning
-from benchmarks.bench_learning import Example, of_character, of_pairs
+from benchmarks.bench_learning import Example, as_it_is, measure, of_character, of_pairs
 from benchmarks.bench_mascots import GUIDANCE_OF, TinyModel, load, text, vae
 from benchmarks.mascot_classifier import MascotClassifier, train
 from tests.conftest import ROOT, child_environment
@@ -26,7 +25,7 @@ from toolkit.train.sampling import SamplePrompt, Sampler
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"
 JOB = Example(ROOT / "config" / "examples" / "quickstart.yaml", (), of_character)
-PAIRS = Example(ROOT / "config" / "examples" / "mascot_hats.yaml", (), of_pairs)
+PAIRS = Example(ROOT / "config" / "examples" / "mascot_hats.yaml", (as_it_is,), of_pairs)
 WEIGHTS = sorted(MODEL.rglob("*.safetensors"))
 
 # ------------------------------------------------------------ the shipped folder
@@ -155,8 +154,6 @@ def test_diffusers_paints_the_same_with_and_without_the_lora(
 @pytest.mark.slow
 def test_pairs_teach_the_hat_of_the_second_reference(classifier: MascotClassifier, tmp_path: Path) -> None:
     """A training without the references leaves the hats as they were."""
-    job = PAIRS.job()
-    del bench_learning.training(job)["sample"]
-    lora, _ = bench_learning.train(job, bench_learning.as_it_is, tmp_path / "pairs")
-    before, after = (of_pairs(PAIRS.tiny(file, classifier), job, 40) for file in ("", str(lora)))
+    found = measure(PAIRS, (), 40, tmp_path, classifier)
+    before, after = found["before"], found["as_it_is"]
     assert after["character"] >= 0.9 and after["hat"] >= before["hat"] + 0.05, (before, after)

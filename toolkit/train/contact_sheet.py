@@ -3,7 +3,7 @@ on the left the reference images of the prompt. Imports no torch."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from textwrap import wrap
 from typing import TypeVar
@@ -32,10 +32,10 @@ _GAP, _LINE = 6, 14
 
 
 def write_contact_sheet(
-    folder: Path, training: Sequence[Path] = (), references: Mapping[int, Sequence[Path]] | None = None
+    folder: Path, training: Sequence[Path] = (), references: Sequence[Sequence[Path]] = ()
 ) -> Path | None:
     """Writes the sheet of a run and returns its path; None where there are no samples. training: images for its first
-    row, in half size; of many, evenly chosen ones. references: index of a sample -> its reference images. Raises
+    row, in half size; of many, evenly chosen ones. references: the reference images of each sample, in order. Raises
     OSError where an image cannot be read or the sheet cannot be written."""
     samples = [sample for sample in list_samples(folder) if sample.path.suffix != ".tmp"]
     if not samples:
@@ -44,7 +44,7 @@ def write_contact_sheet(
     rows = sorted({sample.index for sample in samples})[:ROWS]
     cells = {(sample.index, sample.step): sample for sample in samples if sample.step in steps}
     path = folder / SAMPLES / OVERVIEW
-    sheet = _drawn(cells, rows, steps, training, references or {})
+    sheet = _drawn(cells, rows, steps, training, references)
     with atomic_write(path) as temporary:
         sheet.save(temporary, format="png")
     return path
@@ -62,27 +62,27 @@ def _drawn(
     rows: Sequence[int],
     steps: Sequence[int],
     training: Sequence[Path],
-    references: Mapping[int, Sequence[Path]],
+    references: Sequence[Sequence[Path]],
 ) -> Image.Image:
     """The sheet: images of the training, steps above the columns, the prompt above each row, its references
     on the left."""
-    images = {place: _thumbnail(sample.path) for place, sample in cells.items() if place[0] in rows}
+    images: dict[tuple[int, int | None], Image.Image] = {
+        place: _thumbnail(sample.path) for place, sample in cells.items() if place[0] in rows
+    }
     width = max(image.width for image in images.values())
     small = (width - _GAP) // 2
-    beside = {row: [_thumbnail(path, small) for path in references.get(row, ())] for row in rows}
-    left = _GAP + (small + _GAP if any(beside.values()) else 0)
+    beside = {row: _stacked(paths, small) for row, paths in enumerate(references) if paths and row in rows}
+    images |= {(row, None): image for row, image in beside.items()}
+    left = _GAP + (small + _GAP if beside else 0)
+    columns: dict[int | None, int] = {step: left + place * (width + _GAP) for place, step in enumerate(steps)}
+    if beside:
+        columns[None] = _GAP
     total = left + len(steps) * (width + _GAP)
     shown = [_thumbnail(path, small) for path in _spread(training, 2 * len(steps))] if len(steps) > 1 else []
     above = _LINE + max(image.height for image in shown) + _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
-    heights = {
-        row: max(
-            max((images[place].height for place in images if place[0] == row), default=0),
-            sum(image.height + _GAP for image in beside[row]) - _GAP,
-        )
-        for row in rows
-    }
+    heights = {row: max((images[place].height for place in images if place[0] == row), default=0) for row in rows}
     height = above + _LINE + _GAP + sum(heights[row] + len(titles[row]) * _LINE + _GAP for row in rows)
     sheet = Image.new("RGB", (total, height), "white")
     pen = ImageDraw.Draw(sheet)
@@ -90,24 +90,29 @@ def _drawn(
         sheet.paste(image, (left + place // 2 * (width + _GAP) + place % 2 * (small + _GAP), _LINE))
     if shown:
         pen.text((left, 0), "images of the training", fill="black", font=font)
-    if any(beside.values()):
-        pen.text((_GAP, above + 2), "references", fill="black", font=font)
-    for column, step in enumerate(steps):
-        pen.text((left + column * (width + _GAP), above + 2), f"step {step}", fill="black", font=font)
+    for step, x in columns.items():
+        pen.text((x, above + 2), "references" if step is None else f"step {step}", fill="black", font=font)
     top = above + _LINE + _GAP
     for row in rows:
         for line in titles[row]:
             pen.text((_GAP, top), line, fill="black", font=font)
             top += _LINE
-        below = top
-        for image in beside[row]:
-            sheet.paste(image, (_GAP, below))
-            below += image.height + _GAP
-        for column, step in enumerate(steps):
+        for step, x in columns.items():
             if (row, step) in images:
-                sheet.paste(images[row, step], (left + column * (width + _GAP), top))
+                sheet.paste(images[row, step], (x, top))
         top += heights[row] + _GAP
     return sheet
+
+
+def _stacked(paths: Sequence[Path], longest: int) -> Image.Image:
+    """Thumbnails, one below the other."""
+    images = [_thumbnail(path, longest) for path in paths]
+    stack = Image.new("RGB", (longest, sum(image.height + _GAP for image in images) - _GAP), "white")
+    top = 0
+    for image in images:
+        stack.paste(image, (0, top))
+        top += image.height + _GAP
+    return stack
 
 
 def _title(cells: dict[tuple[int, int], SampleImage], row: int, width: int) -> list[str]:

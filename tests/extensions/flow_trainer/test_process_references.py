@@ -36,7 +36,7 @@ def job(flow_job: Callable[..., dict], pairs: dict, **changes: object) -> dict:
     validation = {"fraction": 0.3, "every": 2}
     drawn = [f"{path}/d.png" for path in pairs["control_path"]]
     pictures = {"width": 64, "height": 72, "sample_steps": 2, "samples": [{"prompt": "d", "ctrl_img": drawn}]}
-    keys = {"sample": {"sample_every": 2, **pictures}, "save": {"save_every": 2}, **changes}
+    keys = {"sample": {"sample_every": 2, "overview": True, **pictures}, "save": {"save_every": 2}, **changes}
     keys |= {} if "autoencoder" in changes else {"validation": validation}
     return flow_job(Path(), QWEN, datasets=[pairs], **keys)
 
@@ -54,6 +54,7 @@ def test_a_run_with_references_goes_on_to_the_same_bytes(
     files += [] if keys else ["validation.jsonl"]
     assert [file for file in files if (whole / file).read_bytes() != (again / file).read_bytes()] == []
     assert Image.open(whole / files[3]).size == (64, 72)
+    assert Image.open(whole / "samples" / "overview.png").width == 6 + (29 + 6) + 3 * (64 + 6)  # references on the left
 
 
 def test_the_plan_counts_the_tokens_of_references(flow_job: Callable[..., dict], pairs: dict) -> None:

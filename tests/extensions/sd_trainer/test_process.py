@@ -337,7 +337,9 @@ def test_images_with_none_to_three_references_train_together(
         "control_path": list(map(str, slots)),
         "control_optional": True,
     }
-    section = trainer(datasets=[dataset], train={"steps": 3, "batch_size": 2})
+    drawn = [{"prompt": "x"}, {"prompt": "y", "ctrl_img": str(slots[1] / "two.png")}]
+    sample = {"sample_every": 3, "sample_steps": 1, "width": 64, "height": 64, "overview": True, "samples": drawn}
+    section = trainer(datasets=[dataset], train={"steps": 3, "batch_size": 2}, sample=sample)
     result = run_py(write_job(section, name="edits"))
     assert result.returncode == 0, result.stderr
     plan = run_py(tmp_path / "edits.yaml", "--dry-run", "--json")
@@ -347,6 +349,8 @@ def test_images_with_none_to_three_references_train_together(
     assert all(line["loss"] > 0 and "skipped" not in line for line in metrics)
     assert len(list((tmp_path / "output" / "_cache" / "latents").rglob("*.safetensors"))) == 5 + 4 + 2 + 1
     assert tensors_of(tmp_path / "output" / "edits" / "edits.safetensors")[0]
+    with Image.open(tmp_path / "output" / "edits" / "samples" / "overview.png") as sheet:
+        assert sheet.width == 6 + (29 + 6) + 2 * (64 + 6)  # references on the left, then steps 0 and 3
 
 
 def test_masks_flips_and_regularisation_images_go_on_in_the_same_bits(

@@ -21,7 +21,7 @@ class OverviewCallback(Callback):
         """folder: of the run's files. training: folders of images for the first row. references: the reference
         images of each sample, in order."""
         self._folder, self._folders = folder, tuple(training)
-        self._references = dict(enumerate(references))
+        self._references = tuple(references)
         self._images: Sequence[Path] | None = None
 
     def event(self, event: str, **details: object) -> None:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from toolkit.config.output import SampleConfig, SampleIntervalConfig, SaveConfig
+from toolkit.config.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
 from toolkit.log import StatusLine
 from toolkit.run_files import EVENTS, EventLog
@@ -96,11 +96,9 @@ def _folders_of_images(section: TrainerConfig) -> Iterator[Path]:
 
 
 def _references_of_samples(section: TrainerConfig) -> Iterator[list[Path]]:
-    """The reference images of each sample; nothing where samples have no prompts."""
-    for given in (section.sample, getattr(section, "first_sample", None)):
-        if isinstance(given, SampleConfig):
-            for item in given.sample_items():
-                yield [Path(path).expanduser() for path in item.ctrl_img]
+    """The reference images of each sample, in order; nothing where samples have no prompts."""
+    for picture in getattr(section, "sample_pictures", tuple)():
+        yield [Path(path).expanduser() for path in picture.ctrl_img]
 
 
 def standard_callbacks(
