@@ -1,0 +1,102 @@
+"""The workflows that publish the image, and the RunPod template that uses it. Nothing is sent: the workflows are read
+and linted, the template is held against RunPod's published schema."""
+
+from __future__ import annotations
+
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any, Literal
+
+import pytest
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from tests.docker.test_dockerfile import EXCLUDED, tool
+
+ROOT = Path(__file__).resolve().parents[2]
+WORKFLOWS = sorted((ROOT / ".github" / "workflows").glob("*.yml"))
+TEMPLATE = json.loads((ROOT / "docker" / "runpod_template.json").read_text())
+GUIDE = (ROOT / "docs" / "runpod.md").read_text()
+
+
+class Strict(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+
+class PersistentMount(Strict):
+    size: int = Field(ge=10)
+    path: str
+
+
+class TemplateMounts(Strict):
+    persistent: PersistentMount
+
+
+class CreateTemplateRequest(Strict):
+    """The body of `POST /v2/templates`: components.schemas.CreateTemplateRequest of api-reference-v2/openapi.json in
+    runpod/docs at a900806e (2026-08-20). Unknown keys are refused there as well (`unevaluatedProperties: false`)."""
+
+    name: str = Field(min_length=1)
+    image: str
+    args: str = ""
+    disk: int = Field(50, ge=1)
+    env: dict[str, str] = {}
+    ports: list[str] = []
+    registry: str | None = None
+    mounts: TemplateMounts | None = None
+    allowedCudaVersions: list[str] = []  # noqa: N815
+    category: Literal["CPU", "NVIDIA", "AMD"] = "NVIDIA"
+    public: bool = False
+    serverless: bool = False
+    startJupyter: bool = True  # noqa: N815
+    startSsh: bool = True  # noqa: N815
+
+
+def steps(workflow: Path) -> list[dict[str, Any]]:
+    jobs = yaml.safe_load(workflow.read_text())["jobs"].values()
+    return [step for job in jobs for step in job["steps"]]
+
+
+def test_the_template_is_what_runpod_takes() -> None:
+    template = CreateTemplateRequest.model_validate(TEMPLATE)
+    with pytest.raises(ValidationError):
+        CreateTemplateRequest.model_validate({**TEMPLATE, "imageName": "the name of the older API"})
+    assert all(re.fullmatch(r"\d+/(tcp|http)", port) for port in template.ports)
+
+
+def test_the_template_says_what_the_guide_says() -> None:
+    mount = TEMPLATE["mounts"]["persistent"]
+    assert f"Container disk {TEMPLATE['disk']} GB; volume {mount['size']} GB, mounted at `{mount['path']}`" in GUIDE
+    assert "docker/runpod_template.json" in GUIDE
+    assert TEMPLATE["image"].partition(":")[0] in GUIDE
+    assert TEMPLATE["startJupyter"] is False, "the image has no Jupyter unless it is built with it"
+
+
+def test_continuous_integration_runs_the_same_script_as_everybody() -> None:
+    commands = [step["run"] for step in steps(ROOT / ".github/workflows/ci.yml") if "run" in step]
+    assert commands == ["bash .ci/run"]
+
+
+def test_an_image_is_pushed_only_after_it_has_trained_and_only_on_a_tag() -> None:
+    order = steps(ROOT / ".github/workflows/image.yml")
+    names = [step.get("name") for step in order]
+    assert names.index("Build") < names.index("Train the quickstart in the image") < names.index("Push")
+    pushing = [step for step in order if "docker push" in step.get("run", "") or "login" in step.get("uses", "")]
+    assert len(pushing) == 2 and all("refs/tags/v" in step["if"] for step in pushing)
+
+
+@pytest.mark.parametrize("workflow", WORKFLOWS, ids=lambda path: path.name)
+def test_what_a_workflow_names_exists_and_its_commands_are_sound(workflow: Path, tmp_path: Path) -> None:
+    text = workflow.read_text()
+    for name in re.findall(r"(?<!: )(?:docker|config|\.ci|\.github)/[\w./-]+\w", text):
+        assert (ROOT / name).exists(), name
+    for name in re.findall(r"--env (\w+)=", text):
+        assert f"`{name}`" in GUIDE, name
+    for number, step in enumerate(step for step in steps(workflow) if "run" in step):
+        script = tmp_path / f"{number}.sh"
+        script.write_text(f'#!/usr/bin/env bash\nset -e\n: "${{IMAGE:=}}" "${{GITHUB_REF_NAME:=}}"\n{step["run"]}\n')
+        command = [tool("shellcheck"), "-o", "all", "-e", EXCLUDED, str(script)]
+        checked = subprocess.run(command, capture_output=True, text=True)
+        assert checked.returncode == 0, checked.stdout
