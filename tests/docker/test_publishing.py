@@ -46,12 +46,12 @@ class CreateTemplateRequest(Strict):
     ports: list[str] = []
     registry: str | None = None
     mounts: TemplateMounts | None = None
-    allowedCudaVersions: list[str] = []  # noqa: N815
+    allowedCudaVersions: list[str] = []
     category: Literal["CPU", "NVIDIA", "AMD"] = "NVIDIA"
     public: bool = False
     serverless: bool = False
-    startJupyter: bool = True  # noqa: N815
-    startSsh: bool = True  # noqa: N815
+    startJupyter: bool = True
+    startSsh: bool = True
 
 
 def steps(workflow: Path) -> list[dict[str, Any]]:
