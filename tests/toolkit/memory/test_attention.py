@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import ctypes
+import os
+
 import pytest
 import torch
 
 from tests.toolkit.memory.toy_blocks import CPU, Stack, same
-from toolkit.memory.attention import has_fast_kernel, sdpa_priority, with_sdpa_priority
+from toolkit.memory.attention import AVOID_PLANS, has_fast_kernel, sdpa_priority, with_sdpa_priority
 from toolkit.memory.checkpointing import checkpoint_wrapper
 
 
@@ -27,3 +30,10 @@ def test_cudnn_comes_first_on_hopper_alone(monkeypatch: pytest.MonkeyPatch, capa
 
 def test_what_is_tried_leaves_an_answer() -> None:
     assert has_fast_kernel(CPU, torch.float32, 64) in (True, False)
+
+
+def test_cudnn_builds_no_plan_for_each_length() -> None:
+    """PyTorch reads the environment of the process itself, when cuDNN's attention is first used."""
+    getenv = ctypes.CDLL(None).getenv
+    getenv.restype = ctypes.c_char_p
+    assert getenv(AVOID_PLANS.encode()) == os.environ[AVOID_PLANS].encode() == b"1"
