@@ -30,7 +30,7 @@ SLOW = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 
 AVOID_PLANS = "TORCH_CUDNN_SDPA_AVOID_RECOMPILE"
 """The variable with which cuDNN's attention builds a plan for each power of two, not for each number of tokens: every
-length of a caption would cost about 400 ms (sgl-project/sglang#4650), forward and backward. It holds for q, k and v that
+length of a caption would cost about 400 ms (sgl-project/sglang#4650), forward and backward. It holds for q, k, v that
 lie as [B, S, H, D], without a mask, as in our blocks; older PyTorch ignores it (pytorch/pytorch#155958)."""
 
 # PyTorch reads it once, at the first attention of cuDNN, which may be that of a text encoder. A user's 0 stays.
