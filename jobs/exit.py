@@ -31,7 +31,7 @@ def report(error: BaseException) -> int:
         print_error("Stopped.")
         return EXIT_SIGINT
     if isinstance(error, ReportedExit):
-        return int(error.code or EXIT_FAILURE)
+        return EXIT_FAILURE if error.code is None else int(error.code)  # 0: stopped by control/stop
     if isinstance(error, SystemExit):
         print_error(f"Failed: the code of an extension called sys.exit({error.code!r}).")
         return EXIT_FAILURE

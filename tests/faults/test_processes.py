@@ -128,7 +128,8 @@ def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
 
 
 @pytest.mark.slow
-def test_torchrun_stopped_by_a_signal_saves_once(job: Job, tmp_path: Path, as_one) -> None:
+@pytest.mark.parametrize("stopped_by", ["a signal", "control/stop"])
+def test_torchrun_stopped_saves_once_and_is_not_restarted(job: Job, tmp_path: Path, as_one, stopped_by: str) -> None:
     run_py = Path(__file__).resolve().parents[2] / "run.py"
     job.start("--dry-run").wait()  # writes the job
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", f"--master-port={free_port()}"]
@@ -136,15 +137,21 @@ def test_torchrun_stopped_by_a_signal_saves_once(job: Job, tmp_path: Path, as_on
     surroundings = {**os.environ, "OMP_NUM_THREADS": "1"}
     metrics = job.folder / "metrics.jsonl"
     for stop in (True, False):
-        process = subprocess.Popen([*torchrun, run_py, "job.yaml"], cwd=tmp_path, env=surroundings, **pipe)
+        command = [*torchrun, "--max-restarts=1", run_py, "job.yaml"]
+        process = subprocess.Popen(command, cwd=tmp_path, env=surroundings, **pipe)
         if stop:
             while not (metrics.exists() and metrics.read_text()):
                 assert process.poll() is None
                 time.sleep(0.01)
-            process.send_signal(signal.SIGTERM)
+            if stopped_by == "a signal":
+                process.send_signal(signal.SIGTERM)
+            else:
+                (job.folder / "control" / "stop").touch()
         said, _ = process.communicate(timeout=120)
-        assert stop or process.returncode == 0, said
+        assert process.returncode == 0 or (stop and stopped_by == "a signal"), said
         assert said.count("saved the checkpoint of step") <= 1, said
+        if stop:
+            assert (job.status(), said.count("resuming from")) == ("stopped", 0), said
     for step in set(job.states()) - {2, 4, 6}:
         (job.folder / "state" / f"step_{step:09d}").rename(tmp_path / "seen")
     as_one()
