@@ -96,7 +96,7 @@ class Normaliser:
         entries: dict[str, ConfigNode] = {}
         neutral: list[ConfigNode] = []
         for key, child in node.value.items():
-            if key not in known and (reason := peer_names.idle(key)):
+            if key not in known and (reason := peer_names.idle(key, child.is_blank)):
                 self.warn_no_effect(child, reason)
                 continue
             if key not in known and not open_ended:

@@ -247,7 +247,10 @@ def _standing(key: str, path: str, section: type[StrictModel], peer: ForeignOpti
 
 
 def _peer_row(name: str, peer: ForeignOption, standing: list[str], known: Mapping[str, bool]) -> str:
-    here = ", ".join(f"`{key}`{'' if known[key] else ' (not supported yet)'}" for key in peer.here)
+    here = ", ".join(
+        [*(f"`{key}`{'' if known[key] else ' (not supported yet)'}" for key in peer.here)]
+        + [f"`run.py {command}`" for command in peer.tools]
+    )
     return f"| `{name}` | {here} | {'; '.join(dict.fromkeys(filter(None, standing)))} | {_cell(peer.remark)} |\n"
 
 

@@ -22,6 +22,9 @@ class ForeignOption(NamedTuple):
     harmless: bool = False
     """Whether it asks for nothing that is missing here: such a key is a note, wherever it stands."""
 
+    tools: tuple[str, ...] = ()
+    """Commands that do it, each as `run.py` takes it: `generate --interactive`."""
+
 
 def _is(here: str, remark: str = "") -> ForeignOption:
     return ForeignOption(tuple(here.split()), remark)
@@ -35,22 +38,21 @@ def _refused(remark: str) -> ForeignOption:
     return ForeignOption((), remark)
 
 
+def _tool(command: str, here: str = "", remark: str = "") -> ForeignOption:
+    return ForeignOption(tuple(here.split()), remark, tools=(command,))
+
+
 _ONE_FOLDER = "one folder in diffusers layout, or a hub id, holds all parts"
 _READ = "read from the model's own files"
 _COMMAND = "nothing is started by a command line that could be added to"
 _KERNEL = "PyTorch chooses the attention kernel"
 _ENCODED = "images and captions are encoded one at a time, each once, before training; 0 would be an error there"
-_UPLOADS = (
-    "async_upload huggingface_path_in_repo huggingface_repo_id huggingface_repo_type huggingface_repo_visibility "
-    "huggingface_token save_state_to_huggingface resume_from_huggingface"
-)
-_OF_DRAWING = (
-    "append_original_name automatic_prompt_lang_for_layered bell cfg_normalize ckpt_dir embedded_cfg_scale fp8_fast "
-    "interactive latent_path lycoris mask_path output_layers output_type rcm_debug_save rcm_dilate_size "
-    "rcm_kernel_size rcm_relative_threshold rcm_threshold save_merged_model"
-)
 _COMPILES = "of `accelerate`; here the section `train.compile`"
-_OWN_RUN = "there for a program of its own; here pictures are drawn during training, by the `sample` section"
+_SAMPLES = "the key is for the images that are generated during training"
+_LAYERED = "it concerns Qwen-Image-Layered, which cannot be trained here"
+_ONE_FILE = "only LoRA files are uploaded, with a model card, to a model repository"
+_LATENTS = "images are written, latents are not kept"
+_RCM = "rcm_debug_save rcm_dilate_size rcm_kernel_size rcm_relative_threshold rcm_threshold"
 
 MUSUBI: dict[str, ForeignOption] = {
     # the model
@@ -84,16 +86,17 @@ MUSUBI: dict[str, ForeignOption] = {
     "vae_dtype": _is("train.dtype", "one number type for all parts"),
     "vae_enable_tiling": _none("images are encoded one at a time"),
     "vae_tiling": _none("images are encoded one at a time"),
-    "remove_first_image_from_target": _refused("it concerns Qwen-Image-Layered, which cannot be trained here"),
+    "remove_first_image_from_target": _refused(_LAYERED),
     # the data
     "dataset_config": _is("datasets", "required; the datasets stand in the job itself"),
     "image_directory": _is("datasets[].folder_path"),
-    "image_jsonl_file": _refused(
-        "a list of images is not read; give datasets[].folder_path, with the captions as text files beside the images"
+    "image_jsonl_file": _is(
+        "datasets[].captions_file",
+        "with the folder of its images in `folder_path`, and that of its control images in `control_path`",
     ),
     "general": _is("config.defaults", "for all processes; a list of datasets is replaced as a whole"),
     "batch_size": _is("train.batch_size", "one for all datasets"),
-    "multiple_target": _refused("it concerns Qwen-Image-Layered, which cannot be trained here"),
+    "multiple_target": _refused(_LAYERED),
     "video_directory": _refused("videos cannot be trained here"),
     "video_jsonl_file": _refused("videos cannot be trained here"),
     "debug_dataset": _none("`--dry-run` prints what was found, with the sizes"),
@@ -218,23 +221,32 @@ MUSUBI: dict[str, ForeignOption] = {
     },
     "metadata_reso": _none("`modelspec.resolution` is that of the datasets"),
     "metadata_arch": _none("`modelspec.architecture` is that of the model"),
-    **dict.fromkeys(_UPLOADS.split(), _refused("nothing is uploaded")),
+    "huggingface_repo_id": _tool("publish", "save.hf_repo_id", "needs `save.push_to_hub`"),
+    "huggingface_repo_visibility": _tool("publish --private", "save.hf_private", "`private` is `true`"),
+    "huggingface_token": _none("it comes from HF_TOKEN or `hf auth login`, never from a file"),
+    "async_upload": _none("the upload follows the training"),
+    **dict.fromkeys(
+        ("huggingface_path_in_repo", "huggingface_repo_type", "save_state_to_huggingface", "resume_from_huggingface"),
+        _refused(_ONE_FILE),
+    ),
     # images
     "sample_every_n_steps": _is("sample.sample_every", "0: none at intervals"),
     "sample_every_n_epochs": _is("sample.sample_every_n_epochs", "0: none; above 0 it decides over steps"),
     "sample_at_first": _is("sample.sample_at_first train.skip_first_sample", "here a set is drawn unless skipped"),
     "sample_prompts": _is("sample.samples", "a list, or a text file with one prompt per line"),
-    "negative_prompt": _is("sample.neg", _OWN_RUN),
-    "image_size": _is("sample.width sample.height", "there height first"),
-    "infer_steps": _is("sample.sample_steps"),
-    "guidance_scale": _is("sample.guidance_scale"),
-    "flow_shift": _is("sample.flow_shift"),
-    "control_image_path": _is("sample.samples[].ctrl_img"),
+    "negative_prompt": _tool("generate --negative", "sample.neg"),
+    "image_size": _tool("generate --width --height", "sample.width sample.height", "there height first"),
+    "infer_steps": _tool("generate --steps", "sample.sample_steps"),
+    "guidance_scale": _tool("generate --cfg", "sample.guidance_scale"),
+    "flow_shift": _tool("generate --flow-shift", "sample.flow_shift"),
+    "control_image_path": _tool("generate --reference", "sample.samples[].ctrl_img"),
     "resize_control_to_image_size": _is("model.model_kwargs.match_target_res", "for training and pictures alike"),
     "resize_control_to_official_size": _is("model.model_kwargs.match_target_res", "off is the official size"),
-    "text_encoder_cpu": _is("model.text_encoder_cpu", "there for a program of its own; here it concerns training too"),
-    "lora_weight": _is("model.base_loras", "merged into the model; `network.pretrained_lora_path` is trained on"),
-    "lora_multiplier": _is("model.base_loras[].multiplier"),
+    "text_encoder_cpu": _tool("generate --text-encoder-cpu", "model.text_encoder_cpu"),
+    "lora_weight": _tool(
+        "generate --lora", "model.base_loras", "merged into the model; `network.pretrained_lora_path` is trained on"
+    ),
+    "lora_multiplier": _tool("generate --lora", "model.base_loras[].multiplier", "`--lora FILE:0.8`"),
     # curves
     "logging_dir": _is("logging.logging_dir", "empty: no TensorBoard"),
     "log_with": _is("logging.log_with", "empty: TensorBoard when logging_dir is given"),
@@ -244,13 +256,26 @@ MUSUBI: dict[str, ForeignOption] = {
     "log_config": _is("logging.log_config"),
     "wandb_run_name": _is("logging.wandb_run_name"),
     "wandb_api_key": _is("logging.wandb_api_key", "empty: from the environment"),
-    # drawing with a finished file
-    "prompt": _is("sample.samples[].prompt", _OWN_RUN),
-    "from_file": _is("sample.samples", "a text file with one prompt per line"),
-    "fp8": _is("model.quantize model.qtype", "`qtype: float8`"),
-    "device": _is("device"),
-    "save_path": _is("training_folder", _OWN_RUN),
-    **dict.fromkeys(_OF_DRAWING.split(), _refused("it is for drawing with a finished file, which is not done here")),
+    # generating with a finished file
+    "prompt": _tool("generate --prompt", "sample.samples[].prompt"),
+    "from_file": _tool("generate --prompts", "sample.samples", "a text file with one prompt per line"),
+    "fp8": _tool("generate --quantize --qtype", "model.quantize model.qtype", "`qtype: float8`"),
+    "fp8_fast": _none("the number type decides; products are never rounded further"),
+    "device": _tool("generate --device", "device"),
+    "save_path": _tool("generate --output", "training_folder", _SAMPLES),
+    "mask_path": _is("datasets[].mask_path", "there it limits what is generated, here what is trained"),
+    "interactive": _tool("generate --interactive"),
+    "save_merged_model": _tool("merge --base --output"),
+    "lycoris": _tool("generate --lora", remark="LoHa and LoKr files need no switch"),
+    "output_type": _tool("generate --output", remark=_LATENTS),
+    "latent_path": _refused(_LATENTS),
+    "append_original_name": _none("a file's name begins with the prompt's number and words"),
+    "bell": _none("nothing rings when a prompt is done"),
+    "cfg_normalize": _none("always so, as in diffusers"),
+    "embedded_cfg_scale": _none("the model has no embedded guidance"),
+    "ckpt_dir": _refused(_ONE_FOLDER),
+    **dict.fromkeys(("automatic_prompt_lang_for_layered", "output_layers"), _refused(_LAYERED)),
+    **dict.fromkeys(_RCM.split(), _refused("references are not masked while an image is generated")),
     # what other programs do around it
     "additional_parameters": _refused(_COMMAND),
     "config_file": _refused("the job is the configuration"),
@@ -293,10 +318,12 @@ def nearest(place: str) -> str:
     return f"The nearest here is {' and '.join(repr(key) for key in here)}." if here else ""
 
 
-def idle(key: str) -> str:
-    """Why an option of musubi-tuner asks for nothing here; empty for all others."""
+def idle(key: str, is_blank: bool = False) -> str:
+    """Why an option of musubi-tuner asks for nothing here (one that is not there asks for nothing where it is blank);
+    empty for all others."""
     peer = MUSUBI.get(key)
-    return peer.remark if peer and peer.harmless else ""
+    is_refused = peer is not None and not (peer.here or peer.tools)
+    return peer.remark if peer and (peer.harmless or (is_blank and is_refused)) else ""
 
 
 def hint(key: str) -> str:
@@ -304,9 +331,11 @@ def hint(key: str) -> str:
     peer = MUSUBI.get(key)
     if peer is None:
         return ""
-    if not peer.here:
+    if not (peer.here or peer.tools):
         return f"musubi-tuner's {key!r} is not supported: {peer.remark}."
     sections = [place.removesuffix(f".{key}") for place in peer.here if place.endswith(f".{key}")]
     if sections:
         return f"It belongs in {' or '.join(map(repr, sections))}."
-    return f"musubi-tuner's {key!r} is {' and '.join(repr(place) for place in peer.here)} here."
+    ours = " and ".join(map(repr, peer.here))
+    commands = " and ".join(f"'run.py {command}'" for command in peer.tools)
+    return f"musubi-tuner's {key!r} is {' or '.join(filter(None, (ours, commands)))} here."

@@ -9,6 +9,8 @@ from tests.toolkit.config.conftest import trainer
 from toolkit.config.compat.peer_names import AI_TOOLKIT, MUSUBI, hint
 from toolkit.config.normalise import field_names
 from toolkit.config.reference import distinct_sections, keys, render
+from toolkit.config.tool import ToolConfig, tool_parser
+from toolkit.extension import discover
 
 FIELDS_OF_THE_GUI = (
     "dit vae text_encoder dataset_config output_dir output_name max_train_steps max_train_epochs seed blocks_to_swap "
@@ -71,14 +73,52 @@ def page() -> list[str]:
 @pytest.mark.parametrize("name", sorted({*FIELDS_OF_THE_GUI.split(), *COMMAND_LINE.split()}))
 def test_every_option_is_on_the_page_with_ours_beside_it_or_a_reason(page: list[str], name: str) -> None:
     (row,) = [line for line in page if line.startswith(f"| `{name}` |") and line.count(" | ") == 3]
-    here, remark, _ = MUSUBI[name]
-    assert here or remark
-    assert all(f"`{place}`" in row for place in here) and remark.replace("|", "\\|") in row
+    peer = MUSUBI[name]
+    assert peer.here or peer.tools or peer.remark
+    ours = (*peer.here, *(f"run.py {command}" for command in peer.tools))
+    assert all(f"`{place}`" in row for place in ours) and peer.remark.replace("|", "\\|") in row
 
 
 @pytest.mark.parametrize("peers", [MUSUBI, AI_TOOLKIT])
 def test_what_an_option_is_here_is_a_key(peers: dict) -> None:
     assert {name: place for name, peer in peers.items() for place in peer.here if place not in KNOWN} == {}
+
+
+def flags() -> dict[str, set[str]]:
+    """Tool -> the flags of its command."""
+    extensions = discover()
+    found = {}
+    for uid in extensions.tools():
+        model = extensions.find_command(uid)
+        assert model is not None and issubclass(model, ToolConfig)
+        found[uid] = set(tool_parser(uid, model)._option_string_actions)
+    return found
+
+
+FLAGS = flags()
+
+
+@pytest.mark.parametrize("command", sorted({command for peer in MUSUBI.values() for command in peer.tools}))
+def test_a_command_that_does_it_exists_with_its_flags(command: str) -> None:
+    tool, *given = command.split()
+    assert set(given) <= FLAGS[tool]
+
+
+def test_nothing_is_denied_that_exists() -> None:
+    """Neither a key of a job nor a flag of a tool has the name of an option that is said to have no counterpart."""
+    names = {place.rpartition(".")[2] for place, works in KNOWN.items() if works}
+    names |= {flag.lstrip("-").replace("-", "_") for flags in FLAGS.values() for flag in flags}
+    denied = {name for name, peer in MUSUBI.items() if not (peer.here or peer.tools or peer.harmless)}
+    denied |= {place.rpartition(".")[2] for place, peer in AI_TOOLKIT.items() if not (peer.here or peer.harmless)}
+    assert denied & names == set()
+
+
+def test_every_tool_for_finished_files_is_named_by_some_option() -> None:
+    """A tool that nobody who comes from elsewhere is told of was forgotten in the table, or is one of these."""
+    named = {command.split()[0] for peer in MUSUBI.values() for command in peer.tools}
+    not_there = {"ara", "best", "diagrams", "grid", "inspect", "lint", "report"}
+    scripts = {"cache", "caption", "convert", "extract", "post_hoc_ema", "resize"}  # separate programs there
+    assert set(FLAGS) - named - not_there - scripts == set(), "give it to the option of musubi-tuner that does the same"
 
 
 def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
@@ -106,8 +146,16 @@ def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
         ),
         (
             "datasets: [{image_jsonl_file: a, folder_path: photos}]",
-            "datasets[0].image_jsonl_file: unknown key. musubi-tuner's 'image_jsonl_file' is not supported: a list of "
-            "images is not read; give datasets[].folder_path",
+            "datasets[0].image_jsonl_file: unknown key. musubi-tuner's 'image_jsonl_file' is 'datasets[].captions_file'",
+        ),
+        (
+            "save: {huggingface_repo_id: me/x}",
+            "save.huggingface_repo_id: unknown key. musubi-tuner's 'huggingface_repo_id' is 'save.hf_repo_id' or "
+            "'run.py publish' here.",
+        ),
+        (
+            "sample: {interactive: true}",
+            "sample.interactive: unknown key. musubi-tuner's 'interactive' is 'run.py generate --interactive' here.",
         ),
         ("train: {metadata_title: a}", "train.metadata_title: unknown key. musubi-tuner's 'metadata_title' is 'meta.t"),
     ],
@@ -178,6 +226,7 @@ HARMLESS = [
     "train: {caching_teo_batch_size: 0}",
     "caching_latent_num_workers: 4",
     "network: {conv_dim: 4}",
+    "train: {async_upload: true}",
 ]
 
 
@@ -187,6 +236,10 @@ def test_what_asks_for_nothing_is_a_note_wherever_it_stands(load, line: str) -> 
     (note,) = job.warnings
     assert ": has no effect: " in note
     assert job.processes[0].section == load(trainer()).processes[0].section
+
+
+def test_an_option_that_is_not_there_asks_for_nothing_where_it_is_empty(load) -> None:
+    assert load(trainer("train: {additional_parameters: ''}")).warnings == ()
 
 
 def test_a_harmless_key_of_the_defaults_is_a_note_too(load) -> None:
