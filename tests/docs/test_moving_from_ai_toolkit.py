@@ -8,10 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import yaml
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from tests.conftest import ROOT
 from toolkit.config import JobConfig, load_job
+from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
 
 PAGE = (ROOT / "docs" / "moving_from_ai_toolkit.md").read_text(encoding="utf-8")
@@ -60,3 +62,48 @@ def test_the_defaults_here_are_those_of_the_table(load: Any) -> None:
     assert train.ema_config.use_num_updates is True and section.model.quantize_te is False
     assert f"{sample.sample_every}, {sample.width}, {sample.height}, {sample.guidance_scale:g}, {sample.seed} |" in PAGE
     assert section.datasets[0].cache_latents_to_disk is True
+
+
+SAID_TO_BE = {"not supported": False, "the same": True, "the old name is read": True}
+"""What a row of the table of keys says -> whether a job may have the key."""
+
+VALUES = {
+    "model.qtype": "uint3",
+    "train.diff_output_preservation": True,
+    "train.blank_prompt_preservation": True,
+    "sample.network_multiplier": 0.5,
+    "sample.prompts": ["a photo"],
+    "logging.use_wandb": True,
+}
+ROWS = {
+    key if "." in key else f"{first.partition('.')[0]}.{key}": loads
+    for keys, answer in re.findall(
+        r"^\| (`.*?`) \| (.*?) \|$", PAGE.split("## Keys")[1].split("## Files")[0], re.MULTILINE
+    )
+    for first in [re.findall(r"`([\w.]+)", keys)[0]]
+    for key in re.findall(r"`([\w.]+)[:`]", keys)
+    for words, loads in SAID_TO_BE.items()
+    if words in answer
+}
+
+
+def test_the_rows_that_say_what_becomes_of_a_key_are_those_that_are_tried() -> None:
+    assert set(ROWS) == set(VALUES)
+
+
+@pytest.mark.parametrize("key", ROWS)
+def test_what_the_table_says_of_a_key_becomes_of_it(load: Any, monkeypatch: pytest.MonkeyPatch, key: str) -> None:
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    section, name = key.split(".")
+    job = yaml.safe_load(AFTER)
+    process = job["config"]["process"][0]
+    if key == "sample.prompts":
+        del process["sample"]["samples"]
+    process["train"]["diff_output_preservation"] = False  # only one of the two may be on
+    process.setdefault(section, {})[name] = VALUES[key]
+    text = yaml.safe_dump(job)
+    if ROWS[key]:
+        assert settings(load(text))
+    else:
+        with pytest.raises(ConfigErrors, match=name):
+            load(text)

@@ -146,7 +146,7 @@ def test_keys_of_ai_toolkit_are_those_of_its_sections() -> None:
         ),
         (
             "datasets: [{image_jsonl_file: a, folder_path: photos}]",
-            "datasets[0].image_jsonl_file: unknown key. musubi-tuner's 'image_jsonl_file' is 'datasets[].captions_file'",
+            "datasets[0].image_jsonl_file: unknown key. musubi-tuner's 'image_jsonl_file' is 'datasets[].captions_f",
         ),
         (
             "save: {huggingface_repo_id: me/x}",
