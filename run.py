@@ -27,7 +27,7 @@ from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
 from toolkit.files import find_config
 from toolkit.fluxflow_keys import split_flags
-from toolkit.host_memory import PINNED_EXACT_ABOVE_MB
+from toolkit.torch_version import check_torch_version, prepare_allocator
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""
@@ -71,7 +71,7 @@ def run_tool(argv: Sequence[str]) -> int:
         tool_parser(uid, model).print_help()
         return EXIT_DONE
     config = load_tool(uid, model, flags)
-    for warning in config.warnings:
+    for warning in filter(None, [check_torch_version(), *config.warnings]):
         exit.print_error(f"warning: {warning}")
     with signals.defer_signals() as request:
         job = ExtensionJob(config, extensions)
@@ -192,8 +192,9 @@ def load(
 
     path = COMMAND_LINE if argument is None else find_config(argument)
     config = load_job(path, extensions.find_config, name=arguments.name, flags=arguments.flags)
-    for warning in config.warnings if warn else ():
-        exit.print_error(f"warning: {warning}")
+    for warning in filter(None, [check_torch_version(), *config.warnings]):
+        if warn:
+            exit.print_error(f"warning: {warning}")
     return config
 
 
@@ -257,20 +258,6 @@ def epilog() -> str:
     lines = [f"  {uid:{width}}  {purpose}" for uid, purpose in tools.items()]
     codes = "Exit codes: 0 done, 1 failure, 2 mistake in the input, 130 Ctrl-C, 75 SIGTERM or SIGHUP."
     return "\n".join(["tools (run.py TOOL --help shows the flags of one):", *lines, "", codes])
-
-
-def prepare_allocator() -> None:
-    """Sets PyTorch's allocator, which reads this when torch is imported; what the user has set stays.
-
-    expandable_segments lets CUDA memory grow in place: batches of unlike sizes would leave gaps into which no other
-    batch fits. Pinned memory is rounded up to powers of two (a swapped block of 0.34 GB to 0.54) only up to a limit.
-    Above it nothing may be kept for reuse either: what is kept would be handed out again unmeasured (pytorch #192722).
-    """
-    if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
-        limit = PINNED_EXACT_ABOVE_MB
-        os.environ["PYTORCH_ALLOC_CONF"] = (
-            f"expandable_segments:True,pinned_max_round_threshold_mb:{limit},pinned_max_cached_size_mb:{limit}"
-        )
 
 
 def prepare_streams() -> None:

@@ -29,6 +29,10 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
+from toolkit.torch_version import prepare_allocator  # noqa: E402
+
+prepare_allocator()  # as run.py does: rows measure the allocator that users have, which reads this with the import
+
 import torch  # noqa: E402
 
 from benchmarks import encoding, gpu_rows, kernel_rates, report  # noqa: E402

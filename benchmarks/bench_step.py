@@ -1,7 +1,8 @@
 """A training step of the program against the same step written plainly: `python benchmarks/bench_step.py --size S`.
 
-The plain loop is what a user writes with diffusers and peft: checkpointing on, attention mask passed, eager. With
-`--base int8` the same loop on optimum-quanto's own linears joins, and is what ours is compared with. All share the
+The plain loop is what a user writes with diffusers and peft: checkpointing on, attention mask passed, eager. "lean" is
+the same without the mask, which is all true, and in bf16 under autocast, so that the adapters multiply in bf16 too.
+With `--base int8` the plain loop on optimum-quanto's own linears joins, and is what ours is compared with. All share the
 saved model, LoRA layers and start, tokens, noise and optimizer; equal losses show that they do the same work.
 """
 
@@ -92,6 +93,7 @@ def build(folder: Path, asked: argparse.Namespace) -> dict[str, OurLoop | PlainL
     ours = OurLoop(folder, SIZES[asked.size], dtype, asked.checkpointing, qtype)
     loops: dict[str, OurLoop | PlainLoop] = {"ours": ours}
     loops["plain"] = plain_rival(folder, dtype, ours, plain_checkpointing)
+    loops["lean"] = plain_rival(folder, dtype, ours, plain_checkpointing, lean=True)
     if qtype:
         loops["quanto"] = plain_rival(folder, dtype, ours, plain_checkpointing, quanto=True)
     return loops

@@ -75,6 +75,9 @@ class Row:
     plain: bool = False
     """Not the program but diffusers and peft."""
 
+    lean: bool = False
+    """Of a plain loop: without the attention mask."""
+
 
 _NO_TABLE = {"modulation_table": False}
 _INT8 = {"quantize": True, "qtype": "int8"}
@@ -97,6 +100,7 @@ ROWS = {
     "2": Row("bf16, full, compiled", _NO_TABLE, _compiled("full"), goal_s=1.10, goal_gb=49),
     "3": Row("bf16, cheap, compiled", _NO_TABLE, _compiled("cheap"), goal_s=0.88, goal_gb=120),
     "0": Row("diffusers + peft with the attention mask, full, eager", plain=True),
+    "0n": Row("diffusers + peft without the mask, full, eager", plain=True, lean=True),
     "5": Row("int8 products, full, compiled", _INT8_PRODUCTS | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
     "8": Row(
         "int8 products, table, full, compiled; 24 GB card",
@@ -317,6 +321,7 @@ def _plain(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace, w
         checkpointing=True,
         accumulation=asked.accumulation,
         autocast=dtype is torch.bfloat16,
+        mask=not row.lean,
     )
     watch.on_start()
     try:

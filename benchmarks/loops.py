@@ -79,7 +79,7 @@ def spec_of_step(step: int) -> BatchSpec:
 
 
 class PlainLoop:
-    """LoRA training with diffusers and peft, as their examples show it: eager, the attention mask passed on."""
+    """LoRA training with diffusers and peft, as their examples show it: eager."""
 
     def __init__(
         self,
@@ -90,8 +90,12 @@ class PlainLoop:
         checkpointing: bool,
         accumulation: int = 1,
         autocast: bool = False,
+        mask: bool = True,
     ) -> None:
-        """transformer: frozen, on the device where the work is done. autocast: in bfloat16, as accelerate does it."""
+        """transformer: frozen, on the device where the work is done. autocast: in bfloat16, as accelerate does it.
+
+        mask: passes the text's mask on as trainers do, although all of it is true: kernels with a mask are slower.
+        """
         self.transformer = transformer
         transformer.add_adapter(LoraConfig(r=RANK, lora_alpha=RANK, target_modules=list(targets)))
         cast_training_params(transformer, dtype=torch.float32)
@@ -105,6 +109,7 @@ class PlainLoop:
         self.draws = draws
         self.accumulation = accumulation
         self.autocast = autocast
+        self.mask = mask
         self.losses: list[float] = []
         """Of each micro-batch."""
 
@@ -125,12 +130,13 @@ class PlainLoop:
         references = [self._pack(reference[None].to(self.device)) for reference in self.batch.control_latents[0]]
         height, width = (side // 2 for side in latents.shape[-2:])
         embeds = self.batch.prompts.embeds_BLD.to(self.device)
+        mask = torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device) if self.mask else None
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.autocast):
             predicted = self.transformer(
                 hidden_states=torch.cat([target_tokens, *references], dim=1).to(self.dtype),
                 timestep=t.to(self.dtype),
                 encoder_hidden_states=embeds,
-                encoder_hidden_states_mask=torch.ones(embeds.shape[:2], dtype=torch.int64, device=self.device),
+                encoder_hidden_states_mask=mask,
                 img_shapes=[[(1, height, width)] * (1 + len(references))] * len(latents),
                 return_dict=False,
             )[0][:, : target_tokens.shape[1]]
@@ -144,17 +150,18 @@ class PlainLoop:
 
 
 def plain_rival(
-    folder: Path, dtype: torch.dtype, ours: OurLoop, checkpointing: bool, quanto: bool = False
+    folder: Path, dtype: torch.dtype, ours: OurLoop, checkpointing: bool, quanto: bool = False, lean: bool = False
 ) -> PlainLoop:
     """A plain loop that does what `ours` does: the same model, LoRA layers and start, batch and draws.
 
-    quanto: the blocks' linears are optimum-quanto's own int8 ones.
+    quanto: the blocks' linears are optimum-quanto's own int8 ones. lean: without the mask, in bf16 under autocast.
     """
     transformer = QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype)
     transformer.requires_grad_(False)
     if quanto:
         _quantize(transformer)
-    plain = PlainLoop(transformer, ours.network.targets, ours.batch, ours.step_fn.sample_noise_and_t, checkpointing)
+    given = (ours.network.targets, ours.batch, ours.step_fn.sample_noise_and_t, checkpointing)
+    plain = PlainLoop(transformer, *given, autocast=lean and dtype is torch.bfloat16, mask=not lean)
     own = dict(transformer.named_parameters())
     for name, parameter in ours.network.parameters().items():
         own[name.replace(".weight", ".default.weight")].data.copy_(parameter.data)

@@ -12,7 +12,6 @@ from pathlib import Path
 
 import pytest
 
-from run import prepare_allocator
 from tests.light_start import FORBID
 
 Run = Callable[..., subprocess.CompletedProcess]
@@ -395,20 +394,3 @@ def test_a_series_forwards_the_signal_and_starts_no_further_one(start, number: i
     assert process.returncode == code
     assert output.splitlines()[0] == "saved"
     assert output.splitlines()[-1].endswith("not run")
-
-
-@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are of Linux alone")
-@pytest.mark.parametrize(
-    "given", [{}, {"PYTORCH_ALLOC_CONF": "max_split_size_mb:64"}, {"PYTORCH_CUDA_ALLOC_CONF": "x:1"}]
-)
-def test_cuda_memory_grows_and_large_pinned_memory_is_exact_unless_the_user_says_otherwise(
-    monkeypatch: pytest.MonkeyPatch, given: dict
-) -> None:
-    for name in ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"):
-        monkeypatch.delenv(name, raising=False)
-    for name, value in given.items():
-        monkeypatch.setenv(name, value)
-    prepare_allocator()
-    limits = "pinned_max_round_threshold_mb:256,pinned_max_cached_size_mb:256"  # equal, or memory is overwritten
-    expected = given or {"PYTORCH_ALLOC_CONF": f"expandable_segments:True,{limits}"}
-    assert {name: value for name, value in os.environ.items() if name.endswith("ALLOC_CONF")} == expected

@@ -7,16 +7,12 @@ import sys
 from functools import cache
 from pathlib import Path
 
-PINNED_EXACT_ABOVE_MB = 256
-"""MiB above which PyTorch pins exactly what is asked for, once `run.py` has told it.
-
-Up to there it rounds up to a power of two, so that freed memory is found again. Swapped blocks are larger, and never
-freed; what is copied at each step is smaller, and must be found again, because pinning is slow."""
+from toolkit.torch_version import PINNED_EXACT_ABOVE_MB, pins_exactly
 
 
 def pinned_bytes(size: int) -> int:
     """Bytes of the pinned memory that PyTorch takes for a tensor of `size` bytes."""
-    if size <= 0 or size > PINNED_EXACT_ABOVE_MB << 20:
+    if size <= 0 or (size > PINNED_EXACT_ABOVE_MB << 20 and pins_exactly()):
         return max(0, size)
     return 1 << (size - 1).bit_length()
 

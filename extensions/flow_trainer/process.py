@@ -205,7 +205,6 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         section, settings, device = self.section, self.section.train, setup.device
         self.check_base(setup.resumption)
         self.process_group.run_on_rank0_and_broadcast(partial(self._prepare_start, setup))
-        logger.info(f"device {device}, {settings.dtype}")
         check_backend(settings.compile, device, "")
         configure_cuda(device, settings.cuda_allow_tf32, settings.cuda_cudnn_benchmark)
         weights = DTYPES[section.weights_dtype()]

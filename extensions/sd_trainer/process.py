@@ -167,7 +167,6 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         section, train, device = self.section, self.section.train, setup.device
         self.check_base(setup.resumption)
         start = None if setup.resumption.state else load_pretrained_lora(section)
-        logger.info(f"device {device}, {train.dtype}")
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         model = load_base_model(

@@ -275,6 +275,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
             self.written_at_begin(data)
         seed = self._seed(checkpoint)
         device = self.process_group.device(pick_device(self.section.device))
+        logger.info(f"device {device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
         return Setup(data, plan, resumption, seed, device, request, StatusLine())
 
     def _seed(self, checkpoint: Path | None) -> int:

@@ -1,4 +1,5 @@
 import json
+import os
 import subprocess
 import sys
 import time
@@ -78,6 +79,24 @@ def test_goals_are_of_the_published_size_alone() -> None:
     row = {"2": {"status": "measured", "s": 0.5}}
     assert "1.10" in bench_gpu.table(row)[1]
     assert "1.10" not in bench_gpu.table(row, goals=False)[1]
+
+
+def test_the_allocator_is_set_as_the_program_sets_it_before_torch_is_imported() -> None:
+    program = """
+import os, sys
+
+class Finder:
+    def find_spec(self, name, path=None, target=None):
+        if name == "torch":
+            sys.exit(os.environ["PYTORCH_ALLOC_CONF"])
+
+sys.meta_path.insert(0, Finder())
+import benchmarks.bench_gpu
+"""
+    environment = {name: value for name, value in os.environ.items() if "ALLOC_CONF" not in name}
+    command = [sys.executable, "-c", program]
+    said = subprocess.run(command, cwd=bench_gpu.ROOT, env=environment, capture_output=True, text=True).stderr
+    assert said.startswith("expandable_segments:True")
 
 
 def test_without_a_gpu_nothing_is_started(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ PAGE = (ROOT / "docs" / "troubleshooting.md").read_text(encoding="utf-8")
 OF_OTHERS = {
     "No matching distribution found for torch": "pip",
     "Killed": "the shell",
+    "Unrecognized key ... in Accelerator allocator config": "PyTorch",
     "lora key not loaded": "ComfyUI",
     "Qwen2VLVideoProcessor requires the Torchvision library": "transformers",
 }

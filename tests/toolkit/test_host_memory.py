@@ -3,7 +3,6 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from toolkit import host_memory
 
@@ -84,12 +83,3 @@ def test_free_memory_is_what_the_system_has_or_a_containers_limit(tmp_path: Path
 )
 def test_pinned_memory_is_rounded_up_to_the_limit_and_exact_above(size: int, pinned: int) -> None:
     assert host_memory.pinned_bytes(size) == pinned
-
-
-def test_pytorch_knows_what_its_allocator_is_told() -> None:
-    library = Path(torch.__file__).parent / "lib" / "libc10.so"
-    if not library.is_file():
-        pytest.skip("another name of the library here")
-    known = library.read_bytes()
-    for option in (b"pinned_max_round_threshold_mb", b"pinned_max_cached_size_mb"):
-        assert option in known

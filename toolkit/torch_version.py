@@ -1,0 +1,69 @@
+"""Which versions of PyTorch the program runs on, and what it tells PyTorch's allocator in each. Imports no torch: the
+allocator reads its settings when torch is imported."""
+
+from __future__ import annotations
+
+import os
+import re
+import sys
+from importlib.metadata import PackageNotFoundError, version
+
+from toolkit.errors import UserError
+
+OLDEST, NEWEST = (2, 11), (2, 13)
+"""The versions that the program was run on; requirements.txt pins the newest."""
+
+PINNED_EXACT_ABOVE_MB = 256
+"""MiB above which PyTorch is asked to pin exactly what a tensor takes.
+
+Up to there it rounds up to a power of two, so that freed memory is found again. Swapped blocks are larger, and never
+freed; what is copied at each step is smaller, and must be found again, because pinning is slow."""
+
+ALLOCATOR_SETTINGS = {
+    "expandable_segments": ("True", OLDEST),
+    "pinned_max_round_threshold_mb": (PINNED_EXACT_ABOVE_MB, (2, 13)),
+    "pinned_max_cached_size_mb": (PINNED_EXACT_ABOVE_MB, (2, 13)),
+}
+"""Setting -> its value, and the first version that knows it; an earlier one raises at the first allocation on a GPU.
+
+expandable_segments lets CUDA memory grow in place: batches of unlike sizes would leave gaps into which no other batch
+fits. Pinned memory above the threshold is not rounded up (a swapped block of 0.34 GB to 0.54). Nothing above it may be
+kept for reuse either: what is kept would be handed out again unmeasured (pytorch #192722)."""
+
+
+def installed() -> str | None:
+    """The installed version, as in "2.13.0+cpu"; None where there is none."""
+    try:
+        return version("torch")
+    except PackageNotFoundError:
+        return None
+
+
+def minor(installed: str | None) -> tuple[int, int]:
+    """Major and minor number of a version; the newest supported one where it cannot be read."""
+    match = re.match(r"(\d+)\.(\d+)", installed or "")
+    return (int(match[1]), int(match[2])) if match else NEWEST
+
+
+def check_torch_version() -> str | None:
+    """A warning where the installed version is newer than those that were tested. Raises UserError below the oldest."""
+    here, supported = installed(), f"{'.'.join(map(str, OLDEST))} to {'.'.join(map(str, NEWEST))}"
+    if minor(here) < OLDEST:
+        raise UserError(f"PyTorch {here} is too old, this program runs on {supported}: pip install -r requirements.txt")
+    if minor(here) > NEWEST:
+        return f"PyTorch {here} is newer than those this program was tested with ({supported})."
+    return None
+
+
+def pins_exactly() -> bool:
+    """Whether PyTorch can be told not to round pinned memory up."""
+    return minor(installed()) >= ALLOCATOR_SETTINGS["pinned_max_round_threshold_mb"][1]
+
+
+def prepare_allocator() -> None:
+    """Sets PyTorch's allocator by what the installed version knows; what the user has set stays. Before torch is
+    imported."""
+    if sys.platform == "linux" and not {"PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF"} & os.environ.keys():
+        here = minor(installed())
+        settings = [f"{name}:{value}" for name, (value, since) in ALLOCATOR_SETTINGS.items() if here >= since]
+        os.environ["PYTORCH_ALLOC_CONF"] = ",".join(settings)
