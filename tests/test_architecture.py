@@ -159,6 +159,36 @@ def imports_torch_at_once(text: str) -> bool:
     return any(name.split(".")[0] == "torch" for name in imports("x.py", ast.unparse(module)))
 
 
+# ------------------------------------------------------------ foreign files
+
+
+def unpickling(text: str) -> list[str]:
+    """The calls that would run code of a file: weights without `use_safetensors`, pickles, code of a model folder."""
+    found = []
+    for node in ast.walk(ast.parse(text)):
+        if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Attribute)):
+            continue
+        given = {keyword.arg or ast.unparse(keyword.value): ast.unparse(keyword.value) for keyword in node.keywords}
+        receiver = ast.unparse(node.func.value)
+        weights = node.func.attr == "from_pretrained" and not re.search(r"(Tokenizer(Fast)?|Pil|Config)$", receiver)
+        safe = given.get("use_safetensors") == "True" or "STRICTLY" in given
+        loads = f"{receiver}.{node.func.attr}" == "torch.load" and given.get("weights_only") != "True"
+        if (weights and not safe) or loads or given.get("trust_remote_code", "False") != "False":
+            found.append(ast.unparse(node))
+    return found
+
+
+def test_no_code_of_a_foreign_file_is_run() -> None:
+    from toolkit.models.loading import STRICTLY
+
+    assert STRICTLY["use_safetensors"] is True
+    for name in tracked(*MAY_IMPORT, "run.py"):
+        assert unpickling(source(name)) == [], name
+        assert not {"pickle", "marshal", "dill", "joblib"} & set(imports(name, source(name))), name
+    bad = ["X.from_pretrained(a)", "torch.load(f)", "AutoTokenizer.from_pretrained(a, trust_remote_code=yes)"]
+    assert unpickling("\n".join(bad)) == bad
+
+
 # ------------------------------------------------------------ imports
 
 

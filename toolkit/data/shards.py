@@ -110,7 +110,10 @@ def _find_shards(patterns: Sequence[str], token: str | None) -> Iterator[Shard]:
             found = sorted(glob.glob(path, recursive=True)) or ([path] if Path(path).exists() else [])
             if not found:
                 raise UserError(f"{pattern}: no such file. Paths are looked up from {Path.cwd()}.")
-            yield from (Shard(path, path) for path in found)
+            for path in found:
+                if not os.path.isfile(path):  # to open a pipe would wait for its writer for ever
+                    raise UserError(f"{path}: is not a regular file. Give the path of a tar file.")
+                yield Shard(path, path)
 
 
 def _whose_token(patterns: Sequence[str], token: str | None) -> tuple[str, str | None]:

@@ -44,7 +44,14 @@ _FIRST = 5
 _FEW = 100
 """Samples of which the allowed share is taken while fewer were read."""
 
-_DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile)
+_LARGEST = 2**36
+"""Bytes that one file of a shard may have: tarfile would count to the end of any number that a damaged header gives."""
+
+_LONGEST = 300
+"""Characters of a reason; the name of a key can be any text."""
+
+_DAMAGED = (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile, ValueError, OverflowError, RecursionError)
+"""What tarfile and gzip raise for damaged files, with what their parsers let through."""
 
 
 class StreamSample(NamedTuple):
@@ -115,7 +122,8 @@ class SampleKeys:
         return found[0]
 
     def caption_of(self, fields: dict[str, bytes]) -> str:
-        """Raises LookupError with the keys that are missing, ValueError for a label that is no JSON or no text."""
+        """Raises LookupError with the keys that are missing, ValueError or RecursionError for a label that is not JSON,
+        or not text."""
         if self.label not in fields:
             raise LookupError(self.label)
         text = fields[self.label].decode("utf-8-sig")
@@ -128,6 +136,7 @@ class SampleKeys:
             raise LookupError(f"{self.caption} in its {self.label} (whose keys are {', '.join(sorted(label))})")
         if not isinstance(label[self.caption], str):
             raise ValueError(f"{self.caption} is no text")
+        label[self.caption].encode()  # JSON can hold half a surrogate pair, which no tokenizer reads
         return label[self.caption].strip()
 
 
@@ -153,6 +162,7 @@ class Unreadable:
 
     def add_sample(self, name: str, reason: str) -> None:
         """Counts an unreadable sample. Raises RunError when there are too many."""
+        reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
         with self._lock:
             self.samples += 1
             self.last = f"{name}: {reason}"
@@ -170,6 +180,7 @@ class Unreadable:
     def add_shard(self, name: str, reason: str, count: int) -> None:
         """Notes a damaged one of `count` shards, whose rest is left out. Raises RunError when there are too many."""
         self.shards.add(name)
+        self.last = f"{name}: {reason}"
         if len(self.shards) > self.max_share * count:
             allowed = f"{len(self.shards)} of {count} shards are damaged, at most {self.max_share:.0%} are allowed"
             raise RunError(f"{name}: {reason}; {allowed}. Fetch or write it anew, or take it out of the list.")
@@ -181,7 +192,7 @@ class Unreadable:
         if not (self.samples or self.shards):
             return ""
         shards = f" and the rest of {len(self.shards)} shard{'s' * (len(self.shards) > 1)}" if self.shards else ""
-        return f"stream: left out {self.samples:,} of {self.read:,} samples{shards}. The last: {self.last or 'a shard'}"
+        return f"stream: left out {self.samples:,} of {self.read:,} samples{shards}. The last: {self.last}"
 
 
 @dataclass(frozen=True)
@@ -271,7 +282,7 @@ class ShardStream:
 
     def _without_samples(self, unreadable: Unreadable) -> str:
         names = " to ".join(dict.fromkeys((self.shards[0].name, self.shards[-1].name)))
-        return f"{names}: no sample can be used: {unreadable.last or 'they are empty'}."
+        return f"{names}: no sample can be used: {unreadable.last.removeprefix(f'{names}: ')}."
 
     def _digest(self) -> str:
         """What a cursor depends on; of the shards their file names and order."""
@@ -324,6 +335,7 @@ class ShardStream:
         for at, shard in enumerate(shards[start.shard :], start=start.shard):
             first = start if at == start.shard else _Place(at)
             number = first.sample - 1
+            reason = ""
             try:
                 found_samples = read_tar(shard, first.byte, self.pauses, stop, {*self.keys.image, self.keys.label})
                 for number, found in enumerate(found_samples, start=first.sample):
@@ -333,9 +345,10 @@ class ShardStream:
                         yield _Place(at, number, found.byte), sample
             except _DAMAGED as error:
                 reason = f"is damaged behind sample {number + 1:,} of it ({error})"
-                self.unreadable.add_shard(shard.name, reason, len(self.shards))
             except OSError as error:
                 raise RunError(f"{shard.name}: cannot be read: {error.strerror or error}.") from error
+            if not stop.is_set() and (reason or number < 0):
+                self.unreadable.add_shard(shard.name, reason or "holds no sample", len(self.shards))
 
     def _usable(self, shard: Shard, found: TarSample) -> StreamSample | None:
         """The sample, or None for one that is counted as unreadable. Raises RunError when the first ones lack a key."""
@@ -349,7 +362,7 @@ class ShardStream:
             reason = f"it has no {error.args[0]}, only {', '.join(sorted(found.fields))}"
         except ImageError as error:
             reason = f"its image {error.reason}"
-        except ValueError as error:
+        except (ValueError, RecursionError) as error:
             reason = f"its {self.keys.label} cannot be read: {error}"
         if unreadable.read == unreadable.samples + 1 >= _FIRST:
             message = f"{name}: none of the first {_FIRST} samples can be used: {reason}."
@@ -382,8 +395,9 @@ def read_tar(
 
     Neighbouring files of one key are a sample (the convention of WebDataset). wanted: extensions of the files that are
     read, the others are empty; None: all. Of a plain tar nothing before `byte` is read; `.tar.gz` and `.tgz` are
-    unpacked from their beginning. Raises what tarfile and gzip raise for damaged files, OSError for a file that cannot
-    be read, and RunError for a server that cannot be.
+    unpacked from their beginning. A link or device has no content: its extension says so. Raises what tarfile and gzip
+    raise for damaged files, tarfile.ReadError where the end-of-archive block is missing or is not the end, OSError for
+    a file that cannot be read, and RunError for a server that cannot be.
     """
     packed = shard.name.endswith((".tar.gz", ".tgz"))
     key, fields, start = "", dict[str, bytes](), byte
@@ -394,17 +408,33 @@ def read_tar(
         with tarfile.open(fileobj=source, mode="r|", tarinfo=_StrictHeader, errors="replace") as tar:
             while (member := tar.next()) is not None:
                 tar.members = []  # type: ignore[attr-defined]  # it would keep the header of each
+                if tar.offset - member.offset_data > _LARGEST:
+                    raise tarfile.ReadError(f"a file of {member.size:,} bytes")
                 folder, _, name = member.name.rpartition("/")
                 stem, _, extension = name.partition(".")
-                if not (member.isfile() and stem and extension):
+                if member.isdir() or not (stem and extension):
                     continue
-                extension, member_key = extension.lower(), f"{folder}/{stem}" if folder else stem
+                plain = member.isreg() and not member.issparse()
+                extension = extension.lower() + ("" if plain else " (not a file)")
+                member_key = f"{folder}/{stem}" if folder else stem
                 if fields and (member_key != key or extension in fields):
                     yield TarSample(key, fields, start)
                     fields = {}
                 if not fields:
                     key, start = member_key, byte + member.offset
-                content = tar.extractfile(member) if wanted is None or extension in wanted else None
+                content = tar.extractfile(member) if plain and (wanted is None or extension in wanted) else None
                 fields[extension] = content.read() if content else b""
-    if fields:
-        yield TarSample(key, fields, start)
+            if fields:
+                yield TarSample(key, fields, start)
+            _check_end(tar, stop)
+
+
+def _check_end(tar: tarfile.TarFile, stop: Event | None) -> None:
+    """Raises tarfile.ReadError unless nothing but zeros follows the last file: tarfile itself stops at the first block
+    of zeros, and takes the end of the bytes for the end of the archive."""
+    rest: Any = tar.fileobj
+    if rest.tell() == tar.offset:
+        raise tarfile.ReadError("its end-of-archive block is missing: it was cut off")
+    while (block := rest.read(1 << 20)) and not (stop and stop.is_set()):
+        if block.strip(b"\0"):
+            raise tarfile.ReadError("data follows its end-of-archive block, as after `cat a.tar b.tar`")

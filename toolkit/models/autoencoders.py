@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from toolkit.config.autoencoder import SPADE, AutoencoderConfig
 from toolkit.errors import RunError
 from toolkit.models.from_config import build
-from toolkit.models.loading import ASKED_BY, block_import, check_finite, check_loaded, reading
+from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, reading
 from toolkit.models.one_frame import expect_one_frame
 from toolkit.models.spade import attach_spade, load_spade
 from toolkit.seeding import global_generator
@@ -224,9 +224,7 @@ def load_autoencoder(folder: Path, with_spade: bool = True) -> Autoencoder:
         raise RunError(f"{folder} is a {name}. What can be read: {', '.join(KINDS)}.")
     kind = KINDS[name]
     with reading(folder):
-        module, info = kind.model_class.from_pretrained(
-            folder, torch_dtype=torch.float32, output_loading_info=True, local_files_only=True
-        )
+        module, info = kind.model_class.from_pretrained(folder, torch_dtype=torch.float32, **STRICTLY)
     check_loaded(folder, info)
     check_finite(folder, module)
     if with_spade and arguments.get(SPADE):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import socket
 from collections.abc import Iterator
 from pathlib import Path
 from threading import Event
@@ -59,6 +61,19 @@ def test_braces_and_globs_name_each_shard_once(tmp_path: Path) -> None:
 def test_a_pattern_that_leads_nowhere_is_told(pattern: str, message: str) -> None:
     with pytest.raises(UserError, match=message):
         expand_shards([pattern])
+
+
+def test_pipes_sockets_devices_and_folders_are_refused_before_anything_is_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.tar")
+    (tmp_path / "folder.tar").mkdir()
+    (tmp_path / "gone.tar").symlink_to("nowhere")
+    with socket.socket(socket.AF_UNIX) as listening:
+        listening.bind(str(tmp_path / "socket.tar"))
+    for path in ("/dev/zero", *map(str, tmp_path.iterdir())):
+        with pytest.raises(UserError, match=rf"^{path}: is not a regular file"):
+            expand_shards([path])
+        with pytest.raises(UserError, match="is not a regular file"):
+            expand_shards([f"{path}*"])
 
 
 @pytest.fixture

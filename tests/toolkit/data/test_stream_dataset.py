@@ -106,7 +106,7 @@ def test_a_damaged_first_shard_is_passed_by(tmp_path: Path, broken: bytes, said:
             {},
             "it has no prompt in its json (whose keys are text)",
         ),
-        ({}, {}, "no sample can be used: they are empty"),
+        ({}, {}, "0.tar: no sample can be used: holds no sample"),
     ],
 )
 def test_a_wrong_key_is_told_with_those_that_are_there(tmp_path: Path, files: dict, keys: dict, message: str) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import shutil
 import tarfile
@@ -313,9 +314,139 @@ def test_what_is_no_tar_is_told(tmp_path: Path, content: bytes, message: str) ->
 
 def test_shards_without_any_sample_are_an_error_not_an_endless_loop(tmp_path: Path) -> None:
     write_tar(tmp_path / "0.tar", {"README": b"x"})
-    with pytest.raises(RunError, match="no sample can be used: they are empty"):
+    with pytest.raises(RunError, match=r"0\.tar: holds no sample; 1 of 1 shards are damaged"):
         list(stream(tmp_path, epochs=None).read(None))
+    with pytest.raises(RunError, match=r"no sample can be used: holds no sample\.$"):
+        stream(tmp_path).first(1)
     shards = stream(tmp_path)
     (tmp_path / "0.tar").unlink()
     with pytest.raises(RunError, match=r"0\.tar: cannot be read: No such file"):
         list(shards.read(None))
+
+
+SAMPLE = {"0.png": png(), "0.json": b'{"prompt": "0/0"}'}
+ZEROS = bytes(10_240)
+
+
+def tar_of(*members: tuple[dict, bytes], end: bytes = bytes(1024), form: int = tarfile.PAX_FORMAT) -> bytes:
+    """A tar of members with these fields of `TarInfo`, whatever their content is; `SAMPLE` comes first."""
+    done = b""
+    for fields, content in [*(({"name": name}, content) for name, content in SAMPLE.items()), *members]:
+        member = tarfile.TarInfo()
+        member.size = len(content)
+        for name, value in fields.items():
+            setattr(member, name, value)
+        done += member.tobuf(form) + content + bytes(-len(content) % 512)
+    return done + end
+
+
+def with_label(label: bytes) -> bytes:
+    return tar_of(({"name": "1.png"}, png()), ({"name": "1.json"}, label))
+
+
+def with_pax(records: bytes, name: str = "1.png") -> bytes:
+    return tar_of(({"name": "x", "type": tarfile.XHDTYPE}, records), ({"name": name}, png()))
+
+
+ONE = tar_of()
+HUGE = {"name": "1.mp4", "size": 2**60}
+SURROGATE = b'{"prompt": "\\ud800"}'
+
+SHARDS = {
+    # kind: (file, samples that are read of it, what its one line says; "": it is whole)
+    "whole": (ONE, 1, ""),
+    "one block of zeros at its end": (ONE[:-512], 1, ""),
+    "many zeros at its end": (ONE + ZEROS * 100, 1, ""),
+    "links that belong to no sample": (tar_of(({"name": "a", "type": tarfile.SYMTYPE}, b"")), 1, ""),
+    "folders with dots": (tar_of(({"name": "a.b", "type": tarfile.DIRTYPE}, b"")), 1, ""),
+    "packed twice in a row": (gzip.compress(ONE[:1000]) + gzip.compress(ONE[1000:]), 1, ""),
+    "packed, zeros behind it": (gzip.compress(ONE) + bytes(100), 1, ""),
+    "empty": (b"", 0, "is damaged behind sample 0 of it (empty file)"),
+    "text": (b"<!DOCTYPE html>" * 100, 0, "is damaged behind sample 0 of it (invalid header)"),
+    "short text": (b"version https://git-lfs", 0, "(truncated header)"),
+    "zeros": (ZEROS, 0, "holds no sample"),
+    "many zeros": (ZEROS * 1000, 0, "holds no sample"),
+    "zeros before it": (ZEROS + ONE, 0, "data follows its end-of-archive block"),
+    "no sample": (ONE[512 * 4 :], 0, "holds no sample"),
+    "two archives in one file": (ONE + ONE, 1, "data follows its end-of-archive block"),
+    "text behind it": (ONE + b"x", 1, "data follows its end-of-archive block"),
+    "a hole of zeros": (tar_of(end=bytes(512)) + ONE, 1, "data follows its end-of-archive block"),
+    "no end": (ONE[:-1024], 1, "its end-of-archive block is missing"),
+    "cut within a header": (ONE[: 512 * 2 + 100], 0, "is damaged behind sample 0"),
+    "cut within a file": (tar_of(({"name": "1.png"}, png()))[:-1400], 1, "(unexpected end of data)"),
+    "a damaged header": (ONE.replace(b"0.json", b"1.json"), 0, "(bad checksum)"),
+    "another program's archive": (b"PK\x03\x04" + bytes(600), 0, "is damaged behind sample 0"),
+    "packed, cut": (gzip.compress(ONE)[:-20], 0, "Compressed file ended"),
+    "packed, without its checksum": (gzip.compress(ONE)[:-8], 0, "Compressed file ended"),
+    "packed, another checksum": (gzip.compress(ONE)[:-8] + b"12345678", 0, "CRC check failed"),
+    "packed, damaged": (gzip.compress(ONE)[:20] + b"\xff" * 9 + gzip.compress(ONE)[29:], 0, "Error -3"),
+    "packed, text behind it": (gzip.compress(ONE) + b"text", 0, "Not a gzipped file"),
+    "packed, not": (b"text", 0, "Not a gzipped file"),
+    "packed twice": (gzip.compress(gzip.compress(ONE)), 0, "is damaged behind sample 0"),
+    "packed zeros": (gzip.compress(ZEROS), 0, "holds no sample"),
+    "packed nothing": (gzip.compress(b""), 0, "(empty file)"),
+    "a file of 2**60 bytes": (
+        tar_of((HUGE, b""), form=tarfile.GNU_FORMAT),
+        0,
+        "(a file of 1,152,921,504,606,846,976 b",
+    ),
+    "an image of 2**60 bytes": (tar_of((HUGE | {"name": "1.png"}, b""), form=tarfile.GNU_FORMAT), 0, "(a file of 1,15"),
+    "a negative size": (tar_of((HUGE | {"size": -(2**60)}, b""), form=tarfile.GNU_FORMAT), 1, "is damaged"),
+    "a size that is not a number": (with_pax(b"12 size=abc\n"), 1, "(bad checksum)"),
+    "a huge size in its pax header": (with_pax(b"28 size=1152921504606846976\n"), 0, "(a file of 1,152"),
+    "a pax header without numbers": (with_pax(b"abc"), 1, "/1: left out: it has no json"),
+    "a pax header of length 0": (with_pax(b"0 a=b\n"), 1, "is damaged behind sample 1"),
+    "a pax header of another encoding": (with_pax(b"21 hdrcharset=BINARY\n14 path=\xff.png\n"), 1, "it has no json"),
+    "a sparse map of words": (with_pax(b"25 GNU.sparse.map=a,b,c\n"), 0, "is damaged behind sample 0"),
+    "a sparse file": (
+        with_pax(b"30 GNU.sparse.map=0,1,%d,1\n32 GNU.sparse.size=%019d\n" % (2**30, 2**50)),
+        1,
+        "/1: left out: it has no jpg or jpeg or png or webp, only png (not a file)",
+    ),
+    "headers without end": (
+        tar_of(*[({"name": "x", "type": tarfile.GNUTYPE_LONGNAME}, b"x")] * 3000),
+        0,
+        "is damaged behind sample 0 of it (maximum recursion depth",
+    ),
+    "a name of NUL": (tar_of(({"name": "\0"}, b"x")), 1, ""),
+    "a sample in links": (
+        tar_of(*(({"name": f"1.{end}", "type": tarfile.LNKTYPE, "linkname": "0.png"}, b"") for end in ("png", "json"))),
+        1,
+        "/1: left out: it has no jpg or jpeg or png or webp, only json (not a file), png (not a file)",
+    ),
+    "a device": (tar_of(({"name": "1.png", "type": tarfile.CHRTYPE}, b"")), 1, "only png (not a file)"),
+    "a type that is not known": (tar_of(({"name": "1.png", "type": b"Z"}, png())), 1, "only png (not a file)"),
+    "a sample twice": (tar_of(*(({"name": name}, content) for name, content in SAMPLE.items())), 2, ""),
+    "an image without a label": (tar_of(({"name": "1.png"}, png())), 1, "/1: left out: it has no json, only png"),
+    "a label without an image": (tar_of(({"name": "1.json"}, b"{}")), 1, "/1: left out: it has no jpg or jpeg or png"),
+    "an image of zeros": (
+        tar_of(({"name": "1.png"}, bytes(99)), ({"name": "1.json"}, b'{"prompt": ""}')),
+        1,
+        "its image",
+    ),
+    "half an image": (tar_of(({"name": "1.png"}, png()[:20]), ({"name": "1.json"}, b'{"prompt": ""}')), 1, "its image"),
+    "a label of nothing": (with_label(b""), 1, "/1: left out: its json cannot be read"),
+    "a label of zeros": (with_label(bytes(40)), 1, "its json cannot be read"),
+    "a label that is not UTF-8": (with_label(b'{"prompt": "\xff"}'), 1, "its json cannot be read: 'utf-8' codec"),
+    "a label nested deeply": (with_label(b"[" * 100_000), 1, "its json cannot be read: maximum recursion depth"),
+    "a label with a long number": (with_label(b'{"prompt": ' + b"9" * 5000 + b"}"), 1, "its json cannot be read"),
+    "a label with half a surrogate": (with_label(SURROGATE), 1, "its json cannot be read: 'utf-8' codec"),
+    "a label with other keys": (with_label(b'{"text": "x"}'), 1, "(whose keys are text)"),
+    "a label with a long key": (with_label(b'{"%s": 0}' % (b"k" * 10_000)), 1, "(whose keys are kkk"),
+}
+
+
+@pytest.mark.parametrize("kind", SHARDS)
+def test_a_shard_of_any_kind_gives_its_samples_or_one_line(tmp_path: Path, said: list[str], kind: str) -> None:
+    content, count, line = SHARDS[kind]
+    name = "0.tar.gz" if kind.startswith("packed") else "0.tar"
+    (tmp_path / name).write_bytes(content)
+    write_tar(tmp_path / "1.tar", {"0.png": png(), "0.json": b'{"prompt": "1/0"}'})
+    whole = stream(tmp_path, epochs=1, window=1, unreadable=Unreadable(1.0))
+    read = list(whole.read(None))
+    assert sorted(sample.caption for sample, _ in read) == ["0/0"] * count + ["1/0"]
+    assert {sample.image for sample, _ in read} == {png()}
+    assert len(said) == bool(line) == len(whole.unreadable.shards) + whole.unreadable.samples
+    assert all(each.startswith(f"{tmp_path}/{name}") and line in each and len(each) < 600 for each in said)
+    for done, (_, cursor) in enumerate(read, start=1):
+        assert list(stream(tmp_path, epochs=1, window=1, unreadable=Unreadable(1.0)).read(cursor)) == read[done:]
