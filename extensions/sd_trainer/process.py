@@ -170,7 +170,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         check_backend(train.compile, device, section.model.qtype if section.model.quantize else "")
         configure_cuda(device, train.cuda_allow_tf32, train.cuda_cudnn_benchmark)
         model = load_base_model(
-            section.model,
+            self._as_planned(setup.plan).model,
             device,
             self._dtype,
             DTYPES[section.weights_dtype()],
@@ -178,6 +178,13 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             section.training_folder,
         )
         return SdModel(model, start)
+
+    def _as_planned(self, plan: RunPlan) -> SdTrainerConfig:
+        """The section with the modulation table that `auto` became in the plan."""
+        if not isinstance(plan.memory, MemoryEstimate):
+            return self.section
+        model = self.section.model.model_copy(update={"modulation_table": plan.memory.modulation_table})
+        return self.section.model_copy(update={"model": model})
 
     def _block_sharding(self, device: torch.device) -> BlockTransform | None:
         if not self._is_sharded:
@@ -335,7 +342,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
             groups = item_groups(self.section, data.items, stream=data.stream)
             run.callbacks = [
                 *run.callbacks,
-                *memory_callback(self.section, groups, lambda: block_runner.level, setup.device, event),
+                *memory_callback(self._as_planned(setup.plan), groups, lambda: block_runner.level, setup.device, event),
             ]
         if run.state.step < run.steps:
             batch = batches.largest()

@@ -153,7 +153,8 @@ class ModelConfig(StrictModel):
 
     modulation_table: AutoOrBool = "auto"
     """Keep the third of the transformer that depends on the noise level alone in the CPU memory, and its results for
-    the levels of the next steps on the device: the same numbers to rounding. auto: with CUDA."""
+    the levels of the next steps on the device: the same numbers to rounding, 1 to 2 % slower. auto: with CUDA, where
+    the plan of the training does not fit the GPU without it."""
 
     blocks_to_swap: int = Field(default=0, ge=0)
     """Blocks whose frozen weights wait in the CPU memory and are copied to the device each time they are used; at

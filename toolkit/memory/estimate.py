@@ -216,6 +216,9 @@ class MemoryEstimate:
     notes: tuple[str, ...] = ()
     """Lines for the user about what the numbers include."""
 
+    modulation_table: bool = False
+    """Whether the numbers are those with `model.modulation_table`."""
+
     @property
     def device(self) -> Phase:
         """The phase with the highest device memory."""
