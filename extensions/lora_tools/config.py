@@ -50,6 +50,10 @@ class WritingToolConfig(LoraToolConfig):
         """`output` as a path."""
         return Path(self.output).expanduser()
 
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The file."""
+        return frozenset({self.output_path().resolve()})
+
 
 class InspectConfig(LoraToolConfig):
     """`type: inspect`: prints what is in a LoRA file."""
@@ -101,8 +105,8 @@ class RankConfig(WritingToolConfig):
     """Share of each layer's squared Frobenius norm that has to be kept; a layer gets the lowest rank that does. 0: all
     of `rank`."""
 
-    dtype: Dtype = "bfloat16"
-    """Number type of the file."""
+    dtype: Dtype | None = None
+    """Number type of the file. None: that of the input."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A rank that is not given."""
@@ -166,7 +170,7 @@ class MergeConfig(LoraToolConfig):
     """Folder to write, or file without `base`."""
 
     rank: int = Field(default=0, ge=0, le=65536)
-    """Without `base`: the largest rank of a layer, by SVD. 0: the ranks are added up, and nothing is lost."""
+    """Without `base`: the largest rank of a layer, by SVD. 0: the ranks are added up. The log says what is lost."""
 
     dtype: Dtype | None = None
     """Number type of what is written. None: that of the model, or of the files where all have the same."""
@@ -194,6 +198,10 @@ class MergeConfig(LoraToolConfig):
                 yield from check_safetensors(("lora", index), file, job)
         yield from check_output(Path(self.output).expanduser(), self.overwrite, folder=bool(self.base))
 
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The file or folder."""
+        return frozenset({Path(self.output).expanduser().resolve()})
+
 
 class PostHocEmaConfig(WritingToolConfig):
     """`type: post_hoc_ema`: an average of the saved files of a run, or of the averages in its states, chosen after the
@@ -216,7 +224,8 @@ class PostHocEmaConfig(WritingToolConfig):
     """How much of the average stays at each further file. 0: nothing, the last file is the result."""
 
     beta2: float | None = Field(default=None, ge=0, lt=1)
-    """The same at the last file, reached in even steps. 0: as for `beta`. None: `beta`."""
+    """`beta` at the last file; between the first and the last it changes in even steps. 0: only the last file counts.
+    Not given: `beta` at each."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, a width that no power function has."""

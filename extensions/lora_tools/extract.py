@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from extensions.lora_tools.config import ExtractConfig
-from extensions.lora_tools.files import write_lowrank
+from extensions.lora_tools.files import number_type, write_lowrank
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.errors import UserError
@@ -37,8 +37,10 @@ class ExtractProcess(BaseExtensionProcess):
             if readers[0].names != readers[1].names:
                 name = min(readers[0].names ^ readers[1].names)
                 raise UserError(f"base and tuned are not models of one shape: only one of them has {name}.")
-            changes, others = Differences(readers, layers), 0
-            write_lowrank(section, dict(changes.of_layers()), {"extracted_from": f"{tuned.name} - {base.name}"})
+            weights = readers[1].names & {f"{name}.weight" for name in layers}
+            dtype = number_type(section.dtype, map(readers[1].dtype_of, weights))
+            changes = Differences(readers, layers)
+            write_lowrank(section, changes.of_layers(), {"extracted_from": f"{tuned.name} - {base.name}"}, dtype)
             others = changes.others()
         if others:
             logger.warning(f"{others} tensors besides (biases, norms) differ too: a LoRA cannot hold them.")

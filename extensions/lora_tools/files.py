@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
 from toolkit.models.families import family_for
 from toolkit.networks.adapter import FILE_PREFIX
-from toolkit.networks.lora_export import AdapterFile, LayerShapes, read_adapter
+from toolkit.networks.lora_export import AdapterFile, read_adapter
 from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
@@ -24,26 +24,17 @@ from toolkit.registry import FAMILIES
 logger = logging.getLogger(__name__)
 
 
-def known_layers(model: Path | None) -> dict[str, LayerShapes]:
-    """The linear layers of a model folder, or of the published models; by a name for messages."""
-    if model is not None:
-        family = family_for(ModelConfig(name_or_path=str(model)))
-        return {str(model): family.every_linear_layer(model)}
-    found = {}
-    for arch in FAMILIES:
-        family = FAMILIES.load(arch)
-        if family.published:
-            found[family.title] = family.every_linear_layer(Path(family.published[0]))
-    return found
-
-
-def read_lora(file: str, model: Path | None) -> AdapterFile:
-    """A LoRA file of a model folder, or of a published model of any size. Raises UserError as `read_adapter`."""
+def read_lora(file: str, model: Path | None, any_model: bool = False) -> AdapterFile:
+    """A LoRA file. model: the folder of its model; None: layers of any size with the names of the published models.
+    any_model: of other names too. Raises UserError as `read_adapter`."""
     path = Path(file).expanduser()
+    if model is not None:
+        return read_adapter(path, [family_for(ModelConfig(name_or_path=str(model))).every_linear_layer(model)])
+    families = [(family, Path(family.published[0])) for family in map(FAMILIES.load, FAMILIES) if family.published]
     try:
-        return read_adapter(path, known_layers(model))
+        return read_adapter(path, [list(family.every_linear_layer(folder)) for family, folder in families], any_model)
     except UserError as error:
-        if model is not None or "this model" not in str(error):
+        if "this model" not in str(error):
             raise
         raise UserError(f"{error} Give the folder of its model by 'model' (--model) where it is another.") from error
 
@@ -57,35 +48,69 @@ def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str,
     write_safetensors_verified(path, tensors, metadata)
 
 
-def write_lowrank(section: RankConfig, changes: Mapping[str, LayerDelta | Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes the nearest LoRA to changes of weights, given as such or whole [O, I], and reports its errors."""
+class Loss:
+    """What rounding and lower ranks lose of changes of weights."""
+
+    def __init__(self) -> None:
+        self._lost = self._whole = 0.0
+
+    def add(self, meant_OI: Tensor, written_OI: Tensor) -> None:
+        """A layer's change as it is meant and as it is written, both float32."""
+        self._lost += float((written_OI - meant_OI).norm(dtype=torch.float64)) ** 2
+        self._whole += float(meant_OI.norm(dtype=torch.float64)) ** 2
+
+    def __str__(self) -> str:
+        error = (self._lost / self._whole) ** 0.5 if self._whole else 0.0
+        return f"relative error of the change {error:.2e}"
+
+
+def number_type(given: str | None, inputs: Iterable[torch.dtype]) -> torch.dtype:
+    """The one that is given, or that of all inputs; float32 where they have several or a quantized one."""
+    if given:
+        return DTYPES[given]
+    found = set(inputs)
+    return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
+
+
+def lora_tensors(
+    name: str, up_OR: Tensor, down_RI: Tensor, scale: float, dtype: torch.dtype
+) -> tuple[dict[str, Tensor], Tensor]:
+    """The tensors of scale * up @ down in a file, and the change [O, I] that they mean there."""
+    down, up = down_RI.to(dtype).contiguous(), up_OR.to(dtype).contiguous()
+    stem = f"{FILE_PREFIX}{name}"
+    alpha = torch.tensor(scale * len(down))
+    tensors = {f"{stem}.lora_A.weight": down, f"{stem}.lora_B.weight": up, f"{stem}.alpha": alpha}
+    return tensors, float(alpha) / len(down) * up.float() @ down.float()
+
+
+def write_lowrank(
+    section: RankConfig,
+    changes: Iterable[tuple[str, LayerDelta | Tensor]],
+    metadata: Mapping[str, str],
+    dtype: torch.dtype,
+) -> None:
+    """Writes the nearest LoRA to changes of weights, given as such or whole [O, I], and reports the error of what is
+    written."""
     tensors: dict[str, Tensor] = {}
     ranks: list[int] = []
-    dropped = total = 0.0
-    dtype = DTYPES[section.dtype]
-    for name, change in changes.items():
-        most = section.rank or min(change.shape)
+    loss = Loss()
+    for name, change in changes:
+        most, scale = section.rank or min(change.shape), 1.0
         if isinstance(change, LayerDelta):
             refuse_dora(name, change)
             up, down, error = extract_lora(change, most)
-            norm = float(change.delta().double().norm())
+            scale = change.scale if change.low_rank and change.scale else 1.0  # stays in alpha: nothing is rounded
         else:
             up, down, error = extract_lora_from_delta(change, most)
-            norm = float(change.double().norm())
         if section.share:
             up, down, error = within_share(up, down, error, section.share)
         ranks.append(len(down))
-        dropped, total = dropped + (error * norm) ** 2, total + norm**2
-        stem = f"{FILE_PREFIX}{name}"
-        tensors |= {
-            f"{stem}.lora_A.weight": down.to(dtype).contiguous(),
-            f"{stem}.lora_B.weight": up.to(dtype).contiguous(),
-            f"{stem}.alpha": torch.tensor(float(len(down))),
-        }
+        of_layer, written_OI = lora_tensors(name, up / scale, down, scale, dtype)
+        tensors |= of_layer
+        loss.add(change.delta() if isinstance(change, LayerDelta) else change, written_OI)
     write_lora(section.output_path(), tensors, metadata)
     of_ranks = f"rank {min(ranks)}" if len(set(ranks)) == 1 else f"ranks {min(ranks)} to {max(ranks)}"
-    error = (dropped / total) ** 0.5 if total else 0.0
-    logger.info(f"{section.output}: {len(ranks)} layers, {of_ranks}; relative error of the change {error:.2e}")
+    logger.info(f"{section.output}: {len(ranks)} layers, {of_ranks}, {str(dtype).removeprefix('torch.')}; {loss}")
 
 
 def refuse_dora(name: str, change: LayerDelta) -> None:

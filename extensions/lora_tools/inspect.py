@@ -27,7 +27,7 @@ class InspectProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        found = facts(read_lora(section.file, section.model_folder() if section.model else None))
+        found = facts(read_lora(section.file, section.model_folder() if section.model else None, any_model=True))
         print(json.dumps(found, indent=2) if section.as_json else render(found))
 
 
@@ -54,6 +54,7 @@ def facts(file: AdapterFile) -> dict[str, Any]:
         "alphas": _counts(layer["alpha"] for layer in layers.values()),
         "layers": len(layers),
         "parameters": sum(tensor.numel() for change in file.changes.values() for tensor in change.parts.values()),
+        "zero_layers": sum(change.is_zero for change in file.changes.values()),
         "norm": sqrt(sum(x["norm"] ** 2 for x in layers.values())),
         "norm_by_block": _by_block(layers),
         "first_key": keys[0],
@@ -95,6 +96,10 @@ def render(found: Mapping[str, Any]) -> str:
     blocks = [
         f"  {name:28} {norm:10.4g}  {'#' * round(30 * norm / largest)}" for name, norm in found["norm_by_block"].items()
     ]
+    zero, all_zero = [], found["zero_layers"] == found["layers"]
+    if found["zero_layers"]:
+        effect = "this file has no effect: its network was not trained" if all_zero else "those have no effect"
+        zero = [f"all zero: {found['zero_layers']} of {found['layers']} layers; {effect}"]
     metadata = [f"  {key}: {_short(value)}" for key, value in sorted(found["metadata"].items())]
     return "\n".join(
         [
@@ -104,6 +109,7 @@ def render(found: Mapping[str, Any]) -> str:
             f"keys such as {found['first_key']}",
             f"can be written for: {', '.join(found['readable_by'])} (run.py convert)",
             f"written by: {found['written_by']}",
+            *zero,
             f"norm of the change {found['norm']:.4g}; by block:",
             *blocks,
             "metadata:" if metadata else "metadata: none",

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from extensions.lora_tools.config import MergeConfig, split_strength
-from extensions.lora_tools.files import read_lora, refuse_dora, write_lora
+from extensions.lora_tools.files import Loss, lora_tensors, number_type, read_lora, refuse_dora, write_lora
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import weight_files
@@ -20,7 +20,6 @@ from toolkit.errors import UserError
 from toolkit.files import atomic_write_dir
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
-from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_export import AdapterFile
 from toolkit.networks.lora_formats import LayerDelta, read_tensors
 from toolkit.networks.save import write_safetensors_verified
@@ -60,23 +59,32 @@ class MergeProcess(BaseExtensionProcess):
             place_parts(base, new, without={family.trained_part})
             for other in sorted(path for path in part.iterdir() if path.is_file() and path not in shards):
                 place_file(other, new / family.trained_part / other.name)
+            loss = Loss()
             for shard in shards:
                 tensors, _ = read_tensors(shard)
-                merged = {name: self._merged(name, weight, changes.get(name, ())) for name, weight in tensors.items()}
+                merged = {
+                    name: self._merged(name, weight, changes.get(name, ()), loss) for name, weight in tensors.items()
+                }
                 write_safetensors_verified(new / family.trained_part / shard.name, merged, None)
-        logger.info(f"{output}: {len(files)} files merged into {len(changes)} layers")
+        logger.info(f"{output}: {len(files)} files merged into {len(changes)} layers; {loss}, by rounding")
 
-    def _merged(self, name: str, weight: Tensor, changes: Sequence[tuple[LayerDelta, float]]) -> Tensor:
+    def _merged(self, name: str, weight: Tensor, changes: Sequence[tuple[LayerDelta, float]], loss: Loss) -> Tensor:
         if weight.dtype not in DTYPES.values():
             raise UserError(f"base: {name} is {weight.dtype}; {', '.join(DTYPES)} can be merged into.")
         changed = weight.float()
         for change, strength in changes:
             changed = changed + strength * change.delta_for(changed)
-        return changed.to(DTYPES[self.section.dtype] if self.section.dtype else weight.dtype).contiguous()
+        written = changed.to(number_type(self.section.dtype, [weight.dtype])).contiguous()
+        if changes:
+            loss.add(changed - weight.float(), written.float() - weight.float())
+        return written
 
     def _into_file(self, files: Sequence[tuple[AdapterFile, float]], output: Path) -> None:
-        """The sum of the changes: rows and columns of all matrices together, or the nearest LoRA of `rank`."""
-        pairs: dict[str, list[tuple[Tensor, Tensor]]] = defaultdict(list)
+        """The sum of the changes: rows and columns of all matrices together, or the nearest LoRA of `rank`.
+
+        The largest strength stays in alpha, where nothing is rounded; what another differs from it by goes into `up`.
+        """
+        pairs: dict[str, list[tuple[LayerDelta, float]]] = defaultdict(list)
         for file, strength in files:
             for name, change in file.changes.items():
                 refuse_dora(name, change)
@@ -84,19 +92,22 @@ class MergeProcess(BaseExtensionProcess):
                     raise UserError(
                         f"{file.path}: {name} is no LoRA: only those add up to one. Make one of it: run.py resize."
                     )
-                up, down = change.low_rank
-                pairs[name].append((strength * up, down))
-        dtypes = {DTYPES[self.section.dtype]} if self.section.dtype else {file.dtype for file, _ in files}
-        dtype = dtypes.pop() if len(dtypes) == 1 else torch.float32
+                if name in pairs and change.shape != pairs[name][0][0].shape:
+                    raise UserError(f"{file.path}: {name} has another size than in the files before: another model's.")
+                pairs[name].append((change, strength * change.scale))
+        dtype = number_type(self.section.dtype, (file.dtype for file, _ in files))
         tensors: dict[str, Tensor] = {}
+        loss = Loss()
         for name, of_layer in pairs.items():
-            up, down = torch.cat([up for up, _ in of_layer], 1), torch.cat([down for _, down in of_layer])
+            scale = max((scale for _, scale in of_layer), key=abs) or 1.0
+            up = torch.cat([scale_of / scale * change.parts["up"] for change, scale_of in of_layer], 1)
+            down = torch.cat([change.parts["down"] for change, _ in of_layer])
+            meant_OI = scale * up @ down
             if self.section.rank and len(down) > self.section.rank:
                 up, down, _ = extract_lora(LayerDelta({"up": up, "down": down}, 1.0), self.section.rank)
-            tensors |= {
-                f"{FILE_PREFIX}{name}.lora_A.weight": down.to(dtype).contiguous(),
-                f"{FILE_PREFIX}{name}.lora_B.weight": up.to(dtype).contiguous(),
-                f"{FILE_PREFIX}{name}.alpha": torch.tensor(float(len(down))),
-            }
+            of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
+            tensors |= of_file
+            loss.add(meant_OI, written_OI)
         write_lora(output, tensors, {"merged_from": ", ".join(f"{f.path.name}:{s:g}" for f, s in files)})
-        logger.info(f"{output}: {len(files)} files in {len(pairs)} layers")
+        said = str(dtype).removeprefix("torch.")
+        logger.info(f"{output}: {len(files)} files in {len(pairs)} layers, {said}; {loss}")

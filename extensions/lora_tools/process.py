@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from extensions.lora_tools.config import ConvertConfig, PostHocEmaConfig, ResizeConfig
 from extensions.lora_tools.extract import ExtractProcess
-from extensions.lora_tools.files import read_lora, write_lora, write_lowrank
+from extensions.lora_tools.files import number_type, read_lora, write_lora, write_lowrank
 from extensions.lora_tools.inspect import InspectProcess
 from extensions.lora_tools.merge import MergeProcess
 from jobs.process import BaseExtensionProcess
@@ -27,6 +28,9 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 logger = logging.getLogger(__name__)
+
+OF_THE_KIND = re.compile("network_type$|rank$|alpha$|lokr_factor$|ss_network_|modelspec.architecture$")
+"""Metadata that describe the kind and the rank of the network: not true of the LoRA that `resize` makes of it."""
 
 __all__ = [
     "ConvertProcess",
@@ -63,7 +67,8 @@ class ResizeProcess(BaseExtensionProcess):
         super().run()
         section = self.section
         file = read_lora(section.input, section.model_folder() if section.model else None)
-        write_lowrank(section, file.changes, kept_metadata(file))
+        kept = {key: text for key, text in kept_metadata(file).items() if not OF_THE_KIND.match(key)}
+        write_lowrank(section, file.changes.items(), kept, number_type(section.dtype, [file.dtype]))
 
 
 class PostHocEmaProcess(BaseExtensionProcess):

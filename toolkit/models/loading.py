@@ -66,6 +66,10 @@ class ShardReader:
         except SafetensorError as error:
             raise RunError(f"{path}: damaged ({error}). Copy or download the model again.") from error
 
+    def dtype_of(self, name: str) -> torch.dtype:
+        """The number type of a tensor, which is not read for it."""
+        return self._shard_of[name].get_slice(name)[:0].dtype
+
     def take(self, name: str) -> torch.Tensor:
         self.names.discard(name)
         return self._shard_of[name].get_tensor(name)

@@ -10,7 +10,7 @@ Shape suffixes: R rank, I inputs of a layer, O outputs of a layer.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,10 +18,17 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
-from toolkit.networks.lora_formats import HEADER_METADATA, LayerDelta, parse_adapter_tensors, rank_of, read_tensors
+from toolkit.networks.lora_formats import (
+    HEADER_METADATA,
+    LayerDelta,
+    own_names,
+    parse_adapter_tensors,
+    rank_of,
+    read_tensors,
+)
 
-LayerShapes = Mapping[str, tuple[int, int]]
-"""Full module name -> (inputs, outputs)."""
+Layers = Mapping[str, tuple[int, int]] | Collection[str]
+"""Full module name -> (inputs, outputs); names alone: layers of any size."""
 
 
 @dataclass(frozen=True)
@@ -43,16 +50,16 @@ class AdapterFile:
         return tuple(sorted({kind_of(change) for change in self.changes.values()}))
 
 
-def read_adapter(path: Path, models: Mapping[str, LayerShapes]) -> AdapterFile:
-    """Reads a file whose model is one of `models` (a name for messages -> its linear layers).
+def read_adapter(path: Path, models: Collection[Layers], any_model: bool = False) -> AdapterFile:
+    """Reads a file whose model has the linear layers of one of `models`. any_model: or layers of other names.
 
-    Raises UserError where it cannot be read or is of none of them, with what the nearest of them lacks.
+    Raises UserError where it cannot be read or is of none of them, with what the first of them lacks.
     """
     tensors, metadata = read_tensors(path)
     if not tensors:
         raise UserError(f"{path}: holds no tensors.")
     refused: list[UserError] = []
-    for layers in models.values():
+    for layers in (*models, *([own_names(tensors)] if any_model else ())):
         try:
             changes = parse_adapter_tensors(tensors, layers, str(path), metadata)
         except UserError as error:

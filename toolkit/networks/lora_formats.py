@@ -197,6 +197,16 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     return tensors, metadata
 
 
+def own_names(keys: Iterable[str]) -> list[str]:
+    """The names that the keys of a file give its layers, whatever its model is."""
+    found: dict[str, None] = {}
+    for key in keys:
+        suffix = max((s for s in PARTS if key.endswith(s)), key=len, default="")
+        stem = key.removesuffix(suffix)
+        found[next((stem.removeprefix(p) for p in PREFIXES if p.endswith(".") and stem.startswith(p)), stem)] = None
+    return list(found)
+
+
 def _locate(key: str, names: Mapping[str, str]) -> tuple[str, str] | None:
     """(module name, part) of a key."""
     suffix = max((s for s in PARTS if key.endswith(s)), key=len, default=None)

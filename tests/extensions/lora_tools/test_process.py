@@ -204,10 +204,92 @@ def test_wrong_input_is_one_line_before_anything_is_read(run, write_lora, uid: s
         run(uid, **keys)
 
 
-def test_a_file_of_another_model_is_named(run, write_lora, tmp_path: Path) -> None:
-    """The tiny model's layers are named as the published model's, but are smaller."""
-    with pytest.raises(UserError, match=r"It is of another model\. Give the folder of its model by 'model'"):
-        run("inspect", file=str(write_lora("a.safetensors", 1)))
+def test_a_file_of_another_model_is_named(run, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+    write_lora("a.safetensors", 1)
+    wide = {
+        key: tensor.repeat(1, 2) if ".lora_A" in key else tensor for key, tensor in load_file("a.safetensors").items()
+    }
+    save_file(wide, "wide.safetensors")
+    with pytest.raises(UserError, match=r"It is of another model\."):
+        run("inspect", file="wide.safetensors", model=str(tiny_model))
+    with pytest.raises(UserError, match=r"wide.safetensors: .* has another size than in the files before"):
+        run("merge", lora=["a.safetensors", "wide.safetensors"], output="x.safetensors")
+    save_file(
+        {key.replace("transformer_blocks", "single_blocks"): value for key, value in wide.items()}, "flux.safetensors"
+    )
+    with pytest.raises(
+        UserError, match=r"layers that this model does not have.* Give the folder of its model by 'model'"
+    ):
+        run("resize", input="flux.safetensors", rank=1, output="x.safetensors")
+
+
+@pytest.mark.parametrize(("module", "scale", "told"), [
+    (TO_Q, 1.0, ""),
+    ("double_blocks.0.img_attn.qkv", 1.0, ""),
+    (TO_Q, 0.0, "all zero: 1 of 1 layers; this file has no effect"),
+])  # fmt: skip
+def test_inspect_needs_no_model(run, tmp_path: Path, capsys, module: str, scale: float, told: str) -> None:
+    tensors = {"lora_A.weight": torch.ones(2, 5), "lora_B.weight": scale * torch.ones(7, 2), "alpha": torch.tensor(2.0)}
+    save_file({f"diffusion_model.{module}.{part}": tensor for part, tensor in tensors.items()}, "a.safetensors")
+    run("inspect", file="a.safetensors")
+    shown = capsys.readouterr().out
+    assert "layers 1, parameters 24\nrank 2; alpha 2" in shown
+    assert told in shown and ("all zero" in shown) == bool(told)
+
+
+@pytest.mark.parametrize(("uid", "keys", "dtype", "most"), [
+    ("resize", {"input": "a.safetensors", "rank": 2}, "bfloat16", 1.0),
+    ("resize", {"input": "a.safetensors", "rank": 8}, "bfloat16", 0.0),  # alpha stays what it is
+    ("resize", {"input": "a.safetensors", "rank": 2, "dtype": "float32"}, "float32", 1.0),
+    ("merge", {"lora": ["a.safetensors", "b.safetensors"]}, "bfloat16", 0.0),
+    ("merge", {"lora": ["a.safetensors:0.3", "b.safetensors"]}, "bfloat16", 5e-3),
+    ("merge", {"lora": ["a.safetensors:0.3", "b.safetensors"], "rank": 3}, "bfloat16", 1.0),
+])  # fmt: skip
+def test_the_error_that_is_told_is_that_of_the_file(
+    run, write_lora, layers, said, uid: str, keys: dict, dtype: str, most: float
+) -> None:
+    files = [
+        write_lora(name, seed, dtype=torch.bfloat16) for seed, name in enumerate(("a.safetensors", "b.safetensors"))
+    ]
+    run(uid, **keys, output="x.safetensors")
+    told = float(re.search(r"relative error of the change (\S+)", said[-1])[1])
+    tensors = load_file("x.safetensors")
+    assert {str(t.dtype) for key, t in tensors.items() if "lora_" in key} == {f"torch.{dtype}"}
+    written, (a, b) = load_adapter_file(Path("x.safetensors"), layers), (load_adapter_file(f, layers) for f in files)
+    strength = 0.3 if "0.3" in str(keys) else 1.0
+    meant = {name: strength * a[name].delta() + (b[name].delta() if uid == "merge" else 0) for name in a}
+    lost = sum(float((written[name].delta() - meant[name]).double().square().sum()) for name in meant)
+    whole = sum(float(meant[name].double().square().sum()) for name in meant)
+    assert told == pytest.approx((lost / whole) ** 0.5, rel=0.01, abs=1e-6) and told <= most + 1e-6
+
+
+def test_what_merging_into_a_model_and_extracting_round_is_told(run, write_lora, tiny_model: Path, said) -> None:
+    """The tiny model is float32."""
+    model, file = str(tiny_model), str(write_lora("a.safetensors", 1))
+    run("merge", base=model, lora=file, output="rounded", dtype="bfloat16")
+    run("merge", base=model, lora=file, output="merged")
+    run("extract", base=model, tuned="merged", rank=3, dtype="bfloat16", output="rounded.safetensors")
+    run("extract", base=model, tuned="merged", rank=3, output="extracted.safetensors")
+    told = [float(re.search(r"relative error of the change ([^\s,]+)", line)[1]) for line in said]
+    assert all(1e-4 < error < 1e-2 for error in (told[0], told[2])) and max(told[1], told[3]) < 1e-5
+
+
+def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path, said) -> None:
+    """What an earlier process writes is not missing; twice to one place is refused."""
+    write_lora("a.safetensors", 1)
+    chain = [
+        {"type": "convert", "input": "a.safetensors", "to": "kohya", "output": "k.safetensors"},
+        {"type": "resize", "input": "k.safetensors", "rank": 2, "output": "small.safetensors"},
+        {"type": "inspect", "file": "small.safetensors"},
+        {"type": "merge", "base": str(tiny_model), "lora": "small.safetensors", "output": "merged"},
+        {"type": "extract", "base": str(tiny_model), "tuned": "merged", "rank": 4, "output": "again.safetensors"},
+        {"type": "post_hoc_ema", "files": ["small.safetensors", "again.safetensors"], "output": "mean.safetensors"},
+    ]  # fmt: skip
+    extensions = discover()
+    config = load_job(write_job(*chain[:-1]), extensions.find_config)
+    load_job(write_job(*chain), extensions.find_config)
+    ExtensionJob(config, extensions).run()
+    assert Path("again.safetensors").is_file()
 
 
 @pytest.mark.slow

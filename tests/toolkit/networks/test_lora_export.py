@@ -23,7 +23,7 @@ FILES = sorted(path.name for path in (GOLDEN / "lora_files").glob("*.safetensors
 
 
 def read(path: Path):
-    return read_adapter(path, {"tiny": LAYERS})
+    return read_adapter(path, [LAYERS])
 
 
 @pytest.mark.parametrize(("name", "to"), list(product(FILES, FORMATS)))
@@ -145,7 +145,7 @@ def test_matrices_of_ones_converted_by_musubi_tuner(case: dict, tmp_path: Path) 
         key: torch.ones(next((shape for part, shape in shapes.items() if part in key), ())) for key in case["inputs"]
     }
     save_file(tensors, tmp_path / "ones.safetensors")
-    file = read_adapter(tmp_path / "ones.safetensors", {"small": {module: (inputs, outputs)}})
+    file = read_adapter(tmp_path / "ones.safetensors", [{module: (inputs, outputs)}])
     ours = export(file, FORMATS[target_of(case)])
     assert set(case["outputs"]) <= set(ours)
     of_alpha = {key: float(tensor) for key, tensor in ours.items() if key.endswith(".alpha")}
