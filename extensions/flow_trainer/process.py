@@ -278,7 +278,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         sampler = Sampler(model, prompts, encoder, kept)
         sampler.encode(setup.progress)
         setup.status.finish()
-        sampler.should_stop = lambda: setup.request.requested
+        sampler.watch = setup.watch_sampling
         return sampler
 
     def _validator(self, setup: Setup[FlowData], model: LatentFlowModel, stores: CacheStores) -> Validator | None:

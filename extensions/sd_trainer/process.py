@@ -253,7 +253,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         sampler = Sampler(model, prompts, encoder, stores.on_disk, self._rank0_model(model))
         sampler.encode(setup.progress)
         setup.status.finish()
-        sampler.should_stop = lambda: setup.request.requested
+        sampler.watch = setup.watch_sampling
         return sampler
 
     def _sample_prompts(self) -> list[SamplePrompt]:

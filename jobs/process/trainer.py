@@ -74,6 +74,11 @@ class Setup(Generic[DataT]):
         self.status.update(f"{what} {done}/{total}")
         self.request.check()  # what is already encoded stays in the cache
 
+    def watch_sampling(self, index: int, step: int, steps: int) -> bool:
+        """Shows how far a sample image is; True where a signal requests a stop (`Sampler.watch`)."""
+        self.status.update(f"sample image {index + 1}, step {step}/{steps}")
+        return self.request.requested
+
 
 @dataclass(frozen=True)
 class Attached:

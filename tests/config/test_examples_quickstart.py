@@ -118,6 +118,17 @@ def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
 
 
 @pytest.mark.slow
+def test_more_steps_need_a_word_because_the_rate_has_come_to_its_end(finished: Finished, run_py) -> None:
+    """What README says under "What it leaves on disk"."""
+    cwd, job = finished.folder.parents[1], finished.folder.parents[1] / "longer.yaml"
+    job.write_text(JOB.file.read_text().replace("steps: 240", "steps: 300"))
+    refused = run_py(job, cwd=cwd)
+    assert refused.returncode == 2 and "train.steps: 240 -> 300" in refused.stderr
+    allowed = run_py(job, "--allow-change", "--dry-run", cwd=cwd)
+    assert "output/quickstart: resumes at step 240 of 300" in allowed.stdout, allowed.stderr
+
+
+@pytest.mark.slow
 def test_the_character_is_there_afterwards_and_the_others_still_are(
     finished: Finished, classifier: MascotClassifier
 ) -> None:

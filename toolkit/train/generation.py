@@ -10,7 +10,6 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import lru_cache, partial
-from itertools import count
 from pathlib import Path
 from typing import Any
 
@@ -169,9 +168,14 @@ class PictureMaker:
     def _draw(self, todo: Sequence[Picture], made: Callable[[Picture, Path], None]) -> None:
         loaded = self._loaded = self._loaded or _Loaded(self)
         sampler = loaded.sampler([picture.prompt for picture in todo])
+
+        def watch(index: int, step: int, steps: int) -> bool:
+            self._status.update(f"picture {index + 1}/{len(todo)} step {step}/{steps}")
+            return False
+
+        sampler.watch = watch
         for index, picture in enumerate(todo):
             loaded.use([(lora.path, lora.strength) for lora in picture.loras])
-            sampler.should_stop = self._report(f"picture {index + 1}/{len(todo)}", picture.prompt)
             image = sampler.generate(index)
             path = self.folder / picture.name
             write_picture(path, image, picture.settings, self.section.metadata)
@@ -183,16 +187,6 @@ class PictureMaker:
         """From here on the text encoder stays, for further prompts."""
         self._loaded = self._loaded or _Loaded(self)
         self._loaded.keeps_encoders = True
-
-    def _report(self, what: str, prompt: SamplePrompt) -> Callable[[], bool]:
-        """Called between the steps: shows how many are done."""
-        steps = count(1)
-
-        def between_steps() -> bool:
-            self._status.update(f"{what} step {next(steps)}/{prompt.steps}")
-            return False
-
-        return between_steps
 
     def _check_room(self, todo: Sequence[Picture]) -> None:
         """Raises UserError where the disk has no room for them: at most 3 bytes per pixel."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from textwrap import shorten
 
@@ -94,8 +95,9 @@ class SamplingInterrupted(Exception):
 class Sampler:
     """Generates images with the present weights of the model; never changes the training."""
 
-    should_stop: Callable[[], bool] = staticmethod(lambda: False)
-    """Called between sampling steps; True makes `generate` raise SamplingInterrupted."""
+    watch: Callable[[int, int, int], bool] = staticmethod(lambda index, step, steps: False)
+    """Called before each sampling step with the index of the prompt, the step (from 1) and their number. True makes
+    `generate` raise SamplingInterrupted."""
 
     def __init__(
         self,
@@ -148,8 +150,10 @@ class Sampler:
         references = [tuple(read(entry) for entry in encoded.references)]
         guidance = [torch.tensor([item.guidance_scale])] if self.model.family.embeds_guidance else []
 
+        steps = count(1)
+
         def velocity(x_t_BCHW: Tensor, t_B: Tensor) -> Tensor:
-            if self.should_stop():
+            if self.watch(index, next(steps), item.steps):
                 raise SamplingInterrupted
             t_B = self.model.sampling_level(t_B)
             cond_BCHW = self._predict(x_t_BCHW, t_B, positive, references, *guidance)

@@ -30,7 +30,7 @@ from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.model import LatentFlowModel
 from toolkit.models.qwen_edit.forward import pack
 from toolkit.models.qwen_edit.model import QwenEditModel
-from toolkit.train.sampling import SamplePrompt, Sampler, to_pil
+from toolkit.train.sampling import SamplePrompt, Sampler, SamplingInterrupted, to_pil
 
 SIZE = Size(128, 96)
 
@@ -207,6 +207,21 @@ def test_guidance_costs_a_second_prediction(adapter: QwenEditModel, guidance_sca
     with recording(adapter.blocks()[0]) as seen:
         sampler(adapter, sample_prompt(0, guidance_scale=guidance_scale, steps=3)).latents(0)
     assert len(seen.inputs) == 3 * calls_per_step
+
+
+def test_each_step_of_an_image_is_reported_and_can_stop_it(adapter: QwenEditModel) -> None:
+    seen: list[tuple[int, int, int]] = []
+
+    def watch(*report: int) -> bool:
+        seen.append(report)
+        return report == (1, 2, 3)
+
+    painter = sampler(adapter, *[sample_prompt(0, guidance_scale=scale, steps=3) for scale in (4.0, 1.0)])
+    painter.watch = watch
+    painter.latents(0)
+    with pytest.raises(SamplingInterrupted):
+        painter.latents(1)
+    assert seen == [(0, 1, 3), (0, 2, 3), (0, 3, 3), (1, 1, 3), (1, 2, 3)]
 
 
 def test_after_encode_drawing_needs_only_the_vae(tiny_model: Path) -> None:
