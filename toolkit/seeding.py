@@ -17,9 +17,10 @@ if TYPE_CHECKING:
 
 
 def key(seed: int, purpose: str, *indices: int | str) -> int:
-    """A 63-bit number that depends on every argument; the same on every machine and version."""
+    """A 63-bit number that depends on every argument; the same on every machine and version. File names count by
+    their bytes, UTF-8 or not."""
     text = "\x1f".join([str(seed), purpose, *map(str, indices)])
-    return int.from_bytes(blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+    return int.from_bytes(blake2b(text.encode(errors="surrogateescape"), digest_size=8).digest(), "big") >> 1
 
 
 def uniform(seed: int, purpose: str, *indices: int | str) -> float:

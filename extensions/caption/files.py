@@ -6,15 +6,17 @@ kept in `.trash/unfinished-<digest>.jsonl`, so that it can be broken off; the di
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import logging
 import os
+import re
 import shutil
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from extensions.caption.config import CaptionConfig
 from toolkit.data.captions import CaptionError, image_name, read_caption
@@ -46,7 +48,7 @@ class CaptionedImage(NamedTuple):
 def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[ImageError]]:
     """The images of the folder, sorted, and those that cannot have a caption: two of a stem, or without a reference.
 
-    Raises UserError for a folder without images.
+    Raises UserError for a folder without images, and for names that the table cannot hold.
     """
     images, refused = [], []
     for folder in _folders(config.folder_path(), config.recursive):
@@ -65,7 +67,18 @@ def find_images(config: CaptionConfig) -> tuple[list[CaptionedImage], list[Image
         subfolders = list_folder(config.folder).subfolders and not config.recursive
         remedy = "Set recursive (--recursive) for those of its subfolders." if subfolders else "Give another folder."
         raise UserError(f"folder: {config.folder!r} holds no image. {remedy}")
+    if config.format == "tsv" and (bad := [image.name for image in images if not _fits_tsv(image.name)]):
+        what = "has a tab, a line break, a space at its edge or bytes that are not UTF-8, which a TSV table cannot hold"
+        more = f" (and {len(bad) - 1} more)" if len(bad) > 1 else ""
+        raise UserError(
+            f"folder: the name {bad[0]!r}{more} {what}. Rename it, or set format to jsonl (--format jsonl)."
+        )
     return images, refused
+
+
+def _fits_tsv(name: str) -> bool:
+    """Whether `read_captions_file` reads the name as it was written."""
+    return name == name.strip() and not re.search("[\t\n\r\ud800-\udfff]", name)
 
 
 def _folders(folder: Path, recursive: bool) -> Iterator[Path]:
@@ -93,8 +106,20 @@ class Captions:
         self.redone: dict[str, str] = {}
         """With `overwrite`: name -> caption of what this run, or the part of it before it was broken off, has made."""
         if config.overwrite and self._journal.is_file():
-            lines, _ = whole_lines(self._journal.read_bytes())
-            self.redone = {row["name"]: row["caption"] for row in map(json.loads, lines)}
+            self._read_journal()
+
+    def _read_journal(self) -> None:
+        """Fills `redone`. From the first line on that is not whole, as after a power cut, the journal is cut off."""
+        whole, raw = 0, self._journal.read_bytes()
+        for line in raw.splitlines(keepends=True):
+            try:
+                row = json.loads(line if line.endswith(b"\n") else b"")
+                self.redone[row["name"]] = row["caption"]
+            except (ValueError, LookupError, TypeError, RecursionError):
+                with os_error_as_run_error(self._journal):
+                    os.truncate(self._journal, whole)
+                break
+            whole += len(line)
 
     def missing(self, images: list[CaptionedImage]) -> list[CaptionedImage]:
         """The images that are still to be captioned."""
@@ -165,7 +190,7 @@ class Table(Captions):
     """One line for each image, in JSON or with a tab. Lines of other images stay."""
 
     def __init__(self, config: CaptionConfig, path: Path) -> None:
-        """Reads the table. A last line that a kill tore off goes to the trash.
+        """Reads the table. A last line without its end counts where it is a caption, else it goes to the trash.
 
         Raises UserError for a line that is no caption.
         """
@@ -177,8 +202,9 @@ class Table(Captions):
             self._lines, torn = whole_lines(raw)
         except UnicodeDecodeError as error:
             raise UserError(f"{path}: is not UTF-8 text. Correct it, or give another output.") from error
-        if torn and self._is_json and _is_object(torn):
+        if torn and self._is_caption(torn):
             _append(path, "")  # all of it but the line's end
+            logger.info(f"{path}: its last line has no line end and is kept: see that it is whole")
             self._lines, torn = [*self._lines, torn.decode("utf-8")], b""
         if torn:
             self._keep_old(path, path.name)
@@ -186,6 +212,12 @@ class Table(Captions):
                 os.truncate(path, len(raw) - len(torn))
             logger.info(f"{path}: its last line was torn off and is made anew; the file as it was: {self._taken}")
         self._captions = dict(self._read(number, line) for number, line in enumerate(self._lines, 1) if line.strip())
+
+    def _is_caption(self, line: bytes) -> bool:
+        try:
+            return bool(self._read(0, line.decode("utf-8"))[1])
+        except (UserError, UnicodeDecodeError):
+            return False
 
     def _read(self, number: int, line: str) -> tuple[str, str]:
         """Key of the image, and its caption."""
@@ -234,7 +266,7 @@ class Table(Captions):
         ]
         with os_error_as_run_error(self.path), atomic_write(self.path) as temporary:
             text = "".join(f"{line}\n" for line in (*kept, *new.values()))
-            temporary.write_text(text, encoding="utf-8", newline="\n")
+            temporary.write_bytes(text.encode(errors="backslashreplace"))
 
 
 def open_captions(config: CaptionConfig) -> Captions:
@@ -249,20 +281,17 @@ def whole_lines(raw: bytes) -> tuple[list[str], bytes]:
     return body.decode("utf-8").split("\n") if body else [], torn
 
 
-def _is_object(text: bytes) -> bool:
-    try:
-        row: Any = json.loads(text)
-    except (ValueError, RecursionError):
-        return False
-    return isinstance(row, Mapping)
-
-
 def _append(file: Path, line: str) -> None:
-    """Appends a line, flushed to the disk."""
+    """Appends a line, flushed to the disk; all of it or, on a full disk, nothing. A name that is not UTF-8 is escaped
+    as JSON does it."""
     with os_error_as_run_error(file):
         file.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("a", encoding="utf-8", newline="\n") as opened:
-            opened.write(line + "\n")
+        whole = f"{line}\n".encode(errors="backslashreplace")
+        with file.open("ab", buffering=0) as opened:
+            size = opened.seek(0, os.SEEK_END)
+            if opened.write(whole) < len(whole):
+                opened.truncate(size)
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         fsync(file)
 
 

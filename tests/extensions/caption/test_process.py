@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import resource
 import shutil
 from collections.abc import Callable
 from pathlib import Path
@@ -85,8 +87,14 @@ def test_what_has_a_caption_is_left_and_replaced_ones_are_kept(images: Path, cap
     assert texts(trash) == first and texts(images).keys() == first.keys() and texts(images)["a"] != "mine"
 
 
-def test_a_broken_off_overwriting_goes_on(images: Path, caption: Caption, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The second image fails; the next run does only what is left, and the trash has each old caption once."""
+@pytest.mark.parametrize("torn", [b"", b'{"name": "b.p', bytes(40), b'{"name": "b.png", "caption": "x"}', b"[1]\n{}\n"])
+def test_a_broken_off_overwriting_goes_on(
+    images: Path, caption: Caption, torn: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The second image fails twice; the next run does only what is left, and the trash has each old caption once.
+
+    torn: what a power cut leaves at the end of the journal.
+    """
     from toolkit.models.captioner import Captioner
 
     for name in "abc":
@@ -95,16 +103,20 @@ def test_a_broken_off_overwriting_goes_on(images: Path, caption: Caption, monkey
 
     def break_off(self, shown, names):
         asked.extend(names)
-        if names == ["b.png"] and asked.count("b.png") == 1:
+        if names == ["b.png"] and asked.count("b.png") <= 2:
             raise KeyboardInterrupt
         return captions(self, shown, names)
 
     monkeypatch.setattr(Captioner, "captions", break_off)
-    with pytest.raises(KeyboardInterrupt):
-        caption(images, "--overwrite")
-    assert texts(images)["b"] == "old b" and texts(images)["a"] != "old a"
+    for _ in range(2):
+        with pytest.raises(KeyboardInterrupt):
+            caption(images, "--overwrite")
+        assert texts(images)["b"] == "old b" and texts(images)["a"] != "old a"
+        (journal,) = (images / ".trash").glob("unfinished*")
+        with journal.open("ab") as opened:
+            opened.write(torn)
     caption(images, "--overwrite")
-    assert asked == ["a.png", "b.png", "b.png", "c.png"]
+    assert asked == ["a.png", "b.png", "b.png", "b.png", "c.png"]
     kept = {path.name: path.read_text() for path in (images / ".trash").rglob("*.txt")}
     assert kept == {f"{name}.txt": f"old {name}" for name in "abc"}
     assert not list((images / ".trash").glob("unfinished*"))
@@ -121,12 +133,18 @@ def test_tables_go_on_behind_a_torn_line(images: Path, caption: Caption, form: s
         assert read_captions_file(str(table), []).keys() == {"a.png", "b.png", "c.png"}
     else:
         assert json.loads(rows[0]).keys() == {"image_path", "caption"}
-    table.write_bytes(whole[: -len(rows[2].encode()) // 2 - 1])
+    torn = whole[: whole.index(b"c.png") + 5]
+    table.write_bytes(torn)
     caption(images, "--format", form)
     assert table.read_bytes() == whole and any("torn off" in line for line in said)
+    (kept,) = (images / ".trash").rglob(table.name)
+    assert kept.read_bytes() == torn
     # A line of another image, and one that cannot be captioned, stay as they are.
     other = '{"image_path": "/elsewhere/x.png", "caption": "theirs"}' if form == "jsonl" else "x.png\ttheirs"
     mine = json.dumps({**json.loads(rows[0]), "caption": "mine"}) if form == "jsonl" else "a.png\tmine"
+    table.write_text(f"{rows[1]}\n{other}\n{mine}")  # by hand, without a last line end
+    caption(images, "--format", form)
+    assert table.read_text() == f"{rows[1]}\n{other}\n{mine}\n{rows[2]}\n" and any("is kept" in line for line in said)
     table.write_text(f"{rows[1]}\n{other}\n{mine}\n")
     (images / "a.png").write_bytes(b"no image")
     with pytest.raises(RunError, match=r"1 of 3 images have no new caption: .*a\.png"):
@@ -202,3 +220,36 @@ def test_a_job_captions_and_names_what_it_cannot_read(run_py, write_job, images:
     result = run_py(write_job(section))
     assert result.returncode == 1 and "c.png: is not a JPEG" in result.stderr, result.stderr
     assert "2 captions written" in result.stdout and len(texts(images)) == 2
+
+
+def test_names_that_a_table_cannot_hold_are_refused_before_the_model_is_loaded(
+    images: Path, caption: Caption, said
+) -> None:
+    names = ["a\tb.png", "a\nb.png", "a\rb.png", " a.png", os.fsdecode(b"\xff.png")]
+    for name in names:
+        (images / "a.png").rename(images / name)
+        with pytest.raises(UserError, match="which a TSV table cannot hold"):
+            caption(images, "--format", "tsv")
+        shutil.copy(images / name, images / "a.png")
+    for flags in ((), ("--overwrite",)):
+        caption(images, "--format", "jsonl", *flags)
+        rows = [json.loads(line) for line in (images / "captions.jsonl").read_text().splitlines()]
+        assert {row["image_path"] for row in rows} == {
+            str(images / name) for name in ("a.png", "b.png", "c.png", *names)
+        }
+    caption(images, "--format", "jsonl")
+    assert "8 of 8 images have captions: nothing to do" in said
+
+
+def test_a_full_disk_leaves_no_torn_line(images: Path, caption: Caption) -> None:
+    table = images / "captions.jsonl"
+    caption(images, "--format", "jsonl")
+    table.write_text(before := table.read_text().partition("\n")[0] + "\n")
+    soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (len(before.encode()) + 9, hard))  # a short write, as on a full disk
+    try:
+        with pytest.raises(RunError, match=r"captions\.jsonl: cannot be written: No space left"):
+            caption(images, "--format", "jsonl")
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert table.read_text() == before
