@@ -3,18 +3,26 @@ found."""
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError, UserError
 from toolkit.redact import redact_json, redact_text
+from toolkit.version import NAME
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
 
 TOOLKIT_ROOT = Path(__file__).resolve().parent.parent
 EXTENSIONS_ROOT = TOOLKIT_ROOT / "extensions"
@@ -73,22 +81,119 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+MARKER = "atelier.json"
+"""In each folder that `atomic_write_dir` made: only such a folder may be replaced."""
+
+_EARLIER_MARKERS = ("mascots.json", "new_model.json", "tiny_model.json", "training.json")
+"""What earlier versions left in their folders instead."""
+
+_ASIDE = ".replaced.tmp"
+"""End of the name of a folder that makes room for another; TEMP_FILE_GLOB matches it."""
+
+
+def is_own_folder(path: Path, known_by: str = "") -> bool:
+    """Whether the program made a folder: it has a marker, or the file `known_by`. An empty folder counts as such."""
+    names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
+    return not names or not names.isdisjoint({MARKER, *_EARLIER_MARKERS, known_by} - {""})
+
+
+def refusal(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
+    """Why what is at `path` must not be replaced; empty: nothing is there, or it is the program's own."""
+    if not os.path.lexists(path) or is_own(path):
+        return ""
+    return f"'{path}' was not made by this program, so it is never replaced. Move it away, or give another place."
+
+
 @contextmanager
-def atomic_write_dir(path: Path) -> Iterator[Path]:
-    """The same for a folder: the block fills the temporary one, which is there already, and flushes its files."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = _leftover_name(path)
-    temporary.mkdir()
+def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
+    """The same for a folder: the block fills the temporary one, which is there already, and flushes its files.
+
+    Cleans up after an earlier attempt that was killed (`settle`). Raises RunError for a folder that the program did not
+    make (`is_own_folder`), and where the disk cannot be written.
+    """
+    with os_error_as_run_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settle(path)
+        _require_own(path, known_by)
+        temporary = _leftover_name(path)
+        temporary.mkdir()
+        try:
+            with _locked(temporary):
+                yield temporary
+                write_json(temporary / MARKER, {"program": NAME})
+                for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
+                    fsync(folder)
+                _require_own(path, known_by)
+                replace_folder(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _require_own(path: Path, known_by: str) -> None:
+    if reason := refusal(path, lambda place: is_own_folder(place, known_by)):
+        raise RunError(reason)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Puts the complete folder `new` in the place of `path`. At each moment the old or the new one is whole, and after
+    a kill `settle` finds it."""
+    if os.path.lexists(path):
+        os.rename(path, _aside(path))
     try:
-        yield temporary
-        for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
-            fsync(folder)
-        if path.exists():
-            remove(path)
-        os.replace(temporary, path)
+        os.replace(new, path)
+        fsync(path.parent)
     finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-    fsync(path.parent)
+        settle(path)
+
+
+def settle(path: Path) -> None:
+    """Cleans up after a process that was killed while it replaced the folder `path`: an old folder whose place is
+    empty comes back; one whose place is taken, and new ones that were never finished, are deleted."""
+    if os.path.lexists(aside := _aside(path)):
+        if not os.path.lexists(path):
+            os.rename(aside, path)
+        elif aside.is_symlink():
+            aside.unlink()
+        else:
+            shutil.rmtree(aside.rename(_leftover_name(path)))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if re.fullmatch(r".*\.[0-9a-f]{8}\.tmp", left.name) and left.is_dir() and not left.is_symlink():
+            with _locked(left) as is_abandoned:
+                if is_abandoned:
+                    shutil.rmtree(left)
+
+
+def folder_at(path: Path) -> Path:
+    """Where the folder that belongs at `path` is: there, or aside, if a process was killed while it replaced it."""
+    return path if os.path.lexists(path) or not os.path.lexists(_aside(path)) else _aside(path)
+
+
+def settle_all(folder: Path) -> None:
+    """`settle` for each folder in `folder` that was aside when the process was killed."""
+    for aside in folder.glob(f".*{_ASIDE}"):
+        settle(aside.with_name(aside.name.removesuffix(_ASIDE).removeprefix(".")))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_ASIDE}")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether the block has the lock of a folder: not where another process holds it, or where there are no locks."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            has_lock = True
+        except OSError:
+            has_lock = False
+        yield has_lock
+    finally:
+        os.close(handle)
 
 
 def file_in_the_way(folder: Path) -> Path | None:
@@ -135,7 +240,9 @@ def os_error_as_run_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise RunError(f"{path}: cannot be written: {error.strerror or error}") from error
+        elsewhere = error.filename and not str(error.filename).startswith(f"{path.parent}{os.sep}")
+        where = f" ({error.filename})" if elsewhere else ""
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}{where}") from error
 
 
 def write_text(path: Path, text: str) -> None:

@@ -7,8 +7,10 @@ Source: the format's description in huggingface/safetensors, README.md, "Format"
 from __future__ import annotations
 
 import json
+import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
@@ -112,16 +114,32 @@ def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, 
     Since 0.8 safetensors gives its files to the owner alone (mode 600): what root writes in a container could not be
     read by the user outside, nor by another program that runs as somebody else.
     """
-    from safetensors import SafetensorError  # here, so that readers of a run need no torch
-    from safetensors import torch as safetensors
+    from safetensors import torch as safetensors  # here, so that readers of a run need no torch
 
     path.touch()
     usual = path.stat().st_mode
-    try:
+    with as_os_error():
         safetensors.save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
-    except SafetensorError as error:  # it tells of a full disk in its own words
-        raise OSError(str(error)) from error
     path.chmod(usual)
+
+
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """An error of safetensors inside the block, which reports a full disk in its own words, becomes an OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether this program wrote a safetensors file: its metadata have the hash of the weights."""
+    try:
+        return re.fullmatch("[0-9a-f]{64}", str(read_metadata(path).get("sha256"))) is not None
+    except (OSError, ValueError, RecursionError):
+        return False
 
 
 def read_metadata(path: Path) -> dict[str, Any]:

@@ -53,7 +53,7 @@ class AraConfig(ToolConfig):
     """Where to compute: auto, cuda, cuda:N, mps or cpu."""
 
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace what this program wrote there."""
 
     def output_path(self) -> Path:
         """`output` as a path."""

@@ -19,12 +19,15 @@ from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, ItemEncoder, encode_items
 from toolkit.data.validation_split import scan_and_split
 from toolkit.device import DTYPES, check_device, pick_device, use_device
+from toolkit.errors import RunError
+from toolkit.files import refusal
 from toolkit.interfaces import DiffusionModel, Size
 from toolkit.log import StatusLine
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import MakeLowRank
 from toolkit.models.families import model_bytes
 from toolkit.models.loading import checked_family
+from toolkit.safetensors_io import is_own_file
 from toolkit.train.base_model import load_base_model
 from toolkit.train.recovery import RecoveryMaker
 from toolkit.train.sampling import SamplePrompt, Sampler
@@ -73,6 +76,8 @@ class AraProcess(BaseExtensionProcess):
         for kind, (before, after) in errors.items():
             logger.info(f"{kind}: error {before:.4f} -> {after:.4f}")
         metadata = {"qtype": model.qtype, "base_model": model.public_name(), "mean_errors": json.dumps(errors)}
+        if reason := refusal(section.output_path(), is_own_file):
+            raise RunError(reason)
         maker.write(section.output_path(), metadata)
         logger.info(f"{section.output_path()}: give it by qtype: {model.qtype}|{section.output_path()}")
 

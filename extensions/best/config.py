@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import ClassVar
@@ -15,7 +16,9 @@ from toolkit.config.sections import Device, DiffusionSection
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.files import file_in_the_way, refusal
 from toolkit.run_files import best_stem
+from toolkit.safetensors_io import is_own_file
 from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
 
 NEUTRAL = (
@@ -58,7 +61,7 @@ class BestConfig(ToolConfig):
     """Name the recommended file `<name>_best.safetensors` too."""
 
     overwrite: bool = False
-    """With `link`: replace another file of that name."""
+    """With `link`: replace another file of that name that this program wrote."""
 
     output: PathStr = ""
     """JSON file for the numbers. Empty: `best.json` in the run's folder."""
@@ -112,6 +115,21 @@ class BestConfig(ToolConfig):
             return
         if not self.files():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
-        if self.link and not self.overwrite and self.best_file().exists():
+        if file := file_in_the_way(self.output_path().parent):
+            yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
+        elif reason := refusal(self.output_path(), _is_measurement):
+            yield Diagnostic(("output",), reason)
+        if self.link and (reason := refusal(self.best_file(), is_own_file)):
+            yield Diagnostic(("link",), reason)
+        elif self.link and not self.overwrite and self.best_file().exists():
             remedy = "Set overwrite (--overwrite), or move it."
             yield Diagnostic(("link",), f"{self.best_file()} is there already. {remedy}")
+
+
+def _is_measurement(path: Path) -> bool:
+    """Whether a file has the numbers that `best` writes."""
+    try:
+        document = json.loads(path.read_bytes())
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(document, dict) and "recommended" in document

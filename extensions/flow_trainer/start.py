@@ -22,7 +22,7 @@ from toolkit.models.hub import download_encoder
 from toolkit.models.latent_flow import new
 from toolkit.models.latent_flow.family import FAMILY
 from toolkit.models.loading import weights_hash
-from toolkit.models.parts import place_parts
+from toolkit.models.parts import INDEX, place_parts
 from toolkit.networks.save import to_cpu_copies
 from toolkit.train.autoencoder_writer import write_autoencoder
 
@@ -41,7 +41,7 @@ def write_start(
 ) -> None:
     """Writes the folder, anew where it is there. captions: of all images, for a tokenizer. pictures: by which the scale
     of the latents of random weights is measured, on this device."""
-    with atomic_write_dir(folder) as made:
+    with atomic_write_dir(folder, known_by=INDEX) as made:
         if model.name_or_path:
             place_parts(model.folder(), made, without={"vae"} if model.vae else ())
             if model.vae:
@@ -74,7 +74,7 @@ def _write_new_vae(part: Path, autoencoder: Autoencoder, pictures: Iterable[Pict
 
 def copy_start(source: Path, folder: Path) -> None:
     """Takes over the folder of the run whose state is resumed from in another place."""
-    with atomic_write_dir(folder) as made:
+    with atomic_write_dir(folder, known_by=INDEX) as made:
         place_parts(source, made, without=())
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from safetensors import SafetensorError
 from torch import Tensor
 
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER
 from extensions.flow_trainer.joint import LatentScale
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, LossesConfig
 from toolkit.config.output import SaveIntervalConfig
-from toolkit.errors import RunError
 from toolkit.files import atomic_write_dir
 from toolkit.models.autoencoders import Autoencoder
 from toolkit.models.latent_flow.family import PROJECTION
@@ -79,13 +77,8 @@ class FlowWriter:
         config = self.along.autoencoder.config() if self.along else {}  # as it is now
 
         def write() -> list[Path]:
-            if path.exists() and not (path / INDEX).is_file():
-                raise RunError(f"{path}: holds something else than a model. Move it away, or rename the job.")
-            try:
-                with atomic_write_dir(path) as folder:
-                    self._write(folder, weights, config)
-            except (OSError, SafetensorError) as error:
-                raise RunError(f"{path}: cannot be written: {error}") from error
+            with atomic_write_dir(path, known_by=INDEX) as folder:
+                self._write(folder, weights, config)
             return [path]
 
         return write

@@ -10,6 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
+from toolkit.files import refusal
 from toolkit.html_page import is_page
 from toolkit.train.picture_config import PicturesConfig, SeedOrList, check_loras
 
@@ -59,5 +60,5 @@ class GridConfig(PicturesConfig):
         if not (self.prompt or self.prompts):
             yield Diagnostic(("prompt",), "is required: what the pictures show. Or 'prompts', a file of several.")
         index = Path(self.output).expanduser() / INDEX
-        if index.exists() and not self.overwrite and not is_page(index):
-            yield Diagnostic(("output",), f"'{index}' is no page of this program. Give another folder, or --overwrite.")
+        if reason := refusal(index, is_page):
+            yield Diagnostic(("output",), reason)

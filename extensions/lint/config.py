@@ -10,7 +10,7 @@ from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_e
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError, did_you_mean
-from toolkit.files import file_in_the_way, find_config
+from toolkit.files import file_in_the_way, find_config, refusal
 from toolkit.html_page import is_page
 
 CHECK_NAMES = (
@@ -70,10 +70,7 @@ class LintConfig(ToolConfig):
     """Write a page that shows what is trained: each crop with its references and its final caption."""
 
     output: PathStr = "lint.html"
-    """File of that page."""
-
-    overwrite: bool = False
-    """Replace `output` where it is a file of another program."""
+    """File of that page. A page of this program is replaced, any other file is not."""
 
     duplicate_bits: int = Field(default=6, ge=0, le=64)
     """duplicate, leak: pictures are alike up to so many different bits of the 128 of their hashes. 0: equal
@@ -124,7 +121,7 @@ class LintConfig(ToolConfig):
                 yield Diagnostic(("output",), "is the page of 'preview: true', which is not given. Add it.")
         elif output.is_dir():
             yield Diagnostic(("output",), f"'{output}' is a folder. Give a file, such as '{output / 'lint.html'}'.")
-        elif output.exists() and not self.overwrite and not is_page(output):
-            yield Diagnostic(("output",), f"'{output}' is no page of this program. Give another name, or overwrite it.")
+        elif reason := refusal(output, is_page):
+            yield Diagnostic(("output",), reason)
         elif file := file_in_the_way(output.parent):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")

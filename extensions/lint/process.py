@@ -15,7 +15,8 @@ from extensions.lint.ignored import Ignored
 from extensions.lint.preview import preview_page
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import RunError
-from toolkit.files import readable_size, write_text
+from toolkit.files import readable_size, refusal, write_text
+from toolkit.html_page import is_page
 from toolkit.log import StatusLine
 
 logger = logging.getLogger(__name__)
@@ -65,7 +66,8 @@ class LintProcess(BaseExtensionProcess):
 
     def _write_preview(self, datasets: Sequence[Dataset], findings: Sequence[Finding]) -> None:
         path = Path(self.section.output).expanduser()
-        path.parent.mkdir(parents=True, exist_ok=True)
+        if reason := refusal(path, is_page):
+            raise RunError(reason)
         write_text(path, preview_page(datasets, findings))
         if not self.section.as_json:
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")

@@ -39,7 +39,7 @@ class WritingToolConfig(LoraToolConfig):
     """File to write."""
 
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace what this program wrote there."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """An output that is there or cannot be written."""
@@ -176,7 +176,7 @@ class MergeConfig(LoraToolConfig):
     """Number type of what is written. None: that of the model, or of the files where all have the same."""
 
     overwrite: bool = False
-    """Replace what is there."""
+    """Replace what this program wrote there."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files and folders that cannot be read or written."""

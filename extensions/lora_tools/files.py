@@ -13,6 +13,7 @@ from extensions.lora_tools.config import RankConfig
 from toolkit.config.model import ModelConfig
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
+from toolkit.files import refusal
 from toolkit.models.families import family_for
 from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_export import AdapterFile, read_adapter
@@ -20,6 +21,7 @@ from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
 from toolkit.registry import FAMILIES
+from toolkit.safetensors_io import is_own_file
 
 logger = logging.getLogger(__name__)
 
@@ -40,11 +42,10 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
 
 
 def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
-    """Writes a LoRA file, atomically. Raises RunError where it cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise RunError(f"{path.parent}: cannot be made ({error.strerror}).") from error
+    """Writes a LoRA file, atomically. Raises RunError where it cannot be written, or would replace another program's
+    file."""
+    if reason := refusal(path, is_own_file):
+        raise RunError(reason)
     write_safetensors_verified(path, tensors, metadata)
 
 

@@ -15,7 +15,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.data.run_plan import RunPlan
-from toolkit.files import file_in_the_way
+from toolkit.files import file_in_the_way, refusal
 
 RECIPE = "mascots.json"
 """In the folder: what decided the pictures."""
@@ -192,7 +192,7 @@ class MascotsConfig(ProcessConfig):
     """Decides all pictures; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what is there. Off: complete pictures of the same settings are kept."""
+    """Replace what this program wrote there. Off: complete pictures of the same settings are kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -220,9 +220,11 @@ class MascotsConfig(ProcessConfig):
         return (self.folder() / RECIPE).is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A file in the way, and settings that leave nothing to draw."""
+        """A file or a folder of somebody else in the way, and settings that leave nothing to draw."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        elif reason := refusal(self.folder()):
+            yield Diagnostic(("path",), reason)
         if self.crop and not LEAST_SIDE <= self.crop <= min(map(min, self.size)):
             message = f"{self.crop} is out of range: {LEAST_SIDE} to the shortest side of 'size', or 0."
             yield Diagnostic(("crop",), message)

@@ -17,7 +17,7 @@ from extensions.mascots.mascot import Casting, Lots, Pair, random_mascot, scene_
 from extensions.mascots.words import caption_in, edit, edit_of_two
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir, os_error_as_run_error, write_json
+from toolkit.files import atomic_write_dir, settle, write_json
 from toolkit.seeding import key
 
 logger = logging.getLogger(__name__)
@@ -34,16 +34,17 @@ class MascotsProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section, folder = self.section, self.section.folder()
+        settle(folder)
         recipe = {**section.recipe(), "drawing": DRAWING, "licence": "CC0-1.0"}
         if not section.overwrite and _recorded(folder) == recipe:
             logger.info(f"mascots: {section.path} is there already")
             return
         if folder.is_dir() and any(folder.iterdir()) and not section.overwrite:
             raise UserError(
-                f"process[{self.process_id}].path: {section.path} holds something else. "
+                f"process[{self.process_id}].path: {section.path} holds pictures of other settings. "
                 "Give another folder, or set overwrite: true."
             )
-        with os_error_as_run_error(folder), atomic_write_dir(folder) as new:
+        with atomic_write_dir(folder) as new:
             self._draw_all(new)
             write_json(new / RECIPE, recipe)
             os.sync()  # one for all: file by file takes longer than drawing

@@ -10,7 +10,7 @@ from pydantic import Field
 
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.files import file_in_the_way
+from toolkit.files import file_in_the_way, refusal
 
 INDEX = "model_index.json"
 
@@ -39,7 +39,7 @@ class NewModelConfig(ProcessConfig):
     """Seed of the random weights; 0 is a valid seed."""
 
     overwrite: bool = False
-    """Replace what is there. Off: a complete model of the same settings is kept."""
+    """Replace what this program wrote there. Off: a complete model of the same settings is kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -54,9 +54,11 @@ class NewModelConfig(ProcessConfig):
         return (self.folder() / INDEX).is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """Folders that are missing, and a file where the folder belongs."""
+        """Folders that are missing, and a file or somebody else's folder where the folder belongs."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        elif reason := refusal(self.folder()):
+            yield Diagnostic(("path",), reason)
         for key, message in self.missing():
             if not job.will_write(getattr(self, key)):
                 yield Diagnostic((key,), message)

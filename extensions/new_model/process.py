@@ -12,10 +12,11 @@ from extensions.new_model.config import INDEX, NewModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir, move_folder_aside, sha256_of, write_json
+from toolkit.files import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
 from toolkit.run_files import NEW_MODEL
+from toolkit.safetensors_io import as_os_error
 from toolkit.seeding import global_generator
 
 logger = logging.getLogger(__name__)
@@ -31,6 +32,7 @@ class NewModelProcess(BaseExtensionProcess):
         section, folder = self.section, self.section.folder()
         for key, message in section.missing():  # an earlier process may have left nothing
             raise UserError(f"process[{self.process_id}].{key}: {message}")
+        settle(folder)
         recipe = self._recipe()
         if not section.overwrite and _recorded(folder) == recipe:
             logger.info(f"new model: {section.path} is there already")
@@ -40,7 +42,7 @@ class NewModelProcess(BaseExtensionProcess):
                 f"process[{self.process_id}].path: {section.path} holds another model. "
                 "Give another folder, or set overwrite: true."
             )
-        with atomic_write_dir(folder) as new:
+        with atomic_write_dir(folder) as new, as_os_error():
             count = self._fill(new)
             write_json(new / NEW_MODEL, recipe)
         logger.info(f"new model: wrote {section.path}, {count:,} random parameters (seed {section.seed})")

@@ -9,7 +9,7 @@ from typing import ClassVar
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
-from toolkit.files import file_in_the_way
+from toolkit.files import file_in_the_way, refusal
 from toolkit.html_page import is_page
 from toolkit.train.run_reader import runs_in
 
@@ -27,7 +27,8 @@ class ReportConfig(ToolConfig):
     """Folder of a run, or a folder that contains several runs: one page is written for each."""
 
     output: PathStr = ""
-    """File to write. Empty: `report.html` in the folder of each run."""
+    """File to write; a page of this program is replaced, any other file is not. Empty: `report.html` in the folder of
+    each run."""
 
     embed: bool = True
     """Put the pictures into the page, as small JPEG: one file to pass on. false: the page links to the samples and the
@@ -35,9 +36,6 @@ class ReportConfig(ToolConfig):
 
     hashes: bool = True
     """Compute the SHA-256 of each saved file, which reads them whole. false: only those that the run recorded."""
-
-    overwrite: bool = False
-    """Replace `output` where it is a file of another program."""
 
     def folder(self) -> Path:
         """`run` as a path."""
@@ -58,7 +56,7 @@ class ReportConfig(ToolConfig):
     def _in_the_way(self, path: Path) -> Iterable[Diagnostic]:
         if path.is_dir():
             yield Diagnostic(("output",), f"'{path}' is a folder. Give a file, such as '{path / FILE}'.")
-        elif path.exists() and not self.overwrite and not is_page(path):
-            yield Diagnostic(("output",), f"'{path}' is no page of this program. Give another name, or overwrite it.")
+        elif reason := refusal(path, is_page):
+            yield Diagnostic(("output",), reason)
         elif file := file_in_the_way(path.parent):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")

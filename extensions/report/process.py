@@ -8,7 +8,7 @@ from pathlib import Path
 from extensions.report.config import FILE, ReportConfig
 from extensions.report.page import report_page
 from jobs.process import BaseExtensionProcess
-from toolkit.files import readable_size, write_text
+from toolkit.files import readable_size, refusal, write_text
 from toolkit.html_page import is_page
 from toolkit.train.run_reader import runs_in
 
@@ -24,8 +24,8 @@ class ReportProcess(BaseExtensionProcess):
         super().run()
         for run in runs_in(self.section.folder()):
             path = Path(self.section.output).expanduser() if self.section.output else run.folder / FILE
-            if path.exists() and not self.section.overwrite and not is_page(path):
-                logger.warning(f"{path} is no page of this program, and stays. Give another name, or overwrite it.")
+            if reason := refusal(path, is_page):
+                logger.warning(reason)
                 continue
             write_text(path, report_page(run, path.parent, self.section.embed, self.section.hashes))
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")

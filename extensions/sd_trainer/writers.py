@@ -18,7 +18,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from extensions.sd_trainer.metadata import network_module, with_progress
@@ -35,6 +34,7 @@ from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
 from toolkit.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
+from toolkit.safetensors_io import as_os_error
 from toolkit.train.collectives import network_state_dict
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.run import Run
@@ -64,7 +64,7 @@ class LoraWriter:
 
         def write() -> list[Path]:
             for file, tensors in copies.items():
-                _write(file, tensors, metadata)
+                write_safetensors_verified(file, tensors, metadata or None)
             return list(copies)
 
         return write
@@ -84,13 +84,6 @@ class LoraWriter:
         if run.roles[NETWORK].ema and "raw" in self.section.save.also:
             found[run.folder / f"{stem}_raw{self.suffix}"] = True
         return found
-
-
-def _write(file: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-    try:
-        write_safetensors_verified(file, tensors, metadata or None)
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{file}: cannot be written: {error}") from error
 
 
 class ModelFolderWriter(LoraWriter):
@@ -126,9 +119,7 @@ class ModelFolderWriter(LoraWriter):
         return {path: self.network.export(role.weights(raw)) for path, raw in self.files(run, step).items()}
 
     def _write(self, path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
-        if path.exists() and not (path / INDEX).is_file():
-            raise RunError(f"{path}: holds something else than a model. Move it away, or give the job another name.")
-        with _naming(path), atomic_write_dir(path) as folder:
+        with atomic_write_dir(path, known_by=INDEX) as folder, as_os_error(), _naming(path):
             place_parts(self.base, folder, without={self.trained_part})
             if (self.base / NEW_MODEL).is_file():
                 place_file(self.base / NEW_MODEL, folder / NEW_MODEL)
@@ -142,13 +133,11 @@ class ModelFolderWriter(LoraWriter):
 
 @contextmanager
 def _naming(path: Path) -> Iterator[None]:
-    """Turns errors inside the block into a RunError that names the folder."""
+    """A RunError about a file of the folder names the folder too."""
     try:
         yield
     except RunError as error:
         raise RunError(f"{path}: {error}") from error
-    except (OSError, SafetensorError) as error:
-        raise RunError(f"{path}: cannot be written: {error}") from error
 
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from pydantic import Field
 from toolkit.config.field_types import PathOrList, PathStr
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.errors import UserError
-from toolkit.files import file_in_the_way
+from toolkit.files import file_in_the_way, refusal
 
 
 class TinyModelConfig(ProcessConfig):
@@ -36,7 +36,7 @@ class TinyModelConfig(ProcessConfig):
     its text encoder is made to stay frozen. Empty: a built-in text of a few words."""
 
     overwrite: bool = False
-    """Replace what is there. Off: a complete model with the same settings is kept."""
+    """Replace what this program wrote there. Off: a complete model with the same settings is kept."""
 
     def folder(self) -> Path:
         """`path` as an absolute path."""
@@ -51,9 +51,11 @@ class TinyModelConfig(ProcessConfig):
         return (self.folder() / "model_index.json").is_file()
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
-        """A file in the way of the folder, and captions that are nowhere."""
+        """A file or a folder of somebody else in the way of the folder, and captions that are nowhere."""
         if file := file_in_the_way(self.folder()):
             yield Diagnostic(("path",), f"'{file}' is a file. Give a folder to write.")
+        elif reason := refusal(self.folder()):
+            yield Diagnostic(("path",), reason)
         for index, path in enumerate(self.captions):
             if not Path(path).expanduser().is_dir() and not job.will_write(Path(path)):
                 yield Diagnostic(("captions", index), f"{path!r} is no folder. Give one that holds captions.")

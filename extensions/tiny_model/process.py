@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import logging
-from pathlib import Path
 
 from extensions.tiny_model.config import TinyModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
+from toolkit.files import atomic_write_dir, settle
 from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
+from toolkit.safetensors_io import as_os_error
 
 logger = logging.getLogger(__name__)
 
@@ -20,25 +21,18 @@ class TinyModelProcess(BaseExtensionProcess):
 
     def run(self) -> None:
         super().run()
-        folder = Path(self.section.path).expanduser()
+        folder = self.section.folder()
+        settle(folder)
         section = self.section
         spec = TinySpec(section.seed, section.layers, section.heads, section.texts())
         if is_written(folder, spec) and not self.section.overwrite:
             logger.info(f"tiny model: {folder} is there already")
             return
-        if _is_another_model(folder) and not self.section.overwrite:
+        if folder.is_dir() and any(folder.iterdir()) and not self.section.overwrite:
             raise UserError(
                 f"process[{self.process_id}].path: {folder} holds another model. "
                 "Give another folder, or set overwrite: true."
             )
-        write_tiny_model(folder, spec)
+        with atomic_write_dir(folder) as new, as_os_error():
+            write_tiny_model(new, spec)
         logger.info(f"tiny model: wrote {folder} ({spec.layers} blocks, seed {spec.seed})")
-
-
-def _is_another_model(folder: Path) -> bool:
-    return folder.is_dir() and any(folder.iterdir()) and not _is_unfinished(folder)
-
-
-def _is_unfinished(folder: Path) -> bool:
-    """Whether an earlier write was broken off: parts of a model, but no model_index.json yet."""
-    return (folder / "tokenizer").is_dir() and not (folder / "model_index.json").exists()

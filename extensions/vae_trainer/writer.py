@@ -6,13 +6,11 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Literal
 
-from safetensors import SafetensorError
 from torch import Tensor
 
 from toolkit.config.autoencoder import CONFIG
 from toolkit.config.autoencoder_losses import VAE
 from toolkit.config.output import SaveIntervalConfig
-from toolkit.errors import RunError
 from toolkit.files import atomic_write_dir
 from toolkit.models.autoencoders import Autoencoder, measure_latents
 from toolkit.models.discriminator import PatchDiscriminator
@@ -53,15 +51,10 @@ class AutoencoderWriter:
 
         def write() -> list[Path]:
             path = run.folder / stem
-            if path.exists() and not (path / CONFIG).is_file():
-                raise RunError(f"{path}: holds something else than an autoencoder. Move it away, or rename the job.")
-            try:
-                with atomic_write_dir(path) as folder:
-                    write_autoencoder(folder, self.autoencoder, weights, scale)
-                    if of_discriminator:
-                        write_safetensors_verified(folder / DISCRIMINATOR_FILE, of_discriminator, None)
-            except (OSError, SafetensorError) as error:
-                raise RunError(f"{path}: cannot be written: {error}") from error
+            with atomic_write_dir(path, known_by=CONFIG) as folder:
+                write_autoencoder(folder, self.autoencoder, weights, scale)
+                if of_discriminator:
+                    write_safetensors_verified(folder / DISCRIMINATOR_FILE, of_discriminator, None)
             return [path]
 
         return write

@@ -4,21 +4,27 @@ import os
 import signal
 import subprocess
 import sys
+from contextlib import nullcontext
 from fnmatch import fnmatch
 from io import StringIO
 from pathlib import Path
 
 import pytest
 
+from toolkit.errors import RunError
 from toolkit.files import (
+    MARKER,
     SAFETENSORS_TEMP_GLOB,
     TEMP_FILE_GLOB,
     append_json_line,
     atomic_write,
     atomic_write_dir,
+    folder_at,
     fsync,
     read_chunks,
     remove,
+    settle,
+    settle_all,
     sha256_of,
     write_json,
     write_text,
@@ -56,7 +62,89 @@ def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
     with pytest.raises(KeyError), atomic_write_dir(path) as temporary:
         (temporary / "half").touch()
         raise KeyError
-    assert [entry.name for entry in path.iterdir()] == ["part"] and list(tmp_path.iterdir()) == [path]
+    assert {entry.name for entry in path.iterdir()} == {MARKER, "part"} and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["mascots.json", "new_model.json", "tiny_model.json", "training.json", MARKER, ""])
+def test_only_a_folder_of_the_program_is_replaced(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model"
+    (path / "photos").mkdir(parents=True)
+    (path / (name or "photo.jpg")).touch()
+    stranger = pytest.raises(RunError, match="model' was not made by this program")
+    with nullcontext() if name else stranger, atomic_write_dir(path) as temporary:
+        (temporary / "new").touch()
+    assert {entry.name for entry in path.iterdir()} == ({MARKER, "new"} if name else {"photos", "photo.jpg"})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_photographs_that_arrive_while_a_folder_is_written_stay(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with pytest.raises(RunError, match="was not made by this program"), atomic_write_dir(path):
+        path.mkdir()
+        (path / "photo.jpg").touch()
+    assert [entry.name for entry in path.iterdir()] == ["photo.jpg"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    with atomic_write_dir(tmp_path / "model") as one:
+        (one / "one").touch()
+        with atomic_write_dir(tmp_path / "model") as other:
+            (other / "other").touch()
+        assert {entry.name for entry in (tmp_path / "model").iterdir()} == {MARKER, "other"}
+    assert {entry.name for entry in (tmp_path / "model").iterdir()} == {MARKER, "one"}
+
+
+KILLED_AT_A_STEP = """
+import os, shutil, signal, sys
+from pathlib import Path
+from toolkit import files
+
+steps = 0
+
+def killing(function):
+    def step(*arguments, **options):
+        global steps
+        steps += 1
+        if steps == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return step
+
+for module, name in ((os, "mkdir"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "fsync")):
+    setattr(module, name, killing(getattr(module, name)))
+with files.atomic_write_dir(Path(sys.argv[1])) as folder:
+    for name in ("one", "two"):
+        (folder / name).write_text("new")
+print(steps)
+"""
+
+
+def test_a_replacement_that_is_killed_at_any_step_loses_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> None:
+    """Before the second rename the old folder is back, after it the new one is there; no other folder is left."""
+    command = [sys.executable, "-c", KILLED_AT_A_STEP]
+    path, seen, step = tmp_path / "model", [], 0
+    while not seen or seen[-1] != "done":
+        step += 1
+        if path.exists():
+            remove(path)
+        with atomic_write_dir(path) as folder:
+            for name in ("one", "two"):
+                (folder / name).write_text("old")
+        result = subprocess.run([*command, path, str(step)], capture_output=True, text=True)
+        assert result.returncode in (0, -signal.SIGKILL), result.stderr
+        settle(path)
+        assert list(tmp_path.iterdir()) == [path]
+        [found] = {(path / name).read_text() for name in ("one", "two")}
+        seen.append(found if result.returncode else "done")
+    assert seen == sorted(seen, key=["old", "new", "done"].index) and {"old", "new"} < set(seen)
+
+
+def test_a_folder_aside_counts_as_there(tmp_path: Path) -> None:
+    aside = tmp_path / ".model.replaced.tmp"
+    aside.mkdir()
+    assert folder_at(tmp_path / "model") == aside and fnmatch(aside.name, TEMP_FILE_GLOB)
+    settle_all(tmp_path)
+    assert folder_at(tmp_path / "model") == tmp_path / "model" and list(tmp_path.iterdir()) == [tmp_path / "model"]
 
 
 def test_what_is_removed_is_gone_and_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

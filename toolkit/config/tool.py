@@ -22,9 +22,9 @@ from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_a
 from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError, did_you_mean
-from toolkit.files import file_in_the_way
+from toolkit.files import file_in_the_way, folder_at, is_own_folder, refusal
 from toolkit.redact import redact_text
-from toolkit.safetensors_io import read_metadata
+from toolkit.safetensors_io import is_own_file, read_metadata
 
 PROGRAM = "run.py"
 _NOWHERE = SourceLocation(0, 0)
@@ -201,11 +201,14 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
 
 def check_output(path: Path, overwrite: bool, folder: bool = False) -> Iterator[Diagnostic]:
     """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced."""
+    there = folder_at(path) if folder else path
     if file := file_in_the_way(path.parent):
         yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
     elif not folder and path.suffix != ".safetensors":
         yield Diagnostic(("output",), f"{str(path)!r} has to end in .safetensors.")
-    elif path.exists() and path.is_dir() != folder:
+    elif there.exists() and there.is_dir() != folder:
         yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
-    elif path.exists() and not overwrite:
+    elif reason := refusal(there, is_own_folder if folder else is_own_file):
+        yield Diagnostic(("output",), reason)
+    elif there.exists() and not overwrite:
         yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")

@@ -15,9 +15,18 @@ from torch import Tensor
 
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.files import atomic_write, fsync, remove, write_json
+from toolkit.files import atomic_write, fsync, os_error_as_run_error, remove, write_json
 from toolkit.run_files import step_files
-from toolkit.safetensors_io import LENGTH_BYTES, METADATA, Header, compact, framed, read_header, save_file
+from toolkit.safetensors_io import (
+    LENGTH_BYTES,
+    METADATA,
+    Header,
+    as_os_error,
+    compact,
+    framed,
+    read_header,
+    save_file,
+)
 
 
 def to_cpu_copies(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:
@@ -34,14 +43,14 @@ def write_safetensors_verified(path: Path, tensors: Mapping[str, Tensor], metada
     """Writes tensors as they are with string `metadata` (a sha256 of the weights is added) and reads them back.
 
     metadata: None writes none, the sha256 included; `format`, which readers ask for, is always there.
-    Raises RunError when a weight is not finite, or the file does not hold what was written.
+    Raises RunError when a weight is not finite, the disk cannot be written, or the file does not hold what was written.
     """
     broken = [name for name, tensor in tensors.items() if not is_finite(tensor)]
     if broken:
         more = f" and {len(broken) - 1} more" if len(broken) > 1 else ""
         raise RunError(f"{path}: {broken[0]}{more} are not finite in the file's dtype; nothing was written.")
     header = {"format": "pt"} if metadata is None else {"format": "pt", **metadata, "sha256": weights_digest(tensors)}
-    with atomic_write(path) as temporary:
+    with os_error_as_run_error(path), atomic_write(path) as temporary, as_os_error():
         save_file(tensors, temporary, metadata=header)
         _sort_header(temporary)
         _compare(temporary, tensors)

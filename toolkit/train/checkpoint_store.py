@@ -27,7 +27,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
-from toolkit.files import SAFETENSORS_TEMP_GLOB, TEMP_FILE_GLOB, fsync, sha256_of, write_json
+from toolkit.files import (
+    SAFETENSORS_TEMP_GLOB,
+    TEMP_FILE_GLOB,
+    fsync,
+    replace_folder,
+    settle_all,
+    sha256_of,
+    write_json,
+)
 from toolkit.safetensors_io import save_file
 
 if TYPE_CHECKING:
@@ -102,12 +110,9 @@ def write_checkpoint(root: Path, snapshot: CheckpointData, keep: int) -> Path:
     temporary.mkdir()
     try:
         _write_files(temporary, snapshot)
-        if final.exists():  # the same step again, after a resume
-            shutil.rmtree(final)
-        os.replace(temporary, final)
+        replace_folder(temporary, final)  # the same step again, after a resume
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
-    fsync(root)
     _known_good[final.resolve()] = _file_versions(final)  # its manifest was made from these very files
     remove_old_states(root, keep)
     return final
@@ -141,7 +146,10 @@ def _write_files(folder: Path, snapshot: CheckpointData) -> None:
 
 
 def remove_partial_writes(root: Path) -> None:
-    """Removes what interrupted saves left in `root` and in the run's folder. Only for the lock's owner."""
+    """Removes what interrupted saves left in `root` and in the run's folder, and brings back what they had moved aside.
+    Only for the lock's owner."""
+    for folder in (root, root.parent):
+        settle_all(folder)
     for path in root.glob(f"{_TEMPORARY}*"):
         shutil.rmtree(path)
     for folder in (root.parent, root.parent / "samples"):

@@ -87,7 +87,6 @@ class RecoveryMaker:
             tensors[f"{FILE_PREFIX}{name}.lora_B.weight"] = up_OR
             tensors[f"{FILE_PREFIX}{name}.alpha"] = torch.tensor(float(len(down_RI)))
         errors = {name: [round(number, 6) for number in error] for name, error in self.errors.items()}
-        path.parent.mkdir(parents=True, exist_ok=True)
         write_safetensors_verified(path, tensors, {"rank": str(self.rank), "errors": json.dumps(errors), **metadata})
 
     def by_kind(self) -> dict[str, LayerError]:

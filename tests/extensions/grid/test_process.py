@@ -86,7 +86,7 @@ def test_a_grid_has_a_column_for_each_file_and_strength_behind_the_model_alone(
         ("--model {m} --prompt x --lora none.safetensors", "--lora: 'none.safetensors' is no file"),
         ("--model {m} --prompt x --lora a.safetensors --strength much", "--strength: 'much' is not a number"),
         ("--model {m} --prompt x --lora a.safetensors --also notes.txt", "--also: 'notes.txt' is no safetensors file"),
-        ("--model {m} --prompt x --lora a.safetensors --output other", "is no page of this program"),
+        ("--model {m} --prompt x --lora a.safetensors --output other", "was not made by this program"),
     ],
 )
 def test_wrong_input_is_one_line(line: str, message: str, tiny_model: Path, tmp_path: Path, monkeypatch) -> None:

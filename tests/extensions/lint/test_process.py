@@ -131,7 +131,7 @@ def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: P
         (("nothing",), "path: 'nothing' is neither a folder of images nor a job"),
         (("photos", "--skip", "blur"), "'blur' is no check. Did you mean 'blurred'?"),
         (("photos", "--output", "a.html"), "--output: is the page of 'preview: true', which is not given"),
-        (("photos", "--preview", "--output", "photos/0.png"), "--output: 'photos/0.png' is no page of this program"),
+        (("photos", "--preview", "--output", "photos/0.png"), "--output: 'photos/0.png' was not made by this program"),
         (("photos", "--control-path", "none"), "'none' is no folder"),
         (("job.yaml", "--resolution", "512"), "is for a folder of images; the job 'job.yaml' says it itself"),
     ],

@@ -44,7 +44,7 @@ def test_the_folders_are_as_trainers_read_them(draw_in) -> None:
     expected |= {f"edits/picture_1/{index:06}.png" for index in range(4)}
     expected |= {f"edits_of_two/after/{index:06}{suffix}" for index in range(3) for suffix in (".png", ".txt")}
     expected |= {f"edits_of_two/picture_{number}/{index:06}.png" for index in range(3) for number in (1, 2)}
-    assert files == expected | {f"scribbles/{index:06}.png" for index in range(2)} | {"mascots.json"}
+    assert files == expected | {f"scribbles/{index:06}.png" for index in range(2)} | {"atelier.json", "mascots.json"}
 
 
 def test_both_pictures_of_a_pair_have_one_size(draw_in) -> None:
@@ -78,13 +78,15 @@ def test_complete_pictures_are_kept_and_others_not_replaced_unasked(draw_in, tmp
     times = {path: path.stat().st_mtime_ns for path in folder.rglob("*")}
     draw_in()
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == times
-    with pytest.raises(UserError, match=r"process\[0\]\.path: .*drawn holds something else. .*overwrite: true"):
+    with pytest.raises(UserError, match=r"process\[0\]\.path: .*pictures of other settings. .*overwrite: true"):
         draw_in(seed=4)
     assert bytes_of(draw_in(seed=4, overwrite=True)) == bytes_of(draw_in("fresh", seed=4))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "photo.png").write_bytes(b"mine")
-    with pytest.raises(UserError, match="holds something else"):
-        draw_in("mine")
+    for overwrite in (False, True):
+        with pytest.raises(UserError, match=r"path: '.*mine' was not made by this program"):
+            draw_in("mine", overwrite=overwrite)
+    assert bytes_of(tmp_path / "mine") == {"photo.png": b"mine"}
 
 
 def test_a_folder_is_there_only_when_it_is_complete(draw_in, tmp_path: Path, monkeypatch) -> None:

@@ -34,7 +34,7 @@ def test_the_commands_of_the_readme_and_a_job(run_py, write_job, run: Path, tmp_
         (("output/none",), "run: 'output/none' holds no run"),
         (("output", "--output", "a.html"), "--output: is one file, 'output' holds 2 runs (cat, dog). Give one."),
         (("output/cat", "--output", "output"), "--output: 'output' is a folder. Give a file, such as"),
-        (("output/cat", "--output", "mine.html"), "--output: 'mine.html' is no page of this program."),
+        (("output/cat", "--output", "mine.html"), "--output: 'mine.html' was not made by this program"),
         (("output/cat", "--output", "mine.html/x.html"), "mine.html' is a file. Give a path in a folder."),
     ],
 )
@@ -51,5 +51,5 @@ def test_wrong_input_is_one_line(run: Path, tmp_path: Path, monkeypatch, flags: 
 def test_a_file_of_another_program_stays(run: Path, run_py) -> None:
     (run / "report.html").write_text("mine")
     result = run_py("report", run)
-    assert "is no page of this program, and stays" in result.stdout + result.stderr
+    assert "was not made by this program, so it is never replaced" in result.stdout + result.stderr
     assert (run / "report.html").read_text() == "mine"

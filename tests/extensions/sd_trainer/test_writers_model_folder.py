@@ -63,7 +63,7 @@ def test_the_folder_is_a_model_for_diffusers_and_for_this_program(trained) -> No
     writer, run, adapter = trained()
     [folder] = writer.snapshot(run, 340)()
     assert folder == run.folder / "maya_000000340"
-    assert {path.name for path in folder.iterdir()} == PARTS | {"training.json"}
+    assert {path.name for path in folder.iterdir()} == PARTS | {"atelier.json", "training.json"}
     expected = adapter.network_module.state_dict()
     assert expected["proj_out.weight"].unique().item() == 0.5
     for transformer in (
@@ -141,7 +141,7 @@ def test_a_save_that_fails_leaves_no_folder_and_an_older_one_as_it_was(trained, 
 def test_what_is_no_model_is_never_replaced(trained) -> None:
     writer, run, _ = trained()
     (run.folder / "maya" / "state").mkdir(parents=True)  # such as the run of another process
-    with pytest.raises(RunError, match="maya: holds something else than a model"):
+    with pytest.raises(RunError, match="maya' was not made by this program"):
         writer.snapshot(run, None)()
     assert (run.folder / "maya" / "state").is_dir()
 
