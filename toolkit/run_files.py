@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import append_json_line, os_error_as_run_error
+from toolkit.files import append_json_line, is_own_folder, os_error_as_run_error
 from toolkit.safetensors_io import read_metadata
 
 STATUS = "run.json"
@@ -93,6 +93,11 @@ def read_status(folder: Path) -> dict[str, Any]:
 def final_files(folder: Path, name: str) -> list[Path]:
     """The files and model folders of the end of a run that are there."""
     return [path for ending in FILE_SUFFIXES if _is_product(path := folder / f"{name}{ending}")]
+
+
+def is_own_result(path: Path) -> bool:
+    """Whether a run may replace a folder: it has a model in it, or the program made it."""
+    return _is_product(path) or is_own_folder(path)
 
 
 def _is_product(path: Path) -> bool:

@@ -140,6 +140,10 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         machine = machine_of(self.section.device)
         return plan_items(self.section, JobContext(self.job.name), data.scanned, machine, data.stream)
 
+    @property
+    def saves_folders(self) -> bool:
+        return True
+
     def memory_advice(self) -> str:
         return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
 

@@ -139,6 +139,10 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         job, machine = JobContext(self.job.name), machine_of(self.section.device)
         return plan_items(self.section, job, data.scan, data.items, data.validation_split, machine, data.stream)
 
+    @property
+    def saves_folders(self) -> bool:
+        return bool(self.section.network.trains_model)
+
     def memory_advice(self) -> str:
         return memory_advice(self.section)
 
@@ -274,7 +278,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
         return SdAttached(roles, network, block_runner)
 
     def weights_writer(self, setup: Setup[SdData], attached: SdAttached, reporting: Reporting) -> PrepareNetwork:
-        kind = ModelFolderWriter if self.section.network.trains_model else LoraWriter
+        kind = ModelFolderWriter if self.saves_folders else LoraWriter
         optimizer, steps = attached.roles[NETWORK].optimizer, setup.plan.optimizer_steps
         metadata = job_metadata(self.section, self.meta, self.name, steps, setup.seed, optimizer, setup.plan)
         writer = kind(attached.network, self.section, metadata)

@@ -117,6 +117,10 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         machine = machine_of(self.section.device)
         return plan_items(self.section, JobContext(self.job.name), data.scanned, machine, data.stream)
 
+    @property
+    def saves_folders(self) -> bool:
+        return True
+
     def memory_advice(self) -> str:
         return memory_advice(self.section, machine_of(self.section.device))
 

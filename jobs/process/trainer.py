@@ -27,6 +27,7 @@ from toolkit.data.run_plan import RunPlan
 from toolkit.device import pick_device
 from toolkit.distributed import ProcessGroup
 from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
+from toolkit.files import refusal
 from toolkit.log import StatusLine, tee_output
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.signals import StopRequest
@@ -102,6 +103,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
     runs_everywhere = True
 
     section: TrainerConfig
+
+    @property
+    def saves_folders(self) -> bool:
+        """Whether the weights of a step are a folder, not a file."""
+        return False
 
     def run(self) -> None:
         with signals.defer_signals() as request:
@@ -272,6 +278,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         Raises UserError where they do not match; the run is then unchanged.
         """
         if self.process_group.is_main_process:
+            self._refuse_foreign_folders()
             self.refuse(data, plan)
         resumption = self.compare(data, checkpoint)
         self.process_group.assert_equal_across_ranks(dict(flatten_config(resumption.record["settings"])))
@@ -282,6 +289,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         device = self.process_group.device(pick_device(self.section.device))
         logger.info(f"device {device}, {self.section.train.dtype}, PyTorch {torch.__version__}")
         return Setup(data, plan, resumption, seed, device, request, StatusLine())
+
+    def _refuse_foreign_folders(self) -> None:
+        for stem in (self.name, run_files.best_stem(self.name)) if self.saves_folders else ():
+            if reason := refusal(self.save_root / stem, run_files.is_own_result):
+                raise UserError(reason)
 
     def _seed(self, checkpoint: Path | None) -> int:
         """The given seed, the one the run began with, or a random one, which is printed so that it can be repeated."""

@@ -58,6 +58,16 @@ def test_what_a_run_leaves(start, vae_job, pictures: Path, capsys: pytest.Captur
     assert "PSNR" in said and "validation: 2 images held out" in said
 
 
+def test_a_strangers_folder_of_the_name_is_refused_before_the_first_step(start, vae_job, pictures: Path) -> None:
+    job = vae_job(pictures)
+    mine = Path(job["training_folder"]) / "job" / "job" / "photo.jpg"
+    mine.parent.mkdir(parents=True)
+    mine.touch()
+    with pytest.raises(UserError, match="job' was not made by this program"):
+        start(job)
+    assert mine.is_file() and not (mine.parents[1] / "metrics.jsonl").exists()
+
+
 def test_older_folders_are_removed(start, vae_job, pictures: Path) -> None:
     folder = start(vae_job(pictures, save={"save_every": 1, "max_step_saves_to_keep": 1}))
     steps = sorted(path.name for path in folder.glob("job_*"))
