@@ -37,6 +37,7 @@ from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.interfaces import PREDICTIONS, BucketedSample, Size
+from toolkit.models.arguments import autoencoder_fault, faults
 from toolkit.models.latent_flow.family import (
     DEFAULT_MAX_TOKENS,
     FAMILY,
@@ -214,9 +215,7 @@ class FlowModelConfig(StrictModel):
             yield from self._check_beside_folder()
             if not job.yet_to_come(self.name_or_path):
                 yield from self._check_folder()
-        patch = self.transformer.config.get("patch_size", 1)
-        if type(patch) is not int or patch < 1:
-            yield Diagnostic(("transformer", "config", "patch_size"), f"{patch!r} is not a whole number above 0.")
+        yield from self._check_arguments()
         if self.new_vae:
             for key in ("name_or_path", "vae"):
                 if getattr(self, key):
@@ -225,8 +224,11 @@ class FlowModelConfig(StrictModel):
             remedy = "Give the folder of an autoencoder, such as a vae_trainer wrote, or 'new_vae'."
             yield Diagnostic(("vae",), f"required. {remedy}")
         if self.vae:
-            for found in AutoencoderConfig(name_or_path=self.vae).check(job):
-                yield Diagnostic(("vae",), found.message)
+            autoencoder = AutoencoderConfig(name_or_path=self.vae)
+            messages = [found.message for found in autoencoder.check(job)]
+            if not messages and not autoencoder.is_yet_to_come(job) and (fault := autoencoder_fault(autoencoder)):
+                messages = [fault]
+            yield from (Diagnostic(("vae",), message) for message in messages)
         for key in ("name_or_path", "tokenizer"):
             path = getattr(text, key)
             if path and not job.yet_to_come(path) and not _is_here_or_on_the_hub(path):
@@ -239,6 +241,23 @@ class FlowModelConfig(StrictModel):
         if text.tokenizer and not text.name_or_path:
             message = "goes with 'name_or_path': random weights get a tokenizer of the captions. Leave it out."
             yield Diagnostic(("text_encoder", "tokenizer"), message)
+
+    def _check_arguments(self) -> Iterator[Diagnostic]:
+        """Arguments that the classes of random weights do not take."""
+        text = self.text_encoder
+        given = {
+            ("transformer", "config"): (self.transformer.class_name, self.transformer.config),
+            ("text_encoder", "config"): ("BertConfig", text.config),
+        }
+        if self.new_vae:
+            given["new_vae", "config"] = self.new_vae.class_name, self.new_vae.config
+        for at, (name, arguments) in given.items():
+            found = list(faults(name, arguments))
+            yield from (Diagnostic((*at, *key), message) for key, message in found)
+            most = arguments.get("max_position_embeddings", text.max_tokens)
+            if name == "BertConfig" and not found and most < text.max_tokens:
+                message = f"{text.max_tokens}, and the text encoder has positions for {most}. Change one of them."
+                yield Diagnostic(("text_encoder", "max_tokens"), message)
 
     def _check_beside_folder(self) -> Iterator[Diagnostic]:
         message = "has no effect beside 'model.name_or_path', whose files say it. Leave one of them out."

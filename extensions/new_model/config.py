@@ -9,10 +9,10 @@ from typing import Any, ClassVar
 from pydantic import Field
 
 from toolkit.config.field_types import PathStr
+from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.files import file_in_the_way, refusal
-
-INDEX = "model_index.json"
+from toolkit.models.arguments import PUBLISHED, SOURCES, faults
 
 
 class NewModelConfig(ProcessConfig):
@@ -62,6 +62,15 @@ class NewModelConfig(ProcessConfig):
         for key, message in self.missing():
             if not job.will_write(getattr(self, key)):
                 yield Diagnostic((key,), message)
+        found = faults(self._class_name(), self.transformer)
+        yield from (Diagnostic(("transformer", *at), message) for at, message in found)
+
+    def _class_name(self) -> str:
+        """The class of the transformer, by `base`; that of the published model where `base` is not here yet."""
+        index = Path(self.base).expanduser() / INDEX
+        entry = read_model_json(index).get("transformer") if index.is_file() else None
+        name = entry[-1] if isinstance(entry, list) and entry else None
+        return name if name in SOURCES else PUBLISHED
 
     def missing(self) -> Iterator[tuple[str, str]]:
         """Keys whose folder holds no model, and what to do."""

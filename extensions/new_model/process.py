@@ -8,9 +8,10 @@ import logging
 from pathlib import Path
 from typing import Any
 
-from extensions.new_model.config import INDEX, NewModelConfig
+from extensions.new_model.config import NewModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import INDEX
 from toolkit.errors import UserError
 from toolkit.files import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
 from toolkit.models.families import family_for

@@ -32,6 +32,7 @@ from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, split_validation
 from toolkit.interfaces import BucketedSample
+from toolkit.models.arguments import autoencoder_fault, faults
 
 Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]
 
@@ -89,7 +90,7 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """The checks of its subsections, and of combinations of its keys."""
         yield from super().check(job)
-        yield from (Diagnostic(("model", *found.key), found.message) for found in self.model.check(job))
+        yield from self._check_model(job)
         has_no_kl = not self.model.name_or_path and self.model.class_name == TINY
         yield from check_losses(self.losses, self.discriminator, has_no_kl)
         if self.losses.latent_noise and not self.model.name_or_path:
@@ -104,6 +105,16 @@ class VaeTrainerConfig(ImageTrainingSection, TrainerConfig):
                 yield Diagnostic(("datasets", index, "control_path"), "an autoencoder has no references. Leave it out.")
         if self.validation and "timesteps" in self.validation.model_fields_set:
             yield Diagnostic(("validation", "timesteps"), "an autoencoder knows no noise levels. Leave it out.")
+
+    def _check_model(self, job: JobContext) -> Iterable[Diagnostic]:
+        model = self.model
+        found = [Diagnostic(("model", *each.key), each.message) for each in model.check(job)]
+        yield from found
+        if not model.name_or_path:
+            for key, message in faults(model.class_name, model.config):
+                yield Diagnostic(("model", "config", *key), message)
+        elif not found and not model.is_yet_to_come(job) and (fault := autoencoder_fault(model)):
+            yield Diagnostic(("model", "name_or_path"), fault)
 
     def role_optimizer(self, role: str) -> RoleOptimizerConfig:
         """The optimizer of a role: what its entry does not give comes from `train`."""

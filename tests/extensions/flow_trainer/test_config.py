@@ -45,6 +45,19 @@ RANDOM_FROZEN = {"text_encoder": {"train": False}}
             {"model": {"transformer": {"config": {"patch_size": "x"}}}},
             "model.transformer.config.patch_size: 'x' is not",
         ),
+        ({"model": {"transformer": {"config": {"num_layers": 0}}}}, "model.transformer.config.num_layers: 0 is out of"),
+        (
+            {"model": {"text_encoder": {"config": {"num_hidden_layers": -1}}}},
+            "model.text_encoder.config.num_hidden_layers: -1 is out of range",
+        ),
+        (
+            {"model": {"text_encoder": {"config": {"max_position_embeddings": 16}, "max_tokens": 32}}},
+            "model.text_encoder.max_tokens: 32, and the text encoder has positions for 16. Change one of them.",
+        ),
+        (
+            {"model": {"vae": "", "new_vae": {"config": {"layers_per_block": 10**9}}}, "autoencoder": {}},
+            "model.new_vae.config.layers_per_block: 1000000000 is out of range",
+        ),
         ({"model": RANDOM_FROZEN}, "model.text_encoder.train: false, and its weights are random"),
         (
             {"model": {"text_encoder": {"name_or_path": "./bert"}}},

@@ -393,29 +393,6 @@ def test_keys_of_the_lora_trainer_work_here(start, flow_job, pictures: Path, tra
 # ------------------------------------------------------------ before anything expensive
 
 
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        ({"transformer": {"config": {"num_layer": 2}}}, r"model\.transformer\.config\.num_layer: .*'num_layers'"),
-        ({"text_encoder": {"config": {"hidden": 2}}}, r"model\.text_encoder\.config\.hidden: .*'hidden_act'"),
-        (
-            {"text_encoder": {"config": {"hidden_size": 10, "num_attention_heads": 3}}},
-            r"model\.text_encoder\.config: no BertModel can be made of it: The hidden size \(10\)",
-        ),
-        (
-            {"text_encoder": {"config": {"max_position_embeddings": 8}}},
-            r"model\.text_encoder\.max_tokens: 77, and the text encoder has positions for 8",
-        ),
-    ],
-)
-def test_parts_that_cannot_be_made_are_refused_at_once(
-    start, flow_job, pictures: Path, tmp_path: Path, model: dict, message: str
-) -> None:
-    with pytest.raises(UserError, match=message):
-        start(flow_job(pictures, model=model))
-    assert not (tmp_path / "output" / "job" / "start").exists()
-
-
 def test_images_that_are_larger_than_the_positions_are_named(
     start, flow_job, pictures: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -50,6 +50,11 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
         ),
         ({"optimizers": {"vea": {}}}, "optimizers.vea: unknown key. Did you mean 'vae'?"),
         ({"model": {"class_name": "AutoencoderDC"}}, "model.class_name: "),
+        (
+            {"model": {"config": {"latent_chanels": 8}}},
+            "model.config.latent_chanels: AutoencoderKL has no such argument. Did you mean 'latent_channels'?",
+        ),
+        ({"model": {"config": {"block_out_channels": [32, "x"]}}}, "model.config.block_out_channels[1]: 'x' is not a"),
         ({"discriminator": {"layers": 0}}, "discriminator.layers: 0 is out of range"),
         ({"stop_when": {"metric": "loss_flow", "below": 1}}, "stop_when.metric: "),
     ],

@@ -181,10 +181,6 @@ def test_a_dry_run_says_what_is_made_and_trained_without_torch(
     ("changes", "message"),
     [
         (
-            {"model": {"config": {"latent_chanels": 8}}},
-            "model.config.latent_chanels: AutoencoderKL has no such argument",
-        ),
-        (
             {"optimizers": {"vae": {"optimizer_params": {"betas": [2, 3]}}}},
             "optimizers.vae.optimizer_params: ",
         ),

@@ -15,6 +15,7 @@ from toolkit.config.autoencoder import LEVELS, latent_channels, latent_scale
 from toolkit.config.model_files import INDEX, read_model_json, weight_files
 from toolkit.errors import UserError, did_you_mean
 from toolkit.interfaces import PREDICTIONS
+from toolkit.models.arguments import file_fault
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.registry import Registry
@@ -158,6 +159,8 @@ class LatentFlowFamily(ModelFamily):
             if name not in known:
                 file = folder / part / "config.json"
                 raise UserError(f"{file}: {name!r} is not a {part} of this family. {did_you_mean(name, known)}")
+            if fault := file_fault(folder / part / "config.json", config):
+                raise UserError(fault)
         text_encoder_kind(folder / "text_encoder")
         shapes = part_shapes(folder / "transformer")
         inputs = transformer.get("in_channels", 0)
