@@ -377,11 +377,11 @@ class ModelFacts:
         """The size rounded down to one that the model can generate."""
         return Size(*(side // self.token_side * self.token_side for side in pixels))
 
-    def default_size(self, reference: Size | None = None) -> Size:
-        """The size of a picture that is given none: of `own_sizes` the one whose aspect ratio is nearest to that of the
-        reference; without a reference the square."""
+    def default_size(self, reference: Size | None = None, learned: Sequence[Size] = ()) -> Size:
+        """The size of a picture that is given none: of `learned`, or else of `own_sizes`, the one whose aspect ratio is
+        nearest to that of the reference; without a reference the first."""
         side = min(1024, self.longest_side or 1024)
-        sizes = self.own_sizes or (self.drawable(Size(side, side)),)
+        sizes = learned or self.own_sizes or (self.drawable(Size(side, side)),)
         if reference is None:
             return sizes[0]
         aspect = math.log(reference.width / reference.height)

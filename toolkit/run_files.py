@@ -36,6 +36,9 @@ FOLDER_METADATA = "training.json"
 NEW_MODEL = "new_model.json"
 """In a folder of a model that began with random weights: what decided them."""
 
+TINY_MODEL = "tiny_model.json"
+"""In a folder that `type: tiny_model` wrote: its settings."""
+
 FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
 """What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
 model folders."""

@@ -10,15 +10,14 @@ from typing import ClassVar
 from pydantic import Field
 
 from toolkit.config.field_types import PathStr, StrOrList
-from toolkit.config.loader import load_job
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device, DiffusionSection
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import RunError, UserError
-from toolkit.extension import discover
 from toolkit.files import file_in_the_way, refusal
 from toolkit.run_files import best_stem
 from toolkit.safetensors_io import is_own_file
+from toolkit.train.run_job import training_section
 from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
 
 NEUTRAL = (
@@ -92,17 +91,12 @@ class BestConfig(ToolConfig):
         return sorted({file.step: file for file in found}.values(), key=lambda file: file.step or 0)
 
     def training(self) -> DiffusionSection:
-        """The section of the run, by the job that is saved with it. Raises UserError where there is none, and as
-        `load_job`."""
-        run = self.info()
-        if run.config is None:
-            raise UserError(f"{run.folder}: holds no job (config.yaml), so its model and images are not known.")
-        job = load_job(run.config, discover().find_config)
-        for entry in job.processes:
-            section = entry.section
-            if isinstance(section, DiffusionSection) and section.display_name(JobContext(job.name)) == run.name:
-                return section
-        raise UserError(f"{run.folder}: is no run that saves LoRAs.")
+        """The section of the run. Raises UserError as `training_section`."""
+        return training_section(self.info())
+
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The numbers; the file of `link` is in the run's folder."""
+        return frozenset({self.output_path().resolve()})
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """A folder without a run of LoRAs, a link in the way of another file."""

@@ -8,21 +8,18 @@ from typing import Any, ClassVar
 
 from pydantic import Field, ValidationError
 
-from toolkit.config.field_types import PathOrList, PathStr
+from toolkit.config.field_types import PathStr
 from toolkit.config.output import SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.errors import UserError
 from toolkit.picture_files import read_settings
-from toolkit.train.picture_config import PicturesConfig, SeedOrList, check_loras
+from toolkit.train.picture_config import PicturesConfig, SeedOrList
 
 
 class GenerateConfig(PicturesConfig):
     """`type: generate`: generates pictures with a model and LoRAs, from text and up to 3 references."""
 
     process_types: ClassVar[tuple[str, ...]] = ("generate",)
-
-    lora: PathOrList = ()
-    """LoRA, DoRA, LoHa or LoKr files of any program, each as FILE or FILE:STRENGTH."""
 
     cfg: float = Field(default=4.0, ge=0, le=1000)
     """Strength of classifier-free guidance (true CFG, with the negative prompt); 0 to 1: off, half the time."""
@@ -57,7 +54,6 @@ class GenerateConfig(PicturesConfig):
     def check_values(self, job: JobContext) -> Iterable[Diagnostic]:
         """`check` of a section without `like`."""
         yield from super().check(job)
-        yield from check_loras("lora", self.lora, job)
         if not (self.prompt or self.prompts or self.interactive):
             yield Diagnostic(("prompt",), "is required: what the picture shows. Or 'prompts', a file of several.")
 

@@ -53,7 +53,6 @@ class GridConfig(PicturesConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that cannot be read, no prompt, a page of something else."""
         yield from super().check(job)
-        yield from check_loras("lora", self.lora, job)
         yield from check_loras("also", self.also, job)
         if not self.lora:
             yield Diagnostic(("lora",), "is required: the files that are compared.")

@@ -12,6 +12,7 @@ from toolkit.config.field_types import Dtype, PathOrList, PathStr, literal_with_
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig, check_output, check_safetensors, split_strength
 from toolkit.errors import UserError
+from toolkit.train.run_job import model_of
 
 MODEL_INDEX = "model_index.json"
 
@@ -136,8 +137,8 @@ class ExtractConfig(RankConfig):
     process_types: ClassVar[tuple[str, ...]] = ("extract",)
     positional: ClassVar[tuple[str, ...]] = ("output",)
 
-    base: PathStr
-    """Model folder that the tuned one was trained from."""
+    base: PathStr = ""
+    """Model folder that the tuned one was trained from. Empty: the one that the run of `tuned` began with."""
 
     tuned: PathStr
     """Fine-tuned model folder."""
@@ -145,8 +146,18 @@ class ExtractConfig(RankConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Folders without a model."""
         yield from super().check(job)
-        for key in ("base", "tuned"):
-            yield from _check_model(key, getattr(self, key), job)
+        yield from (found := list(_check_model("tuned", self.tuned, job)))
+        if self.base:
+            yield from _check_model("base", self.base, job)
+        elif not found and not job.yet_to_come(self.tuned):
+            try:
+                self.base_folder()
+            except UserError as error:
+                yield Diagnostic(("base",), f"is required. {error}")
+
+    def base_folder(self) -> Path:
+        """`base`, or where it is not given the model of the run. Raises UserError as `model_of`."""
+        return Path(self.base).expanduser() if self.base else model_of(Path(self.tuned).expanduser()).files_folder()
 
 
 def _check_model(key: str, path: str, job: JobContext) -> Iterator[Diagnostic]:

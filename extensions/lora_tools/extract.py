@@ -17,6 +17,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.errors import UserError
 from toolkit.models.families import family_for
 from toolkit.models.loading import ShardReader
+from toolkit.train.run_job import BASE_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -29,7 +30,7 @@ class ExtractProcess(BaseExtensionProcess):
     def run(self) -> None:
         super().run()
         section = self.section
-        base, tuned = (Path(path).expanduser() for path in (section.base, section.tuned))
+        base, tuned = section.base_folder(), Path(section.tuned).expanduser()
         family = family_for(ModelConfig(name_or_path=str(base)))
         layers = family.every_linear_layer(base)
         with ExitStack() as stack:
@@ -40,7 +41,9 @@ class ExtractProcess(BaseExtensionProcess):
             weights = readers[1].names & {f"{name}.weight" for name in layers}
             dtype = number_type(section.dtype, map(readers[1].dtype_of, weights))
             changes = Differences(readers, layers)
-            write_lowrank(section, changes.of_layers(), {"extracted_from": f"{tuned.name} - {base.name}"}, dtype)
+            name = ModelConfig(name_or_path=section.base or str(base)).public_name()
+            metadata = {"extracted_from": f"{tuned.name} - {base.name}", BASE_MODEL: name}
+            write_lowrank(section, changes.of_layers(), metadata, dtype)
             others = changes.others()
         if others:
             logger.warning(f"{others} tensors besides (biases, norms) differ too: a LoRA cannot hold them.")

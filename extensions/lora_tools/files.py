@@ -22,13 +22,17 @@ from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
 from toolkit.registry import FAMILIES
 from toolkit.safetensors_io import is_own_file
+from toolkit.train.run_job import model_of
 
 logger = logging.getLogger(__name__)
 
 
 def read_lora(file: str, model: Path | None, any_model: bool = False) -> AdapterFile:
-    """A LoRA file. model: the folder of its model; None: layers of any size with the names of the published models.
-    any_model: of other names too. Raises UserError as `read_adapter`."""
+    """A LoRA file. Raises UserError as `read_adapter`.
+
+    model: the folder of its model; None: layers of any size with the names of the published models, or those of the
+    model that the file or its run names. any_model: of other names too.
+    """
     path = Path(file).expanduser()
     if model is not None:
         return read_adapter(path, [family_for(ModelConfig(name_or_path=str(model))).every_linear_layer(model)])
@@ -38,7 +42,11 @@ def read_lora(file: str, model: Path | None, any_model: bool = False) -> Adapter
     except UserError as error:
         if "this model" not in str(error):
             raise
-        raise UserError(f"{error} Give the folder of its model by 'model' (--model) where it is another.") from error
+        try:
+            own = model_of(path)
+        except UserError:
+            raise UserError(f"{error} Give the folder of its model by 'model' (--model) where it is another.") from None
+    return read_adapter(path, [family_for(own).every_linear_layer(own.files_folder())])
 
 
 def write_lora(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:

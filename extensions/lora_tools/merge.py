@@ -24,6 +24,7 @@ from toolkit.networks.lora_export import AdapterFile
 from toolkit.networks.lora_formats import LayerDelta, read_tensors
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora
+from toolkit.train.run_job import BASE_MODEL
 
 logger = logging.getLogger(__name__)
 
@@ -108,6 +109,10 @@ class MergeProcess(BaseExtensionProcess):
             of_file, written_OI = lora_tensors(name, up, down, scale, dtype)
             tensors |= of_file
             loss.add(meant_OI, written_OI)
-        write_lora(output, tensors, {"merged_from": ", ".join(f"{f.path.name}:{s:g}" for f, s in files)})
+        metadata = {"merged_from": ", ".join(f"{f.path.name}:{s:g}" for f, s in files)}
+        models = {file.metadata.get(BASE_MODEL) for file, _ in files}
+        if len(models) == 1 and (model := models.pop()):
+            metadata[BASE_MODEL] = model
+        write_lora(output, tensors, metadata)
         said = str(dtype).removeprefix("torch.")
         logger.info(f"{output}: {len(files)} files in {len(pairs)} layers, {said}; {loss}")

@@ -9,12 +9,10 @@ from pathlib import Path
 from huggingface_hub import HfApi, ModelCard, ModelCardData
 from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError, OfflineModeIsEnabled
 
-from toolkit.config import load_job
-from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import UserError
-from toolkit.extension import discover
 from toolkit.files import readable_size, sha256_of
+from toolkit.train.run_job import training_section
 from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
 
 logger = logging.getLogger(__name__)
@@ -25,7 +23,7 @@ def model_card(
 ) -> str:
     """The text of README.md. repo: `owner/name`. samples: each with its name in the repository. licence: see
     `PublishConfig`."""
-    section = training_section(run)
+    section = section_of(run)
     trigger = section.trigger_word if section else ""
     base = section.model.public_name() if section and not section.model.is_path() else None
     edits = bool(section and any(dataset.control_path for dataset in section.datasets))
@@ -62,17 +60,15 @@ def model_card(
     return "\n".join(lines).rstrip("\n") + "\n"
 
 
-def training_section(run: RunInfo) -> DiffusionSection | None:
-    """The section of the run by the job that is saved with it; None where it is not there or is not read any more."""
+def section_of(run: RunInfo) -> DiffusionSection | None:
+    """The section of the run; None where it is not there or is not read any more."""
     if run.config is None:
         return None
     try:
-        job = load_job(run.config, discover().find_config)
+        return training_section(run, check_files=False)
     except UserError as error:
         logger.warning(f"{run.config}: cannot be read, so the card has no settings: {str(error).splitlines()[0]}")
         return None
-    sections = (entry.section for entry in job.processes if isinstance(entry.section, DiffusionSection))
-    return next((each for each in sections if each.display_name(JobContext(job.name)) == run.name), None)
 
 
 def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:

@@ -73,8 +73,10 @@ def load_job(
     name: str | None = None,
     env: Mapping[str, str] = os.environ,
     flags: Mapping[str, Sequence[str]] = MappingProxyType({}),
+    check_files: bool = True,
 ) -> JobConfig:
-    """Reads and checks a config. Raises ConfigErrors holding every error.
+    """Reads and checks a config. Raises ConfigErrors holding every error. check_files: False leaves out what needs the
+    file system, for a job that has run.
 
     path: the file; COMMAND_LINE: there is none, only flags. name: replaces `config.name`. flags: of FluxFlow's guide,
     with the texts behind them; they go before what a file of the guide's shape says.
@@ -93,10 +95,12 @@ def load_job(
     root = replace_name(root, job_name)
     processes = read_processes(root.value["config"], find_model, diagnostics)
     job = JobContext(job_name)
-    check_processes(processes, job, diagnostics)
+    if check_files:
+        check_processes(processes, job, diagnostics)
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
-    note_processes(known, job, diagnostics)
+    if check_files:
+        note_processes(known, job, diagnostics)
     meta = root.value.get("meta")
     return JobConfig(
         job=root.value["job"].value,

@@ -17,7 +17,7 @@ from toolkit.config.field_types import path_hint
 from toolkit.errors import UserError
 from toolkit.interfaces import ModelFacts
 from toolkit.registry import FAMILIES
-from toolkit.run_files import FOLDER_METADATA, NEW_MODEL
+from toolkit.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
 from toolkit.safetensors_io import tensor_sizes
 
 INDEX = "model_index.json"
@@ -161,24 +161,30 @@ def pipeline_of(index: Path) -> str:
     return pipeline
 
 
-def learned_sides(folder: Path) -> tuple[int, int] | None:
-    """Shortest and longest side, in pixels, of the images that a model has seen which began with random weights; None
-    for others, which know all sizes, and where it is not recorded."""
+def learned_sizes(folder: Path) -> list[tuple[int, int]]:
+    """Width and height of the images that a model has seen which began with random weights, the most frequent first;
+    none for others, which know all sizes, and where it is not recorded."""
     if not (folder / NEW_MODEL).is_file() or not (folder / FOLDER_METADATA).is_file():
-        return None
+        return []
     recorded = read_model_json(folder / FOLDER_METADATA, {}).get("ss_bucket_info", "{}")
     try:
-        sides = [side for bucket in json.loads(recorded)["buckets"].values() for side in bucket["resolution"]]
-        return min(sides), max(sides)
+        buckets = sorted(json.loads(recorded)["buckets"].values(), key=lambda bucket: -int(bucket["count"]))
+        return [(int(width), int(height)) for width, height in (bucket["resolution"] for bucket in buckets)]
     except (KeyError, TypeError, ValueError, AttributeError):
-        return None
+        return []
+
+
+def default_sizes(folder: Path) -> list[tuple[int, int]]:
+    """Sizes of images to generate with the model of a folder, as `learned_sizes`, where those of its family do not
+    suit: a tiny model would take minutes for them."""
+    return learned_sizes(folder) or ([(128, 128)] if (folder / TINY_MODEL).is_file() else [])
 
 
 def size_note(folder: Path, sizes: Iterable[tuple[int, int]]) -> str | None:
     """What to say of images of these sizes that the model of a folder has never seen; None where there is nothing."""
-    if (sides := learned_sides(folder)) is None:
+    if not (learned := learned_sizes(folder)):
         return None
-    shortest, longest = sides
+    shortest, longest = min(map(min, learned)), max(map(max, learned))
     for width, height in sizes:
         if min(width, height) < shortest or max(width, height) > longest:
             about = f"the model was trained on sides of {shortest} to {longest} pixels. Others will look poor."

@@ -244,6 +244,11 @@ def family_for(model: ModelSection) -> ModelFamily:
     return family.of_folder(index.parent) if index else family
 
 
+def published_names() -> set[str]:
+    """The hub ids of the models that the families were published with."""
+    return {name for arch in FAMILIES for name in FAMILIES.load(arch).published}
+
+
 def model_bytes(model: ModelConfig) -> int:
     """Bytes of all weights of a model: of its files where they are here, else of the published model in bfloat16."""
     family, folder = family_for(model), model.files_folder()

@@ -86,11 +86,10 @@ class PictureMaker:
     def __init__(self, section: PicturesConfig, loras: Sequence[str]) -> None:
         """loras: all files that pictures may use. Reads them; the model is loaded when it is needed.
 
-        Raises UserError for a LoRA of another model and for a device that is not there.
+        Raises UserError for a LoRA of another model, one whose model is not known, and for a device that is not there.
         """
-        assert section.model is not None  # `PicturesConfig.check`
-        self.section = section
-        self.config: ModelConfig = section.model
+        self.config: ModelConfig = section.found_model()
+        self.section = section = section.model_copy(update={"model": self.config})
         check_device(section.device, model_bytes(self.config))
         self.family: ModelFacts = checked_family(self.config)
         self.files = tuple(dict.fromkeys(loras))

@@ -9,9 +9,10 @@ from typing import Annotated, ClassVar, Literal
 
 from pydantic import BeforeValidator, Field
 
-from toolkit.config.field_types import Dtype, PathStr, Slots, StrOrList, as_list, schema_of_list
+from toolkit.config.field_types import Dtype, PathOrList, PathStr, Slots, StrOrList, as_list, schema_of_list
 from toolkit.config.located import ConfigNode, Diagnostics, SourceLocation
 from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import default_sizes
 from toolkit.config.normalise import Normaliser, UnusedDefaults
 from toolkit.config.output import MAX_SIDE, Negative, SampleConfig, SampleItem
 from toolkit.config.process import Diagnostic, JobContext
@@ -25,6 +26,7 @@ from toolkit.errors import ConfigErrors, UserError
 from toolkit.files import file_in_the_way
 from toolkit.interfaces import ModelFacts, Size
 from toolkit.models.families import family_for
+from toolkit.train.run_job import model_of
 
 SeedOrList = Annotated[
     tuple[Annotated[int, Field(ge=0, lt=2**63)], ...],
@@ -60,7 +62,11 @@ class PicturesConfig(ToolConfig):
     may_be_empty: ClassVar = frozenset({"prompt", "negative"})
 
     model: ModelConfig | None = None
-    """The model, and how it is kept in memory: the keys of a training job."""
+    """The model, and how it is kept in memory: the keys of a training job. Not given: that of the first LoRA, as in the
+    job of its run, or by the file's metadata."""
+
+    lora: PathOrList = ()
+    """LoRA, DoRA, LoHa or LoKr files of any program, each as FILE or FILE:STRENGTH."""
 
     prompt: StrOrList = ()
     """Prompts, each perhaps with the flags of a sample's prompt behind it (`a cat --w 768 --h 512`)."""
@@ -79,7 +85,7 @@ class PicturesConfig(ToolConfig):
 
     width: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384. Without width and height: of the model's own sizes the one that is most like the first
-    reference, or the square."""
+    reference, or the square; a model that began with random weights has those it was trained on."""
 
     height: int | None = Field(default=None, ge=64, le=MAX_SIDE)
     """Pixels, 64 to 16384."""
@@ -117,13 +123,16 @@ class PicturesConfig(ToolConfig):
         """Prompts that cannot be read, references that are no images, a file in the way."""
         if file := file_in_the_way(Path(self.output).expanduser()):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
-        if self.model is None:
-            yield Diagnostic(("model",), "is required: a model folder or hub id.")
-            return
+        yield from check_loras("lora", self.lora, job)
+        files = [split_strength(text)[0] for text in self.lora[:1]]
+        if self.model is None and any(job.will_write(file) or not Path(file).expanduser().is_file() for file in files):
+            return  # the model is known once the file is there
         try:
-            family = family_for(self.model)
-        except UserError:
-            return  # `ModelConfig.check` says it
+            family = family_for(self.found_model())
+        except UserError as error:
+            if self.model is None:  # else `ModelConfig.check` says it
+                yield Diagnostic(("model",), str(error))
+            return
         yield from check_references(("reference",), self.reference, family, job)
         for key in ("prompt", "prompts"):
             try:
@@ -136,6 +145,14 @@ class PicturesConfig(ToolConfig):
             else:
                 for item in items:
                     yield from check_references((key,), item.ctrl_img, family, job)
+
+    def found_model(self) -> ModelConfig:
+        """`model`, or that of the first LoRA where it is not given. Raises UserError where there is none."""
+        if self.model is not None:
+            return self.model
+        if not self.lora:
+            raise UserError("is required: a model folder or hub id.")
+        return model_of(Path(split_strength(self.lora[0])[0]).expanduser())
 
     def items(self) -> tuple[SampleItem, ...]:
         """All prompts, with what each gives itself. Raises UserError where they cannot be read."""
@@ -152,7 +169,8 @@ class PicturesConfig(ToolConfig):
         references = item.ctrl_img or self.reference
         width, height = item.width or self.width, item.height or self.height
         like = picture_size(Path(references[0]).expanduser()) if references else None
-        usual = family.default_size(like)
+        learned = default_sizes(self.model.files_folder()) if self.model else ()
+        usual = family.default_size(like, [Size(*sides) for sides in learned])
         if width and height:
             size = Size(width, height)
         elif width or height:

@@ -16,7 +16,7 @@ from unittest.mock import Mock
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from extensions.generate.config import GenerateConfig
 from jobs import ExtensionJob
@@ -34,6 +34,7 @@ from toolkit.interfaces import Size
 from toolkit.models.families import family_for
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 from toolkit.picture_files import read_settings
+from toolkit.run_files import TINY_MODEL
 from toolkit.train import generation
 from toolkit.train.sampling import SamplePrompt, Sampler
 
@@ -252,8 +253,12 @@ def maker_of(line: str) -> tuple[GenerateConfig, generation.PictureMaker]:
 def test_sizes_and_lightning_are_the_publishers(tiny_model: Path, tmp_path: Path) -> None:
     from extensions.generate.process import pictures
 
+    for part in tiny_model.iterdir():
+        if part.name != TINY_MODEL:  # nothing else says that it is none of the published ones
+            (tmp_path / part.name).symlink_to(part)
+
     def prompt(more: str):
-        section, maker = maker_of(f"--model {tiny_model} --prompt coffee {more}")
+        section, maker = maker_of(f"--model {tmp_path} --prompt coffee {more}")
         return next(pictures(section, maker, section.items(), [])).prompt
 
     wide = REFERENCES[0]
@@ -345,3 +350,18 @@ def test_the_commands_of_the_page_run(generate, tiny_model: Path, tmp_path: Path
         more = SMALL.replace("--steps 2", "--steps 1") if "--lightning" not in line else SMALL
         generate(f"{line} {more}")
         assert set((tmp_path / "out").glob("*")) - before, line
+
+
+def test_model_and_size_come_with_the_lora(generate, tiny_model: Path, tmp_path: Path) -> None:
+    """Without a reference a tiny model makes 128 x 128: of the published sizes one would take minutes."""
+    (tmp_path / "models").symlink_to(tiny_model.parent)
+    tensors = load_file(write_lora(tiny_model, tmp_path / "models.safetensors"))
+    save_file(tensors, "known.safetensors", {"base_model": f"models/{tiny_model.name}"})
+    save_file(tensors, "unknown.safetensors")
+    asked = "--prompt coffee --steps 1 --cfg 1 --device cpu --dtype float32 --output out --lora"
+    (path,) = generate(f"{asked} known.safetensors:0.5")
+    settings = read_settings(path)
+    assert (settings["width"], settings["height"]) == (128, 128)
+    assert settings["model"] == {"name_or_path": f"models/{tiny_model.name}"}
+    with pytest.raises(UserError, match=r"--model: unknown.safetensors: its model is not known"):
+        generate(f"{asked} unknown.safetensors")

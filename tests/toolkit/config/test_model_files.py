@@ -14,7 +14,7 @@ from tests.toolkit.config.conftest import trainer
 from toolkit.config.model_files import (
     OTHERS,
     families,
-    learned_sides,
+    learned_sizes,
     looks_like_a_path,
     model_fault,
     published,
@@ -328,10 +328,10 @@ def test_sizes_that_a_model_from_nothing_has_never_seen(tmp_path: Path) -> None:
     sizes = [(128, 96), (64, 128), (96, 192)]
     assert size_note(tmp_path, sizes) is None  # a fine-tuned model knows more than it was trained on last
     (tmp_path / "new_model.json").write_text("{}")
-    assert learned_sides(tmp_path) == (96, 160)
+    assert learned_sizes(tmp_path) == [(96, 160), (128, 128)]
     assert size_note(tmp_path, sizes[:1]) is None
     assert "64x128: the model was trained on sides of 96 to 160 pixels" in str(size_note(tmp_path, sizes))
     assert str(size_note(tmp_path, sizes[2:])).startswith("96x192")
     for damaged in ("{}", "[]", '{"ss_bucket_info": "7"}', '{"ss_bucket_info": 7}'):
         (tmp_path / "training.json").write_text(damaged)
-        assert learned_sides(tmp_path) is None
+        assert learned_sizes(tmp_path) == []

@@ -22,6 +22,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_edit import loading  # noqa: F401 - switches the libraries' progress bars off
 from toolkit.models.qwen_edit.prompts import IMAGE_PAD, PREFIX, SUFFIX
+from toolkit.run_files import TINY_MODEL
 from toolkit.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):
@@ -98,12 +99,12 @@ def write_tiny_model(folder: Path, spec: TinySpec = TinySpec()) -> None:
         shutil.rmtree(folder / "transformer", ignore_errors=True)
         transformer.save_pretrained(folder / "transformer", max_shard_size=shard_bytes)
     _write_json(folder / "model_index.json", MODEL_INDEX)
-    _write_json(folder / "tiny_model.json", spec.recipe())
+    _write_json(folder / TINY_MODEL, spec.recipe())
 
 
 def is_written(folder: Path, spec: TinySpec) -> bool:
     """Whether the folder holds the complete tiny model of this spec."""
-    marker = folder / "tiny_model.json"
+    marker = folder / TINY_MODEL
     return marker.is_file() and json.loads(marker.read_text(encoding="utf-8")) == spec.recipe()
 
 

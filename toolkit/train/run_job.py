@@ -1,0 +1,68 @@
+"""What the folder of a run says of its training, and a LoRA file of its model. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+from toolkit.config.loader import load_job
+from toolkit.config.model import ModelConfig
+from toolkit.config.model_files import INDEX, cached_snapshot
+from toolkit.config.process import JobContext
+from toolkit.config.sections import DiffusionSection
+from toolkit.errors import RunError, UserError
+from toolkit.extension import discover
+from toolkit.models.families import published_names
+from toolkit.run_files import CONFIG, FOLDER_METADATA
+from toolkit.safetensors_io import read_metadata
+from toolkit.train.run_reader import RunInfo, read_run
+
+BASE_MODEL = "base_model"
+"""Key of the metadata: the model as `ModelConfig.public_name` has it, so that no path of a user is given away."""
+
+
+def training_section(run: RunInfo, check_files: bool = True) -> DiffusionSection:
+    """The section of the run, by the job that is saved with it. check_files: False where the dataset may be gone.
+
+    Raises UserError where there is none, and as `load_job`.
+    """
+    if run.config is None:
+        raise UserError(f"{run.folder}: holds no job ({CONFIG}), so its model and images are not known.")
+    job = load_job(run.config, discover().find_config, check_files=check_files)
+    for entry in job.processes:
+        section = entry.section
+        if isinstance(section, DiffusionSection) and section.display_name(JobContext(job.name)) == run.name:
+            return section
+    raise UserError(f"{run.folder}: is no run that saves LoRAs.")
+
+
+def model_of(file: Path) -> ModelConfig:
+    """The model of a LoRA file, or of a folder with a trained model: as the job of the run has it in whose folder it
+    lies, else the one that its metadata names, if that is on this disk or published.
+
+    A relative path, or a folder's name, counts from the working directory, else from the file's folder or one above.
+    Raises UserError where the model is not known or not there.
+    """
+    try:
+        model = training_section(read_run(file.parent), check_files=False).model
+    except (RunError, UserError):  # it is in no folder of a run, or that of a job which cannot be read any more
+        model = _of_metadata(file)
+    name = model.name_or_path
+    for start in (Path(), *file.resolve().parents):
+        if ((folder := start / Path(name).expanduser()) / INDEX).is_file():
+            return model.model_copy(update={"name_or_path": str(folder)})
+    if model.is_path() or not (name in published_names() or cached_snapshot(name, model.revision)):
+        raise UserError(f"{file}: its model {name!r} is not here. Give a model folder or hub id.")
+    return model
+
+
+def _of_metadata(file: Path) -> ModelConfig:
+    try:
+        if file.is_dir():
+            name = json.loads((file / FOLDER_METADATA).read_text(encoding="utf-8"))[BASE_MODEL]
+        else:
+            name = read_metadata(file)[BASE_MODEL]
+        return ModelConfig(name_or_path=name)
+    except (OSError, ValueError, LookupError, TypeError, RecursionError):
+        reason = f"it is in no folder of a run ({CONFIG}), and its metadata names none"
+        raise UserError(f"{file}: its model is not known: {reason}. Give a model folder or hub id.") from None
