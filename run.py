@@ -152,7 +152,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
         config = load(argument, arguments, extensions)
         plans.append(plan_job(config, arguments.restart, arguments.allow_change, arguments.restart_from))
         if not arguments.json:
-            print(plans[-1].render(), file=output)
+            print(log.escape_controls(plans[-1].render()), file=output)
         return EXIT_DONE
 
     with redirect_stdout(sys.stderr):  # only the plans go to standard output
@@ -205,6 +205,7 @@ def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
         epilog=epilog() if {"-h", "--help"} & set(argv) else None,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
+    parser.color = False  # type: ignore[attr-defined]  # Python 3.14: the streams let no escape sequence through
     add = parser.add_argument
     add("configs", nargs="*", metavar="CONFIG", help="a file, or the name of one in config/")
     add("-r", "--recover", action="store_true", help="go on with the next config after a failure")

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError
+from toolkit.log import escape_controls
 from toolkit.redact import redact_text
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
@@ -51,7 +52,7 @@ def run_with_exit_code(action: Callable[..., int], *arguments: object) -> int:
 
 def print_error(text: str) -> None:
     """Prints one message to standard error, redacted here because a secret may span several lines."""
-    print(redact_text(text), file=sys.stderr, flush=True)
+    print(escape_controls(redact_text(text)), file=sys.stderr, flush=True)
 
 
 def _hint_at_missing_module(error: BaseException) -> None:

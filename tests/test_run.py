@@ -10,7 +10,9 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy
 import pytest
+from safetensors.numpy import save_file
 
 from tests.light_start import FORBID
 
@@ -98,6 +100,30 @@ def test_wrong_arguments_are_exit_2(run_py: Run, arguments: list[str]) -> None:
     result = run_py(*arguments)
     assert result.returncode == 2
     assert result.stderr.startswith("usage: run.py")
+
+
+# ---------------------------------------------------------------- foreign text
+
+EVIL = "a\x1b[2J\x07\r\x9b1A\u202eb"
+
+
+@pytest.mark.slow
+def test_foreign_text_reaches_the_terminal_as_escapes(run_py: Run, write_job, trainer, make_pictures, tmp_path) -> None:
+    """Of metadata, file and folder names, captions, values and keys of a config."""
+    tensors = {f"diffusion_model.img_in.lora_{part}.weight": numpy.ones((2, 2), numpy.float32) for part in "AB"}
+    save_file(tensors, tmp_path / "a.safetensors", {"ss_output_name": EVIL, "note": EVIL})
+    folder = make_pictures(tmp_path / EVIL, EVIL, "b")
+    (folder / "b.txt").write_text(EVIL)
+    for arguments, words in [
+        (("inspect", "a.safetensors"), "ss_output_name"),
+        (("lint", folder, "--resolution", 512), "enlarged"),
+        ((write_job(trainer(folder)), "--dry-run"), "folder"),
+        ((EVIL,), "is a folder, not a config file"),
+    ]:
+        result = run_py(*arguments)
+        shown = result.stdout + result.stderr
+        assert words in shown and r"a\u001b[2J" in shown, shown
+        assert not set(shown) & set(EVIL.replace("a", "").replace("b", "").replace("[2J", "").replace("1A", "")), shown
 
 
 # ---------------------------------------------------------------- drop-ins

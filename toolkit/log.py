@@ -5,13 +5,15 @@ thousands of lines of noise, so the copy holds only what stayed: complete lines,
 
 Modules log with `logging.getLogger(__name__)`; inside `shown` what they log is printed, each message as it is.
 
-Secrets are redacted of all of it.
+Secrets are redacted of all of it, and control characters of file names, captions or metadata, which could make a
+terminal do or hide something, are shown as escapes. The program itself needs no more of them than the carriage return.
 """
 
 from __future__ import annotations
 
 import logging
 import os
+import re
 import shutil
 import sys
 import threading
@@ -25,9 +27,25 @@ from typing import Any, TextIO
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.redact import redact_text
 
+_CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""C0 but tab and line ends, DEL, C1; separators of lines and what changes the direction of text
+(https://www.unicode.org/reports/tr36/, 3.1)."""
+
+_CURSOR_UP = "\x1b[A"
+"""What the bars of a download write, and nothing with it."""
+
+
+def escape_controls(text: str, carriage_returns: bool = True) -> str:
+    """`text` with control characters as in JSON (`\\u001b`), so that JSON stays the same data. Tab and line ends stay.
+
+    carriage_returns: also those within a line.
+    """
+    text = _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return re.sub("\r(?!\n)", r"\\u000d", text) if carriage_returns else text
+
 
 class RedactingStream:
-    """A stream without secrets; everything else is the stream's own.
+    """A stream without secrets and control characters (but carriage returns); everything else is the stream's own.
 
     A secret may come in pieces, so text goes on by whole lines (a carriage return ends one, too). A terminal gets an
     unfinished line when it is flushed, as it always does; a pipe or a file when it is complete.
@@ -48,7 +66,8 @@ class RedactingStream:
 
     def write(self, text: str) -> int:
         with self._lock:
-            held = self._held + text
+            moves = not text.replace(_CURSOR_UP, "")
+            held = self._held + (text if moves else escape_controls(text, carriage_returns=False))
             end = max(held.rfind("\n"), held.rfind("\r")) + 1
             if end and self._terminal:
                 end = len(held)  # what follows a carriage return is to be seen at once
@@ -134,7 +153,7 @@ class LogFile:
             if self._file is None:
                 return
             try:
-                self._file.write(redact_text(line) + "\n")
+                self._file.write(escape_controls(redact_text(line.replace(_CURSOR_UP, ""))) + "\n")
             except OSError as error:
                 self._file = None
                 print(redact_text(f"{self.path}: the log ends here: {error}"), file=sys.__stderr__)
@@ -246,7 +265,7 @@ class StatusLine:
             self._draw(text)
         elif self._clock() >= self._next_s:
             self._next_s = self._clock() + self._every_s
-            self._stream.write(text + "\n")
+            self._stream.write(escape_controls(text) + "\n")
         self._stream.flush()
 
     @property
@@ -258,7 +277,7 @@ class StatusLine:
         """Prints a full line that stays; the status line goes on below it."""
         status = self._shown
         self._erase()
-        self._stream.write(text + "\n")
+        self._stream.write(escape_controls(text) + "\n")
         if status:
             self._draw(status)
         self._stream.flush()
@@ -267,7 +286,7 @@ class StatusLine:
         """Replaces the status by `text`, or removes it. A later `update` starts anew."""
         self._erase()
         if text:
-            self._stream.write(text + "\n")
+            self._stream.write(escape_controls(text) + "\n")
         self._stream.flush()
         self._next_s = float("-inf")
 
@@ -275,7 +294,7 @@ class StatusLine:
         # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
         # off could no longer be recognised.
         global _last_drawn
-        text = redact_text(text)[: shutil.get_terminal_size().columns - 1]
+        text = escape_controls(redact_text(text))[: shutil.get_terminal_size().columns - 1]
         self._stream.write("\r" + text.ljust(len(self._shown)))
         self._shown, _last_drawn = text, self
 
@@ -303,7 +322,7 @@ class StdoutHandler(logging.Handler):
             _last_drawn.note(text)
         else:
             # In one piece, so that threads do not tear each other's lines apart.
-            sys.stdout.write(text + "\n")
+            sys.stdout.write(escape_controls(text) + "\n")
             sys.stdout.flush()
 
 

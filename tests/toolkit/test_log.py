@@ -1,11 +1,13 @@
 """The copy of the output in a file, and the status line."""
 
 import io
+import json
 import logging
 import sys
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from toolkit.distributed import mute_nonzero_ranks
 from toolkit.distributed_env import DistributedEnv
@@ -234,6 +236,46 @@ def test_the_streams_of_the_process_are_wrapped_once(monkeypatch: pytest.MonkeyP
     print(TOKEN, file=sys.stderr)
     flush_streams()
     assert (out.getvalue(), err.getvalue()) == ("<redacted>", "<redacted>\n")
+
+
+# ------------------------------------------------------------ control characters
+
+EVIL = "a\x1b[2J\x1b]0;t\x07\x00\x7f\x9b1A\u202eb\u2066\u2028\x85"
+HARMLESS = "tab\t\u200d\N{FAMILY} \u05d0 \u00e9 \u3042"
+
+
+@pytest.mark.parametrize("kind", [io.StringIO, Terminal])
+def test_control_characters_are_shown_and_json_stays_the_same_data(kind: type[io.StringIO]) -> None:
+    stream = kind()
+    print(json.dumps(EVIL, ensure_ascii=False), HARMLESS, file=RedactingStream(stream))
+    text, harmless = stream.getvalue().split(" ", 1)
+    assert (
+        text == r'"a\u001b[2J\u001b]0;t\u0007\u0000\u007f\u009b1A\u202eb\u2066\u2028\u0085"'
+        and json.loads(text) == EVIL
+    )
+    assert harmless == f"{HARMLESS}\n"
+
+
+def test_a_foreign_carriage_return_overwrites_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    terminal = Terminal()
+    monkeypatch.setattr(sys, "stdout", RedactingStream(terminal))
+    with shown(), tee_output(tmp_path / "log.txt"):
+        status = StatusLine()
+        status.update("image a\rb\x1b[K")
+        assert terminal.shown() == [r"image a\u000db\u001b[K"]
+        OWN.info("loss\rdone\x1b[1A")
+        status.finish("all\rgone")
+    assert terminal.shown()[:2] == [r"loss\u000ddone\u001b[1A", r"all\u000dgone"]
+    assert (tmp_path / "log.txt").read_text() == "loss\\u000ddone\\u001b[1A\nall\\u000dgone\n"
+
+
+def test_the_bars_of_a_download_still_move(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "stderr", RedactingStream(terminal := Terminal()))
+    with tee_output(tmp_path / "log.txt"):
+        for _ in tqdm(range(2), file=sys.stderr, position=1, mininterval=0):
+            pass
+    assert "\x1b[A" in terminal.getvalue() and "\\u001b" not in terminal.getvalue()
+    assert "\\u001b" not in (tmp_path / "log.txt").read_text()
 
 
 # ------------------------------------------------------------ logging
