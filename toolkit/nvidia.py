@@ -8,6 +8,7 @@ import ctypes
 import os
 import re
 import sys
+from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
@@ -141,18 +142,38 @@ def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
 
 def _least_capability() -> int:
     """The smallest major compute capability of the GPUs; 0: not known."""
+
+    def capability(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> int:
+        major, minor = ctypes.c_int(0), ctypes.c_int(0)
+        known = nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)) == 0
+        return major.value if known else 0
+
+    return _least_of_gpus(capability)
+
+
+def least_memory() -> int:
+    """Bytes of memory of the smallest GPU; 0: there is none, or it is not known."""
+
+    def memory(nvml: ctypes.CDLL, device: ctypes.c_void_p) -> int:
+        total_free_used = (ctypes.c_ulonglong * 3)()  # nvmlMemory_t
+        return total_free_used[0] if nvml.nvmlDeviceGetMemoryInfo(device, total_free_used) == 0 else 0
+
+    return _least_of_gpus(memory)
+
+
+def _least_of_gpus(ask: Callable[[ctypes.CDLL, ctypes.c_void_p], int]) -> int:
+    """The smallest answer, above 0, for the GPUs that nvidia-smi lists; 0 without one."""
     with suppress(OSError, AttributeError):
         nvml = ctypes.CDLL("libnvidia-ml.so.1")
         if nvml.nvmlInit_v2() == 0:
             count, found = ctypes.c_uint(0), []
             nvml.nvmlDeviceGetCount_v2(ctypes.byref(count))
             for index in range(count.value):
-                device, major, minor = ctypes.c_void_p(), ctypes.c_int(0), ctypes.c_int(0)
+                device = ctypes.c_void_p()
                 nvml.nvmlDeviceGetHandleByIndex_v2(index, ctypes.byref(device))
-                if nvml.nvmlDeviceGetCudaComputeCapability(device, ctypes.byref(major), ctypes.byref(minor)) == 0:
-                    found.append(major.value)
+                found.append(ask(nvml, device))
             nvml.nvmlShutdown()
-            return min(found, default=0)
+            return min(filter(None, found), default=0)
     return 0
 
 
