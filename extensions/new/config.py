@@ -30,8 +30,8 @@ class NewConfig(ToolConfig):
     trigger_word: str = ""
     """Word that the character or style is called in prompts. Empty: `job_name`."""
 
-    model: PathStr = "Qwen/Qwen-Image-Edit-2509"
-    """Hub id or local folder of the model."""
+    model: PathStr = ""
+    """Hub id or local folder of the model. Empty: the one of the example."""
 
     gpu: int = Field(default=0, ge=0)
     """Memory of the GPU in GB, such as 24. 0: that of this machine's GPU; 24 where it has none."""

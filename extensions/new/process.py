@@ -35,18 +35,20 @@ class Card(NamedTuple):
 
     least_gb: int
     example: str
+    """Pattern of its file."""
+
     edits: tuple[Edit, ...] = ()
     """Of the example; docs/first_character.md shows them."""
 
 
 CARDS = (
-    Card(80, "train_qwen_image_edit_2509_80gb.yaml"),
-    Card(32, "train_qwen_image_edit_2509_48gb.yaml"),
-    Card(20, "train_qwen_image_edit_2509_24gb.yaml"),
-    Card(16, "train_qwen_image_edit_2509_24gb.yaml", ((SWAP[0], SWAP[1].format(8)),)),
+    Card(80, "train_*_80gb.yaml"),
+    Card(32, "train_*_48gb.yaml"),
+    Card(20, "train_*_24gb.yaml"),
+    Card(16, "train_*_24gb.yaml", ((SWAP[0], SWAP[1].format(8)),)),
     Card(
         0,
-        "train_qwen_image_edit_2509_24gb.yaml",
+        "train_*_24gb.yaml",
         (
             (SWAP[0], SWAP[1].format(30)),
             (r"qtype_te: int8", "qtype_te: int4"),
@@ -99,23 +101,25 @@ class NewProcess(BaseExtensionProcess):
 
 def job_text(section: NewConfig, gpu: int) -> str:
     """The YAML of the job for a GPU of so many GB."""
-    is_small = model_bytes(ModelConfig(name_or_path=section.model)) <= ACCIDENTAL_CPU_LIMIT
+    model = section.model
+    is_small = bool(model) and model_bytes(ModelConfig(name_or_path=model)) <= ACCIDENTAL_CPU_LIMIT
     card = next(card for card in CARDS if gpu >= card.least_gb)
-    example, edits = ("quickstart.yaml", SMALL) if is_small else (card.example, (NO_REFERENCE, *card.edits))
+    pattern, edits = ("quickstart.yaml", SMALL) if is_small else (card.example, (NO_REFERENCE, *card.edits))
+    (example,) = EXAMPLES.glob(pattern)
     trigger = section.trigger_word or section.job_name
     yours = {
         r"(?<=config:\n)  name: \S+": f"  name: {_quoted(section.job_name)}",
         r"trigger_word: \S+": f"trigger_word: {_quoted(trigger)}",
         r"folder_path: \S+": f"folder_path: {_quoted(section.folder)}",
-        r"name_or_path: \S+": f"name_or_path: {_quoted(section.model)}",
+        **({r"name_or_path: \S+": f"name_or_path: {_quoted(model)}"} if model else {}),
     }
-    text = (EXAMPLES / example).read_text(encoding="utf-8")
+    text = example.read_text(encoding="utf-8")
     for pattern, replacement in (*edits, *yours.items()):
         filled = replacement.replace("\\", "\\\\") if pattern in yours else replacement
         text, count = re.subn(pattern, filled, text, flags=re.MULTILINE)
-        assert count == 1, f"{example}: {pattern!r} matches {count} times"
+        assert count == 1, f"{example.name}: {pattern!r} matches {count} times"
     _, _, body = text.partition("\njob: ")
-    return f"# Written by `run.py new` from config/examples/{example}. Guide: docs/first_character.md\njob: {body}"
+    return f"# Written by `run.py new` from config/examples/{example.name}. Guide: docs/first_character.md\njob: {body}"
 
 
 def _quoted(text: str) -> str:

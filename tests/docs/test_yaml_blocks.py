@@ -104,12 +104,16 @@ def test_a_block_is_a_job_or_fits_into_the_example(
 
 @pytest.mark.parametrize("command", dict.fromkeys(COMMANDS))
 def test_a_command_of_the_pages_can_be_given(run_py: Run, tmp_path: Path, command: str) -> None:
-    """As written, but planned only; config/my_character.yaml is the copy of an example that the pages tell to make."""
+    """As written, but planned only; config/my_character.yaml is what `run.py new` makes of an example."""
     shutil.copytree(ROOT / "config", tmp_path / "config")
-    shutil.copy(ROOT / EXAMPLE, tmp_path / "config" / "my_character.yaml")
     program, script, *arguments = shlex.split(command, comments=True)
     assert (program, script) == (".venv/bin/python", "run.py")
-    planned = run_py(*arguments, *([] if "--dry-run" in arguments else ["--dry-run"]), cwd=tmp_path)
+    if arguments[0] == "new":
+        shutil.copytree(PHOTOS, tmp_path / "dataset")
+    else:
+        shutil.copy(ROOT / EXAMPLE, tmp_path / "config" / "my_character.yaml")
+    is_planned = arguments[0] == "new" or "--dry-run" in arguments
+    planned = run_py(*arguments, *([] if is_planned else ["--dry-run"]), cwd=tmp_path)
     assert planned.returncode == 0, planned.stderr
 
 
