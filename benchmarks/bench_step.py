@@ -2,8 +2,8 @@
 
 The plain loop is what a user writes with diffusers and peft: checkpointing on, attention mask passed, eager. "lean" is
 the same without the mask, which is all true, and in bf16 under autocast, so that the adapters multiply in bf16 too.
-With `--base int8` the plain loop on optimum-quanto's own linears joins, and is what ours is compared with. All share the
-saved model, LoRA layers and start, tokens, noise and optimizer; equal losses show that they do the same work.
+With `--base int8` the plain loop on optimum-quanto's own linears joins, and is what ours is compared with. All share
+the saved model, LoRA layers and start, tokens, noise and optimizer; equal losses show that they do the same work.
 """
 
 from __future__ import annotations

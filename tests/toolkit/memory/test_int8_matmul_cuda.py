@@ -7,7 +7,15 @@ import torch
 
 from tests.diffusers_reference import relative
 from tests.toolkit.memory.test_int8_matmul import normal
-from toolkit.memory.int8_matmul import LEVELS, MIN_CAPABILITY, int8_mm, is_exact, is_supported, quantize_rows
+from toolkit.memory.int8_matmul import (
+    LEVELS,
+    MIN_CAPABILITY,
+    as_supported,
+    int8_mm,
+    is_exact,
+    is_supported,
+    quantize_rows,
+)
 
 pytestmark = pytest.mark.cuda
 
@@ -24,17 +32,18 @@ def codes(*shape: int, device: torch.device, seed: int) -> torch.Tensor:
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: "x".join(map(str, shape)))
 @pytest.mark.parametrize("transposed", [True, False], ids=["forward", "backward"])
 def test_sums_are_exact(cuda: torch.device, shape: tuple[int, int, int], transposed: bool) -> None:
-    """In float64 these sums are exact too. The forward pass reads the weight by columns, the backward pass by rows."""
+    """In float64 these sums are exact too. The forward pass has the second factor by columns, as cuBLASLt needs it; the
+    backward pass by rows, of which `as_supported` makes a copy."""
     rows, summed, other = shape
     first = codes(rows, summed, device=cuda, seed=1)
     second = codes(other, summed, device=cuda, seed=2).t() if transposed else codes(summed, other, device=cuda, seed=2)
-    assert torch.equal(torch._int_mm(first, second).double(), first.double() @ second.double())
+    assert torch.equal(torch._int_mm(first, as_supported(second)).double(), first.double() @ second.double())
 
 
 def test_sums_of_the_largest_numbers_do_not_overflow(cuda: torch.device) -> None:
     assert is_exact(cuda)
     first, second = (torch.full(shape, -LEVELS, dtype=torch.int8, device=cuda) for shape in ((32, 12288), (12288, 64)))
-    assert bool((torch._int_mm(first, second) == LEVELS**2 * 12288).all())
+    assert bool((torch._int_mm(first, as_supported(second)) == LEVELS**2 * 12288).all())
 
 
 def test_rows_are_quantized_as_on_the_cpu(cuda: torch.device) -> None:
