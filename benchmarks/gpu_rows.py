@@ -32,6 +32,7 @@ from jobs.job import ExtensionJob
 from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
 from toolkit.data.dataloader import LatentBatch
+from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import PromptEmbeds, StepResult
 from toolkit.models.families import ModelLoadOptions
@@ -161,7 +162,7 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
     watch = Stopwatch(device, asked)
     try:
         level = (_plain if row.plain else _program)(row, size, folder, asked, watch)
-    except (torch.OutOfMemoryError, RunError) as error:
+    except (RuntimeError, RunError) as error:
         if not is_of_memory(error):
             raise
         return {"status": "out of memory", "reason": str(error).splitlines()[0], "what": row.what}
@@ -181,7 +182,7 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
 
 def is_of_memory(error: BaseException) -> bool:
     """Whether there was too little memory; the loop gives that error a text with advice."""
-    return isinstance(error, torch.OutOfMemoryError) or str(error).startswith("out of memory")
+    return is_out_of_memory(error) or str(error).lower().startswith("out of memory")
 
 
 class Measured(BaseException):

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import re
+from collections.abc import Callable
+from functools import cache
 
 import torch
 
@@ -80,8 +83,42 @@ def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | N
     Out of ordinary memory the host would wait for everything the device was given so far.
     """
     if tensor.device.type == "cpu" and device.type == "cuda":
-        return tensor.to(dtype or tensor.dtype).pin_memory().to(device, non_blocking=True)
+        host = tensor.to(dtype or tensor.dtype)
+        return pinned(lambda pin_memory: host.pin_memory() if pin_memory else host).to(device, non_blocking=True)
     return tensor.to(device, dtype or tensor.dtype)
+
+
+_NO_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|ALLOCATION_FAILED|can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or pinned. cuBLAS, cuDNN, NCCL and the driver allocate by themselves, and
+    say so in the message of a RuntimeError only."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+    )
+
+
+def pinned(make: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """The CPU tensor of `make(pin_memory=True)`, which a GPU copies from and to while the host works on.
+
+    Where the system pins no more memory (WSL2 and containers limit it), an ordinary one, and a warning.
+    """
+    try:
+        return make(pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    _warn_unpinned()
+    return make(pin_memory=False)
+
+
+@cache
+def _warn_unpinned() -> None:
+    logger.warning(
+        "the system pins no more memory (WSL2 and containers limit it): copies to the GPU are slower from here on. "
+        "Smaller model.blocks_to_swap, or another gradient_checkpointing than full_offload, needs less of it."
+    )
 
 
 def free_memory(device: torch.device) -> int:

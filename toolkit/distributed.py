@@ -289,21 +289,25 @@ class ProcessGroup:
 
         Raises PeerFailedError or Interrupted when another rank is gone; RunError when this one runs out of memory.
         """
+        from toolkit.device import is_out_of_memory
+
         with self._oom_as_run_error():
             try:
                 return call(*arguments, **named)
             except RuntimeError as error:
-                if _is_out_of_memory(error):
+                if is_out_of_memory(error):
                     raise
                 raise self._peer_failure() from error
 
     @contextmanager
     def _oom_as_run_error(self) -> Iterator[None]:
         """Turns an out-of-memory error inside the block into a RunError with advice."""
+        from toolkit.device import is_out_of_memory
+
         try:
             yield
         except RuntimeError as error:
-            if not _is_out_of_memory(error):
+            if not is_out_of_memory(error):
                 raise
             message = f"out of memory in an exchange with the other processes. {self.oom_hint}"
             raise RunError(message.rstrip()) from error
@@ -379,13 +383,6 @@ def _exit_code(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt):
         return EXIT_SIGINT
     return getattr(error, "exit_code", EXIT_FAILURE)
-
-
-def _is_out_of_memory(error: RuntimeError) -> bool:
-    """Whether a device ran out of memory. NCCL allocates memory itself, and reports it in the message only."""
-    import torch
-
-    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in str(error)
 
 
 def _has_nccl() -> bool:

@@ -17,7 +17,7 @@ from extensions.sd_trainer.memory_inputs import (
 )
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
-from toolkit.device import DTYPES
+from toolkit.device import DTYPES, is_out_of_memory
 from toolkit.distributed import ProcessGroup
 from toolkit.errors import RunError
 from toolkit.interfaces import DiffusionModel, Network
@@ -99,8 +99,6 @@ def choose_w8a8_layers(
 
     first: the first item of the run and its noise. Raises RunError when it does not fit into memory.
     """
-    from torch import OutOfMemoryError
-
     wanted, compiled = section.model.int8_matmul, section.train.compile
     model = diffusion_model.network_module
     fused = compiled.enabled and compiled.backend == "inductor"
@@ -114,7 +112,9 @@ def choose_w8a8_layers(
         errors = calibrate_int8(
             diffusion_model, network, layers, *first(), process_group.run_on_rank0_and_broadcast, compiled.enabled
         )
-    except OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         raise RunError(f"out of memory with one image. {memory_advice(section)}") from error
     logger.info(_message(wanted, layers, errors, count))
 

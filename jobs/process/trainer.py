@@ -24,7 +24,7 @@ from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import OptimizerConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import RunPlan
-from toolkit.device import pick_device
+from toolkit.device import is_out_of_memory, pick_device
 from toolkit.distributed import ProcessGroup
 from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
 from toolkit.files import refusal
@@ -358,9 +358,11 @@ def oom_as_run_error(advice: str) -> Iterator[None]:
     """Turns an out-of-memory error inside the block into a RunError with advice, where nothing else handles it."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
-        # Behind the GPU's name PyTorch's message has details of its allocator.
-        reason = str(error).partition(" GPU ")[0].strip(" .\n") or "Out of memory"
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+        # Behind the GPU's name PyTorch's message has details of its allocator; other lines are for developers.
+        reason = str(error).partition(" GPU ")[0].partition("\n")[0].strip(" .") or "Out of memory"
         raise RunError(f"{reason}. {advice}") from error
 
 

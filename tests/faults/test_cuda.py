@@ -177,10 +177,22 @@ def test_a_job_goes_on_there_and_ends_in_the_same_bytes(
     assert same or (device[0][0] == "real_cuda" and difference < RESUMED)
 
 
+FUSED: dict[str, dict] = {
+    "network": {"type": "full"},
+    "train": {"full_bf16": True, "dtype": "bf16", "fused_backward_pass": True, "max_grad_norm": 0, "lr": 1e-4},
+}
+
+
 @pytest.mark.parametrize(
     "settings",
-    [{}, {"model": INT8 | {"int8_matmul": True}}, {"network": {"dropout": 0.0}, "model": {"blocks_to_swap": 2}}],
-    ids=["as it is", "int8, multiplied in int8", "swapped"],
+    [
+        {},
+        {"model": INT8 | {"int8_matmul": True}},
+        {"network": {"dropout": 0.0}, "model": {"blocks_to_swap": 2}},
+        FUSED | {"train": FUSED["train"] | {"optimizer": "adafactor"}},
+        FUSED | {"train": FUSED["train"] | {"optimizer": "adamw"}},
+    ],
+    ids=["as it is", "int8, multiplied in int8", "swapped", "in the backward pass", "in it, by a fused kernel"],
 )
 def test_no_step_waits_for_the_device(
     here: Job, there: Callable[[Job], Job], device: list[Fault], settings: dict
@@ -188,7 +200,8 @@ def test_no_step_waits_for_the_device(
     """Thirty more steps have the host wait three times more: when their numbers are fetched."""
     for name, values in settings.items():
         here.section[name] = {**here.section[name], **values}
-    here.section["model"]["modulation_table"] = True  # it is filled again now and then
+    is_adapter = here.section["network"]["type"] != "full"
+    here.section["model"]["modulation_table"] = is_adapter  # it is filled again now and then
     here.section.pop("sample")
     here.change(save__save_every=0)
     waited = []

@@ -7,6 +7,7 @@ from toolkit import device
 from toolkit.device import DTYPES, check_device, configure_cuda, pick_device, to_device, use_device
 from toolkit.distributed import ProcessGroup
 from toolkit.errors import UserError
+from toolkit.memory.offload import HostBlock
 from toolkit.nvidia import NvidiaFacts
 
 
@@ -137,6 +138,53 @@ def test_only_from_the_cpu_to_cuda_it_takes_the_way_on_which_nobody_waits(monkey
     to_device(torch.zeros(1, device="meta"), torch.device("cuda"))
     to_device(torch.zeros(1), torch.device("mps"))
     assert asked == [False, True, False, False, False]
+
+
+@pytest.mark.parametrize(
+    ("message", "expected"),
+    [
+        ("CUDA out of memory. Tried to allocate 2.00 GiB", True),
+        ("CUDA error: out of memory\nCUDA kernel errors might be asynchronously reported", True),
+        ("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`", True),
+        ("cuDNN error: CUDNN_STATUS_INTERNAL_ERROR_DEVICE_ALLOCATION_FAILED", True),
+        ("cuDNN error: CUDNN_STATUS_ALLOC_FAILED", True),
+        ("[enforce fail at alloc_cpu.cpp:124] DefaultCPUAllocator: can't allocate memory: you tried", True),
+        ("NCCL error: ncclUnhandledCudaError: Cuda failure 2 'out of memory'", True),
+        ("CUDA error: CUBLAS_STATUS_NOT_SUPPORTED when calling cublasLtMatmul", False),
+        ("CUDA error: device-side assert triggered", False),
+    ],
+)
+def test_memory_that_ran_out_is_recognised_whoever_says_it(message: str, expected: bool) -> None:
+    assert device.is_out_of_memory(RuntimeError(message)) is expected
+    assert device.is_out_of_memory(torch.OutOfMemoryError("")) and not device.is_out_of_memory(ValueError(message))
+
+
+def test_where_no_more_memory_is_pinned_ordinary_memory_is_used_and_said_once(
+    monkeypatch: pytest.MonkeyPatch, said: list[str]
+) -> None:
+    """Swapped blocks, offloaded activations and copies of batches ask for it in this one place."""
+    asked = []
+
+    def limited(*shape: int, pin_memory: bool = False, **others: object) -> torch.Tensor:
+        asked.append(pin_memory)
+        if pin_memory:
+            raise RuntimeError("CUDA error: out of memory")
+        return torch.zeros(shape, **others)
+
+    device._warn_unpinned.cache_clear()
+    block = torch.nn.Linear(8, 8).requires_grad_(False)
+    weight = block.weight.clone()
+    monkeypatch.setattr(torch, "empty", limited)
+    for _ in range(2):
+        HostBlock(block, torch.device("cuda"))
+    assert asked == [True, False] * 2 and torch.equal(block.weight, weight)
+    assert len(said) == 1 and "blocks_to_swap" in said[0]
+
+    def broken(pin_memory: bool) -> torch.Tensor:
+        raise RuntimeError("CUDA error: device-side assert triggered")
+
+    with pytest.raises(RuntimeError, match="assert triggered"):
+        device.pinned(broken)
 
 
 def test_a_cuda_device_becomes_the_current_one(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -23,6 +23,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 
+from toolkit.device import is_out_of_memory, pinned
 from toolkit.interfaces import BlockForward
 
 PackRule = Callable[[Tensor], Callable[[], Tensor] | None]
@@ -90,7 +91,8 @@ class HostBlock:
             begin = -(-end // ALIGNMENT) * ALIGNMENT
             end = begin + tensor.numel() * tensor.element_size()
             self.parts.append(_BlockTensors(tensor, tensor.dtype, tensor.shape, begin, end))
-        self.memory = torch.empty(-(-end // ALIGNMENT) * ALIGNMENT, dtype=torch.uint8, pin_memory=device.type == "cuda")
+        make = partial(torch.empty, -(-end // ALIGNMENT) * ALIGNMENT, dtype=torch.uint8)
+        self.memory = pinned(make) if device.type == "cuda" else make()
         for part in self.parts:
             self.memory[part.begin : part.end].view(part.dtype).view(part.shape).copy_(part.tensor)
             part.point_to(self.memory)
@@ -256,7 +258,7 @@ class CudaCopies:
         self._in_flight.begin_block()
 
     def to_host(self, tensor: Tensor) -> Tensor:
-        host = torch.empty_like(tensor, device="cpu", pin_memory=True)
+        host = pinned(partial(torch.empty_like, tensor, device="cpu"))
         self._stream.wait_stream(torch.cuda.current_stream(self._device))  # until it is computed
         with torch.cuda.stream(self._stream):
             host.copy_(tensor, non_blocking=True)
@@ -342,8 +344,9 @@ class ActivationOffload:
             try:
                 with saved_tensor_rule(lambda tensor: inputs.keep(tensor) if _memory(tensor) in passed_on else None):
                     return run(block, *tensors)
-            except torch.OutOfMemoryError:
-                self._copies.release()  # no later block does it
+            except RuntimeError as error:
+                if is_out_of_memory(error):
+                    self._copies.release()  # no later block does it
                 raise
 
         return run_offloaded

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from toolkit import seeding
 from toolkit.config.model_files import CAPTIONER, INDEX, cached_snapshot
+from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
@@ -106,7 +107,9 @@ class Captioner:
         """
         try:
             return self._captions(shown, names)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             if len(shown) == 1:
                 remedy = "Set a smaller max_size (--max-size), quantize (--quantize int8), or another device."
                 raise RunError(f"memory is short for one image. {remedy}") from error

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from toolkit.device import is_out_of_memory
 from toolkit.errors import UserError, did_you_mean
 
 
@@ -33,8 +34,8 @@ def refuse_arguments(kind: type[Any], arguments: Mapping[str, Any], key: str) ->
 def _made(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:
     try:
         return kind(**arguments)
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split())[:300]
         raise UserError(f"{key}: {kind.__name__} cannot be made of it: {reason}") from error

@@ -21,6 +21,7 @@ from torch import nn
 
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import files_fault, looks_like_a_path, path_fault, weight_files
+from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import DiffusionModel
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for
@@ -100,9 +101,9 @@ def reading(part: Path) -> Iterator[None]:
         for logger in loggers:  # `check_loaded` says it in one line
             logger.setLevel(logging.CRITICAL)
         yield
-    except torch.OutOfMemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         reason = " ".join(str(error).split()) or type(error).__name__
         raise RunError(f"{part}: cannot be loaded ({reason[:300]}). Copy or download the model again.") from error
     finally:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.optim import Optimizer
 
+from toolkit.optim.optimizers import step_if, supports_found_inf
 from toolkit.seeding import key
 from toolkit.sharded_param import RowShard
 
@@ -29,14 +30,38 @@ class PerParameterStepper:
         self.optimizer = optimizer
         self._group_of = {p: index for index, group in enumerate(optimizer.param_groups) for p in group["params"]}
 
-    def step(self, parameter: nn.Parameter) -> None:
-        """The optimizer's step of `parameter` by its `grad`; all others stay as they are."""
+    def step(self, parameter: nn.Parameter, step_ok: Tensor | None = None) -> None:
+        """The optimizer's step of `parameter` by its `grad`; all others stay as they are.
+
+        step_ok: 0-dim bool on the device. Where it is false, parameter and state tensors stay as they are too; only
+        what the optimizer counts on the host counts on. The host does not wait for it.
+        """
         groups = self.optimizer.param_groups
         self.optimizer.param_groups = [{**groups[self._group_of[parameter]], "params": [parameter]}]
         try:
-            self.optimizer.step()
+            if step_ok is None:
+                self.optimizer.step()
+            elif supports_found_inf(self.optimizer):
+                step_if(self.optimizer, step_ok)
+            else:
+                step_and_undo(self.optimizer, parameter, step_ok)
         finally:
             self.optimizer.param_groups = groups
+
+
+@torch.no_grad()
+def step_and_undo(optimizer: Optimizer, parameter: nn.Parameter, step_ok: Tensor) -> None:
+    """A step of an optimizer with one parameter. Where `step_ok` is false, weight and state tensors get back what they
+    were, and a state that the step has made is zeros."""
+
+    def state() -> dict[str, Tensor]:
+        return {name: entry for name, entry in optimizer.state[parameter].items() if isinstance(entry, Tensor)}
+
+    weight, before = parameter.clone(), {name: tensor.clone() for name, tensor in state().items()}
+    optimizer.step()
+    torch.where(step_ok, parameter, weight, out=parameter.detach())
+    for name, tensor in state().items():
+        torch.where(step_ok, tensor, before.get(name, torch.zeros_like(tensor)), out=tensor)
 
 
 ROUNDING_COUNT = "draws"
@@ -86,12 +111,12 @@ class StochasticRoundingOptimizer:
         self._single = PerParameterStepper(self.inner)
 
     @torch.no_grad()
-    def step_one(self, parameter: nn.Parameter) -> None:
-        """The step of one parameter by its `grad`."""
+    def step_one(self, parameter: nn.Parameter, step_ok: Tensor | None = None) -> None:
+        """The step of one parameter by its `grad`. step_ok: as of `PerParameterStepper.step`."""
         assert parameter.grad is not None  # those without one are not stepped
         stand_in = self._stand_ins[parameter]
         stand_in.data, stand_in.grad = parameter.detach().float(), parameter.grad.float()
-        self._single.step(stand_in)
+        self._single.step(stand_in, step_ok)
         stand_in.grad = None
         parameter.copy_(stochastic_round_bf16(stand_in.data, self._generator(parameter), self._parts[parameter]))
         stand_in.data = stand_in.data.new_empty(0)

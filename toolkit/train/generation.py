@@ -13,8 +13,6 @@ from functools import lru_cache, partial
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import size_note
 from toolkit.config.output import SampleItem
@@ -22,7 +20,7 @@ from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import inject_trigger
 from toolkit.data.latent_cache import CachePair, ItemEncoder
-from toolkit.device import DTYPES, check_device, pick_device, use_device
+from toolkit.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
 from toolkit.errors import RunError, UserError
 from toolkit.files import free_space, readable_size, sha256_of
 from toolkit.interfaces import ModelFacts
@@ -200,7 +198,9 @@ def _advice() -> Iterator[None]:
     """Memory that runs out becomes a RunError that says what to do."""
     try:
         yield
-    except torch.OutOfMemoryError as error:
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
         remedy = "Give --quantize with a smaller --qtype, --blocks-to-swap, --low-vram, or a smaller size."
         raise RunError(f"out of memory ({str(error).splitlines()[0]}). {remedy}") from error
 

@@ -16,6 +16,7 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
+from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError
 from toolkit.interfaces import Batch, BatchSource, RoleResult, StepResult, TrainStep
 from toolkit.optim.schedules import Plateau
@@ -184,7 +185,9 @@ def _forward_backward(
         with global_generator(run.seed, "micro_step", batch.spec.epoch, batch.spec.positions[0]):
             try:
                 losses = step_fn.backward(batch, passes)
-            except torch.OutOfMemoryError as error:
+            except RuntimeError as error:
+                if not is_out_of_memory(error):
+                    raise
                 raise _NoMemory(batch) from error
         passes.losses.add(batch, losses, passes.roles)
     return passes.losses

@@ -7,7 +7,9 @@ before anything is saved (`Run.flush_metrics`), and at the end."""
 from __future__ import annotations
 
 import itertools
+import logging
 import math
+import threading
 import time
 from collections import Counter, defaultdict
 from collections.abc import Collection, Iterator, Sequence
@@ -21,6 +23,8 @@ from torch import Tensor
 from toolkit.errors import RunError
 from toolkit.interfaces import Batch, RoleResult, StepLosses, StepResult
 from toolkit.train.run import Run
+
+logger = logging.getLogger(__name__)
 
 TimerKey = Literal["step", "data", "outside"]
 
@@ -60,6 +64,7 @@ class StepTimer:
 MAX_CONSECUTIVE_SKIPS = 3
 FETCH_EVERY = 10
 METRICS_SYNC_SECONDS = 1.0
+BLOCKED_FETCH_S = 120.0
 
 
 def metrics_sync_interval(device: torch.device) -> int:
@@ -183,7 +188,7 @@ class MetricsBuffer:
         pending, self._pending = self._pending, []
         if not pending:
             return
-        with self._timer.track("step"):
+        with self._timer.track("step"), _told_when_blocked(pending[-1].known.step):
             values = iter(to_host([tensor for step in pending for tensor in step.tensors()]))
         step_s, data_s = (seconds / len(pending) for seconds in self._timer.lap())
         for step in pending:
@@ -205,6 +210,19 @@ class MetricsBuffer:
     def _overflowed(result: StepResult, role: RoleResult) -> bool:
         """Whether only the loss scale was too large; the next step has a smaller one."""
         return math.isfinite(role.loss) and result.extra_metrics.get("loss_scale", 0.0) > 1
+
+
+@contextmanager
+def _told_when_blocked(step: int) -> Iterator[None]:
+    """A warning while the block lasts longer than BLOCKED_FETCH_S: the device is busy for long, or hangs."""
+    message = f"step {step}: the device has not answered for {BLOCKED_FETCH_S:g} s. See what `nvidia-smi` says."
+    timer = threading.Timer(BLOCKED_FETCH_S, logger.warning, [message])
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
 
 
 def to_host(tensors: Sequence[Tensor]) -> list[list[float]]:

@@ -226,6 +226,11 @@ def _gradients(role: Role) -> list[Tensor]:
     return [p.grad for p in role.parameters.values() if p.grad is not None]
 
 
+def _answers_at_once(parameter: Tensor) -> bool:
+    """Whether the host need not wait for what is computed there."""
+    return parameter.device.type == "cpu"
+
+
 Mode = Literal["keep", "drop", "step"]
 """What to do with a finished gradient: keep it, drop it, or step."""
 
@@ -242,14 +247,17 @@ class OptimizerInBackward(OptimizerStep):
     - where a gradient is not finite although the losses are, its parameter stays as it is, but the others are updated.
       The step still counts as skipped.
 
-    The host waits for the device once per parameter, to know whether the gradient is finite.
+    The host does not wait for the device.
     """
 
     def __init__(
-        self, parameters: Collection[nn.Parameter], step_one: Callable[[nn.Parameter], None], accumulates: bool
+        self,
+        parameters: Collection[nn.Parameter],
+        step_one: Callable[[nn.Parameter, Tensor | None], None],
+        accumulates: bool,
     ) -> None:
-        """step_one: the optimizer's step of one parameter. accumulates: whether accumulation steps have several
-        micro-batches.
+        """step_one: the optimizer's step of one parameter where a 0-dim bool on the device says so, or there is none.
+        accumulates: whether accumulation steps have several micro-batches.
         """
         self.parameters = tuple(parameters)
         self.step_one = step_one
@@ -257,7 +265,8 @@ class OptimizerInBackward(OptimizerStep):
         self._idle: Mode = "keep" if accumulates else "drop"
         self._mode: Mode = self._idle
         self._max_norm = 0.0
-        self._norms: list[float] = []
+        self._finite = torch.tensor(False)
+        self._norms: list[Tensor] = []
         for parameter in self.parameters:
             parameter.register_post_accumulate_grad_hook(self._complete)
 
@@ -275,7 +284,7 @@ class OptimizerInBackward(OptimizerStep):
             raise RunError("fused_backward_pass: this trainer makes several backward passes of one role. Leave it out.")
         self._max_norm = role.max_grad_norm
         role.set_learning_rates(step)
-        self._mode = "step" if finite.item() else "drop"
+        self._mode, self._finite = "step", finite
 
     def _complete(self, parameter: nn.Parameter) -> None:
         if self._mode == "step":
@@ -287,18 +296,22 @@ class OptimizerInBackward(OptimizerStep):
     def _step(self, parameter: nn.Parameter) -> None:
         assert parameter.grad is not None  # autograd has just completed it
         norm = torch.linalg.vector_norm(parameter.grad, dtype=torch.float32)
-        self._norms.append(norm.item())
-        if torch.isfinite(norm):
-            if self._max_norm:
-                clip_([parameter.grad], norm, self._max_norm)
-            self.step_one(parameter)
+        self._norms.append(norm)
+        if self._max_norm:
+            clip_([parameter.grad], norm, self._max_norm)
+        step_ok = self._finite & torch.isfinite(norm)
+        if not _answers_at_once(parameter):
+            self.step_one(parameter, step_ok)
+        elif step_ok.item():
+            self.step_one(parameter, None)
 
     def norm(self, role: Role) -> Tensor:
-        """Norm of all gradients before clipping; 0 when the losses were not finite and nothing was updated."""
+        """Norm of all gradients before clipping."""
         for parameter in self.parameters:
             if parameter.grad is not None:  # a parameter that the last micro-batch did not use
                 self._complete(parameter)
-        return torch.linalg.vector_norm(torch.tensor(self._norms or [0.0], device=self.parameters[0].device))
+        zero = torch.zeros((), device=self.parameters[0].device)
+        return torch.linalg.vector_norm(torch.stack(self._norms or [zero]))
 
     def step(self, role: Role, step: int, norm: Tensor, step_ok: Tensor) -> dict[str, Tensor]:
         numbers = post_step(role, step_ok)

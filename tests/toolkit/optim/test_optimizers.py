@@ -14,6 +14,7 @@ from toolkit.optim.optimizers import (
     has_eval_mode,
     load_state_tensors,
     state_tensors,
+    step_if,
 )
 
 NAMES = ["blocks.0.to_q.lora_A.weight", "blocks.0.to_q.lora_B.weight", "bias"]
@@ -212,3 +213,28 @@ def test_what_an_optimizer_counts_per_group_goes_on_in_each() -> None:
     for group, other in zip(optimizer.param_groups, fresh.param_groups, strict=True):
         assert (group["k"], group["lr_max"], group["weight_sum"]) == (other["k"], other["lr_max"], other["weight_sum"])
     assert fresh.param_groups[0]["lr_max"] != fresh.param_groups[1]["lr_max"]
+
+
+@pytest.mark.parametrize(
+    ("name", "waits"),
+    [("adamw8bit", 0), ("lion8bit", 0), ("bitsandbytes.optim.PagedAdamW8bit", 1), ("adafactor", 0)],
+)
+def test_an_8_bit_step_waits_for_the_device_at_most_once_and_learns_the_same(
+    monkeypatch: pytest.MonkeyPatch, name: str, waits: int
+) -> None:
+    """bitsandbytes waits after each parameter; a paged state alone needs it, once."""
+    ours, plain = start(), start()
+    first, second = build_optimizer(name, ours, 1e-2, {}), build_optimizer(name, plain, 1e-2, {})
+    counted: list[Tensor] = []
+    monkeypatch.setattr("bitsandbytes.optim.optimizer.sync_gpu", counted.append)
+    for _ in range(3):
+        for parameters in (ours, plain):
+            for parameter in parameters:
+                parameter.grad = torch.cos(37 * parameter.detach())
+        second.step()
+        of_plain = len(counted)
+        step_if(first, torch.tensor(True))
+        assert len(counted) - of_plain == waits
+        counted.clear()
+    assert of_plain == (3 + waits if "8bit" in name else 0)
+    assert all(torch.equal(*both) for both in zip(ours, plain, strict=True))

@@ -359,7 +359,7 @@ def out_of_memory_above(toy, run, most: int, backward: bool = False):
 
     def step(batch):
         if len(batch) > most and not backward:
-            raise torch.OutOfMemoryError("no memory left")
+            raise RuntimeError("CUDA error: CUBLAS_STATUS_ALLOC_FAILED when calling `cublasCreate(handle)`")
         result = losses(batch)
         if len(batch) > most:
             result.by_role["network"].register_hook(fail)

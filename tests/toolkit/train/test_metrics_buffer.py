@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import time
 from collections import Counter
 from dataclasses import asdict
 from itertools import pairwise
@@ -19,6 +20,7 @@ from toolkit.interfaces import StepLosses
 from toolkit.memory.quantization import Int8Matmuls, QuantizedLinear, quantize_weight
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
+from toolkit.train import metrics_buffer
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.metrics_buffer import metrics_sync_interval, to_host
 from toolkit.train.run import Callback, Run
@@ -187,6 +189,23 @@ def test_between_two_fetches_the_host_asks_for_no_number(toy, asked: Counter, op
     toy.train(run, step)
     asked_per_step = [now - before for before, now in zip([0, *after], after, strict=False)]
     assert asked_per_step == [per_step] * 6 + [per_step + 1] + [per_step] * 6 + [per_step + 1]
+
+
+def test_a_fetch_that_blocks_says_so(toy, said: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    fetch = metrics_buffer.to_host
+
+    def blocked(tensors):
+        for _ in range(3000):
+            if said:
+                return fetch(tensors)
+            time.sleep(0.01)
+        raise AssertionError("nothing was said")
+
+    monkeypatch.setattr(metrics_buffer, "BLOCKED_FETCH_S", 0.01)
+    monkeypatch.setattr(metrics_buffer, "to_host", blocked)
+    run = toy.run(1)
+    toy.train(run, toy.step(run))
+    assert said[0] == "step 1: the device has not answered for 0.01 s. See what `nvidia-smi` says."
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from toolkit.interfaces import StepLosses
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
+from toolkit.train import optimizer_step
 from toolkit.train.optimizer_step import OptimizerInBackward, Role, StandardStep
 from toolkit.train.run import Run
 
@@ -191,13 +192,36 @@ def test_a_window_with_a_loss_that_is_not_finite_changes_nothing(toy, trained, a
     assert all(p.grad is None for p in run.roles["network"].parameters.values())
 
 
-def test_a_gradient_that_is_not_finite_leaves_its_parameter_and_skips_the_step(toy, trained) -> None:
-    run, step_fn = trained(fused=True, steps=1)
-    before = weights(run)
-    run.roles["network"].parameters["second.weight"].register_hook(lambda gradient: gradient * float("inf"))
+@pytest.mark.parametrize("bad", [1, 2])
+@pytest.mark.parametrize(
+    ("optimizer", "bf16"), [("adamw", False), ("adamw", True), ("sgd", False), ("adafactor", True)]
+)
+@pytest.mark.parametrize("on_device", [False, True], ids=["asked on the host", "left to the device"])
+def test_a_gradient_that_is_not_finite_leaves_its_parameter_and_skips_the_step(
+    toy, trained, monkeypatch: pytest.MonkeyPatch, optimizer: str, bf16: bool, bad: int, on_device: bool
+) -> None:
+    """In the first step, when the optimizer has no state of it yet, or in the second."""
+    if on_device:
+        monkeypatch.setattr(optimizer_step, "_answers_at_once", lambda parameter: False)
+    run, step_fn = trained(fused=True, optimizer=optimizer, bf16=bf16, steps=2)
+    role, seen, calls = run.roles["network"], [], iter(range(1, 3))
+    parameter = role.parameters["second.weight"]
+
+    def spoil(gradient: Tensor) -> Tensor:
+        seen.append((parameter.detach().clone(), states(role)))
+        return gradient * float("inf") if next(calls) == bad else gradient
+
+    def states(role: Role) -> dict[str, Tensor]:
+        tensors, _ = state_tensors(role.optimizer, list(role.parameters))
+        return {name: t.clone() for name, t in tensors.items() if name.startswith("second.weight/")}
+
+    parameter.register_hook(spoil)
     toy.train(run, step_fn)
-    assert torch.equal(weights(run)["second.weight"], before["second.weight"])
-    assert all(weight.isfinite().all() for weight in weights(run).values())
+    (weight, state), (after, state_after) = [*seen, (parameter.detach(), states(role))][bad - 1 : bad + 1]
+    assert torch.equal(weight, after)
+    if state:
+        assert_same(state, state_after)
+    assert all(tensor.isfinite().all() for tensor in (*weights(run).values(), *states(role).values()))
     assert run.state.skipped == 1
 
 

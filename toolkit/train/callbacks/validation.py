@@ -7,9 +7,8 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-import torch
-
 from toolkit import run_files
+from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError
 from toolkit.files import append_json_line, os_error_as_run_error
 from toolkit.train.callbacks.metrics import truncate_after_step
@@ -95,7 +94,9 @@ class ValidationCallback(Callback):
         try:
             with using_eval_weights(run):
                 return self.measure(lambda: run.interrupted)
-        except torch.OutOfMemoryError as error:
+        except RuntimeError as error:
+            if not is_out_of_memory(error):
+                raise
             raise RunError(f"out of memory in the validation of step {run.state.step}. {run.oom_hint}") from error
 
     def _save(self, run: Run) -> str | None:
