@@ -15,6 +15,7 @@ from typing import Any
 
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER, FlowTrainerConfig
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
+from toolkit.data.run_plan import SaveSize
 from toolkit.distributed_env import read_distributed_env
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
@@ -36,6 +37,9 @@ from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.train.accumulation import splits_per_micro_batch
 
 Parts = Mapping[str, float]
+
+MEMORY_ADVICE = "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
+"""What to change when memory is short."""
 
 OF_A_TEXT_TOKEN = 20
 """Numbers that a layer of the text encoder keeps for the backward pass, by its width."""
@@ -59,6 +63,11 @@ def plan_memory(section: FlowTrainerConfig, work: Work, machine: Machine, level:
     job = _Job(section, work, machine.kind == "cuda", level)
     phases = {"encoding": job.encoding(), "first step": job.step(0), "training": job.step(), "saving": job.saving()}
     return MemoryEstimate(tuple(job.phase(name, parts) for name, parts in phases.items()), job.on_gpu)
+
+
+def save_size(section: FlowTrainerConfig) -> SaveSize:
+    """What one save takes. Raises UserError or RunError where a folder cannot be read."""
+    return _Job(section, Work(1, 1), on_gpu=False, level="").save_size()
 
 
 def images_at_once(section: FlowTrainerConfig) -> int:
@@ -156,10 +165,15 @@ class _Job:
         }
 
     def saving(self) -> Parts:
-        """Copies of weights and state are written while training goes on."""
+        """Copies of weights and state are written while training continues."""
+        size = self.save_size()
+        return {**self.step(), "copies to be saved": size.state + size.file}
+
+    def save_size(self) -> SaveSize:
+        """What one save takes; parts that are not trained are linked."""
         state = self.own * self._trained + self._average + self._optimizers
-        state = 0 if self.section.save.states == "never" else state
-        return {**self.step(), "copies to be saved": state + DTYPE_BYTES[self.section.save.dtype] * self._trained}
+        file = DTYPE_BYTES[self.section.save.dtype] * self._trained
+        return SaveSize(file, 0 if self.section.save.states == "never" else state)
 
     # ------------------------------------------------------------ parts
 

@@ -7,15 +7,17 @@ from math import prod
 from typing import Any
 
 from extensions.flow_trainer.config import FlowTrainerConfig, Scanned
-from extensions.flow_trainer.memory_plan import Work, images_at_once, plan_memory
+from extensions.flow_trainer.memory_plan import MEMORY_ADVICE, Work, images_at_once, plan_memory, save_size
 from toolkit.config.dataset import area_of
 from toolkit.config.process import JobContext
 from toolkit.data.epoch_order import count_batches
+from toolkit.data.fingerprint import fingerprint
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.interfaces import BucketedSample
 from toolkit.memory.estimate import Machine, machine_from_config
 from toolkit.train.outlook import ema_notes, schedule_notes
+from toolkit.train.planning import with_outlook
 
 
 class FlowTrainerSection(FlowTrainerConfig):
@@ -32,7 +34,10 @@ def plan_run(section: FlowTrainerConfig, job: JobContext) -> RunPlan:
     """The plan of a checked section. Raises DataErrors naming every offending file."""
     model = section.model
     if not model.is_yet_to_come(job):
-        return plan_items(section, job, section.scan(), stream=section.stream())
+        data, stream, machine = section.scan(), section.stream(), machine_from_config(section.device)
+        plan = plan_items(section, job, data, machine, stream)
+        hashes = stream.hashes if stream else lambda: fingerprint(data[0].samples)
+        return with_outlook(section, job, plan, machine, hashes)
     folder = model.name_or_path if job.yet_to_come(model.name_or_path) else model.vae
     note = f"starts from {folder}, which an earlier process of the job writes: counted then"
     notes = (note, *_parts(section), *_roles(section))
@@ -55,7 +60,8 @@ def plan_items(
     else:
         batches = count_batches(items, size)
         steps = optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
-    memory = plan_memory(section, largest_work(section, items), machine or machine_from_config(section.device))
+    machine = machine or machine_from_config(section.device)
+    memory = plan_memory(section, largest_work(section, items), machine)
     return RunPlan(
         type=section.type,
         name=section.display_name(job),
@@ -72,10 +78,12 @@ def plan_items(
             *scanned.notes,
             *(validation_split.notes[:1] if validation_split else ()),
             memory.render(),
+            *((MEMORY_ADVICE,) if machine.limit and memory.peak_bytes > machine.limit else ()),
             *_schedules(section, steps),
             *ema_notes(section, steps, batches),
         ),
         memory=memory,
+        save_size=save_size(section),
         stream=stream.plan() if stream else None,
     )
 

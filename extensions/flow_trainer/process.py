@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
@@ -15,13 +15,14 @@ from torch import nn
 
 from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTrainerConfig, Scanned
 from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
-from extensions.flow_trainer.memory_plan import step_shape, transformer_of
+from extensions.flow_trainer.memory_plan import MEMORY_ADVICE, step_shape, transformer_of
 from extensions.flow_trainer.plan import pixels_at_once, plan_items
 from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
 from extensions.flow_trainer.writer import Along, FlowWriter
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.config.process import JobContext
+from toolkit.config.train import OptimizerConfig
 from toolkit.data.cache import ForgetfulCache
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.epoch_order import EpochSource, epoch_batches
@@ -31,7 +32,7 @@ from toolkit.data.pixels import Picture, PixelLoader, StreamPixels, stream_sourc
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.device import DTYPES, configure_cuda, pick_device
+from toolkit.device import DTYPES, configure_cuda
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Network, StepLosses, TrainStep
@@ -145,22 +146,22 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         return True
 
     def memory_advice(self) -> str:
-        return "Lower train.batch_size (with gradient_accumulation the batch stays as large), or the resolution."
+        return MEMORY_ADVICE
 
-    def refuse(self, data: FlowData, plan: RunPlan) -> None:
+    def optimizers_by_key(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        for role in self.section.roles():
+            given = role in self.section.optimizers.model_fields_set
+            yield f"optimizers.{role}" if given else "train", self.section.role_optimizer(role)
+
+    def refuse_parts(self, data: FlowData) -> None:
         _ = self._perceptual  # its files are read before anything else
-        self._refuse_parts()
+        self._refuse_model()
         if (along := self.section.autoencoder) and along.discriminator:
             sizes = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
             with _within("autoencoder."):
                 refuse_small_images(along.discriminator, sizes)
-        device = pick_device(self.section.device, quiet=True)
-        for role in self.section.roles():
-            given = role in self.section.optimizers.model_fields_set
-            key = f"optimizers.{role}" if given else "train"
-            self.refuse_optimizer(self.section.role_optimizer(role), key, device)
 
-    def _refuse_parts(self) -> None:
+    def _refuse_model(self) -> None:
         """Raises UserError for arguments of which no part can be made."""
         model = self.section.model
         if model.name_or_path:

@@ -5,20 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from functools import partial
 from math import prod
-from pathlib import Path
 
 from extensions.sd_trainer.memory_inputs import ItemGroup
 from extensions.sd_trainer.memory_plan import plan_memory
 from toolkit.config.sections import DiffusionSection
-from toolkit.data.scan_cache import CACHE_FOLDER
-from toolkit.memory.estimate import ENCODING, Machine, MemoryEstimate, Saving
+from toolkit.memory.estimate import Machine, MemoryEstimate, Saving
 from toolkit.memory.oom_hints import (
     MIN_SAVING,
     MemorySaving,
     advice_line,
     applied,
     largest_first,
-    shortage_of,
     suggestions,
 )
 
@@ -31,12 +28,6 @@ def advice(
     None where the job fits the machine, or the smallest GPU.
     """
     return advice_line(plan, machine, partial(_savings, section, groups, machine, plan.peak_bytes))
-
-
-def shortage(section: DiffusionSection, machine: Machine, plan: MemoryEstimate) -> str:
-    """Why the run does not start; empty where it does: it may fit, or it is told to with `memory_check: false`."""
-    encoded = (Path(section.training_folder).expanduser() / CACHE_FOLDER).is_dir()  # then nothing may be left to encode
-    return shortage_of(plan, machine, section.memory_check, without={ENCODING} if encoded else frozenset())
 
 
 def _savings(

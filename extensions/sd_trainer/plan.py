@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import replace
 from functools import partial
-from pathlib import Path
 
-from extensions.sd_trainer.memory_advice import advice, shortage
+from extensions.sd_trainer.memory_advice import advice
 from extensions.sd_trainer.memory_inputs import (
     ItemGroup,
     TrainableParams,
@@ -26,13 +24,13 @@ from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
 from toolkit.data.images import ImageError
 from toolkit.data.items import readable_references, too_large
-from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
+from toolkit.data.run_plan import RunPlan, SaveSize, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import DataErrors, InputError, RunError, UserError
-from toolkit.files import free_space, readable_size
+from toolkit.files import readable_size
 from toolkit.interfaces import BucketedSample, Size
 from toolkit.memory.estimate import Machine, MemoryEstimate, machine_from_config
 from toolkit.models.families import family_for, yet_to_come
@@ -40,7 +38,8 @@ from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.train.config_diff import ConfigChange, corrections
-from toolkit.train.outlook import ema_notes, run_outlook, schedule_notes
+from toolkit.train.outlook import ema_notes, schedule_notes
+from toolkit.train.planning import with_outlook
 
 
 def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
@@ -49,47 +48,17 @@ def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
     family = family_for(config.model)
     scan, items, split = scan_and_split(config, family, scan_cache)
     stream = StreamDataset.of(config, family.size_multiple)
-    plan = plan_items(config, job, scan, items, split, stream=stream)
+    machine = machine_from_config(config.device)
+    plan = plan_items(config, job, scan, items, split, machine, stream)
     assert isinstance(config, TrainerConfig)  # true of the only section that is planned here
-    refusals, needed = [], None
-    if not job.yet_to_come(config.model.folder()):
-        needed = None if config.unknown_steps() else _disk_bytes(config, plan)
-        try:
-            check_disk_space(config, config.run_folder(job))
-        except UserError as error:
-            refusals.append(str(error))
-    return replace(
-        plan,
-        outlook=run_outlook(
-            config,
-            job,
-            plan.optimizer_steps,
-            stream.hashes if stream else lambda: fingerprint(scan.samples),
-            partial(corrections_of, config, scan),
-            needed,
-            config.model,
-            tuple(refusals),
-        ),
-    )
+    found = stream.hashes if stream else lambda: fingerprint(scan.samples)
+    return with_outlook(config, job, plan, machine, found, partial(corrections_of, config, scan), config.model)
 
 
 def corrections_of(config: DiffusionSection, scan: DatasetScan, revision: int) -> list[ConfigChange]:
     """What the program computes differently for this job than the one that recorded `revision`."""
     has_references = any(sample.control_images for sample in scan.samples)
     return corrections(revision, config.train.model_dump(mode="json"), has_references)
-
-
-def _disk_bytes(config: DiffusionSection, plan: RunPlan) -> int:
-    """Bytes of all states and files that are there at once; a state is written before an older one goes."""
-    trained, save = count_trainable_params(config), config.save
-    steps, micro_batches = plan.optimizer_steps, plan.micro_batches_per_epoch
-    every = optimizer_steps(*save.interval(), micro_batches, config.train.gradient_accumulation)
-    saves = steps // every if every else 0
-    files = min(saves, save.files_to_keep() or saves) + 1 + (config.validation is not None)
-    states = saves + bool(not every or steps % every) if save.states == "always" else save.states == "at_end"
-    states = min(states, save.max_states_to_keep + 1) if save.max_states_to_keep else states
-    raw = 2 if "raw" in save.also and config.train.ema_config.use_ema else 1
-    return files * raw * trained.written * DTYPE_BYTES[save.dtype] + states * _state_bytes(config, trained)
 
 
 def dataset_digest(config: DiffusionSection) -> str:
@@ -147,6 +116,7 @@ def plan_items(
             *ema_notes(config, steps, micro_batches),
         ),
         memory=memory,
+        save_size=save_size(config) if memory else None,
         stream=stream.plan() if stream else None,
     )
 
@@ -200,16 +170,10 @@ def refuse_prompts(config: DiffusionSection) -> None:
         raise DataErrors(mistakes)
 
 
-def check_disk_space(config: DiffusionSection, folder: Path) -> None:
-    """Raises UserError when not even one checkpoint and one file of the run would fit on the disk of `folder`."""
+def save_size(config: DiffusionSection) -> SaveSize:
+    """What one save takes."""
     trained = count_trainable_params(config)
-    needed = _state_bytes(config, trained) + trained.written * DTYPE_BYTES[config.save.dtype]
-    free = free_space(folder)
-    if free < needed:
-        raise UserError(
-            f"training_folder: {folder} has {readable_size(free)} free, one save of this job takes "
-            f"{readable_size(needed)}. Free some space, or choose a folder on another disk."
-        )
+    return SaveSize(trained.written * DTYPE_BYTES[config.save.dtype], _state_bytes(config, trained))
 
 
 def _state_bytes(config: DiffusionSection, trained: TrainableParams) -> int:
@@ -316,8 +280,6 @@ def _estimates(
     yield from unused_choices(config.network, trainable_names(config))
     if line := advice(config, groups, machine, memory):
         yield line
-    if line := shortage(config, machine, memory):
-        yield f"warning: this will not start: {line}"
     yield (
         f"{config.network.type} {config.network.size()} on {len(trained.layers)} layers: "
         f"{trained.weights:,} trainable parameters; each {'folder' if config.network.trains_model else 'file'} "

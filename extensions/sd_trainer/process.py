@@ -13,10 +13,9 @@ from PIL import Image
 from torch import Tensor
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.memory_advice import shortage
 from extensions.sd_trainer.memory_measured import memory_callback
 from extensions.sd_trainer.metadata import job_metadata
-from extensions.sd_trainer.plan import check_disk_space, corrections_of, item_groups, plan_items
+from extensions.sd_trainer.plan import corrections_of, item_groups, plan_items
 from extensions.sd_trainer.setup import (
     attach_network,
     build_block_runner,
@@ -39,8 +38,7 @@ from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
-from toolkit.device import DTYPES, check_device, configure_cuda, pick_device
-from toolkit.errors import UserError
+from toolkit.device import DTYPES, check_device, configure_cuda
 from toolkit.flow.settings import FlowSettings
 from toolkit.interfaces import (
     Batch,
@@ -146,15 +144,9 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
     def memory_advice(self) -> str:
         return memory_advice(self.section)
 
-    def refuse(self, data: SdData, plan: RunPlan) -> None:
+    def refuse_parts(self, data: SdData) -> None:
         check_device(self.section.device, model_bytes(self.section.model))
         checked_family(self.section.model)
-        if isinstance(plan.memory, MemoryEstimate) and (
-            lack := shortage(self.section, machine_of(self.section.device), plan.memory)
-        ):
-            raise UserError(f"memory: {lack}")
-        self.refuse_optimizer(self.section.train, "train", pick_device(self.section.device, quiet=True))
-        check_disk_space(self.section, self.save_root)
 
     def corrections(self, data: SdData, revision: int) -> list[ConfigChange]:
         return corrections_of(self.section, data.scan, revision)

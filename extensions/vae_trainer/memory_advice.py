@@ -19,7 +19,6 @@ from toolkit.memory.oom_hints import (
     advice_line,
     applied,
     largest_first,
-    shortage_of,
     smaller_resolution,
 )
 
@@ -91,11 +90,6 @@ def memory_advice(section: VaeTrainerConfig, machine: Machine) -> str:
 def advice(section: VaeTrainerConfig, work: Work, machine: Machine, plan: MemoryEstimate) -> str | None:
     """As `advice_line`."""
     return advice_line(plan, machine, partial(_savings, section, work, machine, plan.peak_bytes))
-
-
-def shortage(section: VaeTrainerConfig, machine: Machine, plan: MemoryEstimate) -> str:
-    """Why the run does not start; empty where it does."""
-    return shortage_of(plan, machine, section.memory_check)
 
 
 def _savings(section: VaeTrainerConfig, work: Work, machine: Machine, peak: int, limit: int) -> Iterator[Saving]:

@@ -14,6 +14,7 @@ from math import prod
 from extensions.vae_trainer.config import VaeTrainerConfig
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, VGG_BLOCKS
 from toolkit.config.dataset import area_of
+from toolkit.data.run_plan import SaveSize
 from toolkit.distributed_env import read_distributed_env
 from toolkit.interfaces import BucketedSample
 from toolkit.memory.estimate import (
@@ -84,6 +85,11 @@ def trained_weights(section: VaeTrainerConfig) -> dict[str, int]:
     return {VAE: job.trained_vae, **({DISCRIMINATOR: job.judge.weights} if job.judge else {})}
 
 
+def save_size(section: VaeTrainerConfig) -> SaveSize:
+    """What one save takes. Raises RunError where the autoencoder's folder cannot be read."""
+    return _Job(section, Work(1, 1), on_gpu=False).save_size()
+
+
 Parts = Mapping[str, float]
 
 
@@ -121,12 +127,16 @@ class _Job:
         return {**self._at_rest(), "optimizer": state, "gradients": FLOAT * self.trained, **kept, "gaps": gaps}, {}
 
     def saving(self) -> tuple[Parts, Parts]:
-        """Copies of weights and state are written while training goes on."""
+        """Copies of weights and state are written while training continues."""
+        size = self.save_size()
+        return self.step()[0], {"copies to be saved": size.state + size.file}
+
+    def save_size(self) -> SaveSize:
         averages = FLOAT * self.trained_vae * self.train.ema_config.copies
         state = FLOAT * self.trained + averages + self.optimizers
-        state = 0 if self.section.save.states == "never" else state
-        files = FLOAT * (self._weights(self.vae.encoder) + self._weights(self.vae.decoder) + self._weights(self.judge))
-        return self.step()[0], {"copies to be saved": state + files}
+        vae = self._weights(self.vae.encoder) + self._weights(self.vae.decoder)
+        files = DTYPE_BYTES[self.section.save.dtype] * vae + FLOAT * self._weights(self.judge)
+        return SaveSize(files, 0 if self.section.save.states == "never" else state)
 
     def _of_autoencoder(self) -> Parts:
         """When its backward pass begins."""

@@ -5,15 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from extensions.vae_trainer.config import Scanned, VaeTrainerConfig
-from extensions.vae_trainer.memory_advice import advice, shortage
-from extensions.vae_trainer.memory_plan import Work, plan_memory, trained_weights
+from extensions.vae_trainer.memory_advice import advice
+from extensions.vae_trainer.memory_plan import Work, plan_memory, save_size, trained_weights
 from toolkit.config.autoencoder import SPADE
 from toolkit.config.process import JobContext
 from toolkit.data.epoch_order import count_batches
+from toolkit.data.fingerprint import fingerprint
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.memory.estimate import Machine, MemoryEstimate, machine_from_config
 from toolkit.train.outlook import ema_notes, schedule_notes
+from toolkit.train.planning import with_outlook
 
 
 class VaeTrainerSection(VaeTrainerConfig):
@@ -28,7 +30,10 @@ class VaeTrainerSection(VaeTrainerConfig):
 def plan_run(section: VaeTrainerConfig, job: JobContext) -> RunPlan:
     """The plan of a checked section. Raises DataErrors naming every offending file."""
     if not section.model.is_yet_to_come(job):
-        return plan_items(section, job, section.scan(), stream=section.stream())
+        data, stream, machine = section.scan(), section.stream(), machine_from_config(section.device)
+        plan = plan_items(section, job, data, machine, stream)
+        hashes = stream.hashes if stream else lambda: fingerprint(data[0].samples)
+        return with_outlook(section, job, plan, machine, hashes)
     note = f"starts from {section.model.name_or_path}, which an earlier process of the job writes: counted then"
     notes = (note, *_length(section), *_optimizers(section))
     return RunPlan(section.type, section.display_name(job), (), 0, 0, section.train.steps, notes=notes)
@@ -72,6 +77,7 @@ def plan_items(
             *ema_notes(section, steps, batches),
         ),
         memory=memory,
+        save_size=save_size(section),
         stream=stream.plan() if stream else None,
     )
 
@@ -111,8 +117,6 @@ def _memory(section: VaeTrainerConfig, work: Work, machine: Machine, memory: Mem
     yield memory.render()
     if line := advice(section, work, machine, memory):
         yield line
-    if line := shortage(section, machine, memory):
-        yield f"warning: this will not start: {line}"
 
 
 def _schedules(section: VaeTrainerConfig, steps: int) -> Iterator[str]:

@@ -5,7 +5,7 @@ Shape suffixes: B batch, H/W height and width in pixels."""
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from math import prod
@@ -16,7 +16,7 @@ from PIL import Image
 from torch import Tensor
 
 from extensions.vae_trainer.config import Scanned, VaeTrainerConfig
-from extensions.vae_trainer.memory_advice import memory_advice, shortage
+from extensions.vae_trainer.memory_advice import memory_advice
 from extensions.vae_trainer.memory_plan import Work, plan_memory
 from extensions.vae_trainer.plan import plan_items
 from extensions.vae_trainer.quality import psnr, ssim
@@ -25,6 +25,7 @@ from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.config.dataset import LOSS
 from toolkit.config.process import JobContext
+from toolkit.config.train import OptimizerConfig
 from toolkit.data.cache import key_of
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.file_hashes import file_digest
@@ -37,7 +38,7 @@ from toolkit.data.stream_dataset import StreamDataset
 from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Sample
-from toolkit.memory.estimate import Machine, MemoryEstimate, machine_of
+from toolkit.memory.estimate import Machine, machine_of
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.from_config import refuse_arguments
@@ -124,17 +125,14 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
     def memory_advice(self) -> str:
         return memory_advice(self.section, machine_of(self.section.device))
 
-    def refuse(self, data: VaeData, plan: RunPlan) -> None:
+    def optimizers_by_key(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        return [(f"optimizers.{role}", self.section.role_optimizer(role)) for role in self.section.roles()]
+
+    def refuse_parts(self, data: VaeData) -> None:
         model = self.section.model
-        if isinstance(plan.memory, MemoryEstimate) and (
-            lack := shortage(self.section, machine_of(self.section.device), plan.memory)
-        ):
-            raise UserError(f"memory: {lack}")
         if not model.name_or_path:
             refuse_arguments(KINDS[model.class_name].model_class, model.config, ARGUMENTS)
         _ = self._perceptual  # its files are read before anything else
-        for role in self.section.roles():
-            self.refuse_optimizer(self.section.role_optimizer(role), f"optimizers.{role}", torch.device("cpu"))
         if settings := self.section.discriminator:
             sizes = [item.crop.bucket for item in data.items] + ([data.stream.largest] if data.stream else [])
             refuse_small_images(settings, sizes)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import secrets
 from abc import abstractmethod
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ from toolkit.distributed import ProcessGroup
 from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
 from toolkit.files import refusal
 from toolkit.log import StatusLine, tee_output
+from toolkit.memory.estimate import machine_of
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
 from toolkit.signals import StopRequest
 from toolkit.train.callbacks.save import PrepareNetwork
@@ -44,6 +45,7 @@ from toolkit.train.config_diff import ConfigChange, flatten_config
 from toolkit.train.lock import run_lock
 from toolkit.train.metrics_buffer import metrics_sync_interval
 from toolkit.train.optimizer_step import Role
+from toolkit.train.planning import refusals
 from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
 from toolkit.train.run import Callback, LossScaler, Run
 
@@ -178,8 +180,22 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         """What the user can change after an out-of-memory error, most effective first."""
         return ""
 
+    def refuse_parts(self, data: DataT) -> None:
+        """Raises UserError for data or a model with which the run cannot work, before its folder is written to."""
+
+    def optimizers_by_key(self) -> Iterable[tuple[str, OptimizerConfig]]:
+        """The optimizers of the run, each with its key for messages."""
+        return [("train", self.section.train)]
+
     def refuse(self, data: DataT, plan: RunPlan) -> None:
-        """Raises UserError for a run that cannot work (disk space, say), before its folder is written to."""
+        """Raises UserError for a run that cannot work, before its folder is written to: `refuse_parts`, memory, disk,
+        optimizers."""
+        self.refuse_parts(data)
+        for reason in refusals(self.section, self.save_root, plan, machine_of(self.section.device)):
+            raise UserError(reason)
+        device = pick_device(self.section.device, quiet=True)
+        for key, settings in self.optimizers_by_key():
+            self.refuse_optimizer(settings, key, device)
 
     def refuse_optimizer(self, settings: OptimizerConfig, key: str, device: torch.device) -> None:
         """Raises UserError at `key` for an optimizer that fails on a small weight on this device."""

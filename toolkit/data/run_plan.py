@@ -6,11 +6,14 @@ from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from math import ceil
+from pathlib import Path
 from textwrap import shorten
 from typing import Any, Protocol
 
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.folder import FolderInfo
+from toolkit.errors import UserError
+from toolkit.files import free_space, readable_size
 from toolkit.interfaces import BucketedSample, Size
 
 
@@ -118,6 +121,26 @@ class Outlook(Protocol):
 
 
 @dataclass(frozen=True)
+class SaveSize:
+    """Bytes that a save takes on the disk."""
+
+    file: int
+    """Of a file, or folder, of weights."""
+
+    state: int
+    """Of a state; 0: none is written."""
+
+    def check(self, folder: Path) -> None:
+        """Raises UserError when not even one state and one file would fit on the disk of `folder`."""
+        needed, free = self.file + self.state, free_space(folder)
+        if free < needed:
+            raise UserError(
+                f"training_folder: {folder} has {readable_size(free)} free, one save of this job takes "
+                f"{readable_size(needed)}. Free some space, or choose a folder on another disk."
+            )
+
+
+@dataclass(frozen=True)
 class RunPlan:
     """One process of a job, counted."""
 
@@ -141,6 +164,9 @@ class RunPlan:
 
     stream: StreamPlan | None = None
     """The stream of shards, where the datasets are one."""
+
+    save_size: SaveSize | None = None
+    """What one save takes on the disk, where it is known."""
 
     outlook: Outlook | None = None
     """Of a dry run: the model, disk, time, and what a start does with what is in the run's folder."""

@@ -358,6 +358,7 @@ def _work(settings: Mapping[str, Any]) -> Mapping[str, Any]:
             [data.get("resolution"), len(data.get("control_path") or ()), bool(data.get("url"))] for data in datasets
         ],
         "train": {key: train.get(key) for key in _OF_A_STEP},
+        **{key: settings.get(key) for key in ("losses", "discriminator", "autoencoder")},
     }
 
 

@@ -6,10 +6,11 @@ from pathlib import Path
 
 import pytest
 
-from extensions.sd_trainer.memory_advice import advice, shortage
+from extensions.sd_trainer.memory_advice import advice
 from extensions.sd_trainer.memory_plan import plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import CARD, INT8, grouped, item, plan, section
 from toolkit.memory.estimate import GB, Machine
+from toolkit.train.planning import shortage
 
 
 def test_the_next_smaller_card_comes_with_what_it_takes() -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.plan import check_disk_space
+from extensions.sd_trainer.plan import save_size
 from toolkit.config import JobContext, load_job
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import DataErrors, UserError
@@ -168,7 +168,7 @@ def test_a_disk_without_room_for_one_save_is_refused(write_job, trainer, make_pi
     for free in (needed, needed - 1):
         monkeypatch.setattr("toolkit.files.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
         with pytest.raises(UserError, match="training_folder") if free < needed else nullcontext():
-            check_disk_space(config, tmp_path)
+            save_size(config).check(tmp_path)
 
 
 def test_the_memory_is_told_in_words_and_in_json(plan) -> None:
