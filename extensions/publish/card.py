@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import logging
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -12,6 +13,8 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import UserError
 from toolkit.files import readable_size, sha256_of
+from toolkit.models.families import ModelFamily, family_for
+from toolkit.network_kinds import KINDS
 from toolkit.train.run_job import training_section
 from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
 
@@ -19,18 +22,21 @@ logger = logging.getLogger(__name__)
 
 
 def model_card(
-    run: RunInfo, repo: str, loras: Sequence[NetworkFile], samples: Sequence[tuple[str, SampleImage]], licence: str
+    run: RunInfo,
+    section: DiffusionSection | None,
+    repo: str,
+    loras: Sequence[NetworkFile],
+    samples: Sequence[tuple[str, SampleImage]],
+    licence: str,
 ) -> str:
-    """The text of README.md. repo: `owner/name`. samples: each with its name in the repository. licence: see
-    `PublishConfig`."""
-    section = section_of(run)
+    """The text of README.md. section: `section_of` the run. repo: `owner/name`. samples: each with its name in the
+    repository. licence: see `PublishConfig`."""
     trigger = section.trigger_word if section else ""
-    base = section.model.public_name() if section and not section.model.is_path() else None
-    edits = bool(section and any(dataset.control_path for dataset in section.datasets))
+    family = _family_of(section) if section else None
     data = ModelCardData(
-        base_model=base,
+        base_model=section.model.name_or_path if section and not section.model.is_path() else None,
         license=licence or (licence_of(section) if section else None),
-        pipeline_tag="image-to-image" if edits else "text-to-image",
+        pipeline_tag=("image-to-image" if family.max_references else "text-to-image") if family else None,
         tags=["lora", "diffusers", "template:sd-lora"],
         instance_prompt=trigger or None,
         widget=[{"text": image.prompt or " ", "output": {"url": name}} for name, image in samples] or None,
@@ -45,10 +51,7 @@ def model_card(
     for lora in loras:
         step = "" if lora.step is None else str(lora.step)
         lines.append(f"| {lora.path.name} | {step} | {readable_size(lora.size)} | `{sha256_of(lora.path)}` |")
-    lines += ["", "## Use", "", "In ComfyUI: put the file into `models/loras`. With diffusers:", "", "```python"]
-    lines += ["from diffusers import DiffusionPipeline", ""]
-    lines += [f'pipe = DiffusionPipeline.from_pretrained("{base or "BASE_MODEL"}")']
-    lines += [f'pipe.load_lora_weights("{repo}", weight_name="{loras[-1].path.name}")', "```", ""]
+    lines += ["", "## Use", "", *_usage(section, family, repo, loras[-1].path.name, samples), ""]
     if section:
         lines += [
             "## Training",
@@ -58,6 +61,49 @@ def model_card(
             *(f"| {key} | {value} |" for key, value in settings(section, run)),
         ]
     return "\n".join(lines).rstrip("\n") + "\n"
+
+
+def _family_of(section: DiffusionSection) -> ModelFamily | None:
+    try:
+        return family_for(section.model)
+    except UserError:  # the model's folder was moved, or is another one now
+        return None
+
+
+def _usage(
+    section: DiffusionSection | None,
+    family: ModelFamily | None,
+    repo: str,
+    file: str,
+    samples: Sequence[tuple[str, SampleImage]],
+) -> list[str]:
+    """How the file is loaded: with the pipeline of diffusers, where that has one for the model and reads the file."""
+    if not (section and family and family.published):
+        return [
+            f"`python run.py generate --lora {file} --model FOLDER --prompt TEXT`, in the program it was made with."
+        ]
+    comfy = "In ComfyUI: put the file into `models/loras`."
+    if warning := KINDS[section.network.type].format_warning:
+        return [f"{comfy} {warning}"]
+    prompt = next((image.prompt for _, image in samples if image.prompt), section.trigger_word or "what to generate")
+    model, of_folder = section.model.name_or_path, ""
+    if section.model.is_path():
+        model, of_folder = f"path/to/{section.model.public_name()}", "  # the folder of the base model"
+    image = 'image=[load_image("input.png")], ' if family.max_references else ""
+    return [
+        f"{comfy} With diffusers:",
+        "",
+        "```python",
+        "import torch",
+        f"from diffusers import {family.pipelines[0]}",
+        *(["from diffusers.utils import load_image"] if image else []),
+        "",
+        f'pipe = {family.pipelines[0]}.from_pretrained("{model}", torch_dtype=torch.bfloat16){of_folder}',
+        f'pipe.load_lora_weights("{repo}", weight_name="{file}")',
+        "pipe.enable_model_cpu_offload()",
+        f'images = pipe({image}prompt={json.dumps(prompt, ensure_ascii=False)}, negative_prompt=" ").images',
+        "```",
+    ]
 
 
 def section_of(run: RunInfo) -> DiffusionSection | None:
@@ -72,7 +118,7 @@ def section_of(run: RunInfo) -> DiffusionSection | None:
 
 
 def settings(section: DiffusionSection, run: RunInfo) -> Iterator[tuple[str, object]]:
-    """What is told of the training: names and numbers, no path."""
+    """What is told of the training: names and numbers."""
     network, train = section.network, section.train
     yield "network", f"{network.type}, rank {network.linear}, alpha {network.linear_alpha:g}"
     yield "steps", run.step if run.step is not None else train.steps

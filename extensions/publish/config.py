@@ -18,9 +18,10 @@ from toolkit.train.run_reader import NetworkFile, list_network_files, read_run
 
 
 class PublishConfig(ToolConfig):
-    """`type: publish`: uploads the LoRA of a run with a model card, samples and its report to the Hugging Face hub.
+    """`type: publish`: uploads the LoRA of a run with a model card, samples and a report to the Hugging Face hub.
 
-    The token comes from HF_TOKEN or `hf auth login`.
+    What is uploaded is listed first, and holds no image or caption of the dataset and no path. The token comes from
+    HF_TOKEN or `hf auth login`.
     """
 
     process_types: ClassVar[tuple[str, ...]] = ("publish",)
@@ -41,6 +42,10 @@ class PublishConfig(ToolConfig):
     samples: int = Field(default=6, ge=0, le=100)
     """Most samples of the last step. 0: none."""
 
+    full_report: bool = False
+    """Upload `report.html` as it lies in the run's folder: with small copies of up to 300 training images, their
+    captions and names, the job, events, and the paths in them. false: where the run has one, a report without these."""
+
     licence: str = ""
     """Licence in the model card, by the hub's identifier (`apache-2.0`). Empty: that of the base model's card."""
 
@@ -48,7 +53,7 @@ class PublishConfig(ToolConfig):
     """Attempts while the hub cannot be reached; 2, 4, 8, ... seconds lie between them, at most 60."""
 
     preview: PathStr = ""
-    """Folder: the files are written here instead of uploaded."""
+    """Folder: the files are written here instead of uploaded. A file in it is never overwritten."""
 
     def folder(self) -> Path:
         """`run` as a path."""

@@ -38,22 +38,20 @@ _LONGEST_TEXT = 100_000
 _HERE = Path(__file__).parent
 
 
-def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = True) -> str:
-    """The page of a run. folder: where the page will lie, for its links. embed, hashed: as of `ReportConfig`."""
+def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = True, share: bool = False) -> str:
+    """The page of a run. folder: where the page will lie, for its links. The rest: as of `ReportConfig`."""
     pictures = Pictures(folder, embed)
     rows = read_metrics(run.folder).rows
     drawn = diagrams(run.folder, rows)
     sections = {
         "Samples": _samples(run, pictures),
         "Curves": element("div", id="curves") if drawn else None,
-        "Dataset": _dataset(run, pictures),
-        "Settings": _settings(run),
-        "Events": _events(run),
+        **({} if share else {"Dataset": _dataset(run, pictures), "Settings": _settings(run), "Events": _events(run)}),
         "Files": _files(run, hashed),
     }
     links = (element("a", title, href=f"#{title.lower()}") for title, body in sections.items() if body)
     body = (
-        _summary(run, rows),
+        _summary(run, rows, share),
         element("nav", links),
         (_section(title, inside) for title, inside in sections.items()),
     )
@@ -87,7 +85,7 @@ class Pictures:
 # ------------------------------------------------------------ the head
 
 
-def _summary(run: RunInfo, rows: Sequence[Row]) -> Markup:
+def _summary(run: RunInfo, rows: Sequence[Row], share: bool) -> Markup:
     """The facts of a run; only those that are recorded."""
     step = max((s for s in (run.step, rows[-1]["step"] if rows else None) if s is not None), default=None)
     status = _status(run)
@@ -103,12 +101,13 @@ def _summary(run: RunInfo, rows: Sequence[Row]) -> Markup:
         "Time left": "" if run.eta_s is None or status != RunStatus.RUNNING else duration(run.eta_s),
         "Began": run.started.strftime("%Y-%m-%d %H:%M UTC") if run.started else "",
         "Last written": run.updated.strftime("%Y-%m-%d %H:%M UTC") if run.updated else "",
-        "Ended early": redact_text(run.reason or ""),
+        "Ended early": "" if share else redact_text(run.reason or ""),
     }
     good = {"finished": "good", "failed": "bad", "killed": "bad"}.get(status, "faint")
     told = (element("div", element("dt", name), element("dd", value)) for name, value in facts.items() if value)
-    error = element("p", redact_text(run.error), class_="bad") if run.error else None
-    status_line = element("p", element("strong", status, class_=good), " · ", redact_text(str(run.folder)))
+    error = element("p", redact_text(run.error), class_="bad") if run.error and not share else None
+    place = "" if share else f" · {redact_text(str(run.folder))}"
+    status_line = element("p", element("strong", status, class_=good), place)
     return element("header", status_line, error, element("dl", told, class_="card facts"))
 
 

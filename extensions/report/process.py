@@ -27,5 +27,6 @@ class ReportProcess(BaseExtensionProcess):
             if reason := refusal(path, is_page):
                 logger.warning(reason)
                 continue
-            write_text(path, report_page(run, path.parent, self.section.embed, self.section.hashes))
+            section = self.section
+            write_text(path, report_page(run, path.parent, section.embed, section.hashes, section.share))
             logger.info(f"{path}: {readable_size(path.stat().st_size)}")

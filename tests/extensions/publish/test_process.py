@@ -5,7 +5,7 @@ from __future__ import annotations
 import base64
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,15 +13,18 @@ import pytest
 import torch
 from huggingface_hub import constants
 from PIL import Image
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from extensions.publish.config import PublishConfig
+from extensions.report.config import ReportConfig
 from jobs.job import ExtensionJob
 from tests.conftest import readme_commands
 from tests.http_server import QuietHandler, serving
 from toolkit.config.tool import load_tool
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
+from toolkit.files import sha256_of
+from toolkit.safetensors_io import read_metadata
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123456789"
 
@@ -36,6 +39,7 @@ class Hub:
         self.failures: list[int] = []
         """Statuses of the next answers."""
         self.tokens: set[str] = set()
+        self.at_creation: Callable[[], object] = lambda: None
 
 
 @pytest.fixture
@@ -59,6 +63,7 @@ def hub(monkeypatch: pytest.MonkeyPatch) -> Iterator[Hub]:
                 return self.send({"name": "me", "type": "user"})
             if path == "/api/repos/create":
                 state.created = json.loads(body)
+                state.at_creation()
                 return self.send({"url": f"{url}/me/{state.created['name']}"})
             if "/preupload/" in path:
                 files = [{"path": f["path"], "uploadMode": "regular"} for f in json.loads(body)["files"]]
@@ -125,12 +130,22 @@ def run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     (folder / "run.json").write_text('{"status": "finished", "name": "my_char", "step": 20, "samples": 40}')
     (folder / "config.yaml").write_text(JOB.replace("/home/somebody", str(tmp_path)))
     (folder / "report.html").write_text("<p>report</p>")
+    Image.effect_noise((64, 64), 50).save(tmp_path / "photos" / "secret-face.png")
+    (tmp_path / "photos" / "secret-face.txt").write_text("SECRET CAPTION")
+    (folder / "dataset-0123456789ab.json").write_text(json.dumps({f"{tmp_path}/photos/secret-face.png": "0" * 16}))
+    (folder / "events.jsonl").write_text(json.dumps({"event": "start", "folder": f"{tmp_path}/photos"}) + "\n")
     for name in ("my_char", "my_char_000000010"):
         save_file({"a": torch.ones(1)}, folder / f"{name}.safetensors", {"training_info": '{"step": 20}'})
     for step in (10, 20):
         for index in range(2):
             Image.new("RGB", (8, 8)).save(folder / "samples" / f"1__{step:09}_{index}.png")
     return folder
+
+
+def private_in(files: Mapping[str, bytes], run: Path) -> list[tuple[str, str]]:
+    """What must not be given away, with the file that holds it: paths, names and captions of the dataset, tokens."""
+    marks = (str(run.parent.parent), "/home/", "secret-face", "SECRET CAPTION", 'id="dataset"', TOKEN)
+    return [(name, mark) for name, data in files.items() for mark in marks if mark.encode() in data]
 
 
 def publish(*flags: str) -> PublishConfig:
@@ -141,8 +156,11 @@ def publish(*flags: str) -> PublishConfig:
 
 def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path, said, capsys) -> None:
     plain, public, preview = readme_commands("extensions/publish/README.md", "publish")
-    hub.failures = [502, 429]
+    hub.failures, listed = [502, 429], []
+    hub.at_creation = lambda: listed.extend(line.split()[-1] for line in said if line.startswith("  "))
     publish(*plain)
+    assert sorted(listed) == sorted(hub.files), "listed before anything is sent"
+    assert private_in(hub.files, run) == [] and b"Curves" in hub.files["report.html"]
     assert "private" in hub.created.values() and hub.tokens <= {f"Bearer {TOKEN}", ""}
     samples = [f"samples/1__000000020_{index}.png" for index in range(2)]
     assert sorted(hub.files) == sorted(["README.md", "my_char.safetensors", "report.html", *samples])
@@ -152,13 +170,16 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
         "base_model: Qwen/Qwen-Image-Edit-2509",
         "license: apache-2.0",
         "instance_prompt: myc",
-        "pipeline_tag: text-to-image",
+        "pipeline_tag: image-to-image",
+        "from diffusers import QwenImageEditPlusPipeline",
+        'pipe = QwenImageEditPlusPipeline.from_pretrained("Qwen/Qwen-Image-Edit-2509", torch_dtype=torch.bfloat16)',
+        'images = pipe(image=[load_image("input.png")], prompt="myc", negative_prompt=" ").images',
         "| network | lora, rank 8, alpha 4 |",
         "| resolution | 512, 768 |",
         'pipe.load_lora_weights("me/my_char-lora", weight_name="my_char.safetensors")',
     ):
         assert line in card.splitlines(), line
-    assert str(run.parent.parent) not in card and "photos" not in card
+    assert "photos" not in card
     assert any("again in 2 s" in line for line in said) and any("/me/my_char-lora (private)" in line for line in said)
     assert TOKEN not in "".join(said) + capsys.readouterr().out
 
@@ -171,6 +192,61 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
     publish(*preview)
     written = {path.relative_to("to_publish").as_posix() for path in Path("to_publish").rglob("*") if path.is_file()}
     assert "README.md" in written and "samples/1__000000020_0.png" in written and hub.files == before
+
+
+def test_only_the_full_report_holds_the_dataset(hub: Hub, run: Path) -> None:
+    (run / "report.html").unlink()
+    ExtensionJob(load_tool("report", ReportConfig, ["output/my_char"]), discover()).run()
+    publish("output/my_char", "--repo", "x", "--full-report")
+    assert hub.files["report.html"] == (run / "report.html").read_bytes()
+    found = {mark for name, mark in private_in(hub.files, run) if name == "report.html"}
+    assert found == {str(run.parent.parent), "secret-face", "SECRET CAPTION", 'id="dataset"'}
+
+
+def test_paths_and_secrets_in_metadata_are_left_out_of_the_upload(hub: Hub, run: Path, said) -> None:
+    note = f"made from {run.parent.parent}/photos, /home/somebody/a.png and /home/somebody with {TOKEN}"
+    weights = {"a": torch.arange(9.0), "b": torch.ones(3, dtype=torch.bfloat16)}
+    save_file(weights, run / "my_char.safetensors", {"note": note, "sha256": "0" * 64})
+    before = (run / "my_char.safetensors").read_bytes()
+    publish("output/my_char", "--repo", "x")
+    assert private_in(hub.files, run) == [] and (run / "my_char.safetensors").read_bytes() == before
+    sent = Path("sent.safetensors")
+    sent.write_bytes(hub.files["my_char.safetensors"])
+    assert read_metadata(sent) == {"note": "made from photos, a.png and ~ with <redacted>", "sha256": "0" * 64}
+    for name, tensor in load_file(sent).items():
+        assert torch.equal(tensor, weights[name])
+    assert f"`{sha256_of(sent)}`" in hub.files["README.md"].decode()
+    assert "my_char.safetensors: its metadata holds a path or a secret (note), which is left out" in said
+
+
+@pytest.mark.parametrize("name", ["README.md", "report.html", "my_char.safetensors", "samples/1__000000020_0.png"])
+def test_a_preview_overwrites_nothing(run: Path, name: str) -> None:
+    mine = Path("mine") / name
+    mine.parent.mkdir(parents=True)
+    mine.write_text("mine")
+    with pytest.raises(UserError, match=rf"'mine/{name}' exists and is not overwritten"):
+        publish("output/my_char", "--repo", "me/x", "--preview", "mine", "--licence", "mit")
+    assert [path.read_text() for path in Path("mine").rglob("*") if path.is_file()] == ["mine"]
+
+
+@pytest.mark.parametrize(
+    ("change", "lines", "absent"),
+    [
+        (
+            ("Qwen/Qwen-Image-Edit-2509", "models/mine"),
+            ['"path/to/mine", torch_dtype=torch.bfloat16)  # the f'],
+            "base_m",
+        ),
+        (("type: lora", "type: loha"), ["LoHa files load in ComfyUI; diffusers does not know"], "```python"),
+    ],
+)
+def test_the_card_says_how_the_file_is_loaded(
+    run: Path, change: tuple[str, str], lines: list[str], absent: str
+) -> None:
+    (run / "config.yaml").write_text((run / "config.yaml").read_text().replace(*change))
+    publish("output/my_char", "--repo", "me/x", "--preview", "p", "--licence", "mit")
+    card = Path("p/README.md").read_text()
+    assert all(line in card for line in lines) and absent not in card and "BASE_MODEL" not in card, card
 
 
 def test_what_goes_wrong_ends_with_the_command_that_repeats_it(hub: Hub, run: Path, monkeypatch) -> None:
