@@ -1,11 +1,12 @@
 """From an exception to an error message and an exit code.
 
-A UserError and a RunError have a message for users, so only that is printed; anything else is a defect of the program
-(or of an extension) and is printed with its traceback.
+A UserError and a RunError have a message for users, so only that is printed, and of a disk that cannot be written only
+the reason; anything else is a defect of the program (or of an extension) and is printed with its traceback.
 """
 
 from __future__ import annotations
 
+import errno
 import re
 import sys
 import traceback
@@ -17,6 +18,9 @@ from toolkit.redact import redact_text
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 """A module missing from these is an error in code; nothing that could be installed brings it."""
+
+OF_THE_SYSTEM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EROFS, errno.EACCES, errno.EPERM)
+"""Full disks, quotas and missing rights: no defect of the program, wherever they are met."""
 
 
 def report(error: BaseException) -> int:
@@ -35,6 +39,9 @@ def report(error: BaseException) -> int:
         return EXIT_FAILURE if error.code is None else int(error.code)  # 0: stopped by control/stop
     if isinstance(error, SystemExit):
         print_error(f"Failed: the code of an extension called sys.exit({error.code!r}).")
+        return EXIT_FAILURE
+    if isinstance(error, OSError) and error.errno in OF_THE_SYSTEM:
+        print_error(f"Failed: {error.filename or 'a file'}: {error.strerror}")
         return EXIT_FAILURE
     print_error("".join(traceback.format_exception(error)).rstrip())
     print_error(f"Failed: {type(error).__name__}: {error}")

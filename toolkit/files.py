@@ -240,7 +240,8 @@ def os_error_as_run_error(path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        elsewhere = error.filename and not str(error.filename).startswith(f"{path.parent}{os.sep}")
+        is_copy = error.filename2 is not None  # whose source is not at fault
+        elsewhere = error.filename and not is_copy and not str(error.filename).startswith(f"{path.parent}{os.sep}")
         where = f" ({error.filename})" if elsewhere else ""
         raise RunError(f"{path}: cannot be written: {error.strerror or error}{where}") from error
 

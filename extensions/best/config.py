@@ -109,6 +109,8 @@ class BestConfig(ToolConfig):
             return
         if not self.files():
             yield Diagnostic(("run",), f"{self.run!r} holds no saved LoRA.")
+        if Path(self.embedder).expanduser().is_file():
+            yield Diagnostic(("embedder",), f"{self.embedder!r} is a file. Give the folder of a CLIP or a DINOv2.")
         if file := file_in_the_way(self.output_path().parent):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a path in a folder.")
         elif reason := refusal(self.output_path(), _is_measurement):

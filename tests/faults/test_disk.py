@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import os
+import re
 import shutil
 import subprocess
 from collections.abc import Callable, Iterator
@@ -133,3 +134,22 @@ def test_an_output_folder_that_may_not_be_written_to_is_one_line(job: Job, read_
     read_only(job.cwd / "output")
     said = job.run(code=1)
     assert "output/job" in said and os.strerror(errno.EROFS) in said
+
+
+@pytest.mark.slow
+def test_a_tool_whose_file_may_not_grow_ends_with_a_line_and_leaves_nothing(job: Job, tiny_model: Path) -> None:
+    job.change(train__steps=2)
+    job.run()
+    lora, before = job.folder / "job.safetensors", contents(job.cwd)
+    commands = [
+        ("convert", lora, "made/a.safetensors", "--to", "kohya", "--model", tiny_model),
+        ("merge", "--base", tiny_model, "--lora", lora, "--output", "made/model"),
+        ("diagrams", job.folder, "--output", "made/graph"),
+        ("report", job.folder, "--output", "made/a.html"),
+        ("publish", job.folder, "--repo", "me/cat", "--preview", "made/page"),
+    ]
+    for command in commands:
+        child = job.nursery.fork(list(map(str, command)), job.cwd, command[0], [("largest_file", 600)])
+        assert re.search(f"made.*: cannot be written: .*{os.strerror(errno.EFBIG)}", child.ends_with(1)), child.output
+    assert [path for path in (job.cwd / "made").rglob("*") if path.is_file()] == []
+    assert before.items() <= contents(job.cwd).items()

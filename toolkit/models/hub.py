@@ -88,14 +88,14 @@ def download_encoder(name: str, key: str) -> Path:
 
     Raises UserError as `download`.
     """
-    try:
-        folder = Path(snapshot_download(name, allow_patterns=ENCODER_FILES, local_files_only=True))
-        if any(folder.glob("model*.safetensors")) or not (folder / "config.json").is_file():
-            return folder
-    except LocalEntryNotFoundError:
-        pass  # not in the cache: it is downloaded below
-    logger.info(f"downloading {name} to {hub_cache()}")
     with _asking(name, None, key):
+        try:
+            folder = Path(snapshot_download(name, allow_patterns=ENCODER_FILES, local_files_only=True))
+            if any(folder.glob("model*.safetensors")) or not (folder / "config.json").is_file():
+                return folder
+        except LocalEntryNotFoundError:
+            pass  # not in the cache: it is downloaded below
+        logger.info(f"downloading {name} to {hub_cache()}")
         return Path(snapshot_download(name, allow_patterns=ENCODER_FILES))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from torch import Tensor
 
@@ -40,11 +41,15 @@ def write_autoencoder(
 
 def continue_discriminator(network: PatchDiscriminator, folder: Path) -> None:
     """Loads the discriminator that a run saved in the folder of its autoencoder, if there is one. Raises UserError for
-    one of another size."""
+    one of another size, and for a damaged file."""
     file = folder / DISCRIMINATOR_FILE
     if not file.is_file():
         return
-    weights = load_file(file)
+    try:
+        weights = load_file(file)
+    except (OSError, SafetensorError) as error:
+        remedy = "Copy it again, or move it away to begin with a new one."
+        raise UserError(f"{file}: damaged discriminator ({error}). {remedy}") from error
     if {name: t.shape for name, t in weights.items()} != {n: t.shape for n, t in network.state_dict().items()}:
         raise UserError(
             f"{file} is a discriminator of another size. Restore discriminator.channels and layers, or move the "

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from toolkit.files import atomic_write, write_text
+from toolkit.files import atomic_write, os_error_as_run_error, write_text
 from toolkit.run_files import duration, read_status
 from toolkit.train.run_reader import Row, read_metrics, read_validation
 
@@ -113,7 +113,6 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     curves = [*curves_of(rows), *curves_of(validation, prefix="validation/")]
     if not rows or not curves:
         return []
-    output.mkdir(parents=True, exist_ok=True)
     title, written = str(read_status(folder).get("name") or folder.name), []
     for name, panels in FIGURES.items():
         filled = [(panel, [c for c in curves if panel.takes(c.name)]) for panel in panels]
@@ -171,7 +170,7 @@ def _draw(path: Path, title: str, panels: Sequence[tuple[Panel, Sequence[Curve]]
     figure.suptitle(title)
     for index, (panel, curves) in enumerate(panels, start=1):
         _draw_panel(figure.add_subplot(lines, columns, index), panel, curves)
-    with atomic_write(path) as temporary:
+    with os_error_as_run_error(path), atomic_write(path) as temporary:
         figure.savefig(temporary, format="png", dpi=100)
 
 

@@ -85,6 +85,15 @@ def test_the_loss_is_that_of_the_run_and_the_best_file_is_linked(
     assert [each["loss"] for each in again["files"]] == [each["loss"] for each in found["files"]]
     assert all(0 <= each["distance"] <= 2 and -1 <= each["adherence"] <= 1 for each in again["files"])
 
+    (tmp_path / "photo.jpg").write_bytes(b"mine")
+    (run / "my_char_best.safetensors").unlink()
+    (run / "my_char_best.safetensors").write_bytes(b"mine")
+    with pytest.raises(ConfigErrors) as caught:
+        best(*linked, "--overwrite", "--output", "photo.jpg", "--embedder", "photo.jpg")
+    told = [("--embedder", "is a file."), ("--link", "was not made by"), ("--output", "was not made by")]
+    for line, (flag, words) in zip(str(caught.value).splitlines(), told, strict=True):
+        assert f"{flag}: " in line and words in line
+
 
 def test_embeddings_are_those_of_transformers(clip: Path, tmp_path: Path) -> None:
     from transformers import CLIPModel, Dinov2Config, Dinov2Model

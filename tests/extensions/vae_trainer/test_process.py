@@ -130,6 +130,9 @@ def test_a_further_run_starts_from_the_folder_with_its_discriminator(
     wide = {**second, "name": "three", "discriminator": {"channels": 8, "layers": 1}}
     with pytest.raises(UserError, match=r"discriminator of another size\. Restore"):
         start(wide, name="other")
+    (folder / "discriminator.safetensors").write_bytes((folder / "discriminator.safetensors").read_bytes()[:-1])
+    with pytest.raises(UserError, match=r"discriminator\.safetensors: damaged discriminator .*Copy it again"):
+        start({**second, "name": "four"}, name="another")
 
 
 def test_spade_is_trained_saved_continued_and_dropped(

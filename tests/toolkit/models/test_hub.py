@@ -15,6 +15,7 @@ from tests.model_folders import COMMIT, NO_WEIGHTS, write_cached
 from tests.small_hub import Hub, small_hub
 from toolkit.errors import UserError
 from toolkit.models import hub
+from toolkit.models.hub import download_encoder
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.safetensors_io import framed
 
@@ -278,3 +279,8 @@ def test_a_text_encoder_is_brought_once_without_other_formats_or_named(tmp_path:
         folder = Path(call(HF_ENDPOINT=server.url))
     assert sorted(path.name for path in folder.iterdir()) == ["config.json", "model.safetensors", "tokenizer.json"]
     assert Path(call(HF_HUB_OFFLINE="1")) == folder
+
+
+def test_a_file_is_no_text_encoder(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match=r"embedder: .*photo\.jpg: neither a local folder nor a model id of the hub"):
+        download_encoder(str(tmp_path / "photo.jpg"), "embedder")
