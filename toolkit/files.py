@@ -37,7 +37,8 @@ def find_config(argument: str) -> Path:
     Raises UserError that lists every place it looked.
     """
     given = Path(os.path.expanduser(argument))  # leaves the name of an unknown user as it is
-    bases = dict.fromkeys([given, Path("config") / given, CONFIG_ROOT / given])
+    named = Path(*given.parts[1:]) if given.parts[:1] == ("config",) else given
+    bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
     places = [Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)]
     for place in places:
         # Not `is_file()`: a pipe such as /dev/stdin is a fine source too.

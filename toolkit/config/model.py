@@ -48,8 +48,22 @@ _PARTED = WithJsonSchema(
 """With a file after the type, as ai-toolkit writes it."""
 
 
+_OTHER_ARCHS = {
+    "qwen_image": "Qwen-Image, which makes images from text alone",
+    "qwen_image_edit": "the first Qwen-Image-Edit",
+    "qwen_image_layered": "Qwen-Image-Layered",
+}
+"""Other programs' names of members of the family that cannot be trained yet, which are no typing errors."""
+
+
 def _without_tag(value: Any) -> Any:
-    return value.split(":")[0] if isinstance(value, str) else value
+    if not isinstance(value, str):
+        return value
+    name = value.split(":")[0]
+    if model := _OTHER_ARCHS.get(name.strip().lower()):
+        remedy = "'qwen_image_edit_plus' is Qwen-Image-Edit-2509 and 2511; or leave this key out."
+        raise value_error(f"{name!r} is {model}, which cannot be trained yet. {remedy}")
+    return name
 
 
 def _is_qwen(value: bool) -> bool:

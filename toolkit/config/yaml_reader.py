@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Collection, Iterator, Mapping
+from contextlib import suppress
 from dataclasses import replace
 from itertools import takewhile
 from pathlib import Path
@@ -146,6 +147,7 @@ _REMEDIES = (
         _NO_KEY_HERE, "above", r"^\s*(- +)?\w+( +[^\s:]+)? *(#.*)?$", "no ':' follows the key. Write 'key: value'."
     ),
     _Remedy(_NO_KEY_HERE, "above", r"^\s*(- +)?\w+:[^\s:]", "no space follows the ':'. Write 'key: value'."),
+    _Remedy(r"mapping values", "here", r"\S#", "a comment needs a space before its '#'."),
     _Remedy(r"mapping values", "here", r":\s.*:(\s|$)", "': ' stands twice in a line. Put the text in quotes."),
     _Remedy(
         r"expected <block end>",
@@ -171,7 +173,8 @@ def _syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocatio
     lines = text.splitlines() or [""]
     mark = error.problem_mark or error.context_mark
     here = SourceLocation(mark.line + 1, mark.column + 1) if mark else SourceLocation(1, 1)
-    opened = (mark and _quote_before(text, mark.index)) or error.context_mark or mark
+    stopped = error.context_mark if "end of stream" in str(error.problem) else mark
+    opened = (stopped and _quote_before(text, stopped.index)) or error.context_mark or mark
     above = here.line - 1
     while above > 1 and re.match(r"\s*(#|$)", lines[above - 1]):
         above -= 1
@@ -182,6 +185,9 @@ def _syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocatio
         "opened": SourceLocation(opened.line + 1, opened.column + 1) if opened else here,
     }
     problem = "; ".join(part for part in (error.problem, error.note) if part)
+    for place in (places["above"], places["here"]):
+        if _lacks_dash(lines, place):
+            return place, (), "not valid YAML: '- ' is missing in front of this item of a list."
     for row in _REMEDIES:
         place = places[row.cause]
         line = lines[place.line - 1] if place.line <= len(lines) else ""
@@ -190,19 +196,32 @@ def _syntax_fault(text: str, error: yaml.MarkedYAMLError) -> tuple[SourceLocatio
     raise AssertionError("the last row fits everything")
 
 
+def _lacks_dash(lines: list[str], place: SourceLocation) -> bool:
+    """Whether the line is a key beside a line of the same indent that begins with a dash."""
+    indents = [re.match(rf" {{{place.column - 1}}}- ", line) for line in lines[place.line - 2 : place.line + 1]]
+    is_key = any(re.match(r" *\w+:(\s|$)", line) for line in lines[place.line - 1 : place.line])
+    return is_key and place.column > 1 and any(indents)
+
+
 def _quote_before(text: str, end: int) -> yaml.Mark | None:
-    """Where the quoted text opens behind which more text follows at `end`."""
-    tokens = takewhile(lambda token: token.start_mark.index < end, yaml.scan(text, Loader=yaml.SafeLoader))
-    try:
-        *_, last = tokens
-    except (ValueError, yaml.YAMLError):  # no token, or PyYAML stopped within one
-        return None
+    """Where the quoted text opens right behind which more text, or another quote, follows at `end`."""
+    last: yaml.Token | None = None
+    with suppress(yaml.YAMLError):  # PyYAML stopped within the token behind it
+        for token in takewhile(lambda token: token.start_mark.index < end, yaml.scan(text, Loader=yaml.SafeLoader)):
+            last = token
     quoted = isinstance(last, yaml.ScalarToken) and last.style in ("'", '"')
     return last.start_mark if quoted and not text[last.end_mark.index : end].strip() else None
 
 
+_TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)")
+"""The beginning of a TOML file: the head of a table, or a key with its value."""
+
+
 def read_yaml(text: str, diagnostics: Diagnostics) -> ConfigNode:
     """The root mapping. Raises ConfigErrors where nothing can be read; other errors go to `report`."""
+    if _TOML.match(text):
+        remedy = "Write a YAML job; docs/config.md has the names of musubi-tuner's options in it."
+        diagnostics.fatal(SourceLocation(1, 1), (), f"is TOML, which is not read. {remedy}")
     try:
         root = yaml.compose(text, Loader=_Loader)
     except yaml.MarkedYAMLError as error:

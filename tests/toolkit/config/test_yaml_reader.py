@@ -123,6 +123,10 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
         ("a: [1, 2\nb: 3\n", "1:4", "the bracket that opens here is not closed, or ',' is missing in it."),
         ("a:\n  b: 1\n c: 2\n", "3:2", "the indent fits none of the lines above."),
         ("a: b\n- c\n", "2:1", "the indent fits none of the lines above."),
+        ("a:\n  b: 1\n  - c: 2\n", "2:3", "'- ' is missing in front of this item of a list."),
+        ("a:\n  - b: 1\n  c: 2\n  - d: 3\n", "3:3", "'- ' is missing in front of this item of a list."),
+        ('a: "b\nc:\n  d: ""\n', "1:4", "the quote that opens here is never closed."),
+        ("a: 16# rank: 8\n", "1:12", "a comment needs a space before its '#'."),
         (
             "a: @b\n",
             "1:4",
@@ -132,6 +136,13 @@ def test_what_cannot_be_read_is_one_line_with_its_place(text: str, message: str)
 )
 def test_a_mistake_in_the_syntax_is_told_where_it_was_made_with_its_remedy(text: str, place: str, remedy: str) -> None:
     assert fault(text).startswith(f"f:{place}: not valid YAML: {remedy}")
+
+
+@pytest.mark.parametrize(
+    "text", ["# musubi\n[general]\nresolution = 960\n", "[[datasets]]\n", 'dit = "a.safetensors"\n']
+)
+def test_toml_is_called_toml(text: str) -> None:
+    assert fault(text).startswith("f:1:1: is TOML, which is not read. Write a YAML job;")
 
 
 def test_an_alias_bomb_is_refused_quickly() -> None:
