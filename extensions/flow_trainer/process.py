@@ -17,7 +17,7 @@ from extensions.flow_trainer.config import FLOW, LOSS_FLOW, TEXT_ENCODER, FlowTr
 from extensions.flow_trainer.joint import JointBatch, JointLoader, JointStep, JointStream, LatentScale
 from extensions.flow_trainer.memory_plan import MEMORY_ADVICE, step_shape, transformer_of
 from extensions.flow_trainer.plan import pixels_at_once, plan_items
-from extensions.flow_trainer.start import START, require_start, source_hashes, text_folders, write_start
+from extensions.flow_trainer.start import START, require_start, source_hashes, start_hashes, text_folders, write_start
 from extensions.flow_trainer.writer import Along, FlowWriter
 from jobs.process.trainer import Attached, Setup, Trainer
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
@@ -190,8 +190,12 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             refuse_transformer(transformer.class_name, transformer.config, channels, text.projection_dim or width)
 
     def check_base(self, resumption: ResumePlan) -> None:
-        hashes = self.process_group.run_on_rank0_and_broadcast(lambda: source_hashes(self.section.model))
-        resumption.check_base(hashes)
+        hashes = self.process_group.run_on_rank0_and_broadcast(
+            lambda: source_hashes(self.section.model) | start_hashes(self._start)
+        )
+        has_start = any(key.startswith(START) for key in resumption.base or hashes)  # states of earlier versions do not
+        resumption.check_base({key: found for key, found in hashes.items() if has_start or not key.startswith(START)})
+        resumption.record["base"] = hashes
 
     def written_at_begin(self, data: FlowData) -> None:
         data.scanned[0].scan_cache.save()
@@ -208,8 +212,8 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
 
     def open_model(self, setup: Setup[FlowData]) -> LatentFlowModel:
         section, settings, device = self.section, self.section.train, setup.device
-        self.check_base(setup.resumption)
         self.process_group.run_on_rank0_and_broadcast(partial(self._prepare_start, setup))
+        self.check_base(setup.resumption)
         check_backend(settings.compile, device, "")
         configure_cuda(device, settings.cuda_allow_tf32, settings.cuda_cudnn_benchmark)
         weights = DTYPES[section.weights_dtype()]

@@ -16,7 +16,7 @@ from extensions.flow_trainer.joint import scale_by
 from toolkit.config.autoencoder import PART
 from toolkit.data.pixels import Picture
 from toolkit.errors import RunError, UserError
-from toolkit.files import atomic_write_dir
+from toolkit.files import atomic_write_dir, sha256_of
 from toolkit.models.autoencoders import Autoencoder, make_autoencoder
 from toolkit.models.hub import download_encoder
 from toolkit.models.latent_flow import new
@@ -97,6 +97,14 @@ def source_hashes(model: FlowModelConfig) -> dict[str, str]:
         encoder, tokenizer = text_folders(model)
         folders |= {"model.text_encoder.name_or_path": encoder, "model.text_encoder.tokenizer": tokenizer}
     return {key: weights_hash(folder, ["."]) for key, folder in folders.items()}
+
+
+def start_hashes(folder: Path) -> dict[str, str]:
+    """The hashes of the index and of each part of `start/`."""
+    index = folder / INDEX
+    hashes = {INDEX: sha256_of(index) if index.is_file() else ""}
+    hashes |= {part: weights_hash(folder, [part]) for part in FAMILY.parts}
+    return {f"{START}/{name}": found for name, found in hashes.items()}
 
 
 def text_folders(model: FlowModelConfig) -> tuple[Path, Path]:

@@ -11,7 +11,7 @@ import diffusers
 import pytest
 import torch
 from PIL import Image
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from transformers import BertModel, PreTrainedTokenizerFast
 
 from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, load_pixels_of, write_measured_vae, write_vae
@@ -196,6 +196,17 @@ def test_another_autoencoder_under_the_same_name_is_refused(start, flow_job, pic
     weights.write_bytes(weights.read_bytes()[:-1] + b"\x00")
     with pytest.raises(UserError, match=r"another base model: model\.vae differs"):
         start({**section, "train": {**section["train"], "steps": 2}})
+
+
+def test_what_a_run_began_with_is_verified(start, flow_job, pictures: Path) -> None:
+    with pytest.MonkeyPatch.context() as earlier_version:
+        earlier_version.setattr("extensions.flow_trainer.process.start_hashes", lambda folder: {})
+        folder = start(flow_job(pictures, train={"steps": 1}))
+    start(flow_job(pictures, train={"steps": 2}))  # which records them
+    weights = folder / "start/vae/diffusion_pytorch_model.safetensors"
+    save_file({name: 3 * tensor for name, tensor in load_file(weights).items()}, weights)
+    with pytest.raises(UserError, match=r"another base model: start/vae differs\. Restore the model"):
+        start(flow_job(pictures, train={"steps": 3}))
 
 
 # ------------------------------------------------------------ parts that are given
