@@ -59,6 +59,10 @@ class AraConfig(ToolConfig):
         """`output` as a path."""
         return Path(self.output).expanduser()
 
+    def outputs(self, job: JobContext) -> frozenset[Path]:
+        """The file."""
+        return frozenset({self.output_path().resolve()})
+
     def quantized(self) -> ModelConfig:
         """`model`, quantized and without an adapter."""
         return self.model.model_copy(update={"quantize": True, "accuracy_recovery_adapter": None})

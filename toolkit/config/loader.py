@@ -328,7 +328,10 @@ def check_processes(processes: list[_Process | None], job: JobContext, diagnosti
         if not isinstance(section, ProcessConfig):
             continue
         refuse_shared_folder(process, section.run_folder(job), folders, diagnostics)
-        job = JobContext(job.name, job.earlier_outputs | section.outputs(job))
+        outputs = section.outputs(job)
+        for file in sorted(path for path in outputs & job.earlier_outputs if path.suffix == ".safetensors"):
+            diagnostics.error(process.node, f"writes '{file}', as an earlier process does. Give it another output.")
+        job = JobContext(job.name, job.earlier_outputs | outputs)
 
 
 def findings(section: BaseModel | None, job: JobContext) -> Iterator[Diagnostic]:

@@ -290,6 +290,8 @@ def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path,
     load_job(write_job(*chain), extensions.find_config)
     ExtensionJob(config, extensions).run()
     assert Path("again.safetensors").is_file()
+    with pytest.raises(UserError, match=r"process\[1\]: writes '.*/new.safetensors', as an earlier process does"):
+        load_job(write_job(*[{**chain[0], "output": "new.safetensors"}] * 2), extensions.find_config)
 
 
 @pytest.mark.slow
