@@ -18,10 +18,13 @@ from extensions.report.records import (
     trained_for,
 )
 from toolkit.data.images import ImageError, open_image
+from toolkit.errors import UserError
 from toolkit.files import readable_size
 from toolkit.html_page import Content, Markup, element, embedded, link_to, page, table
 from toolkit.redact import redact_text
-from toolkit.run_files import duration, read_status
+from toolkit.run_files import duration, final_files, read_status
+from toolkit.train.next_commands import command, next_commands
+from toolkit.train.run_job import training_section
 from toolkit.train.run_reader import Row, RunInfo, RunStatus, SampleImage, read_metrics
 
 MOST_SAMPLES = 240
@@ -52,6 +55,7 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     links = (element("a", title, href=f"#{title.lower()}") for title, body in sections.items() if body)
     body = (
         _summary(run, rows, share),
+        None if share else _result(run),
         element("nav", links),
         (_section(title, inside) for title, inside in sections.items()),
     )
@@ -109,6 +113,21 @@ def _summary(run: RunInfo, rows: Sequence[Row], share: bool) -> Markup:
     place = "" if share else f" · {redact_text(str(run.folder))}"
     status_line = element("p", element("strong", status, class_=good), place)
     return element("header", status_line, error, element("dl", told, class_="card facts"))
+
+
+def _result(run: RunInfo) -> Markup | None:
+    """The file of a finished run, and how it is used; without the path of the interpreter, for a page is passed on."""
+    files = final_files(run.folder, run.name)
+    if not files:
+        return None
+    try:
+        section = training_section(run, check_files=False)
+    except UserError:  # another trainer, or a job that is not read any more: the file is there all the same
+        section = None
+    lines = [line.replace(command(), "python run.py", 1) for line in next_commands(run.folder, run.name, section)]
+    told = element("p", "The result is ", element("code", redact_text(str(files[0]))), ". Next:" * (len(lines) > 1))
+    shown = element("pre", redact_text("\n".join(lines[:-1]))) if len(lines) > 1 else None
+    return element("div", told, shown, class_="card")
 
 
 def _status(run: RunInfo) -> str:

@@ -44,6 +44,7 @@ from toolkit.train.checkpoint_store import (
 from toolkit.train.config_diff import ConfigChange, flatten_config
 from toolkit.train.lock import run_lock
 from toolkit.train.metrics_buffer import metrics_sync_interval
+from toolkit.train.next_commands import next_commands
 from toolkit.train.optimizer_step import Role
 from toolkit.train.planning import refusals
 from toolkit.train.resumption import ResumePlan, Start, archive_run, plan_start
@@ -130,6 +131,9 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                             self.load_checkpoint(setup, run)
                             self.fit(setup, run, model, encoded, attached)
                             self.end(run, request)
+                    logger.info("next, to be pasted into a shell:")
+                    for line in next_commands(self.save_root, self.name, self.section):
+                        logger.info(f"  {line}")
             request.check()
 
     # ------------------------------------------------------------ what a subclass implements

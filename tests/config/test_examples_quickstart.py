@@ -109,8 +109,14 @@ def finished(tmp_path_factory: pytest.TempPathFactory) -> Finished:
 
 
 @pytest.mark.slow
-def test_its_last_line_is_the_path_of_the_sheet(finished: Finished) -> None:
-    assert finished.printed.splitlines()[-1].endswith("output/quickstart/samples/overview.png")
+def test_it_ends_with_the_path_of_the_sheet_and_commands_that_run(finished: Finished) -> None:
+    sheet, _, *lines = finished.printed.splitlines()[-5:]
+    assert sheet.endswith("output/quickstart/samples/overview.png")
+    for line in lines:
+        done = subprocess.run(line, shell=True, cwd=finished.folder.parents[1], env=child_environment())
+        assert done.returncode == 0, line
+    assert len(list((finished.folder / "grid").glob("*.png"))) == 3 and (finished.folder / "report.html").is_file()
+    assert len(list((finished.folder.parents[1] / "generated").glob("a-pipo-mascot*.png"))) == 1
     steps = {path.name.partition("_")[0] for path in (finished.folder / "samples").glob("*.jpg")}
     assert steps == {f"{step:09}" for step in (0, 80, 160, 240)}
     with Image.open(finished.folder / "samples" / "overview.png") as sheet:

@@ -196,7 +196,7 @@ class SampleIntervalConfig(StrictModel):
 
     overview: bool = False
     """Also put all sets on one sheet, `samples/overview.png`: images of the training, then a row for each sample, with
-    its reference images on the left, and a column for each step. Its path is the last line of the run."""
+    its reference images on the left, and a column for each step. Its path is printed at the end of the run."""
 
     def interval(self) -> tuple[int, int]:
         """(optimizer steps, epochs) between two sets, of which at most one is above 0."""

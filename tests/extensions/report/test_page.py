@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import sys
 from html import unescape
 from pathlib import Path
 
@@ -59,6 +60,15 @@ def test_a_page_has_all_that_the_run_recorded_and_no_secret(run: Path) -> None:
     for title in ("Loss", "Validation", "Learning rate", "Gradient norm", "Seconds per step"):
         assert f'"title":"{title}"' in text
     assert is_page(path) and not is_page(run / "config.yaml") and not is_page(run / "nothing")
+
+
+def test_a_page_names_the_file_and_the_next_commands(run: Path, trainer, write_job) -> None:
+    samples = {"samples": [{"prompt": "a <b> cat"}]}
+    write_job(trainer(run.parent, sample=samples), name="cat").rename(run / "config.yaml")
+    text = write_page(run).read_text()
+    assert f"The result is <code>{run}/cat.safetensors</code>. Next:" in text
+    assert f"python run.py generate --lora {run}/cat.safetensors --prompt &#x27;a &lt;b&gt; cat&#x27;" in text
+    assert sys.executable not in text
 
 
 def test_without_pictures_a_page_is_small_however_long_the_run(run: Path) -> None:

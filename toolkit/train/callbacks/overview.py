@@ -1,4 +1,4 @@
-"""`sample.overview`: the sheet of all samples, drawn again after each set; its path is the last line of a run."""
+"""`sample.overview`: the sheet of all samples, drawn again after each set; its path is printed at the end of a run."""
 
 from __future__ import annotations
 

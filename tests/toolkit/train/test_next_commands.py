@@ -1,0 +1,68 @@
+"""The commands that a run shows at its end. That they run: tests/config/test_examples_quickstart.py."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from toolkit.config.sections import DiffusionSection
+from toolkit.train.next_commands import command, next_commands
+
+SAMPLE = {
+    "width": 64,
+    "height": 96,
+    "sample_steps": 7,
+    "guidance_scale": 2.5,
+    "seed": 9,
+    "samples": [{"prompt": "[trigger]'s cup", "ctrl_img": ["a b.png"], "neg": "blurry"}],
+}
+
+
+def section(**changes: object) -> DiffusionSection:
+    return DiffusionSection.model_validate({
+        "type": "sd_trainer",
+        "trigger_word": "maya",
+        "model": {"name_or_path": "m"},
+        "datasets": [{"folder_path": "d"}],
+        **changes,
+    })  # fmt: skip
+
+
+def test_they_are_relative_to_the_working_directory_and_quoted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sys, "executable", str(ROOT / ".venv" / "bin" / "python"))
+    monkeypatch.chdir(ROOT)
+    assert command("report", "my run") == ".venv/bin/python run.py report 'my run'"
+    monkeypatch.chdir(tmp_path)
+    assert command() == f"{ROOT}/.venv/bin/python {ROOT}/run.py"
+
+
+def test_they_have_the_settings_of_the_first_sample_and_the_files_of_the_run(tmp_path: Path) -> None:
+    folder, sampled = tmp_path / "my run", section(sample=SAMPLE)
+    assert next_commands(folder, "x", sampled) == [command("report", folder)]  # nothing is saved
+    folder.mkdir()
+    for name in ("x", "x_lora", *(f"x_{step:09}" for step in range(1, 7))):
+        (folder / f"{name}.safetensors").touch()
+    generate, grid, report = map(shlex.split, next_commands(folder, "x", sampled))
+    picture = ["--prompt", "maya's cup", "--width", "64", "--height", "96", "--steps", "7", "--cfg", "2.5"]
+    picture += ["--seed", "9", "--negative", "blurry", "--reference", "a b.png"]
+    assert generate[2:] == ["generate", "--lora", f"{folder}/x.safetensors", *picture]
+    files = [f"{folder}/x_{step:09}.safetensors" for step in range(3, 7)]
+    assert grid[2:] == ["grid", "--lora", *files, *picture, "--output", f"{folder}/grid"]
+    assert report[2:] == ["report", str(folder)]
+
+    for file in files[1:]:
+        Path(file).unlink()
+    for step in (1, 2):
+        (folder / f"x_{step:09}.safetensors").unlink()
+    _, grid, _ = next_commands(folder, "x", section())
+    assert f"x.safetensors' --strength 0.5 0.75 1 --prompt maya --output '{folder}/grid'" in grid
+
+    (folder / "x.safetensors").unlink()
+    (folder / "x_lora.safetensors").unlink()
+    (folder / "x").mkdir()
+    (folder / "x" / "model_index.json").touch()
+    assert [line.split()[2] for line in next_commands(folder, "x", section())] == ["generate", "report"]

@@ -1,0 +1,77 @@
+"""The commands that use what a run has left, ready to be pasted into a shell. Imports no torch."""
+
+from __future__ import annotations
+
+import shlex
+import shutil
+import sys
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Protocol, runtime_checkable
+
+from toolkit.config.output import SamplePicture
+from toolkit.data.captions import inject_trigger
+from toolkit.files import TOOLKIT_ROOT
+from toolkit.run_files import final_files, step_files
+
+MOST_COLUMNS = 4
+"""LoRA files that the command of a grid names: the last ones."""
+
+
+@runtime_checkable
+class HasSamples(Protocol):
+    """A section of a training that generates samples."""
+
+    trigger_word: str
+
+    def sample_pictures(self) -> Sequence[SamplePicture]: ...
+
+
+def command(*arguments: object) -> str:
+    """A command of this program: with the interpreter that runs it, paths relative where they are in the working
+    directory."""
+    python = Path(sys.executable)  # not resolved: of a virtual environment it is a link
+    name = python.name if shutil.which(python.name) == str(python) else _relative(python)
+    return shlex.join(map(str, (name, _relative(TOOLKIT_ROOT / "run.py"), *arguments)))
+
+
+def next_commands(folder: Path, name: str, section: object) -> list[str]:
+    """The commands for the run `name` in its folder: a picture of its first sample, a grid of its files, its report.
+
+    section: that of its training; without samples only the report is there.
+    """
+    files = final_files(folder, name)
+    report = command("report", folder)
+    if not files or not isinstance(section, HasSamples):
+        return [report]
+    shown = list(_flags(section))
+    if files[0].is_dir():
+        return [command("generate", "--model", files[0], *shown), report]
+    saved = [paths[0] for _, paths in sorted(step_files(folder, name).items())][-MOST_COLUMNS:]
+    compared = saved if len(saved) > 1 else [files[0], "--strength", 0.5, 0.75, 1]
+    return [
+        command("generate", "--lora", files[0], *shown),
+        command("grid", "--lora", *compared, *shown, "--output", folder / "grid"),
+        report,
+    ]
+
+
+def _flags(section: HasSamples) -> Iterator[object]:
+    """Prompt and settings of the run's first sample."""
+    picture = next(iter(section.sample_pictures()), None)
+    if picture is None:
+        yield from ("--prompt", section.trigger_word or "a photo")
+        return
+    yield from ("--prompt", inject_trigger(picture.prompt, section.trigger_word, add=False))
+    yield from ("--width", picture.width, "--height", picture.height, "--steps", picture.sample_steps)
+    yield from ("--cfg", f"{picture.guidance_scale:g}", "--seed", picture.seed)
+    if picture.neg.strip():
+        yield from ("--negative", inject_trigger(picture.neg, section.trigger_word, add=False))
+    if picture.flow_shift:
+        yield from ("--flow-shift", f"{picture.flow_shift:g}")
+    if picture.ctrl_img:
+        yield from ("--reference", *picture.ctrl_img)
+
+
+def _relative(path: Path) -> Path:
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
