@@ -12,7 +12,9 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, distribution
+from importlib.util import find_spec
 from pathlib import Path
+from shutil import which
 
 LEAST_DRIVER = {11: 450, 12: 525, 13: 580}
 """Major version of CUDA -> major version of the first Linux driver that runs programs built with it. Source: NVIDIA,
@@ -115,6 +117,24 @@ def last_device(device: str, count: int) -> str:
     """Why `cuda:N` is none of `count` devices; empty where it is one, or no device is asked for by its number."""
     index = device.partition("cuda:")[2]
     return f"the last CUDA device here is cuda:{count - 1}." if index and int(index) >= count else ""
+
+
+NO_C_COMPILER = "a C compiler (gcc, clang, or the one that CC names)"
+
+
+def has_c_compiler() -> bool:
+    """Whether Triton finds one; it builds the launcher of each kernel with it (triton/runtime/build.py)."""
+    return bool(os.environ.get("CC") or which("gcc") or which("clang"))
+
+
+def compiling_note() -> str | None:
+    """What `train.compile: auto` does on a CUDA device of this machine; None where PyTorch is a build for the CPU."""
+    if _cuda_of_torch() is None:
+        return None
+    lack = "Triton" if find_spec("triton") is None else "" if has_c_compiler() else NO_C_COMPILER
+    if lack:
+        return f"train.compile auto: the blocks are not compiled, for which {lack} is missing; each step takes longer"
+    return "train.compile auto: the blocks are compiled at their first use, which takes a minute or more"
 
 
 def _ask_nvml() -> tuple[str | None, int]:

@@ -16,7 +16,7 @@ from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.interfaces import BucketedSample
 from toolkit.memory.estimate import Machine, machine_from_config
-from toolkit.train.outlook import ema_notes, schedule_notes
+from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes
 from toolkit.train.planning import with_outlook
 
 
@@ -79,6 +79,7 @@ def plan_items(
             *(validation_split.notes[:1] if validation_split else ()),
             memory.render(),
             *((MEMORY_ADVICE,) if machine.limit and memory.peak_bytes > machine.limit else ()),
+            *compile_notes(train, machine),
             *_schedules(section, steps),
             *ema_notes(section, steps, batches),
         ),

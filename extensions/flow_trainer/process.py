@@ -37,7 +37,7 @@ from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
 from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Network, StepLosses, TrainStep
 from toolkit.memory.block_runner import BlockRunner
-from toolkit.memory.compiling import check_backend
+from toolkit.memory.compiling import check_backend, decide_compiling
 from toolkit.memory.estimate import machine_of
 from toolkit.models.autoencoders import KINDS
 from toolkit.models.discriminator import PatchDiscriminator
@@ -308,9 +308,8 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             modules[TEXT_ENCODER] = model.text_encoder
         networks = {role: self._network(role, module) for role, module in modules.items()}
         settings = section.train
-        block_runner = BlockRunner(
-            model, setup.device, self._dtype, settings.checkpointing_level(), 0, settings.compile
-        )
+        compiled = settings.compile if decide_compiling(settings.compile, setup.device) else None
+        block_runner = BlockRunner(model, setup.device, self._dtype, settings.checkpointing_level(), 0, compiled)
         roles = {role: self._role(setup, role, network) for role, network in networks.items()}
         along = self._along(setup, model)
         return FlowAttached(roles | self._roles_along(setup, along), networks, block_runner, along)
@@ -430,6 +429,7 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
             self._choose_checkpointing(run, model, attached, encoded_batch)
             if line := try_largest_batch(run, batch, step, attached.block_runner.increase_checkpointing):
                 logger.info(line)
+            setup.resumption.record_compiled(attached.block_runner.compiled)
         train(run, source, step)
         if isinstance(dataset, StreamLatents) and (line := dataset.stream.unreadable.summary()):
             logger.warning(line)

@@ -159,7 +159,7 @@ class _Estimator:
     def _notes(self) -> Iterator[str]:
         if self.processes > 1:
             yield f"of each of {self.processes} processes: the main memory of one machine is needed once for each"
-        if self.train.compile.enabled:
+        if self.train.compile.enabled is True:
             yield "train.compile: what compiling takes is not known; compiled blocks usually keep less than this"
 
     def _phase(self, name: str, parts: _Usage) -> Phase:

@@ -160,7 +160,7 @@ def _compile(s: DiffusionSection) -> Iterator[Diagnostic]:
     settings = s.train.compile
     for name in sorted(settings.model_fields_set - {"enabled"}):
         if not settings.enabled:
-            yield Diagnostic(("train", "compile", name), "has no effect without 'enabled: true'.")
+            yield Diagnostic(("train", "compile", name), "has no effect with 'enabled: false'.")
         elif name == "mode" and settings.mode != "default" and settings.backend != "inductor":
             yield Diagnostic(
                 ("train", "compile", name), f"has no effect: 'backend: {settings.backend}' knows no modes."

@@ -38,7 +38,7 @@ from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.train.config_diff import ConfigChange, corrections
-from toolkit.train.outlook import ema_notes, schedule_notes
+from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes
 from toolkit.train.planning import with_outlook
 
 
@@ -104,6 +104,8 @@ def plan_items(
             *yet_to_come(config.model, job),
             *describe_data_parallel(train),
             *_encoded_as_they_come(config),
+            *compile_notes(train, machine),
+            *_int8_products(config, machine),
             *_sizes(config),
             *scan.notes,
             *(validation_split.notes if validation_split else ()),
@@ -130,6 +132,13 @@ def item_groups(
     """The groups of what is trained on and held out, for the memory estimate."""
     held_out = validation_split.items if validation_split else ()
     return group_stream(config, stream, held_out) if stream else group_items(config, items, held_out)
+
+
+def _int8_products(config: DiffusionSection, machine: Machine) -> Iterator[str]:
+    model, compiled = config.model, config.train.compile.enabled
+    wanted = model.quantize and model.qtype == "int8" and model.int8_matmul == "auto" and compiled
+    if wanted and machine.kind == "cuda" and machine.capability in (None, 9):
+        yield "model.int8_matmul auto: off on compute capability 9.x (H100, H200) until it is measured there"
 
 
 def _encoded_as_they_come(config: DiffusionSection) -> Iterator[str]:

@@ -348,7 +348,10 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 first_batch = batches.first()
                 return first_batch, step.sample_noise_and_t(first_batch.spec, first_batch.latents_BCHW.shape[1:])[0]
 
-            choose_w8a8_layers(self.section, diffusion_model, network, setup.device, first, self.process_group)
+            compiled = block_runner.compiled["blocks"]
+            choose_w8a8_layers(
+                self.section, diffusion_model, network, setup.device, compiled, first, self.process_group
+            )
             existing_state_bytes = sum(role.state_bytes for role in run.roles.values())
             choose_checkpointing_level(
                 block_runner,
@@ -364,6 +367,7 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
                 run, batch, step, *([] if self._is_sharded else [block_runner.increase_checkpointing])
             ):
                 logger.info(line)
+            setup.resumption.record_compiled(block_runner.compiled)
         train(run, _Announced(batches.source, step, batches.latent_size), step)
         if (stream := setup.data.stream) and (line := stream.unreadable.summary()):
             logger.warning(line)

@@ -350,6 +350,6 @@ MISTAKES: tuple[Check, ...] = (
         "the table's weights are shared out too",
     ),
     _excluded_by_fsdp(
-        "train", "compile", lambda s: s.train.compile.enabled, "compiled blocks do not gather their weights"
+        "train", "compile", lambda s: s.train.compile.enabled is True, "compiled blocks do not gather their weights"
     ),
 )

@@ -19,9 +19,11 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
 from toolkit.device import DTYPES, is_out_of_memory
 from toolkit.distributed import ProcessGroup
+from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import RunError
 from toolkit.interfaces import DiffusionModel, Network
 from toolkit.memory.block_runner import BlockRunner
+from toolkit.memory.compiling import decide_compiling
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
 from toolkit.memory.int8_matmul import MAX_ERROR, is_exact
 from toolkit.memory.offload import BlockSwap
@@ -47,14 +49,15 @@ logger = logging.getLogger(__name__)
 
 def build_block_runner(section: DiffusionSection, model: DiffusionModel, device: torch.device) -> BlockRunner:
     """The block runner of a section, for a model whose network is attached."""
-    train = section.train
+    train, qtype = section.train, section.model.qtype if section.model.quantize else ""
+    sharded = train.parallel == "fsdp" and read_distributed_env().world_size > 1
     return BlockRunner(
         model,
         device,
         DTYPES[train.dtype],
         train.checkpointing_level(),
         section.model.blocks_to_swap,
-        train.compile,
+        train.compile if decide_compiling(train.compile, device, qtype, sharded) else None,
     )
 
 
@@ -92,16 +95,17 @@ def choose_w8a8_layers(
     diffusion_model: DiffusionModel,
     network: Network,
     device: torch.device,
+    compiled: bool,
     first: Callable[[], tuple[LatentBatch, Tensor]],
     process_group: ProcessGroup,
 ) -> None:
     """Chooses the layers with int8 matmuls by `model.int8_matmul`, once the network is attached and before training.
 
-    first: the first item of the run and its noise. Raises RunError when it does not fit into memory.
+    compiled: whether the blocks are. first: the first item of the run and its noise.
+    Raises RunError when it does not fit into memory.
     """
-    wanted, compiled = section.model.int8_matmul, section.train.compile
-    model = diffusion_model.network_module
-    fused = compiled.enabled and compiled.backend == "inductor"
+    wanted, model = section.model.int8_matmul, diffusion_model.network_module
+    fused = compiled and section.train.compile.backend == "inductor"
     layers = candidates(model, wanted, device, fused)
     count = len(int8_layers(model))
     if not all(process_group.all_gather_object(bool(layers))):  # all ranks have to make the same passes
@@ -110,7 +114,7 @@ def choose_w8a8_layers(
         return
     try:
         errors = calibrate_int8(
-            diffusion_model, network, layers, *first(), process_group.run_on_rank0_and_broadcast, compiled.enabled
+            diffusion_model, network, layers, *first(), process_group.run_on_rank0_and_broadcast, compiled
         )
     except RuntimeError as error:
         if not is_out_of_memory(error):

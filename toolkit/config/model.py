@@ -146,7 +146,7 @@ class ModelConfig(StrictModel):
     """Round inputs and gradients of `int8` layers to 8 bits as well, so that they multiply in int8. It costs about 1 %
     of accuracy; products that would lose more than 3 % of one image are left alone. `auto`: on CPUs with AVX-512 VNNI
     for layers at least 512 wide, 1.5 to 2.5 times faster; on CUDA (8.0 or newer) for layers at least 1024 wide of
-    blocks that inductor compiles (`train.compile`), which is not measured yet."""
+    blocks that inductor compiles (`train.compile`), which is not measured yet, so not on 9.x (H100, H200)."""
 
     quantize_te: bool = False
     """Keep the text encoder's weights in `qtype_te`."""

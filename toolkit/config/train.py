@@ -108,9 +108,10 @@ MODES = ("default", "reduce-overhead", "max-autotune", "max-autotune-no-cudagrap
 class CompileConfig(StrictModel):
     """`train.compile`: torch.compile of the transformer's blocks."""
 
-    enabled: bool = False
+    enabled: AutoOrBool = "auto"
     """Compile the blocks at their first use, which takes a minute or more; each step is faster then. The results
-    differ by rounding; with dropouts also by the draws, which inductor makes itself."""
+    differ by rounding; with dropouts also by the draws, which inductor makes itself. auto: on CUDA with Triton and a C
+    compiler, but for `parallel: fsdp`; a block that cannot be compiled runs uncompiled."""
 
     backend: str = "inductor"
     """Compiler, by PyTorch's name for it. inductor needs a C++ compiler on the CPU and Triton on CUDA."""

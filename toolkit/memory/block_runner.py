@@ -35,10 +35,14 @@ class BlockRunner:
         swapped: int = 0,
         compile_settings: CompileConfig | None = None,
     ) -> None:
-        """level: of CHECKPOINTING_LEVELS, or "auto". swapped: number of blocks whose weights stay in CPU memory."""
+        """level: of CHECKPOINTING_LEVELS, or "auto". swapped: number of blocks whose weights stay in CPU memory.
+        compile_settings: None where the blocks are not compiled, see `decide_compiling`."""
         self._model, self._device = model, device
         self._is_auto = level == "auto"
-        self._compile = compile_settings if compile_settings and compile_settings.enabled else None
+        self._compile = compile_settings
+        self.compiled = {"blocks": compile_settings is not None}
+        """What a checkpoint records; changes where compiling fails (`compile: auto`)."""
+
         blocks = model.blocks()
         offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
         self._swap = BlockSwap(offload, device) if offload else None
@@ -84,9 +88,13 @@ class BlockRunner:
         # In a compiled block it would be a graph break.
         return [cpu_attention_wrapper] if is_faster(self._device, dtype) and not self._compile else []
 
+    def _stop_compiling(self) -> None:
+        self._compile = None
+        self.compiled["blocks"] = False
+
     def _wrap(self) -> None:
         """Innermost first. Block swap is outermost: weights are loaded before the forward pass and recomputation."""
-        compilation = [compile_wrapper(self._compile)] if self._compile else []
+        compilation = [compile_wrapper(self._compile, self._stop_compiling)] if self._compile else []
         offload = offloading(self._device) if self.level == "full_offload" else []
         swap = [self._swap] if self._swap else []
         self._model.wrap_blocks(

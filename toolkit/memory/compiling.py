@@ -7,17 +7,22 @@ Parameter names do not change, because only the function that runs a block is wr
 from __future__ import annotations
 
 import logging
-import os
 import warnings
-from shutil import which
+from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from toolkit.config.train import CompileConfig
+from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.nvidia import NO_C_COMPILER, has_c_compiler
+
+logger = logging.getLogger(__name__)
+
+AUTO = "train.compile auto:"
 
 DEFAULT_RECOMPILE_LIMIT = 32
 """Compilations of the same code before PyTorch runs it uncompiled. Its default of 8 is soon reached by the first block
@@ -37,20 +42,42 @@ def check_backend(settings: CompileConfig, device: torch.device, qtype: str = ""
 
     qtype: of the blocks; empty when they are not quantized.
     """
-    if not settings.enabled:
+    if settings.enabled is not True:
         return
     if settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
         message = f"train.compile.backend: PyTorch knows no {settings.backend!r} here. Write inductor, or leave it out."
         raise UserError(message)
     if settings.backend == "inductor" and (missing := _missing(device)):
         raise UserError(f"train.compile: inductor needs {missing}. Write enabled: false, or install that.")
-    if settings.backend == "inductor" and device.type == "cuda" and qtype in FLOAT8_QTYPES:
-        capability = torch.cuda.get_device_capability(device)
-        if capability < FLOAT8_CAPABILITY:
-            raise UserError(
-                f"train.compile: this GPU (compute capability {capability[0]}.{capability[1]}) cannot compile "
-                f"blocks in {qtype!r}, which takes 8.9. Write model.qtype: int8, or train.compile.enabled: false."
-            )
+    if settings.backend == "inductor" and (reason := _unable(device, qtype)):
+        raise UserError(f"train.compile: {reason}. Write model.qtype: int8, or train.compile.enabled: false.")
+
+
+def decide_compiling(settings: CompileConfig, device: torch.device, qtype: str = "", sharded: bool = False) -> bool:
+    """Whether the blocks are compiled; logs why `auto` does not on CUDA. sharded: over ranks."""
+    if settings.enabled != "auto" or device.type != "cuda":
+        return settings.enabled is True
+    lack = "the blocks are sharded over the processes" if sharded else ""
+    if not lack and settings.backend not in torch._dynamo.list_backends(exclude_tags=()):
+        lack = f"PyTorch knows no backend {settings.backend!r} here"
+    if not lack and settings.backend == "inductor":
+        lack = f"inductor needs {missing}" if (missing := _missing(device)) else _unable(device, qtype)
+    if lack:
+        logger.info(f"{AUTO} the blocks are not compiled: {lack}")
+    return not lack
+
+
+def _unable(device: torch.device, qtype: str) -> str:
+    """Why inductor compiles no blocks of this type for this GPU; empty where it does."""
+    if device.type != "cuda" or qtype not in FLOAT8_QTYPES:
+        return ""
+    capability = torch.cuda.get_device_capability(device)
+    if capability >= FLOAT8_CAPABILITY:
+        return ""
+    return (
+        f"this GPU (compute capability {capability[0]}.{capability[1]}) cannot compile blocks in {qtype!r}, "
+        "which takes 8.9"
+    )
 
 
 def _missing(device: torch.device) -> str | None:
@@ -60,9 +87,8 @@ def _missing(device: torch.device) -> str | None:
 
         if not has_triton():
             return f"Triton, and a {device} that Triton knows"
-        # Triton builds the launcher of each kernel with it (runtime/build.py).
-        if not (os.environ.get("CC") or which("gcc") or which("clang")):
-            return "a C compiler (gcc, clang, or the one that CC names)"
+        if not has_c_compiler():
+            return NO_C_COMPILER
     if device.type == "cpu":
         from torch._inductor.cpp_builder import get_cpp_compiler
         from torch._inductor.exc import InvalidCxxCompiler
@@ -74,10 +100,12 @@ def _missing(device: torch.device) -> str | None:
     return None
 
 
-def compile_wrapper(settings: CompileConfig) -> BlockWrapper:
+def compile_wrapper(settings: CompileConfig, on_failure: Callable[[], None] = lambda: None) -> BlockWrapper:
     """A wrapper that compiles the forward of a block, once for each new kind of inputs.
 
-    The result raises RunError where a compiler is missing, or `fullgraph` exceeds the recompile limit.
+    With `auto`, where compiling fails and the block itself does not, that call and all later ones run uncompiled, and
+    `on_failure` is called once. Else the result raises RunError where a compiler is missing, or `fullgraph` exceeds the
+    recompile limit.
     """
 
     _keep_quiet()
@@ -87,14 +115,23 @@ def compile_wrapper(settings: CompileConfig) -> BlockWrapper:
         torch._dynamo.config.recompile_limit = limit
         # Compiles the backward pass together with the forward pass, so that errors are raised there.
         torch._functorch.config.force_non_lazy_backward_lowering = True
-        program = torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
+        program: BlockForward = torch.compile(run, fullgraph=settings.fullgraph, **_of_backend(settings))
 
         def run_program(block: nn.Module, *tensors: Tensor | None) -> tuple[Tensor, ...]:
-            if settings.dynamic is True:
+            nonlocal program
+            if program is not run and settings.dynamic is True:
                 _fix_widths(tensors)
             try:
                 return program(block, *tensors)
             except Exception as error:
+                if settings.enabled == "auto" and program is not run and not is_out_of_memory(error):
+                    outputs = run(block, *tensors)  # where this fails too, it is not the compiler
+                    program = run
+                    cause = getattr(error, "inner_exception", error)
+                    reason = f"{type(cause).__name__}: {str(cause).strip()}".splitlines()[0]
+                    logger.warning(f"{AUTO} compiling failed, the blocks run uncompiled from here on ({reason})")
+                    on_failure()
+                    return outputs
                 if message := _user_message(error, limit):
                     raise RunError(message) from error
                 raise

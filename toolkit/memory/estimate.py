@@ -176,6 +176,9 @@ class Machine:
     limit: int | None = None
     """Bytes of memory; None: not known."""
 
+    capability: int | None = None
+    """Major compute capability of a GPU; None: not known."""
+
 
 def machine_from_config(device: str) -> Machine:
     """The machine a config's `device` means, as far as that is known without torch: `auto` is a GPU."""
@@ -184,10 +187,14 @@ def machine_from_config(device: str) -> Machine:
 
 def machine_of(device: str) -> Machine:
     """The machine that a config's `device` is. Imports torch."""
+    from torch.cuda import get_device_capability as capability
+
     from toolkit.device import pick_device, total_memory
 
     found = pick_device(device, quiet=True)
-    return Machine("cuda", total_memory(found)) if found.type == "cuda" else machine_from_config("cpu")
+    if found.type != "cuda":
+        return machine_from_config("cpu")
+    return Machine("cuda", total_memory(found), capability(found)[0])
 
 
 NOT_OF_TENSORS = ("context", "gaps")

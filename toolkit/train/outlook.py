@@ -14,13 +14,14 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.config.process import JobContext
 from toolkit.config.sections import TrainerConfig
-from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig
+from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig, TrainConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import optimizer_steps
 from toolkit.errors import RunError, UserError
 from toolkit.files import free_space, readable_size
+from toolkit.memory.estimate import Machine
 from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes
-from toolkit.nvidia import planned_refusal
+from toolkit.nvidia import compiling_note, planned_refusal
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.run_files import RECORD, duration, read_status
 from toolkit.train.checkpoint_store import (
@@ -375,6 +376,12 @@ def schedule_notes(train: OptimizerConfig, steps: int, place: str = "") -> Itera
     for line in (overfull(train.lr_scheduler, course), early_end(train.lr_scheduler, steps, params, **fields)):
         if line:
             yield f"warning: {place}{line}"
+
+
+def compile_notes(train: TrainConfig, machine: Machine) -> Iterator[str]:
+    """What `train.compile: auto` does on this machine, as far as it can be known without torch."""
+    if train.compile.enabled == "auto" and machine.kind == "cuda" and train.parallel != "fsdp":
+        yield from filter(None, [compiling_note()])
 
 
 def ema_notes(section: SavedAndAveraged, steps: int, micro_batches: int) -> Iterator[str]:

@@ -240,6 +240,9 @@ class ResumePlan:
     base: Mapping[str, str] | None = None
     """The checkpoint's record of `check_base`; None: it has none."""
 
+    compiled: Mapping[str, bool] | None = None
+    """The checkpoint's record of `record_compiled`; None: it has none."""
+
     @classmethod
     def of(
         cls,
@@ -270,6 +273,7 @@ class ResumePlan:
             new_optimizer=any(change.key == "train.optimizer" for change in differing),
             new_dataset=document["dataset"] != record["dataset"],
             base=base,
+            compiled=document.get("compiled"),
         )
 
     def check_base(self, hashes: Mapping[str, str]) -> None:
@@ -286,6 +290,16 @@ class ResumePlan:
             raise UserError(
                 f"{self.state} was trained on another base model: {', '.join(differing)} {verb}. "
                 "Restore the model, or give the job another name."
+            )
+
+    def record_compiled(self, compiled: Mapping[str, bool]) -> None:
+        """Records whether the blocks are compiled, as it stands at each save; logs what differs from the checkpoint."""
+        self.record["compiled"] = compiled
+        if self.compiled is not None and self.compiled != compiled:
+            before, now = ("compiled" if all(parts.values()) else "uncompiled" for parts in (self.compiled, compiled))
+            logger.info(
+                f"changed since the last run: blocks that ran {before} run {now}: results differ by rounding, with "
+                "'model.int8_matmul: auto' also by that of int8 products"
             )
 
     def apply(self, run: Run) -> None:

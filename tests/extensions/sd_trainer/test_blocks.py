@@ -98,10 +98,21 @@ def test_compiling_as_people_write_it(section, train: dict, model: dict) -> None
 
 
 @pytest.mark.parametrize(
-    "model", [{"compile": False}, {"block_compile": False}, {"compile": "", "cache_size_limit": ""}]
+    ("train", "model", "enabled"),
+    [
+        ({}, {"compile": False}, False),
+        ({}, {"block_compile": False}, False),
+        ({"compile": False}, {}, False),
+        ({"compile": "auto"}, {}, "auto"),
+        ({"compile": {"mode": "max-autotune"}}, {}, "auto"),
+        ({}, {"compile": "", "cache_size_limit": ""}, "auto"),
+        ({}, {}, "auto"),
+    ],
 )
-def test_compiling_that_is_switched_off_is_off(section, model: dict) -> None:
-    assert not section({}, model).train.compile.enabled
+def test_compiling_is_left_to_the_program_unless_it_is_switched_off(
+    section, train: dict, model: dict, enabled: bool | str
+) -> None:
+    assert section(train, model).train.compile.enabled == enabled
 
 
 @pytest.mark.parametrize(
@@ -125,8 +136,8 @@ def test_the_published_model_has_sixty_blocks(section) -> None:
 
 
 def test_what_has_no_effect_is_a_note(section) -> None:
-    found = notes(section({"compile": {"mode": "max-autotune"}}, {"blocks_to_swap": 1}))
-    assert found["train.compile.mode"] == "has no effect without 'enabled: true'."
+    found = notes(section({"compile": {"enabled": False, "mode": "max-autotune"}}, {"blocks_to_swap": 1}))
+    assert found["train.compile.mode"] == "has no effect with 'enabled: false'."
     assert found["model.blocks_to_swap"].startswith("1 saves no memory")
     found = notes(section({"compile": {"enabled": True, "backend": "eager", "mode": "max-autotune"}}))
     assert found["train.compile.mode"] == "has no effect: 'backend: eager' knows no modes."

@@ -11,6 +11,7 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.plan import save_size
+from toolkit import nvidia
 from toolkit.config import JobContext, load_job
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import DataErrors, UserError
@@ -196,3 +197,24 @@ def test_a_reference_of_a_sample_that_cannot_be_used_is_named(plan, make_picture
 def test_a_pattern_that_matches_no_layer_is_told(plan) -> None:
     notes = plan(network={"type": "lora", "linear": 4, "exclude_patterns": ["attn"]}).notes
     assert [note for note in notes if note.startswith("network.exclude_patterns: 'attn' matches no layer.")]
+
+
+def test_the_plan_says_what_auto_compiling_does(plan, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lines(**changes) -> list[str]:
+        notes = plan(**({"device": "auto"} | changes)).notes
+        return [note for note in notes if note.startswith(("train.compile", "model.int8_matmul"))]
+
+    assert not lines()  # this PyTorch is a build for the CPU
+    monkeypatch.setattr(nvidia, "_cuda_of_torch", lambda: "13.0")
+    monkeypatch.setattr(nvidia, "find_spec", lambda name: name)
+    monkeypatch.setenv("CC", "cc")
+    compiled = "train.compile auto: the blocks are compiled at their first use, which takes a minute or more"
+    assert lines() == [compiled]
+    assert not lines(device="cpu") and not lines(train={"compile": False}) and not lines(train={"parallel": "fsdp"})
+    model = {"name_or_path": str(tiny_model), "quantize": True}
+    off = "model.int8_matmul auto: off on compute capability 9.x (H100, H200) until it is measured there"
+    assert lines(model=model) == [compiled, off]
+    assert lines(model=model | {"int8_matmul": True}) == lines(model=model | {"qtype": "int4"}) == [compiled]
+    monkeypatch.setenv("CC", "")
+    monkeypatch.setattr(nvidia, "which", lambda name: None)
+    assert lines()[0].startswith("train.compile auto: the blocks are not compiled, for which a C compiler (gcc")

@@ -292,7 +292,8 @@ def choose(tiny_model: Path, trainer, write_job, make_pictures, tmp_path: Path, 
         model = open_tiny(tiny_model, match_target_res=True, transform_block=quantizer(section.model.qtype))
         network = LoraNetwork(model.lora_targets(), 4, 4.0, dropout=0.0, seed=1)
         network.attach(model.network_module)
-        choose_w8a8_layers(section, model, network, CPU, first, process_group or ProcessGroup())
+        compiled = section.train.compile.enabled is True
+        choose_w8a8_layers(section, model, network, CPU, compiled, first, process_group or ProcessGroup())
         return said, int8_layers(model.network_module)
 
     return run

@@ -125,6 +125,19 @@ def test_a_level_that_was_asked_for_stays(made) -> None:
     assert engine.level == "none" and said == []
 
 
+def test_where_compiling_fails_the_record_of_the_run_says_so(made, monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*inputs) -> None:
+        raise OSError("no compiler")
+
+    monkeypatch.setattr(torch, "compile", lambda run, **_: broken)
+    adapter, engine, said = made("full", compile_settings=CompileConfig(backend="eager"))
+    assert engine.compiled == {"blocks": True}
+    adapter.stack.gradients()
+    assert engine.compiled == {"blocks": False} and len(said) == 1
+    engine._wrap()
+    assert len(adapter.wrappers) == 1
+
+
 def test_compiling_is_only_done_when_enabled(made) -> None:
-    assert len(made("full", compile_settings=CompileConfig())[0].wrappers) == 1
+    assert len(made("full")[0].wrappers) == 1
     assert len(made("full", compile_settings=CompileConfig(enabled=True, backend="eager"))[0].wrappers) == 2

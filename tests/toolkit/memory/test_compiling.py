@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -17,11 +18,12 @@ from torch._inductor.compile_fx import compile_fx_inner
 from torch._inductor.decomposition import select_decomp_table
 
 from tests.diffusers_reference import relative
-from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack
+from tests.toolkit.memory.toy_blocks import CPU, WIDTH, Stack, same
 from toolkit.config.train import CompileConfig
 from toolkit.errors import RunError, UserError
+from toolkit.memory import compiling
 from toolkit.memory.checkpointing import checkpoint_wrapper
-from toolkit.memory.compiling import DEFAULT_RECOMPILE_LIMIT, check_backend, compile_wrapper
+from toolkit.memory.compiling import DEFAULT_RECOMPILE_LIMIT, check_backend, compile_wrapper, decide_compiling
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import Int8Matmuls
 
@@ -129,6 +131,80 @@ def test_dropout_of_a_block_that_is_computed_again_is_that_of_the_first_time(lev
 
     settings = CompileConfig(enabled=True, backend="aot_eager")
     assert torch.equal(gradient(compile_wrapper(settings)(checkpoint_wrapper(level)(thinned))), gradient(thinned))
+
+
+@pytest.mark.parametrize("failing", ["first program", "program of the second block", "first call"])
+def test_auto_goes_on_uncompiled_with_the_numbers_of_the_step(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], failing: str
+) -> None:
+    """The first block's inputs need no gradient, so that the second block is compiled within the same step."""
+    seen = []
+
+    def compiler(graph: torch.fx.GraphModule, inputs: list) -> Callable:
+        seen.append(graph)
+        if len(seen) > (failing == "program of the second block") and failing != "first call":
+            raise OSError("Python.h: no such file\nmore")
+        return partial(fail, RuntimeError("no kernel image")) if failing == "first call" else graph.forward
+
+    def fail(error: Exception, *tensors: Tensor) -> None:
+        raise error
+
+    monkeypatch.setitem(torch._dynamo.backends.registry._COMPILER_FNS, "broken", compiler)
+    monkeypatch.setitem(torch._dynamo.backends.registry._BACKENDS, "broken", None)
+    failures: list[None] = []
+    auto = compile_wrapper(CompileConfig(backend="broken"), lambda: failures.append(None))
+    found = Stack(dropout=0.0).wrap(checkpoint_wrapper("full"), auto).gradients(steps=2)
+    expected = Stack(dropout=0.0).gradients(steps=2)
+    assert close(found, expected) and (same(found, expected) or failing == "program of the second block")
+    assert len(failures) == len(said) == 1 and len(seen) <= 2
+    error = "RuntimeError: no kernel image" if failing == "first call" else "OSError: Python.h: no such file"
+    assert said[0] == f"train.compile auto: compiling failed, the blocks run uncompiled from here on ({error})"
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("too large"), ValueError("no such row")])
+def test_an_error_of_the_block_is_not_taken_for_one_of_the_compiler(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], error: Exception
+) -> None:
+    calls: list[Tensor] = []
+
+    def fail(block: nn.Module, x_BSD: Tensor) -> tuple[Tensor]:
+        calls.append(x_BSD)
+        raise error
+
+    monkeypatch.setattr(torch, "compile", lambda run, **_: partial(run))
+    program = compile_wrapper(CompileConfig(backend="eager"))(fail)
+    for _ in range(2):  # the second time compiled again
+        with pytest.raises(type(error)):
+            program(nn.Linear(8, 8), torch.ones(1, 4, 8))
+    assert said == [] and len(calls) == (2 if isinstance(error, torch.OutOfMemoryError) else 4)
+
+
+@pytest.mark.parametrize(
+    ("keys", "device", "options", "compiled", "line"),
+    [
+        ({}, "cpu", {}, False, ""),
+        ({"enabled": True}, "cpu", {}, True, ""),
+        ({"enabled": False}, "cuda", {}, False, ""),
+        ({}, "cuda", {}, True, ""),
+        ({}, "cuda", {"missing": "a C compiler"}, False, "inductor needs a C compiler"),
+        ({"backend": "eager"}, "cuda", {"missing": "a C compiler"}, True, ""),
+        ({"backend": "indcutor"}, "cuda", {}, False, "PyTorch knows no backend 'indcutor' here"),
+        ({}, "cuda", {"sharded": True}, False, "the blocks are sharded over the processes"),
+        ({}, "cuda", {"qtype": "float8"}, False, "this GPU (compute capability 8.6) cannot compile blocks in 'float8'"),
+    ],
+)
+def test_auto_compiles_on_cuda_where_everything_is_there(
+    monkeypatch: pytest.MonkeyPatch, said: list[str], keys: dict, device: str, options: dict, compiled: bool, line: str
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 6))
+    monkeypatch.setattr(compiling, "_missing", lambda device: options.get("missing"))
+    found = decide_compiling(
+        CompileConfig(**keys), torch.device(device), options.get("qtype", ""), options.get("sharded", False)
+    )
+    assert found is compiled
+    assert [text.partition(", which")[0] for text in said] == (
+        [f"train.compile auto: the blocks are not compiled: {line}"] if line else []
+    )
 
 
 def test_names_of_weights_stay() -> None:

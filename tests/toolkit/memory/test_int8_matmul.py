@@ -113,11 +113,12 @@ def test_auto_takes_wide_layers_on_fast_cpus(monkeypatch) -> None:
     ("capability", "shape", "compiled", "taken"),
     [
         ((8, 0), (SMALLEST_SIDE_ON_CUDA, 2048), True, True),
-        ((9, 0), (3072, SMALLEST_SIDE_ON_CUDA), True, True),
+        ((12, 0), (3072, SMALLEST_SIDE_ON_CUDA), True, True),
         ((7, 5), (3072, 3072), True, False),
-        ((9, 0), (3072, 3072), False, False),
-        ((9, 0), (3072, SMALLEST_SIDE_ON_CUDA - 8), True, False),
-        ((9, 0), (3072, SMALLEST_SIDE_ON_CUDA + 4), True, False),
+        ((9, 0), (3072, 3072), True, False),  # not measured yet, and slower elsewhere
+        ((8, 9), (3072, 3072), False, False),
+        ((8, 9), (3072, SMALLEST_SIDE_ON_CUDA - 8), True, False),
+        ((8, 9), (3072, SMALLEST_SIDE_ON_CUDA + 4), True, False),
     ],
 )
 def test_auto_takes_wide_layers_of_compiled_blocks_on_cuda(monkeypatch, capability, shape, compiled, taken) -> None:

@@ -44,6 +44,19 @@ def changed(part: str, **values: object) -> Job:
     return section(**{part: {**PLAIN[part], **values}})
 
 
+@pytest.mark.parametrize(
+    ("before", "now", "line"),
+    [(True, False, "ran compiled run uncompiled"), (False, True, "ran uncompiled run compiled"), (True, True, "")],
+)
+def test_blocks_that_are_compiled_no_more_are_mentioned(before: bool, now: bool, line: str, said: list[str]) -> None:
+    """What `compile: auto` became is recorded as it stands at each save."""
+    resumption, used = ResumePlan(Path("state"), {}, {}, compiled={"blocks": before}), {"blocks": now}
+    resumption.record_compiled(used)
+    assert [line in text for text in said] == [True] * bool(line)
+    used["blocks"] = False
+    assert resumption.record["compiled"] == {"blocks": False}
+
+
 @pytest.fixture
 def scan(tmp_path: Path):
     """Writes these files as a dataset and scans it."""

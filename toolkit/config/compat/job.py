@@ -53,7 +53,7 @@ def _move_compile(section: type[BaseModel], entries: Entries, diagnostics: Diagn
         return entries
     rest = dict(model.value)
     switches = [rest.pop(key) for key in ("compile", "block_compile") if key in rest]
-    switch = next((node for node in switches if node.value is not False), None)
+    switch = next((node for node in switches if node.value is not False), switches[0] if switches else None)
     moved = {new: rest.pop(old, None) for old, new in TO_TRAIN.items()}
     entries["model"] = replace(model, value=rest)
     train = entries.get("train")

@@ -95,9 +95,9 @@ def _offloaded(entries: Entries, diagnostics: Diagnostics) -> None:
 
 
 def _compiled(entries: Entries, diagnostics: Diagnostics) -> None:
-    """`compile: true` and musubi-tuner's flat keys as one section."""
+    """`compile: true`, `false` or `auto` and musubi-tuner's flat keys as one section."""
     node = entries.get("compile")
-    if node is not None and isinstance(node.value, bool):
+    if node is not None and (isinstance(node.value, bool) or node.value == "auto"):
         entries["compile"] = node = replace(node, value={"enabled": node})
     for old, new in _OF_COMPILE.items():
         flat = entries.pop(old, None)
