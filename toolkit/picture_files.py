@@ -40,8 +40,9 @@ def picture_key(settings: Settings) -> str:
 
 
 def picture_name(settings: Settings) -> str:
-    """The file's name: words of the prompt, the seed, and `picture_key`, so that other settings are another file."""
-    words = re.sub(r"[^a-z0-9]+", "-", settings["prompt"].lower())[:40].strip("-") or "picture"
+    """The file's name: words of the prompt, the seed, and `picture_key`, so that other settings are another file.
+    Secrets are redacted before the words are cut and changed, for afterwards they could not be recognised."""
+    words = re.sub(r"[^a-z0-9]+", "-", redact_text(settings["prompt"]).lower())[:40].strip("-") or "picture"
     return f"{words}_{settings['seed']}_{picture_key(settings)}.png"
 
 

@@ -1,9 +1,9 @@
 """Keeps secrets out of what the program writes: its output, its files, a LoRA's metadata.
 
 Two kinds are known: values that were told (`register_secret`: of environment variables with a telling name, and what a
-`${VAR}` with such a name stands for), and texts whose shape says what they are. `redact_text` replaces both and suits
-every text and file. `redact` is for a config, where also the name of a key tells, and where 40 hex digits are a wandb
-key.
+`${VAR}` with such a name stands for), in capital or small letters, and texts whose shape says what they are.
+`redact_text` replaces both and suits every text and file. `redact` is for a config, where also the name of a key tells,
+and where 40 hex digits are a wandb key.
 """
 
 from __future__ import annotations
@@ -91,11 +91,11 @@ def register_secret(values: Iterable[str]) -> None:
     """From now on these are redacted of everything this process writes. Of several lines, each is one."""
     global _forms, _known
     parts = {part.strip() for value in values for part in (value, *value.splitlines())}
-    new = {part for part in parts if len(part) >= SHORTEST and part not in REDACTED} - _values
+    new = {part for part in parts if len(part) >= SHORTEST and part.lower() not in REDACTED} - _values
     if new:
         _values.update(new)
         _forms = sorted({form for value in _values for form in _forms_of(value)}, key=len, reverse=True)
-        _known = re.compile("|".join(map(_whole, _forms)))
+        _known = re.compile("|".join(map(_whole, _forms)), re.IGNORECASE)
 
 
 def remember_environment(env: Mapping[str, str]) -> None:
@@ -157,14 +157,20 @@ def _black_out_parts(text: str) -> str:
     before, *rest = re.split(r"(\.\.\.|…)", text)
     done = []
     for mark, after in zip(rest[::2], rest[1::2], strict=True):
-        for form in _forms:
-            if (at := before.rfind(form[:_PART])) >= 0 and form.startswith(before[at:]):
+        for form in map(_in_any_case, _forms):
+            plain_before, plain_after = _in_any_case(before), _in_any_case(after)
+            if (at := plain_before.rfind(form[:_PART])) >= 0 and form.startswith(plain_before[at:]):
                 before = before[:at] + REDACTED
-            if (at := after.find(form[-_PART:])) >= 0 and form.endswith(after[: at + _PART]):
+            if (at := plain_after.find(form[-_PART:])) >= 0 and form.endswith(plain_after[: at + _PART]):
                 after = REDACTED + after[at + _PART :]
         done += [before, mark]
         before = after
     return "".join([*done, before])
+
+
+def _in_any_case(text: str) -> str:
+    """In small letters, and as long as it was: of few letters the small one is two characters."""
+    return "".join(small if len(small := letter.lower()) == 1 else letter for letter in text)
 
 
 def contains_secret(text: str) -> bool:

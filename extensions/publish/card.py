@@ -98,7 +98,7 @@ def _usage(
         f"from diffusers import {family.pipelines[0]}",
         *(["from diffusers.utils import load_image"] if image else []),
         "",
-        f'pipe = {family.pipelines[0]}.from_pretrained("{model}", torch_dtype=torch.bfloat16){of_folder}',
+        f'pipe = {family.pipelines[0]}.from_pretrained("{model}", dtype=torch.bfloat16){of_folder}',
         f'pipe.load_lora_weights("{repo}", weight_name="{file}")',
         "pipe.enable_model_cpu_offload()",
         f'images = pipe({image}prompt={json.dumps(prompt, ensure_ascii=False)}, negative_prompt=" ").images',

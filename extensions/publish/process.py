@@ -25,6 +25,7 @@ from toolkit.config.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.files import atomic_write, os_error_as_run_error, readable_size
+from toolkit.redact import contains_secret, redact_text
 from toolkit.safetensors_io import merge_files, read_metadata
 from toolkit.train.run_reader import NetworkFile, list_samples, read_run
 
@@ -91,6 +92,8 @@ class PublishProcess(BaseExtensionProcess):
         files |= {name: sample.path for name, sample in shown}
         if (report := section.folder() / REPORT).is_file():
             files[REPORT] = report if section.full_report else self._public_report(workplace / REPORT)
+        if told := [name for name in files if contains_secret(name)]:
+            raise UserError(f"the name of {redact_text(told[0])} holds a secret. Rename the file.")
         files["README.md"] = public(model_card(run, trained, repo, loras, shown, section.licence)).encode()
         sizes = {name: len(data) if isinstance(data, bytes) else data.stat().st_size for name, data in files.items()}
         logger.info(f"for {repo}: {len(files)} files, {readable_size(sum(sizes.values()))}")

@@ -172,7 +172,7 @@ def test_lora_card_samples_and_report_are_one_private_commit(hub: Hub, run: Path
         "instance_prompt: myc",
         "pipeline_tag: image-to-image",
         "from diffusers import QwenImageEditPlusPipeline",
-        'pipe = QwenImageEditPlusPipeline.from_pretrained("Qwen/Qwen-Image-Edit-2509", torch_dtype=torch.bfloat16)',
+        'pipe = QwenImageEditPlusPipeline.from_pretrained("Qwen/Qwen-Image-Edit-2509", dtype=torch.bfloat16)',
         'images = pipe(image=[load_image("input.png")], prompt="myc", negative_prompt=" ").images',
         "| network | lora, rank 8, alpha 4 |",
         "| resolution | 512, 768 |",
@@ -234,7 +234,7 @@ def test_a_preview_overwrites_nothing(run: Path, name: str) -> None:
     [
         (
             ("Qwen/Qwen-Image-Edit-2509", "models/mine"),
-            ['"path/to/mine", torch_dtype=torch.bfloat16)  # the f'],
+            ['"path/to/mine", dtype=torch.bfloat16)  # the f'],
             "base_m",
         ),
         (("type: lora", "type: loha"), ["LoHa files load in ComfyUI; diffusers does not know"], "```python"),
