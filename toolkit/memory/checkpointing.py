@@ -1,6 +1,7 @@
 """Activation checkpointing: which activations of a block are kept for the backward pass, and which are recomputed.
 
-All levels run the same operations on the same values: gradients are equal bit for bit.
+All levels run the same operations on the same values. On a CPU gradients are equal bit for bit; on CUDA as far as the
+kernels repeat themselves: the backward passes of flash and cuDNN attention add up in another order each time.
 """
 
 from __future__ import annotations
