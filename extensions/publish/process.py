@@ -119,7 +119,12 @@ class PublishProcess(BaseExtensionProcess):
         model = table.find_config("report")
         assert model is not None and issubclass(model, ToolConfig)
         flags = [self.section.run, "--output", str(path), "--share", "true", "--hashes", "false"]
-        ExtensionJob(load_tool("report", model, flags), table).run()
+        report_logger = logging.getLogger("extensions.report")
+        report_logger.setLevel(logging.WARNING)  # its line names a temporary file
+        try:
+            ExtensionJob(load_tool("report", model, flags), table).run()
+        finally:
+            report_logger.setLevel(logging.NOTSET)
         return path
 
     def _preview(self, folder: Path, workplace: Path) -> None:

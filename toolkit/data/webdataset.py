@@ -183,7 +183,7 @@ class Unreadable:
         self.last = f"{name}: {reason}"
         if len(self.shards) > self.max_share * count:
             allowed = f"{len(self.shards)} of {count} shards are damaged, at most {self.max_share:.0%} are allowed"
-            raise RunError(f"{name}: {reason}; {allowed}. Fetch or write it anew, or take it out of the list.")
+            raise RunError(f"{name}: {reason}; {allowed}. Download or rebuild it, or remove it from the list.")
         if not self._quiet:
             logger.warning(f"{name}: {reason}. The rest of this shard is left out.")
 
