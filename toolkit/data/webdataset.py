@@ -162,6 +162,7 @@ class Unreadable:
 
     def add_sample(self, name: str, reason: str) -> None:
         """Counts an unreadable sample. Raises RunError when there are too many."""
+        name, reason = (text.replace("\n", "\\n") for text in (name, reason))
         reason = reason if len(reason) <= _LONGEST else f"{reason[:_LONGEST]}..."
         with self._lock:
             self.samples += 1
