@@ -210,7 +210,7 @@ def _quote_before(text: str, end: int) -> yaml.Mark | None:
         for token in takewhile(lambda token: token.start_mark.index < end, yaml.scan(text, Loader=yaml.SafeLoader)):
             last = token
     quoted = isinstance(last, yaml.ScalarToken) and last.style in ("'", '"')
-    return last.start_mark if quoted and not text[last.end_mark.index : end].strip() else None
+    return last.start_mark if last and quoted and not text[last.end_mark.index : end].strip() else None
 
 
 _TOML = re.compile(r"(?:\s*(?:#.*)?\n)*(?:\[\[?[A-Za-z_][\w.]*\]\]?|[A-Za-z_][\w.]* *= *\S.*)[ \t]*(?:#.*)?(?:\n|$)")
