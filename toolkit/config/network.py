@@ -152,7 +152,8 @@ class NetworkConfig(StrictModel):
 
     include_patterns: Patterns = ()
     """Regular expressions that match whole layer names: these layers are adapted, even if an exclude pattern
-    matches too. Without exclude patterns no others are."""
+    matches too. Without exclude patterns no others are; with them only layers that they leave out are brought back,
+    as in musubi-tuner."""
 
     exclude_patterns: Patterns = ()
     """Regular expressions that match whole layer names: these layers are not adapted."""
@@ -178,10 +179,11 @@ class NetworkConfig(StrictModel):
         return KINDS[self.type].trains_model
 
     def size(self) -> str:
-        """What decides the size of the adapter on a layer, in words; nothing without one."""
+        """What decides the size and the strength of the adapter on a layer, in words; nothing without one."""
         if self.trains_model:
             return "model"
+        rank = f"rank {self.linear}, alpha {self.linear_alpha:g}"
         if self.type != "lokr":
-            return f"rank {self.linear}"
+            return rank
         factor = "balanced" if self.factor == -1 else f"factor {self.factor}"
-        return f"{factor}, second factor whole" if self.lokr_full_rank else f"{factor}, rank {self.linear}"
+        return f"{factor}, second factor whole" if self.lokr_full_rank else f"{factor}, {rank}"

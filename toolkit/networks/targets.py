@@ -59,6 +59,15 @@ def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str
         for pattern in getattr(network, key):
             if not matching(pattern, names):
                 yield f"network.{key}: {pattern!r} matches no layer. Names look like {names[0]!r}."
+    included, excluded = (
+        {name for pattern in patterns for name in matching(pattern, names)}
+        for patterns in (network.include_patterns, network.exclude_patterns)
+    )
+    if included and excluded and not included & excluded:
+        yield (
+            "network.include_patterns: has no effect beside exclude_patterns: it only brings back layers that those "
+            "leave out, and matches none of them. Leave one of the two out."
+        )
     for key in ("only_if_contains", "ignore_if_contains"):
         for part in getattr(network.network_kwargs, key):
             if not any(part in name for name in names):

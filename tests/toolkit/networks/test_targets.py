@@ -64,3 +64,13 @@ def test_what_fits_no_layer_is_told() -> None:
         "network.network_kwargs.only_if_contains: no layer's name contains 'heads'. They look like",
         "network.network_kwargs.ignore_if_contains: no layer's name contains 'mpl'. They look like",
     ]
+
+
+def test_patterns_that_cancel_each_other_are_told() -> None:
+    """What musubi-tuner does with both: include brings back what exclude leaves out."""
+    settings = NetworkConfig(include_patterns=[r".*attn.*"], exclude_patterns=[r".*mlp.*"])
+    assert len(select_target_modules(settings, NAMES)) > sum("attn" in name for name in NAMES)
+    (told,) = unused_choices(settings, NAMES)
+    assert told.startswith("network.include_patterns: has no effect beside exclude_patterns")
+    overlapping = NetworkConfig(include_patterns=[r".*attn.*"], exclude_patterns=[r".*blocks.*"])
+    assert list(unused_choices(overlapping, NAMES)) == []
