@@ -16,6 +16,7 @@ import os
 import re
 import shutil
 import sys
+import textwrap
 import threading
 import time
 import traceback
@@ -242,6 +243,26 @@ def quiet_libraries() -> None:
     logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
 
 
+def wrapped(text: str, stream: TextIO) -> str:
+    """`text` with lines that fit the terminal, broken between words; as it is where `stream` is not a terminal."""
+    if not stream.isatty():
+        return text
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    lines = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        fit = textwrap.wrap(
+            line.strip(),
+            width,
+            initial_indent=indent,
+            subsequent_indent=f"{indent}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += fit or [""]
+    return "\n".join(lines)
+
+
 class StatusLine:
     """One line of progress: redrawn in place on a terminal, otherwise a plain line now and then."""
 
@@ -294,7 +315,7 @@ class StatusLine:
         # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
         # off could no longer be recognised.
         global _last_drawn
-        text = escape_controls(redact_text(text))[: shutil.get_terminal_size().columns - 1]
+        text = _fit(escape_controls(redact_text(text)), shutil.get_terminal_size().columns - 1)
         self._stream.write("\r" + text.ljust(len(self._shown)))
         self._shown, _last_drawn = text, self
 
@@ -302,6 +323,14 @@ class StatusLine:
         if self._shown:
             self._stream.write("\r" + " " * len(self._shown) + "\r")
             self._shown = ""
+
+
+def _fit(text: str, width: int) -> str:
+    """The parts of a status line, between ` | `, that have room; the beginning of the first where none has."""
+    if len(text) <= width:
+        return text
+    whole = text[: text.rfind(" | ", 0, width + 3)] if " | " in text[: width + 3] else text
+    return whole[:width]
 
 
 # ---------------------------------------------------------------- logging

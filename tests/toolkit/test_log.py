@@ -20,6 +20,7 @@ from toolkit.log import (
     show_extension,
     shown,
     tee_output,
+    wrapped,
 )
 
 TOKEN = "hf_" + "aB3" * 11 + "z"
@@ -132,6 +133,33 @@ def test_status_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Terminal()
     StatusLine(terminal).update("x" * 100)
     assert terminal.shown() == ["x" * 19]
+
+
+def test_a_plan_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "31")
+    text = "zuzu\n  output/zuzu/a-long-folder/pictures: 15 x 10 = 150 samples"
+    assert wrapped(text, io.StringIO()) == text
+    assert wrapped(text, Terminal()).splitlines() == [
+        "zuzu", "  output/zuzu/a-long-folder/pictures:", "    15 x 10 = 150 samples",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("columns", "shown"),
+    [
+        (41, "step 140/240 58% | loss 0.0904 | avg 0.1"),
+        (40, "step 140/240 58% | loss 0.0904"),
+        (32, "step 140/240 58% | loss 0.0904"),
+        (30, "step 140/240 58%"),
+        (17, "step 140/240 58%"),
+        (9, "step 140"),
+    ],
+)
+def test_a_status_line_keeps_whole_parts(monkeypatch: pytest.MonkeyPatch, columns: int, shown: str) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    terminal = Terminal()
+    StatusLine(terminal).update("step 140/240 58% | loss 0.0904 | avg 0.1")
+    assert terminal.shown() == [shown]
 
 
 def test_status_elsewhere_is_a_plain_line_every_ten_seconds() -> None:

@@ -63,10 +63,11 @@ def unused_choices(network: NetworkConfig, names: Sequence[str]) -> Iterator[str
         {name for pattern in patterns for name in matching(pattern, names)}
         for patterns in (network.include_patterns, network.exclude_patterns)
     )
-    if included and excluded and not included & excluded:
+    others = len(set(names) - included - excluded)
+    if included and excluded and not included & excluded and others:
         yield (
             "network.include_patterns: has no effect beside exclude_patterns: it only brings back layers that those "
-            "leave out, and matches none of them. Leave one of the two out."
+            f"leave out, and matches none of them. {others} further layers are trained. Leave one of the two out."
         )
     for key in ("only_if_contains", "ignore_if_contains"):
         for part in getattr(network.network_kwargs, key):

@@ -79,7 +79,7 @@ def _drawn(
         columns[None] = _GAP
     total = left + len(steps) * (width + _GAP)
     shown = [_thumbnail(path, small) for path in _spread(training, 2 * len(steps))] if len(steps) > 1 else []
-    above = _LINE + max(image.height for image in shown) + _GAP if shown else 0
+    above = _LINE + max(image.height for image in shown) + 3 * _GAP if shown else 0
     font = ImageFont.load_default(11)
     titles = {row: _title(cells, row, total) for row in rows}
     heights = {row: max((images[place].height for place in images if place[0] == row), default=0) for row in rows}
@@ -89,7 +89,8 @@ def _drawn(
     for place, image in enumerate(shown):
         sheet.paste(image, (left + place // 2 * (width + _GAP) + place % 2 * (small + _GAP), _LINE))
     if shown:
-        pen.text((left, 0), "images of the training", fill="black", font=font)
+        pen.text((left, 0), "training images", fill="black", font=font)
+        pen.line((0, above - _GAP, total, above - _GAP), fill="grey")
     for step, x in columns.items():
         pen.text((x, above + 2), "references" if step is None else f"step {step}", fill="black", font=font)
     top = above + _LINE + _GAP

@@ -121,16 +121,17 @@ class StatusCallback(Callback):
 
     def _text(self, run: Run, result: StepResult) -> str:
         seconds = median(self._recent_s)
-        # Most important first, the loss within 80 columns: a narrow terminal cuts the line off.
+        # Most important first, the loss within 40 columns, the pace within 80: a narrow terminal has room for less.
         took = run_files.duration(time.monotonic() - self._begun)
         left = run_files.duration((run.steps - result.step) * seconds)
         known = run.steps != UNTIL_THE_DATA_ENDS
         parts = [
             f"step {result.step}/{run.steps} {100 * result.step // run.steps}%" if known else f"step {result.step}",
+            f"loss {result.loss:.4f}",
+            f"avg {sum(self._losses) / max(1, len(self._losses)):.4f}",
+            f"{seconds:.2f} s/it",
             f"{took}, ETA {left}" if known else took,
             f"lr {result.lr:.1e}",
-            f"loss {result.loss:.4f} (avg {sum(self._losses) / max(1, len(self._losses)):.4f})",
-            f"{seconds:.2f} s/it",
             memory_text(),
         ]
         if run.state.skipped:

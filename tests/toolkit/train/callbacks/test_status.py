@@ -103,5 +103,5 @@ def test_the_line_tells_step_loss_speed_and_what_is_left(run, result) -> None:
     callback.on_start(run)
     callback.on_metrics(run, result(10, loss=0.5, step_s=4.0))
     line = stream.getvalue()
-    for part in ("step 10/40 25%", "loss 0.5000 (avg 0.5000)", "lr 1.0e-01", "4.00 s/it", "0s, ETA 2m00s"):
+    for part in ("step 10/40 25%", "loss 0.5000 | avg 0.5000", "lr 1.0e-01", "4.00 s/it", "0s, ETA 2m00s"):
         assert part in line
