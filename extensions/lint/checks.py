@@ -12,9 +12,13 @@ from typing import TYPE_CHECKING
 
 import numpy
 
+from extensions.lint.dataset import SMALL_SIDE, SOFT
+from extensions.lint.likeness import is_flat, most_like
 from toolkit.config.dataset import area_of
+from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.directory import split_suffix
 from toolkit.data.folder import shorten
+from toolkit.interfaces import PLACEHOLDERS
 
 if TYPE_CHECKING:
     from extensions.lint.config import LintConfig
@@ -43,8 +47,6 @@ SAME_SHAPE = 0.04
 MARGIN_BITS = 16
 """So much nearer is a reference to another picture than to its own where their order is wrong."""
 
-COMMON_WORDS = frozenset({"a", "an", "the", "this", "that", "these", "there", "two", "three", "some", "one", "in"})
-
 
 @dataclass(frozen=True)
 class Finding:
@@ -69,6 +71,10 @@ Function = Callable[["Dataset", "LintConfig"], Found]
 def unusable(data: Dataset, config: LintConfig) -> Found:
     for mistake in data.mistakes:
         yield mistake.place, mistake.message
+
+
+def unused(data: Dataset, config: LintConfig) -> Found:
+    yield from data.unused
 
 
 def unpaired(data: Dataset, config: LintConfig) -> Found:
@@ -101,8 +107,9 @@ def pair_order(data: Dataset, config: LintConfig) -> Found:
         for start, distances in _all_distances(targets, references):
             for row, line in enumerate(distances):
                 here, nearest = start + row, int(line.argmin())
-                far, near = int(own[here]), int(line[nearest])
-                if far > UNLIKE_BITS and near <= min(far - MARGIN_BITS, 2 * config.duplicate_bits):
+                far, near, its = int(own[here]), int(line[nearest]), int(own[nearest])
+                # Where the other reference fits its own image, the two images only resemble each other.
+                if far > UNLIKE_BITS and 2 * near < far and its > max(UNLIKE_BITS, 2 * near):
                     shown = f"shows what {items[nearest].references[slot].path} shows, and not its own reference"
                     yield items[here].sample.image, f"{shown} {items[here].references[slot].path}"
     yield from _slots(data)
@@ -157,39 +164,32 @@ def same_as_reference(data: Dataset, config: LintConfig) -> Found:
 def duplicate(data: Dataset, config: LintConfig) -> Found:
     for held_out in (False, True):
         items = _distinct_files(item for item in data.items if item.held_out == held_out)
-        bits = _bits([item.look.bits for item in items])
-        for start, distances in _all_distances(bits, bits):
-            for row, line in enumerate(distances):
-                here = start + row
-                if here and line[:here].min() <= config.duplicate_bits:
-                    other = int(line[:here].argmin())
-                    yield items[here].sample.image, _alike(items[other], int(line[other]))
+        pictures = _pictures(items)
+        for here, other, mirrored in most_like(pictures, pictures, config.least_likeness, earlier=True):
+            yield items[here].sample.image, _alike(items[other], mirrored)
 
 
 def leak(data: Dataset, config: LintConfig) -> Found:
     trained = _distinct_files(item for item in data.items if not item.held_out)
     held_out = _distinct_files(item for item in data.items if item.held_out)
-    if not trained:
-        return
-    for start, distances in _all_distances(
-        _bits([item.look.bits for item in held_out]), _bits([item.look.bits for item in trained])
-    ):
-        for row, line in enumerate(distances):
-            nearest = int(line.argmin())
-            if line[nearest] <= config.duplicate_bits:
-                message = (
-                    f"is held out for the validation, but trained on: {_alike(trained[nearest], int(line[nearest]))}"
-                )
-                yield held_out[start + row].sample.image, message
+    if trained and held_out:
+        found = most_like(_pictures(held_out), _pictures(trained), config.least_likeness, earlier=False)
+        for here, other, mirrored in found:
+            message = f"is in the validation, but trained on: {_alike(trained[other], mirrored)}"
+            yield held_out[here].sample.image, message
 
 
 def _distinct_files(items: Iterator[Item]) -> list[Item]:
-    """Each file once, however often and by whatever path it is used; none of one colour, whose hashes are all alike."""
-    return list({os.path.realpath(item.sample.image): item for item in items if any(item.look.bits)}.values())
+    """Each file once, however often and by whatever path it is used; none of one colour, which are all alike."""
+    return list({os.path.realpath(item.sample.image): item for item in items if not is_flat(item.look.small)}.values())
 
 
-def _alike(other: Item, distance: int) -> str:
-    return f"shows what {other.sample.image} shows ({distance} of 128 bits differ)"
+def _pictures(items: Sequence[Item]) -> numpy.ndarray:
+    return numpy.array([item.look.small for item in items]).reshape(-1, SMALL_SIDE, SMALL_SIDE, 3)
+
+
+def _alike(other: Item, mirrored: bool) -> str:
+    return f"shows what {other.sample.image} shows{', mirrored' * mirrored}"
 
 
 def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
@@ -198,9 +198,9 @@ def _bits(hashes: Sequence[tuple[int, int]]) -> numpy.ndarray:
 
 
 def _different(a: numpy.ndarray, b: numpy.ndarray) -> numpy.ndarray:
-    """How many of the 128 bits differ, as uint8; the last axis is gone."""
+    """How many of the 128 bits differ, as uint8, 64 at most: a negative has all of them. The last axis is gone."""
     rows, columns = (numpy.bitwise_count(a[..., half] ^ b[..., half]) for half in (0, 1))
-    return rows + columns
+    return numpy.minimum(rows + columns, 128 - rows - columns)
 
 
 def _all_distances(a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64) -> Iterator[tuple[int, numpy.ndarray]]:
@@ -214,19 +214,20 @@ def _all_distances(a: numpy.ndarray, b: numpy.ndarray, at_once: int = 64) -> Ite
 
 def blurred(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        if item.look.sharpness < config.least_sharpness:
-            yield (
-                item.sample.image,
-                f"is blurred: sharpness {item.look.sharpness:.3g}, below {config.least_sharpness:g}",
-            )
+        look = item.look
+        is_soft = look.sharpness < config.least_sharpness and look.detail < SOFT
+        if not look.resampled and (is_soft or look.detail < config.least_detail):
+            what = f"sharpness {look.sharpness:.3g}, and {look.detail:.2f} of the finest detail"
+            yield item.sample.image, f"is blurred: {what}; usual are more than {config.least_sharpness:g} and 0.7"
 
 
 def enlarged(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
-        share, is_blurred = item.look.detail, item.look.sharpness < config.least_sharpness
-        if share < config.least_detail and not is_blurred:
-            message = f"looks enlarged: {share:.2f} of the finest detail, below {config.least_detail:g}"
-            yield item.sample.image, message
+        if item.look.resampled and config.least_detail:
+            yield (
+                item.sample.image,
+                f"looks enlarged: {item.look.detail:.2f} of the finest detail; usual are 0.7 to 1.4",
+            )
 
 
 def tiny(data: Dataset, config: LintConfig) -> Found:
@@ -269,7 +270,10 @@ def mode(data: Dataset, config: LintConfig) -> Found:
 def no_caption(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         text = item.sample.caption if item.written is None else item.written
-        if not item.is_reg and text in ("", item.sample.rules.trigger):
+        without = text.replace(item.sample.rules.trigger or data.trigger, "")
+        for placeholder in PLACEHOLDERS:
+            without = without.replace(placeholder, "")
+        if not item.is_reg and not without.strip(" .,;:"):
             prompt = f"{item.sample.caption!r} alone" if item.sample.caption else "an empty prompt"
             yield item.sample.image, f"has no caption: it trains with {prompt}"
 
@@ -304,14 +308,10 @@ def _usual_word(data: Dataset) -> Found:
     captions = {
         item.sample.image: item.sample.caption for item in data.items if item.sample.caption and not item.is_reg
     }
-    begins = Counter(re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions.values())
-    if len(captions) < 5:
-        return
-    word, count = begins.most_common(1)[0]
-    if count >= 0.8 * len(captions) and word and word.lower() not in COMMON_WORDS:
-        for image, text in captions.items():
-            if word not in text:
-                yield image, f"has no {word!r}, with which {count} of {len(captions)} captions begin: {_short(text)}"
+    word, count = usual_word([*captions.values()])
+    for image, text in captions.items():
+        if word not in text:
+            yield image, f"has no {word!r}, with which {count} of {len(captions)} captions begin: {_short(text)}"
 
 
 def same_caption(data: Dataset, config: LintConfig) -> Found:
@@ -323,6 +323,20 @@ def same_caption(data: Dataset, config: LintConfig) -> Found:
     for folder, captions in by_folder.items():
         if len(captions) > 2 and len(set(captions)) == 1:
             yield folder, f"all {len(captions)} captions are the same: {_short(captions[0])}"
+
+
+def garbled(data: Dataset, config: LintConfig) -> Found:
+    for item in data.items:
+        text = item.sample.caption if item.written is None else item.written
+        if found := _GARBLED.search(text):
+            what = "a character of another encoding" if found[0].isprintable() else "a control character"
+            yield item.sample.image, f"its caption has {what}, {found[0]!r}: {_short(text)}"
+        for placeholder in nearly_placeholders(text):
+            yield item.sample.image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
+
+
+_GARBLED = re.compile("[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]|[\u00c2\u00c3][\u0080-\u00bf\u0152-\u0192]|\u00e2\u20ac.")
+"""Replacement and control characters, and UTF-8 that was read as Latin-1 or Windows-1252."""
 
 
 def long_caption(data: Dataset, config: LintConfig) -> Found:
@@ -362,6 +376,7 @@ class Check:
 
 CHECKS: dict[str, Check] = {
     "unusable": Check(unusable, "files that a training refuses", "Mend or remove them."),
+    "unused": Check(unused, "files that are not used", "Give them the names and the format that are read."),
     "unpaired": Check(unpaired, "references without an image", "Give the image the same name, or remove them."),
     "pair_order": Check(pair_order, "references that belong to another image", "Rename them."),
     "pair_shape": Check(pair_shape, "references of another shape than their image", "Crop both alike."),
@@ -376,6 +391,7 @@ CHECKS: dict[str, Check] = {
     "mode": Check(mode, "unusual kinds of pixels", "Save them as 8-bit RGB."),
     "no_caption": Check(no_caption, "images without a caption", "Write one (run.py caption does)."),
     "trigger": Check(trigger, "captions without the trigger word", "Write the word as the job has it."),
+    "garbled": Check(garbled, "captions with garbled text", "Save them as UTF-8, and write [trigger]."),
     "same_caption": Check(same_caption, "folders with one caption for all", "Say what differs."),
     "long_caption": Check(long_caption, "captions over the model's limit", "Shorten them."),
 }

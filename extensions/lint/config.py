@@ -14,9 +14,9 @@ from toolkit.files import file_in_the_way, find_config, refusal
 from toolkit.html_page import is_page
 
 CHECK_NAMES = (
-    *("unusable", "unpaired", "pair_order", "pair_shape", "same_as_reference", "duplicate", "leak"),
+    *("unusable", "unused", "unpaired", "pair_order", "pair_shape", "same_as_reference", "duplicate", "leak"),
     *("blurred", "enlarged", "tiny", "aspect", "transparent", "mode"),
-    *("no_caption", "trigger", "same_caption", "long_caption"),
+    *("no_caption", "trigger", "garbled", "same_caption", "long_caption"),
 )
 """Every check; `checks.CHECKS` has what it does."""
 
@@ -36,7 +36,7 @@ Checks = Annotated[
 ]
 Paths = Annotated[tuple[PathStr, ...], BeforeValidator(as_list), schema_of_list({"type": "string"})]
 
-OF_A_FOLDER = ("control_path", "resolution", "trigger_word")
+OF_A_FOLDER = ("control_path", "resolution", "trigger_word", "default_caption")
 """Keys that a job has itself."""
 
 
@@ -60,6 +60,9 @@ class LintConfig(ToolConfig):
     trigger_word: str = ""
     """Of a folder: the word that each caption is to hold."""
 
+    default_caption: str = ""
+    """Of a folder: the caption of images that have none, as `datasets[].default_caption`."""
+
     skip: Checks = ()
     """Checks that are left out."""
 
@@ -72,16 +75,18 @@ class LintConfig(ToolConfig):
     output: PathStr = "lint.html"
     """File of that page. A page of this program is replaced, any other file is not."""
 
-    duplicate_bits: int = Field(default=6, ge=0, le=64)
-    """duplicate, leak: pictures are alike up to so many different bits of the 128 of their hashes. 0: equal
-    hashes only."""
+    least_likeness: float = Field(default=0.97, ge=0, le=1)
+    """duplicate, leak: from this share of one picture on that the other explains once it lies on it, also mirrored.
+    Copies that were resized, compressed or cut by up to 10 % have 0.985 to 1, other pictures at most 0.94."""
 
     least_sharpness: float = Field(default=25, ge=0)
-    """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255. 0: off."""
+    """blurred: below this variance of the Laplacian, of the crop with grey values 0 to 255, if fine detail is missing
+    too. 0: off."""
 
     least_detail: float = Field(default=0.35, ge=0)
-    """enlarged: below this share of the finest detail in the next coarser one. Pictures as they were taken or drawn
-    have 0.7 to 1.4, enlarged to twice their size 0.25. 0: off."""
+    """blurred: below this share of the finest detail in the next coarser one. Pictures as they were taken or drawn
+    have 0.7 to 1.4, blurred by 2 pixels 0.25. Where there are traces of an enlargement they are told as `enlarged`. 0:
+    off."""
 
     least_size: float = Field(default=0.5, ge=0)
     """tiny: below this share of `resolution`, as a side of a square. 0: off."""
@@ -92,9 +97,9 @@ class LintConfig(ToolConfig):
     most_aspect: float = Field(default=3, ge=1)
     """aspect: above this ratio of the sides."""
 
-    reference_difference: int = Field(default=6, ge=0, le=255)
-    """same_as_reference: up to this largest difference of a colour, of 255, of both at 64 x 64 pixels. 0: equal ones
-    only."""
+    reference_difference: int = Field(default=7, ge=0, le=255)
+    """same_as_reference: up to this largest difference of a colour, of 255, of both at 64 x 64 pixels, less what
+    compressing and resizing change at edges. 0: equal ones only."""
 
     most_tokens: int = Field(default=512, ge=1)
     """long_caption: above so many tokens, estimated, where no tokenizer of a model says it exactly."""

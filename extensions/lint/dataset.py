@@ -6,6 +6,8 @@ remain a few numbers.
 
 from __future__ import annotations
 
+import itertools
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -40,6 +42,12 @@ SIZE_MULTIPLE = 32
 COMPARED_SIDE = 64
 """Pixels of a side at which an image is compared with its references."""
 
+SMALL_SIDE = 32
+"""Pixels of a side at which images are compared with each other."""
+
+SOFT = 0.5
+"""Below this detail it is asked whether a picture was enlarged."""
+
 AT_ONCE = 4
 """Images of a portion that a thread takes."""
 
@@ -62,7 +70,14 @@ class Look(NamedTuple):
     """Variance of the Laplacian of the crop."""
 
     detail: float
-    """Of the crop: what is lost by halving it, against what is lost by halving it again; infinity for a flat one."""
+    """Of the crop: what is lost by halving it, against what is lost by halving it again, the least of three such
+    octaves; infinity for a flat one."""
+
+    resampled: bool
+    """Whether a soft picture has the traces of an enlargement."""
+
+    small: numpy.ndarray
+    """[S, S, 3] uint8, S = `SMALL_SIDE`: to compare it with others."""
 
 
 class Reference(NamedTuple):
@@ -74,7 +89,7 @@ class Reference(NamedTuple):
 
     bits: tuple[int, int]
     difference: int
-    """Largest difference of a colour to the image, both at `COMPARED_SIDE`."""
+    """Largest difference of a colour to the image, both at `COMPARED_SIDE`, beyond what a shift of a pixel explains."""
 
 
 @dataclass(frozen=True)
@@ -104,6 +119,9 @@ class Dataset:
     items: list[Item] = field(default_factory=list)
     mistakes: list[InputError] = field(default_factory=list)
     """Of files that a training would refuse."""
+
+    unused: tuple[tuple[str, str], ...] = ()
+    """Files that are not used though they seem meant to be, and why."""
 
     trigger: str = ""
     control_folders: tuple[str, ...] = ()
@@ -136,7 +154,12 @@ def read_datasets(config: LintConfig, progress: Callable[[int, int], None]) -> I
 
 
 def _of_folder(config: LintConfig, progress: Callable[[int, int], None]) -> Dataset:
-    settings = DatasetConfig(folder_path=config.path, control_path=config.control_path, resolution=(config.resolution,))
+    settings = DatasetConfig(
+        folder_path=config.path,
+        control_path=config.control_path,
+        resolution=(config.resolution,),
+        default_caption=config.default_caption,
+    )
     found = Dataset(config.path, trigger=config.trigger_word, control_folders=settings.control_path)
     scan = scan_datasets([settings], None, forgiven=found.mistakes)
     items = make_items(scan.samples, lambda _: settings.resolution, SIZE_MULTIPLE)
@@ -227,7 +250,7 @@ def _fill(
     own: DatasetConfig | None = None,
 ) -> None:
     """Measures the images. settings: of a sample. own: those of held out images from a folder of their own."""
-    found.listing = scan.scan_cache.listing
+    found.listing, found.unused = scan.scan_cache.listing, scan.unused
     crops: dict[tuple[str, bool], tuple[Sample, list[ResizeCrop]]] = {}
     for is_held_out, bucketed in ((False, trained), (True, held_out)):
         for sample, crop in bucketed:
@@ -254,8 +277,8 @@ def _fill(
 def _measured(sample: Sample, crop: ResizeCrop) -> tuple[Look, tuple[Reference, ...]] | ImageError:
     try:
         image = open_image(sample.image, sample.background)
-        small = _small(image)
-        references = tuple(_reference(path, sample.background, small) for path in sample.control_images)
+        target = _resized(image, COMPARED_SIDE)
+        references = tuple(_reference(path, sample.background, target) for path in sample.control_images)
         return look(image, crop, *_kind(sample.image)), references
     except ImageError as error:
         return error
@@ -273,17 +296,29 @@ def _kind(path: str) -> tuple[str, float]:
 def look(image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: float = 0.0) -> Look:
     """What is to be known of a decoded image, of which `crop` is trained."""
     grey = resize_cover_crop(image, crop).convert("L")
-    return Look(mode, transparent, difference_hash(image), sharpness(grey), detail(grey))
+    fine = detail(grey)
+    resampled = fine < SOFT and is_resampled(image.convert("L"))
+    small = _resized(image, SMALL_SIDE)
+    return Look(mode, transparent, difference_hash(image), sharpness(grey), fine, resampled, small)
 
 
 def _reference(path: str, background: str, target: numpy.ndarray) -> Reference:
     image = open_image(path, background, at_least=4 * COMPARED_SIDE)
-    difference = numpy.abs(_small(image).astype(numpy.int16) - target).max()
-    return Reference(path, image.width / image.height, difference_hash(image), int(difference))
+    small = _resized(image, COMPARED_SIDE)
+    beyond = numpy.abs(small.astype(numpy.int16) - target) - numpy.maximum(_spread(small), _spread(target)) // 3
+    return Reference(path, image.width / image.height, difference_hash(image), max(0, int(beyond.max())))
 
 
-def _small(image: Image.Image) -> numpy.ndarray:
-    return numpy.asarray(image.resize((COMPARED_SIDE, COMPARED_SIDE), Image.Resampling.BOX))
+def _resized(image: Image.Image, side: int) -> numpy.ndarray:
+    return numpy.asarray(image.resize((side, side), Image.Resampling.BOX))
+
+
+def _spread(small: numpy.ndarray) -> numpy.ndarray:
+    """Largest less smallest value of the 3 x 3 pixels around each, as int16."""
+    padded = numpy.pad(small.astype(numpy.int16), ((1, 1), (1, 1), (0, 0)), "edge")
+    around = numpy.lib.stride_tricks.sliding_window_view(padded, (3, 3), (0, 1))
+    spread: numpy.ndarray = around.max((-2, -1)) - around.min((-2, -1))
+    return spread
 
 
 def difference_hash(image: Image.Image) -> tuple[int, int]:
@@ -313,15 +348,62 @@ def sharpness(grey: Image.Image) -> float:
 
 
 def detail(grey: Image.Image) -> float:
-    """How much of the finest octave there is against the next: `Look.detail`."""
-    finest, half = _lost_by_halving(grey)
-    next_one, _ = _lost_by_halving(half)
-    return finest / next_one if next_one > 0.25 else float("inf")
+    """How much of an octave there is against the next coarser one: `Look.detail`."""
+    losses = []
+    for _ in range(4):
+        lost, grey = _lost_by_shrinking(grey, 2)
+        losses.append(lost)
+    pairs = itertools.pairwise(losses)
+    return min((finer / coarser for finer, coarser in pairs if coarser > 0.25), default=float("inf"))
 
 
-def _lost_by_halving(grey: Image.Image) -> tuple[float, Image.Image]:
-    """Root mean square of what is lost, in grey values, and the half."""
-    half = grey.resize((max(1, grey.width // 2), max(1, grey.height // 2)), Image.Resampling.LANCZOS)
-    back = half.resize(grey.size, Image.Resampling.LANCZOS)
+def _lost_by_shrinking(grey: Image.Image, factor: float) -> tuple[float, Image.Image]:
+    """Root mean square of what is lost, in grey values, and the smaller picture."""
+    size = max(1, round(grey.width / factor)), max(1, round(grey.height / factor))
+    small = grey.resize(size, Image.Resampling.LANCZOS)
+    back = small.resize(grey.size, Image.Resampling.LANCZOS)
     lost = numpy.asarray(grey, dtype=numpy.float32) - numpy.asarray(back, dtype=numpy.float32)
-    return float(numpy.sqrt((lost * lost).mean())), half
+    return float(numpy.sqrt((lost * lost).mean())), small
+
+
+def is_resampled(grey: Image.Image) -> bool:
+    """Whether a picture was enlarged; a blurred one was not. Of either there are traces in one of two ways:
+
+    - What is interpolated is smoother between the old pixels than on them, with the period of the old grid. Source:
+      Gallagher, "Detection of linear and cubic interpolation in JPEG compressed images", CRV 2005.
+    - Where the factor is a whole number, which leaves no such period for 2, shrinking by it loses less than by factors
+      around it.
+    """
+    side = 768
+    left, top = max(0, (grey.width - side) // 2), max(0, (grey.height - side) // 2)
+    grey = grey.crop((left, top, min(grey.width, left + side), min(grey.height, top + side)))
+    if min(grey.size) < 64:
+        return False
+    pixels = numpy.asarray(grey, dtype=numpy.float32)
+    if max(_period(pixels), _period(pixels.T)) > 10:
+        return True
+    lost = {factor: _lost_at(grey, factor) for factor in (1.75, 2, 2.5, 3, 3.5, 4, 5)}
+    dips = ((lost[a] + lost[b]) / 2 - lost[at] for a, at, b in ((1.75, 2, 2.5), (2.5, 3, 3.5), (3.5, 4, 5)))
+    return max(dips) > 0.2
+
+
+def _lost_at(grey: Image.Image, factor: float) -> float:
+    """Logarithm of what shrinking by a factor loses, against what the next half of an octave holds."""
+    lost, small = _lost_by_shrinking(grey, factor)
+    return math.log((lost + 0.3) / (_lost_by_shrinking(small, 1.5)[0] + 0.3))
+
+
+def _period(pixels: numpy.ndarray) -> float:
+    """How far the strongest period of the columns' second differences stands out; those of JPEG's blocks left out."""
+    count = (pixels.shape[1] - 2) // 8 * 8
+    curved = numpy.abs(2 * pixels[:, 1:-1] - pixels[:, :-2] - pixels[:, 2:])[:, :count]
+    columns = numpy.log(curved.mean(0) + 0.05)
+    columns -= numpy.convolve(numpy.pad(columns, 3, "edge"), numpy.ones(7) / 7, "valid")
+    strength = numpy.abs(numpy.fft.rfft(columns * numpy.hanning(count)))
+    first, eighth = round(0.15 * count), count // 8  # below are shapes of the picture
+    usual = numpy.median(strength[first:]) + 1e-9
+    blocks = max(strength[eighth - 1 : eighth + 2].max(), strength[3 * eighth - 1 : 3 * eighth + 2].max())
+    for multiple in (1, 2, 3, 4):  # of 2 and 4 what is stronger than 1 and 3 is of an enlargement
+        near = slice(max(0, multiple * eighth - 2), multiple * eighth + 3)
+        strength[near] = 0 if multiple % 2 else numpy.maximum(0, strength[near] - 1.5 * blocks)
+    return float(strength[first:].max() / usual)

@@ -3,15 +3,21 @@ dropout and shuffling at each use."""
 
 from __future__ import annotations
 
+import csv
+import io
+import json
 import os
+import re
 from codecs import BOM_UTF8
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from posixpath import normpath
+from typing import Any
 from unicodedata import normalize
 
 from toolkit import seeding
-from toolkit.data.directory import DirectoryListing, thread_map
+from toolkit.data.directory import DirectoryListing, split_suffix, thread_map
 from toolkit.errors import InputError
 from toolkit.files import read_chunks
 from toolkit.interfaces import PLACEHOLDERS, CaptionRules
@@ -27,9 +33,13 @@ class CaptionError(ValueError):
 
 
 def caption_files(listing: DirectoryListing, suffixes: Sequence[str]) -> list[list[str]]:
-    """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none."""
-    files = listing.files
-    return [[files.get(stem + suffix, "") for stem in listing.images] for suffix in map(str.lower, suffixes)]
+    """For each suffix the files that have it: one name for each of `listing.images`, in their order; '' for none. Of
+    `a.jpg` that is `a.txt`, else `a.jpg.txt`."""
+    files, images = listing.files, listing.images
+    return [
+        [files.get(stem + suffix) or files.get(names[0] + suffix, "") for stem, names in images.items()]
+        for suffix in map(str.lower, suffixes)
+    ]
 
 
 def find_captions(listing: DirectoryListing, files: Sequence[list[str]], mistakes: list[InputError]) -> list[str]:
@@ -57,34 +67,93 @@ def _read(listing: DirectoryListing, names: Sequence[str], mistakes: list[InputE
             listing.texts[name] = text
 
 
-def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, str]:
-    """The captions of a table with one `<file name><tab><caption>` per line, by name; later tabs are of the caption.
+TABLES = (".tsv", ".csv", ".jsonl")
+"""Endings of files with the captions of many images."""
 
-    Names are paths from the folder of the images, as of `image_name`. Blank lines are skipped. A file that cannot be
-    used, and lines without a name or of one that is given already, are added to `mistakes` as file:line.
+_NAMES = ("file_name", "filename", "image_path", "image", "file", "path", "name")
+_CAPTIONS = ("caption", "text", "prompt", "description")
+
+
+def read_captions_file(path: str, mistakes: list[InputError]) -> dict[str, str]:
+    """The captions of a table, by name.
+
+    `.csv` has a header and `.jsonl` an object per line, with a column of `_NAMES` and one of `_CAPTIONS`; any other
+    file has lines `<file name><tab><caption>`, where later tabs are of the caption. Names are paths from the folder of
+    the images, as of `image_name`. Blank lines are skipped. A file that cannot be used, and lines without a name or of
+    one that is given already, are added to `mistakes` as file:line.
     """
     try:
-        lines = _read_text(os.path.expanduser(path)).split("\n")
+        text = _read_text(os.path.expanduser(path))
     except CaptionError as error:
         mistakes.append(InputError(path, error.reason))
         return {}
+    rows = {".csv": _csv_rows, ".jsonl": _json_rows}.get(split_suffix(path)[1], _tab_rows)
     captions: dict[str, str] = {}
     first: dict[str, int] = {}
-    for number, line in enumerate(lines, 1):
-        if not line.strip():
+    for number, written, caption in rows(text):
+        if written is None:
+            mistakes.append(InputError(f"{path}:{number}", caption))
             continue
-        written, tab, caption = line.partition("\t")
-        name = image_name(written.strip())
-        if not tab or not written.strip():
-            what = "no name before the tab" if tab else "no tab"
-            reason = f"{line.strip()[:_SHOWN]!r}: {what}. Write the name of the image, a tab, its caption"
-            mistakes.append(InputError(f"{path}:{number}", reason))
-        elif name in first:
+        if os.path.isabs(written):
+            written = os.path.relpath(written, os.path.dirname(os.path.abspath(path)))
+        name = image_name(written)
+        if name in first:
             reason = f"{name!r} has a caption in line {first[name]}. Remove one of them"
             mistakes.append(InputError(f"{path}:{number}", reason))
         else:
             first[name], captions[name] = number, caption.strip()
     return captions
+
+
+_Rows = Iterator[tuple[int, str | None, str]]
+"""Line, name, caption; without a name the error."""
+
+
+def _tab_rows(text: str) -> _Rows:
+    for number, line in enumerate(text.split("\n"), 1):
+        written, tab, caption = line.partition("\t")
+        if tab and written.strip():
+            yield number, written.strip(), caption
+        elif line.strip():
+            what = "no name before the tab" if tab else "no tab"
+            reason = f"{line.strip()[:_SHOWN]!r}: {what}. Write the name of the image, a tab, its caption"
+            yield number, None, reason
+
+
+def _csv_rows(text: str) -> _Rows:
+    reader = csv.DictReader(io.StringIO(text))
+    try:
+        columns = reader.fieldnames or ()
+        if not (_first_of(columns, _NAMES) and _first_of(columns, _CAPTIONS)):
+            reason = f"{', '.join(columns)[:_SHOWN]!r} is not a header with {_NAMES[0]!r} and {_CAPTIONS[0]!r}"
+            yield 1, None, f"{reason}. Add one with these names"
+            return
+        for row in reader:
+            yield _named(reader.line_num, row)
+    except csv.Error as error:
+        yield reader.line_num, None, f"cannot be read as CSV: {error}. Mend the line"
+
+
+def _json_rows(text: str) -> _Rows:
+    for number, line in enumerate(text.split("\n"), 1):
+        if line.strip():
+            try:
+                row = json.loads(line)
+            except (ValueError, RecursionError):
+                row = None
+            yield _named(number, row if isinstance(row, dict) else {})
+
+
+def _named(number: int, row: Mapping[Any, Any]) -> tuple[int, str | None, str]:
+    name, caption = (row.get(_first_of(row, keys)) for keys in (_NAMES, _CAPTIONS))
+    if isinstance(name, str) and name.strip() and isinstance(caption, str | None):
+        return number, name.strip(), caption or ""
+    return number, None, f"has no {_NAMES[0]!r} and {_CAPTIONS[0]!r} of text. Give both, or remove the line"
+
+
+def _first_of(keys: Iterable[Any], wanted: Sequence[str]) -> str | None:
+    found = {key.strip().lower(): key for key in keys if isinstance(key, str)}
+    return next((found[key] for key in wanted if key in found), None)
 
 
 _SHOWN = 40
@@ -145,6 +214,33 @@ def inject_trigger(caption: str, trigger: str | None, add: bool = True) -> str:
     if add and trigger and trigger not in caption:
         return f"{trigger} {caption}"
     return caption
+
+
+_NEARLY_PLACEHOLDER = re.compile(r"[\[{<(]\s*(?:trigger|name)(?:[ _]?word)?\s*[\]}>)]", re.IGNORECASE)
+
+
+def nearly_placeholders(text: str) -> list[str]:
+    """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and `[Trigger]`: each once, in order."""
+    found = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text))
+    return [each for each in found if each not in PLACEHOLDERS]
+
+
+_COMMON_WORDS = (
+    "a an the this that these there two three some one in on at with of his her its he she it no 1girl 1boy "
+    "photo photograph picture image portrait close close-up closeup shot view selfie screenshot painting drawing "
+    "illustration sketch cartoon anime man woman girl boy person people child cat dog full upper side front back wide "
+    "medium low high black white young old small large smiling standing sitting walking looking"
+)
+"""Lower-case words with which captions begin that are no trigger words."""
+
+
+def usual_word(captions: Sequence[str]) -> tuple[str, int]:
+    """The word with which at least four of five captions begin, and how many: a trigger word that was written by hand.
+    Empty without one, and of less than five captions."""
+    begins = Counter(re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions)
+    word, count = begins.most_common(1)[0] if len(captions) >= 5 else ("", 0)
+    is_one = count >= 0.8 * len(captions) and word and word.lower() not in _COMMON_WORDS.split()
+    return (word, count) if is_one else ("", 0)
 
 
 def caption_for_use(caption: str, rules: CaptionRules, seed: int, epoch: int, position: int) -> str:

@@ -12,44 +12,74 @@ import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cache, cached_property
-from itertools import chain, repeat
-from typing import Any
+from itertools import chain, groupby, repeat
+from typing import Any, NamedTuple
 
 from toolkit.config.dataset import DatasetConfig, area_of
 from toolkit.data.captions import (
+    TABLES,
     add_prefix,
     caption_files,
     find_captions,
     image_name,
     inject_trigger,
+    nearly_placeholders,
     read_captions_file,
+    usual_word,
 )
 from toolkit.data.directory import DirectoryListing, ImageFile, join, real_path, split_suffix
 from toolkit.data.image_probe import notes_of, probe_images
-from toolkit.data.images import IMAGE_SUFFIXES, reference_error
+from toolkit.data.images import CLEAR, HEIF_SUFFIXES, IMAGE_SUFFIXES, reference_error
 from toolkit.data.scan_cache import ScanCache
 from toolkit.errors import DataErrors, InputError
 from toolkit.interfaces import NO_FLIP, PLACEHOLDERS, CaptionRules, Flip, Mask, Sample, Size
 
-_UNREAD_IMAGES = frozenset({".heic", ".heif", ".avif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
+_UNREAD_IMAGES = frozenset({*HEIF_SUFFIXES, ".avif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})
+_NO_CAPTIONS = frozenset({"lint_ignore.txt", "readme.txt", "license.txt", "classes.txt"})
 _LISTED_NAMES = 20
+
+
+class Ignored(NamedTuple):
+    """Files of a folder that are not used for one reason."""
+
+    folder: str
+    reason: str
+    names: list[str]
+    remedy: str
+    """Empty where nobody expects them to be used."""
+
+    def note(self) -> str:
+        """A line of the plan: a warning where there is a remedy."""
+        names = shorten(self.names)
+        if not self.remedy:
+            return f"{self.folder}: ignored, {self.reason}: {names}"
+        count = _count(len(self.names), "file")
+        return f"warning: {self.folder}: {count} not used, {self.reason}: {names}. {self.remedy}"
 
 
 def ignored_files(
     listing: DirectoryListing, captions: Sequence[list[str]], caption_ext: Sequence[str]
-) -> Iterator[str]:
-    """One note per reason. captions: as of `caption_files`; caption_ext: the suffixes they have; none where the
+) -> Iterator[Ignored]:
+    """Each reason once. captions: as of `caption_files`; caption_ext: the suffixes they have; none where the
     captions come from one file."""
     if any(len(names) - names.count("") == len(listing.files) for names in captions):
         return  # each has one caption, and there is nothing else
     used = set(chain.from_iterable(captions))
-    reasons: dict[str, list[str]] = {}
+    reasons: dict[tuple[str, str], list[str]] = {}
     for name, written in listing.files.items():
         if written not in used:
             reasons.setdefault(_why_ignored(name, listing, caption_ext), []).append(written)
-    for reason, names in reasons.items():
-        yield f"{listing.folder}: ignored, {reason}: {shorten(names)}"
+    for (reason, remedy), names in reasons.items():
+        yield Ignored(listing.folder, reason, names, remedy)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number:,} {what}{'s' * (number != 1)}"
+
+
+def _share(number: int, total: int, verbs: tuple[str, str]) -> str:
+    return f"{number:,} of {_count(total, 'image')} {verbs[number != 1]}"
 
 
 def shorten(names: Iterable[str]) -> str:
@@ -59,16 +89,22 @@ def shorten(names: Iterable[str]) -> str:
     return ", ".join(names[:_LISTED_NAMES]) + more
 
 
-def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str]) -> str:
-    suffix = split_suffix(name)[1]
+def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str]) -> tuple[str, str]:
+    """The reason, and the remedy."""
+    stem, suffix = split_suffix(name)
+    if suffix in HEIF_SUFFIXES:
+        return f"{suffix} needs another package", "Run: pip install pillow-heif, or convert them to JPEG"
     if suffix in _UNREAD_IMAGES:
-        return f"{suffix} is not supported (convert to PNG or JPEG)"
-    if name.endswith(tuple(map(str.lower, caption_ext))):
-        return "caption without an image"
+        return f"{suffix} is not supported", "Convert them to PNG or JPEG"
+    if name.endswith(tuple(map(str.lower, caption_ext))) and name.lower() not in _NO_CAPTIONS:
+        in_other_letters = stem.casefold() in map(str.casefold, listing.images)
+        reason = "caption of an image whose name has other letters" if in_other_letters else "caption without an image"
+        return reason, "Give image and caption the same name, in upper and lower case too"
     if suffix in _TEXT_SUFFIXES and name.removesuffix(suffix) in listing.images:
-        given = f"caption_ext is {' '.join(caption_ext)}" if caption_ext else "captions_file is given"
-        return f"not a caption, because {given}"
-    return "not an image"
+        if not caption_ext:
+            return "not a caption, because captions_file is given", ""
+        return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
+    return "not an image", ""
 
 
 _NAMES = {"control": "reference", "mask": "mask"}
@@ -176,7 +212,7 @@ class FolderBuilder:
     ) -> None:
         """table: the captions of `captions_file`; None: they are in files beside the images."""
         self.index, self.dataset, self.listing, self.subfolder = index, dataset, listing, subfolder
-        self.table = table
+        self.table, self.table_path = table, dataset.captions_file
         # abspath, not resolve: "." gets its name, a symlink keeps the one the user gave it.
         match = _REPEATS.match(os.path.basename(os.path.abspath(listing.folder)))
         self.named_repeats = int(match[1]) if match else None
@@ -191,15 +227,41 @@ class FolderBuilder:
 
     def _caption_files(self) -> list[list[str]]:
         """The files of this folder that are read for captions."""
-        if self.dataset.captions_file is None:
+        if self.table_path is None:
             return caption_files(self.listing, self.dataset.caption_ext)
-        folder, name = os.path.split(self.dataset.captions_file)
+        folder, name = os.path.split(self.table_path)
         return [[name]] if real_path(folder or ".") == real_path(self.listing.folder) else []
 
     def table_names(self) -> list[str]:
         """What the images are called in `captions_file`."""
         inside = f"{self.subfolder}/" if self.subfolder else ""
         return [image_name(inside + files[0]) for files in self.listing.images.values()]
+
+    def find_table(self) -> Iterator[str]:
+        """Where no image has a caption file: takes the captions of the one table in the folder that names images.
+
+        Yields a note of it, or a warning where there are several.
+        """
+        if self.table is not None or any(any(names) for names in self.caption_files):
+            return
+        listing, inside = self.listing, {image_name(files[0]) for files in self.listing.images.values()}
+        tables = {
+            name: table
+            for name in listing.files.values()
+            if split_suffix(name)[1] in TABLES and name not in listing.no_files
+            and inside.intersection(table := read_captions_file(listing.path(name), []))
+        }  # fmt: skip
+        paths = [listing.path(name) for name in tables]
+        if len(tables) == 1:
+            (table,) = tables.values()
+            prefix = f"{self.subfolder}/" if self.subfolder else ""
+            self.table, self.table_path = {prefix + name: caption for name, caption in table.items()}, paths[0]
+            self.caption_files = self._caption_files()
+            count = f"{len(inside.intersection(table))} of {_count(len(inside), 'image')}"
+            yield f"{listing.folder}: no caption files; captions of {count} are read from {paths[0]}"
+        elif tables:
+            what = f"{len(tables)} tables hold captions of these images, and none is read: {shorten(paths)}"
+            yield f"warning: {listing.folder}: {what}. Give one as 'captions_file'"
 
     def match_files(self, partners: ControlImageFinder, mistakes: list[InputError]) -> None:
         """Finds caption, control images and mask of every image."""
@@ -271,16 +333,15 @@ class FolderBuilder:
         if (count := self.nearly_named_repeats) and not dataset.num_repeats:
             remedy = f"For {count} repeats begin its name with '{count}_', or give 'num_repeats: {count}'"
             yield f"warning: {listing.folder}: each image is used once per epoch. {remedy}"
-        if read_captions and not (dataset.trigger_word or trigger_word):
-            prefix, default = dataset.caption_prefix, dataset.default_caption or ""
-            used = [add_prefix(caption or default, prefix) for caption in self.captions]
-            if (empty := used.count("")) and not dataset.is_reg:
-                what = f"{empty} of {len(used)} images have no caption, and there is no trigger_word"
-                yield f"warning: {listing.folder}: {what}: they train with an empty prompt"
-            for placeholder in PLACEHOLDERS:
-                if any(placeholder in caption for caption in used):
-                    what = f"captions hold '{placeholder}', and there is no trigger_word to put there"
-                    yield f"warning: {listing.folder}: {what}"
+        if read_captions:
+            for what in self._check_captions(dataset.trigger_word or trigger_word or ""):
+                yield f"warning: {listing.folder}: {what}"
+        if not dataset.alpha_mask:
+            clear = [name for (name,) in listing.images.values() if CLEAR in listing.facts[name].notes]
+            if clear:
+                what = _share(len(clear), len(self.captions), ("is", "are"))
+                outcome = f"fully transparent and trained as {dataset.background} alone: {shorten(clear)}"
+                yield f"warning: {listing.folder}: {what} {outcome}. Export them once more, or remove them"
         resolution, facts = min(dataset.resolution, key=area_of), listing.facts
         sizes = {facts[name].size for (name,) in listing.images.values()}  # few, of however many images
         if small := {size for size in sizes if 4 * size.width * size.height < area_of(resolution)}:
@@ -288,6 +349,32 @@ class FolderBuilder:
             what = f"smaller than half of 'resolution: {resolution}', and not enlarged"
             names = shorten(f"{name} ({size.width}x{size.height})" for name, size in found)
             yield f"warning: {listing.folder}: {len(found)} of {len(self.captions)} images are {what}: {names}"
+
+    def _check_captions(self, trigger: str) -> Iterator[str]:
+        """What is rarely meant in the captions of this folder: count, names, remedy."""
+        dataset, captions = self.dataset, self.captions
+        used = [add_prefix(caption or dataset.default_caption or "", dataset.caption_prefix) for caption in captions]
+        names = [files[0] for files in self.listing.images.values()]
+
+        missing = [name for name, text in zip(names, used, strict=True) if not text]
+        if missing and not dataset.is_reg and (not trigger or len(missing) < len(used)):
+            outcome = f"with {trigger!r} alone" if trigger else "with an empty prompt, as there is no trigger_word"
+            what = f"{_share(len(missing), len(used), ('has', 'have'))} no caption"
+            first = split_suffix(missing[0])[0] + dataset.caption_ext[0]
+            remedy = f"Write {first}{' etc.' * (len(missing) > 1)}, or give 'default_caption'"
+            yield f"{what}: {shorten(missing)}: trained {outcome}. {remedy}"
+        together = "\n".join(used)
+        literal = [each for each in PLACEHOLDERS if each in together and not trigger]
+        for placeholder in (*literal, *nearly_placeholders(together)):
+            held = [name for name, text in zip(names, used, strict=True) if placeholder in text]
+            remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
+            what = f"{_count(len(held), 'caption')} with '{placeholder}', which nothing replaces: {shorten(held)}"
+            yield f"{what}. {remedy}"
+        if not trigger and not dataset.is_reg and not dataset.control_path and not dataset.caption_prefix:
+            word, count = usual_word([text for text in captions if text])
+            if word and word not in PLACEHOLDERS and word not in nearly_placeholders(word):
+                what = f"{count} of {len(used)} captions begin with {word!r}, and there is no trigger_word"
+                yield f"{what}. If it is yours, give 'trigger_word: {word}'"
 
     def build_samples(self, trigger_word: str | None, reg_weight: float) -> FolderInfo:
         """The samples."""
@@ -350,6 +437,9 @@ class DatasetScan:
     notes: tuple[str, ...]
     """What the user should know: ignored files and why, overridden repeats, damaged colour profiles."""
 
+    unused: tuple[tuple[str, str], ...] = ()
+    """Files that are not used though they seem meant to be, and why."""
+
     scan_cache: ScanCache = field(default_factory=ScanCache, compare=False)
     """Known facts of the files. Only a run saves it: a plan writes nothing."""
 
@@ -372,11 +462,12 @@ def scan_datasets(
     makes the scan faster and does not change its result. forgiven: takes the errors instead, and the images that have
     one are left out. read_captions: whether the training does; otherwise nothing is said of missing ones.
     """
-    scanner = _Scanner(scan_cache or ScanCache())
+    scanner = _Scanner(scan_cache or ScanCache(), read_captions)
     drafts = []
     for index, dataset in enumerate(datasets):
         own = [*scanner.drafts(index, dataset)]
-        scanner.compare_table(dataset, own)
+        for path, with_table in groupby(own, key=lambda draft: draft.table_path):
+            scanner.compare_table(path, [*with_table])
         drafts += own
     for draft in drafts:
         draft.match_files(scanner.partners, scanner.mistakes)
@@ -392,16 +483,17 @@ def scan_datasets(
         scanner.notes += draft.check_intent(trigger_word, read_captions)
     folders = tuple(draft.build_samples(trigger_word, reg_weight) for draft in drafts)
     notes = (*filter(None, (folder.note for folder in folders)), *scanner.notes)
-    return DatasetScan(folders, notes, scanner.scan_cache)
+    return DatasetScan(folders, notes, tuple(scanner.unused), scanner.scan_cache)
 
 
 class _Scanner:
     """Collects errors and notes over all datasets, so that they come at once."""
 
-    def __init__(self, scan_cache: ScanCache) -> None:
-        self.scan_cache = scan_cache
+    def __init__(self, scan_cache: ScanCache, read_captions: bool) -> None:
+        self.scan_cache, self.read_captions = scan_cache, read_captions
         self.mistakes: list[InputError] = []
         self.notes: list[str] = []
+        self.unused: list[tuple[str, str]] = []
         self.partners = ControlImageFinder(self.mistakes, scan_cache.listing)
 
     def drafts(self, index: int, dataset: DatasetConfig) -> Iterator[FolderBuilder]:
@@ -452,26 +544,31 @@ class _Scanner:
         if not reasons:
             self.notes += notes_of(wanted)
 
-    def compare_table(self, dataset: DatasetConfig, drafts: Sequence[FolderBuilder]) -> None:
-        """Notes images that have no line in `captions_file`, and lines that have no image."""
-        table = next((draft.table for draft in drafts), None)
+    def compare_table(self, path: str | None, drafts: Sequence[FolderBuilder]) -> None:
+        """Notes images that have no line in a table of captions, and lines that have no image."""
+        table = drafts[0].table
         if not table:  # an empty one is one that could not be read, or leaves each image to be counted
             return
+        folder = drafts[0].dataset.folder_path
         names = dict.fromkeys(chain.from_iterable(draft.table_names() for draft in drafts))
         if unnamed := [name for name in names if name not in table]:
-            what = f"{len(unnamed)} of {len(names)} images have no line in {dataset.captions_file}"
-            self.notes.append(f"{dataset.folder_path}: {what}: {shorten(unnamed)}")
+            what = f"{len(unnamed)} of {len(names)} images have no line in {path}"
+            self.notes.append(f"{folder}: {what}: {shorten(unnamed)}")
         if unused := [name for name in table if name not in names]:
-            what = f"{len(unused)} of {len(table)} lines name no image of {dataset.folder_path}"
-            self.notes.append(f"{dataset.captions_file}: {what}: {shorten(unused)}")
+            what = f"{len(unused)} of {len(table)} lines name no image of {folder}"
+            self.notes.append(f"{path}: {what}: {shorten(unused)}")
 
     def _draft(self, draft: FolderBuilder) -> Iterator[FolderBuilder]:
         dataset, listing = draft.dataset, draft.listing
         if draft.named_repeats == 0 and not dataset.num_repeats:
             self._mistake(listing.folder, "its name asks for 0 repeats. Give 1 or more, or take it out")
             return
+        self.notes += draft.find_table() if self.read_captions else ()
         caption_ext = dataset.caption_ext if draft.table is None else ()
-        self.notes += ignored_files(listing, draft.caption_files, caption_ext)
+        for ignored in ignored_files(listing, draft.caption_files, caption_ext):
+            self.notes.append(ignored.note())
+            if ignored.remedy:
+                self.unused += [(listing.path(name), f"{ignored.reason}. {ignored.remedy}") for name in ignored.names]
         if subfolders := _subfolders(listing, dataset):
             self.notes.append(f"{listing.folder}: holds images itself; subfolders ignored: {shorten(subfolders)}")
         yield draft

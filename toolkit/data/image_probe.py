@@ -10,7 +10,7 @@ from collections.abc import Collection, Mapping
 from toolkit.data.directory import DirectoryListing, ImageFile, thread_map
 from toolkit.data.file_hashes import NO_VERSION, length_of
 from toolkit.data.image_header import read_header
-from toolkit.data.images import ImageError, ImageInfo, inspect_image
+from toolkit.data.images import CLEAR, ImageError, ImageInfo, inspect_image
 
 READ_WHOLE = 2000
 """Up to so many images that are not known yet are read whole by the scan. Of more, it reads headers and ends; what is
@@ -42,7 +42,9 @@ def notes_of(wanted: Wanted) -> list[str]:
     notes = []
     for listing, names in wanted.items():
         noted = sorted(name for name, facts in listing.facts.items() if facts.notes and name in names)
-        notes += [f"{listing.path(name)}: {note}" for name in noted for note in listing.facts[name].notes]
+        notes += [
+            f"{listing.path(name)}: {note}" for name in noted for note in listing.facts[name].notes if note != CLEAR
+        ]
     return notes
 
 

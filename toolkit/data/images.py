@@ -15,6 +15,8 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache, lru_cache
+from importlib import import_module
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, cast
 
@@ -25,7 +27,14 @@ from toolkit.interfaces import Flip, ResizeCrop, Size
 if TYPE_CHECKING:
     from torch import Tensor
 
-IMAGE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff"})
+HEIF_SUFFIXES = frozenset({".heic", ".heif"})
+"""Photographs of iPhones. Read where pillow-heif is installed, which is no requirement: its wheels hold GPL code."""
+
+HAS_HEIF = find_spec("pillow_heif") is not None
+
+IMAGE_SUFFIXES = frozenset(
+    {".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp", ".tif", ".tiff", *(HEIF_SUFFIXES if HAS_HEIF else ())}
+)
 """File name endings (lower case) that are read as images."""
 
 MAX_PIXELS = 120_000_000
@@ -37,7 +46,7 @@ MAX_REFERENCE_ASPECT = 200
 # Pillow's own guard warns from its limit on and refuses at twice that; ours names the file and the remedy.
 Image.MAX_IMAGE_PIXELS = MAX_PIXELS
 
-_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF")
+_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP", "TIFF", "GIF", *(("HEIF",) if HAS_HEIF else ()))
 _SIXTEEN_BIT = frozenset({"I", "I;16", "I;16B", "I;16L", "I;16N"})
 _UPRIGHT = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -67,6 +76,10 @@ _DECODE_ERRORS = (
 
 Note = Callable[[str], None]
 """Is told what is worth knowing about a file that could be read all the same."""
+
+
+CLEAR = "is fully transparent"
+"""A note of an image."""
 
 
 class ImageError(ValueError):
@@ -151,7 +164,10 @@ def inspect_image(path: Path | str) -> ImageInfo:
         image.load()
         _refuse_wide_values(image, path)
         profile = image.info.get("icc_profile")
-        return ImageInfo(size, alpha, profile_notes(profile) if profile else (), verified=True)
+        notes = profile_notes(profile) if profile else ()
+        if alpha and image.convert("RGBA").getchannel("A").getextrema() == (0, 0):
+            notes += (CLEAR,)
+        return ImageInfo(size, alpha, notes, verified=True)
 
 
 def resize_cover_crop(image: Image.Image, crop: ResizeCrop) -> Image.Image:
@@ -191,6 +207,8 @@ def _silent(_: str) -> None:
 @contextmanager
 def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Image]:
     """The opened, not yet decoded file; every way in which it can be unusable becomes an ImageError."""
+    if HAS_HEIF and str(path).lower().endswith(tuple(HEIF_SUFFIXES)):
+        _register_heif()
     try:
         with Image.open(path if data is None else io.BytesIO(data), formats=_FORMATS) as image:
             _refuse_unusable(image, path)
@@ -207,6 +225,12 @@ def _reading(path: Path | str, data: bytes | None = None) -> Iterator[Image.Imag
         if isinstance(error, OSError) and error.errno:  # of the system; those of the decoders have no number
             raise ImageError(path, f"cannot be read: {error.strerror}") from error
         raise ImageError(path, f"cannot be read ({error}): truncated or damaged") from error
+
+
+@cache
+def _register_heif() -> None:
+    """Lets Pillow read HEIF; only where there is such a file, for the import takes its time."""
+    import_module("pillow_heif").register_heif_opener()
 
 
 def _refuse_unusable(image: Image.Image, path: Path | str) -> None:

@@ -29,7 +29,7 @@ from toolkit.files import CACHE_FOLDER, atomic_write
 from toolkit.interfaces import Size
 from toolkit.redact import redact_text
 
-FORMAT = 2
+FORMAT = 3
 """Raised when the cached facts change, so that older cache files are ignored."""
 
 MIN_FILE_AGE_NS = 2 * 10**9

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from random import Random
-from types import SimpleNamespace
 
+import numpy
 import pytest
 from PIL import Image, ImageFilter
 
-from extensions.lint.checks import CHECKS, Finding, duplicate, run_checks
+from extensions.lint.checks import CHECKS, Finding, run_checks
 from extensions.lint.config import CHECK_NAMES, LintConfig
-from extensions.lint.dataset import Look, read_datasets
+from extensions.lint.dataset import read_datasets
+from extensions.lint.likeness import most_like
 from tests.extensions.lint.conftest import picture
 from toolkit.config.tool import load_tool
 
@@ -114,7 +114,7 @@ def test_what_is_measured_is_the_crop_at_the_size_that_is_trained(folder: Path) 
     (folder / "bad.txt").write_text("ohwx man somewhere")
     flags = ("photos", "--skip", "aspect", "enlarged", "--resolution")
     assert [finding.check for finding in lint(*flags, "256")] == ["blurred"]
-    assert lint(*flags, "64") == []
+    assert lint(*flags, "32") == []
 
 
 def test_the_trigger_word_of_a_folder_stands_in_each_caption_as_it_is_written(folder: Path) -> None:
@@ -175,20 +175,16 @@ def test_references_whose_slots_are_exchanged_are_found(folder: Path) -> None:
     assert found("--control-path", "one", "two") == {("pair_order", "4.png")}
 
 
-def test_near_duplicates_are_found_among_ten_thousand() -> None:
-    random = Random(0)
-    hashes = [(random.getrandbits(64), random.getrandbits(64)) for _ in range(10_000)]
-    hashes[7000] = (hashes[12][0] ^ 0b1011, hashes[12][1] ^ (1 << 63))  # four bits differ
-    items = [
-        SimpleNamespace(held_out=False, sample=SimpleNamespace(image=f"{n}.png"), look=Look("RGB", 0, bits, 1, 1))
-        for n, bits in enumerate(hashes)
-    ]
-    data, config = SimpleNamespace(items=items), SimpleNamespace(duplicate_bits=4)
-    assert list(duplicate(data, config)) == [("7000.png", "shows what 12.png shows (4 of 128 bits differ)")]
-    assert list(duplicate(data, SimpleNamespace(duplicate_bits=3))) == []
+def test_a_copy_is_found_among_two_thousand() -> None:
+    pictures = numpy.random.default_rng(0).integers(0, 256, (2000, 4, 4, 3), dtype=numpy.uint8)
+    pictures = pictures.repeat(8, axis=1).repeat(8, axis=2)
+    pictures[1500] = pictures[12, :, ::-1] // 2 + 40
+    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == [(1500, 12, True)]
+    pictures[1500, 10:16, 10:16] = [255, 0, 0]  # something is changed in it
+    assert list(most_like(pictures, pictures, 0.97, earlier=True)) == []
 
 
 def test_every_check_is_tested_here() -> None:
     pairs = {"unpaired", "pair_order", "pair_shape", "same_as_reference"}
-    others = {"same_caption", "leak"}  # leak: test_process.py
+    others = {"same_caption", "leak", "garbled", "unused"}  # test_process.py, test_recall.py
     assert set(CHECKS) == set(BROKEN) | pairs | others and tuple(CHECKS) == CHECK_NAMES

@@ -122,7 +122,7 @@ def test_a_job_is_checked_as_it_trains(run, write_job, folder: Path, tmp_path: P
         run(write_job({**train("photos"), "datasts": []}, name="typo"))
     twice = write_job(train("photos", name="one"), train("photos", name="two"), name="twice")
     with pytest.raises(RunError, match="of 6 images"):
-        run(twice, "--least-sharpness", 1e6)
+        run(twice, "--least-size", 9)
 
 
 @pytest.mark.parametrize(

@@ -112,10 +112,13 @@ def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) 
     (tmp_path / "a.txt").write_text("a cat")
     bare = dataset(tmp_path, resolution=(64,))
     assert warnings_of(bare, trigger=None) == [
-        "1 of 2 images have no caption, and there is no trigger_word: they train with an empty prompt"
+        "1 of 2 images has no caption: b.png: trained with an empty prompt, as there is no trigger_word. "
+        "Write b.txt, or give 'default_caption'"
     ]
-    assert warnings_of(bare, trigger="sks") == []
-    for words in ({"default_caption": "a thing"}, {"trigger_word": "own"}, {"is_reg": True}):
+    assert warnings_of(bare, trigger="sks") == [
+        "1 of 2 images has no caption: b.png: trained with 'sks' alone. Write b.txt, or give 'default_caption'"
+    ]
+    for words in ({"default_caption": "a thing"}, {"is_reg": True}):
         assert warnings_of(dataset(tmp_path, resolution=(64,), **words), trigger=None) == []
 
 
@@ -125,7 +128,7 @@ def test_a_placeholder_without_a_trigger_word_is_a_warning(tmp_path: Path, image
     (tmp_path / "a.txt").write_text(f"{placeholder}, a temple")
     data = dataset(tmp_path, resolution=(64,))
     assert warnings_of(data, trigger="") == [
-        f"captions hold '{placeholder}', and there is no trigger_word to put there"
+        f"1 caption with '{placeholder}', which nothing replaces: a.png. Give the job a 'trigger_word'"
     ]
     assert warnings_of(data, trigger="sks") == []
 
@@ -144,7 +147,7 @@ def test_ignored_files_are_named_with_the_reason(tmp_path: Path, image, dataset)
     for name in ("a.txt", "b.heic", "c.txt", "a.caption", "notes.md", ".DS_Store"):
         (tmp_path / name).write_text("x")
     notes = "\n".join(scan_datasets([dataset(tmp_path)], None).notes)
-    for part in (".heic is not supported", "caption without an image: c.txt", "not an image: notes.md"):
+    for part in ("caption without an image: c.txt. Give", "ignored, not an image: notes.md"):
         assert part in notes
     assert "caption_ext is .txt: a.caption" in notes
     assert "a.txt" not in notes and "DS_Store" not in notes

@@ -59,7 +59,7 @@ def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(data: 
     assert [sample.caption for sample in of_trigger.samples] == ["sks art. beside the image", "sks art"]
     assert [sample.caption for sample in of_none.samples] == ["art. beside the image", "art"]
     assert {sample.rules.prefix for sample in of_trigger.samples} == {"sks art"}
-    assert any("captions hold '[trigger]'" in note for note in of_none.notes)
+    assert any("captions with '[trigger]'" in note for note in of_none.notes)
     assert not any("empty prompt" in note for note in of_none.notes)
     for reg, first in ((False, "sks drawn. beside the image"), (True, "drawn. beside the image")):
         plain.is_reg = reg

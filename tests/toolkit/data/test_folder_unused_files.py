@@ -7,8 +7,8 @@ from toolkit.data.folder import ignored_files, shorten
 
 def notes(folder: Path, *suffixes: str) -> list[str]:
     listing = list_folder(str(folder))
-    prefix = f"{folder}: ignored, "
-    return [note.removeprefix(prefix) for note in ignored_files(listing, caption_files(listing, suffixes), suffixes)]
+    found = ignored_files(listing, caption_files(listing, suffixes), suffixes)
+    return [f"{each.reason}: {', '.join(each.names)}" for each in found]
 
 
 def test_a_caption_of_any_wanted_suffix_is_used(tmp_path: Path) -> None:

@@ -1,0 +1,124 @@
+"""Whether two small pictures are of the same one: also cut a little, resized, compressed, brightened or mirrored.
+
+Shape suffixes: N pictures, S side of a small picture in pixels; 3 is red, green, blue.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy
+
+LEAST_CORRELATION = 0.6
+"""Of two small pictures that are worth aligning. One cut by 5 % has 0.82 to 0.99 to the whole, textures alone less."""
+
+NEAREST = 3
+"""So many of the most similar pictures are aligned with one."""
+
+MOST_DIFFERENT = 50
+"""Grey values: where 1 % of two aligned pictures differ by more, something is changed in one of them."""
+
+PROMISING = 0.75
+"""Below this `likeness` two pictures are not looked at further."""
+
+NOISE = 2
+"""Grey values, root mean square, that compressing and resizing change."""
+
+FLAT = 1.5
+"""Standard deviation below which a picture has nothing to be recognised by."""
+
+
+def is_flat(small_SS3: numpy.ndarray) -> bool:
+    return bool(small_SS3.std(axis=(0, 1)).max() < FLAT)
+
+
+def most_like(
+    pictures_NSS3: numpy.ndarray, others_NSS3: numpy.ndarray, least: float, earlier: bool, at_once: int = 256
+) -> Iterator[tuple[int, int, bool]]:
+    """Of each picture that is one of the others: the places of both, and whether it is mirrored.
+
+    least: the lowest `likeness`. earlier: only others before the picture count, of the same list.
+    """
+    known, mirrored = _normalised(others_NSS3), _normalised(others_NSS3[:, :, ::-1])
+    for start in range(0, len(pictures_NSS3), at_once):
+        looked_for = _normalised(pictures_NSS3[start : start + at_once])
+        both = numpy.stack([looked_for @ known.T, looked_for @ mirrored.T], axis=-1)
+        for row, correlations in enumerate(both):
+            here = start + row
+            seen = correlations[:here] if earlier else correlations
+            flat = seen.reshape(-1)
+            nearest = numpy.argpartition(-flat, NEAREST)[:NEAREST] if len(flat) > NEAREST else numpy.arange(len(flat))
+            for place in sorted(nearest, key=lambda place: -flat[place]):
+                other, is_mirrored = divmod(int(place), 2)
+                there = others_NSS3[other][:, :: -1 if is_mirrored else 1]
+                if flat[place] >= LEAST_CORRELATION and likeness(pictures_NSS3[here], there) >= least:
+                    yield here, other, bool(is_mirrored)
+                    break
+
+
+def _normalised(pictures_NSS3: numpy.ndarray) -> numpy.ndarray:
+    """[N, S / 2 * S / 2 * 3] float32: halved, without their mean, of length 1, so that a product is a correlation."""
+    count, side = pictures_NSS3.shape[:2]
+    halved = pictures_NSS3.reshape(count, side // 2, 2, side // 2, 2, 3).mean((2, 4), dtype=numpy.float32)
+    flat = halved.reshape(count, 3 * (side // 2) ** 2)
+    flat -= flat.mean(1, keepdims=True)
+    rows: numpy.ndarray = flat / numpy.maximum(numpy.linalg.norm(flat, axis=1, keepdims=True), 1e-6)
+    return rows
+
+
+def likeness(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
+    """Share of the variance of one picture that the other explains once it lies on it, 0 to 1; 0 where a spot differs.
+
+    The other is shifted, its sides scaled, its brightness and contrast fitted: Gauss-Newton steps, first on halved
+    pictures. Source: Lucas and Kanade, "An iterative image registration technique", IJCAI 1981.
+    """
+    explained = _aligned(a_SS3, b_SS3)
+    return max(explained, _aligned(b_SS3, a_SS3)) if explained > PROMISING else explained
+
+
+def _aligned(a_SS3: numpy.ndarray, b_SS3: numpy.ndarray) -> float:
+    """`likeness` where `a` is a part of `b`. A move is scale and shift of rows, then of columns, in sides."""
+    move, most = numpy.zeros(4), numpy.array([0.4, 0.25, 0.4, 0.25])
+    for halved, steps in ((True, 8), (False, 4)):
+        a, b = (_smooth(each, halved) for each in (a_SS3, b_SS3))
+        grey_a, grey_b = a.mean(2), b.mean(2)
+        for _ in range(steps):
+            moved, inside = _moved(grey_b, move)
+            places = (numpy.arange(len(a)) + 0.5) / len(a) - 0.5
+            slope_y, slope_x = numpy.gradient(moved, 1 / len(a))
+            terms = (slope_y * places[:, None], slope_y, slope_x * places, slope_x, moved, numpy.ones_like(moved))
+            known = numpy.stack([term[inside] for term in terms])
+            fit = numpy.linalg.solve(known @ known.T + 1e-4 * numpy.eye(6), known @ grey_a[inside])
+            move = numpy.clip(move + (fit[:4] / max(fit[4], 0.2)).clip(-0.1, 0.1), -most, most)
+        moved, inside = _moved(b, move)
+        x, y = moved[inside], a[inside]
+        if len(x) < 0.6 * len(a) ** 2 or x.std() < FLAT:
+            return 0.0
+        left = y - y.mean() - ((x - x.mean()) * (y - y.mean())).mean() / x.var() * (x - x.mean())
+        explained = float(1 - (left.var() - min(NOISE**2, left.var(), y.var() / 20)) / max(y.var(), 1e-6))
+        if explained < PROMISING:
+            return 0.0
+    return explained if numpy.percentile(numpy.abs(left).max(-1), 99) <= MOST_DIFFERENT else 0.0
+
+
+def _smooth(picture_SS3: numpy.ndarray, halved: bool) -> numpy.ndarray:
+    side = len(picture_SS3)
+    picture = picture_SS3.astype(numpy.float64)
+    if halved:
+        picture = picture.reshape(side // 2, 2, side // 2, 2, 3).mean((1, 3))
+    padded = numpy.pad(picture, ((1, 1), (1, 1), (0, 0)), "edge")
+    rows = padded[:-2] + 2 * padded[1:-1] + padded[2:]
+    smooth: numpy.ndarray = (rows[:, :-2] + 2 * rows[:, 1:-1] + rows[:, 2:]) / 16
+    return smooth
+
+
+def _moved(picture: numpy.ndarray, move: numpy.ndarray) -> tuple[numpy.ndarray, numpy.ndarray]:
+    """The picture sampled where the move leads, linearly between pixels; and which places lie in it, [S, S]."""
+    side, inside = len(picture), []
+    for axis, (scale, shift) in enumerate(move.reshape(2, 2)):
+        at = ((1 + scale) * ((numpy.arange(side) + 0.5) / side - 0.5) + shift + 0.5) * side - 0.5
+        below = numpy.clip(numpy.floor(at).astype(int), 0, side - 2)
+        part = numpy.clip(at - below, 0, 1).reshape([-1 if each == axis else 1 for each in range(picture.ndim)])
+        picture = picture.take(below, axis) * (1 - part) + picture.take(below + 1, axis) * part
+        inside.append((at > -0.5) & (at < side - 0.5))
+    return picture, inside[0][:, None] & inside[1]
