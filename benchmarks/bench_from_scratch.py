@@ -2,6 +2,8 @@
 
 - `vae`: an autoencoder of at most 1.5 million parameters, by a job of `vae_trainer`; PSNR on pictures held out of it.
 - `gan`: the same, shorter, with the discriminator on from `--gan-start`; the range of its losses afterwards.
+- `losses`: short runs on crops of the example photographs: the default losses against those of FluxFlow's guide, and
+  the adaptive weight of the discriminator against a fixed one; PSNR on crops of a photograph not trained on.
 - `flow`: a model of `flow_trainer` on the latents of such an autoencoder; its loss on held-out pictures against that of
   predicting the mean, and whether its samples for two captions are told apart by `mascot_classifier.py`.
 - `step`: a step of `vae_trainer` against the same step written plainly with diffusers, taking turns.
@@ -57,12 +59,17 @@ MODEL: dict[str, Any] = {
         "mid_block_add_attention": False,
     },
 }
-LOSSES = {"mse": 2.0, "kl": 1e-4, "kl_warmup_steps": 200, "contrast": 0, "color": 0, "histogram": 0}
+LOSSES = {"l1": 0, "reconstruction": 1.0, "mse": 2.0, "kl": 1e-4, "kl_warmup_steps": 200}
 DISCRIMINATOR = {"channels": 16, "layers": 3}
 DISCRIMINATOR_OPTIMIZER = {"optimizer": "adamw", "lr": 2e-4}
 ADVERSARIAL = 0.1
 WINDOW = 10
 """Steps over which the adversarial losses are averaged: a batch of 8 says little alone."""
+
+PHOTOS, UNSEEN = ROOT / "config" / "examples" / "photos", "chelsea"
+CROPS, UNSEEN_CROPS, CROPS_STEPS = 200, 40, 400
+GUIDE = {"l1": 0, "reconstruction": 1, "mse": 0.1, "contrast": 0.1, "color": 0.05, "histogram": 0.02}
+"""Losses of FluxFlow's guide."""
 
 TRANSFORMER = {"num_layers": 4, "num_attention_heads": 4, "attention_head_dim": 32, "patch_size": 2}
 TEXT_ENCODER = {"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128}
@@ -87,8 +94,12 @@ def main(argv: Sequence[str] | None = None) -> None:
 def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     add = parser.add_argument
-    add("part", choices=["vae", "gan", "flow", "step"])
-    add("--steps", type=int, help=f"optimizer steps of the job: vae {STEPS}, gan {GAN_STEPS}, flow {FLOW_STEPS}")
+    add("part", choices=list(PARTS))
+    add(
+        "--steps",
+        type=int,
+        help=f"optimizer steps of the job: vae {STEPS}, gan {GAN_STEPS}, losses {CROPS_STEPS}, flow {FLOW_STEPS}",
+    )
     add("--vae", help="flow: folder of an autoencoder that an earlier run left; else one is trained first")
     add("--gan-start", type=int, default=GAN_START, help="step at which the discriminator begins")
     add("--pictures", type=int, default=TRAINING, help="pictures that are trained on")
@@ -264,6 +275,43 @@ def adversarial(folder: Path, asked: argparse.Namespace) -> None:
     report.finish("from_scratch", part="gan", steps=steps, cpu_s=cpu_s, losses=ranges, psnr=found)
 
 
+def losses(folder: Path, asked: argparse.Namespace) -> None:
+    steps = asked.steps or CROPS_STEPS
+    cut_crops(folder)
+    train = {"steps": steps, "batch_size": BATCH, "dtype": "fp32", "optimizer": "adamw", "lr": 1e-3}
+    gan = {**DISCRIMINATOR, "start_step": steps // 2}
+    variants: dict[str, dict[str, Any]] = {
+        "guide": {"losses": GUIDE},
+        "default": {},
+        "default, KL 1e-6": {"losses": {"kl": 1e-6, "kl_warmup_steps": 0}},
+        "GAN, fixed weight": {"discriminator": {**gan, "adaptive_weight": False}},
+        "GAN, adaptive weight": {"discriminator": gan},
+    }
+    found = {}
+    for number, (name, changes) in enumerate(variants.items()):
+        run_job(
+            folder, f"crops_{number}", [vae_section(folder, "crops", steps, train=train, **{"losses": {}, **changes})]
+        )
+        autoencoder = autoencoder_of(folder / f"crops_{number}" / "crops" / "crops")
+        found[name] = reconstruction_psnr(autoencoder, sorted((folder / "held_out" / "pictures").glob("*.png")))["mean"]
+        print(f"{name}: PSNR {found[name]:.2f} dB after {steps} steps of {BATCH}")
+    report.finish("from_scratch", part="losses", steps=steps, psnr=found)
+
+
+def cut_crops(folder: Path) -> None:
+    """Square crops of the photographs, at random places and of random sizes, scaled to `SIDE`."""
+    files, random = sorted(PHOTOS.glob("*/*.jpg")), np.random.default_rng(0)
+    for name, count in (("training", CROPS), ("held_out", UNSEEN_CROPS)):
+        (folder / name / "pictures").mkdir(parents=True, exist_ok=True)
+        photos = [Image.open(file) for file in files if (file.stem == UNSEEN) == (name == "held_out")]
+        for number in range(count):
+            photo = photos[number % len(photos)]
+            side = int(random.integers(SIDE, min(photo.size) + 1))
+            left, top = (int(random.integers(0, full - side + 1)) for full in photo.size)
+            crop = photo.crop((left, top, left + side, top + side)).resize((SIDE, SIDE), Image.Resampling.LANCZOS)
+            crop.save(folder / name / "pictures" / f"{number:03}.png")
+
+
 def flow(folder: Path, asked: argparse.Namespace) -> None:
     from benchmarks import mascot_classifier
 
@@ -342,6 +390,7 @@ STEP_TRAIN = {"steps": 1000, "batch_size": BATCH, "dtype": "fp32", "optimizer": 
 PARTS: dict[str, Callable[[Path, argparse.Namespace], None]] = {
     "vae": quality,
     "gan": adversarial,
+    "losses": losses,
     "flow": flow,
     "step": step_time,
 }

@@ -57,6 +57,7 @@ from toolkit.networks.full import FullNetwork, modules_with_weights
 from toolkit.optim.optimizer_args import optimizer_bytes
 from toolkit.train.autoencoder_step import Adversary, refuse_small_images, trained_parameters
 from toolkit.train.autoencoder_writer import continue_discriminator
+from toolkit.train.callbacks.loss_balance import LossBalance
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.flow_step import FlowMatchingStep
@@ -404,7 +405,9 @@ class FlowTrainerProcess(Trainer[FlowData, LatentFlowModel, FlowEncoded, FlowAtt
         flow = FlowStep(model, setup.seed, samples_per_epoch=uses, roles=tuple(attached.networks), **named)
         step: TrainStep[Any] = flow
         if (along := attached.along) and self.section.autoencoder:
-            step = JointStep(along.step(self.section.autoencoder.losses, setup.seed, self._dtype), flow, model)
+            losses = self.section.autoencoder.losses
+            step = JointStep(along.step(losses, setup.seed, self._dtype), flow, model)
+            run.callbacks = [*run.callbacks, LossBalance(losses)]
             if along.scale:
                 along.scale.apply()
         workers, dataset = max(entry.num_workers for entry in self.section.datasets), encoded.dataset

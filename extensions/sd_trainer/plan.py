@@ -58,7 +58,7 @@ def plan_run(config: DiffusionSection, job: JobContext) -> RunPlan:
 def corrections_of(config: DiffusionSection, scan: DatasetScan, revision: int) -> list[ConfigChange]:
     """What the program computes differently for this job than the one that recorded `revision`."""
     has_references = any(sample.control_images for sample in scan.samples)
-    return corrections(revision, config.train.model_dump(mode="json"), has_references)
+    return corrections(revision, config.model_dump(mode="json"), has_references)
 
 
 def dataset_digest(config: DiffusionSection) -> str:

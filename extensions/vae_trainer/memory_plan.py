@@ -42,7 +42,7 @@ from toolkit.train.accumulation import splits_per_micro_batch
 IMAGES = 36
 """Bytes per pixel of the images, their reconstructions, and one more such: noise, a gradient."""
 
-OF_LOSS = {"reconstruction": 36, "mse": 12, "contrast": 12, "color": 12, "histogram": 36}
+OF_LOSS = {"l1": 12, "reconstruction": 36, "mse": 12, "contrast": 12, "color": 12, "histogram": 36}
 """Key of `losses` -> bytes per pixel that its backward pass needs, in float32."""
 
 WORKING_TENSORS = 2

@@ -52,6 +52,7 @@ from toolkit.train.autoencoder_step import (
     trained_parameters,
 )
 from toolkit.train.autoencoder_writer import continue_discriminator
+from toolkit.train.callbacks.loss_balance import LossBalance
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.callbacks.watchdog import memory_check
@@ -274,6 +275,7 @@ class VaeTrainerProcess(Trainer[VaeData, VaeModel, VaeModel, VaeAttached]):
         step = AutoencoderStep(
             model.autoencoder, section.losses, run.seed, model.adversary, model.perceptual, DTYPES[section.train.dtype]
         )
+        run.callbacks = [*run.callbacks, LossBalance(section.losses)]
         if self.process_group.is_single_process:
             event = EventLog(self.save_root / EVENTS).add
             run.callbacks = [*run.callbacks, *memory_check(partial(self._allocated, setup), setup.device, event)]

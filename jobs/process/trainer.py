@@ -41,7 +41,7 @@ from toolkit.train.checkpoint_store import (
     checkpoint_dir,
     remove_partial_writes,
 )
-from toolkit.train.config_diff import ConfigChange, flatten_config
+from toolkit.train.config_diff import ConfigChange, corrections, flatten_config
 from toolkit.train.lock import run_lock
 from toolkit.train.metrics_buffer import metrics_sync_interval
 from toolkit.train.next_commands import next_commands
@@ -212,7 +212,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
 
     def corrections(self, data: DataT, revision: int) -> list[ConfigChange]:
         """What the program computes differently for this job than the one that recorded `revision`."""
-        return []
+        return corrections(revision, self.section.model_dump(mode="json"))
 
     def check_base(self, resumption: ResumePlan) -> None:
         """Raises UserError where the checkpoint was trained on another base model (`ResumePlan.check_base`)."""

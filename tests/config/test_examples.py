@@ -185,11 +185,15 @@ def test_there_is_one_for_each_entry_of_the_table_of_cards() -> None:
 
 @pytest.mark.parametrize("example", FROM_SCRATCH)
 def test_the_plan_of_an_autoencoder_is_what_its_header_says_and_below_its_card(example: str) -> None:
-    """For images of the full size, which those of the examples are not."""
+    """For images of the full size; the photographs that it names are smaller, and there its plan says less."""
     text = (CONFIG.parent / example).read_text(encoding="utf-8")
     section = VaeTrainerConfig.model_validate(yaml.safe_load(text)["config"]["process"][0])
-    peak = plan_memory(section, Work.of_settings(section), Machine("cuda")).device_bytes / GB
-    head = text.splitlines()[0]
+    peak, with_lpips = (
+        plan_memory(one, Work.of_settings(one), Machine("cuda")).device_bytes / GB
+        for one in (section, section.model_copy(update={"losses": section.losses.model_copy(update={"lpips": 0.1})}))
+    )
+    head, more = text.splitlines()[:2]
+    assert ("# lpips: 0.1" in text) == (f"With LPIPS (see losses): {with_lpips:.1f} GB." in more)
     assert f"Planned peak {peak:.1f} GB." in head
     assert peak < int(re.search(r"one (\d+) GB GPU", head)[1]) == int(re.search(r"vae_(\d+)gb", example)[1])
     widths = section.model.config["block_out_channels"]
@@ -197,16 +201,18 @@ def test_the_plan_of_an_autoencoder_is_what_its_header_says_and_below_its_card(e
     assert f"width {widths[-1]}, {section.datasets[0].resolution[0]} px" in head
 
 
-def test_all_of_them_can_be_planned_as_they_are(run_py: Run, workplace: Path, tmp_path: Path) -> None:
-    """With the two things that LPIPS needs in place."""
+def test_all_of_them_can_be_planned_after_the_plain_installation(run_py: Run, workplace: Path, tmp_path: Path) -> None:
+    """The plan says what the file says of the photographs that it names."""
     site = tmp_path / "site"
-    (site / "lpips").mkdir(parents=True)
-    (site / "lpips" / "__init__.py").touch()
+    site.mkdir()
     (site / "sitecustomize.py").write_text(FORBID, encoding="utf-8")
-    (workplace / "vgg16-397923af.pth").touch()
-    result = run_py(*FROM_SCRATCH, "--dry-run", cwd=workplace, env={"PYTHONPATH": str(site)})
+    result = run_py(*FROM_SCRATCH, "--dry-run", "--json", cwd=workplace, env={"PYTHONPATH": str(site)})
     assert result.returncode == 0, result.stdout + result.stderr
-    assert result.stdout.count("memory: peak ") == len(FROM_SCRATCH) == 10
+    for example, plan in zip(FROM_SCRATCH, json.loads(result.stdout), strict=True):
+        peak = plan["processes"][0]["memory"]["device_bytes"] / GB
+        text = (workplace / example).read_text(encoding="utf-8")
+        said = re.search(r"which are smaller: ([\d.]+) GB", text) or re.search(r"Planned peak ([\d.]+) GB", text)
+        assert said and said[1] == f"{peak:.1f}", example
 
 
 def test_the_command_of_fluxflows_guide_with_variables_is_planned(workplace: Path) -> None:

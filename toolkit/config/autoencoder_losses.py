@@ -21,6 +21,7 @@ VAE, DISCRIMINATOR = "vae", "discriminator"
 """The roles."""
 
 PIXEL_METRICS = {
+    "l1": "loss_l1",
     "reconstruction": "loss_recon",
     "mse": "loss_mse",
     "contrast": "contrast_loss",
@@ -31,6 +32,7 @@ PIXEL_METRICS = {
 
 KL_METRICS = ("loss_kl", "loss_kl_weighted", "kl_beta")
 LPIPS_METRIC = "loss_lpips"
+ADVERSARIAL_WEIGHT = "adversarial_weight"
 GAN_METRICS = ("loss_gen", "loss_disc", "loss_disc_real", "loss_disc_fake", "d_real", "d_fake")
 
 
@@ -46,10 +48,14 @@ class LossesConfig(StrictModel):
     """`losses`: weights of the terms whose sum is minimised, each a mean over its elements; images are in [-1, 1]. 0
     switches a term off, and it is not computed."""
 
-    reconstruction: float = Field(default=1.0, ge=0, le=1e6)
-    """Mean absolute difference of the blurred images, and half of that of what the blur takes away. 0: off."""
+    l1: float = Field(default=1.0, ge=0, le=1e6)
+    """Mean absolute difference. 0: off."""
 
-    mse: float = Field(default=0.1, ge=0, le=1e6)
+    reconstruction: float = Field(default=0.0, ge=0, le=1e6)
+    """Mean absolute difference of the blurred images, and half of that of what the blur takes away, as in FluxFlow's
+    training guide. 0: off."""
+
+    mse: float = Field(default=0.0, ge=0, le=1e6)
     """Mean squared difference. 0: off."""
 
     kl: float = Field(default=1e-4, ge=0, le=1e6)
@@ -69,14 +75,14 @@ class LossesConfig(StrictModel):
     for each image, half of a normal distribution of this deviation. A decoder that is trained with it makes clean
     images of the inexact latents of a diffusion model; 0.1 to 0.3 with `model.train: decoder`, at the end. 0: none."""
 
-    contrast: float = Field(default=0.1, ge=0, le=1e6)
+    contrast: float = Field(default=0.0, ge=0, le=1e6)
     """Deviation of the standard deviations: of each channel as a ratio, of the whole image as a difference, squared.
     0: off."""
 
-    color: float = Field(default=0.05, ge=0, le=1e6)
+    color: float = Field(default=0.0, ge=0, le=1e6)
     """Squared difference of each channel's mean and standard deviation. 0: off."""
 
-    histogram: float = Field(default=0.02, ge=0, le=1e6)
+    histogram: float = Field(default=0.0, ge=0, le=1e6)
     """Mean absolute difference of the sorted values of each channel (1-Wasserstein distance of their histograms).
     0: off."""
 
@@ -115,9 +121,10 @@ class DiscriminatorConfig(StrictModel):
     instance_noise_decay: float = Field(default=0.9999, gt=0, le=1)
     """Factor on the noise per optimizer step. 1: it stays."""
 
-    adaptive_weight: bool = False
+    adaptive_weight: bool = True
     """Scale `losses.adversarial` so that its gradient at the decoder's last layer is as large as that of all other
-    terms (VQGAN)."""
+    terms (VQGAN). It is that of each micro-batch, so more ranks or `gradient_accumulation` change it a little. Of a
+    fixed weight the best value differs from job to job."""
 
 
 def patch_widths(channels: int, layers: int) -> list[int]:
@@ -138,7 +145,7 @@ def logged_losses(losses: LossesConfig, gan: DiscriminatorConfig | None) -> list
     names += [LPIPS_METRIC] if losses.lpips else []
     names += GAN_METRICS if gan else ()
     names += ["loss_r1"] if gan and gan.r1_gamma else []
-    names += ["adversarial_weight"] if gan and gan.adaptive_weight else []
+    names += [ADVERSARIAL_WEIGHT] if gan and gan.adaptive_weight else []
     return names
 
 

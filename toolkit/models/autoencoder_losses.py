@@ -25,6 +25,9 @@ MAX_QUANTILES = 16_384
 STD_EPSILON = 1e-2
 """Added to both standard deviations of a ratio: a flat image has none."""
 
+FLAT = 0.1
+"""Standard deviation of a channel below which `contrast` takes the difference relative to this one."""
+
 
 def reconstruction(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """[B]: mean absolute difference of the blurred images plus half of that of the rest.
@@ -40,6 +43,11 @@ def reconstruction(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     return _mean(low_BCHW.abs()) + HIGH_FREQUENCY * _mean(high_BCHW.abs())
 
 
+def l1(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
+    """[B]: mean absolute difference."""
+    return _mean((output_BCHW - target_BCHW).abs())
+
+
 def mse(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """[B]: mean squared difference."""
     return _mean((output_BCHW - target_BCHW).square())
@@ -47,11 +55,18 @@ def mse(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
 
 def contrast(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
     """[B]: sum over channels of (std(output) / std(target) - 1)^2, plus the squared difference of the whole images'
-    standard deviations."""
+    standard deviations.
+
+    Source: FluxFlow's training guide, "Contrast Regularization Loss", read per image. Its ratio has no bound where a
+    channel is nearly constant, as in drawings and logos: hundreds at first, beside other losses of about 1. There the
+    difference is divided by `FLAT` instead. Channels of photographs vary more: for them it is the guide's number.
+    """
     output_BC, target_BC = _std(output_BCHW, (2, 3)), _std(target_BCHW, (2, 3))
     ratio_BC = (output_BC + STD_EPSILON) / (target_BC + STD_EPSILON)
+    bounded_BC = (output_BC - target_BC) / (FLAT + STD_EPSILON)
+    deviation_BC = torch.where(target_BC < FLAT, bounded_BC, ratio_BC - 1)
     whole_B = _std(output_BCHW, (1, 2, 3)) - _std(target_BCHW, (1, 2, 3))
-    return (ratio_BC - 1).square().sum(1) + whole_B.square()
+    return deviation_BC.square().sum(1) + whole_B.square()
 
 
 def color(output_BCHW: Tensor, target_BCHW: Tensor) -> Tensor:
@@ -111,6 +126,7 @@ def r1_penalty(judge: Callable[[Tensor], Tensor], real_BCHW: Tensor) -> Tensor:
 
 
 PIXEL_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
+    "l1": l1,
     "reconstruction": reconstruction,
     "mse": mse,
     "contrast": contrast,

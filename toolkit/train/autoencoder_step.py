@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.autoencoder_losses import (
+    ADVERSARIAL_WEIGHT,
     DISCRIMINATOR,
     LPIPS_METRIC,
     PIXEL_METRICS,
@@ -150,22 +151,22 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         weight = torch.tensor(self.losses.adversarial, device=loss_B.device)
         if adversary.settings.adaptive_weight:
             weight = weight * self._gradient_ratio(others_B, loss_B)
-            numbers["adversarial_weight"] = weight
+            numbers[ADVERSARIAL_WEIGHT] = weight
         return weight * loss_B, numbers
 
     def _gradient_ratio(self, others_B: Tensor, adversarial_B: Tensor) -> Tensor:
-        """Norm of the other terms' gradient at the decoder's last layer by that of the adversarial one, 0-dim.
+        """Norm of the other terms' gradient at the decoder's last layer by that of the adversarial one, 0-dim; 1 where
+        no other term reaches that layer.
 
         Source: Esser et al., arXiv 2012.09841, eq. 7.
         """
-        last = self.autoencoder.last_layer()
-        if not others_B.requires_grad:
+        last, others = self.autoencoder.last_layer(), None
+        if others_B.requires_grad:
+            (others,) = torch.autograd.grad(others_B.mean(), last, retain_graph=True, allow_unused=True)
+        if others is None:
             return torch.ones((), device=others_B.device)
-        of_others, of_adversary = (
-            torch.autograd.grad(loss_B.mean(), last, retain_graph=True)[0].norm()
-            for loss_B in (others_B, adversarial_B)
-        )
-        return (of_others / (of_adversary + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
+        (of_adversary,) = torch.autograd.grad(adversarial_B.mean(), last, retain_graph=True)
+        return (others.norm() / (of_adversary.norm() + 1e-4)).clamp(0, MAX_ADAPTIVE_WEIGHT).detach()
 
     # ------------------------------------------------------------ the discriminator
 

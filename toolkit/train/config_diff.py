@@ -29,7 +29,7 @@ class ConfigChange:
         return f"{self.key}: {self.old!r} -> {self.new!r}"
 
 
-REVISION = 2
+REVISION = 3
 """Recorded with every checkpoint; raised when the same job computes something else. `CORRECTIONS` lists what."""
 
 
@@ -42,7 +42,7 @@ class Correction:
     old: str
     new: str
     concerns: Callable[[Mapping[str, Any], bool], bool]
-    """Takes the train section as plain data, and whether any image has control images."""
+    """Takes the section as plain data, and whether any image has control images."""
 
 
 CORRECTIONS = (
@@ -58,24 +58,24 @@ CORRECTIONS = (
         "loss weights of timestep_type weighted",
         "52 of the 1000 published ones, interpolated",
         "all 1000",
-        lambda train, _: train.get("timestep_type") == "weighted",
+        lambda section, _: section["train"].get("timestep_type") == "weighted",
     ),
     Correction(
         2,
         "noise levels of linear_timesteps",
         "drawn by timestep_type",
         "drawn evenly, as in ai-toolkit",
-        lambda train, _: bool(train.get("linear_timesteps") or train.get("linear_timesteps2")),
+        lambda section, _: bool(section["train"].get("linear_timesteps") or section["train"].get("linear_timesteps2")),
     ),
     Correction(
         2,
         "lr_scheduler linear with end_factor alone",
         "from the full rate",
         "from a third of it, as torch's LinearLR",
-        lambda train, _: (
-            train.get("lr_scheduler") == "linear"
-            and "end_factor" in train.get("lr_scheduler_params", {})
-            and "start_factor" not in train.get("lr_scheduler_params", {})
+        lambda section, _: (
+            section["train"].get("lr_scheduler") == "linear"
+            and "end_factor" in section["train"].get("lr_scheduler_params", {})
+            and "start_factor" not in section["train"].get("lr_scheduler_params", {})
         ),
     ),
     Correction(
@@ -83,18 +83,29 @@ CORRECTIONS = (
         "lr_scheduler_params.T_0",
         "restarts after so many steps",
         "has no effect, as in ai-toolkit",
-        lambda train, _: "T_0" in train.get("lr_scheduler_params", {}),
+        lambda section, _: "T_0" in section["train"].get("lr_scheduler_params", {}),
+    ),
+    Correction(
+        3,
+        "losses.contrast of images with a nearly constant channel",
+        "as a ratio to almost nothing",
+        "as a ratio to a standard deviation of 0.1; other images as before",
+        lambda section, _: bool(((section.get("autoencoder") or section).get("losses") or {}).get("contrast")),
     ),
 )
 
 
-def corrections(revision: int, train: Mapping[str, Any], has_references: bool) -> list[ConfigChange]:
-    """What this program computes differently for the job than the one that recorded `revision`."""
+def corrections(revision: int, section: Mapping[str, Any], has_references: bool = False) -> list[ConfigChange]:
+    """What this program computes differently for a section (plain data) than the one that recorded `revision`."""
     return [
         ConfigChange(correction.what, correction.old, correction.new, "changes the result")
         for correction in CORRECTIONS
-        if correction.revision > revision and correction.concerns(train, has_references)
+        if correction.revision > revision and correction.concerns(section, has_references)
     ]
+
+
+FORMER_VALUES = {"losses.l1": 0.0}
+"""End of a key -> what a job computed before there was such a key, where its default is something else."""
 
 
 def diff_configs(
@@ -104,9 +115,11 @@ def diff_configs(
 
     section: its class. old, new: the section as plain data (`model_dump(mode="json")`). given: the part of `new` that
     the job sets itself. A key that `old` lacks, because the program did not have it yet, counts only where the job sets
-    it.
+    it, or where its default changes what was computed (`FORMER_VALUES`).
     """
     before, after = dict(flatten_config(old)), dict(flatten_config(new))
+    former = {key: value for key in after for end, value in FORMER_VALUES.items() if f".{key}".endswith(f".{end}")}
+    before = former | before
     if given is not None:
         explicit = dict(flatten_config(given))
         after = {key: value for key, value in after.items() if key in before or key in explicit}

@@ -35,7 +35,7 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
     [
         ({"losses": {"adversarial": 0.5}}, "losses.adversarial: needs the section 'discriminator'."),
         (
-            {"losses": dict.fromkeys(("reconstruction", "mse", "kl", "contrast", "color", "histogram", "lpips"), 0)},
+            {"losses": {"l1": 0, "kl": 0}},
             "losses: all weights are 0: nothing would be learned.",
         ),
         ({"losses": {"latent_noise": 0.1}}, "losses.latent_noise: needs latents of a known scale."),
@@ -95,9 +95,17 @@ def test_the_discriminators_own_defaults_are_those_of_an_adamw_without_arguments
 
 
 def test_a_run_may_end_by_any_number_that_it_logs(load: Load) -> None:
-    assert load(stop_when={"metric": "loss_recon", "below": 0.02}).stop_when is not None
-    logged = set(load(discriminator={}).logged_numbers())
-    assert {"loss_recon", "loss_kl", "loss_gen", "loss_disc", "contrast_loss"} <= logged
+    assert load(stop_when={"metric": "loss_l1", "below": 0.02}).stop_when is not None
+    logged = set(load(discriminator={}, losses={"reconstruction": 1, "contrast": 0.1}).logged_numbers())
+    assert {
+        "loss_l1",
+        "loss_recon",
+        "loss_kl",
+        "loss_gen",
+        "loss_disc",
+        "contrast_loss",
+        "adversarial_weight",
+    } <= logged
     assert "loss_kl" not in load(losses={"kl": 0}).logged_numbers()
 
 

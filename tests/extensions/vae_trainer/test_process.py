@@ -49,7 +49,7 @@ def test_what_a_run_leaves(start, vae_job, pictures: Path, capsys: pytest.Captur
     assert loaded.config.latents_std != [1.0] * 4 and len(loaded.config.latents_mean) == 4
     metrics = lines(folder / "metrics.jsonl")
     assert "loss_gen" not in metrics[0] and "loss_r1" not in metrics[1]
-    assert {"loss_recon", "loss_kl", "loss_disc", "loss_r1", "grad_norm/discriminator"} <= set(metrics[2])
+    assert {"loss_l1", "loss_kl", "loss_disc", "loss_r1", "grad_norm/discriminator"} <= set(metrics[2])
     assert {"validation/loss", "validation/psnr", "validation/ssim"} <= set(lines(folder / "validation.jsonl")[0])
     pairs = sorted((folder / "samples").glob("*.png"))
     assert len(pairs) == 6 and {Image.open(pair).size for pair in pairs} == {(2 * 34, 30)}
@@ -211,14 +211,16 @@ def test_it_learns(start, vae_job, pictures: Path, kind: str) -> None:
 
 @pytest.mark.slow
 def test_two_ranks_train_what_one_trains(run_ranks, write_job, vae_job, pictures: Path, tmp_path: Path) -> None:
-    """Losses are per image and noise has keys of its own, so that a shared batch is the same batch."""
-    changes = {**GAN, "train": {"steps": 4, "gradient_accumulation": 2}}
+    """Losses are per image and noise has keys of its own, so that a shared batch is the same batch. The adaptive weight
+    alone is that of a micro-batch."""
+    gan = {**GAN["discriminator"], "adaptive_weight": False}
+    changes = {"discriminator": gan, "train": {"steps": 4, "gradient_accumulation": 2}}
     found = []
     for processes in (1, 2):
         run_ranks(processes, write_job(vae_job(pictures, training_folder=f"of_{processes}", **changes)))
         found.append(lines(tmp_path / f"of_{processes}" / "job" / "metrics.jsonl"))
     for one, two in zip(*found, strict=True):
-        for name in ("loss/vae", "loss/discriminator", "loss_recon", "loss_kl", "grad_norm/vae"):
+        for name in ("loss/vae", "loss/discriminator", "loss_l1", "loss_kl", "grad_norm/vae"):
             assert (name in one) == (name in two)
             if name in one:
                 assert two[name] == pytest.approx(one[name], rel=1e-4), (name, one["step"])

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor
 
 from toolkit.config.autoencoder_losses import LossesConfig
@@ -22,6 +25,8 @@ from toolkit.models.autoencoder_losses import (
     r1_penalty,
     reconstruction,
 )
+
+PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"
 
 
 def images(count: int = 3, side: int = 24) -> Tensor:
@@ -76,6 +81,19 @@ def test_contrast_and_color_by_hand() -> None:
     mean_C = target.mean((2, 3))[0]
     by_hand = ((0.5 * mean_C) ** 2 + (0.5 * std_C) ** 2).mean()
     torch.testing.assert_close(color(output, target)[0], by_hand, rtol=1e-4, atol=1e-6)
+
+
+def test_contrast_stays_small_where_a_channel_is_constant_and_is_the_plain_ratio_on_photographs() -> None:
+    square = torch.ones(1, 3, 64, 64)
+    square[:, 1:, 16:48, 16:48] = -1  # red on white
+    output = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    assert 1 < contrast(output, square).item() < 40  # 3,200 as a plain ratio
+    for path in sorted(PHOTOS.glob("*/*.jpg")):
+        photo = torch.from_numpy(np.array(Image.open(path))).permute(2, 0, 1)[None] / 127.5 - 1
+        other = 0.7 * photo
+        ratios = (other.std((2, 3), correction=0) + 0.01) / (photo.std((2, 3), correction=0) + 0.01)
+        whole = other.std(correction=0) - photo.std(correction=0)
+        assert contrast(other, photo).item() == pytest.approx(float(((ratios - 1) ** 2).sum() + whole**2), rel=1e-5)
 
 
 def test_a_histogram_does_not_know_where_pixels_are() -> None:

@@ -91,10 +91,10 @@ def judge(state: Path, job: Job, found: DatasetScan, allow_change: bool = False)
 def resumption_of(state: Path | None, job: Job, found: DatasetScan, allow_change: bool) -> ResumePlan:
     """As a trainer asks for it whose corrections are those of the program."""
     has_references = any(sample.control_images for sample in found.samples)
-    train = job.train.model_dump(mode="json")
+    plain = job.model_dump(mode="json")
     digests = fingerprint(found.samples)
     return ResumePlan.of(
-        state, job, digests, allow_change, lambda revision: corrections(revision, train, has_references)
+        state, job, digests, allow_change, lambda revision: corrections(revision, plain, has_references)
     )
 
 

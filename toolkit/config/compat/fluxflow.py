@@ -694,11 +694,12 @@ class _Reader:
     def _losses(self, step: _Step) -> dict[str, Any]:
         values = step.values
         pixels: dict[str, Any] = {
-            "reconstruction": None,
-            "mse": values.get("mse_weight"),
-            "contrast": values.get("contrast_weight"),
-            "color": values.get("color_weight"),
-            "histogram": values.get("histogram_weight"),
+            "l1": 0,
+            "reconstruction": 1,
+            "mse": values.get("mse_weight", KEYS["mse_weight"].default),
+            "contrast": values.get("contrast_weight", KEYS["contrast_weight"].default),
+            "color": values.get("color_weight", KEYS["color_weight"].default),
+            "histogram": values.get("histogram_weight", KEYS["histogram_weight"].default),
         }
         kl: dict[str, Any] = {
             "kl": values.get("kl_beta"),
@@ -723,6 +724,7 @@ class _Reader:
         return {
             "channels": _at(values.get("feature_maps_dim_disc", step.node), 4 * width),
             "layers": 3 if step.get("img_size", 1024) >= SMALL_IMAGE else 2,
+            "adaptive_weight": False,
             "r1_gamma": values.get("r1_gamma"),
             "r1_interval": values.get("r1_interval"),
             "instance_noise": values.get("instance_noise_std"),

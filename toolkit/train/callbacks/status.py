@@ -11,6 +11,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from statistics import median
 
@@ -98,7 +99,9 @@ class StatusCallback(Callback):
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
         self._recent_s.append(result.step_s)
-        self._last = result
+        # Of several roles the first one's loss is shown: in a sum the discriminator's would hide the autoencoder's.
+        main = result.by_role.get(next(iter(run.roles), "")) or (self._last if result.by_role else None) or result
+        self._last = result = replace(result, loss=main.loss)
         if not result.skipped:
             self._losses.append(result.loss)
         if not self.log_every or due(result.step, self.log_every):

@@ -110,6 +110,10 @@ def test_every_file_of_the_guide_becomes_a_job(name: str, read) -> None:
 # ------------------------------------------------------------ what a step becomes
 
 
+GUIDES_PIXELS = {"l1": 0, "reconstruction": 1, "mse": 0.1, "contrast": 0.1, "color": 0.05, "histogram": 0.02}
+"""The losses that the guide has without a key for each; the defaults here are others."""
+
+
 def test_an_autoencoder_step(read) -> None:
     first = read(guide.FILES["complete"]).steps[0]
     arguments = sized(16)
@@ -133,7 +137,7 @@ def test_an_autoencoder_step(read) -> None:
         "dtype": "float32",
         "ema_config": {"use_ema": True},
     }
-    assert first["losses"] == {"kl": 1e-4}
+    assert first["losses"] == {**GUIDES_PIXELS, "kl": 1e-4}
     assert "discriminator" not in first
     assert first["save"]["save_every"] == 100
     assert first["stop_when"] == {"metric": "loss_recon", "below": 0.02}
@@ -188,8 +192,8 @@ def test_joint_training_is_a_flow_step_with_an_autoencoder(read) -> None:
     _, both = read(joint("gan_training: true", "train_spade: true", "lr: 1e-6", "kl_beta: 1e-3")).steps
     own = both["autoencoder"]
     assert both["type"] == "flow_trainer" and both["model"]["vae"] == "outputs/[name]/one/one"
-    assert (own["train"], own["spade"], own["losses"]) == ("all", True, {"kl": 1e-3})
-    assert own["discriminator"]["channels"] == 32
+    assert (own["train"], own["spade"], own["losses"]) == ("all", True, {**GUIDES_PIXELS, "kl": 1e-3})
+    assert (own["discriminator"]["channels"], own["discriminator"]["adaptive_weight"]) == (32, False)
     assert set(both["optimizers"]) == {"flow", "text_encoder", "vae", "discriminator"}
 
 
@@ -214,7 +218,7 @@ def test_a_flow_step_without_an_autoencoder_says_what_is_missing(read, lines: tu
 def test_both_spellings_of_adversarial_training_compare_no_pixels(lines: tuple[str, ...], read) -> None:
     found = read(step(*lines, "lr: 1e-5", "lambda_adv: 0.9"))
     (process,) = found.steps
-    zero = dict.fromkeys(("reconstruction", "mse", "contrast", "color", "histogram", "kl"), 0)
+    zero = dict.fromkeys(("l1", "reconstruction", "mse", "contrast", "color", "histogram", "kl"), 0)
     assert process["losses"] == {**zero, "adversarial": 0.9}
     assert any("adversarial training only" in line for line in found.warnings) == (len(lines) == 1)
 

@@ -9,7 +9,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit.interfaces import TrainState
+from toolkit.interfaces import RoleResult, TrainState
 from toolkit.log import StatusLine
 from toolkit.train.callbacks.status import StatusCallback
 
@@ -105,3 +105,16 @@ def test_the_line_tells_step_loss_speed_and_what_is_left(run, result) -> None:
     line = stream.getvalue()
     for part in ("step 10/40 25%", "loss 0.5000 | avg 0.5000", "lr 1.0e-01", "4.00 s/it", "0s, ETA 2m00s"):
         assert part in line
+
+
+def test_of_several_roles_the_first_ones_loss_is_shown(run, result) -> None:
+    callback, stream = hook_on()
+    run.roles = {"vae": SimpleNamespace(), "discriminator": SimpleNamespace()}
+    callback.on_start(run)
+    for step, names in enumerate([("vae", "discriminator"), ("discriminator",), ("vae", "discriminator")], 1):
+        losses = {"vae": 0.25, "discriminator": 2.0}
+        by_role = {name: RoleResult(losses[name], 0.1, 1.0) for name in names}
+        callback.on_metrics(run, result(step, loss=2.25, by_role=by_role))
+    callback.on_end(run, finished=True)
+    assert "loss 0.2500 (avg 0.2500)" in stream.getvalue()
+    assert status(run)["loss"] == 0.25
