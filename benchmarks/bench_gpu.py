@@ -93,6 +93,7 @@ def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--calls", type=int, default=20, help="timed calls of each kernel")
     add("--samples", type=int, default=32, help="encoded for the cache")
     add("--peak-tflops", type=float, help="what MFU and HFU are shares of; default: the kernels' best product of bf16")
+    add("--trace", metavar="FILE.json.gz", help="writes a trace of the timed steps of one row (with --row)")
     add("--row", help=argparse.SUPPRESS)
     return parser.parse_args(argv)
 
@@ -151,19 +152,30 @@ def measure_missing(asked: argparse.Namespace) -> None:
 
 def run_child(name: str, asked: argparse.Namespace, seconds: float) -> dict[str, Any] | None:
     """The row's result, or None when it took longer. What it said goes to the log beside the results."""
-    log = Path(asked.results).with_suffix(".log")
+    ended = run_logged(command_of(name, asked), Path(asked.results).with_suffix(".log"), seconds)
+    return ended and result_of(name, *ended)
+
+
+def run_logged(
+    command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str] | None = None
+) -> tuple[int, list[str]] | None:
+    """The exit status of a command and the lines it said, which go to the log; None when it took longer."""
     with log.open("ab") as output:
         begin = output.tell()
+        streams = {"stdout": output, "stderr": subprocess.STDOUT, "env": {**os.environ, **(environment or {})}}
         # A session of its own: compiling starts processes, which go with it.
-        command = command_of(name, asked)
-        child = subprocess.Popen(command, stdout=output, stderr=subprocess.STDOUT, cwd=ROOT, start_new_session=True)
+        child = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
         try:
             status = child.wait(timeout=seconds)
         except subprocess.TimeoutExpired:
             return None
         finally:
             end_session(child)
-    said = log.read_bytes()[begin:].decode("utf-8", "replace").splitlines()
+    return status, log.read_bytes()[begin:].decode("utf-8", "replace").splitlines()
+
+
+def result_of(name: str, status: int, said: Sequence[str]) -> dict[str, Any]:
+    """What a child measured, by its last line that says so; or why it failed."""
     if status == 0:
         return json.loads(next(line for line in reversed(said) if line.startswith('{"row"')))
     reason = next((line for line in reversed(said) if line.strip()), "it said nothing")

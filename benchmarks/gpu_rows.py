@@ -27,11 +27,12 @@ from benchmarks.loops import PlainLoop, spec_of_step
 from benchmarks.random_weights import TEXT_TOKENS, RandomWeightsModel, drawn_models, write_folder
 from benchmarks.synthetic import DTYPES, RANK, SEED, ModelSize
 from extensions.sd_trainer.config import SdTrainerConfig
-from extensions.sd_trainer.process import SdAttached, SdEncoded, SdTrainerProcess
+from extensions.sd_trainer.process import SdAttached, SdData, SdEncoded, SdTrainerProcess
 from jobs.job import ExtensionJob
 from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
 from toolkit.data.dataloader import LatentBatch
+from toolkit.data.run_plan import RunPlan
 from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import PromptEmbeds, StepResult
@@ -72,6 +73,9 @@ class Row:
     goal_gb: float | None = None
     swapped: float = 0.0
     """Share of the blocks whose weights wait in the CPU memory."""
+
+    half_side: bool = False
+    """Images of half the side."""
 
     plain: bool = False
     """Not the program but diffusers and peft."""
@@ -144,6 +148,12 @@ ROWS = {
     ),
     "7": Row("float8 weights, full, compiled", _FLOAT8 | _NO_TABLE, _compiled("full"), goal_s=0.98, goal_gb=29),
     "3n": Row("bf16, none, compiled", _NO_TABLE, _compiled("none"), goal_s=0.88, goal_gb=120),
+    "9e": Row("int4 weights, table, full, eager", _INT4_TABLE, _eager("full")),
+    "u3": Row("uint3 weights, table, full, eager", _INT4_TABLE | {"qtype": "uint3"}, _eager("full")),
+    **{
+        f"512 {level}": Row(f"bf16, {level}, eager, half the side", _NO_TABLE, _eager(level), half_side=True)
+        for level in ("none", "cheap", "full")
+    },
 }
 """By name, the most telling first: base, level of checkpointing, compiled or not. Where no key says
 otherwise, the program decides."""
@@ -157,6 +167,8 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
     device = torch.device(asked.device)
     if asked.size == "published":
         size = replace(size, text_tokens=TEXT_TOKENS[row.references])
+    if row.half_side:
+        size = replace(size, latent_side=max(8, size.latent_side // 2))
     write_folder(folder / "model", size)
     limited = row.card_gib is not None and limit_memory(device, row.card_gib - LEFT_TO_OTHERS_GIB)
     watch = Stopwatch(device, asked)
@@ -202,6 +214,8 @@ class Stopwatch(Callback):
         self._before: dict[str, float | None] = {}
         self._during: dict[str, float | None] = {}
         self._ready_s = 0.0
+        self._profiler: Any = None
+        self.planned_gb: float | None = None
         self.losses: list[float] = []
 
     def on_start(self, run: Run | None = None) -> None:
@@ -212,8 +226,14 @@ class Stopwatch(Callback):
 
     def after_step(self, run: Run | None = None) -> None:
         self._marks.set()
+        if self._asked.trace and len(self._marks) == 1 + self._asked.warm_up:
+            self._profiler = torch.profiler.profile()
+            self._profiler.start()
         if len(self._marks) > self._asked.warm_up + self._asked.steps:
             self._during = peaks(self._device)
+            if self._profiler:
+                self._profiler.stop()
+                self._profiler.export_chrome_trace(self._asked.trace)
             raise Measured
 
     def on_metrics(self, run: Run, result: StepResult) -> None:
@@ -229,9 +249,20 @@ class Stopwatch(Callback):
             "peak_gb": _larger(self._before, self._during, "allocated_gb"),
             "reserved_gb": _larger(self._before, self._during, "reserved_gb"),
             "training_gb": self._during["allocated_gb"],
+            "planned_gb": self.planned_gb,
             "host_gb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / GB,
             "losses": self.losses[: self._asked.warm_up + self._asked.steps],
+            **({"slowest": self._slowest()} if self._profiler else {}),
         }
+
+    def _slowest(self, count: int = 25) -> list[tuple[str, float, int]]:
+        """Of a traced run: kernels with their milliseconds and calls, the slowest first."""
+        on_gpu = self._device.type == "cuda"
+        found = [
+            (one.key, (one.self_device_time_total if on_gpu else one.self_cpu_time_total) / 1e3, one.count)
+            for one in self._profiler.key_averages()
+        ]
+        return sorted(found, key=lambda one: one[1], reverse=True)[:count]
 
 
 def _larger(one: Mapping[str, float | None], other: Mapping[str, float | None], name: str) -> float | None:
@@ -247,6 +278,11 @@ class MeasuredTrainer(SdTrainerProcess):
     def __init__(self, *given: Any, watch: Stopwatch) -> None:
         super().__init__(*given)
         self._watch = watch
+
+    def make_plan(self, data: SdData) -> RunPlan:
+        plan = super().make_plan(data)
+        self._watch.planned_gb = plan.memory.device_bytes / GB if plan.memory and plan.memory.on_device else None
+        return plan
 
     def build_callbacks(self, setup: Setup, encoded: SdEncoded, attached: SdAttached) -> list[Callback]:
         self.block_runner = attached.block_runner
