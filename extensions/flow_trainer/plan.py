@@ -16,7 +16,7 @@ from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.interfaces import BucketedSample
 from toolkit.memory.estimate import Machine, machine_from_config
-from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes
+from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes, too_short_notes
 from toolkit.train.planning import with_outlook
 
 
@@ -61,7 +61,7 @@ def plan_items(
         batches = count_batches(items, size)
         steps = optimizer_steps(train.steps, train.epochs, batches, train.gradient_accumulation, train.step_limit)
     machine = machine or machine_from_config(section.device)
-    memory = plan_memory(section, largest_work(section, items), machine)
+    memory, along = plan_memory(section, largest_work(section, items), machine), section.autoencoder
     return RunPlan(
         type=section.type,
         name=section.display_name(job),
@@ -81,6 +81,7 @@ def plan_items(
             *((MEMORY_ADVICE,) if machine.limit and memory.peak_bytes > machine.limit else ()),
             *compile_notes(train, machine),
             *_schedules(section, steps),
+            *too_short_notes(section, steps, *((along.losses, along.discriminator) if along else ())),
             *ema_notes(section, steps, batches),
         ),
         memory=memory,

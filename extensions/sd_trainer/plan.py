@@ -38,7 +38,7 @@ from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
 from toolkit.train.config_diff import ConfigChange, corrections
-from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes
+from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes, too_short_notes
 from toolkit.train.planning import with_outlook
 
 
@@ -115,6 +115,7 @@ def plan_items(
             *_excess_rank(config),
             *(_estimates(config, groups, machine, memory) if memory else ()),
             *schedule_notes(train, steps),
+            *too_short_notes(config, steps),
             *ema_notes(config, steps, micro_batches),
         ),
         memory=memory,

@@ -14,7 +14,7 @@ from toolkit.data.fingerprint import fingerprint
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.memory.estimate import Machine, MemoryEstimate, machine_from_config
-from toolkit.train.outlook import ema_notes, schedule_notes
+from toolkit.train.outlook import ema_notes, schedule_notes, too_short_notes
 from toolkit.train.planning import with_outlook
 
 
@@ -74,6 +74,7 @@ def plan_items(
             *(validation_split.notes[:1] if validation_split else ()),
             *_memory(section, work, machine, memory),
             *_schedules(section, steps),
+            *too_short_notes(section, steps, section.losses, section.discriminator),
             *ema_notes(section, steps, batches),
         ),
         memory=memory,

@@ -13,7 +13,7 @@ from pydantic import Field
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, literal_with_aliases
 from toolkit.config.process import Diagnostic
-from toolkit.config.train import RoleOptimizerConfig
+from toolkit.config.train import MAX_STEPS, RoleOptimizerConfig
 
 TINY = "AutoencoderTiny"
 
@@ -61,7 +61,7 @@ class LossesConfig(StrictModel):
     kl: float = Field(default=1e-4, ge=0, le=1e6)
     """Kullback-Leibler divergence of the latents from the unit normal distribution. 0: off."""
 
-    kl_warmup_steps: int = Field(default=5000, ge=0)
+    kl_warmup_steps: int = Field(default=5000, ge=0, le=MAX_STEPS)
     """Optimizer steps in which the weight of `kl` rises from 0, by half a cosine. 0: none."""
 
     kl_free_bits: float = Field(default=0.0, ge=0, le=1e6)
@@ -106,13 +106,13 @@ class DiscriminatorConfig(StrictModel):
     layers: int = Field(default=3, ge=1, le=8)
     """Layers that halve the sides. More of them judge larger patches: 3 see 70 x 70 pixels."""
 
-    start_step: int = Field(default=0, ge=0)
+    start_step: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Optimizer steps before it trains and counts. 0: from the start."""
 
     r1_gamma: float = Field(default=5.0, ge=0, le=1e6)
     """Half of it is the weight of the squared gradient at real images (R1). 0: off."""
 
-    r1_interval: int = Field(default=16, ge=1)
+    r1_interval: int = Field(default=16, ge=1, le=MAX_STEPS)
     """Optimizer steps between two penalties, each of which counts as many times."""
 
     instance_noise: float = Field(default=0.01, ge=0, le=10)

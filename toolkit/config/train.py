@@ -148,10 +148,10 @@ class StopWhenConfig(StrictModel):
     """How many values the mean is over: the last finite ones, one per step (or validation). With fewer the process goes
     on."""
 
-    min_steps: int = Field(default=0, ge=0)
+    min_steps: int = Field(default=0, ge=0, le=MAX_STEPS)
     """Optimizer steps that are done in any case. 0: none."""
 
-    check_every: int = Field(default=10, ge=1)
+    check_every: int = Field(default=10, ge=1, le=MAX_STEPS)
     """Optimizer steps between two checks of the mean."""
 
     foreign: ClassVar = STOP_WHEN

@@ -47,7 +47,7 @@ _BETAS = {"betas": (0.9, 0.999)}
 _TORCH = {"maximize": False, "foreach": None, "differentiable": False, "fused": None}
 _ADAM = _BETAS | {"eps": 1e-08, "weight_decay": 0, "amsgrad": False, "capturable": False} | _TORCH
 _8BIT = {"weight_decay": 0, "min_8bit_size": 4096, "is_paged": False}
-_ADAM_8BIT = _BETAS | {"eps": 1e-08, "amsgrad": False, "optim_bits": 32, "args": None} | _8BIT
+_ADAM_8BIT = _BETAS | {"eps": 1e-08, "amsgrad": False, "optim_bits": 32} | _8BIT
 
 ARGUMENTS: dict[str, dict[str, Any]] = {
     "adamw": _ADAM | {"weight_decay": 0.01},
@@ -61,7 +61,7 @@ ARGUMENTS: dict[str, dict[str, Any]] = {
     "muon": _BETAS | {"momentum": 0.95, "weight_decay": 0.01, "eps": 1e-08},
     "adamw8bit": _ADAM_8BIT | {"weight_decay": 0.01},
     "adam8bit": _ADAM_8BIT,
-    "lion8bit": {"betas": (0.9, 0.99), "args": None} | _8BIT,
+    "lion8bit": {"betas": (0.9, 0.99)} | _8BIT,
     "ademamix8bit": _8BIT
     | {"betas": (0.9, 0.999, 0.9999), "alpha": 5.0, "t_alpha": None, "t_beta3": None, "eps": 1e-08}
     | {"weight_decay": 0.01},
@@ -99,8 +99,16 @@ ELEMENTWISE = (
 """Optimizers known to step each number of a weight by nothing but its own gradients, and to keep what they remember of
 it in tensors of the weight's shape: a part of a weight moves as it does within the whole."""
 
-NOT_ARGUMENTS = {"self", "params", "lr"}
-"""What the constructor gets from the run itself."""
+NOT_ARGUMENTS = {"self", "params", "lr", "args"}
+"""What the constructor gets from the run itself, and bitsandbytes' object of settings."""
+
+RANGES = {
+    **dict.fromkeys(("betas", "beta1", "beta3"), (0, 1)),
+    **dict.fromkeys(("weight_decay", "eps", "momentum", "alpha", "min_8bit_size"), (0, math.inf)),
+    **dict.fromkeys(("d0", "slice_p", "prodigy.eps", "muon.eps"), (5e-324, math.inf)),
+    "muon.momentum": (0, 1),
+}
+"""Argument, or of one optimizer -> its least value, and the one below which it has to be."""
 
 REQUIRED = object()
 """Instead of a default, of an argument that has none; any value is taken for it."""
@@ -124,12 +132,39 @@ def check_optimizer(name: str, arguments: Mapping[str, Any]) -> None:
     """Raises UserError for an optimizer that is not there and for arguments it does not take.
 
     Imports the class, and torch with it, only where `ARGUMENTS` does not have the name; it is then made for one small
-    weight. Values that one of the table refuses are found so when the run begins: a plan stays without torch.
+    weight. What depends on the device is found so when the run begins: a plan stays without torch.
     """
+    if _typed("maximize", False, arguments.get("maximize", False)):
+        raise ArgumentError("maximize: true would make the loss larger. Leave it out.")
     if name in ARGUMENTS:
-        typed_arguments(name, ARGUMENTS[name], arguments)
+        typed = typed_arguments(name, ARGUMENTS[name], arguments)
+        for argument, value in typed.items():
+            if reason := _refused(name, argument, value, typed):
+                raise ArgumentError(f"{argument}: {arguments[argument]!r} {reason}. Correct or remove it.")
     else:
         try_optimizer(name, 1e-4, arguments)
+
+
+def _refused(name: str, argument: str, value: Any, given: Mapping[str, Any]) -> str:
+    """Why an optimizer of the table refuses the value of an argument; empty: it does not."""
+    least, below = RANGES.get(f"{name}.{argument}", RANGES.get(argument, (None, 0)))
+    numbers = value if isinstance(value, tuple | list) else [value]
+    if least is not None and any(_is_number(number) and not least <= number < below for number in numbers):
+        bounds = "above 0" if least else "at least 0"
+        return f"is out of range: must be {bounds} and {f'below {below}' if below < math.inf else 'finite'}"
+    if argument == "slice_p" and not isinstance(value, int):
+        return "is not a whole number"
+    if ARGUMENTS[name][argument] is None and isinstance(value, str | tuple | list | dict):
+        return "is neither a number nor true or false"
+    impossible = {
+        "differentiable": value and "is not possible for weights that are trained",
+        "relative_step": value and "is not possible: the learning rate is 'lr'",
+        "warmup_init": value and "is not possible: it goes with relative_step",
+        "nesterov": value and (not given.get("momentum") or given.get("dampening")) and "needs momentum, undampened",
+        "amsgrad": value and name.endswith("8bit") and "is not possible with 8 bits",
+        "optim_bits": value != 32 and "is not possible, only 32",
+    }
+    return str(impossible.get(argument) or "")
 
 
 # ------------------------------------------------------------ the class
@@ -202,7 +237,7 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
     value = given
     if isinstance(given, str) and not isinstance(default, str):
         value = _read(given)
-    if default is None or default is REQUIRED or value is None:
+    if default is None or default is REQUIRED:
         return value
     if isinstance(default, bool):
         fits, wanted = isinstance(value, bool), "true or false"
@@ -210,7 +245,8 @@ def _typed(argument: str, default: Any, given: Any) -> Any:
         fits, wanted = _is_number(value), "a number"
     elif isinstance(default, tuple | list):
         fits = isinstance(value, tuple | list) and len(value) == len(default)
-        fits, wanted = fits and all(_is_number(part) or part is None for part in value), f"{len(default)} numbers"
+        parts = zip(value, default, strict=True) if fits else ()
+        fits, wanted = fits and all(_is_number(part) or part is own for part, own in parts), f"{len(default)} numbers"
         value = tuple(_as(kind, part) for kind, part in zip(default, value, strict=True)) if fits else value
     else:
         fits, wanted = isinstance(value, type(default)), f"a {type(default).__name__}"

@@ -10,10 +10,12 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
+from toolkit.config.autoencoder_losses import DiscriminatorConfig, LossesConfig
+from toolkit.config.dataset import LOSS
 from toolkit.config.model import ModelConfig
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.config.process import JobContext
-from toolkit.config.sections import TrainerConfig
+from toolkit.config.sections import EvaluationSection, TrainerConfig
 from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig, TrainConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import optimizer_steps
@@ -382,6 +384,24 @@ def compile_notes(train: TrainConfig, machine: Machine) -> Iterator[str]:
     """What `train.compile: auto` does on this machine, as far as it can be known without torch."""
     if train.compile.enabled == "auto" and machine.kind == "cuda" and train.parallel != "fsdp":
         yield from filter(None, [compiling_note()])
+
+
+def too_short_notes(
+    section: EvaluationSection, steps: int, losses: LossesConfig | None = None, gan: DiscriminatorConfig | None = None
+) -> Iterator[str]:
+    """Warnings of what a run of so many optimizer steps ends before. losses, gan: of an autoencoder."""
+    stop = section.stop_when
+    if stop and not stop.metric.startswith(LOSS) and stop.smooth > steps:
+        mean = f"its mean is over {stop.smooth:,} steps (stop_when.smooth)"
+        yield f"warning: stop_when has no effect: {mean}, and the run has {steps:,}"
+    if losses and losses.kl and "kl_warmup_steps" in losses.model_fields_set and losses.kl_warmup_steps > steps:
+        warmup = f"losses.kl_warmup_steps is {losses.kl_warmup_steps:,}"
+        yield f"warning: {warmup}, and the run has {steps:,} steps: 'kl' never reaches its weight"
+    if gan and gan.start_step >= steps:
+        yield (
+            f"warning: discriminator.start_step is {gan.start_step:,}, and the run has {steps:,} steps: the "
+            "discriminator is never trained"
+        )
 
 
 def ema_notes(section: SavedAndAveraged, steps: int, micro_batches: int) -> Iterator[str]:

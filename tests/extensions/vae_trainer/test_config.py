@@ -55,6 +55,8 @@ def load(vae_job, make_pictures, write_job, tmp_path: Path) -> Load:
             "model.config.latent_chanels: AutoencoderKL has no such argument. Did you mean 'latent_channels'?",
         ),
         ({"model": {"config": {"block_out_channels": [32, "x"]}}}, "model.config.block_out_channels[1]: 'x' is not a"),
+        ({"losses": {"kl_warmup_steps": 10**40}}, "losses.kl_warmup_steps: 1" + 40 * "0" + " is out of range"),
+        ({"train": {"optimizer_params": {"maximize": True}}}, "train.optimizer_params: maximize: true would make"),
         ({"discriminator": {"layers": 0}}, "discriminator.layers: 0 is out of range"),
         ({"stop_when": {"metric": "loss_flow", "below": 1}}, "stop_when.metric: "),
     ],

@@ -93,6 +93,18 @@ def test_schedules_that_do_not_fit_are_warned_of_once(vae_job, pictures: Path) -
     assert "below a thousandth of its first value" in early and early.endswith("(discriminator)")
 
 
+def test_what_a_run_is_too_short_for_is_told(vae_job, pictures: Path) -> None:
+    changes = {"train": {"steps": 19}, "stop_when": {"metric": "loss", "below": 1}}
+    gan = {"channels": 4, "layers": 1, "start_step": 19}
+    notes = "\n".join(plan(vae_job, pictures, **changes, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
+    assert "stop_when has no effect: its mean is over 20 steps (stop_when.smooth), and the run has 19" in notes
+    assert "losses.kl_warmup_steps is 20, and the run has 19 steps: 'kl' never reaches its weight" in notes
+    assert "discriminator.start_step is 19, and the run has 19 steps: the discriminator is never trained" in notes
+    long = changes | {"train": {"epochs": 10}}  # of two batches
+    notes = "\n".join(plan(vae_job, pictures, **long, losses={"kl_warmup_steps": 20}, discriminator=gan).notes)
+    assert "too" not in notes and "never" not in notes and "no effect" not in notes
+
+
 def test_the_share_of_the_start_in_the_average_is_told(vae_job, pictures: Path) -> None:
     notes = plan(vae_job, pictures, train={"ema_config": {"use_ema": True, "ema_decay": 0.5}}).notes
     assert "EMA 0.5: weight of the initial parameters in the saved average: 0.5 % at step 4" in notes
