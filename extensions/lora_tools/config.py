@@ -21,7 +21,7 @@ class LoraToolConfig(ToolConfig):
     """Keys of the tools that read LoRA files."""
 
     model: PathStr = ""
-    """Model folder whose layers the files are of. Empty: the published models."""
+    """Model folder whose layers the files are of. Empty: the published models, or that of the run a file lies in."""
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """Files that are missing or no safetensors files, and outputs that are there."""
@@ -113,7 +113,7 @@ class RankConfig(WritingToolConfig):
         """A rank that is not given."""
         yield from super().check(job)
         if not self.rank and not self.share:
-            yield Diagnostic(("rank",), "give the largest rank of a layer, or 'share'.")
+            yield Diagnostic(("rank",), "give the largest rank of a layer, or 'share' (--share).")
 
 
 class ResizeConfig(RankConfig):
@@ -249,7 +249,7 @@ class PostHocEmaConfig(WritingToolConfig):
             yield from self._check_run(job)
             return
         if len(self.files) == 1 and Path(self.files[0]).expanduser().is_dir():
-            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give 'width' too, or the files in it.")
+            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give 'width' (--width) too, or the files in it.")
             return
         if len(self.files) < 2:
             yield Diagnostic(("files",), "give at least two.")

@@ -9,13 +9,14 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 from pydantic import BaseModel
 from pydantic.fields import FieldInfo
 
+from toolkit.config.compat.tool_flags import own_flag, remedy
 from toolkit.config.loader import check_processes, note_processes, read_process
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
 from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_annotation, section_model
@@ -34,7 +35,7 @@ class ToolConfig(ProcessConfig):
     """The section of a process that is also a command."""
 
     positional: ClassVar[tuple[str, ...]] = ()
-    """Fields that the command takes without a flag, in order. Only the last may be a list."""
+    """Fields that the command takes without a flag too, in order. Only the last may be a list."""
 
     flags: ClassVar[Mapping[str, str]] = {}
     """Field -> its flag where that is not the field's name."""
@@ -52,14 +53,17 @@ class FlagParser(argparse.ArgumentParser):
         raise UserError(f"{self.prog}: {message}. '{self.prog} --help' shows what it takes.")
 
 
-def tool_parser(uid: str, model: type[ToolConfig]) -> FlagParser:
-    """The flags of a tool, with the fields' descriptions as help."""
-    about = " ".join((model.__doc__ or "").split())
-    parser = FlagParser(prog=f"{PROGRAM} {uid}", description=about, allow_abbrev=False)
+def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = ()) -> FlagParser:
+    """The flags of a tool, with the fields' descriptions as help. as_flags: positional fields that have flags."""
+    about, places = " ".join((model.__doc__ or "").split()), [flag_of(model, key) for key in model.positional]
+    epilog = f"Also as {'a flag' if len(places) == 1 else 'flags'}: {', '.join(places)}." if places else None
+    parser = FlagParser(prog=f"{PROGRAM} {uid}", description=about, epilog=epilog, allow_abbrev=False)
     for name in (*model.positional, *(key for key in model.model_fields if key not in model.positional)):
         if name in model.sections:
             for key in model.sections[name]:
                 _add(parser, model, f"{name}.{key}", _field(model, f"{name}.{key}"))
+        elif name in model.positional and name not in as_flags:
+            _add_positional(parser, name, model.model_fields[name])
         elif name not in ("type", "name"):
             _add(parser, model, name, model.model_fields[name])
     return parser
@@ -73,20 +77,25 @@ def _field(model: type[BaseModel], dotted: str) -> FieldInfo:
     return _field(inner, below) if inner else field
 
 
+def _add_positional(parser: FlagParser, name: str, field: FieldInfo) -> None:
+    many = item_annotation(field.annotation) is not Any
+    optional = "*" if many else "?"
+    nargs = optional if not field.is_required() else "+" if many else None
+    parser.add_argument(name, nargs=nargs, default=None, help=_help(field), metavar=name.upper())
+
+
+def _help(field: FieldInfo) -> str:
+    return (field.description or "").replace("%", "%%")
+
+
 def _add(parser: FlagParser, model: type[ToolConfig], name: str, field: FieldInfo) -> None:
     many = item_annotation(field.annotation) is not Any
-    text = (field.description or "").replace("%", "%%")
-    if name in model.positional:
-        optional = "*" if many else "?"
-        nargs = optional if not field.is_required() else "+" if many else None
-        parser.add_argument(name, nargs=nargs, default=None, help=text, metavar=name.upper())
-        return
     last = name.rpartition(".")[2]
     flags = list(dict.fromkeys((flag_of(model, name), f"--{last}")))
     default = " ".join(map(str, field.default)) if isinstance(field.default, tuple) else field.default
     shown = "" if field.is_required() or default in (None, "", []) else f" (default: {default})"
     value = last.upper()
-    options: dict[str, Any] = {"dest": name, "default": None, "help": text + shown}
+    options: dict[str, Any] = {"dest": name, "default": None, "help": _help(field) + shown}
     if field.annotation is bool:
         parser.add_argument(*flags, nargs="?", const="true", metavar="true|false", **options)
     elif many:
@@ -113,17 +122,23 @@ class FlagDiagnostics(Diagnostics):
     def _place(self, env: SourceLocation, path: KeyPath) -> str:
         if path and path[0] in self._model.model_fields and path[0] not in self._model.positional:
             path = (flag_of(self._model, str(path[0])), *path[1:])
+        firsts = {flag_of(self._model, f"{key}.{keys[0]}"): keys[0] for key, keys in self._model.sections.items()}
+        if len(path) > 1 and path[1] == firsts.get(str(path[0])):
+            path = (path[0], *path[2:])  # the flag of a section is that of its first key
         return super()._place(env, path)
 
 
 def load_tool(uid: str, model: type[ToolConfig], argv: Sequence[str]) -> JobConfig:
     """The job of one process that a command asks for, checked. Raises UserError for wrong flags, ConfigErrors with all
     errors in their values."""
-    parser = tool_parser(uid, model)
+    argv = [own_flag(word, model.model_fields) for word in argv]
+    flags = {word.partition("=")[0].replace("_", "-") for word in argv}
+    parser = tool_parser(uid, model, [key for key in model.positional if flag_of(model, key) in flags])
     known, unknown = parser.parse_known_intermixed_args(argv)
     if unknown:
-        flags = [option for option in parser._option_string_actions if option.startswith("--") and "_" not in option]
-        raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {did_you_mean(unknown[0], flags)}")
+        known_flags = [flag for flag in parser._option_string_actions if flag.startswith("--") and "_" not in flag]
+        help_ = remedy(unknown[0]) or did_you_mean(unknown[0], known_flags)
+        raise UserError(f"{parser.prog}: unknown argument {unknown[0]!r}. {help_}")
     given = {key: value for key, value in vars(known).items() if value not in (None, [])}
     diagnostics = FlagDiagnostics(parser.prog, model)
     process = read_process(0, _root(uid, model, given), lambda _: model, Normaliser(diagnostics, UnusedDefaults()))

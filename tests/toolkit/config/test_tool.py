@@ -75,6 +75,14 @@ def test_errors_name_the_flag(line: str, message: str) -> None:
     assert str(refused.value).startswith(message)
 
 
+@pytest.mark.parametrize(
+    "line", ["a b c", "a --more b c", "--source a b c", "--more b c --source=a", "--more b c -- a"]
+)
+def test_what_needs_no_flag_may_have_one(line: str) -> None:
+    section = load(line)
+    assert (section.source, section.more) == ("a", ("b", "c"))
+
+
 def test_all_errors_come_at_once() -> None:
     with pytest.raises(UserError) as refused:
         load("a --sigma-rel 0 --steps many")
@@ -120,7 +128,7 @@ def test_keys_of_a_section_are_flags_and_the_first_is_the_section() -> None:
     for line, message in {
         "--light desk --watts many": "run.py lit: --watts: 'many' is not a whole number.",
         "--light desk --wats 4": "run.py lit: unknown argument '--wats'. Did you mean '--watts'?",
-        "--watts 4": "run.py lit: --light.lamp: is required",
+        "--watts 4": "run.py lit: --light: is required",
     }.items():
         with pytest.raises(UserError) as refused:
             light(line)
