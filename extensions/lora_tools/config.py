@@ -249,7 +249,7 @@ class PostHocEmaConfig(WritingToolConfig):
             yield from self._check_run(job)
             return
         if len(self.files) == 1 and Path(self.files[0]).expanduser().is_dir():
-            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give 'width' (--width) too, or the files in it.")
+            yield Diagnostic(("files",), f"{self.files[0]!r} is a folder. Give 'width' (--width) too, or its files.")
             return
         if len(self.files) < 2:
             yield Diagnostic(("files",), "give at least two.")

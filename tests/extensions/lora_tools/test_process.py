@@ -192,7 +192,7 @@ def test_commands_convert_and_refuse(run_py, write_lora, tiny_model: Path, tmp_p
             "0.3 is out of range: the even mean",
         ),
         ("post_hoc_ema", {"files": ["a.safetensors"], "output": "x.safetensors"}, "give at least two"),
-        ("post_hoc_ema", {"files": ".", "output": "x.safetensors"}, "Give 'width' .--width. too"),
+        ("post_hoc_ema", {"files": ".", "output": "x.safetensors"}, "is a folder. Give 'width'"),
         ("post_hoc_ema", {"files": ".", "width": 0.3, "output": "x.safetensors"}, "out of range"),
         ("post_hoc_ema", {"files": "a.safetensors", "width": 0.1, "output": "x.safetensors"}, "give one folder"),
         ("post_hoc_ema", {"files": ".", "width": 0.1, "beta": 0.5, "output": "x.safetensors"}, "Keep one of them"),
