@@ -141,6 +141,10 @@ SMALL_STATE = {"gradient_checkpointing": "full_offload", "optimizer": "adamw8bit
 CARD_JOBS: dict[str, dict[str, Any]] = {
     "bf16": {},
     "int8": {"model": {"quantize": True}},
+    "fp8_scaled, blocks_to_swap 16": {"model": {"quantize": True, "qtype": "fp8_scaled", "blocks_to_swap": 16}},
+    "fp8_scaled, text encoder int8, blocks_to_swap 45": {
+        "model": QUANTIZED | {"qtype": "fp8_scaled", "blocks_to_swap": 45}
+    },
     "int4, text encoder int8, low_vram": {"model": QUANTIZED | {"qtype": "int4"}},
     "the same, full_offload, adamw8bit": {"model": QUANTIZED | {"qtype": "int4"}, "train": SMALL_STATE},
     "the same, text encoder int4, blocks_to_swap 30": {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import re
 from collections.abc import Callable, Iterator
 from itertools import product
@@ -111,6 +112,16 @@ def _prompts(s: DiffusionSection) -> Iterator[Diagnostic]:
                     yield Diagnostic((name, "samples", index, "prompt"), message)
 
 
+def _of_accelerate(s: DiffusionSection) -> Iterator[Diagnostic]:
+    """`accelerate launch --mixed_precision` (or its configuration) hands its choice on in a variable."""
+    asked = {"fp16": "float16", "bf16": "bfloat16", "no": "float32"}.get(
+        os.environ.get("ACCELERATE_MIXED_PRECISION", "")
+    )
+    if asked and asked != s.train.dtype:
+        message = f"decides ({s.train.dtype}), not accelerate's --mixed_precision, which asks for {asked}."
+        yield Diagnostic(("train", "dtype"), message)
+
+
 def _two_sizes(s: DiffusionSection) -> Iterator[Diagnostic]:
     """Two sides of a rectangle, as musubi-tuner's `resolution`, look like ai-toolkit's list of two sizes."""
     for index, dataset in enumerate(s.datasets):
@@ -216,6 +227,7 @@ def _needs_switch(key: str, switch: str) -> Rule:
 
 
 NOTES: tuple[Check, ...] = (
+    _of_accelerate,
     Rule("train.lr", lambda s: s.train.lr == 0, "0: nothing is learned."),
     Rule(
         "train.optimizer",

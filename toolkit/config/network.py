@@ -182,7 +182,8 @@ class NetworkConfig(StrictModel):
         """What decides the size and the strength of the adapter on a layer, in words; nothing without one."""
         if self.trains_model:
             return "model"
-        rank = f"rank {self.linear}, alpha {self.linear_alpha:g}"
+        given = "" if "linear_alpha" in self.model_fields_set else " (not given: the rank)"
+        rank = f"rank {self.linear}, alpha {self.linear_alpha:g}{given}"
         if self.type != "lokr":
             return rank
         factor = "balanced" if self.factor == -1 else f"factor {self.factor}"

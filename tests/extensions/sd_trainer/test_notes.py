@@ -119,3 +119,12 @@ def test_what_cannot_happen_is_a_warning(validation, stop, train: dict, key) -> 
 def test_an_average_that_never_moves_is_told(ema: dict, told: bool) -> None:
     found = [note for note in notes(measured(ema_config=ema)) if note.key == ("train", "ema_config", "ema_decay")]
     assert [note.message.startswith("1: the average stays") for note in found] == [True] * told
+
+
+@pytest.mark.parametrize(("asked", "dtype", "told"), [("fp16", "bf16", 1), ("bf16", "bf16", 0), ("no", "fp32", 0)])
+def test_what_accelerate_is_asked_for_is_not_ignored_silently(
+    monkeypatch: pytest.MonkeyPatch, asked: str, dtype: str, told: int
+) -> None:
+    monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", asked)
+    found = [note.message for note in notes(measured(dtype=dtype)) if note.key == ("train", "dtype")]
+    assert len(found) == told and all("asks for float16" in message for message in found)

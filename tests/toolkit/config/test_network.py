@@ -71,8 +71,8 @@ def test_a_factor_without_lokr_is_told(load) -> None:
 
 def test_the_size_in_words(section) -> None:
     words = {
-        "{rank: 4}": "rank 4, alpha 4",
-        "{type: lokr, rank: 4}": "balanced, rank 4, alpha 4",
+        "{rank: 4}": "rank 4, alpha 4 (not given: the rank)",
+        "{type: lokr, rank: 4}": "balanced, rank 4, alpha 4 (not given: the rank)",
         "{type: lokr, rank: 4, alpha: 8, factor: 8}": "factor 8, rank 4, alpha 8",
         "{type: lokr, factor: 8, lokr_full_rank: true}": "factor 8, second factor whole",
     }
