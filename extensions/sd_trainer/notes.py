@@ -41,6 +41,12 @@ HIGHEST_LR = {
 """Optimizer -> learning rate above which a typing error, or the rate of another optimizer, is likely."""
 
 
+ADAPTER_LR = 5e-4
+"""Learning rate above which an adapter of a large model tends to burn (docs/first_character.md)."""
+
+LARGE_MODEL_BLOCKS = 20
+
+
 def notes(section: DiffusionSection) -> Iterator[Diagnostic]:
     """Settings that are allowed but have no effect, or train nothing."""
     for check in NOTES:
@@ -73,6 +79,20 @@ def _schedule(s: DiffusionSection) -> Iterator[Diagnostic]:
             yield Diagnostic(("train", key), f"has no effect: {train.lr_scheduler} does not use it.")
     for param, message in remarks(train.lr_scheduler, train.lr_scheduler_params):
         yield Diagnostic(("train", "lr_scheduler_params", param), message)
+
+
+def _high_lr(s: DiffusionSection) -> Iterator[Diagnostic]:
+    """Rates that small models bear and large ones do not."""
+    highest = HIGHEST_LR.get(s.train.optimizer)
+    if is_full(s) or highest != HIGHEST_LR["adamw"] or not ADAPTER_LR < s.train.lr <= highest:
+        return
+    try:
+        blocks = family_for(s.model).block_count(s.model.files_folder())
+    except UserError:  # the plan reports the model
+        return
+    if blocks >= LARGE_MODEL_BLOCKS:
+        message = f"{s.train.lr:g}: above {ADAPTER_LR:g} the images of so large a model tend to burn."
+        yield Diagnostic(("train", "lr"), f"{message} Usual is 0.0001 to 0.0002.")
 
 
 def _sizes(s: DiffusionSection) -> Iterator[Diagnostic]:
@@ -240,6 +260,7 @@ NOTES: tuple[Check, ...] = (
         "{train.lr:g} is far above the usual for {train.optimizer}: the weights are likely to diverge. "
         "Usual is 1e-4, with prodigy 1.",
     ),
+    _high_lr,
     _without_effect,
     _schedule,
     Rule(
