@@ -56,6 +56,7 @@ class Row:
 def grid_page(columns: Sequence[Column], rows: Sequence[Row], folder: Path, title: str) -> str:
     """The page, which lies in `folder` beside the pictures; those that are not there yet are blank."""
     css, js = ((_HERE / f"grid.{kind}").read_text(encoding="utf-8") for kind in ("css", "js"))
+    css += f"#grid {{ --columns: {len(columns)}; }}\n"
     names = [[picture.name for picture in row.pictures] for row in rows]
     head = element("tr", element("th", _tools()), [_column_head(index, column) for index, column in enumerate(columns)])
     body = [

@@ -18,13 +18,13 @@ PROMPTS = ("<b>bold</b> & a cat", "a dog", "a bird")
 STRENGTHS = (None, 0.5, 1.0)
 
 
-def write_grid(folder: Path, missing: tuple[int, int] | None = (2, 2)) -> Path:
+def write_grid(folder: Path, missing: tuple[int, int] | None = (2, 2), strengths=STRENGTHS) -> Path:
     """Three rows and three columns of plain pictures, of which one is not made yet."""
-    columns = [Column.of([LoraFile("loras/my_char.safetensors", s, "0" * 64)] if s else []) for s in STRENGTHS]
+    columns = [Column.of([LoraFile("loras/my_char.safetensors", s, "0" * 64)] if s else []) for s in strengths]
     rows = []
     for row, prompt in enumerate(PROMPTS):
         pictures = []
-        for column, strength in enumerate(STRENGTHS):
+        for column, strength in enumerate(strengths):
             settings = {
                 "prompt": prompt,
                 "seed": row,
@@ -90,6 +90,15 @@ def test_a_browser_shows_it_by_keys_and_keeps_favourites(browser: Browser, tmp_p
             break
     else:
         pytest.fail("favourites do not outlive the page")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("width", "fits"), [(1280, True), (1920, True), (700, False)])
+def test_five_columns_fit_or_scroll(browser: Browser, tmp_path: Path, width: int, fits: bool) -> None:
+    browser.open(write_grid(tmp_path, strengths=(None, 0.5, 0.75, 1.0, 1.25)), width=width, height=800)
+    assert browser.is_as_wide_as_the_window()
+    rest = browser.run("const box = document.querySelector('.wide'); return box.scrollWidth - box.clientWidth")
+    assert (rest <= 0) == fits
 
 
 @pytest.mark.slow
