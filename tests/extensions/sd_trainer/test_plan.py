@@ -84,7 +84,7 @@ def test_the_words_tell_the_size_of_what_is_trained_and_written(plan) -> None:
     words = plan(network={"type": "lora", "linear": 4, "linear_alpha": 4}).render()
     # In each of 2 blocks 8 layers of 64 x 64, 2 of 64 x 384, 4 of 64 x 256: rank * (in + out) weights each, of 4 bytes.
     weights = 2 * 4 * (8 * (64 + 64) + 2 * (64 + 6 * 64) + 4 * (64 + 256))
-    assert f"lora rank 4, alpha 4 (not given: the rank) on 28 layers: {weights:,} trainable parameters" in words
+    assert f"lora rank 4, alpha 4 on 28 layers: {weights:,} trainable parameters" in words
     assert f"each file {4 * weights / 1000:.3g} kB" in words
     assert "5 x 3 + 2 x 4 = 23 samples per epoch" in words
     only = plan(network={"type": "lora", "linear": 4, "network_kwargs": {"only_if_contains": ["to_q"]}}).render()
