@@ -4,25 +4,35 @@ from __future__ import annotations
 
 import copy
 import json
+import os
+import signal
 import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from random import Random
 from types import SimpleNamespace
 
 import pytest
 import torch
+import yaml
 from PIL import Image
+from safetensors.torch import save_file
 
+from jobs.dry_run import plan_job
+from tests.conftest import ROOT
 from tests.faults.conftest import draw_pictures
 from tests.toolkit.data.conftest import FakeModel, make_dataset
 from tests.toolkit.train.states import make_run, saved
 from toolkit.config import load_job
+from toolkit.config.tool import ToolConfig, load_tool, tool_parser
 from toolkit.config.train import TrainConfig
 from toolkit.data.cache import TensorCache
 from toolkit.data.items import scan_items
 from toolkit.data.latent_cache import CachePair, encode_items
 from toolkit.errors import DataErrors, RunError, UserError
-from toolkit.extension import discover
+from toolkit.extension import ExtensionTable, discover
 from toolkit.train.checkpoint_state import load_state
 from toolkit.train.checkpoint_store import checkpoint_dir
 from toolkit.train.resumption import find_checkpoint
@@ -72,7 +82,9 @@ def places(value: object, path: tuple = ()) -> list[tuple]:
 def mutate_job(job: dict, names: list[str], draw: Random) -> None:
     """One to three changes: a value, a key, a missing or doubled part."""
     for _ in range(draw.choice([1, 1, 2, 3])):
-        path = draw.choice(places(job))
+        if not (choices := places(job)):
+            return  # nothing is left to change
+        path = draw.choice(choices)
         parent = job
         for key in path[:-1]:
             parent = parent[key]
@@ -115,6 +127,117 @@ def test_mutated_jobs_load_or_are_refused_by_place(tmp_path: Path, small_section
             raise AssertionError(f"case {case}: {error!r} for {text!r}") from error
         assert path.read_bytes() == text, case
     assert min(outcomes) > 200, f"too one-sided: {outcomes}"
+
+
+SEED, TIMES = int(os.environ.get("MUTATION_SEED", "1")), int(os.environ.get("MUTATION_TIMES", "1"))
+"""Another seed, and so many times the cases: `MUTATION_SEED=7 MUTATION_TIMES=5 pytest -m slow ...`."""
+
+EXAMPLES = sorted(path for path in (ROOT / "config").rglob("*.yaml") if "tiny_mascots" not in path.parts)
+
+TOOLS: dict[str, dict[str, object]] = {
+    "ara": {"model": {"name_or_path": "tiny"}, "output": "ara.safetensors"},
+    "best": {"run": "run"},
+    "cache": {"model": {"name_or_path": "tiny"}, "datasets": [{"folder_path": "photos"}]},
+    "caption": {"folder": "photos", "model": "captioner"},
+    "convert": {"lora": "lora.safetensors", "output": "converted.safetensors"},
+    "diagrams": {"run": "run"},
+    "extract": {"lora": "lora.safetensors", "output": "extracted.safetensors"},
+    "generate": {"model": {"name_or_path": "tiny"}, "prompt": ["a photo"], "lora": ["lora.safetensors"]},
+    "grid": {"model": {"name_or_path": "tiny"}, "prompt": ["a photo"], "lora": ["lora.safetensors"]},
+    "inspect": {"lora": ["lora.safetensors"]},
+    "lint": {"path": "photos"},
+    "merge": {"lora": ["lora.safetensors"], "output": "merged.safetensors"},
+    "new": {"job_name": "zuzu", "folder": "photos"},
+    "post_hoc_ema": {"lora": ["lora.safetensors"], "output": "averaged.safetensors"},
+    "publish": {"path": "run", "repo": "me/it"},
+    "report": {"run": "run"},
+    "resize": {"lora": "lora.safetensors", "output": "resized.safetensors", "rank": 2},
+}
+"""Tool -> keys of a section; not each is valid: what is refused at the start is a case as well."""
+
+
+@contextmanager
+def within(seconds: int) -> Iterator[None]:
+    """Raises TimeoutError in a block that hangs."""
+
+    def stop(*_: object) -> None:
+        raise TimeoutError(f"no end after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, stop)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def refused_or_done(what: object, action: Callable[[], object]) -> bool:
+    """Whether the action came to its end; an error has to be the user's or the run's, of a few lines."""
+    try:
+        with within(60):
+            action()
+    except (UserError, RunError) as error:
+        assert "Traceback" not in str(error), (what, error)
+        return False
+    except Exception as error:
+        raise AssertionError(f"{what}: {error!r}") from error
+    return True
+
+
+@pytest.fixture
+def workplace(tmp_path: Path, tiny_model: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A working directory with what the sections name: photographs, a model, a file, the examples."""
+    draw_pictures(tmp_path / "photos", "a", "b")
+    (tmp_path / "tiny").symlink_to(tiny_model)
+    (tmp_path / "config").symlink_to(ROOT / "config")
+    save_file({"diffusion_model.x.lora_A.weight": torch.zeros(2, 4)}, tmp_path / "lora.safetensors")
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "run.json").write_text("{}")
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def _plan(path: Path, extensions: ExtensionTable) -> None:
+    plan_job(load_job(path, extensions.find_config)).render()
+
+
+@pytest.mark.parametrize("example", EXAMPLES, ids=lambda path: path.stem)
+def test_mutated_examples_are_planned_or_refused(workplace: Path, example: Path) -> None:
+    _mutate_and_plan(workplace, yaml.safe_load(example.read_text()), example.stem, 60)
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_mutated_sections_of_tools_are_planned_or_refused(workplace: Path, tool: str) -> None:
+    _mutate_and_plan(
+        workplace, {"job": "extension", "config": {"name": tool, "process": [{"type": tool, **TOOLS[tool]}]}}, tool, 60
+    )
+
+
+def _mutate_and_plan(workplace: Path, valid: dict, name: str, cases: int) -> None:
+    draw, extensions = Random(f"{name} {SEED}"), discover()
+    names = [str(place[-1]) for place in places(valid) if isinstance(place[-1], str)]
+    path = workplace / "job.json"
+    before = sorted(found for found in workplace.rglob("*") if found != path)
+    for case in range(cases * TIMES):
+        job = copy.deepcopy(valid)
+        mutate_job(job, names, draw)
+        path.write_text(json.dumps(job))
+        refused_or_done((case, job), partial(_plan, path, extensions))
+    assert sorted(found for found in workplace.rglob("*") if found != path) == before, "a plan writes nothing"
+
+
+@pytest.mark.parametrize("tool", TOOLS)
+def test_mutated_flags_of_tools_are_read_or_refused(workplace: Path, tool: str) -> None:
+    draw, model = Random(f"flags of {tool} {SEED}"), discover().find_command(tool)
+    assert model is not None and issubclass(model, ToolConfig)
+    flags = [
+        flag for flag in tool_parser(tool, model)._option_string_actions if flag.startswith("--") and flag != "--help"
+    ]
+    values = [str(value) for value in VALUES] + ["photos", "tiny", "lora.safetensors", "run", "job.json", "/dev/null"]
+    for case in range(40 * TIMES):
+        argv = [draw.choice([*flags, *values]) for _ in range(draw.choice([0, 1, 2, 2, 3, 4, 6]))]
+        refused_or_done((case, tool, argv), partial(load_tool, tool, model, argv))
 
 
 @pytest.mark.parametrize("value", ["x" * 5000, "a\0b"], ids=["too long", "zero byte"])
