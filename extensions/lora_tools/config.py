@@ -149,7 +149,7 @@ class ExtractConfig(RankConfig):
         yield from (found := list(_check_model("tuned", self.tuned, job)))
         if self.base:
             yield from _check_model("base", self.base, job)
-        elif not found and not job.yet_to_come(self.tuned):
+        elif not found and not job.will_write(Path(self.tuned).expanduser().parent):
             try:
                 self.base_folder()
             except UserError as error:

@@ -124,9 +124,10 @@ class PicturesConfig(ToolConfig):
         if file := file_in_the_way(Path(self.output).expanduser()):
             yield Diagnostic(("output",), f"'{file}' is a file. Give a folder.")
         yield from check_loras("lora", self.lora, job)
-        files = [split_strength(text)[0] for text in self.lora[:1]]
-        if self.model is None and any(job.will_write(file) or not Path(file).expanduser().is_file() for file in files):
-            return  # the model is known once the file is there
+        if self.model is None and self.lora:
+            file = Path(split_strength(self.lora[0])[0]).expanduser()
+            if job.will_write(file.parent) or not (file.is_file() or job.will_write(file)):
+                return  # of a run that is still to come; or it is missing
         try:
             family = family_for(self.found_model())
         except UserError as error:

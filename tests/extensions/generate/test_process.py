@@ -365,3 +365,17 @@ def test_model_and_size_come_with_the_lora(generate, tiny_model: Path, tmp_path:
     assert settings["model"] == {"name_or_path": f"models/{tiny_model.name}"}
     with pytest.raises(UserError, match=r"--model: unknown.safetensors: its model is not known"):
         generate(f"{asked} unknown.safetensors")
+
+
+def test_the_model_of_a_lora_that_is_still_to_come(trainer, write_job, tmp_path: Path, make_pictures) -> None:
+    """That of the run that writes it; for the file of another tool it has to be given, before anything is trained."""
+    train = trainer(make_pictures(tmp_path / "photos", "a"))
+    training = {**train, "training_folder": str(tmp_path / "output")}
+    lora, small = (str(tmp_path / path) for path in ("output/job/job.safetensors", "small.safetensors"))
+    resize = {"type": "resize", "input": lora, "rank": 2, "output": small}
+    last = {"type": "generate", "prompt": "x", "output": str(tmp_path / "out")}
+    find = discover().find_config
+    assert load_job(write_job(training, {**last, "lora": lora}), find)
+    assert load_job(write_job(training, resize, {**last, "lora": small, "model": train["model"]}), find)
+    with pytest.raises(UserError, match=r"process\[2\].model: .*small.safetensors: its model is not known"):
+        load_job(write_job(training, resize, {**last, "lora": small}), find)

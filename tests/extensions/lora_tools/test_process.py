@@ -22,6 +22,7 @@ from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.models.families import family_for
 from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.safetensors_io import read_metadata
 
 TO_Q, TO_V = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_v"
 
@@ -272,6 +273,30 @@ def test_what_merging_into_a_model_and_extracting_round_is_told(run, write_lora,
     run("extract", base=model, tuned="merged", rank=3, output="extracted.safetensors")
     told = [float(re.search(r"relative error of the change ([^\s,]+)", line)[1]) for line in said]
     assert all(1e-4 < error < 1e-2 for error in (told[0], told[2])) and max(told[1], told[3]) < 1e-5
+
+
+def test_extract_finds_the_base_by_the_run_and_tools_keep_what_is_still_true(
+    run, write_lora, trainer, write_job, tiny_model: Path, tmp_path: Path
+) -> None:
+    write_lora("a.safetensors", 1)
+    run("merge", base=str(tiny_model), lora="a.safetensors", output="output/run/run")
+    write_job(trainer(tmp_path / "gone"), name="run").rename("output/run/config.yaml")
+    Path("output/run/run.json").write_text(json.dumps({"name": "run", "status": "finished"}))
+    run("extract", base=str(tiny_model), tuned="output/run/run", rank=3, output="given.safetensors")
+    run("extract", tuned="output/run/run", rank=3, output="found.safetensors")
+    assert Path("found.safetensors").read_bytes() == Path("given.safetensors").read_bytes()
+    with pytest.raises(UserError, match=r"base: is required. elsewhere: its model is not known"):
+        Path("output/run/run").rename("elsewhere")
+        run("extract", tuned="elsewhere", rank=3, output="x.safetensors")
+
+    save_file(
+        load_file("found.safetensors"), "a.safetensors", {"ss_network_dim": "3", "rank": "3", "base_model": "tiny"}
+    )
+    run("resize", input="a.safetensors", rank=1, output="small.safetensors")
+    run("merge", lora=["small.safetensors", "a.safetensors"], output="both.safetensors")
+    small, both = (read_metadata(Path(f"{name}.safetensors")) for name in ("small", "both"))
+    assert (small.keys(), small["base_model"]) == ({"format", "sha256", "base_model"}, "tiny")
+    assert both["base_model"] == "tiny"
 
 
 def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path, said) -> None:
