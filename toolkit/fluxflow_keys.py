@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from toolkit.errors import UserError, did_you_mean
 
-Kind = Literal["switch", "whole", "number", "text", "texts", "mapping", "names"]
+Kind = Literal["switch", "whole", "number", "text", "texts", "mapping", "names", "sizes"]
 
 DATA, MODEL, TRAINING, OUTPUT = "data", "model", "training", "output"
 SECTIONS = (DATA, MODEL, TRAINING, OUTPUT)
@@ -42,7 +42,7 @@ class Key:
     @property
     def is_flag(self) -> bool:
         """Whether it can be given on the command line."""
-        return self.kind not in ("mapping", "names")
+        return self.kind not in ("mapping", "names", "sizes")
 
 
 _STEP = (TRAINING, STEPS)
@@ -64,6 +64,9 @@ KEYS: dict[str, Key] = {
     "use_tt2m": Key("switch", (DATA,), "`use_webdataset`, with a warning"),
     "tt2m_token": Key("text", (DATA,), "`webdataset_token`, with a warning"),
     "img_size": Key("whole", (DATA, MODEL, *_STEP), "`datasets[].resolution`", 32, 16_384, default=1024),
+    "reduced_min_sizes": Key(
+        "sizes", (DATA,), "`datasets[].resolution`, beside `img_size`: each image at each of them"
+    ),
     "batch_size": Key("whole", _ANY, "`train.batch_size`", 1, default=2),
     "workers": Key("whole", _ANY, "`datasets[].num_workers`", 0, default=1),
     "cfg_dropout_prob": Key("number", _ANY, "`datasets[].caption_dropout_rate`", 0, 1, default=0),
@@ -122,6 +125,8 @@ KEYS: dict[str, Key] = {
     "checkpoint_save_interval": Key("whole", _OUT, "`save.save_every`, in batches", 0, 999_999_999),
     "samples_per_checkpoint": Key("whole", _OUT, "`sample.sample_every`, in saves; 0: no samples", 0, default=1),
     "sample_captions": Key("texts", (*_OUT, DATA), "`sample.samples[].prompt`"),
+    "sample_sizes": Key("sizes", _OUT, "`width` and `height` of `sample.samples[]`: 512 or [768, 512]"),
+    "no_samples": Key("switch", _OUT, "true: `sample` is left out", default=False),
     "test_image_address": Key("texts", (*_OUT, DATA), "`sample.images`"),
     "log_interval": Key("whole", _OUT, "`logging.log_every`, in batches", 0, 999_999_999),
     "generate_diagrams": Key("switch", _OUT, "`logging.diagrams`", default=False),
@@ -151,6 +156,31 @@ OTHER_GRAMMARS = {
     "freeze_modules": "freeze_vae: true",
 }
 """Keys of other descriptions of the pipeline -> the guide's spelling."""
+
+ARCHITECTURE = "chooses among architectures of FluxFlow, and there are none here. Remove it"
+NOT_HERE = {
+    "model_type": ARCHITECTURE,
+    "baseline_activation": ARCHITECTURE,
+    "baseline_vae_width_mult": ARCHITECTURE,
+    "baseline_vae_depth_mult": ARCHITECTURE,
+    "baseline_flow_blocks": ARCHITECTURE,
+    "baseline_flow_ffn_expansion": ARCHITECTURE,
+    "checkpoint_interval": "unknown key. Write 'checkpoint_save_interval', in batches",
+    "sample_interval": "unknown key. Write 'samples_per_checkpoint', in saves",
+}
+"""Keys of the example files of FluxFlow's repository that are refused -> why, and the remedy."""
+
+WITHOUT_EFFECT = {
+    "channels": "images have three",
+    "webdataset_samples_per_shard": "'webdataset_size' is the number of all samples",
+    "dataloader_max_retries": "a connection that breaks is opened again",
+    "dataloader_retry_delay": "a connection that breaks is opened again",
+    "checkpoint_dir": "the folder follows from 'output_path'",
+    "sample_dir": "the folder follows from 'output_path'",
+    "log_level": "everything is logged",
+    "log_file": "the log is log.txt in the folder of each step",
+}
+"""Keys of these files that change nothing here -> why."""
 
 FLAGS = {name: key for name, key in KEYS.items() if key.is_flag and name not in NOT_FLAGS}
 

@@ -5,9 +5,12 @@ from __future__ import annotations
 import copy
 import json
 import math
+import os
 import random
 import re
 import signal
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -281,6 +284,23 @@ def test_the_commands_of_the_page_are_planned(line: str, workplace: Path, capsys
     Path("config.yaml").write_text(FIRST, encoding="utf-8")
     assert command_line.main([*line.split(), *(() if "--dry-run" in line else ("--dry-run",))]) == 0
     assert capsys.readouterr().out.startswith("Job ")
+
+
+@pytest.mark.slow  # two interpreters, one of which draws
+def test_the_guides_own_commands_are_there(workplace: Path, tmp_path: Path) -> None:
+    (workplace / "config.yaml").write_text(guide.FILES["complete"])
+    command = [str(ROOT / "fluxflow-train"), "--config", "config.yaml", "--dry-run"]
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
+    planned = subprocess.run(command, cwd=workplace, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert planned.returncode == 0 and "vae_warmup (vae_trainer)" in planned.stdout, planned.stderr
+    run = workplace / "outputs" / "full_pipeline" / "vae_warmup"
+    run.mkdir(parents=True)
+    (run / "run.json").write_text('{"name": "vae_warmup", "status": "finished", "step": 2, "steps": 2}')
+    rows = [{"step": step, "loss": 1 / step, "lr": 1e-4, "step_s": 0.1} for step in (1, 2)]
+    (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    command = [sys.executable, str(ROOT / "generate_training_graphs.py"), "outputs/"]
+    drawn = subprocess.run(command, cwd=workplace, capture_output=True, text=True)
+    assert drawn.returncode == 0 and (run / "graph" / "training_losses.png").is_file(), drawn.stderr
 
 
 def test_the_pages_table_of_sizes_is_what_is_made() -> None:

@@ -21,11 +21,13 @@ from toolkit.errors import did_you_mean
 from toolkit.fluxflow_keys import (
     DATA,
     KEYS,
+    NOT_HERE,
     OTHER_GRAMMARS,
     OUTPUT,
     SECTIONS,
     STEPS,
     TRAINING,
+    WITHOUT_EFFECT,
     Key,
     names_in,
 )
@@ -39,8 +41,8 @@ Level = dict[str, ConfigNode]
 MARKS = frozenset({TRAINING, DATA, OUTPUT})
 """A file without `job` and `config` that has one of these is the guide's."""
 
-AT_TOP = ("optimizers", "schedulers", "optimizer_config", "scheduler_config", "optimization")
-"""Keys of `training` that the guide also prints outside of it."""
+AT_TOP = ("optimizers", "schedulers", "optimizer_config", "scheduler_config", "optimization", "model_checkpoint")
+"""Keys of `training` that the guide, or an example of its repository, also has outside of it."""
 
 SAME = {"train_diff": "train_diff_full", "use_tt2m": "use_webdataset", "tt2m_token": "webdataset_token"}
 """Other name -> the key that means the same."""
@@ -219,6 +221,13 @@ class _Reader:
         return level
 
     def _unknown(self, node: ConfigNode, key: str, known: Sequence[str]) -> None:
+        if key in WITHOUT_EFFECT or (node.is_blank and key in NOT_HERE):
+            if not node.is_blank:
+                self.diagnostics.warn(node, f"has no effect: {WITHOUT_EFFECT[key]}.")
+            return
+        if key in NOT_HERE:
+            self.diagnostics.error(node, f"{NOT_HERE[key]}.", at_key=True)
+            return
         if key in OTHER_GRAMMARS:
             hint = f"Write '{OTHER_GRAMMARS[key]}'."
         elif belongs := _places(key):
@@ -247,6 +256,9 @@ class _Reader:
             fault = "" if isinstance(value, dict) else "is not a mapping of keys and values."
         elif key.kind == "text":
             fault = "" if isinstance(value, str) else "is not text. Put it in quotes."
+        elif key.kind == "sizes":
+            value = [_size(item.value) for item in value] if isinstance(value, list) else [_size(value)]
+            fault = "" if all(value) else "is not a list of sizes in pixels, such as 512 or [768, 512]."
         else:
             value = value if isinstance(value, list) else [node]
             if not all(isinstance(item.value, str) for item in value):
@@ -395,6 +407,15 @@ class _Reader:
             level["use_webdataset"] = replace(kind, value=kind.value == "webdataset")
         return level
 
+    @staticmethod
+    def _resolution(values: Level) -> Any:
+        """Of an entry of `datasets`."""
+        size, smaller = values.get("img_size", 1024), values.get("reduced_min_sizes")
+        if smaller is None:
+            return size
+        own = size if isinstance(size, int) else size.value
+        return sorted({own, *(min(each) for each in smaller.value)})
+
     def _dataset(self, values: Level, step: ConfigNode) -> ConfigNode:
         """The entry of `datasets`."""
         folder, shards = values.get("data_path"), values.get("webdataset_url")
@@ -402,7 +423,7 @@ class _Reader:
         streamed = switch.value if switch is not None else shards is not None and folder is None
         at = (switch or shards or step) if streamed else folder or step
         entry: dict[str, Any] = {
-            "resolution": values.get("img_size", 1024),
+            "resolution": self._resolution(values),
             "num_workers": values.get("workers", 1),
             "caption_prefix": values.get("fixed_prompt_prefix"),
             "caption_dropout_rate": values.get("cfg_dropout_prob"),
@@ -651,7 +672,9 @@ class _Reader:
             self.diagnostics.error(step.node, message)
         side = max(SMALL_IMAGE, size)
         captions = values.get("sample_captions")
-        prompts = [{"prompt": caption} for caption in captions.value] if captions is not None else []
+        sizes = [{"width": width, "height": height} for width, height in step.get("sample_sizes", ())] or [{}]
+        texts = captions.value if captions is not None else []
+        prompts = [{"prompt": caption, **size} for caption in texts for size in sizes]
         drawn = {"samples": prompts, "width": side, "height": side, "sample_steps": 50}
         if not step.get("cfg_dropout_prob"):
             drawn["guidance_scale"] = 1.0  # without dropped captions there is nothing to guide away from
@@ -734,7 +757,7 @@ class _Reader:
     def _sample(self, step: _Step, drawn: dict[str, Any]) -> dict[str, Any] | None:
         """`sample`, at each save or at each so many of them; none where none are wanted."""
         every = step.get("samples_per_checkpoint", 1)
-        if not every:
+        if not every or step.on("no_samples"):
             return None
         saves = self._steps_of(step, "checkpoint_save_interval")
         interval = saves and _at(saves, saves.value * every)
@@ -809,6 +832,15 @@ def _tree(data: Any, place: ConfigNode) -> ConfigNode:
     if isinstance(data, list | tuple):
         return _made(place, [_tree(value, place) for value in data])
     return _made(place, data)
+
+
+def _size(value: Any) -> tuple[int, int] | None:
+    """Width and height: of 512, [768, 512] or 768x512; None for anything else."""
+    sides = [node.value for node in value] if isinstance(value, list) else str(value).lower().split("x")
+    numbers = [_number(side) for side in sides] * (2 if len(sides) == 1 else 1)
+    if len(numbers) != 2 or not all(isinstance(number, int) and 32 <= number <= 16_384 for number in numbers):
+        return None
+    return int(numbers[0] or 0), int(numbers[1] or 0)
 
 
 def _number(value: Any) -> int | float | None:

@@ -154,8 +154,8 @@ class RoleOptimizers:
     def _refuse_unknown(self, node: ConfigNode) -> None:
         known = [key for keys in INLINE.values() for key in keys]
         for key, child in node.value.items():
-            if key not in known:
-                hint = did_you_mean(key, known)
+            if key not in known and not (key == FILE and child.is_blank):
+                hint = "It belongs in 'training' or a step." if key == FILE else did_you_mean(key, known)
                 self.diagnostics.error(child, f"unknown key. {hint}", at_key=True)
 
     def _file(self, node: ConfigNode) -> ConfigNode | None:

@@ -383,6 +383,22 @@ training:
     assert second["train"]["batch_size"] == 2
 
 
+def test_keys_that_only_the_repositorys_examples_have(read) -> None:
+    data = "{data_path: images, img_size: 128, channels: 3, reduced_min_sizes: [64, 96], dataloader_max_retries: 5}"
+    more = (
+        "output: {sample_sizes: [64, [96, 64], 128x96], sample_captions: [a], log_file: null}\nmodel_checkpoint: null\n"
+    )
+    found = read(joint("lr: 1e-5").replace("data: {data_path: images}", data) + more)
+    vae, flow = found.steps
+    assert vae["datasets"][0]["resolution"] == [64, 96, 128]
+    samples = flow["sample"]["samples"]
+    assert [(each["width"], each["height"]) for each in samples] == [(64, 64), (96, 64), (128, 96)]
+    assert [line for line in found.warnings if "no effect: images have three" in line]
+    assert not [line for line in found.warnings if "log_file" in line]
+    (quiet,) = read(step("train_vae: true", "lr: 1e-5", more="output: {no_samples: true}")).steps
+    assert "sample" not in quiet
+
+
 def test_the_prefix_and_dropped_captions(read) -> None:
     data = "{data_path: images, fixed_prompt_prefix: style anime, cfg_dropout_prob: 0.1}"
     (dataset,) = read(step("train_vae: true", "lr: 1e-5", data=data)).steps[0]["datasets"]
@@ -428,6 +444,14 @@ AT = "training.pipeline.steps[0]"
             ("train_vae: true", "transition_on: {mode: epoch}"),
             f"9:9: {AT}.transition_on: unknown key. Write "
             "'stop_condition: {loss_name: loss_recon, threshold: 0.02}'.",
+        ),
+        (
+            ("train_vae: true", "model_type: baseline"),
+            f"9:9: {AT}.model_type: chooses among architectures of FluxFlow, and there are none here. Remove it.",
+        ),
+        (
+            ("train_vae: true", "sample_sizes: [256, wide]"),
+            f"9:23: {AT}.sample_sizes: a list is not a list of sizes in pixels, such as 512 or [768, 512].",
         ),
         (
             ("train_vae: true", "train_diff: true", "train_diff_full: false"),
