@@ -10,6 +10,7 @@ from extensions.flow_trainer.config import FlowTrainerConfig, Scanned
 from extensions.flow_trainer.memory_plan import MEMORY_ADVICE, Work, images_at_once, plan_memory, save_size
 from toolkit.config.dataset import area_of
 from toolkit.config.process import JobContext
+from toolkit.data.captions import prompt_warnings
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
@@ -76,6 +77,7 @@ def plan_items(
             *_roles(section),
             *_alike(items),
             *scanned.notes,
+            *prompt_warnings([item.prompt for item in section.sample_pictures()], section.trigger_words()),
             *(validation_split.notes[:1] if validation_split else ()),
             memory.render(),
             *((MEMORY_ADVICE,) if machine.limit and memory.peak_bytes > machine.limit else ()),

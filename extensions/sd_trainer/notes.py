@@ -22,7 +22,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import PRESERVATIONS, EmaConfig
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import UserError
-from toolkit.interfaces import PLACEHOLDERS, Size
+from toolkit.interfaces import Size
 from toolkit.models.families import family_for
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 
@@ -119,17 +119,6 @@ def _datasets(s: DiffusionSection) -> Iterator[Diagnostic]:
             for key in ("mask_optional", *([] if dataset.alpha_mask else alone)):
                 if getattr(dataset, key):
                     yield Diagnostic(("datasets", index, key), "has no effect without a mask.")
-
-
-def _prompts(s: DiffusionSection) -> Iterator[Diagnostic]:
-    """Placeholders in prompts that nothing is put for."""
-    for name in () if s.trigger_word else ("sample", "first_sample"):
-        section: SampleConfig | None = getattr(s, name)
-        for index, item in enumerate(section.samples if section else ()):
-            for placeholder in PLACEHOLDERS:
-                if placeholder in item.prompt:
-                    message = f"{placeholder!r} stands for nothing: there is no 'trigger_word'."
-                    yield Diagnostic((name, "samples", index, "prompt"), message)
 
 
 def _of_accelerate(s: DiffusionSection) -> Iterator[Diagnostic]:
@@ -284,7 +273,6 @@ NOTES: tuple[Check, ...] = (
     ),
     _datasets,
     _sizes,
-    _prompts,
     _two_sizes,
     Rule(
         "train.reg_weight",

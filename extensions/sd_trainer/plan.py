@@ -19,6 +19,7 @@ from toolkit.config.dataset import sides_of
 from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection, TrainerConfig
 from toolkit.config.train import TrainConfig
+from toolkit.data.captions import prompt_warnings
 from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import digest_of, fingerprint
 from toolkit.data.folder import DatasetScan
@@ -108,6 +109,7 @@ def plan_items(
             *_int8_products(config, machine),
             *_sizes(config),
             *scan.notes,
+            *prompt_warnings([item.prompt for item in config.sample_pictures()], config.trigger_words()),
             *(validation_split.notes if validation_split else ()),
             *_base_loras(config),
             *_recovery(config),

@@ -173,8 +173,10 @@ class DatasetConfig(StrictModel):
     """Caption of images that have none, or an empty one."""
 
     captions_file: PathStr | None = None
-    """One text file with the captions of all images, instead of files beside them: lines of file name, tab, caption. In
-    a subfolder an image is named with it: `40_mychar/a.jpg`."""
+    """One text file with the captions of all images, instead of files beside them: lines of file name, tab, caption;
+    `.csv` with a header (`file_name`, `caption` or `text`) or `.jsonl` with such keys. In a subfolder an image is named
+    with it: `40_mychar/a.jpg`. Not given: where no image of a folder has a caption file, the only such table in it that
+    names its images is read, and the plan says so."""
 
     caption_prefix: Annotated[str, AfterValidator(str.strip)] = ""
     """Text before each caption that is not dropped: `<prefix>. <caption>`, after a trigger word that is put in front.

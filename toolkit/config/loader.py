@@ -16,7 +16,7 @@ from toolkit.config.compat import fluxflow
 from toolkit.config.compat.fluxflow_flags import COMMAND_LINE, with_flags
 from toolkit.config.compat.peer_names import hint
 from toolkit.config.field_types import LONGEST_NAME
-from toolkit.config.located import ConfigNode, Diagnostics, show
+from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.model import ModelConfig
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
 from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry
@@ -97,6 +97,7 @@ def load_job(
     job = JobContext(job_name)
     if check_files:
         check_processes(processes, job, diagnostics)
+    warn_of_odd_quotes(root, diagnostics)
     diagnostics.raise_errors()
     known = [process for process in processes if process is not None]
     if check_files:
@@ -369,6 +370,17 @@ def refuse_secret_folder(process: _Process, job: JobContext, diagnostics: Diagno
         f"{process.entry.name} {job.name}"
     ):
         diagnostics.error(process.node, f"writes to a folder with a secret in its name: {_SECRET_FOLDER}")
+
+
+def warn_of_odd_quotes(node: ConfigNode, diagnostics: Diagnostics) -> None:
+    """Warns of texts between curly quotes, which YAML takes for a part of the text, and of trigger words with one."""
+    if isinstance(node.value, dict | list):
+        for child in node.value.values() if isinstance(node.value, dict) else node.value:
+            warn_of_odd_quotes(child, diagnostics)
+    elif isinstance(node.value, str) and node.value:
+        ends = node.value if node.path[-1:] == ("trigger_word",) else ""
+        if all(map(odd_characters, (node.value[0], node.value[-1]))) or odd_characters(ends):
+            diagnostics.warn(node, f"the curly quotes are a part of the value. {odd_characters(node.value)}")
 
 
 def note_processes(processes: list[_Process], job: JobContext, diagnostics: Diagnostics) -> None:

@@ -104,6 +104,11 @@ class DatasetsSection(ProcessConfig):
     reads_captions: ClassVar[bool] = True
     """Whether captions are part of what is learned."""
 
+    def trigger_words(self) -> tuple[str, ...]:
+        """That of the process and those of its datasets."""
+        words = (self.trigger_word, *(dataset.trigger_word for dataset in self.datasets))
+        return tuple(dict.fromkeys(word for word in words if word))
+
     @property
     def streamed(self) -> DatasetConfig | None:
         """The stream of shards, where the datasets are one."""

@@ -10,9 +10,10 @@ import os
 import re
 from codecs import BOM_UTF8
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from posixpath import normpath
+from textwrap import shorten
 from typing import Any
 from unicodedata import normalize
 
@@ -223,6 +224,22 @@ def nearly_placeholders(text: str) -> list[str]:
     """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and `[Trigger]`: each once, in order."""
     found = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text))
     return [each for each in found if each not in PLACEHOLDERS]
+
+
+def prompt_warnings(prompts: Sequence[str], triggers: Collection[str]) -> Iterator[str]:
+    """Warnings of prompts of samples: what nothing replaces, and those without any of the trigger words."""
+    together = "\n".join(prompts)
+    literal = [each for each in PLACEHOLDERS if each in together and not triggers]
+    for placeholder in (*literal, *nearly_placeholders(together)):
+        remedy = "Give the job a 'trigger_word'" if placeholder in PLACEHOLDERS else f"Write '{PLACEHOLDERS[0]}'"
+        count = sum(placeholder in prompt for prompt in prompts)
+        what = f"{count} of {len(prompts)} prompts with '{placeholder}', which nothing replaces"
+        yield f"warning: sample: {what}. {remedy}"
+    without = [prompt for prompt in prompts if not any(each in prompt for each in (*triggers, *PLACEHOLDERS))]
+    if triggers and without:
+        shown = ", ".join(repr(shorten(prompt, 40)) for prompt in without[:3])
+        what = f"{len(without)} of {len(prompts)} prompts without the trigger word {' or '.join(map(repr, triggers))}"
+        yield f"warning: sample: {what}: {shown}. Write '{PLACEHOLDERS[0]}' into those that are to show what is trained"
 
 
 _COMMON_WORDS = (

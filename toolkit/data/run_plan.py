@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from math import ceil
+from math import ceil, prod
 from pathlib import Path
 from textwrap import shorten
 from typing import Any, Protocol
@@ -14,7 +15,13 @@ from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.folder import FolderInfo
 from toolkit.errors import UserError
 from toolkit.files import free_space, readable_size
-from toolkit.interfaces import BucketedSample, Size
+from toolkit.interfaces import BucketedSample, ResizeCrop, Size
+
+WARNING = "warning: "
+"""Begins the notes that are printed together at the end of a plan."""
+
+MOST_CUT = 0.15
+"""Above this share of an image that its bucket cuts off there is a warning."""
 
 
 @dataclass(frozen=True)
@@ -46,6 +53,12 @@ class FolderPlan:
     """Number of images with a mask."""
 
     is_reg: bool = False
+
+    cut: float = 0.0
+    """Share of an image that its bucket cuts off, the mean of all."""
+
+    most_cut: tuple[tuple[str, float], ...] = ()
+    """Names of the images of which most is cut off, and their shares."""
 
     @property
     def sizes(self) -> int:
@@ -202,7 +215,13 @@ class RunPlan:
             blocks.append(self.stream.lines())
         if self.datasets or (self.stream and self.micro_batches_per_epoch):
             blocks.append(f"  {self._arithmetic()}")
-        return "\n".join([*blocks, *(f"  {line}" for line in (*self.notes, *tail))])
+        cut = (line for folder in self.datasets if (line := _cut_off(folder)).startswith(WARNING))
+        lines = [*self.notes, *tail]
+        warnings = dict.fromkeys([*cut, *(line for line in lines if line.startswith(WARNING))])
+        lines = [line for line in lines if line not in warnings]
+        if warnings:
+            lines += [f"{len(warnings)} warning{'s' * (len(warnings) > 1)}:", *warnings]
+        return "\n".join([*blocks, *(f"  {line}" for line in lines)])
 
     def _arithmetic(self) -> str:
         terms = " + ".join(_product(folder) for folder in self.datasets)
@@ -228,13 +247,19 @@ def optimizer_steps(steps: int, epochs: float, micro_batches_per_epoch: int, acc
 
 def folder_plans(folders: Sequence[FolderInfo], items: Iterable[BucketedSample]) -> tuple[FolderPlan, ...]:
     """Counts per folder; `items` are those made from the folders' samples."""
-    buckets: dict[tuple[int, str], Counter[Size]] = {(folder.dataset, folder.folder): Counter() for folder in folders}
-    for item in items:
-        buckets[item.sample.dataset, item.sample.folder][item.crop.bucket] += 1
-    return tuple(_folder_plan(folder, buckets[folder.dataset, folder.folder]) for folder in folders)
+    crops: dict[tuple[int, str], dict[ResizeCrop, list[str]]] = {(each.dataset, each.folder): {} for each in folders}
+    for sample, crop in items:
+        crops[sample.dataset, sample.folder].setdefault(crop, []).append(sample.image)
+    return tuple(_folder_plan(folder, crops[folder.dataset, folder.folder]) for folder in folders)
 
 
-def _folder_plan(folder: FolderInfo, buckets: Counter[Size]) -> FolderPlan:
+def _folder_plan(folder: FolderInfo, crops: dict[ResizeCrop, list[str]]) -> FolderPlan:
+    buckets = Counter[Size]()
+    for crop, names in crops.items():
+        buckets[crop.bucket] += len(names)
+    cut = {crop: 1 - prod(crop.bucket) / prod(crop.scaled) for crop in crops}
+    worst = sorted(crops, key=cut.__getitem__, reverse=True)[:3]
+    most = {os.path.basename(name): cut[crop] for crop in worst[::-1] for name in crops[crop][:12][::-1]}
     images = [sample for sample in folder.samples if not any(sample.flip)]
     return FolderPlan(
         folder=folder.folder,
@@ -246,6 +271,8 @@ def _folder_plan(folder: FolderInfo, buckets: Counter[Size]) -> FolderPlan:
         flips=len(folder.samples) // max(1, len(images)),
         masks=sum(sample.mask is not None for sample in images),
         is_reg=folder.is_reg,
+        cut=sum(cut[crop] * len(names) for crop, names in crops.items()) / max(1, buckets.total()),
+        most_cut=tuple(sorted(most.items(), key=lambda pair: -pair[1])[:3]),
     )
 
 
@@ -270,6 +297,8 @@ def _folder_lines(folder: FolderPlan) -> str:
         f"    references: {references if set(folder.references) != {0} else 'none'}",
         f"    buckets: {buckets}",
     ]
+    if (cut := _cut_off(folder)) and not cut.startswith(WARNING):
+        lines.append(f"    {cut}")
     if folder.masks:
         lines.append(f"    masks: {folder.masks} of {folder.images}")
     if folder.is_reg:
@@ -277,6 +306,17 @@ def _folder_lines(folder: FolderPlan) -> str:
     if folder.missing_captions:
         lines.insert(1, f"    without caption: {folder.missing_captions} of {folder.images}")
     return "\n".join(lines)
+
+
+def _cut_off(folder: FolderPlan) -> str:
+    """How much the buckets cut off; empty where that is less than 1 % of each image."""
+    shares = [f"{name} {share:.0%}" for name, share in folder.most_cut if share >= 0.01]
+    if not shares:
+        return ""
+    line = f"cropped to the buckets: {folder.cut:.1%} of an image on average, most of {', '.join(shares)}"
+    if folder.most_cut[0][1] <= MOST_CUT:
+        return line
+    return f"{WARNING}{folder.folder}: {line}. See the crops with run.py lint --preview, or crop them yourself"
 
 
 def _product(folder: FolderPlan) -> str:

@@ -259,11 +259,11 @@ def test_a_control_folder_that_is_the_folder_of_the_images_is_one_warning(load) 
     ]
 
 
-def test_a_placeholder_in_a_prompt_without_a_trigger_word_is_one_warning(load) -> None:
-    text = QUIET.replace('- "maya_char, portrait', '- "[trigger], portrait')
-    assert load(text).warnings == ()
-    (line,) = load(text.replace('trigger_word: "maya_char"', "trigger_word: ")).warnings
-    assert line.endswith("'[trigger]' stands for nothing: there is no 'trigger_word'.")
+def test_curly_quotes_that_become_a_part_of_a_value_are_one_warning_each(load) -> None:
+    text = QUIET.replace('trigger_word: "maya_char"', "trigger_word: \u201cmaya_char\u201d")
+    text = text.replace('- "maya_char, portrait', '- "maya_char says \u201chi\u201d, portrait')
+    (line,) = load(text).warnings
+    assert "trigger_word: the curly quotes are a part of the value. It holds U+201C" in line
 
 
 def test_a_size_that_the_model_cannot_generate_is_one_warning(load) -> None:

@@ -2,7 +2,14 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.data.captions import CaptionError, caption_files, find_captions, read_caption, read_captions_file
+from toolkit.data.captions import (
+    CaptionError,
+    caption_files,
+    find_captions,
+    prompt_warnings,
+    read_caption,
+    read_captions_file,
+)
 from toolkit.data.directory import list_folder
 from toolkit.errors import InputError
 
@@ -111,3 +118,17 @@ def test_a_table_that_cannot_be_read_is_a_mistake(tmp_path: Path, raw: bytes | N
     assert read_captions_file(str(path), mistakes) == {}
     [mistake] = mistakes
     assert mistake.place == str(path) and reason in mistake.message
+
+
+def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:
+    far = "a person at night, from far away and in the rain"
+    prompts = ["[trigger], smiling", "zxq at night", far, "{trigger} once"]
+    first, second = prompt_warnings(prompts, ["zxq", "abc"])
+    assert first == "warning: sample: 1 of 4 prompts with '{trigger}', which nothing replaces. Write '[trigger]'"
+    assert second == (
+        "warning: sample: 2 of 4 prompts without the trigger word 'zxq' or 'abc': "
+        "'a person at night, from far away [...]', '{trigger} once'. Write '[trigger]' into those that are to show what is trained"
+    )
+    assert [*prompt_warnings(prompts[:2], ["zxq"])] == [] == [*prompt_warnings(["any"], [])]
+    (literal,) = prompt_warnings(prompts[:2], [])
+    assert literal.endswith("1 of 2 prompts with '[trigger]', which nothing replaces. Give the job a 'trigger_word'")

@@ -9,6 +9,7 @@ from PIL import Image
 
 from tests.golden_tables import golden
 from toolkit.data.folder import scan_datasets
+from toolkit.data.images import HAS_HEIF, open_image
 from toolkit.errors import DataErrors
 from toolkit.interfaces import Size
 
@@ -131,6 +132,58 @@ def test_a_placeholder_without_a_trigger_word_is_a_warning(tmp_path: Path, image
         f"1 caption with '{placeholder}', which nothing replaces: a.png. Give the job a 'trigger_word'"
     ]
     assert warnings_of(data, trigger="sks") == []
+
+
+@pytest.mark.parametrize("text", ["[Trigger] in a garden", "{trigger} in a garden", "<trigger word>, smiling"])
+def test_what_only_looks_like_a_placeholder_is_a_warning(tmp_path: Path, image, dataset, text: str) -> None:
+    for name in "ab":
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.txt").write_text("[trigger] in a garden")
+    (tmp_path / "b.txt").write_text(text)
+    written = re.match(r"\W.*?\W(?= |,)", text)[0]
+    assert warnings_of(dataset(tmp_path, resolution=(64,))) == [
+        f"1 caption with '{written}', which nothing replaces: b.png. Write '[trigger]'"
+    ]
+
+
+def test_a_trigger_word_that_only_the_captions_know_is_a_warning(tmp_path: Path, image, dataset) -> None:
+    for name in "abcdef":
+        image(tmp_path / f"{name}.png")
+        (tmp_path / f"{name}.png.txt").write_text(f"zxq, in a garden {name}")
+    found = dataset(tmp_path, resolution=(64,))
+    assert warnings_of(found, trigger="") == [
+        "6 of 6 captions begin with 'zxq', and there is no trigger_word. If it is yours, give 'trigger_word: zxq'"
+    ]
+    assert warnings_of(found, trigger="zxq") == []
+    assert scan_datasets([found], "zxq").samples[0].caption == "zxq, in a garden a"
+
+
+def test_clear_pictures_and_those_that_need_a_package_are_warnings(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "a.png")
+    Image.new("RGBA", (64, 64)).save(tmp_path / "clear.png")
+    (tmp_path / "A.txt").write_text("of a.png")
+    (tmp_path / "x.psd").touch()
+    section, remedy = dataset(tmp_path, resolution=(64,)), "Export them once more, or remove them"
+    assert warnings_of(section) == [
+        "1 file not used, caption of an image whose name has other letters: A.txt. "
+        "Give image and caption the same name, in upper and lower case too",
+        "1 file not used, .psd is not supported: x.psd. Convert them to PNG or JPEG",
+        f"1 of 2 images is fully transparent and trained as white alone: clear.png. {remedy}",
+    ]
+
+
+def test_heic_is_read_where_pillow_heif_is_installed_and_else_named(tmp_path: Path, image, dataset) -> None:
+    image(tmp_path / "a.png")
+    photograph = tmp_path / "b.HEIC"
+    if HAS_HEIF:
+        heif = pytest.importorskip("pillow_heif")
+        heif.from_pillow(Image.new("RGB", (64, 48), "red")).save(photograph)
+        _, sample = scan_datasets([dataset(tmp_path)], "sks").samples
+        assert sample.size == (64, 48) and open_image(sample.image).getpixel((9, 9))[0] > 240
+    else:
+        photograph.touch()
+        warned = "1 file not used, .heic needs another package: b.HEIC. Run: pip install pillow-heif, or convert"
+        assert warnings_of(dataset(tmp_path, resolution=(64,)))[0].startswith(warned)
 
 
 def test_images_far_below_the_resolution_are_a_warning(tmp_path: Path, image, dataset) -> None:

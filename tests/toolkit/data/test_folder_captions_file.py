@@ -64,3 +64,49 @@ def test_a_prefix_stands_behind_the_trigger_word_and_before_every_caption(data: 
     for reg, first in ((False, "sks drawn. beside the image"), (True, "drawn. beside the image")):
         plain.is_reg = reg
         assert scan_datasets([plain], "sks").samples[0].caption == first
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("captions.tsv", "a.png\tone\nc.png\ttwo, three"),
+        ("captions.csv", 'File_Name,width,text\na.png,1,one\nc.png,1,"two, three"'),
+        ("metadata.jsonl", '{"file_name": "a.png", "text": "one"}\n\n{"image": "./c.png", "caption": "two, three"}'),
+    ],
+)
+def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
+    data: Path, dataset, name: str, text: str
+) -> None:
+    table = data / "b" / name
+    table.write_text(text)
+    scan = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
+    assert [sample.caption for sample in scan.samples] == ["sks one", "sks two, three"]
+    assert scan.notes == (f"{data}/b: no caption files; captions of 2 of 2 images are read from {table}",)
+    whole = scan_datasets([dataset(data, resolution=(64,))], "sks")  # as one of several subfolders
+    assert [sample.caption for sample in whole.samples][2:] == ["sks one", "sks two, three"]
+    given = scan_datasets([dataset(data / "b", captions_file=str(table))], "sks")
+    assert given.samples == scan_datasets([dataset(data / "b")], "sks").samples
+    (data / "b" / "other.tsv").write_text("a.png\tanother")
+    two = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
+    assert [sample.caption for sample in two.samples] == ["sks", "sks"]
+    assert two.notes[0].startswith(f"warning: {data}/b: 2 tables hold captions of these images, and none is read: ")
+    (data / "b" / "a.txt").write_text("beside the image")
+    beside = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
+    assert beside.samples[0].caption == "sks beside the image"
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "line"),
+    [
+        ("x.csv", "a.png,one", 1),
+        ("x.csv", 'file,text\na.png,one\n,"two"', 3),
+        ("x.jsonl", '{"file_name": "a.png", "text": "one"}\n[1]', 2),
+        ("x.jsonl", "[" * 100_000, 1),
+        ("x.jsonl", '{"file_name": "a.png", "text": 3}', 1),
+    ],
+)
+def test_a_line_of_a_table_that_cannot_be_used_is_named(data: Path, dataset, name: str, text: str, line: int) -> None:
+    (data / name).write_text(text)
+    with pytest.raises(DataErrors) as caught:
+        scan_datasets([dataset(data / "b", captions_file=str(data / name))], None)
+    assert [mistake.place for mistake in caught.value.errors] == [f"{data / name}:{line}"]

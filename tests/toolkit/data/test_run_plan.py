@@ -1,3 +1,4 @@
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,3 +127,19 @@ def test_mirrored_copies_are_counted_and_said(tmp_path: Path, image, dataset) ->
     text = plan.render()
     assert "3 x 2 x 2 sizes x 4 flips + 3 x 1 x 2 sizes x 2 flips = 60 samples per epoch; 60 micro-batches" in text
     assert text.count("regularisation images") == 1 and "masks: 1 of 3" in text and text.count("masks") == 1
+
+
+def test_warnings_come_together_at_the_end_and_the_worst_crops_are_named(tmp_path: Path, image, dataset) -> None:
+    for name, height in (("a", 64), ("b", 90), ("c", 70)):
+        image(tmp_path / f"{name}.png", 64, height)
+    folders = scan_datasets([dataset(tmp_path)], None).folders
+    lines = make_plan(folders, (64,), notes=("warning: first", "disk: 1 GB")).render().splitlines()
+    assert lines[-4:-1] == ["  disk: 1 GB", "  2 warnings:", lines[-2]] and lines[-1] == "  warning: first"
+    # Each is cut to 64 x 64: (26 of 90 + 0 + 6 of 70) / 3.
+    assert "cropped to the buckets: 12.5% of an image on average, most of b.png 29%, c.png 9%. See" in lines[-2]
+    (folder,) = folders
+    small = replace(folder, samples=folder.samples[2:])
+    assert (
+        "    cropped to the buckets: 8.6% of an image on average, most of c.png 9%\n"
+        in make_plan([small], (64,)).render()
+    )
