@@ -108,13 +108,14 @@ def test_a_command_of_the_pages_can_be_given(run_py: Run, tmp_path: Path, comman
     shutil.copytree(ROOT / "config", tmp_path / "config")
     program, script, *arguments = shlex.split(command, comments=True)
     assert (program, script) == (".venv/bin/python", "run.py")
-    if arguments[0] == "new":
+    if arguments[0] in ("new", "lint"):
         shutil.copytree(PHOTOS, tmp_path / "dataset")
     else:
         shutil.copy(ROOT / EXAMPLE, tmp_path / "config" / "my_character.yaml")
-    is_planned = arguments[0] == "new" or "--dry-run" in arguments
+    is_planned = arguments[0] in ("new", "lint") or "--dry-run" in arguments
     planned = run_py(*arguments, *([] if is_planned else ["--dry-run"]), cwd=tmp_path)
-    assert planned.returncode == 0, planned.stderr
+    assert planned.returncode == (arguments[0] == "lint"), planned.stderr  # it finds that the photographs are small
+    assert (tmp_path / "lint.html").exists() == ("--preview" in arguments)
 
 
 def test_the_table_of_gpus_says_what_the_plans_say(run_py: Run, tmp_path: Path) -> None:

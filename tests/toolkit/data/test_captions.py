@@ -127,7 +127,8 @@ def test_prompts_of_samples_without_the_trigger_word_are_a_warning() -> None:
     assert first == "warning: sample: 1 of 4 prompts with '{trigger}', which nothing replaces. Write '[trigger]'"
     assert second == (
         "warning: sample: 2 of 4 prompts without the trigger word 'zxq' or 'abc': "
-        "'a person at night, from far away [...]', '{trigger} once'. Write '[trigger]' into those that are to show what is trained"
+        "'a person at night, from far away [...]', '{trigger} once'. "
+        "Write '[trigger]' into those that are to show what is trained"
     )
     assert [*prompt_warnings(prompts[:2], ["zxq"])] == [] == [*prompt_warnings(["any"], [])]
     (literal,) = prompt_warnings(prompts[:2], [])
