@@ -21,7 +21,6 @@ from typing import Any
 import torch
 from PIL import Image
 
-from benchmarks import flops
 from benchmarks.device_timer import GB, Marks, forget_peaks, limit_memory, peaks
 from benchmarks.loops import PlainLoop, spec_of_step
 from benchmarks.random_weights import TEXT_TOKENS, RandomWeightsModel, drawn_models, write_folder
@@ -36,6 +35,7 @@ from toolkit.data.run_plan import RunPlan
 from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
 from toolkit.interfaces import PromptEmbeds, StepResult
+from toolkit.memory import flops
 from toolkit.models.families import ModelLoadOptions
 from toolkit.train.flow_step import FlowMatchingStep
 from toolkit.train.run import Callback, Run
@@ -180,7 +180,7 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
         return {"status": "out of memory", "reason": str(error).splitlines()[0], "what": row.what}
     except UserError as error:
         return {"status": "refused", "reason": " ".join(str(error).replace(f"{folder}/", "").split()), "what": row.what}
-    work = flops.of_forward(size, row.references, RANK)
+    work = work_of(size, row.references)
     return {
         "status": "measured",
         "what": row.what,
@@ -190,6 +190,16 @@ def measure(row: Row, size: ModelSize, folder: Path, asked: argparse.Namespace) 
         "model_tflop": work.model / 1e12,
         "executed_tflop": work.executed(level) / 1e12,
     }
+
+
+LORA_SIDES = 2 * (4 * 2 + 2 * 5)
+"""Of a rank-1 LoRA on both streams' linear layers of a block, the numbers in units of the model's width."""
+
+
+def work_of(size: ModelSize, references: int) -> flops.Flops:
+    """One sample with so many references of its size, and a LoRA on every linear layer that tokens go through."""
+    tokens, width = (1 + references) * size.tokens + size.text_tokens, size.heads * size.head_dim
+    return flops.of_forward(tokens, width, size.layers, LORA_SIDES * RANK * width * size.layers)
 
 
 def is_of_memory(error: BaseException) -> bool:

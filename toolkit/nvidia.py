@@ -160,6 +160,26 @@ def half_precision(facts: NvidiaFacts | None = None) -> tuple[str, str]:
     return "bfloat16", "bfloat16 is used: as fast as float16 on this GPU, and its range needs no loss scaling."
 
 
+def gpu_name(device: str) -> str:
+    """The name of the GPU that `device` of a job means, as its driver gives it; empty: there is none, or not known."""
+    visible = os.environ.get("CUDA_VISIBLE_DEVICES")
+    number = device.partition("cuda:")[2] or "0"
+    if visible:
+        shown = visible.split(",")
+        number = shown[int(number)].strip() if int(number) < len(shown) else ""
+    if device in ("cpu", "mps") or not number.isdecimal() or visible == "":
+        return ""
+    with suppress(OSError, AttributeError):
+        nvml = ctypes.CDLL("libnvidia-ml.so.1")
+        if nvml.nvmlInit_v2() == 0:
+            handle, name = ctypes.c_void_p(), ctypes.create_string_buffer(96)
+            found = nvml.nvmlDeviceGetHandleByIndex_v2(ctypes.c_uint(int(number)), ctypes.byref(handle)) == 0
+            known = found and nvml.nvmlDeviceGetName(handle, name, ctypes.c_uint(96)) == 0
+            nvml.nvmlShutdown()
+            return name.value.decode("ascii", "replace") if known else ""
+    return ""
+
+
 def _least_capability() -> int:
     """The smallest major compute capability of the GPUs; 0: not known."""
 

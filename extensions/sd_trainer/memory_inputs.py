@@ -18,6 +18,7 @@ from toolkit.data.stream_dataset import StreamDataset
 from toolkit.distributed import read_distributed_env
 from toolkit.interfaces import BucketedSample, Size
 from toolkit.memory.estimate import StepShape
+from toolkit.memory.flops import KERNELS_PER_BLOCK, StepWork, of_forward
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules
@@ -203,6 +204,30 @@ def _dequantized_bytes(model: ModelConfig, dtype: str, number: int) -> int:
     return 2 * number if dtype == "float16" else number
 
 
+def step_work(section: DiffusionSection, facts: ModelSizeInfo, groups: Sequence[ItemGroup]) -> StepWork | None:
+    """What an optimizer step takes of one rank, on average over the images; None: not known.
+
+    `gradient_checkpointing: auto` counts as `full`.
+    """
+    train, trains_model = section.train, section.network.trains_model
+    trained = [group for group in groups if not group.held_out]
+    if train.preservations() or not sum(group.uses for group in trained):  # these have passes of their own
+        return None
+    level = train.checkpointing_level()
+    sizes = BatchSizes(section, facts, groups)
+    weights = 0 if trains_model else count_trainable_params(section).weights
+    total = sum(
+        group.uses
+        * of_forward(sizes.tokens_of(group), facts.width, facts.blocks, weights).executed(
+            "full" if level == "auto" else level, trains_model
+        )
+        for group in trained
+    )
+    images = train.batch_size * train.gradient_accumulation / read_distributed_env().world_size
+    kernels = micro_batches(train) * facts.blocks * KERNELS_PER_BLOCK
+    return StepWork(images * total / sum(group.uses for group in trained), kernels)
+
+
 LETTERS_PER_TOKEN = 3
 """Characters per token of a caption; a cautious average."""
 
@@ -301,6 +326,10 @@ class BatchSizes:
         """Tokens of a batch in the transformer."""
         pixels = largest.pixels + largest.references * largest.reference_pixels
         return largest.images * (pixels // self._facts.pixels_per_token + largest.text_tokens)
+
+    def tokens_of(self, group: ItemGroup) -> int:
+        """Tokens of one image of the group, with its references and text."""
+        return self.tokens(self._largest(group, 1))
 
     def text_tokens(self, references: int, letters: int) -> int:
         """Text tokens of a caption with so many control images and characters, template included."""

@@ -12,6 +12,7 @@ from extensions.sd_trainer.memory_inputs import (
     count_trainable_params,
     group_items,
     group_stream,
+    step_work,
     trainable_names,
 )
 from extensions.sd_trainer.memory_plan import plan_memory
@@ -34,6 +35,7 @@ from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.files import readable_size
 from toolkit.interfaces import BucketedSample, Size
 from toolkit.memory.estimate import Machine, MemoryEstimate, machine_from_config
+from toolkit.memory.flops import StepWork
 from toolkit.models.families import family_for, yet_to_come
 from toolkit.network_kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
@@ -122,8 +124,13 @@ def plan_items(
         ),
         memory=memory,
         save_size=save_size(config) if memory else None,
+        step_work=_step_work(config, groups) if memory and machine.kind == "cuda" else None,
         stream=stream.plan() if stream else None,
     )
+
+
+def _step_work(config: DiffusionSection, groups: Sequence[ItemGroup]) -> StepWork | None:
+    return step_work(config, family_for(config.model).footprint(config.model.files_folder()), groups)
 
 
 def item_groups(

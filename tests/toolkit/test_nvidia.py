@@ -1,7 +1,9 @@
 """Why no CUDA device can be used, from facts that are handed in."""
 
+import ctypes
 import sys
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -9,6 +11,7 @@ from toolkit import nvidia
 from toolkit.nvidia import (
     ACCIDENTAL_CPU_LIMIT,
     NvidiaFacts,
+    gpu_name,
     half_precision,
     likely_cause,
     planned_refusal,
@@ -101,3 +104,40 @@ def test_the_capability_is_read_where_there_is_a_gpu() -> None:
 
     expected = min((torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count())), default=0)
     assert nvidia._least_capability() == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("auto", None, "GPU 0"),
+        ("cuda", "", ""),
+        ("cuda:1", None, "GPU 1"),
+        ("cuda:1", "3,2", "GPU 2"),
+        ("cuda:2", "3,2", ""),
+        ("cuda:0", "GPU-8932f937", ""),
+        ("cpu", None, ""),
+        ("mps", None, ""),
+    ],
+)
+def test_the_name_is_that_of_the_gpu_that_the_job_means(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, expected: str
+) -> None:
+    class Nvml:
+        def __init__(self, name: str) -> None:
+            self.nvmlInit_v2 = self.nvmlShutdown = lambda: 0
+
+        def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: Any) -> int:
+            handle._obj.value = 100 + index.value
+            return 0
+
+        def nvmlDeviceGetName(self, handle: ctypes.c_void_p, name: Any, size: object) -> int:
+            name.value = f"GPU {(handle.value or 0) - 100}".encode()
+            return 0
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(ctypes, "CDLL", Nvml)
+    assert gpu_name(device) == expected
+    monkeypatch.undo()
+    assert gpu_name("cpu") == ""

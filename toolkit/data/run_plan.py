@@ -123,6 +123,12 @@ class MemoryEstimate(Protocol):
     def allocated(self, *phases: str) -> int: ...
 
 
+class StepWork(Protocol):
+    """The part of `toolkit.memory.flops.StepWork` that plans use."""
+
+    def seconds(self, gpu: str) -> float | None: ...
+
+
 class Outlook(Protocol):
     """The part of `toolkit.train.outlook.Outlook` that plans use."""
 
@@ -180,6 +186,9 @@ class RunPlan:
 
     save_size: SaveSize | None = None
     """What one save takes on the disk, where it is known."""
+
+    step_work: StepWork | None = None
+    """What an optimizer step takes, where it is known."""
 
     outlook: Outlook | None = None
     """Of a dry run: the model, disk, time, and what a start does with what is in the run's folder."""

@@ -18,12 +18,13 @@ from toolkit.config.process import JobContext
 from toolkit.config.sections import EvaluationSection, TrainerConfig
 from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, OptimizerConfig, TrainConfig
 from toolkit.data.fingerprint import DatasetHashes
-from toolkit.data.run_plan import optimizer_steps
+from toolkit.data.run_plan import StepWork, optimizer_steps
 from toolkit.errors import RunError, UserError
 from toolkit.files import free_space, readable_size
 from toolkit.memory.estimate import Machine
+from toolkit.memory.flops import EFFICIENCY
 from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes
-from toolkit.nvidia import compiling_note, planned_refusal
+from toolkit.nvidia import compiling_note, gpu_name, planned_refusal
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
 from toolkit.run_files import RECORD, duration, read_status
 from toolkit.train.checkpoint_store import (
@@ -139,23 +140,33 @@ class DiskOutlook:
 
 @dataclass(frozen=True)
 class TimeOutlook:
-    """The time of the optimizer steps that are left, as a run with the same work per step took it."""
+    """The time of the optimizer steps that are left, as a run with the same work per step took it, or calculated."""
 
     steps: int
     step_s: float
     """Seconds per optimizer step."""
 
-    measured_in: Path
+    measured_in: Path | None
     """The folder of that run."""
 
+    calculated_for: str = ""
+    """Without one: the name of the GPU that the operations of a step are calculated for."""
+
     def to_json(self) -> dict[str, Any]:
-        seconds = round(self.steps * self.step_s, 1)
-        return {"steps": self.steps, "step_s": self.step_s, "seconds": seconds, "measured_in": str(self.measured_in)}
+        return {
+            "steps": self.steps,
+            "step_s": self.step_s,
+            "seconds": round(self.steps * self.step_s, 1),
+            "measured_in": str(self.measured_in) if self.measured_in else None,
+            "calculated_for": self.calculated_for or None,
+        }
 
     def line(self) -> str:
+        reached = f"{self.calculated_for} at {EFFICIENCY:.0%} of its peak"
+        source = f"as {self.measured_in} took" if self.measured_in else f"calculated for {reached}, not measured"
         return (
-            f"time: about {duration(self.steps * self.step_s)} for {self.steps:,} steps of {self.step_s:.3g} s, as "
-            f"{self.measured_in} took; loading, encoding, saving and sampling come on top"
+            f"time: about {duration(self.steps * self.step_s)} for {self.steps:,} steps of {self.step_s:.3g} s, "
+            f"{source}; loading, encoding, saving and sampling come on top"
         )
 
 
@@ -257,11 +268,13 @@ def run_outlook(
     needed_bytes: int | None = None,
     model: ModelConfig | None = None,
     refusals: tuple[str, ...] = (),
+    step_work: StepWork | None = None,
 ) -> Outlook:
     """The outlook of a trainer's section.
 
     steps: of the whole run. found, corrections: as of `plan_start`. needed_bytes: of all states and files that are on
-    the disk at once. refusals: reasons not to start that the caller has found.
+    the disk at once. refusals: reasons not to start that the caller has found. step_work: for a run that no other was
+    measured for; None: not known.
     """
     folder = section.run_folder(job)
     start = _start(folder, section, job, steps, found, corrections)
@@ -274,7 +287,7 @@ def run_outlook(
             *(models.refusals(section.device, model) if models and model else ()),
             *refusals,
         )
-    step_s = _measured(section, folder)
+    step_s = _measured(section, folder) or _calculated(section.device, step_work)
     return Outlook(
         model=models,
         steps=steps,
@@ -331,6 +344,13 @@ def _measured(section: TrainerConfig, folder: Path) -> tuple[float, Path] | None
         if run.step_s and _work(_recorded_settings(run.folder)) == wanted:
             return run.step_s, run.folder
     return None
+
+
+def _calculated(device: str, work: StepWork | None) -> tuple[float, None, str] | None:
+    """Seconds per step on the GPU that is there, and its name; None where one of both is not known."""
+    name = gpu_name(device) if work else ""
+    seconds = work.seconds(name) if work else None
+    return (seconds, None, name) if seconds else None
 
 
 def _recorded_settings(folder: Path) -> Mapping[str, Any]:

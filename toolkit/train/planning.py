@@ -65,5 +65,7 @@ def with_outlook(
     # The section of a plan's line says it; `memory: ` is for an error.
     refused = (reason.removeprefix("memory: ") for reason in refusals(section, section.run_folder(job), plan, machine))
     needed = disk_bytes(section, plan)
-    outlook = run_outlook(section, job, plan.optimizer_steps, found, corrections, needed, model, tuple(refused))
+    outlook = run_outlook(
+        section, job, plan.optimizer_steps, found, corrections, needed, model, tuple(refused), plan.step_work
+    )
     return replace(plan, outlook=outlook)

@@ -15,11 +15,13 @@ from extensions.sd_trainer.memory_inputs import (
     images_at_once,
     micro_batches,
     step_shape,
+    step_work,
 )
 from tests.extensions.sd_trainer.test_memory_plan import item, section
 from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.interfaces import BucketedSample
 from toolkit.memory.estimate import StepShape
+from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, StepWork
 from toolkit.models.qwen_edit.sizes import footprint
 
 LORA = 147_456_000
@@ -142,3 +144,25 @@ def test_samples_are_drawn_one_at_a_time(disabled: bool, count: int) -> None:
     assert [(one.images, one.pixels) for one in found] == [(1, PIXELS), (1, PIXELS // 2)][:count]
     assert [one.reference_pixels for one in found] == [0, 0][:count]  # nothing of them is encoded
     assert not found or found[1].text_tokens - found[0].text_tokens == 99
+
+
+def test_a_step_takes_the_operations_of_its_images_on_average() -> None:
+    """One with a reference at 1024 x 1024 takes 587 TFLOP with full checkpointing (tests/toolkit/memory/test_flops.py);
+    a preserved blank prompt has passes that are not counted."""
+
+    def work_of(*items: BucketedSample, **parts: Any) -> StepWork | None:
+        job = section(**parts)
+        return step_work(job, footprint(job.model.folder()), group_items(job, items))
+
+    full = {"gradient_checkpointing": "full"}
+    one = work_of(item(), train=full)
+    assert one is not None and one.flops == pytest.approx(587e12, rel=0.05) and one.kernels == 60 * KERNELS_PER_BLOCK
+    assert one.seconds("NVIDIA H100 80GB HBM3") == pytest.approx(one.flops / 0.4 / 989e12)
+    assert one.seconds("NVIDIA B200") == pytest.approx(one.flops / 0.4 / 2250e12)
+    small = work_of(item(256, references=0), train=full)
+    assert small is not None and small.seconds("NVIDIA B200") == 60 * KERNELS_PER_BLOCK * LAUNCH_S > small.flops / 9e14
+    mixed = work_of(item(repeats=3), item(256, references=0, repeats=1), train=full)
+    assert mixed is not None and mixed.flops == pytest.approx((3 * one.flops + small.flops) / 4)
+    many = work_of(item(), train=full | {"batch_size": 2, "gradient_accumulation": 3})
+    assert many is not None and (many.flops, many.kernels) == (6 * one.flops, 3 * one.kernels)
+    assert work_of(item(), train=full | {"blank_prompt_preservation": True}) is None

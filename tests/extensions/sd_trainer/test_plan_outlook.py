@@ -16,6 +16,8 @@ from toolkit.config import load_job
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
 from toolkit.log import shown
+from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S
+from toolkit.train import outlook
 from toolkit.train.lock import run_lock
 
 Plan = Callable[..., tuple[dict[str, Any], str]]
@@ -78,6 +80,18 @@ def test_before_the_first_start_nothing_is_measured_and_nothing_written(job, pla
     assert contents(tmp_path) == before
 
 
+def test_on_a_known_gpu_the_first_dry_run_calculates_the_time(job, plan: Plan, monkeypatch: pytest.MonkeyPatch) -> None:
+    here = {"cuda:0": "NVIDIA L40S", "cuda:1": "NVIDIA GeForce GT 710"}
+    monkeypatch.setattr(outlook, "gpu_name", lambda device: here.get(device, ""))
+    found, words = plan(job(device="cuda:0", train={"gradient_accumulation": 3}))
+    time = found["time"]
+    assert (time["steps"], time["measured_in"], time["calculated_for"]) == (2, None, "NVIDIA L40S")
+    assert time["step_s"] == pytest.approx(3 * 2 * KERNELS_PER_BLOCK * LAUNCH_S)  # of two blocks
+    assert "calculated for NVIDIA L40S at 40% of its peak, not measured" in words
+    for device in ("cuda:1", "cpu"):
+        assert plan(job(device=device))[0]["time"] is None
+
+
 def test_what_is_said_of_a_folder_is_what_the_run_does(job, plan: Plan, run, tmp_path: Path) -> None:
     folder, lr = tmp_path / "output" / "job", {"lr": 0.02}
     run(job())
@@ -132,7 +146,13 @@ def test_time_is_taken_from_a_run_with_the_same_work_per_step(job, plan: Plan, r
     status = json.loads((tmp_path / "output" / "measured" / "run.json").read_text())
     (tmp_path / "output" / "measured" / "run.json").write_text(json.dumps(status | {"step_s": 2.5}))
     found, words = plan(job("next", train={"steps": 3000, "lr": 0.5}))
-    assert found["time"] == {"steps": 3000, "step_s": 2.5, "seconds": 7500.0, "measured_in": "output/measured"}
+    assert found["time"] == {
+        "steps": 3000,
+        "step_s": 2.5,
+        "seconds": 7500.0,
+        "measured_in": "output/measured",
+        "calculated_for": None,
+    }
     assert "time: about 2h05m for 3,000 steps of 2.5 s, as output/measured took" in words
     larger = [{"folder_path": str(tmp_path / "data"), "resolution": 128}]
     for changes in ({"datasets": larger}, {"train": {"batch_size": 2}}, {"network": {"type": "lora", "linear": 8}}):

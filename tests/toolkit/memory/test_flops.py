@@ -1,12 +1,12 @@
 import pytest
 
-from benchmarks import flops
+from benchmarks.gpu_rows import work_of
 from benchmarks.random_weights import DRAWN_SIZES
-from benchmarks.synthetic import RANK, ModelSize
+from toolkit.memory import flops
 
 
 def of_published(references: int) -> flops.Flops:
-    return flops.of_forward(DRAWN_SIZES["published"], references, RANK)
+    return work_of(DRAWN_SIZES["published"], references)
 
 
 def test_the_published_model_with_one_reference_takes_what_was_counted_by_hand() -> None:
@@ -25,8 +25,25 @@ def test_what_is_computed_again_counts_once_more(level: str, tera: float) -> Non
 
 
 def test_products_grow_with_tokens_and_attention_with_their_square() -> None:
-    size = ModelSize(heads=2, head_dim=8, layers=3, rope_axes=(2, 2, 4), text_width=8, latent_side=4, text_tokens=4)
-    one, three = (flops.of_forward(size, references, rank=2) for references in (0, 4))  # 8 and 24 tokens
+    one, three = (flops.of_forward(tokens, width=16, blocks=3, adapter_weights=100) for tokens in (8, 24))
     assert three.linear == 3 * one.linear
-    assert three.adapter == 3 * one.adapter
+    assert three.adapter == 3 * one.adapter == 3 * 800
     assert three.attention == 9 * one.attention
+    assert one.executed("none", trains_model=True) - one.executed("none") == one.linear
+
+
+@pytest.mark.parametrize(
+    ("name", "peak"),
+    [
+        ("NVIDIA H100 80GB HBM3", 989),
+        ("NVIDIA H100 PCIe", 756),
+        ("NVIDIA L40S", 362),
+        ("NVIDIA A10G", 70),
+        ("NVIDIA A100-SXM4-80GB", 312),
+        ("NVIDIA GeForce RTX 4090", 165),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", None),
+        ("NVIDIA GeForce GTX 1080", None),
+    ],
+)
+def test_a_gpu_is_known_by_its_name(name: str, peak: float | None) -> None:
+    assert flops.reached_flops(name) == (peak and pytest.approx(flops.EFFICIENCY * peak * 1e12))

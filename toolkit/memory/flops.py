@@ -1,0 +1,102 @@
+"""How many floating-point operations a training step of the published model's kind takes, by arithmetic, and how many a
+GPU does per second. Imports no torch.
+
+What is counted: the products that tokens go through, attention, and the adapter. Left out are elementwise work and
+what is done once per image (modulation): under 1 %. An 8-bit product counts like one of bf16.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+
+WEIGHTS_PER_TOKEN = 12
+"""Of a block, in units of D^2: query, key, value and output of attention, and 4 D wide layers up and down. Each stream
+has its own, and a token goes through those of its stream."""
+
+BACKWARD_ATTENTION = 2.0
+"""Of what the forward pass takes, without what kernels compute again."""
+
+BACKWARD_ATTENTION_EXECUTED = 2.5
+"""With it: flash attention makes the scores anew (https://arxiv.org/abs/2307.08691, section 3.1.2)."""
+
+RECOMPUTED = {
+    "none": (0, 0),
+    "cheap": (0, 0),
+    "keep_attention": (1, 0),
+    "full": (1, 1),
+    "full_offload": (1, 1),
+}
+"""Level of `train.gradient_checkpointing` -> how often linear layers and attention are recomputed."""
+
+
+@dataclass(frozen=True)
+class Flops:
+    """Of one forward pass."""
+
+    linear: float
+    attention: float
+    adapter: float
+
+    @property
+    def model(self) -> float:
+        """What one training step needs at least, its adapter aside: the frozen weights get no gradients. MFU's base."""
+        return 2 * self.linear + (1 + BACKWARD_ATTENTION) * self.attention
+
+    def executed(self, level: str, trains_model: bool = False) -> float:
+        """What one training step does at this level of checkpointing: HFU's base. trains_model: not an adapter."""
+        linear, attention = RECOMPUTED[level]
+        # What is trained gets gradients beside those of its inputs.
+        return (
+            (2 + trains_model + linear) * self.linear
+            + (1 + attention + BACKWARD_ATTENTION_EXECUTED) * self.attention
+            + (3 + linear) * self.adapter
+        )
+
+
+def of_forward(tokens: int, width: int, blocks: int, adapter_weights: int) -> Flops:
+    """One sample of so many tokens: target, references and text. adapter_weights: of layers that tokens go through."""
+    return Flops(
+        linear=2.0 * WEIGHTS_PER_TOKEN * width**2 * blocks * tokens,
+        attention=4.0 * tokens**2 * width * blocks,
+        adapter=1.0 * adapter_weights * tokens,  # multiplied and added, by the tokens of one of both streams
+    )
+
+
+BF16_TFLOPS = {
+    "B200": 2250, "H200": 989, "H100 PCIe": 756, "H100": 989, "A100": 312, "L40S": 362, "L40": 181, "L4": 121,
+    "A10G": 70, "A10": 125, "RTX 6000 Ada": 364, "RTX A6000": 155, "RTX 5090": 209, "RTX 4090": 165, "RTX 3090": 71,
+}  # fmt: skip
+"""Words of a GPU's name -> 10^12 operations per second of dense products in bfloat16, summed in float32, as NVIDIA's
+data sheets and white papers have it. Of several that match the longest counts."""
+
+EFFICIENCY = 0.4
+"""Of that, what training reaches: published steps of LoRAs on this model and its like come to 0.39 to 0.47 with what is
+computed again. Not measured with this program yet."""
+
+
+KERNELS_PER_BLOCK = 500
+"""That the host starts in forward and backward of a block with full checkpointing, not compiled: counted."""
+
+LAUNCH_S = 5e-6
+"""Seconds the host takes for each, about; small images leave a fast GPU waiting for it."""
+
+
+@dataclass(frozen=True)
+class StepWork:
+    """What an optimizer step takes of one process."""
+
+    flops: float
+    kernels: int
+    """That the host starts."""
+
+    def seconds(self, gpu: str) -> float | None:
+        """On a GPU of this name; None where it is not known."""
+        reached = reached_flops(gpu)
+        return max(self.flops / reached, self.kernels * LAUNCH_S) if reached else None
+
+
+def reached_flops(gpu: str) -> float | None:
+    """Operations per second that training is expected to reach on a GPU of this name; None: not known."""
+    words = [known for known in BF16_TFLOPS if re.search(rf"\b{known}\b(?!.*Laptop)", gpu)]
+    return EFFICIENCY * 1e12 * BF16_TFLOPS[max(words, key=len)] if words else None
