@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.config.process import JobContext, ProcessConfig
 from toolkit.errors import RunError
-from toolkit.files import write_json
+from toolkit.files import read_regular, write_json
 from toolkit.redact import redact_json, redact_text
 
 if TYPE_CHECKING:
@@ -111,6 +111,6 @@ def _folder(config: JobConfig) -> Path:
 def _read(path: Path) -> dict[str, str]:
     """The recorded processes; a file that is missing or damaged records none."""
     try:
-        return dict(json.loads(path.read_text(encoding="utf-8"))["finished"])
+        return dict(json.loads(read_regular(path))["finished"])
     except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return {}

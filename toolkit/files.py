@@ -3,17 +3,19 @@ found."""
 
 from __future__ import annotations
 
+import errno
 import glob
 import hashlib
 import json
 import os
 import re
 import shutil
+import stat
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO
+from typing import IO, BinaryIO
 
 from toolkit.errors import RunError, UserError
 from toolkit.redact import redact_json, redact_text
@@ -306,6 +308,23 @@ def read_chunks(path: Path | str) -> Iterator[bytes]:
             yield portion
     finally:
         os.close(handle)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to read. Raises OSError for what is no regular file, such as a named pipe, on which a reader would
+    wait for ever."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return open(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file. Raises OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
 
 
 def free_space(path: Path) -> int:

@@ -19,6 +19,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
+from toolkit.files import open_regular
+
 if TYPE_CHECKING:
     from PIL.Image import Image
 
@@ -111,7 +113,7 @@ def page(title: str, *body: Content, css: str = "", js: str = "", data: object =
 def is_page(path: Path) -> bool:
     """Whether a file is a page that `page` made: only such a file may be replaced without asking."""
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             return _GENERATOR.encode() in file.read(2048)
     except OSError:
         return False

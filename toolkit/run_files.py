@@ -11,7 +11,7 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import append_json_line, is_own_folder, os_error_as_run_error
+from toolkit.files import append_json_line, is_own_folder, os_error_as_run_error, read_regular
 from toolkit.safetensors_io import read_metadata
 
 STATUS = "run.json"
@@ -87,7 +87,7 @@ def parse_time(text: str) -> datetime | None:
 def read_status(folder: Path) -> dict[str, Any]:
     """run.json of the run in a folder; empty when it is missing or damaged."""
     try:
-        document = json.loads((folder / STATUS).read_text(encoding="utf-8"))
+        document = json.loads(read_regular(folder / STATUS))
     except (OSError, ValueError, RecursionError):
         return {}
     return document if isinstance(document, dict) else {}
@@ -106,7 +106,7 @@ def is_own_result(path: Path) -> bool:
 def _is_product(path: Path) -> bool:
     """Whether what has one of the names is a network file, or a folder with a model in it (another run's has none)."""
     if path.suffix == ".safetensors":
-        return path.exists()
+        return path.is_file()
     return any((path / name).is_file() for name in _MODEL_FILES)
 
 
@@ -138,10 +138,7 @@ def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
 def step_in(path: Path) -> float:
     """The optimizer step that a network file or a model folder names in its metadata; infinity when it names none."""
     try:
-        if path.is_dir():
-            metadata = json.loads((path / FOLDER_METADATA).read_text(encoding="utf-8"))
-        else:
-            metadata = read_metadata(path)
+        metadata = json.loads(read_regular(path / FOLDER_METADATA)) if path.is_dir() else read_metadata(path)
         return int(json.loads(metadata["training_info"])["step"])
     except (OSError, ValueError, OverflowError, KeyError, TypeError):
         return math.inf

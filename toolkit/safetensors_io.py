@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from toolkit.errors import UserError
+from toolkit.files import open_regular
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -67,7 +68,7 @@ def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
     Raises UserError, which names the file, when its header is damaged, or the file is shorter than its header says.
     """
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             header = read_header(file)
             begin, end = file.tell(), file.seek(0, 2)
         entries = {name: entry for name, entry in header.items() if name != METADATA}
@@ -149,7 +150,7 @@ def read_metadata(path: Path) -> dict[str, Any]:
     Source of the format: 8 bytes of length, little endian, then so many bytes of JSON
     (https://github.com/huggingface/safetensors#format).
     """
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         length = int.from_bytes(file.read(8), "little")
         if length > path.stat().st_size:  # no safetensors file, or a part of one
             raise ValueError(f"{path}: its header is not whole")

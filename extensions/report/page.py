@@ -7,6 +7,7 @@ from itertools import islice
 from pathlib import Path
 
 from extensions.report.records import (
+    MOST_POINTS,
     DatasetImage,
     SampleRow,
     dataset_images,
@@ -23,9 +24,10 @@ from toolkit.files import readable_size
 from toolkit.html_page import Content, Markup, element, embedded, link_to, page, table
 from toolkit.redact import redact_text
 from toolkit.run_files import duration, final_files, read_status
+from toolkit.train.diagrams import History, read_history
 from toolkit.train.next_commands import command, next_commands
 from toolkit.train.run_job import training_section
-from toolkit.train.run_reader import Row, RunInfo, RunStatus, SampleImage, read_metrics
+from toolkit.train.run_reader import RunInfo, RunStatus, SampleImage
 
 MOST_SAMPLES = 240
 """Samples that are put into the page; of more, only some steps."""
@@ -44,8 +46,8 @@ _HERE = Path(__file__).parent
 def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = True, share: bool = False) -> str:
     """The page of a run. folder: where the page will lie, for its links. The rest: as of `ReportConfig`."""
     pictures = Pictures(folder, embed)
-    rows = read_metrics(run.folder).rows
-    drawn = diagrams(run.folder, rows)
+    history = read_history(run.folder, MOST_POINTS)
+    drawn = diagrams(history.curves)
     sections = {
         "Samples": _samples(run, pictures),
         "Curves": element("div", id="curves") if drawn else None,
@@ -54,7 +56,7 @@ def report_page(run: RunInfo, folder: Path, embed: bool = True, hashed: bool = T
     }
     links = (element("a", title, href=f"#{title.lower()}") for title, body in sections.items() if body)
     body = (
-        _summary(run, rows, share),
+        _summary(run, history, share),
         None if share else _result(run),
         element("nav", links),
         (_section(title, inside) for title, inside in sections.items()),
@@ -89,9 +91,9 @@ class Pictures:
 # ------------------------------------------------------------ the head
 
 
-def _summary(run: RunInfo, rows: Sequence[Row], share: bool) -> Markup:
+def _summary(run: RunInfo, history: History, share: bool) -> Markup:
     """The facts of a run; only those that are recorded."""
-    step = max((s for s in (run.step, rows[-1]["step"] if rows else None) if s is not None), default=None)
+    step = max((s for s in (run.step, history.last["step"] if history.last else None) if s is not None), default=None)
     status = _status(run)
     loss = "" if run.loss is None else f"{run.loss:.4g}"
     facts = {
@@ -99,7 +101,7 @@ def _summary(run: RunInfo, rows: Sequence[Row], share: bool) -> Markup:
         "Images seen": "" if run.samples is None else f"{run.samples:,}",
         "Loss": loss and f"{loss}, mean of the last 50 steps",
         "Best validation": "" if run.best_loss is None else f"{run.best_loss:.4g} at step {run.best_step}",
-        "Trained": trained_for(rows),
+        "Trained": trained_for(history),
         "Speed": "" if run.step_s is None else f"{run.step_s:.3g} s per step",
         "Skipped steps": str(run.skipped or ""),
         "Time left": "" if run.eta_s is None or status != RunStatus.RUNNING else duration(run.eta_s),

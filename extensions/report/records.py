@@ -12,21 +12,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import sha256_of
+from toolkit.files import open_regular, read_regular, sha256_of
 from toolkit.redact import redact, redact_json, redact_text
 from toolkit.run_files import CONFIG, duration, parse_time
 from toolkit.safetensors_io import read_metadata
 from toolkit.train.checkpoint_store import MANIFEST
-from toolkit.train.diagrams import KL, LOSSES, RATES, TIMES, Curve, curves_of
+from toolkit.train.diagrams import KL, LOSSES, RATES, TIMES, Curve, History, is_wide
 from toolkit.train.run_reader import (
-    Row,
     SampleImage,
     list_checkpoints,
     list_dataset_files,
     list_network_files,
     list_samples,
     read_events,
-    read_validation,
 )
 
 MOST_POINTS = 300
@@ -57,39 +55,30 @@ EXACT = ("Validation", "Learning rate")
 """Those whose numbers are not scattered: a running mean would only lag behind."""
 
 
-def diagrams(folder: Path, rows: Sequence[Row]) -> list[dict[str, Any]]:
-    """The diagrams of a run, for the script of the page. rows: of metrics.jsonl."""
-    curves = curves_of(rows)
-    curves += curves_of(read_validation(folder).rows, prefix="validation/")
+def diagrams(curves: Sequence[Curve]) -> list[dict[str, Any]]:
+    """The diagrams of a run, for the script of the page. curves: of at most MOST_POINTS points."""
     drawn = []
     for title, takes in DIAGRAMS:
         found, curves = [c for c in curves if takes(c.name)], [c for c in curves if not takes(c.name)]
         if found:
             shown = [_drawn(curve, smoothed=title not in EXACT) for curve in found[:MOST_CURVES]]
             left_out = [redact_text(curve.name) for curve in found[MOST_CURVES:]]
-            drawn.append({"title": title, "log": _is_wide(found), "curves": shown, "leftOut": left_out})
+            drawn.append({"title": title, "log": is_wide(found), "curves": shown, "leftOut": left_out})
     return drawn
 
 
 def _drawn(curve: Curve, smoothed: bool) -> dict[str, Any]:
-    points = curve.thinned(MOST_POINTS)
-    smooth = points.smoothed().values if smoothed and len(curve.steps) > MOST_POINTS // 10 else ()
+    smooth = curve.smoothed() if smoothed and len(curve.steps) > MOST_POINTS // 10 else ()
     return {
         "name": redact_text(curve.name),
-        "steps": [round(step, 1) for step in points.steps],
-        "values": [_short(value) for value in points.values],
+        "steps": [round(step, 1) for step in curve.steps],
+        "values": [_short(value) for value in curve.values],
         "smooth": [_short(value) for value in smooth],
     }
 
 
 def _short(value: float) -> float | None:
     return float(f"{value:.4g}") if math.isfinite(value) else None
-
-
-def _is_wide(curves: Sequence[Curve]) -> bool:
-    """Whether the values are best seen on a logarithmic axis."""
-    values = [value for curve in curves for value in curve.values if math.isfinite(value)]
-    return min(values) > 0 and max(values) > 20 * min(values)
 
 
 # ------------------------------------------------------------ samples
@@ -157,7 +146,7 @@ def _modified(path: Path) -> float:
 
 def _names_in(record: Path) -> list[str]:
     try:
-        document = json.loads(record.read_text(encoding="utf-8"))
+        document = json.loads(read_regular(record))
     except (OSError, ValueError, RecursionError):
         return []
     return [str(name) for name in document] if isinstance(document, dict) else []
@@ -181,7 +170,7 @@ def _is_file(path: Path) -> bool:
 def _caption(image: Path) -> str:
     for suffix in CAPTION_SUFFIXES:
         try:
-            with image.with_suffix(suffix).open("rb") as file:
+            with open_regular(image.with_suffix(suffix)) as file:
                 return file.read(_MOST_CAPTION_BYTES).decode("utf-8-sig", errors="replace").strip()
         except OSError:
             continue
@@ -249,7 +238,7 @@ def _recorded(path: Path) -> str:
 
 def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
     try:
-        files = json.loads((checkpoint / MANIFEST).read_text(encoding="utf-8"))["files"]
+        files = json.loads(read_regular(checkpoint / MANIFEST))["files"]
         yield from ((str(name), int(entry["size"]), str(entry["sha256"])) for name, entry in files.items())
     except (OSError, ValueError, RecursionError, LookupError, TypeError, AttributeError):
         return
@@ -261,7 +250,7 @@ def _manifest(checkpoint: Path) -> Iterator[tuple[str, int, str]]:
 def settings_text(folder: Path) -> str:
     """config.yaml without secrets; empty where it is missing."""
     try:
-        return redact((folder / CONFIG).read_bytes().decode("utf-8", errors="replace"))
+        return redact(read_regular(folder / CONFIG).decode("utf-8", errors="replace"))
     except OSError:
         return ""
 
@@ -284,11 +273,11 @@ def _told(value: Any) -> str:
     return json.dumps(value, ensure_ascii=False) if isinstance(value, dict) else str(value)
 
 
-def trained_for(rows: Sequence[Row]) -> str:
+def trained_for(history: History) -> str:
     """The time that all recorded steps took together, and the span from the first to the last; empty: not recorded."""
-    seconds = [s for row in rows if isinstance(s := row.get("step_s"), int | float) and 0 <= s < 1e9]
-    if not seconds:
+    if history.seconds is None:
         return ""
-    times = [time for row in (rows[0], rows[-1]) if (time := parse_time(str(row.get("time", ""))))]
+    ends = (history.first or {}, history.last or {})
+    times = [time for row in ends if (time := parse_time(str(row.get("time", ""))))]
     span = (times[-1] - times[0]).total_seconds() if len(times) == 2 else 0.0
-    return f"{duration(sum(seconds))} in steps" + (f", {duration(span)} from the first to the last" if span else "")
+    return f"{duration(history.seconds)} in steps" + (f", {duration(span)} from the first to the last" if span else "")

@@ -31,6 +31,7 @@ from toolkit.files import (
     SAFETENSORS_TEMP_GLOB,
     TEMP_FILE_GLOB,
     fsync,
+    read_regular,
     replace_folder,
     settle_all,
     sha256_of,
@@ -92,7 +93,12 @@ def checkpoint_dir(run_folder: Path) -> Path:
 
 
 def check_writable(root: Path) -> None:
-    """Raises RunError where checkpoints could not be saved: `root` is no folder, or cannot be written to."""
+    """Raises RunError where checkpoints could not be saved: `root` is no folder, or cannot be written to; and where a
+    pipe or a device lies in the run's folder, on which a reader would wait for ever."""
+    for folder in (root.parent, root, *checkpoint_folders(root)):
+        for path in folder.iterdir() if folder.is_dir() else ():
+            if path.exists() and not path.is_file() and not path.is_dir():
+                raise RunError(f"{path}: is neither a file nor a folder. Move it away, or give the job another name.")
     if root.exists() and not root.is_dir():
         raise RunError(f"{root}: cannot be used: it is no folder. Move it away, or give the job another name.")
     if root.is_dir() and not os.access(root, os.R_OK | os.W_OK | os.X_OK):
@@ -228,7 +234,7 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
     """The error of a damaged checkpoint, or None. Reads all of it; without `by_hash` only sizes are compared."""
     try:
         versions = _file_versions(path)
-        manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
+        manifest = json.loads(read_regular(path / MANIFEST))
         if manifest["format"] != FORMAT:
             return f"its format in {MANIFEST} is {manifest['format']}, this program reads {FORMAT}"
         if absent := sorted(_FILES - manifest["files"].keys()):
@@ -252,4 +258,4 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
 
 def read_checkpoint_json(path: Path) -> dict[str, Any]:
     """The JSON document of a verified checkpoint."""
-    return json.loads((path / STATE_FILE).read_text(encoding="utf-8"))
+    return json.loads(read_regular(path / STATE_FILE))

@@ -8,7 +8,8 @@ finite) leaves a gap.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
@@ -16,8 +17,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from toolkit.files import atomic_write, os_error_as_run_error, write_text
-from toolkit.run_files import duration, read_status
-from toolkit.train.run_reader import Row, read_metrics, read_validation
+from toolkit.run_files import METRICS, VALIDATION, duration, read_status
+from toolkit.train.run_reader import Row, rows_by_step
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -41,31 +42,72 @@ def missing_package() -> str:
     return ""
 
 
-@dataclass(frozen=True)
 class Curve:
-    """One number over the steps of a run."""
+    """One number over the steps of a run: at most so many points, each the mean of as many steps; and the facts of all
+    its values."""
 
-    name: str
-    steps: Sequence[float]
-    values: Sequence[float]
-    """NaN where a step has none."""
+    def __init__(self, name: str, count: int, most: int = MOST_POINTS) -> None:
+        """count: how many steps will be added. most: points."""
+        self.name = name
+        self.steps: list[float] = []
+        self.values: list[float] = []
+        """NaN where a step has none."""
+        self.found = 0
+        """Values that are finite; `lowest` and its step, `highest`, and the first and last ones are of these."""
+        self.lowest, self.highest = (math.inf, math.inf), -math.inf
+        self._first: list[float] = []
+        self._last: deque[float] = deque(maxlen=SMOOTHED_OVER)
+        self._width = max(1, math.ceil(count / most))
+        self._group: list[tuple[float, float]] = []
 
-    def thinned(self, most: int = MOST_POINTS) -> Curve:
-        """At most so many points, each the mean of as many steps."""
-        width = math.ceil(len(self.steps) / most)
-        if width <= 1:
-            return self
-        groups = [slice(start, start + width) for start in range(0, len(self.steps), width)]
-        return Curve(self.name, [_mean(self.steps[at]) for at in groups], [_mean(self.values[at]) for at in groups])
+    def add(self, step: float, value: float) -> None:
+        """The value of the next step; NaN: it has none."""
+        if math.isfinite(value):
+            self.found += 1
+            self.lowest, self.highest = min(self.lowest, (value, step)), max(self.highest, value)
+            if len(self._first) < SMOOTHED_OVER:
+                self._first.append(value)
+            self._last.append(value)
+        self._group.append((step, value))
+        if len(self._group) == self._width:
+            self.end()
 
-    def smoothed(self) -> Curve:
+    def end(self) -> None:
+        """Makes a point of the steps that are left."""
+        if self._group:
+            steps, values = zip(*self._group, strict=True)
+            self.steps.append(_mean(steps))
+            self.values.append(_mean(values))
+            self._group.clear()
+
+    def ends(self) -> tuple[float, float]:
+        """The means of the first and of the last values: a twentieth of all, at most SMOOTHED_OVER."""
+        few = max(1, min(SMOOTHED_OVER, self.found // 20))
+        return _mean(self._first[:few]), _mean([*self._last][-few:])
+
+    def smoothed(self) -> list[float]:
         """The mean of the latest points; a gap stays one."""
         window = max(1, min(SMOOTHED_OVER, len(self.values) // 20))
-        means = [
+        return [
             _mean(self.values[max(0, index + 1 - window) : index + 1]) if math.isfinite(value) else math.nan
             for index, value in enumerate(self.values)
         ]
-        return Curve(self.name, self.steps, means)
+
+
+@dataclass
+class History:
+    """What the rows of a run say, put together while they are read."""
+
+    curves: list[Curve]
+    """In the order of their first row; not those without a finite value."""
+
+    first: Row | None = None
+    last: Row | None = None
+    seconds: float | None = None
+    """Of all steps together; None: no step records it."""
+
+    skipped: int = 0
+    """Steps without an update of the weights."""
 
 
 @dataclass(frozen=True)
@@ -109,9 +151,9 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
 def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     """Draws the figures of the run in `folder` into `output`, names ending in `suffix`, and returns what was written:
     nothing where no step is recorded. Raises RunError where a file cannot be written."""
-    rows, validation = read_metrics(folder).rows, read_validation(folder).rows
-    curves = [*curves_of(rows), *curves_of(validation, prefix="validation/")]
-    if not rows or not curves:
+    history = read_history(folder)
+    curves = history.curves
+    if history.last is None or not curves:
         return []
     title, written = str(read_status(folder).get("name") or folder.name), []
     for name, panels in FIGURES.items():
@@ -121,40 +163,56 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
             _draw(path, title, shown)
             written.append(path)
     summary = output / f"{SUMMARY}{suffix}.txt"
-    write_text(summary, summarize(title, rows, curves))
+    write_text(summary, summarize(title, history))
     return [*written, summary]
 
 
-def curves_of(rows: Sequence[Row], prefix: str = "") -> list[Curve]:
-    """A curve for each number that a row has, in the order of their first row; not those without a finite value."""
+def read_history(folder: Path, most: int = MOST_POINTS) -> History:
+    """The curves of the run in `folder`, those of its validation last. most: points of a curve."""
+    with rows_by_step(folder / METRICS) as rows:
+        history = history_of(rows, rows.counts, most)
+    with rows_by_step(folder / VALIDATION) as rows:
+        history.curves += history_of(rows, rows.counts, most, prefix="validation/").curves
+    return history
+
+
+def history_of(rows: Iterable[Row], counts: Mapping[str, int], most: int = MOST_POINTS, prefix: str = "") -> History:
+    """A curve for each number that a row has. counts: name -> how many rows have it. prefix: of the curves' names."""
     ignored = ("step", "epoch", "samples", "time", "skipped")
-    names = dict.fromkeys(name for row in rows for name in row if name not in ignored)
-    curves = []
-    for name in names:
-        present = [row for row in rows if name in row and _number(row.get("step")) is not None]
-        values = [_finite(row[name]) for row in present]
-        if any(map(math.isfinite, values)):
-            shown = name if not prefix or name.startswith(prefix) else f"{prefix}{name}"
-            curves.append(Curve(shown, [float(row["step"]) for row in present], values))
-    return curves
+    curves: dict[str, Curve] = {}
+    history = History([])
+    for row in rows:
+        step = float(row["step"])
+        for name in row:
+            if name in ignored:
+                continue
+            if (curve := curves.get(name)) is None:
+                shown = name if not prefix or name.startswith(prefix) else f"{prefix}{name}"
+                curve = curves[name] = Curve(shown, counts[name], most)
+            curve.add(step, _finite(row[name]))
+        history.first, history.last = history.first or row, row
+        if (seconds := _number(row.get("step_s"))) is not None and 0 <= seconds < 1e9:
+            history.seconds = (history.seconds or 0.0) + seconds
+        history.skipped += bool(row.get("skipped"))
+    for curve in curves.values():
+        curve.end()
+    history.curves = [curve for curve in curves.values() if curve.found]
+    return history
 
 
-def summarize(title: str, rows: Sequence[Row], curves: Iterable[Curve]) -> str:
+def summarize(title: str, history: History) -> str:
     """The run in words: its length and speed, and of each curve the first and last values, the lowest and where."""
-    seconds = sum(value for row in rows if (value := _number(row.get("step_s"))) is not None)
-    last, skipped = rows[-1], sum(bool(row.get("skipped")) for row in rows)
+    last, skipped = history.last or {}, history.skipped
+    epochs = int(_number(last.get("epoch")) or 0) + 1
     lines = [
         title,
-        f"steps: {last.get('step')}, epochs: {last.get('epoch', 0) + 1}, samples: {last.get('samples', 'unknown')}",
-        f"time of the steps: {duration(seconds)}" + (f"; skipped steps: {skipped}" if skipped else ""),
+        f"steps: {last.get('step')}, epochs: {epochs}, samples: {last.get('samples', 'unknown')}",
+        f"time of the steps: {duration(history.seconds or 0)}" + (f"; skipped steps: {skipped}" if skipped else ""),
         "",
         f"{'':28} {'first':>12} {'last':>12} {'lowest':>12}  at step",
     ]
-    for curve in curves:
-        found = [(v, s) for v, s in zip(curve.values, curve.steps, strict=True) if math.isfinite(v)]
-        few = max(1, min(SMOOTHED_OVER, len(found) // 20))
-        lowest, step = min(found)
-        ends = _mean([v for v, _ in found[:few]]), _mean([v for v, _ in found[-few:]])
+    for curve in history.curves:
+        ends, (lowest, step) = curve.ends(), curve.lowest
         lines.append(f"{curve.name:28} {ends[0]:12.6g} {ends[1]:12.6g} {lowest:12.6g}  {step:g}")
     return "\n".join([*lines, "", "first and last: means of up to 50 steps"]) + "\n"
 
@@ -185,16 +243,21 @@ def _draw_panel(axes: Axes, panel: Panel, curves: Sequence[Curve]) -> None:
         on = axes
         if panel.right(curve.name):
             on = right = right or axes.twinx()
-        points, color = curve.thinned(), f"C{number % 10}"
-        mark = "." if len(points.steps) == 1 else ""
-        if panel.smooth and len(points.steps) > SMOOTHED_OVER:
-            on.plot(points.steps, points.values, color=color, alpha=0.25, linewidth=0.8)
-            points = points.smoothed()
-        drawn += on.plot(points.steps, points.values, color=color, label=curve.name, marker=mark)
-    own = [value for curve in curves if not panel.right(curve.name) for value in curve.values if math.isfinite(value)]
-    if panel.smooth and own and min(own) > 0 and max(own) > 20 * min(own):
+        values, color = curve.values, f"C{number % 10}"
+        mark = "." if len(curve.steps) == 1 else ""
+        if panel.smooth and len(curve.steps) > SMOOTHED_OVER:
+            on.plot(curve.steps, values, color=color, alpha=0.25, linewidth=0.8)
+            values = curve.smoothed()
+        drawn += on.plot(curve.steps, values, color=color, label=curve.name, marker=mark)
+    if panel.smooth and is_wide([curve for curve in curves if not panel.right(curve.name)]):
         axes.set_yscale("log")
     axes.legend(handles=drawn, fontsize="small")
+
+
+def is_wide(curves: Sequence[Curve]) -> bool:
+    """Whether the values are best seen on a logarithmic axis."""
+    lowest = min((curve.lowest[0] for curve in curves), default=0.0)
+    return lowest > 0 and max(curve.highest for curve in curves) > 20 * lowest
 
 
 def _mean(values: Sequence[float]) -> float:

@@ -16,6 +16,7 @@ file.
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import os
@@ -30,7 +31,7 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError
-from toolkit.files import os_error_as_run_error
+from toolkit.files import open_regular, os_error_as_run_error
 
 logger = logging.getLogger(__name__)
 
@@ -89,7 +90,7 @@ def read_lock(folder: Path) -> LockState:
     """
     for _ in range(_READS):
         try:
-            with (folder / FILE).open(encoding="utf-8", errors="replace") as file:
+            with _opened(folder / FILE) as file:
                 taken, owner = _is_taken(file), _owner_in(file)
         except OSError:
             return LockState(False, None)
@@ -134,6 +135,10 @@ def run_lock(folder: Path, check: Callable[[], None] = lambda: None) -> Iterator
             file.truncate()
 
 
+def _opened(path: Path) -> IO[str]:
+    return io.TextIOWrapper(open_regular(path), encoding="utf-8", errors="replace")
+
+
 def _try_flock(file: IO[str]) -> bool | None:
     """Whether the file is locked now; None where the system or the file system has no locks."""
     if fcntl is None:
@@ -175,7 +180,7 @@ def _owner_of(folder: Path) -> LockHolder | None:
     """The owner in the file as it is now: a network file system may show an open one as it was."""
     owner = None
     for _ in range(_READS):
-        with suppress(OSError), (folder / FILE).open(encoding="utf-8", errors="replace") as file:
+        with suppress(OSError), _opened(folder / FILE) as file:
             owner = _owner_in(file)
         if owner:  # else a heartbeat is being written, or it was released
             break

@@ -19,7 +19,7 @@ from toolkit.config.train import UNTIL_THE_DATA_ENDS, StopWhenConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.errors import RunError, UserError
-from toolkit.files import unused_path, write_json
+from toolkit.files import read_regular, unused_path, write_json
 from toolkit.redact import redact_json
 from toolkit.run_files import (
     DATASET_PREFIX,
@@ -375,7 +375,7 @@ def _listed(differing: list[ConfigChange]) -> str:
 
 def _change(old: Path, found: DatasetHashes) -> str:
     try:
-        return str(compare(json.loads(old.read_text(encoding="utf-8")), redact_json(found)))
+        return str(compare(json.loads(read_regular(old)), redact_json(found)))
     except (OSError, ValueError, AttributeError, TypeError):
         return f"{old} is missing or damaged, so it is not known in what"
 

@@ -12,11 +12,16 @@ be missing, half written, damaged, or of another program.
 from __future__ import annotations
 
 import hashlib
+import io
 import json
+import logging
 import math
 import os
 import re
+from array import array
+from collections import Counter
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -25,9 +30,12 @@ from typing import Any, BinaryIO
 
 from toolkit import run_files
 from toolkit.errors import RunError
+from toolkit.files import open_regular, read_regular
 from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, step_of, verify
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.lock import LockHolder, read_lock
+
+logger = logging.getLogger(__name__)
 
 Row = dict[str, Any]
 """One line of a `.jsonl` file: JSON values by name."""
@@ -271,7 +279,7 @@ def _status(held: bool, owner: LockHolder | None, document: Row) -> RunStatus:
 def _document(folder: Path) -> Row:
     """run.json; empty when it is missing or damaged."""
     try:
-        return _row((folder / run_files.STATUS).read_bytes()) or {}
+        return _row(read_regular(folder / run_files.STATUS)) or {}
     except OSError:
         return {}
 
@@ -305,7 +313,7 @@ def _read_rows(path: Path, since: str, by_step: bool) -> Rows:
     """
     offset, last, digest = _parse(since)
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             if offset and _digest_before(file, offset) != digest:
                 offset, last = 0, -1
             file.seek(offset)
@@ -317,9 +325,16 @@ def _read_rows(path: Path, since: str, by_step: bool) -> Rows:
             rows = _latest_of_each_step(rows) if by_step else rows
             last = max((_step_of(row) for row in rows), default=last) if by_step else last
             cursor = f"{offset + end}-{max(last, -1) + 1}-{_digest_before(file, offset + end)}"
-    except OSError:
+    except OSError as error:
+        _tell(path, error)
         return Rows((), "", anew=True)
     return Rows(tuple(rows), cursor, anew=offset == 0)
+
+
+def _tell(path: Path, error: OSError) -> None:
+    """A file that is there and cannot be read is worth a line; most runs lack one or the other."""
+    if not isinstance(error, FileNotFoundError):
+        logger.warning(f"{path}: cannot be read: {error.strerror or error}")
 
 
 def _parse(cursor: str) -> tuple[int, int, str]:
@@ -366,6 +381,67 @@ def _step_of(row: Row) -> int:
     return -1 if step is None else step
 
 
+class StepRows:
+    """The rows of a `.jsonl` file, each optimizer step once as in `read_metrics`, in the order of their steps. They are
+    read anew each time they are iterated: of a million rows 16 MB stay in memory, and what a run writes meanwhile does
+    not show."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self.counts: Counter[str] = Counter()
+        """Name -> how many rows have it."""
+        self._file = file
+        self._offsets, steps = array("q"), array("q")
+        for offset, line in self._lines():
+            row = _row(line) or {}
+            if not 0 <= (step := _step_of(row)) < 2**63:
+                continue
+            while steps and steps[-1] >= step:
+                self.counts.subtract(self._row_at(self._offsets.pop()))
+                steps.pop()
+            self._offsets.append(offset)
+            steps.append(step)
+            self.counts.update(row.keys())
+
+    def __len__(self) -> int:
+        return len(self._offsets)
+
+    def __iter__(self) -> Iterator[Row]:
+        wanted = iter(self._offsets)
+        following = next(wanted, None)
+        for offset, line in self._lines():
+            if offset == following:
+                yield _row(line) or {}
+                following = next(wanted, None)
+
+    def _lines(self) -> Iterator[tuple[int, bytes]]:
+        """Each complete line with its place."""
+        offset = self._file.seek(0)
+        for line in self._file:
+            if line.endswith(b"\n"):
+                yield offset, line
+            offset += len(line)
+
+    def _row_at(self, offset: int) -> Row:
+        here = self._file.tell()
+        self._file.seek(offset)
+        row = _row(self._file.readline())
+        self._file.seek(here)
+        return row or {}
+
+
+@contextmanager
+def rows_by_step(path: Path) -> Iterator[StepRows]:
+    """The rows of metrics.jsonl or validation.jsonl inside the block, for runs of any length; none where the file is
+    missing."""
+    file: BinaryIO = io.BytesIO()
+    try:
+        file = open_regular(path)
+    except OSError as error:
+        _tell(path, error)
+    with file:
+        yield StepRows(file)
+
+
 # ------------------------------------------------------------ files
 
 
@@ -379,7 +455,7 @@ def list_samples(folder: Path) -> tuple[SampleImage, ...]:
     }
     found = []
     for path in _entries(folder / run_files.SAMPLES):
-        match = run_files.SAMPLE_FILE.fullmatch(path.name)
+        match = run_files.SAMPLE_FILE.fullmatch(path.name) if path.is_file() else None
         time = (_from_ms(match["ms"]) if match["ms"] else _modified(path)) if match else None
         if match and time:
             found.append(SampleImage(path, int(match["step"]), int(match["index"]), time, prompts.get(path.name)))
@@ -424,7 +500,7 @@ def list_dataset_files(folder: Path) -> tuple[Path, ...]:
 def read_log(folder: Path, lines: int = 200, max_bytes: int = 1 << 18) -> tuple[str, ...]:
     """The last lines of log.txt, within its last `max_bytes`; none when there is no log."""
     try:
-        with (folder / run_files.LOG).open("rb") as file:
+        with open_regular(folder / run_files.LOG) as file:
             size = file.seek(0, os.SEEK_END)
             file.seek(max(0, size - max_bytes))
             found = file.read().decode("utf-8", errors="replace").splitlines()

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
+import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 
@@ -15,12 +19,37 @@ from extensions.report.page import report_page
 from tests.extensions.report.conftest import PROMPT, SECRET
 from tests.html_browser import Browser
 from toolkit.html_page import is_page
-from toolkit.train.run_reader import runs_in
+from toolkit.train.diagrams import draw_diagrams
+from toolkit.train.run_reader import (
+    list_checkpoints,
+    list_network_files,
+    list_samples,
+    read_events,
+    read_log,
+    read_run,
+    runs_in,
+)
 
 HUGE = b'{"step": 1%s, "time": 5, "event": [], "loss": 1%s}\n{"step": 7, "loss": 1%s, "step_s": 1%s}\n' % (
     (b"0" * 400,) * 4
 )
 """A line of numbers that no float can be, and one of such a loss."""
+
+
+@contextmanager
+def alarm(seconds: int) -> Iterator[None]:
+    """Fails where the block takes longer."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError(f"still at work after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def write_page(run: Path, **how: bool) -> Path:
@@ -127,3 +156,25 @@ def test_a_browser_shows_it_with_mouse_and_keys_on_any_window(browser: Browser, 
     assert browser.run("return document.title") == "cat"  # nothing of the prompt was run
     with Image.open(browser.screenshot(run / "shot.png")) as shot:
         assert shot.width >= 385
+
+
+@pytest.mark.parametrize("kept", ["run.json", "run.lock"])
+def test_a_pipe_in_the_place_of_a_file_is_left_out_with_a_line(run: Path, tmp_path: Path, said, kept: str) -> None:
+    """Nobody writes to the pipes: whoever opens one as a file waits for ever."""
+    (run / "run.lock").touch()
+    (run / "training.json").touch()
+    (run / "log.txt").touch()
+    files = [path for path in run.rglob("*") if path.is_file() and path.name != kept]
+    assert len(files) > 12
+    for path in files:
+        path.unlink()
+        os.mkfifo(path)
+    found = []
+    with alarm(20):
+        found += draw_diagrams(run, tmp_path / "graph")
+        found += [*list_network_files(run), *list_samples(run), *read_log(run), *read_events(run).rows]
+        page = report_page(read_run(run), run)
+    assert (
+        found == [] and "None recorded." in page and [one.problem is None for one in list_checkpoints(run)] == [False]
+    )
+    assert any(f"{run / 'metrics.jsonl'}: cannot be read: it is not a regular file" in line for line in said)

@@ -93,6 +93,9 @@ def test_states_that_could_not_be_saved_are_told_at_the_start(tmp_path: Path, mo
         monkeypatch.setattr(checkpoint_store.os, "access", lambda path, mode: False)
     with pytest.raises(RunError, match="cannot be written to"):
         check_writable(root)
+    os.mkfifo(tmp_path / "metrics.jsonl")
+    with pytest.raises(RunError, match=r"metrics\.jsonl: is neither a file nor a folder\. Move it away"):
+        check_writable(root)
 
 
 def test_the_highest_step_wins_whatever_the_file_times_and_the_spelling(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from toolkit import run_files
-from toolkit.files import append_json_line, os_error_as_run_error, write_text
+from toolkit.files import append_json_line, atomic_write, os_error_as_run_error
 from toolkit.interfaces import StepResult
 from toolkit.train.run import Callback, Run
 
@@ -113,10 +113,16 @@ def truncate_after_step(path: Path, step: int) -> None:
     """Removes the lines of later steps, and one that a crash left half written."""
     if not path.exists():
         return
-    text = path.read_text(encoding="utf-8", errors="replace")
-    kept = [f"{line}\n" for line in text.splitlines() if (number := _step_of(line)) is not None and number <= step]
-    if (whole := "".join(kept)) != text:
-        write_text(path, whole)
+
+    def stays(line: str) -> bool:
+        return (number := _step_of(line)) is not None and number <= step
+
+    with path.open(encoding="utf-8", errors="replace") as file:
+        if all(line.endswith("\n") and stays(line) for line in file):
+            return
+        file.seek(0)
+        with os_error_as_run_error(path), atomic_write(path) as temporary, temporary.open("w", encoding="utf-8") as out:
+            out.writelines(f"{line.rstrip()}\n" for line in file if stays(line))
 
 
 def read_metrics(path: Path) -> Iterator[dict[str, Any]]:
