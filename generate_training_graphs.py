@@ -1,4 +1,4 @@
-"""The script of FluxFlow's training guide: `python generate_training_graphs.py outputs/` is `run.py diagrams outputs/`."""
+"""The script of FluxFlow's training guide: as `run.py diagrams`, with the same arguments."""
 
 import sys
 

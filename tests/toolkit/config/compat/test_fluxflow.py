@@ -388,7 +388,7 @@ def test_keys_that_only_the_repositorys_examples_have(read) -> None:
     more = (
         "output: {sample_sizes: [64, [96, 64], 128x96], sample_captions: [a], log_file: null}\nmodel_checkpoint: null\n"
     )
-    found = read(joint("lr: 1e-5").replace("data: {data_path: images}", data) + more)
+    found = read(joint("lr: 1e-5").replace("{data_path: images}", data) + f"\n{more}")
     vae, flow = found.steps
     assert vae["datasets"][0]["resolution"] == [64, 96, 128]
     samples = flow["sample"]["samples"]
