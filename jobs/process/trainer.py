@@ -131,6 +131,7 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
                             self.load_checkpoint(setup, run)
                             self.fit(setup, run, model, encoded, attached)
                             self.end(run, request)
+                    request.check()
                     logger.info("next, to be pasted into a shell:")
                     for line in next_commands(self.save_root, self.name, self.section):
                         logger.info(f"  {line}")

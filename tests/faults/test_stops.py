@@ -88,6 +88,7 @@ def test_a_stop_between_steps_leaves_soon(job: Job, number: int) -> None:
     child.wait_until(lambda: len(job.steps()) >= 3)
     child.send(number)
     assert child.wait(30) == 75, child.output
+    assert "next, to be pasted" not in child.output  # of a run that is not finished
     assert job.states()[-1] == job.steps()[-1] < 5000
 
 
