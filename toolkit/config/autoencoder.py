@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from math import gcd
 from pathlib import Path
@@ -12,8 +11,9 @@ from pydantic import Field
 
 from toolkit.config.base import ALL_OTHERS, StrictModel
 from toolkit.config.field_types import PathStr, literal_with_aliases
+from toolkit.config.model_files import read_model_json
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.errors import RunError
+from toolkit.errors import RunError, UserError
 
 LEVELS = {
     "AutoencoderKL": ("block_out_channels", 1),
@@ -140,10 +140,10 @@ class AutoencoderConfig(StrictModel):
             return {"_class_name": self.class_name, **self.config}
         file = self.folder() / CONFIG
         try:
-            found = json.loads(file.read_text(encoding="utf-8"))
-        except (OSError, ValueError) as error:
-            raise RunError(f"{file}: cannot be read ({error}). Give the folder of an autoencoder.") from error
-        if not isinstance(found, dict) or not isinstance(found.get("_class_name"), str):
+            found = read_model_json(file, default={})
+        except UserError as error:
+            raise RunError(f"{error} Give the folder of an autoencoder.") from error
+        if not isinstance(found.get("_class_name"), str):
             raise RunError(f"{file}: does not say of what class it is. Give the folder of an autoencoder.")
         return found
 

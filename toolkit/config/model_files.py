@@ -198,6 +198,8 @@ def read_model_json(path: Path, default: dict[str, Any] | None = None) -> dict[s
     Raises UserError, which names the file, when it cannot be read.
     """
     try:
+        if path.exists() and not path.is_file():  # a pipe would be waited for
+            raise OSError("it is not a file")
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
         raise UserError(f"{path}: not readable ({error}). {_AGAIN}") from error

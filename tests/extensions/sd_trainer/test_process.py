@@ -419,24 +419,13 @@ def test_bad_pictures_are_all_named_before_anything_starts(
     assert not (tmp_path / "output").exists()
 
 
-@pytest.mark.parametrize(
-    ("train", "message"),
-    [
-        (
-            {"optimizer": "sgd", "optimizer_params": {"nesterov": True}},
-            "train.optimizer_params: sgd refuses them: Nest",
-        ),
-        (
-            {"optimizer": "torch.optim.SparseAdam"},
-            "train.optimizer: torch.optim.SparseAdam with these arguments cannot",
-        ),
-    ],
-)
 def test_an_optimizer_that_cannot_work_is_refused_before_anything_is_encoded(
-    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path, train: dict, message: str
+    run_py: Run, write_job, trainer, make_pictures, tmp_path: Path
 ) -> None:
     photos = make_pictures(tmp_path / "photos", "a")
-    result = run_py(write_job(trainer(photos, train={"steps": 1, **train}), name="bad"))
+    train = {"steps": 1, "optimizer": "torch.optim.SparseAdam"}
+    result = run_py(write_job(trainer(photos, train=train), name="bad"))
+    message = "train.optimizer: torch.optim.SparseAdam with these arguments cannot"
     assert (result.returncode, result.stderr.startswith(message)) == (2, True), result.stderr
     assert "latents" not in result.stdout and not (tmp_path / "output" / "_cache").exists()
 

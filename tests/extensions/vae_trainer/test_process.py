@@ -184,8 +184,8 @@ def test_a_dry_run_says_what_is_made_and_trained_without_torch(
     ("changes", "message"),
     [
         (
-            {"optimizers": {"vae": {"optimizer_params": {"betas": [2, 3]}}}},
-            "optimizers.vae.optimizer_params: ",
+            {"optimizers": {"vae": {"optimizer_params": {"capturable": True}}}},
+            "optimizers.vae.optimizer: adamw with these arguments cannot step a weight on cpu",
         ),
         ({"discriminator": {"layers": 5}}, "discriminator.layers: 5 of them judge patches of at least 96 pixels"),
         ({"sample": {"images": ["data/a.txt"]}}, "sample.images: data/a.txt"),

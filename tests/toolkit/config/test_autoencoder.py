@@ -45,7 +45,7 @@ def test_a_folder_says_it_alone_or_within_that_of_a_pipeline(tmp_path: Path) -> 
 
 
 def test_what_a_folder_is_not(tmp_path: Path) -> None:
-    assert "cannot be read" in found(name_or_path=str(tmp_path / "none"))[0]
+    assert "not readable" in found(name_or_path=str(tmp_path / "none"))[0]
     other = write_config(tmp_path / "other", _class_name="AutoencoderDC")
     assert "is a AutoencoderDC. What can be trained" in found(name_or_path=str(other))[0]
     (tmp_path / "other" / "config.json").write_text("[]")

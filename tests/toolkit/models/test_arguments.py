@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import inspect
+import json
+import os
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS
+from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, write_vae
 from tests.extensions.vae_trainer.conftest import SMALL
-from toolkit.models.arguments import SOURCES, faults, file_fault
+from tests.model_folders import write_flow_model
+from toolkit.config.autoencoder import AutoencoderConfig
+from toolkit.config.process import JobContext
+from toolkit.models.arguments import SOURCES, autoencoder_fault, faults, file_fault
+from toolkit.models.latent_flow.family import FAMILY
 
 BASES: dict[str, dict[str, Any]] = {**SMALL, **TRANSFORMERS, "BertConfig": TEXT}
 KL, QWEN_VAE, TINY = "AutoencoderKL", "AutoencoderKLQwenImage", "AutoencoderTiny"
@@ -105,3 +111,63 @@ def test_a_file_may_hold_names_of_other_versions() -> None:
     assert file_fault(Path("config.json"), config) == ""
     said = file_fault(Path("config.json"), config | {"num_layers": "2"})
     assert said == "config.json: num_layers: '2' is not a whole number."
+
+
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+def without(file: Path) -> None:
+    file.unlink()
+
+
+def as_a_pipe(file: Path) -> None:
+    file.unlink()
+    os.mkfifo(file)
+
+
+def halved(file: Path) -> None:
+    file.write_bytes(file.read_bytes()[: file.stat().st_size // 2])
+
+
+def with_text(text: str) -> Any:
+    return lambda file: file.write_text(text)
+
+
+def with_keys(**keys: Any) -> Any:
+    return lambda file: file.write_text(json.dumps(json.loads(file.read_text()) | keys))
+
+
+@pytest.mark.parametrize(
+    ("file", "damage", "said"),
+    [
+        ("config.json", without, "No such file"),
+        ("config.json", as_a_pipe, "it is not a file"),
+        ("config.json", with_text("[1, 2]"), "does not say of what class it is"),
+        ("config.json", with_text("[" * 10**5), "not readable (maximum recursion depth"),
+        ("config.json", with_keys(_class_name="UNet2DModel"), "is a UNet2DModel. What can be trained"),
+        ("config.json", with_keys(block_out_channels=32), "config.json: block_out_channels: 32 is not a list."),
+        (WEIGHTS, without, "has no weights"),
+        (WEIGHTS, halved, "damaged weights (it is cut off)"),
+        (WEIGHTS, with_text("{}"), "damaged weights (its header is cut off)"),
+    ],
+)
+def test_a_damaged_autoencoder_is_told_without_loading_it(tmp_path: Path, file: str, damage: Any, said: str) -> None:
+    damage(write_vae(tmp_path / "vae") / file)
+    section = AutoencoderConfig(name_or_path=str(tmp_path / "vae"))
+    found = [one.message for one in section.check(JobContext("job"))] or [autoencoder_fault(section)]
+    assert said in found[0] and "\n" not in found[0]
+
+
+@pytest.mark.parametrize(
+    ("file", "keys", "said"),
+    [
+        ("transformer/config.json", {"num_layers": "2"}, "num_layers: '2' is not a whole number."),
+        ("vae/config.json", {"layers_per_block": 10**9}, "layers_per_block: 1000000000 is out of range"),
+        ("text_encoder/config.json", {"num_hidden_layers": 10**9}, "num_hidden_layers: 1000000000 is not a number"),
+    ],
+)
+def test_a_damaged_flow_model_is_told_without_loading_it(tmp_path: Path, file: str, keys: dict, said: str) -> None:
+    folder = write_flow_model(tmp_path / "model")
+    assert FAMILY.config_error(folder) == ""
+    with_keys(**keys)(folder / file)
+    assert FAMILY.config_error(folder).startswith(f"{folder / file}: {said}")

@@ -61,6 +61,11 @@ TEXT_ENCODERS = {
 }
 """By `model_type` in the config of a text encoder."""
 
+TEXT_LAYERS = {"num_hidden_layers", "num_layers", "n_layers"}
+"""Keys of a text encoder's config with its number of layers."""
+
+MOST_LAYERS = 1000
+
 PIPELINE = "LatentFlowPipeline"
 PROJECTION = "projection.safetensors"
 """In the folder of the text encoder: the weight [outputs, inputs] of a linear layer behind it, `weight`; optional."""
@@ -232,12 +237,17 @@ def part_config(folder: Path, part: str) -> dict[str, Any]:
 
 
 def text_encoder_kind(part: Path) -> TextEncoderKind:
-    """The kind of the text encoder in a folder. Raises UserError for one of another kind."""
-    name = str(read_model_json(part / "config.json").get("model_type"))
+    """The kind of the text encoder in a folder. Raises UserError for one of another kind, and one that cannot be."""
+    config = read_model_json(part / "config.json")
+    name = str(config.get("model_type"))
     if name not in TEXT_ENCODERS:
         raise UserError(
             f"{part / 'config.json'}: model_type {name!r} cannot be used. {did_you_mean(name, TEXT_ENCODERS)}"
         )
+    inner = config.get("text_config") or config
+    for key in TEXT_LAYERS & inner.keys() if isinstance(inner, dict) else ():
+        if type(inner[key]) is not int or not 1 <= inner[key] <= MOST_LAYERS:
+            raise UserError(f"{part / 'config.json'}: {key}: {inner[key]!r} is not a number from 1 to {MOST_LAYERS}.")
     return TEXT_ENCODERS[name]
 
 
