@@ -42,6 +42,9 @@ SIZE_MULTIPLE = 32
 COMPARED_SIDE = 64
 """Pixels of a side at which an image is compared with its references."""
 
+AS_SHARP = 1.65
+"""Up to this ratio of their sharpness, at four times `COMPARED_SIDE`, one picture may be the other saved again."""
+
 SMALL_SIDE = 32
 """Pixels of a side at which images are compared with each other."""
 
@@ -89,7 +92,8 @@ class Reference(NamedTuple):
 
     bits: tuple[int, int]
     difference: int
-    """Largest difference of a colour to the image, both at `COMPARED_SIDE`, beyond what a shift of a pixel explains."""
+    """Largest difference of a colour to the image, both at `COMPARED_SIDE`, beyond what a shift of a pixel explains;
+    255 where one is much sharper, as in pairs that restore."""
 
 
 @dataclass(frozen=True)
@@ -277,8 +281,7 @@ def _fill(
 def _measured(sample: Sample, crop: ResizeCrop) -> tuple[Look, tuple[Reference, ...]] | ImageError:
     try:
         image = open_image(sample.image, sample.background)
-        target = _resized(image, COMPARED_SIDE)
-        references = tuple(_reference(path, sample.background, target) for path in sample.control_images)
+        references = tuple(_reference(path, sample.background, image) for path in sample.control_images)
         return look(image, crop, *_kind(sample.image)), references
     except ImageError as error:
         return error
@@ -302,11 +305,15 @@ def look(image: Image.Image, crop: ResizeCrop, mode: str = "RGB", transparent: f
     return Look(mode, transparent, difference_hash(image), sharpness(grey), fine, resampled, small)
 
 
-def _reference(path: str, background: str, target: numpy.ndarray) -> Reference:
+def _reference(path: str, background: str, target: Image.Image) -> Reference:
     image = open_image(path, background, at_least=4 * COMPARED_SIDE)
-    small = _resized(image, COMPARED_SIDE)
-    beyond = numpy.abs(small.astype(numpy.int16) - target) - numpy.maximum(_spread(small), _spread(target)) // 3
-    return Reference(path, image.width / image.height, difference_hash(image), max(0, int(beyond.max())))
+    a, b = (_resized(each, COMPARED_SIDE) for each in (image, target))
+    beyond = numpy.abs(a.astype(numpy.int16) - b) - numpy.maximum(_spread(a), _spread(b)) // 3
+    ours, its = (
+        sharpness(Image.fromarray(_resized(each.convert("L"), 4 * COMPARED_SIDE))) + 1 for each in (image, target)
+    )
+    difference = max(0, int(beyond.max())) if 1 / AS_SHARP < ours / its < AS_SHARP else 255
+    return Reference(path, image.width / image.height, difference_hash(image), difference)
 
 
 def _resized(image: Image.Image, side: int) -> numpy.ndarray:

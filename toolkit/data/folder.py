@@ -104,7 +104,17 @@ def _why_ignored(name: str, listing: DirectoryListing, caption_ext: Sequence[str
         if not caption_ext:
             return "not a caption, because captions_file is given", ""
         return f"not a caption, because caption_ext is {' '.join(caption_ext)}", f"Add {suffix} to caption_ext"
+    if caption_ext and _table_of(listing, listing.files[name]):
+        return "captions of images that have caption files, or another table", "Give one as 'captions_file'"
     return "not an image", ""
+
+
+def _table_of(listing: DirectoryListing, name: str) -> dict[str, str]:
+    """The captions of a table that names images of its folder; else empty."""
+    if split_suffix(name)[1] not in TABLES or name in listing.no_files:
+        return {}
+    table = read_captions_file(listing.path(name), [])
+    return table if any(image_name(files[0]) in table for files in listing.images.values()) else {}
 
 
 _NAMES = {"control": "reference", "mask": "mask"}
@@ -238,30 +248,19 @@ class FolderBuilder:
         return [image_name(inside + files[0]) for files in self.listing.images.values()]
 
     def find_table(self) -> Iterator[str]:
-        """Where no image has a caption file: takes the captions of the one table in the folder that names images.
-
-        Yields a note of it, or a warning where there are several.
-        """
+        """Where no image has a caption file: takes the captions of the only table in the folder that names images.
+        Yields a note of it."""
         if self.table is not None or any(any(names) for names in self.caption_files):
             return
-        listing, inside = self.listing, {image_name(files[0]) for files in self.listing.images.values()}
-        tables = {
-            name: table
-            for name in listing.files.values()
-            if split_suffix(name)[1] in TABLES and name not in listing.no_files
-            and inside.intersection(table := read_captions_file(listing.path(name), []))
-        }  # fmt: skip
-        paths = [listing.path(name) for name in tables]
+        listing = self.listing
+        tables = {name: table for name in listing.files.values() if (table := _table_of(listing, name))}
         if len(tables) == 1:
-            (table,) = tables.values()
+            ((name, table),) = tables.items()
             prefix = f"{self.subfolder}/" if self.subfolder else ""
-            self.table, self.table_path = {prefix + name: caption for name, caption in table.items()}, paths[0]
+            self.table_path = listing.path(name)
+            self.table = {prefix + name: caption for name, caption in table.items()}
             self.caption_files = self._caption_files()
-            count = f"{len(inside.intersection(table))} of {_count(len(inside), 'image')}"
-            yield f"{listing.folder}: no caption files; captions of {count} are read from {paths[0]}"
-        elif tables:
-            what = f"{len(tables)} tables hold captions of these images, and none is read: {shorten(paths)}"
-            yield f"warning: {listing.folder}: {what}. Give one as 'captions_file'"
+            yield f"{listing.folder}: no caption files: captions are read from {self.table_path}"
 
     def match_files(self, partners: ControlImageFinder, mistakes: list[InputError]) -> None:
         """Finds caption, control images and mask of every image."""
@@ -359,10 +358,10 @@ class FolderBuilder:
         missing = [name for name, text in zip(names, used, strict=True) if not text]
         if missing and not dataset.is_reg and (not trigger or len(missing) < len(used)):
             outcome = f"with {trigger!r} alone" if trigger else "with an empty prompt, as there is no trigger_word"
-            what = f"{_share(len(missing), len(used), ('has', 'have'))} no caption"
+            what = f"{_share(len(missing), len(used), ('has', 'have'))} no caption ({shorten(missing)})"
             first = split_suffix(missing[0])[0] + dataset.caption_ext[0]
             remedy = f"Write {first}{' etc.' * (len(missing) > 1)}, or give 'default_caption'"
-            yield f"{what}: {shorten(missing)}: trained {outcome}. {remedy}"
+            yield f"{what} and {'train' if len(missing) > 1 else 'trains'} {outcome}. {remedy}"
         together = "\n".join(used)
         literal = [each for each in PLACEHOLDERS if each in together and not trigger]
         for placeholder in (*literal, *nearly_placeholders(together)):

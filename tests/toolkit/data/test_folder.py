@@ -113,11 +113,11 @@ def test_images_without_any_words_are_a_warning(tmp_path: Path, image, dataset) 
     (tmp_path / "a.txt").write_text("a cat")
     bare = dataset(tmp_path, resolution=(64,))
     assert warnings_of(bare, trigger=None) == [
-        "1 of 2 images has no caption: b.png: trained with an empty prompt, as there is no trigger_word. "
+        "1 of 2 images has no caption (b.png) and trains with an empty prompt, as there is no trigger_word. "
         "Write b.txt, or give 'default_caption'"
     ]
     assert warnings_of(bare, trigger="sks") == [
-        "1 of 2 images has no caption: b.png: trained with 'sks' alone. Write b.txt, or give 'default_caption'"
+        "1 of 2 images has no caption (b.png) and trains with 'sks' alone. Write b.txt, or give 'default_caption'"
     ]
     for words in ({"default_caption": "a thing"}, {"is_reg": True}):
         assert warnings_of(dataset(tmp_path, resolution=(64,), **words), trigger=None) == []

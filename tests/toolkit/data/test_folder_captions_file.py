@@ -81,7 +81,7 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
     table.write_text(text)
     scan = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
     assert [sample.caption for sample in scan.samples] == ["sks one", "sks two, three"]
-    assert scan.notes == (f"{data}/b: no caption files; captions of 2 of 2 images are read from {table}",)
+    assert scan.notes == (f"{data}/b: no caption files: captions are read from {table}",)
     whole = scan_datasets([dataset(data, resolution=(64,))], "sks")  # as one of several subfolders
     assert [sample.caption for sample in whole.samples][2:] == ["sks one", "sks two, three"]
     given = scan_datasets([dataset(data / "b", captions_file=str(table))], "sks")
@@ -89,10 +89,14 @@ def test_the_only_table_of_a_folder_without_caption_files_is_read_and_named(
     (data / "b" / "other.tsv").write_text("a.png\tanother")
     two = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
     assert [sample.caption for sample in two.samples] == ["sks", "sks"]
-    assert two.notes[0].startswith(f"warning: {data}/b: 2 tables hold captions of these images, and none is read: ")
+    both = ", ".join(sorted((name, "other.tsv")))
+    assert two.notes[0] == (
+        f"warning: {data}/b: 2 files not used, captions of images that have caption files, or another table: {both}. "
+        "Give one as 'captions_file'"
+    )
     (data / "b" / "a.txt").write_text("beside the image")
     beside = scan_datasets([dataset(data / "b", resolution=(64,))], "sks")
-    assert beside.samples[0].caption == "sks beside the image"
+    assert beside.samples[0].caption == "sks beside the image" and beside.notes[0] == two.notes[0]
 
 
 @pytest.mark.parametrize(
