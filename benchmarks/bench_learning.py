@@ -180,7 +180,8 @@ def of_pairs(tiny: TinyModel, job: Job, count: int) -> Figures:
         pairs += [pair] if len(pair.after) == 1 else []
         index += 1
     references = [[draw([before], SIDE, SIDE) for before in pair.before] for pair in pairs]
-    rows = tiny.seen(tiny.samples([pair.instruction for pair in pairs], references))
+    asked = _drawn(job).get("instruction")
+    rows = tiny.seen(tiny.samples([asked or pair.instruction for pair in pairs], references))
     shown = [pair.after[0] for pair in pairs]
     return {"character": _share(rows, shown, *LOOKS), "hat": _share(rows, shown, "hat", "hat_colour")}
 

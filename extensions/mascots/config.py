@@ -154,6 +154,9 @@ class MascotsConfig(ProcessConfig):
     """Share of `edits_of_two` in which the first mascot puts on the hat of the second, where it can be another one; in
     the others both are side by side. 0 to 1."""
 
+    instruction: str = ""
+    """Caption of all pairs, such as a word that the edit is to be called by. Empty: what changes, in words."""
+
     scribbles: int = Field(default=0, ge=0, le=1_000_000)
     """Pictures of any shapes in any colours, without captions: for autoencoders that should do more than mascots. 0:
     none."""
@@ -205,7 +208,8 @@ class MascotsConfig(ProcessConfig):
 
     def recipe(self) -> dict[str, Any]:
         """All that decides the pictures, as plain data."""
-        return self.model_dump(mode="json", exclude={"type", "name", "path", "overwrite"})
+        left_out = {"type", "name", "path", "overwrite", *([] if self.instruction else ["instruction"])}
+        return self.model_dump(mode="json", exclude=left_out)
 
     def total(self) -> int:
         """Pictures and pairs."""

@@ -78,7 +78,9 @@ class MascotsProcess(BaseExtensionProcess):
 
     def _pair(self, folder: Path, index: int, make: Callable[[int, int, Casting], Pair]) -> None:
         pair = make(self.section.seed, index, self.section.casting())
-        _write(folder / "after", index, draw(pair.after, *self._size(index)), pair.instruction)
+        _write(
+            folder / "after", index, draw(pair.after, *self._size(index)), self.section.instruction or pair.instruction
+        )
         for number, before in enumerate(pair.before, 1):
             _write(folder / f"picture_{number}", index, draw((before,), *self._size(index)))
 

@@ -63,6 +63,14 @@ def test_edits_are_about_the_chosen_changes(draw_in) -> None:
     assert len(instructions) == 12 and all(words.startswith(("make it ", "let it ")) for words in instructions)
 
 
+def test_one_instruction_may_stand_for_all_pairs(draw_in) -> None:
+    named, usual = draw_in("named", edits=2, instruction="hatswap"), draw_in("usual", edits=2)
+    assert {file.read_text() for file in (named / "edits" / "after").glob("*.txt")} == {"hatswap\n"}
+    assert "instruction" not in json.loads((usual / "mascots.json").read_text()), (
+        "folders of earlier versions stay valid"
+    )
+
+
 def test_the_same_settings_give_the_same_bytes_and_more_of_them_the_same_first(draw_in) -> None:
     first, again, more, other = (
         bytes_of(draw_in(folder, **changes))
