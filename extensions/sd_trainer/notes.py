@@ -23,7 +23,7 @@ from toolkit.config.train import PRESERVATIONS, EmaConfig
 from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import UserError
 from toolkit.interfaces import Size
-from toolkit.models.families import family_for
+from toolkit.models.families import family_for, published_names
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
 
 OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
@@ -86,8 +86,11 @@ def _high_lr(s: DiffusionSection) -> Iterator[Diagnostic]:
     highest = HIGHEST_LR.get(s.train.optimizer)
     if is_full(s) or highest != HIGHEST_LR["adamw"] or not ADAPTER_LR < s.train.lr <= highest:
         return
+    folder = s.model.files_folder()
+    if not folder.is_dir() and s.model.name_or_path not in published_names():
+        return  # an earlier process makes it, of a size that is not known here
     try:
-        blocks = family_for(s.model).block_count(s.model.files_folder())
+        blocks = family_for(s.model).block_count(folder)
     except UserError:  # the plan reports the model
         return
     if blocks >= LARGE_MODEL_BLOCKS:
