@@ -7,6 +7,7 @@ kernel takes for itself, and what an allocator holds beside the tensors, it does
 from __future__ import annotations
 
 import weakref
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -123,3 +124,23 @@ def _storages(tree: Any) -> Iterator[torch.UntypedStorage]:
     for leaf in tree_leaves(tree):
         if isinstance(leaf, Tensor) and leaf.device.type != "meta":
             yield leaf.untyped_storage()
+
+
+class Kernels(TorchDispatchMode):
+    """Counts the operations inside the block that a device would launch a kernel for."""
+
+    def __init__(self, inside: Mapping[Any, Callable[..., Any]] | None = None) -> None:
+        """inside: as of `LiveBytes`."""
+        super().__init__()
+        self.calls: Counter[str] = Counter()
+        self._inside = inside or {}
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in self._inside:
+            with self:
+                return self._inside[func](*args, **(kwargs or {}))
+        result = func(*args, **(kwargs or {}))
+        given, made = ({s._cdata for s in _storages(tree)} for tree in ((args, kwargs), result))
+        if (func._schema.is_mutable or made - given) and func.namespace != "prim" and "empty" not in func._opname:
+            self.calls[func._opname] += 1
+        return result

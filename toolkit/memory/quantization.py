@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Callable, MutableMapping
-from functools import cache, reduce
+from functools import cache
 from typing import Any, NamedTuple, Protocol
 from weakref import WeakValueDictionary
 
@@ -194,6 +194,7 @@ class GroupwiseQuantized(QuantizedWeight):
     """
 
     packed: Tensor
+    places: Tensor
     scale_G1: Tensor
     shift_G1: Tensor
 
@@ -202,17 +203,26 @@ class GroupwiseQuantized(QuantizedWeight):
         super().__init__(shape, scale_G1.dtype)
         self.bits = bits
         self.register_buffer("packed", packed)
+        self.register_buffer("places", code_places(bits, packed.device))
         self.register_buffer("scale_G1", scale_G1)
         self.register_buffer("shift_G1", shift_G1)
 
     def dequantize(self) -> Tensor:
-        codes_GS = unpack(self.packed, self.bits)[: len(self.scale_G1)]
+        codes_GS = unpack(self.packed, self.bits, self.places)[: len(self.scale_G1)]
         return (self.scale_G1 * codes_GS).sub_(self.shift_G1).view(self.shape)
 
 
-def unpack(packed: Tensor, bits: int) -> Tensor:
-    """The codes of `bits` bits each in a packed uint8 tensor: all lowest ones first, along the first axis."""
-    return torch.cat([(packed >> shift) & (2**bits - 1) for shift in range(0, 8, bits)])
+def code_places(bits: int, device: torch.device) -> Tensor:
+    """The lowest bit of each code in a byte, uint8 [8 / bits, 1, 1]: what `unpack` shifts by."""
+    return torch.arange(0, 8, bits, dtype=torch.uint8, device=device)[:, None, None]
+
+
+def unpack(packed: Tensor, bits: int, places: Tensor) -> Tensor:
+    """The codes of `bits` bits each in a packed uint8 tensor: all lowest ones first, along the first axis.
+
+    places: `code_places`. Two kernels, whatever the bits: where nothing compiles them, launching them is what costs.
+    """
+    return (packed >> places).bitwise_and_(2**bits - 1).flatten(0, 1)
 
 
 def pack(codes: Tensor, bits: int) -> Tensor:
@@ -238,6 +248,7 @@ class ZeroPointQuantized(QuantizedWeight):
         self.widths = [width for width in (4, 2, 1) if bits & width]
         for width, lowest in self._parts():
             self.register_buffer(f"packed_{width}", pack((codes_GS >> lowest) & (2**width - 1), width))
+            self.register_buffer(f"places_{width}", code_places(width, codes_GS.device))
         self.register_buffer("scale_G1", scale_G1)
         self.register_buffer("zero_G1", zero_G1)
 
@@ -247,14 +258,18 @@ class ZeroPointQuantized(QuantizedWeight):
 
     def codes(self) -> Tensor:
         """[G, S], uint8."""
-        unpacked = (
-            unpack(getattr(self, f"packed_{width}"), width)[: len(self.scale_G1)] << lowest
-            for width, lowest in self._parts()
-        )
-        return reduce(torch.bitwise_or, unpacked)
+        codes_GS: Tensor | None = None
+        for width, lowest in self._parts():
+            part_GS = unpack(getattr(self, f"packed_{width}"), width, getattr(self, f"places_{width}"))
+            part_GS = part_GS[: len(self.scale_G1)]
+            codes_GS = part_GS if codes_GS is None else codes_GS.add_(part_GS, alpha=2**lowest)
+        assert codes_GS is not None  # there is a part for each bit
+        return codes_GS
 
     def dequantize(self) -> Tensor:
-        return self.codes().to(self.dtype).sub_(self.zero_G1).mul_(self.scale_G1).view(self.shape)
+        # The difference of two codes is exact in 8 bits, and in every computation dtype.
+        steps_GS = self.codes().view(torch.int8).sub_(self.zero_G1.view(torch.int8))
+        return (self.scale_G1 * steps_GS).view(self.shape)
 
 
 class BlockwiseQuantized(QuantizedWeight):

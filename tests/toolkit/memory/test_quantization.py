@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from benchmarks.live_bytes import Kernels
 from tests.diffusers_reference import relative
 from toolkit.memory.quantization import (
     Int8Matmuls,
@@ -18,6 +19,7 @@ from toolkit.memory.quantization import (
     RowwiseQuantized,
     WithRecoveryLora,
     ZeroPointQuantized,
+    code_places,
     decode_e4m3,
     quantize_weight,
     unpack,
@@ -184,7 +186,8 @@ def test_packed_values_come_back(bits: int) -> None:
     from optimum.quanto.tensor.packed import PackedTensor
 
     values = torch.randint(0, 2**bits, (17, 6), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(unpack(PackedTensor.pack(values, bits)._data, bits)[:17], values)
+    places = code_places(bits, torch.device("cpu"))
+    assert torch.equal(unpack(PackedTensor.pack(values, bits)._data, bits, places)[:17], values)
 
 
 @pytest.mark.parametrize("bits", UINT_BITS.values())
@@ -194,6 +197,15 @@ def test_codes_of_any_number_of_bits_and_groups_come_back(bits: int) -> None:
     weight = ZeroPointQuantized(codes_GS, bits, ones_G1, ones_G1.to(torch.uint8), (13, 6))
     assert torch.equal(weight.codes(), codes_GS)
     assert torch.equal(weight.dequantize(), codes_GS.float() - 1)
+
+
+@pytest.mark.parametrize(("qtype", "most"), [("int8", 2), ("int4", 4), ("int2", 4), ("uint4", 4), ("uint3", 7)])
+def test_few_kernels_dequantize_a_weight(qtype: str, most: int) -> None:
+    """Where nothing compiles them, launching them costs more than the work: three times for each layer and image."""
+    weight = stored(qtype, torch.bfloat16)
+    with Kernels() as kernels:
+        weight.dequantize()
+    assert kernels.calls.total() <= most, kernels.calls
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
@@ -227,5 +239,6 @@ def test_half_precision_does_not_overflow_on_large_codes() -> None:
 def test_a_stored_weight_stands_in_a_module_as_a_parameter_would() -> None:
     layer = nn.Module()
     layer.weight = stored("int4", torch.bfloat16)
-    assert {name for name, _ in layer.named_buffers()} == {"weight.packed", "weight.scale_G1", "weight.shift_G1"}
+    parts = {f"weight.{part}" for part in ("packed", "places", "scale_G1", "shift_G1")}
+    assert {name for name, _ in layer.named_buffers()} == parts
     assert layer.state_dict().keys() == {name for name, _ in layer.named_buffers()}

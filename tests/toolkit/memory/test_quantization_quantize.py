@@ -60,6 +60,7 @@ def same_scales(weight: QuantizedWeight, case: dict) -> None:
     held = dict(weight.named_buffers())
     codes = held.pop("codes_OI" if "codes_OI" in held else "packed")
     assert str(getattr(weight, "code_type", codes.dtype)) == f"torch.{case['data_dtype']}"
+    held.pop("places", None)
     scale, *shift = held.values()
     assert {str(part.dtype) for part in held.values()} == {f"torch.{case['scale_dtype']}"}
     if case["group_size"]:

@@ -1,0 +1,29 @@
+"""The bench that counts kernels: what it counts, and that the step it counts is whole."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from benchmarks import bench_kernels
+from benchmarks.live_bytes import Kernels
+
+
+def test_views_and_empty_memory_are_no_kernels() -> None:
+    weight = torch.ones(4, 6)
+    with Kernels() as kernels:
+        weight.view(6, 4).t()[1:].unsqueeze(0).expand(2, -1, -1)
+        torch.empty_like(weight).copy_(weight).add_(1)
+        weight.to(torch.bfloat16) @ torch.ones(6, 2, dtype=torch.bfloat16)
+    assert kernels.calls == {"copy_": 1, "add_": 1, "_to_copy": 1, "ones": 1, "mm": 1}
+
+
+@pytest.mark.slow
+def test_dequantizing_is_what_int4_adds(report_of) -> None:
+    """Four kernels for a layer: 14 forward, 14 again, 12 backward (nothing goes back through the modulation)."""
+    rows = report_of(bench_kernels.main, "--rows", "bf16", "int4")["rows"]
+    more = rows["int4, full"]["total"] - rows["bf16, full"]["total"]
+    assert 60 * 40 * 4 * 0.97 < more <= 60 * 40 * 4
+    assert rows["int4, full"]["operations"]["__rshift__"] == 40
+    assert rows["bf16, none"]["forward"] == rows["bf16, full"]["forward"] < 150
+    assert rows["bf16, full"]["backward"] > rows["bf16, none"]["backward"] + 130
