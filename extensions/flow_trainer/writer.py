@@ -16,9 +16,9 @@ from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, LossesConfig
 from toolkit.config.output import SaveIntervalConfig
 from toolkit.files import atomic_write_dir
 from toolkit.models.autoencoders import Autoencoder
-from toolkit.models.latent_flow.family import PROJECTION
+from toolkit.models.latent_flow.family import PIPELINE_CODE, PROJECTION
 from toolkit.models.latent_flow.new import TEXT_WEIGHTS
-from toolkit.models.parts import INDEX, place_file, place_parts
+from toolkit.models.parts import CUSTOM_PIPELINE, INDEX, place_file, place_parts
 from toolkit.models.perceptual import PerceptualDistance
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
@@ -87,6 +87,7 @@ class FlowWriter:
         parts = {FLOW: "transformer", TEXT_ENCODER: "text_encoder", VAE: "vae"}
         written = {role: parts[role] for role in weights if role in parts}
         place_parts(self.start, folder, without=set(written.values()))
+        place_file(PIPELINE_CODE, folder / CUSTOM_PIPELINE)
         for role in written:
             place_file(self.start / parts[role] / "config.json", folder / parts[role] / "config.json")
         write_shards(folder / parts[FLOW], weights[FLOW], self.save.dtype, None)

@@ -12,6 +12,8 @@ from pathlib import Path
 from toolkit.files import fsync
 
 INDEX = "model_index.json"
+CUSTOM_PIPELINE = "pipeline.py"
+"""Code by which diffusers loads a folder whose class it does not have."""
 
 LINKED_BYTES = 2**20
 """Files from this size on are linked. Smaller ones (configs, vocabularies) are copied: people edit them."""
@@ -20,7 +22,9 @@ LINKED_BYTES = 2**20
 def place_parts(base: Path, folder: Path, without: Collection[str]) -> None:
     """Links or copies the index of the model folder `base` and its parts, except those in `without`, into `folder`."""
     index = json.loads((base / INDEX).read_text(encoding="utf-8"))
-    place_file(base / INDEX, folder / INDEX)
+    for name in (INDEX, CUSTOM_PIPELINE):
+        if (base / name).is_file():
+            place_file(base / name, folder / name)
     for part in index:
         if part not in without and (base / part).is_dir():
             for file in sorted(path for path in (base / part).rglob("*") if path.is_file()):

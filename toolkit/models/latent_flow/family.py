@@ -67,6 +67,10 @@ TEXT_LAYERS = {"num_hidden_layers", "num_layers", "n_layers"}
 MOST_LAYERS = 1000
 
 PIPELINE = "LatentFlowPipeline"
+"""In `pipeline.py` of a model folder, a copy of the file beside this one: diffusers runs it, not this program."""
+
+PIPELINE_CODE = Path(__file__).with_name("pipeline.py")
+
 PROJECTION = "projection.safetensors"
 """In the folder of the text encoder: the weight [outputs, inputs] of a linear layer behind it, `weight`; optional."""
 

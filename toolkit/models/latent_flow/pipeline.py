@@ -1,0 +1,129 @@
+"""A pipeline of diffusers for the model folders of Atelier's `flow_trainer`, beside whose model_index.json it lies:
+
+    DiffusionPipeline.from_pretrained(folder, custom_pipeline=folder, trust_remote_code=True)
+
+Text to image; control images are read by Atelier alone. It imports diffusers and torch only.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width, L text tokens, E text width.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from diffusers.pipelines.pipeline_utils import ImagePipelineOutput
+from safetensors.torch import load_file
+
+PATCH = 2
+SPEED = {"flow": 1.0, "v": math.pi / 2}
+"""dx/dt by the noise fraction t, for a prediction of 1."""
+
+
+class LatentFlowPipeline(DiffusionPipeline):
+    """Generates images from a text, by Euler steps from noise."""
+
+    model_cpu_offload_seq = "text_encoder->transformer->vae"
+
+    def __init__(
+        self,
+        transformer: Any,
+        vae: Any,
+        text_encoder: Any,
+        tokenizer: Any,
+        scheduler: Any,
+        prediction: str = "flow",
+        max_tokens: int = 77,
+    ) -> None:
+        super().__init__()
+        parts = {"transformer": transformer, "vae": vae, "text_encoder": text_encoder, "tokenizer": tokenizer}
+        self.register_modules(**parts, scheduler=scheduler)
+        self.register_to_config(prediction=prediction, max_tokens=max_tokens)
+        if vae.config.get("spade"):
+            raise ValueError("This autoencoder was trained with SPADE, which only Atelier decodes with.")
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        prompt: str,
+        negative_prompt: str = "",
+        height: int = 64,
+        width: int = 64,
+        num_inference_steps: int = 20,
+        guidance_scale: float = 3.0,
+        generator: torch.Generator | None = None,
+    ) -> Any:
+        """`ImagePipelineOutput` with one image. height, width: in pixels. guidance_scale: up to 1 means none."""
+        device, dtype = self._execution_device, self.transformer.dtype
+        positive = self._embeds(prompt)
+        negative = self._embeds(negative_prompt) if guidance_scale > 1 else None
+        empty = self._encode(torch.zeros(1, 3, 64, 64, dtype=self.vae.dtype, device=device))
+        channels, scale = empty.shape[1], 64 // empty.shape[-1]
+        noise = torch.randn((1, channels, height // scale, width // scale), generator=generator)
+        self.scheduler.set_timesteps(sigmas=np.linspace(1, 1 / num_inference_steps, num_inference_steps), device=device)
+        x_BCHW = noise.to(device)
+        for sigma, timestep in zip(self.scheduler.sigmas, self.progress_bar(self.scheduler.timesteps), strict=False):
+            t_B, latents = sigma.to(device).expand(1), x_BCHW.to(dtype)
+            velocity = self._predict(latents, t_B, positive)
+            if negative is not None:
+                unguided = self._predict(latents, t_B, negative)
+                velocity = unguided + guidance_scale * (velocity - unguided)
+            x_BCHW = self.scheduler.step(SPEED[self.config.prediction] * velocity, timestep, x_BCHW)[0]
+        pixels = self._decode(x_BCHW.to(self.vae.dtype)).float()
+        images = self.numpy_to_pil((pixels / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy())
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images)
+
+    def _embeds(self, prompt: str) -> torch.Tensor:
+        """[1, L, E]: the last hidden states, behind the text encoder's projection where its folder has one."""
+        ids = self.tokenizer(prompt, truncation=True, max_length=self.config.max_tokens)["input_ids"]
+        ids = ids or [self.tokenizer.eos_token_id or self.tokenizer.pad_token_id or 0]
+        ids_BL = torch.tensor([ids], device=self._execution_device)
+        embeds_BLE = self.text_encoder(input_ids=ids_BL).last_hidden_state
+        file = Path(self.text_encoder.name_or_path) / "projection.safetensors"
+        if file.is_file():
+            embeds_BLE = embeds_BLE @ load_file(file)["weight"].to(embeds_BLE).T
+        return embeds_BLE.to(self.transformer.dtype)
+
+    def _predict(self, x_BCHW: torch.Tensor, t_B: torch.Tensor, embeds_BLE: torch.Tensor) -> torch.Tensor:
+        """The prediction [B, C, H, W], float32. t_B: noise fraction."""
+        if "caption_projection_dim" in self.transformer.config:  # SD3Transformer2DModel
+            pooled = embeds_BLE.mean(1)
+            return self.transformer(x_BCHW, embeds_BLE, pooled, 1000 * t_B, return_dict=False)[0].float()
+        batch, channels, height, width = x_BCHW.shape
+        rows, columns = height // PATCH, width // PATCH
+        patches = x_BCHW.reshape(batch, channels, rows, PATCH, columns, PATCH).permute(0, 2, 4, 1, 3, 5)
+        found = self.transformer(
+            hidden_states=patches.reshape(batch, rows * columns, channels * PATCH**2),
+            timestep=t_B.to(x_BCHW.dtype),
+            encoder_hidden_states=embeds_BLE,
+            img_shapes=[[(1, rows, columns)]] * batch,
+            return_dict=False,
+        )[0]
+        patches = found.reshape(batch, rows, columns, channels, PATCH, PATCH).permute(0, 3, 1, 4, 2, 5)
+        return patches.reshape(batch, channels, height, width).float()
+
+    def _encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Latents [B, C, H, W] of images, not normalised."""
+        if self._is_video:
+            return self.vae.encode(pixels[:, :, None]).latent_dist.mean[:, :, 0]
+        found = self.vae.encode(pixels)
+        return found.latent_dist.mean if hasattr(found, "latent_dist") else found.latents
+
+    def _decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Images in about [-1, 1] of normalised latents [B, C, H, W]."""
+        config = self.vae.config
+        if self._is_video:
+            mean, std = (latents.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
+            return self.vae.decode((latents * std + mean)[:, :, None]).sample[:, :, 0]
+        latents = latents / (config.get("scaling_factor") or 1) + (config.get("shift_factor") or 0)
+        return self.vae.decode(latents).sample
+
+    @property
+    def _is_video(self) -> bool:
+        """Whether images are videos of one frame: AutoencoderKLQwenImage."""
+        return "z_dim" in self.vae.config
