@@ -328,15 +328,20 @@ def same_caption(data: Dataset, config: LintConfig) -> Found:
 def garbled(data: Dataset, config: LintConfig) -> Found:
     for item in data.items:
         text = item.sample.caption if item.written is None else item.written
+        letters = sum(map(str.isalnum, text))
         if found := _GARBLED.search(text):
-            what = "a character of another encoding" if found[0].isprintable() else "a control character"
-            yield item.sample.image, f"its caption has {what}, {found[0]!r}: {_short(text)}"
+            yield item.sample.image, f"its caption has {found[0]!r}, which looks like another encoding: {_short(text)}"
+        elif 2 * letters < len("".join(text.split())):
+            yield item.sample.image, f"its caption has hardly any letters: {_short(text)}"
         for placeholder in nearly_placeholders(text):
             yield item.sample.image, f"its caption has {placeholder!r}, which nothing replaces: {_short(text)}"
 
 
-_GARBLED = re.compile("[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]|[\u00c2\u00c3][\u0080-\u00bf\u0152-\u0192]|\u00e2\u20ac.")
-"""Replacement and control characters, and UTF-8 that was read as Latin-1 or Windows-1252."""
+_GARBLED = re.compile(
+    "[\ufffd\x00-\x08\x0b-\x1f\x7f-\x9f]"  # replacement and control characters
+    "|[\u00c2\u00c3][\u0080-\u00bf\u0152-\u0192]|\u00e2\u20ac."  # UTF-8 that was read as Latin-1 or Windows-1252
+    r"|&(?:amp|quot|lt|gt|nbsp|#\d+);|\\u[0-9a-fA-F]{4}|\?{3,}|[A-Za-z]{30,}"
+)
 
 
 def long_caption(data: Dataset, config: LintConfig) -> Found:

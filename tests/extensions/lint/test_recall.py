@@ -95,6 +95,10 @@ CAPTIONS = {
     "zxq on a \ufffd table": "garbled",
     "zxq in a cafÃ© with a friend": "garbled",
     "zxq, {trigger}, on a table": "garbled",
+    "zxq &quot;on a table&quot;": "garbled",
+    "zxq on a table ???? ?????": "garbled",
+    "zxq ;;;; %% ## --- ~~ @@": "garbled",
+    "zxq with Fran\\u00e7ois": "garbled",
 }
 """Instead of a good caption -> what is to be found."""
 
