@@ -11,18 +11,16 @@ import json
 import sys
 from collections.abc import Sequence
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from toolkit.config.process import JobContext, ProcessConfig
+from toolkit.config.process import JobContext, ProcessConfig, job_state_file
 from toolkit.errors import RunError
-from toolkit.files import read_regular, write_json
+from toolkit.files import write_json
 from toolkit.redact import redact_json, redact_text
+from toolkit.run_files import finished_processes
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig, ProcessEntry
-
-FILE = "job_state.json"
 
 
 class JobState:
@@ -36,8 +34,8 @@ class JobState:
         """processes: the objects of `config.processes`. anew_from: the index from which on none counts as finished."""
         self._job = JobContext(config.name)
         self._entries = config.processes
-        self.path = _folder(config) / FILE if len(config.processes) > 1 else None
-        self._records = {} if self.path is None else _read(self.path)
+        self.path = job_state_file(config.name, config.processes) if len(config.processes) > 1 else None
+        self._records = {} if self.path is None else finished_processes(self.path)
         self._finished_count = 0
         self._begun = ""
         for entry, process in islice(zip(config.processes, processes, strict=False), anew_from):
@@ -52,7 +50,7 @@ class JobState:
     def describe(self, index: int) -> str:
         """A line for the user about a process that is skipped."""
         place = f"process {index + 1} of {len(self._entries)}"
-        return f"{place}, {_label(self._entries[index])}: finished before, nothing to do (--restart runs it again)"
+        return f"{place}, {self._entries[index].label}: finished before, nothing to do (--restart runs it again)"
 
     def begin(self, index: int) -> None:
         """Records that process `index` runs: it and those after it are no longer finished."""
@@ -61,10 +59,10 @@ class JobState:
 
     def finish(self, index: int) -> None:
         """Records that process `index` is finished."""
-        self._keep_first(index, **{_label(self._entries[index]): self._begun})
+        self._keep_first(index, **{self._entries[index].label: self._begun})
 
     def _is_recorded(self, entry: ProcessEntry) -> bool:
-        recorded = self._records.get(_label(entry))
+        recorded = self._records.get(entry.label)
         return recorded is not None and recorded == self._digest(entry)
 
     def _digest(self, entry: ProcessEntry) -> str:
@@ -77,7 +75,7 @@ class JobState:
         return hashlib.sha256(text.encode()).hexdigest()
 
     def _keep_first(self, count: int, **more: str) -> None:
-        first = {_label(entry) for entry in self._entries[:count]}
+        first = {entry.label for entry in self._entries[:count]}
         records = {label: digest for label, digest in self._records.items() if label in first} | more
         if self.path is None or (records == self._records and not more):
             return
@@ -92,25 +90,3 @@ class JobState:
             return entry.section.outputs_exist(self._job)
         folder = getattr(process, "save_root", None)
         return folder is None or folder.exists()
-
-
-def _label(entry: ProcessEntry) -> str:
-    """The name of a process, or its index and type."""
-    return entry.name or f"[{entry.index}] {entry.type}"
-
-
-def _folder(config: JobConfig) -> Path:
-    given = (
-        getattr(entry.section, "training_folder", None) if entry.section else entry.raw.get("training_folder")
-        for entry in config.processes
-    )
-    folder = next((folder for folder in given if isinstance(folder, str) and folder), "output")
-    return Path(folder).expanduser() / config.name
-
-
-def _read(path: Path) -> dict[str, str]:
-    """The recorded processes; a file that is missing or damaged records none."""
-    try:
-        return dict(json.loads(read_regular(path))["finished"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
-        return {}

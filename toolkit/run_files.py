@@ -62,6 +62,19 @@ RECORD = "record"
 _TIME = "%Y-%m-%dT%H:%M:%SZ"
 
 
+JOB_STATE = "job_state.json"
+"""In `<training_folder>/<job>/`: which processes of the job are finished."""
+
+
+def finished_processes(path: Path) -> dict[str, str]:
+    """Label of each process that a job_state.json records as finished -> digest of its settings and inputs; a file that
+    is missing or damaged records none."""
+    try:
+        return dict(json.loads(read_regular(path))["finished"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
 def utc_now() -> str:
     """The time as all files of a run write it: ISO 8601 in UTC, to the second."""
     return time.strftime(_TIME, time.gmtime())

@@ -74,7 +74,7 @@ class AraConfig(ToolConfig):
 
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """An output that is there or cannot be written, a folder that is missing."""
-        yield from check_output(self.output_path(), self.overwrite)
+        yield from check_output(self.output_path(), self.overwrite, job)
         folder = Path(self.calibrate).expanduser()
         if self.calibrate and not job.will_write(folder) and not folder.is_dir():
             yield Diagnostic(("calibrate",), f"{self.calibrate!r} is no folder (working directory: {Path.cwd()}).")

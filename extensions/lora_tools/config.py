@@ -45,7 +45,7 @@ class WritingToolConfig(LoraToolConfig):
     def check(self, job: JobContext) -> Iterable[Diagnostic]:
         """An output that is there or cannot be written."""
         yield from super().check(job)
-        yield from check_output(self.output_path(), self.overwrite)
+        yield from check_output(self.output_path(), self.overwrite, job)
 
     def output_path(self) -> Path:
         """`output` as a path."""
@@ -207,7 +207,7 @@ class MergeConfig(LoraToolConfig):
                 yield Diagnostic(("lora", index), str(error))
             else:
                 yield from check_safetensors(("lora", index), file, job)
-        yield from check_output(Path(self.output).expanduser(), self.overwrite, folder=bool(self.base))
+        yield from check_output(Path(self.output).expanduser(), self.overwrite, job, folder=bool(self.base))
 
     def outputs(self, job: JobContext) -> frozenset[Path]:
         """The file or folder."""

@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 
 from jobs import JobOptions
-from jobs.job_state import FILE
 from toolkit.errors import UserError
+from toolkit.run_files import JOB_STATE
 
 STEP = """
 from pathlib import Path
@@ -158,7 +158,7 @@ def test_a_variable_with_another_value_is_a_change_and_a_secret_is_none(start, m
     assert ran == []
     monkeypatch.setenv("RATE", "2")
     assert start(*steps) == [0, 1]
-    text = Path("output", "job", FILE).read_text()
+    text = Path("output", "job", JOB_STATE).read_text()
     assert "secret" not in text
 
 
@@ -198,7 +198,7 @@ def test_one_that_broke_off_while_it_ran_again_is_not_finished(start, tmp_path: 
 def test_a_drop_in_with_a_folder_of_run_files_runs_when_the_folder_is_gone(start, tmp_path: Path) -> None:
     steps = ({"type": "step"}, {"type": "folder", "name": "run", "training_folder": "runs"})
     assert start(*steps) == [0, 1]
-    assert json.loads((tmp_path / "runs" / "job" / FILE).read_text())["finished"].keys() == {"[0] step", "run"}
+    assert json.loads((tmp_path / "runs" / "job" / JOB_STATE).read_text())["finished"].keys() == {"[0] step", "run"}
     assert start(*steps) == []
     (tmp_path / "runs" / "job" / "run").rename(tmp_path / "gone")
     assert start(*steps) == [1]
@@ -218,7 +218,7 @@ def test_a_job_of_one_process_keeps_no_record(start, tmp_path: Path) -> None:
 @pytest.mark.parametrize("content", ["", "{", "[" * 100_000, "[]", '{"finished": 3}', '{"finished": {"[0] step": 1}}'])
 def test_a_damaged_record_records_nothing(start, tmp_path: Path, content: str) -> None:
     assert start(*STEPS) == [0, 1, 2]
-    (tmp_path / "output" / "job" / FILE).write_text(content)
+    (tmp_path / "output" / "job" / JOB_STATE).write_text(content)
     assert start(*STEPS) == [0, 1, 2]
 
 

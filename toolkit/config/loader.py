@@ -19,7 +19,7 @@ from toolkit.config.field_types import LONGEST_NAME
 from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.model import ModelConfig
 from toolkit.config.normalise import Normaliser, UnusedDefaults, merge_defaults
-from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry
+from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig, ProcessEntry, job_state_file
 from toolkit.config.redacted_copy import saved_text, secret_scalars
 from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import (
@@ -36,7 +36,7 @@ from toolkit.config.yaml_reader import (
 from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
 from toolkit.files import CACHE_FOLDER, TEMP_NAME_BYTES
 from toolkit.redact import contains_secret, register_secret, wandb_keys
-from toolkit.run_files import FILE_SUFFIXES, step_stem
+from toolkit.run_files import FILE_SUFFIXES, finished_processes, step_stem
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""
@@ -314,11 +314,14 @@ def refuse_equal_names(processes: list[_Process | None], diagnostics: Diagnostic
 def check_processes(processes: list[_Process | None], job: JobContext, diagnostics: Diagnostics) -> None:
     """Each section's own checks, in order; a section knows what earlier processes will write."""
     folders: dict[Path, int] = {}
+    entries = [process.entry for process in processes if process is not None]
+    finished = finished_processes(job_state_file(job.name, entries)) if len(processes) > 1 else {}
     for process in processes:
         # Without this section nothing is known of what it writes; later checks would see ghosts.
         if process is None or not process.complete:
             return
         section = process.entry.section
+        job = replace(job, was_finished=process.entry.label in finished)
         refuse_secret_folder(process, job, diagnostics)
         for finding in findings(section, job):
             node, rest = process.checked.find(finding.key)

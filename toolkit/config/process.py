@@ -15,6 +15,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from toolkit.config.base import StrictModel
 from toolkit.config.located import KeyPath
+from toolkit.run_files import JOB_STATE
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,21 @@ class ProcessEntry:
 
     section: BaseModel | None
     """The checked section; None for an extension without a config model."""
+
+    @property
+    def label(self) -> str:
+        """The name of the process, or its index and type."""
+        return self.name or f"[{self.index}] {self.type}"
+
+
+def job_state_file(name: str, processes: Iterable[ProcessEntry]) -> Path:
+    """The job_state.json of a job: in the first `training_folder` that a process gives, else in `output`."""
+    given = (
+        getattr(entry.section, "training_folder", None) if entry.section else entry.raw.get("training_folder")
+        for entry in processes
+    )
+    folder = next((folder for folder in given if isinstance(folder, str) and folder), "output")
+    return Path(folder).expanduser() / name / JOB_STATE
 
 
 @dataclass(frozen=True)
@@ -67,6 +83,9 @@ class JobContext:
     """As `--restart` and `allow_change` as `--allow-change` were given: they decide how a run starts."""
 
     allow_change: bool = False
+
+    was_finished: bool = False
+    """An earlier start of the job finished this process: what it wrote is its own."""
 
     begins_anew: bool = False
     """What this process wrote before is moved aside (`--restart-from`)."""

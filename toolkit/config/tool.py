@@ -214,8 +214,9 @@ def check_safetensors(key: tuple[str | int, ...], path: str, job: JobContext) ->
         yield Diagnostic(key, f"{path!r} is no safetensors file. Other files are not read: they could run programs.")
 
 
-def check_output(path: Path, overwrite: bool, folder: bool = False) -> Iterator[Diagnostic]:
-    """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced."""
+def check_output(path: Path, overwrite: bool, job: JobContext, folder: bool = False) -> Iterator[Diagnostic]:
+    """A safetensors file (or a folder) that cannot be written, or is there and may not be replaced: what this process
+    of the job wrote itself, at an earlier start, may."""
     there = folder_at(path) if folder else path
     if file := file_in_the_way(path.parent):
         yield Diagnostic(("output",), f"'{file}' is a file. Give another place.")
@@ -225,5 +226,5 @@ def check_output(path: Path, overwrite: bool, folder: bool = False) -> Iterator[
         yield Diagnostic(("output",), f"'{path}' is a {'file' if folder else 'folder'}. Give another place.")
     elif reason := refusal(there, is_own_folder if folder else is_own_file):
         yield Diagnostic(("output",), reason)
-    elif there.exists() and not overwrite:
+    elif there.exists() and not (overwrite or job.was_finished):
         yield Diagnostic(("output",), f"'{path}' is there already. Give another place, or set overwrite (--overwrite).")

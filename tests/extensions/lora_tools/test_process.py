@@ -314,7 +314,12 @@ def test_a_job_is_a_chain_of_tools(run, write_lora, write_job, tiny_model: Path,
     config = load_job(write_job(*chain[:-1]), extensions.find_config)
     load_job(write_job(*chain), extensions.find_config)
     ExtensionJob(config, extensions).run()
-    assert Path("again.safetensors").is_file()
+    written = Path("again.safetensors").stat().st_mtime_ns
+    again = load_job(write_job(*chain[:-1]), extensions.find_config)
+    ExtensionJob(again, extensions).run()
+    assert Path("again.safetensors").stat().st_mtime_ns == written, "a finished job does nothing"
+    with pytest.raises(UserError, match="is there already"):
+        load_job(write_job(chain[1], name="another_job"), extensions.find_config)
     with pytest.raises(UserError, match=r"process\[1\]: writes '.*/new.safetensors', as an earlier process does"):
         load_job(write_job(*[{**chain[0], "output": "new.safetensors"}] * 2), extensions.find_config)
 
