@@ -130,7 +130,9 @@ def replacements(device: Any, total: int) -> dict[str, Any]:
         "empty_cache": lambda: None,
         "get_device_capability": lambda _=None: (9, 0),
         "get_device_name": lambda _=None: "stand-in",
-        "get_device_properties": lambda _=None: SimpleNamespace(total_memory=total, name="stand-in", major=9, minor=0),
+        "get_device_properties": lambda _=None: SimpleNamespace(
+            total_memory=total, name="stand-in", major=9, minor=0, multi_processor_count=132
+        ),
         "get_rng_state": lambda _=None: torch.get_rng_state(),
         "is_available": lambda: True,
         "is_initialized": lambda: True,

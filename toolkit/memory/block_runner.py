@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import partial
 
 import torch
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.train import CompileConfig
-from toolkit.device import free_memory
+from toolkit.device import free_memory, step_flops
 from toolkit.interfaces import BlockWrapper, DiffusionModel
 from toolkit.memory import attention
 from toolkit.memory.attention import cpu_attention_wrapper, is_faster
@@ -39,6 +40,7 @@ class BlockRunner:
         compile_settings: None where the blocks are not compiled, see `decide_compiling`."""
         self._model, self._device = model, device
         self._is_auto = level == "auto"
+        self._fastest: Callable[[Sequence[str]], str] = lambda levels: levels[0]
         self._compile = compile_settings
         self.compiled = {"blocks": compile_settings is not None}
         """What a checkpoint records; changes where compiling fails (`compile: auto`)."""
@@ -58,7 +60,8 @@ class BlockRunner:
     def choose_checkpointing(
         self, work: StepShape, needed: int, gather: Callable[[str], Sequence[str]] = lambda level: [level]
     ) -> None:
-        """Chooses the level of `auto`: the fastest whose activations fit into free memory.
+        """Chooses the level of `auto`: the fastest whose activations fit into free memory, by the time of the GPU or,
+        where it runs uncompiled blocks, that of the host (`step_seconds`).
 
         needed: further bytes that training will allocate, such as optimizer state. gather: all-gathers the level over
         the ranks; all take the most saving one, so that they make the same passes.
@@ -66,15 +69,18 @@ class BlockRunner:
         if not self._is_auto:
             return
         free = free_memory(self._device) - needed
-        self.level = max(gather(fastest_level_that_fits(self.levels, free, work)), key=CHECKPOINTING_LEVELS.index)
+        flops = step_flops(self._device) if self._device.type == "cuda" and not self._compile else None
+        self._fastest = partial(fastest_level_that_fits, free=free, work=work, flops=flops)
+        self.level = max(gather(self._fastest(self.levels)), key=CHECKPOINTING_LEVELS.index)
         logger.info(f"{KEY} auto: {self.level} ({max(0, free) / 1e9:.1f} GB free, largest batch {work.tokens} tokens)")
         self._wrap()
 
     def increase_checkpointing(self) -> bool:
-        """Takes the next level of `auto` and logs it; False where none is left. For a batch that does not fit."""
+        """Takes a more saving level of `auto`, the fastest that should fit, and logs it; False where none is left.
+        For a batch that does not fit."""
         if not self._is_auto or self.level == self.levels[-1]:
             return False
-        before, self.level = self.level, self.levels[self.levels.index(self.level) + 1]
+        before, self.level = self.level, self._fastest(self.levels[self.levels.index(self.level) + 1 :])
         logger.info(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
         self._wrap()
         return True

@@ -145,10 +145,42 @@ def activation_bytes(level: str, work: StepShape) -> int:
     return int(FRAGMENTATION * activations) + gradients
 
 
-def fastest_level_that_fits(levels: Iterable[str], free: int, work: StepShape) -> str:
-    """The first of `levels` (from the fastest to the smallest) whose step fits into `free` bytes, or the last."""
+EAGER_KERNELS = 526
+"""Kernels that an uncompiled block launches in a micro-step, with a LoRA on all layers and everything recomputed.
+Source: benchmarks/bench_kernels.py (bf16; quantized blocks launch more)."""
+
+HOST_SECONDS = 8e-6
+"""Time of the host for each of them, autograd and launch included; an assumption."""
+
+HOST_SHARE = {"none": 0.55, "cheap": 1.65, "keep_attention": 1.6, "full": 1.0, "full_offload": 1.1}
+"""The host's time for an uncompiled block by level, as a share of that of `full`: selective checkpointing asks Python
+about every operation, twice. CPU time of blocks too small to compute, torch 2.13; `full_offload` is an assumption."""
+
+RECOMPUTED = {"none": 0, "cheap": 0, "keep_attention": 1, "full": 1, "full_offload": 1}
+"""How often a level computes the linear layers again."""
+
+WEIGHTS_PER_TOKEN = 12
+"""Weights of a block that a token is multiplied with, in units of the squared width: attention's four, the MLP's two of
+four times the width."""
+
+
+def step_seconds(level: str, work: StepShape, flops: float) -> float:
+    """Seconds that a micro-step takes at a level where blocks are not compiled: those of the GPU or those of the host,
+    whichever are more. flops: of the GPU per second. Attention is left out, so the GPU's are too few for large images,
+    where they are more than the host's anyway."""
+    of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + RECOMPUTED[level]) / flops
+    return work.blocks * max(of_gpu, EAGER_KERNELS * HOST_SECONDS * HOST_SHARE[level])
+
+
+def fastest_level_that_fits(levels: Iterable[str], free: int, work: StepShape, flops: float | None = None) -> str:
+    """The fastest of `levels` whose step fits into `free` bytes, or the last.
+
+    levels: from the one that needs most to the one that needs least, which is their order of speed too where the host
+    does not matter. flops: of the GPU per second, where it does (uncompiled blocks).
+    """
     levels = list(levels)
-    return next((level for level in levels if activation_bytes(level, work) <= free), levels[-1])
+    fitting = [level for level in levels if activation_bytes(level, work) <= free] or levels[-1:]
+    return fitting[0] if flops is None else min(fitting, key=lambda level: step_seconds(level, work, flops))
 
 
 GB = 10**9

@@ -35,7 +35,7 @@ def cuda(monkeypatch: pytest.MonkeyPatch) -> dict[str, int]:
     monkeypatch.setattr(torch.cuda, "reset_peak_memory_stats", lambda device: state.update(resets=state["resets"] + 1))
     monkeypatch.setattr(torch.cuda, "max_memory_allocated", lambda device: state["peak"])
     monkeypatch.setattr(device, "pick_device", lambda wanted, quiet: CARD)
-    properties = SimpleNamespace(total_memory=24 * 10**9)
+    properties = SimpleNamespace(total_memory=24 * 10**9, major=8, minor=9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
     return state
 

@@ -31,10 +31,8 @@ class ToyModel:
 
     def wrap_blocks(self, wrappers, last_block_wrappers=None) -> None:
         self.wrappers, self.last_block_wrappers = list(wrappers), last_block_wrappers
-        runs = [
-            Stack.wrapped(plain, *around)
-            for around in (wrappers, wrappers if last_block_wrappers is None else last_block_wrappers)
-        ]
+        run = Stack.wrapped(plain, *wrappers)
+        runs = [run, run if last_block_wrappers is None else Stack.wrapped(plain, *last_block_wrappers)]
         self.stack.run = lambda block, *tensors: runs[block is self.stack.model[-1]](block, *tensors)
 
 
@@ -116,6 +114,20 @@ def test_auto_goes_down_one_level_at_a_time_and_says_so(made) -> None:
     assert levels == ["cheap", "keep_attention", "full"]  # on the CPU there is nothing to offload to
     assert said[0] == "train.gradient_checkpointing auto: the largest batch does not fit with none; cheap instead"
     assert len(said) == 3
+
+
+@pytest.mark.parametrize(("compiled", "level"), [(False, "full"), (True, "cheap")])
+def test_uncompiled_on_a_gpu_the_time_of_the_host_counts(
+    made, monkeypatch: pytest.MonkeyPatch, compiled: bool, level: str
+) -> None:
+    _, engine, _ = made(
+        free=activation_bytes("cheap", WORK), compile_settings=CompileConfig(backend="eager") if compiled else None
+    )
+    monkeypatch.setattr(engine, "_device", torch.device("cuda"))
+    monkeypatch.setattr(engine, "_wrap", lambda: None)
+    monkeypatch.setattr(engine_module, "step_flops", lambda device: 3e14)
+    engine.choose_checkpointing(WORK, needed=0)
+    assert engine.level == level
 
 
 def test_a_level_that_was_asked_for_stays(made) -> None:

@@ -78,9 +78,9 @@ def test_the_remedy_says_what_each_change_saves_and_what_is_left() -> None:
 
 def test_the_machine_is_the_card_and_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(device, "pick_device", lambda wanted, quiet: torch.device("cuda", 0))
-    properties = SimpleNamespace(total_memory=24 * 10**9)
+    properties = SimpleNamespace(total_memory=24 * 10**9, major=8, minor=9)
     monkeypatch.setattr(torch.cuda, "get_device_properties", lambda device: properties)
-    assert machine_of("auto") == Machine("cuda", 24 * 10**9)
+    assert machine_of("auto") == Machine("cuda", 24 * 10**9, capability=8)
 
 
 def test_without_a_card_it_is_the_main_memory() -> None:

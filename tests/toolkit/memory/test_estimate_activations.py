@@ -13,6 +13,7 @@ from toolkit.memory.estimate import (
     activation_bytes,
     fastest_level_that_fits,
     step_peak,
+    step_seconds,
 )
 from toolkit.network_kinds import KINDS
 
@@ -126,6 +127,39 @@ def test_dropout_float32_and_casts_take_more() -> None:
 )
 def test_the_fastest_level_that_fits(card: int, weights: float, references: int, level: str) -> None:
     assert fastest_level_that_fits(CHECKPOINTING_LEVELS, int(card - weights - BESIDES), published(references)) == level
+
+
+H100, RTX_4090 = 132 * 0.4 * 4096 * 1.7e9, 128 * 0.4 * 512 * 1.7e9
+
+
+@pytest.mark.parametrize(
+    ("tokens", "flops", "most", "level"),
+    [
+        (2328, H100, "cheap", "full"),  # 512 x 512 with a reference: the host is busy for 0.42 s, the GPU for 0.25 s
+        (2328, H100, "none", "none"),
+        (8472, H100, "cheap", "cheap"),  # 1024 x 1024
+        (2328, RTX_4090, "cheap", "cheap"),
+        (8472, H100, "keep_attention", "keep_attention"),
+        (500, H100, "keep_attention", "full"),
+        (500, H100, "full_offload", "full_offload"),
+    ],
+)
+def test_launching_kernels_may_take_longer_than_computing_again(
+    tokens: int, flops: float, most: str, level: str
+) -> None:
+    """most: the first level that fits."""
+    work = replace(published(1), tokens=tokens)
+    free = activation_bytes(most, work)
+    assert fastest_level_that_fits(CHECKPOINTING_LEVELS, free, work, flops) == level
+    assert fastest_level_that_fits(CHECKPOINTING_LEVELS, free, work) == most
+
+
+def test_seconds_are_those_of_the_gpu_or_of_the_host() -> None:
+    """60 blocks: 24 x 3072^2 operations for a token, three times with `full`; 526 kernels of 8 us."""
+    work = replace(published(1), tokens=10_000)
+    assert step_seconds("full", work, 1e14) == pytest.approx(60 * 3 * 24 * 3072**2 * 10_000 / 1e14)
+    assert step_seconds("full", work, 1e18) == pytest.approx(60 * 526 * 8e-6)
+    assert step_seconds("none", work, 1e14) == pytest.approx(2 / 3 * step_seconds("full", work, 1e14))
 
 
 def test_where_nothing_fits_it_is_the_last() -> None:
