@@ -28,11 +28,11 @@ def uniform(seed: int, purpose: str, *indices: int | str) -> float:
     return (key(seed, purpose, *indices) >> 10) / 2**53
 
 
-def generator(seed: int, purpose: str, *indices: int | str) -> torch.Generator:
-    """A CPU generator for this purpose alone; draw on the CPU so that every device sees the same numbers."""
+def generator(seed: int, purpose: str, *indices: int | str, device: torch.device | str = "cpu") -> torch.Generator:
+    """A generator for this purpose alone. device: by default the CPU, so that every device sees the same numbers."""
     import torch
 
-    return torch.Generator("cpu").manual_seed(key(seed, purpose, *indices))
+    return torch.Generator(device).manual_seed(key(seed, purpose, *indices))
 
 
 @contextmanager

@@ -200,8 +200,9 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         if not settings.instance_noise:
             return pixels_B3HW
         std = settings.instance_noise * settings.instance_noise_decay**step
-        noise_B3HW = self._noise(spec, f"instance noise {purpose}", pixels_B3HW.shape[1:])
-        return pixels_B3HW + std * to_device(noise_B3HW, pixels_B3HW.device)
+        # As large as the images and used three times per step: on a GPU the CPU's numbers would be waited for.
+        noise_B3HW = self._noise(spec, f"instance noise {purpose}", pixels_B3HW.shape[1:], pixels_B3HW.device)
+        return pixels_B3HW + std * noise_B3HW
 
     # ------------------------------------------------------------ numbers
 
@@ -216,10 +217,12 @@ class AutoencoderStep(TrainStep[PixelBatch]):
         noise_BCHW = strength_B111 * self._noise(spec, "latent noise", latents_BCHW.shape[1:])
         return to_device(noise_BCHW, latents_BCHW.device) * self.losses.latent_noise * std
 
-    def _noise(self, spec: BatchSpec, purpose: str, shape: torch.Size) -> Tensor:
-        """Standard normal noise, one generator per use of an image; float32 on the CPU."""
-        keys = [(spec.epoch, position) for position in spec.positions]
-        return torch.stack([torch.randn(shape, generator=generator(self.seed, purpose, *key)) for key in keys])
+    def _noise(self, spec: BatchSpec, purpose: str, shape: torch.Size, device: torch.device | str = "cpu") -> Tensor:
+        """Standard normal noise, one generator per use of an image; float32 on the device."""
+        keys = [(self.seed, purpose, spec.epoch, position) for position in spec.positions]
+        return torch.stack(
+            [torch.randn(shape, generator=generator(*key, device=device), device=device) for key in keys]
+        )
 
     def _autocast(self, tensor: Tensor) -> torch.autocast:
         return torch.autocast(tensor.device.type, self.dtype, enabled=self.dtype != torch.float32)

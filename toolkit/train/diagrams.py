@@ -157,7 +157,7 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
         return []
     title, written = str(read_status(folder).get("name") or folder.name), []
     for name, panels in FIGURES.items():
-        filled = [(panel, [c for c in curves if panel.takes(c.name)]) for panel in panels]
+        filled = [(panel, _distinct(c for c in curves if panel.takes(c.name))) for panel in panels]
         if shown := [(panel, found) for panel, found in filled if found]:
             path = output / f"{name}{suffix}.png"
             _draw(path, title, shown)
@@ -165,6 +165,23 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     summary = output / f"{SUMMARY}{suffix}.txt"
     write_text(summary, summarize(title, history))
     return [*written, summary]
+
+
+def _distinct(curves: Iterable[Curve]) -> list[Curve]:
+    """Without those that an earlier one hides: of one loss `loss`, `loss_flow` and `loss/flow` have the same values."""
+    found: list[Curve] = []
+    for curve in curves:
+        if not any(_same(curve, other) for other in found):
+            found.append(curve)
+    return found
+
+
+def _same(curve: Curve, other: Curve) -> bool:
+    """But for rounding."""
+    return curve.steps == other.steps and all(
+        math.isclose(a, b, rel_tol=1e-5) or (math.isnan(a) and math.isnan(b))
+        for a, b in zip(curve.values, other.values, strict=True)
+    )
 
 
 def read_history(folder: Path, most: int = MOST_POINTS) -> History:

@@ -121,3 +121,13 @@ def test_the_summary_has_first_last_and_lowest() -> None:
 def test_the_package_that_is_missing_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(diagrams, "find_spec", lambda name: None)
     assert diagrams.missing_package().endswith("Run: pip install matplotlib")
+
+
+def test_one_loss_under_several_names_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = {}
+    monkeypatch.setattr(diagrams, "_draw", lambda path, title, panels: drawn.update({path.stem: panels}))
+    names = ("loss", "loss_flow", "loss/flow", "loss/text_encoder")
+    rows = [row(step, **{name: 1 / step for name in names}, loss_vae=0.5 / step) for step in (1, 2, 3)]
+    draw_diagrams(write_run(tmp_path / "run", rows), tmp_path / "graph")
+    [(_, curves)] = drawn["training_losses"]
+    assert [curve.name for curve in curves] == ["loss", "loss_vae"]
