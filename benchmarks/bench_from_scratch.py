@@ -283,7 +283,6 @@ def losses(folder: Path, asked: argparse.Namespace) -> None:
     variants: dict[str, dict[str, Any]] = {
         "guide": {"losses": GUIDE},
         "default": {},
-        "default, KL 1e-6": {"losses": {"kl": 1e-6, "kl_warmup_steps": 0}},
         "GAN, fixed weight": {"discriminator": {**gan, "adaptive_weight": False}},
         "GAN, adaptive weight": {"discriminator": gan},
     }

@@ -26,6 +26,7 @@ from safetensors.torch import load_file
 from benchmarks import bench_memory
 from tests.conftest import FAST_BF16, ROOT, child_environment
 from tests.diffusers_reference import relative
+from tests.extensions.vae_trainer.conftest import SMALL
 from tests.faults.conftest import Job, draw_pictures
 from tests.faults.nursery import Fault, Nursery, no_gpu_in_sight
 from tests.stand_in_cuda import COMPILER, built
@@ -146,6 +147,29 @@ def test_a_job_learns_there_what_it_learns_on_the_cpu(
     ours, theirs = pictures_of(on_cuda), pictures_of(here)
     assert ours.shape == theirs.shape == (3, 64, 64, 3)
     assert np.abs(ours - theirs).mean() < 255 * max(1e-3, 10 * precision)
+
+
+@stand_in_only
+def test_an_autoencoder_and_its_discriminator_learn_there_what_they_learn_on_the_cpu(
+    job: Job, there: Callable[[Job], Job], device: list[Fault], tmp_path: Path
+) -> None:
+    """With noise on what the discriminator sees, which is drawn there; the stand-in's numbers are the CPU's."""
+    kept = {key: job.section[key] for key in ("training_folder", "device", "training_seed", "datasets")}
+    job.section.clear()
+    job.section |= {
+        **kept,
+        "type": "vae_trainer",
+        "model": {"class_name": "AutoencoderKL", "config": SMALL["AutoencoderKL"]},
+        "discriminator": {"channels": 4, "layers": 1, "instance_noise": 0.2},
+        "train": {"steps": 3, "batch_size": 2, "lr": 1e-3, "dtype": "fp32"},
+        "save": {"save_every": 0},
+    }
+    on_cuda = there(job)
+    for child in (on_cuda.start(faults=[(*device[0], str(tmp_path / "report.json"))]), job.start()):
+        child.ends_with()
+    for ours, theirs in zip(on_cuda.metrics(), job.metrics(), strict=True):
+        for name in ("loss/vae", "loss/discriminator", "adversarial_weight"):
+            assert ours[name] == pytest.approx(theirs[name], rel=1e-4), name
 
 
 def pictures_of(job: Job) -> np.ndarray:
