@@ -222,7 +222,8 @@ _NEARLY_PLACEHOLDER = re.compile(r"[\[{<(]\s*(?:trigger|name)(?:[ _]?word)?\s*[\
 
 def nearly_placeholders(text: str) -> list[str]:
     """What is meant as `[trigger]` but is not replaced, such as `{trigger}` and `[Trigger]`: each once, in order."""
-    found = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text))
+    has_any = any(opening in text for opening in "[{<(")  # of 100,000 captions much faster than the pattern
+    found = dict.fromkeys(_NEARLY_PLACEHOLDER.findall(text) if has_any else ())
     return [each for each in found if each not in PLACEHOLDERS]
 
 
@@ -254,8 +255,11 @@ _COMMON_WORDS = (
 def usual_word(captions: Sequence[str]) -> tuple[str, int]:
     """The word with which at least four of five captions begin, and how many: a trigger word that was written by hand.
     Empty without one, and of less than five captions."""
-    begins = Counter(re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions)
-    word, count = begins.most_common(1)[0] if len(captions) >= 5 else ("", 0)
+    if len(captions) < 5:
+        return "", 0
+    begins = Counter(re.split(r"[\s,.;:]", text, maxsplit=1)[0] for text in captions[:1000])
+    word = begins.most_common(1)[0][0]
+    count = sum(text.startswith(word) for text in captions)
     is_one = count >= 0.8 * len(captions) and word and word.lower() not in _COMMON_WORDS.split()
     return (word, count) if is_one else ("", 0)
 

@@ -29,7 +29,7 @@ from toolkit.data.captions import (
 )
 from toolkit.data.directory import DirectoryListing, ImageFile, join, real_path, split_suffix
 from toolkit.data.image_probe import notes_of, probe_images
-from toolkit.data.images import CLEAR, HEIF_SUFFIXES, IMAGE_SUFFIXES, reference_error
+from toolkit.data.images import CLEAR, HAS_HEIF, HEIF_SUFFIXES, IMAGE_SUFFIXES, reference_error
 from toolkit.data.scan_cache import ScanCache
 from toolkit.errors import DataErrors, InputError
 from toolkit.interfaces import NO_FLIP, PLACEHOLDERS, CaptionRules, Flip, Mask, Sample, Size
@@ -513,7 +513,9 @@ class _Scanner:
             yield from self._draft(FolderBuilder(index, dataset, listing, name, table))
         if not filled:
             supported = ", ".join(sorted(IMAGE_SUFFIXES))
-            self._mistake(folder, f"holds no images (seen: {top.describe()}). Supported: {supported}")
+            has_heif = not HEIF_SUFFIXES.isdisjoint(split_suffix(name)[1] for name in top.files)
+            remedy = ". For HEIC run: pip install pillow-heif" if has_heif and not HAS_HEIF else ""
+            self._mistake(folder, f"holds no images (seen: {top.describe()}). Supported: {supported}{remedy}")
             return
         empty = [name for name, listing in listings if listing and not listing.images]
         if empty:

@@ -182,6 +182,9 @@ def test_heic_is_read_where_pillow_heif_is_installed_and_else_named(tmp_path: Pa
         assert sample.size == (64, 48) and open_image(sample.image).getpixel((9, 9))[0] > 240
     else:
         photograph.touch()
+        (tmp_path / "alone").mkdir()
+        (tmp_path / "alone" / "b.HEIC").touch()
+        assert mistakes_of(dataset(tmp_path / "alone"))["alone"].endswith("For HEIC run: pip install pillow-heif")
         warned = "1 file not used, .heic needs another package: b.HEIC. Run: pip install pillow-heif, or convert"
         assert warnings_of(dataset(tmp_path, resolution=(64,)))[0].startswith(warned)
 
