@@ -357,7 +357,8 @@ def rendezvous_processes(env: DistributedEnv) -> ProcessGroup:
     try:
         store, _, _ = next(rendezvous("env://", timeout=timedelta(minutes=RENDEZVOUS_TIMEOUT_MIN)))
     except RuntimeError as error:
-        raise RunError(f"rank {env.rank} of {env.world_size}: rendezvous failed: {error}") from error
+        reason = str(error).splitlines()[0]  # below it may be a stack of C++
+        raise RunError(f"rank {env.rank} of {env.world_size}: rendezvous failed: {reason}") from error
     return ProcessGroup(env, PrefixStore(f"run {env.attempt}", store))  # ignores records of earlier attempts
 
 

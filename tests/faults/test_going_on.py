@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import json
 import os
@@ -273,3 +274,34 @@ def test_a_lost_metrics_line_and_leftovers_of_killed_writes_do_no_harm(finished:
     finished.run()
     assert not any((finished.folder / name).exists() for name in leftovers)
     assert finished.steps() == [1, 2, 3, 4, 5, 6]
+
+
+@pytest.mark.slow
+def test_a_state_that_verifies_and_lacks_something_is_one_line(job: Job) -> None:
+    """Somebody else wrote it: each entry is taken out once, and once it is of another type."""
+    job.change(train__steps=2, sample=None, training_seed=0)
+    job.run()
+    job.change(train__steps=4)
+    [state] = (job.folder / "state").iterdir()
+    whole, kept = json.loads((state / "state.json").read_text()), job.folder.rename(job.cwd / "kept")
+    places = [(key,) for key in ("state", "roles", "settings", "dataset", "base", "seed")]
+    places += [("state", key) for key in ("step", "epoch", "extra")]
+    places += [("roles", "network", key) for key in ("optimizer_class", "optimizer", "ema_updates")]
+    for *parents, last in places:
+        for forged in (None, ["x"]):
+            document = copy.deepcopy(whole)
+            inner = document
+            for key in parents:
+                inner = inner[key]
+            inner[last] = forged
+            if forged is None:
+                del inner[last]
+            shutil.copytree(kept, job.folder)
+            rewrite(state, document)
+            child = job.start()
+            assert child.wait() in (0, 1, 2) and "Traceback" not in child.output, (last, forged, child.output)
+            if child.code:
+                assert str(state.relative_to(job.cwd)) in child.output.splitlines()[-1], (last, forged, child.output)
+            # A state of an earlier version has no record of its base; another dataset begins with its next epoch.
+            assert bool(child.code) == ((last, forged) not in [("base", None), ("dataset", ["x"])]), (last, forged)
+            shutil.rmtree(job.folder)

@@ -17,7 +17,7 @@ from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
 from toolkit.sharded_param import RowShard
-from toolkit.train.checkpoint_store import POWER_AVERAGES, CheckpointData, read_checkpoint_json
+from toolkit.train.checkpoint_store import POWER_AVERAGES, CheckpointData, read_checkpoint_json, reading_state
 from toolkit.train.collectives import WorkerContext, gather_full_tensors
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
@@ -84,7 +84,8 @@ def _parameter_of(key: str) -> str:
 
 def saved_seed(path: Path) -> int:
     """The seed that the run of a checkpoint began with."""
-    return read_checkpoint_json(path)["seed"]
+    with reading_state(path):
+        return int(read_checkpoint_json(path)["seed"])
 
 
 def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
@@ -106,10 +107,10 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
             load_state_tensors(role.optimizer, list(role.parameters), optimizer, plain["optimizer"])
         if role.ema:
             start = {name: weights[name] for name in role.parameters}  # without a saved EMA
-            role.ema.load(averages or start, plain["ema_updates"])
+            role.ema.load(averages or start, int(plain["ema_updates"]))
         if role.power_averages and (path / f"{POWER_AVERAGES}.safetensors").is_file():
             of_power = _read(path / f"{POWER_AVERAGES}.safetensors", role_name, role)
-            role.power_averages.load(of_power, plain["power_updates"])
+            role.power_averages.load(of_power, int(plain["power_updates"]))
         if isinstance(role.schedule, Plateau) and "schedule" in plain:
             role.schedule.load_state_dict(plain["schedule"])
     if run.loss_scaler and "loss_scaler" in document:
@@ -119,6 +120,10 @@ def load_state(path: Path, run: Run, fresh_optimizer: bool = False) -> None:
 
 def _state(saved: dict[str, Any], run: Run) -> TrainState:
     """The saved `TrainState`; earlier versions saved an epoch and a micro-batch index instead of a cursor."""
+    for name, start in asdict(TrainState()).items():
+        value = saved[name] if name in ("step", "epoch") else saved.get(name, start)  # earlier versions lack others
+        if name != "cursor" and not isinstance(value, type(start)):
+            raise TypeError(f"{name}: {value!r}")
     if "cursor" in saved:
         return TrainState(**saved)
     epoch, batch = saved["epoch"], saved.pop("batch")

@@ -20,8 +20,9 @@ import os
 import re
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -254,6 +255,18 @@ def verify(path: Path, by_hash: bool = True) -> str | None:
         return None
     _known_good[path.resolve()] = versions
     return None
+
+
+@contextmanager
+def reading_state(path: Path) -> Iterator[None]:
+    """What the block finds amiss in the contents of a state (or of a run's folder) becomes a RunError: files that
+    verify may still lack an entry, or have one of another type, where somebody else wrote them."""
+    try:
+        yield
+    except (LookupError, TypeError, ValueError, AttributeError, RecursionError, ArithmeticError) as error:
+        reason = f"no entry {error}" if isinstance(error, KeyError) else str(error)
+        remedy = "Move it away, or add --restart to begin again."
+        raise RunError(f"{path}: what it records cannot be used ({reason}). {remedy}") from error
 
 
 def read_checkpoint_json(path: Path) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from toolkit.train.checkpoint_store import (
     checkpoint_dir,
     checkpoint_folders,
     read_checkpoint_json,
+    reading_state,
     step_of,
     verify,
 )
@@ -50,7 +51,10 @@ def average_of_run(folder: Path, role: str, width: float) -> PowerAverage:
     for state in states:
         if damage := verify(state):
             raise UserError(f"{state}: {damage}. Remove it.")
-    times = [int(read_checkpoint_json(state)["roles"][role]["power_updates"]) for state in states]
+    times = []
+    for state in states:
+        with reading_state(state):
+            times.append(int(read_checkpoint_json(state)["roles"][role]["power_updates"]))
     gammas = [gamma_of(kept) for kept in POWER_WIDTHS]
     each = [(time, gamma) for time in times for gamma in gammas]
     factors, error = mixing_weights([t for t, _ in each], [g for _, g in each], max(times), gamma_of(width))

@@ -40,6 +40,7 @@ from toolkit.train.checkpoint_store import (
     is_state_name,
     latest_checkpoint,
     read_checkpoint_json,
+    reading_state,
     step_of,
     verify,
 )
@@ -168,16 +169,18 @@ def plan_start(
     checkpoint, aside = find_checkpoint(folder, section.resume, restart, by_hash)
     if aside:
         return Start(None, moves_aside=True)
-    complete_at = _complete_at(folder, checkpoint, section, steps)
-    document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
-    if document is None or (checkpoint is None and complete_at is None):
-        return Start(None, complete_at=complete_at)
-    differing = _differences(document, section, corrections)
     try:
-        _refuse_changes(checkpoint or folder, differing, allow_change, bool(checkpoint and document.get("base")))
+        with reading_state(checkpoint or folder):
+            complete_at = _complete_at(folder, checkpoint, section, steps)
+            document = read_checkpoint_json(checkpoint) if checkpoint else read_status(folder).get(RECORD)
+            if document is None or (checkpoint is None and complete_at is None):
+                return Start(None, complete_at=complete_at)
+            differing, trained_on = _differences(document, section, corrections), str(document["dataset"])
+            has_base = bool(checkpoint and document.get("base"))
+        _refuse_changes(checkpoint or folder, differing, allow_change, has_base)
         if complete_at is not None and not allow_change:
-            _refuse_other_dataset(folder, document["dataset"], found(), complete_at)
-    except UserError:
+            _refuse_other_dataset(folder, trained_on, found(), complete_at)
+    except (UserError, RunError):
         if not restart:
             raise
         return Start(None, moves_aside=True)
@@ -260,9 +263,13 @@ class ResumePlan:
         record = {"settings": _settings(section), "dataset": digest_of(found), "revision": REVISION}
         if state is None:
             return cls(None, record, found)
-        document = read_checkpoint_json(state)
-        differing = _differences(document, section, corrections)
-        base = document.get("base")
+        with reading_state(state):
+            document = read_checkpoint_json(state)
+            differing = _differences(document, section, corrections)
+            base, compiled = (
+                None if (kept := document.get(key)) is None else dict(kept) for key in ("base", "compiled")
+            )
+            trained_on = document["dataset"]
         _refuse_changes(state, differing, allow_change, knows_base=base is not None)
         for change in differing:
             logger.info(f"changed since the last run: {change}")
@@ -271,9 +278,9 @@ class ResumePlan:
             record,
             found,
             new_optimizer=any(change.key == "train.optimizer" for change in differing),
-            new_dataset=document["dataset"] != record["dataset"],
+            new_dataset=trained_on != record["dataset"],
             base=base,
-            compiled=document.get("compiled"),
+            compiled=compiled,
         )
 
     def check_base(self, hashes: Mapping[str, str]) -> None:
@@ -310,7 +317,8 @@ class ResumePlan:
         if self.state is not None:
             from toolkit.train.checkpoint_state import load_state  # here: it imports torch
 
-            load_state(self.state, run, fresh_optimizer=self.new_optimizer)
+            with reading_state(self.state):
+                load_state(self.state, run, fresh_optimizer=self.new_optimizer)
         if run.process_group.is_main_process:
             archive_later_files(run.folder, run.name, run.state.step if self.state else None)
         if self.state is not None:

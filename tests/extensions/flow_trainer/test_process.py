@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import logging
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from logging.handlers import BufferingHandler
 from pathlib import Path
 
 import diffusers
@@ -31,8 +33,19 @@ def lines(path: Path) -> list[dict]:
 SAMPLE = {"sample_every": 2, "width": 64, "height": 64, "sample_steps": 2, "samples": [{"prompt": "a red square"}]}
 
 
+@pytest.fixture
+def of_diffusers() -> Iterator[BufferingHandler]:
+    """What diffusers logs."""
+    handler = BufferingHandler(1000)
+    logging.getLogger("diffusers").addHandler(handler)
+    yield handler
+    logging.getLogger("diffusers").removeHandler(handler)
+
+
 @pytest.mark.parametrize("kind", ["SD3Transformer2DModel", "QwenImageTransformer2DModel"])
-def test_what_a_run_leaves(start, flow_job, pictures: Path, capsys: pytest.CaptureFixture[str], kind: str) -> None:
+def test_what_a_run_leaves(
+    start, flow_job, pictures: Path, capsys: pytest.CaptureFixture[str], of_diffusers: BufferingHandler, kind: str
+) -> None:
     folder = start(
         flow_job(
             pictures,
@@ -44,6 +57,7 @@ def test_what_a_run_leaves(start, flow_job, pictures: Path, capsys: pytest.Captu
         )
     )
     final, said = folder / "job", capsys.readouterr().out
+    assert [record.getMessage() for record in of_diffusers.buffer] == []
     assert {"job_000000002", "job_000000004", "job_best", "samples", "start"} <= {p.name for p in folder.iterdir()}
     averages = load_file(folder / "state" / "step_000000004" / "ema.safetensors")
     transformer = getattr(diffusers, kind).from_pretrained(final / "transformer")

@@ -101,7 +101,8 @@ class LatentFlowModel(DiffusionModel):
         folder, trained = self.options.folder / "vae", self._trained_vae
         if trained is None:
             autoencoder = load_autoencoder(folder)
-            autoencoder.module.to(self.options.dtype).requires_grad_(False).eval()
+            # Not diffusers' own `to`, which warns of modules to be kept in float32 where the class has none.
+            nn.Module.to(autoencoder.module, self.options.dtype).requires_grad_(False).eval()
             return autoencoder
         autoencoder = load_autoencoder(folder, with_spade=trained.spade is not False)
         if trained.spade and not autoencoder.has_spade():
