@@ -152,7 +152,7 @@ def dry_run(arguments: argparse.Namespace) -> int:
         config = load(argument, arguments, extensions)
         plans.append(plan_job(config, arguments.restart, arguments.allow_change, arguments.restart_from))
         if not arguments.json:
-            print(log.escape_controls(plans[-1].render()), file=output)
+            print(log.wrapped(log.escape_controls(plans[-1].render()), output), file=output)
         return EXIT_DONE
 
     with redirect_stdout(sys.stderr):  # only the plans go to standard output
