@@ -144,9 +144,10 @@ class SdTrainerProcess(Trainer[SdData, SdModel, SdEncoded, SdAttached]):
     def memory_advice(self) -> str:
         return memory_advice(self.section)
 
-    def refuse_parts(self, data: SdData) -> None:
-        check_device(self.section.device, model_bytes(self.section.model))
+    def refuse(self, data: SdData, plan: RunPlan) -> None:
+        check_device(self.section.device, model_bytes(self.section.model))  # first: the memory is that of the device
         checked_family(self.section.model)
+        super().refuse(data, plan)
 
     def corrections(self, data: SdData, revision: int) -> list[ConfigChange]:
         return corrections_of(self.section, data.scan, revision)

@@ -193,11 +193,11 @@ class Trainer(BaseTrainProcess, Generic[DataT, ModelT, EncodedT, AttachedT]):
         return [("train", self.section.train)]
 
     def refuse(self, data: DataT, plan: RunPlan) -> None:
-        """Raises UserError for a run that cannot work, before its folder is written to: `refuse_parts`, memory, disk,
+        """Raises UserError for a run that cannot work, before its folder is written to: memory, disk, `refuse_parts`,
         optimizers."""
-        self.refuse_parts(data)
         for reason in refusals(self.section, self.save_root, plan, machine_of(self.section.device)):
             raise UserError(reason)
+        self.refuse_parts(data)
         device = pick_device(self.section.device, quiet=True)
         for key, settings in self.optimizers_by_key():
             self.refuse_optimizer(settings, key, device)

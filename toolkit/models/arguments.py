@@ -38,9 +38,12 @@ PUBLISHED = "QwenImageTransformer2DModel"
 LEAST_VOCABULARY = 259
 """Tokens of the smallest tokenizer that is made from captions: every byte, and three special ones."""
 
+MOST_LAYERS = 200
+"""Of a network, or of one of its levels: three times those of the largest published ones."""
+
 BOUNDS: tuple[tuple[str, float, float], ...] = (
-    (r"dual_attention_layers", 0, 1000),
-    (r"layers|blocks", 1, 1000),
+    (r"dual_attention_layers", 0, MOST_LAYERS),
+    (r"layers|blocks", 1, MOST_LAYERS),
     (r"dropout", 0, 0.99),
     (r"_eps|_range", 1e-30, 0.99),
     (r"pos_embed_max_size", 1, 1024),

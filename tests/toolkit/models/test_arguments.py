@@ -43,7 +43,7 @@ SD3, QWEN, BERT = "SD3Transformer2DModel", "QwenImageTransformer2DModel", "BertC
         (KL, "latent_channels", 0, "0 is out of range"),
         (KL, "latent_channels", True, "true is not a whole number."),
         (KL, "latent_chanels", 4, "AutoencoderKL has no such argument. Did you mean 'latent_channels'?"),
-        (KL, "layers_per_block", 10**9, "1000000000 is out of range: must be from 1 to 1,000."),
+        (KL, "layers_per_block", 10**9, "1000000000 is out of range: must be from 1 to 200."),
         (KL, "norm_num_groups", 0, "0 is out of range"),
         (KL, "act_fn", "sillu", "'sillu' is not one of them. Did you mean 'silu'?"),
         (KL, "in_channels", 4, "4: only 3 is possible. Leave it out."),

@@ -15,7 +15,7 @@ from toolkit.config.autoencoder import LEVELS, latent_channels, latent_scale
 from toolkit.config.model_files import INDEX, read_model_json, weight_files
 from toolkit.errors import UserError, did_you_mean
 from toolkit.interfaces import PREDICTIONS
-from toolkit.models.arguments import file_fault
+from toolkit.models.arguments import MOST_LAYERS, file_fault
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.registry import Registry
@@ -63,8 +63,6 @@ TEXT_ENCODERS = {
 
 TEXT_LAYERS = {"num_hidden_layers", "num_layers", "n_layers"}
 """Keys of a text encoder's config with its number of layers."""
-
-MOST_LAYERS = 1000
 
 PIPELINE = "LatentFlowPipeline"
 """In `pipeline.py` of a model folder, a copy of the file beside this one: diffusers runs it, not this program."""
