@@ -7,7 +7,6 @@ from collections.abc import Callable
 from pathlib import Path
 from random import Random
 
-import pytest
 from PIL import Image, ImageDraw, ImageFilter, ImageOps
 
 from extensions.lint.checks import run_checks
@@ -143,15 +142,15 @@ def plant(folder: Path, pictures: list[Image.Image], seed: int) -> list[tuple[se
 
 EDITS: list[Spoil] = [
     lambda image, _: image.convert("L").convert("RGB"),
-    lambda image, _: ImageOps.colorize(image.convert("L"), "#201000", "#ffe0b0"),
-    lambda image, _: Image.merge("RGB", image.split()[::-1]),
+    lambda image, _: ImageOps.posterize(image, 2),
+    lambda image, _: image.filter(ImageFilter.GaussianBlur(1.5)),  # pairs that restore
     lambda image, _: ImageOps.invert(image),
     lambda image, random: _pasted(image, random),
 ]
 
 
 def _pasted(image: Image.Image, random: Random) -> Image.Image:
-    image, side = image.copy(), min(image.size) // 4
+    image, side = image.copy(), min(image.size) // 2
     left, top = random.randint(0, image.width - side), random.randint(0, image.height - side)
     image.paste((200, 30, 60), (left, top, left + side, top + side))
     return image
@@ -185,10 +184,8 @@ def plant_pairs(folder: Path, pictures: list[Image.Image], seed: int) -> list[tu
     return results
 
 
-@pytest.mark.parametrize("seed", [0])
-def test_planted_faults_are_found_and_good_pictures_are_not_called_bad(tmp_path: Path, seed: int) -> None:
-    results = plant(tmp_path, _photographs(), seed) + plant_pairs(tmp_path, _photographs(), seed)
-    score(results)
+def test_planted_faults_are_found_and_good_pictures_are_not_called_bad(tmp_path: Path) -> None:
+    score(plant(tmp_path, _photographs(), seed=0) + plant_pairs(tmp_path, _photographs(), seed=0))
 
 
 def score(results: list[tuple[set, set]]) -> None:
@@ -196,7 +193,7 @@ def score(results: list[tuple[set, set]]) -> None:
     right = sum(len(planted & found) for planted, found in results)
     missed = [planted - found for planted, found in results]
     wrong = [found - planted for planted, found in results]
-    print(planted, found, right, [*filter(None, missed)], [*filter(None, wrong)])
     assert planted >= 60
+    assert not {"pair_order", "duplicate"} & {check for each in missed for check, _ in each}, f"missed: {missed}"
     assert right / planted >= 0.95, f"missed: {missed}"
     assert right / found >= 0.95, f"wrong: {wrong}"
