@@ -20,6 +20,7 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
+from toolkit.files import is_own_folder
 from toolkit.models.families import family_for
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.safetensors_io import read_metadata
@@ -203,6 +204,43 @@ def test_wrong_input_is_one_line_before_anything_is_read(run, write_lora, uid: s
     write_lora("a.safetensors", 1)
     with pytest.raises(UserError, match=message.replace(".", r"\.")):
         run(uid, **keys)
+
+
+def test_only_what_the_program_wrote_is_replaced(run, write_lora, tiny_model: Path, tmp_path: Path) -> None:
+    """Not even where the user asks for it; what it wrote, only then."""
+    lora, (photo, theirs) = write_lora("a.safetensors", 1), (tmp_path / "photos/photo.jpg", tmp_path / "b.safetensors")
+    photo.parent.mkdir()
+    photo.write_bytes(b"mine")
+    theirs.write_bytes(write_lora("c.safetensors", 2).read_bytes())
+    model = str(tiny_model)
+    for uid, keys in (
+        ("merge", {"base": model, "lora": str(lora), "output": "photos"}),
+        ("merge", {"model": model, "lora": str(lora), "output": "b.safetensors"}),
+        ("convert", {"model": model, "input": str(lora), "to": "kohya", "output": "b.safetensors"}),
+        ("new_model", {"base": model, "path": "photos"}),
+    ):
+        before = contents(tmp_path)
+        with pytest.raises(UserError, match=r"'.*(photos|b\.safetensors)' was not made by this program"):
+            run(uid, **keys, overwrite=True)
+        assert before.items() <= contents(tmp_path).items()
+    theirs.unlink()
+    for seed in (3, 4):
+        again = {
+            "model": model,
+            "input": str(write_lora("a.safetensors", seed)),
+            "to": "kohya",
+            "output": "b.safetensors",
+        }
+        run("convert", **again, overwrite=True)
+        with pytest.raises(UserError, match="is there already"):
+            run("convert", **again)
+    for _ in range(2):
+        run("merge", base=model, lora=str(lora), output="merged", overwrite=True)
+    assert is_own_folder(tmp_path / "merged") and [path.name for path in tmp_path.glob(".*.tmp")] == []
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path): path.read_bytes() for path in folder.rglob("*") if path.suffix in (".jpg", ".safetensors")}
 
 
 def test_a_file_of_another_model_is_named(run, write_lora, tiny_model: Path, tmp_path: Path) -> None:
