@@ -16,7 +16,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
-from toolkit.files import atomic_write, os_error_as_run_error, write_text
+from toolkit.errors import RunError
+from toolkit.files import atomic_write, os_error_as_run_error, read_regular, refusal, write_text
 from toolkit.run_files import METRICS, VALIDATION, duration, read_status
 from toolkit.train.run_reader import Row, rows_by_step
 
@@ -33,6 +34,7 @@ SMOOTHED_OVER = 50
 """Steps of the running mean; a twentieth of a short run."""
 
 SUMMARY = "training_summary"
+_END = "first and last: means of up to 50 steps"
 
 
 def missing_package() -> str:
@@ -150,7 +152,7 @@ FIGURES: dict[str, tuple[Panel, ...]] = {
 
 def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     """Draws the figures of the run in `folder` into `output`, names ending in `suffix`, and returns what was written:
-    nothing where no step is recorded. Raises RunError where a file cannot be written."""
+    nothing where no step is recorded. Raises RunError where a file cannot be written, or is somebody else's."""
     history = read_history(folder)
     curves = history.curves
     if history.last is None or not curves:
@@ -159,10 +161,10 @@ def draw_diagrams(folder: Path, output: Path, suffix: str = "") -> list[Path]:
     for name, panels in FIGURES.items():
         filled = [(panel, _distinct(c for c in curves if panel.takes(c.name))) for panel in panels]
         if shown := [(panel, found) for panel, found in filled if found]:
-            path = output / f"{name}{suffix}.png"
+            _require_own(path := output / f"{name}{suffix}.png")
             _draw(path, title, shown)
             written.append(path)
-    summary = output / f"{SUMMARY}{suffix}.txt"
+    _require_own(summary := output / f"{SUMMARY}{suffix}.txt")
     write_text(summary, summarize(title, history))
     return [*written, summary]
 
@@ -231,7 +233,13 @@ def summarize(title: str, history: History) -> str:
     for curve in history.curves:
         ends, (lowest, step) = curve.ends(), curve.lowest
         lines.append(f"{curve.name:28} {ends[0]:12.6g} {ends[1]:12.6g} {lowest:12.6g}  {step:g}")
-    return "\n".join([*lines, "", "first and last: means of up to 50 steps"]) + "\n"
+    return "\n".join([*lines, "", _END]) + "\n"
+
+
+def _require_own(path: Path) -> None:
+    """Raises RunError for a file that is neither a picture of matplotlib nor a summary."""
+    if reason := refusal(path, lambda file: b"\0Matplotlib" in (data := read_regular(file)) or _END.encode() in data):
+        raise RunError(reason)
 
 
 def _draw(path: Path, title: str, panels: Sequence[tuple[Panel, Sequence[Curve]]]) -> None:

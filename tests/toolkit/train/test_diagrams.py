@@ -13,6 +13,7 @@ from statistics import fmean
 import pytest
 from PIL import Image
 
+from toolkit.errors import RunError
 from toolkit.train import diagrams
 from toolkit.train.diagrams import Curve, History, draw_diagrams, history_of, read_history, summarize
 
@@ -109,6 +110,12 @@ def test_what_cannot_be_drawn_is_left_out(tmp_path: Path) -> None:
         file.write('{"step": 2, "loss": 0.5, "lr"')  # the machine went down
     text = (draw_diagrams(broken, tmp_path / "graph")[-1]).read_text()
     assert "steps: 1, epochs: 1" in text
+    assert draw_diagrams(broken, tmp_path / "graph")  # its own files are replaced
+    for mine in ("training_losses.png", "training_summary.txt"):
+        draw_diagrams(broken, tmp_path / mine)
+        (tmp_path / mine / mine).write_bytes(b"mine")
+        with pytest.raises(RunError, match=f"{mine}' was not made by this program"):
+            draw_diagrams(broken, tmp_path / mine)
 
 
 def test_the_summary_has_first_last_and_lowest() -> None:
