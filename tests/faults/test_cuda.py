@@ -48,6 +48,7 @@ SETTINGS: dict[str, dict[str, dict]] = {
     "bf16": {"train": {"dtype": "bf16"}},
     "int8": {"model": INT8},
     "int8, multiplied in int8": {"model": {**INT8, "int8_matmul": True}},
+    "compiled where auto can": {"train": {"compile": {"backend": "aot_eager"}}},
     "int8, multiplied in int8, compiled": {"model": {**INT8, "int8_matmul": True}, "train": {"compile": EAGER}},
     "int4, text encoder int8": {"model": {**INT4, "quantize_te": True, "qtype_te": "int8"}},
     "uint3, the blank prompt held": {
