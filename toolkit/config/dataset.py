@@ -128,8 +128,8 @@ class WebDatasetConfig(StrictModel):
     """Samples in all shards: the length of an epoch, which `epochs` needs. 0: not known."""
 
     window: int = Field(default=256, ge=1, le=1_000_000)
-    """Samples that are read together and given out in a random order; two of these windows are in memory. 1: in the
-    order of the shards."""
+    """Samples that are read together, from eight shards in turn, and given out in a random order; two of these windows
+    are in memory. 1: in the order of the shards."""
 
     readers: int = Field(default=1, ge=1, le=1024)
     """Number of readers, at most the number of shards. The shards are divided among them, each has a shuffle

@@ -7,9 +7,10 @@ unless the dataset has a state of its own, and then that state is what is writte
 its DataPipes. Here a resume starts at the byte of a sample. tarfile alone also ends in silence at a damaged header,
 which `_StrictHeader` makes an error.
 
-Order: shards are sorted by a hash of (seed, epoch, index). Samples are read one after the other in windows, and given
-out in the order of a hash within each window. So a cursor is small: where the window starts, and the next index in it.
-A resume reads that window again, and nothing that lies before it.
+Order: shards are sorted by a hash of (seed, epoch, index), and so many of them are read side by side, a sample of each
+in turn, since shards are often sorted by subject. Samples are read in windows, and given out in the order of a hash
+within each window. So a cursor is small: where the window starts in each open shard, and the next index in it. A resume
+reads that window again, and nothing that lies before it.
 """
 
 from __future__ import annotations
@@ -89,16 +90,21 @@ class _Place(NamedTuple):
     """Number within the shard, counted from 0."""
 
     byte: int = 0
+    """Negative: the shard has no further sample."""
+
+
+_Places = tuple[_Place, ...]
+"""Where the next samples of the open shards stand; empty at the beginning of an epoch."""
 
 
 class _Window(NamedTuple):
     """Samples that were read together, in the order in which they are given out."""
 
     epoch: int
-    start: _Place
+    start: _Places
     samples: list[StreamSample]
     next_epoch: int
-    next: _Place
+    next: _Places
     """Where the next window begins."""
 
 
@@ -222,6 +228,9 @@ class ShardStream:
     stopping: Callable[[], bool] = lambda: False
     """Whether a stop is requested: `read` then waits for no server, but raises RunError."""
 
+    open_shards: int = 8
+    """Shards of each reader that are read side by side; with `window: 1` one after the other."""
+
     def share(self, index: int, count: int) -> ShardStream:
         """The stream of reader `index` of `count`: every `count`-th shard of each epoch's order, so that all together
         read each shard once an epoch. Each has its own cursor. Raises UserError when there are fewer shards than
@@ -246,28 +255,34 @@ class ShardStream:
         """The samples from a cursor on (None: all), each with the cursor behind it. Network and tar are read by a
         thread, one window ahead.
 
-        A cursor is a JSON object: epoch; shard (index in the epoch's order), sample (number in it) and byte, where the
-        window starts; index, the next sample of the window; list, which shards and sizes it is for. With another list
-        the stream begins with the next epoch.
+        A cursor is a JSON object: epoch; places, of each open shard its index in the epoch's order, the sample's number
+        in it and byte, where the window starts; index, the next sample of the window; list, which shards and sizes it
+        is for. With another list the stream begins with the next epoch. A cursor from before shards were read side by
+        side has shard, sample and byte instead of places, and the stream goes on in its order.
 
         Raises RunError when a shard cannot be reached, too much is unreadable, or the first samples lack a key.
         """
-        epoch, place, index, shards = 0, _Place(), 0, self._digest()
+        epoch, index, shards = 0, 0, self._digest()
+        places: _Places = ()
+        abreast = 1 if self.window == 1 else self.open_shards
         if cursor and cursor["list"] != shards:
             epoch = cursor["epoch"] + 1
             what = "the shards of the stream, its window or the batch size have changed since the checkpoint"
             logger.warning(f"{what}: it goes on with epoch {epoch + 1}")
         elif cursor:
             epoch, index = cursor["epoch"], cursor["index"]
-            place = _Place(cursor["shard"], cursor["sample"], cursor["byte"])
-        stop = Event()
-        with closing(read_ahead(self._windows(epoch, place, stop), stop.set, self.stopping)) as windows:
+            if "places" in cursor:
+                places = tuple(_Place(*place) for place in cursor["places"])
+            else:
+                abreast, places = 1, (_Place(cursor["shard"], cursor["sample"], cursor["byte"]),)
+        stop, is_old = Event(), bool(cursor) and cursor["list"] == shards and "places" not in cursor
+        with closing(read_ahead(self._windows(epoch, places, abreast, stop), stop.set, self.stopping)) as windows:
             for window in windows:
                 count = len(window.samples)
                 for done in range(index + 1, count + 1):
-                    epoch, place = (window.epoch, window.start) if done < count else (window.next_epoch, window.next)
-                    behind = {"epoch": epoch, **place._asdict(), "index": done % count, "list": shards}
-                    yield window.samples[done - 1], behind
+                    epoch, places = (window.epoch, window.start) if done < count else (window.next_epoch, window.next)
+                    at = (places or (_Place(),))[0]._asdict() if is_old else {"places": [list(each) for each in places]}
+                    yield window.samples[done - 1], {"epoch": epoch, **at, "index": done % count, "list": shards}
                 index = 0
 
     def first(self, count: int) -> tuple[StreamSample, ...]:
@@ -296,20 +311,45 @@ class ShardStream:
         """A multiple of the batch size, so that groups and batches begin together."""
         return -(-self.window // self.batch_size) * self.batch_size
 
-    def _windows(self, epoch: int, start: _Place, stop: Event) -> Iterator[_Window]:
+    def _windows(self, epoch: int, start: _Places, abreast: int, stop: Event) -> Iterator[_Window]:
         while self.epochs is None or epoch < self.epochs:
             window: list[tuple[_Place, StreamSample]] = []
-            found = start != _Place()
-            for place, sample in self._samples(self.order(epoch), start, stop):
+            begins = start
+            for places, place, sample in self._side_by_side(self.order(epoch), start, abreast, stop):
                 if len(window) == self._window:
-                    yield _Window(epoch, window[0][0], self._shuffled(epoch, window), epoch, place)
+                    yield _Window(epoch, begins, self._shuffled(epoch, window), epoch, places)
                     window = []
+                if not window:
+                    begins = places
                 window.append((place, sample))
             if window:
-                yield _Window(epoch, window[0][0], self._shuffled(epoch, window), epoch + 1, _Place())
-            elif not found:
+                yield _Window(epoch, begins, self._shuffled(epoch, window), epoch + 1, ())
+            elif start in ((), (_Place(),)):
                 raise RunError(self._without_samples(self.unreadable))
-            epoch, start = epoch + 1, _Place()
+            epoch, start = epoch + 1, ()
+
+    def _side_by_side(
+        self, order: Sequence[Shard], start: _Places, abreast: int, stop: Event
+    ) -> Iterator[tuple[_Places, _Place, StreamSample]]:
+        """The samples of groups of `abreast` shards, each from the shard of which fewest were read: the places to go on
+        from at this sample, its own place, and the sample."""
+        first = start[0].shard if start else 0
+        for group in range(first, len(order), abreast):
+            places = list(start) or [_Place(at) for at in range(group, min(group + abreast, len(order)))]
+            start = ()
+            readers = [self._samples(order[: at.shard + 1], at, stop) if at.byte >= 0 else iter(()) for at in places]
+            heads = [next(reader, None) for reader in readers]
+            while True:
+                for number, head in enumerate(heads):
+                    places[number] = head[0] if head else places[number]._replace(byte=-1)
+                waiting = [(head[0].sample, number) for number, head in enumerate(heads) if head]
+                if not waiting:
+                    break
+                number = min(waiting)[1]
+                head = heads[number]
+                assert head is not None  # it waits
+                yield tuple(places), *head
+                heads[number] = next(readers[number], None)
 
     def _shuffled(self, epoch: int, window: list[tuple[_Place, StreamSample]]) -> list[StreamSample]:
         if len(window) == 1:

@@ -68,6 +68,31 @@ def test_a_resume_at_any_cursor_gives_the_samples_of_an_uninterrupted_stream(fol
         assert list(stream(folder, **options).read(json.loads(json.dumps(cursor)))) == whole[done:]
 
 
+FORMER_ORDER = "0/2 0/4 0/3 1/0 0/1 0/0 3/4 3/2 3/5 3/0 3/1 3/3 2/2 3/6 2/3 2/1 2/0 "
+FORMER_ORDER += "3/5 3/3 3/4 3/2 3/0 3/1 3/6 0/1 0/0 0/4 0/2 0/3 2/2 2/1 2/0 1/0 2/3"
+"""Of the stream of these tests when shards were read one after the other."""
+
+
+def test_a_cursor_from_when_shards_were_read_one_after_the_other_goes_on_in_that_order(folder: Path) -> None:
+    one = list(stream(folder, open_shards=1).read(None))
+    assert [sample.caption for sample, _ in one] == FORMER_ORDER.split()
+    for done, (_, cursor) in enumerate(one, start=1):
+        places = cursor.pop("places")
+        place = dict(zip(("shard", "sample", "byte"), places[0] if places else (0, 0, 0), strict=True))
+        found = list(stream(folder).read(cursor | place))
+        assert captions(found) == FORMER_ORDER.split()[done:]
+        assert all({"shard", "sample", "byte"} <= behind.keys() for _, behind in found)
+
+
+def test_a_batch_has_samples_of_several_shards(tmp_path: Path) -> None:
+    for number in range(16):
+        write_shard(tmp_path / f"{number:02}.tar", 24)
+    found = captions(stream(tmp_path, window=48, batch_size=16, epochs=1).read(None))
+    assert len(set(found)) == len(found) == 16 * 24
+    shards = [len({caption.split("/")[0] for caption in found[at : at + 16]}) for at in range(0, len(found), 16)]
+    assert sum(shards) / len(shards) > 6, "of 8 that are open"
+
+
 def test_a_resume_reads_nothing_of_what_lies_before_its_window(folder: Path) -> None:
     with serving(folder) as server:
 
@@ -78,9 +103,10 @@ def test_a_resume_reads_nothing_of_what_lies_before_its_window(folder: Path) -> 
         whole = list(remote().read(None))
         server.sent = 0
         cursor = whole[29][1]
-        assert (cursor["sample"], cursor["index"]) == (30, 0)
+        [(_, sample, byte)] = cursor["places"]
+        assert (sample, cursor["index"]) == (30, 0)
         assert list(remote().read(cursor)) == whole[30:]
-        assert server.sent == size - cursor["byte"] < size / 2
+        assert server.sent == size - byte < size / 2
 
 
 def test_a_stream_over_connections_that_break_is_the_stream_from_disk(folder: Path) -> None:
@@ -140,7 +166,7 @@ def test_a_stream_that_is_closed_leaves_no_thread_and_no_open_file(folder: Path)
 def test_a_stream_that_is_closed_waits_for_no_server(folder: Path) -> None:
     with serving(folder) as server:
         shards = expand_shards([f"{server.address}/{{0,2}}.tar"])
-        remote = ShardStream(shards, seed=5, window=3, pauses=(2.0,))
+        remote = ShardStream(shards, seed=5, window=3, pauses=(2.0,), open_shards=1)
         second = remote.order(0)[1].name
         server.busy = {second.removeprefix(server.address)}
         samples = remote.read(None)
