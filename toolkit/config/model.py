@@ -49,7 +49,7 @@ _PARTED = WithJsonSchema(
 
 
 _OTHER_ARCHS = {
-    "qwen_image": "Qwen-Image, which makes images from text alone",
+    "qwen_image": "Qwen-Image (text to image)",
     "qwen_image_edit": "the first Qwen-Image-Edit",
     "qwen_image_layered": "Qwen-Image-Layered",
 }
