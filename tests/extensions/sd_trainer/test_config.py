@@ -200,7 +200,7 @@ def test_the_published_2509_job_of_ai_toolkit_loads(load) -> None:
         (
             "is_qwen: true",
             "arch: qwen_image",
-            "model.arch: 'qwen_image' is Qwen-Image (text to image), which cannot be trained yet. 'qwen_image_edit_plus' is",
+            "model.arch: 'qwen_image' is Qwen-Image (text to image), which cannot be trained yet. 'qwen_image_e",
         ),
         (
             "steps: 3400",
