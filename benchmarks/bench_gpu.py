@@ -159,10 +159,16 @@ def run_child(name: str, asked: argparse.Namespace, seconds: float) -> dict[str,
 def run_logged(
     command: Sequence[str], log: Path, seconds: float, environment: Mapping[str, str] | None = None
 ) -> tuple[int, list[str]] | None:
-    """The exit status of a command and the lines it said, which go to the log; None when it took longer."""
-    with log.open("ab") as output:
+    """The exit status of a command and the lines it said, which go to the log; None when it took longer.
+
+    What it compiles is not kept: a compiler that is ended leaves files that are cut off, and the next one would load
+    them.
+    """
+    with log.open("ab") as output, TemporaryDirectory(ignore_cleanup_errors=True) as compiled:
         begin = output.tell()
-        streams = {"stdout": output, "stderr": subprocess.STDOUT, "env": {**os.environ, **(environment or {})}}
+        caches = {"TORCHINDUCTOR_CACHE_DIR": f"{compiled}/inductor", "TRITON_CACHE_DIR": f"{compiled}/triton"}
+        own = {**os.environ, **caches, **(environment or {})}
+        streams = {"stdout": output, "stderr": subprocess.STDOUT, "env": own}
         # A session of its own: compiling starts processes, which go with it.
         child = subprocess.Popen(command, cwd=ROOT, start_new_session=True, **streams)
         try:

@@ -172,6 +172,13 @@ def test_a_row_that_takes_too_long_is_ended_with_all_it_started(
     wait_until(lambda: has_ended(int(log.read_text())))
 
 
+def test_what_a_row_compiles_is_not_kept(tmp_path: Path) -> None:
+    """Of a compiler that was ended half a file would be there for the next row."""
+    program = "import os; os.makedirs(os.environ['TORCHINDUCTOR_CACHE_DIR']); print(os.environ['TRITON_CACHE_DIR'])"
+    status, said = bench_gpu.run_logged([sys.executable, "-c", program], tmp_path / "log", 60) or (None, [])
+    assert status == 0 and not Path(said[0]).parent.exists()
+
+
 def wait_until(condition: Callable[[], bool]) -> None:
     for _ in range(3000):
         if condition():
