@@ -28,6 +28,7 @@ def raised(error: BaseException) -> BaseException:
         (SystemExit(None), 1, "Failed: the code of an extension called sys.exit(None).\n"),
         (SystemExit(0), 1, "Failed: the code of an extension called sys.exit(0).\n"),
         (ReportedExit(75), 75, ""),
+        (OSError(28, "No space left on device", "a/b"), 1, "Failed: a/b: No space left on device\n"),
         (ReportedExit(0), 0, ""),
         (SystemExit("message"), 1, "Failed: the code of an extension called sys.exit('message').\n"),
     ],
