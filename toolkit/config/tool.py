@@ -45,6 +45,10 @@ class ToolConfig(ProcessConfig):
     flag of the section itself: `--model M --qtype int4` is `model: {name_or_path: M, qtype: int4}`."""
 
 
+OWN_PAGES = "pages of this program are always replaced, other files never"
+"""Why a tool that writes a page has no `overwrite` any more."""
+
+
 class FlagParser(argparse.ArgumentParser):
     """Raises UserError for wrong arguments, with the nearest known flag."""
 
@@ -66,6 +70,9 @@ def tool_parser(uid: str, model: type[ToolConfig], as_flags: Collection[str] = (
             _add_positional(parser, name, model.model_fields[name])
         elif name not in ("type", "name"):
             _add(parser, model, name, model.model_fields[name])
+    for name in model.foreign.no_effect:
+        flags = list(dict.fromkeys((flag_of(model, name), f"--{name}")))
+        parser.add_argument(*flags, dest=name, nargs="?", const="true", help=argparse.SUPPRESS)
     return parser
 
 
@@ -155,6 +162,9 @@ def _root(uid: str, model: type[ToolConfig], given: Mapping[str, Any]) -> Config
     """The section as the nodes of a config file, each with its flag as its place."""
     entries = {"type": _scalar(uid, "type", text_only=True)}
     for key, value in given.items():
+        if key in model.foreign.no_effect:
+            entries[key] = _scalar(value, flag_of(model, key), text_only=False)
+            continue
         field = _field(model, key)
         place = key if key in model.positional else flag_of(model, key)
         item = item_annotation(field.annotation)

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import ClassVar
 
 import pytest
 from pydantic import Field
 
+from extensions.lint.config import LintConfig
 from toolkit.config.base import StrictModel
 from toolkit.config.field_types import StrOrList
 from toolkit.config.process import Diagnostic
@@ -133,3 +135,10 @@ def test_keys_of_a_section_are_flags_and_the_first_is_the_section() -> None:
         with pytest.raises(UserError) as refused:
             light(line)
         assert str(refused.value).startswith(message)
+
+
+def test_a_flag_that_has_lost_its_meaning_is_a_warning(tmp_path: Path) -> None:
+    told = load_tool("lint", LintConfig, [str(tmp_path), "--overwrite", "--duplicate-bits", "3"]).warnings
+    assert sorted(line.partition(": has no effect")[0] for line in told) == [
+        "run.py lint: --duplicate-bits", "run.py lint: --overwrite",
+    ]  # fmt: skip
