@@ -170,7 +170,7 @@ def test_diffusers_paints_the_same_with_and_without_the_lora(
 
 @pytest.mark.slow
 def test_pairs_teach_the_hat_of_the_second_reference(classifier: MascotClassifier, tmp_path: Path) -> None:
-    """A training without the references leaves the hats as they were."""
+    """Before, the model makes nothing of the word; without the references a training gives 12 % of the hats."""
     found = measure(PAIRS, (), 40, tmp_path, classifier)
     before, after = found["before"], found["as_it_is"]
-    assert after["character"] >= 0.9 and after["hat"] >= before["hat"] + 0.05, (before, after)
+    assert before["character"] <= 0.2 and after["character"] >= 0.9 and after["hat"] >= 0.4, (before, after)
