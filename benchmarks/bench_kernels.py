@@ -110,11 +110,15 @@ def compiled(qtype: str, level: str = "full") -> list[dict[str, int]]:
     return [dict(Counter(launches.findall(code[code.index("def call(") :])).most_common()) for code in programs]
 
 
-def main(argv: Sequence[str] | None = None) -> None:
+def arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS))
     parser.add_argument("--compiled", metavar="QTYPE", choices=ROWS, help="what inductor makes of such a block")
-    asked = parser.parse_args(argv)
+    return parser.parse_args(argv)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    asked = arguments(argv)
     report.card("kernels", f"fake tensors, {BLOCKS} blocks, LoRA on all layers, one reference, uncompiled")
     if asked.compiled:
         programs = compiled(asked.compiled)

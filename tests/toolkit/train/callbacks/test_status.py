@@ -116,5 +116,5 @@ def test_of_several_roles_the_first_ones_loss_is_shown(run, result) -> None:
         by_role = {name: RoleResult(losses[name], 0.1, 1.0) for name in names}
         callback.on_metrics(run, result(step, loss=2.25, by_role=by_role))
     callback.on_end(run, finished=True)
-    assert "loss 0.2500 (avg 0.2500)" in stream.getvalue()
+    assert "loss 0.2500 | avg 0.2500" in stream.getvalue()
     assert status(run)["loss"] == 0.25
