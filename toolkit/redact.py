@@ -123,13 +123,14 @@ def _is_common(value: str) -> bool:
 
 
 def _forms_of(value: str) -> set[str]:
-    """`value` as it looks in text, in a repr, in JSON, in one of these inside the other, and in a URL."""
+    """`value` as it looks in text, in a repr, in JSON, in one of these inside the other, in a shell and in a URL."""
     forms = {value}
     for _ in range(2):
         for form in tuple(forms):
             forms |= {repr(form)[1:-1], repr(form + '"')[1:-2]}
             forms |= {json.dumps(form)[1:-1], json.dumps(form, ensure_ascii=False)[1:-1]}
-    return forms | {quote(value, safe="", errors="surrogateescape")}
+    in_shell = value.replace("'", "'\"'\"'")  # as shlex.quote, within its quotes
+    return forms | {in_shell, quote(value, safe="", errors="surrogateescape")}
 
 
 def _whole(form: str) -> str:

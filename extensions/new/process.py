@@ -4,12 +4,9 @@ from __future__ import annotations
 
 import json
 import logging
-import os
 import re
-import shlex
 import subprocess
 import sys
-from pathlib import Path
 from typing import NamedTuple
 
 from extensions.new.config import NewConfig
@@ -19,6 +16,7 @@ from toolkit.errors import RunError
 from toolkit.files import CONFIG_ROOT, TOOLKIT_ROOT, write_text
 from toolkit.models.families import model_bytes
 from toolkit.nvidia import ACCIDENTAL_CPU_LIMIT, least_memory
+from toolkit.train.next_commands import command
 
 logger = logging.getLogger(__name__)
 
@@ -130,14 +128,3 @@ def _run_py(*arguments: object) -> int:
     """Runs a command of the program on the same streams; returns its exit code."""
     sys.stdout.flush()
     return subprocess.run([sys.executable, str(TOOLKIT_ROOT / "run.py"), *map(str, arguments)]).returncode
-
-
-def command(path: Path) -> str:
-    """The command that runs a job from here, ready to paste."""
-    python, program = Path(sys.executable), TOOLKIT_ROOT / "run.py"
-    return shlex.join([_from_here(python), _from_here(program), str(path)])
-
-
-def _from_here(path: Path) -> str:
-    """The path, relative where it is below the working directory."""
-    return os.path.relpath(path) if path.is_relative_to(Path.cwd()) else str(path)
