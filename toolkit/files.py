@@ -85,26 +85,50 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 MARKER = "atelier.json"
-"""In each folder that `atomic_write_dir` made: only such a folder may be replaced."""
+"""In each folder that `atomic_write_dir` made, with the names of its files: only such a folder may be replaced, and not
+while it holds others, which somebody added."""
 
 _EARLIER_MARKERS = ("mascots.json", "new_model.json", "tiny_model.json", "training.json")
 """What earlier versions left in their folders instead."""
+
+_OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
 
 _ASIDE = ".replaced.tmp"
 """End of the name of a folder that makes room for another; TEMP_FILE_GLOB matches it."""
 
 
 def is_own_folder(path: Path, known_by: str = "") -> bool:
-    """Whether the program made a folder: it has a marker, or the file `known_by`. An empty folder counts as such."""
-    names = {entry.name for entry in path.iterdir()} if path.is_dir() else {""}
-    return not names or not names.isdisjoint({MARKER, *_EARLIER_MARKERS, known_by} - {""})
+    """Whether the program made a folder and all that is in it: it has a marker that lists its files, or one of an
+    earlier version. An empty folder counts as such, and so does a run's folder of a step with the file `known_by`."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    is_marked = not names.isdisjoint({MARKER, *_EARLIER_MARKERS})
+    return not names or known_by in names or (is_marked and not _added(path))
 
 
 def refusal(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
     """Why what is at `path` must not be replaced; empty: nothing is there, or it is the program's own."""
     if not os.path.lexists(path) or is_own(path):
         return ""
-    return f"'{path}' was not made by this program, so it is never replaced. Move it away, or give another place."
+    named = f"'{path}' holds '{added}', which" if (added := _added(path)) else f"'{path}'"
+    return f"{named} was not made by this program, so it is never replaced. Move it away, or give another place."
+
+
+def _files_in(folder: Path) -> set[str]:
+    """The files below a folder, and links, relative to it; without those that file managers leave."""
+    places = (Path(top, name) for top, folders, files in os.walk(folder) for name in (*folders, *files))
+    files = (place for place in places if place.is_symlink() or not place.is_dir())
+    return {file.relative_to(folder).as_posix() for file in files if file.name not in _OF_FILE_MANAGERS} - {MARKER}
+
+
+def _added(folder: Path) -> str:
+    """The first file of a folder that its marker does not list; empty where there is none, or no list."""
+    try:
+        listed = json.loads(read_regular(folder / MARKER)).get("files")
+        return min(_files_in(folder).difference(listed), default="") if listed is not None else ""
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return ""
 
 
 @contextmanager
@@ -123,7 +147,7 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
         try:
             with _locked(temporary):
                 yield temporary
-                write_json(temporary / MARKER, {"program": NAME})
+                write_json(temporary / MARKER, {"program": NAME, "files": sorted(_files_in(temporary))})
                 for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
                     fsync(folder)
                 _require_own(path, known_by)

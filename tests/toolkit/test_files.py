@@ -77,6 +77,21 @@ def test_only_a_folder_of_the_program_is_replaced(tmp_path: Path, name: str) -> 
     assert list(tmp_path.iterdir()) == [path]
 
 
+def test_what_was_added_to_a_folder_of_the_program_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for number in (b"1", b"2"):
+        with atomic_write_dir(path) as temporary:
+            (temporary / "part").mkdir()
+            (temporary / "part" / "weights").write_bytes(number)
+        (path / "part" / ".DS_Store").touch()
+    (path / "part" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(RunError, match=r"holds 'part/mine.jpg', which was not made by"), atomic_write_dir(path):
+        raise AssertionError("nothing may be written before the refusal")
+    with pytest.raises(RunError, match="was not made by"), atomic_write_dir(path / "part" / "mine.jpg"):
+        raise AssertionError("a file is not replaced by a folder")
+    assert (path / "part" / "mine.jpg").read_bytes() == b"mine" and (path / "part" / "weights").read_bytes() == b"2"
+
+
 def test_photographs_that_arrive_while_a_folder_is_written_stay(tmp_path: Path) -> None:
     path = tmp_path / "model"
     with pytest.raises(RunError, match="was not made by this program"), atomic_write_dir(path):
