@@ -175,7 +175,7 @@ def test_a_job_stops_goes_on_and_leaves_a_file_that_is_read_back(
         section["model"] |= {"quantize": True, "qtype": "int8", "int8_matmul": kind == "lora"}
         result = run_py(write_job(section))
         assert result.returncode == 0, result.stdout + result.stderr
-        words = "balanced, rank 3" if kind == "lokr" else "rank 3"
+        words = f"{'balanced, ' if kind == 'lokr' else ''}rank 3, alpha 1.5"
         assert f"{kind} {words} on 24 layers: " in result.stdout
         counts = re.findall(r"(?:on 24 layers: |: 24 layers, )([\d,]+) trainable parameters", result.stdout)
         assert len(counts) == 2 and len(set(counts)) == 1  # the plan and the network

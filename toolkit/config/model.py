@@ -60,7 +60,8 @@ def _without_tag(value: Any) -> Any:
     if not isinstance(value, str):
         return value
     name = value.split(":")[0]
-    if model := _OTHER_ARCHS.get(name.strip().lower()):
+    folded = name.strip().lower()
+    if folded not in FAMILIES and (model := _OTHER_ARCHS.get(folded)):
         remedy = "'qwen_image_edit_plus' is Qwen-Image-Edit-2509 and 2511; or leave this key out."
         raise value_error(f"{name!r} is {model}, which cannot be trained yet. {remedy}")
     return name
