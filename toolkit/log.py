@@ -278,14 +278,16 @@ class StatusLine:
         self._terminal = self._stream.isatty()
         self._every_s, self._clock = every_s, clock
         self._next_s = float("-inf")
+        self._quiet_since = clock()
         self._shown = ""
 
-    def update(self, text: str) -> None:
-        """Shows the newest state."""
+    def update(self, text: str, at_once: bool = True) -> None:
+        """Shows the newest state. at_once: False for what is over soon as a rule, whose first plain line can wait."""
         if self._terminal:
             self._draw(text)
-        elif self._clock() >= self._next_s:
-            self._next_s = self._clock() + self._every_s
+        elif self._clock() >= (self._next_s if at_once else self._quiet_since + self._every_s):
+            self._quiet_since = self._clock()
+            self._next_s = self._quiet_since + self._every_s
             self._stream.write(escape_controls(text) + "\n")
         self._stream.flush()
 
@@ -309,7 +311,7 @@ class StatusLine:
         if text:
             self._stream.write(escape_controls(text) + "\n")
         self._stream.flush()
-        self._next_s = float("-inf")
+        self._next_s, self._quiet_since = float("-inf"), self._clock()
 
     def _draw(self, text: str) -> None:
         # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut

@@ -80,7 +80,7 @@ class Setup(Generic[DataT]):
 
     def watch_sampling(self, index: int, step: int, steps: int) -> bool:
         """Shows how far a sample image is; True where a signal requests a stop (`Sampler.watch`)."""
-        self.status.update(f"sample image {index + 1}, step {step}/{steps}")
+        self.status.update(f"sample image {index + 1}, step {step}/{steps}", at_once=False)
         return self.request.requested
 
 

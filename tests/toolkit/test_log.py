@@ -135,6 +135,18 @@ def test_status_never_wraps(monkeypatch: pytest.MonkeyPatch) -> None:
     assert terminal.shown() == ["x" * 19]
 
 
+def test_what_is_over_soon_has_no_plain_line() -> None:
+    pipe, now = io.StringIO(), [0.0]
+    status = StatusLine(pipe, every_s=10, clock=lambda: now[0])
+    for second in (1, 9, 11, 12):
+        now[0] = second
+        status.update(f"image at {second}", at_once=False)
+    status.finish()
+    status.update("image", at_once=False)
+    status.update("step 1")
+    assert pipe.getvalue().splitlines() == ["image at 11", "step 1"]
+
+
 def test_a_plan_is_broken_between_words_on_a_terminal_only(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "31")
     text = "zuzu\n  output/zuzu/a-long-folder/pictures: 15 x 10 = 150 samples"
