@@ -7,6 +7,7 @@ import errno
 import glob
 import hashlib
 import json
+import logging
 import os
 import re
 import shutil
@@ -20,6 +21,8 @@ from typing import IO, BinaryIO
 from toolkit.errors import RunError, UserError
 from toolkit.redact import redact_json, redact_text
 from toolkit.version import NAME
+
+logger = logging.getLogger(__name__)
 
 try:
     import fcntl
@@ -104,14 +107,14 @@ def is_own_folder(path: Path, known_by: str = "") -> bool:
         return False
     names = {entry.name for entry in path.iterdir()}
     is_marked = not names.isdisjoint({MARKER, *_EARLIER_MARKERS})
-    return not names or known_by in names or (is_marked and not _added(path))
+    return not names or known_by in names or (is_marked and not added_to(path))
 
 
 def refusal(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
     """Why what is at `path` must not be replaced; empty: nothing is there, or it is the program's own."""
     if not os.path.lexists(path) or is_own(path):
         return ""
-    named = f"'{path}' holds '{added}', which" if (added := _added(path)) else f"'{path}'"
+    named = f"'{path}' holds '{added}', which" if (added := added_to(path)) else f"'{path}'"
     return f"{named} was not made by this program, so it is never replaced. Move it away, or give another place."
 
 
@@ -122,7 +125,7 @@ def _files_in(folder: Path) -> set[str]:
     return {file.relative_to(folder).as_posix() for file in files if file.name not in _OF_FILE_MANAGERS} - {MARKER}
 
 
-def _added(folder: Path) -> str:
+def added_to(folder: Path) -> str:
     """The first file of a folder that its marker does not list; empty where there is none, or no list."""
     try:
         listed = json.loads(read_regular(folder / MARKER)).get("files")
@@ -135,8 +138,9 @@ def _added(folder: Path) -> str:
 def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
     """The same for a folder: the block fills the temporary one, which is there already, and flushes its files.
 
-    Cleans up after an earlier attempt that was killed (`settle`). Raises RunError for a folder that the program did not
-    make (`is_own_folder`), and where the disk cannot be written.
+    Cleans up after an earlier attempt that was killed (`settle`). A folder of a run that somebody has added to is moved
+    aside, not replaced. Raises RunError for a folder that the program did not make (`is_own_folder`), and where the
+    disk cannot be written.
     """
     with os_error_as_run_error(path):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -151,6 +155,8 @@ def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
                 for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
                     fsync(folder)
                 _require_own(path, known_by)
+                if added_to(path):
+                    logger.warning(f"{path}: was added to, and is {move_folder_aside(path)} from here on")
                 replace_folder(temporary, path)
         finally:
             shutil.rmtree(temporary, ignore_errors=True)

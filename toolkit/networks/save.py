@@ -15,7 +15,7 @@ from torch import Tensor
 
 from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.files import atomic_write, fsync, os_error_as_run_error, remove, write_json
+from toolkit.files import added_to, atomic_write, fsync, os_error_as_run_error, remove, write_json
 from toolkit.run_files import step_files
 from toolkit.safetensors_io import (
     LENGTH_BYTES,
@@ -98,10 +98,11 @@ def bytes_of(tensor: Tensor) -> memoryview:
 
 
 def remove_old_step_files(folder: Path, name: str, keep: int) -> list[Path]:
-    """Deletes all but the newest `keep` step files, by their step number; 0 keeps all. Returns what was deleted."""
+    """Deletes all but the newest `keep` step files, by their step number; 0 keeps all. A model folder that somebody has
+    added to stays. Returns what was deleted."""
     by_step = step_files(folder, name)
     surplus = sorted(by_step)[:-keep] if keep else []
-    old = [path for step in surplus for path in by_step[step]]
+    old = [path for step in surplus for path in by_step[step] if not added_to(path)]
     for path in old:
         remove(path)
     return old

@@ -7,6 +7,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file
 
 from toolkit.errors import RunError
+from toolkit.files import atomic_write_dir
 from toolkit.networks.save import is_finite, remove_old_step_files, save_network, weights_digest
 from toolkit.run_files import final_files, step_file
 
@@ -127,9 +128,13 @@ def test_model_folders_are_step_files_too_and_other_folders_are_not(tmp_path: Pa
     (tmp_path / "job_000000000").mkdir()  # such as the run of another process
     (tmp_path / "job_000000000" / "job.safetensors").touch()
     assert [path.name for path in final_files(tmp_path, "job")] == ["job"]
+    with atomic_write_dir(tmp_path / "job_000000000_raw") as folder:
+        (folder / "model_index.json").touch()
+    (tmp_path / "job_000000000_raw" / "notes.txt").touch()  # somebody's
     removed = remove_old_step_files(tmp_path, "job", keep=1)
     assert [path.name for path in removed] == ["job_000000001", "job_000000001_raw"]
-    assert {path.name for path in tmp_path.iterdir()} == {"job", "job_000000000", "job_000000002"}
+    assert {path.name for path in tmp_path.iterdir()} >= {"job", "job_000000000", "job_000000002"}
+    assert (tmp_path / "job_000000000_raw" / "notes.txt").exists()
 
 
 def test_zero_keeps_all(tmp_path: Path) -> None:
