@@ -6,11 +6,28 @@ import multiprocessing
 import os
 import signal
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 from toolkit import distributed
 from toolkit.distributed_env import read_distributed_env
+
+
+@contextmanager
+def alarm(seconds: int) -> Iterator[None]:
+    """Fails where the block takes longer."""
+
+    def ring(*_: object) -> None:
+        raise AssertionError(f"still at work after {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, ring)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
 
 
 def free_port() -> int:

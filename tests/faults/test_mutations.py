@@ -5,10 +5,8 @@ from __future__ import annotations
 import copy
 import json
 import os
-import signal
 import warnings
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -23,6 +21,7 @@ from safetensors.torch import save_file
 from jobs.dry_run import plan_job
 from tests.conftest import ROOT
 from tests.faults.conftest import draw_pictures
+from tests.processes import alarm
 from tests.toolkit.data.conftest import FakeModel, make_dataset
 from tests.toolkit.train.states import make_run, saved
 from toolkit.config import load_job
@@ -156,26 +155,10 @@ TOOLS: dict[str, dict[str, object]] = {
 """Tool -> keys of a section; not each is valid: what is refused at the start is a case as well."""
 
 
-@contextmanager
-def within(seconds: int) -> Iterator[None]:
-    """Raises TimeoutError in a block that hangs."""
-
-    def stop(*_: object) -> None:
-        raise TimeoutError(f"no end after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, stop)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
-
-
 def refused_or_done(what: object, action: Callable[[], object]) -> bool:
     """Whether the action came to its end; an error has to be the user's or the run's, of a few lines."""
     try:
-        with within(60):
+        with alarm(60):
             action()
     except (UserError, RunError) as error:
         assert "Traceback" not in str(error), (what, error)

@@ -5,10 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
-import signal
 import sys
-from collections.abc import Iterator
-from contextlib import contextmanager
 from html import unescape
 from pathlib import Path
 
@@ -18,6 +15,7 @@ from PIL import Image
 from extensions.report.page import report_page
 from tests.extensions.report.conftest import PROMPT, SECRET
 from tests.html_browser import Browser
+from tests.processes import alarm
 from toolkit.html_page import is_page
 from toolkit.train.diagrams import draw_diagrams
 from toolkit.train.run_reader import (
@@ -34,22 +32,6 @@ HUGE = b'{"step": 1%s, "time": 5, "event": [], "loss": 1%s}\n{"step": 7, "loss":
     (b"0" * 400,) * 4
 )
 """A line of numbers that no float can be, and one of such a loss."""
-
-
-@contextmanager
-def alarm(seconds: int) -> Iterator[None]:
-    """Fails where the block takes longer."""
-
-    def ring(*_: object) -> None:
-        raise AssertionError(f"still at work after {seconds} s")
-
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.alarm(seconds)
-    try:
-        yield
-    finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
 
 
 def write_page(run: Path, **how: bool) -> Path:
