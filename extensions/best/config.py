@@ -14,7 +14,7 @@ from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device, DiffusionSection
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import RunError, UserError
-from toolkit.files import file_in_the_way, refusal
+from toolkit.files import file_in_the_way, read_regular, refusal
 from toolkit.run_files import best_stem
 from toolkit.safetensors_io import is_own_file
 from toolkit.train.run_job import training_section
@@ -125,7 +125,7 @@ class BestConfig(ToolConfig):
 def _is_measurement(path: Path) -> bool:
     """Whether a file has the numbers that `best` writes."""
     try:
-        document = json.loads(path.read_bytes())
+        document = json.loads(read_regular(path))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(document, dict) and "recommended" in document

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 from toolkit.host_memory import free_host_memory
+from toolkit.memory.flops import RECOMPUTED, WEIGHTS_PER_TOKEN
 from toolkit.network_kinds import KINDS, ActivationUnits, Pair
 
 FRAGMENTATION = 1.08
@@ -156,19 +157,13 @@ HOST_SHARE = {"none": 0.55, "cheap": 1.65, "keep_attention": 1.6, "full": 1.0, "
 """The host's time for an uncompiled block by level, as a share of that of `full`: selective checkpointing asks Python
 about every operation, twice. CPU time of blocks too small to compute, torch 2.13; `full_offload` is an assumption."""
 
-RECOMPUTED = {"none": 0, "cheap": 0, "keep_attention": 1, "full": 1, "full_offload": 1}
-"""How often a level computes the linear layers again."""
-
-WEIGHTS_PER_TOKEN = 12
-"""Weights of a block that a token is multiplied with, in units of the squared width: attention's four, the MLP's two of
-four times the width."""
-
 
 def step_seconds(level: str, work: StepShape, flops: float) -> float:
     """Seconds that a micro-step takes at a level where blocks are not compiled: those of the GPU or those of the host,
     whichever are more. flops: of the GPU per second. Attention is left out, so the GPU's are too few for large images,
     where they are more than the host's anyway."""
-    of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + RECOMPUTED[level]) / flops
+    linear, _ = RECOMPUTED[level]
+    of_gpu = 2 * WEIGHTS_PER_TOKEN * work.width**2 * work.tokens * (2 + linear) / flops
     return work.blocks * max(of_gpu, EAGER_KERNELS * HOST_SECONDS * HOST_SHARE[level])
 
 
