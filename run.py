@@ -21,13 +21,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from jobs import ExtensionJob, JobOptions, exit, multi_run
-from toolkit import distributed, log, redact, signals
-from toolkit.distributed_env import DistributedEnv, read_distributed_env
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, UserError
 from toolkit.extension import discover
-from toolkit.files import find_config
+from toolkit.files import log, redact
+from toolkit.files.writing import find_config
 from toolkit.fluxflow_keys import split_flags
-from toolkit.torch_version import check_torch_version, prepare_allocator
+from toolkit.system import distributed, signals
+from toolkit.system.distributed_env import DistributedEnv, read_distributed_env
+from toolkit.system.torch_version import check_torch_version, prepare_allocator
 
 TOOL_NAME = re.compile(r"[a-z][a-z0-9_]*")
 """What the name of a tool looks like; a config of that name is meant by its ending (`report.yaml`)."""

@@ -65,7 +65,7 @@ def picture_rates(folder: Path, asked: argparse.Namespace) -> dict[str, float]:
 
     from toolkit.data.images import inspect_image, open_image, resize_cover_crop, to_tensor
     from toolkit.data.items import bucket_for
-    from toolkit.interfaces import Sample, Size
+    from toolkit.data.types import Sample, Size
 
     torch.set_num_threads(1)
     files = write_photos(folder / "photos", asked.pictures)
@@ -106,7 +106,7 @@ def build_cache(folder: Path, samples: Sequence, crop: object) -> None:
 
     from toolkit.data.cache import TensorCache
     from toolkit.data.latent_cache import CachePair, encode_items
-    from toolkit.interfaces import BucketedSample
+    from toolkit.data.types import BucketedSample
 
     idle = SimpleNamespace(
         cache_key=lambda part: part,

@@ -29,7 +29,7 @@ ROOT = Path(__file__).resolve().parent.parent
 if str(ROOT) not in sys.path:
     sys.path.insert(0, str(ROOT))
 
-from toolkit.torch_version import prepare_allocator  # noqa: E402
+from toolkit.system.torch_version import prepare_allocator  # noqa: E402
 
 prepare_allocator()  # as run.py does: rows measure the allocator that users have, which reads this with the import
 

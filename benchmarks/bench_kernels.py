@@ -37,10 +37,10 @@ from benchmarks.simulation import DEVICE, FOLLOWED, as_on_a_device, batch_of, lo
 from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, write_model  # noqa: E402
 from extensions.sd_trainer.setup import attach_network, build_block_runner  # noqa: E402
 from toolkit.config.train import CompileConfig  # noqa: E402
-from toolkit.device import DTYPES  # noqa: E402
 from toolkit.memory.block_runner import BlockRunner  # noqa: E402
 from toolkit.memory.quantization import quantizer  # noqa: E402
 from toolkit.models.families import ModelLoadOptions  # noqa: E402
+from toolkit.system.device import DTYPES  # noqa: E402
 
 BLOCKS = 60
 ROWS = {

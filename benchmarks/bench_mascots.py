@@ -35,8 +35,9 @@ from extensions.mascots.words import caption, edit, edit_of_two  # noqa: E402
 from toolkit.config.model import ModelConfig  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402
 from toolkit.data.latent_cache import CachePair, ItemEncoder  # noqa: E402
-from toolkit.interfaces import DiffusionModel, Size  # noqa: E402
+from toolkit.data.types import Size  # noqa: E402
 from toolkit.models.families import family_for  # noqa: E402
+from toolkit.models.interface import DiffusionModel  # noqa: E402
 from toolkit.models.loading import model_folder  # noqa: E402
 from toolkit.networks.applied import AppliedAdapters  # noqa: E402
 from toolkit.networks.lora_formats import load_adapter_file  # noqa: E402

@@ -28,7 +28,7 @@ from benchmarks import report  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.memory_inputs import group_items  # noqa: E402
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
-from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB  # noqa: E402
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model  # noqa: E402
 

@@ -33,8 +33,8 @@ from toolkit.data.cache import TensorCache  # noqa: E402
 from toolkit.data.dataloader import BatchLoader  # noqa: E402
 from toolkit.data.epoch_order import EpochSource, epoch_batches  # noqa: E402
 from toolkit.data.latent_cache import CachePair, encode_items  # noqa: E402
-from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
-from toolkit.log import StatusLine  # noqa: E402
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
+from toolkit.files.log import StatusLine  # noqa: E402
 from toolkit.optim.ema import Ema  # noqa: E402
 from toolkit.train.callbacks.metrics import MetricsCallback  # noqa: E402
 from toolkit.train.callbacks.status import StatusCallback  # noqa: E402

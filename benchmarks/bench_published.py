@@ -26,7 +26,7 @@ from benchmarks.synthetic import RANK, ModelSize  # noqa: E402
 from extensions.sd_trainer.config import SdTrainerConfig  # noqa: E402
 from extensions.sd_trainer.memory_inputs import LETTERS_PER_TOKEN, group_items  # noqa: E402
 from extensions.sd_trainer.memory_plan import Machine, plan_memory  # noqa: E402
-from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size  # noqa: E402
 from toolkit.memory.estimate import GB, MemoryEstimate  # noqa: E402
 from toolkit.models.qwen_edit.sizes import footprint  # noqa: E402
 

@@ -21,7 +21,7 @@ from benchmarks.loops import OurLoop  # noqa: E402
 from benchmarks.synthetic import DTYPES, RANK, SIZES, write_model  # noqa: E402
 from toolkit.data.cache import TensorCache  # noqa: E402
 from toolkit.data.latent_cache import CachePair, ItemEncoder  # noqa: E402
-from toolkit.interfaces import Size  # noqa: E402
+from toolkit.data.types import Size  # noqa: E402
 from toolkit.train.sampling import SamplePrompt, Sampler  # noqa: E402
 
 PHOTO = ROOT / "config" / "examples" / "photos" / "40_photo" / "coffee.jpg"

@@ -98,7 +98,7 @@ def plain_batches(paths: Sequence[Path], resolution: int) -> Iterator[object]:
 
     from toolkit.data.images import open_image, resize_cover_crop, to_tensor
     from toolkit.data.items import bucket_for
-    from toolkit.interfaces import Size
+    from toolkit.data.types import Size
 
     waiting = []
     for data, _ in plain_samples(paths):

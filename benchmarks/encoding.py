@@ -22,11 +22,11 @@ from benchmarks.random_weights import DEVIATION
 from benchmarks.synthetic import SEED
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, encode_items
-from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.models.qwen_edit.tiny import write_tiny_model
-from toolkit.seeding import global_generator, key
+from toolkit.system.seeding import global_generator, key
 
 CAPTION = "a photo of a person, portrait, smiling, studio light, a cup of coffee"
 

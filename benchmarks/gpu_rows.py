@@ -32,12 +32,13 @@ from jobs.process.trainer import Setup
 from toolkit.config.loader import load_job
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.run_plan import RunPlan
-from toolkit.device import is_out_of_memory
+from toolkit.data.types import PromptEmbeds
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import PromptEmbeds, StepResult
 from toolkit.memory import flops
 from toolkit.models.families import ModelLoadOptions
+from toolkit.system.device import is_out_of_memory
 from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 KERNELS = "kernels"

@@ -30,8 +30,8 @@ from benchmarks import report, timing  # noqa: E402
 from extensions.mascots import drawing, mascot  # noqa: E402
 from extensions.mascots.drawing import draw  # noqa: E402
 from extensions.mascots.mascot import ALL, NONE, Casting, Lots, Mascot, random_mascot  # noqa: E402
-from toolkit.files import atomic_write, sha256_of  # noqa: E402
-from toolkit.seeding import generator, global_generator  # noqa: E402
+from toolkit.files.writing import atomic_write, sha256_of  # noqa: E402
+from toolkit.system.seeding import generator, global_generator  # noqa: E402
 
 SIDE = 64
 """Pixels along a side of what the network sees."""

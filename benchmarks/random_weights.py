@@ -20,12 +20,12 @@ from accelerate import init_empty_weights
 from diffusers import QwenImageTransformer2DModel
 
 from benchmarks.synthetic import SEED, SIZES, EncoderlessModel, ModelSize, make_transformer, write_scheduler
+from toolkit.files.safetensors_io import framed
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.family import QwenEditFamily
 from toolkit.models.qwen_edit.sizes import PUBLISHED
-from toolkit.safetensors_io import framed
-from toolkit.seeding import key
+from toolkit.system.seeding import key
 
 DEVIATION = 0.02
 """Of the drawn weights: small enough that streams stay finite through all blocks."""

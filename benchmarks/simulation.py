@@ -32,15 +32,15 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner, build_roles
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
-from toolkit.device import DTYPES
-from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import BatchSpec, PromptEmbeds
+from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.memory import block_runner, quantization
 from toolkit.memory.offload import ActivationOffload, HostBlock
 from toolkit.memory.quantization import quantizer
 from toolkit.models import loading
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.modulation_cache import CHUNK, MOST_ROWS, ModulationCache
+from toolkit.system.device import DTYPES
+from toolkit.system.distributed import ProcessGroup
 from toolkit.train import loop, metrics_buffer
 from toolkit.train.base_model import cpu_block_indices
 from toolkit.train.flow_step import FlowMatchingStep

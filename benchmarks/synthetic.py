@@ -17,11 +17,11 @@ from PIL import Image
 from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
-from toolkit.interfaces import BatchSpec, PromptEmbeds, Size
+from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.model import QwenEditModel
-from toolkit.seeding import generator, global_generator
+from toolkit.system.seeding import generator, global_generator
 
 diffusers_logging.set_verbosity_error()  # it remarks on every cast
 

@@ -21,12 +21,13 @@ from extensions.vae_trainer.config import VaeTrainerConfig
 from toolkit.config.autoencoder_losses import VAE
 from toolkit.data.epoch_order import EpochSource, epoch_batches
 from toolkit.data.pixels import PixelLoader
-from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import BatchSpec, StepResult
+from toolkit.data.types import BatchSpec
 from toolkit.models.autoencoder_losses import kl_weight
 from toolkit.models.autoencoders import make_autoencoder
-from toolkit.seeding import generator
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.seeding import generator
 from toolkit.train.autoencoder_step import AutoencoderStep, trained_parameters
+from toolkit.train.interface import StepResult
 from toolkit.train.loop import train
 from toolkit.train.roles import build_role
 from toolkit.train.run import Callback, Run

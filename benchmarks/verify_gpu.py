@@ -36,9 +36,9 @@ import yaml  # noqa: E402
 from benchmarks import cuda_report, gpu_rows, kernel_rates, report  # noqa: E402
 from benchmarks.device_timer import device_name  # noqa: E402
 from benchmarks.random_weights import DRAWN_SIZES  # noqa: E402
-from toolkit.device import pinned  # noqa: E402
 from toolkit.errors import UserError  # noqa: E402
 from toolkit.optim.optimizers import build_optimizer, step_if  # noqa: E402
+from toolkit.system.device import pinned  # noqa: E402
 
 QUICKSTART = ROOT / "config" / "examples" / "quickstart.yaml"
 LORA_LAYERS = 14

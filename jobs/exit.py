@@ -13,8 +13,8 @@ import traceback
 from collections.abc import Callable, Iterator
 
 from toolkit.errors import EXIT_FAILURE, EXIT_SIGINT, Interrupted, ReportedExit, RunError, UserError
-from toolkit.log import escape_controls
-from toolkit.redact import redact_text
+from toolkit.files.log import escape_controls
+from toolkit.files.redact import redact_text
 
 OWN_PACKAGES = ("toolkit", "jobs", "extensions")
 """A module missing from these is an error in code; nothing that could be installed brings it."""

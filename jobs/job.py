@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from toolkit.distributed import ProcessGroup
 from toolkit.errors import RunError, UserError, did_you_mean
+from toolkit.system.distributed import ProcessGroup
 
 if TYPE_CHECKING:
     from jobs.job_state import JobState
@@ -64,7 +64,7 @@ class BaseJob:
     def device(self) -> str:
         """PyTorch's name of the best device there is, that of this rank where there are several: "cuda:0", "mps" or
         "cpu". A process with a `device` key of its own goes by that."""
-        from toolkit.device import pick_device  # here: it imports torch
+        from toolkit.system.device import pick_device  # here: it imports torch
 
         return str(self.process_group.device(pick_device("auto")))
 

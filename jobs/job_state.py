@@ -15,9 +15,9 @@ from typing import TYPE_CHECKING, Any
 
 from toolkit.config.process import JobContext, ProcessConfig, job_state_file
 from toolkit.errors import RunError
-from toolkit.files import write_json
-from toolkit.redact import redact_json, redact_text
-from toolkit.run_files import finished_processes
+from toolkit.files.redact import redact_json, redact_text
+from toolkit.files.run_files import finished_processes
+from toolkit.files.writing import write_json
 
 if TYPE_CHECKING:
     from toolkit.config import JobConfig, ProcessEntry

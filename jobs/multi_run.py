@@ -11,7 +11,7 @@ from types import FrameType
 from typing import Any
 
 from toolkit.errors import EXIT_DONE, EXIT_FAILURE, EXIT_MISTAKE
-from toolkit.signals import EXIT_CODES, to_handle
+from toolkit.system.signals import EXIT_CODES, to_handle
 
 STOP_CODES = frozenset(EXIT_CODES.values())
 

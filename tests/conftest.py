@@ -27,7 +27,7 @@ from benchmarks.cuda_report import (  # noqa: F401 - hooks of pytest
 from tests.faults.nursery import Child, Nursery
 from tests.html_browser import Browser, opened_browser
 from tests.processes import environment, free_port
-from toolkit.log import OWN_LOGGERS
+from toolkit.files.log import OWN_LOGGERS
 
 ROOT = Path(__file__).resolve().parent.parent
 

@@ -27,7 +27,7 @@ from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLIm
 
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, EncodedDataset, encode_items
-from toolkit.interfaces import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
+from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.train.sampling import SamplePrompt

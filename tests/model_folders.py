@@ -6,8 +6,8 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+from toolkit.files.safetensors_io import framed
 from toolkit.models.qwen_edit.family import FAMILY
-from toolkit.safetensors_io import framed
 
 OURS = "QwenImageEditPlusPipeline"
 COMMIT = "a" * 40

@@ -10,8 +10,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from toolkit import distributed
-from toolkit.distributed_env import read_distributed_env
+from toolkit.system import distributed
+from toolkit.system.distributed_env import read_distributed_env
 
 
 @contextmanager

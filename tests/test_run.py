@@ -361,7 +361,7 @@ finally:
 
 SAVES = """
 import time
-from toolkit import signals
+from toolkit.system import signals
 from toolkit.errors import Interrupted
 with signals.defer_signals() as request:
     print('ready', flush=True)

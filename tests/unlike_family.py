@@ -21,10 +21,11 @@ from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from toolkit.interfaces import EMBEDS, BlockForward, BlockWrapper, DiffusionModel, ModelFacts, PromptEmbeds, Size
+from toolkit.data.types import EMBEDS, PromptEmbeds, Size
 from toolkit.models.families import EncoderSize, ModelFamily, ModelLoadOptions, ModelSizeInfo
+from toolkit.models.interface import BlockForward, BlockWrapper, DiffusionModel, ModelFacts
 from toolkit.models.loading import WEIGHTS, ShardReader, fill, weights_hash
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 WIDTH, BLOCKS, TEXT_WIDTH, POOLED = 32, 3, 12, 5
 

@@ -22,8 +22,8 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import Interrupted, RunError, UserError, did_you_mean
-from toolkit.files import EXTENSIONS_ROOT
-from toolkit.log import show_extension
+from toolkit.files.log import show_extension
+from toolkit.files.writing import EXTENSIONS_ROOT
 
 if TYPE_CHECKING:
     from pydantic import BaseModel

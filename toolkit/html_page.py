@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from urllib.parse import quote
 
-from toolkit.files import open_regular
+from toolkit.files.writing import open_regular
 
 if TYPE_CHECKING:
     from PIL.Image import Image

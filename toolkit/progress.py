@@ -7,7 +7,7 @@ from collections import defaultdict
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
 
 
 class Timer:
@@ -53,7 +53,7 @@ class Timer:
 
 
 class ProgressBar:
-    """Progress on the status line (`toolkit.log.StatusLine`), with methods of tqdm: `12/40 encode | 3 new`."""
+    """Progress on the status line (`toolkit.files.log.StatusLine`), with methods of tqdm: `12/40 encode | 3 new`."""
 
     def __init__(self, total: int | None = None, desc: str = "") -> None:
         """total: None where it is not known."""

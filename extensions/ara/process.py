@@ -17,17 +17,18 @@ from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.data.cache import TensorCache
 from toolkit.data.latent_cache import CachePair, ItemEncoder, encode_items
+from toolkit.data.types import Size
 from toolkit.data.validation_split import scan_and_split
-from toolkit.device import DTYPES, check_device, pick_device, use_device
 from toolkit.errors import RunError
-from toolkit.files import refusal
-from toolkit.interfaces import DiffusionModel, Size
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
+from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.writing import refusal
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.quantization import MakeLowRank
 from toolkit.models.families import model_bytes
+from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import checked_family
-from toolkit.safetensors_io import is_own_file
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 from toolkit.train.base_model import load_base_model
 from toolkit.train.recovery import RecoveryMaker
 from toolkit.train.sampling import SamplePrompt, Sampler

@@ -14,9 +14,9 @@ from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device, DiffusionSection
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import RunError, UserError
-from toolkit.files import file_in_the_way, read_regular, refusal
-from toolkit.run_files import best_stem
-from toolkit.safetensors_io import is_own_file
+from toolkit.files.run_files import best_stem
+from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.writing import file_in_the_way, read_regular, refusal
 from toolkit.train.run_job import training_section
 from toolkit.train.run_reader import NetworkFile, RunInfo, list_network_files, read_run
 

@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn import functional
 
 from toolkit.data.images import to_tensor
-from toolkit.device import check_device
 from toolkit.errors import UserError
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import reading
+from toolkit.system.device import check_device
 
 KEY = "embedder"
 MEAN, STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)

@@ -23,17 +23,18 @@ from toolkit.data.cache import TensorCache
 from toolkit.data.images import open_image
 from toolkit.data.latent_cache import CachePair, CacheStores, ItemEncoder, encode_items
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import as_measured, scan_and_split
-from toolkit.device import DTYPES, check_device, pick_device, use_device
-from toolkit.files import atomic_write, os_error_as_run_error, write_json
-from toolkit.interfaces import BucketedSample, DiffusionModel, ModelFacts, Size
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import atomic_write, os_error_as_run_error, write_json
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
+from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import checked_family
 from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import load_adapter_file
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 from toolkit.train.base_model import load_base_model
 from toolkit.train.sampling import SamplePrompt, Sampler, sample_prompts
 from toolkit.train.validation import Validator

@@ -18,7 +18,7 @@ from toolkit.config.sections import DiffusionSection
 from toolkit.config.tool import ToolConfig
 from toolkit.errors import UserError
 from toolkit.extension import discover
-from toolkit.files import CACHE_FOLDER, find_config
+from toolkit.files.writing import CACHE_FOLDER, find_config
 from toolkit.train.run_reader import RunStatus, list_runs
 
 if TYPE_CHECKING:

@@ -12,12 +12,12 @@ from jobs.process import BaseExtensionProcess
 from toolkit.data.latent_cache import CacheEntry, CacheStores, ItemEncoder, encode_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.validation_split import scan_and_split
-from toolkit.device import DTYPES, check_device, pick_device, use_device
-from toolkit.files import CACHE_FOLDER, readable_size
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import CACHE_FOLDER, readable_size
 from toolkit.memory.quantization import quantizer
 from toolkit.models.families import model_bytes
 from toolkit.models.loading import checked_family, load_model
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 from toolkit.train.sampling import Sampler, sample_prompts
 
 logger = logging.getLogger(__name__)

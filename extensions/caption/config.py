@@ -15,7 +15,7 @@ from toolkit.config.model_files import CAPTIONER, CAPTIONER_TYPE, INDEX, looks_l
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.sections import Device
 from toolkit.config.tool import ToolConfig
-from toolkit.files import file_in_the_way
+from toolkit.files.writing import file_in_the_way
 
 DESCRIBE = (
     "Write a caption of this image for training an image generator, as one paragraph of plain prose. Say what is seen: "

@@ -23,7 +23,7 @@ from toolkit.data.captions import CaptionError, image_name, read_caption
 from toolkit.data.directory import list_folder
 from toolkit.data.images import ImageError
 from toolkit.errors import UserError
-from toolkit.files import atomic_write, fsync, os_error_as_run_error, unused_path, write_text
+from toolkit.files.writing import atomic_write, fsync, os_error_as_run_error, unused_path, write_text
 
 logger = logging.getLogger(__name__)
 

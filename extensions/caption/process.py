@@ -12,11 +12,11 @@ from extensions.caption.files import CaptionedImage, Captions, Table, find_image
 from jobs.process import BaseExtensionProcess
 from toolkit.data.captions import add_prefix, inject_trigger
 from toolkit.data.images import ImageError, open_image
-from toolkit.device import DTYPES, check_device, pick_device, use_device
 from toolkit.errors import RunError
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
 from toolkit.memory.quantization import quantizer
 from toolkit.models.captioner import Captioner, CaptionSettings, captioner_folder, weights_bytes
+from toolkit.system.device import DTYPES, check_device, pick_device, use_device
 
 logger = logging.getLogger(__name__)
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
-from toolkit.files import file_in_the_way
+from toolkit.files.writing import file_in_the_way
 from toolkit.train.diagrams import missing_package
 from toolkit.train.run_reader import runs_in
 

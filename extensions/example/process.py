@@ -7,7 +7,7 @@ from pathlib import Path
 
 from extensions.example.config import ExampleConfig
 from jobs.process import BaseExtensionProcess
-from toolkit.files import write_json
+from toolkit.files.writing import write_json
 
 
 class ExampleProcess(BaseExtensionProcess):

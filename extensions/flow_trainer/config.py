@@ -34,10 +34,11 @@ from toolkit.data.images import ImageError
 from toolkit.data.items import readable_references, refuse_large, refuse_references, scan_items, too_large
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import ValidationSplit, forward_passes, split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
-from toolkit.interfaces import PREDICTIONS, BucketedSample, Size
 from toolkit.models.arguments import autoencoder_fault, faults
+from toolkit.models.interface import PREDICTIONS
 from toolkit.models.latent_flow.family import (
     DEFAULT_MAX_TOKENS,
     FAMILY,

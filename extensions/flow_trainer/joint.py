@@ -20,11 +20,13 @@ from toolkit.data.dataloader import BatchLoader, LatentBatch, halved, loaded_ahe
 from toolkit.data.images import ImageError
 from toolkit.data.pixels import Picture, PixelBatch, PixelLoader, StreamPixels
 from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.types import BatchSpec, PromptEmbeds
 from toolkit.errors import RunError
-from toolkit.interfaces import Backward, BatchSpec, DiffusionModel, PromptEmbeds, StepLosses, TrainStep
 from toolkit.models.autoencoders import Autoencoder, measure_latents
+from toolkit.models.interface import DiffusionModel
 from toolkit.train.autoencoder_step import AutoencoderStep, evaluating
 from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.interface import Backward, StepLosses, TrainStep
 
 
 @dataclass(frozen=True)

@@ -16,7 +16,6 @@ from typing import Any
 from extensions.flow_trainer.config import FLOW, TEXT_ENCODER, FlowTrainerConfig
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.data.run_plan import SaveSize
-from toolkit.distributed_env import read_distributed_env
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     FRAGMENTATION,
@@ -34,6 +33,7 @@ from toolkit.models.latent_flow.family import encoder_width, part_config, part_s
 from toolkit.models.latent_flow.sizes import Shape, TransformerSizes, bert_shapes, transformer_sizes
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
+from toolkit.system.distributed_env import read_distributed_env
 from toolkit.train.accumulation import splits_per_micro_batch
 
 Parts = Mapping[str, float]

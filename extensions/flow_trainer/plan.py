@@ -15,7 +15,7 @@ from toolkit.data.epoch_order import count_batches
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
 from toolkit.data.stream_dataset import StreamDataset
-from toolkit.interfaces import BucketedSample
+from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import Machine, machine_from_config
 from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes, too_short_notes
 from toolkit.train.planning import with_outlook

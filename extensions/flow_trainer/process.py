@@ -32,10 +32,9 @@ from toolkit.data.pixels import Picture, PixelLoader, StreamPixels, stream_sourc
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.device import DTYPES, configure_cuda
+from toolkit.data.types import BatchSource, BatchSpec, BucketedSample
 from toolkit.errors import UserError
 from toolkit.flow.settings import FlowSettings
-from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Network, StepLosses, TrainStep
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend, decide_compiling
 from toolkit.memory.estimate import machine_of
@@ -54,13 +53,16 @@ from toolkit.models.latent_flow.new import refuse_transformer
 from toolkit.models.latent_flow.text import refuse_encoder
 from toolkit.models.perceptual import PerceptualDistance, load_perceptual
 from toolkit.networks.full import FullNetwork, modules_with_weights
+from toolkit.networks.interface import Network
 from toolkit.optim.optimizer_args import optimizer_bytes
+from toolkit.system.device import DTYPES, configure_cuda
 from toolkit.train.autoencoder_step import Adversary, refuse_small_images, trained_parameters
 from toolkit.train.autoencoder_writer import continue_discriminator
 from toolkit.train.callbacks.loss_balance import LossBalance
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation
 from toolkit.train.flow_step import FlowMatchingStep
+from toolkit.train.interface import StepLosses, TrainStep
 from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.resumption import ResumePlan

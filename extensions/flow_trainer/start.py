@@ -16,7 +16,7 @@ from extensions.flow_trainer.joint import scale_by
 from toolkit.config.autoencoder import PART
 from toolkit.data.pixels import Picture
 from toolkit.errors import RunError, UserError
-from toolkit.files import atomic_write_dir, sha256_of
+from toolkit.files.writing import atomic_write_dir, sha256_of
 from toolkit.models.autoencoders import Autoencoder, make_autoencoder
 from toolkit.models.hub import download_encoder
 from toolkit.models.latent_flow import new

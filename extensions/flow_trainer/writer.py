@@ -14,7 +14,8 @@ from extensions.flow_trainer.config import FLOW, TEXT_ENCODER
 from extensions.flow_trainer.joint import LatentScale
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, LossesConfig
 from toolkit.config.output import SaveIntervalConfig
-from toolkit.files import atomic_write_dir
+from toolkit.files.run_files import best_stem, step_stem
+from toolkit.files.writing import atomic_write_dir
 from toolkit.models.autoencoders import Autoencoder
 from toolkit.models.latent_flow.family import PIPELINE_CODE, PROJECTION
 from toolkit.models.latent_flow.new import TEXT_WEIGHTS
@@ -22,7 +23,6 @@ from toolkit.models.parts import CUSTOM_PIPELINE, INDEX, place_file, place_parts
 from toolkit.models.perceptual import PerceptualDistance
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
-from toolkit.run_files import best_stem, step_stem
 from toolkit.train.autoencoder_step import Adversary, AutoencoderStep
 from toolkit.train.autoencoder_writer import DISCRIMINATOR_FILE, write_autoencoder
 from toolkit.train.run import Run

@@ -12,7 +12,7 @@ from toolkit.config.field_types import PathStr
 from toolkit.config.output import SampleItem
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.errors import UserError
-from toolkit.picture_files import read_settings
+from toolkit.files.image_files import read_settings
 from toolkit.train.picture_config import PicturesConfig, SeedOrList
 
 

@@ -13,7 +13,7 @@ from toolkit.config.output import SampleItem
 from toolkit.config.process import JobContext
 from toolkit.config.tool import split_strength
 from toolkit.errors import UserError
-from toolkit.picture_files import read_settings
+from toolkit.files.image_files import read_settings
 from toolkit.train.generation import LoraFile, Picture, PictureMaker
 from toolkit.train.picture_config import check_references, is_prompt, read_lines
 

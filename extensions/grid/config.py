@@ -10,7 +10,7 @@ from pydantic import BeforeValidator, Field
 
 from toolkit.config.field_types import PathOrList, PathStr, as_list, schema_of_list
 from toolkit.config.process import Diagnostic, JobContext
-from toolkit.files import refusal
+from toolkit.files.writing import refusal
 from toolkit.html_page import is_page
 from toolkit.train.picture_config import PicturesConfig, SeedOrList, check_loras
 

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from toolkit.files.redact import redact_text
 from toolkit.html_page import Markup, element, link_to, page
-from toolkit.redact import redact_text
 from toolkit.train.generation import LoraFile, Picture
 
 _HERE = Path(__file__).parent

@@ -10,7 +10,7 @@ from extensions.grid.config import INDEX, GridConfig
 from extensions.grid.page import Column, Row, grid_page
 from jobs.process import BaseExtensionProcess
 from toolkit.config.tool import split_strength
-from toolkit.files import write_text
+from toolkit.files.writing import write_text
 from toolkit.train.generation import LoraFile, PictureMaker
 
 logger = logging.getLogger(__name__)

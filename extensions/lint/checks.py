@@ -18,7 +18,7 @@ from toolkit.config.dataset import area_of
 from toolkit.data.captions import nearly_placeholders, usual_word
 from toolkit.data.directory import split_suffix
 from toolkit.data.folder import shorten
-from toolkit.interfaces import PLACEHOLDERS
+from toolkit.data.types import PLACEHOLDERS
 
 if TYPE_CHECKING:
     from extensions.lint.config import LintConfig

@@ -11,7 +11,7 @@ from toolkit.config.field_types import PathStr, as_list, schema_of_list, value_e
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import OWN_PAGES, ToolConfig
 from toolkit.errors import UserError, did_you_mean
-from toolkit.files import file_in_the_way, find_config, refusal
+from toolkit.files.writing import file_in_the_way, find_config, refusal
 from toolkit.html_page import is_page
 
 CHECK_NAMES = (

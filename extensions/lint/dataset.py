@@ -26,11 +26,11 @@ from toolkit.data.image_header import picture_size
 from toolkit.data.images import ImageError, load_alpha, open_image, resize_cover_crop
 from toolkit.data.items import make_items, scan_items
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample
 from toolkit.data.validation_split import split_validation
 from toolkit.errors import DataErrors, InputError, RunError, UserError
 from toolkit.extension import discover
-from toolkit.files import find_config
-from toolkit.interfaces import BucketedSample, ResizeCrop, Sample
+from toolkit.files.writing import find_config
 from toolkit.models.families import family_for
 
 if TYPE_CHECKING:

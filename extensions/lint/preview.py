@@ -9,9 +9,9 @@ from pathlib import Path
 from extensions.lint.checks import CHECKS, Finding
 from extensions.lint.dataset import Dataset, Item
 from toolkit.data.images import ImageError, open_image, resize_cover_crop
+from toolkit.data.types import ResizeCrop
+from toolkit.files.redact import redact_text
 from toolkit.html_page import Content, Markup, element, embedded, page, table
-from toolkit.interfaces import ResizeCrop
-from toolkit.redact import redact_text
 
 MOST_IMAGES = 300
 """Images on a page; those with findings come first."""

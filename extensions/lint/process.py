@@ -15,9 +15,9 @@ from extensions.lint.ignored import Ignored
 from extensions.lint.preview import preview_page
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import RunError
-from toolkit.files import readable_size, refusal, write_text
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import readable_size, refusal, write_text
 from toolkit.html_page import is_page
-from toolkit.log import StatusLine
 
 logger = logging.getLogger(__name__)
 

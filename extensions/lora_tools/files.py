@@ -11,9 +11,9 @@ from torch import Tensor
 
 from extensions.lora_tools.config import RankConfig
 from toolkit.config.model import ModelConfig
-from toolkit.device import DTYPES
 from toolkit.errors import RunError, UserError
-from toolkit.files import refusal
+from toolkit.files.safetensors_io import is_own_file
+from toolkit.files.writing import refusal
 from toolkit.models.families import family_for
 from toolkit.networks.adapter import FILE_PREFIX
 from toolkit.networks.lora_export import AdapterFile, read_adapter
@@ -21,7 +21,7 @@ from toolkit.networks.lora_formats import LayerDelta
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta, within_share
 from toolkit.registry import FAMILIES
-from toolkit.safetensors_io import is_own_file
+from toolkit.system.device import DTYPES
 from toolkit.train.run_job import model_of
 
 logger = logging.getLogger(__name__)

@@ -15,15 +15,15 @@ from extensions.lora_tools.files import Loss, lora_tensors, number_type, read_lo
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import weight_files
-from toolkit.device import DTYPES
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir
+from toolkit.files.writing import atomic_write_dir
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
 from toolkit.networks.lora_export import AdapterFile
 from toolkit.networks.lora_formats import LayerDelta, read_tensors
 from toolkit.networks.save import write_safetensors_verified
 from toolkit.networks.svd import extract_lora
+from toolkit.system.device import DTYPES
 from toolkit.train.run_job import BASE_MODEL
 
 logger = logging.getLogger(__name__)

@@ -15,7 +15,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.field_types import PathStr, as_list, literal_with_aliases, reader_of, schema_of_list, value_error
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.data.run_plan import RunPlan
-from toolkit.files import file_in_the_way, refusal
+from toolkit.files.writing import file_in_the_way, refusal
 
 RECIPE = "mascots.json"
 """In the folder: what decided the pictures."""

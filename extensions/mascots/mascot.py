@@ -10,7 +10,7 @@ from dataclasses import dataclass, field, replace
 from functools import cache
 from typing import Literal, TypeVar
 
-from toolkit.seeding import key, uniform
+from toolkit.system.seeding import key, uniform
 
 T = TypeVar("T")
 

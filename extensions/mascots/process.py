@@ -17,8 +17,8 @@ from extensions.mascots.mascot import Casting, Lots, Pair, random_mascot, scene_
 from extensions.mascots.words import caption_in, edit, edit_of_two
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir, settle, write_json
-from toolkit.seeding import key
+from toolkit.files.writing import atomic_write_dir, settle, write_json
+from toolkit.system.seeding import key
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from pydantic import Field
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig
-from toolkit.files import CONFIG_SUFFIXES, file_in_the_way
+from toolkit.files.writing import CONFIG_SUFFIXES, file_in_the_way
 
 
 class NewConfig(ToolConfig):

@@ -13,9 +13,9 @@ from extensions.new.config import NewConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.errors import RunError
-from toolkit.files import CONFIG_ROOT, TOOLKIT_ROOT, write_text
+from toolkit.files.writing import CONFIG_ROOT, TOOLKIT_ROOT, write_text
 from toolkit.models.families import model_bytes
-from toolkit.nvidia import ACCIDENTAL_CPU_LIMIT, least_memory
+from toolkit.system.nvidia import ACCIDENTAL_CPU_LIMIT, least_memory
 from toolkit.train.next_commands import command
 
 logger = logging.getLogger(__name__)

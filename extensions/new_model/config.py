@@ -11,7 +11,7 @@ from pydantic import Field
 from toolkit.config.field_types import PathStr
 from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
-from toolkit.files import file_in_the_way, refusal
+from toolkit.files.writing import file_in_the_way, refusal
 from toolkit.models.arguments import PUBLISHED, SOURCES, faults
 
 

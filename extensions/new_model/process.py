@@ -13,12 +13,12 @@ from jobs.process import BaseExtensionProcess
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import INDEX
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
+from toolkit.files.run_files import NEW_MODEL
+from toolkit.files.safetensors_io import as_os_error
+from toolkit.files.writing import atomic_write_dir, move_folder_aside, settle, sha256_of, write_json
 from toolkit.models.families import family_for
 from toolkit.models.parts import place_file, place_parts
-from toolkit.run_files import NEW_MODEL
-from toolkit.safetensors_io import as_os_error
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 logger = logging.getLogger(__name__)
 

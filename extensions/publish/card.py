@@ -12,9 +12,9 @@ from huggingface_hub.errors import HfHubHTTPError, HFValidationError, HTTPError,
 
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import UserError
-from toolkit.files import readable_size, sha256_of
+from toolkit.files.writing import readable_size, sha256_of
 from toolkit.models.families import ModelFamily, family_for
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 from toolkit.train.run_job import training_section
 from toolkit.train.run_reader import NetworkFile, RunInfo, SampleImage
 

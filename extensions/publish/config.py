@@ -13,7 +13,7 @@ from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import ToolConfig, flag_of
 from toolkit.errors import RunError
-from toolkit.files import file_in_the_way
+from toolkit.files.writing import file_in_the_way
 from toolkit.train.run_reader import NetworkFile, list_network_files, read_run
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import gettempdir
 
-from toolkit.redact import redact_text
+from toolkit.files.redact import redact_text
 
 _HOMES = (r"/(?:home|Users)/[^/\s\"'<>]+", r"[A-Za-z]:[\\/]+Users[\\/]+[^\\/\s\"'<>]+")
 """Where anybody's files are."""

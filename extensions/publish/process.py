@@ -24,9 +24,9 @@ from jobs.process import BaseExtensionProcess
 from toolkit.config.tool import ToolConfig, load_tool
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
-from toolkit.files import atomic_write, os_error_as_run_error, readable_size
-from toolkit.redact import contains_secret, redact_text
-from toolkit.safetensors_io import merge_files, read_metadata
+from toolkit.files.redact import contains_secret, redact_text
+from toolkit.files.safetensors_io import merge_files, read_metadata
+from toolkit.files.writing import atomic_write, os_error_as_run_error, readable_size
 from toolkit.train.run_reader import NetworkFile, list_samples, read_run
 
 logger = logging.getLogger(__name__)

@@ -10,7 +10,7 @@ from toolkit.config.base import ForeignNames
 from toolkit.config.field_types import PathStr
 from toolkit.config.process import Diagnostic, JobContext
 from toolkit.config.tool import OWN_PAGES, ToolConfig
-from toolkit.files import file_in_the_way, refusal
+from toolkit.files.writing import file_in_the_way, refusal
 from toolkit.html_page import is_page
 from toolkit.train.run_reader import runs_in
 

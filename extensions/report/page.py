@@ -20,10 +20,10 @@ from extensions.report.records import (
 )
 from toolkit.data.images import ImageError, open_image
 from toolkit.errors import UserError
-from toolkit.files import readable_size
+from toolkit.files.redact import redact_text
+from toolkit.files.run_files import duration, final_files, read_status
+from toolkit.files.writing import readable_size
 from toolkit.html_page import Content, Markup, element, embedded, link_to, page, table
-from toolkit.redact import redact_text
-from toolkit.run_files import duration, final_files, read_status
 from toolkit.train.diagrams import History, read_history
 from toolkit.train.next_commands import command, next_commands
 from toolkit.train.run_job import training_section

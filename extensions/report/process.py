@@ -8,7 +8,7 @@ from pathlib import Path
 from extensions.report.config import FILE, ReportConfig
 from extensions.report.page import report_page
 from jobs.process import BaseExtensionProcess
-from toolkit.files import readable_size, refusal, write_text
+from toolkit.files.writing import readable_size, refusal, write_text
 from toolkit.html_page import is_page
 from toolkit.train.run_reader import runs_in
 

@@ -12,10 +12,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from toolkit.files import open_regular, read_regular, sha256_of
-from toolkit.redact import redact, redact_json, redact_text
-from toolkit.run_files import CONFIG, duration, parse_time
-from toolkit.safetensors_io import read_metadata
+from toolkit.files.redact import redact, redact_json, redact_text
+from toolkit.files.run_files import CONFIG, duration, parse_time
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import open_regular, read_regular, sha256_of
 from toolkit.train.checkpoint_store import MANIFEST
 from toolkit.train.diagrams import KL, LOSSES, RATES, TIMES, Curve, History, is_wide
 from toolkit.train.run_reader import (

@@ -15,17 +15,17 @@ from toolkit.config.output import SamplePicture
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.stream_dataset import StreamDataset
-from toolkit.distributed import read_distributed_env
-from toolkit.interfaces import BucketedSample, Size
+from toolkit.data.types import BucketedSample, Size
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, StepWork, of_forward
 from toolkit.models.families import ModelFamily, ModelSizeInfo, family_for
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules
 from toolkit.number_types import DTYPE_BYTES, INT8_SIDE, QTYPE_BYTES
 from toolkit.optim.lr_groups import group_of_layers
 from toolkit.optim.optimizer_args import Shape, optimizer_bytes
-from toolkit.sharded_param import rows_per_rank
+from toolkit.system.distributed import read_distributed_env
+from toolkit.system.sharded_param import rows_per_rank
 from toolkit.train.accumulation import splits_per_micro_batch
 
 

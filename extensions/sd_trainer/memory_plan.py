@@ -34,9 +34,7 @@ from extensions.sd_trainer.memory_inputs import (
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.model import AUTO_RANK
 from toolkit.config.sections import DiffusionSection
-from toolkit.distributed import BUCKET_BYTES, read_distributed_env
 from toolkit.errors import RunError
-from toolkit.host_memory import pinned_bytes
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     ENCODING,
@@ -51,8 +49,10 @@ from toolkit.memory.estimate import (
     step_peak,
 )
 from toolkit.models.families import LOOKAHEAD_BATCHES, MOST_ROWS, family_for
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 from toolkit.number_types import DTYPE_BYTES
+from toolkit.system.distributed import BUCKET_BYTES, read_distributed_env
+from toolkit.system.host_memory import pinned_bytes
 
 WITHOUT_TABLE = 0.9
 """Share of the memory that a job without the modulation cache may take, where `auto` decides: the estimate is right to

@@ -18,9 +18,9 @@ from toolkit.config.network import NetworkConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
 from toolkit.data.run_plan import FolderPlan, RunPlan
-from toolkit.interfaces import TrainState
+from toolkit.files.redact import redact_json
 from toolkit.models.families import family_for
-from toolkit.redact import redact_json
+from toolkit.train.interface import TrainState
 from toolkit.version import NAME, VERSION
 
 _PRECISIONS = {"bfloat16": "bf16", "float16": "fp16", "float32": "no"}

@@ -20,11 +20,11 @@ from toolkit.config.output import SampleConfig
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import PRESERVATIONS, EmaConfig
-from toolkit.distributed_env import read_distributed_env
+from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.interfaces import Size
 from toolkit.models.families import family_for, published_names
 from toolkit.optim.schedules import KEYS, SCHEDULES, remarks
+from toolkit.system.distributed_env import read_distributed_env
 
 OF_ADAPTERS = ("linear", "linear_alpha", "dropout", "rank_dropout", "module_dropout", "loraplus_lr_ratio",
                "scale_weight_norms")  # fmt: skip

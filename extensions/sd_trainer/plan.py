@@ -29,17 +29,17 @@ from toolkit.data.items import readable_references, too_large
 from toolkit.data.run_plan import RunPlan, SaveSize, folder_plans, optimizer_steps
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import BucketedSample, Size
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
-from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import DataErrors, InputError, RunError, UserError
-from toolkit.files import readable_size
-from toolkit.interfaces import BucketedSample, Size
+from toolkit.files.writing import readable_size
 from toolkit.memory.estimate import Machine, MemoryEstimate, machine_from_config
 from toolkit.memory.flops import StepWork
 from toolkit.models.families import family_for, yet_to_come
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 from toolkit.networks.targets import select_target_modules, unused_choices
 from toolkit.number_types import DTYPE_BYTES, QTYPE_ERRORS
+from toolkit.system.distributed_env import read_distributed_env
 from toolkit.train.config_diff import ConfigChange, corrections
 from toolkit.train.outlook import compile_notes, ema_notes, schedule_notes, too_short_notes
 from toolkit.train.planning import with_outlook

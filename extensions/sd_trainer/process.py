@@ -37,32 +37,22 @@ from toolkit.data.run_plan import RunPlan
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
+from toolkit.data.types import Batch, BatchSource, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
-from toolkit.device import DTYPES, check_device, configure_cuda
+from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.flow.settings import FlowSettings
-from toolkit.interfaces import (
-    Batch,
-    BatchSource,
-    BatchSpec,
-    BucketedSample,
-    Cursor,
-    DiffusionModel,
-    MicroBatch,
-    ModelFacts,
-    Network,
-    Sample,
-    Size,
-)
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import check_backend
 from toolkit.memory.estimate import MemoryEstimate, machine_of
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.memory.oom_hints import memory_advice
 from toolkit.models.families import BlockTransform, family_for, model_bytes
+from toolkit.models.interface import DiffusionModel, ModelFacts
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.adapter import LinearAdapterNetwork
+from toolkit.networks.interface import Network
 from toolkit.networks.lora_formats import LayerDelta
-from toolkit.run_files import EVENTS, EventLog
+from toolkit.system.device import DTYPES, check_device, configure_cuda
 from toolkit.train.accumulation import split_spec, splits_per_micro_batch
 from toolkit.train.base_model import load_base_model
 from toolkit.train.callbacks.save import PrepareNetwork

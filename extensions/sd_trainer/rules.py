@@ -11,15 +11,15 @@ from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.process import Diagnostic
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import PRESERVATIONS
-from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import UserError
 from toolkit.models.families import family_for
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 from toolkit.optim.optimizer_args import (
     ELEMENTWISE,
     is_schedule_free,
     requires_single_lr,
 )
+from toolkit.system.distributed_env import read_distributed_env
 
 
 @dataclass(frozen=True)

@@ -17,11 +17,7 @@ from extensions.sd_trainer.memory_inputs import (
 )
 from toolkit.config.sections import DiffusionSection
 from toolkit.data.dataloader import LatentBatch
-from toolkit.device import DTYPES, is_out_of_memory
-from toolkit.distributed import ProcessGroup
-from toolkit.distributed_env import read_distributed_env
 from toolkit.errors import RunError
-from toolkit.interfaces import DiffusionModel, Network
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.compiling import decide_compiling
 from toolkit.memory.int8_calibration import candidates, int8_layers, is_small
@@ -30,10 +26,15 @@ from toolkit.memory.offload import BlockSwap
 from toolkit.memory.oom_hints import memory_advice
 from toolkit.memory.quantization import Int8Matmuls, RowwiseQuantized
 from toolkit.models.families import family_for
+from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import model_folder
-from toolkit.network_kinds import KINDS
+from toolkit.networks.interface import Network
+from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.targets import select_target_modules
+from toolkit.system.device import DTYPES, is_out_of_memory
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.distributed_env import read_distributed_env
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.int8_calibration import Errors, calibrate_int8
 from toolkit.train.optimizer_step import Role

@@ -23,18 +23,18 @@ from torch import Tensor
 from extensions.sd_trainer.metadata import network_module, with_progress
 from toolkit.config.output import SaveConfig
 from toolkit.config.sections import DiffusionSection
-from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.files import atomic_write_dir, write_json
-from toolkit.interfaces import Network
+from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
+from toolkit.files.safetensors_io import as_os_error
+from toolkit.files.writing import atomic_write_dir, write_json
 from toolkit.models.families import family_for
 from toolkit.models.loading import model_folder
 from toolkit.models.parts import INDEX, place_file, place_parts
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.extract_lora import ExtractedLora, extract_network_lora
+from toolkit.networks.interface import Network
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified, write_shards
-from toolkit.run_files import FOLDER_METADATA, NEW_MODEL, best_stem, step_stem
-from toolkit.safetensors_io import as_os_error
+from toolkit.system.device import DTYPES
 from toolkit.train.collectives import network_state_dict
 from toolkit.train.flow_step import NETWORK
 from toolkit.train.run import Run

@@ -11,7 +11,7 @@ from pydantic import Field
 from toolkit.config.field_types import PathOrList, PathStr
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.errors import UserError
-from toolkit.files import file_in_the_way, refusal
+from toolkit.files.writing import file_in_the_way, refusal
 
 
 class TinyModelConfig(ProcessConfig):

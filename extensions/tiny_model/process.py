@@ -7,9 +7,9 @@ import logging
 from extensions.tiny_model.config import TinyModelConfig
 from jobs.process import BaseExtensionProcess
 from toolkit.errors import UserError
-from toolkit.files import atomic_write_dir, settle
+from toolkit.files.safetensors_io import as_os_error
+from toolkit.files.writing import atomic_write_dir, settle
 from toolkit.models.qwen_edit.tiny import TinySpec, is_written, write_tiny_model
-from toolkit.safetensors_io import as_os_error
 
 logger = logging.getLogger(__name__)
 

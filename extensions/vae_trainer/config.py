@@ -30,8 +30,8 @@ from toolkit.data.folder import DatasetScan
 from toolkit.data.items import scan_items
 from toolkit.data.scan_cache import ScanCache
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import BucketedSample
 from toolkit.data.validation_split import ValidationSplit, split_validation
-from toolkit.interfaces import BucketedSample
 from toolkit.models.arguments import autoencoder_fault, faults
 
 Scanned = tuple[DatasetScan, tuple[BucketedSample, ...], ValidationSplit | None]

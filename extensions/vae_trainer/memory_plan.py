@@ -15,8 +15,7 @@ from extensions.vae_trainer.config import VaeTrainerConfig
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, VGG_BLOCKS
 from toolkit.config.dataset import area_of
 from toolkit.data.run_plan import SaveSize
-from toolkit.distributed_env import read_distributed_env
-from toolkit.interfaces import BucketedSample
+from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import (
     CUDA_CONTEXT,
     FRAGMENTATION,
@@ -37,6 +36,7 @@ from toolkit.models.autoencoder_sizes import (
 )
 from toolkit.number_types import DTYPE_BYTES
 from toolkit.optim.optimizer_args import optimizer_bytes
+from toolkit.system.distributed_env import read_distributed_env
 from toolkit.train.accumulation import splits_per_micro_batch
 
 IMAGES = 36

@@ -35,15 +35,15 @@ from toolkit.data.items import bucket_for
 from toolkit.data.pixels import Picture, PixelBatch, PixelLoader, StreamPixels, stream_source
 from toolkit.data.run_plan import RunPlan
 from toolkit.data.stream_dataset import StreamDataset
-from toolkit.device import DTYPES
+from toolkit.data.types import BatchSource, BatchSpec, BucketedSample, Sample
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import BatchSource, BatchSpec, BucketedSample, Sample
+from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.memory.estimate import Machine, machine_of
 from toolkit.models.autoencoders import ARGUMENTS, KINDS, Autoencoder, make_autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.from_config import refuse_arguments
 from toolkit.models.perceptual import PerceptualDistance, load_perceptual
-from toolkit.run_files import EVENTS, EventLog
+from toolkit.system.device import DTYPES
 from toolkit.train.autoencoder_step import (
     Adversary,
     AutoencoderStep,

@@ -11,11 +11,11 @@ from torch import Tensor
 from toolkit.config.autoencoder import CONFIG
 from toolkit.config.autoencoder_losses import VAE
 from toolkit.config.output import SaveIntervalConfig
-from toolkit.files import atomic_write_dir
+from toolkit.files.run_files import best_stem, step_stem
+from toolkit.files.writing import atomic_write_dir
 from toolkit.models.autoencoders import Autoencoder, measure_latents
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
-from toolkit.run_files import best_stem, step_stem
 from toolkit.train.autoencoder_step import evaluating
 from toolkit.train.autoencoder_writer import DISCRIMINATOR_FILE, write_autoencoder
 from toolkit.train.run import Run

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from jobs.process.base import BaseProcess
 from toolkit.config.process import JobContext, ProcessConfig
-from toolkit.files import write_text
-from toolkit.run_files import CONFIG
+from toolkit.files.run_files import CONFIG
+from toolkit.files.writing import write_text
 
 if TYPE_CHECKING:
     from jobs.job import BaseJob

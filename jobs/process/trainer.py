@@ -19,19 +19,20 @@ from typing import Any, Generic, TypeVar, cast
 import torch
 
 from jobs.process.train import BaseTrainProcess
-from toolkit import run_files, signals
 from toolkit.config.sections import TrainerConfig
 from toolkit.config.train import OptimizerConfig
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import RunPlan
-from toolkit.device import is_out_of_memory, pick_device
-from toolkit.distributed import ProcessGroup
 from toolkit.errors import EXIT_DONE, Interrupted, RunError, UserError
-from toolkit.files import refusal
-from toolkit.log import StatusLine, tee_output
+from toolkit.files import run_files
+from toolkit.files.log import StatusLine, tee_output
+from toolkit.files.writing import refusal
 from toolkit.memory.estimate import machine_of
 from toolkit.optim.optimizer_args import ArgumentError, try_optimizer
-from toolkit.signals import StopRequest
+from toolkit.system import signals
+from toolkit.system.device import is_out_of_memory, pick_device
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.signals import StopRequest
 from toolkit.train.callbacks.save import PrepareNetwork
 from toolkit.train.callbacks.standard import Reporting, Samples, Validation, log_of, standard_callbacks
 from toolkit.train.callbacks.status import recorded_end

@@ -12,7 +12,7 @@ from benchmarks import bench_published
 from benchmarks.bench_published import PHASES, ROWS, Row
 from benchmarks.random_weights import DRAWN_SIZES
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "memory.md"
 TWO_BLOCKS = replace(DRAWN_SIZES["published"], layers=2)

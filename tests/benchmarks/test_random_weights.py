@@ -4,11 +4,11 @@ import pytest
 import torch
 
 from benchmarks.random_weights import DRAWN_SIZES, RandomWeightsModel, drawn_models, write_folder
+from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.memory.quantization import QuantizedLinear, quantizer
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.sizes import modules
-from toolkit.safetensors_io import tensor_sizes
 
 
 @pytest.fixture

@@ -18,9 +18,10 @@ from benchmarks.synthetic import PUBLISHED, ModelSize, load_model, make_batch, w
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner
 from toolkit.data.dataloader import LatentBatch
-from toolkit.device import DTYPES
-from toolkit.interfaces import BatchSpec, DiffusionModel
+from toolkit.data.types import BatchSpec
 from toolkit.memory import block_runner
+from toolkit.models.interface import DiffusionModel
+from toolkit.system.device import DTYPES
 
 SIZE = ModelSize(heads=2, layers=3, **PUBLISHED)
 

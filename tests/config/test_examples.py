@@ -129,8 +129,8 @@ def losses() -> tuple[float, float]:
     from toolkit.data.dataloader import BatchLoader
     from toolkit.data.items import scan_items
     from toolkit.data.latent_cache import CacheStores, encode_items
+    from toolkit.data.types import BatchSpec
     from toolkit.extension import discover
-    from toolkit.interfaces import BatchSpec
     from toolkit.memory.quantization import quantizer
     from toolkit.models.loading import load_model
     from toolkit.train.flow_step import NETWORK, FlowMatchingStep

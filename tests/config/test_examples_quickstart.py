@@ -20,7 +20,7 @@ from benchmarks.mascot_classifier import MascotClassifier, train
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import PIPELINE_MODULE, drawn_by_pipeline, load_pipeline, memory_stores, psnr
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.interfaces import Size
+from toolkit.data.types import Size
 from toolkit.train.sampling import SamplePrompt, Sampler
 
 MODEL = ROOT / "config" / "examples" / "tiny_mascots"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from tests.faults.faults import counters
 from tests.toolkit.train.conftest import Toy
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
+from toolkit.files.run_files import step_file
 from toolkit.networks.save import to_cpu_copies, write_safetensors_verified
-from toolkit.run_files import step_file
 from toolkit.train.callbacks.metrics import MetricsCallback
 from toolkit.train.callbacks.save import SaveCallback
 from toolkit.train.callbacks.status import StatusCallback

@@ -34,8 +34,8 @@ from toolkit.config.dataset import DatasetConfig
 from toolkit.config.located import ConfigNode, SourceLocation
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
+from toolkit.files.log import shown
 from toolkit.fluxflow_keys import FLAGS, KEYS, split_flags
-from toolkit.log import shown
 
 EXTENSIONS = discover()
 HAS_FLOW = any(found.uid == "flow_trainer" for found in EXTENSIONS.found)

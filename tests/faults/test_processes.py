@@ -122,7 +122,7 @@ def test_processes_that_are_started_anew_go_on(job: Job, as_one) -> None:
     first, second = start_together(job, attempt(0), [("fail", STEP, MICRO_BATCH_OF_STEP_3, errno.EIO)])
     assert first.wait() == second.wait() == 1
     # Whoever comes first must not take what it finds for a sign of the other one.
-    late = [("slow", "toolkit.distributed:ProcessGroup.init_process_group", 1)]
+    late = [("slow", "toolkit.system.distributed:ProcessGroup.init_process_group", 1)]
     assert "resuming from" in run_together(job, of_each=attempt(1), of_second=late)
     as_one()
 

@@ -18,8 +18,8 @@ from safetensors import safe_open
 
 from jobs import exit
 from toolkit.config import load_job
-from toolkit.files import write_json
-from toolkit.redact import redact_text
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import write_json
 
 Run = Callable[..., subprocess.CompletedProcess]
 
@@ -78,7 +78,7 @@ def talker(simple_extension, tmp_path: Path) -> Callable[..., dict]:
             f"""
             import logging, os, sys, threading, warnings
             from pathlib import Path
-            from toolkit.files import append_json_line, write_json, write_text
+            from toolkit.files.writing import append_json_line, write_json, write_text
             token = self.config["token"]
             print(self.config, self.job.raw_config, repr(token), [token])
             print(self.config, file=sys.stderr)

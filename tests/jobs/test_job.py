@@ -10,8 +10,8 @@ import pytest
 
 from jobs import BaseJob, ExtensionJob
 from tests.processes import in_processes
-from toolkit.distributed import ProcessGroup
 from toolkit.errors import Interrupted, RunError
+from toolkit.system.distributed import ProcessGroup
 
 PROCESS = """
     import weakref
@@ -166,6 +166,6 @@ def test_of_several_processes_only_the_first_runs_what_does_not_run_everywhere(b
 
 
 def test_its_device_is_the_best_there_is(build) -> None:
-    from toolkit.device import pick_device
+    from toolkit.system.device import pick_device
 
     assert build({}).device == str(pick_device("auto"))

@@ -11,7 +11,7 @@ import pytest
 
 from jobs import JobOptions
 from toolkit.errors import UserError
-from toolkit.run_files import JOB_STATE
+from toolkit.files.run_files import JOB_STATE
 
 STEP = """
 from pathlib import Path

@@ -9,7 +9,7 @@ import pytest
 
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import Extension, discover
-from toolkit.files import EXTENSIONS_ROOT
+from toolkit.files.writing import EXTENSIONS_ROOT
 
 Write = Callable[..., Path]
 

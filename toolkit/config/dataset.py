@@ -16,7 +16,7 @@ from toolkit.config.compat.data import DATASET, VALIDATION
 from toolkit.config.field_types import PathStr, Slots, StrOrList, as_list, schema_of_list, value_error
 from toolkit.config.located import ConfigNode, Diagnostics
 from toolkit.config.normalise import listed
-from toolkit.redact import register_secret
+from toolkit.files.redact import register_secret
 
 _COLOURS = (
     "white black gray grey silver red green blue yellow cyan aqua magenta fuchsia maroon navy olive purple teal "

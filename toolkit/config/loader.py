@@ -34,9 +34,9 @@ from toolkit.config.yaml_reader import (
     written_with_variables,
 )
 from toolkit.errors import ConfigErrors, InputError, UserError, did_you_mean
-from toolkit.files import CACHE_FOLDER, TEMP_NAME_BYTES
-from toolkit.redact import contains_secret, register_secret, wandb_keys
-from toolkit.run_files import FILE_SUFFIXES, finished_processes, step_stem
+from toolkit.files.redact import contains_secret, register_secret, wandb_keys
+from toolkit.files.run_files import FILE_SUFFIXES, finished_processes, step_stem
+from toolkit.files.writing import CACHE_FOLDER, TEMP_NAME_BYTES
 
 FindModel = Callable[[str], type[BaseModel] | None]
 """A process type -> its section model, or None when it has none. Raises UserError for an unknown type."""

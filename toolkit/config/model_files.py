@@ -15,10 +15,10 @@ from typing import Any
 
 from toolkit.config.field_types import path_hint
 from toolkit.errors import UserError
-from toolkit.interfaces import ModelFacts
+from toolkit.files.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
+from toolkit.files.safetensors_io import tensor_sizes
+from toolkit.models.interface import ModelFacts
 from toolkit.registry import FAMILIES
-from toolkit.run_files import FOLDER_METADATA, NEW_MODEL, TINY_MODEL
-from toolkit.safetensors_io import tensor_sizes
 
 INDEX = "model_index.json"
 

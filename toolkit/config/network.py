@@ -14,7 +14,7 @@ from toolkit.config.base import StrictModel
 from toolkit.config.compat.model import ALGO_SPELLINGS, KIND_SPELLINGS, NETWORK, NETWORK_KWARGS
 from toolkit.config.field_types import PathStr, StrOrList, as_list, literal_with_aliases, schema_of_list, value_error
 from toolkit.errors import UserError
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 
 IN_LYCORIS = tuple(name for name, kind in KINDS.items() if kind.in_lycoris)
 

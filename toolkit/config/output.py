@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field
 from toolkit.config.base import StrictModel
 from toolkit.config.compat.output import LOGGING, SAMPLE, SAMPLE_ITEM, SAVE
 from toolkit.config.field_types import Dtype, PathStr, Slots, literal_with_aliases
-from toolkit.redact import REDACTED, contains_secret
+from toolkit.files.redact import REDACTED, contains_secret
 
 
 class SaveIntervalConfig(StrictModel):

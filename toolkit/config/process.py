@@ -15,7 +15,7 @@ from pydantic import BaseModel, PrivateAttr
 
 from toolkit.config.base import StrictModel
 from toolkit.config.located import KeyPath
-from toolkit.run_files import JOB_STATE
+from toolkit.files.run_files import JOB_STATE
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ import yaml
 from toolkit.config.compat.fluxflow import DEFAULT_OUTPUT, is_guide, output_paths
 from toolkit.config.located import ConfigNode
 from toolkit.config.yaml_reader import scalar_kind
-from toolkit.redact import REDACTED, is_secret, redact
+from toolkit.files.redact import REDACTED, is_secret, redact
 
 
 def saved_text(text: str, root: ConfigNode, new_name: str | None, *, rewrite: bool) -> str:

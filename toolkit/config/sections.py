@@ -31,7 +31,7 @@ from toolkit.config.output import (
 from toolkit.config.process import Diagnostic, JobContext, ProcessConfig
 from toolkit.config.train import OptimizationConfig, OptimizerConfig, StopWhenConfig, TrainConfig
 from toolkit.errors import did_you_mean
-from toolkit.files import file_in_the_way, sha256_of
+from toolkit.files.writing import file_in_the_way, sha256_of
 
 Found = Iterable[Diagnostic]
 

@@ -23,9 +23,9 @@ from toolkit.config.normalise import Normaliser, UnusedDefaults, is_text, item_a
 from toolkit.config.process import Diagnostic, JobConfig, JobContext, ProcessConfig
 from toolkit.config.yaml_reader import scalar_value
 from toolkit.errors import UserError, did_you_mean
-from toolkit.files import file_in_the_way, folder_at, is_own_folder, refusal
-from toolkit.redact import redact_text
-from toolkit.safetensors_io import is_own_file, read_metadata
+from toolkit.files.redact import redact_text
+from toolkit.files.safetensors_io import is_own_file, read_metadata
+from toolkit.files.writing import file_in_the_way, folder_at, is_own_folder, refusal
 
 PROGRAM = "run.py"
 _NOWHERE = SourceLocation(0, 0)

@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 import yaml
 
 from toolkit.config.located import ConfigNode, Diagnostics, KeyPath, SourceLocation
-from toolkit.redact import is_secret_variable
+from toolkit.files.redact import is_secret_variable
 
 _NOWHERE = SourceLocation(0, 0)
 

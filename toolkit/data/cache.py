@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
-from toolkit.files import atomic_write
-from toolkit.safetensors_io import METADATA, Header, framed, read_header
+from toolkit.files.safetensors_io import METADATA, Header, framed, read_header
+from toolkit.files.writing import atomic_write
 
 if TYPE_CHECKING:
     from torch import Tensor

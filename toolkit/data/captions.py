@@ -17,11 +17,11 @@ from textwrap import shorten
 from typing import Any
 from unicodedata import normalize
 
-from toolkit import seeding
 from toolkit.data.directory import DirectoryListing, split_suffix, thread_map
+from toolkit.data.types import PLACEHOLDERS, CaptionRules
 from toolkit.errors import InputError
-from toolkit.files import read_chunks
-from toolkit.interfaces import PLACEHOLDERS, CaptionRules
+from toolkit.files.writing import read_chunks
+from toolkit.system import seeding
 
 
 class CaptionError(ValueError):

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from toolkit.data.captions import caption_for_use
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.interfaces import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
+from toolkit.data.types import Batch, BatchSpec, Cursor, EncodedPrompt, MicroBatch, PromptEmbeds, Sample
 
 logger = logging.getLogger(__name__)
 

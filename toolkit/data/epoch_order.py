@@ -11,8 +11,8 @@ from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from toolkit import seeding
-from toolkit.interfaces import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
+from toolkit.data.types import Batch, BatchSpec, BucketedSample, Cursor, MicroBatch, Sample, Size
+from toolkit.system import seeding
 
 CHUNK = 50
 """Micro-batches of a bucket that are sorted by length together. Source: transformers, `LengthGroupedSampler`."""

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from toolkit.errors import RunError
-from toolkit.files import sha256_of
+from toolkit.files.writing import sha256_of
 
 Version = bytes
 """Size and times of a file: where it differs the file may have changed."""

@@ -8,7 +8,7 @@ from typing import Any
 
 from toolkit.data.cache import key_of
 from toolkit.data.file_hashes import file_digest
-from toolkit.interfaces import Sample
+from toolkit.data.types import Sample
 
 DatasetHashes = dict[str, str]
 """`<folder>/<file>` -> hash of the image, its control images, mask, caption, repeats and flip."""

@@ -31,8 +31,8 @@ from toolkit.data.directory import DirectoryListing, ImageFile, join, real_path,
 from toolkit.data.image_probe import notes_of, probe_images
 from toolkit.data.images import CLEAR, HAS_HEIF, HEIF_SUFFIXES, IMAGE_SUFFIXES, reference_error
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.types import NO_FLIP, PLACEHOLDERS, CaptionRules, Flip, Mask, Sample, Size
 from toolkit.errors import DataErrors, InputError
-from toolkit.interfaces import NO_FLIP, PLACEHOLDERS, CaptionRules, Flip, Mask, Sample, Size
 
 _UNREAD_IMAGES = frozenset({*HEIF_SUFFIXES, ".avif", ".jxl", ".jp2", ".psd", ".svg", ".raw", ".dng", ".exr"})
 _TEXT_SUFFIXES = frozenset({".txt", ".caption", ".cap", ".json"})

@@ -15,7 +15,7 @@ from pathlib import Path
 from PIL import Image
 
 from toolkit.data.images import MAX_PIXELS, ImageInfo, image_size, profile_notes
-from toolkit.interfaces import Size
+from toolkit.data.types import Size
 
 _READ = 2048
 _ORIENTATION = 0x0112

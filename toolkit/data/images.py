@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, NamedTuple, cast
 
 from PIL import Image, ImageCms, ImageColor, TiffImagePlugin
 
-from toolkit.interfaces import Flip, ResizeCrop, Size
+from toolkit.data.types import Flip, ResizeCrop, Size
 
 if TYPE_CHECKING:
     from torch import Tensor

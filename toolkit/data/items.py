@@ -23,8 +23,9 @@ from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.image_header import picture_size
 from toolkit.data.images import ImageError, inspect_image, reference_error
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors, InputError, UserError
-from toolkit.interfaces import BucketedSample, ModelFacts, ResizeCrop, Sample, Size
+from toolkit.models.interface import ModelFacts
 
 
 def bucket_for(size: Size, resolution: int | Rectangle, divisibility: int, square_crop: bool = False) -> ResizeCrop:

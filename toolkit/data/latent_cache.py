@@ -30,20 +30,11 @@ from toolkit.data.folder import shorten
 from toolkit.data.image_header import picture_size
 from toolkit.data.images import ImageError, flip_image, load_alpha, open_image, resize, resize_cover_crop, to_tensor
 from toolkit.data.items import refuse_long_captions
+from toolkit.data.types import EMBEDS, BucketedSample, EncodedPrompt, Flip, Mask, ResizeCrop, Sample, Size
 from toolkit.errors import RunError
-from toolkit.files import CACHE_FOLDER
-from toolkit.interfaces import (
-    EMBEDS,
-    BucketedSample,
-    DiffusionModel,
-    EncodedPrompt,
-    Flip,
-    Mask,
-    Progress,
-    ResizeCrop,
-    Sample,
-    Size,
-)
+from toolkit.files.writing import CACHE_FOLDER
+from toolkit.models.interface import DiffusionModel
+from toolkit.train.interface import Progress
 
 logger = logging.getLogger(__name__)
 

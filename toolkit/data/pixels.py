@@ -11,13 +11,13 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from toolkit import seeding
 from toolkit.data.dataloader import SharedStreamSource, StreamSource, halved, loaded_ahead
 from toolkit.data.images import ImageError, flip_image, open_image, resize_cover_crop, to_tensor
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
+from toolkit.data.types import Batch, BatchSpec, BucketedSample
 from toolkit.data.webdataset import Unreadable
 from toolkit.errors import RunError
-from toolkit.interfaces import Batch, BatchSpec, BucketedSample
+from toolkit.system import seeding
 
 
 @dataclass(frozen=True)

@@ -13,9 +13,9 @@ from typing import Any, Protocol
 
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.data.folder import FolderInfo
+from toolkit.data.types import BucketedSample, ResizeCrop, Size
 from toolkit.errors import UserError
-from toolkit.files import free_space, readable_size
-from toolkit.interfaces import BucketedSample, ResizeCrop, Size
+from toolkit.files.writing import free_space, readable_size
 
 WARNING = "warning: "
 """Begins the notes that are printed together at the end of a plan."""

@@ -25,9 +25,9 @@ from toolkit.data.file_hashes import (
     register_cached_hashes,
 )
 from toolkit.data.images import ImageInfo
-from toolkit.files import CACHE_FOLDER, atomic_write
-from toolkit.interfaces import Size
-from toolkit.redact import redact_text
+from toolkit.data.types import Size
+from toolkit.files.redact import redact_text
+from toolkit.files.writing import CACHE_FOLDER, atomic_write
 
 FORMAT = 3
 """Raised when the cached facts change, so that older cache files are ignored."""

@@ -25,7 +25,7 @@ from urllib.parse import urlsplit
 from urllib.request import HTTPRedirectHandler, Request, build_opener
 
 from toolkit.errors import RunError, UserError
-from toolkit.redact import register_secret
+from toolkit.files.redact import register_secret
 
 logger = logging.getLogger(__name__)
 

@@ -20,9 +20,9 @@ from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.items import bucket_for, cover, largest_bucket
 from toolkit.data.run_plan import StreamPlan, optimizer_steps
 from toolkit.data.shards import Shard, expand_shards
+from toolkit.data.types import CaptionRules, Cursor, ResizeCrop, Sample, Size
 from toolkit.data.webdataset import SampleKeys, ShardStream, StreamSample, Unreadable
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import CaptionRules, Cursor, ResizeCrop, Sample, Size
 
 LOOKED_AT = 8
 """Samples that every start reads."""

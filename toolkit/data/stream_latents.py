@@ -14,22 +14,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from toolkit import seeding
 from toolkit.data.captions import caption_for_use
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.images import ImageError
 from toolkit.data.latent_cache import CacheEntry, CachePair, ItemEncoder, encoded_by_name
 from toolkit.data.stream_dataset import StreamDataset, StreamItem
+from toolkit.data.types import EMBEDS, BatchSpec, BucketedSample, PromptEmbeds, Sample, Size
 from toolkit.data.webdataset import StreamSample
-from toolkit.interfaces import (
-    EMBEDS,
-    BatchSpec,
-    BucketedSample,
-    DiffusionModel,
-    PromptEmbeds,
-    Sample,
-    Size,
-)
+from toolkit.models.interface import DiffusionModel
+from toolkit.system import seeding
 
 _TEXTS = 16
 """Latest embeddings that are kept in memory: the empty caption, and those of a data set with few captions."""

@@ -11,14 +11,15 @@ from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from pathlib import Path
 
-from toolkit import seeding
 from toolkit.config.dataset import ValidationConfig
 from toolkit.config.sections import DiffusionSection, ImageTrainingSection
 from toolkit.data.folder import DatasetScan, scan_datasets
 from toolkit.data.items import make_items, refuse_large, refuse_long_captions, refuse_references, scan_items
 from toolkit.data.scan_cache import ScanCache
+from toolkit.data.types import BucketedSample, CaptionRules, Sample
 from toolkit.errors import InputError, UserError
-from toolkit.interfaces import BucketedSample, CaptionRules, ModelFacts, Sample
+from toolkit.models.interface import ModelFacts
+from toolkit.system import seeding
 
 _LISTED = 5
 

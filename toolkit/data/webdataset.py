@@ -27,12 +27,12 @@ from itertools import islice
 from threading import Event, Lock
 from typing import Any, NamedTuple
 
-from toolkit import seeding
 from toolkit.data.image_header import picture_size
 from toolkit.data.images import ImageError
 from toolkit.data.shards import PAUSES_S, Shard, read_ahead
+from toolkit.data.types import Cursor, Size
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import Cursor, Size
+from toolkit.system import seeding
 
 logger = logging.getLogger(__name__)
 

@@ -23,7 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.functional import scaled_dot_product_attention
 from torch.overrides import TorchFunctionMode
 
-from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.models.interface import BlockForward, BlockWrapper
 
 FAST = [SDPBackend.FLASH_ATTENTION, SDPBackend.CUDNN_ATTENTION]
 SLOW = [SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]

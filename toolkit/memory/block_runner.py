@@ -10,14 +10,14 @@ import torch
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.train import CompileConfig
-from toolkit.device import free_memory, step_flops
-from toolkit.interfaces import BlockWrapper, DiffusionModel
 from toolkit.memory import attention
 from toolkit.memory.attention import cpu_attention_wrapper, is_faster
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.estimate import StepShape, fastest_level_that_fits
 from toolkit.memory.offload import BlockSwap, offloading, swapped_blocks
+from toolkit.models.interface import BlockWrapper, DiffusionModel
+from toolkit.system.device import free_memory, step_flops
 
 logger = logging.getLogger(__name__)
 

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
-from toolkit.interfaces import BlockForward, BlockWrapper
 from toolkit.memory.attention import attention_kernel
 from toolkit.memory.quantization import frozen_product
+from toolkit.models.interface import BlockForward, BlockWrapper
 
 _aten = torch.ops.aten
 

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.train import CompileConfig
-from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import BlockForward, BlockWrapper
-from toolkit.nvidia import NO_C_COMPILER, has_c_compiler
+from toolkit.models.interface import BlockForward, BlockWrapper
+from toolkit.system.device import is_out_of_memory
+from toolkit.system.nvidia import NO_C_COMPILER, has_c_compiler
 
 logger = logging.getLogger(__name__)
 

@@ -1,7 +1,7 @@
 """The estimated peak memory of a job, phase by phase, and the activation memory of a step at each checkpointing
 level, by which `gradient_checkpointing: auto` is chosen too. Imports no torch.
 
-`toolkit.network_kinds.ActivationUnits` defines the unit of activations, and has the numbers for each kind of network.
+`toolkit.networks.kinds.ActivationUnits` defines the unit of activations, and has the numbers for each kind of network.
 GB are powers of 1000 here and in printed lines. A GPU of N GB counts as N of them: it has 7 % more, which the desktop
 and fragmentation use."""
 
@@ -11,9 +11,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from toolkit.host_memory import free_host_memory
 from toolkit.memory.flops import RECOMPUTED, WEIGHTS_PER_TOKEN
-from toolkit.network_kinds import KINDS, ActivationUnits, Pair
+from toolkit.networks.kinds import KINDS, ActivationUnits, Pair
+from toolkit.system.host_memory import free_host_memory
 
 FRAGMENTATION = 1.08
 """Factor on activations on a GPU: memory that PyTorch's allocator reserves beyond the tensors. An assumption."""
@@ -216,7 +216,7 @@ def machine_of(device: str) -> Machine:
     """The machine that a config's `device` is. Imports torch."""
     from torch.cuda import get_device_capability as capability
 
-    from toolkit.device import pick_device, total_memory
+    from toolkit.system.device import pick_device, total_memory
 
     found = pick_device(device, quiet=True)
     if found.type != "cuda":

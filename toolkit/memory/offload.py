@@ -23,8 +23,8 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import register_multi_grad_hook, saved_tensors_hooks
 
-from toolkit.device import is_out_of_memory, pinned
-from toolkit.interfaces import BlockForward
+from toolkit.models.interface import BlockForward
+from toolkit.system.device import is_out_of_memory, pinned
 
 PackRule = Callable[[Tensor], Callable[[], Tensor] | None]
 """Called with a tensor that autograd saves: returns a function that restores it, or None to leave it to other rules."""

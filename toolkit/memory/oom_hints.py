@@ -11,9 +11,9 @@ from toolkit.config.field_types import PER_PARAMETER_OPTIMIZERS
 from toolkit.config.process import ProcessConfig
 from toolkit.config.sections import DiffusionSection
 from toolkit.config.train import TrainConfig
-from toolkit.distributed_env import read_distributed_env
 from toolkit.memory.estimate import GB, GPU_SIZES_GB, Machine, MemoryEstimate, Saving, gigabytes, gpu_of, suggest
 from toolkit.number_types import QTYPE_BYTES
+from toolkit.system.distributed_env import read_distributed_env
 
 SectionT = TypeVar("SectionT", bound=ProcessConfig)
 

@@ -20,9 +20,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 from torch.nn import functional
 
-from toolkit.host_memory import malloc_trim
 from toolkit.memory.int8_matmul import MIN_ROWS, int8_mm, quantize_rows
 from toolkit.number_types import UINT_BITS
+from toolkit.system.host_memory import malloc_trim
 
 
 class QuantizedWeight(nn.Module):

@@ -20,7 +20,7 @@ from toolkit.config.located import ConfigNode, KeyPath, SourceLocation, dotted
 from toolkit.config.model_files import weight_files
 from toolkit.config.validate import explain
 from toolkit.errors import UserError, did_you_mean
-from toolkit.safetensors_io import tensor_shapes
+from toolkit.files.safetensors_io import tensor_shapes
 
 SOURCES = {
     "AutoencoderKL": "diffusers/models/autoencoders/autoencoder_kl.py",

@@ -18,7 +18,7 @@ from toolkit.models.from_config import build
 from toolkit.models.loading import ASKED_BY, STRICTLY, block_import, check_finite, check_loaded, reading
 from toolkit.models.one_frame import expect_one_frame
 from toolkit.models.spade import attach_spade, load_spade
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import AutoencoderKL, AutoencoderKLQwenImage, AutoencoderTiny

@@ -15,12 +15,12 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from toolkit import seeding
 from toolkit.config.model_files import CAPTIONER, INDEX, cached_snapshot
-from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
 from toolkit.models.hub import download_encoder
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
+from toolkit.system import seeding
+from toolkit.system.device import is_out_of_memory
 
 ENCODER, TOKENIZER, PROCESSOR = "text_encoder", "tokenizer", "processor"
 """Where a folder of diffusers has the parts of a captioner; a folder of transformers has them all in itself."""

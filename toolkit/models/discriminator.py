@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrizations import spectral_norm
 
 from toolkit.config.autoencoder_losses import patch_widths
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 SLOPE = 0.2
 """Of the leaky ReLU."""

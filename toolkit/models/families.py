@@ -24,8 +24,8 @@ from toolkit.config.model_files import (
 )
 from toolkit.config.process import JobContext
 from toolkit.errors import UserError, did_you_mean
-from toolkit.files import free_space
-from toolkit.interfaces import DiffusionModel, ModelFacts, ModelSection
+from toolkit.files.writing import free_space
+from toolkit.models.interface import DiffusionModel, ModelFacts, ModelSection
 from toolkit.registry import FAMILIES, load_object
 
 if TYPE_CHECKING:

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from toolkit.device import is_out_of_memory
 from toolkit.errors import UserError, did_you_mean
+from toolkit.system.device import is_out_of_memory
 
 
 def build(kind: type[Any], arguments: Mapping[str, Any], key: str) -> Any:

@@ -32,7 +32,7 @@ from toolkit.config.model_files import (
     where_else,
 )
 from toolkit.errors import UserError
-from toolkit.files import free_space
+from toolkit.files.writing import free_space
 from toolkit.models.families import shortage
 
 logger = logging.getLogger(__name__)

@@ -21,11 +21,11 @@ from torch import nn
 
 from toolkit.config.model import ModelConfig
 from toolkit.config.model_files import files_fault, looks_like_a_path, path_fault, weight_files
-from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import DiffusionModel
 from toolkit.models.families import BlockTransform, ModelFamily, ModelLoadOptions, family_for
 from toolkit.models.hub import download, fetch_index
+from toolkit.models.interface import DiffusionModel
+from toolkit.system.device import is_out_of_memory
 
 ASKED_BY = "diffusers.utils.import_utils"
 """Where diffusers asks which packages are installed."""

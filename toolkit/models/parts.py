@@ -9,7 +9,7 @@ from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
-from toolkit.files import fsync
+from toolkit.files.writing import fsync
 
 INDEX = "model_index.json"
 CUSTOM_PIPELINE = "pipeline.py"

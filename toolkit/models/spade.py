@@ -28,7 +28,7 @@ from torch.nn.functional import interpolate, relu
 from toolkit.config.autoencoder import SPADE_FILE, SPADE_HIDDEN, WITHOUT_NORMS, without_norms
 from toolkit.errors import RunError, UserError
 from toolkit.models.loading import check_finite
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 PREFIX = "spade."
 """Of its weights in the autoencoder's state dict."""

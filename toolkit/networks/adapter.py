@@ -20,10 +20,11 @@ from torch.nn import functional
 
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
-from toolkit.interfaces import DiffusionModel, Network
-from toolkit.network_kinds import NetworkKind, Shapes
+from toolkit.models.interface import DiffusionModel
+from toolkit.networks.interface import Network
+from toolkit.networks.kinds import NetworkKind, Shapes
 from toolkit.networks.lora_formats import LayerDelta
-from toolkit.seeding import generator
+from toolkit.system.seeding import generator
 
 
 @torch.no_grad()

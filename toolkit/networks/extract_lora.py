@@ -9,10 +9,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from toolkit.device import DTYPES
 from toolkit.networks.adapter import FILE_PREFIX, LinearAdapterNetwork, dequantized_weight
 from toolkit.networks.lora_formats import parse_adapter_tensors
 from toolkit.networks.svd import extract_lora, extract_lora_from_delta
+from toolkit.system.device import DTYPES
 
 CPU = torch.device("cpu")
 

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
-from toolkit.interfaces import DiffusionModel, Network
-from toolkit.sharded_param import RowShard, is_sharded, local_rows, local_shard_parameter, shard_of
+from toolkit.models.interface import DiffusionModel
+from toolkit.networks.interface import Network
+from toolkit.system.sharded_param import RowShard, is_sharded, local_rows, local_shard_parameter, shard_of
 
 
 class FullNetwork(Network):

@@ -22,7 +22,6 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from toolkit.errors import UserError
-from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import (
     AdapterBase,
     AdapterLinear,
@@ -32,6 +31,7 @@ from toolkit.networks.adapter import (
     linear,
     product_norm,
 )
+from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta, dora_norm
 from toolkit.networks.svd import extract_lora
 

@@ -18,8 +18,8 @@ from torch.linalg import vector_norm
 from torch.utils.checkpoint import checkpoint
 
 from toolkit.errors import UserError
-from toolkit.network_kinds import KINDS
 from toolkit.networks.adapter import AdapterLinear, LinearAdapterNetwork, kaiming_, linear, product_norm
+from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import LayerDelta
 
 

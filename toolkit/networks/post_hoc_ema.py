@@ -24,8 +24,8 @@ import torch
 from torch import Tensor
 
 from toolkit.errors import UserError
+from toolkit.files.run_files import step_in
 from toolkit.networks.lora_formats import read_tensors
-from toolkit.run_files import step_in
 
 MAX_SIGMA_REL = 12**-0.5
 """The width of gamma = 0, an even mean over all steps; no power with gamma >= 0 is wider."""

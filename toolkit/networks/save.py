@@ -13,11 +13,9 @@ import torch
 from safetensors import safe_open
 from torch import Tensor
 
-from toolkit.device import DTYPES
 from toolkit.errors import RunError
-from toolkit.files import added_to, atomic_write, fsync, os_error_as_run_error, remove, write_json
-from toolkit.run_files import step_files
-from toolkit.safetensors_io import (
+from toolkit.files.run_files import step_files
+from toolkit.files.safetensors_io import (
     LENGTH_BYTES,
     METADATA,
     Header,
@@ -27,6 +25,8 @@ from toolkit.safetensors_io import (
     read_header,
     save_file,
 )
+from toolkit.files.writing import added_to, atomic_write, fsync, os_error_as_run_error, remove, write_json
+from toolkit.system.device import DTYPES
 
 
 def to_cpu_copies(tensors: Mapping[str, Tensor], dtype: str) -> dict[str, Tensor]:

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.optim import Optimizer
 
 from toolkit.optim.optimizers import step_if, supports_found_inf
-from toolkit.seeding import key
-from toolkit.sharded_param import RowShard
+from toolkit.system.seeding import key
+from toolkit.system.sharded_param import RowShard
 
 
 class PerParameterStepper:

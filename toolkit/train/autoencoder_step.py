@@ -25,9 +25,8 @@ from toolkit.config.autoencoder_losses import (
     LossesConfig,
 )
 from toolkit.data.pixels import PixelBatch
-from toolkit.device import to_device
+from toolkit.data.types import BatchSpec, Size
 from toolkit.errors import UserError
-from toolkit.interfaces import Backward, BatchSpec, Size, StepLosses, TrainStep
 from toolkit.models.autoencoder_losses import (
     PIXEL_LOSSES,
     hinge_discriminator,
@@ -39,7 +38,9 @@ from toolkit.models.autoencoder_losses import (
 from toolkit.models.autoencoders import Autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.perceptual import PerceptualDistance
-from toolkit.seeding import generator
+from toolkit.system.device import to_device
+from toolkit.system.seeding import generator
+from toolkit.train.interface import Backward, StepLosses, TrainStep
 
 MAX_ADAPTIVE_WEIGHT = 1e4
 """Source: Esser et al., taming-transformers, `VQLPIPSWithDiscriminator.calculate_adaptive_weight`."""

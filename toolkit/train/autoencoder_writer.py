@@ -13,7 +13,7 @@ from torch import Tensor
 
 from toolkit.config.autoencoder import CONFIG, SPADE_FILE
 from toolkit.errors import UserError
-from toolkit.files import write_json
+from toolkit.files.writing import write_json
 from toolkit.models.autoencoders import Autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.loading import WEIGHTS

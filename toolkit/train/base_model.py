@@ -13,12 +13,12 @@ import torch
 
 from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.errors import UserError
-from toolkit.files import CACHE_FOLDER
-from toolkit.interfaces import DiffusionModel
+from toolkit.files.writing import CACHE_FOLDER
 from toolkit.memory.offload import swapped_blocks
 from toolkit.memory.quantization import DEFAULT_RECOVERY_QTYPE, LowRank, MakeLowRank, quantizer
 from toolkit.models.families import BlockTransform, family_for
 from toolkit.models.hub import download_file
+from toolkit.models.interface import DiffusionModel
 from toolkit.models.loading import Quantizer, load_model, model_folder
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.networks.merge import LoraMerger, LoraToMerge, read_base_loras

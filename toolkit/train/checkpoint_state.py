@@ -12,13 +12,13 @@ from torch import Tensor
 
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
-from toolkit.interfaces import TrainState
 from toolkit.optim.ema import copy_into
 from toolkit.optim.optimizers import load_state_tensors, state_tensors
 from toolkit.optim.schedules import Plateau
-from toolkit.sharded_param import RowShard
+from toolkit.system.sharded_param import RowShard
 from toolkit.train.checkpoint_store import POWER_AVERAGES, CheckpointData, read_checkpoint_json, reading_state
 from toolkit.train.collectives import WorkerContext, gather_full_tensors
+from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

@@ -28,7 +28,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
-from toolkit.files import (
+from toolkit.files.safetensors_io import save_file
+from toolkit.files.writing import (
     SAFETENSORS_TEMP_GLOB,
     TEMP_FILE_GLOB,
     fsync,
@@ -38,7 +39,6 @@ from toolkit.files import (
     sha256_of,
     write_json,
 )
-from toolkit.safetensors_io import save_file
 
 if TYPE_CHECKING:
     from torch import Tensor

@@ -21,9 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import Cursor, DiffusionModel, Network, PromptEmbeds
-from toolkit.sharded_param import RowShard
+from toolkit.data.types import Cursor, PromptEmbeds
+from toolkit.models.interface import DiffusionModel
+from toolkit.networks.interface import Network
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.sharded_param import RowShard
 from toolkit.train.accumulation import AccumulationStep
 from toolkit.train.metrics_buffer import StepLossBuffer
 from toolkit.train.run import Run

@@ -10,8 +10,8 @@ from typing import TypeVar
 
 from PIL import Image, ImageDraw, ImageFont
 
-from toolkit.files import atomic_write
-from toolkit.run_files import SAMPLES
+from toolkit.files.run_files import SAMPLES
+from toolkit.files.writing import atomic_write
 from toolkit.train.run_reader import SampleImage, list_samples
 
 Value = TypeVar("Value")

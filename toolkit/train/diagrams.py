@@ -17,8 +17,8 @@ from statistics import fmean
 from typing import TYPE_CHECKING, Any
 
 from toolkit.errors import RunError
-from toolkit.files import atomic_write, os_error_as_run_error, read_regular, refusal, write_text
-from toolkit.run_files import METRICS, VALIDATION, duration, read_status
+from toolkit.files.run_files import METRICS, VALIDATION, duration, read_status
+from toolkit.files.writing import atomic_write, os_error_as_run_error, read_regular, refusal, write_text
 from toolkit.train.run_reader import Row, rows_by_step
 
 if TYPE_CHECKING:

@@ -16,13 +16,15 @@ import torch
 from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
-from toolkit.device import to_device
+from toolkit.data.types import BatchSpec, Size
 from toolkit.flow.loss import INTERPOLANTS, at_least_float32, loss_per_sample, weights
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import LEVELS, TimestepContext, draw_timestep, strata
-from toolkit.interfaces import Backward, BatchSpec, DiffusionModel, Size, StepLosses, TrainStep
 from toolkit.models.families import LOOKAHEAD_BATCHES
-from toolkit.seeding import generator
+from toolkit.models.interface import DiffusionModel
+from toolkit.system.device import to_device
+from toolkit.system.seeding import generator
+from toolkit.train.interface import Backward, StepLosses, TrainStep
 
 NETWORK = "network"
 """The only role of a LoRA or a fully trained model."""

@@ -20,18 +20,18 @@ from toolkit.config.tool import split_strength
 from toolkit.data.cache import TensorCache
 from toolkit.data.captions import inject_trigger
 from toolkit.data.latent_cache import CachePair, ItemEncoder
-from toolkit.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
 from toolkit.errors import RunError, UserError
-from toolkit.files import free_space, readable_size, sha256_of
-from toolkit.interfaces import ModelFacts
-from toolkit.log import StatusLine
+from toolkit.files.image_files import picture_name, write_picture
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import free_space, readable_size, sha256_of
 from toolkit.memory.block_runner import BlockRunner
 from toolkit.memory.offload import BlockSwap
 from toolkit.models.families import model_bytes
+from toolkit.models.interface import ModelFacts
 from toolkit.models.loading import base_hashes, checked_family
 from toolkit.networks.applied import AppliedAdapters
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
-from toolkit.picture_files import picture_name, write_picture
+from toolkit.system.device import DTYPES, check_device, is_out_of_memory, pick_device, use_device
 from toolkit.train.base_model import load_base_model
 from toolkit.train.picture_config import LIGHTNING_SHIFT, PicturesConfig
 from toolkit.train.sampling import SamplePrompt, Sampler
@@ -64,7 +64,7 @@ class Picture:
     prompt: SamplePrompt
     loras: tuple[LoraFile, ...]
     settings: dict[str, Any]
-    """`toolkit.picture_files.Settings`."""
+    """`toolkit.files.image_files.Settings`."""
 
     @property
     def name(self) -> str:

@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
-from toolkit.device import to_device
+from toolkit.data.types import BatchSpec
 from toolkit.flow.loss import at_least_float32, linear_path
-from toolkit.interfaces import BatchSpec, DiffusionModel, Network
 from toolkit.memory.int8_calibration import (
     LayerErrors,
     choose,
@@ -25,6 +24,9 @@ from toolkit.memory.int8_calibration import (
     observe_errors,
 )
 from toolkit.memory.quantization import RowwiseQuantized
+from toolkit.models.interface import DiffusionModel
+from toolkit.networks.interface import Network
+from toolkit.system.device import to_device
 
 LEVELS = (0.1, 0.5, 0.9)
 """Timesteps of the passes; the largest error counts."""

@@ -31,7 +31,7 @@ from pathlib import Path
 from typing import IO
 
 from toolkit.errors import RunError
-from toolkit.files import open_regular, os_error_as_run_error
+from toolkit.files.writing import open_regular, os_error_as_run_error
 
 logger = logging.getLogger(__name__)
 

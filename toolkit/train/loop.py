@@ -16,13 +16,14 @@ from typing import TypeVar, cast
 import torch
 from torch import Tensor
 
-from toolkit.device import is_out_of_memory
+from toolkit.data.types import Batch, BatchSource
 from toolkit.errors import RunError
-from toolkit.interfaces import Batch, BatchSource, RoleResult, StepResult, TrainStep
 from toolkit.optim.schedules import Plateau
-from toolkit.seeding import global_generator
+from toolkit.system.device import is_out_of_memory
+from toolkit.system.seeding import global_generator
 from toolkit.train.accumulation import accumulation_steps, shard_micro_batches
 from toolkit.train.collectives import all_reduce_gradients_and_losses, has_readers, whole_cursor
+from toolkit.train.interface import RoleResult, StepResult, TrainStep
 from toolkit.train.metrics_buffer import MetricsBuffer, PendingStepMetrics, StepLossBuffer, StepTimer
 from toolkit.train.run import Run
 
@@ -194,7 +195,7 @@ def _forward_backward(
 
 
 class _Passes:
-    """The backward passes of an accumulation step (`interfaces.Backward`), and their losses."""
+    """The backward passes of an accumulation step (`Backward`), and their losses."""
 
     def __init__(self, run: Run, samples: int, trial: bool) -> None:
         self.losses = StepLossBuffer()

@@ -20,8 +20,9 @@ from typing import Literal, cast
 import torch
 from torch import Tensor
 
+from toolkit.data.types import Batch
 from toolkit.errors import RunError
-from toolkit.interfaces import Batch, RoleResult, StepLosses, StepResult
+from toolkit.train.interface import RoleResult, StepLosses, StepResult
 from toolkit.train.run import Run
 
 logger = logging.getLogger(__name__)

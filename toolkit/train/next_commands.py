@@ -11,8 +11,8 @@ from typing import Protocol, runtime_checkable
 
 from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
-from toolkit.files import TOOLKIT_ROOT
-from toolkit.run_files import final_files, step_files
+from toolkit.files.run_files import final_files, step_files
+from toolkit.files.writing import TOOLKIT_ROOT
 
 MOST_COLUMNS = 4
 """LoRA files that the command of a grid names: the last ones."""

@@ -21,7 +21,7 @@ from toolkit.errors import RunError
 from toolkit.optim.ema import Ema, PowerAverages
 from toolkit.optim.optimizers import AnyOptimizer, eval_mode, has_eval_mode, state_tensors, step_if
 from toolkit.optim.schedules import Schedule
-from toolkit.sharded_param import RowShard
+from toolkit.system.sharded_param import RowShard
 
 CLIP_EPSILON = 1e-6
 """Added to the norm that gradients are divided by, as `torch.nn.utils.clip_grad_norm_` does."""

@@ -20,13 +20,13 @@ from toolkit.config.train import UNTIL_THE_DATA_ENDS, OptimizationConfig, Optimi
 from toolkit.data.fingerprint import DatasetHashes
 from toolkit.data.run_plan import StepWork, optimizer_steps
 from toolkit.errors import RunError, UserError
-from toolkit.files import free_space, readable_size
+from toolkit.files.run_files import RECORD, duration, read_status
+from toolkit.files.writing import free_space, readable_size
 from toolkit.memory.estimate import Machine
 from toolkit.memory.flops import EFFICIENCY
 from toolkit.models.families import Download, arch_of, download_of, family_for, model_bytes
-from toolkit.nvidia import compiling_note, gpu_name, planned_refusal
 from toolkit.optim.schedules import ScheduleArgs, course_of, early_end, initial_weight_fraction, overfull
-from toolkit.run_files import RECORD, duration, read_status
+from toolkit.system.nvidia import compiling_note, gpu_name, planned_refusal
 from toolkit.train.checkpoint_store import (
     check_writable,
     checkpoint_dir,

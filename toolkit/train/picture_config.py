@@ -22,10 +22,11 @@ from toolkit.config.validate import validate
 from toolkit.config.yaml_reader import read_text, read_yaml
 from toolkit.data.image_header import picture_size
 from toolkit.data.images import ImageError
+from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors, UserError
-from toolkit.files import file_in_the_way
-from toolkit.interfaces import ModelFacts, Size
+from toolkit.files.writing import file_in_the_way
 from toolkit.models.families import family_for
+from toolkit.models.interface import ModelFacts
 from toolkit.train.run_job import model_of
 
 SeedOrList = Annotated[

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from toolkit.data.dataloader import LatentBatch
-from toolkit.interfaces import DiffusionModel, Network
+from toolkit.models.interface import DiffusionModel
+from toolkit.networks.interface import Network
 
 
 @dataclass(frozen=True)

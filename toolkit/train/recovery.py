@@ -22,7 +22,7 @@ from torch import Tensor
 
 from toolkit.config.model import AUTO_RANK, ModelConfig
 from toolkit.data.cache import key_of
-from toolkit.files import sha256_of
+from toolkit.files.writing import sha256_of
 from toolkit.memory.quantization import LowRank, QuantizedWeight
 from toolkit.models.families import family_for
 from toolkit.models.loading import model_folder, weights_hash

@@ -19,9 +19,8 @@ from toolkit.config.train import UNTIL_THE_DATA_ENDS, StopWhenConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import DatasetHashes, compare, digest_of
 from toolkit.errors import RunError, UserError
-from toolkit.files import read_regular, unused_path, write_json
-from toolkit.redact import redact_json
-from toolkit.run_files import (
+from toolkit.files.redact import redact_json
+from toolkit.files.run_files import (
     DATASET_PREFIX,
     FINISHED,
     RECORD,
@@ -34,6 +33,7 @@ from toolkit.run_files import (
     step_files,
     step_in,
 )
+from toolkit.files.writing import read_regular, unused_path, write_json
 from toolkit.train.checkpoint_store import (
     checkpoint_dir,
     checkpoint_folders,

@@ -6,14 +6,14 @@ from collections.abc import Callable, Container, Mapping
 from typing import TYPE_CHECKING, cast
 
 from toolkit.config.train import POWER_WIDTHS, EmaConfig, OptimizerConfig
-from toolkit.distributed import ProcessGroup
 from toolkit.networks.post_hoc_ema import gamma_of
 from toolkit.optim.ema import Ema, PowerAverages
 from toolkit.optim.lr_groups import build_param_groups
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.schedules import ScheduleArgs, build_schedule
 from toolkit.optim.stochastic_rounding import PerParameterStepper, StochasticRoundingOptimizer
-from toolkit.sharded_param import RowShard
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.sharded_param import RowShard
 from toolkit.train.optimizer_step import OptimizerInBackward, Role, ShardedStep, StandardStep
 
 if TYPE_CHECKING:

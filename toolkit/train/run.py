@@ -18,8 +18,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import StepResult, TrainState
+from toolkit.system.distributed import ProcessGroup
+from toolkit.train.interface import StepResult, TrainState
 from toolkit.train.optimizer_step import Role
 
 START, GROWTH, BACKOFF, SCALE_INTERVAL = 2.0**16, 2.0, 0.5, 2000

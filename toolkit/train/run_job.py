@@ -12,9 +12,9 @@ from toolkit.config.process import JobContext
 from toolkit.config.sections import DiffusionSection
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
+from toolkit.files.run_files import CONFIG, FOLDER_METADATA
+from toolkit.files.safetensors_io import read_metadata
 from toolkit.models.families import published_names
-from toolkit.run_files import CONFIG, FOLDER_METADATA
-from toolkit.safetensors_io import read_metadata
 from toolkit.train.run_reader import RunInfo, read_run
 
 BASE_MODEL = "base_model"

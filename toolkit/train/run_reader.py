@@ -28,9 +28,9 @@ from enum import StrEnum
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from toolkit import run_files
 from toolkit.errors import RunError
-from toolkit.files import open_regular, read_regular
+from toolkit.files import run_files
+from toolkit.files.writing import open_regular, read_regular
 from toolkit.train.checkpoint_store import checkpoint_dir, checkpoint_folders, step_of, verify
 from toolkit.train.lock import FILE as LOCK
 from toolkit.train.lock import LockHolder, read_lock

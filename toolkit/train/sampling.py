@@ -20,19 +20,12 @@ from toolkit.config.output import SamplePicture
 from toolkit.data.captions import inject_trigger
 from toolkit.data.image_header import picture_size
 from toolkit.data.latent_cache import CacheEntry, CachePair, EncodedDataset, ItemEncoder
+from toolkit.data.types import BucketedSample, PromptEmbeds, ResizeCrop, Sample, Size
 from toolkit.errors import UserError
 from toolkit.flow.loss import INTERPOLANTS
 from toolkit.flow.sampler import euler_sample, sigmas
-from toolkit.interfaces import (
-    BucketedSample,
-    DiffusionModel,
-    ModelFacts,
-    Progress,
-    PromptEmbeds,
-    ResizeCrop,
-    Sample,
-    Size,
-)
+from toolkit.models.interface import DiffusionModel, ModelFacts
+from toolkit.train.interface import Progress
 
 
 @dataclass(frozen=True)

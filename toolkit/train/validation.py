@@ -16,9 +16,10 @@ from toolkit.data.cache import key_of
 from toolkit.data.dataloader import BatchLoader, LatentBatch
 from toolkit.data.file_hashes import file_digest
 from toolkit.data.latent_cache import EncodedDataset
+from toolkit.data.types import BatchSpec, BucketedSample
 from toolkit.flow.loss import INTERPOLANTS, loss_per_sample
-from toolkit.interfaces import BatchSpec, BucketedSample, DiffusionModel
-from toolkit.seeding import generator
+from toolkit.models.interface import DiffusionModel
+from toolkit.system.seeding import generator
 
 
 class Validator:

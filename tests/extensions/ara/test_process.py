@@ -15,8 +15,8 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
+from toolkit.files.safetensors_io import read_metadata
 from toolkit.memory.quantization import WithRecoveryLora
-from toolkit.safetensors_io import read_metadata
 from toolkit.train.base_model import load_base_model
 
 CPU = torch.device("cpu")

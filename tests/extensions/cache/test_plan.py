@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub import constants
 
 from jobs.dry_run import plan_job
-from toolkit import nvidia
 from toolkit.config import load_job
 from toolkit.extension import discover
+from toolkit.system import nvidia
 
 
 def test_the_plan_counts_what_there_is_to_encode_and_no_steps(

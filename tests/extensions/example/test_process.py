@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extensions.example.process import count_images
-from toolkit.files import EXTENSIONS_ROOT
+from toolkit.files.writing import EXTENSIONS_ROOT
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ from toolkit.config import load_job
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.data.images import to_tensor
 from toolkit.extension import discover
-from toolkit.log import shown
+from toolkit.files.log import shown
 from toolkit.models.autoencoders import make_autoencoder, measure_latents
 from toolkit.train.autoencoder_writer import write_autoencoder
 

@@ -19,9 +19,9 @@ from transformers import BertModel, PreTrainedTokenizerFast
 from tests.extensions.flow_trainer.conftest import TEXT, TRANSFORMERS, load_pixels_of, write_measured_vae, write_vae
 from tests.extensions.vae_trainer.conftest import SMALL
 from tests.model_folders import write_flow_model
+from toolkit.data.types import PromptEmbeds
 from toolkit.errors import DataErrors, RunError, UserError
 from toolkit.flow.loss import INTERPOLANTS
-from toolkit.interfaces import PromptEmbeds
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.model import LatentFlowModel
 

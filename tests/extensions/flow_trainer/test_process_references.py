@@ -15,7 +15,7 @@ from extensions.flow_trainer.process import FlowStep
 from tests.extensions.flow_trainer.conftest import write_measured_vae
 from toolkit.config.process import JobContext
 from toolkit.data.dataloader import LatentBatch
-from toolkit.interfaces import StepLosses
+from toolkit.train.interface import StepLosses
 
 QWEN = "QwenImageTransformer2DModel"
 TEXT = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}

@@ -28,13 +28,13 @@ from tests.stand_in_cuda import COMPILER
 from toolkit.config import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
+from toolkit.data.types import Size
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
-from toolkit.interfaces import Size
+from toolkit.files.image_files import read_settings
+from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.families import family_for
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
-from toolkit.picture_files import read_settings
-from toolkit.run_files import TINY_MODEL
 from toolkit.train import generation
 from toolkit.train.sampling import SamplePrompt, Sampler
 

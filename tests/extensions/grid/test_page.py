@@ -10,7 +10,7 @@ from PIL import Image
 
 from extensions.grid.page import Column, Row, grid_page
 from tests.html_browser import Browser
-from toolkit.interfaces import Size
+from toolkit.data.types import Size
 from toolkit.train.generation import LoraFile, Picture
 from toolkit.train.sampling import SamplePrompt
 

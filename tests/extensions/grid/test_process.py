@@ -19,7 +19,7 @@ from tests.extensions.generate.test_process import SMALL, write_lora
 from toolkit.config.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
-from toolkit.picture_files import read_settings
+from toolkit.files.image_files import read_settings
 from toolkit.train import generation
 
 

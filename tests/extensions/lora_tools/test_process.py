@@ -20,10 +20,10 @@ from toolkit.config.model import ModelConfig
 from toolkit.config.tool import load_tool
 from toolkit.errors import UserError
 from toolkit.extension import discover
-from toolkit.files import is_own_folder
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import is_own_folder
 from toolkit.models.families import family_for
 from toolkit.networks.lora_formats import load_adapter_file
-from toolkit.safetensors_io import read_metadata
 
 TO_Q, TO_V = "transformer_blocks.0.attn.to_q", "transformer_blocks.1.attn.to_v"
 

@@ -23,8 +23,8 @@ from tests.http_server import QuietHandler, serving
 from toolkit.config.tool import load_tool
 from toolkit.errors import ConfigErrors, RunError, UserError
 from toolkit.extension import discover
-from toolkit.files import sha256_of
-from toolkit.safetensors_io import read_metadata
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import sha256_of
 
 TOKEN = "hf_abcdefghijklmnopqrstuvwxyz0123456789"
 

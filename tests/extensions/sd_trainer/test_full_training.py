@@ -16,10 +16,11 @@ from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, phot
 from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader
 from toolkit.data.epoch_order import EpochSource
-from toolkit.device import DTYPES
-from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import BatchSpec, Size, TrainStep
+from toolkit.data.types import BatchSpec, Size
+from toolkit.system.device import DTYPES
+from toolkit.system.distributed import ProcessGroup
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep
+from toolkit.train.interface import TrainStep
 from toolkit.train.loop import train
 from toolkit.train.run import Run
 

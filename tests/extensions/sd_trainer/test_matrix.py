@@ -18,7 +18,7 @@ from tests.pairwise import Row, pairwise
 from toolkit.config import load_job
 from toolkit.extension import discover
 from toolkit.models.qwen_edit.sizes import linear_layers
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.number_types import QTYPES
 from toolkit.optim.optimizer_args import OPTIMIZERS, is_schedule_free

@@ -15,7 +15,7 @@ from jobs import ExtensionJob
 from toolkit.config import JobContext, load_job
 from toolkit.errors import Interrupted, UserError
 from toolkit.extension import discover
-from toolkit.log import shown
+from toolkit.files.log import shown
 
 LOW_ENOUGH = {"metric": "validation/loss", "below": 100, "smooth": 3, "check_every": 1}
 

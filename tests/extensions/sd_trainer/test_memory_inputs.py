@@ -19,7 +19,7 @@ from extensions.sd_trainer.memory_inputs import (
 )
 from tests.extensions.sd_trainer.test_memory_plan import item, section
 from tests.extensions.sd_trainer.test_parallel import several
-from toolkit.interfaces import BucketedSample
+from toolkit.data.types import BucketedSample
 from toolkit.memory.estimate import StepShape
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S, StepWork
 from toolkit.models.qwen_edit.sizes import footprint

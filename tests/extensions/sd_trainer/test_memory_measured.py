@@ -13,10 +13,10 @@ from extensions.sd_trainer.memory_inputs import group_items
 from extensions.sd_trainer.memory_measured import memory_callback
 from extensions.sd_trainer.memory_plan import plan_memory
 from tests.extensions.sd_trainer.test_memory_plan import grouped, item, phase, section
-from toolkit import device
-from toolkit.interfaces import TrainState
 from toolkit.memory.estimate import MemoryEstimate, machine_of
+from toolkit.system import device
 from toolkit.train.callbacks.watchdog import peak_resident
+from toolkit.train.interface import TrainState
 
 CARD = torch.device("cuda", 0)
 

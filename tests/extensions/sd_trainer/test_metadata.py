@@ -14,7 +14,7 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.metadata import job_metadata, with_progress
 from toolkit.config import load_job
 from toolkit.data.run_plan import BucketCount, FolderPlan, RunPlan
-from toolkit.interfaces import TrainState
+from toolkit.train.interface import TrainState
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.plan import save_size
-from toolkit import nvidia
 from toolkit.config import JobContext, load_job
 from toolkit.data.run_plan import RunPlan
 from toolkit.errors import DataErrors, UserError
+from toolkit.system import nvidia
 
 
 @pytest.fixture
@@ -168,7 +168,7 @@ def test_a_disk_without_room_for_one_save_is_refused(write_job, trainer, make_pi
     needed = weights * (4 + 8 + 4)  # raw weights and two moments in the state, the float32 file
     usage = namedtuple("usage", "total used free")
     for free in (needed, needed - 1):
-        monkeypatch.setattr("toolkit.files.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
+        monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _, free=free: usage(0, 0, free))
         with pytest.raises(UserError, match="training_folder") if free < needed else nullcontext():
             save_size(config).check(tmp_path)
 

@@ -15,7 +15,7 @@ from tests.light_start import FORBID
 from toolkit.config import load_job
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
-from toolkit.log import shown
+from toolkit.files.log import shown
 from toolkit.memory.flops import KERNELS_PER_BLOCK, LAUNCH_S
 from toolkit.train import outlook
 from toolkit.train.lock import run_lock
@@ -182,7 +182,7 @@ def test_a_large_model_without_a_gpu_is_told_and_so_is_its_download(
 ) -> None:
     from huggingface_hub import constants
 
-    from toolkit import nvidia
+    from toolkit.system import nvidia
 
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
     monkeypatch.setattr(nvidia, "read_facts", lambda: nvidia.NvidiaFacts("13.0", "570.1", 1))

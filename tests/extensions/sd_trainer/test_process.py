@@ -19,7 +19,7 @@ from safetensors import safe_open
 from jobs import ExtensionJob
 from toolkit.config import load_job
 from toolkit.extension import discover
-from toolkit.log import shown
+from toolkit.files.log import shown
 
 Run = Callable[..., subprocess.CompletedProcess]
 PHOTOS = Path(__file__).resolve().parents[3] / "config" / "examples" / "photos"

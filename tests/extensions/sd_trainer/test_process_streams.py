@@ -17,9 +17,9 @@ from tests.extensions.sd_trainer.test_memory_plan import item, phase
 from tests.toolkit.data.shard_server import write_shard
 from toolkit.config import load_job
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import Size
 from toolkit.errors import ConfigErrors
 from toolkit.extension import discover
-from toolkit.interfaces import Size
 
 Run = Callable[..., tuple[bytes, list[dict]]]
 

@@ -18,12 +18,12 @@ from tests.processes import in_processes
 from toolkit.config import load_job
 from toolkit.config.network import NetworkConfig
 from toolkit.config.train import TrainConfig
-from toolkit.distributed import ProcessGroup
 from toolkit.errors import UserError
 from toolkit.extension import discover
 from toolkit.memory.fsdp import shard_block_fn
 from toolkit.networks.full import FullNetwork
 from toolkit.networks.lora import LoraNetwork
+from toolkit.system.distributed import ProcessGroup
 from toolkit.train.checkpoint_state import load_state, snapshot_state
 from toolkit.train.checkpoint_store import checkpoint_dir, write_checkpoint
 from toolkit.train.optimizer_step import Role

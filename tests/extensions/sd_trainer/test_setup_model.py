@@ -22,11 +22,10 @@ from tests.extensions.sd_trainer.test_parallel import several
 from toolkit.config.loader import load_job
 from toolkit.config.model import ModelConfig
 from toolkit.data.dataloader import BatchLoader, LatentBatch
-from toolkit.distributed import ProcessGroup
+from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
 from toolkit.extension import discover
-from toolkit.interfaces import BatchSpec, PromptEmbeds, Size
-from toolkit.log import shown
+from toolkit.files.log import shown
 from toolkit.memory import int8_matmul
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.int8_matmul import is_supported
@@ -34,6 +33,7 @@ from toolkit.memory.quantization import RowwiseQuantized, WithRecoveryLora, quan
 from toolkit.models.qwen_edit.sizes import footprint
 from toolkit.models.qwen_edit.tiny import TinySpec, write_tiny_model
 from toolkit.networks.lora import LoraNetwork
+from toolkit.system.distributed import ProcessGroup
 from toolkit.train.base_model import block_quantizer
 
 RANK = 24

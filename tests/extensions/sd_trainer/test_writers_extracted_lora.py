@@ -17,7 +17,6 @@ from torch import nn
 
 from extensions.sd_trainer.writers import ExtractedLoraWriter
 from tests.diffusers_reference import open_tiny, relative
-from toolkit.interfaces import TrainState
 from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.sizes import every_linear_layer, linear_layers
 from toolkit.networks.adapter import dequantized_weight
@@ -25,6 +24,7 @@ from toolkit.networks.lora import DoraNetwork
 from toolkit.networks.lora_formats import load_adapter_file
 from toolkit.networks.merge import LoraMerger, read_base_loras
 from toolkit.train.flow_step import NETWORK
+from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

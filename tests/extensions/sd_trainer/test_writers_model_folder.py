@@ -17,11 +17,11 @@ from extensions.sd_trainer.metadata import job_metadata
 from extensions.sd_trainer.writers import ModelFolderWriter
 from tests.diffusers_reference import load_pipeline, open_tiny
 from toolkit.errors import RunError
-from toolkit.interfaces import TrainState
 from toolkit.models import parts
 from toolkit.networks.full import FullNetwork
 from toolkit.optim.ema import Ema
 from toolkit.train.flow_step import NETWORK
+from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

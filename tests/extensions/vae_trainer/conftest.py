@@ -11,7 +11,7 @@ import pytest
 from jobs import ExtensionJob
 from toolkit.config import load_job
 from toolkit.extension import discover
-from toolkit.log import shown
+from toolkit.files.log import shown
 
 SMALL: dict[str, dict[str, Any]] = {
     "AutoencoderKLQwenImage": {

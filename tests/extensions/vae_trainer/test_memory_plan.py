@@ -18,12 +18,13 @@ from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.autoencoder import sized
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE
 from toolkit.data.pixels import PixelBatch
-from toolkit.interfaces import Backward, BatchSpec, BucketedSample, ResizeCrop, Sample, Size
+from toolkit.data.types import BatchSpec, BucketedSample, ResizeCrop, Sample, Size
 from toolkit.memory.estimate import GB, Machine, MemoryEstimate
 from toolkit.models.autoencoders import make_autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.perceptual import PerceptualDistance
 from toolkit.train.autoencoder_step import Adversary, AutoencoderStep, trained_parameters
+from toolkit.train.interface import Backward
 
 CARD, HOST = Machine("cuda"), Machine("cpu")
 SIDE = 128

@@ -61,7 +61,7 @@ def test_a_dry_run_says_what_a_start_would_do(start, vae_job, pictures: Path, mo
     found, refused = said(name="large", model={"config": SMALL["AutoencoderKL"] | large})
     assert refused.startswith("memory: the run needs ") and f"memory: {found['will_not_start'][0]}" in refused
     usage = namedtuple("usage", "total used free")
-    monkeypatch.setattr("toolkit.files.shutil.disk_usage", lambda _: usage(0, 0, 10**5))
+    monkeypatch.setattr("toolkit.files.writing.shutil.disk_usage", lambda _: usage(0, 0, 10**5))
     found, refused = said(name="another")
     assert found["will_not_start"] == [refused] and refused.startswith(
         "training_folder: output/job/another has 100 kB free"

@@ -16,7 +16,7 @@ from jobs.dry_run import plan_job
 from toolkit.config import load_job
 from toolkit.errors import Interrupted, RunError, UserError
 from toolkit.extension import discover
-from toolkit.log import shown
+from toolkit.files.log import shown
 from toolkit.train.lock import run_lock
 
 INIT = """
@@ -81,13 +81,14 @@ PROCESS = '''
     from torch import nn
 
     from jobs.process.trainer import Attached, Trainer
-    from toolkit.interfaces import BatchSpec, StepLosses, TrainStep
+    from toolkit.data.types import BatchSpec
+    from toolkit.train.interface import StepLosses, TrainStep
     from toolkit.data.fingerprint import fingerprint
     from toolkit.data.images import open_image, resize_cover_crop, to_tensor
     from toolkit.data.items import scan_items
     from toolkit.data.epoch_order import EpochSource, epoch_batches
     from toolkit.networks.save import write_safetensors_verified
-    from toolkit.run_files import step_stem
+    from toolkit.files.run_files import step_stem
     from toolkit.train.loop import train
     from toolkit.train.roles import build_role
 

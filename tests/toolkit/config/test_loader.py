@@ -14,8 +14,8 @@ from toolkit.config import load_job
 from toolkit.config.loader import LONGEST_RUN_NAME
 from toolkit.config.model import ModelConfig
 from toolkit.errors import ConfigErrors
-from toolkit.files import atomic_write
-from toolkit.run_files import FILE_SUFFIXES, step_stem
+from toolkit.files.run_files import FILE_SUFFIXES, step_stem
+from toolkit.files.writing import atomic_write
 
 FIVE_MISTAKES = """\
 job: extension

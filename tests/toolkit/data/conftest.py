@@ -16,8 +16,9 @@ from torch.nn.functional import avg_pool2d
 from tests.toolkit.data.shard_server import write_tar
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import Size
 from toolkit.errors import RunError
-from toolkit.interfaces import DiffusionModel, Size
+from toolkit.models.interface import DiffusionModel
 from toolkit.models.qwen_edit.family import FAMILY
 
 

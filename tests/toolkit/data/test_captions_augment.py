@@ -5,7 +5,7 @@ import pytest
 
 from tests.golden_tables import golden
 from toolkit.data.captions import add_prefix, caption_for_use, inject_trigger
-from toolkit.interfaces import CaptionRules
+from toolkit.data.types import CaptionRules
 
 # `to_replace_list` is an option of the peer that jobs here do not have.
 INJECT = [case for case in golden("captions", table="inject") if not case["to_replace_list"]]

@@ -13,7 +13,7 @@ from toolkit.data.epoch_order import epoch_batches
 from toolkit.data.folder import scan_datasets
 from toolkit.data.items import make_items
 from toolkit.data.latent_cache import CachePair, encode_items
-from toolkit.interfaces import BatchSpec, CaptionRules, Mask, PromptEmbeds
+from toolkit.data.types import BatchSpec, CaptionRules, Mask, PromptEmbeds
 
 SEED = 3
 

@@ -6,7 +6,7 @@ import pytest
 
 from toolkit.data.captions import caption_for_use
 from toolkit.data.epoch_order import count_batches, epoch_batches, epoch_order
-from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 
 
 def make_item(index: int, repeats: int, side: int) -> BucketedSample:

@@ -10,8 +10,8 @@ from PIL import Image
 from tests.golden_tables import golden
 from toolkit.data.folder import scan_datasets
 from toolkit.data.images import HAS_HEIF, open_image
+from toolkit.data.types import Size
 from toolkit.errors import DataErrors
-from toolkit.interfaces import Size
 
 PHOTOS = "config/examples/photos"
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 from toolkit.data.folder import scan_datasets
-from toolkit.interfaces import CaptionRules, Flip, Mask, Sample, Size
+from toolkit.data.types import CaptionRules, Flip, Mask, Sample, Size
 
 
 def test_every_field_of_a_sample(tmp_path: Path, image, dataset) -> None:

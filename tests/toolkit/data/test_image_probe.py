@@ -10,7 +10,7 @@ from PIL import Image
 from toolkit.data import image_probe
 from toolkit.data.directory import ImageFile, list_folder
 from toolkit.data.image_probe import notes_of, probe_images
-from toolkit.interfaces import Size
+from toolkit.data.types import Size
 
 
 @pytest.mark.parametrize("read_whole", [0, 100])

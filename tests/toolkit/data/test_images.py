@@ -18,7 +18,7 @@ from toolkit.data.images import (
     resize_cover_crop,
     to_tensor,
 )
-from toolkit.interfaces import ResizeCrop, Size
+from toolkit.data.types import ResizeCrop, Size
 
 PHOTOS = Path("config/examples/photos")
 RED, GREEN, BLUE, GREY = (255, 0, 0), (0, 255, 0), (0, 0, 255), (128, 128, 128)

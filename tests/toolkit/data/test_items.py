@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 
 from toolkit.data.items import refuse_references, scan_items
+from toolkit.data.types import BucketedSample, ResizeCrop, Sample, Size
 from toolkit.errors import DataErrors
-from toolkit.interfaces import BucketedSample, ResizeCrop, Sample, Size
 
 
 def section(*datasets) -> SimpleNamespace:

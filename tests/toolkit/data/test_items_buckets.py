@@ -3,7 +3,7 @@ import pytest
 from tests.golden_tables import golden
 from toolkit.config.dataset import Rectangle
 from toolkit.data.items import bucket_for, make_items
-from toolkit.interfaces import ResizeCrop, Sample, Size
+from toolkit.data.types import ResizeCrop, Sample, Size
 
 
 @pytest.mark.parametrize("case", golden("buckets"), ids=lambda c: f"{c['width']}x{c['height']}@{c['resolution']}")

@@ -11,8 +11,8 @@ from toolkit.data.file_hashes import file_digest
 from toolkit.data.folder import scan_datasets
 from toolkit.data.items import make_items
 from toolkit.data.latent_cache import PROMPT_FORMAT, CachePair, EncodedDataset, ItemEncoder, encode_items, mask_weights
+from toolkit.data.types import BatchSpec, CaptionRules
 from toolkit.errors import DataErrors, RunError
-from toolkit.interfaces import BatchSpec, CaptionRules
 
 
 @pytest.fixture

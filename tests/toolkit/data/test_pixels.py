@@ -15,9 +15,9 @@ from tests.toolkit.data.shard_server import png
 from toolkit.data.images import to_tensor
 from toolkit.data.pixels import Picture, PixelLoader, StreamPixels, load_pixels, stream_source
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import BatchSpec, BucketedSample, Flip, ResizeCrop, Sample, Size
 from toolkit.data.webdataset import StreamSample
 from toolkit.errors import RunError
-from toolkit.interfaces import BatchSpec, BucketedSample, Flip, ResizeCrop, Sample, Size
 from toolkit.train.accumulation import split_spec
 
 

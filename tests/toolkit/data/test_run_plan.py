@@ -8,7 +8,7 @@ from toolkit.data.epoch_order import count_batches
 from toolkit.data.folder import FolderInfo, scan_datasets
 from toolkit.data.items import make_items
 from toolkit.data.run_plan import RunPlan, folder_plans, optimizer_steps
-from toolkit.interfaces import Sample, Size
+from toolkit.data.types import Sample, Size
 
 
 def make_folder(name: str, images: int, repeats: int, size=(1024, 1024), references: int = 0):

@@ -14,7 +14,7 @@ import pytest
 from tests.toolkit.data.shard_server import ShardServer, serving
 from toolkit.data.shards import Shard, expand_shards
 from toolkit.errors import RunError, UserError
-from toolkit.redact import redact_text
+from toolkit.files.redact import redact_text
 
 TOKEN = "shard-token-Zq81xx04"
 BODY = bytes(range(256)) * 40

@@ -15,9 +15,9 @@ from tests.toolkit.data.shard_server import png, serving, write_shard, write_tar
 from toolkit.config.sections import ImageTrainingSection
 from toolkit.data.items import bucket_for
 from toolkit.data.stream_dataset import StreamDataset
+from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.interfaces import Size
-from toolkit.redact import redact_text
+from toolkit.files.redact import redact_text
 
 Make = Callable[..., StreamDataset]
 ONE = {"0.png": png(), "0.txt": b"running"}

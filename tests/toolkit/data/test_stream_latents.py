@@ -20,7 +20,7 @@ from toolkit.data.latent_cache import CachePair, ItemEncoder, encode_items
 from toolkit.data.pixels import stream_source
 from toolkit.data.stream_dataset import StreamDataset
 from toolkit.data.stream_latents import StreamLatents
-from toolkit.interfaces import BatchSpec, BucketedSample, CaptionRules, Sample, Size
+from toolkit.data.types import BatchSpec, BucketedSample, CaptionRules, Sample, Size
 
 COLOURS = ("red", "green", "blue", "white", "black")
 

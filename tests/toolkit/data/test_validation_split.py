@@ -7,9 +7,9 @@ from types import SimpleNamespace
 
 import pytest
 
+from toolkit.data.types import CaptionRules
 from toolkit.data.validation_split import ValidationSplit, scan_and_split
 from toolkit.errors import DataErrors, UserError
-from toolkit.interfaces import CaptionRules
 
 FAMILY = SimpleNamespace(
     size_multiple=32, sure_prompt=500, max_references=3, longest_side=None, prompt_error=lambda *_: None

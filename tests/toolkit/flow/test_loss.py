@@ -20,7 +20,7 @@ from toolkit.flow.loss import (
 from toolkit.flow.sampler import euler_sample, sigmas
 from toolkit.flow.settings import FlowSettings
 from toolkit.flow.timesteps import SAMPLINGS
-from toolkit.interfaces import PREDICTIONS
+from toolkit.models.interface import PREDICTIONS
 
 # ------------------------------------------------------------ interpolant
 

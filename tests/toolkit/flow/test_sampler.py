@@ -4,7 +4,7 @@ import torch
 from tests.golden_tables import golden
 from tests.measured import at_most
 from toolkit.flow.sampler import euler_sample, sigmas
-from toolkit.interfaces import DynamicShift
+from toolkit.models.interface import DynamicShift
 
 SHIFT = DynamicShift()
 

@@ -17,8 +17,8 @@ from toolkit.flow.timesteps import (
     timesteps,
     timesteps_from_uniform,
 )
-from toolkit.interfaces import DynamicShift
-from toolkit.seeding import generator
+from toolkit.models.interface import DynamicShift
+from toolkit.system.seeding import generator
 
 LINE = DynamicShift()
 

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from tests.diffusers_reference import open_tiny
 from toolkit.config.train import CompileConfig
-from toolkit.interfaces import PromptEmbeds
+from toolkit.data.types import PromptEmbeds
 from toolkit.memory import attention as module
 from toolkit.memory import block_runner
 from toolkit.memory.attention import FEWEST_TOKENS, ROWS, attention_kernel, cpu_attention_wrapper, row_attention

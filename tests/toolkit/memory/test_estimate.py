@@ -7,8 +7,8 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from toolkit import device
 from toolkit.memory.estimate import GB, Machine, MemoryEstimate, Phase, Saving, machine_of, suggest
+from toolkit.system import device
 
 
 def plan(device: float, host: float = 1.0, on_device: bool = True) -> MemoryEstimate:

@@ -15,7 +15,7 @@ from toolkit.memory.estimate import (
     step_peak,
     step_seconds,
 )
-from toolkit.network_kinds import KINDS
+from toolkit.networks.kinds import KINDS
 
 TOKENS = {0: 4096 + 80, 1: 2 * 4096 + 280, 2: 3 * 4096 + 490, 3: 4 * 4096 + 700}
 """References -> tokens of images and text, at 1024 x 1024."""

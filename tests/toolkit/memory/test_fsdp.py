@@ -11,10 +11,10 @@ import torch.distributed.fsdp  # once, not in each process
 from torch import Tensor, nn
 
 from tests.processes import in_processes
-from toolkit.distributed import PeerFailedError, ProcessGroup
 from toolkit.memory.fsdp import enable_forward_prefetch, shard_block_fn
 from toolkit.networks.full import cast_on_use
-from toolkit.sharded_param import local_shard_parameter
+from toolkit.system.distributed import PeerFailedError, ProcessGroup
+from toolkit.system.sharded_param import local_shard_parameter
 
 CPU, FP32, BF16 = torch.device("cpu"), torch.float32, torch.bfloat16
 

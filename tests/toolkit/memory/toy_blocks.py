@@ -7,9 +7,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
-from toolkit.interfaces import BlockForward, BlockWrapper
 from toolkit.memory.int8_calibration import int8_layers
 from toolkit.memory.quantization import Int8Matmuls, quantizer
+from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.networks.adapter import LinearAdapterNetwork
 from toolkit.networks.lora import LoraNetwork
 

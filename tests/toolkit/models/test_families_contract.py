@@ -17,9 +17,10 @@ from torch import nn
 from tests.conftest import ROOT, child_environment
 from tests.model_folders import write_flow_model
 from tests.unlike_family import write_unlike_model
-from toolkit.interfaces import EMBEDS, DiffusionModel, PromptEmbeds, Size
+from toolkit.data.types import EMBEDS, PromptEmbeds, Size
 from toolkit.models.families import ModelFamily, ModelLoadOptions
-from toolkit.network_kinds import KINDS
+from toolkit.models.interface import DiffusionModel
+from toolkit.networks.kinds import KINDS
 from toolkit.registry import FAMILIES
 
 WRITERS = {"unlike": write_unlike_model, "latent_flow": write_flow_model}

@@ -14,10 +14,10 @@ from tests.conftest import ROOT, child_environment
 from tests.model_folders import COMMIT, NO_WEIGHTS, write_cached
 from tests.small_hub import Hub, small_hub
 from toolkit.errors import UserError
+from toolkit.files.safetensors_io import framed
 from toolkit.models import hub
 from toolkit.models.hub import download_encoder
 from toolkit.models.qwen_edit.family import FAMILY
-from toolkit.safetensors_io import framed
 
 NAME = "someone/model"
 FILES = {

@@ -8,8 +8,8 @@ from huggingface_hub import constants
 from tests.diffusers_reference import CPU
 from tests.model_folders import write_cached, write_model
 from toolkit.config.model_files import looks_like_a_path
+from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.interfaces import Size
 from toolkit.memory.quantization import BlockwiseQuantized, QuantizedLinear, RowwiseQuantized, quantizer
 from toolkit.models import families, loading
 from toolkit.models.loading import checked_family, load_model, model_folder

@@ -9,11 +9,11 @@ from torch import Tensor
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
-from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantization import quantizer
+from toolkit.networks import kinds as network_kinds
 from toolkit.networks.adapter import AdapterBase, AdapterDropout, dequantized_weight
 from toolkit.networks.lora_formats import LayerDelta, load_adapter_file
 from toolkit.networks.save import save_network

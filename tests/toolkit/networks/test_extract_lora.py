@@ -9,9 +9,9 @@ from torch import nn
 
 from tests.diffusers_reference import open_tiny, relative
 from tests.measured import at_most
-from toolkit import network_kinds
 from toolkit.config.network import NetworkConfig
 from toolkit.memory.quantization import quantizer
+from toolkit.networks import kinds as network_kinds
 from toolkit.networks import svd as fitting
 from toolkit.networks.extract_lora import extract_network_lora
 from toolkit.networks.lora_formats import parse_adapter_tensors

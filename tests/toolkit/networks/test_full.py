@@ -12,7 +12,6 @@ import torch.distributed.fsdp  # once, not in each process
 from tests.diffusers_reference import open_tiny, relative
 from tests.processes import in_processes
 from toolkit.config.network import NetworkConfig
-from toolkit.distributed import ProcessGroup
 from toolkit.errors import UserError
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.fsdp import shard_block_fn
@@ -20,6 +19,7 @@ from toolkit.memory.offload import BlockSwap
 from toolkit.models.qwen_edit.sizes import modules
 from toolkit.networks.full import FullNetwork, cast_on_use, modules_with_weights
 from toolkit.networks.targets import select_target_modules
+from toolkit.system.distributed import ProcessGroup
 
 BF16 = torch.bfloat16
 

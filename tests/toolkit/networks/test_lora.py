@@ -21,7 +21,7 @@ from tests.diffusers_reference import (
 )
 from tests.measured import at_least, at_most
 from toolkit.data.latent_cache import ItemEncoder
-from toolkit.interfaces import Size
+from toolkit.data.types import Size
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.quantization import quantizer
 from toolkit.models.qwen_edit.model import QwenEditModel

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from toolkit.optim.optimizers import build_optimizer, load_state_tensors, state_tensors
 from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer, stochastic_round_bf16
-from toolkit.sharded_param import RowShard
+from toolkit.system.sharded_param import RowShard
 
 BF16 = torch.bfloat16
 

@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.epoch_order import EpochSource
-from toolkit.interfaces import Batch, BatchSpec, PromptEmbeds, StepLosses, StepResult, TrainStep
+from toolkit.data.types import Batch, BatchSpec, PromptEmbeds
 from toolkit.optim.ema import Ema
+from toolkit.train.interface import StepLosses, StepResult, TrainStep
 from toolkit.train.loop import train, try_largest_batch
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback, Run

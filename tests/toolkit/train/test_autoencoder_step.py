@@ -12,7 +12,7 @@ from tests.extensions.vae_trainer.conftest import SMALL
 from toolkit.config.autoencoder import AutoencoderConfig
 from toolkit.config.autoencoder_losses import DISCRIMINATOR, VAE, DiscriminatorConfig, LossesConfig
 from toolkit.data.pixels import PixelBatch
-from toolkit.interfaces import BatchSpec
+from toolkit.data.types import BatchSpec
 from toolkit.models.autoencoders import Autoencoder, make_autoencoder
 from toolkit.models.discriminator import PatchDiscriminator
 from toolkit.models.perceptual import PerceptualDistance

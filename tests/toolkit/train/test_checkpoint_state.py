@@ -12,17 +12,17 @@ from torch import nn
 from tests.processes import in_processes
 from tests.toolkit.train.states import make_run, save_state, saved, take_steps
 from toolkit.data.epoch_order import epoch_cursor
-from toolkit.distributed import ProcessGroup
 from toolkit.errors import RunError
-from toolkit.interfaces import TrainState
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizer_args import ELEMENTWISE
 from toolkit.optim.optimizers import build_optimizer
 from toolkit.optim.stochastic_rounding import StochasticRoundingOptimizer
-from toolkit.sharded_param import RowShard
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.sharded_param import RowShard
 from toolkit.train.checkpoint_state import load_state, saved_seed, snapshot_state
 from toolkit.train.checkpoint_store import step_of
 from toolkit.train.collectives import WorkerContext, install_command_handler
+from toolkit.train.interface import TrainState
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run
 

@@ -157,7 +157,7 @@ def test_every_file_is_on_the_disk_before_the_manifest_and_the_manifest_before_t
     flush, write_json, replace = checkpoint_store.fsync, checkpoint_store.write_json, os.replace
     monkeypatch.setattr(checkpoint_store, "fsync", lambda path: (done.append(path.name), flush(path)))
     monkeypatch.setattr(
-        "toolkit.files.fsync", lambda path: (done.append(path.name) if path.is_dir() else None, flush(path))
+        "toolkit.files.writing.fsync", lambda path: (done.append(path.name) if path.is_dir() else None, flush(path))
     )
     monkeypatch.setattr(
         checkpoint_store, "write_json", lambda path, data: (write_json(path, data), done.append(path.name))

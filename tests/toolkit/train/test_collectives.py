@@ -10,8 +10,8 @@ from torch import Tensor
 
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Toy
-from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import PromptEmbeds
+from toolkit.data.types import PromptEmbeds
+from toolkit.system.distributed import ProcessGroup
 from toolkit.train.collectives import WorkerContext, install_command_handler, leading, using_eval_weights
 
 

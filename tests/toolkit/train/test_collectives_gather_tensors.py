@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from tests.processes import in_processes
-from toolkit.distributed import ProcessGroup
 from toolkit.optim.ema import Ema
-from toolkit.sharded_param import RowShard
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.sharded_param import RowShard
 from toolkit.train.collectives import WorkerContext, gather_full_tensors, install_command_handler, network_state_dict
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run

@@ -10,10 +10,10 @@ import torch
 from tests.processes import in_processes
 from tests.toolkit.train.conftest import Recorder, Toy
 from toolkit.data.dataloader import LatentBatch
-from toolkit.distributed import ProcessGroup
 from toolkit.errors import RunError
-from toolkit.interfaces import StepLosses
-from toolkit.sharded_param import RowShard
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.sharded_param import RowShard
+from toolkit.train.interface import StepLosses
 
 STEPS = 5
 

@@ -15,9 +15,10 @@ from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, phot
 from tests.golden_tables import FOLDER, golden
 from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader, LatentBatch
+from toolkit.data.types import BatchSpec, PromptEmbeds, Size
 from toolkit.flow.loss import linear_path, trigonometric_path
-from toolkit.interfaces import BatchSpec, DynamicShift, PromptEmbeds, Size
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.interface import DynamicShift
 from toolkit.models.latent_flow.family import LatentFlowFamily
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.model import QwenEditModel

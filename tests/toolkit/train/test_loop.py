@@ -12,7 +12,7 @@ import torch
 
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.errors import RunError
-from toolkit.interfaces import StepLosses, TrainState
+from toolkit.train.interface import StepLosses, TrainState
 from toolkit.train.metrics_buffer import MAX_CONSECUTIVE_SKIPS
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Callback

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from tests.toolkit.train.test_loop import broken_for
 from toolkit.errors import RunError
-from toolkit.interfaces import StepLosses
 from toolkit.memory.quantization import Int8Matmuls, QuantizedLinear, quantize_weight
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer, state_tensors
 from toolkit.train import metrics_buffer
 from toolkit.train.callbacks.metrics import MetricsCallback
+from toolkit.train.interface import StepLosses
 from toolkit.train.metrics_buffer import metrics_sync_interval, to_host
 from toolkit.train.run import Callback, Run
 

@@ -8,11 +8,11 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTensorMode
 
 from tests.processes import in_processes
-from toolkit.distributed import ProcessGroup
-from toolkit.interfaces import StepLosses
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.sharded_param import RowShard
+from toolkit.system.distributed import ProcessGroup
+from toolkit.system.sharded_param import RowShard
+from toolkit.train.interface import StepLosses
 from toolkit.train.optimizer_step import Role, ShardedStep, StandardStep, clip_
 
 YES, NO = torch.tensor(True), torch.tensor(False)

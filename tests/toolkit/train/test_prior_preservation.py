@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 
 from tests.toolkit.train.test_flow_step import LATENTS, make_batch
-from toolkit.interfaces import DynamicShift, PromptEmbeds
+from toolkit.data.types import PromptEmbeds
+from toolkit.models.interface import DynamicShift
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.networks.lora import LoraNetwork
 from toolkit.train.flow_step import NETWORK, FlowMatchingStep

@@ -16,8 +16,8 @@ from toolkit.config.train import TrainConfig
 from toolkit.data.epoch_order import epoch_cursor
 from toolkit.data.fingerprint import fingerprint
 from toolkit.data.folder import DatasetScan, FolderInfo
+from toolkit.data.types import Sample, Size
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import Sample, Size
 from toolkit.train.config_diff import corrections
 from toolkit.train.resumption import ResumePlan
 

@@ -15,12 +15,13 @@ from torch.nn.functional import softplus
 
 from tests.toolkit.train.conftest import Losses, Recorder, Toy
 from toolkit.data.epoch_order import EpochSource
+from toolkit.data.types import Batch
 from toolkit.errors import RunError
-from toolkit.interfaces import Backward, Batch, StepLosses, TrainStep
 from toolkit.optim.ema import Ema
 from toolkit.train.callbacks.metrics import MetricsCallback, read_metrics
 from toolkit.train.checkpoint_state import load_state, snapshot_state
 from toolkit.train.checkpoint_store import write_checkpoint
+from toolkit.train.interface import Backward, StepLosses, TrainStep
 from toolkit.train.loop import train
 from toolkit.train.optimizer_step import Role
 from toolkit.train.run import Run

@@ -9,7 +9,7 @@ from torch import nn
 
 from toolkit.optim.ema import Ema
 from toolkit.optim.optimizers import build_optimizer
-from toolkit.sharded_param import RowShard
+from toolkit.system.sharded_param import RowShard
 from toolkit.train.optimizer_step import Role
 
 

@@ -7,8 +7,8 @@ from math import ceil
 import pytest
 
 from toolkit.data.epoch_order import EpochSource
-from toolkit.interfaces import TrainState
 from toolkit.train.accumulation import accumulation_steps
+from toolkit.train.interface import TrainState
 from toolkit.train.run import Interval, due
 
 

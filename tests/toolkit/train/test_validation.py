@@ -13,7 +13,7 @@ from torch import Tensor
 from tests.diffusers_reference import REFERENCES, encode_photos, open_tiny, photo_item
 from tests.measured import at_most
 from toolkit.data.latent_cache import EncodedDataset
-from toolkit.interfaces import CaptionRules, PromptEmbeds, Size
+from toolkit.data.types import CaptionRules, PromptEmbeds, Size
 from toolkit.models.latent_flow.family import LatentFlowFamily
 from toolkit.models.qwen_edit.model import QwenEditModel
 from toolkit.networks.lora import LoraNetwork

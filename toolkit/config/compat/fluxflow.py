@@ -18,6 +18,8 @@ from toolkit.config.located import ConfigNode, Diagnostics, odd_characters, show
 from toolkit.config.normalise import merge_aliases
 from toolkit.config.yaml_reader import scalar_kind, scalar_value
 from toolkit.errors import did_you_mean
+from toolkit.files.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
+from toolkit.files.safetensors_io import METADATA, read_header
 from toolkit.fluxflow_keys import (
     DATA,
     KEYS,
@@ -31,9 +33,7 @@ from toolkit.fluxflow_keys import (
     Key,
     names_in,
 )
-from toolkit.nvidia import half_precision
-from toolkit.run_files import FLUXFLOW_LEARNING_RATES, FLUXFLOW_PARTS
-from toolkit.safetensors_io import METADATA, read_header
+from toolkit.system.nvidia import half_precision
 
 Level = dict[str, ConfigNode]
 """Key -> value of one place: the sections at the top, `pipeline.defaults`, or a step."""

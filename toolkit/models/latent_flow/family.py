@@ -14,12 +14,12 @@ from typing import Any, NamedTuple
 from toolkit.config.autoencoder import LEVELS, latent_channels, latent_scale
 from toolkit.config.model_files import INDEX, read_model_json, weight_files
 from toolkit.errors import UserError, did_you_mean
-from toolkit.interfaces import PREDICTIONS
+from toolkit.files.safetensors_io import tensor_shapes
 from toolkit.models.arguments import MOST_LAYERS, file_fault
 from toolkit.models.families import EncoderSize, ModelFamily, ModelSizeInfo
+from toolkit.models.interface import PREDICTIONS
 from toolkit.number_types import QTYPE_BYTES
 from toolkit.registry import Registry
-from toolkit.safetensors_io import tensor_shapes
 
 _ADAPTERS = "toolkit.models.latent_flow.transformers"
 

@@ -20,23 +20,24 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.config.model_files import read_model_json
-from toolkit.device import to_device
+from toolkit.data.types import PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
-from toolkit.host_memory import malloc_trim
-from toolkit.interfaces import BlockWrapper, DiffusionModel, DynamicShift, PromptEmbeds, Size
 from toolkit.models.autoencoders import Autoencoder, load_autoencoder
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.interface import BlockWrapper, DiffusionModel, DynamicShift
 from toolkit.models.latent_flow import text
 from toolkit.models.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
 from toolkit.models.latent_flow.transformers import TransformerAdapter
 from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
 from toolkit.models.qwen_edit.sizes import size_of_area
 from toolkit.models.spade import attach_spade
+from toolkit.system.device import to_device
+from toolkit.system.host_memory import malloc_trim
 
 if TYPE_CHECKING:
     from PIL import Image
 
-    from toolkit.interfaces import TimeShift
+    from toolkit.models.interface import TimeShift
 
 
 @dataclass(frozen=True)

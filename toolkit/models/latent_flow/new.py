@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from toolkit.config.autoencoder import SPADE_FILE, latent_channels
 from toolkit.config.model_files import INDEX, read_model_json
 from toolkit.errors import RunError
-from toolkit.files import write_json
+from toolkit.files.safetensors_io import save_file
+from toolkit.files.writing import write_json
 from toolkit.models.from_config import build, refuse_arguments
 from toolkit.models.latent_flow import text
 from toolkit.models.latent_flow.family import (
@@ -27,8 +28,7 @@ from toolkit.models.latent_flow.family import (
 from toolkit.models.latent_flow.transformers import ARGUMENTS, TransformerAdapter
 from toolkit.models.loading import WEIGHTS
 from toolkit.models.parts import place_file
-from toolkit.safetensors_io import save_file
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 TEXT_WEIGHTS = "model.safetensors"
 

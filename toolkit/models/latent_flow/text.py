@@ -21,7 +21,7 @@ from toolkit.models.from_config import refuse_arguments
 from toolkit.models.latent_flow.family import PROJECTION, text_encoder_kind
 from toolkit.models.latent_flow.sizes import VOCABULARY
 from toolkit.models.loading import STRICTLY, check_finite, check_loaded, reading
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 transformers_logging.disable_progress_bar()  # a bar per part would tear the status line
 

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from toolkit.errors import UserError
-from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_edit import forward as qwen
 from toolkit.models.qwen_edit.new import rope_axes

@@ -6,9 +6,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 from toolkit.config.model_files import local_index
+from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.interfaces import ModelSection, Size
 from toolkit.models.families import ModelFamily, ModelSizeInfo
+from toolkit.models.interface import ModelSection
 from toolkit.models.qwen_edit import sizes
 from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
 from toolkit.models.qwen_edit.sizes import footprint

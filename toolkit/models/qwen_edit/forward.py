@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from toolkit.device import to_device
-from toolkit.interfaces import BlockForward, BlockWrapper
+from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_edit.sizes import PATCH
+from toolkit.system.device import to_device
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers.models.transformers import transformer_qwenimage

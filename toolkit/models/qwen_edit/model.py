@@ -18,11 +18,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from toolkit.device import to_device
+from toolkit.data.types import PromptEmbeds, Size
 from toolkit.errors import RunError, UserError
-from toolkit.host_memory import malloc_trim
-from toolkit.interfaces import BlockWrapper, DiffusionModel, PromptEmbeds, Size, WeightStreaming
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.interface import BlockWrapper, DiffusionModel, WeightStreaming
 from toolkit.models.loading import BLOCKS, weights_hash
 from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.family import FAMILY
@@ -39,13 +38,15 @@ from toolkit.models.qwen_edit.forward import (
 from toolkit.models.qwen_edit.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
 from toolkit.models.qwen_edit.prompt_length import prompt_fault
 from toolkit.models.qwen_edit.sizes import block_linears
+from toolkit.system.device import to_device
+from toolkit.system.host_memory import malloc_trim
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel
     from PIL import Image
     from torch import Tensor
 
-    from toolkit.interfaces import TimeShift
+    from toolkit.models.interface import TimeShift
 
 
 class QwenEditModel(DiffusionModel):

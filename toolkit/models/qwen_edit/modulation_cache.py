@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import silu
 
-from toolkit.device import to_device
-from toolkit.interfaces import BlockForward, WeightStreaming
 from toolkit.models.families import MOST_ROWS
+from toolkit.models.interface import BlockForward, WeightStreaming
 from toolkit.models.qwen_edit.forward import BlockConditioning, ImageTextStreams, RunIndexed
 from toolkit.models.qwen_edit.loading import TABULATED
+from toolkit.system.device import to_device
 
 if TYPE_CHECKING:
     from diffusers import QwenImageTransformer2DModel

@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from toolkit.interfaces import Size
+from toolkit.data.types import Size
 from toolkit.models.qwen_edit.sizes import LATENT_SCALE, PATCH, condition_size, reference_size
 
 if TYPE_CHECKING:

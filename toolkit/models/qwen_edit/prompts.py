@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from toolkit.interfaces import Size
+from toolkit.data.types import Size
 from toolkit.models.qwen_edit.sizes import condition_size
 
 if TYPE_CHECKING:

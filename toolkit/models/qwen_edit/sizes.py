@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.config.model_files import read_model_json
+from toolkit.data.types import Size
 from toolkit.errors import UserError
-from toolkit.interfaces import DynamicShift, Size
+from toolkit.files.safetensors_io import tensor_sizes
 from toolkit.models.families import EncoderSize, ModelSizeInfo
+from toolkit.models.interface import DynamicShift
 from toolkit.number_types import QTYPE_BYTES
-from toolkit.safetensors_io import tensor_sizes
 
 CONDITION_AREA = 384 * 384
 """Pixels of a reference as the text encoder sees it."""

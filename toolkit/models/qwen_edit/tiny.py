@@ -19,11 +19,11 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from toolkit.files.run_files import TINY_MODEL
 from toolkit.models.loading import ASKED_BY, block_import
 from toolkit.models.qwen_edit import loading  # noqa: F401 - switches the libraries' progress bars off
 from toolkit.models.qwen_edit.prompts import IMAGE_PAD, PREFIX, SUFFIX
-from toolkit.run_files import TINY_MODEL
-from toolkit.seeding import global_generator
+from toolkit.system.seeding import global_generator
 
 with block_import("bitsandbytes", ASKED_BY):
     from diffusers import AutoencoderKLQwenImage, FlowMatchEulerDiscreteScheduler, QwenImageTransformer2DModel

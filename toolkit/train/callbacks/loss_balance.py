@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 
 from toolkit.config.autoencoder_losses import ADVERSARIAL_WEIGHT, LPIPS_METRIC, PIXEL_METRICS, LossesConfig
-from toolkit.interfaces import StepResult
+from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 logger = logging.getLogger(__name__)

@@ -10,9 +10,9 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from toolkit import run_files
-from toolkit.files import append_json_line, atomic_write, os_error_as_run_error
-from toolkit.interfaces import StepResult
+from toolkit.files import run_files
+from toolkit.files.writing import append_json_line, atomic_write, os_error_as_run_error
+from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run
 
 AVERAGE_OVER = 50

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from toolkit.data.images import IMAGE_SUFFIXES
-from toolkit.run_files import SAMPLES
+from toolkit.files.run_files import SAMPLES
 from toolkit.train.contact_sheet import OVERVIEW, write_contact_sheet
 from toolkit.train.run import Callback, Run
 

@@ -10,8 +10,8 @@ from typing import Any
 
 from PIL import Image
 
-from toolkit.files import atomic_write, os_error_as_run_error
-from toolkit.run_files import SAMPLE_FILE, SAMPLES
+from toolkit.files.run_files import SAMPLE_FILE, SAMPLES
+from toolkit.files.writing import atomic_write, os_error_as_run_error
 from toolkit.train.collectives import using_eval_weights
 from toolkit.train.run import Callback, Interval, Run
 from toolkit.train.sampling import SamplingInterrupted

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Literal
 
 from toolkit.errors import RunError
-from toolkit.files import os_error_as_run_error
+from toolkit.files.writing import os_error_as_run_error
 from toolkit.networks.save import remove_old_step_files
 from toolkit.train.checkpoint_state import snapshot_state
 from toolkit.train.checkpoint_store import checkpoint_dir, free_disk_space, remove_old_states, write_checkpoint

@@ -9,8 +9,8 @@ from typing import Any
 
 from toolkit.config.output import SampleIntervalConfig, SaveConfig
 from toolkit.config.sections import TrainerConfig
-from toolkit.log import StatusLine
-from toolkit.run_files import EVENTS, EventLog
+from toolkit.files.log import StatusLine
+from toolkit.files.run_files import EVENTS, EventLog
 from toolkit.train.callbacks.early_stopping import EarlyStopping, PlateauCallback
 from toolkit.train.callbacks.fluxflow_files import FluxflowFiles
 from toolkit.train.callbacks.metrics import MetricsCallback

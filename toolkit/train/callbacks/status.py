@@ -17,12 +17,12 @@ from statistics import median
 
 import torch
 
-from toolkit import run_files
 from toolkit.config.train import UNTIL_THE_DATA_ENDS
 from toolkit.errors import Interrupted, RunError
-from toolkit.files import remove, write_json
-from toolkit.interfaces import StepResult
-from toolkit.log import StatusLine
+from toolkit.files import run_files
+from toolkit.files.log import StatusLine
+from toolkit.files.writing import remove, write_json
+from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run, due
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from threading import Lock
 
-from toolkit.files import TOOLKIT_ROOT
+from toolkit.files.writing import TOOLKIT_ROOT
 from toolkit.train.diagrams import GRAPH, missing_package
 from toolkit.train.run import Callback, Run
 

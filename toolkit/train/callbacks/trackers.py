@@ -11,9 +11,9 @@ from operator import itemgetter
 from pathlib import Path
 
 from toolkit.config.output import LoggingConfig
-from toolkit.interfaces import StepResult
 from toolkit.train.callbacks.metrics import AVERAGE_OVER, LossByTimestep, RunningLoss, read_metrics
 from toolkit.train.callbacks.metrics import FILE as METRICS_FILE
+from toolkit.train.interface import StepResult
 from toolkit.train.run import Callback, Run, due
 from toolkit.train.trackers.tracker import RunInfo, TrackerWorker, open_tracker
 

@@ -7,10 +7,10 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from toolkit import run_files
-from toolkit.device import is_out_of_memory
 from toolkit.errors import RunError
-from toolkit.files import append_json_line, os_error_as_run_error
+from toolkit.files import run_files
+from toolkit.files.writing import append_json_line, os_error_as_run_error
+from toolkit.system.device import is_out_of_memory
 from toolkit.train.callbacks.metrics import truncate_after_step
 from toolkit.train.collectives import using_eval_weights
 from toolkit.train.run import Callback, Interval, Run

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from toolkit.errors import RunError
-from toolkit.files import write_text
-from toolkit.redact import register_secret
+from toolkit.files.redact import register_secret
+from toolkit.files.writing import write_text
 from toolkit.train.trackers.tracker import RunInfo, Tracker
 
 CHILD_SCRIPT = Path(__file__).with_name("wandb_child.py")

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from tests.model_folders import write_flow_model
+from toolkit.data.types import PromptEmbeds, Size
 from toolkit.flow.loss import INTERPOLANTS
-from toolkit.interfaces import PromptEmbeds, Size
 from toolkit.models.families import ModelLoadOptions
 from toolkit.models.latent_flow.family import TRANSFORMERS
 from toolkit.models.latent_flow.model import LatentFlowModel

@@ -13,8 +13,8 @@ from safetensors.torch import load_file, save_file
 from tests.conftest import ROOT, child_environment
 from tests.diffusers_reference import CPU, open_tiny, rewrite_json
 from toolkit.errors import RunError, UserError
-from toolkit.interfaces import DynamicShift
 from toolkit.models.families import ModelLoadOptions
+from toolkit.models.interface import DynamicShift
 from toolkit.models.loading import WEIGHTS
 from toolkit.models.qwen_edit.loading import (
     load_text_model,

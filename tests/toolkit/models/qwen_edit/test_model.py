@@ -15,11 +15,12 @@ from tests.diffusers_reference import (
     recording,
     relative,
 )
+from toolkit.data.types import PromptEmbeds, Size
 from toolkit.errors import RunError
-from toolkit.interfaces import BlockForward, BlockWrapper, PromptEmbeds, Size
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.offload import BlockSwap
 from toolkit.memory.quantization import quantizer
+from toolkit.models.interface import BlockForward, BlockWrapper
 from toolkit.models.qwen_edit.model import QwenEditModel
 
 SIZE = Size(128, 96)

@@ -23,7 +23,7 @@ from tests.diffusers_reference import (
 )
 from tests.measured import at_most
 from toolkit.data.dataloader import BatchLoader
-from toolkit.interfaces import BatchSpec, Size
+from toolkit.data.types import BatchSpec, Size
 from toolkit.models.qwen_edit.forward import image_shapes, pack
 from toolkit.train.flow_step import FlowMatchingStep
 

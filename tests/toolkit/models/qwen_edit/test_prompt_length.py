@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from tests.diffusers_reference import open_tiny
-from toolkit.interfaces import PromptEmbeds, Size
+from toolkit.data.types import PromptEmbeds, Size
 from toolkit.models.qwen_edit.prompt_length import SURE_PROMPT, prompt_fault
 from toolkit.models.qwen_edit.prompts import DROP_TOKENS, encoder_inputs
 

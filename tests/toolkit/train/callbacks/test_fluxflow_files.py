@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from toolkit.interfaces import StepResult
 from toolkit.train.callbacks import fluxflow_files
 from toolkit.train.callbacks.fluxflow_files import FluxflowFiles, link, prefix_of
+from toolkit.train.interface import StepResult
 from toolkit.train.run import Run
 
 

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from toolkit.interfaces import TrainState
 from toolkit.train.callbacks.metrics import MetricsCallback, read_metrics, truncate_after_step
+from toolkit.train.interface import TrainState
 
 KEYS = ["step", "epoch", "loss", "lr", "grad_norm", "samples", "step_s", "data_s", "time", "t_mean"]
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from toolkit.interfaces import TrainState
 from toolkit.train.callbacks.sample import SampleCallback, SampleSet
+from toolkit.train.interface import TrainState
 from toolkit.train.run import Interval
 from toolkit.train.sampling import SamplingInterrupted
 

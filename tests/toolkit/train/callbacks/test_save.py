@@ -11,10 +11,10 @@ import torch
 from safetensors.torch import load_file
 
 from toolkit.errors import RunError
-from toolkit.interfaces import TrainState
-from toolkit.run_files import step_file
+from toolkit.files.run_files import step_file
 from toolkit.train.callbacks import save
 from toolkit.train.callbacks.save import SaveCallback
+from toolkit.train.interface import TrainState
 from toolkit.train.run import Interval
 
 

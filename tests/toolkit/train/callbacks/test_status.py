@@ -9,9 +9,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from toolkit.interfaces import RoleResult, TrainState
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
 from toolkit.train.callbacks.status import StatusCallback
+from toolkit.train.interface import RoleResult, TrainState
 
 
 @pytest.fixture

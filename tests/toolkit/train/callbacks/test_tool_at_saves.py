@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from extensions.sd_trainer.config import SdTrainerConfig
-from toolkit.log import StatusLine
+from toolkit.files.log import StatusLine
 from toolkit.train.callbacks import tool_at_saves as module
 from toolkit.train.callbacks.standard import Reporting
 from toolkit.train.callbacks.tool_at_saves import (

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from toolkit.errors import RunError
-from toolkit.interfaces import TrainState
 from toolkit.train.callbacks.validation import FILE, ValidationCallback
+from toolkit.train.interface import TrainState
 from toolkit.train.run import Interval
 
 

@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 
-from toolkit.interfaces import TrainState
 from toolkit.train.callbacks.watchdog import MemoryEstimateCheck
+from toolkit.train.interface import TrainState
 from toolkit.train.run import Run
 
 

@@ -1,0 +1,61 @@
+from __future__ import annotations
+
+import os
+import stat
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+
+from toolkit.files.safetensors_io import merge_files, save_file
+
+TENSORS = {"a": torch.arange(6.0).reshape(2, 3)}
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no such rights")
+@pytest.mark.parametrize("umask", [0o022, 0o002, 0o077])
+def test_a_file_has_the_rights_that_any_new_file_has(tmp_path: Path, umask: int) -> None:
+    before = os.umask(umask)
+    try:
+        save_file(TENSORS, tmp_path / "weights.safetensors")
+    finally:
+        os.umask(before)
+    assert stat.S_IMODE((tmp_path / "weights.safetensors").stat().st_mode) == 0o666 & ~umask
+
+
+def test_the_file_holds_the_tensors_and_what_is_said_of_them(tmp_path: Path) -> None:
+    save_file(TENSORS, tmp_path / "weights.safetensors", {"format": "pt", "step": "3"})
+    with safe_open(tmp_path / "weights.safetensors", framework="pt") as file:
+        assert file.metadata() == {"format": "pt", "step": "3"}
+        assert list(file.keys()) == ["a"] and torch.equal(file.get_tensor("a"), TENSORS["a"])
+
+
+def test_a_disk_that_cannot_take_it_is_an_error_of_the_system(tmp_path: Path) -> None:
+    with pytest.raises(OSError):
+        save_file(TENSORS, tmp_path / "not there" / "weights.safetensors")
+    (tmp_path / "weights.safetensors").mkdir()
+    with pytest.raises(OSError):
+        save_file(TENSORS, tmp_path / "weights.safetensors")
+
+
+def test_several_files_become_one_with_their_prefixes(tmp_path: Path) -> None:
+    half = {"a": torch.arange(5).to(torch.bfloat16), "empty": torch.zeros(0, 3)}
+    save_file(TENSORS, tmp_path / "one.safetensors", {"of": "one"})
+    save_file(half, tmp_path / "two.safetensors")
+    files = {tmp_path / "one.safetensors": "x.", tmp_path / "two.safetensors": "y."}
+    merge_files(files, tmp_path / "whole.safetensors", {"step": "3"})
+    with safe_open(tmp_path / "whole.safetensors", "pt") as found:
+        assert found.metadata() == {"step": "3"}
+        assert set(found.keys()) == {"x.a", "y.a", "y.empty"}
+        assert torch.equal(found.get_tensor("x.a"), TENSORS["a"])
+        assert torch.equal(found.get_tensor("y.a"), half["a"]) and found.get_tensor("y.a").dtype == torch.bfloat16
+        assert found.get_tensor("y.empty").shape == (0, 3)
+
+
+def test_two_tensors_of_one_name_are_not_merged(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        save_file(TENSORS, tmp_path / f"{name}.safetensors")
+    files = dict.fromkeys((tmp_path / "one.safetensors", tmp_path / "two.safetensors"), "x.")
+    with pytest.raises(ValueError, match=r"two tensors would be named x\.a"):
+        merge_files(files, tmp_path / "whole.safetensors", {})

@@ -1,0 +1,273 @@
+import hashlib
+import json
+import os
+import signal
+import subprocess
+import sys
+from contextlib import nullcontext
+from fnmatch import fnmatch
+from io import StringIO
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import RunError
+from toolkit.files.writing import (
+    MARKER,
+    SAFETENSORS_TEMP_GLOB,
+    TEMP_FILE_GLOB,
+    append_json_line,
+    atomic_write,
+    atomic_write_dir,
+    folder_at,
+    fsync,
+    read_chunks,
+    remove,
+    settle,
+    settle_all,
+    sha256_of,
+    write_json,
+    write_text,
+)
+
+
+def test_the_new_file_takes_the_place_of_the_old_at_the_end(tmp_path: Path) -> None:
+    path = tmp_path / "new folder" / "a.txt"
+    write_text(path, "old")
+    with atomic_write(path) as temporary:
+        temporary.write_text("new")
+        assert temporary.parent == path.parent  # a rename is atomic within one file system only
+        assert path.read_text() == "old"
+    assert path.read_text() == "new"
+    assert list(path.parent.iterdir()) == [path]
+
+
+def test_an_error_leaves_the_old_file_and_nothing_else(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    write_text(path, "old")
+    with pytest.raises(KeyError), atomic_write(path) as temporary:
+        temporary.write_text("half")
+        raise KeyError
+    assert path.read_text() == "old" and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_is_the_old_or_the_new_one(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for turn in ("old", "new"):
+        with atomic_write_dir(path) as temporary:
+            assert fnmatch(temporary.name, TEMP_FILE_GLOB) and temporary.parent == path.parent
+            (temporary / "part").mkdir()
+            (temporary / "part" / turn).touch()
+        assert [entry.name for entry in (path / "part").iterdir()] == [turn]
+    with pytest.raises(KeyError), atomic_write_dir(path) as temporary:
+        (temporary / "half").touch()
+        raise KeyError
+    assert {entry.name for entry in path.iterdir()} == {MARKER, "part"} and list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("name", ["mascots.json", "new_model.json", "tiny_model.json", "training.json", MARKER, ""])
+def test_only_a_folder_of_the_program_is_replaced(tmp_path: Path, name: str) -> None:
+    path = tmp_path / "model"
+    (path / "photos").mkdir(parents=True)
+    (path / (name or "photo.jpg")).touch()
+    stranger = pytest.raises(RunError, match="model' was not made by this program")
+    with nullcontext() if name else stranger, atomic_write_dir(path) as temporary:
+        (temporary / "new").touch()
+    assert {entry.name for entry in path.iterdir()} == ({MARKER, "new"} if name else {"photos", "photo.jpg"})
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_what_was_added_to_a_folder_of_the_program_stays(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    for number in (b"1", b"2"):
+        with atomic_write_dir(path) as temporary:
+            (temporary / "part").mkdir()
+            (temporary / "part" / "weights").write_bytes(number)
+        (path / "part" / ".DS_Store").touch()
+    (path / "part" / "mine.jpg").write_bytes(b"mine")
+    with pytest.raises(RunError, match=r"holds 'part/mine.jpg', which was not made by"), atomic_write_dir(path):
+        raise AssertionError("nothing may be written before the refusal")
+    with pytest.raises(RunError, match="was not made by"), atomic_write_dir(path / "part" / "mine.jpg"):
+        raise AssertionError("a file is not replaced by a folder")
+    assert (path / "part" / "mine.jpg").read_bytes() == b"mine" and (path / "part" / "weights").read_bytes() == b"2"
+
+
+def test_photographs_that_arrive_while_a_folder_is_written_stay(tmp_path: Path) -> None:
+    path = tmp_path / "model"
+    with pytest.raises(RunError, match="was not made by this program"), atomic_write_dir(path):
+        path.mkdir()
+        (path / "photo.jpg").touch()
+    assert [entry.name for entry in path.iterdir()] == ["photo.jpg"] and list(tmp_path.iterdir()) == [path]
+
+
+def test_a_folder_that_another_process_writes_is_left_to_it(tmp_path: Path) -> None:
+    with atomic_write_dir(tmp_path / "model") as one:
+        (one / "one").touch()
+        with atomic_write_dir(tmp_path / "model") as other:
+            (other / "other").touch()
+        assert {entry.name for entry in (tmp_path / "model").iterdir()} == {MARKER, "other"}
+    assert {entry.name for entry in (tmp_path / "model").iterdir()} == {MARKER, "one"}
+
+
+KILLED_AT_A_STEP = """
+import os, shutil, signal, sys
+from pathlib import Path
+from toolkit.files import writing as files
+
+steps = 0
+
+def killing(function):
+    def step(*arguments, **options):
+        global steps
+        steps += 1
+        if steps == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+        return function(*arguments, **options)
+    return step
+
+for module, name in ((os, "mkdir"), (os, "rename"), (os, "replace"), (os, "unlink"), (os, "rmdir"), (os, "fsync")):
+    setattr(module, name, killing(getattr(module, name)))
+with files.atomic_write_dir(Path(sys.argv[1])) as folder:
+    for name in ("one", "two"):
+        (folder / name).write_text("new")
+print(steps)
+"""
+
+
+def test_a_replacement_that_is_killed_at_any_step_loses_nothing_and_the_next_start_cleans_up(tmp_path: Path) -> None:
+    """Before the second rename the old folder is back, after it the new one is there; no other folder is left."""
+    command = [sys.executable, "-c", KILLED_AT_A_STEP]
+    path, seen, step = tmp_path / "model", [], 0
+    while not seen or seen[-1] != "done":
+        step += 1
+        if path.exists():
+            remove(path)
+        with atomic_write_dir(path) as folder:
+            for name in ("one", "two"):
+                (folder / name).write_text("old")
+        result = subprocess.run([*command, path, str(step)], capture_output=True, text=True)
+        assert result.returncode in (0, -signal.SIGKILL), result.stderr
+        settle(path)
+        assert list(tmp_path.iterdir()) == [path]
+        [found] = {(path / name).read_text() for name in ("one", "two")}
+        seen.append(found if result.returncode else "done")
+    assert seen == sorted(seen, key=["old", "new", "done"].index) and {"old", "new"} < set(seen)
+
+
+def test_a_folder_aside_counts_as_there(tmp_path: Path) -> None:
+    aside = tmp_path / ".model.replaced.tmp"
+    aside.mkdir()
+    assert folder_at(tmp_path / "model") == aside and fnmatch(aside.name, TEMP_FILE_GLOB)
+    settle_all(tmp_path)
+    assert folder_at(tmp_path / "model") == tmp_path / "model" and list(tmp_path.iterdir()) == [tmp_path / "model"]
+
+
+def test_what_is_removed_is_gone_and_a_folder_goes_at_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "model" / "part").mkdir(parents=True)
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    remove(tmp_path / "link")
+    assert (tmp_path / "file").exists()
+    remove(tmp_path / "file")
+
+    def killed(path: Path) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("toolkit.files.writing.shutil.rmtree", killed)
+        remove(tmp_path / "model")
+    [left] = tmp_path.iterdir()
+    assert fnmatch(left.name, TEMP_FILE_GLOB)
+
+
+KILLED_WITHIN_A_FILE = """
+import resource, signal, sys
+import numpy
+from safetensors.numpy import save_file
+
+signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+resource.setrlimit(resource.RLIMIT_FSIZE, (1000, 1000))
+save_file({"w": numpy.ones(1000)}, sys.argv[1])
+"""
+
+
+def test_what_safetensors_leaves_behind_when_it_is_killed_has_the_known_name(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", KILLED_WITHIN_A_FILE, tmp_path / "lora.safetensors"]
+    assert subprocess.run(command).returncode == -signal.SIGXFSZ
+    [left] = tmp_path.iterdir()
+    assert fnmatch(left.name, SAFETENSORS_TEMP_GLOB)
+
+
+def test_two_writers_do_not_meet(tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    with atomic_write(path) as one, atomic_write(path) as other:
+        one.write_text("1")
+        other.write_text("2")
+        assert one != other
+    assert path.read_text() == "1"
+
+
+def test_text_is_utf8_with_unix_line_ends(tmp_path: Path) -> None:
+    write_text(tmp_path / "a.txt", "ü\n")
+    assert (tmp_path / "a.txt").read_bytes() == b"\xc3\xbc\n"
+
+
+def test_json_round_trip_and_no_nan(tmp_path: Path) -> None:
+    path = tmp_path / "a.json"
+    write_json(path, {"name": "ü", "step": 3})
+    assert json.loads(path.read_text(encoding="utf-8")) == {"name": "ü", "step": 3}
+    with pytest.raises(ValueError, match="JSON"):
+        write_json(path, {"loss": float("nan")})
+    assert json.loads(path.read_text(encoding="utf-8"))["step"] == 3
+
+
+def test_a_name_that_is_no_text_comes_back_as_it_was(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    write_json(tmp_path / "a.json", {name: 1})
+    assert json.loads((tmp_path / "a.json").read_text(encoding="utf-8")) == {name: 1}
+    with (tmp_path / "a.jsonl").open("a", encoding="utf-8") as file:
+        append_json_line(file, {"file": name})
+    assert json.loads((tmp_path / "a.jsonl").read_text(encoding="utf-8")) == {"file": name}
+
+
+def test_each_line_of_json_is_whole(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    with path.open("a") as file:
+        append_json_line(file, {"step": 1})
+        append_json_line(file, {"text": "two\nlines"})
+        seen_while_open = path.read_text().splitlines()
+    assert [json.loads(line) for line in seen_while_open] == [{"step": 1}, {"text": "two\nlines"}]
+    file = StringIO()
+    with pytest.raises(ValueError, match="JSON"):
+        append_json_line(file, {"loss": float("inf")})
+    assert file.getvalue() == ""
+
+
+def test_the_digest_of_a_file(tmp_path: Path) -> None:
+    (tmp_path / "a").write_bytes(b"abc")
+    assert sha256_of(tmp_path / "a") == hashlib.sha256(b"abc").hexdigest()
+    for length in (0, 1, 65_535, 65_536, 65_537, 200_000):
+        contents = bytes(range(251)) * (length // 251 + 1)
+        (tmp_path / "b").write_bytes(contents[:length])
+        assert b"".join(read_chunks(tmp_path / "b")) == contents[:length]
+        assert sha256_of(str(tmp_path / "b")) == hashlib.sha256(contents[:length]).hexdigest()
+
+
+def test_files_and_folders_can_be_flushed(tmp_path: Path) -> None:
+    write_text(tmp_path / "a", "x")
+    fsync(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        fsync(tmp_path / "missing")
+
+
+def test_no_secret_gets_into_a_file_and_numbers_stay(tmp_path: Path) -> None:
+    token = "hf_" + "aB3" * 11 + "z"
+    path = tmp_path / "a"
+    write_text(path, f"x {token} y")
+    assert path.read_text() == "x <redacted> y"
+    write_json(path, {"a": f"\n{token}", token: 1.5})
+    assert json.loads(path.read_text()) == {"a": "\n<redacted>", "<redacted>": 1.5}
+    file = StringIO()
+    append_json_line(file, {"error": [token], "step": 3})
+    assert json.loads(file.getvalue()) == {"error": ["<redacted>"], "step": 3}

@@ -1,0 +1,53 @@
+"""Where a config named on the command line is looked for."""
+
+from pathlib import Path
+
+import pytest
+
+from toolkit.errors import UserError
+from toolkit.files.writing import CONFIG_ROOT, EXTENSIONS_ROOT, TOOLKIT_ROOT, find_config
+
+
+@pytest.fixture(autouse=True)
+def working_directory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("config").mkdir()
+
+
+def test_roots_hold_the_program() -> None:
+    assert (TOOLKIT_ROOT / "run.py").is_file()
+    assert EXTENSIONS_ROOT.parent == CONFIG_ROOT.parent == TOOLKIT_ROOT
+
+
+def test_the_path_as_given_comes_first() -> None:
+    Path("a.yaml").touch()
+    Path("config/a.yaml").touch()
+    assert find_config("a.yaml") == Path("a.yaml")
+
+
+@pytest.mark.parametrize("file", ["a", "a.yaml", "a.yml", "a.json", "a.jsonc"])
+def test_a_bare_name_is_found_in_config(file: str) -> None:
+    Path("config", file).touch()
+    assert find_config("a") == Path("config", file)
+
+
+def test_a_name_with_suffix_is_found_in_config() -> None:
+    Path("config/a.yaml").touch()
+    assert find_config("a.yaml") == Path("config/a.yaml")
+
+
+def test_a_folder_is_not_a_config() -> None:
+    Path("a").mkdir()
+    Path("config/a.yaml").touch()
+    assert find_config("a") == Path("config/a.yaml")
+    with pytest.raises(UserError, match="is a folder"):
+        find_config("config")
+
+
+def test_the_error_lists_the_places(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        find_config("nowhere")
+    message = str(caught.value)
+    assert str(tmp_path) in message
+    assert "config/nowhere" in message
+    assert str(CONFIG_ROOT / "nowhere") in message

@@ -1,0 +1,234 @@
+"""Who is who among the processes of a run, what they exchange, and how they learn that one is gone."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from typing import NoReturn
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.processes import in_processes
+from toolkit.errors import RunError, UserError
+from toolkit.system import distributed
+from toolkit.system.distributed import PeerFailedError, ProcessGroup
+from toolkit.system.sharded_param import RowShard
+
+
+def test_alone_nothing_is_exchanged() -> None:
+    process_group, tensor = ProcessGroup(), torch.ones(2)
+    process_group.init_process_group()
+    process_group.all_reduce_sum([tensor])
+    process_group.broadcast([tensor])
+    process_group.assert_equal_across_ranks({"it": 1})
+    assert process_group.all_gather_object("a") == ["a"] and process_group.any(True) and not process_group.any(False)
+    assert process_group.run_on_rank0_and_broadcast(lambda: 5) == 5 and torch.equal(tensor, torch.ones(2))
+    assert process_group.device(torch.device("cpu")) == torch.device("cpu")
+
+
+def exchange(process_group: ProcessGroup) -> dict:
+    tensors = [
+        torch.full((3,), float(process_group.rank + 1)),
+        torch.full((2, 2), 0.1 * process_group.rank, dtype=torch.bfloat16),
+    ]
+    process_group.all_reduce_sum(tensors)
+    first = [torch.tensor([float(process_group.rank)])]
+    process_group.broadcast(first)
+    done = []
+    process_group.run_on_rank0_then_barrier(lambda: done.append(process_group.rank))
+    return {
+        "gathered": process_group.all_gather_object(("rank", process_group.rank)),
+        "any": (process_group.any(process_group.rank == 1), process_group.any(False)),
+        "made": process_group.run_on_rank0_and_broadcast(lambda: f"by {process_group.rank}"),
+        "sums": [tensor.tolist() for tensor in tensors],
+        "first": first[0].item(),
+        "done": done,
+    }
+
+
+def test_all_processes_see_the_same() -> None:
+    first, second = in_processes(2, exchange)
+    assert first.pop("done") == [0] and second.pop("done") == []
+    assert first == second
+    assert first["gathered"] == [("rank", 0), ("rank", 1)]
+    assert first["any"] == (True, False) and first["made"] == "by 0" and first["first"] == 0.0
+    assert first["sums"][0] == [3.0] * 3
+
+
+def test_tensors_beyond_one_bucket_are_all_added_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("toolkit.system.distributed.BUCKET_BYTES", 8)
+
+    def work(process_group: ProcessGroup) -> list:
+        tensors = [torch.full((size,), 1.0 + process_group.rank) for size in (1, 3, 2, 1)]
+        process_group.all_reduce_sum(tensors)
+        return [tensor.tolist() for tensor in tensors]
+
+    assert in_processes(2, work) == [[[3.0], [3.0] * 3, [3.0] * 2, [3.0]]] * 2
+
+
+@pytest.mark.parametrize("dtype", [None, torch.bfloat16])
+def test_the_first_process_collects_the_rows_of_all(dtype: torch.dtype | None) -> None:
+    whole = torch.arange(24.0).view(4, 3, 2) + 0.001
+
+    def work(process_group: ProcessGroup) -> tuple:
+        shard = RowShard.of(whole.shape, process_group.rank, process_group.world_size)
+        found = (
+            process_group.gather_to_rank0(whole[shard.start : shard.stop], shard, dtype),
+            process_group.gather_to_rank0(torch.ones(2)),
+        )
+        return tuple(None if tensor is None else (tensor.tolist(), tensor.dtype) for tensor in found)
+
+    expected = whole.to(dtype or torch.float32)
+    first, *others = in_processes(3, work)
+    assert first == ((expected.tolist(), expected.dtype), ([1.0, 1.0], torch.float32))
+    assert others == [(None, None)] * 2
+
+
+def test_alone_what_is_collected_is_a_copy() -> None:
+    tensor = torch.ones(2)
+    copy = ProcessGroup().gather_to_rank0(tensor)
+    tensor.zero_()
+    assert copy.tolist() == [1.0, 1.0]
+
+
+def test_what_differs_is_named_with_its_process() -> None:
+    errors = in_processes(
+        3,
+        lambda process_group: process_group.assert_equal_across_ranks(
+            {"steps": 2, "the seed": 7 + process_group.rank // 2}
+        ),
+    )
+    assert all(isinstance(error, RunError) for error in errors)
+    assert "the seed is not the same in all processes: 7 in process 0, 8 in process 2" in str(errors[0])
+
+
+def test_who_is_killed_is_missed_at_the_next_exchange() -> None:
+    def work(process_group: ProcessGroup) -> None:
+        process_group.all_gather_object("both are here")
+        if process_group.rank == 1:
+            os.kill(os.getpid(), signal.SIGKILL)
+        process_group.all_gather_object("one is gone")
+
+    lost, killed = in_processes(2, work, minutes=5)
+    assert killed is None and isinstance(lost, PeerFailedError), lost
+    assert "died without reporting an error" in str(lost)
+
+
+def test_who_hangs_is_given_up_after_the_time_that_was_asked_for() -> None:
+    def work(process_group: ProcessGroup) -> PeerFailedError | None:
+        if process_group.rank == 1:
+            process_group._store.wait(["given up"])  # no exchange, and no end
+            return None
+        try:
+            process_group.all_gather_object("late")
+        except PeerFailedError as lost:
+            process_group._store.set("given up", "yes")
+            return lost
+
+    lost, _ = in_processes(2, work, minutes=0.5 / 60)
+    assert "died without reporting an error" in str(lost)
+
+
+ADVICE = "Use less of everything."
+
+OUT_OF_MEMORY = {
+    "torch": torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 64.00 MiB."),
+    "NCCL": dist.DistBackendError("NCCL error. Last error:\nCuda failure 2 'out of memory'"),
+}
+
+
+@pytest.mark.parametrize("error", OUT_OF_MEMORY.values(), ids=OUT_OF_MEMORY)
+@pytest.mark.parametrize("function", ["torch.distributed.all_reduce", "torch.cat"])
+def test_a_process_that_runs_out_of_memory_says_so_with_advice_and_the_others_repeat_it(
+    monkeypatch: pytest.MonkeyPatch, function: str, error: RuntimeError
+) -> None:
+    """The second process has no memory for an exchange, or for what is put together for one."""
+
+    def fail(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
+        process_group.oom_hint = ADVICE
+        if not process_group.is_main_process:
+            monkeypatch.setattr(function, fail)
+        return leave_together(process_group, [None, None], lambda: process_group.all_reduce_sum([torch.ones(2)]))
+
+    first, second = in_processes(2, work)
+    message = f"out of memory in an exchange with the other processes. {ADVICE}"
+    assert second == (1, [message])
+    assert first == (1, [f"rank 1 of 2 failed, shutting down: {message}"])
+
+
+def leave_together(
+    process_group: ProcessGroup, errors: list[BaseException | None], work: Callable[[], object] = lambda: None
+) -> tuple[int | None, list[str]]:
+    """Exit code and what was shown, when each process ends by its own of `errors`, or by what `work` raises."""
+    shown: list[str] = []
+
+    def report(error: BaseException) -> int:
+        shown.append(str(error))
+        return getattr(error, "exit_code", 1)
+
+    try:
+        with process_group.fail_together(report):
+            if error := errors[process_group.rank]:
+                raise error
+            work()
+            process_group.all_gather_object("going on")
+    except SystemExit as leaving:
+        if process_group.is_main_process:
+            time.sleep(1)  # as long as an interpreter takes to close: what the others look into goes with this process
+        return leaving.code, shown
+    return 0, shown
+
+
+def test_the_first_process_repeats_why_another_one_failed() -> None:
+    first, second = in_processes(2, leave_together, [None, UserError("no such file")])
+    assert second == (2, ["no such file"])
+    assert first == (2, ["rank 1 of 2 failed, shutting down: no such file"])
+
+
+def test_a_mistake_that_all_find_is_shown_once() -> None:
+    ends = in_processes(2, leave_together, [UserError("no such key"), UserError("no such key")])
+    assert [code for code, _ in ends] == [2, 2]
+    assert sorted(len(shown) for _, shown in ends) == [0, 1]
+
+
+def test_a_rank_that_finds_the_mistake_later_does_not_show_it_again() -> None:
+    """The store is in rank 0, and ends with it: it waits for the others, which read there that it has reported."""
+
+    def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
+        time.sleep(1.5 * process_group.rank)
+        return leave_together(process_group, [UserError("no such key")] * 2)
+
+    assert in_processes(2, work, connected=False) == [(2, ["no such key"]), (2, [])]
+
+
+def test_a_rank_that_is_killed_before_all_are_connected_is_not_waited_for_long(monkeypatch) -> None:
+    monkeypatch.setattr(distributed, "SHUTDOWN_GRACE_S", 0.5)
+
+    def work(process_group: ProcessGroup) -> tuple[int | None, list[str]]:
+        if process_group.rank:
+            os._exit(1)
+        return leave_together(process_group, [UserError("no such key"), None])
+
+    assert in_processes(2, work, connected=False) == [(2, ["no such key"]), None]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_the_interpreter_closes_changes_nothing(number: signal.Signals) -> None:
+    program = (
+        "import atexit, signal\n"
+        "from toolkit.system import distributed, signals\n"
+        "signals.install()\n"
+        f"atexit.register(signal.raise_signal, {int(number)})\n"
+        "distributed.exit_process(0)\n"
+    )
+    ended = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, timeout=60)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -1,0 +1,143 @@
+"""Why no CUDA device can be used, from facts that are handed in."""
+
+import ctypes
+import sys
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from toolkit.system import nvidia
+from toolkit.system.nvidia import (
+    ACCIDENTAL_CPU_LIMIT,
+    NvidiaFacts,
+    gpu_name,
+    half_precision,
+    likely_cause,
+    planned_refusal,
+    read_facts,
+)
+
+WELL = NvidiaFacts(torch_cuda="13.0", driver="580.65.06", devices=1)
+NOTHING = replace(WELL, driver=None, devices=0)
+LARGE = ACCIDENTAL_CPU_LIMIT + 1
+
+
+@pytest.mark.parametrize(
+    ("facts", "words"),
+    [
+        (replace(WELL, torch_cuda=None), ["PyTorch is a build for the CPU", "requirements.txt"]),
+        (replace(WELL, driver="570.10"), ["driver 570.10 is too old", "CUDA 13.0", "driver 580 or newer"]),
+        (replace(WELL, driver="520.1", torch_cuda="12.8"), ["driver 520.1 is too old", "driver 525 or newer"]),
+        (replace(WELL, driver="580.1", torch_cuda="14.0", devices=0), ["580.1 is loaded and offers no GPU"]),
+        (replace(WELL, visible=""), ["CUDA_VISIBLE_DEVICES='' hides every GPU"]),
+        (replace(WELL, visible="-1"), ["CUDA_VISIBLE_DEVICES='-1' hides every GPU"]),
+        (replace(WELL, devices=0, in_container=True), ["container was started without a GPU", "docker run --gpus all"]),
+        (replace(NOTHING, in_container=True), ["container was started without a GPU"]),
+        (replace(NOTHING, on_bus=True), ["an NVIDIA GPU is there and no driver is loaded", "driver 580"]),
+        (NOTHING, ["this machine has no NVIDIA GPU"]),
+    ],
+)
+def test_the_likely_cause_is_one_sentence_with_a_remedy(facts: NvidiaFacts, words: list[str]) -> None:
+    cause = likely_cause(facts)
+    assert all(word in cause for word in words), cause
+    assert cause.endswith(".") and "\n" not in cause and ":" in cause
+
+
+@pytest.mark.parametrize("facts", [WELL, replace(WELL, visible="1"), replace(WELL, driver="525.1", torch_cuda="12.8")])
+def test_nothing_is_said_against_a_machine_that_is_well(facts: NvidiaFacts) -> None:
+    assert likely_cause(facts) == ""
+
+
+@pytest.mark.skipif(sys.platform == "darwin", reason="there torch has to be asked")
+@pytest.mark.parametrize(
+    ("device", "model_bytes", "facts", "refused"),
+    [
+        ("auto", LARGE, NOTHING, True),
+        ("cuda:0", LARGE, NOTHING, True),
+        ("mps", LARGE, WELL, True),
+        ("cuda:1", LARGE, WELL, True),
+        ("cuda:1", LARGE, replace(WELL, devices=2), False),
+        ("cuda:1", LARGE, replace(WELL, devices=2, visible="1"), True),
+        ("cuda", LARGE, WELL, False),
+        ("auto", LARGE, WELL, False),
+        ("auto", ACCIDENTAL_CPU_LIMIT, NOTHING, False),
+        ("cpu", LARGE, NOTHING, False),
+    ],
+)
+def test_only_a_large_model_without_a_device_that_is_not_meant_for_the_cpu_is_refused(
+    device: str, model_bytes: int, facts: NvidiaFacts, refused: bool
+) -> None:
+    message = planned_refusal(device, model_bytes, facts)
+    assert bool(message) is refused
+    assert not refused or (f"device: {device}: " in message and "2 GB" in message and "'device: cpu'" in message)
+
+
+def test_the_facts_of_this_machine_agree_with_torch() -> None:
+    import torch
+
+    facts = read_facts()
+    assert facts.torch_cuda == torch.version.cuda
+    assert not torch.cuda.is_available() or likely_cause(facts) == ""
+
+
+@pytest.mark.parametrize(
+    ("facts", "capability", "expected"),
+    [
+        (WELL, 9, "bfloat16"),
+        (WELL, 7, "float16"),
+        (WELL, 0, "bfloat16"),
+        (NOTHING, 9, "float32"),
+        (replace(WELL, torch_cuda=None), 9, "float32"),
+    ],
+)
+def test_16_bits_are_those_that_the_gpu_has(
+    facts: NvidiaFacts, capability: int, expected: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(nvidia, "_least_capability", lambda: capability)
+    name, reason = half_precision(facts)
+    assert name == expected and reason.startswith(f"{expected} is used: ")
+
+
+def test_the_capability_is_read_where_there_is_a_gpu() -> None:
+    import torch
+
+    expected = min((torch.cuda.get_device_capability(i)[0] for i in range(torch.cuda.device_count())), default=0)
+    assert nvidia._least_capability() == expected
+
+
+@pytest.mark.parametrize(
+    ("device", "visible", "expected"),
+    [
+        ("auto", None, "GPU 0"),
+        ("cuda", "", ""),
+        ("cuda:1", None, "GPU 1"),
+        ("cuda:1", "3,2", "GPU 2"),
+        ("cuda:2", "3,2", ""),
+        ("cuda:0", "GPU-8932f937", ""),
+        ("cpu", None, ""),
+        ("mps", None, ""),
+    ],
+)
+def test_the_name_is_that_of_the_gpu_that_the_job_means(
+    monkeypatch: pytest.MonkeyPatch, device: str, visible: str | None, expected: str
+) -> None:
+    class Nvml:
+        def __init__(self, name: str) -> None:
+            self.nvmlInit_v2 = self.nvmlShutdown = lambda: 0
+
+        def nvmlDeviceGetHandleByIndex_v2(self, index: ctypes.c_uint, handle: Any) -> int:
+            handle._obj.value = 100 + index.value
+            return 0
+
+        def nvmlDeviceGetName(self, handle: ctypes.c_void_p, name: Any, size: object) -> int:
+            name.value = f"GPU {(handle.value or 0) - 100}".encode()
+            return 0
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    if visible is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    monkeypatch.setattr(ctypes, "CDLL", Nvml)
+    assert gpu_name(device) == expected
+    monkeypatch.undo()
+    assert gpu_name("cpu") == ""

@@ -1,0 +1,100 @@
+import os
+import re
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+
+from toolkit.system import host_memory, torch_version
+
+ROOT = Path(__file__).parents[3]
+
+COMMON = {
+    "backend", "expandable_segments", "garbage_collection_threshold", "graph_capture_record_stream_reuse",
+    "max_non_split_rounding_mb", "max_split_size_mb", "per_process_memory_fraction", "pinned_num_register_threads",
+    "pinned_reserve_segment_size_mb", "pinned_use_background_threads", "pinned_use_cuda_host_register",
+    "release_lock_on_cudamalloc", "roundup_power2_divisions",
+}  # fmt: skip
+KNOWN = {
+    "2.11.0": COMMON,
+    "2.12.0": COMMON | {"pinned_free_catch_all"},
+    "2.13.0": COMMON | {"pinned_free_catch_all", "pinned_max_round_threshold_mb", "pinned_max_cached_size_mb"},
+}
+"""Settings that the allocator of each supported version knows: strings of libc10.so and libc10_cuda.so in its wheel for
+Linux with CUDA. Another one is "Unrecognized key" at the first allocation."""
+
+BOTH_NAMES = ("PYTORCH_ALLOC_CONF", "PYTORCH_CUDA_ALLOC_CONF")
+
+
+@pytest.fixture
+def installed(monkeypatch: pytest.MonkeyPatch):
+    """Sets the version that is found installed, and an environment without settings of an allocator."""
+    for name in BOTH_NAMES:
+        monkeypatch.delenv(name, raising=False)
+    return lambda version: monkeypatch.setattr(torch_version, "version", lambda package: version)
+
+
+def test_every_supported_version_is_listed_here() -> None:
+    (oldest, newest), listed = (torch_version.OLDEST, torch_version.NEWEST), [torch_version.minor(one) for one in KNOWN]
+    assert listed == [(2, number) for number in range(oldest[1], newest[1] + 1)]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="expandable segments are of Linux alone")
+@pytest.mark.parametrize("version", KNOWN)
+def test_the_allocator_is_told_only_what_the_installed_version_knows(installed, version: str) -> None:
+    installed(f"{version}+cu130")
+    torch_version.prepare_allocator()
+    settings = dict(setting.split(":") for setting in os.environ["PYTORCH_ALLOC_CONF"].split(","))
+    assert settings.keys() <= KNOWN[version]
+    assert settings["expandable_segments"] == "True"
+    limits = {settings[name] for name in settings if name.startswith("pinned_max")}  # equal, or memory is overwritten
+    assert limits == ({"256"} if version == "2.13.0" else set())
+    pinned = 340_000_000 if limits else 2**29
+    assert host_memory.pinned_bytes(340_000_000) == pinned
+
+
+@pytest.mark.parametrize("name", BOTH_NAMES)
+def test_what_the_user_has_set_stays(installed, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    installed("2.13.0")
+    monkeypatch.setenv(name, "max_split_size_mb:64")
+    torch_version.prepare_allocator()
+    assert [os.environ.get(one) for one in BOTH_NAMES] == [
+        "max_split_size_mb:64" if one == name else None for one in BOTH_NAMES
+    ]
+
+
+def test_the_installed_pytorch_knows_its_list() -> None:
+    library = Path(torch.__file__).parent / "lib" / "libc10.so"
+    if not library.is_file():
+        pytest.skip("another name of the library here")
+    known = library.read_bytes()
+    assert all(name.encode() in known for name in ("expandable_segments", *torch_version.ALLOCATOR_SETTINGS))
+
+
+@pytest.mark.parametrize(
+    ("version", "code", "words"),
+    [
+        ("2.10.1+cu128", 2, "PyTorch 2.10.1+cu128 is too old, this program runs on 2.11 to 2.13"),
+        ("2.11.0", 0, ""),
+        ("2.14.0.dev1", 0, "warning: PyTorch 2.14.0.dev1 is newer than"),
+    ],
+)
+def test_an_older_pytorch_is_refused_and_a_newer_one_is_mentioned(
+    run_py, tmp_path: Path, version: str, code: int, words: str
+) -> None:
+    metadata = tmp_path / f"torch-{version}.dist-info" / "METADATA"
+    metadata.parent.mkdir()
+    metadata.write_text(f"Metadata-Version: 2.1\nName: torch\nVersion: {version}\n")
+    path = ROOT / "config/examples/quickstart.yaml"
+    result = run_py(path, "--dry-run", cwd=ROOT, env={"PYTHONPATH": str(tmp_path)})
+    assert result.returncode == code, result.stderr
+    assert words in result.stderr if words else "PyTorch" not in result.stderr
+
+
+def test_the_range_is_one_everywhere() -> None:
+    oldest, newest = (".".join(map(str, version)) for version in (torch_version.OLDEST, torch_version.NEWEST))
+    assert f"torch=={newest}." in (ROOT / "requirements.txt").read_text(encoding="utf-8")
+    for page in ("README.md", "docs/troubleshooting.md", "docs/memory.md", "docker/Dockerfile"):
+        said = re.findall(r"PyTorch (\d\.\d+) to (\d\.\d+)", (ROOT / page).read_text(encoding="utf-8"))
+        assert said == [(oldest, newest)], page

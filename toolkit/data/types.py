@@ -1,0 +1,257 @@
+"""The types of data that the rooms share: images of a dataset, batches of them, prompts, sources of batches.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`),
+L text tokens, D text embedding width.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, NamedTuple, Protocol, TypeAlias
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+class Size(NamedTuple):
+    """Width and height; pixels unless said otherwise."""
+
+    width: int
+    height: int
+
+    def __str__(self) -> str:
+        return f"{self.width}x{self.height}"
+
+
+class Flip(NamedTuple):
+    """How an image is mirrored."""
+
+    x: bool = False
+    """Mirror left to right."""
+
+    y: bool = False
+    """Mirror top to bottom."""
+
+
+NO_FLIP = Flip()
+
+
+PLACEHOLDERS = ("[trigger]", "[name]")
+"""What the trigger word is put for, in captions and prompts."""
+
+
+@dataclass(frozen=True, slots=True)
+class CaptionRules:
+    """What happens to a caption each time it is used; everything else is done once, at the scan."""
+
+    dropout_rate: float = 0.0
+    """Probability in [0, 1] that the caption of one use is empty."""
+
+    shuffle_tokens: bool = False
+    """Shuffle the comma-separated tags, anew at each use."""
+
+    keep_tokens: int = 0
+    """Leading tags that `shuffle_tokens` leaves in place (a prepended trigger word and the prefix are not counted)."""
+
+    trigger: str = ""
+    """Trigger word that the caption starts with, or empty. It is never moved."""
+
+    prefix: str = ""
+    """Text that the caption starts with, after the trigger word if that is in front, or empty. It is never moved."""
+
+
+@dataclass(frozen=True, slots=True)
+class Mask:
+    """Weights of the loss over the area of an image."""
+
+    file: str
+    """Mask file, white where the loss counts. With `alpha` it is the image itself, opaque where the loss counts."""
+
+    alpha: bool = False
+    min_value: float = 0.0
+    """Loss weight outside the mask, in [0, 1]."""
+
+    inverted: bool = False
+    """The loss counts where the mask is black (transparent)."""
+
+
+class Sample(NamedTuple):
+    """One image of a dataset with its caption, control images and mask. Text and numbers only, no pixels.
+
+    A tuple with files named by text: 100,000 of them take a tenth of the time of as many dataclasses with paths.
+    """
+
+    image: str
+    """Path of the image file."""
+
+    caption: str
+    """Caption with the trigger word in place; empty when there is none."""
+
+    repeats: int
+    """How often the image is used in one epoch, per size; at least 1."""
+
+    size: Size
+    """Pixels of the image after EXIF rotation."""
+
+    folder: str
+    """The folder that holds the image, as the user wrote it (a subfolder appended with /)."""
+
+    control_images: tuple[str, ...] = ()
+    """Paths of its control images in slot order."""
+
+    rules: CaptionRules = CaptionRules()
+    mask: Mask | None = None
+    loss_weight: float = 1.0
+    """Factor on the loss; 0: nothing is learned from the image."""
+
+    background: str = "white"
+    """Colour that transparent pixels of the image and its control images are composited on."""
+
+    flip: Flip = NO_FLIP
+    """How the image, its control images and its mask are mirrored."""
+
+    dataset: int = 0
+    """Index of its entry in `datasets`."""
+
+    @property
+    def name(self) -> str:
+        """The image's file without its folder."""
+        return self.image.rpartition(os.sep)[2]
+
+
+@dataclass(frozen=True, slots=True)
+class ResizeCrop:
+    """How an image is fitted to its bucket: resized to `scaled`, then cropped to `bucket` at (left, top)."""
+
+    scaled: Size
+    left: int
+    top: int
+    bucket: Size
+
+
+class BucketedSample(NamedTuple):
+    """One image at one training size."""
+
+    sample: Sample
+    crop: ResizeCrop
+
+
+@dataclass(frozen=True)
+class BatchSpec:
+    """Which items form one micro-batch; a pure function of (seed, epoch, batch size)."""
+
+    epoch: int
+    """Counted from 0."""
+
+    items: tuple[int, ...]
+    """Indices into the list of bucketed samples, all of one bucket."""
+
+    positions: tuple[int, ...]
+    """Index of each use in the epoch's global order. With the epoch it keys all random numbers of that use."""
+
+    samples: tuple[Any, ...] = ()
+    """What a stream read for each item, not yet decoded; empty where `items` is enough to load them."""
+
+    def select(self, rows: Iterable[int]) -> BatchSpec:
+        """The given items as a micro-batch."""
+        rows = tuple(rows)
+        items, positions, samples = (
+            tuple(of_items[row] for row in rows) if of_items else ()
+            for of_items in (self.items, self.positions, self.samples)
+        )
+        return BatchSpec(self.epoch, items, positions, samples)
+
+
+@dataclass(frozen=True)
+class PromptEmbeds:
+    """Text embeddings of a batch, padded at the end to the longest."""
+
+    embeds_BLD: Tensor
+    """Of a model whose text encoder is trained: token ids [B, L], which it embeds at each use."""
+
+    lengths: tuple[int, ...]
+    """Valid tokens of each item."""
+
+    extra: Mapping[str, Tensor] = field(default_factory=dict)
+    """Further tensors of the family's text encoders by name, such as a pooled embedding: [B, ...], one shape for all
+    prompts."""
+
+    def select(self, rows: Sequence[int]) -> PromptEmbeds:
+        """The given items, padded only as far as the longest of them."""
+        rows = list(rows)
+        lengths = tuple(self.lengths[row] for row in rows)
+        extra = {name: tensor[rows] for name, tensor in self.extra.items()}
+        return PromptEmbeds(self.embeds_BLD[rows, : max(lengths)], lengths, extra)
+
+    def cpu(self) -> PromptEmbeds:
+        """The same in CPU memory."""
+        extra = {name: tensor.cpu() for name, tensor in self.extra.items()}
+        return PromptEmbeds(self.embeds_BLD.cpu(), self.lengths, extra)
+
+    @staticmethod
+    def stack(prompts: Sequence[EncodedPrompt]) -> PromptEmbeds:
+        """Single prompts as one batch. Raises ValueError when their extra tensors differ in name or shape."""
+        import torch
+        from torch.nn.utils.rnn import pad_sequence
+
+        encoded = [{EMBEDS: prompt} if isinstance(prompt, torch.Tensor) else prompt for prompt in prompts]
+        shapes = {tuple((name, t.shape) for name, t in sorted(one.items()) if name != EMBEDS) for one in encoded}
+        if len(shapes) > 1:
+            raise ValueError(f"prompts of one batch have unlike extra tensors: {sorted(map(str, shapes))}")
+        padded_BLD = pad_sequence([one[EMBEDS] for one in encoded], batch_first=True)
+        extra = {name: torch.stack([one[name] for one in encoded]) for name in encoded[0] if name != EMBEDS}
+        return PromptEmbeds(padded_BLD, tuple(len(one[EMBEDS]) for one in encoded), extra)
+
+
+EMBEDS = "tensor"
+"""The name of the embeddings [L, D] in an encoded prompt, and of the only tensor of a cache entry that has one."""
+
+
+EncodedPrompt: TypeAlias = "Tensor | Mapping[str, Tensor]"
+"""One prompt: its embeddings [L, D], or these under `EMBEDS` and the tensors of `PromptEmbeds.extra`."""
+
+
+class Batch(Protocol):
+    """The data of one micro-batch; every trainer has its own class for it."""
+
+    @property
+    def spec(self) -> BatchSpec: ...
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The file of each item, for messages."""
+
+    def __len__(self) -> int: ...
+
+    def halves(self) -> Sequence[Batch]:
+        """The batch split in two, with the same random numbers per item; a batch of one is not split."""
+
+    def describe(self) -> str:
+        """Its size for messages, such as "latents (3, 16, 64, 64)"."""
+
+
+Cursor = Any
+"""Position of the next micro-batch: a JSON value that only the source reads. None: the beginning."""
+
+
+class MicroBatch(NamedTuple):
+    """The next micro-batch of a source."""
+
+    spec: BatchSpec
+    cursor: Cursor
+    """Position behind it, from which a resume continues."""
+
+    ends_epoch: bool = False
+    """Whether it is the last of its epoch, where the source has epochs."""
+
+
+class BatchSource(Protocol):
+    """Where micro-batches come from: an epoch list, or a stream of unknown length."""
+
+    def iterate(self, cursor: Cursor) -> Iterator[MicroBatch]:
+        """The micro-batches from the cursor on, always the same ones, to the end of the data."""
+
+    def load(self, specs: Iterable[BatchSpec]) -> Iterator[Batch]:
+        """The batches of these specs, in order, prefetched."""

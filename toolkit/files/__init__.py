@@ -1,0 +1,1 @@
+"""What is written: files, logs, and what must not stand in them."""

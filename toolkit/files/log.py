@@ -1,0 +1,400 @@
+"""Output a person reads: a copy of it in a file, and one status line that is redrawn in place.
+
+A terminal shows progress by overwriting a line with carriage returns. In a log file that would be
+thousands of lines of noise, so the copy holds only what stayed: complete lines, in their last state.
+
+Modules log with `logging.getLogger(__name__)`; inside `shown` what they log is printed, each message as it is.
+
+Secrets are redacted of all of it, and control characters of file names, captions or metadata, which could make a
+terminal do or hide something, are shown as escapes. The program itself needs no more of them than the carriage return.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import re
+import shutil
+import sys
+import textwrap
+import threading
+import time
+import traceback
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any, TextIO
+
+from toolkit.errors import Interrupted, RunError, UserError
+from toolkit.files.redact import redact_text
+
+_CONTROLS = re.compile("[\0-\x08\x0b\x0c\x0e-\x1f\x7f-\x9f\u2028-\u202e\u2066-\u2069]")
+"""C0 but tab and line ends, DEL, C1; separators of lines and what changes the direction of text
+(https://www.unicode.org/reports/tr36/, 3.1)."""
+
+_CURSOR_UP = "\x1b[A"
+"""What the bars of a download write, and nothing with it."""
+
+
+def escape_controls(text: str, carriage_returns: bool = True) -> str:
+    """`text` with control characters as in JSON (`\\u001b`), so that JSON stays the same data. Tab and line ends stay.
+
+    carriage_returns: also those within a line.
+    """
+    text = _CONTROLS.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+    return re.sub("\r(?!\n)", r"\\u000d", text) if carriage_returns else text
+
+
+class RedactingStream:
+    """A stream without secrets and control characters (but carriage returns); everything else is the stream's own.
+
+    A secret may come in pieces, so text goes on by whole lines (a carriage return ends one, too). A terminal gets an
+    unfinished line when it is flushed, as it always does; a pipe or a file when it is complete.
+
+    Output that nobody takes any more (a reader that is gone, a full disk) ends no training: the rest of it is dropped.
+    """
+
+    error: OSError | None = None
+    """Why the rest was dropped; None: nothing was."""
+
+    LONGEST = 2**16
+    """Characters without a line end that are held back."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream, self._held = stream, ""
+        self._terminal = stream.isatty()
+        self._lock = threading.RLock()  # re-entrant, as in Tee
+
+    def write(self, text: str) -> int:
+        with self._lock:
+            moves = not text.replace(_CURSOR_UP, "")
+            held = self._held + (text if moves else escape_controls(text, carriage_returns=False))
+            end = max(held.rfind("\n"), held.rfind("\r")) + 1
+            if end and self._terminal:
+                end = len(held)  # what follows a carriage return is to be seen at once
+            if len(held) - end > self.LONGEST:
+                held = redact_text(held)
+                end = len(held) - self.LONGEST // 2
+            ready, self._held = held[:end], held[end:]
+            self._pass_on(ready)
+        return len(text)
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def flush(self) -> None:
+        if self._terminal:
+            self.release()
+        else:
+            self._pass_on("")
+
+    def release(self) -> None:
+        """Lets go of an unfinished line."""
+        with self._lock:
+            ready, self._held = self._held, ""
+            self._pass_on(ready)
+
+    def _pass_on(self, text: str) -> None:
+        """Writes and flushes."""
+        try:
+            if text:
+                self._stream.write(redact_text(text))
+            self._stream.flush()
+        except OSError as error:
+            if self.error is None:
+                self.error = error
+                self._discard()
+
+    def _discard(self) -> None:
+        """Sends the rest, and what the stream still holds, to nowhere: at its exit Python would try once more."""
+        with suppress(OSError, ValueError):
+            nowhere = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(nowhere, self._stream.fileno())
+            os.close(nowhere)
+        if not isinstance(self.error, BrokenPipeError) and self is not sys.stderr:
+            print(f"standard output is lost ({self.error}): the rest goes to the log alone", file=sys.stderr)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def redact_streams() -> None:
+    """From here on no secret reaches standard output or standard error by way of Python's streams."""
+    for name in ("stdout", "stderr"):
+        stream = getattr(sys, name)
+        if stream is not None and not isinstance(stream, RedactingStream):
+            setattr(sys, name, RedactingStream(stream))
+
+
+def flush_streams() -> bool:
+    """Lets go of the last lines, where they have no end. Returns whether all of standard output was written."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, RedactingStream):
+            stream.release()
+    return not isinstance(sys.stdout, RedactingStream) or sys.stdout.error is None
+
+
+class LogFile:
+    """A text file that grows by whole lines. Several streams (and processes) may append to one file."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            # Unencodable characters (parts of a file name, say) must not end a run: they are escaped.
+            self._file: TextIO | None = path.open("a", encoding="utf-8", errors="backslashreplace", buffering=1)
+        except OSError as error:
+            raise UserError(f"{path}: cannot write the log there: {error.strerror or error}") from error
+        self.path = path
+        self._lock = threading.RLock()
+
+    def write_line(self, line: str) -> None:
+        """Appends one line. A full disk ends the copy with one word on standard error, not the run."""
+        with self._lock:
+            if self._file is None:
+                return
+            try:
+                self._file.write(escape_controls(redact_text(line.replace(_CURSOR_UP, ""))) + "\n")
+            except OSError as error:
+                self._file = None
+                print(redact_text(f"{self.path}: the log ends here: {error}"), file=sys.__stderr__)
+
+    def close(self) -> None:
+        with self._lock:
+            if self._file is not None:
+                self._file.close()
+                self._file = None
+
+
+class Tee:
+    """A stream that also copies its finished lines to a log; everything else is the stream's own."""
+
+    def __init__(self, stream: TextIO, log: LogFile) -> None:
+        self._stream, self._log, self._pending = stream, log, ""
+        self._lock = threading.RLock()  # re-entrant: a signal handler may print in the middle of a print
+
+    def write(self, text: str) -> int:
+        written = self._stream.write(text)
+        with self._lock:
+            *lines, unfinished = (self._pending + text).split("\n")
+            self._pending = _trim(unfinished)
+            for line in lines:
+                self._log.write_line(_last_state(line))
+        return written
+
+    def writelines(self, lines: Iterable[str]) -> None:
+        for line in lines:
+            self.write(line)
+
+    def close_line(self) -> None:
+        """Copies a last line that has no line end."""
+        if rest := _last_state(self._pending):
+            self._log.write_line(rest)
+        self._pending = ""
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
+
+
+def _last_state(line: str) -> str:
+    """What a terminal shows of `line` after its carriage returns."""
+    return line.rstrip("\r").rpartition("\r")[2].rstrip()
+
+
+def _trim(pending: str) -> str:
+    """An unfinished line without its overwritten states, so that it stays short however long it lives."""
+    body = pending.rstrip("\r")
+    return body.rpartition("\r")[2] + pending[len(body) :][:1]
+
+
+@contextmanager
+def tee_output(path: Path) -> Iterator[None]:
+    """Inside the block, standard output and standard error are also appended to `path`.
+
+    An exception that leaves the block is written to the file as well: it is shown further out.
+    """
+    log = LogFile(path)
+    outer = sys.stdout, sys.stderr
+    tees = Tee(sys.stdout, log), Tee(sys.stderr, log)
+    sys.stdout, sys.stderr = tees
+    try:
+        yield
+    except BaseException as error:
+        for tee in tees:
+            tee.close_line()
+        for line in _words_for(error).splitlines():
+            log.write_line(line)
+        raise
+    finally:
+        sys.stdout, sys.stderr = outer
+        for tee in tees:
+            tee.close_line()
+        log.close()
+
+
+def _words_for(error: BaseException) -> str:
+    if isinstance(error, UserError | RunError | Interrupted):
+        return str(error)
+    return "".join(traceback.format_exception(error))
+
+
+def quiet_libraries() -> None:
+    """Silences warnings of libraries about optional parts that this program does not use."""
+    logging.getLogger("bitsandbytes").setLevel(logging.ERROR)
+
+
+def wrapped(text: str, stream: TextIO) -> str:
+    """`text` with lines that fit the terminal, broken between words; as it is where `stream` is not a terminal."""
+    if not stream.isatty():
+        return text
+    width = max(20, shutil.get_terminal_size().columns - 1)
+    lines = []
+    for line in text.splitlines():
+        indent = line[: len(line) - len(line.lstrip())]
+        fit = textwrap.wrap(
+            line.strip(),
+            width,
+            initial_indent=indent,
+            subsequent_indent=f"{indent}  ",
+            break_long_words=False,
+            break_on_hyphens=False,
+        )
+        lines += fit or [""]
+    return "\n".join(lines)
+
+
+class StatusLine:
+    """One line of progress: redrawn in place on a terminal, otherwise a plain line now and then."""
+
+    def __init__(
+        self,
+        stream: TextIO | None = None,
+        *,
+        every_s: float = 10.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """stream: standard output by default. every_s: seconds between two plain lines."""
+        self._stream = stream or sys.stdout
+        self._terminal = self._stream.isatty()
+        self._every_s, self._clock = every_s, clock
+        self._next_s = float("-inf")
+        self._quiet_since = clock()
+        self._shown = ""
+
+    def update(self, text: str, at_once: bool = True) -> None:
+        """Shows the newest state. at_once: False for what is over soon as a rule, whose first plain line can wait."""
+        if self._terminal:
+            self._draw(text)
+        elif self._clock() >= (self._next_s if at_once else self._quiet_since + self._every_s):
+            self._quiet_since = self._clock()
+            self._next_s = self._quiet_since + self._every_s
+            self._stream.write(escape_controls(text) + "\n")
+        self._stream.flush()
+
+    @property
+    def is_shown(self) -> bool:
+        """Whether it stands in the last line of the terminal that standard output is."""
+        return bool(self._shown) and self._stream is sys.stdout
+
+    def note(self, text: str) -> None:
+        """Prints a full line that stays; the status line goes on below it."""
+        status = self._shown
+        self._erase()
+        self._stream.write(escape_controls(text) + "\n")
+        if status:
+            self._draw(status)
+        self._stream.flush()
+
+    def finish(self, text: str = "") -> None:
+        """Replaces the status by `text`, or removes it. A later `update` starts anew."""
+        self._erase()
+        if text:
+            self._stream.write(escape_controls(text) + "\n")
+        self._stream.flush()
+        self._next_s, self._quiet_since = float("-inf"), self._clock()
+
+    def _draw(self, text: str) -> None:
+        # A line that wraps could not be overwritten; plain spaces erase on every kind of terminal. A secret that is cut
+        # off could no longer be recognised.
+        global _last_drawn
+        text = _fit(escape_controls(redact_text(text)), shutil.get_terminal_size().columns - 1)
+        self._stream.write("\r" + text.ljust(len(self._shown)))
+        self._shown, _last_drawn = text, self
+
+    def _erase(self) -> None:
+        if self._shown:
+            self._stream.write("\r" + " " * len(self._shown) + "\r")
+            self._shown = ""
+
+
+def _fit(text: str, width: int) -> str:
+    """The parts of a status line, between ` | `, that have room; the beginning of the first where none has."""
+    if len(text) <= width:
+        return text
+    whole = text[: text.rfind(" | ", 0, width + 3)] if " | " in text[: width + 3] else text
+    return whole[:width]
+
+
+# ---------------------------------------------------------------- logging
+
+
+_last_drawn: StatusLine | None = None
+
+OWN_LOGGERS = ("toolkit", "jobs", "extensions")
+"""What the program's own modules log to; extensions of other folders have further ones."""
+
+
+class StdoutHandler(logging.Handler):
+    """Prints each record as one line of standard output, above the status line where one is shown."""
+
+    def emit(self, record: logging.LogRecord) -> None:
+        text = self.format(record)
+        if _last_drawn is not None and _last_drawn.is_shown:
+            _last_drawn.note(text)
+        else:
+            # In one piece, so that threads do not tear each other's lines apart.
+            sys.stdout.write(escape_controls(text) + "\n")
+            sys.stdout.flush()
+
+
+_handler = StdoutHandler()
+_handler.setFormatter(logging.Formatter("%(message)s"))
+_others: set[str] = set()
+"""Loggers of extensions that do not come with the program."""
+
+_is_shown = False
+
+
+@contextmanager
+def shown() -> Iterator[None]:
+    """Inside the block, what the program and its extensions log at INFO and above goes to standard output.
+
+    Standard output is looked up for each line. Loggers of libraries stay as they are.
+    """
+    global _is_shown
+    _is_shown = True
+    for name in (*OWN_LOGGERS, *_others):
+        _show(name)
+    try:
+        yield
+    finally:
+        _is_shown = False
+        for name in (*OWN_LOGGERS, *_others):
+            logger = logging.getLogger(name)
+            logger.removeHandler(_handler)
+            logger.setLevel(logging.NOTSET)
+            logger.propagate = True
+
+
+def show_extension(name: str) -> None:
+    """Adds the logger of an extension, and with it those of its modules, to what `shown` prints."""
+    _others.add(name)
+    if _is_shown:
+        _show(name)
+
+
+def _show(name: str) -> None:
+    logger = logging.getLogger(name)
+    logger.addHandler(_handler)
+    logger.setLevel(logging.INFO)
+    logger.propagate = False  # a library that gives the root logger a handler would print each line twice

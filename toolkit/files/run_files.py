@@ -1,0 +1,169 @@
+"""The names of the files of a run, for those who write them and those who read them, and the line that events.jsonl
+gets for each thing that happened. Imports no torch."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+import time
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from toolkit.files.safetensors_io import read_metadata
+from toolkit.files.writing import append_json_line, is_own_folder, os_error_as_run_error, read_regular
+
+STATUS = "run.json"
+METRICS = "metrics.jsonl"
+VALIDATION = "validation.jsonl"
+EVENTS = "events.jsonl"
+LOG = "log.txt"
+CONFIG = "config.yaml"
+SAMPLES = "samples"
+SUPERSEDED = "superseded"
+"""Folder of what a resume from an earlier step moved aside."""
+
+DATASET_PREFIX = "dataset-"
+"""`dataset-<12 hex digits>.json`: fingerprints of what was trained on."""
+
+SAMPLE_FILE = re.compile(r"(?:(?P<ms>\d+)__)?(?P<step>\d{9,})_(?P<index>\d+)\.\w+")
+"""Name of a sample: optimizer step, index within its set; of earlier versions with milliseconds since the epoch."""
+
+FOLDER_METADATA = "training.json"
+"""In a folder of a fully trained model: what the header of a network file says."""
+
+NEW_MODEL = "new_model.json"
+"""In a folder of a model that began with random weights: what decided them."""
+
+TINY_MODEL = "tiny_model.json"
+"""In a folder that `type: tiny_model` wrote: its settings."""
+
+FILE_SUFFIXES = (".safetensors", "_raw.safetensors", "_lora.safetensors", "", "_raw")
+"""What may follow `<name>` and `<name>_<step>` in the names of a run's network files, the main one first, and of its
+model folders."""
+
+_MODEL_FILES = ("model_index.json", "config.json")
+"""Of which one is in each folder that diffusers loads: of a pipeline, or of a single model such as an autoencoder."""
+
+FINISHED = "finished"
+"""`status` in run.json of a run that is complete, everything written."""
+
+FLUXFLOW_LEARNING_RATES = "lr_sav.json"
+"""Role -> its learning rate at the last save, in the folder of a job of FluxFlow's guide."""
+
+FLUXFLOW_PARTS = "parts"
+"""In the metadata of a checkpoint under FluxFlow's name: JSON with `folder`, the model's own, relative to the file, and
+`parts`, what stands before the first dot of the tensors' names."""
+
+RECORD = "record"
+"""In run.json of a run without states: what a checkpoint records of its job (`ResumePlan.record`)."""
+
+_TIME = "%Y-%m-%dT%H:%M:%SZ"
+
+
+JOB_STATE = "job_state.json"
+"""In `<training_folder>/<job>/`: which processes of the job are finished."""
+
+
+def finished_processes(path: Path) -> dict[str, str]:
+    """Label of each process that a job_state.json records as finished -> digest of its settings and inputs; a file that
+    is missing or damaged records none."""
+    try:
+        return dict(json.loads(read_regular(path))["finished"])
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+        return {}
+
+
+def utc_now() -> str:
+    """The time as all files of a run write it: ISO 8601 in UTC, to the second."""
+    return time.strftime(_TIME, time.gmtime())
+
+
+def duration(seconds: float) -> str:
+    """A time span for people: 45s, 3m07s, 2h03m."""
+    seconds = round(seconds)
+    if seconds < 60:
+        return f"{seconds}s"
+    minutes, seconds = divmod(seconds, 60)
+    return f"{minutes}m{seconds:02d}s" if minutes < 60 else f"{minutes // 60}h{minutes % 60:02d}m"
+
+
+def parse_time(text: str) -> datetime | None:
+    """What `utc_now` wrote, as a time in UTC; None for anything else."""
+    try:
+        return datetime.strptime(text, _TIME).replace(tzinfo=UTC)
+    except ValueError:
+        return None
+
+
+def read_status(folder: Path) -> dict[str, Any]:
+    """run.json of the run in a folder; empty when it is missing or damaged."""
+    try:
+        document = json.loads(read_regular(folder / STATUS))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    return document if isinstance(document, dict) else {}
+
+
+def final_files(folder: Path, name: str) -> list[Path]:
+    """The files and model folders of the end of a run that are there."""
+    return [path for ending in FILE_SUFFIXES if _is_product(path := folder / f"{name}{ending}")]
+
+
+def is_own_result(path: Path) -> bool:
+    """Whether a run may replace a folder: it has a model in it, or the program made it."""
+    return _is_product(path) or is_own_folder(path)
+
+
+def _is_product(path: Path) -> bool:
+    """Whether what has one of the names is a network file, or a folder with a model in it (another run's has none)."""
+    if path.suffix == ".safetensors":
+        return path.is_file()
+    return any((path / name).is_file() for name in _MODEL_FILES)
+
+
+def step_file(folder: Path, name: str, step: int) -> Path:
+    """`<name>_000000340.safetensors`: the weights after 340 optimizer steps."""
+    return folder / f"{step_stem(name, step)}{FILE_SUFFIXES[0]}"
+
+
+def step_stem(name: str, step: int) -> str:
+    """The name of a step's file without its ending, or of its folder."""
+    return f"{name}_{step:09d}"
+
+
+def best_stem(name: str) -> str:
+    """The name, without its ending, of the weights with the lowest validation loss."""
+    return f"{name}_best"
+
+
+def step_files(folder: Path, name: str) -> dict[int, list[Path]]:
+    """The step files and model folders of a run by their step, of every ending."""
+    pattern = re.compile(rf"{re.escape(name)}_(\d{{9,}})(?:{'|'.join(map(re.escape, FILE_SUFFIXES))})")
+    by_step: dict[int, list[Path]] = {}
+    for path in sorted(folder.iterdir()) if folder.is_dir() else ():
+        if (match := pattern.fullmatch(path.name)) and _is_product(path):
+            by_step.setdefault(int(match.group(1)), []).append(path)
+    return by_step
+
+
+def step_in(path: Path) -> float:
+    """The optimizer step that a network file or a model folder names in its metadata; infinity when it names none."""
+    try:
+        metadata = json.loads(read_regular(path / FOLDER_METADATA)) if path.is_dir() else read_metadata(path)
+        return int(json.loads(metadata["training_info"])["step"])
+    except (OSError, ValueError, OverflowError, KeyError, TypeError):
+        return math.inf
+
+
+class EventLog:
+    """Appends events; each line is flushed at once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def add(self, event: str, **details: object) -> None:
+        """One event with its details (JSON values) and the time in UTC."""
+        with os_error_as_run_error(self.path), self.path.open("a", encoding="utf-8", newline="\n") as file:
+            append_json_line(file, {"time": utc_now(), "event": event, **details})

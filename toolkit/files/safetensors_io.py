@@ -1,0 +1,161 @@
+"""Reads the header of a safetensors file (its length, its JSON, the place of each tensor), and writes such files as
+other files are written, with usual rights and errors of the system. Imports no torch.
+
+Source: the format's description in huggingface/safetensors, README.md, "Format": 8 bytes with the header's length
+(little-endian), the header, the tensors without gaps, aligned to 8 bytes."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, BinaryIO
+
+from toolkit.errors import UserError
+from toolkit.files.writing import open_regular
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+LENGTH_BYTES = 8
+METADATA = "__metadata__"
+
+Header = dict[str, Any]
+"""Tensor name -> `dtype`, `shape` and `data_offsets`; the file's own texts under METADATA."""
+
+
+def read_header(file: BinaryIO) -> Header:
+    """The header of an open file, which then stands where the tensors begin. Raises ValueError when it is damaged."""
+    start = file.read(LENGTH_BYTES)
+    length = int.from_bytes(start, "little")
+    here = file.tell()
+    room = file.seek(0, 2) - here
+    file.seek(here)
+    if len(start) < LENGTH_BYTES or length > room:
+        raise ValueError("its header is cut off")
+    header = json.loads(file.read(length))
+    if not isinstance(header, dict):
+        raise ValueError("its header is no JSON object")
+    return header
+
+
+def framed(header: str) -> bytes:
+    """A header as JSON text with its length before it, padded so that the tensors behind it are aligned."""
+    text = header.encode()
+    text += b" " * (-len(text) % 8)
+    return len(text).to_bytes(LENGTH_BYTES, "little") + text
+
+
+def compact(header: Header) -> str:
+    """A header as JSON text without spaces, its metadata in the order of their keys."""
+    ordered = {**header, METADATA: dict(sorted(header.get(METADATA, {}).items()))}
+    return json.dumps(ordered, separators=(",", ":"), ensure_ascii=False)
+
+
+def tensor_sizes(path: Path) -> dict[str, int]:
+    """Name and number of weights of each tensor in a file of a model. Raises what `tensor_shapes` raises."""
+    return {name: prod(shape) for name, shape in tensor_shapes(path).items()}
+
+
+def tensor_shapes(path: Path) -> dict[str, tuple[int, ...]]:
+    """Name and shape of each tensor in a file of a model.
+
+    Raises UserError, which names the file, when its header is damaged, or the file is shorter than its header says.
+    """
+    try:
+        with open_regular(path) as file:
+            header = read_header(file)
+            begin, end = file.tell(), file.seek(0, 2)
+        entries = {name: entry for name, entry in header.items() if name != METADATA}
+        if end - begin < max((entry["data_offsets"][1] for entry in entries.values()), default=0):
+            raise ValueError("it is cut off")
+        return {name: tuple(map(int, entry["shape"])) for name, entry in entries.items()}
+    except (OSError, ValueError, LookupError, TypeError, RecursionError) as error:
+        raise UserError(f"{path}: damaged weights ({error}). Copy or download the model again.") from error
+
+
+def merge_files(files: Mapping[Path, str], path: Path, metadata: Mapping[str, str]) -> None:
+    """One file with the tensors of several, bytes copied as they are. files: each with what is put before its tensors'
+    names. Raises ValueError for a damaged file and for two tensors of one name."""
+    merged: Header = {METADATA: dict(metadata)}
+    end = 0
+    for file, prefix in files.items():
+        with file.open("rb") as source:
+            header = read_header(source)
+            size = source.seek(0, 2) - LENGTH_BYTES - _header_length(file)
+        for name, entry in header.items():
+            if name == METADATA:
+                continue
+            if f"{prefix}{name}" in merged:
+                raise ValueError(f"{file}: two tensors would be named {prefix}{name}")
+            first, last = entry["data_offsets"]
+            merged[f"{prefix}{name}"] = {**entry, "data_offsets": [end + first, end + last]}
+        end += size
+    with path.open("wb") as target:
+        target.write(framed(compact(merged)))
+        for file in files:
+            with file.open("rb") as source:
+                source.seek(LENGTH_BYTES + _header_length(file))
+                shutil.copyfileobj(source, target)
+
+
+def _header_length(file: Path) -> int:
+    with file.open("rb") as source:
+        return int.from_bytes(source.read(LENGTH_BYTES), "little")
+
+
+def save_file(tensors: Mapping[str, Tensor], path: Path, metadata: Mapping[str, str] | None = None) -> None:
+    """`safetensors.torch.save_file`, for everybody who may read new files here. Raises OSError when it cannot.
+
+    Since 0.8 safetensors gives its files to the owner alone (mode 600): what root writes in a container could not be
+    read by the user outside, nor by another program that runs as somebody else.
+    """
+    from safetensors import torch as safetensors  # here, so that readers of a run need no torch
+
+    path.touch()
+    usual = path.stat().st_mode
+    with as_os_error():
+        safetensors.save_file(dict(tensors), path, metadata=None if metadata is None else dict(metadata))
+    path.chmod(usual)
+
+
+@contextmanager
+def as_os_error() -> Iterator[None]:
+    """An error of safetensors inside the block, which reports a full disk in its own words, becomes an OSError."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+
+
+def is_own_file(path: Path) -> bool:
+    """Whether this program wrote a safetensors file: its metadata have the hash of the weights."""
+    try:
+        return re.fullmatch("[0-9a-f]{64}", str(read_metadata(path).get("sha256"))) is not None
+    except (OSError, ValueError, RecursionError):
+        return False
+
+
+def read_metadata(path: Path) -> dict[str, Any]:
+    """The metadata in the header of a safetensors file, without torch or safetensors; empty when there is none.
+
+    Reads the header alone. Raises OSError when the file cannot be read, ValueError when it has no whole header.
+    Source of the format: 8 bytes of length, little endian, then so many bytes of JSON
+    (https://github.com/huggingface/safetensors#format).
+    """
+    with open_regular(path) as file:
+        length = int.from_bytes(file.read(8), "little")
+        if length > path.stat().st_size:  # no safetensors file, or a part of one
+            raise ValueError(f"{path}: its header is not whole")
+        header = json.loads(file.read(length))
+    metadata = header.get("__metadata__", {}) if isinstance(header, dict) else None
+    if not isinstance(metadata, dict):
+        raise ValueError(f"{path}: its header is not that of a safetensors file")
+    return metadata

@@ -1,0 +1,372 @@
+"""Atomic file writes (temporary name, fsync, rename), the program's own folders, and how the config a user names is
+found."""
+
+from __future__ import annotations
+
+import errno
+import glob
+import hashlib
+import json
+import logging
+import os
+import re
+import shutil
+import stat
+import uuid
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import IO, BinaryIO
+
+from toolkit.errors import RunError, UserError
+from toolkit.files.redact import redact_json, redact_text
+from toolkit.version import NAME
+
+logger = logging.getLogger(__name__)
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+TOOLKIT_ROOT = Path(__file__).resolve().parents[2]
+EXTENSIONS_ROOT = TOOLKIT_ROOT / "extensions"
+CONFIG_ROOT = TOOLKIT_ROOT / "config"
+
+CONFIG_SUFFIXES = (".yaml", ".yml", ".json", ".jsonc")
+
+
+def find_config(argument: str) -> Path:
+    """The config file meant by `argument`: the path as given, else with a suffix or in a `config` folder.
+
+    Raises UserError that lists every place it looked.
+    """
+    given = Path(os.path.expanduser(argument))  # leaves the name of an unknown user as it is
+    named = Path(*given.parts[1:]) if given.parts[:1] == ("config",) else given
+    bases = dict.fromkeys([given, Path("config") / named, CONFIG_ROOT / named])
+    places = [Path(f"{base}{suffix}") for base in bases for suffix in ("", *CONFIG_SUFFIXES)]
+    for place in places:
+        # Not `is_file()`: a pipe such as /dev/stdin is a fine source too.
+        if place.exists() and not place.is_dir():
+            return place
+    what = "is a folder, not a config file" if given.is_dir() else "no such config"
+    looked = "".join(f"\n  {base} (also with {', '.join(CONFIG_SUFFIXES)})" for base in bases)
+    raise UserError(f"{argument}: {what}. Working directory: {Path.cwd()}. Looked for:{looked}")
+
+
+TEMP_FILE_GLOB = ".*.????????.tmp"
+"""Names of what `atomic_write`, `atomic_write_dir` and `remove` leave behind when the process is killed."""
+
+TEMP_NAME_BYTES = len("..12345678.tmp")
+"""How much longer such a name is than that of the finished file."""
+
+CACHE_FOLDER = "_cache"
+"""In the training folder: what all of its jobs share. It is never inside the user's dataset."""
+
+SAFETENSORS_TEMP_GLOB = ".tmp??????"
+"""What a killed `tensor_file.save_file` leaves: safetensors writes under such a name first (since 0.8, pull 764)."""
+
+_PORTION = 1 << 16
+
+
+@contextmanager
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
+    """A temporary path in the same folder; the block writes it, then it takes the place of `path`.
+
+    durable: flushed to the disk first, so that it survives a power cut; a file that is rewritten all the time need not.
+    When the block raises, `path` is untouched and the temporary file is gone.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _leftover_name(path)
+    try:
+        yield temporary
+        if durable:
+            fsync(temporary)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+MARKER = "atelier.json"
+"""In each folder that `atomic_write_dir` made, with the names of its files: only such a folder may be replaced, and not
+while it holds others, which somebody added."""
+
+_EARLIER_MARKERS = ("mascots.json", "new_model.json", "tiny_model.json", "training.json")
+"""What earlier versions left in their folders instead."""
+
+_OF_FILE_MANAGERS = frozenset({".DS_Store", "Thumbs.db", "desktop.ini"})
+
+_ASIDE = ".replaced.tmp"
+"""End of the name of a folder that makes room for another; TEMP_FILE_GLOB matches it."""
+
+
+def is_own_folder(path: Path, known_by: str = "") -> bool:
+    """Whether the program made a folder and all that is in it: it has a marker that lists its files, or one of an
+    earlier version. An empty folder counts as such, and so does a run's folder of a step with the file `known_by`."""
+    if not path.is_dir():
+        return False
+    names = {entry.name for entry in path.iterdir()}
+    is_marked = not names.isdisjoint({MARKER, *_EARLIER_MARKERS})
+    return not names or known_by in names or (is_marked and not added_to(path))
+
+
+def refusal(path: Path, is_own: Callable[[Path], bool] = is_own_folder) -> str:
+    """Why what is at `path` must not be replaced; empty: nothing is there, or it is the program's own."""
+    if not os.path.lexists(path) or is_own(path):
+        return ""
+    named = f"'{path}' holds '{added}', which" if (added := added_to(path)) else f"'{path}'"
+    return f"{named} was not made by this program, so it is never replaced. Move it away, or give another place."
+
+
+def _files_in(folder: Path) -> set[str]:
+    """The files below a folder, and links, relative to it; without those that file managers leave."""
+    places = (Path(top, name) for top, folders, files in os.walk(folder) for name in (*folders, *files))
+    files = (place for place in places if place.is_symlink() or not place.is_dir())
+    return {file.relative_to(folder).as_posix() for file in files if file.name not in _OF_FILE_MANAGERS} - {MARKER}
+
+
+def added_to(folder: Path) -> str:
+    """The first file of a folder that its marker does not list; empty where there is none, or no list."""
+    try:
+        listed = json.loads(read_regular(folder / MARKER)).get("files")
+        return min(_files_in(folder).difference(listed), default="") if listed is not None else ""
+    except (OSError, ValueError, AttributeError, TypeError, RecursionError):
+        return ""
+
+
+@contextmanager
+def atomic_write_dir(path: Path, known_by: str = "") -> Iterator[Path]:
+    """The same for a folder: the block fills the temporary one, which is there already, and flushes its files.
+
+    Cleans up after an earlier attempt that was killed (`settle`). A folder of a run that somebody has added to is moved
+    aside, not replaced. Raises RunError for a folder that the program did not make (`is_own_folder`), and where the
+    disk cannot be written.
+    """
+    with os_error_as_run_error(path):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        settle(path)
+        _require_own(path, known_by)
+        temporary = _leftover_name(path)
+        temporary.mkdir()
+        try:
+            with _locked(temporary):
+                yield temporary
+                write_json(temporary / MARKER, {"program": NAME, "files": sorted(_files_in(temporary))})
+                for folder in (*(entry for entry in temporary.rglob("*") if entry.is_dir()), temporary):
+                    fsync(folder)
+                _require_own(path, known_by)
+                if added_to(path):
+                    logger.warning(f"{path}: was added to, and is {move_folder_aside(path)} from here on")
+                replace_folder(temporary, path)
+        finally:
+            shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _require_own(path: Path, known_by: str) -> None:
+    if reason := refusal(path, lambda place: is_own_folder(place, known_by)):
+        raise RunError(reason)
+
+
+def replace_folder(new: Path, path: Path) -> None:
+    """Puts the complete folder `new` in the place of `path`. At each moment the old or the new one is whole, and after
+    a kill `settle` finds it."""
+    if os.path.lexists(path):
+        os.rename(path, _aside(path))
+    try:
+        os.replace(new, path)
+        fsync(path.parent)
+    finally:
+        settle(path)
+
+
+def settle(path: Path) -> None:
+    """Cleans up after a process that was killed while it replaced the folder `path`: an old folder whose place is
+    empty comes back; one whose place is taken, and new ones that were never finished, are deleted."""
+    if os.path.lexists(aside := _aside(path)):
+        if not os.path.lexists(path):
+            os.rename(aside, path)
+        elif aside.is_symlink():
+            aside.unlink()
+        else:
+            shutil.rmtree(aside.rename(_leftover_name(path)))
+    for left in path.parent.glob(f".{glob.escape(path.name)}.????????.tmp"):
+        if re.fullmatch(r".*\.[0-9a-f]{8}\.tmp", left.name) and left.is_dir() and not left.is_symlink():
+            with _locked(left) as is_abandoned:
+                if is_abandoned:
+                    shutil.rmtree(left)
+
+
+def folder_at(path: Path) -> Path:
+    """Where the folder that belongs at `path` is: there, or aside, if a process was killed while it replaced it."""
+    return path if os.path.lexists(path) or not os.path.lexists(_aside(path)) else _aside(path)
+
+
+def settle_all(folder: Path) -> None:
+    """`settle` for each folder in `folder` that was aside when the process was killed."""
+    for aside in folder.glob(f".*{_ASIDE}"):
+        settle(aside.with_name(aside.name.removesuffix(_ASIDE).removeprefix(".")))
+
+
+def _aside(path: Path) -> Path:
+    return path.with_name(f".{path.name}{_ASIDE}")
+
+
+@contextmanager
+def _locked(folder: Path) -> Iterator[bool]:
+    """Whether the block has the lock of a folder: not where another process holds it, or where there are no locks."""
+    if fcntl is None:
+        yield False
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            has_lock = True
+        except OSError:
+            has_lock = False
+        yield has_lock
+    finally:
+        os.close(handle)
+
+
+def file_in_the_way(folder: Path) -> Path | None:
+    """What keeps a folder from being made: the file that has its name, or that of a folder above it."""
+    nearest = next(place for place in (folder.absolute(), *folder.absolute().parents) if os.path.lexists(place))
+    return None if nearest.is_dir() else nearest
+
+
+def unused_path(parent: Path, prefix: str) -> Path:
+    """The first of `<prefix>1`, `<prefix>2`, ... in `parent` that does not exist."""
+    number = 1
+    while (parent / f"{prefix}{number}").exists():
+        number += 1
+    return parent / f"{prefix}{number}"
+
+
+def move_folder_aside(folder: Path) -> Path | None:
+    """Renames a folder to the first free `<folder>.old-<n>` and returns that; None where there is no such folder."""
+    if not folder.is_dir():
+        return None
+    target = unused_path(folder.parent, f"{folder.name}.old-")
+    with os_error_as_run_error(folder):
+        folder.rename(target)
+    return target
+
+
+def remove(path: Path) -> None:
+    """Deletes a file, or a folder with all that is in it: at no moment there is half a folder of that name."""
+    if path.is_dir() and not path.is_symlink():
+        doomed = path.rename(_leftover_name(path))
+        shutil.rmtree(doomed)
+    else:
+        path.unlink()
+
+
+def _leftover_name(path: Path) -> Path:
+    """A name beside `path` that TEMP_FILE_GLOB matches, TEMP_NAME_BYTES longer."""
+    return path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+
+
+@contextmanager
+def os_error_as_run_error(path: Path) -> Iterator[None]:
+    """A failed write inside the block (disk full, no rights) becomes a RunError that names `path` and the reason."""
+    try:
+        yield
+    except OSError as error:
+        is_copy = error.filename2 is not None  # whose source is not at fault
+        elsewhere = error.filename and not is_copy and not str(error.filename).startswith(f"{path.parent}{os.sep}")
+        where = f" ({error.filename})" if elsewhere else ""
+        raise RunError(f"{path}: cannot be written: {error.strerror or error}{where}") from error
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes UTF-8 text atomically, secrets redacted. Raises RunError when it cannot."""
+    _write(path, redact_text(text))
+
+
+def write_json(path: Path, data: object, durable: bool = True) -> None:
+    """Writes indented JSON atomically, secrets redacted; NaN is refused, because other readers refuse it."""
+    text = json.dumps(redact_json(data), indent=2, ensure_ascii=False, allow_nan=False) + "\n"
+    _write(path, text, durable)
+
+
+def _write(path: Path, text: str, durable: bool = True) -> None:
+    with os_error_as_run_error(path), atomic_write(path, durable) as temporary:
+        temporary.write_text(_encodable(text), encoding="utf-8", newline="\n")
+
+
+def _encodable(text: str) -> str:
+    """What is no text in it, a part of a file's name, as the escape that JSON readers turn back into that name."""
+    return text.encode("utf-8", errors="backslashreplace").decode("utf-8")
+
+
+def append_json_line(file: IO[str], data: object) -> None:
+    """Appends one line of JSON, secrets redacted, to an open file, visible to readers at once.
+
+    Raises RunError when it cannot.
+    """
+    line = json.dumps(redact_json(data), ensure_ascii=False, allow_nan=False) + "\n"
+    with os_error_as_run_error(Path(getattr(file, "name", "file"))):
+        file.write(_encodable(line))
+        file.flush()
+
+
+def fsync(path: Path) -> None:
+    """Asks the operating system to put a written file, or a folder's entries, on the disk."""
+    if path.is_dir() and os.name == "nt":
+        return  # Windows cannot open a folder
+    handle = os.open(path, os.O_RDONLY if path.is_dir() else os.O_RDWR)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def sha256_of(path: Path | str) -> str:
+    """SHA-256 of a file's bytes, in hex."""
+    digest = hashlib.sha256()
+    for portion in read_chunks(path):
+        digest.update(portion)
+    return digest.hexdigest()
+
+
+def read_chunks(path: Path | str) -> Iterator[bytes]:
+    """The bytes of a file, a portion at a time; of a small one in half the time that a file object takes."""
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_BINARY", 0))
+    try:
+        while portion := os.read(handle, _PORTION):
+            yield portion
+    finally:
+        os.close(handle)
+
+
+def open_regular(path: Path) -> BinaryIO:
+    """Opens a file to read. Raises OSError for what is no regular file, such as a named pipe, on which a reader would
+    wait for ever."""
+    flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
+    handle = os.open(path, flags)
+    if not stat.S_ISREG(os.fstat(handle).st_mode):
+        os.close(handle)
+        raise OSError(errno.EINVAL, "it is not a regular file", str(path))
+    return open(handle, "rb")
+
+
+def read_regular(path: Path) -> bytes:
+    """All bytes of a regular file. Raises OSError as `open_regular`."""
+    with open_regular(path) as file:
+        return file.read()
+
+
+def free_space(path: Path) -> int:
+    """Free bytes on the disk where `path` is, or will be."""
+    there = next(folder for folder in (path, *path.absolute().parents) if folder.exists())
+    return shutil.disk_usage(there).free
+
+
+def readable_size(count: float) -> str:
+    """Bytes for people (powers of 1000)."""
+    for unit in ("B", "kB", "MB"):
+        if count < 1000:
+            return f"{count:.3g} {unit}"
+        count /= 1000
+    return f"{count:.3g} GB"

@@ -1,0 +1,309 @@
+"""What the trainer knows of a model: its facts, which import no torch, and the contract of the model itself.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width (pixels / `ModelFacts.latent_scale`).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from toolkit.data.types import EncodedPrompt, PromptEmbeds, Size
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+    from torch import Tensor, nn
+
+
+class ModelSection(Protocol):
+    """The keys of the `model:` section that decide the family and how it is loaded."""
+
+    @property
+    def name_or_path(self) -> str: ...
+
+    @property
+    def revision(self) -> str | None: ...
+
+    @property
+    def arch(self) -> str | None: ...
+
+    @property
+    def model_kwargs(self) -> Any: ...
+
+
+PREDICTIONS = ("flow", "v")
+"""What a model may predict: the keys of `toolkit.flow.loss.INTERPOLANTS`."""
+
+
+class ModelFacts:
+    """Constants of a model family, known before any file is read. `toolkit.models.families.ModelFamily` has what
+    depends on a model folder."""
+
+    arch: str
+    """Its name in `model.arch` and in `toolkit.registry.FAMILIES`."""
+
+    title: str
+    """Name of the published model."""
+
+    pipelines: tuple[str, ...]
+    """Accepted values of `_class_name` in model_index.json."""
+
+    published: tuple[str, ...] = ()
+    """Hub ids of this family."""
+
+    parts: Mapping[str, str]
+    """Subfolder of a model folder -> a file that it has to contain, or a pattern of its name."""
+
+    weight_parts: Sequence[str]
+    """Subfolders whose weights are needed, as safetensors."""
+
+    trained_part: str = "transformer"
+    """Subfolder of the trained module."""
+
+    modelspec: tuple[str, str]
+    """`modelspec.architecture` and `modelspec.implementation` in a file's metadata, as other trainers write them."""
+
+    size_multiple: int
+    """Training widths and heights are multiples of this many pixels."""
+
+    latent_channels: int
+    latent_scale: int
+    """Pixels of an image along one side of a latent pixel."""
+
+    patch: int = 1
+    """Latent pixels along one side of a token."""
+
+    longest_side: int | None = None
+    """Pixels of the longest image that it has positions for; None: any."""
+
+    own_sizes: tuple[Size, ...] = ()
+    """Sizes in pixels that the model was published with, a square first; of which a picture gets one where no size is
+    given."""
+
+    max_references: int = 0
+    """Largest number of control images per sample."""
+
+    text_sees_references: bool = True
+    """Whether the text encoder sees the control images beside a prompt."""
+
+    sure_prompt: int = 0
+    """Characters of a prompt that fits into the model with any control images."""
+
+    prediction: str = "flow"
+    """What the model predicts, and how noise is mixed in: one of PREDICTIONS."""
+
+    empty_negative: str = " "
+    """The negative prompt where none is given; by default as diffusers' documentation of Qwen-Image advises."""
+
+    embeds_guidance: bool = False
+    """Whether the guidance scale is an input of the model: sampling then needs no negative prediction."""
+
+    encoder_parts: Mapping[str, Sequence[str]]
+    """Subfolders of the encoders of latents ("vae") and text embeddings ("text_encoder")."""
+
+    @property
+    def token_side(self) -> int:
+        """Pixels of an image along one side of a token."""
+        return self.latent_scale * self.patch
+
+    def latent_size(self, pixels: Size) -> Size:
+        """Width and height of the latents of an image."""
+        return Size(*(side // self.latent_scale for side in pixels))
+
+    def tokens(self, latent: Size) -> int:
+        """Tokens of an image whose latents have this size."""
+        return (latent.width // self.patch) * (latent.height // self.patch)
+
+    def drawable(self, pixels: Size) -> Size:
+        """The size rounded down to one that the model can generate."""
+        return Size(*(side // self.token_side * self.token_side for side in pixels))
+
+    def default_size(self, reference: Size | None = None, learned: Sequence[Size] = ()) -> Size:
+        """The size of a picture that is given none: of `learned`, or else of `own_sizes`, the one whose aspect ratio is
+        nearest to that of the reference; without a reference the first."""
+        side = min(1024, self.longest_side or 1024)
+        sizes = learned or self.own_sizes or (self.drawable(Size(side, side)),)
+        if reference is None:
+            return sizes[0]
+        aspect = math.log(reference.width / reference.height)
+        return min(sizes, key=lambda size: abs(math.log(size.width / size.height) - aspect))
+
+    def config_error(self, folder: Path) -> str:
+        """What is wrong with the values in the config files of a model folder; empty: nothing."""
+        return ""
+
+    def prompt_error(self, model: ModelSection, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        """The error message for a prompt that is too long with these control images, or None.
+
+        Also None where it cannot be checked yet, because the model's tokenizer is not on the disk.
+        """
+        return None
+
+
+class TimeShift(Protocol):
+    """The timestep shift of a model's own sampler: t becomes exp(mu) t / (1 + (exp(mu) - 1) t)."""
+
+    @property
+    def shift_terminal(self) -> float | None:
+        """The last timestep before 0, to which the schedule is stretched; None: no stretching."""
+
+    def mu(self, tokens: int, steps: int) -> float:
+        """The shift exponent for an image of `tokens` tokens, sampled in `steps` steps."""
+
+
+@dataclass(frozen=True)
+class DynamicShift:
+    """The sampler's resolution-dependent time shift, as diffusers' FlowMatchEulerDiscreteScheduler names it."""
+
+    base_image_seq_len: int = 256
+    max_image_seq_len: int = 8192
+    base_shift: float = 0.5
+    max_shift: float = 0.9
+    shift_terminal: float | None = 0.02
+
+    def mu(self, tokens: int, steps: int) -> float:
+        """Linear in the number of tokens. Source: diffusers, pipeline_qwenimage_edit_plus.py, `calculate_shift`."""
+        slope = (self.max_shift - self.base_shift) / (self.max_image_seq_len - self.base_image_seq_len)
+        return self.base_shift + slope * (tokens - self.base_image_seq_len)
+
+
+BlockForward = Callable[..., "tuple[Tensor, ...]"]
+"""Runs a block (the first argument) on tensors (the others, or None). Its outputs are the inputs of the next block."""
+
+
+BlockWrapper = Callable[[BlockForward], BlockForward]
+"""Wraps the forward of a block without changing its result."""
+
+
+WeightStreaming = Callable[["Sequence[nn.Module]", "torch.device"], BlockWrapper]
+"""Takes modules and a device: moves the modules' frozen weights to the CPU memory, and returns the wrapper that brings
+them to the device, module by module."""
+
+
+class DiffusionModel(ABC):
+    """The interface to a model family. Nothing outside `toolkit/models` knows which one it is."""
+
+    family: ModelFacts
+
+    @property
+    @abstractmethod
+    def dynamic_shift(self) -> TimeShift:
+        """By how much the noise level is shifted for a number of tokens."""
+
+    @property
+    @abstractmethod
+    def network_module(self) -> torch.nn.Module:
+        """The module that is trained or carries the adapter (the transformer); loaded by the first access."""
+
+    @abstractmethod
+    def cache_key(self, part: str) -> str:
+        """Hash of the weights and settings of `vae` or `text_encoder`: all that decides the result of encoding."""
+
+    @abstractmethod
+    def reference_size(self, image: Size, target: Size) -> Size:
+        """Size that a control image of size `image` is resized to before `encode_images`, for a target of this size."""
+
+    @abstractmethod
+    def encode_images(self, pixels_BCHW: Tensor) -> Tensor:
+        """Pixels in [-1, 1] [B, 3, sH, sW] to normalised latents [B, C, H, W], s `ModelFacts.latent_scale`.
+
+        Deterministic (the mean).
+        """
+
+    @abstractmethod
+    def decode_latents(self, latents_BCHW: Tensor) -> Tensor:
+        """The inverse of `encode_images`: float32 pixels [B, 3, sH, sW], clamped to [-1, 1]."""
+
+    def prompt_error(self, prompt: str, target: Size, references: Sequence[Size]) -> str | None:
+        """The error message for a prompt that is too long with these control images, or None.
+
+        references: sizes of the control images before resizing.
+        """
+        return None
+
+    @abstractmethod
+    def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> EncodedPrompt:
+        """Embeddings [L, D] of one prompt with its RGB control images, of any size, at most `max_references`; where the
+        text encoder is trained, token ids [L]."""
+
+    @abstractmethod
+    def predict_velocity(
+        self,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+        guidance_B: Tensor | None = None,
+    ) -> Tensor:
+        """What `ModelFacts.prediction` says, by default the velocity (noise - image), [B, C, H, W] at noise fraction t
+        in [0, 1], 1 = pure noise.
+
+        guidance_B: the guidance scale that a distilled model embeds; None: the family's own. A family without such an
+        input raises ValueError for any other.
+        """
+
+    def sampling_level(self, t_B: Tensor) -> Tensor:
+        """The timestep that the family's own pipeline passes to the model for t [B], float32.
+
+        It may differ from t by the rounding of that pipeline; training passes t itself.
+        """
+        return t_B
+
+    @abstractmethod
+    def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
+        """Classifier-free guidance: combines the two velocities as this family's own pipeline does."""
+
+    @property
+    @abstractmethod
+    def hidden_size(self) -> int:
+        """Hidden size of the transformer: channels per token."""
+
+    @property
+    @abstractmethod
+    def head_dim(self) -> int:
+        """Channels per attention head."""
+
+    @abstractmethod
+    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+        """Tokens of a batch in the blocks: images, control images and texts of all its items."""
+
+    @abstractmethod
+    def blocks(self) -> Sequence[torch.nn.Module]:
+        """The repeated blocks, in order: the unit of quantization, checkpointing, compiling and swapping."""
+
+    @abstractmethod
+    def lora_targets(self) -> Sequence[str]:
+        """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
+
+    def fused_projection_groups(self) -> Sequence[Sequence[str]]:
+        """Groups of `lora_targets` that are called one after the other with the same input."""
+        return ()
+
+    @abstractmethod
+    def wrap_blocks(
+        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+    ) -> None:
+        """Wraps every block's forward in `wrappers`, the first one innermost; replaces earlier wrappers.
+
+        last_block_wrappers: those of the last block of a batch, where the backward pass begins; None: the same.
+        """
+
+    def enable_modulation_cache(self, streaming: WeightStreaming) -> str | None:
+        """Moves the modulation layers to the CPU and caches their outputs per timestep (`model.modulation_table`).
+
+        Called once the network is attached. streaming: runs layers whose weights stay in CPU memory.
+        Returns why that is not possible here, or None.
+        """
+        return None
+
+    def prefetch_timesteps(self, levels: Iterable[float]) -> None:  # noqa: B027 - only a cache makes use of it
+        """Timesteps in [0, 1] of the next calls of `predict_velocity`. Other timesteps work too, but slower."""
+
+    @abstractmethod
+    def unload_encoders(self, keep: Iterable[str] = ()) -> None:
+        """Frees the encoders that training no longer needs. keep: names of parts that stay."""

@@ -1,0 +1,1 @@
+"""The machine: devices, processes and what they share, signals, random streams."""

@@ -1,0 +1,179 @@
+"""Which device the work runs on, and the dtypes that configs name."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable
+from functools import cache
+
+import torch
+
+from toolkit.errors import UserError
+from toolkit.system.host_memory import free_host_memory
+from toolkit.system.nvidia import NO_MPS, last_device, likely_cause, read_facts, refusal
+
+logger = logging.getLogger(__name__)
+
+
+def pick_device(wanted: str, quiet: bool = False) -> torch.device:
+    """The device named by the config: `cuda:0`, `cpu`, `mps`, or `auto` for the best there is.
+
+    Without the wanted accelerator: one warning (none if `quiet`), then the CPU; `check_device` refuses that for a large
+    model.
+    """
+    if wanted == "auto":
+        wanted = "cuda:0" if torch.cuda.is_available() else "mps" if _has_mps() else "cpu"
+    device = torch.device(wanted)
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        if not quiet:
+            logger.warning(
+                f"device: {wanted} is not available ({torch.cuda.device_count()} CUDA devices); using the CPU."
+            )
+        return torch.device("cpu")
+    if device.type == "mps" and not _has_mps():
+        if not quiet:
+            logger.warning("device: mps is not available; using the CPU.")
+        return torch.device("cpu")
+    return device
+
+
+def check_device(wanted: str, model_bytes: int) -> None:
+    """Raises UserError where a large model (`ACCIDENTAL_CPU_LIMIT`) would be computed on the CPU, and the job does not
+    say so: no other device can be used. The message has the likely cause.
+
+    wanted: the config's `device`. model_bytes: of all parts of the model.
+    """
+    if wanted == "cpu" or pick_device(wanted, quiet=True).type != "cpu":
+        return
+    if message := refusal(wanted, model_bytes, NO_MPS if wanted == "mps" else _no_cuda(wanted)):
+        raise UserError(message)
+
+
+def _no_cuda(wanted: str) -> str:
+    """Why the wanted CUDA device cannot be used: as the system tells, else as PyTorch does."""
+    if count := torch.cuda.device_count():
+        return last_device(wanted, count)
+    if cause := likely_cause(read_facts()):
+        return cause
+    try:
+        torch.cuda.init()
+    except (RuntimeError, AssertionError) as error:
+        return f"CUDA cannot be started: {' '.join(str(error).split())}"
+    return "CUDA cannot be started: see what `nvidia-smi` says."
+
+
+def use_device(device: torch.device) -> torch.device:
+    """Makes a CUDA device PyTorch's current one, and returns it.
+
+    Pinned memory, and libraries that name no device, would make a context on the first GPU.
+    """
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    return device
+
+
+def _has_mps() -> bool:
+    return torch.backends.mps.is_available()
+
+
+def to_device(tensor: torch.Tensor, device: torch.device, dtype: torch.dtype | None = None) -> torch.Tensor:
+    """`tensor.to(device, dtype)`; from the CPU to CUDA through pinned memory.
+
+    Out of ordinary memory the host would wait for everything the device was given so far.
+    """
+    if tensor.device.type == "cpu" and device.type == "cuda":
+        host = tensor.to(dtype or tensor.dtype)
+        return pinned(lambda pin_memory: host.pin_memory() if pin_memory else host).to(device, non_blocking=True)
+    return tensor.to(device, dtype or tensor.dtype)
+
+
+_NO_MEMORY = re.compile(r"out of memory|_ALLOC_FAILED|ALLOCATION_FAILED|can't allocate memory")
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out, of the device or pinned. cuBLAS, cuDNN, NCCL and the driver allocate by themselves, and
+    say so in the message of a RuntimeError only."""
+    return isinstance(error, torch.OutOfMemoryError) or (
+        isinstance(error, RuntimeError) and bool(_NO_MEMORY.search(str(error)))
+    )
+
+
+def pinned(make: Callable[..., torch.Tensor]) -> torch.Tensor:
+    """The CPU tensor of `make(pin_memory=True)`, which a GPU copies from and to while the host works on.
+
+    Where the system pins no more memory (WSL2 and containers limit it), an ordinary one, and a warning.
+    """
+    try:
+        return make(pin_memory=True)
+    except RuntimeError as error:
+        if not is_out_of_memory(error):
+            raise
+    _warn_unpinned()
+    return make(pin_memory=False)
+
+
+@cache
+def _warn_unpinned() -> None:
+    logger.warning(
+        "the system pins no more memory (WSL2 and containers limit it): copies to the GPU are slower from here on. "
+        "Smaller model.blocks_to_swap, or another gradient_checkpointing than full_offload, needs less of it."
+    )
+
+
+def free_memory(device: torch.device) -> int:
+    """Bytes that tensors can still take there, those included that PyTorch holds and does not use."""
+    if device.type == "cuda":
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + unused
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+    return free_host_memory()
+
+
+def total_memory(device: torch.device) -> int:
+    """Bytes of a CUDA device in all."""
+    return torch.cuda.get_device_properties(device).total_memory
+
+
+FLOPS_PER_CYCLE = {(8, 0): 2048, (9, 0): 4096, (10, 0): 8192, (10, 3): 8192}
+"""Operations of bf16 matrix products per cycle and multiprocessor, by compute capability; of all others 512. Source:
+NVIDIA's architecture papers (A100 312, H100 989, B200 2250, RTX 4090 165 TFLOP/s, dense)."""
+
+CYCLES, REACHED = 1.7e9, 0.4
+"""Per second, about; and the share of all this that uncompiled steps reach: an assumption."""
+
+
+def step_flops(device: torch.device) -> float:
+    """Operations per second that a CUDA device does in an uncompiled training step, roughly."""
+    found = torch.cuda.get_device_properties(device)
+    per_cycle = FLOPS_PER_CYCLE.get((found.major, found.minor), 512)
+    return REACHED * CYCLES * per_cycle * found.multi_processor_count
+
+
+def peak_memory(device: torch.device) -> int:
+    """The most bytes that tensors took on a CUDA device since `reset_peak_memory`."""
+    return torch.cuda.max_memory_allocated(device)
+
+
+def reset_peak_memory(device: torch.device) -> None:
+    """Begins the measurement of `peak_memory` anew."""
+    torch.cuda.reset_peak_memory_stats(device)
+
+
+def configure_cuda(device: torch.device, allow_tf32: bool, cudnn_benchmark: bool) -> None:
+    """Sets PyTorch's switches of these names for the rest of the process; on another device than CUDA only says so."""
+    wanted = {"cuda_allow_tf32": allow_tf32, "cuda_cudnn_benchmark": cudnn_benchmark}
+    given = [f"train.{key}" for key, value in wanted.items() if value]
+    if given and device.type != "cuda":
+        logger.warning(f"{' and '.join(given)}: no effect on {device}.")
+        return
+    if allow_tf32:
+        torch.backends.cuda.matmul.allow_tf32 = True
+        torch.backends.cudnn.allow_tf32 = True
+    if cudnn_benchmark:
+        torch.backends.cudnn.benchmark = True
+
+
+DTYPES = {"bfloat16": torch.bfloat16, "float16": torch.float16, "float32": torch.float32}
+"""By the normalised names of `train.dtype` (computing) and `save.dtype` (files)."""

@@ -1,0 +1,167 @@
+"""The contract of a training step, and the state of a run between two of them."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from statistics import fmean
+from typing import TYPE_CHECKING, Any, Generic, Protocol, TypeVar
+
+from toolkit.data.types import Batch, Cursor
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+
+@dataclass
+class TrainState:
+    """Everything a resume needs that is not a tensor. Only the loop changes it."""
+
+    step: int = 0
+    """Optimizer steps done."""
+
+    cursor: Cursor = None
+    """Position of the next micro-batch."""
+
+    epoch: int = 0
+    """Epoch of the last micro-batch, counted from 0; 0 where the source has no epochs."""
+
+    epochs_done: int = 0
+    """Completed epochs."""
+
+    epochs_before: int = 0
+    """`epochs_done` before the last step: tells whether an epoch ended with it."""
+
+    samples: int = 0
+    """Samples trained on, repeats included."""
+
+    skipped: int = 0
+    """Optimizer steps that a role skipped because its loss or gradient was not finite."""
+
+    extra: dict[str, Any] = field(default_factory=dict)
+    """State of callbacks for a resume, by callback name; JSON values only."""
+
+
+@dataclass(frozen=True)
+class StepLosses:
+    """What a `TrainStep` returns: one loss per sample and role, and metrics."""
+
+    by_role: dict[str, Tensor]
+    """Role -> differentiable float32 losses [B]. Roles that learn from one loss have the same tensor: it has one
+    backward pass and counts once."""
+
+    per_sample: dict[str, Tensor] = field(default_factory=dict)
+    """Metric name -> one value per sample [B], on any device, such as the timestep t."""
+
+    numbers: dict[str, Tensor] = field(default_factory=dict)
+    """Metric name -> one value of the batch (0-dim). Of an accumulation step the mean is logged, weighted by the
+    samples of the batches that have the metric."""
+
+
+class Backward(Protocol):
+    """Runs the backward passes of one micro-batch. Losses are averaged over the whole accumulation step."""
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+
+    @property
+    def roles(self) -> frozenset[str]:
+        """Roles that are trained in this step; losses of others are ignored."""
+
+    def __call__(self, losses: Mapping[str, Tensor], retain_graph: bool = False, final: bool = True) -> None:
+        """One backward pass of the sum of these losses (role -> [B]); only parameters of these roles get gradients.
+
+        retain_graph: another backward pass of this micro-batch uses the same graph. final: no other one of this
+        micro-batch has a loss of these roles.
+        """
+
+
+BatchT = TypeVar("BatchT", bound=Batch)
+"""The type of batch that the source loads and the step takes."""
+
+
+class TrainStep(ABC, Generic[BatchT]):
+    """Forward pass and losses of one micro-batch. All the loop knows of the model."""
+
+    @abstractmethod
+    def __call__(self, batch: BatchT, step: int) -> StepLosses:
+        """The losses of a micro-batch. step: optimizer steps done."""
+
+    def backward(self, batch: BatchT, backward: Backward) -> StepLosses:
+        """Computes the losses and runs their backward passes: by default one of their sum.
+
+        A step of several roles that see each other (a generator and its discriminator) calls `backward` once for each,
+        one of several losses with passes of their own once for each loss.
+        """
+        losses = self(batch, backward.step)
+        backward(losses.by_role)
+        return losses
+
+
+@dataclass(frozen=True)
+class RoleResult:
+    """One optimizer step of one role."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+    skipped: bool = False
+    """Loss or gradient was not finite: the role's parameters did not change."""
+
+
+@dataclass(frozen=True)
+class StepResult:
+    """One optimizer step, as callbacks see it."""
+
+    step: int
+    """Number of the step just done, from 1."""
+
+    epoch: int
+    """Epoch the step's last micro-batch belongs to, counted from 0."""
+
+    loss: float
+    lr: float
+    grad_norm: float
+    samples: int
+    """Samples trained on since the run began."""
+
+    step_s: float
+    """Wall seconds since the previous optimizer step ended, without saving and sampling. Steps whose metrics were
+    fetched together (`Callback.on_metrics`) have their mean, as the host prepares a step while the device computes."""
+
+    data_s: float
+    """Part of `step_s` spent waiting for batches."""
+
+    per_sample: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    """Metric name -> one value per sample of the step: its `loss`, and those of the `TrainStep` (`t`)."""
+
+    skipped: bool = False
+    """A loss or gradient was not finite: at least one role skipped this step."""
+
+    lr_by_group: dict[str, float] = field(default_factory=dict)
+    """Further learning rates by name: of each role (`<role>`, `<role>/<group>`) and parameter group where there are
+    several, and those that the optimizer estimates."""
+
+    extra_metrics: dict[str, float] = field(default_factory=dict)
+    """Extra scalars to log: name -> value. With several roles also `loss/<role>` and `grad_norm/<role>` of those that
+    were trained."""
+
+    by_role: dict[str, RoleResult] = field(default_factory=dict)
+    """The results of the roles that took part in the step."""
+
+    def logged(self) -> dict[str, float]:
+        """The metrics of the step, by their names in metrics.jsonl."""
+        return {
+            "loss": self.loss,
+            "lr": self.lr,
+            "grad_norm": self.grad_norm,
+            **{f"lr/{name}": lr for name, lr in self.lr_by_group.items()},
+            **self.extra_metrics,
+            **{f"{name}_mean": fmean(values) for name, values in self.per_sample.items() if name != "loss"},
+        }
+
+
+Progress = Callable[[str, int, int], None]
+"""Called as (what, done, total) by long work that is not training."""
