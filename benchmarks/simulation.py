@@ -166,7 +166,6 @@ def as_on_a_device(live: LiveBytes) -> Iterator[None]:
         (ModulationCache, "is_elsewhere"): lambda cache: True,
         (HostBlock, "__init__"): waiting_on_host(live, HostBlock.__init__),
         (block_runner, "offloading"): lambda _: [ActivationOffload(CopiesOf(live), is_elsewhere=lambda tensor: True)],
-        (block_runner, "is_faster"): lambda *_: False,  # the kernel that CPUs have
         (torch.UntypedStorage, "data_ptr"): lambda storage: storage._cdata,
         (quantization, "decode_e4m3"): lambda codes, dtype: codes.view(torch.float8_e4m3fn).to(dtype),
         (metrics_buffer, "to_host"): lambda tensors: [[1.0] * tensor.numel() for tensor in tensors],

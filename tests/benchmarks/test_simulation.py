@@ -19,7 +19,6 @@ from extensions.sd_trainer.config import SdTrainerConfig
 from extensions.sd_trainer.setup import attach_network, build_block_runner
 from toolkit.data.dataloader import LatentBatch
 from toolkit.data.types import BatchSpec
-from toolkit.memory import block_runner
 from toolkit.models.interface import DiffusionModel
 from toolkit.system.device import DTYPES
 
@@ -100,7 +99,6 @@ def of_fake_tensors(settings: SdTrainerConfig) -> tuple[int, int]:
     ],
 )
 def test_fake_tensors_take_what_real_ones_do(tmp_path: Path, monkeypatch, level: str, dtype: str) -> None:
-    monkeypatch.setattr(block_runner, "is_faster", lambda *_: False)  # as in the simulation
     write_model(tmp_path, SIZE)
     (tmp_path / "model_index.json").write_text('{"_class_name": "QwenImageEditPlusPipeline"}', encoding="utf-8")
     settings = section(tmp_path, gradient_checkpointing=level, dtype=dtype)

@@ -11,7 +11,6 @@ import torch
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
 from toolkit.config.train import CompileConfig
 from toolkit.memory import attention
-from toolkit.memory.attention import cpu_attention_wrapper, is_faster
 from toolkit.memory.checkpointing import checkpoint_wrapper
 from toolkit.memory.compiling import compile_wrapper
 from toolkit.memory.estimate import StepShape, fastest_level_that_fits
@@ -48,7 +47,11 @@ class BlockRunner:
         blocks = model.blocks()
         offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
         self._swap = BlockSwap(offload, device) if offload else None
-        self._kernel = self._attention_wrappers(dtype)
+        self._kernel: list[BlockWrapper] = []
+        if device.type == "cuda":
+            self._kernel = [attention.with_sdpa_priority(device)]
+            if not attention.has_fast_kernel(device, dtype, model.head_dim):
+                logger.warning(f"attention: no flash or cuDNN kernel for {dtype} on this device; using a slower one.")
         self.level = CHECKPOINTING_LEVELS[-1] if self._is_auto else level
         self._wrap()
 
@@ -84,15 +87,6 @@ class BlockRunner:
         logger.info(f"{KEY} auto: the largest batch does not fit with {before}; {self.level} instead")
         self._wrap()
         return True
-
-    def _attention_wrappers(self, dtype: torch.dtype) -> list[BlockWrapper]:
-        """Wrappers that choose the attention kernel on this device."""
-        if self._device.type == "cuda":
-            if not attention.has_fast_kernel(self._device, dtype, self._model.head_dim):
-                logger.warning(f"attention: no flash or cuDNN kernel for {dtype} on this device; using a slower one.")
-            return [attention.with_sdpa_priority(self._device)]
-        # In a compiled block it would be a graph break.
-        return [cpu_attention_wrapper] if is_faster(self._device, dtype) and not self._compile else []
 
     def _stop_compiling(self) -> None:
         self._compile = None

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
 
 from toolkit.config.field_types import CHECKPOINTING_LEVELS
-from toolkit.memory.attention import attention_kernel
 from toolkit.memory.quantization import frozen_product
 from toolkit.models.interface import BlockForward, BlockWrapper
 
@@ -29,7 +28,6 @@ ATTENTION = frozenset(
         _aten._scaled_dot_product_efficient_attention.default,
         _aten._scaled_dot_product_cudnn_attention.default,
         _aten._scaled_dot_product_attention_math_for_mps.default,
-        attention_kernel,
     }
 )
 """Every attention kernel that is a single operation. Where PyTorch decomposes attention it is recomputed."""
