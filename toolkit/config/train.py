@@ -569,7 +569,7 @@ class TrainConfig(OptimizationConfig):
     def unused_keys(self) -> Iterator[tuple[str, str]]:
         """Keys given with another value than their default that the rest of the section makes no use of, and why."""
         kind, scheme = self.noise_levels(), self.weighting_scheme
-        used_by_kind = TIMESTEP_TYPES[kind].uses
+        used_by_kind = TIMESTEP_TYPES[kind]
         scaled = "sigmoid_scale" in used_by_kind or (kind == "shift" and self.discrete_flow_shift)
         normal = "logit_mean" in used_by_kind or (kind == "sigma" and scheme == "logit_normal")
         uses = {

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.flow.settings import HUBER_SCHEDULES, LOSS_TYPES, WEIGHTING_SCHEMES, FlowSettings
+from toolkit.flow.settings import WEIGHTING_SCHEMES, FlowSettings
 
 # ------------------------------------------------------------ interpolant
 
@@ -72,16 +72,6 @@ INTERPOLANTS = {"flow": Interpolant(linear_path, 1.0), "v": Interpolant(trigonom
 # ------------------------------------------------------------ loss of each sample
 
 
-def mse(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
-    """d^2."""
-    return difference_BCHW.square()
-
-
-def mae(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
-    """|d|."""
-    return difference_BCHW.abs()
-
-
 def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tensor:
     """2 c (sqrt(d^2 + c^2) - c): d^2 where d is far below c, 2 c |d| far above it, so that outliers pull less.
 
@@ -92,25 +82,19 @@ def huber(difference_BCHW: Tensor, t_B: Tensor, settings: FlowSettings) -> Tenso
     return 2 * c_B111 * difference_BCHW.square() / (torch.sqrt(difference_BCHW.square() + c_B111**2) + c_B111)
 
 
-def constant(t_B: Tensor, c: float, scale: float) -> Tensor:
-    """c."""
-    return torch.full_like(t_B, c * scale)
-
-
-def exponential(t_B: Tensor, c: float, scale: float) -> Tensor:
-    """c^t."""
-    return scale * c**t_B
-
-
-def snr(t_B: Tensor, c: float, scale: float) -> Tensor:
-    """(1 - c) / (1 + sigma)^2 + c; noise to signal is sigma = t / (1 - t) on the straight path."""
-    return scale * ((1 - c) * (1 - t_B) ** 2 + c)
-
-
-HUBER_BENDS: dict[str, Callable[[Tensor, float, float], Tensor]] = {name: globals()[name] for name in HUBER_SCHEDULES}
+HUBER_BENDS: dict[str, Callable[[Tensor, float, float], Tensor]] = {
+    "constant": lambda t_B, c, scale: torch.full_like(t_B, c * scale),
+    "exponential": lambda t_B, c, scale: scale * c**t_B,
+    # (1 - c) / (1 + sigma)^2 + c; the noise-to-signal ratio is sigma = t / (1 - t) on the straight path.
+    "snr": lambda t_B, c, scale: scale * ((1 - c) * (1 - t_B) ** 2 + c),
+}
 """By `train.huber_schedule`: the bend c at noise fraction t. Source: kohya sd-scripts, `get_huber_threshold`."""
 
-LOSSES: dict[str, Callable[[Tensor, Tensor, FlowSettings], Tensor]] = {name: globals()[name] for name in LOSS_TYPES}
+LOSSES: dict[str, Callable[[Tensor, Tensor, FlowSettings], Tensor]] = {
+    "mse": lambda difference_BCHW, t_B, settings: difference_BCHW.square(),
+    "mae": lambda difference_BCHW, t_B, settings: difference_BCHW.abs(),
+    "huber": huber,
+}
 """By `train.loss_type`: the loss of each element."""
 
 
@@ -146,16 +130,11 @@ def flex(t_B: Tensor) -> Tensor:
     return _flex_weights(t_B.device)[(1000 - _nearest_level(t_B)).long()]
 
 
-@cache  # for each device once: the loss must not wait for a copy
+@cache  # once per device: the loss must not wait for a copy
 def _flex_weights(device: torch.device) -> Tensor:
     """[1000] float32, from t = 1 down to t = 0.001."""
     rows = np.loadtxt(Path(__file__).with_name("flex_weights.txt"), dtype=np.float32)
     return torch.from_numpy(rows.ravel()).to(device)
-
-
-def none(t_B: Tensor) -> Tensor:
-    """Every noise level counts alike."""
-    return torch.ones_like(t_B)
 
 
 def sigma_sqrt(t_B: Tensor) -> Tensor:
@@ -190,21 +169,19 @@ BELL_FOOT = math.exp(-0.5)
 BELL_MEAN = sum(math.exp(-2 * (index / 1000 - 0.5) ** 2) - BELL_FOOT for index in range(1000)) / 1000
 
 WEIGHTINGS: dict[str, Callable[[Tensor], Tensor]] = {
-    name: globals()[name] for name in (*WEIGHTING_SCHEMES.values(), "flex", "bell", "half_bell")
+    "none": torch.ones_like,
+    "sigma_sqrt": sigma_sqrt,
+    "cosmap": cosmap,
 }
-"""By `weighting_scheme`, then those that ai-toolkit's `timestep_type` and `linear_timesteps` choose."""
+"""By the values of `WEIGHTING_SCHEMES`."""
 
 
 def weights(t_B: Tensor, settings: FlowSettings) -> Tensor:
     """By `weighting_scheme`, times ai-toolkit's weighting where one is asked for."""
-    by_scheme = WEIGHTINGS[WEIGHTING_SCHEMES[settings.weighting_scheme]]
-    return by_scheme(t_B) * WEIGHTINGS[_of_ai_toolkit(settings)](t_B)
-
-
-def _of_ai_toolkit(settings: FlowSettings) -> str:
-    # One of them at most, in this order. Source: ai-toolkit, `get_weights_for_timesteps`.
+    by_scheme = WEIGHTINGS[WEIGHTING_SCHEMES[settings.weighting_scheme]](t_B)
+    # One of ai-toolkit's at most, in this order. Source: ai-toolkit, `get_weights_for_timesteps`.
     if settings.timestep_type == "weighted":
-        return "flex"
+        return by_scheme * flex(t_B)
     if settings.linear_timesteps2:
-        return "half_bell"
-    return "bell" if settings.linear_timesteps else "none"
+        return by_scheme * half_bell(t_B)
+    return by_scheme * bell(t_B) if settings.linear_timesteps else by_scheme

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from toolkit.flow.settings import TIMESTEP_TYPES, FlowSettings
+from toolkit.flow.settings import FlowSettings
 
 LEVELS = 1000
 """Noise levels of a ladder: 1, 0.999, ..., 0.001; `min_timestep` and `max_timestep` count in its unit."""
@@ -53,8 +53,11 @@ def sigmoid(normal: Tensor, settings: FlowSettings, picture: TimestepContext) ->
     return torch.sigmoid(settings.sigmoid_scale * normal)
 
 
-def uniform(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
-    """t = u, u uniform on [0, 1): every noise level alike. Source: musubi-tuner, `timestep_sampling uniform`."""
+def even(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
+    """u, uniform on [0, 1), as t or as the place on a ladder of levels (0 at pure noise): every level alike.
+
+    Source: musubi-tuner, `timestep_sampling uniform`.
+    """
     return uniform
 
 
@@ -157,11 +160,6 @@ def _lognorm_blend_shares() -> tuple[np.ndarray, np.ndarray]:
     return np.maximum(levels, 1 / LEVELS), 0.25 * levels + 0.75 * lognormal
 
 
-def even(uniform: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
-    """Place u on a ladder of levels, 0 at pure noise: each level alike."""
-    return uniform
-
-
 def logit_normal(normal: Tensor, settings: FlowSettings, picture: TimestepContext) -> Tensor:
     """Place sigmoid(mean + std n) on the ladder. A positive `logit_mean` means less noise.
 
@@ -199,9 +197,21 @@ class TimestepSampling:
     """Whether a larger random number means more noise; None: neither more nor less."""
 
 
+LADDER = TimestepSampling(torch.rand, even, discrete=True, increasing=False)
+
 SAMPLINGS = {
-    name: TimestepSampling(getattr(torch, kind.draws), globals()[kind.formula], kind.discrete, kind.increasing)
-    for name, kind in TIMESTEP_TYPES.items()
+    "sigmoid": TimestepSampling(torch.randn, sigmoid),
+    "linear": LADDER,
+    "uniform": TimestepSampling(torch.rand, even),
+    "weighted": LADDER,
+    "sigma": LADDER,
+    "shift": TimestepSampling(torch.randn, shift),
+    "model_shift": TimestepSampling(torch.randn, model_shift),
+    "flux_shift": TimestepSampling(torch.randn, flux_shift),
+    "logsnr": TimestepSampling(torch.randn, logsnr, increasing=False),
+    "lognorm_blend": TimestepSampling(torch.rand, lognorm_blend),
+    "qinglong_flux": TimestepSampling(torch.rand, qinglong_flux, increasing=None),
+    "qinglong_model": TimestepSampling(torch.rand, qinglong_model, increasing=None),
 }
 """By `timestep_type`."""
 
@@ -284,19 +294,14 @@ def _shares_between(settings: FlowSettings, picture: TimestepContext, low: float
     rises = t_of(0.0) < t_of(1.0)
 
     def share_of(bound: float) -> float:
-        return _bisect(lambda share: (t_of(share) < bound) == rises)
+        first, last = 0.0, 1.0
+        for _ in range(50):
+            middle = (first + last) / 2
+            first, last = (middle, last) if (t_of(middle) < bound) == rises else (first, middle)
+        return last
 
     ends = share_of(low), share_of(high)
     return min(ends), max(ends)
-
-
-def _bisect(is_before: Callable[[float], bool]) -> float:
-    """Where in [0, 1] a condition that holds at first stops to hold."""
-    low, high = 0.0, 1.0
-    for _ in range(50):
-        middle = (low + high) / 2
-        low, high = (middle, high) if is_before(middle) else (low, middle)
-    return high
 
 
 def draw_timestep(

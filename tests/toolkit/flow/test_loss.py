@@ -12,6 +12,10 @@ from toolkit.flow.loss import (
     INTERPOLANTS,
     LOSSES,
     WEIGHTINGS,
+    bell,
+    cosmap,
+    flex,
+    half_bell,
     linear_path,
     loss_per_sample,
     trigonometric_path,
@@ -235,27 +239,27 @@ def test_only_the_weighted_type_brings_a_weighting(timestep_type: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("settings", "name"),
+    ("settings", "weighting"),
     [
-        (FlowSettings(timestep_type="weighted", linear_timesteps=True), "flex"),
-        (FlowSettings(timestep_type="weighted", linear_timesteps2=True), "flex"),
-        (FlowSettings(linear_timesteps=True, linear_timesteps2=True), "half_bell"),
+        (FlowSettings(timestep_type="weighted", linear_timesteps=True), flex),
+        (FlowSettings(timestep_type="weighted", linear_timesteps2=True), flex),
+        (FlowSettings(linear_timesteps=True, linear_timesteps2=True), half_bell),
     ],
 )
-def test_of_ai_toolkits_weightings_one_counts(settings: FlowSettings, name: str) -> None:
+def test_of_ai_toolkits_weightings_one_counts(settings: FlowSettings, weighting) -> None:
     t_B = torch.tensor([0.2, 0.7, 0.95])
-    torch.testing.assert_close(weights(t_B, settings), WEIGHTINGS[name](t_B))
+    torch.testing.assert_close(weights(t_B, settings), weighting(t_B))
 
 
 def test_a_weighting_scheme_multiplies_it() -> None:
     t_B = torch.tensor([0.2, 0.7])
     both = weights(t_B, FlowSettings(timestep_type="weighted", weighting_scheme="cosmap"))
-    torch.testing.assert_close(both, WEIGHTINGS["flex"](t_B) * WEIGHTINGS["cosmap"](t_B))
+    torch.testing.assert_close(both, flex(t_B) * cosmap(t_B))
 
 
-@pytest.mark.parametrize("name", WEIGHTINGS)
-def test_every_weighting_is_finite_at_both_ends(name: str) -> None:
-    found = WEIGHTINGS[name](torch.tensor([0.0, 1.0]))
+@pytest.mark.parametrize("weighting", [*WEIGHTINGS.values(), bell, half_bell, flex])
+def test_every_weighting_is_finite_at_both_ends(weighting) -> None:
+    found = weighting(torch.tensor([0.0, 1.0]))
     assert torch.isfinite(found).all() and (found >= 0).all()
 
 
