@@ -19,7 +19,7 @@ def test_the_published_encoders_have_the_published_sizes(tmp_path: Path, monkeyp
     encoding.write_tiny_model(tmp_path)
     monkeypatch.setattr(encoding, "_draw", lambda *_: None)
     model = encoding.DrawnEncoders(ModelLoadOptions(tmp_path, torch.device("meta"), torch.bfloat16), published=True)
-    count = {part: sum(p.numel() for p in model._part(part).parameters()) for part in ("text_encoder", "vae")}
+    count = {part: sum(p.numel() for p in model.part(part).parameters()) for part in ("text_encoder", "vae")}
     # Qwen2.5-VL-7B without its head (152064 x 3584 of 8.29 B), and the VAE of Qwen-Image
     assert count["text_encoder"] == pytest.approx(8.292e9 - 152064 * 3584, rel=1e-3)
     assert count["vae"] == pytest.approx(126.9e6, rel=1e-3)

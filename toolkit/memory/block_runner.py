@@ -46,6 +46,8 @@ class BlockRunner:
 
         blocks = model.blocks()
         offload = [blocks[index] for index in swapped_blocks(swapped, len(blocks))]
+        if compile_settings:
+            model.prepare_compiling()
         self._swap = BlockSwap(offload, device) if offload else None
         self._kernel: list[BlockWrapper] = []
         if device.type == "cuda":

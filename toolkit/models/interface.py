@@ -280,6 +280,9 @@ class DiffusionModel(ABC):
     def lora_targets(self) -> Sequence[str]:
         """Full dotted names, inside `network_module`, of the linear layers a LoRA adapts by default."""
 
+    def prepare_compiling(self) -> None:  # noqa: B027 - most families need nothing
+        """Called before the blocks are compiled."""
+
     def fused_projection_groups(self) -> Sequence[Sequence[str]]:
         """Groups of `lora_targets` that are called one after the other with the same input."""
         return ()

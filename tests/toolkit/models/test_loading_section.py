@@ -113,7 +113,7 @@ def test_the_section_decides_what_is_quantized(tiny_model: Path) -> None:
     assert quantized_linears(both.network_module) == 2 * 14
     assert type(both.blocks()[0].attn.to_q.weight) is RowwiseQuantized
     both.encode_prompt("a cat", [])
-    text = both._part("text_encoder")
+    text = both.part("text_encoder")
     assert text.language_model.layers[0].mlp.up_proj.weight.code_type is torch.float8_e4m3fn
     assert quantized_linears(text.visual) == 0
     assert both.cache_key("text_encoder") == plain.cache_key("text_encoder") + "float8"
@@ -157,4 +157,4 @@ def test_the_blocks_can_have_a_quantizer_of_their_own(tiny_model: Path) -> None:
     own = load_model(section, CPU, torch.float32, quantizer, block_quantizer=lambda qtype: quantizer("fp8_scaled"))
     assert type(own.blocks()[0].attn.to_q.weight) is BlockwiseQuantized
     own.encode_prompt("a cat", [])
-    assert type(own._part("text_encoder").language_model.layers[0].mlp.up_proj.weight) is RowwiseQuantized
+    assert type(own.part("text_encoder").language_model.layers[0].mlp.up_proj.weight) is RowwiseQuantized

@@ -9,11 +9,9 @@ Shape suffixes: B batch, C latent channels, H/W latent height and width, L text 
 from __future__ import annotations
 
 import math
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
-from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -21,10 +19,10 @@ from torch import Tensor, nn
 
 from toolkit.config.model_files import read_model_json
 from toolkit.data.types import PromptEmbeds, Size
-from toolkit.errors import RunError, UserError
 from toolkit.models.autoencoders import Autoencoder, load_autoencoder
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.interface import BlockWrapper, DiffusionModel, DynamicShift
+from toolkit.models.folder_model import FolderModel
+from toolkit.models.interface import BlockWrapper, DynamicShift
 from toolkit.models.latent_flow import text
 from toolkit.models.latent_flow.family import FAMILY, TRANSFORMERS, LatentFlowFamily, part_config
 from toolkit.models.latent_flow.transformers import TransformerAdapter
@@ -32,7 +30,6 @@ from toolkit.models.loading import BLOCKS, load_blockwise, weights_hash
 from toolkit.models.qwen_edit.sizes import size_of_area
 from toolkit.models.spade import attach_spade
 from toolkit.system.device import to_device
-from toolkit.system.host_memory import malloc_trim
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -59,44 +56,29 @@ class TrainedAutoencoder:
     seed: int
 
 
-class LatentFlowModel(DiffusionModel):
+class LatentFlowModel(FolderModel):
     """See `DiffusionModel` for the methods."""
 
     family: LatentFlowFamily
 
     def __init__(self, options: ModelLoadOptions) -> None:
-        self.options = replace(options, modulation_table=False)
         self.family = FAMILY.of_folder(options.folder)
         name = part_config(options.folder, "transformer")["_class_name"]
         self._adapter: TransformerAdapter = TRANSFORMERS.load(name)
-        self._parts: dict[str, Any] = {}
         self._trains_text = False
         self._trained_vae: TrainedAutoencoder | None = None
-        self.wrap_blocks(())
+        super().__init__(replace(options, modulation_table=False))
 
-    # ------------------------------------------------------------ parts, loaded on first use
+    # ------------------------------------------------------------ parts
 
-    @property
-    def network_module(self) -> Any:
-        return self._part("transformer")
-
-    def _part(self, name: str) -> Any:
-        if name not in self._parts:
-            self._parts[name] = self._load_part(name)
-        return self._parts[name]
-
-    def _load_part(self, name: str) -> object:
-        options, folder = self.options, self.options.folder
-        try:
-            if name == "transformer":
-                return load_blockwise(options, self._adapter.model_class)
-            if name == "vae":
-                return self._load_autoencoder()
-            if name == "text_encoder":
-                return self._load_text_encoder()
-            return text.load_tokenizer(folder / name)
-        except (OSError, ValueError, KeyError, UserError) as error:
-            raise RunError(f"cannot load {name} of the model in {folder}: {error}") from error
+    def load_part(self, name: str) -> object:
+        if name == "transformer":
+            return load_blockwise(self.options, self._adapter.model_class)
+        if name == "vae":
+            return self._load_autoencoder()
+        if name == "text_encoder":
+            return self._load_text_encoder()
+        return text.load_tokenizer(self.options.folder / name)
 
     def _load_autoencoder(self) -> Autoencoder:
         folder, trained = self.options.folder / "vae", self._trained_vae
@@ -131,7 +113,7 @@ class LatentFlowModel(DiffusionModel):
     def text_encoder(self) -> text.TextEncoder:
         """The text encoder, where it runs."""
         stays = self.options.text_encoder_cpu and not self._trains_text
-        return self._part("text_encoder").to("cpu" if stays else self.options.device)
+        return self.part("text_encoder").to("cpu" if stays else self.options.device)
 
     def train_autoencoder(self, spade: bool | None, seed: int) -> None:
         """From here on the autoencoder is in float32 and stays. spade: added or left out; None: as it is. seed: of what
@@ -142,18 +124,13 @@ class LatentFlowModel(DiffusionModel):
     @property
     def autoencoder(self) -> Autoencoder:
         """The autoencoder, where it runs."""
-        autoencoder = self._part("vae")
+        autoencoder = self.part("vae")
         autoencoder.module.to(self.options.device)
         return autoencoder
 
-    def unload_encoders(self, keep: Iterable[str] = ()) -> None:
-        trained = {"text_encoder", "tokenizer"} if self._trains_text else set()
-        trained |= {"vae"} if self._trained_vae else set()
-        for name in set(chain(*self.family.encoder_parts.values())) - set(keep) - trained:
-            self._parts.pop(name, None)
-        malloc_trim()
-        if self.options.device.type == "cuda":
-            torch.cuda.empty_cache()
+    def trained_parts(self) -> set[str]:
+        text_parts = {"text_encoder", "tokenizer"} if self._trains_text else set()
+        return text_parts | ({"vae"} if self._trained_vae else set())
 
     @cached_property
     def dynamic_shift(self) -> TimeShift:
@@ -195,7 +172,7 @@ class LatentFlowModel(DiffusionModel):
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
         if references:
             raise ValueError(f"the text encoder of a {self.family.title} sees no images")
-        ids_L = text.token_ids(self._part("tokenizer"), prompt, self.family.max_tokens)
+        ids_L = text.token_ids(self.part("tokenizer"), prompt, self.family.max_tokens)
         if self._trains_text:
             return ids_L
         encoder = self.text_encoder
@@ -203,80 +180,31 @@ class LatentFlowModel(DiffusionModel):
 
     def count_cut(self, prompts: Iterable[str]) -> int:
         """How many of these prompts have more tokens than are seen."""
-        tokenizer, most = self._part("tokenizer"), self.family.max_tokens
+        tokenizer, most = self.part("tokenizer"), self.family.max_tokens
         return sum(len(tokenizer(prompt, verbose=False)["input_ids"]) > most for prompt in prompts)
 
     def _embeds(self, prompts: PromptEmbeds) -> Tensor:
         """Embeddings [B, L, E] of prompts of one length."""
         if self._trains_text:
-            return self._part("text_encoder")(to_device(prompts.embeds_BLD, self.options.device)).to(self.options.dtype)
-        return to_device(prompts.embeds_BLD, self.options.device, self.options.dtype)
+            return self.part("text_encoder")(to_device(prompts.embeds_BLD, self.options.device)).to(self.options.dtype)
+        return self.to_model(prompts.embeds_BLD)
 
     # ------------------------------------------------------------ the transformer
 
-    def predict_velocity(
-        self,
-        x_t_BCHW: Tensor,
-        t_B: Tensor,
-        prompts: PromptEmbeds,
-        references: Sequence[Sequence[Tensor]],
-        guidance_B: Tensor | None = None,
+    def compose(self, wrappers: Sequence[BlockWrapper]) -> Any:
+        return self._adapter.compose(wrappers)
+
+    def predict_group(
+        self, run: Any, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
     ) -> Tensor:
-        if guidance_B is not None:
-            raise ValueError(f"a {self.family.title} has no guidance input")
-        if (most := max(map(len, references), default=0)) > self.family.max_references:
-            raise ValueError(f"{most} references, and this model takes at most {self.family.max_references}")
-        # Items of unlike sizes have unlike positions; texts of unlike lengths would need an attention mask.
-        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
-        for row, latents in enumerate(references):
-            groups[prompts.lengths[row], *(reference_CHW.shape for reference_CHW in latents)].append(row)
-        found: dict[int, Tensor] = {}
-        for number, rows in enumerate(groups.values(), start=1):
-            run = self._run_last_pass if number == len(groups) else self._run_block
-            x_BCHW = to_device(x_t_BCHW[rows], self.options.device, self.options.dtype)
-            levels_B = to_device(t_B[rows].float(), self.options.device)
-            embeds_BLE = self._embeds(prompts.select(rows))
-            slots = [
-                to_device(torch.stack(slot), self.options.device, self.options.dtype)
-                for slot in zip(*(references[row] for row in rows), strict=True)
-            ]
-            predicted_BCHW = self._adapter.forward(self.network_module, run, x_BCHW, levels_B, embeds_BLE, slots)
-            found |= zip(rows, predicted_BCHW.to(torch.promote_types(predicted_BCHW.dtype, torch.float32)), strict=True)
-        return torch.stack([found[row] for row in range(len(x_t_BCHW))])
+        levels_B = to_device(t_B.float(), self.options.device)
+        return self._adapter.forward(
+            self.network_module, run, self.to_model(x_t_BCHW), levels_B, self._embeds(prompts), slots
+        )
 
     def apply_cfg(self, cond_BCHW: Tensor, uncond_BCHW: Tensor, scale: float) -> Tensor:
         """Ho & Salimans 2022, arXiv:2207.12598, eq. 6 with scale = 1 + w."""
         return uncond_BCHW + scale * (cond_BCHW - uncond_BCHW)
-
-    @property
-    def hidden_size(self) -> int:
-        return self.head_dim * self.network_module.config.num_attention_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.network_module.config.attention_head_dim
-
-    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
-        images = [*latents_BCHW, *(latents for of_item in references for latents in of_item)]
-        return sum(self.family.tokens(Size(image.shape[-1], image.shape[-2])) for image in images) + sum(
-            prompts.lengths
-        )
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return list(self.network_module.transformer_blocks)
-
-    def wrap_blocks(
-        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
-    ) -> None:
-        self._run_block = self._adapter.compose(wrappers)
-        self._run_first_back = (
-            self._run_block if last_block_wrappers is None else self._adapter.compose(last_block_wrappers)
-        )
-
-    def _run_last_pass(self, index: int, *arguments: Any) -> tuple[Any, Any]:
-        """The last block of the last group needs no recomputation: its backward comes first."""
-        last = index == len(self.network_module.transformer_blocks) - 1
-        return (self._run_first_back if last else self._run_block)(index, *arguments)
 
     def lora_targets(self) -> Sequence[str]:
         blocks = enumerate(self.blocks())

@@ -157,15 +157,20 @@ def image_shapes(latents: Sequence[Tensor]) -> list[ImageShape]:
     return [(1, latent.shape[-2] // PATCH, latent.shape[-1] // PATCH) for latent in latents]
 
 
-_ROTATE = transformer_qwenimage.apply_rotary_emb_qwen
+rotate_complex = transformer_qwenimage.apply_rotary_emb_qwen
+"""diffusers' own."""
+
+
+def use_real_rotation() -> None:
+    """From here on compiled blocks rotate in real numbers: inductor generates no code for complex ones."""
+    transformer_qwenimage.apply_rotary_emb_qwen = rotate  # the blocks look it up there
 
 
 def rotate(x_BSHK: Tensor, freqs: Any, use_real: bool = True, use_real_unbind_dim: int = -1) -> Any:
-    """diffusers' `apply_rotary_emb_qwen` (transformer_qwenimage.py); where it is compiled, its complex product in real
-    numbers: inductor generates no code for complex ones. freqs: with `use_real: false` complex, [S, K / 2], K the
+    """`rotate_complex`, or `rotate_real` where it is compiled. freqs: with `use_real: false` complex, [S, K / 2], K the
     channels of a head."""
     if use_real or not torch.compiler.is_compiling():
-        return _ROTATE(x_BSHK, freqs, use_real, use_real_unbind_dim)
+        return rotate_complex(x_BSHK, freqs, use_real, use_real_unbind_dim)
     return rotate_real(x_BSHK, freqs)
 
 
@@ -174,6 +179,3 @@ def rotate_real(x_BSHK: Tensor, freqs: Tensor) -> Tensor:
     c, d = torch.view_as_real(freqs).unsqueeze(1).unbind(-1)
     a, b = x_BSHK.float().unflatten(-1, (-1, 2)).unbind(-1)
     return torch.stack([a * c - b * d, a * d + b * c], dim=-1).flatten(-2).type_as(x_BSHK)
-
-
-transformer_qwenimage.apply_rotary_emb_qwen = rotate  # the blocks look it up there

@@ -8,103 +8,71 @@ S tokens, P token width, L text tokens, D text width.
 
 from __future__ import annotations
 
-from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from functools import cached_property
-from itertools import chain
-from math import prod
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import nn
 
 from toolkit.data.types import PromptEmbeds, Size
-from toolkit.errors import RunError, UserError
 from toolkit.models.families import ModelLoadOptions
-from toolkit.models.interface import BlockWrapper, DiffusionModel, WeightStreaming
+from toolkit.models.folder_model import FolderModel
+from toolkit.models.interface import BlockWrapper, WeightStreaming
 from toolkit.models.loading import BLOCKS, weights_hash
 from toolkit.models.qwen_edit import loading, prompts, sizes
 from toolkit.models.qwen_edit.family import FAMILY
 from toolkit.models.qwen_edit.forward import (
-    BlockConditioning,
-    ImageTextStreams,
     RunIndexed,
     compose_wrappers,
     forward,
     image_shapes,
     pack,
     unpack,
+    use_real_rotation,
 )
 from toolkit.models.qwen_edit.modulation_cache import ModulationCache, ModulationCacheUnsupportedError
 from toolkit.models.qwen_edit.prompt_length import prompt_fault
 from toolkit.models.qwen_edit.sizes import block_linears
-from toolkit.system.device import to_device
-from toolkit.system.host_memory import malloc_trim
 
 if TYPE_CHECKING:
-    from diffusers import QwenImageTransformer2DModel
     from PIL import Image
     from torch import Tensor
 
     from toolkit.models.interface import TimeShift
 
 
-class QwenEditModel(DiffusionModel):
+class QwenEditModel(FolderModel):
     """A Qwen-Image-Edit model folder; see `DiffusionModel` for the methods."""
 
     family = FAMILY
 
     def __init__(self, options: ModelLoadOptions) -> None:
-        self.options = options
-        self._parts: dict[str, Any] = {}
-        self.wrap_blocks(())
+        super().__init__(options)
         self.modulation_cache: ModulationCache | None = None
 
-    # ------------------------------------------------------------ parts, loaded on first use
-
-    @property
-    def network_module(self) -> QwenImageTransformer2DModel:
-        return self._part("transformer")
-
-    def _part(self, name: str) -> Any:
-        if name not in self._parts:
-            self._parts[name] = self.load_part(name)
-        return self._parts[name]
+    # ------------------------------------------------------------ parts
 
     def load_part(self, name: str) -> object:
-        """A part of the model folder, read anew. Raises RunError where that fails."""
         o = self.options
-        try:
-            if name == "transformer":
-                return loading.load_transformer(o)
-            if name == "vae":
-                return loading.load_vae(o.folder, o.dtype)
-            if name == "text_encoder":
-                return loading.load_text_model(o.folder, o.dtype, o.transform_text_block)
-            if name == "tokenizer":
-                return loading.load_tokenizer(o.folder)
-            return loading.load_image_processor(o.folder)
-        except (OSError, ValueError, KeyError, UserError) as error:
-            raise RunError(f"cannot load {name} of the model in {o.folder}: {error}") from error
+        if name == "transformer":
+            return loading.load_transformer(o)
+        if name == "vae":
+            return loading.load_vae(o.folder, o.dtype)
+        if name == "text_encoder":
+            return loading.load_text_model(o.folder, o.dtype, o.transform_text_block)
+        return loading.load_tokenizer(o.folder) if name == "tokenizer" else loading.load_image_processor(o.folder)
 
     def _on_device(self, name: str) -> Any:
         """An encoder where it runs; with `low_vram` the others are moved to the CPU first."""
         self._clear_device(keep=name)
         stays = name == "text_encoder" and self.options.text_encoder_cpu
-        return self._part(name).to("cpu" if stays else self.options.device)
+        return self.part(name).to("cpu" if stays else self.options.device)
 
     def _clear_device(self, keep: str | None = None) -> None:
         """With `low_vram`, moves the encoders except `keep` to the CPU."""
         if self.options.low_vram:
             for name in self.family.encoder_parts.keys() & self._parts.keys() - {keep}:
                 self._parts[name].to("cpu")
-
-    def unload_encoders(self, keep: Iterable[str] = ()) -> None:
-        for name in set(chain(*self.family.encoder_parts.values())) - set(keep):
-            self._parts.pop(name, None)
-        malloc_trim()
-        if self.options.device.type == "cuda":
-            torch.cuda.empty_cache()
 
     @cached_property
     def dynamic_shift(self) -> TimeShift:
@@ -139,7 +107,7 @@ class QwenEditModel(DiffusionModel):
         return pixels_BCFHW[:, :, 0].float().clamp(-1, 1)
 
     def _latent_scale(self, like: Tensor) -> tuple[Tensor, Tensor]:
-        config = self._part("vae").config
+        config = self.part("vae").config
         mean_C11, std_C11 = (like.new_tensor(v).view(-1, 1, 1) for v in (config.latents_mean, config.latents_std))
         return mean_C11, std_C11
 
@@ -149,62 +117,33 @@ class QwenEditModel(DiffusionModel):
         return prompt_fault(self.options.folder, prompt, target, references, self.options.match_target_res)
 
     def encode_prompt(self, prompt: str, references: Sequence[Image.Image]) -> Tensor:
-        processor = self._part("processor") if references else None
-        inputs = prompts.encoder_inputs(prompt, references, self._part("tokenizer"), processor)
+        processor = self.part("processor") if references else None
+        inputs = prompts.encoder_inputs(prompt, references, self.part("tokenizer"), processor)
         return prompts.prompt_embedding(inputs, self._on_device("text_encoder"))
 
     # ------------------------------------------------------------ the transformer
 
-    def predict_velocity(
-        self,
-        x_t_BCHW: Tensor,
-        t_B: Tensor,
-        prompts: PromptEmbeds,
-        references: Sequence[Sequence[Tensor]],
-        guidance_B: Tensor | None = None,
-    ) -> Tensor:
-        if guidance_B is not None:
-            raise ValueError(f"{self.family.title} has no guidance input")
-        self._clear_device()
-        # Items of different shapes have different positions; texts of different lengths would need an attention mask.
-        groups: dict[tuple, list[int]] = defaultdict(list)
-        for row, latents in enumerate(references):
-            groups[prompts.lengths[row], *image_shapes(latents)].append(row)
-        velocity: dict[int, Tensor] = {}
-        for number, rows in enumerate(groups.values(), start=1):
-            run = self._run_last_pass if number == len(groups) else self._run_block
-            of_group = self._predict_group(
-                run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), [references[row] for row in rows]
-            )
-            velocity |= zip(rows, of_group, strict=True)
-        return torch.stack([velocity[row] for row in range(len(x_t_BCHW))])
+    def compose(self, wrappers: Sequence[BlockWrapper]) -> RunIndexed:
+        return compose_wrappers(wrappers)
 
-    def _predict_group(
-        self,
-        run: RunIndexed,
-        x_t_BCHW: Tensor,
-        t_B: Tensor,
-        prompts: PromptEmbeds,
-        references: Sequence[Sequence[Tensor]],
+    def predict_velocity(self, x_t_BCHW: Tensor, *inputs: Any, **named: Any) -> Tensor:
+        self._clear_device()
+        return super().predict_velocity(x_t_BCHW, *inputs, **named)
+
+    def predict_group(
+        self, run: RunIndexed, x_t_BCHW: Tensor, t_B: Tensor, prompts: PromptEmbeds, slots: Sequence[Tensor]
     ) -> Tensor:
-        """One forward pass for items with the same text length, target size and control image sizes."""
         height, width = x_t_BCHW.shape[-2:]
-        target_BSP = pack(self._to_model(x_t_BCHW))
-        slots = [self._to_model(torch.stack(slot_B)) for slot_B in zip(*references, strict=True)]
-        tokens_BSP = torch.cat([target_BSP, *map(pack, slots)], dim=1)
+        target_BSP = pack(self.to_model(x_t_BCHW))
         velocity_BSP = forward(
             self.network_module,
             self.modulation_cache.wrap(run) if self.modulation_cache else run,
-            tokens_BSP,
+            torch.cat([target_BSP, *map(pack, slots)], dim=1),
             t_B.tolist(),
-            self._to_model(prompts.embeds_BLD),
+            self.to_model(prompts.embeds_BLD),
             image_shapes([x_t_BCHW, *slots]),
         )
-        velocity_BCHW = unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width)
-        return velocity_BCHW.to(torch.promote_types(velocity_BCHW.dtype, torch.float32))
-
-    def _to_model(self, tensor: Tensor) -> Tensor:
-        return to_device(tensor, self.options.device, self.options.dtype)
+        return unpack(velocity_BSP[:, : target_BSP.shape[1]], height, width)
 
     def enable_modulation_cache(self, streaming: WeightStreaming) -> str | None:
         if not self.options.modulation_table:
@@ -244,33 +183,8 @@ class QwenEditModel(DiffusionModel):
         length_BS1 = cond_BSP.norm(dim=-1, keepdim=True) / guided_BSP.norm(dim=-1, keepdim=True).clamp(min=shortest)
         return unpack(guided_BSP * length_BS1, height, width)
 
-    @property
-    def hidden_size(self) -> int:
-        return self.head_dim * self.network_module.config.num_attention_heads
-
-    @property
-    def head_dim(self) -> int:
-        return self.network_module.config.attention_head_dim
-
-    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
-        pictures = [*latents_BCHW, *(latents for of_item in references for latents in of_item)]
-        return sum(map(prod, image_shapes(pictures))) + sum(prompts.lengths)
-
-    def blocks(self) -> Sequence[nn.Module]:
-        return list(self.network_module.transformer_blocks)
-
-    def wrap_blocks(
-        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
-    ) -> None:
-        self._run_block = compose_wrappers(wrappers)
-        self._run_first_back = self._run_block if last_block_wrappers is None else compose_wrappers(last_block_wrappers)
-
-    def _run_last_pass(
-        self, index: int, block: nn.Module, streams: ImageTextStreams, conditions: BlockConditioning
-    ) -> ImageTextStreams:
-        """The last block of the last group needs no recomputation: its backward comes first."""
-        run = self._run_first_back if index == len(self.network_module.transformer_blocks) - 1 else self._run_block
-        return run(index, block, streams, conditions)
+    def prepare_compiling(self) -> None:
+        use_real_rotation()
 
     def fused_projection_groups(self) -> Sequence[Sequence[str]]:
         groups = [["to_q", "to_k", "to_v"], ["add_q_proj", "add_k_proj", "add_v_proj"]]

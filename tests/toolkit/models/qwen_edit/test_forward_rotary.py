@@ -21,7 +21,10 @@ def inputs(dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
 def test_it_is_the_complex_product_forward_and_backward(dtype: torch.dtype) -> None:
     x, freqs = inputs(dtype)
     found = []
-    for function in (lambda x: forward._ROTATE(x, freqs, use_real=False), lambda x: forward.rotate_real(x, freqs)):
+    for function in (
+        lambda x: forward.rotate_complex(x, freqs, use_real=False),
+        lambda x: forward.rotate_real(x, freqs),
+    ):
         leaf = x.clone().requires_grad_()
         output = function(leaf)
         output.float().square().sum().backward()
@@ -31,7 +34,9 @@ def test_it_is_the_complex_product_forward_and_backward(dtype: torch.dtype) -> N
     torch.testing.assert_close(our_gradient, their_gradient, rtol=1e-5, atol=1e-5)
 
 
-def test_a_compiled_block_has_no_complex_product_and_one_that_is_not_compiled_diffusers_own() -> None:
+def test_a_compiled_block_has_no_complex_product_and_one_that_is_not_compiled_diffusers_own(monkeypatch) -> None:
+    monkeypatch.setattr(transformer_qwenimage, "apply_rotary_emb_qwen", forward.rotate_complex)
+    forward.use_real_rotation()
     x, freqs = inputs(torch.float32)
     seen: list[torch.fx.GraphModule] = []
 
@@ -40,7 +45,9 @@ def test_a_compiled_block_has_no_complex_product_and_one_that_is_not_compiled_di
         return graph.forward
 
     function = torch.compile(lambda x: transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), backend=backend)
-    torch.testing.assert_close(function(x), forward._ROTATE(x, freqs, False), rtol=1e-6, atol=1e-6)
+    torch.testing.assert_close(function(x), forward.rotate_complex(x, freqs, False), rtol=1e-6, atol=1e-6)
     called = {str(node.target) for graph in seen for node in graph.graph.nodes}
     assert any("view_as_real" in name for name in called) and not any("view_as_complex" in name for name in called)
-    assert torch.equal(transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), forward._ROTATE(x, freqs, False))
+    assert torch.equal(
+        transformer_qwenimage.apply_rotary_emb_qwen(x, freqs, False), forward.rotate_complex(x, freqs, False)
+    )

@@ -311,6 +311,6 @@ def test_weights_that_are_not_those_of_the_config_are_named(
     file = next(iter((single / part).glob("*.safetensors")))
     save_file(change(load_file(file)), file, metadata={"format": "pt"})
     with pytest.raises(RunError) as raised:
-        open_tiny(single).load_part(part)
+        open_tiny(single).part(part)
     assert str(raised.value).startswith(f"{single / part}: ") and words in str(raised.value)
     assert capfd.readouterr().err == ""  # the libraries' own reports, of many lines, are left out

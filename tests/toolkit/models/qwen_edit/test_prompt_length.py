@@ -61,7 +61,7 @@ def test_the_longest_prompt_that_fits_is_the_longest_the_transformer_takes(
 
 
 def tokenizers(adapter):
-    return adapter._part("tokenizer"), adapter._part("processor")
+    return adapter.part("tokenizer"), adapter.part("processor")
 
 
 def picture(size: Size):

@@ -1,0 +1,150 @@
+"""`FolderModel`, the base of every `DiffusionModel` that is a folder of diffusers: parts that load on first use, and
+one forward pass for all items of a batch that have the same shapes.
+
+Shape suffixes: B batch, C latent channels, H/W latent height and width.
+"""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections import defaultdict
+from collections.abc import Callable, Collection, Iterable, Sequence
+from itertools import chain
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from toolkit.data.types import PromptEmbeds, Size
+from toolkit.errors import RunError, UserError
+from toolkit.models.families import ModelFamily, ModelLoadOptions
+from toolkit.models.interface import BlockWrapper, DiffusionModel
+from toolkit.system.device import to_device
+from toolkit.system.host_memory import malloc_trim
+
+if TYPE_CHECKING:
+    pass
+
+RunBlock = Callable[..., Any]
+"""Runs one block: (index, block, ...) -> its outputs, with what the family passes between blocks."""
+
+
+class FolderModel(DiffusionModel):
+    """A model folder. A family gives `load_part`, `compose` and `predict_group`, and what it computes besides."""
+
+    family: ModelFamily
+
+    def __init__(self, options: ModelLoadOptions) -> None:
+        self.options = options
+        self._parts: dict[str, Any] = {}
+        self.wrap_blocks(())
+
+    # ------------------------------------------------------------ parts, loaded on first use
+
+    @abstractmethod
+    def load_part(self, name: str) -> object:
+        """A part of the model folder, newly read. OSError, ValueError, KeyError and UserError are reported with the
+        part and the folder."""
+
+    def part(self, name: str) -> Any:
+        """A part of the model folder by its name in model_index.json, read at the first call. Raises RunError."""
+        if name not in self._parts:
+            try:
+                self._parts[name] = self.load_part(name)
+            except (OSError, ValueError, KeyError, UserError) as error:
+                raise RunError(f"cannot load {name} of the model in {self.options.folder}: {error}") from error
+        return self._parts[name]
+
+    @property
+    def network_module(self) -> Any:
+        return self.part("transformer")
+
+    def trained_parts(self) -> Collection[str]:
+        """Parts besides the transformer that are trained, and never unloaded."""
+        return ()
+
+    def unload_encoders(self, keep: Iterable[str] = ()) -> None:
+        for name in {*chain(*self.family.encoder_parts.values())}.difference(keep, self.trained_parts()):
+            self._parts.pop(name, None)
+        malloc_trim()
+        if self.options.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def to_model(self, tensor: Tensor) -> Tensor:
+        """The tensor on the model's device, in its dtype."""
+        return to_device(tensor, self.options.device, self.options.dtype)
+
+    # ------------------------------------------------------------ the transformer
+
+    @abstractmethod
+    def compose(self, wrappers: Sequence[BlockWrapper]) -> RunBlock:
+        """A function that runs a block in these wrappers, the first one innermost."""
+
+    @abstractmethod
+    def predict_group(
+        self,
+        run: RunBlock,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        slots: Sequence[Tensor],
+    ) -> Tensor:
+        """`predict_velocity` for items of one text length and one size: a single forward pass.
+
+        slots: for each control image of an item the latents of all items [B, C, H, W], in the model's dtype and on its
+        device.
+        """
+
+    def predict_velocity(
+        self,
+        x_t_BCHW: Tensor,
+        t_B: Tensor,
+        prompts: PromptEmbeds,
+        references: Sequence[Sequence[Tensor]],
+        guidance_B: Tensor | None = None,
+    ) -> Tensor:
+        if guidance_B is not None:
+            raise ValueError(f"a {self.family.title} has no guidance input")
+        if (most := max(map(len, references), default=0)) > self.family.max_references:
+            raise ValueError(f"{most} references, and this model takes at most {self.family.max_references}")
+        # Items of different shapes have different positions; texts of different lengths would need an attention mask.
+        groups: dict[tuple[Any, ...], list[int]] = defaultdict(list)
+        for row, latents in enumerate(references):
+            groups[prompts.lengths[row], *(latent.shape[-2:] for latent in latents)].append(row)
+        velocity: dict[int, Tensor] = {}
+        for number, rows in enumerate(groups.values(), start=1):
+            run = self._run_last_pass if number == len(groups) else self._run_block
+            of_group = [references[row] for row in rows]
+            slots = [self.to_model(torch.stack(slot_B)) for slot_B in zip(*of_group, strict=True)]
+            predicted_BCHW = self.predict_group(run, x_t_BCHW[rows], t_B[rows], prompts.select(rows), slots)
+            dtype = torch.promote_types(predicted_BCHW.dtype, torch.float32)
+            velocity |= zip(rows, predicted_BCHW.to(dtype), strict=True)
+        return torch.stack([velocity[row] for row in range(len(x_t_BCHW))])
+
+    def wrap_blocks(
+        self, wrappers: Sequence[BlockWrapper], last_block_wrappers: Sequence[BlockWrapper] | None = None
+    ) -> None:
+        self._run_block = self.compose(wrappers)
+        self._run_first_back = self._run_block if last_block_wrappers is None else self.compose(last_block_wrappers)
+
+    def _run_last_pass(self, index: int, *arguments: Any) -> Any:
+        """The last block of the last group needs no recomputation: its backward comes first."""
+        last = index == len(self.network_module.transformer_blocks) - 1
+        return (self._run_first_back if last else self._run_block)(index, *arguments)
+
+    def blocks(self) -> Sequence[nn.Module]:
+        return list(self.network_module.transformer_blocks)
+
+    @property
+    def head_dim(self) -> int:
+        return self.network_module.config.attention_head_dim
+
+    @property
+    def hidden_size(self) -> int:
+        return self.head_dim * self.network_module.config.num_attention_heads
+
+    def num_tokens(self, latents_BCHW: Tensor, prompts: PromptEmbeds, references: Sequence[Sequence[Tensor]]) -> int:
+        images = [*latents_BCHW, *(latent for of_item in references for latent in of_item)]
+        return sum(self.family.tokens(Size(image.shape[-1], image.shape[-2])) for image in images) + sum(
+            prompts.lengths
+        )
